@@ -1,0 +1,37 @@
+# make install | demo | test | test-long | lint
+# TORCH_INDEX=URL takes torch from that wheel index instead (for example PyTorch's own, for another CUDA version).
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+PIP = .venv/bin/python -m pip --disable-pip-version-check
+TORCH = $(shell grep '^torch==' constraints.txt)
+
+.PHONY: install demo test test-long lint clean
+
+install: .venv/.installed
+demo: .venv/.installed
+	@.venv/bin/sightline train configs/classify/synthetic_shapes_pointnet.yaml --picture
+test: .venv/.installed-dev
+	.venv/bin/python -m pytest -n 2 --dist worksteal
+test-long: .venv/.installed-dev
+	.venv/bin/python -m pytest tests/long --override-ini addopts="--strict-markers -ra"
+lint: .venv/.installed-dev
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.torch: .venv/bin/python constraints.txt
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@touch $@
+
+.venv/.installed: .venv/.torch pyproject.toml
+	$(PIP) install -c constraints.txt -e '.[tensorboard]'
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) install -c constraints.txt -e '.[tensorboard,wandb,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv

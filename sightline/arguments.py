@@ -1,0 +1,22 @@
+"""Types for constructor arguments: the annotation is the schema that a config value is checked against."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+__all__ = ["Count", "Factor", "Index", "Probability", "Seed", "Size"]
+
+Count = Annotated[int, Ge(1), Le(2**31 - 1)]
+"""How many, at least one."""
+Index = Annotated[int, Ge(0), Le(2**31 - 1)]
+"""How many or which one, counted from zero."""
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+"""A seed of random draws."""
+Probability = Annotated[float, Ge(0.0), Le(1.0)]
+"""A share or a probability, 0 to 1."""
+Size = Annotated[float, Gt(0.0), Le(1e9)]
+"""A positive quantity: a radius, a scale, a learning rate."""
+Factor = Annotated[float, Ge(0.0), Le(1e9)]
+"""A quantity that may be zero: a weight, a decay, a margin."""

@@ -1,0 +1,65 @@
+"""Bind the keys of batches and outputs to the parameters of forward functions, losses, metrics and transforms."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sightline.errors import ConfigError
+
+__all__ = ["Bound", "Offer", "bind", "outputs_of"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Who offers which keys: `Offer("data set 'scans'", {"points", "label"})`."""
+
+    source: str
+    keys: Collection[str]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A function and the keys it takes; call it with the mappings that hold them, in the order of the offers."""
+
+    function: Callable[..., Any]
+    names: tuple[str, ...]
+
+    def __call__(self, *mappings: Mapping[str, Any]) -> Any:
+        return self.function(**self.select(*mappings))
+
+    def select(self, *mappings: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that this function takes from these mappings."""
+        return {name: mapping[name] for name in self.names for mapping in mappings if name in mapping}
+
+
+def bind(function: Callable[..., Any], *offers: Offer, owner: str, skip: Collection[str] = ()) -> Bound:
+    """Parameters <- keys, by name. Parameters with a default are optional; those in `skip` come from elsewhere.
+
+    Raises ConfigError, naming both sides, for a parameter that no one offers and for a key that two sides offer.
+    """
+    names = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in skip or name == "self":
+            continue
+        assert parameter.kind is not inspect.Parameter.VAR_KEYWORD, f"{owner}: parameters must be named, no **{name}"
+        sources = [offer.source for offer in offers if name in offer.keys]
+        if len(sources) > 1:
+            raise ConfigError(f"{owner} takes '{name}', which {' and '.join(sources)} both offer; rename one of them")
+        if sources:
+            names.append(name)
+        elif parameter.default is inspect.Parameter.empty:
+            offered = "; ".join(f"{offer.source} offers {', '.join(sorted(offer.keys)) or 'nothing'}" for offer in offers)
+            raise ConfigError(f"{owner} needs '{name}'; {offered}")
+    return Bound(function, tuple(names))
+
+
+def outputs_of(function: Callable[..., Any], *, owner: str) -> frozenset[str]:
+    """The keys that a forward function returns, read from its TypedDict return annotation."""
+    annotation = typing.get_type_hints(function).get("return")
+    if annotation is None or not typing.is_typeddict(annotation):
+        raise ConfigError(f"{owner}: annotate the return value of '{function.__qualname__}' with a TypedDict that names its outputs")
+    return frozenset(annotation.__annotations__)

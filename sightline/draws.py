@@ -1,0 +1,84 @@
+"""Random numbers for whole batches that depend on nothing but (seed, epoch, sample index, stream)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.types import SampleKey
+
+__all__ = ["Draws"]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+class Draws:
+    """One independent stream of random numbers per sample, drawn for all samples of a batch at once.
+
+    The numbers of a sample are the same whether it is drawn alone or in any batch, in any worker, on any process.
+    Draw after draw advances the stream; `stream(name)` starts an independent one. Bits are those of SplitMix64 run as
+    a counter-based generator: output i is the finaliser of (key + i * golden ratio).
+    Source: Steele, Lea and Flood 2014 (the mixing function); Salmon et al. 2011 (counter-based generation).
+    """
+
+    def __init__(self, keys_B: np.ndarray) -> None:
+        self._keys_B = keys_B
+        self._position = 0
+
+    @classmethod
+    def for_samples(cls, keys: Sequence[SampleKey]) -> Draws:
+        """The streams of these samples, in this order."""
+        table = np.array([(key.seed, key.epoch, key.index) for key in keys], dtype=np.uint64).reshape(-1, 3)
+        mixed = np.zeros(len(table), dtype=np.uint64)
+        for column in table.T:
+            mixed = _mix((mixed ^ column) + _GOLDEN)
+        return cls(mixed)
+
+    def __len__(self) -> int:
+        return len(self._keys_B)
+
+    def stream(self, name: str) -> Draws:
+        """Streams that are independent of this one and of those of any other name."""
+        return Draws(_mix(self._keys_B ^ np.uint64(zlib.crc32(name.encode()) + 1)))
+
+    def bits(self, *shape: int) -> np.ndarray:
+        """Uniform 64-bit integers (B, *shape), uint64."""
+        count = int(np.prod(shape, dtype=np.int64))
+        steps = np.arange(self._position + 1, self._position + count + 1, dtype=np.uint64)
+        self._position += count
+        with np.errstate(over="ignore"):
+            words = self._keys_B[:, None] + steps * _GOLDEN
+        return _mix(words).reshape(len(self._keys_B), *shape)
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Uniform in [low, high): (B, *shape) float32, 24 random bits each."""
+        unit = (self.bits(*shape) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+        return torch.from_numpy(unit).mul_(high - low).add_(low)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal: (B, *shape) float32. Source: Box and Muller 1958; both halves of each 64-bit word are used."""
+        words = self.bits(*shape)
+        radius = ((words >> np.uint64(40)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24)
+        angle = (words & np.uint64(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24 * 2 * np.pi)
+        return torch.from_numpy(np.sqrt(np.float32(-2) * np.log(radius)) * np.cos(angle))
+
+    def permutation(self, length: int) -> Tensor:
+        """A permutation of 0 .. length-1 for each sample: (B, length) int64."""
+        return torch.from_numpy(np.argsort(self.bits(length), axis=-1))
+
+
+def _mix(words: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: a bijection of 64-bit words in which every input bit reaches every output bit."""
+    with np.errstate(over="ignore"):
+        words = words ^ (words >> np.uint64(30))
+        words *= _MIX_1
+        words ^= words >> np.uint64(27)
+        words *= _MIX_2
+        words ^= words >> np.uint64(31)
+    return words

@@ -1,0 +1,29 @@
+"""What every metric is: a state that adds up exactly over batches and processes, and numbers computed from it once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+__all__ = ["Metric", "State"]
+
+State = dict[str, Tensor]
+
+
+class Metric(Protocol):
+    """A metric whose state is exact in any order of batches and on any number of processes.
+
+    State tensors are int64 counts, or slots (one row per sample, zero elsewhere); both are reduced by SUM. `update`
+    names batch keys and prediction keys after the state. `compute` runs on the reduced state and returns named numbers
+    (NaN where nothing was counted). A metric may also offer `per_class(state)`: class name -> {name: number}.
+    """
+
+    update: Callable[..., None]
+
+    def new_state(self) -> State: ...
+
+    def compute(self, state: State) -> dict[str, float]: ...
+
+    def per_class(self, state: State) -> dict[str, dict[str, Any]]: ...

@@ -1,0 +1,108 @@
+"""Plain types that every room shares: where a value stands, what a sample is keyed by, what a data set promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+__all__ = ["Batch", "Collate", "DataInfo", "Dataset", "Field", "Sample", "SampleKey"]
+
+Sample: TypeAlias = dict[str, Any]
+"""One sample: names to tensors, numbers, text, or nested dicts, lists, tuples and dataclasses of these."""
+Batch: TypeAlias = dict[str, Any]
+"""Several samples under the same names; `sample_index` (int64) is always there."""
+
+Collate: TypeAlias = Literal["stack", "concatenate", "list", "pad"]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKey:
+    """Everything that the bits of a sample may depend on."""
+
+    index: int
+    epoch: int
+    seed: int
+
+    def generator(self) -> np.random.Generator:
+        """A NumPy generator of exactly these three numbers: the same in any worker, on any process, in any order."""
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, self.epoch, self.index))))
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What a data set promises of one key of its samples; `check` measures it.
+
+    `shape` and `dtype` in words ("points 3", "float32"); `low` and `high` bound the values where they are finite.
+    `collate` says how samples become a batch: `stack` (equal shapes), `concatenate` along the first axis (adds
+    `offsets`, cumulative counts with a leading 0, length S+1), `pad` with zeros (adds `<name>_mask`), or `list`.
+    """
+
+    shape: str
+    dtype: str
+    unit: str = ""
+    frame: str = ""
+    low: float | None = None
+    high: float | None = None
+    collate: Collate = "stack"
+
+
+@dataclass(frozen=True, slots=True)
+class DataInfo:
+    """Facts (injected into components by name), the fields of a sample, and how many samples each split has."""
+
+    facts: Mapping[str, Any]
+    fields: Mapping[str, Field]
+    split_sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+class Dataset(Protocol):
+    """A map from keys to samples. Pure: the same key gives the same bits, and reading changes nothing stored.
+
+    Optional members: `get_batch(keys) -> Batch` for sets in memory that answer whole batches; `collate(samples) ->
+    Batch` for sets that know how their samples combine; `strata: np.ndarray` (one class per sample) for stratified
+    splits.
+    """
+
+    @property
+    def info(self) -> DataInfo: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: SampleKey) -> Sample: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where a value came from: a line of a file, the command line, a default, or a fact of the data set."""
+
+    origin: str
+    line: int | None = None
+    path: str = ""
+
+    def __str__(self) -> str:
+        place = self.origin if self.line is None else f"{self.origin}:{self.line}"
+        return f"{place}: {self.path}" if self.path else place
+
+
+Value: TypeAlias = Any
+"""What a config may hold: bool, int, float, text, null, lists and mappings of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A component block: a registered name, the arguments given, and where each of them stands."""
+
+    name: str
+    arguments: Mapping[str, Value] = field(default_factory=dict)
+    weight: float = 1.0
+    where: Where = field(default=Where("code"), compare=False)
+    origins: Mapping[str, Where] = field(default_factory=dict, compare=False)
+
+
+class Transform(Protocol):
+    """A pure function of a batch and its random streams; called with the fields it names, returns those it changes."""
+
+    def __call__(self, draws: Any, **fields: Any) -> dict[str, Any]: ...

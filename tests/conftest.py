@@ -1,0 +1,27 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real samples and golden numbers beside the project."""
+    path = Path(os.environ.get("SIGHTLINE_SHARED", ROOT.parent / "shared"))
+    if not (path / "data").is_dir():
+        pytest.skip(f"the real samples are not at {path}; set SIGHTLINE_SHARED to the folder that holds them")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    """Every test starts from the same random state and uses deterministic algorithms."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
