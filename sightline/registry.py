@@ -30,7 +30,7 @@ __all__ = [
 FACTS = frozenset(
     "num_classes in_channels class_names class_counts ignore_index up_axis num_parts part_names parts_of_category "
     "num_categories num_joints image_size_px range_m device world split num_samples num_steps steps_per_epoch "
-    "batch_keys output_keys losses loss_weights".split()
+    "batch_keys output_keys losses model".split()
 )
 """Arguments that the framework gives: facts of the data set and of the run. Giving one by hand is an error."""
 

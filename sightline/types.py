@@ -51,11 +51,15 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class DataInfo:
-    """Facts (injected into components by name), the fields of a sample, and how many samples each split has."""
+    """Facts (injected into components by name), the fields of a sample, and how many samples each split has.
+
+    `features` names fields with one row per point that are joined, after the transforms, into the key `features`.
+    """
 
     facts: Mapping[str, Any]
     fields: Mapping[str, Field]
     split_sizes: Mapping[str, int] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
 
 
 class Dataset(Protocol):

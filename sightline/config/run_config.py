@@ -1,0 +1,137 @@
+"""What a run is made of. Field annotations are the schema; unknown keys are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sightline.arguments import Count, Index, Probability, Seed, Size
+from sightline.types import Component, Where
+
+__all__ = [
+    "Checkpoints",
+    "Checks",
+    "Distributed",
+    "Evaluate",
+    "Init",
+    "Loader",
+    "Log",
+    "RunConfig",
+    "Train",
+    "Transforms",
+]
+
+Precision = Literal["float32", "float64", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Applied in order: `train` to training batches, `evaluate` to evaluated ones, `vote` before each voting pass."""
+
+    train: tuple[Component, ...] = ()
+    evaluate: tuple[Component, ...] = ()
+    vote: tuple[Component, ...] = ()
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long and how: `batch_size` is samples per optimiser step over all processes and micro-batches."""
+
+    epochs: Count
+    batch_size: Count
+    steps: Count | None = None
+    micro_batches: Count = 1
+    tail: Literal["keep", "drop"] = "keep"
+    clip_norm: Size | None = None
+    ema_decay: Probability | None = None
+    precision: Precision = "float32"
+    determinism: Literal["off", "seeded", "strict"] = "seeded"
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """When and on what; `select` says which part chooses the best checkpoint, `votes` how many passes are averaged."""
+
+    metric: str
+    every: Count = 1
+    batch_size: Count = 64
+    mode: Literal["max", "min"] = "max"
+    select: Literal["validation", "test"] = "validation"
+    votes: Count = 1
+
+
+@dataclass(frozen=True)
+class Init:
+    """Start from a run's weights; `modules` takes a part of them, `may_be_missing` names what need not match."""
+
+    source: str = field(metadata={"key": "from"})
+    modules: str | None = None
+    may_be_missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Saved every so many epochs (or steps, where given); the newest `keep_last` are kept, and the best."""
+
+    every: Count = 1
+    every_steps: Count | None = None
+    keep_last: Count = 1
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Worker processes for sets that decode files; 0 reads in the training process, as sets in memory should."""
+
+    workers: Index = 0
+    prefetch: Count = 2
+
+
+@dataclass(frozen=True)
+class Log:
+    """A training line every so many steps, and where else to write."""
+
+    every: Count = 50
+    tensorboard: bool = True
+    wandb: Literal["off", "offline", "online"] = "off"
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Codes of checks that this run declares it does not want."""
+
+    skip: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """How processes work together; a collective that waits longer than `timeout_s` ends the run."""
+
+    sync_batch_norm: bool = False
+    timeout_s: Size = 600.0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. `origins` says for every dotted path where its value came from."""
+
+    name: str
+    data: Component
+    model: Component
+    losses: tuple[Component, ...]
+    metrics: tuple[Component, ...]
+    optimizer: Component
+    train: Train
+    evaluate: Evaluate
+    seed: Seed = 0
+    task: Component = field(default=Component("classify"))
+    transforms: Transforms = field(default_factory=Transforms)
+    schedule: Component = field(default=Component("constant"))
+    init: Init | None = None
+    checkpoint: Checkpoints = field(default_factory=Checkpoints)
+    loader: Loader = field(default_factory=Loader)
+    log: Log = field(default_factory=Log)
+    checks: Checks = field(default_factory=Checks)
+    distributed: Distributed = field(default_factory=Distributed)
+    origins: Mapping[str, Where] = field(default_factory=dict, compare=False, repr=False, metadata={"key": None})

@@ -1,0 +1,193 @@
+"""The native form of a prepared data set: one array file per split and column, and a manifest that answers for them.
+
+A prepared folder holds `<split>.<column>.npy`, `<split>.name.json` and `manifest.json`; nothing in it is ever written
+again. The manifest carries a digest of its own text, and the size and SHA-256 of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.errors import DataError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "Prepared",
+    "check_sizes",
+    "listing",
+    "open_prepared",
+    "prepare_command",
+    "read_manifest",
+    "seal",
+    "sha256_of",
+    "verify",
+]
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class Prepared:
+    """A prepared folder whose manifest and file sizes are sound. Arrays are mapped on first use, read-only.
+
+    Pickling carries the path and the manifest alone, so that a worker process maps the files itself.
+    """
+
+    def __init__(self, root: Path, manifest: Mapping[str, Any]) -> None:
+        self.root = root
+        self.manifest = manifest
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "manifest": self.manifest, "_arrays": {}}
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self.manifest["splits"])
+
+    def array(self, split: str, column: str) -> np.ndarray:
+        """All rows of one column of a split: (rows, *shape of the column), read-only, mapped from the file.
+
+        Raises DataError if the file is not what the manifest says.
+        """
+        file_name = f"{split}.{column}.npy"
+        if file_name not in self._arrays:
+            self._arrays[file_name] = self._map(split, column, self.root / file_name)
+        return self._arrays[file_name]
+
+    def names(self, split: str) -> list[str]:
+        """The name of every row of a split."""
+        return _read_json(self.root / f"{split}.name.json")
+
+    def _map(self, split: str, column: str, path: Path) -> np.ndarray:
+        promise = self.manifest["columns"][column]
+        expected = ((self.manifest["splits"][split]["num_rows"], *promise["shape"]), np.dtype(promise["dtype"]))
+        try:
+            array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"{path}: does not read as an array ({_first_line(error)}); prepare the set again"
+            ) from error
+        if (array.shape, array.dtype) != expected:
+            raise DataError(
+                f"{path}: holds {array.dtype} {array.shape}, the manifest says {expected[1]} {expected[0]}; "
+                "prepare the set again"
+            )
+        return array
+
+
+def open_prepared(root: Path, *, set_names: Sequence[str]) -> Prepared:
+    """The prepared set at `root`; sizes and the manifest's digest are checked, file contents are not (`verify` does).
+
+    Raises DataError with the command that makes such a folder (of the first of `set_names`) if there is none or it
+    holds something else; and if a file is missing or has another size.
+    """
+    if not root.is_dir():
+        raise DataError(
+            f"{root}: there is no such folder{_unfinished(root)}; to make it: "
+            f"{prepare_command(set_names[0], str(root))}"
+        )
+    command = prepare_command(set_names[0], "DIR")
+    if not (root / MANIFEST).is_file():
+        raise DataError(
+            f"{root}: is no prepared set, it holds {listing(root)}{_unfinished(root)}; to make one: {command}"
+        )
+    manifest = read_manifest(root)
+    if manifest["set"] not in set_names:
+        raise DataError(
+            f"{root}: is prepared as '{manifest['set']}', {' or '.join(set_names)} is needed; to make one: {command}"
+        )
+    check_sizes(root, manifest)
+    return Prepared(root, manifest)
+
+
+def prepare_command(set_name: str, target: str) -> str:
+    """What a user runs to prepare a set."""
+    return f"sightline data prepare {set_name} --from PATH --to {target}"
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder. Raises DataError if it is missing, altered or of another format version."""
+    path = root / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{root}: is no prepared set, there is no {MANIFEST}; sightline data prepare makes one")
+    manifest = _read_json(path)
+    if not isinstance(manifest, dict) or "digest" not in manifest or seal(manifest)["digest"] != manifest["digest"]:
+        raise DataError(f"{path}: its text was altered after it was written (digest differs); prepare the set again")
+    if manifest["format"] != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: has format version {manifest['format']}, this release reads {FORMAT_VERSION}; prepare it again"
+        )
+    return manifest
+
+
+def check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises DataError naming the first file that is missing or has another size than the manifest says."""
+    for file_name, promise in manifest["files"].items():
+        path = root / file_name
+        if not path.is_file():
+            raise DataError(f"{path}: is missing, {MANIFEST} lists it; prepare the set again")
+        if path.stat().st_size != promise["bytes"]:
+            raise DataError(
+                f"{path}: has {path.stat().st_size} bytes, {MANIFEST} says {promise['bytes']}; prepare the set again"
+            )
+
+
+def verify(root: Path) -> int:
+    """Read every file of a prepared folder and compare its SHA-256; returns how many files are sound.
+
+    Raises DataError naming the first file that differs.
+    """
+    manifest = read_manifest(root)
+    check_sizes(root, manifest)
+    for file_name, promise in manifest["files"].items():
+        if sha256_of(root / file_name) != promise["sha256"]:
+            raise DataError(f"{root / file_name}: differs from what was written (SHA-256); prepare the set again")
+    return len(manifest["files"])
+
+
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the digest of all its other entries."""
+    body = {key: value for key, value in manifest.items() if key != "digest"}
+    text = json.dumps(body, sort_keys=True, allow_nan=False)
+    return {**body, "digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def listing(folder: Path, limit: int = 5) -> str:
+    """What a folder holds, in words for an error: the first few names and how many more."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _unfinished(root: Path) -> str:
+    partial = root.with_name(root.name + ".partial")
+    return (
+        f" ({partial} is a preparation that did not finish; the same command continues it)" if partial.is_dir() else ""
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: does not read as JSON ({_first_line(error)}); prepare the set again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]

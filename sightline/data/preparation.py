@@ -1,0 +1,345 @@
+"""Write a data set in native form: never half-written, and continued where a killed run stopped.
+
+Work goes on in `<target>.partial`: `set/` is the folder to be, `parts/` holds one note per finished part (names and
+hashes), `origin.json` says what is being prepared. At the end `set/` is renamed to the target.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from sightline.data.native import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Prepared,
+    check_sizes,
+    listing,
+    read_manifest,
+    seal,
+    sha256_of,
+)
+from sightline.errors import DataError, RunError
+
+__all__ = ["Column", "Part", "Plan", "Progress", "Row", "duplicates_of", "prepare_native", "to_unit_sphere"]
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+"""Called with the rows done, the rows in all, and what is being read."""
+
+
+class Column(NamedTuple):
+    """One array of the native form: the shape of a row and the type of its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Row(NamedTuple):
+    """One sample on its way in: its name, where it was read (for errors), and a value per column."""
+
+    name: str
+    where: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that follow each other in a split and are read, and read again, together; `files` is what they depend on."""
+
+    split: str
+    title: str
+    num_rows: int
+    files: tuple[Path, ...]
+    rows: Callable[[], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is to be prepared. `about` goes into the manifest as it is; `summarise` adds what the arrays tell."""
+
+    set_name: str
+    layout: str
+    source: Path
+    columns: Mapping[str, Column]
+    parts: tuple[Part, ...]
+    about: Mapping[str, Any]
+    summarise: Callable[[Prepared], Mapping[str, Any]]
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        sizes: Counter[str] = Counter()
+        for part in self.parts:
+            sizes[part.split] += part.num_rows
+        return {split: size for split, size in sizes.items() if size}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the sorted list of source files with their sizes."""
+        files = {file for part in self.parts for file in part.files}
+        return _digest(sorted([os.path.relpath(file, self.source), file.stat().st_size] for file in files))
+
+
+def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str, Any]:
+    """Prepare a set at `target`; returns its manifest with `root` and `outcome` (`prepared` or `already there`).
+
+    A run that was killed is continued: parts whose files, count and hash still agree are kept. The result has the same
+    bits either way.
+    Raises DataError for a faulty source, and for a target or a partial folder that holds something else.
+    """
+    target = target.resolve()
+    work = target.with_name(target.name + ".partial")
+    there = _already_there(plan, target)
+    if there is not None:
+        if not (work / "set").exists():  # all that a run killed right after the renaming left
+            shutil.rmtree(work, ignore_errors=True)
+        return {**there, "root": str(target), "outcome": "already there"}
+    _claim(work, plan)
+    try:
+        names = _fill(work, plan, progress)
+    finally:
+        if (work / "parts").is_dir() and not any((work / "parts").iterdir()):
+            shutil.rmtree(work)
+    manifest = _finish(work / "set", plan, names)
+    try:
+        os.rename(work / "set", target)
+    except OSError as error:
+        raise RunError(
+            f"{target}: cannot be put in place ({error.strerror}); the prepared files are in {work / 'set'}"
+        ) from error
+    _flush_folder(target.parent)
+    shutil.rmtree(work)
+    return {**manifest, "root": str(target), "outcome": "prepared"}
+
+
+def to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
+    """The points (N, 3) about their mean, the farthest at distance 1; float32. Raises DataError if all coincide."""
+    centred = points - points.mean(axis=0, dtype=np.float64)
+    radius = np.linalg.norm(centred, axis=1).max()
+    if not radius > 0:
+        raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; leave the file out")
+    return (centred / radius).astype(np.float32)
+
+
+def duplicates_of(prepared: Prepared, column: str) -> list[list[str]]:
+    """Groups of rows whose values in this column have the same bytes, each as `split/name`, over all splits."""
+    seen: defaultdict[bytes, list[str]] = defaultdict(list)
+    for split in prepared.splits:
+        for name, row in zip(prepared.names(split), prepared.array(split, column), strict=True):
+            seen[hashlib.sha256(row.tobytes()).digest()].append(f"{split}/{name}")
+    return [group for group in seen.values() if len(group) > 1]
+
+
+def _already_there(plan: Plan, target: Path) -> dict[str, Any] | None:
+    """The manifest of the same set at the target; None where there is nothing. Raises DataError for anything else."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return None
+    if not (target / MANIFEST).is_file():
+        found = f"holds {listing(target)}" if target.is_dir() else "is a file"
+        raise DataError(f"{target}: {found}, nothing that sightline prepared; give another place with --to")
+    manifest = read_manifest(target)
+    if (manifest["set"], manifest["source"]["path"]) != (plan.set_name, str(plan.source)):
+        raise DataError(
+            f"{target}: holds '{manifest['set']}' prepared from {manifest['source']['path']}, not '{plan.set_name}' "
+            f"from {plan.source}; delete it or give another place with --to"
+        )
+    if manifest["source"]["fingerprint"] != plan.fingerprint:
+        raise DataError(
+            f"{target}: was prepared from {plan.source} before its files changed; delete it to prepare it again"
+        )
+    check_sizes(target, manifest)
+    return manifest
+
+
+def _claim(work: Path, plan: Plan) -> None:
+    """Make the partial folder, or check that it is an unfinished preparation of the very same thing."""
+    origin = {
+        "format": FORMAT_VERSION,
+        "set": plan.set_name,
+        "layout": plan.layout,
+        "source": str(plan.source),
+        "columns": _columns_json(plan),
+        "split_sizes": plan.split_sizes,
+    }
+    note = work / "origin.json"
+    if _read_note(note) == origin:
+        (work / "set").mkdir(exist_ok=True)
+        return
+    if work.exists():
+        raise DataError(
+            f"{work}: is an unfinished preparation of something else (see {note.name} in it), not of "
+            f"'{plan.set_name}' from {plan.source} as it is now; delete it or give another place with --to"
+        )
+    for folder in (work / "parts", work / "set"):
+        folder.mkdir(parents=True)
+    needed = sum(size * _bytes_per_row(plan) for size in plan.split_sizes.values())
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        shutil.rmtree(work)
+        raise RunError(
+            f"{work.parent}: {needed / 2**30:.2f} GiB are needed, {free / 2**30:.2f} GiB are free; make room"
+        )
+    _write_json(note, origin)
+
+
+def _fill(work: Path, plan: Plan, progress: Progress) -> dict[str, list[str]]:
+    """Write the rows of every unfinished part; returns the names of all rows, by split."""
+    arrays = {
+        (split, name): _open_array(work / "set" / f"{split}.{name}.npy", (size, *column.shape), column.dtype)
+        for split, size in plan.split_sizes.items()
+        for name, column in plan.columns.items()
+    }
+    names: dict[str, list[str]] = {split: [] for split in plan.split_sizes}
+    num_done, num_all = 0, sum(plan.split_sizes.values())
+    for index, part in enumerate(part for part in plan.parts if part.num_rows):
+        start = len(names[part.split])
+        window = {name: arrays[part.split, name][start : start + part.num_rows] for name in plan.columns}
+        note = work / "parts" / f"{index:05d}.json"
+        kept = _kept_names(note, part, window)
+        if kept is None:
+            note.unlink(missing_ok=True)
+            kept = _write_rows(part, plan, window, partial(_advance, progress, part.title, num_done, num_all))
+            _write_json(note, {**_state(part, window), "names": kept})
+        else:
+            progress(num_done + part.num_rows, num_all, f"{part.title}: kept from the run before")
+        names[part.split] += kept
+        num_done += part.num_rows
+    for array in arrays.values():
+        array.flush()
+    return names
+
+
+def _advance(progress: Progress, title: str, before: int, num_all: int, done: int) -> None:
+    progress(before + done, num_all, title)
+
+
+def _write_rows(part: Part, plan: Plan, window: Mapping[str, np.ndarray], done: Callable[[int], None]) -> list[str]:
+    names = []
+    for place, row in enumerate(part.rows()):
+        for name, column in plan.columns.items():
+            window[name][place] = _sound(row, name, column)
+        names.append(row.name)
+        done(place + 1)
+    assert len(names) == part.num_rows, f"{part.title}: {len(names)} rows, {part.num_rows} were promised"
+    return names
+
+
+def _sound(row: Row, name: str, column: Column) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what is too large for the column becomes infinite, and is refused below
+        value = np.asarray(row.values[name]).astype(column.dtype)
+    if value.shape != column.shape:
+        raise DataError(
+            f"{row.where}: {name} has the shape {value.shape}, {column.shape} is needed as in the first file"
+        )
+    is_finite = np.isfinite(value)
+    if not is_finite.all():
+        place = tuple(int(i) for i in np.argwhere(~is_finite)[0])
+        raise DataError(f"{row.where}: {name}{list(place)} is {value[place]}; mend the file or leave the shape out")
+    return value
+
+
+def _kept_names(note: Path, part: Part, window: Mapping[str, np.ndarray]) -> list[str] | None:
+    """The names of a finished part if its files, its number of rows and the hash of what it wrote still agree."""
+    found = _read_note(note)
+    names = found.pop("names", None)
+    return names if found and found == _state(part, window) else None
+
+
+def _state(part: Part, window: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in part.files]
+    return {
+        "files": _digest(files),
+        "num_rows": part.num_rows,
+        "sha256": {name: hashlib.sha256(rows.tobytes()).hexdigest() for name, rows in window.items()},
+    }
+
+
+def _finish(folder: Path, plan: Plan, names: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Write names and manifest, and force everything to the disk."""
+    for split in plan.split_sizes:
+        _write_json(folder / f"{split}.name.json", names[split])
+    draft: dict[str, Any] = {
+        "format": FORMAT_VERSION,
+        "set": plan.set_name,
+        "layout": plan.layout,
+        "source": {"path": str(plan.source), "fingerprint": plan.fingerprint},
+        "columns": _columns_json(plan),
+        "splits": {split: {"num_rows": size} for split, size in plan.split_sizes.items()},
+        "num_nonfinite": 0,
+        **plan.about,
+    }
+    prepared = Prepared(folder, draft)
+    draft["ranges"] = {
+        name: [min(low for low, _ in bounds), max(high for _, high in bounds)]
+        for name in plan.columns
+        if (bounds := [_range(prepared.array(split, name)) for split in prepared.splits])
+    }
+    draft |= plan.summarise(prepared)
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    draft["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    manifest = seal(draft)
+    _write_json(folder / MANIFEST, manifest)
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _flush_folder(folder)
+    return manifest
+
+
+def _open_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """The array file, as an earlier run left it if that is sound, else new."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r+")
+        if (array.shape, array.dtype) == (shape, np.dtype(dtype)):
+            return array
+    except (OSError, ValueError):
+        pass
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+
+
+def _range(array: np.ndarray) -> tuple[float, float]:
+    return float(array.min()), float(array.max())
+
+
+def _columns_json(plan: Plan) -> dict[str, Any]:
+    return {name: {"shape": list(column.shape), "dtype": column.dtype} for name, column in plan.columns.items()}
+
+
+def _bytes_per_row(plan: Plan) -> int:
+    return sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in plan.columns.values())
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """A note of an earlier run; empty where there is none, or where it was cut short."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,78 @@
+"""Keys to batches: whole batches from sets in memory, samples and a collate from others, transforms applied to either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.binding import Bound, Offer, bind
+from sightline.data.collate import batch_keys, collate
+from sightline.draws import Draws
+from sightline.types import Batch, Dataset, SampleKey, Transform
+
+__all__ = ["BatchReader", "NamedTransform"]
+
+
+class NamedTransform(NamedTuple):
+    """A transform and its name in the config, which also names its stream of random numbers."""
+
+    name: str
+    apply: Transform
+
+
+class BatchReader:
+    """Reads batches of a data set and transforms them; the same keys give the same bits, in any process.
+
+    Raises ConfigError where a transform names a field that the data set does not offer.
+    """
+
+    def __init__(self, dataset: Dataset, transforms: Sequence[NamedTransform] = ()) -> None:
+        self.dataset = dataset
+        offer = Offer("the data set", dataset.info.fields)
+        self._transforms: list[tuple[str, Bound]] = []
+        for place, (name, transform) in enumerate(transforms):
+            bound = bind(transform.__call__, offer, owner=f"transform '{name}'", skip=("draws",))
+            self._transforms.append((f"{place}.{name}", bound))
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys of every batch."""
+        return batch_keys(self.dataset.info.fields, self.dataset.info.features)
+
+    def __call__(self, keys: Sequence[SampleKey]) -> Batch:
+        if hasattr(self.dataset, "get_batch"):
+            return self._with_features(self._transform(self.dataset.get_batch(keys), keys))
+        samples = []
+        for key in keys:
+            sample = self._transform(_lift(self.dataset[key]), [key])
+            samples.append(_lower(self._with_features(sample)))
+        if hasattr(self.dataset, "collate"):
+            batch = self.dataset.collate(samples)
+            batch.setdefault("sample_index", torch.tensor([key.index for key in keys], dtype=torch.int64))
+            return batch
+        return collate(samples, keys, self.dataset.info.fields)
+
+    def _transform(self, batch: Batch, keys: Sequence[SampleKey]) -> Batch:
+        if not self._transforms:
+            return batch
+        draws = Draws.for_samples(keys)
+        for name, bound in self._transforms:
+            batch = {**batch, **bound.function(draws.stream(name), **bound.select(batch))}
+        return batch
+
+    def _with_features(self, batch: Batch) -> Batch:
+        if not self.dataset.info.features:
+            return batch
+        return {**batch, "features": torch.cat([batch[name] for name in self.dataset.info.features], dim=-1)}
+
+
+def _lift(sample: dict[str, Any]) -> Batch:
+    """A sample as a batch of one, so that transforms know one form only."""
+    return {name: value.unsqueeze(0) if isinstance(value, Tensor) else value for name, value in sample.items()}
+
+
+def _lower(batch: Batch) -> dict[str, Any]:
+    return {name: value.squeeze(0) if isinstance(value, Tensor) else value for name, value in batch.items()}

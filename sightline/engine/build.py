@@ -1,0 +1,215 @@
+"""From a config to the things that run: data set, then facts, model, outputs, losses and metrics, optimiser, schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from sightline import registry, schema
+from sightline.binding import Offer, bind, outputs_of
+from sightline.config import RunConfig
+from sightline.data.reading import BatchReader, NamedTransform
+from sightline.data.splits import hold_out
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import Evaluator, Meter
+from sightline.engine.precision import Precision, seed_everything
+from sightline.engine.stream import Plan, Stream
+from sightline.engine.train import Job, Task
+from sightline.errors import ConfigError
+from sightline.types import Component, Dataset
+
+__all__ = ["Built", "Data", "Part", "build", "build_data", "build_model", "build_part"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some samples of a data set, and the readers that train and evaluate on them."""
+
+    dataset: Dataset
+    indices: np.ndarray
+    reader: BatchReader
+    split: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """The parts of a run: what trains, what chooses the best checkpoint, what is reported; and the facts."""
+
+    train: Part
+    selection: Part
+    test: Part
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Built:
+    """Everything a config stands for."""
+
+    config: RunConfig
+    data: Data
+    job: Job
+    selection: Evaluator
+    test: Evaluator
+
+
+def build(config: RunConfig, world: World) -> Built:
+    """Build a run. Raises ConfigError or DataError for whatever does not fit together, before the first step."""
+    data = build_data(config)
+    model = build_model(config, data.facts, world)
+    task, losses, meters = build_task(config, data, model)
+    _check_selection_metric(config, meters)
+    job = _build_job(config, data, world, model, task)
+    evaluators = [build_evaluator(config, part, task, meters) for part in (data.selection, data.test)]
+    return Built(config, data, job, *evaluators)
+
+
+def build_data(config: RunConfig) -> Data:
+    """The data sets of every split, the held-out part, and the facts."""
+    transforms = config.transforms
+    train_set = _dataset(config, "train")
+    facts = dict(train_set.info.facts)
+    unknown = sorted(set(facts) - registry.FACTS)
+    if unknown:
+        raise ConfigError(
+            f"{config.data.where}: data set '{config.data.name}' states the fact '{unknown[0]}', which is not one{schema.nearest(unknown[0], registry.FACTS)}"
+        )
+    splits = train_set.info.split_sizes
+    everything = np.arange(len(train_set))
+    kept, held_out, selection_set, split = everything, everything, train_set, "validation"
+    test_set = _dataset(config, "test") if "test" in splits else None
+    if config.evaluate.select == "test":
+        if test_set is None:
+            raise ConfigError(
+                f"evaluate.select: test, but data set '{config.data.name}' has no test part; it has {', '.join(splits)}"
+            )
+        selection_set, held_out, split = test_set, np.arange(len(test_set)), "test"
+    elif "validation" in splits:
+        selection_set = _dataset(config, "validation")
+        held_out = np.arange(len(selection_set))
+    else:
+        kept, held_out = hold_out(len(train_set), getattr(train_set, "strata", None), seed=config.seed)
+        if not len(held_out):
+            raise ConfigError(
+                f"evaluate.select: a tenth of {len(train_set)} training samples held out for validation is empty; "
+                "use evaluate.select=test or more data"
+            )
+    train = Part(train_set, kept, _reader(train_set, transforms.train, facts), "train")
+    selection = Part(selection_set, held_out, _reader(selection_set, transforms.evaluate, facts), split)
+    test = selection
+    if test_set is not None:
+        test = Part(test_set, np.arange(len(test_set)), _reader(test_set, transforms.evaluate, facts), "test")
+    return Data(train, selection, test, facts)
+
+
+def build_part(config: RunConfig, split: str) -> Part:
+    """One split of a config's data, read with its evaluation transforms."""
+    dataset = _dataset(config, split)
+    return Part(
+        dataset, np.arange(len(dataset)), _reader(dataset, config.transforms.evaluate, dataset.info.facts), split
+    )
+
+
+def build_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
+    """The model with the weights that `seed` gives, the same on every process, in the run's number format."""
+    seed_everything(config.seed)
+    model = registry.models.build(config.model, facts=facts)
+    if config.distributed.sync_batch_norm:
+        model = world.synchronise_batch_norm(model)
+    return model.to(world.device, Precision(config.train.precision).parameters)
+
+
+def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, Mapping[str, Any], list[Meter]]:
+    """The task with its losses bound to batch and outputs, and the metrics bound to batch and predictions."""
+    facts = data.facts
+    batch = Offer(f"data set '{config.data.name}'", data.train.reader.keys)
+    outputs = Offer(f"model '{config.model.name}'", outputs_of(model.forward, owner=f"model '{config.model.name}'"))
+    losses = {component.name: registry.losses.build(component, facts=facts) for component in config.losses}
+    wiring = {"model": model, "losses": losses, "batch_keys": batch, "output_keys": outputs}
+    task = registry.tasks.build(config.task, facts={**facts, **wiring})
+    predictions = Offer(f"task '{config.task.name}'", getattr(task, "predicts", frozenset()))
+    meters = []
+    for component in config.metrics:
+        metric = registry.metrics.build(component, facts=facts)
+        update = bind(metric.update, batch, outputs, predictions, owner=f"metrics.{component.name}", skip=("state",))
+        meters.append(Meter(metric, update))
+    return task, losses, meters
+
+
+def build_evaluator(config: RunConfig, part: Part, task: Task, meters: Sequence[Meter]) -> Evaluator:
+    """An evaluator of one part under the config's settings."""
+    voting = None
+    if config.evaluate.votes > 1:
+        voting = _reader(part.dataset, (*config.transforms.evaluate, *config.transforms.vote), part.dataset.info.facts)
+    return Evaluator(
+        task=task,
+        meters=meters,
+        reader=part.reader,
+        indices=part.indices,
+        batch_size=config.evaluate.batch_size,
+        loss_names=tuple(component.name for component in config.losses),
+        seed=config.seed,
+        precision=Precision(config.train.precision),
+        voting_reader=voting,
+        votes=config.evaluate.votes,
+    )
+
+
+def _build_job(config: RunConfig, data: Data, world: World, model: nn.Module, task: Task) -> Job:
+    train = config.train
+    plan = Plan(
+        indices=data.train.indices,
+        batch_size=train.batch_size,
+        seed=config.seed,
+        micro_batches=train.micro_batches,
+        tail=train.tail,
+        num_processes=world.size,
+    )
+    num_steps = train.epochs * plan.steps_per_epoch
+    if train.steps is not None:
+        num_steps = min(num_steps, train.steps)
+    recipe = registry.optimizers.build(config.optimizer, facts=data.facts)
+    optimizer = recipe.build(model)
+    schedule = registry.schedules.build(
+        config.schedule, facts={"num_steps": num_steps, "steps_per_epoch": plan.steps_per_epoch}
+    )
+    seed_everything(config.seed, world.rank + 1)
+    return Job(
+        model=model,
+        task=task,
+        optimizer=optimizer,
+        schedule=schedule,
+        stream=Stream(plan, data.train.reader, world.rank, config.loader.workers, config.loader.prefetch),
+        num_steps=num_steps,
+        weights={component.name: component.weight for component in config.losses},
+        precision=Precision(train.precision),
+        clip_norm=train.clip_norm,
+        frozen=recipe.frozen,
+        ema_decay=train.ema_decay,
+        compile=train.compile,
+        device=world.device,
+    )
+
+
+def _dataset(config: RunConfig, split: str) -> Dataset:
+    dataset = registry.data.build(config.data, facts={"split": split})
+    if len(dataset) == 0:
+        raise ConfigError(f"{config.data.where}: the {split} part of data set '{config.data.name}' holds no samples")
+    return dataset
+
+
+def _reader(dataset: Dataset, components: Sequence[Component], facts: Mapping[str, Any]) -> BatchReader:
+    transforms = [NamedTransform(c.name, registry.transforms.build(c, facts=facts)) for c in components]
+    return BatchReader(dataset, transforms)
+
+
+def _check_selection_metric(config: RunConfig, meters: Sequence[Meter]) -> None:
+    names = [name for meter in meters for name in meter.metric.compute(meter.metric.new_state())]
+    if config.evaluate.metric not in names:
+        where = config.origins.get("evaluate.metric", "evaluate.metric")
+        raise ConfigError(
+            f"{where}: no metric of this run is called '{config.evaluate.metric}'{schema.nearest(config.evaluate.metric, names)}"
+        )

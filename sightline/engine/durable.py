@@ -1,0 +1,64 @@
+"""Files that are whole or absent after any crash, and what to tell the user when the disk says no."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from sightline.errors import RunError
+
+__all__ = ["disk_failure", "replace_durably", "sync_folder", "write_durably"]
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a new file and wait until the disk holds it. Raises FileExistsError if there is one already."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """Give `path` this content at one instant: a reader, or a crash, sees the old file or the new one, never a part.
+
+    The temporary file has a fixed name, so that a killed writer leaves at most one behind and the next removes it.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
+    try:
+        write_durably(temporary, data)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk holds the names in this folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder and say so with this
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def disk_failure(error: OSError, path: Path, *, kept: str = "") -> RunError:
+    """One line for a write that failed: where, why, what to do; `kept` names what is still intact."""
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        advice = "free some space there and resume"
+    elif error.errno in _CLOSED:
+        advice = "make it writable, or choose another folder with --out"
+    else:
+        advice = "mend the cause and resume"
+    return RunError(f"{path}: cannot write: {reason[:1].lower()}{reason[1:]}; {advice}{f' ({kept})' if kept else ''}")

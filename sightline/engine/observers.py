@@ -1,0 +1,198 @@
+"""What a run writes down: train.log, metrics.jsonl, and where the time of each epoch went."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from sightline.engine.intervals import Intervals, evaluation_numbers, interval_numbers
+from sightline.engine.records import EvaluationRecord, StepRecord
+
+__all__ = ["EpochTimes", "LineWriter", "MetricsLog", "TrainLog", "describe_evaluation"]
+
+logger = logging.getLogger(__name__)
+
+LOADER_BOUND_SHARE = 0.30
+"""From this share of the time spent waiting for data, a run is called loader-bound."""
+_WARM_UP_STEPS = 20  # workers start, files enter the page cache, kernels are chosen
+_MIN_JUDGED_STEPS = 20
+_JUDGE_EVERY = 100
+_OWN_KEYS = frozenset({"step", "epoch", "split", "time_s"})
+
+
+class LineWriter(Protocol):
+    """What `MetricsLog` writes through: a run directory."""
+
+    def append_line(self, name: str, line: Mapping[str, Any], /) -> None: ...
+
+
+class MetricsLog:
+    """Lines of `metrics.jsonl`: training numbers of each interval, and each evaluation.
+
+    A line is `{"step", "epoch", "split", "time_s", <name>: <number or null>}`; what is not finite is null. An interval
+    ends at every step that `every` divides, at an epoch's end, at an evaluation and at the end of the run. Keys that
+    begin with `time_s` come from clocks; all others are the same in equal runs.
+    """
+
+    def __init__(self, lines: LineWriter, *, every: int = 50) -> None:
+        self._lines = lines
+        self._intervals = Intervals(every, self._write_interval)
+        self._time_s = 0.0
+
+    def on_step(self, record: StepRecord) -> None:
+        self._intervals.add(record)
+        self._time_s = record.wall_s
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self._intervals.flush()
+        self._time_s += record.seconds
+        self._append(record.step, record.epoch, record.split, self._time_s, evaluation_numbers(record))
+
+    def on_end(self, reason: str) -> None:
+        self._intervals.flush()
+
+    def state(self) -> list[dict[str, Any]]:
+        """The steps that no line has told yet, in plain values, for a checkpoint."""
+        return self._intervals.state()
+
+    def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
+        self._intervals.restore(state)
+
+    def _write_interval(self, records: Sequence[StepRecord]) -> None:
+        last = records[-1]
+        self._append(last.step, last.epoch, "train", last.wall_s, interval_numbers(records))
+
+    def _append(self, step: int, epoch: int, split: str, time_s: float, numbers: Mapping[str, float]) -> None:
+        assert not _OWN_KEYS & numbers.keys(), f"a metric may not be called {sorted(_OWN_KEYS & numbers.keys())}"
+        values = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        line = {"step": step, "epoch": epoch, "split": split, "time_s": round(time_s, 3), **values}
+        self._lines.append_line("metrics.jsonl", line)
+
+
+class TrainLog:
+    """`train.log`: all that `sightline` logs from INFO up, with the time of day, and a line for each evaluation.
+
+    The file is appended to from construction to `on_end`, when the logger is as it was before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._root = logging.getLogger("sightline")
+        self._level_before = self._root.level
+        self._handler = logging.FileHandler(path, encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self._handler.setLevel(logging.INFO)
+        self._root.addHandler(self._handler)
+        if self._root.getEffectiveLevel() > logging.INFO:
+            self._root.setLevel(logging.INFO)
+
+    def on_step(self, record: StepRecord) -> None:
+        """Steps have their own places: the progress display and metrics.jsonl."""
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        logger.info("%s", describe_evaluation(record))
+
+    def on_end(self, reason: str) -> None:
+        logger.info("end: %s", reason)
+        self._root.removeHandler(self._handler)
+        self._root.setLevel(self._level_before)
+        self._handler.close()
+
+
+class EpochTimes:
+    """Logs one line per epoch: mean loss, samples per second, and each part's share of the time.
+
+    Warns once (`loader-bound`) when, after 20 warm-up steps, waiting for data takes more than 30 % of the wall time
+    between evaluations.
+    """
+
+    def __init__(self) -> None:
+        self._last: StepRecord | None = None
+        self._num_steps_seen = 0
+        self._judged_from_s: float | None = None
+        self._judged_data_s = 0.0
+        self._is_warned = False
+        self._start_epoch()
+
+    def on_step(self, record: StepRecord) -> None:
+        if self._last is not None and record.epoch != self._last.epoch:
+            self._end_epoch()
+        self._last = record
+        for part, seconds in record.seconds.items():
+            self._seconds[part] = self._seconds.get(part, 0.0) + seconds
+        self._num_samples += record.num_samples
+        self._total_loss += record.losses.get("total", math.nan) * record.num_samples
+        self._num_steps_seen += 1
+        if self._num_steps_seen > _WARM_UP_STEPS:
+            self._judged_data_s += record.seconds.get("data", 0.0)
+            if (self._num_steps_seen - _WARM_UP_STEPS) % _JUDGE_EVERY == 0:
+                self._judge()
+        elif self._num_steps_seen == _WARM_UP_STEPS:
+            self._judged_from_s = record.wall_s
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self._evaluation_s += record.seconds
+        if self._judged_from_s is not None:
+            self._judged_from_s += record.seconds
+
+    def on_end(self, reason: str) -> None:
+        if self._last is not None:
+            self._end_epoch()
+
+    def _start_epoch(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._evaluation_s = 0.0
+        self._num_samples = 0
+        self._total_loss = 0.0
+
+    def _end_epoch(self) -> None:
+        last = self._last
+        assert last is not None
+        step_s = sum(self._seconds.values())
+        whole_s = step_s + self._evaluation_s
+        parts = {**self._seconds, "evaluation": self._evaluation_s}
+        shares = ", ".join(f"{part} {seconds / whole_s if whole_s else 0:.0%}" for part, seconds in parts.items())
+        logger.info(
+            "epoch %d/%d: step %d, loss %.4g, learning rate %.3g, %s samples/s; of %.1f s: %s",
+            last.epoch + 1,
+            last.num_epochs,
+            last.step,
+            self._total_loss / max(self._num_samples, 1),
+            last.lr,
+            f"{self._num_samples / step_s:,.0f}" if step_s else "?",
+            whole_s,
+            shares,
+        )
+        self._judge()
+        self._start_epoch()
+
+    def _judge(self) -> None:
+        num_steps = self._num_steps_seen - _WARM_UP_STEPS
+        if self._is_warned or num_steps < _MIN_JUDGED_STEPS or self._last is None or self._judged_from_s is None:
+            return
+        wall_s = self._last.wall_s - self._judged_from_s
+        if self._judged_data_s <= LOADER_BOUND_SHARE * wall_s:
+            return
+        self._is_warned = True
+        logger.warning(
+            "loader-bound: %.0f %% of the time goes into waiting for data (%.1f of %.1f ms a step, %d steps); raise "
+            "loader.workers, or keep the data in memory",
+            100 * self._judged_data_s / wall_s,
+            1000 * self._judged_data_s / num_steps,
+            1000 * wall_s / num_steps,
+            num_steps,
+            extra={"code": "loader-bound"},
+        )
+
+
+def describe_evaluation(record: EvaluationRecord) -> str:
+    """One line: `val at step 500 (epoch 5): accuracy 0.9123, loss 0.321; 2,468 samples in 1.2 s; the best so far`."""
+    numbers = {**record.metrics, **({"loss": record.losses["total"]} if "total" in record.losses else {})}
+    values = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    best = "; the best so far" if record.is_best else ""
+    return (
+        f"{record.split} at step {record.step} (epoch {record.epoch + 1}): {values}; "
+        f"{record.num_samples:,} samples in {record.seconds:.1f} s{best}"
+    )

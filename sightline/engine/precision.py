@@ -1,0 +1,67 @@
+"""Number formats and reproducibility: what `train.precision` and `train.determinism` mean."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sightline.errors import RunError
+
+__all__ = ["Precision", "name_nondeterminism", "seed_everything", "set_determinism"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The format of parameters and batches, and of the operations that autocast lowers.
+
+    `bf16` and `fp16` keep float32 weights and run matrix products lower; `fp16` scales the loss so that small
+    gradients survive. Source: Micikevicius et al. 2018, section 3.
+    """
+
+    name: str
+
+    @property
+    def parameters(self) -> torch.dtype:
+        return torch.float64 if self.name == "float64" else torch.float32
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        lowered = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.name)
+        return torch.autocast(device.type, dtype=lowered) if lowered else contextlib.nullcontext()
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Scales losses under fp16; does nothing otherwise."""
+        return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+
+
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed the global generators of Python, NumPy and torch; processes draw different numbers (dropout)."""
+    words = np.random.SeedSequence((seed, rank)).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]) << 31 | int(words[3]) >> 1)
+
+
+def set_determinism(level: str) -> None:
+    """`off` lets kernels be chosen by timing; `seeded` does not; `strict` refuses operations without fixed bits."""
+    torch.backends.cudnn.benchmark = level == "off"
+    torch.backends.cudnn.deterministic = level == "strict"
+    if level == "strict":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(level == "strict")
+
+
+def name_nondeterminism(error: RuntimeError) -> RunError | None:
+    """Under `strict`, torch's refusal as one line that names the operation; None for any other error."""
+    text = str(error)
+    if "does not have a deterministic implementation" not in text:
+        return None
+    operation = text.split(" does not have")[0].split()[-1]
+    return RunError(
+        f"train.determinism: strict: the operation '{operation}' has no deterministic form on this device; use seeded"
+    )

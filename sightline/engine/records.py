@@ -1,0 +1,138 @@
+"""What the loop tells its observers, and how they are told: they read frozen records and cannot change the run."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from sightline.errors import RunError
+from sightline.pictures import Picture
+
+__all__ = ["EvaluationRecord", "Observer", "Observers", "StepRecord", "StopRun", "kept_random_state"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One finished optimiser step, in numbers of all processes together.
+
+    `step` counts finished steps from 1, `epoch` from 0. `losses` holds each term's mean and "total", their weighted
+    sum. `seconds` holds data, transfer, prepare, forward, backward and optimise; `wall_s` runs since the run's start.
+    """
+
+    step: int
+    num_steps: int
+    epoch: int
+    num_epochs: int
+    num_samples: int
+    losses: Mapping[str, float]
+    grad_norm: float
+    lr: float
+    seconds: Mapping[str, float]
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """One evaluation of a split after `step` finished steps; a metric that counted nothing is NaN."""
+
+    step: int
+    epoch: int
+    split: str
+    metrics: Mapping[str, float]
+    losses: Mapping[str, float]
+    seconds: float
+    num_samples: int
+    is_best: bool
+    pictures: tuple[Picture, ...] = ()
+
+
+class StopRun(RunError):  # noqa: N818  a decision, not a fault of the observer
+    """An observer that may stop the run (`may_stop = True`) says so."""
+
+
+class Observer(Protocol):
+    """Reads records and returns nothing. One that has `may_stop = True` may raise `StopRun`.
+
+    `on_step` must leave the global random states alone; around the two others they are put back.
+    """
+
+    def on_step(self, record: StepRecord) -> None: ...
+
+    def on_evaluation(self, record: EvaluationRecord) -> None: ...
+
+    def on_end(self, reason: str) -> None: ...
+
+
+class Observers:
+    """Several observers as one. One that fails is switched off with one warning, and the run and the others go on.
+
+    A failed observer is told `on_end("failed")` once, in case it holds a terminal, a file or a process. `StopRun` of
+    an observer that may stop the run is raised after the others have had the record.
+    """
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._active = list(observers)
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def on_step(self, record: StepRecord) -> None:
+        self._tell(lambda observer: observer.on_step(record))
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        with kept_random_state():
+            self._tell(lambda observer: observer.on_evaluation(record))
+
+    def on_end(self, reason: str) -> None:
+        with kept_random_state():
+            self._tell(lambda observer: observer.on_end(reason))
+
+    def _tell(self, call: Callable[[Observer], None]) -> None:
+        stop: StopRun | None = None
+        for observer in tuple(self._active):
+            try:
+                call(observer)
+            except Exception as error:  # noqa: BLE001  whatever a logger dies of, it must not take the run with it
+                if isinstance(error, StopRun) and getattr(observer, "may_stop", False):
+                    stop = stop or error
+                else:
+                    self._switch_off(observer, error)
+        if stop is not None:
+            raise stop
+
+    def _switch_off(self, observer: Observer, error: Exception) -> None:
+        self._active = [other for other in self._active if other is not observer]
+        logger.warning(
+            "observer-failed: %s is switched off, training goes on; it failed with %s: %s",
+            type(observer).__name__,
+            type(error).__name__,
+            " ".join(str(error).split()),
+            extra={"code": "observer-failed"},
+        )
+        with suppress(Exception), kept_random_state():  # it failed already: only a last chance to let go
+            observer.on_end("failed")
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Put the global random states of Python, NumPy and PyTorch's CPU back as they were."""
+    before: tuple[Any, dict[str, Any], torch.Tensor] = (
+        random.getstate(),
+        np.random.get_state(legacy=False),
+        torch.get_rng_state(),
+    )
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])

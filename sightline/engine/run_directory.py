@@ -1,0 +1,334 @@
+"""The folder of a run: claimed once, locked while in use, every file in it whole; and a record of where it ran."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sightline.engine.durable import disk_failure, replace_durably
+from sightline.errors import DataError, UserError
+
+__all__ = ["RunDirectory", "claim", "environment"]
+
+_LOCK = ".lock"
+_PACKAGES = ("sightline", "torch", "numpy", "scipy", "pydantic", "PyYAML", "h5py", "pillow", "safetensors")
+
+
+def claim(base: Path) -> Path:
+    """Make the folder `base/<number>` with the next free number, which no other process can get as well.
+
+    Raises RunError where the disk refuses it.
+    """
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        number = max((int(path.name) for path in base.iterdir() if path.name.isdecimal()), default=0)
+        while True:
+            number += 1
+            with contextlib.suppress(FileExistsError):
+                (base / str(number)).mkdir()
+                return base / str(number)
+    except OSError as error:
+        raise disk_failure(error, base) from error
+
+
+class RunDirectory:
+    """The files of a run. Where `is_writer` is False it is a silent twin: nothing that writes touches the disk.
+
+    Every write is whole or absent, and a disk that refuses one raises RunError in one line. Numbers that are not finite
+    become null. Names are relative to the folder; `predictions/a.json` makes the folder in between.
+    """
+
+    def __init__(self, path: Path, *, is_writer: bool) -> None:
+        self.path = path
+        self.is_writer = is_writer
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder while a run is active.
+
+        Raises UserError, naming process and host, if another run holds it. What a dead process of this host left is
+        taken over.
+        """
+        if not self.is_writer:
+            yield
+            return
+        lock_path = self.path / _LOCK
+        mine = _holder_of(os.getpid())
+        with self._writing(_LOCK):
+            self.path.mkdir(parents=True, exist_ok=True)
+            _take(lock_path, mine)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                if json.loads(lock_path.read_bytes()) == mine:
+                    lock_path.unlink()
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write or replace a text file."""
+        if not self.is_writer:
+            return
+        with self._writing(name) as path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_durably(path, text.encode())
+
+    def write_json(self, name: str, value: object) -> None:
+        """Write or replace a JSON file."""
+        self.write_text(name, json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+    def append_line(self, name: str, mapping: Mapping[str, Any]) -> None:
+        """Add one JSON object as a line, flushed; where that fails the file is as long as before."""
+        if not self.is_writer:
+            return
+        line = json.dumps(_finite(mapping), allow_nan=False, ensure_ascii=False) + "\n"
+        with self._writing(name) as path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = path.stat().st_size if path.exists() else 0
+            try:
+                with open(path, "ab") as file:
+                    file.write(line.encode())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(path, size)
+                raise
+
+    def truncate_lines(self, name: str, *, after_step: int) -> int:
+        """Drop the lines of later steps and a torn last one, at one instant; returns how many. Others keep their bytes.
+
+        Raises DataError for any other line that is not an object with a whole number `step`.
+        """
+        path = self._inside(name)
+        if not self.is_writer or not path.exists():
+            return 0
+        with self._writing(name):
+            data = path.read_bytes()
+            kept = [line for line, entry in _parse_lines(path, data) if _step_of(path, entry) <= after_step]
+            num_dropped = len(_split(data)) - len(kept)
+            if num_dropped:
+                replace_durably(path, b"".join(kept))
+        return num_dropped
+
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """The objects of a file of lines, without a torn last one; nothing where there is no file.
+
+        Raises DataError for any other line that is not a JSON object.
+        """
+        path = self._inside(name)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        return [entry for _, entry in _parse_lines(path, data)]
+
+    def _inside(self, name: str) -> Path:
+        assert Path(name).root == "", f"'{name}' is not relative to the run directory"
+        assert ".." not in Path(name).parts, f"'{name}' leaves the run directory"
+        return self.path / name
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        path = self._inside(name)
+        try:
+            yield path
+        except OSError as error:
+            raise disk_failure(error, path) from error
+
+
+def environment(
+    *, plugins: Mapping[str, str] | None = None, command_line: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """What a run ran on, in plain values; `plugins` are paths and the hashes of their text."""
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command_line": list(sys.argv if command_line is None else command_line),
+        "directory": os.getcwd(),
+        "versions": {"python": platform.python_version(), **_versions(), "cuda": torch.version.cuda},
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpu": _cpu_model(),
+        "num_cores": os.cpu_count(),
+        "num_usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "gpus": _gpus(),
+        "git": _git_state(Path(__file__).resolve().parents[2]),
+        "plugins": dict(plugins or {}),
+    }
+
+
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+
+def _split(data: bytes) -> list[bytes]:
+    """Lines with their ends; the last one has none if it is torn."""
+    return [line for line in data.replace(b"\n", b"\n\0").split(b"\0") if line]
+
+
+def _parse_lines(path: Path, data: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    lines = _split(data)
+    for number, line in enumerate(lines, start=1):
+        is_torn = number == len(lines) and not line.endswith(b"\n")
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if is_torn:
+                return
+            raise DataError(f"{path}:{number}: is not JSON: {error}; remove the line") from error
+        if is_torn:
+            return
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}:{number}: is not a JSON object; remove the line")
+        yield line, entry
+
+
+def _step_of(path: Path, entry: Mapping[str, Any]) -> int:
+    step = entry.get("step")
+    if type(step) is not int:
+        raise DataError(f"{path}: a line has the step {step!r}, not a whole number; remove the line")
+    return step
+
+
+def _finite(value: object) -> object:
+    """The value with null for every number that is not finite."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+# --- lock ------------------------------------------------------------------------------------------------------------
+
+
+def _take(path: Path, mine: Mapping[str, object]) -> None:
+    """Write ourselves into the lock file, unless a living holder is in it.
+
+    The kernel's lock on the file is held only meanwhile: it settles races, and no orphan can keep it.
+    """
+    while True:
+        with open(path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_still(path, file.fileno()):
+                continue  # removed by the run that held it, between our opening and our turn
+            file.seek(0)
+            _assert_free(path, file.read())
+            file.truncate(0)
+            file.write(json.dumps(mine).encode())
+            file.flush()
+            os.fsync(file.fileno())
+            return
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _assert_free(path: Path, data: bytes) -> None:
+    if not data:  # its writer died before it wrote
+        return
+    try:
+        holder = json.loads(data)
+        pid, host = int(holder["pid"]), str(holder["host"])
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path}: is not a lock file of sightline; remove it if no run is active here") from None
+    if host != socket.gethostname():
+        raise UserError(f"{path.parent}: in use by process {pid} on {host}; if that has ended, remove {path}")
+    if _is_alive(pid, holder.get("started")):
+        raise UserError(f"{path.parent}: in use by process {pid} on {host}; wait for it, or choose another --out")
+
+
+def _holder_of(pid: int) -> dict[str, object]:
+    return {"pid": pid, "host": socket.gethostname(), "started": _start_of(pid)}
+
+
+def _is_alive(pid: int, started: object) -> bool:
+    """Whether this very process runs; a later one with the same number does not count, where the system can tell."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return started is None or _start_of(pid) in (None, started)
+
+
+def _start_of(pid: int) -> str | None:
+    """Boot and clock tick at which a process started; empty if it is over, None where the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return "" if fields[0] in "ZX" else f"{boot}:{fields[19]}"  # fields 3 and 22: the name, field 2, may hold blanks
+
+
+# --- machine ---------------------------------------------------------------------------------------------------------
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _gpus() -> list[dict[str, Any]]:
+    if not torch.cuda.is_available():
+        return []
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in found]
+
+
+def _git_state(root: Path) -> dict[str, Any] | None:
+    """The commit of the project's own repository and whether tracked files differ; None if `root` is not one."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    commit = _git(root, "rev-parse", "HEAD")
+    if top is None or commit is None or Path(top).resolve() != root:
+        return None
+    return {"commit": commit, "is_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no"))}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git answers, None if it cannot; it takes no locks, so that it never disturbs the user's own git."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,133 @@
+"""Learning-rate factors as closed forms of the step, so that a resumed run needs no state of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from sightline import registry
+from sightline.arguments import Count, Factor, Probability, Size
+from sightline.errors import ConfigError
+
+__all__ = ["Constant", "Cosine", "OneCycle", "Schedule", "Steps"]
+
+
+class Schedule(Protocol):
+    """The factor that every group's learning rate is multiplied by at a step (0-based)."""
+
+    def __call__(self, step: int) -> float: ...
+
+
+class _WithWarmUp:
+    """A linear rise from 0 over the first epochs, then the subclass's own form of the steps that remain."""
+
+    def __init__(self, *, warmup_epochs: float, num_steps: int, steps_per_epoch: int) -> None:
+        self.warmup_steps = round(warmup_epochs * steps_per_epoch)
+        self.num_steps = num_steps
+        self.steps_per_epoch = steps_per_epoch
+        if self.warmup_steps >= num_steps:
+            raise ConfigError(
+                f"schedule.warmup_epochs: {self.warmup_steps} steps of warm-up leave nothing of the run's {num_steps} steps"
+            )
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        return self.after_warmup(step)
+
+    def after_warmup(self, step: int) -> float:
+        raise AssertionError("a schedule says what follows its warm-up")
+
+
+@registry.schedules.add("constant")
+class Constant(_WithWarmUp):
+    """The learning rate as given, after an optional linear warm-up."""
+
+    def __init__(self, *, num_steps: int, steps_per_epoch: int, warmup_epochs: Factor = 0.0) -> None:
+        super().__init__(warmup_epochs=warmup_epochs, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+
+    def after_warmup(self, step: int) -> float:
+        return 1.0
+
+
+@registry.schedules.add("cosine")
+class Cosine(_WithWarmUp):
+    """Half a cosine from 1 to `final_factor` over the steps after warm-up. Source: Loshchilov and Hutter 2017, eq. 5."""
+
+    def __init__(
+        self,
+        *,
+        num_steps: int,
+        steps_per_epoch: int,
+        final_factor: Probability = 0.0,
+        warmup_epochs: Factor = 0.0,
+    ) -> None:
+        super().__init__(warmup_epochs=warmup_epochs, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+        self.final_factor = final_factor
+
+    def after_warmup(self, step: int) -> float:
+        share = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
+        return self.final_factor + (1.0 - self.final_factor) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+@registry.schedules.add("step")
+class Steps(_WithWarmUp):
+    """Multiplied by `gamma` every `every_epochs` epochs, or at each of `milestones` (epochs); never under `floor`."""
+
+    def __init__(
+        self,
+        *,
+        num_steps: int,
+        steps_per_epoch: int,
+        every_epochs: Count | None = None,
+        milestones: tuple[Count, ...] = (),
+        gamma: Probability = 0.1,
+        floor: Probability = 0.0,
+        warmup_epochs: Factor = 0.0,
+    ) -> None:
+        super().__init__(warmup_epochs=warmup_epochs, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+        if (every_epochs is None) == (not milestones):
+            raise ConfigError("schedule: give either every_epochs or milestones")
+        if list(milestones) != sorted(set(milestones)):
+            raise ConfigError(f"schedule.milestones: {list(milestones)} must rise")
+        self.every_epochs = every_epochs
+        self.milestones = milestones
+        self.gamma = gamma
+        self.floor = floor
+
+    def after_warmup(self, step: int) -> float:
+        epoch = step // self.steps_per_epoch
+        drops = epoch // self.every_epochs if self.every_epochs else sum(epoch >= m for m in self.milestones)
+        return max(self.floor, self.gamma**drops)
+
+
+@registry.schedules.add("one_cycle")
+class OneCycle:
+    """Cosine from 1/start_divisor up to 1 over the first `rise` of the run, then down to 1/final_divisor of the start.
+
+    Momentum stays as given. Source: Smith and Topin 2019, section 3, with cosine instead of linear flanks.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_steps: int,
+        rise: Probability = 0.3,
+        start_divisor: Size = 25.0,
+        final_divisor: Size = 1e4,
+    ) -> None:
+        self.num_steps = num_steps
+        self.rise = rise
+        self.start = 1.0 / start_divisor
+        self.final = self.start / final_divisor
+
+    def __call__(self, step: int) -> float:
+        share = step / max(1, self.num_steps - 1)
+        if share < self.rise:
+            return _between(self.start, 1.0, share / self.rise)
+        return _between(1.0, self.final, (share - self.rise) / max(1e-12, 1.0 - self.rise))
+
+
+def _between(first: float, last: float, share: float) -> float:
+    """Half a cosine from `first` to `last`."""
+    return last + (first - last) * 0.5 * (1.0 + math.cos(math.pi * share))

@@ -1,0 +1,267 @@
+"""A training run in its directory: resume, evaluate in turn, keep the best, save, and end in good order."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from sightline.config import RunConfig, render
+from sightline.config.show import to_plain
+from sightline.engine import checkpoint
+from sightline.engine.build import Built
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import Evaluation
+from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
+from sightline.engine.progress import Progress
+from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
+from sightline.engine.run_directory import RunDirectory
+from sightline.engine.tensorboard import TensorBoard
+from sightline.engine.train import train
+from sightline.engine.wandb import Wandb
+from sightline.errors import CheckpointError
+from sightline.pictures import encode_png
+
+__all__ = ["Session", "StopRequest", "evaluation_document"]
+
+logger = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """True once SIGTERM or SIGINT came; a second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+
+
+@dataclass
+class Best:
+    """The best checkpoint so far, by the metric that the config names."""
+
+    step: int | None = None
+    value: float | None = None
+
+    def is_beaten_by(self, value: float, mode: str) -> bool:
+        if value != value:  # NaN: nothing was counted
+            return False
+        return self.value is None or (value > self.value if mode == "max" else value < self.value)
+
+
+class Session:
+    """Trains what was built into a run directory, from wherever `resume` put it, to the end or to a signal."""
+
+    def __init__(
+        self,
+        built: Built,
+        world: World,
+        directory: RunDirectory,
+        *,
+        stop: StopRequest,
+        record: Mapping[str, Any],
+        extra_observers: Sequence[Observer] = (),
+        is_quiet: bool = False,
+    ) -> None:
+        self.built = built
+        self.config = built.config
+        self.job = built.job
+        self.world = world
+        self.directory = directory
+        self.stop = stop
+        self.record = record
+        self.best = Best()
+        self.metrics_log = MetricsLog(directory, every=self.config.log.every)
+        self.observers = Observers([])
+        self._extra = tuple(extra_observers)
+        self._is_quiet = is_quiet
+        self._is_new_best = False
+        self._saved_step: int | None = None
+
+    # --- before -----------------------------------------------------------------------------------------------------
+
+    def start_files(self) -> None:
+        """The config and the record of this run; a resumed run keeps its own."""
+        if not (self.directory.path / "config.yaml").exists():
+            self.directory.write_text("config.yaml", render(self.config, origins=False))
+            self.directory.write_json("environment.json", self.record)
+            self.directory.write_json("facts.json", to_plain(dict(self.built.data.facts)))
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint: weights, optimiser, average, schedule, best, and random states of every process."""
+        snapshot = checkpoint.load(path)
+        job, state = self.job, snapshot.state
+        if snapshot.step > job.num_steps:
+            raise CheckpointError(f"{path}: stands at step {snapshot.step}, after the run's last step {job.num_steps}")
+        checkpoint.load_weights(job.model, snapshot.model)
+        checkpoint.restore_optimizer(job.model, job.optimizer, snapshot.optimizer)
+        if job.ema is not None:
+            if snapshot.ema is None:
+                raise CheckpointError(f"{path}: holds no average of weights, which train.ema_decay asks for")
+            checkpoint.load_weights(job.ema, snapshot.ema)
+        job.step = self._saved_step = snapshot.step
+        job.scaler.load_state_dict(state["scaler"])
+        self.best = Best(state["best"]["step"], state["best"]["value"])
+        self.metrics_log.restore(state["unwritten"])
+        if len(state["random"]) == self.world.size:
+            checkpoint.restore_random_state(state["random"][self.world.rank])
+        elif self.world.is_first:
+            logger.warning(
+                "resume-other-size: saved by %d processes, resumed by %d: data order is the same, the random numbers of "
+                "dropout are not", len(state["random"]), self.world.size,
+            )
+        if self.world.is_first:
+            checkpoint.rewind(self.directory.path, step=snapshot.step)
+        self.directory.truncate_lines("metrics.jsonl", after_step=snapshot.step)
+
+    # --- the run ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Evaluation | None:
+        """Train to the end and evaluate the last weights on the test part; None where a signal stopped it."""
+        self.observers = Observers(self._default_observers() if self.world.is_first else [])
+        reason = "failed"
+        try:
+            logger.info(
+                "%s: %d samples, %d steps from step %d, %d process(es), device %s", self.config.name,
+                len(self.built.data.train.indices), self.job.num_steps, self.job.step, self.world.size, self.world.device,
+            )
+            train(self.job, self.world, self._at_step, self.stop)
+            if self.job.step < self.job.num_steps:
+                reason = f"stopped by signal {self.stop.signal} after step {self.job.step}; state saved"
+                return None
+            final = self._finish()
+            reason = "done"
+            return final
+        finally:
+            self.observers.on_end(reason)
+
+    def _default_observers(self) -> list[Observer]:
+        log, path = self.config.log, self.directory.path
+        observers: list[Observer] = [TrainLog(path / "train.log"), EpochTimes(), self.metrics_log]
+        if not self._is_quiet:
+            observers.append(Progress())
+        if log.tensorboard:
+            observers.append(TensorBoard(path, every=log.every))
+        if log.wandb != "off":
+            about = to_plain(self.config)
+            observers.append(
+                Wandb(path, project="sightline", name=self.config.name, mode=log.wandb, config=about, every=log.every)
+            )
+        return [*observers, *self._extra]
+
+    def _at_step(self, record: StepRecord, stop_asked: bool) -> bool:
+        self.observers.on_step(record)
+        job, config = self.job, self.config
+        is_last = job.step == job.num_steps
+        num_epochs, within = divmod(job.step, job.stream.plan.steps_per_epoch)
+        if is_last or (within == 0 and num_epochs % config.evaluate.every == 0):
+            self._evaluate(record)
+        every_steps = config.checkpoint.every_steps
+        is_due = every_steps is not None and job.step % every_steps == 0
+        is_due |= within == 0 and num_epochs % config.checkpoint.every == 0
+        if is_last or is_due or self._is_new_best or stop_asked:
+            self._save()
+        return stop_asked
+
+    def _evaluate(self, record: StepRecord) -> None:
+        job, config = self.job, self.config
+        self.world.make_equal(job.evaluated)
+        evaluation = self.built.selection(job.evaluated, self.world, pictures=self.world.is_first)
+        metric = config.evaluate.metric
+        value = evaluation.metrics[metric if metric in evaluation.metrics else f"{metric}_vote{config.evaluate.votes}"]
+        if self.best.is_beaten_by(value, config.evaluate.mode):
+            self.best, self._is_new_best = Best(job.step, value), True
+        self.observers.on_evaluation(
+            EvaluationRecord(
+                step=job.step,
+                epoch=record.epoch,
+                split=_split_label(config, self.built.data.selection.split),
+                metrics=evaluation.metrics,
+                losses=evaluation.losses,
+                seconds=evaluation.seconds,
+                num_samples=evaluation.num_samples,
+                is_best=self._is_new_best,
+                pictures=evaluation.pictures,
+            )
+        )
+
+    def _save(self) -> None:
+        job, world = self.job, self.world
+        world.make_equal(job.model)
+        if job.ema is not None:
+            world.make_equal(job.ema)
+        random_states = world.gather_text(json.dumps(checkpoint.random_state()), what="random states")
+        if world.is_first:
+            state = {
+                "num_steps": job.num_steps,
+                "epoch": job.epoch,
+                "groups": [
+                    {k: v for k, v in group.items() if k != "params"} for group in job.optimizer.param_groups
+                ],
+                "best": {"step": self.best.step, "value": self.best.value, "metric": self.config.evaluate.metric},
+                "random": [json.loads(text) for text in random_states],
+                "scaler": job.scaler.state_dict(),
+                "unwritten": self.metrics_log.state(),
+                "versions": {"torch": torch.__version__},
+            }
+            snapshot = checkpoint.Snapshot(
+                step=job.step,
+                model=dict(job.model.state_dict()),
+                optimizer=checkpoint.optimizer_tensors(job.model, job.optimizer),
+                ema=None if job.ema is None else dict(job.ema.state_dict()),
+                state=state,
+            )
+            keep = self.config.checkpoint.keep_last
+            checkpoint.save(self.directory.path, snapshot, keep_last=keep, is_best=self._is_new_best)
+        self._saved_step, self._is_new_best = job.step, False
+        world.barrier("checkpoint saved")
+
+    def _finish(self) -> Evaluation:
+        self.world.make_equal(self.job.evaluated)
+        part = self.built.data.test
+        final = self.built.test(self.job.evaluated, self.world, pictures=self.world.is_first)
+        self.directory.write_json("final.json", evaluation_document(self.config, final, part.split, "last"))
+        for picture in final.pictures:
+            self.directory.write_bytes(f"predictions/{picture.name}.png", encode_png(picture.pixels))
+        return final
+
+
+def evaluation_document(config: RunConfig, evaluation: Evaluation, split: str, which: str) -> dict[str, Any]:
+    """What `final.json` and `evaluate --json` hold."""
+    return {
+        "metrics": dict(evaluation.metrics),
+        "losses": dict(evaluation.losses),
+        "per_class": {name: dict(row) for name, row in evaluation.per_class.items()},
+        **dict(evaluation.tables),
+        "data": {"name": config.data.name, "split": split, "num_samples": evaluation.num_samples},
+        "checkpoint": which,
+        "votes": config.evaluate.votes,
+        "selection": _selection(config),
+    }
+
+
+def _selection(config: RunConfig) -> str:
+    """How `best` was chosen; figures of a test-selected checkpoint are not comparable with others."""
+    return "test-selected" if config.evaluate.select == "test" else "validation-selected"
+
+
+def _split_label(config: RunConfig, split: str) -> str:
+    return "test-selected" if config.evaluate.select == "test" else split

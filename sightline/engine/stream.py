@@ -1,0 +1,155 @@
+"""Which samples each step trains on, in which parts: arithmetic on (seed, step), so that a position is one integer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from sightline.draws import Draws
+from sightline.errors import ConfigError
+from sightline.types import Batch, SampleKey
+
+__all__ = ["Plan", "Stream", "evaluation_keys"]
+
+Reader = Callable[[Sequence[SampleKey]], Batch]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the samples of a training part are dealt to steps, micro-batches and processes.
+
+    Epoch e visits a permutation drawn from (seed, e); step i of it takes positions [i*B, (i+1)*B) and splits them into
+    micro-batches x processes nearly equal parts. A shorter last batch keeps fewer micro-batches, so no part is empty.
+    Raises ConfigError where the last batch cannot give every process a sample.
+    """
+
+    indices: np.ndarray
+    batch_size: int
+    seed: int
+    micro_batches: int = 1
+    tail: str = "keep"
+    num_processes: int = 1
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        tail = len(self.indices) % self.batch_size
+        if len(self.indices) == 0:
+            raise ConfigError("train: the training part holds no samples; see where its data set looked for them")
+        if self.batch_size < self.num_processes:
+            raise ConfigError(
+                f"train.batch_size: {self.batch_size} samples a step cannot feed {self.num_processes} processes; "
+                "it counts samples over all processes"
+            )
+        if self.steps_per_epoch == 0:
+            raise ConfigError(
+                f"train.tail: drop leaves no step: {len(self.indices)} samples are fewer than train.batch_size "
+                f"{self.batch_size}; use a smaller batch or train.tail=keep"
+            )
+        if self.tail == "keep" and 0 < tail < self.num_processes:
+            raise ConfigError(
+                f"train.tail: the last batch of an epoch has {tail} sample(s) for {self.num_processes} processes; "
+                "use train.tail=drop or another batch size"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        whole, rest = divmod(len(self.indices), self.batch_size)
+        return whole + (1 if rest and self.tail == "keep" else 0)
+
+    def epoch_of(self, step: int) -> int:
+        return step // self.steps_per_epoch
+
+    def parts(self, step: int) -> list[list[list[SampleKey]]]:
+        """The keys of a step: micro-batches of processes of samples."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        num_micro = min(self.micro_batches, len(order) // self.num_processes)
+        pieces = np.array_split(order, num_micro * self.num_processes)
+        keys = [[SampleKey(int(index), epoch, self.seed) for index in piece] for piece in pieces]
+        return [keys[start : start + self.num_processes] for start in range(0, len(keys), self.num_processes)]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            draws = Draws.for_samples([SampleKey(0, epoch, self.seed)]).stream("order of the epoch")
+            self._orders.clear()
+            self._orders[epoch] = self.indices[draws.permutation(len(self.indices))[0].numpy()]
+        return self._orders[epoch]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The micro-batches of one process, step after step; worker processes read ahead where there are any."""
+
+    plan: Plan
+    reader: Reader
+    rank: int = 0
+    workers: int = 0
+    prefetch: int = 2
+
+    def from_step(self, step: int, num_steps: int) -> Iterator[list[Batch]]:
+        """The micro-batches of steps `step` to `num_steps`, in order."""
+        keys = self._keys
+        if self.workers == 0:
+            for each in range(step, num_steps):
+                yield [self.reader(part) for part in keys(each)]
+            return
+        loader = iter(_loader(self.reader, _flat(keys, step, num_steps), self.workers, self.prefetch))
+        for each in range(step, num_steps):
+            yield [next(loader) for _ in keys(each)]
+
+    def _keys(self, step: int) -> list[list[SampleKey]]:
+        return [micro[self.rank] for micro in self.plan.parts(step)]
+
+
+def _flat(keys: Callable[[int], list[list[SampleKey]]], step: int, num_steps: int) -> Iterator[list[SampleKey]]:
+    for each in range(step, num_steps):
+        yield from keys(each)
+
+
+class _Readable:
+    """The reader in the shape that torch's loader asks for: it fetches a list of keys at once."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
+        return self.reader(keys)
+
+    def __getitem__(self, key: SampleKey) -> Batch:
+        return self.reader([key])
+
+
+class _Keys:
+    """An iterable of key lists, once."""
+
+    def __init__(self, keys: Iterator[list[SampleKey]]) -> None:
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return self.keys
+
+
+def _loader(reader: Reader, keys: Iterator[list[SampleKey]], workers: int, prefetch: int) -> Any:
+    """Worker processes that read the batches of `keys` ahead of time, and hand them over in order."""
+    return DataLoader(
+        _Readable(reader),  # type: ignore[arg-type]
+        batch_sampler=_Keys(keys),  # type: ignore[arg-type]
+        num_workers=workers,
+        prefetch_factor=prefetch,
+        collate_fn=_as_is,
+        multiprocessing_context="fork",
+    )
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def evaluation_keys(indices: np.ndarray, batch_size: int, *, epoch: int, seed: int) -> list[list[SampleKey]]:
+    """Whole batches of an evaluated part, in order; nothing padded, nothing dropped."""
+    starts = range(0, len(indices), batch_size)
+    return [[SampleKey(int(i), epoch, seed) for i in indices[start : start + batch_size]] for start in starts]

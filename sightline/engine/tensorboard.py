@@ -1,0 +1,96 @@
+"""Curves and pictures for TensorBoard, in event files written without TensorFlow or torch's writer."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sightline.engine.intervals import Intervals, evaluation_numbers, interval_numbers, samples_per_s
+from sightline.engine.records import EvaluationRecord, StepRecord
+from sightline.errors import MissingExtraError
+from sightline.pictures import Picture, encode_png
+
+__all__ = ["TensorBoard"]
+
+
+class TensorBoard:
+    """An event file in `directory`: `train/loss/<term>`, `train/<number>`, `<split>/<metric>` and the pictures.
+
+    Nothing is imported or opened before the first interval of `every` steps is over, so start-up is not slowed. After
+    a resume, what earlier files hold from there on is marked as void. Raises MissingExtraError without tensorboard.
+    """
+
+    def __init__(self, directory: Path, *, every: int = 50) -> None:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise MissingExtraError("tensorboard", extra="tensorboard", needed_by="log.tensorboard")
+        self._directory = directory
+        self._intervals = Intervals(every, self._write_interval)
+        self._file: _EventFile | None = None
+        self._first_step = 0
+
+    def on_step(self, record: StepRecord) -> None:
+        self._first_step = self._first_step or record.step
+        self._intervals.add(record)
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self._intervals.flush()
+        self._write(record.step, record.split, evaluation_numbers(record), record.pictures)
+
+    def on_end(self, reason: str) -> None:
+        self._intervals.flush()
+        if self._file is not None:
+            self._file.close()
+
+    def _write_interval(self, records: Sequence[StepRecord]) -> None:
+        numbers = {**interval_numbers(records), "samples_per_s": samples_per_s(records), "epoch": records[-1].epoch + 1}
+        self._write(records[-1].step, "train", numbers)
+
+    def _write(self, step: int, split: str, numbers: Mapping[str, float], pictures: Sequence[Picture] = ()) -> None:
+        if self._file is None:
+            self._file = _EventFile(self._directory, first_step=self._first_step)
+        scalars = {f"{split}/{name}": value for name, value in numbers.items()}
+        images = {f"{split}/{picture.name}": picture for picture in pictures}
+        self._file.write(step, scalars, images)
+
+
+class _EventFile:
+    """A file of event records, written in the caller's thread: it cannot hang, and it fails where it is used."""
+
+    def __init__(self, directory: Path, *, first_step: int) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event: Any = event_pb2
+        self._summary: Any = summary_pb2
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((directory / name).open("ab"))
+        self._put(0, file_version="brain.Event:2")
+        if first_step > 1:
+            start = self._event.SessionLog(status=self._event.SessionLog.START)
+            self._put(first_step, session_log=start)
+
+    def write(self, step: int, scalars: Mapping[str, float], images: Mapping[str, Picture]) -> None:
+        values = [self._summary.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        values += [self._image(tag, picture) for tag, picture in images.items()]
+        self._put(step, summary=self._summary.Summary(value=values))
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
+
+    def _put(self, step: int, **content: Any) -> None:
+        event = self._event.Event(wall_time=time.time(), step=step, **content)
+        self._records.write(event.SerializeToString())
+
+    def _image(self, tag: str, picture: Picture) -> Any:
+        height, width, _ = picture.pixels.shape
+        image = self._summary.Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=encode_png(picture.pixels)
+        )
+        about = self._summary.SummaryMetadata(display_name=tag, summary_description=picture.caption)
+        return self._summary.Summary.Value(tag=tag, image=image, metadata=about)

@@ -1,0 +1,231 @@
+"""The loop: read, prepare, forward, backward, clip, step, record. Nothing else may change a weight."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sightline.engine.device import to_device
+from sightline.engine.distributed import World
+from sightline.engine.optimizers import Frozen, hold_still
+from sightline.engine.precision import Precision
+from sightline.engine.records import StepRecord
+from sightline.engine.stream import Stream
+from sightline.errors import RunError
+from sightline.types import Batch
+
+__all__ = ["AtStep", "Job", "NonFiniteGradient", "Task", "optimise_once", "train"]
+
+_SAMPLES, _STOP = "(samples)", "(stop)"  # ride along with the losses; no loss can be called so
+
+
+class Task(Protocol):
+    """What a task must say for the loop to train it; sums, so that any split of a step gives the same numbers."""
+
+    def prepare(
+        self, model: nn.Module, micro_batches: Sequence[Batch], world: World
+    ) -> tuple[Mapping[str, Tensor], Sequence[Any]]:
+        """What the whole step must know first: the count of each loss over everything, and something per micro-batch."""
+        ...
+
+    def losses(self, model: nn.Module, batch: Batch, around: Any) -> Mapping[str, Tensor]:
+        """The sum of each loss over this micro-batch."""
+        ...
+
+    def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
+        """What metrics read."""
+        ...
+
+    def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        """Loss sums and predictions of one forward pass."""
+        ...
+
+
+@dataclass
+class Job:
+    """Everything that training changes, and where it stands: `step` optimiser steps are done."""
+
+    model: nn.Module
+    task: Task
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    stream: Stream
+    num_steps: int
+    weights: Mapping[str, float]
+    precision: Precision = field(default_factory=lambda: Precision("float32"))
+    clip_norm: float | None = None
+    frozen: tuple[Frozen, ...] = ()
+    ema_decay: float | None = None
+    ema: nn.Module | None = None
+    compile: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.scaler = self.precision.scaler(self.device)
+        if self.ema_decay is not None and self.ema is None:
+            self.ema = copy.deepcopy(self.model).requires_grad_(False)
+
+    @property
+    def epoch(self) -> int:
+        return self.stream.plan.epoch_of(self.step)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model whose figures count: the average of the weights where there is one."""
+        return self.model if self.ema is None else self.ema
+
+
+class AtStep(Protocol):
+    """Called after every step, on every process, at the same step: evaluates, saves, or ends the run (returns True)."""
+
+    def __call__(self, record: StepRecord, stop_asked: bool) -> bool: ...
+
+
+def train(job: Job, world: World, at_step: AtStep, stop: Any = None) -> None:
+    """Run optimiser steps from `job.step` to `job.num_steps`, or until `at_step` says so.
+
+    Raises RunError where a gradient is not finite; the weights are then still those of the step before.
+    """
+    replica = world.replicate(job.model)
+    if job.compile:
+        replica = torch.compile(replica)  # type: ignore[assignment]
+    steps = job.stream.from_step(job.step, job.num_steps)
+    started = time.perf_counter()
+    while job.step < job.num_steps:
+        clock = _Clock()
+        micro_batches = next(steps)
+        clock.lap("data")
+        micro_batches = [to_device(b, world.device, floats=job.precision.parameters) for b in micro_batches]
+        clock.lap("transfer")
+        epoch = job.epoch
+        totals = optimise_once(job, replica, micro_batches, world, clock, stop_asked=bool(stop))
+        job.step += 1
+        record = _record(job, totals, epoch, clock, time.perf_counter() - started)
+        if at_step(record, totals[_STOP] > 0):
+            return
+
+
+def optimise_once(
+    job: Job,
+    replica: nn.Module,
+    micro_batches: Sequence[Batch],
+    world: World,
+    clock: _Clock,
+    *,
+    stop_asked: bool = False,
+) -> dict[str, float]:
+    """One optimiser step; the same numbers however the step is split."""
+    job.model.train()
+    hold_still(job.model, job.frozen, job.epoch)
+    factor = job.schedule(job.step)
+    for group in job.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    job.optimizer.zero_grad(set_to_none=True)
+    with job.precision.autocast(world.device):
+        counts, around = job.task.prepare(job.model, micro_batches, world)
+    clock.lap("prepare")
+    sums: dict[str, Tensor] = {}
+    for index, batch in enumerate(micro_batches):
+        is_last = index == len(micro_batches) - 1
+        with world.reduce_gradients(replica, now=is_last):
+            with job.precision.autocast(world.device):
+                terms = job.task.losses(replica, batch, around[index])
+            loss = torch.stack([job.weights[name] * mean(terms[name], counts[name]) for name in terms]).sum()
+            clock.lap("forward")
+            job.scaler.scale(loss * world.size).backward()  # replicas average over processes; we want the sum
+            clock.lap("backward")
+        for name, term in terms.items():
+            sums[name] = sums.get(name, 0.0) + term.detach().double()
+    job.scaler.unscale_(job.optimizer)
+    for parameter in hold_still(job.model, job.frozen, job.epoch):
+        parameter.grad = None
+    grad_norm = nn.utils.clip_grad_norm_(job.model.parameters(), job.clip_norm or float("inf"))
+    sizes = [len(batch["sample_index"]) for batch in micro_batches]
+    extra = {_SAMPLES: sum(sizes), _STOP: float(stop_asked)}
+    totals = world.all_reduce_sum(
+        sums | {name: torch.tensor(float(x), dtype=torch.float64) for name, x in extra.items()}, what="losses"
+    )
+    if not torch.isfinite(grad_norm) and not job.scaler.is_enabled():
+        raise NonFiniteGradient(job, micro_batches, counts, totals, grad_norm)
+    job.scaler.step(job.optimizer)
+    job.scaler.update()
+    if job.ema is not None and job.ema_decay is not None:
+        update_average(job.ema, job.model, job.ema_decay)
+    clock.lap("optimise")
+    losses = {name: mean(totals[name], counts[name]).item() for name in sums}
+    return (
+        losses
+        | {"grad_norm": grad_norm.item(), "lr": job.optimizer.param_groups[0]["lr"]}
+        | {name: totals[name].item() for name in extra}
+    )
+
+
+class NonFiniteGradient(RunError):
+    """A gradient that is not a number: the weights are untouched, and the step can be run again to find where."""
+
+    def __init__(
+        self,
+        job: Job,
+        micro_batches: Sequence[Batch],
+        counts: Mapping[str, Tensor],
+        totals: Mapping[str, Tensor],
+        grad_norm: Tensor,
+    ) -> None:
+        self.job = job
+        self.micro_batches = micro_batches
+        values = ", ".join(f"{name} {mean(totals[name], counts[name]).item():g}" for name in counts)
+        super().__init__(
+            f"step {job.step}: the gradient's norm is {grad_norm.item()} (losses: {values}); the weights are unchanged"
+        )
+
+
+def mean(total: Tensor, count: Tensor) -> Tensor:
+    """The sum over everything divided by the count of everything, or by 1 where nothing was counted."""
+    divisor = count.to(total.device)
+    return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor)).to(total.dtype)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * model for parameters; buffers are copied."""
+    for kept, new in zip(average.parameters(), model.parameters(), strict=True):
+        kept.lerp_(new.detach(), 1.0 - decay)
+    for kept, new in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(new)
+
+
+def _record(job: Job, totals: dict[str, float], epoch: int, clock: _Clock, wall_s: float) -> StepRecord:
+    losses = {name: totals[name] for name in job.weights}
+    losses["total"] = sum(job.weights[name] * value for name, value in losses.items())
+    return StepRecord(
+        step=job.step,
+        num_steps=job.num_steps,
+        epoch=epoch,
+        num_epochs=-(-job.num_steps // job.stream.plan.steps_per_epoch),
+        num_samples=int(totals[_SAMPLES]),
+        losses=losses,
+        grad_norm=totals["grad_norm"],
+        lr=totals["lr"],
+        seconds=clock.seconds,
+        wall_s=wall_s,
+    )
+
+
+class _Clock:
+    """Wall time by what it was spent on."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now

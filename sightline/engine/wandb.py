@@ -1,0 +1,98 @@
+"""The same numbers and pictures for Weights & Biases; offline it needs no network and no account."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from sightline.engine.intervals import Intervals, evaluation_numbers, interval_numbers, samples_per_s
+from sightline.engine.records import EvaluationRecord, StepRecord, kept_random_state
+from sightline.errors import MissingExtraError
+from sightline.pictures import Picture
+
+__all__ = ["Wandb"]
+
+_FINISH_S = 120.0
+
+
+class Wandb:
+    """A wandb run in `directory`/wandb: `train/<number>` of each interval, `<split>/<metric>`, and the pictures.
+
+    It sees numbers alone: no hooks on the model, no capture of the console, no copy of the code. All its files, caches
+    too, lie in that folder. The global random states are left alone. Raises MissingExtraError without wandb.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        project: str,
+        name: str,
+        mode: Literal["offline", "online"] = "offline",
+        config: Mapping[str, Any] | None = None,
+        every: int = 50,
+    ) -> None:
+        if importlib.util.find_spec("wandb") is None:
+            raise MissingExtraError("wandb", extra="wandb", needed_by="log.wandb")
+        self._directory = directory
+        self._about: dict[str, Any] = {"project": project, "name": name, "mode": mode, "config": dict(config or {})}
+        self._intervals = Intervals(every, self._write_interval)
+        self._run: Any = None
+
+    def on_step(self, record: StepRecord) -> None:
+        self._intervals.add(record)
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self._intervals.flush()
+        self._write(record.step, record.split, evaluation_numbers(record), record.pictures)
+
+    def on_end(self, reason: str) -> None:
+        self._intervals.flush()
+        if self._run is not None:
+            self._run.finish(exit_code=int(reason == "failed"))
+
+    def _write_interval(self, records: Sequence[StepRecord]) -> None:
+        numbers = {**interval_numbers(records), "samples_per_s": samples_per_s(records), "epoch": records[-1].epoch + 1}
+        self._write(records[-1].step, "train", numbers)
+
+    def _write(self, step: int, split: str, numbers: Mapping[str, float], pictures: Sequence[Picture] = ()) -> None:
+        with kept_random_state():
+            if self._run is None:
+                self._run = self._start()
+            values: dict[str, Any] = {f"{split}/{name}": value for name, value in numbers.items()}
+            self._run.log(values | {f"{split}/{p.name}": _image(p) for p in pictures}, step=step)
+
+    def _start(self) -> Any:
+        import wandb
+
+        settings = wandb.Settings(
+            console="off", silent=True, disable_code=True, disable_git=True, finish_timeout=_FINISH_S
+        )
+        with _caches_in(self._directory / "wandb"):
+            return wandb.init(dir=self._directory, settings=settings, **self._about)
+
+
+def _image(picture: Picture) -> Any:
+    import wandb
+
+    return wandb.Image(picture.pixels, caption=picture.caption or None)
+
+
+@contextmanager
+def _caches_in(folder: Path) -> Iterator[None]:
+    """Send what wandb would put into the home folder here; its service reads these variables once, as it starts."""
+    places = {name: str(folder / "cache") for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")}
+    before = {name: os.environ.get(name) for name in places}
+    os.environ.update(places)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,135 @@
+"""Batch norm whose statistics are those of the whole batch, however it is dealt over processes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["SynchronisedBatchNorm", "synchronise"]
+
+AllReduceSum = Callable[[Tensor], Tensor]
+"""Adds a tensor up over all processes; differentiable: backward adds the gradients up over all processes."""
+
+
+class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over (B, C) or (B, C, ...) whose training statistics count every value on every process once.
+
+    Parts may be uneven, or empty. Mean first, centred squares second: two reductions, and no cancellation. Without
+    `all_reduce_sum`, and in eval mode, it is torch's batch norm; the state has the same keys and running values (the
+    running variance is unbiased by the global count). Raises ValueError where one value per channel is all there is.
+    Source: Ioffe and Szegedy 2015, algorithm 1, over the global batch.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        all_reduce_sum: AllReduceSum | None = None,
+        name: str = "batch norm",
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        self.name = name
+        # A closure, because deepcopy takes functions as they are: a copy of the model (a running average of weights,
+        # say) must not copy the process group behind a bound method.
+        self._all_reduce_sum = (lambda tensor: all_reduce_sum(tensor)) if all_reduce_sum else _identity
+
+    def forward(self, values: Tensor) -> Tensor:
+        self._check_input_dim(values)
+        return self._normalise(values) if self.training else super().forward(values)
+
+    def _check_input_dim(self, values: Tensor) -> None:
+        if values.ndim < 2 or values.shape[1] != self.num_features:
+            raise ValueError(
+                f"{self.name}: found the shape {tuple(values.shape)}, expected (B, {self.num_features}) or "
+                f"(B, {self.num_features}, ...)"
+            )
+
+    def _normalise(self, values: Tensor) -> Tensor:
+        axes = [axis for axis in range(values.ndim) if axis != 1]
+        per_channel = (1, -1, *(1,) * (values.ndim - 2))
+        wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+        # float64 for the C+1 numbers that travel: the count of a large batch of edges is no longer exact in float32.
+        sums = wide.sum(axes).double()
+        part_count = math.prod(values.shape[axis] for axis in axes)
+        totals = self._all_reduce_sum(torch.cat([sums, sums.new_tensor([part_count])]))
+        count = totals[-1].detach()
+        if part_count < 2:  # two values here are two everywhere: only then need we not wait for the device
+            self._refuse_single_value(count, values)
+        mean = totals[:-1] / count
+        centred = wide - mean.to(wide.dtype).view(per_channel)
+        variance = self._all_reduce_sum(centred.square().sum(axes).double()) / count
+        if self.track_running_stats:
+            self._update_running(mean.detach(), variance.detach() * (count / (count - 1)))
+        scale = (variance + self.eps).rsqrt().to(wide.dtype)
+        if self.affine:
+            scale = scale * self.weight
+        normed = centred * scale.view(per_channel)
+        return (normed + self.bias.view(per_channel) if self.affine else normed).to(values.dtype)
+
+    def _refuse_single_value(self, count: Tensor, values: Tensor) -> None:
+        if count.item() < 2:
+            raise ValueError(
+                f"{self.name}: expected more than 1 value per channel over all processes when training, found "
+                f"{int(count.item())} (shape {tuple(values.shape)} here); use a larger batch"
+            )
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.num_batches_tracked.add_(1)
+        # momentum None is torch's cumulative average; the share stays a tensor so that no device is waited for.
+        share = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
+        for running, found in ((self.running_mean, mean), (self.running_var, variance)):
+            running.copy_(running * (1 - share) + found.to(running.dtype) * share)
+
+
+def synchronise(model: nn.Module, all_reduce_sum: AllReduceSum) -> nn.Module:
+    """A copy of the model in which every batch norm is synchronised; the model given stays as it is.
+
+    State keys are unchanged. A batch norm that stands in several places is one in all of them afterwards, too. Make the
+    optimizer from the copy: its parameters are new.
+    """
+    copied = copy.deepcopy(model)
+    replaced: dict[nn.Module, nn.Module] = {
+        module: _synchronised(module, all_reduce_sum, name or "batch norm")
+        for name, module in copied.named_modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+    }
+    for parent in list(copied.modules()):
+        # `named_children` would pass over the second name of a child that one parent holds twice.
+        for name, child in list(parent._modules.items()):
+            if child in replaced:
+                setattr(parent, name, replaced[child])
+    return replaced.get(copied, copied)
+
+
+def _synchronised(
+    norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, all_reduce_sum: AllReduceSum, name: str
+) -> SynchronisedBatchNorm:
+    """The same parameters and buffers, in the same mode, under the synchronised forward."""
+    synchronised = SynchronisedBatchNorm(
+        norm.num_features,
+        eps=norm.eps,
+        momentum=norm.momentum,
+        affine=norm.affine,
+        track_running_stats=norm.track_running_stats,
+        all_reduce_sum=all_reduce_sum,
+        name=name,
+    )
+    synchronised._parameters.update(norm._parameters)
+    synchronised._buffers.update(norm._buffers)
+    return synchronised.train(norm.training)
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor

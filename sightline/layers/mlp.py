@@ -1,0 +1,27 @@
+"""The step that point networks repeat: a linear map over the last axis, batch norm, an activation."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+__all__ = ["LinearNorm"]
+
+
+class LinearNorm(nn.Module):
+    """`activation(norm(linear(x)))` over the last axis of (..., in_channels) -> (..., out_channels).
+
+    All leading axes are the batch that normalisation sees. The same as a convolution of size 1 with batch norm.
+    """
+
+    def __init__(
+        self, *, in_channels: int, out_channels: int, has_bias: bool = False, activation: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels, out_channels, bias=has_bias)
+        self.norm = nn.BatchNorm1d(out_channels)
+        self.activation = activation if activation is not None else nn.Identity()
+
+    def forward(self, values: Tensor) -> Tensor:
+        mapped = self.linear(values)
+        normed = self.norm(mapped.reshape(-1, mapped.shape[-1])).view(mapped.shape)
+        return self.activation(normed)

@@ -1,0 +1,35 @@
+"""How far learned alignments are from orthogonal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.losses.base import Loss
+
+__all__ = ["FeatureTransformPenalty"]
+
+
+@registry.losses.add("feature_transform_penalty")
+class FeatureTransformPenalty(Loss):
+    """Sum over samples of the Frobenius norm of A A^T - I; zero, with zero gradient, where A is exactly orthogonal.
+
+    PointNet takes weight 0.001. Source: Qi et al. 2017, equation 2, without the square, as in
+    yanx27/Pointnet_Pointnet2_pytorch.
+    """
+
+    def __init__(self) -> None:  # the registry reads the signature; that of nn.Module would take anything
+        super().__init__()
+
+    def count(self, *, label: Tensor) -> Tensor:
+        """`label` (B,) -> the number of samples."""
+        return torch.full((), len(label), dtype=torch.int64, device=label.device)
+
+    def forward(self, *, feature_transform: Tensor) -> Tensor:
+        """`feature_transform` (B, K, K) -> the sum over samples."""
+        identity = torch.eye(
+            feature_transform.shape[-1], dtype=feature_transform.dtype, device=feature_transform.device
+        )
+        excess = feature_transform @ feature_transform.mT - identity
+        return torch.linalg.vector_norm(excess, dim=(1, 2)).sum()

@@ -1,0 +1,77 @@
+"""Dynamic graph CNN for the classification of clouds. Source: Wang et al. 2019, Dynamic Graph CNN."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.arguments import Count, Probability
+from sightline.geometry.neighbours import nearest_neighbours
+from sightline.layers.cloud import join_channels
+from sightline.layers.edge_conv import EdgeConv
+from sightline.layers.mlp import LinearNorm
+
+__all__ = ["DGCNN", "DGCNNOutput"]
+
+_EDGE_WIDTHS = (64, 64, 128, 256)
+
+
+class DGCNNOutput(TypedDict):
+    """`logits` (B, num_classes), before any softmax."""
+
+    logits: Tensor
+
+
+@registry.models.add("dgcnn")
+class DGCNN(nn.Module):
+    """Four edge convolutions, each on a graph found anew: first among the coordinates, then among the features.
+
+    The answer does not depend on the order of the points. Clouds need at least `num_neighbours` points; the authors
+    take 20 of 1024 and 40 of 2048. Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        num_neighbours: Count = 20,
+        embedding: Count = 1024,
+        dropout: Probability = 0.5,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.num_neighbours = num_neighbours
+        before = (in_channels, *_EDGE_WIDTHS[:-1])
+        self.edges = nn.ModuleList(
+            EdgeConv(in_channels=width, out_channels=after) for width, after in zip(before, _EDGE_WIDTHS, strict=True)
+        )
+        self.embed = _leaky_layer(sum(_EDGE_WIDTHS), embedding)
+        self.head = nn.Sequential(
+            _leaky_layer(2 * embedding, 512),
+            nn.Dropout(dropout),
+            _leaky_layer(512, 256, has_bias=True),
+            nn.Dropout(dropout),
+            nn.Linear(256, num_classes),
+        )
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> DGCNNOutput:
+        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        values = join_channels(points, features, in_channels=self.in_channels)
+        near = points  # where the next graph is sought: coordinates alone at first, whatever else a point carries
+        levels = []
+        for edge_conv in self.edges:
+            index = nearest_neighbours(near, num_neighbours=self.num_neighbours)
+            values = near = edge_conv(values, index)
+            levels.append(values)
+        embedded_BNC = self.embed(torch.cat(levels, dim=-1))
+        pooled_BC = torch.cat([embedded_BNC.max(dim=1).values, embedded_BNC.mean(dim=1)], dim=-1)
+        return {"logits": self.head(pooled_BC)}
+
+
+def _leaky_layer(in_channels: int, out_channels: int, has_bias: bool = False) -> LinearNorm:
+    activation = nn.LeakyReLU(negative_slope=0.2)
+    return LinearNorm(in_channels=in_channels, out_channels=out_channels, has_bias=has_bias, activation=activation)

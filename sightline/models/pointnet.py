@@ -1,0 +1,109 @@
+"""PointNet for the classification of clouds. Source: Qi et al. 2017, PointNet: Deep Learning on Point Sets."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.arguments import Count, Probability
+from sightline.layers.cloud import join_channels
+from sightline.layers.mlp import LinearNorm
+
+__all__ = ["AlignmentNet", "PointNet", "PointNetOutput", "PointNetPlain", "PointNetPlainOutput"]
+
+
+class PointNetOutput(TypedDict):
+    """`logits` (B, num_classes), before any softmax; `feature_transform` (B, 64, 64), multiplied from the right."""
+
+    logits: Tensor
+    feature_transform: Tensor
+
+
+class PointNetPlainOutput(TypedDict):
+    """`logits` (B, num_classes), before any softmax."""
+
+    logits: Tensor
+
+
+@registry.models.add("pointnet")
+class PointNet(nn.Module):
+    """PointNet with input and feature alignment; the answer does not depend on the order of the points.
+
+    Two slips of the widely used code are kept, for its published weights: dropout stands before the second batch norm
+    of the head, and the last layer before the maximum has no ReLU. Train it with `feature_transform_penalty`, weight
+    0.001. Source: Qi et al. 2017, figure 2; layout of yanx27/Pointnet_Pointnet2_pytorch.
+    """
+
+    def __init__(self, *, num_classes: int, in_channels: int, dropout: Probability = 0.4) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.input_alignment = AlignmentNet(in_channels=in_channels, size=3)
+        self.embed = _relu_layer(in_channels, 64)
+        self.feature_alignment = AlignmentNet(in_channels=64, size=64)
+        self.encode = nn.Sequential(_relu_layer(64, 128), LinearNorm(in_channels=128, out_channels=1024, has_bias=True))
+        self.head = nn.Sequential(
+            _relu_layer(1024, 512),
+            nn.Linear(512, 256),
+            nn.Dropout(dropout),
+            nn.BatchNorm1d(256),
+            nn.ReLU(),
+            nn.Linear(256, num_classes),
+        )
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetOutput:
+        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        channels_BNC = join_channels(points, features, in_channels=self.in_channels)
+        aligned_BN3 = points @ self.input_alignment(channels_BNC)
+        embedded_BNC = self.embed(torch.cat([aligned_BN3, channels_BNC[..., 3:]], dim=-1))
+        feature_transform = self.feature_alignment(embedded_BNC)
+        pooled_BC = self.encode(embedded_BNC @ feature_transform).max(dim=1).values
+        return {"logits": self.head(pooled_BC), "feature_transform": feature_transform}
+
+
+class AlignmentNet(nn.Module):
+    """A square matrix read off a cloud, the identity plus what is learned: (B, N, in_channels) -> (B, size, size).
+
+    Source: Qi et al. 2017, section 4.2 (T-Net).
+    """
+
+    def __init__(self, *, in_channels: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.encode = nn.Sequential(_relu_layer(in_channels, 64), _relu_layer(64, 128), _relu_layer(128, 1024))
+        self.head = nn.Sequential(_relu_layer(1024, 512), _relu_layer(512, 256), nn.Linear(256, size * size))
+
+    def forward(self, channels_BNC: Tensor) -> Tensor:
+        learned = self.head(self.encode(channels_BNC).max(dim=1).values).view(-1, self.size, self.size)
+        return learned + torch.eye(self.size, dtype=learned.dtype, device=learned.device)
+
+
+@registry.models.add("pointnet_plain")
+class PointNetPlain(nn.Module):
+    """PointNet without alignment: one shared network per point, a maximum, a short head.
+
+    Source: Qi et al. 2017, the vanilla network of table 5; layout of WangYueFt/dgcnn.
+    """
+
+    def __init__(
+        self, *, num_classes: int, in_channels: int, embedding: Count = 1024, dropout: Probability = 0.5
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        widths = (in_channels, 64, 64, 64, 128, embedding)
+        self.encode = nn.Sequential(*(_relu_layer(before, after, has_bias=False) for before, after in pairwise(widths)))
+        self.head = nn.Sequential(
+            _relu_layer(embedding, 512, has_bias=False), nn.Dropout(dropout), nn.Linear(512, num_classes)
+        )
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
+        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        channels_BNC = join_channels(points, features, in_channels=self.in_channels)
+        return {"logits": self.head(self.encode(channels_BNC).max(dim=1).values)}
+
+
+def _relu_layer(in_channels: int, out_channels: int, has_bias: bool = True) -> LinearNorm:
+    return LinearNorm(in_channels=in_channels, out_channels=out_channels, has_bias=has_bias, activation=nn.ReLU())

@@ -1,0 +1,119 @@
+"""Names of published weights in our words: one table per layout, and the function that applies it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sightline.errors import CheckpointError
+from sightline.schema import nearest
+
+__all__ = ["LAYOUTS", "translate", "translate_key"]
+
+_WANG_DGCNN = {
+    **{f"conv{i + 1}.0": f"edges.{i}.edge.linear" for i in range(4)},
+    **{f"conv{i + 1}.1": f"edges.{i}.edge.norm" for i in range(4)},
+    **{f"bn{i + 1}": f"edges.{i}.edge.norm" for i in range(4)},
+    "conv5.0": "embed.linear",
+    "conv5.1": "embed.norm",
+    "bn5": "embed.norm",
+    "linear1": "head.0.linear",
+    "bn6": "head.0.norm",
+    "linear2": "head.2.linear",
+    "bn7": "head.2.norm",
+    "linear3": "head.4",
+}
+"""Each batch norm of the graph part has two names there, being an attribute and a member of its convolution."""
+
+_WANG_POINTNET = {
+    **{f"conv{i + 1}": f"encode.{i}.linear" for i in range(5)},
+    **{f"bn{i + 1}": f"encode.{i}.norm" for i in range(5)},
+    "linear1": "head.0.linear",
+    "bn6": "head.0.norm",
+    "linear2": "head.2",
+}
+
+
+def _yanx27_alignment(theirs: str, ours: str) -> dict[str, str]:
+    return {
+        **{f"{theirs}.conv{i + 1}": f"{ours}.encode.{i}.linear" for i in range(3)},
+        **{f"{theirs}.bn{i + 1}": f"{ours}.encode.{i}.norm" for i in range(3)},
+        **{f"{theirs}.fc{i + 1}": f"{ours}.head.{i}.linear" for i in range(2)},
+        **{f"{theirs}.bn{i + 4}": f"{ours}.head.{i}.norm" for i in range(2)},
+        f"{theirs}.fc3": f"{ours}.head.2",
+    }
+
+
+_YANX27_POINTNET = {
+    **_yanx27_alignment("feat.stn", "input_alignment"),
+    **_yanx27_alignment("feat.fstn", "feature_alignment"),
+    "feat.conv1": "embed.linear",
+    "feat.bn1": "embed.norm",
+    "feat.conv2": "encode.0.linear",
+    "feat.bn2": "encode.0.norm",
+    "feat.conv3": "encode.1.linear",
+    "feat.bn3": "encode.1.norm",
+    "fc1": "head.0.linear",
+    "bn1": "head.0.norm",
+    "fc2": "head.1",
+    "bn2": "head.3",
+    "fc3": "head.5",
+}
+
+LAYOUTS: Mapping[str, Mapping[str, str]] = {
+    "antao97_dgcnn_cls": _WANG_DGCNN,
+    "wangyueft_dgcnn_cls": _WANG_DGCNN,
+    "wangyueft_pointnet": _WANG_POINTNET,
+    "yanx27_pointnet_cls": _YANX27_POINTNET,
+}
+"""Per published layout: their module -> our module. Leaves (`weight`, `running_mean`, ...) are called the same."""
+
+
+def translate(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Published weights under our names and in our shapes; tensors are shared, nothing given is changed.
+
+    Convolutions of size 1 become matrices; a leading `module.` on every name, left by DataParallel, goes. Raises
+    CheckpointError for an unknown layout, for names that the layout does not have, and for a module stored under two
+    names with different values.
+    """
+    _assert_known(layout)
+    translated: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    names = {key: translate_key(key, layout) for key in _without_wrapper(state)}
+    unknown = [key for key, ours in names.items() if ours is None]
+    if unknown:
+        raise CheckpointError(
+            f"{len(unknown)} of {len(names)} names do not belong to the layout '{layout}': "
+            f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}; choose the layout of the file"
+        )
+    for (key, ours), tensor in zip(names.items(), state.values(), strict=True):
+        assert ours is not None
+        value = tensor.flatten(1) if tensor.ndim > 2 and tensor.shape[2:].numel() == 1 else tensor
+        if ours in translated and not torch.equal(translated[ours], value):
+            raise CheckpointError(
+                f"'{origin[ours]}' and '{key}' are one tensor in the layout '{layout}' but hold different values; "
+                "the file is damaged or was edited by hand"
+            )
+        translated[ours], origin[ours] = value, key
+    return translated
+
+
+def translate_key(key: str, layout: str) -> str | None:
+    """Our name of one published name, None where the layout has none. Raises CheckpointError for an unknown layout."""
+    _assert_known(layout)
+    module, _, leaf = key.rpartition(".")
+    ours = LAYOUTS[layout].get(module)
+    return f"{ours}.{leaf}" if ours is not None else None
+
+
+def _assert_known(layout: str) -> None:
+    if layout not in LAYOUTS:
+        raise CheckpointError(f"no published layout is called '{layout}'{nearest(layout, LAYOUTS)}")
+
+
+def _without_wrapper(state: Mapping[str, Tensor]) -> list[str]:
+    if state and all(key.startswith("module.") for key in state):
+        return [key.removeprefix("module.") for key in state]
+    return list(state)

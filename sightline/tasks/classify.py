@@ -1,0 +1,68 @@
+"""One label for a whole sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sightline import registry
+from sightline.binding import Offer
+from sightline.losses.base import Loss
+from sightline.pictures import Picture, render_clouds
+from sightline.tasks.supervised import Supervised
+from sightline.types import Batch
+
+__all__ = ["Classify"]
+
+NUM_SHOWN = 12
+
+
+@registry.tasks.add("classify")
+class Classify(Supervised):
+    """Predicts class probabilities from `logits`; voting averages probabilities over passes."""
+
+    predicts = frozenset({"probabilities"})
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        losses: Mapping[str, Loss],
+        batch_keys: Offer,
+        output_keys: Offer,
+        class_names: tuple[str, ...] = (),
+        up_axis: str = "z",
+    ) -> None:
+        super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
+        self.class_names = tuple(class_names)
+        self.up_axis = up_axis
+
+    def interpret(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        """The outputs, and `probabilities` (B, C), which sum to 1."""
+        dtype = torch.float64 if outputs["logits"].dtype == torch.float64 else torch.float32
+        return {**outputs, "probabilities": outputs["logits"].to(dtype).softmax(dim=1)}
+
+    def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The mean of the probabilities of several passes over varied input."""
+        return {"probabilities": torch.stack([p["probabilities"] for p in passes]).mean(dim=0)}
+
+    def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
+        """The first clouds of a batch with prediction and, where it is wrong, the true class."""
+        if "points" not in batch:
+            return []
+        shown = min(NUM_SHOWN, len(batch["label"]))
+        guesses = predictions["probabilities"][:shown].argmax(dim=1).tolist()
+        truths = batch["label"][:shown].tolist()
+        captions = [
+            self._name(guess) if guess == truth else f"{self._name(guess)} (is {self._name(truth)})"
+            for guess, truth in zip(guesses, truths, strict=True)
+        ]
+        clouds = [cloud.float().cpu().numpy() for cloud in batch["points"][:shown]]
+        right = [guess == truth for guess, truth in zip(guesses, truths, strict=True)]
+        return [render_clouds(clouds, captions=captions, right=right, up_axis=self.up_axis)]
+
+    def _name(self, index: int) -> str:
+        return self.class_names[index] if index < len(self.class_names) else str(index)

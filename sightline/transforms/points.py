@@ -1,0 +1,233 @@
+"""Move the points of clouds: scale, turn, shift, mirror, disturb, normalise.
+
+Pure and batched: `points` (B, N, 3) and `normals` (B, N, 3) come in, the fields that change go out. Each cloud draws
+from its own stream and meets only element-wise arithmetic or sums of a fixed order, so that a cloud gets the same bits
+alone and in any batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.arguments import Factor, Probability, Size
+from sightline.draws import Draws
+from sightline.errors import ConfigError
+from sightline.geometry.rotations import (
+    axis_rotation,
+    euler_matrix,
+    quaternion_matrix,
+    rotate_points,
+    uniform_quaternion,
+)
+
+__all__ = [
+    "Flip",
+    "Jitter",
+    "NormalizeUnitSphere",
+    "PerturbRotation",
+    "Rotate",
+    "Scale",
+    "Translate",
+    "clipped_noise",
+    "extent",
+    "scale_normals",
+    "to_unit_sphere",
+]
+
+
+@registry.transforms.add("normalize_unit_sphere")
+class NormalizeUnitSphere:
+    """Every cloud has its mean at the origin and its farthest point at distance 1; a cloud of equal points is all zero.
+
+    Draws nothing; normals stay as they are. Source: Qi et al. 2017 (PointNet), section 5.1, and its code for the mean.
+    """
+
+    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+        return {"points": to_unit_sphere(points)}
+
+
+@registry.transforms.add("scale")
+class Scale:
+    """Every cloud is stretched about the origin by factors uniform in [low, high): one per axis, or one for all.
+
+    Normals follow as S^-1 n, normalised, when the axes differ. Source: Wang et al. 2019 (DGCNN), its training code (per
+    axis, 2/3 to 3/2); Qi et al. 2017 (PointNet++), its training code (one factor, 0.8 to 1.25).
+    """
+
+    def __init__(self, *, low: Size = 2 / 3, high: Size = 3 / 2, isotropic: bool = False) -> None:
+        if low > high:
+            raise ConfigError(f"scale: low {low:g} is above high {high:g}; exchange them")
+        self.low = low
+        self.high = high
+        self.isotropic = isotropic
+
+    def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
+        num_factors = 1 if self.isotropic else 3
+        factors_B1C = draws.uniform(1, num_factors, low=self.low, high=self.high).to(points.dtype)
+        changed = {"points": points * factors_B1C}
+        if normals is not None and not self.isotropic:
+            changed["normals"] = scale_normals(normals, factors_B1C)
+        return changed
+
+
+@registry.transforms.add("rotate")
+class Rotate:
+    """Every cloud turns about the origin, normals with it: by an angle uniform in [-max, max) about an axis.
+
+    `up` is the data set's own up axis; `any` draws uniformly from all rotations of space.
+    Source: Qi et al. 2017 (PointNet), section 5.1 (about the up axis); Shoemake 1992 (all rotations).
+    """
+
+    def __init__(
+        self,
+        *,
+        up_axis: Literal["x", "y", "z"],
+        axis: Literal["up", "x", "y", "z", "any"] = "up",
+        max_angle_rad: Factor = math.pi,
+    ) -> None:
+        if axis == "any" and max_angle_rad < math.pi:
+            raise ConfigError(
+                f"rotate: max_angle_rad {max_angle_rad:g} has no meaning for axis 'any', which turns by every angle; "
+                "name one axis, or leave max_angle_rad out"
+            )
+        self.axis: Literal["x", "y", "z", "any"] = up_axis if axis == "up" else axis
+        self.max_angle_rad = max_angle_rad
+
+    def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
+        return _rotated(self._matrix(draws), points, normals)
+
+    def _matrix(self, draws: Draws) -> Tensor:
+        if self.axis == "any":
+            return quaternion_matrix(uniform_quaternion(draws.uniform(3)))
+        return axis_rotation(self.axis, draws.uniform(low=-self.max_angle_rad, high=self.max_angle_rad))
+
+
+@registry.transforms.add("perturb_rotation")
+class PerturbRotation:
+    """Every cloud turns a little, normals with it: normal angles clipped to +-clip radians, about x, then y, then z.
+
+    Source: Qi et al. 2017 (PointNet++), its training code: 0.06 rad, clipped at 0.18.
+    """
+
+    def __init__(self, *, std: Factor = 0.06, clip: Factor = 0.18) -> None:
+        self.std = std
+        self.clip = clip
+
+    def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
+        return _rotated(euler_matrix(clipped_noise(draws.normal(3), std=self.std, clip=self.clip)), points, normals)
+
+
+@registry.transforms.add("translate")
+class Translate:
+    """Every cloud moves as a whole by three amounts uniform in [-max_shift, max_shift).
+
+    `relative` measures the shift of an axis in extents of the cloud's bounding box along it.
+    Source: Wang et al. 2019 (DGCNN), its training code (absolute, 0.2); Afham et al. 2022 (CrossPoint), its training
+    code (relative, 0.5).
+    """
+
+    def __init__(self, *, max_shift: Factor = 0.2, relative: bool = False) -> None:
+        self.max_shift = max_shift
+        self.relative = relative
+
+    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+        shift_B13 = draws.uniform(1, 3, low=-self.max_shift, high=self.max_shift).to(points.dtype)
+        return {"points": points + (shift_B13 * extent(points) if self.relative else shift_B13)}
+
+
+@registry.transforms.add("jitter")
+class Jitter:
+    """Every coordinate moves by its own normal amount, clipped to +-clip; normals stay those of the true surface.
+
+    Source: Qi et al. 2017 (PointNet), section 5.1; 0.01 and 0.05 are those of its training code (the paper: 0.02).
+    """
+
+    def __init__(self, *, std: Factor = 0.01, clip: Factor = 0.05) -> None:
+        self.std = std
+        self.clip = clip
+
+    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+        standard_BN3 = draws.normal(points.shape[1], 3).to(points.dtype)
+        return {"points": points + clipped_noise(standard_BN3, std=self.std, clip=self.clip)}
+
+
+@registry.transforms.add("flip")
+class Flip:
+    """Every cloud is mirrored, normals with it, along each named axis with the given probability.
+
+    Source: the scene training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (x and y, one half each).
+    """
+
+    def __init__(
+        self, *, axes: tuple[Literal["x", "y", "z"], ...] = ("x", "y"), probability: Probability = 0.5
+    ) -> None:
+        if len(set(axes)) < len(axes):
+            raise ConfigError(f"flip: axes {', '.join(axes)} name an axis twice; two flips undo each other")
+        self.is_flipped = torch.tensor([axis in axes for axis in "xyz"])
+        self.probability = probability
+
+    def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
+        is_mirrored_B13 = (draws.uniform(1, 3) < self.probability) & self.is_flipped
+        sign_B13 = torch.where(is_mirrored_B13, -1.0, 1.0).to(points.dtype)
+        changed = {"points": points * sign_B13}
+        if normals is not None:
+            changed["normals"] = normals * sign_B13
+        return changed
+
+
+def to_unit_sphere(points: Tensor) -> Tensor:
+    """Clouds (B, N, 3) with their mean at the origin and their largest norm 1; clouds of equal points become zero."""
+    # From the first point, so that equal points are exactly zero before a rounded mean can set them apart.
+    relative = points - points[:, :1]
+    centred = relative - _sum_over_points(relative) / points.shape[1]
+    return centred / _positive_or_one(_norm(centred).amax(dim=1, keepdim=True))
+
+
+def scale_normals(normals: Tensor, factors: Tensor) -> Tensor:
+    """Unit normals (B, N, 3) of surfaces stretched by `factors` (B, 1, 3) along the axes: normalise(S^-1 n).
+
+    Source: the transform of a gradient under a linear map, its inverse transpose.
+    """
+    stretched = normals / factors
+    return stretched / _positive_or_one(_norm(stretched))
+
+
+def clipped_noise(standard: Tensor, *, std: float, clip: float) -> Tensor:
+    """Standard normal numbers scaled by `std` and then clipped to +-`clip`."""
+    return (standard * std).clamp(-clip, clip)
+
+
+def extent(points: Tensor) -> Tensor:
+    """Side lengths (B, 1, 3) of the bounding boxes of clouds (B, N, 3)."""
+    return points.amax(dim=1, keepdim=True) - points.amin(dim=1, keepdim=True)
+
+
+def _rotated(matrix: Tensor, points: Tensor, normals: Tensor | None) -> dict[str, Tensor]:
+    changed = {"points": rotate_points(points, matrix.to(points.dtype))}
+    if normals is not None:
+        changed["normals"] = rotate_points(normals, matrix.to(normals.dtype))
+    return changed
+
+
+def _sum_over_points(points: Tensor) -> Tensor:
+    """Sums (B, 1, 3) in an order that depends on N alone: halves are added until one row is left."""
+    while (length := points.shape[1]) > 1:
+        half = length // 2
+        folded = points[:, :half] + points[:, half : 2 * half]
+        points = torch.cat((folded, points[:, 2 * half :]), dim=1) if length % 2 else folded
+    return points
+
+
+def _norm(vectors: Tensor) -> Tensor:
+    """Lengths (..., 1), written out: a library reduction may round differently for another batch size."""
+    x, y, z = vectors.split(1, dim=-1)
+    return torch.sqrt(x * x + y * y + z * z)
+
+
+def _positive_or_one(lengths: Tensor) -> Tensor:
+    return torch.where(lengths > 0, lengths, torch.ones_like(lengths))

@@ -1,0 +1,69 @@
+"""Trains every toy in this process's world and writes traces, weights and metrics; started once per process by the test."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sightline.data.reading import BatchReader
+from sightline.engine.distributed import World, start_world
+from sightline.engine.evaluate import Evaluator
+from sightline.engine.precision import Precision
+from sightline.engine.schedules import Constant
+from sightline.engine.stream import Plan, Stream
+from sightline.engine.train import Job, train
+from tests.contract.toys import NUM_SAMPLES, TOYS, Toy, meters
+
+NUM_STEPS = 8  # crosses the epoch's end: 43 samples in batches of 8 are six steps, the last of 3 samples
+BATCH_SIZE = 8
+
+
+def run(toy: Toy, world: World, micro_batches: int) -> dict:
+    """The loss trace, the final weights and the metrics of a short training."""
+    torch.manual_seed(0)
+    model = toy.model().double()
+    reader = BatchReader(toy.dataset)
+    task = toy.task(model, reader.keys)
+    plan = Plan(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, micro_batches=micro_batches, num_processes=world.size)
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": 0.02, "base_lr": 0.02}], weight_decay=0.01)
+    precision = Precision("float64")
+    job = Job(
+        model=model,
+        task=task,
+        optimizer=optimizer,
+        schedule=Constant(num_steps=NUM_STEPS, steps_per_epoch=plan.steps_per_epoch, warmup_epochs=0.5),
+        stream=Stream(plan, reader, world.rank),
+        num_steps=NUM_STEPS,
+        weights=toy.weights,
+        precision=precision,
+        clip_norm=0.5,
+    )
+    trace: list[dict[str, float]] = []
+
+    def at_step(record, stop_asked: bool) -> bool:
+        trace.append(dict(record.losses) | {"grad_norm": record.grad_norm, "samples": record.num_samples})
+        return False
+
+    train(job, world, at_step)
+    evaluator = Evaluator(
+        task, meters(toy, model, reader), reader, np.arange(NUM_SAMPLES), batch_size=7, loss_names=tuple(toy.weights), precision=precision
+    )
+    result = evaluator(model, world)
+    weights = {name: tensor.flatten().tolist() for name, tensor in model.state_dict().items()}
+    return {"trace": trace, "weights": weights, "metrics": dict(result.metrics), "losses": dict(result.losses)}
+
+
+def main(out: Path, micro_batches: list[int]) -> None:
+    torch.set_num_threads(1)
+    with start_world(device="cpu", timeout_s=60) as world:
+        results = {name: {m: run(toy, world, m) for m in micro_batches} for name, toy in TOYS.items()}
+        if world.is_first:
+            out.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [int(text) for text in sys.argv[2:]])

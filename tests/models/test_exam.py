@@ -1,0 +1,85 @@
+"""The exam that every registered model takes: found by the registry, built from facts, called by the names it takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.binding import outputs_of
+from sightline.types import Component
+
+FACTS = {"num_classes": 5, "in_channels": 3, "class_names": ("a", "b", "c", "d", "e")}
+INPUTS: dict[str, Callable[[int], Tensor]] = {"points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64)}
+"""How to make a batch of each input that a model may need; a model with a new kind of input adds its line here."""
+
+
+@pytest.fixture(params=registry.models.names())
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return registry.models.build(Component(request.param), facts=FACTS).double().eval()
+
+
+def make_inputs(model: nn.Module, batch: int) -> dict[str, Tensor]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    needed = [parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty]
+    missing = [name for name in needed if name not in INPUTS]
+    assert not missing, f"{type(model).__name__} needs {missing}: say in INPUTS of {__name__} how they are made"
+    return {name: INPUTS[name](batch) for name in needed}
+
+
+def call(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    return dict(model(**inputs))
+
+
+def test_outputs_are_those_declared(model: nn.Module) -> None:
+    assert set(call(model, make_inputs(model, 2))) == outputs_of(type(model).forward, owner="the model")
+
+
+def test_every_argument_has_a_default_or_is_a_fact(model: nn.Module) -> None:
+    parameters = inspect.signature(type(model)).parameters.values()
+    assert all(p.name in registry.FACTS or p.default is not inspect.Parameter.empty for p in parameters)
+
+
+def test_batch_of_one_is_the_same_as_in_company(model: nn.Module) -> None:
+    inputs = make_inputs(model, 3)
+    together = call(model, inputs)
+    alone = call(model, {name: value[:1] for name, value in inputs.items()})
+    for name, value in alone.items():
+        # Matrix products of other shapes add in another order: float64 rounding, amplified tenfold or so by layer.
+        torch.testing.assert_close(value, together[name][:1], rtol=1e-10, atol=1e-10)
+
+
+def test_permuted_batch_gives_permuted_outputs(model: nn.Module) -> None:
+    inputs, order = make_inputs(model, 3), torch.tensor([2, 0, 1])
+    straight = call(model, inputs)
+    permuted = call(model, {name: value[order] for name, value in inputs.items()})
+    for name, value in permuted.items():
+        torch.testing.assert_close(value, straight[name][order], rtol=1e-10, atol=1e-10)
+
+
+def test_eval_twice_is_bit_identical(model: nn.Module) -> None:
+    inputs = make_inputs(model, 2)
+    first, second = call(model, inputs), call(model, inputs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_inputs_are_left_as_they_were(model: nn.Module) -> None:
+    inputs = make_inputs(model, 2)
+    before = {name: value.clone() for name, value in inputs.items()}
+    call(model.train(), inputs)
+    assert all(torch.equal(inputs[name], before[name]) for name in inputs)
+
+
+def test_gradient_reaches_every_parameter(model: nn.Module) -> None:
+    outputs = call(model.train(), make_inputs(model, 4))
+    sum((value * torch.randn_like(value)).sum() for value in outputs.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name}: no gradient"
+        assert parameter.grad.isfinite().all(), f"{name}: gradient not finite"
+        # A vector may rightly get zero (a bias in front of a batch norm); a matrix of a used layer does not.
+        assert parameter.ndim < 2 or parameter.grad.any(), f"{name}: gradient is zero everywhere"

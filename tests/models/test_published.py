@@ -1,0 +1,63 @@
+"""Names of published weights: doubled names, foreign names, wrapped names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.errors import CheckpointError
+from sightline.models.dgcnn import DGCNN
+from sightline.models.pointnet import PointNet, PointNetPlain
+from sightline.models.published import LAYOUTS, translate
+
+
+def doubled() -> dict[str, Tensor]:
+    weight = torch.arange(3.0)
+    return {"bn1.weight": weight, "conv1.1.weight": weight.clone()}
+
+
+def test_two_names_for_one_tensor_become_one() -> None:
+    assert list(translate(doubled(), "antao97_dgcnn_cls")) == ["edges.0.edge.norm.weight"]
+
+
+def test_two_names_with_different_values_are_refused() -> None:
+    state = doubled()
+    state["conv1.1.weight"][1] += 1e-6
+    with pytest.raises(CheckpointError, match=r"'bn1.weight' and 'conv1.1.weight' are one tensor"):
+        translate(state, "antao97_dgcnn_cls")
+
+
+def test_foreign_names_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"1 of 3 names do not belong to the layout .*: conv9.weight"):
+        translate(doubled() | {"conv9.weight": torch.zeros(1)}, "antao97_dgcnn_cls")
+
+
+def test_unknown_layout_is_refused_with_the_nearest() -> None:
+    with pytest.raises(CheckpointError, match=r"did you mean 'antao97_dgcnn_cls'"):
+        translate({}, "antao97_dgcn_cls")
+
+
+def test_wrapper_of_data_parallel_goes() -> None:
+    wrapped = {f"module.{key}": value for key, value in doubled().items()}
+    assert list(translate(wrapped, "wangyueft_dgcnn_cls")) == ["edges.0.edge.norm.weight"]
+
+
+def test_convolutions_become_matrices_and_nothing_given_changes() -> None:
+    state = {"conv1.0.weight": torch.arange(12.0).view(2, 6, 1, 1)}
+    translated = translate(state, "antao97_dgcnn_cls")["edges.0.edge.linear.weight"]
+    assert torch.equal(translated, torch.arange(12.0).view(2, 6))
+    assert state["conv1.0.weight"].shape == (2, 6, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("layout", "model"),
+    [
+        ("antao97_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
+        ("wangyueft_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
+        ("wangyueft_pointnet", PointNetPlain(num_classes=2, in_channels=3, embedding=8)),
+        ("yanx27_pointnet_cls", PointNet(num_classes=2, in_channels=3)),
+    ],
+)
+def test_tables_reach_every_module_with_state_and_no_other(layout: str, model: torch.nn.Module) -> None:
+    assert set(LAYOUTS[layout].values()) == {key.rpartition(".")[0] for key in model.state_dict()}
