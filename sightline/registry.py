@@ -94,6 +94,10 @@ class Registry:
             )
         return self._entries[component.name]
 
+    def entry_of(self, name: str) -> Entry:
+        """The entry of a name from `names()`."""
+        return self.entry(Component(name))
+
     def faults(self, component: Component) -> list[str]:
         """Everything wrong with a component block that its signature alone can tell, one line each."""
         try:

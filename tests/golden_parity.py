@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 OUTPUT_BOUND = 1e-9
-"""Of the largest entry; float64 rounding times the measured amplification of these networks stays below 1e-13."""
+"""Of the largest entry: rounding of 2e-16 times the largest amplification the files state, 2.5e2, is 5e-14."""
 GRADIENT_BOUND = 1e-7
 """Of a gradient's own norm; of the largest norm where the true gradient is zero."""
 BUFFER_BOUND = 1e-9
@@ -110,10 +110,9 @@ def assert_outputs(golden: Golden, mode: str, outputs: Mapping[str, Tensor], los
 
 
 def each_mode(model: nn.Module) -> Iterator[str]:
-    """`eval`, without gradients, then `train` as the golden numbers mean it: batch statistics, but no dropout."""
+    """`eval`, then `train` as the golden numbers mean it: batch statistics, but no dropout."""
     model.eval()
-    with torch.no_grad():
-        yield "eval"
+    yield "eval"
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):

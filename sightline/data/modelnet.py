@@ -72,7 +72,7 @@ class _ModelNet:
             },
             fields={name: fields[name] for name in (*self._columns, "label")},
             split_sizes=_sizes(self._prepared.manifest, self.class_names),
-            features=self._columns,
+            features=self._columns[1:],
         )
 
     @property

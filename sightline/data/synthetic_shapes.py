@@ -34,7 +34,7 @@ class SyntheticShapes:
 
     Points are spread uniformly over the surfaces in random order, then centred on their mean and scaled into the unit
     sphere; normals are those of the surface, exact whatever the noise. `noise` is the standard deviation of normal
-    errors of the coordinates, in radii of the cloud; `imbalance` is how often the first class occurs for each time
+    errors of the coordinates, in radii of the shape; `imbalance` is how often the first class occurs for each time
     that the last one does. Epoch and seed of a key change nothing. Source: made here; sightline/geometry/patches.py.
     """
 
@@ -60,8 +60,8 @@ class SyntheticShapes:
         self._made: _Made | None = None
         self.info = _describe(self.strata, sizes, num_points)
 
-    @staticmethod
-    def card() -> dict[str, str]:
+    @classmethod
+    def card(cls) -> dict[str, str]:
         """What `sightline data info` says of this set."""
         return {
             "layout": "no files: every sample is computed from data_seed, the split and its index",
@@ -187,11 +187,11 @@ def _describe(labels: np.ndarray, sizes: dict[str, int], num_points: int) -> Dat
         "num_categories": len(SOLIDS),
         "parts_of_category": tuple(tuple(range(start, end)) for start, end in zip(starts, ends, strict=True)),
     }
-    frame = "of the solid: z up, mean of the points at the origin"
+    frame = "object, z up, mean of the points at the origin"
     fields = {
-        "points": Field("points 3", "float32", unit="radii of the cloud", frame=frame, low=-1, high=1),
-        "normals": Field("points 3", "float32", frame=frame, low=-1, high=1),
-        "label": Field("", "int64", low=0, high=len(SOLIDS) - 1),
-        "part": Field("points", "int64", low=0, high=len(part_names) - 1),
+        "points": Field(f"{num_points} 3", "float32", "radius of the shape", frame, -1.0, 1.0),
+        "normals": Field(f"{num_points} 3", "float32", "unit vector", frame, -1.0, 1.0),
+        "label": Field("", "int64", "class", "", 0, len(SOLIDS) - 1),
+        "part": Field(f"{num_points}", "int64", "part", "", 0, len(part_names) - 1),
     }
-    return DataInfo(facts=facts, fields=fields, split_sizes=sizes)
+    return DataInfo(facts=facts, fields=fields, split_sizes=sizes, features=("points",))

@@ -111,7 +111,7 @@ def build_solids(label: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _mug(b: SolidBuilder) -> None:
-    height, inside, floor = b.share(0, 1.3, 2.8), b.share(1, 0.78, 0.92), 0.12
+    height, inside, floor = b.share(0, 0.9, 2.8), b.share(1, 0.78, 0.92), 0.12
     b.cone(0, 1.0, 1.0, height, at=(0, 0, 0))
     b.cone(0, inside, inside, floor - height, at=(0, 0, height))
     b.disc(0, 1.0, at=(0, 0, height), facing="+z", hole=inside)
@@ -135,23 +135,23 @@ def _hammer(b: SolidBuilder) -> None:
 
 
 def _table(b: SolidBuilder) -> None:
-    width, depth, height = b.share(0, 1.4, 2.8), b.share(1, 1.0, 2.0), b.share(2, 0.6, 1.7)
+    width, depth, height = b.share(0, 1.0, 2.6), b.share(1, 0.8, 1.8), b.share(2, 0.6, 2.0)
     thick, leg = b.share(3, 0.06, 0.22), b.share(4, 0.05, 0.14)
     b.box(0, (width, depth, thick), at=(0, 0, height + thick / 2))
     b.legs(1, leg, height, reach_x=width / 2 - 1.5 * leg, reach_y=depth / 2 - 1.5 * leg)
 
 
 def _chair(b: SolidBuilder) -> None:
-    width, depth, height = b.share(0, 0.9, 1.5), b.share(1, 0.9, 1.4), b.share(2, 0.5, 1.2)
-    thick, leg, back = b.share(3, 0.07, 0.2), b.share(4, 0.05, 0.12), b.share(5, 0.5, 1.5)
+    width, depth, height = b.share(0, 0.8, 1.6), b.share(1, 0.8, 1.5), b.share(2, 0.4, 1.3)
+    thick, leg, back = b.share(3, 0.07, 0.2), b.share(4, 0.05, 0.12), b.share(5, 0.3, 1.4)
     b.box(0, (width, depth, thick), at=(0, 0, height + thick / 2))
     b.box(1, (width, thick, back), at=(0, (thick - depth) / 2, height + thick + back / 2))
     b.legs(2, leg, height, reach_x=width / 2 - 1.5 * leg, reach_y=depth / 2 - 1.5 * leg)
 
 
 def _lamp(b: SolidBuilder) -> None:
-    base, plate, pole = b.share(0, 0.35, 0.75), b.share(1, 0.06, 0.2), b.share(2, 0.05, 0.11)
-    length, wide, shade = b.share(3, 0.9, 2.2), b.share(4, 0.5, 0.95), b.share(5, 0.5, 1.0)
+    base, plate, pole = b.share(0, 0.35, 0.9), b.share(1, 0.06, 0.25), b.share(2, 0.05, 0.11)
+    length, wide, shade = b.share(3, 0.6, 2.2), b.share(4, 0.45, 0.95), b.share(5, 0.4, 1.1)
     b.cone(0, base, base, plate, at=(0, 0, 0))
     b.disc(0, base, at=(0, 0, plate), facing="+z", hole=pole)
     b.disc(0, base, at=(0, 0, 0), facing="-z")
@@ -162,7 +162,7 @@ def _lamp(b: SolidBuilder) -> None:
 
 
 def _traffic_cone(b: SolidBuilder) -> None:
-    wide, height, thick = b.share(0, 0.4, 0.85), b.share(1, 1.0, 2.2), b.share(2, 0.06, 0.2)
+    wide, height, thick = b.share(0, 0.4, 0.85), b.share(1, 0.8, 2.4), b.share(2, 0.06, 0.2)
     narrow = wide * b.share(3, 0.08, 0.4)
     b.cone(0, wide, narrow, height, at=(0, 0, thick))
     b.disc(0, narrow, at=(0, 0, thick + height), facing="+z")
@@ -180,7 +180,7 @@ def _dumbbell(b: SolidBuilder) -> None:
 
 
 def _ring_stand(b: SolidBuilder) -> None:
-    ring, foot, height = b.share(0, 0.55, 1.0), b.share(1, 0.3, 0.75), b.share(2, 0.12, 0.6)
+    ring, foot, height = b.share(0, 0.55, 1.0), b.share(1, 0.3, 0.9), b.share(2, 0.12, 0.9)
     tube = ring * b.share(3, 0.12, 0.35)
     top = foot * b.share(4, 0.4, 1.0)
     b.torus(0, ring, tube, 2 * math.pi, at=(0, 0, height + ring + tube * 0.8), facing="+y")
@@ -190,8 +190,8 @@ def _ring_stand(b: SolidBuilder) -> None:
 
 
 def _bottle(b: SolidBuilder) -> None:
-    body, shoulder, cap = b.share(0, 0.9, 2.2), b.share(1, 0.25, 0.8), b.share(2, 0.15, 0.5)
-    wide = b.share(3, 0.35, 0.65)
+    body, shoulder, cap = b.share(0, 0.6, 2.2), b.share(1, 0.25, 1.0), b.share(2, 0.15, 0.6)
+    wide = b.share(3, 0.35, 0.75)
     neck = wide * b.share(4, 0.3, 0.6)
     b.cone(0, wide, wide, body, at=(0, 0, 0))
     b.disc(0, wide, at=(0, 0, 0), facing="-z")
@@ -202,22 +202,22 @@ def _bottle(b: SolidBuilder) -> None:
 
 
 def _mushroom(b: SolidBuilder) -> None:
-    cap, height = b.share(0, 0.6, 1.1), b.share(1, 0.5, 1.8)
+    cap, height = b.share(0, 0.5, 1.0), b.share(1, 0.4, 2.2)
     stem = cap * b.share(2, 0.2, 0.5)
     foot = stem * b.share(3, 0.8, 1.6)
     b.cone(0, foot, stem, height, at=(0, 0, 0))
     b.disc(0, foot, at=(0, 0, 0), facing="-z")
-    cut = cap * b.share(4, -0.3, 0.4)
+    cut = cap * b.share(4, -0.5, 0.5)
     b.sphere(1, cap, cut, cap, at=(0, 0, height - cut))
     b.disc(1, np.sqrt(cap * cap - cut * cut), at=(0, 0, height), facing="-z", hole=stem)
 
 
 def _rocket(b: SolidBuilder) -> None:
-    wide, body, nose = b.share(0, 0.28, 0.5), b.share(1, 1.0, 2.3), b.share(2, 0.4, 1.1)
+    wide, body, nose = b.share(0, 0.28, 0.6), b.share(1, 0.7, 2.3), b.share(2, 0.4, 1.2)
     b.cone(0, wide, wide, body, at=(0, 0, 0))
     b.disc(0, wide, at=(0, 0, 0), facing="-z")
     b.cone(1, wide, 0.0, nose, at=(0, 0, body))
-    reach, height, thick = b.share(3, 0.25, 0.6), b.share(4, 0.3, 0.8), b.share(5, 0.05, 0.12)
+    reach, height, thick = b.share(3, 0.15, 0.6), b.share(4, 0.3, 0.7), b.share(5, 0.05, 0.12)
     for cosine, sine in ((1.0, 0.0), (-0.5, math.sqrt(0.75)), (-0.5, -math.sqrt(0.75))):
         turn = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
         out = wide + reach / 2
@@ -225,8 +225,8 @@ def _rocket(b: SolidBuilder) -> None:
 
 
 def _goblet(b: SolidBuilder) -> None:
-    bowl, stem, length = b.share(0, 0.5, 0.9), b.share(1, 0.06, 0.14), b.share(2, 0.5, 1.5)
-    foot, thick = b.share(3, 0.4, 0.85), b.share(4, 0.06, 0.2)
+    bowl, stem, length = b.share(0, 0.5, 0.9), b.share(1, 0.06, 0.14), b.share(2, 0.4, 1.9)
+    foot, thick = b.share(3, 0.35, 0.9), b.share(4, 0.06, 0.25)
     rim = bowl * b.share(5, 0.0, 0.5)
     centre = (0, 0, thick + length + bowl)
     inside = bowl * 0.9

@@ -113,6 +113,7 @@ class EpochTimes:
         self._num_steps_seen = 0
         self._judged_from_s: float | None = None
         self._judged_data_s = 0.0
+        self._evaluated_since_s = 0.0  # since the last step, whose wall time does not hold it yet
         self._is_warned = False
         self._start_epoch()
 
@@ -120,6 +121,9 @@ class EpochTimes:
         if self._last is not None and record.epoch != self._last.epoch:
             self._end_epoch()
         self._last = record
+        if self._judged_from_s is not None:
+            self._judged_from_s += self._evaluated_since_s
+        self._evaluated_since_s = 0.0
         for part, seconds in record.seconds.items():
             self._seconds[part] = self._seconds.get(part, 0.0) + seconds
         self._num_samples += record.num_samples
@@ -134,8 +138,7 @@ class EpochTimes:
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self._evaluation_s += record.seconds
-        if self._judged_from_s is not None:
-            self._judged_from_s += record.seconds
+        self._evaluated_since_s += record.seconds
 
     def on_end(self, reason: str) -> None:
         if self._last is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from sightline.engine.intervals import samples_per_s
 from sightline.engine.observers import describe_evaluation
-from sightline.engine.records import EvaluationRecord, StepRecord
+from sightline.engine.records import EvaluationRecord, StepRecord, kept_random_state
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -126,24 +126,30 @@ class _Plain:
 
 
 class _Live:
-    """A bar of rich, started by the first step and redrawn only when told: no thread runs beside training."""
+    """A bar of rich, started by the first step and redrawn only when told: no thread runs beside training.
+
+    rich draws identifiers of its styles from Python's global generator, so its state is kept around every call.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._bar: Bar | None = None
 
+    @kept_random_state()
     def show(self, record: StepRecord, pace: Pace) -> None:
         fields = _fields(record, pace)
         if self._bar is None:
             self._bar = _start_bar(self._stream, record, fields)
         self._bar.update(self._bar.task_ids[0], completed=record.step, refresh=True, **fields)
 
+    @kept_random_state()
     def write(self, line: str) -> None:
         if self._bar is None:
             self._stream.write(line + "\n")
         else:
             self._bar.console.print(line, markup=False, highlight=False)
 
+    @kept_random_state()
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()

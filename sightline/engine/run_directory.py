@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import fcntl
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -177,7 +178,7 @@ def environment(
 
 def _split(data: bytes) -> list[bytes]:
     """Lines with their ends; the last one has none if it is torn."""
-    return [line for line in data.replace(b"\n", b"\n\0").split(b"\0") if line]
+    return io.BytesIO(data).readlines()
 
 
 def _parse_lines(path: Path, data: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -88,7 +88,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.running_var is not None
         self.num_batches_tracked.add_(1)
         # momentum None is torch's cumulative average; the share stays a tensor so that no device is waited for.
-        share = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
+        share = self.num_batches_tracked.double().reciprocal() if self.momentum is None else self.momentum
         for running, found in ((self.running_mean, mean), (self.running_var, variance)):
             running.copy_(running * (1 - share) + found.to(running.dtype) * share)
 

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_parity import (
-    assert_gradients_and_buffers,
-    assert_near_largest,
-    assert_outputs,
-    each_mode,
-    load_golden,
-)
 from torch import Tensor, nn
 
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.losses.feature_transform import FeatureTransformPenalty
 from sightline.models.pointnet import AlignmentNet, PointNet, PointNetPlain
 from sightline.models.published import translate, translate_key
+from tests.golden_parity import (
+    assert_gradients_and_buffers,
+    assert_near_largest,
+    assert_outputs,
+    each_mode,
+    load_golden,
+)
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -1,0 +1,97 @@
+"""What a check says: the cause first, where it is, what was measured against what was expected, what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["CAUSES", "Finding", "Place", "Severity"]
+
+Severity = Literal["error", "warning", "note"]
+
+# The controlled vocabulary of causes; scripts compare the first one. Stages in the order in which faults arise.
+CAUSES = frozenset(
+    "cfg.type cfg.unknown_key cfg.override cfg.axis_swap cfg.class_count cfg.contract "
+    "data.empty_loader data.path data.missing_modality data.pairing data.layout data.normalisation data.label_mapping "
+    "data.label_leak data.ignore_handling data.item_mutation data.augment_target_mismatch data.duplicate_randomness "
+    "data.split data.ordering data.imbalance data.padding data.sampling data.projection data.centre "
+    "data.target_encoding data.corrupt_sample data.stale_cache data.throughput "
+    "model.unregistered model.frozen_unintended model.activation model.constant_output model.structure model.init "
+    "model.norm_mode model.cross_sample_leak model.geometry model.numerics "
+    "loss.sign loss.form loss.normaliser loss.weights loss.double_softmax loss.negatives loss.detached loss.inplace "
+    "loss.collapse optim.grad_accumulation optim.step_order optim.param_coverage optim.lr optim.scheduler optim.hyper "
+    "optim.state optim.nonfinite optim.amp optim.clip assign.anchor_coverage assign.unmatched_gt assign.ignore "
+    "assign.box_format assign.codec eval.aggregation eval.absent_class eval.mode eval.decode eval.protocol "
+    "eval.coordinate clf.feature_scale ckpt.key_mismatch ckpt.corrupt ckpt.race ckpt.incomplete_state ckpt.stale "
+    "ckpt.alias ckpt.selection ckpt.unsafe dist.unused_params dist.collective_mismatch dist.sampler dist.sync "
+    "dist.device dist.seed dist.pickle dist.logging dist.hook dist.leftover dist.port quant.empty_cluster "
+    "quant.no_effect quant.policy quant.calibration quant.distill quant.accounting quant.state_leak sys.backend "
+    "sys.nondeterminism sys.resource sys.environment report.table report.budget report.provenance".split()
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a finding points; only what applies is set."""
+
+    file: str | None = None
+    line: int | None = None
+    layer: str | None = None
+    param: str | None = None
+    dataset: str | None = None
+    sample: int | None = None
+    rank: int | None = None
+    step: int | None = None
+    config_path: str | None = None
+
+    def __str__(self) -> str:
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        file = parts.pop("file")
+        line = parts.pop("line")
+        head = [] if file is None else [f"{file}:{line}" if line is not None else file]
+        return ", ".join([*head, *(f"{name.replace('_', ' ')} {value}" for name, value in parts.items() if value is not None)])
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One silent bug, or a fact worth telling.
+
+    `error` is kept for a broken invariant, with its counter-example; `warning` for a statistic outside its band;
+    `note` for a fact. `cause` and `alternatives` are of `CAUSES`, the likeliest first.
+    """
+
+    guard: str
+    code: str
+    severity: Severity
+    summary: str
+    cause: str
+    where: Place
+    measured: str
+    expected: str
+    action: str
+    alternatives: tuple[str, ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    phase: str = "preflight"
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        unknown = {self.cause, *self.alternatives} - CAUSES
+        assert not unknown, f"check '{self.code}' names causes outside the vocabulary: {sorted(unknown)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `where` holds only what is set."""
+        document = dataclasses.asdict(self)
+        document["where"] = {k: v for k, v in document["where"].items() if v is not None}
+        document["alternatives"] = list(self.alternatives)
+        document["evidence"] = dict(self.evidence)
+        return document
+
+    def __str__(self) -> str:
+        return (
+            f"[{self.guard} {self.severity} {self.cause}] {self.summary}\n"
+            f"  where: {self.where}\n  measured: {self.measured}\n  expected: {self.expected}\n"
+            + (f"  or: {', '.join(self.alternatives)}\n" if self.alternatives else "")
+            + f"  do: {self.action}"
+        )

@@ -1,0 +1,189 @@
+"""The command line: verbs, options and exit codes; each verb imports its rooms only when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Optional
+
+import click
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train perception models you can trust. One YAML file describes a run; 'sightline VERB --help' says more.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and say what they hold.")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="laid over the config: train.epochs=10")]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML config, or a run directory")]
+Plugins = Annotated[Optional[list[Path]], typer.Option("--plugin", metavar="FILE.py", help="a file of your own parts; repeatable")]
+Json = Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="write the result as JSON")]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="where to run")]
+Processes = Annotated[Optional[int], typer.Option("--processes", metavar="N", help="processes on this machine")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="show where in the code an error arose")]
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="run directory [runs/<name>/<number>]")] = None,
+    processes: Processes = None,
+    resume: Annotated[Optional[str], typer.Option("--resume", metavar="auto|PATH", help="go on where a run stopped")] = None,
+    no_check: Annotated[bool, typer.Option("--no-check", help="skip the checks before training (recorded)")] = False,
+    plugin: Plugins = None,
+    device: Device = "auto",
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Train what a config describes, then evaluate it."""
+    from sightline.verbs import train as verb
+
+    options = verb.Options(
+        config, tuple(overrides or ()), out, processes, resume, tuple(plugin or ()), no_check, device, json
+    )
+    return verb.train(options)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
+    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
+    data: Annotated[Optional[Path], typer.Option("--data", metavar="CONFIG", help="another config's data")] = None,
+    processes: Processes = None,
+    plugin: Plugins = None,
+    device: Device = "auto",
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Repeat the final metrics of a run exactly, or evaluate it on other data."""
+    from sightline.verbs import evaluate as verb
+
+    return verb.evaluate(
+        run, which=checkpoint, data=data, processes=processes, plugins=tuple(plugin or ()), device=device, json=json
+    )
+
+
+@app.command()
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    strict: Annotated[bool, typer.Option("--strict", help="warnings count as errors")] = False,
+    plugin: Plugins = None,
+    device: Device = "auto",
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Look for silent bugs before a run: in the config, the data, the model and one step of training."""
+    from sightline.verbs import check as verb
+
+    return verb.check(config, tuple(overrides or ()), plugins=tuple(plugin or ()), strict=strict, device=device, json=json)
+
+
+@app.command()
+def show(
+    config: Config,
+    overrides: Overrides = None,
+    plugin: Plugins = None,
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Print the resolved config, with where every value came from."""
+    from sightline.verbs import show as verb
+
+    return verb.show(config, tuple(overrides or ()), plugins=tuple(plugin or ()), json=json)
+
+
+@app.command("list")
+def list_components(
+    kind: Annotated[
+        Optional[str],
+        typer.Argument(metavar="[KIND]", help="models data losses metrics transforms optimizers schedules tasks"),
+    ] = None,
+    plugin: Plugins = None,
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """List components with their arguments, defaults and sources."""
+    from sightline.verbs import show as verb
+
+    return verb.list_components(kind, plugins=tuple(plugin or ()), json=json)
+
+
+@data_app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a data set: modelnet40, modelnet10")],
+    source: Annotated[Path, typer.Option("--from", metavar="PATH", help="the data as downloaded")],
+    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="where the prepared form goes")],
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Recognise a public layout, verify it, and write one fast form of it."""
+    from sightline.verbs import data as verb
+
+    return verb.prepare(name, source=source, target=target, json=json)
+
+
+@data_app.command()
+def info(
+    name: Annotated[str, typer.Argument(metavar="NAME|DIR", help="a data set's name, or a prepared folder")],
+    plugin: Plugins = None,
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Layouts, where to obtain it, terms; for a prepared folder: counts, points per sample, ranges."""
+    from sightline.verbs import data as verb
+
+    return verb.info(name, plugins=tuple(plugin or ()), json=json)
+
+
+def main() -> None:
+    """Run the command line; users' mistakes end in one line and exit code 2, failed work in 1."""
+    if os.environ.get("SIGHTLINE_LAUNCHED") and "RANK" in os.environ:
+        from sightline.engine.launch import follow_parent
+
+        follow_parent()
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Abort:
+        return 130
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2, error)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, None)
+    except Exception as error:  # noqa: BLE001 - the last place: every error becomes a message and an exit code
+        return _explain(error)
+    return int(code or 0)
+
+
+def _explain(error: Exception) -> int:
+    """One line for what a user or the world did wrong; the whole traceback for what we or a plugin did wrong."""
+    from sightline.errors import RunError, UserError
+
+    if isinstance(error, UserError):
+        return _fail(str(error), 2, error)
+    if isinstance(error, RunError):
+        return _fail(str(error), 1, error)
+    if isinstance(error, ValueError):
+        return _fail(f"{error} (--traceback shows where this arose)", 1, error)
+    return _fail("".join(traceback.format_exception(error)).strip(), 1, None)
+
+
+def _fail(message: str, exit_code: int, error: Exception | None) -> int:
+    from sightline.engine.failure import report_failure
+
+    if error is not None and "--traceback" in sys.argv:
+        traceback.print_exception(error)
+    report_failure(message, exit_code=exit_code)
+    return exit_code

@@ -1,0 +1,31 @@
+"""`sightline check`: every finding on a config's run before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sightline.checks.suite import run_all
+from sightline.engine.build import build
+from sightline.engine.distributed import start_world
+from sightline.verbs.common import config_of, write_document
+from sightline.verbs.output import note, show_findings
+
+__all__ = ["check"]
+
+
+def check(
+    path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], strict: bool, device: str, json: Path | None
+) -> int:
+    """Show findings; exit code 1 where one is an error (or, under `strict`, a warning)."""
+    config, _ = config_of(path, overrides, plugins)
+    with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
+        findings = run_all(build(config, world), world)
+    errors = sum(finding.severity == "error" for finding in findings)
+    warnings = sum(finding.severity == "warning" for finding in findings)
+    show_findings(findings)
+    note(f"{config.name}: {errors} errors, {warnings} warnings")
+    write_document(
+        json, {"findings": [finding.to_dict() for finding in findings], "errors": errors, "warnings": warnings}
+    )
+    return 1 if errors or (strict and warnings) else 0

@@ -1,0 +1,227 @@
+"""`sightline train`: find the run's directory, build, check, train."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline.config import RunConfig, read_config
+from sightline.config.show import to_plain
+from sightline.engine import checkpoint
+from sightline.engine.build import Built, build
+from sightline.engine.distributed import World, start_world
+from sightline.engine.launch import launch, launched_processes
+from sightline.engine.run_directory import RunDirectory, claim, environment
+from sightline.engine.session import Session, StopRequest, evaluation_document
+from sightline.engine.train import NonFiniteGradient
+from sightline.errors import RunError, UserError
+from sightline.plugins import Plugin, check_recorded
+from sightline.verbs.common import config_of, load_document, write_document
+from sightline.verbs.output import note, show_evaluation
+
+__all__ = ["Options", "train"]
+
+logger = logging.getLogger(__name__)
+
+# What may differ when a run is resumed: none of it changes the numbers.
+_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    config: Path
+    overrides: tuple[str, ...] = ()
+    out: Path | None = None
+    processes: int | None = None
+    resume: str | None = None
+    plugins: tuple[Path, ...] = ()
+    no_check: bool = False
+    device: str = "auto"
+    json: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """The command line for each launched process."""
+        words = ["train", str(self.config), *self.overrides, "--device", self.device]
+        for name, value in (("--out", self.out), ("--resume", self.resume), ("--json", self.json)):
+            words += [name, str(value)] if value is not None else []
+        for plugin in self.plugins:
+            words += ["--plugin", str(plugin)]
+        return [*words, "--no-check"] if self.no_check else words
+
+
+def train(options: Options) -> int:
+    """Train what a config describes; the exit code."""
+    config, plugins = config_of(options.config, options.overrides, options.plugins)
+    launched = launched_processes()
+    if options.processes is not None and options.processes < 1:
+        raise UserError(f"--processes: found {options.processes}, allowed is at least 1")
+    if launched is not None and options.processes not in (None, launched):
+        raise UserError(f"--processes {options.processes}: the launcher started {launched}; leave --processes out")
+    if launched is None and (options.processes or 1) > 1:
+        if options.out is not None and options.resume is None:
+            _assert_empty(options.out)
+        return launch(options.arguments(), options.processes or 1)
+    stop = StopRequest()
+    stop.listen()
+    with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
+        return _train_here(options, config, plugins, world, stop)
+
+
+def _train_here(
+    options: Options, config: RunConfig, plugins: Sequence[Plugin], world: World, stop: StopRequest
+) -> int:
+    place = _find_place(options, config, plugins, world)
+    if place["finished"]:
+        if world.is_first:
+            note(f"{place['path']}: this run is finished; nothing to do. Figures: {place['path']}/final.json")
+        return 0
+    built = build(config, world)
+    findings = _preflight(options, built, world)
+    if any(finding.severity == "error" for finding in findings):
+        return 1
+    path = _make_place(place, config, world)
+    directory = world.run_directory(path)
+    with directory.lock():
+        record = environment() | {
+            "plugins": [plugin.record() for plugin in plugins],
+            "checked": not options.no_check,
+            "num_processes": world.size,
+        }
+        session = Session(built, world, directory, stop=stop, record=record)
+        session.start_files()
+        for plugin in plugins:
+            directory.write_text(f"plugins/{plugin.path.name}", plugin.text)
+        directory.write_json("findings.json", [finding.to_dict() for finding in findings])
+        if place["checkpoint"]:
+            session.resume(Path(place["checkpoint"]))
+        if world.is_first:
+            note(f"run directory: {path}" + (f", resumed at step {built.job.step}" if place["checkpoint"] else ""))
+        return _run(session, built, options, world, path, stop)
+
+
+def _run(
+    session: Session, built: Built, options: Options, world: World, path: Path, stop: StopRequest
+) -> int:
+    try:
+        final = session.run()
+    except NonFiniteGradient as error:
+        from sightline.checks.non_finite import explain
+
+        finding = explain(error, world)
+        session.directory.write_json("findings.json", [finding.to_dict()])
+        raise RunError(str(finding)) from error
+    if final is None:
+        if world.is_first:
+            note(f"stopped after step {built.job.step} of {built.job.num_steps}, state saved; go on with --resume auto --out {path}")
+        return 128 + (stop.signal or signal.SIGTERM)
+    if world.is_first:
+        document = evaluation_document(built.config, final, built.data.test.split, "last")
+        write_document(options.json, document)
+        show_evaluation(document, title=f"{built.config.name}: last checkpoint on {built.data.test.split}")
+        note(f"run directory: {path}")
+    return 0
+
+
+def _preflight(options: Options, built: Built, world: World) -> list[Any]:
+    """Findings of the quick checks, shown on the first process; the same list everywhere."""
+    from sightline.checks.suite import run_quick
+    from sightline.verbs.output import show_findings
+
+    if options.no_check:
+        if world.is_first:
+            note("checks skipped (--no-check); the run records that")
+        return []
+    findings = run_quick(built, world)
+    if world.is_first:
+        show_findings(findings)
+    return findings
+
+
+# --- where the run lives ----------------------------------------------------------------------------------------------
+
+
+def _find_place(options: Options, config: RunConfig, plugins: Sequence[Plugin], world: World) -> dict[str, Any]:
+    """The first process looks at the disk; all hear the same: path (or none yet), checkpoint to resume, whether finished."""
+    answer = json.dumps(_look(options, config, plugins)) if world.is_first else ""
+    return json.loads(world.broadcast_text(answer, what="the run's place"))
+
+
+def _look(options: Options, config: RunConfig, plugins: Sequence[Plugin]) -> dict[str, Any]:
+    fresh = {"path": str(options.out) if options.out else None, "checkpoint": None, "finished": False}
+    if options.resume is None:
+        if options.out is not None:
+            _assert_empty(options.out)
+        return fresh
+    if options.resume != "auto":
+        return _resume_from(Path(options.resume), options, config, plugins)
+    path = options.out or _newest_run(Path("runs") / config.name)
+    if path is None or not (path / "config.yaml").exists():
+        return fresh
+    _assert_same_run(path, config, plugins)
+    found, rejected = checkpoint.newest_sound(path)
+    for line in rejected:
+        note(f"damaged checkpoint passed over: {line}")
+    finished = (path / "final.json").exists() and found is not None
+    return {"path": str(path), "checkpoint": str(found) if found else None, "finished": finished}
+
+
+def _resume_from(path: Path, options: Options, config: RunConfig, plugins: Sequence[Plugin]) -> dict[str, Any]:
+    """A named run directory or checkpoint."""
+    run = next((folder for folder in (path, *path.absolute().parents) if (folder / "config.yaml").exists()), None)
+    if run is None:
+        raise UserError(f"--resume {path}: neither a run directory nor a checkpoint inside one")
+    if options.out is not None and options.out.resolve() != run.resolve():
+        raise UserError(f"--resume {path}: belongs to {run}, but --out says {options.out}; a run is resumed where it lies")
+    _assert_same_run(run, config, plugins)
+    finished = path.resolve() == run.resolve() and (run / "final.json").exists()
+    return {"path": str(run), "checkpoint": str(path), "finished": finished}
+
+
+def _make_place(place: dict[str, Any], config: RunConfig, world: World) -> Path:
+    """The run's directory, made now that nothing stands in the way of training."""
+    if place["path"] is not None:
+        return Path(place["path"])
+    made = str(claim(Path("runs") / config.name)) if world.is_first else ""
+    return Path(world.broadcast_text(made, what="the run's directory"))
+
+
+def _newest_run(base: Path) -> Path | None:
+    numbers = sorted((int(p.name) for p in base.iterdir() if p.name.isdecimal()), reverse=True) if base.is_dir() else []
+    return base / str(numbers[0]) if numbers else None
+
+
+def _assert_empty(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {out}: is not empty; go on with it by --resume auto, or give another folder")
+
+
+def _assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> None:
+    """Refuse to go on with a run of another config or with changed plugins."""
+    notes = check_recorded(load_document(run / "environment.json").get("plugins", []), plugins, run=run)
+    if notes:
+        raise UserError(f"--resume: {notes[0]}; a resumed run must be what it was")
+    before, now = (_leaves(to_plain(c)) for c in (read_config(run / "config.yaml"), config))
+    differing = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER)
+    ]
+    if differing:
+        told = "; ".join(f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} here" for key in differing[:8])
+        raise UserError(f"--resume: {run} was trained with another config ({len(differing)} keys differ): {told}")
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict | list) and tree:
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {k: v for key, value in items for k, v in _leaves(value, f"{path}.{key}".lstrip(".")).items()}
+    return {path: tree}
