@@ -53,7 +53,8 @@ class Field:
 class DataInfo:
     """Facts (injected into components by name), the fields of a sample, and how many samples each split has.
 
-    `features` names fields with one row per point that are joined, after the transforms, into the key `features`.
+    `features` names fields with one row per point, other than `points` (normals, colours), that are joined, after the
+    transforms, into the key `features`; `in_channels` counts `points` and these.
     """
 
     facts: Mapping[str, Any]

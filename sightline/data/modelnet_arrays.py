@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -172,8 +173,9 @@ def _npz_header(path: Path, key: str) -> tuple[int, int, int]:
 
 def _npz_array(path: Path, key: str, *, kinds: str, ndim: int, length: int | None = None) -> np.ndarray:
     """One entry of the archive. Objects are refused: reading them would run code (pickle)."""
-    with _npz_faults(path, key), np.load(path, allow_pickle=False) as archive:
-        array = archive[key]
+    with _npz_faults(path, key), zipfile.ZipFile(path) as archive:
+        # Read whole first: only at the end of an entry does zipfile compare its checksum.
+        array = np.load(io.BytesIO(archive.read(f"{key}.npy")), allow_pickle=False)
     if array.dtype.kind not in kinds or array.ndim != ndim or (length is not None and len(array) != length):
         wanted = {"U": "text", "iu": "integers", "f": "floats"}[kinds]
         size = f" of length {length}" if length is not None else ""

@@ -176,10 +176,8 @@ def listing(folder: Path, limit: int = 5) -> str:
 
 
 def _unfinished(root: Path) -> str:
-    partial = root.with_name(root.name + ".partial")
-    return (
-        f" ({partial} is a preparation that did not finish; the same command continues it)" if partial.is_dir() else ""
-    )
+    work = root.with_name(root.name + ".partial")
+    return f" ({work} is unfinished; the command that made it continues it)" if work.is_dir() else ""
 
 
 def _read_json(path: Path) -> Any:

@@ -100,7 +100,7 @@ def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str,
     work = target.with_name(target.name + ".partial")
     there = _already_there(plan, target)
     if there is not None:
-        if not (work / "set").exists():  # all that a run killed right after the renaming left
+        if _read_note(work / "origin.json") and not (work / "set").exists():  # left by a run killed after the renaming
             shutil.rmtree(work, ignore_errors=True)
         return {**there, "root": str(target), "outcome": "already there"}
     _claim(work, plan)
@@ -135,7 +135,7 @@ def duplicates_of(prepared: Prepared, column: str) -> list[list[str]]:
     seen: defaultdict[bytes, list[str]] = defaultdict(list)
     for split in prepared.splits:
         for name, row in zip(prepared.names(split), prepared.array(split, column), strict=True):
-            seen[hashlib.sha256(row.tobytes()).digest()].append(f"{split}/{name}")
+            seen[hashlib.sha256(row.data).digest()].append(f"{split}/{name}")
     return [group for group in seen.values() if len(group) > 1]
 
 
@@ -179,8 +179,11 @@ def _claim(work: Path, plan: Plan) -> None:
             f"{work}: is an unfinished preparation of something else (see {note.name} in it), not of "
             f"'{plan.set_name}' from {plan.source} as it is now; delete it or give another place with --to"
         )
-    for folder in (work / "parts", work / "set"):
-        folder.mkdir(parents=True)
+    try:
+        for folder in (work / "parts", work / "set"):
+            folder.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{work}: cannot be made ({error.strerror}); give another place with --to") from error
     needed = sum(size * _bytes_per_row(plan) for size in plan.split_sizes.values())
     free = shutil.disk_usage(work).free
     if needed > free:
@@ -259,7 +262,7 @@ def _state(part: Part, window: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {
         "files": _digest(files),
         "num_rows": part.num_rows,
-        "sha256": {name: hashlib.sha256(rows.tobytes()).hexdigest() for name, rows in window.items()},
+        "sha256": {name: hashlib.sha256(rows.data).hexdigest() for name, rows in window.items()},
     }
 
 
@@ -326,7 +329,7 @@ def _read_note(path: Path) -> dict[str, Any]:
     """A note of an earlier run; empty where there is none, or where it was cut short."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
 
 

@@ -194,4 +194,4 @@ def _describe(labels: np.ndarray, sizes: dict[str, int], num_points: int) -> Dat
         "label": Field("", "int64", "class", "", 0, len(SOLIDS) - 1),
         "part": Field(f"{num_points}", "int64", "part", "", 0, len(part_names) - 1),
     }
-    return DataInfo(facts=facts, fields=fields, split_sizes=sizes, features=("points",))
+    return DataInfo(facts=facts, fields=fields, split_sizes=sizes)

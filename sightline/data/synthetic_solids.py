@@ -117,8 +117,8 @@ def _mug(b: SolidBuilder) -> None:
     b.disc(0, 1.0, at=(0, 0, height), facing="+z", hole=inside)
     b.disc(0, inside, at=(0, 0, floor), facing="+z")
     b.disc(0, 1.0, at=(0, 0, 0), facing="-z")
-    ring = height * b.share(2, 0.22, 0.38)
-    b.torus(1, ring, ring * b.share(3, 0.15, 0.32), math.pi, at=(1.0, 0, height * b.share(4, 0.45, 0.55)), facing="+y")
+    ring = height * b.share(2, 0.28, 0.42)
+    b.torus(1, ring, ring * b.share(3, 0.18, 0.32), math.pi, at=(1.0, 0, height * b.share(4, 0.45, 0.55)), facing="+y")
 
 
 def _hammer(b: SolidBuilder) -> None:

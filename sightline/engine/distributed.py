@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sightline.engine.memory import keep_freed_memory
 from sightline.engine.run_directory import RunDirectory
 from sightline.engine.watchdog import Watchdog
 from sightline.errors import UserError
@@ -67,7 +68,7 @@ class World:
         """Everyone's text, in rank order."""
         if self.size == 1:
             return [text]
-        encoded = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(self.device)
+        encoded = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
         joined, _ = self.gather_rows(encoded, what=what)
         sizes, _ = self.gather_rows(torch.tensor([len(encoded)], device=self.device), what=f"lengths of {what}")
         return [bytes(part.tolist()).decode() for part in joined.split(sizes.tolist())]
@@ -156,6 +157,8 @@ def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[W
     """
     rank, size, local_rank = _place_in_launch()
     chosen = _device(device, local_rank)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     if size == 1:
         yield World(device=chosen)
         return

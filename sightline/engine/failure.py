@@ -20,7 +20,7 @@ def report_failure(message: str, *, exit_code: int) -> None:
     if error_file and os.environ.get("SIGHTLINE_LAUNCHED"):
         path = Path(error_file)
         if not path.exists():
-            extra = {"timestamp": str(time.time()), "exit_code": exit_code}
+            extra = {"timestamp": str(int(time.time())), "exit_code": exit_code}
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
         return

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal
 
 import torch
 from pydantic import ConfigDict
 from torch import nn
+from typing_extensions import NotRequired, TypedDict
 
 from sightline import registry
 from sightline.arguments import Count, Factor, Probability, Size

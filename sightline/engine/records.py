@@ -76,7 +76,8 @@ class Observers:
     """Several observers as one. One that fails is switched off with one warning, and the run and the others go on.
 
     A failed observer is told `on_end("failed")` once, in case it holds a terminal, a file or a process. `StopRun` of
-    an observer that may stop the run is raised after the others have had the record.
+    an observer that may stop the run is raised after the others have had the record. The end is told in reverse, so
+    that the first, a log, still hears what the later ones have to say.
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
@@ -94,6 +95,7 @@ class Observers:
 
     def on_end(self, reason: str) -> None:
         with kept_random_state():
+            self._active.reverse()
             self._tell(lambda observer: observer.on_end(reason))
 
     def _tell(self, call: Callable[[Observer], None]) -> None:

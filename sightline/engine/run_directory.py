@@ -81,11 +81,15 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Write or replace a text file."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write or replace a file."""
         if not self.is_writer:
             return
         with self._writing(name) as path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_durably(path, text.encode())
+            replace_durably(path, data)
 
     def write_json(self, name: str, value: object) -> None:
         """Write or replace a JSON file."""

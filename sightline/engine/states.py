@@ -67,6 +67,7 @@ def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[s
 def random_state() -> dict[str, str]:
     """The global random states of torch (CPU and every visible CUDA device), Python and NumPy, as text."""
     algorithm, keys, position, has_gauss, gauss = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
+    assert algorithm == "MT19937", f"NumPy's global generator was replaced by {algorithm}"
     version, words, python_gauss = random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
@@ -117,6 +118,8 @@ def _checked(name: str, text: str) -> tuple[Callable[[Any], object], Any]:
         return random.setstate, python_state
     if name == "numpy":
         algorithm, keys, position, has_gauss, numpy_gauss = json.loads(text)
+        if algorithm != "MT19937" or len(keys) != 624 or position not in range(625):
+            raise ValueError("not 624 words and a position among them")  # NumPy would read past the end
         numpy_state = (algorithm, np.array(keys, dtype=np.uint32), position, has_gauss, numpy_gauss)
         np.random.RandomState(0).set_state(numpy_state)
         return np.random.set_state, numpy_state

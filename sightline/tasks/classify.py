@@ -11,7 +11,7 @@ from torch import nn
 from sightline import registry
 from sightline.binding import Offer
 from sightline.losses.base import Loss
-from sightline.pictures import Picture, render_clouds
+from sightline.pictures import Axis, Picture, render_clouds
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
 
@@ -34,7 +34,7 @@ class Classify(Supervised):
         batch_keys: Offer,
         output_keys: Offer,
         class_names: tuple[str, ...] = (),
-        up_axis: str = "z",
+        up_axis: Axis = "z",
     ) -> None:
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self.class_names = tuple(class_names)
@@ -62,7 +62,8 @@ class Classify(Supervised):
         ]
         clouds = [cloud.float().cpu().numpy() for cloud in batch["points"][:shown]]
         right = [guess == truth for guess, truth in zip(guesses, truths, strict=True)]
-        return [render_clouds(clouds, captions=captions, right=right, up_axis=self.up_axis)]
+        pixels = render_clouds(clouds, captions=captions, is_right=right, up_axis=self.up_axis)
+        return [Picture("predictions", pixels, f"{sum(right)} of {shown} right")]
 
     def _name(self, index: int) -> str:
         return self.class_names[index] if index < len(self.class_names) else str(index)

@@ -35,7 +35,7 @@ def _file(tmp_path: Path, text: str | bytes) -> Path:
         "OFF\n4 1 0\n" + BODY.replace("3 0 1 2\n3 0 2 3", "4 0 1 2 3"),
         "OFF\n4 3 0\n" + BODY.replace("3 0 1 2\n3 0 2 3", "2 0 1\n4 0 1 2 3\n1 3"),
     ],
-    ids="plain glued spaced two_counts comments crlf no_newline colours notation polygon degenerate".split(),
+    ids=["plain", "glued", "spaced", "two", "comments", "crlf", "cut", "colours", "notation", "polygon", "degenerate"],
 )
 def test_the_same_square_in_many_hands(tmp_path: Path, text: str) -> None:
     mesh = read_off(_file(tmp_path, text))

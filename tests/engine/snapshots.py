@@ -8,16 +8,16 @@ from torch import Tensor
 from sightline.engine.checkpoint import Snapshot
 
 
-def snapshot_of(step: int) -> Snapshot:
-    """A small snapshot that differs from step to step in every file."""
-    weight = torch.arange(6.0).reshape(2, 3) + step
+def snapshot_of(step: int, *, attempt: int = 0) -> Snapshot:
+    """A small snapshot that differs in every file from step to step and from attempt to attempt."""
+    weight = torch.arange(6.0).reshape(2, 3) + step + attempt / 2
     buffers = {"running_mean": torch.full((3,), float(step)), "seen": torch.tensor(step)}
     return Snapshot(
         step=step,
         model={"weight": weight, "tied": weight, **buffers},
         optimizer={"weight/exp_avg": weight * 2, "weight/step": torch.tensor(float(step))},
         ema={"weight": weight.clone() / 3},
-        state={"best": {"value": step / 7, "name": "accuracy"}, "random": ["AAAA", "BBBB"], "config": f"{step:x}"},
+        state={"best": {"value": step / 7, "name": "accuracy"}, "random": ["AAAA", "BBBB"], "attempt": attempt},
     )
 
 

@@ -42,7 +42,7 @@ def edit_state(folder: Path, **changes: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quick_sync(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting for the disk proves nothing here: no test cuts the power."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from tests.engine.snapshots import assert_same, snapshot_of
 
 
 @pytest.fixture(autouse=True)
-def _quick_sync(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting for the disk proves nothing here: no test cuts the power."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
@@ -74,11 +75,25 @@ def prepare_pruning(run: Path) -> int:
 
 
 def prepare_again(run: Path) -> int:
+    """The step to come has been saved before, as after a resume from an earlier one."""
     return prepare_pruning(run) - 1
 
 
+def prepare_between(run: Path) -> int:
+    """A process was killed while it had set the old checkpoint aside and not yet put the new one in its place."""
+    step = prepare_again(run)
+    for number in (1, 2):
+        shutil.rmtree(run / "checkpoints" / f"step_{number:08d}")
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    folder.rename(folder.with_name(f"{folder.name}.replaced"))
+    return step
+
+
+PREPARATIONS = [prepare_first, prepare_pruning, prepare_again, prepare_between]
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("prepare", [prepare_first, prepare_pruning, prepare_again])
+@pytest.mark.parametrize("prepare", PREPARATIONS)
 def test_killed_at_any_call_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[Path], int], after: bool
 ) -> None:
@@ -86,12 +101,13 @@ def test_killed_at_any_call_leaves_a_whole_checkpoint(
         run = tmp_path / str(stop_at)
         run.mkdir()
         step = prepare(run)
-        earlier = newest_sound(run)[0] and load(run).step
+        earlier_path, _ = newest_sound(run)
+        earlier = load(earlier_path).step if earlier_path else None
         disk = Disk(stop_at, Killed(), after=after)
         with monkeypatch.context() as patch:
             disk.watch(patch, *WRITING)
             try:
-                save(run, snapshot_of(step), keep_last=2, is_best=True)
+                save(run, snapshot_of(step, attempt=1), keep_last=2, is_best=True)
             except Killed:
                 pass
             else:
@@ -100,16 +116,20 @@ def test_killed_at_any_call_leaves_a_whole_checkpoint(
         found, rejected = newest_sound(run)
         assert rejected == []
         assert earlier is None or found is not None
+        assert earlier is None or (run / "checkpoints" / "last").is_symlink()
+        if prepare is prepare_pruning:  # nothing is replaced here, so the link leads somewhere at any instant
+            assert load(run).step in (earlier, step)
         if found is not None:
-            assert_same(load(found), snapshot_of(load(found).step))
-            assert load(found).step in (earlier, step)
+            attempt = load(found).state["attempt"]
+            assert (load(found).step, attempt) in ((earlier, 0), (step, 1))
+            assert_same(load(found), snapshot_of(load(found).step, attempt=attempt))
         save(run, snapshot_of(step), keep_last=2, is_best=True)  # the next process mends whatever is left
         assert_same(load(run), snapshot_of(step))
         assert all(name in ("best", "last") or name[5:].isdecimal() for name in os.listdir(run / "checkpoints"))
     pytest.fail("the save never came to its end")
 
 
-@pytest.mark.parametrize("prepare", [prepare_first, prepare_pruning, prepare_again])
+@pytest.mark.parametrize("prepare", PREPARATIONS)
 @pytest.mark.parametrize(("number", "forever"), [(errno.ENOSPC, False), (errno.EROFS, True), (errno.EIO, False)])
 def test_a_refusing_disk_is_one_line_and_harms_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[Path], int], number: int, forever: bool

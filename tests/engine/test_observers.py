@@ -1,195 +1,24 @@
-"""Observers: exact numbers, nothing changed, and a dead one never stops a run."""
+"""What a run writes down: exact numbers, and the line that names a loader-bound run."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
 import math
-import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from sightline.engine.intervals import interval_numbers
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
-from sightline.engine.progress import Pace, Progress, wants_live
-from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord, StopRun, kept_random_state
-from sightline.engine.tensorboard import TensorBoard
-from sightline.engine.wandb import Wandb
-from sightline.errors import MissingExtraError
-from sightline.pictures import Picture
+from sightline.engine.records import Observers
+from tests.engine.told import Lines, evaluation, step
 
 EPS = 2.0**-52
-PARTS = ("data", "transfer", "prepare", "forward", "backward", "optimise")
-
-
-def step(
-    number: int, *, steps_per_epoch: int = 10, num_steps: int = 100, data_s: float = 0.001, **changes: Any
-) -> StepRecord:
-    """A step of 0.1 s and of 8 samples, but for `changes`."""
-    fields: dict[str, Any] = {
-        "step": number,
-        "num_steps": num_steps,
-        "epoch": (number - 1) // steps_per_epoch,
-        "num_epochs": -(-num_steps // steps_per_epoch),
-        "num_samples": 8,
-        "losses": {"cross_entropy": 1.0 / number, "total": 2.0 / number},
-        "grad_norm": 0.5,
-        "lr": 0.1 / number,
-        "seconds": {"data": data_s, "forward": 0.04, "backward": 0.1 - 0.04 - data_s},
-        "wall_s": 0.1 * number,
-    }
-    return StepRecord(**(fields | changes))
-
-
-def evaluation(number: int, **changes: Any) -> EvaluationRecord:
-    fields: dict[str, Any] = {
-        "step": number,
-        "epoch": (number - 1) // 10,
-        "split": "validation",
-        "metrics": {"accuracy": 0.75, "recall_of_none": math.nan},
-        "losses": {"cross_entropy": 0.5, "total": 1.0},
-        "seconds": 2.0,
-        "num_samples": 40,
-        "is_best": True,
-        "pictures": (Picture("clouds", np.full((12, 20, 3), 200, dtype=np.uint8), "two of them"),),
-    }
-    return EvaluationRecord(**(fields | changes))
-
-
-class Lines:
-    """A run directory's `append_line`, as text, so that what is not JSON is refused."""
-
-    def __init__(self) -> None:
-        self.text: list[str] = []
-
-    def append_line(self, name: str, line: Mapping[str, Any]) -> None:
-        assert name == "metrics.jsonl"
-        self.text.append(json.dumps(line, allow_nan=False))
-
-    @property
-    def parsed(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.text]
-
-
-class Recorder:
-    def __init__(self) -> None:
-        self.heard: list[object] = []
-
-    def on_step(self, record: StepRecord) -> None:
-        self.heard.append(record.step)
-
-    def on_evaluation(self, record: EvaluationRecord) -> None:
-        self.heard.append(record.split)
-
-    def on_end(self, reason: str) -> None:
-        self.heard.append(reason)
-
-
-class Failing(Recorder):
-    """Dies at step 2 of `error`."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-    def on_step(self, record: StepRecord) -> None:
-        super().on_step(record)
-        if record.step == 2:
-            raise self.error
-
-
-class Guard(Failing):
-    may_stop = True
-
-
-# ---- the fan-out
-
-
-def test_a_failing_observer_is_switched_off_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    first, failing, last = Recorder(), Failing(OSError("no space\nleft on device")), Recorder()
-    observers = Observers([first, failing, last])
-    for number in range(1, 5):
-        observers.on_step(step(number))
-    observers.on_evaluation(evaluation(4))
-    observers.on_end("finished")
-    assert first.heard == last.heard == [1, 2, 3, 4, "validation", "finished"]
-    assert failing.heard == [1, 2, "failed"]
-    (warning,) = caplog.records
-    assert warning.levelno == logging.WARNING
-    assert warning.code == "observer-failed"  # type: ignore[attr-defined]
-    text = warning.getMessage()
-    assert text.startswith("observer-failed: Failing ")
-    assert "OSError: no space left on device" in text
-    assert "training goes on" in text
-
-
-def test_only_an_observer_that_may_stop_the_run_stops_it(caplog: pytest.LogCaptureFixture) -> None:
-    last = Recorder()
-    observers = Observers([Failing(StopRun("I want to")), last])
-    observers.on_step(step(2))
-    assert [record.code for record in caplog.records] == ["observer-failed"]  # type: ignore[attr-defined]
-    with pytest.raises(StopRun, match="labels out of range"):
-        Observers([Guard(StopRun("labels out of range")), last]).on_step(step(2))
-    assert last.heard == [2, 2]  # the others had the record first
-
-
-def test_a_fault_of_an_observer_that_may_stop_is_still_only_a_fault(caplog: pytest.LogCaptureFixture) -> None:
-    observers = Observers([Guard(KeyError("x"))])
-    observers.on_step(step(2))
-    assert len(observers) == 0
-    assert len(caplog.records) == 1
-
-
-def random_states() -> tuple[Any, ...]:
-    numpy_state = np.random.get_state(legacy=False)
-    assert isinstance(numpy_state, dict)
-    return (
-        random.getstate(),
-        numpy_state["state"]["key"].tobytes(),
-        numpy_state["state"]["pos"],
-        torch.get_rng_state().numpy().tobytes(),
-    )
-
-
-def test_random_states_are_put_back() -> None:
-    before = random_states()
-    with contextlib.suppress(ZeroDivisionError), kept_random_state():
-        _ = random.random(), np.random.rand(), torch.rand(1)
-        assert random_states() != before
-        raise ZeroDivisionError
-    assert random_states() == before
-
-
-@pytest.mark.parametrize("is_live", [False, True])
-def test_the_default_set_leaves_random_states_alone_at_every_call(tmp_path: Path, is_live: bool) -> None:
-    stream = io.StringIO()
-    default: list[Observer] = [
-        Progress(stream=stream, is_live=is_live),
-        TrainLog(tmp_path / "train.log"),
-        MetricsLog(Lines(), every=7),
-        EpochTimes(),
-        TensorBoard(tmp_path, every=7),
-    ]
-    before = random_states()
-    for observer in default:  # one by one and not through `Observers`, which would put them back
-        for number in range(1, 31):
-            observer.on_step(step(number))
-            assert random_states() == before, type(observer)
-        observer.on_evaluation(evaluation(30))
-        observer.on_end("finished")
-        assert random_states() == before, type(observer)
-
-
-# ---- metrics.jsonl
 
 
 def test_interval_means_are_exact() -> None:
@@ -316,6 +145,15 @@ def test_an_epochs_line_holds_loss_rate_and_shares(caplog: pytest.LogCaptureFixt
     assert caplog.records[-1].getMessage().startswith("epoch 2/10: step 11, ")
 
 
+def test_the_last_epochs_line_reaches_the_log(tmp_path: Path) -> None:
+    observers = Observers([TrainLog(tmp_path / "train.log"), EpochTimes()])
+    for number in range(1, 16):
+        observers.on_step(step(number))
+    observers.on_end("finished")
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert [line.split("INFO    ")[1].split(":")[0] for line in lines] == ["epoch 1/10", "epoch 2/10", "end"]
+
+
 def loader_warnings(
     caplog: pytest.LogCaptureFixture, data_s: Callable[[int], float], num_steps: int = 100
 ) -> list[str]:
@@ -364,191 +202,3 @@ def test_evaluations_do_not_hide_slow_data(caplog: pytest.LogCaptureFixture) -> 
         times.on_evaluation(evaluation(number))
     times.on_end("finished")
     assert [record.getMessage()[:18] for record in caplog.records] == ["loader-bound: 40 %"]
-
-
-# ---- progress
-
-
-def test_time_left_by_hand() -> None:
-    pace = Pace()
-    pace.add(step(1, wall_s=30.0))  # the first step is slow: compilation, caches
-    assert math.isnan(pace.left_s)
-    pace.add(step(2, wall_s=30.5))
-    assert pace.left_s == 98 * 0.5
-    pace.add(step(3, wall_s=34.0))  # 3 s of evaluation came before
-    assert pace.left_s == 97 * 2.0
-    for number in range(4, 101):
-        pace.add(step(number, wall_s=34.0 + (number - 3)))
-    assert pace.left_s == 0
-
-
-def test_a_resumed_run_counts_its_own_steps_alone() -> None:
-    pace = Pace()
-    pace.add(step(60, wall_s=5.0))
-    pace.add(step(61, wall_s=7.0))
-    assert pace.left_s == 39 * 2.0
-
-
-def test_rate_is_samples_over_time_in_steps() -> None:
-    pace = Pace()
-    for number in range(1, 4):
-        pace.add(step(number, num_samples=5, seconds={"data": 0.5, "forward": 0.75}, wall_s=100.0 * number))
-    assert pace.samples_per_s == 5 / 1.25
-    pace.add(step(4, seconds={}))
-    assert pace.samples_per_s == (15 + 8) / 3.75
-
-
-def test_plain_lines_where_there_is_no_terminal() -> None:
-    stream = io.StringIO()
-    progress = Progress(stream=stream)
-    for number in range(1, 101):
-        progress.on_step(step(number, steps_per_epoch=90))
-        if number == 95:
-            progress.on_evaluation(evaluation(95))
-    progress.on_end("finished")
-    lines = stream.getvalue().splitlines()
-    assert "\x1b" not in stream.getvalue()
-    assert "\r" not in stream.getvalue()
-    shown = [int(match.group(1)) for line in lines if (match := re.search(r"  step (\d+)/100", line))]
-    # The first; 5 s (50 steps of 0.1 s) later; the epoch's last; before the evaluation; the last. A line a step late
-    # is allowed for the clock's sum: 0.1 * 51 - 0.1 may fall short of 5 by a rounding.
-    assert shown in ([1, 51, 90, 95, 100], [1, 52, 90, 95, 100])
-    assert lines[0] == "epoch 1/2  step 1/100  loss 2  lr 0.1  80 samples/s  ETA ?"
-    assert lines[2] == "epoch 1/2  step 90/100  loss 0.02222  lr 0.00111  80 samples/s  ETA 0:00:01"
-    assert lines[4].startswith("validation at step 95")
-
-
-def test_a_live_bar_says_the_same_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "140")
-    stream = io.StringIO()
-    progress = Progress(stream=stream, is_live=True)
-    for number in range(1, 101):
-        progress.on_step(step(number))
-    progress.on_evaluation(evaluation(100))
-    progress.on_end("finished")
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
-    assert re.search(r"epoch 10/10 ━+ step 100/100 loss 0.02 lr 0.001 80 samples/s ETA 0:00:00", plain)
-    assert "accuracy 0.75" in plain
-    assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1  # the cursor is back
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_when_a_bar_is_live() -> None:
-    assert wants_live(Terminal(), {})
-    assert wants_live(Terminal(), {"NO_COLOR": "", "TERM": "xterm"})
-    assert not wants_live(io.StringIO(), {})
-    for name, value in (("NO_COLOR", "1"), ("CI", "true"), ("TERM", "dumb")):
-        assert not wants_live(Terminal(), {name: value})
-
-
-# ---- TensorBoard and wandb
-
-
-def events(directory: Path) -> Any:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    return EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0, "images": 0}).Reload()
-
-
-def test_tensorboard_reads_back_what_was_written(tmp_path: Path) -> None:
-    board = TensorBoard(tmp_path, every=5)
-    for number in range(1, 5):
-        board.on_step(step(number))
-    assert not list(tmp_path.iterdir())  # nothing is opened before there is something to write
-    for number in range(5, 11):
-        board.on_step(step(number))
-    board.on_evaluation(evaluation(10))
-    board.on_end("finished")
-    found = events(tmp_path)
-    scalars = found.Tags()["scalars"]
-    assert {"train/loss/cross_entropy", "train/loss/total", "train/lr", "train/grad_norm", "train/samples_per_s"} <= {
-        *scalars
-    }
-    assert {"validation/accuracy", "validation/loss/total", "train/time_s/data"} <= {*scalars}
-    curve = found.Scalars("train/loss/total")
-    assert [event.step for event in curve] == [5, 10]
-    expected = [sum(2 / n for n in range(low, low + 5)) / 5 for low in (1, 6)]
-    assert [event.value for event in curve] == pytest.approx(expected, rel=2.0**-23)  # stored in float32
-    assert found.Scalars("train/samples_per_s")[0].value == pytest.approx(80.0, rel=2.0**-23)
-    (image,) = found.Images("validation/clouds")
-    assert (image.step, image.width, image.height) == (10, 20, 12)
-    from PIL import Image
-
-    pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
-    assert np.array_equal(pixels, np.full((12, 20, 3), 200))
-
-
-def test_tensorboard_after_a_resume_voids_the_abandoned_future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(1_000_000_000, 1_000_000_100))
-    monkeypatch.setattr("sightline.engine.tensorboard.time.time", lambda: float(next(clock)))
-    killed = TensorBoard(tmp_path, every=1)
-    for number in range(1, 8):
-        killed.on_step(step(number))
-    killed.on_end("killed")
-    resumed = TensorBoard(tmp_path, every=1)
-    for number in range(5, 10):
-        resumed.on_step(step(number))
-    resumed.on_end("finished")
-    assert [event.step for event in events(tmp_path).Scalars("train/lr")] == list(range(1, 10))
-
-
-@pytest.mark.parametrize("package", ["tensorboard", "wandb"])
-def test_a_missing_package_is_named_with_its_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    build = {"tensorboard": lambda: TensorBoard(tmp_path), "wandb": lambda: Wandb(tmp_path, project="p", name="n")}
-    with pytest.raises(MissingExtraError, match=rf"pip install 'sightline\[{package}\]'"):
-        build[package]()
-
-
-def test_a_folder_that_went_away_only_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    observers = Observers([TensorBoard(tmp_path / "gone", every=1)])
-    observers.on_step(step(1))
-    assert len(observers) == 0
-    assert caplog.records[0].getMessage().startswith("observer-failed: TensorBoard is switched off, training goes on")
-
-
-@pytest.mark.slow
-def test_wandb_offline_writes_only_inside_and_leaves_random_states_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, home = tmp_path / "run", tmp_path / "home"
-    run.mkdir()
-    home.mkdir()
-    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
-        monkeypatch.setenv(name, str(home))
-    monkeypatch.chdir(home)
-    before = random_states()
-    watcher = Wandb(run, project="p", name="n", config={"seed": 1}, every=2)
-    assert not list(run.iterdir())
-    for number in range(1, 5):
-        watcher.on_step(step(number))
-        assert random_states() == before
-    watcher.on_evaluation(evaluation(4))
-    watcher.on_end("finished")
-    assert random_states() == before
-    assert not list(home.rglob("*"))
-    assert {path.name for path in run.iterdir()} == {"wandb"}
-    assert list((run / "wandb").rglob("*.wandb"))
-    assert list((run / "wandb").rglob("*.png"))
-
-
-def test_wandb_that_cannot_start_only_warns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse() -> None:
-        raise ConnectionError("no route to host")
-
-    watcher = Wandb(tmp_path, project="p", name="n", mode="online", every=1)
-    monkeypatch.setattr(watcher, "_start", refuse)
-    observers = Observers([watcher])
-    observers.on_step(step(1))
-    observers.on_end("finished")
-    assert [record.getMessage() for record in caplog.records] == [
-        "observer-failed: Wandb is switched off, training goes on; it failed with ConnectionError: no route to host"
-    ]

@@ -33,7 +33,7 @@ def test_reversed_winding_reverses_the_normal() -> None:
 def test_faces_are_drawn_by_their_area() -> None:
     counts = np.bincount(_draw().face_index, minlength=3)
     expected = AREAS / AREAS.sum() * 30_000
-    # With one fixed seed: a right sampler falls below 0.001 once in a thousand seeds, a uniform choice of faces never rises above.
+    # The seed is fixed; a right sampler falls below 0.001 at one seed in a thousand.
     assert chisquare(counts, expected).pvalue > 1e-3
     assert chisquare(counts, np.full(3, 10_000)).pvalue < 1e-9
 
