@@ -6,9 +6,8 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
-import click
 import typer
 
 app = typer.Typer(
@@ -21,12 +20,16 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and say what they hold.")
 app.add_typer(data_app, name="data")
 
-Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="laid over the config: train.epochs=10")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="laid over the config: train.epochs=10")
+]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML config, or a run directory")]
-Plugins = Annotated[Optional[list[Path]], typer.Option("--plugin", metavar="FILE.py", help="a file of your own parts; repeatable")]
-Json = Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="write the result as JSON")]
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", metavar="FILE.py", help="a file of your own parts; repeatable")
+]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the result as JSON")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="where to run")]
-Processes = Annotated[Optional[int], typer.Option("--processes", metavar="N", help="processes on this machine")]
+Processes = Annotated[int | None, typer.Option("--processes", metavar="N", help="processes on this machine")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="show where in the code an error arose")]
 
 
@@ -34,9 +37,13 @@ Traceback = Annotated[bool, typer.Option("--traceback", help="show where in the 
 def train(
     config: Config,
     overrides: Overrides = None,
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="run directory [runs/<name>/<number>]")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="run directory [runs/<name>/<number>]")
+    ] = None,
     processes: Processes = None,
-    resume: Annotated[Optional[str], typer.Option("--resume", metavar="auto|PATH", help="go on where a run stopped")] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="auto|PATH", help="go on where a run stopped")
+    ] = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="skip the checks before training (recorded)")] = False,
     plugin: Plugins = None,
     device: Device = "auto",
@@ -56,7 +63,7 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
-    data: Annotated[Optional[Path], typer.Option("--data", metavar="CONFIG", help="another config's data")] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="CONFIG", help="another config's data")] = None,
     processes: Processes = None,
     plugin: Plugins = None,
     device: Device = "auto",
@@ -84,7 +91,9 @@ def check(
     """Look for silent bugs before a run: in the config, the data, the model and one step of training."""
     from sightline.verbs import check as verb
 
-    return verb.check(config, tuple(overrides or ()), plugins=tuple(plugin or ()), strict=strict, device=device, json=json)
+    return verb.check(
+        config, tuple(overrides or ()), plugins=tuple(plugin or ()), strict=strict, device=device, json=json
+    )
 
 
 @app.command()
@@ -104,7 +113,7 @@ def show(
 @app.command("list")
 def list_components(
     kind: Annotated[
-        Optional[str],
+        str | None,
         typer.Argument(metavar="[KIND]", help="models data losses metrics transforms optimizers schedules tasks"),
     ] = None,
     plugin: Plugins = None,
@@ -156,11 +165,7 @@ def main() -> None:
 def _run() -> int:
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.Abort:
-        return 130
-    except click.ClickException as error:
-        return _fail(error.format_message(), 2, error)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130, None)
     except Exception as error:  # noqa: BLE001 - the last place: every error becomes a message and an exit code
         return _explain(error)
@@ -171,6 +176,8 @@ def _explain(error: Exception) -> int:
     """One line for what a user or the world did wrong; the whole traceback for what we or a plugin did wrong."""
     from sightline.errors import RunError, UserError
 
+    if hasattr(error, "format_message"):  # typer's own exceptions, which it keeps in a private copy of click
+        return _fail(error.format_message(), 2, error)
     if isinstance(error, UserError):
         return _fail(str(error), 2, error)
     if isinstance(error, RunError):

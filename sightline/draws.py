@@ -62,7 +62,7 @@ class Draws:
         return torch.from_numpy(unit).mul_(high - low).add_(low)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal: (B, *shape) float32. Source: Box and Muller 1958; both halves of each 64-bit word are used."""
+        """Standard normal: (B, *shape) float32. Source: Box and Muller 1958."""
         words = self.bits(*shape)
         radius = ((words >> np.uint64(40)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24)
         angle = (words & np.uint64(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24 * 2 * np.pi)

@@ -19,7 +19,7 @@ def free_port() -> int:
 
 
 def run_ranks(arguments: Sequence[str], num_processes: int, *, timeout_s: float = 120.0) -> None:
-    """Run `python <arguments>` once per rank with the environment that a launcher sets; fails with what they printed."""
+    """Run `python <arguments>` once per rank with a launcher's environment; fails with what they printed."""
     port = free_port()
     children = [
         subprocess.Popen(

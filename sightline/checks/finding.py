@@ -51,7 +51,9 @@ class Place:
         file = parts.pop("file")
         line = parts.pop("line")
         head = [] if file is None else [f"{file}:{line}" if line is not None else file]
-        return ", ".join([*head, *(f"{name.replace('_', ' ')} {value}" for name, value in parts.items() if value is not None)])
+        return ", ".join(
+            [*head, *(f"{name.replace('_', ' ')} {value}" for name, value in parts.items() if value is not None)]
+        )
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,9 @@ def _stack(values: list[Any], name: str, keys: Sequence[SampleKey]) -> Any:
     if isinstance(first, str):
         return values
     if isinstance(first, list | tuple) and first and not isinstance(first[0], int | float):
-        return type(first)(_stack(list(column), f"{name}[{i}]", keys) for i, column in enumerate(zip(*values, strict=True)))
+        return type(first)(
+            _stack(list(column), f"{name}[{i}]", keys) for i, column in enumerate(zip(*values, strict=True))
+        )
     tensors = [torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else torch.as_tensor(v) for v in values]
     for tensor, key in zip(tensors, keys, strict=True):
         if tensor.shape != tensors[0].shape:

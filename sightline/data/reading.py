@@ -1,4 +1,4 @@
-"""Keys to batches: whole batches from sets in memory, samples and a collate from others, transforms applied to either."""
+"""Keys to batches: whole batches from sets in memory, collated samples from others, transforms on either."""
 
 from __future__ import annotations
 

@@ -10,7 +10,9 @@ from sightline.types import SampleKey
 __all__ = ["hold_out"]
 
 
-def hold_out(size: int, strata: np.ndarray | None, *, share: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    size: int, strata: np.ndarray | None, *, share: float = 0.1, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Sorted indices that remain, and those held out: of every stratum its share, rounded to the nearest.
 
     A stratum of two or more keeps at least one on either side; one of a single sample stays in training.

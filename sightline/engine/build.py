@@ -1,9 +1,10 @@
-"""From a config to the things that run: data set, then facts, model, outputs, losses and metrics, optimiser, schedule."""
+"""From a config to what runs: data set, then facts, model, outputs, losses and metrics, optimiser, schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from sightline.binding import Offer, bind, outputs_of
 from sightline.config import RunConfig
 from sightline.data.reading import BatchReader, NamedTransform
 from sightline.data.splits import hold_out
+from sightline.engine import checkpoint
+from sightline.engine.checkpoint import MatchReport
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator, Meter
 from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job, Task
-from sightline.errors import ConfigError
+from sightline.errors import CheckpointError, ConfigError
 from sightline.types import Component, Dataset
 
 __all__ = ["Built", "Data", "Part", "build", "build_data", "build_model", "build_part"]
@@ -54,17 +57,40 @@ class Built:
     job: Job
     selection: Evaluator
     test: Evaluator
+    init_report: MatchReport | None = None
 
 
-def build(config: RunConfig, world: World) -> Built:
-    """Build a run. Raises ConfigError or DataError for whatever does not fit together, before the first step."""
+def build(config: RunConfig, world: World, *, is_resumed: bool = False) -> Built:
+    """Build a run. Raises ConfigError, DataError or CheckpointError for whatever does not fit, before the first step.
+
+    A run that will be resumed does not read the weights that it was once initialised with.
+    """
     data = build_data(config)
     model = build_model(config, data.facts, world)
-    task, losses, meters = build_task(config, data, model)
+    report = None if is_resumed else _initialise(model, config)
+    task, meters = build_task(config, data, model)
     _check_selection_metric(config, meters)
     job = _build_job(config, data, world, model, task)
-    evaluators = [build_evaluator(config, part, task, meters) for part in (data.selection, data.test)]
-    return Built(config, data, job, *evaluators)
+    selection = build_evaluator(config, data.selection, task, meters)
+    test = build_evaluator(config, data.test, task, meters)
+    return Built(config, data, job, selection, test, report)
+
+
+def _initialise(model: nn.Module, config: RunConfig) -> MatchReport | None:
+    """Load the weights that `init` names: the average of a run's weights where it kept one."""
+    if config.init is None:
+        return None
+    snapshot = checkpoint.load(Path(config.init.source))
+    try:
+        return checkpoint.load_weights(
+            model,
+            snapshot.model if snapshot.ema is None else snapshot.ema,
+            may_be_missing=config.init.may_be_missing,
+            modules=config.init.modules,
+        )
+    except CheckpointError as error:
+        where = config.origins.get("init.from", "init.from")
+        raise CheckpointError(f"{where}: {config.init.source}: {error}") from None
 
 
 def build_data(config: RunConfig) -> Data:
@@ -75,7 +101,8 @@ def build_data(config: RunConfig) -> Data:
     unknown = sorted(set(facts) - registry.FACTS)
     if unknown:
         raise ConfigError(
-            f"{config.data.where}: data set '{config.data.name}' states the fact '{unknown[0]}', which is not one{schema.nearest(unknown[0], registry.FACTS)}"
+            f"{config.data.where}: data set '{config.data.name}' states the fact '{unknown[0]}', which is not one"
+            f"{schema.nearest(unknown[0], registry.FACTS)}"
         )
     splits = train_set.info.split_sizes
     everything = np.arange(len(train_set))
@@ -122,7 +149,7 @@ def build_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn
     return model.to(world.device, Precision(config.train.precision).parameters)
 
 
-def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, Mapping[str, Any], list[Meter]]:
+def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, list[Meter]]:
     """The task with its losses bound to batch and outputs, and the metrics bound to batch and predictions."""
     facts = data.facts
     batch = Offer(f"data set '{config.data.name}'", data.train.reader.keys)
@@ -136,7 +163,7 @@ def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, M
         metric = registry.metrics.build(component, facts=facts)
         update = bind(metric.update, batch, outputs, predictions, owner=f"metrics.{component.name}", skip=("state",))
         meters.append(Meter(metric, update))
-    return task, losses, meters
+    return task, meters
 
 
 def build_evaluator(config: RunConfig, part: Part, task: Task, meters: Sequence[Meter]) -> Evaluator:
@@ -211,5 +238,6 @@ def _check_selection_metric(config: RunConfig, meters: Sequence[Meter]) -> None:
     if config.evaluate.metric not in names:
         where = config.origins.get("evaluate.metric", "evaluate.metric")
         raise ConfigError(
-            f"{where}: no metric of this run is called '{config.evaluate.metric}'{schema.nearest(config.evaluate.metric, names)}"
+            f"{where}: no metric of this run is called '{config.evaluate.metric}'"
+            f"{schema.nearest(config.evaluate.metric, names)}"
         )

@@ -32,5 +32,6 @@ def to_device(value: Any, device: torch.device, *, floats: torch.dtype = torch.f
         moved = {n: to_device(getattr(value, n), device, floats=floats, path=f"{path}.{n}") for n in names}
         return dataclasses.replace(value, **moved)
     raise TypeError(
-        f"{path}: a batch holds tensors, numbers and text in dicts, lists, tuples and dataclasses, not {type(value).__name__}"
+        f"{path}: a batch holds tensors, numbers and text in dicts, lists, tuples and dataclasses; "
+        f"this is a {type(value).__name__}"
     )

@@ -131,7 +131,7 @@ class Evaluator:
 
 
 class _Ledger:
-    """Which samples were seen, and each batch's losses in a slot of its own: sums do not depend on who did which batch."""
+    """Which samples were seen, and each batch's losses in a slot of its own: sums do not depend on who did what."""
 
     def __init__(self, *, num_batches: int, indices: np.ndarray, loss_names: Sequence[str]) -> None:
         self.indices = torch.from_numpy(indices.astype(np.int64))

@@ -1,4 +1,4 @@
-"""Keep freed memory in the process: large temporaries otherwise go back to the system and are paged in anew each step."""
+"""Keep freed memory in the process: large temporaries would else be given back and paged in anew each step."""
 
 from __future__ import annotations
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 import torch
 from pydantic import ConfigDict
 from torch import nn
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from sightline import registry
 from sightline.arguments import Count, Factor, Probability, Size
 from sightline.errors import ConfigError
 from sightline.schema import nearest
 
-__all__ = ["SGD", "Adam", "AdamW", "Frozen", "Group", "Recipe", "RMSprop", "hold_still"]
+__all__ = ["SGD", "Adam", "AdamW", "Frozen", "Group", "RMSprop", "Recipe", "hold_still"]
 
 Decay = Literal["all", "weights"]
 
@@ -81,7 +81,7 @@ class Recipe:
     def _named_modules(self) -> Iterator[tuple[str, str]]:
         for kind, entries in (("groups", self.groups), ("frozen", self.frozen)):
             for index, entry in enumerate(entries):
-                yield f"optimizer.{kind}.{index}.modules", entry["modules"]  # type: ignore[index]
+                yield f"optimizer.{kind}.{index}.modules", entry["modules"]
 
     def _rate(self, parameter_name: str) -> float:
         factors = [g["lr_factor"] for g in self.groups if _is_below(parameter_name, g["modules"])]
@@ -151,7 +151,7 @@ def RMSprop(  # noqa: N802
     groups: tuple[Group, ...] = (),
     frozen: tuple[Frozen, ...] = (),
 ) -> Recipe:
-    """Gradients divided by a running root mean square. Source: Tieleman and Hinton 2012, lecture 6.5, in torch's form."""
+    """Gradients divided by a running root mean square. Source: Tieleman and Hinton 2012, lecture 6.5."""
     arguments = {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum, "weight_decay": weight_decay}
     return Recipe(torch.optim.RMSprop, arguments, decay=decay, groups=groups, frozen=frozen)
 

@@ -273,7 +273,8 @@ def _is_alive(pid: int, started: object) -> bool:
         return False
     except PermissionError:
         return True
-    return started is None or _start_of(pid) in (None, started)
+    now = _start_of(pid)
+    return now != "" and (started is None or now in (None, started))
 
 
 def _start_of(pid: int) -> str | None:

@@ -27,7 +27,7 @@ class _WithWarmUp:
         self.steps_per_epoch = steps_per_epoch
         if self.warmup_steps >= num_steps:
             raise ConfigError(
-                f"schedule.warmup_epochs: {self.warmup_steps} steps of warm-up leave nothing of the run's {num_steps} steps"
+                f"schedule.warmup_epochs: {self.warmup_steps} steps of warm-up leave nothing of the run's {num_steps}"
             )
 
     def __call__(self, step: int) -> float:
@@ -52,7 +52,7 @@ class Constant(_WithWarmUp):
 
 @registry.schedules.add("cosine")
 class Cosine(_WithWarmUp):
-    """Half a cosine from 1 to `final_factor` over the steps after warm-up. Source: Loshchilov and Hutter 2017, eq. 5."""
+    """Half a cosine from 1 to `final_factor` after warm-up. Source: Loshchilov and Hutter 2017, eq. 5."""
 
     def __init__(
         self,

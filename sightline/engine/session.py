@@ -106,7 +106,7 @@ class Session:
             self.directory.write_json("facts.json", to_plain(dict(self.built.data.facts)))
 
     def resume(self, path: Path) -> None:
-        """Continue from a checkpoint: weights, optimiser, average, schedule, best, and random states of every process."""
+        """Continue from a checkpoint: weights, optimiser, average, best, and the random states of every process."""
         snapshot = checkpoint.load(path)
         job, state = self.job, snapshot.state
         if snapshot.step > job.num_steps:
@@ -126,7 +126,9 @@ class Session:
         elif self.world.is_first:
             logger.warning(
                 "resume-other-size: saved by %d processes, resumed by %d: data order is the same, the random numbers of "
-                "dropout are not", len(state["random"]), self.world.size,
+                "dropout are not",
+                len(state["random"]),
+                self.world.size,
             )
         if self.world.is_first:
             checkpoint.rewind(self.directory.path, step=snapshot.step)
@@ -140,8 +142,13 @@ class Session:
         reason = "failed"
         try:
             logger.info(
-                "%s: %d samples, %d steps from step %d, %d process(es), device %s", self.config.name,
-                len(self.built.data.train.indices), self.job.num_steps, self.job.step, self.world.size, self.world.device,
+                "%s: %d samples, %d steps from step %d, %d process(es), device %s",
+                self.config.name,
+                len(self.built.data.train.indices),
+                self.job.num_steps,
+                self.job.step,
+                self.world.size,
+                self.world.device,
             )
             train(self.job, self.world, self._at_step, self.stop)
             if self.job.step < self.job.num_steps:
@@ -213,9 +220,7 @@ class Session:
             state = {
                 "num_steps": job.num_steps,
                 "epoch": job.epoch,
-                "groups": [
-                    {k: v for k, v in group.items() if k != "params"} for group in job.optimizer.param_groups
-                ],
+                "groups": [{k: v for k, v in group.items() if k != "params"} for group in job.optimizer.param_groups],
                 "best": {"step": self.best.step, "value": self.best.value, "metric": self.config.evaluate.metric},
                 "random": [json.loads(text) for text in random_states],
                 "scaler": job.scaler.state_dict(),

@@ -48,6 +48,7 @@ def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[s
     held = set(_parameters_of(optimizer))
     aliases = ((plain_name(name), p) for name, p in model.named_parameters(remove_duplicate=False))
     parameters = {name: parameter for name, parameter in aliases if parameter in held}
+    counted_on_device = {p for group in optimizer.param_groups if _counts_on_device(group) for p in group["params"]}
     restored: dict[Tensor, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, slot = key.rpartition("/")
@@ -55,11 +56,10 @@ def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[s
             close = difflib.get_close_matches(name, list(parameters), n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
             raise CheckpointError(f"optimizer state '{key}': this optimizer trains no such parameter{hint}")
-        restored.setdefault(parameters[name], {})[slot] = _fitted(key, value, parameters[name])
-    on_device = {p for group in optimizer.param_groups if _keeps_step_on_device(group) for p in group["params"]}
-    for parameter, slots in restored.items():
-        if "step" in slots and parameter not in on_device:
-            slots["step"] = slots["step"].cpu()  # torch counts steps on the CPU unless it is told otherwise
+        parameter = parameters[name]
+        is_on_cpu = slot == "step" and parameter not in counted_on_device  # where torch counts steps
+        device = torch.device("cpu") if is_on_cpu else parameter.device
+        restored.setdefault(parameter, {})[slot] = _fitted(key, value, parameter, device)
     optimizer.state.clear()
     optimizer.state.update(restored)
 
@@ -130,17 +130,17 @@ def _parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _keeps_step_on_device(group: Mapping[str, Any]) -> bool:
+def _counts_on_device(group: Mapping[str, Any]) -> bool:
     return bool(group.get("capturable") or group.get("fused"))
 
 
-def _fitted(key: str, value: Tensor, parameter: Tensor) -> Tensor:
-    """A copy on the parameter's device and, where it has its shape, in its memory layout.
+def _fitted(key: str, value: Tensor, parameter: Tensor, device: torch.device) -> Tensor:
+    """A copy on this device and, where it has the parameter's shape, in its memory layout.
 
     Slots are of the parameter's shape, scalars, or factors that broadcast to it.
     """
     if value.shape == parameter.shape:
-        return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+        return torch.empty_like(parameter, dtype=value.dtype, device=device, requires_grad=False).copy_(value)
     try:
         fits = torch.broadcast_shapes(value.shape, parameter.shape) == parameter.shape
     except RuntimeError:
@@ -149,7 +149,7 @@ def _fitted(key: str, value: Tensor, parameter: Tensor) -> Tensor:
         raise CheckpointError(
             f"optimizer state '{key}': its shape is {list(value.shape)}, the parameter's {list(parameter.shape)}"
         )
-    return value.detach().to(parameter.device, copy=True)
+    return value.detach().to(device, copy=True)
 
 
 def _to_text(state: Tensor) -> str:

@@ -20,7 +20,7 @@ from sightline.engine.stream import Stream
 from sightline.errors import RunError
 from sightline.types import Batch
 
-__all__ = ["AtStep", "Job", "NonFiniteGradient", "Task", "optimise_once", "train"]
+__all__ = ["AtStep", "Job", "NonFiniteGradientError", "Task", "optimise_once", "train"]
 
 _SAMPLES, _STOP = "(samples)", "(stop)"  # ride along with the losses; no loss can be called so
 
@@ -31,7 +31,7 @@ class Task(Protocol):
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: World
     ) -> tuple[Mapping[str, Tensor], Sequence[Any]]:
-        """What the whole step must know first: the count of each loss over everything, and something per micro-batch."""
+        """What the whole step must know first: each loss's count over everything, and something per micro-batch."""
         ...
 
     def losses(self, model: nn.Module, batch: Batch, around: Any) -> Mapping[str, Tensor]:
@@ -153,7 +153,7 @@ def optimise_once(
         sums | {name: torch.tensor(float(x), dtype=torch.float64) for name, x in extra.items()}, what="losses"
     )
     if not torch.isfinite(grad_norm) and not job.scaler.is_enabled():
-        raise NonFiniteGradient(job, micro_batches, counts, totals, grad_norm)
+        raise NonFiniteGradientError(job, micro_batches, counts, totals, grad_norm)
     job.scaler.step(job.optimizer)
     job.scaler.update()
     if job.ema is not None and job.ema_decay is not None:
@@ -167,7 +167,7 @@ def optimise_once(
     )
 
 
-class NonFiniteGradient(RunError):
+class NonFiniteGradientError(RunError):
     """A gradient that is not a number: the weights are untouched, and the step can be run again to find where."""
 
     def __init__(
@@ -197,8 +197,8 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """average <- decay * average + (1 - decay) * model for parameters; buffers are copied."""
     for kept, new in zip(average.parameters(), model.parameters(), strict=True):
         kept.lerp_(new.detach(), 1.0 - decay)
-    for kept, new in zip(average.buffers(), model.buffers(), strict=True):
-        kept.copy_(new)
+    for held, latest in zip(average.buffers(), model.buffers(), strict=True):
+        held.copy_(latest)
 
 
 def _record(job: Job, totals: dict[str, float], epoch: int, clock: _Clock, wall_s: float) -> StepRecord:

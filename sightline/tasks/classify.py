@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -60,10 +62,22 @@ class Classify(Supervised):
             self._name(guess) if guess == truth else f"{self._name(guess)} (is {self._name(truth)})"
             for guess, truth in zip(guesses, truths, strict=True)
         ]
-        clouds = [cloud.float().cpu().numpy() for cloud in batch["points"][:shown]]
+        clouds = _first_clouds(batch, shown)
         right = [guess == truth for guess, truth in zip(guesses, truths, strict=True)]
         pixels = render_clouds(clouds, captions=captions, is_right=right, up_axis=self.up_axis)
         return [Picture("predictions", pixels, f"{sum(right)} of {shown} right")]
 
     def _name(self, index: int) -> str:
         return self.class_names[index] if index < len(self.class_names) else str(index)
+
+
+def _first_clouds(batch: Batch, count: int) -> list[np.ndarray]:
+    """The first clouds (N, 3) of a batch, whether they were stacked, padded, listed or joined with offsets."""
+    points = batch["points"]
+    if "offsets" in batch:
+        clouds = [points[start:end] for start, end in pairwise(batch["offsets"][: count + 1].tolist())]
+    elif "points_mask" in batch:
+        clouds = [cloud[mask] for cloud, mask in zip(points[:count], batch["points_mask"][:count], strict=True)]
+    else:
+        clouds = list(points[:count])
+    return [cloud.float().cpu().numpy() for cloud in clouds]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline import registry
+from sightline.data.native import read_manifest
 from sightline.errors import UserError
 from sightline.plugins import load_plugins
 from sightline.schema import nearest
@@ -23,7 +24,7 @@ def prepare(name: str, *, source: Path, target: Path, json: Path | None) -> int:
     if name not in preparable:
         raise UserError(f"data prepare: '{name}' is not a data set to prepare{nearest(name, preparable)}")
     with _bar(name) as progress:
-        report = registry.data.entry_of(name).builder.prepare(source=source, target=target, name=name, progress=progress)  # type: ignore[attr-defined]
+        report = _builder(name).prepare(source=source, target=target, name=name, progress=progress)
     write_document(json, report)
     _print_tree(report)
     return 0
@@ -34,17 +35,31 @@ def info(name: str, *, plugins: Sequence[Path], json: Path | None) -> int:
     load_plugins(plugins)
     folder = Path(name)
     if (folder / "manifest.json").is_file():
-        from sightline.data.native import describe
-
-        document = describe(folder)
+        document = _builder(_set_of(folder)).describe(folder)
     elif name in registry.data.names():
-        builder: Any = registry.data.entry_of(name).builder
+        builder = _builder(name)
         document = builder.card() if hasattr(builder, "card") else {"summary": registry.data.entry_of(name).summary}
     else:
-        raise UserError(f"data info: '{name}' is neither a data set nor a prepared folder{nearest(name, registry.data.names())}")
+        raise UserError(
+            f"data info: '{name}' is neither a data set nor a prepared folder{nearest(name, registry.data.names())}"
+        )
     write_document(json, document)
     _print_tree(document)
     return 0
+
+
+def _builder(name: str) -> Any:
+    return registry.data.entry_of(name).builder
+
+
+def _set_of(folder: Path) -> str:
+    """The data set that a prepared folder says it holds."""
+    name = str(read_manifest(folder)["set"])
+    if name not in registry.data.names():
+        raise UserError(
+            f"{folder}: holds the data set '{name}', which is not known{nearest(name, registry.data.names())}"
+        )
+    return name
 
 
 def _print_tree(tree: Any, indent: int = 0) -> None:

@@ -50,7 +50,7 @@ def evaluate(
         path = _checkpoint_path(run, which)
         snapshot = checkpoint.load(path)
         checkpoint.load_weights(model, snapshot.model if snapshot.ema is None else snapshot.ema)
-        task, _, meters = build_task(config, built, model)
+        task, meters = build_task(config, built, model)
         part = built.test if other is None else build_part(config, "test")
         evaluation = build_evaluator(config, part, task, meters)(model, world)
         if world.is_first:

@@ -35,11 +35,11 @@ def show_evaluation(document: Mapping[str, Any], *, title: str) -> None:
     rows = list(document["per_class"].items())
     if rows:
         names = [name for name in rows[0][1] if name != "count"]
-        show_table("per class", ["class", *names, "count"], [[n, *(r[k] for k in names), r.get("count")] for n, r in rows])
+        show_table(
+            "per class", ["class", *names, "count"], [[n, *(r[k] for k in names), r.get("count")] for n, r in rows]
+        )
     data = document["data"]
-    show_table(
-        f"{title}{label}, {data['num_samples']} samples", ["metric", "value"], list(document["metrics"].items())
-    )
+    show_table(f"{title}{label}, {data['num_samples']} samples", ["metric", "value"], list(document["metrics"].items()))
 
 
 def show_findings(findings: Sequence[Any]) -> None:

@@ -16,9 +16,9 @@ from sightline.engine import checkpoint
 from sightline.engine.build import Built, build
 from sightline.engine.distributed import World, start_world
 from sightline.engine.launch import launch, launched_processes
-from sightline.engine.run_directory import RunDirectory, claim, environment
+from sightline.engine.run_directory import claim, environment
 from sightline.engine.session import Session, StopRequest, evaluation_document
-from sightline.engine.train import NonFiniteGradient
+from sightline.engine.train import NonFiniteGradientError
 from sightline.errors import RunError, UserError
 from sightline.plugins import Plugin, check_recorded
 from sightline.verbs.common import config_of, load_document, write_document
@@ -74,15 +74,13 @@ def train(options: Options) -> int:
         return _train_here(options, config, plugins, world, stop)
 
 
-def _train_here(
-    options: Options, config: RunConfig, plugins: Sequence[Plugin], world: World, stop: StopRequest
-) -> int:
+def _train_here(options: Options, config: RunConfig, plugins: Sequence[Plugin], world: World, stop: StopRequest) -> int:
     place = _find_place(options, config, plugins, world)
     if place["finished"]:
         if world.is_first:
             note(f"{place['path']}: this run is finished; nothing to do. Figures: {place['path']}/final.json")
         return 0
-    built = build(config, world)
+    built = build(config, world, is_resumed=bool(place["checkpoint"]))
     findings = _preflight(options, built, world)
     if any(finding.severity == "error" for finding in findings):
         return 1
@@ -101,17 +99,17 @@ def _train_here(
         directory.write_json("findings.json", [finding.to_dict() for finding in findings])
         if place["checkpoint"]:
             session.resume(Path(place["checkpoint"]))
+        if world.is_first and built.init_report is not None:
+            note(f"init from {config.init.source if config.init else ''}: {built.init_report}")
         if world.is_first:
             note(f"run directory: {path}" + (f", resumed at step {built.job.step}" if place["checkpoint"] else ""))
         return _run(session, built, options, world, path, stop)
 
 
-def _run(
-    session: Session, built: Built, options: Options, world: World, path: Path, stop: StopRequest
-) -> int:
+def _run(session: Session, built: Built, options: Options, world: World, path: Path, stop: StopRequest) -> int:
     try:
         final = session.run()
-    except NonFiniteGradient as error:
+    except NonFiniteGradientError as error:
         from sightline.checks.non_finite import explain
 
         finding = explain(error, world)
@@ -119,7 +117,8 @@ def _run(
         raise RunError(str(finding)) from error
     if final is None:
         if world.is_first:
-            note(f"stopped after step {built.job.step} of {built.job.num_steps}, state saved; go on with --resume auto --out {path}")
+            done = f"{built.job.step} of {built.job.num_steps}"
+            note(f"stopped after step {done}, state saved; go on with --resume auto --out {path}")
         return 128 + (stop.signal or signal.SIGTERM)
     if world.is_first:
         document = evaluation_document(built.config, final, built.data.test.split, "last")
@@ -148,7 +147,7 @@ def _preflight(options: Options, built: Built, world: World) -> list[Any]:
 
 
 def _find_place(options: Options, config: RunConfig, plugins: Sequence[Plugin], world: World) -> dict[str, Any]:
-    """The first process looks at the disk; all hear the same: path (or none yet), checkpoint to resume, whether finished."""
+    """The first process looks at the disk and all hear the same: path, checkpoint to resume, whether finished."""
     answer = json.dumps(_look(options, config, plugins)) if world.is_first else ""
     return json.loads(world.broadcast_text(answer, what="the run's place"))
 
@@ -178,7 +177,9 @@ def _resume_from(path: Path, options: Options, config: RunConfig, plugins: Seque
     if run is None:
         raise UserError(f"--resume {path}: neither a run directory nor a checkpoint inside one")
     if options.out is not None and options.out.resolve() != run.resolve():
-        raise UserError(f"--resume {path}: belongs to {run}, but --out says {options.out}; a run is resumed where it lies")
+        raise UserError(
+            f"--resume {path}: belongs to {run}, but --out says {options.out}; a run is resumed where it lies"
+        )
     _assert_same_run(run, config, plugins)
     finished = path.resolve() == run.resolve() and (run / "final.json").exists()
     return {"path": str(run), "checkpoint": str(path), "finished": finished}
@@ -216,7 +217,9 @@ def _assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) ->
         if before.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER)
     ]
     if differing:
-        told = "; ".join(f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} here" for key in differing[:8])
+        told = "; ".join(
+            f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} here" for key in differing[:8]
+        )
         raise UserError(f"--resume: {run} was trained with another config ({len(differing)} keys differ): {told}")
 
 

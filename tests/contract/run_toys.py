@@ -1,4 +1,4 @@
-"""Trains every toy in this process's world and writes traces, weights and metrics; started once per process by the test."""
+"""Trains every toy in this process's world and writes traces, weights and metrics; the test starts one per rank."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def run(toy: Toy, world: World, micro_batches: int) -> dict:
     reader = BatchReader(toy.dataset)
     task = toy.task(model, reader.keys)
     plan = Plan(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, micro_batches=micro_batches, num_processes=world.size)
-    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": 0.02, "base_lr": 0.02}], weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        [{"params": list(model.parameters()), "lr": 0.02, "base_lr": 0.02}], weight_decay=0.01
+    )
     precision = Precision("float64")
     job = Job(
         model=model,
@@ -50,7 +52,13 @@ def run(toy: Toy, world: World, micro_batches: int) -> dict:
 
     train(job, world, at_step)
     evaluator = Evaluator(
-        task, meters(toy, model, reader), reader, np.arange(NUM_SAMPLES), batch_size=7, loss_names=tuple(toy.weights), precision=precision
+        task,
+        meters(toy, model, reader),
+        reader,
+        np.arange(NUM_SAMPLES),
+        batch_size=7,
+        loss_names=tuple(toy.weights),
+        precision=precision,
     )
     result = evaluator(model, world)
     weights = {name: tensor.flatten().tolist() for name, tensor in model.state_dict().items()}

@@ -149,7 +149,10 @@ class LogitSize(Loss):
 
 def _pair(draw: np.random.Generator) -> dict[str, Any]:
     code = draw.normal(size=4)
-    return {"points": torch.from_numpy(code[:, None] + draw.normal(size=(4, 8))), "image": torch.from_numpy(np.outer(code, code))}
+    return {
+        "points": torch.from_numpy(code[:, None] + draw.normal(size=(4, 8))),
+        "image": torch.from_numpy(np.outer(code, code)),
+    }
 
 
 class TwoTowers(nn.Module):
@@ -355,7 +358,11 @@ TOYS: dict[str, Toy] = {
         {"ce": 1.0, "size": 0.1},
     ),
     "contrast": Toy(
-        TwoTowers, lambda model, keys: Contrast(), Made(_pair, points=_field(), image=_field()), {"contrast": 1.0}, Aligned
+        TwoTowers,
+        lambda model, keys: Contrast(),
+        Made(_pair, points=_field(), image=_field()),
+        {"contrast": 1.0},
+        Aligned,
     ),
     "pose": Toy(
         HeatNet,

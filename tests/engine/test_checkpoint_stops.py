@@ -26,6 +26,28 @@ def _quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
+def test_the_disk_holds_each_thing_before_the_next_depends_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, str]] = []
+    rename, replace = os.rename, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: events.append(("sync", Path(os.readlink(f"/proc/self/fd/{fd}")).name)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (events.append(("rename", Path(b).name)), rename(a, b)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("link", Path(b).name)), replace(a, b)))
+    save(tmp_path, snapshot_of(1), keep_last=1, is_best=True)
+    files = ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "manifest.json"]
+    assert events == [
+        *(("sync", name) for name in files),
+        ("sync", "step_00000001.partial"),
+        ("rename", "step_00000001"),
+        ("sync", "checkpoints"),
+        ("link", "best"),
+        ("sync", "checkpoints"),
+        ("link", "last"),
+        ("sync", "checkpoints"),
+    ]
+
+
 class Killed(BaseException):
     """Stands for kill -9: nothing of ours catches it."""
 
@@ -123,6 +145,9 @@ def test_killed_at_any_call_leaves_a_whole_checkpoint(
             attempt = load(found).state["attempt"]
             assert (load(found).step, attempt) in ((earlier, 0), (step, 1))
             assert_same(load(found), snapshot_of(load(found).step, attempt=attempt))
+        if found is not None:
+            for name in os.listdir(found.parent):
+                assert not name[5:].isdecimal() or load(found.parent / name)  # nothing half deleted under a good name
         save(run, snapshot_of(step), keep_last=2, is_best=True)  # the next process mends whatever is left
         assert_same(load(run), snapshot_of(step))
         assert all(name in ("best", "last") or name[5:].isdecimal() for name in os.listdir(run / "checkpoints"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import fcntl
 import json
 import math
 import os
@@ -91,6 +92,12 @@ def test_a_second_run_is_refused_and_the_lock_goes_with_the_first(run: RunDirect
         pass
 
 
+def test_a_lock_that_became_anothers_is_left_to_it(run: RunDirectory) -> None:
+    with run.lock():
+        path = lock_text(run, host="elsewhere")
+    assert path.exists()
+
+
 def test_the_lock_goes_when_the_run_fails(run: RunDirectory) -> None:
     with pytest.raises(KeyError), run.lock():
         raise KeyError
@@ -113,7 +120,7 @@ def test_a_process_that_ended_but_was_not_collected_is_dead(run: RunDirectory) -
     process.stdout.read()  # ends when the process does
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     try:
-        lock_text(run, pid=process.pid, started="boot:1")
+        lock_text(run, pid=process.pid)
         with run.lock():
             pass
     finally:
@@ -136,6 +143,23 @@ def test_a_lock_that_may_live_is_respected(run: RunDirectory, changes: dict[str,
     with pytest.raises(UserError, match=says), run.lock():
         pass
     assert path.read_text() == before
+
+
+def test_a_lock_removed_while_we_wait_for_it_is_made_anew(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = lock_text(run, pid=dead_pid())
+    honest = fcntl.flock
+    turns = []
+
+    def wait(file: Any, operation: int) -> None:
+        honest(file, operation)
+        turns.append(path.exists())
+        if len(turns) == 1:
+            path.unlink()  # by the run that held it, which ends just now
+
+    monkeypatch.setattr(fcntl, "flock", wait)
+    with run.lock():
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert turns == [True, True]
 
 
 def test_of_many_who_find_a_stale_lock_one_gets_it(tmp_path: Path) -> None:

@@ -98,6 +98,18 @@ def test_slots_go_by_name_and_layout_is_kept() -> None:
     assert restored.data_ptr() != contiguous["conv.weight/exp_avg"].data_ptr()
 
 
+@pytest.mark.parametrize(("options", "device"), [({}, "cpu"), ({"capturable": True}, "meta")])
+def test_steps_are_counted_where_torch_counts_them(options: dict[str, bool], device: str) -> None:
+    """The meta device stands for a GPU: slots go there, and the count of steps only if the optimizer says so."""
+    model, optimizer = start("adam")
+    advance(model, optimizer, range(1))
+    elsewhere = Net().to("meta")
+    other = Adam([p for p in elsewhere.parameters() if p.requires_grad], lr=0.1, **options)
+    restore_optimizer(elsewhere, other, optimizer_tensors(model, optimizer))
+    slots = other.state[elsewhere.conv.weight]
+    assert (slots["exp_avg"].device.type, slots["step"].device.type) == ("meta", device)
+
+
 def test_order_of_groups_does_not_matter() -> None:
     model, optimizer = start("sgd momentum")
     advance(model, optimizer, range(2))

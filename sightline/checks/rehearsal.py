@@ -1,0 +1,267 @@
+"""One training step on copies, taken once for all checks: what was read, what ran, which gradients came back."""
+
+from __future__ import annotations
+
+import copy
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sightline.engine.device import to_device
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import Evaluator
+from sightline.engine.optimizers import hold_still
+from sightline.engine.train import Job, mean
+from sightline.layers.batch_norm import SynchronisedBatchNorm
+from sightline.types import Batch, SampleKey
+
+__all__ = ["Failure", "Outputs", "Recording", "Rehearsal", "copy_of", "forward_backward", "frame_of", "rehearse", "to_keys"]
+
+NUM_SAMPLES = 4  # batch norm over two rows says +-1 whatever comes in; three is the number of coordinates
+MORE_SAMPLES = 16
+_ENOUGH_S = 1.5
+_MOST_TRIES = 8
+
+Gradient = Literal["none", "zero", "some", "not finite"]
+Outputs = Mapping[str, Any]
+
+
+class Recording(dict):  # type: ignore[type-arg]
+    """A mapping that remembers which of its keys were read."""
+
+    def __init__(self, items: Mapping[str, Any]) -> None:
+        super().__init__(items)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+    def __iter__(self) -> Iterator[str]:
+        self.read.update(super().keys())
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self.read.update(super().keys())
+        return super().items()
+
+    def values(self) -> Any:
+        self.read.update(super().keys())
+        return super().values()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception of the step, the stage and module that it came from, and the line of code outside libraries."""
+
+    stage: str
+    error: Exception
+    layer: str | None
+    file: str | None
+    line: int | None
+
+
+@dataclass
+class Rehearsal:
+    """What one training step on copies showed; the run's own model, optimiser and data are as before.
+
+    `model` is the copy after the backward pass, before any update, its gradients in place.
+    """
+
+    model: nn.Module
+    batch: Batch
+    stage: str = "reading"
+    failure: Failure | None = None
+    outputs: Outputs | None = None
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Gradient] = field(default_factory=dict)
+    batch_reads: set[str] = field(default_factory=set)
+    output_reads: set[str] = field(default_factory=set)
+    executed: set[str] = field(default_factory=set)
+    num_tries: int = 0
+    seconds: float = 0.0
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.batch["sample_index"]) if self.batch else 0
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether forward and backward passes went through with finite gradients."""
+        return self.failure is None and self.stage == "done" and "not finite" not in self.gradients.values()
+
+
+def rehearse(job: Job, evaluator: Evaluator, device: torch.device) -> Rehearsal:
+    """Forward and backward on four samples of the first step; on more where a parameter got no gradient."""
+    started = time.perf_counter()
+    result = Rehearsal(copy_of(job.model), {})
+    keys = to_keys(job, step=0)
+    watch = _Watch(result)
+    try:
+        result.batch = _read(job, keys[:NUM_SAMPLES], device)
+        _first_pass(job, result, watch, device)
+        result.stage = "evaluating"
+        result.batch_reads |= _evaluation_reads(evaluator, result, device)
+        _more_passes(job, result, keys[NUM_SAMPLES:], device, started)
+        result.stage = "done"
+    except Exception as error:  # noqa: BLE001 - whatever a model or loss dies of is what the check `first-step` reports
+        file, line = frame_of(error)
+        result.failure = Failure(result.stage, error, watch.current, file, line)
+    finally:
+        watch.remove()
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy that shares nothing with the model and issues no collectives."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, SynchronisedBatchNorm):
+            module._all_reduce_sum = _alone  # its own of one process is the identity; there is no public way
+    return copied
+
+
+def to_keys(job: Job, *, step: int) -> list[SampleKey]:
+    """The samples of the first part of a step, the same on every process."""
+    return job.stream.plan.parts(step)[0][0]
+
+
+def forward_backward(
+    job: Job, model: nn.Module, micro_batches: Sequence[Batch], device: torch.device
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """The loop's forward and backward passes on a copy, as a world of one: loss sums and counts. Gradients add up."""
+    model.train()
+    hold_still(model, job.frozen, job.epoch)
+    sums: dict[str, Tensor] = {}
+    with job.precision.autocast(device):
+        counts, around = job.task.prepare(model, micro_batches, World(device=device))
+    for batch, near in zip(micro_batches, around, strict=True):
+        with job.precision.autocast(device):
+            terms = job.task.losses(model, batch, near)
+        loss = torch.stack([job.weights[name] * mean(terms[name], counts[name]) for name in terms]).sum()
+        if loss.requires_grad:
+            loss.backward()
+        sums = {name: term + sums[name] if name in sums else term for name, term in terms.items()}
+    return sums, counts
+
+
+def frame_of(error: BaseException) -> tuple[str | None, int | None]:
+    """The innermost line of an exception's way that is not of an installed library."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename
+    ]
+    own = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
+    return (own[-1].filename, own[-1].lineno) if own else (None, None)
+
+
+def _read(job: Job, keys: Sequence[SampleKey], device: torch.device) -> Batch:
+    return to_device(job.stream.reader(keys), device, floats=job.precision.parameters)
+
+
+def _first_pass(job: Job, result: Rehearsal, watch: _Watch, device: torch.device) -> None:
+    batch = Recording(result.batch)
+    result.stage = "forward and losses"
+    result.terms, result.counts = forward_backward(job, result.model, [batch], device)
+    result.outputs, result.output_reads = watch.outputs, watch.output_reads
+    result.batch_reads |= batch.read
+    result.gradients = _gradients(result.model)
+    result.num_tries = 1
+    watch.remove()
+
+
+def _more_passes(job: Job, result: Rehearsal, keys: list[SampleKey], device: torch.device, started: float) -> None:
+    """Further micro-batches while a parameter still has no gradient: a layer may be dropped at random, or rest."""
+    result.stage = "further micro-batches"
+    pieces = [keys[start : start + NUM_SAMPLES] for start in range(0, len(keys), NUM_SAMPLES)] or [[]]
+    while _is_waiting(result) and result.num_tries < _MOST_TRIES:
+        if time.perf_counter() - started > 2 * _ENOUGH_S:
+            return
+        piece = pieces[(result.num_tries - 1) % len(pieces)]
+        batch = _read(job, piece, device) if len(piece) == NUM_SAMPLES else result.batch
+        forward_backward(job, result.model, [batch], device)
+        result.gradients = _gradients(result.model)
+        result.num_tries += 1
+
+
+def _is_waiting(result: Rehearsal) -> bool:
+    trainable = {name for name, parameter in result.model.named_parameters() if parameter.requires_grad}
+    return any(result.gradients.get(name) == "none" for name in trainable)
+
+
+def _gradients(model: nn.Module) -> dict[str, Gradient]:
+    found: dict[str, Gradient] = {}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        if gradient is None:
+            found[name] = "none"
+        elif not bool(gradient.isfinite().all()):
+            found[name] = "not finite"
+        else:
+            found[name] = "some" if bool(gradient.any()) else "zero"
+    return found
+
+
+def _evaluation_reads(evaluator: Evaluator, result: Rehearsal, device: torch.device) -> set[str]:
+    """The batch keys that metrics name; nothing is run."""
+    return {name for meter in evaluator.meters for name in meter.update.names if name in result.batch}
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class _Watch:
+    """Hooks on a copy: which modules ran, which one is running, and what the whole model gave the first time."""
+
+    def __init__(self, result: Rehearsal) -> None:
+        self.outputs: Outputs | None = None
+        self.output_reads: set[str] = set()
+        self._executed = result.executed
+        self._stack: list[str] = []
+        self._handles = []
+        for name, module in result.model.named_modules():
+            self._handles.append(module.register_forward_pre_hook(self._enter(name)))
+            self._handles.append(module.register_forward_hook(self._leave(is_whole=name == "")))
+
+    @property
+    def current(self) -> str | None:
+        """The innermost module that was entered and not left."""
+        named = [name for name in self._stack if name]
+        return named[-1] if named else None
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _enter(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            self._stack.append(name)
+            self._executed.add(name)
+
+        return hook
+
+    def _leave(self, *, is_whole: bool) -> Any:
+        def hook(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+            self._stack.pop()
+            if not is_whole or not isinstance(outputs, dict):
+                return None
+            recorded = Recording(outputs)
+            recorded.read = self.output_reads
+            if self.outputs is None:
+                self.outputs = dict(outputs)
+            return recorded
+
+        return hook

@@ -1,0 +1,174 @@
+"""Samples read once for all checks of data: what each field holds, where its extremes and its first faults lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.engine.build import Data, Part
+from sightline.types import Dataset, Sample, SampleKey
+
+__all__ = ["FieldSurvey", "NonFinite", "PartSurvey", "distinct_parts", "leaves", "name_sample", "survey_part"]
+
+_MOST_SAMPLES = 256
+_MOST_SECONDS = 0.5
+_CHUNK = 16
+_MOST_VALUES = 4_096
+
+
+class NonFinite(NamedTuple):
+    """A number that is none: in which sample, in which leaf of the field, at which position."""
+
+    sample: int
+    leaf: str
+    position: tuple[int, ...]
+    value: float
+
+
+@dataclass
+class FieldSurvey:
+    """What the sampled values of one field are; each place is the index of the first sample that shows it."""
+
+    dtypes: dict[str, int] = field(default_factory=dict)
+    shapes: dict[tuple[int, ...], int] = field(default_factory=dict)
+    values: dict[int, int] = field(default_factory=dict)
+    low: float = float("inf")
+    low_at: int = -1
+    high: float = float("-inf")
+    high_at: int = -1
+    non_finite: NonFinite | None = None
+    num_non_finite: int = 0
+
+    def add(self, index: int, value: Any) -> None:
+        """Take one sample's value into account."""
+        tensors = list(leaves(value))
+        if isinstance(value, Tensor | np.ndarray | np.generic | int | float) and tensors:
+            self.dtypes.setdefault(str(tensors[0][1].dtype).removeprefix("torch."), index)
+            self.shapes.setdefault(tuple(tensors[0][1].shape), index)
+        for leaf, tensor in tensors:
+            self._add_numbers(index, leaf, tensor)
+
+    def _add_numbers(self, index: int, leaf: str, tensor: Tensor) -> None:
+        if tensor.is_complex() or tensor.numel() == 0:
+            return
+        if tensor.is_floating_point():
+            is_finite = tensor.isfinite()
+            if not bool(is_finite.all()):
+                self._add_fault(index, leaf, tensor, is_finite)
+                tensor = tensor[is_finite]
+        elif tensor.dtype != torch.bool:
+            tensor = tensor.long()  # torch cannot compare all of its unsigned types
+            self._add_values(index, tensor)
+        if tensor.numel() == 0:
+            return
+        low, high = float(tensor.min()), float(tensor.max())
+        if low < self.low:
+            self.low, self.low_at = low, index
+        if high > self.high:
+            self.high, self.high_at = high, index
+
+    def _add_values(self, index: int, tensor: Tensor) -> None:
+        if len(self.values) < _MOST_VALUES:
+            for value in tensor.unique().tolist():
+                self.values.setdefault(value, index)
+
+    def _add_fault(self, index: int, leaf: str, tensor: Tensor, is_finite: Tensor) -> None:
+        self.num_non_finite += 1
+        if self.non_finite is None:
+            position = tuple((~is_finite).nonzero()[0].tolist())
+            self.non_finite = NonFinite(index, leaf, position, float(tensor[position]))
+
+
+@dataclass
+class PartSurvey:
+    """What was sampled of one part, field by field; `absent` names promised fields that a sample lacks."""
+
+    part: Part
+    num_sampled: int = 0
+    fields: dict[str, FieldSurvey] = field(default_factory=dict)
+    absent: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def extent(self) -> str:
+        """How much was looked at, in words."""
+        return f"{self.num_sampled} of {len(self.part.indices)} samples of the {self.part.split} part"
+
+
+def survey_part(part: Part, *, epoch: int = 0, seed: int = 0) -> PartSurvey:
+    """Up to 256 samples, evenly spread over the part, as the data set gives them; half a second at most."""
+    result = PartSurvey(part)
+    started = time.perf_counter()
+    promised = part.dataset.info.fields
+    for keys in _chunks(part, epoch, seed):
+        for key, sample in zip(keys, read_samples(part.dataset, keys), strict=True):
+            for name, value in sample.items():
+                if name != "sample_index":
+                    result.fields.setdefault(name, FieldSurvey()).add(key.index, value)
+            for name in promised.keys() - sample.keys():
+                result.absent.setdefault(name, []).append(key.index)
+        result.num_sampled += len(keys)
+        if time.perf_counter() - started > _MOST_SECONDS:
+            break
+    return result
+
+
+def read_samples(dataset: Dataset, keys: Sequence[SampleKey]) -> list[Sample]:
+    """Samples before any transform; rows of whole batches where the data set answers these with equal shapes."""
+    fields = dataset.info.fields
+    if not hasattr(dataset, "get_batch") or any(promise.collate != "stack" for promise in fields.values()):
+        return [dataset[key] for key in keys]
+    batch = dataset.get_batch(keys)
+    return [{name: value[row] for name, value in batch.items()} for row in range(len(keys))]
+
+
+def distinct_parts(data: Data) -> list[Part]:
+    """The parts of a run without those that are another one under a second name."""
+    parts: list[Part] = []
+    for part in (data.train, data.selection, data.test):
+        if not any(part.dataset is other.dataset and np.array_equal(part.indices, other.indices) for other in parts):
+            parts.append(part)
+    return parts
+
+
+def name_sample(dataset: Dataset, index: int) -> str:
+    """A sample as a person finds it: its index, and its name or file where the data set tells it."""
+    name_of = getattr(dataset, "name_of", None)
+    return f"sample {index}" if name_of is None else f"sample {index} ({name_of(index)})"
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The numbers in a nest of dicts, lists, tuples and dataclasses, as tensors with their paths; text is passed over."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind in "biuf":
+            yield path, torch.from_numpy(value.copy())
+    elif isinstance(value, np.generic):
+        yield from leaves(np.asarray(value), path)
+    elif isinstance(value, bool | int | float):
+        yield path, torch.as_tensor(value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from leaves(item, f"{path}[{place}]")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for each in dataclasses.fields(value):
+            yield from leaves(getattr(value, each.name), f"{path}.{each.name}".lstrip("."))
+
+
+def _chunks(part: Part, epoch: int, seed: int) -> Iterator[list[SampleKey]]:
+    """Keys in chunks; each chunk is spread over the whole part, so that a survey cut short still saw all regions."""
+    count = min(_MOST_SAMPLES, len(part.indices))
+    chosen = part.indices[np.linspace(0, len(part.indices) - 1, count).astype(np.int64)] if count else part.indices
+    num_chunks = -(-count // _CHUNK)
+    for start in range(num_chunks):
+        yield [SampleKey(int(index), epoch, seed) for index in chosen[start::num_chunks]]

@@ -1,0 +1,93 @@
+"""Readers: in-memory and per-sample paths give the same bits; nothing stored changes; transforms bind by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.data.reading import BatchReader, NamedTransform
+from sightline.data.splits import hold_out
+from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.draws import Draws
+from sightline.errors import ConfigError
+from sightline.transforms.point_choice import SamplePoints
+from sightline.transforms.points import Jitter, Rotate
+from sightline.types import SampleKey
+
+KEYS = [SampleKey(index, 3, 1) for index in (5, 0, 7)]
+
+
+class OneByOne:
+    """The same set without its batched access."""
+
+    def __init__(self, dataset: SyntheticShapes) -> None:
+        self.dataset, self.info = dataset, dataset.info
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: SampleKey) -> dict:
+        return self.dataset[key]
+
+
+@pytest.fixture
+def shapes() -> SyntheticShapes:
+    return SyntheticShapes(split="train", train_size=24, num_points=64)
+
+
+def transforms() -> list[NamedTransform]:
+    return [
+        NamedTransform("sample_points", SamplePoints(num_points=32)),
+        NamedTransform("rotate", Rotate(up_axis="z")),
+        NamedTransform("jitter", Jitter()),
+    ]
+
+
+def test_whole_batches_and_single_samples_give_the_same_bits(shapes: SyntheticShapes) -> None:
+    together = BatchReader(shapes, transforms())(KEYS)
+    alone = BatchReader(OneByOne(shapes), transforms())(KEYS)
+    assert together.keys() == alone.keys()
+    for name in together:
+        assert torch.equal(together[name], alone[name]), name
+
+
+def test_a_batch_does_not_depend_on_what_was_read_before(shapes: SyntheticShapes) -> None:
+    reader = BatchReader(shapes, transforms())
+    first = reader(KEYS)
+    reader([SampleKey(5, 4, 1), SampleKey(9, 3, 1)])
+    first["points"].zero_()
+    assert not torch.equal(reader(KEYS)["points"], first["points"])
+    assert torch.equal(reader(KEYS)["points"], BatchReader(shapes, transforms())(KEYS)["points"])
+
+
+def test_epochs_draw_anew(shapes: SyntheticShapes) -> None:
+    reader = BatchReader(shapes, transforms())
+    assert not torch.equal(reader([SampleKey(5, 0, 1)])["points"], reader([SampleKey(5, 1, 1)])["points"])
+
+
+def test_two_transforms_of_one_name_draw_independently(shapes: SyntheticShapes) -> None:
+    once = BatchReader(shapes, [NamedTransform("jitter", Jitter())])(KEYS)["points"]
+    twice = BatchReader(shapes, [NamedTransform("jitter", Jitter())] * 2)(KEYS)["points"]
+    plain = BatchReader(shapes)(KEYS)["points"]
+    assert not torch.allclose(twice - once, once - plain)
+
+
+def test_a_transform_that_names_a_missing_field_is_refused(shapes: SyntheticShapes) -> None:
+    class Recolour:
+        def __call__(self, draws: Draws, *, colors: Tensor) -> dict[str, Tensor]:
+            return {"colors": colors}
+
+    with pytest.raises(ConfigError, match=r"transform 'recolour' needs 'colors'; the data set offers .*points"):
+        BatchReader(shapes, [NamedTransform("recolour", Recolour())])
+
+
+def test_a_tenth_of_every_class_is_held_out(shapes: SyntheticShapes) -> None:
+    import numpy as np
+
+    strata = np.repeat([0, 1, 2, 3], [100, 40, 2, 1])
+    kept, held = hold_out(len(strata), strata, seed=3)
+    assert np.bincount(strata[held], minlength=4).tolist() == [10, 4, 1, 0]
+    assert sorted([*kept, *held]) == list(range(len(strata)))
+    assert not np.array_equal(held, hold_out(len(strata), strata, seed=4)[1])
+    assert np.array_equal(held, hold_out(len(strata), strata, seed=3)[1])

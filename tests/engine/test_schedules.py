@@ -1,0 +1,87 @@
+"""Schedules against their formulas, worked by hand or by torch's own schedulers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sightline.engine.schedules import Constant, Cosine, OneCycle, Steps
+from sightline.errors import ConfigError
+
+
+def torch_factors(make: object, num_steps: int) -> list[float]:
+    """The learning rates that one of torch's schedulers gives to a rate of 1."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scheduler = make(optimizer)  # type: ignore[operator]
+    factors = []
+    for _ in range(num_steps):
+        factors.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return factors
+
+
+def test_cosine_is_torchs() -> None:
+    ours = Cosine(num_steps=30, steps_per_epoch=5, final_factor=0.01)
+    expected = torch_factors(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=30, eta_min=0.01), 30)
+    assert [ours(step) for step in range(30)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_step_is_torchs() -> None:
+    ours = Steps(num_steps=60, steps_per_epoch=5, every_epochs=3, gamma=0.7)
+    expected = torch_factors(lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=15, gamma=0.7), 60)
+    assert [ours(step) for step in range(60)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_milestones_are_torchs() -> None:
+    ours = Steps(num_steps=60, steps_per_epoch=5, milestones=(2, 7), gamma=0.1)
+    expected = torch_factors(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [10, 35], gamma=0.1), 60)
+    assert [ours(step) for step in range(60)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_floor_stops_the_fall() -> None:
+    ours = Steps(num_steps=60, steps_per_epoch=1, every_epochs=10, gamma=0.5, floor=0.2)
+    assert [ours(step) for step in (0, 10, 20, 30, 59)] == [1.0, 0.5, 0.25, 0.2, 0.2]
+
+
+def test_one_cycle_is_torchs() -> None:
+    ours = OneCycle(num_steps=41, rise=0.25, start_divisor=25.0, final_divisor=1e4)
+    expected = torch_factors(
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=41, pct_start=0.275, cycle_momentum=False),
+        41,
+    )
+    # torch places its peak at pct_start * total - 1 = 10.275 steps, ours at 0.25 * 40 = 10: so only ends and peak compare
+    assert ours(0) == pytest.approx(expected[0], rel=1e-12)
+    assert ours(40) == pytest.approx(expected[40], rel=1e-9)
+    assert ours(10) == 1.0
+    assert ours(5) == pytest.approx((1 + 1 / 25) / 2)  # half-way up a half cosine
+
+
+@pytest.mark.parametrize("make", [Constant, Cosine])
+def test_warm_up_rises_linearly_and_never_starts_at_zero(make: type) -> None:
+    schedule = make(num_steps=40, steps_per_epoch=10, warmup_epochs=0.4)
+    assert [schedule(step) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert schedule(4) == 1.0
+
+
+def test_cosine_after_warm_up_spans_what_remains() -> None:
+    schedule = Cosine(num_steps=24, steps_per_epoch=4, warmup_epochs=1.0)
+    assert schedule(4 + 10) == pytest.approx(0.5)  # half of the 20 remaining steps
+    assert schedule(23) == pytest.approx(0.5 * (1 + math.cos(math.pi * 19 / 20)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"warmup_epochs": 3.0, "every_epochs": 1}, "warm-up"),
+        ({}, "either every_epochs or milestones"),
+        ({"every_epochs": 1, "milestones": (2,)}, "either every_epochs or milestones"),
+        ({"milestones": (5, 2)}, "must rise"),
+    ],
+)
+def test_contradictions_are_named(arguments: dict, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        Steps(num_steps=30, steps_per_epoch=10, **arguments)

@@ -1,0 +1,87 @@
+"""Which samples a step reads: every one once an epoch, the same for any split, from any step on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sightline.engine.stream import Plan, Stream, evaluation_keys
+from sightline.errors import ConfigError
+from sightline.types import SampleKey
+
+
+def flat(plan: Plan, step: int) -> list[int]:
+    return [key.index for micro in plan.parts(step) for rank in micro for key in rank]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.integers(1, 90),
+    batch_size=st.integers(1, 20),
+    micro_batches=st.integers(1, 5),
+    num_processes=st.integers(1, 3),
+    seed=st.integers(0, 5),
+)
+def test_an_epoch_visits_every_sample_once(
+    size: int, batch_size: int, micro_batches: int, num_processes: int, seed: int
+) -> None:
+    try:
+        plan = Plan(np.arange(100, 100 + size), batch_size, seed, micro_batches, "keep", num_processes)
+    except ConfigError:
+        assert batch_size < num_processes or 0 < size % batch_size < num_processes
+        return
+    visited = [index for step in range(plan.steps_per_epoch) for index in flat(plan, step)]
+    assert sorted(visited) == list(range(100, 100 + size))
+    assert all(rank for step in range(plan.steps_per_epoch) for micro in plan.parts(step) for rank in micro)
+
+
+def test_the_split_does_not_change_what_a_step_reads() -> None:
+    whole = Plan(np.arange(43), 8, seed=1)
+    for micro_batches, num_processes in ((4, 1), (1, 2), (2, 2), (1, 3)):
+        split = Plan(np.arange(43), 8, seed=1, micro_batches=micro_batches, num_processes=num_processes)
+        assert [flat(split, step) for step in range(12)] == [flat(whole, step) for step in range(12)]
+
+
+def test_epochs_differ_and_seeds_differ() -> None:
+    plan, other = Plan(np.arange(64), 64, seed=0), Plan(np.arange(64), 64, seed=1)
+    assert flat(plan, 0) != flat(plan, 1)
+    assert flat(plan, 0) != flat(other, 0)
+
+
+def test_dropping_the_tail_drops_only_it() -> None:
+    plan = Plan(np.arange(43), 8, seed=0, tail="drop")
+    assert plan.steps_per_epoch == 5
+    assert {len(flat(plan, step)) for step in range(10)} == {8}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"indices": np.arange(0)}, "no samples"),
+        ({"num_processes": 9}, "cannot feed 9 processes"),
+        ({"indices": np.arange(5), "tail": "drop"}, "5 samples are fewer"),
+        ({"num_processes": 4}, "3 sample.*4 processes"),
+    ],
+)
+def test_impossible_plans_are_refused_before_the_start(arguments: dict, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        Plan(**{"indices": np.arange(43), "batch_size": 8, "seed": 0} | arguments)
+
+
+def read(keys: list[SampleKey]) -> dict:
+    return {"sample_index": [key.index for key in keys], "draw": [key.generator().random() for key in keys]}
+
+
+@pytest.mark.parametrize("start", [0, 7])
+def test_workers_read_what_the_process_itself_reads(start: int) -> None:
+    plan = Plan(np.arange(43), 8, seed=2, micro_batches=2, num_processes=2)
+    alone = list(Stream(plan, read, rank=1).from_step(start, 14))
+    assert list(Stream(plan, read, rank=1, workers=2).from_step(start, 14)) == alone
+    assert list(Stream(plan, read, rank=1).from_step(0, 14))[start:] == alone
+
+
+def test_evaluation_keys_are_whole_batches_in_order() -> None:
+    keys = evaluation_keys(np.array([3, 5, 8, 13, 21]), 2, epoch=0, seed=0)
+    assert [[key.index for key in batch] for batch in keys] == [[3, 5], [8, 13], [21]]
