@@ -1,0 +1,39 @@
+"""Train perception models you can trust.
+
+    import sightline
+
+    model = sightline.build_model("pointnet", num_classes=40, in_channels=3)
+    run = sightline.load_run("runs/modelnet40_pointnet/1")
+    logits = run.model(points=run.transform({"points": points})["points"])["logits"]
+
+`sightline.geometry` and `sightline.metrics` hold the functions and states that the package itself uses. Nothing is
+imported before it is asked for: `import sightline` alone does not even import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sightline import geometry, metrics
+    from sightline.engine.loading import LoadedRun, build_model, load_run
+
+__all__ = ["LoadedRun", "__version__", "build_model", "geometry", "load_run", "metrics"]
+
+__version__ = "0.1.0"
+
+_ROOM_OF = {name: "sightline.engine.loading" for name in ("LoadedRun", "build_model", "load_run")}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for; Python calls this for names that are not here yet."""
+    if name in _ROOM_OF:
+        return getattr(importlib.import_module(_ROOM_OF[name]), name)
+    if name in ("geometry", "metrics"):
+        return importlib.import_module(f"sightline.{name}")
+    raise AttributeError(f"module 'sightline' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

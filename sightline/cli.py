@@ -155,10 +155,11 @@ def info(
 
 def main() -> None:
     """Run the command line; users' mistakes end in one line and exit code 2, failed work in 1."""
-    if os.environ.get("SIGHTLINE_LAUNCHED") and "RANK" in os.environ:
+    launcher = os.environ.get("SIGHTLINE_LAUNCHED")
+    if launcher and "RANK" in os.environ:
         from sightline.engine.launch import follow_parent
 
-        follow_parent()
+        follow_parent(int(launcher))
     sys.exit(_run())
 
 

@@ -15,18 +15,16 @@ from torch import Tensor, nn
 
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.evaluate import Evaluator
 from sightline.engine.optimizers import hold_still
 from sightline.engine.train import Job, mean
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.types import Batch, SampleKey
 
-__all__ = ["Failure", "Outputs", "Recording", "Rehearsal", "copy_of", "forward_backward", "frame_of", "rehearse", "to_keys"]
+__all__ = ["Failure", "Outputs", "Recording", "Rehearsal", "copy_of", "forward_backward", "detached", "frame_of", "keys_of", "read", "rehearse"]
 
 NUM_SAMPLES = 4  # batch norm over two rows says +-1 whatever comes in; three is the number of coordinates
-MORE_SAMPLES = 16
-_ENOUGH_S = 1.5
 _MOST_TRIES = 8
+_MOST_SECONDS = 3.0
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 Outputs = Mapping[str, Any]
@@ -102,17 +100,15 @@ class Rehearsal:
         return self.failure is None and self.stage == "done" and "not finite" not in self.gradients.values()
 
 
-def rehearse(job: Job, evaluator: Evaluator, device: torch.device) -> Rehearsal:
+def rehearse(job: Job, device: torch.device) -> Rehearsal:
     """Forward and backward on four samples of the first step; on more where a parameter got no gradient."""
     started = time.perf_counter()
     result = Rehearsal(copy_of(job.model), {})
-    keys = to_keys(job, step=0)
+    keys = keys_of(job, step=0)
     watch = _Watch(result)
     try:
-        result.batch = _read(job, keys[:NUM_SAMPLES], device)
+        result.batch = read(job, keys[:NUM_SAMPLES], device)
         _first_pass(job, result, watch, device)
-        result.stage = "evaluating"
-        result.batch_reads |= _evaluation_reads(evaluator, result, device)
         _more_passes(job, result, keys[NUM_SAMPLES:], device, started)
         result.stage = "done"
     except Exception as error:  # noqa: BLE001 - whatever a model or loss dies of is what the check `first-step` reports
@@ -133,7 +129,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     return copied
 
 
-def to_keys(job: Job, *, step: int) -> list[SampleKey]:
+def keys_of(job: Job, *, step: int) -> list[SampleKey]:
     """The samples of the first part of a step, the same on every process."""
     return job.stream.plan.parts(step)[0][0]
 
@@ -166,8 +162,20 @@ def frame_of(error: BaseException) -> tuple[str | None, int | None]:
     return (own[-1].filename, own[-1].lineno) if own else (None, None)
 
 
-def _read(job: Job, keys: Sequence[SampleKey], device: torch.device) -> Batch:
+def read(job: Job, keys: Sequence[SampleKey], device: torch.device) -> Batch:
+    """A training batch on the run's device, as the loop would see it."""
     return to_device(job.stream.reader(keys), device, floats=job.precision.parameters)
+
+
+def detached(value: Any) -> Any:
+    """The same nest of dicts, lists and tuples, its tensors without their history."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return {name: detached(item) for name, item in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(detached(item) for item in value)
+    return value
 
 
 def _first_pass(job: Job, result: Rehearsal, watch: _Watch, device: torch.device) -> None:
@@ -186,10 +194,10 @@ def _more_passes(job: Job, result: Rehearsal, keys: list[SampleKey], device: tor
     result.stage = "further micro-batches"
     pieces = [keys[start : start + NUM_SAMPLES] for start in range(0, len(keys), NUM_SAMPLES)] or [[]]
     while _is_waiting(result) and result.num_tries < _MOST_TRIES:
-        if time.perf_counter() - started > 2 * _ENOUGH_S:
+        if time.perf_counter() - started > _MOST_SECONDS:
             return
         piece = pieces[(result.num_tries - 1) % len(pieces)]
-        batch = _read(job, piece, device) if len(piece) == NUM_SAMPLES else result.batch
+        batch = read(job, piece, device) if len(piece) == NUM_SAMPLES else result.batch
         forward_backward(job, result.model, [batch], device)
         result.gradients = _gradients(result.model)
         result.num_tries += 1
@@ -211,11 +219,6 @@ def _gradients(model: nn.Module) -> dict[str, Gradient]:
         else:
             found[name] = "some" if bool(gradient.any()) else "zero"
     return found
-
-
-def _evaluation_reads(evaluator: Evaluator, result: Rehearsal, device: torch.device) -> set[str]:
-    """The batch keys that metrics name; nothing is run."""
-    return {name for meter in evaluator.meters for name in meter.update.names if name in result.batch}
 
 
 def _alone(tensor: Tensor) -> Tensor:
@@ -261,7 +264,7 @@ class _Watch:
             recorded = Recording(outputs)
             recorded.read = self.output_reads
             if self.outputs is None:
-                self.outputs = dict(outputs)
+                self.outputs = {name: detached(value) for name, value in outputs.items()}
             return recorded
 
         return hook

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import pkgutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from sightline.checks.finding import Finding
+from sightline.checks.finding import Finding, Place
+from sightline.checks.merge import agree, merge
+from sightline.checks.owned import kept_generators
+from sightline.checks.rehearsal import Rehearsal, rehearse
+from sightline.checks.survey import PartSurvey, distinct_parts, survey_part
 from sightline.config import RunConfig
 from sightline.engine.build import Built
-from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.records import kept_random_state
 from sightline.errors import ConfigError
 from sightline.schema import nearest
-from sightline.types import Batch
 
 __all__ = ["Check", "Context", "all_checks", "check", "run_all", "run_quick"]
 
 Moment = Literal["static", "preflight"]
-SEVERITY_ORDER = {"error": 0, "warning": 1, "note": 2}
+logger = logging.getLogger(__name__)
+
+_BUDGET_S = 8.0  # no further quick check is begun after this; each of them is bounded well below what is left of ten
 
 
 class Check(NamedTuple):
@@ -49,12 +55,30 @@ class Context:
     def config(self) -> RunConfig:
         return self.built.config
 
-    def train_batch(self, step: int = 0) -> Batch:
-        """The first micro-batch of a training step, on the run's device, read anew."""
-        keys = self.built.job.stream.plan.parts(step)[0][0]
-        return to_device(
-            self.built.data.train.reader(keys), self.world.device, floats=self.built.job.precision.parameters
-        )
+    @cached_property
+    def rehearsal(self) -> Rehearsal:
+        """One training step on copies, taken when the first check asks for it."""
+        return rehearse(self.built.job, self.world.device)
+
+    @cached_property
+    def survey(self) -> list[PartSurvey]:
+        """Samples of each part, read when the first check asks for them."""
+        return [survey_part(part, seed=self.config.seed) for part in distinct_parts(self.built.data)]
+
+    def place(self, path: str, **more: Any) -> Place:
+        """Where the config says something: a dotted path, with the file and line of it or of the block it is in."""
+        origins, at = self.config.origins, path
+        while at:
+            for key in (at, f"{at}.name"):
+                if key in origins and (origins[key].line is not None or origins[key].origin == "command line"):
+                    return Place(file=origins[key].origin, line=origins[key].line, config_path=path, **more)
+            at = at.rpartition(".")[0]
+        return Place(config_path=path, **more)
+
+    def loss_path(self, name: str) -> str:
+        """The dotted path of the losses block of this name."""
+        names = [component.name for component in self.config.losses]
+        return f"losses.{names.index(name)}" if name in names else "losses"
 
 
 _CHECKS: dict[str, Check] = {}
@@ -83,7 +107,7 @@ def all_checks() -> list[Check]:
 
 def run_quick(built: Built, world: World) -> list[Finding]:
     """The checks that every training starts with."""
-    return _run([each for each in all_checks() if each.is_quick], built, world)
+    return _run([each for each in all_checks() if each.is_quick], built, world, budget_s=_BUDGET_S)
 
 
 def run_all(built: Built, world: World) -> list[Finding]:
@@ -91,32 +115,54 @@ def run_all(built: Built, world: World) -> list[Finding]:
     return _run(all_checks(), built, world)
 
 
-def _run(checks: Sequence[Check], built: Built, world: World) -> list[Finding]:
-    """Findings, the gravest first. Every process runs the same checks and so meets the same collectives."""
-    skipped = set(built.config.checks.skip)
-    unknown = sorted(skipped - {each.code for each in all_checks()})
-    if unknown:
-        where = built.config.origins.get("checks.skip", "checks.skip")
-        raise ConfigError(f"{where}: there is no check '{unknown[0]}'{nearest(unknown[0], [c.code for c in all_checks()])}")
+def _run(
+    checks: Sequence[Check], built: Built, world: World, *, budget_s: float = float("inf")
+) -> list[Finding]:
+    """Findings, the gravest first; every process returns the same list, after one collective at the end."""
+    _assert_known(built.config)
     context = Context(built, world)
     findings: list[Finding] = []
+    began = time.perf_counter()
     for each in checks:
-        if each.code in skipped:
+        if each.code in built.config.checks.skip:
             continue
         started = time.perf_counter()
+        if started - began > budget_s:
+            logger.warning("check-skipped: '%s' and later ones: %.0f s are used up; run `sightline check`", each.code, budget_s)
+            break
         with _untouched(built):
-            found = each.run(context)
+            found = _run_one(each, context)
         seconds = time.perf_counter() - started
         findings += [dataclasses.replace(finding, phase=each.moment, seconds=seconds) for finding in found]
-    return sorted(findings, key=lambda finding: SEVERITY_ORDER[finding.severity])
+    return merge(agree(findings, world))
+
+
+def _run_one(each: Check, context: Context) -> list[Finding]:
+    """A check's findings. One that fails itself says nothing about the run, and must not end it on one process alone."""
+    try:
+        return each.run(context)
+    except Exception:
+        logger.warning("check-failed: '%s' says nothing about this run", each.code, exc_info=True)
+        return []
+
+
+def _assert_known(config: RunConfig) -> None:
+    known = [each.code for each in all_checks()]
+    for code in config.checks.skip:
+        if code not in known:
+            where = config.origins.get("checks.skip", "checks.skip")
+            raise ConfigError(f"{where}: there is no check '{code}'{nearest(code, known)}")
 
 
 @contextmanager
 def _untouched(built: Built) -> Iterator[None]:
-    """Random states and training flags are as before, whatever a check did."""
-    model = built.job.model
+    """Random states, those that data sets hold among them, and training flags are as before, whatever a check did."""
+    model, device = built.job.model, built.job.device
     flags = {name: module.training for name, module in model.named_modules()}
-    with kept_random_state(), torch.enable_grad():
+    parts = (built.data.train, built.data.selection, built.data.test)
+    readers = (*parts, built.job.stream.reader, built.selection.voting_reader, built.test.voting_reader)
+    cuda = [device] if device.type == "cuda" else []
+    with kept_random_state(), torch.random.fork_rng(cuda), kept_generators(*readers), torch.enable_grad():
         try:
             yield
         finally:

@@ -94,6 +94,7 @@ class PartSurvey:
     num_sampled: int = 0
     fields: dict[str, FieldSurvey] = field(default_factory=dict)
     absent: dict[str, list[int]] = field(default_factory=dict)
+    unreadable: tuple[int, Exception] | None = None
 
     @property
     def extent(self) -> str:
@@ -105,18 +106,35 @@ def survey_part(part: Part, *, epoch: int = 0, seed: int = 0) -> PartSurvey:
     """Up to 256 samples, evenly spread over the part, as the data set gives them; half a second at most."""
     result = PartSurvey(part)
     started = time.perf_counter()
-    promised = part.dataset.info.fields
     for keys in _chunks(part, epoch, seed):
-        for key, sample in zip(keys, read_samples(part.dataset, keys), strict=True):
-            for name, value in sample.items():
-                if name != "sample_index":
-                    result.fields.setdefault(name, FieldSurvey()).add(key.index, value)
-            for name in promised.keys() - sample.keys():
-                result.absent.setdefault(name, []).append(key.index)
-        result.num_sampled += len(keys)
+        try:
+            samples = read_samples(part.dataset, keys)
+        except Exception as error:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
+            result.unreadable = _first_unreadable(part.dataset, keys) or (keys[0].index, error)
+            break
+        for key, sample in zip(keys, samples, strict=True):
+            _note(result, key.index, sample)
         if time.perf_counter() - started > _MOST_SECONDS:
             break
     return result
+
+
+def _note(result: PartSurvey, index: int, sample: Sample) -> None:
+    for name, value in sample.items():
+        if name != "sample_index":
+            result.fields.setdefault(name, FieldSurvey()).add(index, value)
+    for name in result.part.dataset.info.fields.keys() - sample.keys():
+        result.absent.setdefault(name, []).append(index)
+    result.num_sampled += 1
+
+
+def _first_unreadable(dataset: Dataset, keys: Sequence[SampleKey]) -> tuple[int, Exception] | None:
+    for key in keys:
+        try:
+            read_samples(dataset, [key])
+        except Exception as error:  # noqa: BLE001 - as above
+            return key.index, error
+    return None
 
 
 def read_samples(dataset: Dataset, keys: Sequence[SampleKey]) -> list[Sample]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from sightline.binding import Bound, Offer, bind
 from sightline.data.collate import batch_keys, collate
 from sightline.draws import Draws
+from sightline.errors import DataError
 from sightline.types import Batch, Dataset, SampleKey, Transform
 
-__all__ = ["BatchReader", "NamedTransform"]
+__all__ = ["BatchReader", "NamedTransform", "Pipeline"]
 
 
 class NamedTransform(NamedTuple):
@@ -23,19 +24,38 @@ class NamedTransform(NamedTuple):
     apply: Transform
 
 
-class BatchReader:
-    """Reads batches of a data set and transforms them; the same keys give the same bits, in any process.
+class Pipeline:
+    """Transforms one after another, bound to the fields that they name; pure, whatever was transformed before.
 
-    Raises ConfigError where a transform names a field that the data set does not offer.
+    Raises ConfigError where a transform names a field that nobody offers.
     """
 
-    def __init__(self, dataset: Dataset, transforms: Sequence[NamedTransform] = ()) -> None:
-        self.dataset = dataset
-        offer = Offer("the data set", dataset.info.fields)
+    def __init__(self, transforms: Sequence[NamedTransform], fields: Collection[str], *, source: str) -> None:
+        offer = Offer(source, fields)
         self._transforms: list[tuple[str, Bound]] = []
         for place, (name, transform) in enumerate(transforms):
             bound = bind(transform.__call__, offer, owner=f"transform '{name}'", skip=("draws",))
             self._transforms.append((f"{place}.{name}", bound))
+
+    def __call__(self, batch: Batch, keys: Sequence[SampleKey]) -> Batch:
+        if not self._transforms:
+            return batch
+        draws = Draws.for_samples(keys)
+        for name, bound in self._transforms:
+            batch = {**batch, **bound.function(draws.stream(name), **bound.select(batch))}
+        return batch
+
+
+class BatchReader:
+    """Reads batches of a data set and transforms them; the same keys give the same bits, in any process.
+
+    Raises ConfigError where a transform names a field that the data set does not offer, and DataError where the set's
+    own `collate` leaves out a key that `info.fields` promises.
+    """
+
+    def __init__(self, dataset: Dataset, transforms: Sequence[NamedTransform] = ()) -> None:
+        self.dataset = dataset
+        self._transform = Pipeline(transforms, dataset.info.fields, source="the data set")
 
     @property
     def keys(self) -> frozenset[str]:
@@ -50,17 +70,18 @@ class BatchReader:
             sample = self._transform(_lift(self.dataset[key]), [key])
             samples.append(_lower(self._with_features(sample)))
         if hasattr(self.dataset, "collate"):
-            batch = self.dataset.collate(samples)
-            batch.setdefault("sample_index", torch.tensor([key.index for key in keys], dtype=torch.int64))
-            return batch
+            indexed = {"sample_index": torch.tensor([key.index for key in keys], dtype=torch.int64)}
+            return self._checked({**indexed, **self.dataset.collate(samples)})
         return collate(samples, keys, self.dataset.info.fields)
 
-    def _transform(self, batch: Batch, keys: Sequence[SampleKey]) -> Batch:
-        if not self._transforms:
-            return batch
-        draws = Draws.for_samples(keys)
-        for name, bound in self._transforms:
-            batch = {**batch, **bound.function(draws.stream(name), **bound.select(batch))}
+    def _checked(self, batch: Batch) -> Batch:
+        """The batch of a set's own collate, which must hold what models and losses were bound to."""
+        missing = sorted(self.keys - batch.keys())
+        if missing:
+            raise DataError(
+                f"{type(self.dataset).__name__}.collate gives {', '.join(sorted(batch))}, but info.fields promises "
+                f"'{missing[0]}' in every batch; add it, or take it out of info.fields"
+            )
         return batch
 
     def _with_features(self, batch: Batch) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from sightline.engine.train import Job, Task
 from sightline.errors import CheckpointError, ConfigError
 from sightline.types import Component, Dataset
 
-__all__ = ["Built", "Data", "Part", "build", "build_data", "build_model", "build_part"]
+__all__ = ["Built", "Data", "Part", "build", "build_data", "build_model", "build_part", "build_transforms"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _initialise(model: nn.Module, config: RunConfig) -> MatchReport | None:
     try:
         return checkpoint.load_weights(
             model,
-            snapshot.model if snapshot.ema is None else snapshot.ema,
+            snapshot.evaluated,
             may_be_missing=config.init.may_be_missing,
             modules=config.init.modules,
         )
@@ -98,12 +99,7 @@ def build_data(config: RunConfig) -> Data:
     transforms = config.transforms
     train_set = _dataset(config, "train")
     facts = dict(train_set.info.facts)
-    unknown = sorted(set(facts) - registry.FACTS)
-    if unknown:
-        raise ConfigError(
-            f"{config.data.where}: data set '{config.data.name}' states the fact '{unknown[0]}', which is not one"
-            f"{schema.nearest(unknown[0], registry.FACTS)}"
-        )
+    _check_facts(config.data, facts)
     splits = train_set.info.split_sizes
     everything = np.arange(len(train_set))
     kept, held_out, selection_set, split = everything, everything, train_set, "validation"
@@ -138,6 +134,11 @@ def build_part(config: RunConfig, split: str) -> Part:
     return Part(
         dataset, np.arange(len(dataset)), _reader(dataset, config.transforms.evaluate, dataset.info.facts), split
     )
+
+
+def build_transforms(components: Sequence[Component], facts: Mapping[str, Any]) -> list[NamedTransform]:
+    """The transforms of these blocks, in order."""
+    return [NamedTransform(c.name, registry.transforms.build(c, facts=facts)) for c in components]
 
 
 def build_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
@@ -229,8 +230,24 @@ def _dataset(config: RunConfig, split: str) -> Dataset:
 
 
 def _reader(dataset: Dataset, components: Sequence[Component], facts: Mapping[str, Any]) -> BatchReader:
-    transforms = [NamedTransform(c.name, registry.transforms.build(c, facts=facts)) for c in components]
-    return BatchReader(dataset, transforms)
+    return BatchReader(dataset, build_transforms(components, facts))
+
+
+def _check_facts(data: Component, facts: Mapping[str, Any]) -> None:
+    """Facts have known names, and values that facts.json can hold."""
+    for name, value in facts.items():
+        if name not in registry.FACTS:
+            raise ConfigError(
+                f"{data.where}: data set '{data.name}' states the fact '{name}', which is not one"
+                f"{schema.nearest(name, registry.FACTS)}"
+            )
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise ConfigError(
+                f"{data.where}: data set '{data.name}' states the fact '{name}' as {value!r}, which a run cannot note "
+                f"({error}); give plain numbers and text, alone or in tuples (an array's .tolist())"
+            ) from None
 
 
 def _check_selection_metric(config: RunConfig, meters: Sequence[Meter]) -> None:

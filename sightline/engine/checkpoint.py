@@ -69,6 +69,11 @@ class Snapshot:
     ema: dict[str, Tensor] | None
     state: dict[str, Any]
 
+    @property
+    def evaluated(self) -> dict[str, Tensor]:
+        """The weights whose figures count: their average where there is one."""
+        return self.model if self.ema is None else self.ema
+
 
 def save(directory: Path, snapshot: Snapshot, *, keep_last: int, is_best: bool) -> Path:
     """Add a checkpoint to a run directory; at every instant the newest complete one before or after is there.

@@ -16,6 +16,10 @@ from typing import Any
 __all__ = ["follow_parent", "launch", "launched_processes"]
 
 
+_GRACE_S = 300
+"""How long processes may take to finish their step and save after a signal; a second one ends them at once."""
+
+
 def launched_processes() -> int | None:
     """How many processes a launcher (torchrun, SLURM, ours) started, or None outside of one."""
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
@@ -37,7 +41,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    os.environ["SIGHTLINE_LAUNCHED"] = "1"
+    os.environ["SIGHTLINE_LAUNCHED"] = str(os.getpid())
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -48,6 +52,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.1,
+        shutdown_timeout=_GRACE_S,
         logs_specs=DefaultLogsSpecs(),
     )
     try:
@@ -88,9 +93,8 @@ def _what_it_said(error_file: str) -> dict[str, Any] | None:
     return message if isinstance(message, dict) and "message" in message else None
 
 
-def follow_parent() -> None:
-    """End this process soon after the one that launched it, however that one ends."""
-    parent = os.getppid()
+def follow_parent(parent: int) -> None:
+    """End this process soon after its parent, whose number is given: it may be gone already."""
 
     def watch() -> None:
         while os.getppid() == parent:

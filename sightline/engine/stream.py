@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from sightline.draws import Draws
+from sightline.engine.launch import follow_parent
 from sightline.errors import ConfigError
 from sightline.types import Batch, SampleKey
 
 __all__ = ["Plan", "Stream", "evaluation_keys"]
 
 Reader = Callable[[Sequence[SampleKey]], Batch]
+
+_GRACE_S = 300
+"""How long a worker outlives a SIGTERM, so that the step which needs its batches can be finished and saved."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,8 @@ class Stream:
     workers: int = 0
     prefetch: int = 2
 
-    def from_step(self, step: int, num_steps: int) -> Iterator[list[Batch]]:
-        """The micro-batches of steps `step` to `num_steps`, in order."""
+    def from_step(self, step: int, num_steps: int) -> Generator[list[Batch]]:
+        """The micro-batches of steps `step` to `num_steps`, in order; closing it ends the workers."""
         keys = self._keys
         if self.workers == 0:
             for each in range(step, num_steps):
@@ -134,7 +142,10 @@ class _Keys:
 
 
 def _loader(reader: Reader, keys: Iterator[list[SampleKey]], workers: int, prefetch: int) -> Any:
-    """Worker processes that read the batches of `keys` ahead of time, and hand them over in order."""
+    """Worker processes that read the batches of `keys` ahead of time, and hand them over in order.
+
+    torch draws a seed for them; from a generator of its own, or else dropout would depend on the number of workers.
+    """
     return DataLoader(
         _Readable(reader),  # type: ignore[arg-type]
         batch_sampler=_Keys(keys),  # type: ignore[arg-type]
@@ -142,7 +153,16 @@ def _loader(reader: Reader, keys: Iterator[list[SampleKey]], workers: int, prefe
         prefetch_factor=prefetch,
         collate_fn=_as_is,
         multiprocessing_context="fork",
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=functools.partial(_begin_worker, os.getpid()),
     )
+
+
+def _begin_worker(parent: int, number: int) -> None:
+    """End with the training process, however it ends, and never before it: signals to the whole group are its to obey."""
+    follow_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
 
 
 def _as_is(batch: Any) -> Any:

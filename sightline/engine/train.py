@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Mapping, Sequence
@@ -96,20 +97,20 @@ def train(job: Job, world: World, at_step: AtStep, stop: Any = None) -> None:
     replica = world.replicate(job.model)
     if job.compile:
         replica = torch.compile(replica)  # type: ignore[assignment]
-    steps = job.stream.from_step(job.step, job.num_steps)
     started = time.perf_counter()
-    while job.step < job.num_steps:
-        clock = _Clock()
-        micro_batches = next(steps)
-        clock.lap("data")
-        micro_batches = [to_device(b, world.device, floats=job.precision.parameters) for b in micro_batches]
-        clock.lap("transfer")
-        epoch = job.epoch
-        totals = optimise_once(job, replica, micro_batches, world, clock, stop_asked=bool(stop))
-        job.step += 1
-        record = _record(job, totals, epoch, clock, time.perf_counter() - started)
-        if at_step(record, totals[_STOP] > 0):
-            return
+    with contextlib.closing(job.stream.from_step(job.step, job.num_steps)) as steps:
+        while job.step < job.num_steps:
+            clock = _Clock()
+            micro_batches = next(steps)
+            clock.lap("data")
+            micro_batches = [to_device(b, world.device, floats=job.precision.parameters) for b in micro_batches]
+            clock.lap("transfer")
+            epoch = job.epoch
+            totals = optimise_once(job, replica, micro_batches, world, clock, stop_asked=bool(stop))
+            job.step += 1
+            record = _record(job, totals, epoch, clock, time.perf_counter() - started)
+            if at_step(record, totals[_STOP] > 0):
+                return
 
 
 def optimise_once(

@@ -21,7 +21,8 @@ def note(text: str) -> None:
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table on standard output; plain and unbroken where that is no terminal."""
     console = Console(width=None if sys.stdout.isatty() else 160)
-    table = Table(title=title, title_justify="left")
+    console.print(title, highlight=False, markup=False)
+    table = Table()
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

@@ -1,0 +1,89 @@
+"""Findings of all processes as one list, and symptoms told under the cause that explains them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sightline.checks.finding import Finding, Place
+from sightline.engine.distributed import World
+
+__all__ = ["agree", "from_dict", "merge"]
+
+_SEVERITIES = ("error", "warning", "note")
+_FIRST_STEP = ("first-step", "non-finite", "initial-loss", "zero-learning-rate", "no-gradient")
+
+# An error of the first check explains findings of the others; the earliest stage of CAUSES comes first.
+_EXPLAINS: dict[str, tuple[str, ...]] = {
+    "empty-loader": (*_FIRST_STEP, "label-range", "channel-contract", "non-finite-data", "data-mutation"),
+    "missing-batch-keys": _FIRST_STEP,
+    "non-finite-data": _FIRST_STEP,
+    "channel-contract": _FIRST_STEP,
+    "label-range": _FIRST_STEP,
+    "class-weight-length": ("first-step", "initial-loss"),
+    "first-step": ("initial-loss", "zero-learning-rate", "no-gradient"),
+    "non-finite": ("initial-loss", "zero-learning-rate", "no-gradient"),
+    "no-gradient": ("zero-learning-rate",),
+}
+_SAME_FIELD: dict[str, tuple[str, ...]] = {
+    "non-finite-data": ("channel-contract", "label-range"),
+    "label-range": ("channel-contract",),
+}
+
+
+def merge(findings: Iterable[Finding]) -> list[Finding]:
+    """The gravest first. What an error explains is not told again: it is listed in that error's evidence."""
+    left = list(findings)
+    told: list[Finding] = []
+    for code in [*_EXPLAINS, None]:
+        causes = [f for f in left if f.severity == "error" and f.code == code]
+        for cause in causes:
+            if cause not in left:
+                continue
+            symptoms = [f for f in left if f is not cause and _is_explained(f, cause)]
+            left = [f for f in left if f is not cause and f not in symptoms]
+            told.append(_with_symptoms(cause, symptoms))
+    return sorted([*told, *left], key=lambda finding: _SEVERITIES.index(finding.severity))
+
+
+def agree(findings: Sequence[Finding], world: World) -> list[Finding]:
+    """The findings of every process, the same list everywhere; one that several have is told once. A collective."""
+    if world.size == 1:
+        return list(findings)
+    texts = world.gather_text(json.dumps([f.to_dict() for f in findings], default=str), what="findings")
+    everyone: dict[tuple[str, str, str], Finding] = {}
+    for rank, text in enumerate(texts):
+        for document in json.loads(text):
+            finding = from_dict(document)
+            key = (finding.code, finding.cause, str(finding.where))
+            everyone.setdefault(key, _from_rank(finding, rank))
+    return list(everyone.values())
+
+
+def from_dict(document: dict[str, Any]) -> Finding:
+    """A finding from what `to_dict` gave."""
+    return Finding(
+        **{**document, "where": Place(**document["where"]), "alternatives": tuple(document["alternatives"])}
+    )
+
+
+def _from_rank(finding: Finding, rank: int) -> Finding:
+    return finding if rank == 0 else dataclasses.replace(finding, where=dataclasses.replace(finding.where, rank=rank))
+
+
+def _is_explained(finding: Finding, cause: Finding) -> bool:
+    if finding.code in _EXPLAINS.get(cause.code, ()):
+        return True
+    field = cause.evidence.get("field")
+    is_same_field = field is not None and finding.evidence.get("field") == field
+    return is_same_field and finding.code in _SAME_FIELD.get(cause.code, ())
+
+
+def _with_symptoms(cause: Finding, symptoms: Sequence[Finding]) -> Finding:
+    if not symptoms:
+        return cause
+    told = [f"[{symptom.code}] {symptom.summary}" for symptom in symptoms]
+    told += [line for symptom in symptoms for line in symptom.evidence.get("explains", [])]
+    return dataclasses.replace(cause, evidence={**cause.evidence, "explains": told})

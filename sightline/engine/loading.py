@@ -1,0 +1,166 @@
+"""A run from its directory alone: config, facts, the weights that count and the transforms; no data is read."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sightline import registry
+from sightline.config import RunConfig, read_config
+from sightline.data.reading import NamedTransform, Pipeline
+from sightline.engine import build, checkpoint
+from sightline.engine.checkpoint import MatchReport
+from sightline.engine.distributed import World
+from sightline.engine.records import kept_random_state
+from sightline.errors import ConfigError, UserError
+from sightline.plugins import check_recorded, load_plugins
+from sightline.schema import check_value, nearest
+from sightline.types import Batch, Component, SampleKey, Where
+
+__all__ = [
+    "LoadedRun",
+    "build_model",
+    "checkpoint_path",
+    "is_run",
+    "load_document",
+    "load_run",
+    "load_trained",
+    "read_facts",
+    "read_run",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A trained run, ready to use: `model` is on the CPU, in evaluation mode, with the weights of `checkpoint`.
+
+    `facts` are those of the data it was trained on; `transforms` are those that evaluation applies, in order.
+    """
+
+    path: Path
+    checkpoint: Path
+    config: RunConfig
+    facts: Mapping[str, Any]
+    model: nn.Module
+    transforms: tuple[NamedTransform, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each label, in the order of the model's logits; empty if the data has none."""
+        return tuple(self.facts.get("class_names", ()))
+
+    def transform(self, batch: Batch) -> Batch:
+        """The batch as an evaluation of this run would have seen it: every one of `transforms` applied.
+
+        Samples draw by their `sample_index`, counted from 0 where the batch holds none: a batch of the run's own data
+        gets the bits that `sightline evaluate` gives it. Raises ConfigError where a transform needs another field.
+        """
+        size = len(next(iter(batch.values())))
+        indices = batch["sample_index"].tolist() if "sample_index" in batch else range(size)
+        keys = [SampleKey(index, 0, self.config.seed) for index in indices]
+        return Pipeline(self.transforms, batch.keys(), source="the batch")(batch, keys)
+
+
+def load_run(
+    path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequence[str | Path] = ()
+) -> LoadedRun:
+    """A trained run from its directory; its data set is not needed.
+
+    `checkpoint` is `last`, `best` or a path; where the run averaged its weights, the average is loaded. `plugins` are
+    the files that the run was made with. Global random states stay as they are. Raises UserError for a directory that
+    is no run, PluginError for a plugin that is not given, CheckpointError for a damaged checkpoint.
+    """
+    run = Path(path)
+    config, notes = read_run(run, [Path(plugin) for plugin in plugins])
+    for line in notes:
+        logger.warning("%s", line)
+    facts = read_facts(run)
+    with kept_random_state():
+        model = build.build_model(config, facts, World())
+    chosen = checkpoint_path(run, str(checkpoint))
+    load_trained(model, chosen)
+    transforms = tuple(build.build_transforms(config.transforms.evaluate, facts))
+    return LoadedRun(run, chosen.resolve(), config, facts, model.eval(), transforms)
+
+
+def build_model(name: str, /, **arguments: Any) -> nn.Module:
+    """A model by its name in `sightline list models`, with random weights from torch's global generator.
+
+    Facts that a data set would give (`num_classes`, `in_channels`) are arguments like any other here. Raises
+    ConfigError for a name or an argument that there is not, and for a value of another type.
+    """
+    where = Where("build_model")
+    entry = registry.models.entry(Component(name, where=where))
+    facts = {key: value for key, value in arguments.items() if key in registry.FACTS}
+    faults = [
+        f"build_model.{key}: '{name}' needs the argument '{key}'"
+        for key, parameter in entry.parameters.items()
+        if key in registry.FACTS and parameter.is_required and key not in facts
+    ]
+    for key, value in facts.items():
+        if key not in entry.parameters:
+            faults.append(f"build_model.{key}: '{name}' has no such argument{nearest(key, entry.parameters)}")
+        elif fault := check_value(entry.parameters[key].annotation, value)[1]:
+            faults.append(f"build_model.{key}: {fault}")
+    if faults:
+        raise ConfigError(*faults)
+    given = {key: value for key, value in arguments.items() if key not in facts}
+    model: nn.Module = registry.models.build(Component(name, given, where=where), facts=facts)
+    return model
+
+
+def load_trained(model: nn.Module, path: Path) -> MatchReport:
+    """Put the weights whose figures count into a model, every one of them; what `path` may be: `checkpoint.load`."""
+    return checkpoint.load_weights(model, checkpoint.load(path).evaluated)
+
+
+def checkpoint_path(run: Path, which: str) -> Path:
+    """Where `last`, `best` or a path leads. Raises UserError where there is nothing."""
+    path = run / "checkpoints" / which if which in ("last", "best") else Path(which)
+    if not path.exists():
+        raise UserError(f"checkpoint {which}: there is no {path}")
+    return path
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a run directory rather than a config file."""
+    return (path / "config.yaml").is_file()
+
+
+def read_run(run: Path, plugins: Sequence[Path]) -> tuple[RunConfig, list[str]]:
+    """The config of a run directory, with its plugins loaded, and notes on plugins that changed since."""
+    if not is_run(run):
+        raise UserError(f"{run}: is not a run directory (no config.yaml in it)")
+    loaded = load_plugins(plugins)
+    notes = check_recorded(load_document(run / "environment.json").get("plugins", []), loaded, run=run)
+    return read_config(run / "config.yaml"), notes
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """What the data set of a run stated, with tuples where JSON has lists."""
+    return {name: _frozen(value) for name, value in load_document(run / "facts.json").items()}
+
+
+def load_document(path: Path) -> dict[str, Any]:
+    """A JSON file of a run. Raises UserError where it is missing or holds no mapping."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; the run directory is incomplete") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: does not hold a mapping")
+    return document
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

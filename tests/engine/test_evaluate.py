@@ -1,0 +1,86 @@
+"""Evaluation: every sample once, voting, and figures that do not depend on how samples are batched."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.engine.distributed import World
+from sightline.errors import ConfigError
+from tests.runs.small import small_run
+
+VOTE = "transforms.vote=[{name: scale}, {name: translate}]"
+
+
+def test_the_batch_size_does_not_matter() -> None:
+    built = small_run("train.precision=float64")
+    results = [
+        dataclasses.replace(built.test, batch_size=size)(built.job.model, World()) for size in (1, 7, 24)
+    ]
+    assert results[0].metrics == results[1].metrics == results[2].metrics
+    for result in results[1:]:
+        assert result.losses == pytest.approx(results[0].losses, rel=1e-12)
+
+
+def test_evaluating_twice_is_the_same_and_leaves_the_model_alone() -> None:
+    built = small_run()
+    built.job.model.train()
+    before = {name: tensor.clone() for name, tensor in built.job.model.state_dict().items()}
+    random_before = torch.get_rng_state()
+    first, second = (built.test(built.job.model, World()) for _ in range(2))
+    assert (first.metrics, first.losses) == (second.metrics, second.losses)
+    assert built.job.model.training
+    assert torch.equal(random_before, torch.get_rng_state())
+    assert all(torch.equal(before[n], t) for n, t in built.job.model.state_dict().items())
+
+
+def test_accuracy_is_what_numpy_counts() -> None:
+    built = small_run()
+    result = built.test(built.job.model, World())
+    labels, guesses = [], []
+    built.job.model.eval()
+    for start in range(0, 24, 6):
+        keys = [dataclasses.replace(built.job.stream.plan.parts(0)[0][0][0], index=i, epoch=0) for i in range(start, start + 6)]
+        batch = built.data.test.reader(keys)
+        with torch.no_grad():
+            logits = built.job.model(points=batch["points"])["logits"]
+        guesses += logits.argmax(1).tolist()
+        labels += batch["label"].tolist()
+    assert result.metrics["overall_accuracy"] == np.mean(np.array(guesses) == np.array(labels))
+    recalls = [np.mean(np.array(guesses)[np.array(labels) == c] == c) for c in sorted(set(labels))]
+    assert result.metrics["mean_class_accuracy"] == pytest.approx(np.mean(recalls), rel=1e-12)
+
+
+def test_a_reader_that_repeats_a_sample_is_caught() -> None:
+    built = small_run()
+    reader = built.test.reader
+
+    def repeats(keys: list) -> dict:
+        batch = reader(keys)
+        batch["sample_index"][-1] = batch["sample_index"][0]
+        return batch
+
+    with pytest.raises(AssertionError, match=r"samples never and \d+ more than once"):
+        dataclasses.replace(built.test, reader=repeats)(built.job.model, World())
+
+
+def test_votes_average_varied_passes_and_are_labelled() -> None:
+    built = small_run("evaluate.votes=3", VOTE, "train.precision=float64")
+    voted = built.test(built.job.model, World())
+    assert set(voted.metrics) == {"overall_accuracy_vote3", "mean_class_accuracy_vote3"}
+    again = built.test(built.job.model, World())
+    assert voted.metrics == again.metrics
+
+
+def test_voting_is_the_mean_of_probabilities() -> None:
+    task = small_run().test.task
+    passes = [{"probabilities": torch.tensor([[0.9, 0.1]])}, {"probabilities": torch.tensor([[0.2, 0.8]])}]
+    assert torch.allclose(task.vote(passes)["probabilities"], torch.tensor([[0.55, 0.45]]))
+
+
+def test_votes_without_variation_are_refused() -> None:
+    with pytest.raises(ConfigError, match="the same vote"):
+        small_run("evaluate.votes=3")

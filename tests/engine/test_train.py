@@ -1,0 +1,131 @@
+"""The loop on a real model: precision, averages, clipping, freezing, and what a non-finite gradient leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+from sightline.engine.distributed import World
+from sightline.engine.precision import name_nondeterminism, set_determinism
+from sightline.engine.records import StepRecord
+from sightline.engine.train import NonFiniteGradientError, mean, train, update_average
+from tests.runs.small import small_run
+
+
+def run(*overrides: str, num_steps: int = 4) -> tuple[list[StepRecord], object]:
+    built = small_run(*overrides, f"train.steps={num_steps}")
+    records: list[StepRecord] = []
+
+    def at_step(record: StepRecord, stop_asked: bool) -> bool:
+        records.append(record)
+        return False
+
+    train(built.job, World(), at_step)
+    return records, built.job
+
+
+def test_two_runs_of_one_seed_have_the_same_bits() -> None:
+    (first, job), (second, other) = run(), run()
+    assert [record.losses for record in first] == [record.losses for record in second]
+    for name, tensor in job.model.state_dict().items():
+        assert torch.equal(tensor, other.model.state_dict()[name]), name
+
+
+def test_another_seed_gives_another_run() -> None:
+    assert run()[0][0].losses != run("seed=1")[0][0].losses
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lowered_precision_trains_close_to_float32(precision: str) -> None:
+    """bf16 keeps 8 bits of mantissa: one step's loss is within a few times 2^-8 of float32's."""
+    lowered, job = run(f"train.precision={precision}", "model.dropout=0.0", num_steps=3)
+    exact, _ = run("model.dropout=0.0", num_steps=3)
+    assert lowered[0].losses["cross_entropy"] == pytest.approx(exact[0].losses["cross_entropy"], rel=0.03)
+    assert all(p.dtype == torch.float32 for p in job.model.parameters())
+    assert lowered[0].losses != exact[0].losses
+
+
+def test_float64_holds_parameters_and_batches_in_float64() -> None:
+    records, job = run("train.precision=float64", num_steps=1)
+    assert all(p.dtype == torch.float64 for p in job.model.parameters())
+    assert records[0].losses["cross_entropy"] > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler about itself
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C compiler")
+def test_compiling_changes_no_result_beyond_rounding() -> None:
+    plain, _ = run("model.dropout=0.0", num_steps=2)
+    compiled, _ = run("model.dropout=0.0", "train.compile=true", num_steps=2)
+    assert compiled[0].losses["total"] == pytest.approx(plain[0].losses["total"], rel=1e-4)
+
+
+def test_the_average_follows_its_formula() -> None:
+    kept, new = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    expected = 0.9 * kept.weight.detach() + 0.1 * new.weight.detach()
+    update_average(kept, new, 0.9)
+    assert torch.allclose(kept.weight, expected, atol=1e-7)
+
+
+def test_the_average_starts_from_the_first_weights_and_is_what_counts() -> None:
+    _, job = run("train.ema_decay=1.0", num_steps=3)
+    fresh = small_run().job.model
+    for kept, initial in zip(job.evaluated.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(kept, initial)
+    assert not all(torch.equal(a, b) for a, b in zip(job.model.parameters(), fresh.parameters(), strict=True))
+
+
+def test_clipping_bounds_the_step_and_not_the_record() -> None:
+    """Plain SGD without momentum moves the weights by lr * clipped norm exactly; the record keeps the norm before."""
+    built = small_run("train.clip_norm=0.5", "train.steps=1", config="synthetic_shapes_dgcnn")
+    before = copy.deepcopy(built.job.model)
+    records: list[StepRecord] = []
+    train(built.job, World(), lambda record, stop: bool(records.append(record)))
+    moved = torch.cat([(a - b).flatten() for a, b in zip(built.job.model.parameters(), before.parameters(), strict=True)])
+    assert records[0].grad_norm > 0.5
+    decay = 1e-4 * torch.cat([p.flatten() for p in before.parameters()]).norm()
+    assert moved.norm().item() / records[0].lr == pytest.approx(0.5, abs=decay.item() + 1e-3)
+
+
+def test_frozen_modules_do_not_move() -> None:
+    frozen = "optimizer.frozen=[{modules: input_alignment}, {modules: head, until_epoch: 1}]"
+    built = small_run(frozen, "train.steps=3")
+    before = copy.deepcopy(built.job.model.state_dict())
+    train(built.job, World(), lambda record, stop: False)
+    after = built.job.model.state_dict()
+    held = [name for name in before if name.startswith(("input_alignment.", "head."))]
+    assert len(held) > 20
+    assert all(torch.equal(before[name], after[name]) for name in held)
+    assert not torch.equal(before["embed.linear.weight"], after["embed.linear.weight"])
+
+
+def test_a_non_finite_gradient_never_reaches_the_weights() -> None:
+    built = small_run()
+    before = copy.deepcopy(list(built.job.model.parameters()))
+    built.job.model.embed.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    with pytest.raises(NonFiniteGradientError, match=r"step 0: the gradient's norm is nan .*cross_entropy nan"):
+        train(built.job, World(), lambda record, stop: False)
+    assert all(torch.equal(a, b) for a, b in zip(before, built.job.model.parameters(), strict=True))
+
+
+def test_a_count_of_zero_gives_a_loss_of_zero() -> None:
+    total = torch.zeros((), requires_grad=True)
+    loss = mean(total, torch.tensor(0))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert total.grad.item() == 1.0
+
+
+def test_strict_determinism_names_the_operation() -> None:
+    try:
+        set_determinism("strict")
+        error = RuntimeError("index_add_cuda_ does not have a deterministic implementation, but you set ...")
+        named = name_nondeterminism(error)
+        assert named is not None
+        assert "'index_add_cuda_'" in str(named)
+        assert name_nondeterminism(RuntimeError("out of memory")) is None
+    finally:
+        set_determinism("seeded")
+        torch.use_deterministic_algorithms(True)
