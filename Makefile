@@ -10,7 +10,7 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 
 install: .venv/.installed
 demo: .venv/.installed
-	@.venv/bin/sightline train configs/classify/synthetic_shapes_pointnet.yaml --picture
+	@.venv/bin/sightline train configs/classify/synthetic_shapes_pointnet.yaml
 test: .venv/.installed-dev
 	.venv/bin/python -m pytest -n 2 --dist worksteal
 test-long: .venv/.installed-dev

@@ -74,7 +74,7 @@ def in_turn(first: Callable[[], None], second: Callable[[], None], rounds: int) 
 
 
 def batches() -> dict[str, float]:
-    """A per-item DataLoader over 2,048 clouds of 1,024 points, over our batches from memory with the same augmentation."""
+    """A per-item DataLoader of 2,048 clouds x 1,024 points, over our batches from memory; the same augmentation."""
     shapes = SyntheticShapes(split="train", train_size=2048, num_points=1024)
     everything = shapes.get_batch([SampleKey(i, 0, 0) for i in range(2048)])
     loader = DataLoader(PerItem(everything["points"].numpy(), everything["label"].numpy()), batch_size=32, shuffle=True)

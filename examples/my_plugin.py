@@ -12,7 +12,7 @@ from sightline.losses.base import Loss
 from sightline.metrics.base import State
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
 
-KINDS = {"round": (1.0, 1.0, 1.0), "flat": (1.0, 1.0, 0.2), "long": (0.3, 0.3, 1.0)}
+KINDS = {"round": (1.0, 1.0, 1.0), "flat": (1.0, 1.0, 0.5), "long": (0.6, 0.6, 1.0)}
 
 
 @registry.data.add("pebbles")

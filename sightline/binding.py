@@ -10,7 +10,11 @@ from typing import Any
 
 from sightline.errors import ConfigError
 
-__all__ = ["Bound", "Offer", "bind", "outputs_of"]
+__all__ = ["Bound", "Offer", "UnboundError", "bind", "outputs_of"]
+
+
+class UnboundError(ConfigError):
+    """A key that no one offers or that two sides offer; the message names both sides."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,17 @@ def bind(function: Callable[..., Any], *offers: Offer, owner: str, skip: Collect
     for name, parameter in inspect.signature(function).parameters.items():
         if name in skip or name == "self":
             continue
-        assert parameter.kind is not inspect.Parameter.VAR_KEYWORD, f"{owner}: parameters must be named, no **{name}"
+        assert parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL), (
+            f"{owner}: parameters must be named, but '{name}' takes any"
+        )
         sources = [offer.source for offer in offers if name in offer.keys]
         if len(sources) > 1:
-            raise ConfigError(f"{owner} takes '{name}', which {' and '.join(sources)} both offer; rename one of them")
+            raise UnboundError(f"{owner} takes '{name}', which {' and '.join(sources)} both offer; rename one of them")
         if sources:
             names.append(name)
         elif parameter.default is inspect.Parameter.empty:
-            offered = "; ".join(f"{offer.source} offers {', '.join(sorted(offer.keys)) or 'nothing'}" for offer in offers)
-            raise ConfigError(f"{owner} needs '{name}'; {offered}")
+            offered = "; ".join(f"{o.source} offers {', '.join(sorted(o.keys)) or 'nothing'}" for o in offers)
+            raise UnboundError(f"{owner} needs '{name}'; {offered}")
     return Bound(function, tuple(names))
 
 
@@ -61,5 +67,7 @@ def outputs_of(function: Callable[..., Any], *, owner: str) -> frozenset[str]:
     """The keys that a forward function returns, read from its TypedDict return annotation."""
     annotation = typing.get_type_hints(function).get("return")
     if annotation is None or not typing.is_typeddict(annotation):
-        raise ConfigError(f"{owner}: annotate the return value of '{function.__qualname__}' with a TypedDict that names its outputs")
+        raise ConfigError(
+            f"{owner}: annotate the return value of '{function.__qualname__}' with a TypedDict that names its outputs"
+        )
     return frozenset(annotation.__annotations__)

@@ -178,7 +178,11 @@ def _explain(error: Exception) -> int:
     from sightline.errors import RunError, UserError
 
     if hasattr(error, "format_message"):  # typer's own exceptions, which it keeps in a private copy of click
-        return _fail(error.format_message(), 2, error)
+        message = error.format_message()
+        if message.startswith("Usage:"):  # nothing was asked for: help is the answer, and no error
+            sys.stderr.write(message.rstrip() + "\n")
+            return 2
+        return _fail(message, 2, error)
     if isinstance(error, UserError):
         return _fail(str(error), 2, error)
     if isinstance(error, RunError):

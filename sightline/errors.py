@@ -33,7 +33,7 @@ class MissingExtraError(UserError):
     """An optional package is needed; the message names the command that installs it."""
 
     def __init__(self, package: str, *, extra: str, needed_by: str) -> None:
-        super().__init__(f"{needed_by} needs the package '{package}'; install it with: pip install 'sightline[{extra}]'")
+        super().__init__(f"{needed_by} needs the package '{package}'; install it: pip install 'sightline[{extra}]'")
 
 
 class RunError(RuntimeError):

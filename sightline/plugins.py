@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from sightline.errors import PluginError
 from sightline.registry import REGISTRIES
 
-__all__ = ["Plugin", "check_recorded", "load_plugins"]
+__all__ = ["Plugin", "check_recorded", "file_of", "load_plugins"]
+
+_MODULE_PREFIX = "sightline_plugin_"
 
 
 class Plugin:
-    """A loaded plugin file: where it lies, what it held when it was loaded."""
+    """A plugin file: where it lies, what it held when it was read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.text = path.read_text(encoding="utf-8")
+            self.text = path.read_bytes().decode("utf-8")
         except FileNotFoundError:
             raise PluginError(f"--plugin {path}: no such file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise PluginError(f"--plugin {path}: cannot be read: {error}") from None
+        except UnicodeDecodeError as error:
+            raise PluginError(f"--plugin {path}: is not UTF-8 text (byte {error.start})") from None
+        except OSError as error:
+            raise PluginError(f"--plugin {path}: cannot be read: {error.strerror}") from None
+        if path.suffix != ".py":
+            raise PluginError(f"--plugin {path}: is not a Python file (.py)")
         self.sha256 = hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def module_name(self) -> str:
+        return f"{_MODULE_PREFIX}{self.path.stem}"
 
     def record(self) -> dict[str, str]:
         """What a run notes of it."""
@@ -34,8 +45,17 @@ class Plugin:
 
 
 def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
-    """Run these files, which register their parts. Raises PluginError with the file's own line for whatever fails."""
-    plugins = [Plugin(path) for path in paths]
+    """Run these files, each once, which register their parts.
+
+    Raises PluginError with the file's own line for whatever fails.
+    """
+    plugins = list({plugin.path.resolve(): plugin for plugin in map(Plugin, paths)}.values())
+    by_name: dict[str, Plugin] = {}
+    for plugin in plugins:
+        if plugin.path.name in by_name:
+            both = f"{by_name[plugin.path.name].path} and {plugin.path}"
+            raise PluginError(f"--plugin: {both} have one name, and a run keeps them by name; rename one")
+        by_name[plugin.path.name] = plugin
     if plugins:
         for registry in REGISTRIES.values():
             registry.names()  # built-in names first, so that a plugin that takes one of them is the one to be refused
@@ -44,21 +64,34 @@ def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
     return plugins
 
 
+def file_of(builder: Callable[..., Any]) -> Path | None:
+    """The plugin that a component comes from, or None for a built-in one."""
+    if not builder.__module__.startswith(_MODULE_PREFIX):
+        return None
+    return Path(str(sys.modules[builder.__module__].__file__))
+
+
 def _run(plugin: Plugin) -> None:
-    name = f"sightline_plugin_{plugin.path.stem}"
-    spec = importlib.util.spec_from_file_location(name, plugin.path)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"--plugin {plugin.path}: is not a Python file (.py)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    """Run the very text that was hashed, whatever has become of the file since."""
+    module = ModuleType(plugin.module_name)
+    module.__file__ = str(plugin.path)
+    sys.modules[plugin.module_name] = module
     try:
-        spec.loader.exec_module(module)
+        exec(compile(plugin.text, str(plugin.path), "exec"), module.__dict__)
     except SyntaxError as error:
-        raise PluginError(f"--plugin {error.filename}:{error.lineno}: {error.msg}") from None
-    except Exception as error:  # noqa: BLE001 - a user's file may fail in any way; the line in it is what helps
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(plugin.path)]
-        place = f"{plugin.path}:{lines[-1]}" if lines else str(plugin.path)
-        raise PluginError(f"--plugin {place}: {type(error).__name__}: {error}") from error
+        raise PluginError(f"--plugin {error.filename or plugin.path}:{error.lineno}: {error.msg}") from None
+    except SystemExit as error:
+        raise PluginError(f"--plugin {_place(plugin, error)}: ends the program; a plugin only defines parts") from None
+    except Exception as error:
+        what = " ".join(str(error).split()) or "no message"
+        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "  # the registry's own words
+        raise PluginError(f"--plugin {_place(plugin, error)}: {kind}{what}") from error
+
+
+def _place(plugin: Plugin, error: BaseException) -> str:
+    """The last line of the plugin itself that an error passed through."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(plugin.path)]
+    return f"{plugin.path}:{lines[-1]}" if lines else str(plugin.path)
 
 
 def check_recorded(recorded: Sequence[Mapping[str, str]], given: Sequence[Plugin], *, run: Path) -> list[str]:
@@ -68,9 +101,9 @@ def check_recorded(recorded: Sequence[Mapping[str, str]], given: Sequence[Plugin
     for entry in recorded:
         plugin = by_name.get(entry["name"])
         if plugin is None:
-            raise PluginError(f"{run}: was made with the plugin {entry['path']}; give it again: --plugin {entry['path']}")
+            path = entry["path"]
+            raise PluginError(f"{run}: was made with the plugin {path}; give it again: --plugin {path}")
         if plugin.sha256 != entry["sha256"]:
-            notes.append(
-                f"plugin-changed: {plugin.path} is not what {run} was made with (its copy: {run / 'plugins' / entry['name']})"
-            )
+            copy = run / "plugins" / entry["name"]
+            notes.append(f"plugin-changed: {plugin.path} is not what {run} was made with (its copy: {copy})")
     return notes

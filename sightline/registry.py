@@ -5,18 +5,23 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from sightline.errors import ConfigError
-from sightline.schema import Parameter, check_value, nearest, parameters_of
-from sightline.types import Component
+from sightline.binding import UnboundError
+from sightline.errors import ConfigError, DataError, UserError
+from sightline.schema import Parameter, check_value, describe_type, nearest, parameters_of
+from sightline.types import Component, Where
 
 __all__ = [
+    "DATA_FACTS",
     "FACTS",
     "REGISTRIES",
     "Entry",
+    "Fault",
     "Registry",
+    "blame",
     "data",
     "losses",
     "metrics",
@@ -27,16 +32,55 @@ __all__ = [
     "transforms",
 ]
 
-FACTS = frozenset(
-    "num_classes in_channels class_names class_counts ignore_index up_axis num_parts part_names parts_of_category "
-    "num_categories num_joints image_size_px range_m device world split num_samples num_steps steps_per_epoch "
-    "batch_keys output_keys losses model".split()
+DATA_FACTS = frozenset(
+    {
+        "class_counts",
+        "class_names",
+        "ignore_index",
+        "image_size_px",
+        "in_channels",
+        "num_categories",
+        "num_classes",
+        "num_joints",
+        "num_parts",
+        "part_names",
+        "parts_of_category",
+        "range_m",
+        "up_axis",
+    }
 )
-"""Arguments that the framework gives: facts of the data set and of the run. Giving one by hand is an error."""
+"""Arguments that a data set gives to whatever names them."""
+RUN_FACTS = frozenset(
+    {
+        "batch_keys",
+        "device",
+        "losses",
+        "model",
+        "num_samples",
+        "num_steps",
+        "output_keys",
+        "split",
+        "steps_per_epoch",
+        "world",
+    }
+)
+"""Arguments that the run itself gives."""
+FACTS = DATA_FACTS | RUN_FACTS
+"""Arguments that no config may give: one given by hand as well would have two sources."""
 
 MAX_ARGUMENTS = 10
 
 Built = TypeVar("Built", bound=Callable[..., Any])
+
+
+class Fault(NamedTuple):
+    """Something wrong in a config: where it stands, and what is wrong."""
+
+    where: Where
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.text}"
 
 
 class Entry(NamedTuple):
@@ -48,21 +92,32 @@ class Entry(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The last sentence of the docstring that starts with 'Source:', or its first line."""
-        text = inspect.getdoc(self.builder) or ""
-        _, found, source = text.partition("Source:")
-        return " ".join(source.split()) if found else text.split("\n", 1)[0]
+        """What the docstring says after 'Source:'; empty where it names none."""
+        _, _, source = (inspect.getdoc(self.builder) or "").partition("Source:")
+        return " ".join(source.split())
 
     @property
     def summary(self) -> str:
-        return (inspect.getdoc(self.builder) or "").split("\n", 1)[0]
+        """The first line of the docstring, without a source that it may name."""
+        return (inspect.getdoc(self.builder) or "").split("\n", 1)[0].partition("Source:")[0].strip()
+
+    @property
+    def arguments(self) -> dict[str, Parameter]:
+        """The parameters that a config may give: all but the facts."""
+        return {name: parameter for name, parameter in self.parameters.items() if name not in FACTS}
+
+    @property
+    def facts(self) -> list[str]:
+        """The parameters that the framework gives."""
+        return [name for name in self.parameters if name in FACTS]
 
 
 class Registry:
-    """The components of one kind, found by importing the modules of their room on first use."""
+    """The components of one kind (each is a `noun`), found by importing the modules of their room on first use."""
 
-    def __init__(self, kind: str, room: str) -> None:
+    def __init__(self, kind: str, noun: str, room: str) -> None:
         self.kind = kind
+        self.noun = noun
         self.room = room
         self._entries: dict[str, Entry] = {}
         self._is_loaded = False
@@ -71,9 +126,10 @@ class Registry:
         """Register a class or function under `name`; its keyword-only arguments are what a config may give."""
 
         def register(builder: Built) -> Built:
-            _assert_signature(builder, name)
-            assert name not in self._entries or self._entries[name].builder.__module__ == builder.__module__, (
-                f"{self.kind} '{name}' is registered by {self._entries[name].builder.__module__} already"
+            _assert_signature(builder, name, reserved=("name", "weight") if self.kind == "losses" else ("name",))
+            known = _origin(self._entries[name].builder) if name in self._entries else None
+            assert known in (None, _origin(builder)), (
+                f"the {self.noun} '{name}' is registered already, by {'.'.join(known or ())}; take another name"
             )
             self._entries[name] = Entry(name, builder, parameters_of(builder))
             return builder
@@ -88,47 +144,42 @@ class Registry:
         """The entry that a component block names. Raises ConfigError with the nearest name."""
         self._load()
         if component.name not in self._entries:
-            raise ConfigError(
-                f"{component.where}.name: no {self.kind} component is called '{component.name}'"
-                f"{nearest(component.name, self._entries)}"
-            )
+            raise ConfigError(str(self._unknown_name(component)))
         return self._entries[component.name]
 
     def entry_of(self, name: str) -> Entry:
         """The entry of a name from `names()`."""
         return self.entry(Component(name))
 
-    def faults(self, component: Component) -> list[str]:
-        """Everything wrong with a component block that its signature alone can tell, one line each."""
-        try:
-            entry = self.entry(component)
-        except ConfigError as error:
-            return list(error.faults)
-        return [
-            *_unknown_or_ill_typed(component, entry),
-            *(
-                f"{component.where}.{name}: '{component.name}' needs the argument '{name}'"
-                for name, parameter in entry.parameters.items()
-                if parameter.is_required and name not in component.arguments and name not in FACTS
-            ),
+    def faults(self, component: Component) -> list[Fault]:
+        """Everything wrong with a component block that its signature alone can tell."""
+        self._load()
+        if component.name not in self._entries:
+            return [self._unknown_name(component)]
+        entry = self._entries[component.name]
+        missing = [
+            Fault(
+                _below(component.where, name),
+                f"is required and missing: '{component.name}' needs {describe_type(parameter.annotation)} here",
+            )
+            for name, parameter in entry.arguments.items()
+            if parameter.is_required and name not in component.arguments
         ]
+        return [*self._unknown_or_ill_typed(component, entry), *missing]
 
     def build(self, component: Component, *, facts: Mapping[str, object]) -> Any:
         """Call the builder with the block's arguments and with the facts that its signature names.
 
-        Raises ConfigError for an argument that is unknown, ill-typed, missing, or given both by hand and as a fact.
+        Raises ConfigError for an argument that is unknown, ill-typed, missing, given both by hand and as a fact, or
+        refused by the builder itself.
         """
         entry = self.entry(component)
-        faults = self.faults(component)
-        missing = [
-            name
-            for name, parameter in entry.parameters.items()
-            if parameter.is_required and name in FACTS and name not in facts
-        ]
+        faults = [str(fault) for fault in self.faults(component)]
+        missing = [name for name in entry.facts if entry.parameters[name].is_required and name not in facts]
         if missing:
             faults.append(
-                f"{component.where}: '{component.name}' needs the facts {', '.join(missing)}; the data set offers "
-                f"{', '.join(sorted(facts)) or 'none'}"
+                f"{component.where}: {self.noun} '{component.name}' needs {', '.join(missing)}; the data set offers "
+                f"{', '.join(sorted(facts)) or 'no facts'}"
             )
         if faults:
             raise ConfigError(*faults)
@@ -136,8 +187,30 @@ class Registry:
             name: check_value(entry.parameters[name].annotation, value)[0]
             for name, value in component.arguments.items()
         }
-        injected = {name: facts[name] for name in entry.parameters if name in FACTS and name in facts}
-        return entry.builder(**given, **injected)
+        injected = {name: facts[name] for name in entry.facts if name in facts}
+        with blame(component):
+            return entry.builder(**given, **injected)
+
+    def _unknown_name(self, component: Component) -> Fault:
+        there_are = f"; there are {', '.join(sorted(self._entries))}; parts of your own need --plugin FILE.py"
+        hint = nearest(component.name, self._entries, otherwise=there_are)
+        return Fault(_below(component.where, "name"), f"no {self.noun} is called '{component.name}'{hint}")
+
+    def _unknown_or_ill_typed(self, component: Component, entry: Entry) -> Iterator[Fault]:
+        for name, value in component.arguments.items():
+            where = component.origins.get(name, _below(component.where, name))
+            if name in FACTS:
+                giver = "data set" if name in DATA_FACTS else "run"
+                yield Fault(where, f"'{name}' is given by the {giver}; remove it here")
+            elif name not in entry.parameters:
+                takes = list(entry.arguments)
+                otherwise = f"; allowed: {', '.join(takes)}" if takes else "; it takes none"
+                hint = nearest(name, takes, otherwise=otherwise)
+                yield Fault(where, f"'{component.name}' has no such argument{hint}")
+            else:
+                for path, text in check_value(entry.parameters[name].annotation, value)[1]:
+                    place = f"{name}.{path}".rstrip(".")
+                    yield Fault(component.origins.get(place, _below(where, path)), text)
 
     def _load(self) -> None:
         if self._is_loaded:
@@ -148,42 +221,73 @@ class Registry:
             importlib.import_module(f"{self.room}.{module.name}")
 
 
-def _unknown_or_ill_typed(component: Component, entry: Entry) -> list[str]:
-    faults = []
-    for name, value in component.arguments.items():
-        where = component.origins.get(name, component.where)
-        place = where if name in component.origins else f"{where}.{name}"
-        if name in FACTS:
-            faults.append(f"{place}: is given by the data set or the run; remove it here")
-        elif name not in entry.parameters:
-            takes = [known for known in entry.parameters if known not in FACTS]
-            faults.append(f"{place}: '{component.name}' has no such argument{nearest(name, takes)}")
-        else:
-            _, fault = check_value(entry.parameters[name].annotation, value)
-            if fault:
-                faults.append(f"{place}: {fault}")
-    return faults
+@contextmanager
+def blame(component: Component) -> Iterator[None]:
+    """Give the errors of a builder, raised inside, the place of its block or of the argument that they name first."""
+    try:
+        yield
+    except UnboundError:
+        raise
+    except ConfigError as error:
+        raise ConfigError(*(_placed(component, fault) for fault in error.faults)) from error
+    except DataError as error:
+        raise DataError(f"{component.origins.get('root', component.where)}: {error}") from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{component.where}: '{component.name}' refuses its arguments: {error}") from error
 
 
-def _assert_signature(builder: Callable[..., Any], name: str) -> None:
+def _placed(component: Component, fault: str) -> str:
+    """A builder's message `argument: what`, or `<block>.argument: what`, with the place in front."""
+    subject, _, text = fault.partition(": ")
+    outer, _, name = subject.rpartition(".")
+    if name in component.arguments and outer in ("", component.name, component.where.path):
+        return f"{component.origins.get(name, _below(component.where, name))}: {text}"
+    if component.where.path and subject.startswith(f"{component.where.path}."):
+        place = subject.removeprefix(f"{component.where.path}.")
+        nearby = component.origins.get(place) or component.origins.get(place.split(".")[0], component.where)
+        return f"{Where(nearby.origin, nearby.line, subject)}: {text}"
+    return f"{component.where}: {fault}"
+
+
+def _below(where: Where, name: str) -> Where:
+    """The place of a key of a block, where it does not stand itself."""
+    if not name:
+        return where
+    if not where.path:  # a call from Python, not a file
+        return Where(f"{where.origin}.{name}", where.line)
+    return Where(where.origin, where.line, f"{where.path}.{name}")
+
+
+def _origin(builder: Callable[..., Any]) -> tuple[str, str]:
+    return builder.__module__, builder.__qualname__
+
+
+def _assert_signature(builder: Callable[..., Any], name: str, *, reserved: tuple[str, ...]) -> None:
     parameters = inspect.signature(builder).parameters.values()
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters), (
         f"'{name}': every argument must be keyword-only and named (no *args, no **kwargs)"
     )
     assert len(parameters) <= MAX_ARGUMENTS, f"'{name}': {len(parameters)} arguments, at most {MAX_ARGUMENTS}"
-    assert all(p.annotation is not inspect.Parameter.empty for p in parameters), f"'{name}': annotate every argument"
+    for parameter in parameters:
+        assert parameter.annotation is not inspect.Parameter.empty, (
+            f"'{name}': annotate the argument '{parameter.name}'"
+        )
+        assert parameter.name not in reserved, (
+            f"'{name}': '{parameter.name}' has a meaning of its own in a config; rename it"
+        )
 
 
-data = Registry("data", "sightline.data")
-models = Registry("models", "sightline.models")
-tasks = Registry("tasks", "sightline.tasks")
-losses = Registry("losses", "sightline.losses")
-metrics = Registry("metrics", "sightline.metrics")
-transforms = Registry("transforms", "sightline.transforms")
-optimizers = Registry("optimizers", "sightline.engine.optimizers")
-schedules = Registry("schedules", "sightline.engine.schedules")
+data = Registry("data", "data set", "sightline.data")
+models = Registry("models", "model", "sightline.models")
+tasks = Registry("tasks", "task", "sightline.tasks")
+losses = Registry("losses", "loss", "sightline.losses")
+metrics = Registry("metrics", "metric", "sightline.metrics")
+transforms = Registry("transforms", "transform", "sightline.transforms")
+optimizers = Registry("optimizers", "optimizer", "sightline.engine.optimizers")
+schedules = Registry("schedules", "schedule", "sightline.engine.schedules")
 
 REGISTRIES: dict[str, Registry] = {
-    registry.kind: registry
-    for registry in (models, data, losses, metrics, transforms, optimizers, schedules, tasks)
+    registry.kind: registry for registry in (models, data, losses, metrics, transforms, optimizers, schedules, tasks)
 }

@@ -7,19 +7,26 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NotRequired
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from typing_extensions import is_typeddict
 
-__all__ = ["Parameter", "check_value", "describe_type", "nearest", "parameters_of", "show_value"]
+__all__ = ["Misfit", "Parameter", "check_value", "describe_type", "nearest", "parameters_of", "show_value"]
 
-_WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Any: "anything"}
+_LISTS = (list, tuple, Sequence)
+_MAPPINGS = (dict, Mapping)
+_UNIONS = (typing.Union, types.UnionType)
+_SHOWN_LENGTH = 60
+_HARDLY_A_BOUND = 1e9
+"""A largest value at or above this one guards against slips; it is named only where it has been passed."""
 
 
 class Parameter(typing.NamedTuple):
-    """One argument of a component: its annotation with constraints, and its default (`inspect.Parameter.empty` if none)."""
+    """One argument of a component: annotation with constraints, and default (`inspect.Parameter.empty` if none)."""
 
     name: str
     annotation: Any
@@ -28,6 +35,13 @@ class Parameter(typing.NamedTuple):
     @property
     def is_required(self) -> bool:
         return self.default is inspect.Parameter.empty
+
+
+class Misfit(typing.NamedTuple):
+    """What is wrong with a value, and with which part of it: `1.lr_factor`, or nothing for the whole."""
+
+    path: str
+    text: str
 
 
 def parameters_of(function: Callable[..., Any]) -> dict[str, Parameter]:
@@ -41,75 +55,193 @@ def parameters_of(function: Callable[..., Any]) -> dict[str, Parameter]:
     }
 
 
-def check_value(annotation: Any, value: object) -> tuple[object, str | None]:
-    """The value as the annotation wants it (an int as float, a list as tuple), and what is wrong with it, if anything.
+def check_value(annotation: Any, value: object) -> tuple[Any, list[Misfit]]:
+    """The value as the annotation wants it (an int as float, a list as tuple), and everything wrong with it.
 
-    Nothing is guessed: "False" is not a bool, "1" is not a number, 2.0 is not a whole number.
+    Nothing is guessed: "False" is not a bool, "1" is not a number, 2.0 is not a whole number, NaN is no number.
     """
     try:
-        return TypeAdapter(annotation).validate_json(json.dumps(value), strict=True), None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
-        found = first["input"] if place else value
-        inside = f"element {place}: " if place else ""
-        return value, f"{inside}found {show_value(found)}, allowed is {describe_type(annotation)}"
+        accepted = _accept(annotation, value)
+        misfits = list(_misfits(annotation, value, "")) if _names_keys(annotation) else []
+        return (value, misfits) if misfits else (accepted, [])
+    except (ValidationError, TypeError, ValueError):
+        return value, list(_misfits(annotation, value, "")) or [_misfit(annotation, value, "")]
+    except PydanticUserError:
+        return value, [Misfit("", f"is of the type {describe_type(annotation)}, which a config cannot give")]
 
 
-def describe_type(annotation: Any) -> str:
-    """An annotation in words: `a whole number >= 1`, `one of 'a', 'b'`, `a list of numbers`."""
+def _accept(annotation: Any, value: object) -> Any:
+    return TypeAdapter(annotation).validate_json(json.dumps(value, allow_nan=False), strict=True)
+
+
+def _names_keys(annotation: Any) -> bool:
+    """Whether a TypedDict is part of a type: pydantic drops the keys that it does not name, unless told otherwise."""
+    return is_typeddict(annotation) or any(map(_names_keys, typing.get_args(annotation)))
+
+
+def _misfits(annotation: Any, value: object, path: str) -> Iterator[Misfit]:
+    """Descends to the parts of a value that do not fit, so that each is named by itself."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
-        base, *constraints = typing.get_args(annotation)
-        return " and ".join([describe_type(base), *filter(None, map(_bound, constraints))]).replace(" and ", " ", 1)
+        yield from _misfits(typing.get_args(annotation)[0], value, path)
+    elif origin in _UNIONS:
+        yield from _misfits_of_union(annotation, value, path)
+    elif origin in _LISTS and isinstance(value, list | tuple):
+        elements = _element_types(annotation, len(value))
+        if len(elements) != len(value):
+            yield _misfit(annotation, value, path)
+            return
+        for index, (element, each) in enumerate(zip(elements, value, strict=True)):
+            yield from _misfits_of_part(element, each, f"{path}.{index}")
+    elif origin in _MAPPINGS and isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _misfits_of_part(typing.get_args(annotation)[1], each, f"{path}.{key}")
+    elif is_typeddict(annotation) and isinstance(value, Mapping):
+        yield from _misfits_of_keys(annotation, value, path)
+
+
+def _misfits_of_part(annotation: Any, value: object, path: str) -> Iterator[Misfit]:
+    _, misfits = check_value(annotation, value)
+    for misfit in misfits:
+        yield Misfit(".".join(filter(None, (path.lstrip("."), misfit.path))), misfit.text)
+
+
+def _misfits_of_union(annotation: Any, value: object, path: str) -> Iterator[Misfit]:
+    """Nothing where a member fits; where one alone has the form of the value, what is wrong with it as that member."""
+    members = typing.get_args(annotation)
+    if all(check_value(member, value)[1] for member in members):
+        found = list(filter(None, (list(_misfits(member, value, path)) for member in members)))
+        yield from found[0] if len(found) == 1 else [_misfit(annotation, value, path)]
+
+
+def _misfits_of_keys(annotation: Any, value: Mapping[str, Any], path: str) -> Iterator[Misfit]:
+    fields = _fields_of(annotation)
+    for key in value:
+        if key not in fields:
+            yield Misfit(f"{path}.{key}".lstrip("."), f"unknown key '{_plain(key)}'{nearest(key, fields)}")
+    for key, (field, is_required) in fields.items():
+        if key in value:
+            yield from _misfits_of_part(field, value[key], f"{path}.{key}")
+        elif is_required:
+            yield Misfit(f"{path}.{key}".lstrip("."), f"is required and missing; give {describe_type(field)}")
+
+
+def _misfit(annotation: Any, value: object, path: str) -> Misfit:
+    allowed = describe_type(annotation, beside=value)
+    return Misfit(path.lstrip("."), f"found {show_value(value)}, allowed is {allowed}")
+
+
+def _element_types(annotation: Any, length: int) -> Sequence[Any]:
+    """The type of each element of a list that has `length` of them; a fixed list's own types whatever the length."""
+    inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple and Ellipsis not in inner:
+        return inner
+    return [inner[0] if inner else Any] * length
+
+
+def _fields_of(annotation: Any) -> dict[str, tuple[Any, bool]]:
+    """The keys of a TypedDict: the type of each, and whether it must be there."""
+    hints = typing.get_type_hints(annotation, include_extras=True)
+    fields = {}
+    for key, hint in hints.items():
+        is_optional = key in annotation.__optional_keys__ or typing.get_origin(hint) is NotRequired
+        fields[key] = (typing.get_args(hint)[0] if typing.get_origin(hint) is NotRequired else hint, not is_optional)
+    return fields
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def describe_type(annotation: Any, *, beside: object = None) -> str:
+    """An annotation in words: `a whole number, at least 1`, `one of 'a', 'b'`, `a list, each element a number`.
+
+    A bound too large to matter is left out, unless the value found `beside` it has passed it.
+    """
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _describe_bounds(inner[0], inner[1:], beside)
     if origin is typing.Literal:
-        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(annotation))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe_type(choice) for choice in typing.get_args(annotation))
-    if origin in (list, tuple, Sequence):
-        inner = [choice for choice in typing.get_args(annotation) if choice is not Ellipsis]
-        length = f" of length {len(inner)}" if origin is tuple and Ellipsis not in typing.get_args(annotation) else ""
-        return f"a list{length} of ({describe_type(inner[0])})" if inner else "a list"
-    if origin in (dict, Mapping):
-        return "a mapping"
-    if annotation is type(None):
+        return "one of " + ", ".join(repr(choice) for choice in inner)
+    if origin in _UNIONS:
+        words = [describe_type(choice, beside=beside) for choice in inner]
+        return (", or " if any("," in each for each in words) else " or ").join(words)
+    if origin in _LISTS:
+        element = describe_type(_element_types(annotation, 1)[0])
+        return f"a list of {len(inner)}, each {element}" if _is_fixed(annotation) else f"a list, each {element}"
+    if origin in _MAPPINGS:
+        return f"a mapping, each value {describe_type(inner[1])}"
+    if is_typeddict(annotation):
+        fields = (f"{key}: {describe_type(field)}" for key, (field, _) in _fields_of(annotation).items())
+        return "a mapping {" + "; ".join(fields) + "}"
+    if annotation is type(None) or annotation is None:
         return "null"
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-def _bound(constraint: object) -> str | None:
-    match constraint:
-        case Ge(bound):
-            return f">= {bound}"
-        case Gt(bound):
-            return f"> {bound}"
-        case Le(bound) if isinstance(bound, int) and bound >= 2**31 - 1:
-            return None
-        case Le(bound):
-            return f"<= {bound}"
-        case Lt(bound):
-            return f"< {bound}"
-    return None
+def _is_fixed(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is tuple and Ellipsis not in typing.get_args(annotation)
+
+
+def _describe_bounds(base: Any, constraints: Sequence[object], beside: object) -> str:
+    lowest = highest = ""
+    is_closed = False
+    for constraint in constraints:
+        match constraint:
+            case Ge(bound):
+                lowest, is_closed = f"at least {bound:g}", True
+            case Gt(bound):
+                lowest = f"above {bound:g}"
+            case Le(bound) if _matters(bound, beside):
+                highest = f"at most {bound}"
+            case Lt(bound) if _matters(bound, beside):
+                highest, is_closed = f"below {bound}", False
+    what = describe_type(base)
+    if is_closed and highest.startswith("at most"):
+        return f"{what} from {lowest.removeprefix('at least ')} to {_short(highest.removeprefix('at most '))}"
+    return ", ".join([what, *filter(None, [" and ".join(filter(None, [lowest, _short(highest)]))])])
+
+
+def _matters(bound: Any, beside: object) -> bool:
+    return bound < _HARDLY_A_BOUND or (isinstance(beside, int | float) and beside > bound)
+
+
+def _short(words: str) -> str:
+    return words.removesuffix(".0")
 
 
 def show_value(value: object) -> str:
     """A value as a user wrote it, cut short, with its kind where the look alone would mislead."""
     if isinstance(value, str):
-        return f"the text {value[:60]!r}"
+        return f"the text {_cut(repr(value))}"
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        return "a mapping"
+        return f"a mapping with {_cut(', '.join(map(_plain, value)))}" if value else "an empty mapping"
     if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
-    return repr(value)
+        return f"the list {_cut(json.dumps(value, default=str))}" if value else "an empty list"
+    return _cut(repr(value))
 
 
-def nearest(word: str, choices: Collection[str]) -> str:
-    """`; did you mean 'x'?` for the closest choice, or the choices themselves where none is close."""
-    match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+def _plain(key: object) -> str:
+    return str(key) if str(key).isprintable() else repr(key)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}..."
+
+
+def nearest(word: str, choices: Collection[str], *, otherwise: str | None = None) -> str:
+    """`; did you mean 'x'?` for the closest choice; where none is close `otherwise`, by default all the choices."""
+    by_look = {_look(choice): choice for choice in choices}
+    match = difflib.get_close_matches(_look(word), by_look, n=1, cutoff=0.6)
     if match:
-        return f"; did you mean '{match[0]}'?"
+        return f"; did you mean '{by_look[match[0]]}'?"
+    if otherwise is not None:
+        return otherwise
     return f"; allowed: {', '.join(sorted(choices))}" if choices else ""
+
+
+def _look(word: str) -> str:
+    return word[:200].casefold().replace("-", "_").replace(" ", "_")

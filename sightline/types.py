@@ -53,6 +53,7 @@ class Field:
 class DataInfo:
     """Facts (injected into components by name), the fields of a sample, and how many samples each split has.
 
+    Facts have the names of `registry.DATA_FACTS`, and plain values: numbers and text, alone or in tuples.
     `features` names fields with one row per point, other than `points` (normals, colours), that are joined, after the
     transforms, into the key `features`; `in_channels` counts `points` and these.
     """
@@ -67,8 +68,8 @@ class Dataset(Protocol):
     """A map from keys to samples. Pure: the same key gives the same bits, and reading changes nothing stored.
 
     Optional members: `get_batch(keys) -> Batch` for sets in memory that answer whole batches; `collate(samples) ->
-    Batch` for sets that know how their samples combine; `strata: np.ndarray` (one class per sample) for stratified
-    splits.
+    Batch` for sets that know how their samples combine (every key that `info.fields` promises; `sample_index` is
+    added); `strata: np.ndarray` (one class per sample) for stratified splits.
     """
 
     @property

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,7 +18,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_ranks(arguments: Sequence[str], num_processes: int, *, timeout_s: float = 120.0) -> None:
+def run_ranks(
+    arguments: Sequence[str],
+    num_processes: int,
+    *,
+    timeout_s: float = 120.0,
+    is_slurm: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Run `python <arguments>` once per rank with a launcher's environment; fails with what they printed."""
     port = free_port()
     children = [
@@ -26,14 +33,9 @@ def run_ranks(arguments: Sequence[str], num_processes: int, *, timeout_s: float 
             [sys.executable, *arguments],
             cwd=ROOT,
             env=os.environ
-            | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(num_processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-            },
+            | (_slurm if is_slurm else _launcher)(rank, num_processes)
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+            | dict(environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -47,3 +49,18 @@ def run_ranks(arguments: Sequence[str], num_processes: int, *, timeout_s: float 
             child.kill()
     codes = [child.returncode for child in children]
     assert codes == [0] * num_processes, f"exit codes {codes}\n" + "\n".join(outputs)
+
+
+def _launcher(rank: int, size: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+
+
+def _slurm(rank: int, size: int) -> dict[str, str]:
+    """As `srun -n SIZE` sets them."""
+    return {
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "SLURM_NTASKS": str(size),
+        "SLURM_STEP_ID": "0",
+        "SLURM_JOB_ID": "7",
+    }

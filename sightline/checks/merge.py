@@ -15,36 +15,35 @@ __all__ = ["agree", "from_dict", "merge"]
 _SEVERITIES = ("error", "warning", "note")
 _FIRST_STEP = ("first-step", "non-finite", "initial-loss", "zero-learning-rate", "no-gradient")
 
-# An error of the first check explains findings of the others; the earliest stage of CAUSES comes first.
+# An error of the first check explains findings of the others; what may itself be explained comes later.
 _EXPLAINS: dict[str, tuple[str, ...]] = {
     "empty-loader": (*_FIRST_STEP, "label-range", "channel-contract", "non-finite-data", "data-mutation"),
     "missing-batch-keys": _FIRST_STEP,
     "non-finite-data": _FIRST_STEP,
-    "channel-contract": _FIRST_STEP,
+    "data-mutation": (),
     "label-range": _FIRST_STEP,
-    "class-weight-length": ("first-step", "initial-loss"),
+    "channel-contract": _FIRST_STEP,
+    "class-weight-length": ("first-step", "non-finite", "initial-loss"),
     "first-step": ("initial-loss", "zero-learning-rate", "no-gradient"),
     "non-finite": ("initial-loss", "zero-learning-rate", "no-gradient"),
     "no-gradient": ("zero-learning-rate",),
 }
 _SAME_FIELD: dict[str, tuple[str, ...]] = {
     "non-finite-data": ("channel-contract", "label-range"),
+    "data-mutation": ("channel-contract",),
     "label-range": ("channel-contract",),
 }
 
 
 def merge(findings: Iterable[Finding]) -> list[Finding]:
     """The gravest first. What an error explains is not told again: it is listed in that error's evidence."""
-    left = list(findings)
+    left = _joined(findings)
     told: list[Finding] = []
-    for code in [*_EXPLAINS, None]:
-        causes = [f for f in left if f.severity == "error" and f.code == code]
-        for cause in causes:
-            if cause not in left:
-                continue
+    for code in _EXPLAINS:
+        for cause in [f for f in left if f.severity == "error" and f.code == code]:
             symptoms = [f for f in left if f is not cause and _is_explained(f, cause)]
             left = [f for f in left if f is not cause and f not in symptoms]
-            told.append(_with_symptoms(cause, symptoms))
+            told.append(_with(cause, "explains", [f"[{symptom.code}] {symptom.summary}" for symptom in symptoms]))
     return sorted([*told, *left], key=lambda finding: _SEVERITIES.index(finding.severity))
 
 
@@ -64,9 +63,7 @@ def agree(findings: Sequence[Finding], world: World) -> list[Finding]:
 
 def from_dict(document: dict[str, Any]) -> Finding:
     """A finding from what `to_dict` gave."""
-    return Finding(
-        **{**document, "where": Place(**document["where"]), "alternatives": tuple(document["alternatives"])}
-    )
+    return Finding(**{**document, "where": Place(**document["where"]), "alternatives": tuple(document["alternatives"])})
 
 
 def _from_rank(finding: Finding, rank: int) -> Finding:
@@ -81,9 +78,16 @@ def _is_explained(finding: Finding, cause: Finding) -> bool:
     return is_same_field and finding.code in _SAME_FIELD.get(cause.code, ())
 
 
-def _with_symptoms(cause: Finding, symptoms: Sequence[Finding]) -> Finding:
-    if not symptoms:
-        return cause
-    told = [f"[{symptom.code}] {symptom.summary}" for symptom in symptoms]
-    told += [line for symptom in symptoms for line in symptom.evidence.get("explains", [])]
-    return dataclasses.replace(cause, evidence={**cause.evidence, "explains": told})
+def _joined(findings: Iterable[Finding]) -> list[Finding]:
+    """One finding for the same fault of the same field in several parts of the data."""
+    groups: dict[object, list[Finding]] = {}
+    for finding in findings:
+        field = finding.evidence.get("field")
+        key = id(finding) if field is None else (finding.code, finding.cause, finding.severity, field)
+        groups.setdefault(key, []).append(finding)
+    return [_with(first, "also", [str(other.where) for other in others]) for first, *others in groups.values()]
+
+
+def _with(finding: Finding, key: str, lines: Sequence[str]) -> Finding:
+    """The finding with these lines among its evidence, if there are any."""
+    return dataclasses.replace(finding, evidence={**finding.evidence, key: list(lines)}) if lines else finding

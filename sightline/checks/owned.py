@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["array_of", "kept_generators", "owned"]
+__all__ = ["array_of", "generators_of", "kept_generators", "owned"]
 
 Kind = TypeVar("Kind")
 
@@ -48,15 +48,19 @@ def array_of(value: np.ndarray | Tensor) -> np.ndarray:
     return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
+def generators_of(*roots: object) -> list[Any]:
+    """The random generators that these objects hold."""
+    return [generator for _, generator in owned(roots, _GENERATORS)]
+
+
 @contextmanager
-def kept_generators(*roots: object) -> Iterator[None]:
-    """Put the random generators that these objects hold back as they were."""
-    found = [generator for _, generator in owned(roots, _GENERATORS)]  # type: ignore[arg-type]
-    states = [_state(generator) for generator in found]
+def kept_generators(generators: Sequence[Any]) -> Iterator[None]:
+    """Put these random generators back as they were."""
+    states = [_state(generator) for generator in generators]
     try:
         yield
     finally:
-        for generator, state in zip(found, states, strict=True):
+        for generator, state in zip(generators, states, strict=True):
             _restore(generator, state)
 
 

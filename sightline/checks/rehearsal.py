@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +22,24 @@ from sightline.engine.train import Job, mean
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.types import Batch, SampleKey
 
-__all__ = ["Failure", "Outputs", "Recording", "Rehearsal", "copy_of", "forward_backward", "detached", "frame_of", "keys_of", "read", "rehearse"]
+__all__ = [
+    "Failure",
+    "Outputs",
+    "Recording",
+    "Rehearsal",
+    "copy_of",
+    "detached",
+    "forward_backward",
+    "frame_of",
+    "keys_of",
+    "read",
+    "rehearse",
+]
+
+logger = logging.getLogger(__name__)
 
 NUM_SAMPLES = 4  # batch norm over two rows says +-1 whatever comes in; three is the number of coordinates
+_FEWEST_SAMPLES = 2
 _MOST_TRIES = 8
 _MOST_SECONDS = 3.0
 
@@ -30,7 +47,7 @@ Gradient = Literal["none", "zero", "some", "not finite"]
 Outputs = Mapping[str, Any]
 
 
-class Recording(dict):  # type: ignore[type-arg]
+class Recording(dict[str, Any]):
     """A mapping that remembers which of its keys were read."""
 
     def __init__(self, items: Mapping[str, Any]) -> None:
@@ -95,26 +112,51 @@ class Rehearsal:
         return len(self.batch["sample_index"]) if self.batch else 0
 
     @property
+    def seen_outputs(self) -> Outputs:
+        """What the model gave; empty where it gave no mapping, or nothing at all."""
+        return self.outputs or {}
+
+    @property
     def is_sound(self) -> bool:
         """Whether forward and backward passes went through with finite gradients."""
         return self.failure is None and self.stage == "done" and "not finite" not in self.gradients.values()
 
 
-def rehearse(job: Job, device: torch.device) -> Rehearsal:
-    """Forward and backward on four samples of the first step; on more where a parameter got no gradient."""
+def rehearse(job: Job, device: torch.device, *, forward_s: float = math.inf) -> Rehearsal:
+    """Forward and backward on four samples of the first step; on more where a parameter got no gradient.
+
+    Where a forward pass takes longer than `forward_s` two samples are tried, and then none: `stage` says so.
+    """
+    for num_samples in (NUM_SAMPLES, _FEWEST_SAMPLES):
+        try:
+            return _rehearse(job, device, num_samples, time.perf_counter() + forward_s)
+        except _OutOfTimeError:
+            continue
+    logger.warning(
+        "check-skipped: a forward pass of %d samples takes over %g s, so no step was tried; `sightline check` does",
+        _FEWEST_SAMPLES,
+        forward_s,
+    )
+    return Rehearsal(copy_of(job.model), {}, stage="out of time")
+
+
+def _rehearse(job: Job, device: torch.device, num_samples: int, deadline: float) -> Rehearsal:
     started = time.perf_counter()
     result = Rehearsal(copy_of(job.model), {})
     keys = keys_of(job, step=0)
-    watch = _Watch(result)
+    watch = _Watch(result, deadline)
     try:
-        result.batch = read(job, keys[:NUM_SAMPLES], device)
+        result.batch = read(job, keys[:num_samples], device)
         _first_pass(job, result, watch, device)
-        _more_passes(job, result, keys[NUM_SAMPLES:], device, started)
+        _more_passes(job, result, keys[num_samples:], device, started)
         result.stage = "done"
+    except _OutOfTimeError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a model or loss dies of is what the check `first-step` reports
         file, line = frame_of(error)
         result.failure = Failure(result.stage, error, watch.current, file, line)
     finally:
+        result.outputs, result.output_reads = watch.outputs, watch.output_reads
         watch.remove()
     result.seconds = time.perf_counter() - started
     return result
@@ -155,9 +197,7 @@ def forward_backward(
 
 def frame_of(error: BaseException) -> tuple[str | None, int | None]:
     """The innermost line of an exception's way that is not of an installed library."""
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
     own = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
     return (own[-1].filename, own[-1].lineno) if own else (None, None)
 
@@ -182,7 +222,6 @@ def _first_pass(job: Job, result: Rehearsal, watch: _Watch, device: torch.device
     batch = Recording(result.batch)
     result.stage = "forward and losses"
     result.terms, result.counts = forward_backward(job, result.model, [batch], device)
-    result.outputs, result.output_reads = watch.outputs, watch.output_reads
     result.batch_reads |= batch.read
     result.gradients = _gradients(result.model)
     result.num_tries = 1
@@ -225,10 +264,18 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor
 
 
-class _Watch:
-    """Hooks on a copy: which modules ran, which one is running, and what the whole model gave the first time."""
+class _OutOfTimeError(Exception):
+    """A forward pass is slower than there is time for."""
 
-    def __init__(self, result: Rehearsal) -> None:
+
+class _Watch:
+    """Hooks on a copy: which modules ran, which one is running, and what the whole model gave the first time.
+
+    They end a forward pass that goes on after `deadline`.
+    """
+
+    def __init__(self, result: Rehearsal, deadline: float) -> None:
+        self._deadline = deadline
         self.outputs: Outputs | None = None
         self.output_reads: set[str] = set()
         self._executed = result.executed
@@ -251,6 +298,8 @@ class _Watch:
 
     def _enter(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any) -> None:
+            if time.perf_counter() > self._deadline:
+                raise _OutOfTimeError
             self._stack.append(name)
             self._executed.add(name)
 

@@ -15,7 +15,16 @@ from torch import Tensor
 from sightline.engine.build import Data, Part
 from sightline.types import Dataset, Sample, SampleKey
 
-__all__ = ["FieldSurvey", "NonFinite", "PartSurvey", "distinct_parts", "leaves", "name_sample", "survey_part"]
+__all__ = [
+    "FieldSurvey",
+    "NonFinite",
+    "PartSurvey",
+    "distinct_parts",
+    "leaves",
+    "name_sample",
+    "read_samples",
+    "survey_part",
+]
 
 _MOST_SAMPLES = 256
 _MOST_SECONDS = 0.5
@@ -162,7 +171,7 @@ def name_sample(dataset: Dataset, index: int) -> str:
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The numbers in a nest of dicts, lists, tuples and dataclasses, as tensors with their paths; text is passed over."""
+    """The numbers in a nest of dicts, lists, tuples and dataclasses, as tensors with their paths; text is left out."""
     if isinstance(value, Tensor):
         yield path, value
     elif isinstance(value, np.ndarray):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from sightline.arguments import Count, Index, Probability, Seed, Size
+from annotated_types import Ge, Le, Lt
+
+from sightline.arguments import Count, Seed, Size
 from sightline.types import Component, Where
 
 __all__ = [
@@ -23,6 +25,11 @@ __all__ = [
 ]
 
 Precision = Literal["float32", "float64", "bf16", "fp16"]
+Decay = Annotated[float, Ge(0.0), Lt(1.0)]
+"""How much of an average stays at each step; at 1 it would never learn anything."""
+Few = Annotated[int, Ge(1), Le(1000)]
+Workers = Annotated[int, Ge(0), Le(256)]
+"""As many as a machine has cores to feed; every one of them is a process."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Train:
     micro_batches: Count = 1
     tail: Literal["keep", "drop"] = "keep"
     clip_norm: Size | None = None
-    ema_decay: Probability | None = None
+    ema_decay: Decay | None = None
     precision: Precision = "float32"
     determinism: Literal["off", "seeded", "strict"] = "seeded"
     compile: bool = False
@@ -59,7 +66,7 @@ class Evaluate:
     batch_size: Count = 64
     mode: Literal["max", "min"] = "max"
     select: Literal["validation", "test"] = "validation"
-    votes: Count = 1
+    votes: Few = 1
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,8 @@ class Checkpoints:
 class Loader:
     """Worker processes for sets that decode files; 0 reads in the training process, as sets in memory should."""
 
-    workers: Index = 0
-    prefetch: Count = 2
+    workers: Workers = 0
+    prefetch: Few = 2
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import yaml
 
 from sightline.config.run_config import RunConfig
 from sightline.types import Component
 
-__all__ = ["render", "to_plain"]
+__all__ = ["render", "show_inline", "to_plain"]
+
+MAX_COLUMN = 56
+_PLAIN_KEY = re.compile(r"(?!(true|false|null)\b)[A-Za-z_][A-Za-z0-9_-]*")
+
+
+class _Line(NamedTuple):
+    text: str
+    comment: str
 
 
 def render(config: RunConfig, *, origins: bool) -> str:
-    """YAML text of the whole run; with `origins`, each line ends with where its value came from."""
-    return "\n".join(_lines(to_plain(config), "", 0, config if origins else None)) + "\n"
+    """YAML text of the whole run; with `origins`, each value is followed by where it came from."""
+    lines = list(_lines(to_plain(config), "", 0, config if origins else None))
+    column = min(MAX_COLUMN, max((len(line.text) for line in lines if line.comment), default=0))
+    texts = (f"{line.text:<{column}}  # {line.comment}" if line.comment else line.text for line in lines)
+    return "\n".join(texts) + "\n"
 
 
 def to_plain(value: Any) -> Any:
@@ -29,43 +41,48 @@ def to_plain(value: Any) -> Any:
         return {f.metadata.get("key", f.name): to_plain(getattr(value, f.name)) for f in fields}
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     return value
 
 
-def _lines(tree: Any, path: str, indent: int, config: RunConfig | None) -> Iterator[str]:
-    for key, value in tree.items():
-        place = f"{path}.{key}".lstrip(".")
-        pad = "  " * indent
-        if isinstance(value, dict) and value:
-            yield f"{pad}{key}:"
-            yield from _lines(value, place, indent + 1, config)
-        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            yield f"{pad}{key}:"
-            for index, item in enumerate(value):
-                first, *rest = _lines(item, f"{place}.{index}", indent + 2, config)
-                yield f"{pad}  - {first.lstrip()}"
-                yield from rest
-        else:
-            yield f"{pad}{key}: {_flow(value)}{_comment(place, config)}"
-
-
-def _flow(value: Any) -> str:
+def show_inline(value: Any) -> str:
     """One value on one line, quoted wherever our reader would otherwise read something else than text."""
     if isinstance(value, str):
         return yaml.safe_dump(value, default_style='"', width=10**6, allow_unicode=True).strip()
-    if isinstance(value, list):
-        return "[" + ", ".join(_flow(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(show_inline(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(key)}: {show_inline(item)}" for key, item in value.items()) + "}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return repr(value)
 
 
-def _comment(path: str, config: RunConfig | None) -> str:
+def _lines(tree: Any, path: str, indent: int, config: RunConfig | None) -> Iterator[_Line]:
+    for key, value in tree.items():
+        place = f"{path}.{key}".lstrip(".")
+        pad = "  " * indent
+        is_open = value and (config is None or place not in config.origins)
+        if is_open and isinstance(value, dict):
+            yield _Line(f"{pad}{_key(key)}:", "")
+            yield from _lines(value, place, indent + 1, config)
+        elif is_open and isinstance(value, list) and all(isinstance(item, dict) and item for item in value):
+            yield _Line(f"{pad}{_key(key)}:", "")
+            for index, item in enumerate(value):
+                first, *rest = _lines(item, f"{place}.{index}", indent + 2, config)
+                yield first._replace(text=f"{pad}  - {first.text.lstrip()}")
+                yield from rest
+        else:
+            yield _Line(f"{pad}{_key(key)}: {show_inline(value)}", _origin(place, config))
+
+
+def _key(key: str) -> str:
+    return key if _PLAIN_KEY.fullmatch(key) else show_inline(key)
+
+
+def _origin(path: str, config: RunConfig | None) -> str:
     if config is None or path not in config.origins:
         return ""
     where = config.origins[path]
-    return f"  # {where.origin}" if where.line is None else f"  # {where.origin}:{where.line}"
+    return where.origin if where.line is None else f"{where.origin}:{where.line}"

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import yaml
 
+from sightline.config.faults import Faults
 from sightline.errors import ConfigError
+from sightline.schema import nearest
 from sightline.types import Where
 
 __all__ = ["Located", "read_file", "read_value"]
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 200_000
 MAX_NODES = 10_000
 MAX_DEPTH = 40
+MAX_KEY_LENGTH = 100
 
-_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,30})")
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)")
 _PLAIN_TAGS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -40,118 +46,204 @@ class Located:
         return self.value
 
 
-Tree: TypeAlias = "bool | int | float | str | None | dict[str, Located] | list[Located]"
+Tree: TypeAlias = "bool | int | float | str | dict[str, Located] | list[Located] | None"
 
 
-class _Loader(yaml.SafeLoader):
-    """Every plain scalar stays text for `_scalar` to read: the stock table turns `yes`, `010`, `1:30` and dates into others."""
+def read_file(path: Path, faults: Faults) -> Located:
+    """The tree of a YAML file; what it says twice or in a forbidden way is noted in `faults`.
 
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - the parent class declares it so
+    Raises ConfigError with file and line for a file that cannot be read, or is not plain YAML.
+    """
+    tree = _Converter(str(path), faults, has_lines=True).parse(_read_text(path), path="")
+    if not isinstance(tree.value, dict):
+        found = "nothing" if tree.value is None else "a list" if isinstance(tree.value, list) else "a single value"
+        raise ConfigError(f"{path}: found {found}, allowed are lines of `key: value`")
+    return tree
 
 
-def read_file(path: Path) -> Located:
-    """The tree of a YAML file. Raises ConfigError with file and line for whatever is not plain, unambiguous YAML."""
+def read_value(text: str, origin: str, path: str, faults: Faults) -> Located:
+    """The tree of one value given on the command line, read by the same rules as a file."""
+    return _Converter(origin, faults, has_lines=False).parse(text, path=path)
+
+
+def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: is {path.stat().st_size} bytes; a config has at most {MAX_BYTES}")
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder, not a config file") from None
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ConfigError(f"{path}: is a folder, neither a config nor a run (no config.yaml in it)")
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{path}: is not a plain file; a config is read from one")
+        if status.st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}")
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path}: no such file{_similar(path)}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    tree = _Converter(str(path), line_offset=1).parse(text)
-    if not isinstance(tree.value, dict):
-        raise ConfigError(f"{path}: found {'nothing' if tree.value is None else 'no mapping'}; a config is `key: value` lines")
-    return tree
 
 
-def read_value(text: str, origin: str) -> Located:
-    """The tree of one value given on the command line, read by the same rules as a file."""
-    return _Converter(origin, line_offset=None).parse(text)
+def _similar(path: Path) -> str:
+    """What else the user may have meant: a config beside it, or an override in the config's place."""
+    if "=" in path.name:
+        return "; the config comes first, key=value after it"
+    try:
+        names = [name for name in os.listdir(path.parent) if name.endswith((".yaml", ".yml"))]
+    except OSError:
+        return ""
+    return nearest(path.name, names, otherwise="")
+
+
+class _LimitError(yaml.MarkedYAMLError):
+    """A document that is too large to be a config."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Leaves plain scalars as text for `_scalar`: the stock table turns `yes`, `010`, `1:30` and dates into others.
+
+    Counts as it goes, so that a hostile file is refused early; a tag that is written out stays visible.
+    """
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - the parent class declares it so
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.num_nodes = 0
+        self.depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        self.num_nodes += 1
+        self.depth += 1
+        if self.num_nodes > MAX_NODES:
+            raise _LimitError(problem=f"has more than {MAX_NODES:,} values", problem_mark=event.start_mark)
+        if self.depth > MAX_DEPTH:
+            raise _LimitError(problem=f"is nested deeper than {MAX_DEPTH} levels", problem_mark=event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if node is not None and getattr(event, "tag", None) is not None:
+            node.tag = f"written:{event.tag}"
+        return node
 
 
 class _Converter:
-    """Turns composed YAML nodes into located values, refusing what two readers could understand differently."""
+    """Turns composed YAML nodes into located values, noting what two readers could understand differently."""
 
-    def __init__(self, origin: str, *, line_offset: int | None) -> None:
+    def __init__(self, origin: str, faults: Faults, *, has_lines: bool) -> None:
         self.origin = origin
-        self.line_offset = line_offset
+        self.faults = faults
+        self.has_lines = has_lines
         self.num_nodes = 0
 
-    def parse(self, text: str) -> Located:
+    def parse(self, text: str, *, path: str) -> Located:
+        """The tree of a document. Raises ConfigError for one that is not YAML, or is too large."""
+        top = Where(self.origin, path=path)
         try:
-            node = yaml.compose(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+            node = yaml.compose(text, Loader=_Loader)
+        except _LimitError as error:
+            raise ConfigError(f"{self._at(error, path)}: {error.problem}; a config this large is not one") from None
         except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            line = f":{mark.line + 1}" if mark and self.line_offset is not None else ""
-            raise ConfigError(f"{self.origin}{line}: {self._syntax(error)}") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{self.origin}: {' '.join(str(error).split())[:200]}") from None
-        except RecursionError:
-            raise ConfigError(f"{self.origin}: nested deeper than {MAX_DEPTH} levels") from None
-        if node is None:
-            return Located(None, Where(self.origin))
-        return self.convert(node, path="", depth=0)
+            raise ConfigError(f"{self._at(error, path)}: {_syntax(error)}") from None
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1 if self.has_lines else None
+            place = Where(self.origin, line, path)
+            raise ConfigError(f"{place}: holds the character U+{int(error.character):04X}; remove it") from None
+        except (yaml.YAMLError, ValueError, OverflowError) as error:
+            raise ConfigError(f"{top}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+        return Located(None, top) if node is None else self.convert(node, path=path, depth=0)
 
-    @staticmethod
-    def _syntax(error: yaml.MarkedYAMLError) -> str:
-        problem = " ".join(filter(None, (error.context, error.problem)))
-        hint = "; indent with spaces, not tabs" if "'\\t'" in problem else ""
-        return f"not valid YAML: {problem}{hint}"
+    def _at(self, error: yaml.MarkedYAMLError, path: str) -> Where:
+        mark = error.problem_mark or error.context_mark
+        return Where(self.origin, mark.line + 1 if mark and self.has_lines else None, path)
 
     def where(self, node: yaml.Node, path: str) -> Where:
-        line = None if self.line_offset is None else node.start_mark.line + self.line_offset
-        return Where(self.origin, line, path)
+        return Where(self.origin, node.start_mark.line + 1 if self.has_lines else None, path)
 
-    def convert(self, node: yaml.Node, *, path: str, depth: int) -> Located:
-        where = self.where(node, path)
+    def convert(self, node: yaml.Node, *, path: str, depth: int, key: Where | None = None) -> Located:
+        """The value of a node; it stands where its key does, if it has one."""
+        where = key or self.where(node, path)
         self.num_nodes += 1
         if self.num_nodes > MAX_NODES:
-            raise ConfigError(f"{where}: more than {MAX_NODES} values (anchors expanded); a config this large is not one")
+            raise ConfigError(
+                f"{where}: more than {MAX_NODES:,} values once anchors are expanded; write them out, fewer"
+            )
         if depth > MAX_DEPTH:
-            raise ConfigError(f"{where}: nested deeper than {MAX_DEPTH} levels, or an anchor that contains itself")
+            raise ConfigError(f"{where}: an anchor that contains itself")
         if node.tag not in _PLAIN_TAGS:
-            raise ConfigError(f"{where}: the tag '{node.tag}' is not allowed; write a plain value")
+            self.faults.add(where, f"the tag '{_tag(node)}' is not allowed; write a plain value")
+            return Located(None, where)
         if isinstance(node, yaml.MappingNode):
             return Located(self._mapping(node, path, depth), where)
         if isinstance(node, yaml.SequenceNode):
             items = [self.convert(n, path=f"{path}.{i}".lstrip("."), depth=depth + 1) for i, n in enumerate(node.value)]
             return Located(items, where)
-        return Located(_scalar(node, where), where)
+        assert isinstance(node, yaml.ScalarNode)
+        return Located(self._scalar(node, where), where)
 
     def _mapping(self, node: yaml.MappingNode, path: str, depth: int) -> dict[str, Located]:
         mapping: dict[str, Located] = {}
         for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _PLAIN_TAGS:
-                raise ConfigError(f"{self.where(key_node, path)}: a key must be plain text")
-            key = key_node.value
+            key = self._key(key_node, path)
+            if key is None:
+                continue
             place = f"{path}.{key}".lstrip(".")
+            where = self.where(key_node, place)
             if key in mapping:
-                first = mapping[key].where
-                raise ConfigError(f"{self.where(key_node, place)}: '{key}' is given twice, first on line {first.line}")
-            child = self.convert(value_node, path=place, depth=depth + 1)
-            mapping[key] = Located(child.value, self.where(key_node, place))
+                first = mapping[key].where.line
+                self.faults.add(where, f"'{key}' is given twice{f', first on line {first}' if first else ''}")
+                continue
+            mapping[key] = self.convert(value_node, path=place, depth=depth + 1, key=where)
         return mapping
 
+    def _key(self, node: yaml.Node, path: str) -> str | None:
+        where = self.where(node, path)
+        if not isinstance(node, yaml.ScalarNode) or node.tag not in _PLAIN_TAGS:
+            self.faults.add(where, "a key must be plain text")
+            return None
+        if node.value == "<<":
+            self.faults.add(where, "merge keys (<<) are not read; one `base:` is what a config stands on")
+            return None
+        if node.style is None and not isinstance(self._scalar(node, where), str):
+            self.faults.add(where, f"the key {node.value or 'null'} is not text")
+            return None
+        if not node.value.isprintable() or len(node.value) > MAX_KEY_LENGTH:
+            self.faults.add(where, f"the key {node.value[:20]!r}... is longer than a line, or not printable")
+            return None
+        return node.value
 
-def _scalar(node: yaml.ScalarNode, where: Where) -> bool | int | float | str | None:
-    """true, false, null, plain integers and floats; anything else, and anything quoted, is text."""
-    text = node.value
-    if node.style is not None:
+    def _scalar(self, node: yaml.ScalarNode, where: Where) -> bool | int | float | str | None:
+        """true, false, null, plain integers and floats; anything else, and anything quoted, is text."""
+        text = node.value
+        words: dict[str, bool | None] = {"true": True, "false": False, "null": None, "": None}
+        if node.style is None and text in words:
+            return words[text]
+        if node.style is None and _INTEGER.fullmatch(text):
+            if len(text) < 21 and -(2**63) <= int(text) < 2**63:
+                return int(text)
+            self.faults.add(where, f"found {_cut(text)}, which does not fit into 64 bits")
+            return None
+        if node.style is None and _FLOAT.fullmatch(text):
+            if math.isfinite(float(text)):
+                return float(text)
+            self.faults.add(where, f"found {_cut(text)}, which is too large for a 64-bit float")
+            return None
+        unwritable = _UNWRITABLE.search(text)
+        if unwritable:
+            self.faults.add(where, f"holds the character U+{ord(unwritable[0]):04X}, which no file can; remove it")
+            return None
         return text
-    words: dict[str, bool | None] = {"true": True, "false": False, "null": None, "": None}
-    if text in words:
-        return words[text]
-    if _INTEGER.fullmatch(text):
-        if abs(int(text)) >= 2**63:
-            raise ConfigError(f"{where}: {text[:40]} is too large for a 64-bit integer")
-        return int(text)
-    if _FLOAT.fullmatch(text):
-        if not math.isfinite(float(text)):
-            raise ConfigError(f"{where}: {text[:40]} is too large for a 64-bit float")
-        return float(text)
-    return text
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _tag(node: yaml.Node) -> str:
+    return str(node.tag).removeprefix("written:").replace("tag:yaml.org,2002:", "!!")
+
+
+def _syntax(error: yaml.MarkedYAMLError) -> str:
+    problem = " ".join(" ".join(filter(None, (error.context, error.problem))).split())
+    hint = "; indent with spaces, not tabs" if "'\\t'" in problem else ""
+    return f"not valid YAML: {problem}{hint}"

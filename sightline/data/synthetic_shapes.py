@@ -10,7 +10,7 @@ import torch
 from annotated_types import Ge, Le
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Seed
+from sightline.arguments import Factor, Seed
 from sightline.data.synthetic_solids import NUM_PROPORTIONS, SOLIDS, build_solids
 from sightline.draws import Draws
 from sightline.errors import ConfigError
@@ -20,6 +20,8 @@ from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
 
 __all__ = ["SyntheticShapes"]
 
+Many = Annotated[int, Ge(1), Le(1_000_000)]
+"""How many samples, or points of one; beyond this is a slip, refused before it fills the memory."""
 Ratio = Annotated[float, Ge(1.0), Le(1e6)]
 """A larger quantity over a smaller one."""
 
@@ -42,9 +44,9 @@ class SyntheticShapes:
         self,
         *,
         split: str,
-        train_size: Count = 1920,
-        test_size: Count = 480,
-        num_points: Count = 1024,
+        train_size: Many = 1920,
+        test_size: Many = 480,
+        num_points: Many = 1024,
         noise: Factor = 0.0,
         imbalance: Ratio = 1.0,
         data_seed: Seed = 0,

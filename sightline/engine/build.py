@@ -13,7 +13,7 @@ from torch import nn
 
 from sightline import registry, schema
 from sightline.binding import Offer, bind, outputs_of
-from sightline.config import RunConfig
+from sightline.config import RunConfig, located
 from sightline.data.reading import BatchReader, NamedTransform
 from sightline.data.splits import hold_out
 from sightline.engine import checkpoint
@@ -66,14 +66,15 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False) -> Built
 
     A run that will be resumed does not read the weights that it was once initialised with.
     """
-    data = build_data(config)
-    model = build_model(config, data.facts, world)
-    report = None if is_resumed else _initialise(model, config)
-    task, meters = build_task(config, data, model)
-    _check_selection_metric(config, meters)
-    job = _build_job(config, data, world, model, task)
-    selection = build_evaluator(config, data.selection, task, meters)
-    test = build_evaluator(config, data.test, task, meters)
+    with located(config.origins):
+        data = build_data(config)
+        model = build_model(config, data.facts, world)
+        report = None if is_resumed else _initialise(model, config)
+        task, meters = build_task(config, data, model)
+        _check_selection_metric(config, meters)
+        job = _build_job(config, data, world, model, task)
+        selection = build_evaluator(config, data.selection, task, meters)
+        test = build_evaluator(config, data.test, task, meters)
     return Built(config, data, job, selection, test, report)
 
 
@@ -81,8 +82,8 @@ def _initialise(model: nn.Module, config: RunConfig) -> MatchReport | None:
     """Load the weights that `init` names: the average of a run's weights where it kept one."""
     if config.init is None:
         return None
-    snapshot = checkpoint.load(Path(config.init.source))
     try:
+        snapshot = checkpoint.load(Path(config.init.source))
         return checkpoint.load_weights(
             model,
             snapshot.evaluated,
@@ -91,7 +92,8 @@ def _initialise(model: nn.Module, config: RunConfig) -> MatchReport | None:
         )
     except CheckpointError as error:
         where = config.origins.get("init.from", "init.from")
-        raise CheckpointError(f"{where}: {config.init.source}: {error}") from None
+        source = "" if config.init.source in str(error) else f"{config.init.source}: "
+        raise CheckpointError(f"{where}: {source}{error}") from None
 
 
 def build_data(config: RunConfig) -> Data:
@@ -200,7 +202,8 @@ def _build_job(config: RunConfig, data: Data, world: World, model: nn.Module, ta
     if train.steps is not None:
         num_steps = min(num_steps, train.steps)
     recipe = registry.optimizers.build(config.optimizer, facts=data.facts)
-    optimizer = recipe.build(model)
+    with registry.blame(config.optimizer):
+        optimizer = recipe.build(model)
     schedule = registry.schedules.build(
         config.schedule, facts={"num_steps": num_steps, "steps_per_epoch": plan.steps_per_epoch}
     )
@@ -236,10 +239,10 @@ def _reader(dataset: Dataset, components: Sequence[Component], facts: Mapping[st
 def _check_facts(data: Component, facts: Mapping[str, Any]) -> None:
     """Facts have known names, and values that facts.json can hold."""
     for name, value in facts.items():
-        if name not in registry.FACTS:
+        if name not in registry.DATA_FACTS:
             raise ConfigError(
                 f"{data.where}: data set '{data.name}' states the fact '{name}', which is not one"
-                f"{schema.nearest(name, registry.FACTS)}"
+                f"{schema.nearest(name, registry.DATA_FACTS)}"
             )
         try:
             json.dumps(value)

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import os
-from collections.abc import Iterator, Mapping
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,56 +20,61 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from sightline.engine.failure import PeerLostError, report_failure
+from sightline.engine.gradients import buckets_of, flatten_gradients, set_gradients
+from sightline.engine.launch import Place, place_in_launch
 from sightline.engine.memory import keep_freed_memory
 from sightline.engine.run_directory import RunDirectory
-from sightline.engine.watchdog import Watchdog
-from sightline.errors import UserError
+from sightline.engine.watchdog import Watchdog, place_of
+from sightline.errors import RunError, UserError
 from sightline.layers.batch_norm import synchronise
 
 __all__ = ["World", "start_world"]
 
+_LEAST_START_S = 60.0
+"""How long processes have to come together at least: a first import from a cold disk is no hang."""
+
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of a run. A world of one makes no collective calls and needs no network."""
+    """This process among all of a run. A world of one makes no collective calls and needs no network.
+
+    A collective that waits too long ends the run through the watchdog; one that breaks raises PeerLostError.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     watchdog: Watchdog | None = None
+    agreement: _Agreement | None = None
+
+    # --- numbers ------------------------------------------------------------------------------------------------------
 
     def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, what: str = "sums") -> dict[str, Tensor]:
-        """The sum of each tensor over all processes, in new tensors; one collective per dtype."""
-        if self.size == 1:
-            return dict(tensors)
-        totals: dict[str, Tensor] = {}
-        for dtype in sorted({tensor.dtype for tensor in tensors.values()}, key=str):
-            names = sorted(name for name, tensor in tensors.items() if tensor.dtype == dtype)
-            flat = torch.cat([tensors[name].detach().reshape(-1).to(self.device) for name in names])
-            with self._waiting(f"all_reduce of {what} ({', '.join(names[:5])})"):
-                dist.all_reduce(flat)
-            parts = flat.split([tensors[name].numel() for name in names])
-            totals |= {n: part.view_as(tensors[n]) for n, part in zip(names, parts, strict=True)}
-        return {name: totals[name] for name in tensors}
+        """The sum of each tensor over all processes, the same bits everywhere; one collective per dtype."""
+        totals = self._sum(tensors, what=what)
+        self._finish(f"all_reduce of {what}")
+        return totals
 
     def gather_rows(self, rows: Tensor, *, what: str = "rows") -> tuple[Tensor, int]:
         """Everyone's rows in rank order, and the place where ours begin; ranks may hold different numbers of rows."""
         if self.size == 1:
             return rows.detach(), 0
-        sizes = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        sizes = torch.zeros(self.size, dtype=torch.int64)
         sizes[self.rank] = len(rows)
-        with self._waiting(f"all_reduce of the number of {what}"):
-            dist.all_reduce(sizes)
-        counts = sizes.tolist()
-        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
-        padded[: len(rows)] = rows.detach()
+        counts: list[int] = self.all_reduce_sum({"rows": sizes}, what=f"the number of {what}")["rows"].tolist()
+        # As bytes: whatever the dtype, it travels unchanged.
+        row_bytes = rows.element_size() * rows.shape[1:].numel()
+        padded = torch.zeros(max(counts) * row_bytes, dtype=torch.uint8, device=self.device)
+        padded[: len(rows) * row_bytes] = rows.detach().contiguous().reshape(-1).view(torch.uint8)
         everyone = [torch.empty_like(padded) for _ in counts]
-        with self._waiting(f"all_gather of {what}"):
+        with self._meeting(f"all_gather of {what}", f"rows {_form(rows[:0])}", padded):
             dist.all_gather(everyone, padded)
-        joined = torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
-        return joined, sum(counts[: self.rank])
+        joined = torch.cat([part[: count * row_bytes] for part, count in zip(everyone, counts, strict=True)])
+        self._finish(f"all_gather of {what}")
+        whole = joined.view(rows.dtype).view(sum(counts), *rows.shape[1:])
+        return whole.to(rows.device), sum(counts[: self.rank])
 
     def gather_text(self, text: str, *, what: str = "text") -> list[str]:
         """Everyone's text, in rank order."""
@@ -77,19 +89,42 @@ class World:
         """The first process's text, on every process."""
         return self.gather_text(text if self.rank == 0 else "", what=what)[0]
 
-    def replicate(self, model: nn.Module) -> nn.Module:
-        """The model to run forward in training: wrapped so that gradients are averaged over processes."""
-        if self.size == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
-            return model
-        device_ids = [self.device.index] if self.device.type == "cuda" else None
-        with self._waiting("making the model's replicas"):
-            return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+    def barrier(self, name: str) -> None:
+        """Wait until every process is here; a time-out says which are missing and where they are."""
+        if self.size > 1:
+            self.all_reduce_sum({"here": torch.ones((), dtype=torch.int64)}, what=f"barrier '{name}'")
 
-    def reduce_gradients(self, replica: nn.Module, *, now: bool) -> AbstractContextManager[None]:
-        """Inside this context a backward pass reduces gradients over processes only where `now` is true."""
-        if self.size == 1 or not isinstance(replica, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self._waiting("reducing gradients") if now else replica.no_sync()
+    # --- models -------------------------------------------------------------------------------------------------------
+
+    def replicate(self, model: nn.Module) -> nn.Module:
+        """The model to run forward in training, with the first process's weights everywhere.
+
+        Raises RunError where processes have built different models.
+        """
+        if self.size == 1:
+            return model
+        entries = [*model.named_parameters(), *model.named_buffers()]
+        texts = self.gather_text("\n".join(f"{name}: {_form(tensor)}" for name, tensor in entries), what="model's form")
+        _assert_same_form(texts)
+        self._spread([tensor for _, tensor in entries], what="the model's first weights")
+        return model
+
+    @contextlib.contextmanager
+    def reduce_gradients(self, model: nn.Module, *, now: bool) -> Iterator[None]:
+        """After the block, and where `now` is true, every gradient is the sum of those of all processes.
+
+        A gradient that no process has stays None, whatever parts of the model each of them used.
+        """
+        yield
+        if self.size > 1 and now:
+            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            buckets = buckets_of(parameters)
+            with self._meeting("all_reduce of gradients", f"{len(buckets)} buckets", *parameters):
+                flats = [flatten_gradients(bucket) for bucket in buckets]
+                for work in [dist.all_reduce(flat, async_op=True) for flat in flats]:
+                    work.wait()
+            for bucket, flat in zip(buckets, flats, strict=True):
+                set_gradients(bucket, flat)
 
     def synchronise_batch_norm(self, model: nn.Module) -> nn.Module:
         """Batch norms whose statistics are those of the batch over all processes."""
@@ -97,20 +132,10 @@ class World:
 
     def make_equal(self, model: nn.Module) -> None:
         """Give every process the buffers of the first (batch statistics differ between them while training)."""
-        if self.size == 1:
-            return
-        for dtype in sorted({buffer.dtype for buffer in model.buffers()}, key=str):
-            buffers = [buffer for buffer in model.buffers() if buffer.dtype == dtype]
-            flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-            with self._waiting("broadcast of the model's buffers"):
-                dist.broadcast(flat, src=0)
-            for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
-                buffer.copy_(part.view_as(buffer))
-
-    def barrier(self, name: str) -> None:
-        """Wait until every process is here; a time-out says which are missing and where they are."""
         if self.size > 1:
-            self.all_reduce_sum({"here": torch.ones((), dtype=torch.int64)}, what=f"barrier '{name}'")
+            self._spread(list(model.buffers()), what="the model's buffers")
+
+    # --- files and order ----------------------------------------------------------------------------------------------
 
     def run_directory(self, path: Path) -> RunDirectory:
         """The run's folder: it writes on the first process and is a silent twin elsewhere."""
@@ -122,13 +147,63 @@ class World:
         return self.rank == 0
 
     def close(self) -> None:
-        """Leave the process group in good order."""
+        """Leave the process group in good order, all together."""
         if self.size > 1:
+            self.barrier("end")
             if self.watchdog is not None:
                 self.watchdog.stop()
             dist.destroy_process_group()
 
-    def _waiting(self, what: str) -> AbstractContextManager[None]:
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _sum(self, tensors: Mapping[str, Tensor], *, what: str) -> dict[str, Tensor]:
+        if self.size == 1:
+            return dict(tensors)
+        totals: dict[str, Tensor] = {}
+        for dtype in sorted({tensor.dtype for tensor in tensors.values()}, key=str):
+            assert dtype != torch.bool, f"{what}: booleans have no sum; give whole numbers"
+            names = sorted(name for name, tensor in tensors.items() if tensor.dtype == dtype)
+            wide = torch.int32 if dtype == torch.int16 else dtype  # gloo knows no int16
+            flat = torch.cat([tensors[name].detach().reshape(-1).to(self.device, wide) for name in names])
+            with self._meeting(f"all_reduce of {what} ({', '.join(names[:5])})", ", ".join(names), flat):
+                dist.all_reduce(flat)
+            parts = flat.to(dtype).split([tensors[name].numel() for name in names])
+            totals |= {n: part.view(tensors[n].shape) for n, part in zip(names, parts, strict=True)}
+        return {name: totals[name] for name in tensors}
+
+    @torch.no_grad()
+    def _spread(self, tensors: Sequence[Tensor], *, what: str) -> None:
+        """Give every process the first one's values, as bytes."""
+        if not tensors:
+            return
+        flat = torch.cat([tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in tensors])
+        with self._meeting(f"broadcast of {what}", "", flat):
+            dist.broadcast(flat, src=0)
+        if self.rank > 0:
+            parts = flat.split([tensor.numel() * tensor.element_size() for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))
+        self._finish(f"broadcast of {what}")
+
+    def _finish(self, what: str) -> None:
+        """Let the host wait for a collective on a GPU, so that the watchdog sees it wait."""
+        if self.size > 1 and self.device.type == "cuda":
+            with self._meeting(what, None):
+                torch.cuda.synchronize(self.device)
+
+    @contextlib.contextmanager
+    def _meeting(self, what: str, details: str | None, *tensors: Tensor) -> Iterator[None]:
+        """A block that waits for the other processes: agreed on before where asked for, watched, its failures named."""
+        if self.agreement is not None and details is not None:
+            with self._watched(f"agreement on {what}"):
+                self.agreement.reach(what, details, tensors)
+        with self._watched(what):
+            try:
+                yield
+            except RuntimeError as error:
+                raise _broken(what, error) from error
+
+    def _watched(self, what: str) -> AbstractContextManager[None]:
         return contextlib.nullcontext() if self.watchdog is None else self.watchdog.waiting(what)
 
     def _differentiable_sum(self, tensor: Tensor) -> Tensor:
@@ -139,55 +214,178 @@ class _SumOverProcesses(torch.autograd.Function):
     """y = sum over processes of x; so the gradient of each x is the sum over processes of the gradient of y."""
 
     @staticmethod
-    def forward(ctx, tensor: Tensor, world: World) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, tensor: Tensor, world: World) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.world = world
-        return world.all_reduce_sum({"statistics": tensor}, what="batch statistics")["statistics"]
+        return world._sum({"statistics": tensor}, what="batch statistics")["statistics"]
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
-        total = ctx.world.all_reduce_sum({"gradient": gradient.contiguous()}, what="gradients of batch statistics")
-        return total["gradient"], None
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        return ctx.world._sum({"gradient": gradient}, what="gradients of batch statistics")["gradient"], None
+
+
+# --- agreement --------------------------------------------------------------------------------------------------------
+
+
+class _Agreement:
+    """Before a collective, all processes show which one they are about to enter; they must show the same.
+
+    For debugging (SIGHTLINE_DEBUG_COLLECTIVES=1): collectives that do not match otherwise hang, abort, or mix numbers.
+    """
+
+    _NUM_BYTES = 2048
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._number = 0
+
+    def reach(self, what: str, details: str, tensors: Sequence[Tensor]) -> None:
+        self._number += 1
+        site = place_of(sys._getframe())
+        forms = " ".join(_form(tensor) for tensor in tensors[:20])
+        shown = f"collective {self._number}: {what} [{details}] of {forms} at {site}".encode()[: self._NUM_BYTES]
+        mine = torch.tensor(list(shown.ljust(self._NUM_BYTES)), dtype=torch.uint8)
+        everyone = [torch.empty_like(mine) for _ in range(self._size)]
+        dist.all_gather(everyone, mine)
+        texts = [bytes(each.tolist()).decode(errors="replace").strip() for each in everyone]
+        if len(set(texts)) > 1:
+            told = "; ".join(f"rank {rank} is about to enter {text}" for rank, text in enumerate(texts))
+            raise RunError(f"the processes disagree: {told}")
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _assert_same_form(texts: Sequence[str]) -> None:
+    for rank, text in enumerate(texts):
+        if text == texts[0]:
+            continue
+        lines = [set(t.split("\n")) for t in (texts[0], text)]
+        found = sorted(lines[1] - lines[0]) or ["nothing"]
+        expected = sorted(lines[0] - lines[1]) or ["nothing"]
+        raise RunError(
+            f"rank {rank} has built another model than rank 0: it has {found[0]} where rank 0 has {expected[0]} "
+            f"({len(lines[0] ^ lines[1])} differences); a model must not depend on the process that builds it"
+        )
+
+
+# --- beginning and end ------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[World]:
     """Join the processes that the launcher's environment describes, or be a world of one.
 
-    Raises UserError for an environment that is incomplete or a device that this machine lacks.
+    Inside a larger world only the first process shows warnings. One that fails tells the others, which then end too.
+    Raises UserError for an environment that is incomplete or a device that this machine lacks, RunError where the
+    processes do not come together.
     """
-    rank, size, local_rank = _place_in_launch()
-    chosen = _device(device, local_rank)
+    place = place_in_launch()
+    chosen = _device(device, place.local_rank)
     if chosen.type == "cpu":
         keep_freed_memory()
-    if size == 1:
+    if place.size == 1:
         yield World(device=chosen)
         return
-    backend = "cuda:nccl,cpu:gloo" if chosen.type == "cuda" else "gloo"
-    # Our watchdog reports a hang at `timeout_s`; torch's own limit only has to come after it.
-    patience = datetime.timedelta(seconds=2 * timeout_s + 30)
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=patience)
-    store = dist.distributed_c10d._get_default_store()
-    watchdog = Watchdog(store=store, rank=rank, size=size, timeout_s=timeout_s)
-    world = World(rank, size, chosen, watchdog)
-    watchdog.start()
-    yield world
-    world.close()
+    with _quiet_unless(place.rank == 0):
+        world = _join(place, chosen, timeout_s)
+        assert world.watchdog is not None
+        try:
+            yield world
+            world.close()
+        except PeerLostError as error:
+            _follow(error, world.watchdog)
+        except SystemExit as error:
+            world.watchdog.tell_failure(f"code called sys.exit({error.code}) at {_origin(error)}")
+            raise RunError(f"process {place.rank} was left by sys.exit({error.code}) at {_origin(error)}") from error
+        except BaseException as error:
+            world.watchdog.tell_failure(str(error) or type(error).__name__)
+            raise
 
 
-def _place_in_launch() -> tuple[int, int, int]:
-    """Rank, number of processes and rank on this machine, from torchrun's or SLURM's variables."""
-    environment = os.environ
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        return int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment.get("LOCAL_RANK", 0))
-    if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in environment:
-        if "MASTER_ADDR" not in environment:
-            raise UserError(
-                "SLURM started several tasks but MASTER_ADDR is not set; export MASTER_ADDR=<first host> and MASTER_PORT, "
-                "or start torchrun under srun (docs/distributed.md)"
+def _join(place: Place, device: torch.device, timeout_s: float) -> World:
+    store = _store(place, timeout_s)
+    # The watchdog has a connection of its own: one that is blocked in a long call would keep it from being heard.
+    watchdog = Watchdog(
+        store=_store(place, timeout_s, is_second=True), rank=place.rank, size=place.size, timeout_s=timeout_s
+    )
+    watchdog.present()
+    started = time.monotonic()
+    patience_s = max(timeout_s, _LEAST_START_S)
+    while missing := watchdog.missing():
+        if time.monotonic() - started > patience_s:
+            ranks = ", ".join(map(str, missing))
+            raise RunError(
+                f"{len(missing)} of {place.size} processes did not come within {patience_s:g} s: rank {ranks}"
             )
-        environment.setdefault("MASTER_PORT", "29500")
-        return tuple(int(environment[f"SLURM_{name}"]) for name in ("PROCID", "NTASKS", "LOCALID"))  # type: ignore[return-value]
-    return 0, 1, 0
+        time.sleep(0.02)
+    watchdog.start()
+    backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+    # Our watchdog reports a hang at `timeout_s`; torch's own limit only has to come after it.
+    limit = datetime.timedelta(seconds=2 * timeout_s + 30)
+    with watchdog.waiting("the joining of all processes"):
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=limit)
+    is_debugged = os.environ.get("SIGHTLINE_DEBUG_COLLECTIVES", "0") not in ("", "0")
+    return World(place.rank, place.size, device, watchdog, _Agreement(place.size) if is_debugged else None)
+
+
+def _store(place: Place, timeout_s: float, *, is_second: bool = False) -> dist.Store:
+    """A connection to the store that the processes meet in: torchrun's agent holds it, or else the first process."""
+    environment = os.environ
+    if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
+        raise UserError("MASTER_ADDR and MASTER_PORT must say where the first process can be reached")
+    host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    is_held_elsewhere = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or is_second
+    try:
+        store = dist.TCPStore(
+            host,
+            port,
+            is_master=place.rank == 0 and not is_held_elsewhere,
+            timeout=datetime.timedelta(seconds=max(timeout_s, _LEAST_START_S)),
+            wait_for_workers=False,
+        )
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"rank {place.rank} cannot reach the first process at {host}:{port}: {reason}") from error
+    return dist.PrefixStore(f"sightline/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _follow(error: PeerLostError, watchdog: Watchdog) -> None:
+    """End because another process did: the launcher may do it at once, and the reason is told as a consequence."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    report_failure(f"{watchdog.why_lost()}; {error}", exit_code=1, is_consequence=True)
+    raise SystemExit(1) from None
+
+
+@contextlib.contextmanager
+def _quiet_unless(speaks: bool) -> Iterator[None]:
+    """Warnings of one process are enough: those of the others say the same."""
+    if speaks:
+        yield
+        return
+    logger = logging.getLogger("sightline")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _broken(what: str, error: RuntimeError) -> RunError:
+    """What a failed collective means; torch tells the cases apart in its text alone."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "gloo/transport" in reason and "enforce fail" not in reason:
+        return PeerLostError(f"this process was in {what}")
+    return RunError(f"{what} failed: {reason} (SIGHTLINE_DEBUG_COLLECTIVES=1 shows whether the processes disagree)")
+
+
+def _origin(error: BaseException) -> str:
+    frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+    return f"{frame.f_code.co_filename}:{line}"
 
 
 def _device(name: str, local_rank: int) -> torch.device:

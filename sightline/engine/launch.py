@@ -2,37 +2,82 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["follow_parent", "launch", "launched_processes"]
+from sightline.engine.failure import Failure, read_failure
+from sightline.errors import UserError
 
+__all__ = ["Place", "follow_parent", "launch", "launched_processes", "place_in_launch", "processes_to_start"]
 
 _GRACE_S = 300
 """How long processes may take to finish their step and save after a signal; a second one ends them at once."""
+_STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT)
+
+
+class Place(NamedTuple):
+    """A process among all of a run, and among those of its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+
+def place_in_launch() -> Place:
+    """This process's place, from torchrun's or SLURM's variables; a world of one outside of both.
+
+    Raises UserError where SLURM started several tasks that do not know where to meet.
+    """
+    environment = os.environ
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return Place(*(_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in environment))
+    if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in environment:
+        if "MASTER_ADDR" not in environment:
+            raise UserError(
+                "SLURM started several tasks but MASTER_ADDR is not set; export MASTER_ADDR=<first host> and "
+                "MASTER_PORT, or start torchrun under srun (docs/distributed.md)"
+            )
+        environment.setdefault("MASTER_PORT", "29500")
+        return Place(*(_number(f"SLURM_{name}") for name in ("PROCID", "NTASKS", "LOCALID")))
+    return Place()
 
 
 def launched_processes() -> int | None:
     """How many processes a launcher (torchrun, SLURM, ours) started, or None outside of one."""
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return _number("WORLD_SIZE")
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in os.environ:
-        return int(os.environ["SLURM_NTASKS"])
+        return _number("SLURM_NTASKS")
     return None
+
+
+def processes_to_start(asked: int | None) -> int:
+    """How many processes to launch from here for `--processes`: 1 where none is, or a launcher has done so.
+
+    Raises UserError for a number that is not positive, or not the launcher's.
+    """
+    if asked is not None and asked < 1:
+        raise UserError(f"--processes: found {asked}, allowed is at least 1")
+    launched = launched_processes()
+    if launched is not None and asked not in (None, launched):
+        raise UserError(f"--processes {asked}: the launcher started {launched}; leave --processes out")
+    return 1 if launched is not None else asked or 1
 
 
 def launch(arguments: Sequence[str], num_processes: int) -> int:
     """Run `sightline <arguments>` in this many processes; the exit code of the whole.
 
-    A failing process takes the others down, and what it said is printed once. A signal reaches all of them.
+    A failing process takes the others down, and what it said is printed once. A signal reaches all of them. Nothing is
+    left of it: no process, no file.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -40,57 +85,86 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    os.environ["SIGHTLINE_LAUNCHED"] = str(os.getpid())
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=0.1,
-        shutdown_timeout=_GRACE_S,
-        logs_specs=DefaultLogsSpecs(),
-    )
-    try:
-        elastic_launch(settings, sys.executable)("-m", "sightline", *arguments)
-    except SignalException as error:
-        return 128 + int(error.sigval)
-    except ChildFailedError as error:
-        return _report(error)
+    _prepare_environment(num_processes)
+    with tempfile.TemporaryDirectory(prefix="sightline_launch_", ignore_cleanup_errors=True) as folder:
+        settings = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=num_processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            elastic_launch(settings, sys.executable)("-m", "sightline", *arguments)
+        except SignalException as error:
+            return _report(_told(Path(folder)), [], stopped_by=int(error.sigval))
+        except ChildFailedError as error:
+            exits = [(rank, failure.exitcode) for rank, failure in sorted(error.failures.items())]
+            return _report(_told(Path(folder)), exits)
     return 0
 
 
-def _report(error: Any) -> int:
-    """Print the first failure and give the exit code that fits it."""
-    rank, failure = error.get_first_failure()
-    if failure.exitcode in (128 + signal.SIGTERM, 128 + signal.SIGINT):
-        return failure.exitcode
-    said = _what_it_said(failure.error_file)
-    if said is not None:
-        sys.stderr.write(f"error: {said['message']}\n")
-        return int(said["extraInfo"].get("exit_code", 1))
-    if failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        sys.stderr.write(
-            f"error: process {rank} was ended by {name}{hint}; the others were stopped. Resume with --resume auto\n"
-        )
-        return 1
-    sys.stderr.write(f"error: process {rank} ended with exit code {failure.exitcode} and said nothing\n")
-    return failure.exitcode
+def _prepare_environment(num_processes: int) -> None:
+    """What the processes inherit: their share of the cores, whom they follow, and no chatter of torch's."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable // num_processes)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_GRACE_S))
+    os.environ["SIGHTLINE_LAUNCHED"] = str(os.getpid())
 
 
-def _what_it_said(error_file: str) -> dict[str, Any] | None:
-    try:
-        with open(error_file, encoding="utf-8") as file:
-            message = json.load(file)["message"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return message if isinstance(message, dict) and "message" in message else None
+def _told(folder: Path) -> list[Failure]:
+    """What the processes reported, causes first, each in the order of time."""
+    failures = [failure for path in folder.rglob("error.json") if (failure := read_failure(path)) is not None]
+    return sorted(failures, key=lambda failure: (failure.is_consequence, failure.time_s))
+
+
+def _report(told: Sequence[Failure], exits: Iterable[tuple[int, int]], stopped_by: int | None = None) -> int:
+    """Print the cause, where there is one, and give the exit code that fits it.
+
+    What a process said of its own failure comes first; then one that was ended from outside, then one that ended
+    without a word, then what others saw of it. All the rest is a stop that was asked for.
+    """
+    if told and not told[0].is_consequence:
+        sys.stderr.write(f"error: {told[0].message}\n")
+        return told[0].exit_code
+    if stopped_by is not None:
+        return 128 + stopped_by
+    others = {rank: code for rank, code in exits if code not in (*_STOPPED, 0)}
+    if told:  # the processes that saw another one go ended with exit code 1, and said so
+        others = {rank: code for rank, code in others.items() if code != 1}
+    killed = {rank: code for rank, code in others.items() if code < 0}
+    if killed or others:
+        sys.stderr.write(f"error: {_describe_exit(killed or others)}; the others were stopped\n")
+    elif told:
+        sys.stderr.write(f"error: {told[0].message}\n")
+    else:
+        return next((abs(code) % 128 + 128 for _, code in exits if code in _STOPPED), 1)
+    return 1
+
+
+def _describe_exit(codes: Mapping[int, int]) -> str:
+    rank, code = next(iter(codes.items()))
+    if code > 0:
+        return f"process {rank} ended with exit code {code} and said nothing"
+    name = signal.Signals(-code).name
+    hint = {
+        "SIGKILL": " (out of memory?)",
+        "SIGABRT": " (SIGHTLINE_DEBUG_COLLECTIVES=1 shows whether the processes disagree)",
+    }.get(name, "")
+    return f"process {rank} was ended by {name}{hint}"
+
+
+def _number(name: str) -> int:
+    text = os.environ[name]
+    if not text.isdecimal():
+        raise UserError(f"environment variable {name}: found '{text}', allowed is a whole number")
+    return int(text)
 
 
 def follow_parent(parent: int) -> None:

@@ -69,9 +69,7 @@ class LoadedRun:
         return Pipeline(self.transforms, batch.keys(), source="the batch")(batch, keys)
 
 
-def load_run(
-    path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequence[str | Path] = ()
-) -> LoadedRun:
+def load_run(path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequence[str | Path] = ()) -> LoadedRun:
     """A trained run from its directory; its data set is not needed.
 
     `checkpoint` is `last`, `best` or a path; where the run averaged its weights, the average is loaded. `plugins` are
@@ -108,8 +106,9 @@ def build_model(name: str, /, **arguments: Any) -> nn.Module:
     for key, value in facts.items():
         if key not in entry.parameters:
             faults.append(f"build_model.{key}: '{name}' has no such argument{nearest(key, entry.parameters)}")
-        elif fault := check_value(entry.parameters[key].annotation, value)[1]:
-            faults.append(f"build_model.{key}: {fault}")
+        else:
+            misfits = check_value(entry.parameters[key].annotation, value)[1]
+            faults += [f"build_model.{'.'.join(filter(None, (key, part)))}: {text}" for part, text in misfits]
     if faults:
         raise ConfigError(*faults)
     given = {key: value for key, value in arguments.items() if key not in facts}

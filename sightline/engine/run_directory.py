@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from sightline.engine.durable import disk_failure, replace_durably
+from sightline.engine.processes import start_of
 from sightline.errors import DataError, UserError
 
 __all__ = ["RunDirectory", "claim", "environment"]
@@ -94,6 +95,12 @@ class RunDirectory:
     def write_json(self, name: str, value: object) -> None:
         """Write or replace a JSON file."""
         self.write_text(name, json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.is_writer:
+            with self._writing(name) as path:
+                path.unlink(missing_ok=True)
 
     def append_line(self, name: str, mapping: Mapping[str, Any]) -> None:
         """Add one JSON object as a line, flushed; where that fails the file is as long as before."""
@@ -262,7 +269,7 @@ def _assert_free(path: Path, data: bytes) -> None:
 
 
 def _holder_of(pid: int) -> dict[str, object]:
-    return {"pid": pid, "host": socket.gethostname(), "started": _start_of(pid)}
+    return {"pid": pid, "host": socket.gethostname(), "started": start_of(pid)}
 
 
 def _is_alive(pid: int, started: object) -> bool:
@@ -273,18 +280,8 @@ def _is_alive(pid: int, started: object) -> bool:
         return False
     except PermissionError:
         return True
-    now = _start_of(pid)
+    now = start_of(pid)
     return now != "" and (started is None or now in (None, started))
-
-
-def _start_of(pid: int) -> str | None:
-    """Boot and clock tick at which a process started; empty if it is over, None where the system does not say."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return "" if fields[0] in "ZX" else f"{boot}:{fields[19]}"  # fields 3 and 22: the name, field 2, may hold blanks
 
 
 # --- machine ---------------------------------------------------------------------------------------------------------

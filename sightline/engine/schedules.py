@@ -27,7 +27,8 @@ class _WithWarmUp:
         self.steps_per_epoch = steps_per_epoch
         if self.warmup_steps >= num_steps:
             raise ConfigError(
-                f"schedule.warmup_epochs: {self.warmup_steps} steps of warm-up leave nothing of the run's {num_steps}"
+                f"warmup_epochs: found {warmup_epochs:g} epochs of warm-up, but the whole run has "
+                f"{num_steps / steps_per_epoch:g}; warm up for fewer"
             )
 
     def __call__(self, step: int) -> float:
@@ -87,9 +88,9 @@ class Steps(_WithWarmUp):
     ) -> None:
         super().__init__(warmup_epochs=warmup_epochs, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
         if (every_epochs is None) == (not milestones):
-            raise ConfigError("schedule: give either every_epochs or milestones")
+            raise ConfigError("give either every_epochs or milestones, one of the two")
         if list(milestones) != sorted(set(milestones)):
-            raise ConfigError(f"schedule.milestones: {list(milestones)} must rise")
+            raise ConfigError(f"milestones: found {list(milestones)}, allowed are epochs in rising order")
         self.every_epochs = every_epochs
         self.milestones = milestones
         self.gamma = gamma

@@ -94,16 +94,20 @@ class Session:
         self._extra = tuple(extra_observers)
         self._is_quiet = is_quiet
         self._is_new_best = False
-        self._saved_step: int | None = None
 
     # --- before -----------------------------------------------------------------------------------------------------
 
     def start_files(self) -> None:
-        """The config and the record of this run; a resumed run keeps its own."""
+        """The config and the record of this run; a resumed run keeps its own. The config comes last: it makes a run."""
         if not (self.directory.path / "config.yaml").exists():
-            self.directory.write_text("config.yaml", render(self.config, origins=False))
             self.directory.write_json("environment.json", self.record)
             self.directory.write_json("facts.json", to_plain(dict(self.built.data.facts)))
+            self.directory.write_text("config.yaml", render(self.config, origins=False))
+
+    def begin(self) -> None:
+        """Start at the first step, though an attempt that ended before its first checkpoint may have left lines."""
+        self.directory.remove("final.json")
+        self.directory.truncate_lines("metrics.jsonl", after_step=0)
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint: weights, optimiser, average, best, and the random states of every process."""
@@ -117,7 +121,7 @@ class Session:
             if snapshot.ema is None:
                 raise CheckpointError(f"{path}: holds no average of weights, which train.ema_decay asks for")
             checkpoint.load_weights(job.ema, snapshot.ema)
-        job.step = self._saved_step = snapshot.step
+        job.step = snapshot.step
         job.scaler.load_state_dict(state["scaler"])
         self.best = Best(state["best"]["step"], state["best"]["value"])
         self.metrics_log.restore(state["unwritten"])
@@ -125,14 +129,17 @@ class Session:
             checkpoint.restore_random_state(state["random"][self.world.rank])
         elif self.world.is_first:
             logger.warning(
-                "resume-other-size: saved by %d processes, resumed by %d: data order is the same, the random numbers of "
-                "dropout are not",
+                "resume-other-size: saved by %d processes, resumed by %d: data order is the same, the random numbers "
+                "of dropout are not",
                 len(state["random"]),
                 self.world.size,
             )
+        self.world.barrier("checkpoint read")
+        self.directory.remove("final.json")
         if self.world.is_first:
             checkpoint.rewind(self.directory.path, step=snapshot.step)
-        self.directory.truncate_lines("metrics.jsonl", after_step=snapshot.step)
+        # Steps that were unwritten when the checkpoint was saved may have been written by the run as it ended.
+        self.directory.truncate_lines("metrics.jsonl", after_step=snapshot.step - bool(state["unwritten"]))
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -236,16 +243,17 @@ class Session:
             )
             keep = self.config.checkpoint.keep_last
             checkpoint.save(self.directory.path, snapshot, keep_last=keep, is_best=self._is_new_best)
-        self._saved_step, self._is_new_best = job.step, False
+        self._is_new_best = False
         world.barrier("checkpoint saved")
 
     def _finish(self) -> Evaluation:
         self.world.make_equal(self.job.evaluated)
         part = self.built.data.test
         final = self.built.test(self.job.evaluated, self.world, pictures=self.world.is_first)
-        self.directory.write_json("final.json", evaluation_document(self.config, final, part.split, "last"))
         for picture in final.pictures:
             self.directory.write_bytes(f"predictions/{picture.name}.png", encode_png(picture.pixels))
+        document = evaluation_document(self.config, final, part.split, "last")
+        self.directory.write_json("final.json", document)  # last: a run that has it is finished
         return final
 
 

@@ -76,9 +76,9 @@ class Plan:
         epoch, place = divmod(step, self.steps_per_epoch)
         order = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         num_micro = min(self.micro_batches, len(order) // self.num_processes)
-        pieces = np.array_split(order, num_micro * self.num_processes)
-        keys = [[SampleKey(int(index), epoch, self.seed) for index in piece] for piece in pieces]
-        return [keys[start : start + self.num_processes] for start in range(0, len(keys), self.num_processes)]
+        # Micro-batches first: so they hold the same samples on any number of processes, and batch norm sees the same.
+        micro_batches = [np.array_split(micro, self.num_processes) for micro in np.array_split(order, num_micro)]
+        return [[[SampleKey(int(i), epoch, self.seed) for i in part] for part in parts] for parts in micro_batches]
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
@@ -98,7 +98,7 @@ class Stream:
     workers: int = 0
     prefetch: int = 2
 
-    def from_step(self, step: int, num_steps: int) -> Generator[list[Batch]]:
+    def from_step(self, step: int, num_steps: int) -> Generator[list[Batch], None, None]:
         """The micro-batches of steps `step` to `num_steps`, in order; closing it ends the workers."""
         keys = self._keys
         if self.workers == 0:
@@ -148,7 +148,7 @@ def _loader(reader: Reader, keys: Iterator[list[SampleKey]], workers: int, prefe
     """
     return DataLoader(
         _Readable(reader),  # type: ignore[arg-type]
-        batch_sampler=_Keys(keys),  # type: ignore[arg-type]
+        batch_sampler=_Keys(keys),
         num_workers=workers,
         prefetch_factor=prefetch,
         collate_fn=_as_is,
@@ -159,7 +159,7 @@ def _loader(reader: Reader, keys: Iterator[list[SampleKey]], workers: int, prefe
 
 
 def _begin_worker(parent: int, number: int) -> None:
-    """End with the training process, however it ends, and never before it: signals to the whole group are its to obey."""
+    """End with the training process, however it ends, and not before it: signals to the whole group are for it."""
     follow_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))

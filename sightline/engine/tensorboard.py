@@ -67,10 +67,11 @@ class _EventFile:
 
         self._event: Any = event_pb2
         self._summary: Any = summary_pb2
+        has_earlier = first_step > 1 or any(directory.glob("events.out.tfevents.*"))
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter((directory / name).open("ab"))
         self._put(0, file_version="brain.Event:2")
-        if first_step > 1:
+        if has_earlier:
             start = self._event.SessionLog(status=self._event.SessionLog.START)
             self._put(first_step, session_log=start)
 

@@ -140,7 +140,7 @@ def optimise_once(
                 terms = job.task.losses(replica, batch, around[index])
             loss = torch.stack([job.weights[name] * mean(terms[name], counts[name]) for name in terms]).sum()
             clock.lap("forward")
-            job.scaler.scale(loss * world.size).backward()  # replicas average over processes; we want the sum
+            job.scaler.scale(loss).backward()
             clock.lap("backward")
         for name, term in terms.items():
             sums[name] = sums.get(name, 0.0) + term.detach().double()

@@ -67,12 +67,12 @@ class Wandb:
             self._run.log(values | {f"{split}/{p.name}": _image(p) for p in pictures}, step=step)
 
     def _start(self) -> Any:
-        import wandb
+        with _kept_in(self._directory / "wandb"):
+            import wandb
 
-        settings = wandb.Settings(
-            console="off", silent=True, disable_code=True, disable_git=True, finish_timeout=_FINISH_S
-        )
-        with _caches_in(self._directory / "wandb"):
+            settings = wandb.Settings(
+                console="off", silent=True, disable_code=True, disable_git=True, finish_timeout=_FINISH_S
+            )
             return wandb.init(dir=self._directory, settings=settings, **self._about)
 
 
@@ -83,11 +83,14 @@ def _image(picture: Picture) -> Any:
 
 
 @contextmanager
-def _caches_in(folder: Path) -> Iterator[None]:
-    """Send what wandb would put into the home folder here; its service reads these variables once, as it starts."""
-    places = {name: str(folder / "cache") for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")}
-    before = {name: os.environ.get(name) for name in places}
-    os.environ.update(places)
+def _kept_in(folder: Path) -> Iterator[None]:
+    """Send what wandb would put into the home folder here, and its reports on itself nowhere: also an offline run posts
+    them. Its modules and its service read these variables once, as they start.
+    """
+    values = {name: str(folder / "cache") for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")}
+    values["WANDB_ERROR_REPORTING"] = "false"
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:

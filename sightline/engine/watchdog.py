@@ -5,39 +5,77 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import socket
 import sys
+import sysconfig
 import threading
 import time
-import traceback
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, Protocol
 
 from sightline.engine.failure import report_failure
+from sightline.engine.processes import Process
 
-__all__ = ["Watchdog"]
+__all__ = ["Store", "Watchdog", "place_of"]
 
-_ALARM = "sightline/alarm"
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_MECHANICS = tuple(str(Path(__file__).with_name(name)) for name in ("watchdog.py", "distributed.py"))
+_GRACE_S = 2.0
+"""How long the main thread has to end by itself, with its own words, once another process is known to have failed."""
+
+
+class Store(Protocol):
+    """The part of torch's key-value store that is used: it lives in one process and all can reach it."""
+
+    def set(self, key: str, value: str, /) -> Any: ...
+
+    def get(self, key: str, /) -> bytes: ...
+
+    def add(self, key: str, amount: int, /) -> int: ...
+
+    def check(self, keys: list[str], /) -> bool: ...
 
 
 class Watchdog:
-    """A thread that measures how long the main thread has waited in a collective.
+    """Two threads beside the main one: a clock of its waiting, and a listener to the other processes' watchdogs.
 
-    After `timeout_s` it raises the alarm through the store; every process then states what it waits for, or which line
-    it runs, the one that raised the alarm reports all answers, and all end with exit code 1.
+    When the main thread has waited `timeout_s` in a collective, the listener raises the alarm through the store: every
+    process states what it waits for, or which line it runs; the first to raise it reports all answers; processes on its
+    machine that do not answer are killed; all end with exit code 1. A process that fails says so here, and one that is
+    gone without a word is noticed on its own machine: the others follow within seconds, wherever they are. The clock
+    ends this process by itself where the store does not answer. Time in which this process was stopped does not count.
     """
 
-    def __init__(self, *, store: Any, rank: int, size: int, timeout_s: float) -> None:
+    def __init__(self, *, store: Store, rank: int, size: int, timeout_s: float) -> None:
         self._store = store
         self._rank = rank
-        self._size = size
         self._timeout_s = timeout_s
-        self._waiting: tuple[str, float] | None = None
+        self._interval_s = min(1.0, timeout_s / 10)
+        self._others = [other for other in range(size) if other != rank]
+        self._peers: Mapping[int, Process] = {}
+        self._waiting: _Wait | None = None
         self._stopped = threading.Event()
         self._main = threading.main_thread().ident
-        self._interval_s = min(1.0, timeout_s / 10)
+
+    # --- in the main thread -------------------------------------------------------------------------------------------
+
+    def present(self) -> None:
+        """Tell the others which process this is."""
+        self._store.set(f"process/{self._rank}", json.dumps(Process.this(socket.gethostname()).to_dict()))
+
+    def missing(self) -> list[int]:
+        """The ranks that have not presented themselves."""
+        return [other for other in self._others if not self._store.check([f"process/{other}"])]
 
     def start(self) -> None:
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        """Begin to watch; everyone is present."""
+        self._peers = {other: Process(**self._read(f"process/{other}")) for other in self._others}
+        for watch in (self._listen, self._clock):
+            threading.Thread(target=watch, name=f"watchdog{watch.__name__}", daemon=True).start()
 
     def stop(self) -> None:
         self._stopped.set()
@@ -45,57 +83,142 @@ class Watchdog:
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Inside this context the main thread waits for other processes."""
-        outer = self._waiting
-        self._waiting = (what, time.monotonic())
+        outer, self._waiting = self._waiting, _Wait(what)
         try:
             yield
         finally:
             self._waiting = outer
 
-    def _watch(self) -> None:
-        while not self._stopped.wait(self._interval_s):
-            waiting = self._waiting
-            try:
-                if waiting is not None and time.monotonic() - waiting[1] > self._timeout_s:
-                    self._raise_alarm(*waiting)
-                elif self._store.check([_ALARM]):
-                    self._answer()
-            except RuntimeError:  # the store's process is gone: the launcher ends this one
-                return
+    def tell_failure(self, why: str) -> None:
+        """Tell the others that this process ends, and why; only the first of all processes to do so is heard."""
+        with contextlib.suppress(RuntimeError):
+            if self._store.add("failures", 1) == 1:
+                self._store.set("failure", json.dumps({"rank": self._rank, "why": why}))
 
-    def _raise_alarm(self, what: str, since: float) -> None:
-        is_first = self._store.add(_ALARM, 1) == 1
-        if not is_first:
+    def why_lost(self) -> str:
+        """What is known of the process that cut a connection; waits a little for its own words."""
+        deadline = time.monotonic() + _GRACE_S
+        while True:
+            with contextlib.suppress(RuntimeError):
+                if self._store.check(["failure"]):
+                    return _told(self._read("failure"))
+            gone = self._gone()
+            if gone:
+                return gone
+            if time.monotonic() > deadline:
+                return "another process ended or became unreachable, and left no word of why"
+            time.sleep(0.05)
+
+    # --- the clock ----------------------------------------------------------------------------------------------------
+
+    def _clock(self) -> None:
+        """Counts in its own beats, so that a process stopped and continued by the system blames nobody."""
+        last_resort_s = self._timeout_s + 6 * self._interval_s + _GRACE_S
+        while not self._stopped.wait(self._interval_s):
+            wait = self._waiting
+            if wait is None:
+                continue
+            wait.seconds += self._interval_s
+            if wait.seconds > last_resort_s:
+                lines = f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._main_line()}"
+                self._report_hang(f"{lines}; the store that the processes meet in (MASTER_ADDR) does not answer either")
+                os._exit(1)
+
+    # --- the listener -------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        bad_news_since: float | None = None
+        while not self._stopped.wait(self._interval_s):
+            wait = self._waiting
+            try:
+                if wait is not None and wait.seconds > self._timeout_s:
+                    self._raise_alarm(wait)
+                elif self._store.check(["alarm"]):
+                    self._answer()
+                told = _told(self._read("failure")) if self._store.check(["failure"]) else self._gone()
+            except RuntimeError:  # the store's process is gone: the launcher ends this one, or the clock does
+                told = self._gone()
+            if told is None or self._stopped.is_set():
+                continue
+            bad_news_since = bad_news_since or time.monotonic()
+            if time.monotonic() - bad_news_since > _GRACE_S:
+                report_failure(f"{told}; this process ends with it", exit_code=1, is_consequence=True)
+                os._exit(1)
+
+    def _gone(self) -> str | None:
+        gone = [f"rank {rank} (process {peer.pid})" for rank, peer in self._peers.items() if peer.is_gone]
+        return f"{' and '.join(gone)} ended without a word" if gone else None
+
+    def _raise_alarm(self, wait: _Wait) -> NoReturn:
+        if self._store.add("alarm", 1) > 1:
             self._answer()
         deadline = time.monotonic() + 3 * self._interval_s
-        others = [rank for rank in range(self._size) if rank != self._rank]
-        while time.monotonic() < deadline and not self._store.check([_answer_key(rank) for rank in others]):
+        while time.monotonic() < deadline and not self._store.check([f"answer/{rank}" for rank in self._others]):
             time.sleep(0.05)
-        lines = [f"rank {self._rank} has waited {time.monotonic() - since:.0f} s in {what}"]
-        for rank in others:
-            answer = json.loads(self._store.get(_answer_key(rank))) if self._store.check([_answer_key(rank)]) else None
-            lines.append(f"rank {rank} {answer or 'does not answer (stopped, swapped out or dead)'}")
-        report_failure(
-            "the processes no longer wait for the same thing (limit "
-            f"distributed.timeout_s = {self._timeout_s:g} s): " + "; ".join(lines),
-            exit_code=1,
-        )
+        lines = [f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._main_line()}"]
+        silent = []
+        for rank in self._others:
+            if self._store.check([f"answer/{rank}"]):
+                lines.append(f"rank {rank} {self._read(f'answer/{rank}')}")
+            else:
+                lines.append(f"rank {rank} does not answer (stopped, swapped out or dead)")
+                silent.append(rank)
+        self._report_hang("; ".join(lines))
+        for rank in silent:
+            self._kill(self._peers[rank])
+        self._store.set("reported", "")
         os._exit(1)
 
-    def _answer(self) -> None:
-        waiting = self._waiting
-        answer = f"waits in {waiting[0]}" if waiting else f"is at {self._main_line()}"
-        self._store.set(_answer_key(self._rank), json.dumps(answer))
-        time.sleep(4 * self._interval_s)  # time for the first to report before the launcher sees anyone end
+    def _report_hang(self, lines: str) -> None:
+        limit = f"distributed.timeout_s = {self._timeout_s:g}"
+        report_failure(f"the processes no longer wait for the same thing ({limit}): {lines}", exit_code=1)
+
+    def _answer(self) -> NoReturn:
+        wait = self._waiting
+        line = self._main_line()
+        self._store.set(
+            f"answer/{self._rank}", json.dumps(f"waits in {wait.what} at {line}" if wait else f"is at {line}")
+        )
+        deadline = time.monotonic() + 4 * self._interval_s  # the launcher should see nobody end before the report
+        while time.monotonic() < deadline and not self._store.check(["reported"]):
+            time.sleep(0.05)
         os._exit(1)
+
+    @staticmethod
+    def _kill(peer: Process) -> None:
+        """End a process that cannot end itself, where it is certainly the one that is meant."""
+        if peer.is_reachable and not peer.is_gone:
+            with contextlib.suppress(OSError):
+                os.kill(peer.pid, signal.SIGKILL)
 
     def _main_line(self) -> str:
-        frame = sys._current_frames().get(self._main or 0)
-        if frame is None:
-            return "an unknown line"
-        last = traceback.extract_stack(frame)[-1]
-        return f"{last.filename}:{last.lineno} in {last.name}"
+        return place_of(sys._current_frames().get(self._main or 0))
+
+    def _read(self, key: str) -> Any:
+        return json.loads(self._store.get(key))
 
 
-def _answer_key(rank: int) -> str:
-    return f"sightline/answer/{rank}"
+class _Wait:
+    """A collective that the main thread is in, and for how long by the clock's beats."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.seconds = 0.0
+
+
+def _told(failure: Mapping[str, Any]) -> str:
+    return f"rank {failure['rank']} failed: {failure['why']}"
+
+
+def place_of(frame: FrameType | None) -> str:
+    """The innermost line that belongs neither to a library nor to the machinery of collectives."""
+    innermost, own = frame, None
+    while frame is not None and own is None:
+        name = frame.f_code.co_filename
+        is_library = not name.startswith(_PACKAGE) and (name.startswith(_LIBRARIES) or name.startswith("<"))
+        own = None if is_library or name in _MECHANICS else frame
+        frame = frame.f_back
+    found = own or innermost
+    return (
+        "an unknown line" if found is None else f"{found.f_code.co_filename}:{found.f_lineno} in {found.f_code.co_name}"
+    )

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-__all__ = ["LinearNorm"]
+__all__ = ["LinearNorm", "Width"]
+
+Width = Annotated[int, Ge(1), Le(65_536)]
+"""Channels of a layer; more than any model has is a slip, refused before it fills the memory."""
 
 
 class LinearNorm(nn.Module):

@@ -17,6 +17,9 @@ class Loss(nn.Module, ABC):
     scalar >= 0, the number (or summed weight) that the sum is divided by after adding over micro-batches and processes.
     """
 
+    def __init__(self) -> None:  # the registry reads signatures; that of nn.Module would take anything
+        super().__init__()
+
     @abstractmethod
     def count(self, *args: Any, **kwargs: Any) -> Tensor: ...
 

@@ -19,9 +19,6 @@ class FeatureTransformPenalty(Loss):
     yanx27/Pointnet_Pointnet2_pytorch.
     """
 
-    def __init__(self) -> None:  # the registry reads the signature; that of nn.Module would take anything
-        super().__init__()
-
     def count(self, *, label: Tensor) -> Tensor:
         """`label` (B,) -> the number of samples."""
         return torch.full((), len(label), dtype=torch.int64, device=label.device)

@@ -68,3 +68,7 @@ class Accuracy:
     def confusion(self, state: State) -> Tensor:
         """Rows are labels, columns answers: (C, C) int64."""
         return state["confusion"].clone()
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """`confusion`, and the class names of its rows (labels) and columns (answers), in plain values."""
+        return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}

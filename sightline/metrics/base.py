@@ -17,7 +17,8 @@ class Metric(Protocol):
 
     State tensors are int64 counts, or slots (one row per sample, zero elsewhere); both are reduced by SUM. `update`
     names batch keys and prediction keys after the state. `compute` runs on the reduced state and returns named numbers
-    (NaN where nothing was counted). A metric may also offer `per_class(state)`: class name -> {name: number}.
+    (NaN where nothing was counted). A metric may also offer `per_class(state)`: class name -> {name: number}, and
+    `tables(state)`: name -> plain values, which the JSON of an evaluation keeps.
     """
 
     update: Callable[..., None]

@@ -12,7 +12,7 @@ from sightline.arguments import Count, Probability
 from sightline.geometry.neighbours import nearest_neighbours
 from sightline.layers.cloud import join_channels
 from sightline.layers.edge_conv import EdgeConv
-from sightline.layers.mlp import LinearNorm
+from sightline.layers.mlp import LinearNorm, Width
 
 __all__ = ["DGCNN", "DGCNNOutput"]
 
@@ -39,7 +39,7 @@ class DGCNN(nn.Module):
         num_classes: int,
         in_channels: int,
         num_neighbours: Count = 20,
-        embedding: Count = 1024,
+        embedding: Width = 1024,
         dropout: Probability = 0.5,
     ) -> None:
         super().__init__()

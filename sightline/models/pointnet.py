@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.arguments import Count, Probability
+from sightline.arguments import Probability
 from sightline.layers.cloud import join_channels
-from sightline.layers.mlp import LinearNorm
+from sightline.layers.mlp import LinearNorm, Width
 
 __all__ = ["AlignmentNet", "PointNet", "PointNetOutput", "PointNetPlain", "PointNetPlainOutput"]
 
@@ -89,7 +89,7 @@ class PointNetPlain(nn.Module):
     """
 
     def __init__(
-        self, *, num_classes: int, in_channels: int, embedding: Count = 1024, dropout: Probability = 0.5
+        self, *, num_classes: int, in_channels: int, embedding: Width = 1024, dropout: Probability = 0.5
     ) -> None:
         super().__init__()
         self.in_channels = in_channels

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sightline.config import RunConfig, read_config
 from sightline.engine.loading import is_run, load_document
-from sightline.plugins import Plugin, load_plugins
+from sightline.plugins import Plugin, check_recorded, load_plugins
+from sightline.verbs.output import note
 
 __all__ = ["config_of", "is_run", "load_document", "write_document"]
 
@@ -15,7 +16,18 @@ __all__ = ["config_of", "is_run", "load_document", "write_document"]
 def config_of(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> tuple[RunConfig, list[Plugin]]:
     """The config of a file or of a run directory, with plugins loaded and overrides laid over it."""
     loaded = load_plugins(plugins)
-    return read_config(path / "config.yaml" if is_run(path) else path, overrides), loaded
+    file = path / "config.yaml" if is_run(path) else path
+    record = file.parent / "environment.json"
+    if file.name == "config.yaml" and record.is_file():
+        notes = check_recorded(load_document(record).get("plugins", []), loaded, run=file.parent)
+        for line in notes:
+            note(f"warning: {line}")
+    config = read_config(file, overrides)
+    if config.checks.skip:
+        from sightline.checks.suite import assert_known
+
+        assert_known(config)
+    return config, loaded
 
 
 def write_document(path: Path | None, document: object) -> None:

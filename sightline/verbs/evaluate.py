@@ -10,8 +10,9 @@ from typing import Any
 from sightline.config import read_config
 from sightline.engine.build import build_data, build_evaluator, build_model, build_part, build_task
 from sightline.engine.distributed import start_world
-from sightline.engine.launch import launch, launched_processes
+from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.loading import checkpoint_path, load_trained, read_facts, read_run
+from sightline.engine.precision import set_determinism
 from sightline.engine.session import evaluation_document
 from sightline.errors import ConfigError
 from sightline.verbs.common import write_document
@@ -33,15 +34,17 @@ def evaluate(
     """Evaluate a checkpoint of a run on its test part, or on another config's; the exit code."""
     config, notes = read_run(run, plugins)
     other = None if data is None else read_config(data)
-    if launched_processes() is None and (processes or 1) > 1:
+    num_processes = processes_to_start(processes)
+    if num_processes > 1:
         words = ["evaluate", str(run), "--checkpoint", which, "--device", device]
         words += ["--data", str(data)] if data else []
         words += ["--json", str(json)] if json else []
-        return launch([*words, *(w for p in plugins for w in ("--plugin", str(p)))], processes or 1)
+        return launch([*words, *(w for p in plugins for w in ("--plugin", str(p)))], num_processes)
     with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
         if world.is_first:
             for line in notes:
                 note(f"warning: {line}")
+        set_determinism(config.train.determinism)
         facts = read_facts(run)
         if other is not None:
             config = dataclasses.replace(config, data=other.data, transforms=other.transforms)

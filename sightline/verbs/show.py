@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sightline.config import render
-from sightline.config.show import to_plain
+from sightline.config.show import show_inline, to_plain
 from sightline.errors import UserError
-from sightline.plugins import load_plugins
-from sightline.registry import FACTS, REGISTRIES, Entry
+from sightline.plugins import file_of, load_plugins
+from sightline.registry import DATA_FACTS, REGISTRIES, Entry, Registry
 from sightline.schema import describe_type, nearest
 from sightline.verbs.common import config_of, write_document
 
 __all__ = ["list_components", "show"]
+
+WIDTH = 110
 
 
 def show(path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], json: Path | None) -> int:
@@ -32,33 +35,62 @@ def list_components(kind: str | None, *, plugins: Sequence[Path], json: Path | N
     load_plugins(plugins)
     if kind is not None and kind not in REGISTRIES:
         raise UserError(f"list: there is no kind '{kind}'{nearest(kind, REGISTRIES)}")
-    document: dict[str, Any] = {}
-    for name, registry in REGISTRIES.items():
-        if kind in (None, name):
-            entries = [registry.entry_of(each) for each in registry.names()]
-            document[name] = [_describe(entry) for entry in entries]
-            sys.stdout.write(f"{name}\n" + "".join(map(_render, document[name])))
+    registries = {name: registry for name, registry in REGISTRIES.items() if kind in (None, name)}
+    document = {name: _describe_all(registry) for name, registry in registries.items()}
+    for name, components in document.items():
+        sys.stdout.write(f"{name}\n" + "".join(map(_render, components)) + "\n")
     write_document(json, document)
     return 0
+
+
+def _describe_all(registry: Registry) -> list[dict[str, Any]]:
+    return [_describe(registry.entry_of(name)) for name in registry.names()]
 
 
 def _describe(entry: Entry) -> dict[str, Any]:
     arguments = [
         {
             "name": name,
-            "allowed": "from the data set" if name in FACTS else describe_type(parameter.annotation),
+            "allowed": describe_type(parameter.annotation),
+            "required": parameter.is_required,
             **({} if parameter.is_required else {"default": to_plain(parameter.default)}),
         }
-        for name, parameter in entry.parameters.items()
+        for name, parameter in entry.arguments.items()
     ]
-    return {"name": entry.name, "summary": entry.summary, "source": entry.source, "arguments": arguments}
+    facts = [{"name": name, "given_by": "data set" if name in DATA_FACTS else "run"} for name in entry.facts]
+    plugin = file_of(entry.builder)
+    return {
+        "name": entry.name,
+        "summary": entry.summary,
+        "source": entry.source,
+        "plugin": None if plugin is None else str(plugin),
+        "arguments": arguments,
+        "facts": facts,
+    }
 
 
 def _render(component: dict[str, Any]) -> str:
-    lines = [f"  {component['name']}: {component['summary']}"]
-    if component["source"] and component["source"] != component["summary"]:
-        lines.append(f"      source: {component['source']}")
-    for argument in component["arguments"]:
-        default = f" [{argument['default']}]" if "default" in argument else ""
-        lines.append(f"      {argument['name']}: {argument['allowed']}{default}")
+    """A component as a paragraph: what it is, where it is from, what a config may give, what it is given."""
+    lines = [f"  {component['name']}", *_wrapped(component["summary"])]
+    if component["plugin"]:
+        lines.append(f"      from {component['plugin']}")
+    if component["source"]:
+        lines += _wrapped(f"Source: {component['source']}")
+    heads = {a["name"]: _head(a) for a in component["arguments"]}
+    column = max(map(len, heads.values()), default=0)
+    lines += [f"      {heads[a['name']]:<{column}}  {a['allowed']}" for a in component["arguments"]]
+    for giver in ("data set", "run"):
+        given = [fact["name"] for fact in component["facts"] if fact["given_by"] == giver]
+        if given:
+            lines += _wrapped(f"(the {giver} gives {', '.join(given)})")
     return "\n".join(lines) + "\n"
+
+
+def _head(argument: dict[str, Any]) -> str:
+    """How the argument would stand in a config: with its default, or as one that must be given."""
+    given = "(required)" if argument["required"] else show_inline(argument["default"])
+    return f"{argument['name']}: {given}"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="      ", subsequent_indent="      ")

@@ -15,7 +15,8 @@ from sightline.config.show import to_plain
 from sightline.engine import checkpoint
 from sightline.engine.build import Built, build
 from sightline.engine.distributed import World, start_world
-from sightline.engine.launch import launch, launched_processes
+from sightline.engine.launch import launch, processes_to_start
+from sightline.engine.precision import name_nondeterminism, set_determinism
 from sightline.engine.run_directory import claim, environment
 from sightline.engine.session import Session, StopRequest, evaluation_document
 from sightline.engine.train import NonFiniteGradientError
@@ -30,6 +31,12 @@ logger = logging.getLogger(__name__)
 
 # What may differ when a run is resumed: none of it changes the numbers.
 _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.")
+
+# What a run may have left that was killed before it wrote its config, which makes a folder a run.
+_BEFORE_CONFIG = frozenset(
+    {".lock", "environment.json", "facts.json"}
+    | {f".{name}.partial" for name in ("environment.json", "facts.json", "config.yaml")}
+)
 
 
 @dataclass(frozen=True)
@@ -59,18 +66,14 @@ class Options:
 def train(options: Options) -> int:
     """Train what a config describes; the exit code."""
     config, plugins = config_of(options.config, options.overrides, options.plugins)
-    launched = launched_processes()
-    if options.processes is not None and options.processes < 1:
-        raise UserError(f"--processes: found {options.processes}, allowed is at least 1")
-    if launched is not None and options.processes not in (None, launched):
-        raise UserError(f"--processes {options.processes}: the launcher started {launched}; leave --processes out")
-    if launched is None and (options.processes or 1) > 1:
+    num_processes = processes_to_start(options.processes)
+    if num_processes > 1:
         if options.out is not None and options.resume is None:
             _assert_empty(options.out)
-        return launch(options.arguments(), options.processes or 1)
+        return launch(options.arguments(), num_processes)
     stop = StopRequest()
-    stop.listen()
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
+        stop.listen()  # not before: a signal ends a process that still waits for the others
         return _train_here(options, config, plugins, world, stop)
 
 
@@ -78,8 +81,11 @@ def _train_here(options: Options, config: RunConfig, plugins: Sequence[Plugin], 
     place = _find_place(options, config, plugins, world)
     if place["finished"]:
         if world.is_first:
-            note(f"{place['path']}: this run is finished; nothing to do. Figures: {place['path']}/final.json")
+            final = Path(place["path"]) / "final.json"
+            note(f"{place['path']}: this run is finished; nothing to do. Figures: {final}")
+            write_document(options.json, load_document(final))
         return 0
+    set_determinism(config.train.determinism)
     built = build(config, world, is_resumed=bool(place["checkpoint"]))
     findings = _preflight(options, built, world)
     if any(finding.severity == "error" for finding in findings):
@@ -99,6 +105,8 @@ def _train_here(options: Options, config: RunConfig, plugins: Sequence[Plugin], 
         directory.write_json("findings.json", [finding.to_dict() for finding in findings])
         if place["checkpoint"]:
             session.resume(Path(place["checkpoint"]))
+        else:
+            session.begin()
         if world.is_first and built.init_report is not None:
             note(f"init from {config.init.source if config.init else ''}: {built.init_report}")
         if world.is_first:
@@ -115,6 +123,8 @@ def _run(session: Session, built: Built, options: Options, world: World, path: P
         finding = explain(error, world)
         session.directory.write_json("findings.json", [finding.to_dict()])
         raise RunError(str(finding)) from error
+    except RuntimeError as error:
+        raise name_nondeterminism(error) or error from error
     if final is None:
         if world.is_first:
             done = f"{built.job.step} of {built.job.num_steps}"
@@ -139,7 +149,7 @@ def _preflight(options: Options, built: Built, world: World) -> list[Any]:
         return []
     findings = run_quick(built, world)
     if world.is_first:
-        show_findings(findings)
+        show_findings([finding for finding in findings if finding.severity != "note"])
     return findings
 
 
@@ -162,12 +172,14 @@ def _look(options: Options, config: RunConfig, plugins: Sequence[Plugin]) -> dic
         return _resume_from(Path(options.resume), options, config, plugins)
     path = options.out or _newest_run(Path("runs") / config.name)
     if path is None or not (path / "config.yaml").exists():
+        if path is not None:
+            _assert_empty(path, may_hold=_BEFORE_CONFIG)
         return fresh
     _assert_same_run(path, config, plugins)
     found, rejected = checkpoint.newest_sound(path)
     for line in rejected:
         note(f"damaged checkpoint passed over: {line}")
-    finished = (path / "final.json").exists() and found is not None
+    finished = (path / "final.json").exists() and found is not None and not rejected
     return {"path": str(path), "checkpoint": str(found) if found else None, "finished": finished}
 
 
@@ -182,11 +194,13 @@ def _resume_from(path: Path, options: Options, config: RunConfig, plugins: Seque
         )
     _assert_same_run(run, config, plugins)
     finished = path.resolve() == run.resolve() and (run / "final.json").exists()
+    finished = finished and not checkpoint.newest_sound(run)[1]
     return {"path": str(run), "checkpoint": str(path), "finished": finished}
 
 
 def _make_place(place: dict[str, Any], config: RunConfig, world: World) -> Path:
     """The run's directory, made now that nothing stands in the way of training."""
+    world.barrier("everything is built")  # an error on any process comes before there is a folder
     if place["path"] is not None:
         return Path(place["path"])
     made = str(claim(Path("runs") / config.name)) if world.is_first else ""
@@ -198,11 +212,13 @@ def _newest_run(base: Path) -> Path | None:
     return base / str(numbers[0]) if numbers else None
 
 
-def _assert_empty(out: Path) -> None:
+def _assert_empty(out: Path, *, may_hold: frozenset[str] = frozenset()) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"--out {out}: is not empty; go on with it by --resume auto, or give another folder")
+    held = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if held - may_hold:
+        advice = " and holds no run to resume;" if may_hold else "; go on with it by --resume auto, or"
+        raise UserError(f"--out {out}: is not empty{advice} give another folder")
 
 
 def _assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> None:

@@ -22,7 +22,7 @@ NUM_STEPS = 8  # crosses the epoch's end: 43 samples in batches of 8 are six ste
 BATCH_SIZE = 8
 
 
-def run(toy: Toy, world: World, micro_batches: int) -> dict:
+def run(toy: Toy, world: World, micro_batches: int, *, is_compiled: bool = False) -> dict:
     """The loss trace, the final weights and the metrics of a short training."""
     torch.manual_seed(0)
     model = toy.model().double()
@@ -43,6 +43,7 @@ def run(toy: Toy, world: World, micro_batches: int) -> dict:
         weights=toy.weights,
         precision=precision,
         clip_norm=0.5,
+        compile=is_compiled,
     )
     trace: list[dict[str, float]] = []
 

@@ -20,7 +20,8 @@ class Boxes:
 
 
 def test_structures_keep_their_types() -> None:
-    batch = {"a": [torch.zeros(2), (torch.ones(1), 3)], "b": Pair(torch.zeros(1), "x"), "c": Boxes(torch.ones(4), ("y",))}
+    boxes = Boxes(torch.ones(4), ("y",))
+    batch = {"a": [torch.zeros(2), (torch.ones(1), 3)], "b": Pair(torch.zeros(1), "x"), "c": boxes}
     moved = to_device(batch, torch.device("meta"), floats=torch.float64)
     assert moved["a"][0].device.type == moved["c"].corners.device.type == "meta"
     assert isinstance(moved["b"], Pair)

@@ -10,6 +10,7 @@ import torch
 
 from sightline.engine.distributed import World
 from sightline.errors import ConfigError
+from sightline.types import SampleKey
 from tests.runs.small import small_run
 
 VOTE = "transforms.vote=[{name: scale}, {name: translate}]"
@@ -17,9 +18,7 @@ VOTE = "transforms.vote=[{name: scale}, {name: translate}]"
 
 def test_the_batch_size_does_not_matter() -> None:
     built = small_run("train.precision=float64")
-    results = [
-        dataclasses.replace(built.test, batch_size=size)(built.job.model, World()) for size in (1, 7, 24)
-    ]
+    results = [dataclasses.replace(built.test, batch_size=size)(built.job.model, World()) for size in (1, 7, 24)]
     assert results[0].metrics == results[1].metrics == results[2].metrics
     for result in results[1:]:
         assert result.losses == pytest.approx(results[0].losses, rel=1e-12)
@@ -43,7 +42,7 @@ def test_accuracy_is_what_numpy_counts() -> None:
     labels, guesses = [], []
     built.job.model.eval()
     for start in range(0, 24, 6):
-        keys = [dataclasses.replace(built.job.stream.plan.parts(0)[0][0][0], index=i, epoch=0) for i in range(start, start + 6)]
+        keys = [SampleKey(index, epoch=0, seed=0) for index in range(start, start + 6)]
         batch = built.data.test.reader(keys)
         with torch.no_grad():
             logits = built.job.model(points=batch["points"])["logits"]

@@ -50,10 +50,10 @@ def test_floor_stops_the_fall() -> None:
 def test_one_cycle_is_torchs() -> None:
     ours = OneCycle(num_steps=41, rise=0.25, start_divisor=25.0, final_divisor=1e4)
     expected = torch_factors(
-        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=41, pct_start=0.275, cycle_momentum=False),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1.0, total_steps=41, pct_start=0.275, cycle_momentum=False),
         41,
     )
-    # torch places its peak at pct_start * total - 1 = 10.275 steps, ours at 0.25 * 40 = 10: so only ends and peak compare
+    # torch places its peak at pct_start * total - 1 = 10.275 steps, ours at 0.25 * 40 = 10: only the ends compare
     assert ours(0) == pytest.approx(expected[0], rel=1e-12)
     assert ours(40) == pytest.approx(expected[40], rel=1e-9)
     assert ours(10) == 1.0
@@ -79,7 +79,7 @@ def test_cosine_after_warm_up_spans_what_remains() -> None:
         ({"warmup_epochs": 3.0, "every_epochs": 1}, "warm-up"),
         ({}, "either every_epochs or milestones"),
         ({"every_epochs": 1, "milestones": (2,)}, "either every_epochs or milestones"),
-        ({"milestones": (5, 2)}, "must rise"),
+        ({"milestones": (5, 2)}, "rising order"),
     ],
 )
 def test_contradictions_are_named(arguments: dict, word: str) -> None:

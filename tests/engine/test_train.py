@@ -12,6 +12,8 @@ from sightline.engine.distributed import World
 from sightline.engine.precision import name_nondeterminism, set_determinism
 from sightline.engine.records import StepRecord
 from sightline.engine.train import NonFiniteGradientError, mean, train, update_average
+from tests.contract.run_toys import run as run_toy
+from tests.contract.toys import TOYS
 from tests.runs.small import small_run
 
 
@@ -54,12 +56,15 @@ def test_float64_holds_parameters_and_batches_in_float64() -> None:
     assert records[0].losses["cross_entropy"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler about itself
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C compiler")
 def test_compiling_changes_no_result_beyond_rounding() -> None:
-    plain, _ = run("model.dropout=0.0", num_steps=2)
-    compiled, _ = run("model.dropout=0.0", "train.compile=true", num_steps=2)
-    assert compiled[0].losses["total"] == pytest.approx(plain[0].losses["total"], rel=1e-4)
+    """In float64 the compiler may reorder a few hundred terms: far below 1e-9 after eight steps."""
+    plain = run_toy(TOYS["classify"], World(), 1)
+    compiled = run_toy(TOYS["classify"], World(), 1, is_compiled=True)
+    totals = [[step["total"] for step in run["trace"]] for run in (compiled, plain)]
+    assert totals[0] == pytest.approx(totals[1], rel=1e-9)
 
 
 def test_the_average_follows_its_formula() -> None:
@@ -83,7 +88,8 @@ def test_clipping_bounds_the_step_and_not_the_record() -> None:
     before = copy.deepcopy(built.job.model)
     records: list[StepRecord] = []
     train(built.job, World(), lambda record, stop: bool(records.append(record)))
-    moved = torch.cat([(a - b).flatten() for a, b in zip(built.job.model.parameters(), before.parameters(), strict=True)])
+    pairs = zip(built.job.model.parameters(), before.parameters(), strict=True)
+    moved = torch.cat([(after - start).flatten() for after, start in pairs])
     assert records[0].grad_norm > 0.5
     decay = 1e-4 * torch.cat([p.flatten() for p in before.parameters()]).norm()
     assert moved.norm().item() / records[0].lr == pytest.approx(0.5, abs=decay.item() + 1e-3)

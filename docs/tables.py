@@ -1,0 +1,147 @@
+"""Writes the tables of docs/reference.md that follow from the code anew: .venv/bin/python docs/tables.py"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sightline.checks.suite import all_checks
+from sightline.config import RunConfig
+from sightline.schema import describe_type
+from sightline.types import Component
+
+REFERENCE = Path(__file__).with_name("reference.md")
+
+MEANING = {
+    "name": "names the run's folder; left out, it is the config's file name",
+    "data": "the data set",
+    "model": "the model",
+    "losses": "their sum, each times its `weight` (a key of every block here, default 1), is minimised",
+    "metrics": "what evaluation measures",
+    "optimizer": "the optimiser; also `groups`, `decay` and `frozen`, see [train.md](train.md)",
+    "seed": "of every random draw",
+    "task": "what is predicted from the model's outputs",
+    "schedule": "the factor of the learning rate at each step",
+    "transforms.train": "applied in order to training batches",
+    "transforms.evaluate": "applied to evaluated batches, and stored with the run",
+    "transforms.vote": "applied after those of `evaluate`, before every voting pass but the first",
+    "train.epochs": "passes over the training part",
+    "train.batch_size": "samples per optimiser step, over all processes and micro-batches",
+    "train.steps": "end after this many steps, where that is earlier",
+    "train.micro_batches": "split each step into this many backward passes; the numbers stay the same",
+    "train.tail": "train on an epoch's shorter last batch, or drop it",
+    "train.clip_norm": "largest norm of the whole gradient",
+    "train.ema_decay": "keep an average of the weights, which is then what is evaluated",
+    "train.precision": "number format, see [train.md](train.md)",
+    "train.determinism": "see [train.md](train.md)",
+    "train.compile": "run the model through `torch.compile`",
+    "evaluate.metric": "what chooses the best checkpoint; any number that a metric of the run computes",
+    "evaluate.every": "epochs between evaluations; the last step is always evaluated",
+    "evaluate.batch_size": "samples per evaluated batch",
+    "evaluate.mode": "whether larger or smaller is better",
+    "evaluate.select": "the part that chooses `best`: a held-out tenth of the training part, or the test part",
+    "evaluate.votes": "predictions averaged over this many passes; needs `transforms.vote`",
+    "init": "start from the weights of another run; a mapping with the keys below",
+    "init.from": "a run directory or a checkpoint",
+    "init.modules": "load this sub-module alone",
+    "init.may_be_missing": "patterns of names that need not match, such as `head.*`",
+    "checkpoint.every": "epochs between checkpoints",
+    "checkpoint.every_steps": "steps between checkpoints, besides",
+    "checkpoint.keep_last": "how many are kept, besides `best`",
+    "loader.workers": "processes that read ahead; 0 for sets in memory",
+    "loader.prefetch": "batches that each of them reads ahead",
+    "log.every": "steps between training lines",
+    "log.tensorboard": "write TensorBoard event files",
+    "log.wandb": "write to Weights & Biases",
+    "checks.skip": "codes of checks that this run declares it does not want",
+    "distributed.sync_batch_norm": "batch statistics over all processes",
+    "distributed.timeout_s": "seconds after which a collective that nobody answers ends the run",
+}
+
+
+def config_table() -> str:
+    """Every key of a config: what is allowed, the default, what it means."""
+    rows = list(_rows(RunConfig, ""))
+    unexplained = {row[0] for row in rows} ^ MEANING.keys()
+    assert not unexplained, f"MEANING of {Path(__file__).name} and RunConfig differ in {sorted(unexplained)}"
+    lines = [f"| `{key}` | {allowed} | {default} | {MEANING[key]} |" for key, allowed, default in rows]
+    return "\n".join(["| key | allowed | default | meaning |", "|---|---|---|---|", *lines])
+
+
+def check_table() -> str:
+    """Every check: its code, and the first line of its module."""
+    rows = []
+    for each in all_checks():
+        first = (importlib.import_module(each.run.__module__).__doc__ or "").split("\n", 1)[0]
+        guard, _, found = first.removeprefix("Guard ").partition(": ")
+        rows.append(f"| `{each.code}` | {guard} | {found} |")
+    return "\n".join(["| code | guard | finds |", "|---|---|---|", *rows])
+
+
+TABLES = {"config": config_table, "checks": check_table}
+
+
+def with_tables(text: str) -> str:
+    """The text of the reference with every marked table as it should be."""
+    for name, table in TABLES.items():
+        start, end = f"<!-- {name}: written by docs/tables.py -->\n", f"\n<!-- end of {name} -->"
+        before, _, rest = text.partition(start)
+        _, _, after = rest.partition(end)
+        assert rest, f"{REFERENCE.name} lost the mark of the table '{name}'"
+        text = before + start + table() + end + after
+    return text
+
+
+def _rows(section: type, path: str) -> Iterator[tuple[str, str, str]]:
+    hints = typing.get_type_hints(section, include_extras=True)
+    for field in dataclasses.fields(section):
+        key = field.metadata.get("key", field.name)
+        if key is None:
+            continue
+        inner = _section_in(hints[field.name])
+        if inner is None or _is_optional(hints[field.name]):
+            yield f"{path}{key}", _allowed(hints[field.name]), _default(field)
+        if inner is not None:
+            yield from _rows(inner, f"{path}{key}.")
+
+
+def _section_in(hint: Any) -> type | None:
+    return next((each for each in _members(hint) if dataclasses.is_dataclass(each) and each is not Component), None)  # type: ignore[return-value]
+
+
+def _is_optional(hint: Any) -> bool:
+    return type(None) in _members(hint)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _allowed(hint: Any) -> str:
+    if hint is Component:
+        return "a component block"
+    if hint == tuple[Component, ...]:
+        return "a list of component blocks"
+    if _section_in(hint) is not None:
+        return "a mapping, or null"
+    return describe_type(hint).replace("|", "\\|")
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if value is dataclasses.MISSING:
+        return "the file's name" if field.name == "name" else "required"
+    if isinstance(value, Component):
+        return f"`{value.name}`"
+    if value is None or isinstance(value, bool):
+        return f"`{ {None: 'null', True: 'true', False: 'false'}[value] }`"
+    return f"`{list(value) if isinstance(value, tuple) else value}`"
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(with_tables(REFERENCE.read_text()))

@@ -1,0 +1,50 @@
+"""The faults of a config, gathered while it is read, so that all of them are told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from sightline.errors import ConfigError
+from sightline.registry import Fault
+from sightline.types import Where
+
+__all__ = ["Faults", "located"]
+
+
+class Faults:
+    """One fault per place: what follows from a fault at the same place is not told again."""
+
+    def __init__(self) -> None:
+        self._by_place: dict[Where, Fault] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_place)
+
+    def add(self, where: Where, text: str) -> None:
+        """Note what is wrong at a place."""
+        self._by_place.setdefault(where, Fault(where, text))
+
+    def raise_any(self) -> None:
+        """Raises ConfigError with one line per fault, by file and line; does nothing where there is none."""
+        if not self._by_place:
+            return
+        files = list(dict.fromkeys(where.origin for where in self._by_place))
+        faults = sorted(self._by_place.values(), key=lambda f: (files.index(f.where.origin), f.where.line or 0))
+        raise ConfigError(*map(str, faults))
+
+
+@contextmanager
+def located(origins: Mapping[str, Where]) -> Iterator[None]:
+    """Put file and line before the ConfigErrors, raised inside, that begin with the dotted path of a config's value."""
+    try:
+        yield
+    except ConfigError as error:
+        if not any(fault.partition(": ")[0] in origins for fault in error.faults):
+            raise
+        raise ConfigError(*(_with_place(fault, origins) for fault in error.faults)) from error
+
+
+def _with_place(fault: str, origins: Mapping[str, Where]) -> str:
+    path, _, text = fault.partition(": ")
+    return f"{origins[path]}: {text}" if path in origins else fault

@@ -1,0 +1,43 @@
+"""Gradients in large pieces, to be summed over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["buckets_of", "flatten_gradients", "set_gradients"]
+
+_BUCKET_BYTES = 2**25
+
+
+def buckets_of(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters of one dtype each, in order, of about 32 MiB: large enough for the network, small beside the model."""
+    buckets: list[list[nn.Parameter]] = []
+    sizes: list[int] = []
+    for parameter in parameters:
+        num_bytes = parameter.numel() * parameter.element_size()
+        if not buckets or buckets[-1][0].dtype != parameter.dtype or sizes[-1] + num_bytes > _BUCKET_BYTES:
+            buckets.append([])
+            sizes.append(0)
+        buckets[-1].append(parameter)
+        sizes[-1] += num_bytes
+    return buckets
+
+
+def flatten_gradients(bucket: Sequence[nn.Parameter]) -> Tensor:
+    """The gradients in one piece, zeros where there is none, and then which there are."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+    is_there = gradients[0].new_tensor([p.grad is not None for p in bucket])
+    return torch.cat([*(gradient.detach().reshape(-1) for gradient in gradients), is_there])
+
+
+def set_gradients(bucket: Sequence[nn.Parameter], flat: Tensor) -> None:
+    *parts, num_there = flat.split([*(parameter.numel() for parameter in bucket), len(bucket)])
+    is_there = [True] * len(bucket)
+    if any(parameter.grad is None for parameter in bucket):  # only then need the host wait for the device
+        is_there = (num_there > 0).tolist()
+    for parameter, part, is_used in zip(bucket, parts, is_there, strict=True):
+        if is_used:
+            parameter.grad = part.view(parameter.shape)

@@ -1,0 +1,56 @@
+"""Which process is which: numbers are used again after a process ends, so its start belongs to its identity."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Process", "start_of"]
+
+
+def start_of(pid: int) -> str | None:
+    """Boot and clock tick at which a process started; empty if it is over, None where the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None if not Path("/proc/self/stat").exists() else ""
+    return "" if fields[0] in "ZX" else f"{boot}:{fields[19]}"  # fields 3 and 22: the name, field 2, may hold blanks
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as others can find it: its host, the table its number belongs to, its number and its start."""
+
+    host: str
+    table: str | None
+    pid: int
+    start: str | None
+
+    @classmethod
+    def this(cls, host: str) -> Process:
+        return cls(host, _table(), os.getpid(), start_of(os.getpid()))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether this process can tell what became of that one: the same boot and the same table of processes."""
+        return self.table is not None and bool(self.start) and self.table == _table()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is known to be over."""
+        return self.is_reachable and start_of(self.pid) != self.start
+
+
+def _table() -> str | None:
+    """Boot and process namespace: containers of one host count apart."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None

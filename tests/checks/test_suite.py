@@ -1,0 +1,277 @@
+"""The suite as a whole: healthy runs, no trace left, causes before symptoms, the same list on every process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.checks.finding import Finding, Place
+from sightline.checks.merge import agree, from_dict, merge
+from sightline.checks.suite import Context, all_checks, run_all, run_quick
+from sightline.config import RunConfig, read_config
+from sightline.config.run_config import Evaluate, Train
+from sightline.data.reading import BatchReader
+from sightline.engine.build import Built, Data, Part, build
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import Evaluator
+from sightline.engine.precision import Precision
+from sightline.engine.schedules import Constant
+from sightline.engine.stream import Plan, Stream
+from sightline.engine.train import Job, train
+from sightline.errors import ConfigError
+from sightline.types import Component
+from tests.checks.planting import CONFIG, assert_complete, assert_healthy, make
+from tests.conftest import ROOT
+from tests.contract.toys import NUM_SAMPLES, TOYS, meters
+from tests.processes import run_ranks
+
+SHIPPED = sorted((ROOT / "configs").glob("*/synthetic_*.yaml"))
+
+
+def told(code: str, severity: str = "error", **evidence: object) -> Finding:
+    return Finding(
+        guard="G1",
+        code=code,
+        severity=severity,  # type: ignore[arg-type]
+        summary=f"about {code}",
+        cause="cfg.contract",
+        where=Place(config_path="data"),
+        measured="1",
+        expected="2",
+        action="do",
+        evidence=evidence,
+    )
+
+
+# --- healthy runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_configs_that_need_no_files_are_healthy(path: Path) -> None:
+    assert_healthy(build(read_config(path), World()))
+
+
+@pytest.mark.parametrize("model", ["pointnet", "dgcnn"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_small_runs_are_healthy_whatever_the_seed(tmp_path: Path, model: str, seed: int) -> None:
+    more = ", num_neighbours: 8, embedding: 64" if model == "dgcnn" else ""
+    assert_healthy(make(tmp_path, f"model={{name: {model}{more}}}", f"seed={seed}"))
+
+
+def toy_run(name: str, micro_batches: int) -> Built:
+    """A toy of the contract tests as a built run."""
+    toy, world = TOYS[name], World()
+    torch.manual_seed(0)
+    model, reader, precision = toy.model().double(), BatchReader(toy.dataset), Precision("float64")
+    task = toy.task(model, reader.keys)
+    plan = Plan(np.arange(NUM_SAMPLES), 8, seed=3, micro_batches=micro_batches)
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": 0.02, "base_lr": 0.02}])
+    job = Job(
+        model=model,
+        task=task,
+        optimizer=optimizer,
+        schedule=Constant(num_steps=8, steps_per_epoch=6, warmup_epochs=0.5),
+        stream=Stream(plan, reader, world.rank),
+        num_steps=8,
+        weights=toy.weights,
+        precision=precision,
+    )
+    part = Part(toy.dataset, np.arange(NUM_SAMPLES), reader, "train")
+    evaluator = Evaluator(task, meters(toy, model, reader), reader, part.indices, batch_size=7, precision=precision)
+    config = RunConfig(
+        name=name,
+        data=Component("toy"),
+        model=Component("toy"),
+        losses=tuple(Component(loss) for loss in toy.weights),
+        metrics=(Component("toy"),),
+        optimizer=Component("adamw"),
+        train=Train(epochs=2, batch_size=8),
+        evaluate=Evaluate(metric="toy"),
+    )
+    return Built(config, Data(part, part, part, {}), job, evaluator, evaluator)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("name", TOYS)
+def test_every_kind_of_task_is_healthy(name: str, micro_batches: int) -> None:
+    assert_healthy(toy_run(name, micro_batches))
+
+
+# --- no trace ---------------------------------------------------------------------------------------------------------
+
+
+def trained(built: Built) -> dict[str, Tensor]:
+    train(of_length(built, 3), World(), lambda record, stop_asked: False)
+    return {**built.job.model.state_dict(), "random": torch.get_rng_state()}
+
+
+def of_length(built: Built, num_steps: int) -> Job:
+    built.job.num_steps = num_steps
+    return built.job
+
+
+@pytest.mark.parametrize("model", ["{name: pointnet}", "{name: dgcnn, num_neighbours: 8, embedding: 64}"])
+def test_a_checked_run_is_the_unchecked_one_bit_for_bit(tmp_path: Path, model: str) -> None:
+    """Dropout, batch norm, momentum, random transforms and an average of weights: all of it would show a trace."""
+    overrides = (
+        f"model={model}",
+        "transforms.train=[{name: rotate}, {name: jitter}]",
+        "optimizer={name: adamw, lr: 1e-2}",
+        "train.ema_decay=0.9",
+        "train.micro_batches=2",
+    )
+    plain, checked = make(tmp_path, *overrides), make(tmp_path, *overrides)
+    torch.manual_seed(5)
+    expected = trained(plain)
+    torch.manual_seed(5)
+    before = [hook for module in checked.job.model.modules() for hook in module._forward_hooks]
+    run_all(checked, World())
+    assert [hook for module in checked.job.model.modules() for hook in module._forward_hooks] == before
+    assert all(parameter.grad is None for parameter in checked.job.model.parameters())
+    found = trained(checked)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    ema, expected_ema = checked.job.ema, plain.job.ema
+    assert ema is not None
+    assert expected_ema is not None
+    assert all(torch.equal(a, b) for a, b in zip(ema.parameters(), expected_ema.parameters(), strict=True))
+
+
+def test_random_states_and_flags_are_put_back(tmp_path: Path) -> None:
+    import random
+
+    built = make(tmp_path)
+    built.job.model.eval()
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index, union-attr]
+    run_all(built, World())
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index, union-attr]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert not any(module.training for module in built.job.model.modules())
+
+
+# --- which checks run -------------------------------------------------------------------------------------------------
+
+
+def test_codes_are_stable() -> None:
+    """Scripts and configs name these; a code that goes, or changes, breaks them."""
+    assert [each.code for each in all_checks()] == [
+        "checkpoint-match",
+        "empty-loader",
+        "channel-contract",
+        "class-weight-length",
+        "data-mutation",
+        "first-step",
+        "initial-loss",
+        "label-range",
+        "missing-batch-keys",
+        "no-gradient",
+        "non-finite",
+        "non-finite-data",
+        "zero-learning-rate",
+    ]
+
+
+def test_a_model_too_slow_for_the_start_is_left_to_the_check_verb(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = Context(make(tmp_path), World(), forward_s=0.0)
+    assert context.rehearsal.stage == "out of time"
+    findings = [finding for each in all_checks() for finding in each.run(context)]
+    assert findings == []
+    assert "check-skipped" in caplog.text
+
+
+def test_skipped_checks_are_not_run(tmp_path: Path) -> None:
+    built = make(tmp_path, "checks.skip=[missing-batch-keys]")
+    assert run_quick(built, World()) == []
+
+
+def test_unknown_codes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no check 'missing-batch-key'; did you mean 'missing-batch-keys'"):
+        run_quick(make(tmp_path, "checks.skip=[missing-batch-key]"), World())
+
+
+# --- causes before symptoms -------------------------------------------------------------------------------------------
+
+
+def test_a_symptom_is_told_under_its_cause() -> None:
+    findings = merge([told("first-step"), told("zero-learning-rate", "warning"), told("label-range", field="label")])
+    assert [finding.code for finding in findings] == ["label-range"]
+    assert findings[0].evidence["explains"] == [
+        "[first-step] about first-step",
+        "[zero-learning-rate] about zero-learning-rate",
+    ]
+
+
+def test_only_the_same_field_is_explained() -> None:
+    points, label = told("channel-contract", field="points"), told("channel-contract", field="label")
+    findings = merge([points, label, told("label-range", field="label")])
+    assert [(f.code, f.evidence["field"]) for f in findings] == [
+        ("label-range", "label"),
+        ("channel-contract", "points"),
+    ]
+
+
+def test_a_warning_explains_nothing() -> None:
+    assert len(merge([told("first-step"), told("label-range", "warning", field="label")])) == 2
+
+
+def test_one_fault_in_two_parts_is_told_once() -> None:
+    findings = merge([told("label-range", field="label"), told("label-range", field="label")])
+    assert len(findings) == 1
+    assert len(findings[0].evidence["also"]) == 1
+
+
+def test_the_gravest_come_first() -> None:
+    findings = merge([told("a", "note"), told("b", "warning"), told("c")])
+    assert [finding.severity for finding in findings] == ["error", "warning", "note"]
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoProcesses(World):
+    """Answers a collective as if another process had found something of its own."""
+
+    size: int = 2
+    theirs: tuple[Finding, ...] = ()
+
+    def gather_text(self, text: str, *, what: str = "text") -> list[str]:
+        return [text, json.dumps([finding.to_dict() for finding in self.theirs])]
+
+
+def test_what_one_process_found_all_are_told() -> None:
+    mine, theirs = told("no-gradient"), told("non-finite")
+    findings = agree([mine], TwoProcesses(theirs=(mine, theirs)))
+    assert [finding.code for finding in findings] == ["no-gradient", "non-finite"]
+    assert findings[0] == mine
+    assert findings[1].where.rank == 1
+
+
+def test_a_finding_survives_json() -> None:
+    finding = told("a", field="x")
+    assert from_dict(json.loads(json.dumps(finding.to_dict()))) == finding
+    assert_complete(finding)
+
+
+@pytest.mark.processes
+def test_two_processes_tell_the_same(tmp_path: Path) -> None:
+    """Only the second one has the fault, before training and at step 2; batch norms over processes do not hang."""
+    (tmp_path / "small.yaml").write_text(CONFIG + "distributed: {sync_batch_norm: true}\n")
+    run_ranks(["-m", "tests.checks.run_checked", str(tmp_path)], 2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["findings"] == second["findings"]
+    warning = first["findings"][0]
+    assert (warning["code"], warning["cause"]) == ("no-gradient", "model.frozen_unintended")
+    assert (warning["where"]["rank"], warning["where"]["param"]) == (1, "head.2.bias")
+    assert first["explained"] == second["explained"]
+    assert first["explained"]["cause"] == "data.corrupt_sample"
+    assert first["explained"]["where"]["sample"] == first["target"]
+    assert first["explained"]["where"]["step"] == 2

@@ -1,0 +1,41 @@
+"""A command of sightline run inside the test's own process: exit code and what was said, without a new interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import sys
+from typing import NamedTuple
+from unittest import mock
+
+from sightline import cli
+
+__all__ = ["Outcome", "run_here"]
+
+
+class Outcome(NamedTuple):
+    """What a command left: its exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_here(*words: object) -> Outcome:
+    """Run `sightline <words>`; handlers of signals are afterwards what they were."""
+    out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with (
+            mock.patch.object(sys, "argv", ["sightline", *map(str, words)]),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            cli.main()
+    except SystemExit as ended:
+        return Outcome(int(str(ended.code)), out.getvalue(), err.getvalue())
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    raise AssertionError("the command line always ends by an exit code")

@@ -1,0 +1,276 @@
+"""Bases, overrides, origins and component blocks: what a config file resolves to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sightline.config import RunConfig, located, read_config
+from sightline.config.reader import MAX_BASES
+from sightline.errors import ConfigError
+from sightline.types import Where
+
+FOLDER = Path(__file__).resolve().parents[1] / "broken_configs"
+HEALTHY = FOLDER / "_healthy.yaml"
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a config that stands on the healthy one, and gives its path."""
+
+    def write(text: str, name: str = "mine.yaml", base: str | None = str(HEALTHY)) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text((f"base: {base}\n" if base else "") + text)
+        return path
+
+    return write
+
+
+def refused(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        read_config(path, overrides)
+    return str(error.value)
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def test_values_defaults_and_the_name() -> None:
+    config = read_config(HEALTHY)
+    assert config.name == "_healthy"
+    assert (config.train.epochs, config.train.batch_size, config.train.micro_batches) == (2, 12, 1)
+    assert config.optimizer.arguments["lr"] == 0.1
+    assert config.optimizer.arguments["momentum"] == 0.9, "a default of the signature is written out"
+    assert config.schedule.name == "constant"
+    assert config.schedule.arguments == {"warmup_epochs": 0.0}
+    assert [loss.weight for loss in config.losses] == [1.0]
+    assert config.init is None
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        read_config(HEALTHY).seed = 5  # type: ignore[misc]
+
+
+def test_numbers_become_what_the_signature_says(write: Write) -> None:
+    config = read_config(write("optimizer: {name: adam, lr: 1, betas: [0, 0.5]}\n"))
+    assert repr(config.optimizer.arguments["lr"]) == "1.0"
+    assert config.optimizer.arguments["betas"] == (0.0, 0.5)
+
+
+# --- bases -----------------------------------------------------------------------------------------------------------
+
+
+def test_mappings_merge_lists_replace(write: Write) -> None:
+    write("transforms: {train: [{name: jitter}, {name: scale}]}\ntrain: {epochs: 7}\n", "below.yaml")
+    config = read_config(write("transforms: {train: [{name: flip}]}\ntrain: {batch_size: 3}\n", base="below.yaml"))
+    assert (config.train.epochs, config.train.batch_size) == (7, 3)
+    assert [transform.name for transform in config.transforms.train] == ["flip"]
+
+
+def test_a_block_of_another_name_inherits_no_arguments(write: Write) -> None:
+    same = read_config(write("optimizer: {lr: 0.5}\n", base=str(write("optimizer: {momentum: 0.3}\n", "below.yaml"))))
+    assert (same.optimizer.arguments["lr"], same.optimizer.arguments["momentum"]) == (0.5, 0.3)
+    assert "lr: is required and missing" in refused(write("optimizer: {name: adamw}\n"))
+
+
+def test_the_name_of_a_run_may_change_without_losing_anything(write: Write) -> None:
+    config = read_config(write("name: other\n", base=str(write("name: one\nseed: 5\n", "below.yaml"))))
+    assert (config.name, config.seed) == ("other", 5)
+
+
+def test_a_base_is_found_from_the_config_that_names_it(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("seed: 3\n", "shared/below.yaml")
+    path = write("train: {epochs: 4}\n", "mine/over.yaml", base="../shared/below.yaml")
+    monkeypatch.chdir("/")
+    assert read_config(path).seed == 3
+
+
+def test_bases_end(write: Write) -> None:
+    paths = [write("seed: 0\n", "0.yaml")]  # itself on the healthy one: two files
+    for number in range(1, MAX_BASES):
+        paths.append(write(f"seed: {number}\n", f"{number}.yaml", base=f"{number - 1}.yaml"))
+    assert read_config(paths[MAX_BASES - 2]).seed == MAX_BASES - 2
+    assert "more than 8 configs stand on one another" in refused(paths[MAX_BASES - 1])
+
+
+def test_two_bases_that_name_each_other_are_refused(write: Write) -> None:
+    write("seed: 1\n", "a.yaml", base="b.yaml")
+    said = refused(write("seed: 2\n", "b.yaml", base="a.yaml"))
+    assert "a.yaml:1: base: " in said
+    assert "leads back to itself" in said
+
+
+def test_a_fault_in_a_base_names_the_base(write: Write) -> None:
+    below = write("sed: 1\n", "below.yaml")
+    assert f"{below}:2: sed: unknown key 'sed'; did you mean 'seed'?" in refused(write("", base="below.yaml"))
+
+
+def test_a_base_with_another_fault_of_its_file_names_both(write: Write) -> None:
+    (write("", "latin.yaml")).write_bytes(b"name: \xfc\n")
+    said = refused(write("", base="latin.yaml"))
+    assert ":1: base: " in said
+    assert "latin.yaml: is not UTF-8 text" in said
+
+
+@pytest.mark.parametrize("base", ["''", "5", "[a]", "{a: b}", "'a\\nb'", "x" * 5000])
+def test_no_base_is_the_path_of_nothing(write: Write, base: str) -> None:
+    said = refused(write("", base=base))
+    assert ":1: base: " in said
+    assert "\n" not in said, "what a base would have given is not said to be missing"
+
+
+# --- overrides -------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_of_values_lists_and_blocks() -> None:
+    config = read_config(
+        HEALTHY,
+        [
+            "train.epochs=10",
+            "optimizer.lr=1e-3",
+            "losses.0.label_smoothing=0.2",
+            "metrics=[{name: accuracy}]",
+            "transforms.vote=[{name: scale, low: 0.5}, {name: jitter}]",
+            "transforms.vote.1.std=0.5",
+            "name='a name: with a colon'",
+            "train.clip_norm=",
+        ],
+    )
+    assert config.train.epochs == 10
+    assert config.optimizer.arguments["lr"] == 0.001
+    assert config.losses[0].arguments["label_smoothing"] == 0.2
+    assert [t.arguments.get("std", t.arguments.get("low")) for t in config.transforms.vote] == [0.5, 0.5]
+    assert config.name == "a name: with a colon"
+    assert config.train.clip_norm is None
+
+
+def test_overrides_of_whole_blocks_merge_like_files() -> None:
+    config = read_config(HEALTHY, ["train={epochs: 9}", "model={name: dgcnn, dropout: 0.25}"])
+    assert (config.train.epochs, config.train.batch_size) == (9, 12)
+    assert (config.model.name, config.model.arguments["dropout"]) == ("dgcnn", 0.25)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_the_order_of_overrides_does_not_matter(swap: bool) -> None:
+    """A new name drops what the file gave to the old one, and never what the command line gives to the new one."""
+    overrides = ["model.name=dgcnn", "model.embedding=32", "losses.0.weight=2", "losses=[{name: cross_entropy}]"]
+    config = read_config(HEALTHY, overrides[::-1] if swap else overrides)
+    assert (config.model.name, config.model.arguments["embedding"], config.losses[0].weight) == ("dgcnn", 32, 2.0)
+
+
+def test_a_new_name_drops_inherited_arguments() -> None:
+    assert read_config(HEALTHY).model.arguments["embedding"] == 16
+    assert read_config(HEALTHY, ["model.name=dgcnn"]).model.arguments["embedding"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.epochs=1", "train.epochs=1"], "command line: train.epochs: is given twice on the command line"),
+        (["train={epochs: 1}", "train.epochs=2"], "command line: train.epochs: is given twice on the command line"),
+        (["train=5", "train.epochs=2"], "command line: train.epochs: is given twice on the command line"),
+        (["train.epochs"], "command line: found the text 'train.epochs', allowed is key=value, as train.epochs=10"),
+        (["=3"], "command line: found the text '=3', allowed is key=value"),
+        (["train..epochs=3"], "allowed is key=value"),
+        (["train.epoch=3"], "command line: train.epoch: unknown key 'epoch'; did you mean 'epochs'?"),
+        (["trian.epochs=3"], "command line: trian: unknown key 'trian'; did you mean 'train'?"),
+        (["losses.1.weight=3"], "command line: losses.1.weight: '1' is no element of the list; there are 0 to 0"),
+        (["losses.-1.weight=3"], "command line: losses.-1.weight: '-1' is no element of the list"),
+        (["losses.²=3"], "'²' is no element of the list"),
+        (["losses.9999999999999999999999=3"], "is no element of the list"),
+        (["transforms.train.0.std=1"], "command line: transforms.train: found a mapping with 0, allowed is a list"),
+        (["train.epochs=[1"], "command line: train.epochs: not valid YAML"),
+        (["train.epochs=!!int 3"], "command line: train.epochs: the tag '!!int' is not allowed"),
+        (["optimizer={lr: 1, lr: 2}"], "command line: optimizer.lr: 'lr' is given twice"),
+        (["model={dropuot: 0.1}"], "command line: model.dropuot: 'pointnet_plain' has no such argument"),
+        (["base=other.yaml"], "command line: base: unknown key 'base'; a base is named in the file"),
+        (["seed=99999999999999999999"], "command line: seed: found 99999999999999999999, which does not fit"),
+        (["train.epochs=1_000"], "command line: train.epochs: found the text '1_000', allowed is a whole number"),
+        (["model.num_classes=3"], "command line: model.num_classes: 'num_classes' is given by the data set"),
+    ],
+)
+def test_overrides_are_refused_like_files(overrides: list[str], expected: str) -> None:
+    assert expected in refused(HEALTHY, *overrides)
+
+
+def test_faults_of_file_and_command_line_come_together(write: Write) -> None:
+    path = write("seed: -1\nlog: {evry: 5}\n")
+    said = refused(path, "train.epochs=0", "nosuch=1").splitlines()
+    assert {line.partition(": ")[0] for line in said} == {f"{path}:2", f"{path}:3", "command line"}
+    assert len(said) == 4
+
+
+# --- origins ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_value_knows_its_origin(write: Write) -> None:
+    below = write("train: {epochs: 7}\nlosses:\n  - name: cross_entropy\n    label_smoothing: 0.1\n", "below.yaml")
+    path = write("train:\n  batch_size: 3\noptimizer: {groups: [{modules: head, lr_factor: 2}]}\n", base="below.yaml")
+    origins = read_config(path, ["seed=4", "losses.0.weight=2"]).origins
+    assert origins["train.epochs"] == Where(str(below), 2, "train.epochs")
+    assert origins["train.batch_size"] == Where(str(path), 3, "train.batch_size")
+    assert origins["optimizer.groups"] == Where(str(path), 4, "optimizer.groups")
+    assert origins["optimizer.lr"].origin == str(HEALTHY)
+    assert origins["losses.0.label_smoothing"] == Where(str(below), 5, "losses.0.label_smoothing")
+    assert origins["losses.0.weight"] == Where("command line", None, "losses.0.weight")
+    assert origins["seed"] == Where("command line", None, "seed")
+    assert origins["model.dropout"] == Where("default", None, "model.dropout")
+    assert origins["train.tail"] == Where("default", None, "train.tail")
+    assert origins["schedule.warmup_epochs"] == Where("default", None, "schedule.warmup_epochs")
+
+
+def test_every_leaf_has_an_origin(write: Write) -> None:
+    from sightline.config.show import to_plain
+
+    def leaves(tree: object, path: str) -> list[str]:
+        if path in config.origins:
+            return []
+        if isinstance(tree, dict) and tree:
+            return [leaf for key, value in tree.items() for leaf in leaves(value, f"{path}.{key}".lstrip("."))]
+        if isinstance(tree, list) and tree:
+            return [leaf for index, value in enumerate(tree) for leaf in leaves(value, f"{path}.{index}")]
+        return [path]
+
+    config = read_config(write("init: {from: runs/a/1}\ntransforms: {train: [{name: scale}]}\n"), ["losses.0.weight=3"])
+    assert leaves(to_plain(config), "") == []
+
+
+# --- what contradicts itself -----------------------------------------------------------------------------------------
+
+
+def test_settings_that_agree_are_left_alone(write: Write) -> None:
+    config = read_config(
+        write(
+            "evaluate: {votes: 5}\ntransforms: {vote: [{name: scale, low: 1, high: 1}]}\n"
+            "train: {micro_batches: 12, epochs: 3}\nschedule: {name: step, milestones: [1, 2], warmup_epochs: 2.5}\n"
+        )
+    )
+    assert isinstance(config, RunConfig)
+
+
+@pytest.mark.parametrize("name", ["a b", "übung", "x" * 200, "a.b", "run(1)"])
+def test_names_that_can_be_a_folder(name: str) -> None:
+    assert read_config(HEALTHY, [f"name='{name}'"]).name == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\\\b", "x" * 201, "é" * 101, " a", "a\\tb"])
+def test_names_that_cannot(name: str) -> None:
+    assert "allowed is what can name a folder" in refused(HEALTHY, f'name="{name}"')
+
+
+def test_a_fault_hides_no_contradiction_elsewhere() -> None:
+    said = refused(HEALTHY, "train.epochs=x", "train.micro_batches=99", "evaluate.votes=3").splitlines()
+    assert len(said) == 3
+
+
+def test_errors_of_building_get_the_place_of_what_they_name() -> None:
+    origins = {"train.tail": Where("a.yaml", 5, "train.tail")}
+    with pytest.raises(ConfigError) as error, located(origins):
+        raise ConfigError("train.tail: too short", "nowhere: else", "train.tail is no subject here")
+    assert error.value.faults == ("a.yaml:5: train.tail: too short", "nowhere: else", "train.tail is no subject here")

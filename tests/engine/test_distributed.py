@@ -1,0 +1,190 @@
+"""Collectives of real processes against NumPy, torch on the whole batch, and numbers worked by hand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sightline.engine.distributed import World, start_world
+from sightline.errors import UserError
+from tests.engine.collectives import DTYPES, PARTS, ROWS, TEXTS, Uneven, network, random_numbers, whole_batch
+from tests.processes import run_ranks
+
+# Sums of at most a few dozen float64 terms of order 10 to 1000, in another order.
+BOUND = 1e-11
+
+Found = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What each process got: two with a launcher's variables and in debug mode, three with SLURM's."""
+    folder, size = tmp_path_factory.mktemp("ranks"), request.param
+    run_ranks(
+        ["-W", "error", "-m", "tests.engine.collectives", str(folder)],
+        size,
+        is_slurm=size == 3,
+        environment={"SIGHTLINE_DEBUG_COLLECTIVES": "1" if size == 2 else "0"},
+    )
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+
+
+def each(found: Found, name: str) -> list[Any]:
+    return [one[name] for one in found]
+
+
+@pytest.mark.processes
+def test_every_process_knows_its_place(found: Found) -> None:
+    assert each(found, "rank") == list(range(len(found)))
+    assert each(found, "size") == [len(found)] * len(found)
+
+
+@pytest.mark.processes
+def test_sums_are_exact_and_keep_dtype_and_shape(found: Found) -> None:
+    """1 + 2 (+ 3) in every format; halves of 0 + 1 (+ 2); a transposed tensor; an empty one."""
+    size = len(found)
+    total = size * (size + 1) // 2
+    for sums in each(found, "sums"):
+        for name in DTYPES:
+            assert sums[name] == [f"torch.{name}", [2, 3], np.full((2, 3), float(total)).tolist()]
+        assert sums["scalar"] == ["torch.float32", [], 0.5 * (total - size)]
+        assert sums["empty"] == ["torch.float32", [0], []]
+        assert sums["turned"][2] == (np.eye(3)[:2].T * (total - size)).tolist()
+
+
+@pytest.mark.processes
+def test_sums_of_any_numbers_have_the_same_bits_everywhere(found: Found) -> None:
+    numbers = [sums["numbers"] for sums in each(found, "sums")]
+    expected = np.sum([random_numbers(rank).numpy() for rank in range(len(found))], axis=0)
+    assert all(other == numbers[0] for other in numbers)
+    np.testing.assert_allclose(numbers[0], expected, rtol=0, atol=4 * np.finfo(float).eps * np.abs(expected).max())
+
+
+@pytest.mark.processes
+def test_rows_come_in_rank_order_however_many_each_holds(found: Found) -> None:
+    size = len(found)
+    expected = []
+    for counts in ROWS[size]:
+        for name in (*DTYPES, "bool"):
+            for shape in ((), (2,), (2, 0)):
+                parts = [np.full((count, *shape), rank + 1.0) for rank, count in enumerate(counts)]
+                joined = np.concatenate(parts)
+                joined = joined.astype(bool).astype(float) if name == "bool" else joined
+                expected.append([f"torch.{name}", list(joined.shape), joined.tolist()])
+    turned = np.concatenate([np.arange(6.0).reshape(2, 3).T + rank for rank in range(size)])
+    starts = [
+        [sum(counts[:rank]) for counts in ROWS[size] for _ in range(3 * (len(DTYPES) + 1))] for rank in range(size)
+    ]
+    for rank, rows in enumerate(each(found, "rows")):
+        assert [row[:3] for row in rows[:-1]] == expected
+        assert [row[3] for row in rows[:-1]] == starts[rank]
+        assert rows[-1] == turned.tolist()
+
+
+@pytest.mark.processes
+def test_texts_travel_whole(found: Found) -> None:
+    assert each(found, "texts") == [TEXTS[len(found)]] * len(found)
+    assert each(found, "broadcast") == ["from 0"] * len(found)
+
+
+@pytest.mark.processes
+def test_gradients_add_up_and_stay_none_where_nobody_has_one(found: Found) -> None:
+    """1 from the step before, and 10 + 100 (+ 1000); `some` is used by rank 1 alone."""
+    total = sum(10.0 ** (rank + 1) for rank in range(len(found)))
+    names = [name for name, _ in Uneven().named_parameters()]
+    for alone, summed in each(found, "gradients"):
+        assert dict(zip(names, alone, strict=True)) == {
+            "used": np.ones((3, 2)).tolist(), "some": None, "nowhere": None, "fixed": None,
+        }  # fmt: skip
+        assert dict(zip(names, summed, strict=True)) == {
+            "used": np.full((3, 2), total + len(found)).tolist(), "some": [100.0] * 4, "nowhere": None, "fixed": None,
+        }  # fmt: skip
+
+
+@pytest.mark.processes
+def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(found: Found) -> None:
+    """Uneven parts, one of them empty; outputs, every gradient and the running statistics, in float64."""
+    size = len(found)
+    model, (batch, weight) = network(), whole_batch(size)
+    batch.requires_grad_()
+    output = model(batch)
+    (output * weight).sum().backward()
+    ours = each(found, "statistics")
+    for name, expected in (("output", output), ("batch", batch.grad)):
+        parts = [
+            np.reshape(one[name], (count, *expected.shape[1:])) for one, count in zip(ours, PARTS[size], strict=True)
+        ]
+        np.testing.assert_allclose(np.concatenate(parts), expected.detach().numpy(), rtol=0, atol=BOUND)
+    for one in ours:
+        for name, parameter in model.named_parameters():
+            np.testing.assert_allclose(one["gradients"][name], parameter.grad.numpy(), rtol=0, atol=BOUND)
+        for name, tensor in model.state_dict().items():
+            np.testing.assert_allclose(one["state"][name], tensor.numpy(), rtol=0, atol=BOUND)
+
+
+@pytest.mark.processes
+def test_buffers_and_first_weights_become_those_of_the_first_process(found: Found) -> None:
+    for rank, models in enumerate(each(found, "models")):
+        for name, kept in (("equal", float(rank)), ("replica", 0.0)):
+            state = models[name]
+            assert state["weight"] == np.full((2, 3), kept).tolist()  # make_equal leaves weights alone
+            for number in range(5):
+                assert state[f"b{number}"] == np.ones((number, 2)).tolist()
+
+
+@pytest.mark.processes
+def test_models_that_differ_between_processes_are_refused_everywhere(found: Found) -> None:
+    for refusal in each(found, "models"):
+        assert refusal["refusal"].startswith(
+            "rank 1 has built another model than rank 0: it has bias: float32[4] where"
+        )
+
+
+@pytest.mark.processes
+def test_debug_mode_names_processes_that_disagree(found: Found) -> None:
+    if len(found) == 3:
+        assert each(found, "disagreement") == [""] * 3  # debug mode is off there
+        return
+    first, second = each(found, "disagreement")
+    assert first == second
+    assert "rank 0 is about to enter collective" in first
+    assert "all_reduce of barrier 'one thing' (here) [here] of int64[1] at " in first
+    assert "all_reduce of other things (a, b) [a, b] of float32[3] at " in first
+    assert first.count("tests/engine/collectives.py:") == 2
+
+
+# --- a world of one ---------------------------------------------------------------------------------------------------
+
+
+def test_a_world_of_one_changes_nothing_and_needs_no_network() -> None:
+    world, model = World(), nn.BatchNorm1d(3)
+    tensors = {"a": torch.ones(2), "b": torch.zeros((), dtype=torch.int64)}
+    totals = world.all_reduce_sum(tensors)
+    assert all(torch.equal(totals[name], tensor) for name, tensor in tensors.items())
+    everyone, start = world.gather_rows(tensors["a"])
+    assert (everyone.tolist(), start) == ([1.0, 1.0], 0)
+    assert world.gather_text("x") == ["x"]
+    assert world.broadcast_text("x") == "x"
+    assert world.replicate(model) is world.synchronise_batch_norm(model) is model
+    with world.reduce_gradients(model, now=True):
+        pass
+    world.make_equal(model)
+    world.barrier("here")
+    world.close()
+    assert not torch.distributed.is_initialized()
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with (
+        pytest.raises(UserError, match="--device: found 'tpu', allowed are auto, cpu, cuda"),
+        start_world(device="tpu"),
+    ):
+        pass
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device cuda: torch sees no CUDA device"), start_world(device="cuda"):
+            pass

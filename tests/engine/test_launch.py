@@ -1,0 +1,208 @@
+"""Who starts how many processes, what a launcher's environment means, and which of many last words is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sightline.engine.failure import Failure, read_failure, report_failure
+from sightline.engine.launch import Place, _report, place_in_launch, processes_to_start
+from sightline.engine.processes import Process, start_of
+from sightline.errors import UserError
+from tests.processes import ROOT, _slurm
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SIGHTLINE_LAUNCHED")
+SLURM = tuple(_slurm(0, 1))
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in (*VARIABLES, *SLURM, "TORCHELASTIC_ERROR_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def set_all(variables: pytest.MonkeyPatch, entries: dict[str, str]) -> None:
+    for name, value in entries.items():
+        variables.setenv(name, value)
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+def test_outside_of_a_launcher_there_is_one_process_unless_more_are_asked_for(variables: pytest.MonkeyPatch) -> None:
+    assert place_in_launch() == Place(0, 1, 0)
+    assert [processes_to_start(asked) for asked in (None, 1, 4)] == [1, 1, 4]
+    for asked in (0, -2):
+        with pytest.raises(UserError, match=f"--processes: found {asked}, allowed is at least 1"):
+            processes_to_start(asked)
+
+
+@pytest.mark.parametrize("kind", ["torchrun", "slurm"])
+def test_a_launcher_that_started_processes_decides(variables: pytest.MonkeyPatch, kind: str) -> None:
+    if kind == "torchrun":
+        set_all(variables, {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
+    else:
+        set_all(variables, _slurm(3, 4) | {"SLURM_LOCALID": "1", "MASTER_ADDR": "node1"})
+    assert place_in_launch() == Place(3, 4, 1)
+    assert [processes_to_start(asked) for asked in (None, 4)] == [1, 1]
+    with pytest.raises(UserError, match="--processes 3: the launcher started 4; leave --processes out"):
+        processes_to_start(3)
+
+
+def test_slurm_needs_an_address_and_gets_a_port(variables: pytest.MonkeyPatch) -> None:
+    set_all(variables, _slurm(1, 2))
+    with pytest.raises(UserError, match="MASTER_ADDR is not set; export MASTER_ADDR=<first host>"):
+        place_in_launch()
+    set_all(variables, {"MASTER_ADDR": "node1"})
+    assert place_in_launch() == Place(1, 2, 1)
+    assert os.environ["MASTER_PORT"] == "29500"
+
+
+def test_an_allocation_of_slurm_without_a_step_is_no_launcher(variables: pytest.MonkeyPatch) -> None:
+    """`sbatch -n 8` sets the number of tasks for its script too, which is one process."""
+    entries = _slurm(0, 8)
+    del entries["SLURM_STEP_ID"]
+    set_all(variables, entries)
+    assert (place_in_launch(), processes_to_start(2)) == (Place(), 2)
+
+
+def test_variables_that_are_no_numbers_are_named(variables: pytest.MonkeyPatch) -> None:
+    set_all(variables, {"RANK": "0", "WORLD_SIZE": "two"})
+    with pytest.raises(UserError, match="environment variable WORLD_SIZE: found 'two', allowed is a whole number"):
+        place_in_launch()
+
+
+# --- last words -------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_words_of_a_process_stand(
+    variables: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error_file = tmp_path / "0" / "error.json"
+    set_all(variables, {"TORCHELASTIC_ERROR_FILE": str(error_file), "SIGHTLINE_LAUNCHED": "1"})
+    report_failure("the cause", exit_code=2)
+    report_failure("what came of it", exit_code=1, is_consequence=True)
+    failure = read_failure(error_file)
+    assert failure is not None
+    assert (failure.message, failure.exit_code, failure.is_consequence) == ("the cause", 2, False)
+    assert abs(failure.time_s - time.time()) < 60
+    assert [path.name for path in error_file.parent.iterdir()] == ["error.json"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_torch_reads_our_error_files(variables: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    error_file = tmp_path / "error.json"
+    set_all(variables, {"TORCHELASTIC_ERROR_FILE": str(error_file), "SIGHTLINE_LAUNCHED": "1"})
+    report_failure("the cause", exit_code=2)
+    read = ProcessFailure(local_rank=1, pid=7, exitcode=2, error_file=str(error_file))
+    assert read.message["message"] == "the cause"
+    assert abs(read.timestamp - time.time()) < 60
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"message": "a text"}', '{"message": {"message": "a"}}'])
+def test_error_files_of_others_are_not_taken_for_ours(tmp_path: Path, text: str) -> None:
+    (tmp_path / "error.json").write_text(text)
+    assert read_failure(tmp_path / "error.json") is None
+    assert read_failure(tmp_path / "absent.json") is None
+
+
+def test_under_another_launcher_each_process_speaks_for_itself(
+    variables: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_failure("alone", exit_code=1)
+    set_all(variables, {"RANK": "1", "WORLD_SIZE": "2"})
+    report_failure("one of two", exit_code=1)
+    assert capsys.readouterr().err == "error: alone\n[rank 1] error: one of two\n"
+
+
+CAUSE = Failure("scans/7.npz: is cut", 2, False, 5.0)
+LATER = Failure("scans/9.npz: is cut", 2, False, 6.0)
+STOPPED = "; the others were stopped\n"
+FOLLOWS = Failure("rank 1 ended without a word", 1, True, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("told", "exits", "code", "printed"),
+    [
+        ([CAUSE, LATER, FOLLOWS], [(0, 1), (1, 2)], 2, "error: scans/7.npz: is cut\n"),
+        ([CAUSE], [(0, -15), (1, -9)], 2, "error: scans/7.npz: is cut\n"),  # killed because it did not answer
+        ([FOLLOWS], [(0, 1), (1, -9)], 1, "error: process 1 was ended by SIGKILL (out of memory?)" + STOPPED),
+        ([], [(0, -15), (1, -11)], 1, "error: process 1 was ended by SIGSEGV" + STOPPED),
+        ([FOLLOWS], [(0, 1), (1, 3)], 1, "error: process 1 ended with exit code 3 and said nothing" + STOPPED),
+        ([FOLLOWS], [(0, 1)], 1, "error: rank 1 ended without a word\n"),  # it ended with exit code 0
+        ([], [(0, 143), (1, 143)], 143, ""),  # a signal to the processes: state saved
+        ([], [(0, -15), (1, 130)], 143, ""),
+    ],
+)  # fmt: skip
+def test_the_cause_is_printed_once(
+    told: list[Failure], exits: list[tuple[int, int]], code: int, printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _report(told, exits) == code
+    assert capsys.readouterr() == ("", printed)
+
+
+def test_a_failure_to_save_after_a_signal_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _report([], [], stopped_by=15) == 143
+    assert _report([Failure("disk full", 1, False, 1.0)], [], stopped_by=15) == 1
+    assert capsys.readouterr().err == "error: disk full\n"
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_is_known_by_its_start_as_well_as_its_number() -> None:
+    child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    process = Process("host", Process.this("host").table, child.pid, start_of(child.pid))
+    if process.start is None:
+        pytest.skip("this system does not say when a process started")
+    assert (process.is_reachable, process.is_gone) == (True, False)
+    assert Process("host", process.table, child.pid, "another boot:1").is_gone  # the number in other hands
+    assert not Process("host", "another table", child.pid, process.start).is_gone  # nothing is known of it
+    child.kill()
+    while not process.is_gone:  # a zombie until it is waited for
+        time.sleep(0.001)
+    child.communicate()
+    assert process.is_gone
+
+
+WATCHED = """
+import threading, time
+from sightline.engine.watchdog import Watchdog
+
+class Stuck:
+    def check(self, keys): threading.Event().wait()
+    def get(self, key): return b'{"host": "a", "table": null, "pid": 1, "start": null}'
+    set = add = check
+
+watchdog = Watchdog(store=Stuck(), rank=0, size=2, timeout_s=0.3)
+watchdog.start()
+with watchdog.waiting("all_reduce of losses"):
+    time.sleep(30)
+"""
+
+
+@pytest.mark.processes
+def test_a_process_whose_store_does_not_answer_ends_too() -> None:
+    """The first process holds the store under SLURM; where it is stopped, nobody can be asked."""
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", WATCHED], cwd=ROOT, capture_output=True, text=True, timeout=25)
+    assert time.monotonic() - started < 20
+    assert done.returncode == 1
+    assert "(distributed.timeout_s = 0.3): rank 0 has waited 2 s in all_reduce of losses at <string>:13" in done.stderr
+    assert done.stderr.endswith("the store that the processes meet in (MASTER_ADDR) does not answer either\n")
+
+
+def test_error_files_hold_one_json_document(variables: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Braces of user code, line breaks and other alphabets survive."""
+    set_all(variables, {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json"), "SIGHTLINE_LAUNCHED": "1"})
+    report_failure('{"a": "Übung"}\nsecond line', exit_code=1)
+    assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == '{"a": "Übung"}\nsecond line'

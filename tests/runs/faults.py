@@ -1,0 +1,43 @@
+"""A plugin whose transform does, on the second process and in its third batch, what the variable FAULT says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from torch import Tensor
+
+from sightline import registry
+from sightline.draws import Draws
+from sightline.errors import DataError
+
+
+@registry.transforms.add("fault")
+class Fault:
+    """Leaves the points as they are, if it leaves anything. Source: ours."""
+
+    def __init__(self) -> None:
+        self.kind = os.environ.get("FAULT", "") if os.environ.get("RANK") == "1" else ""
+        self.num_batches = 0
+        if self.kind == "bad data":
+            raise DataError("scans/7.npz: is cut after 12 bytes; fetch it again")
+
+    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+        self.num_batches += 1
+        if self.num_batches == 3:
+            self.strike()
+        return {"points": points}
+
+    def strike(self) -> None:
+        if self.kind == "sleep":
+            time.sleep(1000)  # the line that the watchdog must name
+        elif self.kind == "crash":
+            raise RuntimeError("the plugin broke")
+        elif self.kind == "sys.exit":
+            sys.exit(0)
+        elif self.kind.startswith("_exit"):
+            os._exit(int(self.kind.split()[1]))
+        elif self.kind.startswith("SIG"):
+            os.kill(os.getpid(), getattr(signal, self.kind))

@@ -1,0 +1,238 @@
+"""A stranger's code: own model, ragged data set, loss, metric and transform, from training to named errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import sightline
+from sightline import registry
+from sightline.config import read_config
+from sightline.engine.build import build
+from sightline.engine.distributed import World
+from sightline.errors import ConfigError, DataError, PluginError
+from sightline.plugins import load_plugins
+from sightline.types import DataInfo
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "examples" / "my_plugin.yaml"
+PLUGINS = (ROOT / "examples" / "my_plugin.py", ROOT / "examples" / "my_transform.py")
+GIVEN = [word for path in PLUGINS for word in ("--plugin", str(path))]
+SHORT = ["log.tensorboard=false", "train.epochs=4", "train.ema_decay=0.9"]  # 36 steps
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    """A verb in a process group of its own, so that a test can end all of its processes at one instant."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "sightline", *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(*words: str, exit_code: int = 0) -> str:
+    child = start(*words)
+    output = child.communicate(timeout=120)[0]
+    assert child.returncode == exit_code, output
+    return output
+
+
+def train(out: Path, *words: str) -> str:
+    return run("train", str(CONFIG), *SHORT, "--out", str(out), *GIVEN, *words)
+
+
+def kill_in_mid_training(out: Path, *words: str) -> None:
+    """Train until a third of the steps are saved, then end every process with SIGKILL."""
+    child = start("train", str(CONFIG), *SHORT, "checkpoint.every_steps=1", "--out", str(out), *GIVEN, *words)
+    last = out / "checkpoints" / "last"
+    deadline = time.monotonic() + 100
+    while child.poll() is None and time.monotonic() < deadline:
+        if last.exists() and int(last.resolve().name.removeprefix("step_")) >= 12:
+            break
+        time.sleep(0.005)
+    os.killpg(child.pid, signal.SIGKILL)
+    output = child.communicate()[0]
+    assert child.returncode == -signal.SIGKILL, f"training was over before it could be killed: {output}"
+    assert not (out / "final.json").exists()
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("final.json", "checkpoints/last/model.safetensors", "checkpoints/last/ema.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("processes", [(), ("--processes", "2")], ids=["alone", "two processes"])
+def test_a_plugin_trains_resumes_to_the_same_bits_and_evaluates(tmp_path: Path, processes: tuple[str, ...]) -> None:
+    train(tmp_path / "whole", *processes)
+    final = json.loads((tmp_path / "whole" / "final.json").read_text())
+    # Guessing is right once in three; 48 samples put four standard deviations of it at 0.61.
+    assert final["metrics"]["top_1_accuracy"] > 0.61
+    kill_in_mid_training(tmp_path / "killed", *processes)
+    assert "resumed at step" in train(tmp_path / "killed", "--resume", "auto", *processes)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    run("evaluate", str(tmp_path / "whole"), *GIVEN, "--json", str(tmp_path / "again.json"))
+    assert json.loads((tmp_path / "again.json").read_text()) == final, "one process evaluates what any number trained"
+    if not processes:
+        assert_loads(tmp_path / "whole")
+
+
+def assert_loads(path: Path) -> None:
+    """The Python interface reads the run, and its metrics are those of the run; a forgotten plugin is named."""
+    loaded = sightline.load_run(path, plugins=PLUGINS)
+    assert loaded.class_names == ("round", "flat", "long")
+    points, offsets = torch.rand(50, 3), torch.tensor([0, 20, 50])
+    assert loaded.model(points=points, offsets=offsets)["logits"].shape == (2, 3)
+    with pytest.raises(PluginError, match=r"was made with the plugin .*my_plugin\.py; give it again: --plugin"):
+        sightline.load_run(path)
+
+
+@pytest.mark.processes
+def test_show_prints_what_reads_back_equal_and_check_finds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "shown.yaml").write_text(run("show", str(CONFIG), *GIVEN))
+    with own_parts():
+        shown = read_config(tmp_path / "shown.yaml")
+        assert shown == read_config(CONFIG)
+    assert shown.data.arguments["train_size"] == 120, "a default of the plugin's signature is written out"
+    output = run("check", str(CONFIG), *GIVEN, "--json", str(tmp_path / "found.json"))
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["errors"], found["warnings"]) == (0, 0), output
+
+
+# --- the same named errors as built-ins ------------------------------------------------------------------------------
+
+
+class own_parts:  # noqa: N801 - used like a function
+    """The plugins' parts are registered inside this context, and gone after it."""
+
+    def __enter__(self) -> None:
+        self.before = {kind: dict(each._entries) for kind, each in registry.REGISTRIES.items() if each.names()}
+        load_plugins(PLUGINS)
+
+    def __exit__(self, *error: object) -> None:
+        for kind, entries in self.before.items():
+            registry.REGISTRIES[kind]._entries = entries
+
+
+@pytest.fixture
+def parts() -> Iterator[None]:
+    with own_parts():
+        yield
+
+
+def config_with(tmp_path: Path, old: str, new: str) -> Path:
+    text = CONFIG.read_text()
+    assert text.count(old) == 1
+    path = tmp_path / "changed.yaml"
+    path.write_text(text.replace(old, new))
+    return path
+
+
+def line_of(path: Path, word: str) -> int:
+    return next(number for number, line in enumerate(path.read_text().splitlines(), 1) if word in line)
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("{name: offset_net}", "{name: offset_net, widht: 8}", ["model.widht: ", "did you mean 'width'?"]),
+        ("name: offset_net", "name: ofset_net", ["model.name: ", "'ofset_net'", "did you mean 'offset_net'?"]),
+        (
+            "{name: pebbles}",
+            "{name: pebbles, train_size: few}",
+            ["data.train_size: found the text 'few', allowed is a"],
+        ),
+        ("{name: focal}", "{name: focal, gamma: -1}", ["losses.0.gamma: found -1, allowed is a number"]),
+        ("{name: offset_net}", "{name: offset_net, num_classes: 3}", ["model.num_classes: ", "given by the data set"]),
+        ("top_1_accuracy", "top_2_accuracy", ["evaluate.metric: ", "'top_2_accuracy'; did you mean 'top_1_accuracy'?"]),
+    ],
+)
+def test_a_mistake_in_the_config_is_named_with_file_and_line(
+    tmp_path: Path, old: str, new: str, told: list[str]
+) -> None:
+    path = config_with(tmp_path, old, new)
+    with pytest.raises(ConfigError) as caught:
+        build(read_config(path), World())
+    message = str(caught.value)
+    assert message.startswith(f"{path}:{line_of(path, new.strip('{}'))}: ")
+    assert [part for part in told if part not in message] == [], message
+    assert "\n" not in message
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_key_that_nobody_offers_names_both_sides(tmp_path: Path) -> None:
+    path = config_with(tmp_path, "{name: offset_net}", "{name: dgcnn}").read_text()
+    (tmp_path / "penalty.yaml").write_text(path.replace("{name: focal}", "{name: feature_transform_penalty}"))
+    with pytest.raises(ConfigError) as caught:
+        build(read_config(tmp_path / "penalty.yaml"), World())
+    assert str(caught.value) == (
+        "losses.feature_transform_penalty needs 'feature_transform'; data set 'pebbles' offers label, offsets, points, "
+        "sample_index; model 'dgcnn' offers logits"
+    )
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_model_that_needs_what_the_data_lacks_names_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: object, *, voxels: torch.Tensor) -> None:
+        raise AssertionError("never called")
+
+    forward.__annotations__["return"] = plugin_part("Output")
+    monkeypatch.setattr(plugin_part("OffsetNet"), "forward", forward)
+    with pytest.raises(ConfigError, match="needs 'voxels'; data set 'pebbles' offers label, offsets, points"):
+        build(read_config(CONFIG), World())
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_collate_that_breaks_its_promise_names_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    pebbles = plugin_part("Pebbles")
+    monkeypatch.setattr(pebbles, "collate", lambda self, samples: {"points": torch.zeros(3, 3)})
+    job = build(read_config(CONFIG), World()).job
+    with pytest.raises(DataError, match=r"Pebbles\.collate gives points, .*but info\.fields promises 'label'"):
+        next(job.stream.from_step(0, 1))
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_fact_that_cannot_be_noted_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    pebbles = plugin_part("Pebbles")
+    start_as_before = pebbles.__init__
+
+    def state_a_tensor(self: object, *, split: str, train_size: int = 120, test_size: int = 48) -> None:
+        start_as_before(self, split=split)
+        self.info = DataInfo({**self.info.facts, "class_counts": torch.ones(3)}, self.info.fields)  # type: ignore
+
+    monkeypatch.setattr(pebbles, "__init__", state_a_tensor)
+    with pytest.raises(ConfigError, match="data set 'pebbles' states the fact 'class_counts' as tensor"):
+        build(read_config(CONFIG), World())
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_plugin_that_takes_a_taken_name_is_refused_with_its_line(tmp_path: Path) -> None:
+    thief = tmp_path / "thief.py"
+    thief.write_text(
+        "from sightline import registry\n\n@registry.models.add('pointnet')\ndef build():\n    return None\n"
+    )
+    with pytest.raises(
+        PluginError, match=r"thief\.py:3: the model 'pointnet' is registered already, by sightline\.models"
+    ):
+        load_plugins([thief])
+
+
+def plugin_part(name: str) -> type:
+    """A class of the example as it is registered now."""
+    module = sys.modules["sightline_plugin_my_plugin"]
+    part: type = getattr(module, name)
+    return part

@@ -1,0 +1,334 @@
+"""A run killed or stopped at any moment and resumed is the unbroken run, bit for bit, and leaves nobody behind."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.engine.stream import Plan, Stream
+from tests.processes import ROOT
+from tests.runs.broken_off import (
+    Bench,
+    Forked,
+    assert_all_end,
+    differences,
+    in_session,
+    last_step,
+    run_forked,
+    wait_for,
+    with_variable,
+)
+
+pytestmark = pytest.mark.processes
+
+SLOWED_S = 0.15  # a step then takes so long that a run of 15 is still under way when it is killed after a few
+OVERRIDES = {1: ("train.ema_decay=0.9",), 2: ("train.micro_batches=2",)}
+Unbroken = Callable[[int], Path]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(bench: Bench) -> Unbroken:
+    """The unbroken run on so many processes, without workers: their number changes no bit."""
+
+    def made(num_processes: int) -> Path:
+        run = bench.folder / f"unbroken_{num_processes}"
+        if not run.exists():
+            words = bench.words(run.name, *OVERRIDES[num_processes])
+            code, text = run_forked(words, bench.folder / "unbroken.log", num_processes=num_processes)
+            assert code == 0, text
+        return run
+
+    return made
+
+
+class Launched:
+    """The run in two processes as a user starts it, findable by a variable that every process of it inherits."""
+
+    def __init__(self, words: list[str], log: Path) -> None:
+        self.log = log
+        self.is_ours = with_variable(f"SIGHTLINE_TEST={log}")
+        environment = os.environ | {"SIGHTLINE_TEST": str(log), "SLOWED_S": str(SLOWED_S), "OMP_NUM_THREADS": "1"}
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sightline", *words, "--processes", "2"],
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=file,
+            )
+
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+
+def wait_for_step(run: Path, step: int, started: Forked | Launched) -> None:
+    wait_for(lambda: last_step(run) >= step or not started.is_alive(), timeout_s=60, otherwise=started.log.read_text)
+    assert started.is_alive(), started.log.read_text()
+
+
+def assert_resumes(bench: Bench, run: Path, reference: Path, *overrides: str, num_processes: int = 1) -> str:
+    """Resume to the end, compare with the unbroken run; what was printed."""
+    log = run.with_suffix(".resumed.log")
+    words = bench.words(run.name, *OVERRIDES[num_processes], *overrides, resume="auto")
+    code, text = run_forked(words, log, num_processes=num_processes)
+    assert code == 0, text
+    assert differences(run, reference) == []
+    return text
+
+
+def assert_one_point_per_step(run: Path) -> None:
+    """What TensorBoard shows of a resumed run has no step twice."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert len(list(run.glob("events.out.tfevents.*"))) == 2
+    shown = EventAccumulator(str(run)).Reload()
+    for tag in ("train/loss/total", "validation/overall_accuracy"):
+        steps = [event.step for event in shown.Scalars(tag)]
+        assert steps == sorted(set(steps)), (tag, steps)
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("workers", "step"), [(0, 6), (2, 3)])
+def test_a_killed_run_is_resumed_to_the_same_bits(bench: Bench, unbroken: Unbroken, workers: int, step: int) -> None:
+    """Average of weights and dropout are on; step 6 is mid-epoch, step 3 is of an epoch without any evaluation yet."""
+    run, overrides = bench.folder / f"killed_{workers}", (*OVERRIDES[1], f"loader.workers={workers}")
+    started = Forked(bench.words(run.name, *overrides, slow=True), bench.folder / f"{run.name}.log", slowed_s=SLOWED_S)
+    wait_for_step(run, step, started)
+    started.processes[0].kill()
+    assert_all_end(in_session(started.pid), within_s=10)
+    assert not (run / "final.json").exists(), "the run was over before it was killed"
+    assert (run / ".lock").exists()  # a dead process holds it: taken over below
+    text = assert_resumes(bench, run, unbroken(1), f"loader.workers={workers}")
+    assert ("resumed at step" in text) == (step == 6 or "resumed at step 2" in text)
+    assert_one_point_per_step(run)
+
+
+def test_the_death_of_one_process_ends_the_run_which_then_resumes(bench: Bench, unbroken: Unbroken) -> None:
+    run = bench.folder / "one_killed"
+    words = bench.words(run.name, *OVERRIDES[2], slow=True)
+    started = Forked(words, bench.folder / f"{run.name}.log", num_processes=2, slowed_s=SLOWED_S / 2)
+    wait_for_step(run, 6, started)
+    started.processes[1].kill()
+    code, text = started.wait(timeout_s=20)
+    assert code != 0, text
+    assert not (run / "final.json").exists()
+    assert_resumes(bench, run, unbroken(2), "loader.workers=2", num_processes=2)
+
+
+def test_nobody_outlives_a_killed_launcher_and_its_run_resumes(bench: Bench, unbroken: Unbroken) -> None:
+    run = bench.folder / "launcher_killed"
+    words = bench.words(run.name, *OVERRIDES[2], "loader.workers=2", slow=True)
+    started = Launched(words, bench.folder / f"{run.name}.log")
+    wait_for_step(run, 3, started)
+    started.process.kill()
+    started.process.wait()
+    assert_all_end(started.is_ours, within_s=10)
+    assert not (run / "final.json").exists()
+    assert_resumes(bench, run, unbroken(2), "loader.workers=2", num_processes=2)
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+def stopped_step(run: Path, text: str) -> int:
+    """The step that a stopped run says it saved, after a look that it did."""
+    (line,) = [line for line in text.splitlines() if line.startswith("stopped after step")]
+    step = int(line.split()[3])
+    assert json.loads((run / "checkpoints/last/state.json").read_text())["step"] == step, text
+    assert "--resume auto" in line
+    return step
+
+
+def test_sigterm_to_the_whole_group_saves_and_resumes(bench: Bench, unbroken: Unbroken) -> None:
+    """Schedulers signal the workers as well: they must live on until the step is done."""
+    run, overrides = bench.folder / "terminated", (*OVERRIDES[1], "loader.workers=2", "checkpoint.every_steps=100")
+    started = Forked(bench.words(run.name, *overrides, slow=True), bench.folder / f"{run.name}.log", slowed_s=SLOWED_S)
+    wait_for_step(run, 6, started)
+    os.killpg(started.pid, signal.SIGTERM)
+    code, text = started.wait()
+    assert code == 128 + signal.SIGTERM, text
+    step = stopped_step(run, text)
+    assert 6 <= step < 15
+    assert_all_end(in_session(started.pid), within_s=10)
+    assert f"resumed at step {step}" in assert_resumes(bench, run, unbroken(1), "checkpoint.every_steps=100")
+
+
+def test_sigint_to_a_launcher_saves_once_and_any_number_of_processes_goes_on(bench: Bench, unbroken: Unbroken) -> None:
+    run = bench.folder / "interrupted"
+    words = bench.words(run.name, *OVERRIDES[2], "loader.workers=2", slow=True)
+    started = Launched(words, bench.folder / f"{run.name}.log")
+    wait_for_step(run, 3, started)
+    started.process.send_signal(signal.SIGINT)
+    assert started.process.wait(timeout=30) == 128 + signal.SIGINT, started.log.read_text()
+    assert_all_end(started.is_ours, within_s=10)
+    step = stopped_step(run, started.log.read_text())
+    shutil.copytree(run, bench.folder / "alone", symlinks=True)
+    assert_resumes(bench, run, unbroken(2), num_processes=2)
+    words = bench.words("alone", *OVERRIDES[2], resume="auto")
+    code, text = run_forked(words, bench.folder / "alone.log")
+    assert code == 0, text
+    assert f"resumed at step {step}" in text
+    assert "resume-other-size: saved by 2 processes, resumed by 1" in text
+
+
+def test_a_second_signal_ends_at_once(bench: Bench) -> None:
+    run = bench.folder / "impatient"
+    words = bench.words(run.name, "loader.workers=2", slow=True)
+    started = Forked(words, bench.folder / f"{run.name}.log", slowed_s=60)  # the first batch is not there for a minute
+    wait_for((run / "train.log").exists, timeout_s=60, otherwise=started.log.read_text)
+    time.sleep(0.3)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        assert started.processes[0].is_alive()
+        os.kill(started.pid, number)
+        time.sleep(0.1)
+    code, text = started.wait(timeout_s=5)
+    assert code == 128 + signal.SIGINT, text
+    assert_all_end(in_session(started.pid), within_s=10)
+    assert not (run / "checkpoints").exists()
+
+
+def test_workers_draw_no_random_number_and_end_with_their_stream() -> None:
+    """torch's loader seeds its workers from the global generator unless it is given one: dropout would move on."""
+    plan = Plan(np.arange(40), 4, seed=0)
+    before = torch.get_rng_state(), set(multiprocessing.active_children())
+    stream = Stream(plan, lambda keys: {"index": [key.index for key in keys]}, workers=2).from_step(3, 10)
+    next(stream)
+    assert len(set(multiprocessing.active_children()) - before[1]) == 2
+    stream.close()
+    assert set(multiprocessing.active_children()) == before[1]
+    assert torch.equal(torch.get_rng_state(), before[0])
+
+
+# --- what is there already -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(bench: Bench, unbroken: Unbroken, request: pytest.FixtureRequest) -> Path:
+    """A copy of the unbroken run, for a test to harm."""
+    run = bench.folder / f"copy_{request.node.originalname}"
+    return Path(shutil.copytree(unbroken(1), run, symlinks=True))
+
+
+def again(bench: Bench, run: Path, *overrides: str, resume: str | None = "auto") -> tuple[int, str]:
+    return run_forked(bench.words(run.name, *OVERRIDES[1], *overrides, resume=resume), log_of(run))
+
+
+def log_of(run: Path) -> Path:
+    """A log that is not there yet, beside the run."""
+    return run.with_name(f"{run.name}.{len(list(run.parent.iterdir()))}.log")
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+
+
+def test_a_finished_run_and_runs_of_another_kind_are_left_alone(bench: Bench, copied: Path) -> None:
+    before = state_of(copied)
+    told = copied.with_suffix(".json")
+    code, text = run_forked(
+        [*bench.words(copied.name, *OVERRIDES[1], resume="auto"), "--json", str(told)], log_of(told)
+    )
+    assert (code, "this run is finished" in text) == (0, True), text
+    assert json.loads(told.read_text()) == json.loads((copied / "final.json").read_text())
+    code, text = again(bench, copied, resume=str(copied))
+    assert (code, "this run is finished" in text) == (0, True), text
+    code, text = again(bench, copied, "optimizer.lr=2e-3", "train.epochs=4", "loader.workers=1")
+    assert code == 2, text
+    assert "2 keys differ" in text
+    assert "optimizer.lr: 0.001 there, 0.002 here" in text
+    assert "train.epochs: 3 there, 4 here" in text
+    code, text = again(bench, copied, resume=None)
+    assert (code, "is not empty" in text) == (2, True), text
+    assert state_of(copied) == before
+
+
+def test_a_folder_that_holds_no_run_is_not_taken_for_one(bench: Bench) -> None:
+    foreign = bench.folder / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").touch()
+    code, text = again(bench, foreign)
+    assert (code, f"{foreign}: is not empty" in text) == (2, True), text
+    assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_last_falls_back_to_the_newest_sound_one(bench: Bench, copied: Path, unbroken: Unbroken) -> None:
+    damaged = copied / "checkpoints/step_00000015/optimizer.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    for path in (copied, copied / "checkpoints/last"):
+        code, text = again(bench, copied, resume=str(path))
+        assert (code, f"{damaged}: damaged" in text) == (2, True), text
+    code, text = again(bench, copied)
+    assert code == 0, text
+    assert f"damaged checkpoint passed over: {damaged}" in text
+    assert "resumed at step 14" in text
+    assert differences(copied, unbroken(1)) == []
+
+
+def test_a_run_that_goes_back_to_an_earlier_checkpoint_is_not_finished(
+    bench: Bench, copied: Path, unbroken: Unbroken
+) -> None:
+    """Killed on its way, it must not take the figures of its abandoned future for its own."""
+    words = bench.words(copied.name, *OVERRIDES[1], resume=str(copied / "checkpoints/step_00000014"), slow=True)
+    started = Forked(words, log_of(copied), slowed_s=60)
+    wait_for(
+        lambda: "from step 14" in (copied / "train.log").read_text(), timeout_s=60, otherwise=started.log.read_text
+    )
+    started.processes[0].kill()
+    assert not (copied / "final.json").exists()
+    assert os.readlink(copied / "checkpoints/last") == "step_00000014"
+    code, text = again(bench, copied)
+    assert code == 0, text
+    assert differences(copied, unbroken(1)) == []
+
+
+def test_a_run_killed_before_its_final_evaluation_only_finishes(bench: Bench, copied: Path, unbroken: Unbroken) -> None:
+    (copied / "final.json").unlink()
+    shutil.rmtree(copied / "predictions")
+    checkpoints = state_of(copied / "checkpoints")
+    code, text = again(bench, copied)
+    assert code == 0, text
+    assert differences(copied, unbroken(1)) == []
+    assert (copied / "predictions").is_dir()
+    assert state_of(copied / "checkpoints") == checkpoints
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_afresh(bench: Bench, copied: Path, unbroken: Unbroken) -> None:
+    """Lines and events of the lost attempt must not stand beside those of the new one."""
+    shutil.rmtree(copied / "checkpoints")
+    (copied / "final.json").unlink()
+    code, text = again(bench, copied)
+    assert code == 0, text
+    assert differences(copied, unbroken(1)) == []
+    assert_one_point_per_step(copied)
+
+
+def test_a_run_killed_before_it_wrote_its_config_starts_afresh(bench: Bench, unbroken: Unbroken) -> None:
+    early = bench.folder / "early"
+    early.mkdir()
+    (early / ".lock").write_text("")  # killed between opening and writing it
+    (early / "environment.json").write_text("{}")
+    (early / ".config.yaml.partial").write_text("na")
+    assert_resumes(bench, early, unbroken(1))
+    assert json.loads((early / "environment.json").read_text())["num_processes"] == 1

@@ -1,0 +1,166 @@
+"""The Python interface: lazy, without side effects, and a loaded run is the run that was trained."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sightline
+from sightline.engine import checkpoint
+from sightline.engine.distributed import World
+from sightline.engine.run_directory import RunDirectory, environment
+from sightline.engine.session import Session, StopRequest
+from sightline.errors import CheckpointError, ConfigError, UserError
+from sightline.types import SampleKey
+from tests.runs.small import small_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs on a few solids, with averaged weights and a transform of evaluation that draws nothing."""
+    path = tmp_path_factory.mktemp("api") / "run"
+    path.mkdir()
+    built = small_run(
+        "train.ema_decay=0.5",
+        "transforms.evaluate=[{name: sample_points, num_points: 20, order: first}]",
+        "transforms.train=[{name: sample_points, num_points: 20}, {name: jitter}]",
+    )
+    session = Session(
+        built, World(), RunDirectory(path, is_writer=True), stop=StopRequest(), record=environment(), is_quiet=True
+    )
+    session.start_files()
+    assert session.run() is not None
+    return path
+
+
+def test_import_is_lazy_and_quick() -> None:
+    told = python(
+        "import sys, time; start = time.process_time(); import sightline\n"
+        "heavy = [m for m in ('torch', 'numpy', 'pydantic', 'rich') if m in sys.modules]\n"
+        "sightline.metrics, sightline.geometry, sightline.build_model, sightline.load_run\n"
+        "print(heavy, time.process_time() - start)"
+    )
+    heavy, seconds = told.rsplit(maxsplit=1)
+    assert heavy == "[]"
+    assert float(seconds) < 2.0 * 1.5, "2 s of processor time; half as much again where other tests share the caches"
+
+
+def test_importing_leaves_random_states_threads_and_loggers_alone() -> None:
+    told = python(
+        "import logging, random, torch, numpy\n"
+        "def state():\n"
+        "    loggers = (logging.getLogger().handlers[:], logging.getLogger('sightline').handlers[:])\n"
+        "    numbers = numpy.random.get_state()[1].tolist()\n"
+        "    return torch.get_rng_state().tolist(), random.getstate(), numbers, torch.get_num_threads(), loggers\n"
+        "before = state(); import sightline; sightline.load_run; sightline.metrics; print(state() == before)"
+    )
+    assert told.strip() == "True"
+
+
+def test_every_public_name_is_there_and_others_are_not() -> None:
+    for name in sightline.__all__:
+        assert getattr(sightline, name) is not None
+    assert set(sightline.__all__) <= set(dir(sightline))
+    with pytest.raises(AttributeError, match="module 'sightline' has no attribute 'metric'"):
+        _ = sightline.metric
+    for room in (sightline.metrics, sightline.geometry):
+        assert all(getattr(room, name).__doc__ for name in room.__all__ if name != "State")
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert sightline.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_build_model_takes_facts_and_arguments_alike() -> None:
+    model = sightline.build_model("pointnet_plain", num_classes=40, in_channels=3, dropout=0.1)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 696_168  # the plain network's published count
+    assert model.head[1].p == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        ("pointnt", {}, ["'pointnt'", "did you mean 'pointnet'?"]),
+        ("pointnet", {"num_classes": 3, "in_channels": 3, "dropuot": 0.1}, ["dropuot", "did you mean 'dropout'?"]),
+        ("pointnet", {"num_classes": 3, "in_channels": 3, "up_axis": "z"}, ["up_axis", "'pointnet'"]),
+        ("pointnet", {"num_classes": "ten", "in_channels": 3}, ["num_classes: found the text 'ten', allowed is"]),
+        ("pointnet", {"num_classes": 3}, ["in_channels", "'pointnet'"]),
+        ("pointnet", {"num_classes": 3, "in_channels": 3, "dropout": 2.0}, ["dropout: found 2.0, allowed is"]),
+    ],
+)
+def test_build_model_names_mistakes(name: str, arguments: dict, told: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        sightline.build_model(name, **arguments)
+    message = str(caught.value)
+    assert message.startswith("build_model")
+    assert [part for part in told if part not in message] == [], message
+
+
+def test_a_loaded_run_holds_the_averaged_weights_of_last(run: Path) -> None:
+    loaded = sightline.load_run(run)
+    snapshot = checkpoint.load(run / "checkpoints" / "last")
+    assert snapshot.ema is not None
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, snapshot.ema[name]), name
+    assert not torch.equal(snapshot.ema["head.5.weight"], snapshot.model["head.5.weight"]), "the average is another"
+    assert not loaded.model.training
+    assert loaded.checkpoint == (run / "checkpoints" / "last").resolve()
+    assert loaded.class_names[:2] == ("mug", "hammer")
+    assert loaded.config.train.ema_decay == 0.5
+    assert loaded.facts["up_axis"] == "z"
+
+
+def test_a_loaded_run_predicts_what_its_evaluation_did(run: Path) -> None:
+    """The same clouds, transformed and classified by hand, give the overall accuracy of final.json."""
+    loaded = sightline.load_run(run)
+    shapes = small_run().data.test.dataset
+    batch = shapes.get_batch([SampleKey(index, 0, 0) for index in range(len(shapes))])
+    seen = loaded.transform(batch)
+    with torch.no_grad():
+        answers = loaded.model(points=seen["points"])["logits"].argmax(dim=1)
+    final = json.loads((run / "final.json").read_text())
+    assert int((answers == batch["label"]).sum()) / len(shapes) == final["metrics"]["overall_accuracy"]
+
+
+def test_transform_gives_the_bits_of_evaluation_and_leaves_its_input_alone(run: Path) -> None:
+    loaded = sightline.load_run(run)
+    points = torch.rand(3, 32, 3)
+    before = points.clone()
+    assert torch.equal(loaded.transform({"points": points})["points"], points[:, :20])
+    assert torch.equal(points, before)
+    with pytest.raises(ConfigError, match=r"sample_points.* needs 'points'; the batch offers voxels"):
+        loaded.transform({"voxels": points})
+
+
+def test_loading_leaves_random_states_alone(run: Path) -> None:
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    sightline.load_run(run)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+
+
+def test_what_is_no_run_or_no_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run directory"):
+        sightline.load_run(tmp_path)
+    with pytest.raises(UserError, match="checkpoint none: there is no none"):
+        sightline.load_run(run, checkpoint="none")
+    assert sightline.load_run(run, checkpoint="best").checkpoint == (run / "checkpoints" / "best").resolve()
+    damaged = tmp_path / "step_00000001"
+    damaged.mkdir()
+    with pytest.raises(CheckpointError, match="step_00000001"):
+        sightline.load_run(run, checkpoint=damaged)

@@ -1,0 +1,84 @@
+"""The command line as a user first meets it: quick help, one line for a slip, exit code 2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command import run_here
+
+VERBS = ("train", "evaluate", "check", "show", "list", "data prepare", "data info", "")
+HEAVY = ("torch", "numpy", "yaml", "scipy", "h5py", "PIL", "tensorboard", "wandb")
+HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_imports_nothing_heavy(verb: str) -> None:
+    """So it takes well under a second wherever Python starts; what is imported is checked, not the clock."""
+    code = (
+        "import sys\n"
+        "from sightline import cli\n"
+        f"sys.argv = ['sightline', *{verb.split()!r}, '--help']\n"
+        "try:\n"
+        "    cli.main()\n"
+        "except SystemExit as ended:\n"
+        f"    print('heavy:', *[name for name in {HEAVY!r} if name in sys.modules])\n"
+        "    sys.exit(ended.code)\n"
+    )
+    environment = os.environ | {"COLUMNS": "100"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: " in done.stdout
+    assert done.stdout.endswith("heavy:\n"), "imported for --help: " + done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["trian", "x"], "'trian'"),
+        (["train"], "CONFIG"),
+        (["train", HEALTHY, "--proceses", "2"], "--proceses"),
+        (["train", HEALTHY, "--processes", "two"], "--processes"),
+        (["train", HEALTHY, "--processes", "0"], "--processes"),
+        (["train", HEALTHY, "--device", "gpu"], "--device: found 'gpu', allowed are auto, cpu, cuda"),
+        (["train", "nosuch.yaml"], "nosuch.yaml: no such file"),
+        (["train", HEALTHY.parent], "is a folder, neither a config nor a run (no config.yaml in it)"),
+        (["check", "epochs=3"], "epochs=3: no such file; the config comes first, key=value after it"),
+        (["show", HEALTHY.with_name("_helthy.yaml")], "no such file; did you mean '_healthy.yaml'?"),
+        (["list", "modells"], "list: there is no kind 'modells'; did you mean 'models'?"),
+        (["evaluate", HEALTHY.parent], str(HEALTHY.parent)),
+        (["data", "info", "modelnet4"], "did you mean 'modelnet40'?"),
+        (["data", "prepare", "modelnet40"], "--from"),
+        (["train", HEALTHY, "--plugin", "none.py"], "--plugin none.py: no such file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(Path(word).name for word in value),
+)
+def test_a_slip_gets_one_line(words: list[object], expected: str, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path)
+        code, out, err = run_here(*words)
+    assert code == 2, err
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert expected in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [[], ["data"]])
+def test_nothing_asked_is_answered_with_help(words: list[str]) -> None:
+    code, out, err = run_here(*words)
+    assert code == 2
+    assert (out + err).startswith("Usage: ")
+
+
+def test_traceback_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:
+    code, _, err = run_here("show", tmp_path / "none.yaml", "--traceback")
+    assert code == 2
+    assert "Traceback (most recent call last)" in err
+    assert err.rstrip().endswith("none.yaml: no such file")

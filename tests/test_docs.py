@@ -1,0 +1,150 @@
+"""The documentation is true where a program can tell: links, commands, tables and quoted files."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+
+import sightline
+from sightline.cli import app
+from sightline.engine.intervals import evaluation_numbers, interval_numbers
+from sightline.engine.records import EvaluationRecord, StepRecord
+from sightline.registry import REGISTRIES
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+
+
+def names(pages: list[Path]) -> list[str]:
+    return [str(page.relative_to(ROOT)) for page in pages]
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    """docs/tables.py, which writes tables from the code."""
+    spec = importlib.util.spec_from_file_location("docs_tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[str]:
+    lines = [line.split("#")[0].strip() for block in blocks(page, "sh") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+# --- links and quotes ------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", ["my_plugin.py", "my_transform.py", "my_plugin.yaml"])
+def test_the_plugin_in_the_docs_is_the_tested_file(name: str) -> None:
+    language = "python" if name.endswith(".py") else "yaml"
+    assert (ROOT / "examples" / name).read_text() in blocks(ROOT / "docs" / "plugins.md", language)
+
+
+def test_the_plugin_is_as_short_as_is_said() -> None:
+    lines = (ROOT / "examples" / "my_plugin.py").read_text().splitlines()
+    assert sum(bool(line.strip()) and not line.startswith(("import ", "from ")) for line in lines) <= 60
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def parsed(words: list[str]) -> dict[str, Any]:
+    """The parameters of a command line, without running it; typer raises for a verb or option that there is not."""
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands, f"there is no verb '{words[0]}'"
+        command, words = command.commands[words[0]], words[1:]
+    return command.make_context("sightline", list(words)).params
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_commands_exist(page: Path) -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for line in commands(page):
+        words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
+        if words[0] == "make":
+            assert words[1] in targets, line
+        elif words[0].split("/")[-1] == "sightline":
+            parameters = parsed(words[1:])
+            files = [parameters.get("config"), *(parameters.get("plugin") or [])]
+            missing = [
+                str(f) for f in files if str(f).startswith(("configs/", "examples/")) and not (ROOT / f).exists()
+            ]
+            assert missing == [], line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_python_of_the_pages_compiles(page: Path) -> None:
+    for block in blocks(page, "python"):
+        compile(block, str(page), "exec")
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+
+def test_tables_of_the_reference_follow_from_the_code(tables: ModuleType) -> None:
+    assert tables.with_tables(REFERENCE) == REFERENCE, "run .venv/bin/python docs/tables.py"
+
+
+def test_every_verb_and_option_is_in_the_reference() -> None:
+    group: Any = typer.main.get_command(app)
+    verbs = {name: command for name, command in group.commands.items() if not hasattr(command, "commands")}
+    data = group.commands["data"].commands
+    verbs |= {f"data {name}": command for name, command in data.items()}
+    missing = [verb for verb in verbs if f"| `{verb} " not in REFERENCE]
+    for verb, command in verbs.items():
+        options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
+        missing += [f"{verb} {option}" for option in options if f"`{option}" not in REFERENCE]
+    assert missing == []
+
+
+def test_every_kind_and_public_name_is_in_the_reference() -> None:
+    public = [f"sightline.{name}" for name in sightline.__all__]
+    rooms = [*sightline.metrics.__all__, *sightline.geometry.__all__]
+    missing = [name for name in [*public, *rooms, *REGISTRIES] if not re.search(rf"`{re.escape(name)}\b", REFERENCE)]
+    assert missing == []
+
+
+def test_every_key_of_metrics_jsonl_is_in_the_reference() -> None:
+    seconds = dict.fromkeys(("data", "transfer", "prepare", "forward", "backward", "optimise"), 0.0)
+    step = StepRecord(1, 1, 0, 1, 1, {"total": 0.0}, 0.0, 0.0, seconds, 0.0)
+    evaluation = EvaluationRecord(1, 0, "validation", {}, {}, 0.0, 1, is_best=False)
+    keys = {"step", "epoch", "split", "time_s", *interval_numbers([step]), *evaluation_numbers(evaluation)}
+    assert [key for key in sorted(keys) if f"`{key}`" not in REFERENCE] == []

@@ -1,0 +1,186 @@
+"""A user's own files: run once, blamed by their own line, recorded by hash."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sightline import registry
+from sightline.config import read_config
+from sightline.errors import ConfigError, PluginError
+from sightline.plugins import Plugin, check_recorded, file_of, load_plugins
+from tests.command import run_here
+
+HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
+MODEL = '''from sightline import registry
+
+
+@registry.models.add("{name}")
+def build(*, num_classes: int, width: int = {width}) -> None:
+    """A model of the user. Source: {name} 2026, eq. 1."""
+'''
+
+
+@pytest.fixture(autouse=True)
+def _own_parts() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    before = {kind: dict(each._entries) for kind, each in registry.REGISTRIES.items() if each.names()}
+    yield
+    for kind, entries in before.items():
+        registry.REGISTRIES[kind]._entries = entries
+    for name in [name for name in sys.modules if name.startswith("sightline_plugin_")]:
+        del sys.modules[name]
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def model(folder: Path, name: str = "mine", width: int = 3, file: str = "parts.py") -> Path:
+    return write(folder / file, MODEL.format(name=name, width=width))
+
+
+def refused(*paths: Path) -> str:
+    with pytest.raises(PluginError) as error:
+        load_plugins(paths)
+    return str(error.value)
+
+
+def test_parts_are_registered_and_known_by_their_file(tmp_path: Path) -> None:
+    path = model(tmp_path)
+    (plugin,) = load_plugins([path])
+    entry = registry.models.entry_of("mine")
+    assert (entry.source, entry.facts) == ("mine 2026, eq. 1.", ["num_classes"])
+    assert file_of(entry.builder) == path
+    assert file_of(registry.models.entry_of("dgcnn").builder) is None
+    assert plugin.record() == {"path": str(path), "name": "parts.py", "sha256": plugin.sha256}
+    assert read_config(HEALTHY, ["model={name: mine}"]).model.arguments == {"width": 3}
+
+
+def test_it_gets_the_named_errors_of_built_ins(tmp_path: Path) -> None:
+    load_plugins([model(tmp_path)])
+    with pytest.raises(ConfigError, match=r"model\.widht: 'mine' has no such argument; did you mean 'width'\?"):
+        read_config(HEALTHY, ["model={name: mine, widht: 3}"])
+    with pytest.raises(ConfigError, match=r"model\.num_classes: 'num_classes' is given by the data set"):
+        read_config(HEALTHY, ["model={name: mine, num_classes: 3}"])
+
+
+def test_without_it_the_name_is_unknown_and_the_option_named() -> None:
+    with pytest.raises(ConfigError, match=r"no model is called 'zzz'; there are .*; parts of your own need --plugin"):
+        read_config(HEALTHY, ["model={name: zzz}"])
+
+
+def test_what_runs_is_what_was_hashed_and_nothing_is_written_beside_it(tmp_path: Path) -> None:
+    """No compiled copy, which could be stale: two files of one size in one second look alike to Python's cache."""
+    load_plugins([model(tmp_path, width=3)])
+    load_plugins([model(tmp_path, width=4)])
+    assert registry.models.entry_of("mine").parameters["width"].default == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.py"]
+
+
+def test_one_file_given_twice_runs_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "count.py", "import sys\nsys.counted = getattr(sys, 'counted', 0) + 1\n")
+    (tmp_path / "link.py").symlink_to(path)
+    try:
+        assert len(load_plugins([path, tmp_path / "." / "count.py", tmp_path / "link.py"])) == 1
+        assert sys.counted == 1  # type: ignore[attr-defined]
+    finally:
+        del sys.counted  # type: ignore[attr-defined]
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    said = refused(model(tmp_path / "a", name="one"), model(tmp_path / "b", name="two"))
+    assert f"{tmp_path / 'a' / 'parts.py'} and {tmp_path / 'b' / 'parts.py'} have one name" in said
+
+
+def test_two_plugins_may_not_share_a_part_of_one_name(tmp_path: Path) -> None:
+    said = refused(model(tmp_path, file="one.py"), model(tmp_path, file="two.py"))
+    assert "two.py:4: the model 'mine' is registered already, by sightline_plugin_one.build" in said
+
+
+def test_a_name_used_twice_in_one_file_is_refused(tmp_path: Path) -> None:
+    twice = MODEL.format(name="mine", width=1) + MODEL.format(name="mine", width=2).replace("def build", "def other")
+    assert "the model 'mine' is registered already" in refused(write(tmp_path / "twice.py", twice))
+
+
+def test_a_built_in_name_is_refused_with_the_line(tmp_path: Path) -> None:
+    assert "parts.py:4: the model 'dgcnn' is registered already, by sightline.models.dgcnn" in refused(
+        model(tmp_path, name="dgcnn")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = 1\ndef broken(:\n", r"bad.py:2: invalid syntax"),
+        ("import nothing_of_that_name\n", r"bad.py:1: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("def f():\n    return 1 / 0\n\n\nf()\n", r"bad.py:2: ZeroDivisionError: division by zero"),
+        ("import json\njson.loads('{')\n", r"bad.py:2: JSONDecodeError: "),
+        ("import sys\n\nsys.exit(3)\n", r"bad.py:3: ends the program; a plugin only defines parts"),
+        ("raise ValueError('two\\nlines')\n", r"bad.py:1: ValueError: two lines"),
+        ("raise KeyError\n", r"bad.py:1: KeyError: no message"),
+        ("x = '\x00'\n", r"bad.py"),
+        (MODEL.format(name="x", width=1).replace("*, ", ""), "every argument must be keyword-only and named"),
+        (MODEL.format(name="x", width=1).replace(": int =", " ="), "annotate the argument 'width'"),
+    ],
+)
+def test_what_fails_in_a_plugin_is_named_by_its_own_line(tmp_path: Path, text: str, expected: str) -> None:
+    said = refused(write(tmp_path / "bad.py", text))
+    assert said.startswith(f"--plugin {tmp_path}")
+    assert expected in said
+    assert "\n" not in said
+
+
+def test_files_that_are_no_plugin(tmp_path: Path) -> None:
+    (tmp_path / "latin.py").write_bytes(b"# \xfc\n")
+    assert refused(tmp_path / "none.py") == f"--plugin {tmp_path / 'none.py'}: no such file"
+    assert refused(tmp_path) == f"--plugin {tmp_path}: cannot be read: Is a directory"
+    assert refused(tmp_path / "latin.py") == f"--plugin {tmp_path / 'latin.py'}: is not UTF-8 text (byte 2)"
+    assert refused(write(tmp_path / "a.txt", "")) == f"--plugin {tmp_path / 'a.txt'}: is not a Python file (.py)"
+
+
+def test_plugins_of_a_run_missing_and_changed_are_named(tmp_path: Path) -> None:
+    path = model(tmp_path)
+    recorded = [Plugin(path).record()]
+    assert check_recorded(recorded, [Plugin(path)], run=tmp_path) == []
+    moved = model(tmp_path / "elsewhere")
+    assert check_recorded(recorded, [Plugin(moved)], run=tmp_path) == [], "the text counts, not the place"
+    with pytest.raises(PluginError) as error:
+        check_recorded(recorded, [], run=tmp_path)
+    assert str(error.value) == f"{tmp_path}: was made with the plugin {path}; give it again: --plugin {path}"
+    (note,) = check_recorded(recorded, [Plugin(model(tmp_path, width=9))], run=tmp_path)
+    assert note.startswith(f"plugin-changed: {path} is not what {tmp_path} was made with")
+    assert str(tmp_path / "plugins" / "parts.py") in note
+
+
+def test_repeating_a_run_asks_for_its_plugins(tmp_path: Path) -> None:
+    """`show RUN` and `train RUN/config.yaml` know what the run was made with."""
+    path = model(tmp_path)
+    load_plugins([path])
+    from sightline.config import render
+
+    run = tmp_path / "run"
+    write(run / "config.yaml", render(read_config(HEALTHY, ["model={name: mine}"]), origins=False))
+    write(run / "environment.json", f'{{"plugins": [{{"path": "{path}", "name": "parts.py", "sha256": "0"}}]}}')
+    for given in (run, run / "config.yaml"):
+        code, _, err = run_here("show", given)
+        assert (code, err) == (2, f"error: {run}: was made with the plugin {path}; give it again: --plugin {path}\n")
+        code, out, err = run_here("show", given, "--plugin", path)
+        assert code == 0
+        assert 'name: "mine"' in out
+        assert err.startswith(f"warning: plugin-changed: {path}")
+
+
+def test_tracebacks_show_the_plugin_s_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "bad.py", "def f():\n    raise ValueError('here')  # this very line\n")
+    load_plugins([path])
+    with pytest.raises(ValueError, match="here") as error:
+        sys.modules["sightline_plugin_bad"].f()
+    entry = error.traceback[-1]
+    assert "this very line" in linecache.getline(str(entry.path), entry.lineno + 1)

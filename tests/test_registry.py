@@ -1,0 +1,211 @@
+"""Names to builders: what may be registered, what a config may give, what the framework gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sightline import registry
+from sightline.binding import UnboundError
+from sightline.errors import CheckpointError, ConfigError, DataError
+from sightline.registry import DATA_FACTS, FACTS, REGISTRIES, Registry, blame
+from sightline.types import Component, Where
+
+HERE = Where("mine.yaml", 3, "model")
+
+
+@pytest.fixture
+def parts() -> Registry:
+    """A registry of its own, whose room holds nothing."""
+    return Registry("models", "model", "sightline.geometry")
+
+
+def block(name: str, **arguments: Any) -> Component:
+    origins = {key: Where("mine.yaml", 4 + i, f"model.{key}") for i, key in enumerate(arguments)}
+    return Component(name, arguments, where=HERE, origins=origins)
+
+
+def make(*, num_classes: int, width: int = 3, names: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A part.
+
+    Source: nobody 2020, eq. 1;
+    in two lines.
+    """
+    return {"num_classes": num_classes, "width": width, "names": names}
+
+
+# --- registering -----------------------------------------------------------------------------------------------------
+
+
+def positional(width: int) -> None: ...
+def starred(*, width: int, **rest: int) -> None: ...
+def bare(*, width) -> None: ...  # type: ignore[no-untyped-def]
+def reserved(*, name: str) -> None: ...
+def eleven(
+    *, a: int, b: int, c: int, d: int, e: int, f: int, g: int, h: int, i: int, j: int, k: int
+) -> None: ...  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("builder", "expected"),
+    [
+        (positional, "every argument must be keyword-only and named"),
+        (starred, "every argument must be keyword-only and named"),
+        (bare, "annotate the argument 'width'"),
+        (reserved, "'name' has a meaning of its own in a config; rename it"),
+        (eleven, "11 arguments, at most 10"),
+    ],
+)
+def test_signatures_that_are_no_schema_are_refused_at_definition(
+    parts: Registry, builder: Callable[..., Any], expected: str
+) -> None:
+    with pytest.raises(AssertionError, match=f"'bad': {expected}"):
+        parts.add("bad")(builder)
+
+
+def test_the_weight_of_a_loss_is_not_an_argument_of_it() -> None:
+    def weighted(*, weight: float) -> None: ...
+
+    with pytest.raises(AssertionError, match="'weight' has a meaning of its own in a config"):
+        Registry("losses", "loss", "sightline.geometry").add("bad")(weighted)
+
+
+def test_one_name_is_one_part(parts: Registry) -> None:
+    parts.add("mine")(make)
+    parts.add("mine")(make)  # the same one, when its module is run again
+    with pytest.raises(AssertionError, match=r"the model 'mine' is registered already, by tests\.test_registry\.make"):
+        parts.add("mine")(lambda: None)
+
+
+def test_summary_and_source_come_from_the_docstring(parts: Registry) -> None:
+    parts.add("mine")(make)
+    entry = parts.entry_of("mine")
+    assert (entry.summary, entry.source) == ("A part.", "nobody 2020, eq. 1; in two lines.")
+    assert (list(entry.arguments), entry.facts) == (["width", "names"], ["num_classes"])
+
+
+# --- what a config may give ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("component", "expected"),
+    [
+        (block("mine", widht=3), ["4: widht: 'mine' has no such argument; did you mean 'width'?"]),
+        (block("mine", zzz=3), ["4: zzz: 'mine' has no such argument; allowed: width, names"]),
+        (block("mine", num_classes=3), ["4: num_classes: 'num_classes' is given by the data set; remove it here"]),
+        (block("mine", up_axis="z"), ["4: up_axis: 'up_axis' is given by the data set; remove it here"]),
+        (block("mine", world=3), ["4: world: 'world' is given by the run; remove it here"]),
+        (
+            block("mine", width="3", names=["a", 5]),
+            [
+                "4: width: found the text '3', allowed is a whole number",
+                "5: names.1: found 5, allowed is text",
+            ],
+        ),
+        (block("min"), ["3: name: no model is called 'min'; did you mean 'mine'?"]),
+        (
+            block("zzz"),
+            ["3: name: no model is called 'zzz'; there are mine, strict; parts of your own need --plugin FILE.py"],
+        ),
+        (block("strict"), ["3: lr: is required and missing: 'strict' needs a number here"]),
+    ],
+)  # fmt: skip
+def test_faults_of_a_block_have_place_and_remedy(parts: Registry, component: Component, expected: list[str]) -> None:
+    parts.add("mine")(make)
+
+    @parts.add("strict")
+    def strict(*, lr: float) -> None: ...
+
+    places = [line.partition(": ") for line in expected]
+    lines = [f"mine.yaml:{line}: model.{text}" for line, _, text in places]
+    assert [str(fault) for fault in parts.faults(component)] == lines
+    with pytest.raises(ConfigError) as error:
+        parts.build(component, facts={"num_classes": 5})
+    assert list(error.value.faults) == lines
+
+
+def test_facts_are_injected_by_name(parts: Registry) -> None:
+    parts.add("mine")(make)
+    built = parts.build(block("mine", names=["a"]), facts={"num_classes": 5, "in_channels": 3})
+    assert built == {"num_classes": 5, "width": 3, "names": ("a",)}
+
+
+def test_a_fact_that_no_one_offers_names_both_sides(parts: Registry) -> None:
+    parts.add("mine")(make)
+    with pytest.raises(ConfigError) as error:
+        parts.build(block("mine"), facts={"in_channels": 3, "up_axis": "z"})
+    assert str(error.value) == (
+        "mine.yaml:3: model: model 'mine' needs num_classes; the data set offers in_channels, up_axis"
+    )
+
+
+def test_an_optional_fact_may_be_absent(parts: Registry) -> None:
+    @parts.add("tolerant")
+    def tolerant(*, ignore_index: int | None = None) -> int | None:
+        return ignore_index
+
+    assert parts.build(block("tolerant"), facts={}) is None
+    assert parts.build(block("tolerant"), facts={"ignore_index": 255}) == 255
+
+
+def test_from_python_the_caller_is_the_place(parts: Registry) -> None:
+    parts.add("mine")(make)
+    with pytest.raises(ConfigError, match=r"^build_model\.widht: 'mine' has no such argument"):
+        parts.build(Component("mine", {"widht": 3}, where=Where("build_model")), facts={"num_classes": 1})
+
+
+# --- what builders refuse --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "expected"),
+    [
+        (ConfigError("width: too odd"), ConfigError, "mine.yaml:4: model.width: too odd"),
+        (ConfigError("mine.width: too odd"), ConfigError, "mine.yaml:4: model.width: too odd"),
+        (ConfigError("model.groups.0.modules: none"), ConfigError, "mine.yaml:5: model.groups.0.modules: none"),
+        (ConfigError("model.other: absent"), ConfigError, "mine.yaml:3: model.other: absent"),
+        (ConfigError("mine: low above high"), ConfigError, "mine.yaml:3: model: mine: low above high"),
+        (ConfigError("no place at all"), ConfigError, "mine.yaml:3: model: no place at all"),
+        (ConfigError("width: a", "b"), ConfigError, "mine.yaml:4: model.width: a\nmine.yaml:3: model: b"),
+        (ValueError("p > 1"), ConfigError, "mine.yaml:3: model: 'mine' refuses its arguments: p > 1"),
+        (DataError("/data: no such folder"), DataError, "mine.yaml:3: model: /data: no such folder"),
+        (UnboundError("losses.a needs 'b'"), UnboundError, "losses.a needs 'b'"),
+        (CheckpointError("a: damaged"), CheckpointError, "a: damaged"),
+        (RuntimeError("ours"), RuntimeError, "ours"),
+    ],
+)  # fmt: skip
+def test_errors_of_builders_get_the_place_of_their_block(
+    raised: Exception, kind: type[Exception], expected: str
+) -> None:
+    with pytest.raises(kind) as error, blame(block("mine", width=1, groups=[])):
+        raise raised
+    assert str(error.value) == expected
+
+
+def test_a_missing_folder_is_blamed_on_the_root_that_named_it() -> None:
+    with (
+        pytest.raises(DataError, match=r"^mine\.yaml:4: model\.root: /data: no such folder$"),
+        blame(block("m", root="/data")),
+    ):
+        raise DataError("/data: no such folder")
+
+
+# --- what there is ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_built_in_parts_are_found_lazily_and_described(kind: str) -> None:
+    names = REGISTRIES[kind].names()
+    assert names == sorted(names)
+    assert names
+    for name in names:
+        entry = REGISTRIES[kind].entry_of(name)
+        assert not entry.summary.endswith(","), f"{name}: the first line of the docstring stands by itself"
+
+
+def test_facts_are_those_of_the_house_rules() -> None:
+    assert {"num_classes", "in_channels", "class_names", "class_counts", "ignore_index", "up_axis"} <= DATA_FACTS
+    assert {"device", "world"} <= FACTS - DATA_FACTS
+    assert registry.REGISTRIES["models"] is registry.models
