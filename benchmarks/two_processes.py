@@ -74,8 +74,10 @@ class Run:
         return float(self.processes[0].stdout.readline())
 
     def close(self) -> None:
-        for process in self.processes:
-            process.communicate()
+        for process in self.processes:  # all before the first is waited for: they end together
+            assert process.stdin is not None
+            process.stdin.close()
+        assert [process.wait() for process in self.processes] == [0] * len(self.processes)
 
 
 def main() -> None:

@@ -155,6 +155,8 @@ def info(
 
 def main() -> None:
     """Run the command line; users' mistakes end in one line and exit code 2, failed work in 1."""
+    if "RANK" in os.environ or "SLURM_PROCID" in os.environ:  # torch reads the level when it is imported
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a process that ends is told of by us, in one line
     launcher = os.environ.get("SIGHTLINE_LAUNCHED")
     if launcher and "RANK" in os.environ:
         from sightline.engine.launch import follow_parent

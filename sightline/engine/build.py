@@ -190,6 +190,11 @@ def build_evaluator(config: RunConfig, part: Part, task: Task, meters: Sequence[
 
 def _build_job(config: RunConfig, data: Data, world: World, model: nn.Module, task: Task) -> Job:
     train = config.train
+    if train.compile and config.distributed.sync_batch_norm and world.size > 1:
+        raise ConfigError(
+            f"{config.origins.get('train.compile', 'train.compile')}: torch cannot compile the reductions of "
+            "distributed.sync_batch_norm over several processes; set one of the two to false"
+        )
     plan = Plan(
         indices=data.train.indices,
         batch_size=train.batch_size,

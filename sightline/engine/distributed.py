@@ -355,6 +355,7 @@ def _follow(error: PeerLostError, watchdog: Watchdog) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     report_failure(f"{watchdog.why_lost()}; {error}", exit_code=1, is_consequence=True)
+    watchdog.stop()
     raise SystemExit(1) from None
 
 

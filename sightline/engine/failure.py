@@ -31,14 +31,16 @@ class Failure:
 
 
 def report_failure(message: str, *, exit_code: int, is_consequence: bool = False) -> None:
-    """State why this process ends: in our launcher's error file where there is one, else on standard error.
+    """State why this process ends: in the launcher's error file where there is one, and on standard error unless the
+    launcher is ours, which prints the first cause alone.
 
     The first report in an error file stands; what follows from it is not reported again.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if error_file and os.environ.get("SIGHTLINE_LAUNCHED"):
+    if error_file:
         _write_once(Path(error_file), Failure(message, exit_code, is_consequence, time.time()))
-        return
+        if os.environ.get("SIGHTLINE_LAUNCHED"):
+            return
     rank = f"[rank {os.environ['RANK']}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
     sys.stderr.write(f"{rank}error: {message}\n")
     sys.stderr.flush()

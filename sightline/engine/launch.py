@@ -100,7 +100,8 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            elastic_launch(settings, sys.executable)("-m", "sightline", *arguments)
+            flags = ["--traceback"] if "--traceback" in sys.argv else []
+            elastic_launch(settings, sys.executable)("-m", "sightline", *arguments, *flags)
         except SignalException as error:
             return _report(_told(Path(folder)), [], stopped_by=int(error.sigval))
         except ChildFailedError as error:
@@ -110,10 +111,9 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
 
 
 def _prepare_environment(num_processes: int) -> None:
-    """What the processes inherit: their share of the cores, whom they follow, and no chatter of torch's."""
+    """What the processes inherit: their share of the cores, whom they follow, and time to save after a signal."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable // num_processes)))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_GRACE_S))
     os.environ["SIGHTLINE_LAUNCHED"] = str(os.getpid())
 

@@ -14,10 +14,10 @@ def start_of(pid: int) -> str | None:
     """Boot and clock tick at which a process started; empty if it is over, None where the system does not say."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, start = _stat(pid)
     except OSError:
-        return None if not Path("/proc/self/stat").exists() else ""
-    return "" if fields[0] in "ZX" else f"{boot}:{fields[19]}"  # fields 3 and 22: the name, field 2, may hold blanks
+        return "" if Path("/proc/self/stat").exists() else None
+    return "" if state in "ZX" else f"{boot}:{start}"
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,20 @@ class Process:
     def is_gone(self) -> bool:
         """Whether it is known to be over."""
         return self.is_reachable and start_of(self.pid) != self.start
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it is known to stand still, stopped by a signal."""
+        try:
+            return self.is_reachable and not self.is_gone and _stat(self.pid)[0] in "Tt"
+        except OSError:
+            return False
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """State and start of a process: fields 3 and 22 of its line; the name, field 2, may hold blanks."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], fields[19]
 
 
 def _table() -> str | None:

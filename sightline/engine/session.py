@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,15 @@ logger = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """True once SIGTERM or SIGINT came; a second signal ends the process at once."""
+    """True once SIGTERM or SIGINT came; a second signal ends the process at once.
+
+    The same signal within a second is the same request: a scheduler signals all processes, and the launcher among them
+    passes it on.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since_s = 0.0
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -49,9 +55,11 @@ class StopRequest:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        now_s = time.monotonic()
+        if self.signal is None:
+            self.signal, self._since_s = number, now_s
+        elif number != self.signal or now_s - self._since_s > 1.0:
             os._exit(128 + number)
-        self.signal = number
 
 
 @dataclass

@@ -59,6 +59,8 @@ class Watchdog:
         self._peers: Mapping[int, Process] = {}
         self._waiting: _Wait | None = None
         self._stopped = threading.Event()
+        self._is_store_lost = False
+        self._threads: list[threading.Thread] = []
         self._main = threading.main_thread().ident
 
     # --- in the main thread -------------------------------------------------------------------------------------------
@@ -74,11 +76,15 @@ class Watchdog:
     def start(self) -> None:
         """Begin to watch; everyone is present."""
         self._peers = {other: Process(**self._read(f"process/{other}")) for other in self._others}
-        for watch in (self._listen, self._clock):
-            threading.Thread(target=watch, name=f"watchdog{watch.__name__}", daemon=True).start()
+        self._threads = [threading.Thread(target=watch, daemon=True) for watch in (self._listen, self._clock)]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
+        """Watch no more. A thread inside torch's store while the interpreter ends would abort the process."""
         self._stopped.set()
+        for thread in self._threads:
+            thread.join(timeout=_GRACE_S)
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -91,6 +97,7 @@ class Watchdog:
 
     def tell_failure(self, why: str) -> None:
         """Tell the others that this process ends, and why; only the first of all processes to do so is heard."""
+        self.stop()
         with contextlib.suppress(RuntimeError):
             if self._store.add("failures", 1) == 1:
                 self._store.set("failure", json.dumps({"rank": self._rank, "why": why}))
@@ -122,6 +129,9 @@ class Watchdog:
             if wait.seconds > last_resort_s:
                 lines = f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._main_line()}"
                 self._report_hang(f"{lines}; the store that the processes meet in (MASTER_ADDR) does not answer either")
+                for peer in self._peers.values():
+                    if peer.is_stopped:
+                        self._kill(peer)
                 os._exit(1)
 
     # --- the listener -------------------------------------------------------------------------------------------------
@@ -129,21 +139,28 @@ class Watchdog:
     def _listen(self) -> None:
         bad_news_since: float | None = None
         while not self._stopped.wait(self._interval_s):
-            wait = self._waiting
-            try:
-                if wait is not None and wait.seconds > self._timeout_s:
-                    self._raise_alarm(wait)
-                elif self._store.check(["alarm"]):
-                    self._answer()
-                told = _told(self._read("failure")) if self._store.check(["failure"]) else self._gone()
-            except RuntimeError:  # the store's process is gone: the launcher ends this one, or the clock does
-                told = self._gone()
+            told = self._hear() or self._gone()
             if told is None or self._stopped.is_set():
                 continue
             bad_news_since = bad_news_since or time.monotonic()
             if time.monotonic() - bad_news_since > _GRACE_S:
                 report_failure(f"{told}; this process ends with it", exit_code=1, is_consequence=True)
                 os._exit(1)
+
+    def _hear(self) -> str | None:
+        """Raise or answer an alarm where there is cause; else what is told of a failed process."""
+        wait = self._waiting
+        if self._is_store_lost:
+            return None
+        try:
+            if wait is not None and wait.seconds > self._timeout_s:
+                self._raise_alarm(wait)
+            elif self._store.check(["alarm"]):
+                self._answer()
+            return _told(self._read("failure")) if self._store.check(["failure"]) else None
+        except RuntimeError:  # the process that holds it is gone, and torch would say so again at each attempt
+            self._is_store_lost = True
+            return None
 
     def _gone(self) -> str | None:
         gone = [f"rank {rank} (process {peer.pid})" for rank, peer in self._peers.items() if peer.is_gone]
@@ -175,13 +192,12 @@ class Watchdog:
 
     def _answer(self) -> NoReturn:
         wait = self._waiting
-        line = self._main_line()
-        self._store.set(
-            f"answer/{self._rank}", json.dumps(f"waits in {wait.what} at {line}" if wait else f"is at {line}")
-        )
+        state = f"waits in {wait.what}" if wait else "is"
         deadline = time.monotonic() + 4 * self._interval_s  # the launcher should see nobody end before the report
-        while time.monotonic() < deadline and not self._store.check(["reported"]):
-            time.sleep(0.05)
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"answer/{self._rank}", json.dumps(f"{state} at {self._main_line()}"))
+            while time.monotonic() < deadline and not self._store.check(["reported"]):
+                time.sleep(0.05)
         os._exit(1)
 
     @staticmethod

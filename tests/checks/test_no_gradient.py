@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from pathlib import Path
 from typing import TypedDict
 
@@ -150,7 +151,7 @@ def test_an_output_that_no_loss_reads_on_several_processes(tmp_path: Path) -> No
 def test_a_module_that_never_runs(tmp_path: Path) -> None:
     finding = caught(with_model(make(tmp_path), Forgotten()), "no-gradient", "model.structure")
     assert "never ran" in finding.measured
-    assert "in 8 micro-batches" in finding.measured
+    assert re.search(r"in \d+ micro-batches", finding.measured)  # as many as its time allows
 
 
 def test_a_module_that_runs_without_gradient(tmp_path: Path) -> None:

@@ -114,6 +114,15 @@ def test_all_faults_are_told_at_once_in_the_order_of_the_file() -> None:
         assert re.search(pattern, line), line
 
 
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_more_neighbours_than_points_is_a_finding(verb: str) -> None:
+    """Only the data tells how many points there are, after its transforms: a finding's exit code, before any step."""
+    overrides = ["model={name: dgcnn, num_neighbours: 40, embedding: 16}"]
+    code, _, said = run_here(verb, FOLDER / "_healthy.yaml", *overrides)
+    assert code == 1
+    assert "40 neighbours asked for in clouds of 32 points; lower num_neighbours" in said
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("name", ["hostile_laughs", "classes_weights"])
 def test_the_real_command_refuses_in_time(name: str) -> None:

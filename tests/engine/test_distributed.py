@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from sightline.engine.build import build
 from sightline.engine.distributed import World, start_world
-from sightline.errors import UserError
+from sightline.errors import ConfigError, UserError
 from tests.engine.collectives import DTYPES, PARTS, ROWS, TEXTS, Uneven, network, random_numbers, whole_batch
 from tests.processes import run_ranks
+from tests.runs.small import small_config
 
 # Sums of at most a few dozen float64 terms of order 10 to 1000, in another order.
 BOUND = 1e-11
@@ -188,3 +190,12 @@ def test_an_unknown_device_is_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device cuda: torch sees no CUDA device"), start_world(device="cuda"):
             pass
+
+
+def test_compiling_synchronised_batch_norm_is_refused() -> None:
+    """torch 2.13 reads memory that is not there when it replays the views around a reduction."""
+    config = small_config("train.compile=true", "distributed.sync_batch_norm=true")
+    with pytest.raises(
+        ConfigError, match=r"train.compile: torch cannot compile the reductions of distributed.sync_batch"
+    ):
+        build(config, World(rank=0, size=2))

@@ -81,5 +81,5 @@ def test_voting_is_the_mean_of_probabilities() -> None:
 
 
 def test_votes_without_variation_are_refused() -> None:
-    with pytest.raises(ConfigError, match="the same vote"):
+    with pytest.raises(ConfigError, match="votes"):
         small_run("evaluate.votes=3")

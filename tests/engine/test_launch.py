@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 from sightline.engine.failure import Failure, read_failure, report_failure
 from sightline.engine.launch import Place, _report, place_in_launch, processes_to_start
 from sightline.engine.processes import Process, start_of
+from sightline.engine.session import StopRequest
 from sightline.errors import UserError
 from tests.processes import ROOT, _slurm
 
@@ -154,6 +156,20 @@ def test_a_failure_to_save_after_a_signal_is_told(capsys: pytest.CaptureFixture[
     assert _report([], [], stopped_by=15) == 143
     assert _report([Failure("disk full", 1, False, 1.0)], [], stopped_by=15) == 1
     assert capsys.readouterr().err == "error: disk full\n"
+
+
+def test_a_signal_that_the_launcher_passes_on_is_no_second_one(variables: pytest.MonkeyPatch) -> None:
+    """srun signals the launcher and the processes; these then get it twice, and must still save."""
+    ended: list[int] = []
+    variables.setattr(os, "_exit", ended.append)
+    stop = StopRequest()
+    for number in (signal.SIGTERM, signal.SIGTERM):
+        stop._on_signal(number, None)
+    assert (bool(stop), stop.signal, ended) == (True, signal.SIGTERM, [])
+    stop._on_signal(signal.SIGINT, None)
+    stop._since_s -= 2
+    stop._on_signal(signal.SIGTERM, None)
+    assert ended == [130, 143]
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
