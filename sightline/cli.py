@@ -155,6 +155,9 @@ def info(
 
 def main() -> None:
     """Run the command line; users' mistakes end in one line and exit code 2, failed work in 1."""
+    # Read when torch is first imported: threads that wait sleep instead of spinning, which on a busy machine is a
+    # matter of a factor of two to four and on a quiet one of nothing (docs/decisions.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "RANK" in os.environ or "SLURM_PROCID" in os.environ:  # torch reads the level when it is imported
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a process that ends is told of by us, in one line
     launcher = os.environ.get("SIGHTLINE_LAUNCHED")
@@ -162,7 +165,14 @@ def main() -> None:
         from sightline.engine.launch import follow_parent
 
         follow_parent(int(launcher))
-    sys.exit(_run())
+    code = _run()
+    if code != 0:
+        from sightline.engine.failure import leave
+        from sightline.engine.launch import launched_processes
+
+        if (launched_processes() or 1) > 1:
+            leave(code)
+    sys.exit(code)
 
 
 def _run() -> int:

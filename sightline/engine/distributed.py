@@ -16,12 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before the process group: see World.close
 from torch import Tensor, nn
 
-from sightline.engine.failure import PeerLostError, report_failure
+from sightline.engine.failure import PeerLostError, leave, report_failure
 from sightline.engine.gradients import buckets_of, flatten_gradients, set_gradients
 from sightline.engine.launch import Place, place_in_launch
 from sightline.engine.memory import keep_freed_memory
@@ -147,7 +149,11 @@ class World:
         return self.rank == 0
 
     def close(self) -> None:
-        """Leave the process group in good order, all together."""
+        """Leave the process group in good order, all together.
+
+        Its threads end with it, or else one of them might abort the interpreter's end. Torch imports more of itself at
+        the first optimiser step, and default arguments there would take the group and hold it: they are imported here.
+        """
         if self.size > 1:
             self.barrier("end")
             if self.watchdog is not None:
@@ -288,45 +294,48 @@ def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[W
         yield World(device=chosen)
         return
     with _quiet_unless(place.rank == 0):
-        world = _join(place, chosen, timeout_s)
-        assert world.watchdog is not None
+        store, watchdog = _meet(place, timeout_s)
         try:
+            world = _join(place, chosen, store, watchdog, timeout_s)
             yield world
             world.close()
         except PeerLostError as error:
-            _follow(error, world.watchdog)
+            _follow(error, watchdog)
         except SystemExit as error:
-            world.watchdog.tell_failure(f"code called sys.exit({error.code}) at {_origin(error)}")
+            watchdog.tell_failure(f"code called sys.exit({error.code}) at {_origin(error)}")
             raise RunError(f"process {place.rank} was left by sys.exit({error.code}) at {_origin(error)}") from error
         except BaseException as error:
-            world.watchdog.tell_failure(str(error) or type(error).__name__)
+            watchdog.tell_failure(str(error) or type(error).__name__)
             raise
 
 
-def _join(place: Place, device: torch.device, timeout_s: float) -> World:
+def _meet(place: Place, timeout_s: float) -> tuple[dist.Store, Watchdog]:
+    """Wait until every process has come to the store, and watch from then on."""
     store = _store(place, timeout_s)
     # The watchdog has a connection of its own: one that is blocked in a long call would keep it from being heard.
-    watchdog = Watchdog(
-        store=_store(place, timeout_s, is_second=True), rank=place.rank, size=place.size, timeout_s=timeout_s
-    )
+    listening = _store(place, timeout_s, is_second=True)
+    watchdog = Watchdog(store=listening, rank=place.rank, size=place.size, timeout_s=timeout_s)
     watchdog.present()
     started = time.monotonic()
     patience_s = max(timeout_s, _LEAST_START_S)
     while missing := watchdog.missing():
         if time.monotonic() - started > patience_s:
             ranks = ", ".join(map(str, missing))
-            raise RunError(
-                f"{len(missing)} of {place.size} processes did not come within {patience_s:g} s: rank {ranks}"
-            )
+            raise RunError(f"{len(missing)} of {place.size} processes have not come in {patience_s:g} s: rank {ranks}")
         time.sleep(0.02)
     watchdog.start()
+    return store, watchdog
+
+
+def _join(place: Place, device: torch.device, store: dist.Store, watchdog: Watchdog, timeout_s: float) -> World:
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
     # Our watchdog reports a hang at `timeout_s`; torch's own limit only has to come after it.
     limit = datetime.timedelta(seconds=2 * timeout_s + 30)
-    with watchdog.waiting("the joining of all processes"):
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=limit)
     is_debugged = os.environ.get("SIGHTLINE_DEBUG_COLLECTIVES", "0") not in ("", "0")
-    return World(place.rank, place.size, device, watchdog, _Agreement(place.size) if is_debugged else None)
+    world = World(place.rank, place.size, device, watchdog, _Agreement(place.size) if is_debugged else None)
+    with world._meeting("the joining of all processes", None):
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=limit)
+    return world
 
 
 def _store(place: Place, timeout_s: float, *, is_second: bool = False) -> dist.Store:
@@ -350,13 +359,12 @@ def _store(place: Place, timeout_s: float, *, is_second: bool = False) -> dist.S
     return dist.PrefixStore(f"sightline/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _follow(error: PeerLostError, watchdog: Watchdog) -> None:
+def _follow(error: PeerLostError, watchdog: Watchdog) -> NoReturn:
     """End because another process did: the launcher may do it at once, and the reason is told as a consequence."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     report_failure(f"{watchdog.why_lost()}; {error}", exit_code=1, is_consequence=True)
-    watchdog.stop()
-    raise SystemExit(1) from None
+    leave(1)
 
 
 @contextlib.contextmanager

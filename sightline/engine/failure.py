@@ -10,10 +10,11 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from sightline.errors import RunError
 
-__all__ = ["Failure", "PeerLostError", "read_failure", "report_failure"]
+__all__ = ["Failure", "PeerLostError", "leave", "read_failure", "report_failure"]
 
 
 class PeerLostError(RunError):
@@ -44,6 +45,13 @@ def report_failure(message: str, *, exit_code: int, is_consequence: bool = False
     rank = f"[rank {os.environ['RANK']}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
     sys.stderr.write(f"{rank}error: {message}\n")
     sys.stderr.flush()
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End a process that failed among others, at once: threads of its collectives could abort an orderly end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def read_failure(path: Path) -> Failure | None:

@@ -151,8 +151,11 @@ def main(folder: Path) -> None:
         found |= {each.__name__: each(world) for each in (sums, rows, gradients, statistics, models)}
         found["texts"] = world.gather_text(TEXTS[world.size][world.rank])
         found["broadcast"] = world.broadcast_text(f"from {world.rank}")
+        torch.optim.SGD(network().parameters(), lr=1.0).step()  # imports what any training imports
         world.barrier("nearly done")
         found["disagreement"] = disagreement(world) if world.agreement is not None else ""
+    tasks = Path("/proc/self/task")
+    found["threads"] = [(task / "comm").read_text().strip() for task in tasks.iterdir()] if tasks.exists() else []
     (folder / f"{found['rank']}.json").write_text(json.dumps(found))
 
 

@@ -160,6 +160,13 @@ def test_debug_mode_names_processes_that_disagree(found: Found) -> None:
     assert first.count("tests/engine/collectives.py:") == 2
 
 
+@pytest.mark.processes
+def test_no_thread_of_the_process_group_is_left(found: Found) -> None:
+    """One that still gives back a tensor while the interpreter ends aborts the process, now and then."""
+    for threads in each(found, "threads"):
+        assert [name for name in threads if "gloo" in name] == []
+
+
 # --- a world of one ---------------------------------------------------------------------------------------------------
 
 
