@@ -20,6 +20,16 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and say what they hold.")
 app.add_typer(data_app, name="data")
 
+
+def _check_json(path: Path | None) -> Path | None:
+    """Refuses a file that could not be written, before any work is done for it."""
+    if path is not None:
+        from sightline.verbs.common import assert_writable
+
+        assert_writable(path)
+    return path
+
+
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="laid over the config: train.epochs=10")
 ]
@@ -27,7 +37,9 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML config, o
 Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", metavar="FILE.py", help="a file of your own parts; repeatable")
 ]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the result as JSON")]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", callback=_check_json, help="write the result as JSON")
+]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="where to run")]
 Processes = Annotated[int | None, typer.Option("--processes", metavar="N", help="processes on this machine")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="show where in the code an error arose")]
@@ -62,6 +74,9 @@ def train(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="how to evaluate: evaluate.votes=10")
+    ] = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
     data: Annotated[Path | None, typer.Option("--data", metavar="CONFIG", help="another config's data")] = None,
     processes: Processes = None,
@@ -74,7 +89,14 @@ def evaluate(
     from sightline.verbs import evaluate as verb
 
     return verb.evaluate(
-        run, which=checkpoint, data=data, processes=processes, plugins=tuple(plugin or ()), device=device, json=json
+        run,
+        tuple(overrides or ()),
+        which=checkpoint,
+        data=data,
+        processes=processes,
+        plugins=tuple(plugin or ()),
+        device=device,
+        json=json,
     )
 
 
@@ -83,6 +105,7 @@ def check(
     config: Config,
     overrides: Overrides = None,
     strict: Annotated[bool, typer.Option("--strict", help="warnings count as errors")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="show notes in full as well")] = False,
     plugin: Plugins = None,
     device: Device = "auto",
     json: Json = None,
@@ -92,7 +115,13 @@ def check(
     from sightline.verbs import check as verb
 
     return verb.check(
-        config, tuple(overrides or ()), plugins=tuple(plugin or ()), strict=strict, device=device, json=json
+        config,
+        tuple(overrides or ()),
+        plugins=tuple(plugin or ()),
+        strict=strict,
+        device=device,
+        json=json,
+        verbose=verbose,
     )
 
 

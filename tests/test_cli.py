@@ -77,6 +77,46 @@ def test_nothing_asked_is_answered_with_help(words: list[str]) -> None:
     assert (out + err).startswith("Usage: ")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "none.yaml"],
+        ["evaluate", "none"],
+        ["check", "none.yaml"],
+        ["show", "none.yaml"],
+        ["list"],
+        ["data", "prepare", "modelnet40", "--from", "none", "--to", "made"],
+        ["data", "info", "modelnet40"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_document_that_cannot_be_written_is_refused_before_any_work(words: list[str], tmp_path: Path) -> None:
+    """The other words are wrong too, or would print: the line about --json comes before either."""
+    (tmp_path / "file").write_text("kept")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path)
+        for target, expected in ((tmp_path, "is a folder"), (Path("file/a.json"), "is not a folder")):
+            code, out, err = run_here(*words, "--json", target)
+            assert (code, out, err.count("\n")) == (2, "", 1), err
+            assert err.startswith(f"error: --json {target}: ")
+            assert expected in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_devices_and_places_that_refuse_files_are_no_documents() -> None:
+    """A device would be replaced by a file. In /proc not even root makes one."""
+    for target, expected in (("/dev/null", "is not a regular file"), ("/proc/a/b.json", "cannot be written: ")):
+        code, out, err = run_here("list", "--json", target)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert expected in err
+
+
+def test_a_document_may_have_folders_that_are_not_there_yet(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "list.json"
+    assert run_here("list", "schedules", "--json", target).code == 0
+    assert [path.name for path in target.parent.iterdir()] == ["list.json"]
+
+
 def test_traceback_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:
     code, _, err = run_here("show", tmp_path / "none.yaml", "--traceback")
     assert code == 2

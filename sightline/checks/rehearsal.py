@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import logging
 import math
 import time
 import traceback
@@ -35,8 +35,6 @@ __all__ = [
     "read",
     "rehearse",
 ]
-
-logger = logging.getLogger(__name__)
 
 NUM_SAMPLES = 4  # batch norm over two rows says +-1 whatever comes in; three is the number of coordinates
 _FEWEST_SAMPLES = 2
@@ -90,7 +88,8 @@ class Failure:
 class Rehearsal:
     """What one training step on copies showed; the run's own model, optimiser and data are as before.
 
-    `model` is the copy after the backward pass, before any update, its gradients in place.
+    `model` is the copy after the backward pass, before any update, its gradients in place. `skipped` says why there
+    was no step, where the time for one was short.
     """
 
     model: nn.Module
@@ -106,6 +105,7 @@ class Rehearsal:
     executed: set[str] = field(default_factory=set)
     num_tries: int = 0
     seconds: float = 0.0
+    skipped: str = ""
 
     @property
     def num_samples(self) -> int:
@@ -125,23 +125,24 @@ class Rehearsal:
 def rehearse(job: Job, device: torch.device, *, forward_s: float = math.inf) -> Rehearsal:
     """Forward and backward on four samples of the first step; on more where a parameter got no gradient.
 
-    Where a forward pass takes longer than `forward_s` two samples are tried, and then none: `stage` says so.
+    Where a forward pass needs more than `forward_s` of this thread's own time, which other load leaves as it is, two
+    samples are tried, and then a forward pass alone of one in evaluation mode: `stage` and `skipped` say so.
     """
     for num_samples in (NUM_SAMPLES, _FEWEST_SAMPLES):
         try:
-            return _rehearse(job, device, num_samples, time.perf_counter() + forward_s)
+            return _rehearse(job, device, num_samples, time.thread_time() + forward_s)
         except _OutOfTimeError:
             continue
-    logger.warning(
-        "check-skipped: a forward pass of %d samples takes over %g s, so no step was tried; `sightline check` does",
-        _FEWEST_SAMPLES,
-        forward_s,
+    result = _look(job, device, time.thread_time() + forward_s)
+    result.stage, result.skipped = (
+        "out of time",
+        f"a forward pass of {_FEWEST_SAMPLES} samples needs over {forward_s:g} s of processor time",
     )
-    return Rehearsal(copy_of(job.model), {}, stage="out of time")
+    return result
 
 
 def _rehearse(job: Job, device: torch.device, num_samples: int, deadline: float) -> Rehearsal:
-    started = time.perf_counter()
+    started = time.thread_time()
     result = Rehearsal(copy_of(job.model), {})
     keys = keys_of(job, step=0)
     watch = _Watch(result, deadline)
@@ -158,7 +159,24 @@ def _rehearse(job: Job, device: torch.device, num_samples: int, deadline: float)
     finally:
         result.outputs, result.output_reads = watch.outputs, watch.output_reads
         watch.remove()
-    result.seconds = time.perf_counter() - started
+    result.seconds = time.thread_time() - started
+    return result
+
+
+def _look(job: Job, device: torch.device, deadline: float) -> Rehearsal:
+    """Outputs and losses of one sample in evaluation mode; nothing of them where these fail or take too long.
+
+    What fails here need not fail in training, where there are more samples, so it is no `failure`.
+    """
+    result = Rehearsal(copy_of(job.model), {})
+    watch = _Watch(result, deadline)
+    with contextlib.suppress(Exception), torch.no_grad():
+        result.batch = read(job, keys_of(job, step=0)[:1], device)
+        batch = Recording(result.batch)
+        forward_backward(job, result.model, [batch], device, is_training=False)
+        result.batch_reads |= batch.read
+        result.outputs, result.output_reads = watch.outputs, watch.output_reads
+    watch.remove()
     return result
 
 
@@ -177,10 +195,10 @@ def keys_of(job: Job, *, step: int) -> list[SampleKey]:
 
 
 def forward_backward(
-    job: Job, model: nn.Module, micro_batches: Sequence[Batch], device: torch.device
+    job: Job, model: nn.Module, micro_batches: Sequence[Batch], device: torch.device, *, is_training: bool = True
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     """The loop's forward and backward passes on a copy, as a world of one: loss sums and counts. Gradients add up."""
-    model.train()
+    model.train(is_training)
     hold_still(model, job.frozen, job.epoch)
     sums: dict[str, Tensor] = {}
     with job.precision.autocast(device):
@@ -233,7 +251,7 @@ def _more_passes(job: Job, result: Rehearsal, keys: list[SampleKey], device: tor
     result.stage = "further micro-batches"
     pieces = [keys[start : start + NUM_SAMPLES] for start in range(0, len(keys), NUM_SAMPLES)] or [[]]
     while _is_waiting(result) and result.num_tries < _MOST_TRIES:
-        if time.perf_counter() - started > _MOST_SECONDS:
+        if time.thread_time() - started > _MOST_SECONDS:
             return
         piece = pieces[(result.num_tries - 1) % len(pieces)]
         batch = read(job, piece, device) if len(piece) == NUM_SAMPLES else result.batch
@@ -298,7 +316,7 @@ class _Watch:
 
     def _enter(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any) -> None:
-            if time.perf_counter() > self._deadline:
+            if time.thread_time() > self._deadline:
                 raise _OutOfTimeError
             self._stack.append(name)
             self._executed.add(name)

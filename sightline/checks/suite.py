@@ -7,6 +7,7 @@ import importlib
 import logging
 import math
 import pkgutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch
 from sightline.checks.finding import Finding, Place
 from sightline.checks.merge import agree, merge
 from sightline.checks.owned import generators_of, kept_generators
-from sightline.checks.rehearsal import Rehearsal, rehearse
+from sightline.checks.rehearsal import Rehearsal, frame_of, rehearse
 from sightline.checks.survey import PartSurvey, distinct_parts, survey_part
 from sightline.config import RunConfig
 from sightline.engine.build import Built
@@ -129,16 +130,53 @@ def _run(checks: Sequence[Check], context: Context) -> list[Finding]:
             found = _run_one(each, context)
             seconds = time.perf_counter() - started
             findings += [dataclasses.replace(finding, phase=each.moment, seconds=seconds) for finding in found]
+        findings += _of_short_time(context)
     return merge(agree(findings, context.world))
 
 
 def _run_one(each: Check, context: Context) -> list[Finding]:
-    """A check's findings. One that fails says nothing about the run, and must not end it on one process alone."""
+    """A check's findings. One that fails must not end the run on one process alone; that it failed is a finding."""
     try:
         return each.run(context)
-    except Exception:
+    except Exception as error:
         logger.warning("check-failed: '%s' says nothing about this run", each.code, exc_info=True)
+        file, line = frame_of(error)
+        where = Place(file=file, line=line) if file else context.place("checks")
+        return [_not_run(each.code, _guard_of(each), "sys.environment", where, _told(error))]
+
+
+def _of_short_time(context: Context) -> list[Finding]:
+    """The first step, where a check asked for it and there was no time for one."""
+    rehearsal = vars(context).get("rehearsal")  # where no check asked for it there is none
+    if rehearsal is None or not rehearsal.skipped:
         return []
+    return [_not_run("check-skipped", "G6", "sys.resource", context.place("model"), rehearsal.skipped)]
+
+
+def _not_run(code: str, guard: str, cause: str, where: Place, reason: str) -> Finding:
+    return Finding(
+        guard=guard,
+        code=code,
+        severity="warning",
+        summary=f"check could not run: {reason}",
+        cause=cause,
+        where=where,
+        measured=reason,
+        expected="every check of this run to end",
+        action="run `sightline check`, which takes its time"
+        if code == "check-skipped"
+        else "look at the traceback above, or leave the check out with checks.skip",
+    )
+
+
+def _guard_of(each: Check) -> str:
+    """The guard that the docstring of a check's module names."""
+    words = (sys.modules[each.run.__module__].__doc__ or "").split(":")[0].split()
+    return words[1] if words[:1] == ["Guard"] and len(words) > 1 else "G0"
+
+
+def _told(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
 
 
 def assert_known(config: RunConfig) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sightline.binding import Bound, Offer, bind
 from sightline.data.collate import batch_keys, collate
 from sightline.draws import Draws
-from sightline.errors import DataError
+from sightline.errors import DataError, RunError, UserError
 from sightline.types import Batch, Dataset, SampleKey, Transform
 
 __all__ = ["BatchReader", "NamedTransform", "Pipeline"]
@@ -64,15 +66,31 @@ class BatchReader:
 
     def __call__(self, keys: Sequence[SampleKey]) -> Batch:
         if hasattr(self.dataset, "get_batch"):
-            return self._with_features(self._transform(self.dataset.get_batch(keys), keys))
+            with self._blamed(keys):
+                batch = _as_tensors(self.dataset.get_batch(keys))
+            return self._with_features(self._transform(batch, keys))
         samples = []
         for key in keys:
-            sample = self._transform(_lift(self.dataset[key]), [key])
+            with self._blamed([key]):
+                sample = _as_tensors(self.dataset[key])
+            sample = self._transform(_lift(sample), [key])
             samples.append(_lower(self._with_features(sample)))
         if hasattr(self.dataset, "collate"):
             indexed = {"sample_index": torch.tensor([key.index for key in keys], dtype=torch.int64)}
             return self._checked({**indexed, **self.dataset.collate(samples)})
         return collate(samples, keys, self.dataset.info.fields)
+
+    @contextlib.contextmanager
+    def _blamed(self, keys: Sequence[SampleKey]) -> Iterator[None]:
+        """Whatever reading fails of, it is an error of the data that names the samples."""
+        try:
+            yield
+        except (UserError, RunError):
+            raise
+        except Exception as error:
+            which = f"sample {keys[0].index}" if len(keys) == 1 else f"samples {keys[0].index} to {keys[-1].index}"
+            told = " ".join(str(error).split())
+            raise DataError(f"{type(self.dataset).__name__}: {which}: {type(error).__name__}: {told}") from error
 
     def _checked(self, batch: Batch) -> Batch:
         """The batch of a set's own collate, which must hold what models and losses were bound to."""
@@ -88,6 +106,15 @@ class BatchReader:
         if not self.dataset.info.features:
             return batch
         return {**batch, "features": torch.cat([batch[name] for name in self.dataset.info.features], dim=-1)}
+
+
+def _as_tensors(value: Any) -> Any:
+    """The same structure with NumPy arrays as tensors; an array that must not be written to is copied."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value if value.flags.writeable else value.copy())
+    if isinstance(value, dict):
+        return {name: _as_tensors(each) for name, each in value.items()}
+    return value
 
 
 def _lift(sample: dict[str, Any]) -> Batch:

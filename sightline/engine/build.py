@@ -182,6 +182,7 @@ def build_evaluator(config: RunConfig, part: Part, task: Task, meters: Sequence[
         batch_size=config.evaluate.batch_size,
         loss_names=tuple(component.name for component in config.losses),
         seed=config.seed,
+        workers=config.loader.workers,
         precision=Precision(config.train.precision),
         voting_reader=voting,
         votes=config.evaluate.votes,
@@ -232,7 +233,9 @@ def _build_job(config: RunConfig, data: Data, world: World, model: nn.Module, ta
 
 def _dataset(config: RunConfig, split: str) -> Dataset:
     dataset = registry.data.build(config.data, facts={"split": split})
-    if len(dataset) == 0:
+    with registry.blame(config.data):
+        size = len(dataset)
+    if size == 0:
         raise ConfigError(f"{config.data.where}: the {split} part of data set '{config.data.name}' holds no samples")
     return dataset
 

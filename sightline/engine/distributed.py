@@ -406,6 +406,8 @@ def _device(name: str, local_rank: int) -> torch.device:
         raise UserError(
             "--device cuda: torch sees no CUDA device on this machine; use --device cpu, or install a CUDA wheel"
         )
+    if torch.cuda.device_count() == 1 and "SLURM_PROCID" in os.environ:
+        local_rank = 0  # --gpus-per-task=1: each task sees only the GPU that is its own
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"process {local_rank} of this machine has no GPU of its own: {torch.cuda.device_count()} are visible; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,9 @@ from sightline.binding import Bound
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
-from sightline.engine.stream import Reader, evaluation_keys
+from sightline.engine.stream import Reader, evaluation_keys, read_batches
 from sightline.engine.train import Task, mean
-from sightline.metrics.base import Metric, State
+from sightline.metrics.base import Metric
 from sightline.pictures import Picture
 from sightline.types import Batch, SampleKey
 
@@ -47,7 +48,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates one part of a data set. `voting_reader`, where given, reads the passes of `votes` > 1."""
+    """Evaluates one part of a data set. `voting_reader` reads the passes of `votes` > 1, in this process."""
 
     task: Task
     meters: Sequence[Meter]
@@ -66,68 +67,88 @@ class Evaluator:
         started = time.perf_counter()
         was_training = model.training
         model.eval()
-        states = [
-            {name: tensor.to(world.device) for name, tensor in meter.metric.new_state().items()}
-            for meter in self.meters
-        ]
+        tallies = [_Tally(meter, suffix, world.device) for suffix in self._suffixes() for meter in self.meters]
         plan = evaluation_keys(self.indices, self.batch_size, epoch=0, seed=self.seed)
         ledger = _Ledger(num_batches=len(plan), indices=self.indices, loss_names=self.loss_names)
         drawn: tuple[Picture, ...] = ()
-        with torch.no_grad():
-            for number in range(world.rank, len(plan), world.size):
-                batch, predictions = self._predict(model, plan[number], world, ledger, number)
-                for meter, state in zip(self.meters, states, strict=True):
-                    meter.metric.update(state, **meter.update.select(batch, predictions))
+        numbers = range(world.rank, len(plan), world.size)
+        batches = read_batches(self.reader, (plan[number] for number in numbers), self.workers)
+        with torch.no_grad(), contextlib.closing(batches):
+            for number, batch in zip(numbers, batches, strict=True):
+                batch = to_device(batch, world.device, floats=self.precision.parameters)
+                ledger.saw(batch["sample_index"])
+                predictions = self._predict(model, batch, world, ledger, number)
+                answers = {"": predictions, **self._voted(model, plan[number], predictions, world)}
+                for tally in tallies:
+                    tally.update(batch, answers[tally.suffix])
                 if number == 0 and pictures and hasattr(self.task, "show"):
                     drawn = tuple(self.task.show(batch, predictions))
         model.train(was_training)
-        return self._reduce(states, ledger, world, started, drawn)
+        return self._reduce(tallies, ledger, world, started, drawn)
 
-    def _predict(
-        self, model: nn.Module, keys: list[SampleKey], world: World, ledger: _Ledger, number: int
-    ) -> tuple[Batch, Mapping[str, Any]]:
-        floats = self.precision.parameters
-        batch = to_device(self.reader(keys), world.device, floats=floats)
-        ledger.saw(batch["sample_index"])
-        alone = World(device=world.device)
+    def _suffixes(self) -> list[str]:
+        """Voted figures stand beside the plain ones and carry their number of votes: nobody takes one for the other."""
+        return [""] if self.votes == 1 else ["", f"_vote{self.votes}"]
+
+    def _predict(self, model: nn.Module, batch: Batch, world: World, ledger: _Ledger, number: int) -> Mapping[str, Any]:
+        """Predictions for a batch, its losses noted in the ledger."""
         with self.precision.autocast(world.device):
-            counts, around = self.task.prepare(model, [batch], alone)
+            counts, around = self.task.prepare(model, [batch], World(device=world.device))
             sums, predictions = self.task.assess(model, batch, around[0])
-            ledger.note_losses(number, sums, counts)
-            if self.votes > 1:
-                assert self.voting_reader is not None, "votes need a reader that varies its input"
-                passes = [predictions]
-                for vote in range(1, self.votes):
-                    varied = self.voting_reader([SampleKey(key.index, vote, key.seed) for key in keys])
-                    passes.append(self.task.predict(model, to_device(varied, world.device, floats=floats)))
-                predictions = self.task.vote(passes)  # type: ignore[attr-defined]
-        return batch, predictions
+        ledger.note_losses(number, sums, counts)
+        return predictions
+
+    def _voted(
+        self, model: nn.Module, keys: list[SampleKey], first: Mapping[str, Any], world: World
+    ) -> dict[str, Mapping[str, Any]]:
+        """What all passes over these samples say together, the plain one among them; nothing where it is alone."""
+        if self.votes == 1:
+            return {}
+        assert self.voting_reader is not None, "votes need a reader that varies its input"
+        passes = [first]
+        with self.precision.autocast(world.device):
+            for vote in range(1, self.votes):
+                varied = self.voting_reader([SampleKey(key.index, vote, key.seed) for key in keys])
+                batch = to_device(varied, world.device, floats=self.precision.parameters)
+                passes.append(self.task.predict(model, batch))
+        return {f"_vote{self.votes}": self.task.vote(passes)}  # type: ignore[attr-defined]
 
     def _reduce(
-        self, states: list[State], ledger: _Ledger, world: World, started: float, drawn: tuple[Picture, ...]
+        self, tallies: Sequence[_Tally], ledger: _Ledger, world: World, started: float, drawn: tuple[Picture, ...]
     ) -> Evaluation:
-        flat = {f"{number}/{name}": tensor for number, state in enumerate(states) for name, tensor in state.items()}
+        flat = {f"{number}/{name}": t for number, tally in enumerate(tallies) for name, t in tally.state.items()}
         totals = world.all_reduce_sum(flat | ledger.tensors(), what="metrics")
         ledger.assert_complete(totals)
         result: dict[str, float] = {}
         per_class: dict[str, dict[str, Any]] = {}
         tables: dict[str, Any] = {}
-        for number, meter in enumerate(self.meters):
-            prefix = f"{number}/"
-            state = {n.removeprefix(prefix): t.cpu() for n, t in totals.items() if n.startswith(prefix)}
-            result |= {self._label(name): value for name, value in meter.metric.compute(state).items()}
-            if hasattr(meter.metric, "per_class"):
-                for name, row in meter.metric.per_class(state).items():
-                    per_class.setdefault(name, {}).update(row)
-            if hasattr(meter.metric, "tables"):
-                tables |= meter.metric.tables(state)
+        for number, tally in enumerate(tallies):
+            state = {name: totals[f"{number}/{name}"].cpu() for name in tally.state}
+            result |= tally.labelled(tally.meter.metric.compute(state))
+            if hasattr(tally.meter.metric, "per_class"):
+                for name, row in tally.meter.metric.per_class(state).items():
+                    per_class.setdefault(name, {}).update(tally.labelled(row))
+            if hasattr(tally.meter.metric, "tables"):
+                tables |= tally.labelled(tally.meter.metric.tables(state))
         losses = ledger.mean_losses(totals)
         seconds = time.perf_counter() - started
         return Evaluation(result, losses, per_class, tables, len(self.indices), seconds, drawn)
 
-    def _label(self, name: str) -> str:
-        """Voted figures carry their number of votes, so that nobody compares them with unvoted ones."""
-        return name if self.votes == 1 else f"{name}_vote{self.votes}"
+
+class _Tally:
+    """A meter's state over an evaluation, of plain or of voted predictions."""
+
+    def __init__(self, meter: Meter, suffix: str, device: torch.device) -> None:
+        self.meter = meter
+        self.suffix = suffix
+        self.state = {name: tensor.to(device) for name, tensor in meter.metric.new_state().items()}
+
+    def update(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
+        self.meter.metric.update(self.state, **self.meter.update.select(batch, predictions))
+
+    def labelled(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values under their names with the suffix; a class's count is the same for all."""
+        return {name if name == "count" else f"{name}{self.suffix}": value for name, value in values.items()}
 
 
 class _Ledger:

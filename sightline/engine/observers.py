@@ -34,8 +34,10 @@ class MetricsLog:
 
     A line is `{"step", "epoch", "split", "time_s", <name>: <number or null>}`; what is not finite is null. An interval
     ends at every step that `every` divides, at an epoch's end, at an evaluation and at the end of the run. Keys that
-    begin with `time_s` come from clocks; all others are the same in equal runs.
+    begin with `time_s` come from clocks; all others are the same in equal runs. A run that cannot write them ends.
     """
+
+    is_required = True
 
     def __init__(self, lines: LineWriter, *, every: int = 50) -> None:
         self._lines = lines

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sightline.engine.intervals import samples_per_s
@@ -41,6 +42,8 @@ class Progress:
         self._pace = Pace()
         self._shown: StepRecord | None = None
         self._last: StepRecord | None = None
+        self._warnings = _Warnings(self._display.write)
+        logging.getLogger("sightline").addHandler(self._warnings)
 
     def on_step(self, record: StepRecord) -> None:
         if self._last is not None and self._last.epoch != record.epoch:
@@ -56,12 +59,24 @@ class Progress:
 
     def on_end(self, reason: str) -> None:
         self._show_last()
+        logging.getLogger("sightline").removeHandler(self._warnings)
         self._display.close()
 
     def _show_last(self) -> None:
         if self._last is not None and self._last is not self._shown:
             self._shown = self._last
             self._display.show(self._last, self._pace)
+
+
+class _Warnings(logging.Handler):
+    """Shows what `sightline` warns of during a run between the lines of progress."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write(f"warning: {record.getMessage()}")
 
 
 class Pace:

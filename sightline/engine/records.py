@@ -75,9 +75,10 @@ class Observer(Protocol):
 class Observers:
     """Several observers as one. One that fails is switched off with one warning, and the run and the others go on.
 
-    A failed observer is told `on_end("failed")` once, in case it holds a terminal, a file or a process. `StopRun` of
-    an observer that may stop the run is raised after the others have had the record. The end is told in reverse, so
-    that the first, a log, still hears what the later ones have to say.
+    One that the run cannot do without (`is_required = True`) ends it instead. A failed observer is told
+    `on_end("failed")` once, in case it holds a terminal, a file or a process. `StopRun` of an observer that may stop
+    the run is raised after the others have had the record. The end is told in reverse, so that the first, a log, still
+    hears what the later ones have to say.
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
@@ -99,12 +100,13 @@ class Observers:
             self._tell(lambda observer: observer.on_end(reason))
 
     def _tell(self, call: Callable[[Observer], None]) -> None:
-        stop: StopRun | None = None
+        stop: Exception | None = None
         for observer in tuple(self._active):
             try:
                 call(observer)
             except Exception as error:  # noqa: BLE001  whatever a logger dies of, it must not take the run with it
-                if isinstance(error, StopRun) and getattr(observer, "may_stop", False):
+                may_stop = isinstance(error, StopRun) and getattr(observer, "may_stop", False)
+                if may_stop or getattr(observer, "is_required", False):
                     stop = stop or error
                 else:
                     self._switch_off(observer, error)

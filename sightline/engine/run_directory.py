@@ -14,7 +14,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +134,6 @@ class RunDirectory:
                 replace_durably(path, b"".join(kept))
         return num_dropped
 
-    def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """The objects of a file of lines, without a torn last one; nothing where there is no file.
-
-        Raises DataError for any other line that is not a JSON object.
-        """
-        path = self._inside(name)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-        return [entry for _, entry in _parse_lines(path, data)]
-
     def _inside(self, name: str) -> Path:
         assert Path(name).root == "", f"'{name}' is not relative to the run directory"
         assert ".." not in Path(name).parts, f"'{name}' leaves the run directory"
@@ -162,13 +148,11 @@ class RunDirectory:
             raise disk_failure(error, path) from error
 
 
-def environment(
-    *, plugins: Mapping[str, str] | None = None, command_line: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """What a run ran on, in plain values; `plugins` are paths and the hashes of their text."""
+def environment() -> dict[str, Any]:
+    """What a run runs on, in plain values."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command_line": list(sys.argv if command_line is None else command_line),
+        "command_line": list(sys.argv),
         "directory": os.getcwd(),
         "versions": {"python": platform.python_version(), **_versions(), "cuda": torch.version.cuda},
         "platform": platform.platform(),
@@ -180,7 +164,6 @@ def environment(
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "gpus": _gpus(),
         "git": _git_state(Path(__file__).resolve().parents[2]),
-        "plugins": dict(plugins or {}),
     }
 
 

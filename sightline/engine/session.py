@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,11 +47,14 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._since_s = 0.0
+        self._is_told = False
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
-    def listen(self) -> None:
+    def listen(self, *, is_told: bool) -> None:
+        """From now on signals ask for the end; where `is_told`, the first one is acknowledged on standard error."""
+        self._is_told = is_told
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
@@ -58,6 +62,9 @@ class StopRequest:
         now_s = time.monotonic()
         if self.signal is None:
             self.signal, self._since_s = number, now_s
+            if self._is_told:
+                name = signal.Signals(number).name
+                sys.stderr.write(f"{name}: saving after this step; the same again ends at once\n")
         elif number != self.signal or now_s - self._since_s > 1.0:
             os._exit(128 + number)
 
@@ -102,6 +109,7 @@ class Session:
         self._extra = tuple(extra_observers)
         self._is_quiet = is_quiet
         self._is_new_best = False
+        self._latest: tuple[int, Evaluation] | None = None
 
     # --- before -----------------------------------------------------------------------------------------------------
 
@@ -207,8 +215,8 @@ class Session:
         job, config = self.job, self.config
         self.world.make_equal(job.evaluated)
         evaluation = self.built.selection(job.evaluated, self.world, pictures=self.world.is_first)
-        metric = config.evaluate.metric
-        value = evaluation.metrics[metric if metric in evaluation.metrics else f"{metric}_vote{config.evaluate.votes}"]
+        value = evaluation.metrics[config.evaluate.metric]
+        self._latest = (job.step, evaluation)
         if self.best.is_beaten_by(value, config.evaluate.mode):
             self.best, self._is_new_best = Best(job.step, value), True
         self.observers.on_evaluation(
@@ -257,7 +265,12 @@ class Session:
     def _finish(self) -> Evaluation:
         self.world.make_equal(self.job.evaluated)
         part = self.built.data.test
-        final = self.built.test(self.job.evaluated, self.world, pictures=self.world.is_first)
+        selection = self.built.data.selection
+        is_same = selection.split == part.split and selection.dataset is part.dataset
+        if is_same and self._latest is not None and self._latest[0] == self.job.step:
+            final = self._latest[1]  # these weights on this part a moment ago
+        else:
+            final = self.built.test(self.job.evaluated, self.world, pictures=self.world.is_first)
         for picture in final.pictures:
             self.directory.write_bytes(f"predictions/{picture.name}.png", encode_png(picture.pixels))
         document = evaluation_document(self.config, final, part.split, "last")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +17,10 @@ from torch.utils.data import DataLoader
 
 from sightline.draws import Draws
 from sightline.engine.launch import follow_parent
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, DataError, RunError, UserError
 from sightline.types import Batch, SampleKey
 
-__all__ = ["Plan", "Stream", "evaluation_keys"]
+__all__ = ["Plan", "Reader", "Stream", "evaluation_keys", "read_batches"]
 
 Reader = Callable[[Sequence[SampleKey]], Batch]
 
@@ -76,7 +78,8 @@ class Plan:
         epoch, place = divmod(step, self.steps_per_epoch)
         order = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         num_micro = min(self.micro_batches, len(order) // self.num_processes)
-        # Micro-batches first: so they hold the same samples on any number of processes, and batch norm sees the same.
+        # Micro-batches first: where a batch is large enough for all of them, they hold the same samples on any number
+        # of processes, and batch norm sees the same. (A short tail has fewer, and how many depends on the processes.)
         micro_batches = [np.array_split(micro, self.num_processes) for micro in np.array_split(order, num_micro)]
         return [[[SampleKey(int(i), epoch, self.seed) for i in part] for part in parts] for parts in micro_batches]
 
@@ -100,14 +103,10 @@ class Stream:
 
     def from_step(self, step: int, num_steps: int) -> Generator[list[Batch], None, None]:
         """The micro-batches of steps `step` to `num_steps`, in order; closing it ends the workers."""
-        keys = self._keys
-        if self.workers == 0:
+        keys = _flat(self._keys, step, num_steps)
+        with contextlib.closing(read_batches(self.reader, keys, self.workers, self.prefetch)) as batches:
             for each in range(step, num_steps):
-                yield [self.reader(part) for part in keys(each)]
-            return
-        loader = iter(_loader(self.reader, _flat(keys, step, num_steps), self.workers, self.prefetch))
-        for each in range(step, num_steps):
-            yield [next(loader) for _ in keys(each)]
+                yield [next(batches) for _ in self._keys(each)]
 
     def _keys(self, step: int) -> list[list[SampleKey]]:
         return [micro[self.rank] for micro in self.plan.parts(step)]
@@ -118,17 +117,61 @@ def _flat(keys: Callable[[int], list[list[SampleKey]]], step: int, num_steps: in
         yield from keys(each)
 
 
+def read_batches(
+    reader: Reader, keys: Iterator[list[SampleKey]], workers: int, prefetch: int = 2
+) -> Generator[Batch, None, None]:
+    """The batches of these keys, in order, read here or ahead of time by worker processes; closing it ends them.
+
+    An error of a worker is raised here as it would have been without workers.
+    """
+    if workers == 0:
+        yield from map(reader, keys)
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # until a worker knows what it means
+    loader = iter(_loader(reader, keys, workers, prefetch))
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        for batch in loader:
+            if isinstance(batch, _Failure):
+                raise batch.as_error()
+            yield batch
+    finally:
+        for worker in loader._workers:
+            if worker.is_alive():
+                os.kill(worker.pid, signal.SIGUSR1)
+        loader._shutdown_workers()
+        for worker in loader._workers:
+            if worker.is_alive():  # deep in a library that lets no signal through
+                worker.kill()
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a worker says of an error: exceptions themselves do not all survive the way between processes."""
+
+    message: str
+    is_users: bool
+
+    def as_error(self) -> Exception:
+        return DataError(self.message) if self.is_users else RunError(self.message)
+
+
 class _Readable:
     """The reader in the shape that torch's loader asks for: it fetches a list of keys at once."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
-    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
-        return self.reader(keys)
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | _Failure:
+        try:
+            return self.reader(keys)
+        except UserError as error:
+            return _Failure(str(error), is_users=True)
+        except Exception:  # noqa: BLE001 - told to the training process, which raises it
+            return _Failure("in a worker that reads data:\n" + traceback.format_exc(), is_users=False)
 
-    def __getitem__(self, key: SampleKey) -> Batch:
-        return self.reader([key])
+    def __getitem__(self, key: SampleKey) -> Batch | _Failure:
+        return self.__getitems__([key])
 
 
 class _Keys:
@@ -159,8 +202,10 @@ def _loader(reader: Reader, keys: Iterator[list[SampleKey]], workers: int, prefe
 
 
 def _begin_worker(parent: int, number: int) -> None:
-    """End with the training process, however it ends, and not before it: signals to the whole group are for it."""
+    """End with the training process or at its word (SIGUSR1), and not before: signals to the whole group are for it."""
     follow_parent(parent)
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
 

@@ -144,20 +144,21 @@ def optimise_once(
             clock.lap("backward")
         for name, term in terms.items():
             sums[name] = sums.get(name, 0.0) + term.detach().double()
-    job.scaler.unscale_(job.optimizer)
     for parameter in hold_still(job.model, job.frozen, job.epoch):
         parameter.grad = None
+    job.scaler.unscale_(job.optimizer)
     grad_norm = nn.utils.clip_grad_norm_(job.model.parameters(), job.clip_norm or float("inf"))
     sizes = [len(batch["sample_index"]) for batch in micro_batches]
     extra = {_SAMPLES: sum(sizes), _STOP: float(stop_asked)}
     totals = world.all_reduce_sum(
         sums | {name: torch.tensor(float(x), dtype=torch.float64) for name, x in extra.items()}, what="losses"
     )
-    if not torch.isfinite(grad_norm) and not job.scaler.is_enabled():
+    is_finite = bool(torch.isfinite(grad_norm))
+    if not is_finite and not _may_be_skipped(job, [totals[name] for name in sums]):
         raise NonFiniteGradientError(job, micro_batches, counts, totals, grad_norm)
     job.scaler.step(job.optimizer)
     job.scaler.update()
-    if job.ema is not None and job.ema_decay is not None:
+    if is_finite and job.ema is not None and job.ema_decay is not None:
         update_average(job.ema, job.model, job.ema_decay)
     clock.lap("optimise")
     losses = {name: mean(totals[name], counts[name]).item() for name in sums}
@@ -166,6 +167,15 @@ def optimise_once(
         | {"grad_norm": grad_norm.item(), "lr": job.optimizer.param_groups[0]["lr"]}
         | {name: totals[name].item() for name in extra}
     )
+
+
+def _may_be_skipped(job: Job, sums: Sequence[Tensor]) -> bool:
+    """Whether a gradient that is not finite only means that fp16's scale is still too large.
+
+    Then the step changes nothing and the scale is halved; a loss that is not finite itself, or a gradient that stays so
+    down to a scale of 1, is no matter of the scale. Source: Micikevicius et al. 2018, section 3.2.
+    """
+    return job.scaler.is_enabled() and job.scaler.get_scale() > 1.0 and all(bool(torch.isfinite(s)) for s in sums)
 
 
 class NonFiniteGradientError(RunError):

@@ -15,7 +15,14 @@ __all__ = ["check"]
 
 
 def check(
-    path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], strict: bool, device: str, json: Path | None
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    plugins: Sequence[Path],
+    strict: bool,
+    device: str,
+    json: Path | None,
+    verbose: bool = False,
 ) -> int:
     """Show findings; exit code 1 where one is an error (or, under `strict`, a warning)."""
     config, _ = config_of(path, overrides, plugins)
@@ -23,7 +30,7 @@ def check(
         findings = run_all(build(config, world), world)
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = sum(finding.severity == "warning" for finding in findings)
-    show_findings(findings)
+    show_findings(findings, is_verbose=verbose)
     note(f"{config.name}: {errors} errors, {warnings} warnings")
     write_document(
         json, {"findings": [finding.to_dict() for finding in findings], "errors": errors, "warnings": warnings}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from sightline.config import RunConfig, read_config
 from sightline.engine.loading import is_run, load_document
+from sightline.errors import UserError
 from sightline.plugins import Plugin, check_recorded, load_plugins
 from sightline.verbs.output import note
 
-__all__ = ["config_of", "is_run", "load_document", "write_document"]
+__all__ = ["assert_writable", "config_of", "is_run", "load_document", "write_document"]
 
 
 def config_of(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> tuple[RunConfig, list[Plugin]]:
@@ -28,6 +30,22 @@ def config_of(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> 
 
         assert_known(config)
     return config, loaded
+
+
+def assert_writable(path: Path) -> None:
+    """Raises UserError where `--json FILE` could not be written; nothing is left of the attempt."""
+    try:
+        if path.is_dir():
+            raise UserError(f"--json {path}: is a folder; give a file in it")
+        if path.exists() and not path.is_file():
+            raise UserError(f"--json {path}: is not a regular file; give another")
+        folder = next(above for above in path.absolute().parents if above.exists())
+        if not folder.is_dir():
+            raise UserError(f"--json {path}: {folder} is not a folder; give another place")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--json {path}: cannot be written: {error.strerror or error}; give another place") from error
 
 
 def write_document(path: Path | None, document: object) -> None:

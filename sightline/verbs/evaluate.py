@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from sightline.config import read_config
+from sightline.config import RunConfig, read_config
 from sightline.engine.build import build_data, build_evaluator, build_model, build_part, build_task
 from sightline.engine.distributed import start_world
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.loading import checkpoint_path, load_trained, read_facts, read_run
 from sightline.engine.precision import set_determinism
 from sightline.engine.session import evaluation_document
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, UserError
 from sightline.verbs.common import write_document
 from sightline.verbs.output import note, show_evaluation
 
 __all__ = ["evaluate"]
 
 
+_MAY_CHANGE = ("evaluate.*", "transforms.evaluate*", "transforms.vote*", "data.root", "loader.*", "log.*")
+
+
 def evaluate(
     run: Path,
+    overrides: Sequence[str] = (),
     *,
     which: str,
     data: Path | None,
@@ -32,11 +37,12 @@ def evaluate(
     json: Path | None,
 ) -> int:
     """Evaluate a checkpoint of a run on its test part, or on another config's; the exit code."""
+    _assert_about_evaluation(overrides)
     config, notes = read_run(run, plugins)
-    other = None if data is None else read_config(data)
+    config = _with_overrides(config, overrides, run / "config.yaml" if data is None else data, is_other=bool(data))
     num_processes = processes_to_start(processes)
     if num_processes > 1:
-        words = ["evaluate", str(run), "--checkpoint", which, "--device", device]
+        words = ["evaluate", str(run), *overrides, "--checkpoint", which, "--device", device]
         words += ["--data", str(data)] if data else []
         words += ["--json", str(json)] if json else []
         return launch([*words, *(w for p in plugins for w in ("--plugin", str(p)))], num_processes)
@@ -46,21 +52,48 @@ def evaluate(
                 note(f"warning: {line}")
         set_determinism(config.train.determinism)
         facts = read_facts(run)
-        if other is not None:
-            config = dataclasses.replace(config, data=other.data, transforms=other.transforms)
         built = build_data(config)
         _assert_same_facts(facts, built.facts, run)
         model = build_model(config, facts, world)
         path = checkpoint_path(run, which)
         load_trained(model, path)
         task, meters = build_task(config, built, model)
-        part = built.test if other is None else build_part(config, "test")
+        part = built.test if data is None else build_part(config, "test")
         evaluation = build_evaluator(config, part, task, meters)(model, world)
         if world.is_first:
             document = evaluation_document(config, evaluation, part.split, which)
-            write_document(json, document)
+            document |= {"overrides": list(overrides)} if overrides else {}
             show_evaluation(document, title=f"{path} on {part.split}")
+            write_document(json, document)
     return 0
+
+
+def _assert_about_evaluation(overrides: Sequence[str]) -> None:
+    """Raises UserError for a key that would make it another run, or that says how the run was trained."""
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key == "evaluate.select":
+            raise UserError("evaluate: evaluate.select is how the run chose its best weights; that cannot change now")
+        if not any(fnmatchcase(key, pattern) for pattern in _MAY_CHANGE):
+            raise UserError(f"evaluate: found {override!r}, allowed is key=value with {', '.join(_MAY_CHANGE)}")
+
+
+def _with_overrides(config: RunConfig, overrides: Sequence[str], path: Path, *, is_other: bool) -> RunConfig:
+    """The run's config with the data and transforms of the config at `path`, and of its other sections what is given.
+
+    `path` is what the overrides are laid over: the run's own config, or with `is_other` that of other data.
+    """
+    if not overrides and not is_other:
+        return config
+    given = read_config(path, overrides)
+    if not is_other:
+        return given
+    changed: dict[str, Any] = {"data": given.data, "transforms": given.transforms}
+    for section in ("evaluate", "loader", "log"):
+        keys = {o.partition("=")[0].strip().partition(".")[2] for o in overrides if o.strip().startswith(f"{section}.")}
+        values = {key: getattr(getattr(given, section), key) for key in keys}
+        changed[section] = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **changed)
 
 
 def _assert_same_facts(trained: Mapping[str, Any], found: Mapping[str, Any], run: Path) -> None:

@@ -43,10 +43,17 @@ def show_evaluation(document: Mapping[str, Any], *, title: str) -> None:
     show_table(f"{title}{label}, {data['num_samples']} samples", ["metric", "value"], list(document["metrics"].items()))
 
 
-def show_findings(findings: Sequence[Any]) -> None:
-    """Each finding in full; nothing is printed where there is none."""
+def show_findings(findings: Sequence[Any], *, is_verbose: bool = False) -> None:
+    """Warnings and errors in full, notes on one line each, or where `is_verbose` in full as well."""
     for finding in findings:
-        note(str(finding))
+        is_short = finding.severity == "note" and not is_verbose
+        note(_in_one_line(finding) if is_short else str(finding))
+
+
+def _in_one_line(finding: Any) -> str:
+    """Code, cause, summary and place, whatever breaks of lines the summary has."""
+    text = f"[{finding.code} {finding.severity} {finding.cause}] {finding.summary} ({finding.where})"
+    return " ".join(text.split())
 
 
 def _cell(value: Any) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sightline.config import RunConfig, read_config
 from sightline.config.show import to_plain
 from sightline.engine import checkpoint
@@ -73,7 +75,7 @@ def train(options: Options) -> int:
         return launch(options.arguments(), num_processes)
     stop = StopRequest()
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
-        stop.listen()  # not before: a signal ends a process that still waits for the others
+        stop.listen(is_told=world.is_first)  # not before: a signal ends a process that still waits for the others
         return _train_here(options, config, plugins, world, stop)
 
 
@@ -102,6 +104,7 @@ def _train_here(options: Options, config: RunConfig, plugins: Sequence[Plugin], 
         session.start_files()
         for plugin in plugins:
             directory.write_text(f"plugins/{plugin.path.name}", plugin.text)
+        directory.append_line("sessions.jsonl", record | {"resumed": place["checkpoint"]})
         directory.write_json("findings.json", [finding.to_dict() for finding in findings])
         if place["checkpoint"]:
             session.resume(Path(place["checkpoint"]))
@@ -123,8 +126,14 @@ def _run(session: Session, built: Built, options: Options, world: World, path: P
         finding = explain(error, world)
         session.directory.write_json("findings.json", [finding.to_dict()])
         raise RunError(str(finding)) from error
+    except torch.OutOfMemoryError as error:
+        step = built.job.step
+        raise RunError(f"step {step}: the GPU's memory is full; raise train.micro_batches, same numbers") from error
     except RuntimeError as error:
-        raise name_nondeterminism(error) or error from error
+        named = name_nondeterminism(error)
+        if named is None:
+            raise
+        raise named from error
     if final is None:
         if world.is_first:
             done = f"{built.job.step} of {built.job.num_steps}"

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sightline.checks import suite
 from sightline.checks.finding import Finding, Place
 from sightline.checks.merge import agree, from_dict, merge
+from sightline.checks.rehearsal import rehearse
 from sightline.checks.suite import Context, all_checks, run_all, run_quick
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Evaluate, Train
@@ -26,7 +28,8 @@ from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job, train
 from sightline.errors import ConfigError
 from sightline.types import Component
-from tests.checks.planting import CONFIG, assert_complete, assert_healthy, make
+from sightline.verbs.output import show_findings
+from tests.checks.planting import CONFIG, assert_complete, assert_healthy, make, with_model
 from tests.conftest import ROOT
 from tests.contract.toys import NUM_SAMPLES, TOYS, meters
 from tests.processes import run_ranks
@@ -178,13 +181,90 @@ def test_codes_are_stable() -> None:
 
 
 def test_a_model_too_slow_for_the_start_is_left_to_the_check_verb(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = Context(make(tmp_path), World(), forward_s=0.0)
+    built = make(tmp_path)
+    context = Context(built, World(), forward_s=0.0)
     assert context.rehearsal.stage == "out of time"
-    findings = [finding for each in all_checks() for finding in each.run(context)]
-    assert findings == []
-    assert "check-skipped" in caplog.text
+    assert [finding for each in all_checks() for finding in each.run(context)] == []
+    monkeypatch.setattr(suite, "_FORWARD_S", 0.0)
+    (finding,) = run_quick(built, World())
+    assert (finding.code, finding.severity, finding.cause) == ("check-skipped", "warning", "sys.resource")
+    assert finding.summary == "check could not run: a forward pass of 2 samples needs over 0 s of processor time"
+    assert_complete(finding)
+
+
+class Slow(nn.Module):
+    """Takes five turns of work for every sample, on a clock that only it moves."""
+
+    def __init__(self, clock: list[float]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 6)
+        self.clock = clock
+        self.passes: list[tuple[int, bool]] = []
+
+    def forward(self, points: Tensor) -> dict[str, Tensor]:
+        features = self.first(points).mean(1)
+        self.passes.append((len(points), self.training))
+        self.clock[0] += 5 * len(points)
+        return {"logits": self.last(features)}
+
+
+@pytest.mark.parametrize(
+    ("forward_s", "sizes", "stage"),
+    [(20, [(4, True)], "done"), (10, [(4, True), (2, True)], "done"), (5, [(4, True), (2, True), (1, False)], "out")],
+)
+def test_the_sample_shrinks_before_a_step_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forward_s: float, sizes: list[tuple[int, bool]], stage: str
+) -> None:
+    """Only this thread's own clock counts; that on the wall, which other load speeds up, may run as it likes."""
+    clock = [0.0]
+    model = Slow(clock)
+    built = with_model(make(tmp_path), model)
+    monkeypatch.setattr(Slow, "__deepcopy__", lambda self, memo: shared_clock(self), raising=False)
+    monkeypatch.setattr("time.thread_time", lambda: clock[0])
+    monkeypatch.setattr("time.perf_counter", iter(range(0, 10**9, 1000)).__next__)
+    found = rehearse(built.job, torch.device("cpu"), forward_s=forward_s)
+    assert model.passes == sizes
+    assert found.stage.startswith(stage)
+    assert found.seen_outputs["logits"].shape == (sizes[-1][0], 6)
+    assert bool(found.skipped) == (stage == "out")
+
+
+def shared_clock(model: Slow) -> Slow:
+    """A copy that moves the same clock and notes its passes in the same list."""
+    copied = Slow(model.clock)
+    copied.passes = model.passes
+    copied.load_state_dict(model.state_dict())
+    return copied
+
+
+def test_a_check_that_dies_is_counted_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(context: Context) -> list[Finding]:
+        raise KeyError("two\nlines")
+
+    monkeypatch.setattr(suite.logger, "warning", lambda *words, **more: None)  # what it logs fails every other test
+    every = [each._replace(run=dies) if each.code == "label-range" else each for each in all_checks()]
+    monkeypatch.setattr(suite, "all_checks", lambda: every)
+    (finding,) = [each for each in run_all(make(tmp_path), World()) if each.severity != "note"]
+    assert (finding.code, finding.severity, finding.cause) == ("label-range", "warning", "sys.environment")
+    assert finding.summary.startswith("check could not run: KeyError: ")
+    assert_complete(finding)
+
+
+def test_a_dead_check_keeps_its_guard() -> None:
+    assert {suite._guard_of(each) for each in all_checks()} >= {"G1", "G4", "G20"}
+    assert all(suite._guard_of(each) != "G0" for each in all_checks())
+
+
+def test_notes_take_one_line_unless_asked_for_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    note, warning = told("data-mutation", "note"), told("label-range", "warning")
+    show_findings([warning, note])
+    *full, line = capsys.readouterr().err.splitlines()
+    assert full == str(warning).splitlines()
+    assert line == "[data-mutation note cfg.contract] about data-mutation (config path data)"
+    show_findings([note], is_verbose=True)
+    assert capsys.readouterr().err == f"{note}\n"
 
 
 def test_skipped_checks_are_not_run(tmp_path: Path) -> None:

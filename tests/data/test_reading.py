@@ -10,7 +10,7 @@ from sightline.data.reading import BatchReader, NamedTransform
 from sightline.data.splits import hold_out
 from sightline.data.synthetic_shapes import SyntheticShapes
 from sightline.draws import Draws
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, DataError
 from sightline.transforms.point_choice import SamplePoints
 from sightline.transforms.points import Jitter, Rotate
 from sightline.types import SampleKey
@@ -91,3 +91,32 @@ def test_a_tenth_of_every_class_is_held_out(shapes: SyntheticShapes) -> None:
     assert sorted([*kept, *held]) == list(range(len(strata)))
     assert not np.array_equal(held, hold_out(len(strata), strata, seed=4)[1])
     assert np.array_equal(held, hold_out(len(strata), strata, seed=3)[1])
+
+
+class Stored:
+    """A set of NumPy arrays that must not be written to, as the house style shows."""
+
+    def __init__(self, shapes: SyntheticShapes) -> None:
+        self.info = shapes.info
+        self.clouds = [shapes[SampleKey(i, 0, 0)]["points"].numpy() for i in range(8)]
+        for cloud in self.clouds:
+            cloud.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.clouds)
+
+    def __getitem__(self, key: SampleKey) -> dict:
+        if key.index == 7:
+            raise FileNotFoundError("cloud_7.npy")
+        return {"points": self.clouds[key.index], "label": key.index}
+
+
+def test_arrays_are_transformed_like_tensors(shapes: SyntheticShapes) -> None:
+    batch = BatchReader(Stored(shapes), [NamedTransform("jitter", Jitter())])(KEYS[:2])
+    expected = BatchReader(OneByOne(shapes), [NamedTransform("jitter", Jitter())])(KEYS[:2])
+    assert torch.equal(batch["points"], expected["points"])
+
+
+def test_whatever_reading_fails_of_names_the_sample(shapes: SyntheticShapes) -> None:
+    with pytest.raises(DataError, match=r"Stored: sample 7: FileNotFoundError: cloud_7\.npy"):
+        BatchReader(Stored(shapes))(KEYS)

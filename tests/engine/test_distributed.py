@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sightline.engine.build import build
-from sightline.engine.distributed import World, start_world
+from sightline.engine.distributed import World, _device, start_world
 from sightline.errors import ConfigError, UserError
 from tests.engine.collectives import DTYPES, PARTS, ROWS, TEXTS, Uneven, network, random_numbers, whole_batch
 from tests.processes import run_ranks
@@ -206,3 +206,22 @@ def test_compiling_synchronised_batch_norm_is_refused() -> None:
         ConfigError, match=r"train.compile: torch cannot compile the reductions of distributed.sync_batch"
     ):
         build(config, World(rank=0, size=2))
+
+
+@pytest.mark.parametrize(("environment", "expected"), [({"SLURM_PROCID": "1"}, 0), ({}, None)])
+def test_a_task_that_sees_one_gpu_takes_it(
+    environment: dict[str, str], expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM's --gpus-per-task=1 shows each task its own GPU only; elsewhere a second process has none."""
+    chosen: list[int] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if expected is None:
+        with pytest.raises(UserError, match="no GPU of its own"):
+            _device("auto", 1)
+    else:
+        assert _device("auto", 1).index == expected
+        assert chosen == [expected]

@@ -69,7 +69,11 @@ def test_a_reader_that_repeats_a_sample_is_caught() -> None:
 def test_votes_average_varied_passes_and_are_labelled() -> None:
     built = small_run("evaluate.votes=3", VOTE, "train.precision=float64")
     voted = built.test(built.job.model, World())
-    assert set(voted.metrics) == {"overall_accuracy_vote3", "mean_class_accuracy_vote3"}
+    names = {"overall_accuracy", "mean_class_accuracy"}
+    assert set(voted.metrics) == names | {f"{name}_vote3" for name in names}
+    plain = small_run("train.precision=float64").test(built.job.model, World())
+    assert {name: voted.metrics[name] for name in names} == plain.metrics
+    assert set(voted.per_class["mug"]) == {"accuracy", "accuracy_vote3", "count"}
     again = built.test(built.job.model, World())
     assert voted.metrics == again.metrics
 
@@ -83,3 +87,10 @@ def test_voting_is_the_mean_of_probabilities() -> None:
 def test_votes_without_variation_are_refused() -> None:
     with pytest.raises(ConfigError, match="votes"):
         small_run("evaluate.votes=3")
+
+
+def test_workers_read_what_the_process_itself_reads() -> None:
+    built = small_run()
+    alone = built.test(built.job.model, World())
+    ahead = dataclasses.replace(built.test, workers=2)(built.job.model, World())
+    assert (ahead.metrics, ahead.losses) == (alone.metrics, alone.losses)

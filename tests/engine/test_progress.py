@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 
@@ -86,3 +87,12 @@ def test_when_a_bar_is_live() -> None:
     assert not wants_live(io.StringIO(), {})
     for name, value in (("NO_COLOR", "1"), ("CI", "true"), ("TERM", "dumb")):
         assert not wants_live(Terminal(), {name: value})
+
+
+def test_warnings_of_a_run_are_shown_between_the_lines() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream=stream, is_live=False)
+    logging.getLogger("sightline.engine.observers").warning("loader-bound: 87 % of the time")
+    progress.on_end("done")
+    logging.getLogger("sightline.engine").warning("after the end")
+    assert stream.getvalue() == "warning: loader-bound: 87 % of the time\n"

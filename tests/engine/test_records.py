@@ -16,6 +16,7 @@ from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
 from sightline.engine.progress import Progress
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord, StopRun, kept_random_state
 from sightline.engine.tensorboard import TensorBoard
+from sightline.errors import RunError
 from tests.engine.told import Lines, evaluation, random_states, step
 
 
@@ -112,3 +113,16 @@ def test_the_default_set_leaves_random_states_alone_at_every_call(tmp_path: Path
         observer.on_evaluation(evaluation(30))
         observer.on_end("finished")
         assert random_states() == before, type(observer)
+
+
+def test_an_observer_that_the_run_needs_ends_it() -> None:
+    class Needed:
+        is_required = True
+
+        def on_step(self, record: StepRecord) -> None:
+            raise RunError("metrics.jsonl: no space left on the disk")
+
+    other = Recorder()
+    with pytest.raises(RunError, match="no space left"):
+        Observers([Needed(), other]).on_step(step(1))
+    assert other.heard == [1]

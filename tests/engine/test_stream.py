@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.engine.stream import Plan, Stream, evaluation_keys
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, DataError, RunError
 from sightline.types import SampleKey
 
 
@@ -85,3 +88,41 @@ def test_workers_read_what_the_process_itself_reads(start: int) -> None:
 def test_evaluation_keys_are_whole_batches_in_order() -> None:
     keys = evaluation_keys(np.array([3, 5, 8, 13, 21]), 2, epoch=0, seed=0)
     assert [[key.index for key in batch] for batch in keys] == [[3, 5], [8, 13], [21]]
+
+
+def breaks(keys: list[SampleKey]) -> dict:
+    if any(key.index == 13 for key in keys):
+        raise DataError("cloud_13.npy: is cut short at byte 12")
+    return read(keys)
+
+
+def crashes(keys: list[SampleKey]) -> dict:
+    raise ZeroDivisionError("in a plugin")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_a_worker_is_the_same_one_line_as_without(workers: int) -> None:
+    stream = Stream(Plan(np.arange(20), 4, seed=0), breaks, workers=workers)
+    with pytest.raises(DataError, match=r"^cloud_13.npy: is cut short at byte 12$"):
+        list(stream.from_step(0, 5))
+
+
+def test_a_workers_crash_carries_its_own_traceback() -> None:
+    stream = Stream(Plan(np.arange(20), 4, seed=0), crashes, workers=1)
+    with pytest.raises(RunError, match=r"(?s)worker.*in crashes.*ZeroDivisionError: in a plugin"):
+        list(stream.from_step(0, 5))
+
+
+def sleeps(keys: list[SampleKey]) -> dict:
+    if keys[0].epoch:
+        time.sleep(60)
+    return read(keys)
+
+
+def test_closing_the_stream_ends_workers_in_the_middle_of_a_sample() -> None:
+    steps = Stream(Plan(np.arange(4), 4, seed=0), sleeps, workers=2).from_step(0, 5)
+    next(steps)
+    started = time.monotonic()
+    steps.close()
+    assert time.monotonic() - started < 4  # torch itself would wait five seconds for each
+    assert not multiprocessing.active_children()

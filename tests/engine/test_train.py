@@ -116,6 +116,24 @@ def test_a_non_finite_gradient_never_reaches_the_weights() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, built.job.model.parameters(), strict=True))
 
 
+def test_fp16_skips_while_its_scale_is_too_large_and_stops_where_that_is_not_the_reason() -> None:
+    built = small_run("train.precision=fp16", "train.ema_decay=0.9", "train.epochs=20")
+    before = copy.deepcopy(list(built.job.evaluated.parameters()))
+    built.job.model.embed.linear.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteGradientError):
+        train(built.job, World(), lambda record, stop: False)
+    assert built.job.step == 16  # 65536 is halved sixteen times, to 1
+    assert all(torch.equal(a, b) for a, b in zip(before, built.job.evaluated.parameters(), strict=True))
+
+
+def test_fp16_stops_at_a_loss_that_is_not_a_number() -> None:
+    built = small_run("train.precision=fp16")
+    built.job.model.embed.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    with pytest.raises(NonFiniteGradientError):
+        train(built.job, World(), lambda record, stop: False)
+    assert built.job.step == 0
+
+
 def test_a_count_of_zero_gives_a_loss_of_zero() -> None:
     total = torch.zeros((), requires_grad=True)
     loss = mean(total, torch.tensor(0))
