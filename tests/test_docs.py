@@ -44,7 +44,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[str]:
-    lines = [line.split("#")[0].strip() for block in blocks(page, "sh") for line in block.splitlines()]
+    joined = [re.sub(r"\\\n\s*", "", block) for block in blocks(page, "sh")]
+    lines = [line.split("#")[0].strip() for block in joined for line in block.splitlines()]
     return [line for line in lines if line]
 
 

@@ -113,7 +113,8 @@ class _Reads:
             with _protected(self.part), _RefuseWrites([array for _, array in _arrays(self.part)]):
                 self.read(key)
         except ValueError as error:
-            frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_passed_over(f.filename)]
+            first = error.__cause__ or error  # a reader retells what a data set raises
+            frames = [f for f in traceback.extract_tb(first.__traceback__) if not _is_passed_over(f.filename)]
             if "read-only" in str(error) and frames:
                 return Writer(frames[-1].filename, frames[-1].lineno or 0, frames[-1].name)
         return None

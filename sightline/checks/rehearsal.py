@@ -19,6 +19,7 @@ from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import hold_still
 from sightline.engine.train import Job, mean
+from sightline.errors import UserError
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.types import Batch, SampleKey
 
@@ -175,7 +176,7 @@ def _look(job: Job, device: torch.device, deadline: float) -> Rehearsal:
         batch = Recording(result.batch)
         forward_backward(job, result.model, [batch], device, is_training=False)
         result.batch_reads |= batch.read
-        result.outputs, result.output_reads = watch.outputs, watch.output_reads
+    result.outputs, result.output_reads = watch.outputs, watch.output_reads
     watch.remove()
     return result
 
@@ -214,7 +215,12 @@ def forward_backward(
 
 
 def frame_of(error: BaseException) -> tuple[str | None, int | None]:
-    """The innermost line of an exception's way that is not of an installed library."""
+    """The innermost line of an exception's way that is not of an installed library.
+
+    Where an error of the user's was made of another, on the way of that one: what merely retells it is no place.
+    """
+    while isinstance(error, UserError) and error.__cause__ is not None:
+        error = error.__cause__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
     own = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
     return (own[-1].filename, own[-1].lineno) if own else (None, None)

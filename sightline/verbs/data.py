@@ -25,8 +25,8 @@ def prepare(name: str, *, source: Path, target: Path, json: Path | None) -> int:
         raise UserError(f"data prepare: '{name}' is not a data set to prepare{nearest(name, preparable)}")
     with _bar(name) as progress:
         report = _builder(name).prepare(source=source, target=target, name=name, progress=progress)
-    write_document(json, report)
     _print_tree(report)
+    write_document(json, report)
     return 0
 
 
@@ -43,8 +43,8 @@ def info(name: str, *, plugins: Sequence[Path], json: Path | None) -> int:
         raise UserError(
             f"data info: '{name}' is neither a data set nor a prepared folder{nearest(name, registry.data.names())}"
         )
-    write_document(json, document)
     _print_tree(document)
+    write_document(json, document)
     return 0
 
 

@@ -141,8 +141,8 @@ def _run(session: Session, built: Built, options: Options, world: World, path: P
         return 128 + (stop.signal or signal.SIGTERM)
     if world.is_first:
         document = evaluation_document(built.config, final, built.data.test.split, "last")
-        write_document(options.json, document)
         show_evaluation(document, title=f"{built.config.name}: last checkpoint on {built.data.test.split}")
+        write_document(options.json, document)
         note(f"run directory: {path}")
     return 0
 

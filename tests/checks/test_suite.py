@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pytest
@@ -194,16 +195,22 @@ def test_a_model_too_slow_for_the_start_is_left_to_the_check_verb(
     assert_complete(finding)
 
 
+class Logits(TypedDict):
+    """What the model below returns."""
+
+    logits: Tensor
+
+
 class Slow(nn.Module):
     """Takes five turns of work for every sample, on a clock that only it moves."""
 
-    def __init__(self, clock: list[float]) -> None:
+    def __init__(self, clock: list[float], num_classes: int) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 6)
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, num_classes)
         self.clock = clock
         self.passes: list[tuple[int, bool]] = []
 
-    def forward(self, points: Tensor) -> dict[str, Tensor]:
+    def forward(self, points: Tensor) -> Logits:
         features = self.first(points).mean(1)
         self.passes.append((len(points), self.training))
         self.clock[0] += 5 * len(points)
@@ -219,21 +226,22 @@ def test_the_sample_shrinks_before_a_step_is_given_up(
 ) -> None:
     """Only this thread's own clock counts; that on the wall, which other load speeds up, may run as it likes."""
     clock = [0.0]
-    model = Slow(clock)
-    built = with_model(make(tmp_path), model)
+    built = make(tmp_path)
+    model = Slow(clock, num_classes := len(built.data.facts["class_names"]))
+    built = with_model(built, model)
     monkeypatch.setattr(Slow, "__deepcopy__", lambda self, memo: shared_clock(self), raising=False)
     monkeypatch.setattr("time.thread_time", lambda: clock[0])
     monkeypatch.setattr("time.perf_counter", iter(range(0, 10**9, 1000)).__next__)
     found = rehearse(built.job, torch.device("cpu"), forward_s=forward_s)
     assert model.passes == sizes
     assert found.stage.startswith(stage)
-    assert found.seen_outputs["logits"].shape == (sizes[-1][0], 6)
+    assert found.seen_outputs["logits"].shape == (sizes[-1][0], num_classes)
     assert bool(found.skipped) == (stage == "out")
 
 
 def shared_clock(model: Slow) -> Slow:
     """A copy that moves the same clock and notes its passes in the same list."""
-    copied = Slow(model.clock)
+    copied = Slow(model.clock, model.last.out_features)
     copied.passes = model.passes
     copied.load_state_dict(model.state_dict())
     return copied
