@@ -75,7 +75,7 @@ def train(options: Options) -> int:
         return launch(options.arguments(), num_processes)
     stop = StopRequest()
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
-        stop.listen(is_told=world.is_first)  # not before: a signal ends a process that still waits for the others
+        stop.listen(is_told=world.size == 1)  # not before: a signal ends a process that still waits for the others
         return _train_here(options, config, plugins, world, stop)
 
 
