@@ -13,13 +13,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms by floor, lowest first; a room may import from floors below it and from itself.
 FLOORS = [
-    {"errors", "types", "arguments", "schema", "draws", "registry", "binding", "pictures", "plugins", "config"},
+    {"errors", "types", "arguments", "schema", "draws", "registry", "binding"}
+    | {"pictures", "plugins", "config", "compiled"},
     {"geometry"},
     {"layers", "transforms"},
     {"losses", "metrics", "models", "data"},
     {"tasks"},
     {"engine"},
-    {"checks", "compare", "compress"},
+    {"checks", "compare", "compress", "describe", "bench"},
     {"verbs"},
     {"cli"},
     {"__main__", "__init__"},

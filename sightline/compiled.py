@@ -1,0 +1,83 @@
+"""Loops compiled for the CPU by numba, and their threads; every caller has a torch form for where numba is not.
+
+A kernel is a plain function of arrays that starts with two numbers, `first` and `last`: the rows it is to do. Rows are
+independent, so the answer has the same bits for any number of threads. Threads are Python's, not numba's: kernels let
+go of the interpreter's lock, and a second pool of OpenMP threads beside torch's would make both slow.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, update_wrapper
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Compiled", "compiled", "in_threads", "suits"]
+
+
+class Compiled:
+    """A function that numba compiles at its first call, keeping the result on disk; `plain` is the uncompiled one."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.plain = function
+        self._machine_code: Callable[..., Any] | None = None
+        update_wrapper(self, function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.machine_code(*arguments)
+
+    @property
+    def machine_code(self) -> Callable[..., Any]:
+        """What numba made of it, to be called from another kernel."""
+        if self._machine_code is None:
+            import numba
+
+            self._machine_code = numba.njit(cache=True, nogil=True, error_model="numpy")(self.plain)
+        return self._machine_code
+
+
+def compiled(function: Callable[..., Any]) -> Compiled:
+    """Marks a kernel. No fast-math: sums are taken in the order written, so that every machine rounds alike."""
+    return Compiled(function)
+
+
+def suits(*tensors: Tensor) -> bool:
+    """Whether kernels can take these tensors: numba is installed, and all are on the CPU in float32 or float64."""
+    return _has_numba() and all(
+        tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors
+    )
+
+
+def in_threads(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> None:
+    """`kernel(first, last, *arguments)` over all rows, dealt to as many threads as torch has; waits for all of them.
+
+    An exception in one thread is raised here after the others have ended.
+    """
+    count = max(1, min(torch.get_num_threads(), num_rows))
+    bounds = [num_rows * part // count for part in range(count + 1)]
+    # The calling thread takes the last part: with one thread no pool is made at all.
+    others = [_pool(os.getpid(), count).submit(kernel, *pair, *arguments) for pair in itertools.pairwise(bounds[:-1])]
+    try:
+        kernel(bounds[-2], bounds[-1], *arguments)
+    finally:
+        failures = [other.exception() for other in others]
+    for failure in failures:
+        if failure is not None:
+            raise failure
+
+
+@cache
+def _pool(process: int, size: int) -> ThreadPoolExecutor:
+    """One pool per process: a forked child has none of its parent's threads."""
+    return ThreadPoolExecutor(size, thread_name_prefix="sightline-kernel")
+
+
+@cache
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
