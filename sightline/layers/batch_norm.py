@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SynchronisedBatchNorm", "synchronise"]
+__all__ = ["SumsAbout", "SynchronisedBatchNorm", "all_reduce_sum", "statistics", "synchronise"]
 
 AllReduceSum = Callable[[Tensor], Tensor]
 """Adds a tensor up over all processes; differentiable: backward adds the gradients up over all processes."""
@@ -67,7 +68,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         centred = wide - mean.to(wide.dtype).view(per_channel)
         variance = self._all_reduce_sum(centred.square().sum(axes).double()) / count
         if self.track_running_stats:
-            self._update_running(mean.detach(), variance.detach() * (count / (count - 1)))
+            _update_running(self, mean.detach(), variance.detach() * (count / (count - 1)))
         scale = (variance + self.eps).rsqrt().to(wide.dtype)
         if self.affine:
             scale = scale * self.weight
@@ -81,16 +82,57 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
                 f"{int(count.item())} (shape {tuple(values.shape)} here); use a larger batch"
             )
 
-    @torch.no_grad()
-    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.num_batches_tracked is not None
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        self.num_batches_tracked.add_(1)
-        # momentum None is torch's cumulative average; the share stays a tensor so that no device is waited for.
-        share = self.num_batches_tracked.double().reciprocal() if self.momentum is None else self.momentum
-        for running, found in ((self.running_mean, mean), (self.running_var, variance)):
-            running.copy_(running * (1 - share) + found.to(running.dtype) * share)
+
+class SumsAbout(NamedTuple):
+    """What a part adds to the statistics of all: over `num_values` values per channel, the sums of value - `origin` and
+    of its square; all (C,) float64."""
+
+    origin: Tensor
+    total: Tensor
+    total_of_squares: Tensor
+    num_values: int
+
+
+@torch.no_grad()
+def statistics(norm: nn.modules.batchnorm._BatchNorm, sums: SumsAbout) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and biased variance (C,), float64, over all processes; the running values of `norm` follow them.
+
+    For layers that know the sums without making the values. An origin near the mean keeps the variance exact.
+    Raises ValueError where one value per channel is all there is, as batch norm itself does.
+    """
+    first = torch.cat([sums.total + sums.num_values * sums.origin, sums.total.new_tensor([sums.num_values])])
+    totals = all_reduce_sum(norm, first)
+    count = totals[-1]
+    if sums.num_values < 2 and count.item() < 2:
+        raise ValueError(
+            f"batch norm: expected more than 1 value per channel over all processes when training, found "
+            f"{int(count.item())}; use a larger batch"
+        )
+    mean = totals[:-1] / count
+    moved = mean - sums.origin
+    about_mean = sums.total_of_squares - moved * (2 * sums.total - sums.num_values * moved)
+    variance = all_reduce_sum(norm, about_mean).clamp_min(0) / count
+    if norm.track_running_stats:
+        _update_running(norm, mean, variance * (count / (count - 1)))
+    return count, mean, variance
+
+
+@torch.no_grad()
+def all_reduce_sum(norm: nn.Module, values: Tensor) -> Tensor:
+    """The sum over the processes that `norm` is synchronised with; `values` themselves for any other batch norm."""
+    return norm._all_reduce_sum(values) if isinstance(norm, SynchronisedBatchNorm) else values
+
+
+@torch.no_grad()
+def _update_running(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, unbiased_variance: Tensor) -> None:
+    assert norm.num_batches_tracked is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.num_batches_tracked.add_(1)
+    # momentum None is torch's cumulative average; the share stays a tensor so that no device is waited for.
+    share = norm.num_batches_tracked.double().reciprocal() if norm.momentum is None else norm.momentum
+    for running, found in ((norm.running_mean, mean), (norm.running_var, unbiased_variance)):
+        running.copy_(running * (1 - share) + found.to(running.dtype) * share)
 
 
 def synchronise(model: nn.Module, all_reduce_sum: AllReduceSum) -> nn.Module:

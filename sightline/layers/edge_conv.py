@@ -1,14 +1,27 @@
-"""Edge convolution in its plain form: every edge feature is written out. The tested reference of any fused form."""
+"""Edge convolution: a learned map of every edge of a graph, and the largest response over the edges of a point.
+
+`PlainEdgeConv` writes every edge feature out: the tested reference. `EdgeConv` gives the same numbers and gradients
+and never does: W (x_j - x_i, x_i) = W_1 x_j + (W_2 - W_1) x_i is two linear maps of points; batch norm and activation
+keep the order of the values of a channel, or turn it round where the norm's weight is negative, so that the extreme
+can be taken first.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from sightline.geometry.neighbours import gather_points
+from sightline.layers.batch_norm import SumsAbout, all_reduce_sum, statistics
+from sightline.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
 from sightline.layers.mlp import LinearNorm
 
-__all__ = ["EdgeConv", "graph_features"]
+__all__ = ["EdgeConv", "PlainEdgeConv", "graph_features"]
 
 
 def graph_features(features: Tensor, index: Tensor) -> Tensor:
@@ -22,7 +35,7 @@ def graph_features(features: Tensor, index: Tensor) -> Tensor:
     return torch.cat([neighbours_BNKC - centres_BNKC, centres_BNKC], dim=-1)
 
 
-class EdgeConv(nn.Module):
+class PlainEdgeConv(nn.Module):
     """A learned map of every edge, and the largest response of each channel over the edges of a point.
 
     `forward(features (B, N, in_channels), index (B, N, K)) -> (B, N, out_channels)`. Holds B*N*K*2*in_channels numbers
@@ -37,3 +50,71 @@ class EdgeConv(nn.Module):
 
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
         return self.edge(graph_features(features, index)).max(dim=2).values
+
+
+class EdgeConv(PlainEdgeConv):
+    """`PlainEdgeConv` without its edge features: same state, same numbers, same gradients, same running statistics.
+
+    Holds B*N*2*out_channels numbers, in every mode, on any device, and with synchronised batch norm. Where equal
+    responses tie, or the norm's weight is exactly 0, the gradient goes to the neighbour that stands first in `index`.
+    Source: Wang et al. 2019, equations 5 to 8; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all edges.
+    """
+
+    def forward(self, features: Tensor, index: Tensor) -> Tensor:
+        towards, own = self.edge.linear.weight.chunk(2, dim=1)
+        # Any origin gives the same edges. Near the middle of the cloud the two parts of an edge do not cancel.
+        origin_B1C = features.detach().mean(dim=1, keepdim=True)
+        pairs = F.linear(features - origin_B1C, torch.cat([towards, own - towards]))
+        offset_B1C = F.linear(origin_B1C, torch.cat([torch.zeros_like(own), own]))
+        pairs = _at_least_float(pairs) + _at_least_float(offset_B1C)
+        norm = self.edge.norm
+        normed = _NormedExtreme.apply(pairs, index, norm.weight, norm.bias, norm)
+        return self.edge.activation(normed).to(features.dtype)
+
+
+def _at_least_float(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+class _NormedExtreme(Function):
+    """max over j of batch_norm(u_j + v_i), (B, N, C), from `pairs` (B, N, 2C): u and v of every point."""
+
+    @staticmethod
+    def forward(ctx: Any, pairs: Tensor, index: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        near_mean = _mean_over_points(pairs)
+        edges = edge_extremes_and_sums(pairs, index, sign=weight.sign().to(pairs.dtype), shift=near_mean)
+        if norm.training or norm.running_mean is None or norm.running_var is None:
+            sums = SumsAbout(near_mean.double(), edges.total, edges.total_of_squares, index.numel())
+            count, mean, variance = statistics(norm, sums)
+        else:
+            count, mean, variance = None, norm.running_mean.double(), norm.running_var.double()
+        inverse_deviation = (variance + norm.eps).rsqrt().to(pairs.dtype)
+        mean = mean.to(pairs.dtype)
+        own = pairs.chunk(2, dim=-1)[1]
+        standard = edges.extreme.add_(own - mean).mul_(inverse_deviation)
+        ctx.norm, ctx.count = norm, count
+        ctx.save_for_backward(pairs, index, edges.position, standard, weight, inverse_deviation, mean)
+        return torch.addcmul(bias, standard, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
+        pairs, index, position, standard, weight, inverse_deviation, mean = ctx.saved_tensors
+        to_bias = gradients[0].sum(dim=(0, 1))
+        to_weight = (gradients[0] * standard).sum(dim=(0, 1))
+        scale = weight * inverse_deviation
+        constant = slope = torch.zeros_like(scale)  # running statistics do not answer to the batch
+        if ctx.count is not None:
+            shares = all_reduce_sum(ctx.norm, torch.cat([to_bias, to_weight]).double()) / ctx.count
+            share_of_bias, share_of_weight = shares.to(scale.dtype).chunk(2)
+            constant, slope = scale * share_of_bias, scale * inverse_deviation * share_of_weight
+        to_pairs = edge_gradients(
+            pairs, index, position, chosen=gradients[0] * scale, constant=constant, slope=slope, shift=mean
+        )
+        return to_pairs, None, to_weight, to_bias, None
+
+
+def _mean_over_points(pairs: Tensor) -> Tensor:
+    """What an edge of a point with itself is on average (C,): near the mean of all edges."""
+    total = pairs.sum(dim=(0, 1)) / max(1, pairs.shape[0] * pairs.shape[1])
+    return total[: len(total) // 2] + total[len(total) // 2 :]

@@ -11,7 +11,7 @@ from sightline import registry
 from sightline.arguments import Count, Probability
 from sightline.geometry.neighbours import nearest_neighbours
 from sightline.layers.cloud import join_channels
-from sightline.layers.edge_conv import EdgeConv
+from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv
 from sightline.layers.mlp import LinearNorm, Width
 
 __all__ = ["DGCNN", "DGCNNOutput"]
@@ -30,7 +30,8 @@ class DGCNN(nn.Module):
     """Four edge convolutions, each on a graph found anew: first among the coordinates, then among the features.
 
     The answer does not depend on the order of the points. Clouds need at least `num_neighbours` points; the authors
-    take 20 of 1024 and 40 of 2048. Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
+    take 20 of 1024 and 40 of 2048. `fused: false` takes the plain edge convolutions: the same numbers, several times
+    slower, for comparison. Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
     """
 
     def __init__(
@@ -41,13 +42,15 @@ class DGCNN(nn.Module):
         num_neighbours: Count = 20,
         embedding: Width = 1024,
         dropout: Probability = 0.5,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.num_neighbours = num_neighbours
+        edge_conv = EdgeConv if fused else PlainEdgeConv
         before = (in_channels, *_EDGE_WIDTHS[:-1])
         self.edges = nn.ModuleList(
-            EdgeConv(in_channels=width, out_channels=after) for width, after in zip(before, _EDGE_WIDTHS, strict=True)
+            edge_conv(in_channels=width, out_channels=after) for width, after in zip(before, _EDGE_WIDTHS, strict=True)
         )
         self.embed = _leaky_layer(sum(_EDGE_WIDTHS), embedding)
         self.head = nn.Sequential(

@@ -1,0 +1,213 @@
+"""What a fused edge convolution does per edge: sums, extremes and their transposes, as kernels and as torch.
+
+Every edge i -> j of a cloud carries u_j + v_i. `pairs` (B, N, 2C) holds u and v side by side, `index` (B, N, K) the
+neighbours j of each i. Nothing of size (B, N, K, C) is made: the kernels go through the edges point by point, the torch
+forms neighbour by neighbour.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.compiled import compiled, in_threads, suits
+
+__all__ = ["EdgeSums", "edge_extremes_and_sums", "edge_gradients"]
+
+_POINTS_AT_ONCE = 1024
+"""Points of one block of partial sums: fixed, so that the order of adding does not depend on the threads."""
+
+
+class EdgeSums(NamedTuple):
+    """Per point: the extreme u_j (B, N, C) and which neighbour it is (B, N, C) uint8 or int32; per channel, float64:
+    the sum and the sum of squares of u_j + v_i - shift over all edges (C,)."""
+
+    extreme: Tensor
+    position: Tensor
+    total: Tensor
+    total_of_squares: Tensor
+
+
+def edge_extremes_and_sums(pairs: Tensor, index: Tensor, *, sign: Tensor, shift: Tensor) -> EdgeSums:
+    """The largest u_j of each point and channel where `sign` is 1, the smallest where it is -1, the first where 0.
+
+    `sign` and `shift` are (C,) in the type of `pairs`. Equal values: the neighbour that stands first in `index`.
+    """
+    if suits(pairs):
+        return _compiled_extremes_and_sums(pairs, index, sign, shift)
+    return _plain_extremes_and_sums(pairs, index, sign, shift)
+
+
+def edge_gradients(
+    pairs: Tensor, index: Tensor, position: Tensor, *, chosen: Tensor, constant: Tensor, slope: Tensor, shift: Tensor
+) -> Tensor:
+    """What reaches u and v, (B, N, 2C), if the gradient of an edge's value y = u_j + v_i is that of a batch norm.
+
+    The gradient of edge (i, j) is `chosen` (B, N, C) at the edge that `position` names, and everywhere
+    - `constant` - `slope` * (y - `shift`), all (C,): the two terms by which the batch's mean and variance answer.
+    """
+    if suits(pairs):
+        return _compiled_gradients(pairs, index, position, chosen, constant, slope, shift)
+    return _plain_gradients(pairs, index, position, chosen, constant, slope, shift)
+
+
+def _position_dtype(num_neighbours: int) -> torch.dtype:
+    return torch.uint8 if num_neighbours <= 256 else torch.int32
+
+
+# --- torch: the fallback of a GPU, of half precision, and of a machine without numba -----------------------------
+
+
+def _plain_extremes_and_sums(pairs: Tensor, index: Tensor, sign: Tensor, shift: Tensor) -> EdgeSums:
+    ahead, behind = pairs.chunk(2, dim=-1)
+    moved = behind - shift
+    extreme = _rows(ahead, index[..., 0])
+    position = torch.zeros(extreme.shape, dtype=_position_dtype(index.shape[-1]), device=pairs.device)
+    sums = [extreme.new_zeros(len(shift), dtype=torch.float64) for _ in range(2)]
+    for place in range(index.shape[-1]):
+        values = _rows(ahead, index[..., place])
+        is_better = sign * values > sign * extreme
+        extreme = torch.where(is_better, values, extreme)
+        position.masked_fill_(is_better, place)
+        edges = values + moved
+        sums[0] += edges.sum((0, 1), dtype=torch.float64)
+        sums[1] += edges.square().sum((0, 1), dtype=torch.float64)
+    return EdgeSums(extreme, position, *sums)
+
+
+def _plain_gradients(
+    pairs: Tensor, index: Tensor, position: Tensor, chosen: Tensor, constant: Tensor, slope: Tensor, shift: Tensor
+) -> Tensor:
+    ahead, behind = pairs.chunk(2, dim=-1)
+    num_neighbours = index.shape[-1]
+    moved = behind - shift
+    to_ahead, received = torch.zeros_like(ahead), torch.zeros_like(ahead)
+    given = torch.zeros_like(behind)
+    degree = ahead.new_zeros(ahead.shape[:2])
+    for place in range(num_neighbours):
+        neighbour = index[..., place]
+        rows = neighbour[..., None].expand_as(behind)
+        received.scatter_add_(1, rows, moved)
+        to_ahead.scatter_add_(1, rows, torch.where(position == place, chosen, 0))
+        degree.scatter_add_(1, neighbour, torch.ones_like(degree))
+        given += _rows(ahead, neighbour)
+    to_ahead -= degree[..., None] * constant + slope * (degree[..., None] * ahead + received)
+    to_behind = chosen - num_neighbours * constant - slope * (given + num_neighbours * moved)
+    return torch.cat([to_ahead, to_behind], dim=-1)
+
+
+def _rows(values: Tensor, index_BN: Tensor) -> Tensor:
+    return values.gather(1, index_BN[..., None].expand(-1, -1, values.shape[-1]))
+
+
+# --- numba ------------------------------------------------------------------------------------------------------
+
+
+def _compiled_extremes_and_sums(pairs: Tensor, index: Tensor, sign: Tensor, shift: Tensor) -> EdgeSums:
+    num_samples, num_points, width = pairs.shape
+    blocks = num_samples * -(-num_points // _POINTS_AT_ONCE)
+    extreme = pairs.new_empty((num_samples, num_points, width // 2))
+    position = torch.empty(extreme.shape, dtype=_position_dtype(index.shape[-1]))
+    sums = np.zeros((2, blocks, width // 2))
+    arrays = [tensor.contiguous().numpy() for tensor in (pairs, index, sign, shift)]
+    in_threads(_reduce_edges, blocks, *arrays, extreme.numpy(), position.numpy(), sums)
+    return EdgeSums(extreme, position, *torch.from_numpy(sums.sum(axis=1)))
+
+
+def _compiled_gradients(
+    pairs: Tensor, index: Tensor, position: Tensor, chosen: Tensor, constant: Tensor, slope: Tensor, shift: Tensor
+) -> Tensor:
+    result = torch.empty_like(pairs)
+    given = (pairs, index, position, chosen, constant, slope, shift)
+    in_threads(_spread_gradients, len(pairs), *(tensor.contiguous().numpy() for tensor in given), result.numpy())
+    return result
+
+
+@compiled
+def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sums):  # type: ignore[no-untyped-def]
+    num_points, num_neighbours = index.shape[1], index.shape[2]
+    width = extreme.shape[2]
+    blocks_of_a_cloud = (num_points + 1023) // 1024
+    moved = np.empty(width, pairs.dtype)
+    best = np.empty(width, pairs.dtype)
+    place_of_best = np.empty(width, np.int32)
+    total = np.empty(width, pairs.dtype)
+    squares = np.empty(width, pairs.dtype)
+    for block in range(first, last):
+        sample = block // blocks_of_a_cloud
+        start = (block % blocks_of_a_cloud) * 1024
+        for point in range(start, min(start + 1024, num_points)):
+            own = pairs[sample, point]
+            for channel in range(width):
+                moved[channel] = own[width + channel] - shift[channel]
+            nearest = pairs[sample, index[sample, point, 0]]
+            for channel in range(width):
+                best[channel] = nearest[channel] * sign[channel]
+                place_of_best[channel] = 0
+                edge = nearest[channel] + moved[channel]
+                total[channel] = edge
+                squares[channel] = edge * edge
+            for place in range(1, num_neighbours):
+                other = pairs[sample, index[sample, point, place]]
+                for channel in range(width):
+                    value = other[channel]
+                    edge = value + moved[channel]
+                    total[channel] += edge
+                    squares[channel] += edge * edge
+                    signed = value * sign[channel]
+                    is_better = signed > best[channel]
+                    best[channel] = signed if is_better else best[channel]
+                    place_of_best[channel] = place if is_better else place_of_best[channel]
+            for channel in range(width):
+                sums[0, block, channel] += total[channel]
+                sums[1, block, channel] += squares[channel]
+                position[sample, point, channel] = place_of_best[channel]
+                extreme[sample, point, channel] = pairs[sample, index[sample, point, place_of_best[channel]], channel]
+
+
+@compiled
+def _spread_gradients(  # type: ignore[no-untyped-def]
+    first, last, pairs, index, position, chosen, constant, slope, shift, result
+):
+    num_points, num_neighbours = index.shape[1], index.shape[2]
+    width = chosen.shape[2]
+    moved = np.empty(width, pairs.dtype)
+    given = np.empty(width, pairs.dtype)
+    degree = np.empty(num_points, np.int64)
+    for sample in range(first, last):
+        degree[:] = 0
+        result[sample] = 0
+        for point in range(num_points):
+            own = pairs[sample, point]
+            for channel in range(width):
+                moved[channel] = own[width + channel] - shift[channel]
+                given[channel] = 0
+            for place in range(num_neighbours):
+                neighbour = index[sample, point, place]
+                degree[neighbour] += 1
+                other = pairs[sample, neighbour]
+                target = result[sample, neighbour]
+                for channel in range(width):
+                    given[channel] += other[channel]
+                for channel in range(width):
+                    target[channel] += moved[channel]
+            to_own = result[sample, point]
+            for channel in range(width):
+                to_own[width + channel] = (
+                    chosen[sample, point, channel]
+                    - num_neighbours * constant[channel]
+                    - slope[channel] * (given[channel] + num_neighbours * moved[channel])
+                )
+        for point in range(num_points):
+            own = pairs[sample, point]
+            target = result[sample, point]
+            count = degree[point]
+            for channel in range(width):
+                target[channel] = -count * constant[channel] - slope[channel] * (count * own[channel] + target[channel])
+        for point in range(num_points):
+            for channel in range(width):
+                neighbour = index[sample, point, position[sample, point, channel]]
+                result[sample, neighbour, channel] += chosen[sample, point, channel]
