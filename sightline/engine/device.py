@@ -19,6 +19,8 @@ def to_device(value: Any, device: torch.device, *, floats: torch.dtype = torch.f
     """
     if isinstance(value, Tensor):
         dtype = floats if value.is_floating_point() else value.dtype
+        if device.type == "cuda" and value.device.type == "cpu":
+            value = value.pin_memory()  # from pageable memory the copy would wait for the device
         return value.to(device, dtype, non_blocking=True)
     if value is None or isinstance(value, bool | int | float | str):
         return value

@@ -22,6 +22,7 @@ from sightline.engine import checkpoint
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
+from sightline.engine.inputs import INPUTS, inputs_document
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
 from sightline.engine.progress import Progress
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
@@ -118,6 +119,7 @@ class Session:
         if not (self.directory.path / "config.yaml").exists():
             self.directory.write_json("environment.json", self.record)
             self.directory.write_json("facts.json", to_plain(dict(self.built.data.facts)))
+            self.directory.write_json(INPUTS, inputs_document(self.built.data.train.dataset.info))
             self.directory.write_text("config.yaml", render(self.config, origins=False))
 
     def begin(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,8 @@ class Wandb:
     """A wandb run in `directory`/wandb: `train/<number>` of each interval, `<split>/<metric>`, and the pictures.
 
     It sees numbers alone: no hooks on the model, no capture of the console, no copy of the code. All its files, caches
-    too, lie in that folder. The global random states are left alone. Raises MissingExtraError without wandb.
+    too, lie in that folder. A resumed run goes on under the identity kept there, so that online it is one curve, and
+    offline `wandb sync` joins the parts. The global random states are left alone. Raises MissingExtraError without wandb.
     """
 
     def __init__(
@@ -73,7 +75,18 @@ class Wandb:
             settings = wandb.Settings(
                 console="off", silent=True, disable_code=True, disable_git=True, finish_timeout=_FINISH_S
             )
-            return wandb.init(dir=self._directory, settings=settings, **self._about)
+            # Offline there is nothing to resume from; wandb would only warn that it ignores the wish.
+            resume = "allow" if self._about["mode"] == "online" else None
+            identity = _identity(self._directory / "wandb" / "run_id")
+            return wandb.init(dir=self._directory, settings=settings, id=identity, resume=resume, **self._about)
+
+
+def _identity(path: Path) -> str:
+    """The identity that the first start of a run chose."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def _image(picture: Picture) -> Any:

@@ -105,6 +105,13 @@ def test_wandb_offline_writes_only_inside_and_leaves_random_states_alone(
     assert list((run / "wandb").rglob("*.wandb"))
     assert list((run / "wandb").rglob("*.png"))
 
+    resumed = Wandb(run, project="p", name="n", every=1)
+    resumed.on_step(step(5))
+    resumed.on_end("finished")
+    parts = [path.stem.removeprefix("run-") for path in (run / "wandb").rglob("*.wandb")]
+    assert len(parts) == 2
+    assert set(parts) == {(run / "wandb" / "run_id").read_text(encoding="utf-8")}
+
 
 def test_wandb_that_cannot_start_only_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -1,0 +1,53 @@
+"""What a run takes in, kept in its folder: fields, features and the form of clouds, so that files can be predicted."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from sightline import registry
+from sightline.config import RunConfig
+from sightline.engine.loading import load_document, read_facts
+from sightline.errors import UserError
+from sightline.types import CloudForm, DataInfo, Field
+
+__all__ = ["INPUTS", "inputs_document", "read_inputs"]
+
+INPUTS = "inputs.json"
+
+
+def inputs_document(info: DataInfo) -> dict[str, Any]:
+    """What `inputs.json` holds of a data set's info."""
+    return {
+        "fields": {name: dataclasses.asdict(field) for name, field in info.fields.items()},
+        "features": list(info.features),
+        "clouds": None if info.clouds is None else dataclasses.asdict(info.clouds),
+    }
+
+
+def read_inputs(run: Path, config: RunConfig) -> DataInfo:
+    """The info of the data that a run was trained on, from its folder alone.
+
+    A run made before folders held this asks its data set once more. Raises UserError where neither can be read.
+    """
+    facts = read_facts(run)
+    if not (run / INPUTS).exists():
+        return _asked_again(run, config)
+    document = load_document(run / INPUTS)
+    try:
+        fields = {name: Field(**values) for name, values in document["fields"].items()}
+        form = None if document["clouds"] is None else CloudForm(**document["clouds"])
+        return DataInfo(facts, fields, features=tuple(document["features"]), clouds=form)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{run / INPUTS}: is not what a run's data set stated ({error}); make the run again") from None
+
+
+def _asked_again(run: Path, config: RunConfig) -> DataInfo:
+    try:
+        info: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
+    except UserError as error:
+        raise UserError(
+            f"{run / INPUTS}: is missing, an older sightline made the run, and its data set cannot be asked: {error}"
+        ) from error
+    return info
