@@ -32,7 +32,7 @@ class EdgeSums(NamedTuple):
 
 
 def edge_extremes_and_sums(pairs: Tensor, index: Tensor, *, sign: Tensor, shift: Tensor) -> EdgeSums:
-    """The largest u_j of each point and channel where `sign` is 1, the smallest where it is -1, the first where 0.
+    """The largest u_j of each point and channel where `sign` is 1, the smallest where it is -1, the first where 0; NaN wins.
 
     `sign` and `shift` are (C,) in the type of `pairs`. Equal values: the neighbour that stands first in `index`.
     """
@@ -69,7 +69,7 @@ def _plain_extremes_and_sums(pairs: Tensor, index: Tensor, sign: Tensor, shift: 
     sums = [extreme.new_zeros(len(shift), dtype=torch.float64) for _ in range(2)]
     for place in range(index.shape[-1]):
         values = _rows(ahead, index[..., place])
-        is_better = sign * values > sign * extreme
+        is_better = (sign * values > sign * extreme) | values.isnan()  # as torch's maximum: NaN wins
         extreme = torch.where(is_better, values, extreme)
         position.masked_fill_(is_better, place)
         edges = values + moved
@@ -158,7 +158,7 @@ def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sum
                     total[channel] += edge
                     squares[channel] += edge * edge
                     signed = value * sign[channel]
-                    is_better = signed > best[channel]
+                    is_better = signed > best[channel] or signed != signed  # as torch's maximum: NaN wins
                     best[channel] = signed if is_better else best[channel]
                     place_of_best[channel] = place if is_better else place_of_best[channel]
             for channel in range(width):

@@ -13,6 +13,7 @@ from sightline.geometry.neighbours import nearest_neighbours
 from sightline.layers.cloud import join_channels
 from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv
 from sightline.layers.mlp import LinearNorm, Width
+from sightline.layers.pooling import LinearNormPool
 
 __all__ = ["DGCNN", "DGCNNOutput"]
 
@@ -30,7 +31,7 @@ class DGCNN(nn.Module):
     """Four edge convolutions, each on a graph found anew: first among the coordinates, then among the features.
 
     The answer does not depend on the order of the points. Clouds need at least `num_neighbours` points; the authors
-    take 20 of 1024 and 40 of 2048. `fused: false` takes the plain edge convolutions: the same numbers, several times
+    take 20 of 1024 and 40 of 2048. `fused: false` takes the plain forms of all layers: the same numbers, several times
     slower, for comparison. Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
     """
 
@@ -52,7 +53,9 @@ class DGCNN(nn.Module):
         self.edges = nn.ModuleList(
             edge_conv(in_channels=width, out_channels=after) for width, after in zip(before, _EDGE_WIDTHS, strict=True)
         )
-        self.embed = _leaky_layer(sum(_EDGE_WIDTHS), embedding)
+        self.embed = LinearNormPool(
+            in_channels=sum(_EDGE_WIDTHS), out_channels=embedding, negative_slope=0.2, fused=fused
+        )
         self.head = nn.Sequential(
             _leaky_layer(2 * embedding, 512),
             nn.Dropout(dropout),
@@ -70,9 +73,7 @@ class DGCNN(nn.Module):
             index = nearest_neighbours(near, num_neighbours=self.num_neighbours)
             values = near = edge_conv(values, index)
             levels.append(values)
-        embedded_BNC = self.embed(torch.cat(levels, dim=-1))
-        pooled_BC = torch.cat([embedded_BNC.max(dim=1).values, embedded_BNC.mean(dim=1)], dim=-1)
-        return {"logits": self.head(pooled_BC)}
+        return {"logits": self.head(self.embed(torch.cat(levels, dim=-1)))}
 
 
 def _leaky_layer(in_channels: int, out_channels: int, has_bias: bool = False) -> LinearNorm:

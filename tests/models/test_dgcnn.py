@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sightline.layers.mlp import LinearNorm
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.dgcnn import DGCNN
 from sightline.models.published import translate, translate_key
@@ -37,17 +38,20 @@ def test_size_is_the_published_one(num_classes: int, expected: int) -> None:
 
 
 @pytest.mark.shared
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", GOLDEN)
-def test_agrees_with_the_reference(shared: Path, name: str) -> None:
+def test_agrees_with_the_reference(shared: Path, name: str, fused: bool) -> None:
     layout, arguments = GOLDEN[name]
     golden = load_golden(shared, name)
-    model = DGCNN(in_channels=3, **arguments).double()
+    model = DGCNN(in_channels=3, fused=fused, **arguments).double()
     model.load_state_dict(translate(golden.state(), layout))
     loss = CrossEntropy(num_classes=arguments["num_classes"], label_smoothing=0.2)
     points, label = golden.tensor("in.x").mT, golden.tensor("in.label")
 
     embedded = []
-    model.embed.register_forward_hook(lambda module, given, output: embedded.append(output))
+    model.embed.register_forward_pre_hook(
+        lambda module, given: None if module.training else embedded.append(LinearNorm.forward(module, *given))
+    )
     for mode in each_mode(model):
         with torch.set_grad_enabled(mode == "train"):
             logits = model(points=points)["logits"]

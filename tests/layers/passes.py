@@ -1,0 +1,47 @@
+"""One forward and backward pass of a layer, and what it leaves behind, to be held against another form of the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+BOUND = 1e-9
+"""What is asked of two forms in float64; rounding of 2e-16 over sums of a few thousand terms is a thousandth of it."""
+
+
+@dataclass
+class Pass:
+    """Outputs side by side, gradients of inputs and parameters by name, and the state afterwards."""
+
+    output: Tensor
+    gradients: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+
+def run(layer: nn.Module, given: Mapping[str, Tensor | None], weight: Tensor) -> Pass:
+    """The pass of `layer(**given)`; the last of several outputs is weighted and summed for the backward pass."""
+    own = {
+        name: value.clone().requires_grad_() if value is not None and value.is_floating_point() else value
+        for name, value in given.items()
+    }
+    output = layer(**own)
+    output = output[-1] if isinstance(output, tuple) else output
+    (output * weight).sum().backward()
+    leaves = own | dict(layer.named_parameters())
+    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf is not None and leaf.grad is not None}
+    return Pass(output.detach(), gradients, {name: value.clone() for name, value in layer.state_dict().items()})
+
+
+def assert_passes_agree(found: Pass, expected: Pass, bound: float) -> None:
+    """Gradients are compared to their own size, or to that of the largest where they are zero but for rounding."""
+    torch.testing.assert_close(found.output, expected.output, rtol=bound, atol=bound)
+    assert found.gradients.keys() == expected.gradients.keys()
+    largest = max(gradient.abs().max().item() for gradient in expected.gradients.values())
+    for name, gradient in expected.gradients.items():
+        assert gradient.shape == found.gradients[name].shape
+        torch.testing.assert_close(found.gradients[name], gradient, rtol=bound, atol=bound * largest, msg=name)
+    for name, value in expected.state.items():
+        torch.testing.assert_close(found.state[name], value, rtol=bound, atol=bound)
