@@ -6,7 +6,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-__all__ = ["Count", "Factor", "Index", "Probability", "Seed", "Size"]
+__all__ = ["Count", "Factor", "Index", "Probability", "Seed", "Share", "Size"]
 
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
 """How many, at least one."""
@@ -16,6 +16,8 @@ Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 """A seed of random draws."""
 Probability = Annotated[float, Ge(0.0), Le(1.0)]
 """A share or a probability, 0 to 1."""
+Share = Annotated[float, Gt(0.0), Le(1.0)]
+"""A share of something, above 0, at most 1."""
 Size = Annotated[float, Gt(0.0), Le(1e9)]
 """A positive quantity: a radius, a scale, a learning rate."""
 Factor = Annotated[float, Ge(0.0), Le(1e9)]

@@ -30,6 +30,22 @@ def _check_json(path: Path | None) -> Path | None:
     return path
 
 
+def _check_csv(path: Path | None) -> Path | None:
+    if path is not None:
+        from sightline.verbs.common import assert_writable
+
+        assert_writable(path, option="--csv")
+    return path
+
+
+def _check_svg(path: Path | None) -> Path | None:
+    if path is not None:
+        from sightline.verbs.common import assert_writable
+
+        assert_writable(path, option="--svg")
+    return path
+
+
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="laid over the config: train.epochs=10")
 ]
@@ -101,6 +117,53 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="files or folders: npy npz ply off txt xyz csv pts h5")
+    ],
+    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", metavar="N", min=1, help="clouds at once [evaluate.batch_size]")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option("--columns", metavar="x,y,z,...", help="columns of files without names, _ for none")
+    ] = None,
+    unit_sphere: Annotated[
+        bool, typer.Option("--unit-sphere", help="move every cloud to its mean and scale it to radius 1")
+    ] = False,
+    plugin: Plugins = None,
+    device: Device = "auto",
+    json: Json = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", callback=_check_csv, help="write the result as CSV")
+    ] = None,
+    traceback: Traceback = False,
+) -> int:
+    """Say the class of each file, with its probability and the margin to the next class.
+
+    Files are prepared as the run's own data was (a mesh is drawn as 'data prepare' draws it) and go through the run's
+    evaluation transforms once, without votes. A file that is damaged, or outside what the run was trained on
+    (channels, scale, number of points), is refused by name, and the others are predicted all the same. Exit code 0
+    where every file was predicted, 2 where one was refused, 1 where the work failed.
+    """
+    from sightline.verbs import predict as verb
+
+    return verb.predict(
+        run,
+        tuple(paths),
+        which=checkpoint,
+        plugins=tuple(plugin or ()),
+        batch_size=batch_size,
+        columns=columns,
+        to_sphere=unit_sphere,
+        device=device,
+        json=json,
+        csv=csv,
+    )
+
+
+@app.command()
 def check(
     config: Config,
     overrides: Overrides = None,
@@ -122,6 +185,78 @@ def check(
         device=device,
         json=json,
         verbose=verbose,
+    )
+
+
+@app.command()
+def describe(
+    config: Config,
+    overrides: Overrides = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", callback=_check_svg, help="write a drawing of the model")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", metavar="N", min=1, help="estimate the memory for [train.batch_size]")
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option("--depth", metavar="N", min=1, help="calls inside calls, down to this many [all; drawing: few]"),
+    ] = None,
+    plugin: Plugins = None,
+    device: Device = "auto",
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Show the model of a config: modules in the order in which they run, shapes, parameters, cost and peak memory.
+
+    One forward pass of a few samples is traced, and two training steps on copies are measured: nothing is trained.
+    Where the data is not there, samples are made as its set promises them, and the first line says so.
+    """
+    from sightline.verbs import describe as verb
+
+    return verb.describe(
+        config,
+        tuple(overrides or ()),
+        plugins=tuple(plugin or ()),
+        batch_size=batch_size,
+        depth=depth,
+        device=device,
+        svg=svg,
+        json=json,
+    )
+
+
+@app.command()
+def bench(
+    suites: Annotated[
+        list[str] | None, typer.Argument(metavar="[SUITE]...", help="geometry models data train, or all [all]")
+    ] = None,
+    case: Annotated[
+        str | None, typer.Option("--case", metavar="PATTERN", help="only cases of this name: knn_*, models/*step*")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="rounds, all forms in each")] = 5,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="threads of every form")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="tiny sizes: that it runs, not how fast")] = False,
+    grow: Annotated[
+        str | None,
+        typer.Option("--grow", metavar="points|neighbours|batch|all", help="how time and memory grow, geometry models"),
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", callback=_check_svg, help="draw what --grow measures")
+    ] = None,
+    lists: Annotated[bool, typer.Option("--list", help="say what cases there are, and run none")] = False,
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Time forms of one computation in turn, after seeing that they give the same numbers; ratios and peak memory.
+
+    Ratios are of CPU time, medians of the rounds. Exit code 1 where a form gave other numbers than its baseline. An
+    interrupted run keeps the rows that it has.
+    """
+    from sightline.verbs import bench as verb
+
+    return verb.bench(
+        verb.Options(tuple(suites or ()), case, repeats, threads, quick, json, lists, grow, svg),
     )
 
 
@@ -157,16 +292,19 @@ def list_components(
 
 @data_app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="a data set: modelnet40, modelnet10")],
-    source: Annotated[Path, typer.Option("--from", metavar="PATH", help="the data as downloaded")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a data set: modelnet40, cloud_folder")],
+    source: Annotated[Path, typer.Option("--from", metavar="PATH", help="the data as downloaded, or your own")],
     target: Annotated[Path, typer.Option("--to", metavar="DIR", help="where the prepared form goes")],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="how to prepare it: num_points=2048")
+    ] = None,
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
     """Recognise a public layout, verify it, and write one fast form of it."""
     from sightline.verbs import data as verb
 
-    return verb.prepare(name, source=source, target=target, json=json)
+    return verb.prepare(name, tuple(options or ()), source=source, target=target, json=json)
 
 
 @data_app.command()
@@ -180,6 +318,42 @@ def info(
     from sightline.verbs import data as verb
 
     return verb.info(name, plugins=tuple(plugin or ()), json=json)
+
+
+@data_app.command("convert-weights")
+def convert_weights(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="published weights: a .pth file and its like")],
+    layout: Annotated[str, typer.Option("--layout", metavar="NAME", help="whose code wrote it: antao97_dgcnn_cls")],
+    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="the run directory to be")],
+    overrides: Overrides = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="CONFIG", help="data, transforms and training of this config")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="NAME", help="the data set they were trained on, its classes [modelnet40]"),
+    ] = None,
+    plugin: Plugins = None,
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Make a run directory of third-party weights; nothing in the file is run.
+
+    The model's sizes are read off the tensors. What they do not show (neighbours, dropout) is as published and said;
+    key=value lays over it: model.num_neighbours=40, data.root=PATH.
+    """
+    from sightline.verbs import data as verb
+
+    return verb.convert_weights(
+        file,
+        tuple(overrides or ()),
+        layout=layout,
+        target=target,
+        config=config,
+        data=data,
+        plugins=tuple(plugin or ()),
+        json=json,
+    )
 
 
 def main() -> None:

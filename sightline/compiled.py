@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, update_wrapper
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -34,11 +35,21 @@ class Compiled:
 
     @property
     def machine_code(self) -> Callable[..., Any]:
-        """What numba made of it, to be called from another kernel."""
+        """What numba made of it. Kernels that it calls by name are compiled into it.
+
+        They have to stand in the same file: numba's copy on disk is made anew when that file changes, and no other.
+        """
         if self._machine_code is None:
             import numba
 
-            self._machine_code = numba.njit(cache=True, nogil=True, error_model="numpy")(self.plain)
+            called = {
+                name: value.machine_code
+                for name in self.plain.__code__.co_names
+                if isinstance(value := self.plain.__globals__.get(name), Compiled)
+            }
+            function = FunctionType(self.plain.__code__, {**self.plain.__globals__, **called}, self.plain.__name__)
+            update_wrapper(function, self.plain)
+            self._machine_code = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
         return self._machine_code
 
 
@@ -48,10 +59,14 @@ def compiled(function: Callable[..., Any]) -> Compiled:
 
 
 def suits(*tensors: Tensor) -> bool:
-    """Whether kernels can take these tensors: numba is installed, and all are on the CPU in float32 or float64."""
-    return _has_numba() and all(
-        tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) for tensor in tensors
-    )
+    """Whether kernels can take these tensors: numba is installed, and all are on the CPU, in float32 or all in float64.
+
+    Under torch.compile never: kernels are opaque to it, and it fuses the torch forms by itself.
+    """
+    if not _has_numba() or torch.compiler.is_compiling():
+        return False
+    dtypes = {tensor.dtype for tensor in tensors}
+    return dtypes in ({torch.float32}, {torch.float64}) and all(tensor.device.type == "cpu" for tensor in tensors)
 
 
 def in_threads(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-__all__ = ["Batch", "Collate", "DataInfo", "Dataset", "Field", "Sample", "SampleKey"]
+__all__ = ["Batch", "CloudForm", "Collate", "DataInfo", "Dataset", "Field", "Sample", "SampleKey"]
 
 Sample: TypeAlias = dict[str, Any]
 """One sample: names to tensors, numbers, text, or nested dicts, lists, tuples and dataclasses of these."""
@@ -50,18 +50,40 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
+class CloudForm:
+    """How a cloud or a mesh from a file becomes a sample of a set, as preparing and reading made its own samples.
+
+    A sample has `num_points` points, all that a file holds where it is None; `stored_points` is how many the set keeps
+    of a shape, in an order in which the first ones are a fair choice. `unit_sphere` says how clouds come to lie about
+    their mean with radius 1: `applied` by the set's own preparing, `promised` by the files that it is made from, or
+    `none`, where scale and place mean something. `preparation` are the arguments with which `prepare_cloud` made the
+    samples of a set of the user's own, `columns` the names that its files lacked; `estimates_normals` says that the
+    normals of a sample are estimated from its points.
+    """
+
+    num_points: int | None = None
+    stored_points: int | None = None
+    unit_sphere: Literal["applied", "promised", "none"] = "none"
+    preparation: Mapping[str, Any] | None = None
+    columns: tuple[str, ...] | None = None
+    estimates_normals: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DataInfo:
     """Facts (injected into components by name), the fields of a sample, and how many samples each split has.
 
     Facts have the names of `registry.DATA_FACTS`, and plain values: numbers and text, alone or in tuples.
     `features` names fields with one row per point, other than `points` (normals, colours), that are joined, after the
-    transforms, into the key `features`; `in_channels` counts `points` and these.
+    transforms, into the key `features`; `in_channels` counts `points` and these. `clouds` tells `sightline predict` how
+    files of other shapes become samples; without it their points are taken as they are.
     """
 
     facts: Mapping[str, Any]
     fields: Mapping[str, Field]
     split_sizes: Mapping[str, int] = field(default_factory=dict)
     features: tuple[str, ...] = ()
+    clouds: CloudForm | None = None
 
 
 class Dataset(Protocol):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.command import run_here
 
-VERBS = ("train", "evaluate", "check", "show", "list", "data prepare", "data info", "")
+VERBS = ("train", "evaluate", "check", "describe", "bench", "show", "list", "data prepare", "data info", "")
 HEAVY = ("torch", "numpy", "yaml", "scipy", "h5py", "PIL", "tensorboard", "wandb")
 HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
 

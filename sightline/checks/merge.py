@@ -22,7 +22,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "non-finite-data": _FIRST_STEP,
     "data-mutation": (),
     "label-range": _FIRST_STEP,
-    "channel-contract": _FIRST_STEP,
+    "channel-contract": (*_FIRST_STEP, "set-agreement"),
     "class-weight-length": ("first-step", "non-finite", "initial-loss"),
     "first-step": ("initial-loss", "zero-learning-rate", "no-gradient"),
     "non-finite": ("initial-loss", "zero-learning-rate", "no-gradient"),

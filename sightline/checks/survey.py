@@ -23,6 +23,7 @@ __all__ = [
     "leaves",
     "name_sample",
     "read_samples",
+    "spread_keys",
     "survey_part",
 ]
 
@@ -116,7 +117,7 @@ def survey_part(part: Part, *, epoch: int = 0, seed: int = 0) -> PartSurvey:
     """Up to 256 samples, evenly spread over the part, as the data set gives them; half a second of work at most."""
     result = PartSurvey(part)
     started, began = time.thread_time(), time.perf_counter()
-    for keys in _chunks(part, epoch, seed):
+    for keys in spread_keys(part, epoch=epoch, seed=seed):
         try:
             samples = read_samples(part.dataset, keys)
         except Exception as error:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
@@ -193,8 +194,8 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from leaves(getattr(value, each.name), f"{path}.{each.name}".lstrip("."))
 
 
-def _chunks(part: Part, epoch: int, seed: int) -> Iterator[list[SampleKey]]:
-    """Keys in chunks; each chunk is spread over the whole part, so that a survey cut short still saw all regions."""
+def spread_keys(part: Part, *, epoch: int, seed: int) -> Iterator[list[SampleKey]]:
+    """Keys of up to 256 samples in chunks, each spread over the whole part: reading cut short still saw all regions."""
     count = min(_MOST_SAMPLES, len(part.indices))
     chosen = part.indices[np.linspace(0, len(part.indices) - 1, count).astype(np.int64)] if count else part.indices
     num_chunks = -(-count // _CHUNK)

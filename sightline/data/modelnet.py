@@ -2,109 +2,67 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from sightline import registry
-from sightline.arguments import Count
+from sightline.data.labelled_clouds import LabelledClouds, Normals
 from sightline.data.modelnet_classes import SPLITS, Classes, published
 from sightline.data.modelnet_layouts import read_contents, recognise
-from sightline.data.native import Prepared, open_prepared, prepare_command, verify
+from sightline.data.native import Prepared, prepare_command
 from sightline.data.preparation import Plan, Progress, duplicates_of, prepare_native
-from sightline.errors import DataError
-from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
+from sightline.types import CloudForm, DataInfo, Field
 
 __all__ = ["ModelNet10", "ModelNet40"]
 
 _RADIUS_SLACK = 2**-11
 """How far beyond 1 a radius may reach: half precision puts a coordinate, so a norm, off by 2^-11 of itself at most."""
 
+_NORMALISED_BY_PREPARE = ("text", "off")
+"""Layouts whose clouds `prepare` itself puts about their mean with radius 1; the others are stored so."""
 
-class _ModelNet:
-    """What both sets are; clouds are mapped from the prepared files, samples are copies of them."""
 
-    set_name: ClassVar[str]
-    readable_sets: ClassVar[tuple[str, ...]]
-
-    def __init__(
-        self,
-        *,
-        split: str,
-        root: str | None = None,
-        num_points: Count | None = None,
-        normals: Literal["none", "file"] = "none",
-    ) -> None:
-        self._prepared = open_prepared(_root(root, self.set_name), set_names=self.readable_sets)
-        self._split = split
-        self._rows, self._labels = _choose(self._prepared, split, self.class_names)
-        self._columns = self._checked_columns(with_normals=normals == "file")
-        self.num_points = self._checked_num_points(num_points)
+class _ModelNet(LabelledClouds):
+    """What both sets are."""
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of their labels."""
         return Classes.of(self.set_name).names
 
-    @cached_property
-    def info(self) -> DataInfo:
-        """Facts, fields and sizes; the counts per class are those of this split."""
-        up_axis = self._prepared.manifest["up_axis"]
-        counts = np.bincount(self._labels, minlength=len(self.class_names))
-        frame = f"object, {self._prepared.manifest['orientation']}"
+    def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
+        return "applied" if manifest["layout"] in _NORMALISED_BY_PREPARE else "promised"
+
+    @classmethod
+    def promise(cls, *, num_points: int | None = None, normals: Normals = "none") -> DataInfo:
+        """What `info` states, counts and sizes left out, of a set prepared from the HDF5 release, before it is there.
+
+        The arguments are those of the set.
+        """
+        layout = published()["layouts"]["hdf5"]
+        class_names = Classes.of(cls.set_name).names
+        features = () if normals == "none" else ("normals",)
+        frame = f"object, {layout['orientation']}"
         fields = {
             "points": Field("points 3", "float32", "radius of the shape", frame, -1.0, 1.0),
             "normals": Field("points 3", "float32", "unit vector", frame, -1.0, 1.0),
-            "label": Field("", "int64", "class", "", 0, len(self.class_names) - 1),
+            "label": Field("", "int64", "class", "", 0, len(class_names) - 1),
         }
         return DataInfo(
             facts={
-                "num_classes": len(self.class_names),
-                "class_names": self.class_names,
-                "class_counts": tuple(counts.tolist()),
-                "in_channels": 3 * len(self._columns),
-                "up_axis": up_axis,
+                "num_classes": len(class_names),
+                "class_names": class_names,
+                "in_channels": 3 + 3 * len(features),
+                "up_axis": layout["up_axis"],
             },
-            fields={name: fields[name] for name in (*self._columns, "label")},
-            split_sizes=_sizes(self._prepared.manifest, self.class_names),
-            features=self._columns[1:],
+            fields={name: fields[name] for name in ("points", *features, "label")},
+            features=features,
+            clouds=CloudForm(num_points, layout["points"], "promised", estimates_normals=normals == "estimated"),
         )
-
-    @property
-    def strata(self) -> np.ndarray:
-        """The label of every sample, int64, read-only."""
-        return self._labels
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, key: SampleKey) -> Sample:
-        batch = self.get_batch([key])
-        return {name: batch[name][0] for name in (*self._columns, "label")}
-
-    def get_batch(self, keys: Sequence[SampleKey]) -> Batch:
-        """Samples by index, stacked: the first `num_points` stored points of each, fresh tensors.
-
-        Raises IndexError for an index that there is no sample for.
-        """
-        index_B = np.array([key.index for key in keys], dtype=np.int64)
-        if ((index_B < 0) | (index_B >= len(self))).any():
-            raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {index_B.tolist()}")
-        clouds = {name: self._prepared.array(self._split, name) for name in self._columns}
-        return {
-            **{name: torch.from_numpy(cloud[self._rows[index_B], : self.num_points]) for name, cloud in clouds.items()},
-            "label": torch.from_numpy(self._labels[index_B]),
-            "sample_index": torch.from_numpy(index_B),
-        }
-
-    def name_of(self, index: int) -> str:
-        """The name of a shape, as the release has it (`night_stand_0001`)."""
-        return self._names[self._rows[index]]
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
@@ -143,58 +101,13 @@ class _ModelNet:
             "prepare": prepare_command(cls.set_name, "DIR"),
         }
 
-    @classmethod
-    def describe(cls, root: Path) -> dict[str, Any]:
-        """What a prepared folder holds, from its manifest: counts, points per shape, ranges, where it came from."""
-        manifest = open_prepared(root, set_names=("modelnet40", "modelnet10")).manifest
-        return {
-            "set": manifest["set"],
-            "root": str(root.resolve()),
-            "source": manifest["source"]["path"],
-            "counts": {
-                split: dict(zip(manifest["class_names"], facts["class_counts"], strict=True))
-                for split, facts in manifest["splits"].items()
-            },
-            "sizes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
-            "points_per_shape": manifest["columns"]["points"]["shape"][0],
-            "has_normals": "normals" in manifest["columns"],
-            **{
-                key: manifest[key]
-                for key in ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
-            },
-        }
-
-    @classmethod
-    def verify(cls, root: Path) -> int:
-        """Read every prepared file and compare its hash; how many there are. Raises DataError naming a wrong one."""
-        return verify(root)
-
-    @cached_property
-    def _names(self) -> list[str]:
-        return self._prepared.names(self._split)
-
-    def _checked_columns(self, *, with_normals: bool) -> tuple[str, ...]:
-        if with_normals and "normals" not in self._prepared.manifest["columns"]:
-            raise DataError(
-                f"{self._prepared.root}: holds no normals (layout {self._prepared.manifest['layout']}); "
-                "set normals: none, or prepare the set from the text release or the meshes"
-            )
-        return ("points", "normals") if with_normals else ("points",)
-
-    def _checked_num_points(self, wanted: int | None) -> int:
-        stored = self._prepared.manifest["columns"]["points"]["shape"][0]
-        if wanted is not None and wanted > stored:
-            raise DataError(
-                f"{self._prepared.root}: num_points is {wanted}, {stored} points a shape are stored; ask for fewer"
-            )
-        return wanted or stored
-
 
 @registry.data.add("modelnet40")
 class ModelNet40(_ModelNet):
     """ModelNet40: 12,311 CAD shapes of 40 classes as clouds, 9,843 to train on and 2,468 to test.
 
-    `num_points` takes the first stored points of each cloud; `normals: file` adds the stored normals.
+    `num_points` takes the first stored points of each cloud. `normals` adds the stored (`file`) or `estimated` ones.
+    `fraction` trains on that share of every class, seeded by `fraction_seed`.
     Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
     """
 
@@ -206,49 +119,14 @@ class ModelNet40(_ModelNet):
 class ModelNet10(_ModelNet):
     """ModelNet10: the 4,899 shapes of ten classes of ModelNet40, 3,991 to train on and 908 to test.
 
-    Opens a folder prepared as modelnet10 or as modelnet40. `num_points` takes the first stored points of each cloud;
-    `normals: file` adds the stored normals.
+    Opens a folder prepared as modelnet10 or as modelnet40. `num_points` takes the first stored points of each cloud.
+    `normals` adds the stored (`file`) or `estimated` ones. `fraction` trains on that share of every class, seeded by
+    `fraction_seed`.
     Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
     """
 
     set_name = "modelnet10"
     readable_sets = ("modelnet10", "modelnet40")
-
-
-def _root(root: str | None, set_name: str) -> Path:
-    if root is not None:
-        return Path(root).expanduser()
-    return Path(os.environ.get("SIGHTLINE_DATA", "data")).expanduser() / set_name
-
-
-def _choose(prepared: Prepared, split: str, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows of a split belong to these classes, and their labels among them; both int64 and read-only.
-
-    Raises DataError if there is no such split.
-    """
-    if split not in prepared.splits:
-        sizes = _sizes(prepared.manifest, class_names)
-        held = ", ".join(f"{name} ({size})" for name, size in sizes.items())
-        raise DataError(f"{prepared.root}: has no split '{split}'; it holds {held}")
-    stored_names = prepared.manifest["class_names"]
-    new_label = np.array([class_names.index(name) if name in class_names else -1 for name in stored_names])
-    labels = new_label[prepared.array(split, "label")]
-    rows = np.flatnonzero(labels >= 0)
-    chosen = labels[rows]
-    for array in (rows, chosen):
-        array.flags.writeable = False
-    return rows, chosen
-
-
-def _sizes(manifest: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, int]:
-    return {
-        split: sum(
-            count
-            for name, count in zip(manifest["class_names"], facts["class_counts"], strict=True)
-            if name in class_names
-        )
-        for split, facts in manifest["splits"].items()
-    }
 
 
 def _published_counts(classes: Classes) -> dict[str, dict[str, int]]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from sightline.data.array_files import npz_array, npz_header, open_hdf5
 from sightline.data.modelnet_classes import SPLITS, Classes, Contents, by_number, columns_of, labels_of
 from sightline.data.preparation import Part, Row
 from sightline.data.text_tables import read_text
@@ -72,19 +70,8 @@ class _Hdf5Scan(NamedTuple):
     has_normals: bool
 
 
-@contextmanager
-def _open_hdf5(path: Path) -> Iterator[Any]:
-    import h5py  # here, because every verb that lists data sets imports this module
-
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except OSError as error:
-        raise DataError(f"{path}: is no sound HDF5 file ({str(error).splitlines()[0]}); get it again") from error
-
-
 def _scan_hdf5(path: Path) -> _Hdf5Scan:
-    with _open_hdf5(path) as file:
+    with open_hdf5(path) as file:
         for key in ("data", "label"):
             if key not in file:
                 raise DataError(
@@ -101,7 +88,7 @@ def _scan_hdf5(path: Path) -> _Hdf5Scan:
 
 def _hdf5_part(split: str, path: Path, labels: np.ndarray, *, has_normals: bool) -> Part:
     def rows() -> Iterator[Row]:
-        with _open_hdf5(path) as file:
+        with open_hdf5(path) as file:
             columns = {"points": file["data"][...]} | ({"normals": file["normal"][...]} if has_normals else {})
         for index in np.flatnonzero(labels >= 0):
             values = {name: column[index] for name, column in columns.items()}
@@ -147,35 +134,17 @@ def _npz_part(split: str, path: Path, labels: np.ndarray, names: np.ndarray) -> 
     return Part(split, f"{path.name}: X_{split}", int((labels >= 0).sum()), (path,), rows)
 
 
-@contextmanager
-def _npz_faults(path: Path, key: str) -> Iterator[None]:
-    """Turn what a damaged or foreign archive raises into a DataError that names the entry."""
-    try:
-        yield
-    except KeyError as error:
-        raise DataError(f"{path}: has no entry '{key}'; needed are {', '.join(_NPZ_KEYS)}") from error
-    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: {key} cannot be read ({str(error).splitlines()[0]}); get the file again") from error
-
-
 def _npz_header(path: Path, key: str) -> tuple[int, int, int]:
     """The shape of a cloud array, from its header alone."""
-    with _npz_faults(path, key), zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = reader(file)
+    shape, dtype = npz_header(path, key, needed=", ".join(_NPZ_KEYS))
     if len(shape) != 3 or shape[2] != 3 or dtype.kind != "f" or 0 in shape:
         raise DataError(f"{path}: {key} is {dtype} {shape}, floats (shapes, points, 3) are needed")
-    return shape
+    return shape[0], shape[1], shape[2]
 
 
 def _npz_array(path: Path, key: str, *, kinds: str, ndim: int, length: int | None = None) -> np.ndarray:
-    """One entry of the archive. Objects are refused: reading them would run code (pickle)."""
-    with _npz_faults(path, key), zipfile.ZipFile(path) as archive:
-        # Read whole first: only at the end of an entry does zipfile compare its checksum.
-        array = np.load(io.BytesIO(archive.read(f"{key}.npy")), allow_pickle=False)
+    """One entry of the archive, checked against what a set of labelled clouds needs there."""
+    array = npz_array(path, key, needed=", ".join(_NPZ_KEYS))
     if array.dtype.kind not in kinds or array.ndim != ndim or (length is not None and len(array) != length):
         wanted = {"U": "text", "iu": "integers", "f": "floats"}[kinds]
         size = f" of length {length}" if length is not None else ""

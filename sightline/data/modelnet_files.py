@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from sightline.data.mesh_points import NUM_MESH_POINTS, draw_points
 from sightline.data.meshes import read_off
 from sightline.data.modelnet_classes import SPLITS, Classes, Contents, by_number, columns_of
 from sightline.data.preparation import Part, Row, to_unit_sphere
 from sightline.data.text_tables import read_table, read_text
 from sightline.errors import DataError
-from sightline.geometry.surfaces import sample_surface
 
-__all__ = ["NUM_MESH_POINTS", "off_contents", "text_contents"]
-
-NUM_MESH_POINTS = 2048
-"""Points drawn from a mesh, as many as the HDF5 release holds."""
+__all__ = ["off_contents", "text_contents"]
 
 
 def text_contents(root: Path, classes: Classes) -> Contents:
@@ -99,13 +93,7 @@ class _MeshReader:
     label: int
 
     def __call__(self, path: Path) -> dict[str, Any]:
-        mesh = read_off(path)
-        # Of the name alone: the same shape is drawn alike in ModelNet10 and ModelNet40, in any order of files.
-        seed = int.from_bytes(hashlib.sha256(path.stem.encode()).digest()[:16], "little")
-        try:
-            drawn = sample_surface(*mesh, num_points=NUM_MESH_POINTS, generator=np.random.default_rng(seed))
-        except ValueError as error:
-            raise DataError(f"{path}: {error}, so no point can be drawn; leave the file out") from error
+        drawn = draw_points(*read_off(path), name=path.stem, where=str(path))
         return {"points": to_unit_sphere(drawn.points, where=str(path)), "normals": drawn.normals, "label": self.label}
 
 

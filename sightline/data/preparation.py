@@ -12,7 +12,7 @@ import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -65,7 +65,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is to be prepared. `about` goes into the manifest as it is; `summarise` adds what the arrays tell."""
+    """All that is to be prepared. `about` goes into the manifest as it is; `summarise` adds what the arrays tell.
+
+    `options` are what the result depends on beyond its files.
+    """
 
     set_name: str
     layout: str
@@ -74,6 +77,7 @@ class Plan:
     parts: tuple[Part, ...]
     about: Mapping[str, Any]
     summarise: Callable[[Prepared], Mapping[str, Any]]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def split_sizes(self) -> dict[str, int]:
@@ -152,6 +156,13 @@ def _already_there(plan: Plan, target: Path) -> dict[str, Any] | None:
             f"{target}: holds '{manifest['set']}' prepared from {manifest['source']['path']}, not '{plan.set_name}' "
             f"from {plan.source}; delete it or give another place with --to"
         )
+    before = manifest.get("options", {})
+    other = [key for key in {**before, **plan.options} if before.get(key) != plan.options.get(key)]
+    if other:
+        raise DataError(
+            f"{target}: was prepared with {other[0]} = {before.get(other[0])}, now it is {plan.options.get(other[0])}; "
+            "delete it to prepare it again, or give another place with --to"
+        )
     if manifest["source"]["fingerprint"] != plan.fingerprint:
         raise DataError(
             f"{target}: was prepared from {plan.source} before its files changed; delete it to prepare it again"
@@ -169,6 +180,7 @@ def _claim(work: Path, plan: Plan) -> None:
         "source": str(plan.source),
         "columns": _columns_json(plan),
         "split_sizes": plan.split_sizes,
+        **({"options": dict(plan.options)} if plan.options else {}),
     }
     note = work / "origin.json"
     if _read_note(note) == origin:
@@ -278,6 +290,7 @@ def _finish(folder: Path, plan: Plan, names: Mapping[str, list[str]]) -> dict[st
         "columns": _columns_json(plan),
         "splits": {split: {"num_rows": size} for split, size in plan.split_sizes.items()},
         "num_nonfinite": 0,
+        **({"options": dict(plan.options)} if plan.options else {}),
         **plan.about,
     }
     prepared = Prepared(folder, draft)

@@ -1,4 +1,4 @@
-"""Which samples train and which choose the checkpoint: a seeded, class-stratified tenth held out."""
+"""Which samples train, test, and choose the checkpoint: seeded and class-stratified."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from sightline.draws import Draws
 from sightline.types import SampleKey
 
-__all__ = ["hold_out"]
+__all__ = ["hold_out", "take_fraction"]
 
 
 def hold_out(
@@ -27,3 +27,14 @@ def hold_out(
         held.append(members[: min(max(wanted, 1), len(members) - 1)] if len(members) > 1 else members[:0])
     held_out = np.sort(np.concatenate(held)) if held else np.zeros(0, dtype=np.int64)
     return np.setdiff1d(np.arange(size), held_out), held_out
+
+
+def take_fraction(strata: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
+    """Sorted indices of a share of every stratum, rounded to the nearest, at least one; pure.
+
+    With one seed a smaller share is part of a larger one.
+    """
+    order = Draws.for_samples([SampleKey(0, 0, seed)]).stream("fraction").permutation(len(strata))[0].numpy()
+    members = [order[strata[order] == stratum] for stratum in np.unique(strata)]
+    taken = [each[: max(1, round(fraction * len(each)))] for each in members]
+    return np.sort(np.concatenate(taken)) if taken else np.zeros(0, dtype=np.int64)

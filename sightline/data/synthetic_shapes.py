@@ -11,12 +11,13 @@ from annotated_types import Ge, Le
 
 from sightline import registry
 from sightline.arguments import Factor, Seed
+from sightline.data.cloud_normals import EstimatedNormals, Normals
 from sightline.data.synthetic_solids import NUM_PROPORTIONS, SOLIDS, build_solids
 from sightline.draws import Draws
 from sightline.errors import ConfigError
 from sightline.geometry.patches import sample_patches
 from sightline.transforms.points import to_unit_sphere
-from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
+from sightline.types import Batch, CloudForm, DataInfo, Field, Sample, SampleKey
 
 __all__ = ["SyntheticShapes"]
 
@@ -37,7 +38,8 @@ class SyntheticShapes:
     Points are spread uniformly over the surfaces in random order, then centred on their mean and scaled into the unit
     sphere; normals are those of the surface, exact whatever the noise. `noise` is the standard deviation of normal
     errors of the coordinates, in radii of the shape; `imbalance` is how often the first class occurs for each time
-    that the last one does. Epoch and seed of a key change nothing. Source: made here; sightline/geometry/patches.py.
+    that the last one does. `normals` gives the model none, the exact (`file`) or the `estimated` ones. Epoch and seed
+    of a key change nothing. Source: made here; sightline/geometry/patches.py.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class SyntheticShapes:
         noise: Factor = 0.0,
         imbalance: Ratio = 1.0,
         data_seed: Seed = 0,
+        normals: Normals = "none",
     ) -> None:
         if split not in _SPLITS:
             raise ConfigError(f"synthetic_shapes: there is no split '{split}'; it has {' and '.join(_SPLITS)}")
@@ -60,7 +63,10 @@ class SyntheticShapes:
         sizes = {"train": train_size, "test": test_size}
         self.strata = self._draw_labels(sizes[split], imbalance)
         self._made: _Made | None = None
-        self.info = _describe(self.strata, sizes, num_points)
+        self.info = _describe(self.strata, sizes, num_points, normals)
+        self._estimated: EstimatedNormals | None = None
+        if normals == "estimated":
+            self._estimated = EstimatedNormals(len(self), num_points, self._told)
 
     @classmethod
     def card(cls) -> dict[str, str]:
@@ -84,6 +90,8 @@ class SyntheticShapes:
         if len(outside):
             raise IndexError(f"synthetic_shapes: sample {outside[0]} of '{self._split}', which has {len(self)}")
         points, normals, part = self._clouds(index)
+        if self._estimated is not None:
+            normals = self._estimated.of(index, points)
         return {
             "points": torch.from_numpy(points),
             "normals": torch.from_numpy(normals),
@@ -95,6 +103,9 @@ class SyntheticShapes:
     def __getstate__(self) -> dict[str, Any]:
         """Without the clouds made so far: a worker process makes its own, with the same bits."""
         return self.__dict__ | {"_made": None}
+
+    def _told(self, index: int) -> str:
+        return f"synthetic_shapes: sample {index} of '{self._split}'"
 
     def _draws(self, index: np.ndarray) -> Draws:
         """The streams of these samples; the split stands in the epoch's place, so train and test share none."""
@@ -173,7 +184,7 @@ def _apportion(size: int, imbalance: float) -> np.ndarray:
     return counts
 
 
-def _describe(labels: np.ndarray, sizes: dict[str, int], num_points: int) -> DataInfo:
+def _describe(labels: np.ndarray, sizes: dict[str, int], num_points: int, normals: Normals) -> DataInfo:
     part_names = tuple(f"{solid.name}_{part}" for solid in SOLIDS for part in solid.parts)
     ends = np.cumsum([len(solid.parts) for solid in SOLIDS]).tolist()
     starts = [0, *ends[:-1]]
@@ -182,7 +193,7 @@ def _describe(labels: np.ndarray, sizes: dict[str, int], num_points: int) -> Dat
         "num_classes": len(SOLIDS),
         "class_names": tuple(solid.name for solid in SOLIDS),
         "class_counts": tuple(counts.tolist()),
-        "in_channels": 3,
+        "in_channels": 3 if normals == "none" else 6,
         "up_axis": "z",
         "num_parts": len(part_names),
         "part_names": part_names,
@@ -196,4 +207,6 @@ def _describe(labels: np.ndarray, sizes: dict[str, int], num_points: int) -> Dat
         "label": Field("", "int64", "class", "", 0, len(SOLIDS) - 1),
         "part": Field(f"{num_points}", "int64", "part", "", 0, len(part_names) - 1),
     }
-    return DataInfo(facts=facts, fields=fields, split_sizes=sizes)
+    form = CloudForm(num_points, num_points, "applied", estimates_normals=normals == "estimated")
+    features = () if normals == "none" else ("normals",)
+    return DataInfo(facts=facts, fields=fields, split_sizes=sizes, features=features, clouds=form)

@@ -9,7 +9,7 @@ import numpy as np
 
 from sightline.errors import DataError
 
-__all__ = ["numbers_of", "read_table", "read_text"]
+__all__ = ["numbers_of", "read_rows", "read_table", "read_text"]
 
 
 def read_text(path: Path) -> str:
@@ -25,12 +25,70 @@ def read_table(path: Path, *, num_columns: int, delimiter: str | None = None) ->
 
     Raises DataError with path and line for a row of another width, an empty row, and a token that is no finite number.
     """
-    lines = read_text(path).replace("\r\n", "\n").split("\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
+    lines = _lines_of(path)
     if not lines:
         raise DataError(f"{path}: holds no rows, {num_columns} columns are needed; get the file again")
     return numbers_of(lines, range(1, len(lines) + 1), path=path, num_columns=num_columns, delimiter=delimiter)
+
+
+def read_rows(path: Path, *, announces_rows: bool = False) -> tuple[tuple[str, ...] | None, np.ndarray]:
+    """All rows of a text file as wide as its first, (rows, columns) float64, finite, and the names of its columns.
+
+    Columns stand between commas or blanks. Names, in small letters, come from a line right above the rows, after `#`
+    or without; None where there is none. Lines of `#` above them are remarks. `announces_rows`: a first line may give
+    the number of rows.
+    Raises as `read_table`, and DataError with the line for a wrong number of names or rows.
+    """
+    lines = _lines_of(path)
+    start = next((place for place, line in enumerate(lines) if _is_row(line)), len(lines))
+    for number, line in enumerate(lines[: max(start - 1, 0)], start=1):
+        if line.strip() and not line.startswith("#"):
+            raise DataError(f"{path}:{number}: {line.strip()[:40]!r} is no row of numbers; take the line out")
+    head, announced = lines[start - 1] if start else "", None
+    if announces_rows and start < len(lines) and lines[start].strip().isdecimal():
+        announced, start = lines[start].strip(), start + 1
+    rows = lines[start:]
+    if announced not in (None, str(len(rows))):
+        raise DataError(
+            f"{path}:{start}: announces {announced} points, {len(rows)} rows follow; the file is cut short or its "
+            "first line is wrong: get it again"
+        )
+    if not rows:
+        raise DataError(f"{path}: holds no rows of numbers; get the file again")
+    delimiter = "," if "," in rows[0] else None
+    width = len(rows[0].split(delimiter))
+    table = numbers_of(rows, range(start + 1, len(lines) + 1), path=path, num_columns=width, delimiter=delimiter)
+    return (None if announced else _column_names(head, width, f"{path}:{start}")), table
+
+
+def _lines_of(path: Path) -> list[str]:
+    """The lines of a text file without the empty ones at its end."""
+    lines = read_text(path).removeprefix("\xef\xbb\xbf").replace("\r\n", "\n").split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
+def _is_row(line: str) -> bool:
+    """Whether a line begins with a number, as rows do, and lines of names and remarks do not."""
+    tokens = line.replace(",", " ").split()
+    try:
+        return bool(tokens) and float(tokens[0]) is not None
+    except ValueError:
+        return False
+
+
+def _column_names(line: str, width: int, where: str) -> tuple[str, ...] | None:
+    """The names that a line above the rows gives, None where it gives none. Raises DataError if they do not fit."""
+    text = line.strip().removeprefix("#").removeprefix("//").strip()
+    names = tuple(name.strip().strip('"').lower() for name in (text.split(",") if "," in text else text.split()))
+    if not names or (line.startswith("#") and len(names) != width):
+        return None
+    if len(names) != width or len(set(names)) < width:
+        raise DataError(
+            f"{where}: names {len(set(names))} columns ({', '.join(names)[:60]}), the rows have {width}; mend the line"
+        )
+    return names
 
 
 def numbers_of(

@@ -61,13 +61,14 @@ class Built:
     init_report: MatchReport | None = None
 
 
-def build(config: RunConfig, world: World, *, is_resumed: bool = False) -> Built:
+def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Data | None = None) -> Built:
     """Build a run. Raises ConfigError, DataError or CheckpointError for whatever does not fit, before the first step.
 
-    A run that will be resumed does not read the weights that it was once initialised with.
+    A run that will be resumed does not read the weights that it was once initialised with. `data` stands in for the
+    config's own.
     """
     with located(config.origins):
-        data = build_data(config)
+        data = build_data(config) if data is None else data
         model = build_model(config, data.facts, world)
         report = None if is_resumed else _initialise(model, config)
         task, meters = build_task(config, data, model)

@@ -20,7 +20,7 @@ INPUTS = "inputs.json"
 def inputs_document(info: DataInfo) -> dict[str, Any]:
     """What `inputs.json` holds of a data set's info."""
     return {
-        "fields": {name: dataclasses.asdict(field) for name, field in info.fields.items()},
+        "fields": {name: _plain(field) for name, field in info.fields.items()},
         "features": list(info.features),
         "clouds": None if info.clouds is None else dataclasses.asdict(info.clouds),
     }
@@ -41,6 +41,12 @@ def read_inputs(run: Path, config: RunConfig) -> DataInfo:
         return DataInfo(facts, fields, features=tuple(document["features"]), clouds=form)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{run / INPUTS}: is not what a run's data set stated ({error}); make the run again") from None
+
+
+def _plain(field: Field) -> dict[str, Any]:
+    """A field as JSON can hold it, whatever kind of number a plugin gave as its bounds."""
+    bounds = {name: None if (bound := getattr(field, name)) is None else float(bound) for name in ("low", "high")}
+    return {**dataclasses.asdict(field), **bounds}
 
 
 def _asked_again(run: Path, config: RunConfig) -> DataInfo:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -16,12 +16,15 @@ from sightline.config import RunConfig, read_config
 from sightline.data.reading import NamedTransform, Pipeline
 from sightline.engine import build, checkpoint
 from sightline.engine.checkpoint import MatchReport
-from sightline.engine.distributed import World
+from sightline.engine.distributed import World, start_world
 from sightline.engine.records import kept_random_state
 from sightline.errors import ConfigError, UserError
 from sightline.plugins import check_recorded, load_plugins
 from sightline.schema import check_value, nearest
 from sightline.types import Batch, Component, SampleKey, Where
+
+if TYPE_CHECKING:
+    from sightline.engine.prediction import Predictions
 
 __all__ = [
     "LoadedRun",
@@ -67,6 +70,33 @@ class LoadedRun:
         indices = batch["sample_index"].tolist() if "sample_index" in batch else range(size)
         keys = [SampleKey(index, 0, self.config.seed) for index in indices]
         return Pipeline(self.transforms, batch.keys(), source="the batch")(batch, keys)
+
+    def predict(
+        self,
+        paths: Sequence[str | Path],
+        *,
+        device: str = "cpu",
+        batch_size: int | None = None,
+        columns: Sequence[str] | None = None,
+        to_sphere: bool = False,
+    ) -> Predictions:
+        """What this run says of files of clouds and meshes, or of folders of them, as `sightline predict` does it.
+
+        Files that cannot be predicted stand in `refused` with their reason, all others in `predicted`; `columns` names
+        the columns of files without names, `to_sphere` normalises every cloud. Raises UserError for a device that this
+        machine lacks.
+        """
+        from sightline.engine.prediction import predict_files  # here, because it takes a loaded run
+
+        with start_world(device=device) as world:
+            return predict_files(
+                self,
+                [Path(path) for path in paths],
+                world=world,
+                batch_size=batch_size,
+                columns=columns,
+                to_sphere=to_sphere,
+            )
 
 
 def load_run(path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequence[str | Path] = ()) -> LoadedRun:

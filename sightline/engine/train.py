@@ -21,7 +21,7 @@ from sightline.engine.stream import Stream
 from sightline.errors import RunError
 from sightline.types import Batch
 
-__all__ = ["AtStep", "Job", "NonFiniteGradientError", "Task", "optimise_once", "train"]
+__all__ = ["AtStep", "Job", "Laps", "NonFiniteGradientError", "Task", "optimise_once", "train"]
 
 _SAMPLES, _STOP = "(samples)", "(stop)"  # ride along with the losses; no loss can be called so
 
@@ -46,6 +46,12 @@ class Task(Protocol):
     def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         """Loss sums and predictions of one forward pass."""
         ...
+
+
+class Laps(Protocol):
+    """Told of each part of a step when it is done: prepare, forward, backward, optimise."""
+
+    def lap(self, name: str) -> None: ...
 
 
 @dataclass
@@ -118,7 +124,7 @@ def optimise_once(
     replica: nn.Module,
     micro_batches: Sequence[Batch],
     world: World,
-    clock: _Clock,
+    clock: Laps,
     *,
     stop_asked: bool = False,
 ) -> dict[str, float]:

@@ -76,7 +76,7 @@ class Wandb:
                 console="off", silent=True, disable_code=True, disable_git=True, finish_timeout=_FINISH_S
             )
             # Offline there is nothing to resume from; wandb would only warn that it ignores the wish.
-            resume = "allow" if self._about["mode"] == "online" else None
+            resume: Literal["allow", False] = "allow" if self._about["mode"] == "online" else False
             identity = _identity(self._directory / "wandb" / "run_id")
             return wandb.init(dir=self._directory, settings=settings, id=identity, resume=resume, **self._about)
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from sightline.geometry.balls import ball_query
+from sightline.geometry.interpolation import interpolate
 from sightline.geometry.neighbours import gather_points, nearest_neighbours
+from sightline.geometry.normals import estimate_normals
+from sightline.geometry.packed import (
+    Neighbours,
+    PackedSample,
+    pack,
+    packed_ball_query,
+    packed_farthest_point_sample,
+    packed_interpolate,
+    packed_nearest_neighbours,
+    unpack,
+)
 from sightline.geometry.rotations import (
     axis_rotation,
     euler_matrix,
@@ -10,16 +23,29 @@ from sightline.geometry.rotations import (
     rotate_points,
     uniform_quaternion,
 )
+from sightline.geometry.sampling import farthest_point_sample
 from sightline.geometry.surfaces import areas_and_normals, sample_surface
 
 __all__ = [
+    "Neighbours",
+    "PackedSample",
     "areas_and_normals",
     "axis_rotation",
+    "ball_query",
+    "estimate_normals",
     "euler_matrix",
+    "farthest_point_sample",
     "gather_points",
+    "interpolate",
     "nearest_neighbours",
+    "pack",
+    "packed_ball_query",
+    "packed_farthest_point_sample",
+    "packed_interpolate",
+    "packed_nearest_neighbours",
     "quaternion_matrix",
     "rotate_points",
     "sample_surface",
     "uniform_quaternion",
+    "unpack",
 ]

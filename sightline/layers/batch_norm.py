@@ -10,7 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SumsAbout", "SynchronisedBatchNorm", "all_reduce_sum", "statistics", "synchronise"]
+__all__ = [
+    "SumsAbout",
+    "SynchronisedBatchNorm",
+    "all_reduce_sum",
+    "answers_of_statistics",
+    "normalising",
+    "statistics",
+    "synchronise",
+    "uses_batch",
+]
 
 AllReduceSum = Callable[[Tensor], Tensor]
 """Adds a tensor up over all processes; differentiable: backward adds the gradients up over all processes."""
@@ -115,6 +124,45 @@ def statistics(norm: nn.modules.batchnorm._BatchNorm, sums: SumsAbout) -> tuple[
     if norm.track_running_stats:
         _update_running(norm, mean, variance * (count / (count - 1)))
     return count, mean, variance
+
+
+def uses_batch(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Whether a forward pass now takes the batch's statistics rather than the running ones."""
+    return norm.training or norm.running_mean is None or norm.running_var is None
+
+
+def normalising(
+    norm: nn.modules.batchnorm._BatchNorm, sums: SumsAbout | None, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Count, mean and inverse deviation (C,), in `dtype`: of the batch by its sums, or the running ones for None.
+
+    The count is None then, for `answers_of_statistics`.
+    """
+    count: Tensor | None = None
+    if sums is not None:
+        count, mean, variance = statistics(norm, sums)
+    else:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean, variance = norm.running_mean.double(), norm.running_var.double()
+    return count, mean.to(dtype), (variance + norm.eps).rsqrt().to(dtype)
+
+
+def answers_of_statistics(
+    norm: nn.Module, count: Tensor | None, *, to_bias: Tensor, to_weight: Tensor, inverse_deviation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """By how much every value's gradient is lowered: a constant, and a slope times its distance from the mean (C,).
+
+    `to_bias` and `to_weight` are this process's gradients of the norm's parameters. Zero where running values, which do
+    not answer to the batch, were used (`count` None). Source: Ioffe and Szegedy 2015, section 3, the chain rule.
+    """
+    if count is None:
+        return torch.zeros_like(to_bias), torch.zeros_like(to_bias)
+    shares = all_reduce_sum(norm, torch.cat([to_bias, to_weight]).double()) / count
+    share_of_bias, share_of_weight = shares.to(to_bias.dtype).chunk(2)
+    assert isinstance(norm.weight, Tensor)
+    scale = norm.weight.detach() * inverse_deviation
+    return scale * share_of_bias, scale * inverse_deviation * share_of_weight
 
 
 @torch.no_grad()

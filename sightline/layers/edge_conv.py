@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sightline.geometry.neighbours import gather_points
-from sightline.layers.batch_norm import SumsAbout, all_reduce_sum, statistics
+from sightline.layers.batch_norm import SumsAbout, answers_of_statistics, normalising, uses_batch
 from sightline.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
 from sightline.layers.mlp import LinearNorm
 
@@ -61,6 +61,8 @@ class EdgeConv(PlainEdgeConv):
     """
 
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # it cannot look into a function with a backward of its own
+            return super().forward(features, index)
         towards, own = self.edge.linear.weight.chunk(2, dim=1)
         # Any origin gives the same edges. Near the middle of the cloud the two parts of an edge do not cancel.
         origin_B1C = features.detach().mean(dim=1, keepdim=True)
@@ -83,13 +85,8 @@ class _NormedExtreme(Function):
     def forward(ctx: Any, pairs: Tensor, index: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> Tensor:
         near_mean = _mean_over_points(pairs)
         edges = edge_extremes_and_sums(pairs, index, sign=weight.sign().to(pairs.dtype), shift=near_mean)
-        if norm.training or norm.running_mean is None or norm.running_var is None:
-            sums = SumsAbout(near_mean.double(), edges.total, edges.total_of_squares, index.numel())
-            count, mean, variance = statistics(norm, sums)
-        else:
-            count, mean, variance = None, norm.running_mean.double(), norm.running_var.double()
-        inverse_deviation = (variance + norm.eps).rsqrt().to(pairs.dtype)
-        mean = mean.to(pairs.dtype)
+        sums = SumsAbout(near_mean.double(), edges.total, edges.total_of_squares, index.numel())
+        count, mean, inverse_deviation = normalising(norm, sums if uses_batch(norm) else None, pairs.dtype)
         own = pairs.chunk(2, dim=-1)[1]
         standard = edges.extreme.add_(own - mean).mul_(inverse_deviation)
         ctx.norm, ctx.count = norm, count
@@ -102,15 +99,11 @@ class _NormedExtreme(Function):
         pairs, index, position, standard, weight, inverse_deviation, mean = ctx.saved_tensors
         to_bias = gradients[0].sum(dim=(0, 1))
         to_weight = (gradients[0] * standard).sum(dim=(0, 1))
-        scale = weight * inverse_deviation
-        constant = slope = torch.zeros_like(scale)  # running statistics do not answer to the batch
-        if ctx.count is not None:
-            shares = all_reduce_sum(ctx.norm, torch.cat([to_bias, to_weight]).double()) / ctx.count
-            share_of_bias, share_of_weight = shares.to(scale.dtype).chunk(2)
-            constant, slope = scale * share_of_bias, scale * inverse_deviation * share_of_weight
-        to_pairs = edge_gradients(
-            pairs, index, position, chosen=gradients[0] * scale, constant=constant, slope=slope, shift=mean
+        constant, slope = answers_of_statistics(
+            ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, inverse_deviation=inverse_deviation
         )
+        chosen = gradients[0] * (weight * inverse_deviation)
+        to_pairs = edge_gradients(pairs, index, position, chosen=chosen, constant=constant, slope=slope, shift=mean)
         return to_pairs, None, to_weight, to_bias, None
 
 

@@ -32,9 +32,10 @@ class EdgeSums(NamedTuple):
 
 
 def edge_extremes_and_sums(pairs: Tensor, index: Tensor, *, sign: Tensor, shift: Tensor) -> EdgeSums:
-    """The largest u_j of each point and channel where `sign` is 1, the smallest where it is -1, the first where 0; NaN wins.
+    """The largest u_j of each point and channel where `sign` is 1, the smallest where it is -1, the first where 0.
 
-    `sign` and `shift` are (C,) in the type of `pairs`. Equal values: the neighbour that stands first in `index`.
+    NaN wins. `sign` and `shift` are (C,) in the type of `pairs`. Of equal values the neighbour that stands first in
+    `index`.
     """
     if suits(pairs):
         return _compiled_extremes_and_sums(pairs, index, sign, shift)

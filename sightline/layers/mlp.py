@@ -28,6 +28,9 @@ class LinearNorm(nn.Module):
         self.activation = activation if activation is not None else nn.Identity()
 
     def forward(self, values: Tensor) -> Tensor:
-        mapped = self.linear(values)
+        return self.after_linear(self.linear(values))
+
+    def after_linear(self, mapped: Tensor) -> Tensor:
+        """What follows the linear map, for layers that come by its values in another way: (..., out_channels)."""
         normed = self.norm(mapped.reshape(-1, mapped.shape[-1])).view(mapped.shape)
         return self.activation(normed)

@@ -12,7 +12,39 @@ from torch import Tensor
 
 from sightline.compiled import compiled, in_threads
 
-__all__ = ["pool", "pool_gradient", "sums_about"]
+__all__ = ["linear_extremes", "linear_extremes_gradient", "pool", "pool_gradient", "sums_about"]
+
+_ENTRIES_AT_ONCE = 2**21
+"""Products held at a time by `linear_extremes`: 8 MB in float32."""
+_SAMPLES_OF_A_PART = 8
+
+
+def linear_extremes(values: Tensor, weight: Tensor, *, sign: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest entry over N of values (B, N, D) times weight (C, D), and its first point int64; both (B, C).
+
+    The smallest where `sign` (C,) is -1, the first where it is 0; NaN wins. The product is never held whole.
+    """
+    num_samples, num_points, _ = values.shape
+    extreme = values.new_empty((num_samples, len(weight)))
+    place = torch.empty(extreme.shape, dtype=torch.int64)
+    at_once = max(1, _ENTRIES_AT_ONCE // (num_points * len(weight)))
+    for start in range(0, num_samples, at_once):
+        some = slice(start, min(start + at_once, num_samples))
+        mapped = values[some].flatten(0, 1) @ weight.mT
+        arrays = [tensor.numpy() for tensor in (mapped, sign, extreme[some], place[some])]
+        in_threads(_find_extremes, some.stop - some.start, num_points, *arrays)
+    return extreme, place
+
+
+def linear_extremes_gradient(values: Tensor, weight: Tensor, place: Tensor, *, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """What reaches values (B, N, D) and weight (C, D) through the entries at `place`, whose gradients are `chosen`."""
+    to_values = torch.zeros_like(values)
+    # One part of the weight's gradient per few samples, whatever the threads: the same order of adding.
+    num_parts = -(-len(values) // _SAMPLES_OF_A_PART)
+    parts = values.new_zeros((num_parts, *weight.shape))
+    arrays = [tensor.contiguous().numpy() for tensor in (values, weight, place, chosen)]
+    in_threads(_spread_extremes, num_parts, _SAMPLES_OF_A_PART, *arrays, to_values.numpy(), parts.numpy())
+    return to_values, parts.sum(dim=0)
 
 
 def sums_about(values: Tensor, shift: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -141,3 +173,40 @@ def _spread(  # type: ignore[no-untyped-def]
             normed = (values[sample, point, channel] - mean[channel]) * scale[channel] + offset[channel]
             factor = one if normed > 0 else leak
             result[sample, point, channel] += to_best[sample, channel] * scale[channel] * factor
+
+
+@compiled
+def _find_extremes(first, last, num_points, mapped, sign, extreme, place):  # type: ignore[no-untyped-def]
+    width = mapped.shape[1]
+    best = np.empty(width, mapped.dtype)
+    where = np.empty(width, np.int32)
+    for sample in range(first, last):
+        row = mapped[sample * num_points]
+        for channel in range(width):
+            best[channel] = row[channel] * sign[channel]
+            where[channel] = 0
+        for point in range(1, num_points):
+            row = mapped[sample * num_points + point]
+            for channel in range(width):
+                signed = row[channel] * sign[channel]
+                is_better = signed > best[channel] or signed != signed  # as torch's maximum: NaN wins
+                best[channel] = signed if is_better else best[channel]
+                where[channel] = point if is_better else where[channel]
+        for channel in range(width):
+            extreme[sample, channel] = mapped[sample * num_points + where[channel], channel]
+            place[sample, channel] = where[channel]
+
+
+@compiled
+def _spread_extremes(  # type: ignore[no-untyped-def]
+    first, last, num_samples, values, weight, place, chosen, to_values, to_weight
+):
+    for part in range(first, last):
+        for sample in range(part * num_samples, min((part + 1) * num_samples, len(values))):
+            for channel in range(weight.shape[0]):
+                gradient, point = chosen[sample, channel], place[sample, channel]
+                source, target = values[sample, point], to_values[sample, point]
+                row, to_row = weight[channel], to_weight[part, channel]
+                for entry in range(weight.shape[1]):
+                    target[entry] += gradient * row[entry]
+                    to_row[entry] += gradient * source[entry]

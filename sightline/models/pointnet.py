@@ -12,6 +12,7 @@ from sightline import registry
 from sightline.arguments import Probability
 from sightline.layers.cloud import join_channels
 from sightline.layers.mlp import LinearNorm, Width
+from sightline.layers.pooling import LinearNormMax
 
 __all__ = ["AlignmentNet", "PointNet", "PointNetOutput", "PointNetPlain", "PointNetPlainOutput"]
 
@@ -35,16 +36,19 @@ class PointNet(nn.Module):
 
     Two slips of the widely used code are kept, for its published weights: dropout stands before the second batch norm
     of the head, and the last layer before the maximum has no ReLU. Train it with `feature_transform_penalty`, weight
-    0.001. Source: Qi et al. 2017, figure 2; layout of yanx27/Pointnet_Pointnet2_pytorch.
+    0.001. `fused: false` takes the plain forms of its layers: the same numbers, slower, for comparison.
+    Source: Qi et al. 2017, figure 2; layout of yanx27/Pointnet_Pointnet2_pytorch.
     """
 
-    def __init__(self, *, num_classes: int, in_channels: int, dropout: Probability = 0.4) -> None:
+    def __init__(self, *, num_classes: int, in_channels: int, dropout: Probability = 0.4, fused: bool = True) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.input_alignment = AlignmentNet(in_channels=in_channels, size=3)
+        self.input_alignment = AlignmentNet(in_channels=in_channels, size=3, fused=fused)
         self.embed = _relu_layer(in_channels, 64)
-        self.feature_alignment = AlignmentNet(in_channels=64, size=64)
-        self.encode = nn.Sequential(_relu_layer(64, 128), LinearNorm(in_channels=128, out_channels=1024, has_bias=True))
+        self.feature_alignment = AlignmentNet(in_channels=64, size=64, fused=fused)
+        self.encode = nn.Sequential(
+            _relu_layer(64, 128), LinearNormMax(in_channels=128, out_channels=1024, has_bias=True, fused=fused)
+        )
         self.head = nn.Sequential(
             _relu_layer(1024, 512),
             nn.Linear(512, 256),
@@ -60,7 +64,7 @@ class PointNet(nn.Module):
         aligned_BN3 = points @ self.input_alignment(channels_BNC)
         embedded_BNC = self.embed(torch.cat([aligned_BN3, channels_BNC[..., 3:]], dim=-1))
         feature_transform = self.feature_alignment(embedded_BNC)
-        pooled_BC = self.encode(embedded_BNC @ feature_transform).max(dim=1).values
+        pooled_BC = self.encode(embedded_BNC @ feature_transform)
         return {"logits": self.head(pooled_BC), "feature_transform": feature_transform}
 
 
@@ -70,31 +74,41 @@ class AlignmentNet(nn.Module):
     Source: Qi et al. 2017, section 4.2 (T-Net).
     """
 
-    def __init__(self, *, in_channels: int, size: int) -> None:
+    def __init__(self, *, in_channels: int, size: int, fused: bool = True) -> None:
         super().__init__()
         self.size = size
-        self.encode = nn.Sequential(_relu_layer(in_channels, 64), _relu_layer(64, 128), _relu_layer(128, 1024))
+        pool = LinearNormMax(in_channels=128, out_channels=1024, has_bias=True, activation=nn.ReLU(), fused=fused)
+        self.encode = nn.Sequential(_relu_layer(in_channels, 64), _relu_layer(64, 128), pool)
         self.head = nn.Sequential(_relu_layer(1024, 512), _relu_layer(512, 256), nn.Linear(256, size * size))
 
     def forward(self, channels_BNC: Tensor) -> Tensor:
-        learned = self.head(self.encode(channels_BNC).max(dim=1).values).view(-1, self.size, self.size)
+        learned = self.head(self.encode(channels_BNC)).view(-1, self.size, self.size)
         return learned + torch.eye(self.size, dtype=learned.dtype, device=learned.device)
 
 
 @registry.models.add("pointnet_plain")
 class PointNetPlain(nn.Module):
-    """PointNet without alignment: one shared network per point, a maximum, a short head.
+    """PointNet without alignment: one shared network per point, a maximum, a short head. `fused` as in `pointnet`.
 
     Source: Qi et al. 2017, the vanilla network of table 5; layout of WangYueFt/dgcnn.
     """
 
     def __init__(
-        self, *, num_classes: int, in_channels: int, embedding: Width = 1024, dropout: Probability = 0.5
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        embedding: Width = 1024,
+        dropout: Probability = 0.5,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        widths = (in_channels, 64, 64, 64, 128, embedding)
-        self.encode = nn.Sequential(*(_relu_layer(before, after, has_bias=False) for before, after in pairwise(widths)))
+        widths = pairwise((in_channels, 64, 64, 64, 128))
+        self.encode = nn.Sequential(
+            *(_relu_layer(before, after, has_bias=False) for before, after in widths),
+            LinearNormMax(in_channels=128, out_channels=embedding, activation=nn.ReLU(), fused=fused),
+        )
         self.head = nn.Sequential(
             _relu_layer(embedding, 512, has_bias=False), nn.Dropout(dropout), nn.Linear(512, num_classes)
         )
@@ -102,7 +116,7 @@ class PointNetPlain(nn.Module):
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
         """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
         channels_BNC = join_channels(points, features, in_channels=self.in_channels)
-        return {"logits": self.head(self.encode(channels_BNC).max(dim=1).values)}
+        return {"logits": self.head(self.encode(channels_BNC))}
 
 
 def _relu_layer(in_channels: int, out_channels: int, has_bias: bool = True) -> LinearNorm:

@@ -62,10 +62,83 @@ _YANX27_POINTNET = {
     "fc3": "head.5",
 }
 
+_YANX27_POINTNET2_HEAD = {
+    **{f"sa3.mlp_convs.{i}": f"encode.{i}.linear" for i in range(3)},
+    **{f"sa3.mlp_bns.{i}": f"encode.{i}.norm" for i in range(3)},
+    "fc1": "head.0.linear",
+    "bn1": "head.0.norm",
+    "fc2": "head.2.linear",
+    "bn2": "head.2.norm",
+    "fc3": "head.4",
+}
+
+_YANX27_POINTNET2_SSG = {
+    f"sa{level + 1}.mlp_{theirs}.{i}": f"abstractions.{level}.groups.0.network.layers.{i}.{ours}"
+    for level in range(2)
+    for i in range(3)
+    for theirs, ours in (("convs", "linear"), ("bns", "norm"))
+} | _YANX27_POINTNET2_HEAD
+
+_YANX27_POINTNET2_MSG = {
+    f"sa{level + 1}.{theirs}_blocks.{scale}.{i}": f"abstractions.{level}.groups.{scale}.network.layers.{i}.{ours}"
+    for level in range(2)
+    for scale in range(3)
+    for i in range(3)
+    for theirs, ours in (("conv", "linear"), ("bn", "norm"))
+} | _YANX27_POINTNET2_HEAD
+
+
+def _strawberry_layers(theirs: str, ours: str, count: int = 2) -> dict[str, str]:
+    return {
+        **{f"{theirs}conv{i + 1}": f"{ours}.{i}.linear" for i in range(count)},
+        **{f"{theirs}bn{i + 1}": f"{ours}.{i}.norm" for i in range(count)},
+    }
+
+
+def _strawberry_attention(theirs: str, ours: str) -> dict[str, str]:
+    """Queries and keys are one tensor under two names."""
+    return {
+        f"{theirs}.q_conv": f"{ours}.query",
+        f"{theirs}.k_conv": f"{ours}.query",
+        f"{theirs}.v_conv": f"{ours}.value",
+        f"{theirs}.trans_conv": f"{ours}.change.linear",
+        f"{theirs}.after_norm": f"{ours}.change.norm",
+    }
+
+
+_STRAWBERRY_PCT_NEW = {
+    **_strawberry_layers("", "embed"),
+    **_strawberry_layers("gather_local_0.", "groups.0.network.layers"),
+    **_strawberry_layers("gather_local_1.", "groups.1.network.layers"),
+    **_strawberry_layers("pt_last.", "prepare", count=1),
+    "pt_last.pos_xyz": "attend.position",
+    **{
+        their_key: our_key
+        for i in range(4)
+        for their_key, our_key in _strawberry_attention(f"pt_last.sa{i + 1}", f"attend.layers.{i}").items()
+    },
+    "conv_fuse.0": "fuse.linear",
+    "conv_fuse.1": "fuse.norm",
+    "linear1": "head.0.linear",
+    "bn6": "head.0.norm",
+    "linear2": "head.2.linear",
+    "bn7": "head.2.norm",
+    "linear3": "head.4",
+}
+
+_STRAWBERRY_PCT = {key: ours for key, ours in _STRAWBERRY_PCT_NEW.items() if key != "pt_last.pos_xyz"} | (
+    _strawberry_layers("pt_last.", "prepare")
+)
+
 LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "antao97_dgcnn_cls": _WANG_DGCNN,
+    "qq456cvb_pct_cls": _STRAWBERRY_PCT,
+    "strawberry_pct_cls": _STRAWBERRY_PCT,
+    "strawberry_pct_cls_new": _STRAWBERRY_PCT_NEW,
     "wangyueft_dgcnn_cls": _WANG_DGCNN,
     "wangyueft_pointnet": _WANG_POINTNET,
+    "yanx27_pointnet2_msg_cls": _YANX27_POINTNET2_MSG,
+    "yanx27_pointnet2_ssg_cls": _YANX27_POINTNET2_SSG,
     "yanx27_pointnet_cls": _YANX27_POINTNET,
 }
 """Per published layout: their module -> our module. Leaves (`weight`, `running_mean`, ...) are called the same."""

@@ -1,4 +1,4 @@
-"""Choose and reorder the points of clouds; whatever belongs to a point (normal, feature, part) goes with it."""
+"""Choose and reorder the points of clouds; what belongs to a point (normal, channel, feature, part) goes with it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class SamplePoints:
         *,
         points: Tensor,
         normals: Tensor | None = None,
+        channels: Tensor | None = None,
         features: Tensor | None = None,
         part: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -46,7 +47,7 @@ class SamplePoints:
             index_BK = torch.arange(self.num_points).expand(len(points), -1)
         else:
             index_BK = draws.permutation(available)[:, : self.num_points]
-        return choose_points(index_BK, {"points": points, "normals": normals, "features": features, "part": part})
+        return _chosen(index_BK, points, normals, channels, features, part)
 
 
 @registry.transforms.add("shuffle_points")
@@ -62,18 +63,19 @@ class ShufflePoints:
         *,
         points: Tensor,
         normals: Tensor | None = None,
+        channels: Tensor | None = None,
         features: Tensor | None = None,
         part: Tensor | None = None,
     ) -> dict[str, Tensor]:
         index_BN = draws.permutation(points.shape[1])
-        return choose_points(index_BN, {"points": points, "normals": normals, "features": features, "part": part})
+        return _chosen(index_BN, points, normals, channels, features, part)
 
 
 @registry.transforms.add("drop_points")
 class DropPoints:
     """Every cloud loses a share of its points, uniform in [0, max_ratio); copies of its first point take their places.
 
-    The number of points stays; the copies carry the first point's normal, features and part too.
+    The number of points stays; the copies carry the first point's normal, channels, features and part too.
     Source: Qi et al. 2017 (PointNet++), section 3.3 (random input dropout, 95 % there; 0.875 in its training code).
     """
 
@@ -86,18 +88,31 @@ class DropPoints:
         *,
         points: Tensor,
         normals: Tensor | None = None,
+        channels: Tensor | None = None,
         features: Tensor | None = None,
         part: Tensor | None = None,
     ) -> dict[str, Tensor]:
         ratio_B1 = draws.uniform(1, high=self.max_ratio)
         index_BN = index_after_drop(draws.uniform(points.shape[1]), ratio_B1)
-        return choose_points(index_BN, {"points": points, "normals": normals, "features": features, "part": part})
+        return _chosen(index_BN, points, normals, channels, features, part)
 
 
 def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:
     """Each point's own index, or 0 where `uniform` (B, N) is at most `ratio` (B, 1): int64 (B, N)."""
     own = torch.arange(uniform.shape[1]).expand_as(uniform)
     return torch.where(uniform <= ratio, torch.zeros_like(own), own)
+
+
+def _chosen(
+    index: Tensor,
+    points: Tensor,
+    normals: Tensor | None,
+    channels: Tensor | None,
+    features: Tensor | None,
+    part: Tensor | None,
+) -> dict[str, Tensor]:
+    fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
+    return choose_points(index, fields)
 
 
 def choose_points(index: Tensor, fields: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from sightline.errors import UserError
 from sightline.plugins import Plugin, check_recorded, load_plugins
 from sightline.verbs.output import note
 
-__all__ = ["assert_writable", "config_of", "is_run", "load_document", "write_document"]
+__all__ = ["assert_writable", "config_of", "is_run", "load_document", "write_document", "write_file"]
 
 
 def config_of(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> tuple[RunConfig, list[Plugin]]:
@@ -32,20 +32,20 @@ def config_of(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> 
     return config, loaded
 
 
-def assert_writable(path: Path) -> None:
-    """Raises UserError where `--json FILE` could not be written; nothing is left of the attempt."""
+def assert_writable(path: Path, *, option: str = "--json") -> None:
+    """Raises UserError where `option FILE` could not be written; nothing is left of the attempt."""
     try:
         if path.is_dir():
-            raise UserError(f"--json {path}: is a folder; give a file in it")
+            raise UserError(f"{option} {path}: is a folder; give a file in it")
         if path.exists() and not path.is_file():
-            raise UserError(f"--json {path}: is not a regular file; give another")
+            raise UserError(f"{option} {path}: is not a regular file; give another")
         folder = next(above for above in path.absolute().parents if above.exists())
         if not folder.is_dir():
-            raise UserError(f"--json {path}: {folder} is not a folder; give another place")
+            raise UserError(f"{option} {path}: {folder} is not a folder; give another place")
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"--json {path}: cannot be written: {error.strerror or error}; give another place") from error
+        raise UserError(f"{option} {path}: cannot be written: {error.strerror or error}; give another place") from error
 
 
 def write_document(path: Path | None, document: object) -> None:
@@ -56,3 +56,13 @@ def write_document(path: Path | None, document: object) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     RunDirectory(path.parent, is_writer=True).write_json(path.name, document)
+
+
+def write_file(path: Path | None, text: str) -> None:
+    """Write a text file that was asked for, whole or not at all."""
+    if path is None:
+        return
+    from sightline.engine.run_directory import RunDirectory
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    RunDirectory(path.parent, is_writer=True).write_text(path.name, text)

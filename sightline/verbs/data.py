@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from sightline import registry
+from sightline.config.faults import Faults
+from sightline.config.yaml_tree import read_value
 from sightline.data.native import read_manifest
 from sightline.errors import UserError
 from sightline.plugins import load_plugins
-from sightline.schema import nearest
+from sightline.schema import check_value, describe_type, nearest, parameters_of
+from sightline.types import Where
 from sightline.verbs.common import write_document
 from sightline.verbs.output import note
 
-__all__ = ["info", "prepare"]
+__all__ = ["convert_weights", "info", "prepare"]
 
 
-def prepare(name: str, *, source: Path, target: Path, json: Path | None) -> int:
-    """Write the native form of a data set found in one of its public layouts."""
+_PREPARE_ITSELF = ("source", "target", "name", "progress")
+
+
+def prepare(name: str, options: Sequence[str] = (), *, source: Path, target: Path, json: Path | None) -> int:
+    """Write the native form of a data set found in one of its layouts; `options` are `key=value` for its `prepare`."""
     preparable = {n for n in registry.data.names() if hasattr(registry.data.entry_of(n).builder, "prepare")}
     if name not in preparable:
         raise UserError(f"data prepare: '{name}' is not a data set to prepare{nearest(name, preparable)}")
+    given = _read_options(name, options)
     with _bar(name) as progress:
-        report = _builder(name).prepare(source=source, target=target, name=name, progress=progress)
+        report = _builder(name).prepare(source=source, target=target, name=name, progress=progress, **given)
     _print_tree(report)
+    for line in report.get("differences", ()):
+        note(f"look at this: {line}")
     write_document(json, report)
     return 0
 
@@ -46,6 +55,68 @@ def info(name: str, *, plugins: Sequence[Path], json: Path | None) -> int:
     _print_tree(document)
     write_document(json, document)
     return 0
+
+
+def _read_options(name: str, options: Sequence[str]) -> dict[str, Any]:
+    """The options as the signature of the set's `prepare` wants them. Raises ConfigError naming all that do not fit."""
+    known = {key: p for key, p in parameters_of(_builder(name).prepare).items() if key not in _PREPARE_ITSELF}
+    faults, given = Faults(), {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        where = Where("data prepare", path=key.strip())
+        if not equals or key not in known or key in given:
+            faults.add(where, "is given twice" if key in given else _told_unknown(name, option, known))
+            continue
+        given[key], misfits = check_value(known[key].annotation, read_value(text, "data prepare", key, faults).plain())
+        for path, told in misfits:
+            faults.add(Where("data prepare", path=f"{key}.{path}".rstrip(".")), told)
+    for key, parameter in known.items():
+        if parameter.is_required and key not in given:
+            faults.add(
+                Where("data prepare", path=key),
+                f"is required and missing: {key}=VALUE, {describe_type(parameter.annotation)}",
+            )
+    faults.raise_any()
+    return given
+
+
+def convert_weights(
+    file: Path,
+    overrides: Sequence[str],
+    *,
+    layout: str,
+    target: Path,
+    config: Path | None,
+    data: str | None,
+    plugins: Sequence[Path],
+    json: Path | None,
+) -> int:
+    """Write a third-party file of weights as a run directory, and say what was read and what was assumed."""
+    from sightline.engine.conversion import convert
+
+    converted = convert(
+        file,
+        layout=layout,
+        target=target,
+        config_path=config,
+        data_name=data,
+        overrides=overrides,
+        plugins=load_plugins(plugins),
+    )
+    for line in converted.notes:
+        note(line)
+    _print_tree({**converted.lineage, "run": str(converted.path)})
+    if converted.lineage["assumed"]:
+        assumed = ", ".join(f"model.{name}" for name in converted.lineage["assumed"])
+        note(f"no tensor shows {assumed}: taken as published; give them by key=value where the file is another")
+    write_document(json, {**converted.lineage, "run": str(converted.path), "notes": list(converted.notes)})
+    return 0
+
+
+def _told_unknown(name: str, option: str, known: Collection[str]) -> str:
+    key, equals, _ = option.partition("=")
+    takes = f"; '{name}' takes {', '.join(known) or 'none'}"
+    return f"is no option{nearest(key, known, otherwise=takes)}" if equals else f"is no option key=value{takes}"
 
 
 def _builder(name: str) -> Any:

@@ -5,24 +5,37 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sightline.checks.finding import Place
+from sightline.checks.set_agreement import CODE, Inputs, compare, inputs_of
 from sightline.config import RunConfig, read_config
-from sightline.engine.build import build_data, build_evaluator, build_model, build_part, build_task
-from sightline.engine.distributed import start_world
+from sightline.engine.build import Part, build_data, build_evaluator, build_model, build_part, build_task
+from sightline.engine.distributed import World, start_world
+from sightline.engine.inputs import read_inputs
 from sightline.engine.launch import launch, processes_to_start
+from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import checkpoint_path, load_trained, read_facts, read_run
 from sightline.engine.precision import set_determinism
 from sightline.engine.session import evaluation_document
 from sightline.errors import ConfigError, UserError
 from sightline.verbs.common import write_document
-from sightline.verbs.output import note, show_evaluation
+from sightline.verbs.output import note, show_evaluation, show_findings
 
 __all__ = ["evaluate"]
 
 
-_MAY_CHANGE = ("evaluate.*", "transforms.evaluate*", "transforms.vote*", "data.root", "loader.*", "log.*")
+_MAY_CHANGE = (
+    "evaluate.*",
+    "transforms.evaluate*",
+    "transforms.vote*",
+    "data.root",
+    "loader.*",
+    "log.*",
+    "checks.skip",
+)
 
 
 def evaluate(
@@ -38,8 +51,8 @@ def evaluate(
 ) -> int:
     """Evaluate a checkpoint of a run on its test part, or on another config's; the exit code."""
     _assert_about_evaluation(overrides)
-    config, notes = read_run(run, plugins)
-    config = _with_overrides(config, overrides, run / "config.yaml" if data is None else data, is_other=bool(data))
+    trained, notes = read_run(run, plugins)
+    config = _with_overrides(trained, overrides, run / "config.yaml" if data is None else data, is_other=bool(data))
     num_processes = processes_to_start(processes)
     if num_processes > 1:
         words = ["evaluate", str(run), *overrides, "--checkpoint", which, "--device", device]
@@ -59,13 +72,47 @@ def evaluate(
         load_trained(model, path)
         task, meters = build_task(config, built, model)
         part = built.test if data is None else build_part(config, "test")
+        if config.data != trained.data and not _is_alike(run, trained, config, part, world):
+            return 1
         evaluation = build_evaluator(config, part, task, meters)(model, world)
         if world.is_first:
             document = evaluation_document(config, evaluation, part.split, which)
             document |= {"overrides": list(overrides)} if overrides else {}
+            lineage = read_lineage(run)
+            if lineage is not None:
+                note(describe_lineage(lineage))
+                document["lineage"] = lineage
             show_evaluation(document, title=f"{path} on {part.split}")
             write_document(json, document)
     return 0
+
+
+def _is_alike(run: Path, trained: RunConfig, config: RunConfig, part: Part, world: World) -> bool:
+    """Whether other data may be evaluated; what speaks against it, and what is odd about it, is told.
+
+    Compares with the training data where it can be read, else with what the run noted of it.
+    """
+    if CODE in config.checks.skip:
+        return True
+    name = f"{trained.data.name}/train"
+    try:
+        known = inputs_of(build_part(trained, "train"), trained, is_training=True)
+    except UserError:
+        known = Inputs(read_inputs(run, trained), name)
+        if world.is_first:
+            note(f"{name}, which the run was trained on, cannot be read; compared is what the run noted of it")
+    findings = compare(known, inputs_of(part, config), place=partial(_place, config))
+    if world.is_first:
+        show_findings(findings)
+    is_refused = any(finding.severity == "error" for finding in findings)
+    if is_refused and world.is_first:
+        note(f"not evaluated; to do so all the same: 'checks.skip=[{CODE}]'")
+    return not is_refused
+
+
+def _place(config: RunConfig, path: str, **more: Any) -> Place:
+    where = config.data.origins.get("root", config.data.where)
+    return Place(file=where.origin, line=where.line, config_path=path, **more)
 
 
 def _assert_about_evaluation(overrides: Sequence[str]) -> None:
@@ -89,7 +136,7 @@ def _with_overrides(config: RunConfig, overrides: Sequence[str], path: Path, *, 
     if not is_other:
         return given
     changed: dict[str, Any] = {"data": given.data, "transforms": given.transforms}
-    for section in ("evaluate", "loader", "log"):
+    for section in ("evaluate", "loader", "log", "checks"):
         keys = {o.partition("=")[0].strip().partition(".")[2] for o in overrides if o.strip().startswith(f"{section}.")}
         values = {key: getattr(getattr(given, section), key) for key in keys}
         changed[section] = dataclasses.replace(getattr(config, section), **values)

@@ -10,11 +10,13 @@ from typing import Any
 
 from sightline.config import render
 from sightline.config.show import show_inline, to_plain
+from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.errors import UserError
 from sightline.plugins import file_of, load_plugins
 from sightline.registry import DATA_FACTS, REGISTRIES, Entry, Registry
 from sightline.schema import describe_type, nearest
 from sightline.verbs.common import config_of, write_document
+from sightline.verbs.output import note
 
 __all__ = ["list_components", "show"]
 
@@ -26,7 +28,12 @@ def show(path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], json:
     config, _ = config_of(path, overrides, plugins)
     sys.stdout.write(render(config, origins=True))
     origins = {place: str(where) for place, where in config.origins.items()}
-    write_document(json, {"config": to_plain(config), "origins": origins})
+    document = {"config": to_plain(config), "origins": origins}
+    lineage = read_lineage(path if path.is_dir() else path.parent)
+    if lineage is not None:
+        note(describe_lineage(lineage))
+        document["lineage"] = lineage
+    write_document(json, document)
     return 0
 
 

@@ -17,6 +17,7 @@ from sightline.config.show import to_plain
 from sightline.engine import checkpoint
 from sightline.engine.build import Built, build
 from sightline.engine.distributed import World, start_world
+from sightline.engine.inputs import INPUTS
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.precision import name_nondeterminism, set_determinism
 from sightline.engine.run_directory import claim, environment
@@ -36,8 +37,8 @@ _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.")
 
 # What a run may have left that was killed before it wrote its config, which makes a folder a run.
 _BEFORE_CONFIG = frozenset(
-    {".lock", "environment.json", "facts.json"}
-    | {f".{name}.partial" for name in ("environment.json", "facts.json", "config.yaml")}
+    {".lock", "environment.json", "facts.json", INPUTS}
+    | {f".{name}.partial" for name in ("environment.json", "facts.json", INPUTS, "config.yaml")}
 )
 
 

@@ -177,6 +177,7 @@ def test_codes_are_stable() -> None:
         "no-gradient",
         "non-finite",
         "non-finite-data",
+        "set-agreement",
         "zero-learning-rate",
     ]
 

@@ -1,4 +1,4 @@
-"""Nearest neighbours against SciPy, a plain sort of exact integers, and the symmetries of distance."""
+"""Nearest neighbours in every form against SciPy, sums of NumPy, exact integers, and the symmetries of distance."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from sightline.geometry import neighbours
-from sightline.geometry.neighbours import gather_points, nearest_neighbours
+from sightline.geometry import neighbour_kernels, neighbours
+from sightline.geometry.neighbour_kernels import neighbours_by_product, neighbours_by_tree
+from sightline.geometry.neighbours import gather_points, nearest_neighbours, neighbours_plainly
+from tests.geometry.threads import with_one_and_two_threads
+from tests.golden_parity import load_golden
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both the compiled loops and the torch form, which a GPU or a machine without numba takes."""
+    if request.param == "plain":
+        monkeypatch.setattr(neighbours, "suits", lambda *tensors: False)
+    return request.param
 
 
 def by_exact_sort(points: Tensor, count: int) -> np.ndarray:
@@ -19,48 +30,219 @@ def by_exact_sort(points: Tensor, count: int) -> np.ndarray:
     return squared.argsort(axis=-1, kind="stable")[..., :count]
 
 
+def by_numpy(points: Tensor, queries: Tensor, count: int) -> np.ndarray:
+    """The contract, in NumPy: products rounded, then added, channel after channel; ties to the lower index."""
+    squared = np.zeros((len(points), queries.shape[1], points.shape[1]), dtype=points.numpy().dtype)
+    for channel in range(points.shape[2]):
+        difference = queries.numpy()[:, :, None, channel] - points.numpy()[:, None, :, channel]
+        squared = squared + difference * difference
+    return squared.argsort(axis=-1, kind="stable")[..., :count]
+
+
+def turned_about(num_points: int, num_channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Points that are few vectors with channels in another order: equal distances from the origin, but for rounding."""
+    few = torch.randn(4, num_channels, dtype=dtype)
+    order = torch.stack([torch.randperm(num_channels) for _ in range(num_points)])
+    return few[torch.randint(0, 4, (num_points,))].gather(1, order)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("num_channels", "count"), [(3, 8), (7, 1), (3, 200)])
-def test_agrees_with_scipy(num_channels: int, count: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("num_channels", "count"), [(3, 8), (7, 1), (3, 200), (64, 20)])
+def test_agrees_with_scipy(num_channels: int, count: int, dtype: torch.dtype, form: str) -> None:
     points = torch.randn(3, 200, num_channels, dtype=dtype)
     found = nearest_neighbours(points, num_neighbours=count)
     for cloud, index in zip(points.double().numpy(), found, strict=True):
         distance, expected = cKDTree(cloud).query(cloud, k=count)
         ours = np.linalg.norm(cloud[index] - cloud[:, None], axis=-1)
         # Where the order differs from the exact one, two distances are equal to rounding: compare those, not places.
-        np.testing.assert_allclose(ours, distance.reshape(ours.shape), rtol=10 * torch.finfo(dtype).eps)
+        bound = (num_channels + 4) * torch.finfo(dtype).eps
+        np.testing.assert_allclose(ours, distance.reshape(ours.shape), rtol=bound)
         if dtype == torch.float64:
             np.testing.assert_array_equal(index, expected.reshape(index.shape))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_channels", [1, 2, 3, 5, 6, 9, 64, 131])
+@pytest.mark.parametrize("num_points", [1, 33, 300])
+def test_every_sum_is_rounded_as_written(num_points: int, num_channels: int, dtype: torch.dtype, form: str) -> None:
+    points = torch.stack(
+        [turned_about(num_points, num_channels, dtype), torch.randn(num_points, num_channels).to(dtype)]
+    )
+    queries = torch.cat([torch.zeros(2, 1, num_channels, dtype=dtype), points[:, :20], points[:, :9] + 0.1], dim=1)
+    count = min(num_points, 21)
+    expected = by_numpy(points, queries, count)
+    np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=count, queries=queries), expected)
+
+
+@pytest.mark.parametrize("num_channels", [3, 8])
 @pytest.mark.parametrize("count", [1, 7, 26, 60])
-def test_ties_go_to_the_lower_index(count: int) -> None:
-    points = torch.randint(0, 3, (4, 60, 3)).float()  # 27 places for 60 points: ties and duplicates everywhere
+def test_ties_go_to_the_lower_index(count: int, num_channels: int, form: str) -> None:
+    points = torch.randint(0, 3, (4, 60, num_channels)).float()  # 27 places for 60 points: ties and duplicates
+    points[:, :, 3:] = 0
     found = nearest_neighbours(points, num_neighbours=count)
     np.testing.assert_array_equal(found, by_exact_sort(points, count))
 
 
-def test_far_from_the_origin_nothing_is_lost() -> None:
+def test_points_on_a_line_by_hand(form: str) -> None:
+    """At 0, 1, 3, 6 the distances are 1, 3, 6; 1, 2, 5; 3, 2, 3; 6, 5, 3: a tie at 3, to the lower index."""
+    points = torch.tensor([[[0.0], [1.0], [3.0], [6.0]]])
+    assert nearest_neighbours(points, num_neighbours=3).tolist() == [[[0, 1, 2], [1, 0, 2], [2, 1, 0], [3, 2, 1]]]
+    between = torch.tensor([[[2.0], [4.5]]])
+    assert nearest_neighbours(points, num_neighbours=3, queries=between).tolist() == [[[1, 2, 0], [2, 3, 1]]]
+
+
+def test_all_points_alike(form: str) -> None:
+    for num_channels in (3, 64):
+        found = nearest_neighbours(torch.full((1, 90, num_channels), 0.3), num_neighbours=5)
+        assert (found == torch.arange(5)).all()
+
+
+def test_permuting_the_points_permutes_the_answer(form: str) -> None:
+    points = torch.randn(2, 150, 3, dtype=torch.float64)  # no two distances are equal
+    order = torch.randperm(150)
+    found = nearest_neighbours(points, num_neighbours=9)
+    moved = nearest_neighbours(points[:, order], num_neighbours=9)
+    assert torch.equal(order[moved], found[:, order])
+
+
+def test_a_cloud_alone_and_among_others_has_the_same_neighbours(form: str) -> None:
+    for num_channels in (3, 40):
+        points = torch.randn(5, 70, num_channels)
+        together = nearest_neighbours(points, num_neighbours=6)
+        assert all(
+            torch.equal(nearest_neighbours(points[i : i + 1], num_neighbours=6)[0], together[i]) for i in range(5)
+        )
+
+
+def test_far_from_the_origin_nothing_is_lost(form: str) -> None:
     """At 4096 m the squares of the expansion need 12 digits more than float32 has; the differences need none."""
-    grid = torch.randint(0, 6, (2, 80, 3)).float()
-    near, far = (nearest_neighbours(cloud, num_neighbours=9) for cloud in (grid / 8, grid / 8 + 4096))
-    assert torch.equal(near, far)
+    for num_channels in (3, 7):
+        grid = torch.randint(0, 6, (2, 80, num_channels)).float()
+        near, far = (nearest_neighbours(cloud, num_neighbours=9) for cloud in (grid / 8, grid / 8 + 4096))
+        assert torch.equal(near, far)
+
+
+@pytest.mark.parametrize("num_channels", [3, 6])
+def test_at_map_coordinates_float32_finds_the_neighbours_of_float64(num_channels: int, form: str) -> None:
+    """A street of 60 m at 1e4 m: float32 steps of 1 mm, so the points' differences are exact or nearly so.
+
+    A squared distance is off by C + 2 roundings at most. Where float32 orders two points otherwise than float64, they
+    are equal to within that, and their places alone may differ.
+    """
+    points = (torch.rand(2, 1500, num_channels) * 60 + 1e4).float()
+    index = nearest_neighbours(points, num_neighbours=16)
+    exact = nearest_neighbours(points.double(), num_neighbours=16)
+    wide = points.double()
+    squared, expected = (((gather_points(wide, i) - wide[:, :, None]) ** 2).sum(-1) for i in (index, exact))
+    bound = (num_channels + 2) * torch.finfo(torch.float32).eps
+    assert ((squared - expected).abs() <= bound * expected).all()
+    assert (index != exact).float().mean() < 1e-3  # ties to rounding are rare: millimetre steps, 60 m
+
+
+def test_real_lidar_scan_moved_to_map_coordinates(shared, form: str) -> None:
+    path = next((shared / "data" / "kitti_object_mini").rglob("*.bin"))
+    scan = torch.from_numpy(np.fromfile(path, dtype=np.float32).reshape(-1, 4)[:40_000:20, :3].copy())
+    points = (scan.double() + torch.tensor([12_000.0, -9_000.0, 100.0])).float()[None]
+    index = nearest_neighbours(points, num_neighbours=12)
+    wide = points.double()
+    distance, _ = cKDTree(wide[0].numpy()).query(wide[0].numpy(), k=12)
+    ours = (gather_points(wide, index) - wide[:, :, None]).norm(dim=-1)[0]
+    # a distance is the root of a sum with 5 roundings: half of that, and one for the root
+    np.testing.assert_allclose(ours, distance, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
+
+
+def test_queries_and_their_order_do_not_matter_to_each_other(form: str) -> None:
+    points, queries = torch.randn(2, 90, 3), torch.randn(2, 40, 3)
+    found = nearest_neighbours(points, num_neighbours=4, queries=queries)
+    order = torch.randperm(40)
+    assert torch.equal(nearest_neighbours(points, num_neighbours=4, queries=queries[:, order]), found[:, order])
+    itself = nearest_neighbours(points, num_neighbours=4, queries=points.clone())
+    assert torch.equal(itself, nearest_neighbours(points, num_neighbours=4))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-3, 1e6, 1e18, 1e25])
+@pytest.mark.parametrize("num_channels", [3, 32])
+def test_numbers_of_any_size(scale: float, num_channels: int, form: str) -> None:
+    """Squares that vanish or leave the range tie at 0 or infinity, and go by index in every form."""
+    points = torch.randn(1, 60, num_channels) * scale
+    with np.errstate(over="ignore", under="ignore"):
+        expected = by_numpy(points, points, 10)
+    np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=10), expected)
+
+
+def test_the_product_rules_out_no_neighbour_where_its_digits_are_few() -> None:
+    """Two clusters 2000 apart, 1e-3 wide: the expansion's error, 2e-1, is larger than all distances within them."""
+    points = torch.randn(1, 200, 24) * 1e-3
+    points[:, ::2] += 1000
+    points[:, 1::2] -= 1000
+    index = neighbours_by_product(points, points, 15)
+    assert index is not None
+    np.testing.assert_array_equal(index, by_numpy(points, points, 15))
+
+
+def test_products_in_reduced_precision_are_not_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.randn(1, 100, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=9), by_numpy(points, points, 9))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert neighbours_by_product(points, points, 9) is None
+        np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=9), by_numpy(points, points, 9))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("num_channels", [3, 16])
+def test_one_thread_and_two_give_the_same_bits(num_channels: int) -> None:
+    points = torch.randint(0, 9, (3, 400, num_channels)).float()
+    assert torch.equal(*with_one_and_two_threads(lambda: nearest_neighbours(points, num_neighbours=10)))
 
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randint(0, 5, (2, 50, 4)).float()
-    whole = nearest_neighbours(points, num_neighbours=6)
+    whole = neighbours_plainly(points, points, 6), neighbours_by_product(points, points, 6)
     monkeypatch.setattr(neighbours, "_ENTRIES_AT_ONCE", 700)  # 7 queries at a time, and a last chunk of 1
-    assert torch.equal(nearest_neighbours(points, num_neighbours=6), whole)
+    monkeypatch.setattr(neighbour_kernels, "_ENTRIES_AT_ONCE", 350)  # the same, per cloud
+    assert torch.equal(neighbours_plainly(points, points, 6), whole[0])
+    assert torch.equal(neighbours_by_product(points, points, 6), whole[1])
 
 
-def test_half_precision_is_compared_in_float32() -> None:
+@pytest.mark.parametrize("num_points", [1, 2, 31, 32, 33, 64, 65, 257, 1000])
+def test_trees_of_any_size(num_points: int) -> None:
+    points = torch.randint(0, 12, (2, num_points, 3)).float()
+    count = min(num_points, 12)
+    np.testing.assert_array_equal(neighbours_by_tree(points, points, count), by_exact_sort(points, count))
+
+
+def test_strided_points_and_points_with_gradients(form: str) -> None:
+    for num_channels in (3, 20):
+        points = torch.randn(2, num_channels, 60).transpose(1, 2).requires_grad_()
+        found = nearest_neighbours(points, num_neighbours=5, queries=points[:, ::2])
+        plain = points.detach().contiguous()
+        np.testing.assert_array_equal(found, by_numpy(plain, plain[:, ::2].contiguous(), 5))
+
+
+def test_half_precision_is_compared_in_float32(form: str) -> None:
     points = torch.randint(0, 9, (1, 40, 64)).to(torch.bfloat16)
     np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=5), by_exact_sort(points.float(), 5))
 
 
-def test_single_point() -> None:
+def test_single_point(form: str) -> None:
     assert nearest_neighbours(torch.zeros(2, 1, 3), num_neighbours=1).tolist() == [[[0]], [[0]]]
+
+
+def test_no_queries_no_answers(form: str) -> None:
+    found = nearest_neighbours(torch.zeros(2, 5, 3), num_neighbours=2, queries=torch.zeros(2, 0, 3))
+    assert found.shape == (2, 0, 2)
+    assert found.dtype == torch.int64
+
+
+def test_indices_of_the_published_graph_features(shared, form: str) -> None:
+    golden = load_golden(shared, "fn_graph_feature")
+    for case in range(6):
+        expected = golden.tensor(f"case{case}.idx")
+        points = golden.tensor(f"case{case}.x").mT
+        assert torch.equal(nearest_neighbours(points, num_neighbours=expected.shape[2]), expected)
 
 
 def test_more_neighbours_than_points_names_both() -> None:
@@ -74,6 +256,14 @@ def test_not_finite_names_the_sample(bad: float) -> None:
     points[2, 5, 1] = bad
     with pytest.raises(ValueError, match=r"points\[2\]: point 5 is \[0.0, -?(nan|inf), 0.0\]"):
         nearest_neighbours(points, num_neighbours=3)
+    with pytest.raises(ValueError, match=r"queries\[2\]: point 5 is"):
+        nearest_neighbours(torch.zeros(4, 8, 3), num_neighbours=3, queries=points)
+
+
+@pytest.mark.parametrize("queries", [torch.zeros(1, 4, 3), torch.zeros(2, 4, 2), torch.zeros(2, 4, 3).double()])
+def test_queries_that_do_not_belong_to_the_points(queries: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"queries \(\d, 4, \d\) torch.float\d\d do not go with points \(2, 6, 3\)"):
+        nearest_neighbours(torch.zeros(2, 6, 3), num_neighbours=2, queries=queries)
 
 
 def test_gather_takes_the_rows_named() -> None:

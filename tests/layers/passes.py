@@ -22,12 +22,13 @@ class Pass:
 
 
 def run(layer: nn.Module, given: Mapping[str, Tensor | None], weight: Tensor) -> Pass:
-    """The pass of `layer(**given)`; the last of several outputs is weighted and summed for the backward pass."""
+    """The pass of `layer(**given)`; the last of several outputs, the logits of a model, is weighted and summed."""
     own = {
         name: value.clone().requires_grad_() if value is not None and value.is_floating_point() else value
         for name, value in given.items()
     }
     output = layer(**own)
+    output = output["logits"] if isinstance(output, dict) else output
     output = output[-1] if isinstance(output, tuple) else output
     (output * weight).sum().backward()
     leaves = own | dict(layer.named_parameters())

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from sightline.errors import CheckpointError
 from sightline.models.dgcnn import DGCNN
+from sightline.models.pct import PCT
 from sightline.models.pointnet import PointNet, PointNetPlain
+from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
 from sightline.models.published import LAYOUTS, translate
 
 
@@ -26,6 +28,16 @@ def test_two_names_with_different_values_are_refused() -> None:
     state["conv1.1.weight"][1] += 1e-6
     with pytest.raises(CheckpointError, match=r"'bn1.weight' and 'conv1.1.weight' are one tensor"):
         translate(state, "antao97_dgcnn_cls")
+
+
+def test_queries_and_keys_of_pct_become_one_or_are_refused() -> None:
+    weight = torch.arange(4.0).view(2, 2, 1)
+    state = {"pt_last.sa1.q_conv.weight": weight, "pt_last.sa1.k_conv.weight": weight.clone()}
+    translated = translate(state, "strawberry_pct_cls")
+    assert {name: value.shape for name, value in translated.items()} == {"attend.layers.0.query.weight": (2, 2)}
+    state["pt_last.sa1.k_conv.weight"][0] += 1e-6
+    with pytest.raises(CheckpointError, match=r"'pt_last.sa1.q_conv.weight' and 'pt_last.sa1.k_conv.weight' are one"):
+        translate(state, "strawberry_pct_cls")
 
 
 def test_foreign_names_are_refused() -> None:
@@ -55,7 +67,12 @@ def test_convolutions_become_matrices_and_nothing_given_changes() -> None:
     [
         ("antao97_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
         ("wangyueft_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
+        ("qq456cvb_pct_cls", PCT(num_classes=2, in_channels=6, head_activation="relu")),
+        ("strawberry_pct_cls", PCT(num_classes=2, in_channels=3)),
+        ("strawberry_pct_cls_new", PCT(num_classes=2, in_channels=3, codes_positions=True)),
         ("wangyueft_pointnet", PointNetPlain(num_classes=2, in_channels=3, embedding=8)),
+        ("yanx27_pointnet2_msg_cls", PointNet2MultiScale(num_classes=2, in_channels=3)),
+        ("yanx27_pointnet2_ssg_cls", PointNet2(num_classes=2, in_channels=3)),
         ("yanx27_pointnet_cls", PointNet(num_classes=2, in_channels=3)),
     ],
 )

@@ -1,0 +1,116 @@
+"""Batches from memory, augmented as a whole, against the usual loader that makes one item at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sightline.bench.case import Case, Run, Variant
+from sightline.data.reading import BatchReader, NamedTransform
+from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.transforms.point_choice import ShufflePoints
+from sightline.transforms.points import Scale, Translate
+from sightline.types import SampleKey
+
+__all__ = ["cases"]
+
+BATCH = 32
+SCALE, SHIFT = (2 / 3, 3 / 2), 0.2
+"""The recipe of PointNet's and DGCNN's code for ModelNet40; `Scale` and `Translate` have it as their defaults."""
+
+
+def cases() -> list[Case]:
+    return [
+        Case(
+            suite="data",
+            label="batches_{clouds}x{points}",
+            size={"clouds": 2048, "points": 1024},
+            quick={"clouds": 64, "points": 128},
+            make=_clouds,
+            baseline=Variant("per_item_loader", _per_item, _same_augmentation),
+            variants=(Variant("sightline", _from_memory, _same_augmentation),),
+        )
+    ]
+
+
+class PerItem(Dataset[tuple[np.ndarray, int]]):
+    """The usual form: one cloud at a time, augmented in NumPy, its points shuffled in place."""
+
+    def __init__(self, clouds: np.ndarray, labels: np.ndarray) -> None:
+        self.clouds, self.labels = clouds, labels
+
+    def __len__(self) -> int:
+        return len(self.clouds)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        scale = np.random.uniform(*SCALE, size=3)
+        shift = np.random.uniform(-SHIFT, SHIFT, size=3)
+        cloud = (self.clouds[index] * scale + shift).astype(np.float32)
+        np.random.shuffle(cloud)
+        return cloud, int(self.labels[index])
+
+
+def _clouds(*, clouds: int, points: int) -> dict[str, Any]:
+    """A data set in memory, all of it made, and the order in which it is read."""
+    shapes = SyntheticShapes(split="train", train_size=clouds, num_points=points)
+    everything = shapes.get_batch([SampleKey(index, 0, 0) for index in range(clouds)])
+    order = torch.randperm(clouds, generator=torch.Generator().manual_seed(0)).tolist()
+    return {"shapes": shapes, "points": everything["points"], "label": everything["label"], "order": order}
+
+
+@contextmanager
+def _per_item(inputs: dict[str, Any]) -> Iterator[Run]:
+    items = PerItem(inputs["points"].numpy(), inputs["label"].numpy())
+    loader = DataLoader(items, batch_size=BATCH, sampler=inputs["order"])
+
+    def run() -> dict[str, Tensor]:
+        for batch in loader:
+            points, label = batch
+        return {"points": points, "label": label}
+
+    yield run
+
+
+@contextmanager
+def _from_memory(inputs: dict[str, Any]) -> Iterator[Run]:
+    parts: dict[str, Any] = {"scale": Scale(), "translate": Translate(), "shuffle_points": ShufflePoints()}
+    transforms = [NamedTransform(name, transform) for name, transform in parts.items()]
+    reader = BatchReader(inputs["shapes"], transforms)
+    order = inputs["order"]
+
+    def run() -> dict[str, Tensor]:
+        for start in range(0, len(order), BATCH):
+            batch = reader([SampleKey(index, 0, 0) for index in order[start : start + BATCH]])
+        return {"points": batch["points"], "label": batch["label"]}
+
+    yield run
+
+
+def _same_augmentation(inputs: dict[str, Any], expected: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
+    """The last batch: the same clouds, each scaled and shifted along its axes by drawn numbers, its points shuffled.
+
+    Draws differ, so they are found again: along an axis, sorted coordinates are a straight line of the sorted
+    originals. Allowed are 1e-5 about the line, and the numbers of the recipe with 1e-4 to spare.
+    """
+    last = inputs["order"][(len(inputs["order"]) - 1) // BATCH * BATCH :]
+    originals = inputs["points"][last].double().sort(dim=1).values
+    for name, answer in (("the baseline", expected), ("it", found)):
+        if not torch.equal(answer["label"], inputs["label"][last]):
+            return f"{name} gives other labels"
+        if answer["points"].shape != originals.shape:
+            return f"{name} gives the shape {tuple(answer['points'].shape)}, not {tuple(originals.shape)}"
+        points = answer["points"].double().sort(dim=1).values
+        low, high = originals[:, :1], originals[:, -1:]
+        scale = (points[:, -1:] - points[:, :1]) / (high - low)
+        shift = points[:, :1] - scale * low
+        if float((originals * scale + shift - points).abs().max()) > 1e-5:
+            return f"{name} does more to a cloud than to scale and shift it"
+        if scale.min() < SCALE[0] - 1e-4 or scale.max() > SCALE[1] + 1e-4 or shift.abs().max() > SHIFT + 1e-4:
+            return f"{name} scales or shifts by numbers outside the recipe"
+    return None

@@ -1,0 +1,172 @@
+"""Neighbours, samples, balls and interpolation against their textbook forms and the packages a user could install.
+
+Coordinates are uniform in a cube. Where forms round differently, they are rounded first, so that every squared distance
+is exact in float32 and what is compared is the answer, not the luck of the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline import geometry
+from sightline.bench import textbook
+from sightline.bench.agreement import allclose, equal, same_neighbours
+from sightline.bench.case import Case, Run, Variant, variant
+from sightline.bench.peers import neighbour_peers, sampling_peers
+
+__all__ = ["ball_case", "cases", "interpolation_case", "neighbour_case", "sampling_case"]
+
+RADIUS = 0.25
+"""A power of two: its square is exact."""
+
+
+def cases() -> list[Case]:
+    return [
+        neighbour_case(batch=32, points=1024, channels=3, neighbours=20),
+        neighbour_case(batch=8, points=1024, channels=64, neighbours=20),
+        neighbour_case(batch=1, points=8192, channels=3, neighbours=20),
+        neighbour_case(batch=1, points=65_536, channels=3, neighbours=20),
+        sampling_case(batch=32, points=1024, samples=512),
+        sampling_case(batch=8, points=8192, samples=1024),
+        sampling_case(batch=1, points=65_536, samples=4096),
+        ball_case(batch=32, points=1024, centres=512, neighbours=32),
+        interpolation_case(batch=32, points=128, queries=512, features=256),
+    ]
+
+
+def neighbour_case(*, batch: int, points: int, channels: int, neighbours: int) -> Case:
+    """The nearest neighbours of every point in its own cloud."""
+    fits = batch * points**2 <= 2**28  # three matrices of a gigabyte at most
+    return Case(
+        suite="geometry",
+        label="knn_{batch}x{points}x{channels}_k{neighbours}",
+        size={"batch": batch, "points": points, "channels": channels, "neighbours": neighbours},
+        quick={"batch": min(batch, 2), "points": 128},
+        make=_rounded_clouds,
+        baseline=Variant("matmul_topk", _by_topk, same_neighbours)
+        if fits
+        else variant("matmul_topk_in_blocks", _by_topk_in_blocks, same_neighbours),
+        variants=(variant("sightline", _neighbours, same_neighbours), *neighbour_peers(channels)),
+    )
+
+
+def sampling_case(*, batch: int, points: int, samples: int) -> Case:
+    """Farthest-point samples that begin with point 0. These sum squares in one order, so nothing is rounded first."""
+    return Case(
+        suite="geometry",
+        label="fps_{batch}x{points}_to_{samples}",
+        size={"batch": batch, "points": points, "samples": samples},
+        quick={"batch": min(batch, 2), "points": 256, "samples": 32},
+        make=_clouds_to_sample,
+        baseline=variant("masked_loop", _by_masked_loop, equal),
+        variants=(variant("sightline", _samples, equal), *sampling_peers()),
+    )
+
+
+def ball_case(*, batch: int, points: int, centres: int, neighbours: int) -> Case:
+    """The first points within a quarter of the cube's half width."""
+    return Case(
+        suite="geometry",
+        label="ball_{batch}x{points}_at_{centres}_k{neighbours}",
+        size={"batch": batch, "points": points, "centres": centres, "neighbours": neighbours},
+        quick={"batch": 2, "points": 128, "centres": 32},
+        make=_clouds_with_centres,
+        baseline=variant("mask_and_sort", _by_mask_and_sort, equal),
+        variants=(variant("sightline", _balls, equal),),
+    )
+
+
+def interpolation_case(*, batch: int, points: int, queries: int, features: int) -> Case:
+    """Features carried to other places from the three nearest; forms may differ by some roundings of float32."""
+    rule = allclose(1e-5)
+    return Case(
+        suite="geometry",
+        label="interpolate_{batch}x{points}_to_{queries}_c{features}",
+        size={"batch": batch, "points": points, "queries": queries, "features": features},
+        quick={"batch": 2, "points": 32, "queries": 64, "features": 8},
+        make=_features_to_carry,
+        baseline=variant("sort", _by_sorting, rule),
+        variants=(variant("sightline", _interpolated, rule),),
+    )
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def _uniform(*shape: int, seed: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """To 1/1024 in up to four channels, else to 1/128: sums of squares up to 2^24 units, which float32 still counts."""
+    unit = 1024 if values.shape[-1] <= 4 else 128
+    return torch.floor(values * unit) / unit
+
+
+def _rounded_clouds(*, batch: int, points: int, channels: int, neighbours: int) -> dict[str, Any]:
+    return {"points": _rounded(_uniform(batch, points, channels, seed=0)), "num_neighbours": neighbours}
+
+
+def _clouds_to_sample(*, batch: int, points: int, samples: int) -> dict[str, Any]:
+    return {"points": _uniform(batch, points, 3, seed=1), "num_samples": samples, "start": 0}
+
+
+def _clouds_with_centres(*, batch: int, points: int, centres: int, neighbours: int) -> dict[str, Any]:
+    cloud = _rounded(_uniform(batch, points, 3, seed=2))
+    return {"points": cloud, "centres": cloud[:, :centres].contiguous(), "num_neighbours": neighbours}
+
+
+def _features_to_carry(*, batch: int, points: int, queries: int, features: int) -> dict[str, Any]:
+    return {
+        "features": _uniform(batch, points, features, seed=3),
+        "points": _rounded(_uniform(batch, points, 3, seed=4)),
+        "queries": _rounded(_uniform(batch, queries, 3, seed=1004)),  # no query's third and fourth points tie
+    }
+
+
+# --- forms -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _by_topk(inputs: dict[str, Any]) -> Iterator[Run]:
+    channels_first = inputs["points"].transpose(1, 2).contiguous()  # as that code keeps its clouds
+    yield lambda: textbook.neighbours_by_topk(channels_first, inputs["num_neighbours"])
+
+
+def _by_topk_in_blocks(inputs: dict[str, Any]) -> Tensor:
+    return textbook.neighbours_by_topk_in_blocks(inputs["points"], inputs["num_neighbours"])
+
+
+def _neighbours(inputs: dict[str, Any]) -> Tensor:
+    return geometry.nearest_neighbours(inputs["points"], num_neighbours=inputs["num_neighbours"])
+
+
+def _by_masked_loop(inputs: dict[str, Any]) -> Tensor:
+    return textbook.masked_farthest_points(inputs["points"], inputs["num_samples"], inputs["start"])
+
+
+def _samples(inputs: dict[str, Any]) -> Tensor:
+    return geometry.farthest_point_sample(inputs["points"], num_samples=inputs["num_samples"], start=inputs["start"])
+
+
+def _by_mask_and_sort(inputs: dict[str, Any]) -> Tensor:
+    return textbook.first_in_ball(inputs["points"], inputs["centres"], RADIUS, inputs["num_neighbours"])
+
+
+def _balls(inputs: dict[str, Any]) -> Tensor:
+    return geometry.ball_query(
+        inputs["points"], centres=inputs["centres"], radius=RADIUS, num_neighbours=inputs["num_neighbours"]
+    )
+
+
+def _by_sorting(inputs: dict[str, Any]) -> Tensor:
+    return textbook.interpolate_three(inputs["features"], inputs["points"], inputs["queries"])
+
+
+def _interpolated(inputs: dict[str, Any]) -> Tensor:
+    return geometry.interpolate(inputs["features"], points=inputs["points"], queries=inputs["queries"])

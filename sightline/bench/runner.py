@@ -1,0 +1,165 @@
+"""Cases run one after the other: first that the forms agree, then their times in turn, then the memory of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from sightline.bench.case import Case, Run, Variant
+from sightline.bench.memory import MemoryMeter
+from sightline.bench.timing import Seconds, Spread, interleave, ratios
+from sightline.engine.memory import keep_freed_memory
+from sightline.engine.run_directory import environment
+from sightline.errors import MissingExtraError
+
+__all__ = ["Report", "Result", "Runner", "describe_machine"]
+
+_PEER_PACKAGES = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
+"""Where the name to install is another than the one to import."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One form against the baseline of its case. Times are medians per call, ratios those of CPU time."""
+
+    name: str
+    baseline: str
+    ratio: Spread
+    seconds: Seconds
+    baseline_seconds: Seconds
+    peak_bytes: int | None
+    baseline_peak_bytes: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row of the JSON document."""
+        return {
+            "name": self.name,
+            "baseline": self.baseline,
+            "ratio": self.ratio.median,
+            "ratio_low": self.ratio.low,
+            "ratio_high": self.ratio.high,
+            "cpu_s": self.seconds.cpu,
+            "baseline_cpu_s": self.baseline_seconds.cpu,
+            "peak_bytes": self.peak_bytes,
+            "baseline_peak_bytes": self.baseline_peak_bytes,
+        }
+
+
+@dataclass
+class Report:
+    """What was found until now: results, forms that gave other numbers, and packages that are not there."""
+
+    results: list[Result] = dataclasses.field(default_factory=list)
+    mismatches: list[str] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+
+
+class Runner:
+    """Runs cases and tells each result as it comes. `repeats` rounds, on the threads that torch has."""
+
+    def __init__(self, *, repeats: int, is_quick: bool, meter: MemoryMeter) -> None:
+        self.repeats = repeats
+        self.is_quick = is_quick
+        self.meter = meter
+
+    def run(self, cases: Sequence[Case], report: Report, tell: Callable[[str], None]) -> None:
+        """Adds to the report, form by form, so that an interrupted run keeps what it has."""
+        keep_freed_memory()  # as a training run does; else the kernel's page faults are what large forms measure
+        for case in cases:
+            tell(case.name)
+            present = self._present(case, report, tell)
+            for result in self._compare(case, present, report, tell):
+                report.results.append(result)
+
+    def _present(self, case: Case, report: Report, tell: Callable[[str], None]) -> list[Variant]:
+        for form in case.variants:
+            if form.needs is not None and not form.is_present:
+                package = _PEER_PACKAGES.get(form.needs, form.needs)
+                line = str(MissingExtraError(package, extra="peers", needed_by=f"the row '{form.name}'"))
+                if line not in report.missing:
+                    report.missing.append(line)
+                    tell(line)
+        return [form for form in case.variants if form.is_present]
+
+    def _compare(
+        self, case: Case, present: Sequence[Variant], report: Report, tell: Callable[[str], None]
+    ) -> Iterator[Result]:
+        sized = case.smaller() if self.is_quick else case
+        with ExitStack() as stack:
+            inputs = sized.inputs()
+            faults = _exact_disagreements(sized, present, inputs)
+            agreeing = [form for form in present if form.name not in faults]
+            runs = {form.name: stack.enter_context(form.open(inputs)) for form in (case.baseline, *agreeing)}
+            faults |= _disagreements(case, agreeing, inputs, runs)
+            for name, fault in faults.items():
+                runs.pop(name, None)
+                line = f"{case.name}/{name}: other numbers than {case.baseline.name}: {fault}"
+                report.mismatches.append(line)
+                tell(f"FAILED {line}")
+            if len(runs) == 1:
+                return
+            seconds = interleave(runs, repeats=self.repeats)
+        peaks = {name: self.meter.peak_bytes(case.name, name, is_quick=self.is_quick) for name in runs}
+        base = case.baseline.name
+        for name in [name for name in runs if name != base]:
+            yield Result(
+                name=f"{sized.name}/{name}",
+                baseline=base,
+                ratio=ratios(seconds[base], seconds[name]),
+                seconds=_median(seconds[name]),
+                baseline_seconds=_median(seconds[base]),
+                peak_bytes=peaks[name],
+                baseline_peak_bytes=peaks[base],
+            )
+
+
+def describe_machine(*, num_threads: int) -> dict[str, Any]:
+    """What a figure needs beside it: versions, CPU, threads, commit, and how busy the machine is (load average)."""
+    found = environment()
+    kept = ("time", "versions", "platform", "cpu", "num_cores", "num_usable_cores", "memory_bytes", "git")
+    return {name: found[name] for name in kept} | {
+        "versions": found["versions"] | _peer_versions(),
+        "num_threads": num_threads,
+        "load_average": list(os.getloadavg()),
+    }
+
+
+def _exact_disagreements(case: Case, present: Sequence[Variant], inputs: Any) -> dict[str, str]:
+    """In what forms differ on the inputs on which they may not differ by rounding either, where a case has such."""
+    if case.exactly is None:
+        return {}
+    narrow = case.exactly.narrow(inputs)
+    with case.baseline.open(narrow) as run:
+        expected = run()
+    faults = {}
+    for form in present:
+        with form.open(narrow) as run:
+            faults[form.name] = case.exactly.agrees(narrow, expected, run())
+    return {name: fault for name, fault in faults.items() if fault is not None}
+
+
+def _disagreements(case: Case, present: Sequence[Variant], inputs: Any, runs: dict[str, Run]) -> dict[str, str]:
+    """In what each form differs from the baseline, for those that do. Each is called once, which warms it up too."""
+    expected = runs[case.baseline.name]()
+    faults = {form.name: form.agrees(inputs, expected, runs[form.name]()) for form in present}
+    return {name: fault for name, fault in faults.items() if fault is not None}
+
+
+def _median(found: Sequence[Seconds]) -> Seconds:
+    return Seconds(Spread.of([each.cpu for each in found]).median, Spread.of([each.wall for each in found]).median)
+
+
+def _peer_versions() -> dict[str, str | None]:
+    import importlib.metadata
+
+    versions: dict[str, str | None] = {}
+    for package in ("numba", "scikit-learn", "faiss-cpu", "fpsample"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions

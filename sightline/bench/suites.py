@@ -1,0 +1,44 @@
+"""The suites by name, and their cases by pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from sightline.bench import data, geometry, growth, models, train
+from sightline.bench.case import Case
+from sightline.errors import UserError
+from sightline.schema import nearest
+
+__all__ = ["SUITES", "all_cases", "chosen", "find_case"]
+
+SUITES = {"geometry": geometry.cases, "models": models.cases, "data": data.cases, "train": train.cases}
+
+
+def all_cases() -> list[Case]:
+    return [case for make in SUITES.values() for case in make()]
+
+
+def find_case(name: str) -> Case:
+    """The case of that name."""
+    return next(case for case in [*all_cases(), *growth.all_cases()] if case.name == name)
+
+
+def chosen(suites: Sequence[str], pattern: str | None) -> list[Case]:
+    """The cases of the named suites (`all`, or none named: of every suite) whose name or its last part fits.
+
+    Raises UserError for an unknown suite, and where no case fits.
+    """
+    for name in suites:
+        if name not in SUITES and name != "all":
+            raise UserError(f"bench: there is no suite '{name}'{nearest(name, [*SUITES, 'all'])}")
+    wanted = list(SUITES) if not suites or "all" in suites else list(dict.fromkeys(suites))
+    cases = [case for name in wanted for case in SUITES[name]()]
+    fitting = [case for case in cases if pattern is None or _fits(case.name, pattern)]
+    if not fitting:
+        raise UserError(f"bench: no case of {', '.join(wanted)} fits --case {pattern}; --list shows their names")
+    return fitting
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name.partition("/")[2], pattern)

@@ -1,0 +1,67 @@
+"""Normals for sets of clouds: estimated cloud by cloud, and remembered where the whole set is small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from sightline.errors import DataError
+from sightline.geometry.normals import estimate_normals
+
+__all__ = ["EstimatedNormals", "Normals", "estimated_normals"]
+
+Normals: TypeAlias = Literal["none", "file", "estimated"]
+"""Whether a model is given normals: none, those that were stored, or those of planes through neighbouring points."""
+
+_NUM_NEIGHBOURS = 16
+_MAX_CACHE_BYTES = 2**28
+
+
+class EstimatedNormals:
+    """The estimated normals of clouds of a set of `size`, the same bits alone and in any batch.
+
+    `name_of` tells which sample an error is about. Pickling leaves out what is remembered.
+    """
+
+    def __init__(self, size: int, num_points: int, name_of: Callable[[int], str]) -> None:
+        self._shape = (size, num_points, 3)
+        self._name_of = name_of
+        self._made: np.ndarray | None = None
+        self._is_made = np.zeros(size, dtype=bool)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_made": None, "_is_made": np.zeros(self._shape[0], dtype=bool)}
+
+    def of(self, index: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Fresh normals (B, N, 3) float32 for the samples `index` (B,), whose points (B, N, 3) these are.
+
+        Raises DataError naming the sample for a cloud in which a point has no normal.
+        """
+        if np.prod(self._shape) * 4 > _MAX_CACHE_BYTES:
+            return np.stack([self._estimate(int(i), cloud) for i, cloud in zip(index, points, strict=True)])
+        if self._made is None:
+            self._made = np.empty(self._shape, dtype=np.float32)
+        for i, cloud in zip(index, points, strict=True):
+            if not self._is_made[i]:
+                self._made[i] = self._estimate(int(i), cloud)
+                self._is_made[i] = True
+        return self._made[index]
+
+    def _estimate(self, index: int, cloud: np.ndarray) -> np.ndarray:
+        return estimated_normals(cloud, where=self._name_of(index))
+
+
+def estimated_normals(points: np.ndarray, *, where: str) -> np.ndarray:
+    """The normals (N, 3) float32 of one cloud (N, 3); one at a time, so that no cloud's bits depend on another's.
+
+    Raises DataError, led by `where`, for a cloud in which a point has no normal.
+    """
+    try:
+        return estimate_normals(torch.from_numpy(points)[None], num_neighbours=_NUM_NEIGHBOURS)[0].numpy()
+    except ValueError as error:
+        raise DataError(
+            f"{where}: its normals cannot be estimated ({error}); set normals: none, or leave the shape out"
+        ) from error

@@ -1,0 +1,198 @@
+"""From a cloud or mesh in a file to the sample that a data set would have made of it, or a reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sightline.data.cloud_files import Cloud, read_cloud
+from sightline.data.cloud_normals import estimated_normals
+from sightline.data.cloud_preparation import prepare_cloud
+from sightline.data.mesh_points import NUM_MESH_POINTS, draw_points, generator_of
+from sightline.data.preparation import to_unit_sphere
+from sightline.errors import DataError
+from sightline.types import CloudForm, DataInfo
+
+__all__ = ["FileSample", "read_sample", "sample_of"]
+
+_SLACK = 2**-10
+"""How far a prepared cloud may be off radius 1 or a field off its bounds: half precision, in which some are stored."""
+_TO_SPHERE = "moved to its mean, scaled to radius 1"
+_LARGEST = 1e150
+"""Beyond this a distance is no number any more."""
+_LEAST_RADIUS = 0.5
+"""Below this a cloud is no random part of one of radius 1, but on another scale."""
+
+
+class FileSample(NamedTuple):
+    """The fields of a sample, each (N, ...) in its promised type, and in words what was done to the file's points."""
+
+    fields: dict[str, np.ndarray]
+    treatment: str
+
+    @property
+    def num_points(self) -> int:
+        return len(self.fields["points"])
+
+
+def read_sample(
+    path: Path,
+    info: DataInfo,
+    *,
+    columns: Sequence[str] | None = None,
+    to_sphere: bool = False,
+    any_scale: bool = False,
+) -> FileSample:
+    """The sample of a file; `columns` as for `read_cloud`, the rest as for `sample_of`.
+
+    A mesh is drawn by the name of its file, as `sightline data prepare` draws it. Raises DataError naming the file.
+    """
+    if columns is None and info.clouds is not None:
+        columns = info.clouds.columns
+    cloud = read_cloud(path, columns=columns)
+    return sample_of(cloud, info, name=path.stem, where=str(path), to_sphere=to_sphere, any_scale=any_scale)
+
+
+def sample_of(
+    cloud: Cloud, info: DataInfo, *, name: str, where: str, to_sphere: bool = False, any_scale: bool = False
+) -> FileSample:
+    """The sample that the set behind `info` would have made of a cloud: drawn, normalised, cut to its points.
+
+    A cloud that lies as the prepared ones do is taken bit for bit. `to_sphere` puts others about their mean with
+    radius 1 where the set only promises that; `any_scale` skips the bounds, for a run whose own transforms normalise.
+    Raises DataError, led by `where`, for a missing field, too few points, and a scale outside the set's promise.
+    """
+    form = info.clouds or CloudForm()
+    if form.preparation is not None:
+        return _prepared(cloud, info, form, form.preparation, where, any_scale=any_scale)
+    if np.abs(cloud.points).max() > _LARGEST:
+        raise DataError(f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; get the file again")
+    given, steps = _drawn(cloud, info, form, name=name, where=where)
+    is_drawn = bool(steps)
+    is_fair = is_drawn or _is_prepared(given["points"], form)
+    if is_drawn and form.unit_sphere != "none":  # always, as preparing does with meshes
+        given["points"], treatment = to_unit_sphere(given["points"], where=where), [_TO_SPHERE]
+    else:
+        given["points"], treatment = _placed(given["points"], form, where, to_sphere=to_sphere, any_scale=any_scale)
+    steps += treatment
+    num_points = form.num_points or len(given["points"])
+    if len(given["points"]) != num_points:
+        index, treatment = _chosen(given["points"], form, num_points, name=name, where=where, is_fair=is_fair)
+        given = {key: values[index] for key, values in given.items()}
+        steps += treatment
+    with np.errstate(over="ignore"):  # what is too large for the type becomes infinite, and is refused below
+        fields = {key: values.astype(info.fields[key].dtype) for key, values in given.items()}
+    if form.estimates_normals:
+        fields["normals"] = estimated_normals(fields["points"], where=where)
+    _assert_within(fields, info, where, any_scale=any_scale)
+    return FileSample(fields, ", ".join(steps) or "as it is")
+
+
+def _prepared(
+    cloud: Cloud, info: DataInfo, form: CloudForm, preparation: Mapping[str, Any], where: str, *, any_scale: bool
+) -> FileSample:
+    """The sample of a set of the user's own: prepared by the very function that prepared the set."""
+    stored = prepare_cloud(cloud, **preparation, where=where)
+    given = {key: values[: form.num_points] for key, values in stored.items()}
+    if form.estimates_normals:
+        given["normals"] = estimated_normals(given["points"], where=where)
+    fields = {key: given[key] for key in ("points", *info.features)}
+    _assert_within(fields, info, where, any_scale=any_scale)
+    return FileSample(fields, "prepared as the set was")
+
+
+def _drawn(
+    cloud: Cloud, info: DataInfo, form: CloudForm, *, name: str, where: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The points and every feature of the set: those of the file, or drawn from its triangles."""
+    if cloud.faces is not None and len(cloud.faces):
+        count = max(NUM_MESH_POINTS, form.num_points or 0)
+        surface = draw_points(cloud.points, cloud.faces, name=name, where=where, num_points=count)
+        cloud = Cloud(surface.points, surface.normals)
+        steps = [f"{count} points drawn from the mesh"]
+    else:
+        steps = []
+    offered = {"normals": cloud.normals, **cloud.channels}
+    features = [name for name in info.features if name != "normals" or not form.estimates_normals]
+    missing = [feature for feature in features if offered.get(feature) is None]
+    if missing:
+        held = ", ".join(["points", *(key for key, values in offered.items() if values is not None)])
+        raise DataError(
+            f"{where}: has no {', '.join(missing)}, which the run was trained with; it has {held}; add the columns, or "
+            "name them with --columns where the file has no names"
+        )
+    rows = {feature: _as_rows(np.asarray(offered[feature])) for feature in features}
+    return {"points": cloud.points, **rows}, steps
+
+
+def _as_rows(values: np.ndarray) -> np.ndarray:
+    return values if values.ndim > 1 else values[:, None]
+
+
+def _placed(
+    points: np.ndarray, form: CloudForm, where: str, *, to_sphere: bool, any_scale: bool
+) -> tuple[np.ndarray, list[str]]:
+    """The points where the set has them, and what was done for that."""
+    if form.unit_sphere == "applied" or to_sphere:
+        if _is_prepared(points, form):
+            return points, []
+        return to_unit_sphere(points, where=where), [_TO_SPHERE]
+    radius = _radius(points)
+    if form.unit_sphere == "promised" and not any_scale and not _LEAST_RADIUS <= radius <= 1 + _SLACK:
+        raise DataError(
+            f"{where}: its points reach {radius:.4g} from the origin, those that the run was trained on reach 1; "
+            "--unit-sphere moves every such cloud to its mean and scales it"
+        )
+    return points, []
+
+
+def _is_prepared(points: np.ndarray, form: CloudForm) -> bool:
+    """Whether a cloud lies as a whole prepared one does, or as a fair choice among the points of one does."""
+    if form.unit_sphere == "none":
+        return False
+    share = len(points) / (form.stored_points or len(points))
+    # The mean of n of N points drawn by chance is off by at most sqrt((1 - n/N) / n) of the radius, one deviation.
+    off_mean = _SLACK + (4 * np.sqrt((1 - share) / len(points)) if share < 1 else 0.0)
+    least = 1 - _SLACK if share >= 1 else _LEAST_RADIUS
+    return bool(least <= _radius(points) <= 1 + _SLACK and np.linalg.norm(points.mean(axis=0)) <= off_mean)
+
+
+def _radius(points: np.ndarray) -> float:
+    """The largest distance from the origin."""
+    return float(np.hypot(np.hypot(points[:, 0], points[:, 1]), points[:, 2]).max())
+
+
+def _chosen(
+    points: np.ndarray, form: CloudForm, num_points: int, *, name: str, where: str, is_fair: bool
+) -> tuple[np.ndarray, list[str]]:
+    """Which points stay: the first ones, as the set takes them, where those are a fair choice; else by the name.
+
+    They are in what was drawn from a mesh, in a whole shape of the set, and in the first points of one; a scan goes
+    from one end of a thing to the other.
+    """
+    if len(points) < num_points:
+        raise DataError(f"{where}: holds {len(points)} points, the run takes {num_points}; give a denser cloud")
+    if is_fair or len(points) == form.stored_points:
+        return np.arange(num_points), [f"the first {num_points} points"]
+    index = generator_of(name).permutation(len(points))[:num_points]
+    return index, [f"{num_points} of {len(points)} points, chosen by the file's name"]
+
+
+def _assert_within(fields: dict[str, np.ndarray], info: DataInfo, where: str, *, any_scale: bool) -> None:
+    for key, values in fields.items():
+        promise = info.fields[key]
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite([low, high]).all():
+            raise DataError(f"{where}: {key} do not fit into {promise.dtype}; bring the file to a smaller unit")
+        bounds = [bound for bound in (promise.low, promise.high) if bound is not None]
+        slack = _SLACK * max(map(abs, bounds), default=0.0)
+        is_low = promise.low is not None and low < promise.low - slack
+        is_high = promise.high is not None and high > promise.high + slack
+        if (is_low or is_high) and not (any_scale and key == "points"):
+            raise DataError(
+                f"{where}: {key} run from {low:.4g} to {high:.4g}, those that the run was trained on from "
+                f"{promise.low} to {promise.high} ({promise.unit or 'no unit'}); bring the file to that unit and frame"
+            )

@@ -1,0 +1,344 @@
+"""A figure as SVG: boxes in one column in the order of execution, arrows down it, longer ways in lanes beside it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sightline.describe.figure import Arrow, Box, Figure
+from sightline.describe.trace import Node, Shape
+
+__all__ = ["draw", "short_number", "show_shape"]
+
+_WIDTH, _MARGIN, _INSET = 300, 26, 14
+_GAP, _TITLE_PX, _FRAME_END = 34, 22, 10
+_STUB, _LANE = 108, 20
+_HEAD = 74
+_FONT = "font-family='Helvetica Neue, Helvetica, Arial, sans-serif'"
+_INK, _MUTED, _LINE, _FRAME = "#27313d", "#6b7785", "#4a5563", "#c3ccd6"
+_LOOKS = {
+    "input": ("#e8f5ec", "#3fa66b"),
+    "output": ("#f3ebfa", "#8e6cc0"),
+    "join": ("#ffffff", "#7f8c99"),
+    "linear": ("#e4effa", "#3b82c4"),
+    "block": ("#edf2f8", "#33608f"),
+    "norm": ("#e3f4f4", "#2a9aa0"),
+    "activation": ("#fdf0e2", "#e07b2e"),
+    "dropout": ("#f3f4f6", "#9aa3ad"),
+    "pooling": ("#f0eaf8", "#8e6cc0"),
+}
+_LOOK_OF_FAMILY = {
+    **dict.fromkeys(("linear", "conv", "sparse", "rnn"), "linear"),
+    **dict.fromkeys(("batchnorm", "normalization", "instancenorm"), "norm"),
+    **dict.fromkeys(("pooling", "adaptive", "upsampling"), "pooling"),
+    **{family: family for family in ("activation", "dropout")},
+}
+_LANE_INKS = ("#3b82c4", "#e07b2e", "#3fa66b", "#8e6cc0", "#b0568a", "#2a9aa0", "#a07a2a", "#d9534f")
+
+
+def draw(figure: Figure, *, title: str, subtitle: str, num_samples: int) -> str:
+    """The drawing, one SVG document that needs no other file; the same figure gives the same text.
+
+    A leading axis of `num_samples`, or a multiple of it, is written with B.
+    """
+    column = _Column(figure)
+    lanes = _Lanes(figure.arrows)
+    page = _Page()
+    for frame, node in figure.frames.items():
+        column.draw_frame(page, frame, node)
+    for arrow in figure.arrows:
+        if arrow.target == arrow.source + 1:
+            column.draw_down(page, arrow, num_samples)
+    for number, source in enumerate(lanes.sources):
+        column.draw_lane(page, lanes, source, _LANE_INKS[number % len(_LANE_INKS)], num_samples)
+    for place, box in enumerate(figure.boxes):
+        column.draw_box(page, place, box, num_samples)
+    width = column.right + (_STUB + lanes.count * _LANE if lanes.count else 0) + _MARGIN
+    return page.document(max(width, 420), column.bottom + 40, title, subtitle)
+
+
+def show_shape(shape: Shape, num_samples: int) -> str:
+    """`B x 1024 x 64`: a leading axis that is the batch, or counts something of all its samples, in terms of B."""
+    if not shape:
+        return "one number"
+    words = [str(length) for length in shape]
+    if num_samples > 1 and shape[0] and shape[0] % num_samples == 0:
+        times = shape[0] // num_samples
+        words[0] = "B" if times == 1 else f"{times}·B"
+    return " × ".join(words)
+
+
+def _show_shapes(shapes: Sequence[Shape], num_samples: int) -> str:
+    return " and ".join(show_shape(shape, num_samples) for shape in shapes)
+
+
+def short_number(number: float) -> str:
+    """Three digits and a unit: 1.81 M."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+@dataclass
+class _Page:
+    """Pieces of SVG in the order in which they are painted."""
+
+    pieces: list[str] = field(default_factory=list)
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: float = 11,
+        ink: str = _INK,
+        anchor: str = "start",
+        bold: bool = False,
+    ) -> None:
+        weight = " font-weight='600'" if bold else ""
+        self.pieces.append(
+            f"<text x='{x:g}' y='{y:g}' font-size='{size:g}' fill='{ink}' text-anchor='{anchor}'{weight}>"
+            f"{html.escape(text)}</text>"
+        )
+
+    def rectangle(
+        self, x: float, y: float, width: float, height: float, *, radius: float, fill: str, line: str, dash: str = ""
+    ) -> None:
+        dashes = f" stroke-dasharray='{dash}'" if dash else ""
+        self.pieces.append(
+            f"<rect x='{x:g}' y='{y:g}' width='{width:g}' height='{height:g}' rx='{radius:g}' fill='{fill}' "
+            f"stroke='{line}' stroke-width='1.2'{dashes}/>"
+        )
+
+    def path(self, points: Sequence[tuple[float, float]], *, ink: str, has_head: bool) -> None:
+        """A line through these points with rounded corners, and an arrow head where it ends."""
+        words = [f"M{points[0][0]:g} {points[0][1]:g}"]
+        for before, corner, after in zip(points, points[1:], points[2:], strict=False):
+            start, end = _near(corner, before), _near(corner, after)
+            words.append(f"L{start[0]:g} {start[1]:g} Q{corner[0]:g} {corner[1]:g} {end[0]:g} {end[1]:g}")
+        words.append(f"L{points[-1][0]:g} {points[-1][1]:g}")
+        self.pieces.append(f"<path d='{' '.join(words)}' fill='none' stroke='{ink}' stroke-width='1.3'/>")
+        if has_head:
+            self._head(points[-2], points[-1], ink)
+
+    def document(self, width: float, height: float, title: str, subtitle: str) -> str:
+        self.text(_MARGIN, 32, title, size=18, bold=True)
+        self.text(_MARGIN, 52, subtitle, size=11.5, ink=_MUTED)
+        self.text(_MARGIN, height - 14, _LEGEND, size=10, ink=_MUTED)
+        body = "\n".join(self.pieces)
+        return (
+            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:g} {height:g}' width='{width:g}' "
+            f"height='{height:g}' role='img' {_FONT}>\n<title>{html.escape(title)}</title>\n"
+            f"<desc>{html.escape(subtitle)}</desc>\n"
+            f"<rect width='100%' height='100%' fill='#ffffff'/>\n{body}\n</svg>\n"
+        )
+
+    def _head(self, before: tuple[float, float], tip: tuple[float, float], ink: str) -> None:
+        x, y = tip
+        if before[0] == x:
+            corners = f"{x:g},{y:g} {x - 3.6:g},{y - 7:g} {x + 3.6:g},{y - 7:g}"
+        else:
+            corners = f"{x:g},{y:g} {x + 7:g},{y - 3.2:g} {x + 7:g},{y + 3.2:g}"
+        self.pieces.append(f"<polygon points='{corners}' fill='{ink}'/>")
+
+
+_LEGEND = "B: samples in a batch. In a box, right: parameters, multiply-accumulates per sample."
+
+
+class _Lanes:
+    """Which vertical lane each source with far targets has: no two that overlap share one, short ways are inside."""
+
+    def __init__(self, arrows: Sequence[Arrow]) -> None:
+        far = [arrow for arrow in arrows if arrow.target != arrow.source + 1]
+        self.arrows_of: dict[int, list[Arrow]] = {}
+        for arrow in far:
+            self.arrows_of.setdefault(arrow.source, []).append(arrow)
+        self.sources = sorted(self.arrows_of)
+        self.lane_of: dict[int, int] = {}
+        taken: list[list[tuple[int, int]]] = []
+        for source in sorted(self.sources, key=lambda source: (self._end(source) - source, source)):
+            span = (source, self._end(source))
+            lane = next((n for n, spans in enumerate(taken) if not any(_overlap(span, s) for s in spans)), len(taken))
+            if lane == len(taken):
+                taken.append([])
+            taken[lane].append(span)
+            self.lane_of[source] = lane
+        self.count = len(taken)
+
+    def _end(self, source: int) -> int:
+        return max(arrow.target for arrow in self.arrows_of[source])
+
+
+class _Column:
+    """Where everything stands."""
+
+    def __init__(self, figure: Figure) -> None:
+        self.figure = figure
+        self.entering: dict[int, list[int]] = {}
+        for arrow in figure.arrows:
+            if arrow.target != arrow.source + 1:
+                self.entering.setdefault(arrow.target, []).append(arrow.source)
+        for sources in self.entering.values():
+            sources.sort(reverse=True)
+        self._most_frames = max((len(box.frames) for box in figure.boxes), default=0)
+        self.left = _MARGIN + self._most_frames * _INSET
+        self.middle = self.left + _WIDTH / 2
+        self.right = self.left + _WIDTH + self._most_frames * _INSET
+        self.tops: list[float] = []
+        self.heights = [self._height(place, box) for place, box in enumerate(figure.boxes)]
+        self._frame_top: dict[int, float] = {}
+        self._frame_bottom: dict[int, float] = {}
+        self._place()
+
+    def _place(self) -> None:
+        y, around = float(_HEAD), tuple[int, ...]()
+        joined = {(arrow.source, arrow.target) for arrow in self.figure.arrows}
+        for place, box in enumerate(self.figure.boxes):
+            for frame in reversed([frame for frame in around if frame not in box.frames]):
+                y += _FRAME_END
+                self._frame_bottom[frame] = y
+            if place:
+                y += _GAP if (place - 1, place) in joined else _GAP / 2
+            for frame in [frame for frame in box.frames if frame not in around]:
+                self._frame_top[frame] = y
+                y += _TITLE_PX
+            self.tops.append(y)
+            y += self.heights[place]
+            around = box.frames
+        for frame in reversed(around):
+            y += _FRAME_END
+            self._frame_bottom[frame] = y
+        self.bottom = y
+
+    def draw_frame(self, page: _Page, frame: int, node: Node) -> None:
+        around = next(box.frames for box in self.figure.boxes if frame in box.frames)
+        level = around.index(frame)
+        spread = (self._most_frames - level) * _INSET
+        top = self._frame_top[frame]
+        height = self._frame_bottom[frame] - top
+        page.rectangle(
+            self.left - spread, top, _WIDTH + 2 * spread, height, radius=10, fill="#fafbfd", line=_FRAME, dash="4 3"
+        )
+        path, edge = self._path(node, around[:level]), self.left + _WIDTH + spread
+        page.text(self.left - spread + 10, top + 15, _cut(path, 28), size=10.5, ink=_MUTED)
+        page.text(edge - 10, top + 15, _cut(node.class_name, 24), size=10.5, ink=_MUTED, anchor="end")
+
+    def draw_box(self, page: _Page, place: int, box: Box, num_samples: int) -> None:
+        top, height = self.tops[place], self.heights[place]
+        fill, line = _LOOKS[_look(box)]
+        node = box.node
+        if node.kind != "call":
+            width = self._width(box)
+            page.rectangle(self.middle - width / 2, top, width, height, radius=height / 2, fill=fill, line=line)
+            text = f"{node.path}   {show_shape(box.outputs[0], num_samples)}" if node.kind == "input" else node.path
+            page.text(self.middle, top + height / 2 + 4, text, size=12, anchor="middle", bold=node.kind != "join")
+            return
+        for offset in (6, 3) if box.times > 1 else ():
+            page.rectangle(self.left + offset, top - offset, _WIDTH, height, radius=7, fill=fill, line=line)
+        dash = "5 3" if node.shared else ""
+        page.rectangle(self.left, top, _WIDTH, height, radius=7, fill=fill, line=line, dash=dash)
+        self._write(page, box, top, height, num_samples)
+
+    def _write(self, page: _Page, box: Box, top: float, height: float, num_samples: int) -> None:
+        node, left, right = box.node, self.left + 12, self.left + _WIDTH - 12
+        name = _cut(node.class_name, 26) + (f"  ×{box.times}" if box.times > 1 else "")
+        path = self._path(node, box.frames)
+        if box.times > 1:
+            path += f" … {self._short(box.last_path, box.frames)}"
+        if not _is_tall(box):
+            page.text(left, top + height / 2 + 4, name, size=12)
+            page.text(right, top + height / 2 + 4, _cut(path, 24), size=10, ink=_MUTED, anchor="end")
+            return
+        middle, each = top + height / 2, " each" if box.times > 1 else ""
+        page.text(left, middle - 3, name, size=13, bold=True)
+        page.text(left, middle + 13, _cut(path, 32), size=10.5, ink=_MUTED)
+        if box.parameters or node.shared:
+            counted = short_number(box.parameters) if box.parameters else "shared"
+            page.text(right, middle - 3, counted + each, size=11, anchor="end")
+        if box.macs:
+            macs = f"{short_number(box.macs / num_samples)} MAC{each}"
+            page.text(right, middle + 13, macs, size=10, ink=_MUTED, anchor="end")
+
+    def draw_down(self, page: _Page, arrow: Arrow, num_samples: int) -> None:
+        start, end = self.tops[arrow.source] + self.heights[arrow.source], self.tops[arrow.target]
+        end -= 6 if self.figure.boxes[arrow.target].times > 1 else 0
+        page.path([(self.middle, start), (self.middle, end)], ink=_LINE, has_head=True)
+        if self.figure.boxes[arrow.source].node.kind == "input" and not arrow.through:
+            return  # its shape stands in the box
+        closed = sum(f not in self.figure.boxes[arrow.target].frames for f in self.figure.boxes[arrow.source].frames)
+        text = _show_shapes(arrow.shapes, num_samples)
+        if arrow.through:
+            text = f"{', '.join(arrow.through)}  →  {text}"
+        page.text(self.middle + 8, start + closed * _FRAME_END + _GAP / 2 + 3, text, size=10.5, ink=_MUTED)
+
+    def draw_lane(self, page: _Page, lanes: _Lanes, source: int, ink: str, num_samples: int) -> None:
+        """One way out of the source, down its lane, and into every far target."""
+        x = self.right + _STUB - 10 + lanes.lane_of[source] * _LANE
+        box = self.figure.boxes[source]
+        start_y = self.tops[source] + self.heights[source] - 8
+        start_x = self.middle + self._width(box) / 2
+        arrows = sorted(lanes.arrows_of[source], key=lambda arrow: arrow.target)
+        for arrow in arrows:
+            entries = self.entering[arrow.target]
+            step = self.heights[arrow.target] / (len(entries) + 1)
+            end_y = self.tops[arrow.target] + step * (entries.index(source) + 1)
+            end_x = self.middle + self._width(self.figure.boxes[arrow.target]) / 2
+            page.path([(start_x, start_y), (x, start_y), (x, end_y), (end_x, end_y)], ink=ink, has_head=True)
+            if arrow.through:
+                page.text(end_x + 12, end_y - 3, ", ".join(arrow.through), size=9, ink=ink)
+        shapes = next((arrow.shapes for arrow in arrows if not arrow.through), box.outputs[:1])
+        if box.node.kind != "input":
+            page.text(self.right + 6, start_y - 4, _show_shapes(shapes[-1:], num_samples), size=9.5, ink=ink)
+
+    def _path(self, node: Node, frames: tuple[int, ...]) -> str:
+        short = self._short(node.path, frames)
+        return f"{short} (call {node.call})" if node.call > 1 else short
+
+    def _short(self, path: str, frames: tuple[int, ...]) -> str:
+        """A path without what the innermost frame around it says already, but for a number's own name: `head.0`."""
+        if not frames:
+            return path
+        around = self.figure.frames[frames[-1]].path
+        short = path.removeprefix(f"{around}.")
+        return f"{around.rpartition('.')[2]}.{short}" if short != path and short[0].isdigit() else short
+
+    def _height(self, place: int, box: Box) -> float:
+        least = 46 if box.node.kind == "call" and _is_tall(box) else 27
+        return max(least, 10 * (len(self.entering.get(place, ())) + 1))
+
+    def _width(self, box: Box) -> float:
+        if box.node.kind == "call":
+            return _WIDTH
+        if box.node.kind == "join":
+            return max(34, 8 * len(box.node.path) + 20)
+        return 200
+
+
+def _is_tall(box: Box) -> bool:
+    return bool(box.parameters or box.macs or box.node.shared or box.times > 1) or _look(box) == "block"
+
+
+def _look(box: Box) -> str:
+    if box.node.kind != "call":
+        return box.node.kind
+    look = _LOOK_OF_FAMILY.get(box.node.family, "block")
+    return "block" if look == "activation" and box.macs else look  # attention stands among the activations of torch
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"…{text[1 - length :]}"
+
+
+def _near(corner: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    """The point up to 6 px from a corner towards another point, on a line along an axis."""
+    away = (other[0] - corner[0], other[1] - corner[1])
+    length = max(abs(away[0]), abs(away[1]), 1e-9)
+    reach = min(6.0, length / 2)
+    return corner[0] + away[0] / length * reach, corner[1] + away[1] / length * reach
+
+
+def _overlap(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    return first[0] <= second[1] and second[0] <= first[1]

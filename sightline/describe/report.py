@@ -1,0 +1,78 @@
+"""What is known of a model as one document: modules in order, totals, memory, and how the batch was made."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sightline.describe.memory import Memory, first_samples
+from sightline.describe.sources import Subject
+from sightline.describe.trace import Node, Shape, Trace, trace
+from sightline.engine.build import Built
+from sightline.engine.device import to_device
+from sightline.engine.distributed import World
+from sightline.engine.optimizers import hold_still
+from sightline.errors import RunError
+
+__all__ = ["document_of", "trace_run"]
+
+NUM_SAMPLES = 3
+"""Traced: few, more than batch norm needs, and a number that seldom is another axis of a batch."""
+
+
+def trace_run(built: Built) -> Trace:
+    """The forward pass of a training step on three samples. Raises RunError, naming the module, where it fails."""
+    job = built.job
+    num_samples = min(NUM_SAMPLES, built.config.train.batch_size)
+    batch = job.stream.reader(first_samples(job, num_samples))
+    batch = to_device(batch, job.device, floats=job.precision.parameters)
+
+    def forward(model: Any) -> None:
+        model.train()
+        hold_still(model, job.frozen, job.epoch)
+        with job.precision.autocast(job.device):
+            _, around = job.task.prepare(model, [batch], World(device=job.device))
+            job.task.losses(model, batch, around[0])
+
+    try:
+        return trace(job.model, forward, num_samples=num_samples)
+    except RunError as error:
+        raise RunError(f"model '{built.config.model.name}', {num_samples} samples: {error}") from error.__cause__
+
+
+def document_of(subject: Subject, traced: Trace, memory: Memory) -> dict[str, Any]:
+    """What `describe --json` writes."""
+    return {
+        "model": subject.built.config.model.name,
+        "modules": [_row(node, traced.num_samples) for node in traced.calls],
+        "parameters": traced.parameters,
+        "trainable": traced.trainable,
+        "macs_per_sample": _per_sample(traced.macs, traced.num_samples),
+        "memory": dataclasses.asdict(memory),
+        "batch": subject.batch,
+        "num_samples": traced.num_samples,
+    }
+
+
+def _row(node: Node, num_samples: int) -> dict[str, Any]:
+    return {
+        "path": node.path,
+        "class": node.class_name,
+        "call": node.call,
+        "depth": node.depth,
+        "inputs": _shapes(node.inputs),
+        "outputs": _shapes(node.outputs),
+        "output_names": [name for name, _ in node.outputs],
+        "parameters": node.parameters,
+        "shared_parameters": node.shared,
+        "macs": _per_sample(node.macs, num_samples),
+    }
+
+
+def _shapes(named: list[tuple[str, Shape]]) -> list[list[int]]:
+    return [list(shape) for _, shape in named]
+
+
+def _per_sample(macs: int, num_samples: int) -> int | float:
+    """A whole number where it is one; what is computed once for the whole batch gives a fraction."""
+    return macs // num_samples if macs % num_samples == 0 else macs / num_samples

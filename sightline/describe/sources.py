@@ -1,0 +1,125 @@
+"""The run that is described: built on its data, or, where that is absent, on samples that keep the data's promises."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.config import RunConfig, located
+from sightline.data.collate import batch_keys, collate
+from sightline.data.reading import BatchReader
+from sightline.describe.trace import untouched
+from sightline.draws import Draws
+from sightline.engine.build import Built, Data, Part, build, build_transforms
+from sightline.engine.distributed import World
+from sightline.engine.inputs import INPUTS, read_inputs
+from sightline.errors import DataError
+from sightline.schema import parameters_of
+from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
+
+__all__ = ["Promised", "Subject", "build_subject"]
+
+_NUM_SAMPLES = 64
+_LENGTH = 1024
+"""Of an axis that a field names and nothing gives a length: the points of a cloud in the classification papers."""
+
+
+class Subject(NamedTuple):
+    """A run to describe, and in words what its batch is made of."""
+
+    built: Built
+    batch: str
+
+
+def build_subject(config: RunConfig, world: World, *, run: Path | None = None) -> Subject:
+    """Build a run on its own data. Where that cannot be read, on samples made from what the set, or the run, promises.
+
+    `run` is the run directory that the config is of. Weights that the run would be initialised with are not read.
+    Global random states stay as they are. Raises DataError where neither data nor promise is there.
+    """
+    with untouched():
+        try:
+            built = build(config, world, is_resumed=True)
+            return Subject(built, f"the first samples of data set '{config.data.name}', with its training transforms")
+        except DataError as error:
+            info, source = _promise(config, run, error)
+            with located(config.origins):
+                data = _promised_data(config, info)
+            built = build(config, world, is_resumed=True, data=data)
+            reason = " ".join(str(error).split())
+            return Subject(built, f"random samples as {source} promises them, because the data is not there ({reason})")
+
+
+class Promised:
+    """A data set of random samples with the shapes, types and bounds that the fields of `info` promise.
+
+    A named axis of a shape has the length that `lengths` gives it ("points": 1024), 1,024 without. The same key gives
+    the same sample.
+    """
+
+    def __init__(self, *, info: DataInfo, lengths: Mapping[str, int]) -> None:
+        self.info = info
+        self._lengths = lengths
+
+    def __len__(self) -> int:
+        return _NUM_SAMPLES
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        draws = Draws.for_samples([key])
+        return {name: self._value(field, draws.stream(name)) for name, field in self.info.fields.items()}
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """As fields say."""
+        keys = [SampleKey(place, 0, 0) for place in range(len(samples))]
+        wanted = batch_keys(self.info.fields, self.info.features)
+        return {k: v for k, v in collate(samples, keys, self.info.fields).items() if k in wanted - {"sample_index"}}
+
+    def _value(self, field: Field, draws: Draws) -> Tensor:
+        shape = [int(word) if word.isdigit() else self._lengths.get(word, _LENGTH) for word in field.shape.split()]
+        low = field.low if field.low is not None else 0.0
+        high = field.high if field.high is not None else low + 1.0
+        unit = draws.uniform(*shape)[0]
+        dtype = getattr(torch, field.dtype)
+        if dtype.is_floating_point:
+            return (low + (high - low) * unit).to(dtype)
+        return (low + (unit * (high - low + 1)).floor()).clamp(max=high).to(dtype)
+
+
+def _promise(config: RunConfig, run: Path | None, error: DataError) -> tuple[DataInfo, str]:
+    """What is promised of the data, and by whom; the error itself where nobody promises anything."""
+    if run is not None and (run / INPUTS).is_file():
+        return read_inputs(run, config), f"the run {run}"
+    builder = registry.data.entry(config.data).builder
+    if not hasattr(builder, "promise"):
+        raise error
+    wanted = parameters_of(builder.promise)
+    given = {name: value for name, value in config.data.arguments.items() if name in wanted}
+    return builder.promise(**given), f"data set '{config.data.name}'"
+
+
+def _promised_data(config: RunConfig, info: DataInfo) -> Data:
+    dataset = Promised(info=info, lengths=_lengths(config, info))
+    parts = [
+        Part(dataset, np.arange(len(dataset)), BatchReader(dataset, build_transforms(blocks, info.facts)), split)
+        for blocks, split in ((config.transforms.train, "train"), (config.transforms.evaluate, "test"))
+    ]
+    return Data(parts[0], parts[1], parts[1], info.facts)
+
+
+def _lengths(config: RunConfig, info: DataInfo) -> dict[str, int]:
+    """The lengths of named axes: what the data's arguments say (`num_points` of "points"), else how clouds are kept."""
+    lengths = {}
+    if info.clouds is not None and info.clouds.stored_points is not None:
+        lengths["points"] = info.clouds.stored_points
+    for name, value in config.data.arguments.items():
+        match = re.fullmatch(r"num_(\w+)", name)
+        if match and isinstance(value, int) and not isinstance(value, bool):
+            lengths[match.group(1)] = value
+    return lengths

@@ -1,0 +1,251 @@
+"""One forward pass, written down: module calls in order, shapes, parameters, cost, and what feeds what."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sightline.describe.cost import CountMacs
+from sightline.describe.flow import Flow, Sources, Watch, leaves
+from sightline.engine.records import kept_random_state
+from sightline.errors import RunError
+
+__all__ = ["Edge", "Node", "Shape", "Trace", "trace", "untouched"]
+
+Shape = tuple[int, ...]
+Kind = Literal["input", "call", "join", "output"]
+
+
+@dataclass
+class Node:
+    """A step of a forward pass: an input, the call of a module, a function that joins several tensors, or an output.
+
+    `path` is the module's, empty for the model itself; of an input or output it is the key, of a join the function.
+    `call` counts the calls of this module from 1, `depth` the calls around this one. `parameters` counts those of the
+    module itself, and of modules in it that are never called, that no earlier row counted; `shared` those that one did.
+    `macs` are those of the traced batch that ran in this call and in no call inside it. `family` is the module of
+    `torch.nn.modules` that the class is of: `linear`, `conv`, `batchnorm`; `module` for a class of one's own.
+    """
+
+    kind: Kind
+    path: str
+    class_name: str = ""
+    family: str = ""
+    call: int = 1
+    depth: int = 0
+    parent: int | None = None
+    inputs: list[tuple[str, Shape]] = field(default_factory=list)
+    outputs: list[tuple[str, Shape]] = field(default_factory=list)
+    parameters: int = 0
+    shared: int = 0
+    macs: int = 0
+    is_transparent: bool = False
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A tensor on its way: the nodes, as places in `Trace.nodes`, its shape as it arrives, functions on the way.
+
+    `is_real` is false for integers and truth values: indices and masks.
+    """
+
+    source: int
+    target: int
+    shape: Shape
+    through: tuple[str, ...]
+    is_real: bool = True
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward pass of `num_samples` samples showed; nodes stand in the order in which they began."""
+
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    num_samples: int
+    parameters: int
+    trainable: int
+
+    @property
+    def calls(self) -> list[Node]:
+        """The calls of modules, in order."""
+        return [node for node in self.nodes if node.kind == "call"]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the whole batch."""
+        return sum(node.macs for node in self.nodes)
+
+
+def trace(model: nn.Module, forward: Callable[[nn.Module], object], *, num_samples: int) -> Trace:
+    """Trace `forward(copy of the model)`, in the mode that the model is in; what runs outside of the model is left out.
+
+    The model, its buffers and the global random states stay as they are. Raises RunError where the forward pass fails,
+    naming the module and the shapes that it was given.
+    """
+    copied = copy.deepcopy(model)
+    tracer = _Tracer(copied)
+    with untouched(), tracer.watching():
+        try:
+            forward(copied)
+        except Exception as error:
+            raise RunError(f"{tracer.place()}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    assert tracer.nodes, "the model was not called"
+    tracer.count_parameters()
+    return Trace(
+        nodes=tuple(tracer.nodes),
+        edges=tuple(dict.fromkeys(tracer.edges)),
+        num_samples=num_samples,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+    )
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """The global random states of Python, NumPy and torch, those of CUDA devices among them, are put back."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with kept_random_state(), torch.random.fork_rng(devices):
+        yield
+
+
+class _Tracer:
+    """Hooks on a model, and the modes that see functions and operators between them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.nodes: list[Node] = []
+        self.edges: list[Edge] = []
+        self._model = model
+        self._paths = {module: path for path, module in model.named_modules()}
+        self._modules: dict[int, nn.Module] = {}
+        self._num_calls: dict[nn.Module, int] = {}
+        self._stack: list[int] = []
+        self._has_inner: set[int] = set()
+        self._flow = Flow(self._join)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        handles = []
+        for module in self._paths:
+            handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+        try:
+            with Watch(self._flow, lambda: bool(self._stack)), CountMacs(self._add_macs):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def place(self) -> str:
+        """Where the pass was when it failed."""
+        if not self._stack:
+            return "outside of the model"
+        node = self.nodes[self._stack[-1]]
+        path = node.path or "the model itself"
+        shapes = ", ".join(f"{name} {shape}" for name, shape in node.inputs) or "no tensors"
+        number = f", call {node.call}" if node.call > 1 else ""
+        return f"the forward pass failed in {path} ({node.class_name}{number}), given {shapes}"
+
+    def count_parameters(self) -> None:
+        """Give every parameter to the first call that owns it: of its module, or of the nearest one that is called."""
+        called = set(self._modules.values())
+        owned: dict[nn.Module, list[nn.Parameter]] = {module: [] for module in self._paths}
+        for module, path in self._paths.items():
+            owner, above = module, path
+            while owner not in called and above:
+                above = above.rpartition(".")[0]
+                owner = self._model.get_submodule(above)
+            owned[owner] += [parameter for parameter in module._parameters.values() if parameter is not None]
+        seen: set[nn.Parameter] = set()
+        for index, module in self._modules.items():
+            for parameter in dict.fromkeys(owned[module]):
+                if parameter in seen:
+                    self.nodes[index].shared += parameter.numel()
+                else:
+                    self.nodes[index].parameters += parameter.numel()
+            seen.update(owned[module])
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._num_calls[module] = self._num_calls.get(module, 0) + 1
+        tensors = list(leaves({**{str(place): value for place, value in enumerate(args)}, **kwargs}))
+        if not self._stack:
+            self._add_inputs(tensors)
+        node = Node(
+            "call",
+            self._paths[module],
+            type(module).__name__,
+            _family(module),
+            call=self._num_calls[module],
+            depth=len(self._stack),
+            parent=self._stack[-1] if self._stack else None,
+            inputs=[(name, tuple(tensor.shape)) for name, tensor in tensors],
+        )
+        index = self._add(node)
+        self._modules[index] = module
+        self._connect([tensor for _, tensor in tensors], index)
+        self._stack.append(index)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        index = self._stack.pop()
+        node = self.nodes[index]
+        tensors = list(leaves(outputs))
+        node.outputs = [(name, tuple(tensor.shape)) for name, tensor in tensors]
+        given = {id(tensor) for _, tensor in leaves((args, kwargs))}
+        node.is_transparent = index not in self._has_inner and all(id(tensor) in given for _, tensor in tensors)
+        if not node.is_transparent:
+            if node.parent is not None:
+                self._has_inner.add(node.parent)
+            for _, tensor in tensors:
+                self._flow.set(tensor, self._from_inside(index, self._flow.of(tensor)))
+        if node.parent is None:
+            for name, tensor in tensors:
+                self._connect(
+                    [tensor], self._add(Node("output", name or "output", inputs=[(name, tuple(tensor.shape))]))
+                )
+
+    def _add(self, node: Node) -> int:
+        self.nodes.append(node)
+        return len(self.nodes) - 1
+
+    def _add_inputs(self, tensors: list[tuple[str, Tensor]]) -> None:
+        for name, tensor in tensors:
+            shape = tuple(tensor.shape)
+            self._flow.set(tensor, {self._add(Node("input", name, outputs=[(name, shape)])): ()})
+
+    def _add_macs(self, macs: int) -> None:
+        if self._stack:
+            self.nodes[self._stack[-1]].macs += macs
+
+    def _connect(self, tensors: list[Tensor], target: int) -> None:
+        for tensor in tensors:
+            for source, words in self._flow.of(tensor).items():
+                self.edges.append(Edge(source, target, tuple(tensor.shape), words, tensor.is_floating_point()))
+
+    def _join(self, name: str, operands: list[tuple[Tensor, Sources]]) -> int:
+        index = self._add(Node("join", name, depth=len(self._stack), parent=self._stack[-1]))
+        self._connect([tensor for tensor, _ in operands], index)
+        return index
+
+    def _from_inside(self, index: int, sources: Sources) -> Sources:
+        """The sources of an output: those inside this call, and the call itself for whatever only passes through it."""
+        if index not in self._has_inner:
+            return {index: ()}
+        inner = {source: words for source, words in sources.items() if self._is_inside(source, index)}
+        return inner if len(inner) == len(sources) and inner else {**inner, index: ()}
+
+    def _is_inside(self, index: int | None, outer: int) -> bool:
+        while index is not None and index != outer:
+            index = self.nodes[index].parent
+        return index == outer
+
+
+def _family(module: nn.Module) -> str:
+    """The file of `torch.nn.modules` that defines the nearest base class from there."""
+    bases = (base.__module__ for base in type(module).__mro__)
+    return next(name for name in bases if name.startswith("torch.nn.")).rpartition(".")[2]

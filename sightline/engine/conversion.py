@@ -1,0 +1,345 @@
+"""Published weights as a run directory: evaluated, predicted with and fine-tuned like a run of our own."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.config import RunConfig, read_config, render
+from sightline.config.run_config import Init
+from sightline.config.show import show_inline, to_plain
+from sightline.data.native import sha256_of
+from sightline.engine import checkpoint
+from sightline.engine.build import build_model
+from sightline.engine.distributed import World
+from sightline.engine.durable import disk_failure, sync_folder
+from sightline.engine.inputs import INPUTS, inputs_document
+from sightline.engine.lineage import LINEAGE
+from sightline.engine.loading import is_run
+from sightline.engine.precision import Precision
+from sightline.engine.records import kept_random_state
+from sightline.engine.run_directory import RunDirectory, environment
+from sightline.engine.weights import load_weights
+from sightline.errors import CheckpointError, ConfigError, DataError, UserError
+from sightline.models.published import LAYOUTS, translate
+from sightline.models.published_files import PublishedFile, read_published
+from sightline.models.published_models import MODELS, PublishedModel, layouts_of
+from sightline.plugins import Plugin
+from sightline.schema import nearest
+from sightline.types import Component, DataInfo
+
+__all__ = ["Converted", "convert"]
+
+_SHOWN = 5
+_DATA = "modelnet40"
+"""What the layouts known so far were published for; their authors' recipes take its first 1,024 points."""
+_NUM_POINTS = 1024
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written: the run's folder, its lineage, and what a user should know of it."""
+
+    path: Path
+    lineage: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def convert(
+    file: Path,
+    *,
+    layout: str,
+    target: Path,
+    config_path: Path | None = None,
+    data_name: str | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[Plugin] = (),
+) -> Converted:
+    """Write the weights of a third-party file as a run at `target`; nothing is written where anything does not fit.
+
+    The model is that of the layout, its sizes those of the tensors. All else is a config: of `config_path`, or a plain
+    one on the data set `data_name` (ModelNet40 where neither is given), with `overrides` laid over it.
+    Raises CheckpointError for a file or a layout that is not what it claims to be, ConfigError for a config or a data
+    set that contradicts the weights, and UserError for a target that holds something.
+    """
+    _assert_free(target)
+    published = _published(layout)
+    source = read_published(file)
+    weights = _translated(source, layout, published, file)
+    sizes = {name: size.of(weights) for name, size in published.from_shapes.items()}
+    counts = {"num_classes": published.num_classes.of(weights), "in_channels": published.in_channels.of(weights)}
+    given = _config(layout, published, counts, config_path, data_name, overrides)
+    config, assumed = _with_model(given, published, sizes, target, layout)
+    info, notes = _info(config)
+    if info.facts.get("up_axis", published.up_axis) != published.up_axis:
+        notes.append(
+            f"the authors of {layout} trained with {published.up_axis} up, '{config.data.name}' has "
+            f"{info.facts['up_axis']} up: weights of theirs will not reach their figures on it"
+        )
+    _assert_same_counts(counts, info, config, file)
+    with kept_random_state():
+        model = build_model(config, {**info.facts, **counts}, World())
+    _fill(model, weights, layout, file)
+    lineage = {
+        "file": str(file.resolve()),
+        "sha256": sha256_of(file),
+        "bytes": file.stat().st_size,
+        "layout": layout,
+        "containers": list(source.containers),
+        "left_out": list(source.others),
+        "model": config.model.name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "from_shapes": {**counts, **sizes},
+        "assumed": to_plain(assumed),
+    }
+    _write(target, config, info, model, lineage, plugins)
+    return Converted(target, lineage, tuple(notes))
+
+
+def _assert_free(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        found = "is not empty" if target.is_dir() else "is a file"
+        raise UserError(f"--to {target}: {found}; give another folder, or remove it first")
+
+
+def _published(layout: str) -> PublishedModel:
+    if layout not in MODELS:
+        otherwise = f"; there are {', '.join(MODELS)}"
+        raise CheckpointError(
+            f"--layout {layout}: no such layout is known{nearest(layout, MODELS, otherwise=otherwise)}"
+        )
+    return MODELS[layout]
+
+
+# --- the weights ------------------------------------------------------------------------------------------------------
+
+
+def _translated(source: PublishedFile, layout: str, published: PublishedModel, file: Path) -> dict[str, Tensor]:
+    """The weights under our names, every one that the model needs. Raises CheckpointError naming what does not fit."""
+    try:
+        weights = translate(source.state, layout)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}{_suggestion(source.state, layout)}") from None
+    facts = {"num_classes": 2, "in_channels": 3}  # the names do not depend on the sizes
+    with kept_random_state(), torch.device("meta"):
+        model = registry.models.build(Component(published.model, dict(published.assumed)), facts=facts)
+    theirs = _published_names(layout)
+    missing = [_first(theirs[name.rpartition(".")[0]], name) for name in model.state_dict() if name not in weights]
+    if missing:
+        raise CheckpointError(
+            f"{file}: lacks {len(missing)} of the {len(model.state_dict())} tensors of the layout '{layout}': "
+            f"{_listed(missing)}{_suggestion(source.state, layout) or '; get a whole file'}"
+        )
+    unsound = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if unsound:
+        named = [_first(theirs[name.rpartition(".")[0]], name) for name in unsound]
+        raise CheckpointError(
+            f"{file}: {len(unsound)} tensors hold NaN or infinity: {_listed(named)}; get another file"
+        )
+    return weights
+
+
+def _published_names(layout: str) -> dict[str, list[str]]:
+    """Our module -> the names that the layout has for it."""
+    names: dict[str, list[str]] = {}
+    for theirs, ours in LAYOUTS[layout].items():
+        names.setdefault(ours, []).append(theirs)
+    return names
+
+
+def _first(modules: Sequence[str], name: str) -> str:
+    return f"{modules[0]}.{name.rpartition('.')[2]}"
+
+
+def _suggestion(state: Mapping[str, Tensor], layout: str) -> str:
+    fitting = [name for name in layouts_of(state) if name != layout]
+    return f"; its names are those of --layout {' or '.join(fitting)}" if fitting else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], layout: str, file: Path) -> None:
+    """Load the weights; every shape must be the model's."""
+    own = model.state_dict()
+    theirs = _published_names(layout)
+    wrong = [
+        f"{_first(theirs[name.rpartition('.')[0]], name)} {list(value.shape)}, needed is {list(own[name].shape)}"
+        for name, value in weights.items()
+        if value.shape != own[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{file}: {len(wrong)} tensors have another shape than this model of the layout '{layout}': "
+            f"{'; '.join(wrong[:_SHOWN])}{'; ...' if len(wrong) > _SHOWN else ''}; is it a variant of it?"
+        )
+    load_weights(model, weights)
+
+
+# --- the config -------------------------------------------------------------------------------------------------------
+
+
+def _config(
+    layout: str,
+    published: PublishedModel,
+    counts: Mapping[str, int],
+    path: Path | None,
+    data_name: str | None,
+    overrides: Sequence[str],
+) -> RunConfig:
+    if path is not None and data_name is not None:
+        raise UserError("convert-weights: --config has its own data; give --config or --data")
+    if path is not None:
+        return read_config(path / "config.yaml" if is_run(path) else path, overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / f"{layout}.yaml"
+        plain.write_text(_plain_recipe(layout, published, counts, data_name or _DATA), encoding="utf-8")
+        try:
+            return read_config(plain, overrides)
+        except ConfigError as error:
+            raise ConfigError(*(f.replace(str(plain), f"recipe of {layout}") for f in error.faults)) from None
+
+
+def _plain_recipe(layout: str, published: PublishedModel, counts: Mapping[str, int], data_name: str) -> str:
+    """A config to evaluate as the authors did, and to fine-tune with a small rate."""
+    data: dict[str, Any] = {"name": data_name}
+    if data_name == _DATA:
+        data |= {"num_points": _NUM_POINTS, "normals": "file" if counts["in_channels"] == 6 else "none"}
+    sections = {
+        "name": layout,
+        "task": {"name": "classify"},
+        "data": data,
+        "transforms": {"evaluate": list(published.evaluate)},
+        "model": {"name": published.model},
+        "losses": list(published.losses),
+        "metrics": [{"name": "accuracy"}],
+        "optimizer": {"name": "adam", "lr": 1e-4},
+        "train": {"epochs": 10, "batch_size": 32},
+        "evaluate": {"metric": "overall_accuracy", "batch_size": 64},
+    }
+    return "".join(f"{key}: {show_inline(value)}\n" for key, value in sections.items())
+
+
+def _with_model(
+    config: RunConfig, published: PublishedModel, sizes: Mapping[str, int], target: Path, layout: str
+) -> tuple[RunConfig, dict[str, Any]]:
+    """The config with the layout's model and the sizes of the weights; and the arguments that had to be assumed.
+
+    `init` names the run itself: trained again, it starts from these weights.
+    """
+    model = config.model
+    if model.name != published.model:
+        raise ConfigError(
+            f"{model.where}: the config's model is '{model.name}', the layout '{layout}' is of '{published.model}'; "
+            f"set model.name={published.model}"
+        )
+    for name, size in sizes.items():
+        if name in model.origins and model.arguments[name] != size:
+            raise ConfigError(
+                f"{model.origins[name]}: is {show_inline(model.arguments[name])}, the weights have {size}; remove it"
+            )
+    assumed = {name: value for name, value in published.assumed.items() if name not in model.origins}
+    changed = dataclasses.replace(model, arguments={**model.arguments, **sizes, **assumed})
+    return dataclasses.replace(config, model=changed, init=Init(str(target.resolve()))), assumed
+
+
+def _info(config: RunConfig) -> tuple[DataInfo, list[str]]:
+    """What the data set states; where it is not there yet, what every form of it will state, and a note of that."""
+    builder = registry.data.entry(config.data).builder
+    try:
+        info: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
+    except DataError as error:
+        promise = getattr(builder, "promise", None)
+        if promise is None:
+            raise
+        known = inspect.signature(promise).parameters
+        arguments = {name: value for name, value in config.data.arguments.items() if name in known}
+        note = f"{config.data.name} is not prepared here, its classes are the published ones ({error})"
+        return promise(**arguments), [note]
+    return info, []
+
+
+def _assert_same_counts(counts: Mapping[str, int], info: DataInfo, config: RunConfig, file: Path) -> None:
+    for name, count in counts.items():
+        stated = info.facts.get(name)
+        if stated != count:
+            advice = {
+                "num_classes": "name the data set that they were trained on with --data NAME or --config CONFIG",
+                "in_channels": "with normals: data.normals=file",
+            }[name]
+            raise ConfigError(
+                f"{file}: its weights have {name} = {count}, the data set '{config.data.name}' has {stated}; {advice}"
+            )
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    target: Path,
+    config: RunConfig,
+    info: DataInfo,
+    model: nn.Module,
+    lineage: Mapping[str, Any],
+    plugins: Sequence[Plugin],
+) -> None:
+    """The run's files, put in place at one instant."""
+    staging = target.with_name(f".{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if staging.exists():
+            shutil.rmtree(staging)
+        staging.mkdir()
+        directory = RunDirectory(staging, is_writer=True)
+        record = {"plugins": [plugin.record() for plugin in plugins], "checked": False, "num_processes": 1}
+        directory.write_json("environment.json", environment() | record)
+        for plugin in plugins:
+            directory.write_text(f"plugins/{plugin.path.name}", plugin.text)
+        directory.write_json("facts.json", to_plain(dict(info.facts)))
+        directory.write_json(INPUTS, inputs_document(info))
+        directory.write_json(LINEAGE, lineage)
+        checkpoint.save(staging, _snapshot(config, model), keep_last=1, is_best=True)
+        directory.write_text("config.yaml", render(config, origins=False))
+        os.rename(staging, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise disk_failure(error, target) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _snapshot(config: RunConfig, model: nn.Module) -> checkpoint.Snapshot:
+    """The checkpoint of a run that has not taken a step: the weights, and an optimiser that remembers nothing."""
+    recipe = registry.optimizers.build(config.optimizer, facts={})
+    optimizer = recipe.build(model)
+    scaler = Precision(config.train.precision).scaler(torch.device("cpu"))
+    weights = dict(model.state_dict())
+    state = {
+        "num_steps": 0,
+        "epoch": 0,
+        "groups": [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
+        "best": {"step": None, "value": None, "metric": config.evaluate.metric},
+        "random": [checkpoint.random_state()],
+        "scaler": scaler.state_dict(),
+        "unwritten": [],
+        "versions": {"torch": torch.__version__},
+    }
+    return checkpoint.Snapshot(
+        step=0,
+        model=weights,
+        optimizer=checkpoint.optimizer_tensors(model, optimizer),
+        ema=None if config.train.ema_decay is None else dict(weights),
+        state=state,
+    )

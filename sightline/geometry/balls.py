@@ -1,0 +1,63 @@
+"""The points within a radius, by index: the groups of PointNet++."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sightline.compiled import suits
+from sightline.geometry.distances import assert_alike, assert_finite, comparable, squared_distances
+from sightline.geometry.neighbour_kernels import balls_by_tree
+
+__all__ = ["ball_query", "balls_plainly"]
+
+_ENTRIES_AT_ONCE = 2**20
+
+
+@torch.no_grad()
+def ball_query(points: Tensor, *, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
+    """The first `num_neighbours` points, by index, whose squared distance to the centre is at most radius^2.
+
+    `points` (B, N, C), `centres` (B, M, C) -> index (B, M, num_neighbours) int64. A group with fewer points repeats
+    its first one in the places that are left. radius^2 is rounded to the points' precision (half is compared in
+    float32) before the comparison.
+    Raises ValueError for a centre with no point in its ball, and for values that are not finite, naming the sample.
+    Source: Qi et al. 2017 (PointNet++), section 3.2; which points and their order follow its PyTorch port by Yan.
+    """
+    assert_alike(points, centres, name="centres")
+    assert_finite(points, name="points")
+    assert_finite(centres, name="centres")
+    points, centres = comparable(points), comparable(centres)
+    search = balls_by_tree if suits(points, centres) and points.numel() and centres.numel() else balls_plainly
+    index = search(points, centres, radius, num_neighbours)
+    index = torch.where(index == points.shape[1], index[..., :1], index)
+    if bool((index[..., 0] == points.shape[1]).any()):
+        _report_empty(points, centres, index, radius)
+    return index
+
+
+@torch.no_grad()
+def balls_plainly(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
+    """The reference, on any device; N stands in the places that are left over."""
+    num_samples, num_points, _ = points.shape
+    points_CBN, centres_CBM = (values.permute(2, 0, 1).contiguous() for values in (points, centres))
+    squared_radius = torch.tensor(radius * radius, dtype=points.dtype, device=points.device)
+    place_N = torch.arange(num_points, device=points.device)
+    chunk = max(1, _ENTRIES_AT_ONCE // max(1, num_samples * num_points))
+    parts = []
+    for centres_CBm in centres_CBM.split(chunk, dim=2):
+        is_inside = squared_distances(centres_CBm, points_CBN) <= squared_radius
+        place_BmN = torch.where(is_inside, place_N, num_points)
+        parts.append(place_BmN.topk(min(num_neighbours, num_points), dim=-1, largest=False, sorted=True).values)
+    index = torch.cat(parts, dim=1)
+    return torch.nn.functional.pad(index, (0, num_neighbours - index.shape[-1]), value=num_points)
+
+
+def _report_empty(points: Tensor, centres: Tensor, index: Tensor, radius: float) -> None:
+    sample, centre = (index[..., 0] == points.shape[1]).nonzero()[0].tolist()
+    difference = points[sample].double() - centres[sample, centre].double()
+    nearest = float(difference.square().sum(-1).min().sqrt())
+    raise ValueError(
+        f"centres[{sample}]: centre {centre} has no point within {radius:g}, the nearest one is {nearest:.6g} away; "
+        "take centres from the points themselves, or raise the radius"
+    )

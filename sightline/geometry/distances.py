@@ -1,0 +1,58 @@
+"""Squared distances, summed the one way that every form of every function here sums them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["assert_alike", "assert_finite", "comparable", "paired_squared_distances", "squared_distances"]
+
+
+def squared_distances(queries: Tensor, points: Tensor) -> Tensor:
+    """Of every query to every point: `queries` (C, B, M), `points` (C, B, N) -> (B, M, N).
+
+    The plain sum of (a - b)^2, channel after channel; each product is rounded before it is added. So equal points give
+    equal bits wherever they stand, on every device, and compiled loops can be held to the same bits. The expansion
+    a^2 - 2ab + b^2 would lose the digits that decide between near points far from the origin.
+    """
+    squared_BMN = queries.new_zeros((*queries.shape[1:], points.shape[2]))
+    for query_BM, point_BN in zip(queries, points, strict=True):
+        difference_BMN = query_BM[:, :, None] - point_BN[:, None, :]
+        # Not `addcmul_`: its products may go unrounded into the sum, on some machines and in some lanes.
+        squared_BMN += difference_BMN.mul_(difference_BMN)
+    return squared_BMN
+
+
+def paired_squared_distances(queries: Tensor, points: Tensor) -> Tensor:
+    """Of rows that belong together: `queries` and `points` (..., C), broadcast -> (...). Summed as above."""
+    squared = torch.zeros(torch.broadcast_shapes(queries.shape, points.shape)[:-1]).to(points)
+    for query, point in zip(queries.unbind(-1), points.unbind(-1), strict=True):
+        difference = query - point
+        squared += difference.mul_(difference)
+    return squared
+
+
+def comparable(values: Tensor) -> Tensor:
+    """The bare values in a precision that distances are compared in: float32 for half precision, else their own."""
+    return values.detach().float() if values.dtype in (torch.float16, torch.bfloat16) else values.detach()
+
+
+def assert_finite(values: Tensor, *, name: str) -> None:
+    """Raises ValueError naming the sample and point of `values` (B, N, C) that is not finite. Waits for the device."""
+    is_finite = torch.isfinite(values).all(dim=-1)
+    if bool(is_finite.all()):
+        return
+    sample, point = (~is_finite).nonzero()[0].tolist()
+    raise ValueError(
+        f"{name}[{sample}]: point {point} is {values[sample, point].tolist()[:6]}, neighbours need finite numbers; "
+        "check the data with `sightline check`, or the weights if these are features"
+    )
+
+
+def assert_alike(points: Tensor, queries: Tensor, *, name: str) -> None:
+    """Raises ValueError where `queries` (B, M, C) differ from `points` (B, N, C) in B, in C or in precision."""
+    if points.shape[::2] != queries.shape[::2] or points.dtype != queries.dtype:
+        raise ValueError(
+            f"{name} {tuple(queries.shape)} {queries.dtype} do not go with points {tuple(points.shape)} "
+            f"{points.dtype}; give both (samples, rows, channels) in one precision"
+        )

@@ -1,0 +1,388 @@
+"""Nearest neighbours compiled for the CPU: the bits of the plain form, without looking at every point."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.compiled import compiled, in_threads
+from sightline.geometry.trees import LEAF, build_trees
+
+__all__ = ["balls_by_tree", "neighbours_by_product", "neighbours_by_tree"]
+
+_ENTRIES_AT_ONCE = 2**20
+"""Scores held at a time: 4 MB in float32."""
+_HALVINGS = 10
+_DEEPEST = 64
+"""More than the levels of any tree: what a search has put off."""
+_NONE = 2**62
+"""An index after all others: what a place holds that no point has taken yet."""
+
+
+def neighbours_by_tree(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
+    """`nearest_neighbours` by a search of boxes: for few channels, where boxes keep most points out."""
+    trees = build_trees(points)
+    num_clouds, num_queries, _ = queries.shape
+    # Near queries one after another find the boxes they need in the cache; the points' own order is such a one.
+    order = trees.order if queries is points else np.tile(np.arange(num_queries), (num_clouds, 1))
+    index = np.empty((num_clouds, num_queries, num_neighbours), dtype=np.int64)
+    in_threads(_search, num_clouds * num_queries, queries.contiguous().numpy(), order, *trees, index)
+    return torch.from_numpy(index)
+
+
+def balls_by_tree(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
+    """The first points within the radius by a search of boxes; N stands in the places that are left over."""
+    num_clouds, num_centres, _ = centres.shape
+    squared_radius = torch.tensor(radius * radius, dtype=points.dtype).numpy()
+    index = np.empty((num_clouds, num_centres, num_neighbours), dtype=np.int64)
+    trees = build_trees(points)
+    in_threads(
+        _search_balls, num_clouds * num_centres, centres.contiguous().numpy(), squared_radius[None], *trees, index
+    )
+    return torch.from_numpy(index)
+
+
+def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor | None:
+    """`nearest_neighbours` by a matrix product that rules most points out: for many channels.
+
+    The expansion |p|^2 - 2 q.p of each centred pair is off by at most E = (C + 8) eps (|q| + R)^2 from what the plain
+    form gives, less |q|^2: with u = eps / 2, C + 2 roundings in the expansion and as many in the plain form, each of
+    at most u (|q| + R)^2, and 2 in centring (R, the largest |p|). If k points have an expansion of at most T, every
+    point among the nearest k has one of at most T + 2E. Those are measured as the plain form does.
+
+    None where that bound does not hold: numbers whose squares leave the range, products in reduced precision.
+    """
+    if not _products_are_exact():
+        return None
+    num_clouds, num_queries, num_channels = queries.shape
+    num_points, limits = points.shape[1], torch.finfo(points.dtype)
+    centre = points.mean(dim=1, keepdim=True)
+    near, asked = points - centre, queries - centre
+    lengths = near.square().sum(dim=-1)
+    reach = asked.square().sum(dim=-1).sqrt() + lengths.amax(dim=1, keepdim=True).sqrt()
+    if not bool((reach < limits.max**0.5 / 4).all()):
+        return None
+    slack = 2 * ((num_channels + 8) * limits.eps * reach.square() + 8 * num_channels * limits.tiny)
+    asked *= -2
+    chunk = max(1, _ENTRIES_AT_ONCE // num_points)
+    products = points.new_empty(min(chunk, num_queries), num_points)
+    lowest_of = _num_groups(num_points, num_neighbours)
+    index = np.empty((num_clouds, num_queries, num_neighbours), dtype=np.int64)
+    for cloud, begin in itertools.product(range(num_clouds), range(0, num_queries, chunk)):
+        part = slice(begin, begin + chunk)
+        own = products[: len(asked[cloud, part])]
+        with torch.autocast("cpu", enabled=False):
+            torch.mm(asked[cloud, part], near[cloud].T, out=own)
+        given = (own, lengths[cloud], slack[cloud, part], queries[cloud, part], points[cloud])
+        in_threads(_rank, len(own), *(tensor.contiguous().numpy() for tensor in given), lowest_of, index[cloud, part])
+    return torch.from_numpy(index)
+
+
+def _products_are_exact() -> bool:
+    """Whether the CPU multiplies float32 matrices in float32: users may allow less."""
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if matmul is None:  # torch before 2.9
+        return torch.get_float32_matmul_precision() == "highest"
+    return matmul.fp32_precision in ("none", "ieee")
+
+
+def _num_groups(num_points: int, num_neighbours: int) -> int:
+    """As many as balance the search among groups against that within them."""
+    wanted = max(2 * num_neighbours, round((num_points * num_neighbours) ** 0.5 / 2))
+    return min(num_points, -(-wanted // LEAF) * LEAF)
+
+
+@compiled
+def _rank(
+    first: int,
+    last: int,
+    products: np.ndarray,
+    lengths: np.ndarray,
+    slack: np.ndarray,
+    queries: np.ndarray,
+    points: np.ndarray,
+    num_groups: int,
+    index: np.ndarray,
+) -> None:
+    num_points, last_place = products.shape[1], index.shape[1] - 1
+    lowest = np.empty(num_groups, dtype=products.dtype)
+    best = np.empty(last_place + 1, dtype=products.dtype)
+    found = np.empty(last_place + 1, dtype=np.int64)
+    candidates = np.empty(num_points + 3, dtype=np.int64)
+    distances = np.empty(4, dtype=products.dtype)
+    for row in range(first, last):
+        scores = products[row]
+        scores += lengths
+        limit = _limit_of_groups(scores, lowest, last_place + 1) + slack[row]
+        num_candidates = _collect(scores, lowest, limit, candidates)
+        candidates[num_candidates : num_candidates + 3] = candidates[0]
+        best[:] = np.inf
+        found[:] = _NONE
+        for begin in range(0, num_candidates, 4):
+            _measure_four(queries[row], points, candidates, begin, distances)
+            _insert_some(best, found, distances, candidates[begin : min(begin + 4, num_candidates)])
+        index[row] = found
+
+
+@compiled
+def _insert_some(best: np.ndarray, found: np.ndarray, distances: np.ndarray, candidates: np.ndarray) -> None:
+    """Inserts those candidates that come before the last place."""
+    last_place = len(best) - 1
+    worst = best[last_place]
+    for slot in range(len(candidates)):
+        candidate = candidates[slot]
+        if distances[slot] < worst or (distances[slot] == worst and candidate < found[last_place]):
+            _insert(best, found, distances[slot], candidate)
+            worst = best[last_place]
+
+
+@compiled
+def _measure_four(
+    query: np.ndarray, points: np.ndarray, candidates: np.ndarray, begin: int, distances: np.ndarray
+) -> None:
+    """Four squared distances, each channel after channel: side by side, no sum waits for another."""
+    a, b, c, d = candidates[begin], candidates[begin + 1], candidates[begin + 2], candidates[begin + 3]
+    to_a = to_b = to_c = to_d = points.dtype.type(0)
+    for channel in range(len(query)):
+        value = query[channel]
+        step = value - points[a, channel]
+        to_a += step * step
+        step = value - points[b, channel]
+        to_b += step * step
+        step = value - points[c, channel]
+        to_c += step * step
+        step = value - points[d, channel]
+        to_d += step * step
+    distances[0], distances[1], distances[2], distances[3] = to_a, to_b, to_c, to_d
+
+
+@compiled
+def _limit_of_groups(scores: np.ndarray, lowest: np.ndarray, wanted: int) -> float:
+    """A number, near the smallest there is, that at least `wanted` of the groups' lowest scores are not above.
+
+    Score j belongs to group j modulo the number of groups. Writes each group's lowest score. Halving an interval
+    takes the same few steps for any scores; sorting them would take as many wrong guesses of the processor.
+    """
+    num_groups = len(lowest)
+    lowest[:] = scores[:num_groups]
+    for begin in range(num_groups, len(scores), num_groups):
+        for group in range(min(num_groups, len(scores) - begin)):
+            lowest[group] = min(lowest[group], scores[begin + group])
+    low = high = lowest[0]
+    for score in lowest:
+        low, high = min(low, score), max(high, score)
+    for _ in range(_HALVINGS):
+        middle = low + (high - low) / 2
+        count = 0
+        for score in lowest:
+            count += score <= middle
+        if count >= wanted:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+@compiled
+def _collect(scores: np.ndarray, lowest: np.ndarray, limit: float, candidates: np.ndarray) -> int:
+    """Writes the places of all scores up to the limit; returns how many there are."""
+    count = 0
+    for group in range(len(lowest)):
+        if lowest[group] <= limit:
+            for place in range(group, len(scores), len(lowest)):
+                candidates[count] = place
+                count += scores[place] <= limit
+    return count
+
+
+@compiled
+def _search(
+    first: int,
+    last: int,
+    queries: np.ndarray,
+    query_order: np.ndarray,
+    blocks: np.ndarray,
+    order: np.ndarray,
+    starts: np.ndarray,
+    boxes: np.ndarray,
+    index: np.ndarray,
+) -> None:
+    best = np.empty(index.shape[2], dtype=blocks.dtype)
+    found = np.empty(index.shape[2], dtype=np.int64)
+    distances = np.empty(LEAF, dtype=blocks.dtype)
+    waiting = np.empty(_DEEPEST, dtype=np.int64)
+    bounds = np.empty(_DEEPEST, dtype=blocks.dtype)
+    for row in range(first, last):
+        cloud = row // queries.shape[1]
+        place = query_order[cloud, row % queries.shape[1]]
+        best[:] = np.inf
+        found[:] = _NONE
+        _search_one(
+            queries[cloud, place],
+            blocks[cloud],
+            order[cloud],
+            starts,
+            boxes[cloud],
+            best,
+            found,
+            distances,
+            waiting,
+            bounds,
+        )
+        index[cloud, place] = found
+
+
+@compiled
+def _search_one(
+    query: np.ndarray,
+    blocks: np.ndarray,
+    order: np.ndarray,
+    starts: np.ndarray,
+    boxes: np.ndarray,
+    best: np.ndarray,
+    found: np.ndarray,
+    distances: np.ndarray,
+    waiting: np.ndarray,
+    bounds: np.ndarray,
+) -> None:
+    """Writes a query's nearest points into `best` and `found`; the last three arrays are room to work in."""
+    num_leaves, last_place = len(blocks), len(best) - 1
+    worst = best[last_place]
+    waiting[0], bounds[0], num_waiting = 1, 0, 1
+    while num_waiting > 0:
+        num_waiting -= 1
+        node = waiting[num_waiting]
+        # An equal bound may hide a point of the same distance and a lower index.
+        if bounds[num_waiting] > worst:
+            continue
+        while node < num_leaves:
+            node, far, bound = _nearer_child(query, boxes, node)
+            if bound <= worst:
+                waiting[num_waiting], bounds[num_waiting] = far, bound
+                num_waiting += 1
+        leaf = node - num_leaves
+        _measure(query, blocks[leaf], distances)
+        for slot in range(starts[leaf + 1] - starts[leaf]):
+            candidate = order[starts[leaf] + slot]
+            if distances[slot] < worst or (distances[slot] == worst and candidate < found[last_place]):
+                _insert(best, found, distances[slot], candidate)
+                worst = best[last_place]
+
+
+@compiled
+def _search_balls(
+    first: int,
+    last: int,
+    centres: np.ndarray,
+    squared_radius: np.ndarray,
+    blocks: np.ndarray,
+    order: np.ndarray,
+    starts: np.ndarray,
+    boxes: np.ndarray,
+    index: np.ndarray,
+) -> None:
+    distances = np.empty(LEAF, dtype=blocks.dtype)
+    waiting = np.empty(_DEEPEST, dtype=np.int64)
+    for row in range(first, last):
+        cloud, place = row // centres.shape[1], row % centres.shape[1]
+        index[cloud, place] = order.shape[1]
+        _search_ball(
+            centres[cloud, place],
+            squared_radius[0],
+            blocks[cloud],
+            order[cloud],
+            starts,
+            boxes[cloud],
+            index[cloud, place],
+            distances,
+            waiting,
+        )
+
+
+@compiled
+def _search_ball(
+    centre: np.ndarray,
+    limit: float,
+    blocks: np.ndarray,
+    order: np.ndarray,
+    starts: np.ndarray,
+    boxes: np.ndarray,
+    found: np.ndarray,
+    distances: np.ndarray,
+    waiting: np.ndarray,
+) -> None:
+    """Writes the lowest indices within the limit into `found`; the last two arrays are room to work in."""
+    num_leaves, last_place = len(blocks), len(found) - 1
+    waiting[0], num_waiting = 1, 1
+    while num_waiting > 0:
+        num_waiting -= 1
+        node = waiting[num_waiting]
+        while node < num_leaves:
+            node, far, bound = _nearer_child(centre, boxes, node)
+            if bound <= limit:
+                waiting[num_waiting] = far
+                num_waiting += 1
+        leaf = node - num_leaves
+        _measure(centre, blocks[leaf], distances)
+        for slot in range(starts[leaf + 1] - starts[leaf]):
+            candidate = order[starts[leaf] + slot]
+            if distances[slot] <= limit and candidate < found[last_place]:
+                _insert_index(found, candidate)
+
+
+@compiled
+def _insert_index(found: np.ndarray, place: int) -> None:
+    slot = len(found) - 1
+    while slot > 0 and place < found[slot - 1]:
+        found[slot] = found[slot - 1]
+        slot -= 1
+    found[slot] = place
+
+
+@compiled
+def _nearer_child(query: np.ndarray, boxes: np.ndarray, node: int) -> tuple[int, int, float]:
+    """The child with the nearer box, the other child, and the other's bound: what no point in it can be nearer than."""
+    zero = boxes.dtype.type(0)
+    left = right = zero
+    for channel in range(len(query)):
+        value = query[channel]
+        outside = max(boxes[2 * node, 0, channel] - value, value - boxes[2 * node, 1, channel], zero)
+        left += outside * outside
+        outside = max(boxes[2 * node + 1, 0, channel] - value, value - boxes[2 * node + 1, 1, channel], zero)
+        right += outside * outside
+    if right < left:
+        return 2 * node + 1, 2 * node, left
+    return 2 * node, 2 * node + 1, right
+
+
+@compiled
+def _measure(query: np.ndarray, block: np.ndarray, distances: np.ndarray) -> None:
+    """The squared distances of a leaf's places, channel after channel."""
+    if len(query) == 3:  # the usual case, written out: the sums stay in registers
+        x, y, z = query[0], query[1], query[2]
+        for slot in range(LEAF):
+            to_x, to_y, to_z = x - block[0, slot], y - block[1, slot], z - block[2, slot]
+            distances[slot] = to_x * to_x + to_y * to_y + to_z * to_z
+        return
+    distances[:] = 0
+    for channel in range(len(query)):
+        value = query[channel]
+        for slot in range(LEAF):
+            difference = value - block[channel, slot]
+            distances[slot] += difference * difference
+
+
+@compiled
+def _insert(best: np.ndarray, found: np.ndarray, distance: float, place: int) -> None:
+    """Puts a point where (distance, index) belongs; the last one drops out, and has to come after it."""
+    slot = len(best) - 1
+    while slot > 0 and distance < best[slot - 1]:
+        best[slot], found[slot] = best[slot - 1], found[slot - 1]
+        slot -= 1
+    while slot > 0 and distance == best[slot - 1] and place < found[slot - 1]:
+        best[slot], found[slot] = best[slot - 1], found[slot - 1]
+        slot -= 1
+    best[slot], found[slot] = distance, place

@@ -1,0 +1,57 @@
+"""Normals of a surface that only its points are known of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sightline.geometry.neighbours import gather_points, nearest_neighbours
+
+__all__ = ["estimate_normals"]
+
+_FLAT = 1e-12
+_ENTRIES_AT_ONCE = 2**20
+
+
+@torch.no_grad()
+def estimate_normals(points: Tensor, *, num_neighbours: int = 16) -> Tensor:
+    """At each point the direction in which its nearest points spread least, pointing away from the cloud's centroid.
+
+    `points` (B, N, 3) -> unit normals (B, N, 3) in the points' precision, computed in float64. Where the normal is at
+    right angles to the way from the centroid, to rounding, the first of its components in z, y, x that is not 0 is
+    positive. Points seen from inside (a room) get normals that point out of it.
+    Raises ValueError naming the sample and the point where the nearest points lie on one line or in one place: they
+    have no normal. Otherwise as `nearest_neighbours`.
+    Source: Hoppe et al. 1992, section 3.2; the sign is a rule of this project.
+    """
+    index = nearest_neighbours(points, num_neighbours=num_neighbours)
+    wide = points.double()
+    chunk = max(1, _ENTRIES_AT_ONCE // (len(points) * num_neighbours * 3))
+    parts = [_smallest_axis(wide, part, first * chunk) for first, part in enumerate(index.split(chunk, dim=1))]
+    normals = torch.cat(parts, dim=1)
+    return _facing_out(normals, wide - wide.mean(dim=1, keepdim=True)).to(points.dtype)
+
+
+def _smallest_axis(points: Tensor, index: Tensor, first: int) -> Tensor:
+    """The eigenvector of the smallest eigenvalue of each neighbourhood's covariance: (B, M, 3)."""
+    near_BMK3 = gather_points(points, index)
+    near_BMK3 = near_BMK3 - near_BMK3.mean(dim=2, keepdim=True)
+    values, vectors = torch.linalg.eigh(near_BMK3.mT @ near_BMK3)
+    has_none = values[..., 1] <= _FLAT * values[..., 2]
+    if bool(has_none.any()):
+        sample, point = has_none.nonzero()[0].tolist()
+        raise ValueError(
+            f"points[{sample}]: the {index.shape[2]} points nearest to point {first + point} lie on one line or in "
+            "one place and have no normal; raise num_neighbours, or drop duplicate points"
+        )
+    return vectors[..., 0]
+
+
+def _facing_out(normals: Tensor, outwards: Tensor) -> Tensor:
+    along = (normals * outwards).sum(dim=-1)
+    is_square = along.abs() <= _FLAT * outwards.norm(dim=-1)
+    by_axis = torch.where(normals.abs() > _FLAT, normals.sign(), 0)
+    leading = by_axis[..., 2]
+    for axis in (1, 0):
+        leading = torch.where(leading == 0, by_axis[..., axis], leading)
+    return normals * torch.where(is_square, leading, along.sign())[..., None]

@@ -1,0 +1,199 @@
+"""Ragged clouds: rows one after another, `offsets` saying where each segment starts. Nothing crosses a segment.
+
+`offsets` (S+1,) int64 starts at 0 and ends at the number of rows, as the collate step writes it. Indices are rows of
+the packed tensor. Where a segment has fewer points than neighbours are asked for, the places left are marked, never
+filled in silence.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sightline.geometry.balls import ball_query
+from sightline.geometry.interpolation import Weighting, inverse_distance_weights
+from sightline.geometry.neighbours import gather_points, nearest_neighbours
+from sightline.geometry.sampling import farthest_point_sample
+
+__all__ = [
+    "Neighbours",
+    "PackedSample",
+    "pack",
+    "packed_ball_query",
+    "packed_farthest_point_sample",
+    "packed_interpolate",
+    "packed_nearest_neighbours",
+    "unpack",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Rows (M, K) int64 of the packed points, and which of them are real, bool (M, K).
+
+    A place that is not real holds the first row of the segment: it may be gathered, and has to be masked.
+    """
+
+    index: Tensor
+    is_valid: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSample:
+    """Rows of the packed points that were chosen, int64, and the offsets (S+1,) of the segments among them."""
+
+    index: Tensor
+    offsets: Tensor
+
+
+def pack(padded: Tensor, *, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of `padded` (B, N, ...) where `mask` (B, N) holds, in order, and their offsets (B+1,)."""
+    offsets = torch.nn.functional.pad(mask.sum(dim=1).cumsum(0), (1, 0))
+    return padded[mask], offsets
+
+
+def unpack(rows: Tensor, *, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """The segments of `rows`, padded with zeros to the longest (S, N, ...), and the mask (S, N) of what is real."""
+    counts = offsets.diff()
+    mask = torch.arange(int(counts.max()), device=rows.device) < counts[:, None]
+    padded = rows.new_zeros((*mask.shape, *rows.shape[1:]))
+    padded[mask] = rows
+    return padded, mask
+
+
+@torch.no_grad()
+def packed_nearest_neighbours(
+    points: Tensor,
+    *,
+    offsets: Tensor,
+    num_neighbours: int,
+    queries: Tensor | None = None,
+    query_offsets: Tensor | None = None,
+) -> Neighbours:
+    """`nearest_neighbours` within each segment; a segment with fewer points gives all it has, in the same order.
+
+    `points` (N, C), `queries` (M, C) with their own offsets, by default the points -> rows and their truth, (M, K).
+    Raises ValueError for offsets that do not fit, queries of a segment without points, and values not finite.
+    Source: as `nearest_neighbours`.
+    """
+    queries, query_offsets = _queries_or_points(points, offsets, queries, query_offsets)
+    index = torch.zeros((len(queries), num_neighbours), dtype=torch.int64, device=points.device)
+    is_valid = torch.zeros_like(index, dtype=torch.bool)
+    for own, asked in _segments(points, offsets, queries, query_offsets):
+        count = min(num_neighbours, own.stop - own.start)
+        found = nearest_neighbours(points[None, own], num_neighbours=count, queries=queries[None, asked])[0]
+        index[asked] = own.start
+        index[asked, :count] += found
+        is_valid[asked, :count] = True
+    return Neighbours(index, is_valid)
+
+
+@torch.no_grad()
+def packed_ball_query(
+    points: Tensor,
+    *,
+    offsets: Tensor,
+    centres: Tensor,
+    centre_offsets: Tensor,
+    radius: float,
+    num_neighbours: int,
+) -> Tensor:
+    """`ball_query` within each segment: rows (M, num_neighbours) of `points` (N, C) for the `centres` (M, C).
+
+    Raises ValueError as `ball_query`, the number of a centre being that within its segment.
+    Source: as `ball_query`.
+    """
+    index = torch.empty((len(centres), num_neighbours), dtype=torch.int64, device=points.device)
+    for own, asked in _segments(points, offsets, centres, centre_offsets):
+        found = ball_query(
+            points[None, own], centres=centres[None, asked], radius=radius, num_neighbours=num_neighbours
+        )
+        index[asked] = found[0] + own.start
+    return index
+
+
+@torch.no_grad()
+def packed_farthest_point_sample(
+    points: Tensor, *, offsets: Tensor, num_samples: Tensor, start: int | Tensor = 0
+) -> PackedSample:
+    """`farthest_point_sample` of `num_samples` (S,) points of each segment of `points` (N, C).
+
+    `start` counts within the segment: one for all, or (S,). An empty segment takes 0 samples.
+    Raises ValueError for offsets that do not fit and for more samples than points, naming the segment.
+    Source: as `farthest_point_sample`; `num_samples` of max(1, n // 4) is the transition of Zhao et al. 2021.
+    """
+    new_offsets = torch.nn.functional.pad(num_samples.cumsum(0), (1, 0))
+    starts = torch.as_tensor(start).expand(len(num_samples)).tolist()
+    chosen = []
+    for segment, (own, count) in enumerate(zip(_slices(points, offsets, "offsets"), num_samples.tolist(), strict=True)):
+        if count > own.stop - own.start:
+            raise ValueError(
+                f"segment {segment}: {count} samples asked for in {own.stop - own.start} points; lower num_samples"
+            )
+        if count:
+            found = farthest_point_sample(points[None, own], num_samples=count, start=starts[segment])
+            chosen.append(found[0] + own.start)
+    empty = torch.empty(0, dtype=torch.int64, device=points.device)
+    return PackedSample(torch.cat([empty, *chosen]), new_offsets)
+
+
+def packed_interpolate(
+    features: Tensor,
+    *,
+    points: Tensor,
+    offsets: Tensor,
+    queries: Tensor,
+    query_offsets: Tensor,
+    weighting: Weighting = "inverse_square",
+    num_neighbours: int = 3,
+) -> Tensor:
+    """`interpolate` within each segment: `features` (N, F) at `points` (N, C), `queries` (M, C) -> (M, F).
+
+    Raises ValueError as `packed_nearest_neighbours`. Source: as `interpolate`.
+    """
+    near = packed_nearest_neighbours(
+        points, offsets=offsets, num_neighbours=num_neighbours, queries=queries, query_offsets=query_offsets
+    )
+    weights = inverse_distance_weights(
+        points[None], queries[None], near.index[None], weighting, is_valid=near.is_valid[None]
+    )
+    gathered = gather_points(features[None], near.index[None])
+    return (gathered * weights[..., None].to(features.dtype)).sum(dim=2)[0]
+
+
+def _queries_or_points(
+    points: Tensor, offsets: Tensor, queries: Tensor | None, query_offsets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if queries is None and query_offsets is None:
+        return points, offsets
+    if queries is None or query_offsets is None:
+        raise ValueError("queries and query_offsets belong together; give both, or neither for the points themselves")
+    return queries, query_offsets
+
+
+def _segments(points: Tensor, offsets: Tensor, queries: Tensor, query_offsets: Tensor) -> Iterator[tuple[slice, slice]]:
+    """The rows of points and of queries of each segment that has queries."""
+    owned, asked = _slices(points, offsets, "offsets"), _slices(queries, query_offsets, "query offsets")
+    if len(owned) != len(asked):
+        raise ValueError(f"{len(owned)} segments of points, {len(asked)} of queries; give both the same segments")
+    for segment, (own, ask) in enumerate(zip(owned, asked, strict=True)):
+        if ask.start == ask.stop:
+            continue
+        if own.start == own.stop:
+            raise ValueError(f"segment {segment}: {ask.stop - ask.start} queries and no points; drop the segment")
+        yield own, ask
+
+
+def _slices(rows: Tensor, offsets: Tensor, name: str) -> list[slice]:
+    """The rows of each segment. Waits for the device: how many rows a segment has decides what is run."""
+    bounds = offsets.tolist()
+    if bounds[:1] != [0] or bounds[-1] != len(rows) or bounds != sorted(bounds):
+        raise ValueError(
+            f"{name} {bounds[:8]} of {len(rows)} rows; they start at 0, never fall, and end at the number of rows "
+            "(cumulative counts without the leading 0 are another convention)"
+        )
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]

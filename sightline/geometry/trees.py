@@ -1,0 +1,129 @@
+"""Clouds cut into leaves of near points, each with the box around it: what lets a search leave most points out.
+
+A balanced k-d tree. Node 1 holds all points, the children of node n are 2n and 2n + 1, the leaves are the last
+`num_leaves` nodes. The points of node n lie one after another in `order`.
+
+Boxes bound distances exactly, rounding included. Rounding never reverses an order: for a point p in the box and a
+query q beside it, the rounded differences, squares and sums towards the box are at most those towards p, one by one,
+when they are taken in the same order. So a box whose bound is not below the largest distance of interest can be left
+out, and the answer has the bits of the plain form.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from sightline.compiled import compiled, in_threads
+
+__all__ = ["LEAF", "Trees", "build_trees"]
+
+LEAF = 32
+"""Places in a leaf: loops over a whole leaf have a known length, and the compiler makes vectors of them."""
+
+
+class Trees(NamedTuple):
+    """One tree per cloud; all of a batch have the same shape.
+
+    `blocks` (B, leaves, C, LEAF): the leaves' points, infinity in the places left over. `order` (B, N) int64: the
+    points' indices, leaf after leaf. `starts` (2 * leaves + 1): where in `order` the leaves start, and N at the end.
+    `boxes` (B, 2 * leaves, 2, C): the lowest and highest coordinates in each node; node 0 is none.
+    """
+
+    blocks: np.ndarray
+    order: np.ndarray
+    starts: np.ndarray
+    boxes: np.ndarray
+
+
+def build_trees(points: Tensor) -> Trees:
+    """The trees of `points` (B, N, C), float32 or float64 on the CPU, N at least 1."""
+    values_BNC = points.numpy()
+    num_clouds, num_points, num_channels = values_BNC.shape
+    num_leaves = 1
+    while num_leaves * LEAF < num_points:
+        num_leaves *= 2
+    trees = Trees(
+        blocks=np.full((num_clouds, num_leaves, num_channels, LEAF), np.inf, dtype=values_BNC.dtype),
+        order=np.tile(np.arange(num_points), (num_clouds, 1)),
+        starts=num_points * np.arange(num_leaves + 1) // num_leaves,
+        boxes=np.zeros((num_clouds, 2 * num_leaves, 2, num_channels), dtype=values_BNC.dtype),
+    )
+    sorted_BCN = values_BNC.transpose(0, 2, 1).copy()
+    in_threads(_build, num_clouds, sorted_BCN, *trees)
+    return trees
+
+
+@compiled
+def _build(
+    first: int,
+    last: int,
+    sorted_BCN: np.ndarray,
+    blocks: np.ndarray,
+    order: np.ndarray,
+    starts: np.ndarray,
+    boxes: np.ndarray,
+) -> None:
+    num_leaves = blocks.shape[1]
+    for cloud in range(first, last):
+        values, level, width = sorted_BCN[cloud], 1, num_leaves
+        for node in range(1, 2 * num_leaves):
+            if node == 2 * level:
+                level, width = node, width // 2
+            begin, end = starts[(node - level) * width], starts[(node - level + 1) * width]
+            axis = _enclose(values, begin, end, boxes[cloud, node])
+            if width > 1:
+                _divide(values, order[cloud], axis, begin, end, starts[(node - level) * width + width // 2])
+            else:
+                blocks[cloud, node - num_leaves, :, : end - begin] = values[:, begin:end]
+
+
+@compiled
+def _enclose(values: np.ndarray, begin: int, end: int, box: np.ndarray) -> int:
+    """Writes the lowest and highest coordinates of [begin, end); returns the channel in which they differ most."""
+    widest = 0
+    for channel in range(len(values)):
+        smallest = largest = values[channel, begin]
+        for place in range(begin, end):
+            smallest = min(smallest, values[channel, place])
+            largest = max(largest, values[channel, place])
+        box[0, channel], box[1, channel] = smallest, largest
+        if largest - smallest > box[1, widest] - box[0, widest]:
+            widest = channel
+    return widest
+
+
+@compiled
+def _divide(values: np.ndarray, places: np.ndarray, axis: int, begin: int, end: int, middle: int) -> None:
+    """Reorders [begin, end) so that nothing before `middle` is greater, along `axis`, than anything from it on.
+
+    Source: Hoare 1961, algorithm 65 (Find).
+    """
+    low, high = begin, end - 1
+    while low < high:
+        pivot = values[axis, (low + high) // 2]
+        left, right = low, high
+        while left <= right:
+            while values[axis, left] < pivot:
+                left += 1
+            while values[axis, right] > pivot:
+                right -= 1
+            if left <= right:
+                _swap(values, places, left, right)
+                left += 1
+                right -= 1
+        if middle <= right:
+            high = right
+        elif middle >= left:
+            low = left
+        else:
+            return
+
+
+@compiled
+def _swap(values: np.ndarray, places: np.ndarray, left: int, right: int) -> None:
+    places[left], places[right] = places[right], places[left]
+    for channel in range(len(values)):
+        values[channel, left], values[channel, right] = values[channel, right], values[channel, left]

@@ -1,0 +1,225 @@
+"""What a network over groups of points does per member of a group, as kernels for the CPU.
+
+Group m of a cloud has the members `index` (B, M, K); its member j carries u_j + v_m, where `of_points` (B, N, C) holds
+u and `of_centres` (B, M, C) holds v. All tensors are float32 or float64, on the CPU. A cloud is one row of work, and
+what is added up over the whole batch is added cloud after cloud: the bits do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.compiled import compiled, in_threads
+
+__all__ = [
+    "Extremes",
+    "GroupGradients",
+    "add_and_rectify",
+    "extremes_and_sums",
+    "extremes_gradient",
+    "group_gradients",
+    "group_sums",
+]
+
+
+def group_sums(of_points: Tensor, of_centres: Tensor, index: Tensor, *, origin: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of u_j + v_m - origin and of its square over all members of all groups: (C,) and (C,), float64."""
+    sums = np.zeros((2, len(index), of_points.shape[-1]))
+    in_threads(_add_up_groups, len(index), *_arrays(of_points, of_centres, index, origin), sums)
+    total, total_of_squares = torch.from_numpy(sums.sum(axis=1))
+    return total, total_of_squares
+
+
+def add_and_rectify(of_points: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
+    """max(u_j + v_m, 0) of every member: (B, M, K, C). NaN stays NaN."""
+    result = of_points.new_empty((*index.shape, of_points.shape[-1]))
+    in_threads(_add_and_rectify, len(index), *_arrays(of_points, of_centres, index), result.numpy())
+    return result
+
+
+class GroupGradients(NamedTuple):
+    """What reaches each point and centre through the members that are above zero, and what batch statistics need of
+    it: per point, how many members it is (B, N, 1) and the sum of their v (B, N, C); per centre, the sum of its u."""
+
+    to_points: Tensor
+    to_centres: Tensor
+    degree: Tensor
+    received: Tensor
+    given: Tensor
+
+
+def group_gradients(
+    gradient: Tensor, rectified: Tensor, of_points: Tensor, of_centres: Tensor, index: Tensor
+) -> GroupGradients:
+    """The transpose of `add_and_rectify`: `gradient` and `rectified`, its answer, are (B, M, K, C)."""
+    to_points, to_centres = torch.empty_like(of_points), torch.empty_like(of_centres)
+    received, given = torch.empty_like(of_points), torch.empty_like(of_centres)
+    degree = of_points.new_empty((*of_points.shape[:2], 1))
+    inputs = _arrays(gradient, rectified, of_points, of_centres, index)
+    outputs = (array.numpy() for array in (to_points, to_centres, degree, received, given))
+    in_threads(_spread_groups, len(index), *inputs, *outputs)
+    return GroupGradients(to_points, to_centres, degree, received, given)
+
+
+class Extremes(NamedTuple):
+    """Per group: the extreme (B, M, C) and the place (B, M, C) int32 in the group where it stands; per channel, the
+    sums of value - origin and of its square over all members (C,), float64."""
+
+    extreme: Tensor
+    place: Tensor
+    total: Tensor
+    total_of_squares: Tensor
+
+
+def extremes_and_sums(values: Tensor, *, sign: Tensor, origin: Tensor) -> Extremes:
+    """Of `values` (B, M, K, C): the largest where `sign` (C,) is 1, the smallest where -1, the first where 0.
+
+    Equal values: the first of them. A NaN is the extreme of its group.
+    """
+    num_samples, num_groups, _, width = values.shape
+    extreme = values.new_empty((num_samples, num_groups, width))
+    place = torch.empty(extreme.shape, dtype=torch.int32)
+    sums = np.zeros((2, num_samples, width))
+    in_threads(_reduce_groups, num_samples, *_arrays(values, sign, origin), extreme.numpy(), place.numpy(), sums)
+    return Extremes(extreme, place, *torch.from_numpy(sums.sum(axis=1)))
+
+
+def extremes_gradient(
+    values: Tensor, place: Tensor, *, chosen: Tensor, constant: Tensor, slope: Tensor, mean: Tensor
+) -> Tensor:
+    """`chosen` (B, M, C) at the member that `place` names, less `constant` + `slope` (value - `mean`) everywhere."""
+    result = torch.empty_like(values)
+    inputs = _arrays(values, place, chosen, constant, slope, mean)
+    in_threads(_spread_extremes, len(values), *inputs, result.numpy())
+    return result
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+@compiled
+def _add_up_groups(first, last, of_points, of_centres, index, origin, sums):  # type: ignore[no-untyped-def]
+    num_groups, num_members = index.shape[1], index.shape[2]
+    width = of_points.shape[2]
+    moved = np.empty(width, of_points.dtype)
+    total = np.empty(width, of_points.dtype)
+    squares = np.empty(width, of_points.dtype)
+    for sample in range(first, last):
+        for group in range(num_groups):
+            centre = of_centres[sample, group]
+            for channel in range(width):
+                moved[channel] = centre[channel] - origin[channel]
+                total[channel] = 0
+                squares[channel] = 0
+            for member in range(num_members):
+                point = of_points[sample, index[sample, group, member]]
+                for channel in range(width):
+                    value = point[channel] + moved[channel]
+                    total[channel] += value
+                    squares[channel] += value * value
+            for channel in range(width):
+                sums[0, sample, channel] += total[channel]
+                sums[1, sample, channel] += squares[channel]
+
+
+@compiled
+def _add_and_rectify(first, last, of_points, of_centres, index, result):  # type: ignore[no-untyped-def]
+    num_groups, num_members = index.shape[1], index.shape[2]
+    width = of_points.shape[2]
+    for sample in range(first, last):
+        for group in range(num_groups):
+            centre = of_centres[sample, group]
+            for member in range(num_members):
+                point = of_points[sample, index[sample, group, member]]
+                row = result[sample, group, member]
+                for channel in range(width):
+                    value = point[channel] + centre[channel]
+                    row[channel] = value * 0 if value < 0 else value
+
+
+@compiled
+def _spread_groups(  # type: ignore[no-untyped-def]
+    first, last, gradient, rectified, of_points, of_centres, index, to_points, to_centres, degree, received, given
+):
+    num_groups, num_members = index.shape[1], index.shape[2]
+    width = of_points.shape[2]
+    own_gradient = np.empty(width, of_points.dtype)
+    own_given = np.empty(width, of_points.dtype)
+    for sample in range(first, last):
+        to_points[sample] = 0
+        received[sample] = 0
+        degree[sample] = 0
+        for group in range(num_groups):
+            own_gradient[:] = 0
+            own_given[:] = 0
+            centre = of_centres[sample, group]
+            for member in range(num_members):
+                index_of_point = index[sample, group, member]
+                degree[sample, index_of_point, 0] += 1
+                point = of_points[sample, index_of_point]
+                to_point = to_points[sample, index_of_point]
+                received_there = received[sample, index_of_point]
+                incoming = gradient[sample, group, member]
+                height = rectified[sample, group, member]
+                for channel in range(width):
+                    passed = incoming[channel] if height[channel] > 0 else incoming[channel] * 0
+                    own_gradient[channel] += passed
+                    to_point[channel] += passed
+                for channel in range(width):
+                    own_given[channel] += point[channel]
+                    received_there[channel] += centre[channel]
+            for channel in range(width):
+                to_centres[sample, group, channel] = own_gradient[channel]
+                given[sample, group, channel] = own_given[channel]
+
+
+@compiled
+def _reduce_groups(first, last, values, sign, origin, extreme, place, sums):  # type: ignore[no-untyped-def]
+    num_groups, num_members, width = values.shape[1], values.shape[2], values.shape[3]
+    best = np.empty(width, values.dtype)
+    place_of_best = np.empty(width, np.int32)
+    total = np.empty(width, values.dtype)
+    squares = np.empty(width, values.dtype)
+    for sample in range(first, last):
+        for group in range(num_groups):
+            row = values[sample, group, 0]
+            for channel in range(width):
+                best[channel] = row[channel] * sign[channel]
+                place_of_best[channel] = 0
+                moved = row[channel] - origin[channel]
+                total[channel] = moved
+                squares[channel] = moved * moved
+            for member in range(1, num_members):
+                row = values[sample, group, member]
+                for channel in range(width):
+                    moved = row[channel] - origin[channel]
+                    total[channel] += moved
+                    squares[channel] += moved * moved
+                    signed = row[channel] * sign[channel]
+                    is_better = (signed > best[channel]) | (signed != signed)
+                    best[channel] = signed if is_better else best[channel]
+                    place_of_best[channel] = member if is_better else place_of_best[channel]
+            for channel in range(width):
+                sums[0, sample, channel] += total[channel]
+                sums[1, sample, channel] += squares[channel]
+                place[sample, group, channel] = place_of_best[channel]
+                extreme[sample, group, channel] = values[sample, group, place_of_best[channel], channel]
+
+
+@compiled
+def _spread_extremes(first, last, values, place, chosen, constant, slope, mean, result):  # type: ignore[no-untyped-def]
+    num_groups, num_members, width = values.shape[1], values.shape[2], values.shape[3]
+    for sample in range(first, last):
+        for group in range(num_groups):
+            for member in range(num_members):
+                row = values[sample, group, member]
+                target = result[sample, group, member]
+                for channel in range(width):
+                    target[channel] = -(constant[channel] + slope[channel] * (row[channel] - mean[channel]))
+            for channel in range(width):
+                result[sample, group, place[sample, group, channel], channel] += chosen[sample, group, channel]

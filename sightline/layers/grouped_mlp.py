@@ -1,0 +1,171 @@
+"""A shared network over the members of groups of points, and the largest response over each group.
+
+`PlainGroupedMLP` is torch step by step: the tested reference. `GroupedMLP` gives the same numbers and gradients. Its
+first linear map is never applied to members: what a member carries is a map of its point plus a map of its group's
+centre. Its last batch norm and rectifier keep the order of the values of a channel, or turn it round where the norm's
+weight is negative, so that the extreme is taken first and they see one value per group.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from sightline.compiled import suits
+from sightline.geometry.neighbours import gather_points
+from sightline.layers.batch_norm import SumsAbout, answers_of_statistics, normalising, uses_batch
+from sightline.layers.group_kernels import (
+    add_and_rectify,
+    extremes_and_sums,
+    extremes_gradient,
+    group_gradients,
+    group_sums,
+)
+from sightline.layers.mlp import LinearNorm
+
+__all__ = ["GroupedMLP", "PlainGroupedMLP"]
+
+
+class PlainGroupedMLP(nn.Module):
+    """Layers of linear map, batch norm and ReLU over every member, and the maximum over the members of each group.
+
+    The first linear map is given as its two parts: `forward(of_points (B, N, C), of_centres (B, M, C), index (B, M, K))
+    -> (B, M, widths[-1])`, where member j of group m carries of_points[j] + of_centres[m] and C is widths[0]. Callers
+    apply `first_linear`, in whatever way their members are made. Source: Qi et al. 2017 (PointNet++), equation 1.
+    """
+
+    def __init__(self, *, in_channels: int, widths: tuple[int, ...], has_bias: bool) -> None:
+        super().__init__()
+        assert len(widths) >= 2, "a network over groups has a first and a last layer"
+        self.layers = nn.ModuleList(
+            LinearNorm(in_channels=before, out_channels=after, has_bias=has_bias, activation=nn.ReLU())
+            for before, after in pairwise((in_channels, *widths))
+        )
+
+    @property
+    def first_linear(self) -> nn.Linear:
+        """The map of what a member carries, (..., in_channels) -> (..., widths[0])."""
+        return self._each_layer[0].linear
+
+    @property
+    def _each_layer(self) -> list[LinearNorm]:
+        return [cast(LinearNorm, layer) for layer in self.layers]
+
+    def forward(self, of_points: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
+        values = gather_points(of_points, index) + of_centres[:, :, None]
+        return self.after_first_linear(values)
+
+    def after_first_linear(self, values: Tensor) -> Tensor:
+        """The rest of the network, for members (B, M, K, widths[0]) that are there already: (B, M, widths[-1])."""
+        first, *others = self._each_layer
+        values = first.after_linear(values)
+        for layer in others:
+            values = layer(values)
+        return values.max(dim=2).values
+
+
+class GroupedMLP(PlainGroupedMLP):
+    """`PlainGroupedMLP` with fewer passes over its members: same state, numbers, gradients and running statistics.
+
+    On a GPU, in half precision, under torch.compile and without numba it is the plain form. Where equal responses tie,
+    or the last norm's weight is exactly 0, the gradient goes to the member that stands first in `index`.
+    Source: as the plain form; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all members.
+    """
+
+    def forward(self, of_points: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
+        # Kernels are opaque to torch.compile, which fuses the plain form by itself.
+        if not suits(of_points, of_centres) or of_points.dtype != of_centres.dtype or torch.compiler.is_compiling():
+            return super().forward(of_points, of_centres, index)
+        first, *between, last = self._each_layer
+        norm = first.norm
+        values = _RectifiedGroups.apply(of_points, of_centres, index, norm.weight, norm.bias, norm)
+        for layer in between:
+            values = layer(values)
+        mapped, norm = last.linear(values), last.norm
+        return cast(Tensor, last.activation(_NormedExtreme.apply(mapped, norm.weight, norm.bias, norm)))
+
+
+class _RectifiedGroups(Function):
+    """relu(batch_norm(u_j + v_m)), (B, M, K, C), of every member j of every group m."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        of_points: Tensor,
+        of_centres: Tensor,
+        index: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        norm: nn.BatchNorm1d,
+    ) -> Tensor:
+        origin = _mean_of_rows(of_points) + _mean_of_rows(of_centres)
+        sums = None
+        if uses_batch(norm):
+            totals = group_sums(of_points, of_centres, index, origin=origin)
+            sums = SumsAbout(origin.double(), *totals, index.numel())
+        count, mean, inverse_deviation = normalising(norm, sums, origin.dtype)
+        scale = weight * inverse_deviation
+        rectified = add_and_rectify(of_points * scale, torch.addcmul(bias, of_centres - mean, scale), index)
+        ctx.norm, ctx.count = norm, count
+        ctx.save_for_backward(of_points, of_centres, index, weight, inverse_deviation, mean, rectified)
+        return rectified
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor, None]:
+        of_points, of_centres, index, weight, inverse_deviation, mean, rectified = ctx.saved_tensors
+        moved = of_centres - mean
+        found = group_gradients(gradients[0], rectified, of_points, moved, index)
+        to_bias = found.to_centres.sum(dim=(0, 1))
+        to_weight = (found.to_points * of_points).sum(dim=(0, 1)) + (found.to_centres * moved).sum(dim=(0, 1))
+        to_weight *= inverse_deviation
+        scale = weight * inverse_deviation
+        to_points, to_centres = found.to_points * scale, found.to_centres * scale
+        if ctx.count is not None:
+            constant, slope = answers_of_statistics(
+                ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, inverse_deviation=inverse_deviation
+            )
+            num_members = index.shape[-1]
+            to_points -= found.degree * constant + slope * (found.degree * of_points + found.received)
+            to_centres -= num_members * constant + slope * (found.given + num_members * moved)
+        return to_points, to_centres, None, to_weight, to_bias, None
+
+
+class _NormedExtreme(Function):
+    """The maximum over k of batch_norm(values), (B, M, C), from `values` (B, M, K, C)."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        origin = _mean_of_rows(values[:, :, 0])
+        found = extremes_and_sums(values, sign=weight.sign(), origin=origin)
+        sums = SumsAbout(origin.double(), found.total, found.total_of_squares, values.shape[:-1].numel())
+        count, mean, inverse_deviation = normalising(norm, sums if uses_batch(norm) else None, origin.dtype)
+        standard = (found.extreme - mean) * inverse_deviation
+        ctx.norm, ctx.count = norm, count
+        ctx.save_for_backward(values, found.place, standard, weight, inverse_deviation, mean)
+        return torch.addcmul(bias, standard, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        values, place, standard, weight, inverse_deviation, mean = ctx.saved_tensors
+        to_bias = gradients[0].sum(dim=(0, 1))
+        to_weight = (gradients[0] * standard).sum(dim=(0, 1))
+        scale = weight * inverse_deviation
+        constant, slope = answers_of_statistics(
+            ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, inverse_deviation=inverse_deviation
+        )
+        to_values = extremes_gradient(
+            values, place, chosen=gradients[0] * scale, constant=constant, slope=slope, mean=mean
+        )
+        return to_values, to_weight, to_bias, None
+
+
+def _mean_of_rows(values: Tensor) -> Tensor:
+    """(B, M, C) -> (C,); zero where a process has no rows at all."""
+    return values.sum(dim=(0, 1)) / max(1, values.shape[0] * values.shape[1])

@@ -1,0 +1,186 @@
+"""A cloud becomes a smaller one: chosen points, and for each of them what a network sees among its neighbours.
+
+Every group comes in two forms. The plain one writes out what each member carries, (B, M, K, channels), and is the
+tested reference. The other takes the first linear map apart: W_p (p_j - p_m) + W_f f_j is a map of point j plus a map
+of centre m, and so is W_1 (f_j - f_m) + W_2 f_m; both are made before anything is gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline.geometry import ball_query, farthest_point_sample, gather_points, nearest_neighbours
+from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
+
+__all__ = [
+    "BallGroup",
+    "NeighbourGroup",
+    "PlainBallGroup",
+    "PlainNeighbourGroup",
+    "Scale",
+    "SetAbstraction",
+    "choose_rows",
+]
+
+
+def choose_rows(values: Tensor, index: Tensor) -> Tensor:
+    """The rows that `index` (B, M) names: `values` (B, N, C) -> (B, M, C)."""
+    return gather_points(values, index[:, None])[:, 0]
+
+
+def _sample(points: Tensor, num_samples: int, *, min_squared_norm: float | None = None) -> Tensor:
+    """Farthest-point samples (B, num_samples); a cloud that is too small is told in the words of the models."""
+    if points.shape[1] < num_samples:
+        raise ValueError(
+            f"points: found clouds of {points.shape[1]} points, of which {num_samples} are to be chosen as centres; "
+            f"give clouds of at least {num_samples} points or lower num_centres"
+        )
+    return farthest_point_sample(points, num_samples=num_samples, min_squared_norm=min_squared_norm)
+
+
+class Scale(NamedTuple):
+    """One size of ball: at most `num_neighbours` points within `radius`, and the widths of the network over them."""
+
+    radius: float
+    num_neighbours: int
+    widths: tuple[int, ...]
+
+
+class PlainBallGroup(nn.Module):
+    """A network over the points in a ball about each centre: their place relative to it, and their features.
+
+    `forward(points (B, N, 3), features (B, N, in_channels) or None, centres (B, M, 3)) -> (B, M, widths[-1])`; the
+    centres are points of the cloud. `first` says which comes first among the channels, for published weights.
+    Source: Qi et al. 2017 (PointNet++), section 3.2.
+    """
+
+    network_type: type[PlainGroupedMLP] = PlainGroupedMLP
+
+    def __init__(self, *, in_channels: int, scale: Scale, first: Literal["place", "features"]) -> None:
+        super().__init__()
+        self.radius, self.num_neighbours, widths = scale
+        self.first = first
+        self.network = self.network_type(in_channels=3 + in_channels, widths=widths, has_bias=True)
+
+    def forward(self, points: Tensor, features: Tensor | None, centres: Tensor) -> Tensor:
+        index = self._index(points, centres)
+        relative_BMK3 = gather_points(points, index) - centres[:, :, None]
+        members_BMKC = self._side_by_side(relative_BMK3, None if features is None else gather_points(features, index))
+        return self.network.after_first_linear(self.network.first_linear(members_BMKC))
+
+    def _index(self, points: Tensor, centres: Tensor) -> Tensor:
+        return ball_query(points, centres=centres, radius=self.radius, num_neighbours=self.num_neighbours)
+
+    def _side_by_side(self, place: Tensor, features: Tensor | None) -> Tensor:
+        if features is None:
+            return place
+        return torch.cat([place, features] if self.first == "place" else [features, place], dim=-1)
+
+
+class BallGroup(PlainBallGroup):
+    """`PlainBallGroup` with its first linear map applied to points: same state, same numbers, same gradients.
+
+    Source: as the plain form.
+    """
+
+    network_type = GroupedMLP
+
+    def forward(self, points: Tensor, features: Tensor | None, centres: Tensor) -> Tensor:
+        linear = self.network.first_linear
+        # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
+        origin_B13 = points.detach().mean(dim=1, keepdim=True)
+        of_points = linear(self._side_by_side(points - origin_B13, features))
+        of_place = linear.weight[:, :3] if self.first == "place" else linear.weight[:, -3:]
+        of_centres = F.linear(origin_B13 - centres, of_place)
+        return self.network(of_points, of_centres, self._index(points, centres))
+
+
+class SetAbstraction(nn.Module):
+    """Farthest-point samples of a cloud, and the results of one or more ball groups about each, side by side.
+
+    `forward(points (B, N, 3), features (B, N, in_channels) or None) -> (centres (B, num_samples, 3), features)`.
+    Sampling starts at the first point, in training too: shuffle the points for a random start.
+    Raises ValueError for clouds of fewer than `num_samples` points and for numbers that are not finite.
+    Source: Qi et al. 2017 (PointNet++), sections 3.2 and 3.3.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_samples: int,
+        scales: Sequence[Scale],
+        first: Literal["place", "features"] = "place",
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_samples = num_samples
+        group = BallGroup if fused else PlainBallGroup
+        self.groups = nn.ModuleList(group(in_channels=in_channels, scale=scale, first=first) for scale in scales)
+        self.out_channels = sum(scale.widths[-1] for scale in scales)
+
+    def forward(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        centres = choose_rows(points, _sample(points, self.num_samples))
+        return centres, torch.cat([group(points, features, centres) for group in self.groups], dim=-1)
+
+
+class PlainNeighbourGroup(nn.Module):
+    """Farthest-point samples of a cloud, and for each a network over its nearest points: (f_j - f_m, f_m) of each.
+
+    `forward(points (B, N, 3), features (B, N, channels)) -> (centres (B, M, 3), features (B, M, widths[-1]))`, M being
+    `num_samples`. Sampling starts at the first point, in training too: shuffle the points for a random start.
+    `min_squared_norm` as in `farthest_point_sample`.
+    Raises ValueError for clouds of fewer than `num_samples` or `num_neighbours` points and for numbers that are not
+    finite. Source: Guo et al. 2021 (PCT), section 3.4 (SG), equations 10 to 12.
+    """
+
+    network_type: type[PlainGroupedMLP] = PlainGroupedMLP
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        num_samples: int,
+        num_neighbours: int,
+        widths: tuple[int, ...],
+        min_squared_norm: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_samples = num_samples
+        self.num_neighbours = num_neighbours
+        self.min_squared_norm = min_squared_norm
+        self.network = self.network_type(in_channels=2 * channels, widths=widths, has_bias=False)
+
+    def forward(self, points: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = _sample(points, self.num_samples, min_squared_norm=self.min_squared_norm)
+        centres, own = choose_rows(points, chosen), choose_rows(features, chosen)
+        index = nearest_neighbours(points, num_neighbours=self.num_neighbours, queries=centres)
+        return centres, self._respond(features, own, index)
+
+    def _respond(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
+        members_BMKC = gather_points(features, index)
+        own_BMKC = own[:, :, None].expand_as(members_BMKC)
+        edges = torch.cat([members_BMKC - own_BMKC, own_BMKC], dim=-1)
+        return self.network.after_first_linear(self.network.first_linear(edges))
+
+
+class NeighbourGroup(PlainNeighbourGroup):
+    """`PlainNeighbourGroup` with its first linear map applied to points: same state, same numbers, same gradients.
+
+    Source: as the plain form.
+    """
+
+    network_type = GroupedMLP
+
+    def _respond(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
+        of_difference, of_own = self.network.first_linear.weight.chunk(2, dim=1)
+        # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
+        origin_B1C = features.detach().mean(dim=1, keepdim=True)
+        of_points = F.linear(features - origin_B1C, of_difference)
+        of_centres = F.linear(own - origin_B1C, of_own - of_difference) + F.linear(origin_B1C, of_own)
+        return self.network(of_points, of_centres, index)

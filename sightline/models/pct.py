@@ -1,0 +1,183 @@
+"""Point Cloud Transformer, full and in its two simpler forms. Source: Guo et al. 2021, PCT."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.arguments import Count, Factor, Probability
+from sightline.geometry.distances import assert_finite
+from sightline.layers.cloud import join_channels
+from sightline.layers.mlp import LinearNorm
+from sightline.layers.offset_attention import AttentionStack, OffsetAttention, SelfAttention
+from sightline.layers.set_abstraction import NeighbourGroup, PlainNeighbourGroup
+
+__all__ = ["PCT", "NaivePCT", "PCTOutput", "SimplePCT"]
+
+_NUM_LAYERS = 4
+_EMBEDDING = 1024
+
+HeadActivation = Literal["leaky_relu", "relu"]
+
+
+class PCTOutput(TypedDict):
+    """`logits` (B, num_classes), before any softmax."""
+
+    logits: Tensor
+
+
+@registry.models.add("pct")
+class PCT(nn.Module):
+    """Two rounds of sampling and grouping, four layers of offset attention among the samples, a maximum, a head.
+
+    Clouds need at least `num_centres[0]` points. Sampling starts at the first point, in training and in evaluation:
+    shuffle the points in training. Published weights: those of Strawberry-Eat-Mango/PCT_Pytorch want
+    `min_squared_norm: 1e-3` (its sampling passes over points nearer to the origin), those of its `model_new`
+    `codes_positions: true` too; those of qq456cvb/Point-Transformers `head_activation: relu`. `fused: false` takes the
+    plain groups: the same numbers, slower, for comparison.
+    Source: Guo et al. 2021 (PCT), figure 2 and section 3.4; layout of Strawberry-Eat-Mango/PCT_Pytorch.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        num_centres: tuple[Count, Count] = (512, 256),
+        num_neighbours: Count = 32,
+        codes_positions: bool = False,
+        head_activation: HeadActivation = "leaky_relu",
+        min_squared_norm: Factor | None = None,
+        dropout: Probability = 0.5,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.embed = nn.Sequential(_relu_layer(in_channels, 64), _relu_layer(64, 64))
+        group = NeighbourGroup if fused else PlainNeighbourGroup
+        self.groups = nn.ModuleList(
+            group(
+                channels=width // 2,
+                num_samples=count,
+                num_neighbours=num_neighbours,
+                widths=(width, width),
+                min_squared_norm=min_squared_norm,
+            )
+            for count, width in zip(num_centres, (128, 256), strict=True)
+        )
+        self.prepare = nn.Sequential(*(_relu_layer(256, 256) for _ in range(1 if codes_positions else 2)))
+        self.attend = AttentionStack(
+            layer=OffsetAttention, channels=256, num_layers=_NUM_LAYERS, codes_positions=codes_positions
+        )
+        self.fuse = _leaky_layer((_NUM_LAYERS + 1) * 256)
+        self.head = _head(num_classes, head_activation, dropout)
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PCTOutput:
+        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        values = self.embed(join_channels(points, features, in_channels=self.in_channels))
+        for group in self.groups:
+            points, values = group(points, values)
+        attended = self.attend(self.prepare(values), points)
+        fused_BNC = self.fuse(torch.cat([attended, values], dim=-1))
+        return {"logits": self.head(fused_BNC.max(dim=1).values)}
+
+
+class _PointwisePCT(nn.Module):
+    """Attention among all points, without neighbourhoods; the answer does not depend on the order of the points."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        layer: type[SelfAttention],
+        head_activation: HeadActivation,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.embed = nn.Sequential(_relu_layer(in_channels, 128), _relu_layer(128, 128))
+        self.attend = AttentionStack(layer=layer, channels=128, num_layers=_NUM_LAYERS, codes_positions=False)
+        self.fuse = _leaky_layer(_NUM_LAYERS * 128)
+        self.head = _head(num_classes, head_activation, dropout)
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PCTOutput:
+        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        channels = join_channels(points, features, in_channels=self.in_channels)
+        assert_finite(channels, name="points")
+        attended = self.attend(self.embed(channels), points)
+        return {"logits": self.head(self.fuse(attended).max(dim=1).values)}
+
+
+@registry.models.add("pct_simple")
+class SimplePCT(_PointwisePCT):
+    """PCT without neighbourhoods (SPCT): offset attention among all points; memory grows with their number squared.
+
+    The answer does not depend on the order of the points. Source: Guo et al. 2021 (PCT), section 3.3 (SPCT).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        head_activation: HeadActivation = "leaky_relu",
+        dropout: Probability = 0.5,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            layer=OffsetAttention,
+            head_activation=head_activation,
+            dropout=dropout,
+        )
+
+
+@registry.models.add("pct_naive")
+class NaivePCT(_PointwisePCT):
+    """PCT with plain self-attention (NPCT) among all points; memory grows with their number squared.
+
+    The answer does not depend on the order of the points. Source: Guo et al. 2021 (PCT), section 3.2 (naive PCT).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        head_activation: HeadActivation = "leaky_relu",
+        dropout: Probability = 0.5,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            layer=SelfAttention,
+            head_activation=head_activation,
+            dropout=dropout,
+        )
+
+
+def _head(num_classes: int, activation: HeadActivation, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        LinearNorm(in_channels=_EMBEDDING, out_channels=512, activation=_head_activation(activation)),
+        nn.Dropout(dropout),
+        LinearNorm(in_channels=512, out_channels=256, has_bias=True, activation=_head_activation(activation)),
+        nn.Dropout(dropout),
+        nn.Linear(256, num_classes),
+    )
+
+
+def _head_activation(name: HeadActivation) -> nn.Module:
+    return nn.ReLU() if name == "relu" else nn.LeakyReLU(negative_slope=0.2)
+
+
+def _leaky_layer(in_channels: int) -> LinearNorm:
+    activation = nn.LeakyReLU(negative_slope=0.2)
+    return LinearNorm(in_channels=in_channels, out_channels=_EMBEDDING, activation=activation)
+
+
+def _relu_layer(in_channels: int, out_channels: int) -> LinearNorm:
+    return LinearNorm(in_channels=in_channels, out_channels=out_channels, activation=nn.ReLU())

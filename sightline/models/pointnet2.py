@@ -1,0 +1,139 @@
+"""PointNet++ for the classification of clouds. Source: Qi et al. 2017, PointNet++."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.arguments import Count, Probability, Size
+from sightline.layers.cloud import join_channels
+from sightline.layers.mlp import LinearNorm
+from sightline.layers.set_abstraction import Scale, SetAbstraction
+
+__all__ = ["PointNet2", "PointNet2MultiScale", "PointNet2Output"]
+
+
+class PointNet2Output(TypedDict):
+    """`logits` (B, num_classes), before any softmax."""
+
+    logits: Tensor
+
+
+class _PointNet2(nn.Module):
+    """Two set abstractions, a network over all that is left and its maximum, a head."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        first: SetAbstraction,
+        second: SetAbstraction,
+        dropouts: tuple[float, float],
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.abstractions = nn.ModuleList([first, second])
+        self.encode = nn.Sequential(
+            _relu_layer(3 + second.out_channels, 256), _relu_layer(256, 512), _relu_layer(512, 1024)
+        )
+        self.head = nn.Sequential(
+            _relu_layer(1024, 512),
+            nn.Dropout(dropouts[0]),
+            _relu_layer(512, 256),
+            nn.Dropout(dropouts[1]),
+            nn.Linear(256, num_classes),
+        )
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNet2Output:
+        """`points` (B, N, 3), in the unit of the radii; `features` (B, N, in_channels - 3) where there are any."""
+        join_channels(points, features, in_channels=self.in_channels)  # for its check of the shapes
+        for abstraction in self.abstractions:
+            points, features = abstraction(points, features)
+        assert features is not None
+        pooled_BC = self.encode(torch.cat([points, features], dim=-1)).max(dim=1).values
+        return {"logits": self.head(pooled_BC)}
+
+
+@registry.models.add("pointnet2")
+class PointNet2(_PointNet2):
+    """PointNet++ with one ball per centre (SSG); neighbourhoods within a radius, so the unit of the points matters.
+
+    The radii are meant for clouds in the unit sphere. Clouds need at least `num_centres[0]` points. The order of the
+    points matters in that farthest-point sampling starts at the first of them, in training and in evaluation, and that
+    a ball keeps its first `num_neighbours` points: shuffle them in training. `fused: false` takes the plain groups: the
+    same numbers, slower, for comparison.
+    Source: Qi et al. 2017 (PointNet++), appendix B.1; layout of yanx27/Pointnet_Pointnet2_pytorch.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        num_centres: tuple[Count, Count] = (512, 128),
+        radii: tuple[Size, Size] = (0.2, 0.4),
+        num_neighbours: tuple[Count, Count] = (32, 64),
+        dropout: Probability = 0.4,
+        fused: bool = True,
+    ) -> None:
+        first, second = (
+            [Scale(radius, count, widths)]
+            for radius, count, widths in zip(radii, num_neighbours, ((64, 64, 128), (128, 128, 256)), strict=True)
+        )
+        super().__init__(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            first=SetAbstraction(in_channels=in_channels - 3, num_samples=num_centres[0], scales=first, fused=fused),
+            second=SetAbstraction(in_channels=128, num_samples=num_centres[1], scales=second, fused=fused),
+            dropouts=(dropout, dropout),
+        )
+
+
+@registry.models.add("pointnet2_msg")
+class PointNet2MultiScale(_PointNet2):
+    """PointNet++ with three balls per centre (MSG): of half, once and twice the radii of `pointnet2`.
+
+    Meant for clouds in the unit sphere, of at least `num_centres[0]` points. The order of the points matters as it does
+    to `pointnet2`; `fused` is as there.
+    Source: Qi et al. 2017 (PointNet++), appendix B.1; layout of yanx27/Pointnet_Pointnet2_pytorch.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        num_centres: tuple[Count, Count] = (512, 128),
+        dropout: Probability = 0.4,
+        last_dropout: Probability = 0.5,
+        fused: bool = True,
+    ) -> None:
+        first = SetAbstraction(
+            in_channels=in_channels - 3,
+            num_samples=num_centres[0],
+            scales=[Scale(0.1, 16, (32, 32, 64)), Scale(0.2, 32, (64, 64, 128)), Scale(0.4, 128, (64, 96, 128))],
+            first="features",
+            fused=fused,
+        )
+        second = SetAbstraction(
+            in_channels=first.out_channels,
+            num_samples=num_centres[1],
+            scales=[Scale(0.2, 32, (64, 64, 128)), Scale(0.4, 64, (128, 128, 256)), Scale(0.8, 128, (128, 128, 256))],
+            first="features",
+            fused=fused,
+        )
+        super().__init__(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            first=first,
+            second=second,
+            dropouts=(dropout, last_dropout),
+        )
+
+
+def _relu_layer(in_channels: int, out_channels: int) -> LinearNorm:
+    return LinearNorm(in_channels=in_channels, out_channels=out_channels, has_bias=True, activation=nn.ReLU())

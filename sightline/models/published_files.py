@@ -1,0 +1,120 @@
+"""Third-party `.pth` files: read without running anything that is in them, and unwrapped. The one caller of torch.load.
+
+Published weights come as pickles, and a pickle is a program. torch's weights-only reader runs none of it: it knows
+tensors and plain containers, and stops at the name of anything else. NumPy's scalars are allowed besides, because
+training scripts store accuracies as such beside the weights; a scalar is a type and some bytes, and calls nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError  # the error of torch's weights-only reader; nothing here unpickles
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.errors import CheckpointError
+
+__all__ = ["CONTAINERS", "PublishedFile", "read_published"]
+
+CONTAINERS = ("state_dict", "model_state_dict", "model", "base_model", "net", "network", "weights")
+"""Entries under which training scripts keep a model's weights, beside epoch, optimiser and the like."""
+
+_WRAPPER = "module."
+_SHOWN = 5
+_GLOBAL = re.compile(r"(?:GLOBAL|[Uu]nsupported (?:global|class)[: ]+(?:GLOBAL )?)\s*([\w.]+)")
+_SCALAR_TYPES = (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)
+
+
+class PublishedFile(NamedTuple):
+    """The weights of a file by their published names, how deep they lay in it, and what else lay there."""
+
+    state: dict[str, Tensor]
+    containers: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def read_published(path: Path) -> PublishedFile:
+    """The weights in a `.pth` file, on the CPU; the entries of `CONTAINERS` and a leading `module.` are taken off.
+
+    Raises CheckpointError for a file that is missing, cut short or no such file, that holds any object but tensors,
+    numbers, text and containers of them, and that holds no weights or more than one set of them.
+    """
+    return _unwrapped(_loaded(path), path)
+
+
+def _loaded(path: Path) -> Any:
+    if not path.is_file():
+        found = "is a folder, a file of weights is needed" if path.is_dir() else "there is no such file"
+        raise CheckpointError(f"{path}: {found}")
+    try:
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols that torch itself does not write: such a file fails anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise CheckpointError(f"{path}: {_refused(error)}") from None
+    except Exception as error:  # noqa: BLE001  a damaged file breaks the reader anywhere: struct, zip, text, memory
+        raise CheckpointError(
+            f"{path}: cannot be read ({type(error).__name__}: {_reason(error)}); get the file again"
+        ) from None
+
+
+def _harmless() -> list[Any]:
+    """NumPy's scalars under the names of its first and its second major version, and the types that they are of."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((scalar, name) for name in names), np.dtype, *(type(np.dtype(kind)) for kind in _SCALAR_TYPES)]
+
+
+def _refused(error: Exception) -> str:
+    named = _GLOBAL.search(str(error))
+    if named is not None and not named[1].startswith("torch._utils."):  # a name of torch's own that was cut short
+        return (
+            f"holds an object of {named[1]}, which only running the file's code could make; it was not run. Ask for "
+            "the state dict alone, torch.save(model.state_dict(), ...)"
+        )
+    return f"is no file that torch.save wrote, or is damaged ({_reason(error)}); get the file again"
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error, of torch's reader without its preface."""
+    text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
+    return re.split(r"\. | Check the doc", text)[0].rstrip(".")[:160] or "nothing more is told"
+
+
+def _unwrapped(value: Any, path: Path) -> PublishedFile:
+    containers: list[str] = []
+    others: list[str] = []
+    while not _is_state(value):
+        if not isinstance(value, Mapping):
+            raise CheckpointError(f"{path}: holds a {type(value).__name__}, a mapping of names to tensors is needed")
+        inner = [key for key in CONTAINERS if isinstance(value.get(key), Mapping) and value[key]]
+        if len(inner) != 1:
+            found = f"holds {' and '.join(inner)}" if inner else f"holds {_listed(list(map(str, value)))}"
+            raise CheckpointError(
+                f"{path}: {found}; one set of weights is needed, by itself or under one of {', '.join(CONTAINERS)}"
+            )
+        others += [str(key) for key in value if key != inner[0]]
+        containers.append(inner[0])
+        value = value[inner[0]]
+    state = dict(value)
+    if all(key.startswith(_WRAPPER) for key in state):
+        state = {key.removeprefix(_WRAPPER): tensor for key, tensor in state.items()}
+        containers.append(_WRAPPER)
+    return PublishedFile(state, tuple(containers), tuple(others))
+
+
+def _is_state(value: Any) -> bool:
+    """Whether this is a mapping of names to tensors and to nothing else."""
+    is_named = isinstance(value, Mapping) and bool(value) and all(isinstance(key, str) for key in value)
+    return is_named and all(isinstance(item, Tensor) for item in value.values())
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) + more) or "nothing"

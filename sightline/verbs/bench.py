@@ -1,0 +1,118 @@
+"""`sightline bench`: forms of one computation timed against each other in one run, as ratios."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sightline.bench.case import Case
+from sightline.bench.chart import render_svg
+from sightline.bench.growth import Grown, grown, panels, tell_growth
+from sightline.bench.memory import MemoryMeter
+from sightline.bench.runner import Report, Result, Runner, describe_machine
+from sightline.bench.suites import chosen
+from sightline.errors import UserError
+from sightline.verbs.common import write_document, write_file
+from sightline.verbs.output import note, show_table
+
+__all__ = ["Options", "bench"]
+
+COLUMNS = ("case", "times as fast as", "ratio (quartiles)", "CPU s, theirs", "wall s, theirs", "peak MiB, theirs")
+GROWTH = ("what", "along", "form", "value", "from, to", "grows as its power")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    suites: tuple[str, ...]
+    pattern: str | None = None
+    repeats: int = 5
+    threads: int = 1
+    is_quick: bool = False
+    json: Path | None = None
+    lists_only: bool = False
+    grow: str | None = None
+    svg: Path | None = None
+
+
+def bench(options: Options) -> int:
+    """Run the chosen cases and show a row for each form; 1 where one gave other numbers than its baseline.
+
+    An interrupted run shows and saves the rows that it has, and ends with 130.
+    """
+    places = _places(options)
+    cases = [place.case for place in places] if options.grow else chosen(options.suites, options.pattern)
+    if options.lists_only:
+        sys.stdout.write("".join(f"{case.name}  ({', '.join(form.name for form in case.forms)})\n" for case in cases))
+        return 0
+    torch.set_num_threads(options.threads)
+    report = Report()
+    is_complete = _run(cases, options, report)
+    show_table(f"medians of {options.repeats} rounds in turn", COLUMNS, map(_row, report.results))
+    _show_growth(places, report, options)
+    if not is_complete:
+        note(
+            f"interrupted after {len(report.results)} rows" + (f"; they are in {options.json}" if options.json else "")
+        )
+        return 130
+    return 1 if report.mismatches else 0
+
+
+def _places(options: Options) -> list[Grown]:
+    if options.svg is not None and options.grow is None:
+        raise UserError("bench: --svg draws what --grow measures; give --grow points, neighbours, batch or all")
+    if options.grow is None:
+        return []
+    if options.pattern is not None:
+        raise UserError("bench: --case chooses among the cases of a suite; --grow has its own, leave one of them out")
+    return grown(options.suites, options.grow, is_quick=options.is_quick)
+
+
+def _run(cases: Sequence[Case], options: Options, report: Report) -> bool:
+    """Run the cases, and whether all of them were; the document is written whatever happens, with what there is."""
+    machine = describe_machine(num_threads=options.threads)
+    is_quick = options.is_quick and not options.grow  # small values are what --grow takes then, not other sizes
+    is_complete = False
+    try:
+        with MemoryMeter(num_threads=options.threads) as meter:
+            Runner(repeats=options.repeats, is_quick=is_quick, meter=meter).run(cases, report, note)
+        is_complete = True
+    except KeyboardInterrupt:
+        pass  # what was measured until now is still true
+    finally:
+        about: dict[str, Any] = {"repeats": options.repeats, "is_quick": options.is_quick, "is_complete": is_complete}
+        about |= {"mismatches": report.mismatches, "missing": report.missing}
+        rows = [result.to_dict() for result in report.results]
+        write_document(options.json, {"cases": rows, "environment": machine | about})
+    return is_complete
+
+
+def _show_growth(places: Sequence[Grown], report: Report, options: Options) -> None:
+    if not options.grow:
+        return
+    rows = panels(places, report.results)
+    show_table("growth", GROWTH, tell_growth(rows))
+    if options.svg is not None and any(panel for row in rows for panel in row):
+        write_file(options.svg, render_svg(rows))
+
+
+def _row(result: Result) -> Sequence[str]:
+    ratio = result.ratio
+    return (
+        result.name,
+        result.baseline,
+        f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
+        f"{result.seconds.cpu:.3g}, {result.baseline_seconds.cpu:.3g}",
+        f"{result.seconds.wall:.3g}, {result.baseline_seconds.wall:.3g}",
+        f"{_mebibytes(result.peak_bytes)}, {_mebibytes(result.baseline_peak_bytes)}",
+    )
+
+
+def _mebibytes(size: int | None) -> str:
+    return "?" if size is None else f"{size / 2**20:.1f}"

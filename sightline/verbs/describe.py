@@ -1,0 +1,109 @@
+"""`sightline describe`: a model's modules in order, with shapes and cost; a drawing; the memory of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sightline.describe.drawing import draw, short_number, show_shape
+from sightline.describe.figure import figure_of
+from sightline.describe.memory import Memory, estimate_memory
+from sightline.describe.report import document_of, trace_run
+from sightline.describe.sources import build_subject
+from sightline.describe.trace import Node, Trace
+from sightline.engine.distributed import start_world
+from sightline.verbs.common import config_of, is_run, write_document, write_file
+from sightline.verbs.output import note, show_table
+
+__all__ = ["describe"]
+
+_COLUMNS = ("module", "class", "inputs", "outputs", "parameters", "MAC/sample")
+_PARTS = {
+    "parameters_bytes": "parameters",
+    "buffers_bytes": "buffers",
+    "optimizer_bytes": "optimiser's state",
+    "average_bytes": "average of the weights",
+    "batch_bytes": "batch",
+    "saved_bytes": "saved for the backward pass",
+    "working_bytes": "gradients and temporaries beyond",
+    "peak_bytes": "peak",
+}
+
+
+def describe(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    plugins: Sequence[Path],
+    batch_size: int | None,
+    depth: int | None,
+    device: str,
+    svg: Path | None,
+    json: Path | None,
+) -> int:
+    """Trace one forward pass of a config's model, and estimate the peak memory of its training step."""
+    sized = [] if batch_size is None else [f"train.batch_size={batch_size}"]
+    config, _ = config_of(path, [*overrides, *sized], plugins)
+    with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
+        subject = build_subject(config, world, run=path if is_run(path) else None)
+        note(f"batch: {subject.batch}")
+        traced = trace_run(subject.built)
+        memory = estimate_memory(subject.built)
+    document = document_of(subject, traced, memory)
+    _show_modules(traced, f"{config.model.name}: a forward pass of {traced.num_samples} samples", depth)
+    _show_memory(memory)
+    if svg is not None:
+        figure = figure_of(traced, depth=depth)
+        cost = f"{short_number(traced.macs / traced.num_samples)} multiply-accumulates per sample"
+        subtitle = f"{traced.parameters:,} parameters, {cost}"
+        drawing = draw(figure, title=config.model.name, subtitle=subtitle, num_samples=traced.num_samples)
+        write_file(svg, drawing)
+        note(f"drawing: {svg}")
+    write_document(json, document)
+    return 0
+
+
+def _show_modules(traced: Trace, title: str, depth: int | None) -> None:
+    """The calls, indented as they are nested; those deeper than `depth` count with the call around them."""
+    rows: list[list[Any]] = []
+    sums: list[list[int]] = []
+    for node in traced.calls:
+        if depth is not None and node.depth > depth:
+            sums[-1] = [sums[-1][0] + node.parameters, sums[-1][1] + node.macs, sums[-1][2] + node.shared]
+            continue
+        rows.append([_name(node), node.class_name, _shapes(node.inputs), _shapes(node.outputs)])
+        sums.append([node.parameters, node.macs, node.shared])
+    cells = [
+        [*row, _count(parameters, shared), short_number(macs / traced.num_samples) if macs else ""]
+        for row, (parameters, macs, shared) in zip(rows, sums, strict=True)
+    ]
+    trainable = "" if traced.trainable == traced.parameters else f", {traced.trainable:,} trainable"
+    total = [f"{traced.parameters:,}{trainable}", short_number(traced.macs / traced.num_samples)]
+    show_table(title, _COLUMNS, [*cells, ["total", "", "", "", *total]])
+
+
+def _name(node: Node) -> str:
+    path = node.path or "(model)"
+    return "  " * node.depth + (f"{path} (call {node.call})" if node.call > 1 else path)
+
+
+def _shapes(named: Sequence[tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(show_shape(shape, 0) for _, shape in named)
+
+
+def _count(parameters: int, shared: int) -> str:
+    marked = f"{shared:,} shared" if shared else ""
+    return " + ".join(filter(None, (f"{parameters:,}" if parameters else "", marked)))
+
+
+def _show_memory(memory: Memory) -> None:
+    show_table(
+        f"peak memory of a training step of {memory.batch_size} samples, in {memory.where}",
+        ("part", "bytes"),
+        [[told, _bytes(getattr(memory, name))] for name, told in _PARTS.items() if getattr(memory, name)],
+    )
+
+
+def _bytes(count: int) -> str:
+    return short_number(count) + ("B" if count >= 1000 else " B")

@@ -1,0 +1,192 @@
+"""Cases as they are run: the numbers first, a mismatch is no row, what is missing is said, what is there is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from sightline.bench import memory, runner
+from sightline.bench.agreement import allclose, equal
+from sightline.bench.case import Case, Exactly, Run, Variant, variant
+from sightline.bench.memory import MemoryMeter
+from sightline.bench.runner import Report, Result, Runner, describe_machine
+from sightline.bench.timing import Seconds, Spread
+
+KEYS = {
+    "name": str,
+    "baseline": str,
+    "ratio": float,
+    "ratio_low": float,
+    "ratio_high": float,
+    "cpu_s": float,
+    "baseline_cpu_s": float,
+    "peak_bytes": int,
+    "baseline_peak_bytes": int,
+}
+
+
+class NoMeter(MemoryMeter):
+    """Peaks without processes: those of a form are told by its name."""
+
+    def __init__(self) -> None:
+        super().__init__(num_threads=1)
+        self.asked: list[tuple[str, str, bool]] = []
+
+    def peak_bytes(self, case: str, variant: str, *, is_quick: bool) -> int | None:
+        self.asked.append((case, variant, is_quick))
+        return {"plain": 100, "fast": 10}.get(variant)
+
+
+@pytest.fixture(autouse=True)
+def _allocator_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark changes malloc for the whole process; the other tests keep theirs."""
+    monkeypatch.setattr(runner, "keep_freed_memory", lambda: True)
+
+
+def numbers(*, count: int) -> torch.Tensor:
+    return torch.arange(count)
+
+
+def case(*variants: Variant, exactly: Exactly | None = None) -> Case:
+    return Case(
+        suite="test",
+        label="double_{count}",
+        size={"count": 8},
+        quick={"count": 2},
+        make=numbers,
+        baseline=variant("plain", lambda values: values + values, equal),
+        variants=variants,
+        exactly=exactly,
+    )
+
+
+RIGHT = variant("fast", lambda values: 2 * values, equal)
+WRONG = variant("wrong", lambda values: 3 * values, equal)
+
+
+def run(*cases: Case, is_quick: bool = False) -> tuple[Report, NoMeter, list[str]]:
+    report, meter, told = Report(), NoMeter(), []
+    Runner(repeats=2, is_quick=is_quick, meter=meter).run(cases, report, told.append)
+    return report, meter, told
+
+
+def test_a_row_has_exactly_the_promised_keys() -> None:
+    report, _, _ = run(case(RIGHT))
+    row = json.loads(json.dumps(report.results[0].to_dict()))
+    assert {name: type(value) for name, value in row.items()} == KEYS
+    assert (row["name"], row["baseline"]) == ("test/double_8/fast", "plain")
+    assert (row["peak_bytes"], row["baseline_peak_bytes"]) == (10, 100)
+
+
+def test_a_row_says_how_many_times_faster() -> None:
+    """A baseline of 6 s over a form of 2 s is 3."""
+    result = Result("a/b/c", "plain", Spread(3.0, 2.5, 3.5), Seconds(2.0, 2.0), Seconds(6.0, 6.0), None, None)
+    row = result.to_dict()
+    assert row["ratio"] == row["baseline_cpu_s"] / row["cpu_s"] == 3.0
+    assert (row["ratio_low"], row["ratio_high"], row["peak_bytes"]) == (2.5, 3.5, None)
+
+
+def test_other_numbers_are_a_failed_case_and_no_row() -> None:
+    """It is neither timed nor measured; the form beside it is."""
+    timed: list[str] = []
+
+    @contextmanager
+    def watched(values: torch.Tensor) -> Iterator[Run]:
+        yield lambda: (timed.append("wrong"), 3 * values)[1]
+
+    report, meter, told = run(case(Variant("wrong", watched, equal), RIGHT))
+    assert [result.name for result in report.results] == ["test/double_8/fast"]
+    assert report.mismatches == [
+        "test/double_8/wrong: other numbers than plain: 7 of 8 entries differ, first (1,): 3, not 2"
+    ]
+    assert told[-1] == f"FAILED {report.mismatches[0]}"
+    assert timed == ["wrong"], "called once, for its numbers"
+    assert {name for _, name, _ in meter.asked} == {"plain", "fast"}
+
+
+def test_where_nothing_agrees_nothing_is_timed() -> None:
+    report, meter, _ = run(case(WRONG))
+    assert (report.results, meter.asked, len(report.mismatches)) == ([], [], 1)
+
+
+def test_the_stricter_comparison_comes_first() -> None:
+    """Off by one part in a hundred passes the rule of float32 and fails that of the narrowed inputs."""
+    nearly = variant("nearly", lambda values: 2.02 * values, allclose(0.1))
+    report, _, _ = run(case(nearly, exactly=Exactly(lambda values: values[:3].double(), allclose(1e-9))))
+    assert report.results == []
+    assert "off by 4.00e-02 where the largest number is 4.00e+00" in report.mismatches[0]
+
+
+def test_a_package_that_is_not_there_is_a_line_that_says_how_to_get_it() -> None:
+    absent = variant("other", lambda values: values, equal, needs="no_such_package")
+    report, _, told = run(case(RIGHT, absent), case(absent))
+    line = "the row 'other' needs the package 'no_such_package'; install it: pip install 'sightline[peers]'"
+    assert report.missing == [line], "said once"
+    assert line in told
+    assert [result.name for result in report.results] == ["test/double_8/fast"]
+
+
+def test_the_name_to_install_may_differ_from_the_name_to_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    report, _, _ = run(case(variant("trees", lambda values: values, equal, needs="sklearn")))
+    assert "'scikit-learn'" in report.missing[0]
+
+
+def test_quick_rows_carry_the_size_they_were_run_at() -> None:
+    report, meter, _ = run(case(RIGHT), is_quick=True)
+    assert report.results[0].name == "test/double_2/fast"
+    assert set(meter.asked) == {("test/double_8", "plain", True), ("test/double_8", "fast", True)}
+
+
+def test_what_was_measured_before_an_interruption_is_kept() -> None:
+    def interrupted(values: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    report = Report()
+    with pytest.raises(KeyboardInterrupt):
+        Runner(repeats=1, is_quick=False, meter=NoMeter()).run(
+            [case(RIGHT), case(variant("slow", interrupted, equal))], report, lambda line: None
+        )
+    assert [result.name for result in report.results] == ["test/double_8/fast"]
+
+
+def test_what_a_form_opened_is_closed_whatever_happens() -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def opened(values: torch.Tensor) -> Iterator[Run]:
+        events.append("open")
+        try:
+            yield lambda: 3 * values
+        finally:
+            events.append("close")
+
+    run(case(Variant("held", opened, equal)))
+    assert events == ["open", "close"]
+
+
+def test_the_machine_is_described() -> None:
+    found = describe_machine(num_threads=1)
+    assert {"versions", "cpu", "num_threads", "git", "load_average"} <= found.keys()
+    assert found["versions"]["torch"] == torch.__version__
+    assert len(found["load_average"]) == 3
+
+
+@pytest.mark.skipif(not MemoryMeter(num_threads=1).is_possible, reason="the high-water mark is Linux's")
+@pytest.mark.parametrize("mebibytes", [16, 64])
+def test_a_peak_is_what_was_held_at_once(mebibytes: int) -> None:
+    """Two blocks one after the other are one block at a time; a page or two and the interpreter's own come on top."""
+
+    def one_after_the_other() -> int:
+        for _ in range(2):
+            block: Any = torch.ones(mebibytes * 2**20, dtype=torch.uint8)
+            del block
+        return 0
+
+    size = memory.peak_of_run(one_after_the_other)
+    assert mebibytes * 2**20 * 0.99 <= size <= (mebibytes + 4) * 2**20

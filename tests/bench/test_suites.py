@@ -1,0 +1,108 @@
+"""The shipped cases: their names, what patterns choose, and that their forms agree at the sizes of a smoke test."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+from sightline.bench import growth, suites
+from sightline.bench.case import Case
+from sightline.errors import UserError
+
+CHEAP = [case for case in suites.all_cases() if case.suite in ("geometry", "data")]
+
+
+def names(cases: list[Case]) -> list[str]:
+    return [case.name for case in cases]
+
+
+def test_the_sizes_of_the_bars_are_there() -> None:
+    assert {
+        "geometry/knn_32x1024x3_k20",
+        "geometry/knn_8x1024x64_k20",
+        "geometry/knn_1x8192x3_k20",
+        "geometry/knn_1x65536x3_k20",
+        "geometry/fps_32x1024_to_512",
+        "geometry/fps_8x8192_to_1024",
+        "geometry/fps_1x65536_to_4096",
+        "models/dgcnn_step_32x1024",
+        "models/dgcnn_step_bf16_32x1024",
+        "models/pct_step_32x1024",
+        "models/pointnet2_step_32x1024",
+    } <= set(names(suites.all_cases()))
+
+
+def test_names_are_unique_and_so_are_those_of_forms() -> None:
+    everything = names(suites.all_cases())
+    assert len(set(everything)) == len(everything)
+    for case in suites.all_cases():
+        forms = [form.name for form in case.forms]
+        assert len(set(forms)) == len(forms)
+        assert "sightline" in {form.split("_bf16")[0] for form in forms}
+
+
+def test_cases_are_chosen_by_suite_and_pattern() -> None:
+    assert names(suites.chosen((), None)) == names(suites.all_cases()) == names(suites.chosen(("all",), None))
+    assert {case.suite for case in suites.chosen(("data", "geometry", "data"), None)} == {"geometry", "data"}
+    assert names(suites.chosen(("all",), "knn_8x*")) == ["geometry/knn_8x1024x64_k20"]
+    assert names(suites.chosen((), "geometry/knn_8x*")) == ["geometry/knn_8x1024x64_k20"]
+    with pytest.raises(UserError, match=r"there is no suite 'geometri'.*geometry"):
+        suites.chosen(("geometri",), None)
+    with pytest.raises(UserError, match="no case of data fits --case knn_"):
+        suites.chosen(("data",), "knn_*")
+
+
+@pytest.mark.parametrize("case", CHEAP, ids=names(CHEAP))
+def test_forms_of_a_case_agree(case: Case) -> None:
+    small = case.smaller()
+    inputs = small.inputs()
+    with ExitStack() as stack:
+        runs = {form.name: stack.enter_context(form.open(inputs))() for form in small.forms if form.is_present}
+    expected = runs.pop(small.baseline.name)
+    for form in small.variants:
+        if form.name in runs:
+            assert form.agrees(inputs, expected, runs[form.name]) is None, form.name
+
+
+@pytest.mark.parametrize("case", CHEAP[:5], ids=names(CHEAP[:5]))
+def test_a_wrong_answer_is_found(case: Case) -> None:
+    """Two neighbouring places of one answer change hands."""
+    small = case.smaller()
+    inputs = small.inputs()
+    with small.baseline.open(inputs) as run:
+        expected = run()
+    found = expected.clone()
+    found[0, -1, ...] = expected[0, -2, ...]
+    assert case.variants[0].agrees(inputs, expected, found) is not None
+
+
+def test_inputs_are_the_same_every_time() -> None:
+    for case in CHEAP:
+        first, second = case.smaller().inputs(), case.smaller().inputs()
+        assert torch.equal(first["points"], second["points"])
+
+
+@pytest.mark.parametrize("case", CHEAP[:4], ids=names(CHEAP[:4]))
+def test_distances_between_rounded_points_are_exact(case: Case) -> None:
+    """The expansion in float32 equals the sum of squares in float64, bit for bit: rounding decides no neighbour."""
+    points = case.smaller().inputs()["points"]
+    squares = (points**2).sum(-1)
+    expanded = squares[:, :, None] + squares[:, None] - 2 * points @ points.mT
+    exact = (points.double()[:, :, None] - points.double()[:, None]).square().sum(-1)
+    assert torch.equal(expanded.double(), exact)
+
+
+def test_no_third_point_of_interpolation_ties_with_a_fourth() -> None:
+    """Where they tie, either may be taken, and the features of the two have nothing in common."""
+    inputs = suites.find_case("geometry/interpolate_32x128_to_512_c256").inputs()
+    points, queries = inputs["points"].double(), inputs["queries"].double()
+    distances = (queries[:, :, None] - points[:, None]).square().sum(-1).topk(4, largest=False).values
+    assert (distances[..., 2] < distances[..., 3]).all()
+
+
+def test_growing_cases_are_found_by_name_and_have_no_peers() -> None:
+    for case in growth.all_cases():
+        assert [form.name for form in case.variants] == ["sightline"]
+        assert suites.find_case(case.name).size == case.size

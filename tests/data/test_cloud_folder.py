@@ -1,0 +1,375 @@
+"""A user's own clouds, prepared from folders and lists, and opened: parts, labels, bits; what is refused, and where."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.data.cloud_files import read_cloud
+from sightline.data.cloud_folder import CloudFolder
+from sightline.data.cloud_preparation import prepare_cloud
+from sightline.data.cloud_samples import read_sample
+from sightline.data.native import verify
+from sightline.errors import ConfigError, DataError, UserError
+from sightline.geometry.normals import estimate_normals
+from sightline.types import SampleKey
+from sightline.verbs.data import prepare as prepare_verb
+from tests.data.cloud_writers import CLASSES, solid, write_folder, write_ply
+
+
+def prepare(source: Path, target: Path, **options: Any) -> dict[str, Any]:
+    options = {"up_axis": "z", "num_points": 64, **options}
+    return CloudFolder.prepare(
+        source=source, target=target, name="cloud_folder", progress=lambda done, total, what: None, **options
+    )
+
+
+def everything(dataset: CloudFolder) -> dict[str, Any]:
+    return dataset.get_batch([SampleKey(index, 0, 0) for index in range(len(dataset))])
+
+
+def names_of(root: Path, split: str) -> list[str]:
+    dataset = CloudFolder(split=split, root=str(root))
+    return [dataset.name_of(index) for index in range(len(dataset))]
+
+
+@pytest.fixture(scope="module")
+def clouds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 PLY files in three classes."""
+    return write_folder(tmp_path_factory.mktemp("own") / "clouds")
+
+
+@pytest.fixture(scope="module")
+def prepared(clouds: Path) -> Path:
+    prepare(clouds, clouds.parent / "prepared")
+    return clouds.parent / "prepared"
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_parts_are_stratified_and_stated(clouds: Path, prepared: Path) -> None:
+    manifest = prepare(clouds, prepared)  # again: nothing is done
+    assert manifest["outcome"] == "already there"
+    assert manifest["class_names"] == list(CLASSES)
+    assert {split: facts["class_counts"] for split, facts in manifest["splits"].items()} == {
+        "train": [7, 7, 7],
+        "validation": [1, 1, 1],
+        "test": [2, 2, 2],
+    }
+    assert "hash of seed 0" in manifest["split"]
+    everyone = [name for split in manifest["splits"] for name in names_of(prepared, split)]
+    assert sorted(everyone) == sorted(f"{kind}/{kind}_{n:02d}.ply" for kind in CLASSES for n in range(10))
+    assert verify(prepared) == len(manifest["files"])
+
+
+def test_the_split_depends_on_names_and_seed_alone(clouds: Path, prepared: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(clouds, moved)
+    prepare(moved, tmp_path / "same")
+    prepare(moved, tmp_path / "other", seed=1)
+    assert names_of(tmp_path / "same", "test") == names_of(prepared, "test")
+    assert names_of(tmp_path / "other", "test") != names_of(prepared, "test")
+    for split in ("train", "test"):
+        one, two = (CloudFolder(split=split, root=str(root)) for root in (prepared, tmp_path / "same"))
+        assert torch.equal(everything(one)["points"], everything(two)["points"])
+
+
+def test_shares_are_rounded_and_leave_something_everywhere(clouds: Path, tmp_path: Path) -> None:
+    manifest = prepare(clouds, tmp_path / "set", test_share=0.34, validation_share=0.01)
+    assert manifest["splits"]["test"]["class_counts"] == [3, 3, 3]
+    assert manifest["splits"]["validation"]["class_counts"] == [1, 1, 1]
+    with pytest.raises(DataError, match="class 'ball' has 10 clouds, too few for 9 to test, 1 to validate"):
+        prepare(clouds, tmp_path / "none", test_share=0.9)
+
+
+def test_given_parts_are_kept(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("test", 2)):
+        write_folder(tmp_path / "in" / split, per_class=count)
+    manifest = prepare(tmp_path / "in", tmp_path / "set")
+    assert (manifest["layout"], manifest["split"]) == ("split_folders", "as given")
+    assert {split: facts["num_rows"] for split, facts in manifest["splits"].items()} == {"train": 9, "test": 6}
+    assert names_of(tmp_path / "set", "test") == [f"{kind}/{kind}_{n:02d}.ply" for kind in CLASSES for n in range(2)]
+    told = manifest["differences"]  # the same numbers were written to both parts
+    assert len(told) == 6
+    assert all("the test is not one of unseen clouds" in line for line in told)
+
+
+def test_a_list_in_csv(clouds: Path, tmp_path: Path) -> None:
+    rows = [
+        f"{clouds}/{kind}/{kind}_{n:02d}.ply,{label}"
+        for kind, label in zip(CLASSES, "cab", strict=True)
+        for n in range(4)
+    ]
+    (tmp_path / "plain.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    manifest = prepare(tmp_path / "plain.csv", tmp_path / "plain")
+    assert manifest["class_names"] == ["a", "b", "c"]
+    assert manifest["splits"]["train"]["class_counts"] == [2, 2, 2]
+    parts = ["train", "train", "validation", "test"] * 3
+    lines = [f" {row} , {part}" for row, part in zip(rows, parts, strict=True)]
+    (tmp_path / "split.csv").write_text("\ufeffPath,Label,Split\r\n" + "\r\n".join(lines))
+    manifest = prepare(tmp_path / "split.csv", tmp_path / "split")
+    assert manifest["split"] == "as given"
+    dataset = CloudFolder(split="validation", root=str(tmp_path / "split"))
+    assert [dataset.name_of(i) for i in range(3)] == ["a/plate_02.ply", "b/rod_02.ply", "c/ball_02.ply"]
+    assert dataset.strata.tolist() == [0, 1, 2]
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+def test_facts_and_fields(prepared: Path) -> None:
+    dataset = CloudFolder(split="train", root=str(prepared), num_points=16)
+    assert dataset.info.facts == {
+        "num_classes": 3,
+        "class_names": CLASSES,
+        "class_counts": (7, 7, 7),
+        "in_channels": 3,
+        "up_axis": "z",
+    }
+    assert dataset.info.split_sizes == {"train": 21, "validation": 3, "test": 6}
+    batch = everything(dataset)
+    assert batch["points"].shape == (21, 16, 3)
+    assert torch.equal(everything(CloudFolder(split="train", root=str(prepared)))["points"][:, :16], batch["points"])
+
+
+@pytest.mark.parametrize("normals", ["none", "file", "estimated"])
+@pytest.mark.parametrize("channels", [(), ("ring",), ("ring", "light")])
+def test_a_file_is_prepared_as_its_set_was(tmp_path: Path, normals: str, channels: tuple[str, ...]) -> None:
+    """Each sample has the bits that `predict` makes of the file, whatever is asked for, in units too."""
+    for kind in CLASSES[:2]:
+        (tmp_path / "in" / kind).mkdir(parents=True)
+        for number in range(3):
+            points, up = solid(kind, number, 100), np.tile([0.0, 0.0, 2.0], (100, 1))
+            table = np.column_stack([up, points, np.arange(100), points[:, 0] ** 2])
+            np.save(tmp_path / "in" / kind / f"{number}.npy", table)
+    columns = ("nx", "ny", "nz", "x", "y", "z", "light", "ring")
+    options = {"columns": columns, "normalisation": "none", "unit": "mm", "choice": "farthest"}
+    prepare(tmp_path / "in", tmp_path / "set", **options)
+    dataset = CloudFolder(
+        split="train",
+        root=str(tmp_path / "set"),
+        num_points=48,
+        normals=normals,
+        channels=channels,  # type: ignore[arg-type]
+    )
+    assert dataset.info.facts["in_channels"] == 3 + 3 * (normals != "none") + len(channels)
+    assert dataset.info.fields["points"].unit == "mm"
+    batch = everything(dataset)
+    for index in range(len(dataset)):
+        sample = read_sample(tmp_path / "in" / dataset.name_of(index), dataset.info)
+        assert set(sample.fields) == {"points", *dataset.info.features}
+        for name, values in sample.fields.items():
+            np.testing.assert_array_equal(values, batch[name][index].numpy())
+    if normals == "file":
+        assert (batch["normals"] == torch.tensor([0.0, 0.0, 1.0])).all()
+    if channels == ("ring", "light"):
+        file = read_cloud(tmp_path / "in" / dataset.name_of(0), columns=columns)
+        expected = prepare_cloud(file, num_points=48, choice="farthest", channels=["ring", "light"])["channels"]
+        np.testing.assert_array_equal(batch["channels"][0].numpy(), expected)
+
+
+def test_estimated_normals_are_those_of_the_geometry_and_of_each_cloud_alone(prepared: Path) -> None:
+    dataset = CloudFolder(split="train", root=str(prepared), normals="estimated")
+    batch = everything(dataset)
+    again = CloudFolder(split="train", root=str(prepared), normals="estimated")
+    for index in (20, 3):
+        sample = again[SampleKey(index, 5, 7)]
+        assert torch.equal(sample["normals"], batch["normals"][index])
+        assert torch.equal(sample["normals"], estimate_normals(sample["points"][None], num_neighbours=16)[0])
+    lengths = batch["normals"].norm(dim=2)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+    batch["normals"].zero_()  # what is given out is a copy
+    assert torch.equal(dataset[SampleKey(20, 0, 0)]["normals"], again[SampleKey(20, 0, 0)]["normals"])
+
+
+def test_normals_that_no_file_has(prepared: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no normals .*set normals: estimated or none"):
+        CloudFolder(split="train", root=str(prepared), normals="file")
+
+
+def test_channels_that_are_not_stored(prepared: Path) -> None:
+    with pytest.raises(ConfigError, match=r"channels: 'ring' is not stored; .* holds none"):
+        CloudFolder(split="train", root=str(prepared), channels=("ring",))
+
+
+def test_a_fraction_is_stratified_nested_and_of_the_training_part_alone(prepared: Path) -> None:
+    def rows(fraction: float, seed: int = 0, split: str = "train") -> set[str]:
+        dataset = CloudFolder(split=split, root=str(prepared), fraction=fraction, fraction_seed=seed)
+        assert dataset.info.facts["class_counts"] == tuple(np.bincount(dataset.strata, minlength=3).tolist())
+        assert dataset.info.split_sizes[split] == len(dataset)
+        return {dataset.name_of(index) for index in range(len(dataset))}
+
+    sizes = {fraction: len(rows(fraction)) for fraction in (0.001, 0.3, 0.5, 1.0)}
+    assert sizes == {0.001: 3, 0.3: 6, 0.5: 12, 1.0: 21}  # of seven: 1, 2, 4 (halves to even), 7
+    assert rows(0.001) < rows(0.3) < rows(0.5) < rows(1.0)
+    assert {Counter(name.split("/")[0] for name in rows(0.5))[kind] for kind in CLASSES} == {4}
+    assert rows(0.5) == rows(0.5)
+    assert rows(0.5, seed=1) != rows(0.5)
+    assert len(rows(0.1, split="test")) == 6
+    assert len(rows(0.1, split="validation")) == 3
+
+
+def test_meshes_are_drawn_and_have_normals(tmp_path: Path) -> None:
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1.0]])
+    for number, kind in enumerate(("flat", "tall")):
+        (tmp_path / "in" / kind).mkdir(parents=True)
+        for n in range(3):
+            table = corners * [1, 1, 1 + 3 * number] + n
+            write_ply(
+                tmp_path / "in" / kind / f"{n}.ply",
+                dict(zip("xyz", table.T, strict=True)),
+                faces=[(0, 2, 1), (0, 1, 3), (0, 3, 2), (1, 2, 3)],
+                form="ascii",
+            )
+    prepare(tmp_path / "in", tmp_path / "set")
+    dataset = CloudFolder(split="train", root=str(tmp_path / "set"), normals="file")
+    assert dataset.info.facts["in_channels"] == 6
+    batch = everything(dataset)
+    assert len(torch.unique(batch["points"][0], dim=0)) == 64
+    torch.testing.assert_close(batch["normals"].norm(dim=2), torch.ones(2, 64))
+
+
+# --- what is reported and refused -------------------------------------------------------------------------------------
+
+
+def test_one_cloud_in_two_classes_is_reported(clouds: Path, tmp_path: Path) -> None:
+    shutil.copytree(clouds, tmp_path / "in")
+    shutil.copy(tmp_path / "in" / "ball" / "ball_00.ply", tmp_path / "in" / "rod" / "another_name.ply")
+    (line,) = prepare(tmp_path / "in", tmp_path / "set")["differences"]
+    assert line.startswith("the same cloud in the classes ball, rod: at most one label is right")
+    assert "rod/another_name.ply" in line
+
+
+def test_another_preparation_is_not_taken_for_this_one(clouds: Path, prepared: Path) -> None:
+    with pytest.raises(DataError, match="was prepared with num_points = 64, now it is 32; delete it"):
+        prepare(clouds, prepared, num_points=32)
+    with pytest.raises(DataError, match="was prepared with up_axis = z, now it is y"):
+        prepare(clouds, prepared, up_axis="y")
+
+
+def test_an_edited_list_is_not_taken_for_the_old_one(clouds: Path, tmp_path: Path) -> None:
+    """The label of one file changes, and no size of any file does."""
+    rows = [f"{clouds}/{kind}/{kind}_{n:02d}.ply,{kind[:3]}" for kind in ("ball", "rod") for n in range(4)]
+    path = tmp_path / "list.csv"
+    path.write_text("path,label\n" + "\n".join(rows))
+    prepare(path, tmp_path / "set")
+    path.write_text("path,label\n" + "\n".join([rows[0].replace(",bal", ",rod"), *rows[1:]]))
+    with pytest.raises(DataError, match="was prepared with clouds = "):
+        prepare(path, tmp_path / "set")
+
+
+def test_a_unit_is_asked_for_where_it_matters(clouds: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^normalisation: .*unit=m, cm or mm"):
+        prepare(clouds, tmp_path / "set", normalisation="none")
+
+
+def touch(path: Path, text: str = "1 2 3\n4 5 6\n") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+FOLDERS: dict[str, tuple[dict[str, str], str]] = {
+    "an empty folder": ({}, r"holds nothing; lay it out as CLASS/FILE"),
+    "one class": ({f"ball/{n}.txt": "1 2 3\n4 5 6\n" for n in range(4)}, "holds one class, ball, at least two"),
+    "an empty class": ({"ball/0.txt": "1 2 3", "rod/readme.md": ""}, "rod: is taken for a class and holds no cloud"),
+    "a folder in a class": ({"ball/0.txt": "1 2 3", "rod/raw/0.txt": "1 2 3"}, "rod: .*holds the folder raw"),
+    "a stray cloud": ({"ball/0.txt": "1 2 3", "0.txt": "1 2 3"}, "0.txt lies in no folder of a class"),
+    "parts among classes": ({"train/a/0.txt": "1 2 3", "ball/0.txt": "1 2 3"}, "the part 'train' and 'ball'"),
+    "no part to test": (
+        {"train/a/0.txt": "1 2 3", "train/b/0.txt": "1 2 3"},
+        "names the parts train, train and test are needed",
+    ),
+    "a class that is not tested": (
+        {"train/a/0.txt": "1 2 3", "train/b/0.txt": "1 2 3", "test/a/0.txt": "1 2 3"},
+        "class 'b' has no cloud in the test part",
+    ),
+    "a class of two": (
+        {f"{kind}/{n}.txt": "1 2 3\n4 5 6\n" for kind, count in (("a", 3), ("b", 2)) for n in range(count)},
+        "class 'b' has 2 clouds, too few",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_folders_that_are_no_set(tmp_path: Path, case: str) -> None:
+    files, words = FOLDERS[case]
+    (tmp_path / "in").mkdir()
+    for name, text in files.items():
+        touch(tmp_path / "in" / name, text)
+    with pytest.raises(DataError, match=words):
+        prepare(tmp_path / "in", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    assert not (tmp_path / "set.partial").exists()
+
+
+LISTS: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", ":1: names the columns ''"),
+    "other columns": (b"file,class\na.txt,b\n", ":1: names the columns 'file,class'; path,label"),
+    "no text": (b"path,label\na.txt,b\nb.txt,\xff\xfe\n", ":3: is no UTF-8 text"),
+    "a missing file": (b"path,label\na.txt,b\nc.txt,b\n", ":3: there is no file c.txt"),
+    "an empty label": (b"path,label\na.txt,b\nb.txt, \n", ":3: 'b.txt, ' is no row of path,label"),
+    "a row too long": (b"path,label\na.txt,b,train\n", ":2: .* is no row of path,label"),
+    "an unknown part": (b"path,label,split\na.txt,b,train\nb.txt,b,tset\n", ":3: 'tset' is no part"),
+    "a file twice": (b"path,label\na.txt,b\n./a.txt,c\n", ":3: a.txt is listed on line 2 already"),
+    "a file of another kind": (b"path,label\na.stl,b\n", ":2: a.stl is no kind of cloud"),
+    "an open quote": (b'path,label\na.txt,b\n"b.txt,b\n', ":3: does not read as CSV"),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_lists_that_are_no_set(tmp_path: Path, case: str) -> None:
+    content, words = LISTS[case]
+    for name in ("a.txt", "b.txt", "a.stl"):
+        touch(tmp_path / name)
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(DataError, match=f"list.csv{words}"):
+        prepare(tmp_path / "list.csv", tmp_path / "set")
+
+
+def test_a_broken_cloud_is_named_and_nothing_is_left(clouds: Path, tmp_path: Path) -> None:
+    shutil.copytree(clouds, tmp_path / "in")
+    broken = tmp_path / "in" / "rod" / "rod_05.ply"
+    broken.write_bytes(broken.read_bytes()[:-7])
+    with pytest.raises(DataError, match=r"rod_05.ply: byte \d+: 300 x vertex need 7200 bytes, 7193 are left"):
+        prepare(tmp_path / "in", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    shutil.copy(clouds / "rod" / "rod_05.ply", broken)
+    assert prepare(tmp_path / "in", tmp_path / "set")["outcome"] == "prepared"  # and goes on from there
+
+
+def test_files_without_the_normals_of_the_first(clouds: Path, tmp_path: Path) -> None:
+    shutil.copytree(clouds, tmp_path / "in")
+    points = solid("ball", 0)
+    names = ("x", "y", "z", "nx", "ny", "nz")
+    write_ply(tmp_path / "in" / "ball" / "ball_00.ply", dict(zip(names, np.hstack([points, points]).T, strict=True)))
+    with pytest.raises(DataError, match=r"ball_01.ply: has no normals; .*columns=\[x, y, z\]"):
+        prepare(tmp_path / "in", tmp_path / "set")
+    assert "normals" not in prepare(tmp_path / "in", tmp_path / "plain", columns=("x", "y", "z"))["columns"]
+
+
+# --- the command line's options ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("cloud_folder", [], "up_axis: is required and missing: up_axis=VALUE, one of 'x', 'y', 'z'"),
+        ("cloud_folder", ["up_axis=up"], "up_axis: found .*'x', 'y', 'z'"),
+        ("cloud_folder", ["up_axis=z", "num_ponts=3"], "num_ponts: is no option; did you mean 'num_points'"),
+        ("cloud_folder", ["up_axis=z", "num_points=many"], "num_points: found .*a whole number"),
+        ("cloud_folder", ["up_axis=z", "up_axis=y"], "up_axis: is given twice"),
+        ("cloud_folder", ["up_axis=z", "columns=[x, 3]"], "columns.1: "),
+        ("cloud_folder", ["z"], "is no option key=value; 'cloud_folder' takes up_axis, num_points"),
+        ("modelnet40", ["num_points=3"], "num_points: is no option; 'modelnet40' takes none"),
+    ],
+)
+def test_options_are_checked_before_any_file_is_read(tmp_path: Path, name: str, options: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        prepare_verb(name, options, source=tmp_path / "absent", target=tmp_path / "set", json=None)

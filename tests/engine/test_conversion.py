@@ -1,0 +1,308 @@
+"""Published weights as runs: outputs of the authors' own code come back, and what does not fit is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import sightline
+from sightline import registry
+from sightline.data.modelnet import ModelNet40
+from sightline.engine import checkpoint
+from sightline.engine.conversion import convert
+from sightline.errors import CheckpointError, ConfigError, UserError
+from sightline.models.published import LAYOUTS
+from sightline.models.published_models import MODELS
+from sightline.types import DataInfo, Field
+from tests.command import run_here
+from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, load_golden
+
+
+class Case(NamedTuple):
+    """A golden file, the layout of its weights, its sizes, and what its constructor had that no tensor shows."""
+
+    golden: str
+    layout: str
+    num_classes: int = 40
+    in_channels: int = 3
+    given: tuple[str, ...] = ()
+
+
+CASES = [
+    Case("dgcnn_cls_antao", "antao97_dgcnn_cls"),
+    Case("dgcnn_cls_wang", "wangyueft_dgcnn_cls", 15, given=("model.num_neighbours=10",)),
+    Case("pointnet_simple_wang", "wangyueft_pointnet"),
+    Case("pointnet_cls_xyz", "yanx27_pointnet_cls"),
+    Case("pointnet_cls_normal", "yanx27_pointnet_cls", 15, 6),
+    Case("pct_cls", "strawberry_pct_cls"),
+    Case("pct_cls_posenc", "strawberry_pct_cls_new", 15),
+    Case("pct_menghao_sjtu", "qq456cvb_pct_cls", 40, 6),
+    Case("pointnet2_ssg_cls_xyz", "yanx27_pointnet2_ssg_cls"),
+    Case("pointnet2_ssg_cls_normal", "yanx27_pointnet2_ssg_cls", 40, 6),
+    Case("pointnet2_msg_cls", "yanx27_pointnet2_msg_cls"),
+]
+
+
+class Fifteen:
+    """Fifteen classes, with or without normals. Source: this test."""
+
+    def __init__(self, *, split: str, has_normals: bool = False) -> None:
+        names = ("points", *(("normals",) if has_normals else ()))
+        self.info = DataInfo(
+            facts={
+                "num_classes": 15,
+                "class_names": tuple(f"class_{i}" for i in range(15)),
+                "in_channels": 3 * len(names),
+                "up_axis": "z",
+            },
+            fields={name: Field("points 3", "float32") for name in names} | {"label": Field("", "int64")},
+            features=names[1:],
+        )
+
+
+@pytest.fixture(autouse=True)
+def _fifteen() -> Iterator[None]:
+    """A data set of fifteen classes while a test runs."""
+    registry.data.names()
+    registry.data.add("fifteen")(Fifteen)
+    yield
+    registry.data._entries.pop("fifteen")
+
+
+def data_of(case: Case, tmp_path: Path) -> dict[str, Any]:
+    """The data set of a case's classes; ModelNet40 need not be there."""
+    if case.num_classes == 40:
+        return {"overrides": (f"data.root={tmp_path / 'none'}", *case.given)}
+    has_normals = f"data.has_normals={str(case.in_channels == 6).lower()}"
+    return {"data_name": "fifteen", "overrides": (*case.given, has_normals)}
+
+
+def small_state(layout: str = "wangyueft_pointnet", **facts: int) -> dict[str, Tensor]:
+    """Random weights of a small model under the names of a layout without doubled names."""
+    theirs = {ours: name for name, ours in LAYOUTS[layout].items()}
+    sizes = {"num_classes": 40, "in_channels": 3, **facts}
+    arguments = {"embedding": 8} if layout == "wangyueft_pointnet" else {}
+    model = sightline.build_model(MODELS[layout].model, **sizes, **arguments)
+    own = model.state_dict()
+    return {f"{theirs[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": value for k, value in own.items()}
+
+
+def saved(path: Path, state: Mapping[str, Tensor]) -> Path:
+    torch.save({"epoch": 1, "model_state_dict": dict(state)}, path)
+    return path
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.golden)
+def test_converted_weights_give_the_outputs_of_the_authors_code(shared: Path, tmp_path: Path, case: Case) -> None:
+    golden = load_golden(shared, case.golden)
+    file, target = saved(tmp_path / "a.pth", golden.state()), tmp_path / "run"
+    options = data_of(case, tmp_path)
+    options["overrides"] += ("train.precision=float64",)
+    converted = convert(file, layout=case.layout, target=target, **options)
+    sizes = {"num_classes": case.num_classes, "in_channels": case.in_channels}
+    assert sizes.items() <= converted.lineage["from_shapes"].items()
+    if "param_count" in golden.info:
+        assert converted.lineage["parameters"] == golden.info["param_count"]
+
+    run = sightline.load_run(target)
+    x = golden.tensor("in.x")
+    channels = x if x.shape[-1] == case.in_channels else x.mT
+    with torch.no_grad():
+        found = run.model(points=channels[..., :3], features=channels[..., 3:] if case.in_channels > 3 else None)
+    outputs: dict[str, Tensor] = {"logits": found["logits"], "logp": found["logits"].log_softmax(dim=1)}
+    outputs["trans_feat"] = found.get("feature_transform", torch.empty(0))
+    expected = {label.removeprefix("eval.out.") for label in golden.arrays if label.startswith("eval.out.")}
+    known = expected & outputs.keys()
+    assert known & {"logits", "logp"}, expected
+    for name in known:
+        assert_near_largest(outputs[name], golden.tensor(f"eval.out.{name}"), OUTPUT_BOUND, name)
+    assert len(run.class_names) == case.num_classes
+
+
+def test_every_layout_has_a_case() -> None:
+    assert {case.layout for case in CASES} == set(MODELS)
+
+
+def test_what_is_written_is_a_run_and_tells_its_lineage(tmp_path: Path) -> None:
+    file, target = saved(tmp_path / "a.pth", small_state()), tmp_path / "runs" / "x"
+    done = run_here(
+        "data", "convert-weights", file, "--layout", "wangyueft_pointnet", "--to", target,
+        f"data.root={tmp_path / 'none'}", "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "no tensor shows model.dropout" in done.err
+    lineage = json.loads((target / "lineage.json").read_text())
+    assert lineage.items() <= json.loads((tmp_path / "out.json").read_text()).items()
+    assert lineage["from_shapes"] == {"num_classes": 40, "in_channels": 3, "embedding": 8}
+    assert (lineage["containers"], lineage["left_out"]) == (["model_state_dict"], ["epoch"])
+    assert sorted(path.name for path in (target / "checkpoints").iterdir()) == ["best", "last", "step_00000000"]
+
+    shown = run_here("show", target, "--json", tmp_path / "show.json")
+    assert f"weights converted from {file}" in shown.err
+    assert json.loads((tmp_path / "show.json").read_text())["lineage"] == lineage
+    run = sightline.load_run(target, checkpoint="best")
+    assert run.class_names == ModelNet40.promise().facts["class_names"]
+    assert torch.equal(run.model.state_dict()["head.2.bias"], small_state_of(file)["linear2.bias"])
+
+
+def small_state_of(file: Path) -> dict[str, Tensor]:
+    return torch.load(file, weights_only=True)["model_state_dict"]
+
+
+def test_what_a_run_in_a_config_leaves_open_comes_from_the_weights(tmp_path: Path) -> None:
+    file, config = saved(tmp_path / "a.pth", small_state(num_classes=12)), tmp_path / "mine.yaml"
+    config.write_text(
+        "data: {name: synthetic_shapes, train_size: 24, test_size: 12, num_points: 32}\n"
+        "model: {name: pointnet_plain, dropout: 0.25}\nlosses: [{name: cross_entropy}]\nmetrics: [{name: accuracy}]\n"
+        "optimizer: {name: sgd, lr: 0.01, momentum: 0.9}\ntrain: {epochs: 1, batch_size: 8, ema_decay: 0.9}\n"
+        "evaluate: {metric: overall_accuracy}\nlog: {tensorboard: false}\n"
+    )
+    target = tmp_path / "run"
+    converted = convert(file, layout="wangyueft_pointnet", target=target, config_path=config)
+    assert converted.lineage["assumed"] == {}
+    assert "trained with y up, 'synthetic_shapes' has z up" in converted.notes[0]
+    run = sightline.load_run(target)
+    assert {"embedding": 8, "dropout": 0.25}.items() <= run.config.model.arguments.items()
+    assert "class_counts" in run.facts
+
+    evaluated = run_here("evaluate", target, "--device", "cpu", "--json", tmp_path / "e.json")
+    assert (evaluated.code, "weights converted from" in evaluated.err) == (0, True), evaluated.err
+    assert json.loads((tmp_path / "e.json").read_text())["lineage"]["layout"] == "wangyueft_pointnet"
+
+    words = ("--no-check", "--device", "cpu", "--out")
+    again = run_here("train", target, "optimizer.lr=1e-12", *words, tmp_path / "tuned")
+    assert again.code == 0, again.err
+    assert "init from" in again.err
+    before, after = (checkpoint.load(path).model for path in (target, tmp_path / "tuned"))
+    difference = (before["head.2.weight"] - after["head.2.weight"]).abs().max().item()
+    assert difference < 1e-9, "at a rate of next to nothing the weights stay where they were taken from"
+
+    resumed = run_here("train", target / "config.yaml", *words, target, "--resume", "auto")
+    assert resumed.code == 0, resumed.err
+    assert "resumed at step 0" in resumed.err
+    assert not torch.equal(before["head.2.weight"], checkpoint.load(target).model["head.2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "told"),
+    [
+        (
+            "wangyueft_pointnet",
+            {"linear2.bias": None},
+            "lacks 1 of the 38 tensors of the layout 'wangyueft_pointnet': linear2.bias; get a whole",
+        ),
+        (
+            "wangyueft_pointnet",
+            {"conv9.weight": torch.ones(1)},
+            "1 of 39 names do not belong to the layout 'wangyueft_pointnet': conv9.weight",
+        ),
+        (
+            "wangyueft_pointnet",
+            {"bn6.weight": torch.ones(7)},
+            "1 tensors have another shape than this model of the layout 'wangyueft_pointnet': bn6.weight [7], needed",
+        ),
+        (
+            "wangyueft_pointnet",
+            {"bn6.weight": torch.full((512,), torch.nan)},
+            "1 tensors hold NaN or infinity: bn6.weight",
+        ),
+        ("yanx27_pointnet_cls", {}, "its names are those of --layout wangyueft_pointnet"),
+        ("wangyueft_dgcnn_cls", {}, "its names are those of --layout wangyueft_pointnet"),
+        (
+            "wangyueft_pointnt",
+            {},
+            "--layout wangyueft_pointnt: no such layout is known; did you mean 'wangyueft_pointnet'?",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_and_nothing_is_written(
+    tmp_path: Path, layout: str, change: dict[str, Tensor | None], told: str
+) -> None:
+    state = {key: value for key, value in {**small_state(), **change}.items() if value is not None}
+    file = saved(tmp_path / "a.pth", state)
+    with pytest.raises(CheckpointError) as caught:
+        convert(file, layout=layout, target=tmp_path / "run", overrides=(f"data.root={tmp_path / 'none'}",))
+    assert told in str(caught.value)
+    assert str(caught.value).count("\n") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_at_most_five_missing_names_are_told_and_the_count(tmp_path: Path) -> None:
+    file = saved(tmp_path / "a.pth", {key: value for key, value in small_state().items() if "bn" not in key})
+    with pytest.raises(CheckpointError, match=r"lacks 30 of the 38 .*: bn1\.weight(, bn\d\.\w+){4}, \.\.\.; get"):
+        convert(file, layout="wangyueft_pointnet", target=tmp_path / "run")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("golden", "layout", "key"),
+    [
+        ("dgcnn_cls_antao", "antao97_dgcnn_cls", "bn1.weight"),
+        ("pct_cls", "strawberry_pct_cls", "pt_last.sa1.q_conv.weight"),
+    ],
+)
+def test_two_names_of_one_tensor_must_agree(shared: Path, tmp_path: Path, golden: str, layout: str, key: str) -> None:
+    state = load_golden(shared, golden).state()
+    state[key] = state[key] + 1e-6
+    with pytest.raises(CheckpointError, match=r"are one tensor in the layout .* but hold different values"):
+        convert(saved(tmp_path / "a.pth", state), layout=layout, target=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("facts", "options", "told"),
+    [
+        (
+            {"num_classes": 15},
+            {},
+            "its weights have num_classes = 15, the data set 'modelnet40' has 40; name the data set",
+        ),
+        (
+            {"in_channels": 6, "num_classes": 12},
+            {"data_name": "synthetic_shapes"},
+            "in_channels = 6, the data set 'synthetic_shapes' has 3",
+        ),
+        ({}, {"overrides": ("model.embedding=16",)}, "model.embedding: is 16, the weights have 8; remove it"),
+        (
+            {},
+            {"overrides": ("model.name=dgcnn",)},
+            "the config's model is 'dgcnn', the layout 'wangyueft_pointnet' is of 'pointnet_plain'",
+        ),
+        ({}, {"overrides": ("modle.dropout=0.1",)}, "unknown key 'modle'"),
+        ({}, {"data_name": "modlnet40"}, "no data set is called 'modlnet40'; did you mean 'modelnet40'?"),
+    ],
+)
+def test_a_config_that_contradicts_the_weights_is_refused(
+    tmp_path: Path, facts: dict[str, int], options: dict[str, Any], told: str
+) -> None:
+    file = saved(tmp_path / "a.pth", small_state(**facts))
+    with pytest.raises(ConfigError) as caught:
+        convert(file, layout="wangyueft_pointnet", target=tmp_path / "run", **options)
+    assert told in str(caught.value)
+    assert str(tmp_path / "run") not in [str(path) for path in tmp_path.iterdir()]
+
+
+def test_normals_of_the_weights_make_the_plain_recipe_read_them(tmp_path: Path) -> None:
+    file = saved(tmp_path / "a.pth", small_state(in_channels=6))
+    convert(file, layout="wangyueft_pointnet", target=tmp_path / "run", overrides=(f"data.root={tmp_path / 'none'}",))
+    run = sightline.load_run(tmp_path / "run")
+    assert run.config.data.arguments["normals"] == "file"
+    assert run.facts["in_channels"] == 6
+
+
+def test_a_target_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    file, target = saved(tmp_path / "a.pth", small_state()), tmp_path / "run"
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"--to .*run: is not empty"):
+        convert(file, layout="wangyueft_pointnet", target=target)
+    assert [path.name for path in target.iterdir()] == ["mine.txt"]
+    with pytest.raises(UserError, match=r"a\.pth: is a file"):
+        convert(file, layout="wangyueft_pointnet", target=file)

@@ -1,0 +1,167 @@
+"""Predictions beyond what evaluation shows: clouds of many sizes, models that refuse, answers that are no numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sightline
+from sightline import registry
+from sightline.engine import checkpoint
+from sightline.engine import prediction as module
+from sightline.engine.conversion import convert
+from sightline.engine.loading import LoadedRun
+from sightline.engine.prediction import predict_files
+from sightline.errors import ConfigError
+from sightline.types import DataInfo, Field
+from tests.engine.test_conversion import saved, small_state
+
+NUM_CLASSES = 4
+
+
+class Loose:
+    """Clouds of any number of points, in metres. Source: this test."""
+
+    def __init__(self, *, split: str, name_of_points: str = "points") -> None:
+        self.info = DataInfo(
+            facts={"num_classes": NUM_CLASSES, "in_channels": 3},
+            fields={name_of_points: Field("points 3", "float32", "m", "", -50.0, 50.0), "label": Field("", "int64")},
+        )
+
+
+@pytest.fixture(autouse=True)
+def _loose() -> Iterator[None]:
+    registry.data.names()
+    registry.data.add("loose")(Loose)
+    yield
+    registry.data._entries.pop("loose")
+
+
+def run_of(tmp_path: Path, *overrides: str, layout: str = "wangyueft_pointnet") -> LoadedRun:
+    """Random weights as a run on clouds of any size."""
+    tmp_path.mkdir(exist_ok=True)
+    file, target = tmp_path / "a.pth", tmp_path / "run"
+    state = small_state(layout, num_classes=NUM_CLASSES)
+    convert(saved(file, state), layout=layout, target=target, data_name="loose", overrides=overrides)
+    return sightline.load_run(target)
+
+
+def write(folder: Path, sizes: list[int]) -> list[Path]:
+    folder.mkdir()
+    paths = []
+    for number, size in enumerate(sizes):
+        points = np.random.default_rng(number).standard_normal((size, 3))
+        np.save(folder / f"{number:03d}.npy", points)
+        paths.append(folder / f"{number:03d}.npy")
+    return paths
+
+
+def probabilities(run: LoadedRun, path: Path) -> Tensor:
+    points = torch.from_numpy(np.load(path)).float()[None]
+    with torch.no_grad():
+        return run.model(points=points)["logits"].softmax(dim=1)[0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
+def test_clouds_of_many_sizes_are_batched_by_size_and_come_back_in_order(tmp_path: Path, batch_size: int) -> None:
+    run = run_of(tmp_path)
+    paths = write(tmp_path / "clouds", [5, 9, 5, 1, 9, 5, *range(10, 40)])
+    found = predict_files(run, paths, batch_size=batch_size)
+    assert [prediction.file for prediction in found.predicted] == paths
+    assert (found.refused, found.exit_code) == ((), 0)
+    for prediction in found.predicted:
+        expected = probabilities(run, prediction.file)
+        assert torch.allclose(torch.tensor(prediction.probabilities), expected, rtol=0, atol=1e-6)
+        assert prediction.label == int(expected.argmax())
+        assert prediction.class_name == str(prediction.label), "the data has no class names"
+
+
+def test_no_more_clouds_wait_than_a_few_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path)
+    paths = write(tmp_path / "clouds", list(range(2, 42)))
+    waiting, most = 0, 0
+
+    class Counting(module._Classifier):
+        def read(self, path: Path) -> module.FileSample:
+            nonlocal waiting, most
+            waiting += 1
+            most = max(most, waiting)
+            return super().read(path)
+
+        def __call__(self, group: list) -> dict:
+            nonlocal waiting
+            waiting -= len(group)
+            return super().__call__(group)
+
+    monkeypatch.setattr(module, "_Classifier", Counting)
+    assert len(predict_files(run, paths, batch_size=2).predicted) == len(paths)
+    assert most <= module._MAX_WAITING_BATCHES * 2
+
+
+def test_a_file_given_twice_or_by_its_folder_too_is_predicted_once(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    paths = write(tmp_path / "clouds", [4, 4])
+    (tmp_path / "clouds" / "deeper").mkdir()
+    np.save(tmp_path / "clouds" / "deeper" / "x.npy", np.eye(3))
+    (tmp_path / "clouds" / "notes.md").write_text("not a cloud")
+    found = run.predict([paths[1], tmp_path / "clouds", paths[1]])
+    names = [prediction.file.name for prediction in found.predicted]
+    assert names == ["001.npy", "000.npy", "x.npy"]
+
+
+def test_what_the_model_refuses_is_told_by_file_and_the_others_go_on(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "model.num_neighbours=8", layout="wangyueft_dgcnn_cls")
+    paths = write(tmp_path / "clouds", [30, 5, 30, 6])
+    found = run.predict(paths)
+    assert [prediction.file for prediction in found.predicted] == [paths[0], paths[2]]
+    assert [refusal.file for refusal in found.refused] == [paths[1], paths[3]]
+    assert f"{paths[1]}: the model takes no such cloud: " in found.refused[0].reason
+    assert found.exit_code == 2
+
+
+def test_an_answer_that_is_no_number_is_the_models_failure(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    with torch.no_grad():
+        run.model.head[2].bias[0] = torch.nan
+    found = run.predict(write(tmp_path / "clouds", [4]))
+    assert "the model's answer is not a finite number" in found.refused[0].reason
+    assert found.exit_code == 1
+
+
+def test_scale_is_checked_unless_the_run_itself_normalises(tmp_path: Path) -> None:
+    far = tmp_path / "far.npy"
+    np.save(far, 1000 * np.random.default_rng(0).standard_normal((20, 3)))
+    refused = run_of(tmp_path / "a").predict([far]).refused
+    assert "from -50.0 to 50.0 (m)" in refused[0].reason
+    normalising = run_of(tmp_path / "b", "transforms.evaluate=[{name: normalize_unit_sphere}]")
+    assert len(normalising.predict([far]).predicted) == 1
+
+
+def test_draws_of_transforms_follow_the_file_alone(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "transforms.evaluate=[{name: sample_points, num_points: 3}]")
+    paths = write(tmp_path / "clouds", [50, 50, 50])
+    together = {p.file: p.probabilities for p in run.predict(paths).predicted}
+    backwards = {p.file: p.probabilities for p in run.predict(paths[::-1]).predicted}
+    alone = run.predict([paths[2]]).predicted[0].probabilities
+    assert together == backwards
+    assert np.allclose(alone, together[paths[2]], rtol=0, atol=1e-6)
+    whole = probabilities(run, paths[2])
+    assert not np.allclose(alone, whole, rtol=0, atol=1e-6), "three points of fifty were drawn"
+
+
+def test_a_run_on_something_else_than_clouds_is_refused(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "data.name_of_points=voxels")
+    with pytest.raises(ConfigError, match="was trained on voxels, label, not on points; predict takes clouds"):
+        run.predict(write(tmp_path / "clouds", [4]))
+
+
+def test_the_model_is_back_on_the_cpu_with_the_weights_it_had(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    run.predict(write(tmp_path / "clouds", [4]), device="cpu")
+    stored = checkpoint.load(run.path).model
+    assert all(torch.equal(stored[name], value) for name, value in run.model.state_dict().items())

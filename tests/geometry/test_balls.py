@@ -1,0 +1,106 @@
+"""Ball queries against SciPy, a hand-worked line, the published numbers, and both forms against each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+
+from sightline.geometry import balls
+from sightline.geometry.balls import ball_query
+from sightline.geometry.neighbours import gather_points
+from sightline.geometry.sampling import farthest_point_sample
+from tests.geometry.threads import with_one_and_two_threads
+from tests.golden_parity import load_golden
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "plain":
+        monkeypatch.setattr(balls, "suits", lambda *tensors: False)
+    return request.param
+
+
+def test_points_on_a_line_by_hand(form: str) -> None:
+    """At 0, 1, 2, 3, 4: within 1 of the point at 2 are 1, 2 and 3, the rim counts; two places are left over."""
+    points = torch.arange(5.0).reshape(1, 5, 1)
+    found = ball_query(points, centres=points[:, [2, 0]], radius=1.0, num_neighbours=5)
+    assert found.tolist() == [[[1, 2, 3, 1, 1], [0, 1, 0, 0, 0]]]
+    assert ball_query(points, centres=points[:, [4]], radius=10.0, num_neighbours=2).tolist() == [[[0, 1]]]
+    assert ball_query(points[:, :2], centres=points[:, :1], radius=9.0, num_neighbours=4).tolist() == [[[0, 1, 0, 0]]]
+
+
+@pytest.mark.parametrize("num_points", [40, 700])
+@pytest.mark.parametrize("radius", [0.15, 0.4, 3.0])
+def test_agrees_with_scipy(num_points: int, radius: float, form: str) -> None:
+    points = torch.rand(2, num_points, 3, dtype=torch.float64)
+    found = ball_query(points, centres=points[:, :30], radius=radius, num_neighbours=16)
+    for cloud, index in zip(points.numpy(), found, strict=True):
+        for row, inside in zip(index, cKDTree(cloud).query_ball_point(cloud[:30], radius), strict=True):
+            kept = sorted(inside)[:16]
+            assert row.tolist() == kept + [kept[0]] * (16 - len(kept))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_forms_agree_on_the_rim(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a grid of step 0.1 many points lie on the rim but for rounding, which has to fall alike."""
+    grid = torch.cartesian_prod(*[torch.arange(9, dtype=dtype)] * 3)[None] / 10
+    grid = grid[:, torch.randperm(729)]
+    compiled = [ball_query(grid, centres=grid, radius=r / 10, num_neighbours=24) for r in (1, 2, 3)]
+    monkeypatch.setattr(balls, "suits", lambda *tensors: False)
+    plain = [ball_query(grid, centres=grid, radius=r / 10, num_neighbours=24) for r in (1, 2, 3)]
+    assert all(torch.equal(*pair) for pair in zip(compiled, plain, strict=True))
+
+
+def test_moving_points_and_centres_together_changes_nothing(form: str) -> None:
+    """On a grid of eighths a move by 8192 is exact."""
+    points = torch.randint(0, 30, (2, 200, 3)).float() / 8
+    near = ball_query(points, centres=points[:, :20], radius=1.0, num_neighbours=12)
+    far = ball_query(points + 8192, centres=points[:, :20] + 8192, radius=1.0, num_neighbours=12)
+    assert torch.equal(near, far)
+
+
+def test_published_numbers(shared, form: str) -> None:
+    golden = load_golden(shared, "fn_pointnet_ops")
+    for case in range(5):
+        points, expected = golden.tensor(f"case{case}.xyz"), golden.tensor(f"case{case}.ball_idx")
+        centres = gather_points(points, golden.tensor(f"case{case}.fps_idx")[:, None])[:, 0]
+        radius = float(golden.arrays[f"case{case}.radius"])
+        found = ball_query(points, centres=centres, radius=radius, num_neighbours=expected.shape[2])
+        assert torch.equal(found, expected)
+
+
+def test_an_empty_ball_is_reported(shared, form: str) -> None:
+    """The published code leaves an index outside the cloud here."""
+    golden = load_golden(shared, "fn_pointnet_ops")
+    points, centres = golden.tensor("ball_empty.xyz"), golden.tensor("ball_empty.centres")
+    with pytest.raises(ValueError, match=r"centres\[0\]: centre 0 has no point within 0.5, the nearest one is 96.98"):
+        ball_query(points, centres=centres, radius=0.5, num_neighbours=3)
+    both = torch.cat([points[:, :1], centres], dim=1)
+    with pytest.raises(ValueError, match=r"centres\[0\]: centre 1 has no point"):
+        ball_query(points, centres=both, radius=0.5, num_neighbours=3)
+
+
+def test_groups_of_sampled_centres_never_come_empty(form: str) -> None:
+    points = torch.randn(2, 100, 3)
+    centres = gather_points(points, farthest_point_sample(points, num_samples=30)[:, None])[:, 0]
+    found = ball_query(points, centres=centres, radius=1e-6, num_neighbours=3)
+    assert torch.equal(found, farthest_point_sample(points, num_samples=30)[..., None].expand(-1, -1, 3))
+
+
+def test_one_thread_and_two_give_the_same_bits() -> None:
+    points = torch.rand(3, 300, 3)
+    one, two = with_one_and_two_threads(lambda: ball_query(points, centres=points, radius=0.3, num_neighbours=8))
+    assert torch.equal(one, two)
+
+
+def test_not_finite_names_the_sample() -> None:
+    points = torch.zeros(2, 4, 3)
+    points[1, 2, 0] = np.nan
+    with pytest.raises(ValueError, match=r"points\[1\]: point 2 is \[nan"):
+        ball_query(points, centres=torch.zeros(2, 1, 3), radius=1.0, num_neighbours=2)
+    with pytest.raises(ValueError, match=r"centres\[1\]: point 2 is \[nan"):
+        ball_query(torch.zeros(2, 4, 3), centres=points, radius=1.0, num_neighbours=2)
+    with pytest.raises(ValueError, match=r"centres \(1, 4, 3\) torch.float32 do not go with points \(2, 4, 3\)"):
+        ball_query(torch.zeros(2, 4, 3), centres=torch.zeros(1, 4, 3), radius=1.0, num_neighbours=2)

@@ -1,0 +1,164 @@
+"""Farthest-point sampling: a hand-worked line, a loop of NumPy, published numbers, and what a greedy cover promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+from torch import Tensor
+
+from sightline.geometry import sampling
+from sightline.geometry.sampling import farthest_point_sample
+from tests.geometry.threads import with_one_and_two_threads
+from tests.golden_parity import load_golden
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "plain":
+        monkeypatch.setattr(sampling, "suits", lambda *tensors: False)
+    return request.param
+
+
+def by_numpy(cloud: Tensor, num_samples: int, start: int = 0) -> list[int]:
+    """The contract for one cloud: products rounded, then added, channel after channel; ties to the lower index."""
+    points = cloud.numpy()
+    nearest = np.full(len(points), 1e10, dtype=points.dtype)
+    chosen = [start]
+    for _ in range(num_samples - 1):
+        squared = np.zeros(len(points), dtype=points.dtype)
+        for channel in range(points.shape[1]):
+            difference = points[:, channel] - points[chosen[-1], channel]
+            squared = squared + difference * difference
+        nearest = np.minimum(nearest, squared)
+        chosen.append(int(nearest.argmax()))
+    return chosen
+
+
+def test_points_on_a_line_by_hand(form: str) -> None:
+    """At 0, 1, 2, 3, 8: from 0 the farthest is 8, then 3 (3 from 0, 5 from 8); 1 and 2 are 1 away: 1 by its index."""
+    points = torch.tensor([[[0.0], [1.0], [2.0], [3.0], [8.0]]])
+    assert farthest_point_sample(points, num_samples=5).tolist() == [[0, 4, 3, 1, 2]]
+    assert farthest_point_sample(points, num_samples=3, start=1).tolist() == [[1, 4, 3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_channels", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("num_points", [1, 31, 65, 500])
+def test_every_choice_is_that_of_the_plain_rule(
+    num_points: int, num_channels: int, dtype: torch.dtype, form: str
+) -> None:
+    drawn = torch.randn(num_points, num_channels, dtype=dtype)
+    grid = torch.randint(0, 4, (num_points, num_channels)).to(dtype) / 10  # ties and duplicates
+    points, count = torch.stack([drawn, grid]), min(num_points, 200)
+    start = torch.tensor([0, num_points // 2])
+    index = farthest_point_sample(points, num_samples=count, start=start)
+    expected = [by_numpy(cloud, count, int(first)) for cloud, first in zip(points, start, strict=True)]
+    assert index.tolist() == expected
+
+
+def test_all_points_alike_repeat_the_first_index(form: str) -> None:
+    """All distances are 0 after the start: the lowest index has the largest one."""
+    assert farthest_point_sample(torch.ones(1, 70, 3), num_samples=4, start=9).tolist() == [[9, 0, 0, 0]]
+
+
+def test_later_points_are_never_farther_than_earlier_ones(form: str) -> None:
+    """A greedy cover: every step's distance to those chosen before falls; no point is farther from the chosen ones."""
+    cloud = torch.randn(1, 400, 3, dtype=torch.float64)
+    index = farthest_point_sample(cloud, num_samples=60)[0]
+    chosen = cloud[0, index].numpy()
+    between = cdist(chosen, chosen)
+    steps = np.array([between[i, :i].min() for i in range(1, 60)])
+    assert (np.diff(steps) <= 0).all()
+    assert cdist(cloud[0].numpy(), chosen).min(axis=1).max() <= steps[-1]
+
+
+def test_permuting_the_points_with_the_start_permutes_the_answer(form: str) -> None:
+    points = torch.randn(2, 300, 3, dtype=torch.float64)
+    order = torch.randperm(300)
+    found = farthest_point_sample(points, num_samples=50, start=7)
+    moved = farthest_point_sample(points[:, order], num_samples=50, start=int((order == 7).nonzero()))
+    assert torch.equal(order[moved], found)
+
+
+def test_a_cloud_alone_and_among_others(form: str) -> None:
+    points = torch.randn(4, 130, 3)
+    together = farthest_point_sample(points, num_samples=20)
+    alone = [farthest_point_sample(cloud[None], num_samples=20) for cloud in points]
+    assert torch.equal(torch.cat(alone), together)
+
+
+def test_all_points_are_a_permutation(form: str) -> None:
+    index = farthest_point_sample(torch.randn(2, 90, 3), num_samples=90)
+    assert (index.sort(dim=1).values == torch.arange(90)).all()
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 3e5, 1e25])
+def test_numbers_of_any_size(scale: float, form: str) -> None:
+    """Squares that vanish tie at 0, and those above 1e10 at 1e10, as in the published codes."""
+    cloud = torch.randn(100, 3) * scale
+    with np.errstate(over="ignore", under="ignore"):
+        expected = by_numpy(cloud, 30)
+    assert farthest_point_sample(cloud[None], num_samples=30).tolist() == [expected]
+
+
+def test_at_map_coordinates_the_choice_is_that_of_float64(form: str) -> None:
+    """A grid of eighths at 1e4 m: differences, squares and sums are exact in float32, so all choices are the same."""
+    points = torch.randint(0, 200, (2, 400, 3)).float() / 8 + 1e4
+    single, double = (farthest_point_sample(cloud, num_samples=80) for cloud in (points, points.double()))
+    assert torch.equal(single, double)
+
+
+def test_published_numbers(shared, form: str) -> None:
+    golden = load_golden(shared, "fn_pointnet_ops")
+    for case in ("case0", "case1", "case2", "case3", "case4", "duplicates", "small_norm"):
+        points, expected = golden.tensor(f"{case}.xyz"), golden.tensor(f"{case}.fps_idx")
+        assert torch.equal(farthest_point_sample(points, num_samples=expected.shape[1]), expected)
+        if f"{case}.fps_idx_skip_small" in golden.arrays:
+            skipping = farthest_point_sample(points, num_samples=expected.shape[1], min_squared_norm=1e-3)
+            assert torch.equal(skipping, golden.tensor(f"{case}.fps_idx_skip_small").long())
+
+
+def test_points_near_the_origin_are_left_out_and_index_0_stands_in(form: str) -> None:
+    """At 3, 0, 1, 2 with norms above 1 allowed: 3 first, then 2; none is left, so index 0 comes from then on."""
+    points = torch.tensor([[[3.0], [0.0], [1.0], [2.0]]])
+    index = farthest_point_sample(points, num_samples=4, min_squared_norm=1.0)
+    assert index.tolist() == [[0, 3, 0, 0]]
+    barred = farthest_point_sample(points, num_samples=3, start=1, min_squared_norm=100.0)
+    assert barred.tolist() == [[1, 0, 0]]
+
+
+def test_choice_of_mmdetection3d_on_real_features(shared, form: str) -> None:
+    """Their file holds squared distances alone: points with those distances are made by classical scaling (float64)."""
+    folder = shared / "data" / "mmdet3d_tests_data" / "tests" / "data" / "ops"
+    squared = torch.from_numpy(np.load(folder / "features_for_fps_distance.npy")).double()
+    expected = torch.from_numpy(np.load(folder / "fps_idx.npy")).long()
+    middle = torch.eye(64, dtype=torch.float64) - 1 / 64
+    values, vectors = torch.linalg.eigh(-middle @ squared @ middle / 2)
+    points = vectors * values.clamp(min=0).sqrt()[:, None]
+    error = (torch.cdist(points, points).square() - squared).abs().max()
+    assert error < 0.1, "the distances, up to 1e4 with float32 noise of 1e-2, are those of points"
+    assert torch.equal(farthest_point_sample(points, num_samples=16), expected)
+
+
+def test_one_thread_and_two_give_the_same_bits() -> None:
+    points = torch.rand(3, 300, 3)
+    assert torch.equal(*with_one_and_two_threads(lambda: farthest_point_sample(points, num_samples=99)))
+
+
+def test_half_precision_is_compared_in_float32(form: str) -> None:
+    points = torch.randn(1, 50, 3).half()
+    expected = farthest_point_sample(points.float(), num_samples=20)
+    assert torch.equal(farthest_point_sample(points, num_samples=20), expected)
+
+
+def test_what_cannot_be_sampled_is_named() -> None:
+    with pytest.raises(ValueError, match=r"9 samples asked for in clouds of 8 points"):
+        farthest_point_sample(torch.zeros(1, 8, 3), num_samples=9)
+    with pytest.raises(ValueError, match=r"start\[1\]: 8 is outside 0..7"):
+        farthest_point_sample(torch.zeros(2, 8, 3), num_samples=2, start=torch.tensor([0, 8]))
+    points = torch.zeros(1, 8, 3)
+    points[0, 3, 1] = np.nan
+    with pytest.raises(ValueError, match=r"points\[0\]: point 3 is \[0.0, nan, 0.0\]"):
+        farthest_point_sample(points, num_samples=2)

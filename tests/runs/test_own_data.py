@@ -1,0 +1,118 @@
+"""A folder of 30 PLY files in three classes, from nothing to predictions, by the very commands of the page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sightline
+from sightline.data.cloud_folder import CloudFolder
+from sightline.types import SampleKey
+from tests.command import Outcome, run_here
+from tests.conftest import ROOT
+from tests.data.cloud_writers import CLASSES, write_folder
+
+PAGE = ROOT / "docs" / "own_data.md"
+TINY = ("train.epochs=2", "model.dropout=0.0", "log.every=100")
+"""The recipe is run whole by hand (the page says how long it takes); here it is enough that it runs."""
+
+
+def commands() -> list[list[str]]:
+    """The first commands of the page: prepare, info, train, predict."""
+    block = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)[0]
+    return [shlex.split(line)[1:] for line in block.strip().split("\n")]
+
+
+def run(*words: str) -> Outcome:
+    outcome = run_here(*words)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder after all commands of the page."""
+    folder = tmp_path_factory.mktemp("own")
+    write_folder(folder / "scans")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        prepare, info, train, predict = commands()
+        run(*prepare)
+        assert "up_axis: z" in run(*info).out
+        run(*train, *TINY)
+        run(*predict)
+        run("evaluate", "runs/own", "--json", "scores.json")
+    return folder
+
+
+def test_every_file_has_an_answer(place: Path) -> None:
+    with (place / "answers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [f"scans/{kind}/{kind}_{n:02d}.ply" for kind in CLASSES for n in range(10)]
+    assert {row["class"] for row in rows} <= set(CLASSES)
+    assert all(row["refused"] == "" and 0 < float(row["probability"]) <= 1 for row in rows)
+
+
+def test_the_answers_for_the_test_files_are_those_that_evaluate_scored(place: Path) -> None:
+    with (place / "answers.csv").open(newline="") as file:
+        answers = {Path(row["file"]).name: row["class"] for row in csv.DictReader(file)}
+    test = CloudFolder(split="test", root=str(place / "prepared"))
+    names = [test.name_of(index) for index in range(len(test))]
+    right = [answers[Path(name).name] == name.split("/")[0] for name in names]
+    scores = json.loads((place / "scores.json").read_text())
+    assert scores["metrics"]["overall_accuracy"] == np.mean(right)
+    assert scores["data"]["num_samples"] == len(names) == 6
+
+
+def test_a_file_becomes_the_sample_of_its_set_bit_for_bit(place: Path) -> None:
+    """Probabilities of the file by `predict`, and of the stored sample by the run's own model."""
+    loaded = sightline.load_run(place / "runs" / "own")
+    test = CloudFolder(split="test", root=str(place / "prepared"))
+    with (place / "answers.csv").open(newline="") as file:
+        told = {Path(row["file"]).name: float(row["probability"]) for row in csv.DictReader(file)}
+    for index in range(len(test)):
+        points = test[SampleKey(index, 0, 0)]["points"][None]
+        with torch.no_grad():
+            logits = loaded.model(points=loaded.transform({"points": points})["points"])["logits"]
+        probability = logits.double().softmax(dim=1).max().item()
+        # The batch differs: sums of 1,024 float32 products in another order, so 1e-5 at most.
+        assert abs(probability - told[Path(test.name_of(index)).name]) < 1e-5
+
+
+def test_evaluating_on_clouds_that_lie_otherwise_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    run("data", "prepare", "cloud_folder", "--from", "scans", "--to", "lying", "up_axis=y")
+    told = run_here("evaluate", "runs/own", "data.root=lying", "--json", "lying.json")
+    assert told.code == 1
+    assert "cfg.axis_swap" in told.err
+    assert "the up axis: y" in told.err
+    assert not Path("lying.json").exists()
+    other = "base: configs/classify/cloud_folder_pointnet.yaml\ndata: {root: lying}\n"
+    Path("other.yaml").write_text(other)
+    told = run_here("evaluate", "runs/own", "--data", "other.yaml")
+    assert told.code == 1
+    assert "other.yaml:2" in told.err
+    run("evaluate", "runs/own", "data.root=lying", "checks.skip=[set-agreement]", "--json", "lying.json")
+    assert Path("lying.json").exists()
+
+
+def test_a_run_whose_data_is_gone_is_compared_by_what_it_noted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    run("data", "prepare", "cloud_folder", "--from", "scans", "--to", "copy", "up_axis=z")
+    (place / "prepared").rename(place / "away")
+    try:
+        told = run("evaluate", "runs/own", "data.root=copy", "--json", "copy.json")
+    finally:
+        (place / "away").rename(place / "prepared")
+    assert "cannot be read; compared is what the run noted of it" in told.err
+    assert (
+        json.loads(Path("copy.json").read_text())["metrics"] == json.loads(Path("scores.json").read_text())["metrics"]
+    )

@@ -1,0 +1,303 @@
+"""`sightline predict` on files gives what `sightline evaluate` scored, sample by sample, whatever the files are."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sightline
+from sightline.data.modelnet import ModelNet40
+from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.tasks.classify import Classify
+from sightline.types import SampleKey
+from tests.cloud_writers import WRITERS, write_off, write_ply
+from tests.command import run_here
+from tests.data.modelnet_writers import CLASS_NAMES, prepare
+from tests.runs.small import ROOT, SMALL
+
+CONFIGS = ROOT / "configs" / "classify"
+Scored = Callable[[Path], np.ndarray]
+
+# Float32 products of other batches are rounded differently: 2^-24 for each of some 1,024 terms at the worst.
+ROUNDING = 1e-4
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
+    """A function that evaluates a run and gives the probabilities (samples, classes) that were scored."""
+    found: dict[int, np.ndarray] = {}
+    assess = Classify.assess
+
+    def recording(self: Classify, model: Any, batch: Any, around: Any) -> Any:
+        sums, predictions = assess(self, model, batch, around)
+        rows = predictions["probabilities"].double().numpy()
+        found.update(zip(batch["sample_index"].tolist(), rows, strict=True))
+        return sums, predictions
+
+    def evaluate(run: Path) -> np.ndarray:
+        with monkeypatch.context() as patch:
+            patch.setattr(Classify, "assess", recording)
+            done = run_here("evaluate", run, "--device", "cpu")
+        assert done.code == 0, done.err
+        return np.stack([found[index] for index in range(len(found))])
+
+    return evaluate
+
+
+def trained(out: Path, config: str, *overrides: str) -> Path:
+    given = {override.split("=")[0] for override in overrides}
+    cuts = [cut for cut in SMALL if cut.split("=")[0] not in given]
+    if "data.root" in given:
+        cuts = [cut for cut in cuts if not cut.startswith("data.")]
+    done = run_here(
+        "train", CONFIGS / f"{config}.yaml", *cuts, *overrides, "--no-check", "--device", "cpu", "--out", out
+    )
+    assert done.code == 0, done.err
+    return out
+
+
+def predicted(run: Path, *paths: object, expect: int = 0) -> dict[str, Any]:
+    out = run.parent / "predicted.json"
+    done = run_here("predict", run, *paths, "--device", "cpu", "--json", out)
+    assert done.code == expect, done.err
+    return json.loads(out.read_text())
+
+
+def assert_as_scored(document: dict[str, Any], expected: np.ndarray) -> None:
+    """The classes of the files, in the order of their names, are those that evaluation scored."""
+    rows = sorted(document["predictions"], key=lambda row: row["file"])
+    assert [row["label"] for row in rows] == expected.argmax(axis=1).tolist()
+    assert [row["class"] for row in rows] == [document["class_names"][row["label"]] for row in rows]
+    found = np.array([row["probabilities"] for row in rows])
+    assert np.abs(found - expected).max() < ROUNDING
+    ordered = np.sort(found, axis=1)
+    assert np.allclose([row["margin"] for row in rows], ordered[:, -1] - ordered[:, -2], rtol=0, atol=1e-15)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PointNet on a few solids, with an evaluation transform."""
+    return trained(
+        tmp_path_factory.mktemp("predict") / "run",
+        "synthetic_shapes_pointnet",
+        "transforms.evaluate=[{name: sample_points, num_points: 24, order: first}]",
+    )
+
+
+@pytest.fixture(scope="module")
+def clouds(run: Path) -> np.ndarray:
+    """The points of the run's test part."""
+    shapes = SyntheticShapes(split="test", train_size=60, test_size=24, num_points=32)
+    return shapes.get_batch([SampleKey(index, 0, 0) for index in range(24)])["points"].numpy()
+
+
+@pytest.mark.parametrize("ending", list(WRITERS))
+def test_files_of_every_kind_are_classed_as_evaluation_scored_them(
+    run: Path, clouds: np.ndarray, tmp_path: Path, scored: Scored, ending: str
+) -> None:
+    for index, cloud in enumerate(clouds):
+        WRITERS[ending](tmp_path / f"{index:03d}.{ending}", cloud)
+    document = predicted(run, tmp_path)
+    assert_as_scored(document, scored(run))
+    assert {row["treatment"] for row in document["predictions"]} == {"as it is"}
+    assert (document["votes"], document["refused"]) == (1, [])
+
+
+def test_another_place_and_scale_change_no_class(run: Path, clouds: np.ndarray, tmp_path: Path, scored: Scored) -> None:
+    """The set normalises its shapes, so a shape in millimetres somewhere else is the same shape."""
+    for index, cloud in enumerate(clouds):
+        np.save(tmp_path / f"{index:03d}.npy", cloud.astype(np.float64) * 400 + [10, -2000, 30])
+    document = predicted(run, tmp_path)
+    assert {row["treatment"] for row in document["predictions"]} == {"moved to its mean, scaled to radius 1"}
+    assert_as_scored(document, scored(run))
+
+
+def mesh(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A few random triangles in a box of random sides, far from the origin."""
+    draw = np.random.default_rng(seed)
+    vertices = draw.random((9, 3)) * draw.uniform(1, 40, size=3) + 100
+    return vertices, np.array([draw.choice(9, size=3, replace=False) for _ in range(10)])
+
+
+@pytest.fixture(scope="module")
+def mesh_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run on meshes of three classes, with normals, and the folder of its meshes."""
+    folder = tmp_path_factory.mktemp("meshes")
+    for split, count in (("train", 12), ("test", 6)):
+        for number in range(count):
+            name = CLASS_NAMES[number % 3]
+            place = folder / "off" / name / split
+            place.mkdir(parents=True, exist_ok=True)
+            write_off(place / f"{name}_{number + 100 * (split == 'test'):04d}.off", *mesh(number + 50 * len(split)))
+    prepare(folder / "off", folder / "data")
+    run = trained(
+        folder / "run", "modelnet40_pointnet", f"data.root={folder / 'data'}", "data.num_points=128",
+        "data.normals=file", "model={name: pointnet_plain, embedding: 32}", "losses=[{name: cross_entropy}]",
+        "evaluate.select=test",
+    )  # fmt: skip
+    return run, folder / "off"
+
+
+def test_meshes_are_drawn_as_they_were_prepared(mesh_run: tuple[Path, Path], scored: Scored) -> None:
+    run, meshes = mesh_run
+    files = [path for name in CLASS_NAMES[:3] for path in sorted((meshes / name / "test").glob("*.off"))]
+    document = predicted(run, *files)
+    treatments = {row["treatment"] for row in document["predictions"]}
+    assert treatments == {
+        "2048 points drawn from the mesh, moved to its mean, scaled to radius 1, the first 128 points"
+    }
+    assert_as_scored(document, scored(run))
+
+
+@pytest.mark.parametrize("num_points", [128, 2048])
+def test_prepared_clouds_written_out_are_taken_bit_for_bit(
+    mesh_run: tuple[Path, Path], tmp_path: Path, scored: Scored, num_points: int
+) -> None:
+    """All stored points of a shape, or as many as the run takes; neither is normalised a second time."""
+    run, meshes = mesh_run
+    shapes = ModelNet40(split="test", root=str(meshes.parent / "data"), num_points=num_points, normals="file")
+    batch = shapes.get_batch([SampleKey(index, 0, 0) for index in range(len(shapes))])
+    for index in range(len(shapes)):
+        write_ply(tmp_path / f"{index}.ply", batch["points"][index].numpy(), batch["normals"][index].numpy())
+    document = predicted(run, tmp_path)
+    assert {row["treatment"] for row in document["predictions"]} <= {"as it is", "the first 128 points"}
+    assert_as_scored(document, scored(run))
+
+
+def test_the_users_own_files_are_prepared_as_their_set_was(tmp_path: Path, scored: Scored) -> None:
+    """Clouds of many sizes, anywhere, on any scale; with normals from the files."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 3)):
+        for label, name in enumerate(("bolt", "nut", "washer")):
+            folder = tmp_path / "parts" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                points = draw.standard_normal((draw.integers(40, 300), 3)) * [1, 1 + label, 3] * 20 + 500
+                normals = draw.standard_normal(points.shape)
+                normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+                write_ply(folder / f"{number}.ply", points, normals)
+    to = tmp_path / "data"
+    made = run_here(
+        "data", "prepare", "cloud_folder", "--from", tmp_path / "parts", "--to", to, "up_axis=z", "num_points=64"
+    )
+    assert made.code == 0, made.err
+    run = trained(
+        tmp_path / "run", "modelnet40_pointnet", "data={name: cloud_folder, num_points: 48, normals: file}",
+        f"data.root={to}", "model={name: pointnet_plain, embedding: 32}", "losses=[{name: cross_entropy}]",
+        "evaluate.select=test",
+    )  # fmt: skip
+    files = sorted((tmp_path / "parts" / "test").rglob("*.ply"))
+    document = predicted(run, *files)
+    assert {row["treatment"] for row in document["predictions"]} == {"prepared as the set was"}
+    assert_as_scored(document, scored(run))
+
+
+def test_columns_of_files_without_names_can_be_named(mesh_run: tuple[Path, Path], tmp_path: Path) -> None:
+    run, _ = mesh_run
+    draw = np.random.default_rng(3)
+    np.savetxt(tmp_path / "a.txt", draw.standard_normal((200, 6)))
+    np.savetxt(tmp_path / "bare.txt", draw.standard_normal((200, 3)))
+    refused = predicted(run, tmp_path, expect=2)["refused"]
+    assert "a.txt: has 6 columns and no names" in refused[0]["reason"]
+    assert "bare.txt: has no normals, which the run was trained with" in refused[1]["reason"]
+    done = run_here("predict", run, tmp_path / "a.txt", "--columns", "x,y,z,nx,ny,nz", "--device", "cpu")
+    assert (done.code, "128 of 200 points" in done.out) == (2, False), "normals of length 3 are no unit vectors"
+    assert "normals run from" in done.err
+
+
+def test_bad_files_are_named_and_the_good_ones_predicted(run: Path, clouds: np.ndarray, tmp_path: Path) -> None:
+    good = [tmp_path / "a.npy", tmp_path / "z.ply"]
+    WRITERS["npy"](good[0], clouds[0])
+    WRITERS["ply"](good[1], clouds[1])
+    np.save(tmp_path / "b.npy", np.where(np.arange(32)[:, None] == 5, np.nan, clouds[2]))
+    np.save(tmp_path / "c.npy", clouds[3][:10])
+    np.save(tmp_path / "d.npy", np.ones((32, 3)))
+    (tmp_path / "e.ply").write_bytes(good[1].read_bytes()[:-5])
+    (tmp_path / "f.jpg").write_bytes(b"no cloud")
+    (tmp_path / "empty").mkdir()
+    out, table = tmp_path / "out.json", tmp_path / "out.csv"
+    bad = ["b.npy", "c.npy", "d.npy", "e.ply", "f.jpg", "empty", "none.npy"]
+    done = run_here(
+        "predict", run, good[0], *(tmp_path / name for name in bad), good[1], "--json", out, "--csv", table,
+        "--device", "cpu", "--batch-size", "1",
+    )  # fmt: skip
+    assert done.code == 2, done.err
+    document = json.loads(out.read_text())
+    assert [row["file"] for row in document["predictions"]] == list(map(str, good))
+    assert {Path(row["file"]).name for row in document["refused"]} == set(bad)
+    reasons = {Path(row["file"]).name: row["reason"] for row in document["refused"]}
+    for name, told in {
+        "b.npy": "is nan",
+        "c.npy": "holds 10 points, the run takes 32",
+        "d.npy": "all 32 points coincide",
+        "e.ply": "e.ply",
+        "f.jpg": "files of this kind are not read",
+        "empty": "holds no file of the kinds",
+        "none.npy": "there is no such file",
+    }.items():
+        assert told in reasons[name]
+        assert str(tmp_path / name) in reasons[name]
+        assert f"refused: {reasons[name]}" in done.err
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["file"] for row in rows[:2]] == list(map(str, good))
+    assert [float(row["probability"]) for row in rows[:2]] == [p["probability"] for p in document["predictions"]]
+    assert {row["file"]: row["refused"] for row in rows[2:]} == {r["file"]: r["reason"] for r in document["refused"]}
+    assert document["predictions"][0]["class"] in done.out
+
+
+def test_what_stands_beside_a_file_changes_nothing(run: Path, clouds: np.ndarray, tmp_path: Path) -> None:
+    for index, cloud in enumerate(clouds[:5]):
+        np.save(tmp_path / f"{index}.npy", cloud)
+    loaded = sightline.load_run(run)
+    together = loaded.predict([tmp_path]).predicted
+    for found in together:
+        alone = loaded.predict([found.file]).predicted[0]
+        assert alone.label == found.label
+        assert np.allclose(alone.probabilities, found.probabilities, rtol=0, atol=ROUNDING)
+
+
+def test_votes_are_said_not_to_be_applied(run: Path, clouds: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", clouds[0])
+    config = (run / "config.yaml").read_text()
+    try:
+        (run / "config.yaml").write_text(
+            config.replace("votes: 1", "votes: 3").replace("  vote: []", "  vote: [{name: rotate}]")
+        )
+        done = run_here("predict", run, tmp_path / "a.npy", "--device", "cpu")
+    finally:
+        (run / "config.yaml").write_text(config)
+    assert done.code == 0, done.err
+    assert "one pass a file: evaluate.votes (3) is not applied" in done.err
+    assert "trained on clouds with z up" in done.err
+
+
+def test_a_run_of_an_older_sightline_asks_its_data_set(run: Path, clouds: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", clouds[0])
+    before = predicted(run, tmp_path / "a.npy")["predictions"]
+    kept = (run / "inputs.json").read_bytes()
+    (run / "inputs.json").unlink()
+    try:
+        assert predicted(run, tmp_path / "a.npy")["predictions"] == before
+    finally:
+        (run / "inputs.json").write_bytes(kept)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--columns", "x,y"), "columns: [x, y] lacks z"),
+        (("--checkpoint", "none"), "checkpoint none"),
+        (("--csv", "/"), "--csv /: is a folder"),
+        (("--batch-size", "0"), "--batch-size"),
+    ],
+)
+def test_mistakes_are_one_line(run: Path, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    code, out, err = run_here("predict", run, tmp_path, *words)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert told in err
