@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
@@ -292,6 +293,19 @@ class _OutOfTimeError(Exception):
     """A forward pass is slower than there is time for."""
 
 
+class _Readers(TorchFunctionMode):
+    """Notes whose parameters an operation reads: a layer may use those of its parts without calling them."""
+
+    def __init__(self, model: nn.Module, executed: set[str]) -> None:
+        super().__init__()
+        self._executed = executed
+        self._owner = {id(value): name.rpartition(".")[0] for name, value in model.named_parameters()}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._executed.update(owner for value in args if (owner := self._owner.get(id(value))) is not None)
+        return function(*args, **(kwargs or {}))
+
+
 class _Watch:
     """Hooks on a copy: which modules ran, which one is running, and what the whole model gave the first time.
 
@@ -305,6 +319,7 @@ class _Watch:
         self._executed = result.executed
         self._stack: list[str] = []
         self._handles = []
+        self._readers = _Readers(result.model, result.executed)
         for name, module in result.model.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._enter(name)))
             self._handles.append(module.register_forward_hook(self._leave(is_whole=name == "")))
@@ -319,11 +334,15 @@ class _Watch:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._stack:  # the forward pass died
+            self._readers.__exit__(None, None, None)
 
     def _enter(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any) -> None:
             if time.thread_time() > self._deadline:
                 raise _OutOfTimeError
+            if not self._stack:
+                self._readers.__enter__()
             self._stack.append(name)
             self._executed.add(name)
 
@@ -332,6 +351,8 @@ class _Watch:
     def _leave(self, *, is_whole: bool) -> Any:
         def hook(module: nn.Module, inputs: Any, outputs: Any) -> Any:
             self._stack.pop()
+            if not self._stack:
+                self._readers.__exit__(None, None, None)
             if not is_whole or not isinstance(outputs, dict):
                 return None
             recorded = Recording(outputs)

@@ -86,8 +86,11 @@ def inputs_of(part: Part, config: RunConfig, *, is_training: bool = False) -> In
             break
         if not _has_clouds(batch) or not _has_clouds(seen):
             break
-        clouds += list(_joined(batch))
-        labels += [int(label) for label in batch["label"]] if _has_labels(batch) else [0] * len(keys)
+        found = _joined(batch)
+        given = batch["label"].tolist() if _has_labels(batch) else [0] * len(found)
+        finite = np.isfinite(found).all(axis=(1, 2))  # of the others `non-finite-data` speaks
+        clouds += list(found[finite])
+        labels += [int(label) for label, is_finite in zip(given, finite, strict=True) if is_finite]
         sizes += _sizes(seen["points"].double().numpy())
         if time.thread_time() - started > _MOST_SECONDS:
             break
@@ -285,6 +288,7 @@ def _has_labels(batch: Mapping[str, Any]) -> bool:
 
 
 def _sizes(points: np.ndarray) -> list[float]:
+    points = points[np.isfinite(points).all(axis=(1, 2))]
     centred = points - points.mean(axis=1, keepdims=True)
     return np.sqrt((centred**2).sum(axis=2).mean(axis=1)).tolist()
 

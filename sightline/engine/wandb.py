@@ -24,8 +24,8 @@ class Wandb:
     """A wandb run in `directory`/wandb: `train/<number>` of each interval, `<split>/<metric>`, and the pictures.
 
     It sees numbers alone: no hooks on the model, no capture of the console, no copy of the code. All its files, caches
-    too, lie in that folder. A resumed run goes on under the identity kept there, so that online it is one curve, and
-    offline `wandb sync` joins the parts. The global random states are left alone. Raises MissingExtraError without wandb.
+    too, lie in that folder. A resumed run goes on under the identity kept there: one curve online, and offline parts
+    that `wandb sync` joins. The global random states are left alone. Raises MissingExtraError without wandb.
     """
 
     def __init__(

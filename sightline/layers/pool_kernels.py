@@ -6,34 +6,47 @@ go through blocks of points in the given type and on in float64: exact enough wh
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from sightline.compiled import compiled, in_threads
 
-__all__ = ["linear_extremes", "linear_extremes_gradient", "pool", "pool_gradient", "sums_about"]
+__all__ = ["LinearExtremes", "linear_extremes", "linear_extremes_gradient", "pool", "pool_gradient", "sums_about"]
 
 _ENTRIES_AT_ONCE = 2**21
 """Products held at a time by `linear_extremes`: 8 MB in float32."""
 _SAMPLES_OF_A_PART = 8
 
 
-def linear_extremes(values: Tensor, weight: Tensor, *, sign: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest entry over N of values (B, N, D) times weight (C, D), and its first point int64; both (B, C).
+class LinearExtremes(NamedTuple):
+    """Per sample: the extreme entry (B, C) and its first point (B, C) int64; per channel, float64: the sums of all
+    entries and of their squares (C,)."""
 
-    The smallest where `sign` (C,) is -1, the first where it is 0; NaN wins. The product is never held whole.
+    extreme: Tensor
+    place: Tensor
+    total: Tensor
+    total_of_squares: Tensor
+
+
+def linear_extremes(values: Tensor, weight: Tensor, *, sign: Tensor) -> LinearExtremes:
+    """The largest entry over N of values (B, N, D) times weight (C, D); the product is never held whole.
+
+    The smallest where `sign` (C,) is -1, the first where it is 0; NaN wins.
     """
     num_samples, num_points, _ = values.shape
     extreme = values.new_empty((num_samples, len(weight)))
     place = torch.empty(extreme.shape, dtype=torch.int64)
+    sums = np.zeros((num_samples, 2, len(weight)))
     at_once = max(1, _ENTRIES_AT_ONCE // (num_points * len(weight)))
     for start in range(0, num_samples, at_once):
         some = slice(start, min(start + at_once, num_samples))
         mapped = values[some].flatten(0, 1) @ weight.mT
         arrays = [tensor.numpy() for tensor in (mapped, sign, extreme[some], place[some])]
-        in_threads(_find_extremes, some.stop - some.start, num_points, *arrays)
-    return extreme, place
+        in_threads(_find_extremes, some.stop - some.start, num_points, *arrays, sums[some])
+    return LinearExtremes(extreme, place, *torch.from_numpy(sums.sum(axis=0)))
 
 
 def linear_extremes_gradient(values: Tensor, weight: Tensor, place: Tensor, *, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,22 +189,29 @@ def _spread(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _find_extremes(first, last, num_points, mapped, sign, extreme, place):  # type: ignore[no-untyped-def]
+def _find_extremes(first, last, num_points, mapped, sign, extreme, place, sums):  # type: ignore[no-untyped-def]
     width = mapped.shape[1]
-    best = np.empty(width, mapped.dtype)
-    where = np.empty(width, np.int32)
+    best, where = np.empty(width, mapped.dtype), np.empty(width, np.int32)
+    total, squares = np.empty(width, mapped.dtype), np.empty(width, mapped.dtype)
     for sample in range(first, last):
-        row = mapped[sample * num_points]
-        for channel in range(width):
-            best[channel] = row[channel] * sign[channel]
-            where[channel] = 0
-        for point in range(1, num_points):
-            row = mapped[sample * num_points + point]
+        where[:] = 0
+        best[:] = -np.inf
+        for start in range(0, num_points, 64):
+            total[:] = 0
+            squares[:] = 0
+            for point in range(start, min(start + 64, num_points)):
+                row = mapped[sample * num_points + point]
+                for channel in range(width):
+                    value = row[channel]
+                    total[channel] += value
+                    squares[channel] += value * value
+                    signed = value * sign[channel]
+                    is_better = signed > best[channel] or signed != signed  # as torch's maximum: NaN wins
+                    best[channel] = signed if is_better else best[channel]
+                    where[channel] = point if is_better else where[channel]
             for channel in range(width):
-                signed = row[channel] * sign[channel]
-                is_better = signed > best[channel] or signed != signed  # as torch's maximum: NaN wins
-                best[channel] = signed if is_better else best[channel]
-                where[channel] = point if is_better else where[channel]
+                sums[sample, 0, channel] += total[channel]
+                sums[sample, 1, channel] += squares[channel]
         for channel in range(width):
             extreme[sample, channel] = mapped[sample * num_points + where[channel], channel]
             place[sample, channel] = where[channel]

@@ -77,8 +77,11 @@ class AlignmentNet(nn.Module):
     def __init__(self, *, in_channels: int, size: int, fused: bool = True) -> None:
         super().__init__()
         self.size = size
-        pool = LinearNormMax(in_channels=128, out_channels=1024, has_bias=True, activation=nn.ReLU(), fused=fused)
-        self.encode = nn.Sequential(_relu_layer(in_channels, 64), _relu_layer(64, 128), pool)
+        self.encode = nn.Sequential(
+            _relu_layer(in_channels, 64),
+            _relu_layer(64, 128),
+            LinearNormMax(in_channels=128, out_channels=1024, has_bias=True, activation=nn.ReLU(), fused=fused),
+        )
         self.head = nn.Sequential(_relu_layer(1024, 512), _relu_layer(512, 256), nn.Linear(256, size * size))
 
     def forward(self, channels_BNC: Tensor) -> Tensor:

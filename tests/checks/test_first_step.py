@@ -16,7 +16,7 @@ from tests.checks.planting import Wrapped, assert_healthy, caught, make, with_da
 class Misshapen(PointNetPlain):
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
         wide = torch.cat([points, points], dim=-1)
-        return {"logits": self.head(self.encode(wide).amax(1))}
+        return {"logits": self.head(self.encode(wide))}
 
 
 def test_shapes_that_do_not_fit(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class InAList(Plain):
         self.hidden = [nn.Linear(32, 32), nn.Linear(32, 32)]
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
-        pooled = self.encode(points).amax(dim=1)
+        pooled = self.encode(points)
         for layer in self.hidden:
             pooled = pooled + layer(pooled).tanh()
         return {"logits": self.head(pooled)}
@@ -51,7 +51,7 @@ class InADict(Plain):
         self._scales = {"a": nn.Parameter(torch.ones(32))}
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
-        return {"logits": self.head(self.encode(points).amax(dim=1) * self._scales["a"])}
+        return {"logits": self.head(self.encode(points) * self._scales["a"])}
 
 
 class WithTeacher(Plain):
@@ -73,7 +73,7 @@ class SecondHead(Plain):
         self.depth = nn.Linear(32, 1)
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> TwoHeads:
-        pooled = self.encode(points).amax(dim=1)
+        pooled = self.encode(points)
         return {"logits": self.head(pooled), "depth": self.depth(pooled)}
 
 
@@ -88,7 +88,7 @@ class Detached(Plain):
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
         with torch.no_grad():
-            pooled = self.encode(points).amax(dim=1)
+            pooled = self.encode(points)
         return {"logits": self.head(pooled)}
 
 
@@ -102,7 +102,7 @@ class Sometimes(Plain):
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
         self.calls += 1
-        pooled = self.encode(points).amax(dim=1)
+        pooled = self.encode(points)
         return {"logits": self.head(pooled + self.extra(pooled) if self.calls % 2 == 0 else pooled)}
 
 

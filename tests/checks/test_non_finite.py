@@ -50,7 +50,7 @@ class Between(PointNetPlain):
     """Divides by zero between two modules, in its own forward."""
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
-        pooled = self.encode(points).amax(dim=1)
+        pooled = self.encode(points)
         return {"logits": self.head(pooled / (pooled - pooled))}
 
 

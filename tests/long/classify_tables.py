@@ -121,11 +121,19 @@ def table(name: str, folder: Path, data: Path) -> list[dict[str, Any]]:
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table as the docs show it."""
-    lines = ["| run | seeds | overall accuracy | mean-class accuracy | CPU-seconds | peak memory |", "|---|---|---|---|---|---|"]
+    head = ("run", "seeds", "overall accuracy", "mean-class accuracy", "CPU-seconds", "peak memory")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         spread = f" ({row['lowest']:.3f} to {row['highest']:.3f})" if len(row["seeds"]) > 1 else ""
-        figures = (f"{row['overall_accuracy']:.3f}{spread}", f"{row['mean_class_accuracy']:.3f}", f"{row['cpu_s']:.0f}")
-        lines.append(f"| {row['name']} | {len(row['seeds'])} | {' | '.join(figures)} | {row['peak_bytes'] / 2**20:.0f} MiB |")
+        cells = (
+            row["name"],
+            str(len(row["seeds"])),
+            f"{row['overall_accuracy']:.3f}{spread}",
+            f"{row['mean_class_accuracy']:.3f}",
+            f"{row['cpu_s']:.0f}",
+            f"{row['peak_bytes'] / 2**20:.0f} MiB",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
