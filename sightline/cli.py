@@ -120,7 +120,7 @@ def evaluate(
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="files or folders: npy npz ply off txt xyz csv pts h5")
+        list[Path], typer.Argument(metavar="PATH...", help="files or folders: npy npz ply off txt xyz csv pts h5 hdf5")
     ],
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
     batch_size: Annotated[
@@ -244,6 +244,9 @@ def bench(
     svg: Annotated[
         Path | None, typer.Option("--svg", metavar="FILE", callback=_check_svg, help="draw what --grow measures")
     ] = None,
+    keep_memory: Annotated[
+        bool, typer.Option("--keep-memory", help="let malloc keep freed memory, as a training run does")
+    ] = False,
     lists: Annotated[bool, typer.Option("--list", help="say what cases there are, and run none")] = False,
     json: Json = None,
     traceback: Traceback = False,
@@ -256,7 +259,7 @@ def bench(
     from sightline.verbs import bench as verb
 
     return verb.bench(
-        verb.Options(tuple(suites or ()), case, repeats, threads, quick, json, lists, grow, svg),
+        verb.Options(tuple(suites or ()), case, repeats, threads, quick, json, lists, grow, svg, keep_memory),
     )
 
 

@@ -63,7 +63,7 @@ def suits(*tensors: Tensor) -> bool:
 
     Under torch.compile never: kernels are opaque to it, and it fuses the torch forms by itself.
     """
-    if not _has_numba() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not _has_numba():
         return False
     dtypes = {tensor.dtype for tensor in tensors}
     return dtypes in ({torch.float32}, {torch.float64}) and all(tensor.device.type == "cpu" for tensor in tensors)
@@ -77,7 +77,9 @@ def in_threads(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> No
     count = max(1, min(torch.get_num_threads(), num_rows))
     bounds = [num_rows * part // count for part in range(count + 1)]
     # The calling thread takes the last part: with one thread no pool is made at all.
-    others = [_pool(os.getpid(), count).submit(kernel, *pair, *arguments) for pair in itertools.pairwise(bounds[:-1])]
+    parts = list(itertools.pairwise(bounds[:-1]))
+    pool = _pool(os.getpid(), torch.get_num_threads()) if parts else None
+    others = [pool.submit(kernel, *part, *arguments) for part in parts if pool is not None]
     try:
         kernel(bounds[-2], bounds[-1], *arguments)
     finally:

@@ -59,16 +59,22 @@ class Report:
 
 
 class Runner:
-    """Runs cases and tells each result as it comes. `repeats` rounds, on the threads that torch has."""
+    """Runs cases and tells each result as it comes. `repeats` rounds, on the threads that torch has.
 
-    def __init__(self, *, repeats: int, is_quick: bool, meter: MemoryMeter) -> None:
+    With `keeps_memory` malloc keeps what is freed, for the rest of the process, as in a training run: large forms then
+    pay for fewer page faults.
+    """
+
+    def __init__(self, *, repeats: int, is_quick: bool, meter: MemoryMeter, keeps_memory: bool = False) -> None:
         self.repeats = repeats
         self.is_quick = is_quick
         self.meter = meter
+        self.keeps_memory = keeps_memory
 
     def run(self, cases: Sequence[Case], report: Report, tell: Callable[[str], None]) -> None:
         """Adds to the report, form by form, so that an interrupted run keeps what it has."""
-        keep_freed_memory()  # as a training run does; else the kernel's page faults are what large forms measure
+        if self.keeps_memory:
+            keep_freed_memory()
         for case in cases:
             tell(case.name)
             present = self._present(case, report, tell)

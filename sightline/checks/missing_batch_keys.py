@@ -74,7 +74,10 @@ def _unread(context: Context) -> list[Finding]:
     if not rehearsal.is_sound:
         return []
     by_metrics = {name for meter in context.built.selection.meters for name in meter.update.names}
-    reads = rehearsal.batch.keys() & (rehearsal.batch_reads | by_metrics)
+    by_name = rehearsal.batch_reads | by_metrics
+    if "features" in by_name:  # these fields travel inside it
+        by_name |= set(context.built.data.train.dataset.info.features)
+    reads = rehearsal.batch.keys() & by_name
     idle = [
         name
         for name in sorted(rehearsal.batch.keys() - reads)

@@ -302,7 +302,8 @@ class _Readers(TorchFunctionMode):
         self._owner = {id(value): name.rpartition(".")[0] for name, value in model.named_parameters()}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._executed.update(owner for value in args if (owner := self._owner.get(id(value))) is not None)
+        given = (*args, *(kwargs or {}).values())
+        self._executed.update(owner for value in given if (owner := self._owner.get(id(value))) is not None)
         return function(*args, **(kwargs or {}))
 
 

@@ -37,7 +37,9 @@ def read_npy(path: Path) -> np.ndarray:
 def read_npz_arrays(path: Path) -> dict[str, np.ndarray]:
     """Every array of an NPZ archive by its name. Raises DataError naming archive and entry."""
     with _faults(path, "the archive"), zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
+        names = [entry.filename.removesuffix(".npy") for entry in entries]
+    _check_expansion(f"{path}: the archive", sum(entry.file_size for entry in entries), path.stat().st_size)
     if not names:
         raise DataError(f"{path}: the archive holds no arrays; write one with numpy.savez")
     return {name: npz_array(path, name) for name in names}
@@ -49,9 +51,9 @@ def npz_header(path: Path, key: str, *, needed: str = "") -> tuple[tuple[int, ..
     `needed` is told to a user whose archive has no such entry.
     """
     with _faults(path, key, needed), zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-        header = _npy_header(file, f"{path}: {key}")
         entry = archive.getinfo(f"{key}.npy")
-        _check_expansion(f"{path}: {key}", entry.file_size, entry.compress_size)
+        _check_expansion(f"{path}: {key}", entry.file_size, entry.compress_size)  # first: a header too can be a bomb
+        header = _npy_header(file, f"{path}: {key}")
         _check_claim(f"{path}: {key}", header, entry.file_size)
     return header.shape, header.dtype
 
@@ -72,7 +74,9 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, RuntimeError) as error:
+    except DataError:
+        raise
+    except (*_DAMAGE, KeyError) as error:
         raise DataError(f"{path}: is no sound HDF5 file ({_first_line(error)}); get it again") from error
 
 
@@ -80,19 +84,28 @@ def read_hdf5_arrays(path: Path) -> dict[str, np.ndarray]:
     """Every data set at the root of an HDF5 file by its name; groups are left out. Raises DataError naming the key."""
     with open_hdf5(path) as file:
         num_bytes = path.stat().st_size
-        names = [name for name in file if hasattr(file.get(name), "shape")]
+        names = [name for name in file if _is_own(file, name) and hasattr(file.get(name), "shape")]
         for name in names:
             _check_hdf5(f"{path}: {name}", file[name], num_bytes)
         return {name: file[name][...] for name in names}
+
+
+def _is_own(file: Any, name: str) -> bool:
+    """Whether a name leads nowhere but into this file."""
+    import h5py
+
+    return not isinstance(file.get(name, getlink=True), h5py.ExternalLink)
 
 
 def _check_hdf5(where: str, dataset: Any, num_bytes: int) -> None:
     """An HDF5 data set can claim any size and hold nothing: what is not stored would be made up from its fill value."""
     if dataset.shape is None or dataset.dtype.hasobject:
         raise DataError(f"{where} is {dataset.dtype}, no array of numbers; store numbers, or leave it out of the file")
+    if dataset.is_virtual or dataset.external:
+        raise DataError(f"{where} lies in other files; store its numbers in this one")
     stored = dataset.id.get_storage_size()
     claimed = math.prod(dataset.shape) * dataset.dtype.itemsize
-    if stored > num_bytes or (stored < claimed and (dataset.compression is None or stored == 0)):
+    if stored > num_bytes or _lacks_parts(dataset, stored, claimed):
         raise DataError(
             f"{where} claims to be {dataset.dtype} {dataset.shape}, {claimed} bytes, and {stored} are stored in a "
             f"file of {num_bytes}; it was not written to the end: get it again"
@@ -143,6 +156,14 @@ def _check_expansion(where: str, claimed: int, stored: int) -> None:
             f"{where}: {stored} stored bytes would become {claimed} in memory, which no cloud does; if it is yours, "
             "store it uncompressed"
         )
+
+
+def _lacks_parts(dataset: Any, stored: int, claimed: int) -> bool:
+    """Chunks may be compressed, so they are counted; what has no chunks is stored as it is."""
+    if dataset.chunks is None:
+        return stored < claimed
+    wanted = math.prod(-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+    return dataset.id.get_num_chunks() < wanted
 
 
 _DAMAGE = (

@@ -45,11 +45,11 @@ def read_cloud(path: Path, *, columns: Sequence[str] | None = None) -> Cloud:
     Raises DataError with file and line, byte or entry; ConfigError for `columns` that are no cloud's.
     """
     wanted = None if columns is None else check_columns(columns)
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; check the path")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: files of this kind are not read; there are {', '.join(CLOUD_SUFFIXES)}")
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file; check the path")
     cloud = reader(path, wanted)
     _check_sound(path, cloud)
     return cloud

@@ -79,7 +79,11 @@ class CloudFolder(LabelledClouds):
         return len(self._channels) if name == "channels" else super()._width(name)
 
     def _preparation(self, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**manifest["preparation"], "channels": list(self._channels)}
+        return {
+            **manifest["preparation"],
+            "channels": list(self._channels),
+            "with_normals": "normals" in self._stored,  # a file must have what the run reads, no more
+        }
 
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
         return "applied" if manifest["normalisation"] == "unit_sphere" else "none"
@@ -114,6 +118,7 @@ class CloudFolder(LabelledClouds):
         if normalisation == "none" and unit is None:
             raise ConfigError("normalisation: none keeps the unit of the files, which must be named: unit=m, cm or mm")
         names = None if columns is None else check_columns(columns)
+        listed = None if names is None else list(names)  # as JSON gives it back
         layout, clouds = list_clouds(source)
         told_split = "as given" if clouds[0].split else _told_split(test_share, validation_share, seed)
         clouds = split_clouds(clouds, test_share=test_share, validation_share=validation_share, seed=seed)
@@ -135,7 +140,7 @@ class CloudFolder(LabelledClouds):
             "normalisation": normalisation,
             "class_names": class_names,
             "channels": list(channels),
-            "source_columns": names,
+            "source_columns": listed,
             "preparation": preparation,
             "split": told_split,
         }
@@ -147,7 +152,7 @@ class CloudFolder(LabelledClouds):
             tuple(_parts(clouds, class_names, names, preparation)),
             about,
             _summary,
-            {**preparation, "columns": names, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds)},
+            {**preparation, "columns": listed, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds)},
         )
         return prepare_native(plan, target, progress=progress)
 

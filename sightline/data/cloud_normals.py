@@ -57,11 +57,15 @@ class EstimatedNormals:
 def estimated_normals(points: np.ndarray, *, where: str) -> np.ndarray:
     """The normals (N, 3) float32 of one cloud (N, 3); one at a time, so that no cloud's bits depend on another's.
 
+    Planes go through distinct points: a cloud in which points come twice, as those of few points do, has normals too.
     Raises DataError, led by `where`, for a cloud in which a point has no normal.
     """
+    distinct, place = np.unique(points, axis=0, return_inverse=True)
+    if len(distinct) < len(points):
+        return estimated_normals(distinct, where=where)[place]
     try:
         return estimate_normals(torch.from_numpy(points)[None], num_neighbours=_NUM_NEIGHBOURS)[0].numpy()
     except ValueError as error:
         raise DataError(
-            f"{where}: its normals cannot be estimated ({error}); set normals: none, or leave the shape out"
+            f"{where}: its normals cannot be estimated ({error}); set normals: none, or leave it out"
         ) from error

@@ -13,7 +13,7 @@ from sightline.data.cloud_normals import estimated_normals
 from sightline.data.cloud_preparation import prepare_cloud
 from sightline.data.mesh_points import NUM_MESH_POINTS, draw_points, generator_of
 from sightline.data.preparation import to_unit_sphere
-from sightline.errors import DataError
+from sightline.errors import ConfigError, DataError
 from sightline.types import CloudForm, DataInfo
 
 __all__ = ["FileSample", "read_sample", "sample_of"]
@@ -63,10 +63,16 @@ def sample_of(
 
     A cloud that lies as the prepared ones do is taken bit for bit. `to_sphere` puts others about their mean with
     radius 1 where the set only promises that; `any_scale` skips the bounds, for a run whose own transforms normalise.
-    Raises DataError, led by `where`, for a missing field, too few points, and a scale outside the set's promise.
+    Raises DataError, led by `where`, for a missing field, too few points, and a scale outside the set's promise;
+    ConfigError for `to_sphere` where the set was prepared to keep size and place.
     """
     form = info.clouds or CloudForm()
     if form.preparation is not None:
+        if to_sphere and form.preparation["normalisation"] == "none":
+            raise ConfigError(
+                "--unit-sphere: the run was trained on clouds of the size and in the place that their files have "
+                "(normalisation=none); leave it out"
+            )
         return _prepared(cloud, info, form, form.preparation, where, any_scale=any_scale)
     if np.abs(cloud.points).max() > _LARGEST:
         raise DataError(f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; get the file again")

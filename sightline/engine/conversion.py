@@ -141,6 +141,13 @@ def _translated(source: PublishedFile, layout: str, published: PublishedModel, f
             f"{file}: lacks {len(missing)} of the {len(model.state_dict())} tensors of the layout '{layout}': "
             f"{_listed(missing)}{_suggestion(source.state, layout) or '; get a whole file'}"
         )
+    bent = [name for name, own in model.state_dict().items() if weights[name].ndim != own.ndim]
+    if bent:
+        told = [f"{_first(theirs[name.rpartition('.')[0]], name)} {list(weights[name].shape)}" for name in bent]
+        raise CheckpointError(
+            f"{file}: {len(bent)} tensors have another number of axes than in the layout '{layout}': {_listed(told)}; "
+            "is it a variant of it?"
+        )
     unsound = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if unsound:
         named = [_first(theirs[name.rpartition(".")[0]], name) for name in unsound]

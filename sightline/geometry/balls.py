@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sightline.compiled import suits
-from sightline.geometry.distances import assert_alike, assert_finite, comparable, squared_distances
+from sightline.geometry.distances import assert_alike, assert_finite, assert_some, comparable, squared_distances
 from sightline.geometry.neighbour_kernels import balls_by_tree
 
 __all__ = ["ball_query", "balls_plainly"]
@@ -21,9 +21,11 @@ def ball_query(points: Tensor, *, centres: Tensor, radius: float, num_neighbours
     `points` (B, N, C), `centres` (B, M, C) -> index (B, M, num_neighbours) int64. A group with fewer points repeats
     its first one in the places that are left. radius^2 is rounded to the points' precision (half is compared in
     float32) before the comparison.
-    Raises ValueError for a centre with no point in its ball, and for values that are not finite, naming the sample.
+    Raises ValueError for fewer than one neighbour, for a centre with no point in its ball, and for values that are not
+    finite, naming the sample.
     Source: Qi et al. 2017 (PointNet++), section 3.2; which points and their order follow its PyTorch port by Yan.
     """
+    assert_some(num_neighbours)
     assert_alike(points, centres, name="centres")
     assert_finite(points, name="points")
     assert_finite(centres, name="centres")

@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["assert_alike", "assert_finite", "comparable", "paired_squared_distances", "squared_distances"]
+__all__ = [
+    "assert_alike",
+    "assert_finite",
+    "assert_some",
+    "comparable",
+    "paired_squared_distances",
+    "products_are_exact",
+    "score_slack",
+    "squared_distances",
+]
 
 
 def squared_distances(queries: Tensor, points: Tensor) -> Tensor:
@@ -32,8 +41,37 @@ def paired_squared_distances(queries: Tensor, points: Tensor) -> Tensor:
     return squared
 
 
+def score_slack(reach: Tensor, num_channels: int) -> Tensor | None:
+    """By how much the order of scores |p|^2 - 2 q.p can differ from that of the distances above; as `reach`.
+
+    `reach` is |q| + R, centred: R is the largest |p|. A score is off by at most E = (C + 8) eps reach^2 from what the
+    plain sum gives, less |q|^2: with u = eps / 2, C + 2 roundings in the score and as many in the plain sum, each of
+    at most u reach^2, and 2 in centring. Slack is 2E. None where squares leave the range of the numbers. Waits for the
+    device.
+    """
+    limits = torch.finfo(reach.dtype)
+    if not bool((reach < limits.max**0.5 / 4).all()):
+        return None
+    return 2 * ((num_channels + 8) * limits.eps * reach.square() + 8 * num_channels * limits.tiny)
+
+
+def products_are_exact(points: Tensor) -> bool:
+    """Whether matrices of this kind are multiplied in their own precision: users may allow less for float32."""
+    if points.device.type != "cpu":
+        return torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if matmul is None:  # torch before 2.9
+        return torch.get_float32_matmul_precision() == "highest"
+    return matmul.fp32_precision in ("none", "ieee")
+
+
 def comparable(values: Tensor) -> Tensor:
-    """The bare values in a precision that distances are compared in: float32 for half precision, else their own."""
+    """The bare values in a precision that distances are compared in: float32 for half precision, else their own.
+
+    Whole numbers are compared in float64, which is exact for them.
+    """
+    if not values.dtype.is_floating_point:
+        return values.detach().double()
     return values.detach().float() if values.dtype in (torch.float16, torch.bfloat16) else values.detach()
 
 
@@ -47,6 +85,12 @@ def assert_finite(values: Tensor, *, name: str) -> None:
         f"{name}[{sample}]: point {point} is {values[sample, point].tolist()[:6]}, neighbours need finite numbers; "
         "check the data with `sightline check`, or the weights if these are features"
     )
+
+
+def assert_some(num_neighbours: int) -> None:
+    """Raises ValueError for fewer than one neighbour: the compiled searches need a last place."""
+    if num_neighbours < 1:
+        raise ValueError(f"{num_neighbours} neighbours asked for; num_neighbours is at least 1")
 
 
 def assert_alike(points: Tensor, queries: Tensor, *, name: str) -> None:

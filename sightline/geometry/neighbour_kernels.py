@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.compiled import compiled, in_threads
+from sightline.geometry.distances import products_are_exact, score_slack
 from sightline.geometry.trees import LEAF, build_trees
 
 __all__ = ["balls_by_tree", "neighbours_by_product", "neighbours_by_tree"]
@@ -48,24 +49,21 @@ def balls_by_tree(points: Tensor, centres: Tensor, radius: float, num_neighbours
 def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor | None:
     """`nearest_neighbours` by a matrix product that rules most points out: for many channels.
 
-    The expansion |p|^2 - 2 q.p of each centred pair is off by at most E = (C + 8) eps (|q| + R)^2 from what the plain
-    form gives, less |q|^2: with u = eps / 2, C + 2 roundings in the expansion and as many in the plain form, each of
-    at most u (|q| + R)^2, and 2 in centring (R, the largest |p|). If k points have an expansion of at most T, every
-    point among the nearest k has one of at most T + 2E. Those are measured as the plain form does.
-
-    None where that bound does not hold: numbers whose squares leave the range, products in reduced precision.
+    If k points have a score |p|^2 - 2 q.p of at most T, every point among the nearest k has one of at most T + slack
+    (`score_slack`). Those are measured as the plain form does. None where that bound does not hold: numbers whose
+    squares leave the range, products in reduced precision.
     """
-    if not _products_are_exact():
+    if not products_are_exact(points):
         return None
     num_clouds, num_queries, num_channels = queries.shape
-    num_points, limits = points.shape[1], torch.finfo(points.dtype)
+    num_points = points.shape[1]
     centre = points.mean(dim=1, keepdim=True)
     near, asked = points - centre, queries - centre
     lengths = near.square().sum(dim=-1)
     reach = asked.square().sum(dim=-1).sqrt() + lengths.amax(dim=1, keepdim=True).sqrt()
-    if not bool((reach < limits.max**0.5 / 4).all()):
+    slack = score_slack(reach, num_channels)
+    if slack is None:
         return None
-    slack = 2 * ((num_channels + 8) * limits.eps * reach.square() + 8 * num_channels * limits.tiny)
     asked *= -2
     chunk = max(1, _ENTRIES_AT_ONCE // num_points)
     products = points.new_empty(min(chunk, num_queries), num_points)
@@ -79,14 +77,6 @@ def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) 
         given = (own, lengths[cloud], slack[cloud, part], queries[cloud, part], points[cloud])
         in_threads(_rank, len(own), *(tensor.contiguous().numpy() for tensor in given), lowest_of, index[cloud, part])
     return torch.from_numpy(index)
-
-
-def _products_are_exact() -> bool:
-    """Whether the CPU multiplies float32 matrices in float32: users may allow less."""
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
-    if matmul is None:  # torch before 2.9
-        return torch.get_float32_matmul_precision() == "highest"
-    return matmul.fp32_precision in ("none", "ieee")
 
 
 def _num_groups(num_points: int, num_neighbours: int) -> int:

@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 from sightline.compiled import suits
-from sightline.geometry.distances import assert_alike, assert_finite, comparable, squared_distances
+from sightline.geometry.distances import assert_alike, assert_finite, assert_some, comparable, squared_distances
 from sightline.geometry.neighbour_kernels import neighbours_by_product, neighbours_by_tree
+from sightline.geometry.neighbour_products import neighbours_by_candidates
 
-__all__ = ["gather_points", "nearest_neighbours", "neighbours_plainly"]
+__all__ = ["assert_rows", "gather_points", "nearest_neighbours", "neighbours_plainly"]
 
 _CHANNELS_OF_TREES = 5
 """Measured at 1024 points: the search of boxes takes half the time of the product in 3 channels, the same in 6."""
 
-_ENTRIES_AT_ONCE = 2**20
-"""Distances held at a time: the working memory stays near 8 MB in float32 whatever the clouds' sizes."""
+_ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
+"""Distances held at a time: the working memory stays near 8 MB in float32, on a GPU near 1 GB, whatever the clouds."""
 
 
 @torch.no_grad()
@@ -27,11 +28,12 @@ def nearest_neighbours(points: Tensor, *, num_neighbours: int, queries: Tensor |
     the plain sum of (a - b)^2 over the channels in order, in the points' own precision (half precision in float32).
     So a squared distance is off by (C / 2 + 1) eps of itself at most, wherever the points stand: at 1e4 m float32
     orders them as float64 would, but for those that are equally far to that.
-    Raises ValueError for more neighbours than points, for queries of another kind than the points, and for values
+    Raises ValueError for no neighbours or more than points, for queries of another kind than the points, and for values
     that are not finite, naming the sample.
     Source: the neighbourhood of Wang et al. 2019, section 3.1.
     """
     num_points = points.shape[1]
+    assert_some(num_neighbours)
     if num_neighbours > num_points:
         raise ValueError(
             f"{num_neighbours} neighbours asked for in clouds of {num_points} points; lower num_neighbours or give "
@@ -49,7 +51,28 @@ def nearest_neighbours(points: Tensor, *, num_neighbours: int, queries: Tensor |
         by_product = neighbours_by_product(points, queries, num_neighbours)
         if by_product is not None:
             return by_product
+    elif points.shape[2] > _CHANNELS_OF_TREES and points.numel() and queries.numel():
+        by_candidates = _by_candidates(points, queries, num_neighbours)
+        if by_candidates is not None:
+            return by_candidates
     return neighbours_plainly(points, queries, num_neighbours)
+
+
+def _by_candidates(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor | None:
+    """Matrix products for most queries, the plain form for those that they prove nothing about."""
+    found = neighbours_by_candidates(points, queries, num_neighbours, entries_at_once=_entries_at_once(points))
+    if found is None:
+        return None
+    index, is_proven = found
+    for sample in (~is_proven).any(dim=1).nonzero().flatten().tolist():
+        rest = ~is_proven[sample]
+        asked = queries[sample, rest][None]
+        index[sample, rest] = neighbours_plainly(points[sample][None], asked, num_neighbours)[0]
+    return index
+
+
+def _entries_at_once(points: Tensor) -> int:
+    return _ENTRIES_AT_ONCE.get(points.device.type, _ENTRIES_AT_ONCE["cpu"])
 
 
 def gather_points(values: Tensor, index: Tensor) -> Tensor:
@@ -58,13 +81,32 @@ def gather_points(values: Tensor, index: Tensor) -> Tensor:
     return values[sample_index, index]
 
 
+def assert_rows(index: Tensor, values: Tensor, *, num_queries: int) -> None:
+    """Raises ValueError where `index` (B, num_queries, K) names other rows than those of `values` (B, N, C), or none.
+
+    For loops that are compiled: they read and write wherever an index points. Waits for the device.
+    """
+    num_samples, num_points = values.shape[:2]
+    if index.shape[:-1] != (num_samples, num_queries) or index.shape[-1] == 0 or index.dtype != torch.int64:
+        raise ValueError(
+            f"index: found the shape {tuple(index.shape)} {index.dtype}, expected ({num_samples}, {num_queries}, K) "
+            "torch.int64 with K >= 1; give the neighbours of every query in every sample"
+        )
+    if index.numel():
+        lowest, highest = (int(bound) for bound in index.aminmax())
+        if lowest < 0 or highest >= num_points:
+            raise ValueError(
+                f"index: rows {lowest}..{highest} named in clouds of {num_points} points; give rows of these clouds"
+            )
+
+
 @torch.no_grad()
 def neighbours_plainly(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
     """The reference: all distances, a bounded number of queries at a time. On any device."""
     num_samples, num_points, _ = points.shape
     points_CBN = points.permute(2, 0, 1).contiguous()  # one channel is read at a time: five times faster than strided
     queries_CBM = queries.permute(2, 0, 1).contiguous()
-    chunk = max(1, _ENTRIES_AT_ONCE // max(1, num_samples * num_points))
+    chunk = max(1, _entries_at_once(points) // max(1, num_samples * num_points))
     parts = [
         _first_by_distance_and_index(squared_distances(queries_CBm, points_CBN), num_neighbours)
         for queries_CBm in queries_CBM.split(chunk, dim=2)

@@ -26,7 +26,7 @@ def estimate_normals(points: Tensor, *, num_neighbours: int = 16) -> Tensor:
     """
     index = nearest_neighbours(points, num_neighbours=num_neighbours)
     wide = points.double()
-    chunk = max(1, _ENTRIES_AT_ONCE // (len(points) * num_neighbours * 3))
+    chunk = max(1, _ENTRIES_AT_ONCE // max(1, len(points) * num_neighbours * 3))
     parts = [_smallest_axis(wide, part, first * chunk) for first, part in enumerate(index.split(chunk, dim=1))]
     normals = torch.cat(parts, dim=1)
     return _facing_out(normals, wide - wide.mean(dim=1, keepdim=True)).to(points.dtype)

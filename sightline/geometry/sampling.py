@@ -39,7 +39,7 @@ def farthest_point_sample(
     if min_squared_norm is not None:
         is_barred = paired_squared_distances(points, torch.zeros_like(points)) <= min_squared_norm
         nearest_BN[is_barred] = -1  # below every distance, and stays so
-    sample = sample_by_leaves if suits(points) else _sample_plainly
+    sample = sample_by_leaves if suits(points) and points.numel() else _sample_plainly
     return sample(points, nearest=nearest_BN, first=first, num_samples=num_samples)
 
 

@@ -149,19 +149,25 @@ def normalising(
 
 
 def answers_of_statistics(
-    norm: nn.Module, count: Tensor | None, *, to_bias: Tensor, to_weight: Tensor, inverse_deviation: Tensor
+    norm: nn.Module,
+    count: Tensor | None,
+    *,
+    to_bias: Tensor,
+    to_weight: Tensor,
+    scale: Tensor,
+    inverse_deviation: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """By how much every value's gradient is lowered: a constant, and a slope times its distance from the mean (C,).
 
-    `to_bias` and `to_weight` are this process's gradients of the norm's parameters. Zero where running values, which do
-    not answer to the batch, were used (`count` None). Source: Ioffe and Szegedy 2015, section 3, the chain rule.
+    `to_bias` and `to_weight` are this process's gradients of the norm's parameters; `scale` is `inverse_deviation`
+    times the weight that the forward pass saw, which need not be the norm's weight now. Zero where running values,
+    which do not answer to the batch, were used (`count` None). Source: Ioffe and Szegedy 2015, section 3, the chain
+    rule.
     """
     if count is None:
         return torch.zeros_like(to_bias), torch.zeros_like(to_bias)
     shares = all_reduce_sum(norm, torch.cat([to_bias, to_weight]).double()) / count
     share_of_bias, share_of_weight = shares.to(to_bias.dtype).chunk(2)
-    assert isinstance(norm.weight, Tensor)
-    scale = norm.weight.detach() * inverse_deviation
     return scale * share_of_bias, scale * inverse_deviation * share_of_weight
 
 

@@ -55,8 +55,10 @@ class PlainEdgeConv(nn.Module):
 class EdgeConv(PlainEdgeConv):
     """`PlainEdgeConv` without its edge features: same state, same numbers, same gradients, same running statistics.
 
-    Holds B*N*2*out_channels numbers, in every mode, on any device, and with synchronised batch norm. Where equal
-    responses tie, or the norm's weight is exactly 0, the gradient goes to the neighbour that stands first in `index`.
+    Holds B*N*3*out_channels numbers for backward, on any device, and with synchronised batch norm. Under autocast the
+    linear maps alone are rounded to half precision; under torch.compile it is the plain form. Where equal responses
+    tie, or the norm's weight is exactly 0, the gradient goes to the neighbour that stands first in `index`. It has no
+    second derivative: take `PlainEdgeConv` for one.
     Source: Wang et al. 2019, equations 5 to 8; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all edges.
     """
 
@@ -99,10 +101,11 @@ class _NormedExtreme(Function):
         pairs, index, position, standard, weight, inverse_deviation, mean = ctx.saved_tensors
         to_bias = gradients[0].sum(dim=(0, 1))
         to_weight = (gradients[0] * standard).sum(dim=(0, 1))
+        scale = weight * inverse_deviation
         constant, slope = answers_of_statistics(
-            ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, inverse_deviation=inverse_deviation
+            ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, scale=scale, inverse_deviation=inverse_deviation
         )
-        chosen = gradients[0] * (weight * inverse_deviation)
+        chosen = gradients[0] * scale
         to_pairs = edge_gradients(pairs, index, position, chosen=chosen, constant=constant, slope=slope, shift=mean)
         return to_pairs, None, to_weight, to_bias, None
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sightline.compiled import compiled, in_threads, suits
+from sightline.geometry.neighbours import assert_rows
 
 __all__ = ["EdgeSums", "edge_extremes_and_sums", "edge_gradients"]
 
@@ -108,6 +109,7 @@ def _rows(values: Tensor, index_BN: Tensor) -> Tensor:
 
 
 def _compiled_extremes_and_sums(pairs: Tensor, index: Tensor, sign: Tensor, shift: Tensor) -> EdgeSums:
+    assert_rows(index, pairs, num_queries=pairs.shape[1])
     num_samples, num_points, width = pairs.shape
     blocks = num_samples * -(-num_points // _POINTS_AT_ONCE)
     extreme = pairs.new_empty((num_samples, num_points, width // 2))
@@ -131,7 +133,7 @@ def _compiled_gradients(
 def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sums):  # type: ignore[no-untyped-def]
     num_points, num_neighbours = index.shape[1], index.shape[2]
     width = extreme.shape[2]
-    blocks_of_a_cloud = (num_points + 1023) // 1024
+    blocks_of_a_cloud = -(-num_points // _POINTS_AT_ONCE)
     moved = np.empty(width, pairs.dtype)
     best = np.empty(width, pairs.dtype)
     place_of_best = np.empty(width, np.int32)
@@ -139,8 +141,8 @@ def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sum
     squares = np.empty(width, pairs.dtype)
     for block in range(first, last):
         sample = block // blocks_of_a_cloud
-        start = (block % blocks_of_a_cloud) * 1024
-        for point in range(start, min(start + 1024, num_points)):
+        start = (block % blocks_of_a_cloud) * _POINTS_AT_ONCE
+        for point in range(start, min(start + _POINTS_AT_ONCE, num_points)):
             own = pairs[sample, point]
             for channel in range(width):
                 moved[channel] = own[width + channel] - shift[channel]

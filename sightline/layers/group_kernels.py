@@ -131,6 +131,7 @@ def _add_up_groups(first, last, of_points, of_centres, index, origin, sums):  # 
 def _add_and_rectify(first, last, of_points, of_centres, index, result):  # type: ignore[no-untyped-def]
     num_groups, num_members = index.shape[1], index.shape[2]
     width = of_points.shape[2]
+    zero = of_points.dtype.type(0)
     for sample in range(first, last):
         for group in range(num_groups):
             centre = of_centres[sample, group]
@@ -139,7 +140,7 @@ def _add_and_rectify(first, last, of_points, of_centres, index, result):  # type
                 row = result[sample, group, member]
                 for channel in range(width):
                     value = point[channel] + centre[channel]
-                    row[channel] = value * 0 if value < 0 else value
+                    row[channel] = zero if value < 0 else value
 
 
 @compiled

@@ -17,7 +17,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from sightline.compiled import suits
-from sightline.geometry.neighbours import gather_points
+from sightline.geometry.distances import assert_alike
+from sightline.geometry.neighbours import assert_rows, gather_points
 from sightline.layers.batch_norm import SumsAbout, answers_of_statistics, normalising, uses_batch
 from sightline.layers.group_kernels import (
     add_and_rectify,
@@ -78,9 +79,10 @@ class GroupedMLP(PlainGroupedMLP):
     """
 
     def forward(self, of_points: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
-        # Kernels are opaque to torch.compile, which fuses the plain form by itself.
-        if not suits(of_points, of_centres) or of_points.dtype != of_centres.dtype or torch.compiler.is_compiling():
+        if not suits(of_points, of_centres):
             return super().forward(of_points, of_centres, index)
+        assert_alike(of_points, of_centres, name="of_centres")
+        assert_rows(index, of_points, num_queries=of_centres.shape[1])
         first, *between, last = self._each_layer
         norm = first.norm
         values = _RectifiedGroups.apply(of_points, of_centres, index, norm.weight, norm.bias, norm)
@@ -128,7 +130,12 @@ class _RectifiedGroups(Function):
         to_points, to_centres = found.to_points * scale, found.to_centres * scale
         if ctx.count is not None:
             constant, slope = answers_of_statistics(
-                ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, inverse_deviation=inverse_deviation
+                ctx.norm,
+                ctx.count,
+                to_bias=to_bias,
+                to_weight=to_weight,
+                scale=scale,
+                inverse_deviation=inverse_deviation,
             )
             num_members = index.shape[-1]
             to_points -= found.degree * constant + slope * (found.degree * of_points + found.received)
@@ -158,7 +165,7 @@ class _NormedExtreme(Function):
         to_weight = (gradients[0] * standard).sum(dim=(0, 1))
         scale = weight * inverse_deviation
         constant, slope = answers_of_statistics(
-            ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, inverse_deviation=inverse_deviation
+            ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, scale=scale, inverse_deviation=inverse_deviation
         )
         to_values = extremes_gradient(
             values, place, chosen=gradients[0] * scale, constant=constant, slope=slope, mean=mean

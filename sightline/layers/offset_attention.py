@@ -49,7 +49,10 @@ class OffsetAttention(SelfAttention):
 
     def attention(self, values: Tensor) -> Tensor:
         """How much of point n each point m receives: (B, M, N); over n it adds up to 1."""
-        given_BNM = torch.softmax(self._likeness(values), dim=-1)
+        likeness = self._likeness(values)
+        if likeness.dtype == torch.float16:  # whose smallest number is above the guard: 0 / 0 for an idle point
+            likeness = likeness.float()
+        given_BNM = torch.softmax(likeness, dim=-1)
         return (given_BNM / (1e-9 + given_BNM.sum(dim=1, keepdim=True))).mT
 
 

@@ -66,7 +66,7 @@ class LinearNormPool(LinearNorm):
     def forward(self, values: Tensor) -> Tensor:
         mapped = self.linear(values)
         wide = mapped.float() if mapped.dtype == torch.bfloat16 else mapped
-        if self.fused and suits(wide):
+        if self.fused and suits(wide, self.norm.weight, self.norm.bias):
             pooled = _NormedPool.apply(wide, self.norm.weight, self.norm.bias, self.norm, self.negative_slope)
             return torch.cat(pooled, dim=-1)
         active = self.after_linear(mapped)
@@ -88,13 +88,14 @@ class _NormedPool(Function):
             values, mean=mean, scale=scale, offset=bias, negative_slope=negative_slope
         )
         ctx.norm, ctx.count, ctx.negative_slope, ctx.slopes = norm, count, negative_slope, slopes
-        ctx.save_for_backward(values, mean, scale, bias, inverse_deviation, place)
+        # `weight` is kept so that autograd sees it change between the passes, as the plain form does.
+        ctx.save_for_backward(values, mean, scale, weight, bias, inverse_deviation, place)
         return maximum, average
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        values, mean, scale, bias, inverse_deviation, place = ctx.saved_tensors
+        values, mean, scale, _, bias, inverse_deviation, place = ctx.saved_tensors
         to_best, to_average = gradients
         best = values.gather(1, place[:, None]).squeeze(1) - mean
         factor = torch.where(best * scale + bias > 0, best.new_ones(()), best.new_tensor(ctx.negative_slope))
@@ -103,7 +104,7 @@ class _NormedPool(Function):
         to_bias = (share * derivative + to_best * factor).sum(dim=0)
         to_weight = inverse_deviation * (share * weighted + to_best * factor * best).sum(dim=0)
         constant, slope = answers_of_statistics(
-            ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, inverse_deviation=inverse_deviation
+            ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, scale=scale, inverse_deviation=inverse_deviation
         )
         to_values = pool_gradient(
             values,
@@ -172,6 +173,7 @@ class _LinearNormedMax(Function):
                 ctx.count,
                 to_bias=to_norm_bias,
                 to_weight=to_norm_weight,
+                scale=norm_weight * inverse_deviation,
                 inverse_deviation=inverse_deviation,
             )
             everywhere = constant + slope * moved  # what the row at the centre loses

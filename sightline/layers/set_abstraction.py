@@ -85,12 +85,15 @@ class PlainBallGroup(nn.Module):
 class BallGroup(PlainBallGroup):
     """`PlainBallGroup` with its first linear map applied to points: same state, same numbers, same gradients.
 
-    Source: as the plain form.
+    Under autocast it is the plain form: a place in the cloud, rounded to half precision, may be off by more than the
+    ball is wide, and so would be the difference of two. Source: as the plain form.
     """
 
     network_type = GroupedMLP
 
     def forward(self, points: Tensor, features: Tensor | None, centres: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(points.device.type):
+            return super().forward(points, features, centres)
         linear = self.network.first_linear
         # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
         origin_B13 = points.detach().mean(dim=1, keepdim=True)

@@ -39,6 +39,7 @@ class Options:
     lists_only: bool = False
     grow: str | None = None
     svg: Path | None = None
+    keeps_memory: bool = False
 
 
 def bench(options: Options) -> int:
@@ -81,12 +82,14 @@ def _run(cases: Sequence[Case], options: Options, report: Report) -> bool:
     is_complete = False
     try:
         with MemoryMeter(num_threads=options.threads) as meter:
-            Runner(repeats=options.repeats, is_quick=is_quick, meter=meter).run(cases, report, note)
+            runner = Runner(repeats=options.repeats, is_quick=is_quick, meter=meter, keeps_memory=options.keeps_memory)
+            runner.run(cases, report, note)
         is_complete = True
     except KeyboardInterrupt:
         pass  # what was measured until now is still true
     finally:
         about: dict[str, Any] = {"repeats": options.repeats, "is_quick": options.is_quick, "is_complete": is_complete}
+        about |= {"keeps_memory": options.keeps_memory}
         about |= {"mismatches": report.mismatches, "missing": report.missing}
         rows = [result.to_dict() for result in report.results]
         write_document(options.json, {"cases": rows, "environment": machine | about})

@@ -50,3 +50,8 @@ def test_what_nothing_reads_is_only_told(tmp_path: Path) -> None:
     findings = run_all(make(tmp_path), World())
     assert [(f.code, f.severity) for f in findings] == [("missing-batch-keys", "note")]
     assert "'normals', 'part'" in findings[0].summary
+
+
+def test_what_travels_inside_the_features_is_read(tmp_path: Path) -> None:
+    findings = run_all(make(tmp_path, "data.normals=file"), World())
+    assert [finding.summary for finding in findings] == ["nothing reads 'part' of a batch"]

@@ -11,6 +11,7 @@ from typing import TypedDict
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sightline import registry
 from sightline.checks.no_gradient import no_gradient
@@ -92,6 +93,20 @@ class Detached(Plain):
         return {"logits": self.head(pooled)}
 
 
+class DetachedByName(Plain):
+    """Uses the weights of a part that it does not call, by keyword and without gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Linear(32, 32)
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
+        pooled = self.encode(points)
+        with torch.no_grad():
+            moved = F.linear(pooled, weight=self.extra.weight, bias=self.extra.bias)
+        return {"logits": self.head(pooled + moved)}
+
+
 class Sometimes(Plain):
     """Layer drop: one layer rests in every other pass."""
 
@@ -157,6 +172,11 @@ def test_a_module_that_never_runs(tmp_path: Path) -> None:
 def test_a_module_that_runs_without_gradient(tmp_path: Path) -> None:
     finding = caught(with_model(make(tmp_path), Detached()), "no-gradient", "model.frozen_unintended")
     assert finding.where.param == "encode.0.linear.weight"
+
+
+def test_weights_that_are_read_by_keyword_have_run(tmp_path: Path) -> None:
+    finding = caught(with_model(make(tmp_path), DetachedByName()), "no-gradient", "model.frozen_unintended")
+    assert finding.where.param == "extra.weight"
 
 
 def test_a_loss_that_is_cut_off(tmp_path: Path) -> None:

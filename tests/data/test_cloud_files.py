@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sightline.data.array_files import npz_header
 from sightline.data.cloud_files import CLOUD_SUFFIXES, read_cloud
 from sightline.data.meshes import read_off
 from sightline.errors import ConfigError, DataError
@@ -191,6 +192,16 @@ BROKEN: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
         zip_bytes({"points.npy": npy_that_claims("(1000000, 3)", b"\0" * 24_000_000)}),
         ("no cloud",),
     ),
+    "npz whose header is a bomb": (
+        "a.npz",
+        zip_bytes({"points.npy": b"\x93NUMPY\x02\x00" + (2**25).to_bytes(4, "little") + b" " * 2**25}),
+        ("no cloud does",),
+    ),
+    "npz of many small bombs": (
+        "a.npz",
+        zip_bytes({f"c{i}.npy": npy_bytes(np.zeros(250_000)) for i in range(9)}),
+        ("the archive: .* no cloud does",),
+    ),
     "npz with two clouds": (
         "a.npz",
         zip_bytes({"points.npy": npy_bytes(POINTS), "xyz.npy": npy_bytes(POINTS)}),
@@ -240,6 +251,14 @@ def test_broken_files(tmp_path: Path, case: str) -> None:
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     refused(tmp_path / "a.ply", "no such file")
+    refused(tmp_path / "clouds", "no such file")
+
+
+def test_the_header_of_an_entry_is_not_read_before_its_size_is_checked(tmp_path: Path) -> None:
+    name, content, words = BROKEN["npz whose header is a bomb"]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"points: .* {words[0]}"):
+        npz_header(tmp_path / name, "points")
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -259,6 +278,38 @@ def test_an_hdf5_file_that_was_not_written_to_the_end(tmp_path: Path, chunks: tu
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("points", shape=(10**9, 3), dtype="f8", chunks=chunks)
     refused(tmp_path / "a.h5", "24000000000 bytes, and 0 are stored")
+
+
+def test_an_hdf5_file_that_lacks_chunks(tmp_path: Path) -> None:
+    """Compressed chunks that were never written would read as zeros."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        points = file.create_dataset("points", shape=(40, 3), dtype="f8", chunks=(10, 3), compression="gzip")
+        points[:30] = POINTS[:30]
+    refused(tmp_path / "a.h5", "not written to the end")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["points"][30:] = POINTS[30:]
+    np.testing.assert_array_equal(read_cloud(tmp_path / "a.h5").points, POINTS)
+
+
+def test_an_hdf5_file_leads_to_no_other_file(tmp_path: Path) -> None:
+    WRITERS[".h5"](tmp_path / "b.h5", POINTS)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["points"] = h5py.ExternalLink(str(tmp_path / "b.h5"), "points")
+    refused(tmp_path / "a.h5", "has no x, y, z; it has nothing")
+    (tmp_path / "b.bin").write_bytes(POINTS.tobytes())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("points", (40, 3), "f8", external=[(str(tmp_path / "b.bin"), 0, 960)])
+    refused(tmp_path / "a.h5", "points lies in other files")
+
+
+@pytest.mark.parametrize("name", [b"\x8fing\0", b"r\xc0ng\0"])
+def test_an_hdf5_file_with_a_damaged_name(tmp_path: Path, name: bytes) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["points"], file["ring"] = POINTS, POINTS[:, 0]
+    content = (tmp_path / "a.h5").read_bytes()
+    assert content.count(b"ring\0") == 1
+    (tmp_path / "a.h5").write_bytes(content.replace(b"ring\0", name))
+    refused(tmp_path / "a.h5", "no sound HDF5 file")
 
 
 def test_an_hdf5_file_of_text(tmp_path: Path) -> None:

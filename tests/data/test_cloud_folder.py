@@ -175,6 +175,31 @@ def test_a_file_is_prepared_as_its_set_was(tmp_path: Path, normals: str, channel
         np.testing.assert_array_equal(batch["channels"][0].numpy(), expected)
 
 
+def test_a_file_needs_no_normals_that_the_run_does_not_read(tmp_path: Path) -> None:
+    for kind in CLASSES[:2]:
+        (tmp_path / "in" / kind).mkdir(parents=True)
+        for number in range(3):
+            points = solid(kind, number, 100)
+            columns = dict(zip(("x", "y", "z", "nx", "ny", "nz"), np.hstack([points, points]).T, strict=True))
+            write_ply(tmp_path / "in" / kind / f"{number}.ply", columns)
+    prepare(tmp_path / "in", tmp_path / "set")
+    bare = write_ply(tmp_path / "bare.ply", dict(zip("xyz", solid("ball", 0, 100).T, strict=True)))
+    for normals in ("none", "estimated"):
+        info = CloudFolder(split="train", root=str(tmp_path / "set"), normals=normals).info  # type: ignore[arg-type]
+        whole = read_sample(tmp_path / "in" / "ball" / "0.ply", info).fields
+        for name, values in read_sample(bare, info).fields.items():
+            np.testing.assert_array_equal(values, whole[name])
+    with pytest.raises(DataError, match="has no normals"):
+        read_sample(bare, CloudFolder(split="train", root=str(tmp_path / "set"), normals="file").info)
+
+
+def test_scaling_is_refused_where_size_means_something(clouds: Path, tmp_path: Path) -> None:
+    prepare(clouds, tmp_path / "set", normalisation="none", unit="m")
+    info = CloudFolder(split="train", root=str(tmp_path / "set")).info
+    with pytest.raises(ConfigError, match=r"--unit-sphere: .* leave it out"):
+        read_sample(clouds / "ball" / "ball_00.ply", info, to_sphere=True)
+
+
 def test_estimated_normals_are_those_of_the_geometry_and_of_each_cloud_alone(prepared: Path) -> None:
     dataset = CloudFolder(split="train", root=str(prepared), normals="estimated")
     batch = everything(dataset)
@@ -187,6 +212,17 @@ def test_estimated_normals_are_those_of_the_geometry_and_of_each_cloud_alone(pre
     torch.testing.assert_close(lengths, torch.ones_like(lengths))
     batch["normals"].zero_()  # what is given out is a copy
     assert torch.equal(dataset[SampleKey(20, 0, 0)]["normals"], again[SampleKey(20, 0, 0)]["normals"])
+
+
+def test_normals_are_estimated_where_points_come_twice(tmp_path: Path) -> None:
+    """Clouds of fewer points than are stored hold some of them again, and again."""
+    prepare(write_folder(tmp_path / "in", per_class=3), tmp_path / "set", num_points=1024)
+    dataset = CloudFolder(split="train", root=str(tmp_path / "set"), normals="estimated")
+    points, normals = (everything(dataset)[name] for name in ("points", "normals"))
+    distinct, place = np.unique(points[0].numpy(), axis=0, return_inverse=True)
+    assert len(distinct) == 300
+    expected = estimate_normals(torch.from_numpy(distinct)[None], num_neighbours=16)[0]
+    assert torch.equal(normals[0], expected[place])
 
 
 def test_normals_that_no_file_has(prepared: Path) -> None:
@@ -252,6 +288,22 @@ def test_another_preparation_is_not_taken_for_this_one(clouds: Path, prepared: P
         prepare(clouds, prepared, num_points=32)
     with pytest.raises(DataError, match="was prepared with up_axis = z, now it is y"):
         prepare(clouds, prepared, up_axis="y")
+
+
+def test_named_columns_are_no_other_preparation(tmp_path: Path) -> None:
+    """Neither to a set that is there nor to one that was broken off."""
+    write_folder(tmp_path / "in", suffix=".npy")
+    columns = ("x", "y", "z")
+    first = prepare(tmp_path / "in", tmp_path / "set", columns=columns)
+    assert prepare(tmp_path / "in", tmp_path / "set", columns=columns)["outcome"] == "already there"
+    last = tmp_path / "in" / "rod" / "rod_09.npy"
+    content = last.read_bytes()
+    last.write_bytes(content[:-1])
+    with pytest.raises(DataError, match="cut short"):
+        prepare(tmp_path / "in", tmp_path / "again", columns=columns)
+    assert (tmp_path / "again.partial").is_dir()
+    last.write_bytes(content)
+    assert prepare(tmp_path / "in", tmp_path / "again", columns=columns)["files"] == first["files"]
 
 
 def test_an_edited_list_is_not_taken_for_the_old_one(clouds: Path, tmp_path: Path) -> None:

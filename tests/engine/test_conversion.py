@@ -210,6 +210,11 @@ def test_what_a_run_in_a_config_leaves_open_comes_from_the_weights(tmp_path: Pat
         ),
         (
             "wangyueft_pointnet",
+            {"conv1.weight": torch.ones(64)},
+            "1 tensors have another number of axes than in the layout 'wangyueft_pointnet': conv1.weight [64]",
+        ),
+        (
+            "wangyueft_pointnet",
             {"bn6.weight": torch.full((512,), torch.nan)},
             "1 tensors hold NaN or infinity: bn6.weight",
         ),

@@ -83,7 +83,7 @@ def test_clouds_of_many_sizes_are_batched_by_size_and_come_back_in_order(tmp_pat
 
 def test_no_more_clouds_wait_than_a_few_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(tmp_path)
-    paths = write(tmp_path / "clouds", list(range(2, 42)))
+    paths = write(tmp_path / "clouds", list(range(4, 44)))
     waiting, most = 0, 0
 
     class Counting(module._Classifier):
@@ -107,7 +107,7 @@ def test_a_file_given_twice_or_by_its_folder_too_is_predicted_once(tmp_path: Pat
     run = run_of(tmp_path)
     paths = write(tmp_path / "clouds", [4, 4])
     (tmp_path / "clouds" / "deeper").mkdir()
-    np.save(tmp_path / "clouds" / "deeper" / "x.npy", np.eye(3))
+    np.save(tmp_path / "clouds" / "deeper" / "x.npy", np.eye(4, 3))
     (tmp_path / "clouds" / "notes.md").write_text("not a cloud")
     found = run.predict([paths[1], tmp_path / "clouds", paths[1]])
     names = [prediction.file.name for prediction in found.predicted]
@@ -143,7 +143,7 @@ def test_scale_is_checked_unless_the_run_itself_normalises(tmp_path: Path) -> No
 
 
 def test_draws_of_transforms_follow_the_file_alone(tmp_path: Path) -> None:
-    run = run_of(tmp_path, "transforms.evaluate=[{name: sample_points, num_points: 3}]")
+    run = run_of(tmp_path, "transforms.evaluate=[{name: sample_points, num_points: 4}]")
     paths = write(tmp_path / "clouds", [50, 50, 50])
     together = {p.file: p.probabilities for p in run.predict(paths).predicted}
     backwards = {p.file: p.probabilities for p in run.predict(paths[::-1]).predicted}
@@ -151,7 +151,7 @@ def test_draws_of_transforms_follow_the_file_alone(tmp_path: Path) -> None:
     assert together == backwards
     assert np.allclose(alone, together[paths[2]], rtol=0, atol=1e-6)
     whole = probabilities(run, paths[2])
-    assert not np.allclose(alone, whole, rtol=0, atol=1e-6), "three points of fifty were drawn"
+    assert not np.allclose(alone, whole, rtol=0, atol=1e-6), "four points of fifty were drawn"
 
 
 def test_a_run_on_something_else_than_clouds_is_refused(tmp_path: Path) -> None:

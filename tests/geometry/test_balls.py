@@ -104,3 +104,8 @@ def test_not_finite_names_the_sample() -> None:
         ball_query(torch.zeros(2, 4, 3), centres=points, radius=1.0, num_neighbours=2)
     with pytest.raises(ValueError, match=r"centres \(1, 4, 3\) torch.float32 do not go with points \(2, 4, 3\)"):
         ball_query(torch.zeros(2, 4, 3), centres=torch.zeros(1, 4, 3), radius=1.0, num_neighbours=2)
+
+
+def test_no_neighbours_are_refused(form: str) -> None:
+    with pytest.raises(ValueError, match="0 neighbours asked for"):
+        ball_query(torch.zeros(1, 4, 3), centres=torch.zeros(1, 2, 3), radius=1.0, num_neighbours=0)

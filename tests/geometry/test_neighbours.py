@@ -10,16 +10,19 @@ from torch import Tensor
 
 from sightline.geometry import neighbour_kernels, neighbours
 from sightline.geometry.neighbour_kernels import neighbours_by_product, neighbours_by_tree
+from sightline.geometry.neighbour_products import neighbours_by_candidates
 from sightline.geometry.neighbours import gather_points, nearest_neighbours, neighbours_plainly
 from tests.geometry.threads import with_one_and_two_threads
 from tests.golden_parity import load_golden
 
 
-@pytest.fixture(params=["compiled", "plain"])
+@pytest.fixture(params=["compiled", "products", "plain"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both the compiled loops and the torch form, which a GPU or a machine without numba takes."""
-    if request.param == "plain":
+    """The compiled loops; the products of a GPU or a machine without numba; and what those are held to."""
+    if request.param != "compiled":
         monkeypatch.setattr(neighbours, "suits", lambda *tensors: False)
+    if request.param == "plain":
+        monkeypatch.setattr(neighbours, "_by_candidates", lambda *arguments: None)
     return request.param
 
 
@@ -170,14 +173,30 @@ def test_numbers_of_any_size(scale: float, num_channels: int, form: str) -> None
     np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=10), expected)
 
 
-def test_the_product_rules_out_no_neighbour_where_its_digits_are_few() -> None:
+def test_the_product_rules_out_no_neighbour_where_its_digits_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two clusters 2000 apart, 1e-3 wide: the expansion's error, 2e-1, is larger than all distances within them."""
     points = torch.randn(1, 200, 24) * 1e-3
     points[:, ::2] += 1000
     points[:, 1::2] -= 1000
+    expected = by_numpy(points, points, 15)
     index = neighbours_by_product(points, points, 15)
     assert index is not None
-    np.testing.assert_array_equal(index, by_numpy(points, points, 15))
+    np.testing.assert_array_equal(index, expected)
+    candidates = neighbours_by_candidates(points, points, 15, entries_at_once=2**20)
+    assert candidates is not None
+    index, is_proven = candidates
+    assert not is_proven.any()  # more candidates lie within the error than are looked at
+    monkeypatch.setattr(neighbours, "suits", lambda *tensors: False)
+    np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=15), expected)
+
+
+def test_products_prove_most_neighbours() -> None:
+    """Or else the form for GPUs would always end in the plain one."""
+    points = torch.randn(2, 300, 64)
+    candidates = neighbours_by_candidates(points, points, 20, entries_at_once=2**14)
+    assert candidates is not None
+    assert candidates[1].all()
+    np.testing.assert_array_equal(candidates[0], by_numpy(points, points, 20))
 
 
 def test_products_in_reduced_precision_are_not_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +206,7 @@ def test_products_in_reduced_precision_are_not_relied_on(monkeypatch: pytest.Mon
     torch.set_float32_matmul_precision("medium")
     try:
         assert neighbours_by_product(points, points, 9) is None
+        assert neighbours_by_candidates(points, points, 9, entries_at_once=2**20) is None
         np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=9), by_numpy(points, points, 9))
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -201,7 +221,7 @@ def test_one_thread_and_two_give_the_same_bits(num_channels: int) -> None:
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randint(0, 5, (2, 50, 4)).float()
     whole = neighbours_plainly(points, points, 6), neighbours_by_product(points, points, 6)
-    monkeypatch.setattr(neighbours, "_ENTRIES_AT_ONCE", 700)  # 7 queries at a time, and a last chunk of 1
+    monkeypatch.setattr(neighbours, "_ENTRIES_AT_ONCE", {"cpu": 700})  # 7 queries at a time, and a last chunk of 1
     monkeypatch.setattr(neighbour_kernels, "_ENTRIES_AT_ONCE", 350)  # the same, per cloud
     assert torch.equal(neighbours_plainly(points, points, 6), whole[0])
     assert torch.equal(neighbours_by_product(points, points, 6), whole[1])
@@ -276,3 +296,9 @@ def test_gather_passes_gradients_back() -> None:
     values = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
     index = torch.randint(0, 4, (2, 5, 3))
     assert torch.autograd.gradcheck(lambda v: gather_points(v, index), (values,))
+
+
+@pytest.mark.parametrize("num_channels", [3, 16])
+def test_no_neighbours_are_refused(num_channels: int, form: str) -> None:
+    with pytest.raises(ValueError, match="0 neighbours asked for"):
+        nearest_neighbours(torch.zeros(1, 8, num_channels), num_neighbours=0)

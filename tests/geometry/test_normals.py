@@ -87,3 +87,7 @@ def test_points_on_a_line_have_no_normal() -> None:
         estimate_normals(torch.ones(1, 20, 3), num_neighbours=8)
     with pytest.raises(ValueError, match="16 neighbours asked for in clouds of 9 points"):
         estimate_normals(torch.randn(1, 9, 3))
+
+
+def test_no_clouds_have_no_normals() -> None:
+    assert estimate_normals(torch.zeros(0, 20, 3)).shape == (0, 20, 3)

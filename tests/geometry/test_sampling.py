@@ -162,3 +162,7 @@ def test_what_cannot_be_sampled_is_named() -> None:
     points[0, 3, 1] = np.nan
     with pytest.raises(ValueError, match=r"points\[0\]: point 3 is \[0.0, nan, 0.0\]"):
         farthest_point_sample(points, num_samples=2)
+
+
+def test_points_without_coordinates_are_all_alike(form: str) -> None:
+    assert farthest_point_sample(torch.zeros(1, 100, 0), num_samples=3, start=7).tolist() == [[7, 0, 0]]

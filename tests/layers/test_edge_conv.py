@@ -206,3 +206,35 @@ def test_one_value_per_channel_is_refused() -> None:
     layer = EdgeConv(in_channels=2, out_channels=3)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         layer(torch.randn(1, 1, 2), torch.zeros(1, 1, 1, dtype=torch.int64))
+
+
+def test_gradients_are_those_of_the_weights_that_were_used() -> None:
+    """Weights that stand in for the layer's own during the forward pass alone, as meta-learning has them."""
+    layers = pair_of_layers()
+    given = {name: torch.randn_like(value).requires_grad_() for name, value in layers[0].named_parameters()}
+    features, index = torch.randn(2, 10, 5, dtype=torch.float64), torch.randint(0, 10, (2, 10, 4))
+    weight = torch.randn(2, 10, 24, dtype=torch.float64)
+    plain, fused = (
+        torch.autograd.grad(
+            (torch.func.functional_call(layer, given, (features, index)) * weight).sum(), list(given.values())
+        )
+        for layer in layers
+    )
+    for found, expected in zip(fused, plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=BOUND, atol=BOUND * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        (torch.full((2, 6, 3), 6), r"rows 6\.\.6 named in clouds of 6 points"),
+        (torch.full((2, 6, 3), -1), r"rows -1\.\.-1 named in clouds of 6 points"),
+        (torch.zeros(1, 6, 3, dtype=torch.int64), r"found the shape \(1, 6, 3\).*expected \(2, 6, K\)"),
+        (torch.zeros(2, 5, 3, dtype=torch.int64), r"found the shape \(2, 5, 3\).*expected \(2, 6, K\)"),
+        (torch.zeros(2, 6, 0, dtype=torch.int64), r"found the shape \(2, 6, 0\).*K >= 1"),
+    ],
+)
+def test_edges_that_leave_the_cloud_are_refused(index: Tensor, words: str) -> None:
+    """Compiled loops would read and write outside their arrays."""
+    with pytest.raises(ValueError, match=words):
+        EdgeConv(in_channels=3, out_channels=4)(torch.randn(2, 6, 3), index)

@@ -152,3 +152,38 @@ def test_one_value_per_channel_is_refused() -> None:
     _, quick = pair_of_networks()
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         quick(**groups(num_clouds=1, num_groups=1, num_members=1))
+
+
+def test_gradients_are_those_of_the_weights_that_were_used() -> None:
+    """Weights that stand in for the network's own during the forward pass alone, as meta-learning has them."""
+    networks, given = pair_of_networks(), groups()
+    weights = {name: torch.randn_like(value).requires_grad_() for name, value in networks[0].named_parameters()}
+    del weights["layers.0.linear.weight"], weights["layers.0.linear.bias"]  # callers apply them
+    plain, quick = (
+        torch.autograd.grad(
+            torch.func.functional_call(network, weights, (), given).square().sum(), list(weights.values())
+        )
+        for network in networks
+    )
+    largest = max(gradient.abs().max().item() for gradient in plain)
+    for found, expected in zip(quick, plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=BOUND, atol=BOUND * largest)
+
+
+def test_members_that_leave_the_cloud_are_refused() -> None:
+    _, quick = pair_of_networks()
+    given = groups()
+    with pytest.raises(ValueError, match=r"rows 0\.\.30 named in clouds of 30 points"):
+        quick(**given | {"index": torch.tensor([0, 30]).expand(3, 11, 2)})
+    with pytest.raises(ValueError, match=r"expected \(3, 11, K\)"):
+        quick(**given | {"index": given["index"][:, :4]})
+    with pytest.raises(ValueError, match=r"of_centres .* do not go with points"):
+        quick(**given | {"of_centres": given["of_centres"][:1]})
+
+
+def test_minus_infinity_is_rectified_to_zero() -> None:
+    plain, quick = (network.eval() for network in pair_of_networks())
+    given = groups()
+    given["index"][0, 0] = 3
+    given["of_points"][0, 3, int(plain.layers[0].norm.weight.argmax())] = -torch.inf  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(quick(**given), plain(**given), rtol=BOUND, atol=BOUND)

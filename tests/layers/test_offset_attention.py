@@ -107,3 +107,15 @@ def test_order_of_points_does_not_matter(kind: type[SelfAttention]) -> None:
 def test_gradients_agree_with_finite_differences(kind: type[SelfAttention]) -> None:
     layer = kind(channels=4).double()
     assert torch.autograd.gradcheck(layer, (torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True),))
+
+
+def test_a_point_that_nobody_looks_at_gives_numbers_in_float16() -> None:
+    """One point draws all others: what they give the rest is below float16's 6e-8, and so is the 1e-9 of the guard."""
+    layer, values = OffsetAttention(channels=8).eval(), torch.rand(1, 20, 8)
+    values[0, 0] = 40
+    with torch.no_grad():
+        layer.query.weight.fill_(0.5)
+        with torch.autocast("cpu", torch.float16):
+            attention = layer.attention(values)
+    # Every column of the paper's matrix is divided by its sum, which float32 can hold.
+    assert attention.isfinite().all()

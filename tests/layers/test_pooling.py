@@ -134,3 +134,33 @@ def test_a_channel_of_little_variance_keeps_its_digits() -> None:
     # The product of the two equal halves is rounded at 1e-7 of 4, which is 4e-3 of the channel's deviation.
     torch.testing.assert_close(fused(values.float()).double(), plain(values), rtol=4e-3, atol=4e-3)
     torch.testing.assert_close(fused.norm.running_var.double(), plain.norm.running_var, rtol=1e-6, atol=0)
+
+
+@KINDS
+def test_gradients_are_those_of_the_weights_that_were_used(kind: str) -> None:
+    """Weights that stand in for the layer's own during the forward pass alone, as meta-learning has them."""
+    layers, values, weight = pair_of_layers(kind), torch.randn(3, 9, 6, dtype=torch.float64), weights(3, kind)
+    given = {name: torch.randn_like(value).requires_grad_() for name, value in layers[0].named_parameters()}
+    plain, fused = (
+        torch.autograd.grad((torch.func.functional_call(layer, given, (values,)) * weight).sum(), list(given.values()))
+        for layer in layers
+    )
+    for found, expected in zip(fused, plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=BOUND * max(1.0, expected.abs().max().item()))
+
+
+@KINDS
+def test_a_weight_changed_between_the_passes_is_noticed(kind: str) -> None:
+    _, fused = pair_of_layers(kind)
+    output = fused(torch.randn(3, 9, 6, dtype=torch.float64))
+    with torch.no_grad():
+        fused.norm.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@KINDS
+def test_a_layer_in_half_precision_takes_the_plain_form(kind: str) -> None:
+    plain, fused = (layer.bfloat16() for layer in pair_of_layers(kind))
+    values = torch.randn(3, 9, 6).bfloat16()
+    assert torch.equal(fused(values), plain(values))

@@ -132,3 +132,13 @@ def test_statistics_hold_in_float32_far_from_the_origin() -> None:
         errors.append((layer(**given).double() - exact).abs().max().item())
     # Differences of near float32 numbers are exact, so both see the same inputs; each then rounds in its own way.
     assert errors[1] <= 4 * errors[0]
+
+
+def test_balls_far_from_the_middle_keep_their_digits_under_autocast() -> None:
+    """Three clusters 20 apart and balls of 0.1: bfloat16 steps there are 0.1, so differences come before rounding."""
+    points = torch.cat([0.1 * torch.randn(1, 40, 3) + place for place in (-20.0, 10.0, 20.0)], dim=1)
+    scale = Scale(radius=0.1, num_neighbours=6, widths=(8, 5))
+    plain, quick = (kind(in_channels=0, scale=scale, first="place") for kind in (PlainBallGroup, BallGroup))
+    quick.load_state_dict(plain.state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quick(points, None, points[:, ::4]), plain(points, None, points[:, ::4]))

@@ -51,11 +51,14 @@ def _normals() -> list[Row]:
 
 
 def _fractions() -> list[Row]:
-    """How much of ModelNet40 a model needs: a class-stratified tenth, three tenths, all; five epochs of each."""
+    """How much of ModelNet40 a model needs: a class-stratified tenth, three tenths, all; five epochs of each.
+
+    A seed draws its own part of the shapes, too.
+    """
     rows = []
     for name, model in (("PointNet", "pointnet"), ("PCT", "pct")):
         for fraction in (0.1, 0.3, 1.0):
-            overrides = (f"data.fraction={fraction}", "train.epochs=5")
+            overrides = (f"data.fraction={fraction}", "data.fraction_seed={seed}", "train.epochs=5")
             seeds = (0, 1, 2) if fraction < 1 else (0,)
             rows.append(Row(f"{name}, {fraction:.0%}", f"modelnet40_{model}_cpu", overrides, seeds))
     return rows
@@ -69,7 +72,8 @@ def train(row: Row, seed: int, folder: Path, data: Path) -> dict[str, Any]:
     run = folder / f"{row.name.replace(', ', '_').replace(' ', '_')}_{seed}"
     done = run / "table_row.json"
     if not done.exists():
-        words = ["train", f"configs/classify/{row.config}.yaml", *row.overrides, f"seed={seed}"]
+        overrides = [override.format(seed=seed) for override in row.overrides]
+        words = ["train", f"configs/classify/{row.config}.yaml", *overrides, f"seed={seed}"]
         words += [f"data.root={data}", "--out", str(run), "--resume", "auto"]
         started = time.monotonic()
         usage = _run([sys.executable, "-m", "sightline", *words])

@@ -1,0 +1,54 @@
+"""Nearest neighbours by matrix products in torch: the bits of the plain form where kernels cannot go, such as a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sightline.geometry.distances import paired_squared_distances, products_are_exact, score_slack
+
+__all__ = ["neighbours_by_candidates"]
+
+_SPARE = 16
+"""Candidates beyond those asked for: enough that rounding rarely reaches past them."""
+
+
+def neighbours_by_candidates(
+    points: Tensor, queries: Tensor, num_neighbours: int, *, entries_at_once: int
+) -> tuple[Tensor, Tensor] | None:
+    """Index (B, M, K), and which queries (B, M) it is proven for: the others have too many points equally far.
+
+    The points of least |p|^2 - 2 q.p are measured as the plain form does. If k points have a score of at most T, every
+    point among the nearest k has one of at most T + slack (`score_slack`): a query is proven where its last candidate
+    lies above that. None where the bound does not hold.
+    """
+    num_clouds, num_queries, num_channels = queries.shape
+    num_points = points.shape[1]
+    centre = points.mean(dim=1, keepdim=True)
+    near, asked = points - centre, queries - centre
+    lengths = near.square().sum(dim=-1)
+    reach = asked.square().sum(dim=-1).sqrt() + lengths.amax(dim=1, keepdim=True).sqrt()
+    slack = score_slack(reach, num_channels)
+    if slack is None or not products_are_exact(points):
+        return None
+    count = min(num_points, num_neighbours + _SPARE)
+    index = torch.empty((num_clouds, num_queries, num_neighbours), dtype=torch.int64, device=points.device)
+    is_proven = torch.empty((num_clouds, num_queries), dtype=torch.bool, device=points.device)
+    step = max(1, entries_at_once // max(1, num_clouds * num_points))
+    for begin in range(0, num_queries, step):
+        part = slice(begin, begin + step)
+        with torch.autocast(points.device.type, enabled=False):
+            scores = torch.baddbmm(lengths[:, None], asked[:, part], near.mT, alpha=-2)
+        least = scores.topk(count, dim=-1, largest=False)
+        index[:, part] = _ranked(points, queries[:, part], least.indices)[..., :num_neighbours]
+        bound = least.values[..., num_neighbours - 1] + slack[:, part]
+        is_proven[:, part] = (least.values[..., -1] > bound) | (count == num_points)
+    return index, is_proven
+
+
+def _ranked(points: Tensor, queries: Tensor, candidates: Tensor) -> Tensor:
+    """Candidates (B, M, K) in order of (distance, index)."""
+    candidates = candidates.sort(dim=-1).values
+    sample = torch.arange(len(points), device=points.device)[:, None, None]
+    distances = paired_squared_distances(queries[:, :, None], points[sample, candidates])
+    return candidates.gather(-1, torch.sort(distances, dim=-1, stable=True).indices)

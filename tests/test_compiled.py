@@ -1,0 +1,89 @@
+"""Kernels in threads: every row once, errors told, and pools that outlive neither a fork nor a change of threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from sightline import compiled
+from sightline.compiled import in_threads, suits
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def count_rows(first: int, last: int, seen: np.ndarray) -> None:
+    seen[first:last] += 1
+
+
+@compiled.compiled
+def add_rows(first, last, values, total):  # type: ignore[no-untyped-def]
+    for row in range(first, last):
+        total[row] = values[row].sum()
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 100])
+def test_every_row_is_done_once(num_rows: int, threads: int) -> None:
+    seen = np.zeros(num_rows, dtype=np.int64)
+    in_threads(count_rows, num_rows, seen)
+    assert (seen == 1).all()
+
+
+def test_a_kernel_gives_what_its_plain_form_gives(threads: int) -> None:
+    values, found, plain = np.random.default_rng(0).random((50, 7)), np.zeros(50), np.zeros(50)
+    in_threads(add_rows, 50, values, found)
+    add_rows.plain(0, 50, values, plain)
+    np.testing.assert_allclose(found, plain, rtol=1e-15)
+
+
+@pytest.mark.parametrize("failing_row", [0, 9])
+def test_an_error_in_any_part_is_raised_after_all_have_ended(failing_row: int, threads: int) -> None:
+    seen = np.zeros(10, dtype=np.int64)
+
+    def kernel(first: int, last: int) -> None:
+        seen[first:last] += 1
+        if first <= failing_row < last:
+            raise ArithmeticError(f"row {failing_row}")
+
+    with pytest.raises(ArithmeticError, match=f"row {failing_row}"):
+        in_threads(kernel, 10)
+    assert (seen == 1).all()
+
+
+def test_several_callers_at_once() -> None:
+    seen = np.zeros((8, 1000), dtype=np.int64)
+    with ThreadPoolExecutor(8) as callers:
+        list(callers.map(lambda row: in_threads(count_rows, 1000, row), seen))
+    assert (seen == 1).all()
+
+
+def test_a_forked_child_makes_threads_of_its_own(threads: int) -> None:
+    """The parent's pool is there before the fork, and its threads are not in the child."""
+    in_threads(count_rows, 100, np.zeros(100, dtype=np.int64))
+    child = os.fork()
+    if child == 0:
+        seen = np.zeros(100, dtype=np.int64)
+        in_threads(count_rows, 100, seen)
+        os._exit(int(not (seen == 1).all()))
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_what_kernels_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    single, double, half = torch.zeros(1), torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.bfloat16)
+    assert suits(single, single)
+    assert suits(double)
+    assert not suits(single, double)
+    assert not suits(half)
+    assert not suits(torch.zeros(1, device="meta"))
+    monkeypatch.setattr(compiled, "_has_numba", lambda: False)
+    assert not suits(single)
