@@ -148,7 +148,9 @@ def test_draws_of_transforms_follow_the_file_alone(tmp_path: Path) -> None:
     together = {p.file: p.probabilities for p in run.predict(paths).predicted}
     backwards = {p.file: p.probabilities for p in run.predict(paths[::-1]).predicted}
     alone = run.predict([paths[2]]).predicted[0].probabilities
-    assert together == backwards
+    # A row of a matrix product may differ in its last bit by where it stands in the batch.
+    for file, found in together.items():
+        assert np.allclose(backwards[file], found, rtol=0, atol=1e-6)
     assert np.allclose(alone, together[paths[2]], rtol=0, atol=1e-6)
     whole = probabilities(run, paths[2])
     assert not np.allclose(alone, whole, rtol=0, atol=1e-6), "four points of fifty were drawn"
