@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "MissingExtraError", "PluginError", "RunError", "UserError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "MissingDataError",
+    "MissingExtraError",
+    "PluginError",
+    "RunError",
+    "UserError",
+]
 
 
 class UserError(ValueError):
@@ -19,6 +28,10 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A data file or folder that is missing, damaged or not what it claims to be."""
+
+
+class MissingDataError(DataError):
+    """A data set that was never prepared, or is not where it was looked for."""
 
 
 class CheckpointError(UserError):

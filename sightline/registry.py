@@ -231,7 +231,7 @@ def blame(component: Component) -> Iterator[None]:
     except ConfigError as error:
         raise ConfigError(*(_placed(component, fault) for fault in error.faults)) from error
     except DataError as error:
-        raise DataError(f"{component.origins.get('root', component.where)}: {error}") from error
+        raise type(error)(f"{component.origins.get('root', component.where)}: {error}") from error
     except UserError:
         raise
     except ValueError as error:

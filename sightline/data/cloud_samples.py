@@ -156,8 +156,13 @@ def _placed(
 
 
 def _is_prepared(points: np.ndarray, form: CloudForm) -> bool:
-    """Whether a cloud lies as a whole prepared one does, or as a fair choice among the points of one does."""
+    """Whether a cloud lies as a whole prepared one does, or as the points of one do that the run takes.
+
+    Of other sizes nothing is known: a cloud of a user's own may well lie about the origin with a radius of 0.7.
+    """
     if form.unit_sphere == "none":
+        return False
+    if len(points) < (form.stored_points or 0) and len(points) != form.num_points:
         return False
     share = len(points) / (form.stored_points or len(points))
     # The mean of n of N points drawn by chance is off by at most sqrt((1 - n/N) / n) of the radius, one deviation.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.errors import DataError
+from sightline.errors import DataError, MissingDataError
 
 __all__ = [
     "FORMAT_VERSION",
@@ -90,13 +90,13 @@ def open_prepared(root: Path, *, set_names: Sequence[str]) -> Prepared:
     holds something else; and if a file is missing or has another size.
     """
     if not root.is_dir():
-        raise DataError(
+        raise MissingDataError(
             f"{root}: there is no such folder{_unfinished(root)}; to make it: "
             f"{prepare_command(set_names[0], str(root))}"
         )
     command = prepare_command(set_names[0], "DIR")
     if not (root / MANIFEST).is_file():
-        raise DataError(
+        raise MissingDataError(
             f"{root}: is no prepared set, it holds {listing(root)}{_unfinished(root)}; to make one: {command}"
         )
     manifest = read_manifest(root)

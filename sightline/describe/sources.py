@@ -20,7 +20,7 @@ from sightline.draws import Draws
 from sightline.engine.build import Built, Data, Part, build, build_transforms
 from sightline.engine.distributed import World
 from sightline.engine.inputs import INPUTS, read_inputs
-from sightline.errors import DataError
+from sightline.errors import DataError, MissingDataError
 from sightline.schema import parameters_of
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
 
@@ -48,7 +48,7 @@ def build_subject(config: RunConfig, world: World, *, run: Path | None = None) -
         try:
             built = build(config, world, is_resumed=True)
             return Subject(built, f"the first samples of data set '{config.data.name}', with its training transforms")
-        except DataError as error:
+        except MissingDataError as error:
             info, source = _promise(config, run, error)
             with located(config.origins):
                 data = _promised_data(config, info)

@@ -31,7 +31,7 @@ from sightline.engine.precision import Precision
 from sightline.engine.records import kept_random_state
 from sightline.engine.run_directory import RunDirectory, environment
 from sightline.engine.weights import load_weights
-from sightline.errors import CheckpointError, ConfigError, DataError, UserError
+from sightline.errors import CheckpointError, ConfigError, MissingDataError, UserError
 from sightline.models.published import LAYOUTS, translate
 from sightline.models.published_files import PublishedFile, read_published
 from sightline.models.published_models import MODELS, PublishedModel, layouts_of
@@ -86,6 +86,11 @@ def convert(
         notes.append(
             f"the authors of {layout} trained with {published.up_axis} up, '{config.data.name}' has "
             f"{info.facts['up_axis']} up: weights of theirs will not reach their figures on it"
+        )
+    if config_path is None and config.data.name == _DATA:
+        notes.append(
+            f"the first {config.data.arguments.get('num_points', _NUM_POINTS)} points of a cloud are taken, as the "
+            "authors' recipes do; for weights of their other recipes give data.num_points and the model's arguments"
         )
     _assert_same_counts(counts, info, config, file)
     with kept_random_state():
@@ -267,7 +272,7 @@ def _info(config: RunConfig) -> tuple[DataInfo, list[str]]:
     builder = registry.data.entry(config.data).builder
     try:
         info: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
-    except DataError as error:
+    except MissingDataError as error:
         promise = getattr(builder, "promise", None)
         if promise is None:
             raise
