@@ -1,10 +1,11 @@
 """The peak of the memory that a form takes, each in a process of its own that has done nothing else.
 
-A server imports everything once and then forks a child for every question, so that no child inherits what another form
-has freed. The child runs the form at the sizes of a smoke test (kernels are compiled or read, pools are made), makes
-the inputs, gives freed memory back, notes its resident set, resets the kernel's high-water mark, and runs the form
-once: the peak is the mark less what it noted. So imports, inputs and weights do not count; gradients, the state of an
-optimiser and the answer do. torch keeps no memory of its own on the CPU, and malloc is left as it is by default.
+A server (`memory_server.py`) imports everything once and forks a child for every question, so that no child inherits
+what another form has freed. The child runs the form at the sizes of a smoke test (kernels are compiled or read, pools
+are made), makes the inputs, gives freed memory back, notes its resident set, resets the kernel's high-water mark, and
+runs the form once: the peak is the mark less what it noted. So imports, inputs and weights do not count; gradients, the
+state of an optimiser and the answer do. torch keeps no memory of its own on the CPU, and malloc is left as it is by
+default.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class MemoryMeter:
                 ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self._num_threads)
             )
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "sightline.bench.memory"],
+                [sys.executable, "-m", "sightline.bench.memory_server"],
                 env=os.environ | threads,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -91,48 +92,3 @@ def peak_of_run(run: Any) -> int:
 def _status(name: str) -> int:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name + ":"))
     return 1024 * int(line.split()[1])
-
-
-def _measure(case_name: str, variant_name: str, is_quick: bool) -> int:
-    from sightline.bench.suites import find_case
-
-    case = find_case(case_name)
-    warm = case.smaller()
-    form = next(form for form in case.forms if form.name == variant_name)
-    with form.open(warm.inputs()) as run:
-        run()
-    with form.open((warm if is_quick else case).inputs()) as run:
-        return peak_of_run(run)
-
-
-def _serve() -> None:
-    from sightline.bench import suites
-
-    suites.all_cases()  # imports what cases need; nothing is computed, so no thread is lost in a fork
-    for line in sys.stdin:
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            _answer_and_leave(writing, json.loads(line))
-        os.close(writing)
-        with open(reading) as pipe:
-            answer = pipe.read()
-        _, status = os.waitpid(child, 0)
-        if not answer:
-            answer = json.dumps([None, f"killed by signal {os.WTERMSIG(status)}, most likely out of memory"])
-        sys.stdout.write(answer + "\n")
-        sys.stdout.flush()
-
-
-def _answer_and_leave(writing: int, question: list[Any]) -> None:
-    os.dup2(2, 1)  # a package that prints must not answer for us
-    try:
-        answer: list[Any] = [_measure(*question), None]
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent says it
-        answer = [None, f"{type(error).__name__}: {error}"]
-    os.write(writing, json.dumps(answer).encode())
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    _serve()

@@ -8,7 +8,7 @@ from typing import Any
 
 from sightline import registry
 from sightline.config import RunConfig
-from sightline.engine.loading import load_document, read_facts
+from sightline.engine.run_documents import load_document, read_facts
 from sightline.errors import UserError
 from sightline.types import CloudForm, DataInfo, Field
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sightline.engine.loading import load_document
+from sightline.engine.run_documents import load_document
 
 __all__ = ["LINEAGE", "describe_lineage", "read_lineage"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from sightline.engine import build, checkpoint
 from sightline.engine.checkpoint import MatchReport
 from sightline.engine.distributed import World, start_world
 from sightline.engine.records import kept_random_state
+from sightline.engine.run_documents import load_document, read_facts
 from sightline.errors import ConfigError, UserError
 from sightline.plugins import check_recorded, load_plugins
 from sightline.schema import check_value, nearest
@@ -31,10 +31,8 @@ __all__ = [
     "build_model",
     "checkpoint_path",
     "is_run",
-    "load_document",
     "load_run",
     "load_trained",
-    "read_facts",
     "read_run",
 ]
 
@@ -171,25 +169,3 @@ def read_run(run: Path, plugins: Sequence[Path]) -> tuple[RunConfig, list[str]]:
     loaded = load_plugins(plugins)
     notes = check_recorded(load_document(run / "environment.json").get("plugins", []), loaded, run=run)
     return read_config(run / "config.yaml"), notes
-
-
-def read_facts(run: Path) -> dict[str, Any]:
-    """What the data set of a run stated, with tuples where JSON has lists."""
-    return {name: _frozen(value) for name, value in load_document(run / "facts.json").items()}
-
-
-def load_document(path: Path) -> dict[str, Any]:
-    """A JSON file of a run. Raises UserError where it is missing or holds no mapping."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: is missing; the run directory is incomplete") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: does not hold a mapping")
-    return document
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -27,7 +27,7 @@ from sightline.errors import DataError, UserError
 __all__ = ["RunDirectory", "claim", "environment"]
 
 _LOCK = ".lock"
-_PACKAGES = ("sightline", "torch", "numpy", "scipy", "pydantic", "PyYAML", "h5py", "pillow", "safetensors")
+_PACKAGES = ("sightline", "torch", "numpy", "scipy", "numba", "pydantic", "PyYAML", "h5py", "pillow", "safetensors")
 
 
 def claim(base: Path) -> Path:

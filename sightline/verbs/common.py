@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sightline.config import RunConfig, read_config
-from sightline.engine.loading import is_run, load_document
+from sightline.engine.loading import is_run
+from sightline.engine.run_documents import load_document
 from sightline.errors import UserError
 from sightline.plugins import Plugin, check_recorded, load_plugins
 from sightline.verbs.output import note

@@ -17,8 +17,9 @@ from sightline.engine.distributed import World, start_world
 from sightline.engine.inputs import read_inputs
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.lineage import describe_lineage, read_lineage
-from sightline.engine.loading import checkpoint_path, load_trained, read_facts, read_run
+from sightline.engine.loading import checkpoint_path, load_trained, read_run
 from sightline.engine.precision import set_determinism
+from sightline.engine.run_documents import read_facts
 from sightline.engine.session import evaluation_document
 from sightline.errors import ConfigError, UserError
 from sightline.verbs.common import write_document
