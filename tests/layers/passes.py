@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sightline.layers.batch_norm import synchronise
+from tests.layers.test_batch_norm import Ranks
 
 BOUND = 1e-9
 """What is asked of two forms in float64; rounding of 2e-16 over sums of a few thousand terms is a thousandth of it."""
@@ -46,3 +51,40 @@ def assert_passes_agree(found: Pass, expected: Pass, bound: float) -> None:
         torch.testing.assert_close(found.gradients[name], gradient, rtol=bound, atol=bound * largest, msg=name)
     for name, value in expected.state.items():
         torch.testing.assert_close(found.state[name], value, rtol=bound, atol=bound)
+
+
+def unsettle(module: nn.Module) -> None:
+    """Give every batch norm weights of both signs, one that is exactly 0, and running statistics that matter."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            for values in (norm.weight, norm.bias, norm.running_mean):
+                nn.init.normal_(values)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+            with torch.no_grad():
+                norm.weight[1] = 0
+
+
+def assert_processes_agree(
+    layer: nn.Module, given: Mapping[str, Tensor], weight: Tensor, sizes: Sequence[int], expected: Pass
+) -> None:
+    """The layer on parts of `sizes` samples, with the statistics of all, leaves what the whole batch does.
+
+    Threads play the processes, so every batch norm must be inside a layer that reduces in its own backward.
+    """
+    ranks = Ranks(len(sizes))
+    layers = [synchronise(layer, ranks.reducer(rank)) for rank in range(ranks.size)]
+    split = zip(*(value.split(list(sizes)) for value in given.values()), strict=True)
+    parts = [dict(zip(given, part, strict=True)) for part in split]
+    with ThreadPoolExecutor(ranks.size) as pool:
+        passes = list(pool.map(run, layers, parts, weight.split(list(sizes))))
+    output = torch.cat([one.output for one in passes])
+    together: dict[str, Any] = {
+        name: torch.cat([one.gradients[name] for one in passes])
+        if name in given
+        else sum(one.gradients[name] for one in passes)
+        for name in passes[0].gradients
+    }
+    for one in passes:
+        assert_passes_agree(Pass(output, together, one.state), expected, BOUND)

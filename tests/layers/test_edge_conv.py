@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,15 +10,12 @@ from torch import Tensor
 
 from sightline import compiled
 from sightline.geometry.neighbours import nearest_neighbours
-from sightline.layers.batch_norm import synchronise
 from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv, graph_features
 from sightline.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
 from tests.golden_parity import load_golden
-from tests.layers.test_batch_norm import Ranks
+from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, run, unsettle
 
 KINDS = pytest.mark.parametrize("kind", [PlainEdgeConv, EdgeConv])
-BOUND = 1e-9
-"""What the issue asks for; rounding of 2e-16 over sums of 3 * 40 * 7 edges is a thousandth of it."""
 
 
 def test_four_points_on_a_line() -> None:
@@ -73,48 +68,14 @@ def test_gradients_agree_with_finite_differences(kind: type[PlainEdgeConv]) -> N
     assert torch.autograd.gradcheck(lambda v: layer(v, index), (features.requires_grad_(),))
 
 
-@dataclass
-class Pass:
-    """What one forward and backward pass leaves behind."""
-
-    output: Tensor
-    gradients: dict[str, Tensor]
-    state: dict[str, Tensor]
-
-
-def run(layer: PlainEdgeConv, features: Tensor, index: Tensor, weight: Tensor) -> Pass:
-    own = features.clone().requires_grad_()
-    output = layer(own, index)
-    (output * weight).sum().backward()
-    assert own.grad is not None
-    gradients = {"features": own.grad} | {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
-    return Pass(output.detach(), gradients, {name: value.clone() for name, value in layer.state_dict().items()})
-
-
 def pair_of_layers(*, channels: int = 5, width: int = 24, seed: int = 0) -> tuple[PlainEdgeConv, EdgeConv]:
     """One state, both forms, float64; half of the norm's weights are negative, and one is exactly 0."""
     torch.manual_seed(seed)
     plain = PlainEdgeConv(in_channels=channels, out_channels=width).double()
-    with torch.no_grad():
-        plain.edge.norm.weight.normal_()
-        plain.edge.norm.weight[3] = 0
-        plain.edge.norm.bias.normal_()
-        plain.edge.norm.running_mean.normal_()
-        plain.edge.norm.running_var.uniform_(0.5, 2)
+    unsettle(plain)
     fused = EdgeConv(in_channels=channels, out_channels=width).double()
     fused.load_state_dict(plain.state_dict())
     return plain, fused
-
-
-def assert_passes_agree(found: Pass, expected: Pass, bound: float) -> None:
-    torch.testing.assert_close(found.output, expected.output, rtol=bound, atol=bound)
-    assert found.gradients.keys() == expected.gradients.keys()
-    for name, gradient in expected.gradients.items():
-        torch.testing.assert_close(
-            found.gradients[name], gradient, rtol=bound, atol=bound * gradient.abs().max().item()
-        )
-    for name, value in expected.state.items():
-        torch.testing.assert_close(found.state[name], value, rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize("has_numba", [True, False])
@@ -129,8 +90,9 @@ def test_fused_form_agrees_with_the_plain_one(
     features = torch.randn(3, num_points, 5, dtype=torch.float64) + 30
     index = torch.randint(0, num_points, (3, num_points, 7))
     weight = torch.randn(3, num_points, 24, dtype=torch.float64)
-    expected = run(plain, features, index, weight)
-    assert_passes_agree(run(fused, features, index, weight), expected, BOUND)
+    given = {"features": features, "index": index}
+    expected = run(plain, given, weight)
+    assert_passes_agree(run(fused, given, weight), expected, BOUND)
 
 
 def test_statistics_hold_in_float32_far_from_the_origin() -> None:
@@ -138,11 +100,12 @@ def test_statistics_hold_in_float32_far_from_the_origin() -> None:
     plain, _ = pair_of_layers(channels=3)
     features = (torch.randn(2, 60, 3, dtype=torch.float64) + 1e4).float().double()
     index, weight = torch.randint(0, 60, (2, 60, 6)), torch.randn(2, 60, 24, dtype=torch.float64)
-    exact = run(plain, features, index, weight)
+    given = {"features": features, "index": index}
+    exact = run(plain, given, weight)
     errors = []
     for layer in (PlainEdgeConv(in_channels=3, out_channels=24), EdgeConv(in_channels=3, out_channels=24)):
         layer.load_state_dict(pair_of_layers(channels=3)[0].state_dict())
-        found = run(layer, features.float(), index, weight.float())
+        found = run(layer, given | {"features": features.float()}, weight.float())
         errors.append((found.output.double() - exact.output).abs().max().item())
     assert errors[1] <= errors[0]
 
@@ -154,7 +117,8 @@ def test_equal_neighbours_share_no_gradient() -> None:
     features = torch.cat([half, half], dim=1)
     index = nearest_neighbours(features, num_neighbours=6)
     weight = torch.randn(2, 20, 24, dtype=torch.float64)
-    assert_passes_agree(run(fused, features, index, weight), run(plain, features, index, weight), BOUND)
+    given = {"features": features, "index": index}
+    assert_passes_agree(run(fused, given, weight), run(plain, given, weight), BOUND)
 
 
 def test_more_than_256_neighbours_have_a_place() -> None:
@@ -162,7 +126,8 @@ def test_more_than_256_neighbours_have_a_place() -> None:
     features = torch.randn(1, 300, 2, dtype=torch.float64)
     index = torch.arange(300).expand(1, 300, 300)
     weight = torch.randn(1, 300, 4, dtype=torch.float64)
-    assert_passes_agree(run(fused, features, index, weight), run(plain, features, index, weight), BOUND)
+    given = {"features": features, "index": index}
+    assert_passes_agree(run(fused, given, weight), run(plain, given, weight), BOUND)
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 1), (0, 2)])
@@ -172,17 +137,9 @@ def test_statistics_of_all_processes(sizes: tuple[int, ...]) -> None:
     features = torch.randn(sum(sizes), 30, 5, dtype=torch.float64)
     index = torch.randint(0, 30, (sum(sizes), 30, 4))
     weight = torch.randn(sum(sizes), 30, 24, dtype=torch.float64)
-    expected = run(plain, features, index, weight)
-    ranks = Ranks(len(sizes))
-    layers = [synchronise(fused, ranks.reducer(rank)) for rank in range(ranks.size)]
-    parts = zip(layers, features.split(sizes), index.split(sizes), weight.split(sizes), strict=True)
-    with ThreadPoolExecutor(ranks.size) as pool:
-        passes = list(pool.map(lambda part: run(*part), parts))
-    together = {name: sum(one.gradients[name] for one in passes) for name in expected.gradients if name != "features"}
-    together["features"] = torch.cat([one.gradients["features"] for one in passes])
-    output = torch.cat([one.output for one in passes])
-    for one in passes:
-        assert_passes_agree(Pass(output, together, one.state), expected, BOUND)
+    given = {"features": features, "index": index}
+    expected = run(plain, given, weight)
+    assert_processes_agree(fused, given, weight, sizes, expected)
 
 
 def test_the_same_bits_for_any_number_of_threads() -> None:

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline import compiled
-from sightline.layers.batch_norm import synchronise
 from sightline.layers.group_kernels import extremes_and_sums, group_gradients, group_sums
 from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
-from tests.layers.passes import BOUND, Pass, assert_passes_agree, run
-from tests.layers.test_batch_norm import Ranks
+from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, run, unsettle
 
 WIDTHS = (6, 7, 5)
 
 
 def pair_of_networks(widths: tuple[int, ...] = WIDTHS) -> tuple[PlainGroupedMLP, GroupedMLP]:
-    """One state, both forms, float64; half of the norms' weights are negative, and two are exactly 0."""
+    """One state, both forms, float64; half of the norms' weights are negative, and one of each is exactly 0."""
     torch.manual_seed(0)
     plain = PlainGroupedMLP(in_channels=3, widths=widths, has_bias=True).double()
-    for module in plain.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            nn.init.normal_(module.weight)
-            nn.init.normal_(module.bias)
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    with torch.no_grad():
-        plain.layers[0].norm.weight[1] = 0  # type: ignore[union-attr, index, operator]
-        plain.layers[-1].norm.weight[3] = 0  # type: ignore[union-attr, index, operator]
+    unsettle(plain)
     quick = GroupedMLP(in_channels=3, widths=widths, has_bias=True).double()
     quick.load_state_dict(plain.state_dict())
     return plain, quick
@@ -112,24 +97,7 @@ def test_statistics_of_all_processes(sizes: tuple[int, ...]) -> None:
     plain, quick = pair_of_networks((6, 5))
     given, weight = groups(num_clouds=sum(sizes)), torch.randn(sum(sizes), 11, 5, dtype=torch.float64)
     expected = run(plain, given, weight)
-    ranks = Ranks(len(sizes))
-    networks = [synchronise(quick, ranks.reducer(rank)) for rank in range(ranks.size)]
-    parts = [
-        dict(zip(given, part, strict=True))
-        for part in zip(*(value.split(sizes) for value in given.values()), strict=True)
-    ]
-    with ThreadPoolExecutor(ranks.size) as pool:
-        passes = list(pool.map(run, networks, parts, weight.split(sizes)))
-    output = torch.cat([one.output for one in passes])
-    inputs = {name for name in given if name != "index"}
-    together: dict[str, Any] = {
-        name: torch.cat([one.gradients[name] for one in passes])
-        if name in inputs
-        else sum(one.gradients[name] for one in passes)
-        for name in expected.gradients
-    }
-    for one in passes:
-        assert_passes_agree(Pass(output, together, one.state), expected, BOUND)
+    assert_processes_agree(quick, given, weight, sizes, expected)
 
 
 def test_the_same_bits_for_any_number_of_threads() -> None:

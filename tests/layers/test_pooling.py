@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.layers.batch_norm import synchronise
 from sightline.layers.pooling import LinearNormMax, LinearNormPool
-from tests.layers.test_batch_norm import Ranks
+from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, run, unsettle
 
-BOUND = 1e-9
 WIDTH = 40
 
 
@@ -30,12 +27,7 @@ def pair_of_layers(kind: str) -> tuple[Layer, Layer]:
     """One state, plain and fused; half of the norm's weights are negative, and one is exactly 0."""
     torch.manual_seed(0)
     plain, fused = (MAKERS[kind](fused).double() for fused in (False, True))
-    with torch.no_grad():
-        plain.norm.weight.normal_()
-        plain.norm.weight[3] = 0
-        plain.norm.bias.normal_()
-        plain.norm.running_mean.normal_()
-        plain.norm.running_var.uniform_(0.5, 2)
+    unsettle(plain)
     fused.load_state_dict(plain.state_dict())
     return plain, fused
 
@@ -45,23 +37,6 @@ def weights(num_samples: int, kind: str) -> Tensor:
     return torch.randn(num_samples, WIDTH * (2 if kind == "both" else 1), dtype=torch.float64)
 
 
-def run(layer: Layer, values: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    """Everything that one forward and backward pass leaves behind."""
-    own = values.clone().requires_grad_()
-    output = layer(own)
-    (output * weight).sum().backward()
-    gradients = {f"gradient of {name}": parameter.grad for name, parameter in layer.named_parameters()}
-    state = {name: value.clone() for name, value in layer.state_dict().items()}
-    return {"output": output.detach(), "gradient of values": own.grad} | gradients | state
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        largest = value.abs().max().item()
-        torch.testing.assert_close(found[name], value, rtol=0, atol=BOUND * max(1.0, largest), msg=name)
-
-
 @KINDS
 @pytest.mark.parametrize("is_training", [True, False])
 @pytest.mark.parametrize("num_points", [1, 7, 200])
@@ -69,7 +44,8 @@ def test_fused_form_agrees_with_the_plain_one(kind: str, num_points: int, is_tra
     """17 samples are more than two of the parts in which the weight's gradient is added up."""
     plain, fused = (layer.train(is_training) for layer in pair_of_layers(kind))
     values, weight = torch.randn(17, num_points, 6, dtype=torch.float64) + 30, weights(17, kind)
-    assert_same(run(fused, values, weight), run(plain, values, weight))
+    given = {"values": values}
+    assert_passes_agree(run(fused, given, weight), run(plain, given, weight), BOUND)
 
 
 @KINDS
@@ -77,7 +53,8 @@ def test_of_equal_maxima_the_first_takes_the_gradient(kind: str) -> None:
     """Every point stands twice; torch's maximum gives its gradient to the first, too."""
     plain, fused = pair_of_layers(kind)
     values, weight = torch.randn(2, 9, 6, dtype=torch.float64).repeat(1, 2, 1), weights(2, kind)
-    assert_same(run(fused, values, weight), run(plain, values, weight))
+    given = {"values": values}
+    assert_passes_agree(run(fused, given, weight), run(plain, given, weight), BOUND)
 
 
 @KINDS
@@ -85,19 +62,8 @@ def test_of_equal_maxima_the_first_takes_the_gradient(kind: str) -> None:
 def test_statistics_of_all_processes(kind: str, sizes: tuple[int, ...]) -> None:
     plain, fused = pair_of_layers(kind)
     values, weight = torch.randn(sum(sizes), 30, 6, dtype=torch.float64), weights(sum(sizes), kind)
-    expected = run(plain, values, weight)
-    ranks = Ranks(len(sizes))
-    layers = [synchronise(fused, ranks.reducer(rank)) for rank in range(ranks.size)]
-    with ThreadPoolExecutor(ranks.size) as pool:
-        passes = list(pool.map(run, layers, values.split(sizes), weight.split(sizes)))
-    for one in passes:
-        together = dict(one)
-        for name in one:
-            if name in ("output", "gradient of values"):
-                together[name] = torch.cat([each[name] for each in passes])
-            elif name.startswith("gradient"):
-                together[name] = sum(each[name] for each in passes)
-        assert_same(together, expected)
+    given = {"values": values}
+    assert_processes_agree(fused, given, weight, sizes, run(plain, given, weight))
 
 
 @KINDS
