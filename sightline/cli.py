@@ -21,6 +21,13 @@ data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and say wha
 app.add_typer(data_app, name="data")
 
 
+_LAYOUTS = (
+    "antao97_dgcnn_cls, qq456cvb_pct_cls, strawberry_pct_cls, strawberry_pct_cls_new, wangyueft_dgcnn_cls, "
+    "wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet_cls"
+)
+"""Of published weights; written out, because the room that knows them takes torch along. A test compares the two."""
+
+
 def _check_json(path: Path | None) -> Path | None:
     """Refuses a file that could not be written, before any work is done for it."""
     if path is not None:
@@ -326,7 +333,7 @@ def info(
 @data_app.command("convert-weights")
 def convert_weights(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="published weights: a .pth file and its like")],
-    layout: Annotated[str, typer.Option("--layout", metavar="NAME", help="whose code wrote it: antao97_dgcnn_cls")],
+    layout: Annotated[str, typer.Option("--layout", metavar="NAME", help=f"whose code wrote it, one of {_LAYOUTS}")],
     target: Annotated[Path, typer.Option("--to", metavar="DIR", help="the run directory to be")],
     overrides: Overrides = None,
     config: Annotated[
@@ -400,6 +407,8 @@ def _explain(error: Exception) -> int:
         if message.startswith("Usage:"):  # nothing was asked for: help is the answer, and no error
             sys.stderr.write(message.rstrip() + "\n")
             return 2
+        if message.startswith("Missing option"):
+            message = f"{message.rstrip('.')}: {getattr(getattr(error, 'param', None), 'help', '')}"
         return _fail(message, 2, error)
     if isinstance(error, UserError):
         return _fail(str(error), 2, error)

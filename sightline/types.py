@@ -58,7 +58,9 @@ class CloudForm:
     their mean with radius 1: `applied` by the set's own preparing, `promised` by the files that it is made from, or
     `none`, where scale and place mean something. `preparation` are the arguments with which `prepare_cloud` made the
     samples of a set of the user's own, `columns` the names that its files lacked; `estimates_normals` says that the
-    normals of a sample are estimated from its points.
+    normals of a sample are estimated from its points. `fewest_points` is the least number of distinct points of its
+    clouds, `radii` the smallest and largest distance of their farthest points from their means where size
+    was kept; None where preparing did not note it.
     """
 
     num_points: int | None = None
@@ -67,6 +69,8 @@ class CloudForm:
     preparation: Mapping[str, Any] | None = None
     columns: tuple[str, ...] | None = None
     estimates_normals: bool = False
+    fewest_points: int | None = None
+    radii: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

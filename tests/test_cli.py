@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from sightline.models.published_models import MODELS
 from tests.command import run_here
 
 VERBS = ("train", "evaluate", "check", "describe", "bench", "show", "list", "data prepare", "data info", "")
@@ -68,6 +70,17 @@ def test_a_slip_gets_one_line(words: list[object], expected: str, tmp_path: Path
     assert err.count("\n") == 1, err
     assert expected in err
     assert not list(tmp_path.iterdir())
+
+
+def test_every_layout_is_named_in_the_help_and_where_none_is_given() -> None:
+    words = ("data", "convert-weights")
+    code, told, _ = run_here(*words, "--help")
+    assert code == 0
+    refused = run_here(*words, "x.pth", "--to", "there")
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    for text in (told, refused.err):
+        assert set(re.findall(r"\w+", text)) >= MODELS.keys()
 
 
 @pytest.mark.parametrize("words", [[], ["data"]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,10 @@ _PEER_PACKAGES = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
 
 @dataclass(frozen=True)
 class Result:
-    """One form against the baseline of its case. Times are medians per call, ratios those of CPU time."""
+    """One form against the baseline of its case. Times are medians per call, ratios those of CPU time.
+
+    `name` is that of `bench --list`, `size` what was run: in a smoke test not the size that the name speaks of.
+    """
 
     name: str
     baseline: str
@@ -33,6 +36,7 @@ class Result:
     baseline_seconds: Seconds
     peak_bytes: int | None
     baseline_peak_bytes: int | None
+    size: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The row of the JSON document."""
@@ -113,13 +117,14 @@ class Runner:
         base = case.baseline.name
         for name in [name for name in runs if name != base]:
             yield Result(
-                name=f"{sized.name}/{name}",
+                name=f"{case.name}/{name}",
                 baseline=base,
                 ratio=ratios(seconds[base], seconds[name]),
                 seconds=_median(seconds[name]),
                 baseline_seconds=_median(seconds[base]),
                 peak_bytes=peaks[name],
                 baseline_peak_bytes=peaks[base],
+                size=sized.size,
             )
 
 

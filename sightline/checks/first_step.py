@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import torch
 from torch import nn
 
+import sightline
+from sightline import registry
 from sightline.checks.finding import Finding, Place
 from sightline.checks.rehearsal import Failure, copy_of, frame_of, read
 from sightline.checks.suite import Context, check
@@ -17,6 +22,7 @@ from sightline.types import SampleKey
 __all__ = ["first_step"]
 
 CODE = "first-step"
+_PACKAGE = Path(sightline.__file__).parent
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
@@ -92,7 +98,11 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
     causes, action = _diagnose(failure.error)
     batch = context.rehearsal.batch
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if hasattr(value, "shape"))
-    fallback = context.place("model")
+    advised = _advice_of(failure.error)
+    path = "model" if advised is None else _argument_in(context, advised)
+    fallback = context.place(path)
+    is_ours = failure.file is not None and Path(failure.file).is_relative_to(_PACKAGE)
+    is_config = failure.file is None or (advised is not None and is_ours)
     return Finding(
         guard="G6",
         code=CODE,
@@ -101,18 +111,31 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
         cause=causes[0],
         alternatives=causes[1:],
         where=Place(
-            file=failure.file or fallback.file,
-            line=failure.line if failure.file else fallback.line,
+            file=fallback.file if is_config else failure.file,
+            line=fallback.line if is_config else failure.line,
             layer=failure.layer,
             step=step,
             dataset=f"{context.config.data.name}/train",
-            config_path="model",
+            config_path=path if advised is None else f"transforms or {path}",
         ),
         measured=_told(failure.error),
         expected="a step on the data set's samples goes through",
-        action=action,
+        action=advised or action,
         evidence={"batch": shapes},
     )
+
+
+def _advice_of(error: Exception) -> str | None:
+    """What a layer's own message says to do, after its last semicolon; None where it is not a ValueError with one."""
+    advice = " ".join(str(error).split()).rpartition("; ")[2]
+    return advice if type(error) is ValueError and "; " in str(error) else None
+
+
+def _argument_in(context: Context, advice: str) -> str:
+    """The place of the model's argument that the advice names, else of the model."""
+    model = context.config.model
+    known = registry.models.entry(model).parameters.keys() - registry.FACTS
+    return next((f"model.{word}" for word in re.findall(r"\w+", advice) if word in known), "model")
 
 
 def _diagnose(error: Exception) -> tuple[tuple[str, ...], str]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from sightline.checks.finding import Finding, Place
+from sightline.checks.finding import Finding, Place, Severity
 from sightline.checks.suite import Context, check
 from sightline.checks.survey import spread_keys
 from sightline.config import RunConfig
@@ -173,6 +173,9 @@ def _of_order(trained: Inputs, evaluated: Inputs, place: Callable[..., Place]) -
     spread = _spread(ours, known)
     plain = _distances(theirs[is_shared], expected, spread)
     exchanges = list(_exchanges(trained.info, ours.shape[1]))
+    if _upper_tail(len(plain), len(plain)) * len(exchanges) >= _CHANCE:
+        yield _of_too_few(trained, evaluated, place, len(plain), len(exchanges))
+        return
     best: tuple[float, float, int, _Exchange] | None = None
     for exchange in exchanges:
         turned = _distances(theirs[is_shared][:, list(exchange.order)], expected, spread)
@@ -182,6 +185,25 @@ def _of_order(trained: Inputs, evaluated: Inputs, place: Callable[..., Place]) -
             best = (float(turned.mean()), chance, wins, exchange)
     if best is not None:
         yield _of_exchange(trained, evaluated, place, best[3], best[2], len(plain), best[0] / float(plain.mean()))
+
+
+def _of_too_few(
+    trained: Inputs, evaluated: Inputs, place: Callable[..., Place], num_clouds: int, num_exchanges: int
+) -> Finding:
+    """Even if every cloud voted for one order, chance could have done it."""
+    needed = math.floor(math.log2(num_exchanges / _CHANCE)) + 1
+    return _finding(
+        trained,
+        evaluated,
+        place,
+        "points",
+        severity="note",
+        summary=f"too few clouds of {evaluated.name} to tell whether axes or channels are exchanged",
+        causes=("cfg.axis_swap", "data.layout"),
+        measured=f"{num_clouds} cloud{'' if num_clouds == 1 else 's'} of classes that were trained on",
+        expected=f"{needed} or more, so that what all of them show is no chance",
+        action="look at both sets as pictures: is the same axis up in both?",
+    )
 
 
 def _of_exchange(
@@ -305,7 +327,7 @@ def _finding(
     place: Callable[..., Place],
     field: str,
     *,
-    severity: str,
+    severity: Severity,
     summary: str,
     causes: Sequence[str],
     measured: str,
@@ -315,7 +337,7 @@ def _finding(
     return Finding(
         guard="G3",
         code=CODE,
-        severity="error" if severity == "error" else "warning",
+        severity=severity,
         summary=summary,
         cause=causes[0],
         alternatives=tuple(causes[1:]),

@@ -144,7 +144,8 @@ class _Converter:
         except _LimitError as error:
             raise ConfigError(f"{self._at(error, path)}: {error.problem}; a config this large is not one") from None
         except yaml.MarkedYAMLError as error:
-            raise ConfigError(f"{self._at(error, path)}: {_syntax(error)}") from None
+            hint = "" if self.has_lines else _blank_hint(text)
+            raise ConfigError(f"{self._at(error, path)}: {_syntax(error)}{hint}") from None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1 if self.has_lines else None
             place = Where(self.origin, line, path)
@@ -241,6 +242,12 @@ def _cut(text: str) -> str:
 
 def _tag(node: yaml.Node) -> str:
     return str(node.tag).removeprefix("written:").replace("tag:yaml.org,2002:", "!!")
+
+
+def _blank_hint(text: str) -> str:
+    """What to say of a value of the command line that ends within a list or a mapping."""
+    is_open = any(text.count(one) > text.count(other) for one, other in ("[]", "{}"))
+    return "; the shell split it at a blank? put it in quotes" if is_open else ""
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> str:

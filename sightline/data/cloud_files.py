@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from sightline.data.array_files import read_hdf5_arrays, read_npy, read_npz_arrays
@@ -14,11 +16,13 @@ from sightline.data.ply import read_ply
 from sightline.data.text_tables import read_rows
 from sightline.errors import ConfigError, DataError
 
-__all__ = ["CLOUD_SUFFIXES", "Cloud", "check_columns", "read_cloud"]
+__all__ = ["CLOUD_SUFFIXES", "Cloud", "check_columns", "has_normals", "read_cloud", "told_passed_over"]
 
 _POINTS = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
 _LEFT_OUT = "_"
+_HEAD_BYTES = 65_536
+_MOST_TOLD = 5
 _ARRAY_NAMES = {"points": "points", "xyz": "points", "normals": "normals", "normal": "normals", "faces": "faces"}
 
 
@@ -53,6 +57,54 @@ def read_cloud(path: Path, *, columns: Sequence[str] | None = None) -> Cloud:
     cloud = reader(path, wanted)
     _check_sound(path, cloud)
     return cloud
+
+
+def has_normals(path: Path, *, by_faces: bool = True) -> bool:
+    """Whether a file promises normals of its points, or faces where these count; from its first bytes or array names.
+
+    Nothing is checked: what does not read as its kind has none, and is refused when it is read.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".h5", ".hdf5"):
+        names = {name.lower() for name in _array_names(path)}
+        return bool({"normals", "normal", "nx", *(["faces"] if by_faces else [])} & names)
+    if suffix in (".npy", ".off"):
+        return suffix == ".off" and by_faces  # without faces it is no OFF file
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES).decode("latin-1").lower()
+    if suffix == ".ply":
+        header = head.partition("end_header")[0].split("\n")
+        words = [line.split() for line in header]
+        return any(w[:1] == ["property"] and w[-1:] == ["nx"] for w in words) or any(
+            by_faces and w[:2] == ["element", "face"] and w[2:] != ["0"] for w in words
+        )
+    return "nx" in head.replace(",", " ").replace('"', " ").split()
+
+
+def _array_names(path: Path) -> list[str]:
+    try:
+        if path.suffix.lower() == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                return [name.removesuffix(".npy") for name in archive.namelist()]
+        with h5py.File(path) as file:
+            return list(file)
+    except (OSError, zipfile.BadZipFile):
+        return []
+
+
+def told_passed_over(folder: Path) -> str:
+    """Which files in and below a folder are of other kinds, in a line; empty where there is none.
+
+    Hidden ones, and those in hidden folders, are not meant for anybody.
+    """
+    others = (path for path in folder.rglob("*") if path.suffix.lower() not in CLOUD_SUFFIXES and path.is_file())
+    inside = (path.relative_to(folder) for path in others)
+    names = sorted(str(path) for path in inside if not any(part.startswith(".") for part in path.parts))
+    if not names:
+        return ""
+    more = f" and {len(names) - _MOST_TOLD} more" if len(names) > _MOST_TOLD else ""
+    what = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
+    return f"{what} passed over: {', '.join(names[:_MOST_TOLD])}{more}"
 
 
 def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
@@ -105,8 +157,8 @@ def _of_table(path: Path, table: np.ndarray, columns: tuple[str, ...] | None) ->
     names = columns or (_POINTS if width == 3 else None)
     if names is None:
         raise DataError(
-            f"{path}: has {width} columns and no names; name them, in order: columns: [x, y, z, ...], _ for one to "
-            "leave out"
+            f"{path}: has {width} columns and no names; name them, in order, _ for one to leave out: "
+            "'columns=[x, y, z, ...]' when preparing, --columns x,y,z,... when predicting"
         )
     if len(names) != width:
         raise DataError(
@@ -149,7 +201,7 @@ def _of_named(
     if missing:
         raise DataError(
             f"{path}: has no {', '.join(dict.fromkeys(missing))}; it has {', '.join(named)[:200] or 'nothing'}; name "
-            "what is there in columns"
+            "what is there: 'columns=[x, y, z]' when preparing, --columns x,y,z when predicting"
         )
     lengths = {name: len(named[name]) for name in (*_POINTS, *wanted)}
     if len(set(lengths.values())) > 1:

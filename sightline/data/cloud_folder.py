@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +15,17 @@ import numpy as np
 
 from sightline import registry
 from sightline.arguments import Count, Seed, Share
-from sightline.data.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, read_cloud
+from sightline.data.cloud_files import CLOUD_SUFFIXES, check_columns, has_normals, read_cloud, told_passed_over
 from sightline.data.cloud_listing import SPLITS, ListedCloud, list_clouds, split_clouds
 from sightline.data.cloud_normals import Normals
 from sightline.data.cloud_preparation import prepare_cloud
+from sightline.data.cloud_samples import radius_of
 from sightline.data.labelled_clouds import LabelledClouds
 from sightline.data.modelnet_classes import by_number
 from sightline.data.native import Prepared
 from sightline.data.preparation import Column, Part, Plan, Progress, Row, duplicates_of, prepare_native
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, DataError
+from sightline.types import CloudForm
 
 __all__ = ["CloudFolder"]
 
@@ -85,6 +89,20 @@ class CloudFolder(LabelledClouds):
             "with_normals": "normals" in self._stored,  # a file must have what the run reads, no more
         }
 
+    def _form(self) -> CloudForm:
+        manifest = self._prepared.manifest  # one of an older sightline notes neither
+        radii = manifest.get("radii")
+        return dataclasses.replace(
+            super()._form(),
+            fewest_points=manifest.get("fewest_points"),
+            radii=None if radii is None else (radii[0], radii[1]),
+        )
+
+    @property
+    def duplicates(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of clouds of the whole set that have the same points, each cloud as `split/class/file`."""
+        return tuple(map(tuple, self._prepared.manifest.get("duplicates", ())))
+
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
         return "applied" if manifest["normalisation"] == "unit_sphere" else "none"
 
@@ -129,7 +147,7 @@ class CloudFolder(LabelledClouds):
             "choice": choice,
             "faces": faces,
             "normalisation": normalisation,
-            "with_normals": _has_normals(read_cloud(clouds[0].path, columns=names), faces),
+            "with_normals": _with_normals(clouds, names, faces),
             "channels": list(channels),
         }
         about = {
@@ -151,7 +169,9 @@ class CloudFolder(LabelledClouds):
             _columns(preparation),
             tuple(_parts(clouds, class_names, names, preparation)),
             about,
-            _summary,
+            partial(
+                _summary, passed_over=told_passed_over(source.expanduser()) if source.expanduser().is_dir() else ""
+            ),
             {**preparation, "columns": listed, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds)},
         )
         return prepare_native(plan, target, progress=progress)
@@ -216,8 +236,31 @@ def _channels(columns: tuple[str, ...] | None) -> tuple[str, ...]:
     return tuple(name for name in columns or () if name not in _GEOMETRY)
 
 
-def _has_normals(cloud: Cloud, faces: str) -> bool:
-    return cloud.normals is not None or (faces == "sample" and cloud.faces is not None and len(cloud.faces) > 0)
+def _with_normals(clouds: Sequence[ListedCloud], columns: tuple[str, ...] | None, faces: str) -> bool:
+    """Whether normals are stored: as `columns` says, else where the files have them.
+
+    Raises DataError where some files promise normals and others none, before any is read whole.
+    """
+    if columns is not None:
+        return "nx" in columns
+    having: list[ListedCloud] = []
+    lacking: list[ListedCloud] = []
+    for cloud in clouds:
+        (having if has_normals(cloud.path, by_faces=faces == "sample") else lacking).append(cloud)
+    if having and lacking:
+        raise DataError(
+            f"{having[0].path.parent.parent}: {_told_files(having)} normals or faces ({having[0].path.name}), "
+            f"{len(lacking)} {'has' if len(lacking) == 1 else 'have'} none ({lacking[0].path.name}); take the points "
+            "alone with 'columns=[x, y, z]', or write nx, ny, nz into every file"
+        )
+    if not having:
+        return False
+    first = read_cloud(clouds[0].path)  # a list of faces may be empty
+    return first.normals is not None or (faces == "sample" and first.faces is not None and len(first.faces) > 0)
+
+
+def _told_files(clouds: Sequence[ListedCloud]) -> str:
+    return "1 file has" if len(clouds) == 1 else f"{len(clouds)} files have"
 
 
 def _told_split(test_share: float, validation_share: float, seed: int) -> str:
@@ -242,8 +285,8 @@ def _digest(clouds: Sequence[ListedCloud]) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def _summary(prepared: Prepared) -> dict[str, Any]:
-    """What the manifest says beyond the plan: counts per class, and clouds that are there twice."""
+def _summary(prepared: Prepared, *, passed_over: str) -> dict[str, Any]:
+    """What the manifest says beyond the plan: counts per class, sizes, and clouds that are there twice."""
     num_classes = len(prepared.manifest["class_names"])
     counts = {
         split: np.bincount(prepared.array(split, "label"), minlength=num_classes).tolist() for split in prepared.splits
@@ -252,8 +295,19 @@ def _summary(prepared: Prepared) -> dict[str, Any]:
     return {
         "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
         "duplicates": duplicates,
-        "differences": [_told_duplicate(group) for group in duplicates],
+        "differences": [*([passed_over] if passed_over else []), *map(_told_duplicate, duplicates)],
+        **_sizes(prepared),
     }
+
+
+def _sizes(prepared: Prepared) -> dict[str, Any]:
+    """The least number of distinct points of a stored cloud and, where size is kept, the range of their radii."""
+    clouds = [cloud for split in prepared.splits for cloud in prepared.array(split, "points")]
+    sizes: dict[str, Any] = {"fewest_points": min(len(np.unique(cloud, axis=0)) for cloud in clouds)}
+    if prepared.manifest["normalisation"] == "none":
+        radii = [radius_of(cloud) for cloud in clouds]
+        sizes["radii"] = [min(radii), max(radii)]
+    return sizes
 
 
 def _told_duplicate(group: Sequence[str]) -> str:

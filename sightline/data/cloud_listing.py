@@ -92,8 +92,9 @@ def _dealt(
     num_test = max(1, round(test_share * len(members)))
     num_validation = max(1, round(validation_share * len(members)))
     if num_test + num_validation >= len(members):
+        held = "1 cloud" if len(members) == 1 else f"{len(members)} clouds"
         raise DataError(
-            f"{members[0].path.parent}: class '{members[0].label}' has {len(members)} clouds, too few for {num_test} "
+            f"{members[0].path.parent}: class '{members[0].label}' has {held}, too few for {num_test} "
             f"to test, {num_validation} to validate and one to train on; add some, or leave the class out"
         )
     order = sorted(members, key=lambda cloud: hashlib.sha256(f"{seed}/{cloud.name}".encode()).hexdigest())

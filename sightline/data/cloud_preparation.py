@@ -80,7 +80,7 @@ def _of_points(
         raise DataError(f"{where}: has no channel {', '.join(missing)} (it has {has}); name what all files have")
     if with_normals and cloud.normals is None:
         raise DataError(
-            f"{where}: has no normals; leave those of the other files out with columns=[x, y, z] and set "
+            f"{where}: has no normals; leave those of the other files out with 'columns=[x, y, z]' and set "
             "data.normals=estimated, or write nx, ny, nz into every file"
         )
     index = _choose(cloud, num_points, choice)

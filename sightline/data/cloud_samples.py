@@ -16,13 +16,15 @@ from sightline.data.preparation import to_unit_sphere
 from sightline.errors import ConfigError, DataError
 from sightline.types import CloudForm, DataInfo
 
-__all__ = ["FileSample", "read_sample", "sample_of"]
+__all__ = ["FileSample", "radius_of", "read_sample", "sample_of"]
 
 _SLACK = 2**-10
 """How far a prepared cloud may be off radius 1 or a field off its bounds: half precision, in which some are stored."""
 _TO_SPHERE = "moved to its mean, scaled to radius 1"
 _LARGEST = 1e150
 """Beyond this a distance is no number any more."""
+_UNITS = {"km": 1e6, "m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3}
+_UNIT_NAMES = {"km": "kilometres", "m": "metres", "cm": "centimetres", "mm": "millimetres", "um": "micrometres"}
 _LEAST_RADIUS = 0.5
 """Below this a cloud is no random part of one of radius 1, but on another scale."""
 
@@ -50,8 +52,8 @@ def read_sample(
 
     A mesh is drawn by the name of its file, as `sightline data prepare` draws it. Raises DataError naming the file.
     """
-    if columns is None and info.clouds is not None:
-        columns = info.clouds.columns
+    if columns is None and info.clouds is not None and info.clouds.columns is not None:
+        columns = _columns_read(info.clouds.columns, info, info.clouds)
     cloud = read_cloud(path, columns=columns)
     return sample_of(cloud, info, name=path.stem, where=str(path), to_sphere=to_sphere, any_scale=any_scale)
 
@@ -97,17 +99,86 @@ def sample_of(
     return FileSample(fields, ", ".join(steps) or "as it is")
 
 
+def _columns_read(columns: Sequence[str], info: DataInfo, form: CloudForm) -> list[str]:
+    """The columns of the set with `_` for those that the run does not read: no file needs to have them."""
+    if form.preparation is None:
+        return list(columns)
+    made = _features_made(info, form, form.preparation)
+    normals = ("nx", "ny", "nz") if made["with_normals"] else ()
+    kept = {"x", "y", "z", *normals, *made["channels"]}
+    return [name if name in kept else "_" for name in columns]
+
+
+def _features_made(info: DataInfo, form: CloudForm, preparation: Mapping[str, Any]) -> dict[str, Any]:
+    """Which of a file's features `prepare_cloud` is to take: those that the run reads, no more."""
+    return {
+        "with_normals": "normals" in info.features and not form.estimates_normals,
+        "channels": tuple(preparation["channels"]) if "channels" in info.features else (),
+    }
+
+
 def _prepared(
     cloud: Cloud, info: DataInfo, form: CloudForm, preparation: Mapping[str, Any], where: str, *, any_scale: bool
 ) -> FileSample:
     """The sample of a set of the user's own: prepared by the very function that prepared the set."""
-    stored = prepare_cloud(cloud, **preparation, where=where)
+    made = _features_made(info, form, preparation)
+    is_mesh = preparation["faces"] == "sample" and cloud.faces is not None and len(cloud.faces) > 0
+    if not is_mesh:
+        offered = {"normals": cloud.normals, **cloud.channels}
+        _assert_offered(offered, [*(["normals"] if made["with_normals"] else []), *made["channels"]], where)
+    stored = prepare_cloud(cloud, **{**preparation, **made}, where=where)
+    steps = [] if is_mesh else _repeated(cloud, stored["points"], form, where)
+    if form.radii is not None and not any_scale:
+        _assert_of_size(radius_of(stored["points"]), form.radii, info.fields["points"].unit, where)
     given = {key: values[: form.num_points] for key, values in stored.items()}
     if form.estimates_normals:
         given["normals"] = estimated_normals(given["points"], where=where)
     fields = {key: given[key] for key in ("points", *info.features)}
     _assert_within(fields, info, where, any_scale=any_scale)
-    return FileSample(fields, "prepared as the set was")
+    return FileSample(fields, ", ".join([*steps, "prepared as the set was"]))
+
+
+def _repeated(cloud: Cloud, stored: np.ndarray, form: CloudForm, where: str) -> list[str]:
+    """What to say of a cloud of fewer points than the run takes; one of fewer than any of the set is refused."""
+    if form.fewest_points is not None and len(np.unique(stored, axis=0)) < form.fewest_points:
+        num_distinct = len(np.unique(cloud.points, axis=0))  # a choice of a dense cloud may repeat a point
+        if num_distinct < form.fewest_points:
+            raise DataError(
+                f"{where}: holds {_told_points(num_distinct)} that differ, every cloud of the run's set at least "
+                f"{form.fewest_points}; give a denser cloud"
+            )
+    wanted = form.num_points or len(stored)
+    return [f"{_told_points(len(cloud.points))}, repeated to {wanted}"] if len(cloud.points) < wanted else []
+
+
+def _told_points(count: int) -> str:
+    return f"{count} point{'' if count == 1 else 's'}"
+
+
+def _assert_of_size(radius: float, radii: tuple[float, float], unit: str, where: str) -> None:
+    """Raises DataError for a cloud below half or above twice the sizes of the set: one in another unit."""
+    low, high = radii
+    if low / 2 <= radius <= 2 * high:
+        return
+    ratio = radius / np.sqrt(low * high) if low > 0 else radius / high
+    told = "all its points coincide"
+    if radius > 0:
+        told = (
+            f"about {max(ratio, 1 / ratio):.4g} times {'larger' if ratio > 1 else 'smaller'}{_likely_unit(unit, ratio)}"
+        )
+    raise DataError(
+        f"{where}: its points reach {radius:.4g} {unit} from their mean, those of the run's set {low:.4g} to "
+        f"{high:.4g} {unit}; {told}; bring the file to {unit or 'that unit'}"
+    )
+
+
+def _likely_unit(unit: str, ratio: float) -> str:
+    """The unit in which the file's numbers would be of the set's size, as a question; empty where none is likely."""
+    if unit not in _UNITS:
+        return ""
+    factors = {name: _UNITS[unit] / size for name, size in _UNITS.items() if name != unit}
+    found = [name for name, factor in factors.items() if 0.5 < ratio / factor < 2]
+    return f": {_UNIT_NAMES[found[0]]} for {_UNIT_NAMES[unit]}?" if found else ""
 
 
 def _drawn(
@@ -123,6 +194,12 @@ def _drawn(
         steps = []
     offered = {"normals": cloud.normals, **cloud.channels}
     features = [name for name in info.features if name != "normals" or not form.estimates_normals]
+    _assert_offered(offered, features, where)
+    rows = {feature: _as_rows(np.asarray(offered[feature])) for feature in features}
+    return {"points": cloud.points, **rows}, steps
+
+
+def _assert_offered(offered: Mapping[str, np.ndarray | None], features: Sequence[str], where: str) -> None:
     missing = [feature for feature in features if offered.get(feature) is None]
     if missing:
         held = ", ".join(["points", *(key for key, values in offered.items() if values is not None)])
@@ -130,8 +207,6 @@ def _drawn(
             f"{where}: has no {', '.join(missing)}, which the run was trained with; it has {held}; add the columns, or "
             "name them with --columns where the file has no names"
         )
-    rows = {feature: _as_rows(np.asarray(offered[feature])) for feature in features}
-    return {"points": cloud.points, **rows}, steps
 
 
 def _as_rows(values: np.ndarray) -> np.ndarray:
@@ -152,7 +227,23 @@ def _placed(
             f"{where}: its points reach {radius:.4g} from the origin, those that the run was trained on reach 1; "
             "--unit-sphere moves every such cloud to its mean and scales it"
         )
+    offset = float(np.linalg.norm(points.mean(axis=0)))
+    if form.unit_sphere == "promised" and not any_scale and offset > _most_off_mean(len(points), form):
+        raise DataError(
+            f"{where}: the mean of its points lies {offset:.4g} from the origin, those that the run was trained on "
+            "have it there; --unit-sphere moves every such cloud to its mean and scales it"
+        )
     return points, []
+
+
+def _most_off_mean(num_points: int, form: CloudForm) -> float:
+    """How far the mean of so many points may lie from the origin: the sets' whole clouds have it there to 1e-4.
+
+    The mean of n of N points drawn by chance is off by at most sqrt((1 - n/N) / n) of the radius, one deviation; of
+    clouds larger than the set's N is not known.
+    """
+    share = num_points / (form.stored_points or np.inf)
+    return _SLACK + 4 * float(np.sqrt((1 - share if share <= 1 else 1.0) / num_points))
 
 
 def _is_prepared(points: np.ndarray, form: CloudForm) -> bool:
@@ -169,6 +260,11 @@ def _is_prepared(points: np.ndarray, form: CloudForm) -> bool:
     off_mean = _SLACK + (4 * np.sqrt((1 - share) / len(points)) if share < 1 else 0.0)
     least = 1 - _SLACK if share >= 1 else _LEAST_RADIUS
     return bool(least <= _radius(points) <= 1 + _SLACK and np.linalg.norm(points.mean(axis=0)) <= off_mean)
+
+
+def radius_of(points: np.ndarray) -> float:
+    """The largest distance from the mean of the points (N, 3)."""
+    return _radius(points - points.mean(axis=0, dtype=np.float64))
 
 
 def _radius(points: np.ndarray) -> float:
@@ -205,5 +301,10 @@ def _assert_within(fields: dict[str, np.ndarray], info: DataInfo, where: str, *,
         if (is_low or is_high) and not (any_scale and key == "points"):
             raise DataError(
                 f"{where}: {key} run from {low:.4g} to {high:.4g}, those that the run was trained on from "
-                f"{promise.low} to {promise.high} ({promise.unit or 'no unit'}); bring the file to that unit and frame"
+                f"{_told_bound(promise.low)} to {_told_bound(promise.high)} ({promise.unit or 'no unit'}); bring the "
+                "file to that unit and frame"
             )
+
+
+def _told_bound(bound: float | None) -> str:
+    return "any" if bound is None else f"{bound:.4g}"

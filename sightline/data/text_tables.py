@@ -41,6 +41,8 @@ def read_rows(path: Path, *, announces_rows: bool = False) -> tuple[tuple[str, .
     """
     lines = _lines_of(path)
     start = next((place for place, line in enumerate(lines) if _is_row(line)), len(lines))
+    if lines and start == len(lines):
+        _refuse_semicolons(lines[-1], f"{path}:{len(lines)}")
     for number, line in enumerate(lines[: max(start - 1, 0)], start=1):
         if line.strip() and not line.startswith("#"):
             raise DataError(f"{path}:{number}: {line.strip()[:40]!r} is no row of numbers; take the line out")
@@ -67,6 +69,16 @@ def _lines_of(path: Path) -> list[str]:
     while lines and not lines[-1].strip():
         lines.pop()
     return lines
+
+
+def _refuse_semicolons(line: str, where: str) -> None:
+    """Raises DataError for numbers between semicolons, as spreadsheets of some countries write them."""
+    tokens = [token.strip().replace(",", ".") for token in line.strip().rstrip(";").split(";")]
+    if len(tokens) > 1 and all(_is_row(token) for token in tokens):
+        raise DataError(
+            f"{where}: {line.strip()[:40]!r} has semicolons between its numbers; put commas or blanks there, and "
+            "points in decimal numbers"
+        )
 
 
 def _is_row(line: str) -> bool:
@@ -109,6 +121,7 @@ def numbers_of(
 
 
 def _refuse(line: str, where: str, num_columns: int, delimiter: str | None) -> None:
+    _refuse_semicolons(line, where)
     tokens = line.split(delimiter) if line.strip() else []
     if len(tokens) != num_columns:
         raise DataError(

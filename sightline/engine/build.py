@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from sightline import registry, schema
-from sightline.binding import Offer, bind, outputs_of
+from sightline.binding import Offer, UnboundError, bind, outputs_of
 from sightline.config import RunConfig, located
 from sightline.data.reading import BatchReader, NamedTransform
 from sightline.data.splits import hold_out
@@ -160,7 +162,8 @@ def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, l
     outputs = Offer(f"model '{config.model.name}'", outputs_of(model.forward, owner=f"model '{config.model.name}'"))
     losses = {component.name: registry.losses.build(component, facts=facts) for component in config.losses}
     wiring = {"model": model, "losses": losses, "batch_keys": batch, "output_keys": outputs}
-    task = registry.tasks.build(config.task, facts={**facts, **wiring})
+    with _placed(config.losses):
+        task = registry.tasks.build(config.task, facts={**facts, **wiring})
     predictions = Offer(f"task '{config.task.name}'", getattr(task, "predicts", frozenset()))
     meters = []
     for component in config.metrics:
@@ -168,6 +171,20 @@ def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, l
         update = bind(metric.update, batch, outputs, predictions, owner=f"metrics.{component.name}", skip=("state",))
         meters.append(Meter(metric, update))
     return task, meters
+
+
+@contextmanager
+def _placed(losses: Sequence[Component]) -> Iterator[None]:
+    """Say where a loss stands that takes what nobody offers, and what to do."""
+    try:
+        yield
+    except UnboundError as error:
+        for component in losses:
+            if str(error).removeprefix("the count of ").startswith(f"losses.{component.name} needs "):
+                place = dataclasses.replace(component.where, path="")
+                advice = "take this loss out, or base the config on another"
+                raise UnboundError(f"{place}: {error}; {advice}") from error
+        raise
 
 
 def build_evaluator(config: RunConfig, part: Part, task: Task, meters: Sequence[Meter]) -> Evaluator:

@@ -102,16 +102,17 @@ def save(directory: Path, snapshot: Snapshot, *, keep_last: int, is_best: bool) 
     return target
 
 
-def load(path: Path) -> Snapshot:
+def load(path: Path, *, remedy: str = "resume from it, or with --resume auto") -> Snapshot:
     """Read a checkpoint folder, a link to one, or the `last` of a run directory.
 
+    `remedy` is what to do with a sound one where this is damaged; by default that of training.
     Raises CheckpointError, naming the file and the newest sound checkpoint beside it, if a byte is not as it was saved.
     """
-    folder = _find(path)
+    folder = _find(path, remedy)
     try:
         return _read(folder)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; {_remedy(folder)}") from error
+        raise CheckpointError(f"{error}; {_told_sound(folder, remedy)}") from error
 
 
 def newest_sound(directory: Path) -> tuple[Path | None, list[str]]:
@@ -299,24 +300,26 @@ def _shelf_of(directory: Path) -> Path:
     return directory / _FOLDER if (directory / _FOLDER).is_dir() else directory
 
 
-def _find(path: Path) -> Path:
+def _find(path: Path, remedy: str) -> Path:
     """The checkpoint folder that a user's path means."""
     shelf = _shelf_of(path)
     if (shelf / "last").is_symlink() or shelf.name == _FOLDER:
         path = shelf / "last"
     if path.is_symlink() and not path.exists():
-        raise CheckpointError(f"{path}: points to '{os.readlink(path)}', which is not there; {_remedy(path)}")
+        raise CheckpointError(
+            f"{path}: points to '{os.readlink(path)}', which is not there; {_told_sound(path, remedy)}"
+        )
     if not path.is_dir():
         found = "is a file, not a checkpoint folder" if path.exists() else "no checkpoint is here"
         raise CheckpointError(f"{path}: {found}; give a run directory or one of its {_FOLDER}/step_... folders")
     return path.parent / os.readlink(path) if path.is_symlink() else path
 
 
-def _remedy(damaged: Path) -> str:
+def _told_sound(damaged: Path, remedy: str) -> str:
     sound, _ = newest_sound(damaged.parent)
     if sound is None:
         return "no other checkpoint beside it is sound"
-    return f"the newest sound one is {sound}; resume from it, or with --resume auto"
+    return f"the newest sound one is {sound}; {remedy}"
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

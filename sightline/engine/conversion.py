@@ -278,7 +278,9 @@ def _info(config: RunConfig) -> tuple[DataInfo, list[str]]:
             raise
         known = inspect.signature(promise).parameters
         arguments = {name: value for name, value in config.data.arguments.items() if name in known}
-        note = f"{config.data.name} is not prepared here, its classes are the published ones ({error})"
+        place = config.data.origins.get("root", config.data.where)  # of a recipe of ours: a file that is gone
+        reason = str(error).removeprefix(f"{place}: ")
+        note = f"{config.data.name} is not prepared here, its classes are the published ones ({reason})"
         return promise(**arguments), [note]
     return info, []
 

@@ -146,15 +146,25 @@ def build_model(name: str, /, **arguments: Any) -> nn.Module:
 
 def load_trained(model: nn.Module, path: Path) -> MatchReport:
     """Put the weights whose figures count into a model, every one of them; what `path` may be: `checkpoint.load`."""
-    return checkpoint.load_weights(model, checkpoint.load(path).evaluated)
+    return checkpoint.load_weights(model, checkpoint.load(path, remedy="give it by --checkpoint").evaluated)
 
 
 def checkpoint_path(run: Path, which: str) -> Path:
-    """Where `last`, `best` or a path leads. Raises UserError where there is nothing."""
-    path = run / "checkpoints" / which if which in ("last", "best") else Path(which)
-    if not path.exists():
-        raise UserError(f"checkpoint {which}: there is no {path}")
-    return path
+    """Where `last`, `best` or a path leads. Raises UserError where there is nothing, saying what there is."""
+    is_link = which in ("last", "best")
+    path = run / "checkpoints" / which if is_link else Path(which)
+    if path.exists() or path.is_symlink():  # a link that leads nowhere is a damaged checkpoint, which loading tells
+        return path
+    shelf = run / "checkpoints"
+    held = sorted(entry.name for entry in shelf.iterdir() if not entry.name.startswith(".")) if shelf.is_dir() else []
+    if not held:
+        raise UserError(
+            f"checkpoint {which}: the run {run} has no checkpoint yet (interrupted before the first one?); "
+            f"go on with: sightline train {run} --resume auto --out {run}"
+        )
+    advice = "" if is_link else "; give last, best or a path"
+    meant = nearest(which, ("last", "best"), otherwise="")
+    raise UserError(f"checkpoint {which}: there is no {path}{advice}; {shelf} holds {', '.join(held)}{meant}")
 
 
 def is_run(path: Path) -> bool:

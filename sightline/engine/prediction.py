@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from sightline import registry
 from sightline.binding import Offer, outputs_of
-from sightline.data.cloud_files import CLOUD_SUFFIXES
+from sightline.data.cloud_files import CLOUD_SUFFIXES, told_passed_over
 from sightline.data.cloud_samples import FileSample, read_sample
 from sightline.data.reading import Pipeline
 from sightline.engine.device import to_device
@@ -25,6 +26,7 @@ from sightline.types import Batch, SampleKey
 
 __all__ = ["Prediction", "Predictions", "Refusal", "files_of", "predict_files"]
 
+logger = logging.getLogger(__name__)
 _MAX_WAITING_BATCHES = 8
 """So many batches' worth of clouds of different sizes may wait for others of their size."""
 
@@ -70,7 +72,7 @@ class Predictions:
 def files_of(paths: Iterable[Path]) -> tuple[list[Path], list[Refusal]]:
     """The files named and, sorted, every cloud file in and below the folders named, each once; and what is not there.
 
-    A file that is named is never passed over, whatever its ending.
+    A file that is named is never passed over, whatever its ending; those of other kinds in a folder are told.
     """
     files: dict[Path, None] = {}
     refused = []
@@ -80,6 +82,8 @@ def files_of(paths: Iterable[Path]) -> tuple[list[Path], list[Refusal]]:
             continue
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in CLOUD_SUFFIXES and p.is_file())
         files |= dict.fromkeys(inside)
+        if passed_over := told_passed_over(path):
+            logger.warning("%s: %s", path, passed_over)
         if not inside:
             refused.append(Refusal(path, f"{path}: holds no file of the kinds {', '.join(CLOUD_SUFFIXES)}"))
     return list(files), refused

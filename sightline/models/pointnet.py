@@ -91,8 +91,9 @@ class AlignmentNet(nn.Module):
 
 @registry.models.add("pointnet_plain")
 class PointNetPlain(nn.Module):
-    """PointNet without alignment: one shared network per point, a maximum, a short head. `fused` as in `pointnet`.
+    """PointNet without alignment: one shared network per point, a maximum, a short head.
 
+    `fused: false` takes the plain forms of its layers: the same numbers, slower, for comparison.
     Source: Qi et al. 2017, the vanilla network of table 5; layout of WangYueFt/dgcnn.
     """
 

@@ -22,7 +22,7 @@ from sightline.verbs.output import note, show_table
 
 __all__ = ["Options", "bench"]
 
-COLUMNS = ("case", "times as fast as", "ratio (quartiles)", "CPU s, theirs", "wall s, theirs", "peak MiB, theirs")
+COLUMNS = ("case", "times as fast as", "ratio (quartiles)", "CPU, theirs", "wall, theirs", "peak, theirs")
 GROWTH = ("what", "along", "form", "value", "from, to", "grows as its power")
 
 
@@ -55,7 +55,8 @@ def bench(options: Options) -> int:
     torch.set_num_threads(options.threads)
     report = Report()
     is_complete = _run(cases, options, report)
-    show_table(f"medians of {options.repeats} rounds in turn", COLUMNS, map(_row, report.results))
+    tiny = ", at tiny sizes instead of those in the names" if options.is_quick and not options.grow else ""
+    show_table(f"medians of {options.repeats} rounds in turn{tiny}", COLUMNS, map(_row, report.results))
     _show_growth(places, report, options)
     if not is_complete:
         note(
@@ -91,6 +92,7 @@ def _run(cases: Sequence[Case], options: Options, report: Report) -> bool:
         about: dict[str, Any] = {"repeats": options.repeats, "is_quick": options.is_quick, "is_complete": is_complete}
         about |= {"keeps_memory": options.keeps_memory}
         about |= {"mismatches": report.mismatches, "missing": report.missing}
+        about |= {"quick_sizes": {result.name: dict(result.size) for result in report.results} if is_quick else {}}
         rows = [result.to_dict() for result in report.results]
         write_document(options.json, {"cases": rows, "environment": machine | about})
     return is_complete
@@ -111,11 +113,21 @@ def _row(result: Result) -> Sequence[str]:
         result.name,
         result.baseline,
         f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
-        f"{result.seconds.cpu:.3g}, {result.baseline_seconds.cpu:.3g}",
-        f"{result.seconds.wall:.3g}, {result.baseline_seconds.wall:.3g}",
-        f"{_mebibytes(result.peak_bytes)}, {_mebibytes(result.baseline_peak_bytes)}",
+        f"{_time(result.seconds.cpu)}, {_time(result.baseline_seconds.cpu)}",
+        f"{_time(result.seconds.wall)}, {_time(result.baseline_seconds.wall)}",
+        f"{_memory(result.peak_bytes)}, {_memory(result.baseline_peak_bytes)}",
     )
 
 
-def _mebibytes(size: int | None) -> str:
-    return "?" if size is None else f"{size / 2**20:.1f}"
+def _time(seconds: float) -> str:
+    """Three digits in a unit in which they are no tiny fraction."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _memory(size: int | None) -> str:
+    if size is None:
+        return "?"
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"

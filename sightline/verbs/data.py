@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from sightline.verbs.output import note
 __all__ = ["convert_weights", "info", "prepare"]
 
 
+_WIDTH = 110
+_LONGEST = 40
+_TIED = "\u00a0"
+"""A blank at which no line is broken, while lines are made."""
 _PREPARE_ITSELF = ("source", "target", "name", "progress")
 
 
@@ -32,7 +37,9 @@ def prepare(name: str, options: Sequence[str] = (), *, source: Path, target: Pat
     given = _read_options(name, options)
     with _bar(name) as progress:
         report = _builder(name).prepare(source=source, target=target, name=name, progress=progress, **given)
-    _print_tree(report)
+    document = _builder(name).describe(Path(report["root"]))
+    told = {key: value for key, value in document.items() if key != "differences"}
+    _print_tree({"outcome": report["outcome"], **told})
     for line in report.get("differences", ()):
         note(f"look at this: {line}")
     write_document(json, report)
@@ -134,14 +141,32 @@ def _set_of(folder: Path) -> str:
 
 
 def _print_tree(tree: Any, indent: int = 0) -> None:
+    """What a document says; what it has no answer to is left out, and long lists are shortened."""
     for key, value in tree.items():
         pad = "  " * indent
-        if isinstance(value, dict) and value:
+        if value is None or (isinstance(value, str | dict | list | tuple) and not value):
+            continue
+        if isinstance(value, dict) and not all(type(each) is int for each in value.values()):
             sys.stdout.write(f"{pad}{key}:\n")
             _print_tree(value, indent + 1)
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            sys.stdout.write(f"{pad}{key}: {text}\n")
+            continue
+        lines = textwrap.wrap(
+            f"{pad}{key}: {_told(value)}",
+            _WIDTH,
+            subsequent_indent=f"{pad}    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        sys.stdout.write("".join(f"{line}\n" for line in lines).replace(_TIED, " "))
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}{_TIED}{count}" for name, count in value.items())
+    if isinstance(value, list | tuple):
+        more = f", ... ({len(value)} in all)" if len(value) > _LONGEST else ""
+        return ", ".join(map(_told, value[:_LONGEST])) + more
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class _bar:  # noqa: N801 - used like a function

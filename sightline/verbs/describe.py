@@ -19,6 +19,7 @@ from sightline.verbs.output import note, show_table
 __all__ = ["describe"]
 
 _COLUMNS = ("module", "class", "inputs", "outputs", "parameters", "MAC/sample")
+_DROPPABLE = ("inputs", "class", "outputs")
 _PARTS = {
     "parameters_bytes": "parameters",
     "buffers_bytes": "buffers",
@@ -67,12 +68,15 @@ def describe(
 def _show_modules(traced: Trace, title: str, depth: int | None) -> None:
     """The calls, indented as they are nested; those deeper than `depth` count with the call around them."""
     rows: list[list[Any]] = []
+    around: list[str] = []
     sums: list[list[int]] = []
     for node in traced.calls:
         if depth is not None and node.depth > depth:
             sums[-1] = [sums[-1][0] + node.parameters, sums[-1][1] + node.macs, sums[-1][2] + node.shared]
             continue
-        rows.append([_name(node), node.class_name, _shapes(node.inputs), _shapes(node.outputs)])
+        around[node.depth :] = [node.path]
+        name = _name(node, around[-2] if len(around) > 1 else "")
+        rows.append([name, node.class_name, _shapes(node.inputs), _shapes(node.outputs)])
         sums.append([node.parameters, node.macs, node.shared])
     cells = [
         [*row, _count(parameters, shared), short_number(macs / traced.num_samples) if macs else ""]
@@ -80,11 +84,13 @@ def _show_modules(traced: Trace, title: str, depth: int | None) -> None:
     ]
     trainable = "" if traced.trainable == traced.parameters else f", {traced.trainable:,} trainable"
     total = [f"{traced.parameters:,}{trainable}", short_number(traced.macs / traced.num_samples)]
-    show_table(title, _COLUMNS, [*cells, ["total", "", "", "", *total]])
+    rows = [*cells, ["total", "", "", "", *total]]
+    show_table(title, _COLUMNS, rows, unbroken="module", droppable=_DROPPABLE)
 
 
-def _name(node: Node) -> str:
-    path = node.path or "(model)"
+def _name(node: Node, around: str) -> str:
+    """The module's path below that of the call around it, indented as deep as it is."""
+    path = node.path.removeprefix(f"{around}.") or "(model)"
     return "  " * node.depth + (f"{path} (call {node.call})" if node.call > 1 else path)
 
 

@@ -6,10 +6,15 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 __all__ = ["note", "show_evaluation", "show_findings", "show_table"]
+
+
+_NARROWED = 16
+"""Of a column: characters that still hold a shape or a class."""
 
 
 def note(text: str) -> None:
@@ -18,15 +23,34 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table on standard output; plain and unbroken where that is no terminal."""
+def show_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    unbroken: str = "",
+    droppable: Sequence[str] = (),
+) -> None:
+    """A table on standard output; plain and unbroken where that is no terminal.
+
+    The cells of the column `unbroken` are never broken. Where a terminal is too narrow, those of `droppable` are
+    narrowed, then left out, the first of them first, and the title says so.
+    """
     console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(title, highlight=False, markup=False)
+    cells = [[_cell(value) for value in row] for row in rows]
+    kept, dropped = list(range(len(columns))), []
+    for name in droppable:
+        widths = [_width([columns[at], *(row[at] for row in cells)], columns[at] in droppable) for at in kept]
+        if sum(widths) + 1 > console.width:
+            kept.remove(columns.index(name))
+            dropped.append(name)
+    narrow = f" (the terminal is too narrow for: {', '.join(dropped)})" if dropped else ""
+    console.print(title + narrow, highlight=False, markup=False)
     table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+    for index in kept:
+        table.add_column(columns[index], overflow="fold", no_wrap=columns[index] == unbroken)
+    for row in cells:
+        table.add_row(*(row[index] for index in kept))
     console.print(table)
 
 
@@ -48,6 +72,12 @@ def show_findings(findings: Sequence[Any], *, is_verbose: bool = False) -> None:
     for finding in findings:
         is_short = finding.severity == "note" and not is_verbose
         note(_in_one_line(finding) if is_short else str(finding))
+
+
+def _width(column: Sequence[str], may_be_narrowed: bool) -> int:
+    """Of a column: its longest cell, or what it may be narrowed to, a space on either side, and the line after it."""
+    longest = max(map(cell_len, column))
+    return 3 + (min(longest, _NARROWED) if may_be_narrowed else longest)
 
 
 def _in_one_line(finding: Any) -> str:

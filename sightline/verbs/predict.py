@@ -50,11 +50,7 @@ def predict(
             found = predict_files(loaded, paths, world=world, batch_size=batch_size, columns=names, to_sphere=to_sphere)
         except torch.OutOfMemoryError as error:
             raise RunError("predict: the GPU's memory is full; lower --batch-size") from error
-    show_table(
-        f"{loaded.checkpoint}: {len(found.predicted)} of {len(found.predicted) + len(found.refused)} files",
-        ("file", "class", "probability", "margin"),
-        [(str(p.file), p.class_name, p.probability, p.margin) for p in found.predicted],
-    )
+    _show(loaded, found)
     write_document(json, _document(loaded, found))
     write_file(csv, _table(found))
     for refusal in found.refused:
@@ -71,6 +67,19 @@ def _tell(run: LoadedRun) -> None:
         note(f"the run was trained on clouds with {up_axis} up; files must have it up too")
     if run.config.evaluate.votes > 1:
         note(f"one pass a file: evaluate.votes ({run.config.evaluate.votes}) is not applied")
+
+
+def _show(run: LoadedRun, found: Predictions) -> None:
+    """The table of what was predicted, under the checkpoint's path as one would type it; none where nothing was."""
+    checkpoint = run.checkpoint
+    here = Path.cwd()
+    told = checkpoint.relative_to(here) if checkpoint.is_relative_to(here) else checkpoint
+    title = f"{told}: {len(found.predicted)} of {len(found.predicted) + len(found.refused)} files"
+    if not found.predicted:
+        note(title)
+        return
+    rows = [(str(p.file), p.class_name, p.probability, p.margin) for p in found.predicted]
+    show_table(title, ("file", "class", "probability", "margin"), rows)
 
 
 def _document(run: LoadedRun, found: Predictions) -> dict[str, Any]:

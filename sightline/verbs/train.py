@@ -15,7 +15,7 @@ import torch
 from sightline.config import RunConfig, read_config
 from sightline.config.show import to_plain
 from sightline.engine import checkpoint
-from sightline.engine.build import Built, build
+from sightline.engine.build import Built, Data, build
 from sightline.engine.distributed import World, start_world
 from sightline.engine.inputs import INPUTS
 from sightline.engine.launch import launch, processes_to_start
@@ -114,8 +114,19 @@ def _train_here(options: Options, config: RunConfig, plugins: Sequence[Plugin], 
         if world.is_first and built.init_report is not None:
             note(f"init from {config.init.source if config.init else ''}: {built.init_report}")
         if world.is_first:
+            note(_told_data(built.data))
             note(f"run directory: {path}" + (f", resumed at step {built.job.step}" if place["checkpoint"] else ""))
         return _run(session, built, options, world, path, stop)
+
+
+def _told_data(data: Data) -> str:
+    """How many samples train, choose the best weights, and are reported on."""
+    chosen, test = data.selection, data.test
+    held_out = ", held out of the training part" if chosen.dataset is data.train.dataset else ""
+    choosing = "" if chosen.split == "test" else f", {len(chosen.indices)} of validation{held_out}"
+    return f"samples: {len(data.train.indices)} of training{choosing}" + (
+        f", {len(test.indices)} of test" if test.split == "test" else ", no test part"
+    )
 
 
 def _run(session: Session, built: Built, options: Options, world: World, path: Path, stop: StopRequest) -> int:

@@ -14,6 +14,7 @@ import torch
 from sightline.bench import runner
 from sightline.bench.memory import MemoryMeter
 from sightline.errors import RunError
+from sightline.verbs import bench
 from tests.command import run_here
 
 CASE = "knn_8x1024x64*"  # its only peer is faiss
@@ -60,6 +61,16 @@ def test_a_slip_gets_one_line(words: list[str], expected: str, tmp_path: Path, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("seconds", "told"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 µs")])
+def test_times_are_told_in_a_unit_that_fits(seconds: float, told: str) -> None:
+    assert bench._time(seconds) == told
+
+
+@pytest.mark.parametrize(("size", "told"), [(None, "?"), (52_224, "51.0 KiB"), (3 * 2**20, "3.0 MiB")])
+def test_peaks_are_told_in_a_unit_that_fits(size: int | None, told: str) -> None:
+    assert bench._memory(size) == told
+
+
 @pytest.mark.processes
 def test_a_quick_run_from_the_command_to_the_document(tmp_path: Path) -> None:
     """Everything is real, down to the processes that memory is measured in."""
@@ -69,7 +80,7 @@ def test_a_quick_run_from_the_command_to_the_document(tmp_path: Path) -> None:
     document = json.loads(target.read_text())
     assert document.keys() == {"cases", "environment"}
     ours = document["cases"][0]
-    assert ours["name"] == "geometry/knn_2x128x64_k20/sightline"
+    assert ours["name"] == "geometry/knn_8x1024x64_k20/sightline"
     assert ours["baseline"] == "matmul_topk"
     assert ours["ratio_low"] <= ours["ratio"] <= ours["ratio_high"]
     assert min(ours["cpu_s"], ours["baseline_cpu_s"]) > 0
@@ -78,8 +89,10 @@ def test_a_quick_run_from_the_command_to_the_document(tmp_path: Path) -> None:
     environment = document["environment"]
     assert environment["num_threads"] == 1
     assert environment["is_complete"] is True
+    assert environment["quick_sizes"][ours["name"]] == {"batch": 2, "points": 128, "channels": 64, "neighbours": 20}
     assert environment["mismatches"] == []
-    assert "geometry/knn_2x128x64_k20/sightline" in out
+    assert "geometry/knn_8x1024x64_k20/sightline" in out
+    assert "at tiny sizes instead of those in the names" in out
 
 
 @pytest.mark.usefixtures("_without_memory")
@@ -90,7 +103,7 @@ def test_other_numbers_end_with_code_1(tmp_path: Path) -> None:
     assert code == 1
     assert "FAILED geometry/knn_8x1024x64_k20/sightline: other numbers than matmul_topk" in err
     document = json.loads(target.read_text())
-    assert "geometry/knn_2x128x64_k20/sightline" not in [row["name"] for row in document["cases"]]
+    assert "geometry/knn_8x1024x64_k20/sightline" not in [row["name"] for row in document["cases"]]
     assert len(document["environment"]["mismatches"]) == 1
 
 
@@ -109,10 +122,11 @@ def test_an_interrupted_run_saves_what_it_has(tmp_path: Path) -> None:
         code, out, err = run_here("bench", "geometry", "--case", "*_to_*", "--quick", "--repeats", 1, "--json", target)
     assert code == 130
     document = json.loads(target.read_text())
-    assert {row["name"].split("/")[1] for row in document["cases"]} == {"fps_2x256_to_32"}
+    assert {row["name"].split("/")[1] for row in document["cases"]} == {"fps_32x1024_to_512"}
     assert document["environment"]["is_complete"] is False
     assert err.endswith(f"interrupted after {len(document['cases'])} rows; they are in {target}\n")
-    assert "fps_2x256_to_32/sightline" in out
+    assert "fps_32x1024_to_512/sightline" in out
+    assert "1.0 KiB" in out
 
 
 @pytest.mark.usefixtures("_without_memory")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sightline.config import read_config
+from sightline.engine.build import build
+from sightline.engine.distributed import World
 from sightline.errors import DataError
 from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
-from tests.checks.planting import Wrapped, assert_healthy, caught, make, with_data, with_model
+from tests.checks.planting import CONFIG, Wrapped, assert_healthy, caught, make, with_data, with_model
 
 
 class Misshapen(PointNetPlain):
@@ -25,6 +29,16 @@ def test_shapes_that_do_not_fit(tmp_path: Path) -> None:
     assert finding.where.layer == "encode.0.linear"
     assert finding.where.step == 0
     assert "points (4, 32, 3)" in finding.evidence["batch"]
+
+
+def test_the_advice_of_a_layer_is_what_to_do(tmp_path: Path) -> None:
+    """Too few points for PointNet++: its own message says how to go on, so the config is where to look."""
+    path = tmp_path / "few.yaml"
+    path.write_text(re.sub(r"(?m)^model:.*$", "model: {name: pointnet2}", CONFIG))
+    finding = caught(build(read_config(path), World()), "first-step", "cfg.contract")
+    assert finding.action == "give clouds of at least 512 points or lower num_centres"
+    assert finding.where.config_path == "transforms or model.num_centres"
+    assert (finding.where.file, finding.where.line) == (str(path), 2)
 
 
 def test_a_last_batch_of_one_sample_under_batch_norm(tmp_path: Path) -> None:

@@ -209,6 +209,20 @@ def test_a_cloud_outside_its_range_is_told_once(tmp_path: Path) -> None:
     assert any("set-agreement" in line for line in finding.evidence["explains"])
 
 
+def test_too_few_clouds_to_tell_are_said_to_be(tmp_path: Path) -> None:
+    """Of n clouds for one order chance makes 2^-n, times five orders of the axes: 1e-6 needs 23."""
+    for size, is_enough in ((22, False), (23, True)):
+        built = on_test(make(tmp_path, f"data.test_size={size}"), turned(0, 2, 1))
+        notes = [finding for finding in set_agreement(Context(built, World())) if finding.severity == "note"]
+        assert bool(notes) != is_enough
+        if notes:
+            finding = finding_of(built)
+            assert finding.cause == "cfg.axis_swap"
+            assert finding.summary.startswith("too few clouds of synthetic_shapes/test to tell")
+            assert finding.measured.startswith("22 clouds")
+            assert finding.expected.startswith("23 or more")
+
+
 # --- what is compared -------------------------------------------------------------------------------------------------
 
 

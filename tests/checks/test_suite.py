@@ -170,6 +170,7 @@ def test_codes_are_stable() -> None:
         "channel-contract",
         "class-weight-length",
         "data-mutation",
+        "duplicate-clouds",
         "first-step",
         "initial-loss",
         "label-range",

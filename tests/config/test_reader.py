@@ -186,6 +186,8 @@ def test_a_new_name_drops_inherited_arguments() -> None:
         (["losses.9999999999999999999999=3"], "is no element of the list"),
         (["transforms.train.0.std=1"], "command line: transforms.train: found a mapping with 0, allowed is a list"),
         (["train.epochs=[1"], "command line: train.epochs: not valid YAML"),
+        (["train.epochs=[1,"], "the shell split it at a blank? put it in quotes"),
+        (["model={name:"], "the shell split it at a blank? put it in quotes"),
         (["train.epochs=!!int 3"], "command line: train.epochs: the tag '!!int' is not allowed"),
         (["optimizer={lr: 1, lr: 2}"], "command line: optimizer.lr: 'lr' is given twice"),
         (["model={dropuot: 0.1}"], "command line: model.dropuot: 'pointnet_plain' has no such argument"),

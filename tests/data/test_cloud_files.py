@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.data.array_files import npz_header
-from sightline.data.cloud_files import CLOUD_SUFFIXES, read_cloud
+from sightline.data.cloud_files import CLOUD_SUFFIXES, has_normals, read_cloud, told_passed_over
 from sightline.data.meshes import read_off
 from sightline.errors import ConfigError, DataError
 from tests.data.cloud_writers import WRITERS, solid, write_ply
@@ -67,7 +67,7 @@ def test_columns_without_names_are_named(tmp_path: Path, suffix: str) -> None:
     cloud = read_cloud(tmp_path / f"a{suffix}", columns=("x", "y", "z", "intensity", "_", "_", "ring"))
     np.testing.assert_array_equal(cloud.channels["intensity"], table[:, 3])
     np.testing.assert_array_equal(cloud.channels["ring"], table[:, 6])
-    refused(tmp_path / f"a{suffix}", "7 columns and no names", r"columns: \[x, y, z")
+    refused(tmp_path / f"a{suffix}", "7 columns and no names", r"'columns=\[x, y, z", "--columns x,y,z")
     refused(tmp_path / f"a{suffix}", "7 columns, 3 are named", columns=("x", "y", "z"))
 
 
@@ -226,6 +226,9 @@ BROKEN: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "h5 that is none": ("a.h5", b"\x89HDF\r\n\x1a\n and no more", ("no sound HDF5",)),
     "text without rows": ("a.txt", b"hello\nworld\n", ("a.txt:1", "no row of numbers")),
     "empty text": ("a.txt", b"\n\n", ("no rows",)),
+    "text with semicolons": ("a.txt", b"1;2;3\n4;5;6\n", ("a.txt:", "semicolons between its numbers; put commas")),
+    "text with semicolons and commas": ("a.csv", b"1,5;2;3\n4,5;5;6\n", ("a.csv:1", "semicolons", "decimal")),
+    "text with semicolons and names": ("a.csv", b"x;y;z\n1;2;3\n", ("a.csv:", "semicolons")),
     "text with a short row": ("a.txt", b"1 2 3\n4 5\n6 7 8\n", ("a.txt:2", "2 columns, 3 are needed")),
     "text with a word": ("a.xyz", b"1 2 3\n4 five 6\n", ("a.xyz:2", "'five' is not a number")),
     "text with NaN": ("a.txt", b"1 2 3\n4 5 6\nnan 8 9\n", ("a.txt:3", "not a finite number")),
@@ -350,3 +353,33 @@ def test_every_truncation_of_a_mesh_is_refused(tmp_path: Path) -> None:
     for length in range(len(content)):
         path.write_bytes(content[:length])
         refused(path)
+
+
+def test_whether_a_file_has_normals_is_told_by_its_head(tmp_path: Path) -> None:
+    """As reading the whole file tells it, for every kind."""
+    points = np.arange(12.0).reshape(4, 3)
+    named = dict(zip(("x", "y", "z", "nx", "ny", "nz"), np.hstack([points, points]).T, strict=True))
+    for number, form in enumerate(("ascii", "binary_little_endian", "binary_big_endian")):
+        write_ply(tmp_path / f"normals{number}.ply", named, form=form)
+        write_ply(tmp_path / f"bare{number}.ply", {name: named[name] for name in "xyz"}, form=form)
+        write_ply(tmp_path / f"faces{number}.ply", {name: named[name] for name in "xyz"}, form=form, faces=[(0, 1, 2)])
+    for suffix, write in WRITERS.items():
+        write(tmp_path / f"bare{suffix}", points)
+    np.savez(tmp_path / "normals.npz", points=points, normals=points)
+    (tmp_path / "normals.csv").write_text("X,Y,Z,Nx,Ny,Nz\n1,2,3,4,5,6\n")
+    for path in tmp_path.iterdir():
+        cloud = read_cloud(path)
+        assert has_normals(path, by_faces=False) == (cloud.normals is not None), path
+        assert has_normals(path) == (cloud.normals is not None or cloud.faces is not None), path
+
+
+def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
+    assert told_passed_over(tmp_path) == ""
+    (tmp_path / "in" / ".git").mkdir(parents=True)
+    for name in ("in/a.ply", "in/b.pcd", ".hidden", "in/.git/c"):
+        (tmp_path / name).write_text("")
+    assert told_passed_over(tmp_path) == "1 file of another kind passed over: in/b.pcd"
+    for number in range(9):
+        (tmp_path / f"{number}.las").write_text("")
+    assert told_passed_over(tmp_path).startswith("10 files of other kinds passed over: 0.las, 1.las")
+    assert told_passed_over(tmp_path).endswith("4.las and 5 more")

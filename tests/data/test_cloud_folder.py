@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -193,6 +194,84 @@ def test_a_file_needs_no_normals_that_the_run_does_not_read(tmp_path: Path) -> N
         read_sample(bare, CloudFolder(split="train", root=str(tmp_path / "set"), normals="file").info)
 
 
+def with_columns(folder: Path, **options: Any) -> np.ndarray:
+    """A set of tables with normals, intensity and a column left out; the numbers of the first file."""
+    for kind in CLASSES[:2]:
+        (folder / "in" / kind).mkdir(parents=True)
+        for number in range(3):
+            points = solid(kind, number, 100)
+            table = np.column_stack([points, np.tile([0.0, 0, 1], (100, 1)), np.arange(100), np.arange(100)])
+            np.save(folder / "in" / kind / f"{number}.npy", table)
+    columns = ("x", "y", "z", "nx", "ny", "nz", "intensity", "_")
+    prepare(folder / "in", folder / "set", columns=columns, **options)
+    return np.load(folder / "in" / "ball" / "0.npy")
+
+
+@pytest.mark.parametrize("choice", ["random", "farthest"])
+def test_a_file_needs_no_column_that_the_run_does_not_read(tmp_path: Path, choice: str) -> None:
+    """Which points are chosen does not change by it: the bits are those of the file with every column."""
+    table = with_columns(tmp_path, choice=choice)
+    named = dict(zip(("x", "y", "z", "nx", "ny", "nz"), table.T[:6], strict=True))
+    bare = write_ply(tmp_path / "bare.ply", {name: named[name] for name in "xyz"}, dtype="<f8")
+    some = write_ply(tmp_path / "some.ply", named, dtype="<f8")
+    for normals, file in (("none", bare), ("estimated", bare), ("file", some)):
+        info = CloudFolder(split="train", root=str(tmp_path / "set"), normals=normals).info  # type: ignore[arg-type]
+        whole = read_sample(tmp_path / "in" / "ball" / "0.npy", info).fields
+        for name, values in read_sample(file, info).fields.items():
+            np.testing.assert_array_equal(values, whole[name])
+    info = CloudFolder(split="train", root=str(tmp_path / "set"), normals="file", channels=("intensity",)).info
+    for columns in (None, ("x", "y", "z")):
+        with pytest.raises(DataError, match=r"has no (nx|normals).*--columns") as refused:
+            read_sample(bare, info, columns=columns)
+        assert "data.normals" not in str(refused.value)
+
+
+def test_fewer_points_than_any_cloud_of_the_set_are_refused(clouds: Path, tmp_path: Path) -> None:
+    prepare(clouds, tmp_path / "set", num_points=1024)
+    info = CloudFolder(split="train", root=str(tmp_path / "set")).info
+    assert info.clouds is not None
+    assert info.clouds.fewest_points == 300
+    whole = read_sample(clouds / "ball" / "ball_00.ply", info)
+    assert whole.treatment == "300 points, repeated to 1024, prepared as the set was"
+    two = write_ply(tmp_path / "two.ply", dict(zip("xyz", np.eye(2, 3).T, strict=True)))
+    again = write_ply(tmp_path / "again.ply", dict(zip("xyz", np.tile(np.eye(2, 3), (900, 1)).T, strict=True)))
+    for path in (two, again):
+        with pytest.raises(DataError, match="holds 2 points that differ, every cloud of the run's set at least 300"):
+            read_sample(path, info)
+    older = dataclasses.replace(info, clouds=dataclasses.replace(info.clouds, fewest_points=None))
+    assert read_sample(two, older).treatment == "2 points, repeated to 1024, prepared as the set was"
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (1e3, r"times larger: millimetres for metres\?; bring the file to m"),
+        (1e-3, r"times smaller: kilometres for metres\?"),
+        (100.0, "centimetres for metres"),
+        (7.0, "times larger; bring"),
+        (0.1, "times smaller; bring"),
+    ],
+)
+def test_another_unit_is_refused_where_size_means_something(
+    clouds: Path, tmp_path: Path, factor: float, words: str
+) -> None:
+    prepare(clouds, tmp_path / "set", normalisation="none", unit="m")
+    info = CloudFolder(split="train", root=str(tmp_path / "set")).info
+    file = clouds / "ball" / "ball_00.ply"
+    assert info.clouds is not None
+    assert info.clouds.radii is not None
+    points = read_cloud(file).points
+    far = write_ply(tmp_path / "far.ply", dict(zip("xyz", (points * factor).T, strict=True)))
+    with pytest.raises(DataError, match=words) as refused:
+        read_sample(far, info)
+    ratio = float(str(refused.value).partition("about ")[2].split()[0])
+    reach = np.linalg.norm(points - points.mean(axis=0), axis=1).max()  # of all 300; 64 of them reach a little less
+    expected = factor * reach / np.sqrt(np.prod(info.clouds.radii))
+    assert ratio == pytest.approx(max(expected, 1 / expected), rel=0.1)
+    assert read_sample(far, info, any_scale=True).num_points == 64
+    assert read_sample(file, info).num_points == 64
+
+
 def test_scaling_is_refused_where_size_means_something(clouds: Path, tmp_path: Path) -> None:
     prepare(clouds, tmp_path / "set", normalisation="none", unit="m")
     info = CloudFolder(split="train", root=str(tmp_path / "set")).info
@@ -342,6 +421,10 @@ FOLDERS: dict[str, tuple[dict[str, str], str]] = {
         {"train/a/0.txt": "1 2 3", "train/b/0.txt": "1 2 3", "test/a/0.txt": "1 2 3"},
         "class 'b' has no cloud in the test part",
     ),
+    "a class of one cloud": (
+        {f"{kind}/{n}.txt": "1 2 3\n4 5 6\n" for kind, count in (("a", 3), ("b", 1)) for n in range(count)},
+        "class 'b' has 1 cloud, too few",
+    ),
     "a class of two": (
         {f"{kind}/{n}.txt": "1 2 3\n4 5 6\n" for kind, count in (("a", 3), ("b", 2)) for n in range(count)},
         "class 'b' has 2 clouds, too few",
@@ -396,14 +479,26 @@ def test_a_broken_cloud_is_named_and_nothing_is_left(clouds: Path, tmp_path: Pat
     assert prepare(tmp_path / "in", tmp_path / "set")["outcome"] == "prepared"  # and goes on from there
 
 
-def test_files_without_the_normals_of_the_first(clouds: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["ball_00.ply", "ball_07.ply"])
+def test_some_files_with_normals_are_told_before_any_work(clouds: Path, tmp_path: Path, place: str) -> None:
+    """Whether the first file is among them or not; and what is said can be pasted, and works at once."""
     shutil.copytree(clouds, tmp_path / "in")
     points = solid("ball", 0)
     names = ("x", "y", "z", "nx", "ny", "nz")
-    write_ply(tmp_path / "in" / "ball" / "ball_00.ply", dict(zip(names, np.hstack([points, points]).T, strict=True)))
-    with pytest.raises(DataError, match=r"ball_01.ply: has no normals; .*columns=\[x, y, z\]"):
+    write_ply(tmp_path / "in" / "ball" / place, dict(zip(names, np.hstack([points, points]).T, strict=True)))
+    words = rf"1 files have normals or faces \({place}\), 29 have none \(ball_0.\.ply\); .*'columns=\[x, y, z\]'"
+    with pytest.raises(DataError, match=words.replace("1 files have", "1 file has")):
         prepare(tmp_path / "in", tmp_path / "set")
-    assert "normals" not in prepare(tmp_path / "in", tmp_path / "plain", columns=("x", "y", "z"))["columns"]
+    assert not (tmp_path / "set.partial").exists()
+    assert "normals" not in prepare(tmp_path / "in", tmp_path / "set", columns=("x", "y", "z"))["columns"]
+
+
+def test_files_of_other_kinds_are_told(clouds: Path, tmp_path: Path) -> None:
+    shutil.copytree(clouds, tmp_path / "in")
+    for name in ("a.pcd", "b.pcd", "c.las"):
+        touch(tmp_path / "in" / "rod" / name)
+    told = prepare(tmp_path / "in", tmp_path / "set")["differences"]
+    assert told == ["3 files of other kinds passed over: rod/a.pcd, rod/b.pcd, rod/c.las"]
 
 
 # --- the command line's options ---------------------------------------------------------------------------------------

@@ -74,6 +74,28 @@ def test_another_scale_is_refused_where_preparing_leaves_it(scale: float, told: 
     assert np.array_equal(sampled(moved, info(form), any_scale=True).fields["points"], moved.astype(np.float32))
 
 
+def test_another_place_is_refused_where_preparing_leaves_it() -> None:
+    """Of the set's whole clouds the mean is known to half precision, of a choice of points only as chance has it."""
+    form = CloudForm(64, 64, "promised")
+    halved = 0.6 * sphere(64).astype(np.float64)
+    assert sampled(halved, info(form)).num_points == 64
+    for offset in (0.3, 0.01):
+        with pytest.raises(
+            DataError, match=rf"a\.npy: the mean of its points lies {offset} from the origin, .*--unit-sp"
+        ):
+            sampled(halved + np.array([0, offset, 0]), info(form))
+        assert sampled(halved + np.array([0, offset, 0]), info(form), to_sphere=True).treatment.startswith(
+            "moved to its mean"
+        )
+        assert sampled(halved + np.array([0, offset, 0]), info(form), any_scale=True).treatment == "as it is"
+    many = 0.9 * sphere(4096).astype(np.float64)
+    for seed in range(20):
+        part = np.random.default_rng(seed).permutation(many)[:64]
+        assert sampled(part, info(CloudForm(64, 4096, "promised"))).num_points == 64
+    with pytest.raises(DataError, match="the mean of its points"):
+        sampled(0.6 * many + np.array([0.3, 0, 0]), info(CloudForm(64, 2048, "promised")))
+
+
 def test_what_leaves_the_promised_range_is_refused() -> None:
     metres = info(CloudForm(), low=-50.0, high=50.0)
     with pytest.raises(DataError, match=r"a\.npy: points run from -5e\+04 to .* bring the file to that unit"):

@@ -302,6 +302,16 @@ def test_normals_of_the_weights_make_the_plain_recipe_read_them(tmp_path: Path) 
     assert run.facts["in_channels"] == 6
 
 
+def test_a_set_that_is_not_there_is_told_without_a_file_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIGHTLINE_DATA", str(tmp_path / "none"))
+    weights = saved(tmp_path / "w.pth", small_state(num_classes=40))
+    note = convert(weights, layout="wangyueft_pointnet", target=tmp_path / "run").notes[0]
+    missing = tmp_path / "none/modelnet40"
+    assert note.startswith(f"modelnet40 is not prepared here, its classes are the published ones ({missing}: there is")
+
+
 def test_a_target_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     file, target = saved(tmp_path / "a.pth", small_state()), tmp_path / "run"
     target.mkdir()

@@ -103,7 +103,9 @@ def test_no_more_clouds_wait_than_a_few_batches(tmp_path: Path, monkeypatch: pyt
     assert most <= module._MAX_WAITING_BATCHES * 2
 
 
-def test_a_file_given_twice_or_by_its_folder_too_is_predicted_once(tmp_path: Path) -> None:
+def test_a_file_given_twice_or_by_its_folder_too_is_predicted_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = run_of(tmp_path)
     paths = write(tmp_path / "clouds", [4, 4])
     (tmp_path / "clouds" / "deeper").mkdir()
@@ -112,6 +114,7 @@ def test_a_file_given_twice_or_by_its_folder_too_is_predicted_once(tmp_path: Pat
     found = run.predict([paths[1], tmp_path / "clouds", paths[1]])
     names = [prediction.file.name for prediction in found.predicted]
     assert names == ["001.npy", "000.npy", "x.npy"]
+    assert caplog.messages == [f"{tmp_path / 'clouds'}: 1 file of another kind passed over: notes.md"]
 
 
 def test_what_the_model_refuses_is_told_by_file_and_the_others_go_on(tmp_path: Path) -> None:
@@ -137,7 +140,7 @@ def test_scale_is_checked_unless_the_run_itself_normalises(tmp_path: Path) -> No
     far = tmp_path / "far.npy"
     np.save(far, 1000 * np.random.default_rng(0).standard_normal((20, 3)))
     refused = run_of(tmp_path / "a").predict([far]).refused
-    assert "from -50.0 to 50.0 (m)" in refused[0].reason
+    assert "from -50 to 50 (m)" in refused[0].reason
     normalising = run_of(tmp_path / "b", "transforms.evaluate=[{name: normalize_unit_sphere}]")
     assert len(normalising.predict([far]).predicted) == 1
 

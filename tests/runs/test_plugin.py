@@ -179,9 +179,11 @@ def test_a_key_that_nobody_offers_names_both_sides(tmp_path: Path) -> None:
     (tmp_path / "penalty.yaml").write_text(path.replace("{name: focal}", "{name: feature_transform_penalty}"))
     with pytest.raises(ConfigError) as caught:
         build(read_config(tmp_path / "penalty.yaml"), World())
+    path = tmp_path / "penalty.yaml"
     assert str(caught.value) == (
-        "losses.feature_transform_penalty needs 'feature_transform'; data set 'pebbles' offers label, offsets, points, "
-        "sample_index; model 'dgcnn' offers logits"
+        f"{path}:{line_of(path, 'feature_transform_penalty')}: losses.feature_transform_penalty needs "
+        "'feature_transform'; data set 'pebbles' offers label, offsets, points, sample_index; model 'dgcnn' offers "
+        "logits; take this loss out, or base the config on another"
     )
 
 

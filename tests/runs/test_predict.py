@@ -251,6 +251,17 @@ def test_bad_files_are_named_and_the_good_ones_predicted(run: Path, clouds: np.n
     assert document["predictions"][0]["class"] in done.out
 
 
+def test_where_nothing_is_predicted_there_is_no_table(
+    run: Path, clouds: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "short.npy", clouds[0][:10])
+    monkeypatch.chdir(run.parent)
+    done = run_here("predict", run.name, tmp_path / "short.npy", "--device", "cpu")
+    assert (done.code, done.out) == (2, "")
+    assert f"\n{run.name}/checkpoints/step_" in f"\n{done.err}"
+    assert ": 0 of 1 files\n" in done.err
+
+
 def test_what_stands_beside_a_file_changes_nothing(run: Path, clouds: np.ndarray, tmp_path: Path) -> None:
     for index, cloud in enumerate(clouds[:5]):
         np.save(tmp_path / f"{index}.npy", cloud)
@@ -292,7 +303,8 @@ def test_a_run_of_an_older_sightline_asks_its_data_set(run: Path, clouds: np.nda
     ("words", "told"),
     [
         (("--columns", "x,y"), "columns: [x, y] lacks z"),
-        (("--checkpoint", "none"), "checkpoint none"),
+        (("--checkpoint", "none"), "checkpoint none: there is no none; give last, best or a path; "),
+        (("--checkpoint", "beste"), "; did you mean 'best'?"),
         (("--csv", "/"), "--csv /: is a folder"),
         (("--batch-size", "0"), "--batch-size"),
     ],

@@ -1,0 +1,38 @@
+"""What `data prepare` and `data info` print: counts by name, no hashes, nothing that has no answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from tests.command import run_here
+
+
+def scans(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("box", "rod"):
+        (folder / name).mkdir(parents=True)
+        for index in range(5):
+            np.save(folder / name / f"{index}.npy", rng.uniform(-1, 1, (40, 3)).astype(np.float32))
+    return folder
+
+
+def test_a_prepared_folder_is_told_in_few_lines(tmp_path: Path) -> None:
+    to, document = tmp_path / "set", tmp_path / "prepared.json"
+    words = ("up_axis=z", "num_points=32", "--json", document)
+    made = run_here("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", to, *words)
+    assert made.code == 0, made.err
+    known = run_here("data", "info", to)
+    assert known.code == 0, known.err
+    assert made.out.startswith("outcome: prepared\n")
+    for text in (made.out, known.out):
+        assert len(text.splitlines()) < 40
+        assert not re.search(r"[0-9a-f]{64}", text)
+        assert not re.search(r"(?m): *(None|\[\]|\{\})?$(?!\n +\S)", text), text
+        counts = re.findall(r"(?m)^  \w+: box (\d+), rod (\d+)$", text)
+        assert [sum(map(int, column)) for column in zip(*counts, strict=True)] == [5, 5]
+    assert re.search(r"[0-9a-f]{64}", document.read_text())
+    assert json.loads(document.read_text())["outcome"] == "prepared"
