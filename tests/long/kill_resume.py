@@ -2,9 +2,11 @@
 
     .venv/bin/python tests/long/kill_resume.py --kills-per-cell 25 --out docs/results/kill_resume.json
 
-A cell is a number of processes and of loader workers. Every kill falls uniformly between the start of the command and
-the end that an unbroken run makes expect, so also into imports, saves and evaluations; one resumed run in five is
-killed again. The victim is the command itself, one of its processes, or all at once. Nobody may outlive it by 10 s.
+A cell is a number of processes and of loader workers. One kill in five falls uniformly between the start of the command
+and the end that an unbroken run makes expect, so also into imports and checks; the others between the moment at which
+this very run begins to train and that end, so into steps, saves and evaluations however slowly the machine starts. One
+resumed run in five is killed again. The victim is the command itself, one of its processes, or all at once. Nobody may
+outlive it by 10 s.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ from tests.runs.broken_off import (  # noqa: E402  a script's folder is on the p
 CELLS = ((1, 0), (1, 2), (2, 0), (2, 2))
 VICTIMS = {1: ("command", "all"), 2: ("command", "process", "all")}
 KILLED_AGAIN = 0.2
+ANY_TIME = 0.2
+POLL_S = 0.02
 STEP_S = 0.2
 """Each step waits so long, or else nearly all kills of so small a run would fall into its imports."""
 LIMIT_S = 180.0
@@ -73,11 +77,20 @@ class Kill:
     differences: list[str] = field(default_factory=list)
 
 
+class Timing(NamedTuple):
+    """Seconds of an unbroken run: all of it, and from the moment at which it begins to train."""
+
+    total_s: float
+    training_s: float
+
+
 class Attempt:
     """One start of the command, resuming what is there."""
 
     def __init__(self, bench: Bench, run: Path, cell: Cell) -> None:
         self.log = run.with_suffix(".log")
+        self._sessions = run / "sessions.jsonl"
+        self._num_sessions = self._count_sessions()
         tag = f"SIGHTLINE_TEST={run.name}.{time.monotonic_ns()}"
         self.is_ours = with_variable(tag)
         words = bench.words(run.name, *cell.overrides, resume="auto")
@@ -93,16 +106,26 @@ class Attempt:
                 stderr=file,
             )
 
-    def finish(self) -> float:
-        """Wait for the end of a run that nobody kills; its seconds."""
+    def finish(self) -> Timing:
+        """Wait for the end of a run that nobody kills; how long it took."""
+        self.wait_for_training(LIMIT_S)
+        training = time.monotonic()
         self.command.wait(LIMIT_S)
         self._assert_done()
-        return time.monotonic() - self.started
+        ended = time.monotonic()
+        return Timing(ended - self.started, ended - training)
+
+    def wait_for_training(self, within_s: float) -> None:
+        """Return when this start has written its line into the run's sessions, or has ended."""
+        limit = time.monotonic() + within_s
+        while self._count_sessions() == self._num_sessions and self.command.poll() is None:
+            assert time.monotonic() < limit, f"does not begin to train:\n{self.log.read_text()[-3000:]}"
+            time.sleep(POLL_S)
 
     def kill(self, victim: str, after_s: float, draw: random.Random) -> bool:
-        """Kill so many seconds after the start; False where the command had ended by itself."""
+        """Kill so many seconds from now; False where the command had ended by itself."""
         try:
-            self.command.wait(max(0.0, self.started + after_s - time.monotonic()))
+            self.command.wait(after_s)
         except subprocess.TimeoutExpired:
             for pid in self._pids(victim, draw):
                 with contextlib.suppress(ProcessLookupError):  # over since we looked
@@ -111,6 +134,9 @@ class Attempt:
             return True
         self._assert_done()
         return False
+
+    def _count_sessions(self) -> int:
+        return len(self._sessions.read_bytes().splitlines()) if self._sessions.exists() else 0
 
     def _assert_done(self) -> None:
         code = self.command.returncode
@@ -131,14 +157,14 @@ def _parent_of(pid: int) -> int | None:
         return None
 
 
-def kill_and_resume(bench: Bench, cell: Cell, number: int, *, seed: int, unbroken: Path, expected_s: float) -> Kill:
+def kill_and_resume(bench: Bench, cell: Cell, number: int, *, seed: int, unbroken: Path, expected: Timing) -> Kill:
     """One run, killed at least once and resumed until it ends; a run that was faster than its kill is drawn anew."""
     draw = random.Random(f"{seed} {cell} {number}")
     kill = Kill(*cell, number)
     for attempt_number in range(MOST_DRAWS):
         run = bench.folder / f"{cell.processes}_{cell.workers}_{number}_{attempt_number}"
         try:
-            if _break_off(kill, bench, run, cell, draw, expected_s):
+            if _break_off(kill, bench, run, cell, draw, expected):
                 Attempt(bench, run, cell).finish()
                 kill.differences = differences(run, unbroken)
         except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
@@ -151,12 +177,15 @@ def kill_and_resume(bench: Bench, cell: Cell, number: int, *, seed: int, unbroke
     return kill
 
 
-def _break_off(kill: Kill, bench: Bench, run: Path, cell: Cell, draw: random.Random, expected_s: float) -> bool:
+def _break_off(kill: Kill, bench: Bench, run: Path, cell: Cell, draw: random.Random, expected: Timing) -> bool:
     """Kill the run, and some resumed ones again; whether any kill met a run under way."""
     is_due = True
     while is_due:
-        victim, after_s = draw.choice(VICTIMS[cell.processes]), draw.uniform(0.0, expected_s)
+        victim, is_any_time = draw.choice(VICTIMS[cell.processes]), draw.random() < ANY_TIME
+        after_s = draw.uniform(0.0, expected.total_s if is_any_time else expected.training_s)
         attempt = Attempt(bench, run, cell)
+        if not is_any_time:
+            attempt.wait_for_training(LIMIT_S)
         if attempt.kill(victim, after_s, draw):
             kill.slowest_end_s = max(kill.slowest_end_s, assert_all_end(attempt.is_ours, within_s=10))
             kill.victims.append(victim)
@@ -177,16 +206,16 @@ def _reached(run: Path) -> str:
     return f"step {last_step(run)}"
 
 
-def measure(bench: Bench, cell: Cell, jobs: int) -> tuple[Path, float]:
+def measure(bench: Bench, cell: Cell, jobs: int) -> tuple[Path, Timing]:
     """An unbroken run and how long it takes: as many at once as will be killed at once, and all equal."""
     runs = [bench.folder / f"unbroken_{cell.processes}_{cell.workers}_{twin}" for twin in range(jobs)]
     attempts = [Attempt(bench, run, cell) for run in runs]
-    seconds = [attempt.finish() for attempt in attempts]
+    timings = [attempt.finish() for attempt in attempts]
     for run in runs[1:]:
         found = differences(run, runs[0])
         assert not found, f"two unbroken runs of {cell} differ: {found}"
         shutil.rmtree(run)
-    return runs[0], statistics.mean(seconds)
+    return runs[0], Timing(*map(statistics.mean, zip(*timings, strict=True)))
 
 
 def run_all(*, kills_per_cell: int, seed: int, jobs: int, folder: Path) -> dict[str, Any]:
@@ -194,13 +223,13 @@ def run_all(*, kills_per_cell: int, seed: int, jobs: int, folder: Path) -> dict[
     bench = Bench(folder)
     started = time.monotonic()
     kills: list[Kill] = []
-    expected: dict[str, float] = {}
+    timings: dict[str, Timing] = {}
     for cell in map(Cell._make, CELLS):
-        unbroken, expected_s = measure(bench, cell, jobs)
-        expected[f"{cell.processes} processes, {cell.workers} workers"] = round(expected_s, 2)
+        unbroken, expected = measure(bench, cell, jobs)
+        timings[f"{cell.processes} processes, {cell.workers} workers"] = expected
         with ThreadPoolExecutor(jobs) as pool:
             futures = [
-                pool.submit(kill_and_resume, bench, cell, n, seed=seed, unbroken=unbroken, expected_s=expected_s)
+                pool.submit(kill_and_resume, bench, cell, n, seed=seed, unbroken=unbroken, expected=expected)
                 for n in range(kills_per_cell)
             ]
             mine = [future.result() for future in futures]
@@ -212,7 +241,7 @@ def run_all(*, kills_per_cell: int, seed: int, jobs: int, folder: Path) -> dict[
         "num_runs": len(kills),
         "num_identical": sum(not kill.differences for kill in kills),
         "slowest_end_s": round(max(kill.slowest_end_s for kill in kills), 2),
-        "expected_s": expected,
+        "expected_s": {name: [round(each, 2) for each in timing] for name, timing in timings.items()},
         "seconds": round(time.monotonic() - started),
         "python": platform.python_version(),
         "runs": [asdict(kill) for kill in kills],
