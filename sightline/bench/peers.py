@@ -1,6 +1,6 @@
 """Packages a user could install instead, as further rows: SciPy, scikit-learn, faiss, fpsample. All on torch's threads.
 
-SciPy comes with the package; the others with its extra `peers`. They are imported only when they are run.
+They come with the extra `peers`, and are imported only when they are run.
 """
 
 from __future__ import annotations
