@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,8 +13,7 @@ __all__ = [
     "assert_some",
     "comparable",
     "paired_squared_distances",
-    "products_are_exact",
-    "score_slack",
+    "scores_of",
     "squared_distances",
 ]
 
@@ -41,7 +42,33 @@ def paired_squared_distances(queries: Tensor, points: Tensor) -> Tensor:
     return squared
 
 
-def score_slack(reach: Tensor, num_channels: int) -> Tensor | None:
+class Scores(NamedTuple):
+    """What scores |p|^2 - 2 q.p are made of, centred: the points p (B, N, C), the queries q (B, M, C), |p|^2 (B, N),
+    and by how much the order of scores can differ from that of the distances (B, M)."""
+
+    points: Tensor
+    queries: Tensor
+    lengths: Tensor
+    slack: Tensor
+
+
+def scores_of(points: Tensor, queries: Tensor) -> Scores | None:
+    """The parts of scores by matrix product, whose order is that of the squared distances but for `slack`.
+
+    If k points have a score of at most T, every point among the nearest k has one of at most T + slack. None where that
+    does not hold: products in reduced precision, and numbers whose squares leave the range.
+    """
+    if not _products_are_exact(points):
+        return None
+    centre = points.mean(dim=1, keepdim=True)
+    near, asked = points - centre, queries - centre
+    lengths = near.square().sum(dim=-1)
+    reach = asked.square().sum(dim=-1).sqrt() + lengths.amax(dim=1, keepdim=True).sqrt()
+    slack = _score_slack(reach, points.shape[2])
+    return None if slack is None else Scores(near, asked, lengths, slack)
+
+
+def _score_slack(reach: Tensor, num_channels: int) -> Tensor | None:
     """By how much the order of scores |p|^2 - 2 q.p can differ from that of the distances above; as `reach`.
 
     `reach` is |q| + R, centred: R is the largest |p|. A score is off by at most E = (C + 8) eps reach^2 from what the
@@ -55,7 +82,7 @@ def score_slack(reach: Tensor, num_channels: int) -> Tensor | None:
     return 2 * ((num_channels + 8) * limits.eps * reach.square() + 8 * num_channels * limits.tiny)
 
 
-def products_are_exact(points: Tensor) -> bool:
+def _products_are_exact(points: Tensor) -> bool:
     """Whether matrices of this kind are multiplied in their own precision: users may allow less for float32."""
     if points.device.type != "cpu":
         return torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32

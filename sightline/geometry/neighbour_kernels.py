@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.compiled import compiled, in_threads
-from sightline.geometry.distances import products_are_exact, score_slack
+from sightline.geometry.distances import scores_of
 from sightline.geometry.trees import LEAF, build_trees
 
 __all__ = ["balls_by_tree", "neighbours_by_product", "neighbours_by_tree"]
@@ -49,22 +49,14 @@ def balls_by_tree(points: Tensor, centres: Tensor, radius: float, num_neighbours
 def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor | None:
     """`nearest_neighbours` by a matrix product that rules most points out: for many channels.
 
-    If k points have a score |p|^2 - 2 q.p of at most T, every point among the nearest k has one of at most T + slack
-    (`score_slack`). Those are measured as the plain form does. None where that bound does not hold: numbers whose
-    squares leave the range, products in reduced precision.
+    The points whose scores (`scores_of`) are within the bound for the nearest are measured as the plain form does. None
+    where there is no such bound.
     """
-    if not products_are_exact(points):
+    parts = scores_of(points, queries)
+    if parts is None:
         return None
-    num_clouds, num_queries, num_channels = queries.shape
-    num_points = points.shape[1]
-    centre = points.mean(dim=1, keepdim=True)
-    near, asked = points - centre, queries - centre
-    lengths = near.square().sum(dim=-1)
-    reach = asked.square().sum(dim=-1).sqrt() + lengths.amax(dim=1, keepdim=True).sqrt()
-    slack = score_slack(reach, num_channels)
-    if slack is None:
-        return None
-    asked *= -2
+    num_clouds, num_queries, _ = queries.shape
+    num_points, near, asked = points.shape[1], parts.points, -2 * parts.queries
     chunk = max(1, _ENTRIES_AT_ONCE // num_points)
     products = points.new_empty(min(chunk, num_queries), num_points)
     lowest_of = _num_groups(num_points, num_neighbours)
@@ -74,7 +66,7 @@ def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) 
         own = products[: len(asked[cloud, part])]
         with torch.autocast("cpu", enabled=False):
             torch.mm(asked[cloud, part], near[cloud].T, out=own)
-        given = (own, lengths[cloud], slack[cloud, part], queries[cloud, part], points[cloud])
+        given = (own, parts.lengths[cloud], parts.slack[cloud, part], queries[cloud, part], points[cloud])
         in_threads(_rank, len(own), *(tensor.contiguous().numpy() for tensor in given), lowest_of, index[cloud, part])
     return torch.from_numpy(index)
 

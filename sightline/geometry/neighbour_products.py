@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.geometry.distances import paired_squared_distances, products_are_exact, score_slack
+from sightline.geometry.distances import paired_squared_distances, scores_of
 
 __all__ = ["neighbours_by_candidates"]
 
@@ -18,19 +18,14 @@ def neighbours_by_candidates(
 ) -> tuple[Tensor, Tensor] | None:
     """Index (B, M, K), and which queries (B, M) it is proven for: the others have too many points equally far.
 
-    The points of least |p|^2 - 2 q.p are measured as the plain form does. If k points have a score of at most T, every
-    point among the nearest k has one of at most T + slack (`score_slack`): a query is proven where its last candidate
-    lies above that. None where the bound does not hold.
+    The points of the least scores (`scores_of`) are measured as the plain form does; a query is proven where its last
+    candidate lies above the bound for the nearest. None where there is no such bound.
     """
-    num_clouds, num_queries, num_channels = queries.shape
-    num_points = points.shape[1]
-    centre = points.mean(dim=1, keepdim=True)
-    near, asked = points - centre, queries - centre
-    lengths = near.square().sum(dim=-1)
-    reach = asked.square().sum(dim=-1).sqrt() + lengths.amax(dim=1, keepdim=True).sqrt()
-    slack = score_slack(reach, num_channels)
-    if slack is None or not products_are_exact(points):
+    parts = scores_of(points, queries)
+    if parts is None:
         return None
+    num_clouds, num_queries, _ = queries.shape
+    num_points = points.shape[1]
     count = min(num_points, num_neighbours + _SPARE)
     index = torch.empty((num_clouds, num_queries, num_neighbours), dtype=torch.int64, device=points.device)
     is_proven = torch.empty((num_clouds, num_queries), dtype=torch.bool, device=points.device)
@@ -38,10 +33,10 @@ def neighbours_by_candidates(
     for begin in range(0, num_queries, step):
         part = slice(begin, begin + step)
         with torch.autocast(points.device.type, enabled=False):
-            scores = torch.baddbmm(lengths[:, None], asked[:, part], near.mT, alpha=-2)
+            scores = torch.baddbmm(parts.lengths[:, None], parts.queries[:, part], parts.points.mT, alpha=-2)
         least = scores.topk(count, dim=-1, largest=False)
         index[:, part] = _ranked(points, queries[:, part], least.indices)[..., :num_neighbours]
-        bound = least.values[..., num_neighbours - 1] + slack[:, part]
+        bound = least.values[..., num_neighbours - 1] + parts.slack[:, part]
         is_proven[:, part] = (least.values[..., -1] > bound) | (count == num_points)
     return index, is_proven
 

@@ -88,19 +88,20 @@ class PCT(nn.Module):
 class _PointwisePCT(nn.Module):
     """Attention among all points, without neighbourhoods; the answer does not depend on the order of the points."""
 
+    _layer: type[SelfAttention]
+
     def __init__(
         self,
         *,
         num_classes: int,
         in_channels: int,
-        layer: type[SelfAttention],
-        head_activation: HeadActivation,
-        dropout: float,
+        head_activation: HeadActivation = "leaky_relu",
+        dropout: Probability = 0.5,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.embed = nn.Sequential(_relu_layer(in_channels, 128), _relu_layer(128, 128))
-        self.attend = AttentionStack(layer=layer, channels=128, num_layers=_NUM_LAYERS, codes_positions=False)
+        self.attend = AttentionStack(layer=self._layer, channels=128, num_layers=_NUM_LAYERS, codes_positions=False)
         self.fuse = _leaky_layer(_NUM_LAYERS * 128)
         self.head = _head(num_classes, head_activation, dropout)
 
@@ -119,21 +120,7 @@ class SimplePCT(_PointwisePCT):
     The answer does not depend on the order of the points. Source: Guo et al. 2021 (PCT), section 3.3 (SPCT).
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        in_channels: int,
-        head_activation: HeadActivation = "leaky_relu",
-        dropout: Probability = 0.5,
-    ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            in_channels=in_channels,
-            layer=OffsetAttention,
-            head_activation=head_activation,
-            dropout=dropout,
-        )
+    _layer = OffsetAttention
 
 
 @registry.models.add("pct_naive")
@@ -143,21 +130,7 @@ class NaivePCT(_PointwisePCT):
     The answer does not depend on the order of the points. Source: Guo et al. 2021 (PCT), section 3.2 (naive PCT).
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        in_channels: int,
-        head_activation: HeadActivation = "leaky_relu",
-        dropout: Probability = 0.5,
-    ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            in_channels=in_channels,
-            layer=SelfAttention,
-            head_activation=head_activation,
-            dropout=dropout,
-        )
+    _layer = SelfAttention
 
 
 def _head(num_classes: int, activation: HeadActivation, dropout: float) -> nn.Sequential:
