@@ -10,12 +10,11 @@ from sightline.checks.suite import Context
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from tests.checks.planting import assert_complete, assert_healthy, caught, make
-from tests.data.cloud_writers import write_folder
-from tests.data.test_cloud_folder import prepare
+from tests.data.cloud_writers import prepare_folder, write_folder
 
 
 def built_on(folder: Path, source: Path) -> Built:
-    prepare(source, folder / "set")
+    prepare_folder(source, folder / "set")
     return make(folder, f"data={{name: cloud_folder, root: {folder / 'set'}}}", "train.batch_size=8")
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+
+from sightline.data.cloud_folder import CloudFolder
 
 CLASSES = ("ball", "plate", "rod")
 STRETCH = {"ball": (1.0, 1.0, 1.0), "plate": (1.0, 1.0, 0.05), "rod": (0.1, 0.1, 1.0)}
@@ -50,6 +53,11 @@ def write_ply(
     return path
 
 
+def columns_of(points: np.ndarray, normals: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns x to nz of a cloud with normals."""
+    return dict(zip(("x", "y", "z", "nx", "ny", "nz"), np.hstack([points, normals]).T, strict=True))
+
+
 def _write_npy(path: Path, points: np.ndarray) -> None:
     np.save(path, points)
 
@@ -71,9 +79,15 @@ def _write_pts(path: Path, points: np.ndarray) -> None:
     path.write_text(f"{len(points)}\n" + "".join(" ".join(map(repr, row)) + "\n" for row in points.tolist()))
 
 
+def write_off(path: Path, vertices: np.ndarray, faces: Sequence[Sequence[int]] | np.ndarray) -> None:
+    """A mesh of triangles in OFF text."""
+    rows = "".join(" ".join(map(repr, row)) + "\n" for row in vertices.tolist())
+    triangles = "".join(f"3 {' '.join(map(str, face))}\n" for face in faces)
+    path.write_text(f"OFF\n{len(vertices)} {len(faces)} 0\n{rows}{triangles}")
+
+
 def _write_off(path: Path, points: np.ndarray) -> None:
-    rows = "".join(" ".join(map(repr, row)) + "\n" for row in points.tolist())
-    path.write_text(f"OFF\n{len(points)} 1 0\n{rows}3 0 1 2\n")
+    write_off(path, points, [(0, 1, 2)])
 
 
 def _write_ply(path: Path, points: np.ndarray) -> None:
@@ -101,3 +115,11 @@ def write_folder(root: Path, *, per_class: int = 10, suffix: str = ".ply", class
         for number in range(per_class):
             WRITERS[suffix](root / kind / f"{kind}_{number:02d}{suffix}", solid(kind, number))
     return root
+
+
+def prepare_folder(source: Path, target: Path, **options: Any) -> dict[str, Any]:
+    """The set `cloud_folder` made of a folder or list, z up and 64 points unless said; its manifest."""
+    options = {"up_axis": "z", "num_points": 64, **options}
+    return CloudFolder.prepare(
+        source=source, target=target, name="cloud_folder", progress=lambda done, total, what: None, **options
+    )

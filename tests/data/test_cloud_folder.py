@@ -1,4 +1,4 @@
-"""A user's own clouds, prepared from folders and lists, and opened: parts, labels, bits; what is refused, and where."""
+"""A user's own clouds, prepared from folders and lists, and opened: parts, labels, bits."""
 
 from __future__ import annotations
 
@@ -17,18 +17,10 @@ from sightline.data.cloud_folder import CloudFolder
 from sightline.data.cloud_preparation import prepare_cloud
 from sightline.data.cloud_samples import read_sample
 from sightline.data.native import verify
-from sightline.errors import ConfigError, DataError, UserError
+from sightline.errors import ConfigError, DataError
 from sightline.geometry.normals import estimate_normals
 from sightline.types import SampleKey
-from sightline.verbs.data import prepare as prepare_verb
-from tests.data.cloud_writers import CLASSES, solid, write_folder, write_ply
-
-
-def prepare(source: Path, target: Path, **options: Any) -> dict[str, Any]:
-    options = {"up_axis": "z", "num_points": 64, **options}
-    return CloudFolder.prepare(
-        source=source, target=target, name="cloud_folder", progress=lambda done, total, what: None, **options
-    )
+from tests.data.cloud_writers import CLASSES, prepare_folder, solid, write_folder, write_ply
 
 
 def everything(dataset: CloudFolder) -> dict[str, Any]:
@@ -48,7 +40,7 @@ def clouds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(clouds: Path) -> Path:
-    prepare(clouds, clouds.parent / "prepared")
+    prepare_folder(clouds, clouds.parent / "prepared")
     return clouds.parent / "prepared"
 
 
@@ -56,7 +48,7 @@ def prepared(clouds: Path) -> Path:
 
 
 def test_parts_are_stratified_and_stated(clouds: Path, prepared: Path) -> None:
-    manifest = prepare(clouds, prepared)  # again: nothing is done
+    manifest = prepare_folder(clouds, prepared)  # again: nothing is done
     assert manifest["outcome"] == "already there"
     assert manifest["class_names"] == list(CLASSES)
     assert {split: facts["class_counts"] for split, facts in manifest["splits"].items()} == {
@@ -73,8 +65,8 @@ def test_parts_are_stratified_and_stated(clouds: Path, prepared: Path) -> None:
 def test_the_split_depends_on_names_and_seed_alone(clouds: Path, prepared: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(clouds, moved)
-    prepare(moved, tmp_path / "same")
-    prepare(moved, tmp_path / "other", seed=1)
+    prepare_folder(moved, tmp_path / "same")
+    prepare_folder(moved, tmp_path / "other", seed=1)
     assert names_of(tmp_path / "same", "test") == names_of(prepared, "test")
     assert names_of(tmp_path / "other", "test") != names_of(prepared, "test")
     for split in ("train", "test"):
@@ -83,17 +75,17 @@ def test_the_split_depends_on_names_and_seed_alone(clouds: Path, prepared: Path,
 
 
 def test_shares_are_rounded_and_leave_something_everywhere(clouds: Path, tmp_path: Path) -> None:
-    manifest = prepare(clouds, tmp_path / "set", test_share=0.34, validation_share=0.01)
+    manifest = prepare_folder(clouds, tmp_path / "set", test_share=0.34, validation_share=0.01)
     assert manifest["splits"]["test"]["class_counts"] == [3, 3, 3]
     assert manifest["splits"]["validation"]["class_counts"] == [1, 1, 1]
     with pytest.raises(DataError, match="class 'ball' has 10 clouds, too few for 9 to test, 1 to validate"):
-        prepare(clouds, tmp_path / "none", test_share=0.9)
+        prepare_folder(clouds, tmp_path / "none", test_share=0.9)
 
 
 def test_given_parts_are_kept(tmp_path: Path) -> None:
     for split, count in (("train", 3), ("test", 2)):
         write_folder(tmp_path / "in" / split, per_class=count)
-    manifest = prepare(tmp_path / "in", tmp_path / "set")
+    manifest = prepare_folder(tmp_path / "in", tmp_path / "set")
     assert (manifest["layout"], manifest["split"]) == ("split_folders", "as given")
     assert {split: facts["num_rows"] for split, facts in manifest["splits"].items()} == {"train": 9, "test": 6}
     assert names_of(tmp_path / "set", "test") == [f"{kind}/{kind}_{n:02d}.ply" for kind in CLASSES for n in range(2)]
@@ -109,13 +101,13 @@ def test_a_list_in_csv(clouds: Path, tmp_path: Path) -> None:
         for n in range(4)
     ]
     (tmp_path / "plain.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
-    manifest = prepare(tmp_path / "plain.csv", tmp_path / "plain")
+    manifest = prepare_folder(tmp_path / "plain.csv", tmp_path / "plain")
     assert manifest["class_names"] == ["a", "b", "c"]
     assert manifest["splits"]["train"]["class_counts"] == [2, 2, 2]
     parts = ["train", "train", "validation", "test"] * 3
     lines = [f" {row} , {part}" for row, part in zip(rows, parts, strict=True)]
     (tmp_path / "split.csv").write_text("\ufeffPath,Label,Split\r\n" + "\r\n".join(lines))
-    manifest = prepare(tmp_path / "split.csv", tmp_path / "split")
+    manifest = prepare_folder(tmp_path / "split.csv", tmp_path / "split")
     assert manifest["split"] == "as given"
     dataset = CloudFolder(split="validation", root=str(tmp_path / "split"))
     assert [dataset.name_of(i) for i in range(3)] == ["a/plate_02.ply", "b/rod_02.ply", "c/ball_02.ply"]
@@ -152,7 +144,7 @@ def test_a_file_is_prepared_as_its_set_was(tmp_path: Path, normals: str, channel
             np.save(tmp_path / "in" / kind / f"{number}.npy", table)
     columns = ("nx", "ny", "nz", "x", "y", "z", "light", "ring")
     options = {"columns": columns, "normalisation": "none", "unit": "mm", "choice": "farthest"}
-    prepare(tmp_path / "in", tmp_path / "set", **options)
+    prepare_folder(tmp_path / "in", tmp_path / "set", **options)
     dataset = CloudFolder(
         split="train",
         root=str(tmp_path / "set"),
@@ -183,7 +175,7 @@ def test_a_file_needs_no_normals_that_the_run_does_not_read(tmp_path: Path) -> N
             points = solid(kind, number, 100)
             columns = dict(zip(("x", "y", "z", "nx", "ny", "nz"), np.hstack([points, points]).T, strict=True))
             write_ply(tmp_path / "in" / kind / f"{number}.ply", columns)
-    prepare(tmp_path / "in", tmp_path / "set")
+    prepare_folder(tmp_path / "in", tmp_path / "set")
     bare = write_ply(tmp_path / "bare.ply", dict(zip("xyz", solid("ball", 0, 100).T, strict=True)))
     for normals in ("none", "estimated"):
         info = CloudFolder(split="train", root=str(tmp_path / "set"), normals=normals).info  # type: ignore[arg-type]
@@ -203,7 +195,7 @@ def with_columns(folder: Path, **options: Any) -> np.ndarray:
             table = np.column_stack([points, np.tile([0.0, 0, 1], (100, 1)), np.arange(100), np.arange(100)])
             np.save(folder / "in" / kind / f"{number}.npy", table)
     columns = ("x", "y", "z", "nx", "ny", "nz", "intensity", "_")
-    prepare(folder / "in", folder / "set", columns=columns, **options)
+    prepare_folder(folder / "in", folder / "set", columns=columns, **options)
     return np.load(folder / "in" / "ball" / "0.npy")
 
 
@@ -227,7 +219,7 @@ def test_a_file_needs_no_column_that_the_run_does_not_read(tmp_path: Path, choic
 
 
 def test_fewer_points_than_any_cloud_of_the_set_are_refused(clouds: Path, tmp_path: Path) -> None:
-    prepare(clouds, tmp_path / "set", num_points=1024)
+    prepare_folder(clouds, tmp_path / "set", num_points=1024)
     info = CloudFolder(split="train", root=str(tmp_path / "set")).info
     assert info.clouds is not None
     assert info.clouds.fewest_points == 300
@@ -255,7 +247,7 @@ def test_fewer_points_than_any_cloud_of_the_set_are_refused(clouds: Path, tmp_pa
 def test_another_unit_is_refused_where_size_means_something(
     clouds: Path, tmp_path: Path, factor: float, words: str
 ) -> None:
-    prepare(clouds, tmp_path / "set", normalisation="none", unit="m")
+    prepare_folder(clouds, tmp_path / "set", normalisation="none", unit="m")
     info = CloudFolder(split="train", root=str(tmp_path / "set")).info
     file = clouds / "ball" / "ball_00.ply"
     assert info.clouds is not None
@@ -273,7 +265,7 @@ def test_another_unit_is_refused_where_size_means_something(
 
 
 def test_scaling_is_refused_where_size_means_something(clouds: Path, tmp_path: Path) -> None:
-    prepare(clouds, tmp_path / "set", normalisation="none", unit="m")
+    prepare_folder(clouds, tmp_path / "set", normalisation="none", unit="m")
     info = CloudFolder(split="train", root=str(tmp_path / "set")).info
     with pytest.raises(ConfigError, match=r"--unit-sphere: .* leave it out"):
         read_sample(clouds / "ball" / "ball_00.ply", info, to_sphere=True)
@@ -295,7 +287,7 @@ def test_estimated_normals_are_those_of_the_geometry_and_of_each_cloud_alone(pre
 
 def test_normals_are_estimated_where_points_come_twice(tmp_path: Path) -> None:
     """Clouds of fewer points than are stored hold some of them again, and again."""
-    prepare(write_folder(tmp_path / "in", per_class=3), tmp_path / "set", num_points=1024)
+    prepare_folder(write_folder(tmp_path / "in", per_class=3), tmp_path / "set", num_points=1024)
     dataset = CloudFolder(split="train", root=str(tmp_path / "set"), normals="estimated")
     points, normals = (everything(dataset)[name] for name in ("points", "normals"))
     distinct, place = np.unique(points[0].numpy(), axis=0, return_inverse=True)
@@ -343,180 +335,9 @@ def test_meshes_are_drawn_and_have_normals(tmp_path: Path) -> None:
                 faces=[(0, 2, 1), (0, 1, 3), (0, 3, 2), (1, 2, 3)],
                 form="ascii",
             )
-    prepare(tmp_path / "in", tmp_path / "set")
+    prepare_folder(tmp_path / "in", tmp_path / "set")
     dataset = CloudFolder(split="train", root=str(tmp_path / "set"), normals="file")
     assert dataset.info.facts["in_channels"] == 6
     batch = everything(dataset)
     assert len(torch.unique(batch["points"][0], dim=0)) == 64
     torch.testing.assert_close(batch["normals"].norm(dim=2), torch.ones(2, 64))
-
-
-# --- what is reported and refused -------------------------------------------------------------------------------------
-
-
-def test_one_cloud_in_two_classes_is_reported(clouds: Path, tmp_path: Path) -> None:
-    shutil.copytree(clouds, tmp_path / "in")
-    shutil.copy(tmp_path / "in" / "ball" / "ball_00.ply", tmp_path / "in" / "rod" / "another_name.ply")
-    (line,) = prepare(tmp_path / "in", tmp_path / "set")["differences"]
-    assert line.startswith("the same cloud in the classes ball, rod: at most one label is right")
-    assert "rod/another_name.ply" in line
-
-
-def test_another_preparation_is_not_taken_for_this_one(clouds: Path, prepared: Path) -> None:
-    with pytest.raises(DataError, match="was prepared with num_points = 64, now it is 32; delete it"):
-        prepare(clouds, prepared, num_points=32)
-    with pytest.raises(DataError, match="was prepared with up_axis = z, now it is y"):
-        prepare(clouds, prepared, up_axis="y")
-
-
-def test_named_columns_are_no_other_preparation(tmp_path: Path) -> None:
-    """Neither to a set that is there nor to one that was broken off."""
-    write_folder(tmp_path / "in", suffix=".npy")
-    columns = ("x", "y", "z")
-    first = prepare(tmp_path / "in", tmp_path / "set", columns=columns)
-    assert prepare(tmp_path / "in", tmp_path / "set", columns=columns)["outcome"] == "already there"
-    last = tmp_path / "in" / "rod" / "rod_09.npy"
-    content = last.read_bytes()
-    last.write_bytes(content[:-1])
-    with pytest.raises(DataError, match="cut short"):
-        prepare(tmp_path / "in", tmp_path / "again", columns=columns)
-    assert (tmp_path / "again.partial").is_dir()
-    last.write_bytes(content)
-    assert prepare(tmp_path / "in", tmp_path / "again", columns=columns)["files"] == first["files"]
-
-
-def test_an_edited_list_is_not_taken_for_the_old_one(clouds: Path, tmp_path: Path) -> None:
-    """The label of one file changes, and no size of any file does."""
-    rows = [f"{clouds}/{kind}/{kind}_{n:02d}.ply,{kind[:3]}" for kind in ("ball", "rod") for n in range(4)]
-    path = tmp_path / "list.csv"
-    path.write_text("path,label\n" + "\n".join(rows))
-    prepare(path, tmp_path / "set")
-    path.write_text("path,label\n" + "\n".join([rows[0].replace(",bal", ",rod"), *rows[1:]]))
-    with pytest.raises(DataError, match="was prepared with clouds = "):
-        prepare(path, tmp_path / "set")
-
-
-def test_a_unit_is_asked_for_where_it_matters(clouds: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^normalisation: .*unit=m, cm or mm"):
-        prepare(clouds, tmp_path / "set", normalisation="none")
-
-
-def touch(path: Path, text: str = "1 2 3\n4 5 6\n") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-FOLDERS: dict[str, tuple[dict[str, str], str]] = {
-    "an empty folder": ({}, r"holds nothing; lay it out as CLASS/FILE"),
-    "one class": ({f"ball/{n}.txt": "1 2 3\n4 5 6\n" for n in range(4)}, "holds one class, ball, at least two"),
-    "an empty class": ({"ball/0.txt": "1 2 3", "rod/readme.md": ""}, "rod: is taken for a class and holds no cloud"),
-    "a folder in a class": ({"ball/0.txt": "1 2 3", "rod/raw/0.txt": "1 2 3"}, "rod: .*holds the folder raw"),
-    "a stray cloud": ({"ball/0.txt": "1 2 3", "0.txt": "1 2 3"}, "0.txt lies in no folder of a class"),
-    "parts among classes": ({"train/a/0.txt": "1 2 3", "ball/0.txt": "1 2 3"}, "the part 'train' and 'ball'"),
-    "no part to test": (
-        {"train/a/0.txt": "1 2 3", "train/b/0.txt": "1 2 3"},
-        "names the parts train, train and test are needed",
-    ),
-    "a class that is not tested": (
-        {"train/a/0.txt": "1 2 3", "train/b/0.txt": "1 2 3", "test/a/0.txt": "1 2 3"},
-        "class 'b' has no cloud in the test part",
-    ),
-    "a class of one cloud": (
-        {f"{kind}/{n}.txt": "1 2 3\n4 5 6\n" for kind, count in (("a", 3), ("b", 1)) for n in range(count)},
-        "class 'b' has 1 cloud, too few",
-    ),
-    "a class of two": (
-        {f"{kind}/{n}.txt": "1 2 3\n4 5 6\n" for kind, count in (("a", 3), ("b", 2)) for n in range(count)},
-        "class 'b' has 2 clouds, too few",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", FOLDERS)
-def test_folders_that_are_no_set(tmp_path: Path, case: str) -> None:
-    files, words = FOLDERS[case]
-    (tmp_path / "in").mkdir()
-    for name, text in files.items():
-        touch(tmp_path / "in" / name, text)
-    with pytest.raises(DataError, match=words):
-        prepare(tmp_path / "in", tmp_path / "set")
-    assert not (tmp_path / "set").exists()
-    assert not (tmp_path / "set.partial").exists()
-
-
-LISTS: dict[str, tuple[bytes, str]] = {
-    "nothing": (b"", ":1: names the columns ''"),
-    "other columns": (b"file,class\na.txt,b\n", ":1: names the columns 'file,class'; path,label"),
-    "no text": (b"path,label\na.txt,b\nb.txt,\xff\xfe\n", ":3: is no UTF-8 text"),
-    "a missing file": (b"path,label\na.txt,b\nc.txt,b\n", ":3: there is no file c.txt"),
-    "an empty label": (b"path,label\na.txt,b\nb.txt, \n", ":3: 'b.txt, ' is no row of path,label"),
-    "a row too long": (b"path,label\na.txt,b,train\n", ":2: .* is no row of path,label"),
-    "an unknown part": (b"path,label,split\na.txt,b,train\nb.txt,b,tset\n", ":3: 'tset' is no part"),
-    "a file twice": (b"path,label\na.txt,b\n./a.txt,c\n", ":3: a.txt is listed on line 2 already"),
-    "a file of another kind": (b"path,label\na.stl,b\n", ":2: a.stl is no kind of cloud"),
-    "an open quote": (b'path,label\na.txt,b\n"b.txt,b\n', ":3: does not read as CSV"),
-}
-
-
-@pytest.mark.parametrize("case", LISTS)
-def test_lists_that_are_no_set(tmp_path: Path, case: str) -> None:
-    content, words = LISTS[case]
-    for name in ("a.txt", "b.txt", "a.stl"):
-        touch(tmp_path / name)
-    (tmp_path / "list.csv").write_bytes(content)
-    with pytest.raises(DataError, match=f"list.csv{words}"):
-        prepare(tmp_path / "list.csv", tmp_path / "set")
-
-
-def test_a_broken_cloud_is_named_and_nothing_is_left(clouds: Path, tmp_path: Path) -> None:
-    shutil.copytree(clouds, tmp_path / "in")
-    broken = tmp_path / "in" / "rod" / "rod_05.ply"
-    broken.write_bytes(broken.read_bytes()[:-7])
-    with pytest.raises(DataError, match=r"rod_05.ply: byte \d+: 300 x vertex need 7200 bytes, 7193 are left"):
-        prepare(tmp_path / "in", tmp_path / "set")
-    assert not (tmp_path / "set").exists()
-    shutil.copy(clouds / "rod" / "rod_05.ply", broken)
-    assert prepare(tmp_path / "in", tmp_path / "set")["outcome"] == "prepared"  # and goes on from there
-
-
-@pytest.mark.parametrize("place", ["ball_00.ply", "ball_07.ply"])
-def test_some_files_with_normals_are_told_before_any_work(clouds: Path, tmp_path: Path, place: str) -> None:
-    """Whether the first file is among them or not; and what is said can be pasted, and works at once."""
-    shutil.copytree(clouds, tmp_path / "in")
-    points = solid("ball", 0)
-    names = ("x", "y", "z", "nx", "ny", "nz")
-    write_ply(tmp_path / "in" / "ball" / place, dict(zip(names, np.hstack([points, points]).T, strict=True)))
-    words = rf"1 files have normals or faces \({place}\), 29 have none \(ball_0.\.ply\); .*'columns=\[x, y, z\]'"
-    with pytest.raises(DataError, match=words.replace("1 files have", "1 file has")):
-        prepare(tmp_path / "in", tmp_path / "set")
-    assert not (tmp_path / "set.partial").exists()
-    assert "normals" not in prepare(tmp_path / "in", tmp_path / "set", columns=("x", "y", "z"))["columns"]
-
-
-def test_files_of_other_kinds_are_told(clouds: Path, tmp_path: Path) -> None:
-    shutil.copytree(clouds, tmp_path / "in")
-    for name in ("a.pcd", "b.pcd", "c.las"):
-        touch(tmp_path / "in" / "rod" / name)
-    told = prepare(tmp_path / "in", tmp_path / "set")["differences"]
-    assert told == ["3 files of other kinds passed over: rod/a.pcd, rod/b.pcd, rod/c.las"]
-
-
-# --- the command line's options ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "words"),
-    [
-        ("cloud_folder", [], "up_axis: is required and missing: up_axis=VALUE, one of 'x', 'y', 'z'"),
-        ("cloud_folder", ["up_axis=up"], "up_axis: found .*'x', 'y', 'z'"),
-        ("cloud_folder", ["up_axis=z", "num_ponts=3"], "num_ponts: is no option; did you mean 'num_points'"),
-        ("cloud_folder", ["up_axis=z", "num_points=many"], "num_points: found .*a whole number"),
-        ("cloud_folder", ["up_axis=z", "up_axis=y"], "up_axis: is given twice"),
-        ("cloud_folder", ["up_axis=z", "columns=[x, 3]"], "columns.1: "),
-        ("cloud_folder", ["z"], "is no option key=value; 'cloud_folder' takes up_axis, num_points"),
-        ("modelnet40", ["num_points=3"], "num_points: is no option; 'modelnet40' takes none"),
-    ],
-)
-def test_options_are_checked_before_any_file_is_read(tmp_path: Path, name: str, options: list[str], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        prepare_verb(name, options, source=tmp_path / "absent", target=tmp_path / "set", json=None)
