@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from sightline.collection import collection_paused
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -86,7 +88,8 @@ def train(
     traceback: Traceback = False,
 ) -> int:
     """Train what a config describes, then evaluate it."""
-    from sightline.verbs import train as verb
+    with collection_paused():
+        from sightline.verbs import train as verb
 
     options = verb.Options(
         config, tuple(overrides or ()), out, processes, resume, tuple(plugin or ()), no_check, device, json
@@ -109,7 +112,8 @@ def evaluate(
     traceback: Traceback = False,
 ) -> int:
     """Repeat the final metrics of a run exactly, or evaluate it on other data."""
-    from sightline.verbs import evaluate as verb
+    with collection_paused():
+        from sightline.verbs import evaluate as verb
 
     return verb.evaluate(
         run,
@@ -154,7 +158,8 @@ def predict(
     (channels, scale, number of points), is refused by name, and the others are predicted all the same. Exit code 0
     where every file was predicted, 2 where one was refused, 1 where the work failed.
     """
-    from sightline.verbs import predict as verb
+    with collection_paused():
+        from sightline.verbs import predict as verb
 
     return verb.predict(
         run,
@@ -182,7 +187,8 @@ def check(
     traceback: Traceback = False,
 ) -> int:
     """Look for silent bugs before a run: in the config, the data, the model and one step of training."""
-    from sightline.verbs import check as verb
+    with collection_paused():
+        from sightline.verbs import check as verb
 
     return verb.check(
         config,
@@ -219,7 +225,8 @@ def describe(
     One forward pass of a few samples is traced, and two training steps on copies are measured: nothing is trained.
     Where the data is not there, samples are made as its set promises them, and the first line says so.
     """
-    from sightline.verbs import describe as verb
+    with collection_paused():
+        from sightline.verbs import describe as verb
 
     return verb.describe(
         config,
@@ -263,7 +270,8 @@ def bench(
     Ratios are of CPU time, medians of the rounds. Exit code 1 where a form gave other numbers than its baseline. An
     interrupted run keeps the rows that it has.
     """
-    from sightline.verbs import bench as verb
+    with collection_paused():
+        from sightline.verbs import bench as verb
 
     return verb.bench(
         verb.Options(tuple(suites or ()), case, repeats, threads, quick, json, lists, grow, svg, keep_memory),
@@ -279,7 +287,8 @@ def show(
     traceback: Traceback = False,
 ) -> int:
     """Print the resolved config, with where every value came from."""
-    from sightline.verbs import show as verb
+    with collection_paused():
+        from sightline.verbs import show as verb
 
     return verb.show(config, tuple(overrides or ()), plugins=tuple(plugin or ()), json=json)
 
@@ -295,7 +304,8 @@ def list_components(
     traceback: Traceback = False,
 ) -> int:
     """List components with their arguments, defaults and sources."""
-    from sightline.verbs import show as verb
+    with collection_paused():
+        from sightline.verbs import show as verb
 
     return verb.list_components(kind, plugins=tuple(plugin or ()), json=json)
 
@@ -312,7 +322,8 @@ def prepare(
     traceback: Traceback = False,
 ) -> int:
     """Recognise a public layout, verify it, and write one fast form of it."""
-    from sightline.verbs import data as verb
+    with collection_paused():
+        from sightline.verbs import data as verb
 
     return verb.prepare(name, tuple(options or ()), source=source, target=target, json=json)
 
@@ -325,7 +336,8 @@ def info(
     traceback: Traceback = False,
 ) -> int:
     """Layouts, where to obtain it, terms; for a prepared folder: counts, points per sample, ranges."""
-    from sightline.verbs import data as verb
+    with collection_paused():
+        from sightline.verbs import data as verb
 
     return verb.info(name, plugins=tuple(plugin or ()), json=json)
 
@@ -352,7 +364,8 @@ def convert_weights(
     The model's sizes are read off the tensors. What they do not show (neighbours, dropout) is as published and said;
     key=value lays over it: model.num_neighbours=40, data.root=PATH.
     """
-    from sightline.verbs import data as verb
+    with collection_paused():
+        from sightline.verbs import data as verb
 
     return verb.convert_weights(
         file,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from sightline.binding import UnboundError
+from sightline.collection import collection_paused
 from sightline.errors import ConfigError, DataError, UserError
 from sightline.schema import Parameter, check_value, describe_type, nearest, parameters_of
 from sightline.types import Component, Where
@@ -216,9 +217,10 @@ class Registry:
         if self._is_loaded:
             return
         self._is_loaded = True
-        package = importlib.import_module(self.room)
-        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-            importlib.import_module(f"{self.room}.{module.name}")
+        with collection_paused():
+            package = importlib.import_module(self.room)
+            for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+                importlib.import_module(f"{self.room}.{module.name}")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms by floor, lowest first; a room may import from floors below it and from itself.
 FLOORS = [
     {"errors", "types", "arguments", "schema", "draws", "registry", "binding"}
-    | {"pictures", "plugins", "config", "compiled"},
+    | {"pictures", "plugins", "config", "compiled", "collection"},
     {"geometry"},
     {"layers", "transforms"},
     {"losses", "metrics", "models", "data"},

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from sightline import registry
 from sightline.arguments import Count, Factor, Probability, Size
+from sightline.collection import collection_paused
 from sightline.errors import ConfigError
 from sightline.schema import nearest
 
@@ -76,7 +77,8 @@ class Recipe:
                 group["params"].append(parameter)
         if not groups:
             raise ConfigError("optimizer.frozen: every parameter is frozen; nothing is left to train")
-        return self.optimizer(list(groups.values()), **self.arguments)
+        with collection_paused():  # a first optimiser imports torch's compiler
+            return self.optimizer(list(groups.values()), **self.arguments)
 
     def _named_modules(self) -> Iterator[tuple[str, str]]:
         for kind, entries in (("groups", self.groups), ("frozen", self.frozen)):

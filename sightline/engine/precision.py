@@ -53,7 +53,7 @@ def set_determinism(level: str) -> None:
     torch.backends.cudnn.deterministic = level == "strict"
     if level == "strict":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(level == "strict")
+    torch.set_deterministic_debug_mode("error" if level == "strict" else "default")  # the other way imports a compiler
 
 
 def name_nondeterminism(error: RuntimeError) -> RunError | None:
