@@ -35,6 +35,7 @@ __all__ = [
 
 DATA_FACTS = frozenset(
     {
+        "category_names",
         "class_counts",
         "class_names",
         "ignore_index",

@@ -38,6 +38,7 @@ class Field:
     `shape` and `dtype` in words ("points 3", "float32"); `low` and `high` bound the values where they are finite.
     `collate` says how samples become a batch: `stack` (equal shapes), `concatenate` along the first axis (adds
     `offsets`, cumulative counts with a leading 0, length S+1), `pad` with zeros (adds `<name>_mask`), or `list`.
+    `offsets` is the key of those counts: fields that are equally long in every sample share one.
     """
 
     shape: str
@@ -47,6 +48,7 @@ class Field:
     low: float | None = None
     high: float | None = None
     collate: Collate = "stack"
+    offsets: str = "offsets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,9 @@ class Component:
 
 
 class Transform(Protocol):
-    """A pure function of a batch and its random streams; called with the fields it names, returns those it changes."""
+    """A pure function of a batch and its random streams; called with the fields it names, returns those it changes.
+
+    One that returns further fields declares them in an attribute `adds`, name -> Field.
+    """
 
     def __call__(self, draws: Any, **fields: Any) -> dict[str, Any]: ...

@@ -27,9 +27,9 @@ def collate(samples: Sequence[Sample], keys: Sequence[SampleKey], fields: Mappin
         how = declared.collate if declared is not None else "stack"
         if how == "list":
             batch[name] = values
-        elif how == "concatenate":
+        elif declared is not None and how == "concatenate":
             batch[name] = torch.cat([torch.as_tensor(value) for value in values])
-            _add_offsets(batch, values, name, keys)
+            _add_offsets(batch, values, name, declared.offsets, keys)
         elif how == "pad":
             batch[name], batch[f"{name}_mask"] = _pad([torch.as_tensor(value) for value in values])
         else:
@@ -42,8 +42,7 @@ def batch_keys(fields: Mapping[str, Field], features: Sequence[str] = ()) -> fro
     """The keys that batches of these fields have."""
     keys = {"sample_index", *fields, *({"features"} if features else ())}
     keys |= {f"{name}_mask" for name, field in fields.items() if field.collate == "pad"}
-    if any(field.collate == "concatenate" for field in fields.values()):
-        keys.add("offsets")
+    keys |= {field.offsets for field in fields.values() if field.collate == "concatenate"}
     return frozenset(keys)
 
 
@@ -53,17 +52,17 @@ def _value(sample: Sample, name: str, key: SampleKey) -> Any:
     return sample[name]
 
 
-def _add_offsets(batch: Batch, values: Sequence[Any], name: str, keys: Sequence[SampleKey]) -> None:
-    """Cumulative counts with a leading zero; all concatenated fields of a sample must be equally long."""
+def _add_offsets(batch: Batch, values: Sequence[Any], name: str, offsets_key: str, keys: Sequence[SampleKey]) -> None:
+    """Cumulative counts with a leading zero; fields of a sample that share them must be equally long."""
     lengths = torch.tensor([len(value) for value in values])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    if "offsets" in batch and not torch.equal(batch["offsets"], offsets):
-        place = int((batch["offsets"].diff() != lengths).nonzero()[0])
+    if offsets_key in batch and not torch.equal(batch[offsets_key], offsets):
+        place = int((batch[offsets_key].diff() != lengths).nonzero()[0])
         raise DataError(
             f"sample {keys[place].index}: '{name}' has {int(lengths[place])} rows, other concatenated fields have "
-            f"{int(batch['offsets'].diff()[place])}"
+            f"{int(batch[offsets_key].diff()[place])}"
         )
-    batch["offsets"] = offsets
+    batch[offsets_key] = offsets
 
 
 def _pad(values: list[Tensor]) -> tuple[Tensor, Tensor]:

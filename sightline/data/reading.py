@@ -14,7 +14,7 @@ from sightline.binding import Bound, Offer, bind
 from sightline.data.collate import batch_keys, collate
 from sightline.draws import Draws
 from sightline.errors import DataError, RunError, UserError
-from sightline.types import Batch, Dataset, SampleKey, Transform
+from sightline.types import Batch, Dataset, Field, SampleKey, Transform
 
 __all__ = ["BatchReader", "NamedTransform", "Pipeline"]
 
@@ -29,15 +29,18 @@ class NamedTransform(NamedTuple):
 class Pipeline:
     """Transforms one after another, bound to the fields that they name; pure, whatever was transformed before.
 
-    Raises ConfigError where a transform names a field that nobody offers.
+    `added` are the fields that transforms add to those of the samples. Raises ConfigError where a transform names a
+    field that nobody offers.
     """
 
     def __init__(self, transforms: Sequence[NamedTransform], fields: Collection[str], *, source: str) -> None:
-        offer = Offer(source, fields)
+        self.added: dict[str, Field] = {}
         self._transforms: list[tuple[str, Bound]] = []
         for place, (name, transform) in enumerate(transforms):
+            offer = Offer(source, {*fields, *self.added})
             bound = bind(transform.__call__, offer, owner=f"transform '{name}'", skip=("draws",))
             self._transforms.append((f"{place}.{name}", bound))
+            self.added |= getattr(transform, "adds", {})
 
     def __call__(self, batch: Batch, keys: Sequence[SampleKey]) -> Batch:
         if not self._transforms:
@@ -58,11 +61,12 @@ class BatchReader:
     def __init__(self, dataset: Dataset, transforms: Sequence[NamedTransform] = ()) -> None:
         self.dataset = dataset
         self._transform = Pipeline(transforms, dataset.info.fields, source="the data set")
+        self._fields = {**dataset.info.fields, **self._transform.added}
 
     @property
     def keys(self) -> frozenset[str]:
         """The keys of every batch."""
-        return batch_keys(self.dataset.info.fields, self.dataset.info.features)
+        return batch_keys(self._fields, self.dataset.info.features)
 
     def __call__(self, keys: Sequence[SampleKey]) -> Batch:
         if hasattr(self.dataset, "get_batch"):
@@ -78,7 +82,7 @@ class BatchReader:
         if hasattr(self.dataset, "collate"):
             indexed = {"sample_index": torch.tensor([key.index for key in keys], dtype=torch.int64)}
             return self._checked({**indexed, **self.dataset.collate(samples)})
-        return collate(samples, keys, self.dataset.info.fields)
+        return collate(samples, keys, self._fields)
 
     @contextlib.contextmanager
     def _blamed(self, keys: Sequence[SampleKey]) -> Iterator[None]:

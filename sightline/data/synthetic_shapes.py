@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -38,8 +39,9 @@ class SyntheticShapes:
     Points are spread uniformly over the surfaces in random order, then centred on their mean and scaled into the unit
     sphere; normals are those of the surface, exact whatever the noise. `noise` is the standard deviation of normal
     errors of the coordinates, in radii of the shape; `imbalance` is how often the first class occurs for each time
-    that the last one does. `normals` gives the model none, the exact (`file`) or the `estimated` ones. Epoch and seed
-    of a key change nothing. Source: made here; sightline/geometry/patches.py.
+    that the last one does. `normals` gives the model none, the exact (`file`) or the `estimated` ones. `target: parts`
+    makes every point's part its `label` and the cloud's class its `category`. Epoch and seed of a key change nothing.
+    Source: made here; sightline/geometry/patches.py.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class SyntheticShapes:
         imbalance: Ratio = 1.0,
         data_seed: Seed = 0,
         normals: Normals = "none",
+        target: Literal["class", "parts"] = "class",
     ) -> None:
         if split not in _SPLITS:
             raise ConfigError(f"synthetic_shapes: there is no split '{split}'; it has {' and '.join(_SPLITS)}")
@@ -63,7 +66,10 @@ class SyntheticShapes:
         sizes = {"train": train_size, "test": test_size}
         self.strata = self._draw_labels(sizes[split], imbalance)
         self._made: _Made | None = None
+        self._target = target
         self.info = _describe(self.strata, sizes, num_points, normals)
+        if target == "parts":
+            self.info = _as_parts(self.info)
         self._estimated: EstimatedNormals | None = None
         if normals == "estimated":
             self._estimated = EstimatedNormals(len(self), num_points, self._told)
@@ -92,11 +98,13 @@ class SyntheticShapes:
         points, normals, part = self._clouds(index)
         if self._estimated is not None:
             normals = self._estimated.of(index, points)
+        of_cloud, of_point = torch.from_numpy(self.strata[index]), torch.from_numpy(part.astype(np.int64))
+        is_class = self._target == "class"
+        labels = {"label": of_cloud, "part": of_point} if is_class else {"label": of_point, "category": of_cloud}
         return {
             "points": torch.from_numpy(points),
             "normals": torch.from_numpy(normals),
-            "part": torch.from_numpy(part.astype(np.int64)),
-            "label": torch.from_numpy(self.strata[index]),
+            **labels,
             "sample_index": torch.from_numpy(index),
         }
 
@@ -210,3 +218,18 @@ def _describe(labels: np.ndarray, sizes: dict[str, int], num_points: int, normal
     form = CloudForm(num_points, num_points, "applied", estimates_normals=normals == "estimated")
     features = () if normals == "none" else ("normals",)
     return DataInfo(facts=facts, fields=fields, split_sizes=sizes, features=features, clouds=form)
+
+
+def _as_parts(info: DataInfo) -> DataInfo:
+    """The same set where the classes are the parts, one of them at every point, and a cloud has a category."""
+    facts = dict(info.facts)
+    moved = {
+        "num_classes": facts.pop("num_parts"),
+        "class_names": facts.pop("part_names"),
+        "category_names": facts.pop("class_names"),
+    }
+    del facts["class_counts"]  # of points, and known only once every cloud was made
+    fields = dict(info.fields)
+    fields["category"] = fields.pop("label")
+    fields["label"] = fields.pop("part")
+    return dataclasses.replace(info, facts=facts | moved, fields=fields)

@@ -26,6 +26,7 @@ from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job, Task
 from sightline.errors import CheckpointError, ConfigError
+from sightline.metrics.base import fresh_state
 from sightline.types import Component, Dataset
 
 __all__ = ["Built", "Data", "Part", "build", "build_data", "build_model", "build_part", "build_transforms"]
@@ -280,7 +281,7 @@ def _check_facts(data: Component, facts: Mapping[str, Any]) -> None:
 
 
 def _check_selection_metric(config: RunConfig, meters: Sequence[Meter]) -> None:
-    names = [name for meter in meters for name in meter.metric.compute(meter.metric.new_state())]
+    names = [name for meter in meters for name in meter.metric.compute(fresh_state(meter.metric))]
     if config.evaluate.metric not in names:
         where = config.origins.get("evaluate.metric", "evaluate.metric")
         raise ConfigError(

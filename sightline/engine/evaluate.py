@@ -18,7 +18,7 @@ from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
 from sightline.engine.stream import Reader, evaluation_keys, read_batches
 from sightline.engine.train import Task, mean
-from sightline.metrics.base import Metric
+from sightline.metrics.base import Metric, fresh_state
 from sightline.pictures import Picture
 from sightline.types import Batch, SampleKey
 
@@ -67,9 +67,13 @@ class Evaluator:
         started = time.perf_counter()
         was_training = model.training
         model.eval()
-        tallies = [_Tally(meter, suffix, world.device) for suffix in self._suffixes() for meter in self.meters]
         plan = evaluation_keys(self.indices, self.batch_size, epoch=0, seed=self.seed)
         ledger = _Ledger(num_batches=len(plan), indices=self.indices, loss_names=self.loss_names)
+        tallies = [
+            _Tally(meter, suffix, world.device, num_samples=len(ledger.seen))
+            for suffix in self._suffixes()
+            for meter in self.meters
+        ]
         drawn: tuple[Picture, ...] = ()
         numbers = range(world.rank, len(plan), world.size)
         batches = read_batches(self.reader, (plan[number] for number in numbers), self.workers)
@@ -138,10 +142,11 @@ class Evaluator:
 class _Tally:
     """A meter's state over an evaluation, of plain or of voted predictions."""
 
-    def __init__(self, meter: Meter, suffix: str, device: torch.device) -> None:
+    def __init__(self, meter: Meter, suffix: str, device: torch.device, *, num_samples: int) -> None:
         self.meter = meter
         self.suffix = suffix
-        self.state = {name: tensor.to(device) for name, tensor in meter.metric.new_state().items()}
+        state = fresh_state(meter.metric, num_samples=num_samples)
+        self.state = {name: tensor.to(device) for name, tensor in state.items()}
 
     def update(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
         self.meter.metric.update(self.state, **self.meter.update.select(batch, predictions))

@@ -1,11 +1,11 @@
-"""What a network that takes dense clouds may assume of its input."""
+"""The forms of clouds, stacked where equal and one after another where ragged, and what networks assume of them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["join_channels"]
+__all__ = ["as_dense", "as_packed", "join_channels", "one_hot_category"]
 
 
 def join_channels(points: Tensor, features: Tensor | None, *, in_channels: int) -> Tensor:
@@ -31,3 +31,56 @@ def join_channels(points: Tensor, features: Tensor | None, *, in_channels: int) 
             "xyz and what follows it"
         )
     return points if features is None else torch.cat([points, features], dim=-1)
+
+
+def as_dense(points: Tensor, features: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Clouds of one size, stacked: `points` (B, N, 3) and `features` (B, N, F), whichever form they came in.
+
+    What a network answers per point, (B, N, C), belongs into the form of its input: `.view(*points.shape[:-1], C)`.
+    Raises ValueError for clouds of different sizes, which a network of this kind cannot take.
+    """
+    if offsets is None:
+        return points, features
+    sizes = offsets.diff()
+    if bool((sizes != sizes[0]).any()):
+        smallest, largest = (int(size) for size in sizes.aminmax())
+        raise ValueError(
+            f"offsets: found clouds of {smallest} to {largest} points in one batch, this model takes clouds of one "
+            "size; let a transform choose as many of each (sample_points), or take a model for ragged clouds"
+        )
+    shape = (len(sizes), int(sizes[0]), -1)
+    return points.view(shape), None if features is None else features.view(shape)
+
+
+def as_packed(points: Tensor, features: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Clouds one after another: `points` (P, 3), `features` (P, F) and `offsets` (S+1,), whichever form they came in.
+
+    Raises ValueError for points that have neither form.
+    """
+    if offsets is not None:
+        if points.ndim != 2:
+            raise ValueError(f"points: found the shape {tuple(points.shape)} beside offsets, expected (P, 3)")
+        return points, features, offsets
+    if points.ndim != 3:
+        raise ValueError(f"points: found the shape {tuple(points.shape)} without offsets, expected (B, N, 3)")
+    num_clouds, num_points, _ = points.shape
+    offsets = torch.arange(num_clouds + 1, device=points.device) * num_points
+    return points.flatten(0, 1), None if features is None else features.flatten(0, 1), offsets
+
+
+def one_hot_category(category: Tensor, *, like: Tensor, num_categories: int) -> Tensor:
+    """One row per cloud, 1 at its category: `category` (B,) int64 -> (B, num_categories) as `like` (B, ...).
+
+    Raises ValueError for categories that are not one of 0 .. num_categories-1 for each cloud.
+    """
+    if category.shape != like.shape[:1] or category.dtype != torch.int64:
+        raise ValueError(
+            f"category: found the shape {tuple(category.shape)} {category.dtype}, expected ({len(like)},) torch.int64"
+        )
+    if category.numel():
+        lowest, highest = (int(bound) for bound in category.aminmax())
+        if lowest < 0 or highest >= num_categories:
+            raise ValueError(
+                f"category: found {lowest} to {highest}, there are {num_categories} (0 .. {num_categories - 1})"
+            )
+    return torch.nn.functional.one_hot(category, num_categories).to(like.dtype)

@@ -19,9 +19,9 @@ class FeatureTransformPenalty(Loss):
     yanx27/Pointnet_Pointnet2_pytorch.
     """
 
-    def count(self, *, label: Tensor) -> Tensor:
-        """`label` (B,) -> the number of samples."""
-        return torch.full((), len(label), dtype=torch.int64, device=label.device)
+    def count(self, *, sample_index: Tensor) -> Tensor:
+        """`sample_index` (B,) -> the number of samples."""
+        return torch.full((), len(sample_index), dtype=torch.int64, device=sample_index.device)
 
     def forward(self, *, feature_transform: Tensor) -> Tensor:
         """`feature_transform` (B, K, K) -> the sum over samples."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Metric", "State"]
+__all__ = ["Metric", "State", "fresh_state"]
 
 State = dict[str, Tensor]
 
@@ -15,7 +16,8 @@ State = dict[str, Tensor]
 class Metric(Protocol):
     """A metric whose state is exact in any order of batches and on any number of processes.
 
-    State tensors are int64 counts, or slots (one row per sample, zero elsewhere); both are reduced by SUM. `update`
+    State tensors are int64 counts, or slots (one row per sample, zero elsewhere); both are reduced by SUM. A metric of
+    slots takes `num_samples` in `new_state`, one more than the largest index it will be given. `update`
     names batch keys and prediction keys after the state. `compute` runs on the reduced state and returns named numbers
     (NaN where nothing was counted). A metric may also offer `per_class(state)`: class name -> {name: number}, and
     `tables(state)`: name -> plain values, which the JSON of an evaluation keeps.
@@ -28,3 +30,10 @@ class Metric(Protocol):
     def compute(self, state: State) -> dict[str, float]: ...
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]: ...
+
+
+def fresh_state(metric: Metric, *, num_samples: int = 0) -> State:
+    """An empty state; with `num_samples` slots where the metric has slots."""
+    if "num_samples" in inspect.signature(metric.new_state).parameters:
+        return metric.new_state(num_samples=num_samples)  # type: ignore[call-arg]
+    return metric.new_state()

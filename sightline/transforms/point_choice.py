@@ -1,4 +1,4 @@
-"""Choose and reorder the points of clouds; what belongs to a point (normal, channel, feature, part) goes with it."""
+"""Choose and reorder the points of clouds; what belongs to a point (normal, colour, label, ...) goes with it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ class SamplePoints:
         channels: Tensor | None = None,
         features: Tensor | None = None,
         part: Tensor | None = None,
+        label: Tensor | None = None,
+        colours: Tensor | None = None,
     ) -> dict[str, Tensor]:
         available = points.shape[1]
         if available < self.num_points:
@@ -47,7 +49,7 @@ class SamplePoints:
             index_BK = torch.arange(self.num_points).expand(len(points), -1)
         else:
             index_BK = draws.permutation(available)[:, : self.num_points]
-        return _chosen(index_BK, points, normals, channels, features, part)
+        return _chosen(index_BK, points, normals, channels, features, part, label, colours)
 
 
 @registry.transforms.add("shuffle_points")
@@ -66,9 +68,11 @@ class ShufflePoints:
         channels: Tensor | None = None,
         features: Tensor | None = None,
         part: Tensor | None = None,
+        label: Tensor | None = None,
+        colours: Tensor | None = None,
     ) -> dict[str, Tensor]:
         index_BN = draws.permutation(points.shape[1])
-        return _chosen(index_BN, points, normals, channels, features, part)
+        return _chosen(index_BN, points, normals, channels, features, part, label, colours)
 
 
 @registry.transforms.add("drop_points")
@@ -91,10 +95,12 @@ class DropPoints:
         channels: Tensor | None = None,
         features: Tensor | None = None,
         part: Tensor | None = None,
+        label: Tensor | None = None,
+        colours: Tensor | None = None,
     ) -> dict[str, Tensor]:
         ratio_B1 = draws.uniform(1, high=self.max_ratio)
         index_BN = index_after_drop(draws.uniform(points.shape[1]), ratio_B1)
-        return _chosen(index_BN, points, normals, channels, features, part)
+        return _chosen(index_BN, points, normals, channels, features, part, label, colours)
 
 
 def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:
@@ -110,9 +116,13 @@ def _chosen(
     channels: Tensor | None,
     features: Tensor | None,
     part: Tensor | None,
+    label: Tensor | None,
+    colours: Tensor | None,
 ) -> dict[str, Tensor]:
     fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
-    return choose_points(index, fields)
+    fields["colours"] = colours
+    is_of_points = label is not None and label.ndim > 1  # else one label for the whole cloud, which stays
+    return choose_points(index, fields | {"label": label if is_of_points else None})
 
 
 def choose_points(index: Tensor, fields: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ def test_agrees_with_numpy() -> None:
     expected = sum(np.linalg.norm(a @ a.T - np.eye(4), ord="fro") for a in matrices.numpy())
     penalty = FeatureTransformPenalty()
     assert penalty(feature_transform=matrices).item() == pytest.approx(expected, rel=1e-14)
-    assert penalty.count(label=torch.zeros(5, dtype=torch.int64)).item() == 5
+    assert penalty.count(sample_index=torch.zeros(5, dtype=torch.int64)).item() == 5
 
 
 @pytest.mark.shared

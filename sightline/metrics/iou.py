@@ -1,0 +1,81 @@
+"""Intersection over union of classes of points, from one confusion matrix over everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.metrics.base import State
+from sightline.metrics.confusion import confusion_matrix, mean_class_accuracy, overall_accuracy, recalls
+
+__all__ = ["IoU", "class_ious"]
+
+
+@registry.metrics.add("iou")
+class IoU:
+    """`miou`, `overall_accuracy` and `mean_class_accuracy` over all points that are not ignored (0 to 1).
+
+    `miou` is the mean over the classes that labels or answers have; a class that neither has is no number, and its
+    row says so. All come from one confusion matrix, never from means of batches or scenes. The answer is the most
+    probable class, the lowest index among equals. Source: Everingham et al. 2010, section 4.4 (IoU of a class).
+    """
+
+    def __init__(
+        self, *, num_classes: int, class_names: tuple[str, ...] | None = None, ignore_index: int | None = None
+    ) -> None:
+        names = tuple(str(index) for index in range(num_classes)) if class_names is None else tuple(class_names)
+        assert len(names) == num_classes, f"iou: {len(names)} class names for {num_classes} classes"
+        self.num_classes = num_classes
+        self.class_names = names
+        self.ignore_index = ignore_index
+
+    def new_state(self) -> State:
+        return {"confusion": torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)}
+
+    def update(self, state: State, *, probabilities: Tensor, target: Tensor) -> None:
+        """`probabilities` (P, C) and `target` (P,). Raises ValueError for NaN and for labels outside the classes."""
+        if probabilities.shape != (len(target), self.num_classes):
+            raise ValueError(
+                f"probabilities: found the shape {tuple(probabilities.shape)} for {len(target)} labels, expected "
+                f"({len(target)}, {self.num_classes})"
+            )
+        if bool(probabilities.isnan().any()):
+            num_bad = int(probabilities.isnan().any(dim=1).sum())
+            raise ValueError(
+                f"probabilities: {num_bad} of {len(target)} points are NaN, which is no answer; find where with "
+                "`sightline check`"
+            )
+        counts = confusion_matrix(
+            probabilities.argmax(dim=1), target, num_classes=self.num_classes, ignore_index=self.ignore_index
+        )
+        state["confusion"] += counts.to(state["confusion"].device)
+
+    def compute(self, state: State) -> dict[str, float]:
+        confusion = state["confusion"]
+        return {
+            "miou": class_ious(confusion).nanmean().item(),
+            "overall_accuracy": overall_accuracy(confusion),
+            "mean_class_accuracy": mean_class_accuracy(confusion),
+        }
+
+    def per_class(self, state: State) -> dict[str, dict[str, Any]]:
+        """Class name -> `iou` and `accuracy` (NaN where there is nothing to count) and the `count` of its points."""
+        ious, shares = class_ious(state["confusion"]).tolist(), recalls(state["confusion"]).tolist()
+        counts = state["confusion"].sum(dim=1).tolist()
+        return {
+            name: {"iou": iou, "accuracy": share, "count": count}
+            for name, iou, share, count in zip(self.class_names, ious, shares, counts, strict=True)
+        }
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """`confusion`, and the class names of its rows (labels) and columns (answers), in plain values."""
+        return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
+
+
+def class_ious(confusion: Tensor) -> Tensor:
+    """The IoU (C,) float64 of each class, TP / (TP + FP + FN); NaN for a class that neither side has."""
+    common = confusion.diagonal().double()
+    return common / (confusion.sum(dim=0) + confusion.sum(dim=1) - common)
