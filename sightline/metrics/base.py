@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-__all__ = ["Metric", "State", "fresh_state"]
+__all__ = ["Metric", "State", "fresh_state", "pool_states"]
 
 State = dict[str, Tensor]
 
@@ -17,7 +18,8 @@ class Metric(Protocol):
     """A metric whose state is exact in any order of batches and on any number of processes.
 
     State tensors are int64 counts, or slots (one row per sample, zero elsewhere); both are reduced by SUM. A metric of
-    slots takes `num_samples` in `new_state`, one more than the largest index it will be given. `update`
+    slots takes `num_samples` in `new_state`, one more than the largest index it will be given; its tensors have the
+    samples first. `update`
     names batch keys and prediction keys after the state. `compute` runs on the reduced state and returns named numbers
     (NaN where nothing was counted). A metric may also offer `per_class(state)`: class name -> {name: number}, and
     `tables(state)`: name -> plain values, which the JSON of an evaluation keeps.
@@ -37,3 +39,10 @@ def fresh_state(metric: Metric, *, num_samples: int = 0) -> State:
     if "num_samples" in inspect.signature(metric.new_state).parameters:
         return metric.new_state(num_samples=num_samples)  # type: ignore[call-arg]
     return metric.new_state()
+
+
+def pool_states(metric: Metric, states: Sequence[State]) -> State:
+    """The state of several evaluations of different samples as one: counts add up, slots stand one after another."""
+    if "num_samples" in inspect.signature(metric.new_state).parameters:
+        return {name: torch.cat([state[name] for state in states]) for name in states[0]}
+    return {name: torch.stack([state[name] for state in states]).sum(dim=0) for name in states[0]}
