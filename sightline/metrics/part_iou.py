@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.metrics.base import State
+from sightline.metrics.confusion import confusion_matrix
 
 __all__ = ["PartIoU", "category_means", "shape_ious"]
 
@@ -27,6 +28,8 @@ class PartIoU:
     equals; figures with the suffix `_all_parts` take it among all parts.
     Source: Yi et al. 2016 (the measure); Qi et al. 2017 (PointNet), section 5.1 (a part that is absent in both).
     """
+
+    slots = frozenset({"common", "answered", "labelled", "category", "seen"})
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class PartIoU:
             "labelled": torch.zeros(num_samples, self.num_classes, dtype=torch.int64),
             "category": torch.zeros(num_samples, dtype=torch.int64),
             "seen": torch.zeros(num_samples, dtype=torch.int64),
+            "confusion": torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64),
         }
 
     def update(
@@ -73,6 +77,7 @@ class PartIoU:
             state["answered"][sample_index, rule] += self._counts(owner, answer, len(sizes))
             is_right = answer == target
             state["common"][sample_index, rule] += self._counts(owner[is_right], target[is_right], len(sizes))
+        state["confusion"] += confusion_matrix(answers[0], target, num_classes=self.num_classes)
         state["category"][sample_index] = category
         state["seen"][sample_index] += 1
 
@@ -101,6 +106,14 @@ class PartIoU:
             name: {**{f"miou{suffix}": means[rule][row] for rule, suffix in enumerate(_RULES)}, "count": counts[row]}
             for row, name in enumerate(self.category_names)
         }
+
+    def per_sample(self, state: State) -> Tensor:
+        """The IoU of each shape (num_samples,) float64, answers among the parts of its category; NaN where unseen."""
+        return torch.where(state["seen"] > 0, self._shape_ious(state, 0), torch.nan)
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """`confusion` of the parts, answers among those of the shape's category: rows labels, columns answers."""
+        return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
 
     def _shape_ious(self, state: State, rule: int) -> Tensor:
         common = state["common"][:, rule]

@@ -13,7 +13,8 @@ from typing import Any
 from sightline.checks.finding import Place
 from sightline.checks.set_agreement import CODE, Inputs, compare, inputs_of
 from sightline.config import RunConfig, read_config
-from sightline.engine.build import Part, build_data, build_evaluator, build_model, build_part, build_task
+from sightline.describe.difficulty import difficulty_of
+from sightline.engine.build import Data, Part, build_data, build_evaluator, build_model, build_part, build_task
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluation, pooled
 from sightline.engine.folds import assert_folds, tested_by
@@ -26,7 +27,7 @@ from sightline.engine.run_documents import read_facts
 from sightline.engine.session import evaluation_document
 from sightline.errors import ConfigError, UserError
 from sightline.verbs.common import write_document
-from sightline.verbs.output import note, show_evaluation, show_findings
+from sightline.verbs.output import note, show_difficulty, show_evaluation, show_findings
 
 __all__ = ["Options", "evaluate"]
 
@@ -70,6 +71,7 @@ class Trial:
     run: Path
     checkpoint: Path
     config: RunConfig
+    data: Data
     part: Part
     evaluation: Evaluation
 
@@ -100,6 +102,8 @@ def evaluate(options: Options) -> int:
         if world.is_first:
             document = _document(trials, options)
             show_evaluation(document, title=_title(trials))
+            if len(trials) == 1:
+                document |= _explained(trials[0])
             write_document(options.json, document)
     return 0
 
@@ -124,7 +128,7 @@ def _try(run: Path, trained: RunConfig, config: RunConfig, options: Options, wor
     part = built.test if options.data is None else build_part(config, "test")
     if config.data != trained.data and not _is_alike(run, trained, config, part, world):
         return None
-    return Trial(run, path, config, part, build_evaluator(config, part, task, meters)(model, world))
+    return Trial(run, path, config, built, part, build_evaluator(config, part, task, meters)(model, world))
 
 
 def _document(trials: Sequence[Trial], options: Options) -> dict[str, Any]:
@@ -145,6 +149,15 @@ def _document(trials: Sequence[Trial], options: Options) -> dict[str, Any]:
             if len(trials) == 1:
                 document["lineage"] = lineage
     return document
+
+
+def _explained(trial: Trial) -> dict[str, Any]:
+    """For a segmentation, why its classes are hard, shown and as part of the document."""
+    difficulty = difficulty_of(trial.evaluation, trial.part, trial.data)
+    if difficulty is None:
+        return {}
+    show_difficulty(difficulty)
+    return {"difficulty": difficulty.to_dict()}
 
 
 def _title(trials: Sequence[Trial]) -> str:

@@ -31,7 +31,8 @@ class Areas:
         tested = {"train": [a for a in areas if a != test_area], "test": [test_area]}
         self.rooms = [(areas.index(area), room) for area in tested[split] for room in range(3)]
         point = {"collate": "concatenate"}
-        fields = {"points": Field("points 3", "float32", **point), "label": Field("points", "int64", low=0, high=2, **point)}
+        label = Field("points", "int64", low=0, high=2, **point)
+        fields = {"points": Field("points 3", "float32", **point), "label": label}
         facts = {"num_classes": 3, "class_names": ("low", "middle", "high"), "in_channels": 3}
         sizes = {name: 3 * len(held) for name, held in tested.items()}
         self.info = DataInfo(facts, fields, sizes, folds=Folds(tuple(areas), (test_area,)))
