@@ -12,7 +12,7 @@ from sightline import registry
 from sightline.metrics.base import State
 from sightline.metrics.confusion import confusion_matrix
 
-__all__ = ["PartIoU", "category_means", "shape_ious"]
+__all__ = ["PartIoU", "answers_among_own", "category_means", "shape_ious"]
 
 _RULES = ("", "_all_parts")
 """Answers among the parts of the object's own category, and among all parts: published numbers mix the two."""
@@ -71,7 +71,8 @@ class PartIoU:
         sizes = cloud_offsets.diff()
         owner = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
         self._assert_sound(probabilities, target, category[owner], sample_index[owner])
-        answers = torch.stack([self._among_own(probabilities, category[owner]), probabilities.argmax(dim=1)])
+        own = answers_among_own(probabilities, category[owner], self.parts_of_category)
+        answers = torch.stack([own, probabilities.argmax(dim=1)])
         state["labelled"][sample_index] += self._counts(owner, target, len(sizes))
         for rule, answer in enumerate(answers):
             state["answered"][sample_index, rule] += self._counts(owner, answer, len(sizes))
@@ -120,15 +121,6 @@ class PartIoU:
         union = state["answered"][:, rule] + state["labelled"] - common
         return shape_ious(common, union, state["category"], self.parts_of_category)
 
-    def _among_own(self, probabilities: Tensor, category: Tensor) -> Tensor:
-        answer = torch.empty(len(probabilities), dtype=torch.int64, device=probabilities.device)
-        for number, parts in enumerate(self.parts_of_category):
-            rows = (category == number).nonzero().flatten()
-            if len(rows):
-                own = torch.tensor(sorted(parts), device=probabilities.device)
-                answer[rows] = own[probabilities[rows][:, own].argmax(dim=1)]
-        return answer
-
     def _counts(self, owner: Tensor, part: Tensor, num_clouds: int) -> Tensor:
         flat = torch.bincount(owner * self.num_classes + part, minlength=num_clouds * self.num_classes)
         return flat.view(num_clouds, self.num_classes)
@@ -156,6 +148,20 @@ class PartIoU:
                 f"label: sample {int(sample[first])} of category {self.category_names[int(category[first])]} has part "
                 f"{int(target[first])}, its parts are {self.parts_of_category[int(category[first])]}; mend the labels"
             )
+
+
+def answers_among_own(probabilities: Tensor, category: Tensor, parts_of_category: Sequence[Sequence[int]]) -> Tensor:
+    """The most probable part (P,) int64 of each point among those of its own category, the lowest among equals.
+
+    `probabilities` (P, C) over all parts, `category` (P,) of each point.
+    """
+    answer = torch.empty(len(probabilities), dtype=torch.int64, device=probabilities.device)
+    for number, parts in enumerate(parts_of_category):
+        rows = (category == number).nonzero().flatten()
+        if len(rows):
+            own = torch.tensor(sorted(parts), device=probabilities.device)
+            answer[rows] = own[probabilities[rows][:, own].argmax(dim=1)]
+    return answer
 
 
 def shape_ious(common: Tensor, union: Tensor, category: Tensor, parts_of_category: Sequence[Sequence[int]]) -> Tensor:
