@@ -6,16 +6,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from sightline import registry
+from sightline.arguments import Count, Size
 from sightline.binding import Offer
+from sightline.errors import ConfigError
+from sightline.layers.cloud import as_packed
 from sightline.losses.base import Loss
 from sightline.pictures import Axis
 from sightline.tasks.supervised import Supervised
+from sightline.tasks.windows import BlockWindows, Origin, SphereWindows, Windows, each_cloud
 from sightline.types import Batch
 
-__all__ = ["Segment"]
+__all__ = ["Blocks", "Segment"]
+
+
+class Blocks(TypedDict):
+    """Columns over squares of `size_m` every `stride_m`, answered `num_points` points at a time."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    size_m: Size
+    stride_m: Size
+    num_points: Count
 
 
 @registry.tasks.add("segment")
@@ -26,6 +41,10 @@ class Segment(Supervised):
     another, `cloud_offsets` (S+1,) where each cloud starts, and, where the batch has labels, `target` (P,). Where a
     transform thinned the clouds and kept `nearest`, the row of the kept point that stands for each point of the whole
     cloud, the answers are those of the whole cloud, and `target` is its `whole_label`.
+
+    In evaluation and prediction `max_points` answers larger clouds in neighbourhoods of so many points, whose
+    coordinates start as `origin` says; `blocks` answers all clouds in columns, for models that take one number of
+    points. Logits of several windows are averaged. Training is not concerned: its transforms crop.
     """
 
     predicts = frozenset({"probabilities", "target", "cloud_offsets"})
@@ -37,21 +56,42 @@ class Segment(Supervised):
         losses: Mapping[str, Loss],
         batch_keys: Offer,
         output_keys: Offer,
-        class_names: tuple[str, ...] = (),
+        max_points: Count | None = None,
+        origin: Origin = "kept",
+        blocks: Blocks | None = None,
         up_axis: Axis = "z",
     ) -> None:
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
-        self.class_names = tuple(class_names)
-        self.up_axis = up_axis
+        if blocks is not None and (max_points is not None or origin != "kept"):
+            raise ConfigError("segment: blocks stand for themselves; leave max_points and origin out, or blocks")
+        if blocks is not None and up_axis != "z":
+            raise ConfigError(f"segment: blocks are columns along z, the data set's {up_axis} is up")
+        if max_points is None and origin != "kept":
+            raise ConfigError("segment: origin is that of windows; give max_points, or leave it out")
+        self.windows: Windows | None = None
+        if blocks is not None:
+            self.windows = BlockWindows(
+                size_m=blocks["size_m"], stride_m=blocks["stride_m"], num_points=blocks["num_points"]
+            )
+        elif max_points is not None:
+            self.windows = SphereWindows(max_points=max_points, origin=origin)
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Probabilities of every point, those of the whole clouds where a transform thinned them."""
-        return self._answers(batch, self.outputs(model, batch))
+        return self._answers(batch, self._outputs(model, batch))
 
     def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Loss sums over the points that the model saw, and what `predict` gives."""
-        outputs = self.outputs(model, batch)
-        return {name: term(batch, outputs) for name, term in self._terms.items()}, self._answers(batch, outputs)
+        """Loss sums over the points that the model saw, and what `predict` gives.
+
+        In windows, a loss of other outputs than the logits is no number: there is one of them for every window.
+        """
+        outputs = self._outputs(model, batch)
+        nothing = torch.full((), torch.nan)
+        sums = {
+            name: term(batch, outputs) if set(term.names) <= batch.keys() | outputs.keys() else nothing
+            for name, term in self._terms.items()
+        }
+        return sums, self._answers(batch, outputs)
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The mean of the probabilities of several passes over varied input."""
@@ -61,6 +101,14 @@ class Segment(Supervised):
         for each in passes[1:]:
             total += each["probabilities"]
         return {**passes[0], "probabilities": total / len(passes)}
+
+    def _outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        if self.windows is None:
+            return self.outputs(model, batch)
+        points, features, offsets = as_packed(batch["points"], batch.get("features"), batch.get("offsets"))
+        packed = {**batch, "points": points, "offsets": offsets, **({} if features is None else {"features": features})}
+        logits = [self.windows(lambda part: self.outputs(model, part)["logits"], cloud) for cloud in each_cloud(packed)]
+        return {"logits": torch.cat(logits).view(*batch["points"].shape[:-1], -1)}
 
     def _answers(self, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Any]:
         logits = outputs["logits"].flatten(0, -2)
