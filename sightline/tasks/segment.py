@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
@@ -16,12 +18,16 @@ from sightline.binding import Offer
 from sightline.errors import ConfigError
 from sightline.layers.cloud import as_packed
 from sightline.losses.base import Loss
-from sightline.pictures import Axis
+from sightline.pictures import UNLABELLED, Axis, Picture, colors_of, render_clouds
 from sightline.tasks.supervised import Supervised
 from sightline.tasks.windows import BlockWindows, Origin, SphereWindows, Windows, each_cloud
 from sightline.types import Batch
 
 __all__ = ["Blocks", "Segment"]
+
+NUM_SHOWN = 6
+WRONG = np.array([200, 48, 42], dtype=np.uint8)
+"""The red of points with a wrong answer."""
 
 
 class Blocks(TypedDict):
@@ -62,6 +68,7 @@ class Segment(Supervised):
         up_axis: Axis = "z",
     ) -> None:
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
+        self.up_axis = up_axis
         if blocks is not None and (max_points is not None or origin != "kept"):
             raise ConfigError("segment: blocks stand for themselves; leave max_points and origin out, or blocks")
         if blocks is not None and up_axis != "z":
@@ -102,6 +109,28 @@ class Segment(Supervised):
             total += each["probabilities"]
         return {**passes[0], "probabilities": total / len(passes)}
 
+    def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
+        """The first clouds of a batch as the model saw them: above by answered class, below red where it is wrong."""
+        if "label" not in batch:
+            return []
+        offsets = _offsets(batch).tolist()
+        spans = [slice(*span) for span in pairwise(offsets[: NUM_SHOWN + 1])]
+        points = batch["points"].reshape(-1, 3).float().cpu().numpy()
+        answer, label = (each.flatten().cpu().numpy() for each in (predictions["seen"], batch["label"]))
+        wrong = answer != label
+        captions = [f"{1 - wrong[span].mean():.1%} right" for span in spans]
+        pixels = render_clouds(
+            [points[span] for span in spans] * 2,
+            captions=[*captions, *("errors" for _ in spans)],
+            colors=[
+                *(colors_of(answer[span]) for span in spans),
+                *(np.where(wrong[span][:, None], WRONG, UNLABELLED) for span in spans),
+            ],
+            up_axis=self.up_axis,
+            columns=len(spans),
+        )
+        return [Picture("predictions", pixels, f"{1 - wrong[: offsets[len(spans)]].mean():.1%} of the points right")]
+
     def _outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         if self.windows is None:
             return self.outputs(model, batch)
@@ -114,16 +143,20 @@ class Segment(Supervised):
         logits = outputs["logits"].flatten(0, -2)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         probabilities = logits.to(dtype).softmax(dim=1)
-        offsets = batch["offsets"] if "offsets" in batch else _even_offsets(batch["points"])
+        seen = probabilities.argmax(dim=1)
+        offsets = _offsets(batch)
         label = batch.get("label")
         if "nearest" in batch:
             whole = batch["whole_offsets"]
             starts = offsets[:-1].repeat_interleave(whole.diff())
             probabilities, offsets, label = probabilities[batch["nearest"] + starts], whole, batch.get("whole_label")
         target = {} if label is None else {"target": label.flatten()}
-        return {"probabilities": probabilities, "cloud_offsets": offsets, **target}
+        return {"probabilities": probabilities, "cloud_offsets": offsets, "seen": seen, **target}
 
 
-def _even_offsets(points: Tensor) -> Tensor:
-    num_clouds, num_points = points.shape[:2]
-    return torch.arange(num_clouds + 1, device=points.device) * num_points
+def _offsets(batch: Batch) -> Tensor:
+    if "offsets" in batch:
+        offsets: Tensor = batch["offsets"]
+        return offsets
+    num_clouds, num_points = batch["points"].shape[:2]
+    return torch.arange(num_clouds + 1, device=batch["points"].device) * num_points

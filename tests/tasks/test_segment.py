@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ def test_dense_and_ragged_batches_give_the_same_answers() -> None:
     task, model = segment(), Height()
     (sums, found), (dense_sums, dense_found) = (task.assess(model, each, None) for each in (batch, dense))
     assert sums["cross_entropy"] == dense_sums["cross_entropy"]
-    assert found.keys() == {"probabilities", "cloud_offsets", "target"} == dense_found.keys()
+    assert found.keys() == {"probabilities", "cloud_offsets", "target", "seen"} == dense_found.keys()
     assert all(torch.equal(found[name], dense_found[name]) for name in found)
     assert found["cloud_offsets"].tolist() == [0, 4, 8]
     torch.testing.assert_close(found["probabilities"].sum(dim=1), torch.ones(8, dtype=torch.float64))
@@ -82,7 +83,7 @@ def test_points_of_the_whole_cloud_take_the_answer_of_the_kept_point_in_their_ow
 def test_without_labels_there_is_no_target() -> None:
     batch = ragged(3)
     del batch["label"]
-    assert segment().predict(Height(), batch).keys() == {"probabilities", "cloud_offsets"}
+    assert segment().predict(Height(), batch).keys() == {"probabilities", "cloud_offsets", "seen"}
 
 
 def test_voting_is_the_mean_of_probabilities() -> None:
@@ -120,3 +121,28 @@ def test_in_windows_a_loss_of_other_outputs_is_no_number_and_the_others_are() ->
 def test_windows_that_do_not_fit_together_are_refused(arguments: dict, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         segment(**arguments)
+
+
+def reddish(pixels: np.ndarray) -> int:
+    """Pixels of the lower half, the row of errors, that are more red than anything grey is."""
+    lower = pixels[len(pixels) // 2 :].astype(int)
+    return int((lower[..., 0] > lower[..., 1] + 60).sum())
+
+
+def test_a_picture_shows_errors_in_red() -> None:
+    batch = ragged(40, 60)
+    task = segment()
+    predictions = task.predict(Height(), batch)
+    (picture,) = task.show(batch, predictions)
+    right = (predictions["seen"] == batch["label"]).double().mean().item()
+    assert 0 < right < 1
+    assert picture.caption == f"{right:.1%} of the points right"
+    (perfect,) = task.show(batch | {"label": predictions["seen"]}, predictions)
+    assert perfect.caption == "100.0% of the points right"
+    assert reddish(picture.pixels) > 100 > reddish(perfect.pixels) == 0
+
+
+def test_without_labels_there_is_no_picture() -> None:
+    batch = ragged(5)
+    del batch["label"]
+    assert segment().show(batch, segment().predict(Height(), batch)) == []
