@@ -199,6 +199,17 @@ def test_points_that_transforms_drop_get_the_answer_of_the_nearest_kept(
         assert row["treatment"] == f"as it is, {others} of {len(labels)} points as the nearest of {len(rows)}"
 
 
+def test_rooms_answered_window_by_window_are_so_for_files_too(tmp_path: Path, scored: Any) -> None:
+    run = Run(tmp_path, "run", ROOMS, "task.max_points=90")
+    held = rooms_of(run)
+    for index, room in enumerate(held):
+        write(tmp_path / "in" / f"{index}.ply", columns_of(room))
+    document = run.predict(tmp_path / "in", "--out", tmp_path / "out")
+    expected, _ = scored(run)
+    for index, row in enumerate(document["predictions"]):
+        assert np.load(row["written"]["labels"]).tolist() == expected[index].argmax(axis=1).tolist()
+
+
 def test_larger_clouds_and_meshes_get_a_label_for_every_point_of_the_file(
     parts: Run, shapes: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
