@@ -1,0 +1,36 @@
+"""What `sightline view` leaves in a folder: a picture and coloured clouds of each sample, and one page of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sightline.data.ply_writing import encode_ply
+from sightline.engine.kept_predictions import file_stems
+from sightline.engine.run_directory import RunDirectory
+from sightline.pictures import encode_png
+from sightline.view.clouds import ByClass, Subject
+from sightline.view.page import encode_page
+from sightline.view.sheet import draw_sheet, tiles_of
+
+__all__ = ["write_views"]
+
+
+def write_views(
+    folder: RunDirectory, subjects: Sequence[Subject], *, title: str, hidden: Sequence[str], most: int
+) -> list[str]:
+    """Write `<sample>.png`, a PLY file of each card on it, and `view.html`; returns the names of all.
+
+    PLY files hold every point and class; `hidden` classes are left out of the pictures and hidden at first in the page.
+    """
+    written = []
+    for stem, subject in zip(file_stems([subject.name for subject in subjects]), subjects, strict=True):
+        folder.write_bytes(f"{stem}.png", encode_png(draw_sheet(subject, hidden=hidden)))
+        written.append(f"{stem}.png")
+        tiles = tiles_of(subject)
+        views = file_stems([f"{place}_{t.cloud.stage}_{t.coloring.name}" for place, t in enumerate(tiles)])
+        for view, tile in zip(views, tiles, strict=True):
+            labels = tile.coloring.labels() if isinstance(tile.coloring, ByClass) else None
+            written.append(f"{stem}.{view}.ply")
+            folder.write_bytes(written[-1], encode_ply(tile.cloud.points, colors=tile.coloring.colors(), labels=labels))
+    folder.write_text("view.html", encode_page(subjects, title=title, hidden=hidden, most=most))
+    return [*written, "view.html"]
