@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-__all__ = ["among_own_parts", "answers_of"]
+from sightline.metrics.part_answers import part_answers
 
-
-def among_own_parts(probabilities: Tensor, category: Tensor, parts_of_category: Sequence[Sequence[int]]) -> Tensor:
-    """The most probable part (P,) int64 among those of each point's category, the lowest index among equals.
-
-    `probabilities` (P, C) over all parts; `category` (P,) that of the object which a point belongs to.
-    """
-    answer = torch.empty(len(probabilities), dtype=torch.int64, device=probabilities.device)
-    for number, parts in enumerate(parts_of_category):
-        rows = (category == number).nonzero().flatten()
-        if len(rows):
-            own = torch.tensor(sorted(parts), device=probabilities.device)
-            answer[rows] = own[probabilities[rows][:, own].argmax(dim=1)]
-    return answer
+__all__ = ["answers_of"]
 
 
 def answers_of(batch: Mapping[str, Any], predictions: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Tensor]:
@@ -39,5 +26,5 @@ def answers_of(batch: Mapping[str, Any], predictions: Mapping[str, Any], facts: 
     if parts is None or "category" not in batch:
         answers = probabilities.argmax(dim=1)
     else:
-        answers = among_own_parts(probabilities, batch["category"].repeat_interleave(sizes), parts)
+        answers, _ = part_answers(probabilities, batch["category"].repeat_interleave(sizes), parts)
     return list(answers.split(sizes.tolist()))

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.metrics.answers import among_own_parts
 from sightline.metrics.base import State
 from sightline.metrics.confusion import confusion_matrix
 
@@ -72,8 +71,7 @@ class PartIoU:
         sizes = cloud_offsets.diff()
         owner = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
         self._assert_sound(probabilities, target, category[owner], sample_index[owner])
-        own = among_own_parts(probabilities, category[owner], self.parts_of_category)
-        answers = torch.stack([own, probabilities.argmax(dim=1)])
+        answers = torch.stack([self._among_own(probabilities, category[owner]), probabilities.argmax(dim=1)])
         state["labelled"][sample_index] += self._counts(owner, target, len(sizes))
         for rule, answer in enumerate(answers):
             state["answered"][sample_index, rule] += self._counts(owner, answer, len(sizes))
@@ -121,6 +119,15 @@ class PartIoU:
         common = state["common"][:, rule]
         union = state["answered"][:, rule] + state["labelled"] - common
         return shape_ious(common, union, state["category"], self.parts_of_category)
+
+    def _among_own(self, probabilities: Tensor, category: Tensor) -> Tensor:
+        answer = torch.empty(len(probabilities), dtype=torch.int64, device=probabilities.device)
+        for number, parts in enumerate(self.parts_of_category):
+            rows = (category == number).nonzero().flatten()
+            if len(rows):
+                own = torch.tensor(sorted(parts), device=probabilities.device)
+                answer[rows] = own[probabilities[rows][:, own].argmax(dim=1)]
+        return answer
 
     def _counts(self, owner: Tensor, part: Tensor, num_clouds: int) -> Tensor:
         flat = torch.bincount(owner * self.num_classes + part, minlength=num_clouds * self.num_classes)

@@ -35,7 +35,7 @@ class ByClass:
     def of_labels(
         cls, name: str, labels: np.ndarray, class_names: Sequence[str], *, ignore_index: int | None = None
     ) -> ByClass:
-        """Labels in the fixed palette; those without a class name are called by their number; negative ones are none."""
+        """Labels in the fixed palette: those without a name are called by their number, negative ones are no class."""
         labels = labels.astype(np.int64)
         if ignore_index is not None:
             labels = np.where(labels == ignore_index, -1, labels)

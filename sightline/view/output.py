@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sightline.data.ply_writing import encode_ply
+from sightline.data.ply_writing import write_ply
 from sightline.engine.kept_predictions import file_stems
 from sightline.engine.run_directory import RunDirectory
 from sightline.pictures import encode_png
@@ -30,6 +30,8 @@ def write_views(
         views = file_stems([f"{place}_{t.cloud.stage}_{t.coloring.name}" for place, t in enumerate(tiles)])
         for view, tile in zip(views, tiles, strict=True):
             labels = tile.coloring.labels() if isinstance(tile.coloring, ByClass) else None
+            if not len(tile.cloud.points):
+                continue
             written.append(f"{stem}.{view}.ply")
             folder.write_bytes(written[-1], encode_ply(tile.cloud.points, colors=tile.coloring.colors(), labels=labels))
     folder.write_text("view.html", encode_page(subjects, title=title, hidden=hidden, most=most))

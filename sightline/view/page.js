@@ -11,11 +11,12 @@ const AXES = { x: [1, 2, 0], y: [2, 0, 1], z: [0, 1, 2] };  // right-handed, the
 const RAMP = [[52, 58, 120], [38, 120, 160], [60, 170, 120], [190, 200, 80], [245, 225, 140]];
 const FAR = 1e9;
 const MOST_PIXELS = 1.6e6;
+const MOST_RADIUS = 14;
 
 const chosen = { subject: 0, stage: 0, coloring: "", hidden: new Set(data.hidden) };
 const start = { yaw: 35 * Math.PI / 180, pitch: 24 * Math.PI / 180, distance: 3, target: [0, 0, 0] };
 let camera = { ...start };
-let isDirty = true;
+let isAsked = false;
 let screen = null;
 
 /* --- clouds ------------------------------------------------------------------------------------------------------ */
@@ -107,8 +108,10 @@ function resized() {
   screen = {
     image, scale, pixels: new Uint32Array(image.data.buffer), depth: new Float32Array(canvas.width * canvas.height),
   };
-  isDirty = true;
+  draw();  // at once: a canvas that changes its size is empty
 }
+
+const focalOf = (width, height) => 1.35 * Math.min(width, height);
 
 function viewOf() {  // directions to the right, upward and towards the viewer
   const { yaw, pitch } = camera;
@@ -122,12 +125,28 @@ function viewOf() {  // directions to the right, upward and towards the viewer
   return [right, upward, towards];
 }
 
+function ballOf(radius) {  // of the pixels of a ball: where they lie, how light they are, how far they come forward
+  const ball = [];
+  for (let y = -radius; y <= radius; y++) {
+    for (let x = -radius; x <= radius; x++) {
+      if (x * x + y * y > (radius + 0.3) ** 2) continue;
+      const [nx, ny] = [x / (radius + 0.5), -y / (radius + 0.5)];
+      const nz = Math.sqrt(1 - nx * nx - ny * ny);
+      const facing = Math.max(0, (-0.45 * nx + 0.65 * ny + 0.62 * nz) / Math.hypot(0.45, 0.65, 0.62));
+      ball.push({ x, y, light: radius < 2 ? 1 : Math.min(1.15, 0.66 + 0.5 * facing), rise: nz });
+    }
+  }
+  return ball;
+}
+
+const BALLS = Array.from({ length: MOST_RADIUS + 1 }, (_, radius) => ballOf(radius));
+
 function splat(points, colors, frame) {
   const { width, height } = canvas, { pixels, depth } = screen;
   const [r, u, t] = viewOf();
   const [cx, cy, cz] = frame.middle.map((value, k) => value + camera.target[k] * frame.radius);
-  const focal = 1.35 * Math.min(width, height), inverse = 1 / frame.radius;
-  const base = Number(element("size").value) * focal * Math.min(0.02, 0.9 / Math.sqrt(points.length / 3 + 1));
+  const focal = focalOf(width, height), inverse = 1 / frame.radius;
+  const size = Number(element("size").value) * Math.min(0.03, 1.1 / Math.sqrt(points.length / 3 + 1));
   for (let i = 0, n = 0; i < colors.length; i++, n += 3) {
     const color = colors[i];
     if (color === 0) continue;
@@ -135,17 +154,25 @@ function splat(points, colors, frame) {
     const away = camera.distance - (t[0] * x + t[1] * y + t[2] * z);
     if (away < 0.02) continue;
     const near = focal / away;
-    const column = width / 2 + near * (r[0] * x + r[1] * y + r[2] * z);
-    const row = height / 2 - near * (u[0] * x + u[1] * y + u[2] * z);
-    const reach = Math.min(Math.max(base / away, 0.5), 12);
-    const left = Math.max(0, Math.round(column - reach)), right = Math.min(width - 1, Math.round(column + reach) - 1);
-    const top = Math.max(0, Math.round(row - reach)), bottom = Math.min(height - 1, Math.round(row + reach) - 1);
-    for (let v = top; v <= bottom; v++) {
-      for (let at = v * width + left, end = v * width + right; at <= end; at++) {
-        if (away < depth[at]) { depth[at] = away; pixels[at] = color; }
-      }
+    const column = Math.round(width / 2 + near * (r[0] * x + r[1] * y + r[2] * z));
+    const row = Math.round(height / 2 - near * (u[0] * x + u[1] * y + u[2] * z));
+    const radius = Math.min(Math.round(size * near), MOST_RADIUS);
+    if (column < -radius || column >= width + radius || row < -radius || row >= height + radius) continue;
+    for (const part of BALLS[radius]) {
+      const h = column + part.x, v = row + part.y;
+      if (h < 0 || h >= width || v < 0 || v >= height) continue;
+      const at = v * width + h, far = away - size * part.rise;
+      if (far < depth[at]) { depth[at] = far; pixels[at] = part.light === 1 ? color : lit(color, part.light, 0); }
     }
   }
+}
+
+function lit(color, light, haze) {  // haze: the share of the page's white
+  const add = haze * 240, keep = light * (1 - haze);
+  return packed(
+    Math.min(255, (color & 255) * keep + add), Math.min(255, (color >> 8 & 255) * keep + add),
+    Math.min(255, (color >> 16 & 255) * keep + add),
+  );
 }
 
 function shade() {  // darker where a pixel lies behind those around it; where nothing is, the page shows
@@ -164,9 +191,8 @@ function shade() {  // darker where a pixel lies behind those around it; where n
           behind += depth[at + step] === FAR ? 0.015 : ratio > 0 ? Math.min(ratio, 0.06) : 0;
         }
       }
-      const bright = Math.max(0.42, Math.exp(-9 * behind));
-      const color = pixels[at];
-      pixels[at] = packed((color & 255) * bright, (color >> 8 & 255) * bright, (color >> 16 & 255) * bright);
+      const haze = 0.3 * Math.min(Math.max((here - camera.distance + 1) / 2, 0), 1);
+      pixels[at] = lit(pixels[at], Math.max(0.45, Math.exp(-9 * behind)), haze);
     }
   }
 }
@@ -189,9 +215,10 @@ function draw() {
   context.putImageData(screen.image, 0, 0);
 }
 
-function loop() {
-  if (isDirty && screen) { isDirty = false; draw(); }
-  requestAnimationFrame(loop);
+function redraw() {  // once, at the next frame, however often it is asked for
+  if (isAsked || !screen) return;
+  isAsked = true;
+  requestAnimationFrame(() => { isAsked = false; draw(); });
 }
 
 /* --- choices ----------------------------------------------------------------------------------------------------- */
@@ -240,7 +267,7 @@ function show() {
     made("li", line, element("lines"), i === all.length - 1 ? verdict : "");
   });
   showLegend(currentColoring(cloud));
-  isDirty = true;
+  redraw();
 }
 
 function showLegend(coloring) {
@@ -276,19 +303,19 @@ const pointers = new Map();
 function turn(dx, dy) {
   camera.yaw -= dx;
   camera.pitch = Math.min(Math.max(camera.pitch + dy, -Math.PI / 2), Math.PI / 2);
-  isDirty = true;
+  redraw();
 }
 
 function zoom(factor) {
   camera.distance = Math.min(Math.max(camera.distance * factor, 0.05), 30);
-  isDirty = true;
+  redraw();
 }
 
 function move(dx, dy) {  // by pixels of the page, at the depth of the middle
   const [right, upward] = viewOf();
-  const unit = camera.distance / (1.35 * Math.min(canvas.clientWidth, canvas.clientHeight));
+  const unit = camera.distance / focalOf(canvas.clientWidth, canvas.clientHeight);
   camera.target = camera.target.map((value, k) => value - (right[k] * dx - upward[k] * dy) * unit);
-  isDirty = true;
+  redraw();
 }
 
 canvas.addEventListener("pointerdown", (event) => {
@@ -314,7 +341,7 @@ canvas.addEventListener("pointermove", (event) => {
 });
 canvas.addEventListener("wheel", (event) => { event.preventDefault(); zoom(Math.exp(event.deltaY * 0.001)); }, { passive: false });
 canvas.addEventListener("contextmenu", (event) => event.preventDefault());
-canvas.addEventListener("dblclick", () => { camera = { ...start }; isDirty = true; });
+canvas.addEventListener("dblclick", () => { camera = { ...start }; redraw(); });
 
 function next(key, count, step) {
   choose({ [key]: (chosen[key] + step + count) % count });
@@ -335,7 +362,7 @@ const KEYS = {
   "[": () => next("stage", data.subjects[chosen.subject].clouds.length, -1),
   "]": () => next("stage", data.subjects[chosen.subject].clouds.length, 1),
   c: nextColoring,
-  f: () => { element("frame").checked = !element("frame").checked; isDirty = true; },
+  f: () => { element("frame").checked = !element("frame").checked; redraw(); },
 };
 document.addEventListener("keydown", (event) => {
   const isTyping = event.target instanceof HTMLSelectElement || event.target instanceof HTMLInputElement;
@@ -349,9 +376,10 @@ document.addEventListener("keydown", (event) => {
 element("title").textContent = data.title;
 data.subjects.forEach((each, i) => { made("option", each.name, element("subjects")).value = String(i); });
 element("subjects").addEventListener("change", (event) => choose({ subject: Number(event.target.value) }));
-element("size").addEventListener("input", () => { isDirty = true; });
-element("frame").addEventListener("change", () => { isDirty = true; });
+element("size").addEventListener("input", () => { redraw(); });
+element("frame").addEventListener("change", () => { redraw(); });
+const { clouds: first } = data.subjects[0];
+if (first.at(-1).stage === "prediction") chosen.stage = first.length - 1;
 for (const note of data.notes) made("li", note, element("notes"));
-new ResizeObserver(resized).observe(canvas);
 show();
-loop();
+new ResizeObserver(resized).observe(canvas);

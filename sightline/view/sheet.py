@@ -28,7 +28,7 @@ class Tile(NamedTuple):
 
 
 def tiles_of(subject: Subject) -> list[Tile]:
-    """Every stage in its first colouring; the raw cloud by its classes too; an answered one by truth, answer and error."""
+    """Every stage in its first colouring, the raw one by its classes too, answers by truth, prediction and error."""
     tiles = []
     for place, cloud in enumerate(subject.clouds):
         answers = [each for each in cloud.colorings if each.name in _OF_ANSWERS and cloud.stage == "prediction"]
