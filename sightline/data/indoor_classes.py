@@ -11,7 +11,7 @@ CLASS_NAMES = (
     *("ceiling", "floor", "wall", "beam", "column", "window", "door"),
     *("table", "chair", "sofa", "bookcase", "board", "clutter"),
 )
-"""The order of PointNet's release of S3DIS, which is this project's own. Source: Armeni et al. 2016, for the classes."""
+"""The classes of Armeni et al. 2016 in the order of PointNet's release of S3DIS, which is this project's own."""
 
 CLUTTER = CLASS_NAMES.index("clutter")
 

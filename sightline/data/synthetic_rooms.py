@@ -10,7 +10,7 @@ import torch
 from sightline import registry
 from sightline.arguments import Factor, Seed, Size
 from sightline.data.indoor_classes import CLASS_NAMES
-from sightline.data.synthetic_furniture import Body, Thing
+from sightline.data.synthetic_furniture import Body
 from sightline.data.synthetic_layout import Room, lay_out
 from sightline.data.synthetic_shapes import Many
 from sightline.draws import Draws
