@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline import registry
 from sightline.arguments import Count, Probability
 from sightline.draws import Draws
-from sightline.errors import DataError
+from sightline.errors import ConfigError, DataError
 
 __all__ = ["DropPoints", "SamplePoints", "ShufflePoints", "choose_points", "index_after_drop"]
 
@@ -38,6 +38,8 @@ class SamplePoints:
         part: Tensor | None = None,
         label: Tensor | None = None,
         colours: Tensor | None = None,
+        place: Tensor | None = None,
+        nearest: Tensor | None = None,
     ) -> dict[str, Tensor]:
         available = points.shape[1]
         if available < self.num_points:
@@ -49,7 +51,7 @@ class SamplePoints:
             index_BK = torch.arange(self.num_points).expand(len(points), -1)
         else:
             index_BK = draws.permutation(available)[:, : self.num_points]
-        return _chosen(index_BK, points, normals, channels, features, part, label, colours)
+        return _chosen(index_BK, points, normals, channels, features, part, label, colours, place, nearest)
 
 
 @registry.transforms.add("shuffle_points")
@@ -70,9 +72,11 @@ class ShufflePoints:
         part: Tensor | None = None,
         label: Tensor | None = None,
         colours: Tensor | None = None,
+        place: Tensor | None = None,
+        nearest: Tensor | None = None,
     ) -> dict[str, Tensor]:
         index_BN = draws.permutation(points.shape[1])
-        return _chosen(index_BN, points, normals, channels, features, part, label, colours)
+        return _chosen(index_BN, points, normals, channels, features, part, label, colours, place, nearest)
 
 
 @registry.transforms.add("drop_points")
@@ -97,10 +101,12 @@ class DropPoints:
         part: Tensor | None = None,
         label: Tensor | None = None,
         colours: Tensor | None = None,
+        place: Tensor | None = None,
+        nearest: Tensor | None = None,
     ) -> dict[str, Tensor]:
         ratio_B1 = draws.uniform(1, high=self.max_ratio)
         index_BN = index_after_drop(draws.uniform(points.shape[1]), ratio_B1)
-        return _chosen(index_BN, points, normals, channels, features, part, label, colours)
+        return _chosen(index_BN, points, normals, channels, features, part, label, colours, place, nearest)
 
 
 def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:
@@ -118,9 +124,16 @@ def _chosen(
     part: Tensor | None,
     label: Tensor | None,
     colours: Tensor | None,
+    place: Tensor | None,
+    nearest: Tensor | None,
 ) -> dict[str, Tensor]:
+    if nearest is not None:
+        raise ConfigError(
+            "sample_points, shuffle_points and drop_points cannot follow voxel_sample with score_all: its rows of kept "
+            "points would be wrong; put them before it, or take them out of transforms.evaluate"
+        )
     fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
-    fields["colours"] = colours
+    fields |= {"colours": colours, "place": place}
     is_of_points = label is not None and label.ndim > 1  # else one label for the whole cloud, which stays
     return choose_points(index, fields | {"label": label if is_of_points else None})
 
