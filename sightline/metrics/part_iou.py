@@ -11,6 +11,7 @@ from torch import Tensor
 from sightline import registry
 from sightline.metrics.base import State
 from sightline.metrics.confusion import confusion_matrix
+from sightline.metrics.part_answers import part_answers
 
 __all__ = ["PartIoU", "category_means", "shape_ious"]
 
@@ -70,8 +71,9 @@ class PartIoU:
         """
         sizes = cloud_offsets.diff()
         owner = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
-        self._assert_sound(probabilities, target, category[owner], sample_index[owner])
-        answers = torch.stack([self._among_own(probabilities, category[owner]), probabilities.argmax(dim=1)])
+        self._assert_shapes(probabilities, target, category)
+        answers = part_answers(probabilities, category[owner], self.parts_of_category)
+        self._assert_sound(probabilities, answers[1], target, category[owner], sample_index[owner])
         state["labelled"][sample_index] += self._counts(owner, target, len(sizes))
         for rule, answer in enumerate(answers):
             state["answered"][sample_index, rule] += self._counts(owner, answer, len(sizes))
@@ -120,27 +122,28 @@ class PartIoU:
         union = state["answered"][:, rule] + state["labelled"] - common
         return shape_ious(common, union, state["category"], self.parts_of_category)
 
-    def _among_own(self, probabilities: Tensor, category: Tensor) -> Tensor:
-        answer = torch.empty(len(probabilities), dtype=torch.int64, device=probabilities.device)
-        for number, parts in enumerate(self.parts_of_category):
-            rows = (category == number).nonzero().flatten()
-            if len(rows):
-                own = torch.tensor(sorted(parts), device=probabilities.device)
-                answer[rows] = own[probabilities[rows][:, own].argmax(dim=1)]
-        return answer
-
     def _counts(self, owner: Tensor, part: Tensor, num_clouds: int) -> Tensor:
         flat = torch.bincount(owner * self.num_classes + part, minlength=num_clouds * self.num_classes)
         return flat.view(num_clouds, self.num_classes)
 
-    def _assert_sound(self, probabilities: Tensor, target: Tensor, category: Tensor, sample: Tensor) -> None:
+    def _assert_shapes(self, probabilities: Tensor, target: Tensor, category: Tensor) -> None:
         if probabilities.shape != (len(target), self.num_classes):
             raise ValueError(
                 f"probabilities: found the shape {tuple(probabilities.shape)} for {len(target)} labels, expected "
                 f"({len(target)}, {self.num_classes})"
             )
-        if bool(probabilities.isnan().any()):
-            rows = probabilities.isnan().any(dim=1)
+        is_unknown = (category < 0) | (category >= len(self.category_names))
+        if bool(is_unknown.any()):
+            raise ValueError(
+                f"category: found {int(category[is_unknown][0])}, there are {len(self.category_names)} (0 .. "
+                f"{len(self.category_names) - 1}); mend the data set"
+            )
+
+    def _assert_sound(
+        self, probabilities: Tensor, answer: Tensor, target: Tensor, category: Tensor, sample: Tensor
+    ) -> None:
+        rows = probabilities.gather(1, answer[:, None]).isnan().flatten()  # the largest of a row with a NaN is that
+        if bool(rows.any()):
             raise ValueError(
                 f"probabilities: {int(rows.sum())} of {len(rows)} points are NaN, first in sample "
                 f"{int(sample[rows][0])}; find where with `sightline check`"
