@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,9 @@ def view(options: Options) -> int:
     written = write_views(RunDirectory(options.out, is_writer=True), subjects, title=title, hidden=hidden, most=most)
     rows = [(s.name, c.stage, len(c.points), c.told) for s in subjects for c in s.clouds]
     show_table(title, ("sample", "stage", "points", ""), rows)
-    for file in written:
-        note(f"written: {options.out / file}")
+    num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply")}
+    note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY files in {options.out}, and")
+    note(f"{options.out / 'view.html'}: open it in a browser")
     document = {**about, "out": str(options.out), "files": written, "samples": [s.to_dict() for s in subjects]}
     write_document(options.json, document)
     return 0
@@ -200,7 +202,8 @@ def _of_files(options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
     files, refused = files_of(options.paths)
     if refused:
         raise UserError(refused[0].reason)
-    names = [str(file) for file in files]
+    times = Counter(file.name for file in files)
+    names = [str(file) if times[file.name] > 1 else file.name for file in files]
     subjects = [file_subject(f, name=n, columns=columns, up_axis=up_axis) for f, n in zip(files, names, strict=True)]
     title = names[0] if len(names) == 1 else f"{len(names)} files"
     return subjects, title, {"source": [str(path) for path in options.paths]}

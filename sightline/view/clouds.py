@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from sightline.pictures import UNLABELLED, Axis, colors_of
+from sightline.tasks.segment import WRONG
 
 __all__ = ["ByClass", "ByColor", "ByHeight", "Cloud", "Coloring", "Subject", "errors_of", "upward"]
 
 _RAMP = np.array([(52, 58, 120), (38, 120, 160), (60, 170, 120), (190, 200, 80), (245, 225, 140)], dtype=np.float64)
 """From low to high."""
-_RIGHT, _WRONG = np.array((196, 201, 208), dtype=np.uint8), np.array((214, 48, 40), dtype=np.uint8)
+_RIGHT = np.array([196, 201, 208], dtype=np.uint8)
 _UP: dict[Axis, int] = {"x": 0, "y": 1, "z": 2}
 
 
@@ -166,7 +167,7 @@ def errors_of(answers: np.ndarray, target: np.ndarray, num_classes: int) -> ByCl
     """Where answers (N,) are right, in grey, and wrong, in red; points whose label is no class do not count."""
     is_counted = (target >= 0) & (target < num_classes)
     codes = np.where(is_counted, (answers != target).astype(np.int64), -1)
-    return ByClass("error", codes, ("right", "wrong"), np.arange(2), np.stack([_RIGHT, _WRONG]))
+    return ByClass("error", codes, ("right", "wrong"), np.arange(2), np.stack([_RIGHT, WRONG]))
 
 
 def upward(points: np.ndarray, up_axis: Axis) -> ByHeight:

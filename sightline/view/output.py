@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 
 from sightline.data.ply_writing import write_ply
+from sightline.engine.durable import disk_failure
 from sightline.engine.kept_predictions import file_stems
 from sightline.engine.run_directory import RunDirectory
 from sightline.pictures import encode_png
 from sightline.view.clouds import ByClass, Subject
 from sightline.view.page import encode_page
-from sightline.view.sheet import draw_sheet, tiles_of
+from sightline.view.sheet import Tile, draw_sheet, tiles_of
 
 __all__ = ["write_views"]
 
@@ -33,6 +37,13 @@ def write_views(
             if not len(tile.cloud.points):
                 continue
             written.append(f"{stem}.{view}.ply")
-            folder.write_bytes(written[-1], encode_ply(tile.cloud.points, colors=tile.coloring.colors(), labels=labels))
+            _write_ply(folder.path / written[-1], tile, labels)
     folder.write_text("view.html", encode_page(subjects, title=title, hidden=hidden, most=most))
     return [*written, "view.html"]
+
+
+def _write_ply(path: Path, tile: Tile, labels: np.ndarray | None) -> None:
+    try:
+        write_ply(path, points=tile.cloud.points, colors=tile.coloring.colors(), label=labels)
+    except OSError as error:
+        raise disk_failure(error, path) from error

@@ -146,7 +146,7 @@ function splat(points, colors, frame) {
   const [r, u, t] = viewOf();
   const [cx, cy, cz] = frame.middle.map((value, k) => value + camera.target[k] * frame.radius);
   const focal = focalOf(width, height), inverse = 1 / frame.radius;
-  const size = Number(element("size").value) * Math.min(0.03, 1.1 / Math.sqrt(points.length / 3 + 1));
+  const size = Number(element("size").value) * Math.min(0.03, 1.5 / Math.sqrt(points.length / 3 + 1));
   for (let i = 0, n = 0; i < colors.length; i++, n += 3) {
     const color = colors[i];
     if (color === 0) continue;
@@ -275,8 +275,8 @@ function showLegend(coloring) {
   element("classes").hidden = !classes.length;
   element("legend").replaceChildren();
   for (const each of classes) {
-    const row = button("", !chosen.hidden.has(each.name), made("li", "", element("legend")), () => toggle(each.name));
-    row.addEventListener("dblclick", () => alone(each.name, classes));
+    const act = (event) => (event.shiftKey ? alone(each.name, classes) : toggle(each.name));
+    const row = button("", !chosen.hidden.has(each.name), made("li", "", element("legend")), act);
     made("i", "", row).style.background = `rgb(${each.color.join()})`;
     made("b", each.name, row);
     made("span", each.count.toLocaleString("en"), row);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,11 +29,14 @@ _CLASSES_OF = {"label": (TRUTH, "class_names"), "part": ("part", "part_names"), 
 """Fields with a class a point: what their colouring is called, and the fact that names the classes."""
 
 
+_SEEN = {"train": "what the model sees in training", "evaluate": "what the model sees in evaluation"}
+
+
 @dataclass(frozen=True)
 class Branch:
-    """One way from the data set to the model: `name` is `train` or `evaluate`, `reader` applies its transforms."""
+    """One way from the data set to the model; `reader` applies its transforms, in `epoch`."""
 
-    name: str
+    name: Literal["train", "evaluate"]
     reader: BatchReader
     epoch: int = 0
 
@@ -116,13 +119,12 @@ def _changed(
 ) -> Iterator[Cloud]:
     """The clouds after each transform of a branch; the last of them is what the model sees."""
     for place, (transform, sample) in enumerate(stages, start=1):
-        told = f"what the model sees: {branch.name}" if place == len(stages) else ""
+        told = _SEEN[branch.name] if place == len(stages) else ""
         yield _cloud(f"{branch.name} {place}: {transform}", sample, info, facts, told=told)
 
 
 def _said_of_raw(branches: Sequence[Branch]) -> str:
-    bare = [branch.name for branch in branches if not branch.reader.has_transforms]
-    return f"what the model sees: {' and '.join(bare)}" if bare else ""
+    return ", ".join(_SEEN[branch.name] for branch in branches if not branch.reader.has_transforms)
 
 
 def _cloud(

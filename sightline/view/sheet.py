@@ -30,15 +30,16 @@ class Tile(NamedTuple):
 def tiles_of(subject: Subject) -> list[Tile]:
     """Every stage in its first colouring, the raw one by its classes too, answers by truth, prediction and error."""
     tiles = []
+    has_answers = any(cloud.coloring(_OF_ANSWERS[-1]) for cloud in subject.clouds)
     for place, cloud in enumerate(subject.clouds):
-        answers = [each for each in cloud.colorings if each.name in _OF_ANSWERS and cloud.stage == "prediction"]
-        if answers:
-            tiles += [Tile(cloud, each, each.name) for each in answers]
+        first, told = cloud.colorings[0], f"{cloud.stage} ({len(cloud.points):,})"
+        if cloud.stage == "prediction":
+            answers = [each for each in cloud.colorings if each.name in _OF_ANSWERS]
+            tiles += [Tile(cloud, each, each.name) for each in answers] or [Tile(cloud, first, cloud.told)]
             continue
-        first = cloud.colorings[0]
-        tiles.append(Tile(cloud, first, cloud.told if cloud.stage == "prediction" else _short(cloud)))
-        classes = next((each for each in cloud.colorings if isinstance(each, ByClass)), None)
-        if place == 0 and classes is not None and classes is not first:
+        tiles.append(Tile(cloud, first, told))
+        classes = next((each for each in cloud.colorings if isinstance(each, ByClass)), first)
+        if place == 0 and classes is not first and not has_answers:
             tiles.append(Tile(cloud, classes, f"{cloud.stage}: {classes.name}"))
     return tiles
 
@@ -89,10 +90,6 @@ def _visible(cloud: Cloud, hidden: Sequence[str]) -> np.ndarray:
         if of_class is not None:
             is_seen &= of_class.codes != of_class.class_names.index(name)
     return np.flatnonzero(is_seen)
-
-
-def _short(cloud: Cloud) -> str:
-    return f"{cloud.stage}, {len(cloud.points):,} points"
 
 
 def _title(subject: Subject, tiles: Sequence[Tile], hidden: Sequence[str]) -> list[str]:
