@@ -18,7 +18,7 @@ from sightline.engine.answers import ReadFile, Refusal
 from sightline.engine.loading import LoadedRun
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.neighbours import nearest_neighbours
-from sightline.metrics.part_iou import answers_among_own
+from sightline.metrics.answers import answers_of
 from sightline.schema import nearest
 from sightline.types import Batch, DataInfo, Field
 
@@ -120,16 +120,20 @@ class PointAnswers:
                 f"{self.run.path}: the run's transforms leave {bounds[-1][1]} points and {len(numbers)} labels of "
                 "points; a transform that chooses points must choose from 'label', too"
             )
+        device = predictions["probabilities"].device
+        known = {"category": batch["category"].to(device)} if self.categories else {}
+        labels = answers_of(known, predictions, self.run.facts)
         return {
-            file.path: self._answer(file, numbers[start:end].numpy(), predictions["probabilities"][start:end])
-            for file, (start, end) in zip(files, bounds, strict=True)
+            file.path: self._answer(file, numbers[start:end].numpy(), predictions["probabilities"][start:end], own)
+            for file, own, (start, end) in zip(files, labels, bounds, strict=True)
         }
 
-    def _answer(self, file: ReadFile, numbers: np.ndarray, probabilities: Tensor) -> SegmentPrediction | Refusal:
+    def _answer(
+        self, file: ReadFile, numbers: np.ndarray, probabilities: Tensor, labels: Tensor
+    ) -> SegmentPrediction | Refusal:
         if not bool(probabilities.isfinite().all()):
             reason = f"{file.path}: the model's answer is not a finite number; are its weights sound?"
             return Refusal(file.path, reason, is_input=False)
-        labels = self._labels(file, probabilities)
         probability = probabilities.gather(1, labels[:, None])[:, 0]
         origin = file.sample.origin
         assert origin is not None, "sets whose samples have none are refused at the start"
@@ -149,14 +153,6 @@ class PointAnswers:
             answered=answered,
             table=probabilities.float().cpu().numpy() if self.with_probabilities else None,
         )
-
-    def _labels(self, file: ReadFile, probabilities: Tensor) -> Tensor:
-        """The answers as evaluation scores them."""
-        parts = self.run.facts.get("parts_of_category")
-        if parts is None or not self.categories:
-            return probabilities.argmax(dim=1)
-        category = file.given["category"].to(probabilities.device).expand(len(probabilities))
-        return answers_among_own(probabilities, category, parts)
 
     def _asked_for(self, name: str) -> int:
         if not self.categories:

@@ -6,7 +6,7 @@ from sightline.metrics.accuracy import Accuracy
 from sightline.metrics.base import Metric, State
 from sightline.metrics.confusion import confusion_matrix, mean_class_accuracy, overall_accuracy
 from sightline.metrics.iou import IoU, class_ious
-from sightline.metrics.part_iou import PartIoU, answers_among_own, category_means, shape_ious
+from sightline.metrics.part_iou import PartIoU, category_means, shape_ious
 
 __all__ = [
     "Accuracy",
@@ -14,7 +14,6 @@ __all__ = [
     "Metric",
     "PartIoU",
     "State",
-    "answers_among_own",
     "category_means",
     "class_ious",
     "confusion_matrix",

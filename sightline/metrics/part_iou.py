@@ -11,8 +11,9 @@ from torch import Tensor
 from sightline import registry
 from sightline.metrics.base import State
 from sightline.metrics.confusion import confusion_matrix
+from sightline.metrics.part_answers import part_answers
 
-__all__ = ["PartIoU", "answers_among_own", "category_means", "shape_ious"]
+__all__ = ["PartIoU", "category_means", "shape_ious"]
 
 _RULES = ("", "_all_parts")
 """Answers among the parts of the object's own category, and among all parts: published numbers mix the two."""
@@ -70,9 +71,9 @@ class PartIoU:
         """
         sizes = cloud_offsets.diff()
         owner = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
-        self._assert_sound(probabilities, target, category[owner], sample_index[owner])
-        own = answers_among_own(probabilities, category[owner], self.parts_of_category)
-        answers = torch.stack([own, probabilities.argmax(dim=1)])
+        self._assert_shapes(probabilities, target, category)
+        answers = part_answers(probabilities, category[owner], self.parts_of_category)
+        self._assert_sound(probabilities, answers[1], target, category[owner], sample_index[owner])
         state["labelled"][sample_index] += self._counts(owner, target, len(sizes))
         for rule, answer in enumerate(answers):
             state["answered"][sample_index, rule] += self._counts(owner, answer, len(sizes))
@@ -125,14 +126,24 @@ class PartIoU:
         flat = torch.bincount(owner * self.num_classes + part, minlength=num_clouds * self.num_classes)
         return flat.view(num_clouds, self.num_classes)
 
-    def _assert_sound(self, probabilities: Tensor, target: Tensor, category: Tensor, sample: Tensor) -> None:
+    def _assert_shapes(self, probabilities: Tensor, target: Tensor, category: Tensor) -> None:
         if probabilities.shape != (len(target), self.num_classes):
             raise ValueError(
                 f"probabilities: found the shape {tuple(probabilities.shape)} for {len(target)} labels, expected "
                 f"({len(target)}, {self.num_classes})"
             )
-        if bool(probabilities.isnan().any()):
-            rows = probabilities.isnan().any(dim=1)
+        is_unknown = (category < 0) | (category >= len(self.category_names))
+        if bool(is_unknown.any()):
+            raise ValueError(
+                f"category: found {int(category[is_unknown][0])}, there are {len(self.category_names)} (0 .. "
+                f"{len(self.category_names) - 1}); mend the data set"
+            )
+
+    def _assert_sound(
+        self, probabilities: Tensor, answer: Tensor, target: Tensor, category: Tensor, sample: Tensor
+    ) -> None:
+        rows = probabilities.gather(1, answer[:, None]).isnan().flatten()  # the largest of a row with a NaN is that
+        if bool(rows.any()):
             raise ValueError(
                 f"probabilities: {int(rows.sum())} of {len(rows)} points are NaN, first in sample "
                 f"{int(sample[rows][0])}; find where with `sightline check`"
@@ -148,20 +159,6 @@ class PartIoU:
                 f"label: sample {int(sample[first])} of category {self.category_names[int(category[first])]} has part "
                 f"{int(target[first])}, its parts are {self.parts_of_category[int(category[first])]}; mend the labels"
             )
-
-
-def answers_among_own(probabilities: Tensor, category: Tensor, parts_of_category: Sequence[Sequence[int]]) -> Tensor:
-    """The most probable part (P,) int64 of each point among those of its own category, the lowest among equals.
-
-    `probabilities` (P, C) over all parts, `category` (P,) of each point.
-    """
-    answer = torch.empty(len(probabilities), dtype=torch.int64, device=probabilities.device)
-    for number, parts in enumerate(parts_of_category):
-        rows = (category == number).nonzero().flatten()
-        if len(rows):
-            own = torch.tensor(sorted(parts), device=probabilities.device)
-            answer[rows] = own[probabilities[rows][:, own].argmax(dim=1)]
-    return answer
 
 
 def shape_ious(common: Tensor, union: Tensor, category: Tensor, parts_of_category: Sequence[Sequence[int]]) -> Tensor:
