@@ -117,7 +117,7 @@ class _RowOf:
 
     def __call__(self) -> Iterator[Row]:
         found = read_room(self.room)
-        origin = found.points.min(axis=0)
+        origin = np.array([found.points[:, axis].min() for axis in range(3)])  # along axis 0 it takes five times longer
         values = {
             "points": (found.points - origin).astype(np.float32),
             "colours": found.colours,

@@ -93,14 +93,14 @@ def list_rooms(root: Path) -> list[Room]:
 
 def read_room(room: Room) -> RoomPoints:
     """Every point of a room, file after file. Raises DataError with file and line for what cannot be mended."""
-    tables, repairs = [], []
-    for path, _ in room.files:
-        table, mended = _read_points(path)
-        tables.append(table)
+    points, colours, label, repairs = [], [], [], []
+    for path, own_label in room.files:
+        table, mended = _read_table(path)
+        points.append(table[:, :3])
+        colours.append(_colours_of(table, path))
+        label.append(np.full(len(table), own_label, dtype=np.uint8))
         repairs += mended
-    table = np.concatenate(tables)
-    label = np.repeat(np.array([label for _, label in room.files], dtype=np.uint8), [len(each) for each in tables])
-    return RoomPoints(table[:, :3], table[:, 3:].astype(np.uint8), label, tuple(repairs))
+    return RoomPoints(np.concatenate(points), np.concatenate(colours), np.concatenate(label), tuple(repairs))
 
 
 def told_unknown(rooms: Sequence[Room]) -> list[str]:
@@ -149,7 +149,7 @@ def _room_of(area: str, folder: Path) -> Room:
     return Room(area, folder, tuple(files), tuple(unknown))
 
 
-def _read_points(path: Path) -> tuple[np.ndarray, list[Repair]]:
+def _read_table(path: Path) -> tuple[np.ndarray, list[Repair]]:
     """The table (N, 6) of one annotation file, and the lines that were mended."""
     try:
         content = path.read_bytes()
@@ -163,14 +163,20 @@ def _read_points(path: Path) -> tuple[np.ndarray, list[Repair]]:
     for row in odd:
         table[row], repair = _read_line(path, int(row) + 1, lines[row])
         repairs += repair
-    colours = table[:, 3:]
-    wrong = np.flatnonzero(((colours < 0) | (colours > 255) | (colours != np.floor(colours))).any(axis=1))
-    if len(wrong):
-        found = " ".join(f"{value:g}" for value in colours[wrong[0]])
-        raise DataError(
-            f"{path}:{wrong[0] + 1}: the colour {found} is not three whole numbers from 0 to 255; get the file again"
-        )
     return table, repairs
+
+
+def _colours_of(table: np.ndarray, path: Path) -> np.ndarray:
+    """The last three columns as uint8. Raises DataError with the line for what is no colour."""
+    with np.errstate(invalid="ignore"):  # what does not fit becomes something else, and is refused below
+        colours = table[:, 3:].astype(np.uint8)
+    if not np.array_equal(colours, table[:, 3:]):
+        wrong = int(np.flatnonzero((colours != table[:, 3:]).any(axis=1))[0])
+        found = " ".join(f"{value:g}" for value in table[wrong, 3:])
+        raise DataError(
+            f"{path}:{wrong + 1}: the colour {found} is not three whole numbers from 0 to 255; get the file again"
+        )
+    return colours
 
 
 def _read_line(path: Path, number: int, line: bytes) -> tuple[np.ndarray, list[Repair]]:
