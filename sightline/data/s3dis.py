@@ -1,4 +1,4 @@
-"""S3DIS: 272 rooms of six areas of three buildings, thirteen classes, from the raw text of the aligned release."""
+"""S3DIS: 272 rooms of six areas of three buildings, thirteen classes, from raw text or from what others made of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Le, Lt
@@ -14,7 +14,7 @@ from annotated_types import Ge, Le, Lt
 from sightline import registry
 from sightline.arguments import Count, Seed
 from sightline.data.columns import Column
-from sightline.data.indoor_classes import CLASS_NAMES
+from sightline.data.indoor_classes import CLASS_NAMES, ORDERS
 from sightline.data.labelled_scenes import (
     LabelledScenes,
     Scenes,
@@ -25,7 +25,8 @@ from sightline.data.labelled_scenes import (
 )
 from sightline.data.native import Prepared, prepare_command
 from sightline.data.preparation import Part, Plan, Progress, Row, prepare_native
-from sightline.data.s3dis_files import AREAS, Room, list_rooms, read_room, told_missing, told_unknown
+from sightline.data.s3dis_files import AREAS, Room, RoomPoints, list_rooms, read_room, told_missing, told_unknown
+from sightline.data.s3dis_integers import IntegerRoom, list_integer_rooms, read_integer_room
 from sightline.data.splits import hold_out
 from sightline.errors import DataError
 
@@ -70,28 +71,33 @@ class S3dis(LabelledScenes):
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the rooms in native form from the raw text; returns the manifest with `root` and `outcome`.
+    def prepare(
+        cls, *, source: Path, target: Path, name: str, progress: Progress, order: Literal["A", "B"] | None = None
+    ) -> dict[str, Any]:
+        """Write the rooms in native form; returns the manifest with `root` and `outcome`.
 
-        Lines with stray bytes are mended and listed; files of an unknown class count as clutter, and are counted.
-        Raises DataError with file and line for what cannot be mended. A killed run is continued by the same call.
+        Lines of raw text with stray bytes are mended and listed; files of an unknown class count as clutter, and are
+        counted. `order` says what the labels of files with bare integers mean: A as PointNet numbers the classes, B as
+        the Point Transformer's own code does. Raises DataError with file and line for what cannot be mended, and for
+        an order that is lacking or not wanted. A killed run is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = source.expanduser().resolve()
-        rooms = list_rooms(root)
+        layout, rooms = _list(root, order)
         columns = scene_columns(len(CLASS_NAMES), ("colours", Column((3,), "uint8", is_ragged=True)))
         columns |= {"origin_m": Column((3,), "float64"), "num_repairs": Column((), "int64")}
         about = {
             "up_axis": "z",
             "unit": "m",
-            "orientation": "z up, the room's lowest corner at the origin (origin_m in the release's own frame)",
+            "orientation": "z up, the room's lowest corner at the origin (origin_m in the files' own frame)",
             "class_names": list(CLASS_NAMES),
-            "class_order": "A",
+            "source_order": order,
             "split": "a part for each area; data.test_area says which one is tested on",
         }
         summarise = partial(_summary, rooms=rooms, root=root)
-        parts = tuple(_part(room) for room in rooms)
-        return prepare_native(Plan(name, "raw_text", root, columns, parts, about, summarise), target, progress=progress)
+        parts = tuple(_part(room, order) for room in rooms)
+        plan = Plan(name, layout, root, columns, parts, about, summarise, {"order": order})
+        return prepare_native(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
@@ -100,7 +106,9 @@ class S3dis(LabelledScenes):
             "set": cls.set_name,
             "classes": ", ".join(CLASS_NAMES),
             "layouts": {
-                "raw_text": "Stanford3dDataset_v1.2_Aligned_Version: Area_<1 to 6>/<room>/Annotations/<class>_<n>.txt"
+                "raw_text": "Stanford3dDataset_v1.2_Aligned_Version: Area_<1 to 6>/<room>/Annotations/<class>_<n>.txt",
+                "npy": "Area_<a>_<room>.npy, (points, 7): x y z red green blue label; needs order=A or order=B",
+                "bin": "points/Area_<a>_<room>.bin and semantic_mask/Area_<a>_<room>.bin; needs order=A or order=B",
             },
             "home": "http://buildingparser.stanford.edu/dataset.html",
             "terms": "for research, after agreeing to the authors' form; nothing is downloaded for you",
@@ -109,15 +117,32 @@ class S3dis(LabelledScenes):
         }
 
 
+def _list(root: Path, order: str | None) -> tuple[str, list[Room] | list[IntegerRoom]]:
+    """The layout and its rooms. Raises DataError where labels are bare integers of unknown meaning."""
+    layout, integer_rooms = list_integer_rooms(root)
+    if not integer_rooms:
+        if order is not None:
+            raise DataError(f"{root}: raw text names its classes; leave order={order} out")
+        return "raw_text", list_rooms(root)
+    if order is None:
+        told = "; ".join(f"order={key}: {', '.join(names[7:11])} are 7 to 10" for key, names in ORDERS.items())
+        raise DataError(
+            f"{integer_rooms[0].files[-1]}: labels are bare integers, and two orders are in use; say which ({told})"
+        )
+    return layout, integer_rooms
+
+
 @dataclass(frozen=True)
 class _RowOf:
     """The one row of a room's part."""
 
-    room: Room
+    room: Room | IntegerRoom
+    order: str | None
 
     def __call__(self) -> Iterator[Row]:
-        found = read_room(self.room)
-        origin = np.array([found.points[:, axis].min() for axis in range(3)])  # along axis 0 it takes five times longer
+        found = _read(self.room, self.order)
+        # along axis 0 of a table the minimum takes five times longer
+        origin = np.array([found.points[:, axis].min() for axis in range(3)])
         values = {
             "points": (found.points - origin).astype(np.float32),
             "colours": found.colours,
@@ -125,16 +150,27 @@ class _RowOf:
             "origin_m": origin,
             "num_repairs": len(found.repairs),
         }
-        yield Row(self.room.name, str(self.room.folder), values)
+        yield Row(self.room.name, str(_files_of(self.room)[0]), values)
 
 
-def _part(room: Room) -> Part:
-    files = tuple(path for path, _ in room.files)
+def _read(room: Room | IntegerRoom, order: str | None) -> RoomPoints:
+    if isinstance(room, Room):
+        return read_room(room)
+    assert order is not None
+    return read_integer_room(room, order=order)
+
+
+def _files_of(room: Room | IntegerRoom) -> tuple[Path, ...]:
+    return tuple(path for path, _ in room.files) if isinstance(room, Room) else room.files
+
+
+def _part(room: Room | IntegerRoom, order: str | None) -> Part:
+    files = _files_of(room)
     about = sum(file.stat().st_size for file in files) // _BYTES_PER_POINT
-    return Part(room.area, room.name, 1, files, _RowOf(room), about)
+    return Part(room.area, room.name, 1, files, _RowOf(room, order), about)
 
 
-def _summary(prepared: Prepared, *, rooms: Sequence[Room], root: Path) -> dict[str, Any]:
+def _summary(prepared: Prepared, *, rooms: Sequence[Room | IntegerRoom], root: Path) -> dict[str, Any]:
     """Counts, and what was mended. A room with repairs is read once more: it may have been kept from a run before."""
     mended = {
         name
@@ -142,12 +178,13 @@ def _summary(prepared: Prepared, *, rooms: Sequence[Room], root: Path) -> dict[s
         for name, count in zip(prepared.names(area), prepared.array(area, "num_repairs"), strict=True)
         if count
     }
-    repairs = [repair.told(root) for room in rooms if room.name in mended for repair in read_room(room).repairs]
-    told = [f"{len(repairs)} lines with stray bytes were mended, see repairs in the manifest"] if repairs else []
+    raw = [room for room in rooms if isinstance(room, Room)]
+    repairs = [repair.told(root) for room in raw if room.name in mended for repair in read_room(room).repairs]
+    told = [f"lines with stray bytes that were mended: {len(repairs)}"] if repairs else []
     return {
         **summarise_scenes(prepared),
         "repairs": repairs,
-        "differences": [*told, *repairs, *told_unknown(rooms), *told_missing(rooms)],
+        "differences": [*told, *repairs, *told_unknown(raw), *told_missing([room.area for room in rooms])],
     }
 
 

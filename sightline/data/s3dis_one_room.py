@@ -116,8 +116,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     outside = np.flatnonzero((arrays["label"] < 0) | (arrays["label"] >= len(arrays["classes"])))
     if len(outside):
         raise DataError(
-            f"{path}: label[{outside[0]}] is {arrays['label'][outside[0]]}, classes names {len(arrays['classes'])}; get "
-            "the file again"
+            f"{path}: label[{outside[0]}] is {arrays['label'][outside[0]]}, classes names {len(arrays['classes'])}; "
+            "get the file again"
         )
     if not np.isfinite(arrays["xyz"]).all():
         row = int(np.flatnonzero(~np.isfinite(arrays["xyz"]).all(axis=1))[0])
