@@ -17,7 +17,7 @@ from sightline.data.preparation import to_unit_sphere
 from sightline.errors import ConfigError, DataError
 from sightline.types import CloudForm, DataInfo
 
-__all__ = ["FileSample", "Origin", "radius_of", "read_sample", "sample_of"]
+__all__ = ["FileSample", "Origin", "place_of", "radius_of", "read_sample", "sample_of"]
 
 _SLACK = 2**-10
 """How far a prepared cloud may be off radius 1 or a field off its bounds: half precision, in which some are stored."""
@@ -87,7 +87,7 @@ def sample_of(
 
     A cloud that lies as the prepared ones do is taken bit for bit. `to_sphere` puts others about their mean with
     radius 1 where the set only promises that; `any_scale` skips the bounds, for a run whose own transforms normalise.
-    The feature `colours` is made of the channels red, green and blue, or r, g and b.
+    The feature `colours` is made of the channels red, green and blue, or r, g and b; `place` of the points.
     Raises DataError, led by `where`, for a missing field, too few points, and a scale outside the set's promise;
     ConfigError for `to_sphere` where the set was prepared to keep size and place.
     """
@@ -220,6 +220,9 @@ def _drawn(
     if "colours" in info.features and "colours" not in offered:
         offered["colours"], treatment = _colours(cloud.channels)
         steps += treatment
+    if "place" in info.features:
+        with np.errstate(over="ignore", invalid="ignore"):  # points too large for float32 are refused as such
+            offered["place"] = place_of(cloud.points.astype(np.float32))
     features = [name for name in info.features if name != "normals" or not form.estimates_normals]
     _assert_offered(offered, features, where)
     rows = {feature: _as_rows(np.asarray(offered[feature])) for feature in features}
@@ -298,6 +301,16 @@ def _is_prepared(points: np.ndarray, form: CloudForm) -> bool:
     off_mean = _SLACK + (4 * np.sqrt((1 - share) / len(points)) if share < 1 else 0.0)
     least = 1 - _SLACK if share >= 1 else _LEAST_RADIUS
     return bool(least <= _radius(points) <= 1 + _SLACK and np.linalg.norm(points.mean(axis=0)) <= off_mean)
+
+
+def place_of(points: np.ndarray) -> np.ndarray:
+    """Where each point (N, 3) lies in the extent of its cloud, 0 to 1 along every axis, in the points' own type.
+
+    Source: Qi et al. 2017 (PointNet), section 5.2 (the location as to the room).
+    """
+    low, high = points.min(axis=0), points.max(axis=0)
+    place: np.ndarray = (points - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+    return place
 
 
 def radius_of(points: np.ndarray) -> float:
