@@ -238,3 +238,11 @@ def test_colours_are_shares_or_bytes(names: tuple[str, ...]) -> None:
             sample_of(cloud, stated, name="a", where="a.ply")
     with pytest.raises(DataError, match="has no colours, which the run was trained with; it has points, red;"):
         sample_of(Cloud(TETRAHEDRON, channels={"red": np.ones(4)}), stated, name="a", where="a.ply")
+
+
+def test_the_place_of_points_is_their_share_of_the_extent() -> None:
+    points = np.array([[2.0, -1, 5], [4, 1, 5], [3.5, 0, 5]])
+    found = sample_of(Cloud(points), info(CloudForm(), "place", low=None, high=None), name="a", where="a.ply")
+    assert found.fields["place"].tolist() == [[0, 0, 0], [1, 1, 0], [0.75, 0.5, 0]]
+    with pytest.raises(DataError, match="points do not fit into float32"):
+        sample_of(Cloud(points * 1e40), info(CloudForm(), "place", low=None, high=None), name="a", where="a.ply")

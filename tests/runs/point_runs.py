@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import sightline
 from sightline import registry
 from sightline.plugins import load_plugins
+from sightline.tasks.segment import Segment
 from sightline.types import SampleKey
 from tests.command import run_here
+from tests.data.cloud_writers import write_ply
 
 PLUGIN = '''
 """Networks that see a point, its cloud's mean and, where there is one, its category; rooms; a transform that thins."""
@@ -180,3 +183,36 @@ def columns_of(room: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns of a room's file."""
     names = ("x", "y", "z", "red", "green", "blue")
     return dict(zip(names, np.hstack([room["points"], room["colours"]]).T, strict=True))
+
+
+def write(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """Columns in a file that holds every bit of float32."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = np.stack(list(columns.values()), axis=1)
+    if path.suffix == ".npy":
+        np.save(path, table)
+    elif path.suffix == ".txt":
+        np.savetxt(path, table, fmt="%.9g", header="", comments="")
+    else:
+        write_ply(path, columns)
+
+
+def scored_by(run: Run, monkeypatch: pytest.MonkeyPatch) -> tuple[list[np.ndarray], np.ndarray]:
+    """Evaluate a run: the probabilities that were scored, by sample, and the confusion of all."""
+    found: dict[int, np.ndarray] = {}
+    assess = Segment.assess
+
+    def recording(self: Segment, model: Any, batch: Any, around: Any) -> Any:
+        sums, predictions = assess(self, model, batch, around)
+        bounds = predictions["cloud_offsets"].tolist()
+        rows = predictions["probabilities"].double().numpy()
+        for place, index in enumerate(batch["sample_index"].tolist()):
+            found[index] = rows[bounds[place] : bounds[place + 1]]
+        return sums, predictions
+
+    out = run.path.parent / "evaluated.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, "assess", recording)
+        run("evaluate", run.path, "--json", out)
+    counts = json.loads(out.read_text())["confusion"]["counts"]
+    return [found[index] for index in range(len(found))], np.array(counts)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,38 +20,12 @@ from sightline.engine.point_answers import SegmentPrediction
 from sightline.engine.prediction import predict_each
 from sightline.errors import ConfigError
 from sightline.pictures import PALETTE
-from sightline.tasks.segment import Segment
 from sightline.types import Component, SampleKey
 from tests.data.cloud_writers import write_off, write_ply
-from tests.runs.point_runs import PARTS, ROOMS, Run, columns_of, rooms_of
+from tests.runs.point_runs import PARTS, ROOMS, Run, columns_of, rooms_of, scored_by, write
 
 # Float32 products of other batches are rounded differently: 2^-24 for each of some 1,024 terms at the worst.
 ROUNDING = 1e-4
-
-
-@pytest.fixture
-def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], tuple[list[np.ndarray], np.ndarray]]:
-    """A function that evaluates a run: the probabilities that were scored, by sample, and the confusion of all."""
-    found: dict[int, np.ndarray] = {}
-    assess = Segment.assess
-
-    def recording(self: Segment, model: Any, batch: Any, around: Any) -> Any:
-        sums, predictions = assess(self, model, batch, around)
-        bounds = predictions["cloud_offsets"].tolist()
-        rows = predictions["probabilities"].double().numpy()
-        for place, index in enumerate(batch["sample_index"].tolist()):
-            found[index] = rows[bounds[place] : bounds[place + 1]]
-        return sums, predictions
-
-    def evaluate(run: Run) -> tuple[list[np.ndarray], np.ndarray]:
-        out = run.path.parent / "evaluated.json"
-        with monkeypatch.context() as patch:
-            patch.setattr(Segment, "assess", recording)
-            run("evaluate", run.path, "--json", out)
-        counts = json.loads(out.read_text())["confusion"]["counts"]
-        return [found[index] for index in range(len(found))], np.array(counts)
-
-    return evaluate
 
 
 def counted(labels: list[np.ndarray], answers: list[np.ndarray], num_classes: int) -> np.ndarray:
@@ -62,18 +33,6 @@ def counted(labels: list[np.ndarray], answers: list[np.ndarray], num_classes: in
     counts = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(counts, (np.concatenate(labels), np.concatenate(answers)), 1)
     return counts
-
-
-def write(path: Path, columns: dict[str, np.ndarray]) -> None:
-    """Columns in a file that holds every bit of float32."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = np.stack(list(columns.values()), axis=1)
-    if path.suffix == ".npy":
-        np.save(path, table)
-    elif path.suffix == ".txt":
-        np.savetxt(path, table, fmt="%.9g", header="", comments="")
-    else:
-        write_ply(path, columns)
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +66,11 @@ def write_shapes(folder: Path, shapes: dict[str, np.ndarray], ending: str) -> li
 
 @pytest.mark.parametrize("ending", [".npy", ".ply", ".txt"])
 def test_parts_of_files_are_those_that_evaluation_scored(
-    parts: Run, shapes: dict[str, np.ndarray], tmp_path: Path, scored: Any, ending: str
+    parts: Run, shapes: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     paths = write_shapes(tmp_path / "in", shapes, ending)
     document = parts.predict(*paths, "--out", tmp_path / "out")
-    expected, counts = scored(parts)
+    expected, counts = scored_by(parts, monkeypatch)
     facts = parts.load().facts
     answers = []
     for index, row in enumerate(document["predictions"]):
@@ -127,14 +86,14 @@ def test_parts_of_files_are_those_that_evaluation_scored(
 
 @pytest.mark.parametrize("ending", [".npy", ".ply", ".txt"])
 def test_every_point_of_rooms_that_were_thinned_is_as_evaluation_scored_it(
-    rooms: Run, tmp_path: Path, scored: Any, ending: str
+    rooms: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     held = rooms_of(rooms)
     for index, room in enumerate(held):
         write(tmp_path / "in" / f"{index}{ending}", columns_of(room))
     named = ["--columns", "x,y,z,red,green,blue"] if ending != ".ply" else []
     document = rooms.predict(tmp_path / "in", *named, "--out", tmp_path / "out", "--probabilities", "float32")
-    expected, counts = scored(rooms)
+    expected, counts = scored_by(rooms, monkeypatch)
     answers = [np.load(tmp_path / "out" / f"{index}.labels.npy") for index in range(len(held))]
     for index, row in enumerate(document["predictions"]):
         assert row["num_points"] == len(held[index]["points"])
@@ -180,14 +139,14 @@ def test_the_cloud_is_written_where_the_file_has_it_in_the_fixed_colours(
     ],
 )
 def test_points_that_transforms_drop_get_the_answer_of_the_nearest_kept(
-    tmp_path: Path, scored: Any, transform: str, kept: slice
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transform: str, kept: slice
 ) -> None:
     run = Run(tmp_path, "run", ROOMS, f"transforms.evaluate=[{transform}]")
     held = rooms_of(run)
     for index, room in enumerate(held):
         write(tmp_path / "in" / f"{index}.ply", columns_of(room))
     document = run.predict(tmp_path / "in", "--out", tmp_path / "out")
-    expected, _ = scored(run)
+    expected, _ = scored_by(run, monkeypatch)
     for index, (room, row) in enumerate(zip(held, document["predictions"], strict=True)):
         rows = np.arange(len(room["points"]))[kept]
         labels = np.load(row["written"]["labels"])
@@ -199,13 +158,13 @@ def test_points_that_transforms_drop_get_the_answer_of_the_nearest_kept(
         assert row["treatment"] == f"as it is, {others} of {len(labels)} points as the nearest of {len(rows)}"
 
 
-def test_rooms_answered_window_by_window_are_so_for_files_too(tmp_path: Path, scored: Any) -> None:
+def test_rooms_answered_window_by_window_are_so_for_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path, "run", ROOMS, "task.max_points=90")
     held = rooms_of(run)
     for index, room in enumerate(held):
         write(tmp_path / "in" / f"{index}.ply", columns_of(room))
     document = run.predict(tmp_path / "in", "--out", tmp_path / "out")
-    expected, _ = scored(run)
+    expected, _ = scored_by(run, monkeypatch)
     for index, row in enumerate(document["predictions"]):
         assert np.load(row["written"]["labels"]).tolist() == expected[index].argmax(axis=1).tolist()
 
