@@ -98,10 +98,9 @@ class PointAnswers:
         points = info.fields["points"]
         number = Field("points", "int64", "number of the point", collate=points.collate, offsets=points.offsets)
         self.fields = {"label": number}
-        self.categories: list[str] = []
-        if "category" in info.fields:
+        self.categories = _names_of(run.facts) if "category" in info.fields else []
+        if self.categories:
             self.fields["category"] = info.fields["category"]
-            self.categories = _names_of(run.facts)
         self.category = None if category is None else self._asked_for(category)
 
     def read(self, path: Path, sample: FileSample) -> ReadFile:
@@ -193,8 +192,8 @@ def standing_for(origin: Origin, numbers: np.ndarray) -> np.ndarray:
 
 
 def _names_of(facts: Mapping[str, Any]) -> list[str]:
-    """The names of the categories; numbers where the set states none."""
-    names = facts.get("category_names") or range(facts["num_categories"])
+    """The names of the categories, numbers where the set states only how many; none where it does not."""
+    names = facts.get("category_names") or range(facts.get("num_categories", 0))
     return [str(name) for name in names]
 
 
