@@ -68,7 +68,9 @@ class SegmentPrediction:
         """The share of the points of each class that occurs, the largest first."""
         counts = np.bincount(self.labels)
         order = np.argsort(-counts, kind="stable")
-        return {self.name_of(label): counts[label] / self.num_points for label in order.tolist() if counts[label]}
+        return {
+            self.name_of(label): float(counts[label]) / self.num_points for label in order.tolist() if counts[label]
+        }
 
     def name_of(self, label: int) -> str:
         """The name of a class; its number where the run's set has no names."""
