@@ -47,11 +47,13 @@ def page_of(out: Path) -> dict[str, Any]:
 
 
 def test_a_config_shows_training_samples_at_every_stage(parts: Path, tmp_path: Path) -> None:
-    config = parts.with_name("parts.yaml")
-    document, done = view(config, tmp_path, "--samples", "3,5", "--epoch", "2", "transforms.vote=[]")
+    run = sightline.load_run(parts, plugins=[parts.parent / "plugin.py"])
+    first, second = build_data(run.config).train.indices[[3, 1]].tolist()
+    words = ("--samples", f"{first},{second}", "--epoch", "2", "data.test_size=12")
+    document, done = view(parts.with_name("parts.yaml"), tmp_path, *words)
     assert document["split"] == "train"
     assert document["epoch"] == 2
-    assert [sample["index"] for sample in document["samples"]] == [3, 5]
+    assert [sample["index"] for sample in document["samples"]] == [first, second]
     stages = ["raw", "train 1: rotate", "train 2: scale", "train 3: sample_points"]
     assert [stage["stage"] for stage in document["samples"][0]["stages"]] == stages
     assert [stage["num_points"] for stage in document["samples"][0]["stages"]] == [64, 64, 64, 48]
@@ -64,11 +66,12 @@ def test_a_config_shows_training_samples_at_every_stage(parts: Path, tmp_path: P
 
 def test_what_is_written_is_what_training_saw(parts: Path, tmp_path: Path) -> None:
     """PLY bit for bit with its labels, the page to its step, and the extent of the JSON."""
-    document, _ = view(parts.with_name("parts.yaml"), tmp_path, "--samples", "3", "--epoch", "2")
     data = build_data(sightline.load_run(parts, plugins=[parts.parent / "plugin.py"]).config)
-    batch = data.train.reader([SampleKey(3, 2, 0)])
+    index = int(data.train.indices[3])
+    document, _ = view(parts.with_name("parts.yaml"), tmp_path, "--samples", str(index), "--epoch", "2")
+    batch = data.train.reader([SampleKey(index, 2, 0)])
     points, labels = batch["points"][0].numpy(), batch["label"][0].numpy()
-    vertex = read_ply(tmp_path / "train_3.3_train_3_sample_points_ground_truth.ply").vertex
+    vertex = read_ply(tmp_path / f"train_{index}.3_train_3_sample_points_ground_truth.ply").vertex
     assert list(vertex) == ["x", "y", "z", "red", "green", "blue", "label"]
     assert np.array_equal(np.stack([vertex[axis] for axis in "xyz"], axis=1), points.astype(np.float64))
     assert np.array_equal(vertex["label"], labels)
