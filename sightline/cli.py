@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -458,37 +457,11 @@ def _run() -> int:
     try:
         code = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130, None)
+        from sightline.verbs.failure import fail
+
+        return fail("interrupted", 130, None)
     except Exception as error:  # noqa: BLE001 - the last place: every error becomes a message and an exit code
-        return _explain(error)
+        from sightline.verbs.failure import explain
+
+        return explain(error)
     return int(code or 0)
-
-
-def _explain(error: Exception) -> int:
-    """One line for what a user or the world did wrong; the whole traceback for what we or a plugin did wrong."""
-    from sightline.errors import RunError, UserError
-
-    if hasattr(error, "format_message"):  # typer's own exceptions, which it keeps in a private copy of click
-        message = error.format_message()
-        if message.startswith("Usage:"):  # nothing was asked for: help is the answer, and no error
-            sys.stderr.write(message.rstrip() + "\n")
-            return 2
-        if message.startswith("Missing option"):
-            message = f"{message.rstrip('.')}: {getattr(getattr(error, 'param', None), 'help', '')}"
-        return _fail(message, 2, error)
-    if isinstance(error, UserError):
-        return _fail(str(error), 2, error)
-    if isinstance(error, RunError):
-        return _fail(str(error), 1, error)
-    if isinstance(error, ValueError):
-        return _fail(f"{error} (--traceback shows where this arose)", 1, error)
-    return _fail("".join(traceback.format_exception(error)).strip(), 1, None)
-
-
-def _fail(message: str, exit_code: int, error: Exception | None) -> int:
-    from sightline.engine.failure import report_failure
-
-    if error is not None and "--traceback" in sys.argv:
-        traceback.print_exception(error)
-    report_failure(message, exit_code=exit_code)
-    return exit_code

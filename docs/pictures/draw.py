@@ -46,7 +46,7 @@ def draw_stages(path: Path) -> None:
     ]
     index = int(np.flatnonzero(shapes.strata == shapes.info.facts["category_names"].index("chair"))[0])
     branch = Branch("train", BatchReader(shapes, transforms))
-    subject = sample_subject(index, name=f"train {index}", branches=[branch], seed=3, facts=shapes.info.facts)
+    subject = sample_subject(index, name=f"train/{index}", branches=[branch], seed=3, facts=shapes.info.facts)
     path.write_bytes(encode_png(draw_sheet(subject)))
 
 

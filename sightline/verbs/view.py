@@ -111,7 +111,7 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
         subjects = [
             sample_subject(
                 index,
-                name=f"{split} {part.name_of(index)}",
+                name=f"{split}/{part.name_of(index)}",
                 branches=_branches(config, part, options.epoch or 0),
                 seed=config.seed,
                 facts=part.dataset.info.facts,

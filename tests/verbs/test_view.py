@@ -120,7 +120,7 @@ def test_scenes_show_their_colours_and_may_hide_a_class(scenes: Path, tmp_path: 
     config = scenes.with_name("scenes.yaml")
     document, _ = view(config, tmp_path, "--split", "test", "--samples", "Area_1/room 2", "--hide", "high")
     (sample,) = document["samples"]
-    assert (sample["name"], sample["index"]) == ("test Area_1/room 2", 2)
+    assert (sample["name"], sample["index"]) == ("test/Area_1/room 2", 2)
     assert "test_Area_1_room_2.0_raw_colours.ply" in document["files"]
     assert "test_Area_1_room_2.1_raw_ground_truth.ply" in document["files"]
     assert page_of(tmp_path)["hidden"] == ["high"]
