@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 import typer
 
 from sightline.collection import collection_paused
-from sightline.verbs import exit_codes
 
 app = typer.Typer(
     add_completion=False,
@@ -488,7 +487,11 @@ def _run() -> int:
     try:
         code = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        return exit_codes.fail("interrupted", 130, None)
+        from sightline.verbs.failure import fail
+
+        return fail("interrupted", 130, None)
     except Exception as error:  # noqa: BLE001 - the last place: every error becomes a message and an exit code
-        return exit_codes.explain(error)
+        from sightline.verbs.failure import explain
+
+        return explain(error)
     return int(code or 0)

@@ -61,7 +61,7 @@ class PredictionFolder:
                 self._write(file, answer)
                 entry |= {"file": file, "num_points": len(answer)}
             else:
-                entry |= {"answer": int(answer), "label": int(batch["label"][place])}
+                entry |= {"answer": int(answer)} | ({"label": int(batch["label"][place])} if "label" in batch else {})
             self._entries.append(entry)
 
     def finish(self, evaluation: Evaluation, about: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from sightline.engine.loading import checkpoint_path, load_trained, read_run
 from sightline.engine.precision import set_determinism
 from sightline.engine.run_documents import read_facts
 from sightline.engine.session import evaluation_document
+from sightline.engine.train import Task
 from sightline.errors import ConfigError, UserError
 from sightline.verbs.common import assert_writable, write_document
 from sightline.verbs.output import note, show_difficulty, show_evaluation, show_findings
@@ -135,15 +136,27 @@ def _try(run: Path, trained: RunConfig, config: RunConfig, options: Options, wor
     if config.data != trained.data and not _is_alike(run, trained, config, part, world):
         return None
     evaluator = build_evaluator(config, part, task, meters)
-    if not options.save_predictions:
-        return Trial(run, path, config, built, part, evaluator(model, world))
-    folder = PredictionFolder(options.out or run / "predictions" / part.split, part, world)
+    folder = None
+    if options.save_predictions:
+        _assert_classes(task, run, config)
+        folder = PredictionFolder(options.out or run / "predictions" / part.split, part, world)
     evaluation = evaluator(model, world, keep=folder)
-    about = {"run": str(run), "checkpoint": str(path.resolve()), "data": config.data.name, "split": part.split}
-    folder.finish(evaluation, {**about, "votes": config.evaluate.votes, "overrides": list(options.overrides)})
-    if world.is_first:
-        note(f"predictions: {folder.path}")
+    if folder is not None:
+        about = {"run": str(run), "checkpoint": str(path.resolve()), "data": config.data.name, "split": part.split}
+        folder.finish(evaluation, {**about, "votes": config.evaluate.votes, "overrides": list(options.overrides)})
+        if world.is_first:
+            note(f"predictions: {folder.path}")
     return Trial(run, path, config, built, part, evaluation)
+
+
+def _assert_classes(task: Task, run: Path, config: RunConfig) -> None:
+    """Raises ConfigError for a task without classes, of which there are no labels to keep."""
+    predicts: frozenset[str] = getattr(task, "predicts", frozenset())
+    if "probabilities" not in predicts:
+        raise ConfigError(
+            f"{run}: the task '{config.task.name}' predicts {', '.join(sorted(predicts))}; --save-predictions keeps "
+            "classes, and takes them from probabilities"
+        )
 
 
 def _assert_place(options: Options) -> None:

@@ -99,19 +99,19 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
         assert_about_evaluation(options.overrides, verb="view")
     else:
         _refuse(options, ("checkpoint",), "is about a run; a config has no weights")
-    split = options.split or ("test" if has_answers else "train")
-    if options.epoch is not None and split != "train":
-        raise UserError(f"--epoch: only training draws anew in every epoch; the {split} part looks the same in all")
+    if options.epoch is not None and (options.split or ("test" if has_answers else "train")) != "train":
+        raise UserError("--epoch: only training draws anew in every epoch; give --split train, or leave it out")
     config, _ = config_of(path, options.overrides, options.plugins)
     set_determinism(config.train.determinism)
     data = build_data(config)
+    split = options.split or (data.test.split if has_answers else "train")  # what evaluate scores, which may be another
     part = _part(data, config, split)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         predictor = _predictor(path, config, data, part, options, world) if has_answers else None
         subjects = [
             sample_subject(
                 index,
-                name=f"{split} {part.name_of(index)}",
+                name=f"{split}/{part.name_of(index)}",
                 branches=_branches(config, part, options.epoch or 0),
                 seed=config.seed,
                 facts=part.dataset.info.facts,

@@ -1,17 +1,21 @@
-"""Errors as the command line tells them: a message and an exit code."""
+"""How an error becomes a message and an exit code."""
 
 from __future__ import annotations
 
 import sys
 import traceback
 
+from sightline.engine.failure import report_failure
+from sightline.errors import RunError, UserError
+
 __all__ = ["explain", "fail"]
 
 
 def explain(error: Exception) -> int:
-    """One line for what a user or the world did wrong; the whole traceback for what we or a plugin did wrong."""
-    from sightline.errors import RunError, UserError
+    """One line for what a user or the world did wrong; the whole traceback for what we or a plugin did wrong.
 
+    Returns the exit code.
+    """
     if hasattr(error, "format_message"):  # typer's own exceptions, which it keeps in a private copy of click
         message = error.format_message()
         if message.startswith("Usage:"):  # nothing was asked for: help is the answer, and no error
@@ -30,9 +34,7 @@ def explain(error: Exception) -> int:
 
 
 def fail(message: str, exit_code: int, error: Exception | None) -> int:
-    """Say why the process ends, after the traceback where that was asked for; the exit code again."""
-    from sightline.engine.failure import report_failure
-
+    """Say why the command ends, with the traceback where it was asked for; the exit code."""
     if error is not None and "--traceback" in sys.argv:
         traceback.print_exception(error)
     report_failure(message, exit_code=exit_code)
