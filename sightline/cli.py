@@ -166,23 +166,8 @@ def predict(
     with collection_paused():
         from sightline.verbs import predict as verb
 
-    return verb.predict(
-        verb.Options(
-            run,
-            tuple(paths),
-            which=checkpoint,
-            plugins=tuple(plugin or ()),
-            batch_size=batch_size,
-            columns=None if columns is None else tuple(columns.split(",")),
-            to_sphere=unit_sphere,
-            category=category,
-            out=out,
-            probabilities=probabilities,
-            device=device,
-            json=json,
-            csv=csv,
-        )
-    )
+    asked = (checkpoint, tuple(plugin or ()), batch_size, columns, unit_sphere, category, out, probabilities)
+    return verb.predict(verb.Options(run, tuple(paths), *asked, device, json, csv))
 
 
 @app.command()

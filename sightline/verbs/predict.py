@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from sightline.data.cloud_files import check_columns
 from sightline.engine.answers import exit_code_of
 from sightline.engine.distributed import start_world
 from sightline.engine.lineage import describe_lineage, read_lineage
@@ -48,8 +47,7 @@ def predict(options: Options) -> int:
 
 def _assert_consistent(options: Options) -> None:
     """Raises UserError for options that cannot go together, before anything is read."""
-    if options.columns is not None:
-        check_columns(options.columns)
+    options.column_names()
     if options.json is not None and options.csv is not None and options.json.resolve() == options.csv.resolve():
         raise UserError(f"--csv {options.csv}: is the file of --json too; give another")
     if options.probabilities is not None and options.out is None:

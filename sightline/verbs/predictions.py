@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sightline.data.cloud_files import check_columns
 from sightline.engine.answers import Refusal
 from sightline.engine.distributed import World
 from sightline.engine.loading import LoadedRun
@@ -30,7 +31,7 @@ class Options:
     which: str = "last"
     plugins: tuple[Path, ...] = ()
     batch_size: int | None = None
-    columns: tuple[str, ...] | None = None
+    columns: str | None = None
     to_sphere: bool = False
     category: str | None = None
     out: Path | None = None
@@ -38,6 +39,10 @@ class Options:
     device: str = "auto"
     json: Path | None = None
     csv: Path | None = None
+
+    def column_names(self) -> tuple[str, ...] | None:
+        """The names of columns, one by one. Raises ConfigError for those that are no cloud's."""
+        return None if self.columns is None else check_columns(self.columns.split(","))
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def tell_classes(run: LoadedRun, options: Options, world: World) -> Told:
         options.paths,
         world=world,
         batch_size=options.batch_size,
-        columns=options.columns,
+        columns=options.column_names(),
         to_sphere=options.to_sphere,
         category=options.category,
         with_probabilities=options.probabilities is not None,
@@ -103,7 +108,7 @@ def tell_points(run: LoadedRun, options: Options, world: World) -> Told:
         files,
         world=world,
         batch_size=options.batch_size,
-        columns=options.columns,
+        columns=options.column_names(),
         to_sphere=options.to_sphere,
         category=options.category,
         with_probabilities=options.probabilities is not None,
