@@ -26,16 +26,18 @@ transforms: {{evaluate: [{{name: sample_points, num_points: 16, order: first, sc
 evaluate: {{metric: instance_miou, batch_size: 5, select: test}}
 {CONFIG}"""
     run = Run(tmp_path, "run", config)
-    expected, _ = scored_by(run, monkeypatch)
+    expected, kept, _ = scored_by(run, monkeypatch)
     held = registry.data.entry_of("shapenet_part").builder(split="test", root=str(tmp_path / "data"))
     categories = [int(held[SampleKey(index, 0, 0)]["category"]) for index in range(len(held))]
     assert sorted(categories) == list(range(16))
     for name, (synset, first, last) in list(CATEGORIES.items())[::5]:
         words = ("--columns", "x,y,z,_,_,_,_", "--category", name, "--out", tmp_path / "out")
         (row,) = run.predict(raw / synset / "d.txt", *words)["predictions"]
-        scored = expected[categories.index(list(CATEGORIES).index(name))]
+        index = categories.index(list(CATEGORIES).index(name))
+        scored = expected[index]
         labels = np.load(row["written"]["labels"])
         assert labels.tolist() == (first + scored[:, first : last + 1].argmax(axis=1)).tolist()
+        assert np.array_equal(labels, kept[index])
         assert (row["num_points"], row["category"]) == (len(scored), name.lower())
         assert row["treatment"] == "moved to its mean, scaled to radius 1"
 
@@ -51,7 +53,7 @@ transforms:
 evaluate: {{metric: miou, batch_size: 2, select: test}}
 {CONFIG}"""
     run = Run(tmp_path, "run", config, "train.epochs=1", "train.batch_size=2")
-    expected, counts = scored_by(run, monkeypatch)
+    expected, kept, counts = scored_by(run, monkeypatch)
     builder = registry.data.entry_of("synthetic_rooms").builder
     held = builder(split="test", train_size=4, test_size=3, points_per_m2=10.0)
     found = np.zeros_like(counts)
@@ -61,6 +63,7 @@ evaluate: {{metric: miou, batch_size: 2, select: test}}
         (row,) = run.predict(tmp_path / "in" / f"{index}.ply", "--out", tmp_path / "out")["predictions"]
         labels = np.load(row["written"]["labels"])
         assert labels.tolist() == expected[index].argmax(axis=1).tolist()
+        assert np.array_equal(labels, kept[index])
         np.add.at(found, (room["label"], labels), 1)
     assert np.array_equal(found, counts)
     assert json.loads((run.path / "inputs.json").read_text())["features"] == ["colours"]
