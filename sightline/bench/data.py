@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sightline.bench import rooms
 from sightline.bench.case import Case, Run, Variant
 from sightline.data.reading import BatchReader, NamedTransform
 from sightline.data.synthetic_shapes import SyntheticShapes
@@ -35,7 +36,8 @@ def cases() -> list[Case]:
             make=_clouds,
             baseline=Variant("per_item_loader", _per_item, _same_augmentation),
             variants=(Variant("sightline", _from_memory, _same_augmentation),),
-        )
+        ),
+        *rooms.cases(),
     ]
 
 

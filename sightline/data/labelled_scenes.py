@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Ge, Lt
 
 from sightline.arguments import Count
 from sightline.data.cloud_samples import place_of
@@ -19,6 +20,7 @@ from sightline.types import CloudForm, DataInfo, Field, Sample, SampleKey
 
 __all__ = [
     "IGNORED",
+    "HeldShare",
     "LabelledScenes",
     "Scenes",
     "counts_of",
@@ -31,6 +33,8 @@ __all__ = [
 
 IGNORED = 255
 """The stored label of points without a class."""
+HeldShare = Annotated[float, Ge(0.0), Lt(1.0)]
+"""A share that may be none, and is never all."""
 
 
 class Scenes(NamedTuple):

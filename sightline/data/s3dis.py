@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Le
 
 from sightline import registry
 from sightline.arguments import Count, Seed
 from sightline.data.columns import Column
 from sightline.data.indoor_classes import CLASS_NAMES, ORDERS
 from sightline.data.labelled_scenes import (
+    HeldShare,
     LabelledScenes,
     Scenes,
     open_scenes,
@@ -34,8 +35,6 @@ __all__ = ["S3dis"]
 
 AreaNumber = Annotated[int, Ge(1), Le(6)]
 """One of the six areas."""
-HeldShare = Annotated[float, Ge(0.0), Lt(1.0)]
-"""A share that may be none, and is never all."""
 _BYTES_PER_POINT = 30
 """A line of text has about so many; for the check of free space alone."""
 

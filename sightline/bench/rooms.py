@@ -1,0 +1,121 @@
+"""Rooms of S3DIS from raw text, against the usual reading by `numpy.loadtxt`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sightline.bench.case import Case, Run, Variant
+from sightline.data.s3dis import S3dis
+from sightline.data.s3dis_files import list_rooms, read_room
+
+__all__ = ["cases"]
+
+_FILES = ("wall_1", "floor_1", "ceiling_1", "table_1", "chair_1", "board_1")
+_SHARES = (0.38, 0.28, 0.18, 0.1, 0.04, 0.02)
+
+
+class RoomParts(NamedTuple):
+    """What a room's files hold, one after another: coordinates less `origin`, and colours, (N, 3) each."""
+
+    points: np.ndarray
+    colours: np.ndarray
+    origin: np.ndarray | float = 0.0
+
+
+def cases() -> list[Case]:
+    return [
+        Case(
+            suite="data",
+            label=f"s3dis_{what}_{{points}}",
+            size={"points": 600_000},
+            quick={"points": 2_000},
+            make=_texts,
+            baseline=Variant("loadtxt", _by_loadtxt, _same_numbers),
+            variants=(Variant("sightline", form, _same_numbers),),
+        )
+        for what, form in (("reading", _by_sightline), ("preparing", _prepared))
+    ]
+
+
+def _texts(*, points: int) -> list[bytes]:
+    """The annotation files of a room, as the release writes them."""
+    generator = np.random.default_rng(0)
+    texts = []
+    for share in _SHARES:
+        count = max(2, int(share * points))
+        table = np.column_stack(
+            (
+                generator.uniform(-25, 25, 3) + generator.normal(size=(count, 3)),
+                generator.integers(20, 256, (count, 3)),
+            )
+        )
+        rows = ("%.3f %.3f %.3f %d %d %d\n" % tuple(row) for row in table.tolist())  # noqa: UP031 - twice as fast here
+        texts.append("".join(rows).encode())
+    return texts
+
+
+@contextmanager
+def _on_disk(texts: list[bytes]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
+        annotations = Path(folder) / "raw" / "Area_1" / "office_1" / "Annotations"
+        annotations.mkdir(parents=True)
+        for name, text in zip(_FILES, texts, strict=True):
+            (annotations / f"{name}.txt").write_bytes(text)
+        yield Path(folder)
+
+
+@contextmanager
+def _by_loadtxt(texts: list[bytes]) -> Iterator[Run]:
+    with _on_disk(texts) as folder:
+        paths = [path for path, _ in list_rooms(folder / "raw")[0].files]
+
+        def run() -> RoomParts:
+            table = np.concatenate([np.loadtxt(path) for path in paths])
+            return RoomParts(table[:, :3], table[:, 3:])
+
+        yield run
+
+
+@contextmanager
+def _by_sightline(texts: list[bytes]) -> Iterator[Run]:
+    with _on_disk(texts) as folder:
+        room = list_rooms(folder / "raw")[0]
+
+        def run() -> RoomParts:
+            found = read_room(room)
+            return RoomParts(found.points, found.colours)
+
+        yield run
+
+
+@contextmanager
+def _prepared(texts: list[bytes]) -> Iterator[Run]:
+    """The whole way: read, checked, written, hashed and in place; the answer is read back from there."""
+    with _on_disk(texts) as folder:
+        count = 0
+
+        def run() -> RoomParts:
+            nonlocal count
+            count += 1
+            target = folder / f"set_{count}"
+            S3dis.prepare(source=folder / "raw", target=target, name="s3dis", progress=lambda done, total, what: None)
+            points, colours, origin = (
+                np.load(target / f"Area_1.{column}.npy", mmap_mode="r") for column in ("points", "colours", "origin_m")
+            )
+            return RoomParts(points, colours, origin[0])
+
+        yield run
+
+
+def _same_numbers(inputs: Any, expected: RoomParts, found: RoomParts) -> str | None:
+    """The same rows in the same order, coordinates to a float32 of a room's size."""
+    if found.points.shape != expected.points.shape or not np.array_equal(found.colours, expected.colours):
+        return f"{found.points.shape} numbers and their colours, {expected.points.shape} are needed"
+    off = float(np.abs(found.points + found.origin - expected.points).max())
+    return None if off <= 2e-6 else f"off by {off:.1e}"

@@ -1,0 +1,87 @@
+"""Whole small runs on scenes: every transform of the recipe, every point scored, the same numbers on two processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sightline.data.s3dis import S3dis
+from tests.command import run_here
+from tests.data.scene_writers import ROOMS, no_progress, write_s3dis
+from tests.runs.broken_off import metrics, run_forked
+
+CONFIG = """\
+name: tiny
+task: {{name: segment}}
+data: {{name: s3dis, root: {root}, repeats: 2}}
+model: {{name: point_transformer, widths: [8, 16], strides: [1, 2], num_neighbours: [4, 4], num_blocks: [1, 1]}}
+losses: [{{name: cross_entropy}}]
+metrics: [{{name: iou}}]
+transforms:
+  train:
+    - {{name: scale, low: 0.9, high: 1.1, isotropic: true}}
+    - {{name: chromatic_auto_contrast}}
+    - {{name: chromatic_translation}}
+    - {{name: chromatic_jitter}}
+    - {{name: hue_saturation}}
+    - {{name: drop_colour}}
+    - {{name: voxel_sample, size_m: 4.0}}
+    - {{name: crop_points, max_points: 24}}
+    - {{name: elastic, granularities: [8.0], magnitudes: [0.5]}}
+    - {{name: place_on_floor}}
+    - {{name: shuffle_points}}
+  evaluate:
+    - {{name: voxel_sample, size_m: 4.0, choice: nearest, score_all: true}}
+    - {{name: place_on_floor}}
+optimizer: {{name: adam, lr: 1e-3}}
+train: {{epochs: 2, batch_size: 4, precision: float64}}
+evaluate: {{metric: miou, batch_size: 1}}
+log: {{every: 1, tensorboard: false}}
+distributed: {{sync_batch_norm: true}}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    source = write_s3dis(folder / "raw")
+    S3dis.prepare(source=source, target=folder / "s3dis", name="s3dis", progress=no_progress)
+    (folder / "tiny.yaml").write_text(CONFIG.format(root=folder / "s3dis"))
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def run(config: Path) -> Path:
+    out = config.parent / "one"
+    done = run_here("train", config, "--out", out, "--no-check", "--device", "cpu")
+    assert done.code == 0, done.err
+    return out
+
+
+def test_every_original_point_is_scored_and_evaluation_repeats(run: Path) -> None:
+    final = json.loads((run / "final.json").read_text())
+    counts = {name: row["count"] for name, row in final["per_class"].items()}
+    num_points = sum(4 + len(file) for files in ROOMS["Area_5"].values() for file in files)
+    assert sum(counts.values()) == num_points
+    assert counts["sofa"] == 4 + len("sofa_1")
+    again = run.parent / "again.json"
+    done = run_here("evaluate", run, "--json", again, "--device", "cpu")
+    assert done.code == 0, done.err
+    found = json.loads(again.read_text())
+    assert found["per_class"] == final["per_class"]
+    assert found["metrics"] == final["metrics"]
+
+
+@pytest.mark.processes
+def test_two_processes_have_the_numbers_of_one(run: Path, config: Path) -> None:
+    words = ["train", str(config), "--out", str(config.parent / "two"), "--no-check", "--device", "cpu"]
+    code, text = run_forked(words, config.parent / "two.log", num_processes=2)
+    assert code == 0, text
+    ours, theirs = metrics(config.parent / "two"), metrics(run)
+    assert len(ours) == len(theirs) > 4
+    for mine, its in zip(ours, theirs, strict=True):
+        names = [name for name in its if name.startswith(("loss", "grad_norm", "miou"))]
+        # rounding of 1e-16 grows through batch norms of few points and Adam, as in test_processes.py
+        assert [mine[name] for name in names] == pytest.approx([its[name] for name in names], rel=1e-9)
