@@ -30,6 +30,7 @@ from sightline.data.s3dis_files import AREAS, Room, RoomPoints, list_rooms, read
 from sightline.data.s3dis_integers import IntegerRoom, list_integer_rooms, read_integer_room
 from sightline.data.splits import hold_out
 from sightline.errors import DataError
+from sightline.types import CloudForm
 
 __all__ = ["S3dis"]
 
@@ -114,6 +115,10 @@ class S3dis(LabelledScenes):
             "cite": "Armeni et al. 2016, 3D Semantic Parsing of Large-Scale Indoor Spaces",
             "prepare": prepare_command(cls.set_name, "DIR"),
         }
+
+    def _form(self) -> CloudForm:
+        """Files are rooms as raw text has them: in metres anywhere, colours to 255."""
+        return CloudForm(columns=("x", "y", "z", "red", "green", "blue"), scene={"scale": 1.0, "colour_max": 255.0})
 
 
 def _list(root: Path, order: str | None) -> tuple[str, list[Room] | list[IntegerRoom]]:
