@@ -81,8 +81,8 @@ class ShapeNetPart:
         )
 
     @classmethod
-    def promise(cls, *, normals: Normals = "none", training: Literal["train", "trainval"] = "train") -> DataInfo:
-        """What `info` states, counts and sizes left out, before the set is there. Takes the arguments of the set."""
+    def promise(cls, *, normals: Normals = "none") -> DataInfo:
+        """What `info` states, counts and sizes left out, before the set is there. `normals` is that of the set."""
         return _describe(normals)
 
     def __len__(self) -> int:
