@@ -24,8 +24,8 @@ app.add_typer(data_app, name="data")
 
 
 _LAYOUTS = (
-    "antao97_dgcnn_cls, qq456cvb_pct_cls, strawberry_pct_cls, strawberry_pct_cls_new, wangyueft_dgcnn_cls, "
-    "wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet_cls"
+    "antao97_dgcnn_cls, postech_point_transformer_seg, qq456cvb_pct_cls, strawberry_pct_cls, strawberry_pct_cls_new, "
+    "wangyueft_dgcnn_cls, wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet_cls"
 )
 """Of published weights; written out, because the room that knows them takes torch along. A test compares the two."""
 
@@ -364,7 +364,7 @@ def convert_weights(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="NAME", help="the data set they were trained on, its classes [modelnet40]"),
+        typer.Option("--data", metavar="NAME", help="the data set they were trained on [that of the layout]"),
     ] = None,
     plugin: Plugins = None,
     json: Json = None,
