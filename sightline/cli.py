@@ -24,8 +24,8 @@ app.add_typer(data_app, name="data")
 
 
 _LAYOUTS = (
-    "antao97_dgcnn_cls, qq456cvb_pct_cls, strawberry_pct_cls, strawberry_pct_cls_new, wangyueft_dgcnn_cls, "
-    "wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet_cls"
+    "antao97_dgcnn_cls, postech_point_transformer_seg, qq456cvb_pct_cls, strawberry_pct_cls, strawberry_pct_cls_new, "
+    "wangyueft_dgcnn_cls, wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet_cls"
 )
 """Of published weights; written out, because the room that knows them takes torch along. A test compares the two."""
 
@@ -387,6 +387,19 @@ def info(
     return verb.info(name, plugins=tuple(plugin or ()), json=json)
 
 
+@data_app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a prepared folder")],
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Read every file of a prepared folder and compare it with the hash of what was written."""
+    with collection_paused():
+        from sightline.verbs import data as verb
+
+    return verb.verify(folder, json=json)
+
+
 @data_app.command("convert-weights")
 def convert_weights(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="published weights: a .pth file and its like")],
@@ -398,7 +411,7 @@ def convert_weights(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="NAME", help="the data set they were trained on, its classes [modelnet40]"),
+        typer.Option("--data", metavar="NAME", help="the data set they were trained on [that of the layout]"),
     ] = None,
     plugin: Plugins = None,
     json: Json = None,

@@ -42,9 +42,9 @@ from sightline.types import Component, DataInfo
 __all__ = ["Converted", "convert"]
 
 _SHOWN = 5
-_DATA = "modelnet40"
-"""What the layouts known so far were published for; their authors' recipes take its first 1,024 points."""
+_OBJECTS = "modelnet40"
 _NUM_POINTS = 1024
+"""The authors' recipes take the first 1,024 points of ModelNet40."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def convert(
     """Write the weights of a third-party file as a run at `target`; nothing is written where anything does not fit.
 
     The model is that of the layout, its sizes those of the tensors. All else is a config: of `config_path`, or a plain
-    one on the data set `data_name` (ModelNet40 where neither is given), with `overrides` laid over it.
+    one on the data set `data_name` (that of the layout where neither is given), with `overrides` laid over it.
     Raises CheckpointError for a file or a layout that is not what it claims to be, ConfigError for a config or a data
     set that contradicts the weights, and UserError for a target that holds something.
     """
@@ -87,7 +87,7 @@ def convert(
             f"the authors of {layout} trained with {published.up_axis} up, '{config.data.name}' has "
             f"{info.facts['up_axis']} up: weights of theirs will not reach their figures on it"
         )
-    if config_path is None and config.data.name == _DATA:
+    if config_path is None and config.data.name == _OBJECTS:
         notes.append(
             f"the first {config.data.arguments.get('num_points', _NUM_POINTS)} points of a cloud are taken, as the "
             "authors' recipes do; for weights of their other recipes give data.num_points and the model's arguments"
@@ -217,7 +217,9 @@ def _config(
         return read_config(path / "config.yaml" if is_run(path) else path, overrides)
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / f"{layout}.yaml"
-        plain.write_text(_plain_recipe(layout, published, counts, data_name or _DATA), encoding="utf-8")
+        plain.write_text(
+            _plain_recipe(layout, published, counts, data_name or published.protocol.data), encoding="utf-8"
+        )
         try:
             return read_config(plain, overrides)
         except ConfigError as error:
@@ -227,19 +229,19 @@ def _config(
 def _plain_recipe(layout: str, published: PublishedModel, counts: Mapping[str, int], data_name: str) -> str:
     """A config to evaluate as the authors did, and to fine-tune with a small rate."""
     data: dict[str, Any] = {"name": data_name}
-    if data_name == _DATA:
+    if data_name == _OBJECTS:
         data |= {"num_points": _NUM_POINTS, "normals": "file" if counts["in_channels"] == 6 else "none"}
     sections = {
         "name": layout,
-        "task": {"name": "classify"},
+        "task": {"name": published.protocol.task},
         "data": data,
         "transforms": {"evaluate": list(published.evaluate)},
         "model": {"name": published.model},
         "losses": list(published.losses),
-        "metrics": [{"name": "accuracy"}],
+        "metrics": list(published.protocol.metrics),
         "optimizer": {"name": "adam", "lr": 1e-4},
         "train": {"epochs": 10, "batch_size": 32},
-        "evaluate": {"metric": "overall_accuracy", "batch_size": 64},
+        "evaluate": {"metric": published.protocol.metric, "batch_size": published.protocol.batch_size},
     }
     return "".join(f"{key}: {show_inline(value)}\n" for key, value in sections.items())
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.metrics.base import State
-from sightline.metrics.confusion import confusion_matrix
-from sightline.metrics.part_answers import part_answers
+from sightline.metrics.part_counts import count_parts
 
 __all__ = ["PartIoU", "category_means", "shape_ious"]
 
@@ -69,17 +68,12 @@ class PartIoU:
 
         Raises ValueError for NaN and for labels outside the parts of the cloud's category.
         """
-        sizes = cloud_offsets.diff()
-        owner = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
         self._assert_shapes(probabilities, target, category)
-        answers = part_answers(probabilities, category[owner], self.parts_of_category)
-        self._assert_sound(probabilities, answers[1], target, category[owner], sample_index[owner])
-        state["labelled"][sample_index] += self._counts(owner, target, len(sizes))
-        for rule, answer in enumerate(answers):
-            state["answered"][sample_index, rule] += self._counts(owner, answer, len(sizes))
-            is_right = answer == target
-            state["common"][sample_index, rule] += self._counts(owner[is_right], target[is_right], len(sizes))
-        state["confusion"] += confusion_matrix(answers[0], target, num_classes=self.num_classes)
+        counts = count_parts(probabilities, target, cloud_offsets, category, self.parts_of_category)
+        self._assert_sound(counts.faults, probabilities, target, category, sample_index)
+        for name in ("labelled", "answered", "common"):
+            state[name][sample_index] += getattr(counts, name)
+        state["confusion"] += counts.confusion
         state["category"][sample_index] = category
         state["seen"][sample_index] += 1
 
@@ -122,10 +116,6 @@ class PartIoU:
         union = state["answered"][:, rule] + state["labelled"] - common
         return shape_ious(common, union, state["category"], self.parts_of_category)
 
-    def _counts(self, owner: Tensor, part: Tensor, num_clouds: int) -> Tensor:
-        flat = torch.bincount(owner * self.num_classes + part, minlength=num_clouds * self.num_classes)
-        return flat.view(num_clouds, self.num_classes)
-
     def _assert_shapes(self, probabilities: Tensor, target: Tensor, category: Tensor) -> None:
         if probabilities.shape != (len(target), self.num_classes):
             raise ValueError(
@@ -140,24 +130,21 @@ class PartIoU:
             )
 
     def _assert_sound(
-        self, probabilities: Tensor, answer: Tensor, target: Tensor, category: Tensor, sample: Tensor
+        self, faults: Tensor, probabilities: Tensor, target: Tensor, category: Tensor, sample_index: Tensor
     ) -> None:
-        rows = probabilities.gather(1, answer[:, None]).isnan().flatten()  # the largest of a row with a NaN is that
-        if bool(rows.any()):
+        has_nan, has_foreign = (faults >= 0).unbind(dim=1)
+        if bool(has_nan.any()):
+            num_bad = int(probabilities.isnan().any(dim=1).sum())
             raise ValueError(
-                f"probabilities: {int(rows.sum())} of {len(rows)} points are NaN, first in sample "
-                f"{int(sample[rows][0])}; find where with `sightline check`"
+                f"probabilities: {num_bad} of {len(target)} points are NaN, first in sample "
+                f"{int(sample_index[has_nan][0])}; find where with `sightline check`"
             )
-        is_own = torch.zeros(len(self.category_names), self.num_classes, dtype=torch.bool, device=target.device)
-        for number, parts in enumerate(self.parts_of_category):
-            is_own[number, parts] = True
-        is_outside = (target < 0) | (target >= self.num_classes)
-        is_foreign = is_outside | ~is_own[category, target.clamp(0, self.num_classes - 1)]
-        if bool(is_foreign.any()):
-            first = int(is_foreign.nonzero()[0])
+        if bool(has_foreign.any()):
+            cloud = int(has_foreign.nonzero()[0])
             raise ValueError(
-                f"label: sample {int(sample[first])} of category {self.category_names[int(category[first])]} has part "
-                f"{int(target[first])}, its parts are {self.parts_of_category[int(category[first])]}; mend the labels"
+                f"label: sample {int(sample_index[cloud])} of category {self.category_names[int(category[cloud])]} has "
+                f"part {int(target[faults[cloud, 1]])}, its parts are {self.parts_of_category[int(category[cloud])]}; "
+                "mend the labels"
             )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sightline.models.published import LAYOUTS, translate_key
 
-__all__ = ["MODELS", "PublishedModel", "Size", "layouts_of"]
+__all__ = ["MODELS", "Protocol", "PublishedModel", "Size", "layouts_of"]
 
 
 class Size(NamedTuple):
@@ -25,11 +25,27 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """What weights were published for: the task, the data set, what is measured there and which number is quoted."""
+
+    task: str
+    data: str
+    metrics: tuple[Mapping[str, Any], ...]
+    metric: str
+    batch_size: int
+
+
+_OBJECTS = Protocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64)
+_SCENES = Protocol("segment", "s3dis", ({"name": "iou"},), "miou", 1)
+
+
+@dataclass(frozen=True)
 class PublishedModel:
     """A model as its authors published it.
 
     `from_shapes` are arguments that the weights show, `assumed` those that they do not, as in the authors' own recipe
-    for ModelNet40; `losses`, `evaluate` and `up_axis` are that recipe's losses, evaluation transforms and frame.
+    for the data set of `protocol`; `losses`, `evaluate` and `up_axis` are that recipe's losses, evaluation transforms
+    and frame.
     """
 
     model: str
@@ -40,6 +56,7 @@ class PublishedModel:
     losses: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy"},)
     evaluate: tuple[Mapping[str, Any], ...] = ()
     up_axis: str = "y"
+    protocol: Protocol = _OBJECTS
 
 
 _SMOOTHED: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy", "label_smoothing": 0.2},)
@@ -77,6 +94,14 @@ def _pointnet2(model: str, **assumed: Any) -> PublishedModel:
 
 MODELS: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_cls": _DGCNN,
+    "postech_point_transformer_seg": PublishedModel(
+        model="point_transformer",
+        num_classes=Size("head.2.weight", 0),
+        in_channels=Size("stages.0.down.edge.linear.weight", 1),
+        assumed={"per": "point", "strides": (1, 4, 4, 4, 4), "num_neighbours": (8, 16, 16, 16, 16)},
+        up_axis="z",
+        protocol=_SCENES,
+    ),
     "qq456cvb_pct_cls": _pct(head_activation="relu", codes_positions=False, min_squared_norm=None),
     "strawberry_pct_cls": _pct(head_activation="leaky_relu", codes_positions=False, min_squared_norm=1e-3),
     "strawberry_pct_cls_new": _pct(head_activation="leaky_relu", codes_positions=True, min_squared_norm=1e-3),

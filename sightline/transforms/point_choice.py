@@ -171,12 +171,17 @@ def _of_points(label: Tensor) -> Tensor:
 
 def _nearest_kept(points: Tensor, kept: Tensor, index: Tensor) -> Tensor:
     """The row of `kept` (B, K, 3) that stands for each of `points` (B, N, 3): its own, else the nearest; (B, N)."""
-    num_own = min(points.shape[1], kept.shape[1])  # what comes after the last point is a repetition
-    if num_own == points.shape[1]:
-        nearest = torch.zeros(points.shape[:2], dtype=torch.int64)
-    else:
-        nearest = nearest_neighbours(kept, num_neighbours=1, queries=points)[..., 0]
-    return nearest.scatter(1, index[:, :num_own], torch.arange(num_own).expand(len(points), -1))
+    num_clouds, num_points = points.shape[:2]
+    num_own = min(num_points, kept.shape[1])  # what comes after the last point is a repetition
+    own = index[:, :num_own]
+    nearest = torch.empty(num_clouds, num_points, dtype=torch.int64)
+    nearest.scatter_(1, own, torch.arange(num_own).expand(num_clouds, -1))
+    if num_own < num_points:
+        is_left = torch.ones(num_clouds, num_points, dtype=torch.bool).scatter(1, own, False)
+        left = is_left.nonzero()[:, 1].view(num_clouds, -1)
+        asked = points.gather(1, left[..., None].expand(-1, -1, 3))
+        nearest.scatter_(1, left, nearest_neighbours(kept, num_neighbours=1, queries=asked)[..., 0])
+    return nearest
 
 
 def whole_fields() -> dict[str, Field]:

@@ -17,11 +17,13 @@ from sightline.data.modelnet import ModelNet40
 from sightline.engine import checkpoint
 from sightline.engine.conversion import convert
 from sightline.errors import CheckpointError, ConfigError, UserError
+from sightline.models import point_transformer
 from sightline.models.published import LAYOUTS
 from sightline.models.published_models import MODELS
 from sightline.types import DataInfo, Field
 from tests.command import run_here
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, load_golden
+from tests.models.test_point_transformer import padded_as_theirs, ragged_input
 
 
 class Case(NamedTuple):
@@ -34,6 +36,7 @@ class Case(NamedTuple):
     given: tuple[str, ...] = ()
 
 
+SCENES = "postech_point_transformer_seg"
 CASES = [
     Case("dgcnn_cls_antao", "antao97_dgcnn_cls"),
     Case("dgcnn_cls_wang", "wangyueft_dgcnn_cls", 15, given=("model.num_neighbours=10",)),
@@ -66,13 +69,28 @@ class Fifteen:
         )
 
 
+class Thirteen:
+    """Coloured rooms of thirteen classes, ragged. Source: this test."""
+
+    def __init__(self, *, split: str) -> None:
+        names = tuple(f"class_{i}" for i in range(13))
+        of_points = {name: Field("points 3", "float32", collate="concatenate") for name in ("points", "colours")}
+        self.info = DataInfo(
+            facts={"num_classes": 13, "class_names": names, "in_channels": 6, "up_axis": "z"},
+            fields=of_points | {"label": Field("points", "int64", collate="concatenate")},
+            features=("colours",),
+        )
+
+
 @pytest.fixture(autouse=True)
-def _fifteen() -> Iterator[None]:
-    """A data set of fifteen classes while a test runs."""
+def _sets() -> Iterator[None]:
+    """Data sets of fifteen and of thirteen classes while a test runs."""
     registry.data.names()
     registry.data.add("fifteen")(Fifteen)
+    registry.data.add("thirteen")(Thirteen)
     yield
     registry.data._entries.pop("fifteen")
+    registry.data._entries.pop("thirteen")
 
 
 def data_of(case: Case, tmp_path: Path) -> dict[str, Any]:
@@ -126,8 +144,28 @@ def test_converted_weights_give_the_outputs_of_the_authors_code(shared: Path, tm
     assert len(run.class_names) == case.num_classes
 
 
+@pytest.mark.shared
+def test_converted_weights_of_scenes_give_the_outputs_of_the_authors_code(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The golden clouds are smaller than the authors' neighbourhoods, so their rule for those is put in."""
+    monkeypatch.setattr(point_transformer, "levels_of", padded_as_theirs)
+    golden = load_golden(shared, "pt_korea_seg_c6")
+    file, target = saved(tmp_path / "a.pth", golden.state()), tmp_path / "run"
+    precision = ("train.precision=float64",)
+    converted = convert(file, layout=SCENES, target=target, data_name="thirteen", overrides=precision)
+    assert converted.lineage["from_shapes"] == {"num_classes": 13, "in_channels": 6}
+    assert converted.lineage["parameters"] == golden.info["param_count"]
+    run = sightline.load_run(target)
+    assert run.config.task.name == "segment"
+    assert run.config.evaluate.metric == "miou"
+    with torch.no_grad():
+        logits = run.model(**ragged_input(golden))["logits"]
+    assert_near_largest(logits.flatten()[::2], golden.tensor("eval.out.logits"), OUTPUT_BOUND, "logits")
+
+
 def test_every_layout_has_a_case() -> None:
-    assert {case.layout for case in CASES} == set(MODELS)
+    assert {case.layout for case in CASES} | {SCENES} == set(MODELS)
 
 
 def test_what_is_written_is_a_run_and_tells_its_lineage(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sightline.metrics import PartIoU
 from sightline.metrics.base import State, fresh_state
-from sightline.metrics.part_answers import part_answers, part_answers_plainly
+from sightline.metrics.part_counts import count_parts, count_parts_plainly
 from tests.data.shapenet_part_writers import CATEGORIES
 from tests.golden_parity import load_golden
 
@@ -230,33 +230,44 @@ def test_labels_answers_and_categories_out_of_place_are_named() -> None:
             figures([(unknown, torch.tensor([4, 5]), BAG)])
 
 
-# --- the compiled answers ---------------------------------------------------------------------------------------------
+# --- the compiled counts ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("levels", [2, 5, 10_000])
-def test_compiled_answers_are_those_of_the_plain_form(dtype: torch.dtype, levels: int) -> None:
-    """Few levels make ties of every kind; NaN and infinities stand where they may."""
+def test_compiled_counts_are_those_of_the_plain_form(dtype: torch.dtype, levels: int) -> None:
+    """Few levels make ties of every kind; infinities stand where they may."""
     generator = torch.Generator().manual_seed(levels)
-    probabilities = torch.randint(0, levels, (4000, 50), generator=generator).to(dtype)
-    category = torch.randint(0, 16, (4000,), generator=generator)
+    sizes = torch.randint(1, 200, (40,), generator=generator)
+    category = torch.randint(0, 16, (40,), generator=generator)
+    probabilities = torch.randint(0, levels, (int(sizes.sum()), 50), generator=generator).to(dtype)
     probabilities[::7, 3] = -torch.inf
     probabilities[5::7, 20] = torch.inf
-    probabilities[3::11, 40:45] = torch.nan
-    own, overall = part_answers(probabilities, category, PARTS)
-    expected_own, expected = part_answers_plainly(probabilities, category, PARTS)
-    assert torch.equal(overall, expected)
-    is_known = ~probabilities.isnan().any(dim=1)
-    assert torch.equal(own[is_known], expected_own[is_known])
+    target = torch.cat(
+        [torch.tensor(PARTS[c])[torch.arange(n) % len(PARTS[c])] for c, n in zip(category, sizes, strict=True)]
+    )
+    given = (probabilities, target, torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]), category, PARTS)
+    for found, expected in zip(count_parts(*given), count_parts_plainly(*given), strict=True):
+        assert torch.equal(found, expected)
 
 
-def test_no_points_and_points_apart_in_memory_are_taken() -> None:
-    assert [len(each) for each in part_answers(torch.zeros(0, 50), torch.zeros(0, dtype=torch.int64), PARTS)] == [0, 0]
-    probabilities = torch.rand(50, 80).T
-    category = torch.arange(80) % 16
-    for found, expected in zip(
-        part_answers(probabilities, category, PARTS),
-        part_answers_plainly(probabilities, category, PARTS),
-        strict=True,
-    ):
+def test_both_forms_find_the_first_fault_of_each_shape() -> None:
+    probabilities = torch.rand(9, 50)
+    probabilities[[4, 5], 49] = torch.nan
+    probabilities[7, 4] = torch.nan
+    given = (probabilities, torch.tensor([4, 5, 5, 4, 4, 4, 6, 6, -1]), torch.tensor([0, 3, 6, 9]))
+    for form in (count_parts, count_parts_plainly):
+        assert form(*given, torch.tensor([BAG, BAG, CAP]), PARTS).faults.tolist() == [[-1, -1], [4, -1], [7, 8]]
+
+
+def test_no_shapes_and_points_apart_in_memory_are_taken() -> None:
+    nothing = (
+        torch.zeros(0, 50),
+        torch.zeros(0, dtype=torch.int64),
+        torch.tensor([0]),
+        torch.zeros(0, dtype=torch.int64),
+    )
+    assert count_parts(*nothing, PARTS).answered.shape == (0, 2, 50)
+    given = (torch.rand(50, 80).T, torch.full((80,), 4), torch.tensor([0, 80]), torch.tensor([BAG]), PARTS)
+    for found, expected in zip(count_parts(*given), count_parts_plainly(*given), strict=True):
         assert torch.equal(found, expected)

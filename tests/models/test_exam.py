@@ -18,6 +18,12 @@ FACTS = {"num_classes": 5, "in_channels": 3, "class_names": ("a", "b", "c", "d",
 INPUTS: dict[str, Callable[[int], Tensor]] = {"points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64)}
 """How to make a batch of each input that a model may need; a model with a new kind of input adds its line here."""
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "point_transformer": {
+        "widths": (16, 32),
+        "strides": (1, 4),
+        "num_neighbours": (8, 8),
+        "num_blocks": (1, 1),
+    },
     "pct": {"num_centres": (16, 8), "num_neighbours": 8},
     "pointnet2": {"num_centres": (16, 8)},
     "pointnet2_msg": {"num_centres": (16, 8)},

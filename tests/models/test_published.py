@@ -9,6 +9,7 @@ from torch import Tensor
 from sightline.errors import CheckpointError
 from sightline.models.dgcnn import DGCNN
 from sightline.models.pct import PCT
+from sightline.models.point_transformer import PointTransformer
 from sightline.models.pointnet import PointNet, PointNetPlain
 from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
 from sightline.models.published import LAYOUTS, translate
@@ -67,6 +68,7 @@ def test_convolutions_become_matrices_and_nothing_given_changes() -> None:
     [
         ("antao97_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
         ("wangyueft_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
+        ("postech_point_transformer_seg", PointTransformer(num_classes=2, in_channels=3)),
         ("qq456cvb_pct_cls", PCT(num_classes=2, in_channels=6, head_activation="relu")),
         ("strawberry_pct_cls", PCT(num_classes=2, in_channels=3)),
         ("strawberry_pct_cls_new", PCT(num_classes=2, in_channels=3, codes_positions=True)),
