@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -136,6 +136,16 @@ def predict(
     unit_sphere: Annotated[
         bool, typer.Option("--unit-sphere", help="move every cloud to its mean and scale it to radius 1")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="write the labels of points there, and coloured clouds")
+    ] = None,
+    probabilities: Annotated[
+        Literal["float16", "float32"] | None,
+        typer.Option("--probabilities", help="write every class's probability of every point, too"),
+    ] = None,
+    category: Annotated[
+        str | None, typer.Option("--category", metavar="NAME", help="of all files, for parts [their folders' names]")
+    ] = None,
     plugin: Plugins = None,
     device: Device = "auto",
     json: Json = None,
@@ -144,28 +154,20 @@ def predict(
     ] = None,
     traceback: Traceback = False,
 ) -> int:
-    """Say the class of each file, with its probability and the margin to the next class.
+    """Say the class of each file, with its probability and the margin to the next class; or of each of its points.
 
     Files are prepared as the run's own data was (a mesh is drawn as 'data prepare' draws it) and go through the run's
     evaluation transforms once, without votes. A file that is damaged, or outside what the run was trained on
-    (channels, scale, number of points), is refused by name, and the others are predicted all the same. Exit code 0
-    where every file was predicted, 2 where one was refused, 1 where the work failed.
+    (channels, scale, number of points), is refused by name, and the others are predicted all the same. A run that
+    classes points says the share of each class, and writes labels in the order of the file (.labels.npy) and a coloured
+    cloud (.ply) into --out; one that classes parts must be told what the objects are. Exit code 0 where every file was
+    predicted, 2 where one was refused, 1 where the work failed.
     """
     with collection_paused():
         from sightline.verbs import predict as verb
 
-    return verb.predict(
-        run,
-        tuple(paths),
-        which=checkpoint,
-        plugins=tuple(plugin or ()),
-        batch_size=batch_size,
-        columns=columns,
-        to_sphere=unit_sphere,
-        device=device,
-        json=json,
-        csv=csv,
-    )
+    asked = (checkpoint, tuple(plugin or ()), batch_size, columns, unit_sphere, category, out, probabilities)
+    return verb.predict(verb.Options(run, tuple(paths), *asked, device, json, csv))
 
 
 @app.command()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
-
-from sightline.metrics.part_answers import part_answers
 
 __all__ = ["answers_of"]
 
@@ -26,5 +25,13 @@ def answers_of(batch: Mapping[str, Any], predictions: Mapping[str, Any], facts: 
     if parts is None or "category" not in batch:
         answers = probabilities.argmax(dim=1)
     else:
-        answers, _ = part_answers(probabilities, batch["category"].repeat_interleave(sizes), parts)
+        answers = _among_own(probabilities, batch["category"].repeat_interleave(sizes), parts)
     return list(answers.split(sizes.tolist()))
+
+
+def _among_own(probabilities: Tensor, category: Tensor, parts_of_category: Sequence[Sequence[int]]) -> Tensor:
+    """The most probable part of each point (P,) among those of its category (P,), the first of equals."""
+    is_own = torch.zeros(len(parts_of_category), probabilities.shape[1], dtype=torch.bool, device=probabilities.device)
+    for number, parts in enumerate(parts_of_category):
+        is_own[number, list(parts)] = True
+    return probabilities.where(is_own[category], -torch.inf).argmax(dim=1)
