@@ -261,13 +261,13 @@ def _write_caption(tile: np.ndarray, text: str, is_right: bool | None, strip_px:
 def fit_text(
     draw: ImageDraw.ImageDraw, text: str, width: float, *, size_px: int
 ) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
-    """The text and a font in which it fits: smaller by up to a quarter, then cut short with dots."""
+    """The text and a font in which it fits: smaller by up to two fifths, then cut short with dots."""
     from PIL import ImageFont
 
     font = ImageFont.load_default(size_px)
     length = draw.textlength(text, font)
     if length > width:
-        font = ImageFont.load_default(max(0.75 * size_px, size_px * width / length))
+        font = ImageFont.load_default(max(0.6 * size_px, 0.97 * size_px * width / length))  # widths grow in steps
     while len(text) > 1 and draw.textlength(text, font) > width:
         text = text.rstrip(".")[:-1].rstrip() + "..."
     return text, font

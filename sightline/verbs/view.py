@@ -62,6 +62,9 @@ def view(options: Options) -> int:
     """Draw samples of a config, samples and answers of a run, or the user's own files; the exit code."""
     assert_writable(options.out / "view.html", option="--out")
     is_config = [_is_config(path) for path in options.paths]
+    for path, is_one in zip(options.paths, is_config, strict=True):
+        if not is_one and not path.exists():
+            raise UserError(f"view: {path}: there is no such file, folder or run; check the path")
     if len(options.paths) > 1 and any(is_config):
         which = options.paths[is_config.index(True)]
         raise UserError(f"view: {which} is a config or a run; give it alone, or cloud files alone")
@@ -111,13 +114,13 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
         subjects = [
             sample_subject(
                 index,
-                name=f"{split}/{part.name_of(index)}",
+                name=name,
                 branches=_branches(config, part, options.epoch or 0),
                 seed=config.seed,
                 facts=part.dataset.info.facts,
                 predictor=predictor,
             )
-            for index in _chosen(part, options)
+            for index, name in _named(part, _chosen(part, options))
         ]
     about = {"run" if has_answers else "config": str(path), "data": config.data.name, "split": split}
     return subjects, f"{config.name}: {config.data.name}, {split}", about | {"epoch": options.epoch or 0}
@@ -161,6 +164,13 @@ def _chosen(part: Part, options: Options) -> list[int]:
             )
         chosen.append(index)
     return list(dict.fromkeys(chosen))
+
+
+def _named(part: Part, indices: Sequence[int]) -> list[tuple[int, str]]:
+    """Each index with what its sample is called; where several are called the same, its number goes with it."""
+    names = [f"{part.split}/{part.name_of(index)}" for index in indices]
+    times = Counter(names)
+    return [(i, f"{name} ({i})" if times[name] > 1 else name) for i, name in zip(indices, names, strict=True)]
 
 
 def _other_part(part: Part, index: int | None) -> str:

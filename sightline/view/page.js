@@ -88,12 +88,14 @@ function colorsOf(coloring, points, frame) {  // a packed colour for each point,
   return colors;
 }
 
-function hide(colors, colorings) {  // a class is hidden whatever the points are coloured by
-  for (const coloring of colorings.filter((each) => each.kind === "classes")) {
-    const isHidden = coloring.classes.map((each) => chosen.hidden.has(each.name));
-    if (!isHidden.includes(true)) continue;
+function hide(colors, current, colorings) {  // by the colouring that is shown, else by the first that has the class
+  const ofClasses = [current, ...colorings].filter((each) => each.kind === "classes");
+  for (const name of chosen.hidden) {
+    const coloring = ofClasses.find((each) => each.classes.some((row) => row.name === name));
+    if (!coloring) continue;
     coloring.codes = coloring.codes || shortsOf(coloring.values);
-    for (let i = 0; i < colors.length; i++) if (isHidden[coloring.codes[i]]) colors[i] = 0;
+    const code = coloring.classes.findIndex((row) => row.name === name);
+    for (let i = 0; i < colors.length; i++) if (coloring.codes[i] === code) colors[i] = 0;
   }
 }
 
@@ -146,7 +148,7 @@ function splat(points, colors, frame) {
   const [r, u, t] = viewOf();
   const [cx, cy, cz] = frame.middle.map((value, k) => value + camera.target[k] * frame.radius);
   const focal = focalOf(width, height), inverse = 1 / frame.radius;
-  const size = Number(element("size").value) * Math.min(0.03, 1.5 / Math.sqrt(points.length / 3 + 1));
+  const size = Number(element("size").value) * Math.min(0.03, 1.3 / Math.sqrt(points.length / 3 + 1));
   for (let i = 0, n = 0; i < colors.length; i++, n += 3) {
     const color = colors[i];
     if (color === 0) continue;
@@ -205,7 +207,7 @@ function draw() {
   const frame = element("frame").checked ? frameOf(subject.clouds[0], subject.up) : own;
   if (cloud.coloredBy !== chosen.coloring || cloud.hiddenWas !== [...chosen.hidden].join()) {
     cloud.colors = colorsOf(currentColoring(cloud), points, own);
-    hide(cloud.colors, cloud.colorings);
+    hide(cloud.colors, currentColoring(cloud), cloud.colorings);
     [cloud.coloredBy, cloud.hiddenWas] = [chosen.coloring, [...chosen.hidden].join()];
   }
   screen.pixels.fill(0);

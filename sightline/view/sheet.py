@@ -32,12 +32,13 @@ def tiles_of(subject: Subject) -> list[Tile]:
     tiles = []
     has_answers = any(cloud.coloring(_OF_ANSWERS[-1]) for cloud in subject.clouds)
     for place, cloud in enumerate(subject.clouds):
-        first, told = cloud.colorings[0], f"{cloud.stage} ({len(cloud.points):,})"
+        first, count = cloud.colorings[0], len(cloud.points)
         if cloud.stage == "prediction":
             answers = [each for each in cloud.colorings if each.name in _OF_ANSWERS]
             tiles += [Tile(cloud, each, each.name) for each in answers] or [Tile(cloud, first, cloud.told)]
             continue
-        tiles.append(Tile(cloud, first, told))
+        is_same = place > 0 and count == len(subject.clouds[place - 1].points)
+        tiles.append(Tile(cloud, first, cloud.stage if is_same else f"{cloud.stage} ({count:,})"))
         classes = next((each for each in cloud.colorings if isinstance(each, ByClass)), first)
         if place == 0 and classes is not first and not has_answers:
             tiles.append(Tile(cloud, classes, f"{cloud.stage}: {classes.name}"))
@@ -83,7 +84,7 @@ def thinned(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _visible(cloud: Cloud, hidden: Sequence[str]) -> np.ndarray:
-    """The rows of points that are finite and of no hidden class, by the first colouring that knows the class."""
+    """The rows of points that are finite and of no hidden class, by the first colouring that knows it: by the truth."""
     is_seen = np.isfinite(cloud.points).all(axis=1)
     for name in hidden:
         of_class = next((e for e in cloud.colorings if isinstance(e, ByClass) and name in e.class_names), None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.command import run_here
 
-__all__ = ["PLUGIN", "make_parts", "make_scenes"]
+__all__ = ["PLUGIN", "SCENES", "make_parts", "make_scenes"]
 
 PLUGIN = '''
 from typing import TypedDict

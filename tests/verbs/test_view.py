@@ -18,7 +18,7 @@ from sightline.engine.build import build_data, build_part
 from sightline.pictures import PALETTE
 from sightline.types import SampleKey
 from tests.command import Outcome, run_here
-from tests.runs.segments import make_parts, make_scenes
+from tests.runs.segments import SCENES, make_parts, make_scenes
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,8 @@ def test_files_and_folders_of_clouds(tmp_path: Path) -> None:
         (["{file}", "--split", "train"], "view: --split are about a data set; files have none"),
         (["{file}", "data.num_points=3"], "key=value is laid over a config, files have none"),
         (["{file}", "--up", "w"], "--up: found 'w', allowed are x, y, z"),
-        (["{folder}/none.ply"], "none.ply: there is no such file"),
+        (["{folder}/none.ply"], "none.ply: there is no such file, folder or run"),
+        (["{folder}/no_run", "--num", "3"], "no_run: there is no such file, folder or run"),
         (["{folder}/empty"], "holds no file of the kinds"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -212,6 +213,21 @@ def test_a_held_out_sample_is_not_shown_as_training(parts: Path, tmp_path: Path)
     assert f"; {index} belongs to the validation part" in err
     code, _, err = run_here("view", parts.with_name("parts.yaml"), *words, "--split", "validation")
     assert code == 0, err
+
+
+def test_samples_of_one_name_are_told_apart(parts: Path, tmp_path: Path) -> None:
+    """As the repeats of a scene are."""
+    plugin = tmp_path / "plugin.py"
+    text = (parts.parent / "plugin.py").read_text()
+    plugin.write_text(text.replace('return f"Area_1/room {index}"', 'return "room"'))
+    config = tmp_path / "scenes.yaml"
+    config.write_text(SCENES)
+    words = ("--plugin", plugin, "--split", "test", "--samples", "0,2,2", "--json", tmp_path / "out.json")
+    done = run_here("view", config, *words, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert [sample["name"] for sample in document["samples"]] == ["test/room (0)", "test/room (2)"]
+    assert {"test_room_0.png", "test_room_2.png"} <= set(document["files"])
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(parts: Path, tmp_path: Path) -> None:

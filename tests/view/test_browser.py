@@ -64,6 +64,8 @@ document.querySelector("#legend button").click();
 told.hidden = drawn();
 document.querySelector("#legend button").dispatchEvent(new MouseEvent("click", { shiftKey: true, bubbles: true }));
 told.alone = [...chosen.hidden];
+told.seen = drawn().count;
+press("c"); told.still = drawn().count; chosen.coloring = "";
 press(".");
 told.sample = document.querySelector("#subjects").value;
 told.requests = performance.getEntriesByType("resource").length;
@@ -107,5 +109,6 @@ def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
     assert told["reset"] == told["first"]
     assert told["hidden"]["count"] < told["first"]["count"]
     assert set(told["alone"]) == {"wall", "chair"}
+    assert told["seen"] == told["still"] < told["hidden"]["count"]  # also where colours know no class
     assert told["sample"] == "1"
     assert told["requests"] == 0

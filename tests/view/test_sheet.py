@@ -44,10 +44,17 @@ def is_there(image: np.ndarray, color: np.ndarray) -> bool:
 
 
 def test_every_stage_has_a_card_and_an_answer_has_three() -> None:
-    assert captions(subject_of()) == ["raw (400)", "train 1: scale (400)"]
-    assert captions(subject_of(with_colours=True)) == ["raw (400)", "raw: ground truth", "train 1: scale (400)"]
+    assert captions(subject_of()) == ["raw (400)", "train 1: scale"]
+    assert captions(subject_of(with_colours=True)) == ["raw (400)", "raw: ground truth", "train 1: scale"]
     answered = subject_of(with_colours=True, answers=np.zeros(400, dtype=np.int64))
-    assert captions(answered) == ["raw (400)", "train 1: scale (400)", "ground truth", "prediction", "error"]
+    assert captions(answered) == ["raw (400)", "train 1: scale", "ground truth", "prediction", "error"]
+
+
+def test_a_card_says_how_many_points_there_are_where_that_changes() -> None:
+    points, _ = parted()
+    sizes = (400, 400, 100, 100)
+    clouds = [Cloud(f"stage {i}", points[:n], (upward(points[:n], "z"),)) for i, n in enumerate(sizes)]
+    assert captions(Subject("a", tuple(clouds))) == ["stage 0 (400)", "stage 1", "stage 2 (100)", "stage 3"]
 
 
 def test_hidden_classes_are_not_drawn() -> None:
