@@ -79,6 +79,17 @@ def _rule_made(key: str, kind: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.asarray(value))
 
 
+def cloud_inputs(golden: Golden) -> dict[str, Tensor]:
+    """What a segmentation model is given: `points`, further channels as `features`, a one-hot row as `category`."""
+    channels = golden.tensor("in.x").mT
+    given = {"points": channels[..., :3]}
+    if channels.shape[-1] > 3:
+        given["features"] = channels[..., 3:]
+    if "in.onehot" in golden.arrays:
+        given["category"] = golden.tensor("in.onehot").flatten(1).argmax(dim=1)
+    return given
+
+
 def assert_near_largest(found: Tensor, expected: Tensor, bound: float, what: str) -> None:
     """Every difference is at most `bound` times the largest expected entry."""
     assert found.shape == expected.shape, (

@@ -10,18 +10,41 @@ from torch import Tensor
 
 from sightline.models.published import LAYOUTS, translate_key
 
-__all__ = ["MODELS", "PublishedModel", "Size", "layouts_of"]
+__all__ = ["MODELS", "PublishedModel", "Purpose", "Size", "layouts_of"]
 
 
 class Size(NamedTuple):
-    """A number read off one axis of one of our tensors, divided by `divisor`."""
+    """A number read off one axis of one of our tensors: less `others`, divided by `divisor`."""
 
     name: str
     axis: int
     divisor: int = 1
+    others: int = 0
 
     def of(self, weights: Mapping[str, Tensor]) -> int:
-        return weights[self.name].shape[self.axis] // self.divisor
+        return (weights[self.name].shape[self.axis] - self.others) // self.divisor
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What weights were published for: a task, the data set they were trained on and which way is up in it there.
+
+    `metric` is the one that chooses among those of `metrics`, over batches of `batch_size`; `has_normals` says whether
+    the set's argument `normals` decides between 3 and 6 channels.
+    """
+
+    task: str
+    data: str
+    up_axis: str
+    metrics: str
+    metric: str
+    batch_size: int
+    has_normals: bool
+
+
+_CLASSES = Purpose("classify", "modelnet40", "y", "accuracy", "overall_accuracy", 64, has_normals=True)
+_PARTS = Purpose("segment", "shapenet_part", "y", "part_iou", "instance_miou", 32, has_normals=True)
+_SCENES = Purpose("segment", "s3dis", "z", "iou", "miou", 1, has_normals=False)
 
 
 @dataclass(frozen=True)
@@ -29,7 +52,7 @@ class PublishedModel:
     """A model as its authors published it.
 
     `from_shapes` are arguments that the weights show, `assumed` those that they do not, as in the authors' own recipe
-    for ModelNet40; `losses`, `evaluate` and `up_axis` are that recipe's losses, evaluation transforms and frame.
+    for the data set of their `purpose`; `losses` and `evaluate` are that recipe's losses and evaluation transforms.
     """
 
     model: str
@@ -39,7 +62,7 @@ class PublishedModel:
     assumed: Mapping[str, Any] = field(default_factory=dict)
     losses: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy"},)
     evaluate: tuple[Mapping[str, Any], ...] = ()
-    up_axis: str = "y"
+    purpose: Purpose = _CLASSES
 
 
 _SMOOTHED: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy", "label_smoothing": 0.2},)
@@ -75,6 +98,69 @@ def _pointnet2(model: str, **assumed: Any) -> PublishedModel:
     )
 
 
+_PENALISED: tuple[Mapping[str, Any], ...] = (
+    {"name": "cross_entropy"},
+    {"name": "feature_transform_penalty", "weight": 0.001},
+)
+
+
+def _dgcnn_points(model: str, last: str, purpose: Purpose, **assumed: Any) -> PublishedModel:
+    return PublishedModel(
+        model=model,
+        num_classes=Size(f"{last}.weight", 0),
+        in_channels=Size("levels.edges.0.network.layers.0.linear.weight", 1, divisor=2),
+        from_shapes={"embedding": Size("levels.embed.linear.weight", 0)},
+        assumed={"dropout": 0.5, **assumed},
+        losses=_SMOOTHED,
+        purpose=purpose,
+    )
+
+
+def _pointnet_points(model: str, embedding: str, purpose: Purpose) -> PublishedModel:
+    return PublishedModel(
+        model=model,
+        num_classes=Size("head.2.weight", 0),
+        in_channels=Size(f"{embedding}.linear.weight", 1),
+        losses=_PENALISED,
+        purpose=purpose,
+    )
+
+
+def _pointnet2_points(model: str, purpose: Purpose, **assumed: Any) -> PublishedModel:
+    """The first abstraction sees a place beside all channels."""
+    return PublishedModel(
+        model=model,
+        num_classes=Size("head.2.weight", 0),
+        in_channels=Size("abstractions.0.groups.0.network.layers.0.linear.weight", 1, others=3),
+        assumed={"dropout": 0.5, **assumed},
+        purpose=purpose,
+    )
+
+
+_SEGMENTATION: Mapping[str, PublishedModel] = {
+    "antao97_dgcnn_parts": _dgcnn_points("dgcnn_parts", "head.4", _PARTS, num_neighbours=40),
+    "antao97_dgcnn_scenes": _dgcnn_points("dgcnn_scenes", "head.2", _SCENES, num_neighbours=20, first_graph="place"),
+    "menghaoguo_pct_parts": PublishedModel(
+        model="pct_parts",
+        num_classes=Size("head.2.weight", 0),
+        in_channels=Size("embed.0.linear.weight", 1),
+        assumed={"dropout": 0.5},
+        purpose=_PARTS,
+    ),
+    "yanx27_pointnet2_ssg_parts": _pointnet2_points(
+        "pointnet2_parts", _PARTS, num_centres=(512, 128), radii=(0.2, 0.4), num_neighbours=(32, 64)
+    ),
+    "yanx27_pointnet2_ssg_scenes": _pointnet2_points(
+        "pointnet2_scenes",
+        _SCENES,
+        num_centres=(1024, 256, 64, 16),
+        radii=(0.1, 0.2, 0.4, 0.8),
+        num_neighbours=32,
+    ),
+    "yanx27_pointnet_parts": _pointnet_points("pointnet_parts", "embed.0", _PARTS),
+    "yanx27_pointnet_scenes": _pointnet_points("pointnet_scenes", "embed", _SCENES),
+}
+
 MODELS: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_cls": _DGCNN,
     "qq456cvb_pct_cls": _pct(head_activation="relu", codes_positions=False, min_squared_norm=None),
@@ -96,9 +182,10 @@ MODELS: Mapping[str, PublishedModel] = {
         num_classes=Size("head.5.weight", 0),
         in_channels=Size("embed.linear.weight", 1),
         assumed={"dropout": 0.4},
-        losses=({"name": "cross_entropy"}, {"name": "feature_transform_penalty", "weight": 0.001}),
+        losses=_PENALISED,
         evaluate=_NORMALISED,
     ),
+    **_SEGMENTATION,
 }
 """One for every layout of `published.LAYOUTS`."""
 
