@@ -232,8 +232,8 @@ def _plain_recipe(layout: str, published: PublishedModel, counts: Mapping[str, i
     data: dict[str, Any] = {"name": data_name}
     if data_name in _FIRST_POINTS:
         data["num_points"] = _FIRST_POINTS[data_name]
-    if data_name == purpose.data and purpose.has_normals:
-        data["normals"] = "file" if counts["in_channels"] == 6 else "none"
+    if data_name == purpose.data:
+        data |= purpose.arguments.get(counts["in_channels"], {})
     sections = {
         "name": layout,
         "task": {"name": purpose.task},
@@ -296,11 +296,12 @@ def _assert_same_counts(
     for name, count in counts.items():
         stated = info.facts.get(name)
         if stated != count:
+            purpose = published.purpose
+            arguments = purpose.arguments.get(count, {})
+            given = " ".join(f"data.{key}={str(value).lower()}" for key, value in arguments.items())
             advice = {
                 "num_classes": "name the data set that they were trained on with --data NAME or --config CONFIG",
-                "in_channels": "with normals: data.normals=file"
-                if published.purpose.has_normals
-                else "give the points the features that the weights were trained on",
+                "in_channels": f"give the points as many; in {purpose.data} that is {given or 'not to be had'}",
             }[name]
             raise ConfigError(
                 f"{file}: its weights have {name} = {count}, the data set '{config.data.name}' has {stated}; {advice}"

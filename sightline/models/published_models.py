@@ -29,8 +29,8 @@ class Size(NamedTuple):
 class Purpose:
     """What weights were published for: a task, the data set they were trained on and which way is up in it there.
 
-    `metric` is the one that chooses among those of `metrics`, over batches of `batch_size`; `has_normals` says whether
-    the set's argument `normals` decides between 3 and 6 channels.
+    `metric` is the one that chooses among those of `metrics`, over batches of `batch_size`; `arguments` are those of
+    the set that give a point so many channels.
     """
 
     task: str
@@ -39,12 +39,18 @@ class Purpose:
     metrics: str
     metric: str
     batch_size: int
-    has_normals: bool
+    arguments: Mapping[int, Mapping[str, Any]]
 
 
-_CLASSES = Purpose("classify", "modelnet40", "y", "accuracy", "overall_accuracy", 64, has_normals=True)
-_PARTS = Purpose("segment", "shapenet_part", "y", "part_iou", "instance_miou", 32, has_normals=True)
-_SCENES = Purpose("segment", "s3dis", "z", "iou", "miou", 1, has_normals=False)
+_BY_NORMALS: Mapping[int, Mapping[str, Any]] = {3: {"normals": "none"}, 6: {"normals": "file"}}
+_BY_COLOURS: Mapping[int, Mapping[str, Any]] = {
+    3: {"colours": False},
+    6: {"colours": True},
+    9: {"colours": True, "place": True},
+}
+_CLASSES = Purpose("classify", "modelnet40", "y", "accuracy", "overall_accuracy", 64, _BY_NORMALS)
+_PARTS = Purpose("segment", "shapenet_part", "y", "part_iou", "instance_miou", 32, _BY_NORMALS)
+_SCENES = Purpose("segment", "s3dis", "z", "iou", "miou", 1, _BY_COLOURS)
 
 
 @dataclass(frozen=True)
