@@ -81,10 +81,9 @@ def convert(
     given = _config(layout, published, counts, config_path, data_name, overrides)
     config, assumed = _with_model(given, published, sizes, target, layout)
     info, notes = _info(config)
-    up_axis = published.purpose.up_axis
-    if info.facts.get("up_axis", up_axis) != up_axis:
+    if info.facts.get("up_axis", published.up_axis) != published.up_axis:
         notes.append(
-            f"the authors of {layout} trained with {up_axis} up, '{config.data.name}' has "
+            f"the authors of {layout} trained with {published.up_axis} up, '{config.data.name}' has "
             f"{info.facts['up_axis']} up: weights of theirs will not reach their figures on it"
         )
     if config_path is None and config.data.name in _FIRST_POINTS:
@@ -218,7 +217,7 @@ def _config(
         return read_config(path / "config.yaml" if is_run(path) else path, overrides)
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / f"{layout}.yaml"
-        data_name = data_name or published.purpose.data
+        data_name = data_name or published.protocol.data
         plain.write_text(_plain_recipe(layout, published, counts, data_name), encoding="utf-8")
         try:
             return read_config(plain, overrides)
@@ -228,23 +227,23 @@ def _config(
 
 def _plain_recipe(layout: str, published: PublishedModel, counts: Mapping[str, int], data_name: str) -> str:
     """A config to evaluate as the authors did, and to fine-tune with a small rate."""
-    purpose = published.purpose
+    protocol = published.protocol
     data: dict[str, Any] = {"name": data_name}
     if data_name in _FIRST_POINTS:
         data["num_points"] = _FIRST_POINTS[data_name]
-    if data_name == purpose.data:
-        data |= purpose.arguments.get(counts["in_channels"], {})
+    if data_name == protocol.data:
+        data |= protocol.arguments.get(counts["in_channels"], {})
     sections = {
         "name": layout,
-        "task": {"name": purpose.task},
+        "task": {"name": protocol.task},
         "data": data,
         "transforms": {"evaluate": list(published.evaluate)},
         "model": {"name": published.model},
         "losses": list(published.losses),
-        "metrics": [{"name": purpose.metrics}],
+        "metrics": list(protocol.metrics),
         "optimizer": {"name": "adam", "lr": 1e-4},
         "train": {"epochs": 10, "batch_size": 32},
-        "evaluate": {"metric": purpose.metric, "batch_size": purpose.batch_size},
+        "evaluate": {"metric": protocol.metric, "batch_size": protocol.batch_size},
     }
     return "".join(f"{key}: {show_inline(value)}\n" for key, value in sections.items())
 
@@ -296,12 +295,12 @@ def _assert_same_counts(
     for name, count in counts.items():
         stated = info.facts.get(name)
         if stated != count:
-            purpose = published.purpose
-            arguments = purpose.arguments.get(count, {})
+            protocol = published.protocol
+            arguments = protocol.arguments.get(count, {})
             given = " ".join(f"data.{key}={str(value).lower()}" for key, value in arguments.items())
             advice = {
                 "num_classes": "name the data set that they were trained on with --data NAME or --config CONFIG",
-                "in_channels": f"give the points as many; in {purpose.data} that is {given or 'not to be had'}",
+                "in_channels": f"give the points as many; in {protocol.data} that is {given or 'not to be had'}",
             }[name]
             raise ConfigError(
                 f"{file}: its weights have {name} = {count}, the data set '{config.data.name}' has {stated}; {advice}"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sightline.models.published import LAYOUTS, translate_key
 
-__all__ = ["MODELS", "PublishedModel", "Purpose", "Size", "layouts_of"]
+__all__ = ["MODELS", "Protocol", "PublishedModel", "Size", "layouts_of"]
 
 
 class Size(NamedTuple):
@@ -26,17 +26,15 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Purpose:
-    """What weights were published for: a task, the data set they were trained on and which way is up in it there.
+class Protocol:
+    """What weights were published for: the task, the data set, what is measured there and which number is quoted.
 
-    `metric` is the one that chooses among those of `metrics`, over batches of `batch_size`; `arguments` are those of
-    the set that give a point so many channels.
+    `arguments` are those of the data set that give a point so many channels.
     """
 
     task: str
     data: str
-    up_axis: str
-    metrics: str
+    metrics: tuple[Mapping[str, Any], ...]
     metric: str
     batch_size: int
     arguments: Mapping[int, Mapping[str, Any]]
@@ -48,9 +46,9 @@ _BY_COLOURS: Mapping[int, Mapping[str, Any]] = {
     6: {"colours": True},
     9: {"colours": True, "place": True},
 }
-_CLASSES = Purpose("classify", "modelnet40", "y", "accuracy", "overall_accuracy", 64, _BY_NORMALS)
-_PARTS = Purpose("segment", "shapenet_part", "y", "part_iou", "instance_miou", 32, _BY_NORMALS)
-_SCENES = Purpose("segment", "s3dis", "z", "iou", "miou", 1, _BY_COLOURS)
+_OBJECTS = Protocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64, _BY_NORMALS)
+_PARTS = Protocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, _BY_NORMALS)
+_SCENES = Protocol("segment", "s3dis", ({"name": "iou"},), "miou", 1, _BY_COLOURS)
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,8 @@ class PublishedModel:
     """A model as its authors published it.
 
     `from_shapes` are arguments that the weights show, `assumed` those that they do not, as in the authors' own recipe
-    for the data set of their `purpose`; `losses` and `evaluate` are that recipe's losses and evaluation transforms.
+    for the data set of `protocol`; `losses`, `evaluate` and `up_axis` are that recipe's losses, evaluation transforms
+    and frame.
     """
 
     model: str
@@ -68,7 +67,8 @@ class PublishedModel:
     assumed: Mapping[str, Any] = field(default_factory=dict)
     losses: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy"},)
     evaluate: tuple[Mapping[str, Any], ...] = ()
-    purpose: Purpose = _CLASSES
+    up_axis: str = "y"
+    protocol: Protocol = _OBJECTS
 
 
 _SMOOTHED: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy", "label_smoothing": 0.2},)
@@ -110,7 +110,7 @@ _PENALISED: tuple[Mapping[str, Any], ...] = (
 )
 
 
-def _dgcnn_points(model: str, last: str, purpose: Purpose, **assumed: Any) -> PublishedModel:
+def _dgcnn_points(model: str, last: str, protocol: Protocol, **assumed: Any) -> PublishedModel:
     return PublishedModel(
         model=model,
         num_classes=Size(f"{last}.weight", 0),
@@ -118,28 +118,31 @@ def _dgcnn_points(model: str, last: str, purpose: Purpose, **assumed: Any) -> Pu
         from_shapes={"embedding": Size("levels.embed.linear.weight", 0)},
         assumed={"dropout": 0.5, **assumed},
         losses=_SMOOTHED,
-        purpose=purpose,
+        up_axis="z" if protocol is _SCENES else "y",
+        protocol=protocol,
     )
 
 
-def _pointnet_points(model: str, embedding: str, purpose: Purpose) -> PublishedModel:
+def _pointnet_points(model: str, embedding: str, protocol: Protocol) -> PublishedModel:
     return PublishedModel(
         model=model,
         num_classes=Size("head.2.weight", 0),
         in_channels=Size(f"{embedding}.linear.weight", 1),
         losses=_PENALISED,
-        purpose=purpose,
+        up_axis="z" if protocol is _SCENES else "y",
+        protocol=protocol,
     )
 
 
-def _pointnet2_points(model: str, purpose: Purpose, **assumed: Any) -> PublishedModel:
+def _pointnet2_points(model: str, protocol: Protocol, **assumed: Any) -> PublishedModel:
     """The first abstraction sees a place beside all channels."""
     return PublishedModel(
         model=model,
         num_classes=Size("head.2.weight", 0),
         in_channels=Size("abstractions.0.groups.0.network.layers.0.linear.weight", 1, others=3),
         assumed={"dropout": 0.5, **assumed},
-        purpose=purpose,
+        up_axis="z" if protocol is _SCENES else "y",
+        protocol=protocol,
     )
 
 
@@ -151,7 +154,7 @@ _SEGMENTATION: Mapping[str, PublishedModel] = {
         num_classes=Size("head.2.weight", 0),
         in_channels=Size("embed.0.linear.weight", 1),
         assumed={"dropout": 0.5},
-        purpose=_PARTS,
+        protocol=_PARTS,
     ),
     "yanx27_pointnet2_ssg_parts": _pointnet2_points(
         "pointnet2_parts", _PARTS, num_centres=(512, 128), radii=(0.2, 0.4), num_neighbours=(32, 64)
