@@ -101,10 +101,13 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="how to evaluate: evaluate.votes=10")
-    ] = None,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN... [KEY=VALUE]...",
+            help="a run directory, or the runs of all folds of a set; then how to evaluate: evaluate.votes=10",
+        ),
+    ],
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
     data: Annotated[Path | None, typer.Option("--data", metavar="CONFIG", help="another config's data")] = None,
     processes: Processes = None,
@@ -113,20 +116,15 @@ def evaluate(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Repeat the final metrics of a run exactly, or evaluate it on other data."""
+    """Repeat the final metrics of a run exactly, evaluate it on other data, or pool the runs of all folds of a set."""
     with collection_paused():
         from sightline.verbs import evaluate as verb
 
-    return verb.evaluate(
-        run,
-        tuple(overrides or ()),
-        which=checkpoint,
-        data=data,
-        processes=processes,
-        plugins=tuple(plugin or ()),
-        device=device,
-        json=json,
-    )
+    # A run directory may have an equals sign in its name; a key never has a slash.
+    is_override = ["=" in word and not Path(word).is_dir() for word in words]
+    runs = tuple(Path(word) for word, is_one in zip(words, is_override, strict=True) if not is_one)
+    overrides = tuple(word for word, is_one in zip(words, is_override, strict=True) if is_one)
+    return verb.evaluate(verb.Options(runs, overrides, checkpoint, data, processes, tuple(plugin or ()), device, json))
 
 
 @app.command()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.metrics.base import State
+from sightline.metrics.confusion import confusion_matrix
 
 __all__ = ["PartIoU", "category_means", "shape_ious"]
 
@@ -28,6 +29,8 @@ class PartIoU:
     Source: Yi et al. 2016 (the measure); Qi et al. 2017 (PointNet), section 5.1 (a part that is absent in both).
     """
 
+    slots = frozenset({"common", "answered", "labelled", "category", "seen"})
+
     def __init__(
         self,
         *,
@@ -42,12 +45,13 @@ class PartIoU:
         self.category_names = tuple(category_names)
 
     def new_state(self, *, num_samples: int = 0) -> State:
-        shape = (len(_RULES), num_samples, self.num_classes)
+        shape = (num_samples, len(_RULES), self.num_classes)
         state = {name: torch.zeros(shape, dtype=torch.int64) for name in ("common", "answered")}
         return state | {
-            "labelled": torch.zeros(shape[1:], dtype=torch.int64),
+            "labelled": torch.zeros(num_samples, self.num_classes, dtype=torch.int64),
             "category": torch.zeros(num_samples, dtype=torch.int64),
             "seen": torch.zeros(num_samples, dtype=torch.int64),
+            "confusion": torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64),
         }
 
     def update(
@@ -70,9 +74,10 @@ class PartIoU:
         answers = torch.stack([self._among_own(probabilities, category[owner]), probabilities.argmax(dim=1)])
         state["labelled"][sample_index] += self._counts(owner, target, len(sizes))
         for rule, answer in enumerate(answers):
-            state["answered"][rule, sample_index] += self._counts(owner, answer, len(sizes))
+            state["answered"][sample_index, rule] += self._counts(owner, answer, len(sizes))
             is_right = answer == target
-            state["common"][rule, sample_index] += self._counts(owner[is_right], target[is_right], len(sizes))
+            state["common"][sample_index, rule] += self._counts(owner[is_right], target[is_right], len(sizes))
+        state["confusion"] += confusion_matrix(answers[0], target, num_classes=self.num_classes)
         state["category"][sample_index] = category
         state["seen"][sample_index] += 1
 
@@ -82,7 +87,7 @@ class PartIoU:
         for rule, suffix in enumerate(_RULES):
             ious = self._shape_ious(state, rule)[is_seen]
             by_category = category_means(ious, state["category"][is_seen], len(self.category_names))
-            right = state["common"][rule].sum().double()
+            right = state["common"][:, rule].sum().double()
             numbers[f"instance_miou{suffix}"] = ious.mean().item()
             numbers[f"class_miou{suffix}"] = by_category.nanmean().item()
             numbers[f"point_accuracy{suffix}"] = (right / state["labelled"].sum()).item()
@@ -102,9 +107,18 @@ class PartIoU:
             for row, name in enumerate(self.category_names)
         }
 
+    def per_sample(self, state: State) -> Tensor:
+        """The IoU of each shape (num_samples,) float64, answers among the parts of its category; NaN where unseen."""
+        return torch.where(state["seen"] > 0, self._shape_ious(state, 0), torch.nan)
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """`confusion` of the parts, answers among those of the shape's category: rows labels, columns answers."""
+        return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
+
     def _shape_ious(self, state: State, rule: int) -> Tensor:
-        union = state["answered"][rule] + state["labelled"] - state["common"][rule]
-        return shape_ious(state["common"][rule], union, state["category"], self.parts_of_category)
+        common = state["common"][:, rule]
+        union = state["answered"][:, rule] + state["labelled"] - common
+        return shape_ious(common, union, state["category"], self.parts_of_category)
 
     def _among_own(self, probabilities: Tensor, category: Tensor) -> Tensor:
         answer = torch.empty(len(probabilities), dtype=torch.int64, device=probabilities.device)
