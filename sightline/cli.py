@@ -342,6 +342,19 @@ def info(
     return verb.info(name, plugins=tuple(plugin or ()), json=json)
 
 
+@data_app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a prepared folder")],
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Read every file of a prepared folder and compare it with the hash of what was written."""
+    with collection_paused():
+        from sightline.verbs import data as verb
+
+    return verb.verify(folder, json=json)
+
+
 @data_app.command("convert-weights")
 def convert_weights(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="published weights: a .pth file and its like")],

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from sightline.bench import data, geometry, growth, models, train
+from sightline.bench import data, geometry, growth, metrics, models, train
 from sightline.bench.case import Case
 from sightline.errors import UserError
 from sightline.schema import nearest
 
 __all__ = ["SUITES", "all_cases", "chosen", "find_case"]
 
-SUITES = {"geometry": geometry.cases, "models": models.cases, "data": data.cases, "train": train.cases}
+SUITES = {
+    "geometry": geometry.cases,
+    "models": models.cases,
+    "data": data.cases,
+    "metrics": metrics.cases,
+    "train": train.cases,
+}
 
 
 def all_cases() -> list[Case]:
