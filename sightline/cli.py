@@ -24,8 +24,9 @@ app.add_typer(data_app, name="data")
 
 
 _LAYOUTS = (
-    "antao97_dgcnn_cls, qq456cvb_pct_cls, strawberry_pct_cls, strawberry_pct_cls_new, wangyueft_dgcnn_cls, "
-    "wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet_cls"
+    "antao97_dgcnn_cls, qq456cvb_pct_cls, qq456cvb_point_transformer_cls, qq456cvb_point_transformer_parts, "
+    "strawberry_pct_cls, strawberry_pct_cls_new, wangyueft_dgcnn_cls, wangyueft_pointnet, yanx27_pointnet2_msg_cls, "
+    "yanx27_pointnet2_ssg_cls, yanx27_pointnet_cls"
 )
 """Of published weights; written out, because the room that knows them takes torch along. A test compares the two."""
 

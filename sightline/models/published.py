@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sightline.errors import CheckpointError
+from sightline.models.published_dense import DENSE_LAYOUTS
 from sightline.schema import nearest
 
 __all__ = ["LAYOUTS", "translate", "translate_key"]
@@ -133,6 +134,7 @@ _STRAWBERRY_PCT = {key: ours for key, ours in _STRAWBERRY_PCT_NEW.items() if key
 LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "antao97_dgcnn_cls": _WANG_DGCNN,
     "qq456cvb_pct_cls": _STRAWBERRY_PCT,
+    **DENSE_LAYOUTS,
     "strawberry_pct_cls": _STRAWBERRY_PCT,
     "strawberry_pct_cls_new": _STRAWBERRY_PCT_NEW,
     "wangyueft_dgcnn_cls": _WANG_DGCNN,

@@ -78,6 +78,14 @@ def _pointnet2(model: str, **assumed: Any) -> PublishedModel:
 MODELS: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_cls": _DGCNN,
     "qq456cvb_pct_cls": _pct(head_activation="relu", codes_positions=False, min_squared_norm=None),
+    "qq456cvb_point_transformer_cls": PublishedModel(
+        model="point_transformer_dense",
+        num_classes=Size("head.4.weight", 0),
+        in_channels=Size("encoder.embed.0.weight", 1),
+        from_shapes={"width": Size("encoder.levels.0.0.enter.weight", 0)},
+        assumed={"per": "cloud", "blocks": (1, 1, 1, 1, 1), "num_neighbours": 16},
+        evaluate=_NORMALISED,
+    ),
     "strawberry_pct_cls": _pct(head_activation="leaky_relu", codes_positions=False, min_squared_norm=1e-3),
     "strawberry_pct_cls_new": _pct(head_activation="leaky_relu", codes_positions=True, min_squared_norm=1e-3),
     "wangyueft_dgcnn_cls": _DGCNN,

@@ -43,6 +43,7 @@ CASES = [
     Case("pct_cls", "strawberry_pct_cls"),
     Case("pct_cls_posenc", "strawberry_pct_cls_new", 15),
     Case("pct_menghao_sjtu", "qq456cvb_pct_cls", 40, 6),
+    Case("pt_sjtu_cls_full", "qq456cvb_point_transformer_cls", 40, 6),
     Case("pointnet2_ssg_cls_xyz", "yanx27_pointnet2_ssg_cls"),
     Case("pointnet2_ssg_cls_normal", "yanx27_pointnet2_ssg_cls", 40, 6),
     Case("pointnet2_msg_cls", "yanx27_pointnet2_msg_cls"),

@@ -19,6 +19,7 @@ INPUTS: dict[str, Callable[[int], Tensor]] = {"points": lambda batch: torch.rand
 """How to make a batch of each input that a model may need; a model with a new kind of input adds its line here."""
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "pct": {"num_centres": (16, 8), "num_neighbours": 8},
+    "point_transformer_dense": {"blocks": (1, 2, 1), "num_neighbours": 8, "width": 16},
     "pointnet2": {"num_centres": (16, 8)},
     "pointnet2_msg": {"num_centres": (16, 8)},
 }

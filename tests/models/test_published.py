@@ -9,6 +9,7 @@ from torch import Tensor
 from sightline.errors import CheckpointError
 from sightline.models.dgcnn import DGCNN
 from sightline.models.pct import PCT
+from sightline.models.point_transformer_dense import DensePointTransformer
 from sightline.models.pointnet import PointNet, PointNetPlain
 from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
 from sightline.models.published import LAYOUTS, translate
@@ -68,6 +69,11 @@ def test_convolutions_become_matrices_and_nothing_given_changes() -> None:
         ("antao97_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
         ("wangyueft_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
         ("qq456cvb_pct_cls", PCT(num_classes=2, in_channels=6, head_activation="relu")),
+        (
+            "qq456cvb_point_transformer_cls",
+            DensePointTransformer(num_classes=2, in_channels=3, per="cloud", width=8),
+        ),
+        ("qq456cvb_point_transformer_parts", DensePointTransformer(num_classes=2, in_channels=3, width=8)),
         ("strawberry_pct_cls", PCT(num_classes=2, in_channels=3)),
         ("strawberry_pct_cls_new", PCT(num_classes=2, in_channels=3, codes_positions=True)),
         ("wangyueft_pointnet", PointNetPlain(num_classes=2, in_channels=3, embedding=8)),
