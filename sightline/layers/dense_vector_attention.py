@@ -1,17 +1,23 @@
 """Attention with a weight for every channel of every neighbour, as the dense Point Transformer has it.
 
-`PlainVectorAttention` writes out what every edge carries: the tested reference.
+`PlainVectorAttention` writes out what every edge carries: the tested reference. `VectorAttention` gives the same
+numbers and gradients and holds the edges of some queries at a time, in backward too, where it makes them again.
 """
 
 from __future__ import annotations
 
 import math
+from typing import cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sightline.geometry import gather_points
+from sightline.geometry.neighbours import assert_rows
+from sightline.layers.dense_attention_parts import Received
 
-__all__ = ["PlainVectorAttention"]
+__all__ = ["PlainVectorAttention", "VectorAttention"]
 
 
 class PlainVectorAttention(nn.Module):
@@ -27,6 +33,7 @@ class PlainVectorAttention(nn.Module):
 
     def __init__(self, *, channels: int, width: int) -> None:
         super().__init__()
+        self.width = width
         self.enter = nn.Linear(channels, width)
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
@@ -47,4 +54,45 @@ class PlainVectorAttention(nn.Module):
     def attention(self, entered: Tensor, place: Tensor, index: Tensor) -> Tensor:
         """How much each point receives of each neighbour, (B, N, K, width); over K it adds up to 1."""
         difference = self.query(entered)[:, :, None] - gather_points(self.key(entered), index)
-        return (self.weigh(difference + place) / math.sqrt(self.key.out_features)).softmax(dim=2)
+        return (self.weigh(difference + place) / math.sqrt(self.width)).softmax(dim=2)
+
+
+class VectorAttention(PlainVectorAttention):
+    """`PlainVectorAttention` in a fraction of its memory and time: same state, same numbers, same gradients.
+
+    What is linear is taken to the points: with h_ij what `place` has before its last map, the first map of `weigh` sees
+    a map of point i, less one of point j, plus one map of h_ij that is the product of two. The last bias of `weigh`
+    adds the same to all neighbours, which a softmax does not see: its gradient is exactly 0. Holds B*N*width numbers
+    for backward. Under torch.compile it is the plain form. It has no second derivative.
+    Source: as the plain form.
+    """
+
+    def _received(self, points: Tensor, entered: Tensor, index: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # it cannot look into a function with a backward of its own
+            return super()._received(points, entered, index)
+        assert_rows(index, points, num_queries=points.shape[1])
+        first, last = cast(nn.Linear, self.place[0]), cast(nn.Linear, self.place[2])
+        score, weight = cast(nn.Linear, self.weigh[0]), cast(nn.Linear, self.weigh[2])
+        offset = F.linear(last.bias, score.weight, score.bias)
+        of_query = F.linear(self.query(entered), score.weight, offset)
+        of_key = F.linear(self.key(entered), score.weight)
+        of_value = self.value(entered) + last.bias
+        received = Received.apply(
+            points.flatten(0, 1),
+            _rows_of_all(index),
+            *(each.flatten(0, 1) for each in (of_query, of_key, of_value.to(of_query.dtype))),
+            first.weight,
+            first.bias,
+            last.weight,
+            score.weight @ last.weight,
+            weight.weight / math.sqrt(self.width),
+            weight.bias,
+        )
+        return received.view(entered.shape)
+
+
+def _rows_of_all(index: Tensor) -> Tensor:
+    """The same neighbours (B, N, K) as rows of all clouds' points one after another: (B*N, K)."""
+    num_clouds, num_points, _ = index.shape
+    starts = torch.arange(num_clouds, device=index.device) * num_points
+    return (index + starts[:, None, None]).flatten(0, 1)

@@ -14,9 +14,9 @@ from sightline.arguments import Count
 from sightline.geometry import nearest_neighbours
 from sightline.geometry.distances import assert_finite
 from sightline.layers.cloud import as_dense, join_channels, one_hot_category
-from sightline.layers.dense_vector_attention import PlainVectorAttention
+from sightline.layers.dense_transition import TransitionDown, TransitionUp
+from sightline.layers.dense_vector_attention import PlainVectorAttention, VectorAttention
 from sightline.layers.mlp import Width
-from sightline.layers.transition import TransitionDown, TransitionUp
 
 __all__ = ["DensePointTransformer", "PointTransformerOutput"]
 
@@ -167,7 +167,7 @@ class _Decoder(nn.Module):
 
 
 def _attention(channels: int, *, width: int, fused: bool) -> nn.Module:
-    return PlainVectorAttention(channels=channels, width=width)
+    return (VectorAttention if fused else PlainVectorAttention)(channels=channels, width=width)
 
 
 def _mlp(*widths: int) -> nn.Sequential:
