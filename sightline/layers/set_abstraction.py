@@ -186,13 +186,7 @@ class PlainNeighbourGroup(nn.Module):
         chosen = _sample(points, self.num_samples, min_squared_norm=self.min_squared_norm)
         centres, own = choose_rows(points, chosen), choose_rows(features, chosen)
         index = nearest_neighbours(points, num_neighbours=self.num_neighbours, queries=centres)
-        return centres, self._respond(features, own, index)
-
-    def _respond(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
-        members_BMKC = gather_points(features, index)
-        own_BMKC = own[:, :, None].expand_as(members_BMKC)
-        edges = torch.cat([members_BMKC - own_BMKC, own_BMKC], dim=-1)
-        return self.network.after_first_linear(self.network.first_linear(edges))
+        return centres, self.network.over_edges(features, own, index)
 
 
 class NeighbourGroup(PlainNeighbourGroup):
@@ -202,11 +196,3 @@ class NeighbourGroup(PlainNeighbourGroup):
     """
 
     network_type = GroupedMLP
-
-    def _respond(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
-        of_difference, of_own = self.network.first_linear.weight.chunk(2, dim=1)
-        # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
-        origin_B1C = features.detach().mean(dim=1, keepdim=True)
-        of_points = F.linear(features - origin_B1C, of_difference)
-        of_centres = F.linear(own - origin_B1C, of_own - of_difference) + F.linear(origin_B1C, of_own)
-        return self.network(of_points, of_centres, index)

@@ -20,6 +20,7 @@ from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,
     assert_outputs,
+    cloud_inputs,
     each_mode,
     load_golden,
     stored_part,
@@ -80,18 +81,6 @@ def test_each_level_has_its_published_size() -> None:
     assert [num_parameters(level) for level in levels] == [1_609_760, 1_642_560, 1_708_160, 1_839_360, 2_101_760]
 
 
-def inputs_of(golden: Golden) -> dict[str, Tensor]:
-    """Coordinates, what follows them, and, of inputs that end in a category's one-hot, the category."""
-    channels = golden.tensor("in.x")
-    given = {"points": channels[..., :3]}
-    if channels.shape[-1] > 6:
-        given["category"] = channels[:, 0, 6:].argmax(dim=-1)
-        assert torch.equal(channels[..., 6:].argmax(dim=-1), given["category"][:, None].expand(channels.shape[:2]))
-    if channels.shape[-1] > 3:
-        given["features"] = channels[..., 3:6]
-    return given
-
-
 def tap(model: nn.Module, golden: Golden) -> dict[str, Tensor]:
     """What passes the places that the file names; filled by the next forward pass."""
     seen: dict[str, Tensor] = {}
@@ -117,7 +106,7 @@ def test_agrees_with_the_reference(shared: Path, name: str, fused: bool) -> None
     model = DensePointTransformer(**arguments, fused=fused).double()
     model.load_state_dict(translate(golden.state(), layout))
     loss = CrossEntropy(num_classes=arguments["num_classes"])
-    given, label = inputs_of(golden), golden.tensor("in.label")
+    given, label = cloud_inputs(golden), golden.tensor("in.label")
 
     seen = tap(model, golden) if "small" in name else {}
     for mode in each_mode(model):
