@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sightline.errors import CheckpointError
+from sightline.models.published_dense import DENSE_LAYOUTS
 from sightline.models.published_segmentation import SEGMENTATION_LAYOUTS, yanx27_alignment
 from sightline.schema import nearest
 
@@ -174,6 +175,7 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "antao97_dgcnn_cls": _WANG_DGCNN,
     "postech_point_transformer_seg": _POSTECH_POINT_TRANSFORMER_SEG,
     "qq456cvb_pct_cls": _STRAWBERRY_PCT,
+    **DENSE_LAYOUTS,
     "strawberry_pct_cls": _STRAWBERRY_PCT,
     "strawberry_pct_cls_new": _STRAWBERRY_PCT_NEW,
     "wangyueft_dgcnn_cls": _WANG_DGCNN,

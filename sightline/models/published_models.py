@@ -146,6 +146,19 @@ def _pointnet2_points(model: str, protocol: Protocol, **assumed: Any) -> Publish
     )
 
 
+def _dense_transformer(per: str, protocol: Protocol, num_categories: int = 0) -> PublishedModel:
+    """The one-hot of a category follows the channels of every point."""
+    return PublishedModel(
+        model="point_transformer_dense",
+        num_classes=Size("head.4.weight", 0),
+        in_channels=Size("encoder.embed.0.weight", 1, others=num_categories),
+        from_shapes={"width": Size("encoder.levels.0.0.enter.weight", 0)},
+        assumed={"per": per, "blocks": (1, 1, 1, 1, 1), "num_neighbours": 16},
+        evaluate=_NORMALISED,
+        protocol=protocol,
+    )
+
+
 _SEGMENTATION: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_parts": _dgcnn_points("dgcnn_parts", "head.4", _PARTS, num_neighbours=40),
     "antao97_dgcnn_scenes": _dgcnn_points("dgcnn_scenes", "head.2", _SCENES, num_neighbours=20, first_graph="place"),
@@ -181,6 +194,8 @@ MODELS: Mapping[str, PublishedModel] = {
         protocol=_SCENES,
     ),
     "qq456cvb_pct_cls": _pct(head_activation="relu", codes_positions=False, min_squared_norm=None),
+    "qq456cvb_point_transformer_cls": _dense_transformer("cloud", _OBJECTS),
+    "qq456cvb_point_transformer_parts": _dense_transformer("point", _PARTS, num_categories=16),
     "strawberry_pct_cls": _pct(head_activation="leaky_relu", codes_positions=False, min_squared_norm=1e-3),
     "strawberry_pct_cls_new": _pct(head_activation="leaky_relu", codes_positions=True, min_squared_norm=1e-3),
     "wangyueft_dgcnn_cls": _DGCNN,

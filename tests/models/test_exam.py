@@ -29,6 +29,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "num_blocks": (1, 1),
     },
     "pct": {"num_centres": (16, 8), "num_neighbours": 8},
+    "point_transformer_dense": {"blocks": (1, 2, 1), "num_neighbours": 8, "width": 16},
     "pointnet2": {"num_centres": (16, 8)},
     "pointnet2_msg": {"num_centres": (16, 8)},
     "pointnet2_parts": {"num_centres": (16, 8)},

@@ -11,6 +11,7 @@ from sightline.models.dgcnn import DGCNN
 from sightline.models.dgcnn_segmentation import DGCNNParts, DGCNNScenes
 from sightline.models.pct import PCT, PCTParts
 from sightline.models.point_transformer import PointTransformer
+from sightline.models.point_transformer_dense import DensePointTransformer
 from sightline.models.pointnet import PointNet, PointNetPlain
 from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
 from sightline.models.pointnet2_segmentation import PointNet2Parts, PointNet2Scenes
@@ -83,6 +84,11 @@ def test_a_name_that_two_norms_were_given_is_that_of_the_second() -> None:
         ("wangyueft_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
         ("postech_point_transformer_seg", PointTransformer(num_classes=2, in_channels=3)),
         ("qq456cvb_pct_cls", PCT(num_classes=2, in_channels=6, head_activation="relu")),
+        (
+            "qq456cvb_point_transformer_cls",
+            DensePointTransformer(num_classes=2, in_channels=3, per="cloud", width=8),
+        ),
+        ("qq456cvb_point_transformer_parts", DensePointTransformer(num_classes=2, in_channels=3, width=8)),
         ("strawberry_pct_cls", PCT(num_classes=2, in_channels=3)),
         ("strawberry_pct_cls_new", PCT(num_classes=2, in_channels=3, codes_positions=True)),
         ("wangyueft_pointnet", PointNetPlain(num_classes=2, in_channels=3, embedding=8)),
