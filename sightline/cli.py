@@ -24,11 +24,11 @@ app.add_typer(data_app, name="data")
 
 
 _LAYOUTS = (
-    "antao97_dgcnn_cls, antao97_dgcnn_parts, antao97_dgcnn_scenes, menghaoguo_pct_parts, qq456cvb_pct_cls, "
-    "qq456cvb_point_transformer_cls, qq456cvb_point_transformer_parts, strawberry_pct_cls, strawberry_pct_cls_new, "
-    "wangyueft_dgcnn_cls, wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, "
-    "yanx27_pointnet2_ssg_parts, yanx27_pointnet2_ssg_scenes, yanx27_pointnet_cls, yanx27_pointnet_parts, "
-    "yanx27_pointnet_scenes"
+    "antao97_dgcnn_cls, antao97_dgcnn_parts, antao97_dgcnn_scenes, menghaoguo_pct_parts, "
+    "postech_point_transformer_seg, qq456cvb_pct_cls, qq456cvb_point_transformer_cls, "
+    "qq456cvb_point_transformer_parts, strawberry_pct_cls, strawberry_pct_cls_new, wangyueft_dgcnn_cls, "
+    "wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet2_ssg_parts, "
+    "yanx27_pointnet2_ssg_scenes, yanx27_pointnet_cls, yanx27_pointnet_parts, yanx27_pointnet_scenes"
 )
 """Of published weights; written out, because the room that knows them takes torch along. A test compares the two."""
 
@@ -102,10 +102,13 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="how to evaluate: evaluate.votes=10")
-    ] = None,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN... [KEY=VALUE]...",
+            help="a run directory, or the runs of all folds of a set; then how to evaluate: evaluate.votes=10",
+        ),
+    ],
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
     data: Annotated[Path | None, typer.Option("--data", metavar="CONFIG", help="another config's data")] = None,
     processes: Processes = None,
@@ -114,20 +117,15 @@ def evaluate(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Repeat the final metrics of a run exactly, or evaluate it on other data."""
+    """Repeat the final metrics of a run exactly, evaluate it on other data, or pool the runs of all folds of a set."""
     with collection_paused():
         from sightline.verbs import evaluate as verb
 
-    return verb.evaluate(
-        run,
-        tuple(overrides or ()),
-        which=checkpoint,
-        data=data,
-        processes=processes,
-        plugins=tuple(plugin or ()),
-        device=device,
-        json=json,
-    )
+    # A run directory may have an equals sign in its name; a key never has a slash.
+    is_override = ["=" in word and not Path(word).is_dir() for word in words]
+    runs = tuple(Path(word) for word, is_one in zip(words, is_override, strict=True) if not is_one)
+    overrides = tuple(word for word, is_one in zip(words, is_override, strict=True) if is_one)
+    return verb.evaluate(verb.Options(runs, overrides, checkpoint, data, processes, tuple(plugin or ()), device, json))
 
 
 @app.command()
@@ -345,6 +343,19 @@ def info(
     return verb.info(name, plugins=tuple(plugin or ()), json=json)
 
 
+@data_app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a prepared folder")],
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Read every file of a prepared folder and compare it with the hash of what was written."""
+    with collection_paused():
+        from sightline.verbs import data as verb
+
+    return verb.verify(folder, json=json)
+
+
 @data_app.command("convert-weights")
 def convert_weights(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="published weights: a .pth file and its like")],
@@ -356,7 +367,7 @@ def convert_weights(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="NAME", help="the data set they were trained on, its classes [the layout's]"),
+        typer.Option("--data", metavar="NAME", help="the data set they were trained on [that of the layout]"),
     ] = None,
     plugin: Plugins = None,
     json: Json = None,

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-__all__ = ["Batch", "CloudForm", "Collate", "DataInfo", "Dataset", "Field", "Sample", "SampleKey"]
+__all__ = ["Batch", "CloudForm", "Collate", "DataInfo", "Dataset", "Field", "Folds", "Sample", "SampleKey"]
 
 Sample: TypeAlias = dict[str, Any]
 """One sample: names to tensors, numbers, text, or nested dicts, lists, tuples and dataclasses of these."""
@@ -76,13 +76,22 @@ class CloudForm:
 
 
 @dataclass(frozen=True, slots=True)
+class Folds:
+    """The parts of a set that are tested in turn, such as areas of a building, and those that the test split holds."""
+
+    names: tuple[str, ...]
+    tested: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DataInfo:
     """Facts (injected into components by name), the fields of a sample, and how many samples each split has.
 
     Facts have the names of `registry.DATA_FACTS`, and plain values: numbers and text, alone or in tuples.
     `features` names fields with one row per point, other than `points` (normals, colours), that are joined, after the
     transforms, into the key `features`; `in_channels` counts `points` and these. `clouds` tells `sightline predict` how
-    files of other shapes become samples; without it their points are taken as they are.
+    files of other shapes become samples; without it their points are taken as they are. `folds` belong to a set that is
+    tested part by part: runs that cover all of them may be evaluated as one.
     """
 
     facts: Mapping[str, Any]
@@ -90,6 +99,7 @@ class DataInfo:
     split_sizes: Mapping[str, int] = field(default_factory=dict)
     features: tuple[str, ...] = ()
     clouds: CloudForm | None = None
+    folds: Folds | None = None
 
 
 class Dataset(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from sightline.bench import data, dense_transformer, geometry, growth, models, train
+from sightline.bench import data, dense_transformer, geometry, growth, metrics, models, train
 from sightline.bench.case import Case
 from sightline.errors import UserError
 from sightline.schema import nearest
@@ -17,7 +17,13 @@ def _models() -> list[Case]:
     return [*models.cases(), *dense_transformer.cases()]
 
 
-SUITES = {"geometry": geometry.cases, "models": _models, "data": data.cases, "train": train.cases}
+SUITES = {
+    "geometry": geometry.cases,
+    "models": _models,
+    "data": data.cases,
+    "metrics": metrics.cases,
+    "train": train.cases,
+}
 
 
 def all_cases() -> list[Case]:

@@ -23,7 +23,16 @@ _NORMALS = ("nx", "ny", "nz")
 _LEFT_OUT = "_"
 _HEAD_BYTES = 65_536
 _MOST_TOLD = 5
-_ARRAY_NAMES = {"points": "points", "xyz": "points", "normals": "normals", "normal": "normals", "faces": "faces"}
+_COLOURS = ("red", "green", "blue")
+_ARRAY_NAMES = {
+    "points": "points",
+    "xyz": "points",
+    "normals": "normals",
+    "normal": "normals",
+    "faces": "faces",
+    **dict.fromkeys(("colours", "colors", "rgb"), "colours"),
+}
+_ARRAY_COLUMNS = {"points": _POINTS, "normals": _NORMALS, "colours": _COLOURS}
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,7 @@ def _of_table(path: Path, table: np.ndarray, columns: tuple[str, ...] | None) ->
 
 
 def _of_arrays(path: Path, arrays: Mapping[str, np.ndarray], columns: tuple[str, ...] | None) -> Cloud:
-    """The cloud of named arrays: `points` and `normals` (N, 3), `faces`, and a value per point by any other name."""
+    """The cloud of named arrays: `points`, `normals`, `colours` (N, 3), `faces`, one value a point else."""
     if len(arrays) == 1 and (only := next(iter(arrays.values()))).ndim == 2:
         return _of_table(path, only, columns)
     named: dict[str, np.ndarray] = {}
@@ -177,13 +186,13 @@ def _of_arrays(path: Path, arrays: Mapping[str, np.ndarray], columns: tuple[str,
         role = _ARRAY_NAMES.get(name.lower())
         if array.dtype.kind not in "fiu" or array.ndim != (2 if role else 1) or (role and array.shape[1:] != (3,)):
             raise DataError(
-                f"{path}: {name} is {array.dtype} {array.shape}; points and normals are numbers (points, 3), every "
-                "other array has one number a point"
+                f"{path}: {name} is {array.dtype} {array.shape}; points, normals and colours are numbers (points, "
+                "3), every other array has one number a point"
             )
         if role == "faces":
             faces = array
             continue
-        parts = {"points": _POINTS, "normals": _NORMALS}.get(role or "", (name.lower(),))
+        parts = _ARRAY_COLUMNS.get(role or "", (name.lower(),))
         taken = [part for part in parts if part in named]
         if taken:
             raise DataError(f"{path}: {name} gives {taken[0]} a second time; store it once")

@@ -1,19 +1,21 @@
 """The native form of a prepared data set: one array file per split and column, and a manifest that answers for them.
 
 A prepared folder holds `<split>.<column>.npy`, `<split>.name.json` and `manifest.json`; nothing in it is ever written
-again. The manifest carries a digest of its own text, and the size and SHA-256 of every file.
+again. The manifest carries a digest of its own text, and the size and SHA-256 of every file. Rows of ragged columns lie
+one after another, and `<split>.offsets.npy` says where each of them starts (columns.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sightline.data.columns import OFFSETS
 from sightline.errors import DataError, MissingDataError
 
 __all__ = [
@@ -55,32 +57,58 @@ class Prepared:
     def array(self, split: str, column: str) -> np.ndarray:
         """All rows of one column of a split: (rows, *shape of the column), read-only, mapped from the file.
 
+        Of a ragged column the elements of all rows, one row after another: (elements, *shape of an element).
         Raises DataError if the file is not what the manifest says.
         """
-        file_name = f"{split}.{column}.npy"
-        if file_name not in self._arrays:
-            self._arrays[file_name] = self._map(split, column, self.root / file_name)
-        return self._arrays[file_name]
+        promise = self.manifest["columns"][column]
+        length = self._num_elements(split) if self.is_ragged(column) else self._num_rows(split)
+        return self._mapped(f"{split}.{column}.npy", (length, *promise["shape"]), promise["dtype"])
+
+    def is_ragged(self, column: str) -> bool:
+        """Whether the rows of a column have lengths of their own."""
+        return bool(self.manifest["columns"][column].get("is_ragged", False))
+
+    def offsets(self, split: str) -> np.ndarray:
+        """Where each row of the ragged columns starts, and where the last one ends: (rows + 1,) int64, read-only.
+
+        Raises as `array`, and DataError if they are not the starts of rows.
+        """
+        file_name = f"{split}.{OFFSETS}.npy"
+        is_known = file_name in self._arrays
+        offsets = self._mapped(file_name, (self._num_rows(split) + 1,), "int64")
+        if not is_known and ((np.diff(offsets) < 1).any() or offsets[0] or offsets[-1] != self._num_elements(split)):
+            del self._arrays[file_name]
+            raise DataError(
+                f"{self.root / file_name}: does not rise from 0 to {self._num_elements(split)}; prepare the set again"
+            )
+        return offsets
+
+    def row(self, split: str, column: str, index: int) -> np.ndarray:
+        """One row of a column, read-only, mapped from the file; of a ragged one (its elements, *shape of each)."""
+        array = self.array(split, column)
+        if not self.is_ragged(column):
+            return array[index]
+        offsets = self.offsets(split)
+        return array[offsets[index] : offsets[index + 1]]
+
+    def rows(self, split: str, column: str) -> Iterator[np.ndarray]:
+        """Every row of a column, as `row` gives it."""
+        return (self.row(split, column, index) for index in range(self._num_rows(split)))
 
     def names(self, split: str) -> list[str]:
         """The name of every row of a split."""
         return _read_json(self.root / f"{split}.name.json")
 
-    def _map(self, split: str, column: str, path: Path) -> np.ndarray:
-        promise = self.manifest["columns"][column]
-        expected = ((self.manifest["splits"][split]["num_rows"], *promise["shape"]), np.dtype(promise["dtype"]))
-        try:
-            array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(
-                f"{path}: does not read as an array ({_first_line(error)}); prepare the set again"
-            ) from error
-        if (array.shape, array.dtype) != expected:
-            raise DataError(
-                f"{path}: holds {array.dtype} {array.shape}, the manifest says {expected[1]} {expected[0]}; "
-                "prepare the set again"
-            )
-        return array
+    def _num_rows(self, split: str) -> int:
+        return int(self.manifest["splits"][split]["num_rows"])
+
+    def _num_elements(self, split: str) -> int:
+        return int(self.manifest["num_elements"][split])
+
+    def _mapped(self, file_name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        if file_name not in self._arrays:
+            self._arrays[file_name] = _map(self.root / file_name, shape, np.dtype(dtype))
+        return self._arrays[file_name]
 
 
 def open_prepared(root: Path, *, set_names: Sequence[str]) -> Prepared:
@@ -173,6 +201,18 @@ def listing(folder: Path, limit: int = 5) -> str:
         return "nothing"
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    try:
+        array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: does not read as an array ({_first_line(error)}); prepare the set again") from error
+    if (array.shape, array.dtype) != (shape, dtype):
+        raise DataError(
+            f"{path}: holds {array.dtype} {array.shape}, the manifest says {dtype} {shape}; prepare the set again"
+        )
+    return array
 
 
 def _unfinished(root: Path) -> str:

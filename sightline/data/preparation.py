@@ -12,6 +12,7 @@ import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from sightline.data.columns import Column, Row, SplitWriter
 from sightline.data.native import (
     FORMAT_VERSION,
     MANIFEST,
@@ -37,30 +39,20 @@ Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with the rows done, the rows in all, and what is being read."""
 
 
-class Column(NamedTuple):
-    """One array of the native form: the shape of a row and the type of its numbers."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class Row(NamedTuple):
-    """One sample on its way in: its name, where it was read (for errors), and a value per column."""
-
-    name: str
-    where: str
-    values: Mapping[str, Any]
-
-
 @dataclass(frozen=True)
 class Part:
-    """Rows that follow each other in a split and are read, and read again, together; `files` is what they depend on."""
+    """Rows that follow each other in a split and are read, and read again, together; `files` is what they depend on.
+
+    `about_elements` is a guess of how many elements the rows have in all where columns are ragged: so much room is
+    asked for before the work begins.
+    """
 
     split: str
     title: str
     num_rows: int
     files: tuple[Path, ...]
     rows: Callable[[], Iterator[Row]]
+    about_elements: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,11 +101,11 @@ def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str,
         return {**there, "root": str(target), "outcome": "already there"}
     _claim(work, plan)
     try:
-        names = _fill(work, plan, progress)
+        filled = _fill(work, plan, progress)
     finally:
         if (work / "parts").is_dir() and not any((work / "parts").iterdir()):
             shutil.rmtree(work)
-    manifest = _finish(work / "set", plan, names)
+    manifest = _finish(work / "set", plan, filled)
     try:
         os.rename(work / "set", target)
     except OSError as error:
@@ -138,7 +130,7 @@ def duplicates_of(prepared: Prepared, column: str) -> list[list[str]]:
     """Groups of rows whose values in this column have the same bytes, each as `split/name`, over all splits."""
     seen: defaultdict[bytes, list[str]] = defaultdict(list)
     for split in prepared.splits:
-        for name, row in zip(prepared.names(split), prepared.array(split, column), strict=True):
+        for name, row in zip(prepared.names(split), prepared.rows(split, column), strict=True):
             seen[hashlib.sha256(row.data).digest()].append(f"{split}/{name}")
     return [group for group in seen.values() if len(group) > 1]
 
@@ -196,7 +188,7 @@ def _claim(work: Path, plan: Plan) -> None:
             folder.mkdir(parents=True)
     except OSError as error:
         raise DataError(f"{work}: cannot be made ({error.strerror}); give another place with --to") from error
-    needed = sum(size * _bytes_per_row(plan) for size in plan.split_sizes.values())
+    needed = _bytes_needed(plan)
     free = shutil.disk_usage(work).free
     if needed > free:
         shutil.rmtree(work)
@@ -206,82 +198,74 @@ def _claim(work: Path, plan: Plan) -> None:
     _write_json(note, origin)
 
 
-def _fill(work: Path, plan: Plan, progress: Progress) -> dict[str, list[str]]:
-    """Write the rows of every unfinished part; returns the names of all rows, by split."""
-    arrays = {
-        (split, name): _open_array(work / "set" / f"{split}.{name}.npy", (size, *column.shape), column.dtype)
-        for split, size in plan.split_sizes.items()
-        for name, column in plan.columns.items()
-    }
+class _Filled(NamedTuple):
+    """The names of all rows, and the number of elements of the ragged columns, by split."""
+
+    names: dict[str, list[str]]
+    num_elements: dict[str, int]
+
+
+def _fill(work: Path, plan: Plan, progress: Progress) -> _Filled:
+    """Write the rows of every unfinished part; returns what only the rows could tell."""
     names: dict[str, list[str]] = {split: [] for split in plan.split_sizes}
     num_done, num_all = 0, sum(plan.split_sizes.values())
-    for index, part in enumerate(part for part in plan.parts if part.num_rows):
-        start = len(names[part.split])
-        window = {name: arrays[part.split, name][start : start + part.num_rows] for name in plan.columns}
-        note = work / "parts" / f"{index:05d}.json"
-        kept = _kept_names(note, part, window)
-        if kept is None:
-            note.unlink(missing_ok=True)
-            kept = _write_rows(part, plan, window, partial(_advance, progress, part.title, num_done, num_all))
-            _write_json(note, {**_state(part, window), "names": kept})
-        else:
-            progress(num_done + part.num_rows, num_all, f"{part.title}: kept from the run before")
-        names[part.split] += kept
-        num_done += part.num_rows
-    for array in arrays.values():
-        array.flush()
-    return names
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(SplitWriter(work / "set", split, size, plan.columns))
+            for split, size in plan.split_sizes.items()
+        }
+        for index, part in enumerate(part for part in plan.parts if part.num_rows):
+            writer = writers[part.split]
+            note = work / "parts" / f"{index:05d}.json"
+            kept = _kept_names(note, part, writer)
+            if kept is None:
+                note.unlink(missing_ok=True)
+                kept = _write_rows(part, writer, partial(_advance, progress, part.title, num_done, num_all))
+                _write_json(note, {**_state(part), **_stretch(writer), "names": kept})
+            else:
+                progress(num_done + part.num_rows, num_all, f"{part.title}: kept from the run before")
+            names[part.split] += kept
+            num_done += part.num_rows
+        return _Filled(names, {split: writer.finish() for split, writer in writers.items()})
 
 
 def _advance(progress: Progress, title: str, before: int, num_all: int, done: int) -> None:
     progress(before + done, num_all, title)
 
 
-def _write_rows(part: Part, plan: Plan, window: Mapping[str, np.ndarray], done: Callable[[int], None]) -> list[str]:
+def _write_rows(part: Part, writer: SplitWriter, done: Callable[[int], None]) -> list[str]:
     names = []
-    for place, row in enumerate(part.rows()):
-        for name, column in plan.columns.items():
-            window[name][place] = _sound(row, name, column)
+    writer.begin()
+    for row in part.rows():
+        writer.put(row)
         names.append(row.name)
-        done(place + 1)
+        done(len(names))
     assert len(names) == part.num_rows, f"{part.title}: {len(names)} rows, {part.num_rows} were promised"
     return names
 
 
-def _sound(row: Row, name: str, column: Column) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what is too large for the column becomes infinite, and is refused below
-        value = np.asarray(row.values[name]).astype(column.dtype)
-    if value.shape != column.shape:
-        raise DataError(
-            f"{row.where}: {name} has the shape {value.shape}, {column.shape} is needed as in the first file"
-        )
-    is_finite = np.isfinite(value)
-    if not is_finite.all():
-        place = tuple(int(i) for i in np.argwhere(~is_finite)[0])
-        raise DataError(f"{row.where}: {name}{list(place)} is {value[place]}; mend the file or leave the shape out")
-    return value
-
-
-def _kept_names(note: Path, part: Part, window: Mapping[str, np.ndarray]) -> list[str] | None:
+def _kept_names(note: Path, part: Part, writer: SplitWriter) -> list[str] | None:
     """The names of a finished part if its files, its number of rows and the hash of what it wrote still agree."""
     found = _read_note(note)
-    names = found.pop("names", None)
-    return names if found and found == _state(part, window) else None
+    names, lengths, digests = found.pop("names", None), found.pop("lengths", None), found.pop("sha256", None)
+    is_kept = digests and found == _state(part) and writer.keep(part.num_rows, lengths, digests)
+    return names if is_kept else None
 
 
-def _state(part: Part, window: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _state(part: Part) -> dict[str, Any]:
     files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in part.files]
-    return {
-        "files": _digest(files),
-        "num_rows": part.num_rows,
-        "sha256": {name: hashlib.sha256(rows.data).hexdigest() for name, rows in window.items()},
-    }
+    return {"files": _digest(files), "num_rows": part.num_rows}
 
 
-def _finish(folder: Path, plan: Plan, names: Mapping[str, list[str]]) -> dict[str, Any]:
+def _stretch(writer: SplitWriter) -> dict[str, Any]:
+    lengths = writer.lengths()
+    return {"sha256": writer.digests(), **({} if lengths is None else {"lengths": lengths})}
+
+
+def _finish(folder: Path, plan: Plan, filled: _Filled) -> dict[str, Any]:
     """Write names and manifest, and force everything to the disk."""
     for split in plan.split_sizes:
-        _write_json(folder / f"{split}.name.json", names[split])
+        _write_json(folder / f"{split}.name.json", filled.names[split])
     draft: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "set": plan.set_name,
@@ -289,6 +273,7 @@ def _finish(folder: Path, plan: Plan, names: Mapping[str, list[str]]) -> dict[st
         "source": {"path": str(plan.source), "fingerprint": plan.fingerprint},
         "columns": _columns_json(plan),
         "splits": {split: {"num_rows": size} for split, size in plan.split_sizes.items()},
+        **({"num_elements": filled.num_elements} if any(filled.num_elements.values()) else {}),
         "num_nonfinite": 0,
         **({"options": dict(plan.options)} if plan.options else {}),
         **plan.about,
@@ -311,27 +296,21 @@ def _finish(folder: Path, plan: Plan, names: Mapping[str, list[str]]) -> dict[st
     return manifest
 
 
-def _open_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
-    """The array file, as an earlier run left it if that is sound, else new."""
-    try:
-        array = np.lib.format.open_memmap(path, mode="r+")
-        if (array.shape, array.dtype) == (shape, np.dtype(dtype)):
-            return array
-    except (OSError, ValueError):
-        pass
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
-
-
 def _range(array: np.ndarray) -> tuple[float, float]:
     return float(array.min()), float(array.max())
 
 
 def _columns_json(plan: Plan) -> dict[str, Any]:
-    return {name: {"shape": list(column.shape), "dtype": column.dtype} for name, column in plan.columns.items()}
+    return {
+        name: {"shape": list(column.shape), "dtype": column.dtype, **({"is_ragged": True} if column.is_ragged else {})}
+        for name, column in plan.columns.items()
+    }
 
 
-def _bytes_per_row(plan: Plan) -> int:
-    return sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in plan.columns.values())
+def _bytes_needed(plan: Plan) -> int:
+    num_rows, num_elements = sum(plan.split_sizes.values()), sum(part.about_elements for part in plan.parts)
+    columns = plan.columns.values()
+    return sum(each.num_bytes * (num_elements if each.is_ragged else num_rows) for each in columns)
 
 
 def _digest(value: Any) -> str:

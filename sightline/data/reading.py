@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +62,8 @@ class BatchReader:
         self.dataset = dataset
         self._transform = Pipeline(transforms, dataset.info.fields, source="the data set")
         self._fields = {**dataset.info.fields, **self._transform.added}
+        for name in dataset.info.features[:1]:  # joined, they become a batch as each of them does
+            self._fields["features"] = self._fields[name]
 
     @property
     def keys(self) -> frozenset[str]:
@@ -72,7 +74,7 @@ class BatchReader:
         if hasattr(self.dataset, "get_batch"):
             with self._blamed(keys):
                 batch = _as_tensors(self.dataset.get_batch(keys))
-            return self._with_features(self._transform(batch, keys))
+            return self._with_features(_joined(self._transform(batch, keys), self._transform.added))
         samples = []
         for key in keys:
             with self._blamed([key]):
@@ -119,6 +121,13 @@ def _as_tensors(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _as_tensors(each) for name, each in value.items()}
     return value
+
+
+def _joined(batch: Batch, added: Mapping[str, Field]) -> Batch:
+    """A stacked batch with those fields that transforms add to be concatenated in that form, beside their offsets."""
+    ragged = {name: batch[name] for name, field in added.items() if field.collate == "concatenate" and name in batch}
+    even = {added[name].offsets: torch.arange(len(value) + 1) * value.shape[1] for name, value in ragged.items()}
+    return {**batch, **{name: value.flatten(0, 1) for name, value in ragged.items()}, **even}
 
 
 def _lift(sample: dict[str, Any]) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,11 @@ from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
 from sightline.engine.stream import Reader, evaluation_keys, read_batches
 from sightline.engine.train import Task, mean
-from sightline.metrics.base import Metric, fresh_state
+from sightline.metrics.base import Metric, State, fresh_state, pool_states
 from sightline.pictures import Picture
 from sightline.types import Batch, SampleKey
 
-__all__ = ["Evaluation", "Evaluator", "Meter"]
+__all__ = ["Evaluation", "Evaluator", "Measured", "Meter", "pooled"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,24 @@ class Meter:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A meter's state over a whole part, of plain predictions or, with a suffix, of voted ones."""
+
+    meter: Meter
+    suffix: str
+    state: State
+
+    def labelled(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values under their names with the suffix; a class's count is the same for all."""
+        return {name if name == "count" else f"{name}{self.suffix}": value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation measured: numbers, numbers per class, tables, and the mean of each loss."""
+    """What an evaluation measured: numbers, numbers per class, tables, and the mean of each loss.
+
+    `measured` are the states that all but the losses were computed from.
+    """
 
     metrics: Mapping[str, float]
     losses: Mapping[str, float]
@@ -44,6 +61,20 @@ class Evaluation:
     num_samples: int
     seconds: float
     pictures: tuple[Picture, ...] = ()
+    measured: tuple[Measured, ...] = field(default=(), repr=False, compare=False)
+
+
+def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Evaluations of different samples by the same metrics as one, from their states; means of losses are left out."""
+    first, *others = evaluations
+    measured = []
+    for place, one in enumerate(first.measured):
+        states = [one.state, *(other.measured[place].state for other in others)]
+        measured.append(dataclasses.replace(one, state=pool_states(one.meter.metric, states)))
+    num_samples = sum(evaluation.num_samples for evaluation in evaluations)
+    seconds = sum(evaluation.seconds for evaluation in evaluations)
+    metrics, per_class, tables = _figures(measured)
+    return Evaluation(metrics, {}, per_class, tables, num_samples, seconds, measured=tuple(measured))
 
 
 @dataclass(frozen=True)
@@ -123,20 +154,30 @@ class Evaluator:
         flat = {f"{number}/{name}": t for number, tally in enumerate(tallies) for name, t in tally.state.items()}
         totals = world.all_reduce_sum(flat | ledger.tensors(), what="metrics")
         ledger.assert_complete(totals)
-        result: dict[str, float] = {}
-        per_class: dict[str, dict[str, Any]] = {}
-        tables: dict[str, Any] = {}
-        for number, tally in enumerate(tallies):
-            state = {name: totals[f"{number}/{name}"].cpu() for name in tally.state}
-            result |= tally.labelled(tally.meter.metric.compute(state))
-            if hasattr(tally.meter.metric, "per_class"):
-                for name, row in tally.meter.metric.per_class(state).items():
-                    per_class.setdefault(name, {}).update(tally.labelled(row))
-            if hasattr(tally.meter.metric, "tables"):
-                tables |= tally.labelled(tally.meter.metric.tables(state))
+        measured = tuple(
+            Measured(tally.meter, tally.suffix, {name: totals[f"{number}/{name}"].cpu() for name in tally.state})
+            for number, tally in enumerate(tallies)
+        )
+        metrics, per_class, tables = _figures(measured)
         losses = ledger.mean_losses(totals)
         seconds = time.perf_counter() - started
-        return Evaluation(result, losses, per_class, tables, len(self.indices), seconds, drawn)
+        return Evaluation(metrics, losses, per_class, tables, len(self.indices), seconds, drawn, measured)
+
+
+def _figures(measured: Sequence[Measured]) -> tuple[dict[str, float], dict[str, dict[str, Any]], dict[str, Any]]:
+    """Numbers, numbers per class, and tables, of states of whole parts."""
+    result: dict[str, float] = {}
+    per_class: dict[str, dict[str, Any]] = {}
+    tables: dict[str, Any] = {}
+    for one in measured:
+        metric = one.meter.metric
+        result |= one.labelled(metric.compute(one.state))
+        if hasattr(metric, "per_class"):
+            for name, row in metric.per_class(one.state).items():
+                per_class.setdefault(name, {}).update(one.labelled(row))
+        if hasattr(metric, "tables"):
+            tables |= one.labelled(metric.tables(one.state))
+    return result, per_class, tables
 
 
 class _Tally:
@@ -150,10 +191,6 @@ class _Tally:
 
     def update(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
         self.meter.metric.update(self.state, **self.meter.update.select(batch, predictions))
-
-    def labelled(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values under their names with the suffix; a class's count is the same for all."""
-        return {name if name == "count" else f"{name}{self.suffix}": value for name, value in values.items()}
 
 
 class _Ledger:

@@ -8,7 +8,7 @@ filled in silence.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from sightline.geometry.sampling import farthest_point_sample
 __all__ = [
     "Neighbours",
     "PackedSample",
+    "assert_finite_rows",
     "pack",
     "packed_ball_query",
     "packed_farthest_point_sample",
@@ -80,14 +81,19 @@ def packed_nearest_neighbours(
     Raises ValueError for offsets that do not fit, queries of a segment without points, and values not finite.
     Source: as `nearest_neighbours`.
     """
+    is_among_points = queries is None
     queries, query_offsets = _queries_or_points(points, offsets, queries, query_offsets)
     index = torch.zeros((len(queries), num_neighbours), dtype=torch.int64, device=points.device)
     is_valid = torch.zeros_like(index, dtype=torch.bool)
-    for own, asked in _segments(points, offsets, queries, query_offsets):
-        count = min(num_neighbours, own.stop - own.start)
-        found = nearest_neighbours(points[None, own], num_neighbours=count, queries=queries[None, asked])[0]
-        index[asked] = own.start
-        index[asked, :count] += found
+    assert_finite_rows(points, offsets=offsets, name="points")
+    for own, asked, many in _runs(_segments(points, offsets, queries, query_offsets)):
+        stacked = points[own].unflatten(0, (many, -1))
+        count = min(num_neighbours, stacked.shape[1])
+        asking = None if is_among_points else queries[asked].unflatten(0, (many, -1))
+        found = nearest_neighbours(stacked, num_neighbours=count, queries=asking)
+        rows = index[asked].unflatten(0, (many, -1))
+        rows += _starts(own, many, points.device)[:, None, None]
+        rows[..., :count] += found
         is_valid[asked, :count] = True
     return Neighbours(index, is_valid)
 
@@ -127,18 +133,23 @@ def packed_farthest_point_sample(
     Source: as `farthest_point_sample`; `num_samples` of max(1, n // 4) is the transition of Zhao et al. 2021.
     """
     new_offsets = torch.nn.functional.pad(num_samples.cumsum(0), (1, 0))
-    starts = torch.as_tensor(start).expand(len(num_samples)).tolist()
-    chosen = []
-    for segment, (own, count) in enumerate(zip(_slices(points, offsets, "offsets"), num_samples.tolist(), strict=True)):
-        if count > own.stop - own.start:
+    chosen = [torch.empty(0, dtype=torch.int64, device=points.device)]
+    owned, wanted = _slices(points, offsets, "offsets"), _pairs(new_offsets.tolist())
+    for segment, (own, asked) in enumerate(zip(owned, wanted, strict=True)):
+        if asked.stop - asked.start > own.stop - own.start:
             raise ValueError(
-                f"segment {segment}: {count} samples asked for in {own.stop - own.start} points; lower num_samples"
+                f"segment {segment}: {asked.stop - asked.start} samples asked for in {own.stop - own.start} points; "
+                "lower num_samples"
             )
-        if count:
-            found = farthest_point_sample(points[None, own], num_samples=count, start=starts[segment])
-            chosen.append(found[0] + own.start)
-    empty = torch.empty(0, dtype=torch.int64, device=points.device)
-    return PackedSample(torch.cat([empty, *chosen]), new_offsets)
+    assert_finite_rows(points, offsets=offsets, name="points")
+    first = torch.as_tensor(start).expand(len(num_samples))[num_samples.cpu() > 0]
+    for own, asked, many in _runs(pair for pair in zip(owned, wanted, strict=True) if pair[1].start < pair[1].stop):
+        stacked = points[own].unflatten(0, (many, -1))
+        count = (asked.stop - asked.start) // many
+        found = farthest_point_sample(stacked, num_samples=count, start=first[:many])
+        chosen.append((found + _starts(own, many, points.device)[:, None]).flatten())
+        first = first[many:]
+    return PackedSample(torch.cat(chosen), new_offsets)
 
 
 def packed_interpolate(
@@ -188,6 +199,47 @@ def _segments(points: Tensor, offsets: Tensor, queries: Tensor, query_offsets: T
         yield own, ask
 
 
+def _runs(pairs: Iterable[tuple[slice, slice]]) -> Iterator[tuple[slice, slice, int]]:
+    """Segments of equal sizes that follow one another, as the rows of all of them and how many they are.
+
+    Equal clouds, such as a stacked batch, go through the dense functions at once.
+    """
+    run: tuple[slice, slice, int] | None = None
+    for pair in pairs:
+        if run is not None and all(_continues(*rows, run[2]) for rows in zip(run[:2], pair, strict=True)):
+            own, asked = (slice(before.start, rows.stop) for before, rows in zip(run[:2], pair, strict=True))
+            run = own, asked, run[2] + 1
+            continue
+        if run is not None:
+            yield run
+        run = *pair, 1
+    if run is not None:
+        yield run
+
+
+def _continues(run: slice, rows: slice, many: int) -> bool:
+    """Whether `rows` follow the `many` equal segments of a run and are as many as each of them."""
+    return run.stop == rows.start and run.stop - run.start == many * (rows.stop - rows.start)
+
+
+def _starts(own: slice, many: int, device: torch.device) -> Tensor:
+    """Where each of the equal segments of a run starts."""
+    return own.start + (own.stop - own.start) // many * torch.arange(many, device=device)
+
+
+def assert_finite_rows(rows: Tensor, *, offsets: Tensor, name: str) -> None:
+    """Raises ValueError naming the segment, and the point in it, that is not finite. Waits for the device."""
+    is_finite = torch.isfinite(rows).all(dim=-1)
+    if bool(is_finite.all()):
+        return
+    row = int((~is_finite).nonzero()[0])
+    segment = int((offsets <= row).sum()) - 1
+    raise ValueError(
+        f"{name}[{segment}]: point {row - int(offsets[segment])} is {rows[row].tolist()[:6]}, neighbours need finite "
+        "numbers; check the data with `sightline check`, or the weights if these are features"
+    )
+
+
 def _slices(rows: Tensor, offsets: Tensor, name: str) -> list[slice]:
     """The rows of each segment. Waits for the device: how many rows a segment has decides what is run."""
     bounds = offsets.tolist()
@@ -196,4 +248,8 @@ def _slices(rows: Tensor, offsets: Tensor, name: str) -> list[slice]:
             f"{name} {bounds[:8]} of {len(rows)} rows; they start at 0, never fall, and end at the number of rows "
             "(cumulative counts without the leading 0 are another convention)"
         )
+    return _pairs(bounds)
+
+
+def _pairs(bounds: list[int]) -> list[slice]:
     return [slice(*pair) for pair in itertools.pairwise(bounds)]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sightline.geometry.distances import assert_finite
 
-__all__ = ["as_dense", "as_packed", "dense_channels", "join_channels", "one_hot_category"]
+__all__ = ["as_dense", "as_packed", "dense_channels", "join_channels", "one_hot_category", "packed_channels"]
 
 
 def join_channels(points: Tensor, features: Tensor | None, *, in_channels: int) -> Tensor:
@@ -79,6 +79,29 @@ def as_packed(points: Tensor, features: Tensor | None, offsets: Tensor | None) -
     num_clouds, num_points, _ = points.shape
     offsets = torch.arange(num_clouds + 1, device=points.device) * num_points
     return points.flatten(0, 1), None if features is None else features.flatten(0, 1), offsets
+
+
+def packed_channels(
+    points: Tensor, features: Tensor | None, offsets: Tensor | None, *, in_channels: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`points` (P, 3), all channels side by side (P, in_channels), and `offsets` (S+1,), whichever form they came in.
+
+    Raises ValueError, naming the found and the expected shape, for any other layout or width.
+    """
+    if offsets is None:
+        join_channels(points, features, in_channels=in_channels)  # for its check of stacked clouds
+    points, features, offsets = as_packed(points, features, offsets)
+    if points.shape[1] != 3 or len(points) == 0:
+        raise ValueError(f"points: found the shape {tuple(points.shape)} beside offsets, expected (P, 3) with P >= 1")
+    expected = (len(points), in_channels - 3)
+    found = (len(points), 0) if features is None else tuple(features.shape)
+    if found != expected:
+        given = "no features (width 0)" if features is None else f"the shape {found}"
+        raise ValueError(
+            f"features: found {given}, expected {expected}: this model was built for {in_channels} channels, "
+            "xyz and what follows it"
+        )
+    return points, points if features is None else torch.cat([points, features], dim=-1), offsets
 
 
 def one_hot_category(category: Tensor, *, like: Tensor, num_categories: int) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-__all__ = ["Metric", "State", "fresh_state"]
+__all__ = ["Metric", "State", "fresh_state", "pool_states"]
 
 State = dict[str, Tensor]
 
@@ -16,11 +16,12 @@ State = dict[str, Tensor]
 class Metric(Protocol):
     """A metric whose state is exact in any order of batches and on any number of processes.
 
-    State tensors are int64 counts, or slots (one row per sample, zero elsewhere); both are reduced by SUM. A metric of
-    slots takes `num_samples` in `new_state`, one more than the largest index it will be given. `update`
-    names batch keys and prediction keys after the state. `compute` runs on the reduced state and returns named numbers
-    (NaN where nothing was counted). A metric may also offer `per_class(state)`: class name -> {name: number}, and
-    `tables(state)`: name -> plain values, which the JSON of an evaluation keeps.
+    State tensors are int64 counts, or slots (one row per sample, zero elsewhere); both are reduced by SUM. A metric
+    with slots names them in an attribute `slots` and takes `num_samples` in `new_state`, one more than the largest
+    index that it will be given. `update` names batch keys and prediction keys after the state. `compute` runs on the
+    reduced state and returns named numbers (NaN where nothing was counted). A metric may also offer
+    `per_class(state)`: class name -> {name: number}; `per_sample(state)`: a number for each sample, NaN where there is
+    none; and `tables(state)`: name -> plain values, which the JSON of an evaluation keeps.
     """
 
     update: Callable[..., None]
@@ -34,6 +35,20 @@ class Metric(Protocol):
 
 def fresh_state(metric: Metric, *, num_samples: int = 0) -> State:
     """An empty state; with `num_samples` slots where the metric has slots."""
-    if "num_samples" in inspect.signature(metric.new_state).parameters:
+    if _slots(metric):
         return metric.new_state(num_samples=num_samples)  # type: ignore[call-arg]
     return metric.new_state()
+
+
+def pool_states(metric: Metric, states: Sequence[State]) -> State:
+    """The state of several evaluations of different samples as one: counts add up, slots stand one after another."""
+    return {
+        name: torch.cat([state[name] for state in states])
+        if name in _slots(metric)
+        else torch.stack([state[name] for state in states]).sum(dim=0)
+        for name in states[0]
+    }
+
+
+def _slots(metric: Metric) -> frozenset[str]:
+    return getattr(metric, "slots", frozenset())

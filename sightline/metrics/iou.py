@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ class IoU:
     probable class, the lowest index among equals. Source: Everingham et al. 2010, section 4.4 (IoU of a class).
     """
 
+    slots = frozenset({"common", "union"})
+
     def __init__(
         self, *, num_classes: int, class_names: tuple[str, ...] | None = None, ignore_index: int | None = None
     ) -> None:
@@ -32,11 +35,17 @@ class IoU:
         self.class_names = names
         self.ignore_index = ignore_index
 
-    def new_state(self) -> State:
-        return {"confusion": torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)}
+    def new_state(self, *, num_samples: int = 0) -> State:
+        slots = {name: torch.zeros(num_samples, self.num_classes, dtype=torch.int64) for name in sorted(self.slots)}
+        return slots | {"confusion": torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)}
 
-    def update(self, state: State, *, probabilities: Tensor, target: Tensor) -> None:
-        """`probabilities` (P, C) and `target` (P,). Raises ValueError for NaN and for labels outside the classes."""
+    def update(
+        self, state: State, *, probabilities: Tensor, target: Tensor, cloud_offsets: Tensor, sample_index: Tensor
+    ) -> None:
+        """`probabilities` (P, C) and `target` (P,) of clouds one after another, and the index of each cloud.
+
+        Raises ValueError for NaN and for labels outside the classes.
+        """
         if probabilities.shape != (len(target), self.num_classes):
             raise ValueError(
                 f"probabilities: found the shape {tuple(probabilities.shape)} for {len(target)} labels, expected "
@@ -48,10 +57,14 @@ class IoU:
                 f"probabilities: {num_bad} of {len(target)} points are NaN, which is no answer; find where with "
                 "`sightline check`"
             )
-        counts = confusion_matrix(
-            probabilities.argmax(dim=1), target, num_classes=self.num_classes, ignore_index=self.ignore_index
-        )
-        state["confusion"] += counts.to(state["confusion"].device)
+        answer = probabilities.argmax(dim=1)
+        for sample, (start, end) in zip(sample_index.tolist(), pairwise(cloud_offsets.tolist()), strict=True):
+            counts = confusion_matrix(
+                answer[start:end], target[start:end], num_classes=self.num_classes, ignore_index=self.ignore_index
+            ).to(state["confusion"].device)
+            state["confusion"] += counts
+            state["common"][sample] += counts.diagonal()
+            state["union"][sample] += counts.sum(dim=0) + counts.sum(dim=1) - counts.diagonal()
 
     def compute(self, state: State) -> dict[str, float]:
         confusion = state["confusion"]
@@ -69,6 +82,11 @@ class IoU:
             name: {"iou": iou, "accuracy": share, "count": count}
             for name, iou, share, count in zip(self.class_names, ious, shares, counts, strict=True)
         }
+
+    def per_sample(self, state: State) -> Tensor:
+        """The mean IoU of each scene over the classes it has (num_samples,) float64; NaN where it has no points."""
+        ious = state["common"].double() / state["union"]
+        return ious.nanmean(dim=1)
 
     def tables(self, state: State) -> dict[str, Any]:
         """`confusion`, and the class names of its rows (labels) and columns (answers), in plain values."""

@@ -122,8 +122,58 @@ _STRAWBERRY_PCT = {key: ours for key, ours in _STRAWBERRY_PCT_NEW.items() if key
     _strawberry_layers("pt_last.", "prepare")
 )
 
+
+def _postech_block(theirs: str, ours: str) -> dict[str, str]:
+    attention = {
+        **{f"linear_{short}": name for short, name in (("q", "query"), ("k", "key"), ("v", "value"))},
+        "linear_p.0": "position.linear",
+        "linear_p.1": "position.norm",
+        "linear_p.3": "code",
+        "linear_w.0": "norm",
+        "linear_w.2": "reduce.linear",
+        "linear_w.3": "reduce.norm",
+        "linear_w.5": "score",
+    }
+    return {
+        f"{theirs}.linear1": f"{ours}.before.linear",
+        f"{theirs}.bn1": f"{ours}.before.norm",
+        **{f"{theirs}.transformer2.{key}": f"{ours}.attention.{name}" for key, name in attention.items()},
+        f"{theirs}.bn2": f"{ours}.norm",
+        f"{theirs}.linear3": f"{ours}.after.linear",
+        f"{theirs}.bn3": f"{ours}.after.norm",
+    }
+
+
+_POSTECH_BLOCKS = (1, 2, 3, 5, 2)
+_POSTECH_POINT_TRANSFORMER_SEG = {
+    key: name
+    for level, num_blocks in enumerate(_POSTECH_BLOCKS)
+    for part in (
+        {
+            f"enc{level + 1}.0.linear": f"stages.{level}.down.edge.linear",
+            f"enc{level + 1}.0.bn": f"stages.{level}.down.edge.norm",
+        },
+        *(_postech_block(f"enc{level + 1}.{i + 1}", f"stages.{level}.blocks.{i}") for i in range(num_blocks)),
+        _postech_block(f"dec{level + 1}.1", f"decoder.blocks.{level}"),
+        {
+            f"dec{level + 1}.0.linear{which}.{place}": f"decoder.ups.{level}.{ours}.{part}"
+            for which, ours in ((1, "skip"), (2, "coarse"))
+            for place, part in ((0, "linear"), (1, "norm"))
+        }
+        if level < len(_POSTECH_BLOCKS) - 1
+        else {
+            f"dec{level + 1}.0.linear1.0": "decoder.context.mix.linear",
+            f"dec{level + 1}.0.linear1.1": "decoder.context.mix.norm",
+            f"dec{level + 1}.0.linear2.0": "decoder.context.mean",
+        },
+    )
+    for key, name in part.items()
+} | {"cls.0": "head.0.linear", "cls.1": "head.0.norm", "cls.3": "head.2"}
+"""Their encoder counts the way down to a level as its first block, as their decoder does the way up."""
+
 LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "antao97_dgcnn_cls": _WANG_DGCNN,
+    "postech_point_transformer_seg": _POSTECH_POINT_TRANSFORMER_SEG,
     "qq456cvb_pct_cls": _STRAWBERRY_PCT,
     **DENSE_LAYOUTS,
     "strawberry_pct_cls": _STRAWBERRY_PCT,

@@ -185,6 +185,14 @@ _SEGMENTATION: Mapping[str, PublishedModel] = {
 
 MODELS: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_cls": _DGCNN,
+    "postech_point_transformer_seg": PublishedModel(
+        model="point_transformer",
+        num_classes=Size("head.2.weight", 0),
+        in_channels=Size("stages.0.down.edge.linear.weight", 1),
+        assumed={"per": "point", "strides": (1, 4, 4, 4, 4), "num_neighbours": (8, 16, 16, 16, 16)},
+        up_axis="z",
+        protocol=_SCENES,
+    ),
     "qq456cvb_pct_cls": _pct(head_activation="relu", codes_positions=False, min_squared_norm=None),
     "qq456cvb_point_transformer_cls": _dense_transformer("cloud", _OBJECTS),
     "qq456cvb_point_transformer_parts": _dense_transformer("point", _PARTS, num_categories=16),

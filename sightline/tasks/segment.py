@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from pydantic import ConfigDict
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from sightline import registry
+from sightline.arguments import Count, Size
 from sightline.binding import Offer
+from sightline.errors import ConfigError
+from sightline.layers.cloud import as_packed
 from sightline.losses.base import Loss
-from sightline.pictures import Axis
+from sightline.pictures import UNLABELLED, Axis, Picture, colors_of, render_clouds
 from sightline.tasks.supervised import Supervised
+from sightline.tasks.windows import BlockWindows, Origin, SphereWindows, Windows, each_cloud
 from sightline.types import Batch
 
-__all__ = ["Segment"]
+__all__ = ["Blocks", "Segment"]
+
+NUM_SHOWN = 6
+WRONG = np.array([200, 48, 42], dtype=np.uint8)
+"""The red of points with a wrong answer."""
+
+
+class Blocks(TypedDict):
+    """Columns over squares of `size_m` every `stride_m`, answered `num_points` points at a time."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    size_m: Size
+    stride_m: Size
+    num_points: Count
 
 
 @registry.tasks.add("segment")
@@ -26,6 +47,10 @@ class Segment(Supervised):
     another, `cloud_offsets` (S+1,) where each cloud starts, and, where the batch has labels, `target` (P,). Where a
     transform thinned the clouds and kept `nearest`, the row of the kept point that stands for each point of the whole
     cloud, the answers are those of the whole cloud, and `target` is its `whole_label`.
+
+    In evaluation and prediction `max_points` answers larger clouds in neighbourhoods of so many points, whose
+    coordinates start as `origin` says; `blocks` answers all clouds in columns, for models that take one number of
+    points. Logits of several windows are averaged. Training is not concerned: its transforms crop.
     """
 
     predicts = frozenset({"probabilities", "target", "cloud_offsets"})
@@ -37,21 +62,43 @@ class Segment(Supervised):
         losses: Mapping[str, Loss],
         batch_keys: Offer,
         output_keys: Offer,
-        class_names: tuple[str, ...] = (),
+        max_points: Count | None = None,
+        origin: Origin = "kept",
+        blocks: Blocks | None = None,
         up_axis: Axis = "z",
     ) -> None:
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
-        self.class_names = tuple(class_names)
         self.up_axis = up_axis
+        if blocks is not None and (max_points is not None or origin != "kept"):
+            raise ConfigError("segment: blocks stand for themselves; leave max_points and origin out, or blocks")
+        if blocks is not None and up_axis != "z":
+            raise ConfigError(f"segment: blocks are columns along z, the data set's {up_axis} is up")
+        if max_points is None and origin != "kept":
+            raise ConfigError("segment: origin is that of windows; give max_points, or leave it out")
+        self.windows: Windows | None = None
+        if blocks is not None:
+            self.windows = BlockWindows(
+                size_m=blocks["size_m"], stride_m=blocks["stride_m"], num_points=blocks["num_points"]
+            )
+        elif max_points is not None:
+            self.windows = SphereWindows(max_points=max_points, origin=origin)
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Probabilities of every point, those of the whole clouds where a transform thinned them."""
-        return self._answers(batch, self.outputs(model, batch))
+        return self._answers(batch, self._outputs(model, batch))
 
     def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Loss sums over the points that the model saw, and what `predict` gives."""
-        outputs = self.outputs(model, batch)
-        return {name: term(batch, outputs) for name, term in self._terms.items()}, self._answers(batch, outputs)
+        """Loss sums over the points that the model saw, and what `predict` gives.
+
+        In windows, a loss of other outputs than the logits is no number: there is one of them for every window.
+        """
+        outputs = self._outputs(model, batch)
+        nothing = torch.full((), torch.nan)
+        sums = {
+            name: term(batch, outputs) if set(term.names) <= batch.keys() | outputs.keys() else nothing
+            for name, term in self._terms.items()
+        }
+        return sums, self._answers(batch, outputs)
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The mean of the probabilities of several passes over varied input."""
@@ -62,20 +109,54 @@ class Segment(Supervised):
             total += each["probabilities"]
         return {**passes[0], "probabilities": total / len(passes)}
 
+    def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
+        """The first clouds of a batch as the model saw them: above by answered class, below red where it is wrong."""
+        if "label" not in batch:
+            return []
+        offsets = _offsets(batch).tolist()
+        spans = [slice(*span) for span in pairwise(offsets[: NUM_SHOWN + 1])]
+        points = batch["points"].reshape(-1, 3).float().cpu().numpy()
+        answer, label = (each.flatten().cpu().numpy() for each in (predictions["seen"], batch["label"]))
+        wrong = answer != label
+        captions = [f"{1 - wrong[span].mean():.1%} right" for span in spans]
+        pixels = render_clouds(
+            [points[span] for span in spans] * 2,
+            captions=[*captions, *("errors" for _ in spans)],
+            colors=[
+                *(colors_of(answer[span]) for span in spans),
+                *(np.where(wrong[span][:, None], WRONG, UNLABELLED) for span in spans),
+            ],
+            up_axis=self.up_axis,
+            columns=len(spans),
+        )
+        return [Picture("predictions", pixels, f"{1 - wrong[: offsets[len(spans)]].mean():.1%} of the points right")]
+
+    def _outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        if self.windows is None:
+            return self.outputs(model, batch)
+        points, features, offsets = as_packed(batch["points"], batch.get("features"), batch.get("offsets"))
+        packed = {**batch, "points": points, "offsets": offsets, **({} if features is None else {"features": features})}
+        logits = [self.windows(lambda part: self.outputs(model, part)["logits"], cloud) for cloud in each_cloud(packed)]
+        return {"logits": torch.cat(logits).view(*batch["points"].shape[:-1], -1)}
+
     def _answers(self, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Any]:
         logits = outputs["logits"].flatten(0, -2)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         probabilities = logits.to(dtype).softmax(dim=1)
-        offsets = batch["offsets"] if "offsets" in batch else _even_offsets(batch["points"])
+        seen = probabilities.argmax(dim=1)
+        offsets = _offsets(batch)
         label = batch.get("label")
         if "nearest" in batch:
             whole = batch["whole_offsets"]
             starts = offsets[:-1].repeat_interleave(whole.diff())
             probabilities, offsets, label = probabilities[batch["nearest"] + starts], whole, batch.get("whole_label")
         target = {} if label is None else {"target": label.flatten()}
-        return {"probabilities": probabilities, "cloud_offsets": offsets, **target}
+        return {"probabilities": probabilities, "cloud_offsets": offsets, "seen": seen, **target}
 
 
-def _even_offsets(points: Tensor) -> Tensor:
-    num_clouds, num_points = points.shape[:2]
-    return torch.arange(num_clouds + 1, device=points.device) * num_points
+def _offsets(batch: Batch) -> Tensor:
+    if "offsets" in batch:
+        offsets: Tensor = batch["offsets"]
+        return offsets
+    num_clouds, num_points = batch["points"].shape[:2]
+    return torch.arange(num_clouds + 1, device=batch["points"].device) * num_points

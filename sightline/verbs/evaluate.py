@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 from sightline.checks.finding import Place
 from sightline.checks.set_agreement import CODE, Inputs, compare, inputs_of
 from sightline.config import RunConfig, read_config
-from sightline.engine.build import Part, build_data, build_evaluator, build_model, build_part, build_task
+from sightline.describe.difficulty import difficulty_of
+from sightline.engine.build import Data, Part, build_data, build_evaluator, build_model, build_part, build_task
 from sightline.engine.distributed import World, start_world
+from sightline.engine.evaluate import Evaluation, pooled
+from sightline.engine.folds import assert_folds, tested_by
 from sightline.engine.inputs import read_inputs
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.lineage import describe_lineage, read_lineage
@@ -23,9 +27,9 @@ from sightline.engine.run_documents import read_facts
 from sightline.engine.session import evaluation_document
 from sightline.errors import ConfigError, UserError
 from sightline.verbs.common import write_document
-from sightline.verbs.output import note, show_evaluation, show_findings
+from sightline.verbs.output import note, show_difficulty, show_evaluation, show_findings
 
-__all__ = ["evaluate"]
+__all__ = ["Options", "evaluate"]
 
 
 _MAY_CHANGE = (
@@ -39,53 +43,127 @@ _MAY_CHANGE = (
 )
 
 
-def evaluate(
-    run: Path,
-    overrides: Sequence[str] = (),
-    *,
-    which: str,
-    data: Path | None,
-    processes: int | None,
-    plugins: Sequence[Path],
-    device: str,
-    json: Path | None,
-) -> int:
-    """Evaluate a checkpoint of a run on its test part, or on another config's; the exit code."""
-    _assert_about_evaluation(overrides)
-    trained, notes = read_run(run, plugins)
-    config = _with_overrides(trained, overrides, run / "config.yaml" if data is None else data, is_other=bool(data))
-    num_processes = processes_to_start(processes)
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    runs: tuple[Path, ...]
+    overrides: tuple[str, ...] = ()
+    which: str = "last"
+    data: Path | None = None
+    processes: int | None = None
+    plugins: tuple[Path, ...] = ()
+    device: str = "auto"
+    json: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """The command line for each launched process."""
+        words = ["evaluate", *map(str, self.runs), *self.overrides, "--checkpoint", self.which, "--device", self.device]
+        words += ["--data", str(self.data)] if self.data else []
+        words += ["--json", str(self.json)] if self.json else []
+        return [*words, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run, its checkpoint's evaluation, and the part of the data that it is of."""
+
+    run: Path
+    checkpoint: Path
+    config: RunConfig
+    data: Data
+    part: Part
+    evaluation: Evaluation
+
+
+def evaluate(options: Options) -> int:
+    """Evaluate a checkpoint of a run on its test part, or on another config's; several runs as folds of one set."""
+    if not options.runs:
+        raise UserError("evaluate: no run directory is given; sightline evaluate RUN [KEY=VALUE]...")
+    _assert_about_evaluation(options.overrides)
+    if len(options.runs) > 1 and options.data is not None:
+        raise UserError("evaluate: --data stands for the test part of one run; several runs are pooled over their own")
+    configs = [_read(run, options) for run in options.runs]
+    num_processes = processes_to_start(options.processes)
     if num_processes > 1:
-        words = ["evaluate", str(run), *overrides, "--checkpoint", which, "--device", device]
-        words += ["--data", str(data)] if data else []
-        words += ["--json", str(json)] if json else []
-        return launch([*words, *(w for p in plugins for w in ("--plugin", str(p)))], num_processes)
-    with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
+        return launch(options.arguments(), num_processes)
+    with start_world(device=options.device, timeout_s=configs[0][1].distributed.timeout_s) as world:
         if world.is_first:
-            for line in notes:
+            for line in (line for _, _, notes in configs for line in notes):
                 note(f"warning: {line}")
-        set_determinism(config.train.determinism)
-        facts = read_facts(run)
-        built = build_data(config)
-        _assert_same_facts(facts, built.facts, run)
-        model = build_model(config, facts, world)
-        path = checkpoint_path(run, which)
-        load_trained(model, path)
-        task, meters = build_task(config, built, model)
-        part = built.test if data is None else build_part(config, "test")
-        if config.data != trained.data and not _is_alike(run, trained, config, part, world):
-            return 1
-        evaluation = build_evaluator(config, part, task, meters)(model, world)
+        if len(options.runs) > 1:
+            assert_folds(options.runs, [config for _, config, _ in configs])
+        trials = []
+        for run, (trained, config, _) in zip(options.runs, configs, strict=True):
+            trial = _try(run, trained, config, options, world)
+            if trial is None:
+                return 1
+            trials.append(trial)
         if world.is_first:
-            document = evaluation_document(config, evaluation, part.split, which)
-            document |= {"overrides": list(overrides)} if overrides else {}
-            lineage = read_lineage(run)
-            if lineage is not None:
-                note(describe_lineage(lineage))
-                document["lineage"] = lineage
-            show_evaluation(document, title=f"{path} on {part.split}")
-            write_document(json, document)
+            document = _document(trials, options)
+            show_evaluation(document, title=_title(trials))
+            if len(trials) == 1:
+                document |= _explained(trials[0])
+            write_document(options.json, document)
     return 0
+
+
+def _read(run: Path, options: Options) -> tuple[RunConfig, RunConfig, list[str]]:
+    """The config that a run was trained with, the one to evaluate it by, and notes on its plugins."""
+    trained, notes = read_run(run, options.plugins)
+    path = run / "config.yaml" if options.data is None else options.data
+    return trained, _with_overrides(trained, options.overrides, path, is_other=bool(options.data)), notes
+
+
+def _try(run: Path, trained: RunConfig, config: RunConfig, options: Options, world: World) -> Trial | None:
+    """The evaluation of one run; None where other data are too unlike those that it was trained on."""
+    set_determinism(config.train.determinism)
+    facts = read_facts(run)
+    built = build_data(config)
+    _assert_same_facts(facts, built.facts, run)
+    model = build_model(config, facts, world)
+    path = checkpoint_path(run, options.which)
+    load_trained(model, path)
+    task, meters = build_task(config, built, model)
+    part = built.test if options.data is None else build_part(config, "test")
+    if config.data != trained.data and not _is_alike(run, trained, config, part, world):
+        return None
+    return Trial(run, path, config, built, part, build_evaluator(config, part, task, meters)(model, world))
+
+
+def _document(trials: Sequence[Trial], options: Options) -> dict[str, Any]:
+    """What `--json` holds: of one run, or of all of them pooled."""
+    first = trials[0]
+    evaluation = first.evaluation if len(trials) == 1 else pooled([trial.evaluation for trial in trials])
+    document = evaluation_document(first.config, evaluation, first.part.split, options.which)
+    document |= {"overrides": list(options.overrides)} if options.overrides else {}
+    if len(trials) > 1:
+        document["folds"] = [
+            {"run": str(trial.run), "tested": list(tested_by(trial.part)), "metrics": dict(trial.evaluation.metrics)}
+            for trial in trials
+        ]
+    for trial in trials:
+        lineage = read_lineage(trial.run)
+        if lineage is not None:
+            note(describe_lineage(lineage))
+            if len(trials) == 1:
+                document["lineage"] = lineage
+    return document
+
+
+def _explained(trial: Trial) -> dict[str, Any]:
+    """For a segmentation, why its classes are hard, shown and as part of the document."""
+    difficulty = difficulty_of(trial.evaluation, trial.part, trial.data)
+    if difficulty is None:
+        return {}
+    show_difficulty(difficulty)
+    return {"difficulty": difficulty.to_dict()}
+
+
+def _title(trials: Sequence[Trial]) -> str:
+    if len(trials) == 1:
+        return f"{trials[0].checkpoint} on {trials[0].part.split}"
+    return f"{len(trials)} runs, each on the part that it was not trained on, from summed counts"
 
 
 def _is_alike(run: Path, trained: RunConfig, config: RunConfig, part: Part, world: World) -> bool:

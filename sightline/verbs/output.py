@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["note", "show_evaluation", "show_findings", "show_table"]
+__all__ = ["note", "show_difficulty", "show_evaluation", "show_findings", "show_table"]
 
 
 _NARROWED = 16
@@ -65,6 +65,27 @@ def show_evaluation(document: Mapping[str, Any], *, title: str) -> None:
         )
     data = document["data"]
     show_table(f"{title}{label}, {data['num_samples']} samples", ["metric", "value"], list(document["metrics"].items()))
+
+
+def show_difficulty(difficulty: Any) -> None:
+    """Why classes are hard: a row each, then the hardest samples and what the columns have to do with the IoU."""
+    columns = ("class", "IoU", "points", f"training {difficulty.unit}", "at boundaries", "taken for")
+    rows = [
+        (
+            row.name,
+            row.iou,
+            row.num_points,
+            row.trained_on,
+            row.boundary_share,
+            ", ".join(f"{label} -> {answer} {share:.0%}" for label, answer, share in row.confusions[:2]),
+        )
+        for row in difficulty.rows
+    ]
+    show_table("why classes are hard", columns, rows, unbroken="class")
+    if difficulty.hardest:
+        note("hardest: " + ", ".join(f"{name} ({iou:.3f})" for name, iou in difficulty.hardest))
+    if difficulty.summary():
+        note(difficulty.summary())
 
 
 def show_findings(findings: Sequence[Any], *, is_verbose: bool = False) -> None:

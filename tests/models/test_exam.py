@@ -22,6 +22,12 @@ INPUTS: dict[str, Callable[[int], Tensor]] = {
 """How to make a batch of each input that a model may need; a model with a new kind of input adds its line here."""
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "dgcnn_parts": {"num_neighbours": 20},
+    "point_transformer": {
+        "widths": (16, 32),
+        "strides": (1, 4),
+        "num_neighbours": (8, 8),
+        "num_blocks": (1, 1),
+    },
     "pct": {"num_centres": (16, 8), "num_neighbours": 8},
     "point_transformer_dense": {"blocks": (1, 2, 1), "num_neighbours": 8, "width": 16},
     "pointnet2": {"num_centres": (16, 8)},

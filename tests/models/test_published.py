@@ -10,6 +10,7 @@ from sightline.errors import CheckpointError
 from sightline.models.dgcnn import DGCNN
 from sightline.models.dgcnn_segmentation import DGCNNParts, DGCNNScenes
 from sightline.models.pct import PCT, PCTParts
+from sightline.models.point_transformer import PointTransformer
 from sightline.models.point_transformer_dense import DensePointTransformer
 from sightline.models.pointnet import PointNet, PointNetPlain
 from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
@@ -81,6 +82,7 @@ def test_a_name_that_two_norms_were_given_is_that_of_the_second() -> None:
         ("antao97_dgcnn_scenes", DGCNNScenes(num_classes=2, in_channels=9, embedding=8)),
         ("menghaoguo_pct_parts", PCTParts(num_classes=2, in_channels=3, num_categories=2)),
         ("wangyueft_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
+        ("postech_point_transformer_seg", PointTransformer(num_classes=2, in_channels=3)),
         ("qq456cvb_pct_cls", PCT(num_classes=2, in_channels=6, head_activation="relu")),
         (
             "qq456cvb_point_transformer_cls",

@@ -1,0 +1,230 @@
+"""The columns of a split on their way to the disk: rows of one shape have their place, ragged rows are appended.
+
+A ragged column holds the elements (points) of all rows one after another; all ragged columns of a set are equally long
+in every row, and `<split>.offsets.npy` says where each row starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sightline.errors import DataError, RunError
+
+__all__ = ["OFFSETS", "Column", "Row", "SplitWriter"]
+
+OFFSETS = "offsets"
+"""In the place of a column's name: where the rows of the ragged columns start, and where the last one ends."""
+_BLOCK_BYTES = 2**24
+
+
+class Column(NamedTuple):
+    """One array of the native form: the shape of a row and the type of its numbers.
+
+    In a ragged column a row has any number of elements, at least one, and `shape` is that of an element.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    is_ragged: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Of a row, or of an element where rows are ragged."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+class Row(NamedTuple):
+    """One sample on its way in: its name, where it was read (for errors), and a value per column."""
+
+    name: str
+    where: str
+    values: Mapping[str, Any]
+
+
+class SplitWriter:
+    """Puts rows into the array files of a split, in order, over what an earlier run may have left there.
+
+    Rows come in stretches: each is either kept as it lies in the files (`keep`), or begun and `put` row by row.
+    `lengths` and `digests` are those of the stretch at hand. A context: leaving it closes the files.
+    """
+
+    def __init__(self, folder: Path, split: str, num_rows: int, columns: Mapping[str, Column]) -> None:
+        assert OFFSETS not in columns, f"'{OFFSETS}' is no name for a column"
+        self._columns = columns
+        self._offsets = np.zeros(num_rows + 1, dtype=np.int64)
+        self._offsets_path = folder / f"{split}.{OFFSETS}.npy"
+        paths = {name: folder / f"{split}.{name}.npy" for name in columns}
+        self._ragged = {name: _Appended(paths[name], each) for name, each in columns.items() if each.is_ragged}
+        self._fixed = {
+            name: _open_array(paths[name], (num_rows, *each.shape), each.dtype)
+            for name, each in columns.items()
+            if not each.is_ragged
+        }
+        self._start = self._row = 0
+
+    def __enter__(self) -> SplitWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._ragged.values():
+            file.close()
+
+    def begin(self) -> None:
+        """A stretch of rows begins at the next row."""
+        self._start = self._row
+        for file in self._ragged.values():
+            file.cut(int(self._offsets[self._row]))
+
+    def put(self, row: Row) -> None:
+        """Write the next row. Raises DataError for values that do not fit or are not finite; RunError for no room."""
+        values = {name: _sound(row, name, column) for name, column in self._columns.items()}
+        lengths = {len(values[name]) for name in self._ragged}
+        assert len(lengths) < 2, f"{row.where}: ragged columns of {sorted(lengths)} elements"
+        for name, array in self._fixed.items():
+            array[self._row] = values[name]
+        for name, file in self._ragged.items():
+            file.append(values[name])
+        self._row += 1
+        self._offsets[self._row] = self._offsets[self._row - 1] + max(lengths, default=0)
+
+    def lengths(self) -> list[int] | None:
+        """How many elements each row of the stretch has; None where no column is ragged."""
+        return np.diff(self._offsets[self._start : self._row + 1]).tolist() if self._ragged else None
+
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of what the files hold of this stretch, by column."""
+        return self._digests(self._row, self.lengths() or [])
+
+    def keep(self, num_rows: int, lengths: Sequence[int] | None, digests: Mapping[str, str]) -> bool:
+        """Whether the files hold the next rows as an earlier run noted them; if they do, those rows are passed over."""
+        self._start = self._row
+        if (lengths is not None) != bool(self._ragged) or len(lengths or []) not in (0, num_rows):
+            return False
+        if self._digests(self._row + num_rows, lengths or []) != digests:
+            return False
+        begin, end = self._row, self._row + num_rows
+        if lengths is not None:
+            self._offsets[begin + 1 : end + 1] = self._offsets[begin] + np.cumsum(lengths, dtype=np.int64)
+        self._row = end
+        return True
+
+    def finish(self) -> int:
+        """Seal the files, once every row is there; returns the number of elements of the ragged columns, 0 without."""
+        assert self._row == len(self._offsets) - 1, f"{self._row} of {len(self._offsets) - 1} rows were written"
+        for array in self._fixed.values():
+            array.flush()
+        for file in self._ragged.values():
+            file.finish(int(self._offsets[-1]))
+        if self._ragged:
+            np.save(self._offsets_path, self._offsets)
+        return int(self._offsets[-1])
+
+    def _digests(self, end: int, lengths: Sequence[int]) -> dict[str, str]:
+        first, count = int(self._offsets[self._start]), sum(lengths)
+        fixed = {name: hashlib.sha256(array[self._start : end].data).hexdigest() for name, array in self._fixed.items()}
+        return {
+            name: fixed[name] if name in fixed else self._ragged[name].digest(first, count) for name in self._columns
+        }
+
+
+class _Appended:
+    """The file of a ragged column: elements are added at its end, its header counts them when it is finished."""
+
+    def __init__(self, path: Path, column: Column) -> None:
+        self._path = path
+        self._column = column
+        self._header_bytes = len(self._header(0))
+        if not path.exists():
+            path.touch()
+        self._file = path.open("r+b")
+
+    def cut(self, num_elements: int) -> None:
+        """Leave the first elements, which are there, and go on behind them."""
+        self._file.truncate(self._place(num_elements))
+        self._file.seek(self._place(num_elements))
+
+    def append(self, values: np.ndarray) -> None:
+        with self._writing():
+            self._file.write(values.data)
+
+    def digest(self, first: int, count: int) -> str:
+        """The SHA-256 of `count` elements from the `first` on, or of as many as there are."""
+        with self._writing():
+            self._file.flush()
+        self._file.seek(self._place(first))
+        left, digest = count * self._column.num_bytes, hashlib.sha256()
+        while left and (block := self._file.read(min(left, _BLOCK_BYTES))):
+            digest.update(block)
+            left -= len(block)
+        return digest.hexdigest()
+
+    def finish(self, num_elements: int) -> None:
+        with self._writing():
+            self._file.truncate(self._place(num_elements))
+            self._file.seek(0)
+            self._file.write(self._header(num_elements))
+            self._file.flush()
+
+    def close(self) -> None:
+        with self._writing():
+            self._file.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{self._path}: cannot be written ({error.strerror}); make room and run the command again, which goes "
+                "on where this one stopped"
+            ) from error
+
+    def _place(self, element: int) -> int:
+        return self._header_bytes + element * self._column.num_bytes
+
+    def _header(self, num_elements: int) -> bytes:
+        """As numpy.save writes it, with room for any number of rows: so its length does not depend on theirs."""
+        header = io.BytesIO()
+        descr = np.lib.format.dtype_to_descr(np.dtype(self._column.dtype))
+        shape = (num_elements, *self._column.shape)
+        np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+        return header.getvalue()
+
+
+def _sound(row: Row, name: str, column: Column) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what is too large for the column becomes infinite, and is refused below
+        value = np.asarray(row.values[name]).astype(column.dtype, order="C", copy=False)
+    if column.is_ragged:
+        if value.ndim != 1 + len(column.shape) or value.shape[1:] != column.shape or len(value) == 0:
+            wanted = " ".join(map(str, column.shape))
+            raise DataError(
+                f"{row.where}: {name} has the shape {value.shape}, (points{wanted and f', {wanted}'}) with at least "
+                "one point is needed"
+            )
+    elif value.shape != column.shape:
+        raise DataError(
+            f"{row.where}: {name} has the shape {value.shape}, {column.shape} is needed as in the first file"
+        )
+    is_finite = np.isfinite(value)
+    if not is_finite.all():
+        place = tuple(int(i) for i in np.argwhere(~is_finite)[0])
+        raise DataError(f"{row.where}: {name}{list(place)} is {value[place]}; mend the file or leave the shape out")
+    return value
+
+
+def _open_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """The array file, as an earlier run left it if that is sound, else new."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r+")
+        if (array.shape, array.dtype) == (shape, np.dtype(dtype)):
+            return array
+    except (OSError, ValueError):
+        pass
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)

@@ -1,0 +1,57 @@
+"""Runs that are each tested on the part of a set that they were not trained on, and that cover the set together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from sightline import registry
+from sightline.config import RunConfig
+from sightline.engine.build import Part
+from sightline.errors import UserError
+from sightline.types import Folds
+
+__all__ = ["assert_folds", "tested_by"]
+
+
+def tested_by(part: Part) -> tuple[str, ...]:
+    """The folds that a test part holds; none for a set that has no folds."""
+    folds = part.dataset.info.folds
+    return folds.tested if folds is not None else ()
+
+
+def assert_folds(runs: Sequence[Path], configs: Sequence[RunConfig]) -> None:
+    """Raises UserError unless the runs test every fold of one data set, and none of them twice."""
+    found = [_folds(run, config) for run, config in zip(runs, configs, strict=True)]
+    for run, config, folds in zip(runs, configs, found, strict=True):
+        if config.data.name != configs[0].data.name or folds.names != found[0].names:
+            raise UserError(
+                f"{run}: is of data set '{config.data.name}' with {', '.join(folds.names)}, {runs[0]} of "
+                f"'{configs[0].data.name}' with {', '.join(found[0].names)}; only folds of one set are pooled"
+            )
+        if [metric.name for metric in config.metrics] != [metric.name for metric in configs[0].metrics]:
+            raise UserError(f"{run}: has other metrics than {runs[0]}; pool runs of one recipe")
+    times = Counter(name for folds in found for name in folds.tested)
+    for name, count in times.items():
+        if count > 1:
+            twice = ", ".join(str(run) for run, folds in zip(runs, found, strict=True) if name in folds.tested)
+            raise UserError(f"evaluate: {name} is tested by {twice}; its points would count {count} times, give one")
+    missing = [name for name in found[0].names if name not in times]
+    if missing:
+        raise UserError(
+            f"evaluate: no run tests {', '.join(missing)}; the figures of {len(found)} of {len(found[0].names)} folds "
+            "are not those of the set; give a run for each"
+        )
+
+
+def _folds(run: Path, config: RunConfig) -> Folds:
+    """The folds of a run's test part."""
+    dataset = registry.data.build(config.data, facts={"split": "test"})
+    folds: Folds | None = dataset.info.folds
+    if folds is None:
+        raise UserError(
+            f"{run}: data set '{config.data.name}' is not tested part by part, so that its runs cannot be pooled; "
+            "evaluate them one by one"
+        )
+    return folds

@@ -1,0 +1,198 @@
+"""Point Transformer on ragged clouds: one answer per point or per cloud. Source: Zhao et al. 2021."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal, TypedDict, cast
+
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.arguments import Count, Probability
+from sightline.errors import ConfigError
+from sightline.geometry.levels import Edges, Level, levels_of
+from sightline.geometry.packed import assert_finite_rows
+from sightline.layers.batch_norm import SynchronisedBatchNorm
+from sightline.layers.cloud import packed_channels
+from sightline.layers.mlp import LinearNorm, Width
+from sightline.layers.transitions import CloudContext, PlainTransitionDown, TransitionUp, mean_of_clouds
+from sightline.layers.vector_attention import NUM_SHARING, PlainVectorAttention
+
+__all__ = ["PointTransformer", "PointTransformerBlock", "PointTransformerOutput"]
+
+_HEAD_WIDTHS = (256, 128)
+_DROPOUT_OF_CLOUDS = 0.5
+
+
+class PointTransformerOutput(TypedDict):
+    """`logits` before any softmax: (..., num_classes) with the points' leading axes, or (S, num_classes) of clouds."""
+
+    logits: Tensor
+
+
+class PointTransformerBlock(nn.Module):
+    """A linear map, vector attention and another linear map, each with its norm, added to what came in.
+
+    `forward(features (P, channels), edges) -> (P, channels)`. Source: Zhao et al. 2021, figure 4 (a).
+    """
+
+    def __init__(self, *, channels: int, fused: bool) -> None:
+        super().__init__()
+        self.before = LinearNorm(in_channels=channels, out_channels=channels, activation=nn.ReLU())
+        self.attention = PlainVectorAttention(channels=channels)
+        self.norm = nn.BatchNorm1d(channels)
+        self.after = LinearNorm(in_channels=channels, out_channels=channels)
+
+    def forward(self, features: Tensor, edges: Edges) -> Tensor:
+        attended = self.norm(self.attention(self.before(features), edges)).relu()
+        return (features + self.after(attended)).relu()
+
+
+class _Stage(nn.Module):
+    """The way down to a level, and its blocks."""
+
+    def __init__(self, *, in_channels: int, channels: int, num_blocks: int, is_strided: bool, fused: bool) -> None:
+        super().__init__()
+        self.down = PlainTransitionDown(in_channels=in_channels, out_channels=channels, is_strided=is_strided)
+        self.blocks = nn.ModuleList(PointTransformerBlock(channels=channels, fused=fused) for _ in range(num_blocks))
+
+    def forward(self, features: Tensor, level: Level) -> Tensor:
+        features = self.down(features, level)
+        for block in self.blocks:
+            features = block(features, level.near)
+        return features
+
+
+class _Decoder(nn.Module):
+    """From the coarsest level back to the finest: at each the features from below and its own, and one block."""
+
+    def __init__(self, *, widths: tuple[int, ...], fused: bool) -> None:
+        super().__init__()
+        self.context = CloudContext(channels=widths[-1])
+        self.ups = nn.ModuleList(
+            TransitionUp(in_channels=coarse, out_channels=fine) for fine, coarse in pairwise(widths)
+        )
+        self.blocks = nn.ModuleList(PointTransformerBlock(channels=width, fused=fused) for width in widths)
+
+    def forward(self, features: list[Tensor], levels: list[Level]) -> Tensor:
+        values = self.blocks[-1](self.context(features[-1], levels[-1].offsets), levels[-1].near)
+        for place in reversed(range(len(self.ups))):
+            values = self.ups[place](features[place], values, levels[place + 1])
+            values = self.blocks[place](values, levels[place].near)
+        return cast(Tensor, values)
+
+
+@registry.models.add("point_transformer")
+class PointTransformer(nn.Module):
+    """Vector attention among neighbours at several resolutions; ragged clouds one after another, or stacked ones.
+
+    `per: point` answers for every point, `per: cloud` for every cloud. Each stage keeps one of `strides` points of a
+    cloud, at least one: clouds of any size are taken. In evaluation the answer for a cloud does not depend on the
+    others in its batch; training needs two points at the coarsest level of a batch, for its batch norms. Sampling
+    starts at a cloud's first point: shuffle the points in training; but for that their order does not matter. Where
+    a cloud has fewer points than neighbours are wanted, it gives those it has. `dropout` is that of the head, by
+    default none per point and 0.5 per cloud. `fused: false` takes the plain forms of all layers: the same numbers,
+    slower and in more memory, for comparison.
+    Source: Zhao et al. 2021, figure 3; layout of POSTECH-CVLab/point-transformer, by its first author. The head per
+    cloud is that of spec 2.6: the paper gives no widths, and that code has none.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        per: Literal["point", "cloud"] = "point",
+        widths: tuple[Width, ...] = (32, 64, 128, 256, 512),
+        strides: tuple[Count, ...] = (1, 4, 4, 4, 4),
+        num_neighbours: tuple[Count, ...] = (8, 16, 16, 16, 16),
+        num_blocks: tuple[Count, ...] = (1, 2, 3, 5, 2),
+        dropout: Probability | None = None,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        _assert_stages(widths, strides, num_neighbours, num_blocks)
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.strides = strides
+        self.num_neighbours = num_neighbours
+        self.stages = nn.ModuleList(
+            _Stage(in_channels=before, channels=width, num_blocks=count, is_strided=stride > 1, fused=fused)
+            for before, width, count, stride in zip(
+                (in_channels, *widths[:-1]), widths, num_blocks, strides, strict=True
+            )
+        )
+        self.decoder = _Decoder(widths=widths, fused=fused) if per == "point" else None
+        if per == "point":
+            self.head = _head((widths[0], widths[0]), num_classes, dropout or 0.0)
+        else:
+            share = _DROPOUT_OF_CLOUDS if dropout is None else dropout
+            self.head = _head((widths[-1], *_HEAD_WIDTHS), num_classes, share)
+
+    def forward(
+        self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
+    ) -> PointTransformerOutput:
+        """`points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in any unit; `features` (..., in_channels - 3)."""
+        packed, channels, offsets = packed_channels(points, features, offsets, in_channels=self.in_channels)
+        levels = levels_of(packed, offsets=offsets, strides=self.strides, num_neighbours=self.num_neighbours)
+        assert_finite_rows(channels, offsets=offsets, name="points and features")
+        self._assert_statistics(levels)
+        values, of_levels = channels, []
+        for stage, level in zip(self.stages, levels, strict=True):
+            values = stage(values, level)
+            of_levels.append(values)
+        if self.decoder is None:
+            _assert_no_empty_cloud(offsets)
+            return {"logits": self.head(mean_of_clouds(values, levels[-1].offsets))}
+        logits = self.head(self.decoder(of_levels, levels))
+        return {"logits": logits.view(*points.shape[:-1], self.num_classes)}
+
+    def _assert_statistics(self, levels: list[Level]) -> None:
+        """Raises ValueError where a batch norm would have one row to take its statistics of.
+
+        A synchronised one may find more on other processes, and says so itself where it does not.
+        """
+        norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        if not any(norm.training and not isinstance(norm, SynchronisedBatchNorm) for norm in norms):
+            return
+        for place, level in enumerate(levels):
+            if len(level.points) == 1:
+                raise ValueError(
+                    f"point_transformer: one point is left at stage {place + 1} of {len(levels)} in the whole batch "
+                    f"({len(levels[0].points)} points came in), and batch norm in training needs two; give larger "
+                    "clouds or more of them in a batch (train.tail=drop where the last one is short), or take fewer "
+                    "stages"
+                )
+
+
+def _assert_stages(
+    widths: tuple[int, ...], strides: tuple[int, ...], num_neighbours: tuple[int, ...], num_blocks: tuple[int, ...]
+) -> None:
+    """Raises ConfigError for stages that do not fit together."""
+    given = {"widths": widths, "strides": strides, "num_neighbours": num_neighbours, "num_blocks": num_blocks}
+    if not widths or len({len(values) for values in given.values()}) > 1:
+        told = ", ".join(f"{len(values)} {name}" for name, values in given.items())
+        raise ConfigError(f"point_transformer: found {told}; give one of each for every stage, of which there is one")
+    if strides[0] != 1:
+        raise ConfigError(f"point_transformer: strides[0] is {strides[0]}; the first stage keeps all points, give 1")
+    uneven = [width for width in widths if width % NUM_SHARING]
+    if uneven:
+        raise ConfigError(
+            f"point_transformer: widths {uneven} are no multiples of {NUM_SHARING}, the channels that share a weight"
+        )
+
+
+def _assert_no_empty_cloud(offsets: Tensor) -> None:
+    is_empty = offsets.diff() == 0
+    if bool(is_empty.any()):
+        raise ValueError(
+            f"offsets: cloud {int(is_empty.nonzero()[0])} has no points, and no class could be told; leave it out"
+        )
+
+
+def _head(widths: tuple[int, ...], num_classes: int, dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers.append(LinearNorm(in_channels=before, out_channels=after, has_bias=True, activation=nn.ReLU()))
+        layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))

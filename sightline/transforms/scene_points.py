@@ -1,0 +1,227 @@
+"""Thin, cut and place scenes; what belongs to a point (colour, normal, label, ...) goes with it.
+
+Clouds of data sets with ragged fields come one at a time, (1, N, ...). Random choices are each cloud's own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.arguments import Count, Size
+from sightline.draws import Draws
+from sightline.errors import DataError
+from sightline.geometry.neighbours import nearest_neighbours
+from sightline.transforms.point_choice import choose_points, whole_fields
+from sightline.types import Field
+
+__all__ = ["CropPoints", "PlaceOnFloor", "SampleBlock", "VoxelSample", "voxels_of"]
+
+_MOST_CELLS = 2**62
+_TRIES = 64
+
+
+@registry.transforms.add("voxel_sample")
+class VoxelSample:
+    """Every cloud keeps one point of each occupied cube of side `size_m`, in the order that they had.
+
+    Cubes start at the cloud's lowest coordinates. `choice` takes a uniformly `random` point of each, or the one
+    `nearest` to its centre. `score_all` lets evaluation answer for the points that went, too: it adds `nearest`, the
+    row of the kept point closest to each, and `whole_label`; then nothing may follow that chooses or reorders points.
+    Raises DataError for stacked batches, in which clouds cannot come to differ in size.
+    Source: the voxel sampling of Choy et al. 2019 and of the Point Transformer's training, Zhao et al. 2021 (0.04 m).
+    """
+
+    def __init__(
+        self, *, size_m: Size = 0.04, choice: Literal["random", "nearest"] = "random", score_all: bool = False
+    ) -> None:
+        self.size_m = size_m
+        self.choice = choice
+        self.score_all = score_all
+        self.adds: dict[str, Field] = whole_fields() if score_all else {}
+
+    def __call__(
+        self,
+        draws: Draws,
+        *,
+        points: Tensor,
+        normals: Tensor | None = None,
+        channels: Tensor | None = None,
+        features: Tensor | None = None,
+        part: Tensor | None = None,
+        label: Tensor | None = None,
+        colours: Tensor | None = None,
+        place: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        _assert_one(points, "voxel_sample")
+        kept = torch.from_numpy(self._kept(draws, points[0].numpy()))[None]
+        fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
+        chosen = choose_points(kept, fields | {"label": label, "colours": colours, "place": place})
+        if self.score_all:
+            chosen["nearest"] = nearest_neighbours(chosen["points"], num_neighbours=1, queries=points)[..., 0]
+            if label is not None:
+                chosen["whole_label"] = label.clone()
+        return chosen
+
+    def _kept(self, draws: Draws, points: np.ndarray) -> np.ndarray:
+        """Rows of the points that stay, sorted."""
+        voxel, cell, num_voxels = voxels_of(points, size=self.size_m)
+        if self.choice == "nearest":
+            low = points.min(axis=0)
+            offset = points - low - (cell + 0.5).astype(points.dtype) * points.dtype.type(self.size_m)
+            order = np.lexsort(((offset**2).sum(axis=1), voxel))
+            place = np.zeros(num_voxels, dtype=np.int64)
+        else:
+            order = np.argsort(voxel, kind="stable")
+            counts = np.bincount(voxel, minlength=num_voxels)
+            # a remainder of 64 random bits favours the first members by less than the number of members in 2^64
+            place = (draws.bits(num_voxels)[0] % counts.astype(np.uint64)).astype(np.int64)
+        starts = np.searchsorted(voxel[order], np.arange(num_voxels))
+        return np.sort(order[starts + place])
+
+
+@registry.transforms.add("crop_points")
+class CropPoints:
+    """Every cloud of more than `max_points` keeps those nearest to a random one of them, in the order that they had.
+
+    `distance` is measured in `space`, which gives a ball, or along the `floor`, which gives an upright column.
+    Source: the training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (80,000 points, in space).
+    """
+
+    def __init__(
+        self, *, up_axis: Literal["x", "y", "z"], max_points: Count, distance: Literal["space", "floor"] = "space"
+    ) -> None:
+        self.max_points = max_points
+        self.axes = [axis for axis in range(3) if distance == "space" or "xyz"[axis] != up_axis]
+
+    def __call__(
+        self,
+        draws: Draws,
+        *,
+        points: Tensor,
+        normals: Tensor | None = None,
+        channels: Tensor | None = None,
+        features: Tensor | None = None,
+        part: Tensor | None = None,
+        label: Tensor | None = None,
+        colours: Tensor | None = None,
+        place: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        num_points = points.shape[1]
+        if num_points <= self.max_points:
+            return {}
+        centre = torch.from_numpy((draws.bits(1)[:, 0] % np.uint64(num_points)).astype(np.int64))
+        seen = points[..., self.axes]
+        squared = (seen - seen[torch.arange(len(points)), centre][:, None]).square().sum(dim=-1)
+        index = squared.argsort(dim=1, stable=True)[:, : self.max_points].sort(dim=1).values
+        fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
+        return choose_points(index, fields | {"label": label, "colours": colours, "place": place})
+
+
+@registry.transforms.add("sample_block")
+class SampleBlock:
+    """Every room becomes `num_points` random points of an upright block of it, `size_m` wide both ways.
+
+    The block's axis goes through a random point; one with fewer than `fewest` points is drawn anew, and after 64 draws
+    the fullest of them is taken. No point comes twice while there is another. The block's axis moves to the origin;
+    heights stay. Raises DataError for stacked batches.
+    Source: Qi et al. 2017 (PointNet), section C, and its S3DIS training code (1 m, 4,096 points).
+    """
+
+    def __init__(
+        self, *, up_axis: Literal["x", "y", "z"], size_m: Size = 1.0, num_points: Count = 4096, fewest: Count = 1024
+    ) -> None:
+        self.size_m = size_m
+        self.num_points = num_points
+        self.fewest = fewest
+        self.axes = [axis for axis in range(3) if "xyz"[axis] != up_axis]
+
+    def __call__(
+        self,
+        draws: Draws,
+        *,
+        points: Tensor,
+        normals: Tensor | None = None,
+        channels: Tensor | None = None,
+        features: Tensor | None = None,
+        part: Tensor | None = None,
+        label: Tensor | None = None,
+        colours: Tensor | None = None,
+        place: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        _assert_one(points, "sample_block")
+        floor = points[0, :, self.axes].numpy()
+        centres = (draws.bits(_TRIES)[0] % np.uint64(len(floor))).astype(np.int64)
+        centre, inside = self._block(floor, centres)
+        order = inside[np.argsort(draws.bits(len(inside))[0], kind="stable")]
+        index = torch.from_numpy(np.resize(order, self.num_points))[None]
+        fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
+        chosen = choose_points(index, fields | {"label": label, "colours": colours, "place": place})
+        chosen["points"][..., self.axes] -= torch.from_numpy(floor[centre])
+        return chosen
+
+    def _block(self, floor: np.ndarray, centres: np.ndarray) -> tuple[int, np.ndarray]:
+        """The first of these centres whose block holds enough points, or the fullest; and the rows of its points."""
+        fullest, rows = int(centres[0]), np.zeros(0, dtype=np.int64)
+        for centre in centres:
+            inside = np.flatnonzero((np.abs(floor - floor[centre]) <= self.size_m / 2).all(axis=1))
+            if len(inside) > len(rows):
+                fullest, rows = int(centre), inside
+            if len(inside) >= self.fewest:
+                break
+        return fullest, rows
+
+
+@registry.transforms.add("place_on_floor")
+class PlaceOnFloor:
+    """Every cloud moves: its ground plan begins at the origin, or is centred there, and its lowest point is at 0.
+
+    `up: keep` leaves heights as they are: a crop may hold no floor. Draws nothing.
+    Source: the training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (the minimum of every axis at 0).
+    """
+
+    def __init__(
+        self,
+        *,
+        up_axis: Literal["x", "y", "z"],
+        plan: Literal["minimum", "centre"] = "minimum",
+        up: Literal["minimum", "keep"] = "minimum",
+    ) -> None:
+        self.plan = plan
+        self.up = up
+        self.is_up = torch.tensor([axis == up_axis for axis in "xyz"])
+
+    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+        low, high = points.amin(dim=1, keepdim=True), points.amax(dim=1, keepdim=True)
+        plan = low if self.plan == "minimum" else (low + high) / 2
+        up = low if self.up == "minimum" else torch.zeros_like(low)
+        return {"points": points - torch.where(self.is_up, up, plan)}
+
+
+def voxels_of(points: np.ndarray, *, size: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """Which cube of side `size` each point (N, 3) lies in, counted from the lowest coordinates of all.
+
+    The cubes' numbers (N,) int64 in the order in which they first occur, their places (N, 3) int64, and how many occur.
+    Raises DataError where there would be more than 2^62 cubes between the first and the last.
+    """
+    cell = np.floor((points - points.min(axis=0)) / points.dtype.type(size)).astype(np.int64)
+    shape = [int(side) + 1 for side in cell.max(axis=0)]
+    if shape[0] * shape[1] * shape[2] > _MOST_CELLS:
+        raise DataError(f"voxel_sample: cubes of {size:g} over {shape} places are too small; raise size_m")
+    key = np.ravel_multi_index(tuple(cell.T), tuple(shape))
+    _, first, voxel = np.unique(key, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[voxel.ravel()], cell, len(first)
+
+
+def _assert_one(points: Tensor, name: str) -> None:
+    if len(points) != 1:
+        raise DataError(
+            f"{name}: takes clouds one at a time and got {len(points)} stacked; it is for sets of ragged clouds "
+            "(synthetic_rooms, s3dis, scene_folder), sample_points is for stacked ones"
+        )

@@ -1,0 +1,148 @@
+"""The task of labels for points: one form of answers for every form of batches."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline.binding import Offer
+from sightline.errors import ConfigError
+from sightline.losses.cross_entropy import CrossEntropy
+from sightline.losses.feature_transform import FeatureTransformPenalty
+from sightline.tasks.segment import Segment
+
+NUM_CLASSES = 3
+
+
+class Output(TypedDict):
+    logits: Tensor
+    feature_transform: Tensor
+
+
+class Height(nn.Module):
+    """Logits of a point's height; and a matrix for each cloud."""
+
+    def forward(self, *, points: Tensor) -> Output:
+        logits = torch.stack([points[..., 2] * factor for factor in (1.0, -1.0, 0.5)], dim=-1)
+        return {"logits": logits, "feature_transform": 2 * torch.eye(2, dtype=points.dtype).expand(1, 2, 2)}
+
+
+def segment(losses: dict | None = None, **arguments) -> Segment:
+    keys = {"points", "offsets", "label", "sample_index", "nearest", "whole_label", "whole_offsets"}
+    return Segment(
+        model=Height(),
+        losses={"cross_entropy": CrossEntropy(num_classes=NUM_CLASSES)} if losses is None else losses,
+        batch_keys=Offer("the set", keys),
+        output_keys=Offer("the model", {"logits", "feature_transform"}),
+        **arguments,
+    )
+
+
+def ragged(*sizes: int) -> dict[str, Tensor]:
+    total = sum(sizes)
+    points = torch.rand(total, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    return {
+        "points": points,
+        "offsets": torch.tensor([0, *sizes]).cumsum(0),
+        "label": torch.arange(total) % NUM_CLASSES,
+        "sample_index": torch.arange(len(sizes)),
+    }
+
+
+def test_dense_and_ragged_batches_give_the_same_answers() -> None:
+    batch = ragged(4, 4)
+    dense = {**batch, "points": batch["points"].view(2, 4, 3), "label": batch["label"].view(2, 4)}
+    del dense["offsets"]
+    task, model = segment(), Height()
+    (sums, found), (dense_sums, dense_found) = (task.assess(model, each, None) for each in (batch, dense))
+    assert sums["cross_entropy"] == dense_sums["cross_entropy"]
+    assert found.keys() == {"probabilities", "cloud_offsets", "target", "seen"} == dense_found.keys()
+    assert all(torch.equal(found[name], dense_found[name]) for name in found)
+    assert found["cloud_offsets"].tolist() == [0, 4, 8]
+    torch.testing.assert_close(found["probabilities"].sum(dim=1), torch.ones(8, dtype=torch.float64))
+
+
+def test_points_of_the_whole_cloud_take_the_answer_of_the_kept_point_in_their_own_cloud() -> None:
+    batch = ragged(2, 3)
+    batch |= {
+        "nearest": torch.tensor([1, 0, 0, 2, 2, 1, 0]),
+        "whole_offsets": torch.tensor([0, 3, 7]),
+        "whole_label": torch.tensor([0, 1, 2, 0, 1, 2, 0]),
+    }
+    found = segment().predict(Height(), batch)
+    kept = Height()(points=batch["points"])["logits"].softmax(dim=1)
+    assert torch.equal(found["probabilities"], kept[[1, 0, 0, 4, 4, 3, 2]])
+    assert torch.equal(found["target"], batch["whole_label"])
+    assert found["cloud_offsets"].tolist() == [0, 3, 7]
+
+
+def test_without_labels_there_is_no_target() -> None:
+    batch = ragged(3)
+    del batch["label"]
+    assert segment().predict(Height(), batch).keys() == {"probabilities", "cloud_offsets", "seen"}
+
+
+def test_voting_is_the_mean_of_probabilities() -> None:
+    passes = [{"probabilities": torch.tensor([[1.0, 0.0]])}, {"probabilities": torch.tensor([[0.0, 1.0]])}]
+    assert segment().vote(passes)["probabilities"].tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"max_points": 3}, {"blocks": {"size_m": 0.5, "stride_m": 0.25, "num_points": 4}}]
+)
+def test_windows_give_what_one_pass_gives(arguments: dict) -> None:
+    batch = ragged(20, 7)
+    whole, in_windows = segment().predict(Height(), batch), segment(**arguments).predict(Height(), batch)
+    torch.testing.assert_close(in_windows["probabilities"], whole["probabilities"], rtol=1e-12, atol=1e-12)
+    assert torch.equal(in_windows["target"], whole["target"])
+
+
+def test_in_windows_a_loss_of_other_outputs_is_no_number_and_the_others_are() -> None:
+    losses = {"cross_entropy": CrossEntropy(num_classes=NUM_CLASSES), "penalty": FeatureTransformPenalty()}
+    batch = ragged(20)
+    plain, _ = segment(losses).assess(Height(), batch, None)
+    in_windows, _ = segment(losses, max_points=6).assess(Height(), batch, None)
+    assert bool(in_windows["penalty"].isnan())
+    torch.testing.assert_close(in_windows["cross_entropy"], plain["cross_entropy"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"origin": "minimum"}, "origin is that of windows"),
+        ({"blocks": {"size_m": 1.0, "stride_m": 0.5, "num_points": 8}, "max_points": 8}, "blocks stand for themselves"),
+        ({"blocks": {"size_m": 1.0, "stride_m": 0.5, "num_points": 8}, "up_axis": "y"}, "the data set's y is up"),
+    ],
+)
+def test_windows_that_do_not_fit_together_are_refused(arguments: dict, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        segment(**arguments)
+
+
+def reddish(pixels: np.ndarray) -> int:
+    """Pixels of the lower half, the row of errors, that are more red than anything grey is."""
+    lower = pixels[len(pixels) // 2 :].astype(int)
+    return int((lower[..., 0] > lower[..., 1] + 60).sum())
+
+
+def test_a_picture_shows_errors_in_red() -> None:
+    batch = ragged(40, 60)
+    task = segment()
+    predictions = task.predict(Height(), batch)
+    (picture,) = task.show(batch, predictions)
+    right = (predictions["seen"] == batch["label"]).double().mean().item()
+    assert 0 < right < 1
+    assert picture.caption == f"{right:.1%} of the points right"
+    (perfect,) = task.show(batch | {"label": predictions["seen"]}, predictions)
+    assert perfect.caption == "100.0% of the points right"
+    assert reddish(picture.pixels) > 100 > reddish(perfect.pixels) == 0
+
+
+def test_without_labels_there_is_no_picture() -> None:
+    batch = ragged(5)
+    del batch["label"]
+    assert segment().show(batch, segment().predict(Height(), batch)) == []
