@@ -162,7 +162,7 @@ def _dense_transformer(per: str, protocol: Protocol, num_categories: int = 0) ->
         num_classes=Size("head.4.weight", 0),
         in_channels=Size("encoder.embed.0.weight", 1, others=num_categories),
         from_shapes={"width": Size("encoder.levels.0.0.enter.weight", 0)},
-        assumed={"per": per, "blocks": (1, 1, 1, 1, 1), "num_neighbours": 16},
+        assumed={"per": per, "num_blocks": (1, 1, 1, 1, 1), "num_neighbours": 16},
         evaluate=_NORMALISED,
         protocol=protocol,
     )

@@ -29,7 +29,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "num_blocks": (1, 1),
     },
     "pct": {"num_centres": (16, 8), "num_neighbours": 8},
-    "point_transformer_dense": {"blocks": (1, 2, 1), "num_neighbours": 8, "width": 16},
+    "point_transformer_dense": {"num_blocks": (1, 2, 1), "num_neighbours": 8, "width": 16},
     "pointnet2": {"num_centres": (16, 8)},
     "pointnet2_msg": {"num_centres": (16, 8)},
     "pointnet2_parts": {"num_centres": (16, 8)},
@@ -49,7 +49,7 @@ def make_inputs(model: nn.Module, batch: int) -> dict[str, Tensor]:
     needed = [parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty]
     missing = [name for name in needed if name not in INPUTS]
     assert not missing, f"{type(model).__name__} needs {missing}: say in INPUTS of {__name__} how they are made"
-    return {name: INPUTS[name](batch) for name in needed}
+    return {name: make(batch) for name, make in INPUTS.items() if name in inspect.signature(model.forward).parameters}
 
 
 def call(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
