@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from sightline.bench import data, geometry, growth, metrics, models, train
+from sightline.bench import data, dense_transformer, geometry, growth, metrics, models, train
 from sightline.bench.case import Case
 from sightline.errors import UserError
 from sightline.schema import nearest
 
 __all__ = ["SUITES", "all_cases", "chosen", "find_case"]
 
+
+def _models() -> list[Case]:
+    return [*models.cases(), *dense_transformer.cases()]
+
+
 SUITES = {
     "geometry": geometry.cases,
-    "models": models.cases,
+    "models": _models,
     "data": data.cases,
     "metrics": metrics.cases,
     "train": train.cases,
