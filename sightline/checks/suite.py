@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from sightline.checks.census import Census, census_of
 from sightline.checks.finding import Finding, Place
 from sightline.checks.merge import agree, merge
 from sightline.checks.owned import generators_of, kept_generators
@@ -67,6 +68,16 @@ class Context:
     def survey(self) -> list[PartSurvey]:
         """Samples of each part, read when the first check asks for them."""
         return [survey_part(part, seed=self.config.seed) for part in distinct_parts(self.built.data)]
+
+    @cached_property
+    def census(self) -> list[Census | None]:
+        """How often each class occurs in each part of `survey`, in this order."""
+        return [census_of(each, seed=self.config.seed, takes_time=self.takes_time) for each in self.survey]
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether this is `sightline check`, and not the start of a training."""
+        return math.isinf(self.forward_s)
 
     def place(self, path: str, **more: Any) -> Place:
         """Where the config says something: a dotted path, with the file and line of it or of the block it is in."""

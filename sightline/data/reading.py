@@ -62,6 +62,8 @@ class BatchReader:
         self.dataset = dataset
         self._transform = Pipeline(transforms, dataset.info.fields, source="the data set")
         self._fields = {**dataset.info.fields, **self._transform.added}
+        for name in dataset.info.features[:1]:  # joined, they become a batch as each of them does
+            self._fields["features"] = self._fields[name]
 
     @property
     def keys(self) -> frozenset[str]:
