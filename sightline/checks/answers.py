@@ -155,7 +155,7 @@ def _partly_wrong(labels: list[int], rank: int) -> list[int]:
 
 def _rows(batch: Mapping[str, Any], row: int) -> slice | int:
     """Where the targets of a sample stand."""
-    if len(batch["label"]) == len(batch["sample_index"]) and "offsets" not in batch:
+    if len(batch["label"]) == len(batch["sample_index"]):
         return row
     start, end = batch["offsets"][row : row + 2].tolist()
     return slice(start, end)
@@ -164,9 +164,7 @@ def _rows(batch: Mapping[str, Any], row: int) -> slice | int:
 def _is_by_sample(batch: Mapping[str, Any], label: Tensor) -> bool:
     """Whether each sample's targets can be told; of offsets that are none `broken-offsets` speaks."""
     offsets, num_samples = batch.get("offsets"), len(batch["sample_index"])
-    if label.ndim == 0 or not isinstance(offsets, Tensor | None):
-        return False
-    if offsets is None:
-        return len(label) == num_samples
+    if label.ndim == 0 or len(label) == num_samples or not isinstance(offsets, Tensor):
+        return label.ndim > 0 and len(label) == num_samples
     is_whole = not offsets.is_floating_point() and offsets.shape == (num_samples + 1,)
     return is_whole and bool((offsets.diff() > 0).all()) and int(offsets[-1]) == len(label)

@@ -32,8 +32,8 @@ def class_balance(context: Context) -> list[Finding]:
             guard="G38",
             code=CODE,
             severity="note",
-            summary=f"classes hold {rare:.2%} to {frequent:.2%} of the training targets, 1 : {frequent / rare:.3g}"
-            + _absences(context, counted),
+            summary=f"classes hold {rare:.2%} to {frequent:.2%} of the training {_unit(trained)}, "
+            f"1 : {frequent / rare:.3g}" + _absences(context, counted),
             cause="data.imbalance",
             alternatives=("data.sampling", "data.split"),
             where=context.place("data", dataset=f"{context.config.data.name}/train"),
@@ -52,13 +52,18 @@ def _extremes(context: Context, trained: Census, present: Sequence[int]) -> str:
     """The most frequent and the rarest classes with their counts."""
     is_all = len(present) <= 2 * _MOST_TOLD
     chosen = present if is_all else [*present[:_MOST_TOLD], *present[-_MOST_TOLD:]]
-    told = [
-        f"{name_of_class(context, number)}: {trained.targets[number]} in {trained.samples[number]} samples"
-        for number in chosen
-    ]
+    told = []
+    for number in chosen:
+        among = "" if _unit(trained) == "samples" else f" in {trained.samples[number]} samples"
+        told.append(f"{name_of_class(context, number)}: {trained.targets[number]}{among}")
     if not is_all:
         told.insert(_MOST_TOLD, "..")
     return ", ".join(told)
+
+
+def _unit(census: Census) -> str:
+    """What has a class: samples, or their points."""
+    return "samples" if (census.targets == census.samples).all() else "points"
 
 
 def _absences(context: Context, counted: Sequence[Census]) -> str:

@@ -83,7 +83,7 @@ def test_an_absent_class_of_samples_that_counts_nothing(tmp_path: Path) -> None:
             confusion = state["confusion"]
             return {"mean_class_accuracy": (confusion.diagonal() / confusion.sum(1).clamp(min=1)).mean().item()}
 
-    built = with_metric_of_samples(make(tmp_path), Mean(num_classes=12))
+    built = with_metric(make(tmp_path), Mean(num_classes=12))
     finding = caught(built, "absent-class-score", "eval.absent_class")
     assert finding.evidence["figures"]["mean_class_accuracy"] == pytest.approx(1 / 12)
 
@@ -111,12 +111,3 @@ def test_healthy_runs(tmp_path: Path) -> None:
     for built in (make_parts(tmp_path), make_rooms(tmp_path), make(tmp_path, "data.train_size=480")):
         assert absent_class_score(Context(built, World())) == []
     assert_healthy(with_metric(make_rooms(tmp_path), IoU(num_classes=4, ignore_index=0)))
-
-
-def with_metric_of_samples(built, metric):
-    """The run with another metric of labels of whole samples."""
-    import dataclasses
-
-    meter = dataclasses.replace(built.selection.meters[0], metric=metric)
-    evaluators = {n: dataclasses.replace(getattr(built, n), meters=[meter]) for n in ("selection", "test")}
-    return dataclasses.replace(built, **evaluators)

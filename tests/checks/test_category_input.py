@@ -71,6 +71,18 @@ def test_the_start_of_a_training_asks_for_the_ends_alone(tmp_path: Path, monkeyp
     assert ", 2" not in finding.measured
 
 
+def test_a_model_that_takes_no_cloud_alone_is_left_alone(tmp_path: Path) -> None:
+    """It refuses whatever the category is."""
+
+    def two_at_least(category: Tensor) -> Tensor:
+        if len(category) < 2:
+            raise ValueError("found one cloud, expected more")
+        return category
+
+    built = run_of(tmp_path, hearing(12, two_at_least))
+    assert category_input(Context(built, World())) == []
+
+
 def test_a_model_that_is_not_told_is_a_fact(tmp_path: Path) -> None:
     built = make_parts(tmp_path, model=PerPoint(in_channels=3, num_classes=30))
     (finding,) = category_input(Context(built, World()))

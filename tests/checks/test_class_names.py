@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from sightline.checks.class_names import class_names
@@ -80,12 +78,9 @@ def test_an_up_axis_that_is_another(tmp_path: Path) -> None:
     assert "apart along y, but z is said to be up" in finding.summary
 
 
-def real_room(names: Sequence[str]) -> Callable[[Any], Any]:
+def real_room(shared: Path, names: Sequence[str]) -> Callable[[Any], Any]:
     """Every sample is the one real room, every hundredth point of it."""
-    path = Path(os.environ.get("SIGHTLINE_SHARED", "../shared")) / "data" / "s3dis_one_room.npz"
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    with np.load(path) as room:
+    with np.load(shared / "data" / "s3dis_one_room.npz") as room:
         points = torch.from_numpy(room["xyz"][::101].astype(np.float32))
         label = torch.from_numpy(room["label"][::101].astype(np.int64))
     grey = torch.full((len(points), 1), 0.5)
@@ -98,10 +93,10 @@ def real_room(names: Sequence[str]) -> Callable[[Any], Any]:
     return wrap
 
 
-def test_the_orders_of_s3dis_on_a_real_room(tmp_path: Path) -> None:
+def test_the_orders_of_s3dis_on_a_real_room(tmp_path: Path, shared: Path) -> None:
     """Its labels are in order A. Under the names of order B tables are chairs, and bookcases sofas."""
-    assert found(make_rooms(tmp_path, real_room(ORDER_A))) == []
-    finding, *_ = found(make_rooms(tmp_path, real_room(ORDER_B)))
+    assert found(make_rooms(tmp_path, real_room(shared, ORDER_A))) == []
+    finding, *_ = found(make_rooms(tmp_path, real_room(shared, ORDER_B)))
     assert (finding.severity, finding.cause) == ("warning", "data.label_mapping")
     assert "the other public order of S3DIS" in finding.summary
 

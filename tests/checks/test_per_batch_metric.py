@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.checks.per_batch_metric import per_batch_metric
+from sightline.checks.answers import maker_of, score
+from sightline.checks.per_batch_metric import _sheets, per_batch_metric
 from sightline.checks.suite import Context
 from sightline.engine.distributed import World
 from sightline.metrics.confusion import confusion_matrix
@@ -85,14 +86,40 @@ def test_a_metric_per_batch_on_ragged_rooms(tmp_path: Path) -> None:
     assert f"miou {finding.evidence['figures']['miou'][0]:.6g}" in finding.measured
 
 
+class MeanAccuracyOfBatches:
+    """The mean over batches of the share of samples answered rightly."""
+
+    def new_state(self) -> State:
+        return {"sum": torch.zeros((), dtype=torch.float64), "batches": torch.zeros((), dtype=torch.int64)}
+
+    def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
+        state["sum"] += (probabilities.argmax(1) == label).double().mean()
+        state["batches"] += 1
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"accuracy": float(state["sum"] / state["batches"])}
+
+
+@pytest.mark.parametrize(("batch_size", "figures"), [(2, [1 / 3, 1 / 2]), (4, [1 / 2, 2 / 3]), (16, [1 / 2, 2 / 3])])
+def test_a_metric_per_batch_on_whole_samples(tmp_path: Path, batch_size: int, figures: list[float]) -> None:
+    """By hand: of four samples the first and the last are right, and of three the first; that one is a batch alone."""
+    built = with_metric(make(tmp_path, f"train.batch_size={batch_size}"), MeanAccuracyOfBatches())
+    finding = caught(built, "per-batch-metric", "eval.aggregation")
+    assert finding.evidence["figures"]["accuracy"] == pytest.approx(figures, rel=1e-12)
+
+
 def test_both_figures_are_what_counting_gives(tmp_path: Path) -> None:
-    """The one batch's figure is the global one, which a metric of counts gives for every split."""
+    """The one batch's is that of a metric of counts, the other the mean of what counting gives for each batch."""
     built = make_rooms(tmp_path)
-    (finding,) = per_batch_metric(Context(with_metric(built, MeanOfBatches(4)), World()))
-    whole, dealt = finding.evidence["figures"]["miou"]
-    # By hand. Four rooms, each class as often as the other up to one point; wrong are none, a half, a half, a quarter.
-    assert 0.4 < whole < 0.6
-    assert dealt > 0.6, "the mean of 1 and of what the other three rooms reach"
+    context = Context(with_metric(built, MeanOfBatches(4)), World())
+    (finding,) = per_batch_metric(context)
+    maker = maker_of(context)
+    assert maker is not None
+    counts = built.selection.meters[0]
+    whole = score(context, counts, _sheets(maker, [0, 1, 2, 3]))["miou"]
+    parts = [score(context, counts, _sheets(maker, ranks))["miou"] for ranks in ([0], [1, 2, 3])]
+    assert finding.evidence["figures"]["miou"] == pytest.approx([whole, sum(parts) / 2], rel=1e-12)
+    assert parts[0] == 1, "the first sample is answered rightly"
 
 
 def test_a_metric_that_dies_is_told_before_the_first_evaluation(tmp_path: Path) -> None:
@@ -115,6 +142,7 @@ def test_the_metrics_of_this_package_are_healthy(tmp_path: Path) -> None:
         assert_healthy(built)
 
 
-def test_one_sample_tells_nothing(tmp_path: Path) -> None:
+def test_without_a_forward_pass_nothing_is_said(tmp_path: Path) -> None:
+    """How a model answers is then not known."""
     context = Context(with_metric(make_parts(tmp_path), MeanOfBatches(30)), World(), forward_s=0.0)
     assert per_batch_metric(context) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pytest
@@ -31,6 +31,7 @@ from sightline.errors import ConfigError
 from sightline.types import Component
 from sightline.verbs.output import show_findings
 from tests.checks.planting import CONFIG, assert_complete, assert_healthy, make, with_model
+from tests.checks.segmenting import Joined, PerPoint, make_parts, make_rooms
 from tests.conftest import ROOT
 from tests.contract.toys import NUM_SAMPLES, TOYS, meters
 from tests.processes import run_ranks
@@ -66,6 +67,19 @@ def test_configs_that_need_no_files_are_healthy(path: Path) -> None:
 def test_small_runs_are_healthy_whatever_the_seed(tmp_path: Path, model: str, seed: int) -> None:
     more = ", num_neighbours: 8, embedding: 64" if model == "dgcnn" else ""
     assert_healthy(make(tmp_path, f"model={{name: {model}{more}}}", f"seed={seed}"))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("normals", ["none", "file"])
+def test_small_runs_on_parts_are_healthy_whatever_the_seed(tmp_path: Path, seed: int, normals: str) -> None:
+    model = PerPoint(in_channels=3 if normals == "none" else 6, num_classes=30)
+    assert_healthy(make_parts(tmp_path, f"seed={seed}", f"data.normals={normals}", model=model))
+    assert_healthy(make_parts(tmp_path, f"seed={seed}"))
+
+
+@pytest.mark.parametrize("wrap", [lambda dataset: dataset, Joined], ids=["our collate", "its own"])
+def test_ragged_runs_are_healthy(tmp_path: Path, wrap: Any) -> None:
+    assert_healthy(make_rooms(tmp_path, wrap))
 
 
 def toy_run(name: str, micro_batches: int) -> Built:
@@ -144,6 +158,18 @@ def test_a_checked_run_is_the_unchecked_one_bit_for_bit(tmp_path: Path, model: s
     assert ema is not None
     assert expected_ema is not None
     assert all(torch.equal(a, b) for a, b in zip(ema.parameters(), expected_ema.parameters(), strict=True))
+
+
+def test_a_checked_segmentation_is_the_unchecked_one_bit_for_bit(tmp_path: Path) -> None:
+    """Its checks put other labels and categories into batches, and other answers to its metrics."""
+    for make_one in (make_parts, make_rooms):
+        plain, checked = make_one(tmp_path), make_one(tmp_path)
+        torch.manual_seed(5)
+        expected = trained(plain)
+        torch.manual_seed(5)
+        run_all(checked, World())
+        found = trained(checked)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_random_states_and_flags_are_put_back(tmp_path: Path) -> None:
