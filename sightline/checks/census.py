@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from sightline.checks.survey import PartSurvey, labels_of_all, survey_part
+from sightline.checks.survey import PartSurvey, labels_of_all
 
 __all__ = ["Census", "census_of"]
-
-_MOST_SECONDS = 5.0  # of this thread's own time for a part, where a check takes its time
-_EVERY_SAMPLE = 2**31
 
 
 class Census(NamedTuple):
@@ -27,8 +25,8 @@ class Census(NamedTuple):
     is_whole: bool
 
 
-def census_of(survey: PartSurvey, *, seed: int, takes_time: bool) -> Census | None:
-    """The census of a surveyed part; more samples are read where it `takes_time`. None without labels of classes."""
+def census_of(survey: PartSurvey, thoroughly: Callable[[PartSurvey], PartSurvey]) -> Census | None:
+    """The census of a part, read `thoroughly` where nothing tells all labels. None without labels of classes."""
     num_classes = survey.part.dataset.info.facts.get("num_classes")
     if not isinstance(num_classes, int) or not survey.labellings:
         return None
@@ -37,8 +35,7 @@ def census_of(survey: PartSurvey, *, seed: int, takes_time: bool) -> Census | No
     if labels is not None:
         counts = np.bincount(labels[(labels >= 0) & (labels < num_classes)].astype(np.int64), minlength=num_classes)
         return Census(split, counts, counts, f"{size} of {size} samples of the {split} part", is_whole=True)
-    if takes_time and not survey.is_whole:
-        survey = survey_part(survey.part, seed=seed, most_samples=_EVERY_SAMPLE, most_seconds=_MOST_SECONDS)
+    survey = thoroughly(survey)
     targets, samples = np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64)
     ignored = survey.part.dataset.info.facts.get("ignore_index")
     for labelling in survey.labellings:

@@ -33,6 +33,7 @@ def _of_part(context: Context, survey: PartSurvey) -> Iterator[Finding]:
     table = parts_of(facts)
     if table is None:
         return
+    survey = context.thoroughly(survey)
     known = {part for parts in table for part in parts}
     strays = []
     for labelling in survey.labellings:

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 _FORWARD_S = 1.5  # of the quick checks' one step; with its backward pass and all that is sampled they stay below ten
 
+_THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
+
 
 class Check(NamedTuple):
     """A registered check: its stable code, when it runs, and about how long it may take."""
@@ -72,7 +74,22 @@ class Context:
     @cached_property
     def census(self) -> list[Census | None]:
         """How often each class occurs in each part of `survey`, in this order."""
-        return [census_of(each, seed=self.config.seed, takes_time=self.takes_time) for each in self.survey]
+        return [census_of(each, self.thoroughly) for each in self.survey]
+
+    def thoroughly(self, survey: PartSurvey) -> PartSurvey:
+        """The survey of a part; under `sightline check`, one of all samples that five seconds of work suffice for."""
+        if survey.is_whole or not self.takes_time:
+            return survey
+        found = self._thorough.get(id(survey))
+        if found is None:
+            seed, size = self.config.seed, len(survey.part.indices)
+            found = survey_part(survey.part, seed=seed, most_samples=size, most_seconds=_THOROUGH_S)
+            self._thorough[id(survey)] = found
+        return found
+
+    @cached_property
+    def _thorough(self) -> dict[int, PartSurvey]:
+        return {}
 
     @property
     def takes_time(self) -> bool:

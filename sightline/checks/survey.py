@@ -186,6 +186,9 @@ def _labelling(index: int, sample: Sample) -> Labelling | None:
     label, category = _whole_numbers(sample.get("label")), _whole_numbers(sample.get("category"))
     if label is None:
         return None
+    kind = int(category) if category is not None and category.ndim == 0 else None
+    if label.ndim == 0:
+        return Labelling(index, kind, label[None], np.ones(1, dtype=np.int64), None)
     classes, place, counts = np.unique(label, return_inverse=True, return_counts=True)
     points = next((tensor for _, tensor in leaves(sample.get("points"))), None)
     means = None
@@ -193,9 +196,7 @@ def _labelling(index: int, sample: Sample) -> Labelling | None:
         axes = points.double().cpu().numpy().T
         sums = [np.bincount(place.ravel(), weights=values, minlength=len(classes)) for values in axes]
         means = np.stack(sums, axis=1) / counts[:, None]
-    return Labelling(
-        index, int(category) if category is not None and category.ndim == 0 else None, classes, counts, means
-    )
+    return Labelling(index, kind, classes, counts, means)
 
 
 def _whole_numbers(value: Any) -> np.ndarray | None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from sightline.checks.suite import run_all
+from sightline.checks.label_outside_parts import label_outside_parts
+from sightline.checks.suite import Context, run_all
+from sightline.checks.survey import survey_part
 from sightline.engine.distributed import World
 from sightline.types import SampleKey
 from tests.checks.planting import Wrapped, assert_healthy, caught, with_data
@@ -39,6 +43,25 @@ def test_one_point_of_one_sample(tmp_path: Path) -> None:
     assert f"29 ({names[1][29]})" in finding.summary
     assert "label[5]" in finding.measured
     assert finding.evidence["samples"] == [7]
+
+
+def test_check_reads_on_where_a_training_starts_with_some_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bad sample among many, which the few that are read first do not show."""
+    monkeypatch.setattr("sightline.checks.suite.survey_part", partial(survey_part, most_samples=4))
+    built = make_parts(tmp_path)
+    bad = int(built.data.train.indices[100])
+
+    def change(batch: dict[str, Any]) -> dict[str, Tensor]:
+        is_bad = (batch["sample_index"] == bad)[:, None]
+        return {"label": torch.where(is_bad, (batch["label"] + 15) % 30, batch["label"])}
+
+    built = with_data(built, relabelled(change))
+    assert label_outside_parts(Context(built, World(), forward_s=1.5)) == []
+    (finding,) = label_outside_parts(Context(built, World()))
+    assert finding.where.sample == bad
+    assert "216 of 216 samples" in finding.evidence["looked_at"]
 
 
 def test_labels_of_one_category_shifted_by_one(tmp_path: Path) -> None:
