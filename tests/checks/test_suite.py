@@ -30,8 +30,8 @@ from sightline.engine.train import Job, train
 from sightline.errors import ConfigError
 from sightline.types import Component
 from sightline.verbs.output import show_findings
-from tests.checks.planting import CONFIG, assert_complete, assert_healthy, make, with_model
-from tests.checks.segmenting import Joined, PerPoint, make_parts, make_rooms
+from tests.checks.planting import CONFIG, assert_complete, assert_healthy, make, with_data, with_model
+from tests.checks.segmenting import Edited, Joined, PerPoint, make_parts, make_rooms
 from tests.conftest import ROOT
 from tests.contract.toys import NUM_SAMPLES, TOYS, meters
 from tests.processes import run_ranks
@@ -80,6 +80,23 @@ def test_small_runs_on_parts_are_healthy_whatever_the_seed(tmp_path: Path, seed:
 @pytest.mark.parametrize("wrap", [lambda dataset: dataset, Joined], ids=["our collate", "its own"])
 def test_ragged_runs_are_healthy(tmp_path: Path, wrap: Any) -> None:
     assert_healthy(make_rooms(tmp_path, wrap))
+
+
+def ragged(inner: Any) -> Edited:
+    """Objects with parts, each with a number of points of its own."""
+    fields = dict(inner.info.fields)
+    for name in ("points", "normals", "label"):
+        shape = "points" if name == "label" else "points 3"
+        fields[name] = dataclasses.replace(fields[name], shape=shape, collate="concatenate")
+
+    def edit(sample: dict, index: int) -> dict:
+        return {name: value if name == "category" else value[: 40 + index % 24] for name, value in sample.items()}
+
+    return Edited(inner, edit, fields=fields)
+
+
+def test_ragged_objects_with_parts_are_healthy(tmp_path: Path) -> None:
+    assert_healthy(with_data(make_parts(tmp_path, model=PerPoint(in_channels=3, num_classes=30)), ragged))
 
 
 def toy_run(name: str, micro_batches: int) -> Built:
