@@ -18,7 +18,7 @@ from sightline.data.native import MANIFEST, Prepared, listing, open_prepared, pr
 from sightline.data.preparation import Plan, Progress, duplicates_of, prepare_native
 from sightline.data.shapenet_part_arrays import hdf5_files, hdf5_parts
 from sightline.data.shapenet_part_categories import SPLITS, categories, columns_of, part_names, published
-from sightline.data.shapenet_part_files import CATEGORIES_FILE, LISTS_FOLDER, text_parts
+from sightline.data.shapenet_part_files import CATEGORIES_FILE, LISTS_FOLDER, lists_digest, text_parts
 from sightline.data.splits import take_fraction
 from sightline.errors import DataError
 from sightline.types import CloudForm, DataInfo, Field, Sample, SampleKey
@@ -81,8 +81,8 @@ class ShapeNetPart:
         )
 
     @classmethod
-    def promise(cls, *, normals: Normals = "none", training: Literal["train", "trainval"] = "train") -> DataInfo:
-        """What `info` states, counts and sizes left out, before the set is there. Takes the arguments of the set."""
+    def promise(cls, *, normals: Normals = "none") -> DataInfo:
+        """What `info` states, counts and sizes left out, before the set is there. `normals` is that of the set."""
         return _describe(normals)
 
     def __len__(self) -> int:
@@ -118,6 +118,7 @@ class ShapeNetPart:
         assert name == "shapenet_part", f"ShapeNetPart prepares 'shapenet_part', not '{name}'"
         layout, root = _recognise(source)
         parts, notes = (hdf5_parts(root), []) if layout == "hdf5" else text_parts(root)
+        options = {} if layout == "hdf5" else {"lists": lists_digest(root)}
         about = {
             "up_axis": "y",
             "orientation": "y is up, as stored",
@@ -127,7 +128,7 @@ class ShapeNetPart:
             "notes": notes,
         }
         columns = columns_of(has_normals=layout == "text")
-        plan = Plan(name, layout, root, columns, tuple(parts), about, _summary)
+        plan = Plan(name, layout, root, columns, tuple(parts), about, _summary, options)
         return prepare_native(plan, target, progress=progress)
 
     @classmethod

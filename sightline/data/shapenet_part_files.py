@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from sightline.data.text_tables import read_table, read_text
 from sightline.errors import DataError
 from sightline.schema import nearest
 
-__all__ = ["CATEGORIES_FILE", "LISTS_FOLDER", "text_parts"]
+__all__ = ["CATEGORIES_FILE", "LISTS_FOLDER", "lists_digest", "text_parts"]
 
 CATEGORIES_FILE = "synsetoffset2category.txt"
 LISTS_FOLDER = "train_test_split"
@@ -34,9 +35,7 @@ def text_parts(root: Path) -> tuple[list[Part], list[str]]:
     by_synset = _read_categories(root / CATEGORIES_FILE)
     in_order = sorted(by_synset.values(), key=lambda category: category.label)
     shapes = [
-        shape
-        for split, name in SPLITS.items()
-        for shape in _read_list(root / LISTS_FOLDER / f"shuffled_{name}_file_list.json", split, by_synset, root)
+        shape for split, name in SPLITS.items() for shape in _read_list(_list_path(root, name), split, by_synset, root)
     ]
     _assert_each_once(shapes)
     notes = _assert_there(root, shapes, by_synset)
@@ -49,6 +48,18 @@ def text_parts(root: Path) -> tuple[list[Part], list[str]]:
             )
             parts.append(_part(split, category, [shape.path for shape in members]))
     return parts, notes
+
+
+def lists_digest(root: Path) -> str:
+    """The SHA-256 of what the official lists say: who is in which split."""
+    digest = hashlib.sha256()
+    for name in SPLITS.values():
+        digest.update(_list_path(root, name).read_bytes())
+    return digest.hexdigest()
+
+
+def _list_path(root: Path, name: str) -> Path:
+    return root / LISTS_FOLDER / f"shuffled_{name}_file_list.json"
 
 
 class _Listed(NamedTuple):

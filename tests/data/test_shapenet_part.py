@@ -274,6 +274,19 @@ def test_an_outer_folder_names_of_old_and_read_only_media_do(tmp_path: Path) -> 
     assert prepare(tmp_path / "in", tmp_path / "other")["layout"] == "hdf5"
 
 
+def test_shapes_that_change_their_split_are_seen(tmp_path: Path) -> None:
+    """Names of equal length change places: no file changes its size."""
+    source = write_text(tmp_path / "in")
+    prepare(source, tmp_path / "set")
+    assert prepare(source, tmp_path / "set")["outcome"] == "already there"
+    lists = [source / f"train_test_split/shuffled_{name}_file_list.json" for name in ("train", "test")]
+    train, test = (path.read_text() for path in lists)
+    lists[0].write_text(train.replace("02691156/a", "02691156/d"))
+    lists[1].write_text(test.replace("02691156/d", "02691156/a"))
+    with pytest.raises(DataError, match=r"set: was prepared with lists = \w+, now it is \w+; delete it to prepare it"):
+        prepare(source, tmp_path / "set")
+
+
 def test_files_in_no_list_are_told_and_left_out(tmp_path: Path) -> None:
     source = write_text(tmp_path / "in")
     (source / "02691156/z.txt").write_text("not even numbers\n")

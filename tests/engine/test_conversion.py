@@ -232,6 +232,30 @@ def test_normals_of_a_points_network_are_seen_in_its_weights(tmp_path: Path) -> 
     assert sightline.load_run(tmp_path / "run").facts["in_channels"] == 6
 
 
+@pytest.mark.parametrize(
+    ("layout", "facts", "data"),
+    [
+        ("yanx27_pointnet_parts", {"num_classes": 50, "in_channels": 6, "num_categories": 16}, {"normals": "file"}),
+        ("yanx27_pointnet_scenes", {"num_classes": 13, "in_channels": 9}, {"colours": True, "place": True}),
+    ],
+)
+def test_weights_for_points_know_the_set_they_were_published_for(
+    tmp_path: Path, layout: str, facts: dict[str, int], data: dict[str, Any]
+) -> None:
+    """ShapeNetPart's 50 parts and S3DIS's 13 classes, of sets that are not there, with the channels of the weights."""
+    file, target = saved(tmp_path / "a.pth", small_state(layout, **facts)), tmp_path / "run"
+    converted = convert(file, layout=layout, target=target, overrides=(f"data.root={tmp_path / 'none'}",))
+    assert "is not prepared here, its classes are the published ones" in converted.notes[0]
+    run = sightline.load_run(target)
+    assert data.items() <= run.config.data.arguments.items()
+    assert (len(run.class_names), run.facts["in_channels"]) == (facts["num_classes"], facts["in_channels"])
+    assert run.class_names[0] in ("airplane_0", "ceiling")
+    if "normals" in data:
+        assert [transform.name for transform in run.transforms] == ["sample_points"]
+    else:
+        assert run.config.task.arguments["blocks"]["num_points"] == 4096
+
+
 def test_other_categories_than_those_of_the_weights_are_named(tmp_path: Path) -> None:
     """Twelve categories in the weights, sixteen in the set: the tensors that see a category do not fit."""
     state = small_state("yanx27_pointnet_parts", num_classes=50, num_categories=12)
