@@ -185,7 +185,6 @@ def _with_task(built: Built, model: nn.Module | None) -> Built:
         losses=losses_of(built),  # type: ignore[arg-type]
         batch_keys=Offer("data", built.data.train.reader.keys),
         output_keys=Offer("model", outputs_of(model.forward, owner="model")),
-        class_names=facts["class_names"],
     )
     optimizer = registry.optimizers.build(built.config.optimizer, facts=facts).build(model)
     job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer)
