@@ -78,12 +78,14 @@ class _NormedExtreme(Function):
     def forward(
         ctx: Any, near: Tensor, own: Tensor, edges: Edges, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d
     ) -> Tensor:
-        origin = near.mean(dim=0) + own.mean(dim=0)
+        sums, origin = None, torch.zeros_like(bias)
+        if uses_batch(norm):
+            origin = near.mean(dim=0) + own.mean(dim=0)
         own = own - origin
         found = edge_extremes(near, own, edges.index, edges.count, sign=weight.sign())
-        num_edges = edges.index.numel() if edges.is_whole else int(edges.count.sum())
-        sums = SumsAbout(origin.double(), found.total, found.total_of_squares, num_edges)
-        count, mean, inverse_deviation = normalising(norm, sums if uses_batch(norm) else None, near.dtype)
+        if uses_batch(norm):
+            sums = SumsAbout(origin.double(), found.total, found.total_of_squares, edges.num_edges)
+        count, mean, inverse_deviation = normalising(norm, sums, near.dtype)
         moved = origin - mean
         standard = (found.extreme + moved) * inverse_deviation
         ctx.norm, ctx.count, ctx.edges = norm, count, edges
