@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
-from sightline.bench import data, geometry, growth, models, train
+from sightline.bench import data, geometry, growth, models, train, transformers
 from sightline.bench.case import Case
 from sightline.errors import UserError
 from sightline.schema import nearest
 
 __all__ = ["SUITES", "all_cases", "chosen", "find_case"]
 
-SUITES = {"geometry": geometry.cases, "models": models.cases, "data": data.cases, "train": train.cases}
+SUITES: dict[str, Callable[[], list[Case]]] = {
+    "geometry": geometry.cases,
+    "models": lambda: [*models.cases(), *transformers.cases()],
+    "data": data.cases,
+    "train": train.cases,
+}
 
 
 def all_cases() -> list[Case]:
