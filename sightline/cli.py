@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,29 +30,17 @@ _LAYOUTS = (
 """Of published weights; written out, because the room that knows them takes torch along. A test compares the two."""
 
 
-def _check_json(path: Path | None) -> Path | None:
+def _writable(option: str) -> Callable[[Path | None], Path | None]:
     """Refuses a file that could not be written, before any work is done for it."""
-    if path is not None:
-        from sightline.verbs.common import assert_writable
 
-        assert_writable(path)
-    return path
+    def check(path: Path | None) -> Path | None:
+        if path is not None:
+            from sightline.verbs.common import assert_writable
 
+            assert_writable(path, option=option)
+        return path
 
-def _check_csv(path: Path | None) -> Path | None:
-    if path is not None:
-        from sightline.verbs.common import assert_writable
-
-        assert_writable(path, option="--csv")
-    return path
-
-
-def _check_svg(path: Path | None) -> Path | None:
-    if path is not None:
-        from sightline.verbs.common import assert_writable
-
-        assert_writable(path, option="--svg")
-    return path
+    return check
 
 
 Overrides = Annotated[
@@ -63,7 +51,7 @@ Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", metavar="FILE.py", help="a file of your own parts; repeatable")
 ]
 Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", callback=_check_json, help="write the result as JSON")
+    Path | None, typer.Option("--json", metavar="FILE", callback=_writable("--json"), help="write the result as JSON")
 ]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="where to run")]
 Processes = Annotated[int | None, typer.Option("--processes", metavar="N", help="processes on this machine")]
@@ -108,6 +96,13 @@ def evaluate(
     ],
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
     data: Annotated[Path | None, typer.Option("--data", metavar="CONFIG", help="another config's data")] = None,
+    save_predictions: Annotated[
+        bool, typer.Option("--save-predictions", help="keep the labels that were scored, by sample")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="where --save-predictions writes [RUN/predictions/<split>]"),
+    ] = None,
     processes: Processes = None,
     plugin: Plugins = None,
     device: Device = "auto",
@@ -118,11 +113,11 @@ def evaluate(
     with collection_paused():
         from sightline.verbs import evaluate as verb
 
-    # A run directory may have an equals sign in its name; a key never has a slash.
-    is_override = ["=" in word and not Path(word).is_dir() for word in words]
-    runs = tuple(Path(word) for word, is_one in zip(words, is_override, strict=True) if not is_one)
-    overrides = tuple(word for word, is_one in zip(words, is_override, strict=True) if is_one)
-    return verb.evaluate(verb.Options(runs, overrides, checkpoint, data, processes, tuple(plugin or ()), device, json))
+    runs, overrides = _parted(words)
+    plugins = tuple(plugin or ())
+    return verb.evaluate(
+        verb.Options(runs, overrides, checkpoint, data, processes, plugins, device, json, save_predictions, out)
+    )
 
 
 @app.command()
@@ -141,36 +136,38 @@ def predict(
     unit_sphere: Annotated[
         bool, typer.Option("--unit-sphere", help="move every cloud to its mean and scale it to radius 1")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="write the labels of points there, and coloured clouds")
+    ] = None,
+    probabilities: Annotated[
+        Literal["float16", "float32"] | None,
+        typer.Option("--probabilities", help="write every class's probability of every point, too"),
+    ] = None,
+    category: Annotated[
+        str | None, typer.Option("--category", metavar="NAME", help="of all files, for parts [their folders' names]")
+    ] = None,
     plugin: Plugins = None,
     device: Device = "auto",
     json: Json = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", callback=_check_csv, help="write the result as CSV")
+        Path | None, typer.Option("--csv", metavar="FILE", callback=_writable("--csv"), help="write the result as CSV")
     ] = None,
     traceback: Traceback = False,
 ) -> int:
-    """Say the class of each file, with its probability and the margin to the next class.
+    """Say the class of each file, with its probability and the margin to the next class; or of each of its points.
 
     Files are prepared as the run's own data was (a mesh is drawn as 'data prepare' draws it) and go through the run's
     evaluation transforms once, without votes. A file that is damaged, or outside what the run was trained on
-    (channels, scale, number of points), is refused by name, and the others are predicted all the same. Exit code 0
-    where every file was predicted, 2 where one was refused, 1 where the work failed.
+    (channels, scale, number of points), is refused by name, and the others are predicted all the same. A run that
+    classes points says the share of each class, and writes labels in the order of the file (.labels.npy) and a coloured
+    cloud (.ply) into --out; one that classes parts must be told what the objects are. Exit code 0 where every file was
+    predicted, 2 where one was refused, 1 where the work failed.
     """
     with collection_paused():
         from sightline.verbs import predict as verb
 
-    return verb.predict(
-        run,
-        tuple(paths),
-        which=checkpoint,
-        plugins=tuple(plugin or ()),
-        batch_size=batch_size,
-        columns=columns,
-        to_sphere=unit_sphere,
-        device=device,
-        json=json,
-        csv=csv,
-    )
+    asked = (checkpoint, tuple(plugin or ()), batch_size, columns, unit_sphere, category, out, probabilities)
+    return verb.predict(verb.Options(run, tuple(paths), *asked, device, json, csv))
 
 
 @app.command()
@@ -204,7 +201,8 @@ def describe(
     config: Config,
     overrides: Overrides = None,
     svg: Annotated[
-        Path | None, typer.Option("--svg", metavar="FILE", callback=_check_svg, help="write a drawing of the model")
+        Path | None,
+        typer.Option("--svg", metavar="FILE", callback=_writable("--svg"), help="write a drawing of the model"),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", metavar="N", min=1, help="estimate the memory for [train.batch_size]")
@@ -239,6 +237,56 @@ def describe(
 
 
 @app.command()
+def view(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG|RUN|FILE... [KEY=VALUE]...",
+            help="a config, a run, or clouds of your own in files or folders",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where pictures, clouds and the page go")],
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="train|validation|test", help="which part [train; of a run: test]")
+    ] = None,
+    samples: Annotated[
+        str | None, typer.Option("--samples", metavar="0,5,NAME,...", help="which samples, by number or name")
+    ] = None,
+    num: Annotated[int | None, typer.Option("--num", metavar="N", min=1, help="how many, spread evenly [4]")] = None,
+    epoch: Annotated[
+        int | None, typer.Option("--epoch", metavar="E", min=0, help="as training sees them in this epoch [0]")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights of a run [last]")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option("--columns", metavar="x,y,z,...", help="columns of files without names, _ for none")
+    ] = None,
+    up: Annotated[str | None, typer.Option("--up", metavar="x|y|z", help="the axis that is up in files [z]")] = None,
+    hide: Annotated[
+        str | None, typer.Option("--hide", metavar="CLASS,...", help="leave these out of pictures: ceiling,wall")
+    ] = None,
+    max_points: Annotated[
+        int | None, typer.Option("--max-points", metavar="N", min=1, help="of a cloud in the page [200000]")
+    ] = None,
+    plugin: Plugins = None,
+    device: Device = "auto",
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Look at samples: as the data set gives them, after each transform, and as a run answers for them.
+
+    Writes a PNG of each sample, coloured PLY files, and view.html, a page that turns the clouds and needs nothing else.
+    """
+    with collection_paused():
+        from sightline.verbs import view as verb
+
+    paths, overrides = _parted(words)
+    asked = (split, samples, num, epoch, checkpoint, columns, up, hide, max_points)
+    return verb.view(verb.Options(paths, overrides, out, *asked, tuple(plugin or ()), device, json))
+
+
+@app.command()
 def bench(
     suites: Annotated[
         list[str] | None, typer.Argument(metavar="[SUITE]...", help="geometry models data train, or all [all]")
@@ -254,7 +302,8 @@ def bench(
         typer.Option("--grow", metavar="points|neighbours|batch|all", help="how time and memory grow, geometry models"),
     ] = None,
     svg: Annotated[
-        Path | None, typer.Option("--svg", metavar="FILE", callback=_check_svg, help="draw what --grow measures")
+        Path | None,
+        typer.Option("--svg", metavar="FILE", callback=_writable("--svg"), help="draw what --grow measures"),
     ] = None,
     keep_memory: Annotated[
         bool, typer.Option("--keep-memory", help="let malloc keep freed memory, as a training run does")
@@ -340,6 +389,19 @@ def info(
     return verb.info(name, plugins=tuple(plugin or ()), json=json)
 
 
+@data_app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a prepared folder")],
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Read every file of a prepared folder and compare it with the hash of what was written."""
+    with collection_paused():
+        from sightline.verbs import data as verb
+
+    return verb.verify(folder, json=json)
+
+
 @data_app.command("convert-weights")
 def convert_weights(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="published weights: a .pth file and its like")],
@@ -377,6 +439,13 @@ def convert_weights(
     )
 
 
+def _parted(words: list[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Paths and key=value; a path may have an equals sign in its name, so what is there is one."""
+    is_override = ["=" in word and not Path(word).exists() for word in words]
+    paths = tuple(Path(word) for word, is_one in zip(words, is_override, strict=True) if not is_one)
+    return paths, tuple(word for word, is_one in zip(words, is_override, strict=True) if is_one)
+
+
 def main() -> None:
     """Run the command line; users' mistakes end in one line and exit code 2, failed work in 1."""
     # Read when torch is first imported: threads that wait sleep instead of spinning, which on a busy machine is a
@@ -403,37 +472,11 @@ def _run() -> int:
     try:
         code = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130, None)
+        from sightline.verbs.failure import fail
+
+        return fail("interrupted", 130, None)
     except Exception as error:  # noqa: BLE001 - the last place: every error becomes a message and an exit code
-        return _explain(error)
+        from sightline.verbs.failure import explain
+
+        return explain(error)
     return int(code or 0)
-
-
-def _explain(error: Exception) -> int:
-    """One line for what a user or the world did wrong; the whole traceback for what we or a plugin did wrong."""
-    from sightline.errors import RunError, UserError
-
-    if hasattr(error, "format_message"):  # typer's own exceptions, which it keeps in a private copy of click
-        message = error.format_message()
-        if message.startswith("Usage:"):  # nothing was asked for: help is the answer, and no error
-            sys.stderr.write(message.rstrip() + "\n")
-            return 2
-        if message.startswith("Missing option"):
-            message = f"{message.rstrip('.')}: {getattr(getattr(error, 'param', None), 'help', '')}"
-        return _fail(message, 2, error)
-    if isinstance(error, UserError):
-        return _fail(str(error), 2, error)
-    if isinstance(error, RunError):
-        return _fail(str(error), 1, error)
-    if isinstance(error, ValueError):
-        return _fail(f"{error} (--traceback shows where this arose)", 1, error)
-    return _fail("".join(traceback.format_exception(error)).strip(), 1, None)
-
-
-def _fail(message: str, exit_code: int, error: Exception | None) -> int:
-    from sightline.engine.failure import report_failure
-
-    if error is not None and "--traceback" in sys.argv:
-        traceback.print_exception(error)
-    report_failure(message, exit_code=exit_code)
-    return exit_code

@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
 
-__all__ = ["PALETTE", "UNLABELLED", "Axis", "Picture", "colors_of", "encode_png", "render_clouds"]
+__all__ = ["PALETTE", "UNLABELLED", "Axis", "Picture", "colors_of", "encode_png", "fit_text", "render_clouds"]
 
 Axis = Literal["x", "y", "z"]
 
@@ -244,7 +244,7 @@ def _write_caption(tile: np.ndarray, text: str, is_right: bool | None, strip_px:
     draw = ImageDraw.Draw(strip)
     ink = _INK if is_right is None else _RIGHT if is_right else _WRONG
     mark_px = 0 if is_right is None else round(0.80 * strip_px)
-    text, font = _fit(draw, text, 0.92 * strip.width - mark_px, size_px=round(1.06 * strip_px))
+    text, font = fit_text(draw, text, 0.92 * strip.width - mark_px, size_px=round(1.06 * strip_px))
     left = (strip.width - draw.textlength(text, font) - mark_px) / 2
     middle = 0.80 * strip_px
     draw.text((left + mark_px, middle), text, fill=ink, font=font, anchor="lm")
@@ -258,16 +258,16 @@ def _write_caption(tile: np.ndarray, text: str, is_right: bool | None, strip_px:
     tile[-strip_px:] = np.asarray(strip.resize((tile.shape[1], strip_px), Image.Resampling.BOX))
 
 
-def _fit(
+def fit_text(
     draw: ImageDraw.ImageDraw, text: str, width: float, *, size_px: int
 ) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
-    """The text and a font in which it fits: smaller by up to a quarter, then cut short with dots."""
+    """The text and a font in which it fits: smaller by up to two fifths, then cut short with dots."""
     from PIL import ImageFont
 
     font = ImageFont.load_default(size_px)
     length = draw.textlength(text, font)
     if length > width:
-        font = ImageFont.load_default(max(0.75 * size_px, size_px * width / length))
+        font = ImageFont.load_default(max(0.6 * size_px, 0.97 * size_px * width / length))  # widths grow in steps
     while len(text) > 1 and draw.textlength(text, font) > width:
         text = text.rstrip(".")[:-1].rstrip() + "..."
     return text, font

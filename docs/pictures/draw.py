@@ -1,4 +1,4 @@
-"""Draws docs/pictures/synthetic_shapes.png anew: .venv/bin/python docs/pictures/draw.py"""
+"""Draws synthetic_shapes.png and view.png in this folder anew: .venv/bin/python docs/pictures/draw.py"""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from sightline.data.reading import BatchReader, NamedTransform
 from sightline.data.synthetic_shapes import SyntheticShapes
 from sightline.pictures import colors_of, encode_png, render_clouds
+from sightline.transforms.point_choice import SamplePoints
+from sightline.transforms.points import Rotate, Scale
 from sightline.types import SampleKey
+from sightline.view.samples import Branch, sample_subject
+from sightline.view.sheet import draw_sheet
 
 CHOSEN = (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 """Which solid of each class."""
@@ -31,5 +36,20 @@ def draw(path: Path) -> None:
     path.write_bytes(encode_png(pixels))
 
 
+def draw_stages(path: Path) -> None:
+    """A solid on its way to the model, as `sightline view` draws it."""
+    shapes = SyntheticShapes(split="train", num_points=4096, train_size=240, target="parts")
+    transforms = [
+        NamedTransform("rotate", Rotate(up_axis="z")),
+        NamedTransform("scale", Scale()),
+        NamedTransform("sample_points", SamplePoints(num_points=1024)),
+    ]
+    index = int(np.flatnonzero(shapes.strata == shapes.info.facts["category_names"].index("chair"))[0])
+    branch = Branch("train", BatchReader(shapes, transforms))
+    subject = sample_subject(index, name=f"train/{index}", branches=[branch], seed=3, facts=shapes.info.facts)
+    path.write_bytes(encode_png(draw_sheet(subject)))
+
+
 if __name__ == "__main__":
     draw(Path(__file__).with_name("synthetic_shapes.png"))
+    draw_stages(Path(__file__).with_name("view.png"))

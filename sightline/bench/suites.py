@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
-from sightline.bench import data, geometry, growth, models, train, transformers
+from sightline.bench import data, geometry, growth, metrics, models, train, transformers
 from sightline.bench.case import Case
 from sightline.errors import UserError
 from sightline.schema import nearest
@@ -16,6 +16,7 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "geometry": geometry.cases,
     "models": lambda: [*models.cases(), *transformers.cases()],
     "data": data.cases,
+    "metrics": metrics.cases,
     "train": train.cases,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from sightline.data.preparation import to_unit_sphere
 from sightline.errors import ConfigError, DataError
 from sightline.types import CloudForm, DataInfo
 
-__all__ = ["FileSample", "radius_of", "read_sample", "sample_of"]
+__all__ = ["FileSample", "Origin", "place_of", "radius_of", "read_sample", "sample_of"]
 
 _SLACK = 2**-10
 """How far a prepared cloud may be off radius 1 or a field off its bounds: half precision, in which some are stored."""
@@ -25,15 +26,32 @@ _LARGEST = 1e150
 """Beyond this a distance is no number any more."""
 _UNITS = {"km": 1e6, "m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3}
 _UNIT_NAMES = {"km": "kilometres", "m": "metres", "cm": "centimetres", "mm": "millimetres", "um": "micrometres"}
+_COLOURS = (("red", "green", "blue"), ("r", "g", "b"))
 _LEAST_RADIUS = 0.5
 """Below this a cloud is no random part of one of radius 1, but on another scale."""
 
 
+class Origin(NamedTuple):
+    """Where the rows of a sample come from, in the file's own coordinates, so that its points can be answered for.
+
+    `points` (M, 3) float64, all of the file; `places` (N, 3) float64 of the rows; `rows` (N,) int64 says which of the
+    points each row is, and is None where they were drawn from a mesh.
+    """
+
+    points: np.ndarray
+    places: np.ndarray
+    rows: np.ndarray | None
+
+
 class FileSample(NamedTuple):
-    """The fields of a sample, each (N, ...) in its promised type, and in words what was done to the file's points."""
+    """The fields of a sample, each (N, ...) in its promised type, and in words what was done to the file's points.
+
+    `origin` is None for a set of the user's own, whose preparing keeps no account of which points it takes.
+    """
 
     fields: dict[str, np.ndarray]
     treatment: str
+    origin: Origin | None = None
 
     @property
     def num_points(self) -> int:
@@ -47,14 +65,18 @@ def read_sample(
     columns: Sequence[str] | None = None,
     to_sphere: bool = False,
     any_scale: bool = False,
+    draws_meshes: bool = True,
 ) -> FileSample:
     """The sample of a file; `columns` as for `read_cloud`, the rest as for `sample_of`.
 
-    A mesh is drawn by the name of its file, as `sightline data prepare` draws it. Raises DataError naming the file.
+    A mesh is drawn by the name of its file, as `sightline data prepare` draws it; without `draws_meshes` its vertices
+    are the points. Raises DataError naming the file.
     """
     if columns is None and info.clouds is not None and info.clouds.columns is not None:
         columns = _columns_read(info.clouds.columns, info, info.clouds)
     cloud = read_cloud(path, columns=columns)
+    if not draws_meshes:
+        cloud = dataclasses.replace(cloud, faces=None)
     return sample_of(cloud, info, name=path.stem, where=str(path), to_sphere=to_sphere, any_scale=any_scale)
 
 
@@ -65,6 +87,7 @@ def sample_of(
 
     A cloud that lies as the prepared ones do is taken bit for bit. `to_sphere` puts others about their mean with
     radius 1 where the set only promises that; `any_scale` skips the bounds, for a run whose own transforms normalise.
+    The feature `colours` is made of the channels red, green and blue, or r, g and b; `place` of the points.
     Raises DataError, led by `where`, for a missing field, too few points, and a scale outside the set's promise;
     ConfigError for `to_sphere` where the set was prepared to keep size and place.
     """
@@ -78,8 +101,8 @@ def sample_of(
         return _prepared(cloud, info, form, form.preparation, where, any_scale=any_scale)
     if np.abs(cloud.points).max() > _LARGEST:
         raise DataError(f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; get the file again")
-    given, steps = _drawn(cloud, info, form, name=name, where=where)
-    is_drawn = bool(steps)
+    given, steps, is_drawn = _drawn(cloud, info, form, name=name, where=where)
+    origin = Origin(cloud.points, given["points"], None if is_drawn else np.arange(len(cloud.points)))
     is_fair = is_drawn or _is_prepared(given["points"], form)
     if is_drawn and form.unit_sphere != "none":  # always, as preparing does with meshes
         given["points"], treatment = to_unit_sphere(given["points"], where=where), [_TO_SPHERE]
@@ -90,13 +113,14 @@ def sample_of(
     if len(given["points"]) != num_points:
         index, treatment = _chosen(given["points"], form, num_points, name=name, where=where, is_fair=is_fair)
         given = {key: values[index] for key, values in given.items()}
+        origin = Origin(cloud.points, origin.places[index], None if origin.rows is None else origin.rows[index])
         steps += treatment
     with np.errstate(over="ignore"):  # what is too large for the type becomes infinite, and is refused below
         fields = {key: values.astype(info.fields[key].dtype) for key, values in given.items()}
     if form.estimates_normals:
         fields["normals"] = estimated_normals(fields["points"], where=where)
     _assert_within(fields, info, where, any_scale=any_scale)
-    return FileSample(fields, ", ".join(steps) or "as it is")
+    return FileSample(fields, ", ".join(steps) or "as it is", origin)
 
 
 def _columns_read(columns: Sequence[str], info: DataInfo, form: CloudForm) -> list[str]:
@@ -183,20 +207,37 @@ def _likely_unit(unit: str, ratio: float) -> str:
 
 def _drawn(
     cloud: Cloud, info: DataInfo, form: CloudForm, *, name: str, where: str
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The points and every feature of the set: those of the file, or drawn from its triangles."""
-    if cloud.faces is not None and len(cloud.faces):
+) -> tuple[dict[str, np.ndarray], list[str], bool]:
+    """The points and every feature of the set, what was done, and whether they were drawn from the file's triangles."""
+    is_drawn = cloud.faces is not None and len(cloud.faces) > 0
+    steps = []
+    if cloud.faces is not None and is_drawn:
         count = max(NUM_MESH_POINTS, form.num_points or 0)
         surface = draw_points(cloud.points, cloud.faces, name=name, where=where, num_points=count)
         cloud = Cloud(surface.points, surface.normals)
         steps = [f"{count} points drawn from the mesh"]
-    else:
-        steps = []
     offered = {"normals": cloud.normals, **cloud.channels}
+    if "colours" in info.features and "colours" not in offered:
+        offered["colours"], treatment = _colours(cloud.channels)
+        steps += treatment
+    if "place" in info.features:
+        with np.errstate(over="ignore", invalid="ignore"):  # points too large for float32 are refused as such
+            offered["place"] = place_of(cloud.points.astype(np.float32))
     features = [name for name in info.features if name != "normals" or not form.estimates_normals]
     _assert_offered(offered, features, where)
     rows = {feature: _as_rows(np.asarray(offered[feature])) for feature in features}
-    return {"points": cloud.points, **rows}, steps
+    return {"points": cloud.points, **rows}, steps, is_drawn
+
+
+def _colours(channels: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, list[str]]:
+    """Red, green and blue (N, 3), 0 to 1; whole numbers of which one is above 1 are taken for bytes, 0 to 255."""
+    names = next((names for names in _COLOURS if set(names) <= set(channels)), None)
+    if names is None:
+        return None, []
+    colours = np.stack([channels[name] for name in names], axis=1)
+    if colours.max() <= 1 or (colours != np.floor(colours)).any():
+        return colours, []
+    return colours / 255, ["colours divided by 255"]
 
 
 def _assert_offered(offered: Mapping[str, np.ndarray | None], features: Sequence[str], where: str) -> None:
@@ -260,6 +301,16 @@ def _is_prepared(points: np.ndarray, form: CloudForm) -> bool:
     off_mean = _SLACK + (4 * np.sqrt((1 - share) / len(points)) if share < 1 else 0.0)
     least = 1 - _SLACK if share >= 1 else _LEAST_RADIUS
     return bool(least <= _radius(points) <= 1 + _SLACK and np.linalg.norm(points.mean(axis=0)) <= off_mean)
+
+
+def place_of(points: np.ndarray) -> np.ndarray:
+    """Where each point (N, 3) lies in the extent of its cloud, 0 to 1 along every axis, in the points' own type.
+
+    Source: Qi et al. 2017 (PointNet), section 5.2 (the location as to the room).
+    """
+    low, high = points.min(axis=0), points.max(axis=0)
+    place: np.ndarray = (points - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+    return place
 
 
 def radius_of(points: np.ndarray) -> float:

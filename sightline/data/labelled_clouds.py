@@ -18,7 +18,7 @@ from sightline.data.splits import take_fraction
 from sightline.errors import DataError
 from sightline.types import Batch, CloudForm, DataInfo, Field, Sample, SampleKey
 
-__all__ = ["LabelledClouds", "describe_clouds", "sizes_of"]
+__all__ = ["LabelledClouds", "describe_clouds", "root_of", "sizes_of"]
 
 
 class LabelledClouds:
@@ -41,7 +41,7 @@ class LabelledClouds:
         fraction: Share = 1.0,
         fraction_seed: Seed = 0,
     ) -> None:
-        self._prepared = open_prepared(_root(root, self.set_name), set_names=self.readable_sets)
+        self._prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
         self._split = split
         self._rows, self._labels = _choose(self._prepared, split, self.class_names)
         if split == "train" and fraction < 1:
@@ -218,7 +218,8 @@ def sizes_of(manifest: Mapping[str, Any], class_names: Sequence[str]) -> dict[st
     }
 
 
-def _root(root: str | None, set_name: str) -> Path:
+def root_of(root: str | None, set_name: str) -> Path:
+    """Where a prepared set lies: at `root`, else under its name in $SIGHTLINE_DATA, by default `data`."""
     if root is not None:
         return Path(root).expanduser()
     return Path(os.environ.get("SIGHTLINE_DATA", "data")).expanduser() / set_name

@@ -12,6 +12,7 @@ import torch
 from annotated_types import Ge, Lt
 
 from sightline.arguments import Count
+from sightline.data.cloud_samples import place_of
 from sightline.data.columns import Column
 from sightline.data.native import Prepared, open_prepared, verify
 from sightline.errors import ConfigError
@@ -105,9 +106,7 @@ class LabelledScenes:
         if name == "colours":
             return self._prepared.row(stored, "colours", row) / np.float32(255)
         if name == "place":
-            points = self._prepared.row(stored, "points", row)
-            low, high = points.min(axis=0), points.max(axis=0)
-            return (points - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+            return place_of(self._prepared.row(stored, "points", row))
         return np.array(self._prepared.row(stored, name, row))
 
     def _width(self, name: str) -> int:

@@ -118,9 +118,15 @@ def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str,
 
 
 def to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
-    """The points (N, 3) about their mean, the farthest at distance 1; float32. Raises DataError if all coincide."""
-    centred = points - points.mean(axis=0, dtype=np.float64)
-    radius = np.linalg.norm(centred, axis=1).max()
+    """The points (N, 3) about their mean, the farthest at distance 1; float32.
+
+    Raises DataError, led by `where`, if all coincide, and for coordinates so large that distances are no numbers.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        centred = points - points.mean(axis=0, dtype=np.float64)
+        radius = np.linalg.norm(centred, axis=1).max()
+    if not np.isfinite(radius):
+        raise DataError(f"{where}: a coordinate is {np.abs(points).max():.4g}; get the file again")
     if not radius > 0:
         raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; leave the file out")
     return (centred / radius).astype(np.float32)

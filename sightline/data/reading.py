@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from sightline.binding import Bound, Offer, bind
 from sightline.data.collate import batch_keys, collate
 from sightline.draws import Draws
 from sightline.errors import DataError, RunError, UserError
-from sightline.types import Batch, Dataset, Field, SampleKey, Transform
+from sightline.types import Batch, Dataset, Field, Sample, SampleKey, Transform
 
 __all__ = ["BatchReader", "NamedTransform", "Pipeline"]
 
@@ -43,12 +43,21 @@ class Pipeline:
             self.added |= getattr(transform, "adds", {})
 
     def __call__(self, batch: Batch, keys: Sequence[SampleKey]) -> Batch:
-        if not self._transforms:
-            return batch
-        draws = Draws.for_samples(keys)
-        for name, bound in self._transforms:
-            batch = {**batch, **bound.function(draws.stream(name), **bound.select(batch))}
+        for _, changed in self.steps(batch, keys):
+            batch = changed
         return batch
+
+    def __len__(self) -> int:
+        return len(self._transforms)
+
+    def steps(self, batch: Batch, keys: Sequence[SampleKey]) -> Iterator[tuple[str, Batch]]:
+        """The batch after each transform in turn, with the transform's name."""
+        if not self._transforms:
+            return
+        draws = Draws.for_samples(keys)
+        for stream, bound in self._transforms:
+            batch = {**batch, **bound.function(draws.stream(stream), **bound.select(batch))}
+            yield stream.partition(".")[2], batch
 
 
 class BatchReader:
@@ -70,11 +79,16 @@ class BatchReader:
         """The keys of every batch."""
         return batch_keys(self._fields, self.dataset.info.features)
 
+    @property
+    def has_transforms(self) -> bool:
+        """Whether samples are changed at all on their way."""
+        return len(self._transform) > 0
+
     def __call__(self, keys: Sequence[SampleKey]) -> Batch:
         if hasattr(self.dataset, "get_batch"):
             with self._blamed(keys):
                 batch = _as_tensors(self.dataset.get_batch(keys))
-            return self._with_features(self._transform(batch, keys))
+            return self._with_features(_joined(self._transform(batch, keys), self._transform.added))
         samples = []
         for key in keys:
             with self._blamed([key]):
@@ -85,6 +99,20 @@ class BatchReader:
             indexed = {"sample_index": torch.tensor([key.index for key in keys], dtype=torch.int64)}
             return self._checked({**indexed, **self.dataset.collate(samples)})
         return collate(samples, keys, self._fields)
+
+    def stages(self, key: SampleKey) -> Iterator[tuple[str, Sample]]:
+        """One sample as the data set gives it, under no name, and after each transform in turn, under its name.
+
+        The last one is what batches are made of, bit for bit.
+        """
+        with self._blamed([key]):
+            if hasattr(self.dataset, "get_batch"):
+                batch = _as_tensors(self.dataset.get_batch([key]))
+            else:
+                batch = _lift(_as_tensors(self.dataset[key]))
+        yield "", _lower(batch)
+        for name, changed in self._transform.steps(batch, [key]):
+            yield name, _lower(changed)
 
     @contextlib.contextmanager
     def _blamed(self, keys: Sequence[SampleKey]) -> Iterator[None]:
@@ -121,6 +149,13 @@ def _as_tensors(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _as_tensors(each) for name, each in value.items()}
     return value
+
+
+def _joined(batch: Batch, added: Mapping[str, Field]) -> Batch:
+    """A stacked batch with those fields that transforms add to be concatenated in that form, beside their offsets."""
+    ragged = {name: batch[name] for name, field in added.items() if field.collate == "concatenate" and name in batch}
+    even = {added[name].offsets: torch.arange(len(value) + 1) * value.shape[1] for name, value in ragged.items()}
+    return {**batch, **{name: value.flatten(0, 1) for name, value in ragged.items()}, **even}
 
 
 def _lift(sample: dict[str, Any]) -> Batch:

@@ -209,9 +209,8 @@ def _hardest(measured: Measured, part: Part) -> tuple[tuple[str, float], ...]:
     """The samples with the lowest IoU, the lowest first, by name where the data set tells names."""
     ious = measured.meter.metric.per_sample(measured.state).numpy()  # type: ignore[attr-defined]
     order = np.argsort(ious, kind="stable")  # NaN last
-    name_of = getattr(part.dataset, "name_of", str)
     worst = [int(index) for index in order[:_NUM_HARDEST] if not np.isnan(ious[index])]
-    return tuple((name_of(index), float(ious[index])) for index in worst)
+    return tuple((part.name_of(index), float(ious[index])) for index in worst)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -114,8 +114,11 @@ def _promised_data(config: RunConfig, info: DataInfo) -> Data:
 
 
 def _lengths(config: RunConfig, info: DataInfo) -> dict[str, int]:
-    """The lengths of named axes: what the data's arguments say (`num_points` of "points"), else how clouds are kept."""
-    lengths = {}
+    """The lengths of named axes: what the data's arguments say (`num_points` of "points"), else how clouds are kept.
+
+    Where neither tells, clouds have as many points as the transforms ask for.
+    """
+    lengths = {"points": max([_LENGTH, *_asked_for(config)])}
     if info.clouds is not None and info.clouds.stored_points is not None:
         lengths["points"] = info.clouds.stored_points
     for name, value in config.data.arguments.items():
@@ -123,3 +126,9 @@ def _lengths(config: RunConfig, info: DataInfo) -> dict[str, int]:
         if match and isinstance(value, int) and not isinstance(value, bool):
             lengths[match.group(1)] = value
     return lengths
+
+
+def _asked_for(config: RunConfig) -> list[int]:
+    """The numbers of points that transforms choose."""
+    blocks = (*config.transforms.train, *config.transforms.evaluate)
+    return [count for block in blocks if isinstance(count := block.arguments.get("num_points"), int)]

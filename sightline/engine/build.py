@@ -41,6 +41,11 @@ class Part:
     reader: BatchReader
     split: str
 
+    def name_of(self, index: int) -> str:
+        """What the data set calls a sample; its index where it has no names."""
+        told: str = getattr(self.dataset, "name_of", str)(index)
+        return told
+
 
 @dataclass(frozen=True)
 class Data:

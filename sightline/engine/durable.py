@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from pathlib import Path
 
+from sightline.data.whole_files import sync_folder, whole_file
 from sightline.errors import RunError
 
 __all__ = ["disk_failure", "replace_durably", "sync_folder", "write_durably"]
@@ -24,32 +24,9 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def replace_durably(path: Path, data: bytes) -> None:
-    """Give `path` this content at one instant: a reader, or a crash, sees the old file or the new one, never a part.
-
-    The temporary file has a fixed name, so that a killed writer leaves at most one behind and the next removes it.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.unlink(missing_ok=True)
-    try:
-        write_durably(temporary, data)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk holds the names in this folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder and say so with this
-            raise
-    finally:
-        os.close(descriptor)
+    """Give `path` this content at one instant: a reader, or a crash, sees the old file or the new one, never a part."""
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def disk_failure(error: OSError, path: Path, *, kept: str = "") -> RunError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,11 @@ from sightline.metrics.base import Metric, State, fresh_state, pool_states
 from sightline.pictures import Picture
 from sightline.types import Batch, SampleKey
 
-__all__ = ["Evaluation", "Evaluator", "Measured", "Meter", "pooled"]
+__all__ = ["Evaluation", "Evaluator", "Keep", "Measured", "Meter", "pooled"]
+
+
+Keep = Callable[[Batch, Mapping[str, Any]], None]
+"""What is to happen with a batch and its predictions, besides being measured."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,13 @@ class Evaluator:
     voting_reader: Reader | None = None
     votes: int = 1
 
-    def __call__(self, model: nn.Module, world: World, *, pictures: bool = False) -> Evaluation:
-        """Whole batches are dealt to processes in turn; the only collective comes at the end."""
+    def __call__(
+        self, model: nn.Module, world: World, *, pictures: bool = False, keep: Keep | None = None
+    ) -> Evaluation:
+        """Whole batches are dealt to processes in turn; the only collective comes at the end.
+
+        `keep` is given each batch of this process with its predictions, the voted ones where there are votes.
+        """
         started = time.perf_counter()
         was_training = model.training
         model.eval()
@@ -116,6 +125,8 @@ class Evaluator:
                 answers = {"": predictions, **self._voted(model, plan[number], predictions, world)}
                 for tally in tallies:
                     tally.update(batch, answers[tally.suffix])
+                if keep is not None:
+                    keep(batch, answers[self._suffixes()[-1]])
                 if number == 0 and pictures and hasattr(self.task, "show"):
                     drawn = tuple(self.task.show(batch, predictions))
         model.train(was_training)

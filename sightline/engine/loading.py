@@ -77,12 +77,16 @@ class LoadedRun:
         batch_size: int | None = None,
         columns: Sequence[str] | None = None,
         to_sphere: bool = False,
-    ) -> Predictions:
+        category: str | None = None,
+        with_probabilities: bool = False,
+    ) -> Predictions[Any]:
         """What this run says of files of clouds and meshes, or of folders of them, as `sightline predict` does it.
 
-        Files that cannot be predicted stand in `refused` with their reason, all others in `predicted`; `columns` names
-        the columns of files without names, `to_sphere` normalises every cloud. Raises UserError for a device that this
-        machine lacks.
+        Files that cannot be predicted stand in `refused` with their reason, all others in `predicted`: as a
+        `Prediction`, or where the run classes points as a `SegmentPrediction`, of which all are held in memory.
+        `columns` names the columns of files without names, `to_sphere` normalises every cloud. For runs on points:
+        `category` is what all files are, where the run classes parts; `with_probabilities` keeps those of every class.
+        Raises UserError for a device that this machine lacks, and for what does not go with the run.
         """
         from sightline.engine.prediction import predict_files  # here, because it takes a loaded run
 
@@ -94,6 +98,8 @@ class LoadedRun:
                 batch_size=batch_size,
                 columns=columns,
                 to_sphere=to_sphere,
+                category=category,
+                with_probabilities=with_probabilities,
             )
 
 

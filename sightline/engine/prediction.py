@@ -1,11 +1,11 @@
-"""Classes for the user's own files: read as the run's data was, transformed as for evaluation, batched by size."""
+"""Answers for the user's own files: read as the run's data was, transformed as for evaluation, batched by size."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,59 +14,42 @@ import torch
 from sightline import registry
 from sightline.binding import Offer, outputs_of
 from sightline.data.cloud_files import CLOUD_SUFFIXES, told_passed_over
-from sightline.data.cloud_samples import FileSample, read_sample
-from sightline.data.reading import Pipeline
+from sightline.data.cloud_samples import read_sample
+from sightline.data.collate import batch_keys
+from sightline.data.reading import BatchReader, Pipeline
+from sightline.engine.answers import Answers, Predictions, ReadFile, Refusal
+from sightline.engine.class_answers import ClassAnswers, Prediction
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.inputs import read_inputs
 from sightline.engine.loading import LoadedRun
+from sightline.engine.point_answers import PointAnswers, SegmentPrediction
 from sightline.engine.precision import Precision
 from sightline.errors import ConfigError, DataError, UserError
-from sightline.types import Batch, SampleKey
+from sightline.types import Batch, DataInfo, Sample, SampleKey
 
-__all__ = ["Prediction", "Predictions", "Refusal", "files_of", "predict_files"]
+__all__ = [
+    "Prediction",
+    "Predictions",
+    "Refusal",
+    "SegmentPrediction",
+    "answers_points",
+    "files_of",
+    "predict_each",
+    "predict_files",
+]
 
 logger = logging.getLogger(__name__)
 _MAX_WAITING_BATCHES = 8
 """So many batches' worth of clouds of different sizes may wait for others of their size."""
+_MOST_POINTS = 2**18
+"""So many points go through the model at once, whatever the batch size, unless a single cloud has more; twice as many
+may wait."""
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a run says of one file. `margin` is the highest probability less the next; `treatment` is in words."""
-
-    file: Path
-    label: int
-    class_name: str
-    probability: float
-    margin: float
-    probabilities: tuple[float, ...]
-    num_points: int
-    treatment: str
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A file that got no prediction, and why; `is_input` where the file is the cause, not the model."""
-
-    file: Path
-    reason: str
-    is_input: bool = True
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Every file given, in one of the two lists, each in the order of the files."""
-
-    predicted: tuple[Prediction, ...]
-    refused: tuple[Refusal, ...]
-
-    @property
-    def exit_code(self) -> int:
-        """0 where every file got a prediction, 2 where an input was refused, else 1: the model answered no number."""
-        if any(refusal.is_input for refusal in self.refused):
-            return 2
-        return 1 if self.refused else 0
+def answers_points(run: LoadedRun) -> bool:
+    """Whether a run says a class for every point of a cloud, not for the cloud."""
+    return "cloud_offsets" in getattr(registry.tasks.entry(run.config.task).builder, "predicts", ())
 
 
 def files_of(paths: Iterable[Path]) -> tuple[list[Path], list[Refusal]]:
@@ -97,141 +80,197 @@ def predict_files(
     batch_size: int | None = None,
     columns: Sequence[str] | None = None,
     to_sphere: bool = False,
-) -> Predictions:
-    """One prediction per file, by the run's own preparation, evaluation transforms and weights; one pass, no votes.
+    category: str | None = None,
+    with_probabilities: bool = False,
+) -> Predictions[Any]:
+    """The answer to each file, all of them in memory: a `Prediction`, or a `SegmentPrediction` of a run on points.
 
-    A file's prediction does not depend on the others. One that is damaged or outside what the run was trained on is
-    refused with its reason, and the others go on. `columns` names the columns of files without names; `to_sphere`
-    moves every cloud to its mean and scales it to radius 1. `batch_size` is that of evaluation where it is None.
-    Raises ConfigError for a run whose data, model or task takes no clouds or gives no classes.
+    Arguments and errors are those of `predict_each`; `paths` may be folders.
     """
     files, refused = files_of(paths)
-    classifier = _Classifier(run, world or World(), columns=columns, to_sphere=to_sphere)
-    size = batch_size or run.config.evaluate.batch_size
-    try:
-        answers = _answers(classifier, files, size)
-    finally:
-        run.model.cpu()  # where a loaded run promises it to be
+    answers = dict(
+        predict_each(
+            run,
+            files,
+            world=world,
+            batch_size=batch_size,
+            columns=columns,
+            to_sphere=to_sphere,
+            category=category,
+            with_probabilities=with_probabilities,
+        )
+    )
     found = [answers[path] for path in files]
     refused += [answer for answer in found if isinstance(answer, Refusal)]
-    return Predictions(tuple(answer for answer in found if isinstance(answer, Prediction)), tuple(refused))
+    return Predictions(tuple(answer for answer in found if not isinstance(answer, Refusal)), tuple(refused))
 
 
-def _answers(classifier: _Classifier, files: Sequence[Path], size: int) -> dict[Path, Prediction | Refusal]:
-    """The answer to every file; read one by one, so that only batches of them are held in memory."""
-    answers: dict[Path, Prediction | Refusal] = {}
-    waiting: dict[int, list[tuple[Path, FileSample]]] = {}
-    for path in files:
-        try:
-            sample = classifier.read(path)
-        except DataError as error:
-            answers[path] = Refusal(path, str(error))
-        else:
-            waiting.setdefault(sample.num_points, []).append((path, sample))
-        for group in _ready(waiting, size):
-            answers |= classifier(group)
-    for group in waiting.values():
-        answers |= classifier(group)
-    return answers
+def predict_each(
+    run: LoadedRun,
+    files: Iterable[Path],
+    *,
+    world: World | None = None,
+    batch_size: int | None = None,
+    columns: Sequence[str] | None = None,
+    to_sphere: bool = False,
+    category: str | None = None,
+    with_probabilities: bool = False,
+) -> Iterator[tuple[Path, Any | Refusal]]:
+    """Files and their answers as they come, by the run's own preparation, evaluation transforms and weights; no votes.
+
+    A file's answer does not depend on the others. One that is damaged or outside what the run was trained on is
+    refused with its reason, and the others go on. Held in memory are one large file, or a few batches of small ones.
+    `columns` names the columns of files without names; `to_sphere` moves every cloud to its mean and scales it to
+    radius 1. `batch_size` is that of evaluation where it is None. Of a run on points, `category` is that of all
+    files, by name, and `with_probabilities` keeps every class's probabilities.
+    Raises ConfigError for a run whose data, model or task takes no clouds or gives no classes, and for arguments that
+    it has no use for.
+    """
+    info = read_inputs(run.path, run.config)
+    if "points" not in info.fields:
+        raise ConfigError(f"{run.path}: was trained on {', '.join(info.fields)}, not on points; predict takes clouds")
+    answers: Answers
+    if answers_points(run):
+        answers = PointAnswers(run, info, category=category, with_probabilities=with_probabilities)
+    else:
+        answers = ClassAnswers(run, category=category, with_probabilities=with_probabilities)
+    predictor = _Predictor(run, info, answers, world or World(), columns=columns, to_sphere=to_sphere)
+    waiting = _Waiting(batch_size or run.config.evaluate.batch_size, is_ragged=predictor.is_ragged)
+    try:
+        for path in files:
+            try:
+                file = predictor.read(path)
+            except DataError as error:
+                yield path, Refusal(path, str(error))
+                continue
+            for group in waiting.add(file):
+                yield from predictor(group).items()
+                group.clear()  # or its files would be held beside the next one
+            del file
+        for group in waiting.rest():
+            yield from predictor(group).items()
+            group.clear()
+    finally:
+        run.model.cpu()  # where a loaded run promises it to be
 
 
-def _ready(waiting: dict[int, list[tuple[Path, FileSample]]], size: int) -> Iterator[list[tuple[Path, FileSample]]]:
-    """Groups of clouds of one size that are full, or the largest where too many clouds wait."""
-    for num_points in [n for n, group in waiting.items() if len(group) >= size]:
-        yield waiting.pop(num_points)
-    if sum(map(len, waiting.values())) >= _MAX_WAITING_BATCHES * size:
-        yield waiting.pop(max(waiting, key=lambda num_points: len(waiting[num_points])))
+class _Waiting:
+    """Files that wait for others which can go through the model with them: of their size, or of any if ragged."""
+
+    def __init__(self, batch_size: int, *, is_ragged: bool) -> None:
+        self.batch_size = batch_size
+        self.is_ragged = is_ragged
+        self.groups: dict[int, list[ReadFile]] = {}
+
+    def add(self, file: ReadFile) -> Iterator[list[ReadFile]]:
+        """Groups that are full with this file, or would be too large, or the largest where too many files wait."""
+        kind = 0 if self.is_ragged else file.sample.num_points
+        if _num_points(self.groups.get(kind, [])) + file.sample.num_points > _MOST_POINTS and kind in self.groups:
+            yield self.groups.pop(kind)
+        group = self.groups.setdefault(kind, [])
+        group.append(file)
+        if len(group) >= self.batch_size or _num_points(group) >= _MOST_POINTS:
+            yield self.groups.pop(kind)
+        waiting = [each for group in self.groups.values() for each in group]
+        if len(waiting) >= _MAX_WAITING_BATCHES * self.batch_size or _num_points(waiting) > 2 * _MOST_POINTS:
+            yield self.groups.pop(max(self.groups, key=lambda kind: len(self.groups[kind])))
+
+    def rest(self) -> Iterator[list[ReadFile]]:
+        """Every group, full or not."""
+        while self.groups:
+            yield self.groups.pop(next(iter(self.groups)))
 
 
-class _Classifier:
+def _num_points(files: Sequence[ReadFile]) -> int:
+    return sum(file.sample.num_points for file in files)
+
+
+class _Group:
+    """The files of a batch as a data set that is read once, in order."""
+
+    def __init__(self, info: DataInfo, files: Sequence[ReadFile]) -> None:
+        self.info = info
+        self._size = len(files)
+        self._samples = iter([{**file.sample.fields, **file.given} for file in files])
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        return next(self._samples)
+
+
+class _Predictor:
     """A run on a device, with what its evaluation does to a batch."""
 
-    def __init__(self, run: LoadedRun, world: World, *, columns: Sequence[str] | None, to_sphere: bool) -> None:
+    def __init__(
+        self,
+        run: LoadedRun,
+        info: DataInfo,
+        answers: Answers,
+        world: World,
+        *,
+        columns: Sequence[str] | None,
+        to_sphere: bool,
+    ) -> None:
         self.run = run
+        self.answers = answers
         self.device = world.device
         self.precision = Precision(run.config.train.precision)
-        self.info = read_inputs(run.path, run.config)
         self.columns = columns
         self.to_sphere = to_sphere
-        if "points" not in self.info.fields:
-            raise ConfigError(
-                f"{run.path}: was trained on {', '.join(self.info.fields)}, not on points; predict takes clouds"
-            )
         # A run whose own transforms normalise gives one answer at every scale.
         self.any_scale = any(transform.name == "normalize_unit_sphere" for transform in run.transforms)
-        keys = {"points", *self.info.features, "sample_index"}
-        self.pipeline = Pipeline(run.transforms, keys, source="a cloud from a file")
+        fields = {name: info.fields[name] for name in ("points", *info.features)} | dict(answers.fields)
+        self.info = dataclasses.replace(info, fields=fields)
+        self.is_ragged = info.fields["points"].collate == "concatenate"
+        added = Pipeline(run.transforms, fields, source="a cloud from a file").added
         self.model = run.model.to(self.device)
-        self.task = _task_of(run, keys | ({"features"} if self.info.features else set()))
+        self.task = _task_of(run, batch_keys(fields | added, info.features) - answers.hidden)
 
-    def read(self, path: Path) -> FileSample:
-        return read_sample(path, self.info, columns=self.columns, to_sphere=self.to_sphere, any_scale=self.any_scale)
-
-    def __call__(self, group: Sequence[tuple[Path, FileSample]]) -> dict[Path, Prediction | Refusal]:
-        """The answer to each file of a group of one size; what the model refuses, it refuses for all of them."""
-        try:
-            predictions = self._predict([path for path, _ in group], [sample for _, sample in group])
-        except (UserError, ValueError) as error:
-            told = " ".join(str(error).split())
-            return {path: Refusal(path, f"{path}: the model takes no such cloud: {told}") for path, _ in group}
-        table = _probabilities(predictions, self.run)
-        return {
-            path: self._answer(path, sample, row) for (path, sample), row in zip(group, table.tolist(), strict=True)
-        }
-
-    def _predict(self, paths: Sequence[Path], samples: Sequence[FileSample]) -> Mapping[str, Any]:
-        keys = [SampleKey(_index_of(path), 0, self.run.config.seed) for path in paths]
-        batch: Batch = {
-            name: torch.stack([torch.from_numpy(sample.fields[name]) for sample in samples])
-            for name in samples[0].fields
-        }
-        batch["sample_index"] = torch.tensor([key.index for key in keys], dtype=torch.int64)
-        batch = self.pipeline(batch, keys)
-        if self.info.features:
-            batch = {**batch, "features": torch.cat([batch[name] for name in self.info.features], dim=-1)}
-        batch = to_device(batch, self.device, floats=self.precision.parameters)
-        with torch.no_grad(), self.precision.autocast(self.device):
-            return self.task.predict(self.model, batch)
-
-    def _answer(self, path: Path, sample: FileSample, row: list[float]) -> Prediction | Refusal:
-        if not all(abs(value) <= 2 for value in row):  # NaN and infinity fail this too
-            reason = f"{path}: the model's answer is not a finite number; are its weights sound?"
-            return Refusal(path, reason, is_input=False)
-        label = max(range(len(row)), key=row.__getitem__)
-        next_best = max((value for index, value in enumerate(row) if index != label), default=0.0)
-        names = self.run.class_names
-        return Prediction(
-            file=path,
-            label=label,
-            class_name=names[label] if label < len(names) else str(label),
-            probability=row[label],
-            margin=row[label] - next_best,
-            probabilities=tuple(row),
-            num_points=sample.num_points,
-            treatment=sample.treatment,
+    def read(self, path: Path) -> ReadFile:
+        """Raises DataError for a file that cannot be predicted."""
+        sample = read_sample(
+            path,
+            self.info,
+            columns=self.columns,
+            to_sphere=self.to_sphere,
+            any_scale=self.any_scale,
+            draws_meshes=self.answers.draws_meshes,
         )
+        return self.answers.read(path, sample)
+
+    def __call__(self, files: Sequence[ReadFile]) -> dict[Path, Any | Refusal]:
+        """The answer to each file; where the model refuses several at once, each is asked for alone."""
+        try:
+            batch, predictions = self._predict(files)
+        except (UserError, ValueError) as error:
+            if len(files) > 1:
+                return {path: answer for file in files for path, answer in self([file]).items()}
+            path, told = files[0].path, " ".join(str(error).split())
+            return {path: Refusal(path, f"{path}: the model takes no such cloud: {told}")}
+        return self.answers(files, batch, predictions)
+
+    def _predict(self, files: Sequence[ReadFile]) -> tuple[Batch, Mapping[str, Any]]:
+        """The files as a batch, and what the task says of it."""
+        keys = [SampleKey(_index_of(file.path), 0, self.run.config.seed) for file in files]
+        batch = BatchReader(_Group(self.info, files), self.run.transforms)(keys)
+        seen = {name: value for name, value in batch.items() if name not in self.answers.hidden}
+        seen = to_device(seen, self.device, floats=self.precision.parameters)
+        with torch.no_grad(), self.precision.autocast(self.device):
+            return batch, self.task.predict(self.model, seen)
 
 
-def _task_of(run: LoadedRun, keys: set[str]) -> Any:
+def _task_of(run: LoadedRun, keys: frozenset[str]) -> Any:
     """The run's task without losses, bound to what a file can offer."""
     owner = f"model '{run.config.model.name}'"
     wiring = {
         "model": run.model,
         "losses": {},
-        "batch_keys": Offer("a cloud from a file", frozenset(keys)),
+        "batch_keys": Offer("a cloud from a file", keys),
         "output_keys": Offer(owner, outputs_of(run.model.forward, owner=owner)),
     }
     return registry.tasks.build(run.config.task, facts={**run.facts, **wiring})
-
-
-def _probabilities(predictions: Mapping[str, Any], run: LoadedRun) -> torch.Tensor:
-    table = predictions.get("probabilities")
-    if table is None or table.ndim != 2:
-        raise ConfigError(
-            f"{run.path}: the task '{run.config.task.name}' predicts {', '.join(sorted(predictions))}, not one "
-            "probability per class; predict tells classes"
-        )
-    return table.double().cpu()
 
 
 def _index_of(path: Path) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.metrics.base import State
-from sightline.metrics.confusion import confusion_matrix
+from sightline.metrics.part_counts import count_parts
 
 __all__ = ["PartIoU", "category_means", "shape_ious"]
 
@@ -68,16 +68,12 @@ class PartIoU:
 
         Raises ValueError for NaN and for labels outside the parts of the cloud's category.
         """
-        sizes = cloud_offsets.diff()
-        owner = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
-        self._assert_sound(probabilities, target, category[owner], sample_index[owner])
-        answers = torch.stack([self._among_own(probabilities, category[owner]), probabilities.argmax(dim=1)])
-        state["labelled"][sample_index] += self._counts(owner, target, len(sizes))
-        for rule, answer in enumerate(answers):
-            state["answered"][sample_index, rule] += self._counts(owner, answer, len(sizes))
-            is_right = answer == target
-            state["common"][sample_index, rule] += self._counts(owner[is_right], target[is_right], len(sizes))
-        state["confusion"] += confusion_matrix(answers[0], target, num_classes=self.num_classes)
+        self._assert_shapes(probabilities, target, category)
+        counts = count_parts(probabilities, target, cloud_offsets, category, self.parts_of_category)
+        self._assert_sound(counts.faults, probabilities, target, category, sample_index)
+        for name in ("labelled", "answered", "common"):
+            state[name][sample_index] += getattr(counts, name)
+        state["confusion"] += counts.confusion
         state["category"][sample_index] = category
         state["seen"][sample_index] += 1
 
@@ -120,41 +116,35 @@ class PartIoU:
         union = state["answered"][:, rule] + state["labelled"] - common
         return shape_ious(common, union, state["category"], self.parts_of_category)
 
-    def _among_own(self, probabilities: Tensor, category: Tensor) -> Tensor:
-        answer = torch.empty(len(probabilities), dtype=torch.int64, device=probabilities.device)
-        for number, parts in enumerate(self.parts_of_category):
-            rows = (category == number).nonzero().flatten()
-            if len(rows):
-                own = torch.tensor(sorted(parts), device=probabilities.device)
-                answer[rows] = own[probabilities[rows][:, own].argmax(dim=1)]
-        return answer
-
-    def _counts(self, owner: Tensor, part: Tensor, num_clouds: int) -> Tensor:
-        flat = torch.bincount(owner * self.num_classes + part, minlength=num_clouds * self.num_classes)
-        return flat.view(num_clouds, self.num_classes)
-
-    def _assert_sound(self, probabilities: Tensor, target: Tensor, category: Tensor, sample: Tensor) -> None:
+    def _assert_shapes(self, probabilities: Tensor, target: Tensor, category: Tensor) -> None:
         if probabilities.shape != (len(target), self.num_classes):
             raise ValueError(
                 f"probabilities: found the shape {tuple(probabilities.shape)} for {len(target)} labels, expected "
                 f"({len(target)}, {self.num_classes})"
             )
-        if bool(probabilities.isnan().any()):
-            rows = probabilities.isnan().any(dim=1)
+        is_unknown = (category < 0) | (category >= len(self.category_names))
+        if bool(is_unknown.any()):
             raise ValueError(
-                f"probabilities: {int(rows.sum())} of {len(rows)} points are NaN, first in sample "
-                f"{int(sample[rows][0])}; find where with `sightline check`"
+                f"category: found {int(category[is_unknown][0])}, there are {len(self.category_names)} (0 .. "
+                f"{len(self.category_names) - 1}); mend the data set"
             )
-        is_own = torch.zeros(len(self.category_names), self.num_classes, dtype=torch.bool, device=target.device)
-        for number, parts in enumerate(self.parts_of_category):
-            is_own[number, parts] = True
-        is_outside = (target < 0) | (target >= self.num_classes)
-        is_foreign = is_outside | ~is_own[category, target.clamp(0, self.num_classes - 1)]
-        if bool(is_foreign.any()):
-            first = int(is_foreign.nonzero()[0])
+
+    def _assert_sound(
+        self, faults: Tensor, probabilities: Tensor, target: Tensor, category: Tensor, sample_index: Tensor
+    ) -> None:
+        has_nan, has_foreign = (faults >= 0).unbind(dim=1)
+        if bool(has_nan.any()):
+            num_bad = int(probabilities.isnan().any(dim=1).sum())
             raise ValueError(
-                f"label: sample {int(sample[first])} of category {self.category_names[int(category[first])]} has part "
-                f"{int(target[first])}, its parts are {self.parts_of_category[int(category[first])]}; mend the labels"
+                f"probabilities: {num_bad} of {len(target)} points are NaN, first in sample "
+                f"{int(sample_index[has_nan][0])}; find where with `sightline check`"
+            )
+        if bool(has_foreign.any()):
+            cloud = int(has_foreign.nonzero()[0])
+            raise ValueError(
+                f"label: sample {int(sample_index[cloud])} of category {self.category_names[int(category[cloud])]} has "
+                f"part {int(target[faults[cloud, 1]])}, its parts are {self.parts_of_category[int(category[cloud])]}; "
+                "mend the labels"
             )
 
 

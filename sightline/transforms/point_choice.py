@@ -12,20 +12,36 @@ from sightline import registry
 from sightline.arguments import Count, Probability
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
+from sightline.geometry.neighbours import nearest_neighbours
+from sightline.types import Field
 
-__all__ = ["DropPoints", "SamplePoints", "ShufflePoints", "choose_points", "index_after_drop"]
+__all__ = ["DropPoints", "SamplePoints", "ShufflePoints", "choose_points", "index_after_drop", "whole_fields"]
 
 
 @registry.transforms.add("sample_points")
 class SamplePoints:
     """Every cloud keeps `num_points` of its points, none twice: its first ones, or a random subset in random order.
 
-    Raises DataError for clouds with fewer points. Source: simple random sampling by a random permutation's head.
+    A cloud of fewer points is an error or, with `if_fewer: repeat`, keeps all of them and then begins anew. `score_all`
+    lets evaluation answer for the points that went, too: it adds `nearest`, the row of the kept point closest to each
+    (a kept point's is its own), and `whole_label`; then nothing may follow that chooses or reorders points.
+    Raises DataError for clouds with fewer points; ConfigError for `score_all` where the labels are of whole clouds.
+    Source: simple random sampling by a random permutation's head.
     """
 
-    def __init__(self, *, num_points: Count, order: Literal["first", "random"] = "random") -> None:
+    def __init__(
+        self,
+        *,
+        num_points: Count,
+        order: Literal["first", "random"] = "random",
+        if_fewer: Literal["refuse", "repeat"] = "refuse",
+        score_all: bool = False,
+    ) -> None:
         self.num_points = num_points
         self.order = order
+        self.if_fewer = if_fewer
+        self.score_all = score_all
+        self.adds: dict[str, Field] = whole_fields() if score_all else {}
 
     def __call__(
         self,
@@ -41,17 +57,25 @@ class SamplePoints:
         place: Tensor | None = None,
         nearest: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        available = points.shape[1]
-        if available < self.num_points:
+        index_BK = self._index(draws, *points.shape[:2])
+        chosen = _chosen(index_BK, points, normals, channels, features, part, label, colours, place, nearest)
+        if self.score_all:
+            chosen["nearest"] = _nearest_kept(points, chosen["points"], index_BK)
+            if label is not None:
+                chosen["whole_label"] = _of_points(label).clone()
+        return chosen
+
+    def _index(self, draws: Draws, num_clouds: int, available: int) -> Tensor:
+        """Which points stay, in order (B, num_points)."""
+        if available < self.num_points and self.if_fewer == "refuse":
             raise DataError(
                 f"sample_points: the clouds have {available} points, num_points asks for {self.num_points}; "
-                f"set num_points to at most {available}"
+                f"set num_points to at most {available}, or if_fewer: repeat"
             )
+        place = torch.arange(self.num_points) % available
         if self.order == "first":
-            index_BK = torch.arange(self.num_points).expand(len(points), -1)
-        else:
-            index_BK = draws.permutation(available)[:, : self.num_points]
-        return _chosen(index_BK, points, normals, channels, features, part, label, colours, place, nearest)
+            return place.expand(num_clouds, -1)
+        return draws.permutation(available)[:, place]
 
 
 @registry.transforms.add("shuffle_points")
@@ -129,13 +153,44 @@ def _chosen(
 ) -> dict[str, Tensor]:
     if nearest is not None:
         raise ConfigError(
-            "sample_points, shuffle_points and drop_points cannot follow voxel_sample with score_all: its rows of kept "
-            "points would be wrong; put them before it, or take them out of transforms.evaluate"
+            "sample_points, shuffle_points and drop_points cannot follow voxel_sample with score_all, nor "
+            "sample_points with it: the rows of kept points would be wrong; put them before it, or take them out of "
+            "transforms.evaluate"
         )
     fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
     fields |= {"colours": colours, "place": place}
     is_of_points = label is not None and label.ndim > 1  # else one label for the whole cloud, which stays
     return choose_points(index, fields | {"label": label if is_of_points else None})
+
+
+def _of_points(label: Tensor) -> Tensor:
+    if label.ndim > 1:
+        return label
+    raise ConfigError("score_all: answers for points, and the labels of this data set are of whole clouds; take it out")
+
+
+def _nearest_kept(points: Tensor, kept: Tensor, index: Tensor) -> Tensor:
+    """The row of `kept` (B, K, 3) that stands for each of `points` (B, N, 3): its own, else the nearest; (B, N)."""
+    num_clouds, num_points = points.shape[:2]
+    num_own = min(num_points, kept.shape[1])  # what comes after the last point is a repetition
+    own = index[:, :num_own]
+    nearest = torch.empty(num_clouds, num_points, dtype=torch.int64)
+    nearest.scatter_(1, own, torch.arange(num_own).expand(num_clouds, -1))
+    if num_own < num_points:
+        is_left = torch.ones(num_clouds, num_points, dtype=torch.bool).scatter(1, own, False)
+        left = is_left.nonzero()[:, 1].view(num_clouds, -1)
+        asked = points.gather(1, left[..., None].expand(-1, -1, 3))
+        nearest.scatter_(1, left, nearest_neighbours(kept, num_neighbours=1, queries=asked)[..., 0])
+    return nearest
+
+
+def whole_fields() -> dict[str, Field]:
+    """What a transform with `score_all` adds: which kept point stands for each point that was there, and its label."""
+    whole = {"dtype": "int64", "collate": "concatenate", "offsets": "whole_offsets"}
+    return {
+        "nearest": Field("whole points", unit="row of the kept points", low=0, **whole),  # type: ignore[arg-type]
+        "whole_label": Field("whole points", unit="class", **whole),  # type: ignore[arg-type]
+    }
 
 
 def choose_points(index: Tensor, fields: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

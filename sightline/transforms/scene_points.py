@@ -16,7 +16,7 @@ from sightline.arguments import Count, Size
 from sightline.draws import Draws
 from sightline.errors import DataError
 from sightline.geometry.neighbours import nearest_neighbours
-from sightline.transforms.point_choice import choose_points
+from sightline.transforms.point_choice import choose_points, whole_fields
 from sightline.types import Field
 
 __all__ = ["CropPoints", "PlaceOnFloor", "SampleBlock", "VoxelGroups", "VoxelSample", "voxel_groups"]
@@ -42,13 +42,7 @@ class VoxelSample:
         self.size_m = size_m
         self.choice = choice
         self.score_all = score_all
-        self.adds: dict[str, Field] = {}
-        if score_all:
-            whole = {"dtype": "int64", "collate": "concatenate", "offsets": "whole_offsets"}
-            self.adds = {
-                "nearest": Field("whole points", unit="row of the kept points", low=0, **whole),  # type: ignore[arg-type]
-                "whole_label": Field("whole points", unit="class", **whole),  # type: ignore[arg-type]
-            }
+        self.adds: dict[str, Field] = whole_fields() if score_all else {}
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""`sightline data`: prepare public data sets, and say what they hold."""
+"""`sightline data`: prepare public data sets, say what they hold, and whether they still hold it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from sightline import registry
 from sightline.config.faults import Faults
 from sightline.config.yaml_tree import read_value
-from sightline.data.native import read_manifest
+from sightline.data import native
 from sightline.errors import UserError
 from sightline.plugins import load_plugins
 from sightline.schema import check_value, describe_type, nearest, parameters_of
@@ -19,7 +19,7 @@ from sightline.types import Where
 from sightline.verbs.common import write_document
 from sightline.verbs.output import note
 
-__all__ = ["convert_weights", "info", "prepare"]
+__all__ = ["convert_weights", "info", "prepare", "verify"]
 
 
 _WIDTH = 110
@@ -61,6 +61,14 @@ def info(name: str, *, plugins: Sequence[Path], json: Path | None) -> int:
         )
     _print_tree(document)
     write_document(json, document)
+    return 0
+
+
+def verify(folder: Path, *, json: Path | None) -> int:
+    """Read every file of a prepared folder again and compare it with what was written."""
+    num_sound = native.verify(folder)
+    sys.stdout.write(f"{folder}: all {num_sound} files are as they were written\n")
+    write_document(json, {"root": str(folder.resolve()), "num_files": num_sound})
     return 0
 
 
@@ -132,7 +140,7 @@ def _builder(name: str) -> Any:
 
 def _set_of(folder: Path) -> str:
     """The data set that a prepared folder says it holds."""
-    name = str(read_manifest(folder)["set"])
+    name = str(native.read_manifest(folder)["set"])
     if name not in registry.data.names():
         raise UserError(
             f"{folder}: holds the data set '{name}', which is not known{nearest(name, registry.data.names())}"

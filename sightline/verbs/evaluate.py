@@ -19,17 +19,19 @@ from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluation, pooled
 from sightline.engine.folds import assert_folds, tested_by
 from sightline.engine.inputs import read_inputs
+from sightline.engine.kept_predictions import MANIFEST, PredictionFolder
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import checkpoint_path, load_trained, read_run
 from sightline.engine.precision import set_determinism
 from sightline.engine.run_documents import read_facts
 from sightline.engine.session import evaluation_document
+from sightline.engine.train import Task
 from sightline.errors import ConfigError, UserError
-from sightline.verbs.common import write_document
+from sightline.verbs.common import assert_writable, write_document
 from sightline.verbs.output import note, show_difficulty, show_evaluation, show_findings
 
-__all__ = ["Options", "evaluate"]
+__all__ = ["Options", "assert_about_evaluation", "assert_same_facts", "evaluate"]
 
 
 _MAY_CHANGE = (
@@ -55,12 +57,16 @@ class Options:
     plugins: tuple[Path, ...] = ()
     device: str = "auto"
     json: Path | None = None
+    save_predictions: bool = False
+    out: Path | None = None
 
     def arguments(self) -> list[str]:
         """The command line for each launched process."""
         words = ["evaluate", *map(str, self.runs), *self.overrides, "--checkpoint", self.which, "--device", self.device]
         words += ["--data", str(self.data)] if self.data else []
         words += ["--json", str(self.json)] if self.json else []
+        words += ["--save-predictions"] if self.save_predictions else []
+        words += ["--out", str(self.out)] if self.out else []
         return [*words, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
 
 
@@ -80,7 +86,8 @@ def evaluate(options: Options) -> int:
     """Evaluate a checkpoint of a run on its test part, or on another config's; several runs as folds of one set."""
     if not options.runs:
         raise UserError("evaluate: no run directory is given; sightline evaluate RUN [KEY=VALUE]...")
-    _assert_about_evaluation(options.overrides)
+    assert_about_evaluation(options.overrides, verb="evaluate")
+    _assert_place(options)
     if len(options.runs) > 1 and options.data is not None:
         raise UserError("evaluate: --data stands for the test part of one run; several runs are pooled over their own")
     configs = [_read(run, options) for run in options.runs]
@@ -120,7 +127,7 @@ def _try(run: Path, trained: RunConfig, config: RunConfig, options: Options, wor
     set_determinism(config.train.determinism)
     facts = read_facts(run)
     built = build_data(config)
-    _assert_same_facts(facts, built.facts, run)
+    assert_same_facts(facts, built.facts, run)
     model = build_model(config, facts, world)
     path = checkpoint_path(run, options.which)
     load_trained(model, path)
@@ -128,7 +135,41 @@ def _try(run: Path, trained: RunConfig, config: RunConfig, options: Options, wor
     part = built.test if options.data is None else build_part(config, "test")
     if config.data != trained.data and not _is_alike(run, trained, config, part, world):
         return None
-    return Trial(run, path, config, built, part, build_evaluator(config, part, task, meters)(model, world))
+    evaluator = build_evaluator(config, part, task, meters)
+    folder = None
+    if options.save_predictions:
+        _assert_classes(task, run, config)
+        folder = PredictionFolder(options.out or run / "predictions" / part.split, part, world)
+    evaluation = evaluator(model, world, keep=folder)
+    if folder is not None:
+        about = {"run": str(run), "checkpoint": str(path.resolve()), "data": config.data.name, "split": part.split}
+        folder.finish(evaluation, {**about, "votes": config.evaluate.votes, "overrides": list(options.overrides)})
+        if world.is_first:
+            note(f"predictions: {folder.path}")
+    return Trial(run, path, config, built, part, evaluation)
+
+
+def _assert_classes(task: Task, run: Path, config: RunConfig) -> None:
+    """Raises ConfigError for a task without classes, of which there are no labels to keep."""
+    predicts: frozenset[str] = getattr(task, "predicts", frozenset())
+    if "probabilities" not in predicts:
+        raise ConfigError(
+            f"{run}: the task '{config.task.name}' predicts {', '.join(sorted(predicts))}; --save-predictions keeps "
+            "classes, and takes them from probabilities"
+        )
+
+
+def _assert_place(options: Options) -> None:
+    """Raises UserError where predictions cannot go to `--out`, or have no place without it."""
+    if options.out is None:
+        if options.save_predictions and options.data is not None:
+            raise UserError("--save-predictions: of other data (--data) go beside no run; say where with --out DIR")
+        return
+    if not options.save_predictions:
+        raise UserError("--out: says where --save-predictions writes, which is not given")
+    if len(options.runs) > 1:
+        raise UserError("--out: is for one run; the predictions of several go into each run's own folder without it")
+    assert_writable(options.out / MANIFEST, option="--out")
 
 
 def _document(trials: Sequence[Trial], options: Options) -> dict[str, Any]:
@@ -194,14 +235,14 @@ def _place(config: RunConfig, path: str, **more: Any) -> Place:
     return Place(file=where.origin, line=where.line, config_path=path, **more)
 
 
-def _assert_about_evaluation(overrides: Sequence[str]) -> None:
+def assert_about_evaluation(overrides: Sequence[str], *, verb: str) -> None:
     """Raises UserError for a key that would make it another run, or that says how the run was trained."""
     for override in overrides:
         key = override.partition("=")[0].strip()
         if key == "evaluate.select":
-            raise UserError("evaluate: evaluate.select is how the run chose its best weights; that cannot change now")
+            raise UserError(f"{verb}: evaluate.select is how the run chose its best weights; that cannot change now")
         if not any(fnmatchcase(key, pattern) for pattern in _MAY_CHANGE):
-            raise UserError(f"evaluate: found {override!r}, allowed is key=value with {', '.join(_MAY_CHANGE)}")
+            raise UserError(f"{verb}: found {override!r}, allowed is key=value with {', '.join(_MAY_CHANGE)}")
 
 
 def _with_overrides(config: RunConfig, overrides: Sequence[str], path: Path, *, is_other: bool) -> RunConfig:
@@ -222,7 +263,7 @@ def _with_overrides(config: RunConfig, overrides: Sequence[str], path: Path, *, 
     return dataclasses.replace(config, **changed)
 
 
-def _assert_same_facts(trained: Mapping[str, Any], found: Mapping[str, Any], run: Path) -> None:
+def assert_same_facts(trained: Mapping[str, Any], found: Mapping[str, Any], run: Path) -> None:
     """The data must be of the kind the model was trained for."""
     for name in ("num_classes", "in_channels", "class_names"):
         ours, theirs = trained.get(name), found.get(name)

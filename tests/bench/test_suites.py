@@ -78,6 +78,18 @@ def test_a_wrong_answer_is_found(case: Case) -> None:
     assert case.variants[0].agrees(inputs, expected, found) is not None
 
 
+def test_metrics_are_those_of_the_usual_loop_and_a_wrong_one_is_found() -> None:
+    case = suites.find_case("metrics/part_iou_2874x2048").smaller()
+    inputs = case.inputs()
+    expected, found = (form.open(inputs) for form in case.forms)
+    with expected as by_shape, found as by_counts:
+        figures, ours = by_shape(), by_counts()
+    agrees = case.variants[0].agrees
+    assert agrees(inputs, figures, ours) is None
+    assert agrees(inputs, figures, ours | {"class_miou": ours["class_miou"] + 1e-9}) is not None
+    assert agrees(inputs, figures, ours | {"class_miou": float("nan")}) is not None
+
+
 def test_inputs_are_the_same_every_time() -> None:
     for case in CHEAP:
         first, second = case.smaller().inputs(), case.smaller().inputs()

@@ -15,6 +15,7 @@ from sightline.data.modelnet import ModelNet10
 from sightline.data.preparation import to_unit_sphere
 from sightline.errors import DataError
 from sightline.types import CloudForm, DataInfo, Field, SampleKey
+from tests.data.cloud_writers import write_off
 from tests.data.modelnet_writers import prepare
 
 TETRAHEDRON = np.array([[0, 0, 0], [4.0, 0, 0], [0, 3, 0], [0, 0, 2]])
@@ -179,3 +180,69 @@ def test_normals_are_estimated_where_the_set_estimates_them() -> None:
     points = sphere(64)
     found = sampled(points, info(CloudForm(32, 64, "applied", estimates_normals=True), "normals"))
     assert np.array_equal(found.fields["normals"], estimated_normals(points[:32], where=""))
+
+
+def test_every_row_knows_where_it_comes_from() -> None:
+    """Rows of the file where points were chosen, places in its own coordinates however the cloud was moved."""
+    points = sphere(100).astype(np.float64) * 30 - 7
+    for form in (CloudForm(40, 256, "applied"), CloudForm(unit_sphere="applied"), CloudForm(unit_sphere="none")):
+        found = sampled(points, info(form, low=None, high=None))
+        origin = found.origin
+        assert origin is not None
+        assert origin.rows is not None
+        assert np.array_equal(origin.points, points)
+        assert np.array_equal(origin.places, points[origin.rows])
+        assert len(origin.rows) == found.num_points
+        moved = found.fields["points"] if form.unit_sphere == "none" else found.fields["points"] * 30
+        apart = np.linalg.norm(moved - moved[0], axis=1) / np.linalg.norm(moved - moved[0], axis=1).max()
+        expected = np.linalg.norm(origin.places - origin.places[0], axis=1)
+        assert np.allclose(apart, expected / expected.max(), rtol=0, atol=1e-5)
+
+
+def test_of_a_mesh_the_places_are_on_its_surface_and_no_row_is_a_corner() -> None:
+    stated = info(CloudForm(32, 64, "applied"))
+    origin = sample_of(Cloud(TETRAHEDRON * 10, faces=FACES[:1]), stated, name="a", where="a.off").origin
+    assert origin is not None
+    assert origin.rows is None
+    assert np.array_equal(origin.points, TETRAHEDRON * 10)
+    x, y, z = origin.places.T
+    assert (len(origin.places), np.abs(z).max()) == (32, 0)
+    assert min(x.min(), y.min(), (1 - x / 40 - y / 30).min()) >= -1e-12, "in the triangle of the floor"
+
+
+def test_corners_of_a_mesh_are_its_points_where_none_are_drawn(tmp_path: Path) -> None:
+    write_off(tmp_path / "a.off", TETRAHEDRON, FACES)
+    stated = info(CloudForm(), low=None, high=None)
+    assert read_sample(tmp_path / "a.off", stated).num_points == 2048
+    found = read_sample(tmp_path / "a.off", stated, draws_meshes=False)
+    assert np.array_equal(found.fields["points"], TETRAHEDRON)
+    assert found.origin is not None
+    assert found.origin.rows is not None
+
+
+@pytest.mark.parametrize("names", [("red", "green", "blue"), ("r", "g", "b")])
+def test_colours_are_shares_or_bytes(names: tuple[str, ...]) -> None:
+    stated = info(CloudForm(), "colours", low=None, high=None)
+    shares = np.array([[0.0, 0.5, 1.0], [0.25, 1.0, 0.125]])
+    for given, expected, told in (
+        (shares, shares, "as it is"),
+        (np.array([[0.0, 255, 51], [17, 1, 2]]), [[0, 1, 0.2], [1 / 15, 1 / 255, 2 / 255]], "colours divided by 255"),
+    ):
+        cloud = Cloud(TETRAHEDRON[:2], channels=dict(zip(names, given.T, strict=True)))
+        found = sample_of(cloud, stated, name="a", where="a.ply")
+        assert np.array_equal(found.fields["colours"], np.float32(expected))
+        assert found.treatment == told
+    for wrong in ([[0.5, 1.5, 0], [0, 0, 0]], [[300.0, 0, 0], [0, 0, 0]]):
+        cloud = Cloud(TETRAHEDRON[:2], channels=dict(zip(names, np.array(wrong).T, strict=True)))
+        with pytest.raises(DataError, match=r"a\.ply: colours run from"):
+            sample_of(cloud, stated, name="a", where="a.ply")
+    with pytest.raises(DataError, match="has no colours, which the run was trained with; it has points, red;"):
+        sample_of(Cloud(TETRAHEDRON, channels={"red": np.ones(4)}), stated, name="a", where="a.ply")
+
+
+def test_the_place_of_points_is_their_share_of_the_extent() -> None:
+    points = np.array([[2.0, -1, 5], [4, 1, 5], [3.5, 0, 5]])
+    found = sample_of(Cloud(points), info(CloudForm(), "place", low=None, high=None), name="a", where="a.ply")
+    assert found.fields["place"].tolist() == [[0, 0, 0], [1, 1, 0], [0.75, 0.5, 0]]
+    with pytest.raises(DataError, match="points do not fit into float32"):
+        sample_of(Cloud(points * 1e40), info(CloudForm(), "place", low=None, high=None), name="a", where="a.ply")

@@ -120,3 +120,22 @@ def test_arrays_are_transformed_like_tensors(shapes: SyntheticShapes) -> None:
 def test_whatever_reading_fails_of_names_the_sample(shapes: SyntheticShapes) -> None:
     with pytest.raises(DataError, match=r"Stored: sample 7: FileNotFoundError: cloud_7\.npy"):
         BatchReader(Stored(shapes))(KEYS)
+
+
+@pytest.mark.parametrize("as_single", [False, True])
+def test_stages_are_the_sample_as_read_and_after_each_transform_so_far(
+    shapes: SyntheticShapes, as_single: bool
+) -> None:
+    dataset = OneByOne(shapes) if as_single else shapes
+    stages = list(BatchReader(dataset, transforms()).stages(KEYS[0]))
+    assert [name for name, _ in stages] == ["", "sample_points", "rotate", "jitter"]
+    for num_transforms, (_, sample) in enumerate(stages):
+        batch = BatchReader(dataset, transforms()[:num_transforms])([KEYS[0]])
+        for name in ("points", "normals", "part", "label"):
+            assert torch.equal(sample[name], batch[name][0]), (num_transforms, name)
+
+
+def test_stages_without_transforms_are_the_sample_alone(shapes: SyntheticShapes) -> None:
+    reader = BatchReader(shapes)
+    assert not reader.has_transforms
+    assert [name for name, _ in reader.stages(KEYS[0])] == [""]

@@ -86,19 +86,19 @@ def test_no_more_clouds_wait_than_a_few_batches(tmp_path: Path, monkeypatch: pyt
     paths = write(tmp_path / "clouds", list(range(4, 44)))
     waiting, most = 0, 0
 
-    class Counting(module._Classifier):
-        def read(self, path: Path) -> module.FileSample:
+    class Counting(module._Predictor):
+        def read(self, path: Path) -> module.ReadFile:
             nonlocal waiting, most
             waiting += 1
             most = max(most, waiting)
             return super().read(path)
 
-        def __call__(self, group: list) -> dict:
+        def __call__(self, files: list) -> dict:
             nonlocal waiting
-            waiting -= len(group)
-            return super().__call__(group)
+            waiting -= len(files)
+            return super().__call__(files)
 
-    monkeypatch.setattr(module, "_Classifier", Counting)
+    monkeypatch.setattr(module, "_Predictor", Counting)
     assert len(predict_files(run, paths, batch_size=2).predicted) == len(paths)
     assert most <= module._MAX_WAITING_BATCHES * 2
 

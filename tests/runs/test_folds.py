@@ -112,6 +112,17 @@ def test_pooled_figures_come_from_summed_counts_not_from_means(folder: Path) -> 
     assert [fold["metrics"] for fold in document["folds"]] == [final["metrics"] for final in finals]
 
 
+def test_predictions_of_folds_go_into_each_runs_own_folder(folder: Path) -> None:
+    runs = [folder / name for name in ("south", "north", "west")]
+    words = ("--plugin", folder / "plugin.py", "--device", "cpu", "--save-predictions")
+    done = run_here("evaluate", *runs, *words)
+    assert done.code == 0, done.err
+    for run in runs:
+        manifest = json.loads((run / "predictions" / "test" / "manifest.json").read_text())
+        assert manifest["run"] == str(run)
+        assert [entry["file"] for entry in manifest["samples"]] == ["0.npy", "1.npy", "2.npy"]
+
+
 def test_a_missing_fold_is_refused_by_name(folder: Path) -> None:
     done, out = pooled(folder, "north", "south")
     assert done.code == 2

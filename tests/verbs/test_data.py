@@ -36,3 +36,22 @@ def test_a_prepared_folder_is_told_in_few_lines(tmp_path: Path) -> None:
         assert [sum(map(int, column)) for column in zip(*counts, strict=True)] == [5, 5]
     assert re.search(r"[0-9a-f]{64}", document.read_text())
     assert json.loads(document.read_text())["outcome"] == "prepared"
+
+
+def test_a_prepared_folder_is_verified_file_by_file(tmp_path: Path) -> None:
+    to = tmp_path / "set"
+    made = run_here("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", to, "up_axis=z")
+    assert made.code == 0, made.err
+    done = run_here("data", "verify", to, "--json", tmp_path / "verified.json")
+    assert (done.code, done.err) == (0, "")
+    num_files = len(list(to.iterdir())) - 1  # the manifest answers for the others
+    assert done.out == f"{to}: all {num_files} files are as they were written\n"
+    assert json.loads((tmp_path / "verified.json").read_text()) == {"root": str(to), "num_files": num_files}
+    path = to / "train.points.npy"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 4
+    path.write_bytes(content)
+    done = run_here("data", "verify", to)
+    assert done.code == 2
+    assert "train.points.npy: differs from what was written (SHA-256); prepare the set again" in done.err
+    assert run_here("data", "verify", tmp_path / "scans").code == 2

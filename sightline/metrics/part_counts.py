@@ -1,0 +1,173 @@
+"""How many points of each shape were labelled, answered and answered rightly with each part: plainly, and compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.compiled import compiled, in_threads, suits
+
+__all__ = ["PartCounts", "count_parts", "count_parts_plainly"]
+
+
+class PartCounts(NamedTuple):
+    """Counts of points, int64: of S shapes, C parts, and two rules (answers among own parts, and among all).
+
+    `labelled` (S, C); `answered` and `common`, answered as labelled, (S, 2, C); `confusion` (C, C) of answers among own
+    parts, rows are labels. `faults` (S, 2): the first point of a shape whose probabilities have a NaN, and the first
+    whose label is none of its category's parts, counted over all shapes, -1 where there is none. Where one is faulty,
+    the counts mean nothing.
+    """
+
+    labelled: Tensor
+    answered: Tensor
+    common: Tensor
+    confusion: Tensor
+    faults: Tensor
+
+
+def count_parts(
+    probabilities: Tensor,
+    target: Tensor,
+    cloud_offsets: Tensor,
+    category: Tensor,
+    parts_of_category: Sequence[Sequence[int]],
+) -> PartCounts:
+    """The counts of shapes one after another: `probabilities` (P, C), `target` (P,), `cloud_offsets` (S + 1,).
+
+    `category` (S,) is one of those that have parts. The answer is the most probable part, the lowest among equals.
+    """
+    if not suits(probabilities) or len(category) == 0:
+        return count_parts_plainly(probabilities, target, cloud_offsets, category, parts_of_category)
+    num_shapes, num_parts = len(category), probabilities.shape[1]
+    longest = max(map(len, parts_of_category))
+    parts = np.array([[*sorted(own), *[-1] * (longest - len(own))] for own in parts_of_category])
+    counts = np.zeros((num_shapes, 5, num_parts), dtype=np.int64)
+    faults = np.full((num_shapes, 2), -1, dtype=np.int64)
+    answer = np.zeros(len(probabilities), dtype=np.int64)
+    given = (probabilities.detach(), target, cloud_offsets, category)
+    arrays = (tensor.contiguous().numpy() for tensor in given)
+    in_threads(_count, num_shapes, *arrays, parts, counts, faults, answer)
+    found, found_faults = torch.from_numpy(counts), torch.from_numpy(faults)
+    confusion = torch.zeros(num_parts, num_parts, dtype=torch.int64)
+    if bool((found_faults < 0).all()):
+        confusion = _confusion(torch.from_numpy(answer), target, num_parts)
+    return PartCounts(found[:, 0], found[:, 1:3], found[:, 3:5], confusion, found_faults)
+
+
+def count_parts_plainly(
+    probabilities: Tensor,
+    target: Tensor,
+    cloud_offsets: Tensor,
+    category: Tensor,
+    parts_of_category: Sequence[Sequence[int]],
+) -> PartCounts:
+    """The reference. On any device."""
+    num_parts, sizes = probabilities.shape[1], cloud_offsets.diff()
+    owner = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    is_own = torch.zeros(len(parts_of_category), num_parts, dtype=torch.bool, device=target.device)
+    for number, parts in enumerate(parts_of_category):
+        is_own[number, list(parts)] = True
+    is_own_PC = is_own[category[owner]]
+    is_outside = (target < 0) | (target >= num_parts)
+    inside = target.clamp(0, num_parts - 1)
+    is_foreign = is_outside | ~is_own_PC.gather(1, inside[:, None]).flatten()
+    faults = torch.stack([_first(probabilities.isnan().any(dim=1), owner, sizes), _first(is_foreign, owner, sizes)], 1)
+    own = probabilities.where(is_own_PC, -torch.inf).argmax(dim=1)  # torch promises the first of equal maxima
+    answers = (own, probabilities.argmax(dim=1))
+
+    def counted(part: Tensor, chosen: Tensor) -> Tensor:
+        flat = torch.bincount(owner[chosen] * num_parts + part[chosen], minlength=len(sizes) * num_parts)
+        return flat.view(len(sizes), num_parts)
+
+    everything = torch.ones_like(target, dtype=torch.bool)
+    return PartCounts(
+        labelled=counted(inside, everything),
+        answered=torch.stack([counted(answer, everything) for answer in answers], dim=1),
+        common=torch.stack([counted(inside, answer == target) for answer in answers], dim=1),
+        confusion=_confusion(own, inside, num_parts),
+        faults=faults,
+    )
+
+
+def _first(is_faulty: Tensor, owner: Tensor, sizes: Tensor) -> Tensor:
+    """The first faulty point of each shape, -1 where there is none: (S,)."""
+    first = torch.full_like(sizes, len(owner))
+    places = is_faulty.nonzero().flatten()
+    first = first.scatter_reduce(0, owner[places], places, "amin")
+    return torch.where(first < len(owner), first, -1)
+
+
+def _confusion(answer: Tensor, target: Tensor, num_parts: int) -> Tensor:
+    return torch.bincount(target * num_parts + answer, minlength=num_parts**2).view(num_parts, num_parts)
+
+
+@compiled
+def _count(
+    first: int,
+    last: int,
+    probabilities: np.ndarray,
+    target: np.ndarray,
+    offsets: np.ndarray,
+    category: np.ndarray,
+    parts: np.ndarray,
+    counts: np.ndarray,
+    faults: np.ndarray,
+    answer: np.ndarray,
+) -> None:
+    """`parts` (categories, most parts): those of each category, rising, -1 in the places left over.
+
+    `counts` (S, 5, C): labelled, answered by either rule, common by either rule.
+    """
+    num_parts = probabilities.shape[1]
+    for shape in range(first, last):
+        for point in range(offsets[shape], offsets[shape + 1]):
+            own, is_labelled_own = parts[category[shape], 0], False
+            for place in range(parts.shape[1]):
+                part = parts[category[shape], place]
+                if part >= 0 and probabilities[point, part] > probabilities[point, own]:
+                    own = part
+                is_labelled_own |= part == target[point]
+            if not is_labelled_own or target[point] < 0:
+                faults[shape, 1] = point if faults[shape, 1] < 0 else faults[shape, 1]
+                continue
+            overall = _largest(probabilities, point, own, num_parts)
+            if overall < 0:
+                faults[shape, 0] = point if faults[shape, 0] < 0 else faults[shape, 0]
+                continue
+            answer[point] = own
+            counts[shape, 0, target[point]] += 1
+            counts[shape, 1, own] += 1
+            counts[shape, 2, overall] += 1
+            counts[shape, 3, own] += own == target[point]
+            counts[shape, 4, overall] += overall == target[point]
+
+
+@compiled
+def _largest(probabilities: np.ndarray, point: int, own: int, num_parts: int) -> int:
+    """The most probable of all parts, where `own` is the first most probable of some; -1 where one is NaN.
+
+    Most answers are among the object's own parts: that this one is can be seen without a search.
+    """
+    largest = probabilities[point, own]
+    num_above = num_unknown = 0
+    for part in range(num_parts):
+        num_above += probabilities[point, part] > largest
+        num_unknown += probabilities[point, part] != probabilities[point, part]
+    if num_unknown:
+        return -1
+    overall = own
+    if num_above:
+        overall = 0
+        for part in range(1, num_parts):
+            if probabilities[point, part] > probabilities[point, overall]:
+                overall = part
+    else:
+        for part in range(own - 1, -1, -1):
+            if probabilities[point, part] == largest:
+                overall = part
+    return overall

@@ -1,0 +1,41 @@
+"""How an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from sightline.engine.failure import report_failure
+from sightline.errors import RunError, UserError
+
+__all__ = ["explain", "fail"]
+
+
+def explain(error: Exception) -> int:
+    """One line for what a user or the world did wrong; the whole traceback for what we or a plugin did wrong.
+
+    Returns the exit code.
+    """
+    if hasattr(error, "format_message"):  # typer's own exceptions, which it keeps in a private copy of click
+        message = error.format_message()
+        if message.startswith("Usage:"):  # nothing was asked for: help is the answer, and no error
+            sys.stderr.write(message.rstrip() + "\n")
+            return 2
+        if message.startswith("Missing option"):
+            message = f"{message.rstrip('.')}: {getattr(getattr(error, 'param', None), 'help', '')}"
+        return fail(message, 2, error)
+    if isinstance(error, UserError):
+        return fail(str(error), 2, error)
+    if isinstance(error, RunError):
+        return fail(str(error), 1, error)
+    if isinstance(error, ValueError):
+        return fail(f"{error} (--traceback shows where this arose)", 1, error)
+    return fail("".join(traceback.format_exception(error)).strip(), 1, None)
+
+
+def fail(message: str, exit_code: int, error: Exception | None) -> int:
+    """Say why the command ends, with the traceback where it was asked for; the exit code."""
+    if error is not None and "--traceback" in sys.argv:
+        traceback.print_exception(error)
+    report_failure(message, exit_code=exit_code)
+    return exit_code

@@ -1,0 +1,243 @@
+"""`sightline view`: samples at every stage on their way to the model, answers of a run, and files of one's own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.config import RunConfig
+from sightline.data.cloud_files import check_columns
+from sightline.data.reading import BatchReader
+from sightline.engine.build import Data, Part, build_data, build_model, build_task, build_transforms
+from sightline.engine.distributed import World, start_world
+from sightline.engine.lineage import describe_lineage, read_lineage
+from sightline.engine.loading import checkpoint_path, load_trained
+from sightline.engine.precision import Precision, set_determinism
+from sightline.engine.prediction import files_of
+from sightline.engine.run_directory import RunDirectory
+from sightline.engine.run_documents import read_facts
+from sightline.errors import UserError
+from sightline.pictures import Axis
+from sightline.verbs.common import assert_writable, config_of, is_run, write_document
+from sightline.verbs.evaluate import assert_about_evaluation, assert_same_facts
+from sightline.verbs.output import note, show_table
+from sightline.view.clouds import Subject
+from sightline.view.files import file_subject
+from sightline.view.output import write_views
+from sightline.view.page import MOST_SHOWN
+from sightline.view.samples import Branch, Predictor, sample_subject
+
+__all__ = ["Options", "view"]
+
+_NUM_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for; None where it did not say."""
+
+    paths: tuple[Path, ...]
+    overrides: tuple[str, ...]
+    out: Path
+    split: str | None = None
+    samples: str | None = None
+    num: int | None = None
+    epoch: int | None = None
+    checkpoint: str | None = None
+    columns: str | None = None
+    up: str | None = None
+    hide: str | None = None
+    max_points: int | None = None
+    plugins: tuple[Path, ...] = ()
+    device: str = "auto"
+    json: Path | None = None
+
+
+def view(options: Options) -> int:
+    """Draw samples of a config, samples and answers of a run, or the user's own files; the exit code."""
+    assert_writable(options.out / "view.html", option="--out")
+    is_config = [_is_config(path) for path in options.paths]
+    for path, is_one in zip(options.paths, is_config, strict=True):
+        if not is_one and not path.exists():
+            raise UserError(f"view: {path}: there is no such file, folder or run; check the path")
+    if len(options.paths) > 1 and any(is_config):
+        which = options.paths[is_config.index(True)]
+        raise UserError(f"view: {which} is a config or a run; give it alone, or cloud files alone")
+    if is_config[:1] == [True]:
+        subjects, title, about = _of_config(options.paths[0], options)
+    else:
+        subjects, title, about = _of_files(options)
+    hidden = _names_of(options.hide)
+    _assert_known(hidden, subjects)
+    most = MOST_SHOWN if options.max_points is None else options.max_points
+    written = write_views(RunDirectory(options.out, is_writer=True), subjects, title=title, hidden=hidden, most=most)
+    rows = [(s.name, c.stage, len(c.points), c.told) for s in subjects for c in s.clouds]
+    show_table(title, ("sample", "stage", "points", ""), rows)
+    num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply")}
+    note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY files in {options.out}, and")
+    note(f"{options.out / 'view.html'}: open it in a browser")
+    document = {**about, "out": str(options.out), "files": written, "samples": [s.to_dict() for s in subjects]}
+    write_document(options.json, document)
+    return 0
+
+
+def _is_config(path: Path) -> bool:
+    """A run directory or a YAML file; a folder without a run in it is searched for clouds."""
+    return is_run(path) or path.suffix.lower() in (".yaml", ".yml")
+
+
+# --- a config, a run -------------------------------------------------------------------------------------------------
+
+
+def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
+    """The samples of a config's data, and in a run directory what its model answers for them."""
+    _refuse(options, ("columns", "up"), "are about files; a data set says these things itself")
+    has_answers = is_run(path)
+    if has_answers:
+        assert_about_evaluation(options.overrides, verb="view")
+    else:
+        _refuse(options, ("checkpoint",), "is about a run; a config has no weights")
+    if options.epoch is not None and (options.split or ("test" if has_answers else "train")) != "train":
+        raise UserError("--epoch: only training draws anew in every epoch; give --split train, or leave it out")
+    config, _ = config_of(path, options.overrides, options.plugins)
+    set_determinism(config.train.determinism)
+    data = build_data(config)
+    split = options.split or (data.test.split if has_answers else "train")  # what evaluate scores, which may be another
+    part = _part(data, config, split)
+    with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
+        predictor = _predictor(path, config, data, part, options, world) if has_answers else None
+        subjects = [
+            sample_subject(
+                index,
+                name=name,
+                branches=_branches(config, part, options.epoch or 0),
+                seed=config.seed,
+                facts=part.dataset.info.facts,
+                predictor=predictor,
+            )
+            for index, name in _named(part, _chosen(part, options))
+        ]
+    about = {"run" if has_answers else "config": str(path), "data": config.data.name, "split": split}
+    return subjects, f"{config.name}: {config.data.name}, {split}", about | {"epoch": options.epoch or 0}
+
+
+def _part(data: Data, config: RunConfig, split: str) -> Part:
+    parts = {"train": data.train, "validation": data.selection, "test": data.test}
+    part = parts.get(split)
+    if part is None:
+        raise UserError(f"--split: found '{split}', allowed are {', '.join(parts)}")
+    if part.split != split:
+        raise UserError(f"--split {split}: data set '{config.data.name}' has none in this run; it uses '{part.split}'")
+    return part
+
+
+def _branches(config: RunConfig, part: Part, epoch: int) -> list[Branch]:
+    """What training does, for the training part, and what evaluation does; the latter comes last."""
+    evaluation = part.reader
+    if part.split != "train":
+        return [Branch("evaluate", evaluation)]
+    transforms = build_transforms(config.transforms.evaluate, part.dataset.info.facts)
+    return [Branch("train", part.reader, epoch), Branch("evaluate", BatchReader(part.dataset, transforms))]
+
+
+def _chosen(part: Part, options: Options) -> list[int]:
+    """The indices that were asked for, by number or by name; else some, spread evenly over the part."""
+    indices = part.indices.tolist()
+    if options.samples is None:
+        count = min(options.num or _NUM_SAMPLES, len(indices))
+        return [indices[place] for place in np.linspace(0, len(indices) - 1, count).astype(np.int64).tolist()]
+    if options.num is not None:
+        raise UserError("--num: says how many samples, --samples which; give one of them")
+    known = set(indices)
+    chosen: list[int] = []
+    for word in _names_of(options.samples):
+        index = int(word) if word.isdecimal() else next((i for i in indices if part.name_of(i) == word), None)
+        if index is None or index not in known:
+            raise UserError(
+                f"--samples: found '{word}', which is no sample of the {part.split} part; it has {len(indices)}, from "
+                f"{indices[0]} to {indices[-1]}{_other_part(part, index)}"
+            )
+        chosen.append(index)
+    return list(dict.fromkeys(chosen))
+
+
+def _named(part: Part, indices: Sequence[int]) -> list[tuple[int, str]]:
+    """Each index with what its sample is called; where several are called the same, its number goes with it."""
+    names = [f"{part.split}/{part.name_of(index)}" for index in indices]
+    times = Counter(names)
+    return [(i, f"{name} ({i})" if times[name] > 1 else name) for i, name in zip(indices, names, strict=True)]
+
+
+def _other_part(part: Part, index: int | None) -> str:
+    is_held = index is not None and 0 <= index < len(part.dataset)
+    other = "validation" if part.split == "train" else "training"
+    return f"; {index} belongs to the {other} part" if is_held else ""
+
+
+def _predictor(run: Path, config: RunConfig, data: Data, part: Part, options: Options, world: World) -> Predictor:
+    """The run's model with the weights of a checkpoint, reading as evaluation does."""
+    facts = read_facts(run)
+    assert_same_facts(facts, data.facts, run)
+    model = build_model(config, facts, world)
+    checkpoint = checkpoint_path(run, options.checkpoint or "last")
+    load_trained(model, checkpoint)
+    task, meters = build_task(config, data, model)
+    lineage = read_lineage(run)
+    if lineage is not None:
+        note(describe_lineage(lineage))
+    if config.evaluate.votes > 1:
+        note(f"one pass a sample: evaluate.votes ({config.evaluate.votes}) is not applied")
+    reader = _branches(config, part, 0)[-1].reader
+    return Predictor(model, task, meters, reader, Precision(config.train.precision), world.device)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _of_files(options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
+    """The clouds of files, and of all cloud files in and below folders. Raises DataError for the first that is none."""
+    if options.overrides:
+        raise UserError(f"view: found {options.overrides[0]!r}; key=value is laid over a config, files have none")
+    _refuse(options, ("split", "samples", "num", "epoch", "checkpoint"), "are about a data set; files have none")
+    columns = None if options.columns is None else check_columns(options.columns.split(","))
+    axes: dict[str, Axis] = {"x": "x", "y": "y", "z": "z"}
+    up_axis = axes.get(options.up or "z")
+    if up_axis is None:
+        raise UserError(f"--up: found '{options.up}', allowed are {', '.join(axes)}")
+    files, refused = files_of(options.paths)
+    if refused:
+        raise UserError(refused[0].reason)
+    times = Counter(file.name for file in files)
+    names = [str(file) if times[file.name] > 1 else file.name for file in files]
+    subjects = [file_subject(f, name=n, columns=columns, up_axis=up_axis) for f, n in zip(files, names, strict=True)]
+    title = names[0] if len(names) == 1 else f"{len(names)} files"
+    return subjects, title, {"source": [str(path) for path in options.paths]}
+
+
+# --- both ------------------------------------------------------------------------------------------------------------
+
+
+def _refuse(options: Options, names: Sequence[str], why: str) -> None:
+    """Raises UserError for an option that would do nothing here."""
+    given = [f"--{name}" for name in names if getattr(options, name) is not None]
+    if given:
+        raise UserError(f"view: {', '.join(given)} {why}")
+
+
+def _names_of(text: str | None) -> list[str]:
+    return [word for word in (part.strip() for part in (text or "").split(",")) if word]
+
+
+def _assert_known(hidden: Sequence[str], subjects: Sequence[Subject]) -> None:
+    """Raises UserError for a class to hide that no cloud can have."""
+    known = {
+        name for s in subjects for c in s.clouds for each in c.colorings for name in getattr(each, "class_names", ())
+    }
+    unknown = [name for name in hidden if name not in known]
+    if unknown:
+        raise UserError(f"--hide: there is no class '{unknown[0]}'; there are {', '.join(sorted(known)) or 'none'}")

@@ -1,0 +1,189 @@
+"""What there is to look at: clouds at their stages, ways to colour them, and the numbers that go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sightline.pictures import UNLABELLED, Axis, colors_of
+from sightline.tasks.segment import WRONG
+
+__all__ = ["ByClass", "ByColor", "ByHeight", "Cloud", "Coloring", "Subject", "errors_of", "upward"]
+
+_RAMP = np.array([(52, 58, 120), (38, 120, 160), (60, 170, 120), (190, 200, 80), (245, 225, 140)], dtype=np.float64)
+"""From low to high."""
+_RIGHT = np.array([196, 201, 208], dtype=np.uint8)
+_UP: dict[Axis, int] = {"x": 0, "y": 1, "z": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class ByClass:
+    """A colour for each class: `codes` (N,) int64 count its classes, negative for points without one.
+
+    `numbers` (C,) int64 are the labels that the classes have in the data, `palette` (C, 3) uint8 their colours.
+    """
+
+    name: str
+    codes: np.ndarray
+    class_names: tuple[str, ...]
+    numbers: np.ndarray
+    palette: np.ndarray
+
+    @classmethod
+    def of_labels(
+        cls, name: str, labels: np.ndarray, class_names: Sequence[str], *, ignore_index: int | None = None
+    ) -> ByClass:
+        """Labels in the fixed palette: those without a name are called by their number, negative ones are no class."""
+        labels = labels.astype(np.int64)
+        if ignore_index is not None:
+            labels = np.where(labels == ignore_index, -1, labels)
+        count = len(class_names)
+        nameless = np.unique(labels[labels >= count])
+        codes = np.where(labels < count, labels, count + np.searchsorted(nameless, labels))
+        numbers = np.concatenate([np.arange(count), nameless])
+        return cls(name, codes, (*class_names, *map(str, nameless.tolist())), numbers, colors_of(numbers))
+
+    def labels(self) -> np.ndarray:
+        """The label of each point in the data, (N,) int64; -1 for points without a class."""
+        return np.append(self.numbers, -1)[np.maximum(self.codes, -1)]
+
+    def colors(self) -> np.ndarray:
+        """(N, 3) uint8."""
+        return np.concatenate([self.palette, UNLABELLED[None]])[np.maximum(self.codes, -1)]
+
+    def legend(self) -> list[tuple[str, np.ndarray, int]]:
+        """Name, colour (3,) uint8 and number of points of each class that there is; `unlabelled` points come last."""
+        present, counts = np.unique(self.codes[self.codes >= 0], return_counts=True)
+        rows = [
+            (self.class_names[code], self.palette[code], count)
+            for code, count in zip(present.tolist(), counts.tolist(), strict=True)
+        ]
+        num_unlabelled = int((self.codes < 0).sum())
+        return [*rows, ("unlabelled", UNLABELLED, num_unlabelled)] if num_unlabelled else rows
+
+    def counts(self) -> dict[str, int]:
+        """Points of each class that there is."""
+        return {name: count for name, _, count in self.legend()}
+
+
+@dataclass(frozen=True, eq=False)
+class ByColor:
+    """The points' own colours, `rgb` (N, 3) uint8, or numbers shown as colours."""
+
+    name: str
+    rgb: np.ndarray
+
+    def colors(self) -> np.ndarray:
+        """(N, 3) uint8."""
+        return self.rgb
+
+    @classmethod
+    def of_numbers(cls, name: str, values: np.ndarray) -> ByColor:
+        """One number a point, from the lowest to the highest along a ramp."""
+        return cls(name, _ramp(values))
+
+
+@dataclass(frozen=True, eq=False)
+class ByHeight:
+    """Low points dark, high points light, along the up axis; for clouds that have nothing else to tell."""
+
+    heights: np.ndarray
+    name: str = "height"
+
+    def colors(self) -> np.ndarray:
+        """(N, 3) uint8."""
+        return _ramp(self.heights)
+
+
+Coloring = ByClass | ByColor | ByHeight
+
+
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """A cloud at one stage: `points` (N, 3), float32 or float64, and ways to colour them, the first of them first.
+
+    `told` is what else there is to say of it in a line; `is_right` whether an answer for the whole cloud is.
+    """
+
+    stage: str
+    points: np.ndarray
+    colorings: tuple[Coloring, ...]
+    unit: str = ""
+    told: str = ""
+    is_right: bool | None = None
+
+    def coloring(self, name: str) -> Coloring | None:
+        """The colouring of a name, if the cloud has it."""
+        return next((each for each in self.colorings if each.name == name), None)
+
+    def extent(self) -> tuple[list[float], list[float]] | None:
+        """Lowest and highest coordinate of each axis over the finite points; None where there is none."""
+        finite = self.points[np.isfinite(self.points).all(axis=1)]
+        return (finite.min(axis=0).tolist(), finite.max(axis=0).tolist()) if len(finite) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers that a picture's caption shows, as plain values."""
+        extent = self.extent()
+        return {
+            "stage": self.stage,
+            "num_points": len(self.points),
+            "num_not_finite": int((~np.isfinite(self.points).all(axis=1)).sum()),
+            "extent": None if extent is None else {"min": extent[0], "max": extent[1]},
+            "unit": self.unit,
+            "told": self.told,
+            "classes": {each.name: each.counts() for each in self.colorings if isinstance(each, ByClass)},
+        }
+
+    def lines(self) -> list[str]:
+        """The same in words: points, extent along the axes, and what is told of it."""
+        numbers = self.to_dict()
+        gaps = f", {numbers['num_not_finite']:,} of them not finite" if numbers["num_not_finite"] else ""
+        lines = [f"{numbers['num_points']:,} points{gaps}"]
+        if (extent := numbers["extent"]) is not None:
+            spans = zip("xyz", extent["min"], extent["max"], strict=True)
+            told = ", ".join(f"{axis} {low:.4g} to {high:.4g}" for axis, low, high in spans)
+            lines.append(f"{told}{f' ({self.unit})' if self.unit else ''}")
+        return [*lines, self.told] if self.told else lines
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A sample or a file: its clouds from the raw one on, and `facts` that its caption and the JSON give."""
+
+    name: str
+    clouds: tuple[Cloud, ...]
+    up_axis: Axis = "z"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"name": self.name, **self.facts, "stages": [cloud.to_dict() for cloud in self.clouds]}
+
+
+def errors_of(answers: np.ndarray, target: np.ndarray, num_classes: int) -> ByClass:
+    """Where answers (N,) are right, in grey, and wrong, in red; points whose label is no class do not count."""
+    is_counted = (target >= 0) & (target < num_classes)
+    codes = np.where(is_counted, (answers != target).astype(np.int64), -1)
+    return ByClass("error", codes, ("right", "wrong"), np.arange(2), np.stack([_RIGHT, WRONG]))
+
+
+def upward(points: np.ndarray, up_axis: Axis) -> ByHeight:
+    """The points (N, 3) by their height."""
+    return ByHeight(points[:, _UP[up_axis]])
+
+
+def _ramp(values: np.ndarray) -> np.ndarray:
+    """(N, 3) uint8 along the ramp; the middle of it where all values are equal, grey where one is not finite."""
+    is_finite = np.isfinite(values)
+    finite = values[is_finite].astype(np.float64)
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+    share = np.full(len(values), 0.5)
+    if high > low:
+        share[is_finite] = (finite - low) / (high - low)
+    stops = np.linspace(0, 1, len(_RAMP))
+    color = np.stack([np.interp(share, stops, channel) for channel in _RAMP.T], axis=1).round().astype(np.uint8)
+    color[~is_finite] = UNLABELLED
+    return color

@@ -1,0 +1,57 @@
+"""A cloud file of the user's own as something to look at, coloured by what it says of its points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sightline.data.cloud_files import read_cloud
+from sightline.pictures import Axis
+from sightline.view.clouds import ByClass, ByColor, Cloud, Coloring, Subject, upward
+
+__all__ = ["file_subject"]
+
+_COLORS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
+_LABELS = frozenset({"label", "labels", "class", "classification", "semantic", "segment", "part", "instance"})
+
+
+def file_subject(path: Path, *, name: str, columns: Sequence[str] | None = None, up_axis: Axis = "z") -> Subject:
+    """The cloud of a file as `read_cloud` reads it, in its own unit and frame; of a mesh the vertices.
+
+    Colours are the channels red, green, blue (r, g, b), from 0 to 1, 255 or 65535 by their largest value; labels are
+    whole numbers in a channel called label, class, part and the like; any other channel runs along a ramp.
+    Raises DataError naming the file.
+    """
+    cloud = read_cloud(path, columns=columns)
+    told = f"the vertices of a mesh of {len(cloud.faces):,} triangles" if cloud.faces is not None else ""
+    channels = dict(cloud.channels)
+    colorings = [*_colorings(channels), upward(cloud.points, up_axis)]
+    if cloud.normals is not None:
+        colorings.append(ByColor("normals", ((cloud.normals + 1) / 2 * 255).clip(0, 255).round().astype(np.uint8)))
+    shown = Cloud("as read", cloud.points, tuple(colorings), told=told)
+    return Subject(name, (shown,), up_axis, {"file": str(path), "channels": sorted(cloud.channels)})
+
+
+def _colorings(channels: dict[str, np.ndarray]) -> Iterator[Coloring]:
+    """Colours first, then labels, then every other channel; each channel in one of them."""
+    for names in _COLORS:
+        if set(names) <= channels.keys():
+            yield ByColor("colours", _bytes_of(np.stack([channels.pop(name) for name in names], axis=1)))
+            break
+    for name in [name for name in channels if name.removeprefix("scalar_") in _LABELS]:
+        if _are_whole(channels[name]):
+            yield ByClass.of_labels(name, channels.pop(name), ())
+    for name, values in channels.items():
+        yield ByColor.of_numbers(name, values)
+
+
+def _bytes_of(colors: np.ndarray) -> np.ndarray:
+    highest = colors.max(initial=0.0)
+    full = 1.0 if highest <= 1 else 255.0 if highest <= 255 else 65535.0
+    return (colors.clip(0, full) / full * 255).round().astype(np.uint8)
+
+
+def _are_whole(values: np.ndarray) -> bool:
+    return bool((values == np.round(values)).all() and (np.abs(values) < 2**31).all())

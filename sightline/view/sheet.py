@@ -1,0 +1,155 @@
+"""The clouds of a sample on one sheet: a card for each stage, the numbers above, the colours of the classes below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sightline.pictures import fit_text, render_clouds
+from sightline.view.clouds import ByClass, Cloud, Coloring, Subject
+
+__all__ = ["MOST_DRAWN", "Tile", "draw_sheet", "thinned", "tiles_of"]
+
+MOST_DRAWN = 60_000
+"""Points of a cloud on a card: more lie behind one another, and cost seconds."""
+_PAGE, _INK, _FAINT = (233, 237, 242), (58, 66, 78), (108, 117, 130)
+_TITLE_PX, _TEXT_PX, _LINE_PX, _MARGIN_PX = 22, 15, 24, 16
+_OF_ANSWERS = ("ground truth", "prediction", "error")
+
+
+class Tile(NamedTuple):
+    """A cloud in one colouring, and what stands below it."""
+
+    cloud: Cloud
+    coloring: Coloring
+    caption: str
+
+
+def tiles_of(subject: Subject) -> list[Tile]:
+    """Every stage in its first colouring, the raw one by its classes too, answers by truth, prediction and error."""
+    tiles = []
+    has_answers = any(cloud.coloring(_OF_ANSWERS[-1]) for cloud in subject.clouds)
+    for place, cloud in enumerate(subject.clouds):
+        first, count = cloud.colorings[0], len(cloud.points)
+        if cloud.stage == "prediction":
+            answers = [each for each in cloud.colorings if each.name in _OF_ANSWERS]
+            tiles += [Tile(cloud, each, each.name) for each in answers] or [Tile(cloud, first, cloud.told)]
+            continue
+        is_same = place > 0 and count == len(subject.clouds[place - 1].points)
+        tiles.append(Tile(cloud, first, cloud.stage if is_same else f"{cloud.stage} ({count:,})"))
+        classes = next((each for each in cloud.colorings if isinstance(each, ByClass)), first)
+        if place == 0 and classes is not first and not has_answers:
+            tiles.append(Tile(cloud, classes, f"{cloud.stage}: {classes.name}"))
+    return tiles
+
+
+def draw_sheet(subject: Subject, *, hidden: Sequence[str] = (), tile_px: int = 300) -> np.ndarray:
+    """The sheet of a sample, (H, W, 3) uint8; points of the classes in `hidden` are left out, and the sheet says so.
+
+    Of clouds above `MOST_DRAWN` points as many are drawn, chosen evenly, the same each time.
+    """
+    tiles = tiles_of(subject)
+    clouds, colors = [], []
+    for tile in tiles:
+        rows = thinned(_visible(tile.cloud, hidden), MOST_DRAWN)
+        clouds.append(tile.cloud.points[rows])
+        colors.append(tile.coloring.colors()[rows])
+    cards = render_clouds(
+        clouds,
+        captions=[tile.caption for tile in tiles],
+        is_right=[tile.cloud.is_right for tile in tiles],
+        colors=colors,
+        up_axis=subject.up_axis,
+        columns=min(4, len(tiles)),
+        tile_px=tile_px,
+    )
+    width = max(cards.shape[1], 2 * tile_px)
+    title = _band(_title(subject, tiles, hidden), width)
+    legend = _legend(_classes(tiles), width)
+    page = np.full((len(title) + len(cards) + len(legend), width, 3), _PAGE, dtype=np.uint8)
+    page[: len(title)] = title
+    page[len(title) : len(title) + len(cards), : cards.shape[1]] = cards
+    page[len(title) + len(cards) :] = legend
+    return page
+
+
+def thinned(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of these rows, chosen evenly by chance but always the same of as many, in their order."""
+    if len(rows) <= count:
+        return rows
+    chosen = np.random.Generator(np.random.PCG64(len(rows))).permutation(len(rows))[:count]
+    return rows[np.sort(chosen)]
+
+
+def _visible(cloud: Cloud, hidden: Sequence[str]) -> np.ndarray:
+    """The rows of points that are finite and of no hidden class, by the first colouring that knows it: by the truth."""
+    is_seen = np.isfinite(cloud.points).all(axis=1)
+    for name in hidden:
+        of_class = next((e for e in cloud.colorings if isinstance(e, ByClass) and name in e.class_names), None)
+        if of_class is not None:
+            is_seen &= of_class.codes != of_class.class_names.index(name)
+    return np.flatnonzero(is_seen)
+
+
+def _title(subject: Subject, tiles: Sequence[Tile], hidden: Sequence[str]) -> list[str]:
+    """The name with its class; the raw cloud's numbers; what is told of the answer; what is not drawn."""
+    whole = next((str(subject.facts[key]) for key in ("class", "category") if key in subject.facts), "")
+    first, last = subject.clouds[0], subject.clouds[-1]
+    lines = [f"{subject.name}{f': {whole}' if whole else ''}", f"{first.stage}: {', '.join(first.lines())}"]
+    if last.stage == "prediction":
+        lines.append(f"prediction: {last.told}")
+    notes = [f"without {', '.join(hidden)}"] if hidden else []
+    if any(len(tile.cloud.points) > MOST_DRAWN for tile in tiles):
+        notes.append(f"at most {MOST_DRAWN:,} points are drawn of a cloud")
+    return [*lines, "; ".join(notes)] if notes else lines
+
+
+def _classes(tiles: Sequence[Tile]) -> list[tuple[str, np.ndarray, int]]:
+    """Name, colour and number of points of the classes on the tiles, each class once: of the first tile that has it."""
+    found: dict[str, tuple[str, np.ndarray, int]] = {}
+    for tile in tiles:
+        if isinstance(tile.coloring, ByClass):
+            for name, color, count in tile.coloring.legend():
+                found.setdefault(name, (name, color, count))
+    return list(found.values())
+
+
+def _band(lines: Sequence[str], width: int) -> np.ndarray:
+    """Lines of text, the first larger, cut short with dots where the sheet is too narrow."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (width, 2 * _MARGIN_PX + _LINE_PX * len(lines)), _PAGE)
+    draw = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        size_px = _TEXT_PX if number else _TITLE_PX
+        place = (_MARGIN_PX, _MARGIN_PX + _LINE_PX * (number + 0.5))
+        text, font = fit_text(draw, line, width - 2 * _MARGIN_PX, size_px=size_px)
+        draw.text(place, text, fill=_FAINT if number else _INK, font=font, anchor="lm")
+    return np.asarray(image)
+
+
+def _legend(classes: Sequence[tuple[str, np.ndarray, int]], width: int) -> np.ndarray:
+    """A swatch, the name and the number of points of each class, in as many rows as they need; nothing for none."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    if not classes:
+        return np.zeros((0, width, 3), dtype=np.uint8)
+    font = ImageFont.load_default(_TEXT_PX)
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    places, left, row = [], _MARGIN_PX, 0
+    for name, color, count in classes:
+        text = f"{name}  {count:,}"
+        needed = round(measure.textlength(text, font)) + 2 * _LINE_PX
+        if left > _MARGIN_PX and left + needed > width:
+            left, row = _MARGIN_PX, row + 1
+        places.append((left, row, text, color))
+        left += needed
+    image = Image.new("RGB", (width, _MARGIN_PX + _LINE_PX * (row + 1)), _PAGE)
+    draw = ImageDraw.Draw(image)
+    for left, row, text, color in places:
+        top = _LINE_PX * row
+        draw.rounded_rectangle((left, top + 5, left + 14, top + 19), 3, fill=tuple(color.tolist()))
+        draw.text((left + 20, top + 12), text, fill=_INK, font=font, anchor="lm")
+    return np.asarray(image)

@@ -1,0 +1,147 @@
+"""IoU of classes of points: hand-worked, the authors' numbers without their quirks, any split the same bits."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import jaccard_score
+from torch import Tensor
+
+from sightline.metrics import IoU, confusion_matrix
+from sightline.metrics.base import State, fresh_state
+from tests.golden_parity import load_golden
+
+IGNORED = 255
+
+
+def measured(metric: IoU, rooms: list[tuple[Tensor, Tensor]], batches: list[list[int]]) -> State:
+    """The state after these rooms (answers, labels), in batches of their indices."""
+    state = fresh_state(metric, num_samples=len(rooms))
+    for indices in batches:
+        chosen = [rooms[index] for index in indices]
+        sizes = torch.tensor([0, *(len(label) for _, label in chosen)])
+        metric.update(
+            state,
+            probabilities=torch.eye(metric.num_classes)[torch.cat([answer for answer, _ in chosen])],
+            target=torch.cat([label for _, label in chosen]),
+            cloud_offsets=sizes.cumsum(0),
+            sample_index=torch.tensor(indices),
+        )
+    return state
+
+
+def figures(rooms: list[tuple[Tensor, Tensor]], *, num_classes: int = 13) -> dict[str, float]:
+    metric = IoU(num_classes=num_classes, ignore_index=IGNORED)
+    return metric.compute(measured(metric, rooms, [list(range(len(rooms)))]))
+
+
+def test_hand_worked_over_two_rooms() -> None:
+    """Class a: 1 of 3 in the first room, 3 of 3 in the second, so 4 of 6 in all; b: 1/3 and none, so 1 of 3."""
+    first = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
+    second = torch.tensor([0, 0, 0]), torch.tensor([0, 0, 0])
+    both = figures([first, second], num_classes=3)
+    assert both["miou"] == (4 / 6 + 1 / 3) / 2
+    assert both["overall_accuracy"] == 5 / 7
+    assert both["mean_class_accuracy"] == (4 / 5 + 1 / 2) / 2
+    alone = [figures([room], num_classes=3)["miou"] for room in (first, second)]
+    assert alone == [1 / 3, 1.0]
+    assert both["miou"] != np.mean(alone)
+
+
+def test_absent_classes_are_left_out_and_said_to_be_no_number() -> None:
+    """The third class is only answered (0 of 1); the fourth nobody has."""
+    metric = IoU(num_classes=4, class_names=("a", "b", "c", "d"))
+    state = measured(metric, [(torch.tensor([0, 2, 1]), torch.tensor([0, 1, 1]))], [[0]])
+    assert metric.compute(state)["miou"] == (1 + 1 / 2 + 0) / 3
+    rows = metric.per_class(state)
+    assert (rows["c"]["iou"], rows["c"]["count"]) == (0.0, 0)
+    assert math.isnan(rows["d"]["iou"])
+    assert math.isnan(rows["c"]["accuracy"])
+
+
+def test_agrees_with_scikit_learn() -> None:
+    answer, label = torch.randint(0, 6, (500,)), torch.randint(0, 6, (500,))
+    expected = jaccard_score(label, answer, average="macro")
+    assert figures([(answer, label)], num_classes=6)["miou"] == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", [f"case{number}" for number in range(6)])
+def test_agrees_with_the_authors_code_but_for_absent_classes(shared: Path, case: str) -> None:
+    """Theirs adds 1e-10 below every fraction, of which one over a single point then lacks 1e-10."""
+    golden = load_golden(shared, "fn_s3dis_metrics")
+    num_classes = int(golden.tensor(f"{case}.K"))
+    pair = golden.tensor(f"{case}.pred"), golden.tensor(f"{case}.label")
+    metric = IoU(num_classes=num_classes, ignore_index=IGNORED)
+    state = measured(metric, [pair], [[0]])
+    counts = state["confusion"]
+    assert torch.equal(counts.diagonal(), golden.tensor(f"{case}.inter"))
+    assert torch.equal(counts.sum(dim=1), golden.tensor(f"{case}.target"))
+    assert torch.equal(counts.sum(dim=0) + counts.sum(dim=1) - counts.diagonal(), golden.tensor(f"{case}.union"))
+    found = metric.compute(state)
+    for name, stored in (("miou", "mIoU_corrected"), ("mean_class_accuracy", "mAcc_corrected")):
+        expected = golden.tensor(f"{case}.{stored}").item()
+        assert found[name] == pytest.approx(expected, abs=1.1e-10, nan_ok=True)
+    if counts.sum():
+        assert found["overall_accuracy"] == pytest.approx(golden.tensor(f"{case}.OA").item(), abs=1.1e-10)
+
+
+@pytest.mark.shared
+def test_three_rooms_are_one_evaluation_and_not_the_mean_of_three(shared: Path) -> None:
+    golden = load_golden(shared, "fn_s3dis_metrics")
+    rooms = [(golden.tensor(f"room{n}.pred"), golden.tensor(f"room{n}.label")) for n in range(3)]
+    found = figures(rooms)
+    assert found["miou"] == pytest.approx(golden.tensor("rooms_total.mIoU_corrected").item(), abs=1.1e-10)
+    assert found["overall_accuracy"] == pytest.approx(golden.tensor("rooms_total.OA").item(), abs=1.1e-10)
+    alone = [figures([room])["miou"] for room in rooms]
+    for number, value in enumerate(alone):
+        expected = golden.tensor(f"room{number}.room_mIoU_over_present").item()
+        assert value == pytest.approx(expected, abs=1.1e-10)
+    assert abs(np.mean(alone) - found["miou"]) > 1e-4
+
+
+@pytest.mark.shared
+def test_an_answer_that_is_no_class_is_refused_not_counted_as_the_last(shared: Path) -> None:
+    golden = load_golden(shared, "fn_s3dis_metrics")
+    answer, label = (golden.tensor(f"quirk_pred_equals_K.{name}") for name in ("pred", "label"))
+    with pytest.raises(ValueError, match=r"prediction: found class 4, there are 4 \(0 \.\. 3\)"):
+        confusion_matrix(answer, label, num_classes=4, ignore_index=IGNORED)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(range(8)), st.lists(st.integers(1, 7), max_size=4), st.integers(1, 3))
+def test_any_order_batches_and_processes_give_the_same_bits(order: list[int], cuts: list[int], processes: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    rooms = []
+    for size in (1, 20, 300, 7, 50, 2, 90, 11):
+        answer, label = (torch.randint(0, 5, (size,), generator=generator) for _ in range(2))
+        rooms.append((answer, torch.where(torch.rand(size, generator=generator) < 0.1, IGNORED, label)))
+    metric = IoU(num_classes=5, ignore_index=IGNORED)
+    whole = measured(metric, rooms, [list(range(8))])
+    edges = sorted({0, 8, *cuts})
+    batches = [list(order[start:end]) for start, end in itertools.pairwise(edges)]
+    states = [measured(metric, rooms, batches[rank::processes]) for rank in range(processes)]
+    for name, tensor in whole.items():
+        assert torch.equal(torch.stack([state[name] for state in states]).sum(dim=0), tensor)
+        assert tensor.dtype == torch.int64
+
+
+def test_nan_and_foreign_labels_are_refused() -> None:
+    metric = IoU(num_classes=3, ignore_index=IGNORED)
+    given_to = {"cloud_offsets": torch.tensor([0, 2]), "sample_index": torch.tensor([0])}
+    state = fresh_state(metric, num_samples=1)
+    with pytest.raises(ValueError, match="probabilities: 1 of 2 points are NaN"):
+        metric.update(
+            state, probabilities=torch.tensor([[0, 1, 0], [0, 0, torch.nan]]), target=torch.tensor([1, 1]), **given_to
+        )
+    with pytest.raises(ValueError, match=r"label: found class 3, there are 3 \(0 \.\. 2\)"):
+        metric.update(state, probabilities=torch.eye(3)[:2], target=torch.tensor([1, 3]), **given_to)
+    with pytest.raises(ValueError, match=r"probabilities: found the shape \(3, 3\) for 2 labels"):
+        metric.update(state, probabilities=torch.eye(3), target=torch.tensor([1, 1]), **given_to)

@@ -1,0 +1,370 @@
+"""`sightline predict` gives every point of a file the very label that `sightline evaluate` scored, in its order."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+
+from sightline import registry
+from sightline.data.ply import read_ply
+from sightline.data.reading import NamedTransform
+from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.engine.point_answers import SegmentPrediction
+from sightline.engine.prediction import predict_each
+from sightline.errors import ConfigError
+from sightline.pictures import PALETTE
+from sightline.types import Component, SampleKey
+from tests.data.cloud_writers import write_off, write_ply
+from tests.runs.point_runs import PARTS, ROOMS, Run, columns_of, rooms_of, scored_by, write
+
+# Float32 products of other batches are rounded differently: 2^-24 for each of some 1,024 terms at the worst.
+ROUNDING = 1e-4
+
+
+def counted(labels: list[np.ndarray], answers: list[np.ndarray], num_classes: int) -> np.ndarray:
+    """The confusion of labels (rows) and answers (columns), point by point."""
+    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(counts, (np.concatenate(labels), np.concatenate(answers)), 1)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tmp_path_factory.mktemp("parts"), "run", PARTS)
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that thins its rooms and scores every point of them."""
+    return Run(tmp_path_factory.mktemp("rooms"), "run", ROOMS, "transforms.evaluate=[{name: thin, keep: true}]")
+
+
+@pytest.fixture(scope="module")
+def shapes() -> dict[str, np.ndarray]:
+    """The test part of the run on parts."""
+    held = SyntheticShapes(split="test", train_size=40, test_size=18, num_points=48, target="parts")
+    batch = held.get_batch([SampleKey(index, 0, 0) for index in range(18)])
+    names = held.info.facts["category_names"]
+    kept = {name: batch[name].numpy() for name in ("points", "label", "category")}
+    return kept | {"folder": np.array([names[number] for number in kept["category"]])}
+
+
+def write_shapes(folder: Path, shapes: dict[str, np.ndarray], ending: str) -> list[Path]:
+    paths = []
+    for index, points in enumerate(shapes["points"]):
+        paths.append(folder / shapes["folder"][index] / f"{index:03d}{ending}")
+        write(paths[-1], dict(zip("xyz", points.T, strict=True)))
+    return paths
+
+
+@pytest.mark.parametrize("ending", [".npy", ".ply", ".txt"])
+def test_parts_of_files_are_those_that_evaluation_scored(
+    parts: Run, shapes: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    paths = write_shapes(tmp_path / "in", shapes, ending)
+    document = parts.predict(*paths, "--out", tmp_path / "out")
+    expected, counts = scored_by(parts, monkeypatch)
+    facts = parts.load().facts
+    answers = []
+    for index, row in enumerate(document["predictions"]):
+        own = list(facts["parts_of_category"][shapes["category"][index]])
+        assert (row["file"], row["category"]) == (str(paths[index]), shapes["folder"][index])
+        assert row["treatment"] == "as it is"
+        labels = np.load(row["written"]["labels"])
+        assert (labels.dtype, labels.shape) == (np.int64, (48,))
+        assert labels.tolist() == [own[np.argmax(point[own])] for point in expected[index]]
+        answers.append(labels)
+    assert np.array_equal(counted(list(shapes["label"]), answers, facts["num_classes"]), counts)
+
+
+@pytest.mark.parametrize("ending", [".npy", ".ply", ".txt"])
+def test_every_point_of_rooms_that_were_thinned_is_as_evaluation_scored_it(
+    rooms: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    held = rooms_of(rooms)
+    for index, room in enumerate(held):
+        write(tmp_path / "in" / f"{index}{ending}", columns_of(room))
+    named = ["--columns", "x,y,z,red,green,blue"] if ending != ".ply" else []
+    document = rooms.predict(tmp_path / "in", *named, "--out", tmp_path / "out", "--probabilities", "float32")
+    expected, counts = scored_by(rooms, monkeypatch)
+    answers = [np.load(tmp_path / "out" / f"{index}.labels.npy") for index in range(len(held))]
+    for index, row in enumerate(document["predictions"]):
+        assert row["num_points"] == len(held[index]["points"])
+        assert answers[index].tolist() == expected[index].argmax(axis=1).tolist()
+        found = np.load(row["written"]["probabilities"])
+        assert found.dtype == np.float32
+        assert np.abs(found - expected[index]).max() < ROUNDING
+        assert row["mean_probability"] == pytest.approx(expected[index].max(axis=1).mean(), abs=ROUNDING)
+        shares = np.bincount(answers[index], minlength=3) / row["num_points"]
+        names = ("floor", "wall", "ceiling")
+        assert row["shares"] == {names[i]: shares[i] for i in np.argsort(-shares, kind="stable") if shares[i]}
+    assert np.array_equal(counted([room["label"] for room in held], answers, 3), counts)
+
+
+def test_the_cloud_is_written_where_the_file_has_it_in_the_fixed_colours(
+    parts: Run, shapes: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """The set normalises its shapes; a shape in millimetres somewhere else is the same shape, and stays there."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    moved = shapes | {"points": shapes["points"].astype(np.float64) * 400 + [10, -2e6, 0.1]}
+    write_shapes(here, shapes, ".npy")
+    write_shapes(there, moved, ".npy")
+    parts.predict(here, "--out", tmp_path / "of_here")
+    document = parts.predict(there, "--out", tmp_path / "of_there")
+    assert {row["treatment"] for row in document["predictions"]} == {"moved to its mean, scaled to radius 1"}
+    for index in range(len(shapes["points"])):
+        labels = np.load(tmp_path / "of_there" / f"{index:03d}.labels.npy")
+        assert np.array_equal(labels, np.load(tmp_path / "of_here" / f"{index:03d}.labels.npy"))
+        for folder, points in (("of_there", moved["points"]), ("of_here", shapes["points"])):
+            vertex = read_ply(tmp_path / folder / f"{index:03d}.ply").vertex
+            assert np.array_equal(np.stack([vertex[axis] for axis in "xyz"], axis=1), points[index])
+            assert np.array_equal(vertex["label"], labels)
+            assert np.array_equal(np.stack([vertex[c] for c in ("red", "green", "blue")], axis=1), PALETTE[labels])
+    assert b"property float x" in (tmp_path / "of_here" / "000.ply").read_bytes()
+    assert b"property double x" in (tmp_path / "of_there" / "000.ply").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("transform", "kept"),
+    [
+        ("{name: thin, keep: false}", slice(None, None, -2)),
+        ("{name: sample_points, num_points: 200, order: first}", slice(200)),
+    ],
+)
+def test_points_that_transforms_drop_get_the_answer_of_the_nearest_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transform: str, kept: slice
+) -> None:
+    run = Run(tmp_path, "run", ROOMS, f"transforms.evaluate=[{transform}]")
+    held = rooms_of(run)
+    for index, room in enumerate(held):
+        write(tmp_path / "in" / f"{index}.ply", columns_of(room))
+    document = run.predict(tmp_path / "in", "--out", tmp_path / "out")
+    expected, _ = scored_by(run, monkeypatch)
+    for index, (room, row) in enumerate(zip(held, document["predictions"], strict=True)):
+        rows = np.arange(len(room["points"]))[kept]
+        labels = np.load(row["written"]["labels"])
+        answers = expected[index].argmax(axis=1)
+        assert labels[rows].tolist() == answers.tolist(), "as it was scored, where it was"
+        nearest = cKDTree(room["points"][rows]).query(room["points"])[1]
+        assert labels.tolist() == answers[nearest].tolist()
+        others = len(labels) - len(rows)
+        assert row["treatment"] == f"as it is, {others} of {len(labels)} points as the nearest of {len(rows)}"
+
+
+def test_rooms_answered_window_by_window_are_so_for_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, "run", ROOMS, "task.max_points=90")
+    held = rooms_of(run)
+    for index, room in enumerate(held):
+        write(tmp_path / "in" / f"{index}.ply", columns_of(room))
+    document = run.predict(tmp_path / "in", "--out", tmp_path / "out")
+    expected, _ = scored_by(run, monkeypatch)
+    for index, row in enumerate(document["predictions"]):
+        assert np.load(row["written"]["labels"]).tolist() == expected[index].argmax(axis=1).tolist()
+
+
+def test_larger_clouds_and_meshes_get_a_label_for_every_point_of_the_file(
+    parts: Run, shapes: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """The run takes 48 points; what it is given more, and the corners of a mesh, go by the nearest of those."""
+    name = shapes["folder"][0]
+    dense = np.repeat(shapes["points"][0], 3, axis=0) * 7 + np.random.default_rng(0).normal(0, 1e-3, (144, 3)) + 90
+    write(tmp_path / name / "dense.ply", dict(zip("xyz", dense.T, strict=True)))
+    corners = np.random.default_rng(1).standard_normal((9, 3))
+    write_off(tmp_path / name / "mesh.off", corners, [(0, 1, 2), (3, 4, 5), (6, 7, 8)])
+    found = parts.load().predict([tmp_path], with_probabilities=True).predicted
+    assert [(answer.num_points, answer.category) for answer in found] == [(144, name), (9, name)]
+    own = parts.load().facts["parts_of_category"][int(shapes["category"][0])]
+    for answer, points in zip(found, (dense.astype(np.float32), corners), strict=True):
+        assert np.array_equal(answer.points, points)
+        assert set(answer.labels.tolist()) <= set(own)
+        assert answer.table.shape[0] == 48
+        assert np.array_equal(answer.probability, answer.probabilities[np.arange(answer.num_points), answer.labels])
+    assert found[0].treatment.endswith("chosen by the file's name, 96 of 144 points as the nearest of 48")
+    assert found[1].treatment.endswith("9 of 9 points as the nearest of 48")
+    assert len(set(found[0].answered.tolist())) == 48, "every answer stands for a point at least"
+
+
+def test_vertices_of_a_scanned_mesh_are_its_points(rooms: Run, tmp_path: Path) -> None:
+    room = rooms_of(rooms)[0]
+    write(tmp_path / "bare.ply", columns_of(room))
+    write_ply(tmp_path / "mesh.ply", columns_of(room), faces=[(0, 1, 2), (3, 4, 5)])
+    bare, mesh = rooms.load().predict([tmp_path]).predicted
+    assert np.array_equal(bare.labels, mesh.labels)
+    assert (mesh.treatment, mesh.num_points) == ("as it is", len(room["points"]))
+
+
+def test_colours_as_bytes_are_those_of_the_set(rooms: Run, tmp_path: Path) -> None:
+    room = rooms_of(rooms)[1]
+    room["colours"] = np.round(room["colours"] * 255).astype(np.float32)
+    write(tmp_path / "bytes.ply", columns_of(room))
+    write(tmp_path / "shares.ply", columns_of(room | {"colours": (room["colours"] / 255).astype(np.float32)}))
+    found = rooms.load().predict([tmp_path / "bytes.ply", tmp_path / "shares.ply"]).predicted
+    assert [answer.treatment for answer in found] == ["colours divided by 255", "as it is"]
+    assert np.array_equal(found[0].labels, found[1].labels)
+    assert np.array_equal(found[0].probability, found[1].probability)
+
+
+def test_python_gives_what_the_command_wrote(rooms: Run, tmp_path: Path) -> None:
+    held = rooms_of(rooms)[:3]
+    for index, room in enumerate(held):
+        write(tmp_path / "in" / f"{index}.ply", columns_of(room))
+    table = tmp_path / "out.csv"
+    document = rooms.predict(tmp_path / "in", "--out", tmp_path / "out", "--probabilities", "float16", "--csv", table)
+    found = rooms.load().predict([tmp_path / "in"], with_probabilities=True)
+    lines = list(csv.DictReader(table.read_text().splitlines()))
+    assert (found.exit_code, len(found.predicted), len(lines)) == (0, 3, 3)
+    for answer, row, line in zip(found.predicted, document["predictions"], lines, strict=True):
+        assert isinstance(answer, SegmentPrediction)
+        assert np.array_equal(answer.labels, np.load(row["written"]["labels"]))
+        written = np.load(row["written"]["probabilities"])
+        assert written.dtype == np.float16
+        assert np.array_equal(written, answer.probabilities.astype(np.float16))
+        assert (row["mean_probability"], row["shares"]) == (answer.mean_probability, answer.shares)
+        assert sum(answer.shares.values()) == pytest.approx(1, abs=1e-12)
+        assert float(line["mean_probability"]) == row["mean_probability"]
+        shares = {name: float(line[f"share of {name}"]) for name in ("floor", "wall", "ceiling")}
+        assert {name: share for name, share in shares.items() if share} == answer.shares
+        assert (line["file"], line["num_points"], line["refused"]) == (row["file"], str(answer.num_points), "")
+    assert rooms.load().predict([tmp_path / "in"]).predicted[0].probabilities is None
+
+
+def test_nothing_is_written_where_no_folder_is_given(rooms: Run, tmp_path: Path) -> None:
+    write(tmp_path / "a.ply", columns_of(rooms_of(rooms)[0]))
+    told = rooms("predict", rooms.path, tmp_path)
+    assert "a.ply" in told
+    assert "mean probability" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ply"]
+
+
+def test_categories_come_from_folders_or_by_name_or_are_asked_for(
+    parts: Run, shapes: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    paths = write_shapes(tmp_path / "in", shapes, ".npy")[:4]
+    astray = tmp_path / "somewhere" / "x.npy"
+    write(astray, dict(zip("xyz", shapes["points"][0].T, strict=True)))
+    document = parts.predict(*paths, astray, expect=2)
+    assert [row["file"] for row in document["predictions"]] == list(map(str, paths))
+    (refused,) = document["refused"]
+    assert refused["reason"].startswith(f"{astray}: is in the folder 'somewhere', which names no category; give")
+    assert "called mug, hammer" in refused["reason"]
+    name = shapes["folder"][0]
+    document = parts.predict(astray, "--category", name.upper())
+    alone = parts.predict(paths[0])["predictions"][0]
+    assert {**document["predictions"][0], "file": ""} == {**alone, "file": ""}
+    told = parts("predict", parts.path, astray, "--category", "hamer", expect=2)
+    assert "--category hamer: is none of mug, hammer" in told
+    assert "did you mean 'hammer'?" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--category", "mug"), "--category mug: the set that the run was trained on has no categories"),
+        (("--probabilities", "float16"), "--probabilities: is written into the folder of --out"),
+        (("--out", "{folder}/in/a.ply"), "a.ply: is a file; give a folder"),
+        (("--out", "{folder}/in"), "a.ply is a file to predict and would be overwritten"),
+    ],
+)
+def test_mistakes_are_one_line(rooms: Run, tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    write(tmp_path / "in" / "a.ply", columns_of(rooms_of(rooms)[0]))
+    before = (tmp_path / "in" / "a.ply").read_bytes()
+    said = rooms(
+        "predict", rooms.path, tmp_path / "in", *(word.format(folder=tmp_path) for word in words), expect=2
+    ).splitlines()
+    assert told in said[-1]
+    assert len(said) <= 2, "the other is what the run was trained on"
+    assert (tmp_path / "in" / "a.ply").read_bytes() == before
+
+
+def test_files_of_one_name_are_written_side_by_side(rooms: Run, tmp_path: Path) -> None:
+    first, second = rooms_of(rooms)[:2]
+    write(tmp_path / "in" / "north" / "hall.ply", columns_of(first))
+    write(tmp_path / "in" / "south" / "hall.ply", columns_of(second))
+    document = rooms.predict(tmp_path / "in", "--out", tmp_path / "out")
+    written = [Path(row["written"]["labels"]) for row in document["predictions"]]
+    assert [path.relative_to(tmp_path / "out") for path in written] == [
+        Path("north/hall.labels.npy"),
+        Path("south/hall.labels.npy"),
+    ]
+    assert [len(np.load(path)) for path in written] == [len(first["points"]), len(second["points"])]
+
+
+def test_a_cloud_that_the_model_refuses_takes_no_other_along(rooms: Run, tmp_path: Path) -> None:
+    """Clouds of all sizes go through the model together; thinned, one of them has fewer points than it takes."""
+    held = rooms_of(rooms)[:2]
+    write(tmp_path / "a.ply", columns_of(held[0]))
+    write(tmp_path / "b.ply", {name: values[:5] for name, values in columns_of(held[0]).items()})
+    write(tmp_path / "c.ply", columns_of(held[1]))
+    document = rooms.predict(tmp_path, expect=2)
+    assert [Path(row["file"]).name for row in document["predictions"]] == ["a.ply", "c.ply"]
+    assert document["refused"] == [
+        {
+            "file": str(tmp_path / "b.ply"),
+            "reason": f"{tmp_path / 'b.ply'}: the model takes no such cloud: clouds of fewer than 4 points",
+        }
+    ]
+
+
+def test_an_answer_that_is_no_number_is_the_models_failure(rooms: Run, tmp_path: Path) -> None:
+    write(tmp_path / "a.ply", columns_of(rooms_of(rooms)[0]))
+    run = rooms.load()
+    with torch.no_grad():
+        run.model.net[2].bias[0] = torch.nan
+    found = run.predict([tmp_path])
+    assert "the model's answer is not a finite number" in found.refused[0].reason
+    assert found.exit_code == 1
+
+
+def test_a_transform_that_drops_points_and_not_their_numbers_is_named(
+    rooms: Run, parts: Run, shapes: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """It could not be evaluated by: labels would be those of other points."""
+    write(tmp_path / "a.ply", columns_of(rooms_of(rooms)[0]))
+    forget = (NamedTransform("forget", registry.transforms.build(Component("forget"), facts={})),)
+    refused = dataclasses.replace(rooms.load(), transforms=forget).predict([tmp_path]).refused
+    num_points = len(rooms_of(rooms)[0]["points"])
+    assert f"'label' has {num_points} rows, other concatenated fields have {-(-num_points // 2)}" in refused[0].reason
+    paths = write_shapes(tmp_path / "in", shapes, ".npy")[:1]
+    with pytest.raises(ConfigError, match="the run's transforms leave 24 points and 48 labels of points"):
+        dataclasses.replace(parts.load(), transforms=forget).predict(paths)
+
+
+def test_large_files_are_held_one_at_a_time(rooms: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six files of 30,000 points, read, answered and let go, no more memory is taken than of one."""
+    room = columns_of(rooms_of(rooms)[0])
+    large = {name: np.resize(values, 30_000) for name, values in room.items()}
+    for number in range(6):
+        write(tmp_path / f"{number}.ply", large)
+    monkeypatch.setattr("sightline.engine.prediction._MOST_POINTS", 10_000)
+    run = dataclasses.replace(rooms.load(), transforms=())
+    peaks = {}
+    for number in (1, 1, 6):  # the first time, things are imported and compiled
+        tracemalloc.start()
+        for _, answer in predict_each(run, [tmp_path / f"{each}.ply" for each in range(number)]):
+            assert answer.num_points == 30_000
+            del answer
+        peaks[number] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    # a second file held beside the first would add its points, 24 bytes each, and its sample, 24 more
+    assert peaks[6] < peaks[1] + 24 * 30_000
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(
+    rooms: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.ply", columns_of(rooms_of(rooms)[0]))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sightline.data.whole_files.os.fsync", full)
+    told = rooms("predict", rooms.path, tmp_path / "a.ply", "--out", tmp_path / "out", expect=1)
+    assert "a.labels.npy: cannot write: no space left on device" in told
+    assert not list((tmp_path / "out").iterdir())

@@ -1,0 +1,237 @@
+"""`sightline view`: what it writes can be read back, what it says agrees with evaluation, a slip is one line."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sightline
+from sightline.data.ply import read_ply
+from sightline.data.ply_writing import write_ply
+from sightline.engine.build import build_data, build_part
+from sightline.pictures import PALETTE
+from sightline.types import SampleKey
+from tests.command import Outcome, run_here
+from tests.runs.segments import SCENES, make_parts, make_scenes
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_parts(tmp_path_factory.mktemp("view"))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_scenes(tmp_path_factory.mktemp("view"))
+
+
+def view(source: Path, out: Path, *words: object) -> tuple[dict[str, Any], Outcome]:
+    """View a config or run that lies beside its plugin."""
+    given = ("--plugin", source.parent / "plugin.py", "--device", "cpu", "--json", out / "out.json")
+    done = run_here("view", source, "--out", out, *given, *words)
+    assert done.code == 0, done.err
+    return json.loads((out / "out.json").read_text()), done
+
+
+def page_of(out: Path) -> dict[str, Any]:
+    text = (out / "view.html").read_text()
+    found = re.search(r'id="data">(.*?)</script>', text, flags=re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_a_config_shows_training_samples_at_every_stage(parts: Path, tmp_path: Path) -> None:
+    run = sightline.load_run(parts, plugins=[parts.parent / "plugin.py"])
+    first, second = build_data(run.config).train.indices[[3, 1]].tolist()
+    words = ("--samples", f"{first},{second}", "--epoch", "2", "data.test_size=12")
+    document, done = view(parts.with_name("parts.yaml"), tmp_path, *words)
+    assert document["split"] == "train"
+    assert document["epoch"] == 2
+    assert [sample["index"] for sample in document["samples"]] == [first, second]
+    stages = ["raw", "train 1: rotate", "train 2: scale", "train 3: sample_points"]
+    assert [stage["stage"] for stage in document["samples"][0]["stages"]] == stages
+    assert [stage["num_points"] for stage in document["samples"][0]["stages"]] == [64, 64, 64, 48]
+    files = {path.name for path in tmp_path.iterdir()} - {"out.json"}
+    assert set(document["files"]) == files
+    assert len(files) == 2 * (1 + 4) + 1
+    assert f"2 pictures and 8 PLY files in {tmp_path}" in done.err
+    assert "train 3: sample_points" in done.out
+
+
+def test_what_is_written_is_what_training_saw(parts: Path, tmp_path: Path) -> None:
+    """PLY bit for bit with its labels, the page to its step, and the extent of the JSON."""
+    data = build_data(sightline.load_run(parts, plugins=[parts.parent / "plugin.py"]).config)
+    index = int(data.train.indices[3])
+    document, _ = view(parts.with_name("parts.yaml"), tmp_path, "--samples", str(index), "--epoch", "2")
+    batch = data.train.reader([SampleKey(index, 2, 0)])
+    points, labels = batch["points"][0].numpy(), batch["label"][0].numpy()
+    vertex = read_ply(tmp_path / f"train_{index}.3_train_3_sample_points_ground_truth.ply").vertex
+    assert list(vertex) == ["x", "y", "z", "red", "green", "blue", "label"]
+    assert np.array_equal(np.stack([vertex[axis] for axis in "xyz"], axis=1), points.astype(np.float64))
+    assert np.array_equal(vertex["label"], labels)
+    colors = np.stack([vertex[name] for name in ("red", "green", "blue")], axis=1)
+    assert np.array_equal(colors, PALETTE[labels % 50])
+    stage = document["samples"][0]["stages"][-1]
+    assert stage["extent"] == {"min": points.min(axis=0).tolist(), "max": points.max(axis=0).tolist()}
+    names = data.facts["class_names"]
+    counts = np.bincount(labels, minlength=len(names))
+    assert stage["classes"]["ground truth"] == {n: c for n, c in zip(names, counts.tolist(), strict=True) if c}
+    cloud = page_of(tmp_path)["subjects"][0]["clouds"][-1]
+    steps = np.frombuffer(base64.b64decode(cloud["points"]), dtype="<u2").reshape(-1, 3)
+    shown = np.array(cloud["low"]) + steps / 65535 * np.array(cloud["span"])
+    assert (np.abs(shown - points) <= np.array(cloud["span"]) / 65535 / 2 + 1e-9).all()
+
+
+def test_the_answers_of_a_run_are_those_that_evaluate_keeps(parts: Path, scenes: Path, tmp_path: Path) -> None:
+    for run, num_samples in ((parts, 24), (scenes, 5)):
+        out = tmp_path / run.name
+        given = ("--plugin", run.parent / "plugin.py", "--device", "cpu")
+        done = run_here("evaluate", run, *given, "--save-predictions", "--out", out / "kept")
+        assert done.code == 0, done.err
+        document, _ = view(run, out / "view", "--num", "5")
+        assert document["split"] == "test"
+        manifest = {e["index"]: e for e in json.loads((out / "kept" / "manifest.json").read_text())["samples"]}
+        assert len(manifest) == num_samples
+        dataset = build_part(sightline.load_run(run, plugins=[run.parent / "plugin.py"]).config, "test").dataset
+        assert len(document["samples"]) == 5
+        for sample in document["samples"]:
+            entry = manifest[sample["index"]]
+            labels = np.load(out / "kept" / entry["file"])
+            stem = re.sub(r"[^\w.-]+", "_", sample["name"])
+            (file,) = (out / "view").glob(f"{stem}.*_prediction_prediction.ply")
+            vertex = read_ply(file).vertex
+            assert np.array_equal(vertex["label"], labels)
+            raw = dataset[SampleKey(sample["index"], 0, 0)]
+            assert np.array_equal(vertex["x"], raw["points"][:, 0].double().numpy())
+            truth = raw["label"].numpy()
+            is_counted = truth != 255
+            figures = sample["prediction"]
+            assert figures["accuracy"] == (labels == truth)[is_counted].mean()
+            assert figures["iou"] == pytest.approx(entry["iou"], abs=1e-12)
+
+
+def test_scenes_show_their_colours_and_may_hide_a_class(scenes: Path, tmp_path: Path) -> None:
+    config = scenes.with_name("scenes.yaml")
+    document, _ = view(config, tmp_path, "--split", "test", "--samples", "Area_1/room 2", "--hide", "high")
+    (sample,) = document["samples"]
+    assert (sample["name"], sample["index"]) == ("test/Area_1/room 2", 2)
+    assert "test_Area_1_room_2.0_raw_colours.ply" in document["files"]
+    assert "test_Area_1_room_2.1_raw_ground_truth.ply" in document["files"]
+    assert page_of(tmp_path)["hidden"] == ["high"]
+    assert sample["stages"][0]["classes"]["ground truth"]["unlabelled"] > 0
+
+
+def test_a_classifying_run_tells_the_class(parts: Path, tmp_path: Path) -> None:
+    config = tmp_path / "classes.yaml"
+    config.write_text(
+        "data: {name: synthetic_shapes, num_points: 32, train_size: 24, test_size: 12}\n"
+        "model: {name: pointnet_plain}\nlosses: [{name: cross_entropy}]\nmetrics: [{name: accuracy}]\n"
+        "optimizer: {name: adam, lr: 1e-3}\ntrain: {epochs: 1, batch_size: 8}\n"
+        "evaluate: {metric: overall_accuracy, select: test}\nlog: {tensorboard: false}\n"
+    )
+    done = run_here("train", config, "--no-check", "--device", "cpu", "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    done = run_here("view", tmp_path / "run", "--out", tmp_path / "seen", "--num", "12", "--json", tmp_path / "o.json")
+    assert done.code == 0, done.err
+    samples = json.loads((tmp_path / "o.json").read_text())["samples"]
+    right = [sample["prediction"]["is_right"] for sample in samples]
+    final = json.loads((tmp_path / "run" / "final.json").read_text())
+    assert np.mean(right) == pytest.approx(final["metrics"]["overall_accuracy"])
+    assert [sample["class"] for sample in samples] == [sample["prediction"]["true_class"] for sample in samples]
+
+
+def test_files_and_folders_of_clouds(tmp_path: Path) -> None:
+    points = np.random.default_rng(0).normal(size=(50, 3))
+    (tmp_path / "more").mkdir()
+    write_ply(tmp_path / "a.ply", points=points, colors=PALETTE[:50], label=np.arange(50))
+    write_ply(tmp_path / "more" / "a.ply", points=points, colors=PALETTE[:50])
+    np.save(tmp_path / "more" / "b.npy", np.column_stack([points, np.arange(50)]))
+    words = (tmp_path / "a.ply", tmp_path / "more", "--columns", "x,y,z", "--up", "y")
+    code, _, err = run_here("view", *words, "--out", tmp_path / "out")
+    assert code == 2
+    assert "b.npy: has 4 columns, 3 are named" in err
+    words = (tmp_path / "a.ply", tmp_path / "more" / "a.ply", "--json", tmp_path / "out.json")
+    code, _, err = run_here("view", *words, "--out", tmp_path / "out")
+    assert code == 0, err
+    document = json.loads((tmp_path / "out.json").read_text())
+    names = [str(tmp_path / "a.ply"), str(tmp_path / "more" / "a.ply")]  # one name twice: the whole paths
+    assert [sample["name"] for sample in document["samples"]] == names
+    assert [each["name"] for each in page_of(tmp_path / "out")["subjects"][0]["clouds"][0]["colorings"]] == [
+        "colours",
+        "label",
+        "height",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["{config}", "--columns", "x,y,z"], "view: --columns are about files"),
+        (["{config}", "--checkpoint", "best"], "is about a run; a config has no weights"),
+        (["{config}", "--split", "tset"], "--split: found 'tset', allowed are train, validation, test"),
+        (["{config}", "--split", "test", "--epoch", "3"], "--epoch: only training draws anew in every epoch"),
+        (["{config}", "--samples", "999"], "--samples: found '999', which is no sample of the train part; it has"),
+        (["{config}", "--samples", "nobody"], "found 'nobody', which is no sample of the train part"),
+        (["{config}", "--samples", "3", "--num", "2"], "--num: says how many samples, --samples which"),
+        (["{config}", "--hide", "ceilin"], "--hide: there is no class 'ceilin'; there are"),
+        (["{config}", "{file}"], "is a config or a run; give it alone, or cloud files alone"),
+        (["{config}", "data.num_points=0"], "data.num_points"),
+        (["{run}", "model.width=3"], "view: found 'model.width=3', allowed is key=value with evaluate.*"),
+        (["{run}", "--checkpoint", "bets"], "checkpoint bets: there is no bets"),
+        (["{file}", "--split", "train"], "view: --split are about a data set; files have none"),
+        (["{file}", "data.num_points=3"], "key=value is laid over a config, files have none"),
+        (["{file}", "--up", "w"], "--up: found 'w', allowed are x, y, z"),
+        (["{folder}/none.ply"], "none.ply: there is no such file, folder or run"),
+        (["{folder}/no_run", "--num", "3"], "no_run: there is no such file, folder or run"),
+        (["{folder}/empty"], "holds no file of the kinds"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_refused_in_one_line(words: list[str], expected: str, parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_ply(tmp_path / "a.ply", points=np.ones((2, 3)), colors=PALETTE[:2])
+    places = {"config": parts.with_name("parts.yaml"), "run": parts, "file": tmp_path / "a.ply", "folder": tmp_path}
+    given = [word.format(**places) for word in words]
+    code, out, err = run_here("view", *given, "--plugin", parts.parent / "plugin.py", "--out", tmp_path / "out")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert expected in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_held_out_sample_is_not_shown_as_training(parts: Path, tmp_path: Path) -> None:
+    data = build_data(sightline.load_run(parts, plugins=[parts.parent / "plugin.py"]).config)
+    index = int(data.selection.indices[0])
+    words = ("--plugin", parts.parent / "plugin.py", "--samples", index, "--out", tmp_path)
+    code, _, err = run_here("view", parts.with_name("parts.yaml"), *words)
+    assert code == 2
+    assert f"; {index} belongs to the validation part" in err
+    code, _, err = run_here("view", parts.with_name("parts.yaml"), *words, "--split", "validation")
+    assert code == 0, err
+
+
+def test_samples_of_one_name_are_told_apart(parts: Path, tmp_path: Path) -> None:
+    """As the repeats of a scene are."""
+    plugin = tmp_path / "plugin.py"
+    text = (parts.parent / "plugin.py").read_text()
+    plugin.write_text(text.replace('return f"Area_1/room {index}"', 'return "room"'))
+    config = tmp_path / "scenes.yaml"
+    config.write_text(SCENES)
+    words = ("--plugin", plugin, "--split", "test", "--samples", "0,2,2", "--json", tmp_path / "out.json")
+    done = run_here("view", config, *words, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert [sample["name"] for sample in document["samples"]] == ["test/room (0)", "test/room (2)"]
+    assert {"test_room_0.png", "test_room_2.png"} <= set(document["files"])
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    code, _, err = run_here("view", "nosuch.yaml", "--out", tmp_path / "file")
+    assert code == 2
+    assert err.startswith(f"error: --out {tmp_path / 'file' / 'view.html'}: ")

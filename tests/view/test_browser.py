@@ -1,0 +1,114 @@
+"""The page in a real browser: it draws, turns, switches and hides, and complains of nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sightline.view.clouds import ByClass, ByColor, Cloud, Subject, upward
+from sightline.view.page import encode_page
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+HANDS = """
+<script>
+window.addEventListener("error", (event) => { document.title = "failed: " + event.message; });
+const told = {};
+const drawn = () => {
+  draw();
+  const { pixels } = screen;
+  let sum = 0, count = 0;
+  for (let i = 0; i < pixels.length; i++) {
+    if (pixels[i]) { count += 1; sum = (sum * 31 + pixels[i] + i) % 1000000007; }
+  }
+  return { sum, count };
+};
+const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+const pressed = (id) => [...document.querySelectorAll(`#${id} [aria-pressed=true]`)].map((b) => b.textContent);
+const pointer = (type, id, x, y, more) => canvas.dispatchEvent(
+  new PointerEvent(type, { pointerId: id, clientX: x, clientY: y, bubbles: true, ...more }));
+canvas.setPointerCapture = () => {};
+resized();
+told.first = drawn();
+told.stages = [...document.querySelectorAll("#stages button")].map((b) => b.textContent);
+told.lines = [...document.querySelectorAll("#lines li")].map((li) => li.textContent);
+told.legend = [...document.querySelectorAll("#legend button")].map((b) => b.textContent);
+told.coloring = pressed("colorings");
+press("c"); told.next = pressed("colorings"); told.recoloured = drawn();
+press("]"); told.stage = pressed("stages"); press("[");
+pointer("pointerdown", 1, 100, 100, { button: 0 });
+pointer("pointermove", 1, 160, 120, {});
+told.turned = { ...drawn(), yaw: camera.yaw, pitch: camera.pitch };
+pointer("pointerup", 1, 160, 120, {});
+pointer("pointermove", 1, 300, 300, {});
+told.released = camera.yaw === told.turned.yaw;
+pointer("pointerdown", 2, 100, 100, {}); pointer("pointerdown", 3, 200, 100, {});
+pointer("pointermove", 3, 300, 100, {});
+told.pinched = camera.distance;
+pointer("pointerup", 2, 0, 0, {}); pointer("pointerup", 3, 0, 0, {});
+canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: 100 }));
+told.wheeled = camera.distance;
+canvas.dispatchEvent(new MouseEvent("dblclick"));
+chosen.coloring = "";
+show();
+told.reset = drawn();
+document.querySelector("#legend button").click();
+told.hidden = drawn();
+document.querySelector("#legend button").dispatchEvent(new MouseEvent("click", { shiftKey: true, bubbles: true }));
+told.alone = [...chosen.hidden];
+told.seen = drawn().count;
+press("c"); told.still = drawn().count; chosen.coloring = "";
+press(".");
+told.sample = document.querySelector("#subjects").value;
+told.requests = performance.getEntriesByType("resource").length;
+if (!document.title.startsWith("failed")) document.title = JSON.stringify(told);
+</script>
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    points = random.normal(size=(3000, 3))
+    labels = ByClass.of_labels("ground truth", random.integers(0, 3, 3000), ("floor", "wall", "chair"))
+    rgb = ByColor("colours", random.integers(0, 256, (3000, 3)).astype(np.uint8))
+    raw = Cloud("raw", points, (labels, rgb, upward(points, "z")), unit="m")
+    seen = Cloud("train 1: scale", points * 2, (labels, upward(points, "z")))
+    page = encode_page([Subject("one", (raw, seen)), Subject("two", (raw,))], title="t")
+    (tmp_path / "page.html").write_text(page.replace("</body>", f"{HANDS}</body>"))
+    assert BROWSER is not None
+    words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,600", "--dump-dom"]
+    place = [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()]
+    done = subprocess.run([*words, *place], capture_output=True, text=True, timeout=110)
+    found = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert found is not None, done.stderr[-2000:]
+    told = json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    assert told["stages"] == ["raw", "train 1: scale"]
+    assert told["lines"][0] == "3,000 points"
+    assert told["legend"] == [f"{name}{count:,}" for name, _, count in labels.legend()]
+    assert (told["coloring"], told["next"]) == (["ground truth"], ["colours"])
+    assert told["stage"] == ["train 1: scale"]
+    assert told["first"]["count"] > 2000
+    assert told["recoloured"]["count"] == told["first"]["count"]
+    assert told["recoloured"]["sum"] != told["first"]["sum"]
+    assert told["turned"]["yaw"] == pytest.approx(np.radians(35) - 60 * 0.008)
+    assert told["turned"]["pitch"] == pytest.approx(np.radians(24) + 20 * 0.008)
+    assert told["turned"]["sum"] != told["recoloured"]["sum"]
+    assert told["released"]
+    assert told["pinched"] == pytest.approx(3 * 100 / 200)
+    assert told["wheeled"] == pytest.approx(1.5 * np.exp(0.1))
+    assert told["reset"] == told["first"]
+    assert told["hidden"]["count"] < told["first"]["count"]
+    assert set(told["alone"]) == {"wall", "chair"}
+    assert told["seen"] == told["still"] < told["hidden"]["count"]  # also where colours know no class
+    assert told["sample"] == "1"
+    assert told["requests"] == 0

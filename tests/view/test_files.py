@@ -1,0 +1,71 @@
+"""Clouds of one's own: coloured by what the file says of its points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sightline.data.ply_writing import write_ply
+from sightline.errors import DataError
+from sightline.pictures import PALETTE
+from sightline.view.clouds import ByClass
+from sightline.view.files import file_subject
+
+POINTS = np.random.default_rng(0).normal(size=(20, 3))
+LABELS = np.arange(20) % 4
+
+
+def names_of(path: Path) -> list[str]:
+    return [each.name for each in file_subject(path, name=path.name).clouds[0].colorings]
+
+
+def test_a_coloured_ply_file_keeps_points_colours_and_labels(tmp_path: Path) -> None:
+    write_ply(tmp_path / "a.ply", points=POINTS, colors=PALETTE[:20], label=LABELS)
+    (cloud,) = file_subject(tmp_path / "a.ply", name="a").clouds
+    assert np.array_equal(cloud.points, POINTS)
+    colours, labels, _ = cloud.colorings
+    assert np.array_equal(colours.colors(), PALETTE[:20])
+    assert isinstance(labels, ByClass)
+    assert np.array_equal(labels.labels(), LABELS)
+    assert np.array_equal(labels.colors(), PALETTE[LABELS])
+    assert names_of(tmp_path / "a.ply") == ["colours", "label", "height"]
+
+
+@pytest.mark.parametrize("full", [1.0, 255.0, 65535.0])
+def test_colours_are_read_on_the_scale_that_they_have(tmp_path: Path, full: float) -> None:
+    shares = np.linspace(0, 1, 20)
+    columns = {"r": shares * full, "g": np.full(20, full), "b": np.zeros(20)}
+    np.savez(tmp_path / "a.npz", points=POINTS, **columns)
+    (cloud,) = file_subject(tmp_path / "a.npz", name="a").clouds
+    expected = np.stack([shares * 255, np.full(20, 255), np.zeros(20)], axis=1)
+    assert np.abs(cloud.colorings[0].colors() - expected).max() <= 0.5
+
+
+def test_other_channels_run_along_a_ramp_and_fractions_are_no_labels(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", points=POINTS, intensity=np.arange(20.0), label=np.linspace(0, 1, 20))
+    assert names_of(tmp_path / "a.npz") == ["intensity", "label", "height"]
+    (cloud,) = file_subject(tmp_path / "a.npz", name="a").clouds
+    assert not any(isinstance(each, ByClass) for each in cloud.colorings)
+
+
+def test_a_file_of_points_alone_is_coloured_by_height_along_the_axis_that_is_up(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", POINTS)
+    (cloud,) = file_subject(tmp_path / "a.npy", name="a", up_axis="y").clouds
+    (height,) = cloud.colorings
+    light = height.colors().astype(int).sum(axis=1)
+    assert light.argmax() == POINTS[:, 1].argmax()
+    assert light.argmin() == POINTS[:, 1].argmin()
+
+
+def test_the_vertices_of_a_mesh_are_said_to_be_that(tmp_path: Path) -> None:
+    (tmp_path / "a.off").write_text("OFF\n4 2 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 1 2\n3 0 1 3\n")
+    (cloud,) = file_subject(tmp_path / "a.off", name="a").clouds
+    assert cloud.told == "the vertices of a mesh of 2 triangles"
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.ply").write_bytes(b"ply\n")
+    with pytest.raises(DataError, match=r"a\.ply"):
+        file_subject(tmp_path / "a.ply", name="a")

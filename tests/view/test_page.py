@@ -1,0 +1,124 @@
+"""The page: what is embedded is what is shown, the whole stays small, and nothing is asked of a network."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sightline.pictures import PALETTE
+from sightline.view.clouds import ByClass, ByColor, Cloud, Subject, upward
+from sightline.view.page import MOST_BYTES, encode_page, shown_per_cloud
+
+NAMES = ("floor", "wall", "chair")
+
+
+def cloud_of(num_points: int, *, seed: int = 0, stage: str = "raw", dtype: type = np.float32) -> Cloud:
+    random = np.random.default_rng(seed)
+    points = (random.normal(size=(num_points, 3)) * (1, 10, 0.1) + (0, 500, 0)).astype(dtype)
+    labels = random.integers(-1, 3, num_points)
+    rgb = random.integers(0, 256, (num_points, 3)).astype(np.uint8)
+    colorings = (ByColor("colours", rgb), ByClass.of_labels("ground truth", labels, NAMES), upward(points, "z"))
+    return Cloud(stage, points, colorings, unit="m")
+
+
+def data_of(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, flags=re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def decoded(text: str, dtype: str, *shape: int) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype=dtype).reshape(shape)
+
+
+def points_in(cloud: dict[str, Any]) -> np.ndarray:
+    steps = decoded(cloud["points"], "<u2", -1, 3)
+    return np.array(cloud["low"]) + steps / 65535 * np.array(cloud["span"])
+
+
+def test_embedded_points_colours_and_classes_are_those_of_the_cloud() -> None:
+    cloud = cloud_of(500)
+    shown = data_of(encode_page([Subject("a", (cloud,))], title="t"))["subjects"][0]["clouds"][0]
+    extent = np.ptp(cloud.points.astype(np.float64), axis=0)
+    off = np.abs(points_in(shown) - cloud.points)
+    assert (off <= extent / 65535 / 2 + 1e-9).all()  # half a step; the rest is the rounding of float64
+    colours, classes, height = shown["colorings"]
+    assert np.array_equal(decoded(colours["values"], "u1", -1, 3), cloud.colorings[0].colors())
+    codes = decoded(classes["values"], "<u2", -1)
+    table = np.array([each["color"] for each in classes["classes"]])
+    assert np.array_equal(table[codes], cloud.colorings[1].colors())
+    assert [each["name"] for each in classes["classes"]] == [*NAMES, "unlabelled"]
+    assert classes["classes"][1]["color"] == PALETTE[1].tolist()
+    assert sum(each["count"] for each in classes["classes"]) == 500
+    assert height == {"name": "height", "kind": "height"}
+    assert (shown["shown"], shown["total"]) == (500, 500)
+
+
+def test_a_whole_room_makes_a_page_of_a_few_megabytes_that_says_what_is_left_out() -> None:
+    """Five stages of the size of the real room, with colours and labels."""
+    clouds = tuple(cloud_of(352_256, seed=seed, stage=f"stage {seed}") for seed in range(5))
+    page = encode_page([Subject("room", clouds)], title="t")
+    assert len(page) < 15_000_000
+    for given, shown in zip(clouds, data_of(page)["subjects"][0]["clouds"], strict=True):
+        assert shown["total"] == 352_256
+        assert shown["shown"] == shown_per_cloud([Subject("room", clouds)], most=200_000) > 100_000
+        # Evenly chosen: of every class its share, to four standard deviations of a draw of so many.
+        codes = decoded(shown["colorings"][1]["values"], "<u2", -1)
+        counts = [each["count"] for each in shown["colorings"][1]["classes"]]
+        expected = np.array(counts) / 352_256
+        bound = 4 * np.sqrt(expected * (1 - expected) / shown["shown"])
+        assert (np.abs(np.bincount(codes) / shown["shown"] - expected) < bound).all()
+        assert points_in(shown).min(axis=0) == pytest.approx(given.points.min(axis=0), rel=0.2)
+
+
+def test_many_small_clouds_share_the_bytes() -> None:
+    subjects = [Subject(str(i), (cloud_of(2000, seed=i),)) for i in range(3)]
+    assert shown_per_cloud(subjects, most=200_000) == 200_000  # nothing is cut
+    assert shown_per_cloud(subjects, most=100) == 100
+    # 3 clouds of 352,256 points at 6 + 2 + 3 bytes: MOST_BYTES / (3 * 11 * 4 / 3) points each.
+    rooms = [Subject(str(i), (cloud_of(352_256),)) for i in range(3)]
+    assert shown_per_cloud(rooms, most=10**9) == MOST_BYTES // 44
+
+
+def test_nothing_is_asked_of_a_network() -> None:
+    page = encode_page([Subject("a", (cloud_of(5),))], title="t")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none'")
+    assert "connect-src" not in policy[1]
+    for word in ("http:", "https:", "src=", "href=", "@import", "url(", "fetch(", "XMLHttpRequest", "import("):
+        assert word not in page, word
+
+
+def test_names_cannot_break_out_of_the_page() -> None:
+    name = '</script><script>alert("x")</script> %SCRIPT% <b>&'
+    labels = ByClass.of_labels("ground truth", np.zeros(4, dtype=np.int64), (name,))
+    cloud = Cloud(name, np.zeros((4, 3)), (labels,), told=name)
+    plain = encode_page([Subject("a", (cloud_of(4),))], title="t")
+    page = encode_page([Subject(name, (cloud,))], title=name, hidden=[name])
+    assert page.count("<script") == plain.count("<script") == 2
+    assert page.count("</script>") == 2
+    data = data_of(page)
+    assert data["subjects"][0]["name"] == data["title"] == data["hidden"][0] == name
+
+
+def test_points_that_are_not_finite_and_clouds_without_points() -> None:
+    gaps = cloud_of(6)
+    gaps.points[2] = np.nan
+    flat = Cloud("flat", np.ones((3, 3)), (upward(np.ones((3, 3)), "z"),))
+    empty = Cloud("empty", np.zeros((0, 3)), (upward(np.zeros((0, 3)), "z"),))
+    shown = data_of(encode_page([Subject("a", (gaps, flat, empty))], title="t"))["subjects"][0]["clouds"]
+    assert [each["shown"] for each in shown] == [5, 3, 0]
+    assert np.array_equal(points_in(shown[1]), np.ones((3, 3)))
+    kept = np.delete(gaps.points, 2, axis=0)
+    assert np.allclose(points_in(shown[0]), kept, atol=np.ptp(kept, axis=0).max() / 65535)
+
+
+def test_the_same_arguments_give_the_same_page() -> None:
+    subjects = [Subject("a", (cloud_of(3000),))]
+    assert encode_page(subjects, title="t", most=100) == encode_page(subjects, title="t", most=100)

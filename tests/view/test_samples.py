@@ -1,0 +1,189 @@
+"""Samples on their way to the model: the bits of each stage, and answers laid over the points that they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline.data.reading import BatchReader, NamedTransform
+from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.engine.precision import Precision
+from sightline.errors import ConfigError, DataError
+from sightline.pictures import UNLABELLED
+from sightline.tasks.segment import WRONG
+from sightline.transforms.point_choice import SamplePoints, ShufflePoints
+from sightline.transforms.points import Rotate, Scale
+from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
+from sightline.view.clouds import ByClass, Subject
+from sightline.view.samples import Branch, Predictor, sample_subject
+
+NAMES = ("low", "middle", "high")
+ERROR_GREY = (196, 201, 208)
+
+
+class Rooms:
+    """One ragged room with colours, twelve points; the third has an ignored label."""
+
+    def __init__(self) -> None:
+        facts = {"num_classes": 3, "class_names": NAMES, "in_channels": 6, "up_axis": "y", "ignore_index": 255}
+        point = {"collate": "concatenate"}
+        fields = {name: Field("points 3", "float32", "m", **point) for name in ("points", "colours")}
+        self.info = DataInfo(facts, fields | {"label": Field("points", "int64", **point)}, features=("colours",))
+        self.points = torch.arange(36.0).view(12, 3)
+        self.label = torch.tensor([0, 1, 255, *[2] * 9])
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        colours = torch.linspace(-0.2, 1.2, 36).view(12, 3)
+        return {"points": self.points.clone(), "colours": colours, "label": self.label.clone()}
+
+
+class Answering:
+    """A task that answers as it is told, whatever the model says, in the form of `segment` or of `classify`."""
+
+    def __init__(self, answers: list[int], *, num_classes: int = 3, whole: bool = False) -> None:
+        self.answers, self.num_classes, self.whole = torch.tensor(answers), num_classes, whole
+
+    def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
+        assert not torch.is_grad_enabled()
+        probabilities = torch.nn.functional.one_hot(self.answers, self.num_classes) * 0.8
+        if self.whole:
+            return {"probabilities": probabilities}
+        target = batch["whole_label"] if "whole_label" in batch else batch["label"].flatten()
+        return {"probabilities": probabilities, "cloud_offsets": torch.tensor([0, len(target)]), "target": target}
+
+
+def predictor(task: Any, reader: BatchReader) -> Predictor:
+    return Predictor(nn.Linear(1, 1), task, (), reader, Precision("float32"), torch.device("cpu"))
+
+
+def shapes() -> SyntheticShapes:
+    return SyntheticShapes(split="train", train_size=24, num_points=64)
+
+
+def turned() -> list[NamedTransform]:
+    chosen = NamedTransform("sample_points", SamplePoints(num_points=32))
+    return [NamedTransform("rotate", Rotate(up_axis="z")), NamedTransform("scale", Scale()), chosen]
+
+
+def seen(subject: Subject, stage: str) -> np.ndarray:
+    return next(cloud.points for cloud in subject.clouds if cloud.stage == stage)
+
+
+def subject_of(dataset: Any, *branches: Branch, **more: Any) -> Subject:
+    return sample_subject(more.pop("index", 0), name="it", branches=branches, seed=1, facts=dataset.info.facts, **more)
+
+
+def test_stages_hold_the_bits_that_training_and_evaluation_see() -> None:
+    dataset = shapes()
+    train, test = BatchReader(dataset, turned()), BatchReader(dataset, turned()[2:])
+    subject = subject_of(dataset, Branch("train", train, 3), Branch("evaluate", test), index=5)
+    stages = ["raw", "train 1: rotate", "train 2: scale", "train 3: sample_points", "evaluate 1: sample_points"]
+    assert [cloud.stage for cloud in subject.clouds] == stages
+    assert np.array_equal(seen(subject, "raw"), dataset[SampleKey(5, 0, 0)]["points"].numpy())
+    assert np.array_equal(seen(subject, stages[3]), train([SampleKey(5, 3, 1)])["points"][0].numpy())
+    assert np.array_equal(seen(subject, stages[4]), test([SampleKey(5, 0, 1)])["points"][0].numpy())
+    assert not np.array_equal(seen(subject, stages[3]), train([SampleKey(5, 4, 1)])["points"][0].numpy())
+    assert [bool(cloud.told) for cloud in subject.clouds] == [False, False, False, True, True]
+    assert [cloud.unit for cloud in subject.clouds] == ["radius of the shape", "", "", "", ""]
+
+
+def test_a_raw_sample_that_nothing_changes_is_what_the_model_sees() -> None:
+    dataset = shapes()
+    subject = subject_of(dataset, Branch("train", BatchReader(dataset)), Branch("evaluate", BatchReader(dataset)))
+    assert subject.clouds[0].told == "what the model sees in training, what the model sees in evaluation"
+    assert subject.facts["class"] == dataset.info.facts["class_names"][dataset.strata[0]]
+
+
+def test_a_ragged_sample_is_coloured_by_what_it_has() -> None:
+    dataset = Rooms()
+    (raw,) = subject_of(dataset, Branch("evaluate", BatchReader(dataset))).clouds
+    assert [each.name for each in raw.colorings] == ["colours", "ground truth", "height"]
+    assert raw.colorings[0].colors().min() == 0  # colours that a transform took out of [0, 1] are cut off
+    assert raw.colorings[0].colors().max() == 255
+    assert raw.to_dict()["classes"]["ground truth"] == {"low": 1, "middle": 1, "high": 9, "unlabelled": 1}
+    light = raw.colorings[2].colors().astype(int).sum(axis=1)
+    assert light.argmax() == 11  # y is up
+
+
+def test_answers_are_right_wrong_or_not_counted() -> None:
+    dataset = Rooms()
+    reader = BatchReader(dataset)
+    task = Answering([0, 2, 1, *[2] * 8, 0])
+    subject = subject_of(dataset, Branch("evaluate", reader), predictor=predictor(task, reader))
+    cloud = subject.clouds[-1]
+    assert [each.name for each in cloud.colorings[:3]] == ["ground truth", "prediction", "error"]
+    truth, prediction, error = cloud.colorings[:3]
+    assert isinstance(prediction, ByClass)
+    assert prediction.labels().tolist() == [0, 2, 1, *[2] * 8, 0]
+    assert isinstance(truth, ByClass)
+    assert truth.labels().tolist() == [0, 1, -1, *[2] * 9]
+    expected = [ERROR_GREY, WRONG, UNLABELLED, *[ERROR_GREY] * 8, WRONG]
+    assert np.array_equal(error.colors(), np.array(expected))
+    assert subject.facts["prediction"] == {"num_points": 12, "accuracy": 9 / 11}
+    assert cloud.told == "81.8% of its points right"
+
+
+def test_answers_for_thinned_clouds_lie_on_the_original_points() -> None:
+    dataset = Rooms()
+    thin = [
+        NamedTransform("shuffle_points", ShufflePoints()),
+        NamedTransform("sample_points", SamplePoints(num_points=5, score_all=True)),
+    ]
+    reader = BatchReader(dataset, thin)
+    task = Answering([0] * 12)
+    subject = subject_of(dataset, Branch("evaluate", reader), predictor=predictor(task, reader))
+    sizes = [len(cloud.points) for cloud in subject.clouds]
+    assert sizes == [12, 12, 5, 12]
+    # Those of the order in which sample_points met them, not of the raw one: it is their labels that were scored.
+    assert np.array_equal(subject.clouds[3].points, subject.clouds[1].points)
+    assert not np.array_equal(subject.clouds[3].points, subject.clouds[0].points)
+
+
+def test_answers_for_points_of_no_stage_are_refused() -> None:
+    dataset = Rooms()
+    reader = BatchReader(dataset)
+
+    class Odd(Answering):
+        def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
+            return {"probabilities": torch.ones(7, 3), "cloud_offsets": torch.tensor([0, 7])}
+
+    with pytest.raises(DataError, match="answers for 7 points, no stage of the sample has these: raw 12"):
+        subject_of(dataset, Branch("evaluate", reader), predictor=predictor(Odd([0]), reader))
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_the_class_of_a_whole_cloud_is_told_with_the_true_one(is_right: bool) -> None:
+    dataset = shapes()
+    names, label = dataset.info.facts["class_names"], int(dataset.strata[0])
+    answer = label if is_right else (label + 1) % 12
+    reader = BatchReader(dataset)
+    task = Answering([answer], num_classes=12, whole=True)
+    subject = subject_of(dataset, Branch("evaluate", reader), predictor=predictor(task, reader))
+    cloud = subject.clouds[-1]
+    assert cloud.is_right is is_right
+    assert cloud.told == f"predicted {names[answer]} (0.80), {'right' if is_right else f'is {names[label]}'}"
+    assert subject.facts["prediction"]["true_class"] == names[label]
+
+
+def test_what_has_no_clouds_or_no_classes_is_refused() -> None:
+    class Images(Rooms):
+        def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
+            return {"image": torch.zeros(3, 4, 4)}
+
+    class Poses(Answering):
+        def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
+            return {"joints": torch.zeros(1, 21, 3)}
+
+    with pytest.raises(ConfigError, match="no points; view shows clouds"):
+        subject_of(Images(), Branch("evaluate", BatchReader(Images())))
+    reader = BatchReader(Rooms())
+    with pytest.raises(ConfigError, match="the task predicts joints; view shows classes"):
+        subject_of(Rooms(), Branch("evaluate", reader), predictor=predictor(Poses([0]), reader))

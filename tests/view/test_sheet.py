@@ -1,0 +1,99 @@
+"""The sheet of a sample: which cards it has, what is left out, and that it is the same each time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sightline.pictures import PALETTE
+from sightline.view.clouds import ByClass, ByColor, Cloud, Subject, errors_of, upward
+from sightline.view.sheet import draw_sheet, thinned, tiles_of
+
+NAMES = ("floor", "wall")
+
+
+def parted(num_points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Two heaps of points, class 0 left of class 1."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, num_points)
+    return random.normal(size=(num_points, 3)) + 6 * labels[:, None] * np.array([0, 1, 0]), labels
+
+
+def subject_of(*, with_colours: bool = False, answers: np.ndarray | None = None) -> Subject:
+    points, labels = parted()
+    truth = ByClass.of_labels("ground truth", labels, NAMES)
+    own = (ByColor("colours", np.full((len(points), 3), 128, dtype=np.uint8)),) if with_colours else ()
+    clouds = [Cloud("raw", points, (*own, truth, upward(points, "z")), unit="m")]
+    clouds.append(Cloud("train 1: scale", points * 2, (*own, truth)))
+    if answers is not None:
+        prediction = ByClass.of_labels("prediction", answers, NAMES)
+        clouds.append(Cloud("prediction", points, (truth, prediction, errors_of(answers, labels, 2), *own)))
+    return Subject("room", tuple(clouds))
+
+
+def captions(subject: Subject) -> list[str]:
+    return [tile.caption for tile in tiles_of(subject)]
+
+
+def is_there(image: np.ndarray, color: np.ndarray) -> bool:
+    """Whether the colour occurs, lit or in shade: its direction in RGB, away from grey."""
+    spread = image.max(axis=-1).astype(int) - image.min(axis=-1)
+    direction = image - image.mean(axis=-1, keepdims=True)
+    wanted = color - color.mean()
+    cosine = (direction @ wanted) / (np.linalg.norm(direction, axis=-1) * np.linalg.norm(wanted) + 1e-9)
+    return bool(((cosine > 0.995) & (spread > 30)).sum() > 400)
+
+
+def test_every_stage_has_a_card_and_an_answer_has_three() -> None:
+    assert captions(subject_of()) == ["raw (400)", "train 1: scale"]
+    assert captions(subject_of(with_colours=True)) == ["raw (400)", "raw: ground truth", "train 1: scale"]
+    answered = subject_of(with_colours=True, answers=np.zeros(400, dtype=np.int64))
+    assert captions(answered) == ["raw (400)", "train 1: scale", "ground truth", "prediction", "error"]
+
+
+def test_a_card_says_how_many_points_there_are_where_that_changes() -> None:
+    points, _ = parted()
+    sizes = (400, 400, 100, 100)
+    clouds = [Cloud(f"stage {i}", points[:n], (upward(points[:n], "z"),)) for i, n in enumerate(sizes)]
+    assert captions(Subject("a", tuple(clouds))) == ["stage 0 (400)", "stage 1", "stage 2 (100)", "stage 3"]
+
+
+def test_hidden_classes_are_not_drawn() -> None:
+    cards = slice(90, -60)  # without the title and the legend
+    whole = draw_sheet(subject_of())[cards]
+    assert is_there(whole, PALETTE[0].astype(float))
+    assert is_there(whole, PALETTE[1].astype(float))
+    parted_sheet = draw_sheet(subject_of(), hidden=["wall"])[cards]
+    assert is_there(parted_sheet, PALETTE[0].astype(float))
+    assert not is_there(parted_sheet, PALETTE[1].astype(float))
+
+
+def test_a_class_that_is_hidden_stays_hidden_whatever_the_points_are_coloured_by() -> None:
+    """The error card hides the points of the true class too, not those that are answered so."""
+    wrong = draw_sheet(subject_of(answers=1 - parted()[1]), hidden=["wall"])
+    none = draw_sheet(subject_of(answers=1 - parted()[1]), hidden=["floor"])
+    assert not np.array_equal(wrong[90:-60], none[90:-60])
+
+
+def test_the_sheet_is_the_same_each_time_and_changes_no_cloud() -> None:
+    subject = subject_of(answers=parted()[1])
+    before = [cloud.points.copy() for cloud in subject.clouds]
+    sheet = draw_sheet(subject)
+    assert np.array_equal(sheet, draw_sheet(subject))
+    assert all(np.array_equal(a, cloud.points) for a, cloud in zip(before, subject.clouds, strict=True))
+    assert sheet.dtype == np.uint8
+
+
+def test_a_narrow_sheet_holds_one_card_and_an_empty_cloud() -> None:
+    empty = Cloud("raw", np.zeros((0, 3)), (upward(np.zeros((0, 3)), "z"),))
+    assert draw_sheet(Subject("a long name " * 20, (empty,))).shape[1] == 600
+
+
+def test_thinning_takes_so_many_in_their_order_and_the_same_of_as_many() -> None:
+    rows = np.arange(100, 1100)
+    some = thinned(rows, 50)
+    assert len(np.unique(some)) == 50
+    assert (np.diff(some) > 0).all()
+    assert set(some) <= set(rows)
+    assert np.array_equal(some, thinned(rows, 50))
+    assert np.array_equal(thinned(rows + 1000, 50), some + 1000)
+    assert thinned(rows, 1000) is rows
