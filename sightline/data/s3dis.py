@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from sightline.data.s3dis_files import AREAS, Room, RoomPoints, list_rooms, read
 from sightline.data.s3dis_integers import IntegerRoom, list_integer_rooms, read_integer_room
 from sightline.data.splits import hold_out
 from sightline.errors import DataError
+from sightline.types import Folds
 
 __all__ = ["S3dis"]
 
@@ -68,6 +70,8 @@ class S3dis(LabelledScenes):
         features = (*(["colours"] if colours else []), *(["place"] if place else []))
         scenes = _scenes(prepared, split, f"Area_{test_area}", share=validation_share, seed=split_seed)
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
+        areas = tuple(area for area in AREAS if area in prepared.splits)
+        self.info = dataclasses.replace(self.info, folds=Folds(areas, (f"Area_{test_area}",)))
 
     @classmethod
     def prepare(
