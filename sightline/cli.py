@@ -24,8 +24,11 @@ app.add_typer(data_app, name="data")
 
 
 _LAYOUTS = (
-    "antao97_dgcnn_cls, postech_point_transformer_seg, qq456cvb_pct_cls, strawberry_pct_cls, strawberry_pct_cls_new, "
-    "wangyueft_dgcnn_cls, wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet_cls"
+    "antao97_dgcnn_cls, antao97_dgcnn_parts, antao97_dgcnn_scenes, menghaoguo_pct_parts, "
+    "postech_point_transformer_seg, qq456cvb_pct_cls, qq456cvb_point_transformer_cls, "
+    "qq456cvb_point_transformer_parts, strawberry_pct_cls, strawberry_pct_cls_new, wangyueft_dgcnn_cls, "
+    "wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet2_ssg_parts, "
+    "yanx27_pointnet2_ssg_scenes, yanx27_pointnet_cls, yanx27_pointnet_parts, yanx27_pointnet_scenes"
 )
 """Of published weights; written out, because the room that knows them takes torch along. A test compares the two."""
 

@@ -79,6 +79,26 @@ def _rule_made(key: str, kind: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.asarray(value))
 
 
+def cloud_inputs(golden: Golden) -> dict[str, Tensor]:
+    """What a network over clouds is given: `points`, further channels as `features`, a one-hot row as `category`.
+
+    Whichever way round the reference takes its channels; of 22, the last sixteen are the category's, at every point.
+    """
+    channels = golden.tensor("in.x")
+    if channels.shape[1] < channels.shape[2]:
+        channels = channels.mT
+    given = {"points": channels[..., :3]}
+    if channels.shape[-1] == 22:
+        channels, one_hot = channels.split([6, 16], dim=-1)
+        assert torch.equal(one_hot, one_hot[:, :1].expand_as(one_hot))
+        given["category"] = one_hot[:, 0].argmax(dim=-1)
+    if channels.shape[-1] > 3:
+        given["features"] = channels[..., 3:]
+    if "in.onehot" in golden.arrays:
+        given["category"] = golden.tensor("in.onehot").flatten(1).argmax(dim=1)
+    return given
+
+
 def assert_near_largest(found: Tensor, expected: Tensor, bound: float, what: str) -> None:
     """Every difference is at most `bound` times the largest expected entry."""
     assert found.shape == expected.shape, (

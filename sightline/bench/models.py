@@ -24,7 +24,17 @@ from sightline.models.pct import PCT
 from sightline.models.pointnet2 import PointNet2
 from sightline.types import SampleKey
 
-__all__ = ["IN_FLOAT64", "cases", "dgcnn_case", "forward_form", "near", "spread_norms", "step_case", "step_form"]
+__all__ = [
+    "IN_FLOAT64",
+    "cases",
+    "dgcnn_case",
+    "forward_form",
+    "near",
+    "same_numbers",
+    "spread_norms",
+    "step_case",
+    "step_form",
+]
 
 MODELS: dict[str, tuple[type[nn.Module], Callable[[Any], nn.Module]]] = {
     "dgcnn": (DGCNN, TextbookDGCNN),
@@ -183,7 +193,7 @@ def _in_float64(inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _same_numbers(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -> str | None:
+def same_numbers(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -> str | None:
     """Logits to 1e-9 of the largest, and the gradient of all weights, where there is one, to 1e-9 of its length."""
     fault = allclose(1e-9)(inputs, expected["logits"], found["logits"])
     if fault is not None or "gradients" not in expected:
@@ -214,4 +224,4 @@ def _near_as_textbook(inputs: Any, expected: dict[str, Any], found: dict[str, An
     return None if off <= allowed else f"logits are {off:.3g} from float32, allowed is {allowed:.3g}"
 
 
-IN_FLOAT64 = Exactly(_in_float64, _same_numbers)
+IN_FLOAT64 = Exactly(_in_float64, same_numbers)

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
-from sightline.bench import data, geometry, growth, metrics, models, train, transformers
+from sightline.bench import data, dense_transformer, geometry, growth, metrics, models, train, transformers
 from sightline.bench.case import Case
 from sightline.errors import UserError
 from sightline.schema import nearest
 
 __all__ = ["SUITES", "all_cases", "chosen", "find_case"]
 
+
+def _models() -> list[Case]:
+    return [*models.cases(), *transformers.cases(), *dense_transformer.cases()]
+
+
 SUITES: dict[str, Callable[[], list[Case]]] = {
     "geometry": geometry.cases,
-    "models": lambda: [*models.cases(), *transformers.cases()],
+    "models": _models,
     "data": data.cases,
     "metrics": metrics.cases,
     "train": train.cases,

@@ -31,7 +31,7 @@ from sightline.data.s3dis_files import AREAS, Room, RoomPoints, list_rooms, read
 from sightline.data.s3dis_integers import IntegerRoom, list_integer_rooms, read_integer_room
 from sightline.data.splits import hold_out
 from sightline.errors import DataError
-from sightline.types import Folds
+from sightline.types import CloudForm, DataInfo, Field, Folds
 
 __all__ = ["S3dis"]
 
@@ -67,11 +67,30 @@ class S3dis(LabelledScenes):
         split_seed: Seed = 0,
     ) -> None:
         prepared = open_scenes(root, self.readable_sets)
-        features = (*(["colours"] if colours else []), *(["place"] if place else []))
         scenes = _scenes(prepared, split, f"Area_{test_area}", share=validation_share, seed=split_seed)
+        features = _features(colours=colours, place=place)
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
         areas = tuple(area for area in AREAS if area in prepared.splits)
         self.info = dataclasses.replace(self.info, folds=Folds(areas, (f"Area_{test_area}",)))
+
+    @classmethod
+    def promise(cls, *, colours: bool = True, place: bool = False) -> DataInfo:
+        """What `info` states, counts, sizes and reach left out, before the set is there. Takes arguments of the set."""
+        features = _features(colours=colours, place=place)
+        places = Field("points 3", "float32", "m", "scene, z up", collate="concatenate")
+        shares = Field("points 3", "float32", "", "", 0.0, 1.0, "concatenate")
+        label = Field("points", "int64", "class", "", 0, len(CLASS_NAMES) - 1, "concatenate")
+        return DataInfo(
+            facts={
+                "num_classes": len(CLASS_NAMES),
+                "class_names": CLASS_NAMES,
+                "in_channels": 3 + 3 * len(features),
+                "up_axis": "z",
+            },
+            fields={"points": places, **dict.fromkeys(features, shares), "label": label},
+            features=features,
+            clouds=CloudForm(),
+        )
 
     @classmethod
     def prepare(
@@ -133,6 +152,11 @@ def _list(root: Path, order: str | None) -> tuple[str, list[Room] | list[Integer
             f"{integer_rooms[0].files[-1]}: labels are bare integers, and two orders are in use; say which ({told})"
         )
     return layout, integer_rooms
+
+
+def _features(*, colours: bool, place: bool) -> tuple[str, ...]:
+    """What a model is given of a point beside its coordinates."""
+    return (*(["colours"] if colours else []), *(["place"] if place else []))
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,8 @@ from sightline.types import Component, DataInfo
 __all__ = ["Converted", "convert"]
 
 _SHOWN = 5
-_OBJECTS = "modelnet40"
-_NUM_POINTS = 1024
-"""The authors' recipes take the first 1,024 points of ModelNet40."""
+_FIRST_POINTS = {"modelnet40": 1024}
+"""Of how many points the authors' recipes take a cloud's first, where they do."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,13 @@ def convert(
             f"the authors of {layout} trained with {published.up_axis} up, '{config.data.name}' has "
             f"{info.facts['up_axis']} up: weights of theirs will not reach their figures on it"
         )
-    if config_path is None and config.data.name == _OBJECTS:
+    if config_path is None and config.data.name in _FIRST_POINTS:
+        count = config.data.arguments.get("num_points", _FIRST_POINTS[config.data.name])
         notes.append(
-            f"the first {config.data.arguments.get('num_points', _NUM_POINTS)} points of a cloud are taken, as the "
-            "authors' recipes do; for weights of their other recipes give data.num_points and the model's arguments"
+            f"the first {count} points of a cloud are taken, as the authors' recipes do; for weights of their other "
+            "recipes give data.num_points and the model's arguments"
         )
-    _assert_same_counts(counts, info, config, file)
+    _assert_same_counts(counts, info, config, published, file)
     with kept_random_state():
         model = build_model(config, {**info.facts, **counts}, World())
     _fill(model, weights, layout, file)
@@ -136,7 +136,7 @@ def _translated(source: PublishedFile, layout: str, published: PublishedModel, f
         weights = translate(source.state, layout)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}{_suggestion(source.state, layout)}") from None
-    facts = {"num_classes": 2, "in_channels": 3}  # the names do not depend on the sizes
+    facts = {"num_classes": 2, "in_channels": 9, "num_categories": 2}  # the names do not depend on the sizes
     with kept_random_state(), torch.device("meta"):
         model = registry.models.build(Component(published.model, dict(published.assumed)), facts=facts)
     theirs = _published_names(layout)
@@ -217,9 +217,8 @@ def _config(
         return read_config(path / "config.yaml" if is_run(path) else path, overrides)
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / f"{layout}.yaml"
-        plain.write_text(
-            _plain_recipe(layout, published, counts, data_name or published.protocol.data), encoding="utf-8"
-        )
+        data_name = data_name or published.protocol.data
+        plain.write_text(_plain_recipe(layout, published, counts, data_name), encoding="utf-8")
         try:
             return read_config(plain, overrides)
         except ConfigError as error:
@@ -228,20 +227,23 @@ def _config(
 
 def _plain_recipe(layout: str, published: PublishedModel, counts: Mapping[str, int], data_name: str) -> str:
     """A config to evaluate as the authors did, and to fine-tune with a small rate."""
+    protocol = published.protocol
     data: dict[str, Any] = {"name": data_name}
-    if data_name == _OBJECTS:
-        data |= {"num_points": _NUM_POINTS, "normals": "file" if counts["in_channels"] == 6 else "none"}
+    if data_name in _FIRST_POINTS:
+        data["num_points"] = _FIRST_POINTS[data_name]
+    if data_name == protocol.data:
+        data |= protocol.arguments.get(counts["in_channels"], {})
     sections = {
         "name": layout,
-        "task": {"name": published.protocol.task},
+        "task": {"name": protocol.task},
         "data": data,
         "transforms": {"evaluate": list(published.evaluate)},
         "model": {"name": published.model},
         "losses": list(published.losses),
-        "metrics": list(published.protocol.metrics),
+        "metrics": list(protocol.metrics),
         "optimizer": {"name": "adam", "lr": 1e-4},
         "train": {"epochs": 10, "batch_size": 32},
-        "evaluate": {"metric": published.protocol.metric, "batch_size": published.protocol.batch_size},
+        "evaluate": {"metric": protocol.metric, "batch_size": protocol.batch_size},
     }
     return "".join(f"{key}: {show_inline(value)}\n" for key, value in sections.items())
 
@@ -287,13 +289,18 @@ def _info(config: RunConfig) -> tuple[DataInfo, list[str]]:
     return info, []
 
 
-def _assert_same_counts(counts: Mapping[str, int], info: DataInfo, config: RunConfig, file: Path) -> None:
+def _assert_same_counts(
+    counts: Mapping[str, int], info: DataInfo, config: RunConfig, published: PublishedModel, file: Path
+) -> None:
     for name, count in counts.items():
         stated = info.facts.get(name)
         if stated != count:
+            protocol = published.protocol
+            arguments = protocol.arguments.get(count, {})
+            given = " ".join(f"data.{key}={str(value).lower()}" for key, value in arguments.items())
             advice = {
                 "num_classes": "name the data set that they were trained on with --data NAME or --config CONFIG",
-                "in_channels": "with normals: data.normals=file",
+                "in_channels": f"give the points as many; in {protocol.data} that is {given or 'not to be had'}",
             }[name]
             raise ConfigError(
                 f"{file}: its weights have {name} = {count}, the data set '{config.data.name}' has {stated}; {advice}"

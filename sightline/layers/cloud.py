@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["as_dense", "as_packed", "join_channels", "one_hot_category", "packed_channels"]
+from sightline.geometry.distances import assert_finite
+
+__all__ = ["as_dense", "as_packed", "dense_channels", "join_channels", "one_hot_category", "packed_channels"]
 
 
 def join_channels(points: Tensor, features: Tensor | None, *, in_channels: int) -> Tensor:
@@ -50,6 +52,17 @@ def as_dense(points: Tensor, features: Tensor | None, offsets: Tensor | None) ->
         )
     shape = (len(sizes), int(sizes[0]), -1)
     return points.view(shape), None if features is None else features.view(shape)
+
+
+def dense_channels(points: Tensor, features: Tensor | None, offsets: Tensor | None, *, in_channels: int) -> Tensor:
+    """All channels of clouds of one size, stacked: (B, N, in_channels), whichever form they came in.
+
+    Raises ValueError as `as_dense` and `join_channels` do, and for numbers that are not finite, naming the sample.
+    """
+    points, features = as_dense(points, features, offsets)
+    channels = join_channels(points, features, in_channels=in_channels)
+    assert_finite(channels, name="points")
+    return channels
 
 
 def as_packed(points: Tensor, features: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:

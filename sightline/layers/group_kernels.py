@@ -34,16 +34,17 @@ def group_sums(of_points: Tensor, of_centres: Tensor, index: Tensor, *, origin: 
     return total, total_of_squares
 
 
-def add_and_rectify(of_points: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
-    """max(u_j + v_m, 0) of every member: (B, M, K, C). NaN stays NaN."""
+def add_and_rectify(of_points: Tensor, of_centres: Tensor, index: Tensor, *, negative_slope: float = 0.0) -> Tensor:
+    """u_j + v_m of every member, times `negative_slope` where it is below zero: (B, M, K, C). NaN stays NaN."""
     result = of_points.new_empty((*index.shape, of_points.shape[-1]))
-    in_threads(_add_and_rectify, len(index), *_arrays(of_points, of_centres, index), result.numpy())
+    leak = result.numpy().dtype.type(negative_slope)
+    in_threads(_add_and_rectify, len(index), leak, *_arrays(of_points, of_centres, index), result.numpy())
     return result
 
 
 class GroupGradients(NamedTuple):
-    """What reaches each point and centre through the members that are above zero, and what batch statistics need of
-    it: per point, how many members it is (B, N, 1) and the sum of their v (B, N, C); per centre, the sum of its u."""
+    """What reaches each point and centre through the activation of its members, and what batch statistics need of it:
+    per point, how many members it is (B, N, 1) and the sum of their v (B, N, C); per centre, the sum of its u."""
 
     to_points: Tensor
     to_centres: Tensor
@@ -53,7 +54,13 @@ class GroupGradients(NamedTuple):
 
 
 def group_gradients(
-    gradient: Tensor, rectified: Tensor, of_points: Tensor, of_centres: Tensor, index: Tensor
+    gradient: Tensor,
+    rectified: Tensor,
+    of_points: Tensor,
+    of_centres: Tensor,
+    index: Tensor,
+    *,
+    negative_slope: float = 0.0,
 ) -> GroupGradients:
     """The transpose of `add_and_rectify`: `gradient` and `rectified`, its answer, are (B, M, K, C)."""
     to_points, to_centres = torch.empty_like(of_points), torch.empty_like(of_centres)
@@ -61,7 +68,8 @@ def group_gradients(
     degree = of_points.new_empty((*of_points.shape[:2], 1))
     inputs = _arrays(gradient, rectified, of_points, of_centres, index)
     outputs = (array.numpy() for array in (to_points, to_centres, degree, received, given))
-    in_threads(_spread_groups, len(index), *inputs, *outputs)
+    leak = to_points.numpy().dtype.type(negative_slope)
+    in_threads(_spread_groups, len(index), leak, *inputs, *outputs)
     return GroupGradients(to_points, to_centres, degree, received, given)
 
 
@@ -128,10 +136,11 @@ def _add_up_groups(first, last, of_points, of_centres, index, origin, sums):  # 
 
 
 @compiled
-def _add_and_rectify(first, last, of_points, of_centres, index, result):  # type: ignore[no-untyped-def]
+def _add_and_rectify(first, last, leak, of_points, of_centres, index, result):  # type: ignore[no-untyped-def]
     num_groups, num_members = index.shape[1], index.shape[2]
     width = of_points.shape[2]
     zero = of_points.dtype.type(0)
+    is_leaky = leak != 0  # minus infinity times a slope of zero would be no number
     for sample in range(first, last):
         for group in range(num_groups):
             centre = of_centres[sample, group]
@@ -140,12 +149,13 @@ def _add_and_rectify(first, last, of_points, of_centres, index, result):  # type
                 row = result[sample, group, member]
                 for channel in range(width):
                     value = point[channel] + centre[channel]
-                    row[channel] = zero if value < 0 else value
+                    below = value * leak if is_leaky else zero
+                    row[channel] = below if value < 0 else value
 
 
 @compiled
 def _spread_groups(  # type: ignore[no-untyped-def]
-    first, last, gradient, rectified, of_points, of_centres, index, to_points, to_centres, degree, received, given
+    first, last, leak, gradient, rectified, of_points, of_centres, index, to_points, to_centres, degree, received, given
 ):
     num_groups, num_members = index.shape[1], index.shape[2]
     width = of_points.shape[2]
@@ -168,7 +178,7 @@ def _spread_groups(  # type: ignore[no-untyped-def]
                 incoming = gradient[sample, group, member]
                 height = rectified[sample, group, member]
                 for channel in range(width):
-                    passed = incoming[channel] if height[channel] > 0 else incoming[channel] * 0
+                    passed = incoming[channel] if height[channel] > 0 else incoming[channel] * leak
                     own_gradient[channel] += passed
                     to_point[channel] += passed
                 for channel in range(width):

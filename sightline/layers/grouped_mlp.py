@@ -2,7 +2,7 @@
 
 `PlainGroupedMLP` is torch step by step: the tested reference. `GroupedMLP` gives the same numbers and gradients. Its
 first linear map is never applied to members: what a member carries is a map of its point plus a map of its group's
-centre. Its last batch norm and rectifier keep the order of the values of a channel, or turn it round where the norm's
+centre. Its last batch norm and activation keep the order of the values of a channel, or turn it round where the norm's
 weight is negative, so that the extreme is taken first and they see one value per group.
 """
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from sightline.compiled import suits
 from sightline.geometry.distances import assert_alike
@@ -37,14 +38,18 @@ class PlainGroupedMLP(nn.Module):
 
     The first linear map is given as its two parts: `forward(of_points (B, N, C), of_centres (B, M, C), index (B, M, K))
     -> (B, M, widths[-1])`, where member j of group m carries of_points[j] + of_centres[m] and C is widths[0]. Callers
-    apply `first_linear`, in whatever way their members are made. Source: Qi et al. 2017 (PointNet++), equation 1.
+    apply `first_linear`, in whatever way their members are made; `over_edges` is one of them. The ReLU leaks by
+    `negative_slope`. Source: Qi et al. 2017 (PointNet++), equation 1.
     """
 
-    def __init__(self, *, in_channels: int, widths: tuple[int, ...], has_bias: bool) -> None:
+    def __init__(
+        self, *, in_channels: int, widths: tuple[int, ...], has_bias: bool, negative_slope: float = 0.0
+    ) -> None:
         super().__init__()
         assert len(widths) >= 2, "a network over groups has a first and a last layer"
+        self.negative_slope = negative_slope
         self.layers = nn.ModuleList(
-            LinearNorm(in_channels=before, out_channels=after, has_bias=has_bias, activation=nn.ReLU())
+            LinearNorm(in_channels=before, out_channels=after, has_bias=has_bias, activation=_rectifier(negative_slope))
             for before, after in pairwise((in_channels, *widths))
         )
 
@@ -60,6 +65,13 @@ class PlainGroupedMLP(nn.Module):
     def forward(self, of_points: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
         values = gather_points(of_points, index) + of_centres[:, :, None]
         return self.after_first_linear(values)
+
+    def over_edges(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
+        """Of members that carry (f_j - f_m, f_m): `features` (B, N, C), `own` (B, M, C) -> (B, M, widths[-1])."""
+        members_BMKC = gather_points(features, index)
+        own_BMKC = own[:, :, None].expand_as(members_BMKC)
+        edges = torch.cat([members_BMKC - own_BMKC, own_BMKC], dim=-1)
+        return self.after_first_linear(self.first_linear(edges))
 
     def after_first_linear(self, values: Tensor) -> Tensor:
         """The rest of the network, for members (B, M, K, widths[0]) that are there already: (B, M, widths[-1])."""
@@ -85,15 +97,23 @@ class GroupedMLP(PlainGroupedMLP):
         assert_rows(index, of_points, num_queries=of_centres.shape[1])
         first, *between, last = self._each_layer
         norm = first.norm
-        values = _RectifiedGroups.apply(of_points, of_centres, index, norm.weight, norm.bias, norm)
+        values = _RectifiedGroups.apply(of_points, of_centres, index, norm.weight, norm.bias, norm, self.negative_slope)
         for layer in between:
             values = layer(values)
         mapped, norm = last.linear(values), last.norm
         return cast(Tensor, last.activation(_NormedExtreme.apply(mapped, norm.weight, norm.bias, norm)))
 
+    def over_edges(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
+        of_difference, of_own = self.first_linear.weight.chunk(2, dim=1)
+        # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
+        origin_B1C = features.detach().mean(dim=1, keepdim=True)
+        of_points = F.linear(features - origin_B1C, of_difference, self.first_linear.bias)
+        of_centres = F.linear(own - origin_B1C, of_own - of_difference) + F.linear(origin_B1C, of_own)
+        return self(of_points, of_centres, index)
+
 
 class _RectifiedGroups(Function):
-    """relu(batch_norm(u_j + v_m)), (B, M, K, C), of every member j of every group m."""
+    """leaky_relu(batch_norm(u_j + v_m)), (B, M, K, C), of every member j of every group m."""
 
     @staticmethod
     def forward(
@@ -104,6 +124,7 @@ class _RectifiedGroups(Function):
         weight: Tensor,
         bias: Tensor,
         norm: nn.BatchNorm1d,
+        negative_slope: float,
     ) -> Tensor:
         origin = _mean_of_rows(of_points) + _mean_of_rows(of_centres)
         sums = None
@@ -112,17 +133,18 @@ class _RectifiedGroups(Function):
             sums = SumsAbout(origin.double(), *totals, index.numel())
         count, mean, inverse_deviation = normalising(norm, sums, origin.dtype)
         scale = weight * inverse_deviation
-        rectified = add_and_rectify(of_points * scale, torch.addcmul(bias, of_centres - mean, scale), index)
-        ctx.norm, ctx.count = norm, count
+        of_points_scaled, of_centres_scaled = of_points * scale, torch.addcmul(bias, of_centres - mean, scale)
+        rectified = add_and_rectify(of_points_scaled, of_centres_scaled, index, negative_slope=negative_slope)
+        ctx.norm, ctx.count, ctx.negative_slope = norm, count, negative_slope
         ctx.save_for_backward(of_points, of_centres, index, weight, inverse_deviation, mean, rectified)
         return rectified
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor, None, None]:
         of_points, of_centres, index, weight, inverse_deviation, mean, rectified = ctx.saved_tensors
         moved = of_centres - mean
-        found = group_gradients(gradients[0], rectified, of_points, moved, index)
+        found = group_gradients(gradients[0], rectified, of_points, moved, index, negative_slope=ctx.negative_slope)
         to_bias = found.to_centres.sum(dim=(0, 1))
         to_weight = (found.to_points * of_points).sum(dim=(0, 1)) + (found.to_centres * moved).sum(dim=(0, 1))
         to_weight *= inverse_deviation
@@ -140,7 +162,7 @@ class _RectifiedGroups(Function):
             num_members = index.shape[-1]
             to_points -= found.degree * constant + slope * (found.degree * of_points + found.received)
             to_centres -= num_members * constant + slope * (found.given + num_members * moved)
-        return to_points, to_centres, None, to_weight, to_bias, None
+        return to_points, to_centres, None, to_weight, to_bias, None, None
 
 
 class _NormedExtreme(Function):
@@ -171,6 +193,10 @@ class _NormedExtreme(Function):
             values, place, chosen=gradients[0] * scale, constant=constant, slope=slope, mean=mean
         )
         return to_values, to_weight, to_bias, None
+
+
+def _rectifier(negative_slope: float) -> nn.Module:
+    return nn.LeakyReLU(negative_slope=negative_slope) if negative_slope else nn.ReLU()
 
 
 def _mean_of_rows(values: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
+import torch
 from annotated_types import Ge, Le
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["LinearNorm", "Width"]
+__all__ = ["JoinedLinearNorm", "LinearNorm", "Width"]
 
 Width = Annotated[int, Ge(1), Le(65_536)]
 """Channels of a layer; more than any model has is a slip, refused before it fills the memory."""
@@ -34,3 +36,38 @@ class LinearNorm(nn.Module):
         """What follows the linear map, for layers that come by its values in another way: (..., out_channels)."""
         normed = self.norm(mapped.reshape(-1, mapped.shape[-1])).view(mapped.shape)
         return self.activation(normed)
+
+
+class JoinedLinearNorm(LinearNorm):
+    """`LinearNorm` over what a whole cloud has in common, at every point beside what the point has of its own.
+
+    `forward(whole (B, W), each (B, N, E)) -> (B, N, out_channels)`; `first` says which of the two comes first among the
+    `in_channels` = W + E, for published weights. The plain form (`fused=False`, the tested reference) repeats `whole`
+    at all points; here it is mapped once per cloud. Same state, same numbers, same gradients.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        has_bias: bool = False,
+        activation: nn.Module | None = None,
+        first: Literal["whole", "each"] = "whole",
+        fused: bool = True,
+    ) -> None:
+        super().__init__(in_channels=in_channels, out_channels=out_channels, has_bias=has_bias, activation=activation)
+        self.first = first
+        self.fused = fused
+
+    def forward(self, whole: Tensor, each: Tensor) -> Tensor:  # type: ignore[override]
+        parts = (whole, each) if self.first == "whole" else (each, whole)
+        if not self.fused:
+            return super().forward(torch.cat([_at_points(part, each) for part in parts], dim=-1))
+        of_first, of_second = self.linear.weight.split([part.shape[-1] for part in parts], dim=1)
+        of_whole, of_each = (of_first, of_second) if self.first == "whole" else (of_second, of_first)
+        return self.after_linear(F.linear(whole, of_whole, self.linear.bias)[:, None] + F.linear(each, of_each))
+
+
+def _at_points(part: Tensor, each: Tensor) -> Tensor:
+    return part if part.ndim == each.ndim else part[:, None].expand(-1, each.shape[1], -1)

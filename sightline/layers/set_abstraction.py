@@ -20,8 +20,10 @@ from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
 __all__ = [
     "BallGroup",
     "NeighbourGroup",
+    "PlaceGroup",
     "PlainBallGroup",
     "PlainNeighbourGroup",
+    "PlainPlaceGroup",
     "Scale",
     "SetAbstraction",
     "choose_rows",
@@ -51,30 +53,26 @@ class Scale(NamedTuple):
     widths: tuple[int, ...]
 
 
-class PlainBallGroup(nn.Module):
-    """A network over the points in a ball about each centre: their place relative to it, and their features.
+class PlainPlaceGroup(nn.Module):
+    """A network over the members of groups: their place relative to the centre, and their features.
 
-    `forward(points (B, N, 3), features (B, N, in_channels) or None, centres (B, M, 3)) -> (B, M, widths[-1])`; the
-    centres are points of the cloud. `first` says which comes first among the channels, for published weights.
-    Source: Qi et al. 2017 (PointNet++), section 3.2.
+    `respond(points (B, N, 3), features (B, N, in_channels) or None, centres (B, M, 3), index (B, M, K)) -> (B, M,
+    widths[-1])`; the centres are points of the cloud, `index` names the members of each. `first` says which comes first
+    among the channels, for published weights. Source: Qi et al. 2017 (PointNet++), equation 1.
     """
 
     network_type: type[PlainGroupedMLP] = PlainGroupedMLP
 
-    def __init__(self, *, in_channels: int, scale: Scale, first: Literal["place", "features"]) -> None:
+    def __init__(self, *, in_channels: int, widths: tuple[int, ...], first: Literal["place", "features"]) -> None:
         super().__init__()
-        self.radius, self.num_neighbours, widths = scale
         self.first = first
         self.network = self.network_type(in_channels=3 + in_channels, widths=widths, has_bias=True)
 
-    def forward(self, points: Tensor, features: Tensor | None, centres: Tensor) -> Tensor:
-        index = self._index(points, centres)
+    def respond(self, points: Tensor, features: Tensor | None, centres: Tensor, index: Tensor) -> Tensor:
+        """The largest responses (B, M, widths[-1]) over each centre's members."""
         relative_BMK3 = gather_points(points, index) - centres[:, :, None]
         members_BMKC = self._side_by_side(relative_BMK3, None if features is None else gather_points(features, index))
         return self.network.after_first_linear(self.network.first_linear(members_BMKC))
-
-    def _index(self, points: Tensor, centres: Tensor) -> Tensor:
-        return ball_query(points, centres=centres, radius=self.radius, num_neighbours=self.num_neighbours)
 
     def _side_by_side(self, place: Tensor, features: Tensor | None) -> Tensor:
         if features is None:
@@ -82,25 +80,50 @@ class PlainBallGroup(nn.Module):
         return torch.cat([place, features] if self.first == "place" else [features, place], dim=-1)
 
 
-class BallGroup(PlainBallGroup):
-    """`PlainBallGroup` with its first linear map applied to points: same state, same numbers, same gradients.
+class PlaceGroup(PlainPlaceGroup):
+    """`PlainPlaceGroup` with its first linear map applied to points: same state, same numbers, same gradients.
 
     Under autocast it is the plain form: a place in the cloud, rounded to half precision, may be off by more than the
-    ball is wide, and so would be the difference of two. Source: as the plain form.
+    group is wide, and so would be the difference of two. Source: as the plain form.
     """
 
     network_type = GroupedMLP
 
-    def forward(self, points: Tensor, features: Tensor | None, centres: Tensor) -> Tensor:
+    def respond(self, points: Tensor, features: Tensor | None, centres: Tensor, index: Tensor) -> Tensor:
+        """The largest responses (B, M, widths[-1]) over each centre's members."""
         if torch.is_autocast_enabled(points.device.type):
-            return super().forward(points, features, centres)
+            return super().respond(points, features, centres, index)
         linear = self.network.first_linear
         # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
         origin_B13 = points.detach().mean(dim=1, keepdim=True)
         of_points = linear(self._side_by_side(points - origin_B13, features))
         of_place = linear.weight[:, :3] if self.first == "place" else linear.weight[:, -3:]
         of_centres = F.linear(origin_B13 - centres, of_place)
-        return self.network(of_points, of_centres, self._index(points, centres))
+        return self.network(of_points, of_centres, index)
+
+
+class PlainBallGroup(PlainPlaceGroup):
+    """A network over the points in a ball about each centre: their place relative to it, and their features.
+
+    `forward(points (B, N, 3), features (B, N, in_channels) or None, centres (B, M, 3)) -> (B, M, widths[-1])`; the
+    centres are points of the cloud. `first` says which comes first among the channels, for published weights.
+    Source: Qi et al. 2017 (PointNet++), section 3.2.
+    """
+
+    def __init__(self, *, in_channels: int, scale: Scale, first: Literal["place", "features"]) -> None:
+        super().__init__(in_channels=in_channels, widths=scale.widths, first=first)
+        self.radius, self.num_neighbours = scale.radius, scale.num_neighbours
+
+    def forward(self, points: Tensor, features: Tensor | None, centres: Tensor) -> Tensor:
+        index = ball_query(points, centres=centres, radius=self.radius, num_neighbours=self.num_neighbours)
+        return self.respond(points, features, centres, index)
+
+
+class BallGroup(PlaceGroup, PlainBallGroup):
+    """`PlainBallGroup` with its first linear map applied to points, as `PlaceGroup` does it.
+
+    Source: as the plain form.
+    """
 
 
 class SetAbstraction(nn.Module):
@@ -163,13 +186,7 @@ class PlainNeighbourGroup(nn.Module):
         chosen = _sample(points, self.num_samples, min_squared_norm=self.min_squared_norm)
         centres, own = choose_rows(points, chosen), choose_rows(features, chosen)
         index = nearest_neighbours(points, num_neighbours=self.num_neighbours, queries=centres)
-        return centres, self._respond(features, own, index)
-
-    def _respond(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
-        members_BMKC = gather_points(features, index)
-        own_BMKC = own[:, :, None].expand_as(members_BMKC)
-        edges = torch.cat([members_BMKC - own_BMKC, own_BMKC], dim=-1)
-        return self.network.after_first_linear(self.network.first_linear(edges))
+        return centres, self.network.over_edges(features, own, index)
 
 
 class NeighbourGroup(PlainNeighbourGroup):
@@ -179,11 +196,3 @@ class NeighbourGroup(PlainNeighbourGroup):
     """
 
     network_type = GroupedMLP
-
-    def _respond(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
-        of_difference, of_own = self.network.first_linear.weight.chunk(2, dim=1)
-        # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
-        origin_B1C = features.detach().mean(dim=1, keepdim=True)
-        of_points = F.linear(features - origin_B1C, of_difference)
-        of_centres = F.linear(own - origin_B1C, of_own - of_difference) + F.linear(origin_B1C, of_own)
-        return self.network(of_points, of_centres, index)

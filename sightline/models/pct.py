@@ -1,4 +1,4 @@
-"""Point Cloud Transformer, full and in its two simpler forms. Source: Guo et al. 2021, PCT."""
+"""Point Cloud Transformer: full, in two simpler forms, and for the parts of objects. Source: Guo et al. 2021, PCT."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.arguments import Count, Factor, Probability
 from sightline.geometry.distances import assert_finite
-from sightline.layers.cloud import join_channels
-from sightline.layers.mlp import LinearNorm
+from sightline.layers.cloud import dense_channels, join_channels, one_hot_category
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.offset_attention import AttentionStack, OffsetAttention, SelfAttention
 from sightline.layers.set_abstraction import NeighbourGroup, PlainNeighbourGroup
 
-__all__ = ["PCT", "NaivePCT", "PCTOutput", "SimplePCT"]
+__all__ = ["PCT", "NaivePCT", "PCTOutput", "PCTParts", "PCTPointsOutput", "SimplePCT"]
 
 _NUM_LAYERS = 4
 _EMBEDDING = 1024
+_CATEGORY_WIDTH = 64
 
 HeadActivation = Literal["leaky_relu", "relu"]
 
 
 class PCTOutput(TypedDict):
     """`logits` (B, num_classes), before any softmax."""
+
+    logits: Tensor
+
+
+class PCTPointsOutput(TypedDict):
+    """`logits` of every point, (B, N, num_classes) or (P, num_classes) as the points came, before any softmax."""
 
     logits: Tensor
 
@@ -133,6 +140,61 @@ class NaivePCT(_PointwisePCT):
     _layer = SelfAttention
 
 
+@registry.models.add("pct_parts")
+class PCTParts(nn.Module):
+    """The parts of an object whose category is known: attention among all points, their maximum and mean, a head.
+
+    The order of the points does not matter; clouds are of one size in a batch, and memory grows with their number of
+    points squared. There is no sampling and no neighbourhood. `fused: false` takes the plain form of the head's first
+    layer: the same numbers, slower, for comparison.
+    Source: Guo et al. 2021 (PCT), section 3.3 and figure 2 (segmentation); layout of MenghaoGuo/PCT.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        num_categories: int,
+        dropout: Probability = 0.5,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.num_categories = num_categories
+        self.embed = nn.Sequential(_relu_layer(in_channels, 128), _relu_layer(128, 128))
+        self.attend = AttentionStack(layer=OffsetAttention, channels=128, num_layers=_NUM_LAYERS, codes_positions=False)
+        self.fuse = _leaky_layer(_NUM_LAYERS * 128)
+        self.category = _leaky_layer(num_categories, _CATEGORY_WIDTH)
+        self.join = JoinedLinearNorm(
+            in_channels=3 * _EMBEDDING + _CATEGORY_WIDTH,
+            out_channels=512,
+            has_bias=True,
+            activation=nn.ReLU(),
+            first="each",
+            fused=fused,
+        )
+        self.head = nn.Sequential(
+            nn.Dropout(dropout),
+            LinearNorm(in_channels=512, out_channels=256, has_bias=True, activation=nn.ReLU()),
+            nn.Linear(256, num_classes),
+        )
+
+    def forward(
+        self, *, points: Tensor, category: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
+    ) -> PCTPointsOutput:
+        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit; `features` as wide as the set states.
+
+        `category` (B,) int64. Raises ValueError for clouds of several sizes and for values that are not finite.
+        """
+        channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
+        chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
+        each_BNC = self.fuse(self.attend(self.embed(channels_BNC), channels_BNC[..., :3]))
+        whole = torch.cat([each_BNC.max(dim=1).values, each_BNC.mean(dim=1), self.category(chosen)], dim=-1)
+        logits = self.head(self.join(whole, each_BNC))
+        return {"logits": logits.view(*points.shape[:-1], -1)}
+
+
 def _head(num_classes: int, activation: HeadActivation, dropout: float) -> nn.Sequential:
     return nn.Sequential(
         LinearNorm(in_channels=_EMBEDDING, out_channels=512, activation=_head_activation(activation)),
@@ -147,9 +209,9 @@ def _head_activation(name: HeadActivation) -> nn.Module:
     return nn.ReLU() if name == "relu" else nn.LeakyReLU(negative_slope=0.2)
 
 
-def _leaky_layer(in_channels: int) -> LinearNorm:
+def _leaky_layer(in_channels: int, out_channels: int = _EMBEDDING) -> LinearNorm:
     activation = nn.LeakyReLU(negative_slope=0.2)
-    return LinearNorm(in_channels=in_channels, out_channels=_EMBEDDING, activation=activation)
+    return LinearNorm(in_channels=in_channels, out_channels=out_channels, activation=activation)
 
 
 def _relu_layer(in_channels: int, out_channels: int) -> LinearNorm:

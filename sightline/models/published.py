@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from sightline.errors import CheckpointError
+from sightline.models.published_dense import DENSE_LAYOUTS
+from sightline.models.published_segmentation import SEGMENTATION_LAYOUTS, yanx27_alignment
 from sightline.schema import nearest
 
 __all__ = ["LAYOUTS", "translate", "translate_key"]
@@ -36,19 +38,9 @@ _WANG_POINTNET = {
 }
 
 
-def _yanx27_alignment(theirs: str, ours: str) -> dict[str, str]:
-    return {
-        **{f"{theirs}.conv{i + 1}": f"{ours}.encode.{i}.linear" for i in range(3)},
-        **{f"{theirs}.bn{i + 1}": f"{ours}.encode.{i}.norm" for i in range(3)},
-        **{f"{theirs}.fc{i + 1}": f"{ours}.head.{i}.linear" for i in range(2)},
-        **{f"{theirs}.bn{i + 4}": f"{ours}.head.{i}.norm" for i in range(2)},
-        f"{theirs}.fc3": f"{ours}.head.2",
-    }
-
-
 _YANX27_POINTNET = {
-    **_yanx27_alignment("feat.stn", "input_alignment"),
-    **_yanx27_alignment("feat.fstn", "feature_alignment"),
+    **yanx27_alignment("feat.stn", "input_alignment"),
+    **yanx27_alignment("feat.fstn", "feature_alignment"),
     "feat.conv1": "embed.linear",
     "feat.bn1": "embed.norm",
     "feat.conv2": "encode.0.linear",
@@ -183,6 +175,7 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "antao97_dgcnn_cls": _WANG_DGCNN,
     "postech_point_transformer_seg": _POSTECH_POINT_TRANSFORMER_SEG,
     "qq456cvb_pct_cls": _STRAWBERRY_PCT,
+    **DENSE_LAYOUTS,
     "strawberry_pct_cls": _STRAWBERRY_PCT,
     "strawberry_pct_cls_new": _STRAWBERRY_PCT_NEW,
     "wangyueft_dgcnn_cls": _WANG_DGCNN,
@@ -190,6 +183,7 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "yanx27_pointnet2_msg_cls": _YANX27_POINTNET2_MSG,
     "yanx27_pointnet2_ssg_cls": _YANX27_POINTNET2_SSG,
     "yanx27_pointnet_cls": _YANX27_POINTNET,
+    **SEGMENTATION_LAYOUTS,
 }
 """Per published layout: their module -> our module. Leaves (`weight`, `running_mean`, ...) are called the same."""
 

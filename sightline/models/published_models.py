@@ -14,29 +14,41 @@ __all__ = ["MODELS", "Protocol", "PublishedModel", "Size", "layouts_of"]
 
 
 class Size(NamedTuple):
-    """A number read off one axis of one of our tensors, divided by `divisor`."""
+    """A number read off one axis of one of our tensors: less `others`, divided by `divisor`."""
 
     name: str
     axis: int
     divisor: int = 1
+    others: int = 0
 
     def of(self, weights: Mapping[str, Tensor]) -> int:
-        return weights[self.name].shape[self.axis] // self.divisor
+        return (weights[self.name].shape[self.axis] - self.others) // self.divisor
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What weights were published for: the task, the data set, what is measured there and which number is quoted."""
+    """What weights were published for: the task, the data set, what is measured there and which number is quoted.
+
+    `arguments` are those of the data set that give a point so many channels.
+    """
 
     task: str
     data: str
     metrics: tuple[Mapping[str, Any], ...]
     metric: str
     batch_size: int
+    arguments: Mapping[int, Mapping[str, Any]]
 
 
-_OBJECTS = Protocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64)
-_SCENES = Protocol("segment", "s3dis", ({"name": "iou"},), "miou", 1)
+_BY_NORMALS: Mapping[int, Mapping[str, Any]] = {3: {"normals": "none"}, 6: {"normals": "file"}}
+_BY_COLOURS: Mapping[int, Mapping[str, Any]] = {
+    3: {"colours": False},
+    6: {"colours": True},
+    9: {"colours": True, "place": True},
+}
+_OBJECTS = Protocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64, _BY_NORMALS)
+_PARTS = Protocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, _BY_NORMALS)
+_SCENES = Protocol("segment", "s3dis", ({"name": "iou"},), "miou", 1, _BY_COLOURS)
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,85 @@ def _pointnet2(model: str, **assumed: Any) -> PublishedModel:
     )
 
 
+_PENALISED: tuple[Mapping[str, Any], ...] = (
+    {"name": "cross_entropy"},
+    {"name": "feature_transform_penalty", "weight": 0.001},
+)
+
+
+def _dgcnn_points(model: str, last: str, protocol: Protocol, **assumed: Any) -> PublishedModel:
+    return PublishedModel(
+        model=model,
+        num_classes=Size(f"{last}.weight", 0),
+        in_channels=Size("levels.edges.0.network.layers.0.linear.weight", 1, divisor=2),
+        from_shapes={"embedding": Size("levels.embed.linear.weight", 0)},
+        assumed={"dropout": 0.5, **assumed},
+        losses=_SMOOTHED,
+        up_axis="z" if protocol is _SCENES else "y",
+        protocol=protocol,
+    )
+
+
+def _pointnet_points(model: str, embedding: str, protocol: Protocol) -> PublishedModel:
+    return PublishedModel(
+        model=model,
+        num_classes=Size("head.2.weight", 0),
+        in_channels=Size(f"{embedding}.linear.weight", 1),
+        losses=_PENALISED,
+        up_axis="z" if protocol is _SCENES else "y",
+        protocol=protocol,
+    )
+
+
+def _pointnet2_points(model: str, protocol: Protocol, **assumed: Any) -> PublishedModel:
+    """The first abstraction sees a place beside all channels."""
+    return PublishedModel(
+        model=model,
+        num_classes=Size("head.2.weight", 0),
+        in_channels=Size("abstractions.0.groups.0.network.layers.0.linear.weight", 1, others=3),
+        assumed={"dropout": 0.5, **assumed},
+        up_axis="z" if protocol is _SCENES else "y",
+        protocol=protocol,
+    )
+
+
+def _dense_transformer(per: str, protocol: Protocol, num_categories: int = 0) -> PublishedModel:
+    """The one-hot of a category follows the channels of every point."""
+    return PublishedModel(
+        model="point_transformer_dense",
+        num_classes=Size("head.4.weight", 0),
+        in_channels=Size("encoder.embed.0.weight", 1, others=num_categories),
+        from_shapes={"width": Size("encoder.levels.0.0.enter.weight", 0)},
+        assumed={"per": per, "blocks": (1, 1, 1, 1, 1), "num_neighbours": 16},
+        evaluate=_NORMALISED,
+        protocol=protocol,
+    )
+
+
+_SEGMENTATION: Mapping[str, PublishedModel] = {
+    "antao97_dgcnn_parts": _dgcnn_points("dgcnn_parts", "head.4", _PARTS, num_neighbours=40),
+    "antao97_dgcnn_scenes": _dgcnn_points("dgcnn_scenes", "head.2", _SCENES, num_neighbours=20, first_graph="place"),
+    "menghaoguo_pct_parts": PublishedModel(
+        model="pct_parts",
+        num_classes=Size("head.2.weight", 0),
+        in_channels=Size("embed.0.linear.weight", 1),
+        assumed={"dropout": 0.5},
+        protocol=_PARTS,
+    ),
+    "yanx27_pointnet2_ssg_parts": _pointnet2_points(
+        "pointnet2_parts", _PARTS, num_centres=(512, 128), radii=(0.2, 0.4), num_neighbours=(32, 64)
+    ),
+    "yanx27_pointnet2_ssg_scenes": _pointnet2_points(
+        "pointnet2_scenes",
+        _SCENES,
+        num_centres=(1024, 256, 64, 16),
+        radii=(0.1, 0.2, 0.4, 0.8),
+        num_neighbours=32,
+    ),
+    "yanx27_pointnet_parts": _pointnet_points("pointnet_parts", "embed.0", _PARTS),
+    "yanx27_pointnet_scenes": _pointnet_points("pointnet_scenes", "embed", _SCENES),
+}
+
 MODELS: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_cls": _DGCNN,
     "postech_point_transformer_seg": PublishedModel(
@@ -103,6 +194,8 @@ MODELS: Mapping[str, PublishedModel] = {
         protocol=_SCENES,
     ),
     "qq456cvb_pct_cls": _pct(head_activation="relu", codes_positions=False, min_squared_norm=None),
+    "qq456cvb_point_transformer_cls": _dense_transformer("cloud", _OBJECTS),
+    "qq456cvb_point_transformer_parts": _dense_transformer("point", _PARTS, num_categories=16),
     "strawberry_pct_cls": _pct(head_activation="leaky_relu", codes_positions=False, min_squared_norm=1e-3),
     "strawberry_pct_cls_new": _pct(head_activation="leaky_relu", codes_positions=True, min_squared_norm=1e-3),
     "wangyueft_dgcnn_cls": _DGCNN,
@@ -121,9 +214,10 @@ MODELS: Mapping[str, PublishedModel] = {
         num_classes=Size("head.5.weight", 0),
         in_channels=Size("embed.linear.weight", 1),
         assumed={"dropout": 0.4},
-        losses=({"name": "cross_entropy"}, {"name": "feature_transform_penalty", "weight": 0.001}),
+        losses=_PENALISED,
         evaluate=_NORMALISED,
     ),
+    **_SEGMENTATION,
 }
 """One for every layout of `published.LAYOUTS`."""
 

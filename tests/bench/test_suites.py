@@ -31,6 +31,7 @@ def test_the_sizes_of_the_bars_are_there() -> None:
         "models/dgcnn_step_bf16_32x1024",
         "models/pct_step_32x1024",
         "models/pointnet2_step_32x1024",
+        "models/point_transformer_dense_step_2x1024",
     } <= set(names(suites.all_cases()))
 
 

@@ -90,6 +90,21 @@ def test_facts_and_fields(root: Path) -> None:
     assert batch["place"].amax() == 1
 
 
+@pytest.mark.parametrize(("colours", "place"), [(True, False), (False, False), (True, True)])
+def test_a_promise_is_what_info_states(root: Path, colours: bool, place: bool) -> None:
+    """How far points reach, and what a field is called there, a set that is not there cannot tell."""
+    info = S3dis(split="train", root=str(root), colours=colours, place=place).info
+    promised = S3dis.promise(colours=colours, place=place)
+    assert {**promised.facts, "class_counts": info.facts["class_counts"]} == info.facts
+    assert (promised.features, list(promised.fields)) == (info.features, list(info.fields))
+    for name, field in promised.fields.items():
+        assert (field.shape, field.dtype, field.collate) == (
+            info.fields[name].shape,
+            info.fields[name].dtype,
+            info.fields[name].collate,
+        )
+
+
 def test_unknown_classes_are_clutter_and_told(source: Path, tmp_path: Path) -> None:
     manifest = prepare(source, tmp_path / "set")
     told = manifest["differences"]

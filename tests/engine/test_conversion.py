@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from sightline.models.published import LAYOUTS
 from sightline.models.published_models import MODELS
 from sightline.types import DataInfo, Field
 from tests.command import run_here
-from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, load_golden
+from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden, stored_part
 from tests.models.test_point_transformer import padded_as_theirs, ragged_input
 
 
@@ -46,10 +47,23 @@ CASES = [
     Case("pct_cls", "strawberry_pct_cls"),
     Case("pct_cls_posenc", "strawberry_pct_cls_new", 15),
     Case("pct_menghao_sjtu", "qq456cvb_pct_cls", 40, 6),
+    Case("pt_sjtu_cls_full", "qq456cvb_point_transformer_cls", 40, 6),
     Case("pointnet2_ssg_cls_xyz", "yanx27_pointnet2_ssg_cls"),
     Case("pointnet2_ssg_cls_normal", "yanx27_pointnet2_ssg_cls", 40, 6),
     Case("pointnet2_msg_cls", "yanx27_pointnet2_msg_cls"),
 ]
+OF_POINTS = [
+    Case("dgcnn_partseg_antao", "antao97_dgcnn_parts", 50, given=("model.num_neighbours=20",)),
+    Case("dgcnn_semseg_antao", "antao97_dgcnn_scenes", 13, 9),
+    Case("pt_sjtu_partseg_full", "qq456cvb_point_transformer_parts", 50, 6, ("data.has_normals=true",)),
+    Case("pct_partseg_jittor", "menghaoguo_pct_parts", 50),
+    Case("pointnet_partseg", "yanx27_pointnet_parts", 50),
+    Case("pointnet_semseg", "yanx27_pointnet_scenes", 13, 9),
+    Case("pointnet2_ssg_partseg", "yanx27_pointnet2_ssg_parts", 50),
+    Case("pointnet2_ssg_semseg", "yanx27_pointnet2_ssg_scenes", 13, 9),
+]
+PARTS_OF_CATEGORY = (4, 2, 2, 4, 4, 3, 3, 2, 4, 2, 6, 2, 3, 3, 3, 3)
+"""Of ShapeNetPart, 50 in all."""
 
 
 class Fifteen:
@@ -69,28 +83,54 @@ class Fifteen:
         )
 
 
-class Thirteen:
-    """Coloured rooms of thirteen classes, ragged. Source: this test."""
+class Fifty:
+    """Fifty parts of sixteen categories, with or without normals. Source: this test."""
 
-    def __init__(self, *, split: str) -> None:
-        names = tuple(f"class_{i}" for i in range(13))
-        of_points = {name: Field("points 3", "float32", collate="concatenate") for name in ("points", "colours")}
+    def __init__(self, *, split: str, has_normals: bool = False) -> None:
+        names = ("points", *(("normals",) if has_normals else ()))
+        ends = list(accumulate(PARTS_OF_CATEGORY))
         self.info = DataInfo(
-            facts={"num_classes": 13, "class_names": names, "in_channels": 6, "up_axis": "z"},
+            facts={
+                "num_classes": 50,
+                "class_names": tuple(f"part_{i}" for i in range(50)),
+                "in_channels": 3 * len(names),
+                "up_axis": "y",
+                "num_categories": 16,
+                "category_names": tuple(f"category_{i}" for i in range(16)),
+                "parts_of_category": tuple(
+                    tuple(range(end - size, end)) for size, end in zip(PARTS_OF_CATEGORY, ends, strict=True)
+                ),
+            },
+            fields={name: Field("points 3", "float32") for name in names}
+            | {"label": Field("points", "int64"), "category": Field("", "int64")},
+            features=names[1:],
+        )
+
+
+class Thirteen:
+    """Coloured rooms of thirteen classes, ragged; on request with the place of each point. Source: this test."""
+
+    def __init__(self, *, split: str, has_place: bool = False) -> None:
+        features = ("colours", *(("place",) if has_place else ()))
+        names = tuple(f"class_{i}" for i in range(13))
+        of_points = {name: Field("points 3", "float32", collate="concatenate") for name in ("points", *features)}
+        self.info = DataInfo(
+            facts={"num_classes": 13, "class_names": names, "in_channels": 3 + 3 * len(features), "up_axis": "z"},
             fields=of_points | {"label": Field("points", "int64", collate="concatenate")},
-            features=("colours",),
+            features=features,
         )
 
 
 @pytest.fixture(autouse=True)
 def _sets() -> Iterator[None]:
-    """Data sets of fifteen and of thirteen classes while a test runs."""
+    """Data sets of other classes while a test runs."""
     registry.data.names()
-    registry.data.add("fifteen")(Fifteen)
-    registry.data.add("thirteen")(Thirteen)
+    sets = {"fifteen": Fifteen, "fifty": Fifty, "thirteen": Thirteen}
+    for name, kind in sets.items():
+        registry.data.add(name)(kind)
     yield
-    registry.data._entries.pop("fifteen")
-    registry.data._entries.pop("thirteen")
+    for name in sets:
+        registry.data._entries.pop(name)
 
 
 def data_of(case: Case, tmp_path: Path) -> dict[str, Any]:
@@ -145,6 +185,82 @@ def test_converted_weights_give_the_outputs_of_the_authors_code(shared: Path, tm
 
 
 @pytest.mark.shared
+@pytest.mark.parametrize("case", OF_POINTS, ids=lambda case: case.golden)
+def test_converted_weights_label_points_as_the_authors_code_does(shared: Path, tmp_path: Path, case: Case) -> None:
+    """A run with the part metrics of the categories, or with those of a scene's classes, loaded back in float64."""
+    golden = load_golden(shared, case.golden)
+    file, target = saved(tmp_path / "a.pth", golden.state()), tmp_path / "run"
+    converted = convert(
+        file,
+        layout=case.layout,
+        target=target,
+        data_name="fifty" if case.num_classes == 50 else "thirteen",
+        overrides=(
+            "train.precision=float64",
+            *case.given,
+            *(("data.has_place=true",) if case.in_channels == 9 else ()),
+        ),
+    )
+    sizes = {"num_classes": case.num_classes, "in_channels": case.in_channels}
+    assert sizes.items() <= converted.lineage["from_shapes"].items()
+    assert converted.lineage["parameters"] == golden.info["param_count"]
+    assert not converted.notes
+
+    run = sightline.load_run(target)
+    assert run.config.task.name == "segment"
+    assert [metric.name for metric in run.config.metrics] == ["part_iou" if case.num_classes == 50 else "iou"]
+    assert len(run.class_names) == case.num_classes
+    with torch.no_grad():
+        logits = run.model(**cloud_inputs(golden))["logits"]
+    known = {"logits": logits, "logp": logits.log_softmax(dim=-1)}
+    compared = [name for name in known if f"eval.out.{name}" in golden.arrays]
+    assert len(compared) == 1
+    label = f"eval.out.{compared[0]}"
+    if golden.info["eval_outputs"][label]["shape"][1] == case.num_classes:
+        known = {name: value.mT.contiguous() for name, value in known.items()}
+    assert_near_largest(stored_part(golden, label, known[compared[0]]), golden.tensor(label), OUTPUT_BOUND, label)
+
+
+def test_normals_of_a_points_network_are_seen_in_its_weights(tmp_path: Path) -> None:
+    """PointNet++ feeds every channel beside its place: 9 columns are 6 channels, which the plain recipe asks for."""
+    state = small_state("yanx27_pointnet2_ssg_parts", num_classes=50, in_channels=6, num_categories=16)
+    file = saved(tmp_path / "a.pth", state)
+    with pytest.raises(ConfigError, match=r"have in_channels = 6, .*'fifty' has 3; .* data\.normals=file"):
+        convert(file, layout="yanx27_pointnet2_ssg_parts", target=tmp_path / "run", data_name="fifty")
+    options: dict[str, Any] = {"data_name": "fifty", "overrides": ("data.has_normals=true",)}
+    convert(file, layout="yanx27_pointnet2_ssg_parts", target=tmp_path / "run", **options)
+    assert sightline.load_run(tmp_path / "run").facts["in_channels"] == 6
+
+
+@pytest.mark.parametrize(
+    ("layout", "facts", "data"),
+    [
+        ("yanx27_pointnet_parts", {"num_classes": 50, "in_channels": 6, "num_categories": 16}, {"normals": "file"}),
+        ("yanx27_pointnet_scenes", {"num_classes": 13, "in_channels": 9}, {"colours": True, "place": True}),
+    ],
+)
+def test_weights_for_points_know_the_set_they_were_published_for(
+    tmp_path: Path, layout: str, facts: dict[str, int], data: dict[str, Any]
+) -> None:
+    """ShapeNetPart's 50 parts and S3DIS's 13 classes, of sets that are not there, with the channels of the weights."""
+    file, target = saved(tmp_path / "a.pth", small_state(layout, **facts)), tmp_path / "run"
+    converted = convert(file, layout=layout, target=target, overrides=(f"data.root={tmp_path / 'none'}",))
+    assert "is not prepared here, its classes are the published ones" in converted.notes[0]
+    run = sightline.load_run(target)
+    assert data.items() <= run.config.data.arguments.items()
+    assert (len(run.class_names), run.facts["in_channels"]) == (facts["num_classes"], facts["in_channels"])
+    assert run.class_names[0] in ("airplane_0", "ceiling")
+
+
+def test_other_categories_than_those_of_the_weights_are_named(tmp_path: Path) -> None:
+    """Twelve categories in the weights, sixteen in the set: the tensors that see a category do not fit."""
+    state = small_state("yanx27_pointnet_parts", num_classes=50, num_categories=12)
+    file = saved(tmp_path / "a.pth", state)
+    with pytest.raises(CheckpointError, match=r"1 tensors have another shape .*: convs1\.weight \[256, 4940\]"):
+        convert(file, layout="yanx27_pointnet_parts", target=tmp_path / "run", data_name="fifty")
+
+
+@pytest.mark.shared
 def test_converted_weights_of_scenes_give_the_outputs_of_the_authors_code(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +281,7 @@ def test_converted_weights_of_scenes_give_the_outputs_of_the_authors_code(
 
 
 def test_every_layout_has_a_case() -> None:
-    assert {case.layout for case in CASES} | {SCENES} == set(MODELS)
+    assert {case.layout for case in CASES + OF_POINTS} | {SCENES} == set(MODELS)
 
 
 def test_what_is_written_is_a_run_and_tells_its_lineage(tmp_path: Path) -> None:
@@ -288,7 +404,10 @@ def test_at_most_five_missing_names_are_told_and_the_count(tmp_path: Path) -> No
     ("golden", "layout", "key"),
     [
         ("dgcnn_cls_antao", "antao97_dgcnn_cls", "bn1.weight"),
+        ("dgcnn_partseg_antao", "antao97_dgcnn_parts", "transform_net.conv1.1.bias"),
+        ("dgcnn_semseg_antao", "antao97_dgcnn_scenes", "bn6.running_mean"),
         ("pct_cls", "strawberry_pct_cls", "pt_last.sa1.q_conv.weight"),
+        ("pct_partseg_jittor", "menghaoguo_pct_parts", "sa4.k_conv.conv.weight"),
     ],
 )
 def test_two_names_of_one_tensor_must_agree(shared: Path, tmp_path: Path, golden: str, layout: str, key: str) -> None:

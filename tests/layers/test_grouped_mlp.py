@@ -14,12 +14,16 @@ from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agr
 WIDTHS = (6, 7, 5)
 
 
-def pair_of_networks(widths: tuple[int, ...] = WIDTHS) -> tuple[PlainGroupedMLP, GroupedMLP]:
+def pair_of_networks(
+    widths: tuple[int, ...] = WIDTHS, negative_slope: float = 0.0
+) -> tuple[PlainGroupedMLP, GroupedMLP]:
     """One state, both forms, float64; half of the norms' weights are negative, and one of each is exactly 0."""
     torch.manual_seed(0)
-    plain = PlainGroupedMLP(in_channels=3, widths=widths, has_bias=True).double()
+    plain, quick = (
+        kind(in_channels=3, widths=widths, has_bias=True, negative_slope=negative_slope).double()
+        for kind in (PlainGroupedMLP, GroupedMLP)
+    )
     unsettle(plain)
-    quick = GroupedMLP(in_channels=3, widths=widths, has_bias=True).double()
     quick.load_state_dict(plain.state_dict())
     return plain, quick
 
@@ -35,12 +39,17 @@ def groups(num_clouds: int = 3, num_points: int = 30, num_groups: int = 11, num_
 
 @pytest.mark.parametrize("has_numba", [True, False])
 @pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("negative_slope", [0.0, 0.2])
 @pytest.mark.parametrize("widths", [WIDTHS, (6, 5)])
 def test_quick_form_agrees_with_the_plain_one(
-    widths: tuple[int, ...], is_training: bool, has_numba: bool, monkeypatch: pytest.MonkeyPatch
+    widths: tuple[int, ...],
+    negative_slope: float,
+    is_training: bool,
+    has_numba: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compiled, "_has_numba", lambda: has_numba)
-    plain, quick = (network.train(is_training) for network in pair_of_networks(widths))
+    plain, quick = (network.train(is_training) for network in pair_of_networks(widths, negative_slope))
     given, weight = groups(), torch.randn(3, 11, 5, dtype=torch.float64)
     assert_passes_agree(run(quick, given, weight), run(plain, given, weight), BOUND)
 

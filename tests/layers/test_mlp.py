@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import pytest
 import torch
 from torch import nn
 
-from sightline.layers.cloud import join_channels
-from sightline.layers.mlp import LinearNorm
+from sightline.layers.cloud import dense_channels, join_channels
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
+from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
 
 
 def test_is_a_convolution_of_size_one_with_batch_norm() -> None:
@@ -26,3 +30,32 @@ def test_channels_follow_the_coordinates() -> None:
     assert torch.equal(joined[..., :3], points)
     assert torch.equal(joined[..., 3:], features)
     assert join_channels(points, None, in_channels=3) is points
+
+
+def test_channels_of_packed_clouds_are_those_of_dense_ones() -> None:
+    points, features = torch.randn(2, 4, 3), torch.randn(2, 4, 2)
+    packed = dense_channels(points.flatten(0, 1), features.flatten(0, 1), torch.tensor([0, 4, 8]), in_channels=5)
+    assert torch.equal(packed, dense_channels(points, features, None, in_channels=5))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("first", ["whole", "each"])
+def test_what_a_cloud_has_in_common_need_not_be_repeated(
+    first: Literal["whole", "each"], has_bias: bool, is_training: bool
+) -> None:
+    """Both forms give the same pass; the plain one is a `LinearNorm` over rows put together by hand."""
+    plain, fused = (
+        JoinedLinearNorm(in_channels=7, out_channels=6, has_bias=has_bias, first=first, fused=fused).double()
+        for fused in (False, True)
+    )
+    unsettle(plain)
+    fused.load_state_dict(plain.state_dict())
+    given = {"whole": torch.randn(3, 4).double(), "each": torch.randn(3, 5, 3).double()}
+    weight = torch.randn(3, 5, 6).double()
+    found, expected = (run(layer.train(is_training), given, weight) for layer in (fused, plain))
+    assert_passes_agree(found, expected, BOUND)
+    repeated = given["whole"][:, None].repeat(1, 5, 1)
+    parts = (repeated, given["each"]) if first == "whole" else (given["each"], repeated)
+    by_hand = LinearNorm.forward(plain.eval(), torch.cat(parts, dim=-1))
+    assert torch.equal(plain(**given), by_hand)

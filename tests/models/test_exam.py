@@ -14,10 +14,14 @@ from sightline import registry
 from sightline.binding import outputs_of
 from sightline.types import Component
 
-FACTS = {"num_classes": 5, "in_channels": 3, "class_names": ("a", "b", "c", "d", "e")}
-INPUTS: dict[str, Callable[[int], Tensor]] = {"points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64)}
+FACTS = {"num_classes": 5, "in_channels": 3, "class_names": ("a", "b", "c", "d", "e"), "num_categories": 3}
+INPUTS: dict[str, Callable[[int], Tensor]] = {
+    "category": lambda batch: torch.arange(batch) % 3,
+    "points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64),
+}
 """How to make a batch of each input that a model may need; a model with a new kind of input adds its line here."""
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "dgcnn_parts": {"num_neighbours": 20},
     "point_transformer": {
         "widths": (16, 32),
         "strides": (1, 4),
@@ -25,8 +29,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "num_blocks": (1, 1),
     },
     "pct": {"num_centres": (16, 8), "num_neighbours": 8},
+    "point_transformer_dense": {"blocks": (1, 2, 1), "num_neighbours": 8, "width": 16},
     "pointnet2": {"num_centres": (16, 8)},
     "pointnet2_msg": {"num_centres": (16, 8)},
+    "pointnet2_parts": {"num_centres": (16, 8)},
+    "pointnet2_scenes": {"num_centres": (16, 12, 8, 4)},
 }
 """What brings a model down to clouds of 32 points, where its defaults ask for more."""
 
@@ -89,6 +96,9 @@ def test_inputs_are_left_as_they_were(model: nn.Module) -> None:
 
 
 def test_gradient_reaches_every_parameter(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.ndim >= 2 and not parameter.any():
+            nn.init.normal_(parameter, std=0.1)  # a matrix that starts at zero holds back the first gradient alone
     outputs = call(model.train(), make_inputs(model, 4))
     sum((value * torch.randn_like(value)).sum() for value in outputs.values()).backward()
     for name, parameter in model.named_parameters():

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from sightline.losses.cross_entropy import CrossEntropy
-from sightline.models.pct import PCT, NaivePCT, SimplePCT
+from sightline.models.pct import PCT, NaivePCT, PCTParts, SimplePCT
 from sightline.models.published import translate, translate_key
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,
     assert_near_largest,
     assert_outputs,
+    cloud_inputs,
     each_mode,
     load_golden,
     stored_part,
@@ -105,6 +106,41 @@ def test_agrees_with_the_reference(shared: Path, name: str, fused: bool) -> None
     assert_gradients_and_buffers(golden, model, lambda key: translate_key(key, layout))
     for mid, value in seen.items():
         assert_near_largest(stored_part(golden, mid, value.contiguous()), golden.tensor(mid), 1e-10, mid)
+
+
+def test_size_for_parts_is_the_published_one() -> None:
+    assert num_parameters(PCTParts(num_classes=50, in_channels=3, num_categories=16)) == 2_446_130
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("fused", [True, False])
+def test_parts_agree_with_the_reference(shared: Path, fused: bool) -> None:
+    golden, layout = load_golden(shared, "pct_partseg_jittor"), "menghaoguo_pct_parts"
+    model = PCTParts(num_classes=50, in_channels=3, num_categories=16, fused=fused).double()
+    model.load_state_dict(translate(golden.state(), layout))
+    loss = CrossEntropy(num_classes=50, label_smoothing=0.2)
+    given, label = cloud_inputs(golden), golden.tensor("in.label")
+
+    seen: dict[str, Tensor] = {}
+
+    def keep(tapped: str, value: Tensor) -> None:
+        seen.setdefault(tapped, value)
+
+    taps = {"attention layer 1": "attend.layers.0", "attention layer 4": "attend.layers.3", "fuse": "fuse"}
+    for tapped, place in (taps | {"label embedding (B,64,1)": "category"}).items():
+        hook = lambda module, given, value, tapped=tapped: keep(tapped, value)  # noqa: E731
+        model.get_submodule(place).register_forward_hook(hook)
+    for mode in each_mode(model):
+        with torch.set_grad_enabled(mode == "train"):
+            logits = model(**given)["logits"]
+        mean_loss = loss(logits=logits, label=label) / loss.count(label=label)
+        assert_outputs(golden, mode, {"logits": logits.mT}, mean_loss)
+    mean_loss.backward()
+    assert_gradients_and_buffers(golden, model, lambda key: translate_key(key, layout))
+    for mid in golden.info["eval_mids"]:
+        value = seen[mid.removeprefix("eval.mid.")]
+        value = value.mT.contiguous() if value.ndim == 3 else value[..., None]
+        assert_near_largest(stored_part(golden, mid, value), golden.tensor(mid), 1e-10, mid)
 
 
 def small(**changes: Any) -> PCT:

@@ -57,7 +57,7 @@ def test_agrees_with_the_reference(shared: Path, name: str, num_classes: int) ->
     for mode in each_mode(model):
         found = model(points=channels[..., :3], features=features)
         loss = cross_entropy(logits=found["logits"], label=label) / cross_entropy.count(label=label)
-        pull = penalty(feature_transform=found["feature_transform"]) / penalty.count(label=label)
+        pull = penalty(feature_transform=found["feature_transform"]) / penalty.count(sample_index=label)
         loss = loss + 0.001 * pull
         outputs = {"logp": found["logits"].log_softmax(dim=1), "trans_feat": found["feature_transform"]}
         assert_outputs(golden, mode, outputs, loss)

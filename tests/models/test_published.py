@@ -8,10 +8,14 @@ from torch import Tensor
 
 from sightline.errors import CheckpointError
 from sightline.models.dgcnn import DGCNN
-from sightline.models.pct import PCT
+from sightline.models.dgcnn_segmentation import DGCNNParts, DGCNNScenes
+from sightline.models.pct import PCT, PCTParts
 from sightline.models.point_transformer import PointTransformer
+from sightline.models.point_transformer_dense import DensePointTransformer
 from sightline.models.pointnet import PointNet, PointNetPlain
 from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
+from sightline.models.pointnet2_segmentation import PointNet2Parts, PointNet2Scenes
+from sightline.models.pointnet_segmentation import PointNetParts, PointNetScenes
 from sightline.models.published import LAYOUTS, translate
 
 
@@ -63,19 +67,38 @@ def test_convolutions_become_matrices_and_nothing_given_changes() -> None:
     assert state["conv1.0.weight"].shape == (2, 6, 1, 1)
 
 
+def test_a_name_that_two_norms_were_given_is_that_of_the_second() -> None:
+    """antao97's transform assigns `bn3` twice: of 1,024 channels inside conv3, then of 512 after linear1."""
+    state = {"transform_net.bn3.weight": torch.ones(512), "transform_net.conv3.1.weight": torch.ones(1024)}
+    shapes = {name: value.shape for name, value in translate(state, "antao97_dgcnn_parts").items()}
+    assert shapes == {"alignment.head.0.norm.weight": (512,), "alignment.embed.norm.weight": (1024,)}
+
+
 @pytest.mark.parametrize(
     ("layout", "model"),
     [
         ("antao97_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
+        ("antao97_dgcnn_parts", DGCNNParts(num_classes=2, in_channels=3, num_categories=2, embedding=8)),
+        ("antao97_dgcnn_scenes", DGCNNScenes(num_classes=2, in_channels=9, embedding=8)),
+        ("menghaoguo_pct_parts", PCTParts(num_classes=2, in_channels=3, num_categories=2)),
         ("wangyueft_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
         ("postech_point_transformer_seg", PointTransformer(num_classes=2, in_channels=3)),
         ("qq456cvb_pct_cls", PCT(num_classes=2, in_channels=6, head_activation="relu")),
+        (
+            "qq456cvb_point_transformer_cls",
+            DensePointTransformer(num_classes=2, in_channels=3, per="cloud", width=8),
+        ),
+        ("qq456cvb_point_transformer_parts", DensePointTransformer(num_classes=2, in_channels=3, width=8)),
         ("strawberry_pct_cls", PCT(num_classes=2, in_channels=3)),
         ("strawberry_pct_cls_new", PCT(num_classes=2, in_channels=3, codes_positions=True)),
         ("wangyueft_pointnet", PointNetPlain(num_classes=2, in_channels=3, embedding=8)),
         ("yanx27_pointnet2_msg_cls", PointNet2MultiScale(num_classes=2, in_channels=3)),
         ("yanx27_pointnet2_ssg_cls", PointNet2(num_classes=2, in_channels=3)),
+        ("yanx27_pointnet2_ssg_parts", PointNet2Parts(num_classes=2, in_channels=3, num_categories=2)),
+        ("yanx27_pointnet2_ssg_scenes", PointNet2Scenes(num_classes=2, in_channels=9)),
         ("yanx27_pointnet_cls", PointNet(num_classes=2, in_channels=3)),
+        ("yanx27_pointnet_parts", PointNetParts(num_classes=2, in_channels=3, num_categories=2)),
+        ("yanx27_pointnet_scenes", PointNetScenes(num_classes=2, in_channels=9)),
     ],
 )
 def test_tables_reach_every_module_with_state_and_no_other(layout: str, model: torch.nn.Module) -> None:

@@ -350,6 +350,13 @@ def test_normalisation_agrees_with_the_reference(shared: Path, case: str) -> Non
     golden.assert_equal(to_unit_sphere(golden.input))
 
 
+def test_normalisation_agrees_with_that_of_the_pointnets(shared: Path) -> None:
+    """In float64: a mean of 17 numbers near 1, a difference and a quotient."""
+    with np.load(shared / "golden" / "points" / "fn_pointnet_ops.npz", allow_pickle=False) as stored:
+        given, expected = (torch.from_numpy(stored[f"pc_normalize.{name}"]) for name in ("x", "out"))
+    torch.testing.assert_close(to_unit_sphere(given[None])[0], expected, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("case", "angle"),
     [

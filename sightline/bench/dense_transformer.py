@@ -1,0 +1,110 @@
+"""A training step of the dense Point Transformer, 512 channels wide, against its own plain form in float32."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sightline.bench.agreement import allclose
+from sightline.bench.case import Case, Exactly, Run, Variant
+from sightline.bench.models import same_numbers
+from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.models.point_transformer_dense import DensePointTransformer
+from sightline.types import SampleKey
+
+__all__ = ["cases"]
+
+
+def cases() -> list[Case]:
+    return [
+        Case(
+            suite="models",
+            label="point_transformer_dense_step_{batch}x{points}",
+            size={"batch": 2, "points": 1024},
+            quick={"batch": 2, "points": 64},
+            make=_make,
+            baseline=Variant("plain", _step(_plain), _near),
+            variants=(
+                Variant("sightline", _step(_same), _near),
+                Variant("sightline_bf16", _step(_same, is_half=True), _near_in_half),
+            ),
+            exactly=Exactly(_in_float64, same_numbers),
+        )
+    ]
+
+
+def _make(*, batch: int, points: int) -> dict[str, Any]:
+    """Solids with the parts of their points, and a model with seeded weights."""
+    shapes = SyntheticShapes(split="train", train_size=batch, num_points=points, target="parts")
+    clouds = shapes.get_batch([SampleKey(index, 0, 0) for index in range(batch)])
+    facts = {name: shapes.info.facts[name] for name in ("num_classes", "in_channels", "num_categories")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = DensePointTransformer(**facts)
+    return {"model": model, "facts": facts, **{name: clouds[name] for name in ("points", "category", "label")}}
+
+
+def _same(inputs: dict[str, Any]) -> nn.Module:
+    return copy.deepcopy(inputs["model"])
+
+
+def _plain(inputs: dict[str, Any]) -> nn.Module:
+    """The same weights in the plain layers."""
+    plain = DensePointTransformer(**inputs["facts"], fused=False).to(inputs["points"].dtype)
+    plain.load_state_dict(inputs["model"].state_dict())
+    return plain
+
+
+def _step(
+    build: Callable[[dict[str, Any]], nn.Module], *, is_half: bool = False
+) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
+    """Steps that go on from one another; the answer holds the logits and the gradient of all weights."""
+
+    @contextmanager
+    def opened(inputs: dict[str, Any]) -> Iterator[Run]:
+        model = build(inputs).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+        given = {name: inputs[name] for name in ("points", "category")}
+
+        def run() -> dict[str, Any]:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
+                logits = model(**given)["logits"]
+                loss = F.cross_entropy(logits.flatten(0, 1), inputs["label"].flatten())
+            loss.backward()
+            optimizer.step()
+            return {
+                "logits": logits.detach().to(inputs["points"].dtype),
+                "gradients": [each.grad for each in model.parameters()],
+            }
+
+        yield run
+
+    return opened
+
+
+def _in_float64(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The first 64 points of every cloud, and the same weights."""
+    return {
+        "model": copy.deepcopy(inputs["model"]).double(),
+        "facts": inputs["facts"],
+        "points": inputs["points"][:, :64].double(),
+        "category": inputs["category"],
+        "label": inputs["label"][:, :64],
+    }
+
+
+def _near(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """Logits to a thousandth of the largest: no neighbour depends on features, so that rounding is all there is."""
+    return allclose(1e-3)(inputs, expected["logits"], found["logits"])
+
+
+def _near_in_half(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """Logits to a tenth of the largest: eight bits per number, and batch norms over few points at the deepest level."""
+    return allclose(0.1)(inputs, expected["logits"], found["logits"])

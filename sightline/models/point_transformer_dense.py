@@ -1,0 +1,178 @@
+"""Point Transformer over clouds of one size, for whole clouds and for points. Source: Zhao et al. 2021."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal, NamedTuple, TypedDict, cast
+
+import torch
+from annotated_types import Len
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.arguments import Count
+from sightline.geometry import nearest_neighbours
+from sightline.geometry.distances import assert_finite
+from sightline.layers.cloud import as_dense, join_channels, one_hot_category
+from sightline.layers.dense_transition import TransitionDown, TransitionUp
+from sightline.layers.dense_vector_attention import PlainVectorAttention, VectorAttention
+from sightline.layers.mlp import Width
+
+__all__ = ["DensePointTransformer", "PointTransformerOutput"]
+
+_FIRST_CHANNELS = 32
+_BOTTOM_WIDTH = 512
+
+
+class PointTransformerOutput(TypedDict):
+    """`logits` before any softmax: (B, N, num_classes) or (P, num_classes) per point, (B, num_classes) per cloud."""
+
+    logits: Tensor
+
+
+class Level(NamedTuple):
+    """The points (B, N, 3) of one level, what is known of them (B, N, C), and the nearest to each (B, N, K)."""
+
+    points: Tensor
+    features: Tensor
+    nearest: Tensor
+
+
+@registry.models.add("point_transformer_dense")
+class DensePointTransformer(nn.Module):
+    """Point Transformer over clouds of one size: vector attention among neighbours, a quarter of the points per level.
+
+    `per` says what gets a label: each point, through a decoder, or each cloud. `blocks` is the number of attention
+    layers on each level of the way down; the first level has all points and 32 channels, each further one a quarter and
+    twice as many. Attention is `width` channels wide on every level, among `num_neighbours` points, or all there are.
+    Per point the cloud's `category` joins the input where the data set has categories. Sampling starts at the first
+    point, in training and in evaluation: shuffle the points in training. `fused: false` takes the plain forms of the
+    layers: the same numbers, slower and with more memory, for comparison.
+    Source: Zhao et al. 2021 (Point Transformer), section 3; layout of qq456cvb/Point-Transformers (Hengshuang).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        num_categories: int | None = None,
+        per: Literal["point", "cloud"] = "point",
+        blocks: Annotated[tuple[Count, ...], Len(1)] = (1, 1, 1, 1, 1),
+        num_neighbours: Count = 16,
+        width: Width = 512,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.num_categories = num_categories if per == "point" else None
+        self.encoder = _Encoder(
+            in_channels=in_channels + (self.num_categories or 0),
+            blocks=blocks,
+            num_neighbours=num_neighbours,
+            width=width,
+            fused=fused,
+        )
+        channels = [_FIRST_CHANNELS * 2**level for level in range(len(blocks))]
+        self.decoder = _Decoder(channels=channels, width=width, fused=fused) if per == "point" else None
+        self.head = (
+            _mlp(channels[0], 64, 64, num_classes) if per == "point" else _mlp(channels[-1], 256, 64, num_classes)
+        )
+
+    def forward(
+        self,
+        *,
+        points: Tensor,
+        features: Tensor | None = None,
+        offsets: Tensor | None = None,
+        category: Tensor | None = None,
+    ) -> PointTransformerOutput:
+        """`points` (B, N, 3) in any unit, or (P, 3) with the `offsets` of clouds of one size; `features` likewise.
+
+        `category` (B,) is needed where the labels are per point and the data set has categories.
+        """
+        given = points.shape[:-1]
+        points, features = as_dense(points, features, offsets)
+        channels = join_channels(points, features, in_channels=self.in_channels)
+        assert_finite(channels, name="points")
+        levels = self.encoder(points, self._with_category(channels, category))
+        if self.decoder is None:
+            return {"logits": self.head(levels[-1].features.mean(dim=1))}
+        return {"logits": self.head(self.decoder(levels)).view(*given, -1)}
+
+    def _with_category(self, channels: Tensor, category: Tensor | None) -> Tensor:
+        if self.num_categories is None:
+            return channels
+        if category is None:
+            raise ValueError(
+                f"category: not given, this model was built for {self.num_categories} categories; give one per cloud"
+            )
+        one_hot_BC = one_hot_category(category, like=channels, num_categories=self.num_categories)
+        return torch.cat([channels, one_hot_BC[:, None].expand(-1, channels.shape[1], -1)], dim=-1)
+
+
+class _Encoder(nn.Module):
+    """The levels on the way down: attention, then a step down, then attention, ..."""
+
+    def __init__(
+        self, *, in_channels: int, blocks: tuple[int, ...], num_neighbours: int, width: int, fused: bool
+    ) -> None:
+        super().__init__()
+        self.num_neighbours = num_neighbours
+        channels = [_FIRST_CHANNELS * 2**level for level in range(len(blocks))]
+        self.embed = _mlp(in_channels, _FIRST_CHANNELS, _FIRST_CHANNELS)
+        self.downs = nn.ModuleList(
+            TransitionDown(in_channels=before, out_channels=after, fused=fused) for before, after in pairwise(channels)
+        )
+        self.levels = nn.ModuleList(
+            nn.ModuleList(_attention(count, width=width, fused=fused) for _ in range(number))
+            for count, number in zip(channels, blocks, strict=True)
+        )
+
+    def forward(self, points: Tensor, channels: Tensor) -> list[Level]:
+        levels: list[Level] = []
+        features = self.embed(channels)
+        for place, layers in enumerate(self.levels):
+            if place > 0:
+                points, features = self.downs[place - 1](*levels[-1])
+            nearest = nearest_neighbours(points, num_neighbours=min(self.num_neighbours, points.shape[1]))
+            for layer in cast(nn.ModuleList, layers):
+                features = layer(points, features, nearest)
+            levels.append(Level(points, features, nearest))
+        return levels
+
+
+class _Decoder(nn.Module):
+    """From the fewest points back to all of them; every level takes the neighbours that were found on the way down."""
+
+    def __init__(self, *, channels: list[int], width: int, fused: bool) -> None:
+        super().__init__()
+        deepest = channels[-1]
+        self.bottom = _mlp(deepest, _BOTTOM_WIDTH, _BOTTOM_WIDTH, deepest)
+        self.bottom_attention = _attention(deepest, width=width, fused=fused)
+        upward = channels[::-1]
+        self.ups = nn.ModuleList(
+            TransitionUp(in_channels=before, out_channels=after) for before, after in pairwise(upward)
+        )
+        self.layers = nn.ModuleList(_attention(count, width=width, fused=fused) for count in upward[1:])
+
+    def forward(self, levels: list[Level]) -> Tensor:
+        coarse = levels[-1]
+        features = self.bottom_attention(coarse.points, self.bottom(coarse.features), coarse.nearest)
+        for up, layer, fine in zip(self.ups, self.layers, levels[-2::-1], strict=True):
+            features = up(fine.points, fine.features, coarse.points, features)
+            features = layer(fine.points, features, fine.nearest)
+            coarse = fine
+        return features
+
+
+def _attention(channels: int, *, width: int, fused: bool) -> nn.Module:
+    return (VectorAttention if fused else PlainVectorAttention)(channels=channels, width=width)
+
+
+def _mlp(*widths: int) -> nn.Sequential:
+    """Linear maps with a ReLU between each two."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
