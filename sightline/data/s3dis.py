@@ -16,16 +16,16 @@ from sightline import registry
 from sightline.arguments import Count, Seed
 from sightline.data.columns import Column
 from sightline.data.indoor_classes import CLASS_NAMES, ORDERS
+from sightline.data.labelled_clouds import root_of
 from sightline.data.labelled_scenes import (
     HeldShare,
     LabelledScenes,
     Scenes,
-    open_scenes,
     scene_columns,
     scene_values,
     summarise_scenes,
 )
-from sightline.data.native import Prepared, prepare_command
+from sightline.data.native import Prepared, open_prepared, prepare_command
 from sightline.data.preparation import Part, Plan, Progress, Row, prepare_native
 from sightline.data.s3dis_files import AREAS, Room, RoomPoints, list_rooms, read_room, told_missing, told_unknown
 from sightline.data.s3dis_integers import IntegerRoom, list_integer_rooms, read_integer_room
@@ -66,7 +66,7 @@ class S3dis(LabelledScenes):
         validation_share: HeldShare = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_scenes(root, self.readable_sets)
+        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
         scenes = _scenes(prepared, split, f"Area_{test_area}", share=validation_share, seed=split_seed)
         features = _features(colours=colours, place=place)
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
