@@ -62,7 +62,8 @@ class CloudForm:
     samples of a set of the user's own, `columns` the names that its files lacked; `estimates_normals` says that the
     normals of a sample are estimated from its points. `fewest_points` is the least number of distinct points of its
     clouds, `radii` the smallest and largest distance of their farthest points from their means where size
-    was kept; None where preparing did not note it.
+    was kept; None where preparing did not note it. `scene` are the arguments `scale` and `colour_max` with which
+    `prepare_scene` made the samples of a set of scenes, for files with the columns `columns` where they name none.
     """
 
     num_points: int | None = None
@@ -73,6 +74,7 @@ class CloudForm:
     estimates_normals: bool = False
     fewest_points: int | None = None
     radii: tuple[float, float] | None = None
+    scene: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

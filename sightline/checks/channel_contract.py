@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from sightline.checks.finding import Finding
 from sightline.checks.label_range import COUNTED_BY
 from sightline.checks.suite import Context, check
@@ -108,28 +110,51 @@ def _of_range(context: Context, survey: PartSurvey, name: str, promise: Field, f
 
 
 def _of_width(context: Context) -> Iterator[Finding]:
-    """`in_channels` = the widths of `points` and of the fields joined into `features`, as measured."""
+    """`in_channels` = the widths of `points` and of the fields joined into `features`, of samples and of a batch."""
     data, survey = context.built.data, context.survey[0]
-    declared = data.facts.get("in_channels")
-    names = ("points", *survey.part.dataset.info.features)
-    widths = {name: _width(survey, name) for name in names}
+    info, declared = survey.part.dataset.info, data.facts.get("in_channels")
+    joined = info.features or (("features",) if "features" in info.fields else ())
+    widths = {name: _width(survey, name) for name in ("points", *joined)}
     if not isinstance(declared, int) or None in widths.values():
         return
     measured = sum(width for width in widths.values() if width is not None)
-    if measured == declared:
-        return
     parts = " + ".join(f"{name} {width}" for name, width in widths.items())
-    yield _finding(
-        context,
-        survey,
-        "points",
-        int(survey.part.indices[0]),
-        summary=f"the data set says in_channels {declared}, its samples have {measured}",
-        causes=("cfg.contract", "data.layout"),
-        measured=f"{parts} = {measured} channels{_first_layer(context)}",
-        expected=f"in_channels = {declared} (a fact of the data set)",
-        action="state as in_channels the width of points and features, or mend what is read",
-    )
+    if measured != declared:
+        yield _finding(
+            context,
+            survey,
+            "points",
+            int(survey.part.indices[0]),
+            summary=f"the data set says in_channels {declared}, its samples have {measured}",
+            causes=("cfg.contract", "data.layout"),
+            measured=f"{parts} = {measured} channels{_first_layer(context)}",
+            expected=f"in_channels = {declared} (a fact of the data set)",
+            action="state as in_channels the width of points and features, or mend what is read",
+        )
+        return
+    transformed = _batch_width(context)
+    if transformed is not None and transformed != declared:
+        names = ", ".join(component.name for component in context.config.transforms.train) or "none"
+        yield _finding(
+            context,
+            survey,
+            "points",
+            int(survey.part.indices[0]),
+            summary=f"the data set says in_channels {declared}, its training batches have {transformed}",
+            causes=("cfg.contract", "data.layout"),
+            measured=f"{transformed} channels in a batch, {parts} = {measured}{_first_layer(context)}",
+            expected=f"in_channels = {declared} (a fact of the data set), as its samples have",
+            action=f"look at what the transforms ({names}) or the set's own collate add to, or lose of, its features",
+        )
+
+
+def _batch_width(context: Context) -> int | None:
+    """The channels that the model is given in the first step: those of `points`, and of `features` where there are."""
+    batch = context.rehearsal.batch
+    given = [batch[name] for name in ("points", "features") if name in batch]
+    if not given or not all(isinstance(each, Tensor) and each.ndim in (2, 3) for each in given):
+        return None
+    return sum(each.shape[-1] for each in given)
 
 
 def _width(survey: PartSurvey, name: str) -> int | None:

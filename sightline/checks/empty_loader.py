@@ -64,7 +64,7 @@ def _of_part(context: Context, part: Part) -> Iterator[Finding]:
 
 def _of_selection(context: Context, part: Part) -> Iterator[Finding]:
     """Too few to tell checkpoints apart: fewer than classes cannot hold each of them (pigeonhole)."""
-    num_classes = context.built.data.facts.get("num_classes")
+    num_classes = _classes_of_samples(part)
     count = len(part.indices)
     if num_classes is None or count >= num_classes:
         return
@@ -80,6 +80,13 @@ def _of_selection(context: Context, part: Part) -> Iterator[Finding]:
         expected=f"at least one sample of each class, so {num_classes} or more",
         action="use more data, a data set with a validation part of its own, or evaluate.select: test",
     )
+
+
+def _classes_of_samples(part: Part) -> int | None:
+    """How many classes whole samples have; where points have them, how many categories. None for scenes of points."""
+    info = part.dataset.info
+    is_of_points = "label" in info.fields and info.fields["label"].shape.strip() != ""
+    return info.facts.get("num_categories" if is_of_points else "num_classes")
 
 
 def _of_plan(context: Context) -> Iterator[Finding]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from sightline.checks.finding import Finding
 from sightline.checks.suite import Context, check
-from sightline.checks.survey import FieldSurvey, PartSurvey, leaves, name_sample, read_samples
-from sightline.types import SampleKey
+from sightline.checks.survey import FieldSurvey, PartSurvey, labels_of_all, name_sample, position_of
 
 __all__ = ["COUNTED_BY", "label_range"]
 
@@ -51,19 +49,12 @@ def _of_field(
 def _values(survey: PartSurvey, field: str, found: FieldSurvey) -> dict[int, int]:
     """Every value and the first sample that has it: of the sampled ones and, where there is one per sample, of all."""
     values = dict(found.values)
-    strata = getattr(survey.part.dataset, "strata", None)
-    if field == "label" and strata is not None and set(found.shapes) == {()} and _agree(survey, strata):
-        distinct, first = np.unique(np.asarray(strata)[survey.part.indices], return_index=True)
+    labels = labels_of_all(survey) if field == "label" else None
+    if labels is not None:
+        distinct, first = np.unique(labels, return_index=True)
         for value, place in zip(distinct.tolist(), first, strict=True):
             values.setdefault(int(value), int(survey.part.indices[place]))
     return values
-
-
-def _agree(survey: PartSurvey, strata: Any) -> bool:
-    """Whether strata are the labels: they may be anything that splits should respect."""
-    keys = [SampleKey(int(index), 0, 0) for index in survey.part.indices[:4]]
-    samples = read_samples(survey.part.dataset, keys)
-    return all(int(sample["label"]) == int(strata[key.index]) for key, sample in zip(keys, samples, strict=True))
 
 
 def _of_values(
@@ -90,22 +81,13 @@ def _of_values(
         cause=causes[0],
         alternatives=(causes[1], "cfg.class_count"),
         where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=index),
-        measured=f"{value} in {name_sample(survey.part.dataset, index)}{_position(survey, field, index, value)}; "
+        measured=f"{value} in {name_sample(survey.part.dataset, index)}{position_of(survey, field, index, value)}; "
         f"{len(outside)} such values, {inside} within range",
         expected=f"0 .. {num_classes - 1} ({num_classes} classes)"
         + (f" or the ignore index {ignore_index}" if ignore_index is not None else ""),
         action=remedy,
         evidence={"field": field, "outside": sorted(outside)[:32], "looked_at": survey.extent},
     )
-
-
-def _position(survey: PartSurvey, field: str, index: int, value: int) -> str:
-    sample = read_samples(survey.part.dataset, [SampleKey(index, 0, 0)])[0]
-    for leaf, tensor in leaves(sample[field]):
-        hits = (tensor.long() == value).nonzero()
-        if tensor.ndim and len(hits):
-            return f", {field}{leaf}{hits[0].tolist()}"
-    return ""
 
 
 def _of_dtype(context: Context, survey: PartSurvey, field: str, dtype: str, index: int) -> Finding:

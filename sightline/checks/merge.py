@@ -15,18 +15,30 @@ __all__ = ["agree", "from_dict", "merge"]
 _SEVERITIES = ("error", "warning", "note")
 _FIRST_STEP = ("first-step", "non-finite", "initial-loss", "zero-learning-rate", "no-gradient")
 
+_OF_METRICS = ("per-batch-metric", "absent-class-score")
+_OF_LABELS = ("missing-category", "category-input", "untrained-class", "class-names")
+
 # An error of the first check explains findings of the others; what may itself be explained comes later.
 _EXPLAINS: dict[str, tuple[str, ...]] = {
-    "empty-loader": (*_FIRST_STEP, "label-range", "channel-contract", "non-finite-data", "data-mutation"),
-    "missing-batch-keys": _FIRST_STEP,
+    "empty-loader": (
+        *(*_FIRST_STEP, "label-range", "channel-contract", "non-finite-data", "data-mutation"),
+        *("empty-cloud", "label-outside-parts", *_OF_LABELS),
+    ),
+    "missing-batch-keys": (*_FIRST_STEP, "missing-category"),
+    "broken-offsets": (*_FIRST_STEP, *_OF_METRICS, "empty-cloud", "set-agreement"),
+    "empty-cloud": (*_FIRST_STEP, *_OF_METRICS, "set-agreement"),
     "non-finite-data": _FIRST_STEP,
-    "data-mutation": (),
-    "label-range": _FIRST_STEP,
+    "data-mutation": _OF_METRICS,
+    "label-range": (*_FIRST_STEP, "untrained-class"),
+    "label-outside-parts": _OF_LABELS,
+    "missing-category": (*_FIRST_STEP, "category-input"),
     "channel-contract": (*_FIRST_STEP, "set-agreement"),
-    "class-weight-length": ("first-step", "non-finite", "initial-loss"),
+    "class-weight-length": ("first-step", "non-finite", "initial-loss", *_OF_METRICS, "class-names"),
+    "class-names": ("untrained-class",),
     "first-step": ("initial-loss", "zero-learning-rate", "no-gradient"),
     "non-finite": ("initial-loss", "zero-learning-rate", "no-gradient"),
     "no-gradient": ("zero-learning-rate",),
+    "per-batch-metric": ("absent-class-score",),
 }
 _SAME_FIELD: dict[str, tuple[str, ...]] = {
     "non-finite-data": ("channel-contract", "label-range"),

@@ -17,7 +17,7 @@ from sightline.checks.survey import spread_keys
 from sightline.config import RunConfig
 from sightline.data.reading import BatchReader
 from sightline.engine.build import Part, build_transforms
-from sightline.types import Batch, DataInfo
+from sightline.types import Batch, DataInfo, SampleKey
 
 __all__ = ["Inputs", "compare", "inputs_of", "set_agreement"]
 
@@ -73,29 +73,42 @@ def set_agreement(context: Context) -> list[Finding]:
 
 
 def inputs_of(part: Part, config: RunConfig, *, is_training: bool = False) -> Inputs:
-    """Up to 256 clouds of a part, evenly spread over it, half a second at most; none where it holds no clouds."""
+    """Up to 256 clouds of a part, evenly spread over it, half a second at most; none where it holds no clouds.
+
+    Ragged sets are read cloud by cloud, and their sizes are those that evaluation sees whatever trains: training crops
+    of scenes are smaller than the scenes.
+    """
     transforms = build_transforms(config.transforms.evaluate, part.dataset.info.facts)
     reader = BatchReader(part.dataset, transforms)
-    clouds, labels, sizes = [], [], []
+    is_ragged = "offsets" in reader.keys
+    clouds: list[np.ndarray] = []
+    labels: list[int] = []
+    sizes: list[float] = []
     started = time.thread_time()
-    for keys in spread_keys(part, epoch=0, seed=config.seed):
+    for keys in _pieces(part, config.seed, one_by_one=is_ragged):
         try:
             batch = reader(keys)
-            seen = part.reader(keys) if is_training else batch
+            seen = part.reader(keys) if is_training and not is_ragged else batch
         except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
             break
-        if not _has_clouds(batch) or not _has_clouds(seen):
+        found = _clouds(batch)
+        if found is None or (given := _clouds(seen)) is None:
             break
-        found = _joined(batch)
-        given = batch["label"].tolist() if _has_labels(batch) else [0] * len(found)
-        finite = np.isfinite(found).all(axis=(1, 2))  # of the others `non-finite-data` speaks
-        clouds += list(found[finite])
-        labels += [int(label) for label, is_finite in zip(given, finite, strict=True) if is_finite]
-        sizes += _sizes(seen["points"].double().numpy())
+        classes = _classes(batch, len(found))
+        is_finite = [bool(np.isfinite(cloud).all()) for cloud in found]  # of the others `non-finite-data` speaks
+        clouds += [cloud for cloud, is_whole in zip(found, is_finite, strict=True) if is_whole]
+        labels += [label for label, is_whole in zip(classes, is_finite, strict=True) if is_whole]
+        sizes += [_size(cloud[:, :3]) for cloud in given if len(cloud) and np.isfinite(cloud[:, :3]).all()]
         if time.thread_time() - started > _MOST_SECONDS:
             break
     name = f"{config.data.name}/{part.split}"
     return Inputs(part.dataset.info, name, tuple(clouds), tuple(labels), tuple(sizes))
+
+
+def _pieces(part: Part, seed: int, *, one_by_one: bool) -> Iterator[list[SampleKey]]:
+    """What is read before the clock is looked at."""
+    for keys in spread_keys(part, epoch=0, seed=seed):
+        yield from ([key] for key in keys) if one_by_one else [keys]
 
 
 def compare(trained: Inputs, evaluated: Inputs, *, place: Callable[..., Place]) -> list[Finding]:
@@ -292,27 +305,33 @@ def _upper_tail(wins: int, trials: int) -> float:
     return sum(math.comb(trials, k) for k in range(wins, trials + 1)) / 2**trials
 
 
-def _joined(batch: Batch) -> np.ndarray:
-    """Points and features of each cloud, (B, N, C) float64."""
-    points = batch["points"].double().numpy()
-    features = batch.get("features")
-    if not isinstance(features, Tensor) or features.shape[:2] != batch["points"].shape[:2]:
-        return points
-    return np.concatenate([points, features.double().numpy()], axis=2)
+def _clouds(batch: Batch) -> list[np.ndarray] | None:
+    """Points and features of each cloud, (N, C) float64, stacked or one after another; None where there are none."""
+    points, features, offsets = batch.get("points"), batch.get("features"), batch.get("offsets")
+    if not isinstance(points, Tensor) or points.ndim not in (2, 3) or points.shape[-1] != 3:
+        return None
+    rows = points.double().numpy()
+    if isinstance(features, Tensor) and features.shape[:-1] == points.shape[:-1]:
+        rows = np.concatenate([rows, features.double().numpy()], axis=-1)
+    if points.ndim == 3:
+        return list(rows)
+    if not isinstance(offsets, Tensor) or offsets.ndim != 1 or offsets.is_floating_point():
+        return None
+    return [rows[start:end] for start, end in itertools.pairwise(offsets.tolist()) if end > start]
 
 
-def _has_clouds(batch: Mapping[str, Any]) -> bool:
-    return isinstance(batch.get("points"), Tensor) and batch["points"].ndim == 3 and batch["points"].shape[2] == 3
+def _classes(batch: Mapping[str, Any], count: int) -> list[int]:
+    """The class of each cloud: its label, or its category where labels are of points; 0 for all where it has none."""
+    for name in ("label", "category"):
+        value = batch.get(name)
+        if isinstance(value, Tensor) and value.shape == (count,) and not value.is_floating_point():
+            return [int(each) for each in value]
+    return [0] * count
 
 
-def _has_labels(batch: Mapping[str, Any]) -> bool:
-    return isinstance(batch.get("label"), Tensor) and batch["label"].ndim == 1
-
-
-def _sizes(points: np.ndarray) -> list[float]:
-    points = points[np.isfinite(points).all(axis=(1, 2))]
-    centred = points - points.mean(axis=1, keepdims=True)
-    return np.sqrt((centred**2).sum(axis=2).mean(axis=1)).tolist()
+def _size(points: np.ndarray) -> float:
+    """The root mean square distance of the points (N, 3) from their mean."""
+    return float(np.sqrt(((points - points.mean(axis=0)) ** 2).sum(axis=1).mean()))
 
 
 def _told(value: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from sightline.checks.census import Census, census_of
 from sightline.checks.finding import Finding, Place
 from sightline.checks.merge import agree, merge
 from sightline.checks.owned import generators_of, kept_generators
@@ -35,6 +36,8 @@ Moment = Literal["static", "preflight"]
 logger = logging.getLogger(__name__)
 
 _FORWARD_S = 1.5  # of the quick checks' one step; with its backward pass and all that is sampled they stay below ten
+
+_THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
 
 
 class Check(NamedTuple):
@@ -67,6 +70,31 @@ class Context:
     def survey(self) -> list[PartSurvey]:
         """Samples of each part, read when the first check asks for them."""
         return [survey_part(part, seed=self.config.seed) for part in distinct_parts(self.built.data)]
+
+    @cached_property
+    def census(self) -> list[Census | None]:
+        """How often each class occurs in each part of `survey`, in this order."""
+        return [census_of(each, self.thoroughly) for each in self.survey]
+
+    def thoroughly(self, survey: PartSurvey) -> PartSurvey:
+        """The survey of a part; under `sightline check`, one of all samples that five seconds of work suffice for."""
+        if survey.is_whole or not self.takes_time:
+            return survey
+        found = self._thorough.get(id(survey))
+        if found is None:
+            seed, size = self.config.seed, len(survey.part.indices)
+            found = survey_part(survey.part, seed=seed, most_samples=size, most_seconds=_THOROUGH_S)
+            self._thorough[id(survey)] = found
+        return found
+
+    @cached_property
+    def _thorough(self) -> dict[int, PartSurvey]:
+        return {}
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether this is `sightline check`, and not the start of a training."""
+        return math.isinf(self.forward_s)
 
     def place(self, path: str, **more: Any) -> Place:
         """Where the config says something: a dotted path, with the file and line of it or of the block it is in."""

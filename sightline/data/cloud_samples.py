@@ -14,10 +14,11 @@ from sightline.data.cloud_normals import estimated_normals
 from sightline.data.cloud_preparation import prepare_cloud
 from sightline.data.mesh_points import NUM_MESH_POINTS, draw_points, generator_of
 from sightline.data.preparation import to_unit_sphere
+from sightline.data.scene_preparation import COLOUR_NAMES, place_of, prepare_scene
 from sightline.errors import ConfigError, DataError
 from sightline.types import CloudForm, DataInfo
 
-__all__ = ["FileSample", "Origin", "place_of", "radius_of", "read_sample", "sample_of"]
+__all__ = ["FileSample", "Origin", "radius_of", "read_sample", "sample_of"]
 
 _SLACK = 2**-10
 """How far a prepared cloud may be off radius 1 or a field off its bounds: half precision, in which some are stored."""
@@ -26,7 +27,6 @@ _LARGEST = 1e150
 """Beyond this a distance is no number any more."""
 _UNITS = {"km": 1e6, "m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3}
 _UNIT_NAMES = {"km": "kilometres", "m": "metres", "cm": "centimetres", "mm": "millimetres", "um": "micrometres"}
-_COLOURS = (("red", "green", "blue"), ("r", "g", "b"))
 _LEAST_RADIUS = 0.5
 """Below this a cloud is no random part of one of radius 1, but on another scale."""
 
@@ -99,6 +99,10 @@ def sample_of(
                 "(normalisation=none); leave it out"
             )
         return _prepared(cloud, info, form, form.preparation, where, any_scale=any_scale)
+    if form.scene is not None:
+        if to_sphere:
+            raise ConfigError("--unit-sphere: the run was trained on scenes, whose size means something; leave it out")
+        return _scene(cloud, info, form.scene, where, any_scale=any_scale)
     if np.abs(cloud.points).max() > _LARGEST:
         raise DataError(f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; get the file again")
     given, steps, is_drawn = _drawn(cloud, info, form, name=name, where=where)
@@ -125,11 +129,15 @@ def sample_of(
 
 def _columns_read(columns: Sequence[str], info: DataInfo, form: CloudForm) -> list[str]:
     """The columns of the set with `_` for those that the run does not read: no file needs to have them."""
-    if form.preparation is None:
+    if form.scene is not None:
+        kept = {name for names in COLOUR_NAMES for name in names} if "colours" in info.features else set()
+        kept |= {"nx", "ny", "nz"} if "normals" in info.features else set()
+    elif form.preparation is not None:
+        made = _features_made(info, form, form.preparation)
+        kept = {*(("nx", "ny", "nz") if made["with_normals"] else ()), *made["channels"]}
+    else:
         return list(columns)
-    made = _features_made(info, form, form.preparation)
-    normals = ("nx", "ny", "nz") if made["with_normals"] else ()
-    kept = {"x", "y", "z", *normals, *made["channels"]}
+    kept |= {"x", "y", "z"}
     return [name if name in kept else "_" for name in columns]
 
 
@@ -139,6 +147,30 @@ def _features_made(info: DataInfo, form: CloudForm, preparation: Mapping[str, An
         "with_normals": "normals" in info.features and not form.estimates_normals,
         "channels": tuple(preparation["channels"]) if "channels" in info.features else (),
     }
+
+
+def _scene(cloud: Cloud, info: DataInfo, scene: Mapping[str, float], where: str, *, any_scale: bool) -> FileSample:
+    """The sample of a set of scenes: every point, made by the very function that made the set."""
+    colour_names = next((names for names in COLOUR_NAMES if set(names) <= set(cloud.channels)), None)
+    held = {"normals": cloud.normals, "colours": None if colour_names is None else cloud.points, "place": cloud.points}
+    _assert_offered(held, info.features, where)
+    made = prepare_scene(
+        cloud,
+        scale=scene["scale"],
+        colour_max=scene["colour_max"],
+        colour_names=colour_names if "colours" in info.features else None,
+        with_normals="normals" in info.features,
+        where=where,
+    )
+    if "colours" in made:
+        made["colours"] = made["colours"] / np.float32(255)
+    if "place" in info.features:
+        with np.errstate(invalid="ignore"):  # points too large for float32 are refused as such
+            made["place"] = place_of(made["points"])
+    fields = {key: made[key] for key in ("points", *info.features)}
+    _assert_within(fields, info, where, any_scale=any_scale)
+    origin = Origin(cloud.points, cloud.points, np.arange(len(cloud.points)))
+    return FileSample(fields, "prepared as the set was", origin)
 
 
 def _prepared(
@@ -231,7 +263,7 @@ def _drawn(
 
 def _colours(channels: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, list[str]]:
     """Red, green and blue (N, 3), 0 to 1; whole numbers of which one is above 1 are taken for bytes, 0 to 255."""
-    names = next((names for names in _COLOURS if set(names) <= set(channels)), None)
+    names = next((names for names in COLOUR_NAMES if set(names) <= set(channels)), None)
     if names is None:
         return None, []
     colours = np.stack([channels[name] for name in names], axis=1)
@@ -301,16 +333,6 @@ def _is_prepared(points: np.ndarray, form: CloudForm) -> bool:
     off_mean = _SLACK + (4 * np.sqrt((1 - share) / len(points)) if share < 1 else 0.0)
     least = 1 - _SLACK if share >= 1 else _LEAST_RADIUS
     return bool(least <= _radius(points) <= 1 + _SLACK and np.linalg.norm(points.mean(axis=0)) <= off_mean)
-
-
-def place_of(points: np.ndarray) -> np.ndarray:
-    """Where each point (N, 3) lies in the extent of its cloud, 0 to 1 along every axis, in the points' own type.
-
-    Source: Qi et al. 2017 (PointNet), section 5.2 (the location as to the room).
-    """
-    low, high = points.min(axis=0), points.max(axis=0)
-    place: np.ndarray = (points - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
-    return place
 
 
 def radius_of(points: np.ndarray) -> float:

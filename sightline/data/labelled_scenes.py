@@ -11,9 +11,9 @@ import torch
 from annotated_types import Ge, Lt
 
 from sightline.arguments import Count
-from sightline.data.cloud_samples import place_of
 from sightline.data.columns import Column
 from sightline.data.native import Prepared, open_prepared, verify
+from sightline.data.scene_preparation import place_of
 from sightline.errors import ConfigError
 from sightline.types import CloudForm, DataInfo, Field, Sample, SampleKey
 
@@ -127,8 +127,12 @@ class LabelledScenes:
             fields={**fields, "label": label},
             split_sizes={**self._scenes.sizes, self._split: len(self)},
             features=self._features,
-            clouds=CloudForm(columns=tuple(manifest["source_columns"]) if manifest.get("source_columns") else None),
+            clouds=self._form(),
         )
+
+    def _form(self) -> CloudForm:
+        """How a file of the user's becomes a scene of the set."""
+        return CloudForm()
 
     def _field(self, name: str) -> Field:
         frame = f"scene, {self._prepared.manifest['orientation']}"

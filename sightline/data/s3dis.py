@@ -39,6 +39,8 @@ AreaNumber = Annotated[int, Ge(1), Le(6)]
 """One of the six areas."""
 _BYTES_PER_POINT = 30
 """A line of text has about so many; for the check of free space alone."""
+_FORM = CloudForm(columns=("x", "y", "z", "red", "green", "blue"), scene={"scale": 1.0, "colour_max": 255.0})
+"""Files are rooms as raw text has them: in metres anywhere, colours to 255."""
 
 
 @registry.data.add("s3dis")
@@ -89,7 +91,7 @@ class S3dis(LabelledScenes):
             },
             fields={"points": places, **dict.fromkeys(features, shares), "label": label},
             features=features,
-            clouds=CloudForm(),
+            clouds=_FORM,
         )
 
     @classmethod
@@ -137,6 +139,9 @@ class S3dis(LabelledScenes):
             "cite": "Armeni et al. 2016, 3D Semantic Parsing of Large-Scale Indoor Spaces",
             "prepare": prepare_command(cls.set_name, "DIR"),
         }
+
+    def _form(self) -> CloudForm:
+        return _FORM
 
 
 def _list(root: Path, order: str | None) -> tuple[str, list[Room] | list[IntegerRoom]]:

@@ -29,12 +29,14 @@ from sightline.data.labelled_scenes import (
 from sightline.data.native import Prepared, open_prepared
 from sightline.data.preparation import Part, Plan, Progress, Row, prepare_native
 from sightline.data.scene_listing import ListedScene, list_scenes, read_class_names
+from sightline.data.scene_preparation import COLOUR_NAMES, prepare_scene
 from sightline.errors import ConfigError, DataError
+from sightline.types import CloudForm
 
 __all__ = ["SceneFolder"]
 
-_COLOURS = (("red", "green", "blue"), ("r", "g", "b"))
 _MOST_CLASSES = 255
+_METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 
 
 @registry.data.add("scene_folder")
@@ -112,7 +114,7 @@ class SceneFolder(LabelledScenes):
             num_classes=len(class_names),
             unlabelled=unlabelled,
             colour_max=colour_max,
-            to_metres={"m": 1.0, "cm": 0.01, "mm": 0.001}[unit],
+            to_metres=_METRES[unit],
             colour_names=_colour_names(first),
             has_normals=first.normals is not None,
         )
@@ -154,6 +156,12 @@ class SceneFolder(LabelledScenes):
             "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR up_axis=z unit=m",
         }
 
+    def _form(self) -> CloudForm:
+        manifest = self._prepared.manifest
+        columns = manifest["source_columns"]
+        scene = {"scale": _METRES[manifest["file_unit"]], "colour_max": float(manifest["options"]["colour_max"])}
+        return CloudForm(columns=None if columns is None else tuple(columns), scene=scene)
+
 
 _SPLITS = ("train", "validation", "test")
 
@@ -174,14 +182,15 @@ class _Reader:
     def __call__(self, scene: ListedScene) -> Row:
         cloud, where = read_cloud(scene.path, columns=self.columns), str(scene.path)
         label = self._labels(cloud, where)
-        # about the lowest corner, so that float32 does not blur scenes far from the origin
-        points = (cloud.points - cloud.points.min(axis=0)) * self.to_metres
-        values = {"points": points.astype(np.float32), **scene_values(label, self.num_classes)}
-        if self.colour_names is not None:
-            values["colours"] = self._colours(cloud, where)
-        if self.has_normals:
-            values["normals"] = _normals(cloud, where)
-        return Row(scene.name, where, values)
+        prepared = prepare_scene(
+            cloud,
+            scale=self.to_metres,
+            colour_max=self.colour_max,
+            colour_names=self.colour_names,
+            with_normals=self.has_normals,
+            where=where,
+        )
+        return Row(scene.name, where, {**prepared, **scene_values(label, self.num_classes)})
 
     def _labels(self, cloud: Cloud, where: str) -> np.ndarray:
         """The labels (N,) uint8. Raises DataError naming the first point whose label is none."""
@@ -195,19 +204,6 @@ class _Reader:
                 "mend the file, complete classes.txt, or say which number stands for no class: unlabelled=N"
             )
         return np.where(is_ignored, IGNORED, given).astype(np.uint8)
-
-    def _colours(self, cloud: Cloud, where: str) -> np.ndarray:
-        """The colours (N, 3) uint8. Raises DataError for colours that are missing or on another scale."""
-        missing = [name for name in self.colour_names or () if name not in cloud.channels]
-        if missing:
-            raise DataError(f"{where}: has no {', '.join(missing)}, which the first file has; name what all files have")
-        colours = np.stack([cloud.channels[name] for name in self.colour_names or ()], axis=1)
-        low, high = float(colours.min()), float(colours.max())
-        if low < 0 or high > self.colour_max:
-            raise DataError(f"{where}: colours run from {low:g} to {high:g}, colour_max is {self.colour_max}; set it")
-        if self.colour_max == 255 and 0 < high <= 1:
-            raise DataError(f"{where}: colours run to {high:g}, which is black on a scale to 255; set colour_max=1")
-        return np.rint(colours * (255 / self.colour_max)).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -226,16 +222,6 @@ def _part(scene: ListedScene, reader: _Reader) -> Part:
     return Part(scene.split, f"{scene.split}/{scene.name}", 1, (scene.path,), _RowOf(scene, reader), about)
 
 
-def _normals(cloud: Cloud, where: str) -> np.ndarray:
-    """Unit normals (N, 3). Raises DataError where they are missing or have no direction."""
-    if cloud.normals is None:
-        raise DataError(f"{where}: has no normals, which the first file has; name what all files have with columns")
-    length = np.linalg.norm(cloud.normals, axis=1)
-    if not length.all():
-        raise DataError(f"{where}: the normal of point {int(np.flatnonzero(length == 0)[0])} is zero; mend the file")
-    return (cloud.normals / length[:, None]).astype(np.float32)
-
-
 def _label_column(cloud: Cloud, label: str, where: str) -> np.ndarray:
     if label not in cloud.channels:
         held = ", ".join(cloud.channels) or "none beside points and normals"
@@ -244,7 +230,7 @@ def _label_column(cloud: Cloud, label: str, where: str) -> np.ndarray:
 
 
 def _colour_names(cloud: Cloud) -> tuple[str, ...] | None:
-    return next((names for names in _COLOURS if set(names) <= set(cloud.channels)), None)
+    return next((names for names in COLOUR_NAMES if set(names) <= set(cloud.channels)), None)
 
 
 def _feature_columns(reader: _Reader) -> list[tuple[str, Column]]:

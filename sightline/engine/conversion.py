@@ -235,7 +235,7 @@ def _plain_recipe(layout: str, published: PublishedModel, counts: Mapping[str, i
         data |= protocol.arguments.get(counts["in_channels"], {})
     sections = {
         "name": layout,
-        "task": {"name": protocol.task},
+        "task": {"name": protocol.task, **published.task},
         "data": data,
         "transforms": {"evaluate": list(published.evaluate)},
         "model": {"name": published.model},

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from sightline.geometry import gather_points
 from sightline.geometry.neighbours import assert_rows
 from sightline.layers.dense_attention_parts import Received
+from sightline.layers.edge_products import map_points
 
 __all__ = ["PlainVectorAttention", "VectorAttention"]
 
@@ -74,17 +75,17 @@ class VectorAttention(PlainVectorAttention):
         first, last = cast(nn.Linear, self.place[0]), cast(nn.Linear, self.place[2])
         score, weight = cast(nn.Linear, self.weigh[0]), cast(nn.Linear, self.weigh[2])
         offset = F.linear(last.bias, score.weight, score.bias)
-        of_query = F.linear(self.query(entered), score.weight, offset)
-        of_key = F.linear(self.key(entered), score.weight)
-        of_value = self.value(entered) + last.bias
+        of_query = map_points(map_points(entered, self.query.weight), score.weight) + offset
+        of_key = map_points(map_points(entered, self.key.weight), score.weight)
+        of_value = map_points(entered, self.value.weight) + last.bias
         received = Received.apply(
             points.flatten(0, 1),
             _rows_of_all(index),
-            *(each.flatten(0, 1) for each in (of_query, of_key, of_value.to(of_query.dtype))),
+            *(each.to(entered.dtype).flatten(0, 1) for each in (of_query, of_key, of_value)),
             first.weight,
             first.bias,
             last.weight,
-            score.weight @ last.weight,
+            map_points(score.weight, last.weight.mT),
             weight.weight / math.sqrt(self.width),
             weight.bias,
         )

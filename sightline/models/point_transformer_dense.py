@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.arguments import Count
 from sightline.geometry import nearest_neighbours
-from sightline.geometry.distances import assert_finite
-from sightline.layers.cloud import as_dense, join_channels, one_hot_category
+from sightline.layers.cloud import dense_channels, one_hot_category
 from sightline.layers.dense_transition import TransitionDown, TransitionUp
 from sightline.layers.dense_vector_attention import PlainVectorAttention, VectorAttention
 from sightline.layers.mlp import Width
@@ -42,7 +41,7 @@ class Level(NamedTuple):
 class DensePointTransformer(nn.Module):
     """Point Transformer over clouds of one size: vector attention among neighbours, a quarter of the points per level.
 
-    `per` says what gets a label: each point, through a decoder, or each cloud. `blocks` is the number of attention
+    `per` says what gets a label: each point, through a decoder, or each cloud. `num_blocks` is the number of attention
     layers on each level of the way down; the first level has all points and 32 channels, each further one a quarter and
     twice as many. Attention is `width` channels wide on every level, among `num_neighbours` points, or all there are.
     Per point the cloud's `category` joins the input where the data set has categories. Sampling starts at the first
@@ -58,7 +57,7 @@ class DensePointTransformer(nn.Module):
         in_channels: int,
         num_categories: int | None = None,
         per: Literal["point", "cloud"] = "point",
-        blocks: Annotated[tuple[Count, ...], Len(1)] = (1, 1, 1, 1, 1),
+        num_blocks: Annotated[tuple[Count, ...], Len(1)] = (1, 1, 1, 1, 1),
         num_neighbours: Count = 16,
         width: Width = 512,
         fused: bool = True,
@@ -66,14 +65,15 @@ class DensePointTransformer(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.num_categories = num_categories if per == "point" else None
+        channels = [_FIRST_CHANNELS * 2**level for level in range(len(num_blocks))]
         self.encoder = _Encoder(
             in_channels=in_channels + (self.num_categories or 0),
-            blocks=blocks,
+            channels=channels,
+            num_blocks=num_blocks,
             num_neighbours=num_neighbours,
             width=width,
             fused=fused,
         )
-        channels = [_FIRST_CHANNELS * 2**level for level in range(len(blocks))]
         self.decoder = _Decoder(channels=channels, width=width, fused=fused) if per == "point" else None
         self.head = (
             _mlp(channels[0], 64, 64, num_classes) if per == "point" else _mlp(channels[-1], 256, 64, num_classes)
@@ -92,10 +92,8 @@ class DensePointTransformer(nn.Module):
         `category` (B,) is needed where the labels are per point and the data set has categories.
         """
         given = points.shape[:-1]
-        points, features = as_dense(points, features, offsets)
-        channels = join_channels(points, features, in_channels=self.in_channels)
-        assert_finite(channels, name="points")
-        levels = self.encoder(points, self._with_category(channels, category))
+        channels = dense_channels(points, features, offsets, in_channels=self.in_channels)
+        levels = self.encoder(channels[..., :3], self._with_category(channels, category))
         if self.decoder is None:
             return {"logits": self.head(levels[-1].features.mean(dim=1))}
         return {"logits": self.head(self.decoder(levels)).view(*given, -1)}
@@ -115,18 +113,24 @@ class _Encoder(nn.Module):
     """The levels on the way down: attention, then a step down, then attention, ..."""
 
     def __init__(
-        self, *, in_channels: int, blocks: tuple[int, ...], num_neighbours: int, width: int, fused: bool
+        self,
+        *,
+        in_channels: int,
+        channels: list[int],
+        num_blocks: tuple[int, ...],
+        num_neighbours: int,
+        width: int,
+        fused: bool,
     ) -> None:
         super().__init__()
         self.num_neighbours = num_neighbours
-        channels = [_FIRST_CHANNELS * 2**level for level in range(len(blocks))]
-        self.embed = _mlp(in_channels, _FIRST_CHANNELS, _FIRST_CHANNELS)
+        self.embed = _mlp(in_channels, channels[0], channels[0])
         self.downs = nn.ModuleList(
             TransitionDown(in_channels=before, out_channels=after, fused=fused) for before, after in pairwise(channels)
         )
         self.levels = nn.ModuleList(
             nn.ModuleList(_attention(count, width=width, fused=fused) for _ in range(number))
-            for count, number in zip(channels, blocks, strict=True)
+            for count, number in zip(channels, num_blocks, strict=True)
         )
 
     def forward(self, points: Tensor, channels: Tensor) -> list[Level]:

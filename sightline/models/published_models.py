@@ -56,8 +56,8 @@ class PublishedModel:
     """A model as its authors published it.
 
     `from_shapes` are arguments that the weights show, `assumed` those that they do not, as in the authors' own recipe
-    for the data set of `protocol`; `losses`, `evaluate` and `up_axis` are that recipe's losses, evaluation transforms
-    and frame.
+    for the data set of `protocol`; `losses`, `evaluate`, `task` and `up_axis` are that recipe's losses, evaluation
+    transforms, arguments of the task and frame.
     """
 
     model: str
@@ -69,6 +69,7 @@ class PublishedModel:
     evaluate: tuple[Mapping[str, Any], ...] = ()
     up_axis: str = "y"
     protocol: Protocol = _OBJECTS
+    task: Mapping[str, Any] = field(default_factory=dict)
 
 
 _SMOOTHED: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy", "label_smoothing": 0.2},)
@@ -104,10 +105,21 @@ def _pointnet2(model: str, **assumed: Any) -> PublishedModel:
     )
 
 
+_THINNED: tuple[Mapping[str, Any], ...] = (
+    {"name": "sample_points", "num_points": 2048, "if_fewer": "repeat", "score_all": True},
+)
+_IN_BLOCKS: Mapping[str, Any] = {"blocks": {"size_m": 1.0, "stride_m": 0.5, "num_points": 4096}}
 _PENALISED: tuple[Mapping[str, Any], ...] = (
     {"name": "cross_entropy"},
     {"name": "feature_transform_penalty", "weight": 0.001},
 )
+
+
+def _of_points(protocol: Protocol) -> dict[str, Any]:
+    """What networks for clouds of one size share: shapes are thinned, scenes cut into blocks; all points are scored."""
+    if protocol is _SCENES:
+        return {"protocol": protocol, "up_axis": "z", "task": _IN_BLOCKS}
+    return {"protocol": protocol, "evaluate": _THINNED}
 
 
 def _dgcnn_points(model: str, last: str, protocol: Protocol, **assumed: Any) -> PublishedModel:
@@ -118,8 +130,7 @@ def _dgcnn_points(model: str, last: str, protocol: Protocol, **assumed: Any) -> 
         from_shapes={"embedding": Size("levels.embed.linear.weight", 0)},
         assumed={"dropout": 0.5, **assumed},
         losses=_SMOOTHED,
-        up_axis="z" if protocol is _SCENES else "y",
-        protocol=protocol,
+        **_of_points(protocol),
     )
 
 
@@ -129,8 +140,7 @@ def _pointnet_points(model: str, embedding: str, protocol: Protocol) -> Publishe
         num_classes=Size("head.2.weight", 0),
         in_channels=Size(f"{embedding}.linear.weight", 1),
         losses=_PENALISED,
-        up_axis="z" if protocol is _SCENES else "y",
-        protocol=protocol,
+        **_of_points(protocol),
     )
 
 
@@ -141,8 +151,7 @@ def _pointnet2_points(model: str, protocol: Protocol, **assumed: Any) -> Publish
         num_classes=Size("head.2.weight", 0),
         in_channels=Size("abstractions.0.groups.0.network.layers.0.linear.weight", 1, others=3),
         assumed={"dropout": 0.5, **assumed},
-        up_axis="z" if protocol is _SCENES else "y",
-        protocol=protocol,
+        **_of_points(protocol),
     )
 
 
@@ -153,7 +162,7 @@ def _dense_transformer(per: str, protocol: Protocol, num_categories: int = 0) ->
         num_classes=Size("head.4.weight", 0),
         in_channels=Size("encoder.embed.0.weight", 1, others=num_categories),
         from_shapes={"width": Size("encoder.levels.0.0.enter.weight", 0)},
-        assumed={"per": per, "blocks": (1, 1, 1, 1, 1), "num_neighbours": 16},
+        assumed={"per": per, "num_blocks": (1, 1, 1, 1, 1), "num_neighbours": 16},
         evaluate=_NORMALISED,
         protocol=protocol,
     )
@@ -167,7 +176,7 @@ _SEGMENTATION: Mapping[str, PublishedModel] = {
         num_classes=Size("head.2.weight", 0),
         in_channels=Size("embed.0.linear.weight", 1),
         assumed={"dropout": 0.5},
-        protocol=_PARTS,
+        **_of_points(_PARTS),
     ),
     "yanx27_pointnet2_ssg_parts": _pointnet2_points(
         "pointnet2_parts", _PARTS, num_centres=(512, 128), radii=(0.2, 0.4), num_neighbours=(32, 64)

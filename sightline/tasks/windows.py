@@ -49,8 +49,9 @@ class SphereWindows:
 class BlockWindows:
     """Upright columns over a square of `size_m`, every `stride_m`, answered `num_points` points at a time.
 
-    Coordinates across are about the middle of the square. The points of a column are dealt to windows in their order;
-    the last one is filled up with points of the column again, whose answers count like any other.
+    Coordinates across are about the middle of the square. The points of a column are dealt to its windows in turn, so
+    that each sees all of it, in whatever order files hold them; windows are filled up with points of the column again,
+    whose answers count like any other.
     Source: Qi et al. 2017 (PointNet), section 5.1 (blocks of 1 m), and its code (stride one half at test).
     """
 
@@ -66,7 +67,7 @@ class BlockWindows:
         for middle, index in blocks_of(points, size_m=self.size_m, stride_m=self.stride_m):
             times = -(-len(index) // self.num_points)
             filled = index.repeat(times * self.num_points // len(index) + 1)[: times * self.num_points]
-            waiting += [(middle, part) for part in filled.split(self.num_points)]
+            waiting += [(middle, part) for part in filled.view(self.num_points, times).unbind(dim=1)]
             if len(waiting) >= _BLOCKS_AT_ONCE:
                 self._answer(answer, cloud, waiting, mean)
                 waiting = []

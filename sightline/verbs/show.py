@@ -85,7 +85,8 @@ def _render(component: dict[str, Any]) -> str:
         lines += _wrapped(f"Source: {component['source']}")
     heads = {a["name"]: _head(a) for a in component["arguments"]}
     column = max(map(len, heads.values()), default=0)
-    lines += [f"      {heads[a['name']]:<{column}}  {a['allowed']}" for a in component["arguments"]]
+    for argument in component["arguments"]:
+        lines += _beside(f"      {heads[argument['name']]:<{column}}  ", argument["allowed"])
     for giver in ("data set", "run"):
         given = [fact["name"] for fact in component["facts"] if fact["given_by"] == giver]
         if given:
@@ -97,6 +98,11 @@ def _head(argument: dict[str, Any]) -> str:
     """How the argument would stand in a config: with its default, or as one that must be given."""
     given = "(required)" if argument["required"] else show_inline(argument["default"])
     return f"{argument['name']}: {given}"
+
+
+def _beside(head: str, text: str) -> list[str]:
+    """The text after a head, its further lines below its first."""
+    return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
 
 
 def _wrapped(text: str) -> list[str]:

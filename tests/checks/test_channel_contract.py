@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.checks.suite import run_all
+from sightline.data.reading import NamedTransform
+from sightline.engine.distributed import World
 from sightline.types import Field
 from tests.checks.planting import Wrapped, assert_healthy, caught, make, with_data
+from tests.checks.segmenting import Edited, PerPoint, make_parts, make_rooms
 
 
 def changed(name: str, change: Any, **info: Any) -> Any:
@@ -99,3 +103,57 @@ def test_a_field_that_promises_nothing_is_not_measured(tmp_path: Path) -> None:
         return Wrapped(inner, lambda batch, keys: None, fields=fields)
 
     assert_healthy(with_data(make(tmp_path), wrap))
+
+
+def of_channels(declared: int) -> Any:
+    """Ragged rooms that state this number of channels; they have three coordinates and one grey value."""
+    return lambda inner: Edited(inner, facts={"in_channels": declared})
+
+
+def test_a_ragged_set_that_states_other_channels(tmp_path: Path) -> None:
+    """Both numbers are told, though the clouds are of all sizes; the model, built for the fact, would die of it."""
+    model = PerPoint(in_channels=6, num_classes=4)
+    finding = caught(make_rooms(tmp_path, of_channels(6), model=model), "channel-contract", "cfg.contract")
+    assert "says in_channels 6, its samples have 4" in finding.summary
+    assert "points 3 + grey 1 = 4 channels; the model's first layer 'first' takes 6" in finding.measured
+    assert any("first-step" in line for line in finding.evidence["explains"])
+
+
+def test_a_part_set_that_states_other_channels(tmp_path: Path) -> None:
+    built = with_data(
+        make_parts(tmp_path, model=PerPoint(in_channels=3, num_classes=30)),
+        lambda inner: Wrapped(inner, lambda batch, keys: batch, facts={"in_channels": 22}),
+    )
+    finding = caught(built, "channel-contract", "cfg.contract")
+    assert "says in_channels 22, its samples have 3" in finding.summary
+
+
+class Widen:
+    """Puts a second grey value beside the first."""
+
+    def __call__(self, draws: Any, *, grey: Tensor) -> dict[str, Tensor]:
+        return {"grey": grey.repeat(1, 1, 2)}
+
+
+def test_a_transform_that_adds_a_channel(tmp_path: Path) -> None:
+    built = make_rooms(tmp_path, transforms=[NamedTransform("widen", Widen())])
+    finding = caught(built, "channel-contract", "cfg.contract")
+    assert "says in_channels 4, its training batches have 5" in finding.summary
+    assert "points 3 + grey 1 = 4" in finding.measured
+
+
+def test_features_that_a_set_joins_itself_count(tmp_path: Path) -> None:
+    """Coordinates and a ready field `features`: four channels as stated."""
+
+    def edit(sample: dict, index: int) -> dict:
+        return {"points": sample["points"], "features": sample["grey"], "label": sample["label"]}
+
+    def wrap(inner: Any) -> Any:
+        fields = dict(inner.info.fields)
+        fields["features"] = fields.pop("grey")
+        return Edited(inner, edit, fields=fields, features=())
+
+    assert_healthy(make_rooms(tmp_path, wrap))
+    wrong = make_rooms(tmp_path, lambda inner: wrap(of_channels(3)(inner)))
+    (finding,) = [each for each in run_all(wrong, World()) if each.code == "channel-contract"]
+    assert "says in_channels 3, its samples have 4" in finding.summary

@@ -15,6 +15,7 @@ from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.engine.stream import Plan
 from tests.checks.planting import assert_healthy, caught, make
+from tests.checks.segmenting import make_parts
 
 
 class SamePart(Plan):
@@ -109,3 +110,14 @@ def test_a_stream_of_another_rank(tmp_path: Path) -> None:
     built = dataclasses.replace(built, job=dataclasses.replace(built.job, stream=stream))
     findings = empty_loader(Context(built, World()))
     assert [finding.cause for finding in findings] == ["dist.sampler"]
+
+
+def test_a_selection_part_of_few_objects_with_many_parts(tmp_path: Path) -> None:
+    """24 objects show all 30 parts; what they must hold is each of the 12 categories. 6 cannot."""
+    built = make_parts(tmp_path)
+    assert empty_loader(Context(built, World())) == []
+    selection = dataclasses.replace(built.data.selection, indices=built.data.selection.indices[:6])
+    few = dataclasses.replace(built, data=dataclasses.replace(built.data, selection=selection))
+    (finding,) = empty_loader(Context(few, World()))
+    assert finding.cause == "data.split"
+    assert "6 samples for 12 classes" in finding.summary

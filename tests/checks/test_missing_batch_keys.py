@@ -47,11 +47,11 @@ def test_single_samples_are_healthy(tmp_path: Path) -> None:
 
 
 def test_what_nothing_reads_is_only_told(tmp_path: Path) -> None:
-    findings = run_all(make(tmp_path), World())
+    findings = [f for f in run_all(make(tmp_path), World()) if f.code != "class-balance"]
     assert [(f.code, f.severity) for f in findings] == [("missing-batch-keys", "note")]
     assert "'normals', 'part'" in findings[0].summary
 
 
 def test_what_travels_inside_the_features_is_read(tmp_path: Path) -> None:
-    findings = run_all(make(tmp_path, "data.normals=file"), World())
+    findings = [f for f in run_all(make(tmp_path, "data.normals=file"), World()) if f.code != "class-balance"]
     assert [finding.summary for finding in findings] == ["nothing reads 'part' of a batch"]

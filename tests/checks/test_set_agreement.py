@@ -13,11 +13,12 @@ import torch
 
 from sightline.checks.set_agreement import compare, inputs_of, set_agreement
 from sightline.checks.suite import Context, run_all
-from sightline.data.reading import BatchReader
+from sightline.data.reading import BatchReader, NamedTransform
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
-from sightline.types import DataInfo, Field
+from sightline.types import DataInfo, Field, SampleKey
 from tests.checks.planting import Wrapped, assert_complete, assert_healthy, caught, make, with_data
+from tests.checks.segmenting import Edited, make_parts, make_rooms
 
 MANY = "data.test_size=120"
 """Enough clouds that an exchange cannot be put down to chance."""
@@ -255,3 +256,50 @@ def test_the_sign_test_is_the_binomial_tail() -> None:
 def test_the_config_can_leave_it_out(tmp_path: Path) -> None:
     built = make(tmp_path, "checks.skip=[set-agreement]")
     assert_healthy(on_test(built, turned(0, 1, 2, facts={"up_axis": "y"})))
+
+
+# --- sets whose points are labelled -----------------------------------------------------------------------------------
+
+
+def rooms_scaled(factor: float) -> Callable[[Any], Any]:
+    """Rooms in another unit, which promise no range."""
+
+    def wrap(inner: Any) -> Any:
+        points = dataclasses.replace(inner.info.fields["points"], low=None, high=None)
+        fields = {**inner.info.fields, "points": points}
+        return Edited(inner, lambda sample, index: {**sample, "points": sample["points"] * factor}, fields=fields)
+
+    return wrap
+
+
+def test_ragged_clouds_are_looked_at_one_by_one(tmp_path: Path) -> None:
+    """Points and features of each cloud as it is, and no class where labels are of points."""
+    built = make_rooms(tmp_path)
+    found = inputs_of(built.data.train, built.config)
+    sizes = [len(built.data.train.dataset[SampleKey(index, 0, 0)]["points"]) for index in range(24)]
+    assert sorted(len(cloud) for cloud in found.clouds) == sorted(sizes)
+    assert {cloud.shape[1] for cloud in found.clouds} == {4}
+    assert set(found.labels) == {0}
+
+
+def test_clouds_with_parts_are_compared_within_their_category(tmp_path: Path) -> None:
+    built = make_parts(tmp_path)
+    assert set(inputs_of(built.data.train, built.config).labels) == set(range(12))
+    assert_healthy(built)
+
+
+def test_rooms_in_another_unit(tmp_path: Path) -> None:
+    built = make_rooms(tmp_path, rooms_scaled(1.0), wrap_test=rooms_scaled(1000.0))
+    finding = caught(built, "set-agreement", "data.normalisation", "warning")
+    assert "millimetres against metres" in finding.summary
+
+
+def test_crops_of_scenes_are_no_other_scale(tmp_path: Path) -> None:
+    """Trained on crops of a tenth, evaluated on whole rooms: the sets are in one unit."""
+
+    class Crop:
+        def __call__(self, draws: Any, *, points: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"points": points * 0.1}
+
+    built = make_rooms(tmp_path, rooms_scaled(1.0), transforms=[NamedTransform("crop", Crop())])
+    assert [f for f in run_all(built, World()) if f.code == "set-agreement" and f.severity != "note"] == []

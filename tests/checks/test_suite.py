@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pytest
@@ -30,7 +30,8 @@ from sightline.engine.train import Job, train
 from sightline.errors import ConfigError
 from sightline.types import Component
 from sightline.verbs.output import show_findings
-from tests.checks.planting import CONFIG, assert_complete, assert_healthy, make, with_model
+from tests.checks.planting import CONFIG, assert_complete, assert_healthy, make, with_data, with_model
+from tests.checks.segmenting import Edited, Joined, PerPoint, make_parts, make_rooms
 from tests.conftest import ROOT
 from tests.contract.toys import NUM_SAMPLES, TOYS, meters
 from tests.processes import run_ranks
@@ -66,6 +67,36 @@ def test_configs_that_need_no_files_are_healthy(path: Path) -> None:
 def test_small_runs_are_healthy_whatever_the_seed(tmp_path: Path, model: str, seed: int) -> None:
     more = ", num_neighbours: 8, embedding: 64" if model == "dgcnn" else ""
     assert_healthy(make(tmp_path, f"model={{name: {model}{more}}}", f"seed={seed}"))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("normals", ["none", "file"])
+def test_small_runs_on_parts_are_healthy_whatever_the_seed(tmp_path: Path, seed: int, normals: str) -> None:
+    model = PerPoint(in_channels=3 if normals == "none" else 6, num_classes=30)
+    assert_healthy(make_parts(tmp_path, f"seed={seed}", f"data.normals={normals}", model=model))
+    assert_healthy(make_parts(tmp_path, f"seed={seed}"))
+
+
+@pytest.mark.parametrize("wrap", [lambda dataset: dataset, Joined], ids=["our collate", "its own"])
+def test_ragged_runs_are_healthy(tmp_path: Path, wrap: Any) -> None:
+    assert_healthy(make_rooms(tmp_path, wrap))
+
+
+def ragged(inner: Any) -> Edited:
+    """Objects with parts, each with a number of points of its own."""
+    fields = dict(inner.info.fields)
+    for name in ("points", "normals", "label"):
+        shape = "points" if name == "label" else "points 3"
+        fields[name] = dataclasses.replace(fields[name], shape=shape, collate="concatenate")
+
+    def edit(sample: dict, index: int) -> dict:
+        return {name: value if name == "category" else value[: 40 + index % 24] for name, value in sample.items()}
+
+    return Edited(inner, edit, fields=fields)
+
+
+def test_ragged_objects_with_parts_are_healthy(tmp_path: Path) -> None:
+    assert_healthy(with_data(make_parts(tmp_path, model=PerPoint(in_channels=3, num_classes=30)), ragged))
 
 
 def toy_run(name: str, micro_batches: int) -> Built:
@@ -146,6 +177,18 @@ def test_a_checked_run_is_the_unchecked_one_bit_for_bit(tmp_path: Path, model: s
     assert all(torch.equal(a, b) for a, b in zip(ema.parameters(), expected_ema.parameters(), strict=True))
 
 
+def test_a_checked_segmentation_is_the_unchecked_one_bit_for_bit(tmp_path: Path) -> None:
+    """Its checks put other labels and categories into batches, and other answers to its metrics."""
+    for make_one in (make_parts, make_rooms):
+        plain, checked = make_one(tmp_path), make_one(tmp_path)
+        torch.manual_seed(5)
+        expected = trained(plain)
+        torch.manual_seed(5)
+        run_all(checked, World())
+        found = trained(checked)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_random_states_and_flags_are_put_back(tmp_path: Path) -> None:
     import random
 
@@ -167,18 +210,28 @@ def test_codes_are_stable() -> None:
     assert [each.code for each in all_checks()] == [
         "checkpoint-match",
         "empty-loader",
+        "absent-class-score",
+        "broken-offsets",
+        "category-input",
         "channel-contract",
+        "class-balance",
+        "class-names",
         "class-weight-length",
         "data-mutation",
         "duplicate-clouds",
+        "empty-cloud",
         "first-step",
         "initial-loss",
+        "label-outside-parts",
         "label-range",
         "missing-batch-keys",
+        "missing-category",
         "no-gradient",
         "non-finite",
         "non-finite-data",
+        "per-batch-metric",
         "set-agreement",
+        "untrained-class",
         "zero-learning-rate",
     ]
 
@@ -189,7 +242,7 @@ def test_a_model_too_slow_for_the_start_is_left_to_the_check_verb(
     built = make(tmp_path)
     context = Context(built, World(), forward_s=0.0)
     assert context.rehearsal.stage == "out of time"
-    assert [finding for each in all_checks() for finding in each.run(context)] == []
+    assert [finding for each in all_checks() if each.is_quick for finding in each.run(context)] == []
     monkeypatch.setattr(suite, "_FORWARD_S", 0.0)
     (finding,) = run_quick(built, World())
     assert (finding.code, finding.severity, finding.cause) == ("check-skipped", "warning", "sys.resource")

@@ -13,10 +13,12 @@ from sightline.data.cloud_samples import FileSample, read_sample, sample_of
 from sightline.data.mesh_points import draw_points
 from sightline.data.modelnet import ModelNet10
 from sightline.data.preparation import to_unit_sphere
+from sightline.data.s3dis import S3dis
 from sightline.errors import DataError
 from sightline.types import CloudForm, DataInfo, Field, SampleKey
 from tests.data.cloud_writers import write_off
 from tests.data.modelnet_writers import prepare
+from tests.data.scene_writers import no_progress, write_s3dis
 
 TETRAHEDRON = np.array([[0, 0, 0], [4.0, 0, 0], [0, 3, 0], [0, 0, 2]])
 FACES = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
@@ -246,3 +248,32 @@ def test_the_place_of_points_is_their_share_of_the_extent() -> None:
     assert found.fields["place"].tolist() == [[0, 0, 0], [1, 1, 0], [0.75, 0.5, 0]]
     with pytest.raises(DataError, match="points do not fit into float32"):
         sample_of(Cloud(points * 1e40), info(CloudForm(), "place", low=None, high=None), name="a", where="a.ply")
+
+
+def test_a_raw_room_of_s3dis_is_the_sample_of_its_set(tmp_path: Path) -> None:
+    """The text of a whole room, without names for its columns, against the room that was made of its annotations."""
+    raw = write_s3dis(tmp_path / "raw")
+    S3dis.prepare(source=raw, target=tmp_path / "set", name="s3dis", progress=no_progress)
+    rooms = S3dis(split="test", root=str(tmp_path / "set"), test_area=5, place=True)
+    for index in range(len(rooms)):
+        room = rooms.name_of(index).rpartition("/")[2].removeprefix("Area_5_")
+        found = read_sample(raw / "Area_5" / room / f"{room}.txt", rooms.info)
+        sample = rooms[SampleKey(index, 0, 0)]
+        for name in ("points", "colours", "place"):
+            assert found.fields[name].dtype == np.float32
+            assert np.array_equal(sorted(found.fields[name].tolist()), sorted(sample[name].tolist()))
+        assert found.treatment == "prepared as the set was"
+
+
+def test_scenes_are_measured_from_their_lowest_corner() -> None:
+    scene = {"scale": 0.01, "colour_max": 1.0}
+    stated = info(CloudForm(columns=("x", "y", "z", "r", "g", "b"), scene=scene), "colours", low=None, high=None)
+    points = np.array([[100.0, -50, 7e6], [300, -250, 7e6 + 25]])
+    channels = dict(zip("rgb", np.array([[0.0, 0.5, 1.0], [1.0, 0.2, 0.0]]).T, strict=True))
+    found = sample_of(Cloud(points, channels=channels), stated, name="a", where="a.ply")
+    assert np.array_equal(found.fields["points"], np.float32([[0, 2, 0], [2, 0, 0.25]]))
+    assert np.array_equal(found.fields["colours"], np.float32([[0, 128, 255], [255, 51, 0]]) / np.float32(255))
+    assert found.origin is not None
+    assert np.array_equal(found.origin.places, points)
+    with pytest.raises(DataError, match=r"a\.ply: has no colours, which the run was trained with"):
+        sample_of(Cloud(points), stated, name="a", where="a.ply")

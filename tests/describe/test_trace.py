@@ -14,12 +14,7 @@ import sightline
 from sightline import registry
 from sightline.describe.trace import Trace, trace
 from sightline.errors import RunError
-
-SMALL: dict[str, dict[str, Any]] = {
-    "pct": {"num_centres": (32, 16), "num_neighbours": 8},
-    "dgcnn": {"num_neighbours": 8},
-}
-NUM_POINTS = {"pointnet2": 512, "pointnet2_msg": 512}
+from tests.models.small_models import make_inputs, small_model
 
 
 class Twice(nn.Module):
@@ -171,8 +166,8 @@ def test_writing_into_a_part_counts_as_a_source() -> None:
 @pytest.mark.parametrize("name", registry.models.names())
 def test_every_model(name: str) -> None:
     """Every parameter once, every box but the inputs fed by something, and the model's outputs at the end."""
-    model = sightline.build_model(name, num_classes=10, in_channels=3, **SMALL.get(name, {}))
-    found = traced(model, points=torch.rand(2, NUM_POINTS.get(name, 64), 3))
+    model = small_model(name)
+    found = traced(model, **make_inputs(model, 2))
     assert sum(n.parameters for n in found.nodes) == found.parameters == sum(p.numel() for p in model.parameters())
     fed = {edge.target for edge in found.edges}
     assert [n.path for i, n in enumerate(found.nodes) if i not in fed and n.kind != "input"] == []

@@ -250,6 +250,10 @@ def test_weights_for_points_know_the_set_they_were_published_for(
     assert data.items() <= run.config.data.arguments.items()
     assert (len(run.class_names), run.facts["in_channels"]) == (facts["num_classes"], facts["in_channels"])
     assert run.class_names[0] in ("airplane_0", "ceiling")
+    if "normals" in data:
+        assert [transform.name for transform in run.transforms] == ["sample_points"]
+    else:
+        assert run.config.task.arguments["blocks"]["num_points"] == 4096
 
 
 def test_other_categories_than_those_of_the_weights_are_named(tmp_path: Path) -> None:

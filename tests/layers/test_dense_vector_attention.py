@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sightline.geometry import gather_points, nearest_neighbours
 from sightline.layers.dense_attention_parts import Received
 from sightline.layers.dense_vector_attention import PlainVectorAttention, VectorAttention
-from sightline.layers.edge_products import map_edges, map_gradient
+from sightline.layers.edge_products import map_edges, map_gradient, map_points
 from sightline.models.published import translate_key
 from tests.golden_parity import (
     Golden,
@@ -141,6 +141,21 @@ def test_maps_of_edges_are_products(num_groups: int) -> None:
     torch.testing.assert_close(mapped.double(), edges.double() @ weight.double().mT, rtol=0, atol=1e-4)
     expected = torch.einsum("mkd,mkc->dc", gradient.double(), edges.double())
     torch.testing.assert_close(map_gradient(edges, gradient).double(), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_points", [5, 8])
+def test_maps_of_points_are_products_with_their_gradients(num_points: int) -> None:
+    """Ten rows, which are no sixteen images, and sixteen that are; float32 against float64."""
+    points, weight = torch.randn(2, num_points, 24, requires_grad=True), torch.randn(10, 24, requires_grad=True)
+    to_mapped = torch.randn(2, num_points, 10)
+    map_points(points, weight).backward(to_mapped)
+    wide_points, wide_weight = (each.detach().double().requires_grad_() for each in (points, weight))
+    expected = wide_points @ wide_weight.mT
+    expected.backward(to_mapped.double())
+    torch.testing.assert_close(map_points(points, weight).double(), expected, rtol=0, atol=1e-4)
+    for found, wide in ((points, wide_points), (weight, wide_weight)):
+        assert found.grad is not None
+        torch.testing.assert_close(found.grad.double(), wide.grad, rtol=0, atol=1e-4)
 
 
 def test_single_precision_is_as_near_to_double_as_the_plain_form() -> None:

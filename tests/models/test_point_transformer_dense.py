@@ -27,7 +27,7 @@ from tests.golden_parity import (
 )
 from tests.layers.passes import BOUND, assert_passes_agree, run
 
-SMALL = {"blocks": (1, 1, 1), "num_neighbours": 8, "width": 64}
+SMALL = {"num_blocks": (1, 1, 1), "num_neighbours": 8, "width": 64}
 CLS, PARTS = "qq456cvb_point_transformer_cls", "qq456cvb_point_transformer_parts"
 GOLDEN: dict[str, tuple[str, dict[str, Any]]] = {
     "pt_sjtu_cls_small": (CLS, {"num_classes": 10, "in_channels": 3, "per": "cloud", **SMALL}),
@@ -124,7 +124,7 @@ def small(**changes: Any) -> DensePointTransformer:
     arguments: dict[str, Any] = {
         "num_classes": 4,
         "in_channels": 3,
-        "blocks": (1, 1, 1),
+        "num_blocks": (1, 1, 1),
         "num_neighbours": 5,
         "width": 16,
     }
@@ -137,7 +137,9 @@ PER = pytest.mark.parametrize("per", ["point", "cloud"])
 @PER
 def test_plain_layers_give_the_same_step(per: str) -> None:
     """Outputs, gradients and running statistics of a step in training, float64, to 1e-9."""
-    fused, plain = (small(in_channels=5, num_categories=3, per=per, blocks=(2, 1, 1), fused=f) for f in (True, False))
+    fused, plain = (
+        small(in_channels=5, num_categories=3, per=per, num_blocks=(2, 1, 1), fused=f) for f in (True, False)
+    )
     plain.load_state_dict(fused.state_dict())
     given = {"points": torch.randn(3, 40, 3).double(), "features": torch.randn(3, 40, 2).double()}
     given["category"] = torch.tensor([2, 0, 1])
@@ -223,8 +225,8 @@ def test_whole_clouds_are_told_apart_without_their_category() -> None:
     assert model(points=points)["logits"].shape == (2, 4)
 
 
-@pytest.mark.parametrize("blocks", [[], [1, 0], "4"])
-def test_stages_that_cannot_be_are_refused(blocks: Any) -> None:
-    component = Component("point_transformer_dense", {"blocks": blocks})
-    with pytest.raises(ConfigError, match="blocks"):
+@pytest.mark.parametrize("num_blocks", [[], [1, 0], "4"])
+def test_stages_that_cannot_be_are_refused(num_blocks: Any) -> None:
+    component = Component("point_transformer_dense", {"num_blocks": num_blocks})
+    with pytest.raises(ConfigError, match="num_blocks"):
         registry.models.build(component, facts={"num_classes": 4, "in_channels": 3})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -197,8 +197,16 @@ def write(path: Path, columns: dict[str, np.ndarray]) -> None:
         write_ply(path, columns)
 
 
-def scored_by(run: Run, monkeypatch: pytest.MonkeyPatch) -> tuple[list[np.ndarray], np.ndarray]:
-    """Evaluate a run: the probabilities that were scored, by sample, and the confusion of all."""
+class Scored(NamedTuple):
+    """What an evaluation scored: by sample the probabilities (N, C) and the labels (N,), and the confusion of all."""
+
+    probabilities: list[np.ndarray]
+    labels: list[np.ndarray]
+    confusion: np.ndarray
+
+
+def scored_by(run: Run, monkeypatch: pytest.MonkeyPatch) -> Scored:
+    """Evaluate a run: probabilities as its metrics get them, labels as it keeps them, counts as it tells them."""
     found: dict[int, np.ndarray] = {}
     assess = Segment.assess
 
@@ -210,9 +218,12 @@ def scored_by(run: Run, monkeypatch: pytest.MonkeyPatch) -> tuple[list[np.ndarra
             found[index] = rows[bounds[place] : bounds[place + 1]]
         return sums, predictions
 
-    out = run.path.parent / "evaluated.json"
+    out, kept = run.path.parent / "evaluated.json", run.path.parent / "kept"
     with monkeypatch.context() as patch:
         patch.setattr(Segment, "assess", recording)
-        run("evaluate", run.path, "--json", out)
+        run("evaluate", run.path, "--json", out, "--save-predictions", "--out", kept)
     counts = json.loads(out.read_text())["confusion"]["counts"]
-    return [found[index] for index in range(len(found))], np.array(counts)
+    samples = json.loads((kept / "manifest.json").read_text())["samples"]
+    assert [sample["index"] for sample in samples] == sorted(found)
+    labels = [np.load(kept / sample["file"]) for sample in samples]
+    return Scored([found[index] for index in sorted(found)], labels, np.array(counts))

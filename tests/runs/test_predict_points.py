@@ -70,7 +70,7 @@ def test_parts_of_files_are_those_that_evaluation_scored(
 ) -> None:
     paths = write_shapes(tmp_path / "in", shapes, ending)
     document = parts.predict(*paths, "--out", tmp_path / "out")
-    expected, counts = scored_by(parts, monkeypatch)
+    expected, kept, counts = scored_by(parts, monkeypatch)
     facts = parts.load().facts
     answers = []
     for index, row in enumerate(document["predictions"]):
@@ -80,6 +80,7 @@ def test_parts_of_files_are_those_that_evaluation_scored(
         labels = np.load(row["written"]["labels"])
         assert (labels.dtype, labels.shape) == (np.int64, (48,))
         assert labels.tolist() == [own[np.argmax(point[own])] for point in expected[index]]
+        assert np.array_equal(labels, kept[index])
         answers.append(labels)
     assert np.array_equal(counted(list(shapes["label"]), answers, facts["num_classes"]), counts)
 
@@ -93,11 +94,12 @@ def test_every_point_of_rooms_that_were_thinned_is_as_evaluation_scored_it(
         write(tmp_path / "in" / f"{index}{ending}", columns_of(room))
     named = ["--columns", "x,y,z,red,green,blue"] if ending != ".ply" else []
     document = rooms.predict(tmp_path / "in", *named, "--out", tmp_path / "out", "--probabilities", "float32")
-    expected, counts = scored_by(rooms, monkeypatch)
+    expected, kept, counts = scored_by(rooms, monkeypatch)
     answers = [np.load(tmp_path / "out" / f"{index}.labels.npy") for index in range(len(held))]
     for index, row in enumerate(document["predictions"]):
         assert row["num_points"] == len(held[index]["points"])
         assert answers[index].tolist() == expected[index].argmax(axis=1).tolist()
+        assert np.array_equal(answers[index], kept[index])
         found = np.load(row["written"]["probabilities"])
         assert found.dtype == np.float32
         assert np.abs(found - expected[index]).max() < ROUNDING
@@ -146,7 +148,7 @@ def test_points_that_transforms_drop_get_the_answer_of_the_nearest_kept(
     for index, room in enumerate(held):
         write(tmp_path / "in" / f"{index}.ply", columns_of(room))
     document = run.predict(tmp_path / "in", "--out", tmp_path / "out")
-    expected, _ = scored_by(run, monkeypatch)
+    expected = scored_by(run, monkeypatch).probabilities
     for index, (room, row) in enumerate(zip(held, document["predictions"], strict=True)):
         rows = np.arange(len(room["points"]))[kept]
         labels = np.load(row["written"]["labels"])
@@ -164,7 +166,7 @@ def test_rooms_answered_window_by_window_are_so_for_files_too(tmp_path: Path, mo
     for index, room in enumerate(held):
         write(tmp_path / "in" / f"{index}.ply", columns_of(room))
     document = run.predict(tmp_path / "in", "--out", tmp_path / "out")
-    expected, _ = scored_by(run, monkeypatch)
+    expected = scored_by(run, monkeypatch).probabilities
     for index, row in enumerate(document["predictions"]):
         assert np.load(row["written"]["labels"]).tolist() == expected[index].argmax(axis=1).tolist()
 

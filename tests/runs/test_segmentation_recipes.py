@@ -11,6 +11,7 @@ import pytest
 from tests.command import run_here
 from tests.data.scene_writers import write_s3dis
 from tests.data.shapenet_part_writers import LAYOUTS, prepare, write_layout
+from tests.engine.test_conversion import saved, small_state
 from tests.processes import ROOT
 
 PARTS = {
@@ -77,3 +78,35 @@ def test_recipe_for_scenes(folder: Path) -> None:
         "task.blocks={size_m: 40.0, stride_m: 20.0, num_points: 12}",
     )
     assert_trains_and_repeats("s3dis_dgcnn", folder / "scenes", *overrides, figure="miou")
+
+
+@pytest.mark.parametrize(
+    ("layout", "facts", "data", "overrides", "figure"),
+    [
+        (
+            "yanx27_pointnet_parts",
+            {"num_classes": 50, "in_channels": 6, "num_categories": 16},
+            "text",
+            ("transforms.evaluate.0.num_points=32",),
+            "instance_miou",
+        ),
+        (
+            "yanx27_pointnet_scenes",
+            {"num_classes": 13, "in_channels": 9},
+            "rooms",
+            ("task.blocks={size_m: 40.0, stride_m: 20.0, num_points: 12}", "evaluate.select=test"),
+            "miou",
+        ),
+    ],
+)
+def test_published_weights_are_evaluated_by_their_own_recipe(
+    folder: Path, tmp_path: Path, layout: str, facts: dict[str, int], data: str, overrides: tuple[str, ...], figure: str
+) -> None:
+    """Random weights in the shapes of the published ones: converted for the set that is there, scored on all of it."""
+    file, run = saved(tmp_path / "a.pth", small_state(layout, **facts)), tmp_path / "run"
+    given = (f"data.root={folder / data}", "log.tensorboard=false", *overrides)
+    done = run_here("data", "convert-weights", file, "--layout", layout, "--to", run, *given)
+    assert done.code == 0, done.err
+    scored = run_here("evaluate", run, "--device", "cpu", "--json", tmp_path / "scores.json")
+    assert scored.code == 0, scored.err
+    assert 0 <= json.loads((tmp_path / "scores.json").read_text())["metrics"][figure] < 0.5

@@ -122,6 +122,21 @@ def test_blocks_come_in_equal_numbers_of_points_about_their_middle() -> None:
     assert float(torch.cat(asked)[..., :2].abs().max()) <= 0.5 + 1e-9
 
 
+def test_windows_of_a_column_each_see_all_of_it() -> None:
+    asked: list[Tensor] = []
+
+    def answer(batch: dict) -> Tensor:
+        asked.append(batch["points"])
+        return torch.zeros(*batch["points"].shape[:2], 1)
+
+    column = torch.rand(64, 3, generator=torch.Generator().manual_seed(3))
+    by_height = column[column[:, 2].argsort()]  # as files order points by object: the floor first, the ceiling last
+    BlockWindows(size_m=2.0, stride_m=1.0, num_points=16)(answer, cloud(by_height))
+    heights = torch.cat(asked)[..., 2]
+    assert heights.shape == (4, 16)
+    assert float((heights.mean(dim=1) - by_height[:, 2].mean()).abs().max()) < 0.1
+
+
 def test_clouds_of_a_batch_come_one_by_one() -> None:
     batch = {"points": room(9), "offsets": torch.tensor([0, 4, 9]), "category": torch.tensor([3, 1])}
     first, second = each_cloud(batch)

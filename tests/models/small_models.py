@@ -1,0 +1,52 @@
+"""What every registered model can be built from and called with: facts, arguments for small clouds, inputs by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.types import Component
+
+__all__ = ["FACTS", "INPUTS", "make_inputs", "small_model"]
+
+FACTS = {"num_classes": 5, "in_channels": 3, "class_names": ("a", "b", "c", "d", "e"), "num_categories": 3}
+INPUTS: dict[str, Callable[[int], Tensor]] = {
+    "category": lambda batch: torch.arange(batch) % 3,
+    "points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64),
+}
+"""How to make a batch of each input that a model may need; a model with a new kind of input adds its line here."""
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "dgcnn_parts": {"num_neighbours": 20},
+    "point_transformer": {
+        "widths": (16, 32),
+        "strides": (1, 4),
+        "num_neighbours": (8, 8),
+        "num_blocks": (1, 1),
+    },
+    "pct": {"num_centres": (16, 8), "num_neighbours": 8},
+    "point_transformer_dense": {"num_blocks": (1, 2, 1), "num_neighbours": 8, "width": 16},
+    "pointnet2": {"num_centres": (16, 8)},
+    "pointnet2_msg": {"num_centres": (16, 8)},
+    "pointnet2_parts": {"num_centres": (16, 8)},
+    "pointnet2_scenes": {"num_centres": (16, 12, 8, 4)},
+}
+"""What brings a model down to clouds of 32 points, where its defaults ask for more."""
+
+
+def small_model(name: str) -> nn.Module:
+    """The registered model for clouds of 32 points, in float64 and evaluation mode."""
+    component = Component(name, ARGUMENTS.get(name, {}))
+    return registry.models.build(component, facts=FACTS).double().eval()
+
+
+def make_inputs(model: nn.Module, batch: int) -> dict[str, Tensor]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    needed = [parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty]
+    missing = [name for name in needed if name not in INPUTS]
+    assert not missing, f"{type(model).__name__} needs {missing}: say in INPUTS of {__name__} how they are made"
+    return {name: make(batch) for name, make in INPUTS.items() if name in inspect.signature(model.forward).parameters}
