@@ -1,7 +1,7 @@
 """Attention with a weight for every channel of every neighbour, as the dense Point Transformer has it.
 
 `PlainVectorAttention` writes out what every edge carries: the tested reference. `VectorAttention` gives the same
-numbers and gradients and holds the edges of some queries at a time, in backward too, where it makes them again.
+numbers and gradients, goes through the edges of some queries at a time and makes most of them again in backward.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ class VectorAttention(PlainVectorAttention):
 
     What is linear is taken to the points: with h_ij what `place` has before its last map, the first map of `weigh` sees
     a map of point i, less one of point j, plus one map of h_ij that is the product of two. The last bias of `weigh`
-    adds the same to all neighbours, which a softmax does not see: its gradient is exactly 0. Holds B*N*width numbers
-    for backward. Under torch.compile it is the plain form. It has no second derivative.
+    adds the same to all neighbours, which a softmax does not see: its gradient is exactly 0. Keeps B*N*K*width times
+    four bytes for backward, and nothing where no gradient is asked for. Under torch.compile it is the plain form. It
+    has no second derivative.
     Source: as the plain form.
     """
 
@@ -79,6 +80,7 @@ class VectorAttention(PlainVectorAttention):
         of_key = map_points(map_points(entered, self.key.weight), score.weight)
         of_value = map_points(entered, self.value.weight) + last.bias
         received = Received.apply(
+            torch.is_grad_enabled(),
             points.flatten(0, 1),
             _rows_of_all(index),
             *(each.to(entered.dtype).flatten(0, 1) for each in (of_query, of_key, of_value)),

@@ -105,9 +105,10 @@ def _pointnet2(model: str, **assumed: Any) -> PublishedModel:
     )
 
 
-_THINNED: tuple[Mapping[str, Any], ...] = (
-    {"name": "sample_points", "num_points": 2048, "if_fewer": "repeat", "score_all": True},
-)
+def _thinned(num_points: int) -> tuple[Mapping[str, Any], ...]:
+    return ({"name": "sample_points", "num_points": num_points, "if_fewer": "repeat", "score_all": True},)
+
+
 _IN_BLOCKS: Mapping[str, Any] = {"blocks": {"size_m": 1.0, "stride_m": 0.5, "num_points": 4096}}
 _PENALISED: tuple[Mapping[str, Any], ...] = (
     {"name": "cross_entropy"},
@@ -119,7 +120,7 @@ def _of_points(protocol: Protocol) -> dict[str, Any]:
     """What networks for clouds of one size share: shapes are thinned, scenes cut into blocks; all points are scored."""
     if protocol is _SCENES:
         return {"protocol": protocol, "up_axis": "z", "task": _IN_BLOCKS}
-    return {"protocol": protocol, "evaluate": _THINNED}
+    return {"protocol": protocol, "evaluate": _thinned(2048)}
 
 
 def _dgcnn_points(model: str, last: str, protocol: Protocol, **assumed: Any) -> PublishedModel:
@@ -155,7 +156,7 @@ def _pointnet2_points(model: str, protocol: Protocol, **assumed: Any) -> Publish
     )
 
 
-def _dense_transformer(per: str, protocol: Protocol, num_categories: int = 0) -> PublishedModel:
+def _dense_transformer(per: str, *, num_categories: int = 0, **recipe: Any) -> PublishedModel:
     """The one-hot of a category follows the channels of every point."""
     return PublishedModel(
         model="point_transformer_dense",
@@ -163,8 +164,7 @@ def _dense_transformer(per: str, protocol: Protocol, num_categories: int = 0) ->
         in_channels=Size("encoder.embed.0.weight", 1, others=num_categories),
         from_shapes={"width": Size("encoder.levels.0.0.enter.weight", 0)},
         assumed={"per": per, "num_blocks": (1, 1, 1, 1, 1), "num_neighbours": 16},
-        evaluate=_NORMALISED,
-        protocol=protocol,
+        **recipe,
     )
 
 
@@ -203,8 +203,10 @@ MODELS: Mapping[str, PublishedModel] = {
         protocol=_SCENES,
     ),
     "qq456cvb_pct_cls": _pct(head_activation="relu", codes_positions=False, min_squared_norm=None),
-    "qq456cvb_point_transformer_cls": _dense_transformer("cloud", _OBJECTS),
-    "qq456cvb_point_transformer_parts": _dense_transformer("point", _PARTS, num_categories=16),
+    "qq456cvb_point_transformer_cls": _dense_transformer("cloud", evaluate=_NORMALISED),
+    "qq456cvb_point_transformer_parts": _dense_transformer(
+        "point", num_categories=16, evaluate=_thinned(1024), protocol=_PARTS
+    ),
     "strawberry_pct_cls": _pct(head_activation="leaky_relu", codes_positions=False, min_squared_norm=1e-3),
     "strawberry_pct_cls_new": _pct(head_activation="leaky_relu", codes_positions=True, min_squared_norm=1e-3),
     "wangyueft_dgcnn_cls": _DGCNN,

@@ -129,7 +129,9 @@ def test_gradients_are_those_of_finite_differences() -> None:
     rows = [torch.randn(5, 4).double().requires_grad_() for _ in range(3)]
     shapes = [(4, 3), (4,), (4, 4), (4, 4), (4, 4), (4,)]
     maps = [torch.randn(shape).double().requires_grad_() for shape in shapes]
-    assert torch.autograd.gradcheck(lambda *each: Received.apply(each[0], index, *each[1:]), (points, *rows, *maps))
+    assert torch.autograd.gradcheck(
+        lambda *each: Received.apply(True, each[0], index, *each[1:]), (points, *rows, *maps)
+    )
 
 
 @pytest.mark.parametrize("num_groups", [1, 16, 33])
@@ -158,31 +160,35 @@ def test_maps_of_points_are_products_with_their_gradients(num_points: int) -> No
         torch.testing.assert_close(found.grad.double(), wide.grad, rtol=0, atol=1e-4)
 
 
-def test_single_precision_is_as_near_to_double_as_the_plain_form() -> None:
-    """Within three times its error: the quick form sums in another order, and multiplies two maps first."""
-    plain, quick = pair(width=64)
-    values = given(100, 8)
-    exact = plain(**values).detach()
-    narrow = {name: value if name == "index" else value.float() for name, value in values.items()}
-    errors = [(layer.float()(**narrow).detach() - exact).norm().item() for layer in (plain, quick)]
-    assert errors[1] <= 3 * errors[0]
+@pytest.mark.parametrize(("is_half", "times"), [(False, 3), (True, 2)], ids=["single", "half"])
+def test_lower_precision_is_as_near_to_double_as_the_plain_form(is_half: bool, times: int) -> None:
+    """Outputs and gradients are that many times as far from float64 as the plain form's at most, and some roundings.
 
-
-def test_half_precision_is_as_near_to_single_as_the_plain_form() -> None:
-    """Under autocast, outputs and gradients: within twice the plain form's distance from float64."""
+    The quick form sums in another order and multiplies two maps first. Half precision is that of autocast.
+    """
     layers = pair(width=64)
     values = given(100, 8)
     weight = torch.randn(2, 100, 5, dtype=torch.float64)
     exact = run(copy.deepcopy(layers[0]), values, weight)
     narrow = {name: value if name == "index" else value.float() for name, value in values.items()}
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
         found = [run(layer.float(), narrow, weight.float()) for layer in layers]
     errors = [(each.output - exact.output).norm().item() for each in found]
-    assert errors[1] <= 2 * errors[0]
+    assert errors[1] <= times * errors[0]
+    roundings = 10 * torch.finfo(torch.bfloat16 if is_half else torch.float32).eps
     largest = max(gradient.norm() for gradient in exact.gradients.values())
     for name, gradient in exact.gradients.items():
         plain_error, quick_error = ((each.gradients[name] - gradient).norm() for each in found)
-        assert quick_error <= 2 * plain_error + 1e-2 * largest, name
+        assert quick_error <= times * plain_error + roundings * largest, name
+
+
+def test_backward_may_come_twice() -> None:
+    """What is kept is left as it was."""
+    _, quick = pair(width=64)
+    values = given(20, 4)
+    out = quick.float()(**{name: value if name == "index" else value.float() for name, value in values.items()})
+    first, second = (torch.autograd.grad(out.sum(), quick.enter.weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_neighbours_that_are_not_there_are_refused() -> None:
