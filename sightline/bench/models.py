@@ -24,7 +24,17 @@ from sightline.models.pct import PCT
 from sightline.models.pointnet2 import PointNet2
 from sightline.types import SampleKey
 
-__all__ = ["cases", "dgcnn_case", "same_numbers", "step_case"]
+__all__ = [
+    "IN_FLOAT64",
+    "cases",
+    "dgcnn_case",
+    "forward_form",
+    "near",
+    "same_numbers",
+    "spread_norms",
+    "step_case",
+    "step_form",
+]
 
 MODELS: dict[str, tuple[type[nn.Module], Callable[[Any], nn.Module]]] = {
     "dgcnn": (DGCNN, TextbookDGCNN),
@@ -43,15 +53,15 @@ def cases() -> list[Case]:
 def step_case(name: str, *, batch: int, points: int) -> Case:
     """One training step in float32; for DGCNN, whose fused form is written for it, a row in bfloat16 too."""
     ours, theirs = MODELS[name]
-    halves = (Variant("sightline_bf16", _step(copy.deepcopy, is_half=True), _near_as_textbook),)
+    halves = (Variant("sightline_bf16", step_form(copy.deepcopy, is_half=True), _near_as_textbook),)
     return Case(
         suite="models",
         label=name + "_step_{batch}x{points}",
         size={"batch": batch, "points": points},
         quick=QUICK,
         make=maker(ours),
-        baseline=Variant("textbook", _step(theirs), _near),
-        variants=(Variant("sightline", _step(copy.deepcopy), _near), *(halves if name == "dgcnn" else ())),
+        baseline=Variant("textbook", step_form(theirs), near),
+        variants=(Variant("sightline", step_form(copy.deepcopy), near), *(halves if name == "dgcnn" else ())),
         exactly=IN_FLOAT64,
     )
 
@@ -73,8 +83,8 @@ def _half_case() -> Case:
         size={"batch": 32, "points": 1024},
         quick=QUICK,
         make=maker(DGCNN),
-        baseline=Variant("textbook_bf16", _step(TextbookDGCNN, is_half=True), _near_as_textbook),
-        variants=(Variant("sightline_bf16", _step(copy.deepcopy, is_half=True), _near_as_textbook),),
+        baseline=Variant("textbook_bf16", step_form(TextbookDGCNN, is_half=True), _near_as_textbook),
+        variants=(Variant("sightline_bf16", step_form(copy.deepcopy, is_half=True), _near_as_textbook),),
         exactly=IN_FLOAT64,
     )
 
@@ -88,8 +98,8 @@ def _forward_case(name: str) -> Case:
         size={"batch": 32, "points": 1024},
         quick=QUICK,
         make=maker(ours),
-        baseline=Variant("textbook", _forward(theirs), _near),
-        variants=(Variant("sightline", _forward(copy.deepcopy), _near),),
+        baseline=Variant("textbook", forward_form(theirs), near),
+        variants=(Variant("sightline", forward_form(copy.deepcopy), near),),
         exactly=IN_FLOAT64,
     )
 
@@ -108,7 +118,7 @@ def maker(kind: type[nn.Module]) -> Callable[..., dict[str, Any]]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = kind(num_classes=NUM_CLASSES, in_channels=3, dropout=0.0, **wanted)
-            _spread_norms(model)
+            spread_norms(model)
         shapes = SyntheticShapes(split="train", train_size=batch, num_points=points)
         batch_of_shapes = shapes.get_batch([SampleKey(index, 0, 0) for index in range(batch)])
         return {
@@ -120,7 +130,7 @@ def maker(kind: type[nn.Module]) -> Callable[..., dict[str, Any]]:
     return make
 
 
-def _spread_norms(model: nn.Module) -> None:
+def spread_norms(model: nn.Module) -> None:
     """Weights of batch norms off their start, some negative: a form that takes them to be positive fails."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -130,7 +140,7 @@ def _spread_norms(model: nn.Module) -> None:
 # --- forms -----------------------------------------------------------------------------------------------------------
 
 
-def _step(
+def step_form(
     build: Callable[[Any], nn.Module], *, is_half: bool = False
 ) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
     """Steps that go on from one another; the answer holds the logits and the gradient of all weights as one vector."""
@@ -144,7 +154,7 @@ def _step(
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
                 logits = model(points=inputs["points"])["logits"]
-                loss = F.cross_entropy(logits, inputs["label"])  # autocast takes it in float32
+                loss = F.cross_entropy(logits.flatten(0, -2), inputs["label"].flatten())  # autocast takes it in float32
             loss.backward()
             optimizer.step()
             return {
@@ -157,7 +167,7 @@ def _step(
     return opened
 
 
-def _forward(build: Callable[[Any], nn.Module]) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
+def forward_form(build: Callable[[Any], nn.Module]) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
     @contextmanager
     def opened(inputs: dict[str, Any]) -> Iterator[Run]:
         model = build(inputs["model"]).eval()
@@ -193,7 +203,7 @@ def same_numbers(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -
     return None if off <= 1e-9 else f"the gradient is off by {off:.2e} of its length; allowed is 1e-9"
 
 
-def _near(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -> str | None:
+def near(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -> str | None:
     """Logits in float32 to a tenth of the largest; that both do the same was seen in float64.
 
     Graphs among features differ in the few neighbours that all but tie, a maximum passes that on whole, and the batch
@@ -207,7 +217,7 @@ def _near_as_textbook(inputs: Any, expected: dict[str, Any], found: dict[str, An
 
     Where weights were never trained, eight bits decide over neighbours: two right forms do not agree in digits.
     """
-    with _step(TextbookDGCNN)(inputs) as exact, _step(TextbookDGCNN, is_half=True)(inputs) as rounded:
+    with step_form(TextbookDGCNN)(inputs) as exact, step_form(TextbookDGCNN, is_half=True)(inputs) as rounded:
         logits = exact()["logits"]
         allowed = 1.5 * float((rounded()["logits"] - logits).norm())
     off = float((found["logits"] - logits).norm())

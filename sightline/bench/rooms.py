@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from sightline.bench.case import Case, Run, Variant
 from sightline.data.s3dis import S3dis
@@ -43,36 +44,33 @@ def cases() -> list[Case]:
     ]
 
 
-def _texts(*, points: int) -> list[bytes]:
-    """The annotation files of a room, as the release writes them."""
+def _texts(*, points: int) -> dict[str, Any]:
+    """The points of a room, and its annotation files as the release writes them."""
     generator = np.random.default_rng(0)
-    texts = []
+    tables, texts = [], []
     for share in _SHARES:
         count = max(2, int(share * points))
-        table = np.column_stack(
-            (
-                generator.uniform(-25, 25, 3) + generator.normal(size=(count, 3)),
-                generator.integers(20, 256, (count, 3)),
-            )
-        )
+        coordinates = generator.uniform(-25, 25, 3) + generator.normal(size=(count, 3))
+        table = np.column_stack((coordinates, generator.integers(20, 256, (count, 3))))
         rows = ("%.3f %.3f %.3f %d %d %d\n" % tuple(row) for row in table.tolist())  # noqa: UP031 - twice as fast here
         texts.append("".join(rows).encode())
-    return texts
+        tables.append(torch.from_numpy(coordinates))
+    return {"points": torch.cat(tables), "texts": texts}
 
 
 @contextmanager
-def _on_disk(texts: list[bytes]) -> Iterator[Path]:
+def _on_disk(inputs: dict[str, Any]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
         annotations = Path(folder) / "raw" / "Area_1" / "office_1" / "Annotations"
         annotations.mkdir(parents=True)
-        for name, text in zip(_FILES, texts, strict=True):
+        for name, text in zip(_FILES, inputs["texts"], strict=True):
             (annotations / f"{name}.txt").write_bytes(text)
         yield Path(folder)
 
 
 @contextmanager
-def _by_loadtxt(texts: list[bytes]) -> Iterator[Run]:
-    with _on_disk(texts) as folder:
+def _by_loadtxt(inputs: dict[str, Any]) -> Iterator[Run]:
+    with _on_disk(inputs) as folder:
         paths = [path for path, _ in list_rooms(folder / "raw")[0].files]
 
         def run() -> RoomParts:
@@ -83,8 +81,8 @@ def _by_loadtxt(texts: list[bytes]) -> Iterator[Run]:
 
 
 @contextmanager
-def _by_sightline(texts: list[bytes]) -> Iterator[Run]:
-    with _on_disk(texts) as folder:
+def _by_sightline(inputs: dict[str, Any]) -> Iterator[Run]:
+    with _on_disk(inputs) as folder:
         room = list_rooms(folder / "raw")[0]
 
         def run() -> RoomParts:
@@ -95,9 +93,9 @@ def _by_sightline(texts: list[bytes]) -> Iterator[Run]:
 
 
 @contextmanager
-def _prepared(texts: list[bytes]) -> Iterator[Run]:
+def _prepared(inputs: dict[str, Any]) -> Iterator[Run]:
     """The whole way: read, checked, written, hashed and in place; the answer is read back from there."""
-    with _on_disk(texts) as folder:
+    with _on_disk(inputs) as folder:
         count = 0
 
         def run() -> RoomParts:

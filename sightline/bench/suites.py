@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
-from sightline.bench import data, dense_transformer, geometry, growth, metrics, models, train
+from sightline.bench import data, dense_transformer, geometry, growth, metrics, models, train, transformers
 from sightline.bench.case import Case
 from sightline.errors import UserError
 from sightline.schema import nearest
@@ -14,10 +14,10 @@ __all__ = ["SUITES", "all_cases", "chosen", "find_case"]
 
 
 def _models() -> list[Case]:
-    return [*models.cases(), *dense_transformer.cases()]
+    return [*models.cases(), *transformers.cases(), *dense_transformer.cases()]
 
 
-SUITES = {
+SUITES: dict[str, Callable[[], list[Case]]] = {
     "geometry": geometry.cases,
     "models": _models,
     "data": data.cases,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -25,7 +24,6 @@ __all__ = [
     "Scenes",
     "counts_of",
     "describe_scenes",
-    "open_scenes",
     "scene_columns",
     "scene_values",
     "summarise_scenes",
@@ -102,16 +100,12 @@ class LabelledScenes:
         return verify(root)
 
     def _feature(self, name: str, stored: str, row: int) -> np.ndarray:
-        """The values (N, width) float32 of a feature of a scene."""
+        """The values (N, 3) float32 of a feature of a scene."""
         if name == "colours":
             return self._prepared.row(stored, "colours", row) / np.float32(255)
         if name == "place":
             return place_of(self._prepared.row(stored, "points", row))
         return np.array(self._prepared.row(stored, name, row))
-
-    def _width(self, name: str) -> int:
-        """How many numbers a feature has per point."""
-        return 3
 
     def _describe(self) -> DataInfo:
         manifest, num_classes = self._prepared.manifest, len(self.class_names)
@@ -120,7 +114,7 @@ class LabelledScenes:
             "num_classes": num_classes,
             "class_names": self.class_names,
             "class_counts": tuple(counts.tolist()),
-            "in_channels": 3 + sum(self._width(name) for name in self._features),
+            "in_channels": 3 + 3 * len(self._features),
             "up_axis": manifest["up_axis"],
         }
         if manifest["num_ignored"]:
@@ -148,17 +142,8 @@ class LabelledScenes:
         if name == "normals":
             return Field("points 3", "float32", "unit vector", frame, -1.0, 1.0, "concatenate")
         # Twice what was prepared: another scene may reach a little further, one in another unit reaches far beyond.
-        reach = 2 * max(map(abs, self._prepared.manifest["ranges"][name]))
-        unit = self._prepared.manifest["unit"] if name == "points" else ""
-        return Field(f"points {self._width(name)}", "float32", unit, frame, -reach, reach, "concatenate")
-
-
-def open_scenes(root: str | None, set_names: Sequence[str]) -> Prepared:
-    """The prepared set at `root`, or where sets of this name are looked for. Raises as `open_prepared`."""
-    if root is not None:
-        return open_prepared(Path(root).expanduser(), set_names=set_names)
-    folder = Path(os.environ.get("SIGHTLINE_DATA", "data")).expanduser()
-    return open_prepared(folder / set_names[0], set_names=set_names)
+        reach = 2 * max(map(abs, self._prepared.manifest["ranges"]["points"]))
+        return Field("points 3", "float32", self._prepared.manifest["unit"], frame, -reach, reach, "concatenate")
 
 
 def scene_columns(num_classes: int, *features: tuple[str, Column]) -> dict[str, Column]:
@@ -197,7 +182,7 @@ def summarise_scenes(prepared: Prepared) -> dict[str, Any]:
 def describe_scenes(prepared: Prepared, root: Path) -> dict[str, Any]:
     """What `data info` tells of a prepared set of scenes."""
     manifest = prepared.manifest
-    told = ("layout", "up_axis", "orientation", "unit", "channels", "split", "ranges", "differences", "repairs")
+    told = ("layout", "up_axis", "orientation", "unit", "split", "ranges", "differences")
     return {
         "set": manifest["set"],
         "root": str(root.resolve()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,22 +16,22 @@ from sightline import registry
 from sightline.arguments import Count, Seed
 from sightline.data.columns import Column
 from sightline.data.indoor_classes import CLASS_NAMES, ORDERS
+from sightline.data.labelled_clouds import root_of
 from sightline.data.labelled_scenes import (
     HeldShare,
     LabelledScenes,
     Scenes,
-    open_scenes,
     scene_columns,
     scene_values,
     summarise_scenes,
 )
-from sightline.data.native import Prepared, prepare_command
+from sightline.data.native import Prepared, open_prepared, prepare_command
 from sightline.data.preparation import Part, Plan, Progress, Row, prepare_native
 from sightline.data.s3dis_files import AREAS, Room, RoomPoints, list_rooms, read_room, told_missing, told_unknown
 from sightline.data.s3dis_integers import IntegerRoom, list_integer_rooms, read_integer_room
 from sightline.data.splits import hold_out
 from sightline.errors import DataError
-from sightline.types import CloudForm, DataInfo, Field
+from sightline.types import CloudForm, DataInfo, Field, Folds
 
 __all__ = ["S3dis"]
 
@@ -67,10 +68,12 @@ class S3dis(LabelledScenes):
         validation_share: HeldShare = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_scenes(root, self.readable_sets)
+        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
         scenes = _scenes(prepared, split, f"Area_{test_area}", share=validation_share, seed=split_seed)
         features = _features(colours=colours, place=place)
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
+        areas = tuple(area for area in AREAS if area in prepared.splits)
+        self.info = dataclasses.replace(self.info, folds=Folds(areas, (f"Area_{test_area}",)))
 
     @classmethod
     def promise(cls, *, colours: bool = True, place: bool = False) -> DataInfo:

@@ -12,15 +12,15 @@ import numpy as np
 from sightline import registry
 from sightline.arguments import Count
 from sightline.data.array_files import npz_array
+from sightline.data.labelled_clouds import root_of
 from sightline.data.labelled_scenes import (
     LabelledScenes,
     Scenes,
-    open_scenes,
     scene_columns,
     scene_values,
     summarise_scenes,
 )
-from sightline.data.native import prepare_command
+from sightline.data.native import open_prepared, prepare_command
 from sightline.data.preparation import Part, Plan, Progress, Row, prepare_native
 from sightline.errors import DataError
 
@@ -44,7 +44,7 @@ class S3disOneRoom(LabelledScenes):
     readable_sets = ("s3dis_one_room",)
 
     def __init__(self, *, split: str, root: str | None = None, repeats: Count = 1) -> None:
-        prepared = open_scenes(root, self.readable_sets)
+        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
         sizes = {"train": 1, "validation": 0, "test": 1}
         if split not in sizes:
             raise DataError(f"{prepared.root}: has no part '{split}'; it has train and test")

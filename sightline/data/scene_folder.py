@@ -16,17 +16,17 @@ from sightline import registry
 from sightline.arguments import Count, Seed, Share
 from sightline.data.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, read_cloud, told_passed_over
 from sightline.data.columns import Column
+from sightline.data.labelled_clouds import root_of
 from sightline.data.labelled_scenes import (
     IGNORED,
     HeldShare,
     LabelledScenes,
     Scenes,
-    open_scenes,
     scene_columns,
     scene_values,
     summarise_scenes,
 )
-from sightline.data.native import Prepared
+from sightline.data.native import Prepared, open_prepared
 from sightline.data.preparation import Part, Plan, Progress, Row, prepare_native
 from sightline.data.scene_listing import ListedScene, list_scenes, read_class_names
 from sightline.data.scene_preparation import COLOUR_NAMES, prepare_scene
@@ -60,7 +60,7 @@ class SceneFolder(LabelledScenes):
         normals: bool = False,
         repeats: Count = 1,
     ) -> None:
-        prepared = open_scenes(root, self.readable_sets)
+        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
         sizes = {name: prepared.manifest["splits"].get(name, {}).get("num_rows", 0) for name in _SPLITS}
         if split not in sizes:
             raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(_SPLITS)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,6 +39,17 @@ class Edges:
         """Which places are real, bool (M, K)."""
         return torch.arange(self.index.shape[1], device=self.index.device) < self.count[:, None]
 
+    @cached_property
+    def num_edges(self) -> int:
+        """How many places are real. Waits for the device."""
+        return self.index.numel() if self.is_whole else int(self.count.sum())
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The mean of `relative` over the edges (3,), and that of its product with itself (3, 3); both float64."""
+        rows = self.relative.detach().double().flatten(0, 1)
+        return rows.sum(dim=0) / self.num_edges, rows.mT @ rows / self.num_edges
+
     def of(self, rows: Tensor, num_neighbours: int) -> Edges:
         """The nearest `num_neighbours` of some of the queries: as a search for these alone would find them."""
         count = self.count[rows].clamp(max=num_neighbours)
@@ -57,13 +69,14 @@ class Spread:
 class Level:
     """Clouds at one resolution: `points` (P, 3), `offsets` (S+1,), and `near`, the neighbours of every point.
 
-    `down` are the neighbours of every point among those of the finer level, None where the level has the same points;
-    `up` says how the finer level takes features from this one, None at the first level.
+    `finer` are the points (N, 3) of the level before, and `up` says how that level takes features from this one; None
+    at the first. `down` are the neighbours of every point among the finer ones, None where these are the same.
     """
 
     points: Tensor
     offsets: Tensor
     near: Edges
+    finer: Tensor | None = None
     down: Edges | None = None
     up: Spread | None = None
 
@@ -96,7 +109,7 @@ def _coarser(fine: Level, stride: int, num_neighbours: int) -> Level:
         else:
             down = _edges(fine.points, fine.offsets, num_neighbours, points, offsets)
     near = _edges(points, offsets, num_neighbours)
-    return Level(points, offsets, near, down, _spread(points, offsets, fine))
+    return Level(points, offsets, near, fine.points, down, _spread(points, offsets, fine))
 
 
 def _edges(

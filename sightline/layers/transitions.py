@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from sightline.geometry.levels import Level
+from sightline.compiled import suits
+from sightline.geometry.levels import Edges, Level
+from sightline.geometry.neighbours import assert_rows
+from sightline.layers.batch_norm import SumsAbout, answers_of_statistics, normalising, uses_batch
+from sightline.layers.descent_kernels import edge_extremes, edge_extremes_gradient
 from sightline.layers.mlp import LinearNorm
 
-__all__ = ["CloudContext", "PlainTransitionDown", "TransitionUp", "mean_of_clouds"]
+__all__ = ["CloudContext", "PlainTransitionDown", "TransitionDown", "TransitionUp", "mean_of_clouds"]
 
 
 class PlainTransitionDown(nn.Module):
@@ -36,6 +45,70 @@ class PlainTransitionDown(nn.Module):
         padded = response_EC.new_zeros((*edges.index.shape, response_EC.shape[-1]))
         padded[edges.is_valid] = response_EC
         return padded.max(dim=1).values
+
+
+class TransitionDown(PlainTransitionDown):
+    """`PlainTransitionDown` with its map applied to points: same state, numbers, gradients and running statistics.
+
+    W (p_j - p_m, f_j) is a map of point j plus a map of point m, and batch norm and rectifier keep the order of the
+    values of a channel, or turn it round where the norm's weight is negative: the extreme is taken first. On a GPU, in
+    half precision, under torch.compile and without numba it is the plain form. Where equal responses tie, or the norm's
+    weight is exactly 0, the gradient goes to the nearest neighbour among them.
+    Source: as the plain form; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all edges.
+    """
+
+    def forward(self, features: Tensor, level: Level) -> Tensor:
+        linear, norm = self.edge.linear, self.edge.norm
+        if level.down is None or not suits(features, level.points, linear.weight) or torch.is_autocast_enabled("cpu"):
+            return super().forward(features, level)
+        assert level.finer is not None, "a level with edges down has a finer one"
+        assert_rows(level.down.index[None], features[None], num_queries=len(level.points))
+        # Any origin gives the same differences. Near the middle of all clouds the two parts do not cancel.
+        origin = level.points.detach().mean(dim=0)
+        near = linear(torch.cat([level.finer - origin, features], dim=-1))
+        own = F.linear(origin - level.points, linear.weight[:, :3])
+        normed = _NormedExtreme.apply(near, own, level.down, norm.weight, norm.bias, norm)
+        return cast(Tensor, self.edge.activation(normed))
+
+
+class _NormedExtreme(Function):
+    """The maximum over the neighbours j of query m of batch_norm(u_j + v_m), (M, C), from u (N, C) and v (M, C)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, near: Tensor, own: Tensor, edges: Edges, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d
+    ) -> Tensor:
+        sums, origin = None, torch.zeros_like(bias)
+        if uses_batch(norm):
+            origin = near.mean(dim=0) + own.mean(dim=0)
+        own = own - origin
+        found = edge_extremes(near, own, edges.index, edges.count, sign=weight.sign())
+        if uses_batch(norm):
+            sums = SumsAbout(origin.double(), found.total, found.total_of_squares, edges.num_edges)
+        count, mean, inverse_deviation = normalising(norm, sums, near.dtype)
+        moved = origin - mean
+        standard = (found.extreme + moved) * inverse_deviation
+        ctx.norm, ctx.count, ctx.edges = norm, count, edges
+        ctx.save_for_backward(near, own + moved, found.place, standard, weight, inverse_deviation)
+        return torch.addcmul(bias, standard, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        near, own, place, standard, weight, inverse_deviation = ctx.saved_tensors
+        to_bias = gradients[0].sum(dim=0)
+        to_weight = (gradients[0] * standard).sum(dim=0)
+        scale = weight * inverse_deviation
+        constant, slope = answers_of_statistics(
+            ctx.norm, ctx.count, to_bias=to_bias, to_weight=to_weight, scale=scale, inverse_deviation=inverse_deviation
+        )
+        to_near, to_own = edge_extremes_gradient(
+            *(near, own, ctx.edges.index, ctx.edges.count, place),
+            chosen=gradients[0] * scale,
+            constant=constant,
+            slope=slope,
+        )
+        return to_near, to_own, None, to_weight, to_bias, None
 
 
 class TransitionUp(nn.Module):

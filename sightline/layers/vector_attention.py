@@ -1,20 +1,26 @@
 """Vector attention among neighbours: every channel of a neighbour has a weight of its own.
 
-`PlainVectorAttention` writes out what every edge carries: the tested reference.
+`PlainVectorAttention` writes out what every edge carries: the tested reference. `VectorAttention` gives the same
+numbers and gradients and holds, of every edge, an eighth of its channels. What an edge carries is k_j - q_i, maps of
+points, and a map of three numbers: kernels make it anew wherever it is needed, some edges at a time where a matrix
+product follows. In backward the batch's statistics answer by a constant and a slope per channel, so what they take
+from an edge is known in sums over the edges of a point, and need not be taken from every edge.
 """
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
+from sightline.compiled import suits
 from sightline.geometry.levels import Edges
+from sightline.geometry.neighbours import assert_rows
+from sightline.layers.attended import NUM_SHARING, Attended, Weights
 from sightline.layers.mlp import LinearNorm
 
-__all__ = ["NUM_SHARING", "PlainVectorAttention"]
-
-NUM_SHARING = 8
-"""Channels that share a weight: channel c takes weight c modulo the number of weights."""
+__all__ = ["NUM_SHARING", "PlainVectorAttention", "VectorAttention"]
 
 
 class PlainVectorAttention(nn.Module):
@@ -69,3 +75,32 @@ def _padded(of_edges: Tensor, edges: Edges, is_valid: Tensor | None, filling: fl
     padded = of_edges.new_full((*edges.index.shape, of_edges.shape[-1]), filling)
     padded[is_valid] = of_edges
     return padded
+
+
+class VectorAttention(PlainVectorAttention):
+    """`PlainVectorAttention` without its edges: same state, numbers, gradients and running statistics.
+
+    Holds P*K*C/4 numbers for backward, and 2**18 edges times channels at a time. On a GPU, in half precision, under
+    torch.compile, without numba and where gradients are to reach the points it is the plain form. It has no second
+    derivative: take `PlainVectorAttention` for one.
+    Source: as the plain form; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all edges.
+    """
+
+    def forward(self, features: Tensor, edges: Edges) -> Tensor:
+        weights = self._weights()
+        wants_places = edges.relative.requires_grad and torch.is_grad_enabled()
+        if wants_places or not suits(features, edges.relative, *weights) or torch.is_autocast_enabled("cpu"):
+            return super().forward(features, edges)
+        assert_rows(edges.index[None], features[None], num_queries=len(features))
+        query, key, value = self.query(features), self.key(features), self.value(features)
+        norms = (self.position.norm, self.norm, self.reduce.norm)
+        return cast(Tensor, Attended.apply(edges, norms, query, key, value, *weights))
+
+    def _weights(self) -> Weights:
+        return Weights(
+            *(self.position.linear.weight, self.position.linear.bias),
+            *(self.position.norm.weight, self.position.norm.bias),
+            *(self.code.weight, self.code.bias, self.norm.weight, self.norm.bias),
+            *(self.reduce.linear.weight, self.reduce.linear.bias),
+            *(self.reduce.norm.weight, self.reduce.norm.bias, self.score.weight, self.score.bias),
+        )

@@ -15,8 +15,8 @@ from sightline.geometry.packed import assert_finite_rows
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.layers.cloud import packed_channels
 from sightline.layers.mlp import LinearNorm, Width
-from sightline.layers.transitions import CloudContext, PlainTransitionDown, TransitionUp, mean_of_clouds
-from sightline.layers.vector_attention import NUM_SHARING, PlainVectorAttention
+from sightline.layers.transitions import CloudContext, PlainTransitionDown, TransitionDown, TransitionUp, mean_of_clouds
+from sightline.layers.vector_attention import NUM_SHARING, PlainVectorAttention, VectorAttention
 
 __all__ = ["PointTransformer", "PointTransformerBlock", "PointTransformerOutput"]
 
@@ -39,7 +39,7 @@ class PointTransformerBlock(nn.Module):
     def __init__(self, *, channels: int, fused: bool) -> None:
         super().__init__()
         self.before = LinearNorm(in_channels=channels, out_channels=channels, activation=nn.ReLU())
-        self.attention = PlainVectorAttention(channels=channels)
+        self.attention = (VectorAttention if fused else PlainVectorAttention)(channels=channels)
         self.norm = nn.BatchNorm1d(channels)
         self.after = LinearNorm(in_channels=channels, out_channels=channels)
 
@@ -53,7 +53,8 @@ class _Stage(nn.Module):
 
     def __init__(self, *, in_channels: int, channels: int, num_blocks: int, is_strided: bool, fused: bool) -> None:
         super().__init__()
-        self.down = PlainTransitionDown(in_channels=in_channels, out_channels=channels, is_strided=is_strided)
+        down = TransitionDown if fused else PlainTransitionDown
+        self.down = down(in_channels=in_channels, out_channels=channels, is_strided=is_strided)
         self.blocks = nn.ModuleList(PointTransformerBlock(channels=channels, fused=fused) for _ in range(num_blocks))
 
     def forward(self, features: Tensor, level: Level) -> Tensor:

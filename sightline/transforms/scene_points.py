@@ -5,7 +5,7 @@ Clouds of data sets with ragged fields come one at a time, (1, N, ...). Random c
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from sightline.geometry.neighbours import nearest_neighbours
 from sightline.transforms.point_choice import choose_points, whole_fields
 from sightline.types import Field
 
-__all__ = ["CropPoints", "PlaceOnFloor", "SampleBlock", "VoxelSample", "voxels_of"]
+__all__ = ["CropPoints", "PlaceOnFloor", "SampleBlock", "VoxelGroups", "VoxelSample", "voxel_groups"]
 
 _MOST_CELLS = 2**62
 _TRIES = 64
@@ -69,19 +69,17 @@ class VoxelSample:
 
     def _kept(self, draws: Draws, points: np.ndarray) -> np.ndarray:
         """Rows of the points that stay, sorted."""
-        voxel, cell, num_voxels = voxels_of(points, size=self.size_m)
-        if self.choice == "nearest":
-            low = points.min(axis=0)
-            offset = points - low - (cell + 0.5).astype(points.dtype) * points.dtype.type(self.size_m)
-            order = np.lexsort(((offset**2).sum(axis=1), voxel))
-            place = np.zeros(num_voxels, dtype=np.int64)
-        else:
-            order = np.argsort(voxel, kind="stable")
-            counts = np.bincount(voxel, minlength=num_voxels)
+        groups = voxel_groups(points, size=self.size_m)
+        counts = np.diff(groups.starts, append=len(points))
+        if self.choice == "random":
             # a remainder of 64 random bits favours the first members by less than the number of members in 2^64
-            place = (draws.bits(num_voxels)[0] % counts.astype(np.uint64)).astype(np.int64)
-        starts = np.searchsorted(voxel[order], np.arange(num_voxels))
-        return np.sort(order[starts + place])
+            place = (draws.bits(len(counts))[0] % counts.astype(np.uint64)).astype(np.int64)
+            return np.sort(groups.order[groups.starts + place])
+        squared = sum((share - np.floor(share) - 0.5) ** 2 for share in _in_cubes(points, self.size_m))[groups.order]
+        is_nearest = squared == np.repeat(np.minimum.reduceat(squared, groups.starts), counts)
+        candidates = np.flatnonzero(is_nearest)  # of a cube in the order of their rows, so the first is taken
+        _, first = np.unique(np.repeat(np.arange(len(counts)), counts)[candidates], return_index=True)
+        return np.sort(groups.order[candidates[first]])
 
 
 @registry.transforms.add("crop_points")
@@ -202,21 +200,38 @@ class PlaceOnFloor:
         return {"points": points - torch.where(self.is_up, up, plan)}
 
 
-def voxels_of(points: np.ndarray, *, size: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """Which cube of side `size` each point (N, 3) lies in, counted from the lowest coordinates of all.
+class VoxelGroups(NamedTuple):
+    """Rows (N,) int64 of a cloud's points cube by cube, those of a cube in order, and where each cube's begin."""
 
-    The cubes' numbers (N,) int64 in the order in which they first occur, their places (N, 3) int64, and how many occur.
+    order: np.ndarray
+    starts: np.ndarray
+
+
+def voxel_groups(points: np.ndarray, *, size: float) -> VoxelGroups:
+    """Which points (N, 3) share a cube of side `size`; cubes start at the lowest coordinates of all.
+
     Raises DataError where there would be more than 2^62 cubes between the first and the last.
     """
-    cell = np.floor((points - points.min(axis=0)) / points.dtype.type(size)).astype(np.int64)
-    shape = [int(side) + 1 for side in cell.max(axis=0)]
-    if shape[0] * shape[1] * shape[2] > _MOST_CELLS:
+    cells = [np.floor(share).astype(np.int64) for share in _in_cubes(points, size)]
+    shape = [int(cell.max()) + 1 for cell in cells]
+    num_cells = shape[0] * shape[1] * shape[2]
+    if num_cells > _MOST_CELLS:
         raise DataError(f"voxel_sample: cubes of {size:g} over {shape} places are too small; raise size_m")
-    key = np.ravel_multi_index(tuple(cell.T), tuple(shape))
-    _, first, voxel = np.unique(key, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[voxel.ravel()], cell, len(first)
+    key = (cells[0] * shape[1] + cells[1]) * shape[2] + cells[2]
+    num_bits = len(points).bit_length()
+    if num_cells.bit_length() + num_bits > 63:
+        order = np.argsort(key, kind="stable")
+        key = key[order]
+    else:  # numbers that are all different sort three times faster than rows, and alike on every machine
+        both = np.sort((key << num_bits) | np.arange(len(points)))
+        order, key = both & ((1 << num_bits) - 1), both >> num_bits
+    return VoxelGroups(order, np.flatnonzero(np.diff(key, prepend=-1)))
+
+
+def _in_cubes(points: np.ndarray, size: float) -> list[np.ndarray]:
+    """The coordinates of each axis from the lowest, in sides of a cube; one axis at a time is five times as fast."""
+    columns = [np.ascontiguousarray(points[:, axis]) for axis in range(3)]
+    return [(column - column.min()) / points.dtype.type(size) for column in columns]
 
 
 def _assert_one(points: Tensor, name: str) -> None:

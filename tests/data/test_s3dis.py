@@ -129,6 +129,14 @@ def test_the_area_that_is_tested_is_not_trained_on(root: Path, area: int) -> Non
     assert len(parts["validation"]) == 1
 
 
+def test_areas_are_the_folds(root: Path) -> None:
+    for area in (1, 2, 5):
+        folds = S3dis(split="test", root=str(root), test_area=area).info.folds
+        assert folds is not None
+        assert folds.names == ("Area_1", "Area_2", "Area_5")
+        assert folds.tested == (f"Area_{area}",)
+
+
 def test_repeats_go_through_the_rooms_again(root: Path) -> None:
     once, thrice = S3dis(split="train", root=str(root)), S3dis(split="train", root=str(root), repeats=3)
     assert len(thrice) == 3 * len(once)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.errors import ConfigError
 from sightline.geometry.levels import Edges, Level, Spread, levels_of
 from sightline.models import point_transformer
 from sightline.models.point_transformer import PointTransformer
@@ -24,6 +26,7 @@ from tests.golden_parity import (
     load_golden,
     stored_part,
 )
+from tests.layers.passes import BOUND, assert_passes_agree, run
 
 LAYOUT = "postech_point_transformer_seg"
 STRIDES, NUM_NEIGHBOURS = (1, 4, 4, 4, 4), (8, 16, 16, 16, 16)
@@ -158,3 +161,193 @@ def test_agrees_with_the_reference_on_coordinates_alone(shared: Path, fused: boo
     assert_outputs(golden, "eval", {"logits": logits}, F.cross_entropy(logits, golden.tensor("in.label")))
     for label, value in seen.items():
         assert_near_largest(stored_part(golden, label, value), golden.tensor(label), 1e-10, label)
+
+
+# --- what it claims --------------------------------------------------------------------------------------------------
+
+
+def small(**changes: Any) -> PointTransformer:
+    """Three resolutions, in float64 and evaluation, with running statistics that matter."""
+    arguments: dict[str, Any] = {
+        "num_classes": 4,
+        "in_channels": 3,
+        "widths": (8, 16, 24),
+        "strides": (1, 4, 4),
+        "num_neighbours": (6, 8, 8),
+        "num_blocks": (1, 1, 1),
+    }
+    model = PointTransformer(**arguments | changes).double()
+    unsettle_buffers(model)
+    return model.eval()
+
+
+def unsettle_buffers(model: nn.Module) -> None:
+    for name, values in model.named_buffers():
+        if name.endswith("running_mean"):
+            nn.init.normal_(values, std=0.1)
+        elif name.endswith("running_var"):
+            nn.init.uniform_(values, 0.5, 2)
+
+
+def ragged(*sizes: int, num_features: int = 0) -> dict[str, Tensor]:
+    batch = {"points": torch.randn(sum(sizes), 3, dtype=torch.float64)}
+    if num_features:
+        batch["features"] = torch.randn(sum(sizes), num_features, dtype=torch.float64)
+    return batch | {"offsets": F.pad(torch.tensor(sizes).cumsum(0), (1, 0))}
+
+
+def alone(batch: dict[str, Tensor], cloud: int) -> dict[str, Tensor]:
+    begin, end = batch["offsets"][cloud : cloud + 2].tolist()
+    rows = {name: value[begin:end] for name, value in batch.items() if name != "offsets"}
+    return rows | {"offsets": torch.tensor([0, end - begin])}
+
+
+FUSED = pytest.mark.parametrize("fused", [True, False])
+PER = pytest.mark.parametrize("per", ["point", "cloud"])
+
+
+@FUSED
+@PER
+@pytest.mark.parametrize("widths", [{}, {"widths": (32, 64, 128, 256, 512)}])
+def test_a_cloud_in_a_ragged_batch_is_answered_as_it_is_alone(per: str, fused: bool, widths: dict[str, Any]) -> None:
+    full = {"strides": STRIDES, "num_neighbours": NUM_NEIGHBOURS, "num_blocks": (1, 2, 3, 5, 2)}
+    model = small(per=per, fused=fused, in_channels=5, **(widths | full if widths else {}))
+    batch = ragged(500, 37, 1, num_features=2)
+    together = model(**batch)["logits"]
+    assert together.isfinite().all()
+    bounds = batch["offsets"].tolist() if per == "point" else range(4)
+    for cloud, (begin, end) in enumerate(pairwise(bounds)):
+        own = model(**alone(batch, cloud))["logits"]
+        torch.testing.assert_close(own, together[begin:end], rtol=1e-9, atol=1e-9)
+
+
+@FUSED
+def test_stacked_and_packed_clouds_are_answered_alike(fused: bool) -> None:
+    model, points = small(fused=fused), torch.randn(3, 50, 3, dtype=torch.float64)
+    stacked = model(points=points)["logits"]
+    packed = model(points=points.flatten(0, 1), offsets=torch.tensor([0, 50, 100, 150]))["logits"]
+    assert stacked.shape == (3, 50, 4)
+    assert torch.equal(stacked.flatten(0, 1), packed)
+
+
+@FUSED
+@PER
+def test_order_of_points_after_the_first_does_not_matter(per: str, fused: bool) -> None:
+    """Sampling starts at the first point; distances do not tie. Sums of some hundred terms in another order."""
+    model, points = small(per=per, fused=fused), torch.randn(2, 60, 3, dtype=torch.float64)
+    order = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(59)])
+    straight, shuffled = model(points=points)["logits"], model(points=points[:, order])["logits"]
+    expected = straight[:, order] if per == "point" else straight
+    torch.testing.assert_close(shuffled, expected, rtol=0, atol=1e-11)
+
+
+def test_order_of_clouds_does_not_matter() -> None:
+    model, batch = small(), ragged(40, 7, 90)
+    straight = model(**batch)["logits"]
+    turned = [alone(batch, cloud)["points"] for cloud in (2, 0, 1)]
+    found = model(points=torch.cat(turned), offsets=torch.tensor([0, 90, 130, 137]))["logits"]
+    torch.testing.assert_close(found, torch.cat([straight[47:], straight[:40], straight[40:47]]), rtol=0, atol=1e-11)
+
+
+@FUSED
+def test_a_cloud_that_is_moved_is_answered_alike_but_for_its_coordinates(fused: bool) -> None:
+    """Attention and sampling see differences of places alone; with no map of coordinates nothing else is left."""
+    model, points = small(fused=fused), torch.randn(1, 60, 3, dtype=torch.float64)
+    nn.init.zeros_(model.stages[0].down.edge.linear.weight)  # type: ignore[union-attr, arg-type]
+    shift = torch.tensor([3.0, -2.0, 10.0], dtype=torch.float64)
+    near, far = model(points=points)["logits"], model(points=points + shift)["logits"]
+    torch.testing.assert_close(far, near, rtol=0, atol=1e-9)
+
+
+@PER
+def test_plain_layers_give_the_same_step(per: str) -> None:
+    """Outputs, gradients and running statistics of a step in training, float64, to 1e-9."""
+    fused, plain = (small(per=per, fused=form, in_channels=5, dropout=0.0).train() for form in (True, False))
+    plain.load_state_dict(fused.state_dict())
+    given = ragged(60, 33, 3, num_features=2)
+    weight = torch.randn(96 if per == "point" else 3, 4, dtype=torch.float64)
+    assert_passes_agree(run(fused, given, weight), run(plain, given, weight), BOUND)
+
+
+@FUSED
+@PER
+def test_points_that_all_stand_twice_or_in_one_place_are_answered(per: str, fused: bool) -> None:
+    """Neighbours at distance zero, weights of interpolation with it, samples that are all alike."""
+    model = small(per=per, fused=fused).train()
+    points = torch.randn(2, 20, 3, dtype=torch.float64)
+    points = torch.cat([points.repeat(1, 2, 1), torch.zeros(1, 40, 3, dtype=torch.float64)])
+    logits = model(points=points)["logits"]
+    logits.square().sum().backward()
+    assert logits.isfinite().all()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in model.parameters())
+
+
+@FUSED
+@pytest.mark.parametrize("is_training", [True, False])
+def test_gradients_are_finite_with_a_cloud_of_one_point(fused: bool, is_training: bool) -> None:
+    """In training beside another cloud; with running statistics alone."""
+    model = small(fused=fused).train(is_training)
+    model(**ragged(1, 40) if is_training else ragged(1))["logits"].square().sum().backward()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in model.parameters())
+
+
+# --- what it refuses -------------------------------------------------------------------------------------------------
+
+
+def test_one_point_left_in_training_is_told_with_its_stage() -> None:
+    with pytest.raises(ValueError, match=r"one point is left at stage 3 of 3 in the whole batch \(20 points came in\)"):
+        small().train()(**ragged(20))
+
+
+def test_frozen_norms_train_on_one_point() -> None:
+    model = small().train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.eval()
+    assert model(**ragged(1))["logits"].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["points", "features"])
+def test_numbers_that_are_not_finite_are_named(name: str) -> None:
+    batch = ragged(20, 30, num_features=2)
+    batch[name][25, 1] = torch.inf
+    with pytest.raises(ValueError, match=r"points( and features)?\[1\]: point 5 is \[.*inf"):
+        small(in_channels=5)(**batch)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"features": torch.zeros(50, 3)},
+            r"found the shape \(50, 3\), expected \(50, 2\): this model was built for 5",
+        ),
+        ({"features": None}, r"found no features \(width 0\), expected \(50, 2\)"),
+        ({"points": torch.zeros(50, 2)}, r"points: found the shape \(50, 2\) beside offsets, expected \(P, 3\)"),
+        ({"offsets": torch.tensor([0, 20])}, r"offsets \[0, 20\] of 50 rows"),
+        ({"offsets": None}, r"points: found the shape \(50, 3\), expected \(B, N, 3\)"),
+    ],
+)
+def test_inputs_of_another_form_are_refused(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        small(in_channels=5)(**ragged(20, 30, num_features=2) | change)
+
+
+def test_a_cloud_without_points_has_no_class() -> None:
+    batch = ragged(20, 0, 30)
+    with pytest.raises(ValueError, match="cloud 1 has no points"):
+        small(per="cloud")(**batch)
+    assert small()(**batch)["logits"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_blocks": (1, 1)}, "3 widths, 3 strides, 3 num_neighbours, 2 num_blocks"),
+        ({"strides": (2, 4, 4)}, r"strides\[0\] is 2; the first stage keeps all points"),
+        ({"widths": (8, 12, 16)}, r"widths \[12\] are no multiples of 8"),
+    ],
+)
+def test_stages_that_do_not_fit_together_are_refused(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        small(**change)

@@ -1,4 +1,4 @@
-"""Clouds and draws for the tests of transforms of scenes."""
+"""Clouds and draws for the tests of transforms: seeded ones, and those that a reference code made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from sightline.draws import Draws
 from sightline.types import SampleKey
 
-__all__ = ["draws_of", "make_scene"]
+__all__ = ["Given", "draws_of", "make_scene"]
 
 
 def draws_of(num_clouds: int = 1, *, first: int = 0, seed: int = 3) -> Draws:
@@ -28,3 +28,21 @@ def make_scene(num_points: int = 3000, num_clouds: int = 1, *, seed: int = 0) ->
         "part": number,
         "place": points / torch.tensor([3.0, 2.0, 2.5]),
     }
+
+
+class Given:
+    """Hands out the numbers that a reference code drew, in their order, whatever law is asked for."""
+
+    def __init__(self, *numbers: Tensor) -> None:
+        self.numbers = list(numbers)
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return self._next(shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        return self._next(shape)
+
+    def _next(self, shape: tuple[int, ...]) -> Tensor:
+        drawn = self.numbers.pop(0)
+        assert tuple(drawn.shape[1:]) == shape
+        return drawn

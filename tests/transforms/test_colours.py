@@ -25,7 +25,7 @@ from sightline.transforms.colours import (
 )
 from sightline.types import Component
 from tests.golden_parity import load_golden
-from tests.transforms.scenes import draws_of, make_scene
+from tests.transforms.scenes import Given, draws_of, make_scene
 
 EPS = torch.finfo(torch.float32).eps
 ALL = {
@@ -46,22 +46,29 @@ def golden_case(shared: Path, case: str) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 
 def test_contrast_is_that_of_the_reference_code(shared: Path) -> None:
-    before, after, draws = golden_case(shared, "korea_contrast")
-    assert (stretch_contrast(before, draws[1]) - after).abs().max() < 1e-9
+    before, after, (_, blend, *_) = golden_case(shared, "korea_contrast")
+    given = Given(torch.zeros(1, 1, 1), blend.view(1, 1, 1))  # its gate was open
+    assert (ChromaticAutoContrast()(given, colours=before)["colours"] - after).abs().max() < 1e-12
 
 
-def test_shift_and_noise_are_those_of_the_reference_code(shared: Path) -> None:
-    before, after, draws = golden_case(shared, "korea_colour_shift")
-    # the reference draws u and shifts by (u - 1/2) 2 ratio 255: uniform within +-ratio, as `chromatic_translation` does
-    assert ((before + (draws[1] - 0.5) * 2 * 0.05).clamp(0, 1) - after).abs().max() < 1e-9
-    before, after, draws = golden_case(shared, "korea_colour_jitter")
-    assert ((before + draws[1] * 0.005).clamp(0, 1) - after).abs().max() < 1e-9
+def test_shift_is_that_of_the_reference_code(shared: Path) -> None:
+    before, after, (gate, unit, *_) = golden_case(shared, "korea_colour_shift")
+    # it draws u in 0..1 and shifts by (u - 1/2) * 2 * 0.05 of the range
+    given = Given(gate.view(1, 1, 1), ((unit - 0.5) * 0.1)[None])
+    assert (ChromaticTranslation()(given, colours=before)["colours"] - after).abs().max() < 1e-12
+
+
+def test_noise_is_that_of_the_reference_code(shared: Path) -> None:
+    before, after, (gate, normal, *_) = golden_case(shared, "korea_colour_jitter")
+    given = Given(gate.view(1, 1, 1), normal[None])
+    assert (ChromaticJitter()(given, colours=before)["colours"] - after).abs().max() < 1e-12
 
 
 def test_hue_and_saturation_are_those_of_the_reference_code(shared: Path) -> None:
-    before, after, draws = golden_case(shared, "korea_hue_sat")
-    turn, ratio = (draws[0] - 0.5) * 2 * 0.5, 1 + (draws[1] - 0.5) * 2 * 0.2
-    ours = turn_hue(before, turn.reshape(1, 1), ratio.reshape(1, 1))
+    before, after, (hue, saturation, *_) = golden_case(shared, "korea_hue_sat")
+    # it draws u in 0..1: a turn of (u - 1/2) * 2 * 0.5, a factor of 1 + (u - 1/2) * 2 * 0.2
+    given = Given((hue - 0.5).view(1, 1), (1 + (saturation - 0.5) * 0.4).view(1, 1))
+    ours = HueSaturation()(given, colours=before)["colours"]
     assert torch.equal((ours * 255).floor(), (after * 255).round()), "it rounds down to 8 bits"
 
 

@@ -31,6 +31,7 @@ from sightline.transforms.points import (
     to_unit_sphere,
 )
 from sightline.types import Component, SampleKey
+from tests.transforms.scenes import Given
 
 NUM_CLOUDS, NUM_POINTS = 7, 61
 EPS = torch.finfo(torch.float32).eps
@@ -402,13 +403,21 @@ def test_scales_and_shifts_agree_with_the_references(shared: Path) -> None:
     golden.assert_equal(golden.input + golden["draw0"][:, None])
     golden = Golden(shared, "cp_translate")
     golden.assert_equal(golden.input + golden["draw1"] * extent(golden.input))
+    golden = Golden(shared, "korea_scale")
+    points, colours = golden.input.split(3, dim=-1)
+    scaled = Scale(isotropic=True)(Given(golden["draw0"][None, None]), points=points)["points"]
+    golden.assert_equal(torch.cat((scaled, colours), -1))
+    golden = Golden(shared, "korea_shift")
+    points, colours = golden.input.split(3, dim=-1)
+    drawn = torch.stack([golden[f"draw{axis}"] for axis in range(3)])[None, None]
+    golden.assert_equal(torch.cat((Translate()(Given(drawn), points=points)["points"], colours), -1))
 
 
 @pytest.mark.parametrize("case", ["cp_scale_translate", "pct_translate"])
 def test_scale_then_translate_agree_with_the_reference(shared: Path, case: str) -> None:
     golden = Golden(shared, case)
     pairs = [(golden[f"draw{2 * i}"], golden[f"draw{2 * i + 1}"]) for i in range(len(golden.input))]
-    given = _Given(*(torch.stack(numbers)[:, None] for numbers in zip(*pairs, strict=True)))
+    given = Given(*(torch.stack(numbers)[:, None] for numbers in zip(*pairs, strict=True)))
     scaled = Scale()(given, points=golden.input)["points"]
     golden.assert_equal(Translate()(given, points=scaled)["points"])
 
@@ -424,31 +433,16 @@ def test_dropout_agrees_with_the_reference(shared: Path, case: str) -> None:
 
 def test_jitter_agrees_with_the_references(shared: Path) -> None:
     pointnet, crosspoint = Golden(shared, "pn_jitter"), Golden(shared, "cp_jitter")
-    pointnet.assert_equal(Jitter()(_Given(pointnet["draw0"]), points=pointnet.input)["points"])
-    crosspoint.assert_equal(Jitter()(_Given(crosspoint["noise"][None] / 0.01), points=crosspoint.input)["points"])
+    pointnet.assert_equal(Jitter()(Given(pointnet["draw0"]), points=pointnet.input)["points"])
+    crosspoint.assert_equal(Jitter()(Given(crosspoint["noise"][None] / 0.01), points=crosspoint.input)["points"])
+    korea = Golden(shared, "korea_jitter")
+    points, colours = korea.input.split(3, dim=-1)
+    korea.assert_equal(torch.cat((Jitter()(Given(korea["draw0"][None]), points=points)["points"], colours), -1))
 
 
 def test_flip_agrees_with_the_reference(shared: Path) -> None:
     golden = Golden(shared, "korea_flip")
     points, colours = golden.input.split(3, dim=-1)
     drawn = torch.stack([golden["draw0"], golden["draw1"], torch.ones(())])[None, None]
-    flipped = Flip()(_Given(drawn), points=points)["points"]
+    flipped = Flip()(Given(drawn), points=points)["points"]
     golden.assert_equal(torch.cat((flipped, colours), -1))
-
-
-class _Given:
-    """Hands out the numbers that a reference code drew, in their order, whatever law is asked for."""
-
-    def __init__(self, *numbers: Tensor) -> None:
-        self.numbers = list(numbers)
-
-    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return self._next(shape)
-
-    def normal(self, *shape: int) -> Tensor:
-        return self._next(shape)
-
-    def _next(self, shape: tuple[int, ...]) -> Tensor:
-        drawn = self.numbers.pop(0)
-        assert tuple(drawn.shape[1:]) == shape
-        return drawn

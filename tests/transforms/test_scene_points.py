@@ -16,7 +16,7 @@ from sightline.errors import ConfigError, DataError
 from sightline.registry import transforms
 from sightline.transforms.point_choice import DropPoints, SamplePoints, ShufflePoints
 from sightline.transforms.points import Flip, Jitter, Rotate, Scale
-from sightline.transforms.scene_points import CropPoints, PlaceOnFloor, SampleBlock, VoxelSample, voxels_of
+from sightline.transforms.scene_points import CropPoints, PlaceOnFloor, SampleBlock, VoxelSample, voxel_groups
 from sightline.types import Component, SampleKey
 from tests.golden_parity import load_golden
 from tests.transforms.scenes import draws_of, make_scene
@@ -105,13 +105,28 @@ def test_configs_build_them_by_name() -> None:
 def test_voxels_are_those_of_the_reference_code(shared: Path, case: int) -> None:
     golden = load_golden(shared, "fn_voxel_sample").arrays
     coord, size = golden[f"case{case}_ravel.coord"], float(golden[f"case{case}_ravel.voxel_size"])
-    voxel, cell, num_voxels = voxels_of(coord, size=size)
-    assert np.array_equal(cell, golden[f"case{case}_ids.voxel_index"])
-    assert np.array_equal(voxel, golden[f"case{case}_ids.voxel_of_point"])
-    assert num_voxels == golden[f"case{case}_ids.num_voxels"]
-    counts = np.bincount(voxel)
+    groups = voxel_groups(coord, size=size)
+    expected = golden[f"case{case}_ids.voxel_of_point"]
+    members = np.split(groups.order, groups.starts[1:])
+    assert len(members) == golden[f"case{case}_ids.num_voxels"]
+    assert all((np.diff(rows) > 0).all() for rows in members)
+    # voxels are numbered by their first point there
+    voxel = np.empty(len(coord), dtype=int)
+    for number, rows in enumerate(sorted(members, key=lambda rows: rows[0])):
+        voxel[rows] = number
+    assert np.array_equal(voxel, expected)
     for way in ("fnv", "ravel"):
-        assert sorted(counts) == sorted(golden[f"case{case}_{way}.count_in_key_order"])
+        assert sorted(map(len, members)) == sorted(golden[f"case{case}_{way}.count_in_key_order"])
+
+
+def test_voxels_of_wide_clouds_are_found_in_the_other_way() -> None:
+    """Where the number of a voxel and a row do not fit into 63 bits together, the answer is that of NumPy's unique."""
+    points = np.random.default_rng(0).uniform(0, 1, (500, 3))
+    points[:250] = points[250:]
+    groups = voxel_groups(points, size=1e-6)
+    expected = np.unique(np.floor((points - points.min(0)) / 1e-6), axis=0, return_counts=True)[1]
+    assert np.array_equal(np.diff(groups.starts, append=500), expected)
+    assert sorted(groups.order.tolist()) == list(range(500))
 
 
 @pytest.mark.parametrize("choice", ["random", "nearest"])

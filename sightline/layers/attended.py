@@ -1,0 +1,376 @@
+"""Fused vector attention as one differentiable function: what is computed, and by hand how it is differentiated.
+
+Shapes: P points, K neighbours, C channels, G weights of C / G channels each. An edge carries near_j + own_i + code h,
+where near is the key, own the bias of the code less the query, and h the rectified map of the edge's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from sightline.geometry.levels import Edges
+from sightline.layers.attention_kernels import (
+    EdgeGradients,
+    edge_sums,
+    message_gradients,
+    place_gradient_sums,
+    place_moments,
+    rectified_edges,
+    rectified_gradients,
+    rectified_places,
+    weighted_messages,
+)
+from sightline.layers.batch_norm import SumsAbout, answers_of_statistics, normalising, uses_batch
+
+__all__ = ["NUM_SHARING", "Attended", "Weights"]
+
+NUM_SHARING = 8
+"""Channels that share a weight: channel c takes weight c modulo the number of weights."""
+
+
+class Weights(NamedTuple):
+    """What an attention has learned beside its queries, keys and values, in the order in which edges meet it."""
+
+    position: Tensor
+    position_bias: Tensor
+    position_scale: Tensor
+    position_shift: Tensor
+    code: Tensor
+    code_bias: Tensor
+    relation_scale: Tensor
+    relation_shift: Tensor
+    reduce: Tensor
+    reduce_bias: Tensor
+    reduce_scale: Tensor
+    reduce_shift: Tensor
+    score: Tensor
+    score_bias: Tensor
+
+
+_ENTRIES_AT_ONCE = 2**18
+"""Edges times channels made at a time: 1 MB in float32, which stays in the cache between a kernel and a product."""
+
+
+class _Normalised(NamedTuple):
+    """A batch norm as it was met: `scale` is the inverse deviation times the weight. All but the norm (C,)."""
+
+    norm: nn.BatchNorm1d
+    num_values: Tensor | None
+    mean: Tensor
+    inverse_deviation: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm1d, weight: Tensor, sums: SumsAbout | None) -> _Normalised:
+        count, mean, inverse_deviation = normalising(norm, sums, weight.dtype)
+        return cls(norm, count, mean, inverse_deviation, weight * inverse_deviation)
+
+    def answers(self, to_bias: Tensor, to_scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of the norm's weight, and by how much the gradient of every normed value is lowered: a constant,
+        and a slope times the value's distance from the mean.
+
+        `to_scaled` is the sum of gradient times that distance.
+        """
+        to_weight = to_scaled * self.inverse_deviation
+        constant, slope = answers_of_statistics(
+            self.norm,
+            self.num_values,
+            to_bias=to_bias,
+            to_weight=to_weight,
+            scale=torch.ones_like(self.scale),
+            inverse_deviation=self.inverse_deviation,
+        )
+        return to_weight, constant, slope
+
+
+class Attended(Function):
+    """The attended values (P, C) of queries, keys and values (P, C)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        edges: Edges,
+        norms: tuple[nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm1d],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *weights: Tensor,
+    ) -> Tensor:
+        learned, index, count = Weights(*weights), edges.index, edges.count
+        position, place = _places(edges, norms[0], learned)
+        code, own = learned.code.mT.contiguous(), learned.code_bias - query
+        relation = _relation(edges, norms[1], learned, key, own, place)
+        own -= relation.mean
+        mapped = _mapped(edges, learned, relation, key, own, place)
+        reduced = _Normalised.of(
+            norms[2], learned.reduce_scale, _sums_of(mapped, edges) if uses_batch(norms[2]) else None
+        )
+        centred = mapped - _tiled(reduced.mean, edges)
+        score = F.linear(_height(centred, reduced, learned, edges).view(-1, len(learned.score)), learned.score)
+        # The bias of the scores is the same for all neighbours of a point: their weights do not depend on it.
+        weight = _masked(score.view(*index.shape, -1), edges, -torch.inf).softmax(dim=1)
+        value = value + learned.code_bias  # the weights add up to one
+        ctx.edges, ctx.norms = edges, (position, relation, reduced)
+        ctx.save_for_backward(key, own, value, place, centred, weight, *weights)
+        return weighted_messages(value, code, place, weight, index, count)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        key, own, value, place, centred, weight, *weights = ctx.saved_tensors
+        edges, (position, relation, reduced), learned = ctx.edges, ctx.norms, Weights(*weights)
+        incoming = gradients[0].contiguous()
+        to_value, to_code, to_place, to_weight = message_gradients(
+            incoming, value, learned.code.mT.contiguous(), place, weight, edges.index, edges.count
+        )
+        to_score = weight * to_weight
+        to_score -= weight * to_score.sum(dim=1, keepdim=True)
+        through = _through_reduction(edges, learned, reduced, centred, to_score)
+        found = _through_relation(edges, learned, relation, key, own, place, through.to_mapped, to_place)
+        to_position = _through_position(edges, learned, position, place, to_place, found)
+        return (
+            *(None, None, -found.to_own, found.to_near, to_value),
+            *to_position,
+            found.to_code + to_code.mT,
+            incoming.sum(dim=0) + found.to_own.sum(dim=0),
+            *(found.to_scale, found.to_shift, found.to_reduce, through.to_bias),
+            *(through.to_scale, through.to_shift, through.to_score, torch.zeros_like(learned.score_bias)),
+        )
+
+
+# --- forward, part by part -------------------------------------------------------------------------------------------
+
+
+def _tiled(vector: Tensor, edges: Edges) -> Tensor:
+    """(G,) as often as there are neighbours, (K G,): narrow tensors (P, K G) are gone through in long rows."""
+    return vector.repeat(edges.index.shape[1])
+
+
+def _summed(narrow: Tensor, edges: Edges, **options: Any) -> Tensor:
+    """The sum (G,) over edges of (P, K G)."""
+    return narrow.sum(dim=0, **options).view(edges.index.shape[1], -1).sum(dim=0)
+
+
+def _masked(of_edges: Tensor, edges: Edges, filling: float) -> Tensor:
+    """(P, K, G) with `filling` in the places that are not real."""
+    return of_edges if edges.is_whole else of_edges.masked_fill(~edges.is_valid[..., None], filling)
+
+
+def _sums_of(narrow: Tensor, edges: Edges) -> SumsAbout:
+    """Of (P, K G), in which places that are not real hold anything."""
+
+    def real(values: Tensor) -> Tensor:
+        return _masked(values.unflatten(1, (edges.index.shape[1], -1)), edges, 0.0).flatten(1)
+
+    origin = _summed(real(narrow), edges) / edges.num_edges
+    centred = real(narrow - _tiled(origin, edges))
+    total = _summed(centred, edges, dtype=torch.float64)
+    return SumsAbout(origin.double(), total, _summed(centred.square_(), edges, dtype=torch.float64), edges.num_edges)
+
+
+def _height(centred: Tensor, reduced: _Normalised, learned: Weights, edges: Edges) -> Tensor:
+    """The rectified norm of (P, K G) less its mean."""
+    shift, scale = _tiled(learned.reduce_shift, edges), _tiled(reduced.scale, edges)
+    return torch.addcmul(shift, centred, scale).relu_()
+
+
+def _places(edges: Edges, norm: nn.BatchNorm1d, learned: Weights) -> tuple[_Normalised, Tensor]:
+    """The rectified map of every edge's place (P, K, 3); 0 where an edge is not real.
+
+    The statistics of a linear map of places follow from the first two moments of the places.
+    """
+    sums = None
+    if uses_batch(norm):
+        matrix, (mean, products) = learned.position.double(), edges.moments
+        variance = ((matrix @ (products - torch.outer(mean, mean))) * matrix).sum(dim=1)
+        origin = matrix @ mean + learned.position_bias.double()
+        sums = SumsAbout(origin, torch.zeros_like(origin), variance * edges.num_edges, edges.num_edges)
+    position = _Normalised.of(norm, learned.position_scale, sums)
+    shift = learned.position_shift + (learned.position_bias - position.mean) * position.scale
+    matrix = learned.position * position.scale[:, None]
+    return position, rectified_places(edges.relative, matrix, shift, edges.count)
+
+
+def _relation(
+    edges: Edges, norm: nn.BatchNorm1d, learned: Weights, key: Tensor, own: Tensor, place: Tensor
+) -> _Normalised:
+    """The norm of what edges carry, near + own + code of the place."""
+    sums = None
+    if uses_batch(norm):
+        code = learned.code.mT.contiguous()
+        # Near the mean: exactly it where every point is a neighbour equally often.
+        mean_place = _summed(place.flatten(1), edges) / edges.num_edges
+        origin = key.mean(dim=0) + own.mean(dim=0) + mean_place @ code
+        found = edge_sums(key, own - origin, code, place, edges.index, edges.count, num_shares=NUM_SHARING)
+        sums = SumsAbout(origin.double(), *found, edges.num_edges)
+    return _Normalised.of(norm, learned.relation_scale, sums)
+
+
+def _scaled(learned: Weights, relation: _Normalised, key: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Near, own and code of which edges carry what has gone through the norm."""
+    scale = relation.scale
+    return key * scale, torch.addcmul(learned.relation_shift, own, scale), (learned.code.mT * scale).contiguous()
+
+
+def _parts(edges: Edges, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Some points at a time, and room for what their edges carry, (points, K, C)."""
+    num_points, num_places = edges.index.shape
+    width = like.shape[1]
+    step = max(1, _ENTRIES_AT_ONCE // (num_places * width))
+    room = like.new_empty((min(step, num_points), num_places, width))
+    for start in range(0, num_points, step):
+        stop = min(start + step, num_points)
+        yield slice(start, stop), room[: stop - start]
+
+
+def _mapped(edges: Edges, learned: Weights, relation: _Normalised, key: Tensor, own: Tensor, place: Tensor) -> Tensor:
+    """The first map of every edge's rectified relation, (P, K G)."""
+    scaled = _scaled(learned, relation, key, own)
+    num_weights = len(learned.reduce)
+    mapped = key.new_empty((len(key), edges.index.shape[1] * num_weights))
+    for points, rectified in _parts(edges, key):
+        rectified_edges(points, *scaled, place, edges.index, edges.count, out=rectified)
+        rows = mapped[points].view(-1, num_weights)
+        torch.addmm(learned.reduce_bias, rectified.flatten(0, 1), learned.reduce.mT, out=rows)
+    return mapped
+
+
+# --- backward, part by part ------------------------------------------------------------------------------------------
+
+
+class _ThroughReduction(NamedTuple):
+    """The gradients of the first map of relations (P, K G) and of its bias, of the norm's weight and bias after it (G,)
+    and of the last map (G, G)."""
+
+    to_mapped: Tensor
+    to_bias: Tensor
+    to_scale: Tensor
+    to_shift: Tensor
+    to_score: Tensor
+
+
+def _through_reduction(
+    edges: Edges, learned: Weights, reduced: _Normalised, centred: Tensor, to_score: Tensor
+) -> _ThroughReduction:
+    """What `to_score` (P, K, G) comes to."""
+    height = _height(centred, reduced, learned, edges)
+    flat, num_weights = to_score.flatten(0, 1), to_score.shape[-1]
+    to_matrix = flat.mT @ height.view(-1, num_weights)
+    to_normed = (flat @ learned.score).view(height.shape).masked_fill_(height <= 0, 0.0)
+    to_shift = _summed(to_normed, edges)
+    to_scale, constant, slope = reduced.answers(to_shift, _summed(to_normed * centred, edges))
+    lowered = torch.addcmul(_tiled(constant, edges), centred, _tiled(slope, edges))
+    to_mapped = (to_normed - lowered) * _tiled(reduced.scale, edges)
+    to_mapped = _masked(to_mapped.view(to_score.shape), edges, 0.0).view(height.shape)
+    return _ThroughReduction(to_mapped, _summed(to_mapped, edges), to_scale, to_shift, to_matrix)
+
+
+class _ThroughRelation(NamedTuple):
+    """The gradients of near and own (P, C), of the map of places (C, 3), of the norm's weight and bias (C,) and of the
+    map that follows (G, C); and what statistics take from the gradient of a place: of its neighbour and of its point
+    (P, 3), and times the place (3, 3)."""
+
+    to_near: Tensor
+    to_own: Tensor
+    to_code: Tensor
+    to_scale: Tensor
+    to_shift: Tensor
+    to_reduce: Tensor
+    of_near: Tensor
+    of_own: Tensor
+    of_place: Tensor
+
+
+def _through_relation(
+    edges: Edges,
+    learned: Weights,
+    relation: _Normalised,
+    key: Tensor,
+    own: Tensor,
+    place: Tensor,
+    to_mapped: Tensor,
+    to_place: Tensor,
+) -> _ThroughRelation:
+    """What `to_mapped` (P, K G) comes to; what it comes to at the places is added to `to_place`."""
+    scaled = _scaled(learned, relation, key, own)
+    into, to_reduce = EdgeGradients.zeros(key, scaled[2]), torch.zeros_like(learned.reduce)
+    rectified_room = torch.empty_like(next(_parts(edges, key))[1])
+    for points, gradient in _parts(edges, key):
+        rectified = rectified_room[: len(gradient)]
+        incoming = to_mapped[points].view(-1, len(learned.reduce))
+        torch.mm(incoming, learned.reduce, out=gradient.view(-1, key.shape[1]))
+        rectified_gradients(
+            *(points, *scaled, place, edges.index, edges.count),
+            gradient=gradient,
+            rectified=rectified,
+            into=into,
+            reading=scaled[2],
+            to_place=to_place,
+            num_shares=NUM_SHARING,
+        )
+        to_reduce.addmm_(incoming.mT, rectified.flatten(0, 1))
+    to_shift, to_code = into.to_own.sum(dim=0), into.to_code.mT
+    to_scaled = (key * into.to_near).sum(dim=0) + (own * into.to_own).sum(dim=0) + (learned.code * to_code).sum(dim=1)
+    to_scale, constant, slope = relation.answers(to_shift, to_scaled)
+
+    # The statistics of the batch answer: every edge loses constant + slope times what it carries, less the mean.
+    moments, count = place_moments(place, edges.index, edges.count), edges.count[:, None]
+    at_places = key.mT @ moments.received + own.mT @ moments.given + learned.code @ moments.squares
+    to_code = to_code - torch.outer(constant, moments.given.sum(dim=0)) - slope[:, None] * at_places
+    sloped = (relation.scale * slope)[:, None] * learned.code
+    return _ThroughRelation(
+        _lowered(into.to_near, into.of_near, moments.degree, learned, relation, constant, slope),
+        _lowered(into.to_own, into.of_own, count, learned, relation, constant, slope),
+        to_code * relation.scale[:, None],
+        *(to_scale, to_shift, to_reduce),
+        key @ sloped,
+        own @ sloped + (relation.scale * constant) @ learned.code,
+        learned.code.mT @ sloped,
+    )
+
+
+def _lowered(
+    gradient: Tensor,
+    carried: Tensor,
+    count: Tensor,
+    learned: Weights,
+    relation: _Normalised,
+    constant: Tensor,
+    slope: Tensor,
+) -> Tensor:
+    """Sums of gradients (P, C) over `count` (P, 1) edges, less the answer of the statistics.
+
+    `carried` are the sums of what edges carry after the norm: times scale, plus shift.
+    """
+    by_count = slope * learned.relation_shift - relation.scale * constant
+    return (gradient * relation.scale).addcmul_(count, by_count).sub_(carried.mul_(slope))
+
+
+def _through_position(
+    edges: Edges, learned: Weights, position: _Normalised, place: Tensor, to_place: Tensor, found: _ThroughRelation
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of the map of relative places, its bias, and its norm's weight and bias: all from a few sums."""
+    sums = place_gradient_sums(
+        *(to_place, place, edges.relative, edges.index, edges.count),
+        of_near=found.of_near,
+        of_own=found.of_own,
+        of_place=found.of_place.mT,
+    ).to(place.dtype)
+    times_place, to_shift = sums[:, :3], sums[:, 3]
+    bias = learned.position_bias - position.mean
+    to_scale, constant, slope = position.answers(
+        to_shift, (learned.position * times_place).sum(dim=1) + bias * to_shift
+    )
+    mean, products = (moment.to(place.dtype) * edges.num_edges for moment in edges.moments)
+    at_places = learned.position @ products + torch.outer(bias, mean)
+    at_all = learned.position @ mean + bias * edges.num_edges
+    to_linear = times_place - torch.outer(constant, mean) - slope[:, None] * at_places
+    to_bias = to_shift - constant * edges.num_edges - slope * at_all
+    return to_linear * position.scale[:, None], to_bias * position.scale, to_scale, to_shift
