@@ -281,9 +281,9 @@ def _rectify_back(  # type: ignore[no-untyped-def]
 def _pass_on(carried, passed, height):  # type: ignore[no-untyped-def]
     zero = carried.dtype.type(0)
     for channel in range(len(carried)):
-        is_above = carried[channel] > 0
-        passed[channel] = passed[channel] if is_above else zero
-        height[channel] = carried[channel] if is_above else zero
+        value, gradient = carried[channel], passed[channel]
+        passed[channel] = gradient if value > 0 else zero
+        height[channel] = value if value > 0 else zero
 
 
 @compiled
