@@ -1,7 +1,7 @@
 """A training step of the Point Transformer against the textbook form, and a whole scene through it.
 
-Three forms: the textbook's, in which every layer searches its neighbours; ours with plain layers (`plain`), which
-search once for all layers; and ours.
+Three forms: the textbook's, in which every layer searches its neighbours; ours with plain layers (`plain`), for which
+they are searched once; and ours.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ def test_the_sizes_of_the_bars_are_there() -> None:
         "models/dgcnn_step_bf16_32x1024",
         "models/pct_step_32x1024",
         "models/pointnet2_step_32x1024",
+        "models/point_transformer_step_16x1024",
+        "models/point_transformer_scene_forward_80000",
     } <= set(names(suites.all_cases()))
 
 
