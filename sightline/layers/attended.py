@@ -130,11 +130,12 @@ class Attended(Function):
         through = _through_reduction(edges, learned, reduced, mapped, weight, to_weight)
         found = _through_relation(edges, learned, relation, key, own, place, through.to_mapped, to_place)
         to_position = _through_position(edges, learned, position, place, to_place, found)
+        of_own = found.to_own.sum(dim=0)
         return (
-            *(None, None, -found.to_own, found.to_near, to_value),
+            *(None, None, found.to_own.neg_(), found.to_near, to_value),
             *to_position,
             found.to_code + to_code.mT,
-            incoming.sum(dim=0) + found.to_own.sum(dim=0),
+            incoming.sum(dim=0) + of_own,
             *(found.to_scale, found.to_shift, found.to_reduce, through.to_bias),
             *(through.to_scale, through.to_shift, through.to_score, torch.zeros_like(learned.score_bias)),
         )

@@ -102,7 +102,7 @@ def rectified_gradients(
 
 def rectified_places(relative: Tensor, matrix: Tensor, shift: Tensor, count: Tensor) -> Tensor:
     """max(A d + b, 0) of the place d of every edge, (P, K, 3), with A (3, 3) and b (3,); 0 where it is not real."""
-    result = torch.zeros_like(relative)
+    result = torch.empty_like(relative)
     in_threads(_rectify_places, len(relative), *_arrays(relative, matrix, shift, count), result.numpy())
     return result
 
@@ -168,8 +168,8 @@ def message_gradients(
 
     Of places that are not real: 0.
     """
-    to_value, to_weight, to_place = torch.zeros_like(value), torch.zeros_like(weight), torch.zeros_like(place)
-    to_code = torch.zeros_like(code)
+    to_value, to_code = torch.zeros_like(value), torch.zeros_like(code)
+    to_weight, to_place = torch.empty_like(weight), torch.empty_like(place)
     shares = (-1, weight.shape[2])
     arrays = _arrays(*(each.unflatten(1, shares) for each in (gradient, value, code)), place, weight, index, count)
     in_threads(_weigh_back, len(value), *arrays, to_weight.numpy(), to_place.numpy())
@@ -326,6 +326,7 @@ def _read_places(first, last, gradient, reading, count, to_place):  # type: igno
 def _rectify_places(first, last, relative, matrix, shift, count, result):  # type: ignore[no-untyped-def]
     zero = relative.dtype.type(0)
     for point in range(first, last):
+        result[point, count[point] :] = 0
         for slot in range(count[point]):
             x, y, z = relative[point, slot, 0], relative[point, slot, 1], relative[point, slot, 2]
             for axis in range(3):
@@ -399,6 +400,8 @@ def _weigh_back(  # type: ignore[no-untyped-def]
     coded = np.empty((3, num_weights), value.dtype)
     for point in range(first, last):
         incoming = gradient[point]
+        to_weight[point, count[point] :] = 0
+        to_place[point, count[point] :] = 0
         coded[:] = 0
         for axis in range(3):
             for share in range(num_shares):

@@ -61,7 +61,7 @@ def score_gradients(
 ) -> ScoreGradients:
     """The transpose of `scores` and the softmax over the neighbours of a point that gave `weight`."""
     num_blocks, width = -(-len(mapped) // _POINTS_AT_ONCE), mapped.shape[2]
-    result, sums = torch.zeros_like(mapped), np.zeros((num_blocks, 2 + width, width))
+    result, sums = torch.empty_like(mapped), np.zeros((num_blocks, 2 + width, width))
     given = _arrays(to_weight, weight, mapped, matrix, mean, scale, shift, count)
     in_threads(_score_back, num_blocks, *given, result.numpy(), sums)
     total = torch.from_numpy(sums.sum(axis=0)).to(mapped.dtype)
@@ -127,6 +127,7 @@ def _score_back(  # type: ignore[no-untyped-def]
         for point in range(start, min(start + _POINTS_AT_ONCE, len(mapped))):
             mixed[:] = 0
             passed[:] = 0
+            result[point] = 0
             for slot in range(count[point]):
                 incoming, own = to_weight[point, slot], weight[point, slot]
                 for each in range(width):
