@@ -19,6 +19,7 @@ from sightline.layers.attention_kernels import (
     EdgeGradients,
     edge_sums,
     message_gradients,
+    norm_sums,
     place_gradient_sums,
     place_moments,
     rectified_edges,
@@ -299,13 +300,12 @@ def _through_relation(
             num_shares=NUM_SHARING,
         )
         to_reduce.addmm_(incoming.mT, rectified.flatten(0, 1))
-    to_shift, to_code = into.to_own.sum(dim=0), into.to_code.mT
-    to_scaled = (key * into.to_near).sum(dim=0) + (own * into.to_own).sum(dim=0) + (learned.code * to_code).sum(dim=1)
-    to_scale, constant, slope = relation.answers(to_shift, to_scaled)
+    moments, count, to_code = place_moments(place, edges.index, edges.count), edges.count[:, None], into.to_code.mT
+    to_scaled, at_places, to_shift = norm_sums(key, own, into, moments, num_shares=NUM_SHARING)
+    to_scale, constant, slope = relation.answers(to_shift, to_scaled + (learned.code * to_code).sum(dim=1))
 
     # The statistics of the batch answer: every edge loses constant + slope times what it carries, less the mean.
-    moments, count = place_moments(place, edges.index, edges.count), edges.count[:, None]
-    at_places = key.mT @ moments.received + own.mT @ moments.given + learned.code @ moments.squares
+    at_places = at_places + learned.code @ moments.squares
     to_code = to_code - torch.outer(constant, moments.given.sum(dim=0)) - slope[:, None] * at_places
     sloped = (relation.scale * slope)[:, None] * learned.code
     return _ThroughRelation(

@@ -25,6 +25,7 @@ __all__ = [
     "PlaceMoments",
     "edge_sums",
     "message_gradients",
+    "norm_sums",
     "place_gradient_sums",
     "place_moments",
     "rectified_edges",
@@ -126,6 +127,18 @@ def place_moments(place: Tensor, index: Tensor, count: Tensor) -> PlaceMoments:
         _gather_places, 1, *_arrays(place, index, count), received.numpy(), given.numpy(), squares, degree.numpy()
     )
     return PlaceMoments(received, given, torch.from_numpy(squares).to(place.dtype), degree)
+
+
+def norm_sums(
+    near: Tensor, own: Tensor, gradients: EdgeGradients, moments: PlaceMoments, *, num_shares: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over edges of near + own, which leaves the code out, times the gradient (C,) and times the place (C, 3); and
+    of the gradient alone (C,)."""
+    sums = np.zeros((5, near.shape[1]))
+    given = (near, own, gradients.to_near, gradients.to_own, moments.received, moments.given)
+    in_threads(_sum_over_points, num_shares, num_shares, *_arrays(*given), sums)
+    found = torch.from_numpy(sums).to(near.dtype)
+    return found[0], found[2:].mT, found[1]
 
 
 def place_gradient_sums(
@@ -347,6 +360,26 @@ def _gather_places(first, last, place, index, count, received, given, squares, d
                 given[point, axis] += row[axis]
                 for other in range(3):
                     squares[axis, other] += row[axis] * row[other]
+
+
+@compiled
+def _sum_over_points(  # type: ignore[no-untyped-def]
+    first, last, num_shares, near, own, to_near, to_own, received, given, sums
+):
+    width = near.shape[1]
+    low, high = first * width // num_shares, last * width // num_shares
+    total = np.zeros((5, high - low))
+    for point in range(len(near)):
+        near_row, own_row = near[point][low:high], own[point][low:high]
+        to_near_row, to_own_row = to_near[point][low:high], to_own[point][low:high]
+        for channel in range(len(near_row)):
+            total[0, channel] += near_row[channel] * to_near_row[channel] + own_row[channel] * to_own_row[channel]
+            total[1, channel] += to_own_row[channel]
+        for axis in range(3):
+            of_near, of_own, row = received[point, axis], given[point, axis], total[2 + axis]
+            for channel in range(len(near_row)):
+                row[channel] += near_row[channel] * of_near + own_row[channel] * of_own
+    sums[:, low:high] += total
 
 
 @compiled
