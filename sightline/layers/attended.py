@@ -150,9 +150,9 @@ def _tiled(vector: Tensor, edges: Edges) -> Tensor:
     return vector.repeat(edges.index.shape[1])
 
 
-def _summed(narrow: Tensor, edges: Edges, **options: Any) -> Tensor:
+def _summed(narrow: Tensor, edges: Edges) -> Tensor:
     """The sum (G,) over edges of (P, K G)."""
-    return narrow.sum(dim=0, **options).view(edges.index.shape[1], -1).sum(dim=0)
+    return narrow.sum(dim=0).view(edges.index.shape[1], -1).sum(dim=0)
 
 
 def _reduced(edges: Edges, norm: nn.BatchNorm1d, learned: Weights, mapped: Tensor) -> _Normalised:
