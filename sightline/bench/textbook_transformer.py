@@ -1,6 +1,7 @@
 """The usual form of a Point Transformer, with the weights of ours: what a user would write or copy.
 
-Every layer searches its own neighbours, and every edge is written out. Geometry is that of `textbook`.
+As in the authors' code every layer searches its own neighbours, for keys and again for values, and every edge is
+written out. Geometry is that of `textbook`.
 """
 
 from __future__ import annotations
@@ -62,13 +63,20 @@ def _block(block: Any, points: Tensor, values: Tensor, num_neighbours: int) -> T
 
 def _attention(layer: Any, points: Tensor, values: Tensor, num_neighbours: int) -> Tensor:
     query, key, value = layer.query(values), layer.key(values), layer.value(values)
-    index = _nearest(points, points, num_neighbours)
-    code = layer.code(layer.position(_rows(points, index) - points[:, :, None]))
-    relation = _rows(key, index) - query[:, :, None] + code
+    place, key = _grouped(points, key, num_neighbours)
+    _, value = _grouped(points, value, num_neighbours)  # searched a second time, as in that code
+    code = layer.code(layer.position(place))
+    relation = key - query[:, :, None] + code
     weight = torch.softmax(layer.score(layer.reduce(_normed(layer.norm, relation).relu())), dim=2)
-    messages = _rows(value, index) + code
+    messages = value + code
     shared = messages.view(*messages.shape[:3], -1, weight.shape[-1]) * weight.unsqueeze(3)
     return shared.sum(dim=2).view(values.shape)
+
+
+def _grouped(points: Tensor, values: Tensor, num_neighbours: int) -> tuple[Tensor, Tensor]:
+    """Of every point's neighbours: where they are, relative to it, and what they carry."""
+    index = _nearest(points, points, num_neighbours)
+    return _rows(points, index) - points[:, :, None], _rows(values, index)
 
 
 def _down(

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from sightline.geometry.levels import Edges
 from sightline.layers.attention_kernels import (
     EdgeGradients,
     edge_sums,
     message_gradients,
+    norm_sums,
     place_gradient_sums,
     place_moments,
     rectified_edges,
@@ -28,6 +28,7 @@ from sightline.layers.attention_kernels import (
     weighted_messages,
 )
 from sightline.layers.batch_norm import SumsAbout, answers_of_statistics, normalising, uses_batch
+from sightline.layers.score_kernels import mapped_sums, score_gradients, scores
 
 __all__ = ["NUM_SHARING", "Attended", "Weights"]
 
@@ -109,37 +110,33 @@ class Attended(Function):
         relation = _relation(edges, norms[1], learned, key, own, place)
         own -= relation.mean
         mapped = _mapped(edges, learned, relation, key, own, place)
-        reduced = _Normalised.of(
-            norms[2], learned.reduce_scale, _sums_of(mapped, edges) if uses_batch(norms[2]) else None
-        )
-        centred = mapped - _tiled(reduced.mean, edges)
-        score = F.linear(_height(centred, reduced, learned, edges).view(-1, len(learned.score)), learned.score)
+        reduced = _reduced(edges, norms[2], learned, mapped)
         # The bias of the scores is the same for all neighbours of a point: their weights do not depend on it.
-        weight = _masked(score.view(*index.shape, -1), edges, -torch.inf).softmax(dim=1)
+        norm = {"mean": reduced.mean, "scale": reduced.scale, "shift": learned.reduce_shift}
+        weight = scores(mapped, learned.score, count, **norm).softmax(dim=1)
         value = value + learned.code_bias  # the weights add up to one
         ctx.edges, ctx.norms = edges, (position, relation, reduced)
-        ctx.save_for_backward(key, own, value, place, centred, weight, *weights)
+        ctx.save_for_backward(key, own, value, place, mapped, weight, *weights)
         return weighted_messages(value, code, place, weight, index, count)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        key, own, value, place, centred, weight, *weights = ctx.saved_tensors
+        key, own, value, place, mapped, weight, *weights = ctx.saved_tensors
         edges, (position, relation, reduced), learned = ctx.edges, ctx.norms, Weights(*weights)
         incoming = gradients[0].contiguous()
         to_value, to_code, to_place, to_weight = message_gradients(
             incoming, value, learned.code.mT.contiguous(), place, weight, edges.index, edges.count
         )
-        to_score = weight * to_weight
-        to_score -= weight * to_score.sum(dim=1, keepdim=True)
-        through = _through_reduction(edges, learned, reduced, centred, to_score)
+        through = _through_reduction(edges, learned, reduced, mapped, weight, to_weight)
         found = _through_relation(edges, learned, relation, key, own, place, through.to_mapped, to_place)
         to_position = _through_position(edges, learned, position, place, to_place, found)
+        of_own = found.to_own.sum(dim=0)
         return (
-            *(None, None, -found.to_own, found.to_near, to_value),
+            *(None, None, found.to_own.neg_(), found.to_near, to_value),
             *to_position,
             found.to_code + to_code.mT,
-            incoming.sum(dim=0) + found.to_own.sum(dim=0),
+            incoming.sum(dim=0) + of_own,
             *(found.to_scale, found.to_shift, found.to_reduce, through.to_bias),
             *(through.to_scale, through.to_shift, through.to_score, torch.zeros_like(learned.score_bias)),
         )
@@ -153,32 +150,18 @@ def _tiled(vector: Tensor, edges: Edges) -> Tensor:
     return vector.repeat(edges.index.shape[1])
 
 
-def _summed(narrow: Tensor, edges: Edges, **options: Any) -> Tensor:
+def _summed(narrow: Tensor, edges: Edges) -> Tensor:
     """The sum (G,) over edges of (P, K G)."""
-    return narrow.sum(dim=0, **options).view(edges.index.shape[1], -1).sum(dim=0)
+    return narrow.sum(dim=0).view(edges.index.shape[1], -1).sum(dim=0)
 
 
-def _masked(of_edges: Tensor, edges: Edges, filling: float) -> Tensor:
-    """(P, K, G) with `filling` in the places that are not real."""
-    return of_edges if edges.is_whole else of_edges.masked_fill(~edges.is_valid[..., None], filling)
-
-
-def _sums_of(narrow: Tensor, edges: Edges) -> SumsAbout:
-    """Of (P, K G), in which places that are not real hold anything."""
-
-    def real(values: Tensor) -> Tensor:
-        return _masked(values.unflatten(1, (edges.index.shape[1], -1)), edges, 0.0).flatten(1)
-
-    origin = _summed(real(narrow), edges) / edges.num_edges
-    centred = real(narrow - _tiled(origin, edges))
-    total = _summed(centred, edges, dtype=torch.float64)
-    return SumsAbout(origin.double(), total, _summed(centred.square_(), edges, dtype=torch.float64), edges.num_edges)
-
-
-def _height(centred: Tensor, reduced: _Normalised, learned: Weights, edges: Edges) -> Tensor:
-    """The rectified norm of (P, K G) less its mean."""
-    shift, scale = _tiled(learned.reduce_shift, edges), _tiled(reduced.scale, edges)
-    return torch.addcmul(shift, centred, scale).relu_()
+def _reduced(edges: Edges, norm: nn.BatchNorm1d, learned: Weights, mapped: Tensor) -> _Normalised:
+    """The norm of the first map of every relation, (P, K, G)."""
+    sums = None
+    if uses_batch(norm):
+        origin = mapped[:, 0].mean(dim=0)  # of every point's edge with itself, or with its twin
+        sums = SumsAbout(origin.double(), *mapped_sums(mapped, origin, edges.count), edges.num_edges)
+    return _Normalised.of(norm, learned.reduce_scale, sums)
 
 
 def _places(edges: Edges, norm: nn.BatchNorm1d, learned: Weights) -> tuple[_Normalised, Tensor]:
@@ -231,10 +214,10 @@ def _parts(edges: Edges, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _mapped(edges: Edges, learned: Weights, relation: _Normalised, key: Tensor, own: Tensor, place: Tensor) -> Tensor:
-    """The first map of every edge's rectified relation, (P, K G)."""
+    """The first map of every edge's rectified relation, (P, K, G)."""
     scaled = _scaled(learned, relation, key, own)
     num_weights = len(learned.reduce)
-    mapped = key.new_empty((len(key), edges.index.shape[1] * num_weights))
+    mapped = key.new_empty((*edges.index.shape, num_weights))
     for points, rectified in _parts(edges, key):
         rectified_edges(points, *scaled, place, edges.index, edges.count, out=rectified)
         rows = mapped[points].view(-1, num_weights)
@@ -246,8 +229,8 @@ def _mapped(edges: Edges, learned: Weights, relation: _Normalised, key: Tensor, 
 
 
 class _ThroughReduction(NamedTuple):
-    """The gradients of the first map of relations (P, K G) and of its bias, of the norm's weight and bias after it (G,)
-    and of the last map (G, G)."""
+    """The gradients of the first map of relations (P, K, G) and of its bias, of the norm's weight and bias after it
+    (G,) and of the last map (G, G)."""
 
     to_mapped: Tensor
     to_bias: Tensor
@@ -257,19 +240,20 @@ class _ThroughReduction(NamedTuple):
 
 
 def _through_reduction(
-    edges: Edges, learned: Weights, reduced: _Normalised, centred: Tensor, to_score: Tensor
+    edges: Edges, learned: Weights, reduced: _Normalised, mapped: Tensor, weight: Tensor, to_weight: Tensor
 ) -> _ThroughReduction:
-    """What `to_score` (P, K, G) comes to."""
-    height = _height(centred, reduced, learned, edges)
-    flat, num_weights = to_score.flatten(0, 1), to_score.shape[-1]
-    to_matrix = flat.mT @ height.view(-1, num_weights)
-    to_normed = (flat @ learned.score).view(height.shape).masked_fill_(height <= 0, 0.0)
-    to_shift = _summed(to_normed, edges)
-    to_scale, constant, slope = reduced.answers(to_shift, _summed(to_normed * centred, edges))
-    lowered = torch.addcmul(_tiled(constant, edges), centred, _tiled(slope, edges))
-    to_mapped = (to_normed - lowered) * _tiled(reduced.scale, edges)
-    to_mapped = _masked(to_mapped.view(to_score.shape), edges, 0.0).view(height.shape)
-    return _ThroughReduction(to_mapped, _summed(to_mapped, edges), to_scale, to_shift, to_matrix)
+    """What `to_weight` (P, K, G) comes to."""
+    norm = {"mean": reduced.mean, "scale": reduced.scale, "shift": learned.reduce_shift}
+    found = score_gradients(to_weight, weight, mapped, learned.score, edges.count, **norm)
+    to_scale, constant, slope = reduced.answers(found.to_shift, found.to_scaled)
+    # scale (gradient - constant - slope (mapped - mean)), in rows as long as all neighbours of a point
+    centred = mapped.flatten(1) - _tiled(reduced.mean, edges)
+    to_mapped = found.to_normed.flatten(1).mul_(_tiled(reduced.scale, edges))
+    to_mapped.sub_(_tiled(reduced.scale * constant, edges)).addcmul_(centred, _tiled(-reduced.scale * slope, edges))
+    if not edges.is_whole:
+        to_mapped.view(mapped.shape).masked_fill_(~edges.is_valid[..., None], 0.0)
+    to_bias = _summed(to_mapped, edges)
+    return _ThroughReduction(to_mapped.view(mapped.shape), to_bias, to_scale, found.to_shift, found.to_matrix)
 
 
 class _ThroughRelation(NamedTuple):
@@ -298,13 +282,13 @@ def _through_relation(
     to_mapped: Tensor,
     to_place: Tensor,
 ) -> _ThroughRelation:
-    """What `to_mapped` (P, K G) comes to; what it comes to at the places is added to `to_place`."""
+    """What `to_mapped` (P, K, G) comes to; what it comes to at the places is added to `to_place`."""
     scaled = _scaled(learned, relation, key, own)
     into, to_reduce = EdgeGradients.zeros(key, scaled[2]), torch.zeros_like(learned.reduce)
     rectified_room = torch.empty_like(next(_parts(edges, key))[1])
     for points, gradient in _parts(edges, key):
         rectified = rectified_room[: len(gradient)]
-        incoming = to_mapped[points].view(-1, len(learned.reduce))
+        incoming = to_mapped[points].flatten(0, 1)
         torch.mm(incoming, learned.reduce, out=gradient.view(-1, key.shape[1]))
         rectified_gradients(
             *(points, *scaled, place, edges.index, edges.count),
@@ -316,13 +300,12 @@ def _through_relation(
             num_shares=NUM_SHARING,
         )
         to_reduce.addmm_(incoming.mT, rectified.flatten(0, 1))
-    to_shift, to_code = into.to_own.sum(dim=0), into.to_code.mT
-    to_scaled = (key * into.to_near).sum(dim=0) + (own * into.to_own).sum(dim=0) + (learned.code * to_code).sum(dim=1)
-    to_scale, constant, slope = relation.answers(to_shift, to_scaled)
+    moments, count, to_code = place_moments(place, edges.index, edges.count), edges.count[:, None], into.to_code.mT
+    to_scaled, at_places, to_shift = norm_sums(key, own, into, moments, num_shares=NUM_SHARING)
+    to_scale, constant, slope = relation.answers(to_shift, to_scaled + (learned.code * to_code).sum(dim=1))
 
     # The statistics of the batch answer: every edge loses constant + slope times what it carries, less the mean.
-    moments, count = place_moments(place, edges.index, edges.count), edges.count[:, None]
-    at_places = key.mT @ moments.received + own.mT @ moments.given + learned.code @ moments.squares
+    at_places = at_places + learned.code @ moments.squares
     to_code = to_code - torch.outer(constant, moments.given.sum(dim=0)) - slope[:, None] * at_places
     sloped = (relation.scale * slope)[:, None] * learned.code
     return _ThroughRelation(

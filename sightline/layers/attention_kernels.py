@@ -25,6 +25,7 @@ __all__ = [
     "PlaceMoments",
     "edge_sums",
     "message_gradients",
+    "norm_sums",
     "place_gradient_sums",
     "place_moments",
     "rectified_edges",
@@ -102,7 +103,7 @@ def rectified_gradients(
 
 def rectified_places(relative: Tensor, matrix: Tensor, shift: Tensor, count: Tensor) -> Tensor:
     """max(A d + b, 0) of the place d of every edge, (P, K, 3), with A (3, 3) and b (3,); 0 where it is not real."""
-    result = torch.zeros_like(relative)
+    result = torch.empty_like(relative)
     in_threads(_rectify_places, len(relative), *_arrays(relative, matrix, shift, count), result.numpy())
     return result
 
@@ -126,6 +127,18 @@ def place_moments(place: Tensor, index: Tensor, count: Tensor) -> PlaceMoments:
         _gather_places, 1, *_arrays(place, index, count), received.numpy(), given.numpy(), squares, degree.numpy()
     )
     return PlaceMoments(received, given, torch.from_numpy(squares).to(place.dtype), degree)
+
+
+def norm_sums(
+    near: Tensor, own: Tensor, gradients: EdgeGradients, moments: PlaceMoments, *, num_shares: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over edges of near + own, which leaves the code out, times the gradient (C,) and times the place (C, 3); and
+    of the gradient alone (C,)."""
+    sums = np.zeros((5, near.shape[1]))
+    given = (near, own, gradients.to_near, gradients.to_own, moments.received, moments.given)
+    in_threads(_sum_over_points, num_shares, num_shares, *_arrays(*given), sums)
+    found = torch.from_numpy(sums).to(near.dtype)
+    return found[0], found[2:].mT, found[1]
 
 
 def place_gradient_sums(
@@ -168,8 +181,8 @@ def message_gradients(
 
     Of places that are not real: 0.
     """
-    to_value, to_weight, to_place = torch.zeros_like(value), torch.zeros_like(weight), torch.zeros_like(place)
-    to_code = torch.zeros_like(code)
+    to_value, to_code = torch.zeros_like(value), torch.zeros_like(code)
+    to_weight, to_place = torch.empty_like(weight), torch.empty_like(place)
     shares = (-1, weight.shape[2])
     arrays = _arrays(*(each.unflatten(1, shares) for each in (gradient, value, code)), place, weight, index, count)
     in_threads(_weigh_back, len(value), *arrays, to_weight.numpy(), to_place.numpy())
@@ -281,9 +294,9 @@ def _rectify_back(  # type: ignore[no-untyped-def]
 def _pass_on(carried, passed, height):  # type: ignore[no-untyped-def]
     zero = carried.dtype.type(0)
     for channel in range(len(carried)):
-        is_above = carried[channel] > 0
-        passed[channel] = passed[channel] if is_above else zero
-        height[channel] = carried[channel] if is_above else zero
+        value, gradient = carried[channel], passed[channel]
+        passed[channel] = gradient if value > 0 else zero
+        height[channel] = value if value > 0 else zero
 
 
 @compiled
@@ -326,6 +339,7 @@ def _read_places(first, last, gradient, reading, count, to_place):  # type: igno
 def _rectify_places(first, last, relative, matrix, shift, count, result):  # type: ignore[no-untyped-def]
     zero = relative.dtype.type(0)
     for point in range(first, last):
+        result[point, count[point] :] = 0
         for slot in range(count[point]):
             x, y, z = relative[point, slot, 0], relative[point, slot, 1], relative[point, slot, 2]
             for axis in range(3):
@@ -346,6 +360,26 @@ def _gather_places(first, last, place, index, count, received, given, squares, d
                 given[point, axis] += row[axis]
                 for other in range(3):
                     squares[axis, other] += row[axis] * row[other]
+
+
+@compiled
+def _sum_over_points(  # type: ignore[no-untyped-def]
+    first, last, num_shares, near, own, to_near, to_own, received, given, sums
+):
+    width = near.shape[1]
+    low, high = first * width // num_shares, last * width // num_shares
+    total = np.zeros((5, high - low))
+    for point in range(len(near)):
+        near_row, own_row = near[point][low:high], own[point][low:high]
+        to_near_row, to_own_row = to_near[point][low:high], to_own[point][low:high]
+        for channel in range(len(near_row)):
+            total[0, channel] += near_row[channel] * to_near_row[channel] + own_row[channel] * to_own_row[channel]
+            total[1, channel] += to_own_row[channel]
+        for axis in range(3):
+            of_near, of_own, row = received[point, axis], given[point, axis], total[2 + axis]
+            for channel in range(len(near_row)):
+                row[channel] += near_row[channel] * of_near + own_row[channel] * of_own
+    sums[:, low:high] += total
 
 
 @compiled
@@ -399,6 +433,8 @@ def _weigh_back(  # type: ignore[no-untyped-def]
     coded = np.empty((3, num_weights), value.dtype)
     for point in range(first, last):
         incoming = gradient[point]
+        to_weight[point, count[point] :] = 0
+        to_place[point, count[point] :] = 0
         coded[:] = 0
         for axis in range(3):
             for share in range(num_shares):

@@ -125,8 +125,11 @@ class TransitionUp(nn.Module):
 
     def forward(self, features: Tensor, coarse: Tensor, level: Level) -> Tensor:
         assert level.up is not None, "the first level is the finest"
-        mapped, weights = self.coarse(coarse), level.up.weights.to(coarse.dtype)
-        return self.skip(features) + (mapped[level.up.index] * weights[..., None]).sum(dim=1)
+        mapped = self.coarse(coarse)
+        weights = level.up.weights.to(mapped.dtype)
+        # A weighted sum of rows: what a bag of embeddings is. The rows are never written out three times.
+        carried = F.embedding_bag(level.up.index, mapped, per_sample_weights=weights, mode="sum")
+        return self.skip(features) + carried
 
 
 class CloudContext(nn.Module):

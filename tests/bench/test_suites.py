@@ -32,6 +32,8 @@ def test_the_sizes_of_the_bars_are_there() -> None:
         "models/pct_step_32x1024",
         "models/pointnet2_step_32x1024",
         "models/point_transformer_dense_step_2x1024",
+        "models/point_transformer_step_16x1024",
+        "models/point_transformer_scene_forward_80000",
     } <= set(names(suites.all_cases()))
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from sightline.bench import models, textbook
+from sightline.bench import models, textbook, transformers
+from sightline.bench.textbook_transformer import TextbookPointTransformer
 
 
 @pytest.fixture
@@ -68,6 +69,19 @@ def test_networks_agree_with_ours_in_float64(name: str, points: int) -> None:
             build(inputs["model"]).train()(points=inputs["points"])["logits"] for build in (theirs, copy.deepcopy)
         )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+
+
+def test_the_point_transformer_agrees_with_ours_in_float64() -> None:
+    """Logits in training, and the gradient of every weight, parameters in the same order."""
+    inputs = models.IN_FLOAT64.narrow(transformers._parts(batch=2, points=512))
+    forms = [build(inputs["model"]).train() for build in (TextbookPointTransformer, copy.deepcopy)]
+    found, expected = (form(points=inputs["points"])["logits"] for form in forms)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * float(expected.detach().abs().max()))
+    for logits in (found, expected):
+        logits.square().sum().backward()
+    largest = max(float(each.grad.abs().max()) for each in forms[1].parameters() if each.grad is not None)
+    for one, two in zip(*(form.parameters() for form in forms), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=0, atol=1e-9 * largest)
 
 
 def test_parameters_stand_in_the_same_order() -> None:
