@@ -17,6 +17,13 @@ from tests.processes import ROOT
 PARTS = {
     "shapenet_part_dgcnn": ("model.num_neighbours=4", "model.embedding=16"),
     "shapenet_part_pct": ("evaluate.votes=2",),
+    "shapenet_part_point_transformer": (
+        "model.widths=[16, 32]",
+        "model.strides=[1, 4]",
+        "model.num_blocks=[1, 1]",
+        "model.num_neighbours=[4, 4]",
+    ),
+    "shapenet_part_point_transformer_dense": ("model.num_blocks=[1, 1]", "model.width=16", "model.num_neighbours=4"),
     "shapenet_part_pointnet": (),
     "shapenet_part_pointnet2": ("model.num_centres=[8, 4]", "model.radii=[0.5, 1.0]"),
 }
@@ -50,12 +57,17 @@ def assert_trains_and_repeats(config: str, run: Path, *overrides: str, figure: s
     assert not math.isnan(repeated[figure])
 
 
-WITH_NORMALS = ("hdf5", "shapenet_part_pointnet2")
-"""That release has none; its refusal is tested with the set."""
+WITH_NORMALS = {
+    "shapenet_part_pointnet2",
+    "shapenet_part_point_transformer",
+    "shapenet_part_point_transformer_dense",
+}
+"""The HDF5 release has none; its refusal is tested with the set."""
 
 
 @pytest.mark.parametrize(
-    ("layout", "config"), [(one, other) for one in LAYOUTS for other in PARTS if (one, other) != WITH_NORMALS]
+    ("layout", "config"),
+    [(one, other) for one in LAYOUTS for other in PARTS if one != "hdf5" or other not in WITH_NORMALS],
 )
 def test_recipes_for_parts(folder: Path, layout: str, config: str) -> None:
     """Shapes of 20 to 26 points, thinned to 16 or, where every shape has 24, to 24; scored on all of them."""
