@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Before torch is imported, here and in the commands that tests start: two workers whose threads wait for one another on
+# two cores take twice as long. Tests of threads set their number themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
