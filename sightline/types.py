@@ -151,7 +151,9 @@ class Component:
 class Transform(Protocol):
     """A pure function of a batch and its random streams; called with the fields it names, returns those it changes.
 
-    One that returns further fields declares them in an attribute `adds`, name -> Field.
+    One that returns further fields declares them in an attribute `adds`, name -> Field. One that drops or reorders
+    points says so by `chooses_points = True`: a data set with another field of points is then refused, whose rows it
+    would part from them.
     """
 
     def __call__(self, draws: Any, **fields: Any) -> dict[str, Any]: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from sightline.binding import Bound, Offer, bind
 from sightline.data.collate import batch_keys, collate
 from sightline.draws import Draws
-from sightline.errors import DataError, RunError, UserError
+from sightline.errors import ConfigError, DataError, RunError, UserError
 from sightline.types import Batch, Dataset, Field, Sample, SampleKey, Transform
 
 __all__ = ["BatchReader", "NamedTransform", "Pipeline"]
@@ -63,11 +64,13 @@ class Pipeline:
 class BatchReader:
     """Reads batches of a data set and transforms them; the same keys give the same bits, in any process.
 
-    Raises ConfigError where a transform names a field that the data set does not offer, and DataError where the set's
-    own `collate` leaves out a key that `info.fields` promises.
+    Raises ConfigError where a transform names a field that the data set does not offer, or chooses points and would
+    leave a field behind that has a row for each, and DataError where the set's own `collate` leaves out a key that
+    `info.fields` promises.
     """
 
     def __init__(self, dataset: Dataset, transforms: Sequence[NamedTransform] = ()) -> None:
+        _assert_points_stay_whole(transforms, dataset.info.fields)
         self.dataset = dataset
         self._transform = Pipeline(transforms, dataset.info.fields, source="the data set")
         self._fields = {**dataset.info.fields, **self._transform.added}
@@ -140,6 +143,22 @@ class BatchReader:
         if not self.dataset.info.features:
             return batch
         return {**batch, "features": torch.cat([batch[name] for name in self.dataset.info.features], dim=-1)}
+
+
+def _assert_points_stay_whole(transforms: Sequence[NamedTransform], fields: Mapping[str, Field]) -> None:
+    """Raises ConfigError where a transform would choose points and not the rows of a field that belong to them."""
+    rows = fields["points"].shape.split()[:1] if "points" in fields else []
+    of_points = {name for name, field in fields.items() if rows and field.shape.split()[:1] == rows}
+    for name, transform in transforms:
+        taken = inspect.signature(transform.__call__).parameters
+        left = sorted(of_points - set(taken)) if getattr(transform, "chooses_points", False) else []
+        if left:
+            known = ", ".join(sorted(set(taken) - {"draws", "points"}))
+            raise ConfigError(
+                f"transform '{name}' chooses points, and would leave '{left[0]}' of the data set behind, which has a "
+                f"row for each of them: every row would belong to another point; it takes {known}: use such a name, or "
+                "a transform of your own"
+            )
 
 
 def _as_tensors(value: Any) -> Any:

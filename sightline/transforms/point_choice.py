@@ -29,6 +29,8 @@ class SamplePoints:
     Source: simple random sampling by a random permutation's head.
     """
 
+    chooses_points = True
+
     def __init__(
         self,
         *,
@@ -85,6 +87,8 @@ class ShufflePoints:
     Source: Wang et al. 2019 (DGCNN), whose training shuffles the points of each cloud.
     """
 
+    chooses_points = True
+
     def __call__(
         self,
         draws: Draws,
@@ -110,6 +114,8 @@ class DropPoints:
     The number of points stays; the copies carry the first point's normal, channels, features and part too.
     Source: Qi et al. 2017 (PointNet++), section 3.3 (random input dropout, 95 % there; 0.875 in its training code).
     """
+
+    chooses_points = True
 
     def __init__(self, *, max_ratio: Probability = 0.875) -> None:
         self.max_ratio = max_ratio

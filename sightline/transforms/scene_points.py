@@ -36,6 +36,8 @@ class VoxelSample:
     Source: the voxel sampling of Choy et al. 2019 and of the Point Transformer's training, Zhao et al. 2021 (0.04 m).
     """
 
+    chooses_points = True
+
     def __init__(
         self, *, size_m: Size = 0.04, choice: Literal["random", "nearest"] = "random", score_all: bool = False
     ) -> None:
@@ -90,6 +92,8 @@ class CropPoints:
     Source: the training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (80,000 points, in space).
     """
 
+    chooses_points = True
+
     def __init__(
         self, *, up_axis: Literal["x", "y", "z"], max_points: Count, distance: Literal["space", "floor"] = "space"
     ) -> None:
@@ -129,6 +133,8 @@ class SampleBlock:
     heights stay. Raises DataError for stacked batches.
     Source: Qi et al. 2017 (PointNet), section C, and its S3DIS training code (1 m, 4,096 points).
     """
+
+    chooses_points = True
 
     def __init__(
         self, *, up_axis: Literal["x", "y", "z"], size_m: Size = 1.0, num_points: Count = 4096, fewest: Count = 1024

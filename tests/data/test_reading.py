@@ -11,9 +11,10 @@ from sightline.data.splits import hold_out
 from sightline.data.synthetic_shapes import SyntheticShapes
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
-from sightline.transforms.point_choice import SamplePoints
+from sightline.transforms.point_choice import DropPoints, SamplePoints, ShufflePoints
 from sightline.transforms.points import Jitter, Rotate
-from sightline.types import SampleKey
+from sightline.transforms.scene_points import CropPoints, VoxelSample
+from sightline.types import DataInfo, Field, Sample, SampleKey
 
 KEYS = [SampleKey(index, 3, 1) for index in (5, 0, 7)]
 
@@ -139,3 +140,30 @@ def test_stages_without_transforms_are_the_sample_alone(shapes: SyntheticShapes)
     reader = BatchReader(shapes)
     assert not reader.has_transforms
     assert [name for name, _ in reader.stages(KEYS[0])] == [""]
+
+
+class WithIntensity:
+    """Clouds of eight points, each with an intensity, which no transform of ours names."""
+
+    info = DataInfo({}, {"points": Field("8 3", "float32"), "intensity": Field("8", "float32")}, {"train": 1})
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        return {"points": torch.arange(24.0).view(8, 3), "intensity": torch.arange(8.0)}
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [SamplePoints(num_points=4), ShufflePoints(), DropPoints(), VoxelSample(), CropPoints(up_axis="z", max_points=4)],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_a_field_of_points_is_never_parted_from_them(transform) -> None:
+    with pytest.raises(ConfigError, match=r"'mine' chooses points, and would leave 'intensity' .* behind"):
+        BatchReader(WithIntensity(), [NamedTransform("mine", transform)])
+
+
+def test_transforms_that_only_move_points_leave_other_fields_alone() -> None:
+    batch = BatchReader(WithIntensity(), [NamedTransform("jitter", Jitter())])([SampleKey(0, 0, 0)])
+    assert batch["intensity"].tolist() == [list(map(float, range(8)))]
