@@ -146,10 +146,10 @@ def test_a_run_without_its_data_keeps_what_it_noted(tmp_path: Path) -> None:
         {"num_classes": 7, "in_channels": 4, "class_names": tuple("abcdefg")},
         {
             "points": Field("points 3", "float32"),
-            "height": Field("points 1", "float32"),
+            "channels": Field("points 1", "float32"),
             "label": Field("", "int64", low=0, high=6),
         },
-        features=("height",),
+        features=("channels",),
     )
     (tmp_path / INPUTS).write_text(json.dumps(inputs_document(info)))
     (tmp_path / "facts.json").write_text(json.dumps(info.facts))
