@@ -146,12 +146,23 @@ class BatchReader:
 
 
 def _assert_points_stay_whole(transforms: Sequence[NamedTransform], fields: Mapping[str, Field]) -> None:
-    """Raises ConfigError where a transform would choose points and not the rows of a field that belong to them."""
+    """Raises ConfigError where a transform would choose points and not the rows of a field that belong to them.
+
+    Nor may one follow `score_all`, whose `nearest` names rows of the points that were kept.
+    """
+    scored = ""
     rows = fields["points"].shape.split()[:1] if "points" in fields else []
     of_points = {name for name, field in fields.items() if rows and field.shape.split()[:1] == rows}
     for name, transform in transforms:
         taken = inspect.signature(transform.__call__).parameters
-        left = sorted(of_points - set(taken)) if getattr(transform, "chooses_points", False) else []
+        chooses = getattr(transform, "chooses_points", False)
+        if chooses and scored:
+            raise ConfigError(
+                f"transform '{name}' chooses points and cannot follow '{scored}' with score_all: what stands for each "
+                f"point of the whole cloud would be lost; put '{name}' before it, or take it out of transforms.evaluate"
+            )
+        scored = name if "nearest" in getattr(transform, "adds", {}) else scored
+        left = sorted(of_points - set(taken)) if chooses else []
         if left:
             known = ", ".join(sorted(set(taken) - {"draws", "points"}))
             raise ConfigError(

@@ -13,7 +13,7 @@ from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
 from sightline.transforms.point_choice import DropPoints, SamplePoints, ShufflePoints
 from sightline.transforms.points import Jitter, Rotate
-from sightline.transforms.scene_points import CropPoints, VoxelSample
+from sightline.transforms.scene_points import CropPoints, SampleBlock, VoxelSample
 from sightline.types import DataInfo, Field, Sample, SampleKey
 
 KEYS = [SampleKey(index, 3, 1) for index in (5, 0, 7)]
@@ -167,3 +167,23 @@ def test_a_field_of_points_is_never_parted_from_them(transform) -> None:
 def test_transforms_that_only_move_points_leave_other_fields_alone() -> None:
     batch = BatchReader(WithIntensity(), [NamedTransform("jitter", Jitter())])([SampleKey(0, 0, 0)])
     assert batch["intensity"].tolist() == [list(map(float, range(8)))]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        SamplePoints(num_points=4, order="first"),
+        ShufflePoints(),
+        DropPoints(),
+        VoxelSample(),
+        CropPoints(up_axis="z", max_points=4),
+        SampleBlock(up_axis="z"),
+    ],
+    ids=lambda transform: type(transform).__name__,
+)
+@pytest.mark.parametrize("first", [SamplePoints(num_points=8, score_all=True), VoxelSample(score_all=True)])
+def test_nothing_chooses_points_after_score_all(first, second) -> None:
+    dataset = SyntheticShapes(split="test", target="parts", num_points=16, test_size=12)
+    with pytest.raises(ConfigError, match="'two' chooses points and cannot follow 'one' with score_all"):
+        BatchReader(dataset, [NamedTransform("one", first), NamedTransform("two", second)])
+    BatchReader(dataset, [NamedTransform("two", second), NamedTransform("one", first)])
