@@ -57,10 +57,9 @@ class SamplePoints:
         label: Tensor | None = None,
         colours: Tensor | None = None,
         place: Tensor | None = None,
-        nearest: Tensor | None = None,
     ) -> dict[str, Tensor]:
         index_BK = self._index(draws, *points.shape[:2])
-        chosen = _chosen(index_BK, points, normals, channels, features, part, label, colours, place, nearest)
+        chosen = _chosen(index_BK, points, normals, channels, features, part, label, colours, place)
         if self.score_all:
             chosen["nearest"] = _nearest_kept(points, chosen["points"], index_BK)
             if label is not None:
@@ -101,10 +100,9 @@ class ShufflePoints:
         label: Tensor | None = None,
         colours: Tensor | None = None,
         place: Tensor | None = None,
-        nearest: Tensor | None = None,
     ) -> dict[str, Tensor]:
         index_BN = draws.permutation(points.shape[1])
-        return _chosen(index_BN, points, normals, channels, features, part, label, colours, place, nearest)
+        return _chosen(index_BN, points, normals, channels, features, part, label, colours, place)
 
 
 @registry.transforms.add("drop_points")
@@ -132,11 +130,10 @@ class DropPoints:
         label: Tensor | None = None,
         colours: Tensor | None = None,
         place: Tensor | None = None,
-        nearest: Tensor | None = None,
     ) -> dict[str, Tensor]:
         ratio_B1 = draws.uniform(1, high=self.max_ratio)
         index_BN = index_after_drop(draws.uniform(points.shape[1]), ratio_B1)
-        return _chosen(index_BN, points, normals, channels, features, part, label, colours, place, nearest)
+        return _chosen(index_BN, points, normals, channels, features, part, label, colours, place)
 
 
 def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:
@@ -155,14 +152,7 @@ def _chosen(
     label: Tensor | None,
     colours: Tensor | None,
     place: Tensor | None,
-    nearest: Tensor | None,
 ) -> dict[str, Tensor]:
-    if nearest is not None:
-        raise ConfigError(
-            "sample_points, shuffle_points and drop_points cannot follow voxel_sample with score_all, nor "
-            "sample_points with it: the rows of kept points would be wrong; put them before it, or take them out of "
-            "transforms.evaluate"
-        )
     fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
     fields |= {"colours": colours, "place": place}
     is_of_points = label is not None and label.ndim > 1  # else one label for the whole cloud, which stays

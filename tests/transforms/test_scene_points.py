@@ -12,9 +12,8 @@ from torch import Tensor
 
 from sightline.data.reading import BatchReader, NamedTransform
 from sightline.data.synthetic_rooms import SyntheticRooms
-from sightline.errors import ConfigError, DataError
+from sightline.errors import DataError
 from sightline.registry import transforms
-from sightline.transforms.point_choice import DropPoints, SamplePoints, ShufflePoints
 from sightline.transforms.points import Flip, Jitter, Rotate, Scale
 from sightline.transforms.scene_points import CropPoints, PlaceOnFloor, SampleBlock, VoxelSample, voxel_groups
 from sightline.types import Component, SampleKey
@@ -184,14 +183,6 @@ def test_scores_of_ragged_batches_come_with_their_offsets() -> None:
         batch["whole_offsets"][:-1], batch["whole_offsets"][1:], batch["offsets"].diff(), strict=True
     ):
         assert batch["nearest"][start:end].unique().numel() == size
-
-
-@pytest.mark.parametrize("after", [SamplePoints(num_points=3), ShufflePoints(), DropPoints()])
-def test_nothing_may_choose_points_after_the_rows_were_counted(after: object) -> None:
-    rooms = SyntheticRooms(split="test", test_size=1, points_per_m2=5.0)
-    chain = [NamedTransform("voxel_sample", VoxelSample(score_all=True)), NamedTransform("after", after)]  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="cannot follow voxel_sample with score_all"):
-        BatchReader(rooms, chain)([SampleKey(0, 0, 0)])
 
 
 def test_voxels_that_are_too_small_are_refused() -> None:

@@ -16,7 +16,7 @@ from sightline.data.synthetic_shapes import SyntheticShapes
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
 from sightline.tasks.segment import Segment
-from sightline.transforms.point_choice import DropPoints, SamplePoints, ShufflePoints
+from sightline.transforms.point_choice import SamplePoints
 from sightline.types import DataInfo, Dataset, Field, Sample, SampleKey
 
 ORDERS = ("first", "random")
@@ -92,15 +92,6 @@ def test_labels_of_whole_clouds_are_refused() -> None:
 def test_clouds_without_labels_are_answered_for_too() -> None:
     points, _ = clouds()
     assert set(SamplePoints(num_points=64, score_all=True)(draws_of(4), points=points)) == {"points", "nearest"}
-
-
-@pytest.mark.parametrize("follower", [SamplePoints(num_points=8), ShufflePoints(), DropPoints()])
-def test_nothing_that_chooses_points_may_follow(follower: object) -> None:
-    points, label = clouds()
-    found = SamplePoints(num_points=64, score_all=True)(draws_of(4), points=points, label=label)
-    chosen = {name: found[name] for name in ("points", "label", "nearest")}
-    with pytest.raises(ConfigError, match=r"cannot follow .* with score_all"):
-        follower(draws_of(4), **chosen)  # type: ignore[operator]
 
 
 # --- in batches -------------------------------------------------------------------------------------------------------
