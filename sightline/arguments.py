@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 
-__all__ = ["Count", "Factor", "Index", "Probability", "Seed", "Share", "Size"]
+from sightline.schema import Block
+
+__all__ = [
+    "Count",
+    "Factor",
+    "ImageEncoder",
+    "Index",
+    "PointEncoder",
+    "Probability",
+    "Seed",
+    "Share",
+    "Size",
+    "TransformBlock",
+]
 
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
 """How many, at least one."""
@@ -22,3 +35,9 @@ Size = Annotated[float, Gt(0.0), Le(1e9)]
 """A positive quantity: a radius, a scale, a learning rate."""
 Factor = Annotated[float, Ge(0.0), Le(1e9)]
 """A quantity that may be zero: a weight, a decay, a margin."""
+PointEncoder = Annotated[Any, Block("point_encoders")]
+"""A network from clouds to vectors: `feature_width`, and `encode(*, points, features) -> (B, feature_width)`."""
+ImageEncoder = Annotated[Any, Block("image_encoders")]
+"""A network from images to vectors: `feature_width`, and `encode(*, image) -> (B, feature_width)`."""
+TransformBlock = Annotated[Any, Block("transforms")]
+"""A transform inside another."""

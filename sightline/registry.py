@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from sightline.binding import UnboundError
 from sightline.collection import collection_paused
 from sightline.errors import ConfigError, DataError, UserError
-from sightline.schema import Parameter, check_value, describe_type, nearest, parameters_of
+from sightline.schema import Block, Parameter, block_of, check_value, describe_type, nearest, parameters_of, show_value
 from sightline.types import Component, Where
 
 __all__ = [
@@ -23,11 +24,14 @@ __all__ = [
     "Fault",
     "Registry",
     "blame",
+    "blocks_of",
     "data",
+    "image_encoders",
     "losses",
     "metrics",
     "models",
     "optimizers",
+    "point_encoders",
     "schedules",
     "tasks",
     "transforms",
@@ -169,6 +173,16 @@ class Registry:
         ]
         return [*self._unknown_or_ill_typed(component, entry), *missing]
 
+    def needed_facts(self, component: Component) -> set[str]:
+        """The facts that a block cannot be built without, those of the blocks inside it among them."""
+        entry = self.entry(component)
+        needed = {name for name in entry.facts if entry.parameters[name].is_required}
+        for name in component.arguments:
+            block = block_of(entry.parameters[name].annotation) if name in entry.parameters else None
+            for each in blocks_of(component, name) if block is not None else ():
+                needed |= REGISTRIES[block.kind].needed_facts(each)
+        return needed
+
     def build(self, component: Component, *, facts: Mapping[str, object]) -> Any:
         """Call the builder with the block's arguments and with the facts that its signature names.
 
@@ -186,12 +200,22 @@ class Registry:
         if faults:
             raise ConfigError(*faults)
         given = {
-            name: check_value(entry.parameters[name].annotation, value)[0]
+            name: self._argument(component, entry.parameters[name], value, facts)
             for name, value in component.arguments.items()
         }
         injected = {name: facts[name] for name in entry.facts if name in facts}
         with blame(component):
             return entry.builder(**given, **injected)
+
+    def _argument(self, component: Component, parameter: Parameter, value: Any, facts: Mapping[str, object]) -> Any:
+        """The value as the builder wants it: that of a block is what the block stands for."""
+        block = block_of(parameter.annotation)
+        if block is None:
+            return check_value(parameter.annotation, value)[0]
+        built = [REGISTRIES[block.kind].build(each, facts=facts) for each in blocks_of(component, parameter.name)]
+        if isinstance(value, list | tuple):
+            return tuple(built)
+        return built[0] if built else None
 
     def _unknown_name(self, component: Component) -> Fault:
         there_are = f"; there are {', '.join(sorted(self._entries))}; parts of your own need --plugin FILE.py"
@@ -209,6 +233,8 @@ class Registry:
                 otherwise = f"; allowed: {', '.join(takes)}" if takes else "; it takes none"
                 hint = nearest(name, takes, otherwise=otherwise)
                 yield Fault(where, f"'{component.name}' has no such argument{hint}")
+            elif (block := block_of(entry.parameters[name].annotation)) is not None:
+                yield from _faults_of_blocks(component, entry.parameters[name], block, where)
             else:
                 for path, text in check_value(entry.parameters[name].annotation, value)[1]:
                     place = f"{name}.{path}".rstrip(".")
@@ -222,6 +248,50 @@ class Registry:
             package = importlib.import_module(self.room)
             for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
                 importlib.import_module(f"{self.room}.{module.name}")
+
+
+def blocks_of(component: Component, name: str) -> list[Component]:
+    """The component blocks that an argument holds: one, several in a list, or none where it is null.
+
+    They must be mappings with a name: `faults` says which are not.
+    """
+    value = component.arguments[name]
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        return [_block(component, f"{name}.{place}", each) for place, each in enumerate(value)]
+    return [_block(component, name, value)]
+
+
+def _block(component: Component, path: str, value: Any) -> Component:
+    """What stands at `path` inside a component's block, as a component of its own with the places of its values."""
+    if isinstance(value, Component):
+        return value
+    origins = {
+        place.removeprefix(f"{path}."): where
+        for place, where in component.origins.items()
+        if place.startswith(f"{path}.")
+    }
+    named = component.origins.get(path, component.where)
+    where = Where(named.origin, named.line, _below(component.where, path).path)
+    arguments = {key: each for key, each in value.items() if key != "name"}
+    return Component(value["name"], arguments, where=where, origins=origins)
+
+
+def _faults_of_blocks(component: Component, parameter: Parameter, block: Block, where: Where) -> Iterator[Fault]:
+    value, annotation = component.arguments[parameter.name], parameter.annotation
+    is_list = typing.get_origin(annotation) is tuple
+    is_optional = type(None) in typing.get_args(annotation)
+    if isinstance(value, list | tuple) != is_list or (value is None and not is_optional):
+        yield Fault(where, f"found {show_value(value)}, allowed is {describe_type(annotation)}")
+        return
+    for each in value if is_list else [value]:
+        is_block = isinstance(each, Component) or (isinstance(each, Mapping) and isinstance(each.get("name"), str))
+        if each is not None and not is_block:
+            yield Fault(where, f"found {show_value(each)}, allowed is {describe_type(annotation)}")
+            return
+    for nested in blocks_of(component, parameter.name):
+        yield from REGISTRIES[block.kind].faults(nested)
 
 
 @contextmanager
@@ -284,6 +354,8 @@ def _assert_signature(builder: Callable[..., Any], name: str, *, reserved: tuple
 
 data = Registry("data", "data set", "sightline.data")
 models = Registry("models", "model", "sightline.models")
+point_encoders = Registry("point_encoders", "point encoder", "sightline.models")
+image_encoders = Registry("image_encoders", "image encoder", "sightline.models")
 tasks = Registry("tasks", "task", "sightline.tasks")
 losses = Registry("losses", "loss", "sightline.losses")
 metrics = Registry("metrics", "metric", "sightline.metrics")
@@ -292,5 +364,17 @@ optimizers = Registry("optimizers", "optimizer", "sightline.engine.optimizers")
 schedules = Registry("schedules", "schedule", "sightline.engine.schedules")
 
 REGISTRIES: dict[str, Registry] = {
-    registry.kind: registry for registry in (models, data, losses, metrics, transforms, optimizers, schedules, tasks)
+    registry.kind: registry
+    for registry in (
+        models,
+        point_encoders,
+        image_encoders,
+        data,
+        losses,
+        metrics,
+        transforms,
+        optimizers,
+        schedules,
+        tasks,
+    )
 }

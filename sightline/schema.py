@@ -14,7 +14,17 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
-__all__ = ["Misfit", "Parameter", "check_value", "describe_type", "nearest", "parameters_of", "show_value"]
+__all__ = [
+    "Block",
+    "Misfit",
+    "Parameter",
+    "block_of",
+    "check_value",
+    "describe_type",
+    "nearest",
+    "parameters_of",
+    "show_value",
+]
 
 _WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Any: "anything"}
 _LISTS = (list, tuple, Sequence)
@@ -23,6 +33,24 @@ _UNIONS = (typing.Union, types.UnionType)
 _SHOWN_LENGTH = 60
 _HARDLY_A_BOUND = 1e9
 """A largest value at or above this one guards against slips; it is named only where it has been passed."""
+
+
+class Block(typing.NamedTuple):
+    """Marks the type of an argument that is a component block itself: `Annotated[nn.Module, Block("point_encoders")]`.
+
+    `kind` is the registry that knows its name and builds it, with the same facts, before the component around it.
+    """
+
+    kind: str
+
+
+def block_of(annotation: Any) -> Block | None:
+    """The mark of an argument that is a block, a list of blocks, or null in place of a block; else None."""
+    for part in (annotation, *typing.get_args(annotation)):
+        for mark in getattr(part, "__metadata__", ()):
+            if isinstance(mark, Block):
+                return mark
+    return None
 
 
 class Parameter(typing.NamedTuple):
@@ -158,6 +186,8 @@ def describe_type(annotation: Any, *, beside: object = None) -> str:
     A bound too large to matter is left out, unless the value found `beside` it has passed it.
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated and isinstance(inner[1], Block):
+        return f"a block of `name:` and its arguments, of `sightline list {inner[1].kind}`"
     if origin is typing.Annotated:
         return _describe_bounds(inner[0], inner[1:], beside)
     if origin is typing.Literal:

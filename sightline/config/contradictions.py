@@ -78,8 +78,7 @@ def _try_out(block: tuple[registry.Registry, Component], train: Any, faults: Fau
     facts: dict[str, int] = {}
     if train is not None and train.epochs is not None:
         facts = {"num_steps": train.epochs * _STEPS_PER_EPOCH, "steps_per_epoch": _STEPS_PER_EPOCH}
-    parameters = kind.entry(component).parameters
-    if any(parameters[name].is_required and name not in facts for name in kind.entry(component).facts):
+    if kind.needed_facts(component) - facts.keys():
         return
     try:
         kind.build(component, facts=facts)

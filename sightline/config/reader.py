@@ -200,13 +200,31 @@ class _Reading:
         """Every argument that is not a fact made explicit, so that a stored config does not follow a later default."""
         arguments: dict[str, Any] = {}
         for name, parameter in kind.entry(component).arguments.items():
-            if name in component.arguments:
+            if name in component.arguments and schema.block_of(parameter.annotation) is not None:
+                arguments[name] = self._blocks(component, parameter, path)
+            elif name in component.arguments:
                 arguments[name] = schema.check_value(parameter.annotation, component.arguments[name])[0]
                 self.origins[f"{path}.{name}"] = component.origins[name]
             elif parameter.default is not inspect.Parameter.empty:
                 arguments[name] = parameter.default
                 self.origins[f"{path}.{name}"] = Where(DEFAULT, path=f"{path}.{name}")
         return dataclasses.replace(component, arguments=arguments)
+
+    def _blocks(self, component: Component, parameter: schema.Parameter, path: str) -> Any:
+        """The component blocks inside an argument, completed like those of a section."""
+        block = schema.block_of(parameter.annotation)
+        assert block is not None
+        kind, value = registry.REGISTRIES[block.kind], component.arguments[parameter.name]
+        nested = registry.blocks_of(component, parameter.name)
+        if not nested:
+            self.origins[f"{path}.{parameter.name}"] = component.origins[parameter.name]
+        completed = []
+        for each in nested:
+            self.origins[f"{each.where.path}.name"] = each.origins["name"]
+            completed.append(self._with_defaults(each, kind, each.where.path))
+        if isinstance(value, list):
+            return tuple(completed)
+        return completed[0] if completed else None
 
     def _checked(self, hint: Any, located: Located) -> Any:
         """A value as its type wants it, or None with its faults noted."""

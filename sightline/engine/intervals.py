@@ -41,7 +41,7 @@ class Intervals:
         """The open interval in plain values; kept in a checkpoint, a resumed run writes the unbroken run's lines."""
         return [
             {field.name: getattr(record, field.name) for field in fields(record)}
-            | {"losses": dict(record.losses), "seconds": dict(record.seconds)}
+            | {"losses": dict(record.losses), "seconds": dict(record.seconds), "gauges": dict(record.gauges)}
             for record in self._records
         ]
 
@@ -52,7 +52,7 @@ class Intervals:
 def interval_numbers(records: Sequence[StepRecord]) -> dict[str, float]:
     """Means over some steps, each step weighted by its number of samples; rounded once, whatever the order.
 
-    `loss/<term>` and `grad_norm` are such means; `lr` is the last one's; `num_samples` is a sum; `time_s/<part>` are
+    `loss/<term>`, `grad_norm` and the task's gauges are such means; `lr` is the last one's; `num_samples` is a sum; `time_s/<part>` are
     plain means over steps.
     """
     terms = dict.fromkeys(name for record in records for name in record.losses)
@@ -61,6 +61,8 @@ def interval_numbers(records: Sequence[StepRecord]) -> dict[str, float]:
         f"loss/{term}": _mean((record.losses[term], record.num_samples) for record in records if term in record.losses)
         for term in terms
     }
+    for name in dict.fromkeys(name for record in records for name in record.gauges):
+        numbers[name] = _mean((record.gauges[name], record.num_samples) for record in records if name in record.gauges)
     numbers["grad_norm"] = _mean((record.grad_norm, record.num_samples) for record in records)
     numbers["lr"] = records[-1].lr
     numbers["num_samples"] = sum(record.num_samples for record in records)

@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ class StepRecord:
 
     `step` counts finished steps from 1, `epoch` from 0. `losses` holds each term's mean and "total", their weighted
     sum. `seconds` holds data, transfer, prepare, forward, backward and optimise; `wall_s` runs since the run's start.
+    `gauges` are what the task says of its step besides: how many negatives a contrast had, for one.
     """
 
     step: int
@@ -38,6 +39,7 @@ class StepRecord:
     lr: float
     seconds: Mapping[str, float]
     wall_s: float
+    gauges: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ class Task(Protocol):
         """Loss sums and predictions of one forward pass."""
         ...
 
+    # Optional: gauges(losses, num_samples, num_processes) -> dict[str, float], what a step is to be judged by.
+
 
 class Laps(Protocol):
     """Told of each part of a step when it is done: prepare, forward, backward, optimise."""
@@ -114,7 +116,7 @@ def train(job: Job, world: World, at_step: AtStep, stop: Any = None) -> None:
             epoch = job.epoch
             totals = optimise_once(job, replica, micro_batches, world, clock, stop_asked=bool(stop))
             job.step += 1
-            record = _record(job, totals, epoch, clock, time.perf_counter() - started)
+            record = _record(job, totals, epoch, clock, time.perf_counter() - started, world.size)
             if at_step(record, totals[_STOP] > 0):
                 return
 
@@ -218,20 +220,26 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
         held.copy_(latest)
 
 
-def _record(job: Job, totals: dict[str, float], epoch: int, clock: _Clock, wall_s: float) -> StepRecord:
+def _record(
+    job: Job, totals: dict[str, float], epoch: int, clock: _Clock, wall_s: float, num_processes: int
+) -> StepRecord:
     losses = {name: totals[name] for name in job.weights}
+    num_samples = int(totals[_SAMPLES])
+    tell = getattr(job.task, "gauges", None)
+    gauges = {} if tell is None else tell(losses, num_samples, num_processes)
     losses["total"] = sum(job.weights[name] * value for name, value in losses.items())
     return StepRecord(
         step=job.step,
         num_steps=job.num_steps,
         epoch=epoch,
         num_epochs=-(-job.num_steps // job.stream.plan.steps_per_epoch),
-        num_samples=int(totals[_SAMPLES]),
+        num_samples=num_samples,
         losses=losses,
         grad_norm=totals["grad_norm"],
         lr=totals["lr"],
         seconds=clock.seconds,
         wall_s=wall_s,
+        gauges=gauges,
     )
 
 

@@ -15,7 +15,7 @@ from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv
 from sightline.layers.mlp import LinearNorm, Width
 from sightline.layers.pooling import LinearNormPool
 
-__all__ = ["DGCNN", "DGCNNOutput"]
+__all__ = ["DGCNN", "DGCNNEncoder", "DGCNNOutput"]
 
 _EDGE_WIDTHS = (64, 64, 128, 256)
 
@@ -26,8 +26,45 @@ class DGCNNOutput(TypedDict):
     logits: Tensor
 
 
+@registry.point_encoders.add("dgcnn")
+class DGCNNEncoder(nn.Module):
+    """Four edge convolutions, each on a graph found anew, and the maxima and means of a map of all their results.
+
+    `encode` gives (B, 2 * embedding), whatever the order of the points. Clouds need at least `num_neighbours` points;
+    the authors of CrossPoint take 15 of 2048. `fused: false` takes the plain forms of all layers: the same numbers,
+    several times slower, for comparison. Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
+    """
+
+    def __init__(
+        self, *, in_channels: int, num_neighbours: Count = 20, embedding: Width = 1024, fused: bool = True
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.num_neighbours = num_neighbours
+        self.feature_width = 2 * embedding
+        edge_conv = EdgeConv if fused else PlainEdgeConv
+        before = (in_channels, *_EDGE_WIDTHS[:-1])
+        self.edges = nn.ModuleList(
+            edge_conv(in_channels=width, out_channels=after) for width, after in zip(before, _EDGE_WIDTHS, strict=True)
+        )
+        self.embed = LinearNormPool(
+            in_channels=sum(_EDGE_WIDTHS), out_channels=embedding, negative_slope=0.2, fused=fused
+        )
+
+    def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
+        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        values = join_channels(points, features, in_channels=self.in_channels)
+        near = points  # where the next graph is sought: coordinates alone at first, whatever else a point carries
+        levels = []
+        for edge_conv in self.edges:
+            index = nearest_neighbours(near, num_neighbours=self.num_neighbours)
+            values = near = edge_conv(values, index)
+            levels.append(values)
+        return self.embed(torch.cat(levels, dim=-1))
+
+
 @registry.models.add("dgcnn")
-class DGCNN(nn.Module):
+class DGCNN(DGCNNEncoder):
     """Four edge convolutions, each on a graph found anew: first among the coordinates, then among the features.
 
     The answer does not depend on the order of the points. Clouds need at least `num_neighbours` points; the authors
@@ -45,19 +82,9 @@ class DGCNN(nn.Module):
         dropout: Probability = 0.5,
         fused: bool = True,
     ) -> None:
-        super().__init__()
-        self.in_channels = in_channels
-        self.num_neighbours = num_neighbours
-        edge_conv = EdgeConv if fused else PlainEdgeConv
-        before = (in_channels, *_EDGE_WIDTHS[:-1])
-        self.edges = nn.ModuleList(
-            edge_conv(in_channels=width, out_channels=after) for width, after in zip(before, _EDGE_WIDTHS, strict=True)
-        )
-        self.embed = LinearNormPool(
-            in_channels=sum(_EDGE_WIDTHS), out_channels=embedding, negative_slope=0.2, fused=fused
-        )
+        super().__init__(in_channels=in_channels, num_neighbours=num_neighbours, embedding=embedding, fused=fused)
         self.head = nn.Sequential(
-            _leaky_layer(2 * embedding, 512),
+            _leaky_layer(self.feature_width, 512),
             nn.Dropout(dropout),
             _leaky_layer(512, 256, has_bias=True),
             nn.Dropout(dropout),
@@ -66,14 +93,7 @@ class DGCNN(nn.Module):
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> DGCNNOutput:
         """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
-        values = join_channels(points, features, in_channels=self.in_channels)
-        near = points  # where the next graph is sought: coordinates alone at first, whatever else a point carries
-        levels = []
-        for edge_conv in self.edges:
-            index = nearest_neighbours(near, num_neighbours=self.num_neighbours)
-            values = near = edge_conv(values, index)
-            levels.append(values)
-        return {"logits": self.head(self.embed(torch.cat(levels, dim=-1)))}
+        return {"logits": self.head(self.encode(points=points, features=features))}
 
 
 def _leaky_layer(in_channels: int, out_channels: int, has_bias: bool = False) -> LinearNorm:

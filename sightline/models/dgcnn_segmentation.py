@@ -17,7 +17,7 @@ from sightline.layers.edge_mlp import EdgeMLP, PlainEdgeMLP
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, Width
 from sightline.layers.pooling import LinearNormMax
 
-__all__ = ["DGCNNParts", "DGCNNPointsOutput", "DGCNNScenes", "SpatialTransform"]
+__all__ = ["DGCNNParts", "DGCNNPartsEncoder", "DGCNNPointsOutput", "DGCNNScenes", "SpatialTransform"]
 
 _WIDTH = 64
 _NUM_LEVELS = 3
@@ -84,8 +84,44 @@ class _Levels(nn.Module):
         return self.embed(each_BNC), each_BNC
 
 
+@registry.point_encoders.add("dgcnn_parts")
+class DGCNNPartsEncoder(nn.Module):
+    """A learned turn of the cloud, three edge convolutions, and the maxima of a map of all their results.
+
+    `encode` gives (B, embedding), whatever the order of the points. Clouds need at least `num_neighbours` points, and
+    are of one size in a batch; the authors take 40 of 2048. Where points have more channels than coordinates, only
+    coordinates are turned, and the first graph is sought among them. `fused: false` takes the plain forms of all
+    layers: the same numbers, several times slower, for comparison.
+    Source: Wang et al. 2019, figure 3 and section 4.4; layout of antao97/dgcnn.pytorch.
+    """
+
+    def __init__(
+        self, *, in_channels: int, num_neighbours: Count = 40, embedding: Width = 1024, fused: bool = True
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.feature_width = embedding
+        self.alignment = SpatialTransform(num_neighbours=num_neighbours, fused=fused)
+        self.levels = _Levels(in_channels=in_channels, num_neighbours=num_neighbours, embedding=embedding, fused=fused)
+
+    def encode(self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
+        """`points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit; `features` as wide as the set states.
+
+        Raises ValueError for clouds of several sizes and for values that are not finite.
+        """
+        whole, _ = self._read(dense_channels(points, features, offsets, in_channels=self.in_channels))
+        return whole
+
+    def _read(self, channels_BNC: Tensor) -> tuple[Tensor, Tensor]:
+        """The maxima (B, embedding) and what each point came to (B, N, 192)."""
+        near_BN3 = channels_BNC[..., :3]
+        turned_BN3 = near_BN3 @ self.alignment(near_BN3)
+        whole, each = self.levels(torch.cat([turned_BN3, channels_BNC[..., 3:]], dim=-1), turned_BN3)
+        return whole, each
+
+
 @registry.models.add("dgcnn_parts")
-class DGCNNParts(nn.Module):
+class DGCNNParts(DGCNNPartsEncoder):
     """The parts of an object whose category is known: a learned turn of the cloud, three edge convolutions, a head.
 
     The order of the points does not matter. Clouds need at least `num_neighbours` points, and are of one size in a
@@ -106,11 +142,8 @@ class DGCNNParts(nn.Module):
         dropout: Probability = 0.5,
         fused: bool = True,
     ) -> None:
-        super().__init__()
-        self.in_channels = in_channels
+        super().__init__(in_channels=in_channels, num_neighbours=num_neighbours, embedding=embedding, fused=fused)
         self.num_categories = num_categories
-        self.alignment = SpatialTransform(num_neighbours=num_neighbours, fused=fused)
-        self.levels = _Levels(in_channels=in_channels, num_neighbours=num_neighbours, embedding=embedding, fused=fused)
         self.category = _leaky_layer(num_categories, _CATEGORY_WIDTH)
         self.join = JoinedLinearNorm(
             in_channels=embedding + _CATEGORY_WIDTH + _NUM_LEVELS * _WIDTH,
@@ -135,9 +168,7 @@ class DGCNNParts(nn.Module):
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
         chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
-        near_BN3 = channels_BNC[..., :3]
-        turned_BN3 = near_BN3 @ self.alignment(near_BN3)
-        whole, each = self.levels(torch.cat([turned_BN3, channels_BNC[..., 3:]], dim=-1), turned_BN3)
+        whole, each = self._read(channels_BNC)
         logits = self.head(self.join(torch.cat([whole, self.category(chosen)], dim=-1), each))
         return {"logits": logits.view(*points.shape[:-1], -1)}
 

@@ -79,7 +79,12 @@ class Launched:
 
 
 def wait_for_step(run: Path, step: int, started: Forked | Launched) -> None:
-    wait_for(lambda: last_step(run) >= step or not started.is_alive(), timeout_s=60, otherwise=started.log.read_text)
+    """Until the step stands in the log of numbers, and TensorBoard's file, which is begun after it, is there."""
+
+    def is_there() -> bool:
+        return last_step(run) >= step and any(run.glob("events.out.tfevents.*"))
+
+    wait_for(lambda: is_there() or not started.is_alive(), timeout_s=60, otherwise=started.log.read_text)
     assert started.is_alive(), started.log.read_text()
 
 

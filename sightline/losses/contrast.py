@@ -1,0 +1,85 @@
+"""Losses between everyone's rows: what belongs together near, all else apart. Source: Chen et al. 2020, SimCLR."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+from torch.nn import functional as F
+
+from sightline import registry
+from sightline.losses.base import Loss
+
+__all__ = ["CrossModal", "IntraModal", "PairLoss", "chance_level", "nt_xent"]
+
+Temperature = Annotated[float, Ge(1e-3), Le(100.0)]
+"""What similarities, -1 to 1, are divided by; below a thousandth float32 cannot hold their exponentials."""
+
+
+class PairLoss(Loss):
+    """A loss in which rows see each other. `forward` is given the outputs of every pair of the whole step, in one order
+    for all processes, and returns the loss of each (M,); the task `contrast` takes the parts that it needs.
+    """
+
+    def count(self, *, sample_index: Tensor) -> Tensor:
+        """One for each pair."""
+        return torch.tensor(len(sample_index))
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor: ...
+
+
+@registry.losses.add("intra_modal")
+class IntraModal(PairLoss):
+    """NT-Xent between two augmented clouds of every object. Source: Afham et al. 2022, eq. 1 and 2 (IMID)."""
+
+    def __init__(self, *, temperature: Temperature = 0.1) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, *, first: Tensor, second: Tensor) -> Tensor:
+        """`first` and `second` (M, D), in any scale -> (M,)."""
+        return nt_xent(first, second, temperature=self.temperature)
+
+
+@registry.losses.add("cross_modal")
+class CrossModal(PairLoss):
+    """NT-Xent between the mean of an object's two clouds, before it is normalised, and an image of the object.
+
+    Source: Afham et al. 2022, eq. 3 to 5 (CMID).
+    """
+
+    def __init__(self, *, temperature: Temperature = 0.1) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, *, first: Tensor, second: Tensor, pictured: Tensor) -> Tensor:
+        """All (M, D), in any scale -> (M,)."""
+        return nt_xent((first + second) / 2, pictured, temperature=self.temperature)
+
+
+def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
+    """The normalised, temperature-scaled cross entropy of each of M pairs (M,), the mean over its two anchors.
+
+    An anchor's own pair stands against all other 2M - 2 rows of both sides; its similarity to itself does not count.
+    Rows are scaled to length 1 (a row of zeros stays what it is). Equal rows everywhere give ln(2M - 1), a single
+    pair gives 0. Half-precision rows are compared in float32. Source: Chen et al. 2020, SimCLR, eq. 1.
+    """
+    if first.shape != second.shape or first.ndim != 2:
+        raise ValueError(f"nt_xent: found rows of {tuple(first.shape)} and {tuple(second.shape)}, expected two (M, D)")
+    dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+    with torch.autocast(first.device.type, enabled=False):
+        rows = torch.cat([F.normalize(first.to(dtype), dim=1), F.normalize(second.to(dtype), dim=1)])
+        similarity = rows @ rows.T / temperature
+        similarity = similarity.masked_fill(torch.eye(len(rows), dtype=torch.bool, device=rows.device), -math.inf)
+        target = torch.arange(len(rows), device=rows.device).roll(len(first))
+        return F.cross_entropy(similarity, target, reduction="none").view(2, -1).mean(dim=0)
+
+
+def chance_level(num_pairs: float) -> float:
+    """The loss of rows that are all alike, ln(2M - 1): where a collapsed network stays."""
+    return math.log(2 * num_pairs - 1)

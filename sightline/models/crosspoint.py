@@ -1,0 +1,92 @@
+"""Clouds and images of the same objects in one space. Source: Afham et al. 2022, CrossPoint."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.arguments import ImageEncoder, PointEncoder
+from sightline.layers.mlp import Width
+
+__all__ = ["CrossPoint", "CrossPointOutput", "IntraPoint", "IntraPointOutput", "projection_head"]
+
+_POINT_HIDDEN = 1024
+_IMAGE_HIDDEN = 512
+
+
+class IntraPointOutput(TypedDict):
+    """`first` and `second` (B, embedding): the projections of two clouds of every object, not normalised."""
+
+    first: Tensor
+    second: Tensor
+
+
+class CrossPointOutput(IntraPointOutput):
+    """As IntraPointOutput, and `pictured` (B, embedding): the projections of an image of every object."""
+
+    pictured: Tensor
+
+
+@registry.models.add("intrapoint")
+class IntraPoint(nn.Module):
+    """A point encoder and its projection head: two augmented clouds of every object, near each other in one space.
+
+    Nothing is computed that the losses do not read. `encode` gives the encoder's own feature, which is what probes and
+    fine-tuning take; the head serves the losses alone. Source: Afham et al. 2022, section 3.1.
+    """
+
+    def __init__(self, *, points: PointEncoder, embedding: Width = 256) -> None:
+        super().__init__()
+        self.points = points
+        self.feature_width: int = points.feature_width
+        self.points_head = projection_head(self.feature_width, _POINT_HIDDEN, embedding, has_bias=True)
+
+    def forward(self, *, points: Tensor, other_points: Tensor) -> IntraPointOutput:
+        """`points` and `other_points` (B, N, 3): two views of the same objects, in any unit.
+
+        Both go through the encoder in one pass, so that its batch statistics are of both.
+        """
+        first, second = self._project(points, other_points)
+        return {"first": first, "second": second}
+
+    def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
+        """The encoder's feature of each cloud: `points` (B, N, 3) -> (B, feature_width)."""
+        encoded: Tensor = self.points.encode(points=points, features=features)
+        return encoded
+
+    def _project(self, points: Tensor, other_points: Tensor) -> tuple[Tensor, ...]:
+        return self.points_head(self.points.encode(points=torch.cat([points, other_points]))).chunk(2)
+
+
+@registry.models.add("crosspoint")
+class CrossPoint(IntraPoint):
+    """A point encoder and an image encoder with a projection head each, into one space.
+
+    Nothing is computed that the losses do not read. `encode` gives the point encoder's own feature, which is what
+    probes and fine-tuning take; heads and images serve the losses alone. Source: Afham et al. 2022, section 3.
+    """
+
+    def __init__(self, *, points: PointEncoder, images: ImageEncoder, embedding: Width = 256) -> None:
+        super().__init__(points=points, embedding=embedding)
+        self.images = images
+        self.images_head = projection_head(images.feature_width, _IMAGE_HIDDEN, embedding, has_bias=False)
+
+    def forward(  # type: ignore[override]
+        self, *, points: Tensor, other_points: Tensor, image: Tensor
+    ) -> CrossPointOutput:
+        """`points` and `other_points` (B, N, 3) as for IntraPoint; `image` (B, 3, H, W), normalised."""
+        first, second = self._project(points, other_points)
+        return {"first": first, "second": second, "pictured": self.images_head(self.images.encode(image=image))}
+
+
+def projection_head(in_width: int, hidden: int, out_width: int, *, has_bias: bool) -> nn.Sequential:
+    """Linear, batch norm, ReLU, linear: (B, in_width) -> (B, out_width). Source: Chen et al. 2020, SimCLR, section 4.2."""
+    return nn.Sequential(
+        nn.Linear(in_width, hidden, bias=has_bias),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, out_width, bias=has_bias),
+    )

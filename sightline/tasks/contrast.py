@@ -1,0 +1,159 @@
+"""Self-supervision: every row of a step sees every other, over micro-batches and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.binding import Offer, bind
+from sightline.errors import ConfigError
+from sightline.losses.base import Loss
+from sightline.losses.contrast import PairLoss, chance_level
+from sightline.tasks.supervised import Sums
+from sightline.types import Batch
+
+__all__ = ["Contrast"]
+
+
+class Rows(Sums, Protocol):
+    """What the task needs of the processes around it."""
+
+    size: int
+
+    def gather_rows(self, rows: Tensor, *, what: str = ...) -> tuple[Tensor, int]: ...
+
+
+@dataclass(frozen=True)
+class _Around:
+    """Where a micro-batch's rows belong. With one micro-batch its live rows are what everyone is given.
+
+    With several, `everyone` holds the outputs of all rows, without gradient, and ours begin at `start`.
+    """
+
+    world: Rows
+    everyone: Mapping[str, Tensor] | None = None
+    start: int = 0
+
+
+@registry.tasks.add("contrast")
+class Contrast:
+    """Learns without labels, from pairs that belong together among all that do not.
+
+    Every loss is given the rows of all micro-batches and processes (`negatives: gathered`), so that value and gradient
+    are those of the whole batch on one process; with `negatives: process`, those of its own process alone, as the
+    distributed port of CrossPoint does it. Its gradient flows through the rows of each part in turn. Losses must be
+    `PairLoss`es. Source: Chen et al. 2020, SimCLR, section 2.2; Afham et al. 2022, CrossPoint, section 3.
+    """
+
+    predicts: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        losses: Mapping[str, Loss],
+        batch_keys: Offer,
+        output_keys: Offer,
+        negatives: Literal["gathered", "process"] = "gathered",
+    ) -> None:
+        for name, loss in losses.items():
+            if not isinstance(loss, PairLoss):
+                raise ConfigError(
+                    f"losses.{name}: the task 'contrast' takes losses between rows, such as intra_modal and cross_modal"
+                )
+        self.negatives = negatives
+        self._forward = bind(model.forward, batch_keys, owner=f"model '{type(model).__name__}'")
+        self._terms = {name: bind(loss.forward, output_keys, owner=f"losses.{name}") for name, loss in losses.items()}
+
+    def prepare(
+        self, model: nn.Module, micro_batches: Sequence[Batch], world: Rows
+    ) -> tuple[dict[str, Tensor], list[_Around]]:
+        """How many pairs the step has over all; with several micro-batches also the outputs of all their rows."""
+        sizes = [len(batch["sample_index"]) for batch in micro_batches]
+        total = world.all_reduce_sum({"pairs": torch.tensor(sum(sizes))}, what="the number of pairs")["pairs"]
+        counts = dict.fromkeys(self._terms, total)
+        if len(micro_batches) == 1:
+            return counts, [_Around(world)]
+        _assert_repeatable(model)
+        with torch.no_grad(), _statistics_held(model):
+            outputs = [self._outputs(model, batch) for batch in micro_batches]
+        own = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
+        everyone, start = self._everyone(own, world)
+        starts = [start + sum(sizes[:place]) for place in range(len(sizes))]
+        return counts, [_Around(world, everyone, place) for place in starts]
+
+    def losses(self, model: nn.Module, batch: Batch, around: _Around) -> dict[str, Tensor]:
+        """Each loss's sum over this micro-batch's pairs, with the gradient that the whole step has through its rows."""
+        return self._sums(self._outputs(model, batch), around)
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """The model's outputs."""
+        return self._outputs(model, batch)
+
+    def assess(self, model: nn.Module, batch: Batch, around: _Around) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Loss sums and outputs of one forward pass."""
+        outputs = self._outputs(model, batch)
+        return self._sums(outputs, around), outputs
+
+    def gauges(self, losses: Mapping[str, float], num_samples: int, num_processes: int) -> dict[str, float]:
+        """How many negatives an anchor had, the loss of a collapsed network, and each loss as a share of that."""
+        num_pairs = num_samples if self.negatives == "gathered" else num_samples / num_processes
+        chance = chance_level(num_pairs)
+        shares = {f"{name}_of_chance": loss / chance for name, loss in losses.items() if chance > 0}
+        return {"negatives": 2 * num_pairs - 2, "chance": chance, **shares}
+
+    def _outputs(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = model(**self._forward.select(batch))
+        return outputs
+
+    def _everyone(self, own: Mapping[str, Tensor], world: Rows) -> tuple[dict[str, Tensor], int]:
+        """The rows of all processes whose rows are negatives here, and the place where our own begin."""
+        if self.negatives == "process" or world.size == 1:
+            return {name: rows.detach() for name, rows in own.items()}, 0
+        widths = [rows.shape[1] for rows in own.values()]
+        joined, start = world.gather_rows(torch.cat(list(own.values()), dim=1), what="rows to compare with")
+        return dict(zip(own, joined.split(widths, dim=1), strict=True)), start
+
+    def _sums(self, live: Mapping[str, Tensor], around: _Around) -> dict[str, Tensor]:
+        everyone, start = around.everyone, around.start
+        if everyone is None:
+            everyone, start = self._everyone(live, around.world)
+        own = slice(start, start + len(next(iter(live.values()))))
+        rows = {name: torch.cat([all_[: own.start], live[name], all_[own.stop :]]) for name, all_ in everyone.items()}
+        return {name: _own_sum(term(rows), own) for name, term in self._terms.items()}
+
+
+def _own_sum(each: Tensor, own: slice) -> Tensor:
+    """The value of our own pairs, and the gradient of all: a row is part of every other pair's loss as well.
+
+    Summed over the parts of a step, values and gradients are those of the whole.
+    """
+    whole = each.sum()
+    return whole - whole.detach() + each[own].sum().detach()
+
+
+def _assert_repeatable(model: nn.Module) -> None:
+    """Raises ConfigError where a model draws at random: its rows would differ between its two passes."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 and module.training:
+            raise ConfigError(
+                f"train.micro_batches: {name} drops out at random, so a pair's rows would differ between the two "
+                "passes that several micro-batches need; set its dropout to 0, or micro_batches to 1"
+            )
+
+
+@contextmanager
+def _statistics_held(model: nn.Module) -> Iterator[None]:
+    """Running averages as they were before: the pass inside is made a second time."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])

@@ -1,0 +1,53 @@
+"""Two views of every cloud, each changed in its own way."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import Tensor
+
+from sightline import registry
+from sightline.arguments import TransformBlock
+from sightline.draws import Draws
+from sightline.errors import ConfigError
+from sightline.types import Field, Transform
+
+__all__ = ["TwoViews"]
+
+
+@registry.transforms.add("two_views")
+class TwoViews:
+    """`points` becomes two clouds, `points` and `other_points`: the transforms of `each` are applied to both, in order.
+
+    The two draw from streams of their own. A transform of `each` takes points alone, and leaves as many as there were.
+    Source: Afham et al. 2022, CrossPoint, section 3.1.
+    """
+
+    adds = {"other_points": Field("as points", "float32", "as points", "as points")}
+
+    def __init__(self, *, each: tuple[TransformBlock, ...]) -> None:
+        for place, transform in enumerate(each):
+            needed = _required(transform)
+            if needed != {"points"}:
+                raise ConfigError(
+                    f"two_views.each: transform {place} takes {', '.join(sorted(needed))}; only those of points alone "
+                    "can be drawn twice"
+                )
+        self.each: tuple[Transform, ...] = each
+
+    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+        return {
+            "points": self._view(draws.stream("first"), points),
+            "other_points": self._view(draws.stream("second"), points),
+        }
+
+    def _view(self, draws: Draws, points: Tensor) -> Tensor:
+        for place, transform in enumerate(self.each):
+            points = transform(draws.stream(str(place)), points=points)["points"]
+        return points
+
+
+def _required(transform: Transform) -> set[str]:
+    """The fields that a transform cannot do without."""
+    parameters = inspect.signature(transform.__call__).parameters.values()
+    return {p.name for p in parameters if p.default is inspect.Parameter.empty} - {"draws", "self"}
