@@ -347,7 +347,7 @@ def show(
 def list_components(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="[KIND]", help="models data losses metrics transforms optimizers schedules tasks"),
+        typer.Argument(metavar="[KIND]", help="models point_encoders image_encoders data losses metrics …"),
     ] = None,
     plugin: Plugins = None,
     json: Json = None,

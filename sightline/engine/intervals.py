@@ -52,8 +52,8 @@ class Intervals:
 def interval_numbers(records: Sequence[StepRecord]) -> dict[str, float]:
     """Means over some steps, each step weighted by its number of samples; rounded once, whatever the order.
 
-    `loss/<term>`, `grad_norm` and the task's gauges are such means; `lr` is the last one's; `num_samples` is a sum; `time_s/<part>` are
-    plain means over steps.
+    `loss/<term>`, `grad_norm` and the task's gauges are such means; `lr` is the last one's; `num_samples` is a sum;
+    `time_s/<part>` are plain means over steps.
     """
     terms = dict.fromkeys(name for record in records for name in record.losses)
     parts = dict.fromkeys(name for record in records for name in record.seconds)

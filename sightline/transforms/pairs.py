@@ -23,8 +23,6 @@ class TwoViews:
     Source: Afham et al. 2022, CrossPoint, section 3.1.
     """
 
-    adds = {"other_points": Field("as points", "float32", "as points", "as points")}
-
     def __init__(self, *, each: tuple[TransformBlock, ...]) -> None:
         for place, transform in enumerate(each):
             needed = _required(transform)
@@ -34,6 +32,7 @@ class TwoViews:
                     "can be drawn twice"
                 )
         self.each: tuple[Transform, ...] = each
+        self.adds = {"other_points": Field("as points", "float32", "as points", "as points")}
 
     def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
         return {

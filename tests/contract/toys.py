@@ -15,6 +15,10 @@ from sightline.binding import Offer, bind, outputs_of
 from sightline.data.reading import BatchReader
 from sightline.engine.evaluate import Meter
 from sightline.losses.base import Loss
+from sightline.losses.contrast import CrossModal, IntraModal
+from sightline.metrics.pairs import CrossPairs
+from sightline.models.crosspoint import CrossPointOutput
+from sightline.tasks.contrast import Contrast as OwnContrast
 from sightline.tasks.supervised import Supervised
 from sightline.types import DataInfo, Field, SampleKey
 
@@ -215,6 +219,30 @@ class Aligned:
         return {"aligned": state["same"].item() / NUM_SAMPLES}
 
 
+# 3b the same through the task of the package: two clouds and an image of each object, two losses
+
+
+def _views(draw: np.random.Generator) -> dict[str, Any]:
+    code = draw.normal(size=4)
+    points, other = (torch.from_numpy(code[:, None] + draw.normal(size=(4, 8))) for _ in range(2))
+    return {"points": points, "other_points": other, "image": torch.from_numpy(np.outer(code, code))}
+
+
+class ThreeViews(TwoTowers):
+    def forward(self, *, points: Tensor, other_points: Tensor, image: Tensor) -> CrossPointOutput:  # type: ignore[override]
+        first, second = (self.points(each).amax(1) for each in (points, other_points))
+        return {"first": first, "second": second, "pictured": self.image(image.flatten(1))}
+
+
+def _contrast(model: nn.Module, keys: Any) -> OwnContrast:
+    return OwnContrast(
+        model=model,
+        losses={"intra_modal": IntraModal(), "cross_modal": CrossModal(temperature=0.5)},
+        batch_keys=Offer("the toy", keys),
+        output_keys=Offer("the toy's model", ("first", "second", "pictured")),
+    )
+
+
 # 4 pose: voxel grids to heat maps; the count is visible joints x voxels
 
 
@@ -363,6 +391,13 @@ TOYS: dict[str, Toy] = {
         Made(_pair, points=_field(), image=_field()),
         {"contrast": 1.0},
         Aligned,
+    ),
+    "crosspoint": Toy(
+        ThreeViews,
+        _contrast,
+        Made(_views, points=_field(), other_points=_field(), image=_field()),
+        {"intra_modal": 1.0, "cross_modal": 3.0},
+        CrossPairs,
     ),
     "pose": Toy(
         HeatNet,

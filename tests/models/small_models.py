@@ -17,11 +17,15 @@ __all__ = ["FACTS", "INPUTS", "make_inputs", "small_model"]
 FACTS = {"num_classes": 5, "in_channels": 3, "class_names": ("a", "b", "c", "d", "e"), "num_categories": 3}
 INPUTS: dict[str, Callable[[int], Tensor]] = {
     "category": lambda batch: torch.arange(batch) % 3,
+    "image": lambda batch: torch.rand(batch, 3, 32, 32, dtype=torch.float64),
+    "other_points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64),
     "points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64),
 }
 """How to make a batch of each input that a model may need; a model with a new kind of input adds its line here."""
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "crosspoint": {"points": {"name": "dgcnn", "embedding": 32}, "images": {"name": "resnet18"}, "embedding": 16},
     "dgcnn_parts": {"num_neighbours": 20},
+    "intrapoint": {"points": {"name": "dgcnn", "embedding": 32}, "embedding": 16},
     "point_transformer": {
         "widths": (16, 32),
         "strides": (1, 4),
