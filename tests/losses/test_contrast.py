@@ -79,7 +79,8 @@ def test_rows_of_zeros_are_no_nan() -> None:
     loss = nt_xent(first.requires_grad_(), second, temperature=0.1)
     loss.sum().backward()
     assert loss.isfinite().all()
-    assert first.grad is not None and first.grad.isfinite().all()
+    assert first.grad is not None
+    assert first.grad.isfinite().all()
 
 
 def test_half_precision_is_compared_in_float32() -> None:

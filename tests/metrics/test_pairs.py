@@ -1,4 +1,4 @@
-"""Alignment, uniformity and retrieval of pairs, by hand and by a slow NumPy reading; exact over any dealing of batches."""
+"""Alignment, uniformity and retrieval of pairs, by hand and by a slow NumPy reading; exact however dealt."""
 
 from __future__ import annotations
 
