@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms by floor, lowest first; a room may import from floors below it and from itself.
 FLOORS = [
     {"errors", "types", "arguments", "schema", "draws", "registry", "binding"}
-    | {"pictures", "plugins", "config", "compiled", "collection"},
+    | {"pictures", "plugins", "config", "compiled", "collection", "chart"},
     {"geometry"},
     {"layers", "transforms"},
     {"losses", "metrics", "models", "data"},
@@ -22,6 +22,7 @@ FLOORS = [
     {"engine"},
     {"checks", "compare", "compress", "describe", "bench", "view"},
     {"verbs"},
+    {"cli_options"},
     {"cli"},
     {"__main__", "__init__"},
 ]

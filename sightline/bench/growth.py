@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sightline.bench.case import Case
-from sightline.bench.chart import Panel, Series
 from sightline.bench.geometry import ball_case, neighbour_case, sampling_case
 from sightline.bench.models import dgcnn_case
 from sightline.bench.runner import Result
+from sightline.chart import Panel, Series
 from sightline.errors import UserError
 
 __all__ = ["AXES", "Series", "all_cases", "exponent", "grown", "panels", "tell_growth"]

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from sightline.bench.case import Case
-from sightline.bench.chart import render_svg
 from sightline.bench.growth import Grown, grown, panels, tell_growth
 from sightline.bench.memory import MemoryMeter
 from sightline.bench.runner import Report, Result, Runner, describe_machine
 from sightline.bench.suites import chosen
+from sightline.chart import render_svg
 from sightline.errors import UserError
 from sightline.verbs.common import write_document, write_file
 from sightline.verbs.output import note, show_table

@@ -7,10 +7,10 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from sightline.bench.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Panel, Series, render_svg
 from sightline.bench.growth import exponent, grown, panels, tell_growth
 from sightline.bench.runner import Result
 from sightline.bench.timing import Seconds, Spread
+from sightline.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Panel, Series, render_svg
 from sightline.errors import UserError
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -1,4 +1,4 @@
-"""Curves on logarithmic axes as an SVG file, written out by hand: text that any browser draws and any diff shows."""
+"""Curves as an SVG file, written out by hand: text that any browser draws and any diff shows."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 __all__ = ["Panel", "Series", "render_svg"]
 
 WIDTH, HEIGHT = 300, 210
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 40
-COLORS = ("#8a929e", "#2f6fb4", "#c8502f", "#2e8b57")
+COLORS = ("#8a929e", "#2f6fb4", "#c8502f", "#2e8b57", "#8e6cc0", "#b08a3e")
 INK, FAINT = "#2b3038", "#e3e7ec"
+MOST_DOTS = 24
+"""A curve of more points than these is drawn without dots: they would hide it."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: its name, and (x, y) in order of x, both above zero."""
+    """A curve: its name, and (x, y) in order of x; both above zero where axes are logarithmic."""
 
     name: str
     points: tuple[tuple[float, float], ...]
@@ -25,43 +28,52 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves on one pair of axes."""
+    """Curves on one pair of axes, both logarithmic or both linear."""
 
     title: str
     x_title: str
     series: tuple[Series, ...]
+    scale: Literal["logarithmic", "linear"] = "logarithmic"
 
 
 def render_svg(rows: Sequence[Sequence[Panel | None]]) -> str:
     """The panels as a grid, left out where there is None, the names of the curves above. The same panels, same text."""
     columns = max((len(row) for row in rows), default=0)
-    width, height = max(1, columns) * WIDTH, len(rows) * HEIGHT + 34
     names = list(dict.fromkeys(s.name for row in rows for panel in row if panel for s in panel.series))
+    width = max(1, columns) * WIDTH
+    room = max([130, *(46 + 7 * len(name) for name in names)])  # a name's line, its gap, and its letters at most
+    beside = max(1, (width - LEFT) // room)
+    head = 34 + 18 * max(0, -(-len(names) // beside) - 1)
+    height = len(rows) * HEIGHT + head
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'font-family="system-ui, sans-serif" font-size="11" fill="{INK}">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
     ]
     for index, name in enumerate(names):
-        x = LEFT + 130 * index
+        x, y = LEFT + room * (index % beside), 20 + 18 * (index // beside)
         parts.append(
-            f'<line x1="{x}" y1="20" x2="{x + 22}" y2="20" stroke="{_color(names, name)}" stroke-width="2.5"/>'
+            f'<line x1="{x}" y1="{y}" x2="{x + 22}" y2="{y}" stroke="{_color(names, name)}" stroke-width="2.5"/>'
         )
-        parts.append(f'<text x="{x + 28}" y="24" font-size="12">{escape(name)}</text>')
+        parts.append(f'<text x="{x + 28}" y="{y + 4}" font-size="12">{escape(name)}</text>')
     for row_index, row in enumerate(rows):
         for column, panel in enumerate(row):
             if panel is not None:
-                parts.append(f'<g transform="translate({column * WIDTH} {row_index * HEIGHT + 34})">')
+                parts.append(f'<g transform="translate({column * WIDTH} {row_index * HEIGHT + head})">')
                 parts += [*_draw(panel, names), "</g>"]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def _draw(panel: Panel, names: Sequence[str]) -> list[str]:
     points = [point for series in panel.series for point in series.points]
-    xs = sorted({x for x, _ in points})
-    ticks = _decades([y for _, y in points])
-    across = _scale(xs[0], xs[-1], LEFT, WIDTH - RIGHT)
-    upward = _scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    if panel.scale == "linear":
+        xs, ticks = _round_steps([x for x, _ in points]), _round_steps([y for _, y in points])
+        scale = _linear
+    else:
+        xs, ticks = sorted({x for x, _ in points}), _decades([y for _, y in points])
+        scale = _logarithmic
+    across = scale(xs[0], xs[-1], LEFT, WIDTH - RIGHT)
+    upward = scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
     parts = [f'<text x="{LEFT}" y="18" font-weight="600">{escape(panel.title)}</text>']
     for tick in ticks:
         y = upward(tick)
@@ -80,7 +92,8 @@ def _draw(panel: Panel, names: Sequence[str]) -> list[str]:
         places = [(across(x), upward(y)) for x, y in series.points]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in places]
+        if len(places) <= MOST_DOTS:
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in places]
     return parts
 
 
@@ -90,7 +103,22 @@ def _decades(values: Sequence[float]) -> list[float]:
     return [10.0**power for power in range(low, max(high, low + 1) + 1)]
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+def _round_steps(values: Sequence[float]) -> list[float]:
+    """From below the least to above the largest value in three to six equal steps of 1, 2 or 5 times a power of ten."""
+    low, high = min(values), max(values)
+    span = (high - low) or abs(high) or 1.0
+    rough = span / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{step * place:.12g}") for place in range(first, max(last, first + 1) + 1)]
+
+
+def _linear(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def _logarithmic(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     span = math.log(high / low) or 1.0
     return lambda value: start + math.log(value / low) / span * (end - start)
 

@@ -1,0 +1,64 @@
+"""What a run's numbers did over its steps: losses with the level of chance, metrics, and the learning rate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sightline.chart import Panel, Series, render_svg
+from sightline.errors import DataError, UserError
+
+__all__ = ["curves_of", "read_numbers"]
+
+_OWN = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})
+"""Keys that are no curve of their own: what a line is about, and what only ever grows or stays."""
+_COLUMNS = 3
+
+Line = Mapping[str, Any]
+
+
+def read_numbers(run: Path) -> list[Line]:
+    """The lines of a run's metrics.jsonl. Raises UserError where there is none, DataError for one that is damaged."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{run}: holds no metrics.jsonl, which training writes; give a run directory")
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: is no JSON ({error}); the line was cut or edited") from None
+    return lines
+
+
+def curves_of(runs: Mapping[str, Sequence[Line]]) -> str:
+    """An SVG with a panel for each loss and each metric, with a curve for each run and split.
+
+    A loss stands against the level of chance where the run tells it. A number that is null is left out.
+    """
+    lines = [line for each in runs.values() for line in each]
+    names = list(dict.fromkeys(name for line in lines for name in line if _is_curve(name)))
+    losses = [name for name in names if name.startswith("loss/")]
+    panels = [_panel(name, runs) for name in [*losses, *(name for name in names if name not in losses)]]
+    drawn = [panel for panel in panels if panel.series]
+    return render_svg([drawn[start : start + _COLUMNS] for start in range(0, len(drawn), _COLUMNS)])
+
+
+def _is_curve(name: str) -> bool:
+    return name not in _OWN and name != "chance" and not name.startswith("time_s/") and not name.endswith("_of_chance")
+
+
+def _panel(name: str, runs: Mapping[str, Sequence[Line]]) -> Panel:
+    series = []
+    for run, lines in runs.items():
+        for split in dict.fromkeys(line["split"] for line in lines):
+            series.append(_series(f"{run} {split}".strip(), name, (line for line in lines if line["split"] == split)))
+        if name.startswith("loss/") and name != "loss/total":
+            series.append(_series(f"{run} chance".strip(), "chance", lines))
+    return Panel(name, "step", tuple(each for each in series if each.points), scale="linear")
+
+
+def _series(label: str, name: str, lines: Iterable[Line]) -> Series:
+    return Series(label, tuple((line["step"], line[name]) for line in lines if line.get(name) is not None))

@@ -1,0 +1,106 @@
+"""Curves of runs: which numbers are drawn where, and what is refused."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from sightline.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Panel, Series, render_svg
+from sightline.errors import DataError, UserError
+from sightline.verbs.curves import curves
+from sightline.view.curves import curves_of, read_numbers
+
+SVG = "{http://www.w3.org/2000/svg}"
+TRAIN = {"epoch": 0, "split": "train", "time_s": 1.0, "num_samples": 8, "grad_norm": 2.0, "lr": 0.1, "time_s/data": 0.1}
+LINES = [
+    {
+        "step": 2,
+        **TRAIN,
+        "loss/intra": 3.0,
+        "loss/total": 3.0,
+        "chance": 3.4,
+        "negatives": 30.0,
+        "intra_of_chance": 0.9,
+    },
+    {
+        "step": 4,
+        **TRAIN,
+        "loss/intra": 1.0,
+        "loss/total": 1.0,
+        "chance": 3.4,
+        "negatives": 30.0,
+        "intra_of_chance": 0.3,
+    },
+    {
+        "step": 4,
+        "epoch": 0,
+        "split": "validation",
+        "time_s": 2.0,
+        "num_samples": 3,
+        "loss/intra": None,
+        "alignment": 0.5,
+    },
+]
+
+
+def titles(svg: str) -> list[str]:
+    return [text.text or "" for text in ET.fromstring(svg).iter(f"{SVG}text") if text.get("font-weight") == "600"]
+
+
+def legend(svg: str) -> list[str]:
+    return [text.text or "" for text in ET.fromstring(svg).iter(f"{SVG}text") if text.get("font-size") == "12"]
+
+
+def test_losses_come_first_and_stand_against_chance() -> None:
+    svg = curves_of({"": LINES})
+    assert titles(svg) == ["loss/intra", "loss/total", "lr", "alignment"]
+    assert legend(svg) == ["train", "chance", "validation"]
+
+
+def test_runs_are_told_apart_by_name() -> None:
+    svg = curves_of({"a": LINES, "b": LINES[:1]})
+    assert {"a train", "b train", "a chance", "b chance", "a validation"} == set(legend(svg))
+
+
+def test_linear_axes_lie_where_round_numbers_are() -> None:
+    """x 0 to 100 and y -1 to 1 span the panel; the middle of both is its middle."""
+    panel = Panel("metric", "step", (Series("a", ((0, -1.0), (50, 0.0), (100, 1.0))),), scale="linear")
+    line = ET.fromstring(render_svg([[panel]])).find(f".//{SVG}g/{SVG}polyline")
+    assert line is not None
+    places = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
+    top, bottom = TOP, HEIGHT - BOTTOM
+    middle = ((LEFT + WIDTH - RIGHT) / 2, (top + bottom) / 2)
+    assert places == [(LEFT, bottom), middle, (WIDTH - RIGHT, top)]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7, -3.0, 1e-12, 1e9])
+def test_a_single_value_has_an_axis_too(value: float) -> None:
+    svg = render_svg([[Panel("flat", "step", (Series("a", ((5, value),)),), scale="linear")]])
+    assert "nan" not in svg
+    assert "inf" not in svg
+
+
+def test_names_that_do_not_fit_beside_one_another_stand_below() -> None:
+    panels = [Panel("p", "x", tuple(Series(f"a long name {i}", ((1, 2), (2, 3))) for i in range(4)))]
+    tree = ET.fromstring(render_svg([panels]))
+    places = [(t.get("x"), t.get("y")) for t in tree.iter(f"{SVG}text") if t.get("font-size") == "12"]
+    assert len({y for _, y in places}) == 4  # one panel is as wide as one such name
+    assert len(set(places)) == 4
+
+
+def test_the_verb_writes_beside_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss/total": 2.0}\n')
+    assert curves([tmp_path], svg=None) == 0
+    assert titles((tmp_path / "curves.svg").read_text()) == ["loss/total"]
+    with pytest.raises(UserError, match="a run is given twice"):
+        curves([tmp_path, tmp_path], svg=None)
+
+
+def test_what_is_no_run_or_cut_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no metrics\.jsonl"):
+        read_numbers(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "sp')
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: is no JSON"):
+        read_numbers(tmp_path)
