@@ -153,9 +153,10 @@ def _assert_classes(task: Task, run: Path, config: RunConfig) -> None:
     """Raises ConfigError for a task without classes, of which there are no labels to keep."""
     predicts: frozenset[str] = getattr(task, "predicts", frozenset())
     if "probabilities" not in predicts:
+        told = ", ".join(sorted(predicts)) or "no classes"
         raise ConfigError(
-            f"{run}: the task '{config.task.name}' predicts {', '.join(sorted(predicts))}; --save-predictions keeps "
-            "classes, and takes them from probabilities"
+            f"{run}: the task '{config.task.name}' predicts {told}; --save-predictions keeps classes, and takes them "
+            "from probabilities"
         )
 
 
