@@ -179,14 +179,19 @@ def _other_part(part: Part, index: int | None) -> str:
     return f"; {index} belongs to the {other} part" if is_held else ""
 
 
-def _predictor(run: Path, config: RunConfig, data: Data, part: Part, options: Options, world: World) -> Predictor:
-    """The run's model with the weights of a checkpoint, reading as evaluation does."""
+def _predictor(
+    run: Path, config: RunConfig, data: Data, part: Part, options: Options, world: World
+) -> Predictor | None:
+    """The run's model with the weights of a checkpoint, reading as evaluation does; None where it tells no classes."""
     facts = read_facts(run)
     assert_same_facts(facts, data.facts, run)
     model = build_model(config, facts, world)
     checkpoint = checkpoint_path(run, options.checkpoint or "last")
     load_trained(model, checkpoint)
     task, meters = build_task(config, data, model)
+    if "probabilities" not in getattr(task, "predicts", ()):
+        note(f"the task '{config.task.name}' tells no classes: shown is what the model sees, not what it answers")
+        return None
     lineage = read_lineage(run)
     if lineage is not None:
         note(describe_lineage(lineage))

@@ -117,10 +117,18 @@ def sample_subject(
 def _changed(
     branch: Branch, stages: Sequence[tuple[str, Sample]], info: DataInfo, facts: Mapping[str, Any]
 ) -> Iterator[Cloud]:
-    """The clouds after each transform of a branch; the last of them is what the model sees."""
+    """The clouds after each transform of a branch; the last of them is what the model sees.
+
+    Where a sample has two views of its object, both are shown, by height alone: other fields are not of their rows.
+    """
     for place, (transform, sample) in enumerate(stages, start=1):
         told = _SEEN[branch.name] if place == len(stages) else ""
-        yield _cloud(f"{branch.name} {place}: {transform}", sample, info, facts, told=told)
+        stage = f"{branch.name} {place}: {transform}"
+        if "other_points" in sample:
+            for view, name in (("points", "first"), ("other_points", "second")):
+                yield _cloud(f"{stage}, {name}", {"points": sample[view]}, info, facts, told=told)
+        else:
+            yield _cloud(stage, sample, info, facts, told=told)
 
 
 def _said_of_raw(branches: Sequence[Branch]) -> str:

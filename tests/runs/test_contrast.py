@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import run_here
 from tests.runs.broken_off import metrics, run_forked
 
 pytestmark = pytest.mark.processes
@@ -91,3 +92,10 @@ def test_the_log_tells_the_true_number_of_negatives(runs: dict[str, Path]) -> No
 def test_pairs_of_one_process_alone_are_easier(runs: dict[str, Path]) -> None:
     """Fewer negatives, a smaller loss: what the distributed port of CrossPoint optimised was not what it printed."""
     assert train_lines(runs["process"])[0]["loss/intra_modal"] < train_lines(runs["two"])[0]["loss/intra_modal"]
+
+
+def test_a_run_without_classes_is_viewed_as_its_model_sees_it(runs: dict[str, Path], tmp_path: Path) -> None:
+    done = run_here("view", runs["one"], "--out", tmp_path, "--num", 1, "--device", "cpu")
+    assert done.code == 0, done.err
+    assert "the task 'contrast' tells no classes: shown is what the model sees, not what it answers" in done.err
+    assert "two_views, second" in done.out

@@ -16,6 +16,7 @@ from sightline.engine.precision import Precision
 from sightline.errors import ConfigError, DataError
 from sightline.pictures import UNLABELLED
 from sightline.tasks.segment import WRONG
+from sightline.transforms.pairs import TwoViews
 from sightline.transforms.point_choice import SamplePoints, ShufflePoints
 from sightline.transforms.points import Rotate, Scale
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
@@ -93,6 +94,19 @@ def test_stages_hold_the_bits_that_training_and_evaluation_see() -> None:
     assert not np.array_equal(seen(subject, stages[3]), train([SampleKey(5, 4, 1)])["points"][0].numpy())
     assert [bool(cloud.told) for cloud in subject.clouds] == [False, False, False, True, True]
     assert [cloud.unit for cloud in subject.clouds] == ["radius of the shape", "", "", "", ""]
+
+
+def test_both_views_of_a_pair_are_shown_by_height_alone() -> None:
+    """Its parts and normals belong to the rows of the raw cloud: a view may have dropped or turned them."""
+    dataset = shapes()
+    reader = BatchReader(dataset, [NamedTransform("two_views", TwoViews(each=(Rotate(up_axis="z"),)))])
+    subject = subject_of(dataset, Branch("train", reader, 3), index=5)
+    stages = ["raw", "train 1: two_views, first", "train 1: two_views, second"]
+    assert [cloud.stage for cloud in subject.clouds] == stages
+    batch = reader([SampleKey(5, 3, 1)])
+    for stage, field in zip(stages[1:], ("points", "other_points"), strict=True):
+        assert np.array_equal(seen(subject, stage), batch[field][0].numpy())
+    assert [len(cloud.colorings) for cloud in subject.clouds] == [3, 1, 1]
 
 
 def test_a_raw_sample_that_nothing_changes_is_what_the_model_sees() -> None:
