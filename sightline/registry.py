@@ -179,8 +179,8 @@ class Registry:
         needed = {name for name in entry.facts if entry.parameters[name].is_required}
         for name in component.arguments:
             block = block_of(entry.parameters[name].annotation) if name in entry.parameters else None
-            for each in blocks_of(component, name) if block is not None else ():
-                needed |= REGISTRIES[block.kind].needed_facts(each)
+            if block is not None:
+                needed.update(*(REGISTRIES[block.kind].needed_facts(each) for each in blocks_of(component, name)))
         return needed
 
     def build(self, component: Component, *, facts: Mapping[str, object]) -> Any:

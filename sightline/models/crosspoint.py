@@ -83,7 +83,7 @@ class CrossPoint(IntraPoint):
 
 
 def projection_head(in_width: int, hidden: int, out_width: int, *, has_bias: bool) -> nn.Sequential:
-    """Linear, batch norm, ReLU, linear: (B, in_width) -> (B, out_width). Source: Chen et al. 2020, SimCLR, section 4.2."""
+    """Linear, batch norm, ReLU, linear: (B, in_width) -> (B, out_width). Source: Chen et al. 2020, SimCLR, sec. 4.2."""
     return nn.Sequential(
         nn.Linear(in_width, hidden, bias=has_bias),
         nn.BatchNorm1d(hidden),

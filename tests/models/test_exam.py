@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.binding import outputs_of
+from sightline.schema import block_of, parameters_of
 from tests.models.small_models import make_inputs, small_model
 
 
@@ -27,9 +27,10 @@ def test_outputs_are_those_declared(model: nn.Module) -> None:
     assert set(call(model, make_inputs(model, 2))) == outputs_of(type(model).forward, owner="the model")
 
 
-def test_every_argument_has_a_default_or_is_a_fact(model: nn.Module) -> None:
-    parameters = inspect.signature(type(model)).parameters.values()
-    assert all(p.name in registry.FACTS or p.default is not inspect.Parameter.empty for p in parameters)
+def test_every_argument_has_a_default_or_is_a_fact_or_an_encoder(model: nn.Module) -> None:
+    """Which encoder a model is made of is for its config to say."""
+    required = [p for p in parameters_of(type(model)).values() if p.is_required and p.name not in registry.FACTS]
+    assert all(block_of(parameter.annotation) is not None for parameter in required)
 
 
 def test_batch_of_one_is_the_same_as_in_company(model: nn.Module) -> None:
