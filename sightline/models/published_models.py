@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sightline.models.published import LAYOUTS, translate_key
+from sightline.models.published import LAYOUTS, OPTIONAL, translate_key, unused_names
 
-__all__ = ["MODELS", "Protocol", "PublishedModel", "Size", "layouts_of"]
+__all__ = ["MODELS", "NumModules", "Protocol", "PublishedModel", "Size", "layouts_of"]
 
 
 class Size(NamedTuple):
@@ -23,6 +23,18 @@ class Size(NamedTuple):
 
     def of(self, weights: Mapping[str, Tensor]) -> int:
         return (weights[self.name].shape[self.axis] - self.others) // self.divisor
+
+
+class NumModules(NamedTuple):
+    """How many modules stand below one of ours."""
+
+    name: str
+
+    def of(self, weights: Mapping[str, Tensor]) -> int:
+        return len({name.removeprefix(f"{self.name}.").split(".")[0] for name in weights if self._is_below(name)})
+
+    def _is_below(self, name: str) -> bool:
+        return name.startswith(f"{self.name}.")
 
 
 @dataclass(frozen=True)
@@ -57,19 +69,21 @@ class PublishedModel:
 
     `from_shapes` are arguments that the weights show, `assumed` those that they do not, as in the authors' own recipe
     for the data set of `protocol`; `losses`, `evaluate`, `task` and `up_axis` are that recipe's losses, evaluation
-    transforms, arguments of the task and frame.
+    transforms, arguments of the task and frame. `takes_first_points`: their clouds are a set's first points; else the
+    evaluation transforms choose among all.
     """
 
     model: str
     num_classes: Size
     in_channels: Size
-    from_shapes: Mapping[str, Size] = field(default_factory=dict)
+    from_shapes: Mapping[str, Size | NumModules] = field(default_factory=dict)
     assumed: Mapping[str, Any] = field(default_factory=dict)
     losses: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy"},)
     evaluate: tuple[Mapping[str, Any], ...] = ()
     up_axis: str = "y"
     protocol: Protocol = _OBJECTS
     task: Mapping[str, Any] = field(default_factory=dict)
+    takes_first_points: bool = True
 
 
 _SMOOTHED: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy", "label_smoothing": 0.2},)
@@ -82,6 +96,24 @@ _DGCNN = PublishedModel(
     from_shapes={"embedding": Size("embed.linear.weight", 0)},
     assumed={"num_neighbours": 20, "dropout": 0.5},
     losses=_SMOOTHED,
+)
+
+_POINT_BERT = PublishedModel(
+    model="point_bert",
+    num_classes=Size("head.3.weight", 0),
+    in_channels=Size("embed.patches.enter.linear.weight", 1),
+    from_shapes={"width": Size("trunk.norm.weight", 0), "depth": NumModules("trunk.blocks")},
+    assumed={
+        "num_heads": 6,
+        "num_groups": 64,
+        "group_size": 32,
+        "drop_path": 0.1,
+        "dropout": 0.5,
+        "min_squared_norm": 1e-3,
+    },
+    losses=_SMOOTHED,
+    evaluate=({"name": "farthest_points", "num_points": 1024, "min_squared_norm": 1e-3},),
+    takes_first_points=False,
 )
 
 
@@ -194,6 +226,8 @@ _SEGMENTATION: Mapping[str, PublishedModel] = {
 
 MODELS: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_cls": _DGCNN,
+    "lulutang0608_point_bert_cls": _POINT_BERT,
+    "lulutang0608_point_bert_pretrained": _POINT_BERT,
     "postech_point_transformer_seg": PublishedModel(
         model="point_transformer",
         num_classes=Size("head.2.weight", 0),
@@ -234,10 +268,16 @@ MODELS: Mapping[str, PublishedModel] = {
 
 
 def layouts_of(names: Mapping[str, Tensor]) -> list[str]:
-    """The layouts whose modules these published names are, no more and no fewer."""
-    fitting = []
-    for layout, modules in LAYOUTS.items():
-        ours = [translate_key(name, layout) for name in names]
-        if None not in ours and {str(name).rpartition(".")[0] for name in ours} == set(modules.values()):
-            fitting.append(layout)
-    return fitting
+    """The layouts whose modules these published names are, no more and no fewer but for what is optional or unused."""
+    return [layout for layout in LAYOUTS if _is_of(names, layout)]
+
+
+def _is_of(names: Mapping[str, Tensor], layout: str) -> bool:
+    table, optional = LAYOUTS[layout], OPTIONAL.get(layout)
+    unused = unused_names(map(str, names), layout)
+    ours = [translate_key(name, layout) for name in map(str, names) if name not in unused]
+    if not ours or None in ours:
+        return False
+    needed = {name for name in table.values() if optional is None or not name.startswith(f"{optional}.")}
+    found = {name if name in needed else str(name).rpartition(".")[0] for name in ours}
+    return needed <= found
