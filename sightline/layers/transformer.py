@@ -37,15 +37,17 @@ class MultiHeadAttention(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention, then a network over each token, each after a layer norm and added to its input: (B, T, width).
 
-    Both branches are left out at random with probability `drop_path`.
+    Both branches are left out at random with probability `drop_path`. `norm_eps` is what the norms add to a variance.
     Source: Dosovitskiy et al. 2021, An Image Is Worth 16x16 Words, equations 2 and 3.
     """
 
-    def __init__(self, *, width: int, num_heads: int, qkv_bias: bool, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, *, width: int, num_heads: int, qkv_bias: bool, drop_path: float = 0.0, norm_eps: float = 1e-5
+    ) -> None:
         super().__init__()
-        self.attend_norm = nn.LayerNorm(width)
+        self.attend_norm = nn.LayerNorm(width, eps=norm_eps)
         self.attend = MultiHeadAttention(width=width, num_heads=num_heads, qkv_bias=qkv_bias)
-        self.change_norm = nn.LayerNorm(width)
+        self.change_norm = nn.LayerNorm(width, eps=norm_eps)
         self.change = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.drop_path = StochasticDepth(drop_path)
 
@@ -80,8 +82,8 @@ class TransformerTrunk(nn.Module):
         return self.norm(tokens)
 
 
-def start_small(linear: nn.Linear) -> None:
+def start_small(layer: nn.Linear | nn.Conv2d) -> None:
     """Weights as transformers start: normal with a deviation of 0.02, cut off; no bias. Source: Devlin et al. 2019."""
-    nn.init.trunc_normal_(linear.weight, std=_WEIGHT_STD)
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)
+    nn.init.trunc_normal_(layer.weight, std=_WEIGHT_STD)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
