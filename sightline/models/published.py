@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from sightline.errors import CheckpointError
+from sightline.models.published_crosspoint import CROSSPOINT_LAYOUTS, CROSSPOINT_UNUSED
 from sightline.models.published_dense import DENSE_LAYOUTS
+from sightline.models.published_images import IMAGE_LAYOUTS, IMAGE_OPTIONAL
 from sightline.models.published_point_bert import POINT_BERT_LAYOUTS, POINT_BERT_OPTIONAL, POINT_BERT_UNUSED
 from sightline.models.published_segmentation import SEGMENTATION_LAYOUTS, yanx27_alignment
 from sightline.schema import nearest
@@ -175,6 +177,8 @@ _POSTECH_POINT_TRANSFORMER_SEG = {
 
 LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "antao97_dgcnn_cls": _WANG_DGCNN,
+    **CROSSPOINT_LAYOUTS,
+    **IMAGE_LAYOUTS,
     **POINT_BERT_LAYOUTS,
     "postech_point_transformer_seg": _POSTECH_POINT_TRANSFORMER_SEG,
     "qq456cvb_pct_cls": _STRAWBERRY_PCT,
@@ -193,19 +197,19 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
 A parameter that stands in no module of theirs is named whole, on both sides.
 """
 
-UNUSED: Mapping[str, tuple[str, ...]] = POINT_BERT_UNUSED
+UNUSED: Mapping[str, tuple[str, ...]] = {**CROSSPOINT_UNUSED, **POINT_BERT_UNUSED}
 """Per published layout: patterns of names in its files that our model has no use for."""
 
-OPTIONAL: Mapping[str, str] = POINT_BERT_OPTIONAL
+OPTIONAL: Mapping[str, str] = {**IMAGE_OPTIONAL, **POINT_BERT_OPTIONAL}
 """Per published layout: the module of ours that its files may be without as a whole."""
 
 
 def translate(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     """Published weights under our names and in our shapes; tensors are shared, nothing given is changed.
 
-    Convolutions of size 1 become matrices; a leading `module.` on every name, left by DataParallel, goes, and so does
-    what `UNUSED` names. Raises CheckpointError for an unknown layout, for names that the layout does not have, and for
-    a module stored under two names with different values.
+    Convolutions of size 1 become matrices, but for those that are convolutions here too; a leading `module.` on every
+    name, left by DataParallel, goes, and so does what `UNUSED` names. Raises CheckpointError for an unknown layout, for
+    names that the layout does not have, and for a module stored under two names with different values.
     """
     _assert_known(layout)
     used = dict(zip(_without_wrapper(state), state.values(), strict=True))
@@ -223,7 +227,8 @@ def translate(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     for key, tensor in used.items():
         ours = names[key]
         assert ours is not None
-        value = tensor.flatten(1) if tensor.ndim > 2 and tensor.shape[2:].numel() == 1 else tensor
+        is_map = tensor.ndim > 2 and tensor.shape[2:].numel() == 1 and not ours.endswith(".conv.weight")
+        value = tensor.flatten(1) if is_map else tensor
         if ours in translated and not torch.equal(translated[ours], value):
             raise CheckpointError(
                 f"'{origin[ours]}' and '{key}' are one tensor in the layout '{layout}' but hold different values; "
