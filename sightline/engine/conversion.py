@@ -7,6 +7,7 @@ import inspect
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,12 @@ from sightline.engine.durable import disk_failure, sync_folder
 from sightline.engine.inputs import INPUTS, inputs_document
 from sightline.engine.lineage import LINEAGE
 from sightline.engine.loading import is_run
-from sightline.engine.precision import Precision
+from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.records import kept_random_state
 from sightline.engine.run_directory import RunDirectory, environment
 from sightline.engine.weights import load_weights
 from sightline.errors import CheckpointError, ConfigError, MissingDataError, UserError
-from sightline.models.published import LAYOUTS, translate
+from sightline.models.published import OPTIONAL, published_name, translate, unused_names
 from sightline.models.published_files import PublishedFile, read_published
 from sightline.models.published_models import MODELS, PublishedModel, layouts_of
 from sightline.plugins import Plugin
@@ -76,8 +77,11 @@ def convert(
     published = _published(layout)
     source = read_published(file)
     weights = _translated(source, layout, published, file)
+    fresh = _left_fresh(weights, layout)
     sizes = {name: size.of(weights) for name, size in published.from_shapes.items()}
-    counts = {"num_classes": published.num_classes.of(weights), "in_channels": published.in_channels.of(weights)}
+    counts = {"in_channels": published.in_channels.of(weights)}
+    if fresh is None:
+        counts["num_classes"] = published.num_classes.of(weights)
     given = _config(layout, published, counts, config_path, data_name, overrides)
     config, assumed = _with_model(given, published, sizes, target, layout)
     info, notes = _info(config)
@@ -86,7 +90,7 @@ def convert(
             f"the authors of {layout} trained with {published.up_axis} up, '{config.data.name}' has "
             f"{info.facts['up_axis']} up: weights of theirs will not reach their figures on it"
         )
-    if config_path is None and config.data.name in _FIRST_POINTS:
+    if config_path is None and published.takes_first_points and config.data.name in _FIRST_POINTS:
         count = config.data.arguments.get("num_points", _FIRST_POINTS[config.data.name])
         notes.append(
             f"the first {count} points of a cloud are taken, as the authors' recipes do; for weights of their other "
@@ -94,8 +98,14 @@ def convert(
         )
     _assert_same_counts(counts, info, config, published, file)
     with kept_random_state():
+        seed_everything(config.seed)
         model = build_model(config, {**info.facts, **counts}, World())
-    _fill(model, weights, layout, file)
+    _fill(model, weights, layout, file, fresh)
+    if fresh is not None:
+        notes.append(
+            f"the file has no {fresh}: that of the {info.facts['num_classes']} classes of '{config.data.name}' is made "
+            f"from seed {config.seed}; train it before its answers are read"
+        )
     lineage = {
         "file": str(file.resolve()),
         "sha256": sha256_of(file),
@@ -103,6 +113,8 @@ def convert(
         "layout": layout,
         "containers": list(source.containers),
         "left_out": list(source.others),
+        "unused": dict(Counter(unused_names(source.state, layout).values())),
+        "fresh": [] if fresh is None else [fresh],
         "model": config.model.name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "from_shapes": {**counts, **sizes},
@@ -139,39 +151,37 @@ def _translated(source: PublishedFile, layout: str, published: PublishedModel, f
     facts = {"num_classes": 2, "in_channels": 9, "num_categories": 2}  # the names do not depend on the sizes
     with kept_random_state(), torch.device("meta"):
         model = registry.models.build(Component(published.model, dict(published.assumed)), facts=facts)
-    theirs = _published_names(layout)
-    missing = [_first(theirs[name.rpartition(".")[0]], name) for name in model.state_dict() if name not in weights]
+    needed = _without(model.state_dict(), _left_fresh(weights, layout))
+    missing = [published_name(name, layout) for name in needed if name not in weights]
     if missing:
         raise CheckpointError(
-            f"{file}: lacks {len(missing)} of the {len(model.state_dict())} tensors of the layout '{layout}': "
+            f"{file}: lacks {len(missing)} of the {len(needed)} tensors of the layout '{layout}': "
             f"{_listed(missing)}{_suggestion(source.state, layout) or '; get a whole file'}"
         )
-    bent = [name for name, own in model.state_dict().items() if weights[name].ndim != own.ndim]
+    bent = [name for name, own in needed.items() if weights[name].ndim != own.ndim]
     if bent:
-        told = [f"{_first(theirs[name.rpartition('.')[0]], name)} {list(weights[name].shape)}" for name in bent]
+        told = [f"{published_name(name, layout)} {list(weights[name].shape)}" for name in bent]
         raise CheckpointError(
             f"{file}: {len(bent)} tensors have another number of axes than in the layout '{layout}': {_listed(told)}; "
             "is it a variant of it?"
         )
     unsound = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if unsound:
-        named = [_first(theirs[name.rpartition(".")[0]], name) for name in unsound]
+        named = [published_name(name, layout) for name in unsound]
         raise CheckpointError(
             f"{file}: {len(unsound)} tensors hold NaN or infinity: {_listed(named)}; get another file"
         )
     return weights
 
 
-def _published_names(layout: str) -> dict[str, list[str]]:
-    """Our module -> the names that the layout has for it."""
-    names: dict[str, list[str]] = {}
-    for theirs, ours in LAYOUTS[layout].items():
-        names.setdefault(ours, []).append(theirs)
-    return names
+def _left_fresh(weights: Mapping[str, Tensor], layout: str) -> str | None:
+    """The module that the layout's files may be without, where this one has nothing of it."""
+    optional = OPTIONAL.get(layout)
+    return optional if optional is not None and len(_without(weights, optional)) == len(weights) else None
 
 
-def _first(modules: Sequence[str], name: str) -> str:
-    return f"{modules[0]}.{name.rpartition('.')[2]}"
+def _without(tensors: Mapping[str, Tensor], module: str | None) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if module is None or not name.startswith(f"{module}.")}
 
 
 def _suggestion(state: Mapping[str, Tensor], layout: str) -> str:
@@ -183,12 +193,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _fill(model: nn.Module, weights: Mapping[str, Tensor], layout: str, file: Path) -> None:
-    """Load the weights; every shape must be the model's."""
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], layout: str, file: Path, fresh: str | None) -> None:
+    """Load the weights; every shape must be the model's. The module `fresh` stays as it was made."""
     own = model.state_dict()
-    theirs = _published_names(layout)
     wrong = [
-        f"{_first(theirs[name.rpartition('.')[0]], name)} {list(value.shape)}, needed is {list(own[name].shape)}"
+        f"{published_name(name, layout)} {list(value.shape)}, needed is {list(own[name].shape)}"
         for name, value in weights.items()
         if value.shape != own[name].shape
     ]
@@ -197,7 +206,7 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], layout: str, file: Pa
             f"{file}: {len(wrong)} tensors have another shape than this model of the layout '{layout}': "
             f"{'; '.join(wrong[:_SHOWN])}{'; ...' if len(wrong) > _SHOWN else ''}; is it a variant of it?"
         )
-    load_weights(model, weights)
+    load_weights(model, weights, may_be_missing=() if fresh is None else (fresh,))
 
 
 # --- the config -------------------------------------------------------------------------------------------------------
@@ -229,7 +238,7 @@ def _plain_recipe(layout: str, published: PublishedModel, counts: Mapping[str, i
     """A config to evaluate as the authors did, and to fine-tune with a small rate."""
     protocol = published.protocol
     data: dict[str, Any] = {"name": data_name}
-    if data_name in _FIRST_POINTS:
+    if published.takes_first_points and data_name in _FIRST_POINTS:
         data["num_points"] = _FIRST_POINTS[data_name]
     if data_name == protocol.data:
         data |= protocol.arguments.get(counts["in_channels"], {})
