@@ -34,6 +34,7 @@ from sightline.engine.run_directory import RunDirectory, environment
 from sightline.engine.weights import load_weights
 from sightline.errors import CheckpointError, ConfigError, MissingDataError, UserError
 from sightline.models.published import OPTIONAL, published_name, translate, unused_names
+from sightline.models.published_crosspoint import IMAGE_PREFIX, POINT_PREFIX
 from sightline.models.published_files import PublishedFile, read_published
 from sightline.models.published_models import MODELS, PublishedModel, layouts_of
 from sightline.plugins import Plugin
@@ -65,27 +66,31 @@ def convert(
     data_name: str | None = None,
     overrides: Sequence[str] = (),
     plugins: Sequence[Plugin] = (),
+    images: Path | None = None,
 ) -> Converted:
     """Write the weights of a third-party file as a run at `target`; nothing is written where anything does not fit.
 
     The model is that of the layout, its sizes those of the tensors. All else is a config: of `config_path`, or a plain
-    one on the data set `data_name` (that of the layout where neither is given), with `overrides` laid over it.
+    one on the data set `data_name` (that of the layout where neither is given), with `overrides` laid over it. `images`
+    is the second file of a layout that has its image branch in one.
     Raises CheckpointError for a file or a layout that is not what it claims to be, ConfigError for a config or a data
     set that contradicts the weights, and UserError for a target that holds something.
     """
     _assert_free(target)
     published = _published(layout)
-    source = read_published(file)
+    source = _source(file, images, layout, published)
     weights = _translated(source, layout, published, file)
-    fresh = _left_fresh(weights, layout)
     sizes = {name: size.of(weights) for name, size in published.from_shapes.items()}
-    counts = {"in_channels": published.in_channels.of(weights)}
-    if fresh is None:
-        counts["num_classes"] = published.num_classes.of(weights)
+    counts = _counts(published, weights)
     given = _config(layout, published, counts, config_path, data_name, overrides)
     config, assumed = _with_model(given, published, sizes, target, layout)
     info, notes = _info(config)
-    if info.facts.get("up_axis", published.up_axis) != published.up_axis:
+    if not published.keeps_head and counts.get("num_classes", 0) != info.facts.get("num_classes", 0):
+        weights = _without(weights, OPTIONAL[layout])
+    fresh = _left_fresh(weights, layout)
+    if fresh is not None:
+        notes.append(_about_head(counts.pop("num_classes", None), info, config))
+    if published.up_axis is not None and info.facts.get("up_axis", published.up_axis) != published.up_axis:
         notes.append(
             f"the authors of {layout} trained with {published.up_axis} up, '{config.data.name}' has "
             f"{info.facts['up_axis']} up: weights of theirs will not reach their figures on it"
@@ -101,15 +106,9 @@ def convert(
         seed_everything(config.seed)
         model = build_model(config, {**info.facts, **counts}, World())
     _fill(model, weights, layout, file, fresh)
-    if fresh is not None:
-        notes.append(
-            f"the file has no {fresh}: that of the {info.facts['num_classes']} classes of '{config.data.name}' is made "
-            f"from seed {config.seed}; train it before its answers are read"
-        )
     lineage = {
-        "file": str(file.resolve()),
-        "sha256": sha256_of(file),
-        "bytes": file.stat().st_size,
+        **_identity(file),
+        **({} if images is None else {"images": _identity(images)}),
         "layout": layout,
         "containers": list(source.containers),
         "left_out": list(source.others),
@@ -142,6 +141,41 @@ def _published(layout: str) -> PublishedModel:
 # --- the weights ------------------------------------------------------------------------------------------------------
 
 
+def _source(file: Path, images: Path | None, layout: str, published: PublishedModel) -> PublishedFile:
+    """What the file holds; of two branches in two files, both as one state, as in their authors' training."""
+    if published.has_image_file and images is None:
+        raise UserError(f"--layout {layout}: its image branch is in a file of its own; give it by --images FILE")
+    if images is not None and not published.has_image_file:
+        with_one = [name for name, each in MODELS.items() if each.has_image_file]
+        raise UserError(f"--images {images}: the layout '{layout}' has no second file; {', '.join(with_one)} have")
+    source = read_published(file)
+    if images is None:
+        return source
+    beside = read_published(images)
+    state = {f"{POINT_PREFIX}{name}": value for name, value in source.state.items()}
+    state |= {f"{IMAGE_PREFIX}{name}": value for name, value in beside.state.items()}
+    return PublishedFile(state, source.containers, source.others)
+
+
+def _identity(file: Path) -> dict[str, Any]:
+    return {"file": str(file.resolve()), "sha256": sha256_of(file), "bytes": file.stat().st_size}
+
+
+def _counts(published: PublishedModel, weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """The facts that the weights show, of those that the layout's model takes; no classes without a head."""
+    sizes = {"in_channels": published.in_channels, "num_classes": published.num_classes}
+    return {name: size.of(weights) for name, size in sizes.items() if size is not None and size.name in weights}
+
+
+def _about_head(num_classes: int | None, info: DataInfo, config: RunConfig) -> str:
+    """Why the run has a head that no file gave, and what to do with it."""
+    found = "the file has no head" if num_classes is None else f"the file's head of {num_classes} classes is left out"
+    return (
+        f"{found}: that of the {info.facts['num_classes']} classes of '{config.data.name}' is made from seed "
+        f"{config.seed}; train it before its answers are read"
+    )
+
+
 def _translated(source: PublishedFile, layout: str, published: PublishedModel, file: Path) -> dict[str, Tensor]:
     """The weights under our names, every one that the model needs. Raises CheckpointError naming what does not fit."""
     try:
@@ -150,7 +184,7 @@ def _translated(source: PublishedFile, layout: str, published: PublishedModel, f
         raise CheckpointError(f"{file}: {error}{_suggestion(source.state, layout)}") from None
     facts = {"num_classes": 2, "in_channels": 9, "num_categories": 2}  # the names do not depend on the sizes
     with kept_random_state(), torch.device("meta"):
-        model = registry.models.build(Component(published.model, dict(published.assumed)), facts=facts)
+        model = registry.models.build(Component(published.model, _nested(_arguments(published))), facts=facts)
     needed = _without(model.state_dict(), _left_fresh(weights, layout))
     missing = [published_name(name, layout) for name in needed if name not in weights]
     if missing:
@@ -212,6 +246,23 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], layout: str, file: Pa
 # --- the config -------------------------------------------------------------------------------------------------------
 
 
+def _arguments(published: PublishedModel) -> dict[str, Any]:
+    """What the model is made of and what its authors gave it, by dotted path."""
+    return {**{f"{name}.name": encoder for name, encoder in published.encoders.items()}, **published.assumed}
+
+
+def _nested(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted paths as mappings in mappings."""
+    nested: dict[str, Any] = {}
+    for path, value in arguments.items():
+        *outer, last = path.split(".")
+        place = nested
+        for name in outer:
+            place = place.setdefault(name, {})
+        place[last] = value
+    return nested
+
+
 def _config(
     layout: str,
     published: PublishedModel,
@@ -241,13 +292,13 @@ def _plain_recipe(layout: str, published: PublishedModel, counts: Mapping[str, i
     if published.takes_first_points and data_name in _FIRST_POINTS:
         data["num_points"] = _FIRST_POINTS[data_name]
     if data_name == protocol.data:
-        data |= protocol.arguments.get(counts["in_channels"], {})
+        data |= protocol.arguments.get(counts.get("in_channels", 0), {})
     sections = {
         "name": layout,
         "task": {"name": protocol.task, **published.task},
         "data": data,
-        "transforms": {"evaluate": list(published.evaluate)},
-        "model": {"name": published.model},
+        "transforms": {"train": list(published.trains), "evaluate": list(published.evaluate)},
+        "model": {"name": published.model, **{name: {"name": each} for name, each in published.encoders.items()}},
         "losses": list(published.losses),
         "metrics": list(protocol.metrics),
         "optimizer": {"name": "adam", "lr": 1e-4},
@@ -270,14 +321,35 @@ def _with_model(
             f"{model.where}: the config's model is '{model.name}', the layout '{layout}' is of '{published.model}'; "
             f"set model.name={published.model}"
         )
-    for name, size in sizes.items():
-        if name in model.origins and model.arguments[name] != size:
+    for name, encoder in published.encoders.items():
+        found: Component = model.arguments[name]
+        if found.name != encoder:
             raise ConfigError(
-                f"{model.origins[name]}: is {show_inline(model.arguments[name])}, the weights have {size}; remove it"
+                f"{found.where}: is '{found.name}', the layout '{layout}' is of '{encoder}'; set "
+                f"model.{name}.name={encoder}"
             )
+    for path, size in sizes.items():
+        value = _at(model, path)
+        if path in model.origins and value != size:
+            raise ConfigError(f"{model.origins[path]}: is {show_inline(value)}, the weights have {size}; remove it")
     assumed = {name: value for name, value in published.assumed.items() if name not in model.origins}
-    changed = dataclasses.replace(model, arguments={**model.arguments, **sizes, **assumed})
+    changed = _replaced(model, {**sizes, **assumed})
     return dataclasses.replace(config, model=changed, init=Init(str(target.resolve()))), assumed
+
+
+def _at(component: Component, path: str) -> Any:
+    """The argument at a dotted path."""
+    name, _, rest = path.partition(".")
+    return _at(component.arguments[name], rest) if rest else component.arguments[name]
+
+
+def _replaced(component: Component, values: Mapping[str, Any]) -> Component:
+    """The component with other values at these dotted paths."""
+    arguments = dict(component.arguments)
+    for path, value in values.items():
+        name, _, rest = path.partition(".")
+        arguments[name] = _replaced(arguments[name], {rest: value}) if rest else value
+    return dataclasses.replace(component, arguments=arguments)
 
 
 def _info(config: RunConfig) -> tuple[DataInfo, list[str]]:
