@@ -34,11 +34,14 @@ app.add_typer(data_app, name="data")
 
 
 _LAYOUTS = (
-    "antao97_dgcnn_cls, antao97_dgcnn_parts, antao97_dgcnn_scenes, menghaoguo_pct_parts, "
+    "antao97_dgcnn_cls, antao97_dgcnn_parts, antao97_dgcnn_scenes, crosspoint_cls, crosspoint_cls_resnet18, "
+    "crosspoint_cls_resnet50, crosspoint_parts, crosspoint_seg, crosspoint_seg_resnet18, crosspoint_seg_resnet50, "
+    "lulutang0608_point_bert_cls, lulutang0608_point_bert_pretrained, menghaoguo_pct_parts, "
     "postech_point_transformer_seg, qq456cvb_pct_cls, qq456cvb_point_transformer_cls, "
-    "qq456cvb_point_transformer_parts, strawberry_pct_cls, strawberry_pct_cls_new, wangyueft_dgcnn_cls, "
-    "wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet2_ssg_parts, "
-    "yanx27_pointnet2_ssg_scenes, yanx27_pointnet_cls, yanx27_pointnet_parts, yanx27_pointnet_scenes"
+    "qq456cvb_point_transformer_parts, strawberry_pct_cls, strawberry_pct_cls_new, timm_vit_base, timm_vit_small, "
+    "timm_vit_tiny, torchvision_resnet18, torchvision_resnet50, wangyueft_dgcnn_cls, wangyueft_pointnet, "
+    "yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet2_ssg_parts, yanx27_pointnet2_ssg_scenes, "
+    "yanx27_pointnet_cls, yanx27_pointnet_parts, yanx27_pointnet_scenes"
 )
 """Of published weights; written out, because the room that knows them takes torch along. A test compares the two."""
 
@@ -412,6 +415,9 @@ def convert_weights(
         str | None,
         typer.Option("--data", metavar="NAME", help="the data set they were trained on [that of the layout]"),
     ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", metavar="FILE", help="the image branch, where a layout has two files")
+    ] = None,
     plugin: Plugins = None,
     json: Json = None,
     traceback: Traceback = False,
@@ -431,6 +437,7 @@ def convert_weights(
         target=target,
         config=config,
         data=data,
+        images=images,
         plugins=tuple(plugin or ()),
         json=json,
     )

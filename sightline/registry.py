@@ -180,8 +180,7 @@ class Registry:
         for name in component.arguments:
             block = block_of(entry.parameters[name].annotation) if name in entry.parameters else None
             if block is not None:
-                for each in blocks_of(component, name):
-                    needed |= REGISTRIES[block.kind].needed_facts(each)
+                needed.update(*(REGISTRIES[block.kind].needed_facts(each) for each in blocks_of(component, name)))
         return needed
 
     def build(self, component: Component, *, facts: Mapping[str, object]) -> Any:

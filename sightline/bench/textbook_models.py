@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +127,7 @@ class TextbookPointNet2(nn.Module):
         self.abstractions = nn.ModuleList(
             _convolutions(each.groups[0].network.layers, num_axes=2) for each in abstractions
         )
-        self.encode = _convolutions(ours.encode, num_axes=1)
+        self.encode = _convolutions(cast(nn.Sequential, ours._modules["encode"]), num_axes=1)
         self.head = _convolutions(ours.head, num_axes=0)
 
     def forward(self, *, points: Tensor) -> dict[str, Tensor]:

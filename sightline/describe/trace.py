@@ -121,8 +121,8 @@ class _Tracer:
     def __init__(self, model: nn.Module) -> None:
         self.nodes: list[Node] = []
         self.edges: list[Edge] = []
-        self._model = model
-        self._paths = {module: path for path, module in model.named_modules()}
+        self._at = dict(model.named_modules())
+        self._paths = {module: path for path, module in self._at.items()}
         self._modules: dict[int, nn.Module] = {}
         self._num_calls: dict[nn.Module, int] = {}
         self._stack: list[int] = []
@@ -160,7 +160,7 @@ class _Tracer:
             owner, above = module, path
             while owner not in called and above:
                 above = above.rpartition(".")[0]
-                owner = self._model.get_submodule(above)
+                owner = self._at[above]
             owned[owner] += [parameter for parameter in module._parameters.values() if parameter is not None]
         seen: set[nn.Parameter] = set()
         for index, module in self._modules.items():

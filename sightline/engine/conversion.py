@@ -7,6 +7,7 @@ import inspect
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,13 @@ from sightline.engine.durable import disk_failure, sync_folder
 from sightline.engine.inputs import INPUTS, inputs_document
 from sightline.engine.lineage import LINEAGE
 from sightline.engine.loading import is_run
-from sightline.engine.precision import Precision
+from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.records import kept_random_state
 from sightline.engine.run_directory import RunDirectory, environment
 from sightline.engine.weights import load_weights
 from sightline.errors import CheckpointError, ConfigError, MissingDataError, UserError
-from sightline.models.published import LAYOUTS, translate
+from sightline.models.published import OPTIONAL, published_name, translate, unused_names
+from sightline.models.published_crosspoint import IMAGE_PREFIX, POINT_PREFIX
 from sightline.models.published_files import PublishedFile, read_published
 from sightline.models.published_models import MODELS, PublishedModel, layouts_of
 from sightline.plugins import Plugin
@@ -64,29 +66,36 @@ def convert(
     data_name: str | None = None,
     overrides: Sequence[str] = (),
     plugins: Sequence[Plugin] = (),
+    images: Path | None = None,
 ) -> Converted:
     """Write the weights of a third-party file as a run at `target`; nothing is written where anything does not fit.
 
     The model is that of the layout, its sizes those of the tensors. All else is a config: of `config_path`, or a plain
-    one on the data set `data_name` (that of the layout where neither is given), with `overrides` laid over it.
+    one on the data set `data_name` (that of the layout where neither is given), with `overrides` laid over it. `images`
+    is the second file of a layout that has its image branch in one.
     Raises CheckpointError for a file or a layout that is not what it claims to be, ConfigError for a config or a data
     set that contradicts the weights, and UserError for a target that holds something.
     """
     _assert_free(target)
     published = _published(layout)
-    source = read_published(file)
+    source = _source(file, images, layout, published)
     weights = _translated(source, layout, published, file)
     sizes = {name: size.of(weights) for name, size in published.from_shapes.items()}
-    counts = {"num_classes": published.num_classes.of(weights), "in_channels": published.in_channels.of(weights)}
+    counts = _counts(published, weights)
     given = _config(layout, published, counts, config_path, data_name, overrides)
     config, assumed = _with_model(given, published, sizes, target, layout)
     info, notes = _info(config)
-    if info.facts.get("up_axis", published.up_axis) != published.up_axis:
+    if not published.keeps_head and counts.get("num_classes", 0) != info.facts.get("num_classes", 0):
+        weights = _without(weights, OPTIONAL[layout])
+    fresh = _left_fresh(weights, layout)
+    if fresh is not None:
+        notes.append(_about_head(counts.pop("num_classes", None), info, config))
+    if published.up_axis is not None and info.facts.get("up_axis", published.up_axis) != published.up_axis:
         notes.append(
             f"the authors of {layout} trained with {published.up_axis} up, '{config.data.name}' has "
             f"{info.facts['up_axis']} up: weights of theirs will not reach their figures on it"
         )
-    if config_path is None and config.data.name in _FIRST_POINTS:
+    if config_path is None and published.takes_first_points and config.data.name in _FIRST_POINTS:
         count = config.data.arguments.get("num_points", _FIRST_POINTS[config.data.name])
         notes.append(
             f"the first {count} points of a cloud are taken, as the authors' recipes do; for weights of their other "
@@ -94,15 +103,17 @@ def convert(
         )
     _assert_same_counts(counts, info, config, published, file)
     with kept_random_state():
+        seed_everything(config.seed)
         model = build_model(config, {**info.facts, **counts}, World())
-    _fill(model, weights, layout, file)
+    _fill(model, weights, layout, file, fresh)
     lineage = {
-        "file": str(file.resolve()),
-        "sha256": sha256_of(file),
-        "bytes": file.stat().st_size,
+        **_identity(file),
+        **({} if images is None else {"images": _identity(images)}),
         "layout": layout,
         "containers": list(source.containers),
         "left_out": list(source.others),
+        "unused": dict(Counter(unused_names(source.state, layout).values())),
+        "fresh": [] if fresh is None else [fresh],
         "model": config.model.name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "from_shapes": {**counts, **sizes},
@@ -130,6 +141,41 @@ def _published(layout: str) -> PublishedModel:
 # --- the weights ------------------------------------------------------------------------------------------------------
 
 
+def _source(file: Path, images: Path | None, layout: str, published: PublishedModel) -> PublishedFile:
+    """What the file holds; of two branches in two files, both as one state, as in their authors' training."""
+    if published.has_image_file and images is None:
+        raise UserError(f"--layout {layout}: its image branch is in a file of its own; give it by --images FILE")
+    if images is not None and not published.has_image_file:
+        with_one = [name for name, each in MODELS.items() if each.has_image_file]
+        raise UserError(f"--images {images}: the layout '{layout}' has no second file; {', '.join(with_one)} have")
+    source = read_published(file)
+    if images is None:
+        return source
+    beside = read_published(images)
+    state = {f"{POINT_PREFIX}{name}": value for name, value in source.state.items()}
+    state |= {f"{IMAGE_PREFIX}{name}": value for name, value in beside.state.items()}
+    return PublishedFile(state, source.containers, source.others)
+
+
+def _identity(file: Path) -> dict[str, Any]:
+    return {"file": str(file.resolve()), "sha256": sha256_of(file), "bytes": file.stat().st_size}
+
+
+def _counts(published: PublishedModel, weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """The facts that the weights show, of those that the layout's model takes; no classes without a head."""
+    sizes = {"in_channels": published.in_channels, "num_classes": published.num_classes}
+    return {name: size.of(weights) for name, size in sizes.items() if size is not None and size.name in weights}
+
+
+def _about_head(num_classes: int | None, info: DataInfo, config: RunConfig) -> str:
+    """Why the run has a head that no file gave, and what to do with it."""
+    found = "the file has no head" if num_classes is None else f"the file's head of {num_classes} classes is left out"
+    return (
+        f"{found}: that of the {info.facts['num_classes']} classes of '{config.data.name}' is made from seed "
+        f"{config.seed}; train it before its answers are read"
+    )
+
+
 def _translated(source: PublishedFile, layout: str, published: PublishedModel, file: Path) -> dict[str, Tensor]:
     """The weights under our names, every one that the model needs. Raises CheckpointError naming what does not fit."""
     try:
@@ -138,40 +184,38 @@ def _translated(source: PublishedFile, layout: str, published: PublishedModel, f
         raise CheckpointError(f"{file}: {error}{_suggestion(source.state, layout)}") from None
     facts = {"num_classes": 2, "in_channels": 9, "num_categories": 2}  # the names do not depend on the sizes
     with kept_random_state(), torch.device("meta"):
-        model = registry.models.build(Component(published.model, dict(published.assumed)), facts=facts)
-    theirs = _published_names(layout)
-    missing = [_first(theirs[name.rpartition(".")[0]], name) for name in model.state_dict() if name not in weights]
+        model = registry.models.build(Component(published.model, _nested(_arguments(published))), facts=facts)
+    needed = _without(model.state_dict(), _left_fresh(weights, layout))
+    missing = [published_name(name, layout) for name in needed if name not in weights]
     if missing:
         raise CheckpointError(
-            f"{file}: lacks {len(missing)} of the {len(model.state_dict())} tensors of the layout '{layout}': "
+            f"{file}: lacks {len(missing)} of the {len(needed)} tensors of the layout '{layout}': "
             f"{_listed(missing)}{_suggestion(source.state, layout) or '; get a whole file'}"
         )
-    bent = [name for name, own in model.state_dict().items() if weights[name].ndim != own.ndim]
+    bent = [name for name, own in needed.items() if weights[name].ndim != own.ndim]
     if bent:
-        told = [f"{_first(theirs[name.rpartition('.')[0]], name)} {list(weights[name].shape)}" for name in bent]
+        told = [f"{published_name(name, layout)} {list(weights[name].shape)}" for name in bent]
         raise CheckpointError(
             f"{file}: {len(bent)} tensors have another number of axes than in the layout '{layout}': {_listed(told)}; "
             "is it a variant of it?"
         )
     unsound = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if unsound:
-        named = [_first(theirs[name.rpartition(".")[0]], name) for name in unsound]
+        named = [published_name(name, layout) for name in unsound]
         raise CheckpointError(
             f"{file}: {len(unsound)} tensors hold NaN or infinity: {_listed(named)}; get another file"
         )
     return weights
 
 
-def _published_names(layout: str) -> dict[str, list[str]]:
-    """Our module -> the names that the layout has for it."""
-    names: dict[str, list[str]] = {}
-    for theirs, ours in LAYOUTS[layout].items():
-        names.setdefault(ours, []).append(theirs)
-    return names
+def _left_fresh(weights: Mapping[str, Tensor], layout: str) -> str | None:
+    """The module that the layout's files may be without, where this one has nothing of it."""
+    optional = OPTIONAL.get(layout)
+    return optional if optional is not None and len(_without(weights, optional)) == len(weights) else None
 
 
-def _first(modules: Sequence[str], name: str) -> str:
-    return f"{modules[0]}.{name.rpartition('.')[2]}"
+def _without(tensors: Mapping[str, Tensor], module: str | None) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if module is None or not name.startswith(f"{module}.")}
 
 
 def _suggestion(state: Mapping[str, Tensor], layout: str) -> str:
@@ -183,12 +227,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _fill(model: nn.Module, weights: Mapping[str, Tensor], layout: str, file: Path) -> None:
-    """Load the weights; every shape must be the model's."""
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], layout: str, file: Path, fresh: str | None) -> None:
+    """Load the weights; every shape must be the model's. The module `fresh` stays as it was made."""
     own = model.state_dict()
-    theirs = _published_names(layout)
     wrong = [
-        f"{_first(theirs[name.rpartition('.')[0]], name)} {list(value.shape)}, needed is {list(own[name].shape)}"
+        f"{published_name(name, layout)} {list(value.shape)}, needed is {list(own[name].shape)}"
         for name, value in weights.items()
         if value.shape != own[name].shape
     ]
@@ -197,10 +240,27 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], layout: str, file: Pa
             f"{file}: {len(wrong)} tensors have another shape than this model of the layout '{layout}': "
             f"{'; '.join(wrong[:_SHOWN])}{'; ...' if len(wrong) > _SHOWN else ''}; is it a variant of it?"
         )
-    load_weights(model, weights)
+    load_weights(model, weights, may_be_missing=() if fresh is None else (fresh,))
 
 
 # --- the config -------------------------------------------------------------------------------------------------------
+
+
+def _arguments(published: PublishedModel) -> dict[str, Any]:
+    """What the model is made of and what its authors gave it, by dotted path."""
+    return {**{f"{name}.name": encoder for name, encoder in published.encoders.items()}, **published.assumed}
+
+
+def _nested(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted paths as mappings in mappings."""
+    nested: dict[str, Any] = {}
+    for path, value in arguments.items():
+        *outer, last = path.split(".")
+        place = nested
+        for name in outer:
+            place = place.setdefault(name, {})
+        place[last] = value
+    return nested
 
 
 def _config(
@@ -229,16 +289,16 @@ def _plain_recipe(layout: str, published: PublishedModel, counts: Mapping[str, i
     """A config to evaluate as the authors did, and to fine-tune with a small rate."""
     protocol = published.protocol
     data: dict[str, Any] = {"name": data_name}
-    if data_name in _FIRST_POINTS:
+    if published.takes_first_points and data_name in _FIRST_POINTS:
         data["num_points"] = _FIRST_POINTS[data_name]
     if data_name == protocol.data:
-        data |= protocol.arguments.get(counts["in_channels"], {})
+        data |= protocol.arguments.get(counts.get("in_channels", 0), {})
     sections = {
         "name": layout,
         "task": {"name": protocol.task, **published.task},
         "data": data,
-        "transforms": {"evaluate": list(published.evaluate)},
-        "model": {"name": published.model},
+        "transforms": {"train": list(published.trains), "evaluate": list(published.evaluate)},
+        "model": {"name": published.model, **{name: {"name": each} for name, each in published.encoders.items()}},
         "losses": list(published.losses),
         "metrics": list(protocol.metrics),
         "optimizer": {"name": "adam", "lr": 1e-4},
@@ -261,14 +321,35 @@ def _with_model(
             f"{model.where}: the config's model is '{model.name}', the layout '{layout}' is of '{published.model}'; "
             f"set model.name={published.model}"
         )
-    for name, size in sizes.items():
-        if name in model.origins and model.arguments[name] != size:
+    for name, encoder in published.encoders.items():
+        found: Component = model.arguments[name]
+        if found.name != encoder:
             raise ConfigError(
-                f"{model.origins[name]}: is {show_inline(model.arguments[name])}, the weights have {size}; remove it"
+                f"{found.where}: is '{found.name}', the layout '{layout}' is of '{encoder}'; set "
+                f"model.{name}.name={encoder}"
             )
+    for path, size in sizes.items():
+        value = _at(model, path)
+        if path in model.origins and value != size:
+            raise ConfigError(f"{model.origins[path]}: is {show_inline(value)}, the weights have {size}; remove it")
     assumed = {name: value for name, value in published.assumed.items() if name not in model.origins}
-    changed = dataclasses.replace(model, arguments={**model.arguments, **sizes, **assumed})
+    changed = _replaced(model, {**sizes, **assumed})
     return dataclasses.replace(config, model=changed, init=Init(str(target.resolve()))), assumed
+
+
+def _at(component: Component, path: str) -> Any:
+    """The argument at a dotted path."""
+    name, _, rest = path.partition(".")
+    return _at(component.arguments[name], rest) if rest else component.arguments[name]
+
+
+def _replaced(component: Component, values: Mapping[str, Any]) -> Component:
+    """The component with other values at these dotted paths."""
+    arguments = dict(component.arguments)
+    for path, value in values.items():
+        name, _, rest = path.partition(".")
+        arguments[name] = _replaced(arguments[name], {rest: value}) if rest else value
+    return dataclasses.replace(component, arguments=arguments)
 
 
 def _info(config: RunConfig) -> tuple[DataInfo, list[str]]:

@@ -19,8 +19,9 @@ def read_lineage(run: Path) -> dict[str, Any] | None:
 
 
 def describe_lineage(lineage: Mapping[str, Any]) -> str:
-    """One line: file, hash, layout."""
+    """One line: file, hash, layout, and what the file did not have."""
+    fresh = ", ".join(lineage.get("fresh", ()))
     return (
         f"weights converted from {lineage['file']} (SHA-256 {str(lineage['sha256'])[:16]}..., layout "
-        f"{lineage['layout']})"
+        f"{lineage['layout']}){f'; {fresh}: untrained, the file has none' if fresh else ''}"
     )

@@ -26,6 +26,7 @@ __all__ = [
     "PlainPlaceGroup",
     "Scale",
     "SetAbstraction",
+    "choose_centres",
     "choose_rows",
 ]
 
@@ -35,12 +36,14 @@ def choose_rows(values: Tensor, index: Tensor) -> Tensor:
     return gather_points(values, index[:, None])[:, 0]
 
 
-def _sample(points: Tensor, num_samples: int, *, min_squared_norm: float | None = None) -> Tensor:
-    """Farthest-point samples (B, num_samples); a cloud that is too small is told in the words of the models."""
+def choose_centres(
+    points: Tensor, num_samples: int, *, min_squared_norm: float | None = None, argument: str = "num_centres"
+) -> Tensor:
+    """Farthest-point samples (B, num_samples); a cloud that is too small is told with the model's own `argument`."""
     if points.shape[1] < num_samples:
         raise ValueError(
             f"points: found clouds of {points.shape[1]} points, of which {num_samples} are to be chosen as centres; "
-            f"give clouds of at least {num_samples} points or lower num_centres"
+            f"give clouds of at least {num_samples} points or lower {argument}"
         )
     return farthest_point_sample(points, num_samples=num_samples, min_squared_norm=min_squared_norm)
 
@@ -151,7 +154,7 @@ class SetAbstraction(nn.Module):
         self.out_channels = sum(scale.widths[-1] for scale in scales)
 
     def forward(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
-        centres = choose_rows(points, _sample(points, self.num_samples))
+        centres = choose_rows(points, choose_centres(points, self.num_samples))
         return centres, torch.cat([group(points, features, centres) for group in self.groups], dim=-1)
 
 
@@ -183,7 +186,7 @@ class PlainNeighbourGroup(nn.Module):
         self.network = self.network_type(in_channels=2 * channels, widths=widths, has_bias=False)
 
     def forward(self, points: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = _sample(points, self.num_samples, min_squared_norm=self.min_squared_norm)
+        chosen = choose_centres(points, self.num_samples, min_squared_norm=self.min_squared_norm)
         centres, own = choose_rows(points, chosen), choose_rows(features, chosen)
         index = nearest_neighbours(points, num_neighbours=self.num_neighbours, queries=centres)
         return centres, self.network.over_edges(features, own, index)

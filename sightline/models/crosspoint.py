@@ -13,7 +13,6 @@ from sightline.layers.mlp import Width
 
 __all__ = ["CrossPoint", "CrossPointOutput", "IntraPoint", "IntraPointOutput", "projection_head"]
 
-_POINT_HIDDEN = 1024
 _IMAGE_HIDDEN = 512
 
 
@@ -35,14 +34,15 @@ class IntraPoint(nn.Module):
     """A point encoder and its projection head: two augmented clouds of every object, near each other in one space.
 
     Nothing is computed that the losses do not read. `encode` gives the encoder's own feature, which is what probes and
-    fine-tuning take; the head serves the losses alone. Source: Afham et al. 2022, section 3.1.
+    fine-tuning take; the head serves the losses alone. Its hidden layer is `hidden` wide: the authors take the width of
+    their encoder's last map. Source: Afham et al. 2022, section 3.1.
     """
 
-    def __init__(self, *, points: PointEncoder, embedding: Width = 256) -> None:
+    def __init__(self, *, points: PointEncoder, embedding: Width = 256, hidden: Width = 1024) -> None:
         super().__init__()
         self.points = points
         self.feature_width: int = points.feature_width
-        self.points_head = projection_head(self.feature_width, _POINT_HIDDEN, embedding, has_bias=True)
+        self.points_head = projection_head(self.feature_width, hidden, embedding, has_bias=True)
 
     def forward(self, *, points: Tensor, other_points: Tensor) -> IntraPointOutput:
         """`points` and `other_points` (B, N, 3): two views of the same objects, in any unit.
@@ -66,11 +66,14 @@ class CrossPoint(IntraPoint):
     """A point encoder and an image encoder with a projection head each, into one space.
 
     Nothing is computed that the losses do not read. `encode` gives the point encoder's own feature, which is what
-    probes and fine-tuning take; heads and images serve the losses alone. Source: Afham et al. 2022, section 3.
+    probes and fine-tuning take; heads and images serve the losses alone. `hidden` is the width of the point head's
+    hidden layer; that of the image head's is 512. Source: Afham et al. 2022, section 3.
     """
 
-    def __init__(self, *, points: PointEncoder, images: ImageEncoder, embedding: Width = 256) -> None:
-        super().__init__(points=points, embedding=embedding)
+    def __init__(
+        self, *, points: PointEncoder, images: ImageEncoder, embedding: Width = 256, hidden: Width = 1024
+    ) -> None:
+        super().__init__(points=points, embedding=embedding, hidden=hidden)
         self.images = images
         self.images_head = projection_head(images.feature_width, _IMAGE_HIDDEN, embedding, has_bias=False)
 
@@ -83,7 +86,7 @@ class CrossPoint(IntraPoint):
 
 
 def projection_head(in_width: int, hidden: int, out_width: int, *, has_bias: bool) -> nn.Sequential:
-    """Linear, batch norm, ReLU, linear: (B, in_width) -> (B, out_width). Source: Chen et al. 2020, section 4.2."""
+    """Linear, batch norm, ReLU, linear: (B, in_width) -> (B, out_width). Source: Chen et al. 2020, SimCLR, sec. 4.2."""
     return nn.Sequential(
         nn.Linear(in_width, hidden, bias=has_bias),
         nn.BatchNorm1d(hidden),

@@ -15,7 +15,7 @@ from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.offset_attention import AttentionStack, OffsetAttention, SelfAttention
 from sightline.layers.set_abstraction import NeighbourGroup, PlainNeighbourGroup
 
-__all__ = ["PCT", "NaivePCT", "PCTOutput", "PCTParts", "PCTPointsOutput", "SimplePCT"]
+__all__ = ["PCT", "NaivePCT", "PCTEncoder", "PCTOutput", "PCTParts", "PCTPointsOutput", "SimplePCT"]
 
 _NUM_LAYERS = 4
 _EMBEDDING = 1024
@@ -36,8 +36,58 @@ class PCTPointsOutput(TypedDict):
     logits: Tensor
 
 
+@registry.point_encoders.add("pct")
+class PCTEncoder(nn.Module):
+    """Two rounds of sampling and grouping, four layers of offset attention among the samples, and their maxima.
+
+    `encode` gives (B, 1024). Clouds need at least `num_centres[0]` points. Sampling starts at the first point, in
+    training and in evaluation: shuffle the points in training. The other arguments are those of the model `pct`.
+    Source: Guo et al. 2021 (PCT), figure 2 and section 3.4; layout of Strawberry-Eat-Mango/PCT_Pytorch.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_centres: tuple[Count, Count] = (512, 256),
+        num_neighbours: Count = 32,
+        codes_positions: bool = False,
+        min_squared_norm: Factor | None = None,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.feature_width = _EMBEDDING
+        self.embed = nn.Sequential(_relu_layer(in_channels, 64), _relu_layer(64, 64))
+        group = NeighbourGroup if fused else PlainNeighbourGroup
+        self.groups = nn.ModuleList(
+            group(
+                channels=width // 2,
+                num_samples=count,
+                num_neighbours=num_neighbours,
+                widths=(width, width),
+                min_squared_norm=min_squared_norm,
+            )
+            for count, width in zip(num_centres, (128, 256), strict=True)
+        )
+        self.prepare = nn.Sequential(*(_relu_layer(256, 256) for _ in range(1 if codes_positions else 2)))
+        self.attend = AttentionStack(
+            layer=OffsetAttention, channels=256, num_layers=_NUM_LAYERS, codes_positions=codes_positions
+        )
+        self.fuse = _leaky_layer((_NUM_LAYERS + 1) * 256)
+
+    def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
+        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        values = self.embed(join_channels(points, features, in_channels=self.in_channels))
+        for group in self.groups:
+            points, values = group(points, values)
+        attended = self.attend(self.prepare(values), points)
+        fused_BNC: Tensor = self.fuse(torch.cat([attended, values], dim=-1))
+        return fused_BNC.max(dim=1).values
+
+
 @registry.models.add("pct")
-class PCT(nn.Module):
+class PCT(PCTEncoder):
     """Two rounds of sampling and grouping, four layers of offset attention among the samples, a maximum, a head.
 
     Clouds need at least `num_centres[0]` points. Sampling starts at the first point, in training and in evaluation:
@@ -61,35 +111,19 @@ class PCT(nn.Module):
         dropout: Probability = 0.5,
         fused: bool = True,
     ) -> None:
-        super().__init__()
-        self.in_channels = in_channels
-        self.embed = nn.Sequential(_relu_layer(in_channels, 64), _relu_layer(64, 64))
-        group = NeighbourGroup if fused else PlainNeighbourGroup
-        self.groups = nn.ModuleList(
-            group(
-                channels=width // 2,
-                num_samples=count,
-                num_neighbours=num_neighbours,
-                widths=(width, width),
-                min_squared_norm=min_squared_norm,
-            )
-            for count, width in zip(num_centres, (128, 256), strict=True)
+        super().__init__(
+            in_channels=in_channels,
+            num_centres=num_centres,
+            num_neighbours=num_neighbours,
+            codes_positions=codes_positions,
+            min_squared_norm=min_squared_norm,
+            fused=fused,
         )
-        self.prepare = nn.Sequential(*(_relu_layer(256, 256) for _ in range(1 if codes_positions else 2)))
-        self.attend = AttentionStack(
-            layer=OffsetAttention, channels=256, num_layers=_NUM_LAYERS, codes_positions=codes_positions
-        )
-        self.fuse = _leaky_layer((_NUM_LAYERS + 1) * 256)
         self.head = _head(num_classes, head_activation, dropout)
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PCTOutput:
         """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
-        values = self.embed(join_channels(points, features, in_channels=self.in_channels))
-        for group in self.groups:
-            points, values = group(points, values)
-        attended = self.attend(self.prepare(values), points)
-        fused_BNC = self.fuse(torch.cat([attended, values], dim=-1))
-        return {"logits": self.head(fused_BNC.max(dim=1).values)}
+        return {"logits": self.head(self.encode(points=points, features=features))}
 
 
 class _PointwisePCT(nn.Module):
@@ -107,17 +141,22 @@ class _PointwisePCT(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
+        self.feature_width = _EMBEDDING
         self.embed = nn.Sequential(_relu_layer(in_channels, 128), _relu_layer(128, 128))
         self.attend = AttentionStack(layer=self._layer, channels=128, num_layers=_NUM_LAYERS, codes_positions=False)
         self.fuse = _leaky_layer(_NUM_LAYERS * 128)
         self.head = _head(num_classes, head_activation, dropout)
 
-    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PCTOutput:
-        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+    def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
+        """What the head reads, (B, 1024); `points` and `features` as in `forward`."""
         channels = join_channels(points, features, in_channels=self.in_channels)
         assert_finite(channels, name="points")
-        attended = self.attend(self.embed(channels), points)
-        return {"logits": self.head(self.fuse(attended).max(dim=1).values)}
+        fused_BNC: Tensor = self.fuse(self.attend(self.embed(channels), points))
+        return fused_BNC.max(dim=1).values
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PCTOutput:
+        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        return {"logits": self.head(self.encode(points=points, features=features))}
 
 
 @registry.models.add("pct_simple")

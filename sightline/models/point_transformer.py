@@ -18,7 +18,7 @@ from sightline.layers.mlp import LinearNorm, Width
 from sightline.layers.transitions import CloudContext, PlainTransitionDown, TransitionDown, TransitionUp, mean_of_clouds
 from sightline.layers.vector_attention import NUM_SHARING, PlainVectorAttention, VectorAttention
 
-__all__ = ["PointTransformer", "PointTransformerBlock", "PointTransformerOutput"]
+__all__ = ["PointTransformer", "PointTransformerBlock", "PointTransformerEncoder", "PointTransformerOutput"]
 
 _HEAD_WIDTHS = (256, 128)
 _DROPOUT_OF_CLOUDS = 0.5
@@ -83,8 +83,82 @@ class _Decoder(nn.Module):
         return cast(Tensor, values)
 
 
+@registry.point_encoders.add("point_transformer")
+class PointTransformerEncoder(nn.Module):
+    """Vector attention among neighbours at several resolutions, and the mean of the coarsest: (B, widths[-1]).
+
+    Clouds may be of any size, ragged too where `offsets` are given. Sampling starts at a cloud's first point: shuffle
+    the points in training. The arguments are those of the model `point_transformer`; per cloud and per point it has
+    this encoder, so that its weights start either.
+    Source: Zhao et al. 2021, figure 3; layout of POSTECH-CVLab/point-transformer, by its first author.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        widths: tuple[Width, ...] = (32, 64, 128, 256, 512),
+        strides: tuple[Count, ...] = (1, 4, 4, 4, 4),
+        num_neighbours: tuple[Count, ...] = (8, 16, 16, 16, 16),
+        num_blocks: tuple[Count, ...] = (1, 2, 3, 5, 2),
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        _assert_stages(widths, strides, num_neighbours, num_blocks)
+        self.in_channels = in_channels
+        self.feature_width = widths[-1]
+        self.strides = strides
+        self.num_neighbours = num_neighbours
+        self.stages = nn.ModuleList(
+            _Stage(in_channels=before, channels=width, num_blocks=count, is_strided=stride > 1, fused=fused)
+            for before, width, count, stride in zip(
+                (in_channels, *widths[:-1]), widths, num_blocks, strides, strict=True
+            )
+        )
+
+    def encode(self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None) -> Tensor:
+        """`points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in any unit; `features` (..., in_channels - 3).
+
+        Raises ValueError for a cloud without points.
+        """
+        of_levels, levels = self._read(points, features, offsets)
+        _assert_no_empty_cloud(levels[0].offsets)
+        return mean_of_clouds(of_levels[-1], levels[-1].offsets)
+
+    def _read(
+        self, points: Tensor, features: Tensor | None, offsets: Tensor | None
+    ) -> tuple[list[Tensor], list[Level]]:
+        """What the points of every level came to (P, widths[level]), and the levels."""
+        packed, values, offsets = packed_channels(points, features, offsets, in_channels=self.in_channels)
+        levels = levels_of(packed, offsets=offsets, strides=self.strides, num_neighbours=self.num_neighbours)
+        assert_finite_rows(values, offsets=offsets, name="points and features")
+        self._assert_statistics(levels)
+        of_levels = []
+        for stage, level in zip(self.stages, levels, strict=True):
+            values = stage(values, level)
+            of_levels.append(values)
+        return of_levels, levels
+
+    def _assert_statistics(self, levels: list[Level]) -> None:
+        """Raises ValueError where a batch norm would have one row to take its statistics of.
+
+        A synchronised one may find more on other processes, and says so itself where it does not.
+        """
+        norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        if not any(norm.training and not isinstance(norm, SynchronisedBatchNorm) for norm in norms):
+            return
+        for place, level in enumerate(levels):
+            if len(level.points) == 1:
+                raise ValueError(
+                    f"point_transformer: one point is left at stage {place + 1} of {len(levels)} in the whole batch "
+                    f"({len(levels[0].points)} points came in), and batch norm in training needs two; give larger "
+                    "clouds or more of them in a batch (train.tail=drop where the last one is short), or take fewer "
+                    "stages"
+                )
+
+
 @registry.models.add("point_transformer")
-class PointTransformer(nn.Module):
+class PointTransformer(PointTransformerEncoder):
     """Vector attention among neighbours at several resolutions; ragged clouds one after another, or stacked ones.
 
     `per: point` answers for every point, `per: cloud` for every cloud. Each stage keeps one of `strides` points of a
@@ -111,18 +185,15 @@ class PointTransformer(nn.Module):
         dropout: Probability | None = None,
         fused: bool = True,
     ) -> None:
-        super().__init__()
-        _assert_stages(widths, strides, num_neighbours, num_blocks)
-        self.in_channels = in_channels
-        self.num_classes = num_classes
-        self.strides = strides
-        self.num_neighbours = num_neighbours
-        self.stages = nn.ModuleList(
-            _Stage(in_channels=before, channels=width, num_blocks=count, is_strided=stride > 1, fused=fused)
-            for before, width, count, stride in zip(
-                (in_channels, *widths[:-1]), widths, num_blocks, strides, strict=True
-            )
+        super().__init__(
+            in_channels=in_channels,
+            widths=widths,
+            strides=strides,
+            num_neighbours=num_neighbours,
+            num_blocks=num_blocks,
+            fused=fused,
         )
+        self.num_classes = num_classes
         self.decoder = _Decoder(widths=widths, fused=fused) if per == "point" else None
         if per == "point":
             self.head = _head((widths[0], widths[0]), num_classes, dropout or 0.0)
@@ -134,36 +205,10 @@ class PointTransformer(nn.Module):
         self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
     ) -> PointTransformerOutput:
         """`points` (B, N, 3), or (P, 3) with `offsets` (S+1,), in any unit; `features` (..., in_channels - 3)."""
-        packed, channels, offsets = packed_channels(points, features, offsets, in_channels=self.in_channels)
-        levels = levels_of(packed, offsets=offsets, strides=self.strides, num_neighbours=self.num_neighbours)
-        assert_finite_rows(channels, offsets=offsets, name="points and features")
-        self._assert_statistics(levels)
-        values, of_levels = channels, []
-        for stage, level in zip(self.stages, levels, strict=True):
-            values = stage(values, level)
-            of_levels.append(values)
         if self.decoder is None:
-            _assert_no_empty_cloud(offsets)
-            return {"logits": self.head(mean_of_clouds(values, levels[-1].offsets))}
-        logits = self.head(self.decoder(of_levels, levels))
+            return {"logits": self.head(self.encode(points=points, features=features, offsets=offsets))}
+        logits = self.head(self.decoder(*self._read(points, features, offsets)))
         return {"logits": logits.view(*points.shape[:-1], self.num_classes)}
-
-    def _assert_statistics(self, levels: list[Level]) -> None:
-        """Raises ValueError where a batch norm would have one row to take its statistics of.
-
-        A synchronised one may find more on other processes, and says so itself where it does not.
-        """
-        norms = [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        if not any(norm.training and not isinstance(norm, SynchronisedBatchNorm) for norm in norms):
-            return
-        for place, level in enumerate(levels):
-            if len(level.points) == 1:
-                raise ValueError(
-                    f"point_transformer: one point is left at stage {place + 1} of {len(levels)} in the whole batch "
-                    f"({len(levels[0].points)} points came in), and batch norm in training needs two; give larger "
-                    "clouds or more of them in a batch (train.tail=drop where the last one is short), or take fewer "
-                    "stages"
-                )
 
 
 def _assert_stages(

@@ -17,7 +17,7 @@ from sightline.layers.dense_transition import TransitionDown, TransitionUp
 from sightline.layers.dense_vector_attention import PlainVectorAttention, VectorAttention
 from sightline.layers.mlp import Width
 
-__all__ = ["DensePointTransformer", "PointTransformerOutput"]
+__all__ = ["DensePointTransformer", "DensePointTransformerEncoder", "PointTransformerOutput"]
 
 _FIRST_CHANNELS = 32
 _BOTTOM_WIDTH = 512
@@ -37,8 +37,95 @@ class Level(NamedTuple):
     nearest: Tensor
 
 
+class _WithLevels(nn.Module):
+    """The way down through the levels, and the mean of the coarsest one's points."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_categories: int | None,
+        num_blocks: tuple[int, ...],
+        num_neighbours: int,
+        width: int,
+        fused: bool,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.num_categories = num_categories
+        self.channels = [_FIRST_CHANNELS * 2**level for level in range(len(num_blocks))]
+        self.feature_width = self.channels[-1]
+        self.encoder = _Encoder(
+            in_channels=in_channels + (num_categories or 0),
+            channels=self.channels,
+            num_blocks=num_blocks,
+            num_neighbours=num_neighbours,
+            width=width,
+            fused=fused,
+        )
+
+    def encode(
+        self,
+        *,
+        points: Tensor,
+        features: Tensor | None = None,
+        offsets: Tensor | None = None,
+        category: Tensor | None = None,
+    ) -> Tensor:
+        """`points` (B, N, 3) in any unit, or (P, 3) with the `offsets` of clouds of one size; `features` likewise.
+
+        `category` (B,) is needed by a network that was built to read it.
+        """
+        return self._levels(points, features, offsets, category)[-1].features.mean(dim=1)
+
+    def _levels(
+        self, points: Tensor, features: Tensor | None, offsets: Tensor | None, category: Tensor | None
+    ) -> list[Level]:
+        channels = dense_channels(points, features, offsets, in_channels=self.in_channels)
+        levels: list[Level] = self.encoder(channels[..., :3], self._with_category(channels, category))
+        return levels
+
+    def _with_category(self, channels: Tensor, category: Tensor | None) -> Tensor:
+        if self.num_categories is None:
+            return channels
+        if category is None:
+            raise ValueError(
+                f"category: not given, this model was built for {self.num_categories} categories; give one per cloud"
+            )
+        one_hot_BC = one_hot_category(category, like=channels, num_categories=self.num_categories)
+        return torch.cat([channels, one_hot_BC[:, None].expand(-1, channels.shape[1], -1)], dim=-1)
+
+
+@registry.point_encoders.add("point_transformer_dense")
+class DensePointTransformerEncoder(_WithLevels):
+    """Vector attention among neighbours, a quarter of the points per level, and the mean of the coarsest.
+
+    `encode` gives (B, 32 * 2^(number of levels - 1)): 512 as it stands. Sampling starts at the first point, in training
+    and in evaluation: shuffle the points in training. The arguments are those of the model `point_transformer_dense`.
+    Source: Zhao et al. 2021 (Point Transformer), section 3; layout of qq456cvb/Point-Transformers (Hengshuang).
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_blocks: Annotated[tuple[Count, ...], Len(1)] = (1, 1, 1, 1, 1),
+        num_neighbours: Count = 16,
+        width: Width = 512,
+        fused: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            num_categories=None,
+            num_blocks=num_blocks,
+            num_neighbours=num_neighbours,
+            width=width,
+            fused=fused,
+        )
+
+
 @registry.models.add("point_transformer_dense")
-class DensePointTransformer(nn.Module):
+class DensePointTransformer(_WithLevels):
     """Point Transformer over clouds of one size: vector attention among neighbours, a quarter of the points per level.
 
     `per` says what gets a label: each point, through a decoder, or each cloud. `num_blocks` is the number of attention
@@ -62,22 +149,17 @@ class DensePointTransformer(nn.Module):
         width: Width = 512,
         fused: bool = True,
     ) -> None:
-        super().__init__()
-        self.in_channels = in_channels
-        self.num_categories = num_categories if per == "point" else None
-        channels = [_FIRST_CHANNELS * 2**level for level in range(len(num_blocks))]
-        self.encoder = _Encoder(
-            in_channels=in_channels + (self.num_categories or 0),
-            channels=channels,
+        super().__init__(
+            in_channels=in_channels,
+            num_categories=num_categories if per == "point" else None,
             num_blocks=num_blocks,
             num_neighbours=num_neighbours,
             width=width,
             fused=fused,
         )
-        self.decoder = _Decoder(channels=channels, width=width, fused=fused) if per == "point" else None
-        self.head = (
-            _mlp(channels[0], 64, 64, num_classes) if per == "point" else _mlp(channels[-1], 256, 64, num_classes)
-        )
+        first, last = self.channels[0], self.channels[-1]
+        self.decoder = _Decoder(channels=self.channels, width=width, fused=fused) if per == "point" else None
+        self.head = _mlp(first, 64, 64, num_classes) if per == "point" else _mlp(last, 256, 64, num_classes)
 
     def forward(
         self,
@@ -91,22 +173,10 @@ class DensePointTransformer(nn.Module):
 
         `category` (B,) is needed where the labels are per point and the data set has categories.
         """
-        given = points.shape[:-1]
-        channels = dense_channels(points, features, offsets, in_channels=self.in_channels)
-        levels = self.encoder(channels[..., :3], self._with_category(channels, category))
         if self.decoder is None:
-            return {"logits": self.head(levels[-1].features.mean(dim=1))}
-        return {"logits": self.head(self.decoder(levels)).view(*given, -1)}
-
-    def _with_category(self, channels: Tensor, category: Tensor | None) -> Tensor:
-        if self.num_categories is None:
-            return channels
-        if category is None:
-            raise ValueError(
-                f"category: not given, this model was built for {self.num_categories} categories; give one per cloud"
-            )
-        one_hot_BC = one_hot_category(category, like=channels, num_categories=self.num_categories)
-        return torch.cat([channels, one_hot_BC[:, None].expand(-1, channels.shape[1], -1)], dim=-1)
+            return {"logits": self.head(self.encode(points=points, features=features, offsets=offsets))}
+        levels = self._levels(points, features, offsets, category)
+        return {"logits": self.head(self.decoder(levels)).view(*points.shape[:-1], -1)}
 
 
 class _Encoder(nn.Module):

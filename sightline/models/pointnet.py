@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from sightline.layers.cloud import join_channels
 from sightline.layers.mlp import LinearNorm, Width
 from sightline.layers.pooling import LinearNormMax
 
-__all__ = ["AlignmentNet", "PointNet", "PointNetOutput", "PointNetPlain", "PointNetPlainOutput"]
+__all__ = ["AlignmentNet", "PointNet", "PointNetEncoder", "PointNetOutput", "PointNetPlain", "PointNetPlainOutput"]
 
 
 class PointNetOutput(TypedDict):
@@ -30,8 +30,45 @@ class PointNetPlainOutput(TypedDict):
     logits: Tensor
 
 
+@registry.point_encoders.add("pointnet")
+class PointNetEncoder(nn.Module):
+    """PointNet's global feature, with input and feature alignment: (B, 1024), whatever the order of the points.
+
+    The last layer before the maximum has no ReLU, as in the widely used code. Nothing keeps the feature alignment near
+    a rotation here: the penalty of the model `pointnet` is no contrastive loss. `fused: false` takes the plain forms of
+    its layers: the same numbers, slower, for comparison.
+    Source: Qi et al. 2017, figure 2; layout of yanx27/Pointnet_Pointnet2_pytorch.
+    """
+
+    def __init__(self, *, in_channels: int, fused: bool = True) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.feature_width = 1024
+        self.input_alignment = AlignmentNet(in_channels=in_channels, size=3, fused=fused)
+        self.embed = _relu_layer(in_channels, 64)
+        self.feature_alignment = AlignmentNet(in_channels=64, size=64, fused=fused)
+        # Its name in files of weights is older than the method `encode`, which hides it as an attribute.
+        self._modules["encode"] = nn.Sequential(
+            _relu_layer(64, 128),
+            LinearNormMax(in_channels=128, out_channels=self.feature_width, has_bias=True, fused=fused),
+        )
+
+    def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
+        """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
+        return self._read(points, features)[0]
+
+    def _read(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The global feature (B, 1024) and the feature alignment (B, 64, 64)."""
+        channels_BNC = join_channels(points, features, in_channels=self.in_channels)
+        aligned_BN3 = points @ self.input_alignment(channels_BNC)
+        embedded_BNC = self.embed(torch.cat([aligned_BN3, channels_BNC[..., 3:]], dim=-1))
+        feature_transform = self.feature_alignment(embedded_BNC)
+        network = cast(nn.Module, self._modules["encode"])
+        return network(embedded_BNC @ feature_transform), feature_transform
+
+
 @registry.models.add("pointnet")
-class PointNet(nn.Module):
+class PointNet(PointNetEncoder):
     """PointNet with input and feature alignment; the answer does not depend on the order of the points.
 
     Two slips of the widely used code are kept, for its published weights: dropout stands before the second batch norm
@@ -41,16 +78,9 @@ class PointNet(nn.Module):
     """
 
     def __init__(self, *, num_classes: int, in_channels: int, dropout: Probability = 0.4, fused: bool = True) -> None:
-        super().__init__()
-        self.in_channels = in_channels
-        self.input_alignment = AlignmentNet(in_channels=in_channels, size=3, fused=fused)
-        self.embed = _relu_layer(in_channels, 64)
-        self.feature_alignment = AlignmentNet(in_channels=64, size=64, fused=fused)
-        self.encode = nn.Sequential(
-            _relu_layer(64, 128), LinearNormMax(in_channels=128, out_channels=1024, has_bias=True, fused=fused)
-        )
+        super().__init__(in_channels=in_channels, fused=fused)
         self.head = nn.Sequential(
-            _relu_layer(1024, 512),
+            _relu_layer(self.feature_width, 512),
             nn.Linear(512, 256),
             nn.Dropout(dropout),
             nn.BatchNorm1d(256),
@@ -60,11 +90,7 @@ class PointNet(nn.Module):
 
     def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetOutput:
         """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
-        channels_BNC = join_channels(points, features, in_channels=self.in_channels)
-        aligned_BN3 = points @ self.input_alignment(channels_BNC)
-        embedded_BNC = self.embed(torch.cat([aligned_BN3, channels_BNC[..., 3:]], dim=-1))
-        feature_transform = self.feature_alignment(embedded_BNC)
-        pooled_BC = self.encode(embedded_BNC @ feature_transform)
+        pooled_BC, feature_transform = self._read(points, features)
         return {"logits": self.head(pooled_BC), "feature_transform": feature_transform}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from sightline.layers.cloud import join_channels
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.set_abstraction import Scale, SetAbstraction
 
-__all__ = ["PointNet2", "PointNet2MultiScale", "PointNet2Output"]
+__all__ = ["PointNet2", "PointNet2Encoder", "PointNet2MultiScale", "PointNet2Output"]
 
 
 class PointNet2Output(TypedDict):
@@ -22,44 +22,59 @@ class PointNet2Output(TypedDict):
     logits: Tensor
 
 
-class _PointNet2(nn.Module):
-    """Two set abstractions, a network over all that is left and its maximum, a head."""
+class _PointNet2Encoder(nn.Module):
+    """Two set abstractions, a network over all that is left, and its maximum."""
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        in_channels: int,
-        first: SetAbstraction,
-        second: SetAbstraction,
-        dropouts: tuple[float, float],
-    ) -> None:
+    def __init__(self, *, in_channels: int, first: SetAbstraction, second: SetAbstraction) -> None:
         super().__init__()
         self.in_channels = in_channels
+        self.feature_width = 1024
         self.abstractions = nn.ModuleList([first, second])
-        self.encode = nn.Sequential(
-            _relu_layer(3 + second.out_channels, 256), _relu_layer(256, 512), _relu_layer(512, 1024)
-        )
-        self.head = nn.Sequential(
-            _relu_layer(1024, 512),
-            nn.Dropout(dropouts[0]),
-            _relu_layer(512, 256),
-            nn.Dropout(dropouts[1]),
-            nn.Linear(256, num_classes),
+        # Its name in files of weights is older than the method `encode`, which hides it as an attribute.
+        self._modules["encode"] = nn.Sequential(
+            _relu_layer(3 + second.out_channels, 256), _relu_layer(256, 512), _relu_layer(512, self.feature_width)
         )
 
-    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNet2Output:
+    def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
         """`points` (B, N, 3), in the unit of the radii; `features` (B, N, in_channels - 3) where there are any."""
         join_channels(points, features, in_channels=self.in_channels)  # for its check of the shapes
         for abstraction in self.abstractions:
             points, features = abstraction(points, features)
         assert features is not None
-        pooled_BC = self.encode(torch.cat([points, features], dim=-1)).max(dim=1).values
-        return {"logits": self.head(pooled_BC)}
+        encoded_BNC: Tensor = cast(nn.Module, self._modules["encode"])(torch.cat([points, features], dim=-1))
+        return encoded_BNC.max(dim=1).values
+
+
+@registry.point_encoders.add("pointnet2")
+class PointNet2Encoder(_PointNet2Encoder):
+    """PointNet++ with one ball per centre (SSG), and the maximum over all that is left: (B, 1024).
+
+    The radii are meant for clouds in the unit sphere; all arguments are those of the model `pointnet2`, and the order
+    of the points matters as it does there. Source: Qi et al. 2017 (PointNet++), appendix B.1.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_centres: tuple[Count, Count] = (512, 128),
+        radii: tuple[Size, Size] = (0.2, 0.4),
+        num_neighbours: tuple[Count, Count] = (32, 64),
+        fused: bool = True,
+    ) -> None:
+        first, second = (
+            [Scale(radius, count, widths)]
+            for radius, count, widths in zip(radii, num_neighbours, ((64, 64, 128), (128, 128, 256)), strict=True)
+        )
+        super().__init__(
+            in_channels=in_channels,
+            first=SetAbstraction(in_channels=in_channels - 3, num_samples=num_centres[0], scales=first, fused=fused),
+            second=SetAbstraction(in_channels=128, num_samples=num_centres[1], scales=second, fused=fused),
+        )
 
 
 @registry.models.add("pointnet2")
-class PointNet2(_PointNet2):
+class PointNet2(PointNet2Encoder):
     """PointNet++ with one ball per centre (SSG); neighbourhoods within a radius, so the unit of the points matters.
 
     The radii are meant for clouds in the unit sphere. Clouds need at least `num_centres[0]` points. The order of the
@@ -80,21 +95,18 @@ class PointNet2(_PointNet2):
         dropout: Probability = 0.4,
         fused: bool = True,
     ) -> None:
-        first, second = (
-            [Scale(radius, count, widths)]
-            for radius, count, widths in zip(radii, num_neighbours, ((64, 64, 128), (128, 128, 256)), strict=True)
-        )
         super().__init__(
-            num_classes=num_classes,
-            in_channels=in_channels,
-            first=SetAbstraction(in_channels=in_channels - 3, num_samples=num_centres[0], scales=first, fused=fused),
-            second=SetAbstraction(in_channels=128, num_samples=num_centres[1], scales=second, fused=fused),
-            dropouts=(dropout, dropout),
+            in_channels=in_channels, num_centres=num_centres, radii=radii, num_neighbours=num_neighbours, fused=fused
         )
+        self.head = _head(self.feature_width, num_classes, dropouts=(dropout, dropout))
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNet2Output:
+        """`points` (B, N, 3), in the unit of the radii; `features` (B, N, in_channels - 3) where there are any."""
+        return {"logits": self.head(self.encode(points=points, features=features))}
 
 
 @registry.models.add("pointnet2_msg")
-class PointNet2MultiScale(_PointNet2):
+class PointNet2MultiScale(_PointNet2Encoder):
     """PointNet++ with three balls per centre (MSG): of half, once and twice the radii of `pointnet2`.
 
     Meant for clouds in the unit sphere, of at least `num_centres[0]` points. The order of the points matters as it does
@@ -126,13 +138,22 @@ class PointNet2MultiScale(_PointNet2):
             first="features",
             fused=fused,
         )
-        super().__init__(
-            num_classes=num_classes,
-            in_channels=in_channels,
-            first=first,
-            second=second,
-            dropouts=(dropout, last_dropout),
-        )
+        super().__init__(in_channels=in_channels, first=first, second=second)
+        self.head = _head(self.feature_width, num_classes, dropouts=(dropout, last_dropout))
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNet2Output:
+        """`points` (B, N, 3), in the unit of the radii; `features` (B, N, in_channels - 3) where there are any."""
+        return {"logits": self.head(self.encode(points=points, features=features))}
+
+
+def _head(in_width: int, num_classes: int, *, dropouts: tuple[float, float]) -> nn.Sequential:
+    return nn.Sequential(
+        _relu_layer(in_width, 512),
+        nn.Dropout(dropouts[0]),
+        _relu_layer(512, 256),
+        nn.Dropout(dropouts[1]),
+        nn.Linear(256, num_classes),
+    )
 
 
 def _relu_layer(in_channels: int, out_channels: int) -> LinearNorm:

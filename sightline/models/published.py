@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from sightline.errors import CheckpointError
+from sightline.models.published_crosspoint import CROSSPOINT_LAYOUTS, CROSSPOINT_UNUSED
 from sightline.models.published_dense import DENSE_LAYOUTS
+from sightline.models.published_images import IMAGE_LAYOUTS, IMAGE_OPTIONAL
+from sightline.models.published_point_bert import POINT_BERT_LAYOUTS, POINT_BERT_OPTIONAL, POINT_BERT_UNUSED
 from sightline.models.published_segmentation import SEGMENTATION_LAYOUTS, yanx27_alignment
 from sightline.schema import nearest
 
-__all__ = ["LAYOUTS", "translate", "translate_key"]
+__all__ = ["LAYOUTS", "OPTIONAL", "UNUSED", "published_name", "translate", "translate_key", "unused_names"]
 
 _WANG_DGCNN = {
     **{f"conv{i + 1}.0": f"edges.{i}.edge.linear" for i in range(4)},
@@ -173,6 +177,9 @@ _POSTECH_POINT_TRANSFORMER_SEG = {
 
 LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "antao97_dgcnn_cls": _WANG_DGCNN,
+    **CROSSPOINT_LAYOUTS,
+    **IMAGE_LAYOUTS,
+    **POINT_BERT_LAYOUTS,
     "postech_point_transformer_seg": _POSTECH_POINT_TRANSFORMER_SEG,
     "qq456cvb_pct_cls": _STRAWBERRY_PCT,
     **DENSE_LAYOUTS,
@@ -185,29 +192,43 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "yanx27_pointnet_cls": _YANX27_POINTNET,
     **SEGMENTATION_LAYOUTS,
 }
-"""Per published layout: their module -> our module. Leaves (`weight`, `running_mean`, ...) are called the same."""
+"""Per published layout: their module -> our module. Leaves (`weight`, `running_mean`, ...) are called the same.
+
+A parameter that stands in no module of theirs is named whole, on both sides.
+"""
+
+UNUSED: Mapping[str, tuple[str, ...]] = {**CROSSPOINT_UNUSED, **POINT_BERT_UNUSED}
+"""Per published layout: patterns of names in its files that our model has no use for."""
+
+OPTIONAL: Mapping[str, str] = {**IMAGE_OPTIONAL, **POINT_BERT_OPTIONAL}
+"""Per published layout: the module of ours that its files may be without as a whole."""
 
 
 def translate(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     """Published weights under our names and in our shapes; tensors are shared, nothing given is changed.
 
-    Convolutions of size 1 become matrices; a leading `module.` on every name, left by DataParallel, goes. Raises
-    CheckpointError for an unknown layout, for names that the layout does not have, and for a module stored under two
-    names with different values.
+    Convolutions of size 1 become matrices, but for those that are convolutions here too; a leading `module.` on every
+    name, left by DataParallel, goes, and so does what `UNUSED` names. Raises CheckpointError for an unknown layout, for
+    names that the layout does not have, and for a module stored under two names with different values.
     """
     _assert_known(layout)
-    translated: dict[str, Tensor] = {}
-    origin: dict[str, str] = {}
-    names = {key: translate_key(key, layout) for key in _without_wrapper(state)}
+    used = dict(zip(_without_wrapper(state), state.values(), strict=True))
+    for key in unused_names(used, layout):
+        del used[key]
+    names = {key: translate_key(key, layout) for key in used}
     unknown = [key for key, ours in names.items() if ours is None]
     if unknown:
         raise CheckpointError(
             f"{len(unknown)} of {len(names)} names do not belong to the layout '{layout}': "
             f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}; choose the layout of the file"
         )
-    for (key, ours), tensor in zip(names.items(), state.values(), strict=True):
+    translated: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for key, tensor in used.items():
+        ours = names[key]
         assert ours is not None
-        value = tensor.flatten(1) if tensor.ndim > 2 and tensor.shape[2:].numel() == 1 else tensor
+        is_map = tensor.ndim > 2 and tensor.shape[2:].numel() == 1 and not ours.endswith(".conv.weight")
+        value = tensor.flatten(1) if is_map else tensor
         if ours in translated and not torch.equal(translated[ours], value):
             raise CheckpointError(
                 f"'{origin[ours]}' and '{key}' are one tensor in the layout '{layout}' but hold different values; "
@@ -217,12 +238,33 @@ def translate(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     return translated
 
 
+def unused_names(names: Iterable[str], layout: str) -> dict[str, str]:
+    """The published names that a model of this layout has no use for, each with the pattern that says so."""
+    patterns = UNUSED.get(layout, ())
+    matches = ((name, next((each for each in patterns if fnmatch.fnmatchcase(name, each)), None)) for name in names)
+    return {name: pattern for name, pattern in matches if pattern is not None}
+
+
 def translate_key(key: str, layout: str) -> str | None:
     """Our name of one published name, None where the layout has none. Raises CheckpointError for an unknown layout."""
     _assert_known(layout)
+    table = LAYOUTS[layout]
+    if key in table:
+        return table[key]
     module, _, leaf = key.rpartition(".")
-    ours = LAYOUTS[layout].get(module)
+    ours = table.get(module)
     return f"{ours}.{leaf}" if ours is not None else None
+
+
+def published_name(ours: str, layout: str) -> str:
+    """What the layout calls a tensor of ours; the first of its names for it."""
+    module, _, leaf = ours.rpartition(".")
+    for theirs, name in LAYOUTS[layout].items():
+        if name == ours:
+            return theirs
+        if name == module:
+            return f"{theirs}.{leaf}"
+    raise AssertionError(f"the layout '{layout}' has no name for '{ours}'")
 
 
 def _assert_known(layout: str) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sightline.models.published import LAYOUTS, translate_key
+from sightline.models.published import LAYOUTS, OPTIONAL, translate_key, unused_names
 
-__all__ = ["MODELS", "Protocol", "PublishedModel", "Size", "layouts_of"]
+__all__ = ["MODELS", "ImageSide", "NumModules", "Protocol", "PublishedModel", "Size", "layouts_of"]
 
 
 class Size(NamedTuple):
@@ -23,6 +24,28 @@ class Size(NamedTuple):
 
     def of(self, weights: Mapping[str, Tensor]) -> int:
         return (weights[self.name].shape[self.axis] - self.others) // self.divisor
+
+
+class NumModules(NamedTuple):
+    """How many modules stand below one of ours."""
+
+    name: str
+
+    def of(self, weights: Mapping[str, Tensor]) -> int:
+        return len({name.removeprefix(f"{self.name}.").split(".")[0] for name in weights if self._is_below(name)})
+
+    def _is_below(self, name: str) -> bool:
+        return name.startswith(f"{self.name}.")
+
+
+class ImageSide(NamedTuple):
+    """How many pixels a square image has along a side: one position is the class token's, the others are patches'."""
+
+    positions: str
+    patches: str
+
+    def of(self, weights: Mapping[str, Tensor]) -> int:
+        return math.isqrt(weights[self.positions].shape[1] - 1) * weights[self.patches].shape[2]
 
 
 @dataclass(frozen=True)
@@ -46,6 +69,10 @@ _BY_COLOURS: Mapping[int, Mapping[str, Any]] = {
     6: {"colours": True},
     9: {"colours": True, "place": True},
 }
+_PAIRS = Protocol("contrast", "synthetic_shapes", ({"name": "pairs"},), "retrieval_accuracy", 64, {})
+"""Of clouds that are always there: what the authors pre-train on is no set to measure anything on."""
+_IMAGES = Protocol("classify", "synthetic_shapes", ({"name": "accuracy"},), "overall_accuracy", 64, {})
+"""Of views that are always there: ImageNet, which the weights are of, is no set of ours."""
 _OBJECTS = Protocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64, _BY_NORMALS)
 _PARTS = Protocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, _BY_NORMALS)
 _SCENES = Protocol("segment", "s3dis", ({"name": "iou"},), "miou", 1, _BY_COLOURS)
@@ -57,19 +84,27 @@ class PublishedModel:
 
     `from_shapes` are arguments that the weights show, `assumed` those that they do not, as in the authors' own recipe
     for the data set of `protocol`; `losses`, `evaluate`, `task` and `up_axis` are that recipe's losses, evaluation
-    transforms, arguments of the task and frame.
+    transforms, arguments of the task and frame. `takes_first_points`: their clouds are a set's first points; else the
+    evaluation transforms choose among all. `encoders` are the blocks that the model is made of, by argument; their own
+    arguments are named with a dot. `trains` are the recipe's training transforms. `keeps_head`: a head for other
+    classes than the data set's is an error; else it is left out. `has_image_file`: the image branch is a second file.
     """
 
     model: str
-    num_classes: Size
-    in_channels: Size
-    from_shapes: Mapping[str, Size] = field(default_factory=dict)
+    num_classes: Size | None
+    in_channels: Size | None
+    from_shapes: Mapping[str, Size | NumModules | ImageSide] = field(default_factory=dict)
     assumed: Mapping[str, Any] = field(default_factory=dict)
     losses: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy"},)
     evaluate: tuple[Mapping[str, Any], ...] = ()
-    up_axis: str = "y"
+    up_axis: str | None = "y"
     protocol: Protocol = _OBJECTS
     task: Mapping[str, Any] = field(default_factory=dict)
+    takes_first_points: bool = True
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    trains: tuple[Mapping[str, Any], ...] = ()
+    keeps_head: bool = True
+    has_image_file: bool = False
 
 
 _SMOOTHED: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy", "label_smoothing": 0.2},)
@@ -82,6 +117,24 @@ _DGCNN = PublishedModel(
     from_shapes={"embedding": Size("embed.linear.weight", 0)},
     assumed={"num_neighbours": 20, "dropout": 0.5},
     losses=_SMOOTHED,
+)
+
+_POINT_BERT = PublishedModel(
+    model="point_bert",
+    num_classes=Size("head.3.weight", 0),
+    in_channels=Size("embed.patches.enter.linear.weight", 1),
+    from_shapes={"width": Size("trunk.norm.weight", 0), "depth": NumModules("trunk.blocks")},
+    assumed={
+        "num_heads": 6,
+        "num_groups": 64,
+        "group_size": 32,
+        "drop_path": 0.1,
+        "dropout": 0.5,
+        "min_squared_norm": 1e-3,
+    },
+    losses=_SMOOTHED,
+    evaluate=({"name": "farthest_points", "num_points": 1024, "min_squared_norm": 1e-3},),
+    takes_first_points=False,
 )
 
 
@@ -168,6 +221,88 @@ def _dense_transformer(per: str, *, num_categories: int = 0, **recipe: Any) -> P
     )
 
 
+_CROSSPOINT_VIEWS: tuple[Mapping[str, Any], ...] = (
+    {"name": "normalize_unit_sphere"},
+    {
+        "name": "two_views",
+        "each": [
+            {"name": "scale", "low": 0.5, "high": 2.0, "isotropic": True},
+            {"name": "rotate"},
+            {"name": "translate", "max_shift": 0.5, "relative": True},
+            {"name": "jitter"},
+            {"name": "drop_points"},
+        ],
+    },
+)
+_CROSSPOINT_CHANNELS = {
+    "dgcnn": Size("points.edges.0.edge.linear.weight", 1, divisor=2),
+    "dgcnn_parts": Size("points.levels.edges.0.network.layers.0.linear.weight", 1, divisor=2),
+}
+_CROSSPOINT_EMBEDDING = {
+    "dgcnn": Size("points.embed.linear.weight", 0),
+    "dgcnn_parts": Size("points.levels.embed.linear.weight", 0),
+}
+
+
+def _crosspoint(points: str, images: str | None = None) -> PublishedModel:
+    """Pre-trained: a point encoder with its projection head, alone or beside an image encoder with its own."""
+    both = images is not None
+    return PublishedModel(
+        model="crosspoint" if both else "intrapoint",
+        num_classes=None,
+        in_channels=_CROSSPOINT_CHANNELS[points],
+        encoders={"points": points, **({"images": images} if images is not None else {})},
+        from_shapes={
+            "points.embedding": _CROSSPOINT_EMBEDDING[points],
+            "embedding": Size("points_head.3.weight", 0),
+            "hidden": Size("points_head.0.weight", 0),
+        },
+        assumed={"points.num_neighbours": 15},
+        losses=({"name": "intra_modal"}, *(({"name": "cross_modal"},) if both else ())),
+        evaluate=_CROSSPOINT_VIEWS,
+        trains=_CROSSPOINT_VIEWS,
+        protocol=_PAIRS,
+        has_image_file=both,
+    )
+
+
+_CROSSPOINT: Mapping[str, PublishedModel] = {
+    "crosspoint_cls": _crosspoint("dgcnn"),
+    "crosspoint_cls_resnet18": _crosspoint("dgcnn", "resnet18"),
+    "crosspoint_cls_resnet50": _crosspoint("dgcnn", "resnet50"),
+    "crosspoint_parts": _dgcnn_points("dgcnn_parts", "head.4", _PARTS, num_neighbours=40),
+    "crosspoint_seg": _crosspoint("dgcnn_parts"),
+    "crosspoint_seg_resnet18": _crosspoint("dgcnn_parts", "resnet18"),
+    "crosspoint_seg_resnet50": _crosspoint("dgcnn_parts", "resnet50"),
+}
+
+
+def _image_classifier(encoder: str, **from_shapes: Size | ImageSide) -> PublishedModel:
+    return PublishedModel(
+        model="image_classifier",
+        num_classes=Size("head.weight", 0),
+        in_channels=None,
+        encoders={"images": encoder},
+        from_shapes={f"images.{name}": size for name, size in from_shapes.items()},
+        up_axis=None,
+        protocol=_IMAGES,
+        keeps_head=False,
+    )
+
+
+def _vit(encoder: str) -> PublishedModel:
+    positions, patches = "images.positions", "images.patches.weight"
+    return _image_classifier(encoder, size_px=ImageSide(positions, patches), patch_px=Size(patches, 2))
+
+
+_IMAGE_NETWORKS: Mapping[str, PublishedModel] = {
+    "timm_vit_base": _vit("vit_base"),
+    "timm_vit_small": _vit("vit_small"),
+    "timm_vit_tiny": _vit("vit_tiny"),
+    "torchvision_resnet18": _image_classifier("resnet18"),
+    "torchvision_resnet50": _image_classifier("resnet50"),
+}
+
 _SEGMENTATION: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_parts": _dgcnn_points("dgcnn_parts", "head.4", _PARTS, num_neighbours=40),
     "antao97_dgcnn_scenes": _dgcnn_points("dgcnn_scenes", "head.2", _SCENES, num_neighbours=20, first_graph="place"),
@@ -194,6 +329,10 @@ _SEGMENTATION: Mapping[str, PublishedModel] = {
 
 MODELS: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_cls": _DGCNN,
+    **_CROSSPOINT,
+    **_IMAGE_NETWORKS,
+    "lulutang0608_point_bert_cls": _POINT_BERT,
+    "lulutang0608_point_bert_pretrained": _POINT_BERT,
     "postech_point_transformer_seg": PublishedModel(
         model="point_transformer",
         num_classes=Size("head.2.weight", 0),
@@ -234,10 +373,16 @@ MODELS: Mapping[str, PublishedModel] = {
 
 
 def layouts_of(names: Mapping[str, Tensor]) -> list[str]:
-    """The layouts whose modules these published names are, no more and no fewer."""
-    fitting = []
-    for layout, modules in LAYOUTS.items():
-        ours = [translate_key(name, layout) for name in names]
-        if None not in ours and {str(name).rpartition(".")[0] for name in ours} == set(modules.values()):
-            fitting.append(layout)
-    return fitting
+    """The layouts whose modules these published names are, no more and no fewer but for what is optional or unused."""
+    return [layout for layout in LAYOUTS if _is_of(names, layout)]
+
+
+def _is_of(names: Mapping[str, Tensor], layout: str) -> bool:
+    table, optional = LAYOUTS[layout], OPTIONAL.get(layout)
+    unused = unused_names(map(str, names), layout)
+    ours = [translate_key(name, layout) for name in map(str, names) if name not in unused]
+    if not ours or None in ours:
+        return False
+    needed = {name for name in table.values() if optional is None or not name.startswith(f"{optional}.")}
+    found = {name if name in needed else str(name).rpartition(".")[0] for name in ours}
+    return needed <= found

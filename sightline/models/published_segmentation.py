@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["SEGMENTATION_LAYOUTS", "yanx27_alignment"]
+__all__ = ["ANTAO97_DGCNN_PARTS", "SEGMENTATION_LAYOUTS", "yanx27_alignment"]
 
 
 def _antao97(theirs: str, ours: str) -> dict[str, str]:
@@ -25,7 +25,7 @@ _ANTAO97_LEVELS = {
     **_antao97("6", "levels.embed"),
 }
 
-_ANTAO97_DGCNN_PARTS = {
+ANTAO97_DGCNN_PARTS = {
     **{f"transform_net.{key}": ours for key, ours in _antao97("1", "alignment.edge.network.layers.0").items()},
     **{f"transform_net.{key}": ours for key, ours in _antao97("2", "alignment.edge.network.layers.1").items()},
     "transform_net.conv3.0": "alignment.embed.linear",
@@ -139,7 +139,7 @@ def _yanx27_pointnet2(num_groups: int, num_propagations: int) -> dict[str, str]:
 
 
 SEGMENTATION_LAYOUTS: Mapping[str, Mapping[str, str]] = {
-    "antao97_dgcnn_parts": _ANTAO97_DGCNN_PARTS,
+    "antao97_dgcnn_parts": ANTAO97_DGCNN_PARTS,
     "antao97_dgcnn_scenes": _ANTAO97_DGCNN_SCENES,
     "menghaoguo_pct_parts": _MENGHAO_PCT_PARTS,
     "yanx27_pointnet2_ssg_parts": _yanx27_pointnet2(2, 3) | _yanx27_mlp("sa3", "encode", 3),

@@ -9,13 +9,22 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Count, Probability
+from sightline.arguments import Count, Factor, Probability
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.neighbours import nearest_neighbours
+from sightline.geometry.sampling import farthest_point_sample
 from sightline.types import Field
 
-__all__ = ["DropPoints", "SamplePoints", "ShufflePoints", "choose_points", "index_after_drop", "whole_fields"]
+__all__ = [
+    "DropPoints",
+    "FarthestPoints",
+    "SamplePoints",
+    "ShufflePoints",
+    "choose_points",
+    "index_after_drop",
+    "whole_fields",
+]
 
 
 @registry.transforms.add("sample_points")
@@ -103,6 +112,44 @@ class ShufflePoints:
     ) -> dict[str, Tensor]:
         index_BN = draws.permutation(points.shape[1])
         return _chosen(index_BN, points, normals, channels, features, part, label, colours, place)
+
+
+@registry.transforms.add("farthest_points")
+class FarthestPoints:
+    """Every cloud keeps its first point, then each time the one farthest from those kept, `num_points` in all.
+
+    Draws nothing. With `min_squared_norm`, points whose squared norm is not above it are never kept after the first, as
+    in the CUDA library of the published codes (1e-3 there); where no other is left, the first is repeated.
+    Raises DataError for clouds with fewer points.
+    Source: Qi et al. 2017 (PointNet++), section 3.2; before the model, Yu et al. 2022 (Point-BERT), its training code.
+    """
+
+    chooses_points = True
+
+    def __init__(self, *, num_points: Count, min_squared_norm: Factor | None = None) -> None:
+        self.num_points = num_points
+        self.min_squared_norm = min_squared_norm
+
+    def __call__(
+        self,
+        draws: Draws,
+        *,
+        points: Tensor,
+        normals: Tensor | None = None,
+        channels: Tensor | None = None,
+        features: Tensor | None = None,
+        part: Tensor | None = None,
+        label: Tensor | None = None,
+        colours: Tensor | None = None,
+        place: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        if points.shape[1] < self.num_points:
+            raise DataError(
+                f"farthest_points: the clouds have {points.shape[1]} points, num_points asks for {self.num_points}; "
+                f"set num_points to at most {points.shape[1]}"
+            )
+        index_BK = farthest_point_sample(points, num_samples=self.num_points, min_squared_norm=self.min_squared_norm)
+        return _chosen(index_BK, points, normals, channels, features, part, label, colours, place)
 
 
 @registry.transforms.add("drop_points")

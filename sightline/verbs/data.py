@@ -103,6 +103,7 @@ def convert_weights(
     target: Path,
     config: Path | None,
     data: str | None,
+    images: Path | None,
     plugins: Sequence[Path],
     json: Path | None,
 ) -> int:
@@ -117,6 +118,7 @@ def convert_weights(
         data_name=data,
         overrides=overrides,
         plugins=load_plugins(plugins),
+        images=images,
     )
     for line in converted.notes:
         note(line)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,12 +35,6 @@ def our_name(key: str) -> str:
     return ours.removeprefix("encoder.levels.0.0.")
 
 
-def without_buffers(golden: Golden) -> Golden:
-    """The file as those of whole models are: a block has no running statistics, and its file no lists of them."""
-    none = {"train.buffer_norm": np.empty(0), "train.buffer_first8": np.empty((0, 8))}
-    return Golden({**golden.info, "buffer_names": []}, {**golden.arrays, **none})
-
-
 def inputs(golden: Golden) -> tuple[Tensor, Tensor, Tensor]:
     points = golden.tensor("in.xyz")
     return points, golden.tensor("in.feat"), nearest_neighbours(points, num_neighbours=6)
@@ -50,7 +43,7 @@ def inputs(golden: Golden) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.shared
 @BOTH
 def test_agrees_with_the_authors_block(shared: Path, kind: type[PlainVectorAttention]) -> None:
-    golden = without_buffers(load_golden(shared, "pt_sjtu_block"))
+    golden = load_golden(shared, "pt_sjtu_block")
     layer = kind(channels=32, width=64).double()
     layer.load_state_dict({our_name(key): value for key, value in golden.state().items()})
     points, features, index = inputs(golden)

@@ -1,86 +1,201 @@
-"""NT-Xent by its closed forms, a slow NumPy reading, float64 gradients, and its symmetries."""
+"""NT-Xent and its two uses against the published code, a slow reading, hand-worked values and finite differences."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sightline.binding import Offer
 from sightline.losses.contrast import CrossModal, IntraModal, chance_level, nt_xent
+from sightline.tasks.contrast import Contrast
+from tests.golden_parity import load_golden
+
+CASES = [f"case{number}" for number in range(12)]
+RANKS = [f"case{number}" for number in range(5)]
 
 
-def rows(count: int, width: int = 7, seed: int = 0) -> tuple[Tensor, Tensor]:
-    draw = np.random.default_rng(seed)
-    return torch.from_numpy(draw.normal(size=(count, width))), torch.from_numpy(draw.normal(size=(count, width)))
+def read_slowly(first: np.ndarray, second: np.ndarray, temperature: float) -> np.ndarray:
+    """Anchor by anchor, as the paper says it; the mean of each pair's two anchors."""
+    rows = np.concatenate([first, second])
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    num_pairs, each = len(first), []
+    for anchor, row in enumerate(rows):
+        partner = (anchor + num_pairs) % (2 * num_pairs)
+        others = [math.exp(row @ other / temperature) for place, other in enumerate(rows) if place != anchor]
+        each.append(-math.log(math.exp(row @ rows[partner] / temperature) / sum(others)))
+    return np.array(each).reshape(2, num_pairs).mean(axis=0)
 
 
-def slow(first: np.ndarray, second: np.ndarray, temperature: float) -> list[float]:
-    """Written out anchor by anchor from the definition, without any shared matrix."""
-    units = [row / math.sqrt(float(row @ row)) for row in (*first, *second)]
-    count = len(first)
-    each = []
-    for anchor in range(2 * count):
-        partner = (anchor + count) % (2 * count)
-        powers = {j: math.exp(float(units[anchor] @ units[j]) / temperature) for j in range(2 * count) if j != anchor}
-        each.append(-math.log(powers[partner] / math.fsum(powers.values())))
-    return [(each[i] + each[i + count]) / 2 for i in range(count)]
+def rows(num_pairs: int, width: int = 8) -> tuple[Tensor, Tensor]:
+    return torch.randn(num_pairs, width, dtype=torch.float64), torch.randn(num_pairs, width, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 33])
-@pytest.mark.parametrize("temperature", [0.1, 0.5, 3.0])
-def test_it_is_what_the_definition_says(count: int, temperature: float) -> None:
-    first, second = rows(count)
-    # exp(20) at the lowest temperature: the slow sum loses about 1e-16 * e^10 of the smaller terms.
-    np.testing.assert_allclose(
-        nt_xent(first, second, temperature=temperature), slow(first.numpy(), second.numpy(), temperature), atol=1e-12
+def test_each_pair_agrees_with_a_slow_reading() -> None:
+    first, second = rows(7)
+    expected = read_slowly(first.numpy(), second.numpy(), 0.1)
+    # A sum of 13 exponentials of at most 10: their relative errors are some 1e-15.
+    np.testing.assert_allclose(nt_xent(first, second, temperature=0.1).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_the_reference(shared: Path, case: str) -> None:
+    golden = load_golden(shared, "fn_nt_xent")
+    first, second = (golden.tensor(f"{case}.{side}").requires_grad_() for side in "ab")
+    loss = nt_xent(first, second, temperature=golden.tensor(f"{case}.temperature").item()).mean()
+    loss.backward()
+    torch.testing.assert_close(loss, golden.tensor(f"{case}.loss"), rtol=1e-9, atol=1e-12)
+    for side, given in (("a", first), ("b", second)):
+        expected = golden.tensor(f"{case}.grad_{side}")
+        torch.testing.assert_close(given.grad, expected, rtol=1e-7, atol=1e-9 * max(1.0, expected.abs().max().item()))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", ["crosspoint0", "crosspoint1", "crosspoint2"])
+def test_both_losses_agree_with_the_reference(shared: Path, case: str) -> None:
+    """The prototype is the mean before its rows are normalised; the total is the sum."""
+    golden = load_golden(shared, "fn_nt_xent")
+    given = {
+        ours: golden.tensor(f"{case}.{theirs}").requires_grad_()
+        for ours, theirs in (("first", "z1"), ("second", "z2"), ("pictured", "h"))
+    }
+    imid = IntraModal()(first=given["first"], second=given["second"]).mean()
+    cmid = CrossModal()(**given).mean()
+    (imid + cmid).backward()
+    for found, name in ((imid, "imid"), (cmid, "cmid"), (imid + cmid, "total")):
+        torch.testing.assert_close(found, golden.tensor(f"{case}.{name}"), rtol=1e-9, atol=1e-12)
+    for ours, theirs in (("first", "z1"), ("second", "z2"), ("pictured", "h")):
+        torch.testing.assert_close(given[ours].grad, golden.tensor(f"{case}.grad_{theirs}"), rtol=1e-7, atol=1e-9)
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+class Given(nn.Module):
+    """A network that puts out what it is given."""
+
+    def forward(self, *, one: Tensor, other: Tensor) -> dict[str, Tensor]:
+        return {"first": one, "second": other}
+
+
+class OneOf:
+    """A process among others, whose rows are there already."""
+
+    def __init__(self, everyone: Tensor, rank: int, size: int) -> None:
+        self.everyone, self.rank, self.size = everyone, rank, size
+
+    def all_reduce_sum(self, tensors: dict[str, Tensor], *, what: str = "") -> dict[str, Tensor]:
+        return {name: value * self.size for name, value in tensors.items()}
+
+    def gather_rows(self, rows: Tensor, *, what: str = "") -> tuple[Tensor, int]:
+        return self.everyone, self.rank * len(rows)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", RANKS)
+@pytest.mark.parametrize("negatives", ["gathered", "process"])
+def test_processes_together_agree_with_the_reference(shared: Path, case: str, negatives: str) -> None:
+    """Gathered: the loss and gradient of all pairs at once. Alone: what the distributed port of CrossPoint takes."""
+    golden = load_golden(shared, "fn_nt_xent_ranks")
+    size = int(golden.tensor(f"{case}.world"))
+    sides = [golden.tensor(f"{case}.{side}").requires_grad_() for side in "ab"]
+    everyone = torch.cat(sides, dim=1).detach()
+    task = Contrast(
+        model=Given(),
+        losses={"intra_modal": IntraModal()},
+        batch_keys=Offer("the batch", frozenset({"one", "other", "sample_index"})),
+        output_keys=Offer("the model", frozenset({"first", "second"})),
+        negatives=negatives,
     )
+    total, each = torch.zeros((), dtype=torch.float64), []
+    for rank, (one, other) in enumerate(zip(*(side.chunk(size) for side in sides), strict=True)):
+        batch = {"one": one, "other": other, "sample_index": torch.arange(len(one))}
+        counts, around = task.prepare(Given(), [batch], OneOf(everyone, rank, size))
+        part = task.losses(Given(), batch, around[0])["intra_modal"] / counts["intra_modal"]
+        each.append(part.detach() * size)
+        total = total + part
+    total.backward()
+    kind = "full" if negatives == "gathered" else "rank"
+    value = golden.tensor(f"{case}.{'full' if negatives == 'gathered' else 'rank_mean'}")
+    torch.testing.assert_close(total, value, rtol=1e-9, atol=1e-12)
+    for side, given in zip("ab", sides, strict=True):
+        expected = golden.tensor(f"{case}.{kind}_grad_{side}")
+        torch.testing.assert_close(given.grad, expected, rtol=1e-7, atol=1e-9 * max(1.0, expected.abs().max().item()))
+    if negatives == "process":
+        torch.testing.assert_close(torch.stack(each), golden.tensor(f"{case}.rank_loss"), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("count", "expected"), [(2, 1.0986), (3, 1.6094), (16, 3.4340), (20, 3.6636), (128, 5.5413)])
-def test_rows_that_are_all_alike_give_the_chance_level(count: int, expected: float) -> None:
-    alike = torch.ones(count, 4, dtype=torch.float64)
-    loss = nt_xent(alike, alike, temperature=0.1)
-    assert loss.tolist() == pytest.approx([chance_level(count)] * count, abs=1e-12)
-    assert chance_level(count) == pytest.approx(expected, abs=5e-5)
+# --- what is known beforehand ----------------------------------------------------------------------------------------
 
 
-def test_orthogonal_pairs_have_the_closed_form() -> None:
-    """20 pairs of equal unit vectors, each at right angles to all others: ln(1 + 38 e^-10)."""
-    unit = torch.eye(20, dtype=torch.float64)
-    expected = math.log1p(38 * math.exp(-10))
-    assert nt_xent(unit, unit, temperature=0.1).tolist() == pytest.approx([expected] * 20, rel=1e-12)
-    assert expected == pytest.approx(0.00172, abs=1e-5)
+@pytest.mark.parametrize("num_pairs", [2, 16, 20])
+def test_rows_all_alike_are_at_chance(num_pairs: int) -> None:
+    alike = torch.ones(num_pairs, 4, dtype=torch.float64)
+    found = nt_xent(alike, alike, temperature=0.1)
+    assert found.tolist() == pytest.approx([math.log(2 * num_pairs - 1)] * num_pairs, abs=1e-12)
+    assert chance_level(num_pairs) == math.log(2 * num_pairs - 1)
 
 
-def test_one_pair_has_nothing_to_be_told_from() -> None:
+def test_perfect_pairs_at_right_angles() -> None:
+    """Twenty pairs: -log(e^10 / (e^10 + 38)) = log(1 + 38 e^-10) = 0.00172."""
+    found = nt_xent(torch.eye(20).double(), torch.eye(20).double(), temperature=0.1)
+    assert found.mean().item() == pytest.approx(math.log1p(38 * math.exp(-10)), rel=1e-12)
+
+
+def test_a_single_pair_has_no_negatives() -> None:
     assert nt_xent(*rows(1), temperature=0.1).tolist() == [0.0]
 
 
-def test_sides_may_be_exchanged_and_rows_scaled_and_permuted() -> None:
-    first, second = rows(9)
-    loss = nt_xent(first, second, temperature=0.1)
-    torch.testing.assert_close(nt_xent(second, first, temperature=0.1), loss, rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(nt_xent(first * 1e3, second * 1e-3, temperature=0.1), loss, rtol=1e-12, atol=1e-12)
-    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(nt_xent(first[order], second[order], temperature=0.1), loss[order], rtol=1e-12, atol=0)
+def test_sides_may_change_places_and_rows_their_length() -> None:
+    first, second = rows(6)
+    expected = nt_xent(first, second, temperature=0.2)
+    torch.testing.assert_close(nt_xent(second, first, temperature=0.2), expected, rtol=1e-12, atol=0)
+    lengths = torch.rand(6, 1, dtype=torch.float64) + 0.1
+    torch.testing.assert_close(nt_xent(first * lengths, 100 * second, temperature=0.2), expected, rtol=1e-12, atol=0)
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
-    first, second = (each.requires_grad_() for each in rows(4, width=3))
-    assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, temperature=0.3).sum(), (first, second))
+def test_the_length_of_a_view_weighs_in_the_mean_of_both() -> None:
+    first, second = rows(6)
+    pictured = torch.randn(6, 8, dtype=torch.float64)
+    plain = CrossModal()(first=first, second=second, pictured=pictured)
+    assert not torch.allclose(CrossModal()(first=10 * first, second=second, pictured=pictured), plain, atol=1e-3)
+    torch.testing.assert_close(
+        CrossModal()(first=10 * first, second=10 * second, pictured=3 * pictured), plain, rtol=1e-12, atol=0
+    )
 
 
-def test_rows_of_zeros_are_no_nan() -> None:
-    first, second = rows(3)
-    first[1] = 0
-    loss = nt_xent(first.requires_grad_(), second, temperature=0.1)
-    loss.sum().backward()
-    assert loss.isfinite().all()
-    assert first.grad is not None
+def test_gradients_agree_with_finite_differences() -> None:
+    first, second = (side.requires_grad_() for side in rows(3, 4))
+    assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, temperature=0.5), (first, second))
+
+
+def test_a_row_of_zeros_leaves_numbers() -> None:
+    first, second = (side.requires_grad_() for side in (torch.zeros(2, 4), torch.randn(2, 4)))
+    nt_xent(first, second, temperature=0.1).sum().backward()
     assert first.grad.isfinite().all()
+    assert second.grad.isfinite().all()
+
+
+def test_half_precision_is_compared_in_single() -> None:
+    """At a temperature of a thousandth exp overflows half precision; the rows are rounded, and nothing else is."""
+    first, second = (side.to(torch.bfloat16) for side in rows(5))
+    found = nt_xent(first, second, temperature=1e-3)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, nt_xent(first.float(), second.float(), temperature=1e-3), rtol=0, atol=0)
+
+
+def test_rows_that_are_no_pairs_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"nt_xent: found rows of \(3, 8\) and \(4, 8\), expected two \(M, D\)"):
+        nt_xent(torch.zeros(3, 8), torch.zeros(4, 8), temperature=0.1)
+
+
+def test_pairs_are_counted() -> None:
+    assert IntraModal().count(sample_index=torch.arange(7)).item() == 7
 
 
 def test_half_precision_is_compared_in_float32() -> None:
@@ -90,22 +205,11 @@ def test_half_precision_is_compared_in_float32() -> None:
     torch.testing.assert_close(loss, nt_xent(first.double(), second.double(), temperature=0.1).float())
 
 
-def test_the_prototype_is_the_mean_before_rows_are_scaled() -> None:
-    """Ten times the first view counts ten times in the mean: a mean of unit vectors would not change."""
-    first, second = rows(5)
-    pictured = rows(5, seed=1)[0]
-    loss = CrossModal()
-    prototype = nt_xent((first + second) / 2, pictured, temperature=0.1)
-    torch.testing.assert_close(loss(first=first, second=second, pictured=pictured), prototype)
-    assert not torch.allclose(loss(first=10 * first, second=second, pictured=pictured), prototype)
-    torch.testing.assert_close(IntraModal()(first=10 * first, second=second), IntraModal()(first=first, second=second))
-
-
 def test_every_pair_counts_once() -> None:
     assert int(IntraModal().count(sample_index=torch.arange(6))) == 6
 
 
 def test_rows_that_are_no_pairs_are_refused() -> None:
     first, second = rows(4)
-    with pytest.raises(ValueError, match=r"found rows of \(4, 7\) and \(3, 7\), expected two \(M, D\)"):
+    with pytest.raises(ValueError, match=r"found rows of \(4, 8\) and \(3, 8\), expected two \(M, D\)"):
         nt_xent(first, second[:3], temperature=0.1)

@@ -17,21 +17,25 @@ __all__ = ["FACTS", "INPUTS", "make_inputs", "small_model"]
 FACTS = {"num_classes": 5, "in_channels": 3, "class_names": ("a", "b", "c", "d", "e"), "num_categories": 3}
 INPUTS: dict[str, Callable[[int], Tensor]] = {
     "category": lambda batch: torch.arange(batch) % 3,
-    "image": lambda batch: torch.rand(batch, 3, 32, 32, dtype=torch.float64),
+    "image": lambda batch: torch.randn(batch, 3, 16, 16, dtype=torch.float64),
     "other_points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64),
     "points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64),
 }
 """How to make a batch of each input that a model may need; a model with a new kind of input adds its line here."""
+_DGCNN = {"name": "dgcnn", "num_neighbours": 8, "embedding": 32}
+_VIT = {"name": "vit", "size_px": 16, "width": 24, "depth": 2}
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "crosspoint": {"points": {"name": "dgcnn", "embedding": 32}, "images": {"name": "resnet18"}, "embedding": 16},
+    "crosspoint": {"points": _DGCNN, "images": _VIT, "embedding": 16},
     "dgcnn_parts": {"num_neighbours": 20},
-    "intrapoint": {"points": {"name": "dgcnn", "embedding": 32}, "embedding": 16},
+    "image_classifier": {"images": _VIT},
+    "intrapoint": {"points": _DGCNN, "embedding": 16},
     "point_transformer": {
         "widths": (16, 32),
         "strides": (1, 4),
         "num_neighbours": (8, 8),
         "num_blocks": (1, 1),
     },
+    "point_bert": {"width": 24, "depth": 2, "num_heads": 4, "num_groups": 8, "group_size": 8},
     "pct": {"num_centres": (16, 8), "num_neighbours": 8},
     "point_transformer_dense": {"num_blocks": (1, 2, 1), "num_neighbours": 8, "width": 16},
     "pointnet2": {"num_centres": (16, 8)},
@@ -39,7 +43,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "pointnet2_parts": {"num_centres": (16, 8)},
     "pointnet2_scenes": {"num_centres": (16, 12, 8, 4)},
 }
-"""What brings a model down to clouds of 32 points, where its defaults ask for more."""
+"""What brings a model or a point encoder down to clouds of 32 points and images of 16 pixels, where it asks for more;
+and the encoders of models that are made of them.
+"""
 
 
 def small_model(name: str) -> nn.Module:

@@ -27,10 +27,10 @@ def test_outputs_are_those_declared(model: nn.Module) -> None:
     assert set(call(model, make_inputs(model, 2))) == outputs_of(type(model).forward, owner="the model")
 
 
-def test_every_argument_has_a_default_or_is_a_fact(model: nn.Module) -> None:
-    """But for blocks inside it: which encoder a model is made of is for its config to say."""
-    parameters = parameters_of(type(model)).values()
-    assert all(p.name in registry.FACTS or not p.is_required or block_of(p.annotation) for p in parameters)
+def test_every_argument_has_a_default_or_is_a_fact_or_an_encoder(model: nn.Module) -> None:
+    """Which encoder a model is made of is for its config to say."""
+    required = [p for p in parameters_of(type(model)).values() if p.is_required and p.name not in registry.FACTS]
+    assert all(block_of(parameter.annotation) is not None for parameter in required)
 
 
 def test_batch_of_one_is_the_same_as_in_company(model: nn.Module) -> None:

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from sightline.errors import CheckpointError
-from sightline.models.dgcnn import DGCNN
-from sightline.models.dgcnn_segmentation import DGCNNParts, DGCNNScenes
+from sightline.models.crosspoint import CrossPoint, IntraPoint
+from sightline.models.dgcnn import DGCNN, DGCNNEncoder
+from sightline.models.dgcnn_segmentation import DGCNNParts, DGCNNPartsEncoder, DGCNNScenes
+from sightline.models.image_classifier import ImageClassifier
 from sightline.models.pct import PCT, PCTParts
+from sightline.models.point_bert import PointBERT
 from sightline.models.point_transformer import PointTransformer
 from sightline.models.point_transformer_dense import DensePointTransformer
 from sightline.models.pointnet import PointNet, PointNetPlain
@@ -17,6 +20,8 @@ from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
 from sightline.models.pointnet2_segmentation import PointNet2Parts, PointNet2Scenes
 from sightline.models.pointnet_segmentation import PointNetParts, PointNetScenes
 from sightline.models.published import LAYOUTS, translate
+from sightline.models.resnet import ResNet18Encoder, ResNet50Encoder
+from sightline.models.vit import ViTTinyEncoder
 
 
 def doubled() -> dict[str, Tensor]:
@@ -67,6 +72,23 @@ def test_convolutions_become_matrices_and_nothing_given_changes() -> None:
     assert state["conv1.0.weight"].shape == (2, 6, 1, 1)
 
 
+def test_convolutions_of_images_stay_convolutions() -> None:
+    state = {"layer1.0.conv1.weight": torch.ones(2, 6, 1, 1), "fc.weight": torch.ones(3, 2)}
+    shapes = {name: tuple(value.shape) for name, value in translate(state, "torchvision_resnet50").items()}
+    assert shapes == {"images.stages.0.0.layers.0.conv.weight": (2, 6, 1, 1), "head.weight": (3, 2)}
+
+
+def test_what_nothing_uses_is_passed_over_and_nothing_else() -> None:
+    """The batch norms bn7 to bn10 of pre-training; a name beyond them is refused."""
+    unused = {f"bn{number}.weight": torch.ones(4) for number in range(7, 11)}
+    kept = {"bn6.weight": torch.ones(4), "conv6.1.weight": torch.ones(4)}
+    assert list(translate(kept | unused, "crosspoint_seg")) == ["points.levels.embed.norm.weight"]
+    with pytest.raises(
+        CheckpointError, match=r"1 of 3 names do not belong to the layout 'crosspoint_seg': bn11.weight"
+    ):
+        translate(kept | unused | {"bn11.weight": torch.ones(4)}, "crosspoint_seg")
+
+
 def test_a_name_that_two_norms_were_given_is_that_of_the_second() -> None:
     """antao97's transform assigns `bn3` twice: of 1,024 channels inside conv3, then of 512 after linear1."""
     state = {"transform_net.bn3.weight": torch.ones(512), "transform_net.conv3.1.weight": torch.ones(1024)}
@@ -80,6 +102,19 @@ def test_a_name_that_two_norms_were_given_is_that_of_the_second() -> None:
         ("antao97_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
         ("antao97_dgcnn_parts", DGCNNParts(num_classes=2, in_channels=3, num_categories=2, embedding=8)),
         ("antao97_dgcnn_scenes", DGCNNScenes(num_classes=2, in_channels=9, embedding=8)),
+        ("crosspoint_cls", IntraPoint(points=DGCNNEncoder(in_channels=3, embedding=8))),
+        *(
+            (f"crosspoint_{name}_{network}", CrossPoint(points=points(in_channels=3, embedding=8), images=images()))
+            for name, points in (("cls", DGCNNEncoder), ("seg", DGCNNPartsEncoder))
+            for network, images in (("resnet18", ResNet18Encoder), ("resnet50", ResNet50Encoder))
+        ),
+        ("crosspoint_parts", DGCNNParts(num_classes=2, in_channels=3, num_categories=2, embedding=8)),
+        ("crosspoint_seg", IntraPoint(points=DGCNNPartsEncoder(in_channels=3, embedding=8))),
+        ("timm_vit_tiny", ImageClassifier(num_classes=2, images=ViTTinyEncoder())),
+        ("torchvision_resnet18", ImageClassifier(num_classes=2, images=ResNet18Encoder())),
+        ("torchvision_resnet50", ImageClassifier(num_classes=2, images=ResNet50Encoder())),
+        ("lulutang0608_point_bert_cls", PointBERT(num_classes=2, in_channels=3, width=24)),
+        ("lulutang0608_point_bert_pretrained", PointBERT(num_classes=2, in_channels=3, width=24)),
         ("menghaoguo_pct_parts", PCTParts(num_classes=2, in_channels=3, num_categories=2)),
         ("wangyueft_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),
         ("postech_point_transformer_seg", PointTransformer(num_classes=2, in_channels=3)),
@@ -102,4 +137,6 @@ def test_a_name_that_two_norms_were_given_is_that_of_the_second() -> None:
     ],
 )
 def test_tables_reach_every_module_with_state_and_no_other(layout: str, model: torch.nn.Module) -> None:
-    assert set(LAYOUTS[layout].values()) == {key.rpartition(".")[0] for key in model.state_dict()}
+    """A parameter that stands in no module of theirs has its own row."""
+    places = set(LAYOUTS[layout].values())
+    assert places == {key if key in places else key.rpartition(".")[0] for key in model.state_dict()}

@@ -10,14 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import cdist, pdist
 from torch import Tensor
 
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.rotations import axis_rotation, euler_matrix, rotate_points
 from sightline.registry import transforms
-from sightline.transforms.point_choice import DropPoints, SamplePoints, ShufflePoints, choose_points, index_after_drop
+from sightline.transforms.point_choice import (
+    DropPoints,
+    FarthestPoints,
+    SamplePoints,
+    ShufflePoints,
+    choose_points,
+    index_after_drop,
+)
 from sightline.transforms.points import (
     Flip,
     Jitter,
@@ -54,9 +61,10 @@ ALL = {
     "sample_points_for_scores": SamplePoints(num_points=40, score_all=True),
     "shuffle_points": ShufflePoints(),
     "drop_points": DropPoints(),
+    "farthest_points": FarthestPoints(num_points=40),
 }
 RIGID = ("rotate_up", "rotate_x", "rotate_any", "perturb_rotation", "translate", "translate_relative", "flip")
-CHOOSING = ("sample_points", "sample_points_first", "shuffle_points", "drop_points")
+CHOOSING = ("sample_points", "sample_points_first", "shuffle_points", "drop_points", "farthest_points")
 
 
 def draws_of(num_clouds: int, *, first: int = 0, seed: int = 3) -> Draws:
@@ -112,7 +120,7 @@ def test_types_stay_and_the_same_key_repeats(name: str) -> None:
     first, second = (apply(name, batch, draws_of(NUM_CLOUDS)) for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert all(first[key].dtype == batch[key].dtype for key in first.keys() - {"nearest"})  # a row, as int64 is
-    if name not in ("normalize_unit_sphere", "sample_points_first"):
+    if name not in ("normalize_unit_sphere", "sample_points_first", "farthest_points"):
         other = apply(name, batch, draws_of(NUM_CLOUDS, seed=4))
         assert not torch.equal(first["points"], other["points"])
 
@@ -121,7 +129,7 @@ def test_types_stay_and_the_same_key_repeats(name: str) -> None:
     "name", sorted({name.removesuffix("_first") for name in CHOOSING} | {"scale", "rotate", "flip"})
 )
 def test_config_builds_it_by_name(name: str) -> None:
-    arguments = {"num_points": 40} if name == "sample_points" else {}
+    arguments = {"num_points": 40} if name in ("sample_points", "farthest_points") else {}
     transform = transforms.build(Component(name, arguments), facts={"up_axis": "z"})
     assert transform(draws_of(2), points=make_batch(2)["points"])["points"].shape[0] == 2
 
@@ -255,6 +263,34 @@ def test_what_belongs_to_a_point_goes_with_it(name: str) -> None:
     for row in range(NUM_CLOUDS):
         assert all(torch.equal(chosen[key][row], batch[key][row, local[row]]) for key in batch)
     assert set(apply(name, {"points": batch["points"]}, draws_of(NUM_CLOUDS))) == {"points"}
+
+
+def test_the_farthest_points_are_spread_as_a_plain_loop_spreads_them() -> None:
+    """Each is as far as any other point from those before it; fewer are the first of more."""
+    points = make_batch()["points"]
+    chosen = FarthestPoints(num_points=20)(draws_of(NUM_CLOUDS), points=points)["points"]
+    for cloud, kept in zip(points.double().numpy(), chosen.double().numpy(), strict=True):
+        assert np.array_equal(kept[0], cloud[0])
+        for count in range(1, len(kept)):
+            gaps = cdist(cloud, kept[:count]).min(axis=1)
+            own = cdist(kept[count : count + 1], kept[:count]).min()
+            assert own >= gaps.max() * (1 - 4 * EPS)  # distances in float32 may tie where these do not
+    fewer = FarthestPoints(num_points=5)(draws_of(NUM_CLOUDS), points=points)["points"]
+    assert torch.equal(fewer, chosen[:, :5])
+
+
+def test_farthest_points_pass_over_the_origin_where_that_is_asked_for() -> None:
+    """A line of points at 0, 0.02, 1 and 2: the second is within sqrt(1e-3) = 0.032 of the origin."""
+    points = torch.tensor([1.0, 0.02, 2.0, 0.0])[None, :, None] * torch.tensor([1.0, 0.0, 0.0])
+    every = FarthestPoints(num_points=4)(draws_of(1), points=points)["points"]
+    passed = FarthestPoints(num_points=4, min_squared_norm=1e-3)(draws_of(1), points=points)["points"]
+    torch.testing.assert_close(every[0, :, 0], torch.tensor([1.0, 2.0, 0.0, 0.02]))
+    torch.testing.assert_close(passed[0, :, 0], torch.tensor([1.0, 2.0, 1.0, 1.0]))
+
+
+def test_more_of_the_farthest_points_than_there_are_is_refused() -> None:
+    with pytest.raises(DataError, match=r"farthest_points: the clouds have 61 points, num_points asks for 62; .* 61$"):
+        FarthestPoints(num_points=62)(draws_of(NUM_CLOUDS), points=make_batch()["points"])
 
 
 def test_shuffling_keeps_the_points_and_differs_between_clouds() -> None:

@@ -1,0 +1,58 @@
+"""Names of the published weights of image networks in our words, one table per layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+__all__ = ["IMAGE_LAYOUTS", "IMAGE_OPTIONAL", "residual_network"]
+
+_VIT_DEPTH = 12
+
+
+def residual_network(theirs: str, ours: str, depths: Sequence[int], num_convolutions: int) -> dict[str, str]:
+    """The modules of a headless residual network of torchvision; `theirs` and `ours` stand before each name."""
+    names = {f"{theirs}conv1": f"{ours}stem.conv", f"{theirs}bn1": f"{ours}stem.norm"}
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            their_block, our_block = f"{theirs}layer{stage + 1}.{block}", f"{ours}stages.{stage}.{block}"
+            for place in range(num_convolutions):
+                names[f"{their_block}.conv{place + 1}"] = f"{our_block}.layers.{place}.conv"
+                names[f"{their_block}.bn{place + 1}"] = f"{our_block}.layers.{place}.norm"
+            if block == 0 and (stage > 0 or num_convolutions == 3):
+                names[f"{their_block}.downsample.0"] = f"{our_block}.shortcut.conv"
+                names[f"{their_block}.downsample.1"] = f"{our_block}.shortcut.norm"
+    return names
+
+
+def _vit_block(number: int) -> dict[str, str]:
+    theirs, ours = f"blocks.{number}", f"images.blocks.{number}"
+    return {
+        f"{theirs}.norm1": f"{ours}.attend_norm",
+        f"{theirs}.attn.qkv": f"{ours}.attend.qkv",
+        f"{theirs}.attn.proj": f"{ours}.attend.project",
+        f"{theirs}.norm2": f"{ours}.change_norm",
+        f"{theirs}.mlp.fc1": f"{ours}.change.0",
+        f"{theirs}.mlp.fc2": f"{ours}.change.2",
+    }
+
+
+_TIMM_VIT = {
+    "cls_token": "images.class_token",
+    "pos_embed": "images.positions",
+    "patch_embed.proj": "images.patches",
+    **{theirs: ours for number in range(_VIT_DEPTH) for theirs, ours in _vit_block(number).items()},
+    "norm": "images.norm",
+    "head": "head",
+}
+
+IMAGE_LAYOUTS: Mapping[str, Mapping[str, str]] = {
+    "timm_vit_base": _TIMM_VIT,
+    "timm_vit_small": _TIMM_VIT,
+    "timm_vit_tiny": _TIMM_VIT,
+    "torchvision_resnet18": residual_network("", "images.", (2, 2, 2, 2), 2) | {"fc": "head"},
+    "torchvision_resnet50": residual_network("", "images.", (3, 4, 6, 3), 3) | {"fc": "head"},
+}
+"""Per published layout: their module, or a parameter that stands in none, -> ours, as `published.LAYOUTS`."""
+
+IMAGE_OPTIONAL: Mapping[str, str] = dict.fromkeys(IMAGE_LAYOUTS, "head")
+"""Our module that a file may be without as a whole: encoders are saved without a head too."""

@@ -1,0 +1,102 @@
+"""Residual networks that read images. Source: He et al. 2016, Deep Residual Learning for Image Recognition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.layers.images import ConvNorm, assert_images
+
+__all__ = ["ResNet18Encoder", "ResNet50Encoder"]
+
+_STEM_CHANNELS = 64
+_STAGE_CHANNELS = (64, 128, 256, 512)
+
+
+class _Block(nn.Module):
+    """Convolutions of `sizes` kernels and `channels` channels, added to what came in. Source: He et al. 2016, eq. 2.
+
+    The first kernel larger than one pixel takes the stride; where shapes change, a convolution of one pixel brings
+    what came in to the new one.
+    """
+
+    def __init__(self, *, in_channels: int, channels: Sequence[int], sizes: Sequence[int], stride: int) -> None:
+        super().__init__()
+        strided, last = next(place for place, size in enumerate(sizes) if size > 1), len(sizes) - 1
+        self.layers = nn.Sequential(
+            *(
+                ConvNorm(
+                    in_channels=before,
+                    out_channels=after,
+                    size=size,
+                    stride=stride if place == strided else 1,
+                    activation=nn.ReLU() if place < last else None,
+                )
+                for place, (before, after, size) in enumerate(
+                    zip((in_channels, *channels[:-1]), channels, sizes, strict=True)
+                )
+            )
+        )
+        is_same = in_channels == channels[-1] and stride == 1
+        self.shortcut = (
+            nn.Identity()
+            if is_same
+            else ConvNorm(in_channels=in_channels, out_channels=channels[-1], size=1, stride=stride)
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        return cast(Tensor, (self.layers(image) + self.shortcut(image)).relu())
+
+
+class _ResNet(nn.Module):
+    """A stem, four stages of blocks, each of half the resolution of the last, and the mean over the image."""
+
+    def __init__(self, *, depths: Sequence[int], sizes: Sequence[int], expansion: int) -> None:
+        super().__init__()
+        self.feature_width = expansion * _STAGE_CHANNELS[-1]
+        self.stem = ConvNorm(in_channels=3, out_channels=_STEM_CHANNELS, size=7, stride=2, activation=nn.ReLU())
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        stages, before = [], _STEM_CHANNELS
+        for place, (width, depth) in enumerate(zip(_STAGE_CHANNELS, depths, strict=True)):
+            channels = (*(width for _ in sizes[1:]), expansion * width)
+            blocks = []
+            for number in range(depth):
+                stride = 2 if place > 0 and number == 0 else 1
+                blocks.append(_Block(in_channels=before, channels=channels, sizes=sizes, stride=stride))
+                before = channels[-1]
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.ModuleList(stages)
+
+    def encode(self, *, image: Tensor) -> Tensor:
+        """`image` (B, 3, H, W), normalised -> (B, feature_width). Raises ValueError for any other layout."""
+        assert_images(image)
+        values = self.pool(self.stem(image))
+        for stage in self.stages:
+            values = stage(values)
+        return cast(Tensor, values.mean(dim=(2, 3)))
+
+
+@registry.image_encoders.add("resnet18")
+class ResNet18Encoder(_ResNet):
+    """ResNet-18: eight blocks of two convolutions; images of any size, features (B, 512).
+
+    Source: He et al. 2016, table 1 (18-layer), shortcuts B.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(depths=(2, 2, 2, 2), sizes=(3, 3), expansion=1)
+
+
+@registry.image_encoders.add("resnet50")
+class ResNet50Encoder(_ResNet):
+    """ResNet-50: sixteen blocks of three convolutions; images of any size, features (B, 2048).
+
+    A block takes its stride in the convolution of 3 x 3 pixels, as torchvision's does, not in its first as the paper's.
+    Source: He et al. 2016, table 1 (50-layer), shortcuts B; layout of pytorch/vision.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(depths=(3, 4, 6, 3), sizes=(1, 3, 1), expansion=4)

@@ -1,0 +1,291 @@
+"""CrossPoint's files and those of image networks as runs: the authors' outputs come back, and all else is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sightline
+from sightline import registry
+from sightline.engine.conversion import convert
+from sightline.engine.weights import load_weights
+from sightline.errors import CheckpointError, ConfigError, UserError
+from sightline.models.published import LAYOUTS, published_name
+from sightline.models.published_models import MODELS
+from sightline.types import Component, DataInfo, Field
+from tests.command import run_here
+from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden
+from tests.models.test_image_encoders import SIZES
+
+LAYOUTS_HERE = {name for name in LAYOUTS if name.startswith(("crosspoint_", "timm_", "torchvision_"))}
+IMAGES = {"vit_tiny": "timm_vit_tiny", "resnet18": "torchvision_resnet18"}
+
+
+class Thousand:
+    """Images of a thousand classes. Source: this test."""
+
+    def __init__(self, *, split: str) -> None:
+        names = tuple(f"class_{number}" for number in range(1000))
+        fields = {"image": Field("height width channels", "uint8"), "label": Field("", "int64")}
+        self.info = DataInfo(facts={"num_classes": 1000, "class_names": names}, fields=fields)
+
+
+class Fifty:
+    """Fifty parts of sixteen categories. Source: this test."""
+
+    def __init__(self, *, split: str) -> None:
+        self.info = DataInfo(
+            facts={
+                "num_classes": 50,
+                "class_names": tuple(f"part_{number}" for number in range(50)),
+                "in_channels": 3,
+                "num_categories": 16,
+                "category_names": tuple(f"category_{number}" for number in range(16)),
+                "parts_of_category": tuple((3 * number, 3 * number + 1, 3 * number + 2) for number in range(16)),
+            },
+            fields={
+                "points": Field("points 3", "float32"),
+                "label": Field("points", "int64"),
+                "category": Field("", "int64"),
+            },
+        )
+
+
+@pytest.fixture(autouse=True)
+def _sets() -> Iterator[None]:
+    registry.data.names()
+    sets = {"thousand": Thousand, "fifty": Fifty}
+    for name, kind in sets.items():
+        registry.data.add(name)(kind)
+    yield
+    for name in sets:
+        registry.data._entries.pop(name)
+
+
+def saved(path: Path, state: Mapping[str, Tensor]) -> Path:
+    torch.save({"state_dict": dict(state)}, path)
+    return path
+
+
+def published_state(layout: str, model: torch.nn.Module) -> dict[str, Tensor]:
+    """A model's own weights under the names of a layout that has one name for each."""
+    return {published_name(name, layout): value for name, value in model.state_dict().items()}
+
+
+def image_classifier(encoder: str, **arguments: Any) -> torch.nn.Module:
+    return sightline.build_model("image_classifier", num_classes=1000, images={"name": encoder, **arguments})
+
+
+# --- the authors' numbers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "layout", "parameters"),
+    [
+        ("crosspoint_cls", "crosspoint_cls", 2_980_480),
+        ("crosspoint_ddp_cls", "crosspoint_cls", 2_980_480),
+        ("crosspoint_seg_pretrain", "crosspoint_seg", 2_341_001 - 1_408),
+        ("crosspoint_ddp_seg_pretrain", "crosspoint_seg", 2_341_001 - 1_408),
+    ],
+)
+def test_pre_trained_branches_become_runs_with_the_authors_outputs(
+    shared: Path, tmp_path: Path, name: str, layout: str, parameters: int
+) -> None:
+    golden = load_golden(shared, name)
+    file = saved(tmp_path / "a.pth", {f"module.{key}": value for key, value in golden.state().items()})
+    converted = convert(file, layout=layout, target=tmp_path / "run", overrides=("train.precision=float64",))
+    lineage = converted.lineage
+    assert (lineage["model"], lineage["parameters"]) == ("intrapoint", parameters)
+    assert lineage["from_shapes"] == {"in_channels": 3, "points.embedding": 1024, "embedding": 256, "hidden": 1024}
+    assert lineage["assumed"] == {"points.num_neighbours": 15}
+    assert lineage["unused"] == ({} if layout == "crosspoint_cls" else {f"bn{number}.*": 5 for number in range(7, 11)})
+    assert "trained with y up, 'synthetic_shapes' has z up" in converted.notes[0]
+
+    run = sightline.load_run(tmp_path / "run")
+    assert run.config.task.name == "contrast"
+    points = golden.tensor("in.x").mT
+    with torch.no_grad():
+        feature = run.model.encode(points=points)
+        outputs = {"feat": feature, "proj": run.model.points_head(feature)}
+    for label, found in outputs.items():
+        assert_near_largest(found, golden.tensor(f"eval.out.{label}"), OUTPUT_BOUND, label)
+
+
+@pytest.mark.shared
+def test_both_branches_of_two_files_become_one_run(shared: Path, tmp_path: Path) -> None:
+    golden, layout = load_golden(shared, "crosspoint_step"), "crosspoint_cls_resnet18"
+    files = {
+        prefix: saved(
+            tmp_path / f"{prefix}.pth",
+            {key.removeprefix(f"{prefix}."): value for key, value in golden.state().items() if key.startswith(prefix)},
+        )
+        for prefix in ("point_model", "img_model")
+    }
+    converted = convert(
+        files["point_model"],
+        images=files["img_model"],
+        layout=layout,
+        target=tmp_path / "run",
+        overrides=("train.precision=float64", "model.points.num_neighbours=10"),
+    )
+    assert converted.lineage["parameters"] == golden.info["param_count"]
+    assert converted.lineage["images"]["file"] == str(files["img_model"].resolve())
+    assert converted.lineage["assumed"] == {}
+    run = sightline.load_run(tmp_path / "run")
+    given = {"points": "x", "other_points": "view2", "image": "image"}
+    with torch.no_grad():
+        found = run.model(**{field: golden.tensor(f"in.{theirs}") for field, theirs in given.items()})
+    rows = {"proj": torch.cat([found["first"], found["second"]]), "image_proj": found["pictured"]}
+    for label, value in rows.items():
+        assert_near_largest(value, golden.tensor(f"eval.out.{label}"), OUTPUT_BOUND, label)
+
+
+@pytest.mark.shared
+def test_a_fine_tuned_file_becomes_a_run_on_parts(shared: Path, tmp_path: Path) -> None:
+    golden = load_golden(shared, "crosspoint_seg_finetune")
+    converted = convert(
+        saved(tmp_path / "a.pth", golden.state()),
+        layout="crosspoint_parts",
+        target=tmp_path / "run",
+        data_name="fifty",
+        overrides=("train.precision=float64", "model.num_neighbours=15"),
+    )
+    assert converted.lineage["parameters"] == 1_460_361
+    assert converted.lineage["unused"] == {"inv_head.*": 9}
+    with torch.no_grad():
+        logits = sightline.load_run(tmp_path / "run").model(**cloud_inputs(golden))["logits"]
+    assert_near_largest(logits.mT, golden.tensor("eval.out.logits"), OUTPUT_BOUND, "logits")
+
+
+@pytest.mark.shared
+def test_a_converted_run_starts_fine_tuning(shared: Path, tmp_path: Path) -> None:
+    """All tensors of the encoder find their place in the network for parts; what is left is its head."""
+    golden = load_golden(shared, "crosspoint_seg_pretrain")
+    convert(saved(tmp_path / "a.pth", golden.state()), layout="crosspoint_seg", target=tmp_path / "run")
+    encoder = sightline.load_run(tmp_path / "run").model.points
+    model = sightline.build_model("dgcnn_parts", num_classes=50, in_channels=3, num_categories=16)
+    report = load_weights(model, encoder.state_dict(), may_be_missing=("category", "join", "head"))
+    assert report.matched == len(encoder.state_dict())
+    assert {name.split(".")[0] for name in report.missing} == {"category", "join", "head"}
+    assert not report.unexpected
+
+
+@pytest.mark.shared
+def test_a_file_of_another_stage_is_named(shared: Path, tmp_path: Path) -> None:
+    file = saved(tmp_path / "a.pth", load_golden(shared, "crosspoint_seg_finetune").state())
+    with pytest.raises(CheckpointError, match=r"25 of \d+ names do not belong .*'crosspoint_seg': conv7.*--layout "):
+        convert(file, layout="crosspoint_seg", target=tmp_path / "run")
+    file = saved(tmp_path / "b.pth", load_golden(shared, "crosspoint_seg_pretrain").state())
+    with pytest.raises(
+        CheckpointError, match=r"lacks .*layout 'crosspoint_parts'.*its names are those of --layout crosspoint_seg"
+    ):
+        convert(file, layout="crosspoint_parts", target=tmp_path / "run", data_name="fifty")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ("model.points.name=pointnet",),
+            "model.points: is 'pointnet', the layout 'crosspoint_cls' is of 'dgcnn'; set",
+        ),
+        (("model.points.embedding=512",), "model.points.embedding: is 512, the weights have 1024; remove it"),
+        (("model.points.num_neighbors=5",), "model.points.num_neighbors: 'dgcnn' has no such argument; did you mean"),
+        (("model.name=dgcnn",), "the config's model is 'dgcnn', the layout 'crosspoint_cls' is of 'intrapoint'"),
+    ],
+)
+def test_a_config_that_contradicts_the_weights_is_refused(
+    shared: Path, tmp_path: Path, overrides: tuple[str, ...], told: str
+) -> None:
+    file = saved(tmp_path / "a.pth", load_golden(shared, "crosspoint_cls").state())
+    with pytest.raises(ConfigError) as caught:
+        convert(file, layout="crosspoint_cls", target=tmp_path / "run", overrides=overrides)
+    assert told in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_as_many_files_as_the_layout_has(tmp_path: Path) -> None:
+    file = saved(tmp_path / "a.pth", {"a": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"its image branch is in a file of its own; give it by --images FILE"):
+        convert(file, layout="crosspoint_cls_resnet50", target=tmp_path / "run")
+    with pytest.raises(UserError, match=r"the layout 'crosspoint_cls' has no second file; crosspoint_cls_resnet18, "):
+        convert(file, layout="crosspoint_cls", target=tmp_path / "run", images=file)
+
+
+# --- image networks --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoder", IMAGES)
+def test_image_networks_come_back_with_their_head(tmp_path: Path, encoder: str) -> None:
+    layout, model = IMAGES[encoder], image_classifier(encoder).eval()
+    file = saved(tmp_path / "a.pth", published_state(layout, model))
+    converted = convert(file, layout=layout, target=tmp_path / "run", data_name="thousand")
+    assert (converted.notes, converted.lineage["fresh"], converted.lineage["assumed"]) == ((), [], {})
+    assert converted.lineage["parameters"] == SIZES[encoder][0] + 1000 * (SIZES[encoder][1] + 1)
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(
+            sightline.load_run(tmp_path / "run").model(image=image)["logits"], model(image=image)["logits"]
+        )
+
+
+def test_sizes_of_a_vision_transformer_are_seen_in_its_weights(tmp_path: Path) -> None:
+    state = published_state("timm_vit_tiny", image_classifier("vit_tiny", size_px=96, patch_px=32))
+    assert state["pos_embed"].shape == (1, 10, 192)
+    file = saved(tmp_path / "a.pth", state)
+    converted = convert(file, layout="timm_vit_tiny", target=tmp_path / "run", data_name="thousand")
+    assert {"images.size_px": 96, "images.patch_px": 32}.items() <= converted.lineage["from_shapes"].items()
+    with pytest.raises(
+        CheckpointError, match=r"tensors have another shape than this model of the layout 'timm_vit_small'"
+    ):
+        convert(file, layout="timm_vit_small", target=tmp_path / "other", data_name="thousand")
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_a_head_of_other_classes_is_left_out_and_told(tmp_path: Path, has_head: bool) -> None:
+    """As when a network is taken to another task: its encoder is whole, its head is new, and both are said."""
+    model = image_classifier("resnet18")
+    state = published_state("torchvision_resnet18", model)
+    file = saved(tmp_path / "a.pth", {key: value for key, value in state.items() if has_head or "fc." not in key})
+    done = run_here(
+        "data", "convert-weights", file, "--layout", "torchvision_resnet18", "--to", tmp_path / "run",
+        "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    reason = "the file's head of 1000 classes is left out" if has_head else "the file has no head"
+    note = json.loads((tmp_path / "out.json").read_text())["notes"][0]
+    assert note.startswith(f"{reason}: that of the 12 classes of 'synthetic_shapes' is made from seed 0; train it")
+    run = sightline.load_run(tmp_path / "run")
+    assert run.model.head.weight.shape == (12, 512)
+    own = model.images.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in run.model.images.state_dict().items())
+
+    target = registry.models.build(
+        Component("crosspoint", {"points": {"name": "dgcnn"}, "images": {"name": "resnet18"}}),
+        facts={"in_channels": 3},
+    )
+    report = load_weights(target, run.model.state_dict(), modules="images")
+    assert report.matched == report.total == len(own)
+
+
+def test_a_renamed_tensor_of_an_image_network_is_named(tmp_path: Path) -> None:
+    state = published_state("torchvision_resnet18", image_classifier("resnet18"))
+    state["layer1.0.conv9.weight"] = state.pop("layer1.0.conv1.weight")
+    with pytest.raises(
+        CheckpointError, match=r"1 of 122 names do not belong to the layout .*: layer1\.0\.conv9\.weight"
+    ):
+        convert(saved(tmp_path / "a.pth", state), layout="torchvision_resnet18", target=tmp_path / "run")
+
+
+def test_every_layout_of_these_is_of_a_model() -> None:
+    assert set(MODELS) >= LAYOUTS_HERE
+    assert len(LAYOUTS_HERE) == 12

@@ -1,0 +1,202 @@
+"""Image encoders against their published sizes, torchvision's networks, and a slow reading in NumPy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.errors import ConfigError
+from sightline.layers.images import ConvNorm
+from sightline.models.crosspoint import projection_head
+from sightline.models.resnet import ResNet18Encoder, ResNet50Encoder
+from sightline.models.vit import ViTEncoder
+from sightline.types import Component
+
+SIZES = {
+    "resnet18": (11_176_512, 512),
+    "resnet50": (23_508_032, 2048),
+    "vit": (1_829_568, 192),
+    "vit_base": (85_798_656, 768),
+    "vit_small": (21_665_664, 384),
+    "vit_tiny": (5_524_416, 192),
+}
+"""Parameters without a head, and the width of the feature."""
+
+
+def build(name: str) -> nn.Module:
+    encoder: nn.Module = registry.image_encoders.build(Component(name), facts={})
+    return encoder
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def small_vit() -> ViTEncoder:
+    return ViTEncoder(size_px=16, patch_px=4, width=12, depth=2, num_heads=3).double().eval()
+
+
+def images(batch: int = 2, size: int = 16) -> Tensor:
+    return torch.randn(batch, 3, size, size, dtype=torch.float64)
+
+
+def test_every_encoder_has_its_size_here() -> None:
+    assert registry.image_encoders.names() == sorted(SIZES)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_are_the_published_ones(name: str) -> None:
+    with torch.device("meta"):
+        encoder = build(name)
+    assert (num_parameters(encoder), encoder.feature_width) == SIZES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("resnet18", 394_240), ("resnet50", 1_180_672), ("vit_base", 525_312), ("vit_small", 328_704)],
+)
+def test_projection_heads_have_the_published_sizes(name: str, expected: int) -> None:
+    assert num_parameters(projection_head(SIZES[name][1], 512, 256, has_bias=False)) == expected
+
+
+@pytest.mark.parametrize("encoder", [ResNet18Encoder(), small_vit()], ids=["resnet", "vit"])
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (torch.zeros(2, 16, 16, 3), r"found the shape \(2, 16, 16, 3\), expected \(B, 3, H, W\); .*normalize_image"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"found torch\.uint8, expected .*normalize_image"),
+        (torch.zeros(2, 1, 16, 16), r"found the shape \(2, 1, 16, 16\), expected \(B, 3, H, W\)$"),
+        (torch.zeros(2, 4, 16, 16), r"found the shape \(2, 4, 16, 16\), expected \(B, 3, H, W\)$"),
+        (torch.zeros(3, 16, 16), r"found the shape \(3, 16, 16\), expected \(B, 3, H, W\)$"),
+        (torch.zeros(2, 3, 16, 3), r".* may have three columns or three channels last"),
+    ],
+    ids=["channels last", "bytes", "grey", "with alpha", "one image", "three columns"],
+)
+def test_another_layout_is_refused_by_name(encoder: nn.Module, image: Tensor, told: str) -> None:
+    with pytest.raises(ValueError, match=f"^image: {told}"):
+        encoder.encode(image=image)
+
+
+@pytest.mark.parametrize("encoder", [ResNet18Encoder(), small_vit()], ids=["resnet", "vit"])
+def test_image_alone_is_as_in_company(encoder: nn.Module) -> None:
+    encoder = encoder.double().eval()
+    given = images(3)
+    alone, together = encoder.encode(image=given[:1]), encoder.encode(image=given)
+    assert alone.shape == (1, encoder.feature_width)
+    torch.testing.assert_close(alone, together[:1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("encoder", [ResNet18Encoder(), ResNet50Encoder(), small_vit()], ids=["18", "50", "vit"])
+def test_gradient_reaches_every_parameter(encoder: nn.Module) -> None:
+    encoder = encoder.double().train()
+    feature = encoder.encode(image=images(4, 32 if isinstance(encoder, ResNet50Encoder | ResNet18Encoder) else 16))
+    (feature * torch.randn_like(feature)).sum().backward()
+    without = [n for n, p in encoder.named_parameters() if p.grad is None or (p.ndim >= 2 and not p.grad.any())]
+    assert without == []
+
+
+# --- residual networks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "stride", "width"), [(1, 1, 7), (3, 1, 7), (7, 2, 7), (3, 2, 8)])
+def test_convolution_keeps_the_size_or_halves_it_rounded_up(size: int, stride: int, width: int) -> None:
+    layer = ConvNorm(in_channels=2, out_channels=3, size=size, stride=stride)
+    assert layer(torch.randn(2, 2, width, width)).shape[2:] == (math.ceil(width / stride),) * 2
+
+
+def test_convolutions_start_with_the_deviation_of_the_paper() -> None:
+    """2 / (3 * 3 * 512) is the variance; of 2.4 million draws the relative error of its root is 1 / sqrt(4.7e6)."""
+    weight = ResNet18Encoder().stages[3][1].layers[0].conv.weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 512)), rel=5 / math.sqrt(2 * weight.numel()))
+
+
+def test_stride_of_a_bottleneck_is_in_its_middle() -> None:
+    strides = [layer.conv.stride for layer in ResNet50Encoder().stages[1][0].layers]
+    assert strides == [(1, 1), (2, 2), (1, 1)]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47)])
+def test_residual_networks_take_images_of_any_size(size: tuple[int, int]) -> None:
+    assert ResNet18Encoder().eval().encode(image=torch.randn(1, 3, *size)).shape == (1, 512)
+
+
+# --- vision transformers ---------------------------------------------------------------------------------------------
+
+
+def layer_norm(values: np.ndarray, norm: nn.LayerNorm) -> np.ndarray:
+    centred = values - values.mean(axis=-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+    return scaled * norm.weight.detach().numpy() + norm.bias.detach().numpy()
+
+
+def linear(values: np.ndarray, layer: nn.Linear) -> np.ndarray:
+    return values @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+
+
+def read_slowly(vit: ViTEncoder, image: np.ndarray, patch: int, num_heads: int) -> np.ndarray:
+    """One image (3, H, W) patch by patch, head by head, token by token, as equations 1 to 4 of the paper say it."""
+    rows, columns = image.shape[1] // patch, image.shape[2] // patch
+    kernels, bias = (getattr(vit.patches, part).detach().numpy() for part in ("weight", "bias"))
+    tokens = [vit.class_token.detach().numpy()[0, 0]]
+    for row in range(rows):
+        for column in range(columns):
+            piece = image[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+            tokens.append(np.array([(kernel * piece).sum() for kernel in kernels]) + bias)
+    values = np.stack(tokens) + vit.positions.detach().numpy()[0]
+    for block in vit.blocks:
+        normed = layer_norm(values, block.attend_norm)
+        query, key, value = np.split(linear(normed, block.attend.qkv), 3, axis=-1)
+        heads = []
+        for part in np.split(np.arange(query.shape[1]), num_heads):
+            likeness = query[:, part] @ key[:, part].T / np.sqrt(len(part))
+            weights = np.exp(likeness - likeness.max(axis=1, keepdims=True))
+            heads.append(weights / weights.sum(axis=1, keepdims=True) @ value[:, part])
+        values = values + linear(np.concatenate(heads, axis=1), block.attend.project)
+        hidden = linear(layer_norm(values, block.change_norm), block.change[0])
+        erf = np.vectorize(math.erf)(hidden / math.sqrt(2))
+        values = values + linear(hidden * (1 + erf) / 2, block.change[2])
+    return layer_norm(values[0], vit.norm)
+
+
+def test_transformer_equals_a_slow_reading_in_numpy() -> None:
+    vit, given = small_vit(), images(2)
+    for parameter in vit.parameters():
+        nn.init.normal_(parameter, std=0.3)  # so that norms and biases take part
+    expected = np.stack([read_slowly(vit, each.numpy(), 4, 3) for each in given])
+    # Sums of at most 48 products and two blocks of order one: some hundred roundings of 1e-16.
+    np.testing.assert_allclose(vit.encode(image=given).detach().numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_patches_move_with_their_positions() -> None:
+    """Attention has no order of its own: exchanging two patches and their positions leaves the class token as it is."""
+    vit, given = small_vit(), images(1)
+    before = vit.encode(image=given)
+    moved = given.clone()
+    moved[:, :, 0:4, 0:4], moved[:, :, 8:12, 4:8] = given[:, :, 8:12, 4:8], given[:, :, 0:4, 0:4]
+    assert not torch.allclose(vit.encode(image=moved), before, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        first, second = 1 + 0, 1 + 2 * 4 + 1
+        vit.positions[:, [first, second]] = vit.positions[:, [second, first]]
+    torch.testing.assert_close(vit.encode(image=moved), before, rtol=0, atol=1e-12)
+
+
+def test_another_size_of_image_is_refused_with_both() -> None:
+    with pytest.raises(ValueError, match=r"image: found 32 x 16 pixels, this encoder was built for 16 x 16; bring"):
+        small_vit().encode(image=torch.zeros(1, 3, 32, 16, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"size_px": 60, "patch_px": 8}, "patch_px: patches of 8 pixels do not tile images of 60; give a divisor"),
+        ({"width": 192, "num_heads": 5}, "num_heads: 5 heads do not divide a width of 192; give another number"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(arguments: dict[str, int], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        ViTEncoder(**arguments)

@@ -1,0 +1,356 @@
+"""Point-BERT's point transformer: published sizes, a slow reading in NumPy, the authors' numbers, what it claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline.errors import ConfigError
+from sightline.layers.patch_tokens import MiniPointNet, nearest_groups
+from sightline.layers.stochastic_depth import StochasticDepth
+from sightline.layers.transformer import MultiHeadAttention, TransformerBlock
+from sightline.losses.cross_entropy import CrossEntropy
+from sightline.models.point_bert import PointBERT, PointBERTEncoder
+from sightline.models.published import translate, translate_key
+from tests.golden_parity import (
+    Golden,
+    assert_gradients_and_buffers,
+    assert_near_largest,
+    assert_outputs,
+    each_mode,
+    load_golden,
+    stored_part,
+)
+from tests.layers import plain_point_bert as plain
+from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
+
+LAYOUT = "lulutang0608_point_bert_cls"
+LEAST = 1e-3
+GOLDEN: dict[str, dict[str, Any]] = {
+    "pointbert_cls_full": {"num_classes": 40},
+    "pointbert_cls_small": {
+        "num_classes": 15,
+        "width": 96,
+        "depth": 3,
+        "num_heads": 4,
+        "num_groups": 12,
+        "group_size": 8,
+        "drop_path": 0.0,
+    },
+}
+SMALL: dict[str, Any] = {"in_channels": 3, "width": 24, "depth": 2, "num_heads": 4, "num_groups": 6, "group_size": 5}
+
+
+def small(**changes: Any) -> PointBERT:
+    return PointBERT(**SMALL | {"num_classes": 4} | changes).double().eval()
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def state_of(module: nn.Module) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in module.state_dict().items()}
+
+
+def cloud_with_points_near_the_origin(num_clouds: int = 2, num_points: int = 40) -> Tensor:
+    """The first point of each and three others are nearer to the origin than the library's rule allows."""
+    points = torch.randn(num_clouds, num_points, 3, dtype=torch.float64)
+    points[:, [0, 5, 6, 20]] *= 1e-3
+    return points
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_classes", "expected"), [(40, 22_065_960), (15, 22_059_535), (10, 22_058_250)])
+def test_size_is_the_published_one(num_classes: int, expected: int) -> None:
+    with torch.device("meta"):
+        assert num_parameters(PointBERT(num_classes=num_classes, in_channels=3)) == expected
+
+
+def test_sizes_of_the_parts_are_the_published_ones() -> None:
+    with torch.device("meta"):
+        encoder = PointBERTEncoder(in_channels=3)
+    assert num_parameters(encoder) == 21_858_816
+    assert num_parameters(encoder.embed.patches) == 428_800
+    assert [num_parameters(block) for block in encoder.trunk.blocks] == [1_773_312] * 12
+    assert encoder.feature_width == 768
+
+
+# --- the slow reading ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("least", [None, LEAST])
+def test_groups_are_those_of_a_plain_loop(least: float | None) -> None:
+    """Points on a grid as well, where distances tie: lower indices come first, among centres and among members."""
+    grid = torch.stack(torch.meshgrid(*[torch.arange(3.0).double()] * 3, indexing="ij"), dim=-1).view(1, 27, 3) - 1
+    for points in (cloud_with_points_near_the_origin(), grid):
+        centres, index = nearest_groups(points, num_groups=9, group_size=7, min_squared_norm=least)
+        for cloud, found, members in zip(points, centres, index, strict=True):
+            expected, expected_members = plain.groups(cloud.numpy(), 9, 7, least)
+            assert torch.equal(found, cloud[expected])
+            assert np.array_equal(members.numpy(), expected_members)
+
+
+def test_points_near_the_origin_are_passed_over_where_that_is_asked_for() -> None:
+    """All points are centres, or all but three; the first is one in any case and takes the places that are left."""
+    points = cloud_with_points_near_the_origin(num_clouds=1)
+    every = {tuple(row) for row in points[0].tolist()}
+    near = {tuple(row) for row in points[0, [5, 6, 20]].tolist()}
+    for least, expected in ((None, every), (LEAST, every - near)):
+        centres, _ = nearest_groups(points, num_groups=40, group_size=1, min_squared_norm=least)
+        assert {tuple(row) for row in centres[0].tolist()} == expected
+        assert torch.equal(centres[0, 0], points[0, 0])
+
+
+def test_block_is_that_of_a_plain_loop() -> None:
+    block = TransformerBlock(width=12, num_heads=3, qkv_bias=True).double()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    tokens = torch.randn(2, 7, 12, dtype=torch.float64)
+    expected = np.stack([plain.block(each, state_of(block), 3) for each in tokens.numpy()])
+    # Sums of at most 48 terms of size 10: 48 * 10 * 2e-16, over some ten steps.
+    np.testing.assert_allclose(block(tokens).detach().numpy(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("least", [None, LEAST])
+def test_feature_is_that_of_a_plain_loop(least: float | None) -> None:
+    model = small(min_squared_norm=least)
+    unsettle(model)
+    points = cloud_with_points_near_the_origin()
+    sizes = {name: SMALL[name] for name in ("num_groups", "group_size", "depth", "num_heads")}
+    expected = [plain.feature(cloud, state_of(model), least=least, **sizes) for cloud in points.numpy()]
+    with torch.no_grad():
+        found = model.encode(points=points)
+    np.testing.assert_allclose(found.numpy(), np.stack(expected), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_quick_form_of_the_groups_network_gives_the_same_step(is_training: bool) -> None:
+    """Outputs, gradients and running statistics, float64, to 1e-9."""
+    quick, slow = (MiniPointNet(in_channels=5, out_channels=6, fused=fused).double() for fused in (True, False))
+    unsettle(quick)
+    slow.load_state_dict(quick.state_dict())
+    given = {"groups": torch.randn(9, 4, 5, dtype=torch.float64)}
+    weight = torch.randn(9, 6, dtype=torch.float64)
+    found, expected = (run(layer.train(is_training), given, weight) for layer in (quick, slow))
+    assert_passes_agree(found, expected, BOUND)
+
+
+# --- the authors' numbers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", ["case0", "case1", "case2"])
+def test_groups_are_those_of_the_reference(shared: Path, case: str) -> None:
+    golden = load_golden(shared, "fn_pointbert_group")
+    num_groups, group_size = (int(golden.arrays[f"{case}.{name}"]) for name in ("num_group", "group_size"))
+    points = golden.tensor(f"{case}.xyz")
+    centres, index = nearest_groups(points, num_groups=num_groups, group_size=group_size, min_squared_norm=LEAST)
+    assert torch.equal(centres, golden.tensor(f"{case}.centre"))
+    rows = torch.arange(len(points))[:, None, None]
+    relative = points[rows, index] - centres[:, :, None]
+    assert_near_largest(relative, golden.tensor(f"{case}.neighbourhood"), 1e-15, case)
+
+
+def part_of(golden: Golden, prefix: str, ours: str) -> dict[str, Tensor]:
+    """The state of one of the network's parts, recorded alone under names without the prefix."""
+    translated = translate({f"{prefix}.{name}": value for name, value in golden.state().items()}, LAYOUT)
+    return {name.removeprefix(f"{ours}."): value for name, value in translated.items()}
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "prefix", "ours", "given"),
+    [
+        ("pointbert_mini_pointnet", "encoder", "embed.patches", "groups"),
+        ("pointbert_block", "blocks.blocks.0", "trunk.blocks.0", "x"),
+    ],
+)
+def test_parts_agree_with_the_reference(shared: Path, name: str, prefix: str, ours: str, given: str) -> None:
+    golden = load_golden(shared, name)
+    values, weight = golden.tensor(f"in.{given}"), golden.tensor("in.w")
+    module: nn.Module = TransformerBlock(width=24, num_heads=4, qkv_bias=False)
+    if given == "groups":
+        values = values.flatten(0, 1)
+        module = MiniPointNet(in_channels=3, out_channels=48)
+    module.double().load_state_dict(part_of(golden, prefix, ours))
+    for mode in each_mode(module):
+        output = module(values).view(weight.shape)
+        loss = (output * weight).sum()
+        assert_outputs(golden, mode, {"out": output}, loss)
+    loss.backward()
+    assert_gradients_and_buffers(
+        golden, module, lambda key: str(translate_key(f"{prefix}.{key}", LAYOUT)).removeprefix(f"{ours}.")
+    )
+
+
+MEMBERS = "centres via group (B,G,S,3) relative coordinates"
+TAPS: Mapping[str, str] = {
+    "encoder tokens (B,G,enc)": "embed.patches",
+    "position code (B,G,d)": "embed.position",
+    "block 0": "trunk.blocks.0",
+    "norm": "trunk.norm",
+}
+
+
+def tap(model: PointBERT, golden: Golden) -> dict[str, Tensor]:
+    """What passes the places that the file names, filled by the next forward pass."""
+    seen: dict[str, Tensor] = {}
+    places = {**TAPS, "last block": f"trunk.blocks.{len(model.trunk.blocks) - 1}"}
+
+    def keep(label: str, value: Tensor) -> None:
+        seen.setdefault(f"eval.mid.{label}", value)
+
+    for label, place in places.items():
+        hook = lambda module, given, value, label=label: keep(label, value)  # noqa: E731
+        model.get_submodule(place).register_forward_hook(hook)
+    model.embed.patches.register_forward_hook(lambda module, given, value: keep(MEMBERS, given[0]))
+    return seen
+
+
+def assert_same_members(golden: Golden, groups: Tensor) -> None:
+    """The whole networks' files have a group's members in any order, and of the larger one every seventh number."""
+    label = f"eval.mid.{MEMBERS}"
+    entry, expected = golden.info["eval_mids"][label], golden.tensor(label)
+    if entry["flat_stride"] is None:
+        found, expected = (values.reshape(-1, *groups.shape[1:]).sort(dim=1).values for values in (groups, expected))
+        assert_near_largest(found, expected, 1e-15, label)
+        return
+    place = torch.arange(len(expected)) * entry["flat_stride"]
+    columns = groups.mT.reshape(-1, groups.shape[1])  # a row for each coordinate of each group
+    own = columns[place // groups[0].numel() * 3 + place % 3]
+    assert ((own - expected[:, None]).abs().min(dim=1).values <= 1e-15).all()
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", GOLDEN)
+def test_agrees_with_the_reference(shared: Path, name: str) -> None:
+    golden = load_golden(shared, name)
+    model = PointBERT(in_channels=3, min_squared_norm=LEAST, **GOLDEN[name]).double()
+    model.load_state_dict(translate(golden.state(), LAYOUT))
+    loss = CrossEntropy(num_classes=GOLDEN[name]["num_classes"], label_smoothing=0.2)
+    points, label = golden.tensor("in.x"), golden.tensor("in.label")
+
+    seen: dict[str, Tensor] = {}
+    for mode in each_mode(model):
+        if mode == "eval":
+            seen = tap(model, golden)
+        with torch.set_grad_enabled(mode == "train"):
+            logits = model(points=points)["logits"]
+        mean_loss = loss(logits=logits, label=label) / loss.count(label=label)
+        assert_outputs(golden, mode, {"logits": logits}, mean_loss)
+    mean_loss.backward()
+    assert_gradients_and_buffers(golden, model, lambda key: translate_key(key, LAYOUT))
+    assert seen.keys() == golden.info["eval_mids"].keys()
+    assert_same_members(golden, seen.pop(f"eval.mid.{MEMBERS}"))
+    for mid, value in seen.items():
+        shaped = value.reshape(golden.info["eval_mids"][mid]["shape"])
+        assert_near_largest(stored_part(golden, mid, shaped), golden.tensor(mid), 1e-10, mid)
+
+
+# --- what it claims --------------------------------------------------------------------------------------------------
+
+
+def test_branches_are_left_out_more_often_in_later_blocks() -> None:
+    layers = [module for module in small(depth=5, drop_path=0.2).modules() if isinstance(module, StochasticDepth)]
+    assert [layer.p for layer in layers] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+
+
+def test_training_with_dropped_branches_repeats_with_its_seed_and_evaluation_draws_nothing() -> None:
+    model, points = small(drop_path=0.5, dropout=0.0), torch.randn(6, 20, 3, dtype=torch.float64)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            norm.momentum = 0.0
+    state = torch.get_rng_state()
+    calm = model(points=points)["logits"]
+    assert torch.equal(torch.get_rng_state(), state)
+    model.train()
+    torch.manual_seed(1)
+    first, second = model(points=points)["logits"], model(points=points)["logits"]
+    torch.manual_seed(1)
+    assert torch.equal(model(points=points)["logits"], first)
+    assert not torch.equal(first, second)
+    assert torch.equal(model.eval()(points=points)["logits"], calm)
+
+
+def test_order_of_points_after_the_first_does_not_matter() -> None:
+    model, points = small(), torch.randn(2, 30, 3, dtype=torch.float64)
+    order = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(29)])
+    torch.testing.assert_close(
+        model(points=points[:, order])["logits"], model(points=points)["logits"], rtol=0, atol=1e-12
+    )
+
+
+def test_position_is_added_before_every_block() -> None:
+    """Moved far away the groups look the same, so that only positions can tell; they reach the last block too."""
+    model, points = small(), torch.randn(1, 30, 3, dtype=torch.float64)
+    seen: list[Tensor] = []
+    model.trunk.blocks[1].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    model.trunk.blocks[0].register_forward_hook(lambda module, given, value: seen.append(value))
+    model(points=points)
+    _, positions, _ = model.embed(points, points)
+    torch.testing.assert_close(seen[1] - seen[0], positions, rtol=0, atol=1e-14)
+
+
+def test_features_of_the_members_change_the_answer_and_their_width_is_checked() -> None:
+    model, points = small(in_channels=5), torch.randn(2, 30, 3, dtype=torch.float64)
+    features = torch.randn(2, 30, 2, dtype=torch.float64)
+    assert not torch.allclose(
+        model.encode(points=points, features=features), model.encode(points=points, features=-features)
+    )
+    with pytest.raises(ValueError, match=r"features: found no features .* expected \(2, 30, 2\)"):
+        model(points=points)
+
+
+def test_copies_of_one_point_give_numbers() -> None:
+    """What `drop_points` leaves: most points are copies of the first; gradients are finite too."""
+    model, points = small().train(), torch.randn(2, 30, 3, dtype=torch.float64)
+    points[:, 4:] = points[:, :1]
+    model(points=points)["logits"].square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_one_point_and_one_sample() -> None:
+    model = small(num_groups=1, group_size=1)
+    assert model(points=torch.randn(1, 1, 3, dtype=torch.float64))["logits"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_groups": 31}, r"clouds of 30 points, of which 31 are to be chosen as centres; .* lower num_groups"),
+        ({"group_size": 31}, r"clouds of 30 points, of which 31 are to form a group; .* lower group_size"),
+    ],
+)
+def test_too_few_points_are_refused_with_the_argument(changes: dict[str, int], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        small(**changes)(points=torch.randn(2, 30, 3, dtype=torch.float64))
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"num_heads: 5 heads do not divide a width of 24"):
+        MultiHeadAttention(width=24, num_heads=5, qkv_bias=False)
+
+
+def test_nan_is_refused_with_its_place() -> None:
+    points = torch.randn(2, 30, 3, dtype=torch.float64)
+    points[1, 7, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"points\[1\]: point 7 is .*nan"):
+        small()(points=points)
+
+
+def test_autocast_stays_near_full_precision() -> None:
+    """bfloat16 keeps 8 bits; a slip of types would fail or be off by the size of the feature."""
+    model, points = small().float(), torch.randn(3, 30, 3)
+    exact = model.encode(points=points)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model.encode(points=points)
+    assert (rounded - exact).abs().mean() <= 0.1 * exact.abs().mean()
