@@ -30,10 +30,10 @@ __all__ = [
 Style = Literal["shaded", "depth"]
 Background = Literal["black", "white"]
 
-_LEAST_RADIUS_PX = 0.75
-"""Every disc covers a pixel at least: the centre nearest to its own is at most 0.71 pixels away."""
-_LEAST_COSINE = 0.2
-"""Discs seen at a lower cosine than this are turned to it: seen from the side they would leave gaps in outlines."""
+_BLUR_PX = 0.75
+"""Every disc is blurred by this radius, so that it covers a pixel: the nearest centre is at most 0.71 pixels away."""
+_LEAST_COSINE = 0.1
+"""Discs seen at a lower cosine than this are turned to it, so that their depth is defined in every pixel."""
 _BAND = 0.06
 """How far behind the foremost disc, in radii of the sphere, others still belong to the same surface."""
 _LIGHT = np.array([-0.3, 0.4, 0.85]) / math.sqrt(0.3**2 + 0.4**2 + 0.85**2)  # right, up, towards the viewer
@@ -52,12 +52,11 @@ def render_cloud(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded
     surface is turned and, dimmed, how far it is; `depth` the distance alone, near ones bright. The same bits in any
     process, on any number of threads, with and without numba.
     Raises ValueError for points that are not finite or (N, 3).
-    Source: Zwicker et al. 2001, "Surface splatting", sections 3 and 4 (visibility, blending).
+    Source: Zwicker et al. 2001, "Surface splatting", sections 4 and 5 (blur by a pixel, visibility, blending).
     """
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
         raise ValueError(f"points are {points.shape}, (points, 3) with at least one point are needed")
-    surfels = surfels_of(points, least_radius=_LEAST_RADIUS_PX / _pixels_per_unit(cameras))
-    discs = _discs_seen(surfels, cameras)
+    discs = _discs_seen(surfels_of(points), cameras)
     key, shade = _new_maps(cameras)
     if suits(torch.from_numpy(discs)):
         in_threads(draw_surfels, len(cameras), discs, key, shade)
@@ -153,11 +152,6 @@ def _new_maps(cameras: Cameras) -> tuple[np.ndarray, np.ndarray]:
     return np.empty(shape), np.empty(shape)
 
 
-def _pixels_per_unit(cameras: Cameras) -> float:
-    """In the middle of the sphere."""
-    return cameras.scale_px / (cameras.distance or 1.0)
-
-
 def _discs_seen(surfels: Surfels, cameras: Cameras) -> np.ndarray:
     """What each view needs of each disc: (V, N, 12) float64.
 
@@ -187,8 +181,12 @@ def _discs_seen(surfels: Surfels, cameras: Cameras) -> np.ndarray:
         direction = np.stack(cameras.turned(half / length_squared[:, None]))
         in_u, in_v = _dot(direction, along_u), _dot(direction, along_v)
         a, b, c = a + in_u * in_u, b + 2 * in_u * in_v, c + in_v * in_v
-    extent = 1 / np.sqrt(np.maximum(a * c - b * b / 4, 1e-12))
-    half_u, half_v = np.sqrt(c) * extent, np.sqrt(a) * extent
+    # The ellipse as a covariance, widened by that of the blur, and back.
+    area = a * c - b * b / 4
+    in_u, both, in_v = c / area + _BLUR_PX**2, b / area / 2, a / area + _BLUR_PX**2
+    area = in_u * in_v - both * both
+    a, b, c = in_v / area, 2 * both / area, in_u / area
+    half_u, half_v = np.sqrt(in_u), np.sqrt(in_v)
     return np.stack((u, v, key, key_u, key_v, a, b, c, half_u, half_v, band, shade), axis=-1)
 
 
