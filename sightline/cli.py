@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from sightline.cli_options import (
+from sightline.collection import collection_paused
+from sightline.verbs.data_commands import data_app
+from sightline.verbs.options import (
     Config,
     Device,
     Json,
@@ -20,7 +22,6 @@ from sightline.cli_options import (
     parted,
     writable,
 )
-from sightline.collection import collection_paused
 
 app = typer.Typer(
     add_completion=False,
@@ -29,21 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train perception models you can trust. One YAML file describes a run; 'sightline VERB --help' says more.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and say what they hold.")
 app.add_typer(data_app, name="data")
-
-
-_LAYOUTS = (
-    "antao97_dgcnn_cls, antao97_dgcnn_parts, antao97_dgcnn_scenes, crosspoint_cls, crosspoint_cls_resnet18, "
-    "crosspoint_cls_resnet50, crosspoint_parts, crosspoint_seg, crosspoint_seg_resnet18, crosspoint_seg_resnet50, "
-    "lulutang0608_point_bert_cls, lulutang0608_point_bert_pretrained, menghaoguo_pct_parts, "
-    "postech_point_transformer_seg, qq456cvb_pct_cls, qq456cvb_point_transformer_cls, "
-    "qq456cvb_point_transformer_parts, strawberry_pct_cls, strawberry_pct_cls_new, timm_vit_base, timm_vit_small, "
-    "timm_vit_tiny, torchvision_resnet18, torchvision_resnet50, wangyueft_dgcnn_cls, wangyueft_pointnet, "
-    "yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet2_ssg_parts, yanx27_pointnet2_ssg_scenes, "
-    "yanx27_pointnet_cls, yanx27_pointnet_parts, yanx27_pointnet_scenes"
-)
-"""Of published weights; written out, because the room that knows them takes torch along. A test compares the two."""
 
 
 @app.command()
@@ -357,90 +344,11 @@ def list_components(
     return verb.list_components(kind, plugins=tuple(plugin or ()), json=json)
 
 
-@data_app.command()
-def prepare(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="a data set: modelnet40, cloud_folder")],
-    source: Annotated[Path, typer.Option("--from", metavar="PATH", help="the data as downloaded, or your own")],
-    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="where the prepared form goes")],
-    options: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="how to prepare it: num_points=2048")
-    ] = None,
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Recognise a public layout, verify it, and write one fast form of it."""
-    with collection_paused():
-        from sightline.verbs import data as verb
-
-    return verb.prepare(name, tuple(options or ()), source=source, target=target, json=json)
-
-
-@data_app.command()
-def info(
-    name: Annotated[str, typer.Argument(metavar="NAME|DIR", help="a data set's name, or a prepared folder")],
-    plugin: Plugins = None,
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Layouts, where to obtain it, terms; for a prepared folder: counts, points per sample, ranges."""
-    with collection_paused():
-        from sightline.verbs import data as verb
-
-    return verb.info(name, plugins=tuple(plugin or ()), json=json)
-
-
-@data_app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a prepared folder")],
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Read every file of a prepared folder and compare it with the hash of what was written."""
-    with collection_paused():
-        from sightline.verbs import data as verb
-
-    return verb.verify(folder, json=json)
-
-
-@data_app.command("convert-weights")
-def convert_weights(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="published weights: a .pth file and its like")],
-    layout: Annotated[str, typer.Option("--layout", metavar="NAME", help=f"whose code wrote it, one of {_LAYOUTS}")],
-    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="the run directory to be")],
-    overrides: Overrides = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="CONFIG", help="data, transforms and training of this config")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", metavar="NAME", help="the data set they were trained on [that of the layout]"),
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option("--images", metavar="FILE", help="the image branch, where a layout has two files")
-    ] = None,
-    plugin: Plugins = None,
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Make a run directory of third-party weights; nothing in the file is run.
-
-    The model's sizes are read off the tensors. What they do not show (neighbours, dropout) is as published and said;
-    key=value lays over it: model.num_neighbours=40, data.root=PATH.
-    """
-    with collection_paused():
-        from sightline.verbs import data as verb
-
-    return verb.convert_weights(
-        file,
-        tuple(overrides or ()),
-        layout=layout,
-        target=target,
-        config=config,
-        data=data,
-        images=images,
-        plugins=tuple(plugin or ()),
-        json=json,
-    )
+def _parted(words: list[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Paths and key=value; a path may have an equals sign in its name, so what is there is one."""
+    is_override = ["=" in word and not Path(word).exists() for word in words]
+    paths = tuple(Path(word) for word, is_one in zip(words, is_override, strict=True) if not is_one)
+    return paths, tuple(word for word, is_one in zip(words, is_override, strict=True) if is_one)
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ FLOORS = [
     {"engine"},
     {"checks", "compare", "compress", "describe", "bench", "view"},
     {"verbs"},
-    {"cli_options"},
     {"cli"},
     {"__main__", "__init__"},
 ]

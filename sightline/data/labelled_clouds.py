@@ -15,7 +15,9 @@ from sightline.arguments import Count, Seed, Share
 from sightline.data.cloud_normals import EstimatedNormals, Normals
 from sightline.data.native import Prepared, open_prepared, verify
 from sightline.data.splits import take_fraction
-from sightline.errors import DataError
+from sightline.data.views import IMAGE, StoredPictures
+from sightline.errors import ConfigError, DataError
+from sightline.geometry.rendering import Background
 from sightline.types import Batch, CloudForm, DataInfo, Field, Sample, SampleKey
 
 __all__ = ["LabelledClouds", "describe_clouds", "root_of", "sizes_of"]
@@ -25,7 +27,9 @@ class LabelledClouds:
     """Clouds are mapped from the prepared files, samples are copies of them: the first `num_points` stored points.
 
     `fraction` is the share of the training part that is used, of every class at least one shape; a smaller share is
-    part of a larger one with the same `fraction_seed`. Other parts are always whole.
+    part of a larger one with the same `fraction_seed`. Other parts are always whole. `views` is a folder of views of
+    these shapes (`sightline data render`): a sample then has an `image`, one view of the shape of that name, drawn by
+    seed, epoch and index, on `background` (black where neither it nor the folder says otherwise).
     """
 
     set_name: ClassVar[str]
@@ -40,6 +44,8 @@ class LabelledClouds:
         normals: Normals = "none",
         fraction: Share = 1.0,
         fraction_seed: Seed = 0,
+        views: str | None = None,
+        background: Background | None = None,
     ) -> None:
         self._prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
         self._split = split
@@ -52,6 +58,14 @@ class LabelledClouds:
         self._estimated: EstimatedNormals | None = None
         if normals == "estimated":
             self._estimated = EstimatedNormals(len(self), self.num_points, self._told)
+        self._pictures: StoredPictures | None = None
+        if views is not None:
+            names = [self.name_of(index) for index in range(len(self))]
+            self._pictures = StoredPictures(views, names, of=f"{self.set_name} {split}", background=background)
+        elif background is not None:
+            raise ConfigError(
+                "background: is that of the views, and there are none; set views: FOLDER too, or leave it out"
+            )
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -62,6 +76,7 @@ class LabelledClouds:
     def info(self) -> DataInfo:
         """Facts, fields and sizes; the counts per class are those of this split, as far as it is used."""
         fields = {name: self._field(name) for name in ("points", *self._features)}
+        pictures = {} if self._pictures is None else {IMAGE: self._pictures.field}
         counts = np.bincount(self._labels, minlength=len(self.class_names))
         sizes = sizes_of(self._prepared.manifest, self.class_names)
         return DataInfo(
@@ -72,7 +87,7 @@ class LabelledClouds:
                 "in_channels": 3 + sum(self._width(name) for name in self._features),
                 "up_axis": self._prepared.manifest["up_axis"],
             },
-            fields={**fields, "label": Field("", "int64", "class", "", 0, len(self.class_names) - 1)},
+            fields={**fields, "label": Field("", "int64", "class", "", 0, len(self.class_names) - 1), **pictures},
             split_sizes=sizes | {self._split: len(self)},
             features=self._features,
             clouds=self._form(),
@@ -98,8 +113,10 @@ class LabelledClouds:
         values = {name: self._read(name, index_B) for name in ("points", *self._stored)}
         if self._estimated is not None:
             values["normals"] = self._estimated.of(index_B, values["points"])
+        pictures = {} if self._pictures is None else {IMAGE: torch.from_numpy(self._pictures.of(keys))}
         return {
             **{name: torch.from_numpy(values[name]) for name in ("points", *self._features)},
+            **pictures,
             "label": torch.from_numpy(self._labels[index_B]),
             "sample_index": torch.from_numpy(index_B),
         }

@@ -207,9 +207,3 @@ def test_half_precision_is_compared_in_float32() -> None:
 
 def test_every_pair_counts_once() -> None:
     assert int(IntraModal().count(sample_index=torch.arange(6))) == 6
-
-
-def test_rows_that_are_no_pairs_are_refused() -> None:
-    first, second = rows(4)
-    with pytest.raises(ValueError, match=r"found rows of \(4, 8\) and \(3, 8\), expected two \(M, D\)"):
-        nt_xent(first, second[:3], temperature=0.1)

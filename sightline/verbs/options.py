@@ -1,4 +1,4 @@
-"""Options that several verbs have, and how their words are told apart."""
+"""Options that several verbs share; nothing heavy is imported before one of them is used."""
 
 from __future__ import annotations
 
