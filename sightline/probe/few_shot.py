@@ -22,7 +22,7 @@ from sightline.probe.episodes import (
     read_episodes,
 )
 from sightline.probe.features import Features
-from sightline.probe.learners import standardised, support_vector_machine
+from sightline.probe.learners import assert_there, standardised, support_vector_machine
 from sightline.probe.outcome import Outcome, Table
 
 __all__ = ["FewShot", "accuracy_of", "answers_of"]
@@ -55,6 +55,7 @@ class FewShot:
     ) -> None:
         if not ways or not shots or min(ways) < 2:
             raise ConfigError("ways: give at least one number of classes, 2 or more, and one of shots")
+        assert_there()
         self.settings = [Setting(w, s, queries) for w in sorted(set(ways)) for s in sorted(set(shots))]
         self.runs = runs
         self.conventions: tuple[Convention, ...] = CONVENTIONS if convention == "both" else (convention,)

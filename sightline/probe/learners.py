@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 
 from sightline.errors import MissingExtraError
 
-__all__ = ["Folds", "logistic_regression", "standardised", "support_vector_machine"]
+__all__ = ["Folds", "assert_there", "logistic_regression", "standardised", "support_vector_machine"]
 
 Folds = Annotated[int, Ge(2), Le(100)]
 """Parts of a cross-validation."""
@@ -18,7 +18,7 @@ Folds = Annotated[int, Ge(2), Le(100)]
 
 def support_vector_machine(cost: float, *, kernel: Literal["linear", "precomputed"]) -> Any:
     """An unfitted SVC, one against one. Raises MissingExtraError without scikit-learn."""
-    _assert_there()
+    assert_there()
     from sklearn.svm import SVC
 
     return SVC(kernel=kernel, C=cost)
@@ -26,7 +26,7 @@ def support_vector_machine(cost: float, *, kernel: Literal["linear", "precompute
 
 def logistic_regression(cost: float, rows: np.ndarray, labels: np.ndarray, *, max_iterations: int) -> tuple[Any, bool]:
     """A multinomial logistic regression fitted to rows, and whether it converged."""
-    _assert_there()
+    assert_there()
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -41,14 +41,15 @@ def standardised(known: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ..
 
     The deviation is that of the population, as scikit-learn's StandardScaler takes it.
     """
-    _assert_there()
+    assert_there()
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(known)
     return tuple(scaler.transform(rows) for rows in (known, *others))
 
 
-def _assert_there() -> None:
+def assert_there() -> None:
+    """Raises MissingExtraError without scikit-learn."""
     try:
         import sklearn  # noqa: F401
     except ImportError:

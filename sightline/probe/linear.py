@@ -9,7 +9,7 @@ from sightline.arguments import Count, Seed, Size
 from sightline.errors import ConfigError
 from sightline.probe.features import Features
 from sightline.probe.folds import stratified_folds
-from sightline.probe.learners import Folds, logistic_regression, standardised
+from sightline.probe.learners import Folds, assert_there, logistic_regression, standardised
 from sightline.probe.outcome import Outcome, Table
 
 __all__ = ["Linear"]
@@ -34,6 +34,7 @@ class Linear:
     ) -> None:
         if not C:
             raise ConfigError("C: found [], allowed is at least one number above 0")
+        assert_there()
         self.costs = tuple(sorted(set(C)))
         self.num_folds = folds
         self.max_iterations = max_iterations

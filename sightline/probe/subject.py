@@ -23,10 +23,14 @@ from sightline.probe.cache import FeatureCache, weights_digest
 from sightline.probe.features import Features, extract, label_key
 from sightline.types import Component
 
-__all__ = ["ProbedData", "Recipe", "Split", "open_data", "random_model", "split_of"]
+__all__ = ["ProbedData", "Recipe", "Split", "UnprobableError", "open_data", "random_model", "split_of"]
 
 _OF_PAIRS = frozenset({"image", "other_points", "draws", "self"})
 """What only the contrast of pairs reads: a transform that takes nothing else changes no cloud."""
+
+
+class UnprobableError(ConfigError):
+    """Data that no probe can learn from: without classes, or without a part to test on."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +93,18 @@ class ProbedData:
 
 
 def open_data(config: RunConfig) -> ProbedData:
-    """The parts to probe on. Raises ConfigError for a set without a test part or without one class for each cloud."""
+    """The parts to probe on. Raises UnprobableError for a set without a test part or without a class for each cloud."""
     kept = tuple(each for each in config.transforms.evaluate if not _serves_pairs(each))
     left_out = tuple(each.name for each in config.transforms.evaluate if _serves_pairs(each))
     config = dataclasses.replace(config, transforms=dataclasses.replace(config.transforms, evaluate=kept))
     train = build_part(config, "train")
     if "test" not in train.dataset.info.split_sizes:
-        raise ConfigError(f"{config.data.where}: data set '{config.data.name}' has no test part to score a probe on")
+        raise UnprobableError(
+            f"{config.data.where}: data set '{config.data.name}' has no test part to score a probe on"
+        )
     test = build_part(config, "test")
     if label_key(train) is None:
-        raise ConfigError(
+        raise UnprobableError(
             f"{config.data.where}: data set '{config.data.name}' gives no class for each cloud (label or category), "
             "which a probe learns; give other data"
         )

@@ -12,10 +12,10 @@ import torch
 
 from sightline import registry
 from sightline.arguments import Seed, Size
-from sightline.errors import DataError
+from sightline.errors import ConfigError, DataError
 from sightline.probe.features import Features, statistics_of
 from sightline.probe.folds import stratified_folds
-from sightline.probe.learners import Folds, standardised, support_vector_machine
+from sightline.probe.learners import Folds, assert_there, standardised, support_vector_machine
 from sightline.probe.outcome import Outcome, Table
 
 __all__ = ["SVM", "predictions_of"]
@@ -53,6 +53,9 @@ class SVM:
         standardise: Literal["both", "no", "yes"] = "both",
         seed: Seed = 0,
     ) -> None:
+        assert_there()
+        if not C:
+            raise ConfigError("C: found [], allowed is at least one number above 0")
         self.costs = tuple(sorted(set(C)))
         self.num_folds = folds
         self.forms = {"both": (False, True), "no": (False,), "yes": (True,)}[standardise]
