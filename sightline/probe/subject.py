@@ -21,7 +21,7 @@ from sightline.engine.records import kept_random_state
 from sightline.errors import ConfigError
 from sightline.probe.cache import FeatureCache, weights_digest
 from sightline.probe.features import Features, extract, label_key
-from sightline.types import Component
+from sightline.types import Component, SampleKey
 
 __all__ = ["ProbedData", "Recipe", "Split", "UnprobableError", "open_data", "random_model", "split_of"]
 
@@ -71,6 +71,12 @@ class ProbedData:
         """How many classes the data set names."""
         names = "category_names" if label_key(self.train) == "category" else "class_names"
         return len(self.facts.get(names, ())) or int(self.facts["num_classes"])
+
+    @property
+    def num_points(self) -> int:
+        """How many points the first cloud has when the encoder sees it."""
+        batch = self.train.reader([SampleKey(int(self.train.indices[0]), 0, self.config.seed)])
+        return int(batch["points"].shape[-2])
 
     def identity(self, part: Part) -> dict[str, Any] | None:
         """Everything that the clouds of a part depend on; None where the set does not say what it holds.

@@ -42,6 +42,8 @@ class Options:
     num_random: int = 1
     cache: Path | None = None
     out: Path | None = None
+    is_suite: bool = False
+    finetune: Path | None = None
     processes: int | None = None
     plugins: tuple[Path, ...] = ()
     device: str = "auto"
@@ -58,6 +60,12 @@ class Options:
 
 def probe(options: Options) -> int:
     """Extract features once, learn from those of the training part, score on those of the test part."""
+    if options.is_suite:
+        from sightline.verbs.probe_suite import suite  # which takes this module
+
+        return suite(options)
+    if options.finetune is not None:
+        raise UserError("--finetune: is a part of --suite, which is not given")
     if len(options.runs) != 1:
         raise UserError(f"probe: takes one run, {len(options.runs)} are given; --suite takes several")
     overrides, arguments = parted(options.words)

@@ -34,6 +34,13 @@ def probe(
         Path | None, typer.Option("--cache", metavar="DIR", help="where features are kept [RUN/features]")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="write the result there")] = None,
+    suite: Annotated[
+        bool, typer.Option("--suite", help="SVM and few-shot of every run, in one table beside published figures")
+    ] = False,
+    finetune: Annotated[
+        Path | None,
+        typer.Option("--finetune", metavar="CONFIG", help="with --suite: learn parts from each run, and from scratch"),
+    ] = None,
     processes: Processes = None,
     plugin: Plugins = None,
     device: Device = "auto",
@@ -49,5 +56,18 @@ def probe(
         from sightline.verbs import probe as verb
 
     runs, overrides = parted(words)
-    asked = (method, data, checkpoint, random, cache, out, processes, tuple(plugin or ()), device, json)
+    asked = (
+        method,
+        data,
+        checkpoint,
+        random,
+        cache,
+        out,
+        suite,
+        finetune,
+        processes,
+        tuple(plugin or ()),
+        device,
+        json,
+    )
     return verb.probe(verb.Options(runs, overrides, *asked))
