@@ -26,11 +26,11 @@ lint: .venv/.installed-dev
 	@touch $@
 
 .venv/.installed: .venv/.torch pyproject.toml
-	$(PIP) install -c constraints.txt -e '.[tensorboard]'
+	$(PIP) install -c constraints.txt -e '.[tensorboard,probe]'
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(PIP) install -c constraints.txt -e '.[tensorboard,wandb,dev]'
+	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,wandb,dev]'
 	@touch $@
 
 clean:

@@ -11,17 +11,8 @@ import typer
 
 from sightline.collection import collection_paused
 from sightline.verbs.data_commands import data_app
-from sightline.verbs.options import (
-    Config,
-    Device,
-    Json,
-    Overrides,
-    Plugins,
-    Processes,
-    Traceback,
-    parted,
-    writable,
-)
+from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, Traceback, parted, writable
+from sightline.verbs.probe_command import probe
 
 app = typer.Typer(
     add_completion=False,
@@ -31,6 +22,7 @@ app = typer.Typer(
     help="Train perception models you can trust. One YAML file describes a run; 'sightline VERB --help' says more.",
 )
 app.add_typer(data_app, name="data")
+app.command()(probe)
 
 
 @app.command()
@@ -342,13 +334,6 @@ def list_components(
         from sightline.verbs import show as verb
 
     return verb.list_components(kind, plugins=tuple(plugin or ()), json=json)
-
-
-def _parted(words: list[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Paths and key=value; a path may have an equals sign in its name, so what is there is one."""
-    is_override = ["=" in word and not Path(word).exists() for word in words]
-    paths = tuple(Path(word) for word, is_one in zip(words, is_override, strict=True) if not is_one)
-    return paths, tuple(word for word, is_one in zip(words, is_override, strict=True) if is_one)
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "models",
     "optimizers",
     "point_encoders",
+    "probes",
     "schedules",
     "tasks",
     "transforms",
@@ -362,6 +363,7 @@ metrics = Registry("metrics", "metric", "sightline.metrics")
 transforms = Registry("transforms", "transform", "sightline.transforms")
 optimizers = Registry("optimizers", "optimizer", "sightline.engine.optimizers")
 schedules = Registry("schedules", "schedule", "sightline.engine.schedules")
+probes = Registry("probes", "probe", "sightline.probe")
 
 REGISTRIES: dict[str, Registry] = {
     registry.kind: registry
@@ -376,5 +378,6 @@ REGISTRIES: dict[str, Registry] = {
         optimizers,
         schedules,
         tasks,
+        probes,
     )
 }

@@ -20,7 +20,7 @@ FLOORS = [
     {"losses", "metrics", "models", "data"},
     {"tasks"},
     {"engine"},
-    {"checks", "compare", "compress", "describe", "bench", "view"},
+    {"checks", "compare", "compress", "describe", "bench", "view", "probe"},
     {"verbs"},
     {"cli"},
     {"__main__", "__init__"},

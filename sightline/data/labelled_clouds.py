@@ -94,6 +94,11 @@ class LabelledClouds:
         )
 
     @property
+    def fingerprint(self) -> str:
+        """The digest of the manifest, which holds the hash of every file."""
+        return str(self._prepared.manifest["digest"])
+
+    @property
     def strata(self) -> np.ndarray:
         """The label of every sample, int64, read-only."""
         return self._labels

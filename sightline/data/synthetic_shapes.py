@@ -92,6 +92,11 @@ class SyntheticShapes:
             "terms": "free to use in any way, under the licence of sightline",
         }
 
+    @property
+    def fingerprint(self) -> str:
+        """What the samples are made by, besides the arguments; another number when the same arguments make others."""
+        return "synthetic_shapes 1"
+
     def __len__(self) -> int:
         return len(self.strata)
 

@@ -8,13 +8,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 
 from sightline.config import RunConfig, render
 from sightline.config.show import to_plain
@@ -95,8 +96,10 @@ class Session:
         stop: StopRequest,
         record: Mapping[str, Any],
         extra_observers: Sequence[Observer] = (),
+        final_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
         is_quiet: bool = False,
     ) -> None:
+        """`final_metrics` measures more of the last weights, called on every process, for `final.json`."""
         self.built = built
         self.config = built.config
         self.job = built.job
@@ -108,6 +111,7 @@ class Session:
         self.metrics_log = MetricsLog(directory, every=self.config.log.every)
         self.observers = Observers([])
         self._extra = tuple(extra_observers)
+        self._final_metrics = final_metrics
         self._is_quiet = is_quiet
         self._is_new_best = False
         self._latest: tuple[int, Evaluation] | None = None
@@ -273,6 +277,8 @@ class Session:
             final = self._latest[1]  # these weights on this part a moment ago
         else:
             final = self.built.test(self.job.evaluated, self.world, pictures=self.world.is_first)
+        if self._final_metrics is not None:
+            final = replace(final, metrics={**final.metrics, **self._final_metrics(self.job.evaluated)})
         for picture in final.pictures:
             self.directory.write_bytes(f"predictions/{picture.name}.png", encode_png(picture.pixels))
         document = evaluation_document(self.config, final, part.split, "last")

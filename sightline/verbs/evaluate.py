@@ -29,6 +29,7 @@ from sightline.engine.session import evaluation_document
 from sightline.engine.train import Task
 from sightline.errors import ConfigError, UserError
 from sightline.verbs.common import assert_writable, write_document
+from sightline.verbs.final_probe import probed
 from sightline.verbs.output import note, show_difficulty, show_evaluation, show_findings
 
 __all__ = ["Options", "assert_about_evaluation", "assert_same_facts", "evaluate"]
@@ -141,6 +142,8 @@ def _try(run: Path, trained: RunConfig, config: RunConfig, options: Options, wor
         _assert_classes(task, run, config)
         folder = PredictionFolder(options.out or run / "predictions" / part.split, part, world)
     evaluation = evaluator(model, world, keep=folder)
+    more = probed(config, world, run, model)
+    evaluation = dataclasses.replace(evaluation, metrics={**evaluation.metrics, **more})
     if folder is not None:
         about = {"run": str(run), "checkpoint": str(path.resolve()), "data": config.data.name, "split": part.split}
         folder.finish(evaluation, {**about, "votes": config.evaluate.votes, "overrides": list(options.overrides)})

@@ -1,4 +1,4 @@
-"""Options that several verbs share; nothing heavy is imported before one of them is used."""
+"""Options that several verbs share, as the command line declares them; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ from typing import Annotated
 import typer
 
 __all__ = ["Config", "Device", "Json", "Overrides", "Plugins", "Processes", "Traceback", "parted", "writable"]
-
-
-def parted(words: list[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Paths and key=value; a path may have an equals sign in its name, so what is there is one."""
-    is_override = ["=" in word and not Path(word).exists() for word in words]
-    paths = tuple(Path(word) for word, is_one in zip(words, is_override, strict=True) if not is_one)
-    return paths, tuple(word for word, is_one in zip(words, is_override, strict=True) if is_one)
 
 
 def writable(option: str) -> Callable[[Path | None], Path | None]:
@@ -44,3 +37,10 @@ Json = Annotated[
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="where to run")]
 Processes = Annotated[int | None, typer.Option("--processes", metavar="N", help="processes on this machine")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="show where in the code an error arose")]
+
+
+def parted(words: list[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Paths and key=value; a path may have an equals sign in its name, so what is there is one."""
+    is_override = ["=" in word and not Path(word).exists() for word in words]
+    paths = tuple(Path(word) for word, is_one in zip(words, is_override, strict=True) if not is_one)
+    return paths, tuple(word for word, is_one in zip(words, is_override, strict=True) if is_one)

@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sightline.engine.train import NonFiniteGradientError
 from sightline.errors import RunError, UserError
 from sightline.plugins import Plugin, check_recorded
 from sightline.verbs.common import config_of, load_document, write_document
+from sightline.verbs.final_probe import probed
 from sightline.verbs.output import note, show_evaluation
 
 __all__ = ["Options", "train"]
@@ -101,7 +103,9 @@ def _train_here(options: Options, config: RunConfig, plugins: Sequence[Plugin], 
             "checked": not options.no_check,
             "num_processes": world.size,
         }
-        session = Session(built, world, directory, stop=stop, record=record)
+        session = Session(
+            built, world, directory, stop=stop, record=record, final_metrics=partial(probed, config, world, path)
+        )
         session.start_files()
         for plugin in plugins:
             directory.write_text(f"plugins/{plugin.path.name}", plugin.text)

@@ -1,0 +1,86 @@
+"""Features kept on disk, under everything that their bits depend on; what no longer fits is never found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sightline.data.native import sha256_of
+from sightline.data.whole_files import whole_file
+from sightline.engine.durable import disk_failure
+from sightline.engine.run_directory import RunDirectory
+from sightline.probe.features import Features
+
+__all__ = ["FeatureCache", "weights_digest"]
+
+FORMAT_VERSION = 1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """A folder of features: `<split>-<digest of the key>.npz` (rows, labels) and a `.json` with key and file hash.
+
+    A key that differs in anything has another name, so features of other weights or data are never taken for these.
+    """
+
+    folder: Path
+
+    def load(self, key: Mapping[str, Any]) -> Features | None:
+        """The features kept under this key, verified by their hash; None where there are none, or damaged ones."""
+        arrays, document = self._paths(key)
+        try:
+            kept = json.loads(document.read_text(encoding="utf-8"))
+            if kept["key"] != _plain(key):
+                return None
+            if sha256_of(arrays) != kept["sha256"]:
+                logger.warning("%s: is not what was written (SHA-256); the features are computed anew", arrays)
+                return None
+            with np.load(arrays, allow_pickle=False) as archive:
+                return Features(archive["rows"], archive["labels"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s: does not read (%s); the features are computed anew", document, error)
+            return None
+
+    def save(self, key: Mapping[str, Any], features: Features) -> None:
+        """Keep features under this key, whole or not at all. Raises RunError where the disk refuses them."""
+        arrays, document = self._paths(key)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with whole_file(arrays) as file:
+                np.savez(file, rows=features.rows, labels=features.labels)
+        except OSError as error:
+            raise disk_failure(error, arrays) from error
+        kept = {"key": _plain(key), "sha256": sha256_of(arrays), "samples": len(features)}
+        RunDirectory(self.folder, is_writer=True).write_json(document.name, kept)
+
+    def _paths(self, key: Mapping[str, Any]) -> tuple[Path, Path]:
+        digest = hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()[:16]
+        stem = f"{key['split']}-{digest}"
+        return self.folder / f"{stem}.npz", self.folder / f"{stem}.json"
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bytes of all tensors of a model's state."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _plain(key: Mapping[str, Any]) -> Any:
+    """The key as JSON gives it back."""
+    return json.loads(json.dumps({"format": FORMAT_VERSION, **key}))

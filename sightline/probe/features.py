@@ -1,0 +1,118 @@
+"""Frozen features of a part of a data set, in data-set order: what every probe starts from."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sightline.binding import Offer, bind
+from sightline.engine.build import Part
+from sightline.engine.device import to_device
+from sightline.engine.distributed import World
+from sightline.engine.precision import Precision
+from sightline.engine.stream import evaluation_keys, read_batches
+from sightline.errors import ConfigError, DataError
+
+__all__ = ["Features", "encoder_of", "extract", "label_key", "statistics_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """`rows` (N, D) float32 and `labels` (N,) int64, in the order of the data set."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: np.ndarray) -> Features:
+        """These samples alone, in this order."""
+        return Features(self.rows[index], self.labels[index])
+
+
+def label_key(part: Part) -> str | None:
+    """The field with one class for each cloud: `label`, `category` where labels are of points, None without either."""
+    fields = part.dataset.info.fields
+    return next((name for name in ("label", "category") if name in fields and not fields[name].shape.split()), None)
+
+
+def extract(
+    model: nn.Module, part: Part, world: World, *, batch_size: int, seed: int, precision: str, workers: int = 0
+) -> Features:
+    """The feature of every sample, by the model's `encode` in evaluation mode and without gradient.
+
+    Whole batches are dealt to processes in turn, and every process gets all rows: the same bits for any number of them.
+    Raises ConfigError for a model without `encode` and for data without classes, DataError for a feature that is not
+    finite.
+    """
+    key = label_key(part)
+    if key is None:
+        raise ConfigError(
+            f"{part.split}: the data set gives no class for each cloud (label or category); none to probe"
+        )
+    encode = bind(encoder_of(model), Offer("the data set", part.reader.keys), owner=f"{type(model).__name__}.encode")
+    plan = evaluation_keys(part.indices, batch_size, epoch=0, seed=seed)
+    mine = range(world.rank, len(plan), world.size)
+    was_training, number = model.training, Precision(precision)
+    model.eval()
+    rows = [torch.zeros(0, int(model.feature_width))]  # type: ignore[arg-type]
+    labels, places = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
+    batches = read_batches(part.reader, (plan[place] for place in mine), workers)
+    with torch.no_grad(), contextlib.closing(batches):
+        for batch in batches:
+            batch = to_device(batch, world.device, floats=number.parameters)
+            with number.autocast(world.device):
+                encoded: Tensor = encode(batch)
+            rows.append(encoded.float().cpu())
+            labels.append(batch[key].cpu())
+            places.append(batch["sample_index"].cpu())
+    model.train(was_training)
+    everyone = [world.gather_rows(torch.cat(each), what="features")[0] for each in (rows, labels, places)]
+    return _in_order(part, *everyone)
+
+
+def encoder_of(model: nn.Module) -> Any:
+    """The model's `encode`. Raises ConfigError for a model that has none."""
+    if not callable(getattr(model, "encode", None)) or not hasattr(model, "feature_width"):
+        raise ConfigError(
+            f"{type(model).__name__}: has no `encode` and `feature_width`; probes need a model that derives from an "
+            "encoder, such as dgcnn, intrapoint or crosspoint"
+        )
+    return model.encode
+
+
+def statistics_of(rows: np.ndarray) -> dict[str, float]:
+    """Scale and life of features: the mean norm, deviations of dimensions, the share of those that never change.
+
+    `variance` is the sum over the dimensions, the mean square distance from the mean: the scale that a machine with an
+    offset sees, wherever the features lie.
+    """
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+    deviation = rows.std(axis=0, dtype=np.float64)
+    is_dead = rows.max(axis=0) == rows.min(axis=0)
+    return {
+        "width": rows.shape[1],
+        "mean_norm": float(norms.mean()),
+        "variance": float((deviation**2).sum()),
+        "deviation_median": float(np.median(deviation)),
+        "deviation_smallest": float(deviation.min()),
+        "deviation_largest": float(deviation.max()),
+        "dead_share": float(is_dead.mean()),
+    }
+
+
+def _in_order(part: Part, rows: Tensor, labels: Tensor, places: Tensor) -> Features:
+    order = np.argsort(places.numpy(), kind="stable")
+    assert np.array_equal(places.numpy()[order], np.sort(part.indices)), "every sample is encoded exactly once"
+    ordered = rows.numpy()[order]
+    broken = np.flatnonzero(~np.isfinite(ordered).all(axis=1))
+    if len(broken):
+        name = part.name_of(int(broken[0]))
+        raise DataError(f"{part.split}/{name}: its feature is not finite ({len(broken)} such); sightline check RUN")
+    return Features(ordered, labels.numpy()[order])

@@ -1,0 +1,117 @@
+"""Few-shot classification on frozen features: mean and spread over seeded episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sightline import registry
+from sightline.arguments import Count, Seed
+from sightline.errors import ConfigError
+from sightline.probe.episodes import (
+    CONVENTIONS,
+    Convention,
+    Episode,
+    Setting,
+    draw_episodes,
+    plain_episodes,
+    read_episodes,
+)
+from sightline.probe.features import Features
+from sightline.probe.learners import assert_there, standardised, support_vector_machine
+from sightline.probe.outcome import Outcome, Table
+
+__all__ = ["FewShot", "accuracy_of", "answers_of"]
+
+_TOLD = {
+    "train": "more samples of the training part (CrossPoint)",
+    "test": "samples of the test part (as Point-BERT's folds, classified here without fine-tuning)",
+}
+
+
+@registry.probes.add("few_shot")
+class FewShot:
+    """A linear SVM (C = 1) on `shots` samples of each of `ways` classes, scored on `queries` others of each.
+
+    Features are standardised by the support alone. Metrics are mean and population deviation over `runs` episodes:
+    `fewshot_5w10s`, `fewshot_5w10s_std`, queries from the training part; those with queries from the test part end in
+    `_test_queries`. `episodes` repeats those of a file instead of drawing. Source: Afham et al. 2022, section 4.1.
+    """
+
+    def __init__(
+        self,
+        *,
+        ways: tuple[Count, ...] = (5, 10),
+        shots: tuple[Count, ...] = (10, 20),
+        queries: Count = 20,
+        runs: Count = 10,
+        convention: Literal["both", "train", "test"] = "both",
+        seed: Seed = 0,
+        episodes: str | None = None,
+    ) -> None:
+        if not ways or not shots or min(ways) < 2:
+            raise ConfigError("ways: give at least one number of classes, 2 or more, and one of shots")
+        assert_there()
+        self.settings = [Setting(w, s, queries) for w in sorted(set(ways)) for s in sorted(set(shots))]
+        self.runs = runs
+        self.conventions: tuple[Convention, ...] = CONVENTIONS if convention == "both" else (convention,)
+        self.seed = seed
+        self.file = None if episodes is None else Path(episodes)
+
+    def __call__(self, train: Features, test: Features) -> Outcome:
+        """Mean and deviation of each setting and convention."""
+        episodes = self._episodes(train, test)
+        metrics: dict[str, float] = {}
+        chance: dict[str, float] = {}
+        rows = []
+        for (setting, convention), group in groupby(episodes, key=lambda each: (each.setting, each.convention)):
+            accuracies = [accuracy_of(each, train, test) for each in group]
+            name = f"fewshot_{setting.name}" + ("_test_queries" if convention == "test" else "")
+            if name in metrics:
+                raise ConfigError(
+                    f"episodes: those of {setting.name} with queries of {convention} do not stand together"
+                )
+            metrics |= {name: float(np.mean(accuracies)), f"{name}_std": float(np.std(accuracies))}
+            chance[name] = 1.0 / setting.ways
+            rows.append(
+                (setting.name, convention, metrics[name], metrics[f"{name}_std"], chance[name], len(accuracies))
+            )
+        return Outcome(
+            metrics=metrics,
+            chance=chance,
+            tables=(Table("few-shot", ("setting", "queries from", "mean", "std", "chance", "runs"), rows),),
+            protocol=(
+                "few-shot: linear SVM with C = 1 on features standardised by the support alone; std is that of the "
+                "population of runs; supports are of the training part",
+                *(f"queries from {name}: {_TOLD[name]}" for name in CONVENTIONS if name in {row[1] for row in rows}),
+            ),
+            details={"few_shot": plain_episodes(episodes, train.labels, test.labels)},
+        )
+
+    def _episodes(self, train: Features, test: Features) -> list[Episode]:
+        if self.file is not None:
+            return read_episodes(self.file, train.labels, test.labels)
+        return list(self._drawn(train.labels, test.labels))
+
+    def _drawn(self, train_labels: np.ndarray, test_labels: np.ndarray) -> Iterator[Episode]:
+        for setting in self.settings:
+            for convention in self.conventions:
+                yield from draw_episodes(setting, convention, train_labels, test_labels, runs=self.runs, seed=self.seed)
+
+
+def accuracy_of(episode: Episode, train: Features, test: Features) -> float:
+    """The share of an episode's queries that are answered right."""
+    support = train.take(np.array(episode.support))
+    query = (train if episode.convention == "train" else test).take(np.array(episode.query))
+    return float((answers_of(support, query.rows) == query.labels).mean())
+
+
+def answers_of(support: Features, rows: np.ndarray) -> np.ndarray:
+    """The classes of `rows` by a linear SVM with C = 1 that learns from the support, standardised by it alone."""
+    known, asked = standardised(support.rows.astype(np.float64), rows.astype(np.float64))
+    answers: np.ndarray = support_vector_machine(1.0, kernel="linear").fit(known, support.labels).predict(asked)
+    return answers

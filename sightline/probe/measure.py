@@ -1,0 +1,90 @@
+"""A probe applied to a run's features, to those of random weights, and to none: one result beside its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sightline.probe.features import statistics_of
+from sightline.probe.folds import chance_of
+from sightline.probe.outcome import Outcome, Probe
+from sightline.probe.runs import Probed, Twins
+
+__all__ = ["Comparison", "compare"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a probe says of a run, of random weights by seed, and what guessing gets."""
+
+    trained: Outcome
+    random: Mapping[int, Outcome]
+    chance: Mapping[str, float]
+    statistics: Mapping[str, float]
+    random_statistics: Mapping[int, Mapping[str, float]]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The run's figures, and the mean (for several seeds also the deviation) of each with random weights."""
+        figures = dict(self.trained.metrics)
+        for name in self.figures:
+            values = [outcome.metrics[name] for outcome in self.random.values()]
+            figures[f"{name}_random"] = float(np.mean(values))
+            if len(values) > 1:
+                figures[f"{name}_random_std"] = float(np.std(values))
+        return figures
+
+    @property
+    def figures(self) -> list[str]:
+        """The names of accuracies; a deviation is none."""
+        return [name for name in self.trained.metrics if not name.endswith("_std")]
+
+    def chance_of(self, name: str) -> float:
+        """What guessing gets of an accuracy."""
+        return self.trained.chance.get(name, self.chance["uniform_guess"])
+
+    def document(self, probed: Probed) -> dict[str, Any]:
+        """All of it in plain values, with what was probed."""
+        return {
+            "run": str(probed.run),
+            "checkpoint": str(probed.checkpoint),
+            "data": {
+                "name": probed.data.config.data.name,
+                "train": len(probed.data.train.indices),
+                "test": len(probed.data.test.indices),
+                "num_classes": probed.data.num_classes,
+                "train_identity": probed.data.identity(probed.data.train),
+                "test_identity": probed.data.identity(probed.data.test),
+                "transforms_not_applied": list(probed.data.left_out),
+            },
+            "metrics": self.metrics,
+            "chance": dict(self.chance) | dict(self.trained.chance),
+            "features": dict(self.statistics),
+            "random": {
+                str(seed): {
+                    "metrics": dict(outcome.metrics),
+                    "warnings": list(outcome.warnings),
+                    "features": dict(self.random_statistics[seed]),
+                }
+                for seed, outcome in self.random.items()
+            },
+            "protocol": list(self.trained.protocol),
+            "warnings": list(self.trained.warnings),
+            "selection": "by cross-validation on the training part; the test part chose nothing",
+            "details": dict(self.trained.details),
+        }
+
+
+def compare(probe: Probe, twins: Twins, num_classes: int) -> Comparison:
+    """The probe on the features of each, the same for all."""
+    trained = twins.trained
+    return Comparison(
+        trained=probe(trained.train, trained.test),
+        random={seed: probe(split.train, split.test) for seed, split in twins.random.items()},
+        chance=chance_of(trained.train.labels, trained.test.labels, num_classes),
+        statistics=statistics_of(trained.train.rows),
+        random_statistics={seed: statistics_of(split.train.rows) for seed, split in twins.random.items()},
+    )

@@ -1,0 +1,101 @@
+"""A run's frozen network on a config's data, and its twins with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sightline.config import RunConfig, read_config
+from sightline.engine.build import build_model
+from sightline.engine.distributed import World
+from sightline.engine.lineage import describe_lineage, read_lineage
+from sightline.engine.loading import checkpoint_path, load_trained, read_run
+from sightline.engine.run_documents import read_facts
+from sightline.errors import ConfigError
+from sightline.probe.cache import FeatureCache
+from sightline.probe.features import encoder_of
+from sightline.probe.subject import ProbedData, Recipe, Split, open_data, random_model, split_of
+
+__all__ = ["CACHE", "Probed", "Twins", "open_run", "twins_of"]
+
+CACHE = "features"
+"""The folder of a run that features are kept in."""
+
+_OF_MODEL = "model."
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """A run, ready to be probed: `config` builds its network, `data` is what it is probed on."""
+
+    run: Path
+    checkpoint: Path
+    config: RunConfig
+    facts: Mapping[str, Any]
+    data: ProbedData
+    notes: tuple[str, ...]
+
+    def network(self, world: World) -> nn.Module:
+        """The network with the weights of the checkpoint, in evaluation mode."""
+        model = build_model(self.config, self.facts, world)
+        encoder_of(model)
+        load_trained(model, self.checkpoint)
+        return model.eval()
+
+    @property
+    def recipe(self) -> Recipe:
+        """How clouds become features here."""
+        return Recipe(self.config.model, self.config.train.precision)
+
+
+@dataclass(frozen=True, eq=False)
+class Twins:
+    """Features by the run's weights, and by random ones of each seed."""
+
+    trained: Split
+    random: Mapping[int, Split]
+
+
+def open_run(
+    run: Path, *, checkpoint: str, data: Path | None, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()
+) -> Probed:
+    """A run on the data of the config at `data`, or on its own.
+
+    Overrides of `model.` change the run's network (its number of neighbours, for one), others the config of the data.
+    Raises UserError for what is no run, and ConfigError for data that does not go with it.
+    """
+    config, notes = read_run(run, plugins)
+    of_model = [each for each in overrides if each.strip().startswith(_OF_MODEL)]
+    others = [each for each in overrides if each not in of_model]
+    if of_model:
+        config = read_config(run / "config.yaml", of_model)
+    facts = read_facts(run)
+    opened = open_data(read_config(run / "config.yaml" if data is None else data, others))
+    ours, theirs = facts.get("in_channels"), opened.facts.get("in_channels")
+    if ours != theirs:
+        raise ConfigError(f"{run}: was trained on {ours} channels a point; the data to probe on has {theirs}")
+    lineage = read_lineage(run)
+    told = [f"warning: {line}" for line in notes]
+    told += [] if lineage is None else [describe_lineage(lineage)]
+    trained_up, up = facts.get("up_axis"), opened.facts.get("up_axis")
+    if trained_up != up:
+        told.append(f"warning: the run was trained on clouds with {trained_up} up, those to probe on have {up} up")
+    if opened.left_out:
+        told.append(f"not applied, for they make pairs: transforms.evaluate {', '.join(opened.left_out)}")
+    return Probed(run, checkpoint_path(run, checkpoint).resolve(), config, facts, opened, tuple(told))
+
+
+def twins_of(probed: Probed, world: World, *, num_random: int, cache: Path | None = None) -> Twins:
+    """Features of both parts by the run's weights and by as many random ones, seeded by the numbers after its own."""
+    kept = FeatureCache(probed.run / CACHE if cache is None else cache)
+    trained = split_of(probed.network(world), probed.recipe, probed.data, world, cache=kept)
+    seeds = range(probed.config.seed + 1, probed.config.seed + 1 + num_random)
+    random = {}
+    for seed in seeds:
+        model = random_model(probed.config, probed.facts, world, seed=seed)
+        random[seed] = split_of(model, probed.recipe, probed.data, world, cache=kept)
+    return Twins(trained, random)

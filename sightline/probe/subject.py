@@ -1,0 +1,184 @@
+"""What is probed: a run's weights on a config's data, beside the same network with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from sightline import registry
+from sightline.config import RunConfig
+from sightline.config.show import to_plain
+from sightline.engine.build import Part, build_model, build_part
+from sightline.engine.distributed import World
+from sightline.engine.records import kept_random_state
+from sightline.errors import ConfigError
+from sightline.probe.cache import FeatureCache, weights_digest
+from sightline.probe.features import Features, extract, label_key
+from sightline.types import Component, SampleKey
+
+__all__ = ["ProbedData", "Recipe", "Split", "UnprobableError", "open_data", "random_model", "split_of"]
+
+_OF_PAIRS = frozenset({"image", "other_points", "draws", "self"})
+"""What only the contrast of pairs reads: a transform that takes nothing else changes no cloud."""
+
+
+class UnprobableError(ConfigError):
+    """Data that no probe can learn from: without classes, or without a part to test on."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How clouds become features, besides weights and data: the model's block, and the number format."""
+
+    model: Component
+    precision: str
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Features of the two parts that every probe needs: it learns from `train` and is scored on `test`."""
+
+    train: Features
+    test: Features
+
+
+@dataclass(frozen=True)
+class ProbedData:
+    """The training and test part of a config's data, read with its evaluation transforms, without making pairs.
+
+    `left_out` names the transforms that were not applied.
+    """
+
+    config: RunConfig
+    train: Part
+    test: Part
+    left_out: tuple[str, ...]
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """What the training part states."""
+        return self.train.dataset.info.facts
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the data set names."""
+        names = "category_names" if label_key(self.train) == "category" else "class_names"
+        return len(self.facts.get(names, ())) or int(self.facts["num_classes"])
+
+    @property
+    def num_points(self) -> int:
+        """How many points the first cloud has when the encoder sees it."""
+        batch = self.train.reader([SampleKey(int(self.train.indices[0]), 0, self.config.seed)])
+        return int(batch["points"].shape[-2])
+
+    def identity(self, part: Part) -> dict[str, Any] | None:
+        """Everything that the clouds of a part depend on; None where the set does not say what it holds.
+
+        The folder of a prepared set counts by what its manifest vouches for, not by where it lies.
+        """
+        fingerprint = getattr(part.dataset, "fingerprint", None)
+        if fingerprint is None:
+            return None
+        data = to_plain(self.config.data)
+        return {
+            "split": part.split,
+            "num_samples": len(part.indices),
+            "fingerprint": fingerprint,
+            "data": {name: value for name, value in data.items() if name != "root"},
+            "transforms": to_plain(self.config.transforms.evaluate),
+            "batch_size": self.config.evaluate.batch_size,
+            "seed": self.config.seed,
+        }
+
+
+def open_data(config: RunConfig) -> ProbedData:
+    """The parts to probe on. Raises UnprobableError for a set without a test part or without a class for each cloud."""
+    kept = tuple(each for each in config.transforms.evaluate if not _serves_pairs(each))
+    left_out = tuple(each.name for each in config.transforms.evaluate if _serves_pairs(each))
+    config = dataclasses.replace(config, transforms=dataclasses.replace(config.transforms, evaluate=kept))
+    train = build_part(config, "train")
+    if "test" not in train.dataset.info.split_sizes:
+        raise UnprobableError(
+            f"{config.data.where}: data set '{config.data.name}' has no test part to score a probe on"
+        )
+    test = build_part(config, "test")
+    if label_key(train) is None:
+        raise UnprobableError(
+            f"{config.data.where}: data set '{config.data.name}' gives no class for each cloud (label or category), "
+            "which a probe learns; give other data"
+        )
+    return ProbedData(config, train, test, left_out)
+
+
+def split_of(model: nn.Module, recipe: Recipe, data: ProbedData, world: World, *, cache: FeatureCache | None) -> Split:
+    """Features of both parts, from the cache where it has them; what was computed is kept there."""
+    digest = weights_digest(model)
+    return Split(*(_features(model, recipe, data, part, digest, world, cache) for part in (data.train, data.test)))
+
+
+def random_model(config: RunConfig, facts: Mapping[str, Any], world: World, *, seed: int) -> nn.Module:
+    """The config's network with the weights that another seed gives. Global random states stay as they are."""
+    with kept_random_state():
+        return build_model(dataclasses.replace(config, seed=seed), facts, world)
+
+
+def _features(
+    model: nn.Module,
+    recipe: Recipe,
+    data: ProbedData,
+    part: Part,
+    digest: str,
+    world: World,
+    cache: FeatureCache | None,
+) -> Features:
+    identity = data.identity(part)
+    key = None
+    if cache is not None and identity is not None:
+        key = {
+            **identity,
+            "weights": digest,
+            "model": to_plain(recipe.model),
+            "precision": recipe.precision,
+            "device": world.device.type,
+            "torch": torch.__version__,
+        }
+    found = _kept(cache, key, world)
+    if found is not None:
+        return found
+    config = data.config
+    computed = extract(
+        model,
+        part,
+        world,
+        batch_size=config.evaluate.batch_size,
+        seed=config.seed,
+        precision=recipe.precision,
+        workers=config.loader.workers,
+    )
+    if cache is not None and key is not None and world.is_first:
+        cache.save(key, computed)
+    return computed
+
+
+def _kept(cache: FeatureCache | None, key: Mapping[str, Any] | None, world: World) -> Features | None:
+    """Features from the cache, on every process or on none."""
+    if cache is None or key is None:
+        return None
+    found = cache.load(key)
+    votes = world.gather_text("" if found is None else "found", what="kept features")
+    return found if all(votes) else None
+
+
+def _serves_pairs(component: Component) -> bool:
+    """Whether a transform makes the pairs of contrastive learning, or changes nothing but their images."""
+    builder: Any = registry.transforms.entry(component).builder
+    if "other_points" in getattr(builder, "adds", {}):
+        return True
+    return set(inspect.signature(builder.__call__).parameters) <= _OF_PAIRS

@@ -1,0 +1,30 @@
+"""What `train` and `evaluate` add to the metrics of a run that learns without labels."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from sightline.config import RunConfig
+from sightline.engine.distributed import World
+from sightline.verbs.output import note
+
+__all__ = ["probed"]
+
+
+def probed(config: RunConfig, world: World, run: Path, model: nn.Module) -> dict[str, float]:
+    """`probe_svm_accuracy` of a contrast run, nothing of others; why it is missing is told.
+
+    Features are kept in the run, where it can be written to, so that `evaluate` and `probe` find them there.
+    """
+    if config.task.name != "contrast":  # the rooms of probes are not imported for the others
+        return {}
+    from sightline.probe.final import final_metrics
+    from sightline.probe.runs import CACHE
+
+    metrics, reason = final_metrics(config, model, world, cache=run / CACHE if os.access(run, os.W_OK) else None)
+    if reason and world.is_first:
+        note(reason)
+    return metrics

@@ -1,0 +1,164 @@
+"""`sightline probe`: what a run's frozen features are worth, beside chance and random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from sightline import registry
+from sightline.config.faults import Faults
+from sightline.config.yaml_tree import read_value
+from sightline.engine.distributed import start_world
+from sightline.engine.launch import launch, processes_to_start
+from sightline.engine.precision import set_determinism
+from sightline.errors import ConfigError, UserError
+from sightline.probe.measure import Comparison, compare
+from sightline.probe.outcome import Probe
+from sightline.probe.runs import Probed, open_run, twins_of
+from sightline.types import Component, Where
+from sightline.verbs.common import write_document
+from sightline.verbs.output import note, show_table
+
+__all__ = ["Options", "probe"]
+
+_OF_CONFIG = ("model.*", "data.*", "transforms.evaluate*", "evaluate.batch_size", "loader.*")
+"""What may be laid over: keys with a dot belong to the configs, all others to the probe."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    runs: tuple[Path, ...]
+    words: tuple[str, ...] = ()
+    method: str = "svm"
+    data: Path | None = None
+    which: str = "last"
+    num_random: int = 1
+    cache: Path | None = None
+    out: Path | None = None
+    is_suite: bool = False
+    finetune: Path | None = None
+    processes: int | None = None
+    plugins: tuple[Path, ...] = ()
+    device: str = "auto"
+    json: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """The command line for each launched process."""
+        words = ["probe", *map(str, self.runs), *self.words, "--method", self.method, "--checkpoint", self.which]
+        words += ["--random", str(self.num_random), "--device", self.device]
+        for name, value in (("--data", self.data), ("--cache", self.cache), ("--out", self.out), ("--json", self.json)):
+            words += [name, str(value)] if value is not None else []
+        return [*words, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
+
+
+def probe(options: Options) -> int:
+    """Extract features once, learn from those of the training part, score on those of the test part."""
+    if options.is_suite:
+        from sightline.verbs.probe_suite import suite  # which takes this module
+
+        return suite(options)
+    if options.finetune is not None:
+        raise UserError("--finetune: is a part of --suite, which is not given")
+    if len(options.runs) != 1:
+        raise UserError(f"probe: takes one run, {len(options.runs)} are given; --suite takes several")
+    overrides, arguments = parted(options.words)
+    method = build_probe(options.method, arguments)
+    num_processes = processes_to_start(options.processes)
+    if num_processes > 1:
+        return launch(options.arguments(), num_processes)
+    probed = open_run(
+        options.runs[0], checkpoint=options.which, data=options.data, overrides=overrides, plugins=options.plugins
+    )
+    set_determinism(probed.config.train.determinism)
+    with start_world(device=options.device, timeout_s=probed.config.distributed.timeout_s) as world:
+        twins = twins_of(probed, world, num_random=options.num_random, cache=options.cache)
+        is_first = world.is_first
+    if not is_first:
+        return 0
+    for line in probed.notes:
+        note(line)
+    comparison = compare(method, twins, probed.data.num_classes)
+    show(probed, comparison)
+    document = {"method": options.method, "overrides": list(options.words), **comparison.document(probed)}
+    write_document(options.json, document)
+    if options.out is not None:
+        write_document(options.out / f"{options.method}.json", document)
+    return 0
+
+
+def parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides of configs, and arguments of the probe. Raises UserError for a key that would change neither."""
+    overrides = [word for word in words if "." in word.partition("=")[0]]
+    for word in overrides:
+        key = word.partition("=")[0].strip()
+        if not any(fnmatchcase(key, pattern) for pattern in _OF_CONFIG):
+            raise UserError(f"probe: found {word!r}, allowed is key=value of the method, or {', '.join(_OF_CONFIG)}")
+    return overrides, [word for word in words if word not in overrides]
+
+
+def build_probe(method: str, words: Sequence[str]) -> Probe:
+    """The probe of this name with these arguments. Raises ConfigError for all that is wrong with them at once."""
+    faults = Faults()
+    arguments: dict[str, Any] = {}
+    origins: dict[str, Where] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        key = key.strip()
+        if not equals or key in arguments:
+            raise ConfigError(f"command line: found {word!r}, allowed is key=value, each key once, as folds=5")
+        arguments[key] = read_value(text, "command line", key, faults).plain()
+        origins[key] = Where("command line", path=key)
+    faults.raise_any()
+    component = Component(method.replace("-", "_"), where=Where("command line", path="--method"))
+    taken = registry.probes.entry(component).arguments
+    for key, value in arguments.items():
+        if key in taken and typing.get_origin(taken[key].annotation) is tuple and not isinstance(value, list):
+            arguments[key] = [value]  # C=0.1 is the list of one
+    built: Probe = registry.probes.build(dataclasses.replace(component, arguments=arguments, origins=origins), facts={})
+    return built
+
+
+def show(probed: Probed, comparison: Comparison) -> None:
+    """Tables on standard output: the method's own, then each figure beside its baselines; the protocol as notes."""
+    for table in comparison.trained.tables:
+        show_table(table.title, table.columns, table.rows)
+    data, features = probed.data, comparison.statistics
+    seeds = ", ".join(map(str, comparison.random))
+    note(
+        f"features: {features['width']:.0f} wide, mean norm {features['mean_norm']:.4g}, deviation of a dimension "
+        f"{features['deviation_median']:.3g} (median), {features['dead_share']:.1%} never change; random weights (seed "
+        f"{seeds}): mean norm {_mean_norm(comparison):.4g}"
+    )
+    for line in (*comparison.trained.protocol, *comparison.trained.warnings):
+        note(line)
+    for seed, outcome in comparison.random.items():
+        for line in outcome.warnings:
+            note(f"random weights (seed {seed}): {line}")
+    metrics = comparison.metrics
+    rows = [
+        [
+            name,
+            comparison.trained.metrics[name],
+            comparison.trained.metrics.get(f"{name}_std"),
+            metrics[f"{name}_random"],
+            metrics.get(f"{name}_random_std"),
+            comparison.chance_of(name),
+        ]
+        for name in comparison.figures
+    ]
+    sizes = f"{len(data.train.indices)} to learn from, {len(data.test.indices)} to test"
+    title = f"{probed.run}: {data.config.data.name}, {sizes}"
+    show_table(title, ("metric", "value", "std", f"random (seed {seeds})", "std", "chance"), rows)
+    note(f"always the largest class of training: {comparison.chance['largest_class']:.4f}")
+
+
+def _mean_norm(comparison: Comparison) -> float:
+    norms = [each["mean_norm"] for each in comparison.random_statistics.values()]
+    return sum(norms) / len(norms)

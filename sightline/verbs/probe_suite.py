@@ -1,0 +1,180 @@
+"""`sightline probe --suite`: SVM, few-shot and fine-tuning on parts of several runs, in one table beside others'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline import registry
+from sightline.config import RunConfig
+from sightline.engine.distributed import start_world
+from sightline.engine.precision import set_determinism
+from sightline.errors import CheckpointError, RunError, UserError
+from sightline.probe.measure import Comparison, compare
+from sightline.probe.outcome import Probe
+from sightline.probe.runs import Probed, Twins, open_run, twins_of
+from sightline.probe.suite import Row, differences, markdown_of, protocol_of, published_rows
+from sightline.types import Component
+from sightline.verbs import train as training
+from sightline.verbs.common import config_of, load_document, write_document, write_file
+from sightline.verbs.output import note, show_table
+from sightline.verbs.probe import Options, build_probe, parted
+
+__all__ = ["suite"]
+
+METHODS = ("svm", "few_shot")
+NAME = "suite"
+_PARTS = "shapenet_part"
+_PRETRAINED_ONLY = {"frozen": "[]", "layer_decay": "null"}
+"""Settings of an optimiser that make sense for pre-trained weights alone, and what switches them off."""
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A run, what its probes said, and its row of the table."""
+
+    row: Row
+    document: Mapping[str, Any]
+
+
+def suite(options: Options) -> int:
+    """Probe every run, fine-tune each on parts where a config says how, and write one table; the exit code."""
+    if not options.runs:
+        raise UserError("probe --suite: no run directory is given; sightline probe --suite RUN... --out DIR")
+    if (options.processes or 1) > 1:
+        raise UserError("probe --suite: runs in one process; to extract features by several: probe RUN --processes N")
+    if options.out is None:
+        raise UserError("probe --suite: writes suite.md and suite.json; say where with --out DIR")
+    if len({run.resolve() for run in options.runs}) < len(options.runs):
+        raise UserError("probe --suite: a run is given twice")
+    overrides, arguments = parted(options.words)
+    probes = _build(arguments)
+    opened = [
+        open_run(run, checkpoint=options.which, data=options.data, overrides=overrides, plugins=options.plugins)
+        for run in options.runs
+    ]
+    done = []
+    scratch: dict[str, float] | None = None
+    for number, probed in enumerate(opened):
+        documents, metrics = _probe(probed, probes, options)
+        remarks = list(probed.notes)
+        if options.finetune is not None:
+            scratch = _fine_tuned(options, None, options.out / "parts" / "scratch") if scratch is None else scratch
+            try:
+                metrics |= _fine_tuned(options, probed, options.out / "parts" / str(number)) | scratch
+            except CheckpointError as error:
+                remarks.append(f"not fine-tuned on parts: {error}")
+        row = Row(
+            who=str(probed.run),
+            source="this run",
+            data=probed.data.config.data.name,
+            protocol={**protocol_of(probed, which=options.which), **_more(options, arguments)},
+            metrics=metrics,
+            remarks=tuple(remarks),
+        )
+        done.append(_Done(row, {"run": str(probed.run), "metrics": metrics, "probes": documents}))
+        _write(done, options.out)
+    _show(done, options)
+    return 0
+
+
+def _build(words: Sequence[str]) -> dict[str, Probe]:
+    """Both methods, each with those of the arguments that it takes. Raises UserError for one that none takes."""
+    taken = {name: registry.probes.entry(Component(name)).arguments for name in METHODS}
+    keys = {word: word.partition("=")[0].strip() for word in words}
+    for word, key in keys.items():
+        if not any(key in arguments for arguments in taken.values()):
+            raise UserError(f"probe --suite: found {word!r}; neither {' nor '.join(METHODS)} has such an argument")
+    return {name: build_probe(name, [word for word in words if keys[word] in taken[name]]) for name in METHODS}
+
+
+def _probe(probed: Probed, probes: Mapping[str, Probe], options: Options) -> tuple[dict[str, Any], dict[str, float]]:
+    """What each method says of a run, and all figures together."""
+    note(f"{probed.run}: features")
+    set_determinism(probed.config.train.determinism)
+    with start_world(device=options.device, timeout_s=probed.config.distributed.timeout_s) as world:
+        twins: Twins = twins_of(probed, world, num_random=options.num_random, cache=options.cache)
+    documents: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+    for name, probe in probes.items():
+        note(f"{probed.run}: {name}")
+        comparison: Comparison = compare(probe, twins, probed.data.num_classes)
+        documents[name] = comparison.document(probed)
+        metrics |= comparison.metrics
+    return documents, metrics
+
+
+def _fine_tuned(options: Options, probed: Probed | None, out: Path) -> dict[str, float]:
+    """The instance mIoU on parts of the last weights, from a run's encoder, or from scratch; finished runs are kept."""
+    assert options.finetune is not None, "only called with a config"
+    config, _ = config_of(options.finetune, (), options.plugins)
+    given = _from_scratch(config) if probed is None else [f"init.from={probed.checkpoint}"]
+    note(f"parts: {'from scratch' if probed is None else probed.run} -> {out}")
+    code = training.train(
+        training.Options(
+            config=options.finetune,
+            overrides=tuple(given),
+            out=out,
+            resume="auto",
+            plugins=options.plugins,
+            device=options.device,
+        )
+    )
+    if code:
+        raise RunError(f"{out}: fine-tuning ended with exit code {code}; the same command goes on with it")
+    final = load_document(out / "final.json")["metrics"]
+    if "instance_miou" not in final:
+        raise UserError(f"--finetune {options.finetune}: reports {', '.join(final)}, not instance_miou; see part_iou")
+    name = "part_instance_miou" + ("_scratch" if probed is None else "")
+    return {name: float(final["instance_miou"])}
+
+
+def _more(options: Options, words: Sequence[str]) -> dict[str, Any]:
+    """What the command line says of the protocol: other arguments of the probes, and how parts are learnt."""
+    told = {"arguments": ", ".join(words)} if words else {}
+    return told if options.finetune is None else {**told, "parts": f"{options.finetune}, last weights, same seed"}
+
+
+def _from_scratch(config: RunConfig) -> list[str]:
+    """What makes the config a run from scratch with the same seed."""
+    held = [f"optimizer.{key}={value}" for key, value in _PRETRAINED_ONLY.items() if key in config.optimizer.arguments]
+    return ["init=null", *held]
+
+
+def _others(done: Sequence[_Done]) -> list[Row]:
+    """The published rows on our data, and those of parts where parts were learnt."""
+    names = {each.row.data for each in done}
+    names |= {_PARTS} if any("part_instance_miou" in each.row.metrics for each in done) else set()
+    return published_rows(sorted(names))
+
+
+def _write(done: Sequence[_Done], out: Path) -> None:
+    rows, others = [each.row for each in done], _others(done)
+    write_file(out / f"{NAME}.md", markdown_of(rows, others))
+    document = {
+        "runs": [{**each.document, "protocol": dict(each.row.protocol)} for each in done],
+        "others": [
+            {"who": r.who, "source": r.source, "data": r.data, "protocol": r.protocol, "metrics": r.metrics}
+            for r in others
+        ],
+        "differences": [
+            {"run": row.who, "other": r.who, "source": r.source, "differences": differences(row, r)}
+            for row in rows
+            for r in others
+            if r.data == row.data
+        ],
+    }
+    write_document(out / f"{NAME}.json", document)
+
+
+def _show(done: Sequence[_Done], options: Options) -> None:
+    """Every figure of every run, and of the others on the same data."""
+    for each in (*(each.row for each in done), *_others(done)):
+        figures = {name: value for name, value in each.metrics.items() if not name.endswith("_std")}
+        rows = [[name, value, each.metrics.get(f"{name}_std")] for name, value in figures.items()]
+        show_table(f"{each.who}, {each.data} ({each.source})", ("metric", "value", "std"), rows)
+    assert options.out is not None, "checked before anything ran"
+    note(f"table, protocols and their differences: {options.out / NAME}.md, {options.out / NAME}.json")
+    write_document(options.json, load_document(options.out / f"{NAME}.json"))

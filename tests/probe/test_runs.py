@@ -1,0 +1,315 @@
+"""Probes of whole runs: what is kept, what makes it void, the same figure from every side."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.svm import SVC
+
+from sightline.config import read_config
+from sightline.data.reading import BatchReader
+from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.engine.distributed import World
+from sightline.engine.loading import load_run
+from sightline.errors import ConfigError
+from sightline.probe import subject
+from sightline.probe.cache import FeatureCache
+from sightline.probe.features import Features
+from sightline.probe.folds import stratified_folds
+from sightline.probe.runs import Twins, open_run, twins_of
+from sightline.probe.svm import COSTS
+from sightline.types import SampleKey
+from tests.command import Outcome, run_here
+from tests.probe.contrast import THIN, train_thin
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_thin(tmp_path_factory.mktemp("probe"))
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """The run in a place of its own, without features."""
+    shutil.copytree(run, tmp_path / "run", symlinks=True, ignore=shutil.ignore_patterns("features"))
+    return tmp_path / "run"
+
+
+def probe(run: Path, *words: object) -> tuple[dict[str, Any], Outcome]:
+    """What the verb writes as JSON, and what it says."""
+    file = run.parent / "probe.json"
+    outcome = run_here("probe", run, *words, "--device", "cpu", "--json", file)
+    assert outcome.code == 0, outcome.err
+    return json.loads(file.read_text()), outcome
+
+
+def twins(run: Path, *overrides: str, data: Path | None = None, cache: Path | None = None) -> Twins:
+    return twins_of(
+        open_run(run, checkpoint="last", data=data, overrides=overrides), World(), num_random=1, cache=cache
+    )
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def test_features_are_those_of_the_encoder_on_the_whole_parts_in_order(run: Path) -> None:
+    """By hand: the set's clouds as they lie, through the run's encoder; batches of 10, as evaluation takes them."""
+    model = load_run(run).model
+    found = twins(run).trained
+    for split, features, size in (("train", found.train, 72), ("test", found.test, 36)):
+        dataset = SyntheticShapes(split=split, train_size=72, test_size=36, num_points=64)
+        reader = BatchReader(dataset)
+        assert np.array_equal(features.labels, dataset.strata)
+        assert features.rows.shape == (size, 32)
+        assert features.rows.dtype == np.float32
+        for start in range(0, size, 10):
+            batch = reader([SampleKey(index, 0, 0) for index in range(start, min(start + 10, size))])
+            with torch.no_grad():
+                expected = model.encode(points=batch["points"])  # type: ignore[operator]
+            assert np.array_equal(features.rows[start : start + 10], expected.numpy())
+
+
+def test_random_weights_are_the_same_network_of_another_seed(run: Path) -> None:
+    found = twins(run)
+    assert list(found.random) == [1]
+    config = read_config(run / "config.yaml")
+    again = subject.random_model(config, load_run(run).facts, World(), seed=1)
+    theirs = [parameter for _, parameter in again.named_parameters()]
+    ours = [parameter for _, parameter in load_run(run).model.named_parameters()]
+    assert [p.shape for p in ours] == [p.shape for p in theirs]
+    assert not np.array_equal(found.random[1].train.rows, found.trained.train.rows)
+
+
+def test_any_classifier_has_features(tmp_path: Path) -> None:
+    """A network that learns classes derives from an encoder: its feature is what its head reads."""
+    config = tmp_path / "dgcnn.yaml"
+    lines = THIN.replace("{name: contrast}", "{name: classify}").replace("uniformity", "overall_accuracy").splitlines()
+    kept = [line for line in lines if not line.startswith(("transforms", "  train", "  evaluate"))]
+    text = "\n".join(kept).replace("intra_modal", "cross_entropy").replace("{name: pairs}", "{name: accuracy}")
+    model = "model: {name: dgcnn, num_neighbours: 8, embedding: 16}"
+    config.write_text("\n".join(model if line.startswith("model") else line for line in text.splitlines()))
+    trained = run_here("train", config, "--no-check", "--device", "cpu", "--out", tmp_path / "run")
+    assert trained.code == 0, trained.err
+    assert "probe_svm_accuracy" not in json.loads((tmp_path / "run" / "final.json").read_text())["metrics"]
+    document, _ = probe(tmp_path / "run", "--method", "knn", "k=3", "folds=2")
+    assert document["features"]["width"] == 32
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_bits_from_the_cache_and_from_scratch(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = twins(copy)
+    files = sorted(copy.glob("features/*.npz"))
+    assert len(files) == 4  # two parts by two sets of weights
+    scratch = twins(copy, cache=copy.parent / "elsewhere")
+    monkeypatch.setattr(subject, "extract", None)  # whoever calls it now fails
+    kept = twins(copy)
+    for ours, *others in zip(*map(parts_of, (first, scratch, kept)), strict=True):
+        for other in others:
+            assert np.array_equal(ours.rows, other.rows)
+            assert np.array_equal(ours.labels, other.labels)
+    assert sorted(copy.glob("features/*.npz")) == files
+
+
+def parts_of(found: Twins) -> list[Features]:
+    return [part for split in (found.trained, *found.random.values()) for part in (split.train, split.test)]
+
+
+def test_probe_twice_gives_the_same_document(copy: Path) -> None:
+    assert probe(copy)[0] == probe(copy)[0] == probe(copy, "--cache", copy.parent / "fresh")[0]
+
+
+def test_another_weight_file_makes_the_cache_void(copy: Path, run: Path, tmp_path: Path) -> None:
+    before = twins(copy)
+    other = train_thin(tmp_path, "train.epochs=2", name="other")
+    shutil.rmtree(copy / "checkpoints")
+    shutil.copytree(other / "checkpoints", copy / "checkpoints", symlinks=True)
+    after = twins(copy)
+    assert not np.array_equal(before.trained.train.rows, after.trained.train.rows)
+    assert np.array_equal(after.trained.train.rows, twins(other, cache=tmp_path / "none").trained.train.rows)
+    assert np.array_equal(before.random[1].train.rows, after.random[1].train.rows)
+    assert len(list(copy.glob("features/*.npz"))) == 6  # those of random weights are still good
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "data.num_points=32",
+        "model.points.num_neighbours=4",
+        "transforms.evaluate=[{name: rotate, axis: up}]",
+        "data.data_seed=1",
+    ],
+)
+def test_points_neighbours_transforms_and_data_make_the_cache_void(copy: Path, change: str) -> None:
+    before = twins(copy)
+    after = twins(copy, change)
+    assert not np.array_equal(before.trained.train.rows, after.trained.train.rows)
+    assert len(list(copy.glob("features/*.npz"))) == 8
+    again = twins(copy)
+    assert np.array_equal(before.trained.train.rows, again.trained.train.rows)
+
+
+def test_a_damaged_file_is_computed_anew(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = twins(copy)
+    for file in copy.glob("features/*.npz"):
+        data = bytearray(file.read_bytes())
+        data[-40] ^= 1
+        file.write_bytes(bytes(data))
+    after = twins(copy)
+    assert np.array_equal(before.trained.train.rows, after.trained.train.rows)
+    assert caplog.text.count("is not what was written (SHA-256)") == 4
+
+
+def test_a_set_that_does_not_say_what_it_holds_is_not_kept(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(SyntheticShapes, "fingerprint")
+    twins(copy)
+    assert not (copy / "features").exists()
+
+
+def test_the_key_is_compared_and_not_only_its_digest(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    cache.save({"split": "train", "k": 1}, Features(np.ones((2, 3), np.float32), np.array([0, 1])))
+    assert cache.load({"split": "train", "k": 2}) is None
+    (document,) = tmp_path.glob("*.json")
+    document.write_text(document.read_text().replace('"k": 1', '"k": 3'))
+    assert cache.load({"split": "train", "k": 1}) is None
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_training_evaluation_and_probe_say_the_same_figure(copy: Path) -> None:
+    """And it is that of scikit-learn on these features, C chosen by hand over the folds."""
+    final = json.loads((copy / "final.json").read_text())["metrics"]
+    assert set(final) == {"alignment", "uniformity", "retrieval_accuracy", "probe_svm_accuracy"}
+    file = copy.parent / "evaluated.json"
+    assert run_here("evaluate", copy, "--device", "cpu", "--json", file).code == 0
+    assert json.loads(file.read_text())["metrics"] == final
+    document, _ = probe(copy)
+    assert document["metrics"]["probe_svm_accuracy"] == final["probe_svm_accuracy"]
+    split = twins(copy).trained
+    rows, labels = split.train.rows.astype(np.float64), split.train.labels
+    means = [
+        np.mean(
+            [
+                SVC(kernel="linear", C=cost).fit(rows[kept], labels[kept]).score(rows[held], labels[held])
+                for kept, held in stratified_folds(labels, num_folds=5, seed=0)
+            ]
+        )
+        for cost in COSTS
+    ]
+    machine = SVC(kernel="linear", C=COSTS[int(np.argmax(means))]).fit(rows, labels)
+    assert final["probe_svm_accuracy"] == machine.score(split.test.rows.astype(np.float64), split.test.labels)
+
+
+def test_chance_and_random_weights_always_stand_beside(copy: Path) -> None:
+    document, outcome = probe(copy, "--random", "2", "standardise=both")
+    metrics = document["metrics"]
+    for name in ("probe_svm_accuracy", "probe_svm_accuracy_standardised"):
+        values = [document["random"][seed]["metrics"][name] for seed in ("1", "2")]
+        assert metrics[f"{name}_random"] == pytest.approx(np.mean(values))
+        assert metrics[f"{name}_random_std"] == pytest.approx(np.std(values))
+    assert document["chance"]["uniform_guess"] == pytest.approx(1 / 12)
+    assert "random (seed 1, 2)" in outcome.out
+    assert "chance" in outcome.out
+    assert "transforms.evaluate two_views" in outcome.err
+
+
+def test_few_shot_episodes_are_repeated_from_the_document(copy: Path) -> None:
+    words = ("--method", "few-shot", "ways=3", "shots=[2, 3]", "queries=2", "runs=4")
+    first, _ = probe(copy, *words)
+    assert set(first["metrics"]) >= {"fewshot_3w2s", "fewshot_3w2s_std", "fewshot_3w3s_test_queries"}
+    kept = shutil.copy(copy.parent / "probe.json", copy.parent / "kept.json")
+    again, _ = probe(copy, "--method", "few-shot", f"episodes={kept}")
+    assert again["metrics"] == first["metrics"]
+
+
+def test_out_writes_the_document(copy: Path) -> None:
+    document, _ = probe(copy, "--method", "linear", "C=0.1", "folds=2", "--out", copy.parent / "told")
+    assert json.loads((copy.parent / "told" / "linear.json").read_text()) == document
+
+
+# --- what cannot be probed --------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "thin.yaml").write_text(text)
+    return folder / "thin.yaml"
+
+
+def final_of(run: Path) -> tuple[dict[str, float], str]:
+    """What `evaluate` measures of a run, and what it says besides."""
+    file = run.parent / "evaluated.json"
+    outcome = run_here("evaluate", run, "--device", "cpu", "--json", file)
+    assert outcome.code == 0, outcome.err
+    return json.loads(file.read_text())["metrics"], outcome.err
+
+
+def test_data_without_classes_leaves_the_figure_out(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "label_key", lambda part: None)
+    metrics, told = final_of(copy)
+    assert set(metrics) == {"alignment", "uniformity", "retrieval_accuracy"}
+    assert "probe_svm_accuracy is left out: " in told
+    assert "gives no class for each cloud (label or category)" in told
+
+
+def test_too_few_samples_leave_the_figure_out(tmp_path: Path) -> None:
+    """One training cloud of a class and one of another: no fold could learn two classes."""
+    run = train_thin(tmp_path, "data.train_size=2", "data.test_size=2", "evaluate.select=test", "train.batch_size=2")
+    assert "probe_svm_accuracy" not in json.loads((run / "final.json").read_text())["metrics"]
+    assert "leave no two classes to learn" in final_of(run)[1]
+
+
+def test_without_scikit_learn_probes_say_how_to_get_it(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    command = "pip install 'sightline[probe]'"
+    metrics, told = final_of(copy)
+    assert "probe_svm_accuracy" not in metrics
+    assert command in told
+    code, _, err = run_here("probe", copy, "--device", "cpu")
+    assert code == 2
+    assert err == f"error: probe needs the package 'scikit-learn'; install it: {command}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--method", "smv"], "no probe is called 'smv'; did you mean 'svm'?"),
+        (["flods=5"], "'svm' has no such argument; did you mean 'folds'?"),
+        (["folds=1"], "command line: folds: found 1, allowed is a whole number from 2 to 100"),
+        (["C=-1"], "C.0: found -1"),
+        (["train.epochs=3"], "found 'train.epochs=3', allowed is key=value of the method, or model.*"),
+        (["folds=2", "folds=3"], "each key once"),
+        (["--data", "nosuch.yaml"], "nosuch.yaml: no such file"),
+        (["data.normals=file"], "was trained on 3 channels a point; the data to probe on has 6"),
+        (["--method", "few-shot"], "needs 5 classes with"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_slip_gets_one_line(run: Path, words: list[str], expected: str) -> None:
+    code, out, err = run_here("probe", run, *words, "--device", "cpu")
+    assert code == 2, err
+    assert expected in err
+    assert "metric" not in out
+
+
+def test_parts_are_probed_by_their_category(run: Path) -> None:
+    """Where labels are of points, the class of the cloud is what is learnt."""
+    found = twins(run, "data.target=parts").trained
+    assert np.array_equal(found.train.labels, twins(run).trained.train.labels)
+
+
+def test_a_set_without_classes_of_clouds_is_refused(run: Path, tmp_path: Path) -> None:
+    rooms = written(
+        tmp_path, THIN.replace("synthetic_shapes, train_size: 72, test_size: 36, num_points: 64", "synthetic_rooms")
+    )
+    with pytest.raises(ConfigError, match="gives no class for each cloud"):
+        open_run(run, checkpoint="last", data=rooms)

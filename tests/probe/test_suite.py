@@ -1,0 +1,154 @@
+"""The suite: one table, published figures beside, every difference between protocols named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sightline import registry
+from sightline.errors import CheckpointError
+from sightline.probe.suite import COLUMNS, Row, argument_of, differences, markdown_of, published_rows
+from sightline.types import Component
+from sightline.verbs import train as training
+from tests.command import run_here
+from tests.probe.contrast import train_thin
+
+QUICK = ("folds=2", "ways=3", "shots=2", "queries=2", "runs=2", "standardise=no", "C=1")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("suite")
+    return [train_thin(folder, name="first"), train_thin(folder, "seed=1", name="second")]
+
+
+def suite(runs: list[Path], out: Path, *words: object) -> tuple[dict[str, Any], str, str]:
+    outcome = run_here("probe", "--suite", *runs, *QUICK, *words, "--device", "cpu", "--out", out)
+    assert outcome.code == 0, outcome.err
+    return json.loads((out / "suite.json").read_text()), (out / "suite.md").read_text(), outcome.err
+
+
+def test_every_run_has_a_row_with_its_protocol(runs: list[Path], tmp_path: Path) -> None:
+    document, text, _ = suite(runs, tmp_path / "out")
+    assert [row["run"] for row in document["runs"]] == list(map(str, runs))
+    for row, run in zip(document["runs"], runs, strict=True):
+        assert {"probe_svm_accuracy", "probe_svm_accuracy_random", "fewshot_3w2s", "fewshot_3w2s_std"} <= set(
+            row["metrics"]
+        )
+        assert row["protocol"]["pairs per step"] == 16
+        assert row["protocol"]["neighbours"] == 8
+        assert row["protocol"]["points in pre-training"] == row["protocol"]["points in the probe"] == 64
+        assert row["protocol"]["arguments"] == ", ".join(QUICK)
+        assert f"| {run} | synthetic_shapes | " in text
+    assert document["others"] == []
+    assert "None of these data sets has published figures here." in text
+
+
+def test_parts_are_learnt_from_every_run_and_once_from_scratch(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training itself has tests of its own; here it notes how it was called, and finishes at once."""
+    config = tmp_path / "parts.yaml"
+    config.write_text(
+        "base: " + str(Path(__file__).parents[2] / "configs" / "segment" / "synthetic_shapes_dgcnn.yaml") + "\n"
+        f"init: {{from: {runs[0]}, modules: points, may_be_missing: [head]}}\n"
+        "optimizer: {name: adam, lr: 1e-3, frozen: [{modules: head, until_epoch: 1}]}\n"
+    )
+    calls: list[training.Options] = []
+
+    def train(options: training.Options) -> int:
+        calls.append(options)
+        if "second" in str(options.overrides):
+            raise CheckpointError("137 of 162 tensors matched")
+        assert options.out is not None
+        options.out.mkdir(parents=True)
+        (options.out / "final.json").write_text(json.dumps({"metrics": {"instance_miou": 0.5 + 0.1 * len(calls)}}))
+        return 0
+
+    monkeypatch.setattr(training, "train", train)
+    document, text, _ = suite(runs, tmp_path / "out", "--finetune", config)
+    assert [call.overrides for call in calls] == [
+        ("init=null", "optimizer.frozen=[]"),
+        (f"init.from={(runs[0] / 'checkpoints' / 'last').resolve()}",),
+        (f"init.from={(runs[1] / 'checkpoints' / 'last').resolve()}",),
+    ]
+    assert all(call.resume == "auto" for call in calls)
+    first, second = (row["metrics"] for row in document["runs"])
+    assert first["part_instance_miou"] == 0.7
+    assert first["part_instance_miou_scratch"] == 0.6
+    assert "part_instance_miou" not in second
+    assert "not fine-tuned on parts: 137 of 162 tensors matched" in text
+    assert [row["data"] for row in document["others"]] == ["shapenet_part"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--suite"], "say where with --out DIR"),
+        (["--suite", "--out", "{out}", "k=3"], "found 'k=3'; neither svm nor few_shot has such an argument"),
+        (["--suite", "--out", "{out}", "--processes", "2"], "runs in one process"),
+        (["--finetune", "parts.yaml"], "--finetune: is a part of --suite"),
+    ],
+)
+def test_a_slip_gets_one_line(runs: list[Path], words: list[str], expected: str, tmp_path: Path) -> None:
+    code, _, err = run_here("probe", runs[0], *(word.format(out=tmp_path / "out") for word in words))
+    assert code == 2, err
+    assert expected in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_given_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
+    code, _, err = run_here("probe", "--suite", runs[0], runs[0], "--out", tmp_path / "out")
+    assert (code, err) == (2, "error: probe --suite: a run is given twice\n")
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def row(data: str = "modelnet40", **protocol: Any) -> Row:
+    return Row("ours", "this run", data, {key.replace("_", " "): value for key, value in protocol.items()}, {})
+
+
+def test_differences_are_named_in_both_directions() -> None:
+    ours = row(pairs_per_step=64, neighbours=20, points_in_the_probe=1024)
+    theirs = row(pairs_per_step=20, points_in_the_probe=1024)
+    assert differences(ours, theirs) == ["pairs per step: 64 here, 20 there", "neighbours: 20 here, not said there"]
+    assert differences(theirs, theirs) == []
+
+
+def test_published_rows_are_shares_of_known_metrics() -> None:
+    rows = published_rows(["modelnet40", "scanobjectnn", "shapenet_part"])
+    assert len(rows) == 10
+    for each in rows:
+        assert each.source
+        assert each.protocol
+        for name, value in each.metrics.items():
+            assert name.removesuffix("_std") in COLUMNS
+            assert 0 < value < 1
+    (paper,) = [r for r in rows if r.who.startswith("CrossPoint, DGCNN (paper)") and r.data == "scanobjectnn"]
+    assert paper.metrics["probe_svm_accuracy"] == 0.817
+    assert published_rows(["synthetic_shapes"]) == []
+
+
+def test_the_table_shows_percent_and_compares_with_rows_of_the_same_data() -> None:
+    ours = Row(
+        "ours", "this run", "modelnet40", {"pairs per step": 64}, {"fewshot_5w10s": 0.9, "fewshot_5w10s_std": 0.02}
+    )
+    text = markdown_of([ours], published_rows(["modelnet40", "scanobjectnn"]))
+    assert "| ours | modelnet40 |  | 90.00 +- 2.00 |" in text
+    assert "| CrossPoint, DGCNN (paper) | modelnet40 | 91.20 | 92.50 +- 3.00 |" in text
+    source = "(Afham et al. 2022, tables 1 and 2)"
+    assert f"- ours against CrossPoint, DGCNN (paper) {source}: pairs per step: 64 here, 20 there" in text
+    assert text.count("- ours against") == 6
+
+
+def test_arguments_are_found_inside_blocks_and_as_defaults() -> None:
+    nested = Component("intrapoint", {"points": {"name": "dgcnn", "num_neighbours": 15}})
+    assert argument_of("models", nested, "num_neighbours") == 15
+    assert argument_of("models", Component("intrapoint", {"points": {"name": "dgcnn"}}), "num_neighbours") == 20
+    assert argument_of("models", Component("pointnet"), "num_neighbours") is None
+    assert argument_of("tasks", Component("contrast"), "negatives") == "gathered"
+    assert "num_neighbours" in registry.models.entry_of("dgcnn").arguments
