@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
-from sightline.bench import data, dense_transformer, geometry, growth, metrics, models, train, transformers
+from sightline.bench import contrast, data, dense_transformer, geometry, growth, metrics, models, train, transformers
 from sightline.bench.case import Case
 from sightline.errors import UserError
 from sightline.schema import nearest
@@ -14,7 +14,7 @@ __all__ = ["SUITES", "all_cases", "chosen", "find_case"]
 
 
 def _models() -> list[Case]:
-    return [*models.cases(), *transformers.cases(), *dense_transformer.cases()]
+    return [*models.cases(), *transformers.cases(), *dense_transformer.cases(), *contrast.cases()]
 
 
 SUITES: dict[str, Callable[[], list[Case]]] = {

@@ -15,36 +15,35 @@ from torch import Tensor, nn
 from sightline.bench import textbook
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.offset_attention import OffsetAttention
-from sightline.models.dgcnn import DGCNN
+from sightline.models.dgcnn import DGCNN, DGCNNEncoder
 from sightline.models.pct import PCT
 from sightline.models.pointnet2 import PointNet2
 
-__all__ = ["TextbookDGCNN", "TextbookPCT", "TextbookPointNet2"]
+__all__ = ["TextbookDGCNN", "TextbookDGCNNEncoder", "TextbookPCT", "TextbookPointNet2"]
 
 
-class TextbookDGCNN(nn.Module):
-    """`forward(points=(B, N, 3))["logits"]` (B, num_classes) of a DGCNN of ours, parameters in the same order.
+class TextbookDGCNNEncoder(nn.Module):
+    """`encode(points=(B, N, 3))` (B, feature_width) of an encoder of ours, parameters in the same order.
 
     Source: Wang et al. 2019, figure 3 and section 3.1.
     """
 
-    def __init__(self, ours: DGCNN) -> None:
+    def __init__(self, ours: DGCNNEncoder) -> None:
         super().__init__()
         edges: Any = ours.edges
         self.num_neighbours: int = ours.num_neighbours
+        self.feature_width: int = ours.feature_width
         self.edges = nn.ModuleList(_convolution(layer.edge, num_axes=2) for layer in edges)
         self.embed = _convolution(ours.embed, num_axes=1)
-        self.head = _convolutions(ours.head, num_axes=0)
 
-    def forward(self, *, points: Tensor) -> dict[str, Tensor]:
+    def encode(self, *, points: Tensor, features: None = None) -> Tensor:
         values_BCN = points.transpose(1, 2).contiguous()
         levels = []
         for edge in self.edges:
             values_BCN = edge(self._graph_features(values_BCN)).max(dim=-1)[0]
             levels.append(values_BCN)
         embedded_BCN = self.embed(torch.cat(levels, dim=1))
-        pooled_BC = torch.cat((embedded_BCN.max(dim=-1)[0], embedded_BCN.mean(dim=-1)), dim=1)
-        return {"logits": self.head(pooled_BC)}
+        return torch.cat((embedded_BCN.max(dim=-1)[0], embedded_BCN.mean(dim=-1)), dim=1)
 
     def _graph_features(self, values_BCN: Tensor) -> Tensor:
         """(B, 2C, N, K): x_j - x_i, then x_i."""
@@ -57,6 +56,17 @@ class TextbookDGCNN(nn.Module):
         near = near.view(num_clouds, num_points, self.num_neighbours, num_channels)
         own = values.view(num_clouds, num_points, 1, num_channels).repeat(1, 1, self.num_neighbours, 1)
         return torch.cat((near - own, own), dim=3).permute(0, 3, 1, 2).contiguous()
+
+
+class TextbookDGCNN(TextbookDGCNNEncoder):
+    """`forward(points=(B, N, 3))["logits"]` (B, num_classes) of a DGCNN of ours, parameters in the same order."""
+
+    def __init__(self, ours: DGCNN) -> None:
+        super().__init__(ours)
+        self.head = _convolutions(ours.head, num_axes=0)
+
+    def forward(self, *, points: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(self.encode(points=points))}
 
 
 class TextbookPCT(nn.Module):
