@@ -24,7 +24,7 @@ class EdgePropagation(nn.Module):
     leaky ReLU; the largest of each point's edges is kept. The plain form (`fused=False`, the tested reference) writes
     every edge out; here the linear map is applied to points: W_1 (f_j - f_i) + W_2 f_i = W_1 f_j + (W_2 - W_1) f_i.
     Raises ValueError for fewer points than `num_neighbours` and for values that are not finite.
-    Source: Yu et al. 2022, Point-BERT, its supplement (part segmentation); Wang et al. 2019 for the edges.
+    Source: Yu et al. 2022, Point-BERT, its code for part segmentation; the edges, Wang et al. 2019, equation 8.
     """
 
     def __init__(
