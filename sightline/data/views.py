@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from sightline.data.native import MANIFEST, Prepared, check_sizes, read_manifest
-from sightline.errors import DataError, MissingDataError
+from sightline.errors import ConfigError, DataError, MissingDataError
 from sightline.geometry.rendering import Background, on_background
 from sightline.types import Field, SampleKey
 
-__all__ = ["DEFAULT_SIZE_PX", "IMAGE", "VIEWS_SET", "StoredPictures", "Views", "image_field", "promised_image"]
+__all__ = ["DEFAULT_SIZE_PX", "IMAGE", "VIEWS_SET", "StoredPictures", "Views", "image_field", "opened_views", "promised_image"]
 
 VIEWS_SET = "views"
 """What the manifest of a view store calls itself."""
@@ -112,6 +112,10 @@ class Views:
             )
         return np.array([self._row_of[name] for name in names], dtype=np.int64)
 
+    def has(self, names: Sequence[str]) -> np.ndarray:
+        """Whether each of these objects has views: (len(names),) bool."""
+        return np.array([name in self._row_of for name in names], dtype=bool)
+
     def take(self, rows: np.ndarray, views: np.ndarray, *, background: Background | None = None) -> np.ndarray:
         """One view of each of these objects: (B, H, W, 3) uint8, fresh.
 
@@ -168,12 +172,12 @@ class Views:
 class StoredPictures:
     """One view per sample from a store: the shapes of a data set, found by their names.
 
-    Raises as `Views.open`, and DataError that counts and names the shapes without views, or names the background that
-    the pictures were stored on where another is wanted.
+    Raises DataError that counts and names the shapes without views, or names the background that the pictures were
+    stored on where another is wanted.
     """
 
-    def __init__(self, root: str | Path, names: Sequence[str], *, of: str, background: Background | None) -> None:
-        self.views = Views.open(root)
+    def __init__(self, views: Views, names: Sequence[str], *, of: str, background: Background | None) -> None:
+        self.views = views
         self.views.check_background(background)
         self.background: Background = background or self.views.fixed_background or "black"
         self.field = image_field(self.background)
@@ -184,6 +188,19 @@ class StoredPictures:
         """A view of each sample's shape, drawn by seed, epoch and index of its key: (B, H, W, 3) uint8, fresh."""
         rows = self._rows[[key.index for key in keys]]
         return self.views.draw(rows, keys, background=self.background)
+
+
+def opened_views(root: str | None, *, background: Background | None, without_views: str) -> Views | None:
+    """The store that a data set's arguments name, None where they name none. Raises as `Views.open`.
+
+    Raises ConfigError for arguments that say how views are shown where there are none.
+    """
+    if root is not None:
+        return Views.open(root)
+    if background is not None or without_views != "refused":
+        name = "background" if background is not None else "without_views"
+        raise ConfigError(f"{name}: is about views, and there are none; set views: FOLDER too, or leave it out")
+    return None
 
 
 def image_field(background: str) -> Field:

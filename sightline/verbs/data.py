@@ -25,9 +25,9 @@ from sightline.verbs.output import note
 if TYPE_CHECKING:
     from sightline.data.rendered_objects import Objects
     from sightline.geometry.cameras import Projection
-    from sightline.geometry.rendering import Style
+    from sightline.geometry.rendering import Background, Style
 
-__all__ = ["Rendering", "convert_weights", "info", "prepare", "render", "verify"]
+__all__ = ["Rendering", "convert_weights", "import_views", "info", "prepare", "render", "verify"]
 
 
 _WIDTH = 110
@@ -83,6 +83,37 @@ def render(asked: Rendering) -> int:
         report = render_set(objects, asked.target, look=look, num_jobs=num_jobs, progress=progress)
     _print_tree({"outcome": report["outcome"], **Views.describe(Path(report["root"]))})
     write_document(asked.json, report)
+    return 0
+
+
+def import_views(
+    source: Path,
+    *,
+    target: Path,
+    clouds: Path | None,
+    min_views: int,
+    background: Background,
+    size_px: int | None,
+    json: Path | None,
+) -> int:
+    """Write a view store of pictures that others rendered; say which shapes lack pictures or clouds."""
+    from sightline.data import mvcnn
+
+    with _bar("views") as progress:
+        report = mvcnn.import_views(
+            source,
+            target,
+            progress=progress,
+            clouds=clouds,
+            min_views=min_views,
+            background=background,
+            size_px=size_px,
+        )
+    told = Views.describe(Path(report["root"]))
+    _print_tree({"outcome": report["outcome"], **{key: value for key, value in told.items() if key != "differences"}})
+    for line in report["differences"]:
+        note(f"look at this: {line}")
+    write_document(json, report)
     return 0
 
 

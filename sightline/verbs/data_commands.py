@@ -84,6 +84,38 @@ def render(
     return verb.render(verb.Rendering(source, tuple(options or ()), target, *look, up, jobs, json))
 
 
+@data_app.command("import-views")
+def import_views(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="pictures: CLASS/train/NAME.obj_whiteshaded_v0000.png")],
+    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="where the views go")],
+    clouds: Annotated[
+        Path | None, typer.Option("--of", metavar="DIR", help="a prepared set; only shapes that it holds are kept")
+    ] = None,
+    min_views: Annotated[
+        int, typer.Option("--min-views", metavar="N", min=1, help="shapes with fewer pictures are left out, by name")
+    ] = 12,
+    background: Annotated[
+        Literal["black", "white"], typer.Option("--background", help="behind transparent pixels")
+    ] = "black",
+    size: Annotated[
+        int | None, typer.Option("--size", metavar="PX", min=8, max=2048, help="height and width [as they are]")
+    ] = None,
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Read pictures that others rendered into a folder that data sets read images from (data.views=DIR).
+
+    Pictures of one name belong to one shape, whatever camera set-up's folder they lie in. What lacks pictures or a cloud
+    is named.
+    """
+    with collection_paused():
+        from sightline.verbs import data as verb
+
+    return verb.import_views(
+        source, target=target, clouds=clouds, min_views=min_views, background=background, size_px=size, json=json
+    )
+
+
 @data_app.command()
 def info(
     name: Annotated[str, typer.Argument(metavar="NAME|DIR", help="a data set's name, or a prepared folder")],
