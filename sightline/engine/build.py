@@ -98,6 +98,7 @@ def _initialise(model: nn.Module, config: RunConfig) -> MatchReport | None:
             snapshot.evaluated,
             may_be_missing=config.init.may_be_missing,
             modules=config.init.modules,
+            into=config.init.into,
         )
     except CheckpointError as error:
         where = config.origins.get("init.from", "init.from")
