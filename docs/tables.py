@@ -49,7 +49,7 @@ MEANING = {
     "init": "start from the weights of another run; a mapping with the keys below",
     "init.from": "a run directory or a checkpoint",
     "init.modules": "take this sub-module of the source alone",
-    "init.into": "fill this sub-module alone; null is the one that `modules` names, if the model has it, else the whole model",
+    "init.into": "fill this sub-module alone; null is that of `modules` if the model has it, else the whole model",
     "init.may_be_missing": "patterns of names that need not match, such as `head.*`",
     "checkpoint.every": "epochs between checkpoints",
     "checkpoint.every_steps": "steps between checkpoints, besides",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from sightline.collection import collection_paused
+from sightline.verbs.label_efficiency_command import label_efficiency
+from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, Traceback, parted, writable
 
 app = typer.Typer(
     add_completion=False,
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and say what they hold.")
 app.add_typer(data_app, name="data")
+app.command("label-efficiency")(label_efficiency)
 
 
 _LAYOUTS = (
@@ -31,34 +33,6 @@ _LAYOUTS = (
     "yanx27_pointnet2_ssg_scenes, yanx27_pointnet_cls, yanx27_pointnet_parts, yanx27_pointnet_scenes"
 )
 """Of published weights; written out, because the room that knows them takes torch along. A test compares the two."""
-
-
-def _writable(option: str) -> Callable[[Path | None], Path | None]:
-    """Refuses a file that could not be written, before any work is done for it."""
-
-    def check(path: Path | None) -> Path | None:
-        if path is not None:
-            from sightline.verbs.common import assert_writable
-
-            assert_writable(path, option=option)
-        return path
-
-    return check
-
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="laid over the config: train.epochs=10")
-]
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML config, or a run directory")]
-Plugins = Annotated[
-    list[Path] | None, typer.Option("--plugin", metavar="FILE.py", help="a file of your own parts; repeatable")
-]
-Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", callback=_writable("--json"), help="write the result as JSON")
-]
-Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="where to run")]
-Processes = Annotated[int | None, typer.Option("--processes", metavar="N", help="processes on this machine")]
-Traceback = Annotated[bool, typer.Option("--traceback", help="show where in the code an error arose")]
 
 
 @app.command()
@@ -116,7 +90,7 @@ def evaluate(
     with collection_paused():
         from sightline.verbs import evaluate as verb
 
-    runs, overrides = _parted(words)
+    runs, overrides = parted(words)
     plugins = tuple(plugin or ())
     return verb.evaluate(
         verb.Options(runs, overrides, checkpoint, data, processes, plugins, device, json, save_predictions, out)
@@ -153,7 +127,7 @@ def predict(
     device: Device = "auto",
     json: Json = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", callback=_writable("--csv"), help="write the result as CSV")
+        Path | None, typer.Option("--csv", metavar="FILE", callback=writable("--csv"), help="write the result as CSV")
     ] = None,
     traceback: Traceback = False,
 ) -> int:
@@ -205,7 +179,7 @@ def describe(
     overrides: Overrides = None,
     svg: Annotated[
         Path | None,
-        typer.Option("--svg", metavar="FILE", callback=_writable("--svg"), help="write a drawing of the model"),
+        typer.Option("--svg", metavar="FILE", callback=writable("--svg"), help="write a drawing of the model"),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", metavar="N", min=1, help="estimate the memory for [train.batch_size]")
@@ -284,7 +258,7 @@ def view(
     with collection_paused():
         from sightline.verbs import view as verb
 
-    paths, overrides = _parted(words)
+    paths, overrides = parted(words)
     asked = (split, samples, num, epoch, checkpoint, columns, up, hide, max_points)
     return verb.view(verb.Options(paths, overrides, out, *asked, tuple(plugin or ()), device, json))
 
@@ -306,7 +280,7 @@ def bench(
     ] = None,
     svg: Annotated[
         Path | None,
-        typer.Option("--svg", metavar="FILE", callback=_writable("--svg"), help="draw what --grow measures"),
+        typer.Option("--svg", metavar="FILE", callback=writable("--svg"), help="draw what --grow measures"),
     ] = None,
     keep_memory: Annotated[
         bool, typer.Option("--keep-memory", help="let malloc keep freed memory, as a training run does")
@@ -440,13 +414,6 @@ def convert_weights(
         plugins=tuple(plugin or ()),
         json=json,
     )
-
-
-def _parted(words: list[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Paths and key=value; a path may have an equals sign in its name, so what is there is one."""
-    is_override = ["=" in word and not Path(word).exists() for word in words]
-    paths = tuple(Path(word) for word, is_one in zip(words, is_override, strict=True) if not is_one)
-    return paths, tuple(word for word, is_one in zip(words, is_override, strict=True) if is_one)
 
 
 def main() -> None:

@@ -186,7 +186,7 @@ class Transform(Protocol):
 
     One that returns further fields declares them in an attribute `adds`, name -> Field. One that drops or reorders
     points says so by `chooses_points = True`: a data set with another field of points is then refused, whose rows it
-    would part from them.
+    would part from them. One that brings clouds into the unit sphere about their mean has `makes_unit_sphere = True`.
     """
 
     def __call__(self, draws: Any, **fields: Any) -> dict[str, Any]: ...

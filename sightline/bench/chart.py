@@ -1,4 +1,4 @@
-"""Curves on logarithmic axes as an SVG file, written out by hand: text that any browser draws and any diff shows."""
+"""Curves on a logarithmic axis as an SVG file, written out by hand: text that any browser draws, any diff shows."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ INK, FAINT = "#2b3038", "#e3e7ec"
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: its name, and (x, y) in order of x, both above zero."""
+    """A curve: its name, and (x, y) in order of x, both above zero; `ranges` are the lowest and highest y of each x."""
 
     name: str
     points: tuple[tuple[float, float], ...]
+    ranges: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves on one pair of axes."""
+    """Curves on one pair of axes, both logarithmic; or y in even steps, where values below zero are right as well."""
 
     title: str
     x_title: str
     series: tuple[Series, ...]
+    is_even: bool = False
 
 
 def render_svg(rows: Sequence[Sequence[Panel | None]]) -> str:
@@ -59,9 +61,10 @@ def render_svg(rows: Sequence[Sequence[Panel | None]]) -> str:
 def _draw(panel: Panel, names: Sequence[str]) -> list[str]:
     points = [point for series in panel.series for point in series.points]
     xs = sorted({x for x, _ in points})
-    ticks = _decades([y for _, y in points])
+    heights = [y for _, y in points] + [end for series in panel.series for both in series.ranges for end in both]
+    ticks = _even_steps(heights) if panel.is_even else _decades(heights)
     across = _scale(xs[0], xs[-1], LEFT, WIDTH - RIGHT)
-    upward = _scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    upward = (_even_scale if panel.is_even else _scale)(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
     parts = [f'<text x="{LEFT}" y="18" font-weight="600">{escape(panel.title)}</text>']
     for tick in ticks:
         y = upward(tick)
@@ -80,6 +83,9 @@ def _draw(panel: Panel, names: Sequence[str]) -> list[str]:
         places = [(across(x), upward(y)) for x, y in series.points]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
+        for (x, _), (low, high) in zip(places, series.ranges, strict=False):
+            ends = f'y1="{upward(low):.1f}" y2="{upward(high):.1f}"'
+            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{color}" stroke-width="1.5"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in places]
     return parts
 
@@ -88,6 +94,20 @@ def _decades(values: Sequence[float]) -> list[float]:
     """Powers of ten from below the least to above the largest value, at least two of them."""
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     return [10.0**power for power in range(low, max(high, low + 1) + 1)]
+
+
+def _even_steps(values: Sequence[float]) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten from below the least to above the largest value, three to seven."""
+    low, high = min(values), max(values)
+    rough = (high - low or abs(high) or 1.0) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(place * step, 12) for place in range(first, max(last, first + 1) + 1)]
+
+
+def _even_scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

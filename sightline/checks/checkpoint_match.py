@@ -32,9 +32,7 @@ def checkpoint_match(context: Context) -> list[Finding]:
         return [_finding(context, "init.from", causes, "the weights to start from cannot be read", str(error))]
     copied = copy_of(model)
     try:
-        report = load_weights(
-            copied, weights, may_be_missing=init.may_be_missing, modules=init.modules, into=init.into
-        )
+        report = load_weights(copied, weights, may_be_missing=init.may_be_missing, modules=init.modules, into=init.into)
     except CheckpointError as error:
         causes = ("ckpt.key_mismatch", "cfg.class_count", "model.structure")
         return [_finding(context, "init.from", causes, "the weights to start from do not fit the model", str(error))]

@@ -87,7 +87,7 @@ def _of_registration(context: Context) -> Iterator[Finding]:
 
 
 def _of_terms(context: Context) -> Iterator[Finding]:
-    """A loss term that counts something and weighs something at either end of the run, but does not depend on any parameter."""
+    """A loss term that counts and, at either end of the run, weighs something, but depends on no parameter."""
     rehearsal, job = context.rehearsal, context.built.job
     first, last = job.weights_at(0), job.weights_at(job.num_steps)
     for name, term in rehearsal.terms.items():

@@ -178,7 +178,7 @@ def optimise_once(
     losses = {name: mean(totals[name], counts[name]).item() for name in sums}
     return (
         losses
-        | {"grad_norm": grad_norm.item(), "lr": job.optimizer.param_groups[0]["lr"]}
+        | {"grad_norm": grad_norm.item(), "lr": max(group["lr"] for group in job.optimizer.param_groups)}
         | {name: totals[name].item() for name in extra}
     )
 

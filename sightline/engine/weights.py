@@ -24,7 +24,10 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class MatchReport:
-    """How much of a model was loaded; `missing` stayed as it was, `unexpected` has no place in the model."""
+    """How much of a model, or of its sub-module `filled`, was loaded.
+
+    `missing` stayed as it was, `unexpected` has no place in the model.
+    """
 
     matched: int
     total: int
@@ -32,6 +35,7 @@ class MatchReport:
     total_elements: int
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    filled: str | None = None
 
     def __str__(self) -> str:
         text = (
@@ -73,14 +77,14 @@ def load_weights(
     without a place in the model. Floating types are cast to the model's, others must agree.
     Raises CheckpointError for anything else that does not match, and for a pattern that nothing needs.
     """
-    own, given = _two_sides(model.state_dict(), weights, modules, into)
+    own, given, filled = _two_sides(model.state_dict(), weights, modules, into)
     misfits = {name: _misfit(given[name], own[name]) for name in own.keys() & given.keys()}
     fitting = {name for name, misfit in misfits.items() if not misfit}
     fitting |= _tied_to(fitting, own) - given.keys()
     differing = sorted((own.keys() | given.keys()) - fitting)
     _assert_patterns_needed(may_be_missing, differing)
     _assert_ties_agree(own, given)
-    report = _report(own, given, fitting)
+    report = _report(own, given, fitting, filled)
     refused = [name for name in differing if not any(_names(pattern, name) for pattern in may_be_missing)]
     if refused:
         raise CheckpointError(_complaint(report, refused, own, given, misfits))
@@ -92,8 +96,8 @@ def load_weights(
 
 def _two_sides(
     state: Mapping[str, Tensor], weights: Mapping[str, Tensor], modules: str | None, into: str | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors to fill and those to fill them with, both under the model's names."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor], str | None]:
+    """The tensors to fill and those to fill them with, both under the model's names; and the sub-module filled."""
     names = [plain_name(name) for name in state]
     if into is not None and not _has(names, into):
         raise CheckpointError(f"into: the model has no module '{into}' with weights{nearest(into, _modules_of(names))}")
@@ -106,7 +110,7 @@ def _two_sides(
             f"modules: 0 of {len(own)} tensors matched: the source has no module '{modules}' with weights{peers}"
         )
     start, prefix = 0 if modules is None else len(modules) + 1, "" if target is None else f"{target}."
-    return own, {prefix + name[start:]: tensor for name, tensor in given.items()}
+    return own, {prefix + name[start:]: tensor for name, tensor in given.items()}, target
 
 
 def _has(names: Iterable[str], module: str) -> bool:
@@ -180,7 +184,9 @@ def _assert_patterns_needed(patterns: Sequence[str], differing: Sequence[str]) -
             )
 
 
-def _report(own: Mapping[str, Tensor], given: Mapping[str, Tensor], fitting: set[str]) -> MatchReport:
+def _report(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], fitting: set[str], filled: str | None
+) -> MatchReport:
     return MatchReport(
         matched=len(fitting),
         total=len(own),
@@ -188,6 +194,7 @@ def _report(own: Mapping[str, Tensor], given: Mapping[str, Tensor], fitting: set
         total_elements=sum(tensor.numel() for tensor in own.values()),
         missing=tuple(name for name in own if name not in fitting),
         unexpected=tuple(name for name in given if name not in own),
+        filled=filled,
     )
 
 

@@ -1,0 +1,46 @@
+"""Options that several verbs share, as the command line declares them; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["Config", "Device", "Json", "Overrides", "Plugins", "Processes", "Traceback", "parted", "writable"]
+
+
+def writable(option: str) -> Callable[[Path | None], Path | None]:
+    """Refuses a file that could not be written, before any work is done for it."""
+
+    def check(path: Path | None) -> Path | None:
+        if path is not None:
+            from sightline.verbs.common import assert_writable
+
+            assert_writable(path, option=option)
+        return path
+
+    return check
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="laid over the config: train.epochs=10")
+]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML config, or a run directory")]
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", metavar="FILE.py", help="a file of your own parts; repeatable")
+]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", callback=writable("--json"), help="write the result as JSON")
+]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="where to run")]
+Processes = Annotated[int | None, typer.Option("--processes", metavar="N", help="processes on this machine")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="show where in the code an error arose")]
+
+
+def parted(words: list[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """Paths and key=value; a path may have an equals sign in its name, so what is there is one."""
+    is_override = ["=" in word and not Path(word).exists() for word in words]
+    paths = tuple(Path(word) for word, is_one in zip(words, is_override, strict=True) if not is_one)
+    return paths, tuple(word for word, is_one in zip(words, is_override, strict=True) if is_one)
