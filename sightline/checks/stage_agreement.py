@@ -23,7 +23,7 @@ def stage_agreement(context: Context) -> list[Finding]:
             guard="G3",
             code=CODE,
             severity="warning",
-            summary=f"the weights to start from learned on clouds of another form ({len(lines)} differences)",
+            summary=f"the weights to start from learned on clouds of another form: {len(lines)} thing(s) differ",
             cause="cfg.axis_swap" if is_turned else "data.normalisation",
             alternatives=("data.layout", "cfg.override"),
             where=context.place("init.from"),
