@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -122,7 +124,8 @@ def label_efficiency(options: Options) -> int:
         _assert_same_source(cell, config)
         labels = f"{_told_fraction(cell.fraction)} of the labels"
         note(f"run {number} of {len(cells)}: {labels}, {cell.start}, seed {cell.seed}")
-        code = training.train(_options_of(cell, options))
+        with _handlers_kept():
+            code = training.train(_options_of(cell, options))
         if code:
             note(f"{number - 1} of {len(cells)} runs are done; the same command goes on with {cell.path}")
             break
@@ -245,6 +248,17 @@ def _assert_same_source(cell: Cell, config: RunConfig) -> None:
             f"{cell.path}: started from other weights ({lineage['sha256'][:16]}...) than {config.init.source} holds "
             f"now ({now[:16]}...); give another --out"
         )
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """What a signal does is afterwards as before: between two runs it ends the command, not the run that is over."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _num_samples(options: Options, cell: Cell) -> int:

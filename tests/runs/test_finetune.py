@@ -231,6 +231,14 @@ def test_scratch_is_the_same_run_without_what_serves_given_weights(compared: tup
     assert not (folder / "scratch_seed_1/lineage.json").exists()
 
 
+def test_a_cell_has_the_bits_of_a_run_of_its_own(place: Path, compared: tuple[Path, Outcome], tmp_path: Path) -> None:
+    words = ["data.fraction=0.1", "seed=1", "evaluate.select=test", "--out", tmp_path / "run"]
+    assert run_here("train", place / "fine.yaml", *words).code == 0
+    cell = compared[0] / "fraction_0.1/pretrained_seed_1"
+    weights = [(run / "checkpoints/last/model.safetensors").read_bytes() for run in (tmp_path / "run", cell)]
+    assert weights[0] == weights[1]
+
+
 def test_done_cells_are_not_repeated_and_a_lost_one_is(place: Path, compared: tuple[Path, Outcome]) -> None:
     out, _ = compared
     lost = out / "fraction_0.1/pretrained_seed_1"
