@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
+from typing import Literal, TypeAlias
 
 __all__ = ["Panel", "Series", "render_svg"]
 
@@ -14,26 +14,32 @@ WIDTH, HEIGHT = 300, 210
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 40
 COLORS = ("#8a929e", "#2f6fb4", "#c8502f", "#2e8b57", "#8e6cc0", "#b08a3e")
 INK, FAINT = "#2b3038", "#e3e7ec"
+Scale: TypeAlias = Literal["logarithmic", "linear"]
 MOST_DOTS = 24
 """A curve of more points than these is drawn without dots: they would hide it."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: its name, and (x, y) in order of x; both above zero where axes are logarithmic."""
+    """A curve: its name, and (x, y) in order of x, above zero where an axis is logarithmic.
+
+    `ranges` are the lowest and highest y of each x.
+    """
 
     name: str
     points: tuple[tuple[float, float], ...]
+    ranges: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves on one pair of axes, both logarithmic or both linear."""
+    """Curves on one pair of axes."""
 
     title: str
     x_title: str
     series: tuple[Series, ...]
-    scale: Literal["logarithmic", "linear"] = "logarithmic"
+    x_scale: Scale = "logarithmic"
+    y_scale: Scale = "logarithmic"
 
 
 def render_svg(rows: Sequence[Sequence[Panel | None]]) -> str:
@@ -66,14 +72,9 @@ def render_svg(rows: Sequence[Sequence[Panel | None]]) -> str:
 
 def _draw(panel: Panel, names: Sequence[str]) -> list[str]:
     points = [point for series in panel.series for point in series.points]
-    if panel.scale == "linear":
-        xs, ticks = _round_steps([x for x, _ in points]), _round_steps([y for _, y in points])
-        scale = _linear
-    else:
-        xs, ticks = sorted({x for x, _ in points}), _decades([y for _, y in points])
-        scale = _logarithmic
-    across = scale(xs[0], xs[-1], LEFT, WIDTH - RIGHT)
-    upward = scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    heights = [y for _, y in points] + [end for series in panel.series for both in series.ranges for end in both]
+    xs, across = _axis([x for x, _ in points], panel.x_scale, LEFT, WIDTH - RIGHT, at_values=True)
+    ticks, upward = _axis(heights, panel.y_scale, HEIGHT - BOTTOM, TOP)
     parts = [f'<text x="{LEFT}" y="18" font-weight="600">{escape(panel.title)}</text>']
     for tick in ticks:
         y = upward(tick)
@@ -92,6 +93,9 @@ def _draw(panel: Panel, names: Sequence[str]) -> list[str]:
         places = [(across(x), upward(y)) for x, y in series.points]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
+        for (x, _), (low, high) in zip(places, series.ranges, strict=False):
+            ends = f'y1="{upward(low):.1f}" y2="{upward(high):.1f}"'
+            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{color}" stroke-width="1.5"/>')
         if len(places) <= MOST_DOTS:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in places]
     return parts
@@ -103,24 +107,30 @@ def _decades(values: Sequence[float]) -> list[float]:
     return [10.0**power for power in range(low, max(high, low + 1) + 1)]
 
 
-def _round_steps(values: Sequence[float]) -> list[float]:
-    """From below the least to above the largest value in three to six equal steps of 1, 2 or 5 times a power of ten."""
+def _axis(
+    values: Sequence[float], scale: Scale, start: float, end: float, *, at_values: bool = False
+) -> tuple[list[float], Callable[[float], float]]:
+    """Where an axis has its ticks, and where a value lies between `start` and `end`.
+
+    Linear axes have even steps. Logarithmic ones have powers of ten, or with `at_values` the values themselves.
+    """
+    if scale == "linear":
+        ticks = _even_steps(values)
+        low, span = ticks[0], ticks[-1] - ticks[0]
+        return ticks, lambda value: start + (value - low) / span * (end - start)
+    ticks = sorted(set(values)) if at_values else _decades(values)
+    low, span = ticks[0], math.log(ticks[-1] / ticks[0]) or 1.0
+    return ticks, lambda value: start + math.log(value / low) / span * (end - start)
+
+
+def _even_steps(values: Sequence[float]) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten from below the least to above the largest value, three to seven."""
     low, high = min(values), max(values)
-    span = (high - low) or abs(high) or 1.0
-    rough = span / 5
+    rough = (high - low or abs(high) or 1.0) / 5
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [float(f"{step * place:.12g}") for place in range(first, max(last, first + 1) + 1)]
-
-
-def _linear(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    return lambda value: start + (value - low) / (high - low) * (end - start)
-
-
-def _logarithmic(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    span = math.log(high / low) or 1.0
-    return lambda value: start + math.log(value / low) / span * (end - start)
+    return [float(f"{place * step:.12g}") for place in range(first, max(last, first + 1) + 1)]
 
 
 def _color(names: Sequence[str], name: str) -> str:

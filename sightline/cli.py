@@ -12,7 +12,6 @@ import typer
 from sightline.collection import collection_paused
 from sightline.verbs.data_commands import data_app
 from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, Traceback, parted, writable
-from sightline.verbs.probe_command import probe
 
 app = typer.Typer(
     add_completion=False,
@@ -22,7 +21,6 @@ app = typer.Typer(
     help="Train perception models you can trust. One YAML file describes a run; 'sightline VERB --help' says more.",
 )
 app.add_typer(data_app, name="data")
-app.command()(probe)
 
 
 @app.command()

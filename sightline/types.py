@@ -8,7 +8,21 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-__all__ = ["Batch", "CloudForm", "Collate", "DataInfo", "Dataset", "Field", "Folds", "Sample", "SampleKey"]
+__all__ = [
+    "Batch",
+    "CloudForm",
+    "Collate",
+    "Component",
+    "DataInfo",
+    "Dataset",
+    "Field",
+    "Folds",
+    "Ramp",
+    "Sample",
+    "SampleKey",
+    "Transform",
+    "Where",
+]
 
 Sample: TypeAlias = dict[str, Any]
 """One sample: names to tensors, numbers, text, or nested dicts, lists, tuples and dataclasses of these."""
@@ -139,12 +153,31 @@ Value: TypeAlias = Any
 
 
 @dataclass(frozen=True, slots=True)
+class Ramp:
+    """A number that moves in equal steps from `start`, at a run's first step, to `end` after `epochs`, and stays."""
+
+    start: float
+    end: float
+    epochs: float
+
+    def at(self, step: int, *, steps_per_epoch: int) -> float:
+        """The number at a step, counted from 0: a closed form, so that a resumed run needs no state of it."""
+        num_steps = round(self.epochs * steps_per_epoch)
+        if step >= num_steps:
+            return self.end
+        return self.start + (self.end - self.start) * (step / num_steps)
+
+
+@dataclass(frozen=True, slots=True)
 class Component:
-    """A component block: a registered name, the arguments given, and where each of them stands."""
+    """A component block: a registered name, the arguments given, and where each of them stands.
+
+    `weight` is the reserved key of a losses block, a number or a ramp.
+    """
 
     name: str
     arguments: Mapping[str, Value] = field(default_factory=dict)
-    weight: float = 1.0
+    weight: float | Ramp = 1.0
     where: Where = field(default=Where("code"), compare=False)
     origins: Mapping[str, Where] = field(default_factory=dict, compare=False)
 
@@ -154,7 +187,7 @@ class Transform(Protocol):
 
     One that returns further fields declares them in an attribute `adds`, name -> Field. One that drops or reorders
     points says so by `chooses_points = True`: a data set with another field of points is then refused, whose rows it
-    would part from them.
+    would part from them. One that brings clouds into the unit sphere about their mean has `makes_unit_sphere = True`.
     """
 
     def __call__(self, draws: Any, **fields: Any) -> dict[str, Any]: ...

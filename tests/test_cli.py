@@ -13,7 +13,20 @@ import pytest
 from sightline.models.published_models import MODELS
 from tests.command import run_here
 
-VERBS = ("train", "evaluate", "check", "describe", "view", "bench", "show", "list", "data prepare", "data info", "")
+VERBS = (
+    "train",
+    "evaluate",
+    "check",
+    "describe",
+    "view",
+    "bench",
+    "label-efficiency",
+    "show",
+    "list",
+    "data prepare",
+    "data info",
+    "",
+)
 HEAVY = ("torch", "numpy", "yaml", "scipy", "h5py", "PIL", "tensorboard", "wandb")
 HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
 

@@ -32,7 +32,7 @@ def checkpoint_match(context: Context) -> list[Finding]:
         return [_finding(context, "init.from", causes, "the weights to start from cannot be read", str(error))]
     copied = copy_of(model)
     try:
-        report = load_weights(copied, weights, may_be_missing=init.may_be_missing, modules=init.modules)
+        report = load_weights(copied, weights, may_be_missing=init.may_be_missing, modules=init.modules, into=init.into)
     except CheckpointError as error:
         causes = ("ckpt.key_mismatch", "cfg.class_count", "model.structure")
         return [_finding(context, "init.from", causes, "the weights to start from do not fit the model", str(error))]
@@ -70,7 +70,8 @@ def _finding(context: Context, path: str, causes: tuple[str, ...], summary: str,
         where=context.place(path),
         measured=measured,
         expected="all tensors and elements of the model"
-        + (f" under '{init.modules}'" if init.modules else "")
+        + (f" taken from '{init.modules}'" if init.modules else "")
+        + (f" under '{init.into}'" if init.into else "")
         + " matched by name and shape"
         + (f", but for {', '.join(init.may_be_missing)}" if init.may_be_missing else ""),
         action="give the run whose weights these are; name in init.may_be_missing only what is to stay as it is",

@@ -87,10 +87,11 @@ def _of_registration(context: Context) -> Iterator[Finding]:
 
 
 def _of_terms(context: Context) -> Iterator[Finding]:
-    """A loss term that counts something and weighs something, but does not depend on any parameter."""
-    rehearsal, weights = context.rehearsal, context.built.job.weights
+    """A loss term that counts and, at either end of the run, weighs something, but depends on no parameter."""
+    rehearsal, job = context.rehearsal, context.built.job
+    first, last = job.weights_at(0), job.weights_at(job.num_steps)
     for name, term in rehearsal.terms.items():
-        is_counted = float(rehearsal.counts[name]) > 0 and weights[name] > 0
+        is_counted = float(rehearsal.counts[name]) > 0 and max(first[name], last[name]) > 0
         if not is_counted or term.requires_grad or _is_frozen_on_purpose(context, name):
             continue
         yield _finding(

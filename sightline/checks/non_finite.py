@@ -311,7 +311,8 @@ class _Traced:
 
     def __init__(self, job: Job, back: _Back) -> None:
         self.task = _TracedTask(job.task, back)
-        self.weights = job.weights
+        self.weights_at = job.weights_at
+        self.step = job.step
         self.precision = job.precision
         self.frozen = job.frozen
         self.epoch = job.epoch

@@ -202,13 +202,14 @@ def forward_backward(
     """The loop's forward and backward passes on a copy, as a world of one: loss sums and counts. Gradients add up."""
     model.train(is_training)
     hold_still(model, job.frozen, job.epoch)
+    weights = job.weights_at(job.step)
     sums: dict[str, Tensor] = {}
     with job.precision.autocast(device):
         counts, around = job.task.prepare(model, micro_batches, World(device=device))
     for batch, near in zip(micro_batches, around, strict=True):
         with job.precision.autocast(device):
             terms = job.task.losses(model, batch, near)
-        loss = torch.stack([job.weights[name] * mean(terms[name], counts[name]) for name in terms]).sum()
+        loss = torch.stack([weights[name] * mean(terms[name], counts[name]) for name in terms]).sum()
         if loss.requires_grad:
             loss.backward()
         sums = {name: term + sums[name] if name in sums else term for name, term in terms.items()}

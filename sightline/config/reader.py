@@ -11,15 +11,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
+
 from sightline import registry, schema
-from sightline.arguments import Factor
+from sightline.arguments import Factor, Size
 from sightline.config.contradictions import note_contradictions
 from sightline.config.faults import Faults
 from sightline.config.overrides import apply_overrides, merge
 from sightline.config.run_config import RunConfig
 from sightline.config.yaml_tree import Located, read_file
 from sightline.errors import ConfigError
-from sightline.types import Component, Where
+from sightline.types import Component, Ramp, Where
 
 __all__ = ["read_config"]
 
@@ -36,6 +39,15 @@ _KIND_OF_SECTION = {
     "transforms": "transforms",
 }
 _A_BLOCK = "a block of `name:` and its arguments"
+
+
+class _RampBlock(TypedDict):
+    """The weight of a loss where it is no number: Ramp."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    start: Factor
+    end: Factor
+    epochs: Size
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -190,11 +202,22 @@ class _Reading:
             self.faults.add(*fault)
         return None if faults or weight is None else self._with_defaults(component, kind, path)
 
-    def _weight(self, block: dict[str, Located], path: str) -> float | None:
-        """The reserved key of a losses block."""
+    def _weight(self, block: dict[str, Located], path: str) -> float | Ramp | None:
+        """The reserved key of a losses block: a number, or a mapping that is a ramp."""
         located = block.pop("weight", Located(1.0, Where(DEFAULT, path=f"{path}.weight")))
         self.origins[f"{path}.weight"] = located.where
-        return self._checked(Factor, located)
+        if not isinstance(located.value, dict):
+            weight, misfits = schema.check_value(Factor, located.plain())
+            if misfits:
+                self._refuse(located, f"{schema.describe_type(Factor)}, or a ramp {{start: 0.0, end: 1.0, epochs: 10}}")
+            return None if misfits else weight
+        values = self._checked(_RampBlock, located)
+        if values is None:
+            return None
+        if values["start"] == values["end"]:
+            self._refuse(located, f"two different ends of a ramp; for one weight throughout, weight: {values['end']:g}")
+            return None
+        return Ramp(**{name: float(value) for name, value in values.items()})
 
     def _with_defaults(self, component: Component, kind: registry.Registry, path: str) -> Component:
         """Every argument that is not a fact made explicit, so that a stored config does not follow a later default."""

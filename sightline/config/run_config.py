@@ -71,10 +71,15 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Init:
-    """Start from a run's weights; `modules` takes a part of them, `may_be_missing` names what need not match."""
+    """Start from a run's weights.
+
+    `modules` takes one sub-module of them, `into` fills one sub-module of this model: where it is null the one of the
+    same name, if the model has it, and else the whole model. `may_be_missing` names what need not match.
+    """
 
     source: str = field(metadata={"key": "from"})
     modules: str | None = None
+    into: str | None = None
     may_be_missing: tuple[str, ...] = ()
 
 

@@ -34,7 +34,7 @@ def render(config: RunConfig, *, origins: bool) -> str:
 def to_plain(value: Any) -> Any:
     """Config sections and component blocks as mappings, tuples as lists."""
     if isinstance(value, Component):
-        weight = {"weight": value.weight} if value.weight != 1.0 else {}
+        weight = {"weight": to_plain(value.weight)} if value.weight != 1.0 else {}
         return {"name": value.name, **weight, **{key: to_plain(item) for key, item in value.arguments.items()}}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f for f in dataclasses.fields(value) if f.metadata.get("key", f.name)]

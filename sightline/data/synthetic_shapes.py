@@ -11,9 +11,10 @@ import torch
 from annotated_types import Ge, Le
 
 from sightline import registry
-from sightline.arguments import Factor, Index, Seed
+from sightline.arguments import Factor, Index, Seed, Share
 from sightline.data.cloud_normals import EstimatedNormals, Normals
 from sightline.data.own_views import OwnViews, rendered_pictures
+from sightline.data.splits import take_fraction
 from sightline.data.synthetic_solids import NUM_PROPORTIONS, SOLIDS, build_solids
 from sightline.data.views import IMAGE, image_field
 from sightline.draws import Draws
@@ -41,7 +42,8 @@ class SyntheticShapes:
     Points are spread uniformly over the surfaces in random order, then centred on their mean and scaled into the unit
     sphere; normals are those of the surface, exact whatever the noise. `noise` is the standard deviation of normal
     errors of the coordinates, in radii of the shape; `imbalance` is how often the first class occurs for each time
-    that the last one does. `normals` gives the model none, the exact (`file`) or the `estimated` ones. `target: parts`
+    that the last one does. `fraction` trains on that share of every class; a smaller share is part of a larger one, and
+    `data_seed` draws both. `normals` gives the model none, the exact (`file`) or the `estimated` ones. `target: parts`
     makes every point's part its `label` and the cloud's class its `category`. With `views` (how many, or `count` with
     `size_px`, `style` and `background`) a sample has an `image`, one of so many views of its own cloud, drawn anew in
     every epoch; else epoch and seed of a key change nothing.
@@ -61,6 +63,7 @@ class SyntheticShapes:
         normals: Normals = "none",
         target: Literal["class", "parts"] = "class",
         views: Index | OwnViews = 0,
+        fraction: Share = 1.0,
     ) -> None:
         if split not in _SPLITS:
             raise ConfigError(f"synthetic_shapes: there is no split '{split}'; it has {' and '.join(_SPLITS)}")
@@ -69,10 +72,14 @@ class SyntheticShapes:
         self._noise = noise
         self._data_seed = data_seed
         sizes = {"train": train_size, "test": test_size}
-        self.strata = self._draw_labels(sizes[split], imbalance)
+        self._labels = self._draw_labels(sizes[split], imbalance)
+        self._rows = np.arange(len(self._labels))
+        if split == "train" and fraction < 1:
+            self._rows = take_fraction(self._labels, fraction, seed=data_seed)
+        self.strata = _frozen(self._labels[self._rows])
         self._made: _Made | None = None
         self._target = target
-        self.info = _describe(self.strata, sizes, num_points, normals)
+        self.info = _describe(self.strata, sizes | {split: len(self)}, num_points, normals)
         if target == "parts":
             self.info = _as_parts(self.info)
         self._estimated: EstimatedNormals | None = None
@@ -109,7 +116,7 @@ class SyntheticShapes:
         outside = index[(index < 0) | (index >= len(self))]
         if len(outside):
             raise IndexError(f"synthetic_shapes: sample {outside[0]} of '{self._split}', which has {len(self)}")
-        points, normals, part = self._clouds(index)
+        points, normals, part = self._clouds(self._rows[index])
         if self._estimated is not None:
             normals = self._estimated.of(index, points)
         of_cloud, of_point = torch.from_numpy(self.strata[index]), torch.from_numpy(part.astype(np.int64))
@@ -142,16 +149,18 @@ class SyntheticShapes:
 
     def _draw_labels(self, size: int, imbalance: float) -> np.ndarray:
         classes = np.repeat(np.arange(len(SOLIDS)), _apportion(size, imbalance))
-        labels = classes[self._draws(np.zeros(1)).stream("labels").permutation(size)[0].numpy()]
-        labels.flags.writeable = False
-        return labels
+        return _frozen(classes[self._draws(np.zeros(1)).stream("labels").permutation(size)[0].numpy()])
 
     def _clouds(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Fresh points, normals (B, N, 3) and parts (B, N); made now, or remembered where the whole split is small."""
-        if _Made.num_bytes(len(self), self._num_points) > _MAX_CACHE_BYTES:
+        """Of shapes of the whole split, fresh points, normals (B, N, 3) and parts (B, N).
+
+        They are made now, or remembered where the whole split is small.
+        """
+        size = len(self._labels)
+        if _Made.num_bytes(size, self._num_points) > _MAX_CACHE_BYTES:
             return self._make(index)
         if self._made is None:
-            self._made = _Made(len(self), self._num_points)
+            self._made = _Made(size, self._num_points)
         missing = np.unique(index[~self._made.is_there[index]])
         if len(missing):
             self._made.put(missing, self._make(missing))
@@ -165,7 +174,7 @@ class SyntheticShapes:
     def _make_chunk(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         draws = self._draws(index)
         proportions = draws.stream("proportions").uniform(NUM_PROPORTIONS).numpy()
-        rows, parts = build_solids(self.strata[index], proportions)
+        rows, parts = build_solids(self._labels[index], proportions)
         surface = sample_patches(rows, draws.stream("surface").bits(self._num_points, 2))
         points = to_unit_sphere(torch.from_numpy(surface.points))
         if self._noise > 0:
@@ -197,6 +206,11 @@ class _Made:
     def get(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         points, normals, part = (stored[index] for stored in self._fields)
         return points, normals, part
+
+
+def _frozen(labels: np.ndarray) -> np.ndarray:
+    labels.flags.writeable = False
+    return labels
 
 
 def _apportion(size: int, imbalance: float) -> np.ndarray:

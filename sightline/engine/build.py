@@ -22,6 +22,9 @@ from sightline.engine import checkpoint
 from sightline.engine.checkpoint import MatchReport
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator, Meter
+from sightline.engine.lineage import trace_lineage
+from sightline.engine.optimizers import Recipe
+from sightline.engine.parameter_groups import Rate
 from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job, Task
@@ -59,7 +62,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Built:
-    """Everything a config stands for."""
+    """Everything a config stands for.
+
+    `init_report` and `lineage` are there where it starts from weights, `rates` where modules learn at different rates.
+    """
 
     config: RunConfig
     data: Data
@@ -67,6 +73,8 @@ class Built:
     selection: Evaluator
     test: Evaluator
     init_report: MatchReport | None = None
+    lineage: Mapping[str, Any] | None = None
+    rates: tuple[Rate, ...] = ()
 
 
 def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Data | None = None) -> Built:
@@ -81,10 +89,13 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
         report = None if is_resumed else _initialise(model, config)
         task, meters = build_task(config, data, model)
         _check_selection_metric(config, meters)
-        job = _build_job(config, data, world, model, task)
+        recipe: Recipe = registry.optimizers.build(config.optimizer, facts=data.facts)
+        job = _build_job(config, data, world, model, task, recipe)
         selection = build_evaluator(config, data.selection, task, meters)
         test = build_evaluator(config, data.test, task, meters)
-    return Built(config, data, job, selection, test, report)
+        lineage = None if report is None else trace_lineage(config, data.train.dataset.info, report)
+        rates = recipe.rates(model) if recipe.is_graded else ()
+    return Built(config, data, job, selection, test, report, lineage, rates)
 
 
 def _initialise(model: nn.Module, config: RunConfig) -> MatchReport | None:
@@ -98,6 +109,7 @@ def _initialise(model: nn.Module, config: RunConfig) -> MatchReport | None:
             snapshot.evaluated,
             may_be_missing=config.init.may_be_missing,
             modules=config.init.modules,
+            into=config.init.into,
         )
     except CheckpointError as error:
         where = config.origins.get("init.from", "init.from")
@@ -213,7 +225,7 @@ def build_evaluator(config: RunConfig, part: Part, task: Task, meters: Sequence[
     )
 
 
-def _build_job(config: RunConfig, data: Data, world: World, model: nn.Module, task: Task) -> Job:
+def _build_job(config: RunConfig, data: Data, world: World, model: nn.Module, task: Task, recipe: Recipe) -> Job:
     train = config.train
     if train.compile and config.distributed.sync_batch_norm and world.size > 1:
         raise ConfigError(
@@ -231,7 +243,6 @@ def _build_job(config: RunConfig, data: Data, world: World, model: nn.Module, ta
     num_steps = train.epochs * plan.steps_per_epoch
     if train.steps is not None:
         num_steps = min(num_steps, train.steps)
-    recipe = registry.optimizers.build(config.optimizer, facts=data.facts)
     with registry.blame(config.optimizer):
         optimizer = recipe.build(model)
     schedule = registry.schedules.build(

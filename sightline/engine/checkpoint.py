@@ -29,6 +29,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MatchReport",
     "Snapshot",
+    "find",
     "load",
     "load_weights",
     "newest_sound",
@@ -52,6 +53,7 @@ _MAX_MANIFEST_BYTES = 1 << 16
 _STEP = re.compile(r"step_(\d{8,})(\.replaced)?", re.ASCII)
 _LEFTOVER = re.compile(r"step_\d{8,}(\.replaced)?\.(partial|removed)", re.ASCII)
 _NON_FINITE = "non_finite"
+_REMEDY = "resume from it, or with --resume auto"
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,13 @@ def save(directory: Path, snapshot: Snapshot, *, keep_last: int, is_best: bool) 
     return target
 
 
-def load(path: Path, *, remedy: str = "resume from it, or with --resume auto") -> Snapshot:
+def load(path: Path, *, remedy: str = _REMEDY) -> Snapshot:
     """Read a checkpoint folder, a link to one, or the `last` of a run directory.
 
     `remedy` is what to do with a sound one where this is damaged; by default that of training.
     Raises CheckpointError, naming the file and the newest sound checkpoint beside it, if a byte is not as it was saved.
     """
-    folder = _find(path, remedy)
+    folder = find(path, remedy)
     try:
         return _read(folder)
     except CheckpointError as error:
@@ -300,8 +302,8 @@ def _shelf_of(directory: Path) -> Path:
     return directory / _FOLDER if (directory / _FOLDER).is_dir() else directory
 
 
-def _find(path: Path, remedy: str) -> Path:
-    """The checkpoint folder that a user's path means."""
+def find(path: Path, remedy: str = _REMEDY) -> Path:
+    """The checkpoint folder that a user's path means. Raises CheckpointError where there is none."""
     shelf = _shelf_of(path)
     if (shelf / "last").is_symlink() or shelf.name == _FOLDER:
         path = shelf / "last"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NotRequired
 
 import torch
@@ -14,8 +13,8 @@ from typing_extensions import TypedDict
 from sightline import registry
 from sightline.arguments import Count, Factor, Probability, Size
 from sightline.collection import collection_paused
+from sightline.engine.parameter_groups import LayerDecay, Rate, is_below, layer_factors, parameters_below
 from sightline.errors import ConfigError
-from sightline.schema import nearest
 
 __all__ = ["SGD", "Adam", "AdamW", "Frozen", "Group", "RMSprop", "Recipe", "hold_still"]
 
@@ -39,7 +38,11 @@ class Group(TypedDict):
 
 
 class Recipe:
-    """An optimiser still without parameters. `decay: weights` spares biases and norms (parameters of one dimension)."""
+    """An optimiser still without parameters. `decay: weights` spares biases and norms (parameters of one dimension).
+
+    A rate is the optimiser's, times the factor of the module's depth (`layer_decay`), times that of the last of
+    `groups` that names it.
+    """
 
     def __init__(
         self,
@@ -49,12 +52,19 @@ class Recipe:
         decay: Decay,
         groups: Sequence[Group],
         frozen: Sequence[Frozen],
+        layer_decay: LayerDecay | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.arguments = arguments
         self.decay = decay
         self.groups = tuple(groups)
         self.frozen = tuple(frozen)
+        self.layer_decay = layer_decay
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether modules differ in their rates, or rest."""
+        return bool(self.groups or self.frozen or self.layer_decay)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimiser over the model's parameters, each in exactly one group.
@@ -62,15 +72,16 @@ class Recipe:
         Parameters frozen for ever ask for no gradient. Raises ConfigError for a module that the model does not have.
         """
         for place, name in self._named_modules():
-            _parameters_below(model, name, place)
+            parameters_below(model, name, place)
         for frozen in self.frozen:
             if "until_epoch" not in frozen:
-                for _, parameter in _parameters_below(model, frozen["modules"], "optimizer.frozen"):
+                for _, parameter in parameters_below(model, frozen["modules"], "optimizer.frozen"):
                     parameter.requires_grad_(False)
+        layers = self._layers(model)
         groups: dict[tuple[float, float], dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                rate, decay = self._rate(name), self._decay(parameter)
+                rate, decay = self._rate(name, layers), self._decay(parameter)
                 group = groups.setdefault(
                     (rate, decay), {"params": [], "lr": rate, "base_lr": rate, "weight_decay": decay}
                 )
@@ -85,9 +96,40 @@ class Recipe:
             for index, entry in enumerate(entries):
                 yield f"optimizer.{kind}.{index}.modules", entry["modules"]
 
-    def _rate(self, parameter_name: str) -> float:
-        factors = [g["lr_factor"] for g in self.groups if _is_below(parameter_name, g["modules"])]
-        return self.arguments["lr"] * (factors[-1] if factors else 1.0)
+    def rates(self, model: nn.Module) -> tuple[Rate, ...]:
+        """What each module gets, by the innermost module that something here names, or else the outermost one."""
+        layers = self._layers(model)
+        named = {*layers, *(entry["modules"] for entry in (*self.groups, *self.frozen))}
+        named |= {name for name, _ in model.named_children()}
+        members: dict[str, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in model.named_parameters():
+            inside = [module for module in named if is_below(name, module)]
+            members.setdefault(max(inside, key=len, default=name), []).append((name, parameter))
+        return tuple(self._told(module, held, layers) for module, held in members.items())
+
+    def _told(self, module: str, held: Sequence[tuple[str, nn.Parameter]], layers: Mapping[str, float]) -> Rate:
+        sizes = [parameter.numel() for _, parameter in held]
+        decays = [self._decay(parameter) for _, parameter in held]
+        resting = [entry for entry in self.frozen if is_below(held[0][0], entry["modules"])]
+        ends = [entry["until_epoch"] for entry in resting if "until_epoch" in entry]
+        frozen = "for ever" if len(ends) < len(resting) else f"until epoch {max(ends)}" if ends else ""
+        return Rate(
+            module=module,
+            num_tensors=len(held),
+            num_elements=sum(sizes),
+            lr=self._rate(held[0][0], layers),
+            weight_decay=self.arguments["weight_decay"],
+            num_decayed=sum(size for size, decay in zip(sizes, decays, strict=True) if decay),
+            frozen=frozen,
+        )
+
+    def _layers(self, model: nn.Module) -> dict[str, float]:
+        return {} if self.layer_decay is None else layer_factors(model, self.layer_decay)
+
+    def _rate(self, parameter_name: str, layers: Mapping[str, float]) -> float:
+        factors = [g["lr_factor"] for g in self.groups if is_below(parameter_name, g["modules"])]
+        by_depth = next((factor for module, factor in layers.items() if is_below(parameter_name, module)), 1.0)
+        return self.arguments["lr"] * by_depth * (factors[-1] if factors else 1.0)
 
     def _decay(self, parameter: nn.Parameter) -> float:
         return self.arguments["weight_decay"] if self.decay == "all" or parameter.ndim > 1 else 0.0
@@ -103,10 +145,11 @@ def SGD(  # noqa: N802 - the field's own spelling
     decay: Decay = "all",
     groups: tuple[Group, ...] = (),
     frozen: tuple[Frozen, ...] = (),
+    layer_decay: LayerDecay | None = None,
 ) -> Recipe:
     """Stochastic gradient descent with momentum. Source: Sutskever et al. 2013, eq. 1-2, in torch's form."""
     arguments = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-    return Recipe(torch.optim.SGD, arguments, decay=decay, groups=groups, frozen=frozen)
+    return Recipe(torch.optim.SGD, arguments, decay=decay, groups=groups, frozen=frozen, layer_decay=layer_decay)
 
 
 @registry.optimizers.add("adam")
@@ -119,10 +162,11 @@ def Adam(  # noqa: N802
     decay: Decay = "all",
     groups: tuple[Group, ...] = (),
     frozen: tuple[Frozen, ...] = (),
+    layer_decay: LayerDecay | None = None,
 ) -> Recipe:
     """Adam; weight decay is added to the gradient. Source: Kingma and Ba 2015, algorithm 1."""
     arguments = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-    return Recipe(torch.optim.Adam, arguments, decay=decay, groups=groups, frozen=frozen)
+    return Recipe(torch.optim.Adam, arguments, decay=decay, groups=groups, frozen=frozen, layer_decay=layer_decay)
 
 
 @registry.optimizers.add("adamw")
@@ -135,10 +179,11 @@ def AdamW(  # noqa: N802
     decay: Decay = "weights",
     groups: tuple[Group, ...] = (),
     frozen: tuple[Frozen, ...] = (),
+    layer_decay: LayerDecay | None = None,
 ) -> Recipe:
     """Adam with decoupled weight decay. Source: Loshchilov and Hutter 2019, algorithm 2."""
     arguments = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-    return Recipe(torch.optim.AdamW, arguments, decay=decay, groups=groups, frozen=frozen)
+    return Recipe(torch.optim.AdamW, arguments, decay=decay, groups=groups, frozen=frozen, layer_decay=layer_decay)
 
 
 @registry.optimizers.add("rmsprop")
@@ -152,10 +197,11 @@ def RMSprop(  # noqa: N802
     decay: Decay = "all",
     groups: tuple[Group, ...] = (),
     frozen: tuple[Frozen, ...] = (),
+    layer_decay: LayerDecay | None = None,
 ) -> Recipe:
     """Gradients divided by a running root mean square. Source: Tieleman and Hinton 2012, lecture 6.5."""
     arguments = {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum, "weight_decay": weight_decay}
-    return Recipe(torch.optim.RMSprop, arguments, decay=decay, groups=groups, frozen=frozen)
+    return Recipe(torch.optim.RMSprop, arguments, decay=decay, groups=groups, frozen=frozen, layer_decay=layer_decay)
 
 
 def hold_still(model: nn.Module, frozen: Sequence[Frozen], epoch: int) -> list[nn.Parameter]:
@@ -163,20 +209,8 @@ def hold_still(model: nn.Module, frozen: Sequence[Frozen], epoch: int) -> list[n
     held: list[nn.Parameter] = []
     for entry in frozen:
         if epoch < entry.get("until_epoch", epoch + 1):
-            held.extend(parameter for _, parameter in _parameters_below(model, entry["modules"], "optimizer.frozen"))
+            held.extend(parameter for _, parameter in parameters_below(model, entry["modules"], "optimizer.frozen"))
             for name, module in model.named_modules():
-                if _is_below(name, entry["modules"]):
+                if is_below(name, entry["modules"]):
                     module.eval()
     return held
-
-
-def _parameters_below(model: nn.Module, name: str, place: str) -> list[tuple[str, nn.Parameter]]:
-    found = [(n, p) for n, p in model.named_parameters() if _is_below(n, name)]
-    if not found:
-        known = [n for n, _ in itertools.islice(model.named_modules(), 1, 500)]
-        raise ConfigError(f"{place}: the model has no module '{name}' with parameters{nearest(name, known)}")
-    return found
-
-
-def _is_below(name: str, module: str) -> bool:
-    return name == module or name.startswith(f"{module}.")

@@ -26,7 +26,8 @@ class StepRecord:
 
     `step` counts finished steps from 1, `epoch` from 0. `losses` holds each term's mean and "total", their weighted
     sum. `seconds` holds data, transfer, prepare, forward, backward and optimise; `wall_s` runs since the run's start.
-    `gauges` are what the task says of its step besides: how many negatives a contrast had, for one.
+    `gauges` are what the task says of its step besides: how many negatives a contrast had, for one; and the weights of
+    losses that change from step to step.
     """
 
     step: int

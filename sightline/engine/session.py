@@ -24,7 +24,9 @@ from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
 from sightline.engine.inputs import INPUTS, inputs_document
+from sightline.engine.lineage import LINEAGE, describe_lineage, tell_stage
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
+from sightline.engine.parameter_groups import tell_rates
 from sightline.engine.progress import Progress
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
 from sightline.engine.run_directory import RunDirectory
@@ -124,6 +126,8 @@ class Session:
             self.directory.write_json("environment.json", self.record)
             self.directory.write_json("facts.json", to_plain(dict(self.built.data.facts)))
             self.directory.write_json(INPUTS, inputs_document(self.built.data.train.dataset.info))
+            if self.built.lineage is not None:
+                self.directory.write_json(LINEAGE, self.built.lineage)
             self.directory.write_text("config.yaml", render(self.config, origins=False))
 
     def begin(self) -> None:
@@ -163,6 +167,15 @@ class Session:
         # Steps that were unwritten when the checkpoint was saved may have been written by the run as it ended.
         self.directory.truncate_lines("metrics.jsonl", after_step=snapshot.step - bool(state["unwritten"]))
 
+    def told(self) -> list[str]:
+        """What a person should know of this stage before it starts: where it comes from, what moves how fast."""
+        built = self.built
+        lines = [tell_stage(self.config, built.job.model)]
+        if built.lineage is not None:
+            lines += [describe_lineage(built.lineage), f"init: {built.init_report}"]
+            lines += [f"stages: {built.lineage['unknown']}"] if built.lineage["unknown"] else []
+        return lines + tell_rates(built.rates)
+
     # --- the run ----------------------------------------------------------------------------------------------------
 
     def run(self) -> Evaluation | None:
@@ -179,6 +192,9 @@ class Session:
                 self.world.size,
                 self.world.device,
             )
+            lineage = self.built.lineage or {"differences": []}
+            for line in [*self.told(), *(f"stages differ: {line}" for line in lineage["differences"])]:
+                logger.info("%s", line)
             train(self.job, self.world, self._at_step, self.stop)
             if self.job.step < self.job.num_steps:
                 reason = f"stopped by signal {self.stop.signal} after step {self.job.step}; state saved"

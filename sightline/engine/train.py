@@ -19,7 +19,7 @@ from sightline.engine.precision import Precision
 from sightline.engine.records import StepRecord
 from sightline.engine.stream import Stream
 from sightline.errors import RunError
-from sightline.types import Batch
+from sightline.types import Batch, Ramp
 
 __all__ = ["AtStep", "Job", "Laps", "NonFiniteGradientError", "Task", "optimise_once", "train"]
 
@@ -66,7 +66,7 @@ class Job:
     schedule: Any
     stream: Stream
     num_steps: int
-    weights: Mapping[str, float]
+    weights: Mapping[str, float | Ramp]
     precision: Precision = field(default_factory=lambda: Precision("float32"))
     clip_norm: float | None = None
     frozen: tuple[Frozen, ...] = ()
@@ -84,6 +84,11 @@ class Job:
     @property
     def epoch(self) -> int:
         return self.stream.plan.epoch_of(self.step)
+
+    def weights_at(self, step: int) -> dict[str, float]:
+        """What each loss is multiplied by at a step, counted from 0."""
+        each = self.stream.plan.steps_per_epoch
+        return {n: w.at(step, steps_per_epoch=each) if isinstance(w, Ramp) else w for n, w in self.weights.items()}
 
     @property
     def evaluated(self) -> nn.Module:
@@ -140,13 +145,14 @@ def optimise_once(
     with job.precision.autocast(world.device):
         counts, around = job.task.prepare(job.model, micro_batches, world)
     clock.lap("prepare")
+    weights = job.weights_at(job.step)
     sums: dict[str, Tensor] = {}
     for index, batch in enumerate(micro_batches):
         is_last = index == len(micro_batches) - 1
         with world.reduce_gradients(replica, now=is_last):
             with job.precision.autocast(world.device):
                 terms = job.task.losses(replica, batch, around[index])
-            loss = torch.stack([job.weights[name] * mean(terms[name], counts[name]) for name in terms]).sum()
+            loss = torch.stack([weights[name] * mean(terms[name], counts[name]) for name in terms]).sum()
             clock.lap("forward")
             job.scaler.scale(loss).backward()
             clock.lap("backward")
@@ -172,7 +178,7 @@ def optimise_once(
     losses = {name: mean(totals[name], counts[name]).item() for name in sums}
     return (
         losses
-        | {"grad_norm": grad_norm.item(), "lr": job.optimizer.param_groups[0]["lr"]}
+        | {"grad_norm": grad_norm.item(), "lr": max(group["lr"] for group in job.optimizer.param_groups)}
         | {name: totals[name].item() for name in extra}
     )
 
@@ -227,7 +233,9 @@ def _record(
     num_samples = int(totals[_SAMPLES])
     tell = getattr(job.task, "gauges", None)
     gauges = {} if tell is None else tell(losses, num_samples, num_processes)
-    losses["total"] = sum(job.weights[name] * value for name, value in losses.items())
+    weights = job.weights_at(job.step - 1)
+    losses["total"] = sum(weights[name] * value for name, value in losses.items())
+    moving = {f"weight/{name}": weights[name] for name, weight in job.weights.items() if isinstance(weight, Ramp)}
     return StepRecord(
         step=job.step,
         num_steps=job.num_steps,
@@ -239,7 +247,7 @@ def _record(
         lr=totals["lr"],
         seconds=clock.seconds,
         wall_s=wall_s,
-        gauges=gauges,
+        gauges={**gauges, **moving},
     )
 
 

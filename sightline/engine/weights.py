@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,10 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class MatchReport:
-    """How much of a model was loaded; `missing` stayed as it was, `unexpected` has no place in the model."""
+    """How much of a model, or of its sub-module `filled`, was loaded.
+
+    `missing` stayed as it was, `unexpected` has no place in the model.
+    """
 
     matched: int
     total: int
@@ -30,16 +35,21 @@ class MatchReport:
     total_elements: int
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    filled: str | None = None
 
     def __str__(self) -> str:
         text = (
             f"{self.matched} of {self.total} tensors, {self.matched_elements} of {self.total_elements} elements matched"
         )
         if self.missing:
-            text += f"; left as they were: {_first(self.missing)}"
+            text += f"; left as they were: {_listed(self.missing)}"
         if self.unexpected:
-            text += f"; not in the model: {_first(self.unexpected)}"
+            text += f"; not in the model: {_listed(self.unexpected)}"
         return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with every name."""
+        return dataclasses.asdict(self) | {"missing": list(self.missing), "unexpected": list(self.unexpected)}
 
 
 def plain_name(name: str) -> str:
@@ -56,28 +66,25 @@ def load_weights(
     *,
     may_be_missing: Sequence[str] = (),
     modules: str | None = None,
+    into: str | None = None,
 ) -> MatchReport:
     """Load weights by name; the model is changed completely or, where an error is raised, not at all.
 
-    Names on both sides are compared without wrappers. `modules` restricts both sides to one sub-module. What the
+    Names on both sides are compared without wrappers. `modules` takes one sub-module of the weights alone, `into` fills
+    one sub-module of the model alone: where it is not given the one that `modules` names, if the model has it, and else
+    the whole model. Names in patterns and reports are those that tensors have, or would have, in the model. What the
     patterns of `may_be_missing` name (`head.*`, or `head` for the whole module) may be absent, of another shape, or
     without a place in the model. Floating types are cast to the model's, others must agree.
     Raises CheckpointError for anything else that does not match, and for a pattern that nothing needs.
     """
-    own = _by_plain_name(model.state_dict(), "the model", modules)
-    given = _by_plain_name(weights, "the weights", modules)
-    if modules is not None and not own:
-        peers = [
-            plain_name(name) for name, _ in model.named_modules() if name.count(".") == modules.count(".") and name
-        ]
-        raise CheckpointError(f"modules: the model has no module '{modules}' with weights{nearest(modules, peers)}")
+    own, given, filled = _two_sides(model.state_dict(), weights, modules, into)
     misfits = {name: _misfit(given[name], own[name]) for name in own.keys() & given.keys()}
     fitting = {name for name, misfit in misfits.items() if not misfit}
     fitting |= _tied_to(fitting, own) - given.keys()
     differing = sorted((own.keys() | given.keys()) - fitting)
     _assert_patterns_needed(may_be_missing, differing)
     _assert_ties_agree(own, given)
-    report = _report(own, given, fitting)
+    report = _report(own, given, fitting, filled)
     refused = [name for name in differing if not any(_names(pattern, name) for pattern in may_be_missing)]
     if refused:
         raise CheckpointError(_complaint(report, refused, own, given, misfits))
@@ -85,6 +92,35 @@ def load_weights(
     full = {name: values.get(plain_name(name), value) for name, value in model.state_dict().items()}
     model.load_state_dict(full, strict=True)
     return report
+
+
+def _two_sides(
+    state: Mapping[str, Tensor], weights: Mapping[str, Tensor], modules: str | None, into: str | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], str | None]:
+    """The tensors to fill and those to fill them with, both under the model's names; and the sub-module filled."""
+    names = [plain_name(name) for name in state]
+    if into is not None and not _has(names, into):
+        raise CheckpointError(f"into: the model has no module '{into}' with weights{nearest(into, _modules_of(names))}")
+    target = modules if into is None and modules is not None and _has(names, modules) else into
+    own = _by_plain_name(state, "the model", target)
+    given = _by_plain_name(weights, "the weights", modules)
+    if modules is not None and not given:
+        peers = nearest(modules, _modules_of([plain_name(name) for name in weights]))
+        raise CheckpointError(
+            f"modules: 0 of {len(own)} tensors matched: the source has no module '{modules}' with weights{peers}"
+        )
+    start, prefix = 0 if modules is None else len(modules) + 1, "" if target is None else f"{target}."
+    return own, {prefix + name[start:]: tensor for name, tensor in given.items()}, target
+
+
+def _has(names: Iterable[str], module: str) -> bool:
+    return any(name.startswith(f"{module}.") for name in names)
+
+
+def _modules_of(names: Iterable[str]) -> list[str]:
+    """Every module that holds one of these tensors."""
+    parts = [name.split(".")[:-1] for name in names]
+    return list(dict.fromkeys(".".join(each[:depth]) for each in parts for depth in range(1, len(each) + 1)))
 
 
 def _by_plain_name(tensors: Mapping[str, object], owner: str, modules: str | None) -> dict[str, Tensor]:
@@ -148,7 +184,9 @@ def _assert_patterns_needed(patterns: Sequence[str], differing: Sequence[str]) -
             )
 
 
-def _report(own: Mapping[str, Tensor], given: Mapping[str, Tensor], fitting: set[str]) -> MatchReport:
+def _report(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], fitting: set[str], filled: str | None
+) -> MatchReport:
     return MatchReport(
         matched=len(fitting),
         total=len(own),
@@ -156,6 +194,7 @@ def _report(own: Mapping[str, Tensor], given: Mapping[str, Tensor], fitting: set
         total_elements=sum(tensor.numel() for tensor in own.values()),
         missing=tuple(name for name in own if name not in fitting),
         unexpected=tuple(name for name in given if name not in own),
+        filled=filled,
     )
 
 
@@ -210,6 +249,14 @@ def _endings(name: str) -> Iterable[str]:
     """`a.b.c`, `b.c`, `c`."""
     parts = name.split(".")
     return (".".join(parts[start:]) for start in range(len(parts)))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The names where they are few, and else how many of them each outermost module holds."""
+    if len(names) <= _SHOWN:
+        return ", ".join(names)
+    held = Counter(name.split(".")[0] for name in names)
+    return f"{len(names)} tensors (" + ", ".join(f"{module} {count}" for module, count in held.items()) + ")"
 
 
 def _first(names: Sequence[str]) -> str:

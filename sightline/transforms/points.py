@@ -47,6 +47,8 @@ class NormalizeUnitSphere:
     Draws nothing; normals stay as they are. Source: Qi et al. 2017 (PointNet), section 5.1, and its code for the mean.
     """
 
+    makes_unit_sphere = True
+
     def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
         return {"points": to_unit_sphere(points)}
 

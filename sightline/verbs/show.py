@@ -8,14 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.config import render
+from sightline.config import RunConfig, render
 from sightline.config.show import show_inline, to_plain
+from sightline.engine.build import build_model
+from sightline.engine.distributed import World
 from sightline.engine.lineage import describe_lineage, read_lineage
-from sightline.errors import UserError
+from sightline.engine.optimizers import Recipe
+from sightline.engine.parameter_groups import Rate, tell_rates
+from sightline.engine.records import kept_random_state
+from sightline.engine.run_documents import read_facts
+from sightline.errors import DataError, UserError
 from sightline.plugins import file_of, load_plugins
-from sightline.registry import DATA_FACTS, REGISTRIES, Entry, Registry
+from sightline.registry import DATA_FACTS, REGISTRIES, Entry, Registry, blame, data, optimizers
 from sightline.schema import describe_type, nearest
-from sightline.verbs.common import config_of, write_document
+from sightline.verbs.common import config_of, is_run, write_document
 from sightline.verbs.output import note
 
 __all__ = ["list_components", "show"]
@@ -33,8 +39,30 @@ def show(path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], json:
     if lineage is not None:
         note(describe_lineage(lineage))
         document["lineage"] = lineage
+    rates = _rates(config, path)
+    for line in tell_rates(rates):
+        note(line)
+    if rates:
+        document["rates"] = [rate._asdict() for rate in rates]
     write_document(json, document)
     return 0
+
+
+def _rates(config: RunConfig, path: Path) -> tuple[Rate, ...]:
+    """What each module gets of the optimiser where modules differ; nothing, and a note, where the data is not there."""
+    recipe: Recipe = optimizers.build(config.optimizer, facts={})
+    if not recipe.is_graded:
+        return ()
+    try:
+        facts = read_facts(path) if is_run(path) else data.build(config.data, facts={"split": "train"}).info.facts
+    except DataError as error:
+        note(f"rates: the sizes of the model are those of its data, which cannot be read: {error}")
+        return ()
+    with kept_random_state():
+        model = build_model(config, facts, World())
+    with blame(config.optimizer):
+        recipe.build(model)
+    return recipe.rates(model)
 
 
 def list_components(kind: str | None, *, plugins: Sequence[Path], json: Path | None) -> int:

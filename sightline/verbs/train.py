@@ -20,6 +20,7 @@ from sightline.engine.build import Built, Data, build
 from sightline.engine.distributed import World, start_world
 from sightline.engine.inputs import INPUTS
 from sightline.engine.launch import launch, processes_to_start
+from sightline.engine.lineage import LINEAGE
 from sightline.engine.precision import name_nondeterminism, set_determinism
 from sightline.engine.run_directory import claim, environment
 from sightline.engine.session import Session, StopRequest, evaluation_document
@@ -39,8 +40,8 @@ _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.")
 
 # What a run may have left that was killed before it wrote its config, which makes a folder a run.
 _BEFORE_CONFIG = frozenset(
-    {".lock", "environment.json", "facts.json", INPUTS}
-    | {f".{name}.partial" for name in ("environment.json", "facts.json", INPUTS, "config.yaml")}
+    {".lock", "environment.json", "facts.json", INPUTS, LINEAGE}
+    | {f".{name}.partial" for name in ("environment.json", "facts.json", INPUTS, LINEAGE, "config.yaml")}
 )
 
 
@@ -115,10 +116,8 @@ def _train_here(options: Options, config: RunConfig, plugins: Sequence[Plugin], 
             session.resume(Path(place["checkpoint"]))
         else:
             session.begin()
-        if world.is_first and built.init_report is not None:
-            note(f"init from {config.init.source if config.init else ''}: {built.init_report}")
         if world.is_first:
-            note(_told_data(built.data))
+            note("\n".join([*session.told(), _told_data(built.data)]))
             note(f"run directory: {path}" + (f", resumed at step {built.job.step}" if place["checkpoint"] else ""))
         return _run(session, built, options, world, path, stop)
 

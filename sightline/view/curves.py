@@ -57,7 +57,7 @@ def _panel(name: str, runs: Mapping[str, Sequence[Line]]) -> Panel:
             series.append(_series(f"{run} {split}".strip(), name, (line for line in lines if line["split"] == split)))
         if name.startswith("loss/") and name != "loss/total":
             series.append(_series(f"{run} chance".strip(), "chance", lines))
-    return Panel(name, "step", tuple(each for each in series if each.points), scale="linear")
+    return Panel(name, "step", tuple(each for each in series if each.points), x_scale="linear", y_scale="linear")
 
 
 def _series(label: str, name: str, lines: Iterable[Line]) -> Series:

@@ -83,10 +83,29 @@ def test_curves_lie_where_their_numbers_say() -> None:
     assert {"a", "b", "time <s>", "points", "1", "10", "100"} <= set(texts)
 
 
+def test_even_axes_and_ranges_lie_where_their_numbers_say() -> None:
+    """Of 0.62 to 0.78 a fourth is 0.04, so steps are 0.05 from 0.6 to 0.8, four of them: 0.7 stands in the middle."""
+    series = Series("a", ((1, 0.7), (100, 0.75)), ((0.62, 0.78), (0.75, 0.75)))
+    tree = ET.fromstring(render_svg([[Panel("accuracy", "labels, %", (series,), y_scale="linear")]]))
+    texts = [text.text for text in tree.iter(f"{SVG}text")]
+    assert [text for text in texts if text and text.startswith("0.")] == ["0.6", "0.65", "0.7", "0.75", "0.8"]
+    top, bottom = TOP, HEIGHT - BOTTOM
+    line = tree.find(f".//{SVG}g/{SVG}polyline")
+    assert line is not None
+    places = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
+    assert places == [(LEFT, (top + bottom) / 2), (WIDTH - RIGHT, top + (bottom - top) / 4)]
+    bars = [bar.attrib for bar in tree.iter(f"{SVG}line") if bar.attrib.get("stroke-width") == "1.5"]
+    assert [float(bars[0][end]) for end in ("x1", "y1", "x2", "y2")] == pytest.approx(
+        [LEFT, bottom - 0.1 * (bottom - top), LEFT, top + 0.1 * (bottom - top)], abs=0.051
+    )
+
+
 def test_flat_curves_have_an_axis_too() -> None:
     panel = Panel("flat", "points", (Series("a", ((4, 10), (8, 10))),))
     assert "nan" not in render_svg([[panel]])
     assert "nan" not in render_svg([[Panel("one", "points", (Series("a", ((4, 3),)),))]])
+    for value in (0.0, 0.5, -2.0):
+        assert "nan" not in render_svg([[Panel("even", "x", (Series("a", ((4, value),)),), y_scale="linear")]])
 
 
 def test_the_same_panels_give_the_same_text() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sightline.config import RunConfig, located, read_config
+from sightline.config import RunConfig, located, read_config, render
 from sightline.config.reader import MAX_BASES
 from sightline.errors import ConfigError
-from sightline.types import Where
+from sightline.types import Ramp, Where
 
 FOLDER = Path(__file__).resolve().parents[1] / "broken_configs"
 HEALTHY = FOLDER / "_healthy.yaml"
@@ -50,6 +50,31 @@ def test_values_defaults_and_the_name() -> None:
     assert config.schedule.arguments == {"warmup_epochs": 0.0}
     assert [loss.weight for loss in config.losses] == [1.0]
     assert config.init is None
+
+
+def test_a_weight_is_a_number_or_a_ramp(write: Write) -> None:
+    ramped = "losses: [{name: cross_entropy, weight: {start: 0, end: 3.0, epochs: 20}}]\n"
+    config = read_config(write(ramped))
+    assert config.losses[0].weight == Ramp(0.0, 3.0, 20.0)
+    assert config.origins["losses.0.weight"].line == 2
+    again = write(render(config, origins=False), "again.yaml", base=None)
+    assert read_config(again).losses == config.losses
+    assert read_config(write(ramped), ["losses.0.weight.end=2"]).losses[0].weight == Ramp(0.0, 2.0, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("weight", "told"),
+    [
+        ("{start: 0.0, end: 3.0}", "losses.0.weight"),
+        ("{start: -1.0, end: 3.0, epochs: 2}", "losses.0.weight.start: found -1.0"),
+        ("{start: 0.0, end: 3.0, epochs: 0}", "losses.0.weight.epochs: found 0"),
+        ("{start: 0.0, end: 3.0, steps: 4}", "losses.0.weight.steps"),
+        ("{start: 1.0, end: 1.0, epochs: 2}", "for one weight throughout, weight: 1"),
+        ("[0.0, 3.0]", "found the list [0.0, 3.0], allowed is a number, at least 0, or a ramp {start: "),
+    ],
+)
+def test_what_is_no_ramp_is_refused(write: Write, weight: str, told: str) -> None:
+    assert told in refused(write(f"losses: [{{name: cross_entropy, weight: {weight}}}]\n"))
 
 
 def test_a_config_cannot_be_changed() -> None:

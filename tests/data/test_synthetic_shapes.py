@@ -231,6 +231,35 @@ def test_noise_moves_points_and_keeps_the_normals_of_the_surface() -> None:
         assert abs(spread / 0.05 - 1) < 0.07
 
 
+# --- fewer of them ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["class", "parts"])
+def test_a_fraction_holds_the_same_clouds_and_as_many_of_each_class(target: str) -> None:
+    """60 of each of twelve classes; a tenth is 6, and each of its clouds is one of the whole part, label and all."""
+    whole = SyntheticShapes(split="train", train_size=720, num_points=16, target=target)  # type: ignore[arg-type]
+    tenth = SyntheticShapes(split="train", train_size=720, num_points=16, target=target, fraction=0.1)  # type: ignore[arg-type]
+    assert np.bincount(tenth.strata).tolist() == [6] * 12
+    assert tenth.info.split_sizes == {"train": 72, "test": 480}
+    everything = whole.get_batch(keys(range(720)))["points"].numpy()
+    of_cloud = {cloud.tobytes(): label for cloud, label in zip(everything, whole.strata, strict=True)}
+    batch = tenth.get_batch(keys(range(72)))
+    assert [of_cloud[cloud.tobytes()] for cloud in batch["points"].numpy()] == tenth.strata.tolist()
+    assert batch["sample_index"].tolist() == list(range(72))
+    labels = batch["label"] if target == "class" else batch["category"]
+    assert labels.tolist() == tenth.strata.tolist()
+
+
+def test_a_smaller_fraction_is_part_of_a_larger_one_and_the_test_part_stays_whole() -> None:
+    def clouds(fraction: float, split: str = "train") -> set[bytes]:
+        shapes = SyntheticShapes(split=split, train_size=240, test_size=24, num_points=16, fraction=fraction)
+        return {cloud.tobytes() for cloud in shapes.get_batch(keys(range(len(shapes))))["points"].numpy()}
+
+    assert len(clouds(0.05)) == 12
+    assert clouds(0.05) < clouds(0.2) < clouds(1.0)
+    assert clouds(0.05, "test") == clouds(1.0, "test")
+
+
 # --- what it says of itself -------------------------------------------------------------------------------------------
 
 

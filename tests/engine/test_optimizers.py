@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sightline.engine.optimizers import SGD, Adam, AdamW, RMSprop, hold_still
+from sightline.engine.parameter_groups import tell_rates
 from sightline.errors import ConfigError
 
 
@@ -33,6 +34,101 @@ def test_groups_multiply_the_rate_of_their_modules() -> None:
     rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert rate_of[id(model[2].weight)] == pytest.approx(0.05)
     assert rate_of[id(model[0].weight)] == pytest.approx(0.1)
+
+
+class Encoder(nn.Module):
+    """A parameter of its own, two layers in a list, and a head: 2, 6 + 2, 4 + 2 and 4 + 2 elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(2))
+        self.layers = nn.ModuleList([nn.Linear(3, 2), nn.Linear(2, 2)])
+        self.head = nn.Linear(2, 2)
+
+
+def rate_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    rate_of = {id(p): group["base_lr"] for group in optimizer.param_groups for p in group["params"]}
+    return {name: rate_of[id(p)] for name, p in model.named_parameters()}
+
+
+def test_rates_fall_geometrically_towards_the_input() -> None:
+    """Three layers, 0.8 x (0.25, 0.5, 1); what the model itself holds goes with the first."""
+    model = Encoder()
+    rates = rate_by_name(model, SGD(lr=0.8, layer_decay={"factor": 0.5}).build(model))
+    assert rates == pytest.approx(
+        {
+            "token": 0.2,
+            "layers.0.weight": 0.2,
+            "layers.0.bias": 0.2,
+            "layers.1.weight": 0.4,
+            "layers.1.bias": 0.4,
+            "head.weight": 0.8,
+            "head.bias": 0.8,
+        },
+        rel=1e-15,
+    )
+
+
+def test_rates_follow_a_given_order_and_groups_multiply_them() -> None:
+    model = Encoder()
+    decay = {"factor": 0.1, "modules": ("token", "layers", "head")}
+    recipe = SGD(lr=1.0, layer_decay=decay, groups=({"modules": "layers.1", "lr_factor": 3.0},))  # type: ignore[arg-type]
+    rates = rate_by_name(model, recipe.build(model))
+    assert rates["token"] == pytest.approx(0.01, rel=1e-15)
+    assert rates["layers.0.weight"] == pytest.approx(0.1, rel=1e-15)
+    assert rates["layers.1.weight"] == pytest.approx(0.3, rel=1e-15)
+    assert rates["head.weight"] == 1.0
+
+
+def test_a_step_moves_each_layer_by_its_rate() -> None:
+    model = Encoder()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+        parameter.grad = torch.ones_like(parameter)
+    SGD(lr=1.0, momentum=0.0, layer_decay={"factor": 0.5}).build(model).step()
+    moved = [model.token[0].item(), model.layers[0].weight[0, 0].item(), model.layers[1].bias[0].item()]
+    assert [*moved, model.head.bias[0].item()] == [-0.25, -0.25, -0.5, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("modules", "told"),
+    [
+        (("layers", "haed"), r"layer_decay.modules.1: .*'haed'.*did you mean 'head'"),
+        (("layers", "layers.0", "head"), "'layers.0' is part of 'layers'"),
+        (("layers.0", "head"), "'layers.1.weight' is in none of them"),
+    ],
+)
+def test_an_order_that_does_not_fit_is_refused(modules: tuple[str, ...], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        SGD(lr=0.1, layer_decay={"factor": 0.5, "modules": modules}).build(Encoder())
+
+
+def test_one_module_has_no_order() -> None:
+    with pytest.raises(ConfigError, match="of one module, 0"):
+        SGD(lr=0.1, layer_decay={"factor": 0.5}).build(nn.Sequential(nn.Linear(1, 1)))
+
+
+def test_the_table_says_what_each_module_gets() -> None:
+    model = Encoder()
+    recipe = AdamW(
+        lr=0.8,
+        weight_decay=0.5,
+        layer_decay={"factor": 0.5},
+        groups=({"modules": "head", "lr_factor": 2.0},),
+        frozen=({"modules": "token"}, {"modules": "layers", "until_epoch": 3}),
+    )
+    recipe.build(model)
+    assert recipe.rates(model) == (
+        ("token", 1, 2, 0.2, 0.5, 0, "for ever"),
+        ("layers.0", 2, 8, 0.2, 0.5, 6, "until epoch 3"),
+        ("layers.1", 2, 6, 0.4, 0.5, 4, "until epoch 3"),
+        ("head", 2, 6, 1.6, 0.5, 4, ""),
+    )
+    assert [line.split() for line in tell_rates(recipe.rates(model))[1:3]] == [
+        ["rates:", "token", "1", "2", "0.2", "0", "for", "ever"],
+        ["rates:", "layers.0", "2", "8", "0.2", "0.5,", "2", "without", "until", "epoch", "3"],
+    ]
+    assert tell_rates(()) == []
 
 
 def test_frozen_for_ever_leaves_the_optimizer_and_asks_no_gradient() -> None:

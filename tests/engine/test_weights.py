@@ -176,6 +176,74 @@ def test_modules_that_are_not_there_are_refused() -> None:
     assert "0 of 9 tensors" in refused(Net(), {"head.bias": torch.ones(2)}, modules="encoder")
 
 
+class Pretrained(nn.Module):
+    """An encoder under another name than in Net, and a head that serves the pre-training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5), nn.BatchNorm1d(5))
+        self.points_head = nn.Linear(5, 7)
+
+
+class Derived(nn.Sequential):
+    """Has the encoder's own names at its top, as classifiers have that derive from their encoder, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(3, 4), nn.Linear(4, 5), nn.BatchNorm1d(5))
+        self.head = nn.Linear(5, 2)
+
+
+def test_a_sub_module_goes_into_the_whole_model() -> None:
+    """The model has no module 'points', so it is the whole of it that must match, but for the head."""
+    model, weights = Derived(), weights_of(Pretrained())
+    report = load_weights(model, weights, modules="points", may_be_missing=["head"])
+    assert (report.matched, report.total) == (9, 11)
+    assert (report.matched_elements, report.total_elements) == (NUM_ELEMENTS - 12, NUM_ELEMENTS)
+    assert report.missing == ("head.weight", "head.bias")
+    for name in set(model.state_dict()) - {"head.weight", "head.bias"}:
+        assert torch.equal(model.state_dict()[name], weights[f"points.{name}"]), name
+    message = refused(Derived(), weights, modules="points")
+    assert message.startswith(f"9 of 11 tensors, {NUM_ELEMENTS - 12} of {NUM_ELEMENTS} elements matched; missing: head")
+
+
+def test_a_sub_module_goes_into_a_sub_module_of_another_name() -> None:
+    model, weights = Net(), weights_of(Pretrained())
+    report = load_weights(model, weights, modules="points", into="encoder")
+    assert (report.matched, report.total, report.missing, report.unexpected) == (9, 9, (), ())
+    assert torch.equal(model.encoder[0].weight, weights["points.0.weight"])
+    refused(Net(), weights, modules="points")  # into the whole model nothing of it fits
+
+
+def test_a_whole_model_goes_into_a_sub_module() -> None:
+    """What has no place there is named as it would be there."""
+    model, weights = Pretrained(), weights_of(Derived())
+    assert "unexpected: points.head.bias, points.head.weight" in refused(Pretrained(), weights, into="points")
+    report = load_weights(model, weights, into="points", may_be_missing=["points.head"])
+    assert (report.matched, report.total) == (9, 9)
+    assert torch.equal(model.points[2].running_var, weights["2.running_var"])
+
+
+def test_the_same_name_comes_before_the_whole_model() -> None:
+    """A model that has the module takes it there, whatever else it has at its top."""
+    model, weights = Pretrained(), weights_of(Pretrained())
+    report = load_weights(model, weights, modules="points")
+    assert report.total == 9
+    assert not torch.equal(model.points_head.weight, weights["points_head.weight"])
+
+
+def test_a_place_that_is_not_there_is_named() -> None:
+    message = refused(Net(), weights_of(Pretrained()), modules="points", into="encodr")
+    assert message == "into: the model has no module 'encodr' with weights; did you mean 'encoder'?"
+
+
+def test_many_missing_tensors_are_counted_by_module() -> None:
+    model = Net()
+    weights = {name: tensor for name, tensor in weights_of(model).items() if name == "encoder.0.weight"}
+    report = load_weights(model, weights, may_be_missing=["encoder", "head"])
+    assert str(report).endswith("; left as they were: 10 tensors (encoder 8, head 2)")
+    assert report.to_dict()["missing"][0] == "encoder.0.bias"
+
+
 def test_a_tied_tensor_may_be_given_under_either_name() -> None:
     for name in ("first.weight", "second.weight"):
         model = Tied()

@@ -66,7 +66,9 @@ def test_runs_are_told_apart_by_name() -> None:
 
 def test_linear_axes_lie_where_round_numbers_are() -> None:
     """x 0 to 100 and y -1 to 1 span the panel; the middle of both is its middle."""
-    panel = Panel("metric", "step", (Series("a", ((0, -1.0), (50, 0.0), (100, 1.0))),), scale="linear")
+    panel = Panel(
+        "metric", "step", (Series("a", ((0, -1.0), (50, 0.0), (100, 1.0))),), x_scale="linear", y_scale="linear"
+    )
     line = ET.fromstring(render_svg([[panel]])).find(f".//{SVG}g/{SVG}polyline")
     assert line is not None
     places = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
@@ -77,7 +79,7 @@ def test_linear_axes_lie_where_round_numbers_are() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.7, -3.0, 1e-12, 1e9])
 def test_a_single_value_has_an_axis_too(value: float) -> None:
-    svg = render_svg([[Panel("flat", "step", (Series("a", ((5, value),)),), scale="linear")]])
+    svg = render_svg([[Panel("flat", "step", (Series("a", ((5, value),)),), x_scale="linear", y_scale="linear")]])
     assert "nan" not in svg
     assert "inf" not in svg
 

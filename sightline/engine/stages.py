@@ -1,0 +1,84 @@
+"""What a run reads, in the words in which two runs can be compared: data, number and place of points, transforms."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sightline import registry
+from sightline.config import RunConfig
+from sightline.config.show import to_plain
+from sightline.types import Component, DataInfo
+
+__all__ = ["differences", "stage_of"]
+
+_COMPARED = {
+    "up_axis": "the up axis",
+    "num_points": "the number of points of a cloud",
+    "is_in_unit_sphere": "whether clouds lie in the unit sphere about their mean",
+    "features": "what points carry besides their place",
+    "transforms": "the evaluation transforms of points",
+}
+"""Of `stage_of`: what a network that learned one value will not expect of another."""
+
+
+def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
+    """What a run does and reads, in plain values; None where its data does not say.
+
+    `num_points` and `is_in_unit_sphere` are what the set states and evaluation transforms make of it. `transforms` are
+    those of evaluation that change points in another way; where they make pairs of views, the views belong to the
+    method and are not listed.
+    """
+    form = info.clouds
+    blocks = list(_flat(config.transforms.evaluate))
+    builders = [registry.transforms.entry(block).builder for block in blocks]
+    counts = [block.arguments["num_points"] for block in blocks if "num_points" in block.arguments]
+    is_moved = any(getattr(builder, "makes_unit_sphere", False) for builder in builders)
+    return {
+        "name": config.name,
+        "task": config.task.name,
+        "model": config.model.name,
+        "data": to_plain(config.data),
+        "up_axis": info.facts.get("up_axis"),
+        "num_points": counts[-1] if counts else None if form is None else form.num_points,
+        "is_in_unit_sphere": True if is_moved else None if form is None else form.unit_sphere != "none",
+        "features": list(info.features),
+        "transforms": [to_plain(block) for block in config.transforms.evaluate if _changes_points(block)],
+    }
+
+
+def differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Where two stages' points differ, a line each that names both; what either does not know is passed over."""
+    names = [f"{stage['name']} ({stage['data']['name']})" for stage in (source, here)]
+    lines = []
+    for key, what in _COMPARED.items():
+        theirs, ours = source[key], here[key]
+        if theirs is not None and ours is not None and theirs != ours:
+            lines.append(f"{what}: {_told(theirs)} in {names[0]}, {_told(ours)} in {names[1]}")
+    return lines
+
+
+def _flat(blocks: Sequence[Component]) -> Iterator[Component]:
+    """The blocks, and those inside them."""
+    for block in blocks:
+        yield block
+        for value in block.arguments.values():
+            inner = value if isinstance(value, tuple | list) else [value]
+            yield from _flat([each for each in inner if isinstance(each, Component)])
+
+
+def _changes_points(block: Component) -> bool:
+    builder: Any = registry.transforms.entry(block).builder
+    is_counted = getattr(builder, "makes_unit_sphere", False) or "num_points" in block.arguments
+    makes_pairs = "other_points" in getattr(builder, "adds", {})
+    return "points" in inspect.signature(builder.__call__).parameters and not is_counted and not makes_pairs
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_told, value)) if value else "none"
+    if isinstance(value, dict):
+        arguments = ", ".join(f"{key}: {item}" for key, item in value.items() if key != "name")
+        return f"{value['name']} {{{arguments}}}" if arguments else str(value["name"])
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)

@@ -1,0 +1,94 @@
+"""Guard G3: stages whose clouds differ are named; alike ones, and runs from random weights, are not."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sightline.config import read_config
+from sightline.engine.build import build
+from sightline.engine.distributed import World
+from sightline.engine.stages import differences, stage_of
+from sightline.types import CloudForm, DataInfo, Field
+from tests.checks.planting import CONFIG, assert_healthy, caught
+from tests.command import run_here
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the healthy config."""
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "first.yaml").write_text(CONFIG)
+    done = run_here("train", folder / "first.yaml", "train.steps=1", "--out", folder / "run", "--no-check")
+    assert done.code == 0, done.err
+    return folder / "run"
+
+
+def tuned(tmp_path: Path, source: Path, *overrides: str) -> object:
+    path = tmp_path / "second.yaml"
+    path.write_text(CONFIG + f"init: {{from: '{source}'}}\n")
+    return build(read_config(path, overrides), World())
+
+
+def test_stages_alike_are_healthy(tmp_path: Path, source: Path) -> None:
+    assert_healthy(tuned(tmp_path, source))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.num_points=64", "the number of points of a cloud: "),
+        ("transforms.evaluate=[{name: sample_points, num_points: 16}]", "16 in second (synthetic_shapes)"),
+        (
+            "transforms.evaluate=[{name: jitter, std: 0.5}]",
+            "the evaluation transforms of points: none in first (synthetic_shapes), jitter {std: 0.5",
+        ),
+    ],
+)
+def test_other_clouds_are_named_with_both_stages(tmp_path: Path, source: Path, override: str, told: str) -> None:
+    finding = caught(tuned(tmp_path, source, override), "stage-agreement", "data.normalisation", "warning")  # type: ignore[arg-type]
+    assert told in finding.measured
+    assert finding.where.config_path == "init.from"
+
+
+def test_another_up_axis_is_the_first_suspect(tmp_path: Path, source: Path) -> None:
+    built = tuned(tmp_path, source)
+    lineage = dict(built.lineage)  # type: ignore[attr-defined]
+    lineage["here"] = lineage["here"] | {"up_axis": "y"}
+    lineage["differences"] = differences(lineage["source"], lineage["here"])
+    built = dataclasses.replace(built, lineage=lineage)  # type: ignore[type-var]
+    finding = caught(built, "stage-agreement", "cfg.axis_swap", "warning")  # type: ignore[arg-type]
+    assert finding.measured == "the up axis: z in first (synthetic_shapes), y in second (synthetic_shapes)"
+
+
+def stage(form: CloudForm | None, *evaluate: str, tmp_path: Path) -> dict[str, object]:
+    path = tmp_path / "stage.yaml"
+    path.write_text(CONFIG)
+    config = read_config(path, [f"transforms.evaluate=[{', '.join(evaluate)}]"])
+    info = DataInfo({"up_axis": "z"}, {"points": Field("points 3", "float32")}, clouds=form)
+    return stage_of(config, info)
+
+
+def test_what_the_set_does_and_what_a_transform_does_is_the_same(tmp_path: Path) -> None:
+    """A set in the unit sphere equals one that a transform puts there; of two counts the last holds."""
+    by_set = stage(CloudForm(64, unit_sphere="promised"), tmp_path=tmp_path)
+    moved = stage(
+        CloudForm(2048), "{name: normalize_unit_sphere}", "{name: sample_points, num_points: 64}", tmp_path=tmp_path
+    )
+    assert by_set == moved
+    assert differences(by_set, stage(CloudForm(64), tmp_path=tmp_path)) == [
+        "whether clouds lie in the unit sphere about their mean: yes in stage (synthetic_shapes), "
+        "no in stage (synthetic_shapes)"
+    ]
+
+
+def test_views_of_a_method_are_no_transform_of_its_data(tmp_path: Path) -> None:
+    plain = stage(CloudForm(64), tmp_path=tmp_path)
+    views = "{name: two_views, each: [{name: rotate}, {name: jitter}]}"
+    assert differences(plain, stage(CloudForm(64), views, tmp_path=tmp_path)) == []
+
+
+def test_what_is_not_known_is_no_difference(tmp_path: Path) -> None:
+    assert differences(stage(None, tmp_path=tmp_path), stage(CloudForm(64), tmp_path=tmp_path)) == []
