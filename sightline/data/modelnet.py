@@ -15,6 +15,7 @@ from sightline.data.modelnet_classes import SPLITS, Classes, published
 from sightline.data.modelnet_layouts import read_contents, recognise
 from sightline.data.native import Prepared, prepare_command
 from sightline.data.preparation import Plan, Progress, duplicates_of, prepare_native
+from sightline.data.views import IMAGE, promised_image
 from sightline.types import CloudForm, DataInfo, Field
 
 __all__ = ["ModelNet10", "ModelNet40"]
@@ -38,7 +39,7 @@ class _ModelNet(LabelledClouds):
         return "applied" if manifest["layout"] in _NORMALISED_BY_PREPARE else "promised"
 
     @classmethod
-    def promise(cls, *, num_points: int | None = None, normals: Normals = "none") -> DataInfo:
+    def promise(cls, *, num_points: int | None = None, normals: Normals = "none", views: str | None = None) -> DataInfo:
         """What `info` states, counts and sizes left out, of a set prepared from the HDF5 release, before it is there.
 
         The arguments are those of the set.
@@ -51,7 +52,9 @@ class _ModelNet(LabelledClouds):
             "points": Field("points 3", "float32", "radius of the shape", frame, -1.0, 1.0),
             "normals": Field("points 3", "float32", "unit vector", frame, -1.0, 1.0),
             "label": Field("", "int64", "class", "", 0, len(class_names) - 1),
+            IMAGE: promised_image(views),
         }
+        pictures = () if views is None else (IMAGE,)
         return DataInfo(
             facts={
                 "num_classes": len(class_names),
@@ -59,7 +62,7 @@ class _ModelNet(LabelledClouds):
                 "in_channels": 3 + 3 * len(features),
                 "up_axis": layout["up_axis"],
             },
-            fields={name: fields[name] for name in ("points", *features, "label")},
+            fields={name: fields[name] for name in ("points", *features, "label", *pictures)},
             features=features,
             clouds=CloudForm(num_points, layout["points"], "promised", estimates_normals=normals == "estimated"),
         )
@@ -107,7 +110,8 @@ class ModelNet40(_ModelNet):
     """ModelNet40: 12,311 CAD shapes of 40 classes as clouds, 9,843 to train on and 2,468 to test.
 
     `num_points` takes the first stored points of each cloud. `normals` adds the stored (`file`) or `estimated` ones.
-    `fraction` trains on that share of every class, seeded by `fraction_seed`.
+    `fraction` trains on that share of every class, seeded by `fraction_seed`. `views` adds an `image`, a view of the
+    shape out of that folder, on `background`.
     Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
     """
 
@@ -121,7 +125,7 @@ class ModelNet10(_ModelNet):
 
     Opens a folder prepared as modelnet10 or as modelnet40. `num_points` takes the first stored points of each cloud.
     `normals` adds the stored (`file`) or `estimated` ones. `fraction` trains on that share of every class, seeded by
-    `fraction_seed`.
+    `fraction_seed`. `views` adds an `image`, a view of the shape out of that folder, on `background`.
     Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
     """
 
