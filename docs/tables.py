@@ -21,7 +21,8 @@ MEANING = {
     "name": "names the run's folder; left out, it is the config's file name",
     "data": "the data set",
     "model": "the model",
-    "losses": "their sum, each times its `weight` (a key of every block here, default 1; [train.md](train.md#weights-of-losses)), is minimised",
+    "losses": "their sum, each times its `weight` (a key of every block here, default 1; "
+    "[train.md](train.md#weights-of-losses)), is minimised",
     "metrics": "what evaluation measures",
     "optimizer": "the optimiser; also `groups`, `decay` and `frozen`, see [train.md](train.md)",
     "seed": "of every random draw",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from annotated_types import Ge, Lt
 
 from sightline import registry
 from sightline.arguments import Count, Factor, Probability, Size
 from sightline.errors import ConfigError
+
+WarmUpShare = Annotated[float, Ge(0.0), Lt(1.0)]
+"""A share of the run, less than all of it."""
 
 __all__ = ["Constant", "Cosine", "OneCycle", "Schedule", "Steps"]
 
@@ -19,10 +24,15 @@ class Schedule(Protocol):
 
 
 class _WithWarmUp:
-    """A linear rise from 0 over the first epochs, then the subclass's own form of the steps that remain."""
+    """A linear rise from 0 over the first epochs, then the subclass's own form of the steps that remain.
 
-    def __init__(self, *, warmup_epochs: float, num_steps: int, steps_per_epoch: int) -> None:
-        self.warmup_steps = round(warmup_epochs * steps_per_epoch)
+    The rise is so many epochs, or a share of the whole run, which fits a run of any length.
+    """
+
+    def __init__(self, *, warmup_epochs: float, warmup_share: float, num_steps: int, steps_per_epoch: int) -> None:
+        if warmup_epochs and warmup_share:
+            raise ConfigError("warmup_share: warmup_epochs is given as well; give one of them")
+        self.warmup_steps = round(warmup_epochs * steps_per_epoch + warmup_share * num_steps)
         self.num_steps = num_steps
         self.steps_per_epoch = steps_per_epoch
         if self.warmup_steps >= num_steps:
@@ -44,8 +54,12 @@ class _WithWarmUp:
 class Constant(_WithWarmUp):
     """The learning rate as given, after an optional linear warm-up."""
 
-    def __init__(self, *, num_steps: int, steps_per_epoch: int, warmup_epochs: Factor = 0.0) -> None:
-        super().__init__(warmup_epochs=warmup_epochs, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+    def __init__(
+        self, *, num_steps: int, steps_per_epoch: int, warmup_epochs: Factor = 0.0, warmup_share: WarmUpShare = 0.0
+    ) -> None:
+        super().__init__(
+            warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
+        )
 
     def after_warmup(self, step: int) -> float:
         return 1.0
@@ -62,8 +76,11 @@ class Cosine(_WithWarmUp):
         steps_per_epoch: int,
         final_factor: Probability = 0.0,
         warmup_epochs: Factor = 0.0,
+        warmup_share: WarmUpShare = 0.0,
     ) -> None:
-        super().__init__(warmup_epochs=warmup_epochs, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+        super().__init__(
+            warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
+        )
         self.final_factor = final_factor
 
     def after_warmup(self, step: int) -> float:
@@ -85,8 +102,11 @@ class Steps(_WithWarmUp):
         gamma: Probability = 0.1,
         floor: Probability = 0.0,
         warmup_epochs: Factor = 0.0,
+        warmup_share: WarmUpShare = 0.0,
     ) -> None:
-        super().__init__(warmup_epochs=warmup_epochs, num_steps=num_steps, steps_per_epoch=steps_per_epoch)
+        super().__init__(
+            warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
+        )
         if (every_epochs is None) == (not milestones):
             raise ConfigError("give either every_epochs or milestones, one of the two")
         if list(milestones) != sorted(set(milestones)):

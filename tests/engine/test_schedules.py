@@ -85,3 +85,14 @@ def test_cosine_after_warm_up_spans_what_remains() -> None:
 def test_contradictions_are_named(arguments: dict, word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         Steps(num_steps=30, steps_per_epoch=10, **arguments)
+
+
+def test_a_share_of_the_run_warms_up_a_run_of_any_length() -> None:
+    """A tenth of 100 steps, and of 10: the rise has ten steps, and one."""
+    for num_steps, expected in ((100, 10), (10, 1), (4, 0)):
+        factor = Cosine(num_steps=num_steps, steps_per_epoch=num_steps, warmup_share=0.1)
+        assert factor.warmup_steps == expected
+        assert [factor(step) for step in range(expected)] == [(s + 1) / (expected + 1) for s in range(expected)]
+        assert factor(expected) == 1.0
+    with pytest.raises(ConfigError, match="warmup_share: warmup_epochs is given as well"):
+        Cosine(num_steps=10, steps_per_epoch=10, warmup_share=0.1, warmup_epochs=1)
