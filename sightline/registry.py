@@ -273,7 +273,7 @@ def _block(component: Component, path: str, value: Any) -> Component:
         for place, where in component.origins.items()
         if place.startswith(f"{path}.")
     }
-    named = component.origins.get(path, component.where)
+    named = origins.get("name") or component.origins.get(path, component.where)
     where = Where(named.origin, named.line, _below(component.where, path).path)
     arguments = {key: each for key, each in value.items() if key != "name"}
     return Component(value["name"], arguments, where=where, origins=origins)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sightline import registry
+from sightline.arguments import PointEncoder, TransformBlock
 from sightline.binding import UnboundError
 from sightline.errors import CheckpointError, ConfigError, DataError
 from sightline.registry import DATA_FACTS, FACTS, REGISTRIES, Registry, blame
@@ -154,6 +155,37 @@ def test_from_python_the_caller_is_the_place(parts: Registry) -> None:
     parts.add("mine")(make)
     with pytest.raises(ConfigError, match=r"^build_model\.widht: 'mine' has no such argument"):
         parts.build(Component("mine", {"widht": 3}, where=Where("build_model")), facts={"num_classes": 1})
+
+
+# --- blocks in blocks ------------------------------------------------------------------------------------------------
+
+
+def made_of(*, inner: PointEncoder | None = None, several: tuple[TransformBlock, ...] = ()) -> tuple[Any, ...]:
+    """A part made of parts."""
+    return inner, several
+
+
+def test_a_block_may_be_null_where_it_says_so(parts: Registry) -> None:
+    parts.add("made")(made_of)
+    assert parts.build(block("made"), facts={}) == (None, ())
+    assert parts.build(block("made", inner=None), facts={}) == (None, ())
+    with pytest.raises(ConfigError, match=r"mine\.yaml:4: model\.inner: found the text 'dgcnn', allowed is a block"):
+        parts.build(block("made", inner="dgcnn"), facts={})
+
+
+def test_blocks_are_built_first_and_with_the_same_facts(parts: Registry) -> None:
+    parts.add("made")(made_of)
+    given = block("made", inner={"name": "dgcnn", "embedding": 8}, several=[{"name": "jitter", "std": 0.5}])
+    assert parts.needed_facts(given) == {"in_channels"}
+    inner, several = parts.build(given, facts={"in_channels": 6})
+    assert (inner.in_channels, inner.feature_width, [each.std for each in several]) == (6, 16, [0.5])
+
+
+def test_components_stand_for_blocks_too(parts: Registry) -> None:
+    """As a config holds them once it is read."""
+    parts.add("made")(made_of)
+    inner, _ = parts.build(block("made", inner=Component("dgcnn", {"embedding": 8})), facts={"in_channels": 3})
+    assert inner.feature_width == 16
 
 
 # --- what builders refuse --------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def test_shades_are_those_of_a_matt_sphere() -> None:
 
 
 def test_what_is_in_front_hides_what_is_behind() -> None:
-    """Two square plates facing the camera, the far one larger: the near one's depth in the middle, else the far one's."""
+    """Two square plates facing the camera, the far one larger: the near one's depth in the middle."""
     generator = np.random.default_rng(0)
     near = np.column_stack([np.full(300, 0.5), generator.uniform(-0.3, 0.3, (300, 2))])
     far = np.column_stack([np.full(1200, -0.5), generator.uniform(-0.6, 0.6, (1200, 2))])

@@ -1,0 +1,266 @@
+"""Blocks inside blocks: an encoder of a model, the transforms of a transform. Read, refused, overridden and shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sightline import registry
+from sightline.config import RunConfig, read_config, render
+from sightline.errors import ConfigError
+from sightline.types import Component, Where
+from tests.command import run_here
+
+HEALTHY = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
+CONFIG = f"""base: {HEALTHY}
+model:
+  name: crosspoint
+  points:
+    name: dgcnn
+    num_neighbours: 15
+  images: {{name: vit, size_px: 32}}
+transforms:
+  train:
+    - name: two_views
+      each: [{{name: jitter, std: 0.02}}, {{name: scale, low: 0.5}}]
+"""
+
+
+def write(path: Path, *changes: tuple[str, str]) -> Path:
+    """The config above, with some texts exchanged."""
+    text = CONFIG
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    path = path / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def refused(path: Path, *overrides: str) -> list[str]:
+    """The faults of a config, without the file in front."""
+    with pytest.raises(ConfigError) as error:
+        read_config(path, overrides)
+    return [fault.removeprefix(f"{path}:") for fault in error.value.faults]
+
+
+def encoder(config: RunConfig, name: str = "points") -> Component:
+    inner = config.model.arguments[name]
+    assert isinstance(inner, Component)
+    return inner
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def test_inner_blocks_are_completed_like_outer_ones(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path))
+    assert (encoder(config).name, encoder(config).arguments) == (
+        "dgcnn",
+        {"num_neighbours": 15, "embedding": 1024, "fused": True},
+    )
+    assert encoder(config, "images").arguments["patch_px"] == 8
+    assert config.model.arguments["embedding"] == 256
+    views = config.transforms.train[0].arguments["each"]
+    assert [(each.name, each.arguments.get("low")) for each in views] == [("jitter", None), ("scale", 0.5)]
+
+
+def test_every_inner_value_knows_its_origin(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    origins = read_config(path, ["model.images.depth=2"]).origins
+    assert origins["model.points.name"] == Where(str(path), 5, "model.points.name")
+    assert origins["model.points.num_neighbours"] == Where(str(path), 6, "model.points.num_neighbours")
+    assert origins["model.points.embedding"] == Where("default", None, "model.points.embedding")
+    assert origins["model.images.depth"] == Where("command line", None, "model.images.depth")
+    assert origins["transforms.train.0.each.1.low"] == Where(str(path), 11, "transforms.train.0.each.1.low")
+    assert origins["transforms.train.0.each.1.high"].origin == "default"
+
+
+def test_the_model_is_built_of_them(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path))
+    assert registry.models.needed_facts(config.model) == {"in_channels"}
+    model = registry.models.build(config.model, facts={"in_channels": 6})
+    assert (model.points.num_neighbours, model.points.in_channels, model.images.size_px) == (15, 6, 32)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+A_BLOCK = "a block of `name:` and its arguments, of `sightline list point_encoders`"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (
+            "num_neighbours",
+            "num_neighbors",
+            "6: model.points.num_neighbors: 'dgcnn' has no such argument; did you mean 'num_neighbours'?",
+        ),
+        ("dgcnn", "dgcn", "5: model.points.name: no point encoder is called 'dgcn'; did you mean 'dgcnn'?"),
+        ("15", "'15'", "6: model.points.num_neighbours: found the text '15', allowed is a whole number, at least 1"),
+        ("15", "0", "6: model.points.num_neighbours: found 0, allowed is a whole number, at least 1"),
+        (
+            "num_neighbours: 15",
+            "in_channels: 3",
+            "6: model.points.in_channels: 'in_channels' is given by the data set; remove it here",
+        ),
+        ("name: vit", "name: vits", "7: model.images.name: no image encoder is called 'vits'; did you mean 'vit'?"),
+        (
+            "std: 0.02",
+            "sdt: 0.02",
+            "11: transforms.train.0.each.0.sdt: 'jitter' has no such argument; did you mean 'std'?",
+        ),
+        (
+            "low: 0.5",
+            "low: wide",
+            "11: transforms.train.0.each.1.low: found the text 'wide', allowed is a number, above 0",
+        ),
+    ],
+)
+def test_faults_inside_have_line_and_dotted_path(tmp_path: Path, before: str, after: str, expected: str) -> None:
+    assert refused(write(tmp_path, (before, after))) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("dgcnn", "the text 'dgcnn'"),
+        ("null", "null"),
+        ("5", "5"),
+        ("[{name: dgcnn}]", 'the list [{"name": "dgcnn"}]'),
+        ("{num_neighbours: 5}", "a mapping with num_neighbours"),
+        ("{name: 5}", "a mapping with name"),
+    ],
+)
+def test_what_is_no_block_is_refused_where_it_stands(tmp_path: Path, value: str, found: str) -> None:
+    before = "  points:\n    name: dgcnn\n    num_neighbours: 15\n"
+    path = write(tmp_path, (before, f"  points: {value}\n"))
+    assert refused(path) == [f"4: model.points: found {found}, allowed is {A_BLOCK}"]
+
+
+def test_a_block_that_is_missing_is_named_with_the_list_of_them(tmp_path: Path) -> None:
+    path = write(tmp_path, ("  points:\n    name: dgcnn\n    num_neighbours: 15\n", ""))
+    assert refused(path) == [f"3: model.points: is required and missing: 'crosspoint' needs {A_BLOCK} here"]
+
+
+def test_an_encoder_of_the_other_kind_is_no_encoder_here(tmp_path: Path) -> None:
+    (said,) = refused(write(tmp_path, ("name: vit, size_px: 32", "name: pointnet2")))
+    assert said.startswith("7: model.images.name: no image encoder is called 'pointnet2'")
+
+
+def test_one_block_where_a_list_is_meant_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, ("[{name: jitter, std: 0.02}, {name: scale, low: 0.5}]", "{name: jitter}"))
+    (said,) = refused(path)
+    assert said.startswith("11: transforms.train.0.each: found a mapping with name, allowed is a list, each a block")
+
+
+def test_all_faults_come_in_one_go(tmp_path: Path) -> None:
+    path = write(tmp_path, ("num_neighbours: 15", "num_neighbours: 0"), ("size_px: 32", "size: 32"), ("std", "sdt"))
+    assert len(refused(path, "model.embeding=5")) == 4
+
+
+def test_what_an_inner_builder_refuses_stands_where_it_was_given(tmp_path: Path) -> None:
+    config = read_config(path := write(tmp_path, ("size_px: 32", "size_px: 60")))
+    with pytest.raises(ConfigError) as error:
+        registry.models.build(config.model, facts={"in_channels": 3})
+    assert str(error.value).startswith(f"{path}:7: model.images")
+    assert "patches of 8 pixels do not tile images of 60" in str(error.value)
+
+
+def test_contradictions_inside_are_found_before_data_is_read(tmp_path: Path) -> None:
+    (said,) = refused(write(tmp_path, ("low: 0.5", "low: 3, high: 1")))
+    assert said.startswith("11: transforms.train.0.each.1")
+
+
+def test_a_fact_that_only_an_inner_block_needs_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path))
+    with pytest.raises(ConfigError, match=r"mine.yaml:5: model.points: point encoder 'dgcnn' needs in_channels"):
+        registry.models.build(config.model, facts={"up_axis": "z"})
+
+
+# --- what is laid over -----------------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_inside(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    config = read_config(
+        path,
+        [
+            "model.points.num_neighbours=5",
+            "model.images={depth: 2}",
+            "transforms.train.0.each.0.std=0.5",
+            "model.embedding=64",
+        ],
+    )
+    assert (encoder(config).arguments["num_neighbours"], config.model.arguments["embedding"]) == (5, 64)
+    assert (encoder(config, "images").arguments["depth"], encoder(config, "images").arguments["size_px"]) == (2, 32)
+    assert config.transforms.train[0].arguments["each"][0].arguments["std"] == 0.5
+    assert refused(path, "model.points.num_neighbors=5") == [
+        "command line: model.points.num_neighbors: 'dgcnn' has no such argument; did you mean 'num_neighbours'?"
+    ]
+
+
+def test_another_name_inside_drops_what_was_given_to_the_old_one(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path), ["model.points.name=pct"])
+    assert encoder(config).name == "pct"
+    assert encoder(config).arguments["num_neighbours"] == 32, "that of PCT, not the 15 of DGCNN"
+    assert encoder(config, "images").arguments["size_px"] == 32, "its neighbour keeps its own"
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_new_name_and_its_arguments_come_in_any_order(tmp_path: Path, swap: bool) -> None:
+    overrides = ["model.points.name=pct", "model.points.num_neighbours=7"]
+    config = read_config(write(tmp_path), overrides[::-1] if swap else overrides)
+    assert (encoder(config).name, encoder(config).arguments["num_neighbours"]) == ("pct", 7)
+
+
+def test_another_outer_name_drops_the_blocks_too(tmp_path: Path) -> None:
+    assert refused(write(tmp_path), "model.name=intrapoint") == [
+        f"command line: model.points: is required and missing: 'intrapoint' needs {A_BLOCK} here"
+    ]
+
+
+def test_a_config_over_another_changes_an_inner_block_in_part(tmp_path: Path) -> None:
+    write(tmp_path)
+    over = tmp_path / "over.yaml"
+    over.write_text("base: mine.yaml\nmodel: {points: {embedding: 64}, images: {name: resnet18}}\n")
+    config = read_config(over)
+    assert (encoder(config).arguments["num_neighbours"], encoder(config).arguments["embedding"]) == (15, 64)
+    assert encoder(config, "images").arguments == {}
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("origins", [True, False])
+@pytest.mark.parametrize("overrides", [[], ["model.points.name=point_transformer", "model.images.name=resnet18"]])
+def test_what_is_shown_reads_back_equal(tmp_path: Path, origins: bool, overrides: list[str]) -> None:
+    config = read_config(write(tmp_path), overrides)
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(render(config, origins=origins))
+    assert read_config(shown) == config
+    assert render(read_config(shown), origins=False) == render(config, origins=False)
+
+
+def test_each_inner_value_is_shown_with_its_origin(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    lines = {
+        line.partition("#")[0].rstrip(): line.partition("#")[2].strip()
+        for line in render(read_config(path), origins=True).splitlines()
+    }
+    assert lines["  points:"] == ""
+    assert lines['    name: "dgcnn"'] == f"{path}:5"
+    assert lines["    num_neighbours: 15"] == f"{path}:6"
+    assert lines["    embedding: 1024"] == "default"
+
+
+def test_the_encoders_are_listed_with_what_a_config_may_give(tmp_path: Path) -> None:
+    done = run_here("list", "point_encoders")
+    assert done.code == 0, done.err
+    assert "\n  dgcnn\n" in done.out
+    assert "      num_neighbours: 20  a whole number, at least 1\n" in done.out
+    assert "(the data set gives in_channels)" in done.out
+    assert "\n  vit_small\n" in run_here("list", "image_encoders").out
+    models = run_here("list", "models").out
+    assert f"points: (required)  {A_BLOCK}" in " ".join(models.split()).replace("(required) ", "(required)  ")
