@@ -157,7 +157,8 @@ def test_list_prints_every_component_with_arguments_defaults_and_sources(tmp_pat
     document = tmp_path / "list.json"
     out = run("list", "--json", document)
     told = json.loads(document.read_text())
-    assert set(told) == {"models", "data", "losses", "metrics", "transforms", "optimizers", "schedules", "tasks"}
+    kinds = {"models", "data", "losses", "metrics", "transforms", "optimizers", "schedules", "tasks", "probes"}
+    assert set(told) == kinds | {"point_encoders", "image_encoders"}
     for kind, entries in told.items():
         assert [each["name"] for each in entries] == registry.REGISTRIES[kind].names()
         for each in entries:
