@@ -70,12 +70,12 @@ def probe(options: Options) -> int:
         raise UserError(f"probe: takes one run, {len(options.runs)} are given; --suite takes several")
     overrides, arguments = parted(options.words)
     method = build_probe(options.method, arguments)
-    num_processes = processes_to_start(options.processes)
-    if num_processes > 1:
-        return launch(options.arguments(), num_processes)
     probed = open_run(
         options.runs[0], checkpoint=options.which, data=options.data, overrides=overrides, plugins=options.plugins
     )
+    num_processes = processes_to_start(options.processes)
+    if num_processes > 1:
+        return launch(options.arguments(), num_processes)
     set_determinism(probed.config.train.determinism)
     with start_world(device=options.device, timeout_s=probed.config.distributed.timeout_s) as world:
         twins = twins_of(probed, world, num_random=options.num_random, cache=options.cache)

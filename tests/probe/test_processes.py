@@ -1,0 +1,50 @@
+"""Two processes extract the features of one, bit for bit, and every verb says the figure of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.command import run_here
+from tests.probe.contrast import train_thin
+from tests.processes import ROOT
+
+
+def two(words: list[object], file: Path) -> dict[str, Any]:
+    """What a verb on two processes writes as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sightline", *map(str, words), "--processes", "2", "--device", "cpu", "--json", file],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(file.read_text())
+
+
+@pytest.mark.processes
+def test_two_processes_give_the_features_and_figures_of_one(tmp_path: Path) -> None:
+    """The parts of 72 and 36 clouds are batches of 10: eight and four of them, the last ones shorter."""
+    run = train_thin(tmp_path)
+    words = ["probe", run, "standardise=no"]
+    assert run_here(*words, "--device", "cpu", "--cache", tmp_path / "one", "--json", tmp_path / "one.json").code == 0
+    document = two([*words, "--cache", tmp_path / "two"], tmp_path / "two.json")
+    assert document == json.loads((tmp_path / "one.json").read_text())
+    names = sorted(path.name for path in (tmp_path / "one").glob("*.npz"))
+    assert names == sorted(path.name for path in (tmp_path / "two").glob("*.npz"))
+    assert len(names) == 4
+    for name in names:
+        with np.load(tmp_path / "one" / name) as ours, np.load(tmp_path / "two" / name) as theirs:
+            assert np.array_equal(ours["rows"], theirs["rows"])
+            assert np.array_equal(ours["labels"], theirs["labels"])
+    evaluated = two(["evaluate", run], tmp_path / "evaluated.json")
+    assert evaluated["metrics"] == json.loads((run / "final.json").read_text())["metrics"]
