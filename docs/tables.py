@@ -21,10 +21,10 @@ MEANING = {
     "name": "names the run's folder; left out, it is the config's file name",
     "data": "the data set",
     "model": "the model",
-    "losses": "their sum, each times its `weight` (a key of every block here, default 1; "
-    "[train.md](train.md#weights-of-losses)), is minimised",
+    "losses": "their sum, each times its `weight` (a key of every block here, default 1), is minimised; a weight may "
+    "move, see [train.md](train.md#weights-of-losses)",
     "metrics": "what evaluation measures",
-    "optimizer": "the optimiser; also `groups`, `decay` and `frozen`, see [train.md](train.md)",
+    "optimizer": "the optimiser; also `groups`, `decay`, `frozen` and `layer_decay`, see [train.md](train.md)",
     "seed": "of every random draw",
     "task": "what is predicted from the model's outputs",
     "schedule": "the factor of the learning rate at each step",

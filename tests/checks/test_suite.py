@@ -59,7 +59,8 @@ def told(code: str, severity: str = "error", **evidence: object) -> Finding:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_configs_that_need_no_files_are_healthy(path: Path) -> None:
-    assert_healthy(build(read_config(path), World()))
+    is_from_a_run = read_config(path).init is not None  # which is not there: from scratch then
+    assert_healthy(build(read_config(path, ["init=null"] if is_from_a_run else []), World()))
 
 
 @pytest.mark.parametrize("model", ["pointnet", "dgcnn"])

@@ -72,7 +72,7 @@ def tuned(place: Path) -> tuple[Path, Outcome]:
 
 
 def test_an_encoder_goes_into_the_classifier_that_derives_from_it(place: Path) -> None:
-    """DGCNN: 4 edge convolutions and an embedding, each a weight and a norm of 5 tensors; the head (6 + 7 + 2) stays."""
+    """DGCNN: 4 edge convolutions and an embedding, 6 tensors each; the head, of 6 + 7 + 2, stays."""
     built = build(read_config(place / "fine.yaml"), World())
     report = built.init_report
     assert report is not None
