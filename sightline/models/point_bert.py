@@ -35,7 +35,7 @@ class PointBERTEncoder(nn.Module):
     not matter. Published weights want `min_squared_norm: 1e-3`: the sampling that they were trained with passes over
     points nearer to the origin. Channels beyond the coordinates are an addition of ours: the members of a group carry
     them. `drop_path` leaves branches out at random in training. `embed` is what makes tokens, `trunk` the transformer.
-    Source: Yu et al. 2022, section 3.1 and its supplement; layout of lulutang0608/Point-BERT.
+    Source: Yu et al. 2022, section 3.1, the feature and positions as in its code; layout of lulutang0608/Point-BERT.
     """
 
     def __init__(

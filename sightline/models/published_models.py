@@ -119,19 +119,15 @@ _DGCNN = PublishedModel(
     losses=_SMOOTHED,
 )
 
+_POINT_BERT_INPUT = Size("embed.patches.enter.linear.weight", 1)
+_POINT_BERT_WIDTH = Size("trunk.norm.weight", 0)
+_POINT_BERT_ASSUMED = {"group_size": 32, "drop_path": 0.1, "dropout": 0.5, "min_squared_norm": 1e-3}
 _POINT_BERT = PublishedModel(
     model="point_bert",
     num_classes=Size("head.3.weight", 0),
-    in_channels=Size("embed.patches.enter.linear.weight", 1),
-    from_shapes={"width": Size("trunk.norm.weight", 0), "depth": NumModules("trunk.blocks")},
-    assumed={
-        "num_heads": 6,
-        "num_groups": 64,
-        "group_size": 32,
-        "drop_path": 0.1,
-        "dropout": 0.5,
-        "min_squared_norm": 1e-3,
-    },
+    in_channels=_POINT_BERT_INPUT,
+    from_shapes={"width": _POINT_BERT_WIDTH, "depth": NumModules("trunk.blocks")},
+    assumed={"num_heads": 6, "num_groups": 64, **_POINT_BERT_ASSUMED},
     losses=_SMOOTHED,
     evaluate=({"name": "farthest_points", "num_points": 1024, "min_squared_norm": 1e-3},),
     takes_first_points=False,
@@ -306,6 +302,14 @@ _IMAGE_NETWORKS: Mapping[str, PublishedModel] = {
 _SEGMENTATION: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_parts": _dgcnn_points("dgcnn_parts", "head.4", _PARTS, num_neighbours=40),
     "antao97_dgcnn_scenes": _dgcnn_points("dgcnn_scenes", "head.2", _SCENES, num_neighbours=20, first_graph="place"),
+    "lulutang0608_point_bert_parts": PublishedModel(
+        model="point_bert_parts",
+        num_classes=Size("head.2.weight", 0),
+        in_channels=_POINT_BERT_INPUT,
+        from_shapes={"width": _POINT_BERT_WIDTH},
+        assumed={"num_groups": 128, "num_centres": (512, 256), **_POINT_BERT_ASSUMED},
+        **_of_points(_PARTS),
+    ),
     "menghaoguo_pct_parts": PublishedModel(
         model="pct_parts",
         num_classes=Size("head.2.weight", 0),

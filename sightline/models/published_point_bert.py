@@ -39,8 +39,35 @@ _TRUNK = {
 
 _CLS = {**_TRUNK, "cls_head_finetune.0": "head.0", "cls_head_finetune.3": "head.3"}
 
+
+def _propagation(number: int) -> dict[str, str]:
+    theirs, ours = f"propagation_{number}", f"propagations.{number}.layers"
+    return {
+        **{f"{theirs}.mlp_convs.{i}": f"{ours}.{i}.linear" for i in range(2)},
+        **{f"{theirs}.mlp_bns.{i}": f"{ours}.{i}.norm" for i in range(2)},
+    }
+
+
+def _edges(number: int) -> dict[str, str]:
+    theirs, ours = f"dgcnn_pro_{number + 1}", f"edges.{number}"
+    return {
+        **{f"{theirs}.layer{i + 1}.0": f"{ours}.linears.{i}" for i in range(2)},
+        **{f"{theirs}.layer{i + 1}.1": f"{ours}.norms.{i}" for i in range(2)},
+    }
+
+
+_PARTS = {
+    **_TRUNK,
+    **{key: ours for number in range(3) for key, ours in _propagation(number).items()},
+    **{key: ours for number in range(2) for key, ours in _edges(number).items()},
+    "conv1": "head.0.linear",
+    "bn1": "head.0.norm",
+    "conv2": "head.2",
+}
+
 POINT_BERT_LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "lulutang0608_point_bert_cls": _CLS,
+    "lulutang0608_point_bert_parts": _PARTS,
     "lulutang0608_point_bert_pretrained": {f"{_QUERY}{key}": ours for key, ours in _CLS.items()},
 }
 """Per published layout: their module, or a parameter that stands in none, -> ours, as `published.LAYOUTS`."""

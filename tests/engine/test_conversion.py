@@ -64,6 +64,7 @@ OF_POINTS = [
     Case("pointnet_semseg", "yanx27_pointnet_scenes", 13, 9),
     Case("pointnet2_ssg_partseg", "yanx27_pointnet2_ssg_parts", 50),
     Case("pointnet2_ssg_semseg", "yanx27_pointnet2_ssg_scenes", 13, 9),
+    Case("pointbert_partseg", "lulutang0608_point_bert_parts", 50),
 ]
 PARTS_OF_CATEGORY = (4, 2, 2, 4, 4, 3, 3, 2, 4, 2, 6, 2, 3, 3, 3, 3)
 """Of ShapeNetPart, 50 in all."""

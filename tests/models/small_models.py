@@ -36,6 +36,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "num_blocks": (1, 1),
     },
     "point_bert": {"width": 24, "depth": 2, "num_heads": 4, "num_groups": 8, "group_size": 8},
+    "point_bert_parts": {"width": 24, "num_groups": 8, "group_size": 8, "num_centres": (16, 12)},
     "pct": {"num_centres": (16, 8), "num_neighbours": 8},
     "point_transformer_dense": {"num_blocks": (1, 2, 1), "num_neighbours": 8, "width": 16},
     "pointnet2": {"num_centres": (16, 8)},

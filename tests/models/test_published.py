@@ -13,6 +13,7 @@ from sightline.models.dgcnn_segmentation import DGCNNParts, DGCNNPartsEncoder, D
 from sightline.models.image_classifier import ImageClassifier
 from sightline.models.pct import PCT, PCTParts
 from sightline.models.point_bert import PointBERT
+from sightline.models.point_bert_parts import PointBERTParts
 from sightline.models.point_transformer import PointTransformer
 from sightline.models.point_transformer_dense import DensePointTransformer
 from sightline.models.pointnet import PointNet, PointNetPlain
@@ -114,6 +115,10 @@ def test_a_name_that_two_norms_were_given_is_that_of_the_second() -> None:
         ("torchvision_resnet18", ImageClassifier(num_classes=2, images=ResNet18Encoder())),
         ("torchvision_resnet50", ImageClassifier(num_classes=2, images=ResNet50Encoder())),
         ("lulutang0608_point_bert_cls", PointBERT(num_classes=2, in_channels=3, width=24)),
+        (
+            "lulutang0608_point_bert_parts",
+            PointBERTParts(num_classes=2, in_channels=3, num_categories=2, width=24),
+        ),
         ("lulutang0608_point_bert_pretrained", PointBERT(num_classes=2, in_channels=3, width=24)),
         ("menghaoguo_pct_parts", PCTParts(num_classes=2, in_channels=3, num_categories=2)),
         ("wangyueft_dgcnn_cls", DGCNN(num_classes=2, in_channels=3, embedding=8)),

@@ -17,6 +17,13 @@ from tests.processes import ROOT
 PARTS = {
     "shapenet_part_dgcnn": ("model.num_neighbours=4", "model.embedding=16"),
     "shapenet_part_pct": ("evaluate.votes=2",),
+    "shapenet_part_point_bert": (
+        "model.width=12",
+        "model.num_groups=6",
+        "model.group_size=4",
+        "model.num_centres=[8, 6]",
+        "schedule.warmup_epochs=0",
+    ),
     "shapenet_part_point_transformer": (
         "model.widths=[16, 32]",
         "model.strides=[1, 4]",
