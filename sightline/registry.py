@@ -174,15 +174,25 @@ class Registry:
         ]
         return [*self._unknown_or_ill_typed(component, entry), *missing]
 
+    def facts_of(self, component: Component) -> dict[str, Parameter]:
+        """The facts that a block takes, those of the blocks inside it among them; required where any of them needs it.
+
+        Its blocks must be ones: `faults` says which are not.
+        """
+        entry = self.entry(component)
+        taken = {name: entry.parameters[name] for name in entry.facts}
+        for name, parameter in entry.parameters.items():
+            block = block_of(parameter.annotation)
+            if block is None or name not in component.arguments:
+                continue
+            for each in blocks_of(component, name):
+                inner = REGISTRIES[block.kind].facts_of(each)
+                taken |= {fact: one for fact, one in inner.items() if one.is_required or fact not in taken}
+        return taken
+
     def needed_facts(self, component: Component) -> set[str]:
         """The facts that a block cannot be built without, those of the blocks inside it among them."""
-        entry = self.entry(component)
-        needed = {name for name in entry.facts if entry.parameters[name].is_required}
-        for name in component.arguments:
-            block = block_of(entry.parameters[name].annotation) if name in entry.parameters else None
-            if block is not None:
-                needed.update(*(REGISTRIES[block.kind].needed_facts(each) for each in blocks_of(component, name)))
-        return needed
+        return {name for name, parameter in self.facts_of(component).items() if parameter.is_required}
 
     def build(self, component: Component, *, facts: Mapping[str, object]) -> Any:
         """Call the builder with the block's arguments and with the facts that its signature names.
@@ -274,7 +284,8 @@ def _block(component: Component, path: str, value: Any) -> Component:
         if place.startswith(f"{path}.")
     }
     named = origins.get("name") or component.origins.get(path, component.where)
-    where = Where(named.origin, named.line, _below(component.where, path).path)
+    below = _below(component.where, path)
+    where = Where(named.origin, named.line, below.path) if below.path else below
     arguments = {key: each for key, each in value.items() if key != "name"}
     return Component(value["name"], arguments, where=where, origins=origins)
 

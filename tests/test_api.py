@@ -111,6 +111,35 @@ def test_build_model_names_mistakes(name: str, arguments: dict, told: list[str])
     assert [part for part in told if part not in message] == [], message
 
 
+def test_build_model_takes_encoders_and_the_facts_that_they_need() -> None:
+    points, images = {"name": "dgcnn", "num_neighbours": 15}, {"name": "vit", "depth": 2}
+    model = sightline.build_model("crosspoint", in_channels=6, points=points, images=images)
+    assert (model.points.in_channels, model.points.num_neighbours, len(model.images.blocks)) == (6, 15, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"points": {"name": "dgcnn"}}, "build_model.in_channels: 'intrapoint' needs the argument 'in_channels'"),
+        ({}, "build_model.points: is required and missing: 'intrapoint' needs a block of `name:`"),
+        ({"points": "dgcnn"}, "build_model.points: found the text 'dgcnn', allowed is a block of `name:`"),
+        (
+            {"points": {"name": "dgcnn", "num_neighbors": 5}, "in_channels": 3},
+            "build_model.points.num_neighbors: 'dgcnn' has no such argument; did you mean 'num_neighbours'?",
+        ),
+        (
+            {"points": {"name": "dgcnn"}, "in_channels": 3, "num_classes": 5},
+            "build_model.num_classes: 'intrapoint' has no such argument",
+        ),
+        ({"points": {"name": "dgcnn"}, "in_channels": "3"}, "build_model.in_channels: found the text '3', allowed is"),
+    ],
+)
+def test_build_model_names_mistakes_of_encoders(arguments: dict, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        sightline.build_model("intrapoint", **arguments)
+    assert str(caught.value).startswith(told)
+
+
 def test_a_loaded_run_holds_the_averaged_weights_of_last(run: Path) -> None:
     loaded = sightline.load_run(run)
     snapshot = checkpoint.load(run / "checkpoints" / "last")

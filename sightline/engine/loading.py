@@ -129,24 +129,27 @@ def build_model(name: str, /, **arguments: Any) -> nn.Module:
     Facts that a data set would give (`num_classes`, `in_channels`) are arguments like any other here. Raises
     ConfigError for a name or an argument that there is not, and for a value of another type.
     """
-    where = Where("build_model")
-    entry = registry.models.entry(Component(name, where=where))
     facts = {key: value for key, value in arguments.items() if key in registry.FACTS}
+    given = {key: value for key, value in arguments.items() if key not in facts}
+    component = Component(name, given, where=Where("build_model"))
+    if wrong := registry.models.faults(component):
+        raise ConfigError(*map(str, wrong))
+    takes = registry.models.facts_of(component)
     faults = [
         f"build_model.{key}: '{name}' needs the argument '{key}'"
-        for key, parameter in entry.parameters.items()
-        if key in registry.FACTS and parameter.is_required and key not in facts
+        for key, parameter in takes.items()
+        if parameter.is_required and key not in facts
     ]
     for key, value in facts.items():
-        if key not in entry.parameters:
-            faults.append(f"build_model.{key}: '{name}' has no such argument{nearest(key, entry.parameters)}")
+        if key not in takes:
+            known = registry.models.entry(component).parameters
+            faults.append(f"build_model.{key}: '{name}' has no such argument{nearest(key, {**known, **takes})}")
         else:
-            misfits = check_value(entry.parameters[key].annotation, value)[1]
+            misfits = check_value(takes[key].annotation, value)[1]
             faults += [f"build_model.{'.'.join(filter(None, (key, part)))}: {text}" for part, text in misfits]
     if faults:
         raise ConfigError(*faults)
-    given = {key: value for key, value in arguments.items() if key not in facts}
-    model: nn.Module = registry.models.build(Component(name, given, where=where), facts=facts)
+    model: nn.Module = registry.models.build(component, facts=facts)
     return model
 
 
