@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
 from sightline import registry
 from sightline.arguments import Seed, Size
-from sightline.errors import ConfigError, DataError
+from sightline.errors import ConfigError
 from sightline.probe.features import Features, statistics_of
 from sightline.probe.folds import stratified_folds
 from sightline.probe.learners import Folds, assert_there, standardised, support_vector_machine
-from sightline.probe.outcome import Outcome, Table
+from sightline.probe.outcome import Outcome, Table, assert_fits
 
 __all__ = ["SVM", "predictions_of"]
 
 COSTS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
-MOST_ROWS = 20_000
-"""Of a training part: the products of all pairs of rows take 8 bytes each, here 3.2 GB."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,9 @@ class SVM:
     Chang and Lin 2011, LIBSVM.
     """
 
+    most_rows: ClassVar[int | None] = 20_000
+    """The products of all pairs of rows take 8 bytes each, here 3.2 GB."""
+
     def __init__(
         self,
         *,
@@ -63,11 +64,7 @@ class SVM:
 
     def __call__(self, train: Features, test: Features) -> Outcome:
         """The accuracy on the test part with the chosen C, and the table over all of them."""
-        if len(train) > MOST_ROWS:
-            raise DataError(
-                f"probe: the training part has {len(train)} samples, a kernel machine takes {MOST_ROWS} at most; give "
-                "data.fraction=SHARE where the set has it, or method linear"
-            )
+        assert_fits(self, len(train))
         tables = {form: self._search(train, test, is_standardised=form) for form in self.forms}
         chosen = {form: max(rows, key=lambda row: row.validated) for form, rows in tables.items()}
         names = {form: "probe_svm_accuracy" + ("_standardised" if form else "") for form in self.forms}
