@@ -98,11 +98,6 @@ class LabelledClouds:
         )
 
     @property
-    def fingerprint(self) -> str:
-        """The digest of the manifest, which holds the hash of every file."""
-        return str(self._prepared.manifest["digest"])
-
-    @property
     def strata(self) -> np.ndarray:
         """The label of every sample, int64, read-only."""
         return self._labels
@@ -143,6 +138,11 @@ class LabelledClouds:
     def verify(cls, root: Path) -> int:
         """Read every prepared file and compare its hash; how many there are. Raises DataError naming a wrong one."""
         return verify(root)
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of the manifest, which holds the hash of every file."""
+        return str(self._prepared.manifest["digest"])
 
     def _part(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows and labels of a split before any fraction is taken; only shapes with views where others are left out."""

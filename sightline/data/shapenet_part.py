@@ -85,6 +85,11 @@ class ShapeNetPart:
         """What `info` states, counts and sizes left out, before the set is there. `normals` is that of the set."""
         return _describe(normals)
 
+    @property
+    def fingerprint(self) -> str:
+        """The digest of the manifest, which holds the hash of every file."""
+        return str(self._prepared.manifest["digest"])
+
     def __len__(self) -> int:
         return len(self._shapes)
 

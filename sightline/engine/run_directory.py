@@ -27,7 +27,19 @@ from sightline.errors import DataError, UserError
 __all__ = ["RunDirectory", "claim", "environment"]
 
 _LOCK = ".lock"
-_PACKAGES = ("sightline", "torch", "numpy", "scipy", "numba", "pydantic", "PyYAML", "h5py", "pillow", "safetensors")
+_PACKAGES = (
+    "sightline",
+    "torch",
+    "numpy",
+    "scipy",
+    "numba",
+    "pydantic",
+    "PyYAML",
+    "h5py",
+    "pillow",
+    "safetensors",
+    "scikit-learn",
+)
 
 
 def claim(base: Path) -> Path:

@@ -66,12 +66,12 @@ def extract(
     batches = read_batches(part.reader, (plan[place] for place in mine), workers)
     with torch.no_grad(), contextlib.closing(batches):
         for batch in batches:
-            batch = to_device(batch, world.device, floats=number.parameters)
+            taken = to_device(encode.select(batch), world.device, floats=number.parameters)
             with number.autocast(world.device):
-                encoded: Tensor = encode(batch)
+                encoded: Tensor = encode.function(**taken)
             rows.append(encoded.float().cpu())
-            labels.append(batch[key].cpu())
-            places.append(batch["sample_index"].cpu())
+            labels.append(batch[key])
+            places.append(batch["sample_index"])
     model.train(was_training)
     everyone = [world.gather_rows(torch.cat(each), what="features")[0] for each in (rows, labels, places)]
     return _in_order(part, *everyone)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class FewShot:
     `fewshot_5w10s`, `fewshot_5w10s_std`, queries from the training part; those with queries from the test part end in
     `_test_queries`. `episodes` repeats those of a file instead of drawing. Source: Afham et al. 2022, section 4.1.
     """
+
+    most_rows: ClassVar[int | None] = None
 
     def __init__(
         self,

@@ -9,9 +9,10 @@ from torch import nn
 
 from sightline.config import RunConfig
 from sightline.engine.distributed import World
-from sightline.errors import DataError, MissingExtraError
+from sightline.errors import MissingExtraError
 from sightline.probe.cache import FeatureCache
-from sightline.probe.subject import Recipe, UnprobableError, open_data, split_of
+from sightline.probe.outcome import UnprobableError, assert_fits
+from sightline.probe.subject import Recipe, open_data, split_of
 from sightline.probe.svm import SVM
 
 __all__ = ["final_metrics"]
@@ -30,6 +31,7 @@ def final_metrics(
     try:
         probe = SVM(standardise="no")
         data = open_data(config)
+        assert_fits(probe, len(data.train.indices))
     except (UnprobableError, MissingExtraError) as error:
         return {}, f"{_METHOD} is left out: {error}"
     kept = None if cache is None else FeatureCache(cache)
@@ -38,7 +40,7 @@ def final_metrics(
     if world.is_first:
         try:
             said = json.dumps([dict(probe(split.train, split.test).metrics), ""])
-        except DataError as error:  # too few samples of a class, or too many of all
+        except UnprobableError as error:  # too few samples of a class
             said = json.dumps([{}, f"{_METHOD} is left out: {error}"])
     metrics, reason = json.loads(world.broadcast_text(said, what="the probe's figure"))
     return metrics, reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class KNN:
     Equal votes go to the class of the nearest among them. One value of `k` is taken as it is; the usual one of the
     literature on self-supervision is 20. Source: Wu et al. 2018, section 3.4 (cosine, votes without weights here).
     """
+
+    most_rows: ClassVar[int | None] = None
 
     def __init__(self, *, k: tuple[Count, ...] = (1, 5, 10, 20, 50), folds: Folds = 5, seed: Seed = 0) -> None:
         if not k:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from sightline import registry
@@ -23,6 +25,8 @@ class Linear:
     at `max_iterations` is marked. Source: Alain and Bengio 2016, "linear classifier probes"; scikit-learn's
     LogisticRegression.
     """
+
+    most_rows: ClassVar[int | None] = None
 
     def __init__(
         self,

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+from sightline.errors import DataError
 from sightline.probe.features import Features
 
-__all__ = ["Outcome", "Probe", "Table"]
+__all__ = ["Outcome", "Probe", "Table", "UnprobableError", "assert_fits"]
+
+
+class UnprobableError(DataError):
+    """Data that a probe cannot learn from: without classes or a part to test on, too little of it or too much."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,20 @@ class Outcome:
 
 
 class Probe(Protocol):
-    """Learns from the training features and is scored on those of the test part; the same input gives the same bits."""
+    """Learns from the training features and is scored on those of the test part; the same input gives the same bits.
+
+    `most_rows` is how many training features it takes at most, None for any number.
+    """
+
+    most_rows: ClassVar[int | None]
 
     def __call__(self, train: Features, test: Features) -> Outcome: ...
+
+
+def assert_fits(probe: Probe, num_samples: int) -> None:
+    """Raises UnprobableError where a training part is too large for a probe; known before features are computed."""
+    if probe.most_rows is not None and num_samples > probe.most_rows:
+        raise UnprobableError(
+            f"probe: the training part has {num_samples} samples, {type(probe).__name__} takes {probe.most_rows} at "
+            "most; give data.fraction=SHARE where the set has it, or another method"
+        )

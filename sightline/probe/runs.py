@@ -84,6 +84,8 @@ def open_run(
     trained_up, up = facts.get("up_axis"), opened.facts.get("up_axis")
     if trained_up != up:
         told.append(f"warning: the run was trained on clouds with {trained_up} up, those to probe on have {up} up")
+    if checkpoint == "best" and config.evaluate.select == "test":
+        told.append("warning: the test part chose the run's best checkpoint (test-selected); 'last' was chosen by none")
     if opened.left_out:
         told.append(f"not applied, for they make pairs: transforms.evaluate {', '.join(opened.left_out)}")
     return Probed(run, checkpoint_path(run, checkpoint).resolve(), config, facts, opened, tuple(told))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,19 +19,15 @@ from sightline.config.show import to_plain
 from sightline.engine.build import Part, build_model, build_part
 from sightline.engine.distributed import World
 from sightline.engine.records import kept_random_state
-from sightline.errors import ConfigError
 from sightline.probe.cache import FeatureCache, weights_digest
 from sightline.probe.features import Features, extract, label_key
+from sightline.probe.outcome import UnprobableError
 from sightline.types import Component, SampleKey
 
-__all__ = ["ProbedData", "Recipe", "Split", "UnprobableError", "open_data", "random_model", "split_of"]
+__all__ = ["ProbedData", "Recipe", "Split", "open_data", "random_model", "split_of"]
 
 _OF_PAIRS = frozenset({"image", "other_points", "draws", "self"})
 """What only the contrast of pairs reads: a transform that takes nothing else changes no cloud."""
-
-
-class UnprobableError(ConfigError):
-    """Data that no probe can learn from: without classes, or without a part to test on."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +145,7 @@ def _features(
             "precision": recipe.precision,
             "device": world.device.type,
             "torch": torch.__version__,
+            "sightline": importlib.metadata.version("sightline"),
         }
     found = _kept(cache, key, world)
     if found is not None:

@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
 from sightline import registry
 from sightline.arguments import Seed, Size
-from sightline.errors import ConfigError, DataError
+from sightline.errors import ConfigError
 from sightline.probe.features import Features, statistics_of
 from sightline.probe.folds import stratified_folds
 from sightline.probe.learners import Folds, assert_there, standardised, support_vector_machine
-from sightline.probe.outcome import Outcome, Table
+from sightline.probe.outcome import Outcome, Table, assert_fits
 
 __all__ = ["SVM", "predictions_of"]
 
 COSTS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
-MOST_ROWS = 20_000
-"""Of a training part: the products of all pairs of rows take 8 bytes each, here 3.2 GB."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,9 @@ class SVM:
     Chang and Lin 2011, LIBSVM.
     """
 
+    most_rows: ClassVar[int | None] = 20_000
+    """The products of all pairs of rows take 8 bytes each, here 3.2 GB."""
+
     def __init__(
         self,
         *,
@@ -63,11 +64,7 @@ class SVM:
 
     def __call__(self, train: Features, test: Features) -> Outcome:
         """The accuracy on the test part with the chosen C, and the table over all of them."""
-        if len(train) > MOST_ROWS:
-            raise DataError(
-                f"probe: the training part has {len(train)} samples, a kernel machine takes {MOST_ROWS} at most; give "
-                "data.fraction=SHARE where the set has it, or method linear"
-            )
+        assert_fits(self, len(train))
         tables = {form: self._search(train, test, is_standardised=form) for form in self.forms}
         chosen = {form: max(rows, key=lambda row: row.validated) for form, rows in tables.items()}
         names = {form: "probe_svm_accuracy" + ("_standardised" if form else "") for form in self.forms}
@@ -92,9 +89,11 @@ class SVM:
 
     def _search(self, train: Features, test: Features, *, is_standardised: bool) -> list[_Row]:
         """A row for each C: learnt from each fold's rest and scored on the fold, learnt from all and scored on test."""
-        hits: list[list[float]] = []
-        for kept, held_out in stratified_folds(train.labels, num_folds=self.num_folds, seed=self.seed):
-            hits.append(self._accuracies(train.take(kept), train.take(held_out), is_standardised))
+        folds = stratified_folds(train.labels, num_folds=self.num_folds, seed=self.seed)
+        if is_standardised:
+            hits = [self._accuracies(train.take(kept), train.take(held_out), True) for kept, held_out in folds]
+        else:
+            hits = self._shared(train, folds)
         scored = np.array(hits)
         tested = self._accuracies(train, test, is_standardised)
         return [
@@ -105,6 +104,20 @@ class SVM:
     def _accuracies(self, train: Features, scored: Features, is_standardised: bool) -> list[float]:
         predicted = predictions_of(train, scored.rows, self.costs, is_standardised=is_standardised)
         return [float((each == scored.labels).mean()) for each in predicted]
+
+    def _shared(self, train: Features, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[list[float]]:
+        """The accuracies of plain features in every fold, from the products of all training rows, taken once."""
+        order = np.argsort(train.labels, kind="stable")
+        place = np.argsort(order)
+        rows, labels = train.rows[order].astype(np.float64), train.labels[order]
+        products = rows @ rows.T
+        hits = []
+        for kept, held_out in folds:
+            known, asked = np.sort(place[kept]), place[held_out]
+            between, across = products[np.ix_(known, known)], products[np.ix_(asked, known)]
+            predicted = _answers(between, across, labels[known], self.costs)
+            hits.append([float((each == labels[asked]).mean()) for each in predicted])
+        return hits
 
     def _edge(self, row: _Row, form: bool, norm: float) -> str:
         if len(self.costs) < 2 or row.cost not in (self.costs[0], self.costs[-1]):
@@ -126,7 +139,11 @@ def predictions_of(
     known, asked = train.rows[order].astype(np.float64), rows.astype(np.float64)
     if is_standardised:
         known, asked = standardised(known, asked)
-    between, across = known @ known.T, asked @ known.T
+    return _answers(known @ known.T, asked @ known.T, labels, costs)
+
+
+def _answers(between: np.ndarray, across: np.ndarray, labels: np.ndarray, costs: Sequence[float]) -> list[np.ndarray]:
+    """The classes by a machine for each C, from the products of known rows, and of those asked about with them."""
 
     def predict(cost: float) -> np.ndarray:
         machine = support_vector_machine(cost, kernel="precomputed").fit(between, labels)

@@ -18,10 +18,10 @@ from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.precision import set_determinism
 from sightline.errors import ConfigError, UserError
 from sightline.probe.measure import Comparison, compare
-from sightline.probe.outcome import Probe
+from sightline.probe.outcome import Probe, assert_fits
 from sightline.probe.runs import Probed, open_run, twins_of
 from sightline.types import Component, Where
-from sightline.verbs.common import write_document
+from sightline.verbs.common import assert_writable, write_document
 from sightline.verbs.output import note, show_table
 
 __all__ = ["Options", "probe"]
@@ -73,6 +73,9 @@ def probe(options: Options) -> int:
     probed = open_run(
         options.runs[0], checkpoint=options.which, data=options.data, overrides=overrides, plugins=options.plugins
     )
+    assert_fits(method, len(probed.data.train.indices))
+    if options.out is not None:
+        assert_writable(options.out / f"{options.method}.json", option="--out")
     num_processes = processes_to_start(options.processes)
     if num_processes > 1:
         return launch(options.arguments(), num_processes)

@@ -13,12 +13,12 @@ from sightline.engine.distributed import start_world
 from sightline.engine.precision import set_determinism
 from sightline.errors import CheckpointError, RunError, UserError
 from sightline.probe.measure import Comparison, compare
-from sightline.probe.outcome import Probe
+from sightline.probe.outcome import Probe, assert_fits
 from sightline.probe.runs import Probed, Twins, open_run, twins_of
 from sightline.probe.suite import Row, differences, markdown_of, protocol_of, published_rows
 from sightline.types import Component
 from sightline.verbs import train as training
-from sightline.verbs.common import config_of, load_document, write_document, write_file
+from sightline.verbs.common import assert_writable, config_of, load_document, write_document, write_file
 from sightline.verbs.output import note, show_table
 from sightline.verbs.probe import Options, build_probe, parted
 
@@ -55,6 +55,10 @@ def suite(options: Options) -> int:
         open_run(run, checkpoint=options.which, data=options.data, overrides=overrides, plugins=options.plugins)
         for run in options.runs
     ]
+    for probed in opened:
+        for probe in probes.values():
+            assert_fits(probe, len(probed.data.train.indices))
+    assert_writable(options.out / f"{NAME}.md", option="--out")
     done = []
     scratch: dict[str, float] | None = None
     for number, probed in enumerate(opened):

@@ -18,13 +18,13 @@ from sightline.data.reading import BatchReader
 from sightline.data.synthetic_shapes import SyntheticShapes
 from sightline.engine.distributed import World
 from sightline.engine.loading import load_run
-from sightline.errors import ConfigError
+from sightline.errors import DataError
 from sightline.probe import subject
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import Features
 from sightline.probe.folds import stratified_folds
 from sightline.probe.runs import Twins, open_run, twins_of
-from sightline.probe.svm import COSTS
+from sightline.probe.svm import COSTS, SVM
 from sightline.types import SampleKey
 from tests.command import Outcome, run_here
 from tests.probe.contrast import THIN, train_thin
@@ -268,6 +268,17 @@ def test_too_few_samples_leave_the_figure_out(tmp_path: Path) -> None:
     assert "leave no two classes to learn" in final_of(run)[1]
 
 
+def test_too_many_samples_leave_the_figure_out_before_anything_is_computed(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SVM, "most_rows", 71)
+    monkeypatch.setattr(subject, "extract", None)
+    assert "the training part has 72 samples, SVM takes 71 at most" in final_of(copy)[1]
+    code, _, err = run_here("probe", copy, "--device", "cpu")
+    assert code == 2
+    assert "the training part has 72 samples" in err
+
+
 def test_without_scikit_learn_probes_say_how_to_get_it(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     command = "pip install 'sightline[probe]'"
@@ -311,5 +322,5 @@ def test_a_set_without_classes_of_clouds_is_refused(run: Path, tmp_path: Path) -
     rooms = written(
         tmp_path, THIN.replace("synthetic_shapes, train_size: 72, test_size: 36, num_points: 64", "synthetic_rooms")
     )
-    with pytest.raises(ConfigError, match="gives no class for each cloud"):
+    with pytest.raises(DataError, match="gives no class for each cloud"):
         open_run(run, checkpoint="last", data=rooms)
