@@ -76,7 +76,7 @@ def describe_lineage(lineage: Mapping[str, Any]) -> str:
         f"started from {lineage['from']} ({lineage['checkpoint']}, SHA-256 {lineage['sha256'][:16]}...{told}): "
         f"{taken}, {match['matched']} of {match['total']} tensors"
     )
-    return line if lineage["lineage"] is None else f"{line}; that {describe_lineage(lineage['lineage'])}"
+    return line if lineage["lineage"] is None else f"{line}; before that: {describe_lineage(lineage['lineage'])}"
 
 
 def tell_stage(config: RunConfig, model: nn.Module) -> str:
