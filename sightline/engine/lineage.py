@@ -37,7 +37,7 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: MatchReport) -> dic
     """
     assert config.init is not None, "only a run that starts from weights has a lineage"
     folder = checkpoint.find(Path(config.init.source)).resolve()
-    run = next((above for above in folder.parents if (above / "config.yaml").is_file()), None)
+    run = next((above for above in folder.parents[:2] if (above / "config.yaml").is_file()), None)
     source, unknown = _stage_of_run(run)
     here = stage_of(config, info)
     return {
@@ -80,7 +80,7 @@ def describe_lineage(lineage: Mapping[str, Any]) -> str:
         f"started from {lineage['from']} ({lineage['checkpoint']}, SHA-256 {lineage['sha256'][:16]}...{told}): "
         f"{taken}, {match['matched']} of {match['total']} tensors"
     )
-    return line if lineage["lineage"] is None else f"{line}; that {describe_lineage(lineage['lineage'])}"
+    return line if lineage["lineage"] is None else f"{line}; before that: {describe_lineage(lineage['lineage'])}"
 
 
 def tell_stage(config: RunConfig, model: nn.Module) -> str:

@@ -172,7 +172,7 @@ class Session:
         built = self.built
         lines = [tell_stage(self.config, built.job.model)]
         if built.lineage is not None:
-            lines += [describe_lineage(built.lineage), f"init: {built.init_report}"]
+            lines += [describe_lineage(built.lineage), f"init from {built.lineage['from']}: {built.init_report}"]
             lines += [f"stages: {built.lineage['unknown']}"] if built.lineage["unknown"] else []
         return lines + tell_rates(built.rates)
 

@@ -305,7 +305,7 @@ def _shown(row: Row) -> list[Any]:
     figures = [told[key] for told in sides for key in ("mean", "spread")]
     verdict = {True: "beyond it", False: "within it", None: "nothing to compare"}[row.is_beyond]
     counts = [_told_fraction(row.fraction), row.num_samples, max(len(row.scratch), len(row.pretrained))]
-    return [*counts, *figures, row.difference, verdict]
+    return [*counts, *(None if math.isnan(figure) else figure for figure in (*figures, row.difference)), verdict]
 
 
 def _told_fraction(fraction: float) -> str:

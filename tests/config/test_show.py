@@ -48,7 +48,8 @@ NUMBERS = {
     "model.dropout": st.floats(0, 1) | st.integers(0, 1),
     "optimizer.lr": st.floats(min_value=5e-324, max_value=1e9),
     "optimizer.decay": st.sampled_from(["all", "weights"]),
-    "losses.0.weight": st.floats(0, 1e9),
+    "losses.0.weight": st.floats(0, 1e9)
+    | st.fixed_dictionaries({"start": st.just(0), "end": st.floats(1e-9, 1e9), "epochs": st.floats(1e-3, 1e6)}),
     "losses.0.class_weights": st.lists(st.floats(0, 10), max_size=5) | st.none(),
     "optimizer.groups": st.lists(
         st.fixed_dictionaries({"modules": st.text(max_size=8), "lr_factor": st.floats(0, 10)}), max_size=3
@@ -56,10 +57,16 @@ NUMBERS = {
     "optimizer.frozen": st.lists(
         st.fixed_dictionaries({"modules": st.text(max_size=8)}, optional={"until_epoch": st.integers(1, 9)}), max_size=3
     ),
+    "optimizer.layer_decay": st.none()
+    | st.fixed_dictionaries(
+        {"factor": st.floats(1e-6, 1)}, optional={"modules": st.lists(st.text(max_size=8), max_size=3)}
+    ),
     "evaluate.metric": st.text(max_size=20),
     "name": st.text(min_size=1, max_size=20),
     "init": st.none()
-    | st.fixed_dictionaries({"from": st.text(max_size=20)}, optional={"modules": st.none() | st.text()}),
+    | st.fixed_dictionaries(
+        {"from": st.text(max_size=20)}, optional={"modules": st.none() | st.text(), "into": st.none() | st.text()}
+    ),
     "checks.skip": st.lists(st.text(max_size=10), max_size=3),
     "transforms.train": st.lists(
         st.sampled_from(

@@ -107,6 +107,14 @@ def test_frozen_modules_do_not_move() -> None:
     assert not torch.equal(before["embed.linear.weight"], after["embed.linear.weight"])
 
 
+def test_the_rate_of_a_record_is_the_highest_of_all_modules() -> None:
+    """Modules nearer to the input learn at a tenth of the next one's rate; the head has the optimiser's."""
+    records, _ = run(
+        "optimizer.layer_decay={factor: 0.1}", "optimizer.lr=0.5", "schedule={name: constant}", num_steps=1
+    )
+    assert records[0].lr == 0.5
+
+
 def test_a_non_finite_gradient_never_reaches_the_weights() -> None:
     built = small_run()
     before = copy.deepcopy(list(built.job.model.parameters()))

@@ -118,7 +118,7 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
     for line in (
         "stage: classify on synthetic_shapes; hands on 'dgcnn'",
         "intrapoint of contrast on synthetic_shapes): points into the whole model, 30 of 45 tensors",
-        "init: 30 of 45 tensors",
+        "pre_dgcnn: 30 of 45 tensors",
         "rates: edges.0",
         "until epoch 1",
     ):
