@@ -120,7 +120,7 @@ def _of_scales(context: Context, scales: list[LayerScale]) -> list[Finding]:
             cause="data.normalisation",
             alternatives=("clf.feature_scale", "data.layout", "cfg.override"),
             where=context.place("data", layer=first.layer),
-            measured=f"inputs of {first.layer} lie {first.ratio:.3g} times as far from its running average as they did there",
+            measured=f"inputs of {first.layer} lie {first.ratio:.3g} times as far from its running average as there",
             expected=f"between {1 / _OTHER_SCALE:g} and {_OTHER_SCALE:g} times",
             action="normalise clouds as the run that the weights are of did: transforms.evaluate, or how the set was "
             "prepared (sightline data info DIR)",

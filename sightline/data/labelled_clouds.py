@@ -98,6 +98,11 @@ class LabelledClouds:
         )
 
     @property
+    def pictures(self) -> StoredPictures | None:
+        """Where the `image` of a sample comes from; None where samples have none."""
+        return self._pictures
+
+    @property
     def strata(self) -> np.ndarray:
         """The label of every sample, int64, read-only."""
         return self._labels

@@ -1,4 +1,4 @@
-"""ScanObjectNN: objects cut out of scans of rooms, with or without what stands near them, in every published variant."""
+"""ScanObjectNN: objects cut out of scans of rooms, with or without what stands near them, in all variants."""
 
 from __future__ import annotations
 
