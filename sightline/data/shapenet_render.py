@@ -11,15 +11,18 @@ from annotated_types import Ge, Le
 
 from sightline import registry
 from sightline.arguments import Count, Seed, Share
-from sightline.data.labelled_clouds import LabelledClouds
+from sightline.data.labelled_clouds import LabelledClouds, promised_info
 from sightline.data.native import Prepared, open_prepared, prepare_command
 from sightline.data.preparation import Plan, Progress, duplicates_of, prepare_native
 from sightline.data.shapenet_render_files import Pairing, Reader, find_pairs, pair_parts, published
-from sightline.data.views import StoredPictures, Views
+from sightline.data.views import StoredPictures, Views, image_field
 from sightline.geometry.rendering import Background
+from sightline.types import CloudForm, DataInfo
 
 __all__ = ["ShapeNetRender"]
 
+_NUM_POINTS = 2048
+_FRAME = "y is up, as stored"
 _NORMALISATION = "by prepare: about the mean of the points, the farthest at distance 1"
 
 
@@ -54,6 +57,13 @@ class ShapeNetRender(LabelledClouds):
         return "applied"
 
     @classmethod
+    def promise(cls, *, num_points: int | None = None, background: Background = "black") -> DataInfo:
+        """What `info` states, counts and sizes left out, before the set is there. The arguments are those of the set."""
+        names = [each["name"] for each in published()["synsets"].values()]
+        form = CloudForm(num_points, _NUM_POINTS, "applied")
+        return promised_info(names, up_axis="y", orientation=_FRAME, clouds=form, image=image_field(background))
+
+    @classmethod
     def prepare(
         cls,
         *,
@@ -78,7 +88,7 @@ class ShapeNetRender(LabelledClouds):
         synsets = published()["synsets"]
         about = {
             "up_axis": "y",
-            "orientation": "y is up, as stored",
+            "orientation": _FRAME,
             "normalisation": _NORMALISATION,
             "class_names": [each["name"] for each in synsets.values()],
             "background": background,

@@ -121,6 +121,12 @@ def test_facts_fields_and_parts(prepared: Path) -> None:
     }
 
 
+def test_what_is_promised_before_the_set_is_there(prepared: Path) -> None:
+    promised, found = ShapeNetRender.promise(), opened(prepared).info
+    assert promised.facts == {name: value for name, value in found.facts.items() if name != "class_counts"}
+    assert promised.fields == found.fields
+
+
 def test_a_white_background_is_asked_for_twice(release: Path, tmp_path: Path) -> None:
     prepare(release, tmp_path / "white", size_px=SIZE_PX, background="white")
     found = views_of(opened(tmp_path / "white", background="white")).image(names()[2], 5)
