@@ -146,7 +146,7 @@ def check(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Look for silent bugs before a run: in the config, the data, the model and one step of training."""
+    """Look for silent bugs before a run: in config, data, model and one step of training; of a run, in what it left."""
     with collection_paused():
         from sightline.verbs import check as verb
 

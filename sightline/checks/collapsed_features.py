@@ -23,6 +23,7 @@ CODE = "collapsed-features"
 CODE_TRAINED = "collapsed-trained-features"
 _NUM_SAMPLES = 64
 _FEWEST = 8
+_FEWEST_STEPS = 100  # before that the running averages, which evaluation uses, are still those of the start
 _LEAST_VARIANCE_FRESH = 1e-10  # float32 rows of length 1 are off by some 1e-7, whose square this is a thousand times
 _LEAST_VARIANCE = 1e-4  # of rows of length 1: all angles between them are below about a degree
 _LEAST_RANK = 1.5
@@ -81,8 +82,10 @@ def collapsed_features(context: Context) -> list[Finding]:
 @check(code=CODE_TRAINED, moment="offline")
 def collapsed_trained_features(context: Context) -> list[Finding]:
     """The trained network's rows of different objects differ, and in more directions than one."""
+    if not isinstance(context.built.job.task, Contrast) or context.built.job.num_steps < _FEWEST_STEPS:
+        return []
     model = context.trained
-    if model is None or not isinstance(context.built.job.task, Contrast):
+    if model is None:
         return []
     return [
         finding

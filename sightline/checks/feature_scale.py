@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.checks.finding import Finding
+from sightline.checks.finding import Finding, Place
 from sightline.checks.rehearsal import copy_of
 from sightline.checks.suite import Context, check
 from sightline.engine.device import to_device
 from sightline.types import Batch, SampleKey
 
-__all__ = ["LayerScale", "feature_scale", "layer_scales"]
+__all__ = ["LayerScale", "feature_scale", "layer_scales", "other_scale"]
 
 CODE = "feature-scale"
 _NUM_SAMPLES = 16
@@ -51,7 +52,8 @@ def feature_scale(context: Context) -> list[Finding]:
             scales = layer_scales(job.model, batch, job.task.predict)
     except Exception:  # noqa: BLE001 - whatever a model or data set dies of, `first-step` reports it
         return []
-    return _of_scales(context, scales)
+    found = other_scale(scales, where=context.place("data"), source=context.config.init.source)
+    return [] if found is None else [found]
 
 
 def layer_scales(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]) -> list[LayerScale]:
@@ -104,29 +106,27 @@ def _size(mean: Tensor, variance: Tensor) -> Tensor:
     return (variance + mean.square()).sqrt()
 
 
-def _of_scales(context: Context, scales: list[LayerScale]) -> list[Finding]:
+def other_scale(scales: list[LayerScale], *, where: Place, source: str) -> Finding | None:
+    """What the first of these layers says of the data that a network of `source` is given; None where all is well."""
     finite = [each for each in scales if math.isfinite(each.ratio) and each.ratio > 0]
     if not finite or not _is_other(finite[0].ratio):
-        return []
-    init, first = context.config.init, finite[0]
-    assert init is not None, "only for a run that starts from weights"
+        return None
+    first = finite[0]
     times = f"{max(first.ratio, 1 / first.ratio):.3g} times as {'large' if first.ratio > 1 else 'small'}"
-    return [
-        Finding(
-            guard="G39",
-            code=CODE,
-            severity="warning",
-            summary=f"what the loaded weights are given is {times} as what they learned on",
-            cause="data.normalisation",
-            alternatives=("clf.feature_scale", "data.layout", "cfg.override"),
-            where=context.place("data", layer=first.layer),
-            measured=f"inputs of {first.layer} lie {first.ratio:.3g} times as far from its running average as there",
-            expected=f"between {1 / _OTHER_SCALE:g} and {_OTHER_SCALE:g} times",
-            action="normalise clouds as the run that the weights are of did: transforms.evaluate, or how the set was "
-            "prepared (sightline data info DIR)",
-            evidence={"from": init.source, "layers": [[each.layer, each.ratio] for each in finite[:8]]},
-        )
-    ]
+    return Finding(
+        guard="G39",
+        code=CODE,
+        severity="warning",
+        summary=f"what the loaded weights are given is {times} as what they learned on",
+        cause="data.normalisation",
+        alternatives=("clf.feature_scale", "data.layout", "cfg.override"),
+        where=dataclasses.replace(where, layer=first.layer),
+        measured=f"inputs of {first.layer} lie {first.ratio:.3g} times as far from its running average as there",
+        expected=f"between {1 / _OTHER_SCALE:g} and {_OTHER_SCALE:g} times",
+        action="normalise clouds as the run that the weights are of did: transforms.evaluate, or how the set was "
+        "prepared (sightline data info DIR)",
+        evidence={"from": source, "layers": [[each.layer, each.ratio] for each in finite[:8]]},
+    )
 
 
 def _is_other(ratio: float) -> bool:

@@ -20,7 +20,7 @@ from sightline.errors import DataError
 from sightline.geometry.rendering import Background
 from sightline.types import Batch, CloudForm, DataInfo, Field, Sample, SampleKey
 
-__all__ = ["LabelledClouds", "describe_clouds", "root_of", "sizes_of"]
+__all__ = ["LabelledClouds", "describe_clouds", "promised_info", "root_of", "sizes_of"]
 
 
 class LabelledClouds:
@@ -96,6 +96,11 @@ class LabelledClouds:
             features=self._features,
             clouds=self._form(),
         )
+
+    @property
+    def pictures(self) -> StoredPictures | None:
+        """Where the `image` of a sample comes from; None where samples have none."""
+        return self._pictures
 
     @property
     def strata(self) -> np.ndarray:
@@ -220,6 +225,37 @@ class LabelledClouds:
                 f"{self._prepared.root}: num_points is {wanted}, {stored} points a shape are stored; ask for fewer"
             )
         return wanted or stored
+
+
+def promised_info(
+    class_names: Sequence[str],
+    *,
+    up_axis: str,
+    orientation: str,
+    clouds: CloudForm,
+    has_normals: bool = False,
+    image: Field | None = None,
+) -> DataInfo:
+    """What such a set in radii of the shape will state, counts and sizes left out, before it is there."""
+    features = ("normals",) if has_normals else ()
+    frame = f"object, {orientation}"
+    fields = {
+        "points": Field("points 3", "float32", "radius of the shape", frame, -1.0, 1.0),
+        **({"normals": Field("points 3", "float32", "unit vector", frame, -1.0, 1.0)} if has_normals else {}),
+        "label": Field("", "int64", "class", "", 0, len(class_names) - 1),
+        **({} if image is None else {IMAGE: image}),
+    }
+    return DataInfo(
+        facts={
+            "num_classes": len(class_names),
+            "class_names": tuple(class_names),
+            "in_channels": 3 + 3 * len(features),
+            "up_axis": up_axis,
+        },
+        fields=fields,
+        features=features,
+        clouds=clouds,
+    )
 
 
 def describe_clouds(prepared: Prepared, root: Path) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline import registry
-from sightline.data.labelled_clouds import LabelledClouds, Normals
+from sightline.data.labelled_clouds import LabelledClouds, Normals, promised_info
 from sightline.data.modelnet_classes import SPLITS, Classes, published
 from sightline.data.modelnet_layouts import read_contents, recognise
 from sightline.data.native import Prepared, prepare_command
 from sightline.data.preparation import Plan, Progress, duplicates_of, prepare_native
-from sightline.data.views import IMAGE, promised_image
-from sightline.types import CloudForm, DataInfo, Field
+from sightline.data.views import promised_image
+from sightline.types import CloudForm, DataInfo
 
 __all__ = ["ModelNet10", "ModelNet40"]
 
@@ -45,26 +45,13 @@ class _ModelNet(LabelledClouds):
         The arguments are those of the set.
         """
         layout = published()["layouts"]["hdf5"]
-        class_names = Classes.of(cls.set_name).names
-        features = () if normals == "none" else ("normals",)
-        frame = f"object, {layout['orientation']}"
-        fields = {
-            "points": Field("points 3", "float32", "radius of the shape", frame, -1.0, 1.0),
-            "normals": Field("points 3", "float32", "unit vector", frame, -1.0, 1.0),
-            "label": Field("", "int64", "class", "", 0, len(class_names) - 1),
-            IMAGE: promised_image(views),
-        }
-        pictures = () if views is None else (IMAGE,)
-        return DataInfo(
-            facts={
-                "num_classes": len(class_names),
-                "class_names": class_names,
-                "in_channels": 3 + 3 * len(features),
-                "up_axis": layout["up_axis"],
-            },
-            fields={name: fields[name] for name in ("points", *features, "label", *pictures)},
-            features=features,
+        return promised_info(
+            Classes.of(cls.set_name).names,
+            up_axis=layout["up_axis"],
+            orientation=layout["orientation"],
             clouds=CloudForm(num_points, layout["points"], "promised", estimates_normals=normals == "estimated"),
+            has_normals=normals != "none",
+            image=None if views is None else promised_image(views),
         )
 
     @classmethod

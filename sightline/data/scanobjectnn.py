@@ -1,4 +1,4 @@
-"""ScanObjectNN: objects cut out of scans of rooms, with or without what stands near them, in all published variants."""
+"""ScanObjectNN: objects cut out of scans of rooms, with or without what stands near them, in all variants."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from sightline import registry
 from sightline.arguments import Count, Seed, Share
 from sightline.data.cloud_normals import Normals
-from sightline.data.labelled_clouds import LabelledClouds, root_of
+from sightline.data.labelled_clouds import LabelledClouds, promised_info, root_of
 from sightline.data.native import Prepared, open_prepared, prepare_command
 from sightline.data.preparation import Plan, Progress, duplicates_of, prepare_native, to_unit_sphere
 from sightline.data.scanobjectnn_files import (
@@ -27,10 +27,12 @@ from sightline.data.scanobjectnn_files import (
     where_is,
 )
 from sightline.errors import DataError
-from sightline.types import Batch, DataInfo, Field, SampleKey
+from sightline.types import Batch, CloudForm, DataInfo, Field, SampleKey
 
 __all__ = ["ScanObjectNN"]
 
+_NUM_POINTS = 2048
+_FRAME = "y is up, as stored"
 _NORMALISED = "by prepare: about the mean of the points, background among them, the farthest at distance 1"
 _AS_STORED = "none: metres, as stored"
 
@@ -82,6 +84,13 @@ class ScanObjectNN(LabelledClouds):
             return info
         part = Field("points", "int64", "1 object, 0 background", "", 0, 1)
         return dataclasses.replace(info, fields={**info.fields, "part": part})
+
+    @classmethod
+    def promise(cls, *, num_points: int | None = None, normals: Literal["none", "estimated"] = "none") -> DataInfo:
+        """What `info` states of a set in the unit sphere, counts and sizes left out, before it is there."""
+        form = CloudForm(num_points, _NUM_POINTS, "applied", estimates_normals=normals == "estimated")
+        classes = published()["classes"]
+        return promised_info(classes, up_axis="y", orientation=_FRAME, clouds=form, has_normals=normals == "estimated")
 
     def get_batch(self, keys: Sequence[SampleKey]) -> Batch:
         """As of every set of labelled clouds, and `part` (B, N) where it is asked for."""
@@ -135,7 +144,7 @@ class ScanObjectNN(LabelledClouds):
         options = {"variant": variant, "division": division, "unit_sphere": unit_sphere}
         about = {
             "up_axis": "y",
-            "orientation": "y is up, as stored",
+            "orientation": _FRAME,
             "normalisation": _NORMALISED if unit_sphere else _AS_STORED,
             **({} if unit_sphere else {"unit": "metre"}),
             "class_names": published()["classes"],

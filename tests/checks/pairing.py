@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -74,6 +75,7 @@ class Pictured:
         self.inner = inner
         self.edit = edit
         self.views = Shelf([f"object_{index}" for index in range(len(inner))])
+        self.pictures = SimpleNamespace(views=self.views, background=None)
         fields = {**inner.info.fields, "image": Field("height width 3", "uint8", "", "", 0, 255)}
         self.info = dataclasses.replace(inner.info, fields=fields)
 

@@ -15,6 +15,9 @@ from sightline.engine.distributed import World
 from tests.checks.pairing import make_pairs, make_pictured
 from tests.checks.planting import assert_complete, caught
 
+LONG = "train.epochs=20"
+"""Long enough for a run to be judged by what it left."""
+
 
 class _Context(Context):
     """A context whose trained model is given."""
@@ -59,18 +62,19 @@ def test_a_projection_times_zero(tmp_path: Path) -> None:
 
 
 def test_a_trained_network_that_is_sound(tmp_path: Path) -> None:
-    built = make_pairs(tmp_path)
+    built = make_pairs(tmp_path, LONG)
     assert collapsed_trained_features(trained(built, built.job.model.train().eval())) == []
     assert collapsed_trained_features(trained(built, None)) == []
 
 
 def test_a_trained_network_that_answers_alike(tmp_path: Path) -> None:
-    built = make_pairs(tmp_path)
+    built = make_pairs(tmp_path, LONG)
     with torch.no_grad():
         built.job.model.points_head[-1].weight.mul_(1e-4)  # type: ignore[union-attr, operator, index]
         built.job.model.points_head[-1].bias.fill_(1.0)  # type: ignore[union-attr, operator, index]
     found = collapsed_trained_features(trained(built, built.job.model.eval()))
     assert {finding.summary.split("'")[1] for finding in found} == {"first", "second"}  # the features are sound
+    assert collapsed_trained_features(trained(make_pairs(tmp_path), built.job.model)) == []  # after 14 steps
     for finding in found:
         assert (finding.severity, finding.cause) == ("warning", "loss.collapse")
         assert "all objects have the same" in finding.summary
@@ -78,7 +82,7 @@ def test_a_trained_network_that_answers_alike(tmp_path: Path) -> None:
 
 
 def test_a_trained_network_on_a_line(tmp_path: Path) -> None:
-    built = make_pairs(tmp_path)
+    built = make_pairs(tmp_path, LONG)
     with torch.no_grad():
         head = built.job.model.points_head[-1]  # type: ignore[union-attr, operator, index]
         head.weight[1:] = 0.0  # one direction is left, on both sides of an offset in another

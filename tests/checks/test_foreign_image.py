@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from tests.checks.pairing import Pictured, make_pairs, make_pictured
 from tests.checks.planting import caught
+from tests.data.shapenet_render_writers import prepare, write_release
 
 
 class _Next(Pictured):
@@ -57,3 +59,16 @@ def test_pictures_that_nobody_stored(tmp_path: Path, share: float) -> None:
     (finding,) = found(make_pictured(tmp_path, edit))
     assert "is none of its own" in finding.measured
     assert f"{int(8 * share)} of 8" in finding.summary
+
+
+def test_a_prepared_set_of_pairs(tmp_path: Path) -> None:
+    """Real files: sound as they are read, and caught where rows of the store are taken one too far."""
+    prepare(write_release(tmp_path / "in"), tmp_path / "set", size_px=8)
+    data = f"data={{name: shapenet_render, root: '{tmp_path / 'set'}'}}"
+    built = make_pairs(tmp_path, data, "train.batch_size=2", "model.points.num_neighbours=4")
+    assert found(built) == []
+    pictures = built.data.train.dataset.pictures  # type: ignore[attr-defined]
+    pictures._rows = np.roll(pictures._rows, 1)
+    (finding,) = found(built)
+    assert finding.cause == "data.pairing"
+    assert str(tmp_path / "set") in finding.expected

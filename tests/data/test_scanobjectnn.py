@@ -66,6 +66,16 @@ def test_facts(obj_bg: Path) -> None:
     assert info.clouds.unit_sphere == "applied"
 
 
+@pytest.mark.parametrize("normals", ["none", "estimated"])
+def test_what_is_promised_before_the_set_is_there(obj_bg: Path, normals: Any) -> None:
+    promised, found = ScanObjectNN.promise(num_points=20, normals=normals), opened(obj_bg, normals=normals).info
+    assert promised.facts == {name: value for name, value in found.facts.items() if name != "class_counts"}
+    assert (promised.fields, promised.features) == (found.fields, found.features)
+    assert promised.clouds is not None
+    assert found.clouds is not None
+    assert promised.clouds.unit_sphere == found.clouds.unit_sphere
+
+
 def test_coordinates_as_stored_on_request(tmp_path: Path) -> None:
     found = prepare(write_variant(tmp_path / "h5_files", "obj_bg"), tmp_path / "set", unit_sphere=False)
     assert found["normalisation"].startswith("none: metres")
