@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from sightline.collection import collection_paused
+from sightline.verbs.data_commands import data_app
+from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, Traceback, writable
 
 app = typer.Typer(
     add_completion=False,
@@ -19,49 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train perception models you can trust. One YAML file describes a run; 'sightline VERB --help' says more.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and say what they hold.")
 app.add_typer(data_app, name="data")
-
-
-_LAYOUTS = (
-    "antao97_dgcnn_cls, antao97_dgcnn_parts, antao97_dgcnn_scenes, crosspoint_cls, crosspoint_cls_resnet18, "
-    "crosspoint_cls_resnet50, crosspoint_parts, crosspoint_seg, crosspoint_seg_resnet18, crosspoint_seg_resnet50, "
-    "lulutang0608_point_bert_cls, lulutang0608_point_bert_parts, lulutang0608_point_bert_pretrained, "
-    "menghaoguo_pct_parts, postech_point_transformer_seg, qq456cvb_pct_cls, qq456cvb_point_transformer_cls, "
-    "qq456cvb_point_transformer_parts, strawberry_pct_cls, strawberry_pct_cls_new, timm_vit_base, timm_vit_small, "
-    "timm_vit_tiny, torchvision_resnet18, torchvision_resnet50, wangyueft_dgcnn_cls, wangyueft_pointnet, "
-    "yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet2_ssg_parts, yanx27_pointnet2_ssg_scenes, "
-    "yanx27_pointnet_cls, yanx27_pointnet_parts, yanx27_pointnet_scenes"
-)
-"""Of published weights; written out, because the room that knows them takes torch along. A test compares the two."""
-
-
-def _writable(option: str) -> Callable[[Path | None], Path | None]:
-    """Refuses a file that could not be written, before any work is done for it."""
-
-    def check(path: Path | None) -> Path | None:
-        if path is not None:
-            from sightline.verbs.common import assert_writable
-
-            assert_writable(path, option=option)
-        return path
-
-    return check
-
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="laid over the config: train.epochs=10")
-]
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML config, or a run directory")]
-Plugins = Annotated[
-    list[Path] | None, typer.Option("--plugin", metavar="FILE.py", help="a file of your own parts; repeatable")
-]
-Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", callback=_writable("--json"), help="write the result as JSON")
-]
-Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="where to run")]
-Processes = Annotated[int | None, typer.Option("--processes", metavar="N", help="processes on this machine")]
-Traceback = Annotated[bool, typer.Option("--traceback", help="show where in the code an error arose")]
 
 
 @app.command()
@@ -156,7 +115,7 @@ def predict(
     device: Device = "auto",
     json: Json = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", callback=_writable("--csv"), help="write the result as CSV")
+        Path | None, typer.Option("--csv", metavar="FILE", callback=writable("--csv"), help="write the result as CSV")
     ] = None,
     traceback: Traceback = False,
 ) -> int:
@@ -187,7 +146,7 @@ def check(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Look for silent bugs before a run: in the config, the data, the model and one step of training."""
+    """Look for silent bugs before a run: in config, data, model and one step of training; of a run, in what it left."""
     with collection_paused():
         from sightline.verbs import check as verb
 
@@ -208,7 +167,7 @@ def describe(
     overrides: Overrides = None,
     svg: Annotated[
         Path | None,
-        typer.Option("--svg", metavar="FILE", callback=_writable("--svg"), help="write a drawing of the model"),
+        typer.Option("--svg", metavar="FILE", callback=writable("--svg"), help="write a drawing of the model"),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", metavar="N", min=1, help="estimate the memory for [train.batch_size]")
@@ -309,7 +268,7 @@ def bench(
     ] = None,
     svg: Annotated[
         Path | None,
-        typer.Option("--svg", metavar="FILE", callback=_writable("--svg"), help="draw what --grow measures"),
+        typer.Option("--svg", metavar="FILE", callback=writable("--svg"), help="draw what --grow measures"),
     ] = None,
     keep_memory: Annotated[
         bool, typer.Option("--keep-memory", help="let malloc keep freed memory, as a training run does")
@@ -361,92 +320,6 @@ def list_components(
         from sightline.verbs import show as verb
 
     return verb.list_components(kind, plugins=tuple(plugin or ()), json=json)
-
-
-@data_app.command()
-def prepare(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="a data set: modelnet40, cloud_folder")],
-    source: Annotated[Path, typer.Option("--from", metavar="PATH", help="the data as downloaded, or your own")],
-    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="where the prepared form goes")],
-    options: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="how to prepare it: num_points=2048")
-    ] = None,
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Recognise a public layout, verify it, and write one fast form of it."""
-    with collection_paused():
-        from sightline.verbs import data as verb
-
-    return verb.prepare(name, tuple(options or ()), source=source, target=target, json=json)
-
-
-@data_app.command()
-def info(
-    name: Annotated[str, typer.Argument(metavar="NAME|DIR", help="a data set's name, or a prepared folder")],
-    plugin: Plugins = None,
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Layouts, where to obtain it, terms; for a prepared folder: counts, points per sample, ranges."""
-    with collection_paused():
-        from sightline.verbs import data as verb
-
-    return verb.info(name, plugins=tuple(plugin or ()), json=json)
-
-
-@data_app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a prepared folder")],
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Read every file of a prepared folder and compare it with the hash of what was written."""
-    with collection_paused():
-        from sightline.verbs import data as verb
-
-    return verb.verify(folder, json=json)
-
-
-@data_app.command("convert-weights")
-def convert_weights(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="published weights: a .pth file and its like")],
-    layout: Annotated[str, typer.Option("--layout", metavar="NAME", help=f"whose code wrote it, one of {_LAYOUTS}")],
-    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="the run directory to be")],
-    overrides: Overrides = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="CONFIG", help="data, transforms and training of this config")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", metavar="NAME", help="the data set they were trained on [that of the layout]"),
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option("--images", metavar="FILE", help="the image branch, where a layout has two files")
-    ] = None,
-    plugin: Plugins = None,
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Make a run directory of third-party weights; nothing in the file is run.
-
-    The model's sizes are read off the tensors. What they do not show (neighbours, dropout) is as published and said;
-    key=value lays over it: model.num_neighbours=40, data.root=PATH.
-    """
-    with collection_paused():
-        from sightline.verbs import data as verb
-
-    return verb.convert_weights(
-        file,
-        tuple(overrides or ()),
-        layout=layout,
-        target=target,
-        config=config,
-        data=data,
-        images=images,
-        plugins=tuple(plugin or ()),
-        json=json,
-    )
 
 
 def _parted(words: list[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:

@@ -21,7 +21,7 @@ from sightline.engine.distributed import World
 from sightline.engine.optimizers import hold_still
 from sightline.types import Batch
 
-__all__ = ["initial_loss"]
+__all__ = ["first_outputs", "initial_loss"]
 
 CODE = "initial-loss"
 _NUM_SAMPLES = 16
@@ -93,7 +93,7 @@ def initial_loss(context: Context) -> list[Finding]:
     if not context.rehearsal.is_sound:
         return []
     findings: list[Finding] = []
-    batch, outputs = _first_outputs(context)
+    batch, outputs = first_outputs(context)
     is_fresh = context.config.init is None and context.built.job.step == 0
     for component in context.config.losses:
         case = _case(context, component.name, batch, outputs)
@@ -104,7 +104,7 @@ def initial_loss(context: Context) -> list[Finding]:
     return findings
 
 
-def _first_outputs(context: Context) -> tuple[Batch, Outputs]:
+def first_outputs(context: Context) -> tuple[Batch, Outputs]:
     """Outputs in training mode before any update: of the rehearsal, or of more samples where that is cheap."""
     rehearsal, job, device = context.rehearsal, context.built.job, context.world.device
     keys = keys_of(job, step=0)[:_NUM_SAMPLES]

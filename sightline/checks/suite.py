@@ -9,30 +9,34 @@ import math
 import pkgutil
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import nn
 
 from sightline.checks.census import Census, census_of
 from sightline.checks.finding import Finding, Place
 from sightline.checks.merge import agree, merge
 from sightline.checks.owned import generators_of, kept_generators
-from sightline.checks.rehearsal import Rehearsal, frame_of, rehearse
+from sightline.checks.rehearsal import Rehearsal, copy_of, frame_of, rehearse
 from sightline.checks.survey import PartSurvey, distinct_parts, survey_part
 from sightline.config import RunConfig
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
+from sightline.engine.loading import checkpoint_path, load_trained
 from sightline.engine.records import kept_random_state
 from sightline.errors import ConfigError
 from sightline.schema import nearest
 
-__all__ = ["Check", "Context", "all_checks", "assert_known", "check", "run_all", "run_quick"]
+__all__ = ["Check", "Context", "all_checks", "assert_known", "check", "run_after", "run_all", "run_quick"]
 
-Moment = Literal["static", "preflight"]
+Moment = Literal["static", "preflight", "offline"]
 logger = logging.getLogger(__name__)
 
 _FORWARD_S = 1.5  # of the quick checks' one step; with its backward pass and all that is sampled they stay below ten
@@ -51,11 +55,15 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """What a check may look at. It must leave model, data and random states as they are: copy what it changes."""
+    """What a check may look at. It must leave model, data and random states as they are: copy what it changes.
+
+    `run` is the directory of the run where there is one, for the checks whose moment is `offline`.
+    """
 
     built: Built
     world: World
     forward_s: float = math.inf
+    run: Path | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -75,6 +83,15 @@ class Context:
     def census(self) -> list[Census | None]:
         """How often each class occurs in each part of `survey`, in this order."""
         return [census_of(each, self.thoroughly) for each in self.survey]
+
+    @cached_property
+    def trained(self) -> nn.Module | None:
+        """A copy of the model with the weights of the run's last checkpoint, in evaluation mode; None without one."""
+        if self.run is None or not (self.run / "checkpoints" / "last").exists():
+            return None
+        copied = copy_of(self.built.job.model)
+        load_trained(copied, checkpoint_path(self.run, "last"))
+        return copied.eval()
 
     def thoroughly(self, survey: PartSurvey) -> PartSurvey:
         """The survey of a part; under `sightline check`, one of all samples that five seconds of work suffice for."""
@@ -113,6 +130,7 @@ class Context:
 
 
 _CHECKS: dict[str, Check] = {}
+_MOMENTS = typing.get_args(Moment)
 
 
 def check(*, code: str, moment: Moment, is_quick: bool = True) -> Callable[..., Any]:
@@ -133,17 +151,25 @@ def all_checks() -> list[Check]:
 
     for module in pkgutil.iter_modules(room.__path__):
         importlib.import_module(f"sightline.checks.{module.name}")
-    return sorted(_CHECKS.values(), key=lambda each: (each.moment != "static", each.code))
+    return sorted(_CHECKS.values(), key=lambda each: (_MOMENTS.index(each.moment), each.code))
 
 
 def run_quick(built: Built, world: World) -> list[Finding]:
     """The checks that every training starts with."""
-    return _run([each for each in all_checks() if each.is_quick], Context(built, world, _FORWARD_S))
+    chosen = [each for each in all_checks() if each.is_quick and each.moment != "offline"]
+    return _run(chosen, Context(built, world, _FORWARD_S))
 
 
-def run_all(built: Built, world: World) -> list[Finding]:
-    """Every check of a run that has not begun."""
-    return _run(all_checks(), Context(built, world))
+def run_all(built: Built, world: World, *, run: Path | None = None) -> list[Finding]:
+    """Every check of a run that has not begun; with the directory of a `run`, also those of what it left there."""
+    chosen = [each for each in all_checks() if run is not None or each.moment != "offline"]
+    return _run(chosen, Context(built, world, run=run))
+
+
+def run_after(built: Built, world: World, *, run: Path) -> list[Finding]:
+    """The checks of what a training left in its directory, and in its model."""
+    chosen = [each for each in all_checks() if each.moment == "offline"]
+    return _run(chosen, Context(built, world, _FORWARD_S, run))
 
 
 def _run(checks: Sequence[Check], context: Context) -> list[Finding]:

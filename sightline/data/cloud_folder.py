@@ -25,6 +25,7 @@ from sightline.data.modelnet_classes import by_number
 from sightline.data.native import Prepared
 from sightline.data.preparation import Column, Part, Plan, Progress, Row, duplicates_of, prepare_native
 from sightline.errors import ConfigError, DataError
+from sightline.geometry.rendering import Background
 from sightline.types import CloudForm
 
 __all__ = ["CloudFolder"]
@@ -54,6 +55,9 @@ class CloudFolder(LabelledClouds):
         channels: tuple[str, ...] = (),
         fraction: Share = 1.0,
         fraction_seed: Seed = 0,
+        views: str | None = None,
+        background: Background | None = None,
+        without_views: Literal["refused", "left_out"] = "refused",
     ) -> None:
         super().__init__(
             split=split,
@@ -62,6 +66,9 @@ class CloudFolder(LabelledClouds):
             normals=normals,
             fraction=fraction,
             fraction_seed=fraction_seed,
+            views=views,
+            background=background,
+            without_views=without_views,
         )
         stored = tuple(self._prepared.manifest["channels"])
         unknown = [name for name in channels if name not in stored]

@@ -15,17 +15,22 @@ from sightline.arguments import Count, Seed, Share
 from sightline.data.cloud_normals import EstimatedNormals, Normals
 from sightline.data.native import Prepared, open_prepared, verify
 from sightline.data.splits import take_fraction
+from sightline.data.views import IMAGE, StoredPictures, opened_views
 from sightline.errors import DataError
+from sightline.geometry.rendering import Background
 from sightline.types import Batch, CloudForm, DataInfo, Field, Sample, SampleKey
 
-__all__ = ["LabelledClouds", "describe_clouds", "root_of", "sizes_of"]
+__all__ = ["LabelledClouds", "describe_clouds", "promised_info", "root_of", "sizes_of"]
 
 
 class LabelledClouds:
     """Clouds are mapped from the prepared files, samples are copies of them: the first `num_points` stored points.
 
     `fraction` is the share of the training part that is used, of every class at least one shape; a smaller share is
-    part of a larger one with the same `fraction_seed`. Other parts are always whole.
+    part of a larger one with the same `fraction_seed`. Other parts are always whole. `views` is a folder of views of
+    these shapes (`sightline data render`): a sample then has an `image`, one view of the shape of that name, drawn by
+    seed, epoch and index, on `background` (black where neither it nor the folder says otherwise). Shapes without views
+    are `refused`, or `left_out`.
     """
 
     set_name: ClassVar[str]
@@ -40,10 +45,17 @@ class LabelledClouds:
         normals: Normals = "none",
         fraction: Share = 1.0,
         fraction_seed: Seed = 0,
+        views: str | None = None,
+        background: Background | None = None,
+        without_views: Literal["refused", "left_out"] = "refused",
     ) -> None:
         self._prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
         self._split = split
-        self._rows, self._labels = _choose(self._prepared, split, self.class_names)
+        store = opened_views(views, background=background, without_views=without_views)
+        self._only_of = store if without_views == "left_out" else None
+        self._rows, self._labels = self._part(split)
+        if store is not None and not len(self._rows):
+            store.rows_of(self._names, of=f"{self.set_name} {split}")  # names them: none has views
         if split == "train" and fraction < 1:
             kept = take_fraction(self._labels, fraction, seed=fraction_seed)
             self._rows, self._labels = _frozen(self._rows[kept]), _frozen(self._labels[kept])
@@ -52,6 +64,10 @@ class LabelledClouds:
         self._estimated: EstimatedNormals | None = None
         if normals == "estimated":
             self._estimated = EstimatedNormals(len(self), self.num_points, self._told)
+        self._pictures: StoredPictures | None = None
+        if store is not None:
+            names = [self.name_of(index) for index in range(len(self))]
+            self._pictures = StoredPictures(store, names, of=f"{self.set_name} {split}", background=background)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -62,8 +78,11 @@ class LabelledClouds:
     def info(self) -> DataInfo:
         """Facts, fields and sizes; the counts per class are those of this split, as far as it is used."""
         fields = {name: self._field(name) for name in ("points", *self._features)}
+        pictures = {} if self._pictures is None else {IMAGE: self._pictures.field}
         counts = np.bincount(self._labels, minlength=len(self.class_names))
         sizes = sizes_of(self._prepared.manifest, self.class_names)
+        if self._only_of is not None:
+            sizes = {name: len(self._part(name)[0]) for name in sizes}
         return DataInfo(
             facts={
                 "num_classes": len(self.class_names),
@@ -72,11 +91,16 @@ class LabelledClouds:
                 "in_channels": 3 + sum(self._width(name) for name in self._features),
                 "up_axis": self._prepared.manifest["up_axis"],
             },
-            fields={**fields, "label": Field("", "int64", "class", "", 0, len(self.class_names) - 1)},
+            fields={**fields, "label": Field("", "int64", "class", "", 0, len(self.class_names) - 1), **pictures},
             split_sizes=sizes | {self._split: len(self)},
             features=self._features,
             clouds=self._form(),
         )
+
+    @property
+    def pictures(self) -> StoredPictures | None:
+        """Where the `image` of a sample comes from; None where samples have none."""
+        return self._pictures
 
     @property
     def strata(self) -> np.ndarray:
@@ -98,8 +122,10 @@ class LabelledClouds:
         values = {name: self._read(name, index_B) for name in ("points", *self._stored)}
         if self._estimated is not None:
             values["normals"] = self._estimated.of(index_B, values["points"])
+        pictures = {} if self._pictures is None else {IMAGE: torch.from_numpy(self._pictures.of(keys))}
         return {
             **{name: torch.from_numpy(values[name]) for name in ("points", *self._features)},
+            **pictures,
             "label": torch.from_numpy(self._labels[index_B]),
             "sample_index": torch.from_numpy(index_B),
         }
@@ -117,6 +143,15 @@ class LabelledClouds:
     def verify(cls, root: Path) -> int:
         """Read every prepared file and compare its hash; how many there are. Raises DataError naming a wrong one."""
         return verify(root)
+
+    def _part(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and labels of a split before any fraction is taken; only shapes with views where others are left out."""
+        rows, labels = _choose(self._prepared, split, self.class_names)
+        if self._only_of is None:
+            return rows, labels
+        names = self._prepared.names(split)
+        kept = self._only_of.has([names[row] for row in rows])
+        return _frozen(rows[kept]), _frozen(labels[kept])
 
     @cached_property
     def _names(self) -> list[str]:
@@ -185,6 +220,37 @@ class LabelledClouds:
                 f"{self._prepared.root}: num_points is {wanted}, {stored} points a shape are stored; ask for fewer"
             )
         return wanted or stored
+
+
+def promised_info(
+    class_names: Sequence[str],
+    *,
+    up_axis: str,
+    orientation: str,
+    clouds: CloudForm,
+    has_normals: bool = False,
+    image: Field | None = None,
+) -> DataInfo:
+    """What such a set in radii of the shape will state, counts and sizes left out, before it is there."""
+    features = ("normals",) if has_normals else ()
+    frame = f"object, {orientation}"
+    fields = {
+        "points": Field("points 3", "float32", "radius of the shape", frame, -1.0, 1.0),
+        **({"normals": Field("points 3", "float32", "unit vector", frame, -1.0, 1.0)} if has_normals else {}),
+        "label": Field("", "int64", "class", "", 0, len(class_names) - 1),
+        **({} if image is None else {IMAGE: image}),
+    }
+    return DataInfo(
+        facts={
+            "num_classes": len(class_names),
+            "class_names": tuple(class_names),
+            "in_channels": 3 + 3 * len(features),
+            "up_axis": up_axis,
+        },
+        fields=fields,
+        features=features,
+        clouds=clouds,
+    )
 
 
 def describe_clouds(prepared: Prepared, root: Path) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline import registry
-from sightline.data.labelled_clouds import LabelledClouds, Normals
+from sightline.data.labelled_clouds import LabelledClouds, Normals, promised_info
 from sightline.data.modelnet_classes import SPLITS, Classes, published
 from sightline.data.modelnet_layouts import read_contents, recognise
 from sightline.data.native import Prepared, prepare_command
 from sightline.data.preparation import Plan, Progress, duplicates_of, prepare_native
-from sightline.types import CloudForm, DataInfo, Field
+from sightline.data.views import promised_image
+from sightline.types import CloudForm, DataInfo
 
 __all__ = ["ModelNet10", "ModelNet40"]
 
@@ -38,30 +39,19 @@ class _ModelNet(LabelledClouds):
         return "applied" if manifest["layout"] in _NORMALISED_BY_PREPARE else "promised"
 
     @classmethod
-    def promise(cls, *, num_points: int | None = None, normals: Normals = "none") -> DataInfo:
+    def promise(cls, *, num_points: int | None = None, normals: Normals = "none", views: str | None = None) -> DataInfo:
         """What `info` states, counts and sizes left out, of a set prepared from the HDF5 release, before it is there.
 
         The arguments are those of the set.
         """
         layout = published()["layouts"]["hdf5"]
-        class_names = Classes.of(cls.set_name).names
-        features = () if normals == "none" else ("normals",)
-        frame = f"object, {layout['orientation']}"
-        fields = {
-            "points": Field("points 3", "float32", "radius of the shape", frame, -1.0, 1.0),
-            "normals": Field("points 3", "float32", "unit vector", frame, -1.0, 1.0),
-            "label": Field("", "int64", "class", "", 0, len(class_names) - 1),
-        }
-        return DataInfo(
-            facts={
-                "num_classes": len(class_names),
-                "class_names": class_names,
-                "in_channels": 3 + 3 * len(features),
-                "up_axis": layout["up_axis"],
-            },
-            fields={name: fields[name] for name in ("points", *features, "label")},
-            features=features,
+        return promised_info(
+            Classes.of(cls.set_name).names,
+            up_axis=layout["up_axis"],
+            orientation=layout["orientation"],
             clouds=CloudForm(num_points, layout["points"], "promised", estimates_normals=normals == "estimated"),
+            has_normals=normals != "none",
+            image=None if views is None else promised_image(views),
         )
 
     @classmethod
@@ -107,7 +97,8 @@ class ModelNet40(_ModelNet):
     """ModelNet40: 12,311 CAD shapes of 40 classes as clouds, 9,843 to train on and 2,468 to test.
 
     `num_points` takes the first stored points of each cloud. `normals` adds the stored (`file`) or `estimated` ones.
-    `fraction` trains on that share of every class, seeded by `fraction_seed`.
+    `fraction` trains on that share of every class, seeded by `fraction_seed`. `views` adds an `image`, a view of the
+    shape out of that folder, on `background`.
     Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
     """
 
@@ -121,7 +112,7 @@ class ModelNet10(_ModelNet):
 
     Opens a folder prepared as modelnet10 or as modelnet40. `num_points` takes the first stored points of each cloud.
     `normals` adds the stored (`file`) or `estimated` ones. `fraction` trains on that share of every class, seeded by
-    `fraction_seed`.
+    `fraction_seed`. `views` adds an `image`, a view of the shape out of that folder, on `background`.
     Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
     """
 

@@ -11,9 +11,11 @@ import torch
 from annotated_types import Ge, Le
 
 from sightline import registry
-from sightline.arguments import Factor, Seed
+from sightline.arguments import Factor, Index, Seed
 from sightline.data.cloud_normals import EstimatedNormals, Normals
+from sightline.data.own_views import OwnViews, rendered_pictures
 from sightline.data.synthetic_solids import NUM_PROPORTIONS, SOLIDS, build_solids
+from sightline.data.views import IMAGE, image_field
 from sightline.draws import Draws
 from sightline.errors import ConfigError
 from sightline.geometry.patches import sample_patches
@@ -40,7 +42,9 @@ class SyntheticShapes:
     sphere; normals are those of the surface, exact whatever the noise. `noise` is the standard deviation of normal
     errors of the coordinates, in radii of the shape; `imbalance` is how often the first class occurs for each time
     that the last one does. `normals` gives the model none, the exact (`file`) or the `estimated` ones. `target: parts`
-    makes every point's part its `label` and the cloud's class its `category`. Epoch and seed of a key change nothing.
+    makes every point's part its `label` and the cloud's class its `category`. With `views` (how many, or `count` with
+    `size_px`, `style` and `background`) a sample has an `image`, one of so many views of its own cloud, drawn anew in
+    every epoch; else epoch and seed of a key change nothing.
     Source: made here; sightline/geometry/patches.py.
     """
 
@@ -56,6 +60,7 @@ class SyntheticShapes:
         data_seed: Seed = 0,
         normals: Normals = "none",
         target: Literal["class", "parts"] = "class",
+        views: Index | OwnViews = 0,
     ) -> None:
         if split not in _SPLITS:
             raise ConfigError(f"synthetic_shapes: there is no split '{split}'; it has {' and '.join(_SPLITS)}")
@@ -73,6 +78,10 @@ class SyntheticShapes:
         self._estimated: EstimatedNormals | None = None
         if normals == "estimated":
             self._estimated = EstimatedNormals(len(self), num_points, self._told)
+        self._pictures = rendered_pictures(views, len(self), up_axis="z")
+        if self._pictures is not None:
+            fields = {**self.info.fields, IMAGE: image_field(self._pictures.background)}
+            self.info = dataclasses.replace(self.info, fields=fields)
 
     @classmethod
     def card(cls) -> dict[str, str]:
@@ -101,16 +110,22 @@ class SyntheticShapes:
         of_cloud, of_point = torch.from_numpy(self.strata[index]), torch.from_numpy(part.astype(np.int64))
         is_class = self._target == "class"
         labels = {"label": of_cloud, "part": of_point} if is_class else {"label": of_point, "category": of_cloud}
+        pictures = {} if self._pictures is None else {IMAGE: torch.from_numpy(self._pictures.of(keys, points))}
         return {
             "points": torch.from_numpy(points),
             "normals": torch.from_numpy(normals),
             **labels,
+            **pictures,
             "sample_index": torch.from_numpy(index),
         }
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the clouds made so far: a worker process makes its own, with the same bits."""
         return self.__dict__ | {"_made": None}
+
+    def name_of(self, index: int) -> str:
+        """The name of a shape, by which its views are found."""
+        return f"{self._split}_{index:05d}"
 
     def _told(self, index: int) -> str:
         return f"synthetic_shapes: sample {index} of '{self._split}'"

@@ -1,4 +1,4 @@
-"""`sightline check`: every finding on a config's run before it begins."""
+"""`sightline check`: every finding on a config's run before it begins, or on a run directory as it is left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from sightline.checks.suite import run_all
 from sightline.engine.build import build
 from sightline.engine.distributed import start_world
-from sightline.verbs.common import config_of, write_document
+from sightline.verbs.common import config_of, is_run, write_document
 from sightline.verbs.output import note, show_findings
 
 __all__ = ["check"]
@@ -27,7 +27,7 @@ def check(
     """Show findings; exit code 1 where one is an error (or, under `strict`, a warning)."""
     config, _ = config_of(path, overrides, plugins)
     with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
-        findings = run_all(build(config, world), world)
+        findings = run_all(build(config, world), world, run=path if is_run(path) else None)
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = sum(finding.severity == "warning" for finding in findings)
     show_findings(findings, is_verbose=verbose)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sightline import registry
 from sightline.config.faults import Faults
 from sightline.config.yaml_tree import read_value
 from sightline.data import native
+from sightline.data.labelled_clouds import root_of
+from sightline.data.views import VIEWS_SET, Views
 from sightline.errors import UserError
 from sightline.plugins import load_plugins
 from sightline.schema import check_value, describe_type, nearest, parameters_of
@@ -19,7 +22,12 @@ from sightline.types import Where
 from sightline.verbs.common import write_document
 from sightline.verbs.output import note
 
-__all__ = ["convert_weights", "info", "prepare", "verify"]
+if TYPE_CHECKING:
+    from sightline.data.rendered_objects import Objects
+    from sightline.geometry.cameras import Projection
+    from sightline.geometry.rendering import Background, Style
+
+__all__ = ["Rendering", "convert_weights", "import_views", "info", "prepare", "render", "verify"]
 
 
 _WIDTH = 110
@@ -34,7 +42,7 @@ def prepare(name: str, options: Sequence[str] = (), *, source: Path, target: Pat
     preparable = {n for n in registry.data.names() if hasattr(registry.data.entry_of(n).builder, "prepare")}
     if name not in preparable:
         raise UserError(f"data prepare: '{name}' is not a data set to prepare{nearest(name, preparable)}")
-    given = _read_options(name, options)
+    given = _read_options(name, _builder(name).prepare, options, command="data prepare", but=_PREPARE_ITSELF)
     with _bar(name) as progress:
         report = _builder(name).prepare(source=source, target=target, name=name, progress=progress, **given)
     document = _builder(name).describe(Path(report["root"]))
@@ -46,12 +54,110 @@ def prepare(name: str, options: Sequence[str] = (), *, source: Path, target: Pat
     return 0
 
 
+class Rendering(NamedTuple):
+    """What `data render` was asked for; `num_jobs` None: as many processes as there are processors to use."""
+
+    source: str
+    options: tuple[str, ...]
+    target: Path
+    num_views: int
+    size_px: int
+    style: Style
+    projection: Projection
+    elevations: str
+    up_axis: str | None
+    num_jobs: int | None
+    json: Path | None
+
+
+def render(asked: Rendering) -> int:
+    """Render views of every object of a set, or of a folder of files, into a view store."""
+    from sightline.data.rendering import Look, render_set
+
+    elevations = _elevations(asked.elevations)
+    look = Look(asked.num_views, asked.size_px, asked.style, asked.projection, elevations)
+    look.cameras("z")  # what does not fit is refused before any object is read
+    objects = _objects(asked)
+    num_jobs = asked.num_jobs or len(os.sched_getaffinity(0))
+    with _bar("views") as progress:
+        report = render_set(objects, asked.target, look=look, num_jobs=num_jobs, progress=progress)
+    _print_tree({"outcome": report["outcome"], **Views.describe(Path(report["root"]))})
+    write_document(asked.json, report)
+    return 0
+
+
+def import_views(
+    source: Path,
+    *,
+    target: Path,
+    clouds: Path | None,
+    min_views: int,
+    background: Background,
+    size_px: int | None,
+    json: Path | None,
+) -> int:
+    """Write a view store of pictures that others rendered; say which shapes lack pictures or clouds."""
+    from sightline.data import mvcnn
+
+    with _bar("views") as progress:
+        report = mvcnn.import_views(
+            source,
+            target,
+            progress=progress,
+            clouds=clouds,
+            min_views=min_views,
+            background=background,
+            size_px=size_px,
+        )
+    told = Views.describe(Path(report["root"]))
+    _print_tree({"outcome": report["outcome"], **{key: value for key, value in told.items() if key != "differences"}})
+    for line in report["differences"]:
+        note(f"look at this: {line}")
+    write_document(json, report)
+    return 0
+
+
+def _objects(asked: Rendering) -> Objects:
+    """What is to be rendered: a folder, a set of the name that was prepared where it is looked for, or the shapes."""
+    from sightline.data.rendered_objects import PreparedObjects, SyntheticObjects, objects_of_folder
+    from sightline.data.synthetic_shapes import SyntheticShapes
+
+    folder, names = Path(asked.source).expanduser(), registry.data.names()
+    if asked.source == "synthetic_shapes":
+        if asked.up_axis not in (None, "z"):
+            raise UserError(f"data render: --up {asked.up_axis}, but z is up in synthetic_shapes; leave it out")
+        but = ("split", "views", "normals", "target")
+        return SyntheticObjects(
+            **_read_options(asked.source, SyntheticShapes, asked.options, command="data render", but=but)
+        )
+    given = _read_options(asked.source, PreparedObjects, asked.options, command="data render")
+    if not folder.is_dir() and asked.source in names and hasattr(_builder(asked.source), "prepare"):
+        folder = root_of(None, asked.source)
+        if not (folder / native.MANIFEST).is_file():
+            raise UserError(
+                f"data render: {folder}: is no prepared set; {native.prepare_command(asked.source, str(folder))}, or "
+                "name the folder where it lies"
+            )
+    if not folder.is_dir():
+        raise UserError(
+            f"data render: '{asked.source}' is neither a folder nor a set with clouds{nearest(asked.source, names)}"
+        )
+    return objects_of_folder(folder, up_axis=asked.up_axis, num_points=given.get("num_points"))
+
+
+def _elevations(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise UserError(f"data render: --elevations {text}: degrees are needed, such as 30 or 10,30,50") from None
+
+
 def info(name: str, *, plugins: Sequence[Path], json: Path | None) -> int:
     """What is known of a data set by name, or of a prepared folder."""
     load_plugins(plugins)
     folder = Path(name)
     if (folder / "manifest.json").is_file():
-        document = _builder(_set_of(folder)).describe(folder)
+        document = _describer(folder).describe(folder)
     elif name in registry.data.names():
         builder = _builder(name)
         document = builder.card() if hasattr(builder, "card") else {"summary": registry.data.entry_of(name).summary}
@@ -72,23 +178,28 @@ def verify(folder: Path, *, json: Path | None) -> int:
     return 0
 
 
-def _read_options(name: str, options: Sequence[str]) -> dict[str, Any]:
-    """The options as the signature of the set's `prepare` wants them. Raises ConfigError naming all that do not fit."""
-    known = {key: p for key, p in parameters_of(_builder(name).prepare).items() if key not in _PREPARE_ITSELF}
+def _read_options(
+    name: str, function: Any, options: Sequence[str], *, command: str, but: Collection[str] = ()
+) -> dict[str, Any]:
+    """`key=value` as the signature of a function or class wants it, `but` for what is given otherwise.
+
+    Raises ConfigError naming all that do not fit.
+    """
+    known = {key: p for key, p in parameters_of(function).items() if key not in but}
     faults, given = Faults(), {}
     for option in options:
         key, equals, text = option.partition("=")
-        where = Where("data prepare", path=key.strip())
+        where = Where(command, path=key.strip())
         if not equals or key not in known or key in given:
             faults.add(where, "is given twice" if key in given else _told_unknown(name, option, known))
             continue
-        given[key], misfits = check_value(known[key].annotation, read_value(text, "data prepare", key, faults).plain())
+        given[key], misfits = check_value(known[key].annotation, read_value(text, command, key, faults).plain())
         for path, told in misfits:
-            faults.add(Where("data prepare", path=f"{key}.{path}".rstrip(".")), told)
+            faults.add(Where(command, path=f"{key}.{path}".rstrip(".")), told)
     for key, parameter in known.items():
         if parameter.is_required and key not in given:
             faults.add(
-                Where("data prepare", path=key),
+                Where(command, path=key),
                 f"is required and missing: {key}=VALUE, {describe_type(parameter.annotation)}",
             )
     faults.raise_any()
@@ -140,14 +251,16 @@ def _builder(name: str) -> Any:
     return registry.data.entry_of(name).builder
 
 
-def _set_of(folder: Path) -> str:
-    """The data set that a prepared folder says it holds."""
+def _describer(folder: Path) -> Any:
+    """What knows how to tell of a prepared folder, by the set that it says it holds."""
     name = str(native.read_manifest(folder)["set"])
+    if name == VIEWS_SET:
+        return Views
     if name not in registry.data.names():
         raise UserError(
             f"{folder}: holds the data set '{name}', which is not known{nearest(name, registry.data.names())}"
         )
-    return name
+    return _builder(name)
 
 
 def _print_tree(tree: Any, indent: int = 0) -> None:

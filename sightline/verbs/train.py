@@ -154,9 +154,23 @@ def _run(session: Session, built: Built, options: Options, world: World, path: P
     if world.is_first:
         document = evaluation_document(built.config, final, built.data.test.split, "last")
         show_evaluation(document, title=f"{built.config.name}: last checkpoint on {built.data.test.split}")
+        if not options.no_check:
+            _look_back(session, built, path)
         write_document(options.json, document)
         note(f"run directory: {path}")
     return 0
+
+
+def _look_back(session: Session, built: Built, path: Path) -> None:
+    """Findings on what the training left, shown and added to findings.json; on the first process, alone."""
+    from sightline.checks.suite import run_after
+    from sightline.verbs.output import show_findings
+
+    findings = run_after(built, World(device=built.job.device), run=path)
+    if findings:
+        show_findings([finding for finding in findings if finding.severity != "note"])
+        before = json.loads((path / "findings.json").read_text(encoding="utf-8"))
+        session.directory.write_json("findings.json", [*before, *(finding.to_dict() for finding in findings)])
 
 
 def _preflight(options: Options, built: Built, world: World) -> list[Any]:

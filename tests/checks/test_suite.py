@@ -30,6 +30,7 @@ from sightline.engine.train import Job, train
 from sightline.errors import ConfigError
 from sightline.types import Component
 from sightline.verbs.output import show_findings
+from tests.checks.pairing import STRONG, make_pairs
 from tests.checks.planting import CONFIG, assert_complete, assert_healthy, make, with_data, with_model
 from tests.checks.segmenting import Edited, Joined, PerPoint, make_parts, make_rooms
 from tests.conftest import ROOT
@@ -189,6 +190,17 @@ def test_a_checked_segmentation_is_the_unchecked_one_bit_for_bit(tmp_path: Path)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_a_checked_contrast_is_the_unchecked_one_bit_for_bit(tmp_path: Path) -> None:
+    """Its checks put rows of their own into the losses, and read samples apart."""
+    plain, checked = make_pairs(tmp_path, STRONG), make_pairs(tmp_path, STRONG)
+    torch.manual_seed(5)
+    expected = trained(plain)
+    torch.manual_seed(5)
+    run_all(checked, World())
+    found = trained(checked)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_random_states_and_flags_are_put_back(tmp_path: Path) -> None:
     import random
 
@@ -210,6 +222,8 @@ def test_codes_are_stable() -> None:
     assert [each.code for each in all_checks()] == [
         "checkpoint-match",
         "empty-loader",
+        "negatives",
+        "untrained-init",
         "absent-class-score",
         "broken-offsets",
         "category-input",
@@ -217,13 +231,19 @@ def test_codes_are_stable() -> None:
         "class-balance",
         "class-names",
         "class-weight-length",
+        "collapsed-features",
         "data-mutation",
         "duplicate-clouds",
         "empty-cloud",
+        "feature-scale",
         "first-step",
+        "foreign-hooks",
+        "foreign-image",
+        "initial-contrast",
         "initial-loss",
         "label-outside-parts",
         "label-range",
+        "misaligned-views",
         "missing-batch-keys",
         "missing-category",
         "no-gradient",
@@ -233,7 +253,27 @@ def test_codes_are_stable() -> None:
         "set-agreement",
         "untrained-class",
         "zero-learning-rate",
+        "collapsed-trained-features",
+        "hooks-of-loggers",
+        "loss-at-chance",
     ]
+
+
+def test_what_a_run_left_is_looked_at_only_where_there_is_a_run(tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[Path | None] = []
+
+    def note(context: Context) -> list[Finding]:
+        asked.append(context.run)
+        return []
+
+    monkeypatch.setitem(suite._CHECKS, "loss-at-chance", suite.Check("loss-at-chance", "offline", True, note))
+    built = make(tmp_path)
+    run_quick(built, World())
+    run_all(built, World())
+    assert asked == []
+    run_all(built, World(), run=tmp_path)
+    assert suite.run_after(built, World(), run=tmp_path) == []
+    assert asked == [tmp_path, tmp_path]
 
 
 def test_a_model_too_slow_for_the_start_is_left_to_the_check_verb(

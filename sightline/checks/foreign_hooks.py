@@ -1,0 +1,129 @@
+"""Guard G37: hooks on the model that a logger or a plugin left there, which see or change what flows through it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sightline.checks.finding import Finding, Place
+from sightline.checks.rehearsal import copy_of
+from sightline.checks.suite import Context, check
+
+__all__ = ["foreign_hooks", "hooks_of", "hooks_of_loggers"]
+
+CODE = "foreign-hooks"
+CODE_AFTER = "hooks-of-loggers"
+_KINDS = {
+    "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+}
+_OWN = ("torch", "sightline")
+"""Packages whose hooks belong to a layer: parametrisations, pruning, and what checks put on copies."""
+
+
+class _Hook(NamedTuple):
+    """A hook: of which kind, on which layer or parameter, and where its function stands."""
+
+    kind: str
+    layer: str
+    owner: str
+    file: str | None
+    line: int | None
+
+
+@check(code=CODE, moment="preflight")
+def foreign_hooks(context: Context) -> list[Finding]:
+    """No module and no parameter has a hook that is not a layer's own; where one has, outputs must not hang on it."""
+    hooks = hooks_of(context.built.job.model)
+    if not hooks:
+        return []
+    changed = _changed(context)
+    return [_finding(context, CODE, hooks, changed)]
+
+
+@check(code=CODE_AFTER, moment="offline")
+def hooks_of_loggers(context: Context) -> list[Finding]:
+    """After a training its model has no hooks either: loggers are told numbers, and need none."""
+    hooks = hooks_of(context.built.job.model)
+    return [_finding(context, CODE_AFTER, hooks, [])] if hooks else []
+
+
+def hooks_of(model: nn.Module) -> list[_Hook]:
+    """The hooks on a model's modules and parameters whose functions are not of torch or of this package."""
+    found = [
+        _described(hook, what, name)
+        for name, module in model.named_modules()
+        for slot, what in _KINDS.items()
+        for hook in tuple(getattr(module, slot, {}).values())
+    ]
+    for name, parameter in model.named_parameters():
+        for slot in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            held: Mapping[int, Any] | None = getattr(parameter, slot, None)
+            found += [_described(hook, "gradient hook", name) for hook in tuple((held or {}).values())]
+    return [hook for hook in found if hook.owner.split(".")[0] not in _OWN]
+
+
+def _described(hook: Any, what: str, name: str) -> _Hook:
+    function = hook
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    if not inspect.isroutine(function):
+        function = type(function)
+    owner = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+    code = getattr(function, "__code__", None)
+    file, line = (None, None) if code is None else (code.co_filename, code.co_firstlineno)
+    return _Hook(what, name, owner, file, line)
+
+
+def _changed(context: Context) -> list[str]:
+    """The outputs that are other bits without the hooks, in evaluation mode, on the samples of the rehearsal."""
+    if not context.rehearsal.is_sound:
+        return []
+    job, batch, device = context.built.job, context.rehearsal.batch, context.world.device
+    with_hooks, without = copy_of(job.model).eval(), _stripped(copy_of(job.model).eval())
+    with torch.no_grad(), job.precision.autocast(device):
+        ours, plain = (dict(_tensors(job.task.predict(model, batch))) for model in (with_hooks, without))
+    return [name for name, value in ours.items() if name in plain and not torch.equal(value, plain[name])]
+
+
+def _tensors(outputs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    return ((name, value) for name, value in outputs.items() if isinstance(value, Tensor))
+
+
+def _stripped(model: nn.Module) -> nn.Module:
+    """The model without its foreign hooks."""
+    for module in model.modules():
+        for slot, what in _KINDS.items():
+            hooks = getattr(module, slot, {})
+            for key, hook in tuple(hooks.items()):
+                if _described(hook, what, "").owner.split(".")[0] not in _OWN:
+                    del hooks[key]
+    return model
+
+
+def _finding(context: Context, code: str, hooks: list[_Hook], changed: list[str]) -> Finding:
+    first = hooks[0]
+    told = "; ".join(f"{hook.kind} {hook.owner} on '{hook.layer or 'the model'}'" for hook in hooks[:3])
+    more = f" and {len(hooks) - 3} more" if len(hooks) > 3 else ""
+    effect = f", and '{changed[0]}' is another with {'it' if len(hooks) == 1 else 'them'}" if changed else ""
+    return Finding(
+        guard="G37",
+        code=code,
+        severity="error" if changed else "warning",
+        summary=f"{first.owner.split('.')[0]} has hooks on the model{effect}",
+        cause="dist.hook",
+        alternatives=("model.structure",) if changed else ("dist.logging",),
+        where=Place(file=first.file, line=first.line, layer=first.layer or None, config_path="model"),
+        measured=f"{told}{more}",
+        expected="none: observers are told numbers and get no model (log.wandb and log.tensorboard need no `watch`)",
+        action="remove the hook's handle before training, or take the call that registers it out",
+        evidence={"hooks": [hook.owner for hook in hooks], "changed": changed},
+    )

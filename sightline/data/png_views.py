@@ -1,0 +1,60 @@
+"""Rendered views in PNG files: what is wrong with one, and one as colours on a background."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sightline.data.mvcnn import composited
+from sightline.errors import DataError
+from sightline.geometry.rendering import Background
+from sightline.transforms.images import resized
+
+__all__ = ["png_fault", "read_view"]
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_LARGEST_PX = 4096
+
+
+def png_fault(path: Path) -> str:
+    """What the beginning and the end of a file show to be wrong with it, led by its path; empty where nothing is."""
+    with path.open("rb") as file:
+        head = file.read(24)
+        size = file.seek(0, 2)
+        file.seek(max(0, size - len(_END)))
+        tail = file.read()
+    if not head:
+        return f"{path} (is empty)"
+    if not head.startswith(_SIGNATURE) or head[12:16] != b"IHDR":
+        return f"{path} (is no PNG file)"
+    width, height = struct.unpack(">II", head[16:24])
+    if width != height or not 0 < width <= _LARGEST_PX:
+        return f"{path} (is {width} x {height} pixels, a square of up to {_LARGEST_PX} is needed)"
+    return "" if tail == _END else f"{path} (is cut short at byte {size})"
+
+
+def read_view(path: Path, *, size_px: int, background: Background) -> np.ndarray:
+    """The image laid on its background, as a square of this size: uint8 (size_px, size_px, 3).
+
+    Colours are mixed by the alpha of the file before the size is changed, so that no colour of what is transparent
+    comes in; a smaller image averages the pixels that it covers. Raises DataError for a file that cannot be decoded,
+    and for one without alpha, whose background cannot be chosen any more.
+    """
+    fault = png_fault(path)
+    if fault:
+        raise DataError(f"{fault}; get the file again")
+    try:
+        with Image.open(path) as image:
+            mode, pixels = image.mode, np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be decoded ({told}); get the file again") from error
+    if mode != "RGBA":
+        raise DataError(f"{path}: is {mode}, RGBA is needed, whose transparency tells the background; get the renders")
+    found: np.ndarray = resized(torch.from_numpy(composited(pixels, background)), size_px=size_px).numpy()
+    return found

@@ -1,0 +1,189 @@
+"""Change images: size, crop, mirror, colours, and at the end the form that networks take.
+
+Pure and batched: `image` (B, H, W, 3), red, green and blue from 0 to 255, uint8 or float32, comes in and goes out;
+`normalize_image` comes last and gives (B, 3, H, W). Each image draws from its own stream and is computed by itself or
+element by element, so that it gets the same bits alone and in any batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sightline import registry
+from sightline.arguments import Count, Factor, Probability, Share, Size
+from sightline.draws import Draws
+from sightline.errors import ConfigError
+
+__all__ = ["ColorJitter", "CropImage", "FlipImage", "NormalizeImage", "ResizeImage", "crop_boxes", "resized"]
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@registry.transforms.add("resize_image")
+class ResizeImage:
+    """Every image gets height and width `size_px`, whatever its own: a triangle filter as wide as the larger pixel is.
+
+    uint8 is rounded and stays uint8. Source: bilinear resizing of Pillow, which torchvision's recipes use.
+    """
+
+    def __init__(self, *, size_px: Count = 224) -> None:
+        self.size_px = size_px
+
+    def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
+        _assert_rows_of_colours(image)
+        return {"image": torch.stack([resized(each, size_px=self.size_px) for each in image])}
+
+
+@registry.transforms.add("crop_image")
+class CropImage:
+    """Every image becomes a random part of it, `size_px` high and wide, resized as `resize_image` does.
+
+    The part has a share of the area uniform in [low, high) and a ratio of width to height whose logarithm is uniform
+    between those of 3/4 and 4/3; where ten draws do not fit into the image, it is the largest part in the middle that
+    does. Source: Szegedy et al. 2015, section 6; the draws as torchvision's RandomResizedCrop makes them.
+    """
+
+    def __init__(self, *, size_px: Count = 224, low: Share = 0.08, high: Share = 1.0) -> None:
+        if low > high:
+            raise ConfigError(f"crop_image: low {low:g} is above high {high:g}; exchange them")
+        self.size_px = size_px
+        self.low = low
+        self.high = high
+
+    def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
+        _assert_rows_of_colours(image)
+        boxes = crop_boxes(draws, height=image.shape[1], width=image.shape[2], low=self.low, high=self.high)
+        parts = [
+            resized(each[top : top + height, left : left + width], size_px=self.size_px)
+            for each, (top, left, height, width) in zip(image, boxes, strict=True)
+        ]
+        return {"image": torch.stack(parts)}
+
+
+@registry.transforms.add("flip_image")
+class FlipImage:
+    """Every image is mirrored left to right with the given probability. Source: Krizhevsky et al. 2012, section 4.1."""
+
+    def __init__(self, *, probability: Probability = 0.5) -> None:
+        self.probability = probability
+
+    def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
+        _assert_rows_of_colours(image)
+        is_flipped = draws.uniform(1, 1, 1) < self.probability
+        return {"image": torch.where(is_flipped, image.flip(2), image)}
+
+
+@registry.transforms.add("color_jitter")
+class ColorJitter:
+    """Every image's brightness, contrast and saturation change by a factor each, in a random order.
+
+    A factor is uniform in [1 - amount, 1 + amount), at least 0. It blends the image with black, with the mean of its
+    grey, or with its grey; what leaves 0..255 is clipped after each. Becomes float32, not rounded in between.
+    Source: Howard 2013, section 2.2; the blends as torchvision's ColorJitter makes them, whose recipes take 0.4 each.
+    """
+
+    def __init__(self, *, brightness: Factor = 0.4, contrast: Factor = 0.4, saturation: Factor = 0.4) -> None:
+        self.amounts = (brightness, contrast, saturation)
+
+    def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
+        _assert_rows_of_colours(image)
+        low = torch.tensor([max(0.0, 1 - amount) for amount in self.amounts])
+        high = torch.tensor([1 + amount for amount in self.amounts])
+        factors_B3 = low + draws.uniform(3) * (high - low)
+        order_B3 = draws.permutation(3)
+        jittered = image.float()
+        for place in range(3):
+            which_B1 = order_B3[:, place : place + 1]
+            factor = factors_B3.gather(1, which_B1)[:, :, None, None]
+            jittered = _blended(jittered, which_B1[:, :, None, None], factor)
+        return {"image": jittered}
+
+
+@registry.transforms.add("normalize_image")
+class NormalizeImage:
+    """Every image becomes float32 (B, 3, H, W): colours over 255, less `mean`, over `std`; by default ImageNet's.
+
+    It comes last: the others take rows of pixels with colours of 0..255.
+    Source: the mean and deviation of ImageNet's training images, as torchvision's weights were trained with.
+    """
+
+    def __init__(
+        self,
+        *,
+        mean: tuple[Factor, Factor, Factor] = _IMAGENET_MEAN,
+        std: tuple[Size, Size, Size] = _IMAGENET_STD,
+    ) -> None:
+        self.mean = mean
+        self.std = std
+
+    def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
+        _assert_rows_of_colours(image)
+        channels = image.permute(0, 3, 1, 2).contiguous().float() / 255
+        mean = torch.tensor(self.mean, dtype=torch.float32)[:, None, None]
+        std = torch.tensor(self.std, dtype=torch.float32)[:, None, None]
+        return {"image": (channels - mean) / std}
+
+
+def resized(image: Tensor, *, size_px: int) -> Tensor:
+    """One image (H, W, 3) as (size_px, size_px, 3), of the same type."""
+    if image.shape[:2] == (size_px, size_px):
+        return image.clone()
+    channels = image.permute(2, 0, 1)[None].contiguous()
+    made = functional.interpolate(channels, size=(size_px, size_px), mode="bilinear", antialias=True)
+    return made[0].permute(1, 2, 0).contiguous()
+
+
+def crop_boxes(draws: Draws, *, height: int, width: int, low: float, high: float) -> list[tuple[int, int, int, int]]:
+    """Top, left, height and width of a part of each image, as `crop_image` draws it."""
+    shares = draws.uniform(_TRIES, low=low, high=high).double()
+    ratios = draws.uniform(_TRIES, low=-math.log(_WIDEST), high=math.log(_WIDEST)).double().exp()
+    widths = (shares * height * width * ratios).sqrt().round().long()
+    heights = (shares * height * width / ratios).sqrt().round().long()
+    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    first = fits.long().argmax(dim=1, keepdim=True)
+    widest = (min(height, round(width * _WIDEST)), min(width, round(height * _WIDEST)))
+    has_one = fits.any(dim=1)
+    rows = torch.where(has_one, heights.gather(1, first)[:, 0], widest[0])
+    columns = torch.where(has_one, widths.gather(1, first)[:, 0], widest[1])
+    places = draws.uniform(2).double()
+    places = torch.where(has_one[:, None], places, 0.5)
+    top = (places[:, 0] * (height - rows + 1)).long()
+    left = (places[:, 1] * (width - columns + 1)).long()
+    return [(t, s, r, c) for t, s, r, c in torch.stack((top, left, rows, columns), dim=1).tolist()]
+
+
+_TRIES = 10
+_WIDEST = 4 / 3
+
+
+def _blended(image: Tensor, which: Tensor, factor: Tensor) -> Tensor:
+    """`factor` of the image and the rest of black (which = 0), the mean of its grey (1) or its grey (2)."""
+    red, green, blue = image.split(1, dim=3)
+    grey = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    mean = _sum_of_pixels(grey) / (grey.shape[1] * grey.shape[2])
+    other = torch.where(which == 0, torch.zeros_like(grey), torch.where(which == 1, mean, grey))
+    return (factor * image + (1 - factor) * other).clamp(0, 255)
+
+
+def _sum_of_pixels(grey: Tensor) -> Tensor:
+    """Sums (B, 1, 1, 1) in an order that depends on H and W alone: halves are added until one is left."""
+    pixels = grey.flatten(1)
+    while (length := pixels.shape[1]) > 1:
+        half = length // 2
+        folded = pixels[:, :half] + pixels[:, half : 2 * half]
+        pixels = torch.cat((folded, pixels[:, 2 * half :]), dim=1) if length % 2 else folded
+    return pixels[:, :, None, None]
+
+
+def _assert_rows_of_colours(image: Tensor) -> None:
+    """Raises ConfigError where images are no rows of pixels with three colours: `normalize_image` came before."""
+    if image.ndim != 4 or image.shape[3] != 3:
+        raise ConfigError(
+            f"image: batches of (height, width, 3) are needed, found {tuple(image.shape)}; put normalize_image last"
+        )

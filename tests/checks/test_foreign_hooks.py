@@ -1,0 +1,92 @@
+"""Guard G37: hooks that loggers and plugins leave on a model."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from sightline.checks.foreign_hooks import foreign_hooks, hooks_of, hooks_of_loggers
+from sightline.checks.suite import Context
+from sightline.engine.distributed import World
+from tests.checks.pairing import make_pairs
+from tests.checks.planting import assert_complete, assert_healthy, caught, make
+
+
+class Watcher:
+    """A logger in the manner of `watch`: it hears every module and every gradient."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def watch(self, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            module.register_forward_hook(functools.partial(self.hear, name))
+        for parameter in model.parameters():
+            parameter.register_hook(self.hear_gradient)
+
+    def hear(self, name: str, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        self.heard.append(name)
+
+    def hear_gradient(self, gradient: torch.Tensor) -> None:
+        self.heard.append("gradient")
+
+
+def enlarge(module: nn.Module, inputs: Any, outputs: torch.Tensor) -> torch.Tensor:
+    """A hook that answers: the layer's output is another."""
+    return outputs * 1.001
+
+
+def test_healthy_runs(tmp_path: Path) -> None:
+    assert_healthy(make_pairs(tmp_path))
+    assert hooks_of(make(tmp_path).job.model) == []
+
+
+def test_hooks_of_torch_itself_belong_to_the_layer() -> None:
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
+    prune.identity(model[1], "weight")
+    assert hooks_of(model) == []
+
+
+def test_a_logger_that_watches(tmp_path: Path) -> None:
+    built = make_pairs(tmp_path)
+    Watcher().watch(built.job.model)
+    (finding,) = foreign_hooks(Context(built, World()))
+    assert (finding.severity, finding.cause) == ("warning", "dist.hook")
+    assert "forward hook tests.checks.test_foreign_hooks.Watcher.hear on 'the model'" in finding.measured
+    assert finding.where.file == __file__
+    assert finding.evidence["changed"] == []
+    assert "tests.checks.test_foreign_hooks.Watcher.hear_gradient" in finding.evidence["hooks"]
+    assert_complete(finding)
+
+
+def test_a_hook_that_changes_what_flows(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    handle = built.job.model.get_submodule("head.2").register_forward_hook(enlarge)
+    finding = caught(built, "foreign-hooks", "dist.hook")
+    assert "'logits' is another with it" in finding.summary
+    assert finding.where.layer == "head.2"
+    assert finding.where.line == enlarge.__code__.co_firstlineno
+    handle.remove()
+    assert foreign_hooks(Context(built, World())) == []
+
+
+def test_the_check_leaves_the_hooks_alone(tmp_path: Path) -> None:
+    built, watcher = make_pairs(tmp_path), Watcher()
+    watcher.watch(built.job.model)
+    before = [len(module._forward_hooks) for module in built.job.model.modules()]
+    foreign_hooks(Context(built, World()))
+    assert [len(module._forward_hooks) for module in built.job.model.modules()] == before
+
+
+def test_hooks_that_a_training_left(tmp_path: Path) -> None:
+    built = make_pairs(tmp_path)
+    context = Context(built, World(), run=tmp_path)
+    assert hooks_of_loggers(context) == []
+    Watcher().watch(built.job.model)
+    (finding,) = hooks_of_loggers(context)
+    assert (finding.code, finding.severity) == ("hooks-of-loggers", "warning")

@@ -1,0 +1,74 @@
+"""Guard G2: pictures of other objects than the clouds beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.checks.foreign_image import foreign_image
+from sightline.checks.suite import Context
+from sightline.engine.build import Built
+from sightline.engine.distributed import World
+from tests.checks.pairing import Pictured, make_pairs, make_pictured
+from tests.checks.planting import caught
+from tests.data.shapenet_render_writers import prepare, write_release
+
+
+class _Next(Pictured):
+    """Each object has the picture of the next one, as where two lists are paired by their order."""
+
+    def get_batch(self, keys: Any) -> dict[str, Any]:
+        batch = super().get_batch(keys)
+        images = [self.views.image(self.name_of((key.index + 1) % len(self)), 0) for key in keys]
+        return {**batch, "image": torch.stack([torch.from_numpy(image) for image in images])}
+
+
+def on(built: Built, kind: type[Pictured]) -> Built:
+    built.data.train.dataset.__class__ = kind  # type: ignore[assignment]
+    return built
+
+
+def found(built: Built) -> list[Any]:
+    return foreign_image(Context(built, World()))
+
+
+def test_healthy_runs(tmp_path: Path) -> None:
+    assert found(make_pictured(tmp_path)) == []
+    assert found(make_pairs(tmp_path)) == []  # without pictures
+
+
+def test_the_picture_of_the_next_object(tmp_path: Path) -> None:
+    finding = caught(on(make_pictured(tmp_path), _Next), "foreign-image", "data.pairing")
+    assert "8 of 8 looked at" in finding.summary
+    own, whose = finding.evidence["foreign"][0]
+    number = int(own.removeprefix("object_"))
+    assert whose == f"object_{(number + 1) % 120}"
+    assert f"the picture of {own} is of {whose}" in finding.measured
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_pictures_that_nobody_stored(tmp_path: Path, share: float) -> None:
+    def edit(batch: dict[str, Any], keys: Any) -> dict[str, Any]:
+        is_hit = torch.arange(len(keys)) < share * len(keys)
+        return {**batch, "image": torch.where(is_hit[:, None, None, None], 255 - batch["image"], batch["image"])}
+
+    (finding,) = found(make_pictured(tmp_path, edit))
+    assert "is none of its own" in finding.measured
+    assert f"{int(8 * share)} of 8" in finding.summary
+
+
+def test_a_prepared_set_of_pairs(tmp_path: Path) -> None:
+    """Real files: sound as they are read, and caught where rows of the store are taken one too far."""
+    prepare(write_release(tmp_path / "in"), tmp_path / "set", size_px=8)
+    data = f"data={{name: shapenet_render, root: '{tmp_path / 'set'}'}}"
+    built = make_pairs(tmp_path, data, "train.batch_size=2", "model.points.num_neighbours=4")
+    assert found(built) == []
+    pictures = built.data.train.dataset.pictures  # type: ignore[attr-defined]
+    pictures._rows = np.roll(pictures._rows, 1)
+    (finding,) = found(built)
+    assert finding.cause == "data.pairing"
+    assert str(tmp_path / "set") in finding.expected
