@@ -52,7 +52,7 @@ class ImageSide(NamedTuple):
 class Protocol:
     """What weights were published for: the task, the data set, what is measured there and which number is quoted.
 
-    `arguments` are those of the data set that give a point so many channels.
+    `arguments` are those of the data set that give a point so many channels, or images where there are no points.
     """
 
     task: str
@@ -69,9 +69,11 @@ _BY_COLOURS: Mapping[int, Mapping[str, Any]] = {
     6: {"colours": True},
     9: {"colours": True, "place": True},
 }
-_PAIRS = Protocol("contrast", "synthetic_shapes", ({"name": "pairs"},), "retrieval_accuracy", 64, {})
-"""Of clouds that are always there: what the authors pre-train on is no set to measure anything on."""
-_IMAGES = Protocol("classify", "synthetic_shapes", ({"name": "accuracy"},), "overall_accuracy", 64, {})
+_PAIRS = Protocol("contrast", "shapenet_render", ({"name": "pairs"},), "retrieval_accuracy", 64, {})
+_NO_POINTS = 0
+_IMAGES = Protocol(
+    "classify", "synthetic_shapes", ({"name": "accuracy"},), "overall_accuracy", 64, {_NO_POINTS: {"views": 12}}
+)
 """Of views that are always there: ImageNet, which the weights are of, is no set of ours."""
 _OBJECTS = Protocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64, _BY_NORMALS)
 _PARTS = Protocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, _BY_NORMALS)
@@ -230,6 +232,14 @@ _CROSSPOINT_VIEWS: tuple[Mapping[str, Any], ...] = (
         ],
     },
 )
+_RESIZED: Mapping[str, Any] = {"name": "resize_image", "size_px": 224}
+_PICTURES: tuple[Mapping[str, Any], ...] = (_RESIZED, {"name": "normalize_image"})
+_CROSSPOINT_PICTURES: tuple[Mapping[str, Any], ...] = (
+    _RESIZED,
+    {"name": "color_jitter"},
+    {"name": "flip_image"},
+    {"name": "normalize_image"},
+)
 _CROSSPOINT_CHANNELS = {
     "dgcnn": Size("points.edges.0.edge.linear.weight", 1, divisor=2),
     "dgcnn_parts": Size("points.levels.edges.0.network.layers.0.linear.weight", 1, divisor=2),
@@ -255,8 +265,8 @@ def _crosspoint(points: str, images: str | None = None) -> PublishedModel:
         },
         assumed={"points.num_neighbours": 15},
         losses=({"name": "intra_modal"}, *(({"name": "cross_modal"},) if both else ())),
-        evaluate=_CROSSPOINT_VIEWS,
-        trains=_CROSSPOINT_VIEWS,
+        evaluate=(*_CROSSPOINT_VIEWS, *(_PICTURES if both else ())),
+        trains=(*_CROSSPOINT_VIEWS, *(_CROSSPOINT_PICTURES if both else ())),
         protocol=_PAIRS,
         has_image_file=both,
     )
@@ -280,6 +290,8 @@ def _image_classifier(encoder: str, **from_shapes: Size | ImageSide) -> Publishe
         in_channels=None,
         encoders={"images": encoder},
         from_shapes={f"images.{name}": size for name, size in from_shapes.items()},
+        evaluate=_PICTURES,
+        trains=_PICTURES,
         up_axis=None,
         protocol=_IMAGES,
         keeps_head=False,

@@ -100,7 +100,8 @@ def test_pre_trained_branches_become_runs_with_the_authors_outputs(
 ) -> None:
     golden = load_golden(shared, name)
     file = saved(tmp_path / "a.pth", {f"module.{key}": value for key, value in golden.state().items()})
-    converted = convert(file, layout=layout, target=tmp_path / "run", overrides=("train.precision=float64",))
+    options: dict[str, Any] = {"data_name": "synthetic_shapes", "overrides": ("train.precision=float64",)}
+    converted = convert(file, layout=layout, target=tmp_path / "run", **options)
     lineage = converted.lineage
     assert (lineage["model"], lineage["parameters"]) == ("intrapoint", parameters)
     assert lineage["from_shapes"] == {"in_channels": 3, "points.embedding": 1024, "embedding": 256, "hidden": 1024}
@@ -133,8 +134,13 @@ def test_both_branches_of_two_files_become_one_run(shared: Path, tmp_path: Path)
         images=files["img_model"],
         layout=layout,
         target=tmp_path / "run",
-        overrides=("train.precision=float64", "model.points.num_neighbours=10"),
+        overrides=(
+            "train.precision=float64",
+            "model.points.num_neighbours=10",
+            f"data.root={tmp_path / 'none'}",
+        ),
     )
+    assert converted.notes[0].startswith("shapenet_render is not prepared here")
     assert converted.lineage["parameters"] == golden.info["param_count"]
     assert converted.lineage["images"]["file"] == str(files["img_model"].resolve())
     assert converted.lineage["assumed"] == {}
@@ -168,7 +174,8 @@ def test_a_fine_tuned_file_becomes_a_run_on_parts(shared: Path, tmp_path: Path) 
 def test_a_converted_run_starts_fine_tuning(shared: Path, tmp_path: Path) -> None:
     """All tensors of the encoder find their place in the network for parts; what is left is its head."""
     golden = load_golden(shared, "crosspoint_seg_pretrain")
-    convert(saved(tmp_path / "a.pth", golden.state()), layout="crosspoint_seg", target=tmp_path / "run")
+    file = saved(tmp_path / "a.pth", golden.state())
+    convert(file, layout="crosspoint_seg", target=tmp_path / "run", data_name="synthetic_shapes")
     encoder = sightline.load_run(tmp_path / "run").model.points
     model = sightline.build_model("dgcnn_parts", num_classes=50, in_channels=3, num_categories=16)
     report = load_weights(model, encoder.state_dict(), may_be_missing=("category", "join", "head"))
