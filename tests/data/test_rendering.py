@@ -81,7 +81,7 @@ def test_the_embedded_shapes_are_rendered_by_their_arguments(tmp_path: Path) -> 
     shapes = SyntheticShapes(split="test", train_size=12, test_size=12, num_points=40)
     cloud = shapes[SampleKey(5, 0, 0)]["points"].numpy()
     cameras = ring_cameras(4, size_px=16, elevations_deg=(0, 45))
-    expected = render_cloud(to_unit_sphere(cloud, where="here"), cameras, style="depth")
+    expected = render_cloud(cloud, cameras, style="depth")
     assert np.array_equal(views.image(shapes.name_of(5), 3)[..., 0], expected[3])
 
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from sightline.geometry import rendering
 from sightline.geometry.cameras import Projection, ring_cameras
@@ -75,6 +76,18 @@ def test_degenerate_clouds_are_drawn_alike_by_both(points: np.ndarray, projectio
     drawn = render_cloud(points, cameras)
     assert (drawn.max(axis=(1, 2)) > 0).all()
     assert np.array_equal(render_cloud_plainly(points, cameras), drawn)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    cloud, cameras = random_cloud(4), ring_cameras(7, size_px=32)
+    before = render_cloud(cloud, cameras), render_mesh(CORNERS, CUBE, cameras)
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert np.array_equal(render_cloud(cloud, cameras), before[0])
+        assert np.array_equal(render_mesh(CORNERS, CUBE, cameras), before[1])
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def test_a_view_has_the_same_bits_alone_and_among_others() -> None:
