@@ -139,11 +139,6 @@ class LabelledClouds:
         """What a prepared folder holds, from its manifest: counts, points per shape, ranges, where it came from."""
         return describe_clouds(open_prepared(root, set_names=cls.readable_sets), root)
 
-    @classmethod
-    def verify(cls, root: Path) -> int:
-        """Read every prepared file and compare its hash; how many there are. Raises DataError naming a wrong one."""
-        return verify(root)
-
     @property
     def fingerprint(self) -> str:
         """The digest of the manifest, which holds the hash of every file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import inspect
 from collections.abc import Mapping
@@ -87,6 +88,7 @@ class ProbedData:
         return {
             "split": part.split,
             "num_samples": len(part.indices),
+            "names": _digest_of(part),
             "fingerprint": fingerprint,
             "data": {name: value for name, value in data.items() if name != "root"},
             "transforms": to_plain(self.config.transforms.evaluate),
@@ -172,6 +174,11 @@ def _kept(cache: FeatureCache | None, key: Mapping[str, Any] | None, world: Worl
     found = cache.load(key)
     votes = world.gather_text("" if found is None else "found", what="kept features")
     return found if all(votes) else None
+
+
+def _digest_of(part: Part) -> str:
+    """Of the names of all samples in order: a set may choose among its shapes by more than its arguments."""
+    return hashlib.sha256("\n".join(part.name_of(int(index)) for index in part.indices).encode()).hexdigest()
 
 
 def _serves_pairs(component: Component) -> bool:
