@@ -63,11 +63,12 @@ def evaluated_sha256(folder: Path) -> str:
 
 
 def describe_lineage(lineage: Mapping[str, Any]) -> str:
-    """One line: of converted weights file, hash and layout; of others the chain of runs, the nearest first."""
+    """One line: of converted weights file, hash, layout and what the file lacked; of others the chain of runs."""
     if "layout" in lineage:
+        fresh = ", ".join(lineage.get("fresh", ()))
         return (
             f"weights converted from {lineage['file']} (SHA-256 {str(lineage['sha256'])[:16]}..., layout "
-            f"{lineage['layout']})"
+            f"{lineage['layout']}){f'; {fresh}: untrained, the file has none' if fresh else ''}"
         )
     match, stage = lineage["match"], lineage["source"]
     taken = f"{lineage['modules'] or 'all'} into {match['filled'] or 'the whole model'}"
