@@ -144,6 +144,11 @@ class LabelledClouds:
         """The digest of the manifest, which holds the hash of every file."""
         return str(self._prepared.manifest["digest"])
 
+    @classmethod
+    def verify(cls, root: Path) -> int:
+        """Read every prepared file and compare its hash; how many there are. Raises DataError naming a wrong one."""
+        return verify(root)
+
     def _part(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows and labels of a split before any fraction is taken; only shapes with views where others are left out."""
         rows, labels = _choose(self._prepared, split, self.class_names)

@@ -5,41 +5,31 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from sightline import registry
-from sightline.chart import Panel, Series, render_svg
+from sightline.chart import render_svg
 from sightline.config import RunConfig
+from sightline.config.show import show_inline
 from sightline.engine import checkpoint
 from sightline.engine.build import build_part
 from sightline.engine.lineage import evaluated_sha256, read_lineage
 from sightline.errors import UserError
 from sightline.verbs import train as training
 from sightline.verbs.common import config_of, load_document, write_document, write_file
+from sightline.verbs.label_table import COLUMNS, STARTS, Cell, Row, Start, panel_of, rows_of, shown, told_fraction
 from sightline.verbs.output import note, show_table
 
-__all__ = ["Cell", "Options", "Row", "label_efficiency", "rows_of"]
+__all__ = ["Options", "label_efficiency"]
 
-Start = Literal["scratch", "pretrained"]
-STARTS: tuple[Start, ...] = ("scratch", "pretrained")
 NAME = "label_efficiency"
-_COLUMNS = (
-    "labels",
-    "samples",
-    "runs",
-    "scratch",
-    "spread",
-    "pre-trained",
-    "spread",
-    "difference",
-    "against the spread",
-)
-_PRETRAINED_ONLY = ("optimizer.frozen", "optimizer.layer_decay")
+_PRETRAINED_ONLY = {"frozen": "[]", "layer_decay": "null"}
+"""Arguments of the optimiser that serve weights worth keeping, and the values that switch them off."""
+
 Number = TypeVar("Number", int, float)
 
 
@@ -60,60 +50,6 @@ class Options:
     json: Path | None = None
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run: its share of the labels, where it starts, its seed, what is laid over the config, and its figure."""
-
-    fraction: float
-    start: Start
-    seed: int
-    path: Path
-    overrides: tuple[str, ...]
-    value: float | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """A share of the labels: how many samples that is, the figures of either start by seed, and what they say.
-
-    A spread is the largest figure less the smallest, NaN of a single run. `is_beyond` says whether the difference of
-    the means, pre-trained less scratch, is more than the larger of both spreads; None where there is none.
-    """
-
-    fraction: float
-    num_samples: int
-    scratch: tuple[float, ...]
-    pretrained: tuple[float, ...]
-
-    @property
-    def is_complete(self) -> bool:
-        return bool(self.scratch and self.pretrained)
-
-    @property
-    def spread(self) -> float:
-        return max(_spread(self.scratch), _spread(self.pretrained))
-
-    @property
-    def difference(self) -> float:
-        return statistics.fmean(self.pretrained) - statistics.fmean(self.scratch) if self.is_complete else math.nan
-
-    @property
-    def is_beyond(self) -> bool | None:
-        is_known = self.is_complete and not math.isnan(self.spread)
-        return self.difference > self.spread if is_known else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; what is not known yet is null."""
-        return {
-            "fraction": self.fraction,
-            "num_samples": self.num_samples,
-            **{start: _statistics(getattr(self, start)) for start in STARTS},
-            "difference": self.difference,
-            "spread": self.spread,
-            "is_beyond_spread": self.is_beyond,
-        }
-
-
 def label_efficiency(options: Options) -> int:
     """Run every cell that is not done, and compare; the exit code of the first run that did not come to its end."""
     config, cells = _plan(options)
@@ -122,7 +58,7 @@ def label_efficiency(options: Options) -> int:
     code = 0
     for number, cell in enumerate(cells, start=1):
         _assert_same_source(cell, config)
-        labels = f"{_told_fraction(cell.fraction)} of the labels"
+        labels = f"{told_fraction(cell.fraction)} of the labels"
         note(f"run {number} of {len(cells)}: {labels}, {cell.start}, seed {cell.seed}")
         with _handlers_kept():
             code = training.train(_options_of(cell, options))
@@ -133,7 +69,7 @@ def label_efficiency(options: Options) -> int:
         _write(options, config, rows_of(done, sizes), cells=done)
     rows = rows_of(done, sizes)
     show_table(
-        f"{config.name}: {config.evaluate.metric} of the last weights on the test part", _COLUMNS, map(_shown, rows)
+        f"{config.name}: {config.evaluate.metric} of the last weights on the test part", COLUMNS, map(shown, rows)
     )
     if done:
         note(f"written: {options.out / NAME}.json, {options.out / NAME}.svg")
@@ -176,9 +112,10 @@ def _cell(
 ) -> Cell:
     given = list(options.overrides if start == "scratch" else _of_source(options))
     if start == "scratch":
-        dropped = ("init", *_PRETRAINED_ONLY)
-        given = [text for text in given if not any(_is_at(text, key) for key in dropped)]
-        given += ["init=null", *(f"{key}={_nothing(config, key)}" for key in _PRETRAINED_ONLY)]
+        known = {key: off for key, off in _PRETRAINED_ONLY.items() if key in config.optimizer.arguments}
+        switched = {"init": "null", **{f"optimizer.{key}": off for key, off in known.items()}}
+        given = [text for text in given if not any(_is_at(text, key) for key in switched)]
+        given += [f"{key}={off}" for key, off in switched.items()]
     given += [f"data.fraction={fraction!r}", f"seed={seed}", "evaluate.select=test"]
     given += [f"train.epochs={num_epochs}"] if num_epochs is not None else []
     given += [f"evaluate.every={num_epochs or config.train.epochs}"]
@@ -188,11 +125,6 @@ def _cell(
     return Cell(fraction, start, seed, path, tuple(given))
 
 
-def _nothing(config: RunConfig, key: str) -> str:
-    """The value that switches a setting of the optimiser off."""
-    return "null" if key == "optimizer.layer_decay" else "[]"
-
-
 def _is_at(override: str, key: str) -> bool:
     place = override.partition("=")[0].strip()
     return place == key or place.startswith(f"{key}.")
@@ -200,7 +132,11 @@ def _is_at(override: str, key: str) -> bool:
 
 def _of_source(options: Options) -> tuple[str, ...]:
     """The overrides, with the run to start from among them where one was given."""
-    return options.overrides if options.source is None else (*options.overrides, f"init.from={options.source}")
+    return (
+        options.overrides
+        if options.source is None
+        else (*options.overrides, f"init.from={show_inline(options.source)}")
+    )
 
 
 def _read(options: Options, overrides: Sequence[str]) -> RunConfig:
@@ -270,46 +206,7 @@ def _figure(cell: Cell, metric: str) -> float:
     return math.nan if value is None else float(value)
 
 
-# --- what came of it -------------------------------------------------------------------------------------------------
-
-
-def rows_of(cells: Sequence[Cell], num_samples: dict[float, int]) -> list[Row]:
-    """A row for each share of which a cell is done, in order."""
-    values = {
-        (fraction, start): tuple(
-            c.value for c in cells if (c.fraction, c.start) == (fraction, start) and c.value is not None
-        )
-        for fraction in num_samples
-        for start in STARTS
-    }
-    rows = [Row(f, size, values[f, "scratch"], values[f, "pretrained"]) for f, size in num_samples.items()]
-    return [row for row in rows if row.scratch or row.pretrained]
-
-
-def _spread(values: Sequence[float]) -> float:
-    return max(values) - min(values) if len(values) > 1 else math.nan
-
-
-def _statistics(values: Sequence[float]) -> dict[str, Any]:
-    return {
-        "values": list(values),
-        "mean": statistics.fmean(values) if values else math.nan,
-        "std": statistics.stdev(values) if len(values) > 1 else math.nan,
-        "spread": _spread(values),
-    }
-
-
-def _shown(row: Row) -> list[Any]:
-    """A row of the table."""
-    sides = [_statistics(getattr(row, start)) for start in STARTS]
-    figures = [told[key] for told in sides for key in ("mean", "spread")]
-    verdict = {True: "beyond it", False: "within it", None: "nothing to compare"}[row.is_beyond]
-    counts = [_told_fraction(row.fraction), row.num_samples, max(len(row.scratch), len(row.pretrained))]
-    return [*counts, *(None if math.isnan(figure) else figure for figure in (*figures, row.difference)), verdict]
-
-
-def _told_fraction(fraction: float) -> str:
-    return f"{100 * fraction:g} %"
+# --- what is kept ----------------------------------------------------------------------------------------------------
 
 
 def _document(options: Options, config: RunConfig, rows: Sequence[Row], cells: Sequence[Cell]) -> dict[str, Any]:
@@ -331,10 +228,5 @@ def _document(options: Options, config: RunConfig, rows: Sequence[Row], cells: S
 def _write(options: Options, config: RunConfig, rows: Sequence[Row], *, cells: Sequence[Cell]) -> None:
     """Table and plot of what is done so far, in the folder of the runs."""
     write_document(options.out / f"{NAME}.json", _document(options, config, rows, cells))
-    series = []
-    for start, name in zip(STARTS, ("from scratch", "pre-trained"), strict=True):
-        told = [(row.fraction, getattr(row, start)) for row in rows if getattr(row, start)]
-        points = tuple((100 * fraction, statistics.fmean(values)) for fraction, values in told)
-        series.append(Series(name, points, tuple((min(values), max(values)) for _, values in told)))
-    panel = Panel(f"{config.evaluate.metric}, {config.data.name}", "labels, %", tuple(series), y_scale="linear")
+    panel = panel_of(rows, title=f"{config.evaluate.metric}, {config.data.name}")
     write_file(options.out / f"{NAME}.svg", render_svg([[panel]]))

@@ -17,7 +17,7 @@ from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.lineage import describe_lineage, read_lineage
-from sightline.verbs.label_efficiency import STARTS, Cell, Row, rows_of
+from sightline.verbs.label_table import STARTS, Cell, Row, rows_of
 from tests.command import Outcome, run_here
 
 DATA = "{name: synthetic_shapes, train_size: 240, test_size: 24, num_points: 32%s}"

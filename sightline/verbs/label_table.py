@@ -1,0 +1,131 @@
+"""What came of runs from scratch and of pre-trained ones: a row for each share of the labels, a table, a plot."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sightline.chart import Panel, Series
+
+__all__ = ["COLUMNS", "STARTS", "Cell", "Row", "Start", "panel_of", "rows_of", "shown", "told_fraction"]
+
+Start = Literal["scratch", "pretrained"]
+STARTS: tuple[Start, ...] = ("scratch", "pretrained")
+COLUMNS = (
+    "labels",
+    "samples",
+    "runs",
+    "scratch",
+    "spread",
+    "pre-trained",
+    "spread",
+    "difference",
+    "against the spread",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its share of the labels, where it starts, its seed, what is laid over the config, and its figure."""
+
+    fraction: float
+    start: Start
+    seed: int
+    path: Path
+    overrides: tuple[str, ...]
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A share of the labels: how many samples that is, the figures of either start by seed, and what they say.
+
+    A spread is the largest figure less the smallest, NaN of a single run. `is_beyond` says whether the difference of
+    the means, pre-trained less scratch, is more than the larger of both spreads; None where there is none.
+    """
+
+    fraction: float
+    num_samples: int
+    scratch: tuple[float, ...]
+    pretrained: tuple[float, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.scratch and self.pretrained)
+
+    @property
+    def spread(self) -> float:
+        return max(_spread(self.scratch), _spread(self.pretrained))
+
+    @property
+    def difference(self) -> float:
+        return statistics.fmean(self.pretrained) - statistics.fmean(self.scratch) if self.is_complete else math.nan
+
+    @property
+    def is_beyond(self) -> bool | None:
+        is_known = self.is_complete and not math.isnan(self.spread)
+        return self.difference > self.spread if is_known else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; what is not known yet is null."""
+        return {
+            "fraction": self.fraction,
+            "num_samples": self.num_samples,
+            **{start: _statistics(getattr(self, start)) for start in STARTS},
+            "difference": self.difference,
+            "spread": self.spread,
+            "is_beyond_spread": self.is_beyond,
+        }
+
+
+def rows_of(cells: Sequence[Cell], num_samples: Mapping[float, int]) -> list[Row]:
+    """A row for each share of which a cell is done, in order."""
+    values = {
+        (fraction, start): tuple(
+            c.value for c in cells if (c.fraction, c.start) == (fraction, start) and c.value is not None
+        )
+        for fraction in num_samples
+        for start in STARTS
+    }
+    rows = [Row(f, size, values[f, "scratch"], values[f, "pretrained"]) for f, size in num_samples.items()]
+    return [row for row in rows if row.scratch or row.pretrained]
+
+
+def _spread(values: Sequence[float]) -> float:
+    return max(values) - min(values) if len(values) > 1 else math.nan
+
+
+def _statistics(values: Sequence[float]) -> dict[str, Any]:
+    return {
+        "values": list(values),
+        "mean": statistics.fmean(values) if values else math.nan,
+        "std": statistics.stdev(values) if len(values) > 1 else math.nan,
+        "spread": _spread(values),
+    }
+
+
+def shown(row: Row) -> list[Any]:
+    """A row of the table."""
+    sides = [_statistics(getattr(row, start)) for start in STARTS]
+    figures = [told[key] for told in sides for key in ("mean", "spread")]
+    verdict = {True: "beyond it", False: "within it", None: "nothing to compare"}[row.is_beyond]
+    counts = [told_fraction(row.fraction), row.num_samples, max(len(row.scratch), len(row.pretrained))]
+    return [*counts, *(None if math.isnan(figure) else figure for figure in (*figures, row.difference)), verdict]
+
+
+def told_fraction(fraction: float) -> str:
+    return f"{100 * fraction:g} %"
+
+
+def panel_of(rows: Sequence[Row], *, title: str) -> Panel:
+    """Both starts over the share of the labels: means, and from the smallest to the largest figure of the seeds."""
+    series = []
+    for start, name in zip(STARTS, ("from scratch", "pre-trained"), strict=True):
+        told = [(row.fraction, getattr(row, start)) for row in rows if getattr(row, start)]
+        points = tuple((100 * fraction, statistics.fmean(values)) for fraction, values in told)
+        series.append(Series(name, points, tuple((min(values), max(values)) for _, values in told)))
+    return Panel(title, "labels, %", tuple(series), y_scale="linear")
