@@ -11,7 +11,9 @@ import typer
 
 from sightline.collection import collection_paused
 from sightline.verbs.data_commands import data_app
+from sightline.verbs.label_efficiency_command import label_efficiency
 from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, Traceback, parted, writable
+from sightline.verbs.probe_command import probe
 
 app = typer.Typer(
     add_completion=False,
@@ -133,6 +135,10 @@ def predict(
 
     asked = (checkpoint, tuple(plugin or ()), batch_size, columns, unit_sphere, category, out, probabilities)
     return verb.predict(verb.Options(run, tuple(paths), *asked, device, json, csv))
+
+
+app.command()(probe)
+app.command("label-efficiency")(label_efficiency)
 
 
 @app.command()
