@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -23,6 +24,8 @@ class TwoViews:
     Source: Afham et al. 2022, CrossPoint, section 3.1.
     """
 
+    adds: ClassVar[dict[str, Field]] = {"other_points": Field("as points", "float32", "as points", "as points")}
+
     def __init__(self, *, each: tuple[TransformBlock, ...]) -> None:
         for place, transform in enumerate(each):
             needed = _required(transform)
@@ -32,7 +35,6 @@ class TwoViews:
                     "can be drawn twice"
                 )
         self.each: tuple[Transform, ...] = each
-        self.adds = {"other_points": Field("as points", "float32", "as points", "as points")}
 
     def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
         return {

@@ -17,7 +17,7 @@ from sightline.engine.optimizers import Recipe
 from sightline.engine.parameter_groups import Rate, tell_rates
 from sightline.engine.records import kept_random_state
 from sightline.engine.run_documents import read_facts
-from sightline.errors import DataError, UserError
+from sightline.errors import UserError
 from sightline.plugins import file_of, load_plugins
 from sightline.registry import DATA_FACTS, REGISTRIES, Entry, Registry, blame, data, optimizers
 from sightline.schema import describe_type, nearest
@@ -49,19 +49,22 @@ def show(path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], json:
 
 
 def _rates(config: RunConfig, path: Path) -> tuple[Rate, ...]:
-    """What each module gets of the optimiser where modules differ; nothing, and a note, where the data is not there."""
+    """What each module gets of the optimiser where modules differ; nothing, and a note, where that cannot be told.
+
+    That takes the data set's facts and the model: what is wrong with these is for `check` and `train` to refuse.
+    """
     recipe: Recipe = optimizers.build(config.optimizer, facts={})
     if not recipe.is_graded:
         return ()
     try:
         facts = read_facts(path) if is_run(path) else data.build(config.data, facts={"split": "train"}).info.facts
-    except DataError as error:
-        note(f"rates: the sizes of the model are those of its data, which cannot be read: {error}")
+        with kept_random_state():
+            model = build_model(config, facts, World())
+        with blame(config.optimizer):
+            recipe.build(model)
+    except UserError as error:
+        note(f"rates of modules cannot be told: {error}")
         return ()
-    with kept_random_state():
-        model = build_model(config, facts, World())
-    with blame(config.optimizer):
-        recipe.build(model)
     return recipe.rates(model)
 
 

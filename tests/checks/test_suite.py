@@ -224,6 +224,7 @@ def test_codes_are_stable() -> None:
         "checkpoint-match",
         "empty-loader",
         "negatives",
+        "stage-agreement",
         "untrained-init",
         "absent-class-score",
         "broken-offsets",

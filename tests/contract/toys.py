@@ -224,7 +224,7 @@ class Aligned:
 
 def _views(draw: np.random.Generator) -> dict[str, Any]:
     code = draw.normal(size=4)
-    points, other = (torch.from_numpy(code[:, None] + draw.normal(size=(4, 8))) for _ in range(2))
+    points, other = (torch.from_numpy(code[:, None] + 0.2 * draw.normal(size=(4, 8))) for _ in range(2))
     return {"points": points, "other_points": other, "image": torch.from_numpy(np.outer(code, code))}
 
 

@@ -71,7 +71,7 @@ def test_parts_are_learnt_from_every_run_and_once_from_scratch(
     monkeypatch.setattr(training, "train", train)
     document, text, _ = suite(runs, tmp_path / "out", "--finetune", config)
     assert [call.overrides for call in calls] == [
-        ("init=null", "optimizer.frozen=[]"),
+        ("init=null", "optimizer.frozen=[]", "optimizer.layer_decay=null"),
         (f"init.from={(runs[0] / 'checkpoints' / 'last').resolve()}",),
         (f"init.from={(runs[1] / 'checkpoints' / 'last').resolve()}",),
     ]

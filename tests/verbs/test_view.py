@@ -71,7 +71,7 @@ def test_what_is_written_is_what_training_saw(parts: Path, tmp_path: Path) -> No
     document, _ = view(parts.with_name("parts.yaml"), tmp_path, "--samples", str(index), "--epoch", "2")
     batch = data.train.reader([SampleKey(index, 2, 0)])
     points, labels = batch["points"][0].numpy(), batch["label"][0].numpy()
-    vertex = read_ply(tmp_path / f"train_{index}.3_train_3_sample_points_ground_truth.ply").vertex
+    vertex = read_ply(tmp_path / f"train_train_{index:05d}.3_train_3_sample_points_ground_truth.ply").vertex
     assert list(vertex) == ["x", "y", "z", "red", "green", "blue", "label"]
     assert np.array_equal(np.stack([vertex[axis] for axis in "xyz"], axis=1), points.astype(np.float64))
     assert np.array_equal(vertex["label"], labels)
