@@ -251,6 +251,7 @@ def test_sizes_of_a_vision_transformer_are_seen_in_its_weights(tmp_path: Path) -
     file = saved(tmp_path / "a.pth", state)
     converted = convert(file, layout="timm_vit_tiny", target=tmp_path / "run", data_name="thousand")
     assert {"images.size_px": 96, "images.patch_px": 32}.items() <= converted.lineage["from_shapes"].items()
+    assert sightline.load_run(tmp_path / "run").config.transforms.evaluate[0].arguments == {"size_px": 96}
     with pytest.raises(
         CheckpointError, match=r"tensors have another shape than this model of the layout 'timm_vit_small'"
     ):
