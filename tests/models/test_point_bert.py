@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline import registry
 from sightline.errors import ConfigError
 from sightline.layers.patch_tokens import MiniPointNet, nearest_groups
 from sightline.layers.stochastic_depth import StochasticDepth
@@ -18,6 +19,7 @@ from sightline.layers.transformer import MultiHeadAttention, TransformerBlock
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.point_bert import PointBERT, PointBERTEncoder
 from sightline.models.published import translate, translate_key
+from sightline.types import Component
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,
@@ -257,6 +259,21 @@ def test_agrees_with_the_reference(shared: Path, name: str) -> None:
 
 
 # --- what it claims --------------------------------------------------------------------------------------------------
+
+
+def test_the_registered_encoder_gives_the_feature_of_the_classifier() -> None:
+    """Same names in the state, but for the head: what one was trained as fits the other."""
+    encoder = registry.point_encoders.build(
+        Component("point_bert", {name: value for name, value in SMALL.items() if name != "in_channels"}),
+        facts={"in_channels": 3, "num_classes": 4},
+    )
+    model, points = small(), torch.randn(2, 30, 3, dtype=torch.float64)
+    encoder.double().eval().load_state_dict(
+        {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+    )
+    feature = encoder.encode(points=points)
+    assert feature.shape == (2, encoder.feature_width)
+    assert torch.equal(feature, model.encode(points=points))
 
 
 def test_branches_are_left_out_more_often_in_later_blocks() -> None:
