@@ -315,7 +315,10 @@ def blame(component: Component) -> Iterator[None]:
     except ConfigError as error:
         raise ConfigError(*(_placed(component, fault) for fault in error.faults)) from error
     except DataError as error:
-        raise type(error)(f"{component.origins.get('root', component.where)}: {error}") from error
+        # The argument that names the folder which the message begins with, as given; else the root.
+        told, given = str(error), component.arguments.items()
+        named = (name for name, value in given if isinstance(value, str) and told.startswith(f"{value}: "))
+        raise type(error)(f"{component.origins.get(next(named, 'root'), component.where)}: {error}") from error
     except UserError:
         raise
     except ValueError as error:

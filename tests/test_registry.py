@@ -224,6 +224,14 @@ def test_a_missing_folder_is_blamed_on_the_root_that_named_it() -> None:
         raise DataError("/data: no such folder")
 
 
+def test_a_missing_folder_is_blamed_on_the_argument_that_named_it() -> None:
+    with (
+        pytest.raises(DataError, match=r"^mine\.yaml:5: model\.views: /views: is no view store$"),
+        blame(block("m", root="/data", views="/views")),
+    ):
+        raise DataError("/views: is no view store")
+
+
 # --- what there is ---------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Draws synthetic_shapes.png and view.png in this folder anew: .venv/bin/python docs/pictures/draw.py"""
+"""Draws synthetic_shapes.png, view.png and views.png in this folder anew: .venv/bin/python docs/pictures/draw.py"""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 
 from sightline.data.reading import BatchReader, NamedTransform
 from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.geometry.cameras import ring_cameras
+from sightline.geometry.rendering import Style, on_background, render_cloud
 from sightline.pictures import colors_of, encode_png, render_clouds
 from sightline.transforms.point_choice import SamplePoints
 from sightline.transforms.points import Rotate, Scale
@@ -17,6 +19,7 @@ from sightline.view.sheet import draw_sheet
 
 CHOSEN = (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 """Which solid of each class."""
+STYLES: tuple[Style, ...] = ("shaded", "depth")
 
 
 def draw(path: Path) -> None:
@@ -50,6 +53,23 @@ def draw_stages(path: Path) -> None:
     path.write_bytes(encode_png(draw_sheet(subject)))
 
 
+def draw_views(path: Path) -> None:
+    """Five solids from six cameras of twelve: shaded, and below in `depth`."""
+    shapes = SyntheticShapes(split="train", train_size=240)
+    names = shapes.info.facts["class_names"]
+    chosen = [int(np.flatnonzero(shapes.strata == names.index(name))[0]) for name in ("chair", "mug", "lamp")]
+    cameras = ring_cameras(12, size_px=96)
+    rows = [
+        np.concatenate(
+            list(render_cloud(shapes[SampleKey(index, 0, 0)]["points"].numpy(), cameras, style=style)[:8]), 1
+        )
+        for index in chosen
+        for style in STYLES
+    ]
+    path.write_bytes(encode_png(on_background(np.concatenate(rows), "white")))
+
+
 if __name__ == "__main__":
     draw(Path(__file__).with_name("synthetic_shapes.png"))
     draw_stages(Path(__file__).with_name("view.png"))
+    draw_views(Path(__file__).with_name("views.png"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sightline.bench import rooms
+from sightline.bench import rendering, rooms
 from sightline.bench.case import Case, Run, Variant
 from sightline.data.reading import BatchReader, NamedTransform
 from sightline.data.synthetic_shapes import SyntheticShapes
@@ -38,6 +38,7 @@ def cases() -> list[Case]:
             variants=(Variant("sightline", _from_memory, _same_augmentation),),
         ),
         *rooms.cases(),
+        *rendering.cases(),
     ]
 
 

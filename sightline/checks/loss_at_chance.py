@@ -16,6 +16,7 @@ __all__ = ["at_chance", "loss_at_chance"]
 CODE = "loss-at-chance"
 _SUFFIX = "_of_chance"
 _FEWEST_STEPS = 100
+_FEWEST_SLOW_STEPS = 300  # pictures need longer: 0.94 after 130 steps of a run that goes on to learn
 _SHARE_OF_RUN = 4
 _NEAR = 0.9
 _FALL = 0.05
@@ -33,7 +34,8 @@ def loss_at_chance(context: Context) -> list[Finding]:
 def at_chance(lines: Sequence[Mapping[str, Any]], *, file: Path) -> list[Finding]:
     """Findings on the training lines of a run; runs of fewer than a hundred steps say nothing.
 
-    A share of exactly 1 is a network that answers alike for all; one of nearly 1 that has not fallen learns nothing.
+    A share of exactly 1 is a network that answers alike for all; one of nearly 1 that has not fallen in three hundred
+    steps learns nothing.
     """
     trained = [line for line in lines if line.get("split") == "train"]
     if not trained or trained[-1]["step"] < _FEWEST_STEPS:
@@ -46,9 +48,10 @@ def _of_term(lines: Sequence[Mapping[str, Any]], name: str, file: Path) -> Findi
     quarter = max(1, len(lines) // _SHARE_OF_RUN)
     first, last = _mean(lines[:quarter], name), _mean(lines[-quarter:], name)
     is_collapsed = abs(last - 1) <= _COLLAPSED
-    if not is_collapsed and not (last >= _NEAR and first - last < _FALL):
-        return None
     final = lines[-1]
+    is_slow = last >= _NEAR and first - last < _FALL and final["step"] >= _FEWEST_SLOW_STEPS
+    if not is_collapsed and not is_slow:
+        return None
     causes = ("loss.collapse", "model.constant_output", "optim.lr")
     if not is_collapsed:
         causes = ("optim.lr", "data.pairing", "loss.detached")

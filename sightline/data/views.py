@@ -14,7 +14,16 @@ from sightline.errors import ConfigError, DataError, MissingDataError
 from sightline.geometry.rendering import Background, on_background
 from sightline.types import Field, SampleKey
 
-__all__ = ["DEFAULT_SIZE_PX", "IMAGE", "VIEWS_SET", "StoredPictures", "Views", "image_field", "opened_views", "promised_image"]
+__all__ = [
+    "DEFAULT_SIZE_PX",
+    "IMAGE",
+    "VIEWS_SET",
+    "StoredPictures",
+    "Views",
+    "image_field",
+    "opened_views",
+    "promised_image",
+]
 
 VIEWS_SET = "views"
 """What the manifest of a view store calls itself."""

@@ -24,6 +24,7 @@ __all__ = [
     "draw_triangles_plainly",
     "on_background",
     "render_cloud",
+    "render_cloud_plainly",
     "render_mesh",
 ]
 
@@ -54,14 +55,20 @@ def render_cloud(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded
     Raises ValueError for points that are not finite or (N, 3).
     Source: Zwicker et al. 2001, "Surface splatting", sections 4 and 5 (blur by a pixel, visibility, blending).
     """
-    if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
-        raise ValueError(f"points are {points.shape}, (points, 3) with at least one point are needed")
-    discs = _discs_seen(surfels_of(points), cameras)
+    discs = _discs_seen(_surfels_checked(points), cameras)
     key, shade = _new_maps(cameras)
     if suits(torch.from_numpy(discs)):
         in_threads(draw_surfels, len(cameras), discs, key, shade)
     else:
         draw_surfels_plainly(discs, key, shade)
+    return _levels(key, shade, cameras, style)
+
+
+def render_cloud_plainly(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
+    """The reference of `render_cloud`: the same bits by NumPy alone, one disc at a time."""
+    discs = _discs_seen(_surfels_checked(points), cameras)
+    key, shade = _new_maps(cameras)
+    draw_surfels_plainly(discs, key, shade)
     return _levels(key, shade, cameras, style)
 
 
@@ -130,6 +137,12 @@ def draw_triangles_plainly(faces: np.ndarray, key: np.ndarray, shade: np.ndarray
             is_front = is_inside.all(axis=0) & (here > key[view, rows, columns])
             key[view, rows, columns] = np.where(is_front, here, key[view, rows, columns])
             shade[view, rows, columns] = np.where(is_front, face[12], shade[view, rows, columns])
+
+
+def _surfels_checked(points: np.ndarray) -> Surfels:
+    if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
+        raise ValueError(f"points are {points.shape}, (points, 3) with at least one point are needed")
+    return surfels_of(points)
 
 
 def _window(disc: np.ndarray, size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:

@@ -105,8 +105,8 @@ def import_views(
 ) -> int:
     """Read pictures that others rendered into a folder that data sets read images from (data.views=DIR).
 
-    Pictures of one name belong to one shape, whatever camera set-up's folder they lie in. What lacks pictures or a cloud
-    is named.
+    Pictures of one name belong to one shape, whatever camera set-up's folder they lie in. What lacks pictures or a
+    cloud is named.
     """
     with collection_paused():
         from sightline.verbs import data as verb

@@ -39,6 +39,7 @@ _MAY_CHANGE = (
     "transforms.evaluate*",
     "transforms.vote*",
     "data.root",
+    "data.views",
     "loader.*",
     "log.*",
     "checks.skip",

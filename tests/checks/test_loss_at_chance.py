@@ -35,6 +35,7 @@ def lines(*shares: float | None, name: str = "intra_modal", every: int = 50) -> 
         (0.99,),  # of the first 50 steps nothing is known
         (1.0, None, 0.7, None),
         (2.0, 2.0, 1.5, 1.2),
+        (1.04, 1.03, 1.02, 1.03),  # 200 steps: pictures may need more
     ],
 )
 def test_healthy_runs(shares: tuple[float | None, ...]) -> None:
@@ -63,7 +64,9 @@ def test_a_run_that_learns_nothing() -> None:
 def test_of_two_losses_the_one_that_stays() -> None:
     both = [
         {**one, **other}
-        for one, other in zip(lines(1.0, 0.5, 0.3), lines(1.05, 1.04, 1.05, name="cross_modal"), strict=True)
+        for one, other in zip(
+            lines(1.0, 0.5, 0.3, every=150), lines(1.05, 1.04, 1.05, name="cross_modal", every=150), strict=True
+        )
     ]
     (finding,) = at_chance(both, file=FILE)
     assert "'cross_modal' ends at chance" in finding.summary

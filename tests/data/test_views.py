@@ -198,6 +198,12 @@ def test_without_views_nothing_changes(prepared: Path, store: Path) -> None:
     assert pictured.info.facts == plain.info.facts
 
 
+def test_an_image_is_promised_before_the_data_is_there(store: Path, tmp_path: Path) -> None:
+    assert IMAGE not in ModelNet40.promise().fields
+    assert ModelNet40.promise(views=str(store)).fields[IMAGE].shape == f"{SIZE} {SIZE} 3"
+    assert ModelNet40.promise(views=str(tmp_path / "none")).fields[IMAGE].shape == "96 96 3"
+
+
 def test_background_is_told_and_kept(prepared: Path, store: Path, tmp_path: Path) -> None:
     white = ModelNet40(split="test", root=str(prepared), views=str(store), background="white")
     assert white.get_batch(keys(0))[IMAGE][0, 0, 0].tolist() == [255, 255, 255]

@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from sightline.geometry import rendering
 from sightline.geometry.cameras import Projection, ring_cameras
-from sightline.geometry.rendering import Style, on_background, render_cloud, render_mesh
+from sightline.geometry.rendering import Style, on_background, render_cloud, render_cloud_plainly, render_mesh
 from sightline.geometry.surfaces import sample_surface
 from sightline.geometry.surfels import surfels_of
 
@@ -51,9 +52,10 @@ def test_both_forms_draw_the_same_bits(monkeypatch: pytest.MonkeyPatch, projecti
     clouds = [random_cloud(seed) for seed in range(3)]
     fast = [render_cloud(cloud, cameras, style=style) for cloud in clouds]
     fast_mesh = render_mesh(CORNERS, CUBE, cameras, style=style)
-    monkeypatch.setattr(rendering, "suits", lambda *tensors: False)
     for cloud, drawn in zip(clouds, fast, strict=True):
-        assert np.array_equal(render_cloud(cloud, cameras, style=style), drawn)
+        assert np.array_equal(render_cloud_plainly(cloud, cameras, style=style), drawn)
+    monkeypatch.setattr(rendering, "suits", lambda *tensors: False)  # as where numba is not
+    assert np.array_equal(render_cloud(clouds[0], cameras, style=style), fast[0])
     assert np.array_equal(render_mesh(CORNERS, CUBE, cameras, style=style), fast_mesh)
 
 
@@ -69,14 +71,23 @@ def test_both_forms_draw_the_same_bits(monkeypatch: pytest.MonkeyPatch, projecti
     ids=["one point", "one place", "a line", "five places", "three points"],
 )
 @pytest.mark.parametrize("projection", ["parallel", "pinhole"])
-def test_degenerate_clouds_are_drawn_alike_by_both(
-    monkeypatch: pytest.MonkeyPatch, points: np.ndarray, projection: Projection
-) -> None:
+def test_degenerate_clouds_are_drawn_alike_by_both(points: np.ndarray, projection: Projection) -> None:
     cameras = ring_cameras(2, size_px=24, projection=projection)
     drawn = render_cloud(points, cameras)
     assert (drawn.max(axis=(1, 2)) > 0).all()
-    monkeypatch.setattr(rendering, "suits", lambda *tensors: False)
-    assert np.array_equal(render_cloud(points, cameras), drawn)
+    assert np.array_equal(render_cloud_plainly(points, cameras), drawn)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    cloud, cameras = random_cloud(4), ring_cameras(7, size_px=32)
+    before = render_cloud(cloud, cameras), render_mesh(CORNERS, CUBE, cameras)
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert np.array_equal(render_cloud(cloud, cameras), before[0])
+        assert np.array_equal(render_mesh(CORNERS, CUBE, cameras), before[1])
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def test_a_view_has_the_same_bits_alone_and_among_others() -> None:
@@ -133,7 +144,7 @@ def test_shades_are_those_of_a_matt_sphere() -> None:
 
 
 def test_what_is_in_front_hides_what_is_behind() -> None:
-    """Two square plates facing the camera, the far one larger: the near one's depth in the middle, else the far one's."""
+    """Two square plates facing the camera: the depth of the near one in the middle, of the larger far one around."""
     generator = np.random.default_rng(0)
     near = np.column_stack([np.full(300, 0.5), generator.uniform(-0.3, 0.3, (300, 2))])
     far = np.column_stack([np.full(1200, -0.5), generator.uniform(-0.6, 0.6, (1200, 2))])

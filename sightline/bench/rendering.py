@@ -1,0 +1,47 @@
+"""Views of clouds, all of a ring: the compiled form against NumPy, one disc at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.bench.agreement import equal
+from sightline.bench.case import Case, variant
+from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.geometry.cameras import ring_cameras
+from sightline.geometry.rendering import render_cloud, render_cloud_plainly
+from sightline.types import SampleKey
+
+__all__ = ["cases"]
+
+
+def cases() -> list[Case]:
+    return [
+        Case(
+            suite="data",
+            label="render_{clouds}x{points}_{views}x{size_px}px",
+            size={"clouds": 4, "points": 1024, "views": 12, "size_px": 96},
+            quick={"clouds": 1, "points": 64, "views": 2, "size_px": 24},
+            make=_clouds,
+            baseline=variant("plain", _plainly, equal),
+            variants=(variant("sightline", _fast, equal),),
+        )
+    ]
+
+
+def _clouds(*, clouds: int, points: int, views: int, size_px: int) -> dict[str, Any]:
+    shapes = SyntheticShapes(split="train", train_size=clouds, num_points=points)
+    made = shapes.get_batch([SampleKey(index, 0, 0) for index in range(clouds)])
+    return {"points": made["points"], "cameras": ring_cameras(views, size_px=size_px)}
+
+
+def _plainly(inputs: dict[str, Any]) -> Tensor:
+    views = [render_cloud_plainly(cloud.numpy(), inputs["cameras"]) for cloud in inputs["points"]]
+    return torch.stack([torch.from_numpy(each) for each in views])
+
+
+def _fast(inputs: dict[str, Any]) -> Tensor:
+    views = [render_cloud(cloud.numpy(), inputs["cameras"]) for cloud in inputs["points"]]
+    return torch.stack([torch.from_numpy(each) for each in views])
