@@ -82,7 +82,9 @@ def convert(
     weights = _translated(source, layout, published, file)
     sizes = {name: size.of(weights) for name, size in published.from_shapes.items()}
     counts = _counts(published, weights)
-    given = _config(layout, published, counts, config_path, data_name, overrides)
+    trains, evaluate = _resized(published.trains, sizes), _resized(published.evaluate, sizes)
+    recipe = dataclasses.replace(published, trains=trains, evaluate=evaluate)
+    given = _config(layout, recipe, counts, config_path, data_name, overrides)
     config, assumed = _with_model(given, published, sizes, target, layout)
     info, notes = _info(config)
     if not published.keeps_head and counts.get("num_classes", 0) != info.facts.get("num_classes", 0):
@@ -335,6 +337,12 @@ def _with_model(
     assumed = {name: value for name, value in published.assumed.items() if name not in model.origins}
     changed = _replaced(model, {**sizes, **assumed})
     return dataclasses.replace(config, model=changed, init=Init(str(target.resolve()))), assumed
+
+
+def _resized(transforms: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> tuple[Mapping[str, Any], ...]:
+    """The transforms with images of the size that the weights take, where they show one."""
+    size = {"size_px": sizes["images.size_px"]} if "images.size_px" in sizes else {}
+    return tuple({**each, **size} if each["name"] == "resize_image" else each for each in transforms)
 
 
 def _at(component: Component, path: str) -> Any:

@@ -154,6 +154,17 @@ def test_both_branches_of_two_files_become_one_run(shared: Path, tmp_path: Path)
 
 
 @pytest.mark.shared
+def test_an_image_branch_of_another_network_is_named(shared: Path, tmp_path: Path) -> None:
+    state = load_golden(shared, "crosspoint_step").state()
+    points, images = (
+        saved(tmp_path / name, {key.removeprefix(f"{name}."): value for key, value in state.items() if name in key})
+        for name in ("point_model", "img_model")
+    )
+    with pytest.raises(CheckpointError, match=r"its names are those of --layout crosspoint_cls_resnet18$"):
+        convert(points, images=images, layout="crosspoint_cls_resnet50", target=tmp_path / "run")
+
+
+@pytest.mark.shared
 def test_a_fine_tuned_file_becomes_a_run_on_parts(shared: Path, tmp_path: Path) -> None:
     golden = load_golden(shared, "crosspoint_seg_finetune")
     converted = convert(
@@ -251,6 +262,7 @@ def test_sizes_of_a_vision_transformer_are_seen_in_its_weights(tmp_path: Path) -
     file = saved(tmp_path / "a.pth", state)
     converted = convert(file, layout="timm_vit_tiny", target=tmp_path / "run", data_name="thousand")
     assert {"images.size_px": 96, "images.patch_px": 32}.items() <= converted.lineage["from_shapes"].items()
+    assert sightline.load_run(tmp_path / "run").config.transforms.evaluate[0].arguments == {"size_px": 96}
     with pytest.raises(
         CheckpointError, match=r"tensors have another shape than this model of the layout 'timm_vit_small'"
     ):

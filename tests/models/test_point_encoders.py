@@ -118,6 +118,16 @@ def test_gradient_reaches_every_parameter_within_intrapoint(name: str) -> None:
     assert without == []
 
 
+def test_further_channels_are_read(name: str) -> None:
+    component = Component(name, ARGUMENTS.get(name, {}))
+    encoder = registry.point_encoders.build(component, facts={**FACTS, "in_channels": 5}).double().eval()
+    points, features = clouds(), torch.randn(3, NUM_POINTS, 2, dtype=torch.float64)
+    feature = encoder.encode(points=points, features=features)
+    assert not torch.allclose(encoder.encode(points=points, features=-features), feature, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"features: found no features \(width 0\), expected \(3, 32, 2\)"):
+        encoder.encode(points=points)
+
+
 def test_channels_first_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"found the shape \(3, 3, 32\)"):
         small(name).encode(points=clouds().mT)
