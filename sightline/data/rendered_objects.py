@@ -114,7 +114,7 @@ class FileObjects:
         self.up_axis = up_axis
         found = (path for path in self.path.rglob("*") if path.suffix.lower() in CLOUD_SUFFIXES and path.is_file())
         self._files = sorted(
-            path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts)
+            path for path in found if not any(p.startswith(".") for p in path.relative_to(self.path).parts)
         )
         if not self._files:
             raise DataError(

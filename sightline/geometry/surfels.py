@@ -39,7 +39,7 @@ def surfels_of(points: np.ndarray) -> Surfels:
     Source: Pfister et al. 2000, "Surfels"; axes from the covariance, Hoppe et al. 1992, section 3.2.
     """
     num_neighbours = min(_NUM_NEIGHBOURS, len(points))
-    cloud = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32))
+    cloud = torch.from_numpy(np.array(points, dtype=np.float32, order="C"))  # a copy: points may be read-only
     index = nearest_neighbours(cloud[None], num_neighbours=num_neighbours)[0].numpy()
     centres = cloud.numpy().astype(np.float64)
     near_NK3 = centres[index]

@@ -104,11 +104,16 @@ def test_files_are_rendered_as_what_they_hold(tmp_path: Path) -> None:
     assert np.array_equal(views.image("cloud", 2)[..., 0], points[2])
 
 
-def test_files_of_one_name_have_their_folders_before_them(tmp_path: Path) -> None:
+def test_files_of_one_name_have_their_folders_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cup/train/a", "jug/train/a", "jug/train/b"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         np.save(tmp_path / f"{name}.npy", np.eye(3))
-    assert FileObjects(tmp_path, up_axis="y").names == {"all": ["cup/train/a", "jug/train/a", "jug/train/b"]}
+    expected = {"all": ["cup/train/a", "jug/train/a", "jug/train/b"]}
+    assert FileObjects(tmp_path, up_axis="y").names == expected
+    (tmp_path.parent / "link").unlink(missing_ok=True)
+    (tmp_path.parent / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    assert FileObjects(Path("link"), up_axis="y").names == expected
 
 
 # --- the same bits, all or nothing -----------------------------------------------------------------------------------

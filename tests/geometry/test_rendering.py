@@ -90,6 +90,13 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         torch.set_num_threads(num_threads)
 
 
+def test_points_may_be_read_only_and_strided() -> None:
+    cloud, cameras = random_cloud(4), ring_cameras(2, size_px=32)
+    locked = np.asfortranarray(cloud)
+    locked.flags.writeable = False
+    assert np.array_equal(render_cloud(locked, cameras), render_cloud(cloud, cameras))
+
+
 def test_a_view_has_the_same_bits_alone_and_among_others() -> None:
     cloud = random_cloud(3)
     ring = ring_cameras(6, size_px=32)
