@@ -114,8 +114,9 @@ class SVM:
         hits = []
         for kept, held_out in folds:
             known, asked = np.sort(place[kept]), place[held_out]
-            between, across = products[np.ix_(known, known)], products[np.ix_(asked, known)]
-            predicted = _answers(between, across, labels[known], self.costs)
+            predicted = _answers(
+                products[np.ix_(known, known)], products[np.ix_(asked, known)], labels[known], self.costs
+            )
             hits.append([float((each == labels[asked]).mean()) for each in predicted])
         return hits
 
