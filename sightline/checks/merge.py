@@ -24,6 +24,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
         *(*_FIRST_STEP, "label-range", "channel-contract", "non-finite-data", "data-mutation"),
         *("empty-cloud", "label-outside-parts", *_OF_LABELS),
     ),
+    "checkpoint-match": ("untrained-init", "feature-scale"),
     "missing-batch-keys": (*_FIRST_STEP, "missing-category"),
     "broken-offsets": (*_FIRST_STEP, *_OF_METRICS, "empty-cloud", "set-agreement"),
     "empty-cloud": (*_FIRST_STEP, *_OF_METRICS, "set-agreement"),

@@ -29,8 +29,9 @@ def untrained_init(context: Context) -> list[Finding]:
     if init is None or built.init_report is None:
         return []
     fresh = build_model(context.config, built.data.facts, World(device=context.world.device))
-    own, names = dict(built.job.model.state_dict()), _drawn(fresh)
-    if names and not any(_differs(own[name], fresh.state_dict()[name]) for name in names if name in own):
+    own = built.job.model.state_dict()
+    names = [name for name in _drawn(fresh) if name in own]
+    if names and not any(_differs(own[name], fresh.state_dict()[name]) for name in names):
         return [
             _finding(
                 context,

@@ -58,7 +58,7 @@ class ShapeNetRender(LabelledClouds):
 
     @classmethod
     def promise(cls, *, num_points: int | None = None, background: Background = "black") -> DataInfo:
-        """What `info` states, counts and sizes left out, before the set is there; arguments are those of the set."""
+        """What `info` states, counts and sizes left out, before the set is there. `background` is that of the set."""
         names = [each["name"] for each in published()["synsets"].values()]
         form = CloudForm(num_points, _NUM_POINTS, "applied")
         return promised_info(names, up_axis="y", orientation=_FRAME, clouds=form, image=image_field(background))

@@ -305,13 +305,15 @@ class _bar:  # noqa: N801 - used like a function
         self._console = Console(stderr=True)
         self._progress = Progress(console=self._console) if self._console.is_terminal else None
         self._task = None
-        self._told = -1
+        self._told, self._total = -1, 0
         if self._progress is not None:
             self._progress.start()
             self._task = self._progress.add_task(self.name)
         return self
 
     def __call__(self, done: int, total: int, what: str) -> None:
+        if total != self._total:  # another stretch of work: looking at files before reading them
+            self._told, self._total = -1, total
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, description=f"{self.name} {what}")
         elif total and done * 10 // total > self._told:
