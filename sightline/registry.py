@@ -62,6 +62,7 @@ RUN_FACTS = frozenset(
         "batch_keys",
         "device",
         "losses",
+        "micro_batches",
         "model",
         "num_samples",
         "num_steps",
@@ -299,7 +300,7 @@ def _faults_of_blocks(component: Component, parameter: Parameter, block: Block, 
         return
     for each in value if is_list else [value]:
         is_block = isinstance(each, Component) or (isinstance(each, Mapping) and isinstance(each.get("name"), str))
-        if each is not None and not is_block:
+        if not is_block and (each is not None or is_list):
             yield Fault(where, f"found {show_value(each)}, allowed is {describe_type(annotation)}")
             return
     for nested in blocks_of(component, parameter.name):

@@ -22,6 +22,8 @@ _TOLERANCE = 1e-6  # of float64, relative: both sides see the same rows
 _MOST_Z = 6.0
 _RELABELLINGS = 200
 _FEWEST = 4
+_NEARLY = 1e-3
+"""By how much the cosine of two rows misses 1 where the temperature is measured."""
 _SCALE = 3.0
 """Rows are compared by angle alone: this factor must change nothing."""
 
@@ -71,10 +73,15 @@ def _sides(name: str, rows: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarra
 
 
 def _temperature(context: Context, name: str) -> float:
-    """As the loss itself behaves: two pairs at right angles give ln(1 + 2 exp(-1 / tau))."""
-    value = pair_losses(context, dict.fromkeys(OUTPUTS, torch.eye(2, dtype=torch.float64)))[name]
+    """As the loss itself behaves: two pairs whose rows have the cosine 1 - d give ln(1 + 2 exp(-d / tau)).
+
+    d is small, so that float64 holds the exponential at every temperature that a loss may have.
+    """
+    cosine = 1 - _NEARLY
+    rows = torch.tensor([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]], dtype=torch.float64)
+    value = pair_losses(context, dict.fromkeys(OUTPUTS, rows))[name]
     ratio = math.expm1(value) / 2
-    return -1 / math.log(ratio) if 0 < ratio < 1 else math.nan
+    return -_NEARLY / math.log(ratio) if 0 < ratio < 1 else math.nan
 
 
 def _of_definition(context: Context, name: str, value: float, rows: Mapping[str, Tensor]) -> Finding | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from sightline.checks.finding import Finding, Place
 from sightline.checks.suite import Context, check
+from sightline.engine.run_documents import read_lines
 
 __all__ = ["at_chance", "loss_at_chance"]
 
@@ -28,7 +28,7 @@ def loss_at_chance(context: Context) -> list[Finding]:
     """Of `metrics.jsonl`: each loss's share of ln(2M - 1) over the last quarter of the run is well below 1."""
     if context.run is None or not (context.run / "metrics.jsonl").is_file():
         return []
-    return at_chance(_lines(context.run / "metrics.jsonl"), file=context.run / "metrics.jsonl")
+    return at_chance(read_lines(context.run / "metrics.jsonl"), file=context.run / "metrics.jsonl")
 
 
 def at_chance(lines: Sequence[Mapping[str, Any]], *, file: Path) -> list[Finding]:
@@ -77,14 +77,3 @@ def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float:
     """The mean of the values that the lines have; NaN, which is near nothing, where they have none."""
     values = [line[name + _SUFFIX] for line in lines if line.get(name + _SUFFIX) is not None]
     return math.fsum(values) / len(values) if values else math.nan
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; the last one may have been cut by whatever ended the run."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return found

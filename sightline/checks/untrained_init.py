@@ -31,7 +31,9 @@ def untrained_init(context: Context) -> list[Finding]:
     fresh = build_model(context.config, built.data.facts, World(device=context.world.device))
     own = built.job.model.state_dict()
     names = [name for name in _drawn(fresh) if name in own]
-    if names and not any(_differs(own[name], fresh.state_dict()[name]) for name in names):
+    if not names:  # another network than the config's: `checkpoint-match` says so
+        return []
+    if not any(_differs(own[name], fresh.state_dict()[name]) for name in names):
         return [
             _finding(
                 context,

@@ -180,6 +180,7 @@ def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, l
     outputs = Offer(f"model '{config.model.name}'", outputs_of(model.forward, owner=f"model '{config.model.name}'"))
     losses = {component.name: registry.losses.build(component, facts=facts) for component in config.losses}
     wiring = {"model": model, "losses": losses, "batch_keys": batch, "output_keys": outputs}
+    wiring["micro_batches"] = config.train.micro_batches
     with _placed(config.losses):
         task = registry.tasks.build(config.task, facts={**facts, **wiring})
     predictions = Offer(f"task '{config.task.name}'", getattr(task, "predicts", frozenset()))

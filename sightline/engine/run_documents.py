@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import UserError
+from sightline.errors import DataError, UserError
 
-__all__ = ["load_document", "read_facts"]
+__all__ = ["load_document", "read_facts", "read_lines"]
 
 
 def read_facts(run: Path) -> dict[str, Any]:
@@ -27,6 +27,31 @@ def load_document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UserError(f"{path}: does not hold a mapping")
     return document
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; a last one that was cut off by whatever ended the run is left out.
+
+    Raises UserError where the file is missing, DataError for any other line that holds no mapping.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; training writes it; give a run directory") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            if number == len(texts):
+                break
+            raise DataError(f"{path}:{number}: is no JSON ({error}); the line was cut or edited") from None
+        if not isinstance(line, dict):
+            raise DataError(f"{path}:{number}: found {text[:40]}, allowed is a mapping of names to numbers")
+        lines.append(line)
+    return lines
 
 
 def _frozen(value: Any) -> Any:

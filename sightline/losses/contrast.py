@@ -80,6 +80,6 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
         return F.cross_entropy(similarity, target, reduction="none").view(2, -1).mean(dim=0)
 
 
-def chance_level(num_pairs: float) -> float:
+def chance_level(num_pairs: int) -> float:
     """The loss of rows that are all alike, ln(2M - 1): where a collapsed network stays."""
     return math.log(2 * num_pairs - 1)

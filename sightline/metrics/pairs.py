@@ -18,39 +18,37 @@ _T = 2.0
 
 
 class _PairMetric:
-    """Per sample: the squared distance to its partner, its mean potential among its batch's others, and whether its
-    partner is the nearest of the batch.
+    """Per sample: the squared distance to its partner and, where its batch holds others, its mean potential among them
+    and whether its partner is the nearest of the batch.
     """
 
-    slots = frozenset({"distance", "potential", "is_nearest", "seen"})
+    slots = frozenset({"distance", "potential", "is_nearest", "seen", "compared"})
     prefix = ""
 
     def new_state(self, *, num_samples: int = 0) -> State:
-        zeros = torch.zeros(num_samples, dtype=torch.float64)
-        counts = torch.zeros(num_samples, dtype=torch.int64)
-        return {"distance": zeros, "potential": zeros.clone(), "is_nearest": counts, "seen": counts.clone()}
+        floats = {name: torch.zeros(num_samples, dtype=torch.float64) for name in ("distance", "potential")}
+        counts = {name: torch.zeros(num_samples, dtype=torch.int64) for name in ("is_nearest", "seen", "compared")}
+        return floats | counts
 
     def compute(self, state: State) -> dict[str, float]:
-        seen = state["seen"] > 0
-        means = {name: state[name][seen].double().mean().item() for name in ("distance", "potential", "is_nearest")}
-        potential = means["potential"]
+        seen, compared = state["seen"] > 0, state["compared"] > 0
+        potential = state["potential"][compared].mean().item()
         return {
-            f"{self.prefix}alignment": means["distance"],
+            f"{self.prefix}alignment": state["distance"][seen].mean().item(),
             f"{self.prefix}uniformity": math.log(potential) if potential > 0 else math.nan,
-            f"{self.prefix}retrieval_accuracy": means["is_nearest"],
+            f"{self.prefix}retrieval_accuracy": state["is_nearest"][compared].double().mean().item(),
         }
 
     def _note(self, state: State, anchors: Tensor, partners: Tensor, spread: Tensor, sample_index: Tensor) -> None:
         anchors, partners, spread = (F.normalize(rows.double(), dim=1) for rows in (anchors, partners, spread))
         index = sample_index.to(state["seen"].device)
-        for name, values in {
-            "distance": (anchors - partners).square().sum(dim=1),
-            "potential": _mean_potential(spread),
-            "is_nearest": (
-                torch.cdist(anchors, partners).argmin(dim=1) == torch.arange(len(anchors)).to(anchors.device)
-            ),
-            "seen": torch.ones_like(index),
-        }.items():
+        found = {"distance": (anchors - partners).square().sum(dim=1), "seen": torch.ones_like(index)}
+        if len(anchors) > 1:  # a row alone in its batch has nothing to be told from
+            own = torch.arange(len(anchors), device=anchors.device)
+            found["potential"] = _mean_potential(spread)
+            found["is_nearest"] = torch.cdist(anchors, partners).argmin(dim=1) == own
+            found["compared"] = torch.ones_like(index)
+        for name, values in found.items():
             state[name][index] += values.to(state[name])
 
 
@@ -60,7 +58,8 @@ class Pairs(_PairMetric):
 
     Alignment is the mean squared distance of the two unit vectors, 0 to 4, better smaller. Uniformity is the logarithm
     of the mean of exp(-2 d^2) over the pairs of different objects in an evaluation batch, -4 to 0, better smaller: 0
-    where all are alike. Retrieval is the share of clouds whose own partner is the nearest one of the batch.
+    where all are alike. Retrieval is the share of clouds whose own partner is the nearest one of the batch. A cloud
+    alone in its batch counts for alignment only.
     Source: Wang and Isola 2020, sections 4.1 and 4.2, with exponent and scale 2.
     """
 
@@ -85,8 +84,6 @@ class CrossPairs(_PairMetric):
 
 
 def _mean_potential(rows: Tensor) -> Tensor:
-    """exp(-2 d^2) of every row to the others, their mean (B,); of a single row 1, as if its like were beside it."""
-    if len(rows) < 2:
-        return torch.ones_like(rows[:, 0])
+    """exp(-2 d^2) of every row to the others, their mean (B,); of two rows at least."""
     potential = (-_T * torch.cdist(rows, rows).square()).exp().fill_diagonal_(0.0)
     return potential.sum(dim=1) / (len(rows) - 1)

@@ -60,8 +60,11 @@ class Contrast:
         losses: Mapping[str, Loss],
         batch_keys: Offer,
         output_keys: Offer,
+        micro_batches: int = 1,
         negatives: Literal["gathered", "process"] = "gathered",
     ) -> None:
+        if micro_batches > 1:
+            _assert_repeatable(model)
         for name, loss in losses.items():
             if not isinstance(loss, PairLoss):
                 raise ConfigError(
@@ -80,7 +83,6 @@ class Contrast:
         counts = dict.fromkeys(self._terms, total)
         if len(micro_batches) == 1:
             return counts, [_Around(world)]
-        _assert_repeatable(model)
         with torch.no_grad(), _statistics_held(model):
             outputs = [self._outputs(model, batch) for batch in micro_batches]
         own = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
@@ -102,11 +104,18 @@ class Contrast:
         return self._sums(outputs, around), outputs
 
     def gauges(self, losses: Mapping[str, float], num_samples: int, num_processes: int) -> dict[str, float]:
-        """How many negatives an anchor had, the loss of a collapsed network, and each loss as a share of that."""
-        num_pairs = num_samples if self.negatives == "gathered" else num_samples / num_processes
-        chance = chance_level(num_pairs)
+        """How many negatives an anchor had, the loss of a collapsed network, and each loss as a share of that.
+
+        Means over the step's pairs, where processes compare within themselves and hold different numbers of them.
+        """
+        sizes = [num_samples]
+        if self.negatives == "process":  # as the stream deals a step: evenly, what is over to the first
+            each, over = divmod(num_samples, num_processes)
+            sizes = [each + (rank < over) for rank in range(num_processes)]
+        chance = sum(size * chance_level(size) for size in sizes if size) / num_samples
+        negatives = sum(size * (2 * size - 2) for size in sizes) / num_samples
         shares = {f"{name}_of_chance": loss / chance for name, loss in losses.items() if chance > 0}
-        return {"negatives": 2 * num_pairs - 2, "chance": chance, **shares}
+        return {"negatives": negatives, "chance": chance, **shares}
 
     def _outputs(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = model(**self._forward.select(batch))
@@ -141,7 +150,7 @@ def _own_sum(each: Tensor, own: slice) -> Tensor:
 def _assert_repeatable(model: nn.Module) -> None:
     """Raises ConfigError where a model draws at random: its rows would differ between its two passes."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 and module.training:
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             raise ConfigError(
                 f"train.micro_batches: {name} drops out at random, so a pair's rows would differ between the two "
                 "passes that several micro-batches need; set its dropout to 0, or micro_batches to 1"

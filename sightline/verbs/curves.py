@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sightline.engine.run_documents import read_lines
 from sightline.errors import UserError
 from sightline.verbs.common import assert_writable
 from sightline.verbs.output import note
-from sightline.view.curves import curves_of, read_numbers
+from sightline.view.curves import curves_of
 
 __all__ = ["curves"]
 
@@ -22,7 +23,8 @@ def curves(runs: Sequence[Path], *, svg: Path | None) -> int:
         names = [str(run) for run in runs]
     if len(set(names)) < len(names):
         raise UserError("curves: a run is given twice; name each once")
-    text = curves_of({name if len(runs) > 1 else "": read_numbers(run) for name, run in zip(names, runs, strict=True)})
+    lines = [read_lines(run / "metrics.jsonl") for run in runs]
+    text = curves_of({name if len(runs) > 1 else "": each for name, each in zip(names, lines, strict=True)})
     target.write_text(text, encoding="utf-8")
     note(f"written: {target}; open it in a browser")
     return 0

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from sightline.chart import Panel, Series, render_svg
-from sightline.errors import DataError, UserError
 
-__all__ = ["curves_of", "read_numbers"]
+__all__ = ["curves_of"]
 
 _OWN = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})
 """Keys that are no curve of their own: what a line is about, and what only ever grows or stays."""
@@ -19,24 +16,11 @@ _COLUMNS = 3
 Line = Mapping[str, Any]
 
 
-def read_numbers(run: Path) -> list[Line]:
-    """The lines of a run's metrics.jsonl. Raises UserError where there is none, DataError for one that is damaged."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise UserError(f"{run}: holds no metrics.jsonl, which training writes; give a run directory")
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            lines.append(json.loads(text))
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: is no JSON ({error}); the line was cut or edited") from None
-    return lines
-
-
 def curves_of(runs: Mapping[str, Sequence[Line]]) -> str:
     """An SVG with a panel for each loss and each metric, with a curve for each run and split.
 
-    A loss stands against the level of chance where the run tells it. A number that is null is left out.
+    A training loss stands against its level of chance where the run tells it; that of an evaluation, whose batches are
+    of another size, is another. A number that is null is left out.
     """
     lines = [line for each in runs.values() for line in each]
     names = list(dict.fromkeys(name for line in lines for name in line if _is_curve(name)))
@@ -56,7 +40,7 @@ def _panel(name: str, runs: Mapping[str, Sequence[Line]]) -> Panel:
         for split in dict.fromkeys(line["split"] for line in lines):
             series.append(_series(f"{run} {split}".strip(), name, (line for line in lines if line["split"] == split)))
         if name.startswith("loss/") and name != "loss/total":
-            series.append(_series(f"{run} chance".strip(), "chance", lines))
+            series.append(_series(f"{run} train, chance".strip(), "chance", lines))
     return Panel(name, "step", tuple(each for each in series if each.points), x_scale="linear", y_scale="linear")
 
 

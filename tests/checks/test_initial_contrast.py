@@ -69,7 +69,7 @@ def test_a_healthy_start_with_pictures(tmp_path: Path) -> None:
     assert initial_contrast(Context(make_pictured(tmp_path), World())) == []
 
 
-@pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5])
+@pytest.mark.parametrize("temperature", [1e-3, 0.02, 0.03, 0.1, 0.5, 5.0])
 def test_the_temperature_is_that_of_the_loss(tmp_path: Path, temperature: float) -> None:
     built = make_pairs(tmp_path, f"losses=[{{name: intra_modal, temperature: {temperature}}}]")
     assert initial_contrast(Context(built, World())) == []

@@ -55,6 +55,15 @@ def test_against_a_slow_reading() -> None:
     assert told["retrieval_accuracy"] == np.mean(hits)
 
 
+def test_a_row_alone_in_its_batch_counts_for_alignment_only() -> None:
+    draw = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(5, 8, generator=draw, dtype=torch.float64) for _ in range(2))
+    told, of_four = measured(first, second, [[0, 1, 2, 3], [4]]), measured(first[:4], second[:4], [[0, 1, 2, 3]])
+    assert told["uniformity"] == of_four["uniformity"]
+    assert told["retrieval_accuracy"] == of_four["retrieval_accuracy"]
+    assert told["alignment"] != of_four["alignment"]
+
+
 def test_states_of_two_processes_add_up_to_the_same_bits() -> None:
     draw = torch.Generator().manual_seed(0)
     first, second = (torch.randn(9, 4, generator=draw) for _ in range(2))

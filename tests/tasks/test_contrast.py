@@ -77,10 +77,10 @@ def test_the_extra_pass_of_micro_batches_leaves_running_averages_alone() -> None
 
 
 def test_dropout_is_refused_where_rows_are_embedded_twice() -> None:
-    model = net(dropout=0.3)
-    task_of(model).prepare(model, [batch(4)], World())
+    losses = {"intra_modal": IntraModal()}
+    Contrast(model=net(dropout=0.3), losses=losses, batch_keys=KEYS, output_keys=OUTPUTS)
     with pytest.raises(ConfigError, match=r"train.micro_batches: layers.2 drops out at random"):
-        task_of(model).prepare(model, [batch(4), batch(4)], World())
+        Contrast(model=net(dropout=0.3), losses=losses, batch_keys=KEYS, output_keys=OUTPUTS, micro_batches=2)
 
 
 class Pretended(World):
@@ -115,6 +115,13 @@ def test_gauges_tell_the_true_number_of_negatives(negatives: str, expected: int)
     assert told["negatives"] == expected
     assert told["chance"] == pytest.approx(math.log(expected + 1))
     assert told["intra_modal_of_chance"] == pytest.approx(1.5 / math.log(expected + 1))
+
+
+def test_gauges_of_uneven_processes_are_means_over_the_pairs() -> None:
+    """11 pairs on two processes: 6 with 10 negatives each, 5 with 8."""
+    told = task_of(net(), "process").gauges({}, num_samples=11, num_processes=2)
+    assert told["negatives"] == pytest.approx((6 * 10 + 5 * 8) / 11)
+    assert told["chance"] == pytest.approx((6 * math.log(11) + 5 * math.log(9)) / 11)
 
 
 def test_other_losses_are_refused_by_name() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from sightline.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Panel, Series, render_svg
+from sightline.engine.run_documents import read_lines
 from sightline.errors import DataError, UserError
 from sightline.verbs.curves import curves
-from sightline.view.curves import curves_of, read_numbers
+from sightline.view.curves import curves_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 TRAIN = {"epoch": 0, "split": "train", "time_s": 1.0, "num_samples": 8, "grad_norm": 2.0, "lr": 0.1, "time_s/data": 0.1}
@@ -56,12 +57,12 @@ def legend(svg: str) -> list[str]:
 def test_losses_come_first_and_stand_against_chance() -> None:
     svg = curves_of({"": LINES})
     assert titles(svg) == ["loss/intra", "loss/total", "lr", "alignment"]
-    assert legend(svg) == ["train", "chance", "validation"]
+    assert legend(svg) == ["train", "train, chance", "validation"]
 
 
 def test_runs_are_told_apart_by_name() -> None:
     svg = curves_of({"a": LINES, "b": LINES[:1]})
-    assert {"a train", "b train", "a chance", "b chance", "a validation"} == set(legend(svg))
+    assert {"a train", "b train", "a train, chance", "b train, chance", "a validation"} == set(legend(svg))
 
 
 def test_linear_axes_lie_where_round_numbers_are() -> None:
@@ -100,9 +101,15 @@ def test_the_verb_writes_beside_the_run(tmp_path: Path, capsys: pytest.CaptureFi
         curves([tmp_path, tmp_path], svg=None)
 
 
-def test_what_is_no_run_or_cut_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no metrics\.jsonl"):
-        read_numbers(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "sp')
-    with pytest.raises(DataError, match=r"metrics\.jsonl:2: is no JSON"):
-        read_numbers(tmp_path)
+def test_what_is_no_run_or_edited_is_named_and_a_cut_last_line_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    with pytest.raises(UserError, match=r"metrics\.jsonl: is missing"):
+        read_lines(file)
+    file.write_text('{"step": 1}\n{"step": 2, "sp')
+    assert read_lines(file) == [{"step": 1}]
+    file.write_text('{"step": 1, "s\n{"step": 2}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl:1: is no JSON"):
+        read_lines(file)
+    file.write_text('12\n{"step": 2}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl:1: found 12, allowed is a mapping"):
+        read_lines(file)
