@@ -71,8 +71,9 @@ def layer_scales(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch
         if abs(float(growth) - 2) > _NOT_LINEAR:
             continue
         mean, variance = once[name]
-        about = variance + (mean - module.running_mean.double()).square()
-        kept = module.running_var.double() + module.eps
+        kept_mean, kept_variance = _averages(module)
+        about = variance + (mean - kept_mean).square()
+        kept = kept_variance + module.eps
         found.append(LayerScale(name, float((about / kept).sqrt().median())))
     return found
 
@@ -83,6 +84,17 @@ def _has_learned(module: Any) -> bool:
         return False
     assert module.running_var is not None, "averages come in pairs"
     return not (bool((module.running_mean == 0).all()) and bool((module.running_var == 1).all()))
+
+
+def _averages(module: Any) -> tuple[Tensor, Tensor]:
+    """Mean and variance that a norm has learned, without the 0 and 1 that it began with.
+
+    Those still have a share of (1 - momentum)^n after n batches. Weights of others may not count their batches.
+    """
+    count = 0 if module.num_batches_tracked is None else int(module.num_batches_tracked)
+    share = 0.0 if count == 0 or module.momentum is None else (1 - module.momentum) ** count
+    mean, variance = module.running_mean.double(), module.running_var.double()
+    return mean / (1 - share), ((variance - share) / (1 - share)).clamp(min=_TINY)
 
 
 def _statistics(

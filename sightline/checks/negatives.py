@@ -94,7 +94,7 @@ def _of_partners(context: Context) -> list[Finding]:
 def _of_declared(context: Context) -> Finding:
     """What `negatives: process` costs, in numbers."""
     whole, size = context.config.train.batch_size, context.world.size
-    alone = whole / size
+    alone = whole // size
     return _finding(
         context,
         None,

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.arguments import ImageEncoder, PointEncoder
-from sightline.errors import ConfigError
 from sightline.layers.mlp import Width
 
 __all__ = ["CrossPoint", "CrossPointOutput", "IntraPoint", "IntraPointOutput", "projection_head"]
@@ -41,12 +40,6 @@ class IntraPoint(nn.Module):
 
     def __init__(self, *, points: PointEncoder, embedding: Width = 256, hidden: Width = 1024) -> None:
         super().__init__()
-        in_channels = getattr(points, "in_channels", 3)
-        if in_channels != 3:
-            raise ConfigError(
-                f"points: pairs are compared by their coordinates alone, and the data set gives points {in_channels} "
-                "channels; set data.normals: none, or leave other features out"
-            )
         self.points = points
         self.feature_width: int = points.feature_width
         self.points_head = projection_head(self.feature_width, hidden, embedding, has_bias=True)

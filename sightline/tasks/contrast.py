@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ class Contrast:
                     f"losses.{name}: the task 'contrast' takes losses between rows, such as intra_modal and cross_modal"
                 )
         self.negatives = negatives
+        if "features" in batch_keys.keys and "features" not in inspect.signature(model.forward).parameters:
+            raise ConfigError(
+                f"data: {batch_keys.source} gives points features beside their coordinates (normals, colours), which "
+                f"'{type(model).__name__}' does not compare; leave them out (normals: none)"
+            )
         self._forward = bind(model.forward, batch_keys, owner=f"model '{type(model).__name__}'")
         self._terms = {name: bind(loss.forward, output_keys, owner=f"losses.{name}") for name, loss in losses.items()}
 

@@ -124,6 +124,12 @@ def test_gauges_of_uneven_processes_are_means_over_the_pairs() -> None:
     assert told["chance"] == pytest.approx((6 * math.log(11) + 5 * math.log(9)) / 11)
 
 
+def test_features_that_the_model_would_not_compare_are_refused() -> None:
+    keys = Offer("the data", (*KEYS.keys, "features"))
+    with pytest.raises(ConfigError, match=r"data: the data gives points features .* leave them out \(normals: none\)"):
+        Contrast(model=net(), losses={"intra_modal": IntraModal()}, batch_keys=keys, output_keys=OUTPUTS)
+
+
 def test_other_losses_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"losses.cross_entropy: the task 'contrast' takes losses between rows"):
         Contrast(
