@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+RATE = "optimizer.lr=5e-4"
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,14 @@ class Row:
 
 
 def _modelnet10() -> list[Row]:
-    """One recipe, four models: 256 points, 10 epochs; the spread of PointNet's seeds is the yardstick."""
+    """One recipe, four models: 256 points, 10 epochs; the spread of PointNet's seeds is the yardstick.
+
+    The rate is one at which all four learn: at the 2e-3 of PointNet's own recipe PCT does not.
+    """
     config = "modelnet10_{}_cpu"
-    rows = [Row("PointNet", config.format("pointnet"), seeds=(0, 1, 2))]
+    rows = [Row("PointNet", config.format("pointnet"), (RATE,), seeds=(0, 1, 2))]
     others = {"DGCNN": "dgcnn", "PCT": "pct", "PointNet++": "pointnet2"}
-    return rows + [Row(name, config.format(model)) for name, model in others.items()]
+    return rows + [Row(name, config.format(model), (RATE,)) for name, model in others.items()]
 
 
 def _normals() -> list[Row]:
@@ -58,7 +62,7 @@ def _fractions() -> list[Row]:
     rows = []
     for name, model in (("PointNet", "pointnet"), ("PCT", "pct")):
         for fraction in (0.1, 0.3, 1.0):
-            overrides = (f"data.fraction={fraction}", "data.fraction_seed={seed}", "train.epochs=5")
+            overrides = (f"data.fraction={fraction}", "data.fraction_seed={seed}", "train.epochs=5", RATE)
             seeds = (0, 1, 2) if fraction < 1 else (0,)
             rows.append(Row(f"{name}, {fraction:.0%}", f"modelnet40_{model}_cpu", overrides, seeds))
     return rows
