@@ -12,9 +12,9 @@ from sightline.plugins import loaded_sha256
 from sightline.schema import block_of
 from sightline.types import Component
 
-__all__ = ["blocks_within", "plugins_of", "source_sha256"]
+__all__ = ["ROOMS", "blocks_within", "plugins_of", "source_sha256"]
 
-_ROOMS = ("data", "engine", "geometry", "layers", "models", "probe", "transforms")
+ROOMS = ("data", "engine", "geometry", "layers", "models", "probe", "transforms")
 """What stands between a file of clouds and a feature."""
 
 
@@ -47,7 +47,7 @@ def source_sha256() -> str:
     """Of the modules of sightline that make features: a version says nothing of a checkout that is being edited."""
     digest = hashlib.sha256()
     package = resources.files("sightline")
-    for room in _ROOMS:
+    for room in ROOMS:
         files = (file for file in package.joinpath(room).iterdir() if file.name.endswith(".py"))
         for file in sorted(files, key=lambda each: each.name):
             digest.update(f"{room}/{file.name}\n".encode())

@@ -9,9 +9,12 @@ from torch import nn
 
 from sightline.config import RunConfig
 from sightline.engine.distributed import World
+from sightline.probe.code import source_sha256
 from sightline.verbs.output import note
 
 __all__ = ["probed"]
+
+source_sha256()  # now, as it is imported: a checkout may be edited while a run trains, and its digest is kept
 
 
 def probed(config: RunConfig, world: World, run: Path, model: nn.Module) -> dict[str, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import pytest
 
 from sightline import registry
 from sightline.plugins import load_plugins
+from sightline.probe import code
 from sightline.probe.code import blocks_within, plugins_of
 from sightline.types import Component
+from sightline.verbs import final_probe
 from tests.command import run_here
 from tests.probe.contrast import train_thin
 
@@ -101,3 +105,31 @@ def test_blocks_inside_blocks_and_base_classes_are_looked_at(tmp_path: Path) -> 
     assert [each.name for _, each in blocks_within("models", block)] == ["intrapoint", "held_dgcnn"]
     assert plugins_of(("models", block)) == {"held_encoder.py": digest}
     assert plugins_of(("models", Component("intrapoint", {"points": {"name": "dgcnn"}}))) == {}
+
+
+def test_features_are_void_with_the_source_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte of one module is other source; files that are no modules are not."""
+    for room in code.ROOMS:
+        (tmp_path / room).mkdir()
+    module = tmp_path / "layers" / "edge.py"
+    module.write_text("k = 20\n")
+    monkeypatch.setattr(code.resources, "files", lambda package: tmp_path)
+    digest_of = code.source_sha256.__wrapped__
+    before = digest_of()
+    (tmp_path / "layers" / "notes.txt").write_text("nothing")
+    assert digest_of() == before
+    module.write_text("k = 21\n")
+    assert digest_of() != before
+
+
+def test_the_source_is_a_part_of_the_key(tmp_path: Path) -> None:
+    run = train_thin(tmp_path)
+    documents = [json.loads(path.read_text()) for path in run.glob("features/*.json")]
+    assert [each["key"]["source"] for each in documents] == [code.source_sha256()] * 2
+
+
+def test_the_source_is_looked_at_before_training_begins() -> None:
+    """A checkout may be edited while a run trains: its features are those of the source that was imported."""
+    code.source_sha256.cache_clear()
+    importlib.reload(final_probe)
+    assert code.source_sha256.cache_info().currsize == 1
