@@ -13,9 +13,11 @@ from typing import Any
 from sightline.errors import PluginError
 from sightline.registry import REGISTRIES
 
-__all__ = ["Plugin", "check_recorded", "file_of", "load_plugins"]
+__all__ = ["Plugin", "check_recorded", "file_of", "load_plugins", "loaded_sha256"]
 
 _MODULE_PREFIX = "sightline_plugin_"
+_SHA256 = "__sightline_sha256__"
+"""The name in a plugin's module for the digest of the text that was run."""
 
 
 class Plugin:
@@ -71,10 +73,17 @@ def file_of(builder: Callable[..., Any]) -> Path | None:
     return Path(str(sys.modules[builder.__module__].__file__))
 
 
+def loaded_sha256(builder: Callable[..., Any]) -> dict[str, str]:
+    """File name and SHA-256 of the plugin that a component comes from, as it was run; empty for a built-in one."""
+    path = file_of(builder)
+    return {} if path is None else {path.name: getattr(sys.modules[builder.__module__], _SHA256)}
+
+
 def _run(plugin: Plugin) -> None:
     """Run the very text that was hashed, whatever has become of the file since."""
     module = ModuleType(plugin.module_name)
     module.__file__ = str(plugin.path)
+    setattr(module, _SHA256, plugin.sha256)
     sys.modules[plugin.module_name] = module
     try:
         exec(compile(plugin.text, str(plugin.path), "exec"), module.__dict__)

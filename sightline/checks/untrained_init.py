@@ -61,7 +61,7 @@ def untrained_init(context: Context) -> list[Finding]:
 
 def _source(place: Path) -> tuple[Path, Mapping[str, Tensor], nn.Module] | None:
     """The run around the checkpoint, its weights, and its model as its seed gives it; None where it cannot be told."""
-    run = next((folder for folder in (place, *place.absolute().parents) if (folder / "config.yaml").is_file()), None)
+    run = checkpoint.run_around(place)
     if run is None:
         return None
     try:

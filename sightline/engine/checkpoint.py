@@ -38,6 +38,7 @@ __all__ = [
     "restore_optimizer",
     "restore_random_state",
     "rewind",
+    "run_around",
     "save",
 ]
 
@@ -315,6 +316,15 @@ def find(path: Path, remedy: str = _REMEDY) -> Path:
         found = "is a file, not a checkpoint folder" if path.exists() else "no checkpoint is here"
         raise CheckpointError(f"{path}: {found}; give a run directory or one of its {_FOLDER}/step_... folders")
     return path.parent / os.readlink(path) if path.is_symlink() else path
+
+
+def run_around(place: Path) -> Path | None:
+    """The run that a path is the directory of, or that a checkpoint lies in; None where there is no config beside it.
+
+    No further than a run keeps its checkpoints: a config somewhere above says nothing of weights that were copied.
+    """
+    folders = (place, *place.resolve().parents[:2])
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def _told_sound(damaged: Path, remedy: str) -> str:

@@ -37,7 +37,7 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: MatchReport) -> dic
     """
     assert config.init is not None, "only a run that starts from weights has a lineage"
     folder = checkpoint.find(Path(config.init.source)).resolve()
-    run = next((above for above in folder.parents[:2] if (above / "config.yaml").is_file()), None)
+    run = checkpoint.run_around(folder)
     source, unknown = _stage_of_run(run)
     here = stage_of(config, info)
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from sightline.data.native import sha256_of
 from sightline.data.whole_files import whole_file
 from sightline.engine.durable import disk_failure
 from sightline.engine.run_directory import RunDirectory
+from sightline.errors import UserError
 from sightline.probe.features import Features
 
 __all__ = ["FeatureCache", "weights_digest"]
@@ -53,6 +55,20 @@ class FeatureCache:
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s: does not read (%s); the features are computed anew", document, error)
             return None
+
+    def assert_writable(self, *, is_writer: bool) -> None:
+        """Raises UserError where the process that writes could keep nothing; asked before features are computed."""
+        if not is_writer:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: features cannot be kept there ({error.strerror or error}); give another folder with "
+                "--cache DIR"
+            ) from error
 
     def save(self, key: Mapping[str, Any], features: Features) -> None:
         """Keep features under this key, whole or not at all. Raises RunError where the disk refuses them."""

@@ -112,7 +112,7 @@ def plain_episodes(episodes: Sequence[Episode], train_labels: np.ndarray, test_l
 def read_episodes(path: Path, train_labels: np.ndarray, test_labels: np.ndarray) -> list[Episode]:
     """The episodes of a file that `plain_episodes` went into, on their own or in the document of a probe.
 
-    Raises ConfigError for a file that holds none, DataError for episodes of other data.
+    Raises ConfigError for a file that holds none, or places that there are none of, DataError for those of other data.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -127,7 +127,27 @@ def read_episodes(path: Path, train_labels: np.ndarray, test_labels: np.ndarray)
         raise DataError(f"episodes: those of {path} are of other data: the labels differ; draw new ones, or give them")
     if not episodes:
         raise ConfigError(f"episodes: {path} holds an empty list")
+    for number, each in enumerate(episodes):
+        fault = _fault(each, len(train_labels), len(train_labels if each.convention == "train" else test_labels))
+        if fault:
+            raise ConfigError(f"episodes: {path}: episodes.{number}: {fault}; a file is repeated as it was written")
     return episodes
+
+
+def _fault(episode: Episode, num_train: int, num_asked: int) -> str:
+    """What is wrong with an episode, where its places are of parts of these sizes; empty if nothing is."""
+    setting = episode.setting
+    of_each = (
+        ("support", episode.support, setting.shots, num_train),
+        ("query", episode.query, setting.queries, num_asked),
+    )
+    for name, places, count, size in of_each:
+        outside = [place for place in places if not 0 <= place < size]
+        if outside:
+            return f"{name}: found {outside[0]}, allowed is 0 to {size - 1}"
+        if len(places) != setting.ways * count:
+            return f"{name}: found {len(places)} places, {setting.ways} classes of {count} are {setting.ways * count}"
+    return ""
 
 
 def _episode(kept: Mapping[str, Any]) -> Episode:

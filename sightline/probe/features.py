@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
 from sightline.engine.stream import evaluation_keys, read_batches
-from sightline.errors import ConfigError, DataError
+from sightline.errors import ConfigError, DataError, UserError
 
-__all__ = ["Features", "encoder_of", "extract", "label_key", "statistics_of"]
+__all__ = ["Features", "encoder_of", "extract", "faults_shared", "label_key", "statistics_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ def extract(
 
     Whole batches are dealt to processes in turn, and every process gets all rows: the same bits for any number of them.
     Raises ConfigError for a model without `encode` and for data without classes, DataError for a feature that is not
-    finite.
+    finite; on every process where any of them meets a cloud that cannot be read.
     """
     key = label_key(part)
     if key is None:
@@ -60,11 +61,11 @@ def extract(
     plan = evaluation_keys(part.indices, batch_size, epoch=0, seed=seed)
     mine = range(world.rank, len(plan), world.size)
     was_training, number = model.training, Precision(precision)
-    model.eval()
     rows = [torch.zeros(0, int(model.feature_width))]  # type: ignore[arg-type]
     labels, places = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
     batches = read_batches(part.reader, (plan[place] for place in mine), workers)
-    with torch.no_grad(), contextlib.closing(batches):
+    model.eval()
+    with torch.no_grad(), contextlib.closing(batches), faults_shared(world):
         for batch in batches:
             taken = to_device(encode.select(batch), world.device, floats=number.parameters)
             with number.autocast(world.device):
@@ -75,6 +76,21 @@ def extract(
     model.train(was_training)
     everyone = [world.gather_rows(torch.cat(each), what="features")[0] for each in (rows, labels, places)]
     return _in_order(part, *everyone)
+
+
+@contextlib.contextmanager
+def faults_shared(world: World) -> Iterator[None]:
+    """A user's fault on one process inside is one on all of them: none is left waiting for the others."""
+    fault: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        fault = error
+    told = world.gather_text("" if fault is None else str(fault), what="faults")
+    if fault is not None:
+        raise fault
+    if any(told):
+        raise DataError(next(filter(None, told)))
 
 
 def encoder_of(model: nn.Module) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from sightline.probe.outcome import Outcome, Table
 
 __all__ = ["FewShot", "accuracy_of", "answers_of"]
 
+_PARTS = {"train": "training part", "test": "test part"}
 _TOLD = {
     "train": "more samples of the training part (CrossPoint)",
     "test": "samples of the test part (as Point-BERT's folds, classified here without fine-tuning)",
@@ -39,7 +41,8 @@ class FewShot:
 
     Features are standardised by the support alone. Metrics are mean and population deviation over `runs` episodes:
     `fewshot_5w10s`, `fewshot_5w10s_std`, queries from the training part; those with queries from the test part end in
-    `_test_queries`. `episodes` repeats those of a file instead of drawing. Source: Afham et al. 2022, section 4.1.
+    `_test_queries`. `episodes` repeats those of a file, which says all the rest itself. Source: Afham et al. 2022,
+    section 4.1.
     """
 
     most_rows: ClassVar[int | None] = None
@@ -58,11 +61,25 @@ class FewShot:
         if not ways or not shots or min(ways) < 2:
             raise ConfigError("ways: give at least one number of classes, 2 or more, and one of shots")
         assert_there()
+        drawn = {"ways": ways, "shots": shots, "queries": queries, "runs": runs, "convention": convention, "seed": seed}
+        given = [name for name, value in drawn.items() if value != _default_of(name)]
+        if episodes is not None and given:
+            raise ConfigError(
+                f"episodes: those of {episodes} are repeated as they are, and {', '.join(given)} would change nothing; "
+                "give the file alone, or draw"
+            )
         self.settings = [Setting(w, s, queries) for w in sorted(set(ways)) for s in sorted(set(shots))]
         self.runs = runs
         self.conventions: tuple[Convention, ...] = CONVENTIONS if convention == "both" else (convention,)
         self.seed = seed
         self.file = None if episodes is None else Path(episodes)
+
+    @property
+    def asked(self) -> str:
+        """Where the queries of the figures come from, and how many of a class, in words."""
+        if self.file is not None:
+            return f"as in {self.file}"
+        return f"{_PARTS[self.conventions[0]]}, {self.settings[0].queries} of a class, the points of the probe"
 
     def __call__(self, train: Features, test: Features) -> Outcome:
         """Mean and deviation of each setting and convention."""
@@ -103,6 +120,10 @@ class FewShot:
         for setting in self.settings:
             for convention in self.conventions:
                 yield from draw_episodes(setting, convention, train_labels, test_labels, runs=self.runs, seed=self.seed)
+
+
+def _default_of(name: str) -> Any:
+    return inspect.signature(FewShot).parameters[name].default
 
 
 def accuracy_of(episode: Episode, train: Features, test: Features) -> float:

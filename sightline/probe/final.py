@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from torch import nn
 
 from sightline.config import RunConfig
 from sightline.engine.distributed import World
-from sightline.errors import MissingExtraError
+from sightline.errors import DataError, UserError
 from sightline.probe.cache import FeatureCache
-from sightline.probe.outcome import UnprobableError, assert_fits
-from sightline.probe.subject import Recipe, open_data, split_of
+from sightline.probe.features import faults_shared
+from sightline.probe.outcome import assert_fits
+from sightline.probe.subject import Recipe, Split, open_data, split_of
 from sightline.probe.svm import SVM
 
-__all__ = ["final_metrics"]
+__all__ = ["final_metrics", "learnt_by_first"]
 
 _METHOD = "probe_svm_accuracy"
+_LONGEST_TURN_S = 1.0
 
 
 def final_metrics(
@@ -25,22 +29,54 @@ def final_metrics(
 ) -> tuple[dict[str, float], str]:
     """`probe_svm_accuracy`, what `sightline probe --method svm` says of the same weights on the config's own data.
 
-    The text says why the figure is missing, where the data has no classes, for one; it is empty otherwise. To be called
-    on every process: the first one learns, and all get the same figure.
+    The text says why the figure is missing: data without classes, a model without `encode`, features that are not
+    finite. It is empty otherwise; a run that has trained is never lost for it. To be called on every process: the first
+    one learns, and all get the same figure.
     """
     try:
-        probe = SVM(standardise="no")
-        data = open_data(config)
-        assert_fits(probe, len(data.train.indices))
-    except (UnprobableError, MissingExtraError) as error:
-        return {}, f"{_METHOD} is left out: {error}"
-    kept = None if cache is None else FeatureCache(cache)
-    split = split_of(model, Recipe(config.model, config.train.precision), data, world, cache=kept)
-    said = ""
-    if world.is_first:
-        try:
-            said = json.dumps([dict(probe(split.train, split.test).metrics), ""])
-        except UnprobableError as error:  # too few samples of a class
-            said = json.dumps([{}, f"{_METHOD} is left out: {error}"])
-    metrics, reason = json.loads(world.broadcast_text(said, what="the probe's figure"))
+        with faults_shared(world):  # a process may lack scikit-learn, or the data
+            probe = SVM(standardise="no")
+            data = open_data(config)
+            assert_fits(probe, len(data.train.indices))
+        kept = None if cache is None else FeatureCache(cache)
+        split = split_of(model, Recipe(config.model, config.train.precision), data, world, cache=kept)
+    except UserError as error:  # the same on all processes
+        return {}, _left_out(error)
+    said = learnt_by_first(world, lambda: _learn(probe, split), timeout_s=config.distributed.timeout_s)
+    metrics, reason = json.loads(said)
     return metrics, reason
+
+
+def learnt_by_first(world: World, learn: Callable[[], str], *, timeout_s: float) -> str:
+    """What `learn` says on the first process, on every one, however long it takes.
+
+    The others do not wait in one collective, which `timeout_s` would end, but meet the first again and again while it
+    learns beside; so a process that is lost is still noticed.
+    """
+    if world.size == 1:
+        return learn()
+    turn_s = min(_LONGEST_TURN_S, timeout_s / 10)
+    with ThreadPoolExecutor(1) as pool:
+        learning = pool.submit(learn) if world.is_first else None
+        said = ""
+        while not said:
+            said = world.broadcast_text(_said_within(learning, turn_s), what="the probe's figure")
+    return said
+
+
+def _said_within(learning: Future[str] | None, turn_s: float) -> str:
+    if learning is None:
+        return ""
+    wait([learning], timeout=turn_s)
+    return learning.result() if learning.done() else ""
+
+
+def _learn(probe: SVM, split: Split) -> str:
+    try:
+        return json.dumps([dict(probe(split.train, split.test).metrics), ""])
+    except DataError as error:  # too few samples of a class
+        return json.dumps([{}, _left_out(error)])
+
+
+def _left_out(error: Exception) -> str:
+    return f"{_METHOD} is left out: {' '.join(str(error).split())}"

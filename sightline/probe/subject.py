@@ -21,7 +21,8 @@ from sightline.engine.build import Part, build_model, build_part
 from sightline.engine.distributed import World
 from sightline.engine.records import kept_random_state
 from sightline.probe.cache import FeatureCache, weights_digest
-from sightline.probe.features import Features, extract, label_key
+from sightline.probe.code import plugins_of, source_sha256
+from sightline.probe.features import Features, extract, faults_shared, label_key
 from sightline.probe.outcome import UnprobableError
 from sightline.types import Component, SampleKey
 
@@ -29,6 +30,8 @@ __all__ = ["ProbedData", "Recipe", "Split", "open_data", "random_model", "split_
 
 _OF_PAIRS = frozenset({"image", "other_points", "draws", "self"})
 """What only the contrast of pairs reads: a transform that takes nothing else changes no cloud."""
+_OF_VIEWS = frozenset({"views", "background", "without_views"})
+"""Arguments of a data set about pictures of its clouds; without them it has none."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ class ProbedData:
             "fingerprint": fingerprint,
             "data": {name: value for name, value in data.items() if name != "root"},
             "transforms": to_plain(self.config.transforms.evaluate),
+            "plugins": plugins_of(
+                ("data", self.config.data), *(("transforms", each) for each in self.config.transforms.evaluate)
+            ),
             "batch_size": self.config.evaluate.batch_size,
             "seed": self.config.seed,
         }
@@ -102,6 +108,8 @@ def open_data(config: RunConfig) -> ProbedData:
     kept = tuple(each for each in config.transforms.evaluate if not _serves_pairs(each))
     left_out = tuple(each.name for each in config.transforms.evaluate if _serves_pairs(each))
     config = dataclasses.replace(config, transforms=dataclasses.replace(config.transforms, evaluate=kept))
+    if not any("image" in _inputs_of(each) for each in kept):
+        config = dataclasses.replace(config, data=_without_views(config.data))
     train = build_part(config, "train")
     if "test" not in train.dataset.info.split_sizes:
         raise UnprobableError(
@@ -144,14 +152,19 @@ def _features(
             **identity,
             "weights": digest,
             "model": to_plain(recipe.model),
+            "model_plugins": plugins_of(("models", recipe.model)),
             "precision": recipe.precision,
             "device": world.device.type,
             "torch": torch.__version__,
             "sightline": importlib.metadata.version("sightline"),
+            "source": source_sha256(),
         }
     found = _kept(cache, key, world)
     if found is not None:
         return found
+    if cache is not None and key is not None:
+        with faults_shared(world):
+            cache.assert_writable(is_writer=world.is_first)
     config = data.config
     computed = extract(
         model,
@@ -184,6 +197,22 @@ def _digest_of(part: Part) -> str:
 def _serves_pairs(component: Component) -> bool:
     """Whether a transform makes the pairs of contrastive learning, or changes nothing but their images."""
     builder: Any = registry.transforms.entry(component).builder
-    if "other_points" in getattr(builder, "adds", {}):
-        return True
-    return set(inspect.signature(builder.__call__).parameters) <= _OF_PAIRS
+    return "other_points" in getattr(builder, "adds", {}) or _inputs_of(component) <= _OF_PAIRS
+
+
+def _inputs_of(component: Component) -> set[str]:
+    builder: Any = registry.transforms.entry(component).builder
+    return set(inspect.signature(builder.__call__).parameters)
+
+
+def _without_views(component: Component) -> Component:
+    """A data set's block without the pictures that it would read or render for each cloud.
+
+    As it was where it cannot do without them, or where they say which clouds belong to it.
+    """
+    given = component.arguments
+    views = registry.data.entry(component).arguments.get("views")
+    if views is None or views.default not in (None, 0) or given.get("without_views") == "left_out":
+        return component
+    kept = {name: value for name, value in given.items() if name not in _OF_VIEWS}
+    return dataclasses.replace(component, arguments=kept)

@@ -11,11 +11,27 @@ from typing import Any
 from sightline import registry
 from sightline.config import RunConfig
 from sightline.engine.inputs import read_inputs
+from sightline.probe.code import blocks_within
+from sightline.probe.few_shot import FewShot
+from sightline.probe.outcome import Probe
 from sightline.probe.runs import Probed
-from sightline.schema import block_of
+from sightline.probe.svm import SVM
 from sightline.types import Component
 
-__all__ = ["COLUMNS", "Row", "differences", "markdown_of", "protocol_of", "published_rows"]
+__all__ = [
+    "COLUMNS",
+    "PARTS",
+    "Row",
+    "argument_of",
+    "compared",
+    "differences",
+    "markdown_of",
+    "protocol_of",
+    "published_rows",
+]
+
+PARTS = "part_instance_miou"
+"""The figure of a run that was fine-tuned on parts."""
 
 COLUMNS: Mapping[str, str] = {
     "probe_svm_accuracy": "SVM",
@@ -26,8 +42,9 @@ COLUMNS: Mapping[str, str] = {
     "fewshot_10w10s": "10-way 10-shot",
     "fewshot_10w20s": "10-way 20-shot",
     "fewshot_5w10s_random": "5-way 10-shot, random weights",
-    "part_instance_miou": "parts, instance mIoU",
-    "part_instance_miou_scratch": "parts, from scratch",
+    "by_hand_accuracy": "random forest, by hand",
+    PARTS: "parts, instance mIoU",
+    f"{PARTS}_scratch": "parts, from scratch",
 }
 """Metrics of the table and their headings; figures are percent there, with their deviation where there is one."""
 
@@ -66,8 +83,8 @@ def published_rows(names: Sequence[str]) -> list[Row]:
     ]
 
 
-def protocol_of(probed: Probed, *, which: str) -> dict[str, Any]:
-    """How a run was made and probed, under the words that published rows use."""
+def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> dict[str, Any]:
+    """How a run was made and probed, under the words that published rows use; the probes tell of themselves."""
     config, data = probed.config, probed.data.config.data
     is_contrast = config.task.name == "contrast"
     clouds = read_inputs(probed.run, config).clouds
@@ -80,30 +97,22 @@ def protocol_of(probed: Probed, *, which: str) -> dict[str, Any]:
         "neighbours": argument_of("models", config.model, "num_neighbours"),
         "points in pre-training": None if clouds is None else clouds.num_points,
         "points in the probe": probed.data.num_points,
-        "C": "by cross-validation on the training part",
+        "C": next((each.choice for each in probes.values() if isinstance(each, SVM)), None),
         "checkpoint": f"{which}, chosen without the test part"
         if _is_blind(config, which)
         else f"{which}, test-selected",
-        "few-shot queries": "training part, 20 of a class, the points of the probe",
+        "few-shot queries": next((each.asked for each in probes.values() if isinstance(each, FewShot)), None),
         "variant": argument_of("data", data, "variant"),
     }
 
 
 def argument_of(kind: str, component: Component, name: str) -> Any:
     """An argument of a component, or of a block inside it: as given, else its default; None where it has none."""
-    if name in component.arguments:
-        return component.arguments[name]
-    parameters = registry.REGISTRIES[kind].entry(component).arguments
-    if name in parameters:
-        return None if parameters[name].is_required else parameters[name].default
-    for place in component.arguments:
-        block = block_of(parameters[place].annotation)
-        if block is None:
-            continue
-        for nested in registry.blocks_of(component, place):
-            found = argument_of(block.kind, nested, name)
-            if found is not None:
-                return found
+    for held, block in blocks_within(kind, component):
+        parameters = registry.REGISTRIES[held].entry(block).arguments
+        if name in parameters:
+            given = parameters[name].is_required or name in block.arguments
+            return block.arguments.get(name) if given else parameters[name].default
     return None
 
 
@@ -137,16 +146,19 @@ def markdown_of(ours: Sequence[Row], others: Sequence[Row]) -> str:
     remarks = [f"- {row.who}, {row.data}: {remark}" for row in rows for remark in row.remarks]
     lines += ["", "## Remarks", "", *remarks] if remarks else []
     lines += ["", "## Differences between the protocols", ""]
-    lines += list(_compared(ours, others)) or ["None of these data sets has published figures here."]
+    lines += [
+        f"- {row.who} against {theirs.who} ({theirs.source}): {'; '.join(found) or 'none found'}"
+        for row, theirs, found in compared(ours, others)
+    ] or ["None of these data sets has published figures here."]
     return "\n".join(lines) + "\n"
 
 
-def _compared(ours: Sequence[Row], others: Sequence[Row]) -> Iterator[str]:
+def compared(ours: Sequence[Row], others: Sequence[Row]) -> Iterator[tuple[Row, Row, list[str]]]:
+    """A row of ours, a published one of the same data or also of parts, and how they differ; all such pairs."""
     for theirs in others:
         for row in ours:
-            if row.data == theirs.data or "part_instance_miou" in theirs.metrics:
-                found = differences(row, theirs)
-                yield f"- {row.who} against {theirs.who} ({theirs.source}): {'; '.join(found) or 'none found'}"
+            if row.data == theirs.data or (PARTS in theirs.metrics and PARTS in row.metrics):
+                yield row, theirs, differences(row, theirs)
 
 
 def _table(columns: Sequence[str], rows: Iterator[list[str]]) -> list[str]:

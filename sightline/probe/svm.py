@@ -62,6 +62,13 @@ class SVM:
         self.forms = {"both": (False, True), "no": (False,), "yes": (True,)}[standardise]
         self.seed = seed
 
+    @property
+    def choice(self) -> str:
+        """How C comes about, in words."""
+        if len(self.costs) == 1:
+            return f"{self.costs[0]:g}, given"
+        return f"by {self.num_folds}-fold cross-validation on the training part"
+
     def __call__(self, train: Features, test: Features) -> Outcome:
         """The accuracy on the test part with the chosen C, and the table over all of them."""
         assert_fits(self, len(train))
@@ -75,8 +82,8 @@ class SVM:
             chance={},
             tables=tuple(_table(rows, chosen[form], form, statistics) for form, rows in tables.items()),
             protocol=(
-                f"scikit-learn SVC(kernel=linear), one against one; C by {self.num_folds}-fold cross-validation on the "
-                "training part (seeded, stratified); test accuracies of the other C chose nothing",
+                f"scikit-learn SVC(kernel=linear), one against one; C {self.choice}; folds are seeded and stratified, "
+                "test accuracies of other C chose nothing",
                 "scale law: the machine on s*X with C is the one on X with s^2*C, so a C says nothing without the "
                 "scale of the features; C x variance is the same at every scale",
             ),

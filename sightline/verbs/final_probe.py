@@ -9,22 +9,27 @@ from torch import nn
 
 from sightline.config import RunConfig
 from sightline.engine.distributed import World
+from sightline.probe.code import source_sha256
 from sightline.verbs.output import note
 
 __all__ = ["probed"]
+
+source_sha256()  # now, as it is imported: a checkout may be edited while a run trains, and its digest is kept
 
 
 def probed(config: RunConfig, world: World, run: Path, model: nn.Module) -> dict[str, float]:
     """`probe_svm_accuracy` of a contrast run, nothing of others; why it is missing is told.
 
-    Features are kept in the run, where it can be written to, so that `evaluate` and `probe` find them there.
+    Features are kept in the run, where the first process can write to it, so that `evaluate` and `probe` find them.
     """
     if config.task.name != "contrast":  # the rooms of probes are not imported for the others
         return {}
     from sightline.probe.final import final_metrics
     from sightline.probe.runs import CACHE
 
-    metrics, reason = final_metrics(config, model, world, cache=run / CACHE if os.access(run, os.W_OK) else None)
+    is_open = world.is_first and os.access(run, os.W_OK)
+    keeps = world.broadcast_text("yes" if is_open else "no", what="whether features are kept") == "yes"
+    metrics, reason = final_metrics(config, model, world, cache=run / CACHE if keeps else None)
     if reason and world.is_first:
         note(reason)
     return metrics

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,21 +12,17 @@ from typing import Any, TypeVar
 from sightline import registry
 from sightline.chart import render_svg
 from sightline.config import RunConfig
-from sightline.config.show import show_inline
-from sightline.engine import checkpoint
 from sightline.engine.build import build_part
-from sightline.engine.lineage import evaluated_sha256, read_lineage
 from sightline.errors import UserError
 from sightline.verbs import train as training
 from sightline.verbs.common import config_of, load_document, write_document, write_file
+from sightline.verbs.fine_tuning import assert_same_source, from_scratch, from_source, handlers_kept
 from sightline.verbs.label_table import COLUMNS, STARTS, Cell, Row, Start, panel_of, rows_of, shown, told_fraction
 from sightline.verbs.output import note, show_table
 
 __all__ = ["Options", "label_efficiency"]
 
 NAME = "label_efficiency"
-_PRETRAINED_ONLY = {"frozen": "[]", "layer_decay": "null"}
-"""Arguments of the optimiser that serve weights worth keeping, and the values that switch them off."""
 
 Number = TypeVar("Number", int, float)
 
@@ -56,11 +50,12 @@ def label_efficiency(options: Options) -> int:
     sizes = {cell.fraction: _num_samples(options, cell) for cell in cells if cell.seed == 0 and cell.start == "scratch"}
     done: list[Cell] = []
     code = 0
+    assert config.init is not None, "checked when the cells were planned"
     for number, cell in enumerate(cells, start=1):
-        _assert_same_source(cell, config)
+        assert_same_source(cell.path, config.init.source)
         labels = f"{told_fraction(cell.fraction)} of the labels"
         note(f"run {number} of {len(cells)}: {labels}, {cell.start}, seed {cell.seed}")
-        with _handlers_kept():
+        with handlers_kept():
             code = training.train(_options_of(cell, options))
         if code:
             note(f"{number - 1} of {len(cells)} runs are done; the same command goes on with {cell.path}")
@@ -110,12 +105,7 @@ def _plan(options: Options) -> tuple[RunConfig, list[Cell]]:
 def _cell(
     options: Options, config: RunConfig, fraction: float, start: Start, seed: int, num_epochs: int | None
 ) -> Cell:
-    given = list(options.overrides if start == "scratch" else _of_source(options))
-    if start == "scratch":
-        known = {key: off for key, off in _PRETRAINED_ONLY.items() if key in config.optimizer.arguments}
-        switched = {"init": "null", **{f"optimizer.{key}": off for key, off in known.items()}}
-        given = [text for text in given if not any(_is_at(text, key) for key in switched)]
-        given += [f"{key}={off}" for key, off in switched.items()]
+    given = from_scratch(config, options.overrides) if start == "scratch" else list(_of_source(options))
     given += [f"data.fraction={fraction!r}", f"seed={seed}", "evaluate.select=test"]
     given += [f"train.epochs={num_epochs}"] if num_epochs is not None else []
     given += [f"evaluate.every={num_epochs or config.train.epochs}"]
@@ -125,18 +115,9 @@ def _cell(
     return Cell(fraction, start, seed, path, tuple(given))
 
 
-def _is_at(override: str, key: str) -> bool:
-    place = override.partition("=")[0].strip()
-    return place == key or place.startswith(f"{key}.")
-
-
 def _of_source(options: Options) -> tuple[str, ...]:
     """The overrides, with the run to start from among them where one was given."""
-    return (
-        options.overrides
-        if options.source is None
-        else (*options.overrides, f"init.from={show_inline(options.source)}")
-    )
+    return options.overrides if options.source is None else (*options.overrides, from_source(options.source))
 
 
 def _read(options: Options, overrides: Sequence[str]) -> RunConfig:
@@ -170,31 +151,6 @@ def _options_of(cell: Cell, options: Options) -> training.Options:
         plugins=options.plugins,
         device=options.device,
     )
-
-
-def _assert_same_source(cell: Cell, config: RunConfig) -> None:
-    """Raises UserError where a cell was begun from weights that the pre-trained run no longer holds."""
-    assert config.init is not None, "checked when the cells were planned"
-    lineage = read_lineage(cell.path)
-    if lineage is None:
-        return
-    now = evaluated_sha256(checkpoint.find(Path(config.init.source)))
-    if lineage["sha256"] != now:
-        raise UserError(
-            f"{cell.path}: started from other weights ({lineage['sha256'][:16]}...) than {config.init.source} holds "
-            f"now ({now[:16]}...); give another --out"
-        )
-
-
-@contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """What a signal does is afterwards as before: between two runs it ends the command, not the run that is over."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _num_samples(options: Options, cell: Cell) -> int:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sightline import registry
-from sightline.config import RunConfig
+from sightline.engine import checkpoint
 from sightline.engine.distributed import start_world
+from sightline.engine.lineage import evaluated_sha256
 from sightline.engine.precision import set_determinism
-from sightline.errors import CheckpointError, RunError, UserError
+from sightline.errors import CheckpointError, UserError
 from sightline.probe.measure import Comparison, compare
 from sightline.probe.outcome import Probe, assert_fits
 from sightline.probe.runs import Probed, Twins, open_run, twins_of
-from sightline.probe.suite import Row, differences, markdown_of, protocol_of, published_rows
+from sightline.probe.suite import PARTS, Row, compared, markdown_of, protocol_of, published_rows
 from sightline.types import Component
 from sightline.verbs import train as training
 from sightline.verbs.common import assert_writable, config_of, load_document, write_document, write_file
+from sightline.verbs.fine_tuning import assert_same_source, from_scratch, from_source, handlers_kept
 from sightline.verbs.output import note, show_table
 from sightline.verbs.probe import Options, build_probe, parted
 
@@ -27,8 +30,6 @@ __all__ = ["suite"]
 METHODS = ("svm", "few_shot")
 NAME = "suite"
 _PARTS = "shapenet_part"
-_PRETRAINED_ONLY = {"frozen": "[]", "layer_decay": "null"}
-"""Settings of an optimiser that make sense for pre-trained weights alone, and what switches them off."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,19 @@ class _Done:
     document: Mapping[str, Any]
 
 
+class _UnfinishedError(Exception):
+    """Fine-tuning on parts did not come to its end; `code` is its exit code."""
+
+    def __init__(self, out: Path, code: int) -> None:
+        super().__init__(f"{out}: fine-tuning ended with exit code {code}; the same command goes on with it")
+        self.code = code
+
+
 def suite(options: Options) -> int:
-    """Probe every run, fine-tune each on parts where a config says how, and write one table; the exit code."""
+    """Probe every run, fine-tune each on parts where a config says how, and write one table; the exit code.
+
+    That of the first fine-tuning that did not come to its end, such as 130 after an interrupt.
+    """
     if not options.runs:
         raise UserError("probe --suite: no run directory is given; sightline probe --suite RUN... --out DIR")
     if (options.processes or 1) > 1:
@@ -59,29 +71,43 @@ def suite(options: Options) -> int:
         for probe in probes.values():
             assert_fits(probe, len(probed.data.train.indices))
     assert_writable(options.out / f"{NAME}.md", option="--out")
-    done = []
-    scratch: dict[str, float] | None = None
-    for number, probed in enumerate(opened):
-        documents, metrics = _probe(probed, probes, options)
-        remarks = list(probed.notes)
-        if options.finetune is not None:
-            scratch = _fine_tuned(options, None, options.out / "parts" / "scratch") if scratch is None else scratch
-            try:
-                metrics |= _fine_tuned(options, probed, options.out / "parts" / str(number)) | scratch
-            except CheckpointError as error:
-                remarks.append(f"not fine-tuned on parts: {error}")
-        row = Row(
-            who=str(probed.run),
-            source="this run",
-            data=probed.data.config.data.name,
-            protocol={**protocol_of(probed, which=options.which), **_more(options, arguments)},
-            metrics=metrics,
-            remarks=tuple(remarks),
-        )
-        done.append(_Done(row, {"run": str(probed.run), "metrics": metrics, "probes": documents}))
-        _write(done, options.out)
+    done: list[_Done] = []
+    try:
+        scratch = {} if options.finetune is None else _fine_tuned(options, None)
+        for probed in opened:
+            done.append(_row(options, probed, probes, arguments, scratch))
+            _write(done, options.out)
+    except _UnfinishedError as error:
+        note(f"{len(done)} of {len(opened)} runs are done; {error}")
+        return error.code
     _show(done, options)
     return 0
+
+
+def _row(
+    options: Options,
+    probed: Probed,
+    probes: Mapping[str, Probe],
+    arguments: Sequence[str],
+    scratch: Mapping[str, float],
+) -> _Done:
+    """A run's row: its probes, and where a config says so its figure on parts beside that from scratch."""
+    documents, metrics = _probe(probed, probes, options)
+    remarks = list(probed.notes)
+    if options.finetune is not None:
+        try:
+            metrics |= {**_fine_tuned(options, probed), **scratch}
+        except CheckpointError as error:
+            remarks.append(f"not fine-tuned on parts: {error}")
+    row = Row(
+        who=str(probed.run),
+        source="this run",
+        data=probed.data.config.data.name,
+        protocol={**protocol_of(probed, which=options.which, probes=probes), **_more(options, arguments)},
+        metrics=metrics,
+        remarks=tuple(remarks),
+    )
+    return _Done(row, {"run": str(probed.run), "metrics": metrics, "probes": documents})
 
 
 def _build(words: Sequence[str]) -> dict[str, Probe]:
@@ -110,29 +136,45 @@ def _probe(probed: Probed, probes: Mapping[str, Probe], options: Options) -> tup
     return documents, metrics
 
 
-def _fine_tuned(options: Options, probed: Probed | None, out: Path) -> dict[str, float]:
-    """The instance mIoU on parts of the last weights, from a run's encoder, or from scratch; finished runs are kept."""
+def _fine_tuned(options: Options, probed: Probed | None) -> dict[str, float]:
+    """The instance mIoU on parts of the last weights, from a run's encoder, or from scratch; finished runs are kept.
+
+    Raises CheckpointError for weights that do not fit.
+    """
     assert options.finetune is not None, "only called with a config"
     config, _ = config_of(options.finetune, (), options.plugins)
-    given = _from_scratch(config) if probed is None else [f"init.from={probed.checkpoint}"]
+    out = _place_of(options, probed)
+    given = from_scratch(config) if probed is None else [from_source(probed.checkpoint)]
+    if probed is not None:
+        assert_same_source(out, probed.checkpoint)
     note(f"parts: {'from scratch' if probed is None else probed.run} -> {out}")
-    code = training.train(
-        training.Options(
-            config=options.finetune,
-            overrides=tuple(given),
-            out=out,
-            resume="auto",
-            plugins=options.plugins,
-            device=options.device,
+    with handlers_kept():
+        code = training.train(
+            training.Options(
+                config=options.finetune,
+                overrides=tuple(given),
+                out=out,
+                resume="auto",
+                plugins=options.plugins,
+                device=options.device,
+            )
         )
-    )
     if code:
-        raise RunError(f"{out}: fine-tuning ended with exit code {code}; the same command goes on with it")
+        raise _UnfinishedError(out, code)
     final = load_document(out / "final.json")["metrics"]
     if "instance_miou" not in final:
         raise UserError(f"--finetune {options.finetune}: reports {', '.join(final)}, not instance_miou; see part_iou")
-    name = "part_instance_miou" + ("_scratch" if probed is None else "")
+    name = PARTS + ("_scratch" if probed is None else "")
     return {name: float(final["instance_miou"])}
+
+
+def _place_of(options: Options, probed: Probed | None) -> Path:
+    """Where fine-tuning goes: other weights, or the same of another run, have another folder, and never old figures."""
+    assert options.out is not None, "checked before anything ran"
+    if probed is None:
+        return options.out / "parts" / "scratch"
+    text = f"{probed.checkpoint}\n{evaluated_sha256(checkpoint.find(probed.checkpoint))}"
+    return options.out / "parts" / f"{probed.run.resolve().name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _more(options: Options, words: Sequence[str]) -> dict[str, Any]:
@@ -141,16 +183,10 @@ def _more(options: Options, words: Sequence[str]) -> dict[str, Any]:
     return told if options.finetune is None else {**told, "parts": f"{options.finetune}, last weights, same seed"}
 
 
-def _from_scratch(config: RunConfig) -> list[str]:
-    """What makes the config a run from scratch with the same seed."""
-    held = [f"optimizer.{key}={value}" for key, value in _PRETRAINED_ONLY.items() if key in config.optimizer.arguments]
-    return ["init=null", *held]
-
-
 def _others(done: Sequence[_Done]) -> list[Row]:
     """The published rows on our data, and those of parts where parts were learnt."""
     names = {each.row.data for each in done}
-    names |= {_PARTS} if any("part_instance_miou" in each.row.metrics for each in done) else set()
+    names |= {_PARTS} if any(PARTS in each.row.metrics for each in done) else set()
     return published_rows(sorted(names))
 
 
@@ -164,10 +200,8 @@ def _write(done: Sequence[_Done], out: Path) -> None:
             for r in others
         ],
         "differences": [
-            {"run": row.who, "other": r.who, "source": r.source, "differences": differences(row, r)}
-            for row in rows
-            for r in others
-            if r.data == row.data
+            {"run": row.who, "other": r.who, "source": r.source, "differences": found}
+            for row, r, found in compared(rows, others)
         ],
     }
     write_document(out / f"{NAME}.json", document)

@@ -223,7 +223,7 @@ def _look(options: Options, config: RunConfig, plugins: Sequence[Plugin]) -> dic
 
 def _resume_from(path: Path, options: Options, config: RunConfig, plugins: Sequence[Plugin]) -> dict[str, Any]:
     """A named run directory or checkpoint."""
-    run = next((folder for folder in (path, *path.absolute().parents) if (folder / "config.yaml").exists()), None)
+    run = checkpoint.run_around(path)
     if run is None:
         raise UserError(f"--resume {path}: neither a run directory nor a checkpoint inside one")
     if options.out is not None and options.out.resolve() != run.resolve():

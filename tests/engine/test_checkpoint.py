@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from sightline.engine.checkpoint import Snapshot, load, newest_sound, rewind, save
+from sightline.engine.checkpoint import Snapshot, find, load, newest_sound, rewind, run_around, save
 from sightline.errors import CheckpointError
 from tests.engine.snapshots import assert_same, bits, snapshot_of
 
@@ -400,3 +400,22 @@ def test_a_link_to_itself_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last").symlink_to("last")
     assert_refused(tmp_path, "checkpoints/last")
+
+
+# --- the run around --------------------------------------------------------------------------------------------------
+
+
+def test_the_run_around_a_checkpoint_is_found_from_everywhere_in_it(folder: Path, tmp_path: Path) -> None:
+    assert run_around(folder) is None
+    (tmp_path / "config.yaml").write_text("")
+    for place in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "last", folder, find(tmp_path)):
+        assert run_around(place) == tmp_path
+    (tmp_path / "elsewhere").symlink_to(folder)
+    assert run_around(tmp_path / "elsewhere") == tmp_path
+
+
+def test_a_config_far_above_weights_says_nothing_of_them(folder: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "kept" / "of" / "others" / "weights"
+    shutil.copytree(folder, copied)
+    (tmp_path / "config.yaml").write_text("")
+    assert run_around(copied) is None

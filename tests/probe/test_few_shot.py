@@ -110,6 +110,32 @@ def test_episodes_of_other_data_and_files_without_any_are_refused(tmp_path: Path
         read_episodes(tmp_path / "none.json", train.labels, test.labels)
 
 
+def test_a_file_of_episodes_goes_with_nothing_else(tmp_path: Path) -> None:
+    for given in ({"ways": (3,)}, {"shots": (1,)}, {"queries": 5}, {"runs": 2}, {"convention": "test"}, {"seed": 1}):
+        with pytest.raises(ConfigError, match=f"^episodes: .*, and {next(iter(given))} would change nothing"):
+            FewShot(episodes=str(tmp_path / "any.json"), **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "places", "told"),
+    [
+        ("support", [0, 600], "support: found 600, allowed is 0 to 599"),
+        ("support", [0, -1], "support: found -1, allowed is 0 to 599"),
+        ("query", [0, 300], "query: found 300, allowed is 0 to 299"),
+        ("query", [0], "query: found 1 places, 2 classes of 1 are 2"),
+    ],
+)
+def test_edited_episodes_are_refused(name: str, places: list[int], told: str, tmp_path: Path) -> None:
+    train, test = blobs(900)
+    (episode,) = draw_episodes(Setting(2, 1, 1), "test", train.labels, test.labels, runs=1, seed=0)
+    document = plain_episodes([episode], train.labels, test.labels)
+    document["episodes"][0][name] = places
+    file = tmp_path / "episodes.json"
+    file.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=f"episodes.0: {told}"):
+        FewShot(episodes=str(file))(train, test)
+
+
 def test_too_few_samples_are_told() -> None:
     train, test = blobs(60)
     with pytest.raises(DataError, match="few-shot 5w20s: needs 5 classes with 40 training samples, there are 0"):

@@ -14,6 +14,7 @@ import torch
 from sklearn.svm import SVC
 
 from sightline.config import read_config
+from sightline.data import own_views
 from sightline.data.reading import BatchReader
 from sightline.data.synthetic_shapes import SyntheticShapes
 from sightline.engine.distributed import World
@@ -25,7 +26,7 @@ from sightline.probe.features import Features
 from sightline.probe.folds import stratified_folds
 from sightline.probe.runs import Twins, open_run, twins_of
 from sightline.probe.svm import COSTS, SVM
-from sightline.types import SampleKey
+from sightline.types import Component, SampleKey
 from tests.command import Outcome, run_here
 from tests.probe.contrast import THIN, train_thin
 
@@ -172,6 +173,44 @@ def test_a_set_that_does_not_say_what_it_holds_is_not_kept(copy: Path, monkeypat
     monkeypatch.delattr(SyntheticShapes, "fingerprint")
     twins(copy)
     assert not (copy / "features").exists()
+
+
+def test_a_folder_that_takes_no_features_is_told_before_any_are_computed(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copy / "features").write_text("a file stands in the way")
+    monkeypatch.setattr(subject, "extract", None)
+    code, _, err = run_here("probe", copy, "--device", "cpu")
+    assert code == 2
+    assert f"{copy}/features: features cannot be kept there" in err
+    assert "give another folder with --cache DIR" in err
+
+
+def test_kept_features_need_no_folder_that_can_be_written_to(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = twins(copy)
+    monkeypatch.setattr(FeatureCache, "assert_writable", None)
+    assert np.array_equal(before.trained.train.rows, twins(copy).trained.train.rows)
+
+
+def test_no_view_is_rendered_for_features(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And they are the same with views as without, from the same files."""
+    monkeypatch.setattr(own_views, "render_cloud", None)
+    before = twins(copy)
+    after = twins(copy, "data.views={count: 3, size_px: 8}")
+    assert np.array_equal(before.trained.train.rows, after.trained.train.rows)
+    assert len(list(copy.glob("features/*.npz"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"views": "/not/there", "background": "white", "num_points": 8}, {"num_points": 8}),
+        ({"views": "/not/there", "without_views": "refused"}, {}),
+        ({"views": "/not/there", "without_views": "left_out"}, {"views", "without_views"}),
+    ],
+)
+def test_views_that_choose_no_cloud_are_not_opened(given: dict[str, Any], kept: Any) -> None:
+    assert subject._without_views(Component("modelnet40", given)).arguments.keys() == set(kept)
 
 
 def test_the_key_is_compared_and_not_only_its_digest(tmp_path: Path) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sightline import registry
+from sightline.engine.session import StopRequest
 from sightline.errors import CheckpointError
+from sightline.probe.few_shot import FewShot
 from sightline.probe.suite import COLUMNS, Row, argument_of, differences, markdown_of, published_rows
+from sightline.probe.svm import SVM
 from sightline.types import Component
 from sightline.verbs import train as training
+from sightline.verbs.probe import Options, probe
 from tests.command import run_here
 from tests.probe.contrast import train_thin
 
@@ -42,21 +49,28 @@ def test_every_run_has_a_row_with_its_protocol(runs: list[Path], tmp_path: Path)
         assert row["protocol"]["neighbours"] == 8
         assert row["protocol"]["points in pre-training"] == row["protocol"]["points in the probe"] == 64
         assert row["protocol"]["arguments"] == ", ".join(QUICK)
+        assert row["protocol"]["C"] == "1, given"
+        assert row["protocol"]["few-shot queries"] == "training part, 2 of a class, the points of the probe"
         assert f"| {run} | synthetic_shapes | " in text
     assert document["others"] == []
     assert "None of these data sets has published figures here." in text
+
+
+def parts_config(folder: Path, run: Path) -> Path:
+    config = folder / "parts.yaml"
+    config.write_text(
+        "base: " + str(Path(__file__).parents[2] / "configs" / "segment" / "synthetic_shapes_dgcnn.yaml") + "\n"
+        f"init: {{from: {run}, modules: points, may_be_missing: [head]}}\n"
+        "optimizer: {name: adam, lr: 1e-3, frozen: [{modules: head, until_epoch: 1}]}\n"
+    )
+    return config
 
 
 def test_parts_are_learnt_from_every_run_and_once_from_scratch(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Training itself has tests of its own; here it notes how it was called, and finishes at once."""
-    config = tmp_path / "parts.yaml"
-    config.write_text(
-        "base: " + str(Path(__file__).parents[2] / "configs" / "segment" / "synthetic_shapes_dgcnn.yaml") + "\n"
-        f"init: {{from: {runs[0]}, modules: points, may_be_missing: [head]}}\n"
-        "optimizer: {name: adam, lr: 1e-3, frozen: [{modules: head, until_epoch: 1}]}\n"
-    )
+    config = parts_config(tmp_path, runs[0])
     calls: list[training.Options] = []
 
     def train(options: training.Options) -> int:
@@ -72,8 +86,8 @@ def test_parts_are_learnt_from_every_run_and_once_from_scratch(
     document, text, _ = suite(runs, tmp_path / "out", "--finetune", config)
     assert [call.overrides for call in calls] == [
         ("init=null", "optimizer.frozen=[]", "optimizer.layer_decay=null"),
-        (f"init.from={(runs[0] / 'checkpoints' / 'last').resolve()}",),
-        (f"init.from={(runs[1] / 'checkpoints' / 'last').resolve()}",),
+        (f'init.from="{(runs[0] / "checkpoints" / "last").resolve()}"',),
+        (f'init.from="{(runs[1] / "checkpoints" / "last").resolve()}"',),
     ]
     assert all(call.resume == "auto" for call in calls)
     first, second = (row["metrics"] for row in document["runs"])
@@ -82,6 +96,67 @@ def test_parts_are_learnt_from_every_run_and_once_from_scratch(
     assert "part_instance_miou" not in second
     assert "not fine-tuned on parts: 137 of 162 tensors matched" in text
     assert [row["data"] for row in document["others"]] == ["shapenet_part"]
+    (compared,) = document["differences"]
+    assert (compared["run"], compared["other"]) == (str(runs[0]), document["others"][0]["who"])
+    assert text.count(f"- {runs[0]} against ") == 1
+    assert "; ".join(compared["differences"]) in text
+    assert f"- {runs[1]} against " not in text
+
+
+def test_a_run_that_was_trained_again_is_fine_tuned_again(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder holds other weights under the same name: what parts said of the old ones is not told of these."""
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run, symlinks=True)
+    config = parts_config(tmp_path, run)
+
+    def train(options: training.Options) -> int:
+        assert options.out is not None
+        if not (options.out / "final.json").exists():  # finished runs are not repeated
+            options.out.mkdir(parents=True)
+            weights = (run / "checkpoints" / "last" / "model.safetensors").read_bytes()
+            figure = int.from_bytes(hashlib.sha256(weights).digest()[:4]) / 2**32
+            (options.out / "final.json").write_text(json.dumps({"metrics": {"instance_miou": figure}}))
+        return 0
+
+    monkeypatch.setattr(training, "train", train)
+    figures = []
+    for source in (None, None, runs[1]):
+        if source is not None:
+            shutil.rmtree(run / "checkpoints")
+            shutil.copytree(source / "checkpoints", run / "checkpoints", symlinks=True)
+        document, _, _ = suite([run], tmp_path / "out", "--finetune", config)
+        figures.append(document["runs"][0]["metrics"]["part_instance_miou"])
+    assert figures[0] == figures[1] != figures[2]
+    assert len(list((tmp_path / "out" / "parts").iterdir())) == 3  # from scratch, and from either weights
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def train(options: training.Options) -> int:
+        StopRequest().listen(is_told=False)
+        return code
+
+    monkeypatch.setattr(training, "train", train)
+    asked = Options(
+        tuple(runs),
+        QUICK,
+        is_suite=True,
+        finetune=parts_config(tmp_path, runs[0]),
+        out=tmp_path / "out",
+        device="cpu",
+    )
+    try:
+        assert probe(asked) == code
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +206,10 @@ def test_published_rows_are_shares_of_known_metrics() -> None:
     (paper,) = [r for r in rows if r.who.startswith("CrossPoint, DGCNN (paper)") and r.data == "scanobjectnn"]
     assert paper.metrics["probe_svm_accuracy"] == 0.817
     assert published_rows(["synthetic_shapes"]) == []
+    (forest,) = [r for r in rows if "random forest" in r.who]
+    assert forest.metrics == {"by_hand_accuracy": 0.784}, "no SVM: it stands in a column of its own"
+    assert "| 78.40 |" in markdown_of([], [forest])
+    assert "| SVM |" not in markdown_of([], [forest])
 
 
 def test_the_table_shows_percent_and_compares_with_rows_of_the_same_data() -> None:
@@ -143,6 +222,14 @@ def test_the_table_shows_percent_and_compares_with_rows_of_the_same_data() -> No
     source = "(Afham et al. 2022, tables 1 and 2)"
     assert f"- ours against CrossPoint, DGCNN (paper) {source}: pairs per step: 64 here, 20 there" in text
     assert text.count("- ours against") == 6
+
+
+def test_probes_tell_their_protocol() -> None:
+    assert SVM(folds=3).choice == "by 3-fold cross-validation on the training part"
+    assert SVM(C=(0.1,)).choice == "0.1, given"
+    assert FewShot().asked == "training part, 20 of a class, the points of the probe"
+    assert FewShot(convention="test", queries=5).asked == "test part, 5 of a class, the points of the probe"
+    assert FewShot(episodes="kept.json").asked == "as in kept.json"
 
 
 def test_arguments_are_found_inside_blocks_and_as_defaults() -> None:

@@ -1,0 +1,55 @@
+"""The code that features depend on: a user's own parts, and sightline's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+
+from sightline import registry
+from sightline.plugins import loaded_sha256
+from sightline.schema import block_of
+from sightline.types import Component
+
+__all__ = ["ROOMS", "blocks_within", "plugins_of", "source_sha256"]
+
+ROOMS = ("data", "engine", "geometry", "layers", "models", "probe", "transforms")
+"""What stands between a file of clouds and a feature."""
+
+
+def blocks_within(kind: str, component: Component) -> Iterator[tuple[str, Component]]:
+    """A component block of a kind and all blocks inside it, each with its kind, the outer before the inner."""
+    yield kind, component
+    parameters = registry.REGISTRIES[kind].entry(component).arguments
+    for name in component.arguments:
+        block = block_of(parameters[name].annotation)
+        if block is not None:
+            for nested in registry.blocks_of(component, name):
+                yield from blocks_within(block.kind, nested)
+
+
+def plugins_of(*blocks: tuple[str, Component]) -> dict[str, str]:
+    """The plugins that these blocks, or blocks inside them, come from: file name and SHA-256 of the code that runs.
+
+    What a plugin imports by itself is not looked at.
+    """
+    found: dict[str, str] = {}
+    for kind, component in (each for block in blocks for each in blocks_within(*block)):
+        builder = registry.REGISTRIES[kind].entry(component).builder
+        for part in getattr(builder, "__mro__", (builder,)):
+            found |= loaded_sha256(part)
+    return found
+
+
+@cache
+def source_sha256() -> str:
+    """Of the modules of sightline that make features: a version says nothing of a checkout that is being edited."""
+    digest = hashlib.sha256()
+    package = resources.files("sightline")
+    for room in ROOMS:
+        files = (file for file in package.joinpath(room).iterdir() if file.name.endswith(".py"))
+        for file in sorted(files, key=lambda each: each.name):
+            digest.update(f"{room}/{file.name}\n".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

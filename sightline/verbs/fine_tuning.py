@@ -1,0 +1,61 @@
+"""What the verbs that fine-tune share: where a run starts, from the same weights as before, and what signals do."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sightline.config import RunConfig
+from sightline.config.show import show_inline
+from sightline.engine import checkpoint
+from sightline.engine.lineage import evaluated_sha256, read_lineage
+from sightline.errors import UserError
+
+__all__ = ["assert_same_source", "from_scratch", "from_source", "handlers_kept"]
+
+_PRETRAINED_ONLY = {"frozen": "[]", "layer_decay": "null"}
+"""Arguments of the optimiser that serve weights worth keeping, and the values that switch them off."""
+
+
+def from_source(source: str | Path) -> str:
+    """The override that starts a run from these weights, whatever characters their path holds."""
+    return f"init.from={show_inline(str(source))}"
+
+
+def from_scratch(config: RunConfig, given: Sequence[str] = ()) -> list[str]:
+    """The overrides `given`, made those of a run from random weights: without `init` and what serves given weights."""
+    known = {key: off for key, off in _PRETRAINED_ONLY.items() if key in config.optimizer.arguments}
+    switched = {"init": "null", **{f"optimizer.{key}": off for key, off in known.items()}}
+    kept = [text for text in given if not any(_is_at(text, key) for key in switched)]
+    return [*kept, *(f"{key}={off}" for key, off in switched.items())]
+
+
+def assert_same_source(run: Path, source: str | Path) -> None:
+    """Raises UserError where a run was begun from weights that its source no longer holds."""
+    lineage = read_lineage(run)
+    if lineage is None:
+        return
+    now = evaluated_sha256(checkpoint.find(Path(source)))
+    if lineage["sha256"] != now:
+        raise UserError(
+            f"{run}: started from other weights ({lineage['sha256'][:16]}...) than {source} holds now ({now[:16]}...); "
+            "give another --out"
+        )
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """What a signal does is afterwards as before: between two runs it ends the command, not the run that is over."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _is_at(override: str, key: str) -> bool:
+    place = override.partition("=")[0].strip()
+    return place == key or place.startswith(f"{key}.")

@@ -1,0 +1,135 @@
+"""Features are those of the code that runs: a plugin that was rewritten makes the kept ones void."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sightline import registry
+from sightline.plugins import load_plugins
+from sightline.probe import code
+from sightline.probe.code import blocks_within, plugins_of
+from sightline.types import Component
+from sightline.verbs import final_probe
+from tests.command import run_here
+from tests.probe.contrast import train_thin
+
+POINTS = "{name: dgcnn, num_neighbours: 8, embedding: 16}"
+MODEL = """\
+from sightline import registry
+from sightline.models.crosspoint import IntraPoint
+
+@registry.models.add("scaled_intrapoint")
+class Scaled(IntraPoint):
+    def encode(self, *, points, features=None):
+        return {factor} * super().encode(points=points, features=features)
+"""
+TRANSFORM = """\
+from sightline import registry
+
+@registry.transforms.add("stretch_for_probes")
+class Stretch:
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, draws, *, points):
+        return {{"points": {factor} * points}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _only_here() -> Iterator[None]:
+    """Names of plugins are gone afterwards: other tests count the built-in ones."""
+    before = {kind: dict(each._entries) for kind, each in registry.REGISTRIES.items() if each.names()}
+    yield
+    for kind, entries in before.items():
+        registry.REGISTRIES[kind]._entries = entries
+
+
+def rows_of(run: Path, *words: object) -> dict[str, np.ndarray]:
+    """The features that a run's probe has kept so far, by file."""
+    outcome = run_here("probe", run, "--method", "knn", "k=1", "folds=2", *words, "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    return {path.name: np.load(path)["rows"] for path in run.glob("features/*.npz")}
+
+
+def written(file: Path, text: str, *, factor: float) -> Path:
+    file.write_text(text.format(factor=factor))
+    return file
+
+
+def test_a_rewritten_model_is_probed_anew(tmp_path: Path) -> None:
+    """Twice the factor is twice every feature, exactly: 2 is a power of two."""
+    plugin = written(tmp_path / "scaled_model.py", MODEL, factor=1.0)
+    run = train_thin(tmp_path, "--plugin", plugin, "model.name=scaled_intrapoint", f"model.points={POINTS}")
+    before = rows_of(run, "--plugin", plugin)
+    written(plugin, MODEL, factor=2.0)
+    after = rows_of(run, "--plugin", plugin)
+    assert len(before) == 4
+    made = [rows for name, rows in after.items() if name not in before]
+    for rows in before.values():
+        assert sum(np.array_equal(2 * rows, other) for other in made if other.shape == rows.shape) == 1
+
+
+def test_a_rewritten_transform_is_applied_anew(tmp_path: Path) -> None:
+    run = train_thin(tmp_path)
+    plugin = tmp_path / "stretching.py"
+    words = ("--plugin", plugin, "transforms.evaluate=[{name: stretch_for_probes}]")
+    counts = []
+    for factor in (1.0, 3.0, 1.0):
+        written(plugin, TRANSFORM, factor=factor)
+        counts.append(len(rows_of(run, *words)))
+    assert counts[1:] == [counts[0] + 4, counts[0] + 4], "anew once, and found again when it is what it was"
+
+
+def test_blocks_inside_blocks_and_base_classes_are_looked_at(tmp_path: Path) -> None:
+    """What was run counts, whatever has become of the file since."""
+    plugin = tmp_path / "held_encoder.py"
+    plugin.write_text(
+        "from sightline import registry\n"
+        "from sightline.models.dgcnn import DGCNNEncoder\n\n"
+        '@registry.point_encoders.add("held_dgcnn")\n'
+        "class Held(DGCNNEncoder):\n"
+        '    """A graph network."""\n'
+    )
+    digest = hashlib.sha256(plugin.read_bytes()).hexdigest()
+    load_plugins([plugin])
+    plugin.write_text("# something else\n")
+    block = Component("intrapoint", {"points": {"name": "held_dgcnn"}})
+    assert [each.name for _, each in blocks_within("models", block)] == ["intrapoint", "held_dgcnn"]
+    assert plugins_of(("models", block)) == {"held_encoder.py": digest}
+    assert plugins_of(("models", Component("intrapoint", {"points": {"name": "dgcnn"}}))) == {}
+
+
+def test_features_are_void_with_the_source_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte of one module is other source; files that are no modules are not."""
+    for room in code.ROOMS:
+        (tmp_path / room).mkdir()
+    module = tmp_path / "layers" / "edge.py"
+    module.write_text("k = 20\n")
+    monkeypatch.setattr(code.resources, "files", lambda package: tmp_path)
+    digest_of = code.source_sha256.__wrapped__
+    before = digest_of()
+    (tmp_path / "layers" / "notes.txt").write_text("nothing")
+    assert digest_of() == before
+    module.write_text("k = 21\n")
+    assert digest_of() != before
+
+
+def test_the_source_is_a_part_of_the_key(tmp_path: Path) -> None:
+    run = train_thin(tmp_path)
+    documents = [json.loads(path.read_text()) for path in run.glob("features/*.json")]
+    assert [each["key"]["source"] for each in documents] == [code.source_sha256()] * 2
+
+
+def test_the_source_is_looked_at_before_training_begins() -> None:
+    """A checkout may be edited while a run trains: its features are those of the source that was imported."""
+    code.source_sha256.cache_clear()
+    importlib.reload(final_probe)
+    assert code.source_sha256.cache_info().currsize == 1

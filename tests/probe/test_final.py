@@ -1,0 +1,115 @@
+"""The figure at the end of a contrast run: whatever is wrong with it, the run keeps its end; however long, all wait."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline.config import RunConfig, read_config
+from sightline.engine.distributed import World
+from sightline.errors import DataError
+from sightline.models.crosspoint import IntraPoint
+from sightline.probe import final
+from sightline.probe.features import faults_shared
+from sightline.verbs import final_probe
+from tests.probe.contrast import THIN, train_thin
+from tests.processes import run_ranks
+
+WAITING = """
+import sys, time
+from sightline.engine.distributed import start_world
+from sightline.probe.final import learnt_by_first
+
+def learn():
+    time.sleep(7)
+    return "the figure"
+
+with start_world(device="cpu", timeout_s=2.0) as world:
+    assert learnt_by_first(world, learn, timeout_s=2.0) == "the figure"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Told(World):
+    """The second of two processes, which hears what the first one says."""
+
+    texts: tuple[str, ...] = ()
+
+    def gather_text(self, text: str, *, what: str = "text") -> list[str]:
+        return [*self.texts, text]
+
+
+def second(*texts: str) -> World:
+    return Told(rank=1, size=2, texts=texts)
+
+
+def not_finite(self: nn.Module, *, points: Tensor) -> Tensor:
+    return torch.full((len(points), 32), float("nan"))
+
+
+def unbindable(self: nn.Module, *, voxels: Tensor) -> Tensor:
+    return voxels
+
+
+@pytest.mark.parametrize(
+    ("encode", "told"),
+    [
+        (None, "IntraPoint: has no `encode` and `feature_width`"),
+        (not_finite, "its feature is not finite (72 such)"),
+        (unbindable, "needs 'voxels'"),
+    ],
+    ids=["none", "not finite", "unbindable"],
+)
+def test_a_model_that_cannot_be_probed_ends_its_run_all_the_same(
+    encode: Callable[..., Tensor] | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(IntraPoint, "encode", encode)
+    said: list[str] = []
+    monkeypatch.setattr(final_probe, "note", said.append)
+    run = train_thin(tmp_path)
+    assert "probe_svm_accuracy" not in (run / "final.json").read_text()
+    (reason,) = said
+    assert reason.startswith("probe_svm_accuracy is left out: ")
+    assert told in reason
+
+
+def test_a_cloud_that_one_process_cannot_read_is_a_fault_on_all() -> None:
+    with pytest.raises(DataError, match=r"^cloud 7 is broken$"), faults_shared(second("cloud 7 is broken")):
+        pass
+    with pytest.raises(DataError, match="mine"), faults_shared(second("")):
+        raise DataError("mine")
+    with faults_shared(second("")):
+        pass
+
+
+@pytest.mark.processes
+def test_the_others_wait_longer_than_the_time_out_for_the_first() -> None:
+    """Three and a half times as long: beyond the alarm at 2 s, and the last resort at 2 + 1.2 + 2 s."""
+    run_ranks(["-c", WAITING], 2)
+
+
+@pytest.mark.parametrize(("first", "kept"), [("no", False), ("yes", True)])
+def test_the_first_process_decides_whether_features_are_kept(
+    first: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the second one sees the folder: both enter the same collectives."""
+    found: list[Path | None] = []
+
+    def take(config: RunConfig, model: nn.Module, world: World, *, cache: Path | None) -> tuple[dict[str, Any], str]:
+        found.append(cache)
+        return {}, ""
+
+    monkeypatch.setattr(final, "final_metrics", take)
+    config = tmp_path / "thin.yaml"
+    config.write_text(THIN)
+    for sees in (True, False):
+        monkeypatch.setattr(os, "access", lambda path, mode, sees=sees: sees)
+        final_probe.probed(read_config(config), second(first), tmp_path, nn.Identity())
+    assert found == [tmp_path / "features" if kept else None] * 2

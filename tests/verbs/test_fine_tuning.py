@@ -1,0 +1,56 @@
+"""Where fine-tuning starts: overrides read back as what was meant, weights as they were, signals as before."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from sightline.config import read_config
+from sightline.engine import lineage
+from sightline.errors import UserError
+from sightline.verbs.fine_tuning import assert_same_source, from_scratch, from_source, handlers_kept
+
+CONFIG = Path(__file__).parents[2] / "configs" / "segment" / "synthetic_shapes_dgcnn.yaml"
+OFF = {"frozen": "[]", "layer_decay": "null"}
+
+
+@pytest.mark.parametrize("name", ["runs/a: b", "runs/a #1", "007", "[x]", "it's", 'a "b"', "null"])
+def test_a_source_is_text_whatever_it_is_called(name: str) -> None:
+    config = read_config(CONFIG, [from_source(name)])
+    assert config.init is not None
+    assert config.init.source == name
+
+
+def test_from_scratch_drops_what_serves_given_weights(tmp_path: Path) -> None:
+    frozen = "optimizer={name: adam, lr: 1e-3, frozen: [{modules: head, until_epoch: 1}]}"
+    config = read_config(CONFIG, [from_source(tmp_path), frozen])
+    given = [from_source(tmp_path), "init.modules=points", "optimizer.frozen=[]", "seed=3"]
+    off = ["init=null", *(f"optimizer.{key}={to}" for key, to in OFF.items() if key in config.optimizer.arguments)]
+    assert from_scratch(config, given) == ["seed=3", *off]
+    assert "optimizer.frozen=[]" in off
+    assert read_config(CONFIG, from_scratch(config)).init is None
+
+
+def test_weights_that_are_no_longer_those_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "source" / "checkpoints" / "step_00000001"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    run = tmp_path / "run"
+    assert_same_source(run, folder)  # nothing was begun
+    run.mkdir()
+    (run / "lineage.json").write_text(json.dumps({"sha256": lineage.evaluated_sha256(folder)}))
+    assert_same_source(run, folder)
+    (folder / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(UserError, match="started from other weights"):
+        assert_same_source(run, folder)
+
+
+def test_signals_do_afterwards_what_they_did_before() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with handlers_kept():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
