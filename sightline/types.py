@@ -124,7 +124,8 @@ class Dataset(Protocol):
     Optional members: `get_batch(keys) -> Batch` for sets in memory that answer whole batches; `collate(samples) ->
     Batch` for sets that know how their samples combine (every key that `info.fields` promises; `sample_index` is
     added); `strata: np.ndarray` (one class per sample) for stratified splits; `fingerprint: str`, which is another
-    whenever the same arguments and keys may give other samples: without it, features of the set are not kept on disk.
+    whenever the same arguments and keys may give other samples: without it, features of the set are not kept on disk;
+    `yardsticks`, metric -> {simple answer: its figure}, shown beside what a run reaches on the test part.
     """
 
     @property

@@ -110,7 +110,7 @@ def evaluate(options: Options) -> int:
             trials.append(trial)
         if world.is_first:
             document = _document(trials, options)
-            show_evaluation(document, title=_title(trials))
+            show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
             if len(trials) == 1:
                 document |= _explained(trials[0])
             write_document(options.json, document)

@@ -54,8 +54,8 @@ def show_table(
     console.print(table)
 
 
-def show_evaluation(document: Mapping[str, Any], *, title: str) -> None:
-    """Metrics as one table, and the rows per class as another."""
+def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object = None) -> None:
+    """Metrics as one table, and the rows per class as another; below, what simple answers reach on this data set."""
     label = f" ({document['selection']})" if document["selection"] == "test-selected" else ""
     rows = list(document["per_class"].items())
     if rows:
@@ -65,6 +65,9 @@ def show_evaluation(document: Mapping[str, Any], *, title: str) -> None:
         )
     data = document["data"]
     show_table(f"{title}{label}, {data['num_samples']} samples", ["metric", "value"], list(document["metrics"].items()))
+    for metric, answers in getattr(dataset, "yardsticks", {}).items():
+        told = ", ".join(f"{value:.3f} for {answer}" for answer, value in answers.items())
+        note(f"to compare {metric} with: {told}")
 
 
 def show_difficulty(difficulty: Any) -> None:

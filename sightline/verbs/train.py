@@ -156,7 +156,8 @@ def _run(session: Session, built: Built, options: Options, world: World, path: P
         return 128 + (stop.signal or signal.SIGTERM)
     if world.is_first:
         document = evaluation_document(built.config, final, built.data.test.split, "last")
-        show_evaluation(document, title=f"{built.config.name}: last checkpoint on {built.data.test.split}")
+        title = f"{built.config.name}: last checkpoint on {built.data.test.split}"
+        show_evaluation(document, title=title, dataset=built.data.test.dataset)
         if not options.no_check:
             _look_back(session, built, path)
         write_document(options.json, document)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+from typing import ClassVar
 
 import pytest
 
-from sightline.verbs.output import show_table
+from sightline.verbs.output import show_evaluation, show_table
 
 COLUMNS = ("module", "class", "outputs", "parameters")
 ROWS = [["encode", "LinearNormMax", "3x1024", "131,584"], ["  a_long_name.of.a.layer.deep.inside", "Linear", "", ""]]
@@ -43,3 +44,17 @@ def test_a_narrow_terminal_drops_the_first_columns_and_breaks_no_name(
     assert [name for name in COLUMNS if not any(name in line for line in lines if line.startswith("┃"))] == [*dropped]
     assert "a_long_name.of.a.layer.deep.inside" in text
     assert "131,584" in text
+
+
+def test_yardsticks_of_a_data_set_stand_below_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    class Room:
+        yardsticks: ClassVar = {"miou": {"the majority class": 0.02, "a forest": 0.417}}
+
+    document = {
+        "selection": "validation-selected",
+        "per_class": {},
+        "data": {"num_samples": 1},
+        "metrics": {"miou": 0.5},
+    }
+    show_evaluation(document, title="a run", dataset=Room())
+    assert "to compare miou with: 0.020 for the majority class, 0.417 for a forest" in capsys.readouterr().err
