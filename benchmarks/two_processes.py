@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/two_processes.py [--rounds 20] [--points 1024] [--steps 3] [--json FILE]
 
 The median of the rounds' ratios and their spread are printed. The bar is 0.85. The time is that of whole training steps
-of the shipped config (B=32) at the paper's 1,024 points: reading, losses, gradients, optimiser. With fewer points the sum
-of the gradients is a larger part of a step, and the ratio falls.
+of the shipped config (B=32) at the paper's 1,024 points: reading, losses, gradients, optimiser. With fewer points the
+sum of the gradients is a larger part of a step, and the ratio falls.
 """
 
 from __future__ import annotations
