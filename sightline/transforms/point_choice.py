@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +18,10 @@ from sightline.geometry.sampling import farthest_point_sample
 from sightline.types import Field
 
 __all__ = [
+    "Choice",
     "DropPoints",
     "FarthestPoints",
+    "PointChoice",
     "SamplePoints",
     "ShufflePoints",
     "choose_points",
@@ -27,8 +30,57 @@ __all__ = [
 ]
 
 
+class Choice(NamedTuple):
+    """Rows to keep of each cloud, in order, (B, K) int64; and a place (3,) that moves to the origin, if any."""
+
+    rows: Tensor
+    origin: Tensor | None = None
+
+
+class PointChoice(ABC):
+    """A transform that keeps some of the points or reorders them: a subclass says which, all that they have follows.
+
+    With `score_all` what stands for each point that was there goes along too: `nearest` and `whole_label`.
+    """
+
+    chooses_points = True
+    score_all = False
+
+    @abstractmethod
+    def choose(self, draws: Draws, points: Tensor) -> Choice | None:
+        """Which of `points` (B, N, 3) stay; None where all do, as they are."""
+
+    def __call__(
+        self,
+        draws: Draws,
+        *,
+        points: Tensor,
+        normals: Tensor | None = None,
+        channels: Tensor | None = None,
+        features: Tensor | None = None,
+        part: Tensor | None = None,
+        label: Tensor | None = None,
+        colours: Tensor | None = None,
+        place: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        choice = self.choose(draws, points)
+        if choice is None:
+            return {}
+        fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
+        fields |= {"colours": colours, "place": place}
+        is_of_points = label is not None and label.ndim > 1  # else one label for the whole cloud, which stays
+        chosen = choose_points(choice.rows, fields | {"label": label if is_of_points else None})
+        if self.score_all:
+            chosen["nearest"] = _nearest_kept(points, chosen["points"], choice.rows)
+            if label is not None:
+                chosen["whole_label"] = _of_points(label).clone()
+        if choice.origin is not None:
+            chosen["points"] = chosen["points"] - choice.origin
+        return chosen
+
+
 @registry.transforms.add("sample_points")
-class SamplePoints:
+class SamplePoints(PointChoice):
     """Every cloud keeps `num_points` of its points, none twice: its first ones, or a random subset in random order.
 
     A cloud of fewer points is an error or, with `if_fewer: repeat`, keeps all of them and then begins anew. `score_all`
@@ -37,8 +89,6 @@ class SamplePoints:
     Raises DataError for clouds with fewer points; ConfigError for `score_all` where the labels are of whole clouds.
     Source: simple random sampling by a random permutation's head.
     """
-
-    chooses_points = True
 
     def __init__(
         self,
@@ -54,29 +104,8 @@ class SamplePoints:
         self.score_all = score_all
         self.adds: dict[str, Field] = whole_fields() if score_all else {}
 
-    def __call__(
-        self,
-        draws: Draws,
-        *,
-        points: Tensor,
-        normals: Tensor | None = None,
-        channels: Tensor | None = None,
-        features: Tensor | None = None,
-        part: Tensor | None = None,
-        label: Tensor | None = None,
-        colours: Tensor | None = None,
-        place: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        index_BK = self._index(draws, *points.shape[:2])
-        chosen = _chosen(index_BK, points, normals, channels, features, part, label, colours, place)
-        if self.score_all:
-            chosen["nearest"] = _nearest_kept(points, chosen["points"], index_BK)
-            if label is not None:
-                chosen["whole_label"] = _of_points(label).clone()
-        return chosen
-
-    def _index(self, draws: Draws, num_clouds: int, available: int) -> Tensor:
-        """Which points stay, in order (B, num_points)."""
+    def choose(self, draws: Draws, points: Tensor) -> Choice:
+        num_clouds, available, _ = points.shape
         if available < self.num_points and self.if_fewer == "refuse":
             raise DataError(
                 f"sample_points: the clouds have {available} points, num_points asks for {self.num_points}; "
@@ -84,38 +113,23 @@ class SamplePoints:
             )
         place = torch.arange(self.num_points) % available
         if self.order == "first":
-            return place.expand(num_clouds, -1)
-        return draws.permutation(available)[:, place]
+            return Choice(place.expand(num_clouds, -1))
+        return Choice(draws.permutation(available)[:, place])
 
 
 @registry.transforms.add("shuffle_points")
-class ShufflePoints:
+class ShufflePoints(PointChoice):
     """Every cloud keeps its points, in a random order that is uniform over all orders.
 
     Source: Wang et al. 2019 (DGCNN), whose training shuffles the points of each cloud.
     """
 
-    chooses_points = True
-
-    def __call__(
-        self,
-        draws: Draws,
-        *,
-        points: Tensor,
-        normals: Tensor | None = None,
-        channels: Tensor | None = None,
-        features: Tensor | None = None,
-        part: Tensor | None = None,
-        label: Tensor | None = None,
-        colours: Tensor | None = None,
-        place: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        index_BN = draws.permutation(points.shape[1])
-        return _chosen(index_BN, points, normals, channels, features, part, label, colours, place)
+    def choose(self, draws: Draws, points: Tensor) -> Choice:
+        return Choice(draws.permutation(points.shape[1]))
 
 
 @registry.transforms.add("farthest_points")
-class FarthestPoints:
+class FarthestPoints(PointChoice):
     """Every cloud keeps its first point, then each time the one farthest from those kept, `num_points` in all.
 
     Draws nothing. With `min_squared_norm`, points whose squared norm is not above it are never kept after the first, as
@@ -124,86 +138,41 @@ class FarthestPoints:
     Source: Qi et al. 2017 (PointNet++), section 3.2; before the model, Yu et al. 2022 (Point-BERT), its training code.
     """
 
-    chooses_points = True
-
     def __init__(self, *, num_points: Count, min_squared_norm: Factor | None = None) -> None:
         self.num_points = num_points
         self.min_squared_norm = min_squared_norm
 
-    def __call__(
-        self,
-        draws: Draws,
-        *,
-        points: Tensor,
-        normals: Tensor | None = None,
-        channels: Tensor | None = None,
-        features: Tensor | None = None,
-        part: Tensor | None = None,
-        label: Tensor | None = None,
-        colours: Tensor | None = None,
-        place: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def choose(self, draws: Draws, points: Tensor) -> Choice:
         if points.shape[1] < self.num_points:
             raise DataError(
                 f"farthest_points: the clouds have {points.shape[1]} points, num_points asks for {self.num_points}; "
                 f"set num_points to at most {points.shape[1]}"
             )
-        index_BK = farthest_point_sample(points, num_samples=self.num_points, min_squared_norm=self.min_squared_norm)
-        return _chosen(index_BK, points, normals, channels, features, part, label, colours, place)
+        return Choice(
+            farthest_point_sample(points, num_samples=self.num_points, min_squared_norm=self.min_squared_norm)
+        )
 
 
 @registry.transforms.add("drop_points")
-class DropPoints:
+class DropPoints(PointChoice):
     """Every cloud loses a share of its points, uniform in [0, max_ratio); copies of its first point take their places.
 
     The number of points stays; the copies carry the first point's normal, channels, features and part too.
     Source: Qi et al. 2017 (PointNet++), section 3.3 (random input dropout, 95 % there; 0.875 in its training code).
     """
 
-    chooses_points = True
-
     def __init__(self, *, max_ratio: Probability = 0.875) -> None:
         self.max_ratio = max_ratio
 
-    def __call__(
-        self,
-        draws: Draws,
-        *,
-        points: Tensor,
-        normals: Tensor | None = None,
-        channels: Tensor | None = None,
-        features: Tensor | None = None,
-        part: Tensor | None = None,
-        label: Tensor | None = None,
-        colours: Tensor | None = None,
-        place: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def choose(self, draws: Draws, points: Tensor) -> Choice:
         ratio_B1 = draws.uniform(1, high=self.max_ratio)
-        index_BN = index_after_drop(draws.uniform(points.shape[1]), ratio_B1)
-        return _chosen(index_BN, points, normals, channels, features, part, label, colours, place)
+        return Choice(index_after_drop(draws.uniform(points.shape[1]), ratio_B1))
 
 
 def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:
     """Each point's own index, or 0 where `uniform` (B, N) is at most `ratio` (B, 1): int64 (B, N)."""
     own = torch.arange(uniform.shape[1]).expand_as(uniform)
     return torch.where(uniform <= ratio, torch.zeros_like(own), own)
-
-
-def _chosen(
-    index: Tensor,
-    points: Tensor,
-    normals: Tensor | None,
-    channels: Tensor | None,
-    features: Tensor | None,
-    part: Tensor | None,
-    label: Tensor | None,
-    colours: Tensor | None,
-    place: Tensor | None,
-) -> dict[str, Tensor]:
-    fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
-    fields |= {"colours": colours, "place": place}
-    is_of_points = label is not None and label.ndim > 1  # else one label for the whole cloud, which stays
-    return choose_points(index, fields | {"label": label if is_of_points else None})
 
 
 def _of_points(label: Tensor) -> Tensor:

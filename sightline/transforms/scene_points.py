@@ -15,8 +15,7 @@ from sightline import registry
 from sightline.arguments import Count, Size
 from sightline.draws import Draws
 from sightline.errors import DataError
-from sightline.geometry.neighbours import nearest_neighbours
-from sightline.transforms.point_choice import choose_points, whole_fields
+from sightline.transforms.point_choice import Choice, PointChoice, whole_fields
 from sightline.types import Field
 
 __all__ = ["CropPoints", "PlaceOnFloor", "SampleBlock", "VoxelGroups", "VoxelSample", "voxel_groups"]
@@ -26,7 +25,7 @@ _TRIES = 64
 
 
 @registry.transforms.add("voxel_sample")
-class VoxelSample:
+class VoxelSample(PointChoice):
     """Every cloud keeps one point of each occupied cube of side `size_m`, in the order that they had.
 
     Cubes start at the cloud's lowest coordinates. `choice` takes a uniformly `random` point of each, or the one
@@ -36,8 +35,6 @@ class VoxelSample:
     Source: the voxel sampling of Choy et al. 2019 and of the Point Transformer's training, Zhao et al. 2021 (0.04 m).
     """
 
-    chooses_points = True
-
     def __init__(
         self, *, size_m: Size = 0.04, choice: Literal["random", "nearest"] = "random", score_all: bool = False
     ) -> None:
@@ -46,28 +43,9 @@ class VoxelSample:
         self.score_all = score_all
         self.adds: dict[str, Field] = whole_fields() if score_all else {}
 
-    def __call__(
-        self,
-        draws: Draws,
-        *,
-        points: Tensor,
-        normals: Tensor | None = None,
-        channels: Tensor | None = None,
-        features: Tensor | None = None,
-        part: Tensor | None = None,
-        label: Tensor | None = None,
-        colours: Tensor | None = None,
-        place: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def choose(self, draws: Draws, points: Tensor) -> Choice:
         _assert_one(points, "voxel_sample")
-        kept = torch.from_numpy(self._kept(draws, points[0].numpy()))[None]
-        fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
-        chosen = choose_points(kept, fields | {"label": label, "colours": colours, "place": place})
-        if self.score_all:
-            chosen["nearest"] = nearest_neighbours(chosen["points"], num_neighbours=1, queries=points)[..., 0]
-            if label is not None:
-                chosen["whole_label"] = label.clone()
-        return chosen
+        return Choice(torch.from_numpy(self._kept(draws, points[0].numpy()))[None])
 
     def _kept(self, draws: Draws, points: np.ndarray) -> np.ndarray:
         """Rows of the points that stay, sorted."""
@@ -85,14 +63,12 @@ class VoxelSample:
 
 
 @registry.transforms.add("crop_points")
-class CropPoints:
+class CropPoints(PointChoice):
     """Every cloud of more than `max_points` keeps those nearest to a random one of them, in the order that they had.
 
     `distance` is measured in `space`, which gives a ball, or along the `floor`, which gives an upright column.
     Source: the training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (80,000 points, in space).
     """
-
-    chooses_points = True
 
     def __init__(
         self, *, up_axis: Literal["x", "y", "z"], max_points: Count, distance: Literal["space", "floor"] = "space"
@@ -100,32 +76,19 @@ class CropPoints:
         self.max_points = max_points
         self.axes = [axis for axis in range(3) if distance == "space" or "xyz"[axis] != up_axis]
 
-    def __call__(
-        self,
-        draws: Draws,
-        *,
-        points: Tensor,
-        normals: Tensor | None = None,
-        channels: Tensor | None = None,
-        features: Tensor | None = None,
-        part: Tensor | None = None,
-        label: Tensor | None = None,
-        colours: Tensor | None = None,
-        place: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def choose(self, draws: Draws, points: Tensor) -> Choice | None:
         num_points = points.shape[1]
         if num_points <= self.max_points:
-            return {}
+            return None
         centre = torch.from_numpy((draws.bits(1)[:, 0] % np.uint64(num_points)).astype(np.int64))
         seen = points[..., self.axes]
         squared = (seen - seen[torch.arange(len(points)), centre][:, None]).square().sum(dim=-1)
         index = squared.argsort(dim=1, stable=True)[:, : self.max_points].sort(dim=1).values
-        fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
-        return choose_points(index, fields | {"label": label, "colours": colours, "place": place})
+        return Choice(index)
 
 
 @registry.transforms.add("sample_block")
-class SampleBlock:
+class SampleBlock(PointChoice):
     """Every room becomes `num_points` random points of an upright block of it, `size_m` wide both ways.
 
     The block's axis goes through a random point; one with fewer than `fewest` points is drawn anew, and after 64 draws
@@ -133,8 +96,6 @@ class SampleBlock:
     heights stay. Raises DataError for stacked batches.
     Source: Qi et al. 2017 (PointNet), section C, and its S3DIS training code (1 m, 4,096 points).
     """
-
-    chooses_points = True
 
     def __init__(
         self, *, up_axis: Literal["x", "y", "z"], size_m: Size = 1.0, num_points: Count = 4096, fewest: Count = 1024
@@ -144,29 +105,16 @@ class SampleBlock:
         self.fewest = fewest
         self.axes = [axis for axis in range(3) if "xyz"[axis] != up_axis]
 
-    def __call__(
-        self,
-        draws: Draws,
-        *,
-        points: Tensor,
-        normals: Tensor | None = None,
-        channels: Tensor | None = None,
-        features: Tensor | None = None,
-        part: Tensor | None = None,
-        label: Tensor | None = None,
-        colours: Tensor | None = None,
-        place: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def choose(self, draws: Draws, points: Tensor) -> Choice:
         _assert_one(points, "sample_block")
         floor = points[0, :, self.axes].numpy()
         centres = (draws.bits(_TRIES)[0] % np.uint64(len(floor))).astype(np.int64)
         centre, inside = self._block(floor, centres)
         order = inside[np.argsort(draws.bits(len(inside))[0], kind="stable")]
         index = torch.from_numpy(np.resize(order, self.num_points))[None]
-        fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
-        chosen = choose_points(index, fields | {"label": label, "colours": colours, "place": place})
-        chosen["points"][..., self.axes] -= torch.from_numpy(floor[centre])
-        return chosen
+        origin = torch.zeros_like(points[0, 0])
+        origin[self.axes] = torch.from_numpy(floor[centre])
+        return Choice(index, origin)
 
     def _block(self, floor: np.ndarray, centres: np.ndarray) -> tuple[int, np.ndarray]:
         """The first of these centres whose block holds enough points, or the fullest; and the rows of its points."""
