@@ -95,7 +95,7 @@ def _plan(options: Options) -> tuple[RunConfig, list[Cell]]:
         _cell(options, config, fraction, start, seed, num_epochs)
         for fraction, num_seeds, num_epochs in zip(fractions, seeds, epochs, strict=True)
         for seed in range(num_seeds)
-        for start in STARTS
+        for start in reversed(STARTS)  # the pre-trained one first: what is wrong with its weights shows at once
     ]
     for cell in cells:
         _read(options, cell.overrides)

@@ -200,8 +200,8 @@ def test_every_cell_is_run_once_and_told(place: Path, compared: tuple[Path, Outc
     assert document == json.loads((out / "label_efficiency.json").read_text())
     assert [(row["fraction"], row["num_samples"]) for row in document["rows"]] == [(0.1, 24), (1.0, 240)]
     assert [(run["fraction"], run["start"], run["seed"]) for run in document["runs"]] == [
-        *((0.1, start, seed) for seed in (0, 1) for start in STARTS),
-        *((1.0, start, 0) for start in STARTS),
+        *((0.1, start, seed) for seed in (0, 1) for start in ("pretrained", "scratch")),
+        *((1.0, start, 0) for start in ("pretrained", "scratch")),
     ]
     for run in document["runs"]:
         final = json.loads((Path(run["run"]) / "final.json").read_text())
@@ -276,6 +276,7 @@ def test_other_pretrained_weights_are_refused(place: Path, compared: tuple[Path,
         (["--epochs", "0"], "--epochs 0"),
         (["init=null"], "has no init; say what to start from with --from RUN"),
         (["model.name=dgcn"], "dgcn"),
+        (["--from", "nowhere"], "init.from: nowhere: no checkpoint is here"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_run(
