@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,22 +31,26 @@ class RoomParts(NamedTuple):
 
 
 def cases() -> list[Case]:
+    """Rooms read; and an area of rooms of the release's mean size prepared, down to hashed files on the disk."""
     return [
         Case(
             suite="data",
-            label=f"s3dis_{what}_{{points}}",
-            size={"points": 600_000},
-            quick={"points": 2_000},
+            label=f"s3dis_{what}_{{rooms}}x{{points}}",
+            size={"rooms": rooms, "points": points},
+            quick={"rooms": rooms, "points": 2_000},
             make=_texts,
             baseline=Variant("loadtxt", _by_loadtxt, _same_numbers),
             variants=(Variant("sightline", form, _same_numbers),),
         )
-        for what, form in (("reading", _by_sightline), ("preparing", _prepared))
+        for what, form, rooms, points in (
+            ("reading", _by_sightline, 1, 600_000),
+            ("preparing", _prepared, 3, 1_000_000),
+        )
     ]
 
 
-def _texts(*, points: int) -> dict[str, Any]:
-    """The points of a room, and its annotation files as the release writes them."""
+def _texts(*, rooms: int, points: int) -> dict[str, Any]:
+    """The points of a room, and its annotation files as the release writes them; every room has the same."""
     generator = np.random.default_rng(0)
     tables, texts = [], []
     for share in _SHARES:
@@ -55,23 +60,24 @@ def _texts(*, points: int) -> dict[str, Any]:
         rows = ("%.3f %.3f %.3f %d %d %d\n" % tuple(row) for row in table.tolist())  # noqa: UP031 - twice as fast here
         texts.append("".join(rows).encode())
         tables.append(torch.from_numpy(coordinates))
-    return {"points": torch.cat(tables), "texts": texts}
+    return {"points": torch.cat(tables), "texts": texts, "rooms": rooms}
 
 
 @contextmanager
 def _on_disk(inputs: dict[str, Any]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
-        annotations = Path(folder) / "raw" / "Area_1" / "office_1" / "Annotations"
-        annotations.mkdir(parents=True)
-        for name, text in zip(_FILES, inputs["texts"], strict=True):
-            (annotations / f"{name}.txt").write_bytes(text)
+        for number in range(inputs["rooms"]):
+            annotations = Path(folder) / "raw" / "Area_1" / f"office_{number + 1}" / "Annotations"
+            annotations.mkdir(parents=True)
+            for name, text in zip(_FILES, inputs["texts"], strict=True):
+                (annotations / f"{name}.txt").write_bytes(text)
         yield Path(folder)
 
 
 @contextmanager
 def _by_loadtxt(inputs: dict[str, Any]) -> Iterator[Run]:
     with _on_disk(inputs) as folder:
-        paths = [path for path, _ in list_rooms(folder / "raw")[0].files]
+        paths = [path for room in list_rooms(folder / "raw") for path, _ in room.files]
 
         def run() -> RoomParts:
             table = np.concatenate([np.loadtxt(path) for path in paths])
@@ -83,7 +89,7 @@ def _by_loadtxt(inputs: dict[str, Any]) -> Iterator[Run]:
 @contextmanager
 def _by_sightline(inputs: dict[str, Any]) -> Iterator[Run]:
     with _on_disk(inputs) as folder:
-        room = list_rooms(folder / "raw")[0]
+        (room,) = list_rooms(folder / "raw")
 
         def run() -> RoomParts:
             found = read_room(room)
@@ -96,17 +102,16 @@ def _by_sightline(inputs: dict[str, Any]) -> Iterator[Run]:
 def _prepared(inputs: dict[str, Any]) -> Iterator[Run]:
     """The whole way: read, checked, written, hashed and in place; the answer is read back from there."""
     with _on_disk(inputs) as folder:
-        count = 0
+        target = folder / "set"
 
         def run() -> RoomParts:
-            nonlocal count
-            count += 1
-            target = folder / f"set_{count}"
+            # the set before is taken away: else every run would be charged for memory that no run has touched yet
+            shutil.rmtree(target, ignore_errors=True)
             S3dis.prepare(source=folder / "raw", target=target, name="s3dis", progress=lambda done, total, what: None)
-            points, colours, origin = (
+            points, colours, origins = (
                 np.load(target / f"Area_1.{column}.npy", mmap_mode="r") for column in ("points", "colours", "origin_m")
             )
-            return RoomParts(points, colours, origin[0])
+            return RoomParts(points, colours, origins[0])  # the rooms are alike, and so are their corners
 
         yield run
 

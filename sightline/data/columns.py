@@ -6,8 +6,8 @@ in every row, and `<split>.offsets.npy` says where each row starts.
 
 from __future__ import annotations
 
-import hashlib
 import io
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +52,7 @@ class SplitWriter:
     """Puts rows into the array files of a split, in order, over what an earlier run may have left there.
 
     Rows come in stretches: each is either kept as it lies in the files (`keep`), or begun and `put` row by row.
-    `lengths` and `digests` are those of the stretch at hand. A context: leaving it closes the files.
+    `lengths` and `checksums` are those of the stretch at hand. A context: leaving it closes the files.
     """
 
     def __init__(self, folder: Path, split: str, num_rows: int, columns: Mapping[str, Column]) -> None:
@@ -98,16 +98,18 @@ class SplitWriter:
         """How many elements each row of the stretch has; None where no column is ragged."""
         return np.diff(self._offsets[self._start : self._row + 1]).tolist() if self._ragged else None
 
-    def digests(self) -> dict[str, str]:
-        """The SHA-256 of what the files hold of this stretch, by column."""
-        return self._digests(self._row, self.lengths() or [])
+    def checksums(self) -> dict[str, int]:
+        """The CRC-32 of what was put into the files in this stretch, by column."""
+        return self._of_fixed(self._row) | {name: file.checksum_put() for name, file in self._ragged.items()}
 
-    def keep(self, num_rows: int, lengths: Sequence[int] | None, digests: Mapping[str, str]) -> bool:
+    def keep(self, num_rows: int, lengths: Sequence[int] | None, checksums: Mapping[str, int]) -> bool:
         """Whether the files hold the next rows as an earlier run noted them; if they do, those rows are passed over."""
         self._start = self._row
         if (lengths is not None) != bool(self._ragged) or len(lengths or []) not in (0, num_rows):
             return False
-        if self._digests(self._row + num_rows, lengths or []) != digests:
+        first, count = int(self._offsets[self._row]), sum(lengths or [])
+        ragged = {name: file.checksum(first, count) for name, file in self._ragged.items()}
+        if self._of_fixed(self._row + num_rows) | ragged != checksums:
             return False
         begin, end = self._row, self._row + num_rows
         if lengths is not None:
@@ -126,12 +128,8 @@ class SplitWriter:
             np.save(self._offsets_path, self._offsets)
         return int(self._offsets[-1])
 
-    def _digests(self, end: int, lengths: Sequence[int]) -> dict[str, str]:
-        first, count = int(self._offsets[self._start]), sum(lengths)
-        fixed = {name: hashlib.sha256(array[self._start : end].data).hexdigest() for name, array in self._fixed.items()}
-        return {
-            name: fixed[name] if name in fixed else self._ragged[name].digest(first, count) for name in self._columns
-        }
+    def _of_fixed(self, end: int) -> dict[str, int]:
+        return {name: zlib.crc32(array[self._start : end].data) for name, array in self._fixed.items()}
 
 
 class _Appended:
@@ -141,6 +139,7 @@ class _Appended:
         self._path = path
         self._column = column
         self._header_bytes = len(self._header(0))
+        self._checksum_put = 0
         if not path.exists():
             path.touch()
         self._file = path.open("r+b")
@@ -149,21 +148,27 @@ class _Appended:
         """Leave the first elements, which are there, and go on behind them."""
         self._file.truncate(self._place(num_elements))
         self._file.seek(self._place(num_elements))
+        self._checksum_put = 0
 
     def append(self, values: np.ndarray) -> None:
         with self._writing():
             self._file.write(values.data)
+        self._checksum_put = zlib.crc32(values.data, self._checksum_put)
 
-    def digest(self, first: int, count: int) -> str:
-        """The SHA-256 of `count` elements from the `first` on, or of as many as there are."""
+    def checksum_put(self) -> int:
+        """The CRC-32 of what was appended since the last cut. It is in the file, and not in a buffer, after this."""
         with self._writing():
             self._file.flush()
+        return self._checksum_put
+
+    def checksum(self, first: int, count: int) -> int:
+        """The CRC-32 of `count` elements from the `first` on, or of as many as there are."""
         self._file.seek(self._place(first))
-        left, digest = count * self._column.num_bytes, hashlib.sha256()
+        left, checksum = count * self._column.num_bytes, 0
         while left and (block := self._file.read(min(left, _BLOCK_BYTES))):
-            digest.update(block)
+            checksum = zlib.crc32(block, checksum)
             left -= len(block)
-        return digest.hexdigest()
+        return checksum
 
     def finish(self, num_elements: int) -> None:
         with self._writing():

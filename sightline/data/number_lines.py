@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 
 from sightline.compiled import compiled, in_threads, suits
 
-__all__ = ["NumberLines", "numbers_in", "numbers_in_plainly"]
+__all__ = ["NumberLines", "blocks_of_lines", "numbers_in", "numbers_in_plainly"]
 
 _NEWLINE, _RETURN, _BLANK, _TAB = 10, 13, 32, 9
 _PLUS, _MINUS, _POINT, _ZERO = 43, 45, 46, 48
@@ -17,6 +18,8 @@ _MOST_DIGITS = 15
 """Of so many digits the mantissa and its power of ten are exact in float64, and one division rounds as `float` does."""
 _NEXT = np.uint64(1)
 _SPACES = b" \t\r\n"
+_BLOCK_BYTES = 2**19
+"""Small enough for a block of text and its numbers to stay in the caches between one step and the next."""
 _PIECE_BYTES = 2**18
 _POWERS = 10.0 ** np.arange(_MOST_DIGITS + 1)
 _POWERS.flags.writeable = False
@@ -30,6 +33,24 @@ class NumberLines(NamedTuple):
 
     table: np.ndarray
     odd: np.ndarray
+
+
+def blocks_of_lines(file: BinaryIO) -> Iterator[bytes]:
+    """What is in the file, in blocks of about half a megabyte that each end with a line that is not empty.
+
+    So their lines, as `numbers_in` counts them, are those of the whole, one after another. Raises OSError.
+    """
+    rest = b""
+    while read := file.read(_BLOCK_BYTES):
+        rest += read
+        end = rest.rfind(b"\n")
+        while end > 0 and rest[end - 1] in _SPACES:
+            end -= 1
+        if end > 0:
+            end = rest.find(b"\n", end) + 1
+            yield rest[:end]
+            rest = rest[end:]
+    yield rest
 
 
 def numbers_in(content: bytes, *, num_columns: int) -> NumberLines:

@@ -88,8 +88,8 @@ class Plan:
 def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str, Any]:
     """Prepare a set at `target`; returns its manifest with `root` and `outcome` (`prepared` or `already there`).
 
-    A run that was killed is continued: parts whose files, count and hash still agree are kept. The result has the same
-    bits either way.
+    A run that was killed is continued: parts whose files, count and checksum still agree are kept. The result has the
+    same bits either way.
     Raises DataError for a faulty source, and for a target or a partial folder that holds something else.
     """
     target = target.resolve()
@@ -251,10 +251,10 @@ def _write_rows(part: Part, writer: SplitWriter, done: Callable[[int], None]) ->
 
 
 def _kept_names(note: Path, part: Part, writer: SplitWriter) -> list[str] | None:
-    """The names of a finished part if its files, its number of rows and the hash of what it wrote still agree."""
+    """The names of a finished part if its files, its number of rows and the checksums of its columns still agree."""
     found = _read_note(note)
-    names, lengths, digests = found.pop("names", None), found.pop("lengths", None), found.pop("sha256", None)
-    is_kept = digests and found == _state(part) and writer.keep(part.num_rows, lengths, digests)
+    names, lengths, checksums = found.pop("names", None), found.pop("lengths", None), found.pop("crc32", None)
+    is_kept = checksums and found == _state(part) and writer.keep(part.num_rows, lengths, checksums)
     return names if is_kept else None
 
 
@@ -265,7 +265,7 @@ def _state(part: Part) -> dict[str, Any]:
 
 def _stretch(writer: SplitWriter) -> dict[str, Any]:
     lengths = writer.lengths()
-    return {"sha256": writer.digests(), **({} if lengths is None else {"lengths": lengths})}
+    return {"crc32": writer.checksums(), **({} if lengths is None else {"lengths": lengths})}
 
 
 def _finish(folder: Path, plan: Plan, filled: _Filled) -> dict[str, Any]:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from sightline.compiled import compiled, in_threads, suits
 from sightline.data.indoor_classes import CLASS_NAMES, CLUTTER
 from sightline.data.modelnet_classes import by_number
 from sightline.data.native import listing
-from sightline.data.number_lines import numbers_in, numbers_in_plainly
+from sightline.data.number_lines import blocks_of_lines, numbers_in, numbers_in_plainly
 from sightline.data.text_tables import numbers_of
 from sightline.errors import DataError
 
@@ -35,6 +37,8 @@ __all__ = [
 ROOMS_PER_AREA = (44, 40, 23, 49, 68, 48)
 AREAS = tuple(f"Area_{number}" for number in range(1, 7))
 _NUM_COLUMNS = 6
+_FEWEST_BYTES = 2 * _NUM_COLUMNS
+"""Of a line: a digit and what ends it, for each number."""
 _LAYOUT = "Area_<1 to 6>/<room>/Annotations/<class>_<number>.txt"
 _STRAY = re.compile(rb"[^\t\r\x20-\x7e]")
 _FILE_NAME = re.compile(r"(?P<label>[A-Za-z]+)_\d+\.txt")
@@ -93,14 +97,25 @@ def list_rooms(root: Path) -> list[Room]:
 
 def read_room(room: Room) -> RoomPoints:
     """Every point of a room, file after file. Raises DataError with file and line for what cannot be mended."""
-    points, colours, label, repairs = [], [], [], []
-    for path, own_label in room.files:
-        table, mended = _read_table(path)
-        points.append(table[:, :3])
-        colours.append(_colours_of(table, path))
-        label.append(np.full(len(table), own_label, dtype=np.uint8))
-        repairs += mended
-    return RoomPoints(np.concatenate(points), np.concatenate(colours), np.concatenate(label), tuple(repairs))
+    # Room for as many points as so many bytes can hold. What is left over is never touched, so it takes no memory.
+    most = sum(path.stat().st_size for path, _ in room.files) // _FEWEST_BYTES + len(room.files)
+    points, colours = np.empty((most, 3)), np.empty((most, 3), dtype=np.uint8)
+    sizes: list[int] = []
+    repairs: list[Repair] = []
+    for path, _ in room.files:
+        first = stop = sum(sizes)
+        for table, mended in _read_tables(path):
+            rows = slice(stop, stop + len(table))
+            if rows.stop > most:
+                raise DataError(f"{path}: grew while it was read; let whatever writes it finish, then read it again")
+            _split(table, points[rows], colours[rows], path=path, num_before=stop - first)
+            stop = rows.stop
+            repairs += mended
+        if stop == first:
+            raise DataError(f"{path}: holds no points; get the file again, or take it out")
+        sizes.append(stop - first)
+    label = np.repeat(np.array([own_label for _, own_label in room.files], dtype=np.uint8), sizes)
+    return RoomPoints(points[: len(label)], colours[: len(label)], label, tuple(repairs))
 
 
 def told_unknown(rooms: Sequence[Room]) -> list[str]:
@@ -149,34 +164,62 @@ def _room_of(area: str, folder: Path) -> Room:
     return Room(area, folder, tuple(files), tuple(unknown))
 
 
-def _read_table(path: Path) -> tuple[np.ndarray, list[Repair]]:
-    """The table (N, 6) of one annotation file, and the lines that were mended."""
+def _read_tables(path: Path) -> Iterator[tuple[np.ndarray, list[Repair]]]:
+    """The tables (N, 6) of an annotation file, block after block, each with the lines that were mended."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            num_lines = 0
+            for block in blocks_of_lines(file):
+                table, odd = numbers_in(block, num_columns=_NUM_COLUMNS)
+                repairs = []
+                lines = block.split(b"\n") if len(odd) else []
+                for row in odd:
+                    table[row], repair = _read_line(path, num_lines + int(row) + 1, lines[row])
+                    repairs += repair
+                num_lines += len(table)
+                yield table, repairs
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
-    table, odd = numbers_in(content, num_columns=_NUM_COLUMNS)
-    if not len(table):
-        raise DataError(f"{path}: holds no points; get the file again, or take it out")
-    repairs = []
-    lines = content.split(b"\n") if len(odd) else []
-    for row in odd:
-        table[row], repair = _read_line(path, int(row) + 1, lines[row])
-        repairs += repair
-    return table, repairs
 
 
-def _colours_of(table: np.ndarray, path: Path) -> np.ndarray:
-    """The last three columns as uint8. Raises DataError with the line for what is no colour."""
-    with np.errstate(invalid="ignore"):  # what does not fit becomes something else, and is refused below
-        colours = table[:, 3:].astype(np.uint8)
-    if not np.array_equal(colours, table[:, 3:]):
-        wrong = int(np.flatnonzero((colours != table[:, 3:]).any(axis=1))[0])
+def _split(table: np.ndarray, points: np.ndarray, colours: np.ndarray, *, path: Path, num_before: int) -> None:
+    """Fills coordinates and colours from a table (N, 6). Raises DataError with the line for what is no colour.
+
+    `num_before` lines of the file come before the table.
+    """
+    if suits(torch.empty(0)):
+        is_wrong = np.zeros(len(table), dtype=np.bool_)
+        in_threads(_split_rows, len(table), table, points, colours, is_wrong)
+    else:
+        is_wrong = _split_plainly(table, points, colours)
+    if is_wrong.any():
+        wrong = int(np.flatnonzero(is_wrong)[0])
         found = " ".join(f"{value:g}" for value in table[wrong, 3:])
         raise DataError(
-            f"{path}:{wrong + 1}: the colour {found} is not three whole numbers from 0 to 255; get the file again"
+            f"{path}:{num_before + wrong + 1}: the colour {found} is not three whole numbers from 0 to 255; get the "
+            "file again"
         )
-    return colours
+
+
+def _split_plainly(table: np.ndarray, points: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """The reference; returns which rows have something that is no colour."""
+    points[:] = table[:, :3]
+    with np.errstate(invalid="ignore"):  # what does not fit becomes something else, and differs
+        colours[:] = table[:, 3:].astype(np.uint8)
+    is_wrong: np.ndarray = (colours != table[:, 3:]).any(axis=1)
+    return is_wrong
+
+
+@compiled
+def _split_rows(
+    first: int, last: int, table: np.ndarray, points: np.ndarray, colours: np.ndarray, is_wrong: np.ndarray
+) -> None:
+    for row in range(first, last):
+        for axis in range(3):
+            points[row, axis] = table[row, axis]
+            value = table[row, 3 + axis]
+            colours[row, axis] = np.uint8(value) if 0 <= value <= 255 else np.uint8(0)
+            is_wrong[row] |= value != colours[row, axis]
 
 
 def _read_line(path: Path, number: int, line: bytes) -> tuple[np.ndarray, list[Repair]]:

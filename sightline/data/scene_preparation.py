@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
+from sightline.compiled import compiled, in_threads, suits
 from sightline.data.cloud_files import Cloud
 from sightline.errors import DataError
 
-__all__ = ["COLOUR_NAMES", "place_of", "prepare_scene"]
+__all__ = ["COLOUR_NAMES", "from_lowest_corner", "place_of", "prepare_scene"]
 
 COLOUR_NAMES = (("red", "green", "blue"), ("r", "g", "b"))
 """What the channels of colours are called in files."""
@@ -30,13 +32,36 @@ def prepare_scene(
     `scale`. Colours are the channels `colour_names`, which run to `colour_max`; normals are brought to length 1.
     Raises DataError, beginning with `where`, for a scene that lacks what is asked for, or has colours on another scale.
     """
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused by its reader
-        prepared = {"points": ((cloud.points - cloud.points.min(axis=0)) * scale).astype(np.float32)}
+    prepared = {"points": from_lowest_corner(cloud.points, scale=scale)[0]}
     if colour_names is not None:
         prepared["colours"] = _colours(cloud, colour_names, colour_max, where)
     if with_normals:
         prepared["normals"] = _normals(cloud, where)
     return prepared
+
+
+def from_lowest_corner(points: np.ndarray, *, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """The points (N, 3) measured from their lowest corner, times `scale`, float32; and that corner (3,) as it was.
+
+    Differences are taken in float64. What is too large for float32 becomes infinite.
+    """
+    points = points.astype(np.float64, copy=False)
+    # along axis 0 of a table the minimum takes five times longer
+    corner = np.array([points[:, axis].min() for axis in range(3)])
+    moved = np.empty(points.shape, dtype=np.float32)
+    if suits(torch.empty(0)):
+        in_threads(_move, len(points), points, corner, scale, moved)
+    else:
+        with np.errstate(over="ignore"):
+            moved[:] = (points - corner) * scale
+    return moved, corner
+
+
+@compiled
+def _move(first: int, last: int, points: np.ndarray, corner: np.ndarray, scale: float, moved: np.ndarray) -> None:
+    for row in range(first, last):
+        for axis in range(3):
+            moved[row, axis] = np.float32((points[row, axis] - corner[axis]) * scale)
 
 
 def place_of(points: np.ndarray) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 
 from sightline.data import number_lines
-from sightline.data.number_lines import numbers_in, numbers_in_plainly
+from sightline.data.number_lines import blocks_of_lines, numbers_in, numbers_in_plainly
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", ""])
@@ -92,3 +94,17 @@ def test_pieces_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(number_lines, "suits", lambda *tensors: False)
     without_numba = numbers_in(content, num_columns=3)
     assert np.array_equal(whole.table, without_numba.table, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "content", [b"1 2\n3 4", b"\n\n1 2\n\n \n3 4\r\n\t\n5 6\n\n\n", b"odd", b"", b"\n \n", b"\n\n1 2"], ids=repr
+)
+def test_blocks_have_the_lines_of_the_whole(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = numbers_in_plainly(content, num_columns=2)
+    for size in range(1, len(content) + 2):
+        monkeypatch.setattr(number_lines, "_BLOCK_BYTES", size)
+        blocks = list(blocks_of_lines(io.BytesIO(content)))
+        assert b"".join(blocks) == content
+        for read in (numbers_in, numbers_in_plainly):
+            tables = [read(block, num_columns=2).table for block in blocks]
+            assert np.array_equal(np.concatenate(tables), whole.table, equal_nan=True), size
