@@ -157,8 +157,10 @@ def scene_columns(num_classes: int, *features: tuple[str, Column]) -> dict[str, 
 
 
 def scene_values(label: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
-    """What a row holds of the labels (N,) of a scene, 255 for those without a class."""
-    return {"label": label, "class_counts": np.bincount(label[label != IGNORED], minlength=num_classes)}
+    """What a row holds of the labels (N,) uint8 of a scene, 255 for those without a class."""
+    counts = np.bincount(label, minlength=IGNORED + 1)[:IGNORED]
+    assert not counts[num_classes:].any(), f"labels up to {int(label[label != IGNORED].max())} of {num_classes} classes"
+    return {"label": label, "class_counts": counts[:num_classes]}
 
 
 def counts_of(prepared: Prepared, rows: Sequence[tuple[str, int]]) -> np.ndarray:

@@ -16,6 +16,8 @@ __all__ = ["COLOUR_NAMES", "from_lowest_corner", "place_of", "prepare_scene"]
 COLOUR_NAMES = (("red", "green", "blue"), ("r", "g", "b"))
 """What the channels of colours are called in files."""
 
+_POINTS_A_ROW = 256
+
 
 def prepare_scene(
     cloud: Cloud,
@@ -46,8 +48,7 @@ def from_lowest_corner(points: np.ndarray, *, scale: float = 1.0) -> tuple[np.nd
     Differences are taken in float64. What is too large for float32 becomes infinite.
     """
     points = points.astype(np.float64, copy=False)
-    # along axis 0 of a table the minimum takes five times longer
-    corner = np.array([points[:, axis].min() for axis in range(3)])
+    corner = _lowest(points)
     moved = np.empty(points.shape, dtype=np.float32)
     if suits(torch.empty(0)):
         in_threads(_move, len(points), points, corner, scale, moved)
@@ -55,6 +56,15 @@ def from_lowest_corner(points: np.ndarray, *, scale: float = 1.0) -> tuple[np.nd
         with np.errstate(over="ignore"):
             moved[:] = (points - corner) * scale
     return moved, corner
+
+
+def _lowest(points: np.ndarray) -> np.ndarray:
+    """`points.min(axis=0)`, over rows of many points: those of three numbers take ten times as long."""
+    whole = len(points) // _POINTS_A_ROW * _POINTS_A_ROW
+    rows = points[:whole].reshape(-1, 3 * _POINTS_A_ROW)
+    lowest = [rows.min(axis=0).reshape(-1, 3)] if len(rows) else []
+    corner: np.ndarray = np.concatenate([*lowest, points[whole:]]).min(axis=0)
+    return corner
 
 
 @compiled
