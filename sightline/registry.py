@@ -232,7 +232,8 @@ class Registry:
     def _unknown_name(self, component: Component) -> Fault:
         there_are = f"; there are {', '.join(sorted(self._entries))}; parts of your own need --plugin FILE.py"
         hint = nearest(component.name, self._entries, otherwise=there_are)
-        return Fault(_below(component.where, "name"), f"no {self.noun} is called '{component.name}'{hint}")
+        where = component.origins.get("name", _below(component.where, "name"))
+        return Fault(where, f"no {self.noun} is called '{component.name}'{hint}")
 
     def _unknown_or_ill_typed(self, component: Component, entry: Entry) -> Iterator[Fault]:
         for name, value in component.arguments.items():

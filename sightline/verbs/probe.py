@@ -110,7 +110,7 @@ def build_probe(method: str, words: Sequence[str]) -> Probe:
     """The probe of this name with these arguments. Raises ConfigError for all that is wrong with them at once."""
     faults = Faults()
     arguments: dict[str, Any] = {}
-    origins: dict[str, Where] = {}
+    origins = {"name": Where("command line", path="--method")}
     for word in words:
         key, equals, text = word.partition("=")
         key = key.strip()
@@ -119,12 +119,12 @@ def build_probe(method: str, words: Sequence[str]) -> Probe:
         arguments[key] = read_value(text, "command line", key, faults).plain()
         origins[key] = Where("command line", path=key)
     faults.raise_any()
-    component = Component(method.replace("-", "_"), where=Where("command line", path="--method"))
+    component = Component(method.replace("-", "_"), where=origins["name"], origins=origins)
     taken = registry.probes.entry(component).arguments
     for key, value in arguments.items():
         if key in taken and typing.get_origin(taken[key].annotation) is tuple and not isinstance(value, list):
             arguments[key] = [value]  # C=0.1 is the list of one
-    built: Probe = registry.probes.build(dataclasses.replace(component, arguments=arguments, origins=origins), facts={})
+    built: Probe = registry.probes.build(dataclasses.replace(component, arguments=arguments), facts={})
     return built
 
 

@@ -332,7 +332,7 @@ def test_without_scikit_learn_probes_say_how_to_get_it(copy: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--method", "smv"], "no probe is called 'smv'; did you mean 'svm'?"),
+        (["--method", "smv"], "--method: no probe is called 'smv'; did you mean 'svm'?"),
         (["flods=5"], "'svm' has no such argument; did you mean 'folds'?"),
         (["folds=1"], "command line: folds: found 1, allowed is a whole number from 2 to 100"),
         (["C=-1"], "C.0: found -1"),
