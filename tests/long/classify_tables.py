@@ -1,38 +1,20 @@
 """Remakes the tables of docs/results/classify.md: trains every run of a table, and writes what came of it.
 
-    .venv/bin/python tests/long/classify_tables.py modelnet10 --folder runs/tables --out docs/results/modelnet10.json
-
-Each run is one `sightline train` with `--resume auto` in a folder of its own, so a broken-off table goes on where it
-stopped; a run that is done is not repeated. CPU-seconds and peak memory are the operating system's for the whole
-command, evaluation and checks included, of the session that ended the run.
+.venv/bin/python tests/long/classify_tables.py modelnet10 --data data/modelnet40 --out docs/results/modelnet10.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.long.tables import Row, main_of
+
 RATE = "optimizer.lr=5e-4"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table: a config with its overrides, once for each seed."""
-
-    name: str
-    config: str
-    overrides: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0,)
+FIGURES = ("overall_accuracy", "mean_class_accuracy")
 
 
 def _modelnet10() -> list[Row]:
@@ -40,7 +22,7 @@ def _modelnet10() -> list[Row]:
 
     The rate is one at which all four learn: at the 2e-3 of PointNet's own recipe PCT does not.
     """
-    config = "modelnet10_{}_cpu"
+    config = "classify/modelnet10_{}_cpu"
     rows = [Row("PointNet", config.format("pointnet"), (RATE,), seeds=(0, 1, 2))]
     others = {"DGCNN": "dgcnn", "PCT": "pct", "PointNet++": "pointnet2"}
     return rows + [Row(name, config.format(model), (RATE,)) for name, model in others.items()]
@@ -49,7 +31,7 @@ def _modelnet10() -> list[Row]:
 def _normals() -> list[Row]:
     """PointNet++ on the 19 categories of the Princeton Segmentation Benchmark, with and without the files' normals."""
     return [
-        Row(f"PointNet++, normals {kind}", "psb19_pointnet2_cpu", (f"data.normals={kind}",), seeds=(0, 1, 2))
+        Row(f"PointNet++, normals {kind}", "classify/psb19_pointnet2_cpu", (f"data.normals={kind}",), seeds=(0, 1, 2))
         for kind in ("none", "file", "estimated")
     ]
 
@@ -64,100 +46,21 @@ def _fractions() -> list[Row]:
         for fraction in (0.1, 0.3, 1.0):
             overrides = (f"data.fraction={fraction}", "data.fraction_seed={seed}", "train.epochs=5", RATE)
             seeds = (0, 1, 2) if fraction < 1 else (0,)
-            rows.append(Row(f"{name}, {fraction:.0%}", f"modelnet40_{model}_cpu", overrides, seeds))
+            rows.append(Row(f"{name}, {fraction:.0%}", f"classify/modelnet40_{model}_cpu", overrides, seeds))
     return rows
 
 
 TABLES = {"modelnet10": _modelnet10, "normals": _normals, "fractions": _fractions}
 
 
-def train(row: Row, seed: int, folder: Path, data: Path) -> dict[str, Any]:
-    """What one run came to; read from its folder where it is done already."""
-    run = folder / f"{row.name.replace(', ', '_').replace(' ', '_')}_{seed}"
-    done = run / "table_row.json"
-    if not done.exists():
-        overrides = [override.format(seed=seed) for override in row.overrides]
-        words = ["train", f"configs/classify/{row.config}.yaml", *overrides, f"seed={seed}"]
-        words += [f"data.root={data}", "--out", str(run), "--resume", "auto"]
-        started = time.monotonic()
-        usage = _run([sys.executable, "-m", "sightline", *words])
-        metrics = json.loads((run / "final.json").read_text(encoding="utf-8"))["metrics"]
-        wall_s = time.monotonic() - started
-        result = {"metrics": metrics, "wall_s": wall_s, "commit": _commit(run), "command": words} | usage
-        done.write_text(json.dumps(result), encoding="utf-8")
-    result = json.loads(done.read_text(encoding="utf-8"))
-    assert isinstance(result, dict)
-    return result
-
-
-def _run(command: Sequence[str]) -> dict[str, float]:
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
-    return {"cpu_s": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * 1024}
-
-
-def _commit(run: Path) -> dict[str, Any]:
-    git = json.loads((run / "environment.json").read_text(encoding="utf-8"))["git"]
-    assert isinstance(git, dict)
-    return git
-
-
-def table(name: str, folder: Path, data: Path) -> list[dict[str, Any]]:
-    """The rows of one table, each with the runs of its seeds and their mean and range of overall accuracy."""
-    rows = []
-    for row in TABLES[name]():
-        runs = [train(row, seed, folder / name, data) for seed in row.seeds]
-        overall = [run["metrics"]["overall_accuracy"] for run in runs]
-        rows.append(
-            {
-                "name": row.name,
-                "overall_accuracy": statistics.mean(overall),
-                "lowest": min(overall),
-                "highest": max(overall),
-                "mean_class_accuracy": statistics.mean(run["metrics"]["mean_class_accuracy"] for run in runs),
-                "cpu_s": statistics.mean(run["cpu_s"] for run in runs),
-                "peak_bytes": max(run["peak_bytes"] for run in runs),
-                "seeds": list(row.seeds),
-                "runs": runs,
-            }
-        )
-    return rows
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table as the docs show it."""
-    head = ("run", "seeds", "overall accuracy", "mean-class accuracy", "CPU-seconds", "peak memory")
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for row in rows:
-        spread = f" ({row['lowest']:.3f} to {row['highest']:.3f})" if len(row["seeds"]) > 1 else ""
-        cells = (
-            row["name"],
-            str(len(row["seeds"])),
-            f"{row['overall_accuracy']:.3f}{spread}",
-            f"{row['mean_class_accuracy']:.3f}",
-            f"{row['cpu_s']:.0f}",
-            f"{row['peak_bytes'] / 2**20:.0f} MiB",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Remake the tables of docs/results/classify.md.")
-    parser.add_argument("tables", nargs="+", choices=sorted(TABLES))
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "tables")
-    parser.add_argument("--data", type=Path, required=True, help="the prepared data set")
-    parser.add_argument("--out", type=Path, help="write the tables as JSON")
-    options = parser.parse_args(arguments)
-    made = {name: table(name, options.folder.resolve(), options.data.resolve()) for name in options.tables}
-    if options.out is not None:
-        options.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    for rows in made.values():
-        sys.stdout.write(markdown(rows) + "\n")
-    return 0
+    return main_of(
+        TABLES,
+        FIGURES,
+        arguments,
+        about="Remake the tables of docs/results/classify.md.",
+        places={"data": "the prepared data set"},
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.long.classify_tables import ROOT, main
+from tests.long.classify_tables import main
+from tests.long.tables import ROOT
 
 
 @pytest.mark.shared
