@@ -17,6 +17,7 @@ COLOUR_NAMES = (("red", "green", "blue"), ("r", "g", "b"))
 """What the channels of colours are called in files."""
 
 _POINTS_A_ROW = 256
+"""How many points `_lowest` looks at side by side."""
 
 
 def prepare_scene(
