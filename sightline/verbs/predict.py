@@ -13,7 +13,7 @@ from sightline.engine.answers import exit_code_of
 from sightline.engine.distributed import start_world
 from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import LoadedRun, load_run
-from sightline.engine.precision import set_determinism
+from sightline.engine.precision import set_backends
 from sightline.engine.prediction import answers_points
 from sightline.errors import RunError, UserError
 from sightline.verbs.common import write_document, write_file
@@ -30,7 +30,7 @@ def predict(options: Options) -> int:
     is_of_points = answers_points(run)
     if options.out is not None and not is_of_points:
         raise UserError(f"--out {options.out}: is for runs that class points; give --json or --csv")
-    set_determinism(run.config.train.determinism)
+    set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
     _tell(run)
     with start_world(device=options.device) as world:
         try:
