@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from sightline.collection import collection_paused
+from sightline.verbs.compare_command import compare
 from sightline.verbs.data_commands import data_app
 from sightline.verbs.label_efficiency_command import label_efficiency
 from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, Traceback, parted, writable
@@ -137,6 +138,7 @@ def predict(
     return verb.predict(verb.Options(run, tuple(paths), *asked, device, json, csv))
 
 
+app.command()(compare)
 app.command()(probe)
 app.command("label-efficiency")(label_efficiency)
 
