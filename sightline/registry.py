@@ -40,18 +40,23 @@ __all__ = [
 
 DATA_FACTS = frozenset(
     {
+        "bones",
         "category_names",
         "class_counts",
         "class_names",
+        "cube_mm",
         "ignore_index",
         "image_size_px",
         "in_channels",
+        "joint_names",
+        "keypoint_sigmas",
         "num_categories",
         "num_classes",
         "num_joints",
         "num_parts",
         "part_names",
         "parts_of_category",
+        "pck_joints",
         "range_m",
         "up_axis",
     }
