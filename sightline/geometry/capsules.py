@@ -9,6 +9,7 @@ import torch
 
 from sightline.compiled import in_threads, suits
 from sightline.geometry.capsule_kernels import PARALLEL, ROW, cast_capsules
+from sightline.geometry.pinhole import pixel_rays
 
 __all__ = ["SeenCapsules", "render_capsules", "render_capsules_plainly"]
 
@@ -31,7 +32,8 @@ def render_capsules(capsules: np.ndarray, camera: np.ndarray, *, height_px: int,
     with z forward; one of radius 0 is left out. `camera` is fx, fy, u0, v0 in pixels, pixel centres at integers: fy is
     negative where y points up. Of equally near capsules the first is seen. The same bits in any process, on any number
     of threads, with and without numba.
-    Raises ValueError where a capsule does not lie wholly before the camera, and for values that are not finite.
+    Raises ValueError where a capsule does not lie wholly before the camera, and for values that are no radius or not
+    finite.
     Source: the quadratic of a ray and a cylinder about the axis n, with the discriminant A r^2 - (d . (a x n))^2 of
     Lagrange's identity, which does not cancel where rays are nearly parallel to the axis.
     """
@@ -57,8 +59,8 @@ def _new_frames(count: int, height_px: int, width_px: int) -> tuple[np.ndarray, 
 
 
 def _cast_plainly(rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner: np.ndarray) -> None:
-    v, u = np.indices(depth.shape[1:])
-    x, y = (u - camera[2]) / camera[0], (v - camera[3]) / camera[1]
+    rays = pixel_rays(camera, width_px=depth.shape[2], height_px=depth.shape[1])
+    x, y = rays[..., 0], rays[..., 1]
     depth[:], owner[:] = np.inf, -1
     for frame, of_frame in enumerate(rows):
         for place, row in enumerate(of_frame):
@@ -105,11 +107,15 @@ def _rows_checked(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
     if not (np.isfinite(capsules).all() and np.isfinite(camera).all()):
         raise ValueError("capsules and camera must be finite numbers")
     start, end, radius = capsules[..., 0:3], capsules[..., 3:6], capsules[..., 6]
+    if (radius < 0).any():
+        raise ValueError(f"capsules have radii down to {radius.min():.4g}; 0 leaves one out, less is an error")
     nearest = np.minimum(start[..., 2], end[..., 2]) - radius
     behind = np.argwhere((radius > 0) & ~(nearest > 0))
     if len(behind):
         frame, place = behind[0]
-        raise ValueError(f"capsules[{frame}, {place}]: reaches to z = {nearest[frame, place]:.6g}; it must lie before 0")
+        raise ValueError(
+            f"capsules[{frame}, {place}]: reaches back to z = {nearest[frame, place]:.4g}; keep it above 0"
+        )
     rows = np.zeros((*capsules.shape[:2], ROW))
     rows[..., :7] = capsules
     offset = end - start
