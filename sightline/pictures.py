@@ -151,8 +151,8 @@ def render_clouds(
         if cloud.ndim == 3:
             _put_picture(tile[:tile_px], cloud)
         else:
-            given = None if colors is None else colors[index]
-            points, color = _checked(cloud, PALETTE[index % len(PALETTE)] if given is None else given, index)
+            own = None if colors is None else colors[index]
+            points, color = _checked(cloud, PALETTE[index % len(PALETTE)] if own is None else own, index)
             over = [(_seen(ends, up_axis, view), each) for ends, each in (lines[index] if lines else ()) if len(ends)]
             if len(points) or over:
                 tile[:tile_px] = _draw_cloud(tile[:tile_px], _seen(points, up_axis, view), color, over, view)

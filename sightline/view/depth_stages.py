@@ -22,7 +22,7 @@ from sightline.types import Batch, DataInfo, Sample
 from sightline.view.clouds import ByClass, ByColor, Cloud
 from sightline.view.joint_figures import (
     errors_of_joints,
-    nearest_mm,
+    nearest,
     placed_figures,
     target_figures,
     told_of_errors,
@@ -93,7 +93,7 @@ class DepthStages:
         depth, camera = self._image(sample)
         points = depth_points(depth, camera)
         joints = sample["joints"].double()
-        near = nearest_mm(joints[self._visible].numpy(), points)
+        near = nearest(joints[self._visible].numpy(), points)
         told = "" if near is None else f"joints {near:.1f} {self._unit} from the nearest measured point (median)"
         skeleton = self._true(joints)
         return Cloud(
@@ -131,14 +131,16 @@ class DepthStages:
         volume = Volume.of_voxels(values, is_y_up=self._y_is_up)
         middles, _ = volume.filled(_HOT)
         figures = placed_figures(placement, sample["joints"], self._joints, self._visible)
-        figures |= {"num_voxels": len(middles), "share": len(middles) / values.size}
         skeleton = self._in_grid(self._true(sample["joints"].double()), placement)
+        near = nearest(skeleton.joints[self._visible.numpy()], middles)
+        figures |= {"num_voxels": len(middles), "share": len(middles) / values.size, "joint_to_surface_voxels": near}
+        beside = "" if near is None else f", joints {near:.1f} from the nearest (median)"
         return Cloud(
             stage,
             middles,
             (ByColor.of_numbers("depth", middles[:, 2]),),
             "voxels",
-            f"{figures['share']:.2%} of the voxels; {told_of_round_trip(figures)}",
+            f"{figures['share']:.2%} of the voxels{beside}; {told_of_round_trip(figures)}",
             figures["is_sound"],
             skeletons=(skeleton,),
             panels=(*volume_panels(volume, [skeleton]), slices_panel(volume)),

@@ -15,7 +15,7 @@ from sightline.tasks.pose import read_joints
 
 __all__ = [
     "errors_of_joints",
-    "nearest_mm",
+    "nearest",
     "placed_figures",
     "target_figures",
     "told_of_errors",
@@ -36,7 +36,7 @@ def unrounded(placement: Placement) -> Placement:
     return replace(placement, compat="none")
 
 
-def nearest_mm(joints: np.ndarray, points: np.ndarray) -> float | None:
+def nearest(joints: np.ndarray, points: np.ndarray) -> float | None:
     """The median over joints (J, 3) of the distance to the nearest of the points (N, 3); None without either.
 
     A joint lies a finger's radius below the skin: a distance much above that means that joints and image disagree.

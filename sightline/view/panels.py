@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sightline.geometry.pinhole import project
-from sightline.pictures import PALETTE
-from sightline.view.clouds import ramp
+from sightline.pictures import PALETTE, ramp
 from sightline.view.skeletons import Skeleton
 from sightline.view.volumes import PLANES, Plane, Volume
 
