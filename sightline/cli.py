@@ -225,7 +225,13 @@ def view(
     ] = None,
     num: Annotated[int | None, typer.Option("--num", metavar="N", min=1, help="how many, spread evenly [4]")] = None,
     epoch: Annotated[
-        int | None, typer.Option("--epoch", metavar="E", min=0, help="as training sees them in this epoch [0]")
+        int | None,
+        typer.Option(
+            "--epoch",
+            metavar="E",
+            min=0,
+            help="as training sees them in this epoch, and whether raw items change until then [0]",
+        ),
     ] = None,
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights of a run [last]")
@@ -247,7 +253,8 @@ def view(
 ) -> int:
     """Look at samples: as the data set gives them, after each transform, and as a run answers for them.
 
-    Writes a PNG of each sample, coloured PLY files, and view.html, a page that turns the clouds and needs nothing else.
+    Clouds, and depth frames with their cubes, voxels and heat maps. Writes a PNG of each sample, coloured PLY files,
+    VTK files of volumes, and view.html, a page that turns the clouds and needs nothing else.
     """
     with collection_paused():
         from sightline.verbs import view as verb

@@ -85,7 +85,9 @@ class DepthStages:
         placement = Placement.from_rows(sample["placement"][None])
         maps = self._maps(predictions["likelihood"][0].float().cpu(), placement)
         true, read = self._true(self._joints), self._read("predicted joints", found)
-        over = depth_panel("predicted and true", *self._image(sample), [true, read])
+        depth, camera = self._image(sample)
+        _, window = _cube_of(placement, camera, depth)
+        over = depth_panel("predicted and true", depth, camera, [true, read], window=window)
         cloud = self._of_heatmaps("prediction", maps, placement, [true, read], behind=batch["volume"][0, 0].cpu())
         return replace(cloud, told=told_of_errors(figures), panels=(over, *cloud.panels[:3]), figures=figures), figures
 

@@ -151,5 +151,5 @@ def told_of_errors(figures: Mapping[str, Any]) -> str:
     """How far predicted joints are off."""
     if figures["mean_error_mm"] is None:
         return "no joint is labelled"
-    worst = f"{figures['max_error_mm']:.1f} mm at most ({figures['worst_joint']})"
+    worst = f"{figures['worst_joint']} {figures['max_error_mm']:.1f} mm"
     return f"{figures['mean_error_mm']:.1f} mm off on average, {worst}"

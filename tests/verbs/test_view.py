@@ -337,7 +337,8 @@ from sightline.types import DataInfo, Field
 class Numbers:
     def __init__(self, *, split: str) -> None:
         names = ("depth", "camera", "reference", "joints", "visible")
-        self.info = DataInfo({"cube_mm": 200.0, "num_joints": 1}, {name: Field("1", "float32") for name in names}, {"train": 8, "test": 8})
+        facts, fields = {"cube_mm": 200.0, "num_joints": 1}, {name: Field("1", "float32") for name in names}
+        self.info = DataInfo(facts, fields, {"train": 8, "test": 8})
 
     def __len__(self):
         return 8
