@@ -118,12 +118,15 @@ class CentreOfMass:
         if not len(points):
             return None
         half_mm = cube_mm / 2
-        centre: np.ndarray = points.mean(axis=0)
+        x, y, z = np.ascontiguousarray(points.T)  # sums along rows are several times as fast as along columns
+        centre = np.array([x.mean(), y.mean(), z.mean()])
         for _ in range(self.passes):
-            inside = (np.abs(points - centre) < half_mm).all(axis=1)
+            inside = np.abs(x - centre[0]) < half_mm
+            inside &= np.abs(y - centre[1]) < half_mm
+            inside &= np.abs(z - centre[2]) < half_mm
             if not inside.any():  # the mean of a ring may lie in its empty middle
                 break
-            moved = points[inside].mean(axis=0)
+            moved = np.array([x[inside].mean(), y[inside].mean(), z[inside].mean()])
             if np.array_equal(moved, centre):
                 break
             centre = moved

@@ -26,7 +26,7 @@ Many = Annotated[int, Ge(1), Le(1_000_000)]
 _SPLITS = ("train", "test")
 _CHUNK = 16  # frames made together
 _MAX_CACHE_BYTES = 2**28
-_ATTEMPTS = 200
+_ATTEMPTS = 100
 _REACH = 0.99
 """How much of half the cube a joint may be from its middle: noise and missing pixels move a centre of mass a little."""
 
