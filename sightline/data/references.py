@@ -118,15 +118,13 @@ class CentreOfMass:
         if not len(points):
             return None
         half_mm = cube_mm / 2
-        x, y, z = np.ascontiguousarray(points.T)  # sums along rows are several times as fast as along columns
-        centre = np.array([x.mean(), y.mean(), z.mean()])
+        axes = np.ascontiguousarray(points.T)  # coordinate after coordinate: quicker to compare and to sum
+        centre: np.ndarray = axes.mean(axis=1)
         for _ in range(self.passes):
-            inside = np.abs(x - centre[0]) < half_mm
-            inside &= np.abs(y - centre[1]) < half_mm
-            inside &= np.abs(z - centre[2]) < half_mm
+            inside = np.logical_and.reduce([np.abs(axis - at) < half_mm for axis, at in zip(axes, centre, strict=True)])
             if not inside.any():  # the mean of a ring may lie in its empty middle
                 break
-            moved = np.array([x[inside].mean(), y[inside].mean(), z[inside].mean()])
+            moved = axes[:, inside].mean(axis=1)
             if np.array_equal(moved, centre):
                 break
             centre = moved
