@@ -26,7 +26,7 @@ Many = Annotated[int, Ge(1), Le(1_000_000)]
 _SPLITS = ("train", "test")
 _CHUNK = 16  # frames made together
 _MAX_CACHE_BYTES = 2**28
-_ATTEMPTS = 200
+_ATTEMPTS = 100
 _REACH = 0.99
 """How much of half the cube a joint may be from its middle: noise and missing pixels move a centre of mass a little."""
 
@@ -58,11 +58,13 @@ class SyntheticFigures(DepthFrames):
         reference: ReferencePoint | None,
         noise: SensorNoise,
         data_seed: int,
+        farthest_mm: float,
     ) -> None:
         if split not in _SPLITS:
             raise ConfigError(f"{self.set_name}: there is no split '{split}'; it has {' and '.join(_SPLITS)}")
         assert_in_order("noise_mm", noise.deviation_mm)
         assert_in_order("missing", noise.missing)
+        self.farthest_mm = farthest_mm
         self._noise = noise
         self._data_seed = data_seed
         self._made: dict[int, _SparseFrame] = {}

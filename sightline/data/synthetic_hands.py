@@ -136,6 +136,7 @@ class SyntheticHands(SyntheticFigures):
             reference=reference,
             noise=SensorNoise(noise_mm, missing),
             data_seed=data_seed,
+            farthest_mm=2 * float(_PLACE_MM[2] + self._shift_mm[2]),
         )
 
     def _draw(self, draws: Draws, lasting: Draws) -> Figures:
