@@ -359,6 +359,18 @@ def test_the_true_reference_is_the_middle_joint() -> None:
         assert torch.equal(batch["reference"], batch["joints"][:, names.index(joint)])
 
 
+def test_the_set_is_built_by_its_name_and_told_its_ranges() -> None:
+    """Lists as a config has them; a range of one number is that number."""
+    arguments = {"poses": {"scale": [1.0, 1.0], "flexion_rad": [0.7, 0.7]}, "reference": {"name": "truth"}}
+    hands = registry.data.build(Component("synthetic_hands", arguments), facts={"split": "train"})
+    assert hands.info.facts["reference_source"] == "truth (oracle)"
+    joints = hands.figures(range(10)).joints
+    assert np.linalg.norm(joints[:, 6] - joints[:, 5], axis=1) == pytest.approx(44)
+    assert np.linalg.norm(joints[:, 7] - joints[:, 5], axis=1) == pytest.approx(
+        np.hypot(44 + 28 * np.cos(0.7), 28 * np.sin(0.7))
+    )
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match="synthetic_hands: there is no split 'validation'; it has train and test"):
         SyntheticHands(split="validation")
