@@ -242,6 +242,12 @@ def test_depth_errors_are_normal_and_as_large_as_said(make: Make, quiet: dict[st
     assert abs(within) < 5 / np.sqrt(count), "neighbouring pixels err independently"
 
 
+def test_an_error_that_leads_behind_the_camera_leaves_no_depth() -> None:
+    depth = SyntheticHands(split="train", noise_mm=(400.0, 400.0)).get_batch(keys([0]))["depth"]
+    assert depth.min() == 0
+    assert 0 < depth[depth > 0].min() < 100
+
+
 def test_missing_pixels_are_as_many_as_said_and_anywhere(quiet: dict[str, Batch]) -> None:
     gappy = SyntheticHands(split="train", noise_mm=(0.0, 0.0), missing=(0.05, 0.05)).get_batch(keys(range(40)))
     clean = quiet["SyntheticHands"]["depth"]
