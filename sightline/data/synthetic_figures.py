@@ -178,8 +178,9 @@ class SyntheticFigures(DepthFrames):
         deviation_mm = in_range(draws.uniform(1), self._noise.deviation_mm)[0, 0]
         is_there = draws.uniform(len(pixels))[0].double().numpy() >= share
         errors = draws.normal(len(pixels))[0].double().numpy() * deviation_mm
-        values = (depth[pixels] + errors)[is_there].astype(np.float32)
-        return _SparseFrame(pixels[is_there].astype(np.int32), values, joints)
+        values = (depth[pixels] + errors).astype(np.float32)
+        is_there &= values > 0
+        return _SparseFrame(pixels[is_there].astype(np.int32), values[is_there], joints)
 
     def _draws(self, places: Sequence[int], stream: str) -> Draws:
         """The streams of these frames; the split stands in the epoch's place, so train and test share none."""

@@ -242,6 +242,12 @@ def test_depth_errors_are_normal_and_as_large_as_said(make: Make, quiet: dict[st
     assert abs(within) < 5 / np.sqrt(count), "neighbouring pixels err independently"
 
 
+def test_an_error_that_leads_behind_the_camera_leaves_no_depth() -> None:
+    depth = SyntheticHands(split="train", noise_mm=(400.0, 400.0)).get_batch(keys([0]))["depth"]
+    assert depth.min() == 0
+    assert 0 < depth[depth > 0].min() < 100
+
+
 def test_missing_pixels_are_as_many_as_said_and_anywhere(quiet: dict[str, Batch]) -> None:
     gappy = SyntheticHands(split="train", noise_mm=(0.0, 0.0), missing=(0.05, 0.05)).get_batch(keys(range(40)))
     clean = quiet["SyntheticHands"]["depth"]
@@ -357,6 +363,18 @@ def test_the_true_reference_is_the_middle_joint() -> None:
         truth = make(split="test", reference=TrueJoint())
         batch, names = truth.get_batch(keys(range(5))), truth.info.facts["joint_names"]
         assert torch.equal(batch["reference"], batch["joints"][:, names.index(joint)])
+
+
+def test_the_set_is_built_by_its_name_and_told_its_ranges() -> None:
+    """Lists as a config has them; a range of one number is that number."""
+    arguments = {"poses": {"scale": [1.0, 1.0], "flexion_rad": [0.7, 0.7]}, "reference": {"name": "truth"}}
+    hands = registry.data.build(Component("synthetic_hands", arguments), facts={"split": "train"})
+    assert hands.info.facts["reference_source"] == "truth (oracle)"
+    joints = hands.figures(range(10)).joints
+    assert np.linalg.norm(joints[:, 6] - joints[:, 5], axis=1) == pytest.approx(44)
+    assert np.linalg.norm(joints[:, 7] - joints[:, 5], axis=1) == pytest.approx(
+        np.hypot(44 + 28 * np.cos(0.7), 28 * np.sin(0.7))
+    )
 
 
 def test_what_is_refused() -> None:
