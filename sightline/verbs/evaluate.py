@@ -16,6 +16,7 @@ from sightline.checks.finding import Place
 from sightline.checks.set_agreement import CODE, Inputs, compare, inputs_of
 from sightline.config import RunConfig, read_config
 from sightline.describe.difficulty import difficulty_of
+from sightline.describe.mean_pose import yardsticks_of
 from sightline.engine.build import Data, Part, build_data, build_evaluator, build_model, build_part, build_task
 from sightline.engine.checkpoint import kept as kept_checkpoints
 from sightline.engine.distributed import World, start_world
@@ -115,6 +116,8 @@ def evaluate(options: Options) -> int:
             trials.append(trial)
         if world.is_first:
             document = _document(trials, options)
+            if len(trials) == 1:
+                document |= yardsticks_of(trials[0].part, trials[0].data)
             show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
             if len(trials) == 1:
                 document |= _explained(trials[0])

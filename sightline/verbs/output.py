@@ -66,7 +66,7 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         )
     data = document["data"]
     show_table(f"{title}{label}, {data['num_samples']} samples", ["metric", "value"], list(document["metrics"].items()))
-    for metric, answers in getattr(dataset, "yardsticks", {}).items():
+    for metric, answers in {**getattr(dataset, "yardsticks", {}), **document.get("yardsticks", {})}.items():
         told = ", ".join(f"{value:.3f} for {answer}" for answer, value in answers.items())
         note(f"to compare {metric} with: {told}")
 
