@@ -16,6 +16,7 @@ from sightline.data import native
 from sightline.data.labelled_clouds import root_of
 from sightline.data.views import VIEWS_SET, Views
 from sightline.errors import UserError
+from sightline.geometry.volumes import Axes
 from sightline.plugins import load_plugins
 from sightline.schema import check_value, describe_type, nearest, parameters_of
 from sightline.types import Where
@@ -215,6 +216,7 @@ def convert_weights(
     config: Path | None,
     data: str | None,
     images: Path | None,
+    axes: Axes,
     plugins: Sequence[Path],
     json: Path | None,
 ) -> int:
@@ -230,6 +232,7 @@ def convert_weights(
         overrides=overrides,
         plugins=load_plugins(plugins),
         images=images,
+        axes=axes,
     )
     for line in converted.notes:
         note(line)
