@@ -61,6 +61,7 @@ class PreparedFrames(DepthFrames):
         self._prepared = stretch.prepared
         self._splits = stretch.splits
         self._starts = stretch.starts()
+        self._names: dict[str, list[str]] = {}
         super().__init__(part=part, camera=camera, skeleton=skeleton, reference=reference)
 
     @property
@@ -71,7 +72,9 @@ class PreparedFrames(DepthFrames):
     def name_of(self, index: int) -> str:
         """The name of a frame, as its source has it."""
         split, row = self._stored(int(self._places[index]))
-        return self._prepared.names(split)[row]
+        if split not in self._names:
+            self._names[split] = self._prepared.names(split)
+        return self._names[split][row]
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
@@ -83,7 +86,7 @@ class PreparedFrames(DepthFrames):
             "root": str(root.resolve()),
             "source": manifest["source"]["path"],
             "frames": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
-            "frames_that_train": {split: facts["num_usable"] for split, facts in manifest["splits"].items()},
+            "frames_usable": {split: facts["num_usable"] for split, facts in manifest["splits"].items()},
             **{key: manifest[key] for key in told if key in manifest},
         }
 

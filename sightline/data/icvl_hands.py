@@ -94,7 +94,7 @@ class IcvlHands(PreparedFrames):
                 "bin": "the same with <path>.bin, raw float32, as the authors of V2V-PoseNet converted them",
             },
             "home": "https://labicvl.github.io/hand.html",
-            "terms": "for research; nothing is downloaded for you",
+            "terms": "those of its page; nothing is downloaded for you",
             "cite": "Tang et al. 2014, Latent Regression Forest: Structured Estimation of 3D Articulated Hand Posture",
             "prepare": prepare_command(cls.set_name, "DIR"),
         }

@@ -116,7 +116,7 @@ class Itop(PreparedFrames):
             "joints": ", ".join(BODY_15.joint_names),
             "layouts": {"hdf5": "ITOP_<side, top>_<train, test>_depth_map.h5 and _labels.h5, unpacked from .h5.gz"},
             "home": "https://zenodo.org/record/3932973",
-            "terms": "Creative Commons Attribution 4.0; nothing is downloaded for you",
+            "terms": "those of its page; nothing is downloaded for you",
             "cite": "Haque et al. 2016, Towards Viewpoint Invariant 3D Human Pose Estimation",
             "prepare": prepare_command(cls.set_name, "DIR"),
         }

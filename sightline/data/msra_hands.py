@@ -34,10 +34,10 @@ _CAMERA = DepthCamera(241.42, -241.42, 160.0, 120.0, 320, 240)
 _SUBJECTS = tuple(f"P{subject}" for subject in range(9))
 _GESTURES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "I", "IP", "L", "MP", "RP", "T", "TIP", "Y")
 _COUNTS = dict(zip(_SUBJECTS, (8499, 8499, 8406, 8498, 8500, 8497, 8498, 8498, 8496), strict=True))
-_OLD_P2 = 8390
-_OLDER_COPY = (
-    "the release in use has 76,391 frames, an older copy 76,375, without 16 faulty ones of P2/MP; files made for the "
-    "one do not fit the other"
+_OLDER_COPY = 76_375
+_TWO_COPIES = (
+    "two copies of MSRA are about, of 76,391 and of 76,375 frames; they differ in several sequences, so that files "
+    "made for the one do not fit the other"
 )
 _ORIGIN_PX = {"exact": 0.0, "release": 1.0, "port": -1.0}
 FAULTY = frozenset(
@@ -93,7 +93,7 @@ class MsraHands(PreparedFrames):
             seed=split_seed,
             left_out=left_out,
             words={"subject": str(subject)},
-            if_counts_differ=_OLDER_COPY,
+            if_counts_differ=_TWO_COPIES,
         )
         shift = _ORIGIN_PX[pixel_origin]
         camera = dataclasses.replace(_CAMERA, u0=_CAMERA.u0 + shift, v0=_CAMERA.v0 + shift)
@@ -137,8 +137,8 @@ class MsraHands(PreparedFrames):
             "joints": ", ".join(HAND_21.joint_names),
             "layouts": {"msra_bin": "P<0 to 8>/<1 to 9, I, IP, L, MP, RP, T, TIP, Y>/joint.txt, <000000>_depth.bin"},
             "faulty_frames": ", ".join(sorted(FAULTY)),
-            "home": "https://jimmysuen.github.io (CVPR 2015 hand gesture database)",
-            "terms": "for research; nothing is downloaded for you",
+            "home": "https://jimmysuen.github.io (2015 MSRA Hand Gesture Dataset)",
+            "terms": "those of its page; nothing is downloaded for you",
             "cite": "Sun et al. 2015, Cascaded Hand Pose Regression",
             "prepare": prepare_command(cls.set_name, "DIR"),
         }
@@ -163,22 +163,23 @@ def _groups(training: Stretch, *, by: str) -> np.ndarray:
 
 
 def _is_faulty(training: Stretch) -> np.ndarray:
-    """Which of the training frames are among the faulty ones; an older copy has those of P2/MP no more."""
+    """Which of the training frames are among the faulty ones."""
     names = [name for subject in training.splits for name in training.prepared.names(subject)]
-    old = training.prepared.manifest["splits"].get("P2", {}).get("num_rows") == _OLD_P2
-    faulty = {name for name in FAULTY if not (old and name.startswith("P2/MP/"))}
-    return np.array([name in faulty for name in names], dtype=bool)
+    return np.array([name in FAULTY for name in names], dtype=bool)
 
 
 def _told_version(prepared: Prepared) -> list[str]:
-    is_old = prepared.manifest["splits"].get("P2", {}).get("num_rows") == _OLD_P2
-    return [f"P2 has {_OLD_P2} frames: {_OLDER_COPY}"] if is_old else []
+    num_frames = sum(facts["num_rows"] for facts in prepared.manifest["splits"].values())
+    return [f"{num_frames} frames, as many as the older copy has: {_TWO_COPIES}"] if num_frames == _OLDER_COPY else []
 
 
 def _list_parts(root: Path) -> tuple[tuple[DepthPart, ...], list[str]]:
     """A part for each gesture of each subject, and which of them are missing."""
     parts, missing = [], []
     for subject in _SUBJECTS:
+        if not (root / subject).is_dir():
+            missing.append(subject)
+            continue
         for gesture in _GESTURES:
             folder = root / subject / gesture
             if not folder.is_dir():

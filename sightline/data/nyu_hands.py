@@ -97,7 +97,7 @@ class NyuHands(PreparedFrames):
                 "bin": "train/parsed/depth_1_<0000001>.bin, raw float32, as the authors of V2V-PoseNet converted them",
             },
             "home": "https://jonathantompson.github.io/NYU_Hand_Pose_Dataset.htm",
-            "terms": "for research; nothing is downloaded for you",
+            "terms": "those of its page; nothing is downloaded for you",
             "cite": "Tompson et al. 2014, Real-Time Continuous Pose Recovery of Human Hands",
             "prepare": prepare_command(cls.set_name, "DIR"),
         }

@@ -55,7 +55,7 @@ def prepare(kind: Any, tmp_path: Path) -> dict[str, Any]:
 
 def frames_by_name(kind: Any, tmp_path: Path) -> dict[str, Any]:
     """Every sample of train and test by its name."""
-    found = {}
+    found: dict[str, Any] = {}
     for split in ("train", "test"):
         frames = kind(split=split, root=str(tmp_path / "set"), validation_share=0.0)
         found |= {frames.name_of(i): frames[SampleKey(i, 0, 0)] for i in range(len(frames))}
