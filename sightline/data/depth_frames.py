@@ -133,6 +133,7 @@ class DepthFrames:
             facts={
                 **self._skeleton.facts,
                 "image_size_px": (camera.width_px, camera.height_px),
+                "camera_px": (camera.fx, camera.fy, camera.u0, camera.v0),
                 "reference_source": reference,
             },
             fields={
