@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,11 @@ def answers_points(run: LoadedRun) -> bool:
     return "cloud_offsets" in getattr(registry.tasks.entry(run.config.task).builder, "predicts", ())
 
 
-def files_of(paths: Iterable[Path]) -> tuple[list[Path], list[Refusal]]:
-    """The files named and, sorted, every cloud file in and below the folders named, each once; and what is not there.
+def files_of(paths: Iterable[Path], *, suffixes: Sequence[str] = CLOUD_SUFFIXES) -> tuple[list[Path], list[Refusal]]:
+    """The files named and, sorted, those of clouds in and below the folders named, each once; and what is not there.
 
-    A file that is named is never passed over, whatever its ending; those of other kinds in a folder are told.
+    Numbers in names are sorted as numbers: frame_10 follows frame_9. A file that is named is never passed over,
+    whatever its ending; those of other kinds in a folder are told.
     """
     files: dict[Path, None] = {}
     refused = []
@@ -56,13 +58,21 @@ def files_of(paths: Iterable[Path]) -> tuple[list[Path], list[Refusal]]:
         if not path.is_dir():
             files.setdefault(path)
             continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in CLOUD_SUFFIXES and p.is_file())
+        held = (p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+        inside = sorted(held, key=_order_of)
         files |= dict.fromkeys(inside)
-        if passed_over := told_passed_over(path):
+        if passed_over := told_passed_over(path, suffixes=suffixes):
             logger.warning("%s: %s", path, passed_over)
         if not inside:
-            refused.append(Refusal(path, f"{path}: holds no file of the kinds {', '.join(CLOUD_SUFFIXES)}"))
+            refused.append(Refusal(path, f"{path}: holds no file of the kinds {', '.join(suffixes)}"))
     return list(files), refused
+
+
+def _order_of(path: Path) -> tuple[list[list[tuple[bool, int, str]]], Path]:
+    """What paths are sorted by: folder after folder, in which whole numbers come first, by their size."""
+    parts = [[part for part in re.split(r"(\d+)", name) if part] for name in path.parts]
+    told = [[(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name] for name in parts]
+    return told, path
 
 
 def predict_files(
