@@ -70,6 +70,9 @@ def evaluate(
         Path | None,
         typer.Option("--out", metavar="DIR", help="where --save-predictions writes [RUN/predictions/<split>]"),
     ] = None,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="average the answers of all checkpoints that the run keeps, too")
+    ] = False,
     processes: Processes = None,
     plugin: Plugins = None,
     device: Device = "auto",
@@ -83,7 +86,9 @@ def evaluate(
     runs, overrides = parted(words)
     plugins = tuple(plugin or ())
     return verb.evaluate(
-        verb.Options(runs, overrides, checkpoint, data, processes, plugins, device, json, save_predictions, out)
+        verb.Options(
+            runs, overrides, checkpoint, data, processes, plugins, device, json, save_predictions, out, ensemble
+        )
     )
 
 

@@ -16,9 +16,6 @@ from sightline.types import Batch, DataInfo, Field, Folds, Sample, SampleKey
 
 __all__ = ["DepthCamera", "DepthFrames", "FramePart"]
 
-_FARTHEST_MM = 20_000.0
-"""No depth camera of these sets reaches so far."""
-
 
 @dataclass(frozen=True)
 class DepthCamera:
@@ -66,6 +63,8 @@ class DepthFrames:
     """
 
     set_name: ClassVar[str]
+    farthest_mm: float = 20_000.0
+    """Nothing is seen beyond; a set whose figures are near says so, since a range hardly used is taken for a slip."""
 
     def __init__(
         self, *, part: FramePart, camera: DepthCamera, skeleton: Skeleton, reference: Reference | None = None
@@ -153,12 +152,12 @@ class DepthFrames:
                     "mm",
                     "along the optical axis",
                     0.0,
-                    _FARTHEST_MM,
+                    self.farthest_mm,
                 ),
                 "camera": Field("4", "float64", "px", "fx fy u0 v0"),
-                "joints": Field(f"{num_joints} 3", "float32", "mm", frame, -_FARTHEST_MM, _FARTHEST_MM),
+                "joints": Field(f"{num_joints} 3", "float32", "mm", frame, -self.farthest_mm, self.farthest_mm),
                 "visible": Field(f"{num_joints}", "bool"),
-                "reference": Field("3", "float32", "mm", frame, -_FARTHEST_MM, _FARTHEST_MM),
+                "reference": Field("3", "float32", "mm", frame, -self.farthest_mm, self.farthest_mm),
             },
             split_sizes={**part.sizes, part.split: len(self)},
             folds=self._folds(),

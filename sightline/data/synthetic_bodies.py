@@ -153,6 +153,7 @@ class SyntheticBodies(SyntheticFigures):
             reference=reference,
             noise=SensorNoise(noise_mm, missing),
             data_seed=data_seed,
+            farthest_mm=2 * (_DISTANCE_MM + max(self._shift_mm)),
         )
 
     def _draw(self, draws: Draws, lasting: Draws) -> Figures:

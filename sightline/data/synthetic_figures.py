@@ -26,7 +26,7 @@ Many = Annotated[int, Ge(1), Le(1_000_000)]
 _SPLITS = ("train", "test")
 _CHUNK = 16  # frames made together
 _MAX_CACHE_BYTES = 2**28
-_ATTEMPTS = 200
+_ATTEMPTS = 100
 _REACH = 0.99
 """How much of half the cube a joint may be from its middle: noise and missing pixels move a centre of mass a little."""
 
@@ -58,11 +58,13 @@ class SyntheticFigures(DepthFrames):
         reference: ReferencePoint | None,
         noise: SensorNoise,
         data_seed: int,
+        farthest_mm: float,
     ) -> None:
         if split not in _SPLITS:
             raise ConfigError(f"{self.set_name}: there is no split '{split}'; it has {' and '.join(_SPLITS)}")
         assert_in_order("noise_mm", noise.deviation_mm)
         assert_in_order("missing", noise.missing)
+        self.farthest_mm = farthest_mm
         self._noise = noise
         self._data_seed = data_seed
         self._made: dict[int, _SparseFrame] = {}
@@ -176,8 +178,9 @@ class SyntheticFigures(DepthFrames):
         deviation_mm = in_range(draws.uniform(1), self._noise.deviation_mm)[0, 0]
         is_there = draws.uniform(len(pixels))[0].double().numpy() >= share
         errors = draws.normal(len(pixels))[0].double().numpy() * deviation_mm
-        values = (depth[pixels] + errors)[is_there].astype(np.float32)
-        return _SparseFrame(pixels[is_there].astype(np.int32), values, joints)
+        values = (depth[pixels] + errors).astype(np.float32)
+        is_there &= values > 0
+        return _SparseFrame(pixels[is_there].astype(np.int32), values[is_there], joints)
 
     def _draws(self, places: Sequence[int], stream: str) -> Draws:
         """The streams of these frames; the split stands in the epoch's place, so train and test share none."""

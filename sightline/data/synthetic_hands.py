@@ -65,7 +65,7 @@ _THUMB_ACROSS = np.array([-0.6, 0.3, -0.75])
 """Where the thumb bends to: over the palm, towards the little finger."""
 _THUMB_SHARE = 0.5
 """How far the thumb bends at each joint, of what is drawn."""
-_PALM_MM = ((1, 5), (5, 9), (9, 13))
+_PALM = ((1, 5), (5, 9), (9, 13))
 _FINGER_RADII_MM = ((12.0, 9.0, 8.0, 7.5), (12.0, 9.5, 8.5, 8.0), (12.0, 9.0, 8.0, 7.5), (12.0, 8.0, 7.0, 6.5))
 _THUMB_RADII_MM = (14.0, 11.0, 10.0, 9.0)
 _PALM_RADIUS_MM = 11.0
@@ -136,6 +136,7 @@ class SyntheticHands(SyntheticFigures):
             reference=reference,
             noise=SensorNoise(noise_mm, missing),
             data_seed=data_seed,
+            farthest_mm=2 * float(_PLACE_MM[2] + self._shift_mm[2]),
         )
 
     def _draw(self, draws: Draws, lasting: Draws) -> Figures:
@@ -172,9 +173,7 @@ def build_hands(shape: HandShape) -> Figures:
     points = points + shape.place_mm[:, None]
     fingers = [(0 if level == 0 else 4 * f + level, 4 * f + level + 1) for f in range(5) for level in range(4)]
     radii = [radius for finger in (*_FINGER_RADII_MM, _THUMB_RADII_MM) for radius in finger]
-    capsules = capsule_rows(
-        points, [*fingers, *_PALM_MM, (0, 21)], [*radii, *[_PALM_RADIUS_MM] * 3, _FOREARM_RADIUS_MM]
-    )
+    capsules = capsule_rows(points, [*fingers, *_PALM, (0, 21)], [*radii, *[_PALM_RADIUS_MM] * 3, _FOREARM_RADIUS_MM])
     capsules[..., 6] *= shape.scale[:, None]
     capsules[~shape.has_forearm, -1, 6] = 0
     return Figures(points[:, :21], capsules)

@@ -18,29 +18,33 @@ def fill_voxels(
     depth: np.ndarray,
     camera: np.ndarray,
     placement: np.ndarray,
-    grid: tuple[float, int, int],
     volume: np.ndarray,
 ) -> None:
-    """See `volumes.occupancy_plainly`; frames are the rows. In `placement`: reference, scale, cosine, sine, shift."""
-    half, size, original = grid
-    centre, border = original / 2, (original - size) / 2
+    """See `volumes.occupancy_plainly`; frames are the rows.
+
+    In `placement`: reference, voxels a millimetre, cosine, sine, where the reference comes to lie.
+    """
+    size = volume.shape[1]
+    height, width = depth.shape[1:]
+    ray_x = np.empty(width)
     for frame in range(first, last):
         fx, fy, u0, v0 = camera[frame]
-        x0, y0, z0, scale, cosine, sine, shift_x, shift_y, shift_z = placement[frame]
-        for row in range(depth.shape[1]):
-            for column in range(depth.shape[2]):
-                z = depth[frame, row, column]
-                if not z > 0:
+        x0, y0, z0, factor, cosine, sine, offset_x, offset_y, offset_z = placement[frame]
+        for column in range(width):
+            ray_x[column] = (column - u0) / fx
+        for row in range(height):
+            ray_y = (row - v0) / fy
+            for column in range(width):
+                measured = depth[frame, row, column]
+                if not measured > 0:
                     continue
-                along = ((z - z0) / half + 1) * (size / 2) + border
-                along = math.floor((along - centre) * scale + centre - shift_z)
+                z = np.float64(measured)
+                along = math.floor((z - z0) * factor + offset_z)
                 if along < 0 or along >= size:
                     continue
-                x = (((column - u0) * z / fx - x0) / half + 1) * (size / 2) + border
-                y = (((row - v0) * z / fy - y0) / half + 1) * (size / 2) + border
-                x = (x - centre) * scale + centre - centre
-                y = (y - centre) * scale + centre - centre
-                across = math.floor(x * cosine - y * sine + centre - shift_x)
-                down = math.floor(x * sine + y * cosine + centre - shift_y)
+                x = (ray_x[column] * z - x0) * factor
+                y = (ray_y * z - y0) * factor
+                across = math.floor(x * cosine - y * sine + offset_x)
+                down = math.floor(x * sine + y * cosine + offset_y)
                 if 0 <= across < size and 0 <= down < size:
                     volume[frame, across, down, along] = 1

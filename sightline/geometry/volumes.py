@@ -109,12 +109,8 @@ def to_voxels(points_mm: Tensor, placement: Placement) -> Tensor:
     """Continuous voxel coordinates (B, P, 3) of camera coordinates (B, P, 3), in the precision of `points_mm`."""
     if placement.compat == "release":
         return release.to_voxels(points_mm, placement)
-    reference, scale, shift = _alike(points_mm, placement)
-    size, original = placement.size, placement.original
-    unit = (points_mm - reference) / (placement.cube_mm / 2)
-    in_grid = (unit + 1) * (size / 2) + (original - size) / 2
-    scaled = (in_grid - original / 2) * scale + original / 2
-    return _turned(scaled, placement.angle_rad, original / 2) - shift
+    reference, factor, offset = _alike(points_mm, placement)
+    return _turned((points_mm - reference) * factor, placement.angle_rad) + offset
 
 
 def to_camera(voxels: Tensor, placement: Placement) -> Tensor:
@@ -122,14 +118,10 @@ def to_camera(voxels: Tensor, placement: Placement) -> Tensor:
 
     The release's rounding has none: its own decoding, which adds half a voxel, is what stands in.
     """
-    reference, scale, shift = _alike(voxels, placement)
-    size, original = placement.size, placement.original
     if placement.compat == "release":
         return release.to_camera(voxels, placement)
-    scaled = _turned(voxels + shift, -placement.angle_rad, original / 2)
-    in_grid = (scaled - original / 2) / scale + original / 2
-    unit = (in_grid - (original - size) / 2) * (2 / size) - 1
-    return unit * (placement.cube_mm / 2) + reference
+    reference, factor, offset = _alike(voxels, placement)
+    return _turned(voxels - offset, -placement.angle_rad) / factor + reference
 
 
 def occupancy_plainly(voxels: Tensor, is_point: Tensor, placement: Placement) -> Tensor:
@@ -154,14 +146,14 @@ def occupancy(depth_mm: Tensor, camera: Tensor, placement: Placement) -> Tensor:
     `depth_mm` (B, H, W), 0 where nothing was measured; `camera` (B, 4): fx, fy, u0, v0 in pixels. The compiled form
     does the same operations in the same order as the plain one, pixel by pixel.
     """
-    depth = depth_mm.double().contiguous()
+    depth = depth_mm.contiguous()
     if placement.compat == "release" or not suits(depth):
-        return occupancy_plainly(*_points_of(depth, camera, placement), placement)
+        return occupancy_plainly(*_points_of(depth.double(), camera, placement), placement)
     volume = torch.zeros(len(depth), *[placement.size] * 3)
-    turns = torch.stack([placement.angle_rad.cos(), placement.angle_rad.sin()], dim=1)
-    rows = torch.cat([placement.rows()[:, :4], turns, placement.shift], dim=1).numpy()
-    grid = (placement.cube_mm / 2, placement.size, placement.original)
-    in_threads(fill_voxels, len(depth), depth.numpy(), camera.double().numpy(), rows, grid, volume.numpy())
+    reference, factor, offset = _mapping(placement)
+    turn = torch.stack([factor, placement.angle_rad.cos(), placement.angle_rad.sin()], dim=1)
+    rows = torch.cat([reference, turn, offset], dim=1).numpy()
+    in_threads(fill_voxels, len(depth), depth.numpy(), camera.double().numpy(), rows, volume.numpy())
     return permuted_axes(volume, placement.axes)[:, None].contiguous()
 
 
@@ -174,22 +166,24 @@ def _points_of(depth: Tensor, camera: Tensor, placement: Placement) -> tuple[Ten
     """Voxel coordinates of every pixel, and which of them were measured."""
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in depth.shape[1:]), indexing="ij")
     fx, fy, u0, v0 = camera.double()[:, :, None, None].unbind(1)
-    points = torch.stack([(columns - u0) * depth / fx, (rows - v0) * depth / fy, depth], dim=-1).flatten(1, 2)
+    points = torch.stack([(columns - u0) / fx * depth, (rows - v0) / fy * depth, depth], dim=-1).flatten(1, 2)
     return to_voxels(points, placement), (depth > 0).flatten(1)
 
 
 def _alike(points: Tensor, placement: Placement) -> tuple[Tensor, Tensor, Tensor]:
-    """Reference, scale and shift as (B, 1, n), in the precision and on the device of `points`."""
-    return (
-        placement.reference_mm[:, None].to(points),
-        placement.scale[:, None, None].to(points),
-        placement.shift[:, None].to(points),
-    )
+    """Reference, voxels a millimetre, and where the reference comes to lie: (B, 1, n), like `points`."""
+    reference, factor, offset = _mapping(placement)
+    return reference[:, None].to(points), factor[:, None, None].to(points), offset[:, None].to(points)
 
 
-def _turned(points: Tensor, angle_rad: Tensor, pivot: float) -> Tensor:
-    """Turned counter-clockwise in the plane of x and y about (pivot, pivot)."""
+def _mapping(placement: Placement) -> tuple[Tensor, Tensor, Tensor]:
+    """The paper's steps as one: v = R(angle) (p - reference) factor + offset. Source: Moon et al. 2018, section 4."""
+    factor = placement.scale * (placement.size / placement.cube_mm)
+    return placement.reference_mm, factor, placement.original / 2 - placement.shift
+
+
+def _turned(points: Tensor, angle_rad: Tensor) -> Tensor:
+    """Turned counter-clockwise in the plane of x and y."""
     cosine, sine = (f(angle_rad)[:, None].to(points) for f in (torch.cos, torch.sin))
     x, y, z = points.unbind(-1)
-    x, y = x - pivot, y - pivot
-    return torch.stack([x * cosine - y * sine + pivot, x * sine + y * cosine + pivot, z], dim=-1)
+    return torch.stack([x * cosine - y * sine, x * sine + y * cosine, z], dim=-1)

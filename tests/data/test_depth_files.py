@@ -52,6 +52,7 @@ def test_a_window_of_msra_by_hand(tmp_path: Path) -> None:
     assert np.count_nonzero(depth) == 1
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("case", ["case0", "case1", "case2"])
 def test_windows_as_the_pytorch_port_reads_them(shared: Path, tmp_path: Path, case: str) -> None:
     """Its pixels are one too large and depth 0 becomes 700: both are undone here, and the rest agrees."""

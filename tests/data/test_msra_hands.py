@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from sightline.data.msra_hands import FAULTY, MsraHands
 from sightline.data.native import verify
 from sightline.data.reading import BatchReader
 from sightline.data.references import PointsOfFile
-from sightline.errors import ConfigError, DataError
+from sightline.engine.folds import assert_folds
+from sightline.errors import ConfigError, DataError, UserError
 from sightline.types import Component, SampleKey
 from tests.data.depth_trees import Drawn, msra_bytes, no_progress, write_msra
 
@@ -88,6 +90,20 @@ def test_one_subject_is_tested_and_the_others_train(root: str) -> None:
         for s in ("train", "validation")
     ]
     assert sorted(map(sorted, by_subject)) == [["P1"], ["P2"]]
+
+
+def test_nine_runs_are_pooled_as_one(root: str) -> None:
+    """As the areas of S3DIS are: every subject is tested once."""
+    runs = [Path(f"runs/msra_{subject}") for subject in range(3)]
+    configs: list[Any] = [
+        SimpleNamespace(data=Component("msra_hands", {"root": root, "subject": subject}), metrics=())
+        for subject in range(3)
+    ]
+    assert_folds(runs, configs)
+    with pytest.raises(UserError, match="no run tests P2; the figures of 2 of 3 folds are not those of the set"):
+        assert_folds(runs[:2], configs[:2])
+    with pytest.raises(UserError, match="P1 is tested by runs/msra_1, runs/msra_2"):
+        assert_folds(runs, [*configs[:2], configs[1]])
 
 
 def test_all_of_them_train_without_validation(root: str) -> None:

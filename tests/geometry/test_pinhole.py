@@ -68,6 +68,7 @@ def test_a_point_beside_the_camera_appears_nowhere() -> None:
     assert not np.isfinite(project(np.array([1.0, 1.0, 0.0]), np.array(CAMERAS["MSRA"]))[:2]).any()
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("name", CAMERAS)
 def test_as_the_authors_release_has_it(shared: Path, name: str) -> None:
     golden = load_golden(shared, "fn_pixel_world", area="pose")
@@ -78,6 +79,7 @@ def test_as_the_authors_release_has_it(shared: Path, name: str) -> None:
     assert np.abs(back - golden.arrays[f"{name}.pixel_back"]).max() < 1e-9 * 320
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("name", ["ahp_icvl", "ahp_nyu", "ahp_msra"])
 def test_as_the_evaluation_code_has_it(shared: Path, name: str) -> None:
     """It carries the direction of y in fy, as we do."""
@@ -86,3 +88,10 @@ def test_as_the_evaluation_code_has_it(shared: Path, name: str) -> None:
     found = unproject(golden.arrays[f"{name}.uvd"], camera)
     assert np.abs(found - golden.arrays[f"{name}.world"]).max() < 1e-9 * np.abs(found).max()
     assert np.abs(project(found, camera) - golden.arrays[f"{name}.back"]).max() < 1e-9 * 1000
+
+
+@pytest.mark.shared
+def test_as_the_pytorch_port_projects(shared: Path) -> None:
+    golden = load_golden(shared, "fn_msra_depth", area="pose").arrays
+    found = project(golden["project.points"], np.array(CAMERAS["MSRA"]))[:, :2]
+    assert np.abs(found - golden["project.pixels"]).max() < 1e-9 * 320
