@@ -137,9 +137,11 @@ class CentreOfMass:
             return None
         half_mm = cube_mm / 2
         axes = np.ascontiguousarray(points.T)  # coordinate after coordinate: quicker to compare and to sum
-        centre: np.ndarray = axes.mean(axis=1)
+        centre: np.ndarray = axes.mean(axis=1) if start is None else np.asarray(start, dtype=np.float64)
+        if start is not None and not _inside(axes, centre, half_mm).any():
+            return None
         for _ in range(self.passes):
-            inside = np.logical_and.reduce([np.abs(axis - at) < half_mm for axis, at in zip(axes, centre, strict=True)])
+            inside = _inside(axes, centre, half_mm)
             if not inside.any():  # the mean of a ring may lie in its empty middle
                 break
             moved = axes[:, inside].mean(axis=1)
@@ -173,6 +175,14 @@ class PointsOfFile:
             known = ", ".join(f"{{{word}}}" for word in order.words)
             raise ConfigError(f"path: {path} has a word in braces that {order.told} does not know; it knows {known}")
         return _StoredPoints(Path(path).expanduser(), self.unit, order)
+
+
+def _inside(axes: np.ndarray, centre: np.ndarray, half_mm: float) -> np.ndarray:
+    """Which of the points, coordinate after coordinate (3, N), lie in the cube."""
+    held: np.ndarray = np.logical_and.reduce(
+        [np.abs(axis - at) < half_mm for axis, at in zip(axes, centre, strict=True)]
+    )
+    return held
 
 
 class _TrueJoints:

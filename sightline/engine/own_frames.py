@@ -47,9 +47,7 @@ class OwnFrames:
             fx, fy, *middle = self.intrinsics
             if not all(map(math.isfinite, self.intrinsics)) or fx <= 0 or fy == 0:
                 told = ", ".join(f"{value:g}" for value in (fx, fy, *middle))
-                raise ConfigError(
-                    f"camera: fx, fy, u0, v0 are {told}; fx must be positive, fy not 0 (negative: Y up)"
-                )
+                raise ConfigError(f"camera: fx, fy, u0, v0 are {told}; fx must be positive, fy not 0 (negative: Y up)")
 
 
 class FrameReader:

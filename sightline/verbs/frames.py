@@ -133,10 +133,14 @@ def _camera(
 
 
 def _note_reference(run: LoadedRun, options: Options) -> None:
-    """Say so where a run was trained about other points than frames of one's own have."""
+    """Say so where figures are looked for about other points than the run was trained about."""
     trained = str(run.facts.get("reference_source", ""))
-    if trained not in ("", "centre_of_mass") and options.centres is None and options.refiner is None:
-        note(f"the run was trained about reference points of '{trained}', not about centres of mass: answers are worse")
+    if options.centres is not None or not trained:
+        return
+    given = "centre_of_mass" if options.refiner is None else "refiner"
+    if (trained == "centre_of_mass") != (given == "centre_of_mass"):
+        where = "where a refiner puts the middle joint" if given == "refiner" else "the centre of mass"
+        note(f"the run was trained about reference points of '{trained}', not {where}: its answers will be worse")
 
 
 def _task(run: LoadedRun) -> str:
