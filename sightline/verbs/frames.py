@@ -140,7 +140,7 @@ def _note_reference(run: LoadedRun, options: Options) -> None:
     given = "centre_of_mass" if options.refiner is None else "refiner"
     if (trained == "centre_of_mass") != (given == "centre_of_mass"):
         where = "where a refiner puts the middle joint" if given == "refiner" else "the centre of mass"
-        note(f"the run was trained about reference points of '{trained}', not {where}: its answers will be worse")
+        note(f"the run was trained about reference points of '{trained}', not {where}: its answers may be worse")
 
 
 def _task(run: LoadedRun) -> str:
