@@ -95,12 +95,16 @@ def evaluate(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="files or folders: npy npz ply off txt xyz csv pts h5 hdf5")
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH... [KEY=VALUE]...",
+            help="files or folders: npy npz ply off txt xyz csv pts h5 hdf5; depth images: png npy bin, camera.fx=241",
+        ),
     ],
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", min=1, help="clouds at once [evaluate.batch_size]")
+        int | None, typer.Option("--batch-size", metavar="N", min=1, help="files at once [evaluate.batch_size]")
     ] = None,
     columns: Annotated[
         str | None, typer.Option("--columns", metavar="x,y,z,...", help="columns of files without names, _ for none")
@@ -109,7 +113,8 @@ def predict(
         bool, typer.Option("--unit-sphere", help="move every cloud to its mean and scale it to radius 1")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="write the labels of points there, and coloured clouds")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="write labels and coloured clouds there, or pictures of joints"),
     ] = None,
     probabilities: Annotated[
         Literal["float16", "float32"] | None,
@@ -117,6 +122,16 @@ def predict(
     ] = None,
     category: Annotated[
         str | None, typer.Option("--category", metavar="NAME", help="of all files, for parts [their folders' names]")
+    ] = None,
+    reference: Annotated[
+        Literal["centre_of_mass", "previous"] | None,
+        typer.Option("--reference", help="where joints are looked for; previous: near those of the frame before"),
+    ] = None,
+    centres: Annotated[
+        Path | None, typer.Option("--centres", metavar="FILE", help="or about these points, a line x y z a frame, mm")
+    ] = None,
+    refiner: Annotated[
+        Path | None, typer.Option("--refiner", metavar="RUN", help="a run that moves the point to where it should be")
     ] = None,
     plugin: Plugins = None,
     device: Device = "auto",
@@ -126,20 +141,24 @@ def predict(
     ] = None,
     traceback: Traceback = False,
 ) -> int:
-    """Say the class of each file, with its probability and the margin to the next class; or of each of its points.
+    """Say the class of each file, with its probability and the margin to the next class; or of its points; or joints.
 
     Files are prepared as the run's own data was (a mesh is drawn as 'data prepare' draws it) and go through the run's
     evaluation transforms once, without votes. A file that is damaged, or outside what the run was trained on
     (channels, scale, number of points), is refused by name, and the others are predicted all the same. A run that
     classes points says the share of each class, and writes labels in the order of the file (.labels.npy) and a coloured
-    cloud (.ply) into --out; one that classes parts must be told what the objects are. Exit code 0 where every file was
+    cloud (.ply) into --out; one that classes parts must be told what the objects are. A run of poses finds the joints
+    in depth images of any camera, whose intrinsics are camera.fx= fy= u0= v0= [those of the run's set]; fy is negative
+    where Y is to point up. Exit code 0 where every file was
     predicted, 2 where one was refused, 1 where the work failed.
     """
     with collection_paused():
         from sightline.verbs import predict as verb
 
+    paths, overrides = parted(words)
     asked = (checkpoint, tuple(plugin or ()), batch_size, columns, unit_sphere, category, out, probabilities)
-    return verb.predict(verb.Options(run, tuple(paths), *asked, device, json, csv))
+    frames = (overrides, reference, centres, refiner)
+    return verb.predict(verb.Options(run, paths, *asked, device, json, csv, *frames))
 
 
 app.command()(probe)

@@ -42,7 +42,9 @@ __all__ = [
 DATA_FACTS = frozenset(
     {
         "bones",
+        "camera_px",
         "category_names",
+        "centre_joint",
         "class_counts",
         "class_names",
         "cube_mm",

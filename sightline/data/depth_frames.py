@@ -97,6 +97,16 @@ class DepthFrames:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def part(self) -> FramePart:
+        """Which frames the split has, those that were left out for want of a reference point among them."""
+        return self._part
+
+    @property
+    def places(self) -> np.ndarray:
+        """Where each sample stands in the order of the set's files, in which files of reference points have lines."""
+        return self._places
+
     def __getitem__(self, key: SampleKey) -> Sample:
         return {name: field[0] for name, field in self.get_batch([key]).items() if name != "sample_index"}
 
@@ -132,6 +142,7 @@ class DepthFrames:
             facts={
                 **self._skeleton.facts,
                 "image_size_px": (camera.width_px, camera.height_px),
+                "camera_px": (camera.fx, camera.fy, camera.u0, camera.v0),
                 "reference_source": reference,
             },
             fields={

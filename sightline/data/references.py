@@ -16,12 +16,25 @@ from sightline.data.text_tables import read_text
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.pinhole import depth_points
 
-__all__ = ["CentreOfMass", "DepthFrame", "FrameOrder", "Locator", "PointsOfFile", "Reference", "TrueJoint"]
+__all__ = [
+    "CentreOfMass",
+    "DepthFrame",
+    "FrameOrder",
+    "Locator",
+    "NoCentreError",
+    "PointsOfFile",
+    "Reference",
+    "TrueJoint",
+]
 
 Passes = Annotated[int, Ge(0), Le(1000)]
 """How often something is done again."""
 _SMALLEST_MM = 20.0
 """No camera measures nearer: depths below it are metres."""
+
+
+class NoCentreError(DataError):
+    """A frame in which nothing is measured, so that it has no centre of mass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,17 +124,24 @@ class CentreOfMass:
     def of(self, order: FrameOrder) -> Locator:
         return _Means(self, order)
 
-    def locate(self, depth: np.ndarray, camera: np.ndarray, *, cube_mm: float) -> np.ndarray | None:
-        """The point (3,) float64 for one depth image (H, W) in mm; None where nothing is measured in reach."""
+    def locate(
+        self, depth: np.ndarray, camera: np.ndarray, *, cube_mm: float, start: np.ndarray | None = None
+    ) -> np.ndarray | None:
+        """The point (3,) float64 for one depth image (H, W) in mm; None where nothing is measured in reach.
+
+        With a `start` its cube takes the place of the first mean, and what is in reach lies in this cube.
+        """
         far_mm = np.inf if self.far_mm is None else self.far_mm
         points = depth_points(np.where((depth > self.near_mm) & (depth < far_mm), depth, 0), camera)
         if not len(points):
             return None
         half_mm = cube_mm / 2
         axes = np.ascontiguousarray(points.T)  # coordinate after coordinate: quicker to compare and to sum
-        centre: np.ndarray = axes.mean(axis=1)
+        centre: np.ndarray = axes.mean(axis=1) if start is None else np.asarray(start, dtype=np.float64)
+        if start is not None and not _inside(axes, centre, half_mm).any():
+            return None
         for _ in range(self.passes):
-            inside = np.logical_and.reduce([np.abs(axis - at) < half_mm for axis, at in zip(axes, centre, strict=True)])
+            inside = _inside(axes, centre, half_mm)
             if not inside.any():  # the mean of a ring may lie in its empty middle
                 break
             moved = axes[:, inside].mean(axis=1)
@@ -157,6 +177,14 @@ class PointsOfFile:
         return _StoredPoints(Path(path).expanduser(), self.unit, order)
 
 
+def _inside(axes: np.ndarray, centre: np.ndarray, half_mm: float) -> np.ndarray:
+    """Which of the points, coordinate after coordinate (3, N), lie in the cube."""
+    held: np.ndarray = np.logical_and.reduce(
+        [np.abs(axis - at) < half_mm for axis, at in zip(axes, centre, strict=True)]
+    )
+    return held
+
+
 class _TrueJoints:
     is_known = None
 
@@ -188,7 +216,7 @@ class _Means:
             depth[top:bottom, left:right] = frame.depth[top:bottom, left:right]
         point = self._how.locate(depth, self._order.camera, cube_mm=self._order.cube_mm)
         if point is None:
-            raise DataError(
+            raise NoCentreError(
                 f"{self._order.told}: frame {place} has no measured pixel between near_mm and far_mm, so it has no "
                 "centre of mass; give wider bounds, or reference points in a file"
             )

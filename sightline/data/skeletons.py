@@ -41,6 +41,7 @@ class Skeleton:
             "bones": self.bones,
             "keypoint_sigmas": self.sigmas,
             "pck_joints": self.pck_joints,
+            "centre_joint": self.centre,
             "cube_mm": self.cube_mm,
         }
 

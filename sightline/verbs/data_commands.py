@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from sightline.collection import collection_paused
-from sightline.verbs.options import Json, Overrides, Plugins, Traceback
+from sightline.verbs.options import Device, Json, Overrides, Plugins, Traceback, writable
 
 __all__ = ["data_app"]
 
@@ -141,6 +141,37 @@ def verify(
         from sightline.verbs import data as verb
 
     return verb.verify(folder, json=json)
+
+
+@data_app.command()
+def centres(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a trained refiner, a run of the task centre")],
+    data: Annotated[Path, typer.Option("--data", metavar="CONFIG", help="whose data set the points are for")],
+    target: Annotated[
+        Path, typer.Option("--to", metavar="FILE", callback=writable("--to"), help="where the points go")
+    ],
+    overrides: Overrides = None,
+    split: Annotated[
+        Literal["train", "test"], typer.Option("--split", help="of the set's files: validation frames lie in train")
+    ] = "test",
+    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
+    plugin: Plugins = None,
+    device: Device = "auto",
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Write the reference point of every frame, for reference: {name: file, path: FILE}; refiners train like any run.
+
+    A line 'x y z' in mm for each frame of the set's files, in their order, or 'invalid'. A refiner that was trained on
+    a part which the config tests is refused: its points would tell of the frames that are tested.
+    """
+    with collection_paused():
+        from sightline.verbs import centres as verb
+
+    plugins = tuple(plugin or ())
+    return verb.centres(
+        verb.Options(run, data, tuple(overrides or ()), split, target, checkpoint, plugins, device, json)
+    )
 
 
 @data_app.command("convert-weights")

@@ -138,3 +138,15 @@ def test_unknown_words_and_missing_files(tmp_path: Path) -> None:
         PointsOfFile(path="centres_{fold}.txt").of(order_of())
     with pytest.raises(DataError, match="cannot be read"):
         PointsOfFile(path=str(tmp_path / "none.txt")).of(order_of())
+
+
+def test_a_start_takes_the_place_of_the_first_mean() -> None:
+    """Two squares 400 mm apart: from a start the near one alone is found; without passes it is the start itself."""
+    depth = np.zeros((40, 100), dtype=np.float32)
+    depth[18:21, 10:13], depth[18:21, 90:93] = 500, 500
+    camera = np.array([100.0, 100.0, 50.0, 20.0])
+    near = np.array([-170.0, 10.0, 510.0])
+    found = CentreOfMass().locate(depth, camera, cube_mm=100.0, start=near)
+    np.testing.assert_allclose(found, [(11 - 50) * 5.0, (19 - 20) * 5.0, 500.0], atol=1e-9)
+    assert np.array_equal(CentreOfMass(passes=0).locate(depth, camera, cube_mm=100.0, start=near), near)
+    assert CentreOfMass().locate(depth, camera, cube_mm=100.0, start=np.array([0.0, 0.0, 500.0])) is None

@@ -23,6 +23,7 @@ FACTS = {
 }
 INPUTS: dict[str, Callable[[int], Tensor]] = {
     "category": lambda batch: torch.arange(batch) % 3,
+    "crop": lambda batch: torch.rand(batch, 1, 128, 128, dtype=torch.float64) * 2 - 1,
     "image": lambda batch: torch.randn(batch, 3, 16, 16, dtype=torch.float64),
     "other_points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64),
     "points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64),
