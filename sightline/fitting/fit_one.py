@@ -34,12 +34,14 @@ class Asked:
     """What a user asked for: how many samples, how many steps, and what of the recipe stays on.
 
     With `is_brief` only the recipe's own optimiser is tried, in its own number format, and nothing else where it fits.
+    With `only_own_rate` no rate but the recipe's decides, else a tenth and ten times of it may as well.
     """
 
     samples: int | None = None
     steps: int = 100
     keep: frozenset[str] = frozenset()
     is_brief: bool = False
+    only_own_rate: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def _fit_one(built: Built, asked: Asked, tell: Tell) -> Result:
     wrong = audit_targets(bench, samples, probe, teller)
     errors = [finding for finding in wrong if finding.severity == "error"]
     own, *others = candidates(built)
+    if asked.only_own_rate:
+        own = dataclasses.replace(own, num_trusted=1)
     own_verdict = run_candidate(bench, own, bench.precision, tell=tell, rates=own.trusted, clip=True)
     if errors:
         return Result(samples, probe, (own_verdict,), tuple([*errors, *(f for f in wrong if f not in errors)]))

@@ -55,9 +55,8 @@ class LossProbe:
 
     `start` is the whole loss in float64. `floor` is the lowest that any outputs have, None where there is none: then
     `fallen_to` is what was seen. `slopes` are per loss; `counts` what each is divided by. `truth` is the loss of
-    answers that lean to the label and of those that lean away from it, where logits and labels tell which. `read` are the
-    outputs that losses read, `inputs` the keys of the batch that the model takes, `targets` those that losses take
-    besides.
+    answers that lean to the label and of those that lean away from it, where logits and labels tell. `read` are the
+    outputs that losses read, `inputs` the keys of the batch that the model takes, `targets` what losses take besides.
     """
 
     start: float
