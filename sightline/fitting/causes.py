@@ -115,6 +115,7 @@ def loss_cause(bench: Bench, probe: LossProbe, teller: Teller) -> Finding | None
 
 
 def _of_slope(name: str, slope: Slope, teller: Teller) -> Finding:
+    causes: tuple[str, ...]
     if abs(slope.ratio + 1) < 0.1:
         causes, told = ("loss.sign", "loss.form"), "has the wrong sign: descending it raises the loss"
     elif abs(slope.ratio) < 1e-3:

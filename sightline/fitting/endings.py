@@ -12,8 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["Ending", "Unbounded", "ending_of"]
 
-_PASSING = ("View", "Reshape", "UnsafeView", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand", "Clone")
-_PASSING += ("ToCopy", "Alias", "Slice", "Select", "AsStrided", "Copy", "Unfold", "Flatten", "SwapAxes")
+_PASSING = frozenset(
+    "View Reshape UnsafeView Permute Transpose T Squeeze Unsqueeze Expand Clone ToCopy Alias Slice Select AsStrided "
+    "Copy Unfold SwapAxes".split()
+)
 """Operations that move numbers and do not change them, as autograd names them."""
 
 _RANGES: dict[str, tuple[float, float]] = {

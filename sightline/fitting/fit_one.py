@@ -102,7 +102,8 @@ def _fit_one(built: Built, asked: Asked, tell: Tell) -> Result:
     own, *others = candidates(built)
     if asked.only_own_rate:
         own = dataclasses.replace(own, num_trusted=1)
-    own_verdict = run_candidate(bench, own, bench.precision, tell=tell, rates=own.trusted, clip=True)
+    brief = {"rates": own.trusted, "is_first_enough": asked.is_brief, "clip": True}
+    own_verdict = run_candidate(bench, own, bench.precision, tell=tell, **brief)
     if errors:
         return Result(samples, probe, (own_verdict,), tuple([*errors, *(f for f in wrong if f not in errors)]))
     if (guilty := loss_cause(bench, probe, teller)) is not None:

@@ -45,11 +45,13 @@ def run_candidate(
     tell: Callable[[str], None],
     rates: Sequence[float] | None = None,
     where: str = "",
+    is_first_enough: bool = False,
     **asked: Any,
 ) -> Verdict:
     """Try an optimiser at its rates, or at some of them; one that falls behind the best of them is ended early.
 
-    `where` is told beside the name; `asked` goes to every attempt.
+    `where` is told beside the name; with `is_first_enough` no further rate is tried after one that fits. `asked` goes
+    to every attempt.
     """
     curves: list[Curve] = []
     fastest: int | None = None
@@ -58,8 +60,10 @@ def run_candidate(
         curve = fit(bench, candidate.name, candidate.make, rate, precision, until=fastest, **asked)
         curves.append(curve)
         steps = curve.steps_to(SHARES[-1])
+        if is_first_enough and curve.is_fitted:
+            break
         fastest = steps if steps is not None and (fastest is None or steps < fastest) else fastest
-    trusted = sum(rate in candidate.trusted for rate in chosen)
+    trusted = sum(curve.rate in candidate.trusted for curve in curves)
     verdict = Verdict(candidate.name, precision, tuple(curves), trusted)
     tell(f"{candidate.name}{where}, {precision}: {_told(verdict)}")
     return verdict

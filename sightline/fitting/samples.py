@@ -48,10 +48,7 @@ def choose_samples(built: Built, *, num: int | None, with_augmentation: bool) ->
 
     Raises UserError for more samples than there are, and for one sample where losses compare samples.
     """
-    reader, left_out = built.job.stream.reader, ()
-    if not with_augmentation:
-        reader, left_out = without_augmentation(built)
-    assert isinstance(reader, BatchReader)
+    reader, left_out = (_reader(built), ()) if with_augmentation else without_augmentation(built)
     compares = _compares_rows(built)
     size = len(built.data.train.indices)
     if compares and num == 1:
@@ -96,10 +93,14 @@ def without_augmentation(built: Built) -> tuple[BatchReader, tuple[str, ...]]:
         else:
             left_out.append(block.name)
     if kept == list(config.transforms.train):
-        reader = built.job.stream.reader
-        assert isinstance(reader, BatchReader)
-        return reader, ()
+        return _reader(built), ()
     return BatchReader(part.dataset, build_transforms(kept, facts)), tuple(left_out)
+
+
+def _reader(built: Built) -> BatchReader:
+    reader = built.job.stream.reader
+    assert isinstance(reader, BatchReader), "a run reads its training part through a BatchReader"
+    return reader
 
 
 def _makes(block: Component, facts: Mapping[str, Any]) -> tuple[frozenset[str], bool]:

@@ -43,8 +43,8 @@ def fit_one(
     """Over-fit one sample or a few: can this recipe learn at all, and if not, why.
 
     The recipe's own optimiser and others, each at rates over four decades, in float32 and float64; augmentation,
-    dropout and weight decay are off. Where the recipe fails, loss, optimiser, precision, output range and head are put to the
-    test, and one cause is named. Exit code 0 where the samples were fitted, 1 where not.
+    dropout and weight decay are off. Where the recipe fails, loss, optimiser, precision, output range and head are put
+    to the test, and one cause is named. Exit code 0 where the samples were fitted, 1 where not.
     """
     with collection_paused():
         from sightline.verbs import fit_one as verb
