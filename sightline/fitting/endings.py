@@ -135,7 +135,7 @@ def ending_of(model: nn.Module, forward: Any, read: tuple[str, ...]) -> Ending |
         low, high = float(value.min()), float(value.max())
         bounds = _RANGES[kind] if not kind.startswith("Clamp") else (low, high)
         zeros = float((value == 0).double().mean())
-        return Ending(name, kind.lower(), bounds, place, calls.nodes[place][1], zeros, low, high)
+        return Ending(name, kind.lower(), bounds, place, calls.nodes[place][1] or None, zeros, low, high)
     return None
 
 

@@ -102,7 +102,7 @@ def _fit_one(built: Built, asked: Asked, tell: Tell) -> Result:
     own, *others = candidates(built)
     if asked.only_own_rate:
         own = dataclasses.replace(own, num_trusted=1)
-    brief = {"rates": own.trusted, "is_first_enough": asked.is_brief, "clip": True}
+    brief: dict[str, Any] = {"rates": own.trusted, "is_first_enough": asked.is_brief, "clip": True}
     own_verdict = run_candidate(bench, own, bench.precision, tell=tell, **brief)
     if errors:
         return Result(samples, probe, (own_verdict,), tuple([*errors, *(f for f in wrong if f not in errors)]))

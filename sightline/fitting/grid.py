@@ -29,8 +29,8 @@ class Verdict:
 
     @property
     def trusted(self) -> Curve:
-        """The best attempt at a rate that may decide."""
-        return min(self.curves[: self.num_trusted], key=lambda curve: curve.order)
+        """The best attempt at a rate that may decide; where none of these was tried, the best."""
+        return min(self.curves[: self.num_trusted or None], key=lambda curve: curve.order)
 
     @property
     def is_fitted(self) -> bool:

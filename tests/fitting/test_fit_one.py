@@ -54,6 +54,12 @@ def test_a_healthy_run_is_fitted_by_every_optimiser_in_both_number_formats(tmp_p
         assert max(rates) / min(rates) >= 0.99e4
 
 
+def test_the_best_rate_may_be_one_that_does_not_decide(tmp_path: Path) -> None:
+    result = fitted(run(tmp_path, "optimizer.lr=0.003", model=nets.Net()), Asked(samples=2, steps=60))
+    assert result.is_fitted
+    assert all(verdict.is_fitted for verdict in result.verdicts if verdict.precision == "float64")
+
+
 def test_rates_that_explode_are_told(tmp_path: Path) -> None:
     result = fitted(regression(tmp_path, nets.Regressor(rectified=False)))
     sgd = next(verdict for verdict in result.verdicts if verdict.optimizer == "sgd")
