@@ -11,6 +11,7 @@ import typer
 
 from sightline.collection import collection_paused
 from sightline.verbs.data_commands import data_app
+from sightline.verbs.fit_one_command import fit_one
 from sightline.verbs.label_efficiency_command import label_efficiency
 from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, Traceback, parted, writable
 from sightline.verbs.probe_command import probe
@@ -163,6 +164,7 @@ def predict(
 
 app.command()(probe)
 app.command("label-efficiency")(label_efficiency)
+app.command("fit-one")(fit_one)
 
 
 @app.command()
