@@ -11,6 +11,7 @@ import typer
 
 from sightline.collection import collection_paused
 from sightline.verbs.data_commands import data_app
+from sightline.verbs.fit_one_command import fit_one
 from sightline.verbs.label_efficiency_command import label_efficiency
 from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, Traceback, parted, writable
 from sightline.verbs.probe_command import probe
@@ -163,6 +164,7 @@ def predict(
 
 app.command()(probe)
 app.command("label-efficiency")(label_efficiency)
+app.command("fit-one")(fit_one)
 
 
 @app.command()
@@ -249,7 +251,13 @@ def view(
     ] = None,
     num: Annotated[int | None, typer.Option("--num", metavar="N", min=1, help="how many, spread evenly [4]")] = None,
     epoch: Annotated[
-        int | None, typer.Option("--epoch", metavar="E", min=0, help="as training sees them in this epoch [0]")
+        int | None,
+        typer.Option(
+            "--epoch",
+            metavar="E",
+            min=0,
+            help="as training sees them in this epoch, and whether raw items change until then [0]",
+        ),
     ] = None,
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights of a run [last]")
@@ -271,7 +279,8 @@ def view(
 ) -> int:
     """Look at samples: as the data set gives them, after each transform, and as a run answers for them.
 
-    Writes a PNG of each sample, coloured PLY files, and view.html, a page that turns the clouds and needs nothing else.
+    Clouds, and depth frames with their cubes, voxels and heat maps. Writes a PNG of each sample, coloured PLY files,
+    VTK files of volumes, and view.html, a page that turns the clouds and needs nothing else.
     """
     with collection_paused():
         from sightline.verbs import view as verb

@@ -18,6 +18,7 @@ from sightline.geometry.rendering import Style, on_background, render_cloud
 from sightline.pictures import PALETTE, colors_of, encode_png, render_clouds
 from sightline.transforms.point_choice import SamplePoints
 from sightline.transforms.points import Rotate, Scale
+from sightline.transforms.volumes import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.types import SampleKey
 from sightline.view.samples import Branch, sample_subject
 from sightline.view.sheet import draw_sheet
@@ -58,6 +59,20 @@ def draw_stages(path: Path) -> None:
     branch = Branch("train", BatchReader(shapes, transforms))
     subject = sample_subject(index, name=f"train/{index}", branches=[branch], seed=3, facts=shapes.info.facts)
     path.write_bytes(encode_png(draw_sheet(subject)))
+
+
+def draw_hand(path: Path) -> None:
+    """A hand from its depth image to its heat maps, as `sightline view` draws it."""
+    hands = SyntheticHands(split="train", train_size=4, forearm=0.0)
+    place = PlaceCube(cube_mm=200.0, size=44, scale=(0.8, 1.2), max_angle_rad=0.698, max_shift=2.0)
+    transforms = [
+        NamedTransform("place_cube", place),
+        NamedTransform("voxelize", Voxelize()),
+        NamedTransform("draw_heatmaps", DrawHeatmaps()),
+    ]
+    branch = Branch("train", BatchReader(hands, transforms))
+    subject = sample_subject(2, name="train/2", branches=[branch], seed=0, facts=hands.info.facts)
+    path.write_bytes(encode_png(draw_sheet(subject, tile_px=180)))
 
 
 def draw_views(path: Path) -> None:
@@ -109,5 +124,6 @@ def _figure(frames: DepthFrames, index: int, *, tile_px: int = 144) -> np.ndarra
 if __name__ == "__main__":
     draw(Path(__file__).with_name("synthetic_shapes.png"))
     draw_stages(Path(__file__).with_name("view.png"))
+    draw_hand(Path(__file__).with_name("view_hand.png"))
     draw_views(Path(__file__).with_name("views.png"))
     draw_figures(Path(__file__).with_name("synthetic_hands.png"))

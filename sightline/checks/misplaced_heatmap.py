@@ -24,7 +24,8 @@ _NEEDED = frozenset({"joints", "visible", "placement", "heatmaps"})
 _NUM_SAMPLES = 8
 _OFF = 0.05
 """Cells. A Gaussian in float32 is read back to a thousandth of one."""
-_OFF_ONE_HOT = 1.0
+_OFF_ONE_HOT = 0.51
+"""The largest of eight cells is the nearest to the joint."""
 _FEWEST = 3
 _LOWEST_PEAK = 0.3
 _BORDER = 4  # cells: nearer to a border a map is cut off, and its sum says nothing of its width

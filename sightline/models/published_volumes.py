@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["VOLUME_LAYOUTS"]
+from torch import Tensor
+
+from sightline.errors import CheckpointError
+from sightline.geometry.volumes import Axes
+
+__all__ = ["VOLUME_LAYOUTS", "with_axes"]
 
 
 def _block(theirs: str, ours: str) -> dict[str, str]:
@@ -43,3 +48,16 @@ _DRAGONBOOK = {
 
 VOLUME_LAYOUTS: Mapping[str, Mapping[str, str]] = {"dragonbook_v2v": _DRAGONBOOK}
 """Per published layout: their module -> ours, as `published.LAYOUTS`."""
+
+
+def with_axes(weights: Mapping[str, Tensor], axes: Axes, layout: str) -> dict[str, Tensor]:
+    """Weights whose kernels stand in the order `axes`, in x, y, z; and the other way round, for it undoes itself.
+
+    The network of these on a volume gives what the given ones give on its transposed. Raises CheckpointError for an
+    order other than x, y, z of a layout without volumes.
+    """
+    if axes == "xyz":
+        return dict(weights)
+    if layout not in VOLUME_LAYOUTS:
+        raise CheckpointError(f"--axes {axes}: the layout '{layout}' has no kernels over volumes; leave it out")
+    return {name: value.transpose(-1, -3).contiguous() if value.ndim == 5 else value for name, value in weights.items()}

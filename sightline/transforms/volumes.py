@@ -125,7 +125,7 @@ class DrawHeatmaps:
         placed = Placement.from_rows(placement)
         cells = to_voxels(joints.double(), placed) / POOLING
         if self.targets == "one_hot":
-            maps = one_hot_heatmaps(cells, cells=placed.size // POOLING)
+            maps = one_hot_heatmaps(cells - 0.5, cells=placed.size // POOLING)  # cells are read by their middles
         else:
             middle = 0.0 if placed.compat == "release" else 0.5
             maps = gaussian_heatmaps(cells, cells=placed.size // POOLING, sigma=self.sigma, middle=middle)

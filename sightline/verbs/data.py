@@ -14,6 +14,7 @@ from sightline.data import native
 from sightline.data.labelled_clouds import root_of
 from sightline.data.views import VIEWS_SET, Views
 from sightline.errors import UserError
+from sightline.geometry.volumes import Axes
 from sightline.plugins import load_plugins
 from sightline.schema import nearest
 from sightline.verbs.common import write_document
@@ -185,6 +186,7 @@ def convert_weights(
     config: Path | None,
     data: str | None,
     images: Path | None,
+    axes: Axes,
     plugins: Sequence[Path],
     json: Path | None,
 ) -> int:
@@ -200,6 +202,7 @@ def convert_weights(
         overrides=overrides,
         plugins=load_plugins(plugins),
         images=images,
+        axes=axes,
     )
     for line in converted.notes:
         note(line)

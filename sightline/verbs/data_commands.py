@@ -16,7 +16,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and say wha
 _LAYOUTS = (
     "antao97_dgcnn_cls, antao97_dgcnn_parts, antao97_dgcnn_scenes, crosspoint_cls, crosspoint_cls_resnet18, "
     "crosspoint_cls_resnet50, crosspoint_parts, crosspoint_seg, crosspoint_seg_resnet18, crosspoint_seg_resnet50, "
-    "lulutang0608_point_bert_cls, lulutang0608_point_bert_parts, lulutang0608_point_bert_pretrained, "
+    "dragonbook_v2v, lulutang0608_point_bert_cls, lulutang0608_point_bert_parts, lulutang0608_point_bert_pretrained, "
     "menghaoguo_pct_parts, postech_point_transformer_seg, qq456cvb_pct_cls, qq456cvb_point_transformer_cls, "
     "qq456cvb_point_transformer_parts, strawberry_pct_cls, strawberry_pct_cls_new, timm_vit_base, timm_vit_small, "
     "timm_vit_tiny, torchvision_resnet18, torchvision_resnet50, wangyueft_dgcnn_cls, wangyueft_pointnet, "
@@ -190,6 +190,9 @@ def convert_weights(
     images: Annotated[
         Path | None, typer.Option("--images", metavar="FILE", help="the image branch, where a layout has two files")
     ] = None,
+    axes: Annotated[
+        Literal["xyz", "zyx"], typer.Option("--axes", help="the order of kernels over volumes in the file")
+    ] = "xyz",
     plugin: Plugins = None,
     json: Json = None,
     traceback: Traceback = False,
@@ -210,6 +213,7 @@ def convert_weights(
         config=config,
         data=data,
         images=images,
+        axes=axes,
         plugins=tuple(plugin or ()),
         json=json,
     )

@@ -37,7 +37,7 @@ __all__ = ["Options", "train"]
 logger = logging.getLogger(__name__)
 
 # What may differ when a run is resumed: none of it changes the numbers.
-_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.")
+_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "expect")
 
 # What a run may have left that was killed before it wrote its config, which makes a folder a run.
 _BEFORE_CONFIG = frozenset(

@@ -71,6 +71,20 @@ def test_targets_mean_the_true_joints_back_in_the_camera(axes: str) -> None:
     assert (found - given["joints"]).abs().max() < 1e-3
 
 
+def test_one_hot_targets_mean_the_true_joints_back_as_well() -> None:
+    """The mean of the eight cells is the joint itself, which the loss on coordinates wants too."""
+    given = sample()
+    placement = place(given, draws(0, 1, 2, 3))
+    made = DrawHeatmaps(targets="one_hot")(
+        draws(0), joints=given["joints"], visible=given["visible"], placement=placement
+    )
+    placed = Placement.from_rows(placement)
+    cells = torch.arange(22, dtype=torch.float64) + 0.5
+    means = [(made["heatmaps"].double().sum(dim=axes) * cells).sum(dim=-1) for axes in ((3, 4), (2, 4), (2, 3))]
+    found = to_camera(torch.stack(means, dim=-1) * 2, placed)
+    assert (found - given["joints"]).abs().max() < 1e-3
+
+
 @pytest.mark.parametrize(("scale", "low", "high"), [((0.8, 1.2), 0.8, 1.2), ((1.0, 1.0), 1.0, 1.0)])
 def test_variations_stay_within_what_is_said(scale: tuple[float, float], low: float, high: float) -> None:
     keys = draws(*range(2000))
