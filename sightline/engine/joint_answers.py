@@ -94,8 +94,10 @@ class JointAnswers:
         """The answer to each frame; `ms` are the milliseconds that all of them took together."""
         joints, peaks = (predictions[name].double().cpu().numpy() for name in ("joints_mm", "peaks"))
         shares = {stage: value / len(frames) for stage, value in ms.items()}
-        rows = zip(frames, joints, peaks, strict=True)
-        return {frame.path: self._answer(frame, *row, {**frame.ms, **shares}) for frame, *row in rows}
+        return {
+            frame.path: self._answer(frame, found, tops, {**frame.ms, **shares})
+            for frame, found, tops in zip(frames, joints, peaks, strict=True)
+        }
 
     def _answer(
         self, frame: ReadFrame, joints: np.ndarray, peaks: np.ndarray, ms: Mapping[str, float]
