@@ -1,0 +1,125 @@
+"""Every distinct layer and every loss of a run, each held against what is known of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sightline.checks.oracles.known import examine_known, is_known
+from sightline.checks.oracles.losses import examine_losses
+from sightline.checks.oracles.recorded import examine_recorded, recording
+from sightline.checks.oracles.reduced import with_fewer_points
+from sightline.checks.oracles.rows import Row, file_of
+from sightline.checks.rehearsal import copy_of
+from sightline.config import RunConfig
+from sightline.engine.distributed import World
+from sightline.engine.train import Job
+from sightline.types import Batch
+
+__all__ = ["distinct_layers", "examine"]
+
+_MOST_SECONDS = 45.0  # of this thread's own time
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_PLAIN = (bool, int, float, str, tuple, list, type(None), torch.dtype)
+_WIDTHS = frozenset(
+    "in_features out_features in_channels out_channels num_features num_channels num_groups normalized_shape groups p".split()
+)
+_CPU = torch.device("cpu")
+
+
+def examine(job: Job, config: RunConfig, batch: Batch, outputs: Mapping[str, Any]) -> list[Row]:
+    """A row for each kind of layer, in the model's order, and for each loss; what there was no time for says so.
+
+    `batch` and `outputs` are of a training step before any update, on the CPU.
+    """
+    started = time.thread_time()
+    model = copy_of(job.model).to(_CPU).train()
+    kinds, modules = distinct_layers(model), dict(model.named_modules())
+    unknown = {names[0]: modules[names[0]] for names in kinds if not is_known(modules[names[0]])}
+
+    def run(batch: Batch) -> None:
+        _, around = job.task.prepare(model, [batch], World(device=_CPU))
+        job.task.losses(model, batch, around[0])
+
+    small = with_fewer_points(batch, run)
+    calls, called = recording(model, unknown, lambda: run(small))
+    silent = {name for name, _ in model.named_modules()} - called
+    rows = list(examine_losses(job, config, batch, outputs))
+    found = []
+    for names in kinds:
+        module = modules[names[0]]
+        row = Row(_told(module), names[0] or "(the whole model)", len(names), file=file_of(type(module)))
+        if time.thread_time() - started > _MOST_SECONDS:
+            found.append(dataclasses.replace(row, note="no time was left"))
+        elif is_known(module):
+            found.append(_tried(row, lambda module=module, row=row: examine_known(module, row)))  # type: ignore[misc]
+        elif names[0] not in calls and _is_read(names[0], called, modules):
+            continue
+        elif names[0] not in calls:
+            found.append(dataclasses.replace(row, note="it was not called in the step"))
+        else:
+            below = {name.removeprefix(f"{names[0]}.") for name in silent} if names[0] else silent
+            call = calls[names[0]]
+            found.append(
+                _tried(row, lambda m=module, c=call, r=row, b=below: examine_recorded(m, c, r, silent=b))  # type: ignore[misc]
+            )
+    return found + rows
+
+
+def distinct_layers(model: nn.Module) -> list[list[str]]:
+    """Names of modules, those of one type with the same arguments together; plain containers are left out."""
+    groups: dict[Any, list[str]] = {}
+    for name, module in model.named_modules():
+        if type(module) not in _CONTAINERS:
+            groups.setdefault(_signature(module), []).append(name)
+    return list(groups.values())
+
+
+def _is_read(name: str, called: set[str], modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a layer of ours that was called holds it: that layer then reads its parameters, and stands for it."""
+    above = name
+    while above := above.rpartition(".")[0]:
+        if above in called and type(modules[above]) not in _CONTAINERS:
+            return True
+    return False
+
+
+def _signature(module: nn.Module) -> Any:
+    """Type, plain attributes, shapes of parameters and what it is made of; a `forward` of its own makes it distinct.
+
+    What torch's own layers compute does not depend on how many channels they have.
+    """
+    plain = [
+        (name, repr(value))
+        for name, value in sorted(vars(module).items())
+        if name != "training" and isinstance(value, _PLAIN) and not (name.startswith("_") and value is None)
+    ]
+    if is_known(module) and type(module).__module__.startswith("torch.nn.") and "forward" not in vars(module):
+        given = [name for name, parameter in module.named_parameters(recurse=False)]
+        groups = min(2, getattr(module, "groups", 1))
+        return type(module), tuple(each for each in plain if each[0] not in _WIDTHS), tuple(given), groups
+    shapes = [(name, tuple(p.shape)) for name, p in module.named_parameters(recurse=False)]
+    own = id(module) if "forward" in vars(module) else 0
+    below = tuple((name, _signature(child)) for name, child in module.named_children())
+    return type(module), tuple(plain), tuple(shapes), own, below
+
+
+def _told(module: nn.Module) -> str:
+    """Type and arguments, without what is inside."""
+    return f"{type(module).__name__}({module.extra_repr()})"
+
+
+def _tried(row: Row, run: Any) -> Row:
+    """What a layer that does not run in float64, or alone, dies of is no finding: it was not checked."""
+    try:
+        found: Row = run()
+    except Exception as error:  # noqa: BLE001 - layers of others may raise anything
+        return dataclasses.replace(row, note=" ".join(f"{type(error).__name__}: {error}".split())[:120])
+    return found
+
+

@@ -1,0 +1,1 @@
+def examine_losses(*a): return []
