@@ -32,61 +32,80 @@ _WIDTHS = frozenset(
 _CPU = torch.device("cpu")
 
 
-def examine(job: Job, config: RunConfig, batch: Batch, outputs: Mapping[str, Any]) -> list[Row]:
+def examine(
+    job: Job, config: RunConfig, facts: Mapping[str, Any], batch: Batch, outputs: Mapping[str, Any]
+) -> list[Row]:
     """A row for each kind of layer, in the model's order, and for each loss; what there was no time for says so.
 
     `batch` and `outputs` are of a training step before any update, on the CPU.
     """
     started = time.thread_time()
-    model = copy_of(job.model).to(_CPU).train()
-    kinds, modules = distinct_layers(model), dict(model.named_modules())
-    unknown = {names[0]: modules[names[0]] for names in kinds if not is_known(modules[names[0]])}
-
-    def run(batch: Batch) -> None:
-        _, around = job.task.prepare(model, [batch], World(device=_CPU))
-        job.task.losses(model, batch, around[0])
-
-    small = with_fewer_points(batch, run)
-    calls, called = recording(model, unknown, lambda: run(small))
-    silent = {name for name, _ in model.named_modules()} - called
-    rows = list(examine_losses(job, config, batch, outputs))
+    step = _Step(job, batch)
+    rows = list(examine_losses(job, config, facts, batch, outputs))
     found = []
-    for names in kinds:
-        module = modules[names[0]]
+    for names in step.kinds:
+        module = step.modules[names[0]]
         row = Row(_told(module), names[0] or "(the whole model)", len(names), file=file_of(type(module)))
         if time.thread_time() - started > _MOST_SECONDS:
             found.append(dataclasses.replace(row, note="no time was left"))
-        elif is_known(module):
-            found.append(_tried(row, lambda module=module, row=row: examine_known(module, row)))  # type: ignore[misc]
-        elif names[0] not in calls and _is_read(names[0], called, modules):
-            continue
-        elif names[0] not in calls:
-            found.append(dataclasses.replace(row, note="it was not called in the step"))
-        else:
-            below = {name.removeprefix(f"{names[0]}.") for name in silent} if names[0] else silent
-            call = calls[names[0]]
-            found.append(
-                _tried(row, lambda m=module, c=call, r=row, b=below: examine_recorded(m, c, r, silent=b))  # type: ignore[misc]
-            )
+        elif is_known(module) or not step.is_read(names[0]):
+            found.append(_tried(step, names[0], row))
     return found + rows
 
 
+class _Step:
+    """A step on a copy, on few points: what was called, and with what."""
+
+    def __init__(self, job: Job, batch: Batch) -> None:
+        model = copy_of(job.model).to(_CPU).train()
+
+        def run(batch: Batch) -> None:
+            _, around = job.task.prepare(model, [batch], World(device=_CPU))
+            job.task.losses(model, batch, around[0])
+
+        small = with_fewer_points(batch, run)
+        self.modules = dict(model.named_modules())
+        _, self.called = recording(model, {}, lambda: run(small))
+        self.kinds = [sorted(names, key=lambda name: name not in self.called) for names in distinct_layers(model)]
+        firsts = {names[0]: self.modules[names[0]] for names in self.kinds}
+        unknown = {name: module for name, module in firsts.items() if not is_known(module)}
+        self.calls, _ = recording(model, unknown, lambda: run(small))
+
+    def silent_below(self, name: str) -> set[str]:
+        """Modules inside this one that were not called, by their names in it."""
+        start = f"{name}." if name else ""
+        return {other.removeprefix(start) for other in self.modules if other not in self.called and other.startswith(start)}
+
+    def is_read(self, name: str) -> bool:
+        """Whether it was not called, but a layer that holds it was: that one reads its parameters and stands for it."""
+        above = name
+        while above := above.rpartition(".")[0]:
+            if above in self.called and type(self.modules[above]) not in _CONTAINERS:
+                return name not in self.called
+        return False
+
+
+def _tried(step: _Step, name: str, row: Row) -> Row:
+    """What a layer that does not run in float64, or alone, dies of is no finding: it was not checked."""
+    module = step.modules[name]
+    try:
+        if is_known(module):
+            return examine_known(module, row)
+        if name not in step.calls:
+            return dataclasses.replace(row, note="it was not called in the step")
+        return examine_recorded(module, step.calls[name], row, silent=step.silent_below(name))
+    except Exception as error:  # noqa: BLE001 - layers of others may raise anything
+        return dataclasses.replace(row, note=" ".join(f"{type(error).__name__}: {error}".split())[:120])
+
+
 def distinct_layers(model: nn.Module) -> list[list[str]]:
-    """Names of modules, those of one type with the same arguments together; plain containers are left out."""
+    """Names of modules, those of one type with the same arguments together; left out are mere containers."""
     groups: dict[Any, list[str]] = {}
     for name, module in model.named_modules():
-        if type(module) not in _CONTAINERS:
+        has_forward = type(module).forward is not nn.Module.forward or "forward" in vars(module)
+        if type(module) not in _CONTAINERS and has_forward:
             groups.setdefault(_signature(module), []).append(name)
     return list(groups.values())
-
-
-def _is_read(name: str, called: set[str], modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a layer of ours that was called holds it: that layer then reads its parameters, and stands for it."""
-    above = name
-    while above := above.rpartition(".")[0]:
-        if above in called and type(modules[above]) not in _CONTAINERS:
-            return True
-    return False
 
 
 def _signature(module: nn.Module) -> Any:
@@ -112,14 +131,3 @@ def _signature(module: nn.Module) -> Any:
 def _told(module: nn.Module) -> str:
     """Type and arguments, without what is inside."""
     return f"{type(module).__name__}({module.extra_repr()})"
-
-
-def _tried(row: Row, run: Any) -> Row:
-    """What a layer that does not run in float64, or alone, dies of is no finding: it was not checked."""
-    try:
-        found: Row = run()
-    except Exception as error:  # noqa: BLE001 - layers of others may raise anything
-        return dataclasses.replace(row, note=" ".join(f"{type(error).__name__}: {error}".split())[:120])
-    return found
-
-

@@ -7,12 +7,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sightline.checks.oracles.derivatives import gradient_errors, worst
-from sightline.checks.oracles.references import array, batch_norm, reference_of, running_after
+from sightline.checks.oracles.references import array, batch_norm, off, reference_of, running_after
 from sightline.checks.oracles.rows import FORWARD, Row
 from sightline.checks.oracles.shrinking import input_of, shrunk
 
@@ -47,21 +46,21 @@ def _forward_errors(small: nn.Module, values: Tensor) -> dict[str, float]:
     given = array(values)
     if not isinstance(small, nn.modules.batchnorm._BatchNorm):
         layer = copy.deepcopy(small).eval()
-        return {"output": _off(_call(layer, values), reference(layer, given))}
+        return {"output": off(_call(layer, values), reference(layer, given))}
     layer: Any = copy.deepcopy(small).train()  # type: ignore[no-redef]
-    errors = {"output": _off(_call(layer, values), batch_norm(small.train(), given))}
+    errors = {"output": off(_call(layer, values), batch_norm(small.train(), given))}
     if small.running_mean is None or small.running_var is None:
         return errors
     before = array(small.running_mean), array(small.running_var)
     mean, variance = running_after(small, given, mean=before[0], variance=before[1])
-    errors["running mean"] = _off(layer.running_mean, mean)
-    errors["running variance"] = _off(layer.running_var, variance)
+    errors["running mean"] = off(layer.running_mean, mean)
+    errors["running variance"] = off(layer.running_var, variance)
     known = copy.deepcopy(small).eval()
     with torch.no_grad():
         known.running_mean.copy_(torch.from_numpy(mean))
         known.running_var.copy_(torch.from_numpy(variance))
     tried = copy.deepcopy(known)
-    errors["output in evaluation"] = _off(_call(tried, values), batch_norm(known, given))
+    errors["output in evaluation"] = off(_call(tried, values), batch_norm(known, given))
     return errors
 
 
@@ -95,11 +94,3 @@ def _call(layer: nn.Module, values: Tensor) -> Tensor:
     with torch.no_grad():
         out: Tensor = layer(values.clone())
     return out
-
-
-def _off(found: Any, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest value of what is expected, or to 1; infinite for other shapes."""
-    values = array(found)
-    if values.shape != expected.shape or not np.isfinite(values).all():
-        return float("inf")
-    return float(np.abs(values - expected).max() / max(1.0, np.abs(expected).max())) if expected.size else 0.0

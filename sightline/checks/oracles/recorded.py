@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from sightline.checks.oracles.derivatives import gradient_errors, worst
 from sightline.checks.oracles.nests import float32, float64, kept, mapped, with_history
+from sightline.checks.oracles.own_references import own_reference
+from sightline.checks.oracles.references import array, off
 from sightline.checks.oracles.rows import Row
 from sightline.checks.survey import leaves
 
@@ -69,19 +71,35 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
         tensor.requires_grad_(True)
     groups = {f"input {path}": [tensor] for path, tensor in inputs.items()} | _parameters(layer, silent)
     evaluate = _evaluation(layer, args, kwargs, seed)
+    outputs = evaluate()  # the first may have to compile
     started = time.thread_time()
-    outputs = evaluate()
+    again = evaluate()
     once = time.thread_time() - started
     if not outputs or not groups:
         return dataclasses.replace(row, note="nothing of it is differentiated")
     if once > _MOST_SECONDS / 4:
         return dataclasses.replace(row, note=f"one pass takes {once:.1f} s")
-    if not all(torch.equal(one, two) for one, two in zip(outputs, evaluate(), strict=True)):
+    if not all(torch.equal(one, two) for one, two in zip(outputs, again, strict=True)):
         return dataclasses.replace(row, note="answers differ from call to call under one seed")
     if once * (2 * len(groups) + 1) > _MOST_SECONDS:
         groups = {"all that it reads": [tensor for tensors in groups.values() for tensor in tensors]}
     weakest, slope = worst(gradient_errors(evaluate, groups, seed=seed, step=_STEP))
-    return dataclasses.replace(row, slope=slope, weakest=weakest, drift=_drift(layer, args, kwargs, seed))
+    return dataclasses.replace(
+        row,
+        forward=_forward(layer, args, kwargs, outputs),
+        slope=slope,
+        weakest=weakest,
+        drift=_drift(layer, args, kwargs, seed),
+    )
+
+
+def _forward(layer: nn.Module, args: Any, kwargs: Any, outputs: Sequence[Tensor]) -> float | None:
+    """By how much a layer of the package misses its reference; None for a layer that has none."""
+    reference = own_reference(layer)
+    if reference is None:
+        return None
+    expected = reference(layer, *(array(value) for value in (*args, *kwargs.values())))
+    return off(outputs[0], expected)
 
 
 def _recorder(name: str, calls: dict[str, Call]) -> Callable[..., None]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-__all__ = ["REFERENCES", "Reference", "array", "batch_norm", "reference_of", "running_after"]
+__all__ = ["REFERENCES", "Reference", "array", "batch_norm", "off", "reference_of", "running_after"]
 
 Reference = Callable[[Any, np.ndarray], np.ndarray]
 _PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -23,6 +23,14 @@ _PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "cir
 def array(value: Any) -> np.ndarray:
     """A tensor's values in float64."""
     return value.detach().cpu().double().numpy() if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
+
+
+def off(found: Any, expected: np.ndarray) -> float:
+    """The largest difference, relative to the largest value of what is expected, or to 1; infinite for other shapes."""
+    values = array(found)
+    if values.shape != expected.shape or not np.isfinite(values).all():
+        return float("inf")
+    return float(np.abs(values - expected).max() / max(1.0, np.abs(expected).max())) if expected.size else 0.0
 
 
 def linear(module: Any, values: np.ndarray) -> np.ndarray:
