@@ -78,18 +78,25 @@ def _flow(name: str, layer: nn.Module) -> Flow:
 
 def _note(context: Context, flows: Sequence[Flow]) -> Finding:
     rows = [
-        [f.name, f.size, *(f"{value:.2e}" for value in (f.weight, f.gradient, f.ratio)), f"{f.dead:.0%}", f"{f.zeros:.0%}"]
+        [
+            f.name,
+            f.size,
+            *(f"{value:.2e}" for value in (f.weight, f.gradient, f.ratio)),
+            f"{f.dead:.0%}",
+            f"{f.zeros:.0%}",
+        ]
         for f in flows
     ]
-    ratios = [flow.ratio for flow in flows]
+    moving = [flow for flow in flows if 0 < flow.ratio < float("inf")] or list(flows)
+    least, most = (end(moving, key=lambda flow: flow.ratio) for end in (min, max))
     return Finding(
         guard="G10",
         code=CODE,
         severity="note",
-        summary=f"gradients are {min(ratios):.1e} to {max(ratios):.1e} of their weights at the first step",
+        summary=f"gradients are {least.ratio:.1e} to {most.ratio:.1e} of their weights at the first step",
         cause="model.init",
         where=context.place("model"),
-        measured=f"{len(flows)} layers; smallest ratio in {min(flows, key=lambda flow: flow.ratio).name}",
+        measured=f"{len(flows)} layers; smallest ratio in {least.name}",
         expected=f"within a factor of {1 / _VANISHED:g} of the median",
         action="nothing",
         evidence={"table": {"title": "gradients at the first step", "columns": list(_COLUMNS), "rows": rows}},
@@ -125,7 +132,9 @@ def _of_dead(context: Context, flows: Sequence[Flow]) -> Iterator[Finding]:
     A branch that ends in a layer of zeros passes no gradient at first, and is meant to.
     """
     has_zero_layer = any(flow.weight == 0 for flow in flows)
-    dead = [f for f in flows if f.dead > _MOST_DEAD and f.units >= _FEWEST_UNITS and not (f.dead == 1 and has_zero_layer)]
+    dead = [
+        f for f in flows if f.dead > _MOST_DEAD and f.units >= _FEWEST_UNITS and not (f.dead == 1 and has_zero_layer)
+    ]
     if dead:
         last = dead[-1]
         yield _warning(

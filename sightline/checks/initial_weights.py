@@ -17,6 +17,7 @@ __all__ = ["Start", "initial_weights", "scheme_of"]
 CODE = "initial-weights"
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _MOST_Z = 6.0
+_SURE_Z = 3.0
 _TOO_LARGE = 3.0
 """Times the largest deviation that a scheme gives a layer of these sizes."""
 _FEWEST = 16
@@ -61,24 +62,31 @@ def initial_weights(context: Context) -> list[Finding]:
 def scheme_of(name: str, weight: Tensor, *, is_transposed: bool = False) -> Start:
     """What a weight (out, in, kernel...) looks like; of transposed convolutions (in, out, kernel...)."""
     window = math.prod(weight.shape[2:])
-    ins, outs = weight.shape[1] * window, weight.shape[0] * window
+    sizes = (weight.shape[1] * window, weight.shape[0] * window)
+    ins, outs = sizes[::-1] if is_transposed else sizes
     values = weight.double().flatten()
     mean, std = float(values.mean()), float(values.std(correction=0))
     kurtosis = float(((values - mean) / std).pow(4).mean()) if std > 0 else 3.0
-    schemes = dict(_schemes(ins, outs))
+    schemes = dict(_schemes(ins, outs, sizes[0]))
     largest = max(schemes.values())
     if std == 0:
         return Start(name, len(values), mean, std, "constant", 0.0, 0.0, largest)
     error = math.sqrt(max(kurtosis - 1, 0.1) / (4 * len(values)))
     misses = {scheme: abs(std / expected - 1) / error for scheme, expected in schemes.items()}
-    nearest = min(misses, key=lambda scheme: misses[scheme])
+    fitting = [scheme for scheme, miss in misses.items() if miss <= _SURE_Z]  # the commonest first
+    nearest = fitting[0] if fitting else min(misses, key=lambda scheme: misses[scheme])
     is_known = misses[nearest] <= _MOST_Z
-    return Start(name, len(values), mean, std, nearest if is_known else None, schemes[nearest], misses[nearest], largest)
+    return Start(
+        name, len(values), mean, std, nearest if is_known else None, schemes[nearest], misses[nearest], largest
+    )
 
 
-def _schemes(ins: int, outs: int) -> Iterator[tuple[str, float]]:
-    """Deviations by name. The uniform and the normal form of a scheme have the same."""
-    yield "torch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in))", 1 / math.sqrt(3 * ins)
+def _schemes(ins: int, outs: int, second: int) -> Iterator[tuple[str, float]]:
+    """Deviations by name. The uniform and the normal form of a scheme have the same.
+
+    Torch takes the second axis of a weight for what goes in, in transposed convolutions too.
+    """
+    yield "torch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in))", 1 / math.sqrt(3 * second)
     yield "LeCun, 1/sqrt(fan_in)", 1 / math.sqrt(ins)
     yield "He, sqrt(2/fan_in)", math.sqrt(2 / ins)
     yield "He, sqrt(2/fan_out)", math.sqrt(2 / outs)

@@ -27,7 +27,9 @@ def norm_variance(context: Context) -> list[Finding]:
     small = {name: v for name, v in found.items() if v < _ENOUGH * modules[name].eps}  # type: ignore[operator]
     if not small:
         return []
-    rows = [[n, f"{v:.2e}", f"{modules[n].eps:g}", f"{(v / (v + modules[n].eps)) ** 0.5:.2f}"] for n, v in small.items()]  # type: ignore[operator]
+    rows = [
+        [n, f"{v:.2e}", f"{modules[n].eps:g}", f"{(v / (v + modules[n].eps)) ** 0.5:.2f}"] for n, v in small.items()
+    ]  # type: ignore[operator]
     least = min(small, key=lambda name: small[name])
     return [
         Finding(

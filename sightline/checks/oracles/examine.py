@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,14 +21,16 @@ from sightline.engine.distributed import World
 from sightline.engine.train import Job
 from sightline.types import Batch
 
-__all__ = ["distinct_layers", "examine"]
+__all__ = ["distinct_layers", "examine", "examine_layers"]
 
 _MOST_SECONDS = 45.0  # of this thread's own time
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _PLAIN = (bool, int, float, str, tuple, list, type(None), torch.dtype)
-_WIDTHS = frozenset(
-    "in_features out_features in_channels out_channels num_features num_channels num_groups normalized_shape groups p".split()
+_WIDTHS = (
+    *("in_features", "out_features", "in_channels", "out_channels", "num_features", "num_channels", "num_groups"),
+    *("normalized_shape", "groups", "p"),
 )
+"""Arguments of torch's layers that change how large they are, and not what they compute."""
 _CPU = torch.device("cpu")
 
 
@@ -39,9 +41,19 @@ def examine(
 
     `batch` and `outputs` are of a training step before any update, on the CPU.
     """
+    model = copy_of(job.model).to(_CPU)
+
+    def run(given: Batch) -> None:
+        _, around = job.task.prepare(model, [given], World(device=_CPU))
+        job.task.losses(model, given, around[0])
+
+    return [*examine_layers(model, batch, run), *examine_losses(job, config, facts, batch, outputs)]
+
+
+def examine_layers(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> list[Row]:
+    """A row for each kind of layer of a model, on the CPU, that `run` puts a batch through. Statistics may change."""
     started = time.thread_time()
-    step = _Step(job, batch)
-    rows = list(examine_losses(job, config, facts, batch, outputs))
+    step = _Step(model.train(), batch, run)
     found = []
     for names in step.kinds:
         module = step.modules[names[0]]
@@ -50,19 +62,13 @@ def examine(
             found.append(dataclasses.replace(row, note="no time was left"))
         elif is_known(module) or not step.is_read(names[0]):
             found.append(_tried(step, names[0], row))
-    return found + rows
+    return found
 
 
 class _Step:
-    """A step on a copy, on few points: what was called, and with what."""
+    """A step on few points: what was called, and with what."""
 
-    def __init__(self, job: Job, batch: Batch) -> None:
-        model = copy_of(job.model).to(_CPU).train()
-
-        def run(batch: Batch) -> None:
-            _, around = job.task.prepare(model, [batch], World(device=_CPU))
-            job.task.losses(model, batch, around[0])
-
+    def __init__(self, model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> None:
         small = with_fewer_points(batch, run)
         self.modules = dict(model.named_modules())
         _, self.called = recording(model, {}, lambda: run(small))
@@ -74,7 +80,9 @@ class _Step:
     def silent_below(self, name: str) -> set[str]:
         """Modules inside this one that were not called, by their names in it."""
         start = f"{name}." if name else ""
-        return {other.removeprefix(start) for other in self.modules if other not in self.called and other.startswith(start)}
+        return {
+            other.removeprefix(start) for other in self.modules if other not in self.called and other.startswith(start)
+        }
 
     def is_read(self, name: str) -> bool:
         """Whether it was not called, but a layer that holds it was: that one reads its parameters and stands for it."""

@@ -29,7 +29,9 @@ def examine_known(module: nn.Module, row: Row, *, seed: int = 0) -> Row:
     small = shrunk(module, generator)
     values = input_of(small, generator)
     errors = _forward_errors(small, values)
-    slopes = {f"{mode}{name}": error for mode, each in _slopes(small, values, seed).items() for name, error in each.items()}
+    slopes = {
+        f"{mode}{name}": error for mode, each in _slopes(small, values, seed).items() for name, error in each.items()
+    }
     weakest, slope = worst(slopes)
     part, forward = worst(errors)
     told = f"its {part} differs" if forward > FORWARD and part != "output" else ""

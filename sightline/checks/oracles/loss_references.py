@@ -61,7 +61,7 @@ def mean_square(output: np.ndarray, target: np.ndarray, weight: np.ndarray) -> f
 
 
 def orthogonality(matrices: np.ndarray) -> float:
-    """The mean over matrices A (B, K, K) of the Frobenius norm of A A^T - I. Source: Qi et al. 2017, eq. 2, its root."""
+    """The mean over A of (B, K, K) of the Frobenius norm of A A^T - I. Source: Qi et al. 2017, eq. 2, its root."""
     total = 0.0
     for matrix in matrices:
         size = len(matrix)

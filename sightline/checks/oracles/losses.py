@@ -60,11 +60,7 @@ class _Given:
 
 def _examine(row: Row, component: Component, given: _Given) -> Row:
     name = component.name
-    tensors = {
-        key: value.detach().clone().requires_grad_(True)
-        for key, value in given.outputs.items()
-        if isinstance(value, Tensor) and value.is_floating_point()
-    }
+    tensors = _moved(given, name)
     total = loss_sums(given.job, given.batch, {**given.outputs, **tensors})[name]
     found = torch.autograd.grad(total, list(tensors.values()), allow_unused=True) if total.requires_grad else ()
     read = {key: tensor for (key, tensor), slope in zip(tensors.items(), found, strict=False) if slope is not None}
@@ -89,6 +85,15 @@ def _examine(row: Row, component: Component, given: _Given) -> Row:
         weakest=weakest,
         note="; ".join(filter(None, (told, note if read else "it depends on no output"))),
     )
+
+
+def _moved(given: _Given, name: str) -> dict[str, Tensor]:
+    """The outputs as numbers of size 1, where the loss takes these: near 0, where networks begin, slips hide."""
+    generator = torch.Generator().manual_seed(0)
+    floats = {k: v for k, v in given.outputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    moved = {k: v + torch.randn(v.shape, generator=generator, dtype=torch.float64) for k, v in floats.items()}
+    chosen = moved if math.isfinite(given.mean(name, {**given.outputs, **moved})) else floats
+    return {key: value.detach().clone().requires_grad_(True) for key, value in chosen.items()}
 
 
 def _second(evaluate: Callable[[], list[Tensor]], groups: Mapping[str, Any]) -> tuple[float | None, str]:
@@ -116,6 +121,8 @@ def _forward(component: Component, given: _Given) -> tuple[float | None, str]:
     if squares is None:
         return None, ""
     told = f"a mean square of {squares.output_key} - {squares.target_key or 'a target that is no key of the batch'}"
+    if rightful_factor(squares) is None:
+        told += f", times {squares.factor:.4g}"
     if squares.target_key is None and rightful_factor(squares):
         return None, told
     return abs(measured - _mean_square(squares, given)), told

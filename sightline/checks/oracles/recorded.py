@@ -28,6 +28,7 @@ _SMALL = 20_000  # elements; larger inputs with spatial axes are cut to a corner
 _CORNERS = (8, 16, 32)
 _MOST_SECONDS = 4.0  # of one layer
 _STEP = 1e-8
+_MOVE = 1e-2
 _LAYERS = "its layers"
 
 
@@ -43,7 +44,7 @@ class Call:
 def recording(
     model: nn.Module, wanted: Mapping[str, nn.Module], run: Callable[[], Any]
 ) -> tuple[dict[str, Call], set[str]]:
-    """The first call of each wanted module while `run` runs the model, and the names of all modules that were called."""
+    """The first call of each wanted module while `run` runs the model, and the names of all that were called."""
     calls: dict[str, Call] = {}
     called: set[str] = set()
     handles = []
@@ -64,7 +65,7 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
 
     Raises whatever the layer raises.
     """
-    layer = copy.deepcopy(module).double().train()
+    layer = _moved(copy.deepcopy(module).double().train(), seed)
     args, kwargs = _corner(layer, mapped(call.args, float64), mapped(call.kwargs, float64), seed)
     inputs = {path: tensor for path, tensor in leaves([args, kwargs]) if path in call.depends}
     for tensor in inputs.values():
@@ -91,6 +92,16 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
         weakest=weakest,
         drift=_drift(layer, args, kwargs, seed),
     )
+
+
+def _moved(layer: nn.Module, seed: int) -> nn.Module:
+    """With every parameter moved a little: where biases and inputs are 0, values lie on the very edge of a ReLU."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            size = parameter.abs().max().clamp(min=_MOVE) if parameter.numel() else 0.0
+            parameter += _MOVE * size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return layer
 
 
 def _forward(layer: nn.Module, args: Any, kwargs: Any, outputs: Sequence[Tensor]) -> float | None:
@@ -141,6 +152,7 @@ def _corner(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[Any, A
     if not sizes or max(sizes) <= _SMALL:
         return args, kwargs
     for size in _CORNERS:
+
         def corner(tensor: Tensor, size: int = size) -> Tensor:
             return tensor[(..., *(slice(size),) * (tensor.ndim - 2))].clone() if _has_space(tensor) else tensor
 

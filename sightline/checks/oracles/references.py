@@ -55,9 +55,7 @@ def convolution(module: Any, values: np.ndarray) -> np.ndarray:
     per_group, outs = weight.shape[1], len(weight) // groups
     for n, o, *at in np.ndindex(out.shape):
         first = o // outs * per_group
-        window = tuple(
-            slice(a * s, a * s + r, d) for a, s, r, d in zip(at, stride, reach, dilation, strict=True)
-        )
+        window = tuple(slice(a * s, a * s + r, d) for a, s, r, d in zip(at, stride, reach, dilation, strict=True))
         out[(n, o, *at)] = (padded[(n, slice(first, first + per_group), *window)] * weight[o]).sum()
     return out + _per_channel(module.bias, out)
 
@@ -149,9 +147,15 @@ def pooling(module: Any, values: np.ndarray) -> np.ndarray:
         _each(value, axes) for value in (module.kernel_size, module.stride or module.kernel_size, module.padding)
     )
     dilation = _each(module.dilation, axes) if is_max else (1,) * axes
-    borders = [(0, 0), (0, 0), *((p, p + s - 1 if module.ceil_mode else p) for p, s in zip(padding, stride, strict=True))]
+    borders = [
+        (0, 0),
+        (0, 0),
+        *((p, p + s - 1 if module.ceil_mode else p) for p, s in zip(padding, stride, strict=True)),
+    ]
     padded = np.pad(values, borders, constant_values=math.nan)  # type: ignore[arg-type]
-    sizes = [_pooled_size(module, *each) for each in zip(values.shape[2:], kernel, stride, padding, dilation, strict=True)]
+    sizes = [
+        _pooled_size(module, *each) for each in zip(values.shape[2:], kernel, stride, padding, dilation, strict=True)
+    ]
     out = np.zeros((*values.shape[:2], *sizes))
     for n, c, *at in np.ndindex(out.shape):
         window = tuple(

@@ -1,4 +1,4 @@
-"""A run's losses as functions of the model's outputs, whatever these are: the task is given a stand-in for its model."""
+"""A run's losses as functions of the model's outputs, whatever these are: the task gets a stand-in for its model."""
 
 from __future__ import annotations
 

@@ -103,11 +103,17 @@ def _squares_in(job: Job, batch: Batch, outputs: Mapping[str, Any], name: str, k
         return None
     weight = torch.where(weight < _SAME * weight.max(), 0.0, weight)
     target = torch.where(weight > 0, output - slopes[0] / (2 * weight.clamp(min=1e-300)), 0.0)
+    target = torch.where(
+        target.abs() > _SAME**2 * output.abs().max(), target, 0.0
+    )  # of a penalty: nothing but rounding
     by_form = float((weight * (output - target).square()).sum())
     if abs(by_form - values[0]) > _SAME * max(abs(values[0]), abs(values[2])):
         return None
+    target_key = _key_of(batch, target, weight)
+    if target_key is not None:
+        target = torch.where(weight > 0, batch[target_key].double(), 0.0)
     count = loss_counts(job, batch, outputs)[name]
-    return Squares(name, key, _key_of(batch, target, weight), output, target, weight, count)
+    return Squares(name, key, target_key, output, target, weight, count)
 
 
 def _slope(
@@ -116,9 +122,9 @@ def _slope(
     given = at.detach().clone().requires_grad_(True)
     total = loss_sums(job, batch, {**outputs, key: given})[name]
     if not total.requires_grad:
-        return float(total), None
+        return float(total.detach()), None
     (slope,) = torch.autograd.grad(total, [given], allow_unused=True)
-    return float(total), slope
+    return float(total.detach()), slope
 
 
 def _key_of(batch: Batch, target: Tensor, weight: Tensor) -> str | None:
