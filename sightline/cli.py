@@ -171,6 +171,7 @@ app.command("fit-one")(fit_one)
 def check(
     config: Config,
     overrides: Overrides = None,
+    deep: Annotated[bool, typer.Option("--deep", help="hold every layer and loss against an oracle")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="warnings count as errors")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="show notes in full as well")] = False,
     plugin: Plugins = None,
@@ -187,6 +188,7 @@ def check(
         tuple(overrides or ()),
         plugins=tuple(plugin or ()),
         strict=strict,
+        deep=deep,
         device=device,
         json=json,
         verbose=verbose,
