@@ -15,6 +15,7 @@ __all__ = [
     "Index",
     "PointEncoder",
     "Probability",
+    "ReferencePoint",
     "Seed",
     "Share",
     "Size",
@@ -41,3 +42,5 @@ ImageEncoder = Annotated[Any, Block("image_encoders")]
 """A network from images to vectors: `feature_width`, and `encode(*, image) -> (B, feature_width)`."""
 TransformBlock = Annotated[Any, Block("transforms")]
 """A transform inside another."""
+ReferencePoint = Annotated[Any, Block("references")]
+"""Where the cube lies in a depth image: `of(order)`, as `sightline/data/references.py` says."""

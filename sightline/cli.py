@@ -12,6 +12,7 @@ import typer
 from sightline.collection import collection_paused
 from sightline.verbs.compare_command import compare
 from sightline.verbs.data_commands import data_app
+from sightline.verbs.fit_one_command import fit_one
 from sightline.verbs.label_efficiency_command import label_efficiency
 from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, Traceback, parted, writable
 from sightline.verbs.probe_command import probe
@@ -71,6 +72,9 @@ def evaluate(
         Path | None,
         typer.Option("--out", metavar="DIR", help="where --save-predictions writes [RUN/predictions/<split>]"),
     ] = None,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="average the answers of all checkpoints that the run keeps, too")
+    ] = False,
     processes: Processes = None,
     plugin: Plugins = None,
     device: Device = "auto",
@@ -84,19 +88,25 @@ def evaluate(
     runs, overrides = parted(words)
     plugins = tuple(plugin or ())
     return verb.evaluate(
-        verb.Options(runs, overrides, checkpoint, data, processes, plugins, device, json, save_predictions, out)
+        verb.Options(
+            runs, overrides, checkpoint, data, processes, plugins, device, json, save_predictions, out, ensemble
+        )
     )
 
 
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="files or folders: npy npz ply off txt xyz csv pts h5 hdf5")
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH... [KEY=VALUE]...",
+            help="files or folders: npy npz ply off txt xyz csv pts h5 hdf5; depth images: png npy bin, camera.fx=241",
+        ),
     ],
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", min=1, help="clouds at once [evaluate.batch_size]")
+        int | None, typer.Option("--batch-size", metavar="N", min=1, help="files at once [evaluate.batch_size]")
     ] = None,
     columns: Annotated[
         str | None, typer.Option("--columns", metavar="x,y,z,...", help="columns of files without names, _ for none")
@@ -105,7 +115,8 @@ def predict(
         bool, typer.Option("--unit-sphere", help="move every cloud to its mean and scale it to radius 1")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="write the labels of points there, and coloured clouds")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="write labels and coloured clouds there, or pictures of joints"),
     ] = None,
     probabilities: Annotated[
         Literal["float16", "float32"] | None,
@@ -113,6 +124,16 @@ def predict(
     ] = None,
     category: Annotated[
         str | None, typer.Option("--category", metavar="NAME", help="of all files, for parts [their folders' names]")
+    ] = None,
+    reference: Annotated[
+        Literal["centre_of_mass", "previous"] | None,
+        typer.Option("--reference", help="where joints are looked for; previous: near those of the frame before"),
+    ] = None,
+    centres: Annotated[
+        Path | None, typer.Option("--centres", metavar="FILE", help="or about these points, a line x y z a frame, mm")
+    ] = None,
+    refiner: Annotated[
+        Path | None, typer.Option("--refiner", metavar="RUN", help="a run that moves the point to where it should be")
     ] = None,
     plugin: Plugins = None,
     device: Device = "auto",
@@ -122,31 +143,37 @@ def predict(
     ] = None,
     traceback: Traceback = False,
 ) -> int:
-    """Say the class of each file, with its probability and the margin to the next class; or of each of its points.
+    """Say the class of each file, with its probability and the margin to the next class; or of its points; or joints.
 
     Files are prepared as the run's own data was (a mesh is drawn as 'data prepare' draws it) and go through the run's
     evaluation transforms once, without votes. A file that is damaged, or outside what the run was trained on
     (channels, scale, number of points), is refused by name, and the others are predicted all the same. A run that
     classes points says the share of each class, and writes labels in the order of the file (.labels.npy) and a coloured
-    cloud (.ply) into --out; one that classes parts must be told what the objects are. Exit code 0 where every file was
+    cloud (.ply) into --out; one that classes parts must be told what the objects are. A run of poses finds the joints
+    in depth images of any camera, whose intrinsics are camera.fx= fy= u0= v0= [those of the run's set]; fy is negative
+    where Y is to point up. Exit code 0 where every file was
     predicted, 2 where one was refused, 1 where the work failed.
     """
     with collection_paused():
         from sightline.verbs import predict as verb
 
+    paths, overrides = parted(words)
     asked = (checkpoint, tuple(plugin or ()), batch_size, columns, unit_sphere, category, out, probabilities)
-    return verb.predict(verb.Options(run, tuple(paths), *asked, device, json, csv))
+    frames = (overrides, reference, centres, refiner)
+    return verb.predict(verb.Options(run, paths, *asked, device, json, csv, *frames))
 
 
 app.command()(compare)
 app.command()(probe)
 app.command("label-efficiency")(label_efficiency)
+app.command("fit-one")(fit_one)
 
 
 @app.command()
 def check(
     config: Config,
     overrides: Overrides = None,
+    deep: Annotated[bool, typer.Option("--deep", help="hold every layer and loss against an oracle")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="warnings count as errors")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="show notes in full as well")] = False,
     plugin: Plugins = None,
@@ -163,6 +190,7 @@ def check(
         tuple(overrides or ()),
         plugins=tuple(plugin or ()),
         strict=strict,
+        deep=deep,
         device=device,
         json=json,
         verbose=verbose,
@@ -227,7 +255,13 @@ def view(
     ] = None,
     num: Annotated[int | None, typer.Option("--num", metavar="N", min=1, help="how many, spread evenly [4]")] = None,
     epoch: Annotated[
-        int | None, typer.Option("--epoch", metavar="E", min=0, help="as training sees them in this epoch [0]")
+        int | None,
+        typer.Option(
+            "--epoch",
+            metavar="E",
+            min=0,
+            help="as training sees them in this epoch, and whether raw items change until then [0]",
+        ),
     ] = None,
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights of a run [last]")
@@ -249,7 +283,8 @@ def view(
 ) -> int:
     """Look at samples: as the data set gives them, after each transform, and as a run answers for them.
 
-    Writes a PNG of each sample, coloured PLY files, and view.html, a page that turns the clouds and needs nothing else.
+    Clouds, and depth frames with their cubes, voxels and heat maps. Writes a PNG of each sample, coloured PLY files,
+    VTK files of volumes, and view.html, a page that turns the clouds and needs nothing else.
     """
     with collection_paused():
         from sightline.verbs import view as verb

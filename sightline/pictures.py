@@ -13,9 +13,25 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
 
-__all__ = ["PALETTE", "UNLABELLED", "Axis", "Picture", "colors_of", "encode_png", "fit_text", "render_clouds"]
+__all__ = [
+    "PALETTE",
+    "UNLABELLED",
+    "Axis",
+    "Frame",
+    "Lines",
+    "Picture",
+    "colors_of",
+    "encode_png",
+    "fit_text",
+    "ramp",
+    "render_clouds",
+]
 
 Axis = Literal["x", "y", "z"]
+Frame = Literal["x", "y", "z", "camera_y_up", "camera_y_down"]
+"""How a cloud stands: by its axis that is up, or seen by a camera whose z points away and whose y up or down."""
+Lines = tuple[np.ndarray, np.ndarray]
+"""The ends (S, 2, 3) of straight lines, and their colour (3,) uint8."""
 
 PALETTE = np.frombuffer(
     bytes.fromhex(
@@ -30,8 +46,17 @@ PALETTE = np.frombuffer(
 """50 distinct colours (50, 3) uint8: ten chosen by eye, each next one the farthest from all before it in Oklab."""
 UNLABELLED = np.array([176, 182, 190], dtype=np.uint8)
 """The grey of points without a label."""
+_RAMP = np.array([(52, 58, 120), (38, 120, 160), (60, 170, 120), (190, 200, 80), (245, 225, 140)], dtype=np.float64)
+"""From low to high."""
 
-_AXES: dict[Axis, tuple[int, int, int]] = {"x": (1, 2, 0), "y": (2, 0, 1), "z": (0, 1, 2)}  # right-handed, upward last
+_AXES: dict[Frame, tuple[int, int, int]] = {  # right-handed once signed, upward last
+    "x": (1, 2, 0),
+    "y": (2, 0, 1),
+    "z": (0, 1, 2),
+    "camera_y_up": (2, 0, 1),
+    "camera_y_down": (2, 0, 1),
+}
+_SIGNS: dict[Frame, tuple[int, int, int]] = {"camera_y_up": (-1, 1, 1), "camera_y_down": (-1, 1, -1)}
 _LIGHT = np.array([-0.45, 0.65, 0.62]) / math.sqrt(0.45**2 + 0.65**2 + 0.62**2)  # right, up, towards the viewer
 _PAGE, _CARD_TOP, _CARD_BOTTOM = (233, 237, 242), (255, 255, 255), (243, 246, 250)
 _INK, _RIGHT, _WRONG = (58, 66, 78), (22, 128, 76), (200, 48, 42)
@@ -65,13 +90,31 @@ def colors_of(labels: np.ndarray) -> np.ndarray:
     return np.where((labels < 0)[..., None], UNLABELLED, PALETTE[labels % len(PALETTE)])
 
 
+def ramp(values: np.ndarray) -> np.ndarray:
+    """A colour (N, 3) uint8 for each number (N,), from low to high.
+
+    The middle of the ramp where all are equal, grey where one is not finite.
+    """
+    is_finite = np.isfinite(values)
+    finite = values[is_finite].astype(np.float64)
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+    share = np.full(len(values), 0.5)
+    if high > low:
+        share[is_finite] = (finite - low) / (high - low)
+    stops = np.linspace(0, 1, len(_RAMP))
+    color = np.stack([np.interp(share, stops, channel) for channel in _RAMP.T], axis=1).round().astype(np.uint8)
+    color[~is_finite] = UNLABELLED
+    return color
+
+
 def render_clouds(
-    clouds: Sequence[np.ndarray],
+    clouds: Sequence[np.ndarray | None],
     *,
     captions: Sequence[str] = (),
     is_right: Sequence[bool | None] = (),
-    colors: Sequence[np.ndarray] | None = None,
-    up_axis: Axis = "z",
+    colors: Sequence[np.ndarray | None] | None = None,
+    lines: Sequence[Sequence[Lines]] = (),
+    up_axis: Frame = "z",
     columns: int | None = None,
     tile_px: int = 220,
     azimuth_deg: float = 35.0,
@@ -81,11 +124,13 @@ def render_clouds(
 
     The same arguments give the same bits. Each cloud (N, 3) fills its card, whatever its unit; points that are not
     finite are left out. `colors` holds one (3,) or (N, 3) uint8 array per cloud; without it each cloud takes the next
-    colour of `PALETTE`. Captions stand below; they are green where `is_right` is True and red where it is False.
+    colour of `PALETTE`. `lines` are drawn over the points of their cloud. In place of a cloud may stand a picture
+    (H, W, 3) uint8, which is fitted into its card; a small one is enlarged pixel by pixel. None leaves its place empty.
+    Captions stand below; they are green where `is_right` is True and red where it is False.
     Raises ValueError for arrays of another shape, and where a list has not one entry per cloud.
     Source: the darkening of edges follows Boucheny 2009 (eye-dome lighting), with depth in place of its logarithm.
     """
-    for name, given in (("captions", captions), ("is_right", is_right), ("colors", colors)):
+    for name, given in (("captions", captions), ("is_right", is_right), ("colors", colors), ("lines", lines)):
         if given and len(given) != len(clouds):
             raise ValueError(f"{name}: {len(given)} entries for {len(clouds)} clouds; give one for each")
     if not clouds:
@@ -99,12 +144,18 @@ def render_clouds(
     step_px = np.array([tile_px + strip_px + gap_px, tile_px + gap_px])
     sheet = np.full((*(step_px * (rows, columns) + gap_px), 3), _PAGE, dtype=np.uint8)
     for index, cloud in enumerate(clouds):
+        if cloud is None:
+            continue
         top, left = gap_px + step_px * divmod(index, columns)
-        color = PALETTE[index % len(PALETTE)] if colors is None else colors[index]
-        points, color = _checked(cloud, color, index)
         tile = card.copy()
-        if len(points):
-            tile[:tile_px] = _draw_cloud(tile[:tile_px], points[:, _AXES[up_axis]] @ view.T, color, view)
+        if cloud.ndim == 3:
+            _put_picture(tile[:tile_px], cloud)
+        else:
+            own = None if colors is None else colors[index]
+            points, color = _checked(cloud, PALETTE[index % len(PALETTE)] if own is None else own, index)
+            over = [(_seen(ends, up_axis, view), each) for ends, each in (lines[index] if lines else ()) if len(ends)]
+            if len(points) or over:
+                tile[:tile_px] = _draw_cloud(tile[:tile_px], _seen(points, up_axis, view), color, over, view)
         tile = tile.round().astype(np.uint8)
         if strip_px:
             verdict = is_right[index] if is_right else None
@@ -131,16 +182,64 @@ def _view(azimuth_deg: float, elevation_deg: float) -> np.ndarray:
     return np.stack([right, np.cross(towards, right), towards])
 
 
-def _draw_cloud(card: np.ndarray, seen_N3: np.ndarray, color_N3: np.ndarray, view: np.ndarray) -> np.ndarray:
-    """The card (T, T, 3) float32 with a shadow on the floor and the points, given along the axes of the view, on it."""
-    low, high = seen_N3.min(axis=0), seen_N3.max(axis=0)
+def _seen(points: np.ndarray, frame: Frame, view: np.ndarray) -> np.ndarray:
+    """Points (..., 3) of a frame along the axes of the view."""
+    seen: np.ndarray = points[..., _AXES[frame]] * np.array(_SIGNS.get(frame, (1, 1, 1))) @ view.T
+    return seen
+
+
+def _draw_cloud(
+    card: np.ndarray, seen_N3: np.ndarray, color_N3: np.ndarray, lines: Sequence[Lines], view: np.ndarray
+) -> np.ndarray:
+    """The card (T, T, 3) float32 with a shadow on the floor, the points and, over them, the lines.
+
+    All are given along the axes of the view.
+    """
+    every = np.concatenate([seen_N3, *(ends.reshape(-1, 3) for ends, _ in lines)])
+    low, high = every.min(axis=0), every.max(axis=0)
     half = max(float((high - low)[:2].max()) / 2, 1e-12)
-    seen_N3 = (seen_N3 - (low + high) / 2) / half  # fits [-1, 1]; the same scale along all three axes
+    middle = (low + high) / 2  # fits [-1, 1]; the same scale along all three axes
     size = len(card)
-    shaded = card * (1 - _shadow(seen_N3, view, size)[..., None])
-    radius = float(np.clip(0.62 / math.sqrt(len(seen_N3)), 0.008, 0.035))
-    color, cover = _splat(seen_N3, color_N3, radius, 2 * size)
-    return color + (1 - cover[..., None]) * shaded
+    if len(seen_N3):
+        seen_N3 = (seen_N3 - middle) / half
+        shaded = card * (1 - _shadow(seen_N3, view, size)[..., None])
+        radius = float(np.clip(0.62 / math.sqrt(len(seen_N3)), 0.008, 0.035))
+        color, cover = _splat(seen_N3, color_N3, radius, 2 * size)
+        card = color + (1 - cover[..., None]) * shaded
+    return _with_lines(card, [((ends - middle) / half, color) for ends, color in lines])
+
+
+def _with_lines(card: np.ndarray, lines: Sequence[Lines]) -> np.ndarray:
+    """The card with straight lines over everything, ends marked by dots."""
+    from PIL import Image, ImageDraw
+
+    if not lines:
+        return card
+    size = len(card)
+    image = Image.fromarray(card.round().astype(np.uint8)).resize((2 * size, 2 * size), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(image)
+    thick = max(2, size // 90)
+    for ends, color in lines:
+        column, row = _pixels(ends.reshape(-1, 3), 2 * size)
+        places = np.stack([column, row], axis=1).reshape(-1, 4)
+        for place in places.tolist():
+            draw.line(place, fill=tuple(color.tolist()), width=thick)
+        for x, y in places.reshape(-1, 2).tolist():
+            draw.ellipse((x - thick, y - thick, x + thick, y + thick), fill=tuple(color.tolist()))
+    return np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32)
+
+
+def _put_picture(face: np.ndarray, picture: np.ndarray) -> None:
+    """Put a picture into the middle of a card's face (T, T, 3), as large as fits with a margin."""
+    from PIL import Image
+
+    room = round(0.9 * len(face))
+    scale = room / max(picture.shape[:2])
+    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    width, height = (max(1, round(scale * length)) for length in picture.shape[1::-1])
+    fitted = np.asarray(Image.fromarray(picture).resize((width, height), how))
+    top, left = (len(face) - height) // 2, (len(face) - width) // 2
+    face[top : top + height, left : left + width] = fitted
 
 
 def _shadow(seen_N3: np.ndarray, view: np.ndarray, size: int) -> np.ndarray:

@@ -33,6 +33,7 @@ __all__ = [
     "optimizers",
     "point_encoders",
     "probes",
+    "references",
     "schedules",
     "tasks",
     "transforms",
@@ -40,19 +41,27 @@ __all__ = [
 
 DATA_FACTS = frozenset(
     {
+        "bones",
+        "camera_px",
         "category_names",
+        "centre_joint",
         "class_counts",
         "class_names",
+        "cube_mm",
         "ignore_index",
         "image_size_px",
         "in_channels",
+        "joint_names",
+        "keypoint_sigmas",
         "num_categories",
         "num_classes",
         "num_joints",
         "num_parts",
         "part_names",
         "parts_of_category",
+        "pck_joints",
         "range_m",
+        "reference_source",
         "up_axis",
     }
 )
@@ -374,6 +383,7 @@ data = Registry("data", "data set", "sightline.data")
 models = Registry("models", "model", "sightline.models")
 point_encoders = Registry("point_encoders", "point encoder", "sightline.models")
 image_encoders = Registry("image_encoders", "image encoder", "sightline.models")
+references = Registry("references", "reference point", "sightline.data")
 tasks = Registry("tasks", "task", "sightline.tasks")
 losses = Registry("losses", "loss", "sightline.losses")
 metrics = Registry("metrics", "metric", "sightline.metrics")
@@ -389,6 +399,7 @@ REGISTRIES: dict[str, Registry] = {
         point_encoders,
         image_encoders,
         data,
+        references,
         losses,
         metrics,
         transforms,

@@ -21,6 +21,7 @@ FLOORS = [
     {"tasks"},
     {"engine"},
     {"checks", "compare", "compress", "describe", "bench", "view", "probe"},
+    {"fitting"},  # fits samples, draws curves and tells findings: it stands on checks, describe and view
     {"verbs"},
     {"cli"},
     {"__main__", "__init__"},

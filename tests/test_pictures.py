@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.pictures import PALETTE, UNLABELLED, Axis, Picture, colors_of, encode_png, render_clouds
+from sightline.pictures import PALETTE, UNLABELLED, Axis, Frame, Picture, colors_of, encode_png, render_clouds
 
 RED, GREEN, BLUE = (np.array(color, dtype=np.uint8) for color in ((220, 30, 30), (30, 200, 30), (30, 30, 220)))
 
@@ -154,3 +154,53 @@ def lab_of(rgb: np.ndarray) -> np.ndarray:
     ratio = linear @ matrix.T / matrix.sum(axis=1)
     f = np.where(ratio > (6 / 29) ** 3, np.cbrt(ratio), ratio / (3 * (6 / 29) ** 2) + 4 / 29)
     return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=-1)
+
+
+# --- pictures and lines on cards -------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_enlarged_pixel_by_pixel_into_the_middle_of_its_card() -> None:
+    picture = np.zeros((2, 3, 3), dtype=np.uint8)
+    picture[0, 0], picture[1, 2] = (255, 0, 0), (0, 0, 255)
+    sheet = render_clouds([picture], tile_px=100)
+    gap, room = 4, 90  # the margin is a twentieth of the card on either side
+    height = 60
+    top, left = gap + (100 - height) // 2, gap + (100 - room) // 2
+    shown = sheet[top : top + height, left : left + room]
+    assert (shown[:30, :30] == (255, 0, 0)).all()
+    assert (shown[30:, 60:] == (0, 0, 255)).all()
+    assert (shown[:30, 30:] == 0).all()
+
+
+def test_an_empty_place_is_the_page() -> None:
+    picture = np.zeros((2, 2, 3), dtype=np.uint8)
+    sheet = render_clouds([picture, None, picture], tile_px=100, columns=2)
+    assert (sheet[4:104, 108:208] == sheet[0, 0]).all()
+    assert not (sheet[108:208, 4:104] == sheet[0, 0]).all()
+
+
+@pytest.mark.parametrize("frame", ["z", "y", "camera_y_up", "camera_y_down"])
+def test_lines_lie_over_the_points_of_their_cloud(frame: Frame) -> None:
+    """A red line through the middle of a grey ball, seen whole although it lies inside."""
+    points = np.random.default_rng(0).normal(size=(4000, 3))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    color = np.array([255, 0, 0], dtype=np.uint8)
+    grey = np.array([150, 150, 150], dtype=np.uint8)
+    ends = np.array([[[0.0, 0.0, -0.9], [0.0, 0.0, 0.9]]])
+    sheet = render_clouds([points], colors=[grey], lines=[[(ends, color)]], up_axis=frame, tile_px=200)
+    red = (sheet.astype(int)[..., 0] - sheet[..., 1] > 60).sum()
+    assert red > 30 * 2  # a line of some length, two pixels wide
+    alone = render_clouds([np.zeros((0, 3))], colors=[grey], lines=[[(ends, color)]], up_axis=frame, tile_px=200)
+    assert (alone.astype(int)[..., 0] - alone[..., 1] > 60).sum() > 30 * 2
+
+
+@pytest.mark.parametrize(("frame", "y_up"), [("camera_y_up", 1), ("camera_y_down", -1)])
+def test_a_camera_sees_x_to_the_right_and_y_as_its_set_says(frame: Frame, y_up: int) -> None:
+    """And what lies nearer, at a smaller z, in front: the last two lie on one ray."""
+    cloud = np.array([[10.0, 0, 400], [0, 10 * y_up, 400], [0, 0, 390], [0, 0, 410]])
+    colors = np.stack([RED, GREEN, BLUE, UNLABELLED])
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        image = render_clouds([cloud[order]], colors=[colors[order]], up_axis=frame, azimuth_deg=0, elevation_deg=0)
+        right, above, middle = (place_of(image, channel) for channel in range(3))
+        assert right[1] > max(above[1], middle[1]) + 50
+        assert above[0] < min(right[0], middle[0]) - 50

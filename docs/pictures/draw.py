@@ -1,24 +1,32 @@
-"""Draws synthetic_shapes.png, view.png and views.png in this folder anew: .venv/bin/python docs/pictures/draw.py"""
+"""Draws the pictures of this folder that end in .png anew: .venv/bin/python docs/pictures/draw.py"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
+from sightline.data.depth_frames import DepthFrames
 from sightline.data.reading import BatchReader, NamedTransform
+from sightline.data.synthetic_bodies import SyntheticBodies
+from sightline.data.synthetic_hands import SyntheticHands
 from sightline.data.synthetic_shapes import SyntheticShapes
 from sightline.geometry.cameras import ring_cameras
+from sightline.geometry.pinhole import project
 from sightline.geometry.rendering import Style, on_background, render_cloud
-from sightline.pictures import colors_of, encode_png, render_clouds
+from sightline.pictures import PALETTE, colors_of, encode_png, render_clouds
 from sightline.transforms.point_choice import SamplePoints
 from sightline.transforms.points import Rotate, Scale
+from sightline.transforms.volumes import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.types import SampleKey
 from sightline.view.samples import Branch, sample_subject
 from sightline.view.sheet import draw_sheet
 
 CHOSEN = (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 """Which solid of each class."""
+BODY_COLORS = (4, 4, 0, 1, 0, 1, 0, 1, 4, 2, 3, 2, 3, 2, 3)
+"""Which colour leads to each joint of a body: arms and legs, right and left, and the trunk."""
 STYLES: tuple[Style, ...] = ("shaded", "depth")
 
 
@@ -53,6 +61,20 @@ def draw_stages(path: Path) -> None:
     path.write_bytes(encode_png(draw_sheet(subject)))
 
 
+def draw_hand(path: Path) -> None:
+    """A hand from its depth image to its heat maps, as `sightline view` draws it."""
+    hands = SyntheticHands(split="train", train_size=4, forearm=0.0)
+    place = PlaceCube(cube_mm=200.0, size=44, scale=(0.8, 1.2), max_angle_rad=0.698, max_shift=2.0)
+    transforms = [
+        NamedTransform("place_cube", place),
+        NamedTransform("voxelize", Voxelize()),
+        NamedTransform("draw_heatmaps", DrawHeatmaps()),
+    ]
+    branch = Branch("train", BatchReader(hands, transforms))
+    subject = sample_subject(2, name="train/2", branches=[branch], seed=0, facts=hands.info.facts)
+    path.write_bytes(encode_png(draw_sheet(subject, tile_px=180)))
+
+
 def draw_views(path: Path) -> None:
     """Five solids from six cameras of twelve: shaded, and below in `depth`."""
     shapes = SyntheticShapes(split="train", train_size=240)
@@ -69,7 +91,39 @@ def draw_views(path: Path) -> None:
     path.write_bytes(encode_png(on_background(np.concatenate(rows), "white")))
 
 
+def draw_figures(path: Path) -> None:
+    """Eight hands; below four people from the side and four from the top: depths, near ones dark, and bones."""
+    rows = (
+        [(SyntheticHands(split="train"), range(8))],
+        [(SyntheticBodies(split="train"), range(4)), (SyntheticBodies(split="train", view="top"), range(4))],
+    )
+    strips = [np.concatenate([_figure(frames, i) for frames, chosen in row for i in chosen], axis=1) for row in rows]
+    path.write_bytes(encode_png(np.concatenate(strips)))
+
+
+def _figure(frames: DepthFrames, index: int, *, tile_px: int = 144) -> np.ndarray:
+    """A frame cut out about its figure, (tile, tile, 3) uint8, with a colour for each finger or limb."""
+    sample = frames[SampleKey(index, 0, 0)]
+    depth, joints = sample["depth"].numpy(), project(sample["joints"].numpy(), sample["camera"].numpy())[:, :2]
+    rows, columns = (np.flatnonzero((depth > 0).any(axis=axis)) for axis in (1, 0))
+    low, high = np.array([columns[0], rows[0]]), np.array([columns[-1], rows[-1]])
+    side_px = int((high - low).max()) + 9
+    corner = (low + high) // 2 - side_px // 2
+    padded = np.pad(depth, 240)[240 + corner[1] :, 240 + corner[0] :][:side_px, :side_px]
+    near, far = depth[depth > 0].min(), depth.max()
+    levels = np.where(padded > 0, 120 + 110 * (padded - near) / (far - near), 255).astype(np.uint8)
+    picture = Image.fromarray(np.repeat(levels[..., None], 3, axis=-1)).resize((tile_px,) * 2, Image.Resampling.BICUBIC)
+    pencil, places = ImageDraw.Draw(picture), (joints - corner + 0.5) * tile_px / side_px
+    for bone in frames.info.facts["bones"]:
+        is_hand = len(places) == 21
+        color = PALETTE[(bone[1] - 1) // 4 if is_hand else BODY_COLORS[bone[1]]]
+        pencil.line([tuple(places[joint]) for joint in bone], fill=tuple(color.tolist()), width=2)
+    return np.asarray(picture)
+
+
 if __name__ == "__main__":
     draw(Path(__file__).with_name("synthetic_shapes.png"))
     draw_stages(Path(__file__).with_name("view.png"))
+    draw_hand(Path(__file__).with_name("view_hand.png"))
     draw_views(Path(__file__).with_name("views.png"))
+    draw_figures(Path(__file__).with_name("synthetic_hands.png"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sightline.bench import rendering, rooms
+from sightline.bench import rendering, rooms, volumes
 from sightline.bench.case import Case, Run, Variant
 from sightline.data.reading import BatchReader, NamedTransform
 from sightline.data.synthetic_shapes import SyntheticShapes
@@ -39,6 +39,7 @@ def cases() -> list[Case]:
         ),
         *rooms.cases(),
         *rendering.cases(),
+        *volumes.data_cases(),
     ]
 
 

@@ -1,16 +1,21 @@
-"""Views of clouds, all of a ring: the compiled form against NumPy, one disc at a time."""
+"""Views of clouds and depth maps of hands: the compiled forms against NumPy, one disc or capsule at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sightline.bench.agreement import equal
 from sightline.bench.case import Case, variant
+from sightline.data.synthetic_hands import HAND_CAMERA, SyntheticHands
 from sightline.data.synthetic_shapes import SyntheticShapes
 from sightline.geometry.cameras import ring_cameras
+from sightline.geometry.capsules import SeenCapsules, render_capsules, render_capsules_plainly
 from sightline.geometry.rendering import render_cloud, render_cloud_plainly
 from sightline.types import SampleKey
 
@@ -27,7 +32,16 @@ def cases() -> list[Case]:
             make=_clouds,
             baseline=variant("plain", _plainly, equal),
             variants=(variant("sightline", _fast, equal),),
-        )
+        ),
+        Case(
+            suite="data",
+            label="capsules_{frames}x24_320x240px",
+            size={"frames": 8},
+            quick={"frames": 1},
+            make=_hands,
+            baseline=variant("plain", partial(_depths, render_capsules_plainly), equal),
+            variants=(variant("sightline", partial(_depths, render_capsules), equal),),
+        ),
     ]
 
 
@@ -45,3 +59,14 @@ def _plainly(inputs: dict[str, Any]) -> Tensor:
 def _fast(inputs: dict[str, Any]) -> Tensor:
     views = [render_cloud(cloud.numpy(), inputs["cameras"]) for cloud in inputs["points"]]
     return torch.stack([torch.from_numpy(each) for each in views])
+
+
+def _hands(*, frames: int) -> dict[str, Any]:
+    hands = SyntheticHands(split="train", forearm=1.0).figures(range(frames))
+    return {"capsules": torch.from_numpy(hands.capsules)}
+
+
+def _depths(render: Callable[..., SeenCapsules], inputs: dict[str, Any]) -> Tensor:
+    capsules, size = inputs["capsules"].numpy(), {"height_px": HAND_CAMERA.height_px, "width_px": HAND_CAMERA.width_px}
+    seen = render(capsules, HAND_CAMERA.intrinsics, **size)
+    return torch.from_numpy(np.stack((seen.depth, seen.owner)))

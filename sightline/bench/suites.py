@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
-from sightline.bench import contrast, data, dense_transformer, geometry, growth, metrics, models, train, transformers
+from sightline.bench import (
+    contrast,
+    data,
+    dense_transformer,
+    geometry,
+    growth,
+    metrics,
+    models,
+    train,
+    transformers,
+    volumes,
+)
 from sightline.bench.case import Case
 from sightline.errors import UserError
 from sightline.schema import nearest
@@ -14,7 +25,13 @@ __all__ = ["SUITES", "all_cases", "chosen", "find_case"]
 
 
 def _models() -> list[Case]:
-    return [*models.cases(), *transformers.cases(), *dense_transformer.cases(), *contrast.cases()]
+    return [
+        *models.cases(),
+        *transformers.cases(),
+        *dense_transformer.cases(),
+        *contrast.cases(),
+        *volumes.model_cases(),
+    ]
 
 
 SUITES: dict[str, Callable[[], list[Case]]] = {

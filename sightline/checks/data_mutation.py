@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline.checks.finding import Finding, Place
-from sightline.checks.owned import array_of, generators_of, kept_generators, owned
+from sightline.checks.owned import generators_of, kept_generators, owned
 from sightline.checks.suite import Context, check
-from sightline.checks.survey import distinct_parts, leaves, name_sample
+from sightline.checks.survey import distinct_parts, name_sample
+from sightline.data.leaves import array_of, leaves
 from sightline.engine.build import Part
 from sightline.engine.records import kept_random_state
 from sightline.types import SampleKey

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sightline.checks.finding import Finding, Place
 from sightline.checks.suite import Context, check
-from sightline.checks.survey import PartSurvey, leaves, name_sample, read_samples
+from sightline.checks.survey import PartSurvey, name_sample, read_samples
+from sightline.data.leaves import leaves
 from sightline.types import SampleKey
 
 __all__ = ["empty_cloud"]

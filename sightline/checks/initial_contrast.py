@@ -11,11 +11,12 @@ from torch import Tensor
 
 from sightline.checks.finding import Finding
 from sightline.checks.initial_loss import first_outputs
+from sightline.checks.oracles.loss_references import nt_xent
 from sightline.checks.pair_rows import BUILT_IN, OUTPUTS, pair_losses, pairs_task
 from sightline.checks.suite import Context, check
 from sightline.losses.contrast import chance_level
 
-__all__ = ["initial_contrast", "reference_loss"]
+__all__ = ["initial_contrast"]
 
 CODE = "initial-contrast"
 _TOLERANCE = 1e-6  # of float64, relative: both sides see the same rows
@@ -52,21 +53,6 @@ def initial_contrast(context: Context) -> list[Finding]:
     return found
 
 
-def reference_loss(anchors: np.ndarray, partners: np.ndarray, *, temperature: float) -> float:
-    """NT-Xent of rows (M, D), row by row in plain float64: the mean over all 2M anchors."""
-    rows = np.concatenate([anchors, partners])
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows = rows / np.where(lengths > 0, lengths, 1.0)
-    total = 0.0
-    for place, row in enumerate(rows):
-        similarity = rows @ row / temperature
-        others = np.delete(similarity, place)
-        highest = others.max()
-        partner = similarity[(place + len(anchors)) % len(rows)]
-        total += highest + math.log(np.exp(others - highest).sum()) - partner
-    return total / len(rows)
-
-
 def _sides(name: str, rows: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
     first, second = rows["first"].numpy(), rows["second"].numpy()
     return (first, second) if name == "intra_modal" else ((first + second) / 2, rows["pictured"].numpy())
@@ -87,7 +73,7 @@ def _temperature(context: Context, name: str) -> float:
 def _of_definition(context: Context, name: str, value: float, rows: Mapping[str, Tensor]) -> Finding | None:
     assert name in BUILT_IN, "the definition of another loss is not known"
     temperature = _temperature(context, name)
-    expected = reference_loss(*_sides(name, rows), temperature=temperature)
+    expected = nt_xent(*_sides(name, rows), temperature=temperature)
     if abs(value - expected) <= _TOLERANCE * max(1.0, abs(expected)):
         return None
     scaled = pair_losses(context, {key: _SCALE * row for key, row in rows.items()})[name]
@@ -114,7 +100,7 @@ def _of_start(context: Context, name: str, value: float, rows: Mapping[str, Tens
     temperature = _temperature(context, name)
     draws = np.random.Generator(np.random.PCG64(0))
     others = [
-        reference_loss(anchors, partners[draws.permutation(len(partners))], temperature=temperature)
+        nt_xent(anchors, partners[draws.permutation(len(partners))], temperature=temperature)
         for _ in range(_RELABELLINGS)
     ]
     mean, std = float(np.mean(others)), float(np.std(others))

@@ -12,7 +12,7 @@ from sightline.checks.finding import Finding
 from sightline.checks.owned import owned
 from sightline.checks.rehearsal import Rehearsal, copy_of
 from sightline.checks.suite import Context, check
-from sightline.checks.survey import leaves
+from sightline.data.leaves import leaves
 from sightline.engine.distributed import World
 
 __all__ = ["no_gradient"]

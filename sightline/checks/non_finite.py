@@ -15,7 +15,8 @@ from sightline.checks.merge import agree
 from sightline.checks.non_finite_data import row_of
 from sightline.checks.rehearsal import Recording, copy_of, forward_backward
 from sightline.checks.suite import Context, check
-from sightline.checks.survey import leaves, name_sample
+from sightline.checks.survey import name_sample
+from sightline.data.leaves import leaves
 from sightline.engine.distributed import World
 from sightline.engine.records import kept_random_state
 from sightline.engine.train import Job, NonFiniteGradientError

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sightline.checks.finding import Finding
 from sightline.checks.suite import Context, check
-from sightline.checks.survey import NonFinite, PartSurvey, leaves, name_sample, read_samples
+from sightline.checks.survey import NonFinite, PartSurvey, name_sample, read_samples
+from sightline.data.leaves import leaves
 from sightline.types import Batch, SampleKey
 
 __all__ = ["non_finite_data", "row_of"]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["array_of", "generators_of", "kept_generators", "owned"]
+__all__ = ["generators_of", "kept_generators", "owned"]
 
 Kind = TypeVar("Kind")
 
@@ -39,13 +39,6 @@ def owned(root: object, kind: type[Kind] | tuple[type[Kind], ...]) -> Iterator[t
         if isinstance(value, kind):
             yield path, value
         waiting.extend(reversed(list(_members(value, path))))
-
-
-def array_of(value: np.ndarray | Tensor) -> np.ndarray:
-    """The bytes of an array or of a tensor on the CPU, as one uint8 view or copy."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
 def generators_of(*roots: object) -> list[Any]:

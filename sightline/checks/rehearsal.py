@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sightline.checks.oracles.graph import last_operation
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import hold_still
@@ -90,8 +91,8 @@ class Failure:
 class Rehearsal:
     """What one training step on copies showed; the run's own model, optimiser and data are as before.
 
-    `model` is the copy after the backward pass, before any update, its gradients in place. `skipped` says why there
-    was no step, where the time for one was short.
+    `model` is the copy after the backward pass, before any update, its gradients in place. `ends` names the operation
+    that made each output. `skipped` says why there was no step, where the time for one was short.
     """
 
     model: nn.Module
@@ -99,6 +100,7 @@ class Rehearsal:
     stage: str = "reading"
     failure: Failure | None = None
     outputs: Outputs | None = None
+    ends: Mapping[str, str] = field(default_factory=dict)
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     counts: Mapping[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Gradient] = field(default_factory=dict)
@@ -159,7 +161,7 @@ def _rehearse(job: Job, device: torch.device, num_samples: int, deadline: float)
         file, line = frame_of(error)
         result.failure = Failure(result.stage, error, watch.current, file, line)
     finally:
-        result.outputs, result.output_reads = watch.outputs, watch.output_reads
+        result.outputs, result.output_reads, result.ends = watch.outputs, watch.output_reads, watch.ends
         watch.remove()
     result.seconds = time.thread_time() - started
     return result
@@ -317,6 +319,7 @@ class _Watch:
     def __init__(self, result: Rehearsal, deadline: float) -> None:
         self._deadline = deadline
         self.outputs: Outputs | None = None
+        self.ends: dict[str, str] = {}
         self.output_reads: set[str] = set()
         self._executed = result.executed
         self._stack: list[str] = []
@@ -361,6 +364,7 @@ class _Watch:
             recorded.read = self.output_reads
             if self.outputs is None:
                 self.outputs = {name: detached(value) for name, value in outputs.items()}
+                self.ends = {name: last_operation(v) for name, v in outputs.items() if isinstance(v, Tensor)}
             return recorded
 
         return hook

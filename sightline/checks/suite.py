@@ -23,11 +23,15 @@ from torch import nn
 from sightline.checks.census import Census, census_of
 from sightline.checks.finding import Finding, Place
 from sightline.checks.merge import agree, merge
+from sightline.checks.oracles.examine import examine
+from sightline.checks.oracles.rows import Row
+from sightline.checks.oracles.squares import Squares, squares_of
 from sightline.checks.owned import generators_of, kept_generators
 from sightline.checks.rehearsal import Rehearsal, copy_of, frame_of, rehearse
 from sightline.checks.survey import PartSurvey, distinct_parts, survey_part
 from sightline.config import RunConfig
 from sightline.engine.build import Built
+from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.loading import checkpoint_path, load_trained
 from sightline.engine.records import kept_random_state
@@ -36,9 +40,10 @@ from sightline.schema import nearest
 
 __all__ = ["Check", "Context", "all_checks", "assert_known", "check", "run_after", "run_all", "run_quick"]
 
-Moment = Literal["static", "preflight", "offline"]
+Moment = Literal["static", "preflight", "deep", "offline"]
 logger = logging.getLogger(__name__)
 
+_CPU = torch.device("cpu")
 _FORWARD_S = 1.5  # of the quick checks' one step; with its backward pass and all that is sampled they stay below ten
 
 _THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
@@ -83,6 +88,31 @@ class Context:
     def census(self) -> list[Census | None]:
         """How often each class occurs in each part of `survey`, in this order."""
         return [census_of(each, self.thoroughly) for each in self.survey]
+
+    @cached_property
+    def squares(self) -> dict[str, Squares]:
+        """The losses that are sums of squares, on the first outputs: found by what they do."""
+        rehearsal, found = self.rehearsal, {}
+        if not rehearsal.is_sound:
+            return {}
+        batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
+        for component in self.config.losses:
+            try:
+                squares = squares_of(self.built.job, batch, outputs, component.name)
+            except Exception:  # noqa: BLE001 - a loss of others may refuse outputs that are not its model's
+                continue
+            if squares is not None:
+                found[component.name] = squares
+        return found
+
+    @cached_property
+    def oracles(self) -> list[Row]:
+        """Every kind of layer and every loss, held against what is known of it, when the first deep check asks."""
+        rehearsal = self.rehearsal
+        if not rehearsal.is_sound:
+            return []
+        batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
+        return examine(self.built.job, self.config, self.built.data.facts, batch, outputs)
 
     @cached_property
     def trained(self) -> nn.Module | None:
@@ -156,13 +186,17 @@ def all_checks() -> list[Check]:
 
 def run_quick(built: Built, world: World) -> list[Finding]:
     """The checks that every training starts with."""
-    chosen = [each for each in all_checks() if each.is_quick and each.moment != "offline"]
+    chosen = [each for each in all_checks() if each.is_quick and each.moment in ("static", "preflight")]
     return _run(chosen, Context(built, world, _FORWARD_S))
 
 
-def run_all(built: Built, world: World, *, run: Path | None = None) -> list[Finding]:
-    """Every check of a run that has not begun; with the directory of a `run`, also those of what it left there."""
-    chosen = [each for each in all_checks() if run is not None or each.moment != "offline"]
+def run_all(built: Built, world: World, *, run: Path | None = None, deep: bool = False) -> list[Finding]:
+    """Every check of a run that has not begun; with the directory of a `run`, also those of what it left there.
+
+    `deep` takes the oracles along, which hold every layer and loss against what is known of it.
+    """
+    left_out = ({"offline"} if run is None else set()) | (set() if deep else {"deep"})
+    chosen = [each for each in all_checks() if each.moment not in left_out]
     return _run(chosen, Context(built, world, run=run))
 
 

@@ -5,7 +5,6 @@ Labels are looked at sample by sample as well: which classes a cloud has, of whi
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.data.leaves import leaves
 from sightline.engine.build import Data, Part
 from sightline.types import Dataset, Sample, SampleKey
 
@@ -25,7 +25,6 @@ __all__ = [
     "PartSurvey",
     "distinct_parts",
     "labels_of_all",
-    "leaves",
     "name_sample",
     "parts_of",
     "position_of",
@@ -273,28 +272,6 @@ def name_sample(dataset: Dataset, index: int) -> str:
     """A sample as a person finds it: its index, and its name or file where the data set tells it."""
     name_of = getattr(dataset, "name_of", None)
     return f"sample {index}" if name_of is None else f"sample {index} ({name_of(index)})"
-
-
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The numbers in a nest of dicts, lists, tuples and dataclasses, as tensors with their paths; text is left out."""
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, np.ndarray):
-        if value.dtype.kind in "biuf":
-            yield path, torch.from_numpy(value.copy())
-    elif isinstance(value, np.generic):
-        yield from leaves(np.asarray(value), path)
-    elif isinstance(value, bool | int | float):
-        yield path, torch.as_tensor(value)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from leaves(item, f"{path}.{key}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for place, item in enumerate(value):
-            yield from leaves(item, f"{path}[{place}]")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for each in dataclasses.fields(value):
-            yield from leaves(getattr(value, each.name), f"{path}.{each.name}".lstrip("."))
 
 
 def spread_keys(part: Part, *, epoch: int, seed: int, most_samples: int = _MOST_SAMPLES) -> Iterator[list[SampleKey]]:

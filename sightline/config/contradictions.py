@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from sightline import registry
+from sightline.config.expectations import fault_of
 from sightline.config.faults import Faults
 from sightline.errors import ConfigError
 from sightline.types import Component, Where
@@ -35,6 +37,10 @@ def note_contradictions(values: Mapping[str, Any], origins: Mapping[str, Where],
     name = values.get("name")
     if name is not None and not _names_a_folder(name):
         add("name", f"found {name!r}, allowed is what can name a folder: no '/' or '\\', no dot first")
+    for place, expectation in enumerate(values.get("expect") or ()):
+        if fault := fault_of(expectation):
+            where = dataclasses.replace(origins.get("expect", Where("default")), path=f"expect.{place}")
+            faults.add(where, fault)
     for component in _components(values):
         _try_out(component, train, faults)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le, Lt
 
 from sightline.arguments import Count, Seed, Size
+from sightline.config.expectations import Expectation
 from sightline.types import Component, Where
 
 __all__ = [
@@ -148,4 +149,5 @@ class RunConfig:
     log: Log = field(default_factory=Log)
     checks: Checks = field(default_factory=Checks)
     distributed: Distributed = field(default_factory=Distributed)
+    expect: tuple[Expectation, ...] = ()
     origins: Mapping[str, Where] = field(default_factory=dict, compare=False, repr=False, metadata={"key": None})

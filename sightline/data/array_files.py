@@ -17,7 +17,7 @@ import numpy as np
 
 from sightline.errors import DataError
 
-__all__ = ["npz_array", "npz_header", "open_hdf5", "read_hdf5_arrays", "read_npy", "read_npz_arrays"]
+__all__ = ["hdf5_array", "npz_array", "npz_header", "open_hdf5", "read_hdf5_arrays", "read_npy", "read_npz_arrays"]
 
 _MAX_EXPANSION = 100
 """How often its stored size an entry may have in memory. Clouds are compressed 2 to 10 times, bombs 1,000 times."""
@@ -88,6 +88,15 @@ def read_hdf5_arrays(path: Path) -> dict[str, np.ndarray]:
         for name in names:
             _check_hdf5(f"{path}: {name}", file[name], num_bytes)
         return {name: file[name][...] for name in names}
+
+
+def hdf5_array(file: Any, key: str, *, path: Path) -> Any:
+    """A data set of an open HDF5 file, to be read in parts. Raises DataError naming the key if it is not sound."""
+    if key not in file or not _is_own(file, key) or not hasattr(file.get(key), "shape"):
+        held = ", ".join(sorted(file)) or "nothing"
+        raise DataError(f"{path}: has no array '{key}', it holds {held}; get the file again")
+    _check_hdf5(f"{path}: {key}", file[key], path.stat().st_size)
+    return file[key]
 
 
 def _is_own(file: Any, name: str) -> bool:

@@ -101,12 +101,13 @@ def _array_names(path: Path) -> list[str]:
         return []
 
 
-def told_passed_over(folder: Path) -> str:
-    """Which files in and below a folder are of other kinds, in a line; empty where there is none.
+def told_passed_over(folder: Path, *, suffixes: Sequence[str] | None = None) -> str:
+    """Which files in and below a folder are of other kinds than clouds, or than `suffixes`, in a line; empty for none.
 
     Hidden ones, and those in hidden folders, are not meant for anybody.
     """
-    others = (path for path in folder.rglob("*") if path.suffix.lower() not in CLOUD_SUFFIXES and path.is_file())
+    known = CLOUD_SUFFIXES if suffixes is None else suffixes
+    others = (path for path in folder.rglob("*") if path.suffix.lower() not in known and path.is_file())
     inside = (path.relative_to(folder) for path in others)
     names = sorted(str(path) for path in inside if not any(part.startswith(".") for part in path.parts))
     if not names:

@@ -14,10 +14,10 @@ from sightline.errors import DataError
 from sightline.geometry.rendering import Background
 from sightline.transforms.images import resized
 
-__all__ = ["png_fault", "read_view"]
+__all__ = ["PNG_END", "png_fault", "read_view"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _LARGEST_PX = 4096
 
 
@@ -26,7 +26,7 @@ def png_fault(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(24)
         size = file.seek(0, 2)
-        file.seek(max(0, size - len(_END)))
+        file.seek(max(0, size - len(PNG_END)))
         tail = file.read()
     if not head:
         return f"{path} (is empty)"
@@ -35,7 +35,7 @@ def png_fault(path: Path) -> str:
     width, height = struct.unpack(">II", head[16:24])
     if width != height or not 0 < width <= _LARGEST_PX:
         return f"{path} (is {width} x {height} pixels, a square of up to {_LARGEST_PX} is needed)"
-    return "" if tail == _END else f"{path} (is cut short at byte {size})"
+    return "" if tail == PNG_END else f"{path} (is cut short at byte {size})"
 
 
 def read_view(path: Path, *, size_px: int, background: Background) -> np.ndarray:

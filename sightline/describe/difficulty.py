@@ -92,9 +92,9 @@ def difficulty_of(evaluation: Evaluation, part: Part, data: Data) -> Difficulty 
     Reads up to 256 samples of the part once more, and of the training part for its points.
     """
     measured = next((m for m in evaluation.measured if not m.suffix and hasattr(m.meter.metric, "per_sample")), None)
-    if measured is None:
-        return None
     facts = part.dataset.info.facts
+    if measured is None or "class_names" not in facts:
+        return None
     members = facts.get("parts_of_category")
     names = tuple(facts["category_names"] if members else facts["class_names"])
     groups = [list(parts) for parts in members] if members else [[index] for index in range(len(names))]

@@ -30,6 +30,7 @@ __all__ = [
     "MatchReport",
     "Snapshot",
     "find",
+    "kept",
     "load",
     "load_weights",
     "newest_sound",
@@ -116,6 +117,11 @@ def load(path: Path, *, remedy: str = _REMEDY) -> Snapshot:
         return _read(folder)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_told_sound(folder, remedy)}") from error
+
+
+def kept(directory: Path) -> list[Path]:
+    """The checkpoints that a run directory keeps, oldest first."""
+    return _steps(_shelf_of(directory))
 
 
 def newest_sound(directory: Path) -> tuple[Path | None, list[str]]:

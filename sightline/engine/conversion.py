@@ -33,10 +33,12 @@ from sightline.engine.records import kept_random_state
 from sightline.engine.run_directory import RunDirectory, environment
 from sightline.engine.weights import load_weights
 from sightline.errors import CheckpointError, ConfigError, MissingDataError, UserError
+from sightline.geometry.volumes import Axes
 from sightline.models.published import OPTIONAL, published_name, translate, unused_names
 from sightline.models.published_crosspoint import IMAGE_PREFIX, POINT_PREFIX
 from sightline.models.published_files import PublishedFile, read_published
 from sightline.models.published_models import MODELS, PublishedModel, layouts_of
+from sightline.models.published_volumes import with_axes
 from sightline.plugins import Plugin
 from sightline.schema import nearest
 from sightline.types import Component, DataInfo
@@ -67,19 +69,21 @@ def convert(
     overrides: Sequence[str] = (),
     plugins: Sequence[Plugin] = (),
     images: Path | None = None,
+    axes: Axes = "xyz",
 ) -> Converted:
     """Write the weights of a third-party file as a run at `target`; nothing is written where anything does not fit.
 
     The model is that of the layout, its sizes those of the tensors. All else is a config: of `config_path`, or a plain
     one on the data set `data_name` (that of the layout where neither is given), with `overrides` laid over it. `images`
-    is the second file of a layout that has its image branch in one.
+    is the second file of a layout that has its image branch in one, `axes` the order in which kernels over volumes
+    stand in the file; the run has them in x, y, z.
     Raises CheckpointError for a file or a layout that is not what it claims to be, ConfigError for a config or a data
     set that contradicts the weights, and UserError for a target that holds something.
     """
     _assert_free(target)
     published = _published(layout)
     source = _source(file, images, layout, published)
-    weights = _translated(source, layout, published, file)
+    weights = with_axes(_translated(source, layout, published, file), axes, layout)
     sizes = {name: size.of(weights) for name, size in published.from_shapes.items()}
     counts = _counts(published, weights)
     trains, evaluate = _resized(published.trains, sizes), _resized(published.evaluate, sizes)
@@ -120,6 +124,7 @@ def convert(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "from_shapes": {**counts, **sizes},
         "assumed": to_plain(assumed),
+        **({} if axes == "xyz" else {"axes": axes}),
     }
     _write(target, config, info, model, lineage, plugins)
     return Converted(target, lineage, tuple(notes))
@@ -165,7 +170,11 @@ def _identity(file: Path) -> dict[str, Any]:
 
 def _counts(published: PublishedModel, weights: Mapping[str, Tensor]) -> dict[str, int]:
     """The facts that the weights show, of those that the layout's model takes; no classes without a head."""
-    sizes = {"in_channels": published.in_channels, "num_classes": published.num_classes}
+    sizes = {
+        "in_channels": published.in_channels,
+        "num_classes": published.num_classes,
+        "num_joints": published.num_joints,
+    }
     return {name: size.of(weights) for name, size in sizes.items() if size is not None and size.name in weights}
 
 
@@ -184,7 +193,8 @@ def _translated(source: PublishedFile, layout: str, published: PublishedModel, f
         weights = translate(source.state, layout)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}{_suggestion(source.state, layout)}") from None
-    facts = {"num_classes": 2, "in_channels": 9, "num_categories": 2}  # the names do not depend on the sizes
+    # The names do not depend on the sizes.
+    facts = {"num_classes": 2, "in_channels": 9, "num_categories": 2, "num_joints": 2}
     with kept_random_state(), torch.device("meta"):
         model = registry.models.build(Component(published.model, _nested(_arguments(published))), facts=facts)
     needed = _without(model.state_dict(), _left_fresh(weights, layout))
@@ -305,7 +315,7 @@ def _plain_recipe(layout: str, published: PublishedModel, counts: Mapping[str, i
         "metrics": list(protocol.metrics),
         "optimizer": {"name": "adam", "lr": 1e-4},
         "train": {"epochs": 10, "batch_size": 32},
-        "evaluate": {"metric": protocol.metric, "batch_size": protocol.batch_size},
+        "evaluate": {"metric": protocol.metric, "mode": protocol.mode, "batch_size": protocol.batch_size},
     }
     return "".join(f"{key}: {show_inline(value)}\n" for key, value in sections.items())
 
@@ -389,6 +399,7 @@ def _assert_same_counts(
             given = " ".join(f"data.{key}={str(value).lower()}" for key, value in arguments.items())
             advice = {
                 "num_classes": "name the data set that they were trained on with --data NAME or --config CONFIG",
+                "num_joints": "name the data set whose joints they are of with --data NAME or --config CONFIG",
                 "in_channels": f"give the points as many; in {protocol.data} that is {given or 'not to be had'}",
             }[name]
             raise ConfigError(

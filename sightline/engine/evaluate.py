@@ -83,7 +83,10 @@ def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates one part of a data set. `voting_reader` reads the passes of `votes` > 1, in this process."""
+    """Evaluates one part of a data set. `voting_reader` reads the passes of `votes` > 1, in this process.
+
+    `members` are further models, such as earlier checkpoints of a run, whose answers are averaged with the model's own.
+    """
 
     task: Task
     meters: Sequence[Meter]
@@ -96,6 +99,7 @@ class Evaluator:
     precision: Precision = field(default_factory=lambda: Precision("float32"))
     voting_reader: Reader | None = None
     votes: int = 1
+    members: tuple[nn.Module, ...] = ()
 
     def __call__(
         self, model: nn.Module, world: World, *, pictures: bool = False, keep: Keep | None = None
@@ -123,6 +127,7 @@ class Evaluator:
                 ledger.saw(batch["sample_index"])
                 predictions = self._predict(model, batch, world, ledger, number)
                 answers = {"": predictions, **self._voted(model, plan[number], predictions, world)}
+                answers |= self._joint_answer(batch, predictions, world)
                 for tally in tallies:
                     tally.update(batch, answers[tally.suffix])
                 if keep is not None:
@@ -133,8 +138,13 @@ class Evaluator:
         return self._reduce(tallies, ledger, world, started, drawn)
 
     def _suffixes(self) -> list[str]:
-        """Voted figures stand beside the plain ones and carry their number of votes: nobody takes one for the other."""
-        return [""] if self.votes == 1 else ["", f"_vote{self.votes}"]
+        """Averaged figures stand beside the plain ones and carry how many were: nobody takes one for the other."""
+        voted = [f"_vote{self.votes}"] if self.votes > 1 else []
+        return ["", *voted, *([self._ensemble] if self.members else [])]
+
+    @property
+    def _ensemble(self) -> str:
+        return f"_ensemble{len(self.members) + 1}"
 
     def _predict(self, model: nn.Module, batch: Batch, world: World, ledger: _Ledger, number: int) -> Mapping[str, Any]:
         """Predictions for a batch, its losses noted in the ledger."""
@@ -158,6 +168,14 @@ class Evaluator:
                 batch = to_device(varied, world.device, floats=self.precision.parameters)
                 passes.append(self.task.predict(model, batch))
         return {f"_vote{self.votes}": self.task.vote(passes)}  # type: ignore[attr-defined]
+
+    def _joint_answer(self, batch: Batch, first: Mapping[str, Any], world: World) -> dict[str, Mapping[str, Any]]:
+        """What the model and all members say together; nothing where it is alone."""
+        if not self.members:
+            return {}
+        with self.precision.autocast(world.device):
+            passes = [first, *(self.task.predict(member.eval(), batch) for member in self.members)]
+        return {self._ensemble: self.task.vote(passes)}  # type: ignore[attr-defined]
 
     def _reduce(
         self, tallies: Sequence[_Tally], ledger: _Ledger, world: World, started: float, drawn: tuple[Picture, ...]

@@ -1,4 +1,4 @@
-"""What a run takes in, kept in its folder: fields, features and the form of clouds, so that files can be predicted."""
+"""What a run takes in, kept in its folder: fields, features, the form of clouds, the parts of the set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sightline import registry
 from sightline.config import RunConfig
 from sightline.engine.run_documents import load_document, read_facts
 from sightline.errors import UserError
-from sightline.types import CloudForm, DataInfo, Field
+from sightline.types import CloudForm, DataInfo, Field, Folds
 
 __all__ = ["INPUTS", "inputs_document", "read_inputs"]
 
@@ -23,6 +23,7 @@ def inputs_document(info: DataInfo) -> dict[str, Any]:
         "fields": {name: _plain(field) for name, field in info.fields.items()},
         "features": list(info.features),
         "clouds": None if info.clouds is None else dataclasses.asdict(info.clouds),
+        "folds": None if info.folds is None else dataclasses.asdict(info.folds),
     }
 
 
@@ -38,7 +39,9 @@ def read_inputs(run: Path, config: RunConfig) -> DataInfo:
     try:
         fields = {name: Field(**values) for name, values in document["fields"].items()}
         form = None if document["clouds"] is None else CloudForm(**document["clouds"])
-        return DataInfo(facts, fields, features=tuple(document["features"]), clouds=form)
+        parts = document.get("folds")
+        folds = None if parts is None else Folds(tuple(parts["names"]), tuple(parts["tested"]))
+        return DataInfo(facts, fields, features=tuple(document["features"]), clouds=form, folds=folds)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{run / INPUTS}: is not what a run's data set stated ({error}); make the run again") from None
 

@@ -24,6 +24,7 @@ from sightline.schema import check_value, nearest
 from sightline.types import Batch, Component, SampleKey, Where
 
 if TYPE_CHECKING:
+    from sightline.engine.own_frames import OwnFrames
     from sightline.engine.prediction import Predictions
 
 __all__ = [
@@ -79,17 +80,29 @@ class LoadedRun:
         to_sphere: bool = False,
         category: str | None = None,
         with_probabilities: bool = False,
+        frames: OwnFrames | None = None,
     ) -> Predictions[Any]:
-        """What this run says of files of clouds and meshes, or of folders of them, as `sightline predict` does it.
+        """What this run says of files of clouds, meshes or depth images, or of folders, as `sightline predict` does it.
 
         Files that cannot be predicted stand in `refused` with their reason, all others in `predicted`: as a
-        `Prediction`, or where the run classes points as a `SegmentPrediction`, of which all are held in memory.
+        `Prediction`, where the run classes points as a `SegmentPrediction`, of which all are held in memory, or where
+        it finds joints as a `JointPrediction`. How depth images are read, and where in them is looked, say `frames`.
         `columns` names the columns of files without names, `to_sphere` normalises every cloud. For runs on points:
         `category` is what all files are, where the run classes parts; `with_probabilities` keeps those of every class.
         Raises UserError for a device that this machine lacks, and for what does not go with the run.
         """
-        from sightline.engine.prediction import predict_files  # here, because it takes a loaded run
+        from sightline.engine.frame_prediction import answers_joints, predict_depth_files  # they take a loaded run
+        from sightline.engine.own_frames import OwnFrames
+        from sightline.engine.prediction import predict_files
 
+        if answers_joints(self):
+            if columns is not None or to_sphere or category is not None or with_probabilities:
+                raise ConfigError(f"{self.path}: reads depth images; give batch_size and frames alone")
+            with start_world(device=device) as world:
+                files = [Path(path) for path in paths]
+                return predict_depth_files(self, files, own=frames or OwnFrames(), world=world, batch_size=batch_size)
+        if frames is not None:
+            raise ConfigError(f"{self.path}: reads no depth images; leave frames out")
         with start_world(device=device) as world:
             return predict_files(
                 self,

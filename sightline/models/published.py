@@ -14,6 +14,7 @@ from sightline.models.published_dense import DENSE_LAYOUTS
 from sightline.models.published_images import IMAGE_LAYOUTS, IMAGE_OPTIONAL
 from sightline.models.published_point_bert import POINT_BERT_LAYOUTS, POINT_BERT_OPTIONAL, POINT_BERT_UNUSED
 from sightline.models.published_segmentation import SEGMENTATION_LAYOUTS, yanx27_alignment
+from sightline.models.published_volumes import VOLUME_LAYOUTS
 from sightline.schema import nearest
 
 __all__ = ["LAYOUTS", "OPTIONAL", "UNUSED", "published_name", "translate", "translate_key", "unused_names"]
@@ -191,6 +192,7 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "yanx27_pointnet2_ssg_cls": _YANX27_POINTNET2_SSG,
     "yanx27_pointnet_cls": _YANX27_POINTNET,
     **SEGMENTATION_LAYOUTS,
+    **VOLUME_LAYOUTS,
 }
 """Per published layout: their module -> our module. Leaves (`weight`, `running_mean`, ...) are called the same.
 
@@ -207,9 +209,10 @@ OPTIONAL: Mapping[str, str] = {**IMAGE_OPTIONAL, **POINT_BERT_OPTIONAL}
 def translate(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     """Published weights under our names and in our shapes; tensors are shared, nothing given is changed.
 
-    Convolutions of size 1 become matrices, but for those that are convolutions here too; a leading `module.` on every
-    name, left by DataParallel, goes, and so does what `UNUSED` names. Raises CheckpointError for an unknown layout, for
-    names that the layout does not have, and for a module stored under two names with different values.
+    Convolutions of size 1 become matrices, but for those that are convolutions here too, as all over volumes are; a
+    leading `module.` on every name, left by DataParallel, goes, and so does what `UNUSED` names. Raises CheckpointError
+    for an unknown layout, for names that the layout does not have, and for a module stored under two names with
+    different values.
     """
     _assert_known(layout)
     used = dict(zip(_without_wrapper(state), state.values(), strict=True))
@@ -227,7 +230,7 @@ def translate(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     for key, tensor in used.items():
         ours = names[key]
         assert ours is not None
-        is_map = tensor.ndim > 2 and tensor.shape[2:].numel() == 1 and not ours.endswith(".conv.weight")
+        is_map = tensor.ndim in (3, 4) and tensor.shape[2:].numel() == 1 and not ours.endswith(".conv.weight")
         value = tensor.flatten(1) if is_map else tensor
         if ours in translated and not torch.equal(translated[ours], value):
             raise CheckpointError(

@@ -61,6 +61,7 @@ class Protocol:
     metric: str
     batch_size: int
     arguments: Mapping[int, Mapping[str, Any]]
+    mode: str = "max"
 
 
 _BY_NORMALS: Mapping[int, Mapping[str, Any]] = {3: {"normals": "none"}, 6: {"normals": "file"}}
@@ -107,6 +108,7 @@ class PublishedModel:
     trains: tuple[Mapping[str, Any], ...] = ()
     keeps_head: bool = True
     has_image_file: bool = False
+    num_joints: Size | None = None
 
 
 _SMOOTHED: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy", "label_smoothing": 0.2},)
@@ -311,6 +313,29 @@ _IMAGE_NETWORKS: Mapping[str, PublishedModel] = {
     "torchvision_resnet50": _image_classifier("resnet50"),
 }
 
+_FIXED_CUBE = ({"name": "place_cube"}, {"name": "voxelize"}, {"name": "draw_heatmaps"})
+_VARIED_CUBE = (
+    {"name": "place_cube", "scale": [0.8, 1.2], "max_angle_rad": 0.698, "max_shift": 4.0},
+    {"name": "voxelize"},
+    {"name": "draw_heatmaps"},
+)
+_HANDS = Protocol("pose", "msra_hands", ({"name": "joint_error"},), "mean_error_mm", 16, {}, mode="min")
+
+_VOLUMES: Mapping[str, PublishedModel] = {
+    "dragonbook_v2v": PublishedModel(
+        model="v2v",
+        num_classes=None,
+        in_channels=None,
+        num_joints=Size("output.weight", 0),
+        losses=({"name": "heatmap_mse"},),
+        evaluate=_FIXED_CUBE,
+        trains=_VARIED_CUBE,
+        up_axis=None,
+        protocol=_HANDS,
+        takes_first_points=False,
+    )
+}
+
 _SEGMENTATION: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_parts": _dgcnn_points("dgcnn_parts", "head.4", _PARTS, num_neighbours=40),
     "antao97_dgcnn_scenes": _dgcnn_points("dgcnn_scenes", "head.2", _SCENES, num_neighbours=20, first_graph="place"),
@@ -346,6 +371,7 @@ _SEGMENTATION: Mapping[str, PublishedModel] = {
 MODELS: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_cls": _DGCNN,
     **_CROSSPOINT,
+    "dragonbook_v2v": _VOLUMES["dragonbook_v2v"],
     **_IMAGE_NETWORKS,
     "lulutang0608_point_bert_cls": _POINT_BERT,
     "lulutang0608_point_bert_pretrained": _POINT_BERT,

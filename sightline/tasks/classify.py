@@ -42,7 +42,7 @@ class Classify(Supervised):
         self.class_names = tuple(class_names)
         self.up_axis = up_axis
 
-    def interpret(self, outputs: dict[str, Any]) -> dict[str, Any]:
+    def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """The outputs, and `probabilities` (B, C), which sum to 1."""
         dtype = torch.float64 if outputs["logits"].dtype == torch.float64 else torch.float32
         return {**outputs, "probabilities": outputs["logits"].to(dtype).softmax(dim=1)}

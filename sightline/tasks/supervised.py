@@ -52,15 +52,15 @@ class Supervised:
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """What metrics and pictures read."""
-        return self.interpret(self.outputs(model, batch))
+        return self.interpret(self.outputs(model, batch), batch)
 
     def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Loss sums and predictions of one forward pass."""
         outputs = self.outputs(model, batch)
-        return {name: term(batch, outputs) for name, term in self._terms.items()}, self.interpret(outputs)
+        return {name: term(batch, outputs) for name, term in self._terms.items()}, self.interpret(outputs, batch)
 
-    def interpret(self, outputs: dict[str, Any]) -> dict[str, Any]:
-        """Predictions from outputs: the outputs themselves, unless a task says more."""
+    def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+        """Predictions from the outputs for a batch: the outputs themselves, unless a task says more."""
         return outputs
 
 

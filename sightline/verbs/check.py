@@ -9,7 +9,7 @@ from sightline.checks.suite import run_all
 from sightline.engine.build import build
 from sightline.engine.distributed import start_world
 from sightline.verbs.common import config_of, is_run, write_document
-from sightline.verbs.output import note, show_findings
+from sightline.verbs.output import note, show_findings, show_table
 
 __all__ = ["check"]
 
@@ -20,6 +20,7 @@ def check(
     *,
     plugins: Sequence[Path],
     strict: bool,
+    deep: bool = False,
     device: str,
     json: Path | None,
     verbose: bool = False,
@@ -27,9 +28,12 @@ def check(
     """Show findings; exit code 1 where one is an error (or, under `strict`, a warning)."""
     config, _ = config_of(path, overrides, plugins)
     with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
-        findings = run_all(build(config, world), world, run=path if is_run(path) else None)
+        findings = run_all(build(config, world), world, run=path if is_run(path) else None, deep=deep)
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = sum(finding.severity == "warning" for finding in findings)
+    for finding in findings:
+        if (table := finding.evidence.get("table")) is not None:
+            show_table(table["title"], table["columns"], table["rows"], unbroken="first")
     show_findings(findings, is_verbose=verbose)
     note(f"{config.name}: {errors} errors, {warnings} warnings")
     write_document(

@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sightline import registry
-from sightline.config.faults import Faults
-from sightline.config.yaml_tree import read_value
 from sightline.data import native
 from sightline.data.labelled_clouds import root_of
 from sightline.data.views import VIEWS_SET, Views
 from sightline.errors import UserError
+from sightline.geometry.volumes import Axes
 from sightline.plugins import load_plugins
-from sightline.schema import check_value, describe_type, nearest, parameters_of
-from sightline.types import Where
+from sightline.schema import nearest
 from sightline.verbs.common import write_document
+from sightline.verbs.key_values import read_key_values
 from sightline.verbs.output import note
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def prepare(name: str, options: Sequence[str] = (), *, source: Path, target: Pat
     preparable = {n for n in registry.data.names() if hasattr(registry.data.entry_of(n).builder, "prepare")}
     if name not in preparable:
         raise UserError(f"data prepare: '{name}' is not a data set to prepare{nearest(name, preparable)}")
-    given = _read_options(name, _builder(name).prepare, options, command="data prepare", but=_PREPARE_ITSELF)
+    given = read_key_values(name, _builder(name).prepare, options, command="data prepare", but=_PREPARE_ITSELF)
     with _bar(name) as progress:
         report = _builder(name).prepare(source=source, target=target, name=name, progress=progress, **given)
     document = _builder(name).describe(Path(report["root"]))
@@ -128,9 +127,9 @@ def _objects(asked: Rendering) -> Objects:
             raise UserError(f"data render: --up {asked.up_axis}, but z is up in synthetic_shapes; leave it out")
         but = ("split", "views", "normals", "target")
         return SyntheticObjects(
-            **_read_options(asked.source, SyntheticShapes, asked.options, command="data render", but=but)
+            **read_key_values(asked.source, SyntheticShapes, asked.options, command="data render", but=but)
         )
-    given = _read_options(asked.source, PreparedObjects, asked.options, command="data render")
+    given = read_key_values(asked.source, PreparedObjects, asked.options, command="data render")
     if not folder.is_dir() and asked.source in names and hasattr(_builder(asked.source), "prepare"):
         folder = root_of(None, asked.source)
         if not (folder / native.MANIFEST).is_file():
@@ -178,34 +177,6 @@ def verify(folder: Path, *, json: Path | None) -> int:
     return 0
 
 
-def _read_options(
-    name: str, function: Any, options: Sequence[str], *, command: str, but: Collection[str] = ()
-) -> dict[str, Any]:
-    """`key=value` as the signature of a function or class wants it, `but` for what is given otherwise.
-
-    Raises ConfigError naming all that do not fit.
-    """
-    known = {key: p for key, p in parameters_of(function).items() if key not in but}
-    faults, given = Faults(), {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        where = Where(command, path=key.strip())
-        if not equals or key not in known or key in given:
-            faults.add(where, "is given twice" if key in given else _told_unknown(name, option, known))
-            continue
-        given[key], misfits = check_value(known[key].annotation, read_value(text, command, key, faults).plain())
-        for path, told in misfits:
-            faults.add(Where(command, path=f"{key}.{path}".rstrip(".")), told)
-    for key, parameter in known.items():
-        if parameter.is_required and key not in given:
-            faults.add(
-                Where(command, path=key),
-                f"is required and missing: {key}=VALUE, {describe_type(parameter.annotation)}",
-            )
-    faults.raise_any()
-    return given
-
-
 def convert_weights(
     file: Path,
     overrides: Sequence[str],
@@ -215,6 +186,7 @@ def convert_weights(
     config: Path | None,
     data: str | None,
     images: Path | None,
+    axes: Axes,
     plugins: Sequence[Path],
     json: Path | None,
 ) -> int:
@@ -230,6 +202,7 @@ def convert_weights(
         overrides=overrides,
         plugins=load_plugins(plugins),
         images=images,
+        axes=axes,
     )
     for line in converted.notes:
         note(line)
@@ -239,12 +212,6 @@ def convert_weights(
         note(f"no tensor shows {assumed}: taken as published; give them by key=value where the file is another")
     write_document(json, {**converted.lineage, "run": str(converted.path), "notes": list(converted.notes)})
     return 0
-
-
-def _told_unknown(name: str, option: str, known: Collection[str]) -> str:
-    key, equals, _ = option.partition("=")
-    takes = f"; '{name}' takes {', '.join(known) or 'none'}"
-    return f"is no option{nearest(key, known, otherwise=takes)}" if equals else f"is no option key=value{takes}"
 
 
 def _builder(name: str) -> Any:

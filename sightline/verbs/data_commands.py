@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from sightline.collection import collection_paused
-from sightline.verbs.options import Json, Overrides, Plugins, Traceback
+from sightline.verbs.options import Device, Json, Overrides, Plugins, Traceback, writable
 
 __all__ = ["data_app"]
 
@@ -16,7 +16,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and say wha
 _LAYOUTS = (
     "antao97_dgcnn_cls, antao97_dgcnn_parts, antao97_dgcnn_scenes, crosspoint_cls, crosspoint_cls_resnet18, "
     "crosspoint_cls_resnet50, crosspoint_parts, crosspoint_seg, crosspoint_seg_resnet18, crosspoint_seg_resnet50, "
-    "lulutang0608_point_bert_cls, lulutang0608_point_bert_parts, lulutang0608_point_bert_pretrained, "
+    "dragonbook_v2v, lulutang0608_point_bert_cls, lulutang0608_point_bert_parts, lulutang0608_point_bert_pretrained, "
     "menghaoguo_pct_parts, postech_point_transformer_seg, qq456cvb_pct_cls, qq456cvb_point_transformer_cls, "
     "qq456cvb_point_transformer_parts, strawberry_pct_cls, strawberry_pct_cls_new, timm_vit_base, timm_vit_small, "
     "timm_vit_tiny, torchvision_resnet18, torchvision_resnet50, wangyueft_dgcnn_cls, wangyueft_pointnet, "
@@ -143,6 +143,37 @@ def verify(
     return verb.verify(folder, json=json)
 
 
+@data_app.command()
+def centres(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a trained refiner, a run of the task centre")],
+    data: Annotated[Path, typer.Option("--data", metavar="CONFIG", help="whose data set the points are for")],
+    target: Annotated[
+        Path, typer.Option("--to", metavar="FILE", callback=writable("--to"), help="where the points go")
+    ],
+    overrides: Overrides = None,
+    split: Annotated[
+        Literal["train", "test"], typer.Option("--split", help="of the set's files: validation frames lie in train")
+    ] = "test",
+    checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
+    plugin: Plugins = None,
+    device: Device = "auto",
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Write the reference point of every frame, for reference: {name: file, path: FILE}; refiners train like any run.
+
+    A line 'x y z' in mm for each frame of the set's files, in their order, or 'invalid'. A refiner that was trained on
+    a part which the config tests is refused: its points would tell of the frames that are tested.
+    """
+    with collection_paused():
+        from sightline.verbs import centres as verb
+
+    plugins = tuple(plugin or ())
+    return verb.centres(
+        verb.Options(run, data, tuple(overrides or ()), split, target, checkpoint, plugins, device, json)
+    )
+
+
 @data_app.command("convert-weights")
 def convert_weights(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="published weights: a .pth file and its like")],
@@ -159,6 +190,9 @@ def convert_weights(
     images: Annotated[
         Path | None, typer.Option("--images", metavar="FILE", help="the image branch, where a layout has two files")
     ] = None,
+    axes: Annotated[
+        Literal["xyz", "zyx"], typer.Option("--axes", help="the order of kernels over volumes in the file")
+    ] = "xyz",
     plugin: Plugins = None,
     json: Json = None,
     traceback: Traceback = False,
@@ -179,6 +213,7 @@ def convert_weights(
         config=config,
         data=data,
         images=images,
+        axes=axes,
         plugins=tuple(plugin or ()),
         json=json,
     )

@@ -10,11 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from sightline.checks.finding import Place
 from sightline.checks.set_agreement import CODE, Inputs, compare, inputs_of
 from sightline.config import RunConfig, read_config
 from sightline.describe.difficulty import difficulty_of
+from sightline.describe.mean_pose import yardsticks_of
 from sightline.engine.build import Data, Part, build_data, build_evaluator, build_model, build_part, build_task
+from sightline.engine.checkpoint import kept as kept_checkpoints
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluation, pooled
 from sightline.engine.folds import assert_folds, tested_by
@@ -61,6 +65,7 @@ class Options:
     json: Path | None = None
     save_predictions: bool = False
     out: Path | None = None
+    ensemble: bool = False
 
     def arguments(self) -> list[str]:
         """The command line for each launched process."""
@@ -69,6 +74,7 @@ class Options:
         words += ["--json", str(self.json)] if self.json else []
         words += ["--save-predictions"] if self.save_predictions else []
         words += ["--out", str(self.out)] if self.out else []
+        words += ["--ensemble"] if self.ensemble else []
         return [*words, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
 
 
@@ -110,6 +116,8 @@ def evaluate(options: Options) -> int:
             trials.append(trial)
         if world.is_first:
             document = _document(trials, options)
+            if len(trials) == 1:
+                document |= yardsticks_of(trials[0].part, trials[0].data)
             show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
             if len(trials) == 1:
                 document |= _explained(trials[0])
@@ -138,6 +146,8 @@ def _try(run: Path, trained: RunConfig, config: RunConfig, options: Options, wor
     if config.data != trained.data and not _is_alike(run, trained, config, part, world):
         return None
     evaluator = build_evaluator(config, part, task, meters)
+    if options.ensemble:
+        evaluator = dataclasses.replace(evaluator, members=_members(run, path, config, facts, task, world))
     folder = None
     if options.save_predictions:
         _assert_classes(task, run, config)
@@ -151,6 +161,29 @@ def _try(run: Path, trained: RunConfig, config: RunConfig, options: Options, wor
         if world.is_first:
             note(f"predictions: {folder.path}")
     return Trial(run, path, config, built, part, evaluation)
+
+
+def _members(
+    run: Path, path: Path, config: RunConfig, facts: Mapping[str, Any], task: Task, world: World
+) -> tuple[nn.Module, ...]:
+    """The models of the other checkpoints that a run keeps. Raises UserError where there is nothing to average."""
+    if not hasattr(task, "vote"):
+        raise UserError(f"--ensemble: the task '{config.task.name}' does not say how answers are averaged")
+    others = [folder for folder in kept_checkpoints(run) if folder.resolve() != path.resolve()]
+    if not others:
+        raise UserError(
+            f"--ensemble: {run} keeps one checkpoint; train with checkpoint.keep_last=10, the recipes of pose do"
+        )
+    if config.evaluate.votes > 1:
+        raise UserError("--ensemble: averages checkpoints, evaluate.votes averages passes; give one of the two")
+    members = []
+    for folder in others:
+        member = build_model(config, facts, world)
+        load_trained(member, folder)
+        members.append(member)
+    if world.is_first:
+        note(f"ensemble: {', '.join(folder.name for folder in others)} and {path.resolve().name}")
+    return tuple(members)
 
 
 def _assert_classes(task: Task, run: Path, config: RunConfig) -> None:
@@ -270,7 +303,7 @@ def _with_overrides(config: RunConfig, overrides: Sequence[str], path: Path, *, 
 
 def assert_same_facts(trained: Mapping[str, Any], found: Mapping[str, Any], run: Path) -> None:
     """The data must be of the kind the model was trained for."""
-    for name in ("num_classes", "in_channels", "class_names"):
+    for name in ("num_classes", "in_channels", "class_names", "num_joints", "joint_names"):
         ours, theirs = trained.get(name), found.get(name)
         theirs = tuple(theirs) if isinstance(theirs, list) else theirs
         if ours != theirs:

@@ -55,17 +55,18 @@ def show_table(
 
 
 def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object = None) -> None:
-    """Metrics as one table, and the rows per class as another; below, what simple answers reach on this data set."""
+    """Metrics as one table, and the rows per class or joint as another; below, what simple answers reach."""
     label = f" ({document['selection']})" if document["selection"] == "test-selected" else ""
     rows = list(document["per_class"].items())
     if rows:
+        noun = "joint" if "joint_names" in getattr(getattr(dataset, "info", None), "facts", {}) else "class"
         names = [name for name in rows[0][1] if name != "count"]
         show_table(
-            "per class", ["class", *names, "count"], [[n, *(r[k] for k in names), r.get("count")] for n, r in rows]
+            f"per {noun}", [noun, *names, "count"], [[n, *(r[k] for k in names), r.get("count")] for n, r in rows]
         )
     data = document["data"]
     show_table(f"{title}{label}, {data['num_samples']} samples", ["metric", "value"], list(document["metrics"].items()))
-    for metric, answers in getattr(dataset, "yardsticks", {}).items():
+    for metric, answers in {**getattr(dataset, "yardsticks", {}), **document.get("yardsticks", {})}.items():
         told = ", ".join(f"{value:.3f} for {answer}" for answer, value in answers.items())
         note(f"to compare {metric} with: {told}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -24,19 +24,21 @@ ENDINGS = {"labels": ".labels.npy", "ply": ".ply", "probabilities": ".probabilit
 _ROWS_AT_ONCE = 2**16
 
 
-def output_names(files: Sequence[Path], out: Path) -> dict[Path, Path]:
+def output_names(
+    files: Sequence[Path], out: Path, *, endings: Collection[str] = tuple(ENDINGS.values())
+) -> dict[Path, Path]:
     """Where the answers for each file go, without an ending: into `out`, under its stem.
 
-    Files of one folder that share a stem keep their endings; where names still meet, each has as many of its folders
-    before it as it takes to part them. Raises UserError where `out` is a file, and where an answer would take the place
-    of a file that is to be read.
+    What is written has one of the `endings`. Files of one folder that share a stem keep their endings; where names
+    still meet, each has as many of its folders before it as it takes to part them. Raises UserError where `out` is a
+    file, and where an answer would take the place of a file that is to be read.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; give a folder")
     names = {file: out / name for file, name in _parted(files).items()}
     inputs = {file.resolve() for file in files}
     for name in names.values():
-        for ending in ENDINGS.values():
+        for ending in endings:
             target = name.with_name(name.name + ending)
             if target.resolve() in inputs:
                 raise UserError(f"--out {out}: {target} is a file to predict and would be overwritten; give another")

@@ -1,22 +1,25 @@
-"""`sightline predict`: the classes of the user's own files, or of their points."""
+"""`sightline predict`: the classes of the user's own files, or of their points, or the joints in depth images."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sightline.engine.answers import exit_code_of
-from sightline.engine.distributed import start_world
+from sightline.engine.distributed import World, start_world
+from sightline.engine.frame_prediction import answers_joints, refines_centres
 from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import LoadedRun, load_run
 from sightline.engine.precision import set_backends
 from sightline.engine.prediction import answers_points
 from sightline.errors import RunError, UserError
 from sightline.verbs.common import write_document, write_file
+from sightline.verbs.frames import assert_no_frames, tell_joints
 from sightline.verbs.output import note, show_table
 from sightline.verbs.predictions import Options, Told, tell_classes, tell_points
 
@@ -27,14 +30,12 @@ def predict(options: Options) -> int:
     """Predict every file that can be; the others are named with their reason. The exit code."""
     _assert_consistent(options)
     run = load_run(options.run, checkpoint=options.which, plugins=options.plugins)
-    is_of_points = answers_points(run)
-    if options.out is not None and not is_of_points:
-        raise UserError(f"--out {options.out}: is for runs that class points; give --json or --csv")
+    tell = _teller(run, options)
     set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
     _tell(run)
     with start_world(device=options.device) as world:
         try:
-            told = tell_points(run, options, world) if is_of_points else tell_classes(run, options, world)
+            told = tell(run, options, world)
         except torch.OutOfMemoryError as error:
             raise RunError("predict: the GPU's memory is full; lower --batch-size") from error
     _show(run, told)
@@ -45,9 +46,25 @@ def predict(options: Options) -> int:
     return exit_code_of(told.refused)
 
 
+def _teller(run: LoadedRun, options: Options) -> Callable[[LoadedRun, Options, World], Told]:
+    """What answers for the files of a run's kind. Raises UserError for options that are for those of another."""
+    if answers_joints(run):
+        return tell_joints
+    assert_no_frames(run, options)
+    if refines_centres(run):
+        raise UserError(f"{run.path}: refines reference points; give it by --refiner {run.path} beside a run of poses")
+    if answers_points(run):
+        return tell_points
+    if options.out is not None:
+        raise UserError(f"--out {options.out}: is for runs that class points or find joints; give --json or --csv")
+    return tell_classes
+
+
 def _assert_consistent(options: Options) -> None:
     """Raises UserError for options that cannot go together, before anything is read."""
     options.column_names()
+    if not options.paths:
+        raise UserError("predict: no file is given; sightline predict RUN PATH... [KEY=VALUE]...")
     if options.json is not None and options.csv is not None and options.json.resolve() == options.csv.resolve():
         raise UserError(f"--csv {options.csv}: is the file of --json too; give another")
     if options.probabilities is not None and options.out is None:
@@ -83,6 +100,7 @@ def _document(run: LoadedRun, told: Told) -> dict[str, Any]:
         "checkpoint": str(run.checkpoint),
         "class_names": list(run.class_names),
         "votes": 1,
+        **told.about,
         "predictions": list(told.documents),
         "refused": [{"file": str(r.file), "reason": r.reason} for r in told.refused],
     }

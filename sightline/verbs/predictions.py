@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sightline.engine.point_answers import SegmentPrediction
 from sightline.engine.prediction import files_of, predict_each, predict_files
 from sightline.verbs.point_files import output_names, write_answer
 
-__all__ = ["Options", "Told", "tell_classes", "tell_points"]
+__all__ = ["Options", "Told", "exact", "tell_classes", "tell_points"]
 
 _NUM_TOLD = 3
 
@@ -39,6 +39,10 @@ class Options:
     device: str = "auto"
     json: Path | None = None
     csv: Path | None = None
+    overrides: tuple[str, ...] = ()
+    reference: str | None = None
+    centres: Path | None = None
+    refiner: Path | None = None
 
     def column_names(self) -> tuple[str, ...] | None:
         """The names of columns, one by one. Raises ConfigError for those that are no cloud's."""
@@ -47,7 +51,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Told:
-    """Of every file a row, an object or a line, in the order of the files; and those that were refused."""
+    """Of every file a row, an object or a line, in the order of the files; and those that were refused.
+
+    `about` is what the document says of all files.
+    """
 
     columns: tuple[str, ...]
     rows: Sequence[Sequence[Any]]
@@ -55,6 +62,7 @@ class Told:
     csv_columns: tuple[str, ...]
     csv_rows: Sequence[Sequence[Any]]
     refused: Sequence[Refusal]
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def tell_classes(run: LoadedRun, options: Options, world: World) -> Told:
@@ -88,7 +96,7 @@ def tell_classes(run: LoadedRun, options: Options, world: World) -> Told:
         rows=[(str(p.file), p.class_name, p.probability, p.margin) for p in found.predicted],
         documents=documents,
         csv_columns=csv_columns,
-        csv_rows=[[_exact(row[name]) for name in csv_columns] for row in documents],
+        csv_rows=[[exact(row[name]) for name in csv_columns] for row in documents],
         refused=found.refused,
     )
 
@@ -144,7 +152,7 @@ def _points_told(run: LoadedRun, documents: Sequence[dict[str, Any]], refused: S
         documents=documents,
         csv_columns=(*plain, *(f"share of {name}" for name in classes)),
         csv_rows=[
-            [_exact(row[name]) for name in plain] + [_exact(row["shares"].get(name, 0.0)) for name in classes]
+            [exact(row[name]) for name in plain] + [exact(row["shares"].get(name, 0.0)) for name in classes]
             for row in documents
         ],
         refused=refused,
@@ -158,6 +166,6 @@ def _mostly(shares: dict[str, float]) -> str:
     return ", ".join(told) + (f" and {more} more" if more else "")
 
 
-def _exact(value: Any) -> Any:
+def exact(value: Any) -> Any:
     """A number with all its digits."""
     return repr(float(value)) if isinstance(value, float) else value

@@ -15,6 +15,7 @@ import torch
 
 from sightline.config import RunConfig, read_config
 from sightline.config.show import to_plain
+from sightline.describe.mean_pose import yardsticks_of
 from sightline.engine import checkpoint
 from sightline.engine.build import Built, Data, build
 from sightline.engine.distributed import World, start_world
@@ -36,7 +37,7 @@ __all__ = ["Options", "train"]
 logger = logging.getLogger(__name__)
 
 # What may differ when a run is resumed: none of it changes the numbers.
-_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.")
+_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "expect")
 
 # What a run may have left that was killed before it wrote its config, which makes a folder a run.
 _BEFORE_CONFIG = frozenset(
@@ -156,6 +157,7 @@ def _run(session: Session, built: Built, options: Options, world: World, path: P
         return 128 + (stop.signal or signal.SIGTERM)
     if world.is_first:
         document = evaluation_document(built.config, final, built.data.test.split, "last")
+        document |= yardsticks_of(built.data.test, built.data)
         title = f"{built.config.name}: last checkpoint on {built.data.test.split}"
         show_evaluation(document, title=title, dataset=built.data.test.dataset)
         if not options.no_check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,15 +27,18 @@ from sightline.pictures import Axis
 from sightline.verbs.common import assert_writable, config_of, is_run, write_document
 from sightline.verbs.evaluate import assert_about_evaluation, assert_same_facts
 from sightline.verbs.output import note, show_table
-from sightline.view.clouds import Subject
+from sightline.view.clouds import Cloud, Subject
 from sightline.view.files import file_subject
 from sightline.view.output import write_views
 from sightline.view.page import MOST_SHOWN
-from sightline.view.samples import Branch, Predictor, sample_subject
+from sightline.view.predictor import SHOWN, Predictor
+from sightline.view.samples import Branch, sample_subject
 
 __all__ = ["Options", "view"]
 
 _NUM_SAMPLES = 4
+_NUM_EPOCHS = 8
+_TOLD_WIDTH = 84
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,21 @@ def view(options: Options) -> int:
     _assert_known(hidden, subjects)
     most = MOST_SHOWN if options.max_points is None else options.max_points
     written = write_views(RunDirectory(options.out, is_writer=True), subjects, title=title, hidden=hidden, most=most)
-    rows = [(s.name, c.stage, len(c.points), c.told) for s in subjects for c in s.clouds]
-    show_table(title, ("sample", "stage", "points", ""), rows)
-    num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply")}
-    note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY files in {options.out}, and")
+    rows = [row for subject in subjects for cloud in subject.clouds for row in _rows_of(subject, cloud)]
+    show_table(title, ("sample", "stage", "points", "told"), rows, droppable=("told",))
+    num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply", ".vtk")}
+    volumes = f" and {num_of['.vtk']} VTK" if num_of[".vtk"] else ""
+    note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY{volumes} files in {options.out}, and")
     note(f"{options.out / 'view.html'}: open it in a browser")
     document = {**about, "out": str(options.out), "files": written, "samples": [s.to_dict() for s in subjects]}
     write_document(options.json, document)
     return 0
+
+
+def _rows_of(subject: Subject, cloud: Cloud) -> list[tuple[object, ...]]:
+    """The rows of a stage in the table: what is told of it takes as many as it needs."""
+    first, *more = textwrap.wrap(cloud.told, _TOLD_WIDTH) or [""]
+    return [(subject.name, cloud.stage, len(cloud.points), first), *(("", "", "", line) for line in more)]
 
 
 def _is_config(path: Path) -> bool:
@@ -119,6 +130,7 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
                 seed=config.seed,
                 facts=part.dataset.info.facts,
                 predictor=predictor,
+                raw_epochs=_raw_epochs(options),
             )
             for index, name in _named(part, _chosen(part, options))
         ]
@@ -143,6 +155,13 @@ def _branches(config: RunConfig, part: Part, epoch: int) -> list[Branch]:
         return [Branch("evaluate", evaluation)]
     transforms = build_transforms(config.transforms.evaluate, part.dataset.info.facts)
     return [Branch("train", part.reader, epoch), Branch("evaluate", BatchReader(part.dataset, transforms))]
+
+
+def _raw_epochs(options: Options) -> list[int]:
+    """The epochs in which a raw item is read to see whether it changes, where one was asked for: up to 8 of them."""
+    if options.epoch is None:
+        return []
+    return sorted({*np.linspace(0, options.epoch, _NUM_EPOCHS).round().astype(np.int64).tolist()})
 
 
 def _chosen(part: Part, options: Options) -> list[int]:
@@ -182,15 +201,19 @@ def _other_part(part: Part, index: int | None) -> str:
 def _predictor(
     run: Path, config: RunConfig, data: Data, part: Part, options: Options, world: World
 ) -> Predictor | None:
-    """The run's model with the weights of a checkpoint, reading as evaluation does; None where it tells no classes."""
+    """The run's model with the weights of a checkpoint, reading as evaluation does.
+
+    None where it predicts nothing that can be drawn.
+    """
     facts = read_facts(run)
     assert_same_facts(facts, data.facts, run)
     model = build_model(config, facts, world)
     checkpoint = checkpoint_path(run, options.checkpoint or "last")
     load_trained(model, checkpoint)
     task, meters = build_task(config, data, model)
-    if "probabilities" not in getattr(task, "predicts", ()):
-        note(f"the task '{config.task.name}' tells no classes: shown is what the model sees, not what it answers")
+    if not SHOWN.keys() & set(getattr(task, "predicts", ())):
+        told = " and no ".join(SHOWN.values())
+        note(f"the task '{config.task.name}' tells no {told}: shown is what the model sees, not what it answers")
         return None
     lineage = read_lineage(run)
     if lineage is not None:
@@ -242,7 +265,7 @@ def _assert_known(hidden: Sequence[str], subjects: Sequence[Subject]) -> None:
     """Raises UserError for a class to hide that no cloud can have."""
     known = {
         name for s in subjects for c in s.clouds for each in c.colorings for name in getattr(each, "class_names", ())
-    }
+    } | {each.name for s in subjects for c in s.clouds for each in c.skeletons}
     unknown = [name for name in hidden if name not in known]
     if unknown:
         raise UserError(f"--hide: there is no class '{unknown[0]}'; there are {', '.join(sorted(known)) or 'none'}")

@@ -1,4 +1,4 @@
-"""What there is to look at: clouds at their stages, ways to colour them, and the numbers that go with them."""
+"""What there is to look at: a sample at its stages, ways to colour its points, and the numbers that go with them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from sightline.pictures import UNLABELLED, Axis, colors_of
+from sightline.pictures import UNLABELLED, Axis, Frame, colors_of, ramp
 from sightline.tasks.segment import WRONG
+from sightline.view.panels import Panel
+from sightline.view.skeletons import Skeleton
+from sightline.view.volumes import Volume
 
 __all__ = ["ByClass", "ByColor", "ByHeight", "Cloud", "Coloring", "Subject", "errors_of", "upward"]
 
-_RAMP = np.array([(52, 58, 120), (38, 120, 160), (60, 170, 120), (190, 200, 80), (245, 225, 140)], dtype=np.float64)
-"""From low to high."""
 _RIGHT = np.array([196, 201, 208], dtype=np.uint8)
 _UP: dict[Axis, int] = {"x": 0, "y": 1, "z": 2}
 
@@ -83,7 +84,7 @@ class ByColor:
     @classmethod
     def of_numbers(cls, name: str, values: np.ndarray) -> ByColor:
         """One number a point, from the lowest to the highest along a ramp."""
-        return cls(name, _ramp(values))
+        return cls(name, ramp(values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ class ByHeight:
 
     def colors(self) -> np.ndarray:
         """(N, 3) uint8."""
-        return _ramp(self.heights)
+        return ramp(self.heights)
 
 
 Coloring = ByClass | ByColor | ByHeight
@@ -103,9 +104,11 @@ Coloring = ByClass | ByColor | ByHeight
 
 @dataclass(frozen=True, eq=False)
 class Cloud:
-    """A cloud at one stage: `points` (N, 3), float32 or float64, and ways to colour them, the first of them first.
+    """A stage: `points` (N, 3), float32 or float64, and ways to colour them, the first of them first.
 
-    `told` is what else there is to say of it in a line; `is_right` whether an answer for the whole cloud is.
+    `told` is what else there is to say of it in a line, `figures` the same in numbers; `is_right` whether an answer for
+    the whole of it is, or what can be proved of it holds. `skeletons` lie in the frame of the points; so does `volume`,
+    of which the points may be the filled cells. `panels` are flat pictures of the stage.
     """
 
     stage: str
@@ -114,6 +117,10 @@ class Cloud:
     unit: str = ""
     told: str = ""
     is_right: bool | None = None
+    skeletons: tuple[Skeleton, ...] = ()
+    panels: tuple[Panel, ...] = ()
+    volume: Volume | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
     def coloring(self, name: str) -> Coloring | None:
         """The colouring of a name, if the cloud has it."""
@@ -135,6 +142,7 @@ class Cloud:
             "unit": self.unit,
             "told": self.told,
             "classes": {each.name: each.counts() for each in self.colorings if isinstance(each, ByClass)},
+            **({"figures": dict(self.figures)} if self.figures else {}),
         }
 
     def lines(self) -> list[str]:
@@ -151,11 +159,11 @@ class Cloud:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A sample or a file: its clouds from the raw one on, and `facts` that its caption and the JSON give."""
+    """A sample or a file: its stages from the raw one on, and `facts` that its caption and the JSON give."""
 
     name: str
     clouds: tuple[Cloud, ...]
-    up_axis: Axis = "z"
+    up_axis: Frame = "z"
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,17 +181,3 @@ def errors_of(answers: np.ndarray, target: np.ndarray, num_classes: int) -> ByCl
 def upward(points: np.ndarray, up_axis: Axis) -> ByHeight:
     """The points (N, 3) by their height."""
     return ByHeight(points[:, _UP[up_axis]])
-
-
-def _ramp(values: np.ndarray) -> np.ndarray:
-    """(N, 3) uint8 along the ramp; the middle of it where all values are equal, grey where one is not finite."""
-    is_finite = np.isfinite(values)
-    finite = values[is_finite].astype(np.float64)
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
-    share = np.full(len(values), 0.5)
-    if high > low:
-        share[is_finite] = (finite - low) / (high - low)
-    stops = np.linspace(0, 1, len(_RAMP))
-    color = np.stack([np.interp(share, stops, channel) for channel in _RAMP.T], axis=1).round().astype(np.uint8)
-    color[~is_finite] = UNLABELLED
-    return color

@@ -1,4 +1,4 @@
-"""What `sightline view` leaves in a folder: a picture and coloured clouds of each sample, and one page of all."""
+"""What `sightline view` leaves in a folder: a picture, coloured clouds and volumes of each sample, a page of all."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sightline.pictures import encode_png
 from sightline.view.clouds import ByClass, Subject
 from sightline.view.page import encode_page
 from sightline.view.sheet import Tile, draw_sheet, tiles_of
+from sightline.view.vtk import encode_vtk
 
 __all__ = ["write_views"]
 
@@ -22,15 +23,16 @@ __all__ = ["write_views"]
 def write_views(
     folder: RunDirectory, subjects: Sequence[Subject], *, title: str, hidden: Sequence[str], most: int
 ) -> list[str]:
-    """Write `<sample>.png`, a PLY file of each card on it, and `view.html`; returns the names of all.
+    """Write `<sample>.png`, a PLY file of each cloud on it, and `view.html`; returns the names of all.
 
     PLY files hold every point and class; `hidden` classes are left out of the pictures and hidden at first in the page.
+    A stage with skeletons has a PLY file of points along their bones too, one with a volume a VTK file.
     """
     written = []
     for stem, subject in zip(file_stems([subject.name for subject in subjects]), subjects, strict=True):
         folder.write_bytes(f"{stem}.png", encode_png(draw_sheet(subject, hidden=hidden)))
         written.append(f"{stem}.png")
-        tiles = tiles_of(subject)
+        tiles = [tile for tile in tiles_of(subject) if tile.panel is None]
         views = file_stems([f"{place}_{t.cloud.stage}_{t.coloring.name}" for place, t in enumerate(tiles)])
         for view, tile in zip(views, tiles, strict=True):
             labels = tile.coloring.labels() if isinstance(tile.coloring, ByClass) else None
@@ -38,12 +40,33 @@ def write_views(
                 continue
             written.append(f"{stem}.{view}.ply")
             _write_ply(folder.path / written[-1], tile, labels)
+        written += _write_figures(folder, stem, subject)
     folder.write_text("view.html", encode_page(subjects, title=title, hidden=hidden, most=most))
     return [*written, "view.html"]
 
 
+def _write_figures(folder: RunDirectory, stem: str, subject: Subject) -> list[str]:
+    """The skeletons and the volume of each stage that has them; the label of a skeleton's points is its number."""
+    written = []
+    for name, cloud in zip(file_stems([cloud.stage for cloud in subject.clouds]), subject.clouds, strict=True):
+        chains = [each.chain() for each in cloud.skeletons]
+        label = np.repeat(np.arange(len(chains)), [len(chain) for chain in chains])
+        if len(label):
+            written.append(f"{stem}.{name}_skeletons.ply")
+            colors = np.stack([each.color for each in cloud.skeletons])[label]
+            _write_points(folder.path / written[-1], np.concatenate(chains), colors, label)
+        if cloud.volume is not None:
+            written.append(f"{stem}.{name}.vtk")
+            folder.write_bytes(written[-1], encode_vtk(cloud.volume, title=f"{subject.name}, {cloud.stage}"))
+    return written
+
+
 def _write_ply(path: Path, tile: Tile, labels: np.ndarray | None) -> None:
+    _write_points(path, tile.cloud.points, tile.coloring.colors(), labels)
+
+
+def _write_points(path: Path, points: np.ndarray, colors: np.ndarray, labels: np.ndarray | None) -> None:
     try:
-        write_ply(path, points=tile.cloud.points, colors=tile.coloring.colors(), label=labels)
+        write_ply(path, points=points, colors=colors, label=labels)
     except OSError as error:
         raise disk_failure(error, path) from error

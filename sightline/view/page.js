@@ -7,13 +7,17 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const element = (id) => document.getElementById(id);
 const canvas = element("canvas");
 const context = canvas.getContext("2d");
-const AXES = { x: [1, 2, 0], y: [2, 0, 1], z: [0, 1, 2] };  // right-handed, the upward one last
+const AXES = {  // right-handed with their signs, the upward one last
+  x: [1, 2, 0], y: [2, 0, 1], z: [0, 1, 2], camera_y_up: [2, 0, 1], camera_y_down: [2, 0, 1],
+};
+const SIGNS = { camera_y_up: [-1, 1, 1], camera_y_down: [-1, 1, -1] };
+const PLANES = { z: [0, 1, 2], y: [0, 2, 1], x: [2, 1, 0] };  // of a slice: the axes of its columns, its rows, its number
 const RAMP = [[52, 58, 120], [38, 120, 160], [60, 170, 120], [190, 200, 80], [245, 225, 140]];
 const FAR = 1e9;
 const MOST_PIXELS = 1.6e6;
 const MOST_RADIUS = 14;
 
-const chosen = { subject: 0, stage: 0, coloring: "", hidden: new Set(data.hidden) };
+const chosen = { subject: 0, stage: 0, coloring: "", hidden: new Set(data.hidden), along: "z", slice: null };
 const start = { yaw: 35 * Math.PI / 180, pitch: 24 * Math.PI / 180, distance: 3, target: [0, 0, 0] };
 let camera = { ...start };
 let isAsked = false;
@@ -33,32 +37,47 @@ function shortsOf(text) {  // little-endian, whatever the machine is
   return Uint16Array.from({ length: view.byteLength / 2 }, (_, i) => view.getUint16(2 * i, true));
 }
 
+function wordsOf(text) {
+  const view = new DataView(bytesOf(text).buffer);
+  return Uint32Array.from({ length: view.byteLength / 4 }, (_, i) => view.getUint32(4 * i, true));
+}
+
 function decoded(cloud, up) {  // coordinates in the data's unit, axes turned so that the last one is up
   if (cloud.decoded) return cloud.decoded;
   const steps = shortsOf(cloud.points);
   const points = new Float64Array(steps.length);
+  const signs = SIGNS[up] || [1, 1, 1];
   for (let i = 0; i < steps.length; i += 3) {
     for (let k = 0; k < 3; k++) {
       const axis = AXES[up][k];
-      points[i + k] = cloud.low[axis] + steps[i + axis] / 65535 * cloud.span[axis];
+      points[i + k] = signs[k] * (cloud.low[axis] + steps[i + axis] / 65535 * cloud.span[axis]);
     }
   }
   cloud.decoded = points;
   return points;
 }
 
-function frameOf(cloud, up) {  // the middle and half the diagonal of the box around a cloud, and its heights
-  if (!cloud.frame) cloud.frame = boxOf(decoded(cloud, up));
+function jointsOf(skeleton, up) {  // in the same axes as the points
+  const signs = SIGNS[up] || [1, 1, 1];
+  return skeleton.joints.map((joint) => AXES[up].map((axis, k) => signs[k] * joint[axis]));
+}
+
+function frameOf(cloud, up) {  // the middle and half the diagonal of the box around a stage, and its heights
+  if (!cloud.frame) {
+    cloud.frame = boxOf([decoded(cloud, up), cloud.skeletons.flatMap((each) => jointsOf(each, up).flat())]);
+  }
   return cloud.frame;
 }
 
-function boxOf(points) {
+function boxOf(parts) {
   const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
-  for (let i = 0; i < points.length; i++) {
-    low[i % 3] = Math.min(low[i % 3], points[i]);
-    high[i % 3] = Math.max(high[i % 3], points[i]);
+  for (const points of parts) {
+    for (let i = 0; i < points.length; i++) {
+      low[i % 3] = Math.min(low[i % 3], points[i]);
+      high[i % 3] = Math.max(high[i % 3], points[i]);
+    }
   }
-  if (!points.length) return { middle: [0, 0, 0], radius: 1, low: 0, high: 1 };
+  if (low[0] === Infinity) return { middle: [0, 0, 0], radius: 1, low: 0, high: 1 };
   const middle = low.map((value, k) => (value + high[k]) / 2);
   return { middle, radius: Math.hypot(...low.map((v, k) => high[k] - v)) / 2 || 1, low: low[2], high: high[2] };
 }
@@ -169,6 +188,36 @@ function splat(points, colors, frame) {
   }
 }
 
+function drawSkeletons(cloud, up, frame) {  // over everything: joints lie below the surface that a camera sees
+  const { width, height } = canvas, [r, u, t] = viewOf(), focal = focalOf(width, height);
+  const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+  const thick = Math.max(1, Math.round(1.5 * screen.scale));
+  for (const skeleton of cloud.skeletons) {
+    if (chosen.hidden.has(skeleton.name)) continue;
+    const color = packed(...skeleton.color);
+    const places = jointsOf(skeleton, up).map((joint) => {
+      const point = joint.map((value, k) => (value - frame.middle[k]) / frame.radius - camera.target[k]);
+      const away = camera.distance - dot(t, point);
+      return away < 0.02 ? null : [width / 2 + focal / away * dot(r, point), height / 2 - focal / away * dot(u, point)];
+    });
+    for (const [from, to] of skeleton.bones) {
+      if (!places[from] || !places[to]) continue;
+      const [dx, dy] = [places[to][0] - places[from][0], places[to][1] - places[from][1]];
+      const count = Math.min(Math.ceil(Math.hypot(dx, dy)), 4 * (width + height)) || 1;
+      for (let i = 0; i <= count; i++) stamp(places[from][0] + dx * i / count, places[from][1] + dy * i / count, thick, color);
+    }
+    for (const place of places) if (place) stamp(...place, 2 * thick, color);
+  }
+}
+
+function stamp(x, y, radius, color) {
+  const { width, height } = canvas;
+  for (const part of BALLS[Math.min(radius, MOST_RADIUS)]) {
+    const h = Math.round(x) + part.x, v = Math.round(y) + part.y;
+    if (h >= 0 && h < width && v >= 0 && v < height) screen.pixels[v * width + h] = color;
+  }
+}
+
 function lit(color, light, haze) {  // haze: the share of the page's white
   const add = haze * 240, keep = light * (1 - haze);
   return packed(
@@ -204,7 +253,9 @@ function draw() {
   const cloud = subject.clouds[chosen.stage];
   const points = decoded(cloud, subject.up);
   const own = frameOf(cloud, subject.up);
-  const frame = element("frame").checked ? frameOf(subject.clouds[0], subject.up) : own;
+  const isGrid = (each) => each.unit === "voxels";  // a grid of voxels and a space in mm share no frame
+  const first = subject.clouds.find((each) => isGrid(each) === isGrid(cloud));
+  const frame = element("frame").checked ? frameOf(first, subject.up) : own;
   if (cloud.coloredBy !== chosen.coloring || cloud.hiddenWas !== [...chosen.hidden].join()) {
     cloud.colors = colorsOf(currentColoring(cloud), points, own);
     hide(cloud.colors, currentColoring(cloud), cloud.colorings);
@@ -214,6 +265,7 @@ function draw() {
   screen.depth.fill(FAR);
   splat(points, cloud.colors, frame);
   shade();
+  drawSkeletons(cloud, subject.up, frame);
   context.putImageData(screen.image, 0, 0);
 }
 
@@ -268,12 +320,14 @@ function show() {
   [cloud.lines[0], ...shown, ...cloud.lines.slice(1)].forEach((line, i, all) => {
     made("li", line, element("lines"), i === all.length - 1 ? verdict : "");
   });
-  showLegend(currentColoring(cloud));
+  showLegend(currentColoring(cloud), cloud.skeletons);
+  showFlat(cloud, subject.up);
   redraw();
 }
 
-function showLegend(coloring) {
-  const classes = coloring.classes || [];
+function showLegend(coloring, skeletons) {
+  const figures = skeletons.map((each) => ({ name: each.name, color: each.color, count: each.joints.length }));
+  const classes = [...(coloring.classes || []), ...figures];
   element("classes").hidden = !classes.length;
   element("legend").replaceChildren();
   for (const each of classes) {

@@ -1,4 +1,4 @@
-"""One HTML page that shows clouds and turns them: everything in it, nothing from a network, opened by any browser."""
+"""One HTML page that shows stages and turns their clouds: everything in it, nothing from a network, for any browser."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from sightline.pictures import encode_png
 from sightline.view.clouds import ByClass, ByColor, Cloud, Coloring, Subject
 from sightline.view.sheet import thinned
+from sightline.view.volumes import Volume
 
 __all__ = ["MOST_BYTES", "MOST_SHOWN", "encode_page", "shown_per_cloud"]
 
@@ -34,6 +36,8 @@ def encode_page(
 ) -> str:
     """The page of these samples: a switch between them, their stages and colourings, a legend that hides classes.
 
+    Below a cloud stand the flat pictures of its stage, and the slices of its volume.
+
     Of every cloud at most `most` finite points are in it, fewer where the whole would exceed `MOST_BYTES`, chosen
     evenly; the page says how many. Coordinates are rounded to 1/65535 of the cloud's extent. `hidden` are names of
     classes that are hidden at first.
@@ -48,7 +52,7 @@ def encode_page(
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     page = _part("page.html")
     for mark, content in (  # from the bottom up, so that nothing inserted is taken for a mark
-        ("SCRIPT", _part("page.js")),
+        ("SCRIPT", _part("page.js") + _part("page_flat.js")),
         ("DATA", text.replace("<", "\\u003c")),  # no name of a class can end the element that holds it
         ("STYLE", _part("page.css")),
         ("TITLE", html.escape(title)),
@@ -98,6 +102,7 @@ def _cloud(cloud: Cloud, count: int) -> dict[str, Any]:
     steps = ((points - low) / span * _STEPS).round().astype("<u2")
     return {
         "stage": cloud.stage,
+        "unit": cloud.unit,
         "lines": cloud.lines(),
         "isRight": cloud.is_right,
         "shown": len(rows),
@@ -106,6 +111,9 @@ def _cloud(cloud: Cloud, count: int) -> dict[str, Any]:
         "span": span.tolist(),
         "points": _base64(steps),
         "colorings": [_coloring(each, rows) for each in cloud.colorings],
+        "skeletons": [each.to_dict() for each in cloud.skeletons],
+        "panels": [{"name": each.name, "png": _picture(each.pixels)} for each in cloud.panels],
+        "volume": None if cloud.volume is None else _volume(cloud.volume),
     }
 
 
@@ -124,6 +132,24 @@ def _coloring(coloring: Coloring, rows: np.ndarray) -> dict[str, Any]:
         "values": _base64(places[np.maximum(coloring.codes[rows], -1)]),
         "classes": [{"name": name, "color": color.tolist(), "count": count} for name, color, count in legend],
     }
+
+
+def _volume(volume: Volume) -> dict[str, Any]:
+    """Its filled cells alone, numbered with z running fastest, with their values in 255 steps and their owners."""
+    steps = (volume.values * 255).round().astype(np.uint8).ravel()
+    places = np.flatnonzero(steps)
+    return {
+        "size": list(volume.values.shape),
+        "cell": volume.cell,
+        "palette": volume.palette.tolist(),
+        "places": _base64(places.astype("<u4")),
+        "values": _base64(steps[places]),
+        "owners": _base64(volume.owners.ravel()[places].astype("<u2")),
+    }
+
+
+def _picture(pixels: np.ndarray) -> str:
+    return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode("ascii")
 
 
 def _base64(values: np.ndarray) -> str:

@@ -1,14 +1,16 @@
-"""The clouds of a sample on one sheet: a card for each stage, the numbers above, the colours of the classes below."""
+"""A sample on one sheet: cards for each stage, the numbers above, the colours of the classes below."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 
-from sightline.pictures import fit_text, render_clouds
+from sightline.pictures import Lines, fit_text, render_clouds
 from sightline.view.clouds import ByClass, Cloud, Coloring, Subject
+from sightline.view.panels import Panel
 
 __all__ = ["MOST_DRAWN", "Tile", "draw_sheet", "thinned", "tiles_of"]
 
@@ -20,28 +22,34 @@ _OF_ANSWERS = ("ground truth", "prediction", "error")
 
 
 class Tile(NamedTuple):
-    """A cloud in one colouring, and what stands below it."""
+    """A cloud in one colouring or, where there is one, a flat picture of its stage; and what stands below it."""
 
     cloud: Cloud
     coloring: Coloring
     caption: str
+    panel: Panel | None = None
 
 
 def tiles_of(subject: Subject) -> list[Tile]:
-    """Every stage in its first colouring, the raw one by its classes too, answers by truth, prediction and error."""
-    tiles = []
+    """Every stage in its first colouring, the raw one by its classes too, answers by truth, prediction and error.
+
+    The flat pictures of a stage follow it.
+    """
+    tiles: list[Tile] = []
     has_answers = any(cloud.coloring(_OF_ANSWERS[-1]) for cloud in subject.clouds)
     for place, cloud in enumerate(subject.clouds):
         first, count = cloud.colorings[0], len(cloud.points)
         if cloud.stage == "prediction":
             answers = [each for each in cloud.colorings if each.name in _OF_ANSWERS]
             tiles += [Tile(cloud, each, each.name) for each in answers] or [Tile(cloud, first, cloud.told)]
+            tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
             continue
         is_same = place > 0 and count == len(subject.clouds[place - 1].points)
         tiles.append(Tile(cloud, first, cloud.stage if is_same else f"{cloud.stage} ({count:,})"))
         classes = next((each for each in cloud.colorings if isinstance(each, ByClass)), first)
         if place == 0 and classes is not first and not has_answers:
             tiles.append(Tile(cloud, classes, f"{cloud.stage}: {classes.name}"))
+        tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
     return tiles
 
 
@@ -51,18 +59,16 @@ def draw_sheet(subject: Subject, *, hidden: Sequence[str] = (), tile_px: int = 3
     Of clouds above `MOST_DRAWN` points as many are drawn, chosen evenly, the same each time.
     """
     tiles = tiles_of(subject)
-    clouds, colors = [], []
-    for tile in tiles:
-        rows = thinned(_visible(tile.cloud, hidden), MOST_DRAWN)
-        clouds.append(tile.cloud.points[rows])
-        colors.append(tile.coloring.colors()[rows])
+    columns = max(min(4, len(tiles)), *(len(group) for group in _by_stage(tiles)))
+    places = [_drawn(tile, hidden) for tile in _in_rows(tiles, columns)]
     cards = render_clouds(
-        clouds,
-        captions=[tile.caption for tile in tiles],
-        is_right=[tile.cloud.is_right for tile in tiles],
-        colors=colors,
+        [place.content for place in places],
+        captions=[place.caption for place in places],
+        is_right=[place.is_right for place in places],
+        colors=[place.colors for place in places],
+        lines=[place.lines for place in places],
         up_axis=subject.up_axis,
-        columns=min(4, len(tiles)),
+        columns=columns,
         tile_px=tile_px,
     )
     width = max(cards.shape[1], 2 * tile_px)
@@ -73,6 +79,39 @@ def draw_sheet(subject: Subject, *, hidden: Sequence[str] = (), tile_px: int = 3
     page[len(title) : len(title) + len(cards), : cards.shape[1]] = cards
     page[len(title) + len(cards) :] = legend
     return page
+
+
+class _Place(NamedTuple):
+    """What `render_clouds` takes for one place of the sheet; by default for an empty one."""
+
+    content: np.ndarray | None = None
+    caption: str = ""
+    is_right: bool | None = None
+    colors: np.ndarray | None = None
+    lines: tuple[Lines, ...] = ()
+
+
+def _drawn(tile: Tile | None, hidden: Sequence[str]) -> _Place:
+    if tile is None:
+        return _Place()
+    if tile.panel is not None:
+        return _Place(tile.panel.pixels, tile.caption)
+    rows = thinned(_visible(tile.cloud, hidden), MOST_DRAWN)
+    lines = tuple(each.lines() for each in tile.cloud.skeletons if each.name not in hidden)
+    return _Place(tile.cloud.points[rows], tile.caption, tile.cloud.is_right, tile.coloring.colors()[rows], lines)
+
+
+def _by_stage(tiles: Sequence[Tile]) -> list[list[Tile]]:
+    return [list(group) for _, group in groupby(tiles, key=lambda tile: id(tile.cloud))]
+
+
+def _in_rows(tiles: Sequence[Tile], columns: int) -> list[Tile | None]:
+    """The tiles in their order, so many in a row; the cards of a stage stay together, the rest of a row is empty."""
+    places: list[Tile | None] = []
+    for group in _by_stage(tiles):
+        left = -len(places) % columns
+        places += [*[None] * (left if len(group) > left else 0), *group]
+    return places
 
 
 def thinned(rows: np.ndarray, count: int) -> np.ndarray:
@@ -94,14 +133,18 @@ def _visible(cloud: Cloud, hidden: Sequence[str]) -> np.ndarray:
 
 
 def _title(subject: Subject, tiles: Sequence[Tile], hidden: Sequence[str]) -> list[str]:
-    """The name with its class; the raw cloud's numbers; what is told of the answer; what is not drawn."""
+    """The name with its class; the raw stage's numbers; what is told of drawn stages and of the answer; what is not
+    drawn."""
     whole = next((str(subject.facts[key]) for key in ("class", "category") if key in subject.facts), "")
     first, last = subject.clouds[0], subject.clouds[-1]
     lines = [f"{subject.name}{f': {whole}' if whole else ''}", f"{first.stage}: {', '.join(first.lines())}"]
+    lines += [
+        f"{cloud.stage}: {cloud.told}" for cloud in subject.clouds[1:] if cloud.panels and cloud.stage != "prediction"
+    ]
     if last.stage == "prediction":
         lines.append(f"prediction: {last.told}")
     notes = [f"without {', '.join(hidden)}"] if hidden else []
-    if any(len(tile.cloud.points) > MOST_DRAWN for tile in tiles):
+    if any(len(tile.cloud.points) > MOST_DRAWN for tile in tiles if tile.panel is None):
         notes.append(f"at most {MOST_DRAWN:,} points are drawn of a cloud")
     return [*lines, "; ".join(notes)] if notes else lines
 

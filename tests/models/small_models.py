@@ -14,12 +14,20 @@ from sightline.types import Component
 
 __all__ = ["FACTS", "INPUTS", "make_inputs", "small_model"]
 
-FACTS = {"num_classes": 5, "in_channels": 3, "class_names": ("a", "b", "c", "d", "e"), "num_categories": 3}
+FACTS = {
+    "num_classes": 5,
+    "in_channels": 3,
+    "class_names": ("a", "b", "c", "d", "e"),
+    "num_categories": 3,
+    "num_joints": 3,
+}
 INPUTS: dict[str, Callable[[int], Tensor]] = {
     "category": lambda batch: torch.arange(batch) % 3,
+    "crop": lambda batch: torch.rand(batch, 1, 128, 128, dtype=torch.float64) * 2 - 1,
     "image": lambda batch: torch.randn(batch, 3, 16, 16, dtype=torch.float64),
     "other_points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64),
     "points": lambda batch: torch.rand(batch, 32, 3, dtype=torch.float64),
+    "volume": lambda batch: (torch.rand(batch, 1, 16, 16, 16) > 0.9).double(),
 }
 """How to make a batch of each input that a model may need; a model with a new kind of input adds its line here."""
 _DGCNN = {"name": "dgcnn", "num_neighbours": 8, "embedding": 32}

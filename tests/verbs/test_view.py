@@ -235,3 +235,114 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(parts: Path,
     code, _, err = run_here("view", "nosuch.yaml", "--out", tmp_path / "file")
     assert code == 2
     assert err.startswith(f"error: --out {tmp_path / 'file' / 'view.html'}: ")
+
+
+# --- depth frames ----------------------------------------------------------------------------------------------------
+
+POSE = """\
+base: {base}
+data: {{name: synthetic_hands, train_size: 4, test_size: 2}}
+transforms:
+  train:
+    - {{name: place_cube, size: 16, scale: [0.8, 1.2], max_angle_rad: 0.698, max_shift: 1.0}}
+    - {{name: voxelize}}
+    - {{name: draw_heatmaps}}
+  evaluate:
+    - {{name: place_cube, size: 16}}
+    - {{name: voxelize}}
+    - {{name: draw_heatmaps}}
+train: {{epochs: 1, batch_size: 4}}
+evaluate: {{every: 1, batch_size: 2, select: test}}
+log: {{tensorboard: false}}
+"""
+SMALL = Path(__file__).resolve().parents[2] / "configs" / "pose" / "synthetic_hands_v2v_small.yaml"
+
+
+@pytest.fixture(scope="module")
+def pose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one step on four hands, in cubes of 16 voxels a side; its config lies beside it."""
+    folder = tmp_path_factory.mktemp("pose")
+    config = folder / "pose.yaml"
+    config.write_text(POSE.format(base=SMALL))
+    done = run_here("train", config, "--no-check", "--device", "cpu", "--out", folder / "run")
+    assert done.code == 0, done.err
+    return folder / "run"
+
+
+def test_a_config_of_hands_shows_them_from_the_image_to_the_target(tmp_path: Path) -> None:
+    """The shipped config itself, with few frames."""
+    few = ("data.train_size=4", "data.test_size=2", "evaluate.select=test")
+    words = ("--num", "1", "--epoch", "1", "--json", tmp_path / "out.json", "--out", tmp_path / "out")
+    done = run_here("view", SMALL, *few, *words)
+    assert done.code == 0, done.err
+    (sample,) = json.loads((tmp_path / "out.json").read_text())["samples"]
+    steps = ["1: place_cube", "2: voxelize", "3: draw_heatmaps"]
+    stages = ["raw", *(f"train {step}" for step in steps), *(f"evaluate {step}" for step in steps)]
+    assert [stage["stage"] for stage in sample["stages"]] == stages
+    assert [list(sample["raw"]["digests"]), sample["raw"]["is_constant"]] == [["0", "1"], True]
+    assert "raw item the same in epochs 0 to 1, also when read again" in sample["stages"][0]["told"]
+    for stage in sample["stages"][1:]:
+        assert stage["figures"]["is_sound"] is True
+        assert "the raw ones" in stage["told"]
+    assert "1 pictures and 14 PLY and 4 VTK files" in done.err
+    (subject,) = page_of(tmp_path / "out")["subjects"]
+    assert subject["up"] == "camera_y_up"
+    assert [len(stage["panels"]) for stage in subject["clouds"]] == [1, 1, 4, 4, 1, 4, 4]
+
+
+def test_the_joints_of_a_run_are_off_by_what_evaluation_says(pose: Path, tmp_path: Path) -> None:
+    words = ("--num", "2", "--device", "cpu", "--json", tmp_path / "out.json", "--out", tmp_path / "out")
+    done = run_here("view", pose, *words, "--hide", "predicted joints")
+    assert done.code == 0, done.err
+    samples = json.loads((tmp_path / "out.json").read_text())["samples"]
+    final = json.loads((pose / "final.json").read_text())
+    found = [sample["prediction"]["mean_error_mm"] for sample in samples]
+    assert np.mean(found) == pytest.approx(final["metrics"]["mean_error_mm"], rel=1e-6)
+    assert len(samples[0]["prediction"]["error_mm"]) == 21
+    assert samples[0]["stages"][-1]["told"].startswith(f"{found[0]:.1f} mm off on average, ")
+    assert (tmp_path / "out" / "test_0.prediction.vtk").is_file()
+    names = [each["name"] for each in page_of(tmp_path / "out")["subjects"][0]["clouds"][-1]["skeletons"]]
+    assert names == ["true joints", "predicted joints"]
+
+
+def test_epochs_tell_whether_raw_clouds_change(parts: Path, tmp_path: Path) -> None:
+    document, done = view(parts.with_name("parts.yaml"), tmp_path, "--num", "1", "--epoch", "20")
+    (sample,) = document["samples"]
+    assert list(sample["raw"]["digests"]) == ["0", "3", "6", "9", "11", "14", "17", "20"]  # eight, evenly
+    assert sample["raw"]["is_pure"] is True
+    assert "raw item the same in epochs 0, 3, 6, 9, 11, 14, 17, 20" in " ".join(done.out.split())
+
+
+def test_a_set_of_neither_clouds_nor_frames_is_refused_in_one_line(pose: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(NUMBERS)
+    config = tmp_path / "numbers.yaml"
+    config.write_text(
+        pose.with_name("pose.yaml").read_text().replace("synthetic_hands, train_size: 4, test_size: 2", "numbers")
+    )
+    code, out, err = run_here("view", config, "--plugin", plugin, "--out", tmp_path / "out")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "view: the data set gives number" in err
+    assert "view shows clouds (points) and depth frames (camera, depth, joints, visible)" in err
+
+
+NUMBERS = """
+import torch
+
+from sightline import registry
+from sightline.types import DataInfo, Field
+
+
+@registry.data.add("numbers")
+class Numbers:
+    def __init__(self, *, split: str) -> None:
+        names = ("depth", "camera", "reference", "joints", "visible")
+        facts, fields = {"cube_mm": 200.0, "num_joints": 1}, {name: Field("1", "float32") for name in names}
+        self.info = DataInfo(facts, fields, {"train": 8, "test": 8})
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, key):
+        return {"number": torch.ones(1)}
+"""

@@ -13,6 +13,7 @@ import pytest
 
 from sightline.view.clouds import ByClass, ByColor, Cloud, Subject, upward
 from sightline.view.page import encode_page
+from tests.view.test_page import drawn_stage
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -67,7 +68,22 @@ told.alone = [...chosen.hidden];
 told.seen = drawn().count;
 press("c"); told.still = drawn().count; chosen.coloring = "";
 press(".");
+told.flat_hidden = document.querySelector("#flat").hidden;
 told.sample = document.querySelector("#subjects").value;
+press("]");
+told.flat = document.querySelector("#flat").hidden;
+told.pictures = [...document.querySelectorAll("#panels img")].map((image) => [image.src.slice(0, 15), image.alt]);
+told.slice = document.querySelector("#at").textContent;
+const { volume } = data.subjects[1].clouds[1];
+told.filled = [sliceOf(volume, "z", 3, true), sliceOf(volume, "y", 2, true)];
+document.querySelector("#along").value = "x";
+document.querySelector("#along").dispatchEvent(new Event("change"));
+document.querySelector("#depth").value = "0";
+document.querySelector("#depth").dispatchEvent(new Event("input"));
+told.moved = document.querySelector("#at").textContent;
+const withBones = drawn();
+toggle("voxels");
+told.bones = drawn().sum !== withBones.sum;
 told.requests = performance.getEntriesByType("resource").length;
 if (!document.title.startsWith("failed")) document.title = JSON.stringify(told);
 </script>
@@ -83,7 +99,7 @@ def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
     rgb = ByColor("colours", random.integers(0, 256, (3000, 3)).astype(np.uint8))
     raw = Cloud("raw", points, (labels, rgb, upward(points, "z")), unit="m")
     seen = Cloud("train 1: scale", points * 2, (labels, upward(points, "z")))
-    page = encode_page([Subject("one", (raw, seen)), Subject("two", (raw,))], title="t")
+    page = encode_page([Subject("one", (raw, seen)), Subject("two", (raw, drawn_stage()), "camera_y_up")], title="t")
     (tmp_path / "page.html").write_text(page.replace("</body>", f"{HANDS}</body>"))
     assert BROWSER is not None
     words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,600", "--dump-dom"]
@@ -111,4 +127,10 @@ def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
     assert set(told["alone"]) == {"wall", "chair"}
     assert told["seen"] == told["still"] < told["hidden"]["count"]  # also where colours know no class
     assert told["sample"] == "1"
+    assert (told["flat_hidden"], told["flat"]) == (True, False)
+    assert told["pictures"] == [["data:image/png;", "voxels"]]
+    assert told["slice"] == "2 of 0 to 3"
+    assert told["filled"] == [[[0, 1, 153, 1]], [[1, 3, 255, 0]]]  # column, row from above, value, owner
+    assert told["moved"] == "0 of 0 to 1"
+    assert told["bones"]
     assert told["requests"] == 0

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sightline.pictures import PALETTE
 from sightline.view.clouds import ByClass, ByColor, Cloud, Subject, upward
 from sightline.view.page import MOST_BYTES, encode_page, shown_per_cloud
+from sightline.view.panels import Panel
+from sightline.view.skeletons import TRUE, Skeleton
+from sightline.view.volumes import Volume
 
 NAMES = ("floor", "wall", "chair")
 
@@ -24,6 +29,19 @@ def cloud_of(num_points: int, *, seed: int = 0, stage: str = "raw", dtype: type 
     rgb = random.integers(0, 256, (num_points, 3)).astype(np.uint8)
     colorings = (ByColor("colours", rgb), ByClass.of_labels("ground truth", labels, NAMES), upward(points, "z"))
     return Cloud(stage, points, colorings, unit="m")
+
+
+def drawn_stage(name: str = "voxels") -> Cloud:
+    """A stage with everything that one may have, on sides of three lengths."""
+    values = np.zeros((2, 2, 3, 4), dtype=np.float32)
+    values[0, 1, 2, 0], values[1, 0, 1, 3] = 1.0, 0.6
+    volume = Volume.of_heatmaps(values, cell=2.0, is_y_up=True)
+    points, owners = volume.filled(0.5)
+    joints = np.array([[2.5, 5.0, 1.0], [np.nan, 0, 0], [0.5, 3.0, 7.0]])
+    figure = Skeleton(name, joints, np.array([True, True, True]), ((0, 1), (0, 2)), TRUE)
+    panel = Panel(name, np.arange(36, dtype=np.uint8).reshape(3, 4, 3))
+    coloring = ByClass.of_labels("joint", owners, ("wrist", "tip"))
+    return Cloud(name, points, (coloring,), "voxels", skeletons=(figure,), panels=(panel,), volume=volume)
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -86,11 +104,12 @@ def test_many_small_clouds_share_the_bytes() -> None:
 
 
 def test_nothing_is_asked_of_a_network() -> None:
-    page = encode_page([Subject("a", (cloud_of(5),))], title="t")
+    page = encode_page([Subject("a", (cloud_of(5), drawn_stage()))], title="t")
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
     assert policy[1].startswith("default-src 'none'")
     assert "connect-src" not in policy[1]
+    assert policy[1].endswith("img-src data:")  # pictures that are in the page
     for word in ("http:", "https:", "src=", "href=", "@import", "url(", "fetch(", "XMLHttpRequest", "import("):
         assert word not in page, word
 
@@ -100,11 +119,32 @@ def test_names_cannot_break_out_of_the_page() -> None:
     labels = ByClass.of_labels("ground truth", np.zeros(4, dtype=np.int64), (name,))
     cloud = Cloud(name, np.zeros((4, 3)), (labels,), told=name)
     plain = encode_page([Subject("a", (cloud_of(4),))], title="t")
-    page = encode_page([Subject(name, (cloud,))], title=name, hidden=[name])
+    page = encode_page([Subject(name, (cloud, drawn_stage(name)))], title=name, hidden=[name])
     assert page.count("<script") == plain.count("<script") == 2
     assert page.count("</script>") == 2
     data = data_of(page)
     assert data["subjects"][0]["name"] == data["title"] == data["hidden"][0] == name
+
+
+def test_the_pictures_the_skeleton_and_the_volume_of_a_stage_are_in_the_page() -> None:
+    stage = drawn_stage()
+    subject = data_of(encode_page([Subject("a", (stage,), "camera_y_up")], title="t"))["subjects"][0]
+    (shown,) = subject["clouds"]
+    assert subject["up"] == "camera_y_up"
+    assert shown["unit"] == "voxels"
+    kind, _, text = shown["panels"][0]["png"].partition(",")
+    assert kind == "data:image/png;base64"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))), stage.panels[0].pixels)
+    assert shown["skeletons"] == [
+        {"name": "voxels", "color": TRUE.tolist(), "joints": [[2.5, 5.0, 1.0], [0.5, 3.0, 7.0]], "bones": [[0, 1]]}
+    ]
+    volume = shown["volume"]
+    assert (volume["size"], volume["cell"]) == ([2, 3, 4], 2.0)
+    places = np.unravel_index(decoded(volume["places"], "<u4", -1), (2, 3, 4))
+    assert np.array_equal(np.stack(places, axis=1), [[0, 1, 3], [1, 2, 0]])
+    assert decoded(volume["values"], "u1", -1).tolist() == [153, 255]  # 0.6 and 1 of 255
+    assert decoded(volume["owners"], "<u2", -1).tolist() == [1, 0]
+    assert volume["palette"] == PALETTE[:2].tolist()
 
 
 def test_points_that_are_not_finite_and_clouds_without_points() -> None:

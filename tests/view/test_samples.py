@@ -21,7 +21,8 @@ from sightline.transforms.point_choice import SamplePoints, ShufflePoints
 from sightline.transforms.points import Rotate, Scale
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
 from sightline.view.clouds import ByClass, Subject
-from sightline.view.samples import Branch, Predictor, sample_subject
+from sightline.view.predictor import Predictor
+from sightline.view.samples import Branch, sample_subject
 
 NAMES = ("low", "middle", "high")
 ERROR_GREY = (196, 201, 208)
@@ -187,7 +188,7 @@ def test_the_class_of_a_whole_cloud_is_told_with_the_true_one(is_right: bool) ->
     assert subject.facts["prediction"]["true_class"] == names[label]
 
 
-def test_what_has_no_clouds_or_no_classes_is_refused() -> None:
+def test_what_is_neither_cloud_nor_frame_or_no_classes_is_refused() -> None:
     class Images(Rooms):
         def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
             return {"image": torch.zeros(3, 4, 4)}
@@ -196,8 +197,10 @@ def test_what_has_no_clouds_or_no_classes_is_refused() -> None:
         def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
             return {"joints": torch.zeros(1, 21, 3)}
 
-    with pytest.raises(ConfigError, match="no points; view shows clouds"):
+    with pytest.raises(
+        ConfigError, match=r"gives image; view shows clouds \(points\) and depth frames \(camera, depth"
+    ):
         subject_of(Images(), Branch("evaluate", BatchReader(Images())))
     reader = BatchReader(Rooms())
-    with pytest.raises(ConfigError, match="the task predicts joints; view shows classes"):
+    with pytest.raises(ConfigError, match="the task predicts joints; view shows classes of clouds"):
         subject_of(Rooms(), Branch("evaluate", reader), predictor=predictor(Poses([0]), reader))

@@ -1,0 +1,149 @@
+"""Depth frames into voxels, targets of joints, and a training step of V2V, against the forms that users know."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.bench.agreement import allclose, equal
+from sightline.bench.case import Case, Run, Variant, variant
+from sightline.data.synthetic_hands import SyntheticHands
+from sightline.draws import Draws
+from sightline.geometry.heatmaps import gaussian_heatmaps, gaussian_heatmaps_plainly
+from sightline.geometry.volumes import Placement, occupancy, to_voxels
+from sightline.models.v2v import V2V
+from sightline.transforms.volumes import PlaceCube
+from sightline.types import SampleKey
+
+__all__ = ["data_cases", "model_cases"]
+
+_CUBE_MM = 200.0
+_NEAR_IN_16_BITS = 0.05
+"""Of the largest likelihood: eight bits, through forty layers that are normalised at every second."""
+
+
+def data_cases() -> list[Case]:
+    return [
+        Case(
+            suite="data",
+            label="voxelize_{frames}x{size}",
+            size={"frames": 1, "size": 88},
+            quick={"frames": 1, "size": 24},
+            make=_frames,
+            baseline=variant("add_at", _count_points, equal),
+            variants=(variant("sightline", _voxels, equal),),
+        ),
+        Case(
+            suite="data",
+            label="heatmaps_{frames}x21x{size}",
+            size={"frames": 4, "size": 88},
+            quick={"frames": 1, "size": 24},
+            make=_frames,
+            baseline=variant("dense", _dense_targets, allclose(1e-6)),
+            variants=(variant("sightline", _targets, allclose(1e-6)),),
+        ),
+    ]
+
+
+def model_cases() -> list[Case]:
+    return [
+        Case(
+            suite="models",
+            label="v2v_step_{frames}x{size}",
+            size={"frames": 1, "size": 88},
+            quick={"frames": 2, "size": 16},
+            make=_step_inputs,
+            baseline=Variant("plain", _step(channels_last=False, is_half=False), allclose(1e-4)),
+            variants=(Variant("sightline_bf16", _step(channels_last=True, is_half=True), allclose(_NEAR_IN_16_BITS)),),
+        )
+    ]
+
+
+def _frames(*, frames: int, size: int) -> dict[str, Any]:
+    """Hands in cubes that are varied as in training."""
+    hands = SyntheticHands(split="train", train_size=frames, test_size=1)
+    keys = [SampleKey(index, 0, 0) for index in range(frames)]
+    batch = hands.get_batch(keys)
+    place = PlaceCube(cube_mm=_CUBE_MM, size=size, scale=(0.8, 1.2), max_angle_rad=0.698, max_shift=4.0)
+    rows = place(Draws.for_samples(keys), reference=batch["reference"])["placement"]
+    placement = Placement.from_rows(rows)
+    return {**batch, "placement": placement, "cells": to_voxels(batch["joints"].double(), placement) / 2}
+
+
+def _count_points(inputs: dict[str, Any]) -> Tensor:
+    """Every pixel a point, every point a voxel, counted and cut off at one; as users write it in NumPy."""
+    placement: Placement = inputs["placement"]
+    size = placement.size
+    volumes = np.zeros((len(placement), 1, size, size, size), dtype=np.float32)
+    depths, cameras = inputs["depth"].numpy(), inputs["camera"].numpy()
+    for sample, (depth, (fx, fy, u0, v0)) in enumerate(zip(depths, cameras, strict=True)):
+        rows, columns = np.indices(depth.shape)
+        z = depth.astype(np.float64)
+        points = np.stack([(columns - u0) * z / fx, (rows - v0) * z / fy, z], axis=-1)[z > 0]
+        place = np.floor(_placed(points, placement, sample))
+        inside = place[((place >= 0) & (place < size)).all(axis=1)].astype(np.int64)
+        np.add.at(volumes[sample, 0], tuple(inside.T), 1)
+        np.minimum(volumes[sample], 1, out=volumes[sample])
+    return torch.from_numpy(volumes)
+
+
+def _placed(points: np.ndarray, placement: Placement, sample: int) -> np.ndarray:
+    """Voxel coordinates (P, 3) of points (P, 3) of one sample: the formulas one after another."""
+    middle, border = placement.original / 2, (placement.original - placement.size) / 2
+    unit = (points - placement.reference_mm[sample].numpy()) / (placement.cube_mm / 2)
+    grid = (unit + 1) * (placement.size / 2) + border
+    grid = (grid - middle) * float(placement.scale[sample]) + middle
+    x, y = grid[:, 0] - middle, grid[:, 1] - middle
+    cosine, sine = float(placement.angle_rad[sample].cos()), float(placement.angle_rad[sample].sin())
+    grid[:, 0], grid[:, 1] = x * cosine - y * sine + middle, x * sine + y * cosine + middle
+    return grid - placement.shift[sample].numpy()
+
+
+def _voxels(inputs: dict[str, Any]) -> Tensor:
+    return occupancy(inputs["depth"], inputs["camera"], inputs["placement"])
+
+
+def _dense_targets(inputs: dict[str, Any]) -> Tensor:
+    return gaussian_heatmaps_plainly(inputs["cells"], cells=inputs["placement"].size // 2).float()
+
+
+def _targets(inputs: dict[str, Any]) -> Tensor:
+    return gaussian_heatmaps(inputs["cells"], cells=inputs["placement"].size // 2)
+
+
+def _step_inputs(*, frames: int, size: int) -> dict[str, Any]:
+    inputs = _frames(frames=frames, size=size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = V2V(num_joints=inputs["joints"].shape[1], init="kaiming")
+    return {"model": model, "volume": _voxels(inputs), "heatmaps": _targets(inputs)}
+
+
+def _step(*, channels_last: bool, is_half: bool) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
+    """Forward, mean squared error, backward and SGD; the answer is the likelihood."""
+
+    @contextmanager
+    def opened(inputs: dict[str, Any]) -> Iterator[Run]:
+        model = copy.deepcopy(inputs["model"]).train()
+        model.channels_last = channels_last
+        if channels_last:
+            model.to(memory_format=torch.channels_last_3d)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+
+        def run() -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
+                likelihood = model(volume=inputs["volume"])["likelihood"]
+            (likelihood.float() - inputs["heatmaps"]).square().mean().backward()
+            optimizer.step()
+            return likelihood.detach().float()
+
+        yield run
+
+    return opened

@@ -1,0 +1,72 @@
+"""Losses once more, row by row in plain float64: what their definitions say, and nothing of how they are computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["cross_entropy", "mean_square", "nt_xent", "orthogonality"]
+
+
+def nt_xent(anchors: np.ndarray, partners: np.ndarray, *, temperature: float) -> float:
+    """NT-Xent of rows (M, D): the mean over all 2M anchors. Source: Chen et al. 2020, eq. 1."""
+    rows = np.concatenate([anchors, partners])
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows / np.where(lengths > 0, lengths, 1.0)
+    total = 0.0
+    for place, row in enumerate(rows):
+        similarity = rows @ row / temperature
+        others = np.delete(similarity, place)
+        highest = others.max()
+        partner = similarity[(place + len(anchors)) % len(rows)]
+        total += highest + math.log(np.exp(others - highest).sum()) - partner
+    return total / len(rows)
+
+
+def cross_entropy(
+    logits: np.ndarray,
+    label: np.ndarray,
+    *,
+    smoothing: float = 0.0,
+    over_others: bool = True,
+    weights: Sequence[float] | None = None,
+    ignore_index: int | None = None,
+) -> float:
+    """The mean over targets that are not ignored, by their classes' weights. Source: Szegedy et al. 2016, section 7.
+
+    `logits` (N, C), `label` (N,). The share `smoothing` goes to the other classes evenly, or to all of them.
+    """
+    num_classes = logits.shape[1]
+    by_class = [1.0] * num_classes if weights is None else list(weights)
+    total, count = 0.0, 0.0
+    for row, target in zip(logits, label, strict=True):
+        if ignore_index is not None and target == ignore_index:
+            continue
+        highest = max(row)
+        normaliser = highest + math.log(math.fsum(math.exp(z - highest) for z in row))
+        for c in range(num_classes):
+            share = smoothing / (num_classes - 1 if over_others else num_classes) if smoothing else 0.0
+            wanted = 1.0 - smoothing + (0.0 if over_others else share) if c == target else share
+            total += wanted * by_class[c] * (normaliser - row[c])
+        count += by_class[target]
+    return total / count if count else 0.0
+
+
+def mean_square(output: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:
+    """sum w (o - t)^2 / sum w."""
+    total = math.fsum(w * (o - t) ** 2 for o, t, w in zip(output.ravel(), target.ravel(), weight.ravel(), strict=True))
+    return total / math.fsum(weight.ravel())
+
+
+def orthogonality(matrices: np.ndarray) -> float:
+    """The mean over A of (B, K, K) of the Frobenius norm of A A^T - I. Source: Qi et al. 2017, eq. 2, its root."""
+    total = 0.0
+    for matrix in matrices:
+        size = len(matrix)
+        squares = [
+            (math.fsum(matrix[i] * matrix[j]) - (1.0 if i == j else 0.0)) ** 2 for i in range(size) for j in range(size)
+        ]
+        total += math.sqrt(math.fsum(squares))
+    return total / len(matrices)

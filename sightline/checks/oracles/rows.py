@@ -1,0 +1,68 @@
+"""What the layer oracles found of one kind of layer, or of one loss."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FORWARD", "GRADIENT", "Row", "file_of"]
+
+FORWARD = 1e-10
+"""By how much a float64 output may miss its NumPy reference, relative to the largest value of it, or to 1."""
+GRADIENT = 1e-3
+"""By how much a gradient may miss the finite difference, relative to its size; healthy layers stay below 1e-6."""
+DRIFT = 1e-4
+"""By how much the middle value of a layer's float32 output may miss float64, relative to its size."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of layer, or a loss: what it was compared with, and by how much it is off; None where nothing was.
+
+    `kind` is its type and arguments, `place` the first module of it (or the loss), `count` how many there are. `slope`
+    and `second` are of first and second derivatives, `weakest` the tensor whose gradient is off most.
+    """
+
+    kind: str
+    place: str
+    count: int = 1
+    is_loss: bool = False
+    forward: float | None = None
+    slope: float | None = None
+    second: float | None = None
+    drift: float | None = None
+    weakest: str = ""
+    note: str = ""
+    file: tuple[str | None, int | None] = (None, None)
+
+    @property
+    def verdict(self) -> str:
+        """`wrong`, or how much of it was compared: `checked`, `half-checked` (gradients alone), `not checked`."""
+        if self.is_wrong_forward or self.is_wrong_backward or self.drifts:
+            return "wrong"
+        if self.slope is None and self.forward is None:
+            return "not checked"
+        return "half-checked" if self.forward is None else "checked"
+
+    @property
+    def is_wrong_forward(self) -> bool:
+        return self.forward is not None and not self.forward <= FORWARD
+
+    @property
+    def is_wrong_backward(self) -> bool:
+        return any(value is not None and not value <= GRADIENT for value in (self.slope, self.second))
+
+    @property
+    def drifts(self) -> bool:
+        return self.drift is not None and not self.drift <= DRIFT
+
+
+def file_of(cls: Any) -> tuple[str | None, int | None]:
+    """Where a class that is not of an installed library is written."""
+    try:
+        file, line = inspect.getsourcefile(cls), inspect.getsourcelines(cls)[1]
+    except (OSError, TypeError):
+        return None, None
+    return (file, line) if file and "site-packages" not in Path(file).parts else (None, None)

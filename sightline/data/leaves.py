@@ -1,0 +1,42 @@
+"""The numbers of a sample, however they are nested, and their bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["array_of", "leaves"]
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The numbers in a nest of dicts, lists, tuples and dataclasses, as tensors with their paths; text is left out."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind in "biuf":
+            yield path, torch.from_numpy(value.copy())
+    elif isinstance(value, np.generic):
+        yield from leaves(np.asarray(value), path)
+    elif isinstance(value, bool | int | float):
+        yield path, torch.as_tensor(value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from leaves(item, f"{path}[{place}]")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for each in dataclasses.fields(value):
+            yield from leaves(getattr(value, each.name), f"{path}.{each.name}".lstrip("."))
+
+
+def array_of(value: np.ndarray | Tensor) -> np.ndarray:
+    """The bytes of an array or of a tensor on the CPU, as one uint8 view or copy."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)

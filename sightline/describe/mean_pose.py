@@ -1,0 +1,64 @@
+"""What an answer that looks at no image reaches: the mean pose of the training part about the reference point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.engine.build import Data, Part
+from sightline.types import Batch, SampleKey
+
+__all__ = ["mean_pose_error_mm", "yardsticks_of"]
+
+_MOST_SAMPLES = 1000
+_CHUNK = 16
+_NEEDED = frozenset({"joints", "visible", "reference"})
+
+
+def mean_pose_error_mm(part: Part, data: Data) -> float | None:
+    """The mean distance, in mm, of the joints of `part` from the mean pose about their reference points.
+
+    The pose is that of up to 1,000 frames of the training part, the error that of as many of `part`, evenly spread.
+    None for a data set without joints and reference points.
+    """
+    if not set(part.dataset.info.fields) >= _NEEDED:
+        return None
+    total, count = 0.0, 0.0
+    for batch in _read(data.train):
+        shown = batch["visible"].double()[..., None]
+        total = total + ((batch["joints"].double() - _reference(batch)) * shown).sum(dim=0)
+        count = count + shown.sum(dim=0)
+    pose = total / torch.as_tensor(count).clamp_min(1)
+    errors = [
+        (batch["joints"].double() - _reference(batch) - pose).norm(dim=-1)[batch["visible"].bool()]
+        for batch in _read(part)
+    ]
+    return float(torch.cat(errors).mean())
+
+
+def yardsticks_of(part: Part, data: Data) -> dict[str, Any]:
+    """`yardsticks` for the document of an evaluation: what the mean pose reaches; empty where there are no joints."""
+    error_mm = mean_pose_error_mm(part, data)
+    if error_mm is None:
+        return {}
+    return {"yardsticks": {"mean_error_mm": {"the mean pose of the training part": error_mm}}}
+
+
+def _reference(batch: Batch) -> Tensor:
+    return batch["reference"].double()[:, None]
+
+
+def _read(part: Part) -> Iterator[Batch]:
+    """Samples of a part as the data set gives them, evenly spread over it."""
+    chosen = part.indices[np.linspace(0, len(part.indices) - 1, min(_MOST_SAMPLES, len(part.indices))).astype(np.int64)]
+    for start in range(0, len(chosen), _CHUNK):
+        keys = [SampleKey(int(index), 0, 0) for index in chosen[start : start + _CHUNK]]
+        if hasattr(part.dataset, "get_batch"):
+            yield part.dataset.get_batch(keys)
+            continue
+        samples = [part.dataset[key] for key in keys]
+        yield {name: torch.stack([torch.as_tensor(sample[name]) for sample in samples]) for name in _NEEDED}

@@ -1,0 +1,149 @@
+"""Depth maps of capsules (cylinders with round ends) and spheres before a pinhole camera, exact to float64."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sightline.compiled import in_threads, suits
+from sightline.geometry.capsule_kernels import PARALLEL, ROW, cast_capsules
+from sightline.geometry.pinhole import pixel_rays
+
+__all__ = ["SeenCapsules", "render_capsules", "render_capsules_plainly"]
+
+_REACH_PX = 2**20
+"""Where a window of pixels ends at the latest: far outside of any picture, and still a whole number."""
+
+
+class SeenCapsules(NamedTuple):
+    """What cameras see: `depth` (F, H, W) float64 along the optical axis, 0 where nothing is hit, and `owner` (F, H, W)
+    int64, the place of the capsule that is seen, -1 where none is."""
+
+    depth: np.ndarray
+    owner: np.ndarray
+
+
+def render_capsules(capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int) -> SeenCapsules:
+    """The nearest surface on the ray through every pixel's centre, in units of the capsules.
+
+    `capsules` (F, N, 7): of each frame start, end (a sphere where they are one point) and radius, in the camera's frame
+    with z forward; one of radius 0 is left out. `camera` is fx, fy, u0, v0 in pixels, pixel centres at integers: fy is
+    negative where y points up. Of equally near capsules the first is seen. The same bits in any process, on any number
+    of threads, with and without numba.
+    Raises ValueError where a capsule does not lie wholly before the camera, and for values that are no radius or not
+    finite.
+    Source: the quadratic of a ray and a cylinder about the axis n, with the discriminant A r^2 - (d . (a x n))^2 of
+    Lagrange's identity, which does not cancel where rays are nearly parallel to the axis.
+    """
+    rows = _rows_checked(capsules, camera)
+    depth, owner = _new_frames(len(rows), height_px, width_px)
+    if suits(torch.from_numpy(rows)):
+        in_threads(cast_capsules, len(rows), rows, np.asarray(camera, dtype=np.float64), depth, owner)
+    else:
+        _cast_plainly(rows, camera, depth, owner)
+    return SeenCapsules(depth, owner)
+
+
+def render_capsules_plainly(capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int) -> SeenCapsules:
+    """The reference of `render_capsules`: the same bits by NumPy alone, every capsule tried in every pixel."""
+    rows = _rows_checked(capsules, camera)
+    depth, owner = _new_frames(len(rows), height_px, width_px)
+    _cast_plainly(rows, camera, depth, owner)
+    return SeenCapsules(depth, owner)
+
+
+def _new_frames(count: int, height_px: int, width_px: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.empty((count, height_px, width_px)), np.empty((count, height_px, width_px), dtype=np.int64)
+
+
+def _cast_plainly(rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner: np.ndarray) -> None:
+    rays = pixel_rays(camera, width_px=depth.shape[2], height_px=depth.shape[1])
+    x, y = rays[..., 0], rays[..., 1]
+    depth[:], owner[:] = np.inf, -1
+    for frame, of_frame in enumerate(rows):
+        for place, row in enumerate(of_frame):
+            if row[6] > 0:
+                here = _distance(row, x, y)
+                is_nearer = here < depth[frame]
+                depth[frame] = np.where(is_nearer, here, depth[frame])
+                owner[frame] = np.where(is_nearer, place, owner[frame])
+    depth[owner < 0] = 0
+
+
+def _distance(row: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Along the rays (x, y, 1), how often the ray's own length until the capsule is entered; inf where it never is."""
+    start, end, radius, (nx, ny, nz), (mx, my, mz), length = row[:3], row[3:6], row[6], row[7:10], row[10:13], row[13]
+    across = y * nz - ny, nx - x * nz, x * ny - y * nx  # the ray x the axis
+    steepness = across[0] * across[0] + across[1] * across[1] + across[2] * across[2]
+    aside = x * mx + y * my + mz
+    share = steepness * (radius * radius) - aside * aside
+    along, begin = x * nx + y * ny + nz, start[0] * nx + start[1] * ny + start[2] * nz
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entry = (across[0] * mx + across[1] * my + across[2] * mz - np.sqrt(share)) / steepness
+        height = entry * along - begin
+    # A ray along the axis enters by the end that it comes to first.
+    is_parallel = steepness <= PARALLEL
+    is_low = np.where(is_parallel, along > 0, height <= 0)
+    at_end = np.where(is_low, _sphere(start, radius, x, y), _sphere(end, radius, x, y))
+    is_side = ~is_parallel & (height > 0) & (height < length)
+    return np.where(is_parallel | (share >= 0), np.where(is_side, entry, at_end), np.inf)
+
+
+def _sphere(centre: np.ndarray, radius: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    a, b, c = centre
+    square = x * x + y * y + 1
+    across = y * c - b, a - x * c, x * b - y * a
+    share = square * (radius * radius) - (across[0] * across[0] + across[1] * across[1] + across[2] * across[2])
+    with np.errstate(invalid="ignore"):
+        return np.where(share >= 0, (x * a + y * b + c - np.sqrt(share)) / square, np.inf)
+
+
+def _rows_checked(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
+    """Capsules as the kernel wants them (F, N, ROW): with axis, moment, length, and the window of their pixels."""
+    if capsules.ndim != 3 or capsules.shape[2] != 7:
+        raise ValueError(f"capsules are {capsules.shape}, (frames, capsules, 7) are needed: start, end, radius")
+    if not (np.isfinite(capsules).all() and np.isfinite(camera).all()):
+        raise ValueError("capsules and camera must be finite numbers")
+    start, end, radius = capsules[..., 0:3], capsules[..., 3:6], capsules[..., 6]
+    if (radius < 0).any():
+        raise ValueError(f"capsules have radii down to {radius.min():.4g}; 0 leaves one out, less is an error")
+    nearest = np.minimum(start[..., 2], end[..., 2]) - radius
+    behind = np.argwhere((radius > 0) & ~(nearest > 0))
+    if len(behind):
+        frame, place = behind[0]
+        raise ValueError(
+            f"capsules[{frame}, {place}]: reaches back to z = {nearest[frame, place]:.4g}; keep it above 0"
+        )
+    rows = np.zeros((*capsules.shape[:2], ROW))
+    rows[..., :7] = capsules
+    offset = end - start
+    length = np.sqrt(offset[..., 0] ** 2 + offset[..., 1] ** 2 + offset[..., 2] ** 2)
+    axis = offset / np.where(length > 0, length, 1)[..., None]
+    rows[..., 7:10], rows[..., 13] = axis, length
+    rows[..., 10], rows[..., 11], rows[..., 12] = (
+        start[..., i] * axis[..., j] - start[..., j] * axis[..., i] for i, j in ((1, 2), (2, 0), (0, 1))
+    )
+    rows[..., 14:16] = _window(start, end, radius, 0, camera[0], camera[2])
+    rows[..., 16:18] = _window(start, end, radius, 1, camera[1], camera[3])
+    return rows
+
+
+def _window(
+    start: np.ndarray, end: np.ndarray, radius: np.ndarray, axis: int, focal_px: float, centre_px: float
+) -> np.ndarray:
+    """The lowest and highest row or column that a capsule may cover: those of its end spheres, since it is their hull.
+
+    The planes through the pinhole that touch a sphere have the slopes (x z +- r sqrt(x^2 + z^2 - r^2)) / (z^2 - r^2).
+    """
+    slopes = []
+    for centre in (start, end):
+        aside, ahead = centre[..., axis], centre[..., 2]
+        root = radius * np.sqrt(np.maximum(aside * aside + ahead * ahead - radius * radius, 0))
+        slopes += [
+            (aside * ahead + sign * root) / np.where(radius > 0, ahead * ahead - radius * radius, 1) for sign in (1, -1)
+        ]
+    places = np.stack(slopes) * focal_px + centre_px
+    # One pixel more on each side than rounding could ever leave out.
+    return np.clip(np.stack([np.floor(places.min(0)) - 1, np.ceil(places.max(0)) + 1], -1), -_REACH_PX, _REACH_PX)

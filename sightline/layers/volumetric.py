@@ -1,0 +1,74 @@
+"""What networks over volumes are built of: convolutions with batch norm, residual blocks, doubling of the side.
+
+Volumes are (B, C, X, Y, Z). Every convolution has a bias, though one before batch norm changes nothing: published
+weights hold them. Source: Moon et al. 2018, V2V-PoseNet, section 5, figure 4.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ResidualBlock3d", "UpsampleBlock3d", "VolumeBlock", "assert_volumes"]
+
+
+class VolumeBlock(nn.Module):
+    """`relu(norm(conv(volume)))` with an odd kernel of `size`, zeros around the volume; the side stays."""
+
+    def __init__(self, *, in_channels: int, out_channels: int, size: int) -> None:
+        super().__init__()
+        assert size % 2 == 1, f"a kernel of {size} has no middle"
+        self.conv = nn.Conv3d(in_channels, out_channels, size, padding=size // 2)
+        self.norm = nn.BatchNorm3d(out_channels)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(volume)))
+
+
+class ResidualBlock3d(nn.Module):
+    """Two convolutions of 3 x 3 x 3 added to what came in, which one of size 1 brings to new channels.
+
+    Without `has_shortcut` nothing is added: what the shortcut is worth can be measured.
+    """
+
+    def __init__(self, *, in_channels: int, out_channels: int, has_shortcut: bool = True) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.first_norm = nn.BatchNorm3d(out_channels)
+        self.second = nn.Conv3d(out_channels, out_channels, 3, padding=1)
+        self.second_norm = nn.BatchNorm3d(out_channels)
+        self.has_shortcut = has_shortcut
+        self.shortcut: nn.Module = nn.Identity()
+        if has_shortcut and in_channels != out_channels:
+            self.shortcut = nn.Sequential(nn.Conv3d(in_channels, out_channels, 1), nn.BatchNorm3d(out_channels))
+
+    def forward(self, volume: Tensor) -> Tensor:
+        inner = torch.relu(self.first_norm(self.first(volume)))
+        residual = cast(Tensor, self.second_norm(self.second(inner)))
+        return torch.relu(residual + self.shortcut(volume) if self.has_shortcut else residual)
+
+
+class UpsampleBlock3d(nn.Module):
+    """`relu(norm(deconv(volume)))`: every voxel becomes two along each axis."""
+
+    def __init__(self, *, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.deconv = nn.ConvTranspose3d(in_channels, out_channels, 2, stride=2)
+        self.norm = nn.BatchNorm3d(out_channels)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.deconv(volume)))
+
+
+def assert_volumes(volume: Tensor, *, multiple: int) -> None:
+    """Raises ValueError for anything but volumes (B, 1, X, Y, Z) whose sides are multiples of `multiple`."""
+    if volume.ndim != 5 or volume.shape[1] != 1:
+        raise ValueError(f"volume: found the shape {tuple(volume.shape)}, expected (B, 1, X, Y, Z)")
+    odd = [side for side in volume.shape[2:] if side % multiple]
+    if odd:
+        raise ValueError(
+            f"volume: a side of {odd[0]} voxels is no multiple of {multiple}, by which this network divides it; set "
+            f"the size of place_cube to {odd[0] // multiple * multiple} or {(odd[0] // multiple + 1) * multiple}"
+        )

@@ -1,0 +1,34 @@
+"""The loss of a refined reference point, summed over the frames whose middle joint is labelled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.geometry.crops import CropPlacement, to_offsets
+from sightline.losses.base import Loss
+
+__all__ = ["CentreMSE"]
+
+
+@registry.losses.add("centre_mse")
+class CentreMSE(Loss):
+    """The squared distance of the predicted offset from that of the joint in the middle, in halves of the crop's side.
+
+    The mean over the frames in which this joint is visible. Source: Oberweger and Lepetit 2017, DeepPrior++.
+    """
+
+    def __init__(self, *, centre_joint: int) -> None:
+        super().__init__()
+        self.centre_joint = centre_joint
+
+    def count(self, *, visible: Tensor) -> Tensor:
+        return visible[:, self.centre_joint].sum()
+
+    def forward(self, *, offset: Tensor, joints: Tensor, visible: Tensor, crop_placement: Tensor) -> Tensor:
+        placement = CropPlacement.from_rows(crop_placement)
+        is_seen = visible[:, self.centre_joint, None]
+        middle = torch.where(is_seen, joints[:, self.centre_joint].double(), placement.reference_mm)
+        wanted = to_offsets(middle[:, None], placement)[:, 0].to(joints.dtype)
+        return ((offset.to(joints.dtype) - wanted).square() * is_seen).sum()

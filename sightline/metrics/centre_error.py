@@ -1,0 +1,61 @@
+"""How far reference points are from the joint in the middle, before and after a refiner."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.metrics.base import State
+from sightline.metrics.joint_errors import distance_slots, note_distances
+
+__all__ = ["CentreError"]
+
+
+@registry.metrics.add("centre_error")
+class CentreError:
+    """`centre_error_mm`, the mean distance of refined points from the joint in the middle; its median and largest.
+
+    `reference_error_mm` is that of the points which were refined: a refiner that does not reach below it is of no use.
+    Frames without a label of this joint count nowhere. Source: Oberweger and Lepetit 2017, DeepPrior++.
+    """
+
+    slots = frozenset({"distance_mm", "labelled", "seen"})
+
+    def __init__(self, *, centre_joint: int) -> None:
+        self.centre_joint = centre_joint
+
+    def new_state(self, *, num_samples: int = 0) -> State:
+        return distance_slots(num_samples, 2)
+
+    def update(
+        self,
+        state: State,
+        *,
+        centre_mm: Tensor,
+        reference: Tensor,
+        joints: Tensor,
+        visible: Tensor,
+        sample_index: Tensor,
+    ) -> None:
+        """`centre_mm` refined and `reference` (B, 3), `joints` true (B, J, 3), all in mm; `visible` (B, J)."""
+        found = torch.stack([centre_mm, reference.to(centre_mm)], dim=1)
+        middle = joints[:, self.centre_joint, None].expand(-1, 2, -1)
+        note_distances(state, found, middle, visible[:, self.centre_joint, None].bool().expand(-1, 2), sample_index)
+
+    def compute(self, state: State) -> dict[str, float]:
+        is_labelled = state["labelled"][:, 0] > 0
+        refined, before = state["distance_mm"][is_labelled].unbind(dim=1)
+        names = ("centre_error_mm", "median_centre_error_mm", "max_centre_error_mm", "reference_error_mm")
+        if not len(refined):
+            return dict.fromkeys(names, torch.nan)
+        figures = (refined.mean(), refined.median(), refined.max(), before.mean())
+        return {name: figure.item() for name, figure in zip(names, figures, strict=True)}
+
+    def per_sample(self, state: State) -> Tensor:
+        """The distance of each frame's refined point (num_samples,) float64; NaN where its joint is not labelled."""
+        return state["distance_mm"][:, 0] / state["labelled"][:, 0]
+
+    def per_class(self, state: State) -> dict[str, dict[str, float]]:
+        """There are no classes."""
+        return {}

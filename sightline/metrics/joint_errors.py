@@ -1,0 +1,151 @@
+"""Distances of predicted joints from true ones: their mean, and the shares that lie within a threshold.
+
+Every distance has a slot of its own, so that the figures are those of all frames at once, whoever evaluated them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.arguments import Factor, Size
+from sightline.metrics.base import State
+
+__all__ = ["DetectionRate", "JointError", "distance_slots", "note_distances"]
+
+_CURVE_MM = range(81)
+
+
+def distance_slots(num_samples: int, num_joints: int) -> State:
+    """A slot for every joint of every frame: its distance in mm, and whether it is labelled."""
+    return {
+        "distance_mm": torch.zeros(num_samples, num_joints, dtype=torch.float64),
+        "labelled": torch.zeros(num_samples, num_joints, dtype=torch.int64),
+        "seen": torch.zeros(num_samples, dtype=torch.int64),
+    }
+
+
+def note_distances(state: State, joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> None:
+    """Put the distances of a batch into their slots. Raises ValueError for shapes that differ and for NaN."""
+    if joints_mm.shape != joints.shape or visible.shape != joints.shape[:2]:
+        raise ValueError(
+            f"joints_mm: found the shape {tuple(joints_mm.shape)} for joints {tuple(joints.shape)} of which "
+            f"{tuple(visible.shape)} say whether they are visible; all are (B, J, 3) and (B, J)"
+        )
+    bad = ~torch.isfinite(joints_mm).all(dim=-1) & visible
+    if bool(bad.any()):
+        sample = int(sample_index[bad.any(dim=1)][0])
+        raise ValueError(
+            f"joints_mm: {int(bad.sum())} joints are not finite, first in sample {sample}; find where with "
+            "`sightline check`"
+        )
+    distance = (joints_mm.double() - joints.double()).norm(dim=-1)
+    place = state["distance_mm"].device
+    state["distance_mm"][sample_index] += torch.where(visible, distance, 0.0).to(place)
+    state["labelled"][sample_index] += visible.long().to(place)
+    state["seen"][sample_index] += 1
+
+
+class _OfDistances:
+    """What metrics of distances share: a state of slots."""
+
+    slots = frozenset({"distance_mm", "labelled", "seen"})
+
+    def __init__(self, *, num_joints: int, joint_names: Sequence[str]) -> None:
+        self.num_joints = num_joints
+        self.joint_names = tuple(joint_names)
+
+    def new_state(self, *, num_samples: int = 0) -> State:
+        return distance_slots(num_samples, self.num_joints)
+
+    def update(self, state: State, *, joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> None:
+        """`joints_mm` predicted and `joints` true (B, J, 3), in mm; joints that are not `visible` count nowhere."""
+        note_distances(state, joints_mm, joints, visible.bool(), sample_index)
+
+
+@registry.metrics.add("joint_error")
+class JointError(_OfDistances):
+    """`mean_error_mm`, the mean distance over all visible joints of all frames, in mm; and its median and largest.
+
+    Frames count by how far their worst joint is off: `frames_within` is the share of those within `threshold_mm`, and
+    the curve over 0 to 80 mm, by the worst and by the mean joint of a frame and by single joints, is in the tables.
+    A distance at a threshold is within it. Source: Oberweger et al. 2015, Hands deep in deep learning, section 5.1.
+    """
+
+    def __init__(self, *, num_joints: int, joint_names: tuple[str, ...], threshold_mm: Factor = 20.0) -> None:
+        super().__init__(num_joints=num_joints, joint_names=joint_names)
+        self.threshold_mm = threshold_mm
+
+    def compute(self, state: State) -> dict[str, float]:
+        every = state["distance_mm"][state["labelled"] > 0]
+        if not len(every):
+            return dict.fromkeys(("mean_error_mm", "median_error_mm", "max_error_mm", "frames_within"), torch.nan)
+        worst, _ = _of_frames(state)
+        return {
+            "mean_error_mm": every.mean().item(),
+            "median_error_mm": every.median().item(),
+            "max_error_mm": every.max().item(),
+            "frames_within": _share(worst, self.threshold_mm),
+        }
+
+    def per_class(self, state: State) -> dict[str, dict[str, Any]]:
+        """Joint name -> `error_mm`, the mean over the frames that show it, and their `count`."""
+        counts = state["labelled"].sum(dim=0)
+        means = state["distance_mm"].sum(dim=0) / counts
+        return {
+            name: {"error_mm": mean, "count": count}
+            for name, mean, count in zip(self.joint_names, means.tolist(), counts.tolist(), strict=True)
+        }
+
+    def per_sample(self, state: State) -> Tensor:
+        """The mean distance of each frame (num_samples,) float64; NaN where none of its joints counts."""
+        return state["distance_mm"].sum(dim=1) / state["labelled"].sum(dim=1)
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """`error_curve`: the shares within 0 to 80 mm, of frames by their worst and mean joint, and of joints."""
+        worst, mean = _of_frames(state)
+        every = state["distance_mm"][state["labelled"] > 0]
+        curves = {"frames_by_worst": worst, "frames_by_mean": mean, "joints": every}
+        shares = {name: [_share(values, float(mm)) for mm in _CURVE_MM] for name, values in curves.items()}
+        return {"error_curve": {"threshold_mm": list(_CURVE_MM), **shares}}
+
+
+@registry.metrics.add("detection_rate")
+class DetectionRate(_OfDistances):
+    """`detection_rate`: the share of frames in which a joint is off by less than `threshold_mm`, the mean over joints.
+
+    Published as mAP at 10 cm, though nothing is ranked. Source: Haque et al. 2016, Towards viewpoint invariant 3D human
+    pose estimation, section 5.
+    """
+
+    def __init__(self, *, num_joints: int, joint_names: tuple[str, ...], threshold_mm: Size = 100.0) -> None:
+        super().__init__(num_joints=num_joints, joint_names=joint_names)
+        self.threshold_mm = threshold_mm
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"detection_rate": self._rates(state).nanmean().item()}
+
+    def per_class(self, state: State) -> dict[str, dict[str, Any]]:
+        """Joint name -> `detection_rate`."""
+        rates = self._rates(state).tolist()
+        return {name: {"detection_rate": rate} for name, rate in zip(self.joint_names, rates, strict=True)}
+
+    def _rates(self, state: State) -> Tensor:
+        is_labelled = state["labelled"] > 0
+        is_near = (state["distance_mm"] < self.threshold_mm) & is_labelled
+        return is_near.sum(dim=0).double() / is_labelled.sum(dim=0)
+
+
+def _of_frames(state: State) -> tuple[Tensor, Tensor]:
+    """The largest and the mean distance of every frame that shows a joint."""
+    counts = state["labelled"].sum(dim=1)
+    shown = counts > 0
+    return state["distance_mm"][shown].amax(dim=1), (state["distance_mm"].sum(dim=1) / counts)[shown]
+
+
+def _share(values: Tensor, threshold: float) -> float:
+    return (values <= threshold).double().mean().item()

@@ -1,0 +1,154 @@
+"""Voxels in, a likelihood of every joint at every voxel out. Source: Moon et al. 2018, V2V-PoseNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypedDict, cast
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.layers.recomputed import recomputed
+from sightline.layers.volumetric import ResidualBlock3d, UpsampleBlock3d, VolumeBlock, assert_volumes
+
+__all__ = ["V2V", "V2VOutput", "V2VSmall"]
+
+Init = Literal["v2v", "torch_default", "kaiming"]
+_INIT_STD = 0.001
+
+
+class V2VOutput(TypedDict):
+    """`likelihood` (B, J, X/2, Y/2, Z/2), unbounded: the last layer is linear."""
+
+    likelihood: Tensor
+
+
+class _VolumeNetwork(nn.Module):
+    """How a network over volumes starts and computes: weights, memory format, what is kept for the backward pass."""
+
+    divides = 8
+
+    def __init__(self, *, channels_last: bool, recompute: bool) -> None:
+        super().__init__()
+        self.channels_last = channels_last
+        self.recompute = recompute
+
+    def forward(self, *, volume: Tensor) -> V2VOutput:
+        """`volume` (B, 1, X, Y, Z): 1 where a voxel is occupied, else 0."""
+        assert_volumes(volume, multiple=self.divides)
+        if self.channels_last:
+            volume = volume.contiguous(memory_format=torch.channels_last_3d)
+        return {"likelihood": self.likelihood(volume)}
+
+    def likelihood(self, volume: Tensor) -> Tensor:
+        """The network itself."""
+        raise NotImplementedError
+
+    def stage(self, layers: nn.Module, volume: Tensor) -> Tensor:
+        """`layers(volume)`; with `recompute` its inner values are computed again for the backward pass, not kept."""
+        return recomputed(layers, volume) if self.recompute and torch.is_grad_enabled() else layers(volume)
+
+    def _start(self, init: Init) -> None:
+        starts: dict[Init, Callable[[Tensor], object]] = {
+            "v2v": lambda weight: nn.init.normal_(weight, std=_INIT_STD),
+            "kaiming": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"),
+        }
+        for module in self.modules():
+            if init in starts and isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                starts[init](module.weight)
+                nn.init.zeros_(cast(Tensor, module.bias))
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+@registry.models.add("v2v")
+class V2V(_VolumeNetwork):
+    """The published network: sides halved three times and doubled twice, with residual blocks and two skips.
+
+    The sides of a volume are multiples of 8, 88 in the paper; 3,410,453 parameters for 21 joints. `shortcuts: false`
+    leaves out what residual blocks and skips add, `init` is the spread of the weights at the start (a deviation of
+    0.001 as published), `channels_last` the order in memory that bf16 on a CPU is fast in, `recompute` trades time for
+    memory. Source: Moon et al. 2018, figure 4; layout of V2V-PoseNet_RELEASE.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_joints: int,
+        shortcuts: bool = True,
+        init: Init = "v2v",
+        channels_last: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(channels_last=channels_last, recompute=recompute)
+
+        def block(before: int, after: int) -> ResidualBlock3d:
+            return ResidualBlock3d(in_channels=before, out_channels=after, has_shortcut=shortcuts)
+
+        self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=16, size=7), nn.MaxPool3d(2))
+        self.front = nn.Sequential(block(16, 32), block(32, 32), block(32, 32))
+        self.outer_skip = block(32, 32) if shortcuts else None
+        self.down = nn.Sequential(nn.MaxPool3d(2), block(32, 64))
+        self.inner_skip = block(64, 64) if shortcuts else None
+        self.middle = nn.Sequential(nn.MaxPool3d(2), block(64, 128), block(128, 128), block(128, 128))
+        self.inner_up = UpsampleBlock3d(in_channels=128, out_channels=64)
+        self.inner = block(64, 64)
+        self.outer_up = UpsampleBlock3d(in_channels=64, out_channels=32)
+        self.back = nn.Sequential(
+            block(32, 32),
+            VolumeBlock(in_channels=32, out_channels=32, size=1),
+            VolumeBlock(in_channels=32, out_channels=32, size=1),
+        )
+        self.output = nn.Conv3d(32, num_joints, 1)
+        self._start(init)
+
+    def likelihood(self, volume: Tensor) -> Tensor:
+        outer = self.stage(self.front, self.stage(self.stem, volume))
+        inner = self.stage(self.down, outer)
+        raised = self.stage(self.inner_up, self.stage(self.middle, inner))
+        if self.inner_skip is not None:
+            raised = raised + self.stage(self.inner_skip, inner)
+        raised = self.stage(self.outer_up, self.stage(self.inner, raised))
+        if self.outer_skip is not None:
+            raised = raised + self.stage(self.outer_skip, outer)
+        return cast(Tensor, self.output(self.stage(self.back, raised)))
+
+
+@registry.models.add("v2v_small")
+class V2VSmall(_VolumeNetwork):
+    """The same idea in little, for quick work: one block a stage, 8 to 32 channels, sides halved twice.
+
+    The sides of a volume are multiples of 4. Arguments as those of v2v. Source: made here, after Moon et al. 2018.
+    """
+
+    divides = 4
+
+    def __init__(
+        self,
+        *,
+        num_joints: int,
+        shortcuts: bool = True,
+        init: Init = "v2v",
+        channels_last: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(channels_last=channels_last, recompute=recompute)
+
+        def block(before: int, after: int) -> ResidualBlock3d:
+            return ResidualBlock3d(in_channels=before, out_channels=after, has_shortcut=shortcuts)
+
+        self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=8, size=5), nn.MaxPool3d(2))
+        self.front = block(8, 16)
+        self.skip = block(16, 16) if shortcuts else None
+        self.middle = nn.Sequential(nn.MaxPool3d(2), block(16, 32))
+        self.up = UpsampleBlock3d(in_channels=32, out_channels=16)
+        self.output = nn.Conv3d(16, num_joints, 1)
+        self._start(init)
+
+    def likelihood(self, volume: Tensor) -> Tensor:
+        outer = self.stage(self.front, self.stage(self.stem, volume))
+        raised = self.stage(self.up, self.stage(self.middle, outer))
+        if self.skip is not None:
+            raised = raised + self.stage(self.skip, outer)
+        return cast(Tensor, self.output(raised))

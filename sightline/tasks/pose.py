@@ -1,0 +1,64 @@
+"""The place of every joint, read from a heat map of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.binding import Offer
+from sightline.geometry.heatmaps import Decoding, decode, peaks
+from sightline.geometry.volumes import Placement, permuted_axes, to_camera
+from sightline.losses.base import Loss
+from sightline.tasks.supervised import Supervised
+from sightline.types import Batch
+
+__all__ = ["Pose", "read_joints"]
+
+
+@registry.tasks.add("pose")
+class Pose(Supervised):
+    """Predicts `joints_mm` (B, J, 3), camera frame, and each map's `peaks` (B, J) from `likelihood`.
+
+    `decoding` is how a coordinate is read from a heat map: `parabola` around the largest cell, its middle (`argmax`),
+    `soft` or `centroid`. Votes are means of coordinates, each of which was brought back by its own placement.
+    """
+
+    predicts = frozenset({"joints_mm", "peaks"})
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        losses: Mapping[str, Loss],
+        batch_keys: Offer,
+        output_keys: Offer,
+        decoding: Decoding = "parabola",
+    ) -> None:
+        super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
+        self.decoding: Decoding = decoding
+
+    def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+        """The outputs, the joints that they mean by the placement of each sample, and how sure each map is."""
+        likelihood = outputs["likelihood"]
+        found = read_joints(likelihood, Placement.from_rows(batch["placement"]), decoding=self.decoding)
+        return {**outputs, "joints_mm": found, "peaks": peaks(likelihood).float()}
+
+    def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The mean of the joints, and of the peaks, of several passes over varied input."""
+        return {name: torch.stack([each[name] for each in passes]).mean(dim=0) for name in ("joints_mm", "peaks")}
+
+
+def read_joints(likelihood: Tensor, placement: Placement, *, decoding: Decoding) -> Tensor:
+    """Camera coordinates (B, J, 3) float64, in mm, of what heat maps (B, J, V, V, V) say.
+
+    The authors' release reads the number of the largest cell alone, whatever `decoding` says, and adds half a voxel.
+    """
+    maps = permuted_axes(likelihood.detach(), placement.axes)
+    pooling = placement.size / maps.shape[-1]
+    if placement.compat == "release":
+        return to_camera((decode(maps, decoding="argmax") - 0.5) * pooling, placement)
+    return to_camera(decode(maps, decoding=decoding) * pooling, placement)

@@ -1,0 +1,54 @@
+"""`sightline data centres`: a file of reference points, found by a trained refiner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sightline.engine.centre_files import centre_lines, find_centres
+from sightline.engine.distributed import start_world
+from sightline.engine.loading import load_run
+from sightline.engine.precision import set_determinism
+from sightline.verbs.common import config_of, write_document, write_file
+from sightline.verbs.output import note, show_table
+
+__all__ = ["Options", "centres"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    run: Path
+    data: Path
+    overrides: tuple[str, ...]
+    split: Literal["train", "test"]
+    target: Path
+    which: str = "last"
+    plugins: tuple[Path, ...] = ()
+    device: str = "auto"
+    json: Path | None = None
+
+
+def centres(options: Options) -> int:
+    """Write a line for every frame of a part of a config's data set, whole or not at all."""
+    refiner = load_run(options.run, checkpoint=options.which, plugins=options.plugins)
+    config, _ = config_of(options.data, options.overrides, options.plugins)
+    set_determinism(refiner.config.train.determinism)
+    with start_world(device=options.device) as world:
+        found = find_centres(refiner, config, split=options.split, world=world)
+    write_file(options.target, centre_lines(found))
+    _tell(found.notes)
+    rows: list[tuple[str, int | float]] = [("frames", len(found.points_mm)), ("points", int(found.is_known.sum()))]
+    rows += [("centre_error_mm", found.error_mm), ("reference_error_mm", found.reference_error_mm)]
+    show_table(f"{options.target}: {config.data.name}, {options.split}", ("what", "value"), rows)
+    about = {"file": str(options.target), "run": str(options.run), "data": config.data.name, "split": options.split}
+    write_document(options.json, {**about, **dict(rows), "notes": list(found.notes)})
+    return 0
+
+
+def _tell(lines: Sequence[str]) -> None:
+    for line in lines:
+        note(f"look at this: {line}")

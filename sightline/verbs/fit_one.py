@@ -1,0 +1,225 @@
+"""`sightline fit-one`: a few samples over-fitted by several optimisers, the cause where that fails, and the ladder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline.config import RunConfig
+from sightline.engine.build import build
+from sightline.engine.distributed import World, start_world
+from sightline.errors import UserError
+from sightline.fitting.attempts import SHARES, Curve
+from sightline.fitting.fit_one import Asked, Kept, Result, result_document
+from sightline.fitting.fit_one import fit_one as fit
+from sightline.fitting.following import Followed, follow, followed_document
+from sightline.fitting.grid import Verdict
+from sightline.fitting.growth import climb, rung_document, rungs_of
+from sightline.fitting.layers import Snapshot
+from sightline.fitting.pictures import draw_curves, draw_verdicts
+from sightline.fitting.variants import Variant, compare, overrides_of
+from sightline.schema import nearest
+from sightline.verbs.common import assert_writable, config_of, write_document, write_file
+from sightline.verbs.output import note, show_findings, show_table
+
+__all__ = ["Options", "fit_one"]
+
+NAME = "fit_one"
+_STEPS = tuple(f"steps to {share:g}" for share in SHARES)
+_COLUMNS = ("optimiser", "numbers", "fitted", "best rate", *_STEPS, "lowest", "end")
+_NEGLIGIBLE = 1e-6
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    config: Path
+    overrides: tuple[str, ...] = ()
+    samples: int | None = None
+    steps: int = 100
+    keep: str = ""
+    grow: str | None = None
+    vary: tuple[str, ...] = ()
+    trace: bool = False
+    out: Path | None = None
+    plugins: tuple[Path, ...] = ()
+    device: str = "auto"
+    json: Path | None = None
+
+
+def fit_one(options: Options) -> int:
+    """Fit a few samples, or climb, or compare; the exit code."""
+    asked = Asked(options.samples, options.steps, _kept(options.keep))
+    if options.out is not None:
+        assert_writable(options.out / f"{NAME}.json", option="--out")
+    if options.grow is not None and (options.vary or options.trace or options.samples is not None):
+        raise UserError("--grow climbs by itself; leave --vary, --trace and --samples out")
+    if options.vary and options.trace:
+        raise UserError("--trace follows one recipe; leave --vary out, and give the variant as key=value")
+    config, _ = config_of(options.config, options.overrides, options.plugins)
+    with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
+        if options.vary:
+            return _vary(options, asked, world)
+        if options.grow is not None:
+            return _grow(options, config, asked, world)
+        return _fit(options, config, asked, world)
+
+
+# --- one fit ---------------------------------------------------------------------------------------------------------
+
+
+def _fit(options: Options, config: RunConfig, asked: Asked, world: World) -> int:
+    built = build(config, world)
+    result = fit(built, asked, note)
+    followed = None
+    if options.trace or config.expect:
+        followed = follow(built, asked) if result.probe is not None else None
+    _show(config.name, result)
+    document = result_document(result)
+    failed = 0
+    if followed is not None:
+        failed = _show_followed(followed, with_layers=options.trace)
+        document |= followed_document(followed)
+    _write(options, document, draw_verdicts([v for v in (*result.verdicts, *result.further) if v.curves]))
+    return 0 if result.is_fitted and not failed else 1
+
+
+def _show(name: str, result: Result) -> None:
+    """The one cause first, where there is one; then the table, and what each part of the bisection showed."""
+    show_findings(result.findings[:1], is_verbose=True)
+    if result.verdicts:
+        rows = [_row(verdict) for verdict in (*result.verdicts, *result.further)]
+        show_table(f"{name}: {len(result.samples.indices)} samples", _COLUMNS, rows, unbroken="optimiser")
+    if result.parts:
+        shown = [[part.name, "guilty" if part.is_guilty else "", part.told] for part in result.parts]
+        show_table("where it is lost", ("part", "", "measured"), shown, unbroken="part")
+    show_findings(result.findings[1:], is_verbose=True)
+    note(f"{name}: {'fitted' if result.is_fitted else f'NOT FITTED, {result.cause}'}")
+
+
+def _row(verdict: Verdict) -> list[Any]:
+    best = verdict.best
+    steps = [best.steps_to(share) for share in SHARES]
+    return [verdict.optimizer, verdict.precision, _yes(verdict), f"{best.rate:g}", *steps, _lowest(best), best.stop]
+
+
+def _yes(verdict: Verdict) -> str:
+    if verdict.is_fitted:
+        return "yes"
+    return f"not at {verdict.curves[0].rate:g}" if verdict.best.is_fitted else "no"
+
+
+def _lowest(curve: Curve) -> str:
+    if math.isnan(curve.lowest):
+        return ""
+    return "0" if abs(curve.lowest) < _NEGLIGIBLE else f"{curve.lowest:.3g}"
+
+
+def _show_followed(followed: Followed, *, with_layers: bool) -> int:
+    """The layers at the first and the last step where asked for, and every expectation; how many were not met."""
+    if with_layers:
+        _show_layers(followed.first)
+        if followed.last is not None:
+            _show_layers(followed.last)
+    for each in followed.met:
+        note(f"{'met' if each.is_met else 'NOT MET'}: {each.told}")
+    return sum(not each.is_met for each in followed.met)
+
+
+def _show_layers(look: Snapshot) -> None:
+    columns = ("layer", "class", "shape", "mean", "std", "zeros", "gradient of output", "gradient of weights")
+    rows = [
+        [
+            layer.path + (f" (call {layer.call})" if layer.call > 1 else ""),
+            layer.class_name,
+            " ".join(map(str, layer.shape)),
+            f"{layer.output.mean:.3g}",
+            f"{layer.output.std:.3g}",
+            f"{layer.output.zeros:.1%}",
+            "" if layer.output.grad_norm is None else f"{layer.output.grad_norm:.3g}",
+            "" if layer.weights_grad_norm is None else f"{layer.weights_grad_norm:.3g}",
+        ]
+        for layer in look.layers
+        if layer.is_leaf
+    ]
+    title = f"after {look.step} steps: loss {look.loss:.4g}, gradient {look.grad_norm:.3g}"
+    show_table(title, columns, rows, unbroken="layer", droppable=("class",))
+
+
+# --- the ladder and the variants -------------------------------------------------------------------------------------
+
+
+def _grow(options: Options, config: RunConfig, asked: Asked, world: World) -> int:
+    assert options.grow is not None
+    built = build(config, world)
+    rungs = rungs_of(options.grow, len(built.data.train.indices))
+    climbed, findings = climb(config, world, built, rungs, asked, note)
+    show_findings(findings[:1], is_verbose=True)
+    rows = [[r.samples, "passed" if r.is_passed else "FAILED", r.rule, r.measured] for r in climbed]
+    show_table(f"{config.name}: from {rungs[0]} to {rungs[-1]}", ("samples", "", "rule", "measured"), rows)
+    show_findings(findings[1:], is_verbose=True)
+    is_up = len(climbed) == len(rungs) and all(rung.is_passed for rung in climbed)
+    document = {
+        "fitted": is_up,
+        "cause": findings[0].cause if findings else None,
+        "grow": [rung_document(rung) for rung in climbed],
+        "findings": [finding.to_dict() for finding in findings],
+    }
+    _write(options, document, None)
+    return 0 if is_up else 1
+
+
+def _vary(options: Options, asked: Asked, world: World) -> int:
+    chosen = overrides_of(options.vary)
+    configs = [config_of(options.config, [*options.overrides, *each], ())[0] for each in chosen]
+    own_rate = any(text.startswith("optimizer") for text in options.vary)
+    asked = dataclasses.replace(asked, is_brief=True, only_own_rate=own_rate)
+    builders = [functools.partial(build, config, world) for config in configs]
+    variants = compare(list(zip(chosen, builders, strict=True)), asked, note)
+    for variant in variants:
+        for finding in variant.result.findings[:1]:
+            note(f"{variant.name}: {finding.summary} [{finding.cause}]")
+    columns = ("variant", "parameters", "first loss", "fitted", "rate", *_STEPS, "lowest")
+    show_table(f"{configs[0].name}: variants", columns, map(_variant_row, variants), unbroken="variant")
+    curves = {v.name: v.result.verdicts[0].trusted for v in variants if v.result.verdicts}
+    _write(options, {"vary": [_variant_document(each) for each in variants]}, draw_curves(curves) if curves else None)
+    return 0 if all(variant.result.is_fitted for variant in variants) else 1
+
+
+def _variant_row(variant: Variant) -> Sequence[Any]:
+    if not variant.result.verdicts:
+        return [variant.name, f"{variant.parameters:,}", "", "no", *[""] * 5]
+    best = variant.result.verdicts[0].trusted
+    steps = [best.steps_to(share) for share in SHARES]
+    first = f"{best.losses[0]:.4g}" if best.losses else ""
+    is_fitted = "yes" if variant.result.is_fitted else "no"
+    return [variant.name, f"{variant.parameters:,}", first, is_fitted, f"{best.rate:g}", *steps, _lowest(best)]
+
+
+def _variant_document(variant: Variant) -> Mapping[str, Any]:
+    named = {"overrides": list(variant.overrides), "parameters": variant.parameters}
+    return {**named, **result_document(variant.result)}
+
+
+def _kept(text: str) -> frozenset[str]:
+    words = frozenset(word.strip() for word in text.split(",") if word.strip())
+    known = typing.get_args(Kept)
+    for word in sorted(words - set(known)):
+        raise UserError(f"--keep {word}: is nothing that is off{nearest(word, known)}")
+    return words
+
+
+def _write(options: Options, document: Mapping[str, Any], picture: str | None) -> None:
+    write_document(options.json, document)
+    if options.out is not None:
+        write_document(options.out / f"{NAME}.json", document)
+        if picture is not None:
+            write_file(options.out / f"{NAME}.svg", picture)
+        note(f"written: {options.out / NAME}.json" + ("" if picture is None else f", {options.out / NAME}.svg"))

@@ -1,0 +1,184 @@
+"""What there is to see of a sample that is a cloud, and of what a model answers for its points or for the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.errors import ConfigError, DataError
+from sightline.metrics.answers import answers_of
+from sightline.pictures import Frame
+from sightline.types import Batch, DataInfo, Sample
+from sightline.view.clouds import ByClass, ByColor, Cloud, Coloring, errors_of, upward
+from sightline.view.predictor import Predictor
+
+__all__ = ["TRUTH", "CloudStages"]
+
+TRUTH = "ground truth"
+"""The name of the colouring by the labels of the data."""
+_CLASSES_OF = {"label": (TRUTH, "class_names"), "part": ("part", "part_names"), "instance": ("instance", "")}
+"""Fields with a class a point: what their colouring is called, and the fact that names the classes."""
+
+
+class CloudStages:
+    """The stages of samples with `points`."""
+
+    needs = frozenset({"points"})
+
+    def __init__(self, raw: Sample, info: DataInfo, facts: Mapping[str, Any]) -> None:
+        self.facts = facts
+        self.frame: Frame = facts.get("up_axis", "z")
+        self.whole = _whole_labels(raw, facts)
+        self._unit = _unit(info)
+
+    def raw(self, sample: Sample) -> Cloud:
+        """The cloud as the data set gives it."""
+        return self._cloud("raw", sample, unit=self._unit)
+
+    def changed(self, stage: str, before: Sample, sample: Sample) -> Iterator[Cloud]:
+        """The cloud after a transform.
+
+        Where a sample has two views of its object, both are shown, by height alone: other fields are not of their rows.
+        """
+        if "other_points" in sample:
+            for view, name in (("points", "first"), ("other_points", "second")):
+                yield self._cloud(f"{stage}, {name}", {"points": sample[view]})
+        else:
+            yield self._cloud(stage, sample)
+
+    def answered(
+        self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
+    ) -> tuple[Cloud, dict[str, Any]]:
+        """The cloud that answers are for, coloured by them, and the figures that go with them.
+
+        `clouds` are the stages that the model's sample went through. Raises ConfigError for a task that gives no
+        probability per class.
+        """
+        if "probabilities" not in predictions:
+            raise ConfigError(
+                f"the task predicts {', '.join(sorted(predictions))}; view shows classes of clouds, and needs theirs"
+            )
+        return _answered(clouds, batch, predictions, self.facts, iou=predictor.iou(batch, predictions))
+
+    def _cloud(self, stage: str, sample: Sample, *, unit: str = "") -> Cloud:
+        points = _array(sample["points"])
+        return Cloud(stage, points, tuple(_colorings(sample, points, self.facts)), unit)
+
+
+def _colorings(sample: Sample, points: np.ndarray, facts: Mapping[str, Any]) -> Iterator[Coloring]:
+    """Every way to colour a cloud that its sample has something for; own colours first, height last."""
+    colours, normals = sample.get("colours"), sample.get("normals")
+    if colours is not None and colours.shape == points.shape:
+        yield ByColor("colours", _bytes_of(_array(colours)))
+    for field, (name, fact) in _CLASSES_OF.items():
+        values = sample.get(field)
+        if isinstance(values, Tensor) and values.shape == points.shape[:1] and not values.is_floating_point():
+            ignored = facts.get("ignore_index") if field == "label" else None
+            yield ByClass.of_labels(name, values.numpy(), facts.get(fact, ()), ignore_index=ignored)
+    if normals is not None and normals.shape == points.shape:
+        yield ByColor("normals", _bytes_of((_array(normals) + 1) / 2))
+    yield upward(points, facts.get("up_axis", "z"))
+
+
+def _bytes_of(shares: np.ndarray) -> np.ndarray:
+    """Colours from 0 to 1 as uint8; what a transform took beyond is cut off."""
+    return (np.nan_to_num(shares).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _array(values: Tensor) -> np.ndarray:
+    """float64 as it is, every other type as float32."""
+    return (values if values.dtype == torch.float64 else values.float()).numpy()
+
+
+def _unit(info: DataInfo) -> str:
+    """The unit that the data set states of its points; transforms may leave another, which nobody states."""
+    return info.fields["points"].unit if "points" in info.fields else ""
+
+
+def _whole_labels(sample: Sample, facts: Mapping[str, Any]) -> dict[str, str]:
+    """The class of the whole sample, or the category of an object with parts."""
+    found = {}
+    for field, key, fact in (("label", "class", "class_names"), ("category", "category", "category_names")):
+        value = sample.get(field)
+        if value is not None and np.ndim(value) == 0:
+            found[key] = _named(int(value), facts.get(fact, ()))
+    return found
+
+
+def _named(label: int, names: Sequence[str]) -> str:
+    return names[label] if 0 <= label < len(names) else str(label)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def _answered(
+    clouds: Sequence[Cloud],
+    batch: Batch,
+    predictions: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    *,
+    iou: float | None,
+) -> tuple[Cloud, dict[str, Any]]:
+    answer = answers_of(batch, predictions, facts)[0].cpu()
+    if answer.ndim == 0:
+        return _answered_whole(clouds[-1], int(answer), batch, predictions, facts)
+    target = predictions.get("target")
+    labels = None if target is None else target.cpu().numpy()
+    cloud = _cloud_of_answers(clouds, len(answer), labels)
+    names, ignored = facts.get("class_names", ()), facts.get("ignore_index")
+    answers = answer.numpy()
+    colorings: list[Coloring] = [ByClass.of_labels("prediction", answers, names)]
+    figures: dict[str, Any] = {"num_points": len(answers)}
+    told = ""
+    if labels is not None:
+        counted = labels if ignored is None else np.where(labels == ignored, -1, labels)
+        error = errors_of(answers, counted, int(facts["num_classes"]))
+        truth = ByClass.of_labels(TRUTH, labels, names, ignore_index=ignored)
+        colorings = [truth, *colorings, error]
+        num_counted = int((error.codes >= 0).sum())
+        figures["accuracy"] = float((error.codes == 0).sum() / num_counted) if num_counted else None
+        told = f"{figures['accuracy']:.1%} of its points right" if num_counted else "no point with a label"
+    if iou is not None and np.isfinite(iou):
+        figures["iou"] = iou
+        told += f", IoU {iou:.3f}"
+    kept = [each for each in cloud.colorings if each.name != TRUTH]
+    return Cloud("prediction", cloud.points, (*colorings, *kept), cloud.unit, told), figures
+
+
+def _answered_whole(
+    cloud: Cloud, answer: int, batch: Batch, predictions: Mapping[str, Any], facts: Mapping[str, Any]
+) -> tuple[Cloud, dict[str, Any]]:
+    """The cloud that the model saw, with the class that it answered for it."""
+    names = facts.get("class_names", ())
+    probability = float(predictions["probabilities"][0, answer])
+    figures: dict[str, Any] = {"class": _named(answer, names), "probability": probability}
+    told, is_right = f"predicted {figures['class']} ({probability:.2f})", None
+    if "label" in batch:
+        label = int(batch["label"][0])
+        is_right = label == answer
+        figures |= {"true_class": _named(label, names), "is_right": is_right}
+        told += ", right" if is_right else f", is {figures['true_class']}"
+    return Cloud("prediction", cloud.points, cloud.colorings, cloud.unit, told, is_right), figures
+
+
+def _cloud_of_answers(clouds: Sequence[Cloud], num_points: int, labels: np.ndarray | None) -> Cloud:
+    """The last stage with a point for every answer, and the label of every target: later ones were thinned."""
+    for cloud in reversed(clouds):
+        truth = cloud.coloring(TRUTH)
+        if len(cloud.points) != num_points:
+            continue
+        if labels is None or not isinstance(truth, ByClass) or _are_alike(truth, labels):
+            return cloud
+    held = ", ".join(f"{cloud.stage} {len(cloud.points)}" for cloud in clouds)
+    raise DataError(f"the task answers for {num_points} points, no stage of the sample has these: {held}")
+
+
+def _are_alike(truth: ByClass, labels: np.ndarray) -> bool:
+    """Whether labels are those of a colouring, points without a class aside."""
+    shown = truth.labels()
+    return bool(((shown == labels) | (shown < 0)).all())

@@ -1,0 +1,233 @@
+"""What there is to see of a depth frame with joints: its cube, its voxels, its heat maps, and the joints that are read.
+
+After the raw stage everything lies in the grid of the placed cube, in voxels: what the network sees. What a target says
+is brought back to mm by the inverse placement and compared with the raw joints, which no transform has touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.geometry.pinhole import depth_points, project
+from sightline.geometry.volumes import Placement, permuted_axes, to_camera, to_voxels
+from sightline.pictures import PALETTE, Frame
+from sightline.tasks.pose import read_joints
+from sightline.types import Batch, DataInfo, Sample
+from sightline.view.clouds import ByClass, ByColor, Cloud
+from sightline.view.joint_figures import (
+    errors_of_joints,
+    nearest,
+    placed_figures,
+    target_figures,
+    told_of_errors,
+    told_of_placing,
+    told_of_round_trip,
+    told_of_target,
+    unrounded,
+)
+from sightline.view.panels import Window, depth_panel, slices_panel, volume_panels
+from sightline.view.predictor import Predictor
+from sightline.view.skeletons import READ, TRUE, Skeleton
+from sightline.view.volumes import Volume
+
+__all__ = ["DepthStages"]
+
+_ADDED = ("heatmaps", "volume", "placement")
+"""What transforms add, and which of them a stage is about where it adds several."""
+_HOT = 0.5
+_CORNERS = np.array([[x, y, z] for x in (0.0, 1.0) for y in (0.0, 1.0) for z in (0.0, 1.0)])
+_EDGES = tuple((a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(_CORNERS[a] - _CORNERS[b]).sum() == 1)
+_CUBE = np.array([120, 128, 140], dtype=np.uint8)
+_MARGIN_PX = 4
+
+
+class DepthStages:
+    """The stages of samples with a `depth` image, its `camera`, `joints` and which of them are `visible`."""
+
+    needs = frozenset({"depth", "camera", "joints", "visible"})
+
+    def __init__(self, raw: Sample, info: DataInfo, facts: Mapping[str, Any]) -> None:
+        self.whole: dict[str, str] = {}
+        self._joints = raw["joints"].double().clone()  # whatever a transform does, these stay the raw ones
+        self._visible = raw["visible"].bool().clone()
+        self._y_is_up = float(raw["camera"][1]) < 0
+        self.frame: Frame = "camera_y_up" if self._y_is_up else "camera_y_down"
+        count = len(self._joints)
+        self._names = tuple(facts.get("joint_names", map(str, range(count))))
+        self._bones = tuple(tuple(bone) for bone in facts.get("bones", ()))
+        self._unit = info.fields["depth"].unit if "depth" in info.fields else ""
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def raw(self, sample: Sample) -> Cloud:
+        """The measured points and the joints in the camera's frame, and the image with the joints over it."""
+        return self._frame("raw", sample)
+
+    def changed(self, stage: str, before: Sample, sample: Sample) -> Iterator[Cloud]:
+        """What a transform added: the placed cube, voxels or heat maps; else the frame as it left it."""
+        new = [name for name in _ADDED if name in sample and not _is_same(before.get(name), sample[name])]
+        draw = {"heatmaps": self._target, "volume": self._voxels, "placement": self._placed}
+        yield draw[new[0]](stage, sample) if new else self._frame(stage, sample)
+
+    def answered(
+        self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
+    ) -> tuple[Cloud, dict[str, Any]]:
+        """The predicted heat maps, the predicted joints beside the true ones, and how far they are off."""
+        sample = {name: batch[name][0].cpu() for name in (*self.needs, "placement")}
+        found = predictions["joints_mm"][0].double().cpu()
+        figures = errors_of_joints(found, self._joints, self._visible, self._names)
+        placement = Placement.from_rows(sample["placement"][None])
+        maps = self._maps(predictions["likelihood"][0].float().cpu(), placement)
+        true, read = self._true(self._joints), self._read("predicted joints", found)
+        depth, camera = self._image(sample)
+        _, window = _cube_of(placement, camera, depth)
+        over = depth_panel("predicted and true", depth, camera, [true, read], window=window)
+        cloud = self._of_heatmaps("prediction", maps, placement, [true, read], behind=batch["volume"][0, 0].cpu())
+        return replace(cloud, told=told_of_errors(figures), panels=(over, *cloud.panels[:3]), figures=figures), figures
+
+    def _frame(self, stage: str, sample: Sample) -> Cloud:
+        depth, camera = self._image(sample)
+        points = depth_points(depth, camera)
+        joints = sample["joints"].double()
+        near = nearest(joints[self._visible].numpy(), points)
+        told = "" if near is None else f"joints {near:.1f} {self._unit} from the nearest measured point (median)"
+        skeleton = self._true(joints)
+        return Cloud(
+            stage,
+            points,
+            (ByColor.of_numbers("depth", points[:, 2]),),
+            self._unit,
+            told,
+            skeletons=(skeleton,),
+            panels=(depth_panel("depth and joints", depth, camera, [skeleton]),),
+            figures={"joint_to_surface_mm": near},
+        )
+
+    def _placed(self, stage: str, sample: Sample) -> Cloud:
+        placement = Placement.from_rows(sample["placement"][None])
+        depth, camera = self._image(sample)
+        points = _in_voxels(depth_points(depth, camera), placement)
+        is_inside = ((points >= 0) & (points < placement.size)).all(axis=1)
+        figures = placed_figures(placement, sample["joints"], self._joints, self._visible)
+        figures |= {"num_points_inside": int(is_inside.sum())}
+        image = np.zeros(depth.shape, dtype=bool)
+        image[depth > 0] = is_inside
+        cube, window = _cube_of(placement, camera, depth)
+        skeleton = self._true(sample["joints"].double())
+        crop = depth_panel("in the cube", depth, camera, [skeleton], window=window, is_inside=image, cube=cube)
+        kept = points[is_inside]
+        colors = (ByColor.of_numbers("depth", kept[:, 2]),)
+        told = f"{told_of_placing(placement)}; {told_of_round_trip(figures)}"
+        cloud = Cloud(stage, kept, colors, "voxels", told, figures["is_sound"], panels=(crop,), figures=figures)
+        return replace(cloud, skeletons=(self._in_grid(skeleton, placement),))
+
+    def _voxels(self, stage: str, sample: Sample) -> Cloud:
+        placement = Placement.from_rows(sample["placement"][None])
+        values = permuted_axes(sample["volume"][0].float(), placement.axes).numpy()
+        volume = Volume.of_voxels(values, is_y_up=self._y_is_up)
+        middles, _ = volume.filled(_HOT)
+        figures = placed_figures(placement, sample["joints"], self._joints, self._visible)
+        skeleton = self._in_grid(self._true(sample["joints"].double()), placement)
+        near = nearest(skeleton.joints[self._visible.numpy()], middles)
+        figures |= {"num_voxels": len(middles), "share": len(middles) / values.size, "joint_to_surface_voxels": near}
+        beside = "" if near is None else f", joints {near:.1f} from the nearest (median)"
+        return Cloud(
+            stage,
+            middles,
+            (ByColor.of_numbers("depth", middles[:, 2]),),
+            "voxels",
+            f"{figures['share']:.2%} of the voxels{beside}; {told_of_round_trip(figures)}",
+            figures["is_sound"],
+            skeletons=(skeleton,),
+            panels=(*volume_panels(volume, [skeleton]), slices_panel(volume)),
+            volume=volume,
+            figures=figures,
+        )
+
+    def _target(self, stage: str, sample: Sample) -> Cloud:
+        placement = Placement.from_rows(sample["placement"][None])
+        figures = target_figures(sample["heatmaps"], placement, self._joints, self._visible)
+        read = read_joints(sample["heatmaps"][None], placement, decoding="argmax")[0]
+        skeletons = [self._true(self._joints), self._read("joints read from the target", read)]
+        maps = self._maps(sample["heatmaps"].float(), placement)
+        behind = sample["volume"][0] if "volume" in sample else None
+        cloud = self._of_heatmaps(stage, maps, placement, skeletons, behind=behind)
+        return replace(cloud, told=told_of_target(figures), is_right=figures["is_sound"], figures=figures)
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def _of_heatmaps(
+        self,
+        stage: str,
+        maps: np.ndarray,
+        placement: Placement,
+        skeletons: Sequence[Skeleton],
+        *,
+        behind: Tensor | None,
+    ) -> Cloud:
+        """The cells above a half, each in the colour of its joint; maps (J, V, V, V) in the order x, y, z."""
+        volume = Volume.of_heatmaps(maps, cell=placement.size / maps.shape[-1], is_y_up=self._y_is_up)
+        shade = None
+        if behind is not None:
+            shade = Volume.of_voxels(permuted_axes(behind.float(), placement.axes).numpy(), is_y_up=self._y_is_up)
+        middles, owners = volume.filled(_HOT)
+        placed = [self._in_grid(each, placement) for each in skeletons]
+        palette = PALETTE[np.arange(len(maps)) % len(PALETTE)]
+        return Cloud(
+            stage,
+            middles,
+            (ByClass("joint", owners, self._names, np.arange(len(maps)), palette),),
+            "voxels",
+            skeletons=tuple(placed),
+            panels=(*volume_panels(volume, placed, behind=shade), slices_panel(volume)),
+            volume=volume,
+        )
+
+    def _maps(self, maps: Tensor, placement: Placement) -> np.ndarray:
+        return permuted_axes(maps, placement.axes).numpy()
+
+    def _image(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        return sample["depth"].float().numpy(), sample["camera"].double().numpy()
+
+    def _true(self, joints: Tensor) -> Skeleton:
+        return Skeleton("true joints", joints.numpy(), self._visible.numpy(), self._bones, TRUE)
+
+    def _read(self, name: str, joints: Tensor) -> Skeleton:
+        return Skeleton(name, joints.numpy(), self._visible.numpy(), self._bones, READ)
+
+    def _in_grid(self, skeleton: Skeleton, placement: Placement) -> Skeleton:
+        return skeleton.moved(_in_voxels(skeleton.joints, placement))
+
+
+def _is_same(before: Any, after: Tensor) -> bool:
+    """Whether a transform handed on the tensor that it was given, under whatever shape."""
+    return isinstance(before, Tensor) and before.data_ptr() == after.data_ptr() and before.shape == after.shape
+
+
+def _in_voxels(points_mm: np.ndarray, placement: Placement) -> np.ndarray:
+    """Continuous voxel coordinates (P, 3) float64 of camera coordinates."""
+    return to_voxels(torch.from_numpy(points_mm.astype(np.float64))[None], unrounded(placement))[0].numpy()
+
+
+def _cube_of(placement: Placement, camera: np.ndarray, depth: np.ndarray) -> tuple[Skeleton | None, Window]:
+    """The edges of the placed cube in the camera's frame, and the part of the image that shows it.
+
+    No edges, and the whole image, where it reaches behind the camera or lies out of the picture.
+    """
+    height, width = depth.shape
+    corners = to_camera(torch.from_numpy(_CORNERS * placement.size)[None], unrounded(placement))[0].numpy()
+    if corners[:, 2].min() < 1:
+        return None, (0, 0, width, height)
+    places = project(corners, camera)[:, :2]
+    left, top = np.floor(places.min(axis=0)).astype(int) - _MARGIN_PX
+    right, bottom = np.ceil(places.max(axis=0)).astype(int) + _MARGIN_PX + 1
+    window = (max(0, int(left)), max(0, int(top)), min(width, int(right)), min(height, int(bottom)))
+    if window[0] >= window[2] or window[1] >= window[3]:
+        return None, (0, 0, width, height)
+    return Skeleton("cube", corners, np.ones(8, dtype=bool), _EDGES, _CUBE), window

@@ -1,0 +1,155 @@
+"""How far joints are from where they should be, in numbers and in words: in the cube, in the target, as predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.geometry.volumes import Placement, to_camera, to_voxels
+from sightline.tasks.pose import read_joints
+
+__all__ = [
+    "errors_of_joints",
+    "nearest",
+    "placed_figures",
+    "target_figures",
+    "told_of_errors",
+    "told_of_placing",
+    "told_of_round_trip",
+    "told_of_target",
+    "unrounded",
+]
+
+_ROUND_TRIP_MM = 1e-9
+"""Coordinates of some thousand mm in float64, through a dozen operations."""
+_HALF_A_CELL = 0.5 + 1e-3
+"""Beside a cell's border float32 cannot tell which of two cells is larger."""
+
+
+def unrounded(placement: Placement) -> Placement:
+    """The same cube without the roundings of the authors' release: where things are, and not where they are put."""
+    return replace(placement, compat="none")
+
+
+def nearest(joints: np.ndarray, points: np.ndarray) -> float | None:
+    """The median over joints (J, 3) of the distance to the nearest of the points (N, 3); None without either.
+
+    A joint lies a finger's radius below the skin: a distance much above that means that joints and image disagree.
+    """
+    if not len(joints) or not len(points):
+        return None
+    return float(np.median([np.sqrt(((points - joint) ** 2).sum(axis=1).min()) for joint in joints]))
+
+
+def placed_figures(placement: Placement, joints: Tensor, raw: Tensor, visible: Tensor) -> dict[str, Any]:
+    """How many joints (J, 3) lie in the cube, and how far they are from the raw ones when they are brought back to mm.
+
+    Of joints that are not visible nothing is said.
+    """
+    exact = unrounded(placement)
+    voxels = to_voxels(joints.double()[None], exact)
+    off = (to_camera(voxels, exact)[0] - raw).norm(dim=1)[visible]
+    inside = ((voxels[0] >= 0) & (voxels[0] < placement.size)).all(dim=1) & visible
+    furthest = float(off.max()) if len(off) else None
+    return {
+        "num_joints": int(visible.sum()),
+        "num_joints_inside": int(inside.sum()),
+        "round_trip_mm": furthest,
+        "is_sound": None if furthest is None else furthest <= _ROUND_TRIP_MM,
+    }
+
+
+def target_figures(heatmaps: Tensor, placement: Placement, raw: Tensor, visible: Tensor) -> dict[str, Any]:
+    """How far the joints that heat maps (J, V, V, V) say are from the raw ones (J, 3), in mm and in cells.
+
+    Read from the largest cell, which may be half a cell off along each axis of the grid and no more, and by the
+    parabola around it. Only visible joints inside of the cube count: the map of another has no peak.
+    """
+    cell_voxels = placement.size / heatmaps.shape[-1]
+    exact = unrounded(placement)
+    wanted = to_voxels(raw[None], exact) / cell_voxels
+    is_inside = ((wanted[0] >= 0) & (wanted[0] < heatmaps.shape[-1])).all(dim=1)
+    counted = is_inside & visible
+    figures: dict[str, Any] = {
+        "cell_mm": placement.voxel_mm * cell_voxels / float(placement.scale[0]),
+        "num_joints": int(visible.sum()),
+        "num_joints_inside": int(counted.sum()),
+    }
+    names = ("target_off_cells", "target_off_mm", "target_off_max_mm", "parabola_off_max_mm", "is_sound")
+    if not bool(counted.any()):
+        return figures | dict.fromkeys(names)
+    found = read_joints(heatmaps[None], placement, decoding="argmax")
+    cells = float(((to_voxels(found, exact) / cell_voxels) - wanted)[0, counted].abs().max())
+    off = (found[0] - raw).norm(dim=1)[counted]
+    smooth = read_joints(heatmaps[None], placement, decoding="parabola")[0]
+    finest = float((smooth - raw).norm(dim=1)[counted].max())
+    values = (cells, float(off.mean()), float(off.max()), finest, cells <= _HALF_A_CELL)
+    return figures | dict(zip(names, values, strict=True))
+
+
+def errors_of_joints(found: Tensor, true: Tensor, visible: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """The distance in mm of each found joint (J, 3) from the true one, by name, with their mean and the largest."""
+    off = (found - true).norm(dim=1)
+    each = {name: float(mm) if seen else None for name, mm, seen in zip(names, off, visible, strict=True)}
+    if not bool(visible.any()):
+        return {"mean_error_mm": None, "max_error_mm": None, "worst_joint": None, "error_mm": each}
+    worst = int(torch.where(visible, off, -1.0).argmax())
+    return {
+        "mean_error_mm": float(off[visible].mean()),
+        "max_error_mm": float(off[worst]),
+        "worst_joint": names[worst],
+        "error_mm": each,
+    }
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def told_of_placing(placement: Placement) -> str:
+    """Where the cube lies, and how it is varied."""
+    middle = ", ".join(f"{value:.0f}" for value in placement.reference_mm[0].tolist())
+    neutral = (placement.original - placement.size) / 2
+    shift = (placement.shift[0] - neutral).tolist()
+    varied = [f"scaled by {float(placement.scale[0]):.2f}"] if float(placement.scale[0]) != 1 else []
+    if float(placement.angle_rad[0]):
+        varied.append(f"turned by {np.degrees(float(placement.angle_rad[0])):.0f} degrees")
+    if any(shift):
+        varied.append(f"shifted by {', '.join(f'{value:.1f}' for value in shift)} voxels")
+    return ", ".join([f"cube of {placement.cube_mm:g} mm about ({middle})", *varied])
+
+
+def told_of_round_trip(figures: Mapping[str, Any]) -> str:
+    """How many joints the cube holds, and what becomes of them on the way to the grid and back."""
+    if figures["round_trip_mm"] is None:
+        return "no joint is labelled"
+    told = f"{figures['num_joints_inside']} of {figures['num_joints']} joints inside, "
+    if figures["is_sound"]:
+        return f"{told}back in mm {figures['round_trip_mm']:.0e} mm from the raw ones"
+    return f"{told}BACK IN MM THEY ARE {figures['round_trip_mm']:.1f} mm FROM THE RAW ONES: a transform moves joints"
+
+
+def told_of_target(figures: Mapping[str, Any]) -> str:
+    """What the target says of the joints."""
+    if figures["is_sound"] is None:
+        return "no labelled joint lies in the cube"
+    left = figures["num_joints"] - figures["num_joints_inside"]
+    told = (
+        f"read back from the target, joints are {figures['target_off_mm']:.1f} mm from the raw ones "
+        f"({figures['target_off_max_mm']:.1f} at most), {figures['target_off_cells']:.2f} of a cell of "
+        f"{figures['cell_mm']:.1f} mm along an axis; by the parabola {figures['parabola_off_max_mm']:.2g} mm"
+    )
+    told += f"; {left} joints outside of the cube" if left else ""
+    return told if figures["is_sound"] else f"MORE THAN HALF A CELL: {told}; target and raw joints disagree"
+
+
+def told_of_errors(figures: Mapping[str, Any]) -> str:
+    """How far predicted joints are off."""
+    if figures["mean_error_mm"] is None:
+        return "no joint is labelled"
+    worst = f"{figures['worst_joint']} {figures['max_error_mm']:.1f} mm"
+    return f"{figures['mean_error_mm']:.1f} mm off on average, {worst}"

@@ -1,0 +1,54 @@
+"""A trained model that answers for the samples that are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sightline.data.reading import BatchReader
+from sightline.engine.device import to_device
+from sightline.engine.evaluate import Meter
+from sightline.engine.precision import Precision
+from sightline.engine.train import Task
+from sightline.metrics.base import fresh_state
+from sightline.types import Batch, SampleKey
+
+__all__ = ["SHOWN", "Predictor"]
+
+SHOWN = {"probabilities": "classes", "joints_mm": "joints"}
+"""Of what a task predicts, what can be drawn."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained model, ready to answer for a sample by a run's own evaluation transforms."""
+
+    model: nn.Module
+    task: Task
+    meters: Sequence[Meter]
+    reader: BatchReader
+    precision: Precision
+    device: torch.device
+
+    def __call__(self, key: SampleKey) -> tuple[Batch, Mapping[str, Any]]:
+        """The batch of one sample and what the task predicts of it; one pass, no votes."""
+        batch = to_device(self.reader([key]), self.device, floats=self.precision.parameters)
+        self.model.eval()
+        with torch.no_grad(), self.precision.autocast(self.device):
+            predictions = self.task.predict(self.model, batch)
+        return batch, predictions
+
+    def iou(self, batch: Batch, predictions: Mapping[str, Any]) -> float | None:
+        """The sample's IoU, where a metric of the run tells it."""
+        for meter in self.meters:
+            if hasattr(meter.metric, "per_sample"):
+                alone = {**batch, "sample_index": torch.zeros_like(batch["sample_index"])}
+                state = {name: t.to(self.device) for name, t in fresh_state(meter.metric, num_samples=1).items()}
+                meter.metric.update(state, **meter.update.select(alone, predictions))
+                told = meter.metric.per_sample({name: tensor.cpu() for name, tensor in state.items()})
+                return float(told[0])
+        return None

@@ -1,0 +1,52 @@
+"""The mean-pose predictor against its definition in NumPy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.describe.mean_pose import mean_pose_error_mm, yardsticks_of
+from sightline.types import SampleKey
+from tests.checks.planting import make
+from tests.checks.posing import make_pose
+
+
+class _Poses:
+    """Joints, some of them hidden, and reference points; single samples alone."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        draw = np.random.default_rng(seed)
+        self.joints = draw.normal([0, 0, 350], 40, (count, 3, 3)).astype(np.float32)
+        self.visible = draw.random((count, 3)) < 0.8
+        self.reference = draw.normal([0, 0, 350], 20, (count, 3)).astype(np.float32)
+        self.info = SimpleNamespace(fields=dict.fromkeys(("joints", "visible", "reference")))
+
+    def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.from_numpy(np.asarray(getattr(self, name)[key.index]))
+            for name in ("joints", "visible", "reference")
+        }
+
+
+def test_is_what_its_definition_gives() -> None:
+    train, test = _Poses(0, 40), _Poses(1, 23)
+    moved = train.joints - train.reference[:, None]
+    pose = (moved * train.visible[..., None]).sum(0) / train.visible.sum(0)[:, None]
+    error = np.linalg.norm(test.joints - test.reference[:, None] - pose, axis=-1)[test.visible].mean()
+    part = SimpleNamespace(dataset=test, indices=np.arange(23))
+    data = SimpleNamespace(train=SimpleNamespace(dataset=train, indices=np.arange(40)))
+    found = mean_pose_error_mm(part, data)  # type: ignore[arg-type]
+    assert found == pytest.approx(error, rel=1e-6)
+
+
+def test_stands_beside_a_run_of_poses_and_of_nothing_else(tmp_path: Path) -> None:
+    built = make_pose(tmp_path)
+    told = yardsticks_of(built.data.test, built.data)["yardsticks"]["mean_error_mm"]
+    (error_mm,) = told.values()
+    assert 20 < error_mm < 50  # hands of 40 frames against the mean of as many: some 33 mm of many
+    clouds = make(tmp_path)
+    assert yardsticks_of(clouds.data.test, clouds.data) == {}

@@ -1,0 +1,161 @@
+"""Errors of joints against DeepPrior++'s, awesome-hand-pose-estimation's and pycocotools' own numbers, and by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.metrics.base import State, fresh_state
+from sightline.metrics.joint_errors import DetectionRate, JointError
+from sightline.metrics.keypoints import Keypoints, keypoint_similarity
+from tests.golden_parity import Golden, load_golden
+
+
+def joint_error(num_joints: int, **arguments: Any) -> JointError:
+    return JointError(num_joints=num_joints, joint_names=tuple(map(str, range(num_joints))), **arguments)
+
+
+def scored(metric: Any, found: Tensor, true: Tensor, visible: Tensor | None = None, parts: int = 1) -> State:
+    """The state after all frames, in as many batches as `parts`."""
+    state = fresh_state(metric, num_samples=len(true))
+    visible = torch.ones(true.shape[:2], dtype=torch.bool) if visible is None else visible
+    for index in torch.arange(len(true)).tensor_split(parts):
+        metric.update(state, joints_mm=found[index], joints=true[index], visible=visible[index], sample_index=index)
+    return state
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("number", range(5))
+def test_agrees_with_the_evaluations_that_papers_use(shared: Path, number: int) -> None:
+    golden = load_golden(shared, "fn_pose_errors", area="pose")
+
+    def of(name: str) -> np.ndarray:
+        return golden.arrays[f"case{number}.{name}"]
+
+    true, found = torch.from_numpy(of("gt")), torch.from_numpy(of("pred"))
+    metric = joint_error(true.shape[1], threshold_mm=20.0)
+    state = scored(metric, found, true, parts=min(3, len(true)))
+    figures = metric.compute(state)
+    assert figures["mean_error_mm"] == pytest.approx(of("mean_error").item(), rel=1e-12)
+    assert figures["max_error_mm"] == pytest.approx(of("max_error").item(), rel=1e-12)
+    assert figures["frames_within"] == of("frames_within_max")[20] / len(true)
+    per_joint = [row["error_mm"] for row in metric.per_class(state).values()]
+    np.testing.assert_allclose(per_joint, of("joint_mean"), rtol=1e-12)
+    np.testing.assert_allclose(metric.per_sample(state), of("mean_per_frame"), rtol=1e-12)
+    curve = metric.tables(state)["error_curve"]
+    np.testing.assert_array_equal(np.rint(np.array(curve["frames_by_worst"]) * len(true)), of("frames_within_max"))
+    np.testing.assert_array_equal(np.rint(np.array(curve["frames_by_mean"]) * len(true)), of("frames_within_mean"))
+    np.testing.assert_allclose(curve["joints"], of("ahp_joint")[:81], rtol=1e-12)
+    assert curve["joints"][10] == pytest.approx(of("pck10_le").item(), rel=1e-12)
+
+
+def test_a_constant_offset_is_its_length() -> None:
+    """(6, 8, 0) is 10: within 10 by "at most", not below it."""
+    true = torch.randint(-50, 50, (4, 3, 3)).double()
+    found = true + torch.tensor([6.0, 8.0, 0.0])
+    metric = joint_error(3, threshold_mm=10.0)
+    figures = metric.compute(scored(metric, found, true))
+    assert figures == {"mean_error_mm": 10, "median_error_mm": 10, "max_error_mm": 10, "frames_within": 1}
+    rate = DetectionRate(num_joints=3, joint_names=("a", "b", "c"), threshold_mm=10.0)
+    assert rate.compute(scored(rate, found, true)) == {"detection_rate": 0}
+
+
+def test_what_is_not_visible_counts_nowhere() -> None:
+    true = torch.zeros(2, 2, 3, dtype=torch.float64)
+    found = true.clone()
+    found[0, 0, 0], found[1, 1, 0] = 3.0, 1e6
+    visible = torch.tensor([[True, True], [True, False]])
+    metric = joint_error(2)
+    state = scored(metric, found, true, visible)
+    assert metric.compute(state)["mean_error_mm"] == 1.0  # (3 + 0 + 0) / 3
+    assert [row["count"] for row in metric.per_class(state).values()] == [2, 1]
+
+
+def test_detection_rate_is_a_mean_over_joints() -> None:
+    true = torch.zeros(4, 2, 3, dtype=torch.float64)
+    found = true.clone()
+    found[:3, 0, 2] = 150.0
+    metric = DetectionRate(num_joints=2, joint_names=("head", "foot"))
+    state = scored(metric, found, true)
+    assert metric.compute(state) == {"detection_rate": (0.25 + 1.0) / 2}
+    assert metric.per_class(state) == {"head": {"detection_rate": 0.25}, "foot": {"detection_rate": 1.0}}
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+def test_batches_change_no_bit(parts: int) -> None:
+    true, found = torch.randn(11, 4, 3), torch.randn(11, 4, 3)
+    for metric in (joint_error(4), keypoints(4)):
+        assert metric.compute(scored(metric, found, true)) == metric.compute(scored(metric, found, true, parts=parts))
+
+
+def test_no_answer_is_refused() -> None:
+    found = torch.zeros(2, 1, 3)
+    found[1, 0, 1] = torch.nan
+    with pytest.raises(ValueError, match="1 joints are not finite, first in sample 1"):
+        scored(joint_error(1), found, torch.zeros(2, 1, 3))
+
+
+def test_joints_in_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="all are"):
+        scored(joint_error(2), torch.zeros(2, 3, 3), torch.zeros(2, 2, 3))
+
+
+def keypoints(num_joints: int, **arguments: Any) -> Keypoints:
+    sigmas = tuple(0.02 + 0.01 * joint for joint in range(num_joints))
+    return Keypoints(**{"num_joints": num_joints, "pck_joints": (0, 1), "keypoint_sigmas": sigmas, **arguments})
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("number", range(2))
+def test_similarity_agrees_with_the_plain_formula(shared: Path, number: int) -> None:
+    golden: Golden = load_golden(shared, "fn_oks", area="pose")
+
+    def of(name: str) -> np.ndarray:
+        return golden.arrays[f"formula3d_{number}.{name}"]
+
+    true, found = torch.from_numpy(of("gt")), torch.from_numpy(of("pred"))
+    everything = torch.ones(true.shape[:2], dtype=torch.bool)
+    sigmas = tuple(of("sigmas").tolist())
+    metric = keypoints(true.shape[1], pck_joints=(0, 5), keypoint_sigmas=sigmas, share=0.2)
+    assert metric.compute(scored(metric, found, true, everything))["pck"] == pytest.approx(
+        of("pck02").item(), rel=1e-12
+    )
+    if of("visible").astype(bool).all():
+        state = scored(metric, found, true, everything)
+        np.testing.assert_allclose(state["similarity"], of("oks"), rtol=1e-10)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("number", range(5))
+def test_similarity_is_that_of_coco(shared: Path, number: int) -> None:
+    """Every detection of an image against each of its labelled people."""
+    golden = load_golden(shared, "fn_oks", area="pose")
+
+    def of(name: str) -> np.ndarray:
+        return golden.arrays[f"case{number}.{name}"]
+
+    image = next(i for i in range(1, 20) if f"case{number}.image{i}_oks" in golden.arrays)
+    expected = of(f"image{image}_oks")
+    theirs, people = of(f"image{image}_dt_order"), of(f"image{image}_gt_order")
+    sigmas = torch.from_numpy(of("sigmas"))
+    for column, person in enumerate(people):
+        joints = torch.from_numpy(of("gt_keypoints")[person])
+        shown = (joints[:, 2] > 0).expand(len(theirs), -1)
+        if not shown.any():  # COCO measures these against their box; no frame of a pose set is like that
+            continue
+        detected = torch.from_numpy(of("dt_keypoints")[theirs])
+        distance = (detected[..., :2] - joints[:, :2]).norm(dim=-1)
+        area = torch.full((len(theirs),), float(of("gt_area")[person]), dtype=torch.float64)
+        similarity = keypoint_similarity(distance, area, sigmas, shown)
+        np.testing.assert_allclose(similarity, expected[:, column], rtol=1e-9, atol=1e-12)
+
+
+def test_a_perfect_answer_is_perfect() -> None:
+    true = torch.randn(6, 5, 3, dtype=torch.float64) * 50
+    metric = keypoints(5)
+    assert metric.compute(scored(metric, true.clone(), true)) == {"pck": 1.0, "oks": 1.0, "oks_ap": 1.0}

@@ -1,0 +1,278 @@
+"""V2V against its published size, shapes and start, the PyTorch port's numbers, and what it claims."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline.layers.volumetric import ResidualBlock3d, UpsampleBlock3d
+from sightline.losses.heatmaps import HeatmapCrossEntropy, HeatmapMSE
+from sightline.models.published import translate, translate_key
+from sightline.models.v2v import V2V, V2VSmall
+from tests.golden_parity import (
+    assert_gradients_and_buffers,
+    assert_near_largest,
+    assert_outputs,
+    each_mode,
+    load_golden,
+    stored_part,
+)
+
+LAYOUT = "dragonbook_v2v"
+TAPS = {
+    "front (B,32,S/2)": "front",
+    "encoder 64 (S/4)": "down",
+    "encoder 128 (S/8)": "middle.1",
+    "decoder up2 (64)": "inner_up",
+    "back": "back",
+}
+
+
+def keep_first(seen: dict[str, Tensor], label: str, module: nn.Module, given: object, value: Tensor) -> None:
+    seen.setdefault(label, value)
+
+
+def keep_shape(seen: dict[str, tuple[int, ...]], label: str, module: nn.Module, given: object, value: Tensor) -> None:
+    seen[label] = tuple(value.shape[1:])
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("num_joints", "expected"), [(21, 3_410_453), (16, 3_410_288), (15, 3_410_255), (14, 3_410_222)]
+)
+def test_size_is_the_published_one(num_joints: int, expected: int) -> None:
+    model = V2V(num_joints=num_joints)
+    assert num_parameters(model) == expected
+    assert sum(buffer.numel() for buffer in model.buffers()) == 3774
+
+
+def test_size_of_the_small_one() -> None:
+    """By hand: kernel^3 x in x out + out for a convolution, 2 x out for its norm."""
+    stem = 125 * 8 + 8 + 16
+    front = (27 * 8 * 16 + 16 + 32) + (27 * 16 * 16 + 16 + 32) + (8 * 16 + 16 + 32)
+    skip = 2 * (27 * 16 * 16 + 16 + 32)
+    middle = (27 * 16 * 32 + 32 + 64) + (27 * 32 * 32 + 32 + 64) + (16 * 32 + 32 + 64)
+    up = 8 * 32 * 16 + 16 + 32
+    assert num_parameters(V2VSmall(num_joints=21)) == stem + front + skip + middle + up + (16 * 21 + 21)
+
+
+def test_shapes_are_the_published_ones() -> None:
+    """At a quarter of the side: every stage of the paper's table has a quarter of its own."""
+    model = V2V(num_joints=21).eval()
+    seen: dict[str, tuple[int, ...]] = {}
+    for name in ("stem", "front", "down", "middle", "inner_up", "inner", "outer_up", "back"):
+        model.get_submodule(name).register_forward_hook(partial(keep_shape, seen, name))
+    with torch.no_grad():
+        answer = model(volume=torch.zeros(1, 1, 24, 24, 24))["likelihood"]
+    sides = {"stem": (16, 12), "front": (32, 12), "down": (64, 6), "middle": (128, 3)}
+    sides |= {"inner_up": (64, 6), "inner": (64, 6), "outer_up": (32, 12), "back": (32, 12)}
+    assert seen == {name: (channels, side, side, side) for name, (channels, side) in sides.items()}
+    assert answer.shape == (1, 21, 12, 12, 12)
+
+
+@pytest.mark.parametrize(("model", "side", "multiple"), [(V2V, 44, 8), (V2VSmall, 42, 4)])
+def test_a_side_that_cannot_be_halved_is_refused(model: type[nn.Module], side: int, multiple: int) -> None:
+    with pytest.raises(ValueError, match=f"a side of {side} voxels is no multiple of {multiple}"):
+        model(num_joints=2)(volume=torch.zeros(1, 1, side, side, side))
+
+
+def test_weights_start_as_published() -> None:
+    for module in V2V(num_joints=21).modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            assert not module.bias.any()  # type: ignore[union-attr]
+            if module.weight.numel() > 5000:  # the deviation of an estimate of it: 1e-3 / sqrt(2 n), five of which
+                deviation = module.weight.std().item()
+                assert abs(deviation - 1e-3) < 5 * 1e-3 / (2 * module.weight.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("init", ["torch_default", "kaiming"])
+def test_another_start_is_another_spread(init: str) -> None:
+    weight = V2V(num_joints=2, init=init).front[1].first.weight  # type: ignore[arg-type]
+    fan_in = 32 * 27
+    # Uniform within 1 / sqrt(fan_in) has a third of its square as variance; He's normal has two.
+    expected = (1 / 3 / fan_in) ** 0.5 if init == "torch_default" else (2 / fan_in) ** 0.5
+    assert weight.std().item() == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("model", [V2V, V2VSmall])
+@pytest.mark.parametrize("option", ["channels_last", "recompute"])
+def test_options_change_no_number(model: type[nn.Module], option: str) -> None:
+    """Value, gradients and running statistics, recomputed once or kept; another memory format rounds otherwise."""
+    plain = model(num_joints=3, init="kaiming").double()
+    other = model(num_joints=3, **{option: True}).double()
+    other.load_state_dict(plain.state_dict())
+    volume = (torch.rand(2, 1, 16, 16, 16) > 0.9).double()
+    answers = []
+    for each in (plain, other):
+        answers.append(each(volume=volume)["likelihood"])
+        (answers[-1] * torch.linspace(0, 1, 512, dtype=torch.float64).view(8, 8, 8)).sum().backward()
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-10, atol=1e-12)
+    largest = max(p.grad.abs().max().item() for p in plain.parameters())
+    for (name, one), two in zip(plain.named_parameters(), other.parameters(), strict=True):
+        assert (one.grad - two.grad).abs().max() <= 1e-11 * largest, name
+    for (name, one_buffer), two_buffer in zip(plain.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(one_buffer, two_buffer, rtol=1e-12, atol=1e-14, msg=name)
+
+
+def test_channels_last_reaches_the_convolutions() -> None:
+    model = V2VSmall(num_joints=3, channels_last=True).eval()
+    seen: list[bool] = []
+    model.middle[1].first.register_forward_pre_hook(
+        lambda module, given: seen.append(given[0].is_contiguous(memory_format=torch.channels_last_3d))
+    )
+    model(volume=torch.rand(2, 1, 16, 16, 16))
+    assert seen == [True]
+    assert model.middle[1].first.weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_without_shortcuts_nothing_is_left_over() -> None:
+    """No layer without a gradient, which several processes would wait for."""
+    model = V2V(num_joints=3, shortcuts=False, init="kaiming")
+    names = {name.split(".")[0] for name, _ in model.named_parameters()}
+    assert not names & {"outer_skip", "inner_skip"}
+    assert not any("shortcut" in name for name, _ in model.named_parameters())
+    model(volume=torch.rand(2, 1, 16, 16, 16))["likelihood"].square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def permuted(model: nn.Module) -> nn.Module:
+    """The same network for volumes in the order z, y, x."""
+    other = copy.deepcopy(model)
+    for module in other.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            module.weight.data = module.weight.data.transpose(-1, -3).contiguous()
+    return other
+
+
+def test_the_permuted_network_on_the_permuted_volume_gives_the_permuted_answer() -> None:
+    model = V2V(num_joints=3, init="kaiming").eval()
+    volume = (torch.rand(1, 1, 16, 24, 8) > 0.9).float()
+    with torch.no_grad():
+        straight = model(volume=volume)["likelihood"]
+        turned = permuted(model)(volume=volume.transpose(-1, -3))["likelihood"].transpose(-1, -3)
+    assert (turned - straight).abs().max() <= 1e-6 * straight.abs().max()
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["v2v_s16_j21", "v2v_s24_j16"])
+def test_agrees_with_the_port(shared: Path, name: str) -> None:
+    golden = load_golden(shared, name, area="pose")
+    volume, target = golden.tensor("in.x"), golden.tensor("in.target")
+    visible = torch.ones(target.shape[:2], dtype=torch.bool)
+    model = V2V(num_joints=target.shape[1]).double()
+    model.load_state_dict(translate(golden.state(), LAYOUT))
+    loss, seen = HeatmapMSE(), {}
+    for label, place in TAPS.items():
+        model.get_submodule(place).register_forward_hook(partial(keep_first, seen, label))
+    model.back.register_forward_hook(
+        lambda module, given, value: keep_first(seen, "decoder out", module, given, given[0])
+    )
+    for mode in each_mode(model):
+        likelihood = model(volume=volume)["likelihood"]
+        total = loss(likelihood=likelihood, heatmaps=target, visible=visible)
+        mean_loss = total / loss.count(heatmaps=target, visible=visible)
+        assert_outputs(golden, mode, {"heat": likelihood}, mean_loss)
+    mean_loss.backward()
+    assert_gradients_and_buffers(golden, model, lambda key: translate_key(key, LAYOUT))
+    for label in golden.info["eval_mids"]:
+        value = seen[label.removeprefix("eval.mid.")]
+        assert_near_largest(stored_part(golden, label, value), golden.tensor(label), 1e-10, label)
+
+
+@pytest.mark.shared
+def test_the_integral_variant_agrees_with_the_port(shared: Path) -> None:
+    golden = load_golden(shared, "v2v_integral_s16_j5", area="pose")
+    theirs = {key.removeprefix("basic_model."): value for key, value in _without_constants(golden.info, golden).items()}
+    model = V2V(num_joints=5).double()
+    model.load_state_dict(translate(theirs, LAYOUT))
+    target, wanted = golden.tensor("in.target_heat"), golden.tensor("in.target_coord")
+    visible = torch.ones(target.shape[:2], dtype=torch.bool)
+    from sightline.geometry.heatmaps import soft_cells
+
+    for mode in each_mode(model):
+        likelihood = model(volume=golden.tensor("in.x"))["likelihood"]
+        coordinates = soft_cells(likelihood)
+        entropy = HeatmapCrossEntropy()(likelihood=likelihood, heatmaps=target, visible=visible) / visible.sum()
+        mixed = 0.5 * entropy + 0.5 * (coordinates - wanted).abs().mean()
+        shares = likelihood.flatten(2).softmax(-1).view(likelihood.shape)
+        answers = {"heatmap": likelihood if _is_near(golden, mode, likelihood) else shares, "coord": coordinates}
+        assert_outputs(golden, mode, answers, mixed)
+    mixed.backward()
+    assert_gradients_and_buffers(golden, model, lambda key: translate_key(key.removeprefix("basic_model."), LAYOUT))
+
+
+def _is_near(golden: object, mode: str, likelihood: Tensor) -> bool:
+    expected = golden.tensor(f"{mode}.out.heatmap")  # type: ignore[attr-defined]
+    return bool(torch.allclose(likelihood, expected))
+
+
+def _without_constants(info: dict, golden: object) -> dict[str, Tensor]:  # type: ignore[type-arg]
+    from tests.golden_parity import rule_made_state
+
+    return rule_made_state([entry for entry in info["state"] if entry["kind"] != "constant"])
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_the_published_volume_agrees_with_the_port(shared: Path) -> None:
+    """All 88 voxels a side, in evaluation mode."""
+    golden = load_golden(shared, "v2v_s88_j21", area="pose")
+    model = V2V(num_joints=21).double().eval()
+    model.load_state_dict(translate(golden.state(), LAYOUT))
+    volume = torch.zeros(1, 1, 88, 88, 88, dtype=torch.float64)
+    volume[(0, 0, *golden.tensor("in.occupied").long().T)] = 1.0
+    front: list[Tensor] = []
+    model.front.register_forward_hook(lambda module, given, value: front.append(value))
+    with torch.no_grad():
+        maps = model(volume=volume)["likelihood"][0]
+    flat = maps.flatten(1)
+    found = {
+        "heat_strided": maps[:, 1::4, 1::4, 1::4],
+        "joint_mean": flat.mean(1),
+        "joint_std": flat.std(1, correction=0),
+        "joint_max": flat.amax(1),
+        "joint_min": flat.amin(1),
+        "joint_sumsq": flat.square().sum(1),
+        "corner_4": maps[:, :4, :4, :4],
+    }
+    for name, value in found.items():
+        assert_near_largest(value, golden.tensor(f"eval.out.{name}"), 1e-9, name)
+    places = np.stack(np.unravel_index(flat.argmax(1).numpy(), maps.shape[1:]), axis=1)
+    assert np.array_equal(places, golden.arrays["eval.out.joint_argmax"])
+    assert_near_largest(front[0][0, :, 2::8, 2::8, 2::8], golden.tensor("eval.mid.front_strided"), 1e-9, "front")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["v2v_res_block", "v2v_up_block"])
+def test_blocks_agree_with_the_port(shared: Path, name: str) -> None:
+    golden = load_golden(shared, name, area="pose")
+    is_residual = name == "v2v_res_block"
+    block = (
+        ResidualBlock3d(in_channels=4, out_channels=6)
+        if is_residual
+        else UpsampleBlock3d(in_channels=4, out_channels=3)
+    ).double()
+    inside = "front_layers.2." if is_residual else "encoder_decoder.decoder_upsample2."
+    ours = "front.0." if is_residual else "inner_up."
+
+    def our_name(key: str) -> str | None:
+        found = translate_key(inside + key, LAYOUT)
+        return None if found is None else found.removeprefix(ours)
+
+    state = translate({inside + key: value for key, value in golden.state().items()}, LAYOUT)
+    block.load_state_dict({key.removeprefix(ours): value for key, value in state.items()})
+    for mode in each_mode(block):
+        out = block(golden.tensor("in.x"))
+        loss = (out * golden.tensor("in.w")).sum()
+        assert_outputs(golden, mode, {"out": out}, loss)
+    loss.backward()
+    assert_gradients_and_buffers(golden, block, our_name)

@@ -1,0 +1,350 @@
+"""`sightline predict` on depth files gives the joints that `sightline evaluate` scored, for any camera."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import sightline
+from sightline import registry
+from sightline.engine.own_frames import OwnFrames
+from sightline.errors import ConfigError
+from sightline.tasks.centre import Centre
+from sightline.tasks.pose import Pose
+from sightline.types import Component, SampleKey
+from tests.command import Outcome, run_here
+from tests.runs.poses import NUM_HANDS, hands, train_pose, train_refiner, write_frames
+from tests.runs.small import ROOT
+
+CAMERA = ("camera.fx=241.42", "camera.fy=-241.42", "camera.u0=160", "camera.v0=120")
+ROUNDING_MM = 1e-3
+"""Float32 of some hundred mm, and of the maps whose parabola is read."""
+Scored = Callable[..., np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_pose(tmp_path_factory.mktemp("poses") / "run")
+
+
+@pytest.fixture(scope="module")
+def refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_refiner(tmp_path_factory.mktemp("refiner") / "run")
+
+
+@pytest.fixture(scope="module")
+def given() -> dict[str, Tensor]:
+    return hands()
+
+
+@pytest.fixture
+def frames(given: dict[str, Tensor], tmp_path: Path) -> Path:
+    write_frames(tmp_path / "frames", given["depth"])
+    return tmp_path / "frames"
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
+    """A function that evaluates a run and gives what its task predicted for every sample."""
+
+    def evaluate(run: Path, *words: object, task: type = Pose, key: str = "joints_mm") -> np.ndarray:
+        found: dict[int, np.ndarray] = {}
+        assess = task.assess
+
+        def recording(self: Any, model: Any, batch: Any, around: Any) -> Any:
+            sums, predictions = assess(self, model, batch, around)
+            found.update(zip(batch["sample_index"].tolist(), predictions[key].double().numpy(), strict=True))
+            return sums, predictions
+
+        with monkeypatch.context() as patch:
+            patch.setattr(task, "assess", recording)
+            done = run_here("evaluate", run, *words, "--device", "cpu")
+        assert done.code == 0, done.err
+        return np.stack([found[index] for index in range(len(found))])
+
+    return evaluate
+
+
+def told(run: Path, *words: object, expect: int = 0) -> tuple[dict[str, Any], Outcome]:
+    out = run.parent / "predicted.json"
+    done = run_here("predict", run, *words, "--device", "cpu", "--json", out)
+    assert done.code == expect, done.err
+    return json.loads(out.read_text()), done
+
+
+def joints_of(document: dict[str, Any]) -> np.ndarray:
+    return np.array([row["joints_mm"] for row in document["predictions"]])
+
+
+def test_frames_give_the_joints_that_evaluation_scored(run: Path, frames: Path, scored: Scored) -> None:
+    document, done = told(run, frames)
+    assert np.abs(joints_of(document) - scored(run)).max() < ROUNDING_MM
+    assert (document["refused"], len(document["predictions"])) == ([], NUM_HANDS)
+    assert document["joint_names"][5] == "middle_mcp"
+    assert {row["reference"] for row in document["predictions"]} == {"centre of mass"}
+    assert {row["treatment"] for row in document["predictions"]} == {"as it is"}
+    assert "ms a frame, the median of 5: read " in done.err
+    assert "about" in done.out
+
+
+def test_the_reference_point_is_that_of_the_set(run: Path, frames: Path, given: dict[str, Tensor]) -> None:
+    document, _ = told(run, frames, *CAMERA)
+    points = np.array([row["reference_mm"] for row in document["predictions"]])
+    np.testing.assert_allclose(points, given["reference"].numpy(), rtol=0, atol=1e-4)
+
+
+def test_pixels_are_those_of_the_camera(run: Path, frames: Path) -> None:
+    document, _ = told(run, frames)
+    for row in document["predictions"]:
+        x, y, z = np.array(row["joints_mm"]).T
+        expected = np.stack([241.42 * x / z + 160, -241.42 * y / z + 120], axis=1)
+        np.testing.assert_allclose(row["joints_px"], expected, rtol=0, atol=1e-9)
+        assert row["camera"] == [241.42, -241.42, 160, 120]
+
+
+def test_another_reference_gives_what_evaluation_about_it_scores(
+    run: Path, frames: Path, given: dict[str, Tensor], tmp_path: Path, scored: Scored
+) -> None:
+    """The true middle joint, by a file of it here and by the set itself there."""
+    truth = given["joints"][:, 5].numpy()
+    (tmp_path / "centres.txt").write_text("".join(f"{x!r} {y!r} {z!r}\n" for x, y, z in truth.astype(float).tolist()))
+    config = tmp_path / "truth.yaml"
+    config.write_text(
+        f"base: {run / 'config.yaml'}\ndata: {{name: synthetic_hands, train_size: 12, test_size: {NUM_HANDS}, "
+        "reference: {name: truth}}\n"
+    )
+    expected = scored(run, "--data", config)
+    document, _ = told(run, frames, "--centres", tmp_path / "centres.txt")
+    assert np.abs(joints_of(document) - expected).max() < ROUNDING_MM
+    assert [row["reference"] for row in document["predictions"]] == [f"centres.txt:{n + 1}" for n in range(NUM_HANDS)]
+    plain, _ = told(run, frames)
+    assert np.abs(joints_of(plain) - expected).max() > 1
+
+
+def test_kinds_of_files_that_hold_the_same_depths_give_the_same_joints(
+    run: Path, given: dict[str, Tensor], tmp_path: Path
+) -> None:
+    whole = given["depth"].round()
+    write_frames(tmp_path / "npy", whole)
+    for kind in ("png", "raw", "msra", "metres"):
+        (tmp_path / kind).mkdir()
+    for number, depth in enumerate(whole.numpy()):
+        name = f"{number:03d}"
+        Image.fromarray(depth.astype(np.uint16)).save(tmp_path / "png" / f"{name}.png")
+        depth.astype("<f4").tofile(tmp_path / "raw" / f"{name}.bin")
+        header = struct.pack("<6i", 320, 240, 0, 0, 320, 240)
+        (tmp_path / "msra" / f"{name}.bin").write_bytes(header + depth.astype("<f4").tobytes())
+        np.save(tmp_path / "metres" / f"{name}.npy", depth.astype(np.float64) / 1000)
+    expected = joints_of(told(run, tmp_path / "npy")[0])
+    for kind in ("png", "raw", "msra"):
+        assert np.array_equal(joints_of(told(run, tmp_path / kind)[0]), expected), kind
+    metres = joints_of(told(run, tmp_path / "metres", "camera.mm_per_unit=1000")[0])
+    assert np.abs(metres - expected).max() < ROUNDING_MM
+
+
+def test_a_camera_whose_y_points_down_has_the_same_joints_turned(
+    run: Path, frames: Path, given: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """The image is the same, so the run sees the same; only the frame in which it is told is another."""
+    up, _ = told(run, frames, *CAMERA)
+    down, _ = told(run, frames, CAMERA[0], "camera.fy=241.42", *CAMERA[2:])
+    assert np.array_equal(joints_of(down) * [1, -1, 1], joints_of(up))
+    for mirrored, straight in zip(down["predictions"], up["predictions"], strict=True):
+        np.testing.assert_allclose(mirrored["joints_px"], straight["joints_px"], rtol=0, atol=1e-9)
+        assert mirrored["treatment"] == "Y points down, in the run up: turned for the run, and back"
+        assert mirrored["reference_mm"][1] == -straight["reference_mm"][1]
+    lines = "".join(f"{x:.6f} {-y:.6f} {z:.6f}\n" for x, y, z in given["reference"].tolist())
+    (tmp_path / "down.txt").write_text(lines)
+    words = ("camera.fy=241.42", "--centres", tmp_path / "down.txt")
+    stored, _ = told(run, frames, CAMERA[0], *CAMERA[2:], *words)
+    assert np.abs(joints_of(stored) - joints_of(down)).max() < ROUNDING_MM
+
+
+def test_another_camera_sees_the_same_figure(run: Path, given: dict[str, Tensor], tmp_path: Path) -> None:
+    """Of twice the focal length and size, each pixel taken four times: half a pixel off in the middle, no more."""
+    large = given["depth"].repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    write_frames(tmp_path / "large", large)
+    write_frames(tmp_path / "small", given["depth"])
+    words = ("camera.fx=482.84", "camera.fy=-482.84", "camera.u0=320.5", "camera.v0=240.5")
+    found = np.array([row["reference_mm"] for row in told(run, tmp_path / "large", *words)[0]["predictions"]])
+    expected = np.array([row["reference_mm"] for row in told(run, tmp_path / "small")[0]["predictions"]])
+    assert np.abs(found - expected).max() < 0.1
+
+
+def test_a_refiner_moves_the_point_to_where_its_evaluation_does(
+    run: Path, refiner: Path, frames: Path, scored: Scored
+) -> None:
+    expected = scored(refiner, task=Centre, key="centre_mm")
+    document, _ = told(run, frames, "--refiner", refiner)
+    points = np.array([row["reference_mm"] for row in document["predictions"]])
+    assert np.abs(points - expected).max() < ROUNDING_MM
+    assert {row["reference"] for row in document["predictions"]} == {"centre of mass, refined"}
+    down, _ = told(run, frames, "--refiner", refiner, CAMERA[0], "camera.fy=241.42", *CAMERA[2:])
+    np.testing.assert_allclose(
+        [row["reference_mm"] for row in down["predictions"]], points * [1, -1, 1], rtol=0, atol=1e-9
+    )
+
+
+def test_a_written_file_of_centres_is_read_back_to_the_last_bit(
+    refiner: Path, scored: Scored, tmp_path: Path, given: dict[str, Tensor]
+) -> None:
+    config = ROOT / "configs" / "pose" / "synthetic_hands_v2v_small.yaml"
+    file, sizes = tmp_path / "centres.txt", ("data.train_size=12", f"data.test_size={NUM_HANDS}")
+    words = ("--data", config, *sizes, "--to", file, "--device", "cpu", "--json", tmp_path / "out.json")
+    done = run_here("data", "centres", refiner, *words)
+    assert done.code == 0, done.err
+    block = {"name": "file", "path": str(file)}
+    data = registry.data.build(
+        Component("synthetic_hands", {"train_size": 12, "test_size": NUM_HANDS, "reference": block}),
+        facts={"split": "test"},
+    )
+    read = np.stack([data[SampleKey(n, 0, 0)]["reference"].numpy() for n in range(NUM_HANDS)])
+    assert np.array_equal(read, scored(refiner, task=Centre, key="centre_mm").astype(np.float32))
+    document = json.loads((tmp_path / "out.json").read_text())
+    true = given["joints"][:, 5].double().numpy()
+    assert document["centre_error_mm"] == pytest.approx(np.linalg.norm(read - true, axis=1).mean(), abs=1e-3)
+    before = np.linalg.norm(given["reference"].double().numpy() - true, axis=1).mean()
+    assert document["reference_error_mm"] == pytest.approx(before, abs=1e-3)
+    assert (document["frames"], document["points"]) == (NUM_HANDS, NUM_HANDS)
+    done = run_here("data", "centres", refiner, *words, "--split", "train")
+    assert "the refiner was trained on frames of this part" in done.err
+    assert len(file.read_text().splitlines()) == 12
+
+
+def sure(run: Path) -> sightline.LoadedRun:
+    """The run with maps whose peaks are high: untrained ones have none."""
+    loaded = sightline.load_run(run)
+    assert isinstance(loaded.model.output, nn.Conv3d)
+    with torch.no_grad():
+        loaded.model.output.bias += 1.0
+    return loaded
+
+
+def test_a_video_is_followed_from_frame_to_frame(run: Path, given: dict[str, Tensor], tmp_path: Path) -> None:
+    depth = given["depth"][:1]
+    paths = write_frames(tmp_path / "video", torch.cat([depth, depth, depth * 0, depth, depth + 5]))
+    found = sure(run).predict([tmp_path / "video"], frames=OwnFrames(follows=True))
+    assert [answer.reference for answer in found.predicted] == [
+        "centre of mass (first frame)",
+        *["previous frame"] * 3,
+    ]
+    assert [refusal.file for refusal in found.refused] == [paths[2]]
+    assert "has no measured pixel, so that there is no figure in it" in found.refused[0].reason
+    dead = sightline.load_run(run).predict([tmp_path / "video"], frames=OwnFrames(follows=True))
+    lost = "centre of mass (previous answer lost: 21 of 21 peaks below 0.1)"
+    assert [answer.reference for answer in dead.predicted] == ["centre of mass (first frame)", *[lost] * 3]
+
+
+def test_numbers_in_names_order_a_video(run: Path, given: dict[str, Tensor], tmp_path: Path) -> None:
+    for number, place in enumerate((1, 2, 10)):
+        np.save(tmp_path / f"frame_{place}.npy", given["depth"][number].numpy())
+    document, _ = told(run, tmp_path, "--reference", "previous")
+    assert [Path(row["file"]).stem for row in document["predictions"]] == ["frame_1", "frame_2", "frame_10"]
+
+
+def test_stages_are_timed_and_add_up(run: Path, frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that says a millisecond more each time it is read: reading and centring are a frame's own."""
+    now = iter(range(0, 10**12, 10**6))
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: next(now))
+    answers = sightline.load_run(run).predict([frames], batch_size=2).predicted
+    for answer in answers[:4]:
+        assert answer.ms == {"read": 1.0, "centre": 1.0, "voxelise": 0.5, "network": 0.5, "decode": 0.5}
+        assert answer.total_ms == 3.5
+    assert answers[4].ms["network"] == 1.0  # alone
+    assert answers[0].depth is None
+
+
+def test_table_json_and_csv_hold_the_same_and_a_picture_each(run: Path, frames: Path, tmp_path: Path) -> None:
+    table, out = tmp_path / "out.csv", tmp_path / "pictures"
+    document, done = told(run, frames, "--csv", table, "--out", out)
+    rows = list(csv.DictReader(io.StringIO(table.read_text())))
+    for row, answer in zip(rows, document["predictions"], strict=True):
+        assert row["file"] == answer["file"]
+        found = [float(row[f"thumb_tip {axis}_mm"]) for axis in "xyz"]
+        assert found == answer["joints_mm"][20]
+        assert [float(row["wrist u_px"]), float(row["wrist v_px"])] == answer["joints_px"][0]
+        assert float(row["middle_mcp peak"]) == answer["peaks"][5]
+        assert sum(value for name, value in answer["ms"].items() if name != "all") == pytest.approx(answer["ms"]["all"])
+        assert float(row["all ms"]) == answer["ms"]["all"]
+        assert row["refused"] == ""
+        picture = np.asarray(Image.open(answer["written"]["picture"]))
+        assert picture.shape == (480, 640, 3)
+        assert Path(answer["written"]["picture"]).name == f"{Path(answer['file']).stem}.pose.png"
+    assert done.out.count("000.npy") == 1
+
+
+def test_files_that_cannot_be_predicted_are_refused_by_name(
+    run: Path, frames: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    np.save(frames / "empty.npy", np.zeros((240, 320)))
+    np.save(frames / "large.npy", np.full((480, 640), 400.0))
+    np.save(frames / "metres.npy", np.full((240, 320), 0.4))
+    (frames / "cut.png").write_bytes(b"\x89PNG")
+    (frames / "notes.txt").write_text("")
+    document, _ = told(run, frames, frames.parent / "gone.npy", "reference.near_mm=50", expect=2)
+    assert len(document["predictions"]) == NUM_HANDS
+    reasons = {Path(row["file"]).stem: row["reason"] for row in document["refused"]}
+    assert reasons.keys() == {"empty", "large", "metres", "cut", "gone"}
+    assert "has no measured pixel beyond 50 mm, so that there is no figure in it" in reasons["empty"]
+    assert (
+        "640 x 480 pixels, those of the run's camera are 320 x 240; give this camera's own camera.fx="
+        in reasons["large"]
+    )
+    assert "set mm_per_unit to 1000" in reasons["metres"]
+    assert "does not end as PNG files do" in reasons["cut"]
+    assert "there is no such file" in reasons["gone"]
+    assert all("\n" not in reason for reason in reasons.values())
+    assert "1 file of another kind passed over: notes.txt" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("camera.fx=240", "camera.fy=240"), "camera.u0=, camera.v0=: is missing beside what is given of the camera"),
+        (("camera.width_px=320",), "camera.height_px=: is missing beside what is given of the camera"),
+        (("camera.fx=0", *CAMERA[1:]), "predict: camera.fx: found 0"),
+        ((CAMERA[0], "camera.fy=0", *CAMERA[2:]), "fx must be positive, fy not 0 (negative: Y up)"),
+        (("camera.focal=240",), "predict: camera.focal: is no option"),
+        (("train.epochs=2",), "found 'train.epochs=2', allowed is key=value with camera.* and reference.*"),
+        (("reference.passes=-1",), "predict: reference.passes: found -1"),
+        (("reference.near_mm=500", "reference.far_mm=400"), "far_mm: is 400, it must lie beyond near_mm, which is 500"),
+        (("--centres", "{centres}", "--reference", "previous"), "and so does --reference previous; give one"),
+        (("--centres", "{centres}"), "centres.txt: has 2 lines, what is given has 5 frames: 3 too few"),
+        (("--centres", "{run}"), "run: cannot be read (Is a directory)"),
+        (("--refiner", "{run}"), "the task 'pose' finds no centres; give a run of the task centre"),
+        (("--columns", "x,y,z"), "--columns: is for runs on clouds"),
+        (("--category", "mug"), "--category: is for runs on clouds"),
+        (("--out", "{frames}/000.npy"), "is a file; give a folder"),
+    ],
+)
+def test_each_mistake_is_one_line(
+    run: Path, frames: Path, tmp_path: Path, words: tuple[str, ...], expected: str
+) -> None:
+    (tmp_path / "centres.txt").write_text("0 0 350\ninvalid\n")
+    places = {"{centres}": str(tmp_path / "centres.txt"), "{run}": str(run), "{frames}": str(frames)}
+    given = [word if "{" not in word else word.format(**{k[1:-1]: v for k, v in places.items()}) for word in words]
+    done = run_here("predict", run, frames, *given, "--device", "cpu")
+    assert done.code == 2
+    (line,) = [line for line in done.err.splitlines() if "error" in line]
+    assert expected in line
+
+
+def test_a_refiner_alone_is_told_what_it_is_for(run: Path, refiner: Path, frames: Path) -> None:
+    done = run_here("predict", refiner, frames)
+    assert done.code == 2
+    assert f"refines reference points; give it by --refiner {refiner} beside a run of poses" in done.err
+    assert "predict: no file is given" in run_here("predict", refiner, "camera.fx=1").err
+    with pytest.raises(ConfigError, match="reads depth images; give batch_size and frames alone"):
+        sightline.load_run(run).predict([frames], to_sphere=True)

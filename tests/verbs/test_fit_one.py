@@ -1,0 +1,87 @@
+"""`sightline fit-one` as a user meets it: exit codes, files, the ladder, variants, the trace, mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.command import run_here
+
+CONFIG = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
+SMALL = ("model.embedding=8", "--steps", "12", "--samples", "2")
+
+
+def test_a_fit_is_told_written_and_drawn_and_the_same_again(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second.json"
+    code, out, err = run_here("fit-one", CONFIG, *SMALL, "--out", first)
+    assert code == 0, err
+    assert "recipe (sgd)" in out
+    assert "_healthy: fitted" in err
+    document = json.loads((first / "fit_one.json").read_text())
+    assert document["fitted"] is True
+    assert document["cause"] is None
+    assert {each["precision"] for each in document["combinations"]} == {"float32", "float64"}
+    assert (first / "fit_one.svg").read_text().startswith("<svg")
+    assert run_here("fit-one", CONFIG, *SMALL, "--json", second).code == 0
+    assert json.loads(second.read_text()) == document
+
+
+def test_what_is_not_fitted_ends_in_one_and_names_the_cause_first(tmp_path: Path) -> None:
+    code, out, err = run_here("fit-one", CONFIG, *SMALL, "optimizer.lr=1e-8", "--json", tmp_path / "made.json")
+    assert code == 1
+    findings = [line for line in err.splitlines() if line.startswith("[G")]
+    assert findings[0].startswith("[G23 warning optim.lr]")
+    assert "where it is lost" in out
+    assert json.loads((tmp_path / "made.json").read_text())["cause"] == "optim.lr"
+
+
+def test_the_trace_and_what_is_expected(tmp_path: Path) -> None:
+    entries = "expect=[{quantity: loss, at_most: 100.0, step: 0}, {quantity: output.max, at_least: 1e9, step: 3}]"
+    code, out, err = run_here("fit-one", CONFIG, *SMALL, entries, "--trace", "--json", tmp_path / "made.json")
+    assert code == 1
+    assert "head.2" in out
+    assert "NOT MET: expect.1: output.max after 3 steps is" in err
+    document = json.loads((tmp_path / "made.json").read_text())
+    assert [each["met"] for each in document["expect"]] == [True, False]
+    assert [look["step"] for look in document["trace"]] == [0, 12]
+
+
+def test_the_ladder(tmp_path: Path) -> None:
+    words = ("model.embedding=8", "--steps", "30", "--grow", "1,4", "--json", tmp_path / "made.json")
+    code, out, _ = run_here("fit-one", CONFIG, *words)
+    assert code == 0
+    assert "at most 0.1 of the way" in out
+    assert [rung["is_passed"] for rung in json.loads((tmp_path / "made.json").read_text())["grow"]] == [True, True]
+
+
+def test_variants(tmp_path: Path) -> None:
+    varied = ("--vary", "model.embedding=4,8", "--out", tmp_path)
+    code, out, err = run_here("fit-one", CONFIG, "--steps", "12", "--samples", "2", *varied)
+    assert code == 0, err
+    assert "model.embedding=4" in out
+    document = json.loads((tmp_path / "fit_one.json").read_text())
+    assert [each["overrides"] for each in document["vary"]] == [["model.embedding=4"], ["model.embedding=8"]]
+    assert "model.embedding=8" in (tmp_path / "fit_one.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--samples", "5000"), "the training part has 48 samples"),
+        (("--keep", "dropuot"), "did you mean 'dropout'"),
+        (("--grow", "8,1"), "rungs rise"),
+        (("--grow", "1", "--trace"), "--grow climbs by itself"),
+        (("--vary", "model.embedding"), "give key=value,value"),
+        (("--vary", "model.embeding=4,8"), "did you mean 'embedding'"),
+        (("expect=[{quantity: loss, step: 3}]",), "has no bound"),
+        (("expect=[{quantity: layer.nothing.max, at_least: 0.0, step: 0}]", "--steps", "1"), "no layer 'nothing'"),
+    ],
+    ids=lambda each: each[0] if isinstance(each, tuple) else "",
+)
+def test_mistakes_are_one_line_and_two(words: tuple[str, ...], told: str) -> None:
+    code, _, err = run_here("fit-one", CONFIG, *words)
+    assert code == 2, err
+    assert told in err
+    assert "Traceback" not in err
