@@ -33,6 +33,8 @@ BOUND = 16.0
 MOST = 1e99
 """Stands for a deviation without a bound: another shape, or a number where the other has none."""
 _MOST_DRAWS = 4
+_LEAP = 1000.0
+"""Units of the answer's largest value beyond which a draw need not be rounding: a decision may have turned."""
 _FEW_JUMPS, _MOST_JUMPS = 4, 32
 """Draws after which a suspect without a single jump is guilty, and after which every suspect is."""
 
@@ -62,7 +64,13 @@ class Deviation:
 
     @property
     def is_guilty(self) -> bool:
+        """Whether rounding does not explain the error."""
         return self.ratio > BOUND
+
+    def raise_unit(self, moved: float, *, most: float) -> None:
+        """By what a draw moved the answer; what moves farther than `most` may have jumped, and has to be looked at."""
+        if moved <= most:
+            self.unit = max(self.unit, moved)
 
     @property
     def measured(self) -> float:
@@ -83,10 +91,9 @@ def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, 
     """
     base, everything = unit.call.format, clean.items()
     answers = {name: value for name, value in everything.items() if name in actual}
-    found = {name: _compared(actual[name], value, base) for name, value in answers.items()}
     factors = {name: _factor(unit.num_added(name)) for name in everything}
-    for name, deviation in found.items():
-        deviation.unit *= factors[name]
+    found = {name: _compared(actual[name], value, base, factor=factors[name]) for name, value in answers.items()}
+    leaps = {name: _LEAP * deviation.unit for name, deviation in found.items()}
     moves = {name: 0.0 for name in everything if name not in actual}
     if all(deviation.error == 0.0 for deviation in found.values()) and not moves:
         return Judgement(found, moves)
@@ -94,7 +101,7 @@ def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, 
         for name, moved in again.items().items():
             factor = 1.0 if is_whole else factors.get(name, 1.0)
             if name in found:
-                found[name].unit = max(found[name].unit, factor * _moved(moved, answers[name]))
+                found[name].raise_unit(factor * _moved(moved, answers[name]), most=leaps[name])
             elif name in moves:
                 moves[name] = max(moves[name], factor * _moved(moved, everything[name]))
         limit = BOUND / 2 if draw < _MOST_DRAWS else BOUND  # another draw is cheap, and few of them are no maximum
@@ -151,8 +158,8 @@ def _more_answers(unit: Unit, run: Run, seed: int) -> Iterator[tuple[Answer, boo
 
 def compared(actual: Tensor, answer: Tensor, base: Format, *, moved: float, num_added: int) -> Deviation:
     """The deviation of a sum of `num_added` values, which moves by `moved` where inputs are moved by one unit."""
-    deviation = _compared(actual, answer, base)
-    deviation.unit = max(deviation.unit * _factor(num_added), moved)
+    deviation = _compared(actual, answer, base, factor=_factor(num_added))
+    deviation.unit = max(deviation.unit, moved)
     return deviation
 
 
@@ -165,16 +172,22 @@ def _set_jumps_apart(
     base: Format,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Leave out the entries that jump, until every suspect is explained or draws have become pointless."""
+    """Leave out the entries that jump, until every suspect is explained or draws have become pointless.
+
+    By how much the others move is a matter of rounding, however far that is.
+    """
     jumps = {name: torch.zeros_like(answers[name], dtype=torch.bool) for name in suspects}
+    moved = {name: found[name].unit for name in suspects}
     for draw in range(_MOST_JUMPS):
         near = run(Nudge(base, seed + 1000 + draw)).items()
         far = run(Nudge(base, seed + 1000 + draw, units=int(BOUND))).items()
         for name in suspects:
-            jumps[name] |= _jumping(answers[name], near.get(name), far.get(name), BOUND * found[name].unit)
+            jumps[name] |= _jumping(answers[name], near.get(name), far.get(name), BOUND * moved[name])
+            if name in near and near[name].shape == answers[name].shape and answers[name].is_floating_point():
+                moved[name] = max(moved[name], _moved(near[name][~jumps[name]], answers[name][~jumps[name]]))
         for name in suspects:
             rest = _compared(actual[name], answers[name], base, where=~jumps[name])
-            rest.unit = max(rest.unit, found[name].unit)
+            rest.unit = max(rest.unit, moved[name])
             rest.undefined = int(jumps[name].sum())
             found[name] = rest
         guilty = [name for name in suspects if found[name].is_guilty]
@@ -184,17 +197,23 @@ def _set_jumps_apart(
 
 
 def _jumping(answer: Tensor, near: Tensor | None, far: Tensor | None, bound: float) -> Tensor:
-    """Which entries do not go on in a straight line from the answer over the one nearby to the one farther off."""
+    """Which entries do not go on in a straight line from the answer over the one nearby to the one farther off.
+
+    By more than `bound`, and than half of what a straight line would be: what is only bent is no jump.
+    """
     if near is None or far is None:
         return torch.zeros_like(answer, dtype=torch.bool)
     if not answer.shape == near.shape == far.shape:
         return torch.ones_like(answer, dtype=torch.bool)
     start = answer.double()
-    bent = (far.double() - (start + BOUND * (near.double() - start))).abs()
-    return ~(bent <= bound)  # what is no longer a number jumps, too
+    step = near.double() - start
+    bent = (far.double() - (start + BOUND * step)).abs()
+    return ~(bent <= bound + BOUND / 2 * step.abs())  # what is no longer a number jumps, too
 
 
-def _compared(actual: Tensor, answer: Tensor, base: Format, *, where: Tensor | None = None) -> Deviation:
+def _compared(
+    actual: Tensor, answer: Tensor, base: Format, *, factor: float = 1.0, where: Tensor | None = None
+) -> Deviation:
     """The largest error over the entries `where`; the unit is that of the answer's largest value.
 
     Integers are exact: their unit is float64's.
@@ -205,7 +224,7 @@ def _compared(actual: Tensor, answer: Tensor, base: Format, *, where: Tensor | N
     here = actual.to(answer.device)
     scale = float(answer.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if answer.numel() else 0.0
     numbers = base if answer.is_floating_point() else FORMATS[torch.float64]
-    unit = numbers.unit_of_largest(answer)
+    unit = numbers.unit_of_largest(answer) * factor
     if where is not None:
         here, answer = here[where], answer[where]
     return Deviation(_distance(here, answer), unit, scale, actual.numel())

@@ -212,10 +212,13 @@ def _worst(unit: Unit, found: dict[str, Deviation], last: int) -> Iterator[tuple
     best: dict[tuple[int, int], tuple[str, Deviation]] = {}
     for name, deviation in found.items():
         place = _place(unit, name)
-        if place not in best or deviation.ratio > best[place][1].ratio:
+        if place not in best or (deviation.ratio, deviation.undefined) > (
+            best[place][1].ratio,
+            best[place][1].undefined,
+        ):
             best[place] = (name, deviation)
     for place, (name, deviation) in best.items():
-        if deviation.error or not unit.inner:
+        if deviation.error or deviation.undefined or not unit.inner:
             yield place, name, deviation
 
 

@@ -1,5 +1,7 @@
 """A PointNet that nobody of sightline wrote: convolutions over (B, C, N), other names, one long forward."""
 
+from itertools import pairwise
+
 from torch import nn
 
 EPSILON = 1e-5
@@ -13,7 +15,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 64, 64, 64, 128, 64)
-        self.convs = nn.ModuleList(nn.Conv1d(a, b, 1, bias=False) for a, b in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv1d(a, b, 1, bias=False) for a, b in pairwise(widths))
         self.bns = nn.ModuleList(nn.BatchNorm1d(width) for width in widths[1:])
         self.bns[2].eps = EPSILON
         self.fc1 = nn.Linear(64, 512, bias=False)

@@ -24,7 +24,9 @@ SMALL = (
 KEYS = {
     **{f"encode.{place}.linear": f"convs.{place}" for place in range(5)},
     **{f"encode.{place}.norm": f"bns.{place}" for place in range(5)},
-    **{"head.0.linear": "fc1", "head.0.norm": "bn", "head.2": "fc2"},
+    "head.0.linear": "fc1",
+    "head.0.norm": "bn",
+    "head.2": "fc2",
 }
 
 
@@ -69,7 +71,9 @@ def test_a_stranger_is_taken_apart(tmp_path: Path, has_keys: bool) -> None:
     outcome, found = compare(tmp_path, *SMALL, "--against", stranger(tmp_path), *words, "--steps", 2)
     assert outcome.code == 0, outcome.err
     assert found["equal"]
-    assert any(note.startswith("guess: encode.1.linear = convs.1, number 1 of 2") for note in found["notes"]) != has_keys
+    assert (
+        any(note.startswith("guess: encode.1.linear = convs.1, number 1 of 2") for note in found["notes"]) != has_keys
+    )
     assert {"encode.3.norm", "head.0.linear", "head.2"} <= {row["layer"] for row in found["layers"]}
 
 

@@ -11,7 +11,12 @@ from sightline.compare.convolution import DoubleConvolutions, convolve
 
 @pytest.mark.parametrize(
     ("channels", "kernel", "padding"),
-    [((3, 4), (3, 3, 3), (1, 1, 1)), ((2, 3), (3, 2, 1), (2, 0, 1)), ((1, 5), (5, 5, 5), (2, 2, 2)), ((4, 2), (1,) * 3, (0,) * 3)],
+    [
+        ((3, 4), (3, 3, 3), (1, 1, 1)),
+        ((2, 3), (3, 2, 1), (2, 0, 1)),
+        ((1, 5), (5, 5, 5), (2, 2, 2)),
+        ((4, 2), (1,) * 3, (0,) * 3),
+    ],
 )
 def test_values_and_gradients_are_those_of_torch(
     channels: tuple[int, int], kernel: tuple[int, int, int], padding: tuple[int, int, int]
