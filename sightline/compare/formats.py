@@ -20,9 +20,9 @@ class Format:
 
     def unit_of_largest(self, values: Tensor) -> float:
         """One unit in the last place of the largest finite value; of zero, that of the smallest normal float32."""
-        finite = values[values.isfinite()] if values.is_floating_point() else values
-        if not finite.numel():
+        if not values.numel():
             return 0.0
+        finite = values.nan_to_num(0.0, 0.0, 0.0) if values.is_floating_point() else values
         largest = max(float(finite.abs().max()), torch.finfo(torch.float32).tiny)
         return 2.0 ** (math.frexp(largest)[1] - self.digits)
 

@@ -15,7 +15,7 @@ has no value that rounding would leave it: nothing is said about it, and the oth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,26 +86,26 @@ class Deviation:
 def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, seed: int) -> Judgement:
     """The deviation of each tensor that both sides have, and how far draws moved each of the others.
 
-    `run(nudge)` answers again with its inputs moved. Draws end as soon as nothing is suspect, after one at least: more
-    of them would only raise the unit.
+    `run(nudge)` answers again with its inputs moved. As soon as nothing is suspect no more is drawn: it would only
+    raise the unit, so a ratio is the largest that it can be.
     """
     base, everything = unit.call.format, clean.items()
     answers = {name: value for name, value in everything.items() if name in actual}
     factors = {name: _factor(unit.num_added(name)) for name in everything}
     found = {name: _compared(actual[name], value, base, factor=factors[name]) for name, value in answers.items()}
-    leaps = {name: _LEAP * deviation.unit for name, deviation in found.items()}
+    leaps = {name: math.inf if name in _sums(found) else _LEAP * d.unit for name, d in found.items()}
     moves = {name: 0.0 for name in everything if name not in actual}
-    if all(deviation.error == 0.0 for deviation in found.values()) and not moves:
+    if all(deviation.ratio <= BOUND / 2 for deviation in found.values()):
         return Judgement(found, moves)
-    for draw, (again, is_whole) in enumerate(_more_answers(unit, run, seed), start=1):
+    for again, is_whole in _more_answers(unit, run, seed):
         for name, moved in again.items().items():
             factor = 1.0 if is_whole else factors.get(name, 1.0)
             if name in found:
-                found[name].raise_unit(factor * _moved(moved, answers[name]), most=leaps[name])
+                most = math.inf if is_whole else leaps[name]
+                found[name].raise_unit(factor * _moved(moved, answers[name]), most=most)
             elif name in moves:
                 moves[name] = max(moves[name], factor * _moved(moved, everything[name]))
-        limit = BOUND / 2 if draw < _MOST_DRAWS else BOUND  # another draw is cheap, and few of them are no maximum
-        if all(deviation.ratio <= limit for deviation in found.values()):
+        if all(deviation.ratio <= BOUND / 2 for deviation in found.values()):  # few draws are no maximum
             return Judgement(found, moves)
     suspects = [name for name, d in found.items() if d.is_guilty and actual[name].shape == answers[name].shape]
     if suspects:
@@ -113,6 +113,11 @@ def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, 
         if any(found[name].is_guilty for name in suspects):
             _take_twin(found, jumps, answers, twin_answer(unit))
     return Judgement(found, moves)
+
+
+def _sums(names: Iterable[str]) -> set[str]:
+    """Gradients of parameters: sums over all positions, which may cancel, and are then far below what moves them."""
+    return {name for name in names if name.startswith("to parameter.")}
 
 
 class Judgement(NamedTuple):
@@ -142,16 +147,16 @@ def _take_twin(
 
 
 def _more_answers(unit: Unit, run: Run, seed: int) -> Iterator[tuple[Answer, bool]]:
-    """What rounding may do, the cheapest first: inputs moved, sums one after another, every operation moved.
+    """What rounding may do, the cheapest first: sums one after another, inputs moved, every operation moved.
 
     True beside an answer in which every rounding already is.
     """
     base = unit.call.format
-    for draw in range(_MOST_DRAWS):
-        yield run(Nudge(base, seed + draw)), False
     plainest = plain_answer(unit)
     if plainest is not None:
         yield plainest, True
+    for draw in range(_MOST_DRAWS):
+        yield run(Nudge(base, seed + draw)), False
     for draw in range(_MOST_DRAWS, 2 * _MOST_DRAWS):
         yield run(Nudge(base, seed + draw, inside=True)), False
 
