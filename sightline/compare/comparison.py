@@ -17,6 +17,7 @@ from sightline.compare.foreign import Bridge, build_reference, is_twin, prepare_
 from sightline.compare.formats import FORMATS, TF32, Format
 from sightline.compare.keys import fill, match_keys
 from sightline.compare.records import Record, is_record, read_record
+from sightline.compare.settings import differing_settings, module_of
 from sightline.compare.stages import compare_stages, stages_of
 from sightline.compare.steps import Trace, losses_over_steps, trace
 from sightline.compare.variants import Variant, record, still
@@ -69,6 +70,14 @@ class Comparison:
         return [row for row in self.rows if row.is_guilty]
 
     @property
+    def settings(self) -> list[str]:
+        """What is set otherwise in the first guilty layer of the two."""
+        if not self.guilty or self.models is None:
+            return []
+        first, second = (module_of(model, self.guilty[0]) for model in self.models)
+        return [] if first is None or second is None else differing_settings(first, second)
+
+    @property
     def parts_at_step(self) -> int | None:
         """The first optimiser step, counted from 0, whose losses rounding does not explain."""
         return None if self.trace is None else self.trace.parts_at_step
@@ -90,6 +99,7 @@ class Comparison:
             "steps": None if self.trace is None else self.trace.to_dict(),
             "variant": self.variant,
             "reference": self.reference,
+            "settings": self.settings,
             "notes": list(self.notes),
         }
 

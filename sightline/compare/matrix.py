@@ -91,6 +91,7 @@ def run_cell(subject: Subject, cell: Cell, *, peak: Peak | None, num_steps: int 
         losses.extend(losses_over_steps(variant, subject.built.job, subject.recipe, batch, num_steps=num_steps))
 
     with _tf32(cell.tf32):
+        losses_over_steps(variant, subject.built.job, subject.recipe, batch, num_steps=1)  # what is made once, is made
         started = time.perf_counter()
         peak_bytes = _measured(train, device, peak)
         seconds = time.perf_counter() - started

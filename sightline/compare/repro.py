@@ -18,6 +18,7 @@ import sightline.compare.repro_script as script
 from sightline.compare.comparison import Comparison
 from sightline.compare.formats import FORMATS
 from sightline.compare.records import Writer
+from sightline.compare.settings import module_of
 from sightline.compare.walk import LOSS, Row
 from sightline.config import RunConfig, render
 from sightline.config.show import to_plain
@@ -47,7 +48,7 @@ def write_repro(folder: Path, comparison: Comparison, origin: Origin) -> str:
     row = next((each for each in comparison.guilty if each.unit is not None and each.unit.call.path != LOSS), None)
     if row is None or row.unit is None or comparison.models is None:
         return "nothing to reproduce: no layer deviates by itself"
-    variant, reference = (_module(model, row) for model in comparison.models)
+    variant, reference = (module_of(model, row) or model for model in comparison.models)
     writer = Writer()
     layers = [
         _layer(module, weights, row.unit.call.path, writer, own)
@@ -61,15 +62,6 @@ def write_repro(folder: Path, comparison: Comparison, origin: Origin) -> str:
     (folder / "repro.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(str(script.__file__), folder / "repro.py")
     return f"{row.layer} alone: python {folder / 'repro.py'}"
-
-
-def _module(model: nn.Module, row: Row) -> nn.Module:
-    """The layer's module in a model, under its path there or the one that is shown."""
-    assert row.unit is not None
-    modules = dict(model.named_modules())
-    path = row.unit.call.path
-    shown = row.unit.call.name.partition(" (call")[0]
-    return modules.get(path) or modules.get(path.removeprefix("network.")) or modules.get(shown) or model
 
 
 def _layer(module: nn.Module, weights: str, path: str, writer: Writer, file: Path | None) -> dict[str, Any]:

@@ -268,7 +268,7 @@ def _told(unit: Unit, name: str) -> str:
         return f"{of}what {call.name} {'is given' if side[0] == 'given' else 'makes'}{_at(side[2])}"
     words = {"out": "result", "given": "input", "parameter": "", "buffer": "buffer "}
     if kind in ("parameter", "buffer"):
-        return f"{of}{words[kind]}{place.removeprefix(f'{unit.prefix}.')}"
+        return f"{of}{words[kind]}{place.removeprefix(f'{unit.prefix}.').removeprefix('network.')}"
     return f"{of}{words[kind]}{_at(place)}"
 
 

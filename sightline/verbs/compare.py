@@ -116,6 +116,8 @@ def _tell(found: Comparison, config: RunConfig, built: Built, options: Options) 
         note(write_repro(options.repro, found, Origin(config, built.data.facts, options.plugins, file)))
     write_document(options.json, found.to_dict())
     note(verdict(found))
+    for line in found.settings:
+        note(f"{found.guilty[0].layer}: {line}")
     return 0 if found.is_equal else 1
 
 

@@ -92,6 +92,7 @@ def test_a_bug_in_a_stranger_is_named(tmp_path: Path, change: dict[str, Any], la
     assert (found["first"]["layer"], found["first"]["pass"], found["first"]["what"]) == (layer, "forward", what)
     assert found["first"]["ratio"] > 16
     assert f"they diverge first at {layer}" in outcome.err
+    assert found["settings"] == (["eps is 1e-05 and in the reference 0.001"] if "EPSILON" in change else [])
 
 
 def test_the_step_where_losses_part(tmp_path: Path) -> None:
