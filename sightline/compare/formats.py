@@ -23,8 +23,12 @@ class Format:
         if not values.numel():
             return 0.0
         finite = values.nan_to_num(0.0, 0.0, 0.0) if values.is_floating_point() else values
-        largest = max(float(finite.abs().max()), torch.finfo(torch.float32).tiny)
-        return 2.0 ** (math.frexp(largest)[1] - self.digits)
+        return self.unit_of(float(finite.abs().max()))
+
+    def unit_of(self, value: float) -> float:
+        """One unit in the last place of a finite value; of zero, that of the smallest normal float32."""
+        magnitude = max(abs(value), torch.finfo(torch.float32).tiny)
+        return 2.0 ** (math.frexp(magnitude)[1] - self.digits)
 
     def nudged(self, values: Tensor, generator: torch.Generator, *, units: int = 1) -> Tensor:
         """Float64 values, each moved by so many units in its last place, up or down by chance; zero stays zero.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sightline.compare.formats import FORMATS, Format
 from sightline.compare.rerun import Answer, Nudge, Unit
-from sightline.compare.sums import plain_answer, twin_answer
+from sightline.compare.sums import magnitudes, plain_answer, twin_answer
 
 __all__ = ["BOUND", "MOST", "Deviation", "compared", "judge"]
 
@@ -95,7 +95,12 @@ def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, 
     found = {name: _compared(actual[name], value, base, factor=factors[name]) for name, value in answers.items()}
     leaps = {name: math.inf if name in _sums(found) else _LEAP * d.unit for name, d in found.items()}
     moves = {name: 0.0 for name in everything if name not in actual}
-    if all(deviation.ratio <= BOUND / 2 for deviation in found.values()):
+    if _is_explained(found):
+        return Judgement(found, moves)
+    for name, largest in magnitudes(unit).items() if _sums(found) else ():
+        if name in found:
+            found[name].unit = max(found[name].unit, factors[name] * base.unit_of(largest))
+    if _is_explained(found):
         return Judgement(found, moves)
     for again, is_whole in _more_answers(unit, run, seed):
         for name, moved in again.items().items():
@@ -105,7 +110,7 @@ def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, 
                 found[name].raise_unit(factor * _moved(moved, answers[name]), most=most)
             elif name in moves:
                 moves[name] = max(moves[name], factor * _moved(moved, everything[name]))
-        if all(deviation.ratio <= BOUND / 2 for deviation in found.values()):  # few draws are no maximum
+        if _is_explained(found):
             return Judgement(found, moves)
     suspects = [name for name, d in found.items() if d.is_guilty and actual[name].shape == answers[name].shape]
     if suspects:
@@ -113,6 +118,11 @@ def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, 
         if any(found[name].is_guilty for name in suspects):
             _take_twin(found, jumps, answers, twin_answer(unit))
     return Judgement(found, moves)
+
+
+def _is_explained(found: Mapping[str, Deviation]) -> bool:
+    """Whether no more needs to be asked. By half the bound: few draws are no maximum."""
+    return all(deviation.ratio <= BOUND / 2 for deviation in found.values())
 
 
 def _sums(names: Iterable[str]) -> set[str]:

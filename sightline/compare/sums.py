@@ -18,26 +18,35 @@ from torch import Tensor, from_numpy, nn
 
 from sightline.compare.rerun import Answer, Unit, answer
 from sightline.layers.batch_norm import SynchronisedBatchNorm
+from sightline.nests import mapped
 
-__all__ = ["plain_answer", "twin_answer"]
+__all__ = ["magnitudes", "plain_answer", "twin_answer"]
 
 
 def plain_answer(unit: Unit) -> Answer | None:
-    """What a plain batch norm makes in float32 of the unit's input and gradients, or a plain sum of a bias's gradient.
-
-    None for another module or format.
-    """
+    """What a plain batch norm makes in float32 of the unit's input and gradients; None for another module or format."""
     norm: Any = unit.owner
-    if isinstance(norm, nn.Linear | nn.modules.conv._ConvNd) and unit.call.format.name == "float32":
-        arriving = unit.call.to_made.get("")
-        if norm.bias is None or arriving is None:
-            return None
-        rows_nC = _rows(arriving if isinstance(norm, nn.modules.conv._ConvNd) else arriving.movedim(-1, 1))
-        return Answer(gradients={f"parameter.{unit.prefix}.bias": from_numpy(rows_nC.sum(axis=0))})
     is_plain = isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, SynchronisedBatchNorm)
     if not is_plain or not norm.training or unit.call.format.name != "float32":
         return None
     return _plain_batch_norm(unit, norm)
+
+
+def magnitudes(unit: Unit) -> dict[str, float]:
+    """The sums of the magnitudes of all that is added up for a parameter's gradient, the largest, by name in an answer.
+
+    Of linear layers and convolutions. Where terms cancel, a sum on its way may be as large, however small it ends.
+    """
+    if not isinstance(unit.owner, nn.Linear | nn.modules.conv._ConvNd) or unit.inner:
+        return {}
+    call = unit.call
+    positive = replace(
+        call,
+        given=mapped(call.given, lambda _, tensor: tensor.abs()),
+        to_made={place: gradient.abs() for place, gradient in call.to_made.items()},
+    )
+    found = answer(replace(unit, call=positive)).gradients
+    return {f"to {name}": float(each.max()) for name, each in found.items() if name.startswith("parameter.")}
 
 
 def twin_answer(unit: Unit) -> Answer | None:

@@ -61,7 +61,8 @@ def walk(recording: Recording, reference: Variant, job: Job, batch: Batch, *, se
         for unit in run.units(losses):
             run.look_at(unit)
         run.look_at_parameters()
-    return [row for _, row in sorted(run.rows, key=lambda item: item[0])]
+    rows = [row for _, row in sorted(run.rows, key=lambda item: item[0])]
+    return [row if row.is_guilty else replace(row, unit=None) for row in rows]  # a unit holds all its tensors
 
 
 @dataclass
