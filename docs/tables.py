@@ -40,6 +40,7 @@ MEANING = {
     "train.ema_decay": "keep an average of the weights, which is then what is evaluated",
     "train.precision": "number format, see [train.md](train.md)",
     "train.determinism": "see [train.md](train.md)",
+    "train.cudnn": "which layers may use cuDNN on a GPU, see [train.md](train.md#kernels-of-a-gpu)",
     "train.compile": "run the model through `torch.compile`",
     "evaluate.metric": "what chooses the best checkpoint; any number that a metric of the run computes",
     "evaluate.every": "epochs between evaluations; the last step is always evaluated",

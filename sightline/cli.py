@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from sightline.collection import collection_paused
+from sightline.verbs.compare_command import compare
 from sightline.verbs.data_commands import data_app
 from sightline.verbs.fit_one_command import fit_one
 from sightline.verbs.label_efficiency_command import label_efficiency
@@ -162,6 +163,7 @@ def predict(
     return verb.predict(verb.Options(run, paths, *asked, device, json, csv, *frames))
 
 
+app.command()(compare)
 app.command()(probe)
 app.command("label-efficiency")(label_efficiency)
 app.command("fit-one")(fit_one)

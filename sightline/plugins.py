@@ -13,7 +13,7 @@ from typing import Any
 from sightline.errors import PluginError
 from sightline.registry import REGISTRIES
 
-__all__ = ["Plugin", "check_recorded", "file_of", "load_plugins", "loaded_sha256"]
+__all__ = ["Plugin", "check_recorded", "file_of", "load_plugins", "loaded_sha256", "run_file"]
 
 _MODULE_PREFIX = "sightline_plugin_"
 _SHA256 = "__sightline_sha256__"
@@ -21,20 +21,21 @@ _SHA256 = "__sightline_sha256__"
 
 
 class Plugin:
-    """A plugin file: where it lies, what it held when it was read."""
+    """A file of the user's code: where it lies, what it held when it was read; `option` is what names it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, option: str = "--plugin") -> None:
         self.path = path
+        self.option = option
         try:
             self.text = path.read_bytes().decode("utf-8")
         except FileNotFoundError:
-            raise PluginError(f"--plugin {path}: no such file") from None
+            raise PluginError(f"{option} {path}: no such file") from None
         except UnicodeDecodeError as error:
-            raise PluginError(f"--plugin {path}: is not UTF-8 text (byte {error.start})") from None
+            raise PluginError(f"{option} {path}: is not UTF-8 text (byte {error.start})") from None
         except OSError as error:
-            raise PluginError(f"--plugin {path}: cannot be read: {error.strerror}") from None
+            raise PluginError(f"{option} {path}: cannot be read: {error.strerror}") from None
         if path.suffix != ".py":
-            raise PluginError(f"--plugin {path}: is not a Python file (.py)")
+            raise PluginError(f"{option} {path}: is not a Python file (.py)")
         self.sha256 = hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
@@ -62,7 +63,7 @@ def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
         for registry in REGISTRIES.values():
             registry.names()  # built-in names first, so that a plugin that takes one of them is the one to be refused
     for plugin in plugins:
-        _run(plugin)
+        run_file(plugin)
     return plugins
 
 
@@ -79,8 +80,11 @@ def loaded_sha256(builder: Callable[..., Any]) -> dict[str, str]:
     return {} if path is None else {path.name: getattr(sys.modules[builder.__module__], _SHA256)}
 
 
-def _run(plugin: Plugin) -> None:
-    """Run the very text that was hashed, whatever has become of the file since."""
+def run_file(plugin: Plugin) -> ModuleType:
+    """Run the very text that was hashed, whatever has become of the file since; what it defined.
+
+    Raises PluginError with the file's own line for whatever fails.
+    """
     module = ModuleType(plugin.module_name)
     module.__file__ = str(plugin.path)
     setattr(module, _SHA256, plugin.sha256)
@@ -88,13 +92,16 @@ def _run(plugin: Plugin) -> None:
     try:
         exec(compile(plugin.text, str(plugin.path), "exec"), module.__dict__)
     except SyntaxError as error:
-        raise PluginError(f"--plugin {error.filename or plugin.path}:{error.lineno}: {error.msg}") from None
+        raise PluginError(f"{plugin.option} {error.filename or plugin.path}:{error.lineno}: {error.msg}") from None
     except SystemExit as error:
-        raise PluginError(f"--plugin {_place(plugin, error)}: ends the program; a plugin only defines parts") from None
+        raise PluginError(
+            f"{plugin.option} {_place(plugin, error)}: ends the program; a plugin only defines parts"
+        ) from None
     except Exception as error:
         what = " ".join(str(error).split()) or "no message"
         kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "  # the registry's own words
-        raise PluginError(f"--plugin {_place(plugin, error)}: {kind}{what}") from error
+        raise PluginError(f"{plugin.option} {_place(plugin, error)}: {kind}{what}") from error
+    return module
 
 
 def _place(plugin: Plugin, error: BaseException) -> str:

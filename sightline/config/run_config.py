@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 Precision = Literal["float32", "float64", "bf16", "fp16"]
+Cudnn = Literal["on", "off", "all_but_batch_norm"]
 Decay = Annotated[float, Ge(0.0), Lt(1.0)]
 """How much of an average stays at each step; at 1 it would never learn anything."""
 Few = Annotated[int, Ge(1), Le(1000)]
@@ -55,6 +56,7 @@ class Train:
     ema_decay: Decay | None = None
     precision: Precision = "float32"
     determinism: Literal["off", "seeded", "strict"] = "seeded"
+    cudnn: Cudnn = "on"
     compile: bool = False
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["Flow", "Sources", "Watch", "leaves"]
+from sightline.nests import leaves
+
+__all__ = ["Flow", "Sources", "Watch"]
 
 Sources = dict[int, tuple[str, ...]]
 """The nodes that a tensor comes from, and for each the functions on the way that a reader would name."""
@@ -108,23 +109,6 @@ class Watch(TorchFunctionMode):
             operands = [tensor for _, tensor in leaves((args, kwargs or {}))]
             self._flow.passed(name.strip("_"), operands, results)
         return result
-
-
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in a nest of mappings, lists, tuples and dataclasses, each with its place: `logits`, `1.points`."""
-    if isinstance(value, Tensor):
-        yield path, value
-        return
-    if isinstance(value, Mapping):
-        items = [(str(name), item) for name, item in value.items()]
-    elif isinstance(value, list | tuple):
-        items = [(str(place), item) for place, item in enumerate(value)]
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    else:
-        return
-    for name, item in items:
-        yield from leaves(item, f"{path}.{name}" if path else name)
 
 
 def _merged(parts: list[Sources]) -> Sources:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline import registry
-from sightline.describe.flow import leaves
 from sightline.describe.trace import untouched
 from sightline.engine.build import Built
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.train import Job, optimise_once
 from sightline.errors import RunError, UserError
+from sightline.nests import leaves
 from sightline.types import Batch, SampleKey
 
 __all__ = ["LiveBytes", "Memory", "bytes_of", "estimate_memory", "first_samples"]

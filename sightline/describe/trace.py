@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.describe.cost import CountMacs
-from sightline.describe.flow import Flow, Sources, Watch, leaves
+from sightline.describe.flow import Flow, Sources, Watch
 from sightline.engine.records import kept_random_state
 from sightline.errors import RunError
+from sightline.nests import leaves
 
 __all__ = ["Edge", "Node", "Shape", "Trace", "trace", "untouched"]
 

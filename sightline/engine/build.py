@@ -29,6 +29,7 @@ from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job, Task
 from sightline.errors import CheckpointError, ConfigError
+from sightline.layers.native_batch_norm import without_cudnn
 from sightline.metrics.base import fresh_state
 from sightline.types import Component, Dataset
 
@@ -170,6 +171,8 @@ def build_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn
     model = registry.models.build(config.model, facts=facts)
     if config.distributed.sync_batch_norm:
         model = world.synchronise_batch_norm(model)
+    if config.train.cudnn == "all_but_batch_norm":
+        model = without_cudnn(model)
     return model.to(world.device, Precision(config.train.precision).parameters)
 
 

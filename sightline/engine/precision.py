@@ -1,19 +1,28 @@
-"""Number formats and reproducibility: what `train.precision` and `train.determinism` mean."""
+"""Number formats, kernels, reproducibility: what `train.precision`, `train.cudnn` and `train.determinism` mean."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import random
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from sightline.config.run_config import Cudnn
 from sightline.errors import RunError
 
-__all__ = ["Precision", "name_nondeterminism", "seed_everything", "set_determinism"]
+__all__ = [
+    "Precision",
+    "cudnn_set",
+    "name_nondeterminism",
+    "seed_everything",
+    "set_backends",
+    "set_determinism",
+]
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,26 @@ def set_determinism(level: str) -> None:
     if level == "strict":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_deterministic_debug_mode("error" if level == "strict" else "default")  # the other way imports a compiler
+
+
+def set_backends(*, determinism: str, cudnn: Cudnn) -> None:
+    """What `train.determinism` and `train.cudnn` say of this process's kernels.
+
+    `all_but_batch_norm` leaves cuDNN on here: the batch norms of the model turn it off for themselves.
+    """
+    set_determinism(determinism)
+    torch.backends.cudnn.enabled = cudnn != "off"
+
+
+@contextlib.contextmanager
+def cudnn_set(level: Cudnn) -> Iterator[None]:
+    """cuDNN on or off inside, and afterwards as it was."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = level != "off"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def name_nondeterminism(error: RuntimeError) -> RunError | None:

@@ -27,7 +27,7 @@ from sightline.engine.kept_predictions import MANIFEST, PredictionFolder
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import checkpoint_path, load_trained, read_run
-from sightline.engine.precision import set_determinism
+from sightline.engine.precision import set_backends
 from sightline.engine.run_documents import read_facts
 from sightline.engine.session import evaluation_document
 from sightline.engine.train import Task
@@ -134,7 +134,7 @@ def _read(run: Path, options: Options) -> tuple[RunConfig, RunConfig, list[str]]
 
 def _try(run: Path, trained: RunConfig, config: RunConfig, options: Options, world: World) -> Trial | None:
     """The evaluation of one run; None where other data are too unlike those that it was trained on."""
-    set_determinism(config.train.determinism)
+    set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     facts = read_facts(run)
     built = build_data(config)
     assert_same_facts(facts, built.facts, run)

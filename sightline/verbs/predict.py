@@ -15,7 +15,7 @@ from sightline.engine.distributed import World, start_world
 from sightline.engine.frame_prediction import answers_joints, refines_centres
 from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import LoadedRun, load_run
-from sightline.engine.precision import set_determinism
+from sightline.engine.precision import set_backends
 from sightline.engine.prediction import answers_points
 from sightline.errors import RunError, UserError
 from sightline.verbs.common import write_document, write_file
@@ -31,7 +31,7 @@ def predict(options: Options) -> int:
     _assert_consistent(options)
     run = load_run(options.run, checkpoint=options.which, plugins=options.plugins)
     tell = _teller(run, options)
-    set_determinism(run.config.train.determinism)
+    set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
     _tell(run)
     with start_world(device=options.device) as world:
         try:

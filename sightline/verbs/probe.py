@@ -15,7 +15,7 @@ from sightline.config.faults import Faults
 from sightline.config.yaml_tree import read_value
 from sightline.engine.distributed import start_world
 from sightline.engine.launch import launch, processes_to_start
-from sightline.engine.precision import set_determinism
+from sightline.engine.precision import set_backends
 from sightline.errors import ConfigError, UserError
 from sightline.probe.measure import Comparison, compare
 from sightline.probe.outcome import Probe, assert_fits
@@ -79,7 +79,7 @@ def probe(options: Options) -> int:
     num_processes = processes_to_start(options.processes)
     if num_processes > 1:
         return launch(options.arguments(), num_processes)
-    set_determinism(probed.config.train.determinism)
+    set_backends(determinism=probed.config.train.determinism, cudnn=probed.config.train.cudnn)
     with start_world(device=options.device, timeout_s=probed.config.distributed.timeout_s) as world:
         twins = twins_of(probed, world, num_random=options.num_random, cache=options.cache)
         is_first = world.is_first

@@ -12,7 +12,7 @@ from sightline import registry
 from sightline.engine import checkpoint
 from sightline.engine.distributed import start_world
 from sightline.engine.lineage import evaluated_sha256
-from sightline.engine.precision import set_determinism
+from sightline.engine.precision import set_backends
 from sightline.errors import CheckpointError, UserError
 from sightline.probe.measure import Comparison, compare
 from sightline.probe.outcome import Probe, assert_fits
@@ -123,7 +123,7 @@ def _build(words: Sequence[str]) -> dict[str, Probe]:
 def _probe(probed: Probed, probes: Mapping[str, Probe], options: Options) -> tuple[dict[str, Any], dict[str, float]]:
     """What each method says of a run, and all figures together."""
     note(f"{probed.run}: features")
-    set_determinism(probed.config.train.determinism)
+    set_backends(determinism=probed.config.train.determinism, cudnn=probed.config.train.cudnn)
     with start_world(device=options.device, timeout_s=probed.config.distributed.timeout_s) as world:
         twins: Twins = twins_of(probed, world, num_random=options.num_random, cache=options.cache)
     documents: dict[str, Any] = {}

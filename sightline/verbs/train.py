@@ -22,7 +22,7 @@ from sightline.engine.distributed import World, start_world
 from sightline.engine.inputs import INPUTS
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.lineage import LINEAGE
-from sightline.engine.precision import name_nondeterminism, set_determinism
+from sightline.engine.precision import name_nondeterminism, set_backends
 from sightline.engine.run_directory import claim, environment
 from sightline.engine.session import Session, StopRequest, evaluation_document
 from sightline.engine.train import NonFiniteGradientError
@@ -92,7 +92,7 @@ def _train_here(options: Options, config: RunConfig, plugins: Sequence[Plugin], 
             note(f"{place['path']}: this run is finished; nothing to do. Figures: {final}")
             write_document(options.json, load_document(final))
         return 0
-    set_determinism(config.train.determinism)
+    set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     built = build(config, world, is_resumed=bool(place["checkpoint"]))
     findings = _preflight(options, built, world)
     if any(finding.severity == "error" for finding in findings):

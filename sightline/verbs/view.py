@@ -18,7 +18,7 @@ from sightline.engine.build import Data, Part, build_data, build_model, build_ta
 from sightline.engine.distributed import World, start_world
 from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import checkpoint_path, load_trained
-from sightline.engine.precision import Precision, set_determinism
+from sightline.engine.precision import Precision, set_backends
 from sightline.engine.prediction import files_of
 from sightline.engine.run_directory import RunDirectory
 from sightline.engine.run_documents import read_facts
@@ -116,7 +116,7 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
     if options.epoch is not None and (options.split or ("test" if has_answers else "train")) != "train":
         raise UserError("--epoch: only training draws anew in every epoch; give --split train, or leave it out")
     config, _ = config_of(path, options.overrides, options.plugins)
-    set_determinism(config.train.determinism)
+    set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     data = build_data(config)
     split = options.split or (data.test.split if has_answers else "train")  # what evaluate scores, which may be another
     part = _part(data, config, split)

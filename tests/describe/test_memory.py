@@ -17,11 +17,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 from sightline.config import read_config
-from sightline.describe.flow import leaves
 from sightline.describe.memory import LiveBytes, bytes_of, estimate_memory, first_samples
 from sightline.engine.build import Built, build
 from sightline.engine.distributed import World
 from sightline.engine.train import optimise_once
+from sightline.nests import leaves
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "classify"
 SIZE = {"data.num_points": "128", "data.train_size": "96", "train.batch_size": "24"}
@@ -181,7 +181,7 @@ CHILD = """
 import gc, json, sys
 from pathlib import Path
 from tests.describe.test_memory import Laps, built_of, held
-from sightline.describe.flow import leaves
+from sightline.nests import leaves
 from sightline.describe.memory import bytes_of, estimate_memory, first_samples
 from sightline.engine.distributed import World
 from sightline.engine.train import optimise_once

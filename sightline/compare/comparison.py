@@ -1,0 +1,300 @@
+"""Two variants of one network compared: which is run, which is asked, and what came of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sightline.compare.compiled import compare_compiled
+from sightline.compare.foreign import Bridge, build_reference, is_twin, prepare_foreign, translated
+from sightline.compare.formats import FORMATS, TF32, Format
+from sightline.compare.keys import fill, match_keys
+from sightline.compare.records import Record, is_record, read_record
+from sightline.compare.stages import compare_stages, stages_of
+from sightline.compare.steps import Trace, losses_over_steps, trace
+from sightline.compare.variants import Variant, record, still
+from sightline.compare.walk import Row, walk
+from sightline.engine.build import Built
+from sightline.engine.optimizers import Recipe
+from sightline.engine.precision import Precision
+from sightline.errors import UserError
+from sightline.layers.native_batch_norm import without_cudnn
+from sightline.types import Batch, SampleKey
+
+__all__ = ["AGAINST", "Comparison", "Subject", "compare", "make_record"]
+
+AGAINST = ("float64", "float32", "bfloat16", "cuda", "no-cudnn", "native-batch-norm", "compiled")
+_DIGITS = {"float64": 53, "float32": 24, "fp16": 11, "bf16": 8}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is compared: a run's parts, its recipe, and the samples of one step, by their keys."""
+
+    built: Built
+    recipe: Recipe
+    keys: Sequence[SampleKey]
+    device: torch.device
+
+    @property
+    def batch(self) -> Batch:
+        """The samples as the loop reads them, before they go to a device."""
+        return self.built.job.stream.reader(list(self.keys))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of it: rows in the order of execution, the losses over some steps, and remarks.
+
+    `variant` was run as it is, `reference` is what its layers were held against, in float64.
+    """
+
+    variant: str
+    reference: str
+    rows: tuple[Row, ...]
+    trace: Trace | None = None
+    notes: tuple[str, ...] = ()
+    models: tuple[nn.Module, nn.Module] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def guilty(self) -> list[Row]:
+        """The rows that rounding does not explain, in the order of execution."""
+        return [row for row in self.rows if row.is_guilty]
+
+    @property
+    def parts_at_step(self) -> int | None:
+        """The first optimiser step, counted from 0, whose losses rounding does not explain."""
+        return None if self.trace is None else self.trace.parts_at_step
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether rounding explains everything."""
+        return not self.guilty and self.parts_at_step is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        guilty = self.guilty
+        return {
+            "equal": self.is_equal,
+            "first": _plain(guilty[0]) if guilty else None,
+            "guilty": [_plain(row) for row in guilty],
+            "layers": [_plain(row) for row in self.rows],
+            "parts_at_step": self.parts_at_step,
+            "steps": None if self.trace is None else self.trace.to_dict(),
+            "variant": self.variant,
+            "reference": self.reference,
+            "notes": list(self.notes),
+        }
+
+
+def compare(subject: Subject, against: str, *, keys: Path | None = None, num_steps: int = 0) -> Comparison:
+    """Compare a run's network with another variant of itself, a reference in a file, or a record.
+
+    Raises UserError for a variant that there is not, or that this machine cannot run.
+    """
+    path = Path(against)
+    if keys is not None and path.suffix != ".py":
+        raise UserError(f"--keys {keys}: goes with a reference of another make, --against FILE.py")
+    if against in AGAINST:
+        return _against_form(subject, against, num_steps)
+    if path.suffix == ".py":
+        return _against_file(subject, path, _key_map(keys), num_steps)
+    if is_record(path):
+        return compare_record(subject, read_record(path), name=str(path))
+    known = ", ".join(AGAINST)
+    raise UserError(
+        f"--against {against}: is none of {known}, no Python file (FILE.py) and no record; give one of these"
+    )
+
+
+def make_record(subject: Subject, *, num_steps: int = 0) -> Record:
+    """A step of the run's network in its own precision, with all that it takes to compare it elsewhere."""
+    variant = _own(subject)
+    batch = variant.batch(subject.batch)
+    built = subject.built
+    losses = losses_over_steps(variant, built.job, subject.recipe, batch, num_steps=num_steps)
+    told = {
+        "run": built.config.name,
+        "model": built.config.model.name,
+        "precision": variant.precision.name,
+        "device": variant.device.type,
+        "torch": torch.__version__,
+        "samples": [[key.index, key.epoch, key.seed] for key in subject.keys],
+    }
+    return Record(
+        record(built.job, variant, batch),
+        {name: tensor.detach() for name, tensor in variant.model.state_dict().items()},
+        subject.batch,
+        stages_of(built.data.train.reader, subject.keys),
+        losses,
+        told,
+    )
+
+
+def compare_record(subject: Subject, had: Record, *, name: str) -> Comparison:
+    """A record from elsewhere, held against the run's own layers, with the record's weights and batch."""
+    built = subject.built
+    samples = [SampleKey(*numbers) for numbers in had.told.get("samples", [])]
+    rows = compare_stages(had.stages, stages_of(built.data.train.reader, samples)) if had.stages else []
+    model = copy.deepcopy(built.job.model)
+    found = match_keys(had.weights, model.state_dict(), None)
+    fill(model, had.weights, found.pairs)
+    reference = _reference(subject, model, torch.device("cpu"))
+    batch = reference.batch(had.batch)
+    rows += walk(had.recording, reference, built.job, batch)
+    steps = None
+    if had.trace:
+        steps = trace(had.trace, reference, had.recording.format, built.job, subject.recipe, batch)
+    told = f"recorded of {had.told.get('run')} in {had.told.get('precision')} with torch {had.told.get('torch')}"
+    guesses = tuple(f"guess: {guess}" for guess in found.guesses)
+    return Comparison(f"{name} ({told})", "float64", tuple(rows), steps, guesses)
+
+
+def _against_form(subject: Subject, against: str, num_steps: int) -> Comparison:
+    """The same layers in another format, on another device, with other kernels, or compiled."""
+    own = _own(subject)
+    _assert_runs(against, subject)
+    device = torch.device("cpu") if against == "cuda" else subject.device
+    reference = _reference(subject, subject.built.job.model, device)
+    variant = own
+    if against in ("float64", "float32", "bfloat16"):
+        named = "bf16" if against == "bfloat16" else against
+        coarse = min((own.precision.name, named), key=lambda name: _DIGITS[name])
+        variant = _variant(subject, Precision(coarse), subject.device)
+    elif against == "cuda":
+        variant = _variant(subject, own.precision, torch.device("cuda"))
+    elif against == "no-cudnn":
+        reference = Variant(reference.name, reference.model, reference.precision, device, "off")
+    elif against == "native-batch-norm":
+        without_cudnn(reference.model)
+    if against == "compiled":
+        rows, notes = compare_compiled(subject.built.job, variant, reference, subject.batch)
+        return _whole(subject, variant, reference, rows, num_steps, notes)
+    rows = _walked(subject, variant, reference)
+    return _whole(subject, variant, reference, rows, num_steps, [])
+
+
+def _against_file(subject: Subject, path: Path, keys: Mapping[str, str | None] | None, num_steps: int) -> Comparison:
+    """Our layers in the run's precision, held against those that a file of the user's builds."""
+    own, job, exact = _own(subject), subject.built.job, Precision("float64")
+    theirs = still(build_reference(path), dtype=torch.float64, device=own.device)
+    batch = own.batch(subject.batch)
+    recording = record(job, own, batch)
+    notes: list[str] = []
+    if is_twin(own.model, theirs):
+        fill(theirs, own.model.state_dict(), {name: name for name in own.model.state_dict()})
+        reference = trained = Variant(str(path), theirs, exact, own.device)
+    else:
+        foreign, found = prepare_foreign(own.model, theirs, keys, recording)
+        recording, told = translated(recording, foreign, found)
+        notes = [*(f"guess: {each}" for each in found.guesses), *told]
+        reference = Variant(str(path), foreign, exact, own.device)
+        ours = still(job.model, dtype=torch.float64, device=own.device)
+        trained = Variant(str(path), ours, exact, own.device, on=lambda model: Bridge(model, foreign, found.pairs))
+    rows = walk(recording, reference, job, reference.batch(batch))
+    return _whole(subject, own, trained, rows, num_steps, notes, models=(own.model, theirs))
+
+
+def _whole(
+    subject: Subject,
+    variant: Variant,
+    reference: Variant,
+    rows: Sequence[Row],
+    num_steps: int,
+    notes: Sequence[str],
+    models: tuple[nn.Module, nn.Module] | None = None,
+) -> Comparison:
+    steps = _steps(subject, variant, reference, num_steps) if num_steps else None
+    off = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in subject.built.job.model.modules())
+    quiet = ["dropout and stochastic depth are off in both variants: they draw"] if off else []
+    return Comparison(
+        variant.name,
+        reference.name,
+        tuple(rows),
+        steps,
+        (*quiet, *notes),
+        models or (variant.model, reference.model),
+    )
+
+
+def _walked(subject: Subject, variant: Variant, reference: Variant) -> list[Row]:
+    job, batch = subject.built.job, variant.batch(subject.batch)
+    recording = record(job, variant, batch)
+    return walk(recording, reference, job, reference.batch(batch))
+
+
+def _steps(subject: Subject, variant: Variant, reference: Variant, num_steps: int) -> Trace:
+    job, recipe, batch = subject.built.job, subject.recipe, variant.batch(subject.batch)
+    losses = losses_over_steps(variant, job, recipe, batch, num_steps=num_steps)
+    return trace(losses, reference, _lowest(variant), job, recipe, reference.batch(batch))
+
+
+def _lowest(variant: Variant) -> Format:
+    """The coarsest format that a variant computes in."""
+    lowered = {"bf16": FORMATS[torch.bfloat16], "fp16": FORMATS[torch.float16]}.get(variant.precision.name)
+    if lowered is None and variant.device.type == "cuda" and variant.format.name == "float32":
+        switches = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+        return TF32 if any(switches) else variant.format
+    return lowered or variant.format
+
+
+def _own(subject: Subject) -> Variant:
+    return _variant(subject, Precision(subject.built.config.train.precision), subject.device)
+
+
+def _variant(subject: Subject, precision: Precision, device: torch.device) -> Variant:
+    config = subject.built.config
+    model = still(subject.built.job.model, dtype=precision.parameters, device=device)
+    name = f"{precision.name} on {device.type}"
+    return Variant(name, model, precision, device, "off" if config.train.cudnn == "off" else "on")
+
+
+def _reference(subject: Subject, model: nn.Module, device: torch.device) -> Variant:
+    exact = Precision("float64")
+    return Variant(f"float64 on {device.type}", still(model, dtype=torch.float64, device=device), exact, device)
+
+
+def _assert_runs(against: str, subject: Subject) -> None:
+    if against == "cuda" and not torch.cuda.is_available():
+        raise UserError("--against cuda: this machine has no CUDA device; not available")
+    if against in ("no-cudnn", "native-batch-norm") and subject.device.type != "cuda":
+        raise UserError(f"--against {against}: says something on a GPU with cuDNN alone; not available on this device")
+
+
+def _key_map(path: Path | None) -> dict[str, str | None] | None:
+    """The user's map of names. Raises UserError where the file is none."""
+    if path is None:
+        return None
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--keys {path}: cannot be read as JSON: {error}") from None
+    is_map = isinstance(document, dict) and all(value is None or isinstance(value, str) for value in document.values())
+    if not is_map:
+        raise UserError(f'--keys {path}: has to be an object of our names and theirs (or null): {{"stem": "conv1"}}')
+    return document
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    deviation = row.deviation
+    return {
+        "layer": row.layer,
+        "class": row.class_name,
+        "pass": row.which,
+        "what": row.what,
+        "inside": row.inside,
+        "ratio": deviation.ratio,
+        "measured": deviation.measured,
+        "tolerated": deviation.tolerated,
+        "format": row.format,
+        "entries": deviation.entries,
+        "undefined": deviation.undefined,
+        "note": deviation.note,
+    }

@@ -1,0 +1,87 @@
+"""A compiled network against the same one as it is written: as a whole, and where that differs, halved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from sightline.compare.recording import Call, Recording
+from sightline.compare.variants import Variant, record, still
+from sightline.compare.walk import Row, walk
+from sightline.engine.train import Job
+from sightline.types import Batch
+
+__all__ = ["compare_compiled", "halved"]
+
+
+def compare_compiled(job: Job, variant: Variant, reference: Variant, batch: Batch) -> tuple[list[Row], list[str]]:
+    """The rows of the whole network, compiled; where these are guilty, the name of the first layer that must not be.
+
+    A compiled network has no layers to look at. So layers are taken out of the compiled part, the first half of those
+    that still may be at fault, until one is left whose compiling makes the difference.
+    """
+    order = [call.path for call in record(job, variant, variant.batch(batch)).calls if call.path]
+    layers = [path for path in dict.fromkeys(order) if not any(other.startswith(f"{path}.") for other in order)]
+
+    def rows_with(eager: Sequence[str]) -> list[Row]:
+        return _rows(job, variant, reference, batch, eager)
+
+    rows = rows_with([])
+    if not any(row.is_guilty for row in rows):
+        return rows, ["the compiled network was compared as a whole"]
+    first = halved(layers, lambda eager: any(row.is_guilty for row in rows_with(eager)))
+    notes = [f"uncompiled up to {first}, the network agrees; with {first} compiled it does not"] if first else []
+    named = [row if first is None else _named(row, first) for row in rows]
+    return named, notes
+
+
+def halved(layers: Sequence[str], is_guilty: Callable[[Sequence[str]], bool]) -> str | None:
+    """The last of the first layers that have to be as the reference's for the whole to agree; None where none helps.
+
+    `is_guilty(first)` says whether it still deviates where these are the reference's. Source: bisection.
+    """
+    if not layers or is_guilty(layers):
+        return None
+    low, high = 0, len(layers)  # with the first `low` it deviates, with the first `high` it does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_guilty(layers[:middle]) else (low, middle)
+    return layers[high - 1]
+
+
+def _rows(job: Job, variant: Variant, reference: Variant, batch: Batch, eager: Sequence[str]) -> list[Row]:
+    model = still(variant.model, dtype=variant.precision.parameters, device=variant.device)
+    modules = dict(model.named_modules())
+    for path in eager:
+        modules[path].forward = torch.compiler.disable(modules[path].forward)
+    whole = Variant("compiled", _Whole(model), variant.precision, variant.device, variant.cudnn)
+    recording = record(job, whole, whole.batch(batch), hooked=[""])
+    calls = [_renamed(call) for call in recording.calls]
+    gradients = {name.removeprefix("network._orig_mod."): g for name, g in recording.gradients.items()}
+    plain = Recording(calls, recording.losses, gradients, recording.format)
+    torch.compiler.reset()
+    return walk(plain, reference, job, reference.batch(whole.batch(batch)))
+
+
+class _Whole(nn.Module):
+    """A compiled network that is called as the model is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.network = torch.compile(model)
+
+    def forward(self, **given: Any) -> Any:
+        return self.network(**given)
+
+
+def _renamed(call: Call) -> Call:
+    call.buffers = {name.removeprefix("network._orig_mod."): both for name, both in call.buffers.items()}
+    return call
+
+
+def _named(row: Row, layer: str) -> Row:
+    return replace(row, layer=layer) if row.is_guilty else row

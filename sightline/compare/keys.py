@@ -1,0 +1,150 @@
+"""Which tensor of one network is which of another's: by a map of the user's, by name, else by shape and order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from sightline.errors import UserError
+from sightline.schema import nearest
+
+__all__ = ["Keys", "fill", "match_keys"]
+
+_SHOWN = 4
+_COUNTER = "num_batches_tracked"
+
+
+class Keys(NamedTuple):
+    """Our tensor's name -> theirs; and in words, what was guessed."""
+
+    pairs: dict[str, str]
+    guesses: tuple[str, ...]
+
+
+def match_keys(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], given: Mapping[str, str | None] | None
+) -> Keys:
+    """A place in `theirs` for every tensor of `ours`.
+
+    `given` maps our names of tensors, or of modules for all in them, to theirs, or to None for what has no place there.
+    What it leaves open goes by equal names; where no map is given at all, modules with the same tensors are taken in
+    their order, and each of these guesses is told. Shapes agree but for axes of length 1.
+    Raises UserError where anything of theirs stays empty, or of ours is left over.
+    """
+    pairs, left_out = _by_map(ours, theirs, given or {})
+    taken = set(pairs.values())
+    same = ours.keys() & theirs.keys() - pairs.keys() - left_out - taken
+    pairs |= {name: name for name in ours if name in same and _shape(ours[name]) == _shape(theirs[name])}
+    open_ours = {n: t for n, t in ours.items() if n not in pairs and n not in left_out and not n.endswith(_COUNTER)}
+    taken = set(pairs.values())
+    open_theirs = {n: t for n, t in theirs.items() if n not in taken and not n.endswith(_COUNTER)}
+    guesses: list[str] = []
+    if given is None:
+        guessed = _by_shape(open_ours, open_theirs, guesses)
+        pairs |= guessed
+        open_ours = {n: t for n, t in open_ours.items() if n not in guessed}
+        open_theirs = {n: t for n, t in open_theirs.items() if n not in guessed.values()}
+    if open_ours or open_theirs:
+        raise UserError(_complaint(open_ours, open_theirs, is_guessed=given is None))
+    modules = {name.rpartition(".")[0]: other.rpartition(".")[0] for name, other in pairs.items()}
+    for name in ours:
+        module, _, leaf = name.rpartition(".")
+        if leaf == _COUNTER and name not in pairs and _join(modules.get(module, ""), leaf) in theirs:
+            pairs[name] = _join(modules[module], leaf)
+    return Keys(pairs, tuple(guesses))
+
+
+def fill(theirs: nn.Module, ours: Mapping[str, Tensor], pairs: Mapping[str, str]) -> None:
+    """Put our weights into their network."""
+    state = theirs.state_dict()
+    for name, other in pairs.items():
+        state[other] = ours[name].detach().reshape(state[other].shape).to(state[other])
+    theirs.load_state_dict(state)
+
+
+def _by_map(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], given: Mapping[str, str | None]
+) -> tuple[dict[str, str], set[str]]:
+    """What the map says of each of our tensors, the longest name first; and what it leaves out."""
+    unknown = [key for key in given if key not in ours and not any(name.startswith(f"{key}.") for name in ours)]
+    if unknown:
+        raise UserError(f"--keys: the model has no tensor or module '{unknown[0]}'{nearest(unknown[0], list(ours))}")
+    pairs, left_out = {}, set()
+    for name in ours:
+        key = next((key for key in _prefixes(name) if key in given), None)
+        if key is None:
+            continue
+        target = given[key]
+        if target is None:
+            left_out.add(name)
+            continue
+        other = target + name[len(key) :]
+        if other not in theirs:
+            if name.endswith(_COUNTER):
+                continue
+            raise UserError(
+                f"--keys: '{name}' is to be '{other}', which the reference lacks{nearest(other, list(theirs))}"
+            )
+        if _shape(ours[name]) != _shape(theirs[other]):
+            shapes = f"{tuple(ours[name].shape)} and {tuple(theirs[other].shape)}"
+            raise UserError(f"--keys: '{name}' and '{other}' have the shapes {shapes}, which differ")
+        pairs[name] = other
+    return pairs, left_out
+
+
+def _by_shape(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], guesses: list[str]) -> dict[str, str]:
+    """Modules with the same tensors, in the order in which each network holds them."""
+    pairs: dict[str, str] = {}
+    kinds, other_kinds = _kinds(ours), _kinds(theirs)
+    for kind, modules in kinds.items():
+        others = other_kinds.get(kind, [])
+        if len(others) != len(modules):
+            continue
+        for place, (module, other) in enumerate(zip(modules, others, strict=True)):
+            why = "the only one" if len(modules) == 1 else f"number {place + 1} of {len(modules)}"
+            told = ", ".join(f"{name} {shape}" for name, shape in kind)
+            guesses.append(f"{module or '(model)'} = {other or '(model)'}, {why} with {told}")
+            pairs |= {_join(module, name): _join(other, name) for name, _ in kind}
+    return pairs
+
+
+Kind = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[Kind, list[str]]:
+    held: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        held.setdefault(module, []).append((leaf, _shape(tensor)))
+    kinds: dict[Kind, list[str]] = {}
+    for module, leaves in held.items():
+        kinds.setdefault(tuple(sorted(leaves)), []).append(module)
+    return kinds
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(size for size in tensor.shape if size != 1)
+
+
+def _prefixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
+def _join(module: str, name: str) -> str:
+    return f"{module}.{name}" if module else name
+
+
+def _complaint(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, is_guessed: bool) -> str:
+    sides = [("of the model", ours), ("of the reference", theirs)]
+    told = "; ".join(f"{_first(side)} {words}" for words, side in sides if side)
+    how = "no name or shape settles" if is_guessed else "the map does not settle"
+    return f"--keys: {how} what belongs together: {told}; give a JSON file of our names and theirs, null for none"
+
+
+def _first(tensors: Mapping[str, Tensor]) -> str:
+    names: Sequence[str] = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,122 @@
+"""One recipe in every number format, on every device, with every kernel that this machine has: loss, time, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sightline.compare.comparison import Subject
+from sightline.compare.steps import losses_over_steps
+from sightline.compare.variants import Variant, still
+from sightline.config.run_config import Cudnn
+from sightline.engine.precision import Precision
+from sightline.layers.native_batch_norm import without_cudnn
+
+__all__ = ["STEPS", "Cell", "Outcome", "cells", "run_cell"]
+
+STEPS = (0, 1, 10, 50)
+NOT_AVAILABLE = "not available"
+Peak = Callable[[Callable[[], Any]], int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number format, a device, and on a GPU its kernels and whether float32 products may be rounded to TF32."""
+
+    precision: str
+    device: str
+    cudnn: Cudnn | None = None
+    tf32: bool | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell came to: the losses before steps 0, 1, 10 and 50, seconds a step, bytes; or why there is nothing."""
+
+    cell: Cell
+    losses: dict[int, float] | None = None
+    step_s: float | None = None
+    peak_bytes: int | None = None
+    why_not: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `status` is `ran` or `not available`, never `passed`."""
+        cell = self.cell
+        return {
+            "precision": cell.precision,
+            "device": cell.device,
+            "cudnn": cell.cudnn,
+            "tf32": cell.tf32,
+            "status": "ran" if self.losses is not None else NOT_AVAILABLE,
+            "why_not": self.why_not,
+            "losses": None if self.losses is None else {str(step): loss for step, loss in self.losses.items()},
+            "step_s": self.step_s,
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+def cells() -> Iterator[Cell]:
+    """Every cell there could be, on this machine or another."""
+    for precision in ("float64", "float32", "bf16"):
+        yield Cell(precision, "cpu")
+    for precision in ("float64", "float32", "bf16"):
+        kinds: tuple[Cudnn, ...] = ("on", "off", "all_but_batch_norm")
+        for cudnn in kinds:
+            for tf32 in (False, True) if precision == "float32" else (None,):
+                yield Cell(precision, "cuda", cudnn, tf32)
+
+
+def run_cell(subject: Subject, cell: Cell, *, peak: Peak | None, num_steps: int = STEPS[-1] + 1) -> Outcome:
+    """Train on the subject's one batch as the cell says, from the run's own weights.
+
+    `peak(run)` measures the memory of a run on a CPU; without it, none is told.
+    """
+    if cell.device == "cuda" and not torch.cuda.is_available():
+        return Outcome(cell, why_not="no CUDA device")
+    device = torch.device(cell.device)
+    precision = Precision(cell.precision)
+    model = still(subject.built.job.model, dtype=precision.parameters, device=device)
+    if cell.cudnn == "all_but_batch_norm":
+        model = without_cudnn(model)
+    variant = Variant(cell.precision, model, precision, device, "off" if cell.cudnn == "off" else "on")
+    batch = variant.batch(subject.batch)
+    losses: list[float] = []
+
+    def train() -> None:
+        losses.extend(losses_over_steps(variant, subject.built.job, subject.recipe, batch, num_steps=num_steps))
+
+    with _tf32(cell.tf32):
+        started = time.perf_counter()
+        peak_bytes = _measured(train, device, peak)
+        seconds = time.perf_counter() - started
+    at = {step: losses[step] for step in STEPS if step < len(losses)}
+    return Outcome(cell, at, seconds / num_steps, peak_bytes)
+
+
+def _measured(run: Callable[[], None], device: torch.device, peak: Peak | None) -> int | None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device))
+    if peak is None:
+        run()
+        return None
+    return peak(run)
+
+
+@contextlib.contextmanager
+def _tf32(is_on: bool | None) -> Iterator[None]:
+    """Float32 products as the cell says, and afterwards as they were."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    if is_on is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_on
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

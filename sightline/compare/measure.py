@@ -1,0 +1,230 @@
+"""How far a variant is from the reference, in units of what rounding explains, tensor by tensor.
+
+The unit is the larger of two: what the reference's answer moves by where its inputs are moved by one unit in the last
+place of the variant's number format (some draws, the largest), and one unit in the last place of the answer's largest
+value. More than `BOUND` units are not explained. Where that is not enough, the results of the operations inside are
+moved as well: of a sum that is zero but for rounding, the inputs tell nothing. And what a plain form of a layer in the
+variant's format is off by counts, where there is one that adds its values one after another (`sums.py`).
+
+A decision (which neighbour is nearer, which response is the largest) may fall otherwise after the smallest rounding,
+and what hangs on it then jumps. Where an answer is suspect, inputs are moved by `BOUND` units as well, and by one in
+the same directions: what is smooth moves `BOUND` times as far. An entry that does not, by more than the bound itself,
+has no value that rounding would leave it: nothing is said about it, and the others are judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.compare.formats import FORMATS, Format
+from sightline.compare.rerun import Answer, Nudge, Unit
+from sightline.compare.sums import plain_answer, twin_answer
+
+__all__ = ["BOUND", "MOST", "Deviation", "compared", "judge"]
+
+BOUND = 16.0
+"""Units of rounding beyond which a deviation is not explained."""
+MOST = 1e99
+"""Stands for a deviation without a bound: another shape, or a number where the other has none."""
+_MOST_DRAWS = 4
+_FEW_JUMPS, _MOST_JUMPS = 4, 32
+"""Draws after which a suspect without a single jump is guilty, and after which every suspect is."""
+
+Run = Callable[[Nudge | None], Answer]
+
+
+@dataclass
+class Deviation:
+    """Of one tensor: the largest error, the unit of rounding, and the largest value of the reference's answer.
+
+    `undefined` entries of `entries` hang on decisions that rounding turns. `note` says what the numbers cannot.
+    """
+
+    error: float
+    unit: float
+    scale: float
+    entries: int
+    undefined: int = 0
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """The error in units of rounding; above `BOUND` it is not explained."""
+        if self.error == 0.0:
+            return 0.0
+        return min(self.error / self.unit, MOST) if self.unit > 0 and math.isfinite(self.error) else MOST
+
+    @property
+    def is_guilty(self) -> bool:
+        return self.ratio > BOUND
+
+    @property
+    def measured(self) -> float:
+        """The error as a share of the largest value."""
+        return min(self.error / self.scale, MOST) if self.scale > 0 else (MOST if self.error else 0.0)
+
+    @property
+    def tolerated(self) -> float:
+        """The largest error that rounding explains, as a share of the largest value."""
+        return BOUND * self.unit / self.scale if self.scale > 0 else 0.0
+
+
+def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, seed: int) -> Judgement:
+    """The deviation of each tensor that both sides have, and how far draws moved each of the others.
+
+    `run(nudge)` answers again with its inputs moved. Draws end as soon as nothing is suspect, after one at least: more
+    of them would only raise the unit.
+    """
+    base, everything = unit.call.format, clean.items()
+    answers = {name: value for name, value in everything.items() if name in actual}
+    found = {name: _compared(actual[name], value, base) for name, value in answers.items()}
+    factors = {name: _factor(unit.num_added(name)) for name in everything}
+    for name, deviation in found.items():
+        deviation.unit *= factors[name]
+    moves = {name: 0.0 for name in everything if name not in actual}
+    if all(deviation.error == 0.0 for deviation in found.values()) and not moves:
+        return Judgement(found, moves)
+    for draw, (again, is_whole) in enumerate(_more_answers(unit, run, seed), start=1):
+        for name, moved in again.items().items():
+            factor = 1.0 if is_whole else factors.get(name, 1.0)
+            if name in found:
+                found[name].unit = max(found[name].unit, factor * _moved(moved, answers[name]))
+            elif name in moves:
+                moves[name] = max(moves[name], factor * _moved(moved, everything[name]))
+        limit = BOUND / 2 if draw < _MOST_DRAWS else BOUND  # another draw is cheap, and few of them are no maximum
+        if all(deviation.ratio <= limit for deviation in found.values()):
+            return Judgement(found, moves)
+    suspects = [name for name, d in found.items() if d.is_guilty and actual[name].shape == answers[name].shape]
+    if suspects:
+        jumps = _set_jumps_apart(found, suspects, actual, answers, run, base, seed)
+        if any(found[name].is_guilty for name in suspects):
+            _take_twin(found, jumps, answers, twin_answer(unit))
+    return Judgement(found, moves)
+
+
+class Judgement(NamedTuple):
+    """Deviations by name; and of tensors that the variant's side was not given of, how far they moved."""
+
+    found: dict[str, Deviation]
+    moves: dict[str, float]
+
+
+def _factor(num_added: int) -> float:
+    """What adding so many values one after another is off by, in units of what moving each of them does.
+
+    Each addition is rounded, by up to half a unit of what the sum has come to: in the mean square of n of them that is
+    sqrt(n / 12) * sqrt(1 / 3) = sqrt(n) / 6 units of the whole, whether it grows or cancels.
+    """
+    return max(1.0, math.sqrt(num_added) / 6.0)
+
+
+def _take_twin(
+    found: dict[str, Deviation], jumps: Mapping[str, Tensor], answers: Mapping[str, Tensor], twin: Answer | None
+) -> None:
+    """What the plain twin of a layer is off by counts, but where its decisions are others."""
+    for name, value in ({} if twin is None else twin.items()).items():
+        if name in jumps and value.shape == answers[name].shape:
+            rest = _distance(value[~jumps[name]], answers[name][~jumps[name]])
+            found[name].unit = max(found[name].unit, rest)
+
+
+def _more_answers(unit: Unit, run: Run, seed: int) -> Iterator[tuple[Answer, bool]]:
+    """What rounding may do, the cheapest first: inputs moved, sums one after another, every operation moved.
+
+    True beside an answer in which every rounding already is.
+    """
+    base = unit.call.format
+    for draw in range(_MOST_DRAWS):
+        yield run(Nudge(base, seed + draw)), False
+    plainest = plain_answer(unit)
+    if plainest is not None:
+        yield plainest, True
+    for draw in range(_MOST_DRAWS, 2 * _MOST_DRAWS):
+        yield run(Nudge(base, seed + draw, inside=True)), False
+
+
+def compared(actual: Tensor, answer: Tensor, base: Format, *, moved: float, num_added: int) -> Deviation:
+    """The deviation of a sum of `num_added` values, which moves by `moved` where inputs are moved by one unit."""
+    deviation = _compared(actual, answer, base)
+    deviation.unit = max(deviation.unit * _factor(num_added), moved)
+    return deviation
+
+
+def _set_jumps_apart(
+    found: dict[str, Deviation],
+    suspects: list[str],
+    actual: Mapping[str, Tensor],
+    answers: Mapping[str, Tensor],
+    run: Run,
+    base: Format,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Leave out the entries that jump, until every suspect is explained or draws have become pointless."""
+    jumps = {name: torch.zeros_like(answers[name], dtype=torch.bool) for name in suspects}
+    for draw in range(_MOST_JUMPS):
+        near = run(Nudge(base, seed + 1000 + draw)).items()
+        far = run(Nudge(base, seed + 1000 + draw, units=int(BOUND))).items()
+        for name in suspects:
+            jumps[name] |= _jumping(answers[name], near.get(name), far.get(name), BOUND * found[name].unit)
+        for name in suspects:
+            rest = _compared(actual[name], answers[name], base, where=~jumps[name])
+            rest.unit = max(rest.unit, found[name].unit)
+            rest.undefined = int(jumps[name].sum())
+            found[name] = rest
+        guilty = [name for name in suspects if found[name].is_guilty]
+        if not guilty or (draw + 1 >= _FEW_JUMPS and not any(bool(jumps[name].any()) for name in guilty)):
+            break
+    return jumps
+
+
+def _jumping(answer: Tensor, near: Tensor | None, far: Tensor | None, bound: float) -> Tensor:
+    """Which entries do not go on in a straight line from the answer over the one nearby to the one farther off."""
+    if near is None or far is None:
+        return torch.zeros_like(answer, dtype=torch.bool)
+    if not answer.shape == near.shape == far.shape:
+        return torch.ones_like(answer, dtype=torch.bool)
+    start = answer.double()
+    bent = (far.double() - (start + BOUND * (near.double() - start))).abs()
+    return ~(bent <= bound)  # what is no longer a number jumps, too
+
+
+def _compared(actual: Tensor, answer: Tensor, base: Format, *, where: Tensor | None = None) -> Deviation:
+    """The largest error over the entries `where`; the unit is that of the answer's largest value.
+
+    Integers are exact: their unit is float64's.
+    """
+    if actual.shape != answer.shape:
+        note = f"shape {tuple(actual.shape)} where the reference has {tuple(answer.shape)}"
+        return Deviation(math.inf, 1.0, 1.0, answer.numel(), note=note)
+    here = actual.to(answer.device)
+    scale = float(answer.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if answer.numel() else 0.0
+    numbers = base if answer.is_floating_point() else FORMATS[torch.float64]
+    unit = numbers.unit_of_largest(answer)
+    if where is not None:
+        here, answer = here[where], answer[where]
+    return Deviation(_distance(here, answer), unit, scale, actual.numel())
+
+
+def _moved(moved: Tensor, answer: Tensor) -> float:
+    """By how much the entries that stay numbers move; nothing is known where the shape changes."""
+    if moved.shape != answer.shape or not answer.numel():
+        return 0.0
+    return float((moved.double() - answer.double()).abs().nan_to_num(0.0, 0.0, 0.0).max())
+
+
+def _distance(first: Tensor, second: Tensor) -> float:
+    """The largest difference; infinite where one is a number and the other is not, or not the same infinity."""
+    if first.shape != second.shape:
+        return math.inf
+    if not first.numel():
+        return 0.0
+    first, second = first.double(), second.double()
+    same = (first == second) | (first.isnan() & second.isnan())
+    difference = torch.where(same, torch.zeros_like(second), (first - second).abs())
+    return float(difference.nan_to_num(nan=math.inf).max())

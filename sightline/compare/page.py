@@ -1,0 +1,100 @@
+"""A comparison as one HTML page: everything in it, nothing from a network."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from importlib import resources
+
+from sightline.chart import Panel, Series, render_svg
+from sightline.compare.comparison import Comparison
+from sightline.compare.measure import BOUND, MOST
+from sightline.compare.walk import Row
+
+__all__ = ["encode_page", "figure", "tell", "verdict"]
+
+_LEAST = 1e-3
+"""Units of rounding below which a dot of the plot does not go: zero has no place on a logarithmic axis."""
+_MOST_DRAWN = 1e12
+
+
+def encode_page(comparison: Comparison, *, title: str) -> str:
+    """The page: the verdict, a plot of the ratio of every layer in order, the losses over steps, and the table."""
+    rows = "".join(_table_row(row) for row in comparison.rows)
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes)
+    page = resources.files("sightline.compare").joinpath("page.html").read_text(encoding="utf-8")
+    for mark, content in (
+        ("ROWS", rows),
+        ("NOTES", notes),
+        ("FIGURE", figure(comparison)),
+        ("VARIANT", html.escape(f"{comparison.variant}, against {comparison.reference}")),
+        ("VERDICT", html.escape(verdict(comparison))),
+        ("TITLE", html.escape(title)),
+    ):
+        assert f"%{mark}%" in page, f"page.html has lost its place for {mark}"
+        page = page.replace(f"%{mark}%", content)
+    return page
+
+
+def verdict(comparison: Comparison) -> str:
+    """What came of it, in a line."""
+    step = comparison.parts_at_step
+    parted = "" if step is None else f"; the losses part at step {step}"
+    if comparison.guilty:
+        return f"they diverge first at {tell(comparison.guilty[0])}{parted}"
+    return f"every layer agrees{parted}" if parted else "equal: rounding explains every difference"
+
+
+def tell(row: Row) -> str:
+    """A row in words: the layer, the pass, the tensor, and how far it is off."""
+    deviation = row.deviation
+    where = f", in the code of {row.inside} after it" if row.inside else ""
+    kind = f" ({row.class_name})" if row.class_name else ""
+    if deviation.note:
+        how = deviation.note
+    else:
+        how = f"off by {deviation.measured:.2g} of its largest value, rounding explains {deviation.tolerated:.2g}"
+    return f"{row.layer}{kind}{where}, {row.which} pass, {row.what}: {how}"
+
+
+def figure(comparison: Comparison) -> str:
+    """An SVG: units of rounding of every row in the order of execution beside the bound; the losses over the steps."""
+    panels: list[Panel | None] = []
+    for which in ("forward", "backward"):
+        rows = [row for row in comparison.rows if row.which == which]
+        if rows:
+            panels.append(_ratios(which, rows))
+    trace = comparison.trace
+    if trace is not None and len(trace.losses) > 1:
+        steps = range(len(trace.losses))
+        apart = [max(abs(a - b), 1e-12) for a, b in zip(trace.losses, trace.expected, strict=True)]
+        bound = [max(min(each, 1e30), 1e-12) for each in trace.tolerated]
+        series = (
+            Series("difference of the losses", tuple(zip(map(float, steps), apart, strict=True))),
+            Series("what rounding explains", tuple(zip(map(float, steps), bound, strict=True))),
+        )
+        panels.append(Panel("losses over optimiser steps", "step", series, x_scale="linear"))
+    return render_svg([panels]) if panels else ""
+
+
+def _ratios(which: str, rows: Sequence[Row]) -> Panel:
+    ratios = tuple((float(place), min(max(row.deviation.ratio, _LEAST), _MOST_DRAWN)) for place, row in enumerate(rows))
+    line = ((0.0, BOUND), (float(max(1, len(rows) - 1)), BOUND))
+    series = (Series("units of rounding", ratios), Series("bound", line))
+    return Panel(f"{which} pass", "layers in the order of execution", series, x_scale="linear")
+
+
+def _table_row(row: Row) -> str:
+    deviation = row.deviation
+    ratio = "beyond measure" if deviation.ratio >= MOST else f"{deviation.ratio:.3g}"
+    cells = [row.layer, row.class_name, row.which, row.what, ratio, f"{deviation.measured:.2e}"]
+    cells += [f"{deviation.tolerated:.2e}", _remark(row)]
+    marked = ' class="wrong"' if row.is_guilty else ""
+    return f"<tr{marked}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>\n"
+
+
+def _remark(row: Row) -> str:
+    parts = [row.deviation.note, f"in the code of {row.inside}" if row.inside else ""]
+    if row.deviation.undefined:
+        parts.append(f"{row.deviation.undefined} of {row.deviation.entries} entries hang on decisions of rounding")
+    return "; ".join(filter(None, parts))

@@ -1,0 +1,122 @@
+"""A guilty layer alone: a script, its tensors and what it is, for those who maintain the layer."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import sightline.compare.repro_script as script
+from sightline.compare.comparison import Comparison
+from sightline.compare.formats import FORMATS
+from sightline.compare.records import Writer
+from sightline.compare.walk import LOSS, Row
+from sightline.config import RunConfig, render
+from sightline.config.show import to_plain
+from sightline.errors import UserError
+from sightline.nests import leaves
+
+__all__ = ["Origin", "write_repro"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where layers that are not torch's own come from: the run's config and facts, its plugins, the user's file."""
+
+    config: RunConfig
+    facts: Mapping[str, Any]
+    plugins: Sequence[Path]
+    file: Path | None
+
+
+def write_repro(folder: Path, comparison: Comparison, origin: Origin) -> str:
+    """Write the first guilty layer into a folder; what was written, in words.
+
+    Raises UserError where the folder is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--repro {folder}: is not an empty folder; give another")
+    row = next((each for each in comparison.guilty if each.unit is not None and each.unit.call.path != LOSS), None)
+    if row is None or row.unit is None or comparison.models is None:
+        return "nothing to reproduce: no layer deviates by itself"
+    variant, reference = (_module(model, row) for model in comparison.models)
+    writer = Writer()
+    layers = [
+        _layer(module, weights, row.unit.call.path, writer, own)
+        for module, weights, own in ((variant, "variant", None), (reference, "reference", origin.file))
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_origins(folder, layers, origin)
+    document = _document(row, writer) | {"variant": layers[0], "reference": layers[1]}
+    document["is_training"] = variant.training
+    save_file(writer.tensors, folder / "tensors.safetensors")
+    (folder / "repro.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    shutil.copyfile(str(script.__file__), folder / "repro.py")
+    return f"{row.layer} alone: python {folder / 'repro.py'}"
+
+
+def _module(model: nn.Module, row: Row) -> nn.Module:
+    """The layer's module in a model, under its path there or the one that is shown."""
+    assert row.unit is not None
+    modules = dict(model.named_modules())
+    path = row.unit.call.path
+    shown = row.unit.call.name.partition(" (call")[0]
+    return modules.get(path) or modules.get(path.removeprefix("network.")) or modules.get(shown) or model
+
+
+def _layer(module: nn.Module, weights: str, path: str, writer: Writer, file: Path | None) -> dict[str, Any]:
+    """What a script needs to build the layer; its weights go to the tensors."""
+    for name, tensor in module.state_dict().items():
+        writer.tensors[f"{weights}.{name}"] = tensor.detach().cpu().contiguous().clone()
+    told: dict[str, Any] = {"weights": weights}
+    if type(module).__module__.startswith("torch.nn.") and not list(module.children()):
+        call = ast.parse(f"f({module.extra_repr()})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        arguments = [ast.literal_eval(each) for each in call.args]
+        named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+        return told | {"kind": "torch", "class": type(module).__name__, "args": arguments, "kwargs": named}
+    if file is not None:
+        return told | {"kind": "file", "file": "reference.py", "path": path.removeprefix("network.")}
+    return told | {"kind": "sightline", "path": path.removeprefix("network."), "plugins": []}
+
+
+def _write_origins(folder: Path, layers: Sequence[dict[str, Any]], origin: Origin) -> None:
+    """The files that layers are built from, beside the script."""
+    for layer in layers:
+        if layer["kind"] == "file" and origin.file is not None:
+            shutil.copyfile(origin.file, folder / layer["file"])
+        if layer["kind"] == "sightline":
+            (folder / "config.yaml").write_text(render(origin.config, origins=False), encoding="utf-8")
+            (folder / "facts.json").write_text(json.dumps(to_plain(dict(origin.facts))), encoding="utf-8")
+            for plugin in origin.plugins:
+                shutil.copyfile(plugin, folder / plugin.name)
+                layer["plugins"].append(plugin.name)
+
+
+def _document(row: Row, writer: Writer) -> dict[str, Any]:
+    """The call: what was given, what calls inside made, and the gradients that arrived."""
+    unit = row.unit
+    assert unit is not None
+    dtype = next((dtype for dtype, each in FORMATS.items() if each == unit.call.format), torch.float32)
+    prefix = f"{unit.call.path}." if unit.call.path else ""
+    inner = [{"path": each.path.removeprefix(prefix), "made": writer.nest(each.made)} for each in unit.inner]
+    places = {place for place, _ in leaves(unit.call.made)}
+    arriving: dict[str, Tensor] = {place: g for place, g in unit.call.to_made.items() if place in places}
+    return {
+        "layer": row.layer,
+        "pass": row.which,
+        "what": row.what,
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "given": writer.nest(unit.call.given),
+        "inner": inner,
+        "arriving": {place: writer.nest(gradient)["tensor"] for place, gradient in arriving.items()},
+    }

@@ -1,0 +1,153 @@
+"""Some optimiser steps of two variants, and the step at which their losses part further than rounding drives them.
+
+A training run is unstable: a difference in the last place grows from step to step, in the healthiest of runs, and how
+fast is a matter of the network and the rate. So the bound is measured: the reference trains in float64 once as it is,
+and some times with every layer's result and gradient, and every weight after every step, moved by one unit in the last
+place of the variant's format. What these runs differ by is what rounding does; `BOUND` times that, or units of the
+loss, is not explained. Source: Parker 1997, Monte Carlo Arithmetic, layer by layer.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sightline.compare.formats import Format, format_of
+from sightline.compare.measure import BOUND
+from sightline.compare.rerun import moving
+from sightline.compare.variants import Variant, quiet
+from sightline.engine.distributed import World
+from sightline.engine.optimizers import Recipe
+from sightline.engine.train import Job, optimise_once
+from sightline.nests import mapped
+from sightline.types import Batch
+
+__all__ = ["Trace", "losses_over_steps", "trace"]
+
+_MOST_DRAWS = 4
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The losses of both variants at each step, and how far apart rounding may drive them by then."""
+
+    losses: tuple[float, ...]
+    expected: tuple[float, ...]
+    tolerated: tuple[float, ...]
+
+    @property
+    def parts_at_step(self) -> int | None:
+        """The first step, counted from 0, whose losses rounding does not explain."""
+        pairs = zip(self.losses, self.expected, self.tolerated, strict=True)
+        return next((step for step, (had, wanted, bound) in enumerate(pairs) if _is_beyond(had - wanted, bound)), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "losses": list(self.losses),
+            "expected": list(self.expected),
+            "tolerated": list(self.tolerated),
+            "parts_at_step": self.parts_at_step,
+        }
+
+
+def trace(
+    losses: tuple[float, ...], reference: Variant, format_: Format, job: Job, recipe: Recipe, batch: Batch
+) -> Trace:
+    """The losses of a variant that computes in `format_` beside those of the reference.
+
+    Moved runs are added until nothing is left to explain, four at most.
+    """
+    count = len(losses)
+    expected = losses_over_steps(reference, job, recipe, batch, num_steps=count)
+    spread = [format_.unit_of_largest(torch.tensor(loss, dtype=torch.float64)) for loss in expected]
+    for seed in range(_MOST_DRAWS):
+        noise = _Noise(format_, format_of(torch.float32) if format_.digits < 24 else format_, seed)
+        moved = losses_over_steps(reference, job, recipe, batch, num_steps=count, noise=noise)
+        largest = 0.0
+        for step, (one, other) in enumerate(zip(moved, expected, strict=True)):
+            largest = max(largest, abs(one - other) if math.isfinite(one - other) else math.inf)
+            spread[step] = max(spread[step], largest)
+        found = Trace(losses, expected, tuple(BOUND * each for each in spread))
+        if found.parts_at_step is None:
+            break
+    return found
+
+
+def losses_over_steps(
+    variant: Variant, job: Job, recipe: Recipe, batch: Batch, *, num_steps: int, noise: _Noise | None = None
+) -> tuple[float, ...]:
+    """The weighted loss before each of some steps of the run's own loop, on one batch, over and over.
+
+    The variant's own weights are left as they are.
+    """
+    model = copy.deepcopy(variant.model)
+    replica = model if variant.on is None else variant.on(model)
+    own = dataclasses.replace(
+        job,
+        model=model,
+        optimizer=recipe.build(model),
+        precision=variant.precision,
+        device=variant.device,
+        ema=None,
+        ema_decay=None,
+    )
+    world = World(device=variant.device)
+    losses = []
+    with quiet(variant), _noisy(getattr(replica, "network", model), noise):
+        for step in range(num_steps):
+            own.step = job.step + step
+            means = optimise_once(own, replica, [batch], world, _NoClock())
+            losses.append(sum(weight * means[name] for name, weight in own.weights_at(own.step).items()))
+            if noise is not None:
+                noise.move_weights(model)
+    return tuple(losses)
+
+
+class _Noise:
+    """Moves what layers make by a unit of `made`, and weights by a unit of `weights`; the directions by `seed`."""
+
+    def __init__(self, made: Format, weights: Format, seed: int) -> None:
+        self._made, self._weights = made, weights
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def made(self, tensor: torch.Tensor) -> torch.Tensor:
+        return moving(tensor, lambda values: self._made.nudged(values, self._generator))
+
+    @torch.no_grad()
+    def move_weights(self, model: nn.Module) -> None:
+        for parameter in model.parameters():
+            parameter.copy_(self._weights.nudged(parameter, self._generator))
+
+
+class _NoClock:
+    """Tells nobody how long the parts of a step take."""
+
+    def lap(self, name: str) -> None:
+        return
+
+
+@contextmanager
+def _noisy(model: nn.Module, noise: _Noise | None) -> Iterator[None]:
+    def move(module: nn.Module, args: Any, made: Any) -> Any:
+        assert noise is not None
+        return mapped(made, lambda _, tensor: noise.made(tensor))
+
+    handles = [] if noise is None else [module.register_forward_hook(move) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_beyond(difference: float, bound: float) -> bool:
+    return not abs(difference) <= bound if math.isfinite(bound) else False

@@ -1,0 +1,140 @@
+"""A network in one form: its own copy in a number format, on a device, under switches of the backend."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.compare.formats import Format, format_of
+from sightline.compare.recording import OverwrittenError, Recorder, Recording
+from sightline.engine.device import to_device
+from sightline.engine.distributed import World
+from sightline.engine.optimizers import hold_still
+from sightline.engine.precision import Cudnn, Precision, cudnn_set
+from sightline.engine.records import kept_random_state
+from sightline.engine.train import Job, mean
+from sightline.types import Batch
+
+__all__ = ["Variant", "losses_of", "prepared", "quiet", "record", "still"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network as it runs: `model` is a copy of its own. `on` makes what is called for it, if not itself."""
+
+    name: str
+    model: nn.Module
+    precision: Precision
+    device: torch.device
+    cudnn: Cudnn = "on"
+    on: Callable[[nn.Module], Any] | None = None
+
+    @cached_property
+    def called(self) -> Any:
+        """What computes: the model, or what stands for it."""
+        return self.model if self.on is None else self.on(self.model)
+
+    @property
+    def format(self) -> Format:
+        """Of weights and of what autocast leaves as it is."""
+        return format_of(self.precision.parameters)
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether formats differ from operation to operation."""
+        return self.precision.name in ("bf16", "fp16") or self.device.type == "cuda"
+
+    def batch(self, batch: Batch) -> Batch:
+        """A batch as this variant reads it."""
+        moved: Batch = to_device(batch, self.device, floats=self.precision.parameters)
+        return moved
+
+
+def still(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A copy that draws nothing, writes over nothing and computes nothing twice: the same numbers otherwise.
+
+    Dropout and stochastic depth would draw other numbers in another variant: they are off.
+    """
+    copied = copy.deepcopy(model).to(device, dtype)
+    for module in copied.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):  # stochastic depth is one
+            module.p = 0.0
+        for switch in ("inplace", "recompute"):
+            if getattr(module, switch, False) is True:
+                setattr(module, switch, False)
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+    return copied
+
+
+def losses_of(job: Job, variant: Variant, batch: Batch, *, around: Any = None) -> dict[str, Tensor]:
+    """The mean of each loss over the batch and `total`, their weighted sum, as the training loop takes them.
+
+    The model is in training mode, but for what is frozen.
+    """
+    counts, near = prepared(job, variant, batch) if around is None else around
+    with variant.precision.autocast(variant.device):
+        sums: Mapping[str, Tensor] = job.task.losses(variant.called, batch, near)
+    weights = job.weights_at(job.step)
+    means = {name: mean(sums[name], counts[name]) for name in sums}
+    return {**means, "total": torch.stack([weights[name] * means[name] for name in means]).sum()}
+
+
+def record(job: Job, variant: Variant, batch: Batch, *, hooked: Sequence[str] | None = None) -> Recording:
+    """One training step of a variant, forward and backward, written down; nothing is updated.
+
+    Calls of the modules `hooked` alone are seen, where given. Global random states stay as they are. Where the model
+    writes over its own tensors the step is run again, and copies are kept.
+    """
+    try:
+        return _record(job, variant, batch, hooked, copies=False)
+    except OverwrittenError:
+        return _record(job, variant, batch, hooked, copies=True)
+
+
+def _record(job: Job, variant: Variant, batch: Batch, hooked: Sequence[str] | None, *, copies: bool) -> Recording:
+    before = {name: buffer.clone() for name, buffer in variant.model.named_buffers()}
+    variant.model.zero_grad(set_to_none=True)
+    recorder = Recorder(
+        variant.model, base=variant.format, watches_formats=variant.is_lowered, copies=copies, hooked=hooked
+    )
+    try:
+        with quiet(variant):
+            around = prepared(job, variant, batch)
+            with recorder.recording():
+                losses = losses_of(job, variant, batch, around=around)
+            recorder.assert_whole()
+            if losses["total"].requires_grad:
+                losses["total"].backward()
+            recorder.assert_whole()
+    finally:
+        for name, buffer in variant.model.named_buffers():
+            buffer.copy_(before[name])
+    gradients = {name: p.grad for name, p in variant.model.named_parameters() if p.grad is not None}
+    variant.model.zero_grad(set_to_none=True)
+    told = {name: value.detach() for name, value in losses.items()}
+    return Recording(recorder.calls, told, gradients, recorder.outside)
+
+
+@contextlib.contextmanager
+def quiet(variant: Variant) -> Iterator[None]:
+    """The backend as the variant wants it; random states are put back."""
+    devices = [variant.device] if variant.device.type == "cuda" else []
+    with kept_random_state(), torch.random.fork_rng(devices), cudnn_set(variant.cudnn), torch.enable_grad():
+        yield
+
+
+def prepared(job: Job, variant: Variant, batch: Batch) -> tuple[Mapping[str, Tensor], Any]:
+    """The counts that losses are divided by, and what the task knows of the whole step."""
+    variant.model.train()
+    hold_still(variant.model, job.frozen, job.epoch)
+    with variant.precision.autocast(variant.device):
+        counts, around = job.task.prepare(variant.called, [batch], World(device=variant.device))
+    return counts, around[0]

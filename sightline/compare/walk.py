@@ -1,0 +1,274 @@
+"""Every call of a recorded step judged against the reference, in the order of execution: forward, loss, backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sightline.compare.formats import FORMATS, Format
+from sightline.compare.measure import Deviation, compared, judge
+from sightline.compare.recording import Call, Recording
+from sightline.compare.rerun import Answer, MisalignedError, Nudge, Unit, actual, answer
+from sightline.compare.variants import Variant, losses_of, prepared, quiet
+from sightline.engine.train import Job
+from sightline.errors import RunError
+from sightline.types import Batch
+
+__all__ = ["LOSS", "Row", "walk"]
+
+Pass = Literal["data", "forward", "loss", "backward", "step"]
+LOSS = "(loss)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that was compared: the tensor of a layer that deviates most in one pass.
+
+    `what` names the tensor. `inside` is the module whose own code made it, where that is one around the layer: the
+    layer is then the last one that it had called.
+    """
+
+    layer: str
+    class_name: str
+    which: Pass
+    what: str
+    deviation: Deviation
+    format: str
+    inside: str = ""
+    unit: Unit | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_guilty(self) -> bool:
+        """Whether rounding does not explain the deviation."""
+        return self.deviation.is_guilty
+
+
+def walk(recording: Recording, reference: Variant, job: Job, batch: Batch, *, seed: int = 0) -> list[Row]:
+    """The rows of a recorded step, first what ran first; `batch` is what the step read.
+
+    `reference` is in float64. Its module of a call is the one with the call's path.
+    """
+    with quiet(reference):
+        around = prepared(job, reference, batch)
+        run = _Walk(recording, reference, seed)
+        losses = lambda: losses_of(job, reference, batch, around=around)  # noqa: E731 - a unit wants a callable
+        for unit in run.units(losses):
+            run.look_at(unit)
+        run.look_at_parameters()
+    return [row for _, row in sorted(run.rows, key=lambda item: item[0])]
+
+
+@dataclass
+class _Gradient:
+    """What the reference says of the gradient of a parameter, added up over the units that use it."""
+
+    total: Tensor
+    moved: float
+    users: list[Unit]
+
+    def again(self, key: str) -> Callable[[Nudge | None], Answer]:
+        """Answers with this gradient alone."""
+
+        def run(nudge: Nudge | None) -> Answer:
+            parts = [_again(unit, nudge).gradients.get(key) for unit in self.users]
+            return Answer(gradients={key: sum((p for p in parts if p is not None), torch.zeros_like(self.total))})
+
+        return run
+
+
+class _Walk:
+    """The reference beside a recorded step; `rows` are found with their places in the order of execution."""
+
+    def __init__(self, recording: Recording, reference: Variant, seed: int) -> None:
+        self.rows: list[tuple[tuple[int, int], Row]] = []
+        self._recording, self._reference, self._seed = recording, reference, seed
+        self._modules = dict(reference.model.named_modules())
+        self._gradients: dict[str, _Gradient] = {}
+        self._last = 1 + max((call.ended for call in recording.calls), default=0)
+
+    def units(self, losses: object) -> Iterator[Unit]:
+        """What is judged: the losses, and every call, those of plain containers left out."""
+        inner: dict[int | None, list[Call]] = {}
+        for call in self._recording.calls:
+            inner.setdefault(call.parent, []).append(call)
+        yield self._loss_unit(losses, inner.get(None, []))
+        for index, call in enumerate(self._recording.calls):
+            module, calls = self._modules.get(call.path), inner.get(index, [])
+            if module is not None and not (type(module) is nn.Sequential and calls):
+                yield self._unit(call, module, calls)
+
+    def look_at(self, unit: Unit) -> None:
+        """Judge a unit, and note its rows; parameters are judged when all of them have been seen."""
+        unit, clean = self._answered(unit)
+        had = actual(unit)
+        had |= self._unchanged_buffers(unit, clean, had)
+        found, moves = judge(unit, had, clean, partial(_again, unit), seed=self._seed)
+        _set_coarse(found, clean, unit.call.format)
+        for name, moved in moves.items():
+            self._add_gradient(unit, name, clean.gradients.get(name.removeprefix("to ")), moved)
+        for place, name, deviation in _worst(unit, found, self._last):
+            self.rows.append((place, _row(unit, name, deviation)))
+
+    def look_at_parameters(self) -> None:
+        """Judge the gradient of every parameter that the variant has one of."""
+        for name, gradient in self._recording.gradients.items():
+            known = self._gradients.pop(name, None)
+            if known is None:
+                continue
+            unit, key = known.users[0], f"parameter.{name}"
+            num_added = sum(each.num_added(f"to {key}") for each in known.users)
+            deviation = compared(gradient, known.total, unit.call.format, moved=known.moved, num_added=num_added)
+            if deviation.is_guilty:
+                whole = Answer(gradients={key: known.total})
+                again = judge(unit, {f"to {key}": gradient}, whole, known.again(key), seed=self._seed)
+                deviation = again.found[f"to {key}"]
+            self.rows.append(((1, -unit.call.began), _row(unit, f"to {key}", deviation)))
+
+    def _unit(self, call: Call, module: nn.Module, calls: Sequence[Call]) -> Unit:
+        forced = tuple(calls) if all(each.path in self._modules for each in calls) else ()
+        modules = tuple(self._modules[each.path] for each in forced)
+        is_partial = self._recording.is_partial
+        unit = Unit(call, forced, module, modules, module, call.path, self._reference.device, is_partial=is_partial)
+        return unit if len(forced) == len(calls) else self._opaque(unit)
+
+    def _loss_unit(self, losses: object, calls: Sequence[Call]) -> Unit:
+        recording = self._recording
+        whole = Call(LOSS, 1, "", None, ((), {}), recording.format, made=recording.losses, began=self._last)
+        whole.ended = self._last
+        if recording.losses["total"].numel() and any(call.to_made for call in calls):
+            whole.to_made = {"total": torch.ones_like(recording.losses["total"])}
+        modules = tuple(self._modules[call.path] for call in calls)
+        return Unit(whole, tuple(calls), losses, modules, nn.Module(), "", self._reference.device)  # type: ignore[arg-type]
+
+    def _opaque(self, unit: Unit) -> Unit:
+        """The unit as a whole: what is inside runs in the reference as well, and is judged by rows of its own."""
+        return replace(unit, inner=(), modules=(), is_whole=True)
+
+    def _answered(self, unit: Unit) -> tuple[Unit, Answer]:
+        """The reference's answer; as a whole where the calls inside are not those of the variant.
+
+        Raises RunError, naming the layer, where the reference cannot compute it at all.
+        """
+        try:
+            return unit, answer(unit)
+        except Exception as error:
+            if isinstance(error, MisalignedError) or unit.inner:
+                whole = self._opaque(unit)
+                with suppress(Exception):
+                    return whole, answer(whole)
+            told = " ".join(str(error).split())
+            raise RunError(
+                f"{unit.call.name}: the reference fails on what the variant was given: {type(error).__name__}: {told}"
+            ) from error
+
+    def _unchanged_buffers(self, unit: Unit, clean: Answer, had: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Buffers that the reference changed and the variant left as they were."""
+        held = dict(unit.owner.named_buffers(prefix=unit.prefix))
+        names = [name for name in clean.values if name.startswith("buffer.") and name not in had]
+        return {name: held[name.removeprefix("buffer.")] for name in names if not unit.is_whole}
+
+    def _add_gradient(self, unit: Unit, name: str, gradient: Tensor | None, moved: float) -> None:
+        parameter = name.removeprefix("to parameter.")
+        if gradient is None or parameter == name:
+            return
+        hidden = {call.path for call in self._recording.calls} if unit.is_whole else set()
+        owner = parameter.rpartition(".")[0]
+        if owner != unit.prefix and owner in hidden:
+            return  # the row of that module says it
+        known = self._gradients.get(parameter)
+        if known is None:
+            self._gradients[parameter] = _Gradient(gradient, moved, [unit])
+        else:
+            known.total, known.moved = known.total + gradient, known.moved + moved
+            known.users.append(unit)
+
+
+def _again(unit: Unit, nudge: Nudge | None) -> Answer:
+    """An answer to inputs that were moved; nothing where the reference refuses them."""
+    try:
+        return answer(unit, nudge)
+    except Exception:  # noqa: BLE001 - a check of its own inputs, for one: then this draw tells nothing
+        return Answer()
+
+
+def _set_coarse(found: dict[str, Deviation], clean: Answer, base: Format) -> None:
+    """Where the reference itself computes in a half format and the variant does not, its answer is no better either."""
+    if clean.coarsest.digits >= min(base.digits, FORMATS[torch.float32].digits):
+        return  # a count in float32 beside float64 is exact
+    for name, deviation in found.items():
+        if name.startswith("out.") and clean.values[name].is_floating_point():
+            deviation.error = max(deviation.error, clean.coarsest.unit_of_largest(clean.values[name]))
+            deviation.note = f"rounds to {clean.coarsest.name} inside, in every variant"
+
+
+def _worst(unit: Unit, found: dict[str, Deviation], last: int) -> Iterator[tuple[tuple[int, int], str, Deviation]]:
+    """Of the tensors at one place of a unit the one that deviates most; what goes through unchanged is left out."""
+    best: dict[tuple[int, int], tuple[str, Deviation]] = {}
+    for name, deviation in found.items():
+        place = _place(unit, name)
+        if place not in best or deviation.ratio > best[place][1].ratio:
+            best[place] = (name, deviation)
+    for place, (name, deviation) in best.items():
+        if deviation.error or not unit.inner:
+            yield place, name, deviation
+
+
+def _place(unit: Unit, name: str) -> tuple[int, int]:
+    """When a tensor came about: the forward pass first, by the ticks of its clock; the backward pass in reverse."""
+    is_backward = name.startswith("to ")
+    short = name.removeprefix("to ")
+    number, _, rest = short.partition(".")
+    if number.isdigit():
+        call = unit.inner[int(number)]
+        tick = call.began if rest.startswith("given") else call.ended
+    else:
+        tick = unit.call.began if is_backward else unit.call.ended
+    return (1, -tick) if is_backward else (0, tick)
+
+
+def _row(unit: Unit, name: str, deviation: Deviation) -> Row:
+    is_backward = name.startswith("to ")
+    which: Pass = "backward" if is_backward else "loss" if unit.call.path == LOSS else "forward"
+    layer, class_name, inside = _layer(unit, name.removeprefix("to "))
+    return Row(layer, class_name, which, _told(unit, name), deviation, unit.call.format.name, inside, unit)
+
+
+def _layer(unit: Unit, name: str) -> tuple[str, str, str]:
+    """The layer to name, its class, and the module around it whose own code made the tensor."""
+    number, _, rest = name.partition(".")
+    own = unit.call.name, unit.call.class_name, ""
+    if not unit.inner or unit.call.path == LOSS or name.startswith(("parameter.", "buffer.")):
+        return own
+    if not number.isdigit():
+        before = len(unit.inner) if name.startswith("out.") else 0
+    else:
+        before = int(number) + (0 if rest.startswith("given") else 1)
+    if before == 0:
+        return own
+    call = unit.inner[before - 1]
+    return call.name, call.class_name, unit.call.name
+
+
+def _told(unit: Unit, name: str) -> str:
+    """The tensor in words."""
+    short = name.removeprefix("to ")
+    kind, _, place = short.partition(".")
+    of = "gradient of " if name != short else ""
+    if kind.isdigit():
+        call, side = unit.inner[int(kind)], place.partition(".")
+        return f"{of}what {call.name} {'is given' if side[0] == 'given' else 'makes'}{_at(side[2])}"
+    words = {"out": "result", "given": "input", "parameter": "", "buffer": "buffer "}
+    if kind in ("parameter", "buffer"):
+        return f"{of}{words[kind]}{place.removeprefix(f'{unit.prefix}.')}"
+    return f"{of}{words[kind]}{_at(place)}"
+
+
+def _at(place: str) -> str:
+    """A place in arguments or results, in words; nothing for the only one."""
+    return "" if place in ("", "0.0") else f" {place.removeprefix('0.').removeprefix('1.')}"

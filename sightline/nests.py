@@ -1,0 +1,47 @@
+"""Tensors in nests: what batches, arguments and results of modules hold, whatever they are nested in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["leaves", "mapped"]
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in a nest of mappings, lists, tuples and dataclasses, each with its place: `logits`, `1.points`."""
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    for name, item in _items(value):
+        yield from leaves(item, _below(path, name))
+
+
+def mapped(value: Any, function: Callable[[str, Tensor], Any], path: str = "") -> Any:
+    """The same nest with every tensor replaced by `function(place, tensor)`; what is no tensor stays as it is."""
+    if isinstance(value, Tensor):
+        return function(path, value)
+    changed = {name: mapped(item, function, _below(path, name)) for name, item in _items(value)}
+    if isinstance(value, Mapping):
+        return type(value)(zip(value, changed.values(), strict=True))  # type: ignore[call-arg]
+    if isinstance(value, list | tuple):
+        return type(value)(*changed.values()) if hasattr(value, "_fields") else type(value)(changed.values())
+    return dataclasses.replace(value, **changed) if changed else value
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    """What a nest holds, with names that are text; nothing for a value that is none."""
+    if isinstance(value, Mapping):
+        return [(str(name), item) for name, item in value.items()]
+    if isinstance(value, list | tuple):
+        return [(str(place), item) for place, item in enumerate(value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return []
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

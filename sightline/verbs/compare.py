@@ -1,0 +1,171 @@
+"""`sightline compare`: a run's network against another variant of itself, layer by layer; a record; the matrix."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sightline import registry
+from sightline.bench.memory import peak_of_run
+from sightline.compare.comparison import Comparison, Subject, compare, make_record
+from sightline.compare.matrix import NOT_AVAILABLE, STEPS, Outcome, cells, run_cell
+from sightline.compare.measure import BOUND, MOST
+from sightline.compare.page import encode_page, verdict
+from sightline.compare.records import write_record
+from sightline.compare.repro import Origin, write_repro
+from sightline.compare.walk import Row
+from sightline.config import RunConfig
+from sightline.describe.memory import first_samples
+from sightline.describe.sources import build_subject
+from sightline.engine.build import Built, build
+from sightline.engine.distributed import World, start_world
+from sightline.engine.loading import checkpoint_path, load_trained
+from sightline.engine.precision import set_backends
+from sightline.errors import UserError
+from sightline.verbs.common import config_of, is_run, write_document, write_file
+from sightline.verbs.output import note, show_table
+
+__all__ = ["Options", "compare_variants"]
+
+_COLUMNS = ("layer", "class", "forward", "backward", "farthest off")
+_MATRIX = ("format", "device", "cuDNN", "TF32", *(f"loss at {step}" for step in STEPS), "s/step", "peak MiB")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for; `path` is a config or a run."""
+
+    path: Path
+    overrides: tuple[str, ...]
+    against: str | None
+    keys: Path | None
+    steps: int
+    samples: int
+    out: Path | None
+    matrix: bool
+    html: Path | None
+    repro: Path | None
+    plugins: tuple[Path, ...]
+    device: str
+    json: Path | None
+
+
+def compare_variants(options: Options, *, is_record: bool) -> int:
+    """Compare, record, or run the matrix; exit code 1 where variants diverge."""
+    _assert_goes_together(options, is_record=is_record)
+    config, _ = config_of(options.path, options.overrides, options.plugins)
+    set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+    with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
+        built = _built(config, world, options.path if is_run(options.path) else None)
+        recipe = registry.optimizers.build(config.optimizer, facts=built.data.facts)
+        count = min(options.samples, config.train.batch_size)
+        subject = Subject(built, recipe, tuple(first_samples(built.job, count)), world.device)
+        if options.matrix:
+            return _matrix(subject, options.json)
+        if is_record:
+            assert options.out is not None
+            write_record(options.out, make_record(subject, num_steps=options.steps))
+            note(
+                f"recorded: {options.out}, a step of {count} samples; sightline compare CONFIG --against {options.out}"
+            )
+            return 0
+        assert options.against is not None
+        found = compare(subject, options.against, keys=options.keys, num_steps=options.steps)
+    return _tell(found, config, built, options)
+
+
+def _built(config: RunConfig, world: World, run: Path | None) -> Built:
+    """The run's parts with the weights that it starts from, or of a run directory, those that it came to."""
+    if config.init is not None and run is None:
+        return build(config, world)
+    made = build_subject(config, world, run=run)
+    note(f"batch: {made.batch}")
+    if run is not None:
+        load_trained(made.built.job.model, checkpoint_path(run, "last"))
+    return made.built
+
+
+def _tell(found: Comparison, config: RunConfig, built: Built, options: Options) -> int:
+    for line in found.notes:
+        note(line)
+    _show(found)
+    title = f"sightline compare: {config.name}"
+    write_file(options.html, encode_page(found, title=title) if options.html is not None else "")
+    if options.repro is not None:
+        file = Path(str(options.against)) if str(options.against).endswith(".py") else None
+        note(write_repro(options.repro, found, Origin(config, built.data.facts, options.plugins, file)))
+    write_document(options.json, found.to_dict())
+    note(verdict(found))
+    return 0 if found.is_equal else 1
+
+
+def _show(found: Comparison) -> None:
+    """A line for each layer in the order of execution: how many units of rounding it is off, each way."""
+    rows: dict[str, dict[str, Row]] = {}
+    for row in found.rows:
+        held = rows.setdefault(row.layer, {})
+        kind = "backward" if row.which == "backward" else "forward"
+        if kind not in held or row.deviation.ratio > held[kind].deviation.ratio:
+            held[kind] = row
+    lines = []
+    for layer, held in rows.items():
+        worst = max(held.values(), key=lambda row: row.deviation.ratio)
+        told = f"{worst.what}{'  <- diverges' if worst.is_guilty else ''}"
+        lines.append([layer, worst.class_name, *(_ratio(held.get(kind)) for kind in ("forward", "backward")), told])
+    title = f"{found.variant}, against {found.reference}: units of rounding, at most {BOUND:g} are explained"
+    show_table(title, _COLUMNS, lines, unbroken="layer", droppable=("farthest off", "class"))
+    if found.trace is not None:
+        steps = zip(found.trace.losses, found.trace.expected, found.trace.tolerated, strict=True)
+        lines = [[str(n), f"{a:.7g}", f"{b:.7g}", f"{abs(a - b):.2g}", f"{c:.2g}"] for n, (a, b, c) in enumerate(steps)]
+        show_table("optimiser steps on this batch", ("step", "loss", "reference", "apart", "explained"), lines)
+
+
+def _ratio(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return "beyond measure" if row.deviation.ratio >= MOST else f"{row.deviation.ratio:.3g}"
+
+
+def _matrix(subject: Subject, json: Path | None) -> int:
+    """Every cell in turn; those that this machine cannot run read 'not available'."""
+    outcomes = []
+    for cell in cells():
+        note(f"{cell.precision} on {cell.device}" + (f", cuDNN {cell.cudnn}" if cell.cudnn else ""))
+        outcomes.append(run_cell(subject, cell, peak=peak_of_run if sys.platform.startswith("linux") else None))
+    title = f"{subject.built.config.name}: {len(subject.keys)} samples, the same at every step"
+    show_table(title, _MATRIX, [_matrix_row(outcome) for outcome in outcomes])
+    document = {"matrix": [outcome.to_dict() for outcome in outcomes], "torch": torch.__version__}
+    write_document(json, document)
+    return 0
+
+
+def _matrix_row(outcome: Outcome) -> Sequence[Any]:
+    cell = outcome.cell
+    tf32 = "" if cell.tf32 is None else "on" if cell.tf32 else "off"
+    named = [cell.precision, cell.device, cell.cudnn or "", tf32]
+    if outcome.losses is None:
+        return [*named, *(NOT_AVAILABLE for _ in STEPS), NOT_AVAILABLE, NOT_AVAILABLE]
+    losses = [f"{outcome.losses[step]:.6g}" for step in STEPS]
+    peak = "?" if outcome.peak_bytes is None else f"{outcome.peak_bytes / 2**20:.1f}"
+    return [*named, *losses, f"{outcome.step_s:.3g}", peak]
+
+
+def _assert_goes_together(options: Options, *, is_record: bool) -> None:
+    """Raises UserError for options that say nothing of what is asked."""
+    if is_record:
+        if options.out is None:
+            raise UserError("compare record: say where the record goes: --out RECORD")
+        if options.against or options.matrix:
+            raise UserError("compare record: keeps one variant; --against and --matrix compare")
+        return
+    if options.out is not None:
+        raise UserError("--out: is for 'sightline compare record'; give --json, --html or --repro")
+    if options.matrix == (options.against is not None):
+        raise UserError("compare: give either --against or --matrix")
+    if options.matrix and (options.html or options.repro or options.keys):
+        raise UserError("--matrix: goes with --json alone")

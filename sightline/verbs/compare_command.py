@@ -1,0 +1,68 @@
+"""`sightline compare` as the command line declares it; the rooms it needs are imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sightline.collection import collection_paused
+from sightline.errors import UserError
+from sightline.verbs.options import Device, Json, Plugins, Traceback, parted, writable
+
+__all__ = ["compare"]
+
+
+def compare(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[record] CONFIG|RUN [KEY=VALUE]...",
+            help="a YAML config or a run directory, and what is laid over it; after 'record', a step of it is kept",
+        ),
+    ],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="VARIANT",
+            help="float64 float32 bfloat16 cuda no-cudnn native-batch-norm compiled, a FILE.py with build(), a record",
+        ),
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option("--keys", metavar="MAP.json", help="our names of weights and those of FILE.py")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", metavar="K", min=0, help="optimiser steps of both")] = 5,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="in the batch")] = 4,
+    out: Annotated[Path | None, typer.Option("--out", metavar="RECORD", help="where 'record' keeps the step")] = None,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="loss, time and memory in every format, on every device, with all kernels")
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", callback=writable("--html"), help="write a page with a plot"),
+    ] = None,
+    repro: Annotated[
+        Path | None, typer.Option("--repro", metavar="DIR", help="write the first guilty layer alone, as a script")
+    ] = None,
+    plugin: Plugins = None,
+    device: Device = "auto",
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Find the first layer in which two variants of a network differ by more than rounding explains.
+
+    The same weights and inputs, one thing different: a training step is run in one variant, and every layer is held
+    against float64 from the very inputs that it had, forward, in the loss and backward; then some optimiser steps. Exit
+    code 0 where rounding explains everything, 1 where the variants diverge.
+    """
+    with collection_paused():
+        from sightline.verbs import compare as verb
+
+    is_record = words[0] == "record" and not Path("record").exists()
+    paths, overrides = parted(words[1:] if is_record else words)
+    if len(paths) != 1:
+        raise UserError(f"compare: give one config or run, not {len(paths)}")
+    asked = (against, keys, steps, samples, out, matrix, html, repro, tuple(plugin or ()), device, json)
+    return verb.compare_variants(verb.Options(paths[0], overrides, *asked), is_record=is_record)

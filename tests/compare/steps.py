@@ -1,0 +1,65 @@
+"""Training steps of bare modules for tests: what a job says of one, without data, optimiser or config."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.compare.recording import Recording
+from sightline.compare.variants import Variant, record, still
+from sightline.compare.walk import Row, walk
+from sightline.engine.precision import Precision
+
+__all__ = ["compared", "guilty", "step_of", "variant"]
+
+CPU = torch.device("cpu")
+
+
+class _Weighted:
+    """A loss that weighs every output by numbers of its own, so that all of them count and none alike."""
+
+    def prepare(self, model: Any, micro_batches: Any, world: Any) -> Any:
+        return {"weighted": torch.tensor(1.0)}, [None]
+
+    def losses(self, model: Any, batch: dict[str, Tensor], around: Any) -> dict[str, Tensor]:
+        made = model(**batch)
+        outputs = made if isinstance(made, dict) else {"": made}
+        total: Any = 0.0
+        for name in sorted(outputs):
+            weights = torch.linspace(-1.0, 2.0, outputs[name].numel(), dtype=torch.float64).reshape(outputs[name].shape)
+            total = total + (outputs[name] * weights.to(outputs[name].dtype)).sum()
+        return {"weighted": total}
+
+
+def step_of() -> Any:
+    """The job of a step without a config."""
+    return SimpleNamespace(task=_Weighted(), frozen=(), epoch=0, step=0, weights_at=lambda step: {"weighted": 1.0})
+
+
+def variant(model: nn.Module, precision: str = "float32") -> Variant:
+    """A copy of a model in a precision."""
+    wanted = Precision(precision)
+    return Variant(precision, still(model, dtype=wanted.parameters, device=CPU), wanted, CPU)
+
+
+def recorded(model: nn.Module, batch: dict[str, Tensor], precision: str = "float32") -> tuple[Recording, Any]:
+    job, made = step_of(), variant(model, precision)
+    return record(job, made, made.batch(batch)), job
+
+
+def compared(
+    model: nn.Module, reference: nn.Module, batch: dict[str, Tensor], *, precision: str = "float32"
+) -> list[Row]:
+    """The rows of a model in a precision beside a reference that has the same modules."""
+    recording, job = recorded(model, batch, precision)
+    second = variant(reference, "float64")
+    read = variant(model, precision).batch(batch)
+    return walk(recording, second, job, second.batch(read))
+
+
+def guilty(rows: list[Row]) -> list[tuple[str, str]]:
+    """Layer and pass of every row that is guilty, in order."""
+    return [(row.layer, row.which) for row in rows if row.is_guilty]

@@ -1,0 +1,160 @@
+"""Bugs planted in one of two variants: the right layer is named, first; and healthy variants are not blamed."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline import registry
+from sightline.compare.measure import BOUND
+from tests.compare.steps import compared, guilty
+from tests.models.small_models import make_inputs, small_model
+
+
+class Volumes(nn.Module):
+    """A small network over volumes with a skip, as V2V is: convolutions, batch norm, pooling, a deconvolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU())
+        self.pool = nn.MaxPool3d(2)
+        self.middle = nn.Sequential(nn.Conv3d(4, 6, 3, padding=1), nn.BatchNorm3d(6), nn.ReLU())
+        self.up = nn.ConvTranspose3d(6, 4, 2, stride=2)
+        self.output = nn.Conv3d(4, 3, 1)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        fine = self.stem(volume)
+        raised = self.up(self.middle(self.pool(fine)))
+        return self.output(self.join(raised, fine))
+
+    def join(self, raised: Tensor, fine: Tensor) -> Tensor:
+        size = min(raised.shape[-1], fine.shape[-1])
+        return raised[..., :size, :size, :size] + fine[..., :size, :size, :size]
+
+
+def volumes() -> tuple[Volumes, dict[str, Tensor]]:
+    """The network and a batch for it."""
+    return Volumes(), {"volume": torch.rand(2, 1, 8, 8, 8)}
+
+
+def random_net(seed: int) -> nn.Sequential:
+    """Up to twelve layers of convolution, norm and activation, with random widths."""
+    draw = torch.Generator().manual_seed(seed)
+    widths = [2, *torch.randint(2, 9, (4,), generator=draw).tolist()]
+    layers: list[nn.Module] = []
+    for place, (before, after) in enumerate(pairwise(widths)):
+        kind = int(torch.randint(0, 3, (1,), generator=draw))
+        norm: nn.Module = nn.BatchNorm2d(after) if kind < 2 else nn.GroupNorm(1, after)
+        activation = (nn.ReLU(), nn.GELU(), nn.LeakyReLU(0.1))[kind]
+        layers += [nn.Conv2d(before, after, 3, padding=1, bias=place % 2 == 0), norm, activation]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_healthy_random_nets_stay_below_the_bound(seed: int) -> None:
+    torch.manual_seed(seed)
+    net = random_net(seed)
+    rows = compared(net, net, {"input": torch.randn(3, 2, 9, 9)})
+    assert guilty(rows) == []
+    assert max(row.deviation.ratio for row in rows) <= BOUND
+
+
+@pytest.mark.parametrize("name", registry.models.names())
+def test_every_model_of_the_registry_equals_itself(name: str) -> None:
+    """float32 beside float64: kNN graphs, samples and maxima that rounding turns are nobody's fault."""
+    torch.manual_seed(0)
+    model = small_model(name).float()
+    assert guilty(compared(model, model, make_inputs(model, 3))) == []
+
+
+def test_two_equal_variants_differ_in_nothing() -> None:
+    net, batch = volumes()
+    rows = compared(net, net, batch, precision="float64")
+    assert {row.deviation.error for row in rows} == {0.0}
+
+
+def test_bf16_is_judged_by_its_own_format() -> None:
+    net, batch = volumes()
+    rows = compared(net, net, batch, precision="bf16")
+    assert guilty([row for row in rows if row.layer != "(loss)"]) == []
+    assert {row.format for row in rows} >= {"bfloat16"}
+
+
+def planted(bug: str) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
+    """A healthy network, one with a bug, and a batch; equal weights."""
+    healthy, batch = volumes()
+    broken: Any = copy.deepcopy(healthy)
+    if bug == "epsilon":
+        broken.middle[1].eps = 1e-3
+    elif bug == "momentum":
+        broken.stem[1].momentum = 0.01
+    elif bug == "padding":
+        broken.up.padding, broken.up.output_padding = (1, 1, 1), (1, 1, 1)
+    elif bug == "relu":
+        broken.output.__class__ = _Rectified
+    elif bug == "half":
+        broken.middle[0].__class__ = _Halved
+    elif bug == "weights":
+        with torch.no_grad():
+            broken.middle[0].weight.mul_(1 + 1e-5)
+    elif bug == "join":
+        broken.join = lambda raised, fine: raised - fine
+    elif bug == "backward":
+        broken.middle[2].__class__ = _Leaking
+    return healthy, broken, batch
+
+
+class _Rectified(nn.Conv3d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+class _Halved(nn.Conv3d):
+    """Adds up in float16."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input.half(), self.weight.half(), self.bias.half()).to(input.dtype)
+
+
+class _Leaking(nn.ReLU):
+    """Right forward, wrong backward."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(input).detach() + (0.1 * input - (0.1 * input).detach())
+
+
+FOUND = {
+    "epsilon": ("middle.1", "forward", "result"),
+    "momentum": ("stem.1", "forward", "buffer running_mean"),
+    "padding": ("up", "forward", "result"),
+    "relu": ("output", "forward", "result"),
+    "half": ("middle.0", "forward", "result"),
+    "weights": ("middle.0", "forward", "result"),
+    "join": ("up", "forward", "what output is given"),
+    "backward": ("middle.2", "backward", "gradient of input"),
+}
+
+
+@pytest.mark.parametrize("bug", sorted(FOUND))
+@pytest.mark.parametrize("side", ["variant", "reference"])
+def test_a_planted_bug_is_named_first(bug: str, side: str) -> None:
+    healthy, broken, batch = planted(bug)
+    pair = (broken, healthy) if side == "variant" else (healthy, broken)
+    rows = compared(*pair, batch)
+    first = next(row for row in rows if row.is_guilty)
+    assert (first.layer, first.which, first.what) == FOUND[bug]
+    others = [row for row in rows if row.is_guilty and row.layer != first.layer]
+    assert all(row.inside and row.inside == first.inside for row in others), "an error travelled on to another layer"
+
+
+def test_float16_inside_every_variant_is_told() -> None:
+    _, broken, batch = planted("half")
+    rows = [row for row in compared(broken, broken, batch) if row.is_guilty]
+    assert rows[0].layer == "middle.0"
+    assert rows[0].deviation.note == "rounds to float16 inside, in every variant"
