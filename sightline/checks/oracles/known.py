@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sightline.checks.oracles.derivatives import gradient_errors, worst
 from sightline.checks.oracles.references import array, batch_norm, off, reference_of, running_after
-from sightline.checks.oracles.rows import FORWARD, Row
+from sightline.checks.oracles.rows import EXACT_GRADIENT, FORWARD, Row
 from sightline.checks.oracles.shrinking import input_of, shrunk
 
 __all__ = ["examine_known", "is_known"]
@@ -36,7 +36,13 @@ def examine_known(module: nn.Module, row: Row, *, seed: int = 0) -> Row:
     part, forward = worst(errors)
     told = f"its {part} differs" if forward > FORWARD and part != "output" else ""
     return dataclasses.replace(
-        row, forward=forward, slope=slope, drift=_drift(small, values), weakest=weakest, note=told
+        row,
+        forward=forward,
+        slope=slope,
+        drift=_drift(small, values),
+        weakest=weakest,
+        tolerance=EXACT_GRADIENT,
+        note=told,
     )
 
 
