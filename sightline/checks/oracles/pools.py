@@ -25,7 +25,7 @@ def pooling(module: Any, values: np.ndarray) -> np.ndarray:
         (0, 0),
         *((p, p + s - 1 if module.ceil_mode else p) for p, s in zip(padding, stride, strict=True)),
     ]
-    padded = np.pad(values, borders, constant_values=math.nan)  # type: ignore[arg-type]
+    padded = np.pad(values, borders, constant_values=math.nan)
     sizes = [
         _pooled_size(module, *each) for each in zip(values.shape[2:], kernel, stride, padding, dilation, strict=True)
     ]
