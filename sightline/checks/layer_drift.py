@@ -40,8 +40,8 @@ def _finding(context: Context, row: Row) -> Finding:
         alternatives=("sys.backend",),
         where=context.place(context.loss_path(row.place)) if row.is_loss else place,
         measured=f"{row.kind}: the middle value is off by {row.drift:.3g} of the largest",
-        expected=f"at most {row.drift_limit:.3g}: 1e-5 (1e-3 for what is made of others), or sixteen times what "
-        "rounding of its inputs does to it",
+        expected=f"at most {row.drift_limit:.3g}: 1e-5 (1e-3 for what is made of others), or sixteen times "
+        "what rounding of its inputs does to it",
         action="look for half precision inside, for differences of large numbers, and for sums of many in one variable",
         evidence={"layers": row.count},
     )

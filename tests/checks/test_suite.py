@@ -267,6 +267,7 @@ def test_codes_are_stable() -> None:
         "layer-forward",
         "layer-gradient",
         "norm-variance",
+        "trivial-classes",
         "collapsed-trained-features",
         "hooks-of-loggers",
         "loss-at-chance",
