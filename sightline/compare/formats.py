@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,26 +18,26 @@ class Format:
     name: str
     digits: int
 
-    def unit(self, values: Tensor) -> Tensor:
-        """One unit in the last place of each value, in float64; of zero, that of the smallest normal float32."""
-        magnitude = values.double().abs().clamp(min=torch.finfo(torch.float32).tiny)
-        _, exponent = torch.frexp(magnitude)
-        return torch.ldexp(torch.ones_like(magnitude), exponent - self.digits)
-
     def unit_of_largest(self, values: Tensor) -> float:
-        """One unit in the last place of the largest finite value; 0 where there is none."""
-        finite = values[values.isfinite()] if values.is_floating_point() else values
-        return float(self.unit(finite.double().abs().max())) if finite.numel() else 0.0
+        """One unit in the last place of the largest finite value; of zero, that of the smallest normal float32."""
+        if not values.numel():
+            return 0.0
+        finite = values.nan_to_num(0.0, 0.0, 0.0) if values.is_floating_point() else values
+        largest = max(float(finite.abs().max()), torch.finfo(torch.float32).tiny)
+        return 2.0 ** (math.frexp(largest)[1] - self.digits)
 
     def nudged(self, values: Tensor, generator: torch.Generator, *, units: int = 1) -> Tensor:
-        """Every value moved by so many units in its last place, up or down by chance; zero stays zero.
+        """Float64 values, each moved by so many units in its last place, up or down by chance; zero stays zero.
 
         Zero is exact in every format: what is masked, padded or rectified away stays so.
         """
-        sign = torch.randint(0, 2, values.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1)
-        moved = values + self.unit(values) * (units * sign.to(values.device))
-        return torch.where(values == 0, values, moved).to(values.dtype)
+        powers = (values.contiguous().view(torch.int64) & _EXPONENT).view(torch.float64)  # 2**exponent of each
+        signs = torch.randint(0, 2, values.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+        return torch.addcmul(values, powers, signs.to(values), value=units * 2.0 ** (1 - self.digits))
 
+
+_EXPONENT = 0x7FF0000000000000
+"""The bits of a float64 that hold its exponent: alone, they are a power of two."""
 
 FORMATS = {
     torch.float64: Format("float64", 53),

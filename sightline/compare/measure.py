@@ -15,7 +15,7 @@ has no value that rounding would leave it: nothing is said about it, and the oth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,6 +33,8 @@ BOUND = 16.0
 MOST = 1e99
 """Stands for a deviation without a bound: another shape, or a number where the other has none."""
 _MOST_DRAWS = 4
+_LEAP = 1000.0
+"""Units of the answer's largest value beyond which a draw need not be rounding: a decision may have turned."""
 _FEW_JUMPS, _MOST_JUMPS = 4, 32
 """Draws after which a suspect without a single jump is guilty, and after which every suspect is."""
 
@@ -62,7 +64,13 @@ class Deviation:
 
     @property
     def is_guilty(self) -> bool:
+        """Whether rounding does not explain the error."""
         return self.ratio > BOUND
+
+    def raise_unit(self, moved: float, *, most: float) -> None:
+        """By what a draw moved the answer; what moves farther than `most` may have jumped, and has to be looked at."""
+        if moved <= most:
+            self.unit = max(self.unit, moved)
 
     @property
     def measured(self) -> float:
@@ -78,27 +86,26 @@ class Deviation:
 def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, seed: int) -> Judgement:
     """The deviation of each tensor that both sides have, and how far draws moved each of the others.
 
-    `run(nudge)` answers again with its inputs moved. Draws end as soon as nothing is suspect, after one at least: more
-    of them would only raise the unit.
+    `run(nudge)` answers again with its inputs moved. As soon as nothing is suspect no more is drawn: it would only
+    raise the unit, so a ratio is the largest that it can be.
     """
     base, everything = unit.call.format, clean.items()
     answers = {name: value for name, value in everything.items() if name in actual}
-    found = {name: _compared(actual[name], value, base) for name, value in answers.items()}
     factors = {name: _factor(unit.num_added(name)) for name in everything}
-    for name, deviation in found.items():
-        deviation.unit *= factors[name]
+    found = {name: _compared(actual[name], value, base, factor=factors[name]) for name, value in answers.items()}
+    leaps = {name: math.inf if name in _sums(found) else _LEAP * d.unit for name, d in found.items()}
     moves = {name: 0.0 for name in everything if name not in actual}
-    if all(deviation.error == 0.0 for deviation in found.values()) and not moves:
+    if all(deviation.ratio <= BOUND / 2 for deviation in found.values()):
         return Judgement(found, moves)
-    for draw, (again, is_whole) in enumerate(_more_answers(unit, run, seed), start=1):
+    for again, is_whole in _more_answers(unit, run, seed):
         for name, moved in again.items().items():
             factor = 1.0 if is_whole else factors.get(name, 1.0)
             if name in found:
-                found[name].unit = max(found[name].unit, factor * _moved(moved, answers[name]))
+                most = math.inf if is_whole else leaps[name]
+                found[name].raise_unit(factor * _moved(moved, answers[name]), most=most)
             elif name in moves:
                 moves[name] = max(moves[name], factor * _moved(moved, everything[name]))
-        limit = BOUND / 2 if draw < _MOST_DRAWS else BOUND  # another draw is cheap, and few of them are no maximum
-        if all(deviation.ratio <= limit for deviation in found.values()):
+        if all(deviation.ratio <= BOUND / 2 for deviation in found.values()):  # few draws are no maximum
             return Judgement(found, moves)
     suspects = [name for name, d in found.items() if d.is_guilty and actual[name].shape == answers[name].shape]
     if suspects:
@@ -106,6 +113,11 @@ def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, 
         if any(found[name].is_guilty for name in suspects):
             _take_twin(found, jumps, answers, twin_answer(unit))
     return Judgement(found, moves)
+
+
+def _sums(names: Iterable[str]) -> set[str]:
+    """Gradients of parameters: sums over all positions, which may cancel, and are then far below what moves them."""
+    return {name for name in names if name.startswith("to parameter.")}
 
 
 class Judgement(NamedTuple):
@@ -135,24 +147,24 @@ def _take_twin(
 
 
 def _more_answers(unit: Unit, run: Run, seed: int) -> Iterator[tuple[Answer, bool]]:
-    """What rounding may do, the cheapest first: inputs moved, sums one after another, every operation moved.
+    """What rounding may do, the cheapest first: sums one after another, inputs moved, every operation moved.
 
     True beside an answer in which every rounding already is.
     """
     base = unit.call.format
-    for draw in range(_MOST_DRAWS):
-        yield run(Nudge(base, seed + draw)), False
     plainest = plain_answer(unit)
     if plainest is not None:
         yield plainest, True
+    for draw in range(_MOST_DRAWS):
+        yield run(Nudge(base, seed + draw)), False
     for draw in range(_MOST_DRAWS, 2 * _MOST_DRAWS):
         yield run(Nudge(base, seed + draw, inside=True)), False
 
 
 def compared(actual: Tensor, answer: Tensor, base: Format, *, moved: float, num_added: int) -> Deviation:
     """The deviation of a sum of `num_added` values, which moves by `moved` where inputs are moved by one unit."""
-    deviation = _compared(actual, answer, base)
-    deviation.unit = max(deviation.unit * _factor(num_added), moved)
+    deviation = _compared(actual, answer, base, factor=_factor(num_added))
+    deviation.unit = max(deviation.unit, moved)
     return deviation
 
 
@@ -165,16 +177,22 @@ def _set_jumps_apart(
     base: Format,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Leave out the entries that jump, until every suspect is explained or draws have become pointless."""
+    """Leave out the entries that jump, until every suspect is explained or draws have become pointless.
+
+    By how much the others move is a matter of rounding, however far that is.
+    """
     jumps = {name: torch.zeros_like(answers[name], dtype=torch.bool) for name in suspects}
+    moved = {name: found[name].unit for name in suspects}
     for draw in range(_MOST_JUMPS):
         near = run(Nudge(base, seed + 1000 + draw)).items()
         far = run(Nudge(base, seed + 1000 + draw, units=int(BOUND))).items()
         for name in suspects:
-            jumps[name] |= _jumping(answers[name], near.get(name), far.get(name), BOUND * found[name].unit)
+            jumps[name] |= _jumping(answers[name], near.get(name), far.get(name), BOUND * moved[name])
+            if name in near and near[name].shape == answers[name].shape and answers[name].is_floating_point():
+                moved[name] = max(moved[name], _moved(near[name][~jumps[name]], answers[name][~jumps[name]]))
         for name in suspects:
             rest = _compared(actual[name], answers[name], base, where=~jumps[name])
-            rest.unit = max(rest.unit, found[name].unit)
+            rest.unit = max(rest.unit, moved[name])
             rest.undefined = int(jumps[name].sum())
             found[name] = rest
         guilty = [name for name in suspects if found[name].is_guilty]
@@ -184,17 +202,23 @@ def _set_jumps_apart(
 
 
 def _jumping(answer: Tensor, near: Tensor | None, far: Tensor | None, bound: float) -> Tensor:
-    """Which entries do not go on in a straight line from the answer over the one nearby to the one farther off."""
+    """Which entries do not go on in a straight line from the answer over the one nearby to the one farther off.
+
+    By more than `bound`, and than half of what a straight line would be: what is only bent is no jump.
+    """
     if near is None or far is None:
         return torch.zeros_like(answer, dtype=torch.bool)
     if not answer.shape == near.shape == far.shape:
         return torch.ones_like(answer, dtype=torch.bool)
     start = answer.double()
-    bent = (far.double() - (start + BOUND * (near.double() - start))).abs()
-    return ~(bent <= bound)  # what is no longer a number jumps, too
+    step = near.double() - start
+    bent = (far.double() - (start + BOUND * step)).abs()
+    return ~(bent <= bound + BOUND / 2 * step.abs())  # what is no longer a number jumps, too
 
 
-def _compared(actual: Tensor, answer: Tensor, base: Format, *, where: Tensor | None = None) -> Deviation:
+def _compared(
+    actual: Tensor, answer: Tensor, base: Format, *, factor: float = 1.0, where: Tensor | None = None
+) -> Deviation:
     """The largest error over the entries `where`; the unit is that of the answer's largest value.
 
     Integers are exact: their unit is float64's.
@@ -205,7 +229,7 @@ def _compared(actual: Tensor, answer: Tensor, base: Format, *, where: Tensor | N
     here = actual.to(answer.device)
     scale = float(answer.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if answer.numel() else 0.0
     numbers = base if answer.is_floating_point() else FORMATS[torch.float64]
-    unit = numbers.unit_of_largest(answer)
+    unit = numbers.unit_of_largest(answer) * factor
     if where is not None:
         here, answer = here[where], answer[where]
     return Deviation(_distance(here, answer), unit, scale, actual.numel())

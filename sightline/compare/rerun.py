@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sightline.compare.convolution import DoubleConvolutions
 from sightline.compare.formats import FORMATS, Format, coarser
 from sightline.compare.recording import Call, Formats
 from sightline.nests import leaves, mapped
@@ -119,7 +120,7 @@ def answer(unit: Unit, nudge: Nudge | None = None, *, dtype: torch.dtype = torch
     given = mapped(unit.call.given, _as_source(mover, "given", unit.call.to_given, sources))
     noise, draws, seen = _noisy(unit, mover, nudge), _drawing(unit.call), [FORMATS[torch.float64]]
     watch = contextlib.nullcontext() if nudge is not None else Formats(seen.append)
-    with _buffers_kept(unit) as changed, noise, draws, torch.enable_grad(), mover.inside(), watch:
+    with _buffers_kept(unit) as changed, noise, draws, torch.enable_grad(), mover.inside(), watch, DoubleConvolutions():
         with forced.answering():
             args, kwargs = given
             made = unit.run(*args, **kwargs)

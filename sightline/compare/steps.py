@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sightline.compare.convolution import DoubleConvolutions
 from sightline.compare.formats import Format, format_of
 from sightline.compare.measure import BOUND
 from sightline.compare.rerun import moving
@@ -102,7 +103,7 @@ def losses_over_steps(
     )
     world = World(device=variant.device)
     losses = []
-    with quiet(variant), _noisy(getattr(replica, "network", model), noise):
+    with quiet(variant), DoubleConvolutions(), _noisy(getattr(replica, "network", model), noise):
         for step in range(num_steps):
             own.step = job.step + step
             means = optimise_once(own, replica, [batch], world, _NoClock())
@@ -125,7 +126,7 @@ class _Noise:
     @torch.no_grad()
     def move_weights(self, model: nn.Module) -> None:
         for parameter in model.parameters():
-            parameter.copy_(self._weights.nudged(parameter, self._generator))
+            parameter.copy_(self._weights.nudged(parameter.detach(), self._generator))
 
 
 class _NoClock:
@@ -141,7 +142,8 @@ def _noisy(model: nn.Module, noise: _Noise | None) -> Iterator[None]:
         assert noise is not None
         return mapped(made, lambda _, tensor: noise.made(tensor))
 
-    handles = [] if noise is None else [module.register_forward_hook(move) for module in model.modules()]
+    innermost = [module for module in model.modules() if module is model or not list(module.children())]
+    handles = [] if noise is None else [module.register_forward_hook(move) for module in innermost]
     try:
         yield
     finally:

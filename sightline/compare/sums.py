@@ -23,8 +23,17 @@ __all__ = ["plain_answer", "twin_answer"]
 
 
 def plain_answer(unit: Unit) -> Answer | None:
-    """What a plain batch norm makes in float32 of the unit's input and gradients; None for another module or format."""
+    """What a plain batch norm makes in float32 of the unit's input and gradients, or a plain sum of a bias's gradient.
+
+    None for another module or format.
+    """
     norm: Any = unit.owner
+    if isinstance(norm, nn.Linear | nn.modules.conv._ConvNd) and unit.call.format.name == "float32":
+        arriving = unit.call.to_made.get("")
+        if norm.bias is None or arriving is None:
+            return None
+        rows_nC = _rows(arriving if isinstance(norm, nn.modules.conv._ConvNd) else arriving.movedim(-1, 1))
+        return Answer(gradients={f"parameter.{unit.prefix}.bias": from_numpy(rows_nC.sum(axis=0))})
     is_plain = isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, SynchronisedBatchNorm)
     if not is_plain or not norm.training or unit.call.format.name != "float32":
         return None

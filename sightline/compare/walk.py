@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.compare.formats import FORMATS, Format
-from sightline.compare.measure import Deviation, compared, judge
+from sightline.compare.measure import BOUND, Deviation, compared, judge
 from sightline.compare.recording import Call, Recording
 from sightline.compare.rerun import Answer, MisalignedError, Nudge, Unit, actual, answer
 from sightline.compare.variants import Variant, losses_of, prepared, quiet
@@ -124,7 +124,7 @@ class _Walk:
             unit, key = known.users[0], f"parameter.{name}"
             num_added = sum(each.num_added(f"to {key}") for each in known.users)
             deviation = compared(gradient, known.total, unit.call.format, moved=known.moved, num_added=num_added)
-            if deviation.is_guilty:
+            if deviation.ratio > BOUND / 2:
                 whole = Answer(gradients={key: known.total})
                 again = judge(unit, {f"to {key}": gradient}, whole, known.again(key), seed=self._seed)
                 deviation = again.found[f"to {key}"]
@@ -212,10 +212,13 @@ def _worst(unit: Unit, found: dict[str, Deviation], last: int) -> Iterator[tuple
     best: dict[tuple[int, int], tuple[str, Deviation]] = {}
     for name, deviation in found.items():
         place = _place(unit, name)
-        if place not in best or deviation.ratio > best[place][1].ratio:
+        if place not in best or (deviation.ratio, deviation.undefined) > (
+            best[place][1].ratio,
+            best[place][1].undefined,
+        ):
             best[place] = (name, deviation)
     for place, (name, deviation) in best.items():
-        if deviation.error or not unit.inner:
+        if deviation.error or deviation.undefined or not unit.inner:
             yield place, name, deviation
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from sightline.engine.distributed import World, start_world
 from sightline.engine.loading import checkpoint_path, load_trained
 from sightline.engine.precision import set_backends
 from sightline.errors import UserError
+from sightline.nests import leaves
 from sightline.verbs.common import config_of, is_run, write_document, write_file
 from sightline.verbs.output import note, show_table
 
@@ -34,6 +36,10 @@ __all__ = ["Options", "compare_variants"]
 
 _COLUMNS = ("layer", "class", "forward", "backward", "farthest off")
 _MATRIX = ("format", "device", "cuDNN", "TF32", *(f"loss at {step}" for step in STEPS), "s/step", "peak MiB")
+
+
+_LARGE = 2**18
+"""Numbers in a sample (a volume of 64 voxels a side) beyond which one is compared, and over two steps."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,8 @@ class Options:
     overrides: tuple[str, ...]
     against: str | None
     keys: Path | None
-    steps: int
-    samples: int
+    steps: int | None
+    samples: int | None
     out: Path | None
     matrix: bool
     html: Path | None
@@ -63,20 +69,29 @@ def compare_variants(options: Options, *, is_record: bool) -> int:
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         built = _built(config, world, options.path if is_run(options.path) else None)
         recipe = registry.optimizers.build(config.optimizer, facts=built.data.facts)
-        count = min(options.samples, config.train.batch_size)
+        is_large = _size_of_sample(built) > _LARGE
+        count = min(options.samples or (1 if is_large else 4), config.train.batch_size)
+        num_steps = options.steps if options.steps is not None else 2 if is_large else 5
         subject = Subject(built, recipe, tuple(first_samples(built.job, count)), world.device)
         if options.matrix:
             return _matrix(subject, options.json)
         if is_record:
             assert options.out is not None
-            write_record(options.out, make_record(subject, num_steps=options.steps))
+            write_record(options.out, make_record(subject, num_steps=num_steps))
             note(
                 f"recorded: {options.out}, a step of {count} samples; sightline compare CONFIG --against {options.out}"
             )
             return 0
         assert options.against is not None
-        found = compare(subject, options.against, keys=options.keys, num_steps=options.steps)
+        found = compare(subject, options.against, keys=options.keys, num_steps=num_steps)
     return _tell(found, config, built, options)
+
+
+def _size_of_sample(built: Built) -> int:
+    """The numbers that the model reads of one sample."""
+    batch = built.job.stream.reader(first_samples(built.job, 1))
+    names = inspect.signature(built.job.model.forward).parameters
+    return sum(tensor.numel() for name, value in batch.items() if name in names for _, tensor in leaves(value))
 
 
 def _built(config: RunConfig, world: World, run: Path | None) -> Built:

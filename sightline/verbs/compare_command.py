@@ -33,8 +33,12 @@ def compare(
     keys: Annotated[
         Path | None, typer.Option("--keys", metavar="MAP.json", help="our names of weights and those of FILE.py")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", metavar="K", min=0, help="optimiser steps of both")] = 5,
-    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="in the batch")] = 4,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="K", min=0, help="optimiser steps of both [5; 2 of large samples]")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", metavar="N", min=1, help="in the batch [4; 1 where samples are large]")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="RECORD", help="where 'record' keeps the step")] = None,
     matrix: Annotated[
         bool, typer.Option("--matrix", help="loss, time and memory in every format, on every device, with all kernels")

@@ -1,0 +1,177 @@
+"""`sightline compare` from the command line: variants, references of strangers, records, stages, scripts, refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command import Outcome, run_here
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
+STRANGERS = (Path(__file__).parent / "strangers.py").read_text()
+SMALL = (
+    "data={name: synthetic_shapes, num_points: 32, train_size: 60, test_size: 24}",
+    "train.batch_size=8",
+    "model={name: pointnet_plain, embedding: 64}",
+    "losses=[{name: cross_entropy}]",
+)
+KEYS = {
+    **{f"encode.{place}.linear": f"convs.{place}" for place in range(5)},
+    **{f"encode.{place}.norm": f"bns.{place}" for place in range(5)},
+    "head.0.linear": "fc1",
+    "head.0.norm": "bn",
+    "head.2": "fc2",
+}
+
+
+def compare(tmp_path: Path, *words: object) -> tuple[Outcome, dict[str, Any]]:
+    """Run the verb; its outcome, and what it wrote as JSON."""
+    result = tmp_path / "result.json"
+    outcome = run_here("compare", CONFIG, *words, "--json", result)
+    return outcome, json.loads(result.read_text()) if result.exists() else {}
+
+
+def stranger(tmp_path: Path, **changes: object) -> Path:
+    """The stranger's file, with some of its constants changed."""
+    text = STRANGERS
+    for name, value in changes.items():
+        before = next(line for line in text.splitlines() if line.startswith(f"{name} = "))
+        text = text.replace(before, f"{name} = {value!r}")
+    path = tmp_path / "stranger.py"
+    path.write_text(text)
+    return path
+
+
+def test_float32_equals_float64(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    outcome, found = compare(tmp_path, *SMALL, "--against", "float64", "--steps", 2, "--html", page)
+    assert outcome.code == 0, outcome.err
+    assert (found["equal"], found["first"], found["parts_at_step"]) == (True, None, None)
+    assert {row["pass"] for row in found["layers"]} == {"forward", "loss", "backward"}
+    assert all(row["ratio"] <= 16 and row["measured"] <= row["tolerated"] for row in found["layers"])
+    assert len(found["steps"]["losses"]) == 2
+    assert "encode.4" in outcome.out
+    text = page.read_text()
+    assert "<svg" in text
+    assert "//" not in text.replace("http://www.w3.org/2000/svg", ""), "nothing is fetched from elsewhere"
+    assert "%" not in text.split("<body>")[1].split("<svg")[0]
+
+
+@pytest.mark.parametrize("has_keys", [True, False])
+def test_a_stranger_is_taken_apart(tmp_path: Path, has_keys: bool) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps(KEYS))
+    words = ("--keys", keys) if has_keys else ()
+    outcome, found = compare(tmp_path, *SMALL, "--against", stranger(tmp_path), *words, "--steps", 2)
+    assert outcome.code == 0, outcome.err
+    assert found["equal"]
+    assert (
+        any(note.startswith("guess: encode.1.linear = convs.1, number 1 of 2") for note in found["notes"]) != has_keys
+    )
+    assert {"encode.3.norm", "head.0.linear", "head.2"} <= {row["layer"] for row in found["layers"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "layer", "what"),
+    [
+        ({"EPSILON": 1e-3}, "encode.2.norm", "result"),
+        ({"SWAPPED": True}, "encode.1.linear", "what encode.1.norm is given"),
+        ({"RECTIFIED": True}, "head.2", "result logits"),
+    ],
+)
+def test_a_bug_in_a_stranger_is_named(tmp_path: Path, change: dict[str, Any], layer: str, what: str) -> None:
+    path = stranger(tmp_path, **change)
+    outcome, found = compare(tmp_path, *SMALL, "--against", path, "--steps", 0)
+    assert outcome.code == 1
+    assert (found["first"]["layer"], found["first"]["pass"], found["first"]["what"]) == (layer, "forward", what)
+    assert found["first"]["ratio"] > 16
+    assert f"they diverge first at {layer}" in outcome.err
+
+
+def test_the_step_where_losses_part(tmp_path: Path) -> None:
+    """A wrong epsilon shows in the first loss already."""
+    _, found = compare(tmp_path, *SMALL, "--against", stranger(tmp_path, EPSILON=0.1), "--steps", 2)
+    assert found["parts_at_step"] == 0
+
+
+def test_a_script_reproduces_the_layer(tmp_path: Path) -> None:
+    folder = tmp_path / "repro"
+    path = stranger(tmp_path, EPSILON=1e-3)
+    outcome, _ = compare(tmp_path, *SMALL, "--against", path, "--steps", 0, "--repro", folder)
+    assert f"python {folder / 'repro.py'}" in outcome.err
+    ran = subprocess.run([sys.executable, "-I", folder / "repro.py"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1, ran.stderr
+    assert "encode.2.norm: deviates" in ran.stdout
+    told = json.loads((folder / "repro.json").read_text())
+    assert (told["variant"]["class"], told["reference"]["kwargs"]["eps"]) == ("BatchNorm1d", 1e-3)
+
+
+def test_a_record_is_compared_elsewhere(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    outcome = run_here("compare", "record", CONFIG, *SMALL, "--out", record, "--steps", 2)
+    assert outcome.code == 0, outcome.err
+    assert sorted(path.name for path in record.iterdir()) == ["record.json", "tensors.safetensors"]
+    outcome, found = compare(tmp_path, *SMALL, "seed=7", "--against", record)
+    assert outcome.code == 0, outcome.err
+    assert found["equal"]
+    assert len(found["steps"]["losses"]) == 2
+
+
+def test_the_first_stage_of_the_data_that_differs_is_named(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    run_here("compare", "record", CONFIG, *SMALL, "transforms.train.1.std=0.02", "--out", record, "--steps", 0)
+    outcome, found = compare(tmp_path, *SMALL, "--against", record)
+    assert outcome.code == 1
+    assert (found["first"]["layer"], found["first"]["pass"]) == ("jitter", "data")
+    assert [row["layer"] for row in found["guilty"]] == ["jitter"], "the layers saw the same batch"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--against", "float16"), "--against float16: is none of float64, float32"),
+        (("--against", "cuda"), "--against cuda: this machine has no CUDA device; not available"),
+        (("--against", "no-cudnn"), "--against no-cudnn: says something on a GPU with cuDNN alone"),
+        (("--against", "none.py"), "--against none.py: no such file"),
+        (("--against", "float64", "--keys", "map.json"), "--keys map.json: goes with a reference of another make"),
+        (("--against", "float64", "--matrix"), "compare: give either --against or --matrix"),
+        (("--against", "float64", "--out", "x"), "--out: is for 'sightline compare record'"),
+        ((), "compare: give either --against or --matrix"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    outcome, _ = compare(tmp_path, *SMALL, *words)
+    assert outcome.code == 2
+    assert told in outcome.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = 1\n", "defines no function build()"),
+        ("def build():\n    return 3\n", "build() returns a int"),
+        ("def build():\n    raise KeyError('w')\n", "build() fails: KeyError"),
+        ("import nothing_of_this_name\n", "ModuleNotFoundError"),
+    ],
+)
+def test_a_file_that_builds_no_module_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "reference.py"
+    path.write_text(text)
+    outcome, _ = compare(tmp_path, *SMALL, "--against", path)
+    assert outcome.code == 2
+    assert told in outcome.err.splitlines()[-1]
+
+
+def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    record.mkdir()
+    (record / "record.json").write_text('{"version": 1}')
+    outcome, _ = compare(tmp_path, *SMALL, "--against", record)
+    assert outcome.code == 2
+    assert "cannot be read as a record" in outcome.err

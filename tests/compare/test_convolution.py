@@ -1,0 +1,47 @@
+"""The reference's own convolution of volumes against torch's, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sightline.compare.convolution import DoubleConvolutions, convolve
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "padding"),
+    [
+        ((3, 4), (3, 3, 3), (1, 1, 1)),
+        ((2, 3), (3, 2, 1), (2, 0, 1)),
+        ((1, 5), (5, 5, 5), (2, 2, 2)),
+        ((4, 2), (1,) * 3, (0,) * 3),
+    ],
+)
+def test_values_and_gradients_are_those_of_torch(
+    channels: tuple[int, int], kernel: tuple[int, int, int], padding: tuple[int, int, int]
+) -> None:
+    values = torch.randn(2, channels[0], 6, 7, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(channels[1], channels[0], *kernel, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(channels[1], dtype=torch.float64, requires_grad=True)
+    expected = F.conv3d(values, weight, bias, padding=padding)
+    made = convolve(values, weight, bias, padding)
+    torch.testing.assert_close(made, expected, rtol=1e-13, atol=1e-12)
+    arriving = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, (values, weight, bias), arriving)
+    for gradient, exact in zip(torch.autograd.grad(made, (values, weight, bias), arriving), wanted, strict=True):
+        torch.testing.assert_close(gradient, exact, rtol=1e-12, atol=1e-11)
+
+
+def test_only_what_it_suits_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(
+        "sightline.compare.convolution.convolve", lambda v, w, b, p: taken.append(p) or F.conv3d(v, w, b, padding=p)
+    )
+    values, weight = torch.randn(1, 2, 6, 6, 6), torch.randn(4, 2, 3, 3, 3)
+    with DoubleConvolutions():
+        torch.nn.functional.conv3d(values.double(), weight.double(), padding=1)
+        torch.nn.functional.conv3d(values, weight, padding=1)
+        torch.nn.functional.conv3d(values.double(), weight.double(), stride=2)
+        torch.nn.functional.conv3d(values.double(), weight[:, :1].double(), groups=2)
+    assert taken == [(1, 1, 1)]

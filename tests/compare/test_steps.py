@@ -1,0 +1,121 @@
+"""Losses over optimiser steps: rounding is measured, and a wrong gradient shows a step later than a wrong layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.compare.comparison import Subject, compare
+from sightline.compare.compiled import halved
+from sightline.compare.matrix import Cell, cells, run_cell
+from sightline.compare.steps import Trace, losses_over_steps, trace
+from sightline.compare.variants import Variant, still
+from sightline.describe.memory import first_samples
+from sightline.engine.precision import Precision
+from sightline.errors import UserError
+from tests.runs.small import small_run
+
+CPU = torch.device("cpu")
+PLAIN = ("model={name: pointnet_plain, embedding: 32}", "losses=[{name: cross_entropy}]")
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    built = small_run(*PLAIN)
+    recipe = registry.optimizers.build(built.config.optimizer, facts=built.data.facts)
+    return Subject(built, recipe, tuple(first_samples(built.job, 4)), CPU)
+
+
+def variant(subject: Subject, precision: str) -> Variant:
+    wanted = Precision(precision)
+    return Variant(precision, still(subject.built.job.model, dtype=wanted.parameters, device=CPU), wanted, CPU)
+
+
+def run(subject: Subject, own: Variant, reference: Variant, *, num_steps: int = 4) -> Trace:
+    job, recipe = subject.built.job, subject.recipe
+    losses = losses_over_steps(own, job, recipe, own.batch(subject.batch), num_steps=num_steps)
+    return trace(losses, reference, own.format, job, recipe, reference.batch(subject.batch))
+
+
+def test_rounding_explains_float32(subject: Subject) -> None:
+    before = {name: tensor.clone() for name, tensor in subject.built.job.model.state_dict().items()}
+    found = run(subject, variant(subject, "float32"), variant(subject, "float64"))
+    assert found.parts_at_step is None
+    assert found.losses != found.expected
+    assert list(found.tolerated) == sorted(found.tolerated), "what rounding did once, it goes on doing"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in subject.built.job.model.state_dict().items())
+
+
+def test_a_wrong_gradient_parts_the_losses_at_the_next_step(subject: Subject) -> None:
+    """The values are right, so the loss before the first update is; the update is not."""
+    own: Any = variant(subject, "float32")
+    own.model.head[0].activation.__class__ = _Leaking
+    found = run(subject, own, variant(subject, "float64"))
+    assert found.parts_at_step == 1
+
+
+class _Leaking(torch.nn.ReLU):
+    def forward(self, input: Tensor) -> Tensor:
+        return input.relu().detach() + (input - input.detach())
+
+
+def test_a_loss_that_is_not_a_number_has_parted() -> None:
+    assert Trace((1.0, float("nan")), (1.0, 1.0), (0.1, 0.1)).parts_at_step == 1
+
+
+def test_what_this_machine_cannot_run_is_refused(subject: Subject) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    for against in ("cuda", "no-cudnn", "native-batch-norm"):
+        with pytest.raises(UserError, match="not available"):
+            compare(subject, against)
+
+
+def test_a_cell_of_the_matrix(subject: Subject) -> None:
+    outcome = run_cell(subject, Cell("float32", "cpu"), peak=lambda work: work() or 5, num_steps=2)
+    own = variant(subject, "float32")
+    job, recipe = subject.built.job, subject.recipe
+    losses = losses_over_steps(own, job, recipe, own.batch(subject.batch), num_steps=2)
+    assert outcome.losses == dict(enumerate(losses))
+    assert outcome.peak_bytes == 5
+    assert outcome.to_dict()["status"] == "ran"
+
+
+def test_a_cell_that_cannot_be_run_is_not_passed(subject: Subject) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    told = [run_cell(subject, cell, peak=None).to_dict() for cell in cells() if cell.device == "cuda"]
+    assert len(told) == 12
+    assert {each["status"] for each in told} == {"not available"}
+    assert {each["why_not"] for each in told} == {"no CUDA device"}
+    assert all(each["losses"] is None for each in told)
+
+
+@pytest.mark.parametrize("guilty", range(7))
+def test_halving_finds_the_one_layer(guilty: int) -> None:
+    layers = [f"layer{place}" for place in range(7)]
+    asked = []
+
+    def is_guilty(first: Any) -> bool:
+        asked.append(len(first))
+        return guilty >= len(first)
+
+    assert halved(layers, is_guilty) == layers[guilty]
+    assert len(asked) <= 4
+
+
+def test_halving_without_a_culprit() -> None:
+    assert halved(["a", "b"], lambda first: True) is None
+
+
+def test_a_record_needs_no_optimiser_step(subject: Subject) -> None:
+    assert (
+        losses_over_steps(variant(subject, "float32"), subject.built.job, subject.recipe, subject.batch, num_steps=0)
+        == ()
+    )
+    assert dataclasses.is_dataclass(subject)

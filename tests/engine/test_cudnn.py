@@ -1,0 +1,70 @@
+"""`train.cudnn`: the switch of the backend, and batch norms that leave cuDNN alone, seen by a spy."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sightline.engine.precision import cudnn_set, set_backends
+from sightline.layers.native_batch_norm import without_cudnn
+from tests.runs.small import small_run
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Any:
+    before = torch.backends.cudnn.enabled
+    yield
+    set_backends(determinism="seeded", cudnn="on")
+    torch.backends.cudnn.enabled = before
+
+
+@pytest.mark.parametrize(("level", "is_enabled"), [("on", True), ("off", False), ("all_but_batch_norm", True)])
+def test_the_switch(level: Any, is_enabled: bool) -> None:
+    set_backends(determinism="seeded", cudnn=level)
+    assert torch.backends.cudnn.enabled is is_enabled
+    with cudnn_set("off"):
+        assert not torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.enabled is is_enabled
+
+
+def spied(model: nn.Module, batch: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether cuDNN was allowed, in every call of torch's batch norm."""
+    allowed: list[bool] = []
+    original = torch.batch_norm
+    monkeypatch.setattr(torch, "batch_norm", lambda *args: allowed.append(args[8]) or original(*args))
+    model(batch)
+    return allowed
+
+
+def test_batch_norm_alone_leaves_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
+    batch = torch.randn(3, 2, 6, 6)
+    plain = copy.deepcopy(model)
+    assert spied(model, batch, monkeypatch) == [True, True]
+    spared = without_cudnn(copy.deepcopy(plain))
+    assert spied(spared, batch, monkeypatch) == [False, False]
+    assert torch.backends.cudnn.enabled
+    assert spared.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(spared(batch), plain(batch), rtol=0, atol=0)
+    assert isinstance(spared[1], nn.BatchNorm2d)
+    assert isinstance(copy.deepcopy(spared)[1], nn.BatchNorm2d)
+    assert without_cudnn(spared) is spared
+
+
+def test_a_run_takes_it_from_its_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = small_run(
+        "train.cudnn=all_but_batch_norm",
+        "model={name: pointnet_plain, embedding: 16}",
+        "losses=[{name: cross_entropy}]",
+    )
+    batch = built.job.stream.reader([part for part in built.job.stream.plan.parts(0)[0][0]][:4])
+    allowed: list[bool] = []
+    original = torch.batch_norm
+    monkeypatch.setattr(torch, "batch_norm", lambda *args: allowed.append(args[8]) or original(*args))
+    built.job.task.outputs(built.job.model, batch)
+    assert allowed
+    assert not any(allowed)
