@@ -71,9 +71,9 @@ def _flow(name: str, layer: nn.Module) -> Flow:
     weight, gradient = layer.weight.detach(), layer.weight.grad.detach()  # type: ignore[union-attr, operator]
     by_unit = gradient.transpose(0, 1) if isinstance(layer, nn.modules.conv._ConvTransposeNd) else gradient
     is_zero = by_unit.flatten(1) == 0
-    sizes = [float(tensor.double().square().mean().sqrt()) for tensor in (weight, gradient)]
+    size, slope = (float(tensor.double().square().mean().sqrt()) for tensor in (weight, gradient))
     dead, zeros = float(is_zero.all(dim=1).double().mean()), float(is_zero.double().mean())
-    return Flow(name, len(is_zero), weight.numel(), *sizes, dead, zeros)
+    return Flow(name, len(is_zero), weight.numel(), size, slope, dead, zeros)
 
 
 def _note(context: Context, flows: Sequence[Flow]) -> Finding:

@@ -18,12 +18,10 @@ def layer_forward(context: Context) -> list[Finding]:
 
 
 def _finding(context: Context, row: Row) -> Finding:
-    causes = ("model.structure", "sys.backend")
+    causes: tuple[str, ...] = ("model.structure", "sys.backend")
     if row.is_loss:
         squares = context.squares.get(row.place)
-        is_divided = squares is not None and (
-            squares.factor < 0.5 or squares.factor > 2
-        )  # halves and doubles are forms
+        is_divided = squares is not None and not 0.5 <= squares.factor <= 2  # halves and doubles are forms
         causes = ("loss.normaliser", "loss.form") if is_divided else ("loss.form", "loss.normaliser", "loss.sign")
     if "running" in row.note or "evaluation" in row.note:
         causes = ("model.norm_mode", "model.structure", "sys.backend")

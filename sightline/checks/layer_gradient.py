@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sightline.checks.finding import Finding, Place
-from sightline.checks.oracles.rows import GRADIENT, Row
+from sightline.checks.oracles.rows import Row
 from sightline.checks.suite import Context, check
 
 __all__ = ["layer_gradient"]
@@ -31,7 +31,7 @@ def _holds(row: Row, other: Row) -> bool:
 
 def _finding(context: Context, row: Row, around: list[str]) -> Finding:
     causes = ("loss.detached", "loss.inplace", "loss.form") if row.is_loss else ("model.numerics", "loss.inplace")
-    first = row.slope is not None and not row.slope <= GRADIENT
+    first = row.slope is not None and not row.slope <= row.tolerance
     file, line = row.file
     place = Place(file=file, line=line, layer=row.place) if file else context.place("model", layer=row.place)
     of = "" if first else " (of the second derivative)"
@@ -44,7 +44,7 @@ def _finding(context: Context, row: Row, around: list[str]) -> Finding:
         alternatives=causes[1:],
         where=context.place(context.loss_path(row.place)) if row.is_loss else place,
         measured=f"{row.kind}: off by {row.slope if first else row.second:.3g} of its size, in float64",
-        expected=f"at most {GRADIENT:g}; healthy layers stay below 1e-5",
+        expected=f"at most {row.tolerance:g}; healthy ones stay a factor of ten below",
         action="look for a backward of its own, for .data, detach() and no_grad, and for edits in place",
         evidence={"layers": row.count, "around": around},
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from sightline.checks.finding import Finding
@@ -22,14 +24,14 @@ def norm_variance(context: Context) -> list[Finding]:
     """Variance v comes out as v / (v + eps): below ten times epsilon that is visibly less than 1."""
     if not context.rehearsal.is_sound:
         return []
-    modules = dict(context.built.job.model.named_modules())
+    modules: dict[str, Any] = dict(context.built.job.model.named_modules())
     found = {name: float(v.median()) for name, v in input_variances(context).items()}
-    small = {name: v for name, v in found.items() if v < _ENOUGH * modules[name].eps}  # type: ignore[operator]
+    small = {name: v for name, v in found.items() if v < _ENOUGH * modules[name].eps}
     if not small:
         return []
     rows = [
         [n, f"{v:.2e}", f"{modules[n].eps:g}", f"{(v / (v + modules[n].eps)) ** 0.5:.2f}"] for n, v in small.items()
-    ]  # type: ignore[operator]
+    ]
     least = min(small, key=lambda name: small[name])
     return [
         Finding(
@@ -41,7 +43,7 @@ def norm_variance(context: Context) -> list[Finding]:
             alternatives=("data.normalisation", "model.norm_mode"),
             where=context.place("model", layer=least),
             measured=f"variance {small[least]:.2e} in {least}, the median channel's",
-            expected=f"over {_ENOUGH:g} epsilon = {_ENOUGH * modules[least].eps:g}",  # type: ignore[operator]
+            expected=f"over {_ENOUGH:g} epsilon = {_ENOUGH * modules[least].eps:g}",
             action="larger initial weights before it, or a smaller epsilon, unless the recipe wants it so",
             evidence={"table": {"title": "batch norms of small inputs", "columns": list(_COLUMNS), "rows": rows}},
         )

@@ -164,12 +164,12 @@ _MOMENTS = typing.get_args(Moment)
 
 
 def check(*, code: str, moment: Moment, is_quick: bool = True) -> Callable[..., Any]:
-    """Register a check. Quick ones also run at the start of every training."""
+    """Register a check. Quick ones also run at the start of every training; those that go deep never are."""
 
     def register(function: Callable[[Context], list[Finding]]) -> Callable[[Context], list[Finding]]:
         known = _CHECKS.get(code)
         assert known is None or known.run.__module__ == function.__module__, f"check '{code}' is registered twice"
-        _CHECKS[code] = Check(code, moment, is_quick, function)
+        _CHECKS[code] = Check(code, moment, is_quick and moment != "deep", function)
         return function
 
     return register

@@ -16,9 +16,10 @@ from sightline.checks.oracles.replay import loss_counts, loss_sums
 from sightline.checks.oracles.squares import Squares
 from sightline.checks.suite import Context, check
 
-__all__ = ["Trivial", "trivial_answers", "trivial_predictors"]
+__all__ = ["Trivial", "trivial_answers", "trivial_classes", "trivial_predictors"]
 
 CODE = "trivial-predictors"
+CODE_OF_CLASSES = "trivial-classes"
 _LEAST_SHARE = 1e-6
 
 
@@ -35,12 +36,20 @@ class Trivial:
 
 @check(code=CODE, moment="preflight")
 def trivial_predictors(context: Context) -> list[Finding]:
-    """Of each sum of squares the loss of zeros and of the best constant; of cross entropy that of equal chances and of
-    the classes' shares. A loss that stays at one of these has learned nothing.
-    """
-    answers = list(trivial_answers(context))
-    names = dict.fromkeys(answer.loss for answer in answers)
-    return [_note(context, name, [answer for answer in answers if answer.loss == name]) for name in names]
+    """Of each sum of squares the loss of zeros and of the best constant: one that stays there has learned nothing."""
+    return [
+        _note(context, name, CODE, answers)
+        for name, squares in context.squares.items()
+        if (answers := list(of_squares(name, squares)))
+    ]
+
+
+@check(code=CODE_OF_CLASSES, moment="deep")
+def trivial_classes(context: Context) -> list[Finding]:
+    """Of cross entropy the loss of equal chances and of the classes' shares in training."""
+    names = [component.name for component in context.config.losses if component.name == "cross_entropy"]
+    answers = {name: list(_of_classes(context, name)) for name in names if context.rehearsal.is_sound}
+    return [_note(context, name, CODE_OF_CLASSES, found) for name, found in answers.items() if found]
 
 
 def trivial_answers(context: Context) -> Iterator[Trivial]:
@@ -48,7 +57,7 @@ def trivial_answers(context: Context) -> Iterator[Trivial]:
     for name, squares in context.squares.items():
         yield from of_squares(name, squares)
     for component in context.config.losses:
-        if component.name == "cross_entropy" and context.takes_time and context.rehearsal.is_sound:
+        if component.name == "cross_entropy" and context.rehearsal.is_sound:
             yield from _of_classes(context, component.name)
 
 
@@ -95,11 +104,11 @@ def _expected(context: Context, name: str, axis: int, answer: Tensor, shares: np
     return total / count if count else math.nan
 
 
-def _note(context: Context, name: str, answers: list[Trivial]) -> Finding:
+def _note(context: Context, name: str, code: str, answers: list[Trivial]) -> Finding:
     told = "; ".join(f"{answer.told}: {answer.value:.4e}" for answer in answers)
     return Finding(
         guard="G21",
-        code=CODE,
+        code=code,
         severity="note",
         summary=f"'{name}' of a network that answers the same for everything: {told}",
         cause="model.constant_output",

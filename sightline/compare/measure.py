@@ -102,7 +102,8 @@ def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, 
             found[name].unit = max(found[name].unit, factors[name] * base.unit_of(largest))
     if _is_explained(found):
         return Judgement(found, moves)
-    for again, is_whole in _more_answers(unit, run, seed):
+    asked = {name for name, deviation in found.items() if deviation.ratio > BOUND / 2}
+    for again, is_whole in _more_answers(unit, asked, run, seed):
         for name, moved in again.items().items():
             factor = 1.0 if is_whole else factors.get(name, 1.0)
             if name in found:
@@ -156,13 +157,13 @@ def _take_twin(
             found[name].unit = max(found[name].unit, rest)
 
 
-def _more_answers(unit: Unit, run: Run, seed: int) -> Iterator[tuple[Answer, bool]]:
+def _more_answers(unit: Unit, suspects: set[str], run: Run, seed: int) -> Iterator[tuple[Answer, bool]]:
     """What rounding may do, the cheapest first: sums one after another, inputs moved, every operation moved.
 
     True beside an answer in which every rounding already is.
     """
     base = unit.call.format
-    plainest = plain_answer(unit)
+    plainest = plain_answer(unit, suspects)
     if plainest is not None:
         yield plainest, True
     for draw in range(_MOST_DRAWS):

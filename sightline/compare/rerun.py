@@ -74,7 +74,7 @@ class Unit:
             sizes = [tensor.numel() for _, tensor in leaves(around)]
             shapes = {each: p.shape for each, p in self.owner.named_parameters(prefix=self.prefix)}
             return max([1, *sizes]) // max(1, *shapes[name.removeprefix("to parameter.")][:1])
-        weight = getattr(self.owner, "weight", None)
+        weight: Any = getattr(self.owner, "weight", None)
         is_product = isinstance(self.owner, nn.Linear | nn.modules.conv._ConvNd) and isinstance(weight, Tensor)
         if not is_product or not name.startswith(("out.", "to given.")):
             return 1

@@ -8,13 +8,14 @@ plain form in the same format is off by, any form may be off by.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, from_numpy, nn
+from torch.nn import functional as F
 
 from sightline.compare.rerun import Answer, Unit, answer
 from sightline.layers.batch_norm import SynchronisedBatchNorm
@@ -23,13 +24,24 @@ from sightline.nests import mapped
 __all__ = ["magnitudes", "plain_answer", "twin_answer"]
 
 
-def plain_answer(unit: Unit) -> Answer | None:
-    """What a plain batch norm makes in float32 of the unit's input and gradients; None for another module or format."""
-    norm: Any = unit.owner
-    is_plain = isinstance(norm, nn.modules.batchnorm._BatchNorm) and not isinstance(norm, SynchronisedBatchNorm)
-    if not is_plain or not norm.training or unit.call.format.name != "float32":
+def plain_answer(unit: Unit, suspects: Collection[str]) -> Answer | None:
+    """What a plain form makes in float32 of the unit's input and gradients, with sums one after another.
+
+    Of a batch norm everything; of a convolution the gradients of its parameters, if they are among the suspects, named
+    as in an answer. None for another module or format.
+    """
+    owner: Any = unit.owner
+    if unit.call.format.name != "float32":
         return None
-    return _plain_batch_norm(unit, norm)
+    if isinstance(owner, nn.modules.batchnorm._BatchNorm) and not isinstance(owner, SynchronisedBatchNorm):
+        return _plain_batch_norm(unit, owner) if owner.training else None
+    parameters = {name: f"parameter.{unit.prefix}.{name}" for name in ("weight", "bias")}
+    if isinstance(owner, nn.modules.conv._ConvNd) and suspects & {f"to {name}" for name in parameters.values()}:
+        gradients = _plain_gradients(unit, owner)
+        return (
+            None if gradients is None else Answer(gradients={parameters[name]: gradients[name] for name in gradients})
+        )
+    return None
 
 
 def magnitudes(unit: Unit) -> dict[str, float]:
@@ -96,6 +108,45 @@ def _plain_batch_norm(unit: Unit, norm: nn.modules.batchnorm._BatchNorm) -> Answ
             f"parameter.{unit.prefix}.bias": from_numpy(to_bias),
         }
     return answer
+
+
+def _plain_gradients(unit: Unit, conv: Any) -> dict[str, Tensor] | None:
+    """Of a convolution's weight and bias: what each position adds is added, one position after another.
+
+    None where the convolution has groups, or pads otherwise than with zeros.
+    """
+    arriving = unit.call.to_made.get("")
+    if arriving is None or conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return None
+    given: Tensor = unit.call.given[0][0]
+    if given.ndim != arriving.ndim or given.ndim != conv.weight.ndim:
+        return None  # one sample without an axis for it
+    given, arriving = given.detach().float(), arriving.detach().float()
+    whole, single = (arriving, given) if conv.transposed else (given, arriving)  # each entry of `single` sees a patch
+    padded = F.pad(whole, [p for pad in reversed(conv.padding) for p in (pad, pad)])
+    weight = whole.new_zeros(single.shape[1], whole.shape[1] * conv.weight.shape[2:].numel())
+    for volume, entries in zip(padded, single, strict=True):
+        for place in range(entries.shape[1]):
+            patches = _patches(volume, place, conv, entries.shape[2:])
+            for entry, patch in zip(entries[:, place].reshape(len(entries), -1).T.contiguous(), patches, strict=True):
+                weight.addr_(entry, patch)
+    gradients = {"weight": weight.view(conv.weight.shape)}
+    if conv.bias is not None:
+        gradients["bias"] = from_numpy(_rows(arriving).sum(axis=0))
+    return gradients
+
+
+def _patches(volume: Tensor, place: int, conv: Any, sizes: torch.Size) -> Tensor:
+    """What the entries of one slice see, (n, C * kernel)."""
+    channel, *strides = volume.stride()
+    kernel = [step * apart for step, apart in zip(strides, conv.dilation, strict=True)]
+    moved = [step * apart for step, apart in zip(strides, conv.stride, strict=True)]
+    view = volume.as_strided(
+        (*sizes, len(volume), *conv.weight.shape[2:]),
+        (*moved[1:], channel, *kernel),
+        volume.storage_offset() + place * moved[0],
+    )
+    return view.reshape(sizes.numel(), -1)
 
 
 def _rows(values: Tensor) -> np.ndarray:

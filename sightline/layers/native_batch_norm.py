@@ -30,8 +30,8 @@ def without_cudnn(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, _Native):
-            kind: Any = _native(type(module))
-            module.__class__ = kind
+            plain: Any = type(module)
+            module.__class__ = _native(plain)
     return model
 
 

@@ -116,7 +116,7 @@ def evaluate(options: Options) -> int:
             trials.append(trial)
         if world.is_first:
             document = _document(trials, options)
-            if len(trials) == 1:
+            if len(trials) == 1 and "mean_error_mm" in document["metrics"]:
                 document |= yardsticks_of(trials[0].part, trials[0].data)
             show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
             if len(trials) == 1:

@@ -341,6 +341,11 @@ def test_each_mistake_is_one_line(
     assert expected in line
 
 
+def test_the_mean_pose_is_no_yardstick_of_a_refiner(run: Path, refiner: Path) -> None:
+    assert "mean pose" in run_here("evaluate", run, "--device", "cpu").err
+    assert "mean pose" not in run_here("evaluate", refiner, "--device", "cpu").err
+
+
 def test_a_refiner_alone_is_told_what_it_is_for(run: Path, refiner: Path, frames: Path) -> None:
     done = run_here("predict", refiner, frames)
     assert done.code == 2

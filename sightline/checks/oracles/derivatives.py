@@ -6,6 +6,7 @@ Jacobian would need two for each element. Unlike torch's `gradcheck` it gives a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -73,11 +74,13 @@ def _once(
     for name, tensors in groups.items():
         moves = [_move(tensor, generator, step) for tensor in tensors]
         numeric = _rise(function, weights, tensors, moves)
-        given = [
-            (gradients[id(t)], move) for t, move in zip(tensors, moves, strict=True) if gradients[id(t)] is not None
+        rises = [
+            gradient * move
+            for tensor, move in zip(tensors, moves, strict=True)
+            if (gradient := gradients[id(tensor)]) is not None
         ]
-        analytic = sum(float((gradient * move).sum()) for gradient, move in given)
-        length = sum(float((gradient * move).square().sum()) for gradient, move in given) ** 0.5
+        analytic = math.fsum(float(rise.sum()) for rise in rises)
+        length = math.sqrt(math.fsum(float(rise.square().sum()) for rise in rises))
         size = max(length, abs(numeric), least)
         errors[name] = abs(numeric - analytic) / size if size > 0 else 0.0
     return errors

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sightline.checks.oracles.derivatives import gradient_errors, worst
 from sightline.checks.oracles.references import array, batch_norm, off, reference_of, running_after
-from sightline.checks.oracles.rows import FORWARD, Row
+from sightline.checks.oracles.rows import EXACT_GRADIENT, FORWARD, Row
 from sightline.checks.oracles.shrinking import input_of, shrunk
 
 __all__ = ["examine_known", "is_known"]
@@ -36,7 +36,13 @@ def examine_known(module: nn.Module, row: Row, *, seed: int = 0) -> Row:
     part, forward = worst(errors)
     told = f"its {part} differs" if forward > FORWARD and part != "output" else ""
     return dataclasses.replace(
-        row, forward=forward, slope=slope, drift=_drift(small, values), weakest=weakest, note=told
+        row,
+        forward=forward,
+        slope=slope,
+        drift=_drift(small, values),
+        weakest=weakest,
+        tolerance=EXACT_GRADIENT,
+        note=told,
     )
 
 
@@ -57,7 +63,7 @@ def _forward_errors(small: nn.Module, values: Tensor) -> dict[str, float]:
     mean, variance = running_after(small, given, mean=before[0], variance=before[1])
     errors["running mean"] = off(layer.running_mean, mean)
     errors["running variance"] = off(layer.running_var, variance)
-    known = copy.deepcopy(small).eval()
+    known: Any = copy.deepcopy(small).eval()
     with torch.no_grad():
         known.running_mean.copy_(torch.from_numpy(mean))
         known.running_var.copy_(torch.from_numpy(variance))
@@ -73,7 +79,8 @@ def _slopes(small: nn.Module, values: Tensor, seed: int) -> Mapping[str, dict[st
     for mode, told in ((True, ""), (False, "in evaluation: ")) if differs else ((True, ""),):
         layer = copy.deepcopy(small).train(mode)
         given = values.clone().requires_grad_(True)
-        tensors = {"input": [given], **{name: [parameter] for name, parameter in layer.named_parameters()}}
+        tensors: dict[str, list[Tensor]] = {"input": [given]}
+        tensors |= {name: [parameter] for name, parameter in layer.named_parameters()}
 
         def evaluate(layer: nn.Module = layer, given: Tensor = given) -> list[Tensor]:
             torch.manual_seed(seed)  # what is dropped at random is dropped again

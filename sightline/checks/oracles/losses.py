@@ -15,7 +15,7 @@ from sightline.checks.oracles.derivatives import gradient_errors, gradients_of, 
 from sightline.checks.oracles.loss_references import cross_entropy, mean_square, nt_xent, orthogonality
 from sightline.checks.oracles.references import array
 from sightline.checks.oracles.replay import loss_counts, loss_sums
-from sightline.checks.oracles.rows import Row
+from sightline.checks.oracles.rows import EXACT_GRADIENT, Row
 from sightline.checks.oracles.squares import Squares, rightful_factor, squares_of
 from sightline.config import RunConfig
 from sightline.engine.train import Job
@@ -83,6 +83,7 @@ def _examine(row: Row, component: Component, given: _Given) -> Row:
         forward=forward,
         drift=drift if math.isfinite(drift) else None,
         weakest=weakest,
+        tolerance=EXACT_GRADIENT,
         note="; ".join(filter(None, (told, note if read else "it depends on no output"))),
     )
 

@@ -19,7 +19,7 @@ from sightline.checks.oracles.derivatives import gradient_errors, worst
 from sightline.checks.oracles.nests import float32, float64, kept, mapped, with_history
 from sightline.checks.oracles.own_references import own_reference
 from sightline.checks.oracles.references import array, off
-from sightline.checks.oracles.rows import Row
+from sightline.checks.oracles.rows import DRIFT, Row
 from sightline.checks.survey import leaves
 
 __all__ = ["Call", "examine_recorded", "recording"]
@@ -28,6 +28,8 @@ _SMALL = 20_000  # elements; larger inputs with spatial axes are cut to a corner
 _CORNERS = (8, 16, 32)
 _MOST_SECONDS = 4.0  # of one layer
 _STEP = 1e-8
+_GUILTY = 16.0
+_OF_MANY = 100.0  # layers in a row, each of which is judged by itself as well
 _MOVE = 1e-2
 _LAYERS = "its layers"
 
@@ -70,7 +72,9 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
     inputs = {path: tensor for path, tensor in leaves([args, kwargs]) if path in call.depends}
     for tensor in inputs.values():
         tensor.requires_grad_(True)
-    groups = {f"input {path}": [tensor] for path, tensor in inputs.items()} | _parameters(layer, silent)
+    parameters = _parameters(layer, silent)
+    is_made_of_layers = _LAYERS in parameters
+    groups = {f"input {path}": [tensor] for path, tensor in inputs.items()} | parameters
     evaluate = _evaluation(layer, args, kwargs, seed)
     outputs = evaluate()  # the first may have to compile
     started = time.thread_time()
@@ -85,12 +89,14 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
     if once * (2 * len(groups) + 1) > _MOST_SECONDS:
         groups = {"all that it reads": [tensor for tensors in groups.values() for tensor in tensors]}
     weakest, slope = worst(gradient_errors(evaluate, groups, seed=seed, step=_STEP))
+    drift, limit = _drift(layer, args, kwargs, seed)
     return dataclasses.replace(
         row,
         forward=_forward(layer, args, kwargs, outputs),
         slope=slope,
         weakest=weakest,
-        drift=_drift(layer, args, kwargs, seed),
+        drift=drift,
+        drift_limit=max(limit, (_OF_MANY if is_made_of_layers else 1.0) * DRIFT),
     )
 
 
@@ -99,8 +105,8 @@ def _moved(layer: nn.Module, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in layer.parameters():
-            size = parameter.abs().max().clamp(min=_MOVE) if parameter.numel() else 0.0
-            parameter += _MOVE * size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            size = max(_MOVE, float(parameter.abs().max())) if parameter.numel() else 0.0
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=_MOVE * size)
     return layer
 
 
@@ -154,7 +160,8 @@ def _corner(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[Any, A
     for size in _CORNERS:
 
         def corner(tensor: Tensor, size: int = size) -> Tensor:
-            return tensor[(..., *(slice(size),) * (tensor.ndim - 2))].clone() if _has_space(tensor) else tensor
+            place: Any = (..., *(slice(size),) * (tensor.ndim - 2))
+            return tensor[place].clone() if _has_space(tensor) else tensor
 
         small = mapped(args, corner), mapped(kwargs, corner)
         try:
@@ -170,17 +177,37 @@ def _has_space(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.ndim >= 4
 
 
-def _drift(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> float | None:
-    """How far the middle value of the float32 output is from float64, relative to its size."""
+def _drift(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[float, float]:
+    """How far the middle value of the float32 output is from float64, and how far rounding may take it.
+
+    Both relative to the largest value. Rounding is tried: in float64, all that goes in is moved by half a unit of
+    float32's last place, as in the comparison of whole networks.
+    """
     narrow = copy.deepcopy(layer).float()
-    wide = copy.deepcopy(narrow).double()
+    wide, nudged = copy.deepcopy(narrow).double(), copy.deepcopy(narrow).double()
+    generator = torch.Generator().manual_seed(seed)
+
+    def nudge(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
+        return (tensor * (1 + signs * torch.finfo(torch.float32).eps / 2)).detach()
+
     with torch.no_grad():
         given, named = mapped(args, float32), mapped(kwargs, float32)
+        exact, by_name = mapped(given, float64), mapped(named, float64)
+        for parameter in nudged.parameters():
+            parameter.copy_(nudge(parameter))
         small = _evaluation(narrow, given, named, seed)()
-        large = _evaluation(wide, mapped(given, float64), mapped(named, float64), seed)()
-    found = [
-        float((one.double() - two).abs().median() / two.abs().max().clamp(min=1e-30))
-        for one, two in zip(small, large, strict=True)
-        if one.numel() and one.shape == two.shape
-    ]
-    return max(found, default=None)
+        large = _evaluation(wide, exact, by_name, seed)()
+        moved = _evaluation(nudged, mapped(exact, nudge), mapped(by_name, nudge), seed)()
+    return _middle(small, large), _GUILTY * _middle(moved, large)
+
+
+def _middle(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The median difference, of the output where it is largest, relative to the largest value."""
+    pairs = [(one.double(), two) for one, two in zip(found, expected, strict=True) if one.shape == two.shape]
+    return max(
+        (float((one - two).abs().median() / two.abs().max().clamp(min=1e-30)) for one, two in pairs if one.numel()),
+        default=0.0,
+    )

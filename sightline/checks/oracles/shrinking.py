@@ -63,7 +63,7 @@ def _shrink_convolution(small: Any) -> None:
 def _cut(module: nn.Module, **shapes: Sequence[int]) -> None:
     """Keep a corner of parameters and buffers, those that there are."""
     for name, shape in shapes.items():
-        held = module._parameters if name in module._parameters else module._buffers
+        held: Any = module._parameters if name in module._parameters else module._buffers
         tensor = held.get(name)
         if tensor is not None:
             corner = tensor.detach()[tuple(slice(size) for size in shape)].clone()

@@ -57,7 +57,7 @@ def test_a_wrong_element_among_twenty() -> None:
     values = drawn(5, 4)
     with pytest.raises(GradcheckError):
         torch.autograd.gradcheck(Wrong.apply, (values,))
-    assert gradient_errors(lambda: [Wrong.apply(values)], {"x": [values]})["x"] > 5e-3
+    assert gradient_errors(lambda: [Wrong.apply(values)], {"x": [values]})["x"] > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_wrong_element_among_twenty() -> None:
 )
 def test_gradients_that_are_cut_off(function: Callable[[Tensor], Tensor]) -> None:
     values = drawn(5, 4)
-    assert gradient_errors(lambda: [function(values)], {"x": [values]})["x"] > 0.3
+    assert gradient_errors(lambda: [function(values)], {"x": [values]})["x"] > 1e-2  # of the size of the whole gradient
 
 
 def test_the_wrong_one_of_two_tensors() -> None:

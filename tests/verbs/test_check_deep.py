@@ -1,0 +1,64 @@
+"""`sightline check --deep`: tables on standard output, in JSON with their notes, and an exit code for a wrong layer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.checks.planting import CONFIG
+from tests.command import run_here
+
+PLUGIN = '''
+"""A classifier with a convolution of size 1 that forgets its bias."""
+from __future__ import annotations
+from typing import TypedDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+from sightline import registry
+
+class Forgetful(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight)
+
+class Out(TypedDict):
+    logits: Tensor
+
+@registry.models.add("forgetful")
+class Classifier(nn.Module):
+    """One map and a maximum."""
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.map = Forgetful(in_channels, 16)
+        nn.init.ones_(self.map.bias)
+        self.head = nn.Linear(16, num_classes)
+    def forward(self, *, points: Tensor) -> Out:
+        return {"logits": self.head(self.map(points).relu().amax(dim=1))}
+'''
+
+
+def test_tables_and_json(tmp_path: Path) -> None:
+    config, told = tmp_path / "small.yaml", tmp_path / "told.json"
+    config.write_text(CONFIG)
+    done = run_here("check", config, "--deep", "--device", "cpu", "--json", told)
+    assert done.code == 0, done.err
+    for title in ("layers", "gradients at the first step", "initial weights"):
+        assert f"{title}\n" in done.out
+    assert "cross_entropy" in done.out
+    assert "small: 0 errors, 0 warnings" in done.err
+    found = {finding["code"]: finding for finding in json.loads(told.read_text())["findings"]}
+    table = found["half-checked"]["evidence"]["table"]
+    assert table["columns"][-1] == "verdict"
+    assert {row[-1] for row in table["rows"]} == {"checked", "half-checked"}
+    plain = run_here("check", config, "--device", "cpu")
+    assert plain.out == ""
+
+
+def test_a_wrong_layer_of_a_plugin(tmp_path: Path) -> None:
+    config, plugin = tmp_path / "small.yaml", tmp_path / "forgetful.py"
+    config.write_text(CONFIG.replace("{name: pointnet_plain, embedding: 32, dropout: 0.0}", "{name: forgetful}"))
+    plugin.write_text(PLUGIN)
+    done = run_here("check", config, "--deep", "--device", "cpu", "--plugin", plugin)
+    assert done.code == 1
+    assert "layer-forward" in done.out + done.err or "does not compute what its type says" in done.err
+    assert f"{plugin}:9" in done.err
+    assert "layer map" in done.err
