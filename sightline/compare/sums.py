@@ -8,7 +8,7 @@ plain form in the same format is off by, any form may be off by.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Set
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from sightline.nests import mapped
 __all__ = ["magnitudes", "plain_answer", "twin_answer"]
 
 
-def plain_answer(unit: Unit, suspects: Collection[str]) -> Answer | None:
+def plain_answer(unit: Unit, suspects: Set[str]) -> Answer | None:
     """What a plain form makes in float32 of the unit's input and gradients, with sums one after another.
 
     Of a batch norm everything; of a convolution the gradients of its parameters, if they are among the suspects, named
