@@ -40,7 +40,8 @@ Stop = Literal["reached", "steps", "not finite", "exploded", "outpaced"]
 class Bench:
     """What all attempts share: the run whose weights they begin with, the batch, and what of the recipe is kept on.
 
-    `floor` is the lowest loss that any outputs could have; None where the loss has none.
+    `floor` is the lowest loss that any outputs could have; None where the loss has none. `score` is asked after an
+    attempt that fitted the samples, with its job, which it uses up, and the batch: what the run's metric says of them.
     """
 
     built: Built
@@ -48,6 +49,7 @@ class Bench:
     floor: float | None
     steps: int
     keep: frozenset[str] = frozenset()
+    score: Callable[[Job, Batch], float] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -69,7 +71,7 @@ class Curve:
     """How one attempt went. `losses` holds the whole loss before each step, and after the last one; `terms` each loss.
 
     `stop` says why it ended: the smallest of `SHARES` was reached, the steps were over, a gradient was not finite, the
-    loss exploded, or another rate had been faster.
+    loss exploded, or another rate had been faster. `score` is the run's metric on the samples where they were fitted.
     """
 
     optimizer: str
@@ -79,6 +81,7 @@ class Curve:
     losses: tuple[float, ...]
     terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     stop: Stop = "steps"
+    score: float = math.nan
 
     @property
     def shares(self) -> list[float]:
@@ -204,7 +207,10 @@ def fit(
             stop = "outpaced"
             break
     kept = {term: tuple(values) for term, values in terms.items()}
-    return Curve(name, rate, precision, bench.floor, tuple(losses), kept, stop)
+    found = Curve(name, rate, precision, bench.floor, tuple(losses), kept, stop)
+    if bench.score is None or not found.is_fitted or watch is not None:
+        return found
+    return dataclasses.replace(found, score=bench.score(job, batch))
 
 
 def forward_once(bench: Bench, model: nn.Module) -> Mapping[str, Any]:

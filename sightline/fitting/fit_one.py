@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from sightline.checks.suite import Context
 from sightline.describe.trace import untouched
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
+from sightline.engine.train import Job
 from sightline.fitting.attempts import FITTED, Bench
 from sightline.fitting.audit import audit_batch, audit_targets
 from sightline.fitting.causes import Case, Part, bisect, loss_cause
@@ -21,7 +23,9 @@ from sightline.fitting.loss_probe import LossProbe, probe_loss
 from sightline.fitting.network import activation_warning, unmoved
 from sightline.fitting.recipes import Candidate, candidates
 from sightline.fitting.samples import Samples, choose_samples
+from sightline.fitting.scoring import score_of
 from sightline.fitting.told import Teller
+from sightline.types import Batch
 
 __all__ = ["Asked", "Kept", "Result", "bench_of", "fit_one", "result_document"]
 
@@ -72,7 +76,12 @@ class Result:
 def bench_of(built: Built, asked: Asked) -> tuple[Bench, Samples]:
     """The samples that are asked for, and a bench on which to fit them, whose floor is not known yet."""
     samples = choose_samples(built, num=asked.samples, with_augmentation="augmentation" in asked.keep)
-    return Bench(built, samples.batch, None, asked.steps, asked.keep), samples
+    score = functools.partial(_score, built, samples)
+    return Bench(built, samples.batch, None, asked.steps, asked.keep, score), samples
+
+
+def _score(built: Built, samples: Samples, job: Job, batch: Batch) -> float:
+    return score_of(built, job, batch, samples.indices)
 
 
 def fit_one(built: Built, asked: Asked, tell: Tell) -> Result:

@@ -97,6 +97,7 @@ def document_of_curve(curve: Curve) -> dict[str, Any]:
     return {
         "rate": curve.rate,
         "steps_to": {f"{share:g}": curve.steps_to(share) for share in SHARES},
+        "score": None if math.isnan(curve.score) else curve.score,
         "lowest_share": None if math.isnan(curve.lowest) else curve.lowest,
         "stop": curve.stop,
         "losses": list(curve.losses),

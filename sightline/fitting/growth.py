@@ -12,9 +12,8 @@ import numpy as np
 
 from sightline.checks.finding import Finding
 from sightline.config import RunConfig
-from sightline.data.reading import BatchReader
 from sightline.describe.trace import untouched
-from sightline.engine.build import Built, Part, build, build_transforms
+from sightline.engine.build import Built, build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
 from sightline.engine.records import StepRecord
@@ -23,6 +22,7 @@ from sightline.engine.train import NonFiniteGradientError, train
 from sightline.errors import UserError
 from sightline.fitting.attempts import FITTED
 from sightline.fitting.fit_one import Asked, fit_one
+from sightline.fitting.scoring import evaluation_reader
 from sightline.fitting.told import Teller
 from sightline.fitting.trivial import fit_constant
 
@@ -212,7 +212,7 @@ def _learn(
     except NonFiniteGradientError:
         return None
     held_out = dataclasses.replace(run.selection, indices=_spread(run.selection.indices), voting_reader=None, votes=1)
-    known = dataclasses.replace(held_out, reader=_plain_reader(config, run), indices=_spread(np.sort(chosen)))
+    known = dataclasses.replace(held_out, reader=evaluation_reader(run), indices=_spread(np.sort(chosen)))
     keys = evaluation_keys(known.indices, config.train.batch_size, epoch=0, seed=config.seed)
     constant = fit_constant(run, [known.reader(each) for each in keys])
     metric, tail = config.evaluate.metric, losses[-max(1, len(losses) // _TOLD) :]
@@ -238,12 +238,6 @@ def _spread(indices: np.ndarray) -> np.ndarray:
         return indices
     chosen: np.ndarray = indices[np.linspace(0, len(indices) - 1, HELD_OUT).astype(np.int64)]
     return chosen
-
-
-def _plain_reader(config: RunConfig, run: Built) -> BatchReader:
-    """The training set as evaluation would see it."""
-    part: Part = run.data.train
-    return BatchReader(part.dataset, build_transforms(config.transforms.evaluate, run.data.facts))
 
 
 def _why(built: Built, learnt: _Learnt, wanted: float, asked: Asked) -> Finding:

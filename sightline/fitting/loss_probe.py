@@ -88,7 +88,7 @@ def probe_loss(bench: Bench) -> LossProbe:
         found = detached(forward_once(bench, prepared_model(bench, bench.precision)))
     batch = Recording(bench.batch_in("float64"))
     free = {
-        name: value.detach().double().clone()
+        name: value.detach().double().clone(memory_format=torch.contiguous_format)  # L-BFGS flattens gradients
         for name, value in found.items()
         if isinstance(value, Tensor) and value.is_floating_point()
     }

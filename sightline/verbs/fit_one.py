@@ -32,7 +32,7 @@ __all__ = ["Options", "fit_one"]
 
 NAME = "fit_one"
 _STEPS = tuple(f"steps to {share:g}" for share in SHARES)
-_COLUMNS = ("optimiser", "numbers", "fitted", "best rate", *_STEPS, "lowest", "end")
+_COLUMNS = ("optimiser", "numbers", "fitted", "best rate", *_STEPS, "lowest")
 _NEGLIGIBLE = 1e-6
 
 
@@ -48,6 +48,7 @@ class Options:
     grow: str | None = None
     vary: tuple[str, ...] = ()
     trace: bool = False
+    brief: bool = False
     out: Path | None = None
     plugins: tuple[Path, ...] = ()
     device: str = "auto"
@@ -56,7 +57,7 @@ class Options:
 
 def fit_one(options: Options) -> int:
     """Fit a few samples, or climb, or compare; the exit code."""
-    asked = Asked(options.samples, options.steps, _kept(options.keep))
+    asked = Asked(options.samples, options.steps, _kept(options.keep), is_brief=options.brief)
     if options.out is not None:
         assert_writable(options.out / f"{NAME}.json", option="--out")
     if options.grow is not None and (options.vary or options.trace or options.samples is not None):
@@ -81,7 +82,7 @@ def _fit(options: Options, config: RunConfig, asked: Asked, world: World) -> int
     followed = None
     if options.trace or config.expect:
         followed = follow(built, asked) if result.probe is not None else None
-    _show(config.name, result)
+    _show(config.name, config.evaluate.metric, result)
     document = result_document(result)
     failed = 0
     if followed is not None:
@@ -91,12 +92,13 @@ def _fit(options: Options, config: RunConfig, asked: Asked, world: World) -> int
     return 0 if result.is_fitted and not failed else 1
 
 
-def _show(name: str, result: Result) -> None:
+def _show(name: str, metric: str, result: Result) -> None:
     """The one cause first, where there is one; then the table, and what each part of the bisection showed."""
     show_findings(result.findings[:1], is_verbose=True)
     if result.verdicts:
         rows = [_row(verdict) for verdict in (*result.verdicts, *result.further)]
-        show_table(f"{name}: {len(result.samples.indices)} samples", _COLUMNS, rows, unbroken="optimiser")
+        columns = (*_COLUMNS, metric, "end")
+        show_table(f"{name}: {len(result.samples.indices)} samples", columns, rows, unbroken="optimiser")
     if result.parts:
         shown = [[part.name, "guilty" if part.is_guilty else "", part.told] for part in result.parts]
         show_table("where it is lost", ("part", "", "measured"), shown, unbroken="part")
@@ -107,7 +109,9 @@ def _show(name: str, result: Result) -> None:
 def _row(verdict: Verdict) -> list[Any]:
     best = verdict.best
     steps = [best.steps_to(share) for share in SHARES]
-    return [verdict.optimizer, verdict.precision, _yes(verdict), f"{best.rate:g}", *steps, _lowest(best), best.stop]
+    score = "" if math.isnan(best.score) else f"{best.score:.4g}"
+    tried = (verdict.optimizer, verdict.precision, _yes(verdict), f"{best.rate:g}")
+    return [*tried, *steps, _lowest(best), score, best.stop]
 
 
 def _yes(verdict: Verdict) -> str:

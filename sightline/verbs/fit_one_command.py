@@ -32,6 +32,9 @@ def fit_one(
         typer.Option("--vary", metavar="KEY=A,B", help="compare variants of the config; repeatable, all combinations"),
     ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="follow the samples through every layer")] = False,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="where the recipe's own optimiser fits, try no other, and no other format")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="write fit_one.json and fit_one.svg there")
     ] = None,
@@ -49,5 +52,5 @@ def fit_one(
     with collection_paused():
         from sightline.verbs import fit_one as verb
 
-    asked = (samples, steps, keep, grow, tuple(vary or ()), trace, out)
+    asked = (samples, steps, keep, grow, tuple(vary or ()), trace, brief, out)
     return verb.fit_one(verb.Options(config, tuple(overrides or ()), *asked, tuple(plugin or ()), device, json))

@@ -102,3 +102,18 @@ def test_a_loss_below_zero_may_have_a_floor(tmp_path: Path) -> None:
 
     probe, _ = probed(with_loss(run(tmp_path, model=nets.Net()), Cosine()))
     assert probe.floor == pytest.approx(-1.0, abs=1e-6)
+
+
+def test_outputs_may_lie_in_memory_as_they_like(tmp_path: Path) -> None:
+    class Turned(nets.Regressor):
+        def forward(self, *, points: Tensor) -> nets.Map:
+            made = super().forward(points=points)
+            return {**made, "heat": made["heat"].movedim(0, -1).contiguous().movedim(-1, 0)}
+
+    found = []
+    for kind in (nets.Regressor, Turned):
+        torch.manual_seed(0)
+        found.append(probed(regression(tmp_path, kind(rectified=False)))[0])
+    plain, turned = found
+    assert turned.start == pytest.approx(plain.start)
+    assert turned.floor == pytest.approx(0.0, abs=1e-12)
