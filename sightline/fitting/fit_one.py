@@ -27,10 +27,13 @@ from sightline.fitting.scoring import score_of
 from sightline.fitting.told import Teller
 from sightline.types import Batch
 
-__all__ = ["Asked", "Kept", "Result", "bench_of", "fit_one", "result_document"]
+__all__ = ["LONGER", "Asked", "Kept", "Result", "bench_of", "fit_one", "result_document"]
 
 Kept = Literal["augmentation", "dropout", "decay"]
 Tell = Callable[[str], None]
+
+LONGER = 4
+"""An attempt that still falls when its steps are over gets this many times as many."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def _fit_one(built: Built, asked: Asked, tell: Tell) -> Result:
     if asked.only_own_rate:
         own = dataclasses.replace(own, num_trusted=1)
     brief: dict[str, Any] = {"rates": own.trusted, "is_first_enough": asked.is_brief, "clip": True}
-    own_verdict = run_candidate(bench, own, bench.precision, tell=tell, **brief)
+    own_verdict = _extended(bench, own, run_candidate(bench, own, bench.precision, tell=tell, **brief), tell)
     if errors:
         return Result(samples, probe, (own_verdict,), tuple([*errors, *(f for f in wrong if f not in errors)]))
     if (guilty := loss_cause(bench, probe, teller)) is not None:
@@ -128,6 +131,19 @@ def _fit_one(built: Built, asked: Asked, tell: Tell) -> Result:
     frozen = None if finding.cause == "model.frozen_unintended" else _of_frozen(bench, teller)
     beside = (*wrong, *([] if frozen is None else [frozen]))
     return Result(samples, probe, tuple(verdicts), (finding, *beside), tuple(parts), tuple(further))
+
+
+def _extended(bench: Bench, own: Candidate, verdict: Verdict, tell: Tell) -> Verdict:
+    """The verdict, where the best attempt that decides was still falling as its steps ended with more of them."""
+    before = verdict.trusted
+    if verdict.is_fitted or not before.is_falling:
+        return verdict
+    longer = dataclasses.replace(bench, steps=LONGER * bench.steps)
+    again = run_candidate(
+        longer, own, bench.precision, tell=tell, rates=(before.rate,), where=", still falling", clip=True
+    )
+    curves = tuple(again.curves[0] if curve is before else curve for curve in verdict.curves)
+    return dataclasses.replace(verdict, curves=curves)
 
 
 def _compare(bench: Bench, own: Candidate, others: list[Candidate], first: Verdict, tell: Tell) -> list[Verdict]:

@@ -21,7 +21,7 @@ from sightline.engine.stream import Plan, evaluation_keys
 from sightline.engine.train import NonFiniteGradientError, train
 from sightline.errors import UserError
 from sightline.fitting.attempts import FITTED
-from sightline.fitting.fit_one import Asked, fit_one
+from sightline.fitting.fit_one import LONGER, Asked, fit_one
 from sightline.fitting.scoring import evaluation_reader
 from sightline.fitting.told import Teller
 from sightline.fitting.trivial import fit_constant
@@ -100,7 +100,8 @@ def _by_heart(built: Built, size: int, asked: Asked, tell: Callable[[str], None]
     figures = {"share": lowest, "steps": math.nan if steps is None else steps, "rate": curve.rate}
     rung = Rung(
         size,
-        f"at most {FITTED:g} of the way to the floor is left within {asked.steps} steps",
+        f"at most {FITTED:g} of the way to the floor is left within {asked.steps} steps, or {LONGER} times as many "
+        "where the loss still falls",
         f"{reached}; {lowest:.3g} at best, rate {curve.rate:g}",
         result.is_fitted,
         figures,
