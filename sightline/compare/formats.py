@@ -22,7 +22,7 @@ class Format:
         """One unit in the last place of the largest finite value; of zero, that of the smallest normal float32."""
         if not values.numel():
             return 0.0
-        finite = values.nan_to_num(0.0, 0.0, 0.0) if values.is_floating_point() else values
+        finite = values.nan_to_num(0.0, 0.0, 0.0) if values.is_floating_point() else values.double()
         return self.unit_of(float(finite.abs().max()))
 
     def unit_of(self, value: float) -> float:

@@ -26,7 +26,7 @@ from sightline.compare.formats import FORMATS, Format
 from sightline.compare.rerun import Answer, Nudge, Unit
 from sightline.compare.sums import magnitudes, plain_answer, twin_answer
 
-__all__ = ["BOUND", "MOST", "Deviation", "compared", "judge"]
+__all__ = ["BOUND", "MOST", "Deviation", "compared", "distance", "judge"]
 
 BOUND = 16.0
 """Units of rounding beyond which a deviation is not explained."""
@@ -153,7 +153,7 @@ def _take_twin(
     """What the plain twin of a layer is off by counts, but where its decisions are others."""
     for name, value in ({} if twin is None else twin.items()).items():
         if name in jumps and value.shape == answers[name].shape:
-            rest = _distance(value[~jumps[name]], answers[name][~jumps[name]])
+            rest = distance(value[~jumps[name]], answers[name][~jumps[name]])
             found[name].unit = max(found[name].unit, rest)
 
 
@@ -243,7 +243,7 @@ def _compared(
     unit = numbers.unit_of_largest(answer) * factor
     if where is not None:
         here, answer = here[where], answer[where]
-    return Deviation(_distance(here, answer), unit, scale, actual.numel())
+    return Deviation(distance(here, answer), unit, scale, actual.numel())
 
 
 def _moved(moved: Tensor, answer: Tensor) -> float:
@@ -253,7 +253,7 @@ def _moved(moved: Tensor, answer: Tensor) -> float:
     return float((moved.double() - answer.double()).abs().nan_to_num(0.0, 0.0, 0.0).max())
 
 
-def _distance(first: Tensor, second: Tensor) -> float:
+def distance(first: Tensor, second: Tensor) -> float:
     """The largest difference; infinite where one is a number and the other is not, or not the same infinity."""
     if first.shape != second.shape:
         return math.inf

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.compare.formats import FORMATS
-from sightline.compare.measure import Deviation
+from sightline.compare.measure import Deviation, distance
 from sightline.compare.walk import Row
 from sightline.data.reading import BatchReader
 from sightline.nests import leaves
@@ -67,9 +67,8 @@ def _deviation(had: Tensor, expected: Tensor) -> Deviation:
         return Deviation(float("inf"), 1.0, 1.0, expected.numel(), note=note)
     is_real = expected.is_floating_point()
     unit = FORMATS[torch.float32 if is_real else torch.float64].unit_of_largest(expected)
-    difference = (had.double() - expected.double()).abs().nan_to_num(nan=0.0)
     scale = float(expected.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if expected.numel() else 0.0
-    return Deviation(float(difference.max()) if had.numel() else 0.0, unit, scale, expected.numel())
+    return Deviation(distance(had, expected), unit, scale, expected.numel())
 
 
 def _row(stage: str, what: str, deviation: Deviation) -> Row:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from sightline.compare.stages import Stages, compare_stages
 from tests.command import Outcome, run_here
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +133,30 @@ def test_the_first_stage_of_the_data_that_differs_is_named(tmp_path: Path) -> No
     assert outcome.code == 1
     assert (found["first"]["layer"], found["first"]["pass"]) == ("jitter", "data")
     assert [row["layer"] for row in found["guilty"]] == ["jitter"], "the layers saw the same batch"
+
+
+def test_the_roundings_of_the_authors_release_are_named_where_they_enter(tmp_path: Path) -> None:
+    config = ROOT / "configs" / "pose" / "synthetic_hands_v2v_small.yaml"
+    small = ("data.train_size=8", "data.test_size=4", "train.precision=float32", "train.batch_size=2", "--samples", 1)
+    record, result = tmp_path / "record", tmp_path / "result.json"
+    release = ("transforms.train.0.compat=release", "--out", record, "--steps", 0)
+    assert run_here("compare", "record", config, *small, *release).code == 0
+    outcome = run_here("compare", config, *small, "--against", record, "--steps", 0, "--json", result)
+    assert outcome.code == 1, outcome.err
+    found = json.loads(result.read_text())
+    assert (found["first"]["layer"], found["first"]["pass"]) == ("place_cube", "data")
+
+
+def test_fields_of_a_stage_that_are_no_real_numbers() -> None:
+    def stage(seen: bool, depth: float) -> Stages:
+        return [("", {"seen.0": torch.tensor([seen, True]), "depth.0": torch.tensor([depth, 1.0])})]
+
+    nan, inf = float("nan"), float("inf")
+    for same in (stage(True, 2.0), stage(False, nan), stage(True, inf)):
+        assert [row.is_guilty for row in compare_stages(same, same)] == [False]
+    for one, other in ((stage(True, 2.0), stage(False, 2.0)), (stage(True, nan), stage(True, 2.0))):
+        assert [row.is_guilty for row in compare_stages(one, other)] == [True]
+    assert [row.is_guilty for row in compare_stages(stage(True, inf), stage(True, -inf))] == [True]
 
 
 @pytest.mark.parametrize(
