@@ -1,4 +1,4 @@
-"""Tensors in nests: what batches, arguments and results of modules hold, whatever they are nested in."""
+"""Tensors in nests: what samples, batches, arguments and results of modules hold, whatever they are nested in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["leaves", "mapped"]
+__all__ = ["below", "leaves", "mapped", "parts"]
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -16,15 +16,16 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield path, value
         return
-    for name, item in _items(value):
-        yield from leaves(item, _below(path, name))
+    for name, item in parts(value):
+        yield from leaves(item, below(path, name))
 
 
 def mapped(value: Any, function: Callable[[str, Tensor], Any], path: str = "") -> Any:
     """The same nest with every tensor replaced by `function(place, tensor)`; what is no tensor stays as it is."""
     if isinstance(value, Tensor):
         return function(path, value)
-    changed = {name: mapped(item, function, _below(path, name)) for name, item in _items(value)}
+    fixed = {f.name for f in dataclasses.fields(value) if not f.init} if dataclasses.is_dataclass(value) else set()
+    changed = {name: mapped(item, function, below(path, name)) for name, item in parts(value) if name not in fixed}
     if isinstance(value, Mapping):
         return type(value)(zip(value, changed.values(), strict=True))  # type: ignore[call-arg]
     if isinstance(value, list | tuple):
@@ -32,7 +33,7 @@ def mapped(value: Any, function: Callable[[str, Tensor], Any], path: str = "") -
     return dataclasses.replace(value, **changed) if changed else value
 
 
-def _items(value: Any) -> list[tuple[str, Any]]:
+def parts(value: Any) -> list[tuple[str, Any]]:
     """What a nest holds, with names that are text; nothing for a value that is none."""
     if isinstance(value, Mapping):
         return [(str(name), item) for name, item in value.items()]
@@ -43,5 +44,6 @@ def _items(value: Any) -> list[tuple[str, Any]]:
     return []
 
 
-def _below(path: str, name: str) -> str:
+def below(path: str, name: str) -> str:
+    """The place of something in a part of a nest that has a place itself."""
     return f"{path}.{name}" if path else name

@@ -92,9 +92,7 @@ class _Reads:
         """Copies of a sample's tensors after the transforms; random states, those of the set too, are put back."""
         with kept_random_state(), kept_generators(self._generators):
             batch = self.part.reader([key])
-        return {
-            f"{name}{leaf}": tensor.detach().clone() for name, value in batch.items() for leaf, tensor in leaves(value)
-        }
+        return {leaf: tensor.detach().clone() for name, value in batch.items() for leaf, tensor in leaves(value, name)}
 
     def first_drift(self) -> Drift | None:
         """The first sample and field that a later read gives with other bits."""

@@ -83,7 +83,7 @@ def _reads(job: Job, batch: Batch, device: torch.device) -> set[str]:
 
 def _in_data(job: Job, batch: Batch, reads: set[str]) -> Finding | None:
     for key in sorted(reads & batch.keys()):
-        for leaf, tensor in leaves(batch[key]):
+        for leaf, tensor in leaves(batch[key], key):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 position = tuple((~tensor.isfinite()).nonzero()[0].tolist())
                 index = row_of(batch, tensor, position)
@@ -92,7 +92,7 @@ def _in_data(job: Job, batch: Batch, reads: set[str]) -> Finding | None:
                     stage="data",
                     summary=f"'{key}' of the batch holds {float(tensor[position])}",
                     causes=("data.corrupt_sample", "data.normalisation"),
-                    measured=f"{float(tensor[position])} at {key}{leaf}{list(position)}{_told(job, index)}",
+                    measured=f"{float(tensor[position])} at {leaf}{list(position)}{_told(job, index)}",
                     expected="finite numbers in what model and losses read",
                     action="mend or leave out the sample, or the transform that divides by zero",
                     sample=index,

@@ -56,7 +56,7 @@ def _of_field(context: Context, survey: PartSurvey, name: str, fault: NonFinite,
         cause="data.corrupt_sample",
         alternatives=("data.normalisation", "data.missing_modality"),
         where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=fault.sample),
-        measured=f"{fault.value} at {name}{fault.leaf}{list(fault.position)} of "
+        measured=f"{fault.value} at {fault.leaf}{list(fault.position)} of "
         f"{name_sample(survey.part.dataset, fault.sample)}",
         expected="finite numbers" + ("" if is_read else "; but neither model nor loss reads this field"),
         action="mend or leave out the sample where the data set reads it; mark missing values by a mask, not by NaN",
@@ -68,7 +68,7 @@ def _of_batch(context: Context) -> Iterator[Finding]:
     """Faults of a training batch that its samples do not have: a transform made them."""
     batch = context.rehearsal.batch
     for key, value in batch.items():
-        for leaf, tensor in leaves(value):
+        for leaf, tensor in leaves(value, key):
             if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
                 continue
             position = tuple((~tensor.isfinite()).nonzero()[0].tolist())
@@ -91,7 +91,7 @@ def _of_leaf(context: Context, key: str, leaf: str, tensor: Tensor, position: tu
         where=context.place(
             "data" if is_stored else "transforms.train", dataset=f"{context.config.data.name}/train", sample=index
         ),
-        measured=f"{float(tensor[position])} at {key}{leaf}{list(position)}; before the transforms the sample "
+        measured=f"{float(tensor[position])} at {leaf}{list(position)}; before the transforms the sample "
         + ("holds it too" if is_stored else "is finite"),
         expected=f"finite numbers after the transforms ({names})",
         action="mend or leave out the sample"

@@ -41,7 +41,7 @@ _MOST_VALUES = 4_096
 
 
 class NonFinite(NamedTuple):
-    """A number that is none: in which sample, in which leaf of the field, at which position."""
+    """A number that is none: in which sample, in which leaf, at which position."""
 
     sample: int
     leaf: str
@@ -76,9 +76,9 @@ class FieldSurvey:
     non_finite: NonFinite | None = None
     num_non_finite: int = 0
 
-    def add(self, index: int, value: Any) -> None:
-        """Take one sample's value into account."""
-        tensors = list(leaves(value))
+    def add(self, index: int, name: str, value: Any) -> None:
+        """Take one sample's value of the field into account."""
+        tensors = list(leaves(value, name))
         if isinstance(value, Tensor | np.ndarray | np.generic | int | float) and tensors:
             self.dtypes.setdefault(str(tensors[0][1].dtype).removeprefix("torch."), index)
             self.shapes.setdefault(tuple(tensors[0][1].shape), index)
@@ -172,7 +172,7 @@ def _pieces(part: Part, chunks: Iterator[list[SampleKey]]) -> Iterator[list[Samp
 def _note(result: PartSurvey, index: int, sample: Sample) -> None:
     for name, value in sample.items():
         if name != "sample_index":
-            result.fields.setdefault(name, FieldSurvey()).add(index, value)
+            result.fields.setdefault(name, FieldSurvey()).add(index, name, value)
     labelling = _labelling(index, sample)
     if labelling is not None:
         result.labellings.append(labelling)
@@ -252,10 +252,10 @@ def parts_of(facts: Mapping[str, Any]) -> list[list[int]] | None:
 def position_of(survey: PartSurvey, field: str, index: int, value: int) -> str:
     """Where a sample's field holds a value, as `, label[5]`; nothing where the field is one number."""
     sample = read_samples(survey.part.dataset, [SampleKey(index, 0, 0)])[0]
-    for leaf, tensor in leaves(sample[field]):
+    for leaf, tensor in leaves(sample[field], field):
         hits = (tensor.long() == value).nonzero()
         if tensor.ndim and len(hits):
-            return f", {field}{leaf}{hits[0].tolist()}"
+            return f", {leaf}{hits[0].tolist()}"
     return ""
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.nests import below, parts
+
 __all__ = ["array_of", "leaves"]
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The numbers in a nest of dicts, lists, tuples and dataclasses, as tensors with their paths; text is left out."""
+    """The numbers in a nest of dicts, lists, tuples and dataclasses, as tensors with their places; text is left out."""
     if isinstance(value, Tensor):
         yield path, value
     elif isinstance(value, np.ndarray):
@@ -24,15 +25,9 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from leaves(np.asarray(value), path)
     elif isinstance(value, bool | int | float):
         yield path, torch.as_tensor(value)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from leaves(item, f"{path}.{key}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for place, item in enumerate(value):
-            yield from leaves(item, f"{path}[{place}]")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for each in dataclasses.fields(value):
-            yield from leaves(getattr(value, each.name), f"{path}.{each.name}".lstrip("."))
+    else:
+        for name, item in parts(value):
+            yield from leaves(item, below(path, name))
 
 
 def array_of(value: np.ndarray | Tensor) -> np.ndarray:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+
+from sightline import nests
 
 __all__ = ["float32", "float64", "kept", "mapped", "with_history"]
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest of mappings, lists, tuples and dataclasses with `change` of every tensor; all else as it is."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {name: mapped(item, change) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [mapped(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = {f.name: mapped(getattr(value, f.name), change) for f in dataclasses.fields(value) if f.init}
-        return dataclasses.replace(value, **changed)
-    return value
+    """The same nest with `change` of every tensor; all else as it is."""
+    return nests.mapped(value, lambda _, tensor: change(tensor))
 
 
 def kept(tensor: Tensor) -> Tensor:
