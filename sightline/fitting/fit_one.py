@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.engine.train import Job
 from sightline.fitting.attempts import FITTED, Bench
-from sightline.fitting.audit import audit_batch, audit_targets
+from sightline.fitting.audit import audit_batch, audit_first_loss, audit_targets
 from sightline.fitting.causes import Case, Part, bisect, loss_cause
 from sightline.fitting.grid import Verdict, document_of_verdict, run_candidate
 from sightline.fitting.loss_probe import LossProbe, probe_loss
@@ -109,6 +110,8 @@ def _fit_one(built: Built, asked: Asked, tell: Tell) -> Result:
         return Result(samples, None, (), tuple(_of_first_step(built, teller, error)))
     bench = dataclasses.replace(bench, floor=probe.floor)
     tell(_floor_told(probe))
+    if (nothing := audit_first_loss(probe, teller)) is not None:
+        return Result(samples, probe, (), (nothing,))
     wrong = audit_targets(bench, samples, probe, teller)
     errors = [finding for finding in wrong if finding.severity == "error"]
     own, *others = candidates(built)
@@ -277,6 +280,8 @@ def _samples_told(samples: Samples) -> str:
 
 
 def _floor_told(probe: LossProbe) -> str:
+    if not math.isfinite(probe.start):
+        return f"loss {probe.start:.4g} at first"
     floor = "no floor" if probe.floor is None else f"{probe.floor:.4g} at best"
     return f"loss {probe.start:.4g} at first, {floor} whatever the model gives"
 
@@ -293,8 +298,15 @@ def result_document(result: Result) -> dict[str, Any]:
             "left_out": list(result.samples.left_out),
             "note": result.samples.note,
         },
-        "loss": None if probe is None else {"start": probe.start, "floor": probe.floor, "counts": dict(probe.counts)},
+        "loss": None if probe is None else _loss_document(probe),
         "combinations": [document_of_verdict(verdict) for verdict in (*result.verdicts, *result.further)],
         "bisection": [dataclasses.asdict(part) for part in result.parts],
         "findings": [finding.to_dict() for finding in result.findings],
     }
+
+
+def _loss_document(probe: LossProbe) -> dict[str, Any]:
+    """The first loss and the floor, null where they are no numbers."""
+    numbers = {"start": probe.start, "floor": probe.floor}
+    finite = {name: value if value is not None and math.isfinite(value) else None for name, value in numbers.items()}
+    return {**finite, "counts": dict(probe.counts)}

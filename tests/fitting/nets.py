@@ -57,6 +57,14 @@ class Constant(Net):
         return {"logits": self.head(0.0 * self.each(points).amax(1))}
 
 
+class Divided(Net):
+    """Divides by zero before its head."""
+
+    def forward(self, *, points: Tensor) -> Logits:
+        features = torch.relu(self.each(points)).amax(1)
+        return {"logits": self.head(features / (features - features))}
+
+
 class HalfDigits(Net):
     """Small features pass through float16, where they are lost; of float64 they are kept."""
 
@@ -137,6 +145,13 @@ class TurnedGradient(Entropy):
     def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
         turned: Tensor = _Turned.apply(super().forward(logits=logits, label=label))
         return turned
+
+
+class LogOfZero(Entropy):
+    """Takes the logarithm of zero, whatever the outputs are."""
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return super().forward(logits=logits, label=label) - (logits.square().sum() * 0.0).log()
 
 
 class Detached(Entropy):

@@ -168,6 +168,20 @@ def test_a_loss_that_is_cut_off(tmp_path: Path) -> None:
     named(with_loss(run(tmp_path, model=nets.Net()), nets.Detached()), "loss.detached")
 
 
+def test_a_network_that_gives_numbers_that_are_none(tmp_path: Path) -> None:
+    """The loss cannot be judged by them, and is not blamed."""
+    finding = named(run(tmp_path, model=nets.Divided()), "model.numerics").findings[0]
+    assert finding.where.config_path == "model"
+    assert "'logits'" in finding.summary
+    assert "24 of 24 numbers" in finding.measured  # two samples, twelve classes
+
+
+def test_a_loss_that_is_infinite_for_finite_outputs(tmp_path: Path) -> None:
+    finding = named(with_loss(run(tmp_path, model=nets.Net()), nets.LogOfZero()), "loss.form").findings[0]
+    assert finding.where.config_path == "losses"
+    assert "a loss of inf; all numbers of logits are finite" in finding.measured
+
+
 @pytest.mark.parametrize("rate", ["1e-7", "1e6"])
 def test_an_absurd_learning_rate(tmp_path: Path, rate: str) -> None:
     finding = named(run(tmp_path, f"optimizer.lr={rate}", model=nets.Net()), "optim.lr").findings[0]
