@@ -66,6 +66,27 @@ def test_variants(tmp_path: Path) -> None:
     assert "model.embedding=8" in (tmp_path / "fit_one.svg").read_text()
 
 
+EXPECTED = "expect=[{quantity: loss, at_most: 100.0, step: 0}, {quantity: output.max, at_least: 1e9, step: 3}]"
+
+
+def test_every_variant_is_held_to_what_is_expected(tmp_path: Path) -> None:
+    varied = ("--vary", "model.embedding=4,8", "--json", tmp_path / "made.json")
+    code, _, err = run_here("fit-one", CONFIG, "--steps", "12", "--samples", "2", EXPECTED, *varied)
+    assert code == 1
+    for variant in ("model.embedding=4", "model.embedding=8"):
+        assert f"{variant}: met: expect.0: loss" in err
+        assert f"{variant}: NOT MET: expect.1: output.max after 3 steps is" in err
+    document = json.loads((tmp_path / "made.json").read_text())["vary"]
+    assert [each["fitted"] for each in document] == [True, True]
+    assert [[entry["met"] for entry in each["expect"]] for each in document] == [[True, False]] * 2
+
+
+def test_the_ladder_says_that_it_looks_at_no_expectations() -> None:
+    code, _, err = run_here("fit-one", CONFIG, "model.embedding=8", "--steps", "30", "--grow", "1", EXPECTED)
+    assert code == 0
+    assert "expect: --grow does not look at its 2 entries" in err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
