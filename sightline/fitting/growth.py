@@ -63,6 +63,8 @@ def rungs_of(text: str, size: int) -> list[int | str]:
     sizes = [size if rung == ALL else int(rung) for rung in found]
     if sizes != sorted(set(sizes)):
         raise UserError(f"--grow {text}: rungs rise; the training part, all, has {size} samples")
+    if sizes[-1] > size:
+        raise UserError(f"--grow {text}: the training part has {size} samples; give at most as many, or all")
     return found
 
 

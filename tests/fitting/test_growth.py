@@ -34,6 +34,12 @@ def test_rungs_that_are_none(text: str) -> None:
         rungs_of(text, 60)
 
 
+@pytest.mark.parametrize("text", ["61", "8,100000", "1,61,100000"])
+def test_rungs_of_more_samples_than_there_are(text: str) -> None:
+    with pytest.raises(UserError, match=f"--grow {text}: the training part has 60 samples"):
+        rungs_of(text, 60)
+
+
 def test_the_climb_goes_up_with_its_rule_and_value_at_every_rung() -> None:
     config = small_config(*TINY, "optimizer={name: adam, lr: 1e-2}", "transforms.train=[]")
     built = build(config, World())
