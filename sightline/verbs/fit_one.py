@@ -25,7 +25,7 @@ from sightline.fitting.layers import Snapshot
 from sightline.fitting.pictures import draw_curves, draw_verdicts
 from sightline.fitting.variants import Variant, compare, overrides_of
 from sightline.schema import nearest
-from sightline.verbs.common import assert_writable, config_of, write_document, write_file
+from sightline.verbs.common import assert_writable, config_of, reread, write_document, write_file
 from sightline.verbs.output import note, show_findings, show_table
 
 __all__ = ["Options", "fit_one"]
@@ -188,7 +188,7 @@ def _grow(options: Options, config: RunConfig, asked: Asked, world: World) -> in
 
 def _vary(options: Options, asked: Asked, world: World) -> int:
     chosen = overrides_of(options.vary)
-    configs = [config_of(options.config, [*options.overrides, *each], ())[0] for each in chosen]
+    configs = [reread(options.config, [*options.overrides, *each]) for each in chosen]
     own_rate = any(text.startswith("optimizer") for text in options.vary)
     asked = dataclasses.replace(asked, is_brief=True, only_own_rate=own_rate)
     builders = [functools.partial(build, config, world) for config in configs]

@@ -66,6 +66,37 @@ def test_variants(tmp_path: Path) -> None:
     assert "model.embedding=8" in (tmp_path / "fit_one.svg").read_text()
 
 
+PLUGIN = """\
+from typing import TypedDict
+from torch import Tensor, nn
+from sightline import registry
+
+class Out(TypedDict):
+    logits: Tensor
+
+@registry.models.add("of_a_plugin")
+class Classifier(nn.Module):
+    def __init__(self, *, num_classes: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.map, self.head = nn.Linear(in_channels, width), nn.Linear(width, num_classes)
+    def forward(self, *, points: Tensor) -> Out:
+        return {"logits": self.head(self.map(points).relu().amax(dim=1))}
+"""
+
+
+def test_variants_of_a_run_that_was_made_with_a_plugin(tmp_path: Path) -> None:
+    plugin, made = tmp_path / "plugin.py", tmp_path / "run"
+    plugin.write_text(PLUGIN)
+    words = ("model={name: of_a_plugin, width: 64}", "train.epochs=1", "--device", "cpu", "--plugin", plugin)
+    assert run_here("train", CONFIG, *words, "--out", made).code == 0
+    varied = ("--samples", "2", "--steps", "20", "--vary", "model.width=48,64", "--device", "cpu")
+    code, out, err = run_here("fit-one", made, *varied, "--plugin", plugin)
+    assert code == 0, err
+    assert "model.width=48" in out
+    assert "warning" not in err
+    assert run_here("fit-one", made, *varied).code == 2
+
+
 EXPECTED = "expect=[{quantity: loss, at_most: 100.0, step: 0}, {quantity: output.max, at_least: 1e9, step: 3}]"
 
 
