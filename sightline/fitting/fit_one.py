@@ -18,7 +18,7 @@ from sightline.engine.distributed import World
 from sightline.engine.train import Job
 from sightline.fitting.attempts import FITTED, Bench
 from sightline.fitting.audit import audit_batch, audit_first_loss, audit_targets
-from sightline.fitting.causes import Case, Part, bisect, loss_cause
+from sightline.fitting.causes import Case, Part, bent_losses, bisect, loss_cause
 from sightline.fitting.grid import Verdict, document_of_verdict, run_candidate
 from sightline.fitting.loss_probe import LossProbe, probe_loss
 from sightline.fitting.network import activation_warning, unmoved
@@ -121,8 +121,9 @@ def _fit_one(built: Built, asked: Asked, tell: Tell) -> Result:
     own_verdict = _extended(bench, own, run_candidate(bench, own, bench.precision, tell=tell, **brief), tell)
     if errors:
         return Result(samples, probe, (own_verdict,), tuple([*errors, *(f for f in wrong if f not in errors)]))
-    if (guilty := loss_cause(bench, probe, teller)) is not None:
+    if (guilty := loss_cause(probe, teller)) is not None:
         return Result(samples, probe, (own_verdict,), (guilty, *wrong), (Part("loss", guilty.summary, True),))
+    wrong += bent_losses(probe, teller, severity="warning")
     if own_verdict.is_fitted:
         verdicts = [own_verdict] if asked.is_brief else _compare(bench, own, others, own_verdict, tell)
         findings = [*wrong, *_warnings(bench, probe, own, own_verdict, teller, tell)]
@@ -132,7 +133,7 @@ def _fit_one(built: Built, asked: Asked, tell: Tell) -> Result:
     case = Case(bench, probe, verdicts, (own, *others), teller, tell)
     finding, parts, further = bisect(case)
     frozen = None if finding.cause == "model.frozen_unintended" else _of_frozen(bench, teller)
-    beside = (*wrong, *([] if frozen is None else [frozen]))
+    beside = (*(each for each in wrong if each.summary != finding.summary), *([] if frozen is None else [frozen]))
     return Result(samples, probe, tuple(verdicts), (finding, *beside), tuple(parts), tuple(further))
 
 

@@ -147,6 +147,22 @@ class TurnedGradient(Entropy):
         return turned
 
 
+class HardExamples(Entropy):
+    """Wrong answers weigh more; the weight is a constant to the gradient, as is usual."""
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        each = F.cross_entropy(logits, label, reduction="none")
+        return ((1 - (-each).exp()).detach() * each).sum()
+
+
+class ForgetsSamples(Entropy):
+    """All samples but the first are cut off from the network by mistake."""
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        first, rest = logits[:1], logits[1:].detach()
+        return super().forward(logits=torch.cat([first, rest]), label=label)
+
+
 class LogOfZero(Entropy):
     """Takes the logarithm of zero, whatever the outputs are."""
 

@@ -164,6 +164,25 @@ def test_a_loss_with_the_wrong_sign(tmp_path: Path, loss: nets.Entropy) -> None:
     named(with_loss(run(tmp_path, model=nets.Net()), loss), "loss.sign")
 
 
+def test_a_detached_weight_is_told_where_the_loss_is_learnt_all_the_same(tmp_path: Path) -> None:
+    result = fitted(with_loss(run(tmp_path, model=nets.Net()), nets.HardExamples()), Asked(samples=2, steps=60))
+    assert result.is_fitted, result.findings
+    assert [(finding.severity, finding.cause) for finding in result.findings] == [("warning", "loss.form")]
+    assert_complete(result.findings[0])
+
+
+def test_a_detached_weight_is_not_blamed_for_the_rate(tmp_path: Path) -> None:
+    built = with_loss(run(tmp_path, "optimizer.lr=1e-7", model=nets.Net()), nets.HardExamples())
+    result = named(built, "optim.lr", Asked(samples=2, steps=60))
+    assert [finding.cause for finding in result.findings] == ["optim.lr", "loss.form"]
+
+
+def test_a_loss_that_forgets_samples_and_is_not_learnt(tmp_path: Path) -> None:
+    built = with_loss(run(tmp_path, model=nets.Net()), nets.ForgetsSamples())
+    result = named(built, "loss.form", Asked(samples=4, steps=30))
+    assert [finding.severity for finding in result.findings] == ["error"]
+
+
 def test_a_loss_that_is_cut_off(tmp_path: Path) -> None:
     named(with_loss(run(tmp_path, model=nets.Net()), nets.Detached()), "loss.detached")
 
