@@ -115,8 +115,9 @@ def _of_contradiction(samples: Samples, probe: LossProbe, tell: Teller) -> Itera
     first: dict[bytes, tuple[int, bytes]] = {}
     for key in samples.keys:
         batch = samples.reader([key])
-        seen = _digest(batch, probe.inputs, is_unordered=True)
-        wanted = _digest(batch, probe.targets, is_unordered=False)
+        is_cloud = "points" in probe.inputs
+        seen = _digest(batch, probe.inputs, is_cloud=is_cloud)
+        wanted = _digest(batch, (*probe.inputs, *probe.targets), is_cloud=is_cloud)  # a point goes with its target
         other = first.setdefault(seen, (key.index, wanted))
         if other[0] == key.index:
             continue
@@ -164,12 +165,12 @@ def _row_of(batch: Mapping[str, Any], tensor: Tensor) -> int | None:
     return int(index[int(rows.nonzero()[0])])
 
 
-def _digest(batch: Mapping[str, Any], names: tuple[str, ...], *, is_unordered: bool) -> bytes:
-    """A hash of these fields; where `is_unordered`, the same for a cloud whose points stand in another order."""
+def _digest(batch: Mapping[str, Any], names: tuple[str, ...], *, is_cloud: bool) -> bytes:
+    """A hash of these fields; of a cloud, the same in whatever order its points, and all that is per point, stand."""
     state = hashlib.blake2b(digest_size=16)
     fields = {path: tensor for name in names for path, tensor in leaves({name: batch.get(name)})}
     points = batch.get("points")
-    if is_unordered and isinstance(points, Tensor) and "points" in names:
+    if is_cloud and isinstance(points, Tensor):
         rows = {p: t for p, t in fields.items() if t.shape[: points.ndim - 1] == points.shape[:-1]}
         joined = torch.cat([t.reshape(points.shape[:-1].numel(), -1).double() for t in rows.values()], dim=1).numpy()
         state.update(joined[np.lexsort(joined.T[::-1])].tobytes())

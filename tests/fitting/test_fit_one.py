@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sightline.fitting.fit_one import Asked, Result, fit_one, result_document
 from sightline.types import SampleKey
 from tests.checks.planting import assert_complete
 from tests.fitting import nets
-from tests.fitting.nets import edited, regression, run, with_loss
+from tests.fitting.nets import edited, fields, regression, run, with_loss
 
 QUICK = Asked(samples=2, steps=30)
 
@@ -246,6 +246,31 @@ def test_equal_clouds_with_different_labels(tmp_path: Path) -> None:
     NUM = nets.NUM_CLASSES
     result = named(edited(run(tmp_path, model=nets.Net()), twins), "data.label_mapping", Asked(samples=3, steps=30))
     assert len(result.findings[0].evidence["samples"]) == 2
+
+
+def _turned_clouds(*, with_targets: bool) -> Callable[[dict[str, Any], Sequence[SampleKey]], dict[str, Any]]:
+    """Samples that are one cloud, forwards and backwards; its targets per point go with their points, or stay."""
+
+    def edit(batch: dict[str, Any], keys: Sequence[SampleKey]) -> dict[str, Any]:
+        points = torch.as_tensor(batch["points"])
+        cloud = torch.linspace(-1, 1, points[0].numel()).view(points[0].shape)
+        height = cloud[:, 2]
+        backwards = [bool(key.index % 2) for key in keys]
+        clouds = [cloud.flip(0) if turned else cloud for turned in backwards]
+        targets = [height.flip(0) if turned and with_targets else height for turned in backwards]
+        return {**batch, "points": torch.stack(clouds), "target": torch.stack(targets)}
+
+    return edit
+
+
+def test_equal_clouds_in_another_order_with_targets_per_point(tmp_path: Path) -> None:
+    result = fitted(fields(tmp_path, _turned_clouds(with_targets=True)), Asked(samples=4, steps=60, is_brief=True))
+    assert result.is_fitted, result.findings
+    assert result.findings == ()
+
+
+def test_equal_clouds_whose_targets_per_point_did_not_follow_the_order(tmp_path: Path) -> None:
+    named(fields(tmp_path, _turned_clouds(with_targets=False)), "data.label_mapping", Asked(samples=4, steps=5))
 
 
 def test_numbers_that_are_none(tmp_path: Path) -> None:
