@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from sightline.fitting.loss_probe import LossProbe
 from sightline.fitting.samples import Samples
 from sightline.fitting.told import Teller
 
-__all__ = ["audit_batch", "audit_targets", "first_sample"]
+__all__ = ["audit_batch", "audit_first_loss", "audit_targets", "first_sample"]
 
 
 def audit_batch(bench: Bench, tell: Teller) -> list[Finding]:
@@ -39,6 +40,32 @@ def audit_batch(bench: Bench, tell: Teller) -> list[Finding]:
                 )
             )
     return found
+
+
+def audit_first_loss(probe: LossProbe, tell: Teller) -> Finding | None:
+    """A first loss that is no number, of samples that are: the model's outputs, or else the loss, give none."""
+    if math.isfinite(probe.start):
+        return None
+    broken = [name for name in probe.read if not bool(probe.outputs[name].isfinite().all())]
+    measured = f"a loss of {probe.start:g}"
+    if broken:
+        bad, of = int((~probe.outputs[broken[0]].isfinite()).sum()), probe.outputs[broken[0]].numel()
+        measured += f"; {bad} of {of} numbers of '{broken[0]}' are NaN or infinite"
+    elif probe.read:
+        measured += f"; all numbers of {', '.join(probe.read)} are finite"
+    return tell.finding(
+        severity="error",
+        summary=f"the model gives numbers that are none in '{broken[0]}', before the first step"
+        if broken
+        else "the loss of finite outputs is no number, before the first step",
+        causes=("model.numerics", "model.init") if broken else ("loss.form", "model.numerics"),
+        path="model" if broken else "losses",
+        measured=measured,
+        expected="finite samples have finite outputs and a finite loss",
+        action="--trace shows the first layer that gives them; look for a division by zero, a log or a root of it"
+        if broken
+        else "look for a division by zero or a log of it in the loss; bound what it takes",
+    )
 
 
 def audit_targets(bench: Bench, samples: Samples, probe: LossProbe, tell: Teller) -> list[Finding]:
@@ -88,8 +115,9 @@ def _of_contradiction(samples: Samples, probe: LossProbe, tell: Teller) -> Itera
     first: dict[bytes, tuple[int, bytes]] = {}
     for key in samples.keys:
         batch = samples.reader([key])
-        seen = _digest(batch, probe.inputs, is_unordered=True)
-        wanted = _digest(batch, probe.targets, is_unordered=False)
+        is_cloud = "points" in probe.inputs
+        seen = _digest(batch, probe.inputs, is_cloud=is_cloud)
+        wanted = _digest(batch, (*probe.inputs, *probe.targets), is_cloud=is_cloud)  # a point goes with its target
         other = first.setdefault(seen, (key.index, wanted))
         if other[0] == key.index:
             continue
@@ -137,12 +165,12 @@ def _row_of(batch: Mapping[str, Any], tensor: Tensor) -> int | None:
     return int(index[int(rows.nonzero()[0])])
 
 
-def _digest(batch: Mapping[str, Any], names: tuple[str, ...], *, is_unordered: bool) -> bytes:
-    """A hash of these fields; where `is_unordered`, the same for a cloud whose points stand in another order."""
+def _digest(batch: Mapping[str, Any], names: tuple[str, ...], *, is_cloud: bool) -> bytes:
+    """A hash of these fields; of a cloud, the same in whatever order its points, and all that is per point, stand."""
     state = hashlib.blake2b(digest_size=16)
     fields = {path: tensor for name in names for path, tensor in leaves({name: batch.get(name)})}
     points = batch.get("points")
-    if is_unordered and isinstance(points, Tensor) and "points" in names:
+    if is_cloud and isinstance(points, Tensor):
         rows = {p: t for p, t in fields.items() if t.shape[: points.ndim - 1] == points.shape[:-1]}
         joined = torch.cat([t.reshape(points.shape[:-1].numel(), -1).double() for t in rows.values()], dim=1).numpy()
         state.update(joined[np.lexsort(joined.T[::-1])].tobytes())

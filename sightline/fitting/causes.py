@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sightline.checks.finding import Finding
+from sightline.checks.finding import Finding, Severity
 from sightline.fitting.attempts import FITTED, Bench, Curve
 from sightline.fitting.grid import Verdict, run_candidate
 from sightline.fitting.loss_probe import LossProbe, Slope
@@ -18,7 +18,10 @@ from sightline.fitting.numbers import lowered_in
 from sightline.fitting.recipes import Candidate, own_rate
 from sightline.fitting.told import Teller
 
-__all__ = ["Case", "Part", "bisect", "loss_cause"]
+__all__ = ["Case", "Part", "bent_losses", "bisect", "loss_cause"]
+
+_LEADS_NOWHERE = 1e-3
+"""A gradient of less than this times that of the value is none, or one of the wrong sign."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +80,22 @@ def bisect(case: Case) -> tuple[Finding, list[Part], list[Verdict]]:
 
 
 def _loss(case: Case) -> tuple[Finding | None, str]:
-    finding = loss_cause(case.bench, case.probe, case.teller)
+    finding = loss_cause(case.probe, case.teller)
+    if finding is None and not any(verdict.best.is_fitted for verdict in case.verdicts):
+        finding = next(iter(bent_losses(case.probe, case.teller, severity="error")), None)
     floor = "no floor" if case.probe.floor is None else f"a floor of {case.probe.floor:.4g}"
     right = all(slope.is_right for slope in case.probe.slopes.values())
     return finding, f"{floor}; gradients {'agree' if right else 'do not agree'} with finite differences"
 
 
-def loss_cause(bench: Bench, probe: LossProbe, teller: Teller) -> Finding | None:
-    """A loss whose gradient is not that of its value, that falls for ever, or that rewards wrong answers."""
-    job = bench.built.job
-    weights = job.weights_at(job.num_steps)
-    for name, slope in probe.slopes.items():
-        if weights[name] > 0 and not slope.is_right:
-            return _of_slope(name, slope, teller)
+def loss_cause(probe: LossProbe, teller: Teller) -> Finding | None:
+    """A loss whose gradient is zero or leads upwards, that falls for ever, or that rewards wrong answers.
+
+    One whose gradient is wrong and yet leads downwards is no cause by itself: see `bent_losses`.
+    """
+    for name, slope in _wrong_slopes(probe, teller):
+        if slope.ratio < _LEADS_NOWHERE:
+            return _of_slope(name, slope, teller, "error")
     if not probe.read or all(math.isnan(slope.ratio) for slope in probe.slopes.values()):
         return teller.finding(
             severity="error",
@@ -114,22 +120,36 @@ def loss_cause(bench: Bench, probe: LossProbe, teller: Teller) -> Finding | None
     return None
 
 
-def _of_slope(name: str, slope: Slope, teller: Teller) -> Finding:
+def bent_losses(probe: LossProbe, teller: Teller, *, severity: Severity) -> list[Finding]:
+    """Losses whose gradient is not that of their value, but leads downwards: by intent where a weight is detached."""
+    wrong = _wrong_slopes(probe, teller)
+    return [_of_slope(name, slope, teller, severity) for name, slope in wrong if slope.ratio >= _LEADS_NOWHERE]
+
+
+def _wrong_slopes(probe: LossProbe, teller: Teller) -> list[tuple[str, Slope]]:
+    job = teller.built.job
+    weights = job.weights_at(job.num_steps)
+    return [(name, slope) for name, slope in probe.slopes.items() if weights[name] > 0 and not slope.is_right]
+
+
+def _of_slope(name: str, slope: Slope, teller: Teller, severity: Severity) -> Finding:
     causes: tuple[str, ...]
     if abs(slope.ratio + 1) < 0.1:
         causes, told = ("loss.sign", "loss.form"), "has the wrong sign: descending it raises the loss"
-    elif abs(slope.ratio) < 1e-3:
+    elif abs(slope.ratio) < _LEADS_NOWHERE:
         causes, told = ("loss.detached", "loss.inplace"), "is zero, though the loss depends on the outputs"
     else:
         causes, told = ("loss.form", "loss.inplace", "loss.detached"), "is not that of its value"
     return teller.finding(
-        severity="error",
+        severity=severity,
         summary=f"the gradient of the loss '{name}' {told}",
         causes=causes,
         path=teller.loss_path(name),
         measured=f"autograd gives {slope.ratio:.3g} times the finite differences, and {slope.misfit:.2g} beside them",
         expected="1 times, and 0 beside them",
-        action="compare the loss's backward with its forward pass; look for .data, detach() and edits in place",
+        action="nothing, where the loss detaches a weight or a target by intent; else look for .data and edits in place"
+        if severity == "warning"
+        else "compare the loss's backward with its forward pass; look for .data, detach() and edits in place",
         evidence={"ratio": slope.ratio, "misfit": slope.misfit},
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,8 +17,8 @@ from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.engine.train import Job
 from sightline.fitting.attempts import FITTED, Bench
-from sightline.fitting.audit import audit_batch, audit_targets
-from sightline.fitting.causes import Case, Part, bisect, loss_cause
+from sightline.fitting.audit import audit_batch, audit_first_loss, audit_targets
+from sightline.fitting.causes import Case, Part, bent_losses, bisect, loss_cause
 from sightline.fitting.grid import Verdict, document_of_verdict, run_candidate
 from sightline.fitting.loss_probe import LossProbe, probe_loss
 from sightline.fitting.network import activation_warning, unmoved
@@ -109,6 +110,8 @@ def _fit_one(built: Built, asked: Asked, tell: Tell) -> Result:
         return Result(samples, None, (), tuple(_of_first_step(built, teller, error)))
     bench = dataclasses.replace(bench, floor=probe.floor)
     tell(_floor_told(probe))
+    if (nothing := audit_first_loss(probe, teller)) is not None:
+        return Result(samples, probe, (), (nothing,))
     wrong = audit_targets(bench, samples, probe, teller)
     errors = [finding for finding in wrong if finding.severity == "error"]
     own, *others = candidates(built)
@@ -118,8 +121,9 @@ def _fit_one(built: Built, asked: Asked, tell: Tell) -> Result:
     own_verdict = _extended(bench, own, run_candidate(bench, own, bench.precision, tell=tell, **brief), tell)
     if errors:
         return Result(samples, probe, (own_verdict,), tuple([*errors, *(f for f in wrong if f not in errors)]))
-    if (guilty := loss_cause(bench, probe, teller)) is not None:
+    if (guilty := loss_cause(probe, teller)) is not None:
         return Result(samples, probe, (own_verdict,), (guilty, *wrong), (Part("loss", guilty.summary, True),))
+    wrong += bent_losses(probe, teller, severity="warning")
     if own_verdict.is_fitted:
         verdicts = [own_verdict] if asked.is_brief else _compare(bench, own, others, own_verdict, tell)
         findings = [*wrong, *_warnings(bench, probe, own, own_verdict, teller, tell)]
@@ -129,7 +133,7 @@ def _fit_one(built: Built, asked: Asked, tell: Tell) -> Result:
     case = Case(bench, probe, verdicts, (own, *others), teller, tell)
     finding, parts, further = bisect(case)
     frozen = None if finding.cause == "model.frozen_unintended" else _of_frozen(bench, teller)
-    beside = (*wrong, *([] if frozen is None else [frozen]))
+    beside = (*(each for each in wrong if each.summary != finding.summary), *([] if frozen is None else [frozen]))
     return Result(samples, probe, tuple(verdicts), (finding, *beside), tuple(parts), tuple(further))
 
 
@@ -277,6 +281,8 @@ def _samples_told(samples: Samples) -> str:
 
 
 def _floor_told(probe: LossProbe) -> str:
+    if not math.isfinite(probe.start):
+        return f"loss {probe.start:.4g} at first"
     floor = "no floor" if probe.floor is None else f"{probe.floor:.4g} at best"
     return f"loss {probe.start:.4g} at first, {floor} whatever the model gives"
 
@@ -293,8 +299,15 @@ def result_document(result: Result) -> dict[str, Any]:
             "left_out": list(result.samples.left_out),
             "note": result.samples.note,
         },
-        "loss": None if probe is None else {"start": probe.start, "floor": probe.floor, "counts": dict(probe.counts)},
+        "loss": None if probe is None else _loss_document(probe),
         "combinations": [document_of_verdict(verdict) for verdict in (*result.verdicts, *result.further)],
         "bisection": [dataclasses.asdict(part) for part in result.parts],
         "findings": [finding.to_dict() for finding in result.findings],
     }
+
+
+def _loss_document(probe: LossProbe) -> dict[str, Any]:
+    """The first loss and the floor, null where they are no numbers."""
+    numbers = {"start": probe.start, "floor": probe.floor}
+    finite = {name: value if value is not None and math.isfinite(value) else None for name, value in numbers.items()}
+    return {**finite, "counts": dict(probe.counts)}

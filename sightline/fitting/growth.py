@@ -22,6 +22,7 @@ from sightline.engine.train import NonFiniteGradientError, train
 from sightline.errors import UserError
 from sightline.fitting.attempts import FITTED
 from sightline.fitting.fit_one import LONGER, Asked, fit_one
+from sightline.fitting.samples import loss_between_samples
 from sightline.fitting.scoring import evaluation_reader
 from sightline.fitting.told import Teller
 from sightline.fitting.trivial import fit_constant
@@ -63,13 +64,20 @@ def rungs_of(text: str, size: int) -> list[int | str]:
     sizes = [size if rung == ALL else int(rung) for rung in found]
     if sizes != sorted(set(sizes)):
         raise UserError(f"--grow {text}: rungs rise; the training part, all, has {size} samples")
+    if sizes[-1] > size:
+        raise UserError(f"--grow {text}: the training part has {size} samples; give at most as many, or all")
     return found
 
 
 def climb(
     config: RunConfig, world: World, built: Built, rungs: Sequence[int | str], asked: Asked, tell: Callable[[str], None]
 ) -> tuple[list[Rung], list[Finding]]:
-    """Climb until a rule is not kept; the rungs that were tried, and why the last of them failed."""
+    """Climb until a rule is not kept; the rungs that were tried, and why the last of them failed.
+
+    Raises UserError for a rung of one sample where losses compare samples.
+    """
+    if rungs[0] == 1 and (compares := loss_between_samples(built)):
+        raise UserError(f"--grow: rung 1: '{compares}' compares samples with one another; begin with 2 or more")
     climbed: list[Rung] = []
     for rung in rungs:
         is_task = rung == ALL

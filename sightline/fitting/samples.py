@@ -17,7 +17,7 @@ from sightline.errors import UserError
 from sightline.losses.contrast import PairLoss
 from sightline.types import Batch, Component, SampleKey
 
-__all__ = ["Samples", "choose_samples", "without_augmentation"]
+__all__ = ["Samples", "choose_samples", "loss_between_samples", "without_augmentation"]
 
 FEW = 4
 """Where one sample would say little: batch norm over two rows gives +-1 whatever comes in."""
@@ -49,7 +49,7 @@ def choose_samples(built: Built, *, num: int | None, with_augmentation: bool) ->
     Raises UserError for more samples than there are, and for one sample where losses compare samples.
     """
     reader, left_out = (_reader(built), ()) if with_augmentation else without_augmentation(built)
-    compares = _compares_rows(built)
+    compares = loss_between_samples(built)
     size = len(built.data.train.indices)
     if compares and num == 1:
         raise UserError(f"--samples 1: '{compares}' compares samples with one another; give 2 or more")
@@ -109,7 +109,7 @@ def _makes(block: Component, facts: Mapping[str, Any]) -> tuple[frozenset[str], 
     return frozenset(getattr(transform, "adds", {})), bool(getattr(transform, "chooses_points", False))
 
 
-def _compares_rows(built: Built) -> str:
+def loss_between_samples(built: Built) -> str:
     """The name of a loss between samples; empty where there is none."""
     for component in built.config.losses:
         builder = registry.losses.entry(component).builder

@@ -9,17 +9,24 @@ from dataclasses import dataclass
 from sightline.engine.build import Built
 from sightline.errors import UserError
 from sightline.fitting.fit_one import Asked, Result, fit_one
+from sightline.fitting.following import Followed, follow
 
 __all__ = ["Variant", "compare", "overrides_of"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe under some overrides, and how it fitted the samples."""
+    """A recipe under some overrides, and how it fitted the samples; `followed` where its config expects anything."""
 
     overrides: tuple[str, ...]
     parameters: int
     result: Result
+    followed: Followed | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it fitted the samples, and met what its config expects on the way."""
+        return self.result.is_fitted and (self.followed is None or all(each.is_met for each in self.followed.met))
 
     @property
     def name(self) -> str:
@@ -61,7 +68,8 @@ def compare(
                 raise UserError("--vary: variants ask for different numbers of samples; give --samples")
             raise UserError(f"--vary: {' '.join(overrides)} changes which samples are fitted; vary something else")
         parameters = sum(parameter.numel() for parameter in built.job.model.parameters())
-        found.append(Variant(overrides, parameters, result))
+        followed = follow(built, asked) if built.config.expect and result.probe is not None else None
+        found.append(Variant(overrides, parameters, result, followed))
     return found
 
 

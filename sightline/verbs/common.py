@@ -13,24 +13,33 @@ from sightline.errors import UserError
 from sightline.plugins import Plugin, check_recorded, load_plugins
 from sightline.verbs.output import note
 
-__all__ = ["assert_writable", "config_of", "is_run", "load_document", "write_document", "write_file"]
+__all__ = ["assert_writable", "config_of", "is_run", "load_document", "reread", "write_document", "write_file"]
 
 
 def config_of(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> tuple[RunConfig, list[Plugin]]:
     """The config of a file or of a run directory, with plugins loaded and overrides laid over it."""
     loaded = load_plugins(plugins)
-    file = path / "config.yaml" if is_run(path) else path
+    file = _file_of(path)
     record = file.parent / "environment.json"
     if file.name == "config.yaml" and record.is_file():
         notes = check_recorded(load_document(record).get("plugins", []), loaded, run=file.parent)
         for line in notes:
             note(f"warning: {line}")
-    config = read_config(file, overrides)
+    return reread(path, overrides), loaded
+
+
+def reread(path: Path, overrides: Sequence[str]) -> RunConfig:
+    """The config that `config_of` gave, under other overrides: plugins are loaded, and their record was looked at."""
+    config = read_config(_file_of(path), overrides)
     if config.checks.skip:
         from sightline.checks.suite import assert_known
 
         assert_known(config)
-    return config, loaded
+    return config
+
+
+def _file_of(path: Path) -> Path:
+    return path / "config.yaml" if is_run(path) else path
 
 
 def assert_writable(path: Path, *, option: str = "--json") -> None:

@@ -18,14 +18,14 @@ from sightline.errors import UserError
 from sightline.fitting.attempts import SHARES, Curve
 from sightline.fitting.fit_one import Asked, Kept, Result, result_document
 from sightline.fitting.fit_one import fit_one as fit
-from sightline.fitting.following import Followed, follow, followed_document
+from sightline.fitting.following import Followed, Met, follow, followed_document
 from sightline.fitting.grid import Verdict
 from sightline.fitting.growth import climb, rung_document, rungs_of
 from sightline.fitting.layers import Snapshot
 from sightline.fitting.pictures import draw_curves, draw_verdicts
 from sightline.fitting.variants import Variant, compare, overrides_of
 from sightline.schema import nearest
-from sightline.verbs.common import assert_writable, config_of, write_document, write_file
+from sightline.verbs.common import assert_writable, config_of, reread, write_document, write_file
 from sightline.verbs.output import note, show_findings, show_table
 
 __all__ = ["Options", "fit_one"]
@@ -133,8 +133,12 @@ def _show_followed(followed: Followed, *, with_layers: bool) -> int:
         if followed.last is not None:
             _show_layers(followed.last)
     for each in followed.met:
-        note(f"{'met' if each.is_met else 'NOT MET'}: {each.told}")
+        note(_met(each))
     return sum(not each.is_met for each in followed.met)
+
+
+def _met(each: Met) -> str:
+    return f"{'met' if each.is_met else 'NOT MET'}: {each.told}"
 
 
 def _show_layers(look: Snapshot) -> None:
@@ -164,6 +168,8 @@ def _grow(options: Options, config: RunConfig, asked: Asked, world: World) -> in
     assert options.grow is not None
     built = build(config, world)
     rungs = rungs_of(options.grow, len(built.data.train.indices))
+    if config.expect:
+        note(f"expect: --grow does not look at its {len(config.expect)} entries; fit-one without --grow does")
     climbed, findings = climb(config, world, built, rungs, asked, note)
     show_findings(findings[:1], is_verbose=True)
     rows = [[r.samples, "passed" if r.is_passed else "FAILED", r.rule, r.measured] for r in climbed]
@@ -182,7 +188,7 @@ def _grow(options: Options, config: RunConfig, asked: Asked, world: World) -> in
 
 def _vary(options: Options, asked: Asked, world: World) -> int:
     chosen = overrides_of(options.vary)
-    configs = [config_of(options.config, [*options.overrides, *each], ())[0] for each in chosen]
+    configs = [reread(options.config, [*options.overrides, *each]) for each in chosen]
     own_rate = any(text.startswith("optimizer") for text in options.vary)
     asked = dataclasses.replace(asked, is_brief=True, only_own_rate=own_rate)
     builders = [functools.partial(build, config, world) for config in configs]
@@ -190,11 +196,13 @@ def _vary(options: Options, asked: Asked, world: World) -> int:
     for variant in variants:
         for finding in variant.result.findings[:1]:
             note(f"{variant.name}: {finding.summary} [{finding.cause}]")
+        for met in variant.followed.met if variant.followed is not None else ():
+            note(f"{variant.name}: {_met(met)}")
     columns = ("variant", "parameters", "first loss", "fitted", "rate", *_STEPS, "lowest")
     show_table(f"{configs[0].name}: variants", columns, map(_variant_row, variants), unbroken="variant")
     curves = {v.name: v.result.verdicts[0].trusted for v in variants if v.result.verdicts}
     _write(options, {"vary": [_variant_document(each) for each in variants]}, draw_curves(curves) if curves else None)
-    return 0 if all(variant.result.is_fitted for variant in variants) else 1
+    return 0 if all(variant.is_fitted for variant in variants) else 1
 
 
 def _variant_row(variant: Variant) -> Sequence[Any]:
@@ -209,7 +217,8 @@ def _variant_row(variant: Variant) -> Sequence[Any]:
 
 def _variant_document(variant: Variant) -> Mapping[str, Any]:
     named = {"overrides": list(variant.overrides), "parameters": variant.parameters}
-    return {**named, **result_document(variant.result)}
+    followed = {} if variant.followed is None else {"expect": followed_document(variant.followed)["expect"]}
+    return {**named, **result_document(variant.result), **followed}
 
 
 def _kept(text: str) -> frozenset[str]:

@@ -57,6 +57,14 @@ class Constant(Net):
         return {"logits": self.head(0.0 * self.each(points).amax(1))}
 
 
+class Divided(Net):
+    """Divides by zero before its head."""
+
+    def forward(self, *, points: Tensor) -> Logits:
+        features = torch.relu(self.each(points)).amax(1)
+        return {"logits": self.head(features / (features - features))}
+
+
 class HalfDigits(Net):
     """Small features pass through float16, where they are lost; of float64 they are kept."""
 
@@ -95,6 +103,33 @@ class Regressor(nn.Module):
     def forward(self, *, points: Tensor) -> Map:
         heat = self.end(self.head(torch.tanh(self.each(points)).mean(1)))
         return {"heat": heat, "logits": heat.new_zeros(len(heat), NUM_CLASSES)}  # these for the metric of the run alone
+
+
+class PointMap(TypedDict):
+    field: Tensor
+    logits: Tensor
+
+
+class PerPoint(nn.Module):
+    """A number for each point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.head = nn.Linear(3, 48), nn.Linear(48, 1)
+
+    def forward(self, *, points: Tensor) -> PointMap:
+        field = self.head(torch.tanh(self.each(points)))[..., 0]
+        return {"field": field, "logits": field.new_zeros(len(field), NUM_CLASSES)}  # for the metric of the run alone
+
+
+class SquaredField(Loss):
+    """The squared distance to a target for each point."""
+
+    def count(self, *, target: Tensor) -> Tensor:
+        return torch.tensor(target.numel())
+
+    def forward(self, *, field: Tensor, target: Tensor) -> Tensor:
+        return (field - target).square().sum()
 
 
 class Squared(Loss):
@@ -139,6 +174,29 @@ class TurnedGradient(Entropy):
         return turned
 
 
+class HardExamples(Entropy):
+    """Wrong answers weigh more; the weight is a constant to the gradient, as is usual."""
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        each = F.cross_entropy(logits, label, reduction="none")
+        return ((1 - (-each).exp()).detach() * each).sum()
+
+
+class ForgetsSamples(Entropy):
+    """All samples but the first are cut off from the network by mistake."""
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        first, rest = logits[:1], logits[1:].detach()
+        return super().forward(logits=torch.cat([first, rest]), label=label)
+
+
+class LogOfZero(Entropy):
+    """Takes the logarithm of zero, whatever the outputs are."""
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return super().forward(logits=logits, label=label) - (logits.square().sum() * 0.0).log()
+
+
 class Detached(Entropy):
     """Cut off from the network."""
 
@@ -160,17 +218,25 @@ def regression(folder: Path, model: nn.Module, *, shift: float = 0.0) -> Built:
     """A run that fits vectors: the cloud's mean and spread, moved by `shift`."""
 
     def edit(batch: dict[str, Any], keys: Sequence[SampleKey]) -> dict[str, Any]:
-        points = batch["points"]
-        points = points if isinstance(points, Tensor) else torch.from_numpy(points)
+        points = torch.as_tensor(batch["points"])
         return {**batch, "target": torch.cat([points.mean(1), points.std(1)], dim=1) + shift}
 
+    return _on_targets(folder, model, Squared(), Field("6", "float32"), edit)
+
+
+def fields(folder: Path, edit: Any) -> Built:
+    """A run that fits a number for each point: the `target` that `edit(batch, keys)` gives."""
+    return _on_targets(folder, PerPoint(), SquaredField(), Field("N", "float32"), edit)
+
+
+def _on_targets(folder: Path, model: nn.Module, loss: Loss, target: Field, edit: Any) -> Built:
     def wrap(inner: Any) -> Wrapped:
-        return Wrapped(inner, edit, fields={**inner.info.fields, "target": Field("6", "float32")})
+        return Wrapped(inner, edit, fields={**inner.info.fields, "target": target})
 
     built = with_data(make(folder, "optimizer={name: adam, lr: 1e-2}"), wrap)
     recipe = registry.optimizers.build(built.config.optimizer, facts={})
     job = dataclasses.replace(built.job, model=model, optimizer=recipe.build(model))
-    return with_losses(dataclasses.replace(built, job=job), {"cross_entropy": Squared()})
+    return with_losses(dataclasses.replace(built, job=job), {"cross_entropy": loss})
 
 
 def edited(built: Built, edit: Any) -> Built:

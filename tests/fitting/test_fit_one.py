@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sightline.fitting.fit_one import Asked, Result, fit_one, result_document
 from sightline.types import SampleKey
 from tests.checks.planting import assert_complete
 from tests.fitting import nets
-from tests.fitting.nets import edited, regression, run, with_loss
+from tests.fitting.nets import edited, fields, regression, run, with_loss
 
 QUICK = Asked(samples=2, steps=30)
 
@@ -164,8 +164,41 @@ def test_a_loss_with_the_wrong_sign(tmp_path: Path, loss: nets.Entropy) -> None:
     named(with_loss(run(tmp_path, model=nets.Net()), loss), "loss.sign")
 
 
+def test_a_detached_weight_is_told_where_the_loss_is_learnt_all_the_same(tmp_path: Path) -> None:
+    result = fitted(with_loss(run(tmp_path, model=nets.Net()), nets.HardExamples()), Asked(samples=2, steps=60))
+    assert result.is_fitted, result.findings
+    assert [(finding.severity, finding.cause) for finding in result.findings] == [("warning", "loss.form")]
+    assert_complete(result.findings[0])
+
+
+def test_a_detached_weight_is_not_blamed_for_the_rate(tmp_path: Path) -> None:
+    built = with_loss(run(tmp_path, "optimizer.lr=1e-7", model=nets.Net()), nets.HardExamples())
+    result = named(built, "optim.lr", Asked(samples=2, steps=60))
+    assert [finding.cause for finding in result.findings] == ["optim.lr", "loss.form"]
+
+
+def test_a_loss_that_forgets_samples_and_is_not_learnt(tmp_path: Path) -> None:
+    built = with_loss(run(tmp_path, model=nets.Net()), nets.ForgetsSamples())
+    result = named(built, "loss.form", Asked(samples=4, steps=30))
+    assert [finding.severity for finding in result.findings] == ["error"]
+
+
 def test_a_loss_that_is_cut_off(tmp_path: Path) -> None:
     named(with_loss(run(tmp_path, model=nets.Net()), nets.Detached()), "loss.detached")
+
+
+def test_a_network_that_gives_numbers_that_are_none(tmp_path: Path) -> None:
+    """The loss cannot be judged by them, and is not blamed."""
+    finding = named(run(tmp_path, model=nets.Divided()), "model.numerics").findings[0]
+    assert finding.where.config_path == "model"
+    assert "'logits'" in finding.summary
+    assert "24 of 24 numbers" in finding.measured  # two samples, twelve classes
+
+
+def test_a_loss_that_is_infinite_for_finite_outputs(tmp_path: Path) -> None:
+    finding = named(with_loss(run(tmp_path, model=nets.Net()), nets.LogOfZero()), "loss.form").findings[0]
+    assert finding.where.config_path == "losses"
+    assert "a loss of inf; all numbers of logits are finite" in finding.measured
 
 
 @pytest.mark.parametrize("rate", ["1e-7", "1e6"])
@@ -213,6 +246,31 @@ def test_equal_clouds_with_different_labels(tmp_path: Path) -> None:
     NUM = nets.NUM_CLASSES
     result = named(edited(run(tmp_path, model=nets.Net()), twins), "data.label_mapping", Asked(samples=3, steps=30))
     assert len(result.findings[0].evidence["samples"]) == 2
+
+
+def _turned_clouds(*, with_targets: bool) -> Callable[[dict[str, Any], Sequence[SampleKey]], dict[str, Any]]:
+    """Samples that are one cloud, forwards and backwards; its targets per point go with their points, or stay."""
+
+    def edit(batch: dict[str, Any], keys: Sequence[SampleKey]) -> dict[str, Any]:
+        points = torch.as_tensor(batch["points"])
+        cloud = torch.linspace(-1, 1, points[0].numel()).view(points[0].shape)
+        height = cloud[:, 2]
+        backwards = [bool(key.index % 2) for key in keys]
+        clouds = [cloud.flip(0) if turned else cloud for turned in backwards]
+        targets = [height.flip(0) if turned and with_targets else height for turned in backwards]
+        return {**batch, "points": torch.stack(clouds), "target": torch.stack(targets)}
+
+    return edit
+
+
+def test_equal_clouds_in_another_order_with_targets_per_point(tmp_path: Path) -> None:
+    result = fitted(fields(tmp_path, _turned_clouds(with_targets=True)), Asked(samples=4, steps=60, is_brief=True))
+    assert result.is_fitted, result.findings
+    assert result.findings == ()
+
+
+def test_equal_clouds_whose_targets_per_point_did_not_follow_the_order(tmp_path: Path) -> None:
+    named(fields(tmp_path, _turned_clouds(with_targets=False)), "data.label_mapping", Asked(samples=4, steps=5))
 
 
 def test_numbers_that_are_none(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.errors import UserError
@@ -19,7 +20,7 @@ from sightline.fitting.variants import compare, overrides_of
 from sightline.types import SampleKey
 from tests.fitting import nets
 from tests.fitting.nets import run
-from tests.runs.small import small_config, small_run
+from tests.runs.small import ROOT, small_config, small_run
 
 TINY = ("data.train_size=120", "model={name: pointnet_plain, embedding: 8}", "losses=[{name: cross_entropy}]")
 
@@ -31,6 +32,12 @@ def test_rungs_are_read() -> None:
 @pytest.mark.parametrize("text", ["8,1", "0", "1,one", "", "1,90,all"])
 def test_rungs_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--grow"):
+        rungs_of(text, 60)
+
+
+@pytest.mark.parametrize("text", ["61", "8,100000", "1,61,100000"])
+def test_rungs_of_more_samples_than_there_are(text: str) -> None:
+    with pytest.raises(UserError, match=f"--grow {text}: the training part has 60 samples"):
         rungs_of(text, 60)
 
 
@@ -52,6 +59,13 @@ def test_the_climb_ends_at_the_rung_that_breaks_its_rule_and_says_why(tmp_path: 
     climbed, findings = climb(built.config, World(), built, [2, 8], Asked(steps=20), lambda line: None)
     assert [rung.is_passed for rung in climbed] == [False]
     assert findings[0].cause == "optim.lr"
+
+
+def test_a_rung_of_one_sample_where_samples_are_compared() -> None:
+    small = ("data.num_points=32", "data.train_size=40", "model.points={name: dgcnn, num_neighbours: 4, embedding: 16}")
+    config = read_config(ROOT / "configs" / "contrast" / "synthetic_shapes_intrapoint_parts.yaml", small)
+    with pytest.raises(UserError, match=r"^--grow: rung 1: '\w+' compares samples with one another; begin with 2"):
+        climb(config, World(), build(config, World()), [1, 8], Asked(steps=2), lambda line: None)
 
 
 def test_a_rung_above_that_learns_nothing() -> None:

@@ -66,6 +66,58 @@ def test_variants(tmp_path: Path) -> None:
     assert "model.embedding=8" in (tmp_path / "fit_one.svg").read_text()
 
 
+PLUGIN = """\
+from typing import TypedDict
+from torch import Tensor, nn
+from sightline import registry
+
+class Out(TypedDict):
+    logits: Tensor
+
+@registry.models.add("of_a_plugin")
+class Classifier(nn.Module):
+    def __init__(self, *, num_classes: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.map, self.head = nn.Linear(in_channels, width), nn.Linear(width, num_classes)
+    def forward(self, *, points: Tensor) -> Out:
+        return {"logits": self.head(self.map(points).relu().amax(dim=1))}
+"""
+
+
+def test_variants_of_a_run_that_was_made_with_a_plugin(tmp_path: Path) -> None:
+    plugin, made = tmp_path / "plugin.py", tmp_path / "run"
+    plugin.write_text(PLUGIN)
+    words = ("model={name: of_a_plugin, width: 64}", "train.epochs=1", "--device", "cpu", "--plugin", plugin)
+    assert run_here("train", CONFIG, *words, "--out", made).code == 0
+    varied = ("--samples", "2", "--steps", "20", "--vary", "model.width=48,64", "--device", "cpu")
+    code, out, err = run_here("fit-one", made, *varied, "--plugin", plugin)
+    assert code == 0, err
+    assert "model.width=48" in out
+    assert "warning" not in err
+    assert run_here("fit-one", made, *varied).code == 2
+
+
+EXPECTED = "expect=[{quantity: loss, at_most: 100.0, step: 0}, {quantity: output.max, at_least: 1e9, step: 3}]"
+
+
+def test_every_variant_is_held_to_what_is_expected(tmp_path: Path) -> None:
+    varied = ("--vary", "model.embedding=4,8", "--json", tmp_path / "made.json")
+    code, _, err = run_here("fit-one", CONFIG, "--steps", "12", "--samples", "2", EXPECTED, *varied)
+    assert code == 1
+    for variant in ("model.embedding=4", "model.embedding=8"):
+        assert f"{variant}: met: expect.0: loss" in err
+        assert f"{variant}: NOT MET: expect.1: output.max after 3 steps is" in err
+    document = json.loads((tmp_path / "made.json").read_text())["vary"]
+    assert [each["fitted"] for each in document] == [True, True]
+    assert [[entry["met"] for entry in each["expect"]] for each in document] == [[True, False]] * 2
+
+
+def test_the_ladder_says_that_it_looks_at_no_expectations() -> None:
+    code, _, err = run_here("fit-one", CONFIG, "model.embedding=8", "--steps", "30", "--grow", "1", EXPECTED)
+    assert code == 0
+    assert "expect: --grow does not look at its 2 entries" in err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
