@@ -198,7 +198,7 @@ def _against_file(subject: Subject, path: Path, keys: Mapping[str, str | None] |
     batch = own.batch(subject.batch)
     recording = record(job, own, batch)
     notes: list[str] = []
-    if is_twin(own.model, theirs):
+    if keys is None and is_twin(own.model, theirs):
         fill(theirs, own.model.state_dict(), {name: name for name in own.model.state_dict()})
         reference = trained = Variant(str(path), theirs, exact, own.device)
     else:

@@ -43,9 +43,10 @@ def build_reference(path: Path) -> nn.Module:
 
 
 def is_twin(ours: nn.Module, theirs: nn.Module) -> bool:
-    """Whether a reference is our own model, perhaps with something changed: the same class and the same modules."""
+    """Whether a reference is our own model, perhaps with something changed: the same class, modules and tensors."""
     same_names = [name for name, _ in ours.named_modules()] == [name for name, _ in theirs.named_modules()]
-    return type(ours).__qualname__ == type(theirs).__qualname__ and same_names
+    shapes = [{name: tensor.shape for name, tensor in each.state_dict().items()} for each in (ours, theirs)]
+    return type(ours).__qualname__ == type(theirs).__qualname__ and same_names and shapes[0] == shapes[1]
 
 
 class Foreign(nn.Module):

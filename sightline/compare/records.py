@@ -79,13 +79,15 @@ def read_record(path: Path) -> Record:
         tensors = load_file(path / _TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a record: {error}; record the step again") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: is no record: {_DOCUMENT} holds a {type(document).__name__}; record the step again")
     if document.get("version") != _VERSION:
         raise UserError(
             f"{path}: is a record of version {document.get('version')}, this is {_VERSION}; record it again"
         )
     try:
         return _read(document, tensors)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{path}: is not a whole record ({type(error).__name__}: {error}); record it again") from None
 
 
@@ -120,9 +122,11 @@ class Writer:
         """Tensors as {"tensor": number}; dicts, lists, tuples and known dataclasses as what they are."""
         if isinstance(value, Tensor):
             return {"tensor": self._number(value)}
-        if isinstance(value, Mapping):
-            return {"dict": {str(key): self.nest(item) for key, item in value.items()}}
-        if isinstance(value, list | tuple):
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return {"dict": {key: self.nest(item) for key, item in value.items()}}
+        if isinstance(value, Mapping) and all(isinstance(key, bool | int | float | str | None) for key in value):
+            return {"pairs": [[key, self.nest(item)] for key, item in value.items()]}
+        if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
             return {"list" if isinstance(value, list) else "tuple": [self.nest(item) for item in value]}
         if dataclasses.is_dataclass(value) and type(value).__name__ in _NESTS:
             fields = {each.name: self.nest(getattr(value, each.name)) for each in dataclasses.fields(value)}
@@ -155,6 +159,8 @@ class _Reader:
             return self._tensors[held]
         if kind == "dict":
             return {key: self.nest(item) for key, item in held.items()}
+        if kind == "pairs":
+            return {key: self.nest(item) for key, item in held}
         if kind in ("list", "tuple"):
             items: Sequence[Any] = [self.nest(item) for item in held]
             return items if kind == "list" else tuple(items)

@@ -96,6 +96,8 @@ def nest(value: Any, tensors: Any, dtype: torch.dtype, sources: Any) -> Any:
             return tensor
         sources[str(len(sources))] = tensor.requires_grad_()
         return tensor.clone()
+    if "pairs" in value:
+        return {key: nest(item, tensors, dtype, sources) for key, item in value["pairs"]}
     if "dict" in value:
         return {key: nest(item, tensors, dtype, sources) for key, item in value["dict"].items()}
     if "list" in value:

@@ -78,7 +78,7 @@ class Unit:
         is_product = isinstance(self.owner, nn.Linear | nn.modules.conv._ConvNd) and isinstance(weight, Tensor)
         if not is_product or not name.startswith(("out.", "to given.")):
             return 1
-        return min(_BLOCK, max(weight.shape[:2]) * weight[0, 0].numel())  # over channels in or out, and the kernel
+        return min(_BLOCK, max(1, *weight.shape[:2]) * weight.shape[2:].numel())  # channels in or out, and the kernel
 
 
 _BLOCK = 384

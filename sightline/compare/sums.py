@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from sightline.compare.rerun import Answer, Unit, answer
 from sightline.layers.batch_norm import SynchronisedBatchNorm
-from sightline.nests import mapped
+from sightline.nests import leaves, mapped
 
 __all__ = ["magnitudes", "plain_answer", "twin_answer"]
 
@@ -81,7 +81,7 @@ def _plain_forward(module: Any) -> Callable[..., Any] | None:
 
 def _plain_batch_norm(unit: Unit, norm: nn.modules.batchnorm._BatchNorm) -> Answer:
     """Batch norm and its gradients with sums one after another. Source: Ioffe and Szegedy 2015, algorithm 1."""
-    given: Tensor = unit.call.given[0][0]
+    place, given = next(leaves(unit.call.given))
     values_nC = _rows(given)
     num = np.float32(len(values_nC))
     mean_C = values_nC.sum(axis=0) / num  # over the outer axis NumPy adds row by row
@@ -103,7 +103,7 @@ def _plain_batch_norm(unit: Unit, norm: nn.modules.batchnorm._BatchNorm) -> Answ
         to_bias, to_weight = gradient_nC.sum(axis=0), (gradient_nC * standard_nC).sum(axis=0)
         to_values = weight_C * inverse_C * (gradient_nC - to_bias / num - standard_nC * (to_weight / num))
         answer.gradients = {
-            "given.0.0": _back(to_values, given),
+            f"given.{place}": _back(to_values, given),
             f"parameter.{unit.prefix}.weight": from_numpy(to_weight),
             f"parameter.{unit.prefix}.bias": from_numpy(to_bias),
         }
@@ -118,7 +118,7 @@ def _plain_gradients(unit: Unit, conv: Any) -> dict[str, Tensor] | None:
     arriving = unit.call.to_made.get("")
     if arriving is None or conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return None
-    given: Tensor = unit.call.given[0][0]
+    _, given = next(leaves(unit.call.given))
     if given.ndim != arriving.ndim or given.ndim != conv.weight.ndim:
         return None  # one sample without an axis for it
     given, arriving = given.detach().float(), arriving.detach().float()

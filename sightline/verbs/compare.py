@@ -70,7 +70,7 @@ def compare_variants(options: Options, *, is_record: bool) -> int:
         built = _built(config, world, options.path if is_run(options.path) else None)
         recipe = registry.optimizers.build(config.optimizer, facts=built.data.facts)
         is_large = _size_of_sample(built) > _LARGE
-        count = min(options.samples or (1 if is_large else 4), config.train.batch_size)
+        count = options.samples or min(1 if is_large else 4, config.train.batch_size)
         num_steps = options.steps if options.steps is not None else 2 if is_large else 5
         subject = Subject(built, recipe, tuple(first_samples(built.job, count)), world.device)
         if options.matrix:
@@ -179,10 +179,13 @@ def _assert_goes_together(options: Options, *, is_record: bool) -> None:
             raise UserError("compare record: say where the record goes: --out RECORD")
         if options.against or options.matrix:
             raise UserError("compare record: keeps one variant; --against and --matrix compare")
+        for name in ("json", "html", "repro", "keys"):
+            if getattr(options, name) is not None:
+                raise UserError(f"compare record: --{name} is for a comparison; leave it out")
         return
     if options.out is not None:
         raise UserError("--out: is for 'sightline compare record'; give --json, --html or --repro")
     if options.matrix == (options.against is not None):
         raise UserError("compare: give either --against or --matrix")
-    if options.matrix and (options.html or options.repro or options.keys):
-        raise UserError("--matrix: goes with --json alone")
+    if options.matrix and (options.html or options.repro or options.keys or options.steps is not None):
+        raise UserError(f"--matrix: goes with --json and --samples; its steps are {', '.join(map(str, STEPS))}")

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from sightline.compare.records import Writer, _Reader
 from sightline.compare.stages import Stages, compare_stages
+from sightline.errors import UserError
 from tests.command import Outcome, run_here
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,6 +172,7 @@ def test_fields_of_a_stage_that_are_no_real_numbers() -> None:
         (("--against", "float64", "--matrix"), "compare: give either --against or --matrix"),
         (("--against", "float64", "--out", "x"), "--out: is for 'sightline compare record'"),
         ((), "compare: give either --against or --matrix"),
+        (("--matrix", "--steps", "3"), "--matrix: goes with --json and --samples; its steps are 0, 1, 10, 50"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
@@ -193,6 +196,71 @@ def test_a_file_that_builds_no_module_is_refused(tmp_path: Path, text: str, told
     outcome, _ = compare(tmp_path, *SMALL, "--against", path)
     assert outcome.code == 2
     assert told in outcome.err.splitlines()[-1]
+
+
+def test_a_record_takes_no_option_of_a_comparison(tmp_path: Path) -> None:
+    words = ("--out", tmp_path / "record", "--html", tmp_path / "page.html")
+    outcome = run_here("compare", "record", CONFIG, *SMALL, *words)
+    assert outcome.code == 2
+    assert "compare record: --html is for a comparison" in outcome.err
+    assert not (tmp_path / "record").exists()
+
+
+def test_more_samples_than_a_batch_of_the_recipe(tmp_path: Path) -> None:
+    outcome, found = compare(tmp_path, *SMALL, "--against", "float64", "--samples", 20, "--steps", 0)
+    assert outcome.code == 0, outcome.err
+    heads = [row["entries"] for row in found["layers"] if row["layer"] == "head.2" and row["what"].startswith("result")]
+    assert heads == [20 * 12]
+
+
+def test_our_own_model_of_another_width_is_refused_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "wide.py"
+    path.write_text(
+        "from sightline.models.pointnet import PointNetPlain\n\n\ndef build():\n"
+        "    return PointNetPlain(num_classes=12, in_channels=3, embedding=128)\n"
+    )
+    outcome, _ = compare(tmp_path, *SMALL, "--against", path, "--steps", 0)
+    assert outcome.code == 2
+    assert "no name or shape settles what belongs together" in outcome.err.splitlines()[-1]
+
+
+def test_a_map_is_read_though_the_reference_is_our_own_model(tmp_path: Path) -> None:
+    path, keys = tmp_path / "same.py", tmp_path / "keys.json"
+    path.write_text(
+        "from sightline.models.pointnet import PointNetPlain\n\n\ndef build():\n"
+        "    return PointNetPlain(num_classes=12, in_channels=3, embedding=64)\n"
+    )
+    keys.write_text('{"nonsense": "head"}')
+    outcome, _ = compare(tmp_path, *SMALL, "--against", path, "--keys", keys, "--steps", 0)
+    assert outcome.code == 2
+    assert "--keys: the model has no tensor or module 'nonsense'" in outcome.err
+    outcome, found = compare(tmp_path, *SMALL, "--against", path, "--steps", 0)
+    assert outcome.code == 0, outcome.err
+    assert found["equal"]
+
+
+@pytest.mark.parametrize("document", ["[]", "3", '{"version": 1}', '{"version": 1, "calls": 5}'])
+def test_a_document_that_is_none_is_refused(tmp_path: Path, document: str) -> None:
+    record = tmp_path / "record"
+    run_here("compare", "record", CONFIG, *SMALL, "--out", record, "--steps", 0)
+    (record / "record.json").write_text(document)
+    outcome, _ = compare(tmp_path, *SMALL, "--against", record)
+    assert outcome.code == 2
+    assert "record it again" in outcome.err.splitlines()[-1] or "record the step again" in outcome.err.splitlines()[-1]
+
+
+def test_nests_that_a_record_keeps_and_one_that_it_does_not() -> None:
+    class Pair(NamedTuple):
+        first: torch.Tensor
+
+    writer = Writer()
+    kept = {0: torch.ones(2), True: [torch.zeros(1), None]}
+    told = json.loads(json.dumps(writer.nest(kept)))
+    found = _Reader(writer.tensors).nest(told)
+    assert list(found) == [0, True]
+    assert torch.equal(found[0], torch.ones(2))
+    with pytest.raises(UserError, match="a Pair goes into or out of a module, and cannot be kept"):
+        writer.nest(Pair(torch.ones(1)))
 
 
 def test_a_damaged_record_is_refused(tmp_path: Path) -> None:

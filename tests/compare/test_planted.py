@@ -161,3 +161,26 @@ def test_float16_inside_every_variant_is_told() -> None:
     rows = [row for row in compared(broken, broken, batch) if row.is_guilty]
     assert rows[0].layer == "middle.0"
     assert rows[0].deviation.note == "rounds to float16 inside, in every variant"
+
+
+class Odd(nn.Module):
+    """Layers without outputs, and layers that are called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.none, self.conv, self.norm = nn.Linear(8, 0), nn.Conv3d(1, 4, 3, bias=False), nn.BatchNorm3d(4)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        made = self.norm(input=self.conv(input=volume))
+        return made + self.none(volume).sum()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_empty_layers_and_layers_called_by_keyword() -> None:
+    batch = {"volume": torch.rand(2, 1, 8, 8, 8)}
+    healthy = Odd()
+    broken = copy.deepcopy(healthy)
+    broken.norm.eps = 1e-2
+    assert guilty(compared(healthy, copy.deepcopy(healthy), batch)) == []
+    first = next(row for row in compared(broken, healthy, batch) if row.is_guilty)
+    assert (first.layer, first.which, first.what) == ("norm", "forward", "result")
