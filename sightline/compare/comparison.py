@@ -84,8 +84,9 @@ class Comparison:
 
     @property
     def is_equal(self) -> bool:
-        """Whether rounding explains everything."""
-        return not self.guilty and self.parts_at_step is None
+        """Whether rounding explains everything; nothing is where losses are no numbers in both variants."""
+        is_number = self.trace is None or self.trace.is_none_from is None
+        return not self.guilty and self.parts_at_step is None and is_number
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

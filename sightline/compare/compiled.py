@@ -58,7 +58,9 @@ def _rows(job: Job, variant: Variant, reference: Variant, batch: Batch, eager: S
     modules = dict(model.named_modules())
     for path in eager:
         modules[path].forward = torch.compiler.disable(modules[path].forward)
-    whole = Variant("compiled", _Whole(model), variant.precision, variant.device, variant.cudnn)
+    whole = Variant(
+        "compiled", _Whole(model), variant.precision, variant.device, variant.cudnn, inner="network._orig_mod"
+    )
     recording = record(job, whole, whole.batch(batch), hooked=[""])
     calls = [_renamed(call) for call in recording.calls]
     gradients = {name.removeprefix("network._orig_mod."): g for name, g in recording.gradients.items()}

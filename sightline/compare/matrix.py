@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ def run_cell(subject: Subject, cell: Cell, *, peak: Peak | None, num_steps: int 
         peak_bytes = _measured(train, device, peak)
         seconds = time.perf_counter() - started
     at = {step: losses[step] for step in STEPS if step < len(losses)}
-    return Outcome(cell, at, seconds / num_steps, peak_bytes)
+    num_run = max(1, sum(map(math.isfinite, losses)))  # from a gradient that is not finite on nothing ran
+    return Outcome(cell, at, seconds / num_run, peak_bytes)
 
 
 def _measured(run: Callable[[], None], device: torch.device, peak: Peak | None) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from importlib import resources
 
@@ -40,6 +41,9 @@ def verdict(comparison: Comparison) -> str:
     """What came of it, in a line."""
     step = comparison.parts_at_step
     parted = "" if step is None else f"; the losses part at step {step}"
+    trace = comparison.trace
+    if trace is not None and trace.is_none_from is not None:
+        parted += f"; from step {trace.is_none_from} on both have losses or gradients that are no numbers"
     if comparison.guilty:
         return f"they diverge first at {tell(comparison.guilty[0])}{parted}"
     return f"every layer agrees{parted}" if parted else "equal: rounding explains every difference"
@@ -67,8 +71,8 @@ def figure(comparison: Comparison) -> str:
     trace = comparison.trace
     if trace is not None and len(trace.losses) > 1:
         steps = range(len(trace.losses))
-        apart = [max(abs(a - b), 1e-12) for a, b in zip(trace.losses, trace.expected, strict=True)]
-        bound = [max(min(each, 1e30), 1e-12) for each in trace.tolerated]
+        apart = [_drawn(abs(a - b)) for a, b in zip(trace.losses, trace.expected, strict=True)]
+        bound = [_drawn(each) for each in trace.tolerated]
         series = (
             Series("difference of the losses", tuple(zip(map(float, steps), apart, strict=True))),
             Series("what rounding explains", tuple(zip(map(float, steps), bound, strict=True))),
@@ -98,3 +102,8 @@ def _remark(row: Row) -> str:
     if row.deviation.undefined:
         parts.append(f"{row.deviation.undefined} of {row.deviation.entries} entries hang on decisions of rounding")
     return "; ".join(filter(None, parts))
+
+
+def _drawn(value: float) -> float:
+    """Within what a logarithmic axis shows; what is no number lies at its upper end."""
+    return 1e30 if math.isnan(value) else max(min(value, 1e30), 1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,11 +66,11 @@ def write_record(path: Path, record: Record) -> None:
         "weights": writer.nest(record.weights),
         "batch": writer.nest(record.batch),
         "stages": [[name, writer.nest(fields)] for name, fields in record.stages],
-        "trace": list(record.trace),
+        "trace": [loss if math.isfinite(loss) else None for loss in record.trace],
     }
     path.mkdir(parents=True, exist_ok=True)
     save_file(writer.tensors, path / _TENSORS)
-    RunDirectory(path, is_writer=True).write_text(_DOCUMENT, json.dumps(document) + "\n")
+    RunDirectory(path, is_writer=True).write_text(_DOCUMENT, json.dumps(document, allow_nan=False) + "\n")
 
 
 def read_record(path: Path) -> Record:
@@ -101,7 +102,8 @@ def _read(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Record:
     )
     stages = [(name, read.nest(fields)) for name, fields in document["stages"]]
     weights, batch = read.nest(document["weights"]), read.nest(document["batch"])
-    return Record(recording, weights, batch, stages, tuple(document["trace"]), document["told"])
+    trace = tuple(math.nan if loss is None else float(loss) for loss in document["trace"])
+    return Record(recording, weights, batch, stages, trace, document["told"])
 
 
 class Writer:

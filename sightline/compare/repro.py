@@ -72,12 +72,17 @@ def _layer(module: nn.Module, weights: str, path: str, writer: Writer, file: Pat
     if type(module).__module__.startswith("torch.nn.") and not list(module.children()):
         call = ast.parse(f"f({module.extra_repr()})", mode="eval").body
         assert isinstance(call, ast.Call)
-        arguments = [ast.literal_eval(each) for each in call.args]
-        named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+        arguments = [_plain(each) for each in call.args]
+        named = {each.arg: _plain(each.value) for each in call.keywords}
         return told | {"kind": "torch", "class": type(module).__name__, "args": arguments, "kwargs": named}
     if file is not None:
         return told | {"kind": "file", "file": "reference.py", "path": path.removeprefix("network.")}
     return told | {"kind": "sightline", "path": path.removeprefix("network."), "plugins": []}
+
+
+def _plain(written: ast.expr) -> Any:
+    """An argument as `extra_repr` writes it; words such as `padding=same` stand there without quotes."""
+    return written.id if isinstance(written, ast.Name) else ast.literal_eval(written)
 
 
 def _write_origins(folder: Path, layers: Sequence[dict[str, Any]], origin: Origin) -> None:
@@ -99,7 +104,10 @@ def _document(row: Row, writer: Writer) -> dict[str, Any]:
     assert unit is not None
     dtype = next((dtype for dtype, each in FORMATS.items() if each == unit.call.format), torch.float32)
     prefix = f"{unit.call.path}." if unit.call.path else ""
-    inner = [{"path": each.path.removeprefix(prefix), "made": writer.nest(each.made)} for each in unit.inner]
+    inner = [
+        {"path": each.path.removeprefix(prefix), "made": writer.nest(each.made), "learns": bool(each.to_made)}
+        for each in unit.inner
+    ]
     places = {place for place, _ in leaves(unit.call.made)}
     arriving: dict[str, Tensor] = {place: g for place, g in unit.call.to_made.items() if place in places}
     return {

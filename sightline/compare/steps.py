@@ -27,7 +27,7 @@ from sightline.compare.rerun import moving
 from sightline.compare.variants import Variant, quiet
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import Recipe
-from sightline.engine.train import Job, optimise_once
+from sightline.engine.train import Job, NonFiniteGradientError, optimise_once
 from sightline.nests import mapped
 from sightline.types import Batch
 
@@ -49,6 +49,12 @@ class Trace:
         """The first step, counted from 0, whose losses rounding does not explain."""
         pairs = zip(self.losses, self.expected, self.tolerated, strict=True)
         return next((step for step, (had, wanted, bound) in enumerate(pairs) if _is_beyond(had - wanted, bound)), None)
+
+    @property
+    def is_none_from(self) -> int | None:
+        """The first step, counted from 0, at which neither variant has a loss that is a number."""
+        pairs = enumerate(zip(self.losses, self.expected, strict=True))
+        return next((step for step, pair in pairs if not any(map(math.isfinite, pair))), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -88,7 +94,8 @@ def losses_over_steps(
 ) -> tuple[float, ...]:
     """The weighted loss before each of some steps of the run's own loop, on one batch, over and over.
 
-    The variant's own weights are left as they are.
+    The variant's own weights are left as they are. From a gradient that is not finite on, where training ends, the
+    losses are NaN.
     """
     model = copy.deepcopy(variant.model)
     replica = model if variant.on is None else variant.on(model)
@@ -106,7 +113,11 @@ def losses_over_steps(
     with quiet(variant), DoubleConvolutions(), _noisy(getattr(replica, "network", model), noise):
         for step in range(num_steps):
             own.step = job.step + step
-            means = optimise_once(own, replica, [batch], world, _NoClock())
+            try:
+                means = optimise_once(own, replica, [batch], world, _NoClock())
+            except NonFiniteGradientError:
+                losses += [math.nan] * (num_steps - step)
+                break
             losses.append(sum(weight * means[name] for name, weight in own.weights_at(own.step).items()))
             if noise is not None:
                 noise.move_weights(model)

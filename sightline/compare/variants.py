@@ -35,6 +35,7 @@ class Variant:
     device: torch.device
     cudnn: Cudnn = "on"
     on: Callable[[nn.Module], Any] | None = None
+    inner: str = ""
 
     @cached_property
     def called(self) -> Any:
@@ -134,7 +135,7 @@ def quiet(variant: Variant) -> Iterator[None]:
 def prepared(job: Job, variant: Variant, batch: Batch) -> tuple[Mapping[str, Tensor], Any]:
     """The counts that losses are divided by, and what the task knows of the whole step."""
     variant.model.train()
-    hold_still(variant.model, job.frozen, job.epoch)
+    hold_still(variant.model.get_submodule(variant.inner), job.frozen, job.epoch)
     with variant.precision.autocast(variant.device):
         counts, around = job.task.prepare(variant.called, [batch], World(device=variant.device))
     return counts, around[0]

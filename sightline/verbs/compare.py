@@ -111,13 +111,13 @@ def _tell(found: Comparison, config: RunConfig, built: Built, options: Options) 
     _show(found)
     title = f"sightline compare: {config.name}"
     write_file(options.html, encode_page(found, title=title) if options.html is not None else "")
-    if options.repro is not None:
-        file = Path(str(options.against)) if str(options.against).endswith(".py") else None
-        note(write_repro(options.repro, found, Origin(config, built.data.facts, options.plugins, file)))
     write_document(options.json, found.to_dict())
     note(verdict(found))
     for line in found.settings:
         note(f"{found.guilty[0].layer}: {line}")
+    if options.repro is not None:
+        file = Path(str(options.against)) if str(options.against).endswith(".py") else None
+        note(write_repro(options.repro, found, Origin(config, built.data.facts, options.plugins, file)))
     return 0 if found.is_equal else 1
 
 
