@@ -71,13 +71,13 @@ class _Gradient:
 
     total: Tensor
     moved: float
-    users: list[Unit]
+    users: list[tuple[Unit, str]]
 
     def again(self, key: str) -> Callable[[Nudge | None], Answer]:
         """Answers with this gradient alone."""
 
         def run(nudge: Nudge | None) -> Answer:
-            parts = [_again(unit, nudge).gradients.get(key) for unit in self.users]
+            parts = [_again(unit, nudge).gradients.get(own) for unit, own in self.users]
             return Answer(gradients={key: sum((p for p in parts if p is not None), torch.zeros_like(self.total))})
 
         return run
@@ -91,6 +91,9 @@ class _Walk:
         self._recording, self._reference, self._seed = recording, reference, seed
         self._modules = dict(reference.model.named_modules())
         self._gradients: dict[str, _Gradient] = {}
+        first: dict[int, str] = {}
+        named = reference.model.named_parameters(remove_duplicate=False)
+        self._first_names = {name: first.setdefault(id(p), name) for name, p in named}
         self._last = 1 + max((call.ended for call in recording.calls), default=0)
 
     def units(self, losses: object) -> Iterator[Unit]:
@@ -122,8 +125,8 @@ class _Walk:
             known = self._gradients.pop(name, None)
             if known is None:
                 continue
-            unit, key = known.users[0], f"parameter.{name}"
-            num_added = sum(each.num_added(f"to {key}") for each in known.users)
+            (unit, _), key = known.users[0], f"parameter.{name}"
+            num_added = sum(each.num_added(f"to {own}") for each, own in known.users)
             deviation = compared(gradient, known.total, unit.call.format, moved=known.moved, num_added=num_added)
             if deviation.ratio > BOUND / 2:
                 whole = Answer(gradients={key: known.total})
@@ -182,12 +185,14 @@ class _Walk:
         owner = parameter.rpartition(".")[0]
         if owner != unit.prefix and owner in hidden:
             return  # the row of that module says it
+        user = unit, f"parameter.{parameter}"
+        parameter = self._first_names.get(parameter, parameter)
         known = self._gradients.get(parameter)
         if known is None:
-            self._gradients[parameter] = _Gradient(gradient, moved, [unit])
+            self._gradients[parameter] = _Gradient(gradient, moved, [user])
         else:
             known.total, known.moved = known.total + gradient, known.moved + moved
-            known.users.append(unit)
+            known.users.append(user)
 
 
 def _again(unit: Unit, nudge: Nudge | None) -> Answer:
