@@ -1,0 +1,44 @@
+"""Gradients of parameters: one tensor under two names, and what a wrong one of them is called."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.compare.steps import compared, guilty
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.second(self.first(points).relu())
+
+
+class _Doubled(nn.Linear):
+    """Right forward; the gradient of its weight is twice what it should be."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = 2 * self.weight - self.weight.detach()
+        return nn.functional.linear(input, weight, self.bias)
+
+
+def test_tied_weights_have_one_gradient() -> None:
+    net = Tied()
+    assert guilty(compared(net, net, {"points": torch.randn(4, 6)})) == []
+
+
+def test_a_wrong_share_of_a_tied_gradient_is_found() -> None:
+    net = Tied()
+    broken: Any = copy.deepcopy(net)
+    broken.second.__class__ = _Doubled
+    rows = [row for row in compared(broken, net, {"points": torch.randn(4, 6)}) if row.is_guilty]
+    assert [(row.which, row.what) for row in rows] == [("backward", "gradient of weight")]
