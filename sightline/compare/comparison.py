@@ -203,6 +203,8 @@ def _against_file(subject: Subject, path: Path, keys: Mapping[str, str | None] |
         fill(theirs, own.model.state_dict(), {name: name for name in own.model.state_dict()})
         reference = trained = Variant(str(path), theirs, exact, own.device)
     else:
+        if job.frozen:
+            raise UserError(f"optimizer.frozen: {path} names its modules otherwise; compare with optimizer.frozen=[]")
         foreign, found = prepare_foreign(own.model, theirs, keys, recording)
         recording, told = translated(recording, foreign, found)
         notes = [*(f"guess: {each}" for each in found.guesses), *told]

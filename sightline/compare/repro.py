@@ -25,7 +25,7 @@ from sightline.config.show import to_plain
 from sightline.errors import UserError
 from sightline.nests import leaves
 
-__all__ = ["Origin", "write_repro"]
+__all__ = ["Origin", "assert_empty", "write_repro"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,14 @@ def write_repro(folder: Path, comparison: Comparison, origin: Origin) -> str:
 
     Raises UserError where the folder is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--repro {folder}: is not an empty folder; give another")
+    assert_empty(folder)
     row = next((each for each in comparison.guilty if each.unit is not None and each.unit.call.path != LOSS), None)
-    if row is None or row.unit is None or comparison.models is None:
+    if row is None or row.unit is None:
         return "nothing to reproduce: no layer deviates by itself"
+    if comparison.models is None:
+        return f"nothing to reproduce: a record keeps what {row.layer} made, and no layer to build it from"
+    if origin.file is not None and row.unit.inner:
+        return f"nothing to reproduce: {row.layer} calls layers of its own, and {origin.file} names them otherwise"
     variant, reference = (module_of(model, row) or model for model in comparison.models)
     writer = Writer()
     layers = [
@@ -62,6 +65,12 @@ def write_repro(folder: Path, comparison: Comparison, origin: Origin) -> str:
     (folder / "repro.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(str(script.__file__), folder / "repro.py")
     return f"{row.layer} alone: python {folder / 'repro.py'}"
+
+
+def assert_empty(folder: Path) -> None:
+    """Raises UserError for a folder that holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--repro {folder}: is not an empty folder; give another")
 
 
 def _layer(module: nn.Module, weights: str, path: str, writer: Writer, file: Path | None) -> dict[str, Any]:

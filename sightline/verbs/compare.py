@@ -18,7 +18,7 @@ from sightline.compare.matrix import NOT_AVAILABLE, STEPS, Outcome, cells, run_c
 from sightline.compare.measure import BOUND, MOST
 from sightline.compare.page import encode_page, verdict
 from sightline.compare.records import write_record
-from sightline.compare.repro import Origin, write_repro
+from sightline.compare.repro import Origin, assert_empty, write_repro
 from sightline.compare.walk import Row
 from sightline.config import RunConfig
 from sightline.describe.memory import first_samples
@@ -40,6 +40,8 @@ _MATRIX = ("format", "device", "cuDNN", "TF32", *(f"loss at {step}" for step in 
 
 _LARGE = 2**18
 """Numbers in a sample (a volume of 64 voxels a side) beyond which one is compared, and over two steps."""
+_OTHER_KERNELS = ("cuda", "no-cudnn", "native-batch-norm", "compiled")
+"""Variants that differ in what a script of one layer does not choose."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,10 @@ def _assert_goes_together(options: Options, *, is_record: bool) -> None:
         return
     if options.out is not None:
         raise UserError("--out: is for 'sightline compare record'; give --json, --html or --repro")
+    if options.repro is not None:
+        assert_empty(options.repro)
+        if options.against in _OTHER_KERNELS:
+            raise UserError(f"--repro: its script chooses no kernels or devices; --against {options.against} does")
     if options.matrix == (options.against is not None):
         raise UserError("compare: give either --against or --matrix")
     if options.matrix and (options.html or options.repro or options.keys or options.steps is not None):
