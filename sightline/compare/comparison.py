@@ -29,9 +29,10 @@ from sightline.errors import UserError
 from sightline.layers.native_batch_norm import without_cudnn
 from sightline.types import Batch, SampleKey
 
-__all__ = ["AGAINST", "Comparison", "Subject", "compare", "make_record"]
+__all__ = ["AGAINST", "OTHER_KERNELS", "Comparison", "Subject", "compare", "make_record"]
 
-AGAINST = ("float64", "float32", "bfloat16", "cuda", "no-cudnn", "native-batch-norm", "compiled")
+OTHER_KERNELS = ("cuda", "no-cudnn", "native-batch-norm", "compiled")
+AGAINST = ("float64", "float32", "bfloat16", *OTHER_KERNELS)
 _DIGITS = {"float64": 53, "float32": 24, "fp16": 11, "bf16": 8}
 
 

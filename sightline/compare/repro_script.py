@@ -19,7 +19,7 @@ BOUND = 16.0
 
 
 def main() -> int:
-    """Run both, and compare what they make and the gradients of their inputs."""
+    """Run both, and compare what they make, what layers inside are given, buffers and gradients."""
     told = json.loads((HERE / "repro.json").read_text())
     tensors = load_file(HERE / "tensors.safetensors")
     variant = run(told, told["variant"], tensors, getattr(torch, told["dtype"]))
@@ -27,6 +27,7 @@ def main() -> int:
     worst, where = 0.0, ""
     for name, exact in reference.items():
         if name not in variant:
+            say(f"{name}: in the reference alone, so it is not compared")
             continue
         had = variant[name]
         if had.shape != exact.shape:
@@ -45,7 +46,7 @@ def main() -> int:
 
 
 def run(told: dict[str, Any], layer: dict[str, Any], tensors: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """What a layer makes, and the gradients of what it was given."""
+    """What a layer makes and gives to layers inside, its buffers, and gradients of what it was given and of weights."""
     module = build(layer).to(dtype).train(told["is_training"])
     state = module.state_dict()
     for name in state:
@@ -66,8 +67,8 @@ def run(told: dict[str, Any], layer: dict[str, Any], tensors: Any, dtype: torch.
         inner.forward = answer
     args, kwargs = nest(told["given"], tensors, dtype, sources)
     made = dict(leaves(module(*args, **kwargs)))
-    ends_of = {**{name: value for name, value in made.items()}, **seen}
-    results = {f"result {name}".strip(): value.detach() for name, value in ends_of.items() if value.is_floating_point()}
+    ended = made | seen
+    results = {f"result {name}".strip(): value.detach() for name, value in ended.items() if value.is_floating_point()}
     results |= {f"buffer {name}": b.detach().clone() for name, b in module.named_buffers() if b.is_floating_point()}
     wanted = {f"input {n}": t for n, t in sources.items()}
     wanted |= {n: p for n, p in module.named_parameters() if p.requires_grad}

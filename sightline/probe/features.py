@@ -63,7 +63,8 @@ def extract(
     was_training, number = model.training, Precision(precision)
     # What stays is allocated first: kept piece by piece among what a pass frees, it tears the heap to gigabytes.
     num_rows = sum(len(plan[place]) for place in mine)
-    rows = torch.zeros(num_rows, int(model.feature_width))  # type: ignore[arg-type]
+    width: Any = model.feature_width
+    rows = torch.zeros(num_rows, int(width))
     labels, places = torch.zeros(2, num_rows, dtype=torch.int64)
     end = 0
     batches = read_batches(part.reader, (plan[place] for place in mine), workers)

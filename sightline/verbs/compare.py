@@ -13,7 +13,7 @@ import torch
 
 from sightline import registry
 from sightline.bench.memory import peak_of_run
-from sightline.compare.comparison import Comparison, Subject, compare, make_record
+from sightline.compare.comparison import OTHER_KERNELS, Comparison, Subject, compare, make_record
 from sightline.compare.matrix import NOT_AVAILABLE, STEPS, Outcome, cells, run_cell
 from sightline.compare.measure import BOUND, MOST
 from sightline.compare.page import encode_page, verdict
@@ -40,8 +40,6 @@ _MATRIX = ("format", "device", "cuDNN", "TF32", *(f"loss at {step}" for step in 
 
 _LARGE = 2**18
 """Numbers in a sample (a volume of 64 voxels a side) beyond which one is compared, and over two steps."""
-_OTHER_KERNELS = ("cuda", "no-cudnn", "native-batch-norm", "compiled")
-"""Variants that differ in what a script of one layer does not choose."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,7 @@ def _assert_goes_together(options: Options, *, is_record: bool) -> None:
         raise UserError("--out: is for 'sightline compare record'; give --json, --html or --repro")
     if options.repro is not None:
         assert_empty(options.repro)
-        if options.against in _OTHER_KERNELS:
+        if options.against in OTHER_KERNELS:
             raise UserError(f"--repro: its script chooses no kernels or devices; --against {options.against} does")
     if options.matrix == (options.against is not None):
         raise UserError("compare: give either --against or --matrix")
