@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.arguments import Count, Probability
+from sightline.errors import ConfigError
 from sightline.geometry.neighbours import nearest_neighbours
 from sightline.layers.cloud import join_channels
 from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv
@@ -31,16 +32,30 @@ class DGCNNEncoder(nn.Module):
     """Four edge convolutions, each on a graph found anew, and the maxima and means of a map of all their results.
 
     `encode` gives (B, 2 * embedding), whatever the order of the points. Clouds need at least `num_neighbours` points;
-    the authors of CrossPoint take 15 of 2048. `fused: false` takes the plain forms of all layers: the same numbers,
-    several times slower, for comparison. Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
+    the authors of CrossPoint take 15 of 2048. With `neighbours_at`, `num_neighbours` is meant for clouds of so many
+    points, and a cloud of more or fewer has neighbours in proportion: 10 at 256 are 40 at 1024, so that edges keep
+    their length and weights that learned on sparse clouds meet what they know. `fused: false` takes the plain forms of
+    all layers: the same numbers, several times slower, for comparison.
+    Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
     """
 
     def __init__(
-        self, *, in_channels: int, num_neighbours: Count = 20, embedding: Width = 1024, fused: bool = True
+        self,
+        *,
+        in_channels: int,
+        num_neighbours: Count = 20,
+        neighbours_at: Count | None = None,
+        embedding: Width = 1024,
+        fused: bool = True,
     ) -> None:
         super().__init__()
+        if neighbours_at is not None and neighbours_at < num_neighbours:
+            raise ConfigError(
+                f"neighbours_at: found {neighbours_at}, expected at least num_neighbours={num_neighbours}"
+            )
         self.in_channels = in_channels
         self.num_neighbours = num_neighbours
+        self.neighbours_at = neighbours_at
         self.feature_width = 2 * embedding
         edge_conv = EdgeConv if fused else PlainEdgeConv
         before = (in_channels, *_EDGE_WIDTHS[:-1])
@@ -54,13 +69,20 @@ class DGCNNEncoder(nn.Module):
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
         """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
         values = join_channels(points, features, in_channels=self.in_channels)
+        num_neighbours = self._neighbours_of(points.shape[1])
         near = points  # where the next graph is sought: coordinates alone at first, whatever else a point carries
         levels = []
         for edge_conv in self.edges:
-            index = nearest_neighbours(near, num_neighbours=self.num_neighbours)
+            index = nearest_neighbours(near, num_neighbours=num_neighbours)
             values = near = edge_conv(values, index)
             levels.append(values)
         return self.embed(torch.cat(levels, dim=-1))
+
+    def _neighbours_of(self, num_points: int) -> int:
+        """How many neighbours a point has in clouds of this size; a half is rounded up."""
+        if self.neighbours_at is None:
+            return self.num_neighbours
+        return max(1, (2 * self.num_neighbours * num_points + self.neighbours_at) // (2 * self.neighbours_at))
 
 
 @registry.models.add("dgcnn")
@@ -68,8 +90,9 @@ class DGCNN(DGCNNEncoder):
     """Four edge convolutions, each on a graph found anew: first among the coordinates, then among the features.
 
     The answer does not depend on the order of the points. Clouds need at least `num_neighbours` points; the authors
-    take 20 of 1024 and 40 of 2048. `fused: false` takes the plain forms of all layers: the same numbers, several times
-    slower, for comparison. Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
+    take 20 of 1024 and 40 of 2048. `neighbours_at` as in the encoder `dgcnn`. `fused: false` takes the plain forms of
+    all layers: the same numbers, several times slower, for comparison.
+    Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
     """
 
     def __init__(
@@ -78,11 +101,18 @@ class DGCNN(DGCNNEncoder):
         num_classes: int,
         in_channels: int,
         num_neighbours: Count = 20,
+        neighbours_at: Count | None = None,
         embedding: Width = 1024,
         dropout: Probability = 0.5,
         fused: bool = True,
     ) -> None:
-        super().__init__(in_channels=in_channels, num_neighbours=num_neighbours, embedding=embedding, fused=fused)
+        super().__init__(
+            in_channels=in_channels,
+            num_neighbours=num_neighbours,
+            neighbours_at=neighbours_at,
+            embedding=embedding,
+            fused=fused,
+        )
         self.head = nn.Sequential(
             _leaky_layer(self.feature_width, 512),
             nn.Dropout(dropout),

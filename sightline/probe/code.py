@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 
 from sightline import registry
 from sightline.plugins import loaded_sha256
-from sightline.schema import block_of
+from sightline.probe.blocks import blocks_within
 from sightline.types import Component
 
-__all__ = ["ROOMS", "blocks_within", "plugins_of", "source_sha256"]
+__all__ = ["ROOMS", "plugins_of", "source_sha256"]
 
 ROOMS = ("data", "engine", "geometry", "layers", "models", "probe", "transforms")
 """What stands between a file of clouds and a feature."""
-
-
-def blocks_within(kind: str, component: Component) -> Iterator[tuple[str, Component]]:
-    """A component block of a kind and all blocks inside it, each with its kind, the outer before the inner."""
-    yield kind, component
-    parameters = registry.REGISTRIES[kind].entry(component).arguments
-    for name in component.arguments:
-        block = block_of(parameters[name].annotation)
-        if block is not None:
-            for nested in registry.blocks_of(component, name):
-                yield from blocks_within(block.kind, nested)
 
 
 def plugins_of(*blocks: tuple[str, Component]) -> dict[str, str]:

@@ -9,13 +9,17 @@ from typing import Any
 
 from torch import nn
 
+from sightline import registry
 from sightline.config import RunConfig, read_config
 from sightline.engine.build import build_model
 from sightline.engine.distributed import World
+from sightline.engine.inputs import read_inputs
 from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import checkpoint_path, load_trained, read_run
 from sightline.engine.run_documents import read_facts
+from sightline.engine.stages import stage_of
 from sightline.errors import ConfigError
+from sightline.probe.blocks import argument_of, blocks_within
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import encoder_of
 from sightline.probe.subject import ProbedData, Recipe, Split, open_data, random_model, split_of
@@ -86,9 +90,27 @@ def open_run(
         told.append(f"warning: the run was trained on clouds with {trained_up} up, those to probe on have {up} up")
     if checkpoint == "best" and config.evaluate.select == "test":
         told.append("warning: the test part chose the run's best checkpoint (test-selected); 'last' was chosen by none")
+    told += _reach(run, config, opened)
     if opened.left_out:
         told.append(f"not applied, for they make pairs: transforms.evaluate {', '.join(opened.left_out)}")
     return Probed(run, checkpoint_path(run, checkpoint).resolve(), config, facts, opened, tuple(told))
+
+
+def _reach(run: Path, config: RunConfig, data: ProbedData) -> list[str]:
+    """A warning where a graph of as many neighbours reaches less far, or farther, than the one that was learnt on."""
+    for kind, block in blocks_within("models", config.model):
+        if "neighbours_at" not in registry.REGISTRIES[kind].entry(block).arguments:
+            continue
+        learnt, here = stage_of(config, read_inputs(run, config))["num_points"], data.num_points
+        if block.arguments.get("neighbours_at") is None and learnt not in (None, here):
+            count = argument_of(kind, block, "num_neighbours")
+            reach, same = "less far" if here > learnt else "farther", max(1, round(count * here / learnt))
+            return [
+                f"warning: the encoder learnt on clouds of {learnt} points with {count} neighbours each; of {here} "
+                f"points as many reach {reach}: {block.where.path}.num_neighbours={same} keeps their reach, as "
+                f"neighbours_at: {learnt} in the run does"
+            ]
+    return []
 
 
 def twins_of(probed: Probed, world: World, *, num_random: int, cache: Path | None = None) -> Twins:

@@ -8,21 +8,19 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from sightline import registry
 from sightline.config import RunConfig
 from sightline.engine.inputs import read_inputs
-from sightline.probe.code import blocks_within
+from sightline.engine.stages import stage_of
+from sightline.probe.blocks import argument_of
 from sightline.probe.few_shot import FewShot
 from sightline.probe.outcome import Probe
 from sightline.probe.runs import Probed
 from sightline.probe.svm import SVM
-from sightline.types import Component
 
 __all__ = [
     "COLUMNS",
     "PARTS",
     "Row",
-    "argument_of",
     "compared",
     "differences",
     "markdown_of",
@@ -87,7 +85,7 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
     """How a run was made and probed, under the words that published rows use; the probes tell of themselves."""
     config, data = probed.config, probed.data.config.data
     is_contrast = config.task.name == "contrast"
-    clouds = read_inputs(probed.run, config).clouds
+    learnt_on = stage_of(config, read_inputs(probed.run, config))
     gathered = argument_of("tasks", config.task, "negatives") != "process"
     return {
         "pre-training": f"{config.data.name}, {', '.join(loss.name for loss in config.losses)}",
@@ -95,7 +93,7 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
         "negatives of": ("all processes" if gathered else "one process") if is_contrast else None,
         "epochs": config.train.epochs,
         "neighbours": argument_of("models", config.model, "num_neighbours"),
-        "points in pre-training": None if clouds is None else clouds.num_points,
+        "points in pre-training": learnt_on["num_points"],
         "points in the probe": probed.data.num_points,
         "C": next((each.choice for each in probes.values() if isinstance(each, SVM)), None),
         "checkpoint": f"{which}, chosen without the test part"
@@ -104,16 +102,6 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
         "few-shot queries": next((each.asked for each in probes.values() if isinstance(each, FewShot)), None),
         "variant": argument_of("data", data, "variant"),
     }
-
-
-def argument_of(kind: str, component: Component, name: str) -> Any:
-    """An argument of a component, or of a block inside it: as given, else its default; None where it has none."""
-    for held, block in blocks_within(kind, component):
-        parameters = registry.REGISTRIES[held].entry(block).arguments
-        if name in parameters:
-            given = parameters[name].is_required or name in block.arguments
-            return block.arguments.get(name) if given else parameters[name].default
-    return None
 
 
 def differences(ours: Row, theirs: Row) -> list[str]:

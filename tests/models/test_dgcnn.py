@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sightline.errors import ConfigError
 from sightline.layers.mlp import LinearNorm
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.dgcnn import DGCNN
@@ -90,6 +91,37 @@ def test_one_point_and_one_sample() -> None:
 def test_more_neighbours_than_points_is_refused() -> None:
     with pytest.raises(ValueError, match=r"5 neighbours asked for in clouds of 4 points"):
         small()(points=torch.randn(2, 4, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("copies", [2, 4])
+@pytest.mark.parametrize("fused", [True, False])
+def test_neighbours_in_proportion_see_repeated_points_as_one(copies: int, fused: bool) -> None:
+    torch.manual_seed(3)
+    model = DGCNN(num_classes=4, in_channels=3, num_neighbours=5, neighbours_at=24, embedding=32, fused=fused)
+    model = model.double().eval()
+    points = torch.rand(2, 24, 3, dtype=torch.float64)
+    repeated = points.repeat_interleave(copies, dim=1)
+    expected = model(points=points)["logits"]
+    torch.testing.assert_close(model(points=repeated)["logits"], expected, rtol=1e-12, atol=1e-12)
+    model.neighbours_at = None
+    assert not torch.allclose(model(points=repeated)["logits"], expected)
+
+
+@pytest.mark.parametrize(
+    ("num_points", "expected"), [(256, 10), (1024, 40), (512, 20), (128, 5), (2, 1), (243, 9), (244, 10)]
+)
+def test_neighbours_in_proportion_are_rounded(num_points: int, expected: int) -> None:
+    model = small(num_neighbours=10)
+    given = small(num_neighbours=expected)
+    given.load_state_dict(model.state_dict())
+    model.neighbours_at = 256
+    points = torch.rand(1, num_points, 3, dtype=torch.float64)
+    assert torch.equal(model(points=points)["logits"], given(points=points)["logits"])
+
+
+def test_neighbours_meant_for_fewer_points_than_neighbours_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"neighbours_at: found 8, expected at least num_neighbours=10"):
+        small(num_neighbours=10, neighbours_at=8)
 
 
 def test_channels_first_is_refused_with_both_shapes() -> None:

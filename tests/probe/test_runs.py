@@ -332,6 +332,22 @@ def test_without_scikit_learn_probes_say_how_to_get_it(copy: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        ([], None),
+        (["data.num_points=128"], "of 128 points as many reach less far: model.points.num_neighbours=16 keeps"),
+        (["data.num_points=32"], "of 32 points as many reach farther: model.points.num_neighbours=4 keeps"),
+        (["data.num_points=128", "model.points.neighbours_at=64"], None),
+    ],
+)
+def test_a_graph_of_another_reach_is_told(run: Path, words: list[str], expected: str | None) -> None:
+    """Weights of 64 points with 8 neighbours each."""
+    told = "\n".join(open_run(run, checkpoint="last", data=None, overrides=words).notes)
+    assert ("learnt on clouds of 64 points with 8 neighbours each" in told) == (expected is not None)
+    assert expected is None or expected in told
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
         (["--method", "smv"], "--method: no probe is called 'smv'; did you mean 'svm'?"),
         (["flods=5"], "'svm' has no such argument; did you mean 'folds'?"),
         (["folds=1"], "command line: folds: found 1, allowed is a whole number from 2 to 100"),

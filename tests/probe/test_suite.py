@@ -14,8 +14,10 @@ import pytest
 from sightline import registry
 from sightline.engine.session import StopRequest
 from sightline.errors import CheckpointError
+from sightline.probe.blocks import argument_of
 from sightline.probe.few_shot import FewShot
-from sightline.probe.suite import COLUMNS, Row, argument_of, differences, markdown_of, published_rows
+from sightline.probe.runs import open_run
+from sightline.probe.suite import COLUMNS, Row, differences, markdown_of, protocol_of, published_rows
 from sightline.probe.svm import SVM
 from sightline.types import Component
 from sightline.verbs import train as training
@@ -54,6 +56,15 @@ def test_every_run_has_a_row_with_its_protocol(runs: list[Path], tmp_path: Path)
         assert f"| {run} | synthetic_shapes | " in text
     assert document["others"] == []
     assert "None of these data sets has published figures here." in text
+
+
+def test_points_of_pre_training_are_those_that_its_views_have(tmp_path: Path) -> None:
+    views = "[{name: two_views, each: [{name: sample_points, num_points: 32}, {name: jitter}]}]"
+    run = train_thin(tmp_path, f"transforms.train={views}", f"transforms.evaluate={views}")
+    probed = open_run(run, checkpoint="last", data=None)
+    protocol = protocol_of(probed, which="last", probes={})
+    assert protocol["points in pre-training"] == 32
+    assert protocol["points in the probe"] == 64
 
 
 def parts_config(folder: Path, run: Path) -> Path:
