@@ -5,10 +5,10 @@
     sightline data render half/modelnet40 --to half/views --size 64
     sightline train configs/contrast/modelnet40_crosspoint_cpu.yaml data.root=half/modelnet40 data.views=half/views \\
         train.epochs=6 evaluate.every=6 --out runs/half
-    .venv/bin/python tests/long/contrast_halves.py score --clouds half.npz --points 512 runs/half random
+    .venv/bin/python tests/long/contrast_halves.py score --clouds half.npz --points 512 runs/half runs/half@random
 
 `score` fits a linear SVM to features of the half that was trained on and scores the other, for some C times the
-variance of the features. `random` is DGCNN with 10 neighbours and the weights of seed 0.
+variance of the features. `RUN@random` is the run's network with weights drawn anew by seed 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sightline import load_run
-from sightline.models.dgcnn import DGCNNEncoder
 from sightline.transforms.points import to_unit_sphere
 
 COSTS = (3.0, 10.0, 30.0, 100.0)
@@ -44,11 +43,11 @@ def halve(clouds: Path, out: Path) -> None:
     np.savez(out, **arrays)
 
 
-def score(run: str, clouds: Path, num_points: int, is_lowered: bool) -> dict[str, dict[float, float]]:
+def score(run: str, clouds: Path, num_points: int, neighbours: int | None, is_lowered: bool) -> dict[str, Any]:
     """Accuracy on the second half by C times the variance, of plain and of standardised features."""
     from sklearn.svm import SVC
 
-    encoder = _encoder(run)
+    encoder = _encoder(run, neighbours)
     chosen = np.random.default_rng(0).permutation(1024)[:num_points]
     features, labels = {}, {}
     with np.load(clouds) as held:
@@ -68,11 +67,18 @@ def score(run: str, clouds: Path, num_points: int, is_lowered: bool) -> dict[str
     return found
 
 
-def _encoder(run: str) -> Any:
-    if run == "random":
+def _encoder(run: str, neighbours: int | None) -> Any:
+    """The network of RUN, or of RUN@random, in evaluation, with a graph of as many neighbours."""
+    folder, _, drawn = run.partition("@")
+    encoder = load_run(Path(folder), checkpoint="last").model
+    modules: list[Any] = list(encoder.modules())
+    if drawn:
         torch.manual_seed(0)
-        return DGCNNEncoder(in_channels=3, num_neighbours=10).eval()
-    return load_run(Path(run), checkpoint="last").model.eval()
+        for module in (each for each in modules if hasattr(each, "reset_parameters")):
+            module.reset_parameters()
+    for module in (each for each in modules if neighbours is not None and hasattr(each, "num_neighbours")):
+        module.num_neighbours, module.neighbours_at = neighbours, None
+    return encoder.eval()
 
 
 def _features(encoder: Any, points: Tensor, is_lowered: bool) -> np.ndarray:
@@ -87,16 +93,17 @@ def main() -> int:
     """Make the halves, or print the scores of some runs."""
     parser = argparse.ArgumentParser(description="Contrast on halves of a training part.")
     parser.add_argument("what", choices=("halve", "score"))
-    parser.add_argument("runs", nargs="*", help="runs to score, or 'random'")
+    parser.add_argument("runs", nargs="*", help="RUN or RUN@random")
     parser.add_argument("--clouds", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("half.npz"))
     parser.add_argument("--points", type=int, default=512)
+    parser.add_argument("--neighbours", type=int, help="of a graph among these points, instead of the run's")
     parser.add_argument("--float32", action="store_true", help="instead of bf16")
     options = parser.parse_intermixed_args()
     if options.what == "halve":
         halve(options.clouds, options.out)
     for run in options.runs:
-        found = score(run, options.clouds, options.points, not options.float32)
+        found = score(run, options.clouds, options.points, options.neighbours, not options.float32)
         sys.stdout.write(f"{run}: {found}\n")
     return 0
 
