@@ -58,7 +58,7 @@ def test_inner_blocks_are_completed_like_outer_ones(tmp_path: Path) -> None:
     config = read_config(write(tmp_path))
     assert (encoder(config).name, encoder(config).arguments) == (
         "dgcnn",
-        {"num_neighbours": 15, "embedding": 1024, "fused": True},
+        {"num_neighbours": 15, "neighbours_at": None, "embedding": 1024, "fused": True},
     )
     assert encoder(config, "images").arguments["patch_px"] == 8
     assert config.model.arguments["embedding"] == 256
@@ -259,7 +259,7 @@ def test_the_encoders_are_listed_with_what_a_config_may_give(tmp_path: Path) -> 
     done = run_here("list", "point_encoders")
     assert done.code == 0, done.err
     assert "\n  dgcnn\n" in done.out
-    assert "      num_neighbours: 20  a whole number, at least 1\n" in done.out
+    assert "      num_neighbours: 20   a whole number, at least 1\n" in done.out
     assert "(the data set gives in_channels)" in done.out
     assert "\n  vit_small\n" in run_here("list", "image_encoders").out
     models = run_here("list", "models").out

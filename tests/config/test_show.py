@@ -194,7 +194,7 @@ def test_list_of_one_kind_says_who_gives_what_a_config_may_not() -> None:
     assert "optimizers" not in out
     assert "num_classes:" not in out
     assert "(the data set gives num_classes, in_channels)" in out
-    assert "      num_neighbours: 20  a whole number, at least 1\n" in out
+    assert "      num_neighbours: 20   a whole number, at least 1\n" in out
     assert "(the run gives num_steps" in run("list", "schedules")
 
 
