@@ -19,10 +19,11 @@ from sightline.engine.loading import checkpoint_path, load_trained, read_run
 from sightline.engine.run_documents import read_facts
 from sightline.engine.stages import stage_of
 from sightline.errors import ConfigError
-from sightline.probe.blocks import argument_of, blocks_within
+from sightline.probe.blocks import blocks_within
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import encoder_of
 from sightline.probe.subject import ProbedData, Recipe, Split, open_data, random_model, split_of
+from sightline.types import Component
 
 __all__ = ["CACHE", "Probed", "Twins", "open_run", "twins_of"]
 
@@ -72,7 +73,8 @@ def open_run(
     Overrides of `model.` change the run's network (its number of neighbours, for one), others the config of the data.
     Raises UserError for what is no run, and ConfigError for data that does not go with it.
     """
-    config, notes = read_run(run, plugins)
+    learnt, notes = read_run(run, plugins)
+    config = learnt
     of_model = [each for each in overrides if each.strip().startswith(_OF_MODEL)]
     others = [each for each in overrides if each not in of_model]
     if of_model:
@@ -90,27 +92,40 @@ def open_run(
         told.append(f"warning: the run was trained on clouds with {trained_up} up, those to probe on have {up} up")
     if checkpoint == "best" and config.evaluate.select == "test":
         told.append("warning: the test part chose the run's best checkpoint (test-selected); 'last' was chosen by none")
-    told += _reach(run, config, opened)
+    told += _reach(run, learnt, config, opened)
     if opened.left_out:
         told.append(f"not applied, for they make pairs: transforms.evaluate {', '.join(opened.left_out)}")
     return Probed(run, checkpoint_path(run, checkpoint).resolve(), config, facts, opened, tuple(told))
 
 
-def _reach(run: Path, config: RunConfig, data: ProbedData) -> list[str]:
-    """A warning where a graph of as many neighbours reaches less far, or farther, than the one that was learnt on."""
+def _reach(run: Path, learnt: RunConfig, config: RunConfig, data: ProbedData) -> list[str]:
+    """A warning where the probed graph reaches less far, or farther, than the one that was learnt on."""
+    before, here = stage_of(learnt, read_inputs(run, learnt))["num_points"], data.num_points
+    grown, given = _graph(learnt), _graph(config)
+    if before is None or grown is None or given is None:
+        return []
+    kept = max(1, round(_neighbours(grown, before) * here / before))
+    if _neighbours(given, here) == kept:
+        return []
+    had, has = _neighbours(grown, before), _neighbours(given, here)
+    return [
+        f"warning: the encoder learnt on clouds of {before} points with {had} neighbours each; of {here} points {has} "
+        f"reach {'less far' if has < kept else 'farther'}: {given.where.path}.num_neighbours={kept} keeps their reach, "
+        f"as neighbours_at: {before} in the run does"
+    ]
+
+
+def _graph(config: RunConfig) -> Component | None:
+    """The block of the model whose neighbours may grow with the cloud."""
     for kind, block in blocks_within("models", config.model):
-        if "neighbours_at" not in registry.REGISTRIES[kind].entry(block).arguments:
-            continue
-        learnt, here = stage_of(config, read_inputs(run, config))["num_points"], data.num_points
-        if block.arguments.get("neighbours_at") is None and learnt not in (None, here):
-            count = argument_of(kind, block, "num_neighbours")
-            reach, same = "less far" if here > learnt else "farther", max(1, round(count * here / learnt))
-            return [
-                f"warning: the encoder learnt on clouds of {learnt} points with {count} neighbours each; of {here} "
-                f"points as many reach {reach}: {block.where.path}.num_neighbours={same} keeps their reach, as "
-                f"neighbours_at: {learnt} in the run does"
-            ]
-    return []
+        if "neighbours_at" in registry.REGISTRIES[kind].entry(block).arguments:
+            return block
+    return None
+
+
+def _neighbours(graph: Component, num_points: int) -> int:
+    count, meant_for = (graph.arguments[name] for name in ("num_neighbours", "neighbours_at"))
+    return int(count) if meant_for is None else max(1, round(count * num_points / meant_for))
 
 
 def twins_of(probed: Probed, world: World, *, num_random: int, cache: Path | None = None) -> Twins:
