@@ -10,7 +10,7 @@ from sightline.geometry.distances import assert_alike, assert_finite, assert_som
 from sightline.geometry.neighbour_kernels import neighbours_by_product, neighbours_by_tree
 from sightline.geometry.neighbour_products import neighbours_by_candidates
 
-__all__ = ["assert_rows", "gather_points", "nearest_neighbours", "neighbours_plainly"]
+__all__ = ["assert_rows", "gather_points", "nearest_neighbours", "neighbours_in_proportion", "neighbours_plainly"]
 
 _CHANNELS_OF_TREES = 5
 """Measured at 1024 points: the search of boxes takes half the time of the product in 3 channels, the same in 6."""
@@ -73,6 +73,15 @@ def _by_candidates(points: Tensor, queries: Tensor, num_neighbours: int) -> Tens
 
 def _entries_at_once(points: Tensor) -> int:
     return _ENTRIES_AT_ONCE.get(points.device.type, _ENTRIES_AT_ONCE["cpu"])
+
+
+def neighbours_in_proportion(count: int, *, meant_for: int | None, num_points: int) -> int:
+    """How many neighbours reach as far in a cloud of `num_points` as `count` do in one of `meant_for` points.
+
+    A surface sampled more densely has as many more points within the same distance. A half is rounded up, and one is
+    the least; `count` itself where it is meant for any cloud (None).
+    """
+    return count if meant_for is None else max(1, (2 * count * num_points + meant_for) // (2 * meant_for))
 
 
 def gather_points(values: Tensor, index: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.arguments import Count, Probability
 from sightline.errors import ConfigError
-from sightline.geometry.neighbours import nearest_neighbours
+from sightline.geometry.neighbours import nearest_neighbours, neighbours_in_proportion
 from sightline.layers.cloud import join_channels
 from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv
 from sightline.layers.mlp import LinearNorm, Width
@@ -31,11 +31,11 @@ class DGCNNOutput(TypedDict):
 class DGCNNEncoder(nn.Module):
     """Four edge convolutions, each on a graph found anew, and the maxima and means of a map of all their results.
 
-    `encode` gives (B, 2 * embedding), whatever the order of the points. Clouds need at least `num_neighbours` points;
-    the authors of CrossPoint take 15 of 2048. With `neighbours_at`, `num_neighbours` is meant for clouds of so many
-    points, and a cloud of more or fewer has neighbours in proportion: 10 at 256 are 40 at 1024, so that edges keep
-    their length and weights that learned on sparse clouds meet what they know. `fused: false` takes the plain forms of
-    all layers: the same numbers, several times slower, for comparison.
+    `encode` gives (B, 2 * embedding), whatever the order of the points. Clouds need at least as many points as a
+    point has neighbours; the authors of CrossPoint take 15 of 2048. With `neighbours_at`, `num_neighbours` is meant for
+    clouds of so many points, and a cloud of more or fewer has neighbours in proportion: 10 at 256 are 40 at 1024, so
+    that edges keep their length and weights that learned on sparse clouds meet what they know. `fused: false` takes the
+    plain forms of all layers: the same numbers, several times slower, for comparison.
     Source: Wang et al. 2019, figure 3; layout of WangYueFt/dgcnn.
     """
 
@@ -69,7 +69,9 @@ class DGCNNEncoder(nn.Module):
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
         """`points` (B, N, 3) in any unit; `features` (B, N, in_channels - 3) where the model has more channels."""
         values = join_channels(points, features, in_channels=self.in_channels)
-        num_neighbours = self._neighbours_of(points.shape[1])
+        num_neighbours = neighbours_in_proportion(
+            self.num_neighbours, meant_for=self.neighbours_at, num_points=points.shape[1]
+        )
         near = points  # where the next graph is sought: coordinates alone at first, whatever else a point carries
         levels = []
         for edge_conv in self.edges:
@@ -77,12 +79,6 @@ class DGCNNEncoder(nn.Module):
             values = near = edge_conv(values, index)
             levels.append(values)
         return self.embed(torch.cat(levels, dim=-1))
-
-    def _neighbours_of(self, num_points: int) -> int:
-        """How many neighbours a point has in clouds of this size; a half is rounded up."""
-        if self.neighbours_at is None:
-            return self.num_neighbours
-        return max(1, (2 * self.num_neighbours * num_points + self.neighbours_at) // (2 * self.neighbours_at))
 
 
 @registry.models.add("dgcnn")

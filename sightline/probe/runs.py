@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from sightline import registry
 from sightline.config import RunConfig, read_config
 from sightline.engine.build import build_model
 from sightline.engine.distributed import World
@@ -19,11 +18,11 @@ from sightline.engine.loading import checkpoint_path, load_trained, read_run
 from sightline.engine.run_documents import read_facts
 from sightline.engine.stages import stage_of
 from sightline.errors import ConfigError
-from sightline.probe.blocks import blocks_within
+from sightline.geometry.neighbours import neighbours_in_proportion
+from sightline.probe.blocks import growing_graph
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import encoder_of
 from sightline.probe.subject import ProbedData, Recipe, Split, open_data, random_model, split_of
-from sightline.types import Component
 
 __all__ = ["CACHE", "Probed", "Twins", "open_run", "twins_of"]
 
@@ -101,31 +100,18 @@ def open_run(
 def _reach(run: Path, learnt: RunConfig, config: RunConfig, data: ProbedData) -> list[str]:
     """A warning where the probed graph reaches less far, or farther, than the one that was learnt on."""
     before, here = stage_of(learnt, read_inputs(run, learnt))["num_points"], data.num_points
-    grown, given = _graph(learnt), _graph(config)
-    if before is None or grown is None or given is None:
+    had = None if before is None else growing_graph(learnt.model, before)
+    has = growing_graph(config.model, here)
+    if had is None or has is None:
         return []
-    kept = max(1, round(_neighbours(grown, before) * here / before))
-    if _neighbours(given, here) == kept:
+    kept = neighbours_in_proportion(had[1], meant_for=before, num_points=here)
+    if has[1] == kept:
         return []
-    had, has = _neighbours(grown, before), _neighbours(given, here)
     return [
-        f"warning: the encoder learnt on clouds of {before} points with {had} neighbours each; of {here} points {has} "
-        f"reach {'less far' if has < kept else 'farther'}: {given.where.path}.num_neighbours={kept} keeps their reach, "
-        f"as neighbours_at: {before} in the run does"
+        f"warning: the encoder learnt on clouds of {before} points with {had[1]} neighbours each; of {here} points "
+        f"{has[1]} reach {'less far' if has[1] < kept else 'farther'}: {has[0]}.num_neighbours={kept} keeps their "
+        f"reach, as neighbours_at: {before} in the run does"
     ]
-
-
-def _graph(config: RunConfig) -> Component | None:
-    """The block of the model whose neighbours may grow with the cloud."""
-    for kind, block in blocks_within("models", config.model):
-        if "neighbours_at" in registry.REGISTRIES[kind].entry(block).arguments:
-            return block
-    return None
-
-
-def _neighbours(graph: Component, num_points: int) -> int:
-    count, meant_for = (graph.arguments[name] for name in ("num_neighbours", "neighbours_at"))
-    return int(count) if meant_for is None else max(1, round(count * num_points / meant_for))
 
 
 def twins_of(probed: Probed, world: World, *, num_random: int, cache: Path | None = None) -> Twins:

@@ -11,7 +11,7 @@ from typing import Any
 from sightline.config import RunConfig
 from sightline.engine.inputs import read_inputs
 from sightline.engine.stages import stage_of
-from sightline.probe.blocks import argument_of
+from sightline.probe.blocks import argument_of, growing_graph
 from sightline.probe.few_shot import FewShot
 from sightline.probe.outcome import Probe
 from sightline.probe.runs import Probed
@@ -86,6 +86,7 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
     config, data = probed.config, probed.data.config.data
     is_contrast = config.task.name == "contrast"
     learnt_on = stage_of(config, read_inputs(probed.run, config))
+    graph = growing_graph(config.model, probed.data.num_points)
     gathered = argument_of("tasks", config.task, "negatives") != "process"
     return {
         "pre-training": f"{config.data.name}, {', '.join(loss.name for loss in config.losses)}",
@@ -95,6 +96,7 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
         "neighbours": argument_of("models", config.model, "num_neighbours"),
         "points in pre-training": learnt_on["num_points"],
         "points in the probe": probed.data.num_points,
+        "neighbours in the probe": None if graph is None else graph[1],
         "C": next((each.choice for each in probes.values() if isinstance(each, SVM)), None),
         "checkpoint": f"{which}, chosen without the test part"
         if _is_blind(config, which)

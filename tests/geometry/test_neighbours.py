@@ -11,7 +11,12 @@ from torch import Tensor
 from sightline.geometry import neighbour_kernels, neighbours
 from sightline.geometry.neighbour_kernels import neighbours_by_product, neighbours_by_tree
 from sightline.geometry.neighbour_products import neighbours_by_candidates
-from sightline.geometry.neighbours import gather_points, nearest_neighbours, neighbours_plainly
+from sightline.geometry.neighbours import (
+    gather_points,
+    nearest_neighbours,
+    neighbours_in_proportion,
+    neighbours_plainly,
+)
 from tests.geometry.threads import with_one_and_two_threads
 from tests.golden_parity import load_golden
 
@@ -302,3 +307,19 @@ def test_gather_passes_gradients_back() -> None:
 def test_no_neighbours_are_refused(num_channels: int, form: str) -> None:
     with pytest.raises(ValueError, match="0 neighbours asked for"):
         nearest_neighbours(torch.zeros(1, 8, num_channels), num_neighbours=0)
+
+
+@pytest.mark.parametrize(
+    ("count", "meant_for", "num_points", "expected"),
+    [
+        (10, None, 4096, 10),
+        (10, 256, 1024, 40),
+        (10, 256, 256, 10),
+        (10, 256, 64, 3),  # 2.5: a half is rounded up
+        (20, 1024, 2048, 40),
+        (1, 1024, 64, 1),  # the point itself at least
+        (5, 24, 31, 6),  # 6.46
+    ],
+)
+def test_neighbours_in_proportion(count: int, meant_for: int | None, num_points: int, expected: int) -> None:
+    assert neighbours_in_proportion(count, meant_for=meant_for, num_points=num_points) == expected

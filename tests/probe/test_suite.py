@@ -48,7 +48,7 @@ def test_every_run_has_a_row_with_its_protocol(runs: list[Path], tmp_path: Path)
             row["metrics"]
         )
         assert row["protocol"]["pairs per step"] == 16
-        assert row["protocol"]["neighbours"] == 8
+        assert row["protocol"]["neighbours"] == row["protocol"]["neighbours in the probe"] == 8
         assert row["protocol"]["points in pre-training"] == row["protocol"]["points in the probe"] == 64
         assert row["protocol"]["arguments"] == ", ".join(QUICK)
         assert row["protocol"]["C"] == "1, given"
@@ -60,11 +60,14 @@ def test_every_run_has_a_row_with_its_protocol(runs: list[Path], tmp_path: Path)
 
 def test_points_of_pre_training_are_those_that_its_views_have(tmp_path: Path) -> None:
     views = "[{name: two_views, each: [{name: sample_points, num_points: 32}, {name: jitter}]}]"
-    run = train_thin(tmp_path, f"transforms.train={views}", f"transforms.evaluate={views}")
+    grown = "model.points.neighbours_at=32"
+    run = train_thin(tmp_path, f"transforms.train={views}", f"transforms.evaluate={views}", grown)
     probed = open_run(run, checkpoint="last", data=None)
     protocol = protocol_of(probed, which="last", probes={})
     assert protocol["points in pre-training"] == 32
     assert protocol["points in the probe"] == 64
+    assert protocol["neighbours"] == 8
+    assert protocol["neighbours in the probe"] == 16
 
 
 def parts_config(folder: Path, run: Path) -> Path:
