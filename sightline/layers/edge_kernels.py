@@ -148,26 +148,29 @@ def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sum
                 moved[channel] = own[width + channel] - shift[channel]
             nearest = pairs[sample, index[sample, point, 0]]
             for channel in range(width):
-                best[channel] = nearest[channel] * sign[channel]
-                place_of_best[channel] = 0
                 edge = nearest[channel] + moved[channel]
                 total[channel] = edge
                 squares[channel] = edge * edge
+            for channel in range(width):
+                best[channel] = nearest[channel] * sign[channel]
+                place_of_best[channel] = 0
             for place in range(1, num_neighbours):
                 other = pairs[sample, index[sample, point, place]]
                 for channel in range(width):
-                    value = other[channel]
-                    edge = value + moved[channel]
+                    edge = other[channel] + moved[channel]
                     total[channel] += edge
                     squares[channel] += edge * edge
-                    signed = value * sign[channel]
+                for channel in range(width):
+                    signed = other[channel] * sign[channel]
                     is_better = signed > best[channel] or signed != signed  # as torch's maximum: NaN wins
                     best[channel] = signed if is_better else best[channel]
                     place_of_best[channel] = place if is_better else place_of_best[channel]
             for channel in range(width):
                 sums[0, block, channel] += total[channel]
                 sums[1, block, channel] += squares[channel]
+            for channel in range(width):
                 position[sample, point, channel] = place_of_best[channel]
+            for channel in range(width):
                 extreme[sample, point, channel] = pairs[sample, index[sample, point, place_of_best[channel]], channel]
 
 
