@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from sightline.engine.optimizers import SGD, Adam, AdamW, RMSprop, hold_still
+from sightline.engine.optimizers import SGD, Adam, AdamW, Recipe, RMSprop, hold_still
 from sightline.engine.parameter_groups import tell_rates
 from sightline.errors import ConfigError
 
@@ -169,3 +171,30 @@ def test_sgd_steps_as_worked_by_hand() -> None:
         model.weight.grad = torch.full((1, 1), 2.0)
         optimizer.step()
         assert model.weight.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("recipe", [SGD(lr=0.1), Adam(lr=0.1, weight_decay=0.01), AdamW(lr=0.1, weight_decay=0.5)])
+def test_fused_steps_are_the_plain_ones(recipe: Recipe) -> None:
+    """Torch's own loop over tensors is the reference; three steps in float64."""
+    torch.manual_seed(0)
+    model = net().double()
+    fused = recipe.build(model)
+    assert all(group["fused"] for group in fused.param_groups)
+    other = copy.deepcopy(model)
+    other_of = dict(zip(model.parameters(), other.parameters(), strict=True))
+    groups = [
+        {**group, "fused": False, "params": [other_of[p] for p in group["params"]]} for group in fused.param_groups
+    ]
+    plain = type(fused)(groups, fused=False, foreach=False)
+    for _ in range(3):
+        for parameter, twin in other_of.items():
+            parameter.grad = torch.randn_like(parameter)
+            twin.grad = parameter.grad.clone()
+        fused.step()
+        plain.step()
+    for parameter, twin in other_of.items():
+        torch.testing.assert_close(parameter, twin, rtol=1e-12, atol=1e-14)
+
+
+def test_an_optimiser_without_a_fused_step_has_its_own() -> None:
+    assert not any(group.get("fused") for group in RMSprop(lr=0.1).build(net()).param_groups)
