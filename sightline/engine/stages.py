@@ -11,7 +11,7 @@ from sightline.config import RunConfig
 from sightline.config.show import to_plain
 from sightline.types import Component, DataInfo
 
-__all__ = ["differences", "stage_of"]
+__all__ = ["blocks_inside", "differences", "stage_of"]
 
 _COMPARED = {
     "up_axis": "the up axis",
@@ -31,7 +31,7 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
     method and are not listed.
     """
     form = info.clouds
-    blocks = list(_flat(config.transforms.evaluate))
+    blocks = list(blocks_inside(config.transforms.evaluate))
     builders = [registry.transforms.entry(block).builder for block in blocks]
     counts = [block.arguments["num_points"] for block in blocks if "num_points" in block.arguments]
     is_moved = any(getattr(builder, "makes_unit_sphere", False) for builder in builders)
@@ -48,9 +48,14 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
     }
 
 
-def differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Where two stages' points differ, a line each that names both; what either does not know is passed over."""
-    names = [f"{stage['name']} ({stage['data']['name']})" for stage in (source, here)]
+def differences(
+    source: Mapping[str, Any], here: Mapping[str, Any], *, names: tuple[str, str] | None = None
+) -> list[str]:
+    """Where two stages' points differ, a line each that names both; what either does not know is passed over.
+
+    They are called by their runs' names and their data, or as `names` says.
+    """
+    names = names or (_called(source), _called(here))
     lines = []
     for key, what in _COMPARED.items():
         theirs, ours = source[key], here[key]
@@ -59,13 +64,17 @@ def differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]
     return lines
 
 
-def _flat(blocks: Sequence[Component]) -> Iterator[Component]:
-    """The blocks, and those inside them."""
+def _called(stage: Mapping[str, Any]) -> str:
+    return f"{stage['name']} ({stage['data']['name']})"
+
+
+def blocks_inside(blocks: Sequence[Component]) -> Iterator[Component]:
+    """The blocks, and those inside them, each before its own."""
     for block in blocks:
         yield block
         for value in block.arguments.values():
             inner = value if isinstance(value, tuple | list) else [value]
-            yield from _flat([each for each in inner if isinstance(each, Component)])
+            yield from blocks_inside([each for each in inner if isinstance(each, Component)])
 
 
 def _changes_points(block: Component) -> bool:

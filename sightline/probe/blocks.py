@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from sightline import registry
 from sightline.geometry.neighbours import neighbours_in_proportion
 from sightline.schema import block_of
 from sightline.types import Component
 
-__all__ = ["argument_of", "blocks_within", "growing_graph"]
+__all__ = ["Graph", "argument_of", "blocks_within", "graph_of"]
 
 
 def blocks_within(kind: str, component: Component) -> Iterator[tuple[str, Component]]:
@@ -32,13 +32,26 @@ def argument_of(kind: str, component: Component, name: str) -> Any:
     return None
 
 
-def growing_graph(model: Component, num_points: int) -> tuple[str, int] | None:
-    """The block of a model whose neighbours may grow with the cloud, by its dotted key, and how many a point of a
-    cloud of `num_points` has there; None where there is no such block."""
+class Graph(NamedTuple):
+    """The graph of a model's clouds: the dotted key of its block, how many neighbours a point has there, the number of
+    points that its argument is meant for (None: any), and whether it can be meant for one."""
+
+    path: str
+    neighbours: int
+    meant_for: int | None
+    can_grow: bool
+
+
+def graph_of(model: Component, num_points: int) -> Graph | None:
+    """The first block of a model with `num_neighbours`, on clouds of so many points; None where there is none."""
     for kind, block in blocks_within("models", model):
-        if "neighbours_at" in registry.REGISTRIES[kind].entry(block).arguments:
-            count, meant_for = (_given(kind, block, name) for name in ("num_neighbours", "neighbours_at"))
-            return block.where.path, neighbours_in_proportion(count, meant_for=meant_for, num_points=num_points)
+        parameters = registry.REGISTRIES[kind].entry(block).arguments
+        count = _given(kind, block, "num_neighbours") if "num_neighbours" in parameters else None
+        if isinstance(count, int):
+            can_grow = "neighbours_at" in parameters
+            meant_for = _given(kind, block, "neighbours_at") if can_grow else None
+            neighbours = neighbours_in_proportion(count, meant_for=meant_for, num_points=num_points)
+            return Graph(block.where.path, neighbours, meant_for, can_grow)
     return None
 
 

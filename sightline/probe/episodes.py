@@ -112,7 +112,8 @@ def plain_episodes(episodes: Sequence[Episode], train_labels: np.ndarray, test_l
 def read_episodes(path: Path, train_labels: np.ndarray, test_labels: np.ndarray) -> list[Episode]:
     """The episodes of a file that `plain_episodes` went into, on their own or in the document of a probe.
 
-    Raises ConfigError for a file that holds none, or places that there are none of, DataError for those of other data.
+    Raises ConfigError for a file that holds none, for places that there are none of or that are of other classes, and
+    for queries that are in the support; DataError for those of other data.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -128,26 +129,33 @@ def read_episodes(path: Path, train_labels: np.ndarray, test_labels: np.ndarray)
     if not episodes:
         raise ConfigError(f"episodes: {path} holds an empty list")
     for number, each in enumerate(episodes):
-        fault = _fault(each, len(train_labels), len(train_labels if each.convention == "train" else test_labels))
+        fault = _fault(each, train_labels, train_labels if each.convention == "train" else test_labels)
         if fault:
             raise ConfigError(f"episodes: {path}: episodes.{number}: {fault}; a file is repeated as it was written")
     return episodes
 
 
-def _fault(episode: Episode, num_train: int, num_asked: int) -> str:
-    """What is wrong with an episode, where its places are of parts of these sizes; empty if nothing is."""
+def _fault(episode: Episode, train_labels: np.ndarray, asked_labels: np.ndarray) -> str:
+    """What is wrong with an episode, whose queries are of the part with `asked_labels`; empty if nothing is."""
     setting = episode.setting
+    if len(set(episode.classes)) != setting.ways:
+        return f"classes: found {list(episode.classes)}, expected {setting.ways} different ones"
     of_each = (
-        ("support", episode.support, setting.shots, num_train),
-        ("query", episode.query, setting.queries, num_asked),
+        ("support", episode.support, setting.shots, train_labels),
+        ("query", episode.query, setting.queries, asked_labels),
     )
-    for name, places, count, size in of_each:
-        outside = [place for place in places if not 0 <= place < size]
+    for name, places, count, labels in of_each:
+        outside = [place for place in places if not 0 <= place < len(labels)]
         if outside:
-            return f"{name}: found {outside[0]}, allowed is 0 to {size - 1}"
+            return f"{name}: found {outside[0]}, allowed is 0 to {len(labels) - 1}"
         if len(places) != setting.ways * count:
             return f"{name}: found {len(places)} places, {setting.ways} classes of {count} are {setting.ways * count}"
-    return ""
+        if len(set(places)) < len(places):
+            return f"{name}: a place stands there twice"
+        if not np.array_equal(labels[list(places)], np.repeat(episode.classes, count)):
+            return f"{name}: its places are not {count} samples of each of the classes, in their order"
+    both = set(episode.support) & set(episode.query) if episode.convention == "train" else set()
+    return f"query: place {min(both)} is in the support too: its answer is known" if both else ""
 
 
 def _episode(kept: Mapping[str, Any]) -> Episode:

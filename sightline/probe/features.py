@@ -17,7 +17,7 @@ from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
 from sightline.engine.stream import evaluation_keys, read_batches
-from sightline.errors import ConfigError, DataError, UserError
+from sightline.errors import ConfigError, DataError
 
 __all__ = ["Features", "encoder_of", "extract", "faults_shared", "label_key", "statistics_of"]
 
@@ -85,13 +85,13 @@ def extract(
 
 @contextlib.contextmanager
 def faults_shared(world: World) -> Iterator[None]:
-    """A user's fault on one process inside is one on all of them: none is left waiting for the others."""
-    fault: UserError | None = None
+    """A fault on one process inside is one on all of them: none is left waiting for the others."""
+    fault: Exception | None = None
     try:
         yield
-    except UserError as error:
+    except Exception as error:  # noqa: BLE001 - raised again below
         fault = error
-    told = world.gather_text("" if fault is None else str(fault), what="faults")
+    told = world.gather_text("" if fault is None else str(fault) or type(fault).__name__, what="faults")
     if fault is not None:
         raise fault
     if any(told):

@@ -73,6 +73,8 @@ class FewShot:
         self.conventions: tuple[Convention, ...] = CONVENTIONS if convention == "both" else (convention,)
         self.seed = seed
         self.file = None if episodes is None else Path(episodes)
+        if self.file is not None and not self.file.is_file():  # told before features are computed
+            raise ConfigError(f"episodes: there is no file {self.file}")
 
     @property
     def asked(self) -> str:
@@ -92,7 +94,8 @@ class FewShot:
             name = f"fewshot_{setting.name}" + ("_test_queries" if convention == "test" else "")
             if name in metrics:
                 raise ConfigError(
-                    f"episodes: those of {setting.name} with queries of {convention} do not stand together"
+                    f"episodes: those of {setting.name} with queries of {convention} do not stand together, or "
+                    "differ in their number of queries; a file is repeated as it was written"
                 )
             metrics |= {name: float(np.mean(accuracies)), f"{name}_std": float(np.std(accuracies))}
             chance[name] = 1.0 / setting.ways

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from sightline.config import RunConfig
 from sightline.engine.distributed import World
 from sightline.errors import DataError, UserError
+from sightline.probe.agreement import notes_on_data
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import faults_shared
 from sightline.probe.outcome import assert_fits
@@ -26,25 +28,26 @@ _LONGEST_TURN_S = 1.0
 
 def final_metrics(
     config: RunConfig, model: nn.Module, world: World, *, cache: Path | None
-) -> tuple[dict[str, float], str]:
+) -> tuple[dict[str, float], list[str]]:
     """`probe_svm_accuracy`, what `sightline probe --method svm` says of the same weights on the config's own data.
 
-    The text says why the figure is missing: data without classes, a model without `encode`, features that are not
-    finite. It is empty otherwise; a run that has trained is never lost for it. To be called on every process: the first
-    one learns, and all get the same figure.
+    And what a reader must know of it, or why it is missing: data without classes, a model without `encode`, features
+    that are not finite, memory that does not suffice. A run that has trained is never lost for it. To be called on
+    every process: the first one learns, and all get the same figure.
     """
     try:
         with faults_shared(world):  # a process may lack scikit-learn, or the data
             probe = SVM(standardise="no")
             data = open_data(config)
             assert_fits(probe, len(data.train.indices))
+            told = notes_on_data(config, data.train.dataset.info, config.model, data)
         kept = None if cache is None else FeatureCache(cache)
         split = split_of(model, Recipe(config.model, config.train.precision), data, world, cache=kept)
-    except UserError as error:  # the same on all processes
-        return {}, _left_out(error)
+    except Exception as error:  # noqa: BLE001 - hours of training are not lost for a figure, whatever is wrong with it
+        return {}, [_left_out(error)]  # on all processes, though each may say it in other words
     said = learnt_by_first(world, lambda: _learn(probe, split), timeout_s=config.distributed.timeout_s)
-    metrics, reason = json.loads(said)
-    return metrics, reason
+    metrics, notes = json.loads(said)
+    return metrics, [*(line for line in told if line.startswith("warning: ")), *notes]
 
 
 def learnt_by_first(world: World, learn: Callable[[], str], *, timeout_s: float) -> str:
@@ -73,10 +76,16 @@ def _said_within(learning: Future[str] | None, turn_s: float) -> str:
 
 def _learn(probe: SVM, split: Split) -> str:
     try:
-        return json.dumps([dict(probe(split.train, split.test).metrics), ""])
+        outcome = probe(split.train, split.test)
     except DataError as error:  # too few samples of a class
-        return json.dumps([{}, _left_out(error)])
+        return json.dumps([{}, [_left_out(error)]])
+    return json.dumps([dict(outcome.metrics), [f"{_METHOD}: {line}" for line in outcome.warnings]])
 
 
 def _left_out(error: Exception) -> str:
-    return f"{_METHOD} is left out: {' '.join(str(error).split())}"
+    said = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        said = f"memory does not suffice for features; a smaller evaluate.batch_size takes less ({said})"
+    elif not isinstance(error, UserError):
+        said = f"{type(error).__name__}: {said}"
+    return f"{_METHOD} is left out: {said}"

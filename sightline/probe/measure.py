@@ -16,6 +16,10 @@ from sightline.probe.runs import Probed, Twins
 __all__ = ["Comparison", "compare"]
 
 
+_BLIND = "the test part chose neither the checkpoint nor anything of the method"
+_TEST_SELECTED = "the test part chose the checkpoint (test-selected), and nothing of the method"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What a probe says of a run, of random weights by seed, and what guessing gets."""
@@ -73,7 +77,8 @@ class Comparison:
             },
             "protocol": list(self.trained.protocol),
             "warnings": list(self.trained.warnings),
-            "selection": "by cross-validation on the training part; the test part chose nothing",
+            "notes": list(probed.notes),
+            "selection": _TEST_SELECTED if probed.is_test_selected else _BLIND,
             "details": dict(self.trained.details),
         }
 

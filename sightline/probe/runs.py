@@ -16,10 +16,8 @@ from sightline.engine.inputs import read_inputs
 from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import checkpoint_path, load_trained, read_run
 from sightline.engine.run_documents import read_facts
-from sightline.engine.stages import stage_of
 from sightline.errors import ConfigError
-from sightline.geometry.neighbours import neighbours_in_proportion
-from sightline.probe.blocks import growing_graph
+from sightline.probe.agreement import notes_on_data
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import encoder_of
 from sightline.probe.subject import ProbedData, Recipe, Split, open_data, random_model, split_of
@@ -34,13 +32,19 @@ _OF_MODEL = "model."
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """A run, ready to be probed: `config` builds its network, `data` is what it is probed on."""
+    """A run, ready to be probed: `config` builds its network, `data` is what it is probed on.
+
+    `learnt` is the config that it was trained by; the two differ by overrides of the model alone. `is_test_selected`
+    says whether the test part chose the checkpoint.
+    """
 
     run: Path
     checkpoint: Path
     config: RunConfig
+    learnt: RunConfig
     facts: Mapping[str, Any]
     data: ProbedData
+    is_test_selected: bool
     notes: tuple[str, ...]
 
     def network(self, world: World) -> nn.Module:
@@ -89,29 +93,17 @@ def open_run(
     trained_up, up = facts.get("up_axis"), opened.facts.get("up_axis")
     if trained_up != up:
         told.append(f"warning: the run was trained on clouds with {trained_up} up, those to probe on have {up} up")
-    if checkpoint == "best" and config.evaluate.select == "test":
+    weights = checkpoint_path(run, checkpoint).resolve()
+    is_test_selected = checkpoint != "last" and learnt.evaluate.select == "test" and weights == _best_of(run)
+    if is_test_selected:
         told.append("warning: the test part chose the run's best checkpoint (test-selected); 'last' was chosen by none")
-    told += _reach(run, learnt, config, opened)
-    if opened.left_out:
-        told.append(f"not applied, for they make pairs: transforms.evaluate {', '.join(opened.left_out)}")
-    return Probed(run, checkpoint_path(run, checkpoint).resolve(), config, facts, opened, tuple(told))
+    told += notes_on_data(learnt, read_inputs(run, learnt), config.model, opened)
+    return Probed(run, weights, config, learnt, facts, opened, is_test_selected, tuple(told))
 
 
-def _reach(run: Path, learnt: RunConfig, config: RunConfig, data: ProbedData) -> list[str]:
-    """A warning where the probed graph reaches less far, or farther, than the one that was learnt on."""
-    before, here = stage_of(learnt, read_inputs(run, learnt))["num_points"], data.num_points
-    had = None if before is None else growing_graph(learnt.model, before)
-    has = growing_graph(config.model, here)
-    if had is None or has is None:
-        return []
-    kept = neighbours_in_proportion(had[1], meant_for=before, num_points=here)
-    if has[1] == kept:
-        return []
-    return [
-        f"warning: the encoder learnt on clouds of {before} points with {had[1]} neighbours each; of {here} points "
-        f"{has[1]} reach {'less far' if has[1] < kept else 'farther'}: {has[0]}.num_neighbours={kept} keeps their "
-        f"reach, as neighbours_at: {before} in the run does"
-    ]
+def _best_of(run: Path) -> Path | None:
+    best = run / "checkpoints" / "best"
+    return best.resolve() if best.exists() else None
 
 
 def twins_of(probed: Probed, world: World, *, num_random: int, cache: Path | None = None) -> Twins:

@@ -6,12 +6,11 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 
 from sightline import registry
@@ -20,6 +19,7 @@ from sightline.config.show import to_plain
 from sightline.engine.build import Part, build_model, build_part
 from sightline.engine.distributed import World
 from sightline.engine.records import kept_random_state
+from sightline.engine.stages import blocks_inside
 from sightline.probe.cache import FeatureCache, weights_digest
 from sightline.probe.code import plugins_of, source_sha256
 from sightline.probe.features import Features, extract, faults_shared, label_key
@@ -32,6 +32,10 @@ _OF_PAIRS = frozenset({"image", "other_points", "draws", "self"})
 """What only the contrast of pairs reads: a transform that takes nothing else changes no cloud."""
 _OF_VIEWS = frozenset({"views", "background", "without_views"})
 """Arguments of a data set about pictures of its clouds; without them it has none."""
+
+
+_LIBRARIES = ("sightline", "torch", "numpy", "numba")
+"""Of whose versions features may depend; numba may be absent."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Split:
 class ProbedData:
     """The training and test part of a config's data, read with its evaluation transforms, without making pairs.
 
-    `left_out` names the transforms that were not applied.
+    What brings the clouds of a pair into the unit sphere stays, where the set's own clouds do not lie in it. `left_out`
+    names the transforms that were not applied.
     """
 
     config: RunConfig
@@ -107,10 +112,15 @@ def open_data(config: RunConfig) -> ProbedData:
     """The parts to probe on. Raises UnprobableError for a set without a test part or without a class for each cloud."""
     kept = tuple(each for each in config.transforms.evaluate if not _serves_pairs(each))
     left_out = tuple(each.name for each in config.transforms.evaluate if _serves_pairs(each))
+    normalising = _with_norms(config.transforms.evaluate)
     config = dataclasses.replace(config, transforms=dataclasses.replace(config.transforms, evaluate=kept))
     if not any("image" in _inputs_of(each) for each in kept):
         config = dataclasses.replace(config, data=_without_views(config.data))
     train = build_part(config, "train")
+    form = train.dataset.info.clouds
+    if normalising and (form is None or form.unit_sphere == "none"):
+        config = dataclasses.replace(config, transforms=dataclasses.replace(config.transforms, evaluate=normalising))
+        train = build_part(config, "train")
     if "test" not in train.dataset.info.split_sizes:
         raise UnprobableError(
             f"{config.data.where}: data set '{config.data.name}' has no test part to score a probe on"
@@ -155,8 +165,7 @@ def _features(
             "model_plugins": plugins_of(("models", recipe.model)),
             "precision": recipe.precision,
             "device": world.device.type,
-            "torch": torch.__version__,
-            "sightline": importlib.metadata.version("sightline"),
+            "versions": {name: _version(name) for name in _LIBRARIES},
             "source": source_sha256(),
         }
     found = _kept(cache, key, world)
@@ -175,8 +184,10 @@ def _features(
         precision=recipe.precision,
         workers=config.loader.workers,
     )
-    if cache is not None and key is not None and world.is_first:
-        cache.save(key, computed)
+    if cache is not None and key is not None:
+        with faults_shared(world):  # the disk may be full
+            if world.is_first:
+                cache.save(key, computed)
     return computed
 
 
@@ -189,6 +200,13 @@ def _kept(cache: FeatureCache | None, key: Mapping[str, Any] | None, world: Worl
     return found if all(votes) else None
 
 
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _digest_of(part: Part) -> str:
     """Of the names of all samples in order: a set may choose among its shapes by more than its arguments."""
     return hashlib.sha256("\n".join(part.name_of(int(index)) for index in part.indices).encode()).hexdigest()
@@ -198,6 +216,25 @@ def _serves_pairs(component: Component) -> bool:
     """Whether a transform makes the pairs of contrastive learning, or changes nothing but their images."""
     builder: Any = registry.transforms.entry(component).builder
     return "other_points" in getattr(builder, "adds", {}) or _inputs_of(component) <= _OF_PAIRS
+
+
+def _with_norms(blocks: Sequence[Component]) -> tuple[Component, ...]:
+    """Transforms without making pairs, but with what brings each cloud of a pair into the unit sphere; empty where no
+    pair has that."""
+    found: list[Component] = []
+    is_needed = False
+    for block in blocks:
+        if not _serves_pairs(block):
+            found.append(block)
+            continue
+        norms = [each for each in blocks_inside([block]) if _brings_into_unit_sphere(each)]
+        found += norms[:1]
+        is_needed = is_needed or bool(norms)
+    return tuple(found) if is_needed else ()
+
+
+def _brings_into_unit_sphere(component: Component) -> bool:
+    return bool(getattr(registry.transforms.entry(component).builder, "makes_unit_sphere", False))
 
 
 def _inputs_of(component: Component) -> set[str]:

@@ -3,57 +3,68 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from sightline.config import RunConfig
 from sightline.engine.inputs import read_inputs
 from sightline.engine.stages import stage_of
-from sightline.probe.blocks import argument_of, growing_graph
+from sightline.probe.blocks import argument_of, blocks_within, graph_of
 from sightline.probe.few_shot import FewShot
 from sightline.probe.outcome import Probe
 from sightline.probe.runs import Probed
 from sightline.probe.svm import SVM
 
 __all__ = [
-    "COLUMNS",
+    "OWN_PARTS",
     "PARTS",
     "Row",
     "compared",
     "differences",
+    "heading_of",
     "markdown_of",
     "protocol_of",
     "published_rows",
 ]
 
-PARTS = "part_instance_miou"
-"""The figure of a run that was fine-tuned on parts."""
+PARTS = "part_instance_miou_all_parts"
+"""The figure of a run that was fine-tuned on parts, as published: the answer may be any part of any category."""
+OWN_PARTS = "part_instance_miou"
+"""The same with answers among the parts of the object's own category."""
 
-COLUMNS: Mapping[str, str] = {
+_WORDS: Mapping[str, str] = {
     "probe_svm_accuracy": "SVM",
-    "probe_svm_accuracy_standardised": "SVM, standardised",
-    "probe_svm_accuracy_random": "SVM, random weights",
-    "fewshot_5w10s": "5-way 10-shot",
-    "fewshot_5w20s": "5-way 20-shot",
-    "fewshot_10w10s": "10-way 10-shot",
-    "fewshot_10w20s": "10-way 20-shot",
-    "fewshot_5w10s_random": "5-way 10-shot, random weights",
     "by_hand_accuracy": "random forest, by hand",
     PARTS: "parts, instance mIoU",
-    f"{PARTS}_scratch": "parts, from scratch",
+    OWN_PARTS: "parts, instance mIoU among own parts",
 }
-"""Metrics of the table and their headings; figures are percent there, with their deviation where there is one."""
+"""Headings of metrics; those of few-shot say their setting."""
+_SUFFIXES: Mapping[str, str] = {
+    "_random": ", random weights",
+    "_scratch": ", from scratch",
+    "_standardised": ", standardised",
+    "_test_queries": ", queries of the test part",
+}
 
+_ORDER = ("probe_svm", "fewshot", "by_hand", "part")
+
+_OF_OURS = ("arguments", "overrides", "parts")
+"""What the command line says, which no published row could."""
 _UNSAID = "not said"
+_ABOUT = (
+    "Accuracies in percent. Few-shot is the mean +- deviation over runs of episodes; figures of random weights are "
+    "means over the networks, and where there are several +- the deviation over them."
+)
 
 
 @dataclass(frozen=True)
 class Row:
     """A run of ours or figures of others: on which data, by which protocol, with what result.
 
-    `protocol` holds plain values by what they are of; None where it was not said. `remarks` are said below the table.
+    `protocol` holds plain values by what they are of; None where it was not said. `chance` is what guessing gets of a
+    metric. `remarks` are said below the table.
     """
 
     who: str
@@ -61,6 +72,7 @@ class Row:
     data: str
     protocol: Mapping[str, Any]
     metrics: Mapping[str, float]
+    chance: Mapping[str, float] = field(default_factory=dict)
     remarks: tuple[str, ...] = field(default=())
 
 
@@ -81,58 +93,76 @@ def published_rows(names: Sequence[str]) -> list[Row]:
     ]
 
 
+def heading_of(metric: str) -> str | None:
+    """What a metric is called in the table; None for one that has no column."""
+    for suffix, words in _SUFFIXES.items():
+        if metric.endswith(suffix):
+            inner = heading_of(metric.removesuffix(suffix))
+            return None if inner is None else inner + words
+    setting = re.fullmatch(r"fewshot_(\d+)w(\d+)s", metric)
+    return f"{setting[1]}-way {setting[2]}-shot" if setting else _WORDS.get(metric)
+
+
+def _rank(metric: str) -> int:
+    """Where a metric's column stands: those of one method together."""
+    return next((place for place, method in enumerate(_ORDER) if metric.startswith(method)), len(_ORDER))
+
+
 def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> dict[str, Any]:
     """How a run was made and probed, under the words that published rows use; the probes tell of themselves."""
-    config, data = probed.config, probed.data.config.data
-    is_contrast = config.task.name == "contrast"
-    learnt_on = stage_of(config, read_inputs(probed.run, config))
-    graph = growing_graph(config.model, probed.data.num_points)
-    gathered = argument_of("tasks", config.task, "negatives") != "process"
+    learnt, data = probed.learnt, probed.data.config.data
+    is_contrast = learnt.task.name == "contrast"
+    num_points = stage_of(learnt, read_inputs(probed.run, learnt))["num_points"]
+    graph = graph_of(probed.config.model, probed.data.num_points)
+    gathered = argument_of("tasks", learnt.task, "negatives") != "process"
+    encoders = [block.name for kind, block in blocks_within("models", learnt.model) if kind == "point_encoders"]
     return {
-        "pre-training": f"{config.data.name}, {', '.join(loss.name for loss in config.losses)}",
-        "pairs per step": config.train.batch_size if is_contrast else "no pairs: trained with labels",
+        "pre-training": learnt.data.name,
+        "losses": ", ".join(loss.name for loss in learnt.losses),
+        "encoder": encoders[0] if encoders else learnt.model.name,
+        "pairs per step": learnt.train.batch_size if is_contrast else "no pairs: trained with labels",
         "negatives of": ("all processes" if gathered else "one process") if is_contrast else None,
-        "epochs": config.train.epochs,
-        "neighbours": argument_of("models", config.model, "num_neighbours"),
-        "points in pre-training": learnt_on["num_points"],
+        "epochs": learnt.train.epochs,
+        "neighbours": argument_of("models", learnt.model, "num_neighbours"),
+        "points in pre-training": num_points,
         "points in the probe": probed.data.num_points,
-        "neighbours in the probe": None if graph is None else graph[1],
+        "neighbours in the probe": None if graph is None else graph.neighbours,
         "C": next((each.choice for each in probes.values() if isinstance(each, SVM)), None),
-        "checkpoint": f"{which}, chosen without the test part"
-        if _is_blind(config, which)
-        else f"{which}, test-selected",
+        "checkpoint": f"{which}, test-selected"
+        if probed.is_test_selected
+        else f"{which}, chosen without the test part",
         "few-shot queries": next((each.asked for each in probes.values() if isinstance(each, FewShot)), None),
+        "few-shot runs": next(
+            (each.runs for each in probes.values() if isinstance(each, FewShot) and each.file is None), None
+        ),
         "variant": argument_of("data", data, "variant"),
     }
 
 
 def differences(ours: Row, theirs: Row) -> list[str]:
-    """Where two protocols differ, in words; what one side does not say is a difference too."""
-    return [
-        f"{name}: {_told(ours.protocol.get(name))} here, {_told(theirs.protocol.get(name))} there"
-        for name in ours.protocol
-        if name in theirs.protocol and ours.protocol[name] != theirs.protocol[name]
-    ] + [
-        f"{name}: {_told(ours.protocol[name])} here, {_UNSAID} there"
-        for name in ("neighbours", "points in pre-training", "variant")
-        if ours.protocol.get(name) is not None and name not in theirs.protocol
-    ]
+    """Where two protocols differ, in words; what one side says and the other does not is a difference too."""
+    names = [*ours.protocol, *(name for name in theirs.protocol if name not in ours.protocol)]
+    pairs = [(name, ours.protocol.get(name), theirs.protocol.get(name)) for name in names if name not in _OF_OURS]
+    return [f"{name}: {_told(here)} here, {_told(there)} there" for name, here, there in pairs if here != there]
 
 
 def markdown_of(ours: Sequence[Row], others: Sequence[Row]) -> str:
     """The table, protocols, remarks, and for every published row how each of our runs differs from it."""
     rows = [*ours, *others]
-    shown = [name for name in COLUMNS if any(name in row.metrics for row in rows)]
-    lines = ["# Probes of frozen features", "", "Accuracies in percent; few-shot as mean +- deviation over runs.", ""]
+    shown = sorted({name: None for row in rows for name in row.metrics}, key=_rank)
+    headings = {name: heading for name in shown if (heading := heading_of(name)) is not None}
+    lines = ["# Probes of frozen features", "", _ABOUT, ""]
     lines += _table(
-        ["", "data", *(COLUMNS[name] for name in shown), "source"],
-        ([row.who, row.data, *(_figure(row, name) for name in shown), row.source] for row in rows),
+        ["", "data", *headings.values(), "source"],
+        ([row.who, row.data, *(_figure(row, name) for name in headings), row.source] for row in rows),
     )
     facts = list(dict.fromkeys(name for row in rows for name in row.protocol))
     lines += ["", "## Protocols", ""]
     lines += _table(
         ["", "data", *facts], ([row.who, row.data, *(_told(row.protocol.get(name)) for name in facts)] for row in rows)
     )
+    chances = [f"{row.who}, {row.data}: {_told_chance(row)}" for row in rows if row.chance]
+    lines += ["", "## What guessing gets", "", *(f"- {line}" for line in chances)] if chances else []
     remarks = [f"- {row.who}, {row.data}: {remark}" for row in rows for remark in row.remarks]
     lines += ["", "## Remarks", "", *remarks] if remarks else []
     lines += ["", "## Differences between the protocols", ""]
@@ -167,6 +197,6 @@ def _told(value: Any) -> str:
     return _UNSAID if value is None else str(value)
 
 
-def _is_blind(config: RunConfig, which: str) -> bool:
-    """Whether the test part had no say in which weights these are."""
-    return which == "last" or config.evaluate.select != "test"
+def _told_chance(row: Row) -> str:
+    levels = {heading_of(name): value for name, value in row.chance.items()}
+    return ", ".join(f"{heading} {100 * value:.2f}" for heading, value in levels.items() if heading is not None)

@@ -18,7 +18,7 @@ source_sha256()  # now, as it is imported: a checkout may be edited while a run 
 
 
 def probed(config: RunConfig, world: World, run: Path, model: nn.Module) -> dict[str, float]:
-    """`probe_svm_accuracy` of a contrast run, nothing of others; why it is missing is told.
+    """`probe_svm_accuracy` of a contrast run, nothing of others; what to know of it, or why it is missing, is told.
 
     Features are kept in the run, where the first process can write to it, so that `evaluate` and `probe` find them.
     """
@@ -29,7 +29,7 @@ def probed(config: RunConfig, world: World, run: Path, model: nn.Module) -> dict
 
     is_open = world.is_first and os.access(run, os.W_OK)
     keeps = world.broadcast_text("yes" if is_open else "no", what="whether features are kept") == "yes"
-    metrics, reason = final_metrics(config, model, world, cache=run / CACHE if keeps else None)
-    if reason and world.is_first:
-        note(reason)
+    metrics, told = final_metrics(config, model, world, cache=run / CACHE if keeps else None)
+    for line in told if world.is_first else ():
+        note(line)
     return metrics

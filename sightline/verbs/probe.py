@@ -23,6 +23,7 @@ from sightline.probe.runs import Probed, open_run, twins_of
 from sightline.types import Component, Where
 from sightline.verbs.common import assert_writable, write_document
 from sightline.verbs.output import note, show_table
+from sightline.verbs.probe_scale import with_scale
 
 __all__ = ["Options", "probe"]
 
@@ -81,6 +82,7 @@ def probe(options: Options) -> int:
         return launch(options.arguments(), num_processes)
     set_backends(determinism=probed.config.train.determinism, cudnn=probed.config.train.cudnn)
     with start_world(device=options.device, timeout_s=probed.config.distributed.timeout_s) as world:
+        probed = with_scale(probed, world)
         twins = twins_of(probed, world, num_random=options.num_random, cache=options.cache)
         is_first = world.is_first
     if not is_first:

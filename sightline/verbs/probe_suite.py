@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline import registry
+from sightline.config import RunConfig
 from sightline.engine import checkpoint
 from sightline.engine.distributed import start_world
 from sightline.engine.lineage import evaluated_sha256
@@ -17,13 +18,14 @@ from sightline.errors import CheckpointError, UserError
 from sightline.probe.measure import Comparison, compare
 from sightline.probe.outcome import Probe, assert_fits
 from sightline.probe.runs import Probed, Twins, open_run, twins_of
-from sightline.probe.suite import PARTS, Row, compared, markdown_of, protocol_of, published_rows
+from sightline.probe.suite import OWN_PARTS, PARTS, Row, compared, markdown_of, protocol_of, published_rows
 from sightline.types import Component
 from sightline.verbs import train as training
 from sightline.verbs.common import assert_writable, config_of, load_document, write_document, write_file
 from sightline.verbs.fine_tuning import assert_same_source, from_scratch, from_source, handlers_kept
 from sightline.verbs.output import note, show_table
 from sightline.verbs.probe import Options, build_probe, parted
+from sightline.verbs.probe_scale import with_scale
 
 __all__ = ["suite"]
 
@@ -71,6 +73,8 @@ def suite(options: Options) -> int:
         for probe in probes.values():
             assert_fits(probe, len(probed.data.train.indices))
     assert_writable(options.out / f"{NAME}.md", option="--out")
+    if options.finetune is not None:
+        _parts_config(options)
     done: list[_Done] = []
     try:
         scratch = {} if options.finetune is None else _fine_tuned(options, None)
@@ -92,7 +96,7 @@ def _row(
     scratch: Mapping[str, float],
 ) -> _Done:
     """A run's row: its probes, and where a config says so its figure on parts beside that from scratch."""
-    documents, metrics = _probe(probed, probes, options)
+    probed, documents, metrics, chance = _probe(probed, probes, options)
     remarks = list(probed.notes)
     if options.finetune is not None:
         try:
@@ -105,9 +109,10 @@ def _row(
         data=probed.data.config.data.name,
         protocol={**protocol_of(probed, which=options.which, probes=probes), **_more(options, arguments)},
         metrics=metrics,
+        chance=chance,
         remarks=tuple(remarks),
     )
-    return _Done(row, {"run": str(probed.run), "metrics": metrics, "probes": documents})
+    return _Done(row, {"run": str(probed.run), "metrics": metrics, "chance": chance, "probes": documents})
 
 
 def _build(words: Sequence[str]) -> dict[str, Probe]:
@@ -120,29 +125,34 @@ def _build(words: Sequence[str]) -> dict[str, Probe]:
     return {name: build_probe(name, [word for word in words if keys[word] in taken[name]]) for name in METHODS}
 
 
-def _probe(probed: Probed, probes: Mapping[str, Probe], options: Options) -> tuple[dict[str, Any], dict[str, float]]:
-    """What each method says of a run, and all figures together."""
+def _probe(
+    probed: Probed, probes: Mapping[str, Probe], options: Options
+) -> tuple[Probed, dict[str, Any], dict[str, float], dict[str, float]]:
+    """The run with what was noted of it, what each method says, all figures, and what guessing gets of each."""
     note(f"{probed.run}: features")
     set_backends(determinism=probed.config.train.determinism, cudnn=probed.config.train.cudnn)
     with start_world(device=options.device, timeout_s=probed.config.distributed.timeout_s) as world:
+        probed = with_scale(probed, world)
         twins: Twins = twins_of(probed, world, num_random=options.num_random, cache=options.cache)
     documents: dict[str, Any] = {}
     metrics: dict[str, float] = {}
+    chance: dict[str, float] = {}
     for name, probe in probes.items():
         note(f"{probed.run}: {name}")
         comparison: Comparison = compare(probe, twins, probed.data.num_classes)
         documents[name] = comparison.document(probed)
         metrics |= comparison.metrics
-    return documents, metrics
+        chance |= {figure: comparison.chance_of(figure) for figure in comparison.figures}
+    return probed, documents, metrics, chance
 
 
 def _fine_tuned(options: Options, probed: Probed | None) -> dict[str, float]:
-    """The instance mIoU on parts of the last weights, from a run's encoder, or from scratch; finished runs are kept.
+    """Both instance mIoU on parts of the last weights, from a run's encoder, or from scratch; finished runs are kept.
 
     Raises CheckpointError for weights that do not fit.
     """
     assert options.finetune is not None, "only called with a config"
-    config, _ = config_of(options.finetune, (), options.plugins)
+    config = _parts_config(options)
     out = _place_of(options, probed)
     given = from_scratch(config) if probed is None else [from_source(probed.checkpoint)]
     if probed is not None:
@@ -162,10 +172,21 @@ def _fine_tuned(options: Options, probed: Probed | None) -> dict[str, float]:
     if code:
         raise _UnfinishedError(out, code)
     final = load_document(out / "final.json")["metrics"]
-    if "instance_miou" not in final:
-        raise UserError(f"--finetune {options.finetune}: reports {', '.join(final)}, not instance_miou; see part_iou")
-    name = PARTS + ("_scratch" if probed is None else "")
-    return {name: float(final["instance_miou"])}
+    suffix = "_scratch" if probed is None else ""
+    names = {PARTS: "instance_miou_all_parts", OWN_PARTS: "instance_miou"}
+    return {f"{name}{suffix}": float(final[figure]) for name, figure in names.items()}
+
+
+def _parts_config(options: Options) -> RunConfig:
+    """The config of `--finetune`. Raises UserError where it would not report what the table holds."""
+    assert options.finetune is not None, "only called with a config"
+    config, _ = config_of(options.finetune, (), options.plugins)
+    names = [metric.name for metric in config.metrics]
+    if "part_iou" not in names:
+        raise UserError(
+            f"--finetune {options.finetune}: metrics {', '.join(names)} report no instance_miou; add {{name: part_iou}}"
+        )
+    return config
 
 
 def _place_of(options: Options, probed: Probed | None) -> Path:
@@ -180,13 +201,18 @@ def _place_of(options: Options, probed: Probed | None) -> Path:
 def _more(options: Options, words: Sequence[str]) -> dict[str, Any]:
     """What the command line says of the protocol: other arguments of the probes, and how parts are learnt."""
     told = {"arguments": ", ".join(words)} if words else {}
-    return told if options.finetune is None else {**told, "parts": f"{options.finetune}, last weights, same seed"}
+    overrides, _ = parted(options.words)
+    told |= {"overrides": ", ".join(overrides)} if overrides else {}
+    if options.finetune is None:
+        return told
+    parts = {"parts": f"{options.finetune}, last weights, same seed", "parts data": _parts_config(options).data.name}
+    return told | parts
 
 
 def _others(done: Sequence[_Done]) -> list[Row]:
     """The published rows on our data, and those of parts where parts were learnt."""
     names = {each.row.data for each in done}
-    names |= {_PARTS} if any(PARTS in each.row.metrics for each in done) else set()
+    names |= {_PARTS} if any(each.row.protocol.get("parts data") == _PARTS for each in done) else set()
     return published_rows(sorted(names))
 
 

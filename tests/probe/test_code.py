@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import json
@@ -110,16 +111,27 @@ def test_blocks_inside_blocks_and_base_classes_are_looked_at(tmp_path: Path) -> 
 def test_features_are_void_with_the_source_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One byte of one module is other source; files that are no modules are not."""
     for room in code.ROOMS:
-        (tmp_path / room).mkdir()
-    module = tmp_path / "layers" / "edge.py"
-    module.write_text("k = 20\n")
+        (tmp_path / room).mkdir(exist_ok=True)
     monkeypatch.setattr(code.resources, "files", lambda package: tmp_path)
     digest_of = code.source_sha256.__wrapped__
-    before = digest_of()
-    (tmp_path / "layers" / "notes.txt").write_text("nothing")
-    assert digest_of() == before
-    module.write_text("k = 21\n")
-    assert digest_of() != before
+    for module in (tmp_path / "layers" / "edge.py", tmp_path / "draws.py"):
+        module.write_text("k = 20\n")
+        before = digest_of()
+        (tmp_path / "layers" / "notes.txt").write_text("nothing")
+        assert digest_of() == before
+        module.write_text("k = 21\n")
+        assert digest_of() != before
+
+
+def test_rooms_that_make_features_read_no_other() -> None:
+    """What a room imports is source of its features too; engine and probe also hold what makes none."""
+    package = Path(code.__file__).parents[1]
+    for room in set(code.ROOMS) - {".", "engine", "probe"}:
+        for file in (package / room).glob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                name = (node.module or "").split(".") if isinstance(node, ast.ImportFrom) else []
+                if name[:1] == ["sightline"] and len(name) > 1 and (package / name[1]).is_dir():
+                    assert name[1] in code.ROOMS, f"{file.name} reads {'.'.join(name)}"
 
 
 def test_the_source_is_a_part_of_the_key(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +132,30 @@ def test_edited_episodes_are_refused(name: str, places: list[int], told: str, tm
     (episode,) = draw_episodes(Setting(2, 1, 1), "test", train.labels, test.labels, runs=1, seed=0)
     document = plain_episodes([episode], train.labels, test.labels)
     document["episodes"][0][name] = places
+    file = tmp_path / "episodes.json"
+    file.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=f"episodes.0: {told}"):
+        FewShot(episodes=str(file))(train, test)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("query", lambda each: each["support"][:1] + each["query"][1:], "query: place [0-9]+ is in the support too"),
+        ("support", lambda each: each["support"][:1] * 2 + each["support"][2:], "support: a place stands there twice"),
+        ("support", lambda each: each["support"][::-1], "support: its places are not 2 samples of each of the classes"),
+        ("classes", lambda each: each["classes"][:1] * 2, "classes: found .*, expected 2 different ones"),
+    ],
+    ids=["overlap", "twice", "other classes", "one class"],
+)
+def test_episodes_whose_answers_are_known_or_wrong_are_refused(
+    name: str, change: Callable[[Any], list[int]], told: str, tmp_path: Path
+) -> None:
+    """On noise, queries that are their own support would be answered all right."""
+    train, test = blobs(900)
+    episodes = draw_episodes(Setting(2, 2, 2), "train", train.labels, test.labels, runs=1, seed=0)
+    document = plain_episodes(episodes, train.labels, test.labels)
+    document["episodes"][0][name] = change(document["episodes"][0])
     file = tmp_path / "episodes.json"
     file.write_text(json.dumps(document))
     with pytest.raises(ConfigError, match=f"episodes.0: {told}"):

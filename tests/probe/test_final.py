@@ -54,6 +54,14 @@ def not_finite(self: nn.Module, *, points: Tensor) -> Tensor:
     return torch.full((len(points), 32), float("nan"))
 
 
+def out_of_memory(self: nn.Module, *, points: Tensor) -> Tensor:
+    raise torch.OutOfMemoryError("tried to allocate 4 GiB")
+
+
+def too_few_points(self: nn.Module, *, points: Tensor) -> Tensor:
+    raise ValueError("40 neighbours asked for in clouds of 32 points")
+
+
 def unbindable(self: nn.Module, *, voxels: Tensor) -> Tensor:
     return voxels
 
@@ -64,8 +72,10 @@ def unbindable(self: nn.Module, *, voxels: Tensor) -> Tensor:
         (None, "IntraPoint: has no `encode` and `feature_width`"),
         (not_finite, "its feature is not finite (72 such)"),
         (unbindable, "needs 'voxels'"),
+        (out_of_memory, "a smaller evaluate.batch_size takes less (tried to allocate 4 GiB)"),
+        (too_few_points, "ValueError: 40 neighbours asked for in clouds of 32 points"),
     ],
-    ids=["none", "not finite", "unbindable"],
+    ids=["none", "not finite", "unbindable", "out of memory", "too few points"],
 )
 def test_a_model_that_cannot_be_probed_ends_its_run_all_the_same(
     encode: Callable[..., Tensor] | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -85,6 +95,8 @@ def test_a_cloud_that_one_process_cannot_read_is_a_fault_on_all() -> None:
         pass
     with pytest.raises(DataError, match="mine"), faults_shared(second("")):
         raise DataError("mine")
+    with pytest.raises(torch.OutOfMemoryError), faults_shared(second("")):
+        raise torch.OutOfMemoryError
     with faults_shared(second("")):
         pass
 
@@ -102,9 +114,11 @@ def test_the_first_process_decides_whether_features_are_kept(
     """However the second one sees the folder: both enter the same collectives."""
     found: list[Path | None] = []
 
-    def take(config: RunConfig, model: nn.Module, world: World, *, cache: Path | None) -> tuple[dict[str, Any], str]:
+    def take(
+        config: RunConfig, model: nn.Module, world: World, *, cache: Path | None
+    ) -> tuple[dict[str, Any], list[str]]:
         found.append(cache)
-        return {}, ""
+        return {}, []
 
     monkeypatch.setattr(final, "final_metrics", take)
     config = tmp_path / "thin.yaml"

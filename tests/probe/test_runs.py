@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -345,6 +346,57 @@ def test_a_graph_of_another_reach_is_told(run: Path, words: list[str], expected:
     told = "\n".join(open_run(run, checkpoint="last", data=None, overrides=words).notes)
     assert ("learnt on clouds of 64 points with 8 neighbours each" in told) == (expected is not None)
     assert expected is None or expected in told
+
+
+def test_advice_on_a_graph_that_grows_is_in_its_own_count(tmp_path: Path) -> None:
+    """4 at 32 were learnt as 8 of 64 with another count: 4 more of the run's own 32, not of the probe's 64."""
+    run = train_thin(tmp_path, "model.points.neighbours_at=32", "model.points.num_neighbours=4")
+    words = ["model.points.num_neighbours=3"]
+    told = "\n".join(open_run(run, checkpoint="last", data=None, overrides=words).notes)
+    assert "64 points 6 reach less far: model.points.num_neighbours=4 keeps" in told
+    assert "reach" not in "\n".join(open_run(run, checkpoint="last", data=None, overrides=[]).notes)
+
+
+def test_a_graph_of_an_encoder_that_does_not_grow_is_told_as_well(tmp_path: Path) -> None:
+    views = "[{name: two_views, each: [{name: sample_points, num_points: 32}, {name: jitter}]}]"
+    points = "model.points={name: dgcnn_parts, num_neighbours: 8, embedding: 16}"
+    run = train_thin(tmp_path, f"transforms.train={views}", f"transforms.evaluate={views}", points)
+    told = "\n".join(open_run(run, checkpoint="last", data=None).notes)
+    assert "of 64 points 8 reach less far: model.points.num_neighbours=16 keeps their reach\n" in told + "\n"
+
+
+@pytest.mark.parametrize(("factor", "is_told"), [(100.0, True), (1.0, False)])
+def test_clouds_of_another_scale_are_told(copy: Path, factor: float, is_told: bool) -> None:
+    document, outcome = probe(
+        copy, "--method", "knn", f"transforms.evaluate=[{{name: scale, low: {factor}, high: {factor}}}]"
+    )
+    told = re.findall(r"what the loaded weights are given is ([0-9.]+) times as large", " ".join(document["notes"]))
+    assert len(told) == is_told
+    assert all(50 < float(times) < 200 for times in told), "about a hundred: views were scaled and turned in training"
+    assert any("the evaluation transforms of points: " in note for note in document["notes"])
+    assert ("warning: what the loaded weights are given" in outcome.err) == is_told
+
+
+def test_a_cloud_of_a_pair_is_brought_into_the_unit_sphere_where_the_set_is_not(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = "transforms.evaluate=[{name: two_views, each: [{name: normalize_unit_sphere}, {name: jitter}]}]"
+    probed = open_run(copy, checkpoint="last", data=None, overrides=[views])
+    batch = probed.data.train.reader([SampleKey(int(probed.data.train.indices[0]), 0, 0)])
+    (points,) = batch["points"]
+    assert points.norm(dim=-1).max() == pytest.approx(1.0, abs=1e-6)
+    assert points.mean(dim=0).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_a_test_selected_checkpoint_is_told_however_it_is_named(tmp_path: Path, by_path: bool) -> None:
+    run = train_thin(tmp_path, "evaluate.select=test")
+    which = str((run / "checkpoints" / "best").resolve()) if by_path else "best"
+    document, outcome = probe(run, "--checkpoint", which, "C=1", "standardise=no")
+    assert document["selection"].startswith("the test part chose the checkpoint")
+    assert "(test-selected)" in outcome.err
+    document, _ = probe(run, "C=1", "standardise=no")
+    assert document["selection"].startswith("the test part chose neither")
 
 
 @pytest.mark.parametrize(

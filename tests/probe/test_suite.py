@@ -17,7 +17,16 @@ from sightline.errors import CheckpointError
 from sightline.probe.blocks import argument_of
 from sightline.probe.few_shot import FewShot
 from sightline.probe.runs import open_run
-from sightline.probe.suite import COLUMNS, Row, differences, markdown_of, protocol_of, published_rows
+from sightline.probe.suite import (
+    PARTS,
+    Row,
+    compared,
+    differences,
+    heading_of,
+    markdown_of,
+    protocol_of,
+    published_rows,
+)
 from sightline.probe.svm import SVM
 from sightline.types import Component
 from sightline.verbs import train as training
@@ -70,6 +79,22 @@ def test_points_of_pre_training_are_those_that_its_views_have(tmp_path: Path) ->
     assert protocol["neighbours in the probe"] == 16
 
 
+def test_what_is_laid_over_is_told_and_changes_no_fact_of_the_training(runs: list[Path], tmp_path: Path) -> None:
+    words = ("model.points.num_neighbours=4", "data.train_size=60")
+    document, text, _ = suite(runs[:1], tmp_path / "out", *words)
+    (protocol,) = (row["protocol"] for row in document["runs"])
+    assert protocol["overrides"] == ", ".join(words)
+    assert (protocol["neighbours"], protocol["neighbours in the probe"]) == (8, 4)
+    assert "data.train_size=60" in text
+    assert document["runs"][0]["chance"]["fewshot_3w2s"] == pytest.approx(1 / 3)
+    assert "3-way 2-shot, queries of the test part" in text
+
+
+def figures(value: float) -> dict[str, float]:
+    """What a run on parts reports: among its own parts an answer is right more often."""
+    return {"instance_miou_all_parts": value, "instance_miou": value + 0.05}
+
+
 def parts_config(folder: Path, run: Path) -> Path:
     config = folder / "parts.yaml"
     config.write_text(
@@ -93,7 +118,7 @@ def test_parts_are_learnt_from_every_run_and_once_from_scratch(
             raise CheckpointError("137 of 162 tensors matched")
         assert options.out is not None
         options.out.mkdir(parents=True)
-        (options.out / "final.json").write_text(json.dumps({"metrics": {"instance_miou": 0.5 + 0.1 * len(calls)}}))
+        (options.out / "final.json").write_text(json.dumps({"metrics": figures(0.5 + 0.1 * len(calls))}))
         return 0
 
     monkeypatch.setattr(training, "train", train)
@@ -105,16 +130,23 @@ def test_parts_are_learnt_from_every_run_and_once_from_scratch(
     ]
     assert all(call.resume == "auto" for call in calls)
     first, second = (row["metrics"] for row in document["runs"])
-    assert first["part_instance_miou"] == 0.7
-    assert first["part_instance_miou_scratch"] == 0.6
-    assert "part_instance_miou" not in second
+    assert first["part_instance_miou_all_parts"] == 0.7
+    assert first["part_instance_miou_all_parts_scratch"] == 0.6
+    assert first["part_instance_miou"] == 0.7 + 0.05
+    assert "part_instance_miou_all_parts" not in second
     assert "not fine-tuned on parts: 137 of 162 tensors matched" in text
-    assert [row["data"] for row in document["others"]] == ["shapenet_part"]
-    (compared,) = document["differences"]
-    assert (compared["run"], compared["other"]) == (str(runs[0]), document["others"][0]["who"])
-    assert text.count(f"- {runs[0]} against ") == 1
-    assert "; ".join(compared["differences"]) in text
-    assert f"- {runs[1]} against " not in text
+    assert document["others"] == [], "published figures are of other parts than those of synthetic_shapes"
+    assert document["runs"][0]["protocol"]["parts data"] == "synthetic_shapes"
+
+
+def test_parts_of_the_published_set_are_laid_beside_the_published_figures() -> None:
+    ours = Row("ours", "this run", "modelnet40", {"parts data": "shapenet_part"}, {PARTS: 0.84})
+    (theirs,) = published_rows(["shapenet_part"])
+    ((row, other, found),) = compared([ours], [theirs])
+    assert (row, other) == (ours, theirs)
+    assert not any(line.startswith("parts data") for line in found)
+    assert "| 84.00 |" in markdown_of([ours], [theirs])
+    assert "| 85.50 | 85.10 |" in markdown_of([ours], [theirs])
 
 
 def test_a_run_that_was_trained_again_is_fine_tuned_again(
@@ -131,18 +163,18 @@ def test_a_run_that_was_trained_again_is_fine_tuned_again(
             options.out.mkdir(parents=True)
             weights = (run / "checkpoints" / "last" / "model.safetensors").read_bytes()
             figure = int.from_bytes(hashlib.sha256(weights).digest()[:4]) / 2**32
-            (options.out / "final.json").write_text(json.dumps({"metrics": {"instance_miou": figure}}))
+            (options.out / "final.json").write_text(json.dumps({"metrics": figures(figure)}))
         return 0
 
     monkeypatch.setattr(training, "train", train)
-    figures = []
+    found = []
     for source in (None, None, runs[1]):
         if source is not None:
             shutil.rmtree(run / "checkpoints")
             shutil.copytree(source / "checkpoints", run / "checkpoints", symlinks=True)
         document, _, _ = suite([run], tmp_path / "out", "--finetune", config)
-        figures.append(document["runs"][0]["metrics"]["part_instance_miou"])
-    assert figures[0] == figures[1] != figures[2]
+        found.append(document["runs"][0]["metrics"]["part_instance_miou"])
+    assert found[0] == found[1] != found[2]
     assert len(list((tmp_path / "out" / "parts").iterdir())) == 3  # from scratch, and from either weights
 
 
@@ -205,6 +237,7 @@ def test_differences_are_named_in_both_directions() -> None:
     ours = row(pairs_per_step=64, neighbours=20, points_in_the_probe=1024)
     theirs = row(pairs_per_step=20, points_in_the_probe=1024)
     assert differences(ours, theirs) == ["pairs per step: 64 here, 20 there", "neighbours: 20 here, not said there"]
+    assert differences(theirs, ours)[-1] == "neighbours: not said here, 20 there"
     assert differences(theirs, theirs) == []
 
 
@@ -215,7 +248,7 @@ def test_published_rows_are_shares_of_known_metrics() -> None:
         assert each.source
         assert each.protocol
         for name, value in each.metrics.items():
-            assert name.removesuffix("_std") in COLUMNS
+            assert heading_of(name.removesuffix("_std")) is not None
             assert 0 < value < 1
     (paper,) = [r for r in rows if r.who.startswith("CrossPoint, DGCNN (paper)") and r.data == "scanobjectnn"]
     assert paper.metrics["probe_svm_accuracy"] == 0.817
@@ -238,12 +271,24 @@ def test_the_table_shows_percent_and_compares_with_rows_of_the_same_data() -> No
     assert text.count("- ours against") == 6
 
 
+def test_headings_say_setting_baseline_and_queries() -> None:
+    assert heading_of("probe_svm_accuracy_standardised_random") == "SVM, standardised, random weights"
+    assert heading_of("fewshot_10w20s_test_queries") == "10-way 20-shot, queries of the test part"
+    assert heading_of("fewshot_3w2s_random") == "3-way 2-shot, random weights"
+    assert heading_of("fewshot_3w2s_std") is None
+
+
+def test_chance_stands_in_the_table() -> None:
+    ours = Row("ours", "this run", "modelnet40", {}, {"fewshot_5w10s": 0.9}, chance={"fewshot_5w10s": 0.2})
+    assert "## What guessing gets\n\n- ours, modelnet40: 5-way 10-shot 20.00\n" in markdown_of([ours], [])
+
+
 def test_probes_tell_their_protocol() -> None:
     assert SVM(folds=3).choice == "by 3-fold cross-validation on the training part"
     assert SVM(C=(0.1,)).choice == "0.1, given"
     assert FewShot().asked == "training part, 20 of a class, the points of the probe"
     assert FewShot(convention="test", queries=5).asked == "test part, 5 of a class, the points of the probe"
-    assert FewShot(episodes="kept.json").asked == "as in kept.json"
+    assert FewShot(episodes=__file__).asked == f"as in {__file__}"
 
 
 def test_arguments_are_found_inside_blocks_and_as_defaults() -> None:
