@@ -11,10 +11,13 @@ import torch
 
 from sightline.checks.foreign_image import foreign_image
 from sightline.checks.suite import Context
+from sightline.data.rendered_objects import PreparedObjects
+from sightline.data.rendering import Look, render_set
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from tests.checks.pairing import Pictured, make_pairs, make_pictured
 from tests.checks.planting import caught
+from tests.data.cloud_writers import prepare_folder, write_folder
 from tests.data.shapenet_render_writers import prepare, write_release
 
 
@@ -72,3 +75,35 @@ def test_a_prepared_set_of_pairs(tmp_path: Path) -> None:
     (finding,) = found(built)
     assert finding.cause == "data.pairing"
     assert str(tmp_path / "set") in finding.expected
+
+
+def prepared_solids(folder: Path, *, is_exchanged: bool) -> Path:
+    """Balls and plates, prepared; where they are exchanged, every ball's name is on a plate, and the reverse."""
+    write_folder(folder / "in", per_class=8, suffix=".npy", classes=("ball", "plate"))
+    if is_exchanged:
+        for number in range(8):
+            names = [folder / "in" / kind / f"{kind}_{number:02d}.npy" for kind in ("ball", "plate")]
+            held = [np.load(name) for name in names]
+            for name, points in zip(names, reversed(held), strict=True):
+                np.save(name, points)
+    prepare_folder(folder / "in", folder / "set", num_points=256)
+    return folder / "set"
+
+
+@pytest.mark.parametrize("is_exchanged", [False, True])
+def test_a_store_of_other_clouds_of_the_same_names(tmp_path: Path, is_exchanged: bool) -> None:
+    """The store is sound, and so is every name: only the shapes tell. A rendering of the same set is not flagged."""
+    healthy = prepared_solids(tmp_path / "first", is_exchanged=False)
+    look = Look(num_views=4, size_px=24)
+    render_set(PreparedObjects(healthy), tmp_path / "views", look=look, num_jobs=1, progress=lambda *told: None)
+    read = prepared_solids(tmp_path / "second", is_exchanged=is_exchanged)
+    data = f"data={{name: cloud_folder, root: '{read}', views: '{tmp_path / 'views'}'}}"
+    built = make_pairs(tmp_path, data, "train.batch_size=2", "model.points.num_neighbours=4")
+    if not is_exchanged:
+        assert found(built) == []
+        return
+    (finding,) = found(built)
+    assert finding.cause == "data.pairing"
+    assert finding.severity == "error"
+    assert "8 of 8 looked at" in finding.summary
+    assert "sightline data render" in finding.action
