@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -23,6 +24,7 @@ __all__ = ["first_step"]
 
 CODE = "first-step"
 _PACKAGE = Path(sightline.__file__).parent
+_TRANSFORMS = _PACKAGE / "transforms"
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
@@ -51,23 +53,22 @@ def _fault(survey: PartSurvey) -> tuple[int, Exception] | None:
 
 def _of_reading(context: Context, part: Part, index: int, error: Exception) -> Finding:
     file, line = frame_of(error)
+    advised = _advice_of(error)  # of a transform that the sample is too small for, say
+    path = "data" if advised is None else f"transforms.{'train' if part.split == 'train' else 'evaluate'}"
+    where = Place(file=file, line=line) if advised is None else context.place(path)
     return Finding(
         guard="G6",
         code=CODE,
         severity="error",
         summary=f"a sample of the {part.split} part cannot be read",
-        cause="data.corrupt_sample",
-        alternatives=("data.path", "data.missing_modality"),
-        where=Place(
-            file=file,
-            line=line,
-            dataset=f"{context.config.data.name}/{part.split}",
-            sample=index,
-            config_path="data",
+        cause="data.corrupt_sample" if advised is None else "cfg.contract",
+        alternatives=("data.path", "data.missing_modality") if advised is None else ("data.sampling", "data.layout"),
+        where=dataclasses.replace(
+            where, dataset=f"{context.config.data.name}/{part.split}", sample=index, config_path=path
         ),
         measured=f"sample {index}: {_told(error)}",
         expected="every sample can be read",
-        action="mend or leave out the sample; a prepared set is made again by `sightline data prepare`",
+        action=advised or "mend or leave out the sample; a prepared set is made again by `sightline data prepare`",
     )
 
 
@@ -99,7 +100,10 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
     batch = context.rehearsal.batch
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if hasattr(value, "shape"))
     advised = _advice_of(failure.error)
+    is_of_transform = isinstance(failure.error, UserError) and advised is not None
+    causes = ("cfg.contract", "data.sampling") if is_of_transform else causes
     path = "model" if advised is None else _argument_in(context, advised)
+    path = "transforms.train" if is_of_transform else path
     fallback = context.place(path)
     is_ours = failure.file is not None and Path(failure.file).is_relative_to(_PACKAGE)
     is_config = failure.file is None or (advised is not None and is_ours)
@@ -116,7 +120,7 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
             layer=failure.layer,
             step=step,
             dataset=f"{context.config.data.name}/train",
-            config_path=path if advised is None else f"transforms or {path}",
+            config_path=path if advised is None or is_of_transform else f"transforms or {path}",
         ),
         measured=_told(failure.error),
         expected="a step on the data set's samples goes through",
@@ -126,9 +130,11 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
 
 
 def _advice_of(error: Exception) -> str | None:
-    """What a layer's own message says to do, after its last semicolon; None where it is not a ValueError with one."""
+    """What a layer's or a transform's own message says to do, after its last semicolon; None of all other errors."""
     advice = " ".join(str(error).split()).rpartition("; ")[2]
-    return advice if type(error) is ValueError and "; " in str(error) else None
+    file, _ = frame_of(error)
+    is_of_transform = isinstance(error, UserError) and file is not None and Path(file).is_relative_to(_TRANSFORMS)
+    return advice if "; " in str(error) and (type(error) is ValueError or is_of_transform) else None
 
 
 def _argument_in(context: Context, advice: str) -> str:

@@ -26,7 +26,7 @@ from sightline.data.scanobjectnn_files import (
     variant_parts,
     where_is,
 )
-from sightline.errors import DataError
+from sightline.errors import DataError, MissingDataError
 from sightline.types import Batch, CloudForm, DataInfo, Field, SampleKey
 
 __all__ = ["ScanObjectNN"]
@@ -192,7 +192,10 @@ class ScanObjectNN(LabelledClouds):
 def _assert_variant(place: Path, variant: str) -> None:
     """Raises DataError where the folder was prepared as another variant than the config names."""
     if not place.is_dir():
-        return  # what opens it says how to make it
+        raise MissingDataError(
+            f"{place}: there is no such folder; to make it: {prepare_command('scanobjectnn', str(place))} "
+            f"variant={variant}"
+        )
     prepared = open_prepared(place, set_names=("scanobjectnn",))
     held = prepared.manifest["options"]["variant"]
     if held != variant:

@@ -136,8 +136,8 @@ class SyntheticShapes:
         return self.__dict__ | {"_made": None}
 
     def name_of(self, index: int) -> str:
-        """The name of a shape, by which its views are found."""
-        return f"{self._split}_{index:05d}"
+        """The name of a shape, by which its views are found: the same in a part of the set as in the whole."""
+        return f"{self._split}_{self._rows[index]:05d}"
 
     def _told(self, index: int) -> str:
         return f"synthetic_shapes: sample {index} of '{self._split}'"

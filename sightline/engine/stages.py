@@ -9,6 +9,8 @@ from typing import Any
 from sightline import registry
 from sightline.config import RunConfig
 from sightline.config.show import to_plain
+from sightline.engine.blocks import encoder_of_clouds
+from sightline.geometry.neighbours import neighbours_in_proportion
 from sightline.types import Component, DataInfo
 
 __all__ = ["blocks_inside", "differences", "stage_of"]
@@ -22,9 +24,12 @@ _COMPARED = {
 }
 """Of `stage_of`: what a network that learned one value will not expect of another."""
 
+_PASSED_OVER = frozenset({"name", "fused", "dropout", "num_neighbours", "neighbours_at"})
+"""Arguments of an encoder that change no number in evaluation, or are compared by what they come to."""
+
 
 def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
-    """What a run does and reads, in plain values; None where its data does not say.
+    """What a run does and reads, and what its network is, in plain values; None where its data does not say.
 
     `num_points` and `is_in_unit_sphere` are what the set states and evaluation transforms make of it. `transforms` are
     those of evaluation that change points in another way; where they make pairs of views, the views belong to the
@@ -45,14 +50,16 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
         "is_in_unit_sphere": True if is_moved else None if form is None else form.unit_sphere != "none",
         "features": list(info.features),
         "transforms": [to_plain(block) for block in config.transforms.evaluate if _changes_points(block)],
+        "encoder": encoder_of_clouds(config.model),
     }
 
 
 def differences(
     source: Mapping[str, Any], here: Mapping[str, Any], *, names: tuple[str, str] | None = None
 ) -> list[str]:
-    """Where two stages' points differ, a line each that names both; what either does not know is passed over.
+    """Where two stages' points differ, or arguments of one encoder that change its function and none of its tensors.
 
+    A line each that names both; what either does not know is passed over.
     They are called by their runs' names and their data, or as `names` says.
     """
     names = names or (_called(source), _called(here))
@@ -61,7 +68,33 @@ def differences(
         theirs, ours = source[key], here[key]
         if theirs is not None and ours is not None and theirs != ours:
             lines.append(f"{what}: {_told(theirs)} in {names[0]}, {_told(ours)} in {names[1]}")
+    theirs, ours = source.get("encoder"), here.get("encoder")  # a lineage of before has none
+    if theirs is not None and ours is not None and theirs["name"] == ours["name"]:
+        lines += _reach(source, here, names)
+        lines += [
+            f"the encoder's {argument}: {_told(theirs[argument])} in {names[0]}, {_told(ours[argument])} in {names[1]}"
+            for argument in theirs.keys() & ours.keys() - _PASSED_OVER
+            if theirs[argument] != ours[argument]
+        ]
     return lines
+
+
+def _reach(source: Mapping[str, Any], here: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
+    """A line where the graph of the one's clouds reaches farther than that of the other's."""
+    counts = [stage["encoder"].get("num_neighbours") for stage in (source, here)]
+    sizes = [stage["num_points"] for stage in (source, here)]
+    if not all(isinstance(count, int) for count in counts) or None in sizes:
+        return []
+    had, has = (
+        neighbours_in_proportion(count, meant_for=stage["encoder"].get("neighbours_at"), num_points=size)
+        for count, stage, size in zip(counts, (source, here), sizes, strict=True)
+    )
+    if neighbours_in_proportion(had, meant_for=sizes[0], num_points=sizes[1]) == has:
+        return []
+    return [
+        f"how far the encoder's graph reaches: {had} neighbours of {sizes[0]} points in {names[0]}, {has} of "
+        f"{sizes[1]} in {names[1]}"
+    ]
 
 
 def _called(stage: Mapping[str, Any]) -> str:

@@ -72,9 +72,9 @@ def ring_cameras(
         raise ValueError(
             f"{num_views} views on {num_rings} elevations: as many on each, at least one, must be asked for"
         )
-    steepest = max(elevations_deg, key=abs)
-    if not abs(steepest) <= 90:
-        raise ValueError(f"an elevation of {steepest:g} degrees: it must lie within -90 and 90")
+    for elevation in elevations_deg:
+        if not abs(elevation) <= 90:  # NaN is refused as well
+            raise ValueError(f"an elevation of {elevation:g} degrees: it must lie within -90 and 90")
     per_ring = num_views // num_rings
     rotations = np.zeros((num_views, 3, 3))
     for view in range(num_views):

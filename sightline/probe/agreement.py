@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sightline.config import RunConfig
+from sightline.engine.blocks import graph_of
 from sightline.engine.stages import differences, stage_of
 from sightline.geometry.neighbours import neighbours_in_proportion
-from sightline.probe.blocks import graph_of
 from sightline.probe.subject import ProbedData
 from sightline.types import Component, DataInfo
 
@@ -20,7 +20,7 @@ def notes_on_data(learnt: RunConfig, info: DataInfo, model: Component, data: Pro
     """
     before, here = stage_of(learnt, info), stage_of(data.config, data.train.dataset.info)
     lines = _reach(before["num_points"], data.num_points, learnt.model, model)
-    here["num_points"] = None
+    here["num_points"] = here["encoder"] = None  # the model of the data's config is not the one that is probed
     told = differences(before, here, names=("what was learnt on", "the data to probe on"))
     lines += [f"warning: {line}" for line in told]
     if data.left_out:

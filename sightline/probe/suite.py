@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+from sightline.engine.blocks import argument_of, blocks_within, graph_of
 from sightline.engine.inputs import read_inputs
 from sightline.engine.stages import stage_of
-from sightline.probe.blocks import argument_of, blocks_within, graph_of
 from sightline.probe.few_shot import FewShot
 from sightline.probe.outcome import Probe
 from sightline.probe.runs import Probed

@@ -23,6 +23,14 @@ from sightline.verbs.output import note, show_table
 __all__ = ["Options", "label_efficiency"]
 
 NAME = "label_efficiency"
+_SET_HERE = {
+    "seed": "give --seeds",
+    "data.fraction": "give --fractions",
+    "data.fraction_seed": "a run draws its labels by its own seed",
+    "evaluate.select": "nothing of so few labels is held out",
+    "evaluate.every": "the last weights alone are scored",
+}
+"""What cells are told apart by, or all have in common."""
 
 Number = TypeVar("Number", int, float)
 
@@ -61,8 +69,8 @@ def label_efficiency(options: Options) -> int:
             note(f"{number - 1} of {len(cells)} runs are done; the same command goes on with {cell.path}")
             break
         done.append(dataclasses.replace(cell, value=_figure(cell, config.evaluate.metric)))
-        _write(options, config, rows_of(done, sizes), cells=done)
-    rows = rows_of(done, sizes)
+        _write(options, config, rows_of(done, sizes, mode=config.evaluate.mode), cells=done)
+    rows = rows_of(done, sizes, mode=config.evaluate.mode)
     show_table(
         f"{config.name}: {config.evaluate.metric} of the last weights on the test part", COLUMNS, map(shown, rows)
     )
@@ -82,6 +90,7 @@ def _plan(options: Options) -> tuple[RunConfig, list[Cell]]:
         raise UserError(
             f"--fractions {options.fractions}: give shares above 0, at most 1, each once and in rising order"
         )
+    _assert_free(options)
     seeds = _one_each(options.seeds, "--seeds", fractions)
     epochs = [None] * len(fractions) if options.epochs is None else _one_each(options.epochs, "--epochs", fractions)
     config = _read(options, _of_source(options))
@@ -113,6 +122,16 @@ def _cell(
         given.append(f"data.fraction_seed={seed}")
     path = options.out / f"fraction_{fraction:g}" / f"{start}_seed_{seed}"
     return Cell(fraction, start, seed, path, tuple(given))
+
+
+def _assert_free(options: Options) -> None:
+    """Raises UserError for an override of what the cells of the table are told apart by."""
+    for override in options.overrides:
+        key = override.partition("=")[0].strip()
+        if key in _SET_HERE:
+            raise UserError(f"label-efficiency: found {override!r}; {key} is set for every run: {_SET_HERE[key]}")
+        if key == "train.epochs" and options.epochs is not None:
+            raise UserError(f"label-efficiency: found {override!r} and --epochs {options.epochs}; give one of them")
 
 
 def _of_source(options: Options) -> tuple[str, ...]:

@@ -45,13 +45,15 @@ class Row:
     """A share of the labels: how many samples that is, the figures of either start by seed, and what they say.
 
     A spread is the largest figure less the smallest, NaN of a single run. `is_beyond` says whether the difference of
-    the means, pre-trained less scratch, is more than the larger of both spreads; None where there is none.
+    the means, pre-trained less scratch (the reverse where a low figure is the better one), is more than the larger of
+    both spreads; None where there is none.
     """
 
     fraction: float
     num_samples: int
     scratch: tuple[float, ...]
     pretrained: tuple[float, ...]
+    is_low_better: bool = False
 
     @property
     def is_complete(self) -> bool:
@@ -68,7 +70,8 @@ class Row:
     @property
     def is_beyond(self) -> bool | None:
         is_known = self.is_complete and not math.isnan(self.spread)
-        return self.difference > self.spread if is_known else None
+        gain = -self.difference if self.is_low_better else self.difference
+        return gain > self.spread if is_known else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what is not known yet is null."""
@@ -82,7 +85,9 @@ class Row:
         }
 
 
-def rows_of(cells: Sequence[Cell], num_samples: Mapping[float, int]) -> list[Row]:
+def rows_of(
+    cells: Sequence[Cell], num_samples: Mapping[float, int], *, mode: Literal["max", "min"] = "max"
+) -> list[Row]:
     """A row for each share of which a cell is done, in order."""
     values = {
         (fraction, start): tuple(
@@ -91,7 +96,10 @@ def rows_of(cells: Sequence[Cell], num_samples: Mapping[float, int]) -> list[Row
         for fraction in num_samples
         for start in STARTS
     }
-    rows = [Row(f, size, values[f, "scratch"], values[f, "pretrained"]) for f, size in num_samples.items()]
+    rows = [
+        Row(fraction, size, values[fraction, "scratch"], values[fraction, "pretrained"], mode == "min")
+        for fraction, size in num_samples.items()
+    ]
     return [row for row in rows if row.scratch or row.pretrained]
 
 

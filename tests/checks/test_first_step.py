@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from sightline.checks.first_step import first_step
+from sightline.checks.suite import Context
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
@@ -39,6 +42,20 @@ def test_the_advice_of_a_layer_is_what_to_do(tmp_path: Path) -> None:
     assert finding.action == "give clouds of at least 512 points or lower num_centres"
     assert finding.where.config_path == "transforms or model.num_centres"
     assert (finding.where.file, finding.where.line) == (str(path), 2)
+
+
+@pytest.mark.parametrize("part", ["train", "evaluate"])
+def test_clouds_too_small_for_a_transform_are_no_damaged_samples(tmp_path: Path, part: str) -> None:
+    path = tmp_path / "few.yaml"
+    path.write_text(CONFIG)
+    given = f"transforms.{part}=[{{name: farthest_points, num_points: 500}}]"
+    findings = first_step(Context(build(read_config(path, [given]), World()), World()))
+    assert len(findings) == (1 if part == "train" else 2), "of the validation and the test part"
+    for finding in findings:
+        assert finding.cause == "cfg.contract"
+        assert finding.action == "set num_points to at most 32"
+        assert finding.where.config_path == f"transforms.{part}"
+        assert "the clouds have 32 points, num_points asks for 500" in finding.measured
 
 
 def test_a_last_batch_of_one_sample_under_batch_norm(tmp_path: Path) -> None:

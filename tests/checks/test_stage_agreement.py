@@ -92,3 +92,46 @@ def test_views_of_a_method_are_no_transform_of_its_data(tmp_path: Path) -> None:
 
 def test_what_is_not_known_is_no_difference(tmp_path: Path) -> None:
     assert differences(stage(None, tmp_path=tmp_path), stage(CloudForm(64), tmp_path=tmp_path)) == []
+
+
+def of_points(count: int, model: str, tmp_path: Path) -> dict[str, object]:
+    path = tmp_path / "stage.yaml"
+    path.write_text(CONFIG)
+    config = read_config(path, [f"model={model}"])
+    info = DataInfo({"up_axis": "z"}, {"points": Field("points 3", "float32")}, clouds=CloudForm(count))
+    return stage_of(config, info)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "told"),
+    [
+        (
+            (64, "{name: dgcnn, num_neighbours: 8}"),
+            (64, "{name: dgcnn, num_neighbours: 4}"),
+            "how far the encoder's graph reaches: 8 neighbours of 64 points in there, 4 of 64 in here",
+        ),
+        ((64, "{name: dgcnn, num_neighbours: 8}"), (64, "{name: dgcnn, num_neighbours: 8, dropout: 0.1}"), None),
+        (
+            (64, "{name: dgcnn, num_neighbours: 8}"),
+            (64, "{name: intrapoint, points: {name: dgcnn, num_neighbours: 8}}"),
+            None,
+        ),
+        (
+            (64, "{name: dgcnn, num_neighbours: 8}"),
+            (64, "{name: intrapoint, points: {name: dgcnn, num_neighbours: 16, neighbours_at: 128}}"),
+            None,
+        ),
+        (
+            (64, "{name: point_bert, num_heads: 6, width: 96, depth: 1}"),
+            (64, "{name: point_bert, num_heads: 3, width: 96, depth: 1}"),
+            "the encoder's num_heads: 6 in there, 3 in here",
+        ),
+        ((64, "{name: dgcnn}"), (64, "{name: pointnet}"), None),
+    ],
+)
+def test_arguments_that_no_tensor_shows(
+    theirs: tuple[int, str], ours: tuple[int, str], told: str | None, tmp_path: Path
+) -> None:
+    """All of these fit by name and shape; another function is another network."""
+    stages = [of_points(*each, tmp_path) for each in (theirs, ours)]
+    assert differences(*stages, names=("there", "here")) == ([] if told is None else [told])

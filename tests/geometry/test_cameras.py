@@ -72,6 +72,7 @@ def test_a_pinhole_shows_what_is_near_larger() -> None:
         (3, (), "3 views on 0 elevations"),
         (2, (10.0, -91.0), "an elevation of -91 degrees: it must lie within -90 and 90"),
         (1, (math.nan,), "an elevation of nan degrees"),
+        (2, (30.0, math.nan), "an elevation of nan degrees"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(num_views: int, elevations: tuple[float, ...], told: str) -> None:

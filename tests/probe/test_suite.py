@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from sightline import registry
+from sightline.engine.blocks import argument_of
 from sightline.engine.session import StopRequest
 from sightline.errors import CheckpointError
-from sightline.probe.blocks import argument_of
 from sightline.probe.few_shot import FewShot
 from sightline.probe.runs import open_run
 from sightline.probe.suite import (

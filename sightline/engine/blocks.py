@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sightline import registry
+from sightline.config.show import to_plain
 from sightline.geometry.neighbours import neighbours_in_proportion
 from sightline.schema import block_of
 from sightline.types import Component
 
-__all__ = ["Graph", "argument_of", "blocks_within", "graph_of"]
+__all__ = ["Graph", "argument_of", "blocks_within", "encoder_of_clouds", "graph_of"]
 
 
 def blocks_within(kind: str, component: Component) -> Iterator[tuple[str, Component]]:
@@ -30,6 +31,17 @@ def argument_of(kind: str, component: Component, name: str) -> Any:
         if name in registry.REGISTRIES[held].entry(block).arguments:
             return _given(held, block, name)
     return None
+
+
+def encoder_of_clouds(model: Component) -> dict[str, Any]:
+    """The block of a model that sees points, itself where it holds none: its name and all its plain arguments."""
+    kind, block = next(
+        (each for each in blocks_within("models", model) if each[0] == "point_encoders"), ("models", model)
+    )
+    taken = registry.REGISTRIES[kind].entry(block).arguments
+    return {"name": block.name} | {
+        name: to_plain(_given(kind, block, name)) for name in sorted(taken) if block_of(taken[name].annotation) is None
+    }
 
 
 class Graph(NamedTuple):
