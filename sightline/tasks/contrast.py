@@ -79,6 +79,7 @@ class Contrast:
             )
         self._forward = bind(model.forward, batch_keys, owner=f"model '{type(model).__name__}'")
         self._terms = {name: bind(loss.forward, output_keys, owner=f"losses.{name}") for name, loss in losses.items()}
+        self._compared = tuple(dict.fromkeys(name for term in self._terms.values() for name in term.names))
 
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: Rows
@@ -91,7 +92,7 @@ class Contrast:
             return counts, [_Around(world)]
         with torch.no_grad(), _statistics_held(model):
             outputs = [self._outputs(model, batch) for batch in micro_batches]
-        own = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
+        own = {name: torch.cat([part[name] for part in outputs]) for name in self._compared}
         everyone, start = self._everyone(own, world)
         starts = [start + sum(sizes[:place]) for place in range(len(sizes))]
         return counts, [_Around(world, everyone, place) for place in starts]
@@ -136,11 +137,12 @@ class Contrast:
         return dict(zip(own, joined.split(widths, dim=1), strict=True)), start
 
     def _sums(self, live: Mapping[str, Tensor], around: _Around) -> dict[str, Tensor]:
+        here = {name: live[name] for name in self._compared}  # and no other: what no loss reads is told as unread
         everyone, start = around.everyone, around.start
         if everyone is None:
-            everyone, start = self._everyone(live, around.world)
-        own = slice(start, start + len(next(iter(live.values()))))
-        rows = {name: torch.cat([all_[: own.start], live[name], all_[own.stop :]]) for name, all_ in everyone.items()}
+            everyone, start = self._everyone(here, around.world)
+        own = slice(start, start + len(here[self._compared[0]]))
+        rows = {name: torch.cat([all_[: own.start], here[name], all_[own.stop :]]) for name, all_ in everyone.items()}
         return {name: _own_sum(term(rows), own) for name, term in self._terms.items()}
 
 

@@ -19,6 +19,7 @@ from sightline.checks.suite import Context
 from sightline.engine.distributed import World
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
+from tests.checks.pairing import make_pairs
 from tests.checks.planting import assert_healthy, caught, losses_of, make, with_losses, with_model
 
 ARGUMENTS = {"num_classes": 12, "in_channels": 3, "embedding": 32, "dropout": 0.0}
@@ -155,6 +156,22 @@ def test_an_output_that_no_loss_reads(tmp_path: Path) -> None:
     assert finding.evidence["parameters"] == ["depth.weight", "depth.bias"]
     assert "outputs depth" in finding.measured
     assert finding.where.layer == "depth"
+
+
+def test_images_that_no_loss_compares(tmp_path: Path) -> None:
+    """CrossPoint with the clouds' loss alone: its image branch learns nothing, and is no matter of a detach()."""
+    views = "[{name: two_views, each: [{name: jitter}]}, {name: normalize_image}]"
+    built = make_pairs(
+        tmp_path,
+        "data.views={count: 2, size_px: 16}",
+        f"transforms.train={views}",
+        f"transforms.evaluate={views}",
+        "model={name: crosspoint, points: {name: dgcnn, num_neighbours: 8, embedding: 16}, embedding: 16, "
+        "images: {name: vit, size_px: 16, patch_px: 8, width: 24, depth: 1, num_heads: 2}}",
+    )
+    (finding,) = no_gradient(Context(built, World()))
+    assert finding.cause == "model.structure"
+    assert "only the outputs pictured depend on them, which no loss reads" in finding.measured
 
 
 def test_an_output_that_no_loss_reads_on_several_processes(tmp_path: Path) -> None:

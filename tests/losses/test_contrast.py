@@ -194,16 +194,5 @@ def test_rows_that_are_no_pairs_are_refused() -> None:
         nt_xent(torch.zeros(3, 8), torch.zeros(4, 8), temperature=0.1)
 
 
-def test_pairs_are_counted() -> None:
-    assert IntraModal().count(sample_index=torch.arange(7)).item() == 7
-
-
-def test_half_precision_is_compared_in_float32() -> None:
-    first, second = (each.bfloat16() for each in rows(6))
-    loss = nt_xent(first, second, temperature=0.1)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, nt_xent(first.double(), second.double(), temperature=0.1).float())
-
-
 def test_every_pair_counts_once() -> None:
     assert int(IntraModal().count(sample_index=torch.arange(6))) == 6

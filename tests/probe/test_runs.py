@@ -86,6 +86,11 @@ def test_random_weights_are_the_same_network_of_another_seed(run: Path) -> None:
     theirs = [parameter for _, parameter in again.named_parameters()]
     ours = [parameter for _, parameter in load_run(run).model.named_parameters()]
     assert [p.shape for p in ours] == [p.shape for p in theirs]
+    part = open_run(run, checkpoint="last", data=None).data.train
+    batch = part.reader([SampleKey(int(index), 0, 0) for index in part.indices[:8]])
+    with torch.no_grad():
+        encoded = again.eval().encode(points=batch["points"]).numpy()
+    np.testing.assert_allclose(found.random[1].train.rows[:8], encoded, rtol=1e-4, atol=1e-6)
     assert not np.array_equal(found.random[1].train.rows, found.trained.train.rows)
 
 
@@ -248,6 +253,18 @@ def test_training_evaluation_and_probe_say_the_same_figure(copy: Path) -> None:
     ]
     machine = SVC(kernel="linear", C=COSTS[int(np.argmax(means))]).fit(rows, labels)
     assert final["probe_svm_accuracy"] == machine.score(split.test.rows.astype(np.float64), split.test.labels)
+
+
+def test_the_figure_is_of_the_last_weights_where_others_were_the_best(tmp_path: Path) -> None:
+    """Rates this high make each epoch worse: the first is the best. The probe of either says which it read."""
+    run = train_thin(tmp_path, "train.epochs=3", "evaluate.every=1", "optimizer.lr=0.5")
+    shelf = run / "checkpoints"
+    assert (shelf / "best").resolve() != (shelf / "last").resolve()
+    final = json.loads((run / "final.json").read_text())["metrics"]["probe_svm_accuracy"]
+    last = twins(run).trained
+    assert final == SVM(standardise="no")(last.train, last.test).metrics["probe_svm_accuracy"]
+    best = twins_of(open_run(run, checkpoint="best", data=None), World(), num_random=0).trained
+    assert not np.array_equal(best.train.rows, last.train.rows)
 
 
 def test_chance_and_random_weights_always_stand_beside(copy: Path) -> None:
