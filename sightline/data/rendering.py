@@ -29,6 +29,7 @@ __all__ = ["Look", "check_names", "render_set"]
 
 _PART = 256
 """Objects that are rendered, and rendered again after a kill, together."""
+_PICTURES_AT_ONCE = 4096
 _CHUNK = 8
 """Objects that a process is sent at once."""
 
@@ -96,7 +97,7 @@ def render_set(objects: Objects, target: Path, *, look: Look, num_jobs: int, pro
             {IMAGE: Column((look.size_px, look.size_px), "uint8", is_ragged=True)},
             tuple(_parts(objects, renderers, look.num_views)),
             about,
-            _no_more,
+            _blank_views,
             options,
         )
         return prepare_native(plan, target, progress=progress)
@@ -113,8 +114,20 @@ def check_names(names: Mapping[str, Sequence[str]], *, where: str) -> None:
         )
 
 
-def _no_more(prepared: Prepared) -> Mapping[str, Any]:
-    return {}
+def _blank_views(prepared: Prepared) -> Mapping[str, Any]:
+    """What the manifest says of pictures that show nothing, as those of a flat mesh seen from its edge do."""
+    told = []
+    for split in prepared.splits:
+        pictures, offsets = prepared.array(split, IMAGE), prepared.offsets(split)
+        blank = [
+            start + int(place)
+            for start in range(0, len(pictures), _PICTURES_AT_ONCE)
+            for place in np.flatnonzero(~pictures[start : start + _PICTURES_AT_ONCE].any(axis=(1, 2)))
+        ]
+        if blank:
+            first = prepared.names(split)[int(np.searchsorted(offsets, blank[0], side="right")) - 1]
+            told.append(f"{split}: {len(blank)} of {len(pictures)} views are blank, the first is one of '{first}'")
+    return {"differences": told} if told else {}
 
 
 def _parts(objects: Objects, renderers: _Renderers, num_views: int) -> Iterator[Part]:

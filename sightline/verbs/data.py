@@ -80,7 +80,10 @@ def render(asked: Rendering) -> int:
     num_jobs = asked.num_jobs or len(os.sched_getaffinity(0))
     with _bar("views") as progress:
         report = render_set(objects, asked.target, look=look, num_jobs=num_jobs, progress=progress)
-    _print_tree({"outcome": report["outcome"], **Views.describe(Path(report["root"]))})
+    told = Views.describe(Path(report["root"]))
+    _print_tree({"outcome": report["outcome"], **{key: value for key, value in told.items() if key != "differences"}})
+    for line in report.get("differences", ()):
+        note(f"look at this: {line}")
     write_document(asked.json, report)
     return 0
 

@@ -315,6 +315,18 @@ def test_the_command_renders_tells_and_verifies(tmp_path: Path) -> None:
     assert "already there" in run_here(*words, *given).out
 
 
+def test_views_that_show_nothing_are_told(tmp_path: Path) -> None:
+    """A flat square in the plane x = 1, seen from its edge by two of four cameras at its height."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "flat.off").write_text("OFF\n4 2 0\n1 0 0\n1 4 0\n1 4 2\n1 0 2\n3 0 1 2\n3 0 2 3\n")
+    given = ["--views", 4, "--elevations", "0", "--size", 16, "--jobs", 1, "--up", "z"]
+    done = run_here("data", "render", tmp_path / "in", "--to", tmp_path / "views", *given)
+    assert done.code == 0, done.err
+    assert "look at this: all: 2 of 4 views are blank, the first is one of 'flat'" in done.err
+    aside = run_here("data", "render", tmp_path / "in", "--to", tmp_path / "aside", "--views", 3, *given[2:])
+    assert (aside.code, "blank" in aside.err) == (0, False)
+
+
 def test_the_command_renders_a_set_by_name(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared.rename(tmp_path / "modelnet40")
     monkeypatch.setenv("SIGHTLINE_DATA", str(tmp_path))
