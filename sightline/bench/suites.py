@@ -13,6 +13,7 @@ from sightline.bench import (
     growth,
     metrics,
     models,
+    optimizers,
     train,
     transformers,
     volumes,
@@ -34,12 +35,16 @@ def _models() -> list[Case]:
     ]
 
 
+def _train() -> list[Case]:
+    return [*train.cases(), *optimizers.cases()]
+
+
 SUITES: dict[str, Callable[[], list[Case]]] = {
     "geometry": geometry.cases,
     "models": _models,
     "data": data.cases,
     "metrics": metrics.cases,
-    "train": train.cases,
+    "train": _train,
 }
 
 

@@ -121,8 +121,7 @@ def _of_rows(context: Context, name: str, spread: Spread) -> Finding | None:
 def _of_trained(context: Context, model: nn.Module) -> dict[str, np.ndarray]:
     """Features and embeddings of up to 64 objects of the part that chooses the checkpoint, in evaluation mode."""
     part, job, device = context.built.data.selection, context.built.job, context.world.device
-    chosen = part.indices[np.linspace(0, len(part.indices) - 1, min(_NUM_SAMPLES, len(part.indices))).astype(int)]
-    batch = part.reader([SampleKey(int(index), 0, context.config.seed) for index in np.unique(chosen)])
+    batch = part.reader([SampleKey(int(index), 0, context.config.seed) for index in part.spread(_NUM_SAMPLES)])
     batch = to_device(batch, device, floats=job.precision.parameters)
     with torch.no_grad(), job.precision.autocast(device):
         found = dict(_embeddings(job.task.predict(model, batch)))

@@ -81,8 +81,7 @@ class _Reads:
         num_bytes = sum(tensor.nbytes for tensor in first.values())
         limits = (_MOST_SAMPLES, _MOST_BYTES // max(1, num_bytes), int(1 / (_NUM_READS * share)))
         count = max(2, min(limits))
-        places = np.unique(np.linspace(0, len(part.indices) - 1, count).astype(np.int64))
-        self.keys = [SampleKey(int(index), 0, seed) for index in part.indices[places]]
+        self.keys = [SampleKey(int(index), 0, seed) for index in part.spread(count)]
 
     @property
     def extent(self) -> str:

@@ -7,17 +7,17 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sightline.checks.finding import Finding, Place
 from sightline.checks.rehearsal import copy_of
 from sightline.checks.suite import Context, check
+from sightline.engine.build import Part
 from sightline.engine.device import to_device
 from sightline.types import Batch, SampleKey
 
-__all__ = ["LayerScale", "feature_scale", "layer_scales", "other_scale"]
+__all__ = ["LayerScale", "feature_scale", "layer_scales", "other_scale", "sampled_batch"]
 
 CODE = "feature-scale"
 _NUM_SAMPLES = 16
@@ -43,10 +43,8 @@ def feature_scale(context: Context) -> list[Finding]:
     if context.config.init is None or context.built.init_report is None or context.built.job.step > 0:
         return []
     job, part, device = context.built.job, context.built.data.selection, context.world.device
-    count = min(_NUM_SAMPLES, len(part.indices))
-    chosen = np.unique(part.indices[np.linspace(0, len(part.indices) - 1, count).astype(int)])
     try:
-        batch = part.reader([SampleKey(int(index), 0, context.config.seed) for index in chosen])
+        batch = sampled_batch(part, seed=context.config.seed)
         batch = to_device(batch, device, floats=job.precision.parameters)
         with job.precision.autocast(device):
             scales = layer_scales(job.model, batch, job.task.predict)
@@ -54,6 +52,11 @@ def feature_scale(context: Context) -> list[Finding]:
         return []
     found = other_scale(scales, where=context.place("data"), source=context.config.init.source)
     return [] if found is None else [found]
+
+
+def sampled_batch(part: Part, *, seed: int) -> Batch:
+    """Sixteen samples of a part, or all that it has: enough to tell another scale by."""
+    return part.reader([SampleKey(int(index), 0, seed) for index in part.spread(_NUM_SAMPLES)])
 
 
 def layer_scales(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]) -> list[LayerScale]:

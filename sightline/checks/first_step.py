@@ -53,7 +53,7 @@ def _fault(survey: PartSurvey) -> tuple[int, Exception] | None:
 
 def _of_reading(context: Context, part: Part, index: int, error: Exception) -> Finding:
     file, line = frame_of(error)
-    advised = _advice_of(error)  # of a transform that the sample is too small for, say
+    advised = _advice_of(error) if _is_of_transform(error) else None  # a sample too small for it, say
     path = "data" if advised is None else f"transforms.{'train' if part.split == 'train' else 'evaluate'}"
     where = Place(file=file, line=line) if advised is None else context.place(path)
     return Finding(
@@ -100,7 +100,7 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
     batch = context.rehearsal.batch
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if hasattr(value, "shape"))
     advised = _advice_of(failure.error)
-    is_of_transform = isinstance(failure.error, UserError) and advised is not None
+    is_of_transform = advised is not None and _is_of_transform(failure.error)
     causes = ("cfg.contract", "data.sampling") if is_of_transform else causes
     path = "model" if advised is None else _argument_in(context, advised)
     path = "transforms.train" if is_of_transform else path
@@ -132,9 +132,12 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
 def _advice_of(error: Exception) -> str | None:
     """What a layer's or a transform's own message says to do, after its last semicolon; None of all other errors."""
     advice = " ".join(str(error).split()).rpartition("; ")[2]
+    return advice if "; " in str(error) and (type(error) is ValueError or _is_of_transform(error)) else None
+
+
+def _is_of_transform(error: Exception) -> bool:
     file, _ = frame_of(error)
-    is_of_transform = isinstance(error, UserError) and file is not None and Path(file).is_relative_to(_TRANSFORMS)
-    return advice if "; " in str(error) and (type(error) is ValueError or is_of_transform) else None
+    return isinstance(error, UserError) and file is not None and Path(file).is_relative_to(_TRANSFORMS)
 
 
 def _argument_in(context: Context, advice: str) -> str:

@@ -276,8 +276,7 @@ def name_sample(dataset: Dataset, index: int) -> str:
 
 def spread_keys(part: Part, *, epoch: int, seed: int, most_samples: int = _MOST_SAMPLES) -> Iterator[list[SampleKey]]:
     """Keys of up to 256 samples in chunks, each spread over the whole part: reading cut short still saw all regions."""
-    count = min(most_samples, len(part.indices))
-    chosen = part.indices[np.linspace(0, len(part.indices) - 1, count).astype(np.int64)] if count else part.indices
-    num_chunks = -(-count // _CHUNK)
+    chosen = part.spread(most_samples)
+    num_chunks = -(-len(chosen) // _CHUNK)
     for start in range(num_chunks):
         yield [SampleKey(int(index), epoch, seed) for index in chosen[start::num_chunks]]

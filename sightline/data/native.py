@@ -111,18 +111,18 @@ class Prepared:
         return self._arrays[file_name]
 
 
-def open_prepared(root: Path, *, set_names: Sequence[str]) -> Prepared:
+def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") -> Prepared:
     """The prepared set at `root`; sizes and the manifest's digest are checked, file contents are not (`verify` does).
 
-    Raises DataError with the command that makes such a folder (of the first of `set_names`) if there is none or it
-    holds something else; and if a file is missing or has another size.
+    Raises DataError with the command that makes such a folder (of the first of `set_names`, with `options`) if there is
+    none or it holds something else; and if a file is missing or has another size.
     """
     if not root.is_dir():
         raise MissingDataError(
             f"{root}: there is no such folder{_unfinished(root)}; to make it: "
-            f"{prepare_command(set_names[0], str(root))}"
+            f"{prepare_command(set_names[0], str(root), options)}"
         )
-    command = prepare_command(set_names[0], "DIR")
+    command = prepare_command(set_names[0], "DIR", options)
     if not (root / MANIFEST).is_file():
         raise MissingDataError(
             f"{root}: is no prepared set, it holds {listing(root)}{_unfinished(root)}; to make one: {command}"
@@ -136,9 +136,9 @@ def open_prepared(root: Path, *, set_names: Sequence[str]) -> Prepared:
     return Prepared(root, manifest)
 
 
-def prepare_command(set_name: str, target: str) -> str:
-    """What a user runs to prepare a set."""
-    return f"sightline data prepare {set_name} --from PATH --to {target}"
+def prepare_command(set_name: str, target: str, options: str = "") -> str:
+    """What a user runs to prepare a set; `options` are `key=value`."""
+    return f"sightline data prepare {set_name} --from PATH --to {target} {options}".rstrip()
 
 
 def read_manifest(root: Path) -> dict[str, Any]:

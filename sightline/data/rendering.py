@@ -30,6 +30,7 @@ __all__ = ["Look", "check_names", "render_set"]
 _PART = 256
 """Objects that are rendered, and rendered again after a kill, together."""
 _PICTURES_AT_ONCE = 4096
+"""Looked through for blank ones: 16 MB at 64 pixels."""
 _CHUNK = 8
 """Objects that a process is sent at once."""
 

@@ -26,7 +26,7 @@ from sightline.data.scanobjectnn_files import (
     variant_parts,
     where_is,
 )
-from sightline.errors import DataError, MissingDataError
+from sightline.errors import DataError
 from sightline.types import Batch, CloudForm, DataInfo, Field, SampleKey
 
 __all__ = ["ScanObjectNN"]
@@ -185,23 +185,18 @@ class ScanObjectNN(LabelledClouds):
             "variants": {name: each["what"] for name, each in facts["variants"].items()},
             "published": {name: each["published"] for name, each in facts["variants"].items() if each["published"]},
             **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
-            "prepare": f"{prepare_command(cls.set_name, 'DIR')} variant=NAME",
+            "prepare": prepare_command(cls.set_name, "DIR", "variant=NAME"),
         }
 
 
 def _assert_variant(place: Path, variant: str) -> None:
     """Raises DataError where the folder was prepared as another variant than the config names."""
-    if not place.is_dir():
-        raise MissingDataError(
-            f"{place}: there is no such folder; to make it: {prepare_command('scanobjectnn', str(place))} "
-            f"variant={variant}"
-        )
-    prepared = open_prepared(place, set_names=("scanobjectnn",))
-    held = prepared.manifest["options"]["variant"]
+    options = f"variant={variant}"
+    held = open_prepared(place, set_names=("scanobjectnn",), options=options).manifest["options"]["variant"]
     if held != variant:
         raise DataError(
             f"{place}: was prepared as the variant '{held}', the config says '{variant}'; set variant: {held}, or "
-            f"prepare that one: {prepare_command('scanobjectnn', 'DIR')} variant={variant}"
+            f"prepare that one: {prepare_command('scanobjectnn', 'DIR', options)}"
         )
 
 

@@ -129,7 +129,7 @@ class ShapeNetRender(LabelledClouds):
             "pairs": {each["name"]: each["pairs"] for each in facts["synsets"].values()},
             "views": facts["num_views"],
             **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
-            "prepare": f"{prepare_command(cls.set_name, 'DIR')} [size_px=96] [background=black]",
+            "prepare": prepare_command(cls.set_name, "DIR", "[size_px=96] [background=black]"),
         }
 
 

@@ -188,9 +188,8 @@ def _points(train: Part, num_classes: int) -> np.ndarray:
 
 
 def _spread(part: Part) -> Iterator[SampleKey]:
-    count = min(_MOST_SAMPLES, len(part.indices))
-    for place in np.linspace(0, len(part.indices) - 1, count).astype(np.int64):
-        yield SampleKey(int(part.indices[place]), 0, 0)
+    for index in part.spread(_MOST_SAMPLES):
+        yield SampleKey(int(index), 0, 0)
 
 
 def _confusions(confusion: Tensor, group: Sequence[int], names: Sequence[str]) -> tuple[tuple[str, str, float], ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,7 +53,7 @@ def _reference(batch: Batch) -> Tensor:
 
 def _read(part: Part) -> Iterator[Batch]:
     """Samples of a part as the data set gives them, evenly spread over it."""
-    chosen = part.indices[np.linspace(0, len(part.indices) - 1, min(_MOST_SAMPLES, len(part.indices))).astype(np.int64)]
+    chosen = part.spread(_MOST_SAMPLES)
     for start in range(0, len(chosen), _CHUNK):
         keys = [SampleKey(int(index), 0, 0) for index in chosen[start : start + _CHUNK]]
         if hasattr(part.dataset, "get_batch"):

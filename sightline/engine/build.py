@@ -50,6 +50,12 @@ class Part:
         told: str = getattr(self.dataset, "name_of", str)(index)
         return told
 
+    def spread(self, count: int) -> np.ndarray:
+        """At most `count` of the indices, evenly spread over the part from its first to its last."""
+        places = np.linspace(0, len(self.indices) - 1, min(count, len(self.indices))).astype(np.int64)
+        chosen: np.ndarray = self.indices[places]
+        return chosen
+
 
 @dataclass(frozen=True)
 class Data:

@@ -94,7 +94,7 @@ class Recipe:
             return self.optimizer(list(groups.values()), **self.arguments, **self._form(groups.values()))
 
     def _form(self, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-        """The fused step takes an eighth of the time on two cores (docs/decisions.md); on a GPU torch chooses."""
+        """On the CPU torch's fused step, the fastest of its forms (docs/decisions.md); on a GPU torch chooses."""
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
         return {"fused": True} if devices == {"cpu"} and "fused" in signature(self.optimizer).parameters else {}
 

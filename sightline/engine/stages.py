@@ -9,7 +9,7 @@ from typing import Any
 from sightline import registry
 from sightline.config import RunConfig
 from sightline.config.show import to_plain
-from sightline.engine.blocks import encoder_of_clouds
+from sightline.engine.blocks import encoder_of_clouds, graph_of
 from sightline.geometry.neighbours import neighbours_in_proportion
 from sightline.types import Component, DataInfo
 
@@ -33,20 +33,23 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
 
     `num_points` and `is_in_unit_sphere` are what the set states and evaluation transforms make of it. `transforms` are
     those of evaluation that change points in another way; where they make pairs of views, the views belong to the
-    method and are not listed.
+    method and are not listed. `neighbours` are those that each of these points has in the graph of the encoder.
     """
     form = info.clouds
     blocks = list(blocks_inside(config.transforms.evaluate))
     builders = [registry.transforms.entry(block).builder for block in blocks]
     counts = [block.arguments["num_points"] for block in blocks if "num_points" in block.arguments]
     is_moved = any(getattr(builder, "makes_unit_sphere", False) for builder in builders)
+    num_points = counts[-1] if counts else None if form is None else form.num_points
+    graph = None if num_points is None else graph_of(config.model, num_points)
     return {
         "name": config.name,
         "task": config.task.name,
         "model": config.model.name,
         "data": to_plain(config.data),
         "up_axis": info.facts.get("up_axis"),
-        "num_points": counts[-1] if counts else None if form is None else form.num_points,
+        "num_points": num_points,
+        "neighbours": None if graph is None else graph.neighbours,
         "is_in_unit_sphere": True if is_moved else None if form is None else form.unit_sphere != "none",
         "features": list(info.features),
         "transforms": [to_plain(block) for block in config.transforms.evaluate if _changes_points(block)],
@@ -68,32 +71,26 @@ def differences(
         theirs, ours = source[key], here[key]
         if theirs is not None and ours is not None and theirs != ours:
             lines.append(f"{what}: {_told(theirs)} in {names[0]}, {_told(ours)} in {names[1]}")
-    theirs, ours = source.get("encoder"), here.get("encoder")  # a lineage of before has none
-    if theirs is not None and ours is not None and theirs["name"] == ours["name"]:
+    learnt, given = source["encoder"], here["encoder"]
+    if learnt is not None and given is not None and learnt["name"] == given["name"]:
         lines += _reach(source, here, names)
         lines += [
-            f"the encoder's {argument}: {_told(theirs[argument])} in {names[0]}, {_told(ours[argument])} in {names[1]}"
-            for argument in theirs.keys() & ours.keys() - _PASSED_OVER
-            if theirs[argument] != ours[argument]
+            f"the encoder's {argument}: {_told(learnt[argument])} in {names[0]}, {_told(given[argument])} in {names[1]}"
+            for argument in sorted(learnt.keys() & given.keys() - _PASSED_OVER)
+            if learnt[argument] != given[argument]
         ]
     return lines
 
 
 def _reach(source: Mapping[str, Any], here: Mapping[str, Any], names: tuple[str, str]) -> list[str]:
     """A line where the graph of the one's clouds reaches farther than that of the other's."""
-    counts = [stage["encoder"].get("num_neighbours") for stage in (source, here)]
-    sizes = [stage["num_points"] for stage in (source, here)]
-    if not all(isinstance(count, int) for count in counts) or None in sizes:
-        return []
-    had, has = (
-        neighbours_in_proportion(count, meant_for=stage["encoder"].get("neighbours_at"), num_points=size)
-        for count, stage, size in zip(counts, (source, here), sizes, strict=True)
-    )
-    if neighbours_in_proportion(had, meant_for=sizes[0], num_points=sizes[1]) == has:
+    had, has = source["neighbours"], here["neighbours"]
+    of, among = source["num_points"], here["num_points"]
+    if had is None or has is None or neighbours_in_proportion(had, meant_for=of, num_points=among) == has:
         return []
     return [
-        f"how far the encoder's graph reaches: {had} neighbours of {sizes[0]} points in {names[0]}, {has} of "
-        f"{sizes[1]} in {names[1]}"
+        f"how far the encoder's graph reaches: {had} neighbours of {of} points in {names[0]}, {has} of {among} in "
+        f"{names[1]}"
     ]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from sightline.config import RunConfig
 from sightline.engine.distributed import World
 from sightline.errors import DataError, UserError
-from sightline.probe.agreement import notes_on_data
+from sightline.probe.agreement import warnings_on_data
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import faults_shared
 from sightline.probe.outcome import assert_fits
@@ -40,14 +40,14 @@ def final_metrics(
             probe = SVM(standardise="no")
             data = open_data(config)
             assert_fits(probe, len(data.train.indices))
-            told = notes_on_data(config, data.train.dataset.info, config.model, data)
+            told = warnings_on_data(config, data.train.dataset.info, config.model, data)
         kept = None if cache is None else FeatureCache(cache)
         split = split_of(model, Recipe(config.model, config.train.precision), data, world, cache=kept)
     except Exception as error:  # noqa: BLE001 - hours of training are not lost for a figure, whatever is wrong with it
         return {}, [_left_out(error)]  # on all processes, though each may say it in other words
     said = learnt_by_first(world, lambda: _learn(probe, split), timeout_s=config.distributed.timeout_s)
     metrics, notes = json.loads(said)
-    return metrics, [*(line for line in told if line.startswith("warning: ")), *notes]
+    return metrics, [*told, *notes]
 
 
 def learnt_by_first(world: World, learn: Callable[[], str], *, timeout_s: float) -> str:

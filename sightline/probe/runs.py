@@ -17,7 +17,7 @@ from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import checkpoint_path, load_trained, read_run
 from sightline.engine.run_documents import read_facts
 from sightline.errors import ConfigError
-from sightline.probe.agreement import notes_on_data
+from sightline.probe.agreement import warnings_on_data
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import encoder_of
 from sightline.probe.subject import ProbedData, Recipe, Split, open_data, random_model, split_of
@@ -90,14 +90,13 @@ def open_run(
     lineage = read_lineage(run)
     told = [f"warning: {line}" for line in notes]
     told += [] if lineage is None else [describe_lineage(lineage)]
-    trained_up, up = facts.get("up_axis"), opened.facts.get("up_axis")
-    if trained_up != up:
-        told.append(f"warning: the run was trained on clouds with {trained_up} up, those to probe on have {up} up")
     weights = checkpoint_path(run, checkpoint).resolve()
     is_test_selected = checkpoint != "last" and learnt.evaluate.select == "test" and weights == _best_of(run)
     if is_test_selected:
         told.append("warning: the test part chose the run's best checkpoint (test-selected); 'last' was chosen by none")
-    told += notes_on_data(learnt, read_inputs(run, learnt), config.model, opened)
+    told += warnings_on_data(learnt, read_inputs(run, learnt), config.model, opened)
+    if opened.left_out:
+        told.append(f"not applied, for they make pairs: transforms.evaluate {', '.join(opened.left_out)}")
     return Probed(run, weights, config, learnt, facts, opened, is_test_selected, tuple(told))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from sightline.engine.blocks import argument_of, blocks_within, graph_of
+from sightline.engine.blocks import argument_of, graph_of
 from sightline.engine.inputs import read_inputs
 from sightline.engine.stages import stage_of
 from sightline.probe.few_shot import FewShot
@@ -112,19 +112,18 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
     """How a run was made and probed, under the words that published rows use; the probes tell of themselves."""
     learnt, data = probed.learnt, probed.data.config.data
     is_contrast = learnt.task.name == "contrast"
-    num_points = stage_of(learnt, read_inputs(probed.run, learnt))["num_points"]
+    stage = stage_of(learnt, read_inputs(probed.run, learnt))
     graph = graph_of(probed.config.model, probed.data.num_points)
     gathered = argument_of("tasks", learnt.task, "negatives") != "process"
-    encoders = [block.name for kind, block in blocks_within("models", learnt.model) if kind == "point_encoders"]
     return {
         "pre-training": learnt.data.name,
         "losses": ", ".join(loss.name for loss in learnt.losses),
-        "encoder": encoders[0] if encoders else learnt.model.name,
+        "encoder": stage["encoder"]["name"],
         "pairs per step": learnt.train.batch_size if is_contrast else "no pairs: trained with labels",
         "negatives of": ("all processes" if gathered else "one process") if is_contrast else None,
         "epochs": learnt.train.epochs,
         "neighbours": argument_of("models", learnt.model, "num_neighbours"),
-        "points in pre-training": num_points,
+        "points in pre-training": stage["num_points"],
         "points in the probe": probed.data.num_points,
         "neighbours in the probe": None if graph is None else graph.neighbours,
         "C": next((each.choice for each in probes.values() if isinstance(each, SVM)), None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,12 +44,7 @@ def prepare(name: str, options: Sequence[str] = (), *, source: Path, target: Pat
     given = read_key_values(name, _builder(name).prepare, options, command="data prepare", but=_PREPARE_ITSELF)
     with _bar(name) as progress:
         report = _builder(name).prepare(source=source, target=target, name=name, progress=progress, **given)
-    document = _builder(name).describe(Path(report["root"]))
-    told = {key: value for key, value in document.items() if key != "differences"}
-    _print_tree({"outcome": report["outcome"], **told})
-    for line in report.get("differences", ()):
-        note(f"look at this: {line}")
-    write_document(json, report)
+    _tell(report, _builder(name), json)
     return 0
 
 
@@ -80,11 +75,7 @@ def render(asked: Rendering) -> int:
     num_jobs = asked.num_jobs or len(os.sched_getaffinity(0))
     with _bar("views") as progress:
         report = render_set(objects, asked.target, look=look, num_jobs=num_jobs, progress=progress)
-    told = Views.describe(Path(report["root"]))
-    _print_tree({"outcome": report["outcome"], **{key: value for key, value in told.items() if key != "differences"}})
-    for line in report.get("differences", ()):
-        note(f"look at this: {line}")
-    write_document(asked.json, report)
+    _tell(report, Views, asked.json)
     return 0
 
 
@@ -111,12 +102,17 @@ def import_views(
             background=background,
             size_px=size_px,
         )
-    told = Views.describe(Path(report["root"]))
-    _print_tree({"outcome": report["outcome"], **{key: value for key, value in told.items() if key != "differences"}})
-    for line in report["differences"]:
+    _tell(report, Views, json)
+    return 0
+
+
+def _tell(report: Mapping[str, Any], describer: Any, json: Path | None) -> None:
+    """What was written, then each way in which it differs from what was to be expected."""
+    told = {key: value for key, value in describer.describe(Path(report["root"])).items() if key != "differences"}
+    _print_tree({"outcome": report["outcome"], **told})
+    for line in report.get("differences", ()):
         note(f"look at this: {line}")
     write_document(json, report)
-    return 0
 
 
 def _objects(asked: Rendering) -> Objects:
@@ -137,8 +133,8 @@ def _objects(asked: Rendering) -> Objects:
         folder = root_of(None, asked.source)
         if not (folder / native.MANIFEST).is_file():
             raise UserError(
-                f"data render: {folder}: is no prepared set; {native.prepare_command(asked.source, str(folder))}, or "
-                "name the folder where it lies"
+                f"data render: {folder}: is no prepared set; name the folder where it lies, or make one: "
+                f"{_builder(asked.source).card()['prepare']}"
             )
     if not folder.is_dir():
         raise UserError(

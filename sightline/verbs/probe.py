@@ -83,12 +83,13 @@ def probe(options: Options) -> int:
     set_backends(determinism=probed.config.train.determinism, cudnn=probed.config.train.cudnn)
     with start_world(device=options.device, timeout_s=probed.config.distributed.timeout_s) as world:
         probed = with_scale(probed, world)
+        if world.is_first:
+            for line in probed.notes:
+                note(line)
         twins = twins_of(probed, world, num_random=options.num_random, cache=options.cache)
         is_first = world.is_first
     if not is_first:
         return 0
-    for line in probed.notes:
-        note(line)
     comparison = compare(method, twins, probed.data.num_classes)
     show(probed, comparison)
     document = {"method": options.method, "overrides": list(options.words), **comparison.document(probed)}

@@ -5,22 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from sightline.binding import Offer, bind
-from sightline.checks.feature_scale import layer_scales, other_scale
+from sightline.checks.feature_scale import layer_scales, other_scale, sampled_batch
 from sightline.checks.finding import Place
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
-from sightline.probe.features import encoder_of
+from sightline.probe.features import encoder_of, faults_shared
 from sightline.probe.runs import Probed
-from sightline.types import Batch, SampleKey
+from sightline.types import Batch
 
 __all__ = ["with_scale"]
-
-_NUM_SAMPLES = 16
 
 
 def with_scale(probed: Probed, world: World) -> Probed:
@@ -29,8 +26,6 @@ def with_scale(probed: Probed, world: World) -> Probed:
     Sixteen clouds of the training part are looked at. Source: as `feature_scale`.
     """
     part, model = probed.data.train, probed.network(world)
-    count = min(_NUM_SAMPLES, len(part.indices))
-    chosen = np.unique(part.indices[np.linspace(0, len(part.indices) - 1, count).astype(int)])
     precision = Precision(probed.config.train.precision)
     offer = Offer("the data set", part.reader.keys)
 
@@ -38,12 +33,11 @@ def with_scale(probed: Probed, world: World) -> Probed:
         encode = bind(encoder_of(network), offer, owner=f"{type(network).__name__}.encode")
         return encode.function(**encode.select(batch))
 
-    batch = part.reader([SampleKey(int(index), 0, probed.config.seed) for index in chosen])
-    batch = to_device(batch, world.device, floats=precision.parameters)
-    with precision.autocast(world.device):
-        scales = layer_scales(model, batch, run)
-    place = Place(config_path="data")
-    found = other_scale(scales, where=place, source=str(probed.run))
+    with faults_shared(world):
+        batch = to_device(sampled_batch(part, seed=probed.config.seed), world.device, floats=precision.parameters)
+        with precision.autocast(world.device):
+            scales = layer_scales(model, batch, run)
+    found = other_scale(scales, where=Place(config_path="data"), source=str(probed.run))
     if found is None:
         return probed
     line = f"warning: {found.summary} ({found.measured}; {found.expected}): {found.action}"

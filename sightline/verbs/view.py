@@ -166,10 +166,9 @@ def _raw_epochs(options: Options) -> list[int]:
 
 def _chosen(part: Part, options: Options) -> list[int]:
     """The indices that were asked for, by number or by name; else some, spread evenly over the part."""
-    indices = part.indices.tolist()
     if options.samples is None:
-        count = min(options.num or _NUM_SAMPLES, len(indices))
-        return [indices[place] for place in np.linspace(0, len(indices) - 1, count).astype(np.int64).tolist()]
+        return [int(index) for index in part.spread(options.num or _NUM_SAMPLES)]
+    indices = part.indices.tolist()
     if options.num is not None:
         raise UserError("--num: says how many samples, --samples which; give one of them")
     known = set(indices)

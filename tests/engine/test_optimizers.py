@@ -196,5 +196,25 @@ def test_fused_steps_are_the_plain_ones(recipe: Recipe) -> None:
         torch.testing.assert_close(parameter, twin, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("recipe", [SGD(lr=0.1), Adam(lr=0.1, weight_decay=0.01), AdamW(lr=0.1, weight_decay=0.5)])
+def test_fused_steps_have_the_same_bits_for_any_number_of_threads(recipe: Recipe) -> None:
+    """A million numbers, and a few more than threads or vectors divide: each thread steps a share of them."""
+    generator = torch.Generator().manual_seed(0)
+    first, gradient = torch.randn(2, 1_000_003, generator=generator)
+    found, num_threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            model = nn.ParameterList([nn.Parameter(first.clone())])
+            optimizer = recipe.build(model)
+            for scale in (1.0, -0.3, 0.01):
+                model[0].grad = gradient * scale
+                optimizer.step()
+            found.append(model[0].detach())
+    finally:
+        torch.set_num_threads(num_threads)
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
 def test_an_optimiser_without_a_fused_step_has_its_own() -> None:
     assert not any(group.get("fused") for group in RMSprop(lr=0.1).build(net()).param_groups)

@@ -366,7 +366,7 @@ def test_a_graph_of_another_reach_is_told(run: Path, words: list[str], expected:
 
 
 def test_advice_on_a_graph_that_grows_is_in_its_own_count(tmp_path: Path) -> None:
-    """4 at 32 were learnt as 8 of 64 with another count: 4 more of the run's own 32, not of the probe's 64."""
+    """8 of 64 points were learnt with (4 at 32). 3 at 32 are 6 of 64; the advice is 4, which counts at 32 as 3 does."""
     run = train_thin(tmp_path, "model.points.neighbours_at=32", "model.points.num_neighbours=4")
     words = ["model.points.num_neighbours=3"]
     told = "\n".join(open_run(run, checkpoint="last", data=None, overrides=words).notes)
@@ -394,9 +394,7 @@ def test_clouds_of_another_scale_are_told(copy: Path, factor: float, is_told: bo
     assert ("warning: what the loaded weights are given" in outcome.err) == is_told
 
 
-def test_a_cloud_of_a_pair_is_brought_into_the_unit_sphere_where_the_set_is_not(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cloud_of_a_pair_is_brought_into_the_unit_sphere_where_the_set_is_not(copy: Path) -> None:
     views = "transforms.evaluate=[{name: two_views, each: [{name: normalize_unit_sphere}, {name: jitter}]}]"
     probed = open_run(copy, checkpoint="last", data=None, overrides=[views])
     batch = probed.data.train.reader([SampleKey(int(probed.data.train.indices[0]), 0, 0)])
