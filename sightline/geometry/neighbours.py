@@ -6,11 +6,19 @@ import torch
 from torch import Tensor
 
 from sightline.compiled import suits
+from sightline.errors import ConfigError
 from sightline.geometry.distances import assert_alike, assert_finite, assert_some, comparable, squared_distances
 from sightline.geometry.neighbour_kernels import neighbours_by_product, neighbours_by_tree
 from sightline.geometry.neighbour_products import neighbours_by_candidates
 
-__all__ = ["assert_rows", "gather_points", "nearest_neighbours", "neighbours_in_proportion", "neighbours_plainly"]
+__all__ = [
+    "assert_meant_for",
+    "assert_rows",
+    "gather_points",
+    "nearest_neighbours",
+    "neighbours_in_proportion",
+    "neighbours_plainly",
+]
 
 _CHANNELS_OF_TREES = 5
 """Measured at 1024 points: the search of boxes takes half the time of the product in 3 channels, the same in 6."""
@@ -82,6 +90,12 @@ def neighbours_in_proportion(count: int, *, meant_for: int | None, num_points: i
     the least; `count` itself where it is meant for any cloud (None).
     """
     return count if meant_for is None else max(1, (2 * count * num_points + meant_for) // (2 * meant_for))
+
+
+def assert_meant_for(neighbours_at: int | None, *, num_neighbours: int) -> None:
+    """Raises ConfigError where a number of neighbours is meant for clouds of fewer points than that."""
+    if neighbours_at is not None and neighbours_at < num_neighbours:
+        raise ConfigError(f"neighbours_at: found {neighbours_at}, expected at least num_neighbours={num_neighbours}")
 
 
 def gather_points(values: Tensor, index: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.geometry import ball_query, farthest_point_sample, gather_points, nearest_neighbours
+from sightline.geometry.neighbours import neighbours_in_proportion
 from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
 
 __all__ = [
@@ -163,6 +164,7 @@ class PlainNeighbourGroup(nn.Module):
 
     `forward(points (B, N, 3), features (B, N, channels)) -> (centres (B, M, 3), features (B, M, widths[-1]))`, M being
     `num_samples`. Sampling starts at the first point, in training too: shuffle the points for a random start.
+    `num_neighbours` is meant for clouds of `neighbours_at` points and grows in proportion to N; for any if None.
     `min_squared_norm` as in `farthest_point_sample`.
     Raises ValueError for clouds of fewer than `num_samples` or `num_neighbours` points and for numbers that are not
     finite. Source: Guo et al. 2021 (PCT), section 3.4 (SG), equations 10 to 12.
@@ -178,17 +180,20 @@ class PlainNeighbourGroup(nn.Module):
         num_neighbours: int,
         widths: tuple[int, ...],
         min_squared_norm: float | None = None,
+        neighbours_at: int | None = None,
     ) -> None:
         super().__init__()
         self.num_samples = num_samples
         self.num_neighbours = num_neighbours
+        self.neighbours_at = neighbours_at
         self.min_squared_norm = min_squared_norm
         self.network = self.network_type(in_channels=2 * channels, widths=widths, has_bias=False)
 
     def forward(self, points: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         chosen = choose_centres(points, self.num_samples, min_squared_norm=self.min_squared_norm)
         centres, own = choose_rows(points, chosen), choose_rows(features, chosen)
-        index = nearest_neighbours(points, num_neighbours=self.num_neighbours, queries=centres)
+        count = neighbours_in_proportion(self.num_neighbours, meant_for=self.neighbours_at, num_points=points.shape[1])
+        index = nearest_neighbours(points, num_neighbours=count, queries=centres)
         return centres, self.network.over_edges(features, own, index)
 
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.arguments import Count, Probability
-from sightline.errors import ConfigError
-from sightline.geometry.neighbours import nearest_neighbours, neighbours_in_proportion
+from sightline.geometry.neighbours import assert_meant_for, nearest_neighbours, neighbours_in_proportion
 from sightline.layers.cloud import join_channels
 from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv
 from sightline.layers.mlp import LinearNorm, Width
@@ -49,10 +48,7 @@ class DGCNNEncoder(nn.Module):
         fused: bool = True,
     ) -> None:
         super().__init__()
-        if neighbours_at is not None and neighbours_at < num_neighbours:
-            raise ConfigError(
-                f"neighbours_at: found {neighbours_at}, expected at least num_neighbours={num_neighbours}"
-            )
+        assert_meant_for(neighbours_at, num_neighbours=num_neighbours)
         self.in_channels = in_channels
         self.num_neighbours = num_neighbours
         self.neighbours_at = neighbours_at

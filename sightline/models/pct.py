@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.arguments import Count, Factor, Probability
 from sightline.geometry.distances import assert_finite
+from sightline.geometry.neighbours import assert_meant_for
 from sightline.layers.cloud import dense_channels, join_channels, one_hot_category
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.offset_attention import AttentionStack, OffsetAttention, SelfAttention
@@ -41,7 +42,9 @@ class PCTEncoder(nn.Module):
     """Two rounds of sampling and grouping, four layers of offset attention among the samples, and their maxima.
 
     `encode` gives (B, 1024). Clouds need at least `num_centres[0]` points. Sampling starts at the first point, in
-    training and in evaluation: shuffle the points in training. The other arguments are those of the model `pct`.
+    training and in evaluation: shuffle the points in training. With `neighbours_at`, `num_neighbours` is meant for
+    clouds of so many points, and that of the first groups, which are of all points, grows in proportion (16 at 512 are
+    32 of 1024); the second ones are of `num_centres[0]` points always. The other arguments are those of the model `pct`.
     Source: Guo et al. 2021 (PCT), figure 2 and section 3.4; layout of Strawberry-Eat-Mango/PCT_Pytorch.
     """
 
@@ -51,11 +54,13 @@ class PCTEncoder(nn.Module):
         in_channels: int,
         num_centres: tuple[Count, Count] = (512, 256),
         num_neighbours: Count = 32,
+        neighbours_at: Count | None = None,
         codes_positions: bool = False,
         min_squared_norm: Factor | None = None,
         fused: bool = True,
     ) -> None:
         super().__init__()
+        assert_meant_for(neighbours_at, num_neighbours=num_neighbours)
         self.in_channels = in_channels
         self.feature_width = _EMBEDDING
         self.embed = nn.Sequential(_relu_layer(in_channels, 64), _relu_layer(64, 64))
@@ -65,10 +70,11 @@ class PCTEncoder(nn.Module):
                 channels=width // 2,
                 num_samples=count,
                 num_neighbours=num_neighbours,
+                neighbours_at=meant_for,
                 widths=(width, width),
                 min_squared_norm=min_squared_norm,
             )
-            for count, width in zip(num_centres, (128, 256), strict=True)
+            for count, width, meant_for in zip(num_centres, (128, 256), (neighbours_at, None), strict=True)
         )
         self.prepare = nn.Sequential(*(_relu_layer(256, 256) for _ in range(1 if codes_positions else 2)))
         self.attend = AttentionStack(
@@ -94,7 +100,7 @@ class PCT(PCTEncoder):
     shuffle the points in training. Published weights: those of Strawberry-Eat-Mango/PCT_Pytorch want
     `min_squared_norm: 1e-3` (its sampling passes over points nearer to the origin), those of its `model_new`
     `codes_positions: true` too; those of qq456cvb/Point-Transformers `head_activation: relu`. `fused: false` takes the
-    plain groups: the same numbers, slower, for comparison.
+    plain groups: the same numbers, slower, for comparison. `neighbours_at` as in the encoder `pct`.
     Source: Guo et al. 2021 (PCT), figure 2 and section 3.4; layout of Strawberry-Eat-Mango/PCT_Pytorch.
     """
 
@@ -105,6 +111,7 @@ class PCT(PCTEncoder):
         in_channels: int,
         num_centres: tuple[Count, Count] = (512, 256),
         num_neighbours: Count = 32,
+        neighbours_at: Count | None = None,
         codes_positions: bool = False,
         head_activation: HeadActivation = "leaky_relu",
         min_squared_norm: Factor | None = None,
@@ -115,6 +122,7 @@ class PCT(PCTEncoder):
             in_channels=in_channels,
             num_centres=num_centres,
             num_neighbours=num_neighbours,
+            neighbours_at=neighbours_at,
             codes_positions=codes_positions,
             min_squared_norm=min_squared_norm,
             fused=fused,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.errors import ConfigError
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.pct import PCT, NaivePCT, PCTParts, SimplePCT
 from sightline.models.published import translate, translate_key
@@ -196,6 +197,24 @@ def test_copies_of_one_point_give_numbers() -> None:
     logits.square().sum().backward()
     assert logits.isfinite().all()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_neighbours_in_proportion_see_repeated_points_as_one(fused: bool) -> None:
+    """Of all points the groups hold as many copies as there are; those of samples are of distinct points before."""
+    model = small(neighbours_at=24, fused=fused).eval()
+    points = torch.rand(2, 24, 3, dtype=torch.float64)
+    repeated = points.repeat_interleave(3, dim=1)
+    expected = model(points=points)["logits"]
+    torch.testing.assert_close(model(points=repeated)["logits"], expected, rtol=1e-12, atol=1e-12)
+    group: Any = model.groups[0]
+    group.neighbours_at = None
+    assert not torch.allclose(model(points=repeated)["logits"], expected)
+
+
+def test_neighbours_meant_for_fewer_points_than_neighbours_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"neighbours_at: found 2, expected at least num_neighbours="):
+        small(neighbours_at=2)
 
 
 def test_one_point_and_one_sample() -> None:
