@@ -44,7 +44,7 @@ class PCTEncoder(nn.Module):
     `encode` gives (B, 1024). Clouds need at least `num_centres[0]` points. Sampling starts at the first point, in
     training and in evaluation: shuffle the points in training. With `neighbours_at`, `num_neighbours` is meant for
     clouds of so many points, and that of the first groups, which are of all points, grows in proportion (16 at 512 are
-    32 of 1024); the second ones are of `num_centres[0]` points always. The other arguments are those of the model `pct`.
+    32 of 1024); the second ones are of `num_centres[0]` points always. All else is as in the model `pct`.
     Source: Guo et al. 2021 (PCT), figure 2 and section 3.4; layout of Strawberry-Eat-Mango/PCT_Pytorch.
     """
 
