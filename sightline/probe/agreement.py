@@ -36,9 +36,10 @@ def _reach(before: Mapping[str, Any], here: int, model: Component) -> list[str]:
     if has.neighbours == kept:
         return []
     given = kept if has.meant_for is None else neighbours_in_proportion(kept, meant_for=here, num_points=has.meant_for)
-    in_the_run = f", as neighbours_at: {of} in the run does" if has.can_grow else ""
+    advice = f"{has.path}.num_neighbours={given}"
+    if has.can_grow and has.meant_for is None and has.neighbours == had:
+        advice = f"{has.path}.neighbours_at={of}"  # PCT's second groups stay as they are
     return [
         f"the encoder learnt on clouds of {of} points with {had} neighbours each; of {here} points {has.neighbours} "
-        f"reach {'less far' if has.neighbours < kept else 'farther'}: {has.path}.num_neighbours={given} keeps their "
-        f"reach{in_the_run}"
+        f"reach {'less far' if has.neighbours < kept else 'farther'}: {advice} keeps their reach"
     ]

@@ -351,8 +351,8 @@ def test_without_scikit_learn_probes_say_how_to_get_it(copy: Path, monkeypatch: 
     ("words", "expected"),
     [
         ([], None),
-        (["data.num_points=128"], "of 128 points 8 reach less far: model.points.num_neighbours=16 keeps"),
-        (["data.num_points=32"], "of 32 points 8 reach farther: model.points.num_neighbours=4 keeps"),
+        (["data.num_points=128"], "of 128 points 8 reach less far: model.points.neighbours_at=64 keeps"),
+        (["data.num_points=32"], "of 32 points 8 reach farther: model.points.neighbours_at=64 keeps"),
         (["model.points.num_neighbours=4"], "of 64 points 4 reach less far: model.points.num_neighbours=8 keeps"),
         (["data.num_points=128", "model.points.neighbours_at=64"], None),
         (["data.num_points=128", "model.points.num_neighbours=16"], None),
