@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sightline.describe.mean_pose import mean_pose_error_mm, yardsticks_of
+from sightline.engine.build import Part
 from sightline.types import SampleKey
 from tests.checks.planting import make
 from tests.checks.posing import make_pose
@@ -37,9 +38,8 @@ def test_is_what_its_definition_gives() -> None:
     moved = train.joints - train.reference[:, None]
     pose = (moved * train.visible[..., None]).sum(0) / train.visible.sum(0)[:, None]
     error = np.linalg.norm(test.joints - test.reference[:, None] - pose, axis=-1)[test.visible].mean()
-    part = SimpleNamespace(dataset=test, indices=np.arange(23))
-    data = SimpleNamespace(train=SimpleNamespace(dataset=train, indices=np.arange(40)))
-    found = mean_pose_error_mm(part, data)  # type: ignore[arg-type]
+    parts = [Part(each, np.arange(count), None, "") for each, count in ((train, 40), (test, 23))]  # type: ignore[arg-type]
+    found = mean_pose_error_mm(parts[1], SimpleNamespace(train=parts[0]))  # type: ignore[arg-type]
     assert found == pytest.approx(error, rel=1e-6)
 
 
