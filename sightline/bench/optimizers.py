@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,9 +29,9 @@ def cases() -> list[Case]:
             size={"embedding": 1024},
             quick={"embedding": 8},
             make=_network,
-            baseline=Variant("torch_default", _steps(lambda model: _torch_adam(model)), _same_steps),
+            baseline=Variant("torch_default", _steps(_torch_adam), _same_steps),
             variants=(
-                Variant("torch_foreach", _steps(lambda model: _torch_adam(model, foreach=True)), _same_steps),
+                Variant("torch_foreach", _steps(partial(_torch_adam, foreach=True)), _same_steps),
                 Variant("sightline", _steps(Adam(**_ARGUMENTS).build), _same_steps),
             ),
         )

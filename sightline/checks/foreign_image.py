@@ -26,7 +26,7 @@ _FEWEST = 4
 """Of fewer objects, one that looks best like another says little."""
 _AS_GOOD = 0.02
 _MOST_STRANGE = 0.75
-"""Views of meshes, beside clouds of one class: at most 10 of 16 look strange; where they are of others, 12 and more."""
+"""Some clouds of one class look alike, above all where the views are of meshes; of other objects nearly none do."""
 
 
 @check(code=CODE, moment="preflight")
