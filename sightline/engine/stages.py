@@ -13,7 +13,7 @@ from sightline.engine.blocks import encoder_of_clouds, graph_of
 from sightline.geometry.neighbours import neighbours_in_proportion
 from sightline.types import Component, DataInfo
 
-__all__ = ["blocks_inside", "differences", "stage_of"]
+__all__ = ["augmented_otherwise", "blocks_inside", "differences", "stage_of"]
 
 _COMPARED = {
     "up_axis": "the up axis",
@@ -34,6 +34,7 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
     `num_points` and `is_in_unit_sphere` are what the set states and evaluation transforms make of it. `transforms` are
     those of evaluation that change points in another way; where they make pairs of views, the views belong to the
     method and are not listed. `neighbours` are those that each of these points has in the graph of the encoder.
+    `augmentations` are the training transforms that change points in any way, those of the views of a pair included.
     """
     form = info.clouds
     blocks = list(blocks_inside(config.transforms.evaluate))
@@ -53,8 +54,21 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
         "is_in_unit_sphere": True if is_moved else None if form is None else form.unit_sphere != "none",
         "features": list(info.features),
         "transforms": [to_plain(block) for block in config.transforms.evaluate if _changes_points(block)],
+        "augmentations": [to_plain(block) for block in blocks_inside(config.transforms.train) if _augments(block)],
         "encoder": encoder_of_clouds(config.model),
     }
+
+
+def augmented_otherwise(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """A line where two stages train on points that are changed in other ways; often meant, so no fault.
+
+    A network that never saw a turned cloud will not know one: this names what the one saw and the other did not.
+    """
+    theirs, ours = source["augmentations"], here["augmentations"]
+    if theirs == ours:
+        return []
+    sides = (f"{_told(blocks)} in {_called(stage)}" for blocks, stage in ((theirs, source), (ours, here)))
+    return [f"the training transforms of points: {', '.join(sides)}"]
 
 
 def differences(
@@ -110,8 +124,14 @@ def blocks_inside(blocks: Sequence[Component]) -> Iterator[Component]:
 def _changes_points(block: Component) -> bool:
     builder: Any = registry.transforms.entry(block).builder
     is_counted = getattr(builder, "makes_unit_sphere", False) or "num_points" in block.arguments
+    return _augments(block) and not is_counted
+
+
+def _augments(block: Component) -> bool:
+    """Whether a transform reads points, and does not make the pairs of a method of them."""
+    builder: Any = registry.transforms.entry(block).builder
     makes_pairs = "other_points" in getattr(builder, "adds", {})
-    return "points" in inspect.signature(builder.__call__).parameters and not is_counted and not makes_pairs
+    return "points" in inspect.signature(builder.__call__).parameters and not makes_pairs
 
 
 def _told(value: Any) -> str:

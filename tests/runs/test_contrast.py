@@ -35,18 +35,37 @@ distributed: {sync_batch_norm: true}
 log: {every: 1, tensorboard: false}
 """
 NUM_STEPS = 20
+PAIRED = "[{name: two_views, each: [{name: normalize_unit_sphere}, {name: jitter}]}, {name: normalize_image}]"
+WITH_IMAGES = (
+    f"transforms.train={PAIRED}",
+    f"transforms.evaluate={PAIRED}",
+    "data.views={count: 3, size_px: 16}",
+    "model={name: crosspoint, points: {name: dgcnn, num_neighbours: 6, embedding: 32}, images: {name: resnet18}, "
+    "embedding: 16}",
+    "losses=[{name: intra_modal}, {name: cross_modal, weight: 2.0}]",
+    "metrics=[{name: pairs}, {name: cross_pairs}]",
+    "train.epochs=1",
+    "evaluate.every=1",
+)
 BOUND = 1e-9
 """The issue's; rounding of 1e-16 grows through batch norms of few samples and Adam over twenty steps."""
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One process; two; and two that compare within each process alone."""
+    """One process; two; two that compare within each process alone; one and two with images for an epoch."""
     folder = tmp_path_factory.mktemp("contrast")
     config = folder / "tiny.yaml"
     config.write_text(CONFIG)
     made = {}
-    for name, number, more in (("one", 1, ()), ("two", 2, ()), ("process", 2, ("task.negatives=process",))):
+    kinds = (
+        ("one", 1, ()),
+        ("two", 2, ()),
+        ("process", 2, ("task.negatives=process",)),
+        ("one_with_images", 1, WITH_IMAGES),
+        ("two_with_images", 2, WITH_IMAGES),
+    )
+    for name, number, more in kinds:
         made[name] = folder / name
         words = ["train", str(config), "--no-check", "--device=cpu", "--out", str(made[name]), *more]
         code, text = run_forked(words, folder / f"{name}.log", num_processes=number)
@@ -58,10 +77,11 @@ def train_lines(run: Path) -> list[dict]:
     return [line for line in metrics(run) if line["split"] == "train"]
 
 
-def test_two_processes_have_the_loss_trace_of_one(runs: dict[str, Path]) -> None:
+@pytest.mark.parametrize(("images", "num_steps"), [("", NUM_STEPS), ("_with_images", NUM_STEPS // 5)])
+def test_two_processes_have_the_loss_trace_of_one(runs: dict[str, Path], images: str, num_steps: int) -> None:
     """Synchronised batch norm, no dropout, float64, the same global batch: every loss and gradient norm."""
-    ours, theirs = train_lines(runs["two"]), train_lines(runs["one"])
-    assert [line["step"] for line in theirs] == list(range(1, NUM_STEPS + 1))
+    ours, theirs = train_lines(runs[f"two{images}"]), train_lines(runs[f"one{images}"])
+    assert [line["step"] for line in theirs] == list(range(1, num_steps + 1))
     for mine, its in zip(ours, theirs, strict=True):
         assert mine.keys() == its.keys()
         names = [name for name in its if not name.startswith("time_s") and name != "split"]
@@ -81,12 +101,23 @@ def test_metrics_have_the_same_bits_on_any_number_of_processes(runs: dict[str, P
 
 
 def test_the_log_tells_the_true_number_of_negatives(runs: dict[str, Path]) -> None:
-    """16 pairs are 30 negatives for each anchor, of one process or two; 8 of its own are 14."""
-    for name, expected in (("one", 30), ("two", 30), ("process", 14)):
+    """16 pairs are 30 negatives for each anchor, of one process or two; 8 of its own are 14; 11 are 20."""
+    for name, expected in (("one", 30), ("two", 30), ("process", 14), ("one_with_images", 30), ("two_with_images", 30)):
         first = train_lines(runs[name])[0]
         assert first["negatives"] == expected
         assert first["chance"] == pytest.approx(math.log(expected + 1))
         assert first["intra_modal_of_chance"] == pytest.approx(first["loss/intra_modal"] / first["chance"])
+    for name, expected in (("one", 20), ("two", 20), ("process", (6 * 10 + 5 * 8) / 11)):  # 11 pairs; 6 and 5 of them
+        assert train_lines(runs[name])[3]["negatives"] == pytest.approx(expected)
+
+
+def test_a_run_with_images_tells_of_both_losses_and_of_what_was_learnt(runs: dict[str, Path]) -> None:
+    lines = train_lines(runs["one_with_images"])
+    for line in lines:
+        assert line["loss/total"] == pytest.approx(line["loss/intra_modal"] + 2 * line["loss/cross_modal"])
+        assert line["cross_modal_of_chance"] == pytest.approx(line["loss/cross_modal"] / line["chance"])
+    final = json.loads((runs["one_with_images"] / "final.json").read_text())["metrics"]
+    assert {"alignment", "uniformity", "cross_alignment", "cross_uniformity", "probe_svm_accuracy"} <= final.keys()
 
 
 def test_pairs_of_one_process_alone_are_easier(runs: dict[str, Path]) -> None:

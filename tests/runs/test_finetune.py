@@ -96,7 +96,7 @@ def test_the_segmentation_encoder_lacks_the_head_alone(place: Path) -> None:
     path.write_text("task: {name: segment}\n" + text.replace("[head]", "[category, join, head]"))
     report = build(read_config(path), World()).init_report
     assert report is not None
-    assert len(report.missing) == 25
+    assert (report.matched, len(report.missing)) == (68, 25)
     assert str(report).endswith("25 tensors (category 6, join 6, head 13)")
     assert {name.split(".")[0] for name in report.missing} == {"category", "join", "head"}
 
@@ -121,6 +121,8 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
         "pre_dgcnn: 30 of 45 tensors",
         "rates: edges.0",
         "until epoch 1",
+        "stages: the training transforms of points: rotate {",
+        "none in fine (synthetic_shapes)",
     ):
         assert line in done.err, line
         assert line in log, line
@@ -134,6 +136,20 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
     assert lineage["source"]["data"]["name"] == "synthetic_shapes"
     assert (lineage["match"]["matched"], lineage["match"]["total"], lineage["differences"]) == (30, 45, [])
     assert lineage["lineage"] is None
+    assert [each["name"] for each in lineage["source"]["augmentations"]] == ["rotate", "jitter"]
+    assert lineage["here"]["augmentations"] == []
+    assert len(lineage["augmented_otherwise"]) == 1
+
+
+def test_clouds_of_another_form_are_told_logged_and_kept(place: Path, tmp_path: Path) -> None:
+    words = ["data.num_points=16", "--out", tmp_path / "run", "--no-check"]
+    done = run_here("train", place / "fine.yaml", *words)
+    assert done.code == 0, done.err
+    expected = "the number of points of a cloud: 32 in dgcnn (synthetic_shapes), 16 in fine (synthetic_shapes)"
+    lineage = read_lineage(tmp_path / "run")
+    assert lineage is not None
+    assert lineage["differences"][0] == expected
+    assert f"stages differ: {expected}" in (tmp_path / "run/train.log").read_text()
 
 
 def test_a_chain_is_kept_whole(place: Path, tuned: tuple[Path, Outcome], tmp_path: Path) -> None:
