@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from sightline import registry
@@ -13,7 +13,7 @@ from sightline.engine.blocks import encoder_of_clouds, graph_of
 from sightline.geometry.neighbours import neighbours_in_proportion
 from sightline.types import Component, DataInfo
 
-__all__ = ["augmented_otherwise", "blocks_inside", "differences", "stage_of"]
+__all__ = ["augmented_otherwise", "blocks_inside", "differences", "stage_of", "told"]
 
 _COMPARED = {
     "up_axis": "the up axis",
@@ -34,10 +34,11 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
     `num_points` and `is_in_unit_sphere` are what the set states and evaluation transforms make of it. `transforms` are
     those of evaluation that change points in another way; where they make pairs of views, the views belong to the
     method and are not listed. `neighbours` are those that each of these points has in the graph of the encoder.
-    `augmentations` are the training transforms that change points in any way, those of the views of a pair included.
+    `augmentations` are the training transforms that change points in any way, those of the views of a pair included,
+    `image_transforms` those of images.
     """
     form = info.clouds
-    blocks = list(blocks_inside(config.transforms.evaluate))
+    blocks, augmenting = (list(blocks_inside(each)) for each in (config.transforms.evaluate, config.transforms.train))
     builders = [registry.transforms.entry(block).builder for block in blocks]
     counts = [block.arguments["num_points"] for block in blocks if "num_points" in block.arguments]
     is_moved = any(getattr(builder, "makes_unit_sphere", False) for builder in builders)
@@ -54,7 +55,8 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
         "is_in_unit_sphere": True if is_moved else None if form is None else form.unit_sphere != "none",
         "features": list(info.features),
         "transforms": [to_plain(block) for block in config.transforms.evaluate if _changes_points(block)],
-        "augmentations": [to_plain(block) for block in blocks_inside(config.transforms.train) if _augments(block)],
+        "augmentations": [to_plain(block) for block in augmenting if _augments(block)],
+        "image_transforms": [to_plain(block) for block in augmenting if "image" in _read_by(block)],
         "encoder": encoder_of_clouds(config.model),
     }
 
@@ -67,7 +69,7 @@ def augmented_otherwise(source: Mapping[str, Any], here: Mapping[str, Any]) -> l
     theirs, ours = source["augmentations"], here["augmentations"]
     if theirs == ours:
         return []
-    sides = (f"{_told(blocks)} in {_called(stage)}" for blocks, stage in ((theirs, source), (ours, here)))
+    sides = (f"{told(blocks)} in {_called(stage)}" for blocks, stage in ((theirs, source), (ours, here)))
     return [f"the training transforms of points: {', '.join(sides)}"]
 
 
@@ -84,12 +86,12 @@ def differences(
     for key, what in _COMPARED.items():
         theirs, ours = source[key], here[key]
         if theirs is not None and ours is not None and theirs != ours:
-            lines.append(f"{what}: {_told(theirs)} in {names[0]}, {_told(ours)} in {names[1]}")
+            lines.append(f"{what}: {told(theirs)} in {names[0]}, {told(ours)} in {names[1]}")
     learnt, given = source["encoder"], here["encoder"]
     if learnt is not None and given is not None and learnt["name"] == given["name"]:
         lines += _reach(source, here, names)
         lines += [
-            f"the encoder's {argument}: {_told(learnt[argument])} in {names[0]}, {_told(given[argument])} in {names[1]}"
+            f"the encoder's {argument}: {told(learnt[argument])} in {names[0]}, {told(given[argument])} in {names[1]}"
             for argument in sorted(learnt.keys() & given.keys() - _PASSED_OVER)
             if learnt[argument] != given[argument]
         ]
@@ -129,14 +131,19 @@ def _changes_points(block: Component) -> bool:
 
 def _augments(block: Component) -> bool:
     """Whether a transform reads points, and does not make the pairs of a method of them."""
+    makes_pairs = "other_points" in getattr(registry.transforms.entry(block).builder, "adds", {})
+    return "points" in _read_by(block) and not makes_pairs
+
+
+def _read_by(block: Component) -> Collection[str]:
     builder: Any = registry.transforms.entry(block).builder
-    makes_pairs = "other_points" in getattr(builder, "adds", {})
-    return "points" in inspect.signature(builder.__call__).parameters and not makes_pairs
+    return inspect.signature(builder.__call__).parameters
 
 
-def _told(value: Any) -> str:
+def told(value: Any) -> str:
+    """A plain value in words: lists by their items, a block as `name {argument: value}`."""
     if isinstance(value, list):
-        return ", ".join(map(_told, value)) if value else "none"
+        return ", ".join(map(told, value)) if value else "none"
     if isinstance(value, dict):
         arguments = ", ".join(f"{key}: {item}" for key, item in value.items() if key != "name")
         return f"{value['name']} {{{arguments}}}" if arguments else str(value["name"])

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from sightline.engine.blocks import argument_of, graph_of
+from sightline.config.show import to_plain
+from sightline.engine.blocks import argument_of, blocks_within, graph_of
 from sightline.engine.inputs import read_inputs
-from sightline.engine.stages import stage_of
+from sightline.engine.stages import stage_of, told
 from sightline.probe.few_shot import FewShot
 from sightline.probe.outcome import Probe
 from sightline.probe.runs import Probed
@@ -79,16 +80,17 @@ class Row:
 def published_rows(names: Sequence[str]) -> list[Row]:
     """What the paper and others reported on these data sets."""
     text = resources.files("sightline.probe").joinpath("published.json").read_text(encoding="utf-8")
+    document = json.loads(text)
     return [
         Row(
             who=row["who"],
             source=row["source"],
             data=row["data"],
-            protocol=row["protocol"],
+            protocol=document["protocols"].get(row.get("as"), {}) | row["protocol"],
             metrics=row["metrics"],
             remarks=(f"unverified: {row['unverified']}",) if row["unverified"] else (),
         )
-        for row in json.loads(text)["rows"]
+        for row in document["rows"]
         if row["data"] in names
     ]
 
@@ -114,11 +116,18 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
     is_contrast = learnt.task.name == "contrast"
     stage = stage_of(learnt, read_inputs(probed.run, learnt))
     graph = graph_of(probed.config.model, probed.data.num_points)
+    variant = argument_of("data", data, "variant")
     gathered = argument_of("tasks", learnt.task, "negatives") != "process"
     return {
         "pre-training": learnt.data.name,
-        "losses": ", ".join(loss.name for loss in learnt.losses),
+        "losses": told(to_plain(learnt.losses)),
         "encoder": stage["encoder"]["name"],
+        "image encoder": next(
+            (block.name for kind, block in blocks_within("models", learnt.model) if kind == "image_encoders"), None
+        ),
+        "training transforms of points": told(stage["augmentations"]),
+        "training transforms of images": told(stage["image_transforms"]) if stage["image_transforms"] else None,
+        "number format": learnt.train.precision,
         "pairs per step": learnt.train.batch_size if is_contrast else "no pairs: trained with labels",
         "negatives of": ("all processes" if gathered else "one process") if is_contrast else None,
         "epochs": learnt.train.epochs,
@@ -134,7 +143,8 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
         "few-shot runs": next(
             (each.runs for each in probes.values() if isinstance(each, FewShot) and each.file is None), None
         ),
-        "variant": argument_of("data", data, "variant"),
+        "variant": variant,
+        "background": None if variant is None else argument_of("data", data, "background"),
     }
 
 

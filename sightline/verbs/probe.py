@@ -37,7 +37,7 @@ class Options:
 
     runs: tuple[Path, ...]
     words: tuple[str, ...] = ()
-    method: str = "svm"
+    method: str | None = None
     data: Path | None = None
     which: str = "last"
     num_random: int = 1
@@ -50,9 +50,14 @@ class Options:
     device: str = "auto"
     json: Path | None = None
 
+    @property
+    def chosen(self) -> str:
+        """The method that was named, or the usual one."""
+        return self.method or "svm"
+
     def arguments(self) -> list[str]:
         """The command line for each launched process."""
-        words = ["probe", *map(str, self.runs), *self.words, "--method", self.method, "--checkpoint", self.which]
+        words = ["probe", *map(str, self.runs), *self.words, "--method", self.chosen, "--checkpoint", self.which]
         words += ["--random", str(self.num_random), "--device", self.device]
         for name, value in (("--data", self.data), ("--cache", self.cache), ("--out", self.out), ("--json", self.json)):
             words += [name, str(value)] if value is not None else []
@@ -70,13 +75,13 @@ def probe(options: Options) -> int:
     if len(options.runs) != 1:
         raise UserError(f"probe: takes one run, {len(options.runs)} are given; --suite takes several")
     overrides, arguments = parted(options.words)
-    method = build_probe(options.method, arguments)
+    method = build_probe(options.chosen, arguments)
     probed = open_run(
         options.runs[0], checkpoint=options.which, data=options.data, overrides=overrides, plugins=options.plugins
     )
     assert_fits(method, len(probed.data.train.indices))
     if options.out is not None:
-        assert_writable(options.out / f"{options.method}.json", option="--out")
+        assert_writable(options.out / f"{options.chosen}.json", option="--out")
     num_processes = processes_to_start(options.processes)
     if num_processes > 1:
         return launch(options.arguments(), num_processes)
@@ -92,10 +97,10 @@ def probe(options: Options) -> int:
         return 0
     comparison = compare(method, twins, probed.data.num_classes)
     show(probed, comparison)
-    document = {"method": options.method, "overrides": list(options.words), **comparison.document(probed)}
+    document = {"method": options.chosen, "overrides": list(options.words), **comparison.document(probed)}
     write_document(options.json, document)
     if options.out is not None:
-        write_document(options.out / f"{options.method}.json", document)
+        write_document(options.out / f"{options.chosen}.json", document)
     return 0
 
 

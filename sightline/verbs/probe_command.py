@@ -22,7 +22,9 @@ def probe(
             "(data.num_points=1024, model.points.num_neighbours=20)",
         ),
     ],
-    method: Annotated[str, typer.Option("--method", metavar="svm|few-shot|knn|linear", help="what learns")] = "svm",
+    method: Annotated[
+        str | None, typer.Option("--method", metavar="svm|few-shot|knn|linear", help="what learns [svm]")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="CONFIG", help="data to learn from and to test on [the run's own]")
     ] = None,

@@ -11,9 +11,11 @@ from typing import Any
 from sightline import registry
 from sightline.config import RunConfig
 from sightline.engine import checkpoint
-from sightline.engine.distributed import start_world
+from sightline.engine.build import build, build_data, build_part
+from sightline.engine.distributed import World, start_world
 from sightline.engine.lineage import evaluated_sha256
 from sightline.engine.precision import set_backends
+from sightline.engine.stages import stage_of
 from sightline.errors import CheckpointError, UserError
 from sightline.probe.measure import Comparison, compare
 from sightline.probe.outcome import Probe, assert_fits
@@ -29,7 +31,8 @@ from sightline.verbs.probe_scale import with_scale
 
 __all__ = ["suite"]
 
-METHODS = ("svm", "few_shot")
+METHODS = ("few_shot", "svm")
+"""The one that refuses too few classes or samples comes first: the other takes minutes."""
 NAME = "suite"
 _PARTS = "shapenet_part"
 
@@ -59,6 +62,8 @@ def suite(options: Options) -> int:
         raise UserError("probe --suite: no run directory is given; sightline probe --suite RUN... --out DIR")
     if (options.processes or 1) > 1:
         raise UserError("probe --suite: runs in one process; to extract features by several: probe RUN --processes N")
+    if options.method is not None:
+        raise UserError(f"probe --suite: found --method {options.method}; the suite runs svm and few-shot")
     if options.out is None:
         raise UserError("probe --suite: writes suite.md and suite.json; say where with --out DIR")
     if len({run.resolve() for run in options.runs}) < len(options.runs):
@@ -73,13 +78,12 @@ def suite(options: Options) -> int:
         for probe in probes.values():
             assert_fits(probe, len(probed.data.train.indices))
     assert_writable(options.out / f"{NAME}.md", option="--out")
-    if options.finetune is not None:
-        _parts_config(options)
+    misfits = {} if options.finetune is None else _misfits(options, opened)
     done: list[_Done] = []
     try:
         scratch = {} if options.finetune is None else _fine_tuned(options, None)
         for probed in opened:
-            done.append(_row(options, probed, probes, arguments, scratch))
+            done.append(_row(options, probed, probes, arguments, scratch, misfits.get(probed.run)))
             _write(done, options.out)
     except _UnfinishedError as error:
         note(f"{len(done)} of {len(opened)} runs are done; {error}")
@@ -94,15 +98,20 @@ def _row(
     probes: Mapping[str, Probe],
     arguments: Sequence[str],
     scratch: Mapping[str, float],
+    misfit: str | None,
 ) -> _Done:
-    """A run's row: its probes, and where a config says so its figure on parts beside that from scratch."""
+    """A run's row: its probes, and where a config says so its figure on parts beside that from scratch.
+
+    `misfit` says why its weights do not fit that config; None where they do.
+    """
     probed, documents, metrics, chance = _probe(probed, probes, options)
     remarks = list(probed.notes)
-    if options.finetune is not None:
-        try:
-            metrics |= {**_fine_tuned(options, probed), **scratch}
-        except CheckpointError as error:
-            remarks.append(f"not fine-tuned on parts: {error}")
+    if options.finetune is None:
+        remarks.append("not fine-tuned on parts: no --finetune CONFIG was given")
+    elif misfit is not None:
+        remarks.append(f"not fine-tuned on parts: {misfit}")
+    else:
+        metrics |= {**_fine_tuned(options, probed), **scratch}
     row = Row(
         who=str(probed.run),
         source="this run",
@@ -147,10 +156,7 @@ def _probe(
 
 
 def _fine_tuned(options: Options, probed: Probed | None) -> dict[str, float]:
-    """Both instance mIoU on parts of the last weights, from a run's encoder, or from scratch; finished runs are kept.
-
-    Raises CheckpointError for weights that do not fit.
-    """
+    """Both instance mIoU on parts of the last weights, from a run or from scratch; finished runs are kept."""
     assert options.finetune is not None, "only called with a config"
     config = _parts_config(options)
     out = _place_of(options, probed)
@@ -177,10 +183,33 @@ def _fine_tuned(options: Options, probed: Probed | None) -> dict[str, float]:
     return {f"{name}{suffix}": float(final[figure]) for name, figure in names.items()}
 
 
-def _parts_config(options: Options) -> RunConfig:
-    """The config of `--finetune`. Raises UserError where it would not report what the table holds."""
+def _misfits(options: Options, opened: Sequence[Probed]) -> dict[Path, str]:
+    """Why weights do not fit the config of `--finetune`, by run: known before anything trains.
+
+    Raises UserError where no run's do.
+    """
+    found = {}
+    data = build_data(_parts_config(options))
+    for probed in opened:
+        try:
+            build(_parts_config(options, from_source(probed.checkpoint)), World(), data=data)
+        except CheckpointError as error:
+            found[probed.run] = str(error)
+    if len(found) == len(opened):
+        raise UserError(f"--finetune {options.finetune}: fits no run; of the first: {next(iter(found.values()))}")
+    return found
+
+
+def _parts_config(options: Options, *overrides: str) -> RunConfig:
+    """The config of `--finetune`. Raises UserError where it would not start from a run, or not report what the table
+    holds."""
     assert options.finetune is not None, "only called with a config"
-    config, _ = config_of(options.finetune, (), options.plugins)
+    config, _ = config_of(options.finetune, overrides, options.plugins)
+    if config.init is None:
+        raise UserError(
+            f"--finetune {options.finetune}: has no init, so nothing would be taken from a run; add "
+            "init: {from: RUN, modules: points, may_be_missing: [...]}"
+        )
     names = [metric.name for metric in config.metrics]
     if "part_iou" not in names:
         raise UserError(
@@ -205,8 +234,15 @@ def _more(options: Options, words: Sequence[str]) -> dict[str, Any]:
     told |= {"overrides": ", ".join(overrides)} if overrides else {}
     if options.finetune is None:
         return told
-    parts = {"parts": f"{options.finetune}, last weights, same seed", "parts data": _parts_config(options).data.name}
-    return told | parts
+    config = _parts_config(options)
+    points = build_part(config, "train").dataset.info
+    return told | {
+        "parts": f"{options.finetune}, last weights, same seed",
+        "parts data": config.data.name,
+        "parts epochs": config.train.epochs,
+        "parts clouds per step": config.train.batch_size,
+        "points of parts": stage_of(config, points)["num_points"],
+    }
 
 
 def _others(done: Sequence[_Done]) -> list[Row]:

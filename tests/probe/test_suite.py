@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import signal
@@ -12,9 +11,11 @@ from typing import Any
 import pytest
 
 from sightline import registry
+from sightline.config import read_config
+from sightline.config.show import to_plain
 from sightline.engine.blocks import argument_of
 from sightline.engine.session import StopRequest
-from sightline.errors import CheckpointError
+from sightline.engine.stages import stage_of, told
 from sightline.probe.few_shot import FewShot
 from sightline.probe.runs import open_run
 from sightline.probe.suite import (
@@ -28,7 +29,7 @@ from sightline.probe.suite import (
     published_rows,
 )
 from sightline.probe.svm import SVM
-from sightline.types import Component
+from sightline.types import CloudForm, Component, DataInfo, Field
 from sightline.verbs import train as training
 from sightline.verbs.probe import Options, probe
 from tests.command import run_here
@@ -90,53 +91,74 @@ def test_what_is_laid_over_is_told_and_changes_no_fact_of_the_training(runs: lis
     assert "3-way 2-shot, queries of the test part" in text
 
 
-def figures(value: float) -> dict[str, float]:
-    """What a run on parts reports: among its own parts an answer is right more often."""
-    return {"instance_miou_all_parts": value, "instance_miou": value + 0.05}
+PARTS_MODEL = "{name: dgcnn_parts, num_neighbours: 4, embedding: 16}"
 
 
-def parts_config(folder: Path, run: Path) -> Path:
+def parts_config(folder: Path) -> Path:
+    """Two steps on parts of few solids, from whatever run is named."""
     config = folder / "parts.yaml"
     config.write_text(
         "base: " + str(Path(__file__).parents[2] / "configs" / "segment" / "synthetic_shapes_dgcnn.yaml") + "\n"
-        f"init: {{from: {run}, modules: points, may_be_missing: [head]}}\n"
+        "data: {name: synthetic_shapes, target: parts, train_size: 72, test_size: 24, num_points: 32}\n"
+        f"model: {PARTS_MODEL}\n"
+        "init: {from: none yet, modules: points, may_be_missing: [category, join, head]}\n"
         "optimizer: {name: adam, lr: 1e-3, frozen: [{modules: head, until_epoch: 1}]}\n"
+        "train: {epochs: 1, steps: 2, batch_size: 8}\n"
     )
     return config
 
 
-def test_parts_are_learnt_from_every_run_and_once_from_scratch(
-    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Training itself has tests of its own; here it notes how it was called, and finishes at once."""
-    config = parts_config(tmp_path, runs[0])
-    calls: list[training.Options] = []
-
-    def train(options: training.Options) -> int:
-        calls.append(options)
-        if "second" in str(options.overrides):
-            raise CheckpointError("137 of 162 tensors matched")
-        assert options.out is not None
-        options.out.mkdir(parents=True)
-        (options.out / "final.json").write_text(json.dumps({"metrics": figures(0.5 + 0.1 * len(calls))}))
-        return 0
-
-    monkeypatch.setattr(training, "train", train)
-    document, text, _ = suite(runs, tmp_path / "out", "--finetune", config)
-    assert [call.overrides for call in calls] == [
-        ("init=null", "optimizer.frozen=[]", "optimizer.layer_decay=null"),
-        (f'init.from="{(runs[0] / "checkpoints" / "last").resolve()}"',),
-        (f'init.from="{(runs[1] / "checkpoints" / "last").resolve()}"',),
+@pytest.fixture(scope="module")
+def parts_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs whose encoder goes into the network for parts, and one whose does not."""
+    folder = tmp_path_factory.mktemp("parts")
+    fitting = [
+        train_thin(folder, f"model.points={PARTS_MODEL}", f"seed={seed}", name=f"parts_{seed}") for seed in range(2)
     ]
-    assert all(call.resume == "auto" for call in calls)
-    first, second = (row["metrics"] for row in document["runs"])
-    assert first["part_instance_miou_all_parts"] == 0.7
-    assert first["part_instance_miou_all_parts_scratch"] == 0.6
-    assert first["part_instance_miou"] == 0.7 + 0.05
-    assert "part_instance_miou_all_parts" not in second
-    assert "not fine-tuned on parts: 137 of 162 tensors matched" in text
+    return [*fitting, train_thin(folder, name="classes")]
+
+
+def test_parts_are_learnt_from_every_run_that_fits_and_once_from_scratch(
+    parts_runs: list[Path], tmp_path: Path
+) -> None:
+    """By training itself: the figures are those of its folders, and what does not fit is told and trains nothing."""
+    out = tmp_path / "out"
+    document, text, _ = suite(parts_runs, out, "--finetune", parts_config(tmp_path))
+    scratch = json.loads((out / "parts" / "scratch" / "final.json").read_text())["metrics"]
+    assert not (out / "parts" / "scratch" / "lineage.json").exists()
+    finals = []
+    for row, run in zip(document["runs"][:2], parts_runs[:2], strict=True):
+        (folder,) = (out / "parts").glob(f"{run.name}_*")
+        assert json.loads((folder / "lineage.json").read_text())["match"]["matched"] == 68
+        final = json.loads((folder / "final.json").read_text())["metrics"]
+        assert row["metrics"]["part_instance_miou_all_parts"] == final["instance_miou_all_parts"]
+        assert row["metrics"]["part_instance_miou"] == final["instance_miou"]
+        assert row["metrics"]["part_instance_miou_all_parts_scratch"] == scratch["instance_miou_all_parts"]
+        finals.append(final)
+    assert finals[0] != finals[1], "each starts from its own run"
+    assert not any(name.startswith("part_") for name in document["runs"][2]["metrics"])
+    assert not list((out / "parts").glob("classes_*"))
+    assert f"- {parts_runs[2]}, synthetic_shapes: not fine-tuned on parts: " in text
     assert document["others"] == [], "published figures are of other parts than those of synthetic_shapes"
-    assert document["runs"][0]["protocol"]["parts data"] == "synthetic_shapes"
+    protocol = document["runs"][0]["protocol"]
+    assert (protocol["parts data"], protocol["parts epochs"], protocol["points of parts"]) == (
+        "synthetic_shapes",
+        1,
+        32,
+    )
+
+
+def test_where_no_run_fits_nothing_is_trained(parts_runs: list[Path], tmp_path: Path) -> None:
+    out, config = tmp_path / "out", parts_config(tmp_path)
+    code, _, err = run_here("probe", "--suite", parts_runs[2], *QUICK, "--finetune", config, "--out", out)
+    assert code == 2, err
+    assert f"--finetune {config}: fits no run; of the first: " in err
+    assert not (out / "parts").exists()
+
+
+def test_without_a_config_for_parts_the_table_says_so(runs: list[Path], tmp_path: Path) -> None:
+    _, text, _ = suite(runs[:1], tmp_path / "out")
+    assert "not fine-tuned on parts: no --finetune CONFIG was given" in text
 
 
 def test_parts_of_the_published_set_are_laid_beside_the_published_figures() -> None:
@@ -149,26 +171,12 @@ def test_parts_of_the_published_set_are_laid_beside_the_published_figures() -> N
     assert "| 85.50 | 85.10 |" in markdown_of([ours], [theirs])
 
 
-def test_a_run_that_was_trained_again_is_fine_tuned_again(
-    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_trained_again_is_fine_tuned_again(parts_runs: list[Path], tmp_path: Path) -> None:
     """Its folder holds other weights under the same name: what parts said of the old ones is not told of these."""
-    run = tmp_path / "run"
-    shutil.copytree(runs[0], run, symlinks=True)
-    config = parts_config(tmp_path, run)
-
-    def train(options: training.Options) -> int:
-        assert options.out is not None
-        if not (options.out / "final.json").exists():  # finished runs are not repeated
-            options.out.mkdir(parents=True)
-            weights = (run / "checkpoints" / "last" / "model.safetensors").read_bytes()
-            figure = int.from_bytes(hashlib.sha256(weights).digest()[:4]) / 2**32
-            (options.out / "final.json").write_text(json.dumps({"metrics": figures(figure)}))
-        return 0
-
-    monkeypatch.setattr(training, "train", train)
+    run, config = tmp_path / "run", parts_config(tmp_path)
+    shutil.copytree(parts_runs[0], run, symlinks=True)
     found = []
-    for source in (None, None, runs[1]):
+    for source in (None, None, parts_runs[1]):
         if source is not None:
             shutil.rmtree(run / "checkpoints")
             shutil.copytree(source / "checkpoints", run / "checkpoints", symlinks=True)
@@ -180,7 +188,7 @@ def test_a_run_that_was_trained_again_is_fine_tuned_again(
 
 @pytest.mark.parametrize("code", [130, 143])
 def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
-    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    parts_runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
@@ -190,10 +198,10 @@ def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
 
     monkeypatch.setattr(training, "train", train)
     asked = Options(
-        tuple(runs),
+        tuple(parts_runs),
         QUICK,
         is_suite=True,
-        finetune=parts_config(tmp_path, runs[0]),
+        finetune=parts_config(tmp_path),
         out=tmp_path / "out",
         device="cpu",
     )
@@ -209,8 +217,9 @@ def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
     ("words", "expected"),
     [
         (["--suite"], "say where with --out DIR"),
-        (["--suite", "--out", "{out}", "k=3"], "found 'k=3'; neither svm nor few_shot has such an argument"),
+        (["--suite", "--out", "{out}", "k=3"], "found 'k=3'; neither few_shot nor svm has such an argument"),
         (["--suite", "--out", "{out}", "--processes", "2"], "runs in one process"),
+        (["--suite", "--out", "{out}", "--method", "svm"], "the suite runs svm and few-shot"),
         (["--finetune", "parts.yaml"], "--finetune: is a part of --suite"),
     ],
 )
@@ -239,6 +248,16 @@ def test_differences_are_named_in_both_directions() -> None:
     assert differences(ours, theirs) == ["pairs per step: 64 here, 20 there", "neighbours: 20 here, not said there"]
     assert differences(theirs, ours)[-1] == "neighbours: not said here, 20 there"
     assert differences(theirs, theirs) == []
+
+
+def test_the_recipe_to_the_paper_is_told_in_the_words_of_the_published_row() -> None:
+    config = read_config(Path(__file__).parents[2] / "configs" / "contrast" / "shapenet_render_crosspoint_dgcnn.yaml")
+    stage = stage_of(config, DataInfo({}, {"points": Field("points 3", "float32")}, clouds=CloudForm(2048)))
+    paper = published_rows(["modelnet40"])[0].protocol
+    assert told(to_plain(config.losses)) == paper["losses"]
+    assert told(stage["augmentations"]) == paper["training transforms of points"]
+    assert told(stage["image_transforms"]) == paper["training transforms of images"]
+    assert (stage["num_points"], config.train.batch_size) == (paper["points in pre-training"], paper["pairs per step"])
 
 
 def test_published_rows_are_shares_of_known_metrics() -> None:
