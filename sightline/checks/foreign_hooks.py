@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +24,24 @@ _KINDS = {
     "_forward_pre_hooks": "forward pre-hook",
     "_backward_hooks": "backward hook",
     "_backward_pre_hooks": "backward pre-hook",
+    "_state_dict_hooks": "state-dict hook",
+    "_state_dict_pre_hooks": "state-dict pre-hook",
+    "_load_state_dict_pre_hooks": "hook on loading",
+    "_load_state_dict_post_hooks": "hook after loading",
 }
+_EVERYWHERE = {
+    "_global_forward_hooks": "forward hook",
+    "_global_forward_pre_hooks": "forward pre-hook",
+    "_global_backward_hooks": "backward hook",
+    "_global_backward_pre_hooks": "backward pre-hook",
+}
+"""What `torch.nn.modules.module` holds for every module there is."""
 _OWN = ("torch", "sightline")
 """Packages whose hooks belong to a layer: parametrisations, pruning, and what checks put on copies."""
 
 
 class _Hook(NamedTuple):
-    """A hook: of which kind, on which layer or parameter, and where its function stands."""
+    """A hook: of which kind, on which layer, parameter or (`*`) all layers, and where its function stands."""
 
     kind: str
     layer: str
@@ -40,7 +52,10 @@ class _Hook(NamedTuple):
 
 @check(code=CODE, moment="preflight")
 def foreign_hooks(context: Context) -> list[Finding]:
-    """No module and no parameter has a hook that is not a layer's own; where one has, outputs must not hang on it."""
+    """No module and no parameter has a hook that is not a layer's own, by itself or with all others.
+
+    Where one has, outputs must not hang on it.
+    """
     hooks = hooks_of(context.built.job.model)
     if not hooks:
         return []
@@ -56,8 +71,10 @@ def hooks_of_loggers(context: Context) -> list[Finding]:
 
 
 def hooks_of(model: nn.Module) -> list[_Hook]:
-    """The hooks on a model's modules and parameters whose functions are not of torch or of this package."""
-    found = [
+    """The hooks on a model's modules and parameters, and on all there are, whose functions are not of torch or of this
+    package."""
+    found = [_described(hook, what, "*") for held, what in _held_everywhere() for hook in tuple(held.values())]
+    found += [
         _described(hook, what, name)
         for name, module in model.named_modules()
         for slot, what in _KINDS.items()
@@ -67,13 +84,21 @@ def hooks_of(model: nn.Module) -> list[_Hook]:
         for slot in ("_backward_hooks", "_post_accumulate_grad_hooks"):
             held: Mapping[int, Any] | None = getattr(parameter, slot, None)
             found += [_described(hook, "gradient hook", name) for hook in tuple((held or {}).values())]
-    return [hook for hook in found if hook.owner.split(".")[0] not in _OWN]
+    return [hook for hook in found if _is_foreign(hook)]
+
+
+def _held_everywhere() -> list[tuple[dict[int, Any], str]]:
+    return [(getattr(torch.nn.modules.module, slot), what) for slot, what in _EVERYWHERE.items()]
+
+
+def _is_foreign(hook: _Hook) -> bool:
+    return hook.owner.split(".")[0] not in _OWN
 
 
 def _described(hook: Any, what: str, name: str) -> _Hook:
     function = hook
-    while isinstance(function, functools.partial):
-        function = function.func
+    while isinstance(function, functools.partial | torch.nn.modules.module._WrappedHook):
+        function = function.func if isinstance(function, functools.partial) else function.hook
     function = getattr(function, "__func__", function)
     if not inspect.isroutine(function):
         function = type(function)
@@ -90,7 +115,9 @@ def _changed(context: Context) -> list[str]:
     job, batch, device = context.built.job, context.rehearsal.batch, context.world.device
     with_hooks, without = copy_of(job.model).eval(), _stripped(copy_of(job.model).eval())
     with torch.no_grad(), job.precision.autocast(device):
-        ours, plain = (dict(_tensors(job.task.predict(model, batch))) for model in (with_hooks, without))
+        ours = dict(_tensors(job.task.predict(with_hooks, batch)))
+        with _none_everywhere():
+            plain = dict(_tensors(job.task.predict(without, batch)))
     return [name for name, value in ours.items() if name in plain and not torch.equal(value, plain[name])]
 
 
@@ -104,14 +131,34 @@ def _stripped(model: nn.Module) -> nn.Module:
         for slot, what in _KINDS.items():
             hooks = getattr(module, slot, {})
             for key, hook in tuple(hooks.items()):
-                if _described(hook, what, "").owner.split(".")[0] not in _OWN:
+                if _is_foreign(_described(hook, what, "")):
                     del hooks[key]
     return model
 
 
+@contextmanager
+def _none_everywhere() -> Iterator[None]:
+    """Inside, no foreign hook is called for all modules; afterwards all are as they were, in their order."""
+    kept = [(held, dict(held)) for held, _ in _held_everywhere()]
+    try:
+        for held, what in _held_everywhere():
+            for key, hook in tuple(held.items()):
+                if _is_foreign(_described(hook, what, "*")):
+                    del held[key]
+        yield
+    finally:
+        for held, before in kept:
+            held.clear()
+            held.update(before)
+
+
+def _told_layer(layer: str) -> str:
+    return "every module there is" if layer == "*" else f"'{layer or 'the model'}'"
+
+
 def _finding(context: Context, code: str, hooks: list[_Hook], changed: list[str]) -> Finding:
     first = hooks[0]
-    told = "; ".join(f"{hook.kind} {hook.owner} on '{hook.layer or 'the model'}'" for hook in hooks[:3])
+    told = "; ".join(f"{hook.kind} {hook.owner} on {_told_layer(hook.layer)}" for hook in hooks[:3])
     more = f" and {len(hooks) - 3} more" if len(hooks) > 3 else ""
     effect = f", and '{changed[0]}' is another with {'it' if len(hooks) == 1 else 'them'}" if changed else ""
     return Finding(
@@ -121,7 +168,7 @@ def _finding(context: Context, code: str, hooks: list[_Hook], changed: list[str]
         summary=f"{first.owner.split('.')[0]} has hooks on the model{effect}",
         cause="dist.hook",
         alternatives=("model.structure",) if changed else ("dist.logging",),
-        where=Place(file=first.file, line=first.line, layer=first.layer or None, config_path="model"),
+        where=Place(file=first.file, line=first.line, layer=first.layer.strip("*") or None, config_path="model"),
         measured=f"{told}{more}",
         expected="none: observers are told numbers and get no model (log.wandb and log.tensorboard need no `watch`)",
         action="remove the hook's handle before training, or take the call that registers it out",

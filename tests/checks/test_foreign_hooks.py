@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
@@ -38,7 +39,7 @@ class Watcher:
 
 def enlarge(module: nn.Module, inputs: Any, outputs: torch.Tensor) -> torch.Tensor:
     """A hook that answers: the layer's output is another."""
-    return outputs * 1.001
+    return outputs * 1.001 if isinstance(outputs, torch.Tensor) else outputs
 
 
 def test_healthy_runs(tmp_path: Path) -> None:
@@ -73,6 +74,35 @@ def test_a_hook_that_changes_what_flows(tmp_path: Path) -> None:
     assert finding.where.line == enlarge.__code__.co_firstlineno
     handle.remove()
     assert foreign_hooks(Context(built, World())) == []
+
+
+def test_a_hook_on_every_module_there_is(tmp_path: Path) -> None:
+    """Registered with torch itself, it stands in no module of the model."""
+    built = make(tmp_path)
+    handle = torch.nn.modules.module.register_module_forward_hook(enlarge)
+    try:
+        finding = caught(built, "foreign-hooks", "dist.hook")
+        assert "forward hook tests.checks.test_foreign_hooks.enlarge on every module there is" in finding.measured
+        assert "'logits' is another with it" in finding.summary
+        assert enlarge in torch.nn.modules.module._global_forward_hooks.values(), "put back after the comparison"
+    finally:
+        handle.remove()
+    assert foreign_hooks(Context(built, World())) == []
+
+
+def unordered(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+    """A hook that changes the state dict while it is read: the notes' `OrderedDict mutated during iteration`."""
+    state.pop(next(iter(state)), None)
+
+
+@pytest.mark.parametrize("register", ["register_state_dict_post_hook", "register_load_state_dict_pre_hook"])
+def test_hooks_on_what_is_saved_and_loaded(tmp_path: Path, register: str) -> None:
+    built = make(tmp_path)
+    layer = built.job.model.get_submodule("head.2")
+    handle = getattr(layer, register)(unordered)
+    (finding,) = foreign_hooks(Context(built, World()))
+    assert "tests.checks.test_foreign_hooks.unordered on 'head.2'" in finding.measured
+    handle.remove()
 
 
 def test_the_check_leaves_the_hooks_alone(tmp_path: Path) -> None:
