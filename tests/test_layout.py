@@ -33,7 +33,7 @@ TORCH_LOAD = r"(?<!safetensors\.)torch\.load\("
 FORBIDDEN = (
     r"\bimport pickle",
     r"yaml\.load\(",
-    r"import (torchvision|timm)",
+    r"(?m)^\s*(import|from) (torchvision|timm)\b",
     r"\.cuda\(\)",
     r"\.to\(.cuda",
     TORCH_LOAD,

@@ -16,7 +16,8 @@ from sightline.errors import DataError, UserError
 from sightline.probe.agreement import warnings_on_data
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import faults_shared
-from sightline.probe.outcome import assert_fits
+from sightline.probe.folds import chance_of
+from sightline.probe.outcome import UnprobableError, assert_fits
 from sightline.probe.subject import Recipe, Split, open_data, split_of
 from sightline.probe.svm import SVM
 
@@ -45,7 +46,9 @@ def final_metrics(
         split = split_of(model, Recipe(config.model, config.train.precision), data, world, cache=kept)
     except Exception as error:  # noqa: BLE001 - hours of training are not lost for a figure, whatever is wrong with it
         return {}, [_left_out(error)]  # on all processes, though each may say it in other words
-    said = learnt_by_first(world, lambda: _learn(probe, split), timeout_s=config.distributed.timeout_s)
+    said = learnt_by_first(
+        world, lambda: _learn(probe, split, data.num_classes), timeout_s=config.distributed.timeout_s
+    )
     metrics, notes = json.loads(said)
     return metrics, [*told, *notes]
 
@@ -74,18 +77,22 @@ def _said_within(learning: Future[str] | None, turn_s: float) -> str:
     return learning.result() if learning.done() else ""
 
 
-def _learn(probe: SVM, split: Split) -> str:
+def _learn(probe: SVM, split: Split, num_classes: int) -> str:
     try:
         outcome = probe(split.train, split.test)
     except DataError as error:  # too few samples of a class
         return json.dumps([{}, [_left_out(error)]])
-    return json.dumps([dict(outcome.metrics), [f"{_METHOD}: {line}" for line in outcome.warnings]])
+    chance = chance_of(split.train.labels, split.test.labels, num_classes)
+    guessing = f"guessing gets {chance['uniform_guess']:.4f}, always the largest class {chance['largest_class']:.4f}"
+    return json.dumps([dict(outcome.metrics), [f"{_METHOD}: {line}" for line in (guessing, *outcome.warnings)]])
 
 
 def _left_out(error: Exception) -> str:
     said = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         said = f"memory does not suffice for features; a smaller evaluate.batch_size takes less ({said})"
+    elif isinstance(error, UnprobableError):
+        said = f"{said}; sightline probe RUN --data CONFIG learns and tests on other clouds"
     elif not isinstance(error, UserError):
         said = f"{type(error).__name__}: {said}"
     return f"{_METHOD} is left out: {said}"

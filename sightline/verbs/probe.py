@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +21,9 @@ from sightline.engine.precision import set_backends
 from sightline.errors import ConfigError, UserError
 from sightline.probe.measure import Comparison, compare
 from sightline.probe.outcome import Probe, assert_fits
-from sightline.probe.runs import Probed, open_run, twins_of
+from sightline.probe.runs import CACHE, Probed, open_run, twins_of
 from sightline.types import Component, Where
-from sightline.verbs.common import assert_writable, write_document
+from sightline.verbs.common import assert_writable, write_document, write_file
 from sightline.verbs.output import note, show_table
 from sightline.verbs.probe_scale import with_scale
 
@@ -97,11 +99,22 @@ def probe(options: Options) -> int:
         return 0
     comparison = compare(method, twins, probed.data.num_classes)
     show(probed, comparison)
+    _keep_episodes(probed.run / CACHE if options.cache is None else options.cache, comparison)
     document = {"method": options.chosen, "overrides": list(options.words), **comparison.document(probed)}
     write_document(options.json, document)
     if options.out is not None:
         write_document(options.out / f"{options.chosen}.json", document)
     return 0
+
+
+def _keep_episodes(folder: Path, comparison: Comparison) -> None:
+    """Few-shot's episodes beside the features that they are places of, under a name of their content."""
+    episodes = comparison.trained.details.get("few_shot")
+    if episodes is not None:
+        text = json.dumps(episodes, indent=1) + "\n"
+        path = folder / f"episodes_{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        write_file(path, text)
+        note(f"episodes: {path}; episodes={path} repeats them")
 
 
 def parted(words: Sequence[str]) -> tuple[list[str], list[str]]:

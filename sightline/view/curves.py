@@ -12,6 +12,8 @@ __all__ = ["curves_of"]
 _OWN = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})
 """Keys that are no curve of their own: what a line is about, and what only ever grows or stays."""
 _COLUMNS = 3
+_SHARE = "_of_chance"
+"""How the names of losses as shares of chance end."""
 
 Line = Mapping[str, Any]
 
@@ -19,8 +21,8 @@ Line = Mapping[str, Any]
 def curves_of(runs: Mapping[str, Sequence[Line]]) -> str:
     """An SVG with a panel for each loss and each metric, with a curve for each run and split.
 
-    A training loss stands against its level of chance where the run tells it; that of an evaluation, whose batches are
-    of another size, is another. A number that is null is left out.
+    A training loss stands against its level of chance where the run tells it, and its share of that against 1; that of
+    an evaluation, whose batches are of another size, is another. A number that is null is left out.
     """
     lines = [line for each in runs.values() for line in each]
     names = list(dict.fromkeys(name for line in lines for name in line if _is_curve(name)))
@@ -31,7 +33,7 @@ def curves_of(runs: Mapping[str, Sequence[Line]]) -> str:
 
 
 def _is_curve(name: str) -> bool:
-    return name not in _OWN and name != "chance" and not name.startswith("time_s/") and not name.endswith("_of_chance")
+    return name not in _OWN and name != "chance" and not name.startswith("time_s/")
 
 
 def _panel(name: str, runs: Mapping[str, Sequence[Line]]) -> Panel:
@@ -39,8 +41,11 @@ def _panel(name: str, runs: Mapping[str, Sequence[Line]]) -> Panel:
     for run, lines in runs.items():
         for split in dict.fromkeys(line["split"] for line in lines):
             series.append(_series(f"{run} {split}".strip(), name, (line for line in lines if line["split"] == split)))
+        chance = f"{run} train, chance".strip()
         if name.startswith("loss/") and name != "loss/total":
-            series.append(_series(f"{run} train, chance".strip(), "chance", lines))
+            series.append(_series(chance, "chance", lines))
+        elif name.endswith(_SHARE):
+            series.append(Series(chance, tuple((line["step"], 1.0) for line in lines if line.get(name) is not None)))
     return Panel(name, "step", tuple(each for each in series if each.points), x_scale="linear", y_scale="linear")
 
 

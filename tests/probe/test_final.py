@@ -90,6 +90,15 @@ def test_a_model_that_cannot_be_probed_ends_its_run_all_the_same(
     assert told in reason
 
 
+def test_the_figure_stands_beside_what_guessing_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve classes, and as many of each."""
+    said: list[str] = []
+    monkeypatch.setattr(final_probe, "note", said.append)
+    run = train_thin(tmp_path)
+    assert "probe_svm_accuracy: guessing gets 0.0833, always the largest class 0.0833" in said
+    assert said[-1] == f"what random weights get beside it: sightline probe {run}"
+
+
 def test_a_cloud_that_one_process_cannot_read_is_a_fault_on_all() -> None:
     with pytest.raises(DataError, match=r"^cloud 7 is broken$"), faults_shared(second("cloud 7 is broken")):
         pass

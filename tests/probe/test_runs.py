@@ -277,6 +277,9 @@ def test_chance_and_random_weights_always_stand_beside(copy: Path) -> None:
     assert document["chance"]["uniform_guess"] == pytest.approx(1 / 12)
     assert "random (seed 1, 2)" in outcome.out
     assert "chance" in outcome.out
+    told = document["features"]
+    assert f"{told['width']:.0f} wide, mean norm {told['mean_norm']:.4g}, deviation of a dimension" in outcome.err
+    assert f"{told['dead_share']:.1%} never change; random weights (seed 1, 2): mean norm " in outcome.err
     assert "transforms.evaluate two_views" in outcome.err
 
 
@@ -285,8 +288,11 @@ def test_few_shot_episodes_are_repeated_from_the_document(copy: Path) -> None:
     first, _ = probe(copy, *words)
     assert set(first["metrics"]) >= {"fewshot_3w2s", "fewshot_3w2s_std", "fewshot_3w3s_test_queries"}
     kept = shutil.copy(copy.parent / "probe.json", copy.parent / "kept.json")
-    again, _ = probe(copy, "--method", "few-shot", f"episodes={kept}")
-    assert again["metrics"] == first["metrics"]
+    (beside,) = (copy / "features").glob("episodes_*.json")
+    for file in (kept, beside):
+        again, outcome = probe(copy, "--method", "few-shot", f"episodes={file}")
+        assert again["metrics"] == first["metrics"]
+    assert f"episodes={beside} repeats them" in outcome.err
 
 
 def test_out_writes_the_document(copy: Path) -> None:

@@ -116,6 +116,11 @@ def test_a_run_with_images_tells_of_both_losses_and_of_what_was_learnt(runs: dic
     for line in lines:
         assert line["loss/total"] == pytest.approx(line["loss/intra_modal"] + 2 * line["loss/cross_modal"])
         assert line["cross_modal_of_chance"] == pytest.approx(line["loss/cross_modal"] / line["chance"])
+    drawn = run_here("curves", runs["one_with_images"])
+    assert drawn.code == 0, drawn.err
+    picture = (runs["one_with_images"] / "curves.svg").read_text()
+    for title in ("loss/cross_modal", "cross_modal_of_chance", "cross_alignment", "uniformity", "train, chance"):
+        assert f">{title}<" in picture, title
     final = json.loads((runs["one_with_images"] / "final.json").read_text())["metrics"]
     assert {"alignment", "uniformity", "cross_alignment", "cross_uniformity", "probe_svm_accuracy"} <= final.keys()
 

@@ -56,8 +56,31 @@ def legend(svg: str) -> list[str]:
 
 def test_losses_come_first_and_stand_against_chance() -> None:
     svg = curves_of({"": LINES})
-    assert titles(svg) == ["loss/intra", "loss/total", "lr", "alignment"]
+    assert titles(svg) == ["loss/intra", "loss/total", "lr", "intra_of_chance", "alignment"]
     assert legend(svg) == ["train", "train, chance", "validation"]
+
+
+def heights(svg: str, title: str) -> list[list[float]]:
+    """The curves of a panel in its own units, read off its axis of even steps."""
+    for group in ET.fromstring(svg).iter(f"{SVG}g"):
+        texts = list(group.iter(f"{SVG}text"))
+        if texts[0].text == title:
+            ticks = [(float(t.get("y", "")) - 4, float(t.text or "")) for t in texts if t.get("text-anchor") == "end"]
+            (low, first), (high, last) = ticks[0], ticks[-1]
+            lines = (line.attrib["points"].split() for line in group.iter(f"{SVG}polyline"))
+            return [
+                [first + (float(p.split(",")[1]) - low) / (high - low) * (last - first) for p in line] for line in lines
+            ]
+    raise AssertionError(f"no panel {title}")
+
+
+def test_the_line_of_chance_lies_at_its_level() -> None:
+    """3.4 beside the losses 3 and 1; 1 beside their shares 0.9 and 0.3."""
+    svg = curves_of({"": LINES})
+    train, chance = heights(svg, "loss/intra")
+    assert (train, chance) == (pytest.approx([3.0, 1.0], abs=0.01), pytest.approx([3.4, 3.4], abs=0.01))
+    train, chance = heights(svg, "intra_of_chance")
+    assert (train, chance) == (pytest.approx([0.9, 0.3], abs=0.01), pytest.approx([1.0, 1.0], abs=0.01))
 
 
 def test_runs_are_told_apart_by_name() -> None:
