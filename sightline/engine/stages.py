@@ -69,8 +69,11 @@ def augmented_otherwise(source: Mapping[str, Any], here: Mapping[str, Any]) -> l
     theirs, ours = source["augmentations"], here["augmentations"]
     if theirs == ours:
         return []
-    sides = (f"{told(blocks)} in {_called(stage)}" for blocks, stage in ((theirs, source), (ours, here)))
-    return [f"the training transforms of points: {', '.join(sides)}"]
+    names = _called(source), _called(here)
+    own = [each for each in theirs if each not in ours], [each for each in ours if each not in theirs]
+    if not any(own):
+        return [f"training transforms of points: the same in another order in {names[0]} and in {names[1]}"]
+    return [f"training transforms of points: {told(own[0])} in {names[0]} alone, {told(own[1])} in {names[1]} alone"]
 
 
 def differences(

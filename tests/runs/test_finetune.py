@@ -121,8 +121,8 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
         "pre_dgcnn: 30 of 45 tensors",
         "rates: edges.0",
         "until epoch 1",
-        "stages: the training transforms of points: rotate {",
-        "none in fine (synthetic_shapes)",
+        "stages: training transforms of points: rotate {",
+        "in dgcnn (synthetic_shapes) alone, none in fine (synthetic_shapes) alone",
     ):
         assert line in done.err, line
         assert line in log, line
