@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, update_wrapper
@@ -19,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Compiled", "compiled", "in_threads", "suits"]
+__all__ = ["Compiled", "compiled", "compiling_s", "in_threads", "suits"]
+
+_spent = threading.local()
 
 
 class Compiled:
@@ -27,14 +31,20 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.plain = function
-        self._machine_code: Callable[..., Any] | None = None
+        self._machine_code: Any = None
         update_wrapper(self, function)
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.machine_code(*arguments)
+        started = time.thread_time()
+        code = self.machine_code
+        known = len(code.overloads)
+        result = code(*arguments)
+        if len(code.overloads) > known:  # this call has also compiled, or read what an earlier process compiled
+            _spent.seconds = compiling_s() + time.thread_time() - started
+        return result
 
     @property
-    def machine_code(self) -> Callable[..., Any]:
+    def machine_code(self) -> Any:
         """What numba made of it. Kernels that it calls by name are compiled into it.
 
         They have to stand in the same file: numba's copy on disk is made anew when that file changes, and no other.
@@ -56,6 +66,12 @@ class Compiled:
 def compiled(function: Callable[..., Any]) -> Compiled:
     """Marks a kernel. No fast-math: sums are taken in the order written, so that every machine rounds alike."""
     return Compiled(function)
+
+
+def compiling_s() -> float:
+    """The processor time that this thread has spent in first calls of kernels, which compile: once on a machine."""
+    seconds: float = getattr(_spent, "seconds", 0.0)
+    return seconds
 
 
 def suits(*tensors: Tensor) -> bool:

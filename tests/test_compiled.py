@@ -46,6 +46,22 @@ def test_a_kernel_gives_what_its_plain_form_gives(threads: int) -> None:
     np.testing.assert_allclose(found, plain, rtol=1e-15)
 
 
+def test_the_time_of_compiling_is_that_of_first_calls_alone() -> None:
+    """A call with other types compiles again; one with known types does not, whatever it takes."""
+    values, total = np.ones((5, 2)), np.zeros(5)
+
+    @compiled.compiled
+    def add_columns(first, last, values, total):  # type: ignore[no-untyped-def]
+        for row in range(first, last):
+            total[row] = values[row, 0] + values[row, 1]
+
+    spent = [compiled.compiling_s()]
+    for given in (values, values, values.astype(np.float32)):
+        add_columns(0, 5, given, total)
+        spent.append(compiled.compiling_s())
+    assert spent[0] < spent[1] == spent[2] < spent[3]
+
+
 @pytest.mark.parametrize("failing_row", [0, 9])
 def test_an_error_in_any_part_is_raised_after_all_have_ended(failing_row: int, threads: int) -> None:
     seen = np.zeros(10, dtype=np.int64)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.checks import suite
+from sightline.checks import rehearsal, suite
 from sightline.checks.finding import Finding, Place
 from sightline.checks.merge import agree, from_dict, merge
 from sightline.checks.rehearsal import rehearse
@@ -221,6 +221,7 @@ def test_random_states_and_flags_are_put_back(tmp_path: Path) -> None:
 def test_codes_are_stable() -> None:
     """Scripts and configs name these; a code that goes, or changes, breaks them."""
     assert [each.code for each in all_checks()] == [
+        "batch-statistics",
         "checkpoint-match",
         "empty-loader",
         "negatives",
@@ -349,6 +350,20 @@ def test_the_sample_shrinks_before_a_step_is_given_up(
     assert found.stage.startswith(stage)
     assert found.seen_outputs["logits"].shape == (sizes[-1][0], num_classes)
     assert bool(found.skipped) == (stage == "out")
+
+
+def test_compiling_on_the_way_makes_no_model_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty turns of work, all in a kernel's first call: the run after an installation is checked like any other."""
+    clock = [0.0]
+    built = make(tmp_path)
+    model = Slow(clock, len(built.data.facts["class_names"]))
+    built = with_model(built, model)
+    monkeypatch.setattr(Slow, "__deepcopy__", lambda self, memo: shared_clock(self), raising=False)
+    monkeypatch.setattr("time.thread_time", lambda: clock[0])
+    monkeypatch.setattr(rehearsal, "compiling_s", lambda: min(clock[0], 20.0))
+    found = rehearse(built.job, torch.device("cpu"), forward_s=10)
+    assert model.passes == [(4, True)]
+    assert found.stage == "done"
 
 
 def shared_clock(model: Slow) -> Slow:
