@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/svm_probe.py [FEATURES] [--rows 1500] [--json FILE]
 
 FEATURES is the folder of a probed run (`RUN/features`), of which the oldest training and test part are taken, those of
-the run's own weights; without it 9,843 and 2,468 made-up features of width 2,048 and 40 classes. Bars, in CPU-seconds: 2 to read them again, 120 for
-the SVM of plain features with six values of C in five folds. The ratio is that of `GridSearchCV(SVC(kernel="linear"))`
-with the same folds and values of C to ours, on the first `--rows` of them, and both must validate every C alike.
+the run's own weights; without it 9,843 and 2,468 made-up features of width 2,048 and 40 classes. Bars, in CPU-seconds:
+2 to read them again, 120 for the SVM of plain features with six values of C in five folds. The ratio is that of
+`GridSearchCV(SVC(kernel="linear"))` with the same folds and values of C to ours, on `--rows` of them, and both must
+validate every C alike.
 """
 
 from __future__ import annotations
