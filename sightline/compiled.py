@@ -12,8 +12,9 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, update_wrapper
 from types import FunctionType
 from typing import Any
@@ -21,9 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Compiled", "compiled", "compiling_s", "in_threads", "suits"]
-
-_spent = threading.local()
+__all__ = ["Compiled", "compiled", "in_threads", "suits", "working_s"]
 
 
 class Compiled:
@@ -31,27 +30,23 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.plain = function
-        self._machine_code: Any = None
+        self._machine_code: Callable[..., Any] | None = None
         update_wrapper(self, function)
 
     def __call__(self, *arguments: Any) -> Any:
-        started = time.thread_time()
-        code = self.machine_code
-        known = len(code.overloads)
-        result = code(*arguments)
-        if len(code.overloads) > known:  # this call has also compiled, or read what an earlier process compiled
-            _spent.seconds = compiling_s() + time.thread_time() - started
-        return result
+        return self.machine_code(*arguments)
 
     @property
-    def machine_code(self) -> Any:
+    def machine_code(self) -> Callable[..., Any]:
         """What numba made of it. Kernels that it calls by name are compiled into it.
 
         They have to stand in the same file: numba's copy on disk is made anew when that file changes, and no other.
         """
         if self._machine_code is None:
-            import numba
+            with _compiling().timed():
+                import numba
 
+            _listen()
             called = {
                 name: value.machine_code
                 for name in self.plain.__code__.co_names
@@ -68,10 +63,59 @@ def compiled(function: Callable[..., Any]) -> Compiled:
     return Compiled(function)
 
 
-def compiling_s() -> float:
-    """The processor time that this thread has spent in first calls of kernels, which compile: once on a machine."""
-    seconds: float = getattr(_spent, "seconds", 0.0)
-    return seconds
+def working_s() -> float:
+    """This thread's processor time but for importing numba and compiling kernels: what a computation takes by itself.
+
+    Kernels are compiled once on a machine, so a first run after an installation takes no more of it than others.
+    """
+    return time.thread_time() - _compiling().seconds
+
+
+class _Compiling(threading.local):
+    """What a thread has spent on compiling, kernels that a kernel calls within it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.depth = 0
+        self.started = 0.0
+
+    def begin(self) -> None:
+        self.depth += 1
+        if self.depth == 1:
+            self.started = time.thread_time()
+
+    def end(self) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            self.seconds += time.thread_time() - self.started
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
+
+
+@cache
+def _compiling() -> _Compiling:
+    return _Compiling()
+
+
+@cache
+def _listen() -> None:
+    """Have numba tell when it begins and ends to compile; reading what it kept on disk, and running, are no part."""
+    from numba.core import event
+
+    class Listener(event.Listener):  # type: ignore[misc]
+        def on_start(self, event: Any) -> None:
+            _compiling().begin()
+
+        def on_end(self, event: Any) -> None:
+            _compiling().end()
+
+    event.register("numba:compile", Listener())
 
 
 def suits(*tensors: Tensor) -> bool:

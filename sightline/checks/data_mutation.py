@@ -19,6 +19,7 @@ from sightline.checks.finding import Finding, Place
 from sightline.checks.owned import generators_of, kept_generators, owned
 from sightline.checks.suite import Context, check
 from sightline.checks.survey import distinct_parts, name_sample
+from sightline.compiled import working_s
 from sightline.data.leaves import array_of, leaves
 from sightline.engine.build import Part
 from sightline.engine.records import kept_random_state
@@ -75,9 +76,9 @@ class _Reads:
     def __init__(self, part: Part, seed: int) -> None:
         self.part = part
         self._generators = generators_of(part)
-        started, began = time.thread_time(), time.perf_counter()
+        started, began = working_s(), time.perf_counter()
         first = self.read(SampleKey(int(part.indices[0]), 0, seed))
-        share = max((time.thread_time() - started) / _MOST_SECONDS, (time.perf_counter() - began) / _MOST_WAITED)
+        share = max((working_s() - started) / _MOST_SECONDS, (time.perf_counter() - began) / _MOST_WAITED)
         num_bytes = sum(tensor.nbytes for tensor in first.values())
         limits = (_MOST_SAMPLES, _MOST_BYTES // max(1, num_bytes), int(1 / (_NUM_READS * share)))
         count = max(2, min(limits))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sightline.checks.oracles.graph import last_operation
-from sightline.compiled import compiling_s
+from sightline.compiled import working_s
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import hold_still
@@ -130,16 +129,15 @@ class Rehearsal:
 def rehearse(job: Job, device: torch.device, *, forward_s: float = math.inf) -> Rehearsal:
     """Forward and backward on four samples of the first step; on more where a parameter got no gradient.
 
-    Where a forward pass needs more than `forward_s` of this thread's own time, which other load leaves as it is and in
-    which compiling kernels does not count, two samples are tried, and then a forward pass alone of one in evaluation
-    mode: `stage` and `skipped` say so.
+    Where a forward pass needs more than `forward_s` of this thread's own time, which other load and compiling leave as
+    it is, two samples are tried, and then a forward pass alone of one in evaluation mode: `stage` and `skipped` say so.
     """
     for num_samples in (NUM_SAMPLES, _FEWEST_SAMPLES):
         try:
-            return _rehearse(job, device, num_samples, _own_time() + forward_s)
+            return _rehearse(job, device, num_samples, working_s() + forward_s)
         except _OutOfTimeError:
             continue
-    result = _look(job, device, _own_time() + forward_s)
+    result = _look(job, device, working_s() + forward_s)
     result.stage, result.skipped = (
         "out of time",
         f"a forward pass of {_FEWEST_SAMPLES} samples needs over {forward_s:g} s of processor time",
@@ -147,13 +145,8 @@ def rehearse(job: Job, device: torch.device, *, forward_s: float = math.inf) -> 
     return result
 
 
-def _own_time() -> float:
-    """This thread's processor time but for compiling kernels: the first run after an installation is no slow model."""
-    return time.thread_time() - compiling_s()
-
-
 def _rehearse(job: Job, device: torch.device, num_samples: int, deadline: float) -> Rehearsal:
-    started = _own_time()
+    started = working_s()
     result = Rehearsal(copy_of(job.model), {})
     keys = keys_of(job, step=0)
     watch = _Watch(result, deadline)
@@ -170,7 +163,7 @@ def _rehearse(job: Job, device: torch.device, num_samples: int, deadline: float)
     finally:
         result.outputs, result.output_reads, result.ends = watch.outputs, watch.output_reads, watch.ends
         watch.remove()
-    result.seconds = _own_time() - started
+    result.seconds = working_s() - started
     return result
 
 
@@ -268,7 +261,7 @@ def _more_passes(job: Job, result: Rehearsal, keys: list[SampleKey], device: tor
     result.stage = "further micro-batches"
     pieces = [keys[start : start + NUM_SAMPLES] for start in range(0, len(keys), NUM_SAMPLES)] or [[]]
     while _is_waiting(result) and result.num_tries < _MOST_TRIES:
-        if _own_time() - started > _MOST_SECONDS:
+        if working_s() - started > _MOST_SECONDS:
             return
         piece = pieces[(result.num_tries - 1) % len(pieces)]
         batch = read(job, piece, device) if len(piece) == NUM_SAMPLES else result.batch
@@ -351,7 +344,7 @@ class _Watch:
 
     def _enter(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any) -> None:
-            if _own_time() > self._deadline:
+            if working_s() > self._deadline:
                 raise _OutOfTimeError
             if not self._stack:
                 self._readers.__enter__()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from sightline.checks.finding import Finding, Place, Severity
 from sightline.checks.suite import Context, check
 from sightline.checks.survey import spread_keys
+from sightline.compiled import working_s
 from sightline.config import RunConfig
 from sightline.data.reading import BatchReader
 from sightline.engine.build import Part, build_transforms
@@ -84,7 +84,7 @@ def inputs_of(part: Part, config: RunConfig, *, is_training: bool = False) -> In
     clouds: list[np.ndarray] = []
     labels: list[int] = []
     sizes: list[float] = []
-    started = time.thread_time()
+    started = working_s()
     for keys in _pieces(part, config.seed, one_by_one=is_ragged):
         try:
             batch = reader(keys)
@@ -99,7 +99,7 @@ def inputs_of(part: Part, config: RunConfig, *, is_training: bool = False) -> In
         clouds += [cloud for cloud, is_whole in zip(found, is_finite, strict=True) if is_whole]
         labels += [label for label, is_whole in zip(classes, is_finite, strict=True) if is_whole]
         sizes += [_size(cloud[:, :3]) for cloud in given if len(cloud) and np.isfinite(cloud[:, :3]).all()]
-        if time.thread_time() - started > _MOST_SECONDS:
+        if working_s() - started > _MOST_SECONDS:
             break
     name = f"{config.data.name}/{part.split}"
     return Inputs(part.dataset.info, name, tuple(clouds), tuple(labels), tuple(sizes))

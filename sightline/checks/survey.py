@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.compiled import working_s
 from sightline.data.leaves import leaves
 from sightline.engine.build import Data, Part
 from sightline.types import Dataset, Sample, SampleKey
@@ -148,7 +149,7 @@ def survey_part(
 ) -> PartSurvey:
     """Up to 256 samples, evenly spread over the part, as the data set gives them; half a second of work at most."""
     result = PartSurvey(part)
-    started, began = time.thread_time(), time.perf_counter()
+    started, began = working_s(), time.perf_counter()
     for keys in _pieces(part, spread_keys(part, epoch=epoch, seed=seed, most_samples=most_samples)):
         try:
             samples = read_samples(part.dataset, keys)
@@ -158,7 +159,7 @@ def survey_part(
         for key, sample in zip(keys, samples, strict=True):
             _note(result, key.index, sample)
         waited = _MOST_WAITED / _MOST_SECONDS * most_seconds
-        if time.thread_time() - started > most_seconds or time.perf_counter() - began > waited:
+        if working_s() - started > most_seconds or time.perf_counter() - began > waited:
             break
     return result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from sightline.checks.oracles.recorded import examine_recorded, recording
 from sightline.checks.oracles.reduced import with_fewer_points
 from sightline.checks.oracles.rows import Row, file_of
 from sightline.checks.rehearsal import copy_of
+from sightline.compiled import working_s
 from sightline.config import RunConfig
 from sightline.engine.distributed import World
 from sightline.engine.train import Job
@@ -52,13 +52,13 @@ def examine(
 
 def examine_layers(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> list[Row]:
     """A row for each kind of layer of a model, on the CPU, that `run` puts a batch through. Statistics may change."""
-    started = time.thread_time()
+    started = working_s()
     step = _Step(model.train(), batch, run)
     found = []
     for names in step.kinds:
         module = step.modules[names[0]]
         row = Row(_told(module), names[0] or "(the whole model)", len(names), file=file_of(type(module)))
-        if time.thread_time() - started > _MOST_SECONDS:
+        if working_s() - started > _MOST_SECONDS:
             found.append(dataclasses.replace(row, note="no time was left"))
         elif is_known(module) or not step.is_read(names[0]):
             found.append(_tried(step, names[0], row))

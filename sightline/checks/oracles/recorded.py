@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from sightline.checks.oracles.own_references import own_reference
 from sightline.checks.oracles.references import array, off
 from sightline.checks.oracles.rows import DRIFT, Row
 from sightline.checks.survey import leaves
+from sightline.compiled import working_s
 
 __all__ = ["Call", "examine_recorded", "recording"]
 
@@ -77,9 +77,9 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
     groups = {f"input {path}": [tensor] for path, tensor in inputs.items()} | parameters
     evaluate = _evaluation(layer, args, kwargs, seed)
     outputs = evaluate()  # the first may have to compile
-    started = time.thread_time()
+    started = working_s()
     again = evaluate()
-    once = time.thread_time() - started
+    once = working_s() - started
     if not outputs or not groups:
         return dataclasses.replace(row, note="nothing of it is differentiated")
     if once > _MOST_SECONDS / 4:
