@@ -108,7 +108,7 @@ def _listen() -> None:
     """Have numba tell when it begins and ends to compile; reading what it kept on disk, and running, are no part."""
     from numba.core import event
 
-    class Listener(event.Listener):  # type: ignore[misc]
+    class Listener(event.Listener):
         def on_start(self, event: Any) -> None:
             _compiling().begin()
 

@@ -15,7 +15,7 @@ from sightline.engine import checkpoint
 from sightline.engine.checkpoint import MatchReport
 from sightline.engine.inputs import read_inputs
 from sightline.engine.run_documents import load_document
-from sightline.engine.stages import augmented_otherwise, differences, stage_of
+from sightline.engine.stages import differences, stage_of, training_differences
 from sightline.errors import UserError
 from sightline.types import DataInfo
 
@@ -32,9 +32,9 @@ def read_lineage(run: Path) -> dict[str, Any] | None:
 def trace_lineage(config: RunConfig, info: DataInfo, report: MatchReport) -> dict[str, Any]:
     """What `lineage.json` holds of a run with `init`: source, what of it was taken, both stages, how they differ.
 
-    `differences` are of what both evaluate on, `augmented_otherwise` of what they train on. `info` is that of the run's
-    own data. `source` is null, and `unknown` says why, where no run is around the checkpoint, or one whose data cannot
-    be told. `lineage` is the source's own.
+    `differences` are of what both evaluate on, `training_differences` of what they train on. `info` is that of the
+    run's own data. `source` is null, and `unknown` says why, where no run is around the checkpoint, or one whose data
+    cannot be told. `lineage` is the source's own.
     """
     assert config.init is not None, "only a run that starts from weights has a lineage"
     folder = checkpoint.find(Path(config.init.source)).resolve()
@@ -53,7 +53,7 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: MatchReport) -> dic
         "unknown": unknown,
         "here": here,
         "differences": [] if source is None else differences(source, here),
-        "augmented_otherwise": [] if source is None else augmented_otherwise(source, here),
+        "training_differences": [] if source is None else training_differences(source, here),
         "lineage": None if run is None else read_lineage(run),
     }
 

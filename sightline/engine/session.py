@@ -174,7 +174,7 @@ class Session:
         if built.lineage is not None:
             lines += [describe_lineage(built.lineage), f"init from {built.lineage['from']}: {built.init_report}"]
             lines += [f"stages: {built.lineage['unknown']}"] if built.lineage["unknown"] else []
-            lines += [f"stages: {line}" for line in built.lineage["augmented_otherwise"]]
+            lines += [f"stages: {line}" for line in built.lineage["training_differences"]]
         return lines + tell_rates(built.rates)
 
     # --- the run ----------------------------------------------------------------------------------------------------

@@ -8,12 +8,12 @@ from typing import Any
 
 from sightline import registry
 from sightline.config import RunConfig
-from sightline.config.show import to_plain
+from sightline.config.show import show_inline, to_plain
 from sightline.engine.blocks import encoder_of_clouds, graph_of
 from sightline.geometry.neighbours import neighbours_in_proportion
 from sightline.types import Component, DataInfo
 
-__all__ = ["augmented_otherwise", "blocks_inside", "differences", "stage_of", "told"]
+__all__ = ["blocks_inside", "differences", "makes_pairs", "read_by", "stage_of", "told", "training_differences"]
 
 _COMPARED = {
     "up_axis": "the up axis",
@@ -34,11 +34,11 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
     `num_points` and `is_in_unit_sphere` are what the set states and evaluation transforms make of it. `transforms` are
     those of evaluation that change points in another way; where they make pairs of views, the views belong to the
     method and are not listed. `neighbours` are those that each of these points has in the graph of the encoder.
-    `augmentations` are the training transforms that change points in any way, those of the views of a pair included,
-    `image_transforms` those of images.
+    `training` are the training transforms of points, those of the views of a pair included, `training_images` those of
+    images.
     """
     form = info.clouds
-    blocks, augmenting = (list(blocks_inside(each)) for each in (config.transforms.evaluate, config.transforms.train))
+    blocks, training = (list(blocks_inside(each)) for each in (config.transforms.evaluate, config.transforms.train))
     builders = [registry.transforms.entry(block).builder for block in blocks]
     counts = [block.arguments["num_points"] for block in blocks if "num_points" in block.arguments]
     is_moved = any(getattr(builder, "makes_unit_sphere", False) for builder in builders)
@@ -55,25 +55,34 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
         "is_in_unit_sphere": True if is_moved else None if form is None else form.unit_sphere != "none",
         "features": list(info.features),
         "transforms": [to_plain(block) for block in config.transforms.evaluate if _changes_points(block)],
-        "augmentations": [to_plain(block) for block in augmenting if _augments(block)],
-        "image_transforms": [to_plain(block) for block in augmenting if "image" in _read_by(block)],
+        "training": [to_plain(block) for block in training if _reads_points(block)],
+        "training_images": [to_plain(block) for block in training if "image" in read_by(block)],
         "encoder": encoder_of_clouds(config.model),
     }
 
 
-def augmented_otherwise(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def training_differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """A line where two stages train on points that are changed in other ways; often meant, so no fault.
 
     A network that never saw a turned cloud will not know one: this names what the one saw and the other did not.
     """
-    theirs, ours = source["augmentations"], here["augmentations"]
+    theirs, ours = source["training"], here["training"]
     if theirs == ours:
         return []
     names = _called(source), _called(here)
-    own = [each for each in theirs if each not in ours], [each for each in ours if each not in theirs]
+    own = _without(theirs, ours), _without(ours, theirs)
     if not any(own):
         return [f"training transforms of points: the same in another order in {names[0]} and in {names[1]}"]
     return [f"training transforms of points: {told(own[0])} in {names[0]} alone, {told(own[1])} in {names[1]} alone"]
+
+
+def _without(blocks: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """The blocks that are left once each of the others has taken one like it away."""
+    left = list(blocks)
+    for other in others:
+        if other in left:
+            left.remove(other)
+    return left
 
 
 def differences(
@@ -126,28 +135,33 @@ def blocks_inside(blocks: Sequence[Component]) -> Iterator[Component]:
             yield from blocks_inside([each for each in inner if isinstance(each, Component)])
 
 
-def _changes_points(block: Component) -> bool:
-    builder: Any = registry.transforms.entry(block).builder
-    is_counted = getattr(builder, "makes_unit_sphere", False) or "num_points" in block.arguments
-    return _augments(block) and not is_counted
-
-
-def _augments(block: Component) -> bool:
-    """Whether a transform reads points, and does not make the pairs of a method of them."""
-    makes_pairs = "other_points" in getattr(registry.transforms.entry(block).builder, "adds", {})
-    return "points" in _read_by(block) and not makes_pairs
-
-
-def _read_by(block: Component) -> Collection[str]:
+def read_by(block: Component) -> Collection[str]:
+    """The parameters of a transform's call: the fields that it takes, and `draws` and `self`."""
     builder: Any = registry.transforms.entry(block).builder
     return inspect.signature(builder.__call__).parameters
 
 
+def makes_pairs(block: Component) -> bool:
+    """Whether a transform makes the two clouds of a pair of one."""
+    return "other_points" in getattr(registry.transforms.entry(block).builder, "adds", {})
+
+
+def _reads_points(block: Component) -> bool:
+    return "points" in read_by(block) and not makes_pairs(block)
+
+
+def _changes_points(block: Component) -> bool:
+    """Whether a transform changes points in another way than their number and where they lie as a whole."""
+    builder: Any = registry.transforms.entry(block).builder
+    is_told = getattr(builder, "makes_unit_sphere", False) or "num_points" in block.arguments
+    return _reads_points(block) and not is_told
+
+
 def told(value: Any) -> str:
-    """A plain value in words: lists by their items, a block as `name {argument: value}`."""
+    """A plain value in words: lists by their items, a block as `name {argument: value}`, its arguments as YAML."""
     if isinstance(value, list):
         return ", ".join(map(told, value)) if value else "none"
     if isinstance(value, dict):
-        arguments = ", ".join(f"{key}: {item}" for key, item in value.items() if key != "name")
+        arguments = ", ".join(f"{key}: {show_inline(item)}" for key, item in value.items() if key != "name")
         return f"{value['name']} {{{arguments}}}" if arguments else str(value["name"])
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from sightline.config.show import to_plain
 from sightline.engine.build import Part, build_model, build_part
 from sightline.engine.distributed import World
 from sightline.engine.records import kept_random_state
-from sightline.engine.stages import blocks_inside
+from sightline.engine.stages import blocks_inside, makes_pairs, read_by
 from sightline.probe.cache import FeatureCache, weights_digest
 from sightline.probe.code import plugins_of, source_sha256
 from sightline.probe.features import Features, extract, faults_shared, label_key
@@ -114,7 +113,7 @@ def open_data(config: RunConfig) -> ProbedData:
     left_out = tuple(each.name for each in config.transforms.evaluate if _serves_pairs(each))
     normalising = _with_norms(config.transforms.evaluate)
     config = dataclasses.replace(config, transforms=dataclasses.replace(config.transforms, evaluate=kept))
-    if not any("image" in _inputs_of(each) for each in kept):
+    if not any("image" in read_by(each) for each in kept):
         config = dataclasses.replace(config, data=_without_views(config.data))
     train = build_part(config, "train")
     form = train.dataset.info.clouds
@@ -214,8 +213,7 @@ def _digest_of(part: Part) -> str:
 
 def _serves_pairs(component: Component) -> bool:
     """Whether a transform makes the pairs of contrastive learning, or changes nothing but their images."""
-    builder: Any = registry.transforms.entry(component).builder
-    return "other_points" in getattr(builder, "adds", {}) or _inputs_of(component) <= _OF_PAIRS
+    return makes_pairs(component) or set(read_by(component)) <= _OF_PAIRS
 
 
 def _with_norms(blocks: Sequence[Component]) -> tuple[Component, ...]:
@@ -235,11 +233,6 @@ def _with_norms(blocks: Sequence[Component]) -> tuple[Component, ...]:
 
 def _brings_into_unit_sphere(component: Component) -> bool:
     return bool(getattr(registry.transforms.entry(component).builder, "makes_unit_sphere", False))
-
-
-def _inputs_of(component: Component) -> set[str]:
-    builder: Any = registry.transforms.entry(component).builder
-    return set(inspect.signature(builder.__call__).parameters)
 
 
 def _without_views(component: Component) -> Component:

@@ -51,7 +51,7 @@ _SUFFIXES: Mapping[str, str] = {
 
 _ORDER = ("probe_svm", "fewshot", "by_hand", "part")
 
-_OF_OURS = ("arguments", "overrides", "parts")
+_OF_OURS = ("arguments", "overrides", "parts config")
 """What the command line says, which no published row could."""
 _UNSAID = "not said"
 _ABOUT = (
@@ -86,7 +86,7 @@ def published_rows(names: Sequence[str]) -> list[Row]:
             who=row["who"],
             source=row["source"],
             data=row["data"],
-            protocol=document["protocols"].get(row.get("as"), {}) | row["protocol"],
+            protocol=(document["protocols"][row["as"]] if "as" in row else {}) | row["protocol"],
             metrics=row["metrics"],
             remarks=(f"unverified: {row['unverified']}",) if row["unverified"] else (),
         )
@@ -123,10 +123,10 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
         "losses": told(to_plain(learnt.losses)),
         "encoder": stage["encoder"]["name"],
         "image encoder": next(
-            (block.name for kind, block in blocks_within("models", learnt.model) if kind == "image_encoders"), None
+            (block.name for kind, block in blocks_within("models", learnt.model) if kind == "image_encoders"), "none"
         ),
-        "training transforms of points": told(stage["augmentations"]),
-        "training transforms of images": told(stage["image_transforms"]) if stage["image_transforms"] else None,
+        "training transforms of points": told(stage["training"]),
+        "training transforms of images": told(stage["training_images"]),
         "number format": learnt.train.precision,
         "pairs per step": learnt.train.batch_size if is_contrast else "no pairs: trained with labels",
         "negatives of": ("all processes" if gathered else "one process") if is_contrast else None,
@@ -151,7 +151,9 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
 def differences(ours: Row, theirs: Row) -> list[str]:
     """Where two protocols differ, in words; what one side says and the other does not is a difference too."""
     names = [*ours.protocol, *(name for name in theirs.protocol if name not in ours.protocol)]
-    pairs = [(name, ours.protocol.get(name), theirs.protocol.get(name)) for name in names if name not in _OF_OURS]
+    are_of_parts = PARTS in ours.metrics and PARTS in theirs.metrics
+    compared_by = [n for n in names if n not in _OF_OURS and (are_of_parts or not n.startswith("parts "))]
+    pairs = [(name, ours.protocol.get(name), theirs.protocol.get(name)) for name in compared_by]
     return [f"{name}: {_told(here)} here, {_told(there)} there" for name, here, there in pairs if here != there]
 
 

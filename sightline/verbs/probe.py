@@ -99,21 +99,29 @@ def probe(options: Options) -> int:
         return 0
     comparison = compare(method, twins, probed.data.num_classes)
     show(probed, comparison)
-    _keep_episodes(probed.run / CACHE if options.cache is None else options.cache, comparison)
     document = {"method": options.chosen, "overrides": list(options.words), **comparison.document(probed)}
     write_document(options.json, document)
     if options.out is not None:
         write_document(options.out / f"{options.chosen}.json", document)
+    _keep_episodes(probed.run / CACHE if options.cache is None else options.cache, comparison)
     return 0
 
 
 def _keep_episodes(folder: Path, comparison: Comparison) -> None:
-    """Few-shot's episodes beside the features that they are places of, under a name of their content."""
+    """Few-shot's episodes beside the features that they are places of, under a name of their content.
+
+    A folder that takes no writes keeps none, which is told: the figures are there, and `--json` holds episodes too.
+    """
     episodes = comparison.trained.details.get("few_shot")
-    if episodes is not None:
-        text = json.dumps(episodes, indent=1) + "\n"
-        path = folder / f"episodes_{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    if episodes is None:
+        return
+    text = json.dumps(episodes, indent=1) + "\n"
+    path = folder / f"episodes_{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    try:
         write_file(path, text)
+    except (OSError, UserError):
+        note(f"episodes: not kept, {folder} takes no writes; --json FILE holds them, --cache DIR is another folder")
+    else:
         note(f"episodes: {path}; episodes={path} repeats them")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from typing import Any
 from sightline import registry
 from sightline.config import RunConfig
 from sightline.engine import checkpoint
-from sightline.engine.build import build, build_data, build_part
+from sightline.engine.build import build, build_data
 from sightline.engine.distributed import World, start_world
 from sightline.engine.lineage import evaluated_sha256
 from sightline.engine.precision import set_backends
+from sightline.engine.records import kept_random_state
 from sightline.engine.stages import stage_of
 from sightline.errors import CheckpointError, UserError
 from sightline.probe.measure import Comparison, compare
@@ -23,7 +25,7 @@ from sightline.probe.runs import Probed, Twins, open_run, twins_of
 from sightline.probe.suite import OWN_PARTS, PARTS, Row, compared, markdown_of, protocol_of, published_rows
 from sightline.types import Component
 from sightline.verbs import train as training
-from sightline.verbs.common import assert_writable, config_of, load_document, write_document, write_file
+from sightline.verbs.common import assert_writable, config_of, load_document, reread, write_document, write_file
 from sightline.verbs.fine_tuning import assert_same_source, from_scratch, from_source, handlers_kept
 from sightline.verbs.output import note, show_table
 from sightline.verbs.probe import Options, build_probe, parted
@@ -32,17 +34,26 @@ from sightline.verbs.probe_scale import with_scale
 __all__ = ["suite"]
 
 METHODS = ("few_shot", "svm")
-"""The one that refuses too few classes or samples comes first: the other takes minutes."""
+"""The one that refuses too few classes or samples comes first: the other takes minutes, and parts are learnt last."""
 NAME = "suite"
 _PARTS = "shapenet_part"
 
 
 @dataclass(frozen=True)
 class _Done:
-    """A run, what its probes said, and its row of the table."""
+    """A run's row of the table, and what its probes said."""
 
     row: Row
-    document: Mapping[str, Any]
+    probes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """How parts are learnt: the config, why weights do not fit it by run, and what the table says of it."""
+
+    config: RunConfig
+    misfits: Mapping[Path, str]
+    protocol: Mapping[str, Any]
 
 
 class _UnfinishedError(Exception):
@@ -63,7 +74,10 @@ def suite(options: Options) -> int:
     if (options.processes or 1) > 1:
         raise UserError("probe --suite: runs in one process; to extract features by several: probe RUN --processes N")
     if options.method is not None:
-        raise UserError(f"probe --suite: found --method {options.method}; the suite runs svm and few-shot")
+        raise UserError(
+            f"probe --suite: found --method {options.method}; the suite runs svm and few-shot, so leave it out, or "
+            "probe one run without --suite"
+        )
     if options.out is None:
         raise UserError("probe --suite: writes suite.md and suite.json; say where with --out DIR")
     if len({run.resolve() for run in options.runs}) < len(options.runs):
@@ -78,50 +92,56 @@ def suite(options: Options) -> int:
         for probe in probes.values():
             assert_fits(probe, len(probed.data.train.indices))
     assert_writable(options.out / f"{NAME}.md", option="--out")
-    misfits = {} if options.finetune is None else _misfits(options, opened)
+    parts = None if options.finetune is None else _parts_of(options, opened)
     done: list[_Done] = []
-    try:
-        scratch = {} if options.finetune is None else _fine_tuned(options, None)
-        for probed in opened:
-            done.append(_row(options, probed, probes, arguments, scratch, misfits.get(probed.run)))
-            _write(done, options.out)
-    except _UnfinishedError as error:
-        note(f"{len(done)} of {len(opened)} runs are done; {error}")
-        return error.code
-    _show(done, options)
-    return 0
+    for probed in opened:
+        done.append(_row(options, probed, probes, arguments, parts))
+        _write(done, options.out)
+    code = 0 if parts is None else _fine_tune(options, opened, done, parts)
+    if code == 0:
+        _show(done, options)
+    return code
 
 
 def _row(
-    options: Options,
-    probed: Probed,
-    probes: Mapping[str, Probe],
-    arguments: Sequence[str],
-    scratch: Mapping[str, float],
-    misfit: str | None,
+    options: Options, probed: Probed, probes: Mapping[str, Probe], arguments: Sequence[str], parts: _Parts | None
 ) -> _Done:
-    """A run's row: its probes, and where a config says so its figure on parts beside that from scratch.
-
-    `misfit` says why its weights do not fit that config; None where they do.
-    """
+    """A run's row as far as its probes go, and why it will have no figure on parts, where it will have none."""
     probed, documents, metrics, chance = _probe(probed, probes, options)
-    remarks = list(probed.notes)
-    if options.finetune is None:
-        remarks.append("not fine-tuned on parts: no --finetune CONFIG was given")
-    elif misfit is not None:
-        remarks.append(f"not fine-tuned on parts: {misfit}")
-    else:
-        metrics |= {**_fine_tuned(options, probed), **scratch}
+    overrides, _ = parted(options.words)
+    more = {"arguments": ", ".join(arguments)} if arguments else {}
+    more |= {"overrides": ", ".join(overrides)} if overrides else {}
+    misfit = "no --finetune CONFIG was given" if parts is None else parts.misfits.get(probed.run)
     row = Row(
         who=str(probed.run),
         source="this run",
         data=probed.data.config.data.name,
-        protocol={**protocol_of(probed, which=options.which, probes=probes), **_more(options, arguments)},
+        protocol=protocol_of(probed, which=options.which, probes=probes) | more,
         metrics=metrics,
         chance=chance,
-        remarks=tuple(remarks),
+        remarks=(*probed.notes, *([] if misfit is None else [f"not fine-tuned on parts: {misfit}"])),
     )
-    return _Done(row, {"run": str(probed.run), "metrics": metrics, "chance": chance, "probes": documents})
+    return _Done(row, documents)
+
+
+def _fine_tune(options: Options, opened: Sequence[Probed], done: list[_Done], parts: _Parts) -> int:
+    """Learn parts from scratch and from every run that fits, and add the figures to their rows; the exit code."""
+    assert options.out is not None, "checked before anything ran"
+    try:
+        scratch = _fine_tuned(options, parts, None)
+        for place, probed in enumerate(opened):
+            if probed.run in parts.misfits:
+                continue
+            row = done[place].row
+            figures = {**row.metrics, **_fine_tuned(options, parts, probed), **scratch}
+            done[place] = dataclasses.replace(
+                done[place], row=dataclasses.replace(row, metrics=figures, protocol={**row.protocol, **parts.protocol})
+            )
+            _write(done, options.out)
+    except _UnfinishedError as error:
+        note(f"probes of {len(done)} runs are done, the table is as far; {error}")
+        return error.code
+    return 0
 
 
 def _build(words: Sequence[str]) -> dict[str, Probe]:
@@ -155,12 +175,11 @@ def _probe(
     return probed, documents, metrics, chance
 
 
-def _fine_tuned(options: Options, probed: Probed | None) -> dict[str, float]:
+def _fine_tuned(options: Options, parts: _Parts, probed: Probed | None) -> dict[str, float]:
     """Both instance mIoU on parts of the last weights, from a run or from scratch; finished runs are kept."""
     assert options.finetune is not None, "only called with a config"
-    config = _parts_config(options)
     out = _place_of(options, probed)
-    given = from_scratch(config) if probed is None else [from_source(probed.checkpoint)]
+    given = from_scratch(parts.config) if probed is None else [from_source(probed.checkpoint)]
     if probed is not None:
         assert_same_source(out, probed.checkpoint)
     note(f"parts: {'from scratch' if probed is None else probed.run} -> {out}")
@@ -183,28 +202,14 @@ def _fine_tuned(options: Options, probed: Probed | None) -> dict[str, float]:
     return {f"{name}{suffix}": float(final[figure]) for name, figure in names.items()}
 
 
-def _misfits(options: Options, opened: Sequence[Probed]) -> dict[Path, str]:
-    """Why weights do not fit the config of `--finetune`, by run: known before anything trains.
+def _parts_of(options: Options, opened: Sequence[Probed]) -> _Parts:
+    """How parts are learnt, and which runs' weights do not fit: known before anything is computed.
 
-    Raises UserError where no run's do.
+    Raises UserError for a config that would not start from a run, or not report what the table holds, and where the
+    weights of no run fit.
     """
-    found = {}
-    data = build_data(_parts_config(options))
-    for probed in opened:
-        try:
-            build(_parts_config(options, from_source(probed.checkpoint)), World(), data=data)
-        except CheckpointError as error:
-            found[probed.run] = str(error)
-    if len(found) == len(opened):
-        raise UserError(f"--finetune {options.finetune}: fits no run; of the first: {next(iter(found.values()))}")
-    return found
-
-
-def _parts_config(options: Options, *overrides: str) -> RunConfig:
-    """The config of `--finetune`. Raises UserError where it would not start from a run, or not report what the table
-    holds."""
     assert options.finetune is not None, "only called with a config"
-    config, _ = config_of(options.finetune, overrides, options.plugins)
+    config, _ = config_of(options.finetune, (), options.plugins)
     if config.init is None:
         raise UserError(
             f"--finetune {options.finetune}: has no init, so nothing would be taken from a run; add "
@@ -215,7 +220,26 @@ def _parts_config(options: Options, *overrides: str) -> RunConfig:
         raise UserError(
             f"--finetune {options.finetune}: metrics {', '.join(names)} report no instance_miou; add {{name: part_iou}}"
         )
-    return config
+    data = build_data(config)
+    misfits = {}
+    for probed in opened:
+        source = from_source(probed.checkpoint)
+        try:
+            with kept_random_state():
+                build(reread(options.finetune, [source]), World(), data=data)
+        except CheckpointError as error:
+            misfits[probed.run] = str(error).removeprefix("command line: init.from: ")
+            note(f"{probed.run}: will not be fine-tuned on parts: {misfits[probed.run]}")
+    if len(misfits) == len(opened):
+        raise UserError(f"--finetune {options.finetune}: the weights of no run fit its model; of each it is told above")
+    protocol = {
+        "parts config": f"{options.finetune}, last weights, same seed",
+        "parts data": config.data.name,
+        "parts epochs": config.train.epochs,
+        "parts clouds per step": config.train.batch_size,
+        "parts points": stage_of(config, data.train.dataset.info)["num_points"],
+    }
+    return _Parts(config, misfits, protocol)
 
 
 def _place_of(options: Options, probed: Probed | None) -> Path:
@@ -225,24 +249,6 @@ def _place_of(options: Options, probed: Probed | None) -> Path:
         return options.out / "parts" / "scratch"
     text = f"{probed.checkpoint}\n{evaluated_sha256(checkpoint.find(probed.checkpoint))}"
     return options.out / "parts" / f"{probed.run.resolve().name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def _more(options: Options, words: Sequence[str]) -> dict[str, Any]:
-    """What the command line says of the protocol: other arguments of the probes, and how parts are learnt."""
-    told = {"arguments": ", ".join(words)} if words else {}
-    overrides, _ = parted(options.words)
-    told |= {"overrides": ", ".join(overrides)} if overrides else {}
-    if options.finetune is None:
-        return told
-    config = _parts_config(options)
-    points = build_part(config, "train").dataset.info
-    return told | {
-        "parts": f"{options.finetune}, last weights, same seed",
-        "parts data": config.data.name,
-        "parts epochs": config.train.epochs,
-        "parts clouds per step": config.train.batch_size,
-        "points of parts": stage_of(config, points)["num_points"],
-    }
 
 
 def _others(done: Sequence[_Done]) -> list[Row]:
@@ -256,7 +262,17 @@ def _write(done: Sequence[_Done], out: Path) -> None:
     rows, others = [each.row for each in done], _others(done)
     write_file(out / f"{NAME}.md", markdown_of(rows, others))
     document = {
-        "runs": [{**each.document, "protocol": dict(each.row.protocol)} for each in done],
+        "runs": [
+            {
+                "run": each.row.who,
+                "metrics": dict(each.row.metrics),
+                "chance": dict(each.row.chance),
+                "probes": each.probes,
+                "remarks": list(each.row.remarks),
+                "protocol": dict(each.row.protocol),
+            }
+            for each in done
+        ],
         "others": [
             {"who": r.who, "source": r.source, "data": r.data, "protocol": r.protocol, "metrics": r.metrics}
             for r in others

@@ -10,7 +10,7 @@ import pytest
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.engine.stages import differences, stage_of
+from sightline.engine.stages import differences, stage_of, training_differences
 from sightline.types import CloudForm, DataInfo, Field
 from tests.checks.planting import CONFIG, assert_healthy, caught
 from tests.command import run_here
@@ -88,6 +88,27 @@ def test_views_of_a_method_are_no_transform_of_its_data(tmp_path: Path) -> None:
     plain = stage(CloudForm(64), tmp_path=tmp_path)
     views = "{name: two_views, each: [{name: rotate}, {name: jitter}]}"
     assert differences(plain, stage(CloudForm(64), views, tmp_path=tmp_path)) == []
+
+
+def test_training_transforms_are_told_apart_one_by_one(tmp_path: Path) -> None:
+    """Of two alike that one stage has, the other's one takes one away; what stands in both is not told."""
+    jitter, scale = "{name: jitter, std: 0.5}", "{name: scale}"
+    stages = [trained(blocks, tmp_path) for blocks in ((jitter, scale, jitter), (scale, jitter), (jitter, scale))]
+    (told,) = training_differences(stages[0], stages[1])
+    assert told == (
+        "training transforms of points: jitter {std: 0.5, clip: 0.05} in stage (synthetic_shapes) alone, none in stage "
+        "(synthetic_shapes) alone"
+    )
+    (told,) = training_differences(stages[1], stages[2])
+    assert "the same in another order" in told
+    assert training_differences(stages[1], stages[1]) == []
+
+
+def trained(blocks: tuple[str, ...], tmp_path: Path) -> dict[str, object]:
+    path = tmp_path / "stage.yaml"
+    path.write_text(CONFIG)
+    config = read_config(path, [f"transforms.train=[{', '.join(blocks)}]"])
+    return stage_of(config, DataInfo({}, {"points": Field("points 3", "float32")}))
 
 
 def test_what_is_not_known_is_no_difference(tmp_path: Path) -> None:

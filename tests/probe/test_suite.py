@@ -123,7 +123,7 @@ def test_parts_are_learnt_from_every_run_that_fits_and_once_from_scratch(
 ) -> None:
     """By training itself: the figures are those of its folders, and what does not fit is told and trains nothing."""
     out = tmp_path / "out"
-    document, text, _ = suite(parts_runs, out, "--finetune", parts_config(tmp_path))
+    document, text, told_on_the_way = suite(parts_runs, out, "--finetune", parts_config(tmp_path))
     scratch = json.loads((out / "parts" / "scratch" / "final.json").read_text())["metrics"]
     assert not (out / "parts" / "scratch" / "lineage.json").exists()
     finals = []
@@ -136,12 +136,15 @@ def test_parts_are_learnt_from_every_run_that_fits_and_once_from_scratch(
         assert row["metrics"]["part_instance_miou_all_parts_scratch"] == scratch["instance_miou_all_parts"]
         finals.append(final)
     assert finals[0] != finals[1], "each starts from its own run"
-    assert not any(name.startswith("part_") for name in document["runs"][2]["metrics"])
+    misfit = document["runs"][2]
+    assert not any(name.startswith("part") for name in (*misfit["metrics"], *misfit["protocol"]))
     assert not list((out / "parts").glob("classes_*"))
-    assert f"- {parts_runs[2]}, synthetic_shapes: not fine-tuned on parts: " in text
+    (remark,) = [line for line in misfit["remarks"] if line.startswith("not fine-tuned on parts: ")]
+    assert f"- {parts_runs[2]}, synthetic_shapes: {remark}" in text
+    assert f"{parts_runs[2]}: will not be fine-tuned on parts: " in told_on_the_way
     assert document["others"] == [], "published figures are of other parts than those of synthetic_shapes"
     protocol = document["runs"][0]["protocol"]
-    assert (protocol["parts data"], protocol["parts epochs"], protocol["points of parts"]) == (
+    assert (protocol["parts data"], protocol["parts epochs"], protocol["parts points"]) == (
         "synthetic_shapes",
         1,
         32,
@@ -152,8 +155,17 @@ def test_where_no_run_fits_nothing_is_trained(parts_runs: list[Path], tmp_path: 
     out, config = tmp_path / "out", parts_config(tmp_path)
     code, _, err = run_here("probe", "--suite", parts_runs[2], *QUICK, "--finetune", config, "--out", out)
     assert code == 2, err
-    assert f"--finetune {config}: fits no run; of the first: " in err
+    assert f"--finetune {config}: the weights of no run fit its model" in err
+    assert not out.exists()
+
+
+def test_what_few_shot_refuses_is_told_before_anything_is_learnt(parts_runs: list[Path], tmp_path: Path) -> None:
+    out, config = tmp_path / "out", parts_config(tmp_path)
+    code, _, err = run_here("probe", "--suite", parts_runs[0], "shots=500", "--finetune", config, "--out", out)
+    assert code == 2, err
+    assert "few-shot 5w500s: needs 5 classes with 520 training samples" in err
     assert not (out / "parts").exists()
+    assert not (out / "suite.md").exists()
 
 
 def test_without_a_config_for_parts_the_table_says_so(runs: list[Path], tmp_path: Path) -> None:
@@ -255,8 +267,8 @@ def test_the_recipe_to_the_paper_is_told_in_the_words_of_the_published_row() -> 
     stage = stage_of(config, DataInfo({}, {"points": Field("points 3", "float32")}, clouds=CloudForm(2048)))
     paper = published_rows(["modelnet40"])[0].protocol
     assert told(to_plain(config.losses)) == paper["losses"]
-    assert told(stage["augmentations"]) == paper["training transforms of points"]
-    assert told(stage["image_transforms"]) == paper["training transforms of images"]
+    assert told(stage["training"]) == paper["training transforms of points"]
+    assert told(stage["training_images"]) == paper["training transforms of images"]
     assert (stage["num_points"], config.train.batch_size) == (paper["points in pre-training"], paper["pairs per step"])
 
 

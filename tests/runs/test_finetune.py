@@ -136,9 +136,9 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
     assert lineage["source"]["data"]["name"] == "synthetic_shapes"
     assert (lineage["match"]["matched"], lineage["match"]["total"], lineage["differences"]) == (30, 45, [])
     assert lineage["lineage"] is None
-    assert [each["name"] for each in lineage["source"]["augmentations"]] == ["rotate", "jitter"]
-    assert lineage["here"]["augmentations"] == []
-    assert len(lineage["augmented_otherwise"]) == 1
+    assert [each["name"] for each in lineage["source"]["training"]] == ["rotate", "jitter"]
+    assert lineage["here"]["training"] == []
+    assert len(lineage["training_differences"]) == 1
 
 
 def test_clouds_of_another_form_are_told_logged_and_kept(place: Path, tmp_path: Path) -> None:
