@@ -1,45 +1,62 @@
-"""Guard G34: batch norms that see few of a step's samples, because processes share the step and not the statistics."""
+"""Guard G34: batch norms that see few of a step's pairs, because processes share the step and not the statistics."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import nn
 
 from sightline.checks.finding import Finding
+from sightline.checks.pair_rows import pairs_task
+from sightline.checks.rehearsal import copy_of
 from sightline.checks.suite import Context, check
+from sightline.engine.optimizers import hold_still
 
 __all__ = ["batch_statistics"]
 
 CODE = "batch-statistics"
 FEWEST = 16
-"""Samples from which the mean and deviation of a channel are worth something: the notes' port had 2 pairs a process."""
+"""Pairs of a process below which statistics ought to be those of all: two of them were what the notes' port had."""
 
 
 @check(code=CODE, moment="static")
 def batch_statistics(context: Context) -> list[Finding]:
-    """On several processes a batch norm sees 16 samples of a step or more, or all of them (`sync_batch_norm`).
+    """Where pairs are compared on several processes, a batch norm sees 16 of them or more, or all of the step's.
 
-    Fewer make another network than the same batch on one process: noisier statistics, and pairs that tell by them what
-    they are read with. Source: Ioffe and Szegedy 2015, section 3.1 (statistics of a batch); `spec/points.md` 3.2.
+    A projection head's norm has a row for each embedding. Of few rows the mean and deviation are mostly those of the
+    embedding itself, and pairs tell by them what they are read with. Source: Chen et al. 2020, SimCLR, section 3
+    (batch norms over all devices); that 16 suffice is this project's own choice.
     """
     train, size = context.config.train, context.world.size
-    if size == 1 or context.config.distributed.sync_batch_norm:
+    if pairs_task(context) is None or size == 1 or context.config.distributed.sync_batch_norm:
         return []
-    alone = train.batch_size // size // train.micro_batches
-    norms = [n for n, m in context.built.job.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    part = train.batch_size // train.micro_batches
+    alone = part // size
+    norms = list(_moving_norms(context))
     if alone >= FEWEST or not norms:
         return []
-    shared = f"{size} processes" + (f" and {train.micro_batches} micro-batches" if train.micro_batches > 1 else "")
+    larger = "a larger train.batch_size"
     return [
         Finding(
             guard="G34",
             code=CODE,
             severity="warning",
-            summary=f"{len(norms)} batch norm(s) see {alone} of a step's {train.batch_size} samples",
+            summary=f"{len(norms)} batch norm(s) see {alone} pairs on each of {size} processes",
             cause="dist.sync",
             alternatives=("data.sampling",),
             where=context.place("distributed.sync_batch_norm"),
-            measured=f"{train.batch_size} samples over {shared}: statistics of {alone} at '{norms[0]}' and the others",
-            expected=f"{FEWEST} or more, or those of the whole batch, as one process has them",
-            action="set distributed.sync_batch_norm: true, or a larger train.batch_size",
+            measured=f"{part} pairs over {size} processes: statistics of {alone} at '{norms[0]}' and the others",
+            expected=f"{FEWEST} pairs or more, or the {part} that one process sees",
+            action=f"set {larger}" if train.compile else f"set distributed.sync_batch_norm: true, or {larger}",
         )
     ]
+
+
+def _moving_norms(context: Context) -> Iterator[str]:
+    """The batch norms that take the statistics of a batch in training: those of frozen modules rest."""
+    model = copy_of(context.built.job.model).train()
+    hold_still(model, context.built.job.frozen, context.built.job.epoch)
+    for name, module in model.named_modules():
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+        if is_norm and module.training:
+            yield name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -19,11 +20,13 @@ __all__ = ["foreign_hooks", "hooks_of", "hooks_of_loggers"]
 
 CODE = "foreign-hooks"
 CODE_AFTER = "hooks-of-loggers"
-_KINDS = {
+_OF_PASSES = {
     "_forward_hooks": "forward hook",
     "_forward_pre_hooks": "forward pre-hook",
     "_backward_hooks": "backward hook",
     "_backward_pre_hooks": "backward pre-hook",
+}
+_OF_STATES = {
     "_state_dict_hooks": "state-dict hook",
     "_state_dict_pre_hooks": "state-dict pre-hook",
     "_load_state_dict_pre_hooks": "hook on loading",
@@ -59,7 +62,7 @@ def foreign_hooks(context: Context) -> list[Finding]:
     hooks = hooks_of(context.built.job.model)
     if not hooks:
         return []
-    changed = _changed(context)
+    changed = _changed(context) if any(hook.kind.startswith("forward") for hook in hooks) else []
     return [_finding(context, CODE, hooks, changed)]
 
 
@@ -71,34 +74,62 @@ def hooks_of_loggers(context: Context) -> list[Finding]:
 
 
 def hooks_of(model: nn.Module) -> list[_Hook]:
-    """The hooks on a model's modules and parameters, and on all there are, whose functions are not of torch or of this
-    package."""
-    found = [_described(hook, what, "*") for held, what in _held_everywhere() for hook in tuple(held.values())]
-    found += [
-        _described(hook, what, name)
-        for name, module in model.named_modules()
-        for slot, what in _KINDS.items()
-        for hook in tuple(getattr(module, slot, {}).values())
-    ]
+    """The hooks on a model's modules and parameters, and on all there are, that are not its own.
+
+    Its own are those of torch and of this package, methods of its modules, and for what is saved and loaded functions
+    that stand in the file of the module's class: how torch would have old names renamed.
+    """
+    found = [hook for _, _, hook in _foreign_everywhere()]
+    found += [hook for _, _, hook in _foreign_on_modules(model)]
     for name, parameter in model.named_parameters():
         for slot in ("_backward_hooks", "_post_accumulate_grad_hooks"):
             held: Mapping[int, Any] | None = getattr(parameter, slot, None)
-            found += [_described(hook, "gradient hook", name) for hook in tuple((held or {}).values())]
-    return [hook for hook in found if _is_foreign(hook)]
+            hooks = [_described(hook, "gradient hook", name) for hook in tuple((held or {}).values())]
+            found += [hook for hook in hooks if _is_of_others(hook)]
+    return found
 
 
-def _held_everywhere() -> list[tuple[dict[int, Any], str]]:
-    return [(getattr(torch.nn.modules.module, slot), what) for slot, what in _EVERYWHERE.items()]
+_Held = tuple[dict[int, Any], int, _Hook]
+"""Where a hook is held, under which key, and what it is."""
 
 
-def _is_foreign(hook: _Hook) -> bool:
+def _foreign_everywhere() -> list[_Held]:
+    slots = ((getattr(torch.nn.modules.module, slot), what) for slot, what in _EVERYWHERE.items())
+    found = [(held, key, _described(hook, what, "*")) for held, what in slots for key, hook in held.items()]
+    return [each for each in found if _is_of_others(each[2])]
+
+
+def _foreign_on_modules(model: nn.Module) -> list[_Held]:
+    modules = set(model.modules())
+    found = []
+    for name, module in model.named_modules():
+        for slot, what in {**_OF_PASSES, **_OF_STATES}.items():
+            held = getattr(module, slot, {})
+            for key, hook in held.items():
+                described = _described(hook, what, name)
+                is_method = getattr(_unwrapped(hook), "__self__", None) in modules
+                is_beside = slot in _OF_STATES and described.file == _file_of(module)
+                if _is_of_others(described) and not is_method and not is_beside:
+                    found.append((held, key, described))
+    return found
+
+
+def _is_of_others(hook: _Hook) -> bool:
     return hook.owner.split(".")[0] not in _OWN
 
 
+def _file_of(module: nn.Module) -> str:
+    return str(getattr(sys.modules.get(type(module).__module__), "__file__", ""))
+
+
+def _unwrapped(hook: Any) -> Any:
+    while isinstance(hook, functools.partial | torch.nn.modules.module._WrappedHook):
+        hook = hook.func if isinstance(hook, functools.partial) else hook.hook
+    return hook
+
+
 def _described(hook: Any, what: str, name: str) -> _Hook:
-    function = hook
-    while isinstance(function, functools.partial | torch.nn.modules.module._WrappedHook):
-        function = function.func if isinstance(function, functools.partial) else function.hook
+    function = _unwrapped(hook)
     function = getattr(function, "__func__", function)
     if not inspect.isroutine(function):
         function = type(function)
@@ -113,10 +144,10 @@ def _changed(context: Context) -> list[str]:
     if not context.rehearsal.is_sound:
         return []
     job, batch, device = context.built.job, context.rehearsal.batch, context.world.device
-    with_hooks, without = copy_of(job.model).eval(), _stripped(copy_of(job.model).eval())
+    with_hooks, without = copy_of(job.model).eval(), copy_of(job.model).eval()
     with torch.no_grad(), job.precision.autocast(device):
         ours = dict(_tensors(job.task.predict(with_hooks, batch)))
-        with _none_everywhere():
+        with _without_foreign(without):
             plain = dict(_tensors(job.task.predict(without, batch)))
     return [name for name, value in ours.items() if name in plain and not torch.equal(value, plain[name])]
 
@@ -125,26 +156,14 @@ def _tensors(outputs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     return ((name, value) for name, value in outputs.items() if isinstance(value, Tensor))
 
 
-def _stripped(model: nn.Module) -> nn.Module:
-    """The model without its foreign hooks."""
-    for module in model.modules():
-        for slot, what in _KINDS.items():
-            hooks = getattr(module, slot, {})
-            for key, hook in tuple(hooks.items()):
-                if _is_foreign(_described(hook, what, "")):
-                    del hooks[key]
-    return model
-
-
 @contextmanager
-def _none_everywhere() -> Iterator[None]:
-    """Inside, no foreign hook is called for all modules; afterwards all are as they were, in their order."""
-    kept = [(held, dict(held)) for held, _ in _held_everywhere()]
+def _without_foreign(model: nn.Module) -> Iterator[None]:
+    """Inside, no foreign hook is called; afterwards all are held as they were, in their order."""
+    found = [*_foreign_everywhere(), *_foreign_on_modules(model)]
+    kept = [(held, dict(held)) for held, _, _ in found]
     try:
-        for held, what in _held_everywhere():
-            for key, hook in tuple(held.items()):
-                if _is_foreign(_described(hook, what, "*")):
-                    del held[key]
+        for held, key, _ in found:
+            del held[key]
         yield
     finally:
         for held, before in kept:

@@ -105,6 +105,48 @@ def test_hooks_on_what_is_saved_and_loaded(tmp_path: Path, register: str) -> Non
     handle.remove()
 
 
+class Renaming(nn.Linear):
+    """Takes old names of its tensors and hears its own passes: hooks that are the layer's own."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.register_load_state_dict_pre_hook(self.rename)
+        self.register_load_state_dict_post_hook(told_nothing)
+        self.register_forward_hook(self.hear)
+
+    def rename(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        for name in [name for name in state if name.startswith(f"{prefix}old_")]:
+            state[name.replace("old_", "")] = state.pop(name)
+
+    def hear(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        self.heard = True
+
+
+def told_nothing(module: nn.Module, keys: Any) -> None:
+    """A function beside the class of the layer that it hangs on."""
+
+
+class Keeping(nn.Module):
+    """Listens to a layer of its own, as models that hand out what is inside do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.layer.register_forward_hook(functools.partial(self.keep, "layer"))
+
+    def keep(self, name: str, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        self.kept = (name, outputs)
+
+
+def test_hooks_that_a_model_hangs_on_itself_are_its_own() -> None:
+    model = nn.Sequential(Renaming(), Keeping())
+    assert hooks_of(model) == []
+    model[1].register_load_state_dict_post_hook(told_nothing)  # of this file, as is Keeping
+    assert hooks_of(model) == []
+    model[1].layer.register_load_state_dict_post_hook(told_nothing)  # torch's class, and no method of the model
+    assert [hook.layer for hook in hooks_of(model)] == ["1.layer"]
+
+
 def test_the_check_leaves_the_hooks_alone(tmp_path: Path) -> None:
     built, watcher = make_pairs(tmp_path), Watcher()
     watcher.watch(built.job.model)
