@@ -10,11 +10,11 @@ from typing import Any
 from sightline.checks.finding import Finding, Place
 from sightline.checks.suite import Context, check
 from sightline.engine.run_documents import read_lines
+from sightline.tasks.contrast import OF_CHANCE
 
 __all__ = ["at_chance", "loss_at_chance"]
 
 CODE = "loss-at-chance"
-_SUFFIX = "_of_chance"
 _FEWEST_STEPS = 100
 _FEWEST_SLOW_STEPS = 300  # a cross-modal loss was seen at 0.955 of chance after 128 steps
 _SHARE_OF_RUN = 4
@@ -40,7 +40,7 @@ def at_chance(lines: Sequence[Mapping[str, Any]], *, file: Path) -> list[Finding
     trained = [line for line in lines if line.get("split") == "train"]
     if not trained or trained[-1]["step"] < _FEWEST_STEPS:
         return []
-    names = [key.removesuffix(_SUFFIX) for key in trained[-1] if key.endswith(_SUFFIX)]
+    names = [key.removesuffix(OF_CHANCE) for key in trained[-1] if key.endswith(OF_CHANCE)]
     return [finding for name in names if (finding := _of_term(trained, name, file)) is not None]
 
 
@@ -75,5 +75,5 @@ def _of_term(lines: Sequence[Mapping[str, Any]], name: str, file: Path) -> Findi
 
 def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float:
     """The mean of the values that the lines have; NaN, which is near nothing, where they have none."""
-    values = [line[name + _SUFFIX] for line in lines if line.get(name + _SUFFIX) is not None]
+    values = [line[name + OF_CHANCE] for line in lines if line.get(name + OF_CHANCE) is not None]
     return math.fsum(values) / len(values) if values else math.nan

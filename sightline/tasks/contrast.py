@@ -19,7 +19,10 @@ from sightline.losses.contrast import PairLoss, chance_level
 from sightline.tasks.supervised import Sums
 from sightline.types import Batch
 
-__all__ = ["Contrast"]
+__all__ = ["OF_CHANCE", "Contrast"]
+
+OF_CHANCE = "_of_chance"
+"""How a step calls a loss as a share of the level of chance, after the loss's name."""
 
 
 class Rows(Sums, Protocol):
@@ -121,7 +124,7 @@ class Contrast:
             sizes = [each + (rank < over) for rank in range(num_processes)]
         chance = sum(size * chance_level(size) for size in sizes if size) / num_samples
         negatives = sum(size * (2 * size - 2) for size in sizes) / num_samples
-        shares = {f"{name}_of_chance": loss / chance for name, loss in losses.items() if chance > 0}
+        shares = {f"{name}{OF_CHANCE}": loss / chance for name, loss in losses.items() if chance > 0}
         return {"negatives": negatives, "chance": chance, **shares}
 
     def _outputs(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ def probed(config: RunConfig, world: World, run: Path, model: nn.Module) -> dict
     is_open = world.is_first and os.access(run, os.W_OK)
     keeps = world.broadcast_text("yes" if is_open else "no", what="whether features are kept") == "yes"
     metrics, told = final_metrics(config, model, world, cache=run / CACHE if keeps else None)
-    told += [f"what random weights get beside it: sightline probe {run}"] if metrics else []
+    told += ["probe_svm_accuracy: `sightline probe` sets random weights beside it"] if metrics else []
     for line in told if world.is_first else ():
         note(line)
     return metrics

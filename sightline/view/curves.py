@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sightline.chart import Panel, Series, render_svg
+from sightline.tasks.contrast import OF_CHANCE
 
 __all__ = ["curves_of"]
 
 _OWN = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})
 """Keys that are no curve of their own: what a line is about, and what only ever grows or stays."""
 _COLUMNS = 3
-_SHARE = "_of_chance"
-"""How the names of losses as shares of chance end."""
 
 Line = Mapping[str, Any]
 
@@ -44,7 +43,7 @@ def _panel(name: str, runs: Mapping[str, Sequence[Line]]) -> Panel:
         chance = f"{run} train, chance".strip()
         if name.startswith("loss/") and name != "loss/total":
             series.append(_series(chance, "chance", lines))
-        elif name.endswith(_SHARE):
+        elif name.endswith(OF_CHANCE):
             series.append(Series(chance, tuple((line["step"], 1.0) for line in lines if line.get(name) is not None)))
     return Panel(name, "step", tuple(each for each in series if each.points), x_scale="linear", y_scale="linear")
 
