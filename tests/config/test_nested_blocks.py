@@ -13,28 +13,28 @@ from sightline.types import Component, Where
 from tests.command import run_here
 
 HEALTHY = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
-CONFIG = f"""base: {HEALTHY}
+CONFIG = """\
 model:
   name: crosspoint
   points:
     name: dgcnn
     num_neighbours: 15
-  images: {{name: vit, size_px: 32}}
+  images: {name: vit, size_px: 32}
 transforms:
   train:
     - name: two_views
-      each: [{{name: jitter, std: 0.02}}, {{name: scale, low: 0.5}}]
+      each: [{name: jitter, std: 0.02}, {name: scale, low: 0.5}]
 """
 
 
 def write(path: Path, *changes: tuple[str, str]) -> Path:
-    """The config above, with some texts exchanged."""
+    """The config above, with some texts exchanged; they may stand in the path of its base."""
     text = CONFIG
     for before, after in changes:
         assert before in text
         text = text.replace(before, after)
     path = path / "mine.yaml"
-    path.write_text(text)
+    path.write_text(f"base: {HEALTHY}\n{text}")
     return path
 
 
