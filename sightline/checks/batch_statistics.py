@@ -24,8 +24,8 @@ def batch_statistics(context: Context) -> list[Finding]:
     """Where pairs are compared on several processes, a batch norm sees 16 of them or more, or all of the step's.
 
     A projection head's norm has a row for each embedding. Of few rows the mean and deviation are mostly those of the
-    embedding itself, and pairs tell by them what they are read with. Source: Chen et al. 2020, SimCLR, section 3
-    (batch norms over all devices); that 16 suffice is this project's own choice.
+    embedding itself, and pairs tell by them what they are read with. Source: Chen et al. 2020, SimCLR, section 2.2
+    (batch norms over all devices); the bound of 16 pairs is this project's own.
     """
     train, size = context.config.train, context.world.size
     if pairs_task(context) is None or size == 1 or context.config.distributed.sync_batch_norm:

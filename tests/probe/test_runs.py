@@ -21,13 +21,16 @@ from sightline.data.synthetic_shapes import SyntheticShapes
 from sightline.engine.distributed import World
 from sightline.engine.loading import load_run
 from sightline.errors import DataError
+from sightline.probe import outcome as probe_outcome
 from sightline.probe import subject
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import Features
 from sightline.probe.folds import stratified_folds
+from sightline.probe.measure import Comparison
 from sightline.probe.runs import Twins, open_run, twins_of
 from sightline.probe.svm import COSTS, SVM
 from sightline.types import Component, SampleKey
+from sightline.verbs import probe as verb
 from tests.command import Outcome, run_here
 from tests.probe.contrast import THIN, train_thin
 
@@ -293,6 +296,17 @@ def test_few_shot_episodes_are_repeated_from_the_document(copy: Path) -> None:
         again, outcome = probe(copy, "--method", "few-shot", f"episodes={file}")
         assert again["metrics"] == first["metrics"]
     assert f"episodes={beside} repeats them" in outcome.err
+
+
+def test_where_no_episodes_can_be_kept_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file stands where the folder ought to be; the figures are there already, so nothing fails."""
+    (tmp_path / "features").write_text("no folder")
+    said: list[str] = []
+    monkeypatch.setattr(verb, "note", said.append)
+    outcome = probe_outcome.Outcome(metrics={}, chance={}, details={"few_shot": {"labels": "", "episodes": []}})
+    verb._keep_episodes(tmp_path / "features", Comparison(outcome, {}, {}, {}, {}))
+    (line,) = said
+    assert line.startswith(f"episodes: not kept, {tmp_path / 'features'} takes no writes; --json FILE holds them")
 
 
 def test_out_writes_the_document(copy: Path) -> None:
