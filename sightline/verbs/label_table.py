@@ -25,6 +25,7 @@ COLUMNS = (
     "spread",
     "difference",
     "against the spread",
+    "ahead",
 )
 
 
@@ -46,7 +47,9 @@ class Row:
 
     A spread is the largest figure less the smallest, NaN of a single run. `is_beyond` says whether the difference of
     the means, pre-trained less scratch (the reverse where a low figure is the better one), is more than the larger of
-    both spreads; None where there is none.
+    both spreads; None where there is none. Two runs of one seed share labels and the order of samples, so their
+    differences vary less than either start does: `num_ahead` of `num_pairs` is in how many of them the pre-trained
+    one is strictly the better.
     """
 
     fraction: float
@@ -73,6 +76,15 @@ class Row:
         gain = -self.difference if self.is_low_better else self.difference
         return gain > self.spread if is_known else None
 
+    @property
+    def num_pairs(self) -> int:
+        return min(len(self.scratch), len(self.pretrained))
+
+    @property
+    def num_ahead(self) -> int:
+        pairs = zip(self.scratch, self.pretrained, strict=False)  # a broken off comparison ends in half a pair
+        return sum(given < without if self.is_low_better else given > without for without, given in pairs)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what is not known yet is null."""
         return {
@@ -82,6 +94,8 @@ class Row:
             "difference": self.difference,
             "spread": self.spread,
             "is_beyond_spread": self.is_beyond,
+            "num_ahead": self.num_ahead,
+            "num_pairs": self.num_pairs,
         }
 
 
@@ -122,7 +136,8 @@ def shown(row: Row) -> list[Any]:
     figures = [told[key] for told in sides for key in ("mean", "spread")]
     verdict = {True: "beyond it", False: "within it", None: "nothing to compare"}[row.is_beyond]
     counts = [told_fraction(row.fraction), row.num_samples, max(len(row.scratch), len(row.pretrained))]
-    return [*counts, *(None if math.isnan(figure) else figure for figure in (*figures, row.difference)), verdict]
+    told = [None if math.isnan(figure) else figure for figure in (*figures, row.difference)]
+    return [*counts, *told, verdict, f"{row.num_ahead} of {row.num_pairs}"]
 
 
 def told_fraction(fraction: float) -> str:

@@ -17,7 +17,7 @@ from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.lineage import describe_lineage, read_lineage
-from sightline.verbs.label_table import STARTS, Cell, Row, rows_of
+from sightline.verbs.label_table import STARTS, Cell, Row, rows_of, shown
 from tests.command import Outcome, run_here
 
 DATA = "{name: synthetic_shapes, train_size: 240, test_size: 24, num_points: 32%s}"
@@ -321,6 +321,7 @@ def test_where_a_low_figure_is_the_better_one() -> None:
     (low,), (high,) = rows_of(cells, {0.1: 72}, mode="min"), rows_of(cells, {0.1: 72}, mode="max")
     assert low.difference == high.difference == pytest.approx(-0.3)
     assert (low.is_beyond, high.is_beyond) == (True, False)
+    assert (low.num_ahead, high.num_ahead, low.num_pairs) == (2, 0, 2)
 
 
 def test_rows_by_hand() -> None:
@@ -335,3 +336,13 @@ def test_rows_by_hand() -> None:
     assert (first.is_beyond, last.is_beyond) == (True, None)
     assert math.isnan(last.spread)
     assert Row(0.1, 10, (0.5, 0.75), (0.6, 0.8)).is_beyond is False
+
+
+def test_pairs_of_a_seed_by_hand() -> None:
+    """One better, one the same, one worse; a broken off comparison counts its whole pairs alone."""
+    row = Row(0.1, 10, (0.5, 0.6, 0.7), (0.55, 0.6, 0.65))
+    assert (row.num_ahead, row.num_pairs, row.to_dict()["num_ahead"]) == (1, 3, 1)
+    begun = Row(0.1, 10, (0.5,), (0.6, 0.8))
+    assert (begun.num_ahead, begun.num_pairs) == (1, 1)
+    assert shown(begun)[-1] == "1 of 1"
+    assert Row(0.1, 10, (), (0.6,)).num_pairs == 0
