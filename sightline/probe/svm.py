@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,26 +12,44 @@ import numpy as np
 import torch
 
 from sightline import registry
-from sightline.arguments import Seed, Size
+from sightline.arguments import Count, Seed, Size
 from sightline.errors import ConfigError
 from sightline.probe.features import Features, statistics_of
 from sightline.probe.folds import stratified_folds
-from sightline.probe.learners import Folds, assert_there, standardised, support_vector_machine
+from sightline.probe.learners import (
+    Folds,
+    assert_there,
+    convergence_warning,
+    standardised,
+    support_vector_machine,
+)
 from sightline.probe.outcome import Outcome, Table, assert_fits
 
-__all__ = ["SVM", "predictions_of"]
+__all__ = ["SVM", "Answers"]
 
 COSTS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One C: accuracy in cross-validation (mean and deviation over the folds) and on the test part."""
+    """One C: accuracy in cross-validation (mean and deviation over the folds) and on the test part.
+
+    `has_converged` is whether all of its machines did.
+    """
 
     cost: float
     validated: float
     spread: float
     test: float
+    has_converged: bool
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The classes that machines of one C give, and whether they came to their end."""
+
+    classes: np.ndarray
+    has_converged: bool
 
 
 @registry.probes.add("svm")
@@ -39,8 +58,9 @@ class SVM:
 
     The headline is that of plain features, as published; `standardise: yes` gives each dimension zero mean and unit
     deviation first, by the rows that the machine learns from alone, in every fold anew. Equal to scikit-learn's
-    SVC(kernel="linear") in a grid search; a tie takes the smaller C. Source: Afham et al. 2022, section 4.1 (protocol);
-    Chang and Lin 2011, LIBSVM.
+    SVC(kernel="linear") in a grid search; a tie takes the smaller C. Features that hardly tell classes apart keep
+    machines of a large C busy without end: after `max_iterations` for a pair of classes they stop, and the table says
+    so. Source: Afham et al. 2022, section 4.1 (protocol); Chang and Lin 2011, LIBSVM.
     """
 
     most_rows: ClassVar[int | None] = 20_000
@@ -52,6 +72,7 @@ class SVM:
         C: tuple[Size, ...] = COSTS,
         folds: Folds = 5,
         standardise: Literal["both", "no", "yes"] = "both",
+        max_iterations: Count = 1_000_000,
         seed: Seed = 0,
     ) -> None:
         assert_there()
@@ -60,6 +81,7 @@ class SVM:
         self.costs = tuple(sorted(set(C)))
         self.num_folds = folds
         self.forms = {"both": (False, True), "no": (False,), "yes": (True,)}[standardise]
+        self.max_iterations = max_iterations
         self.seed = seed
 
     @property
@@ -77,6 +99,7 @@ class SVM:
         names = {form: "probe_svm_accuracy" + ("_standardised" if form else "") for form in self.forms}
         statistics = statistics_of(train.rows)
         notes = [self._edge(chosen[form], form, statistics["mean_norm"]) for form in self.forms]
+        notes += [self._unfinished(tables[form], form) for form in self.forms]
         return Outcome(
             metrics={names[form]: chosen[form].test for form in self.forms},
             chance={},
@@ -98,34 +121,62 @@ class SVM:
         """A row for each C: learnt from each fold's rest and scored on the fold, learnt from all and scored on test."""
         folds = stratified_folds(train.labels, num_folds=self.num_folds, seed=self.seed)
         if is_standardised:
-            hits = [self._accuracies(train.take(kept), train.take(held_out), True) for kept, held_out in folds]
+            parts = [(train.take(kept), train.take(held_out)) for kept, held_out in folds]
+            answers = [self.answers(rest, held_out.rows, is_standardised=True) for rest, held_out in parts]
         else:
-            hits = self._shared(train, folds)
-        scored = np.array(hits)
-        tested = self._accuracies(train, test, is_standardised)
+            answers = self._shared(train, folds)
+        labels = [train.labels[held_out] for _, held_out in folds]
+        scored = np.array([_accuracies(each, held) for each, held in zip(answers, labels, strict=True)])
+        last = self.answers(train, test.rows, is_standardised=is_standardised)
+        tested = _accuracies(last, test.labels)
         return [
-            _Row(cost, float(scored[:, place].mean()), float(scored[:, place].std()), tested[place])
+            _Row(
+                cost,
+                float(scored[:, place].mean()),
+                float(scored[:, place].std()),
+                tested[place],
+                all(each[place].has_converged for each in (*answers, last)),
+            )
             for place, cost in enumerate(self.costs)
         ]
 
-    def _accuracies(self, train: Features, scored: Features, is_standardised: bool) -> list[float]:
-        predicted = predictions_of(train, scored.rows, self.costs, is_standardised=is_standardised)
-        return [float((each == scored.labels).mean()) for each in predicted]
+    def answers(self, train: Features, rows: np.ndarray, *, is_standardised: bool = False) -> list[Answers]:
+        """Of `rows` for each C in ascending order; products of rows are taken once, in float64, and shared by all.
 
-    def _shared(self, train: Features, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[list[float]]:
-        """The accuracies of plain features in every fold, from the products of all training rows, taken once."""
+        Rows of a class stand together, so that the products of a pair of classes do in memory.
+        """
+        order = np.argsort(train.labels, kind="stable")
+        known, asked = train.rows[order].astype(np.float64), rows.astype(np.float64)
+        if is_standardised:
+            known, asked = standardised(known, asked)
+        return self._learnt(known @ known.T, asked @ known.T, train.labels[order])
+
+    def _shared(self, train: Features, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[list[Answers]]:
+        """The answers from plain features in every fold, from the products of all training rows, taken once."""
         order = np.argsort(train.labels, kind="stable")
         place = np.argsort(order)
         rows, labels = train.rows[order].astype(np.float64), train.labels[order]
         products = rows @ rows.T
-        hits = []
+        answers = []
         for kept, held_out in folds:
             known, asked = np.sort(place[kept]), place[held_out]
-            predicted = _answers(
-                products[np.ix_(known, known)], products[np.ix_(asked, known)], labels[known], self.costs
-            )
-            hits.append([float((each == labels[asked]).mean()) for each in predicted])
-        return hits
+            answers.append(self._learnt(products[np.ix_(known, known)], products[np.ix_(asked, known)], labels[known]))
+        return answers
+
+    def _learnt(self, between: np.ndarray, across: np.ndarray, labels: np.ndarray) -> list[Answers]:
+        """By a machine for each C, from the products of known rows, and of those asked about with them.
+
+        Threads share the values of C among them.
+        """
+
+        def answer(cost: float) -> Answers:
+            machine = support_vector_machine(cost, kernel="precomputed", max_iterations=self.max_iterations)
+            machine.fit(between, labels)
+            return Answers(machine.predict(across), machine.fit_status_ == 0)
+
+        with warnings.catch_warnings(), ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+            warnings.simplefilter("ignore", convergence_warning())  # the table says it, of which C
+            return list(pool.map(answer, self.costs))
 
     def _edge(self, row: _Row, form: bool, norm: float) -> str:
         if len(self.costs) < 2 or row.cost not in (self.costs[0], self.costs[-1]):
@@ -133,33 +184,20 @@ class SVM:
         which = "standardised" if form else f"plain features, mean norm {norm:.3g}"
         return f"the chosen C={row.cost:g} is the end of the grid ({which}): a wider one may do better, C=[...]"
 
-
-def predictions_of(
-    train: Features, rows: np.ndarray, costs: Sequence[float], *, is_standardised: bool = False
-) -> list[np.ndarray]:
-    """The classes of `rows` by a machine for each C; products of rows are taken once, in float64, and shared by all.
-
-    Rows of a class stand together, so that the products of a pair of classes do in memory. Threads share the values
-    of C among them.
-    """
-    order = np.argsort(train.labels, kind="stable")
-    labels = train.labels[order]
-    known, asked = train.rows[order].astype(np.float64), rows.astype(np.float64)
-    if is_standardised:
-        known, asked = standardised(known, asked)
-    return _answers(known @ known.T, asked @ known.T, labels, costs)
+    def _unfinished(self, rows: Sequence[_Row], form: bool) -> str:
+        costs = ", ".join(f"{row.cost:g}" for row in rows if not row.has_converged)
+        if not costs:
+            return ""
+        which = "standardised" if form else "plain"
+        return (
+            f"C={costs} ({which} features): stopped at {self.max_iterations} iterations for a pair of classes, so its "
+            "figures are of machines that were not done: such features hardly tell classes apart; max_iterations=N is "
+            "another bound"
+        )
 
 
-def _answers(between: np.ndarray, across: np.ndarray, labels: np.ndarray, costs: Sequence[float]) -> list[np.ndarray]:
-    """The classes by a machine for each C, from the products of known rows, and of those asked about with them."""
-
-    def predict(cost: float) -> np.ndarray:
-        machine = support_vector_machine(cost, kernel="precomputed").fit(between, labels)
-        predicted: np.ndarray = machine.predict(across)
-        return predicted
-
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        return list(pool.map(predict, costs))
+def _accuracies(answers: Sequence[Answers], labels: np.ndarray) -> list[float]:
+    return [float((each.classes == labels).mean()) for each in answers]
 
 
 def _table(rows: Sequence[_Row], chosen: _Row, form: bool, statistics: dict[str, float]) -> Table:
@@ -169,10 +207,14 @@ def _table(rows: Sequence[_Row], chosen: _Row, form: bool, statistics: dict[str,
         "reading alone",
         ("C", "C x variance", "cross-validated", "+-", "test", ""),
         [
-            (f"{r.cost:g}", f"{r.cost * variance:.3g}", r.validated, r.spread, r.test, "chosen" if r is chosen else "")
+            (f"{r.cost:g}", f"{r.cost * variance:.3g}", r.validated, r.spread, r.test, _mark(r, r is chosen))
             for r in rows
         ],
     )
+
+
+def _mark(row: _Row, is_chosen: bool) -> str:
+    return ", ".join(filter(None, ["chosen" if is_chosen else "", "" if row.has_converged else "not converged"]))
 
 
 def _plain(row: _Row, form: bool, is_chosen: bool) -> dict[str, Any]:
@@ -182,5 +224,6 @@ def _plain(row: _Row, form: bool, is_chosen: bool) -> dict[str, Any]:
         "cross_validated_accuracy": row.validated,
         "cross_validated_std": row.spread,
         "test_accuracy_not_for_choosing": row.test,
+        "converged": row.has_converged,
         "is_chosen": is_chosen,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from sightline.errors import DataError
 from sightline.probe.features import Features, statistics_of
 from sightline.probe.folds import chance_of, stratified_folds
 from sightline.probe.learners import support_vector_machine
-from sightline.probe.svm import COSTS, SVM, predictions_of
+from sightline.probe.svm import COSTS, SVM
 from tests.golden_parity import load_golden
 from tests.probe.blobs import blobs
 
@@ -27,7 +28,9 @@ def test_golden_linear_machines(shared: Path, case: int) -> None:
     golden = {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith(f"linear{case}.")}
     cost = float(golden["C"])
     train = Features(golden["train"], golden["train_y"])
-    (predicted,) = predictions_of(train, golden["test"], [cost])
+    (answers,) = SVM(C=(cost,)).answers(train, golden["test"])
+    predicted = answers.classes
+    assert answers.has_converged
     assert np.array_equal(predicted, golden["pred"])
     assert (predicted == golden["test_y"]).mean() == golden["accuracy"]
     machine = support_vector_machine(cost, kernel="precomputed").fit(train.rows @ train.rows.T, train.labels)
@@ -68,10 +71,10 @@ def test_scale_law(scale: float) -> None:
     """w.x + b with |w|^2 / 2 + C * slack: in s*x the same w.x has |w|^2 / s^2, so C becomes C / s^2."""
     train, test = blobs(240, apart=0.5)
     scaled = Features((scale * train.rows.astype(np.float64)), train.labels)
-    plain = predictions_of(train, test.rows, COSTS)
-    other = predictions_of(scaled, scale * test.rows.astype(np.float64), [cost / scale**2 for cost in COSTS])
+    plain = SVM().answers(train, test.rows)
+    other = SVM(C=tuple(cost / scale**2 for cost in COSTS)).answers(scaled, scale * test.rows.astype(np.float64))
     for cost, ours, theirs in zip(COSTS, plain, other, strict=True):
-        assert (ours == theirs).mean() > 0.99, cost  # a row on a border may fall to either side
+        assert (ours.classes == theirs.classes).mean() > 0.99, cost  # a row on a border may fall to either side
 
 
 @pytest.mark.parametrize("costs", [(0.01, 1.0), (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), (0.1,)])
@@ -81,6 +84,24 @@ def test_a_choice_at_the_end_of_the_grid_is_told(costs: tuple[float, ...]) -> No
     (chosen,) = outcome.details["C"].values()
     is_told = any(f"C={chosen:g} is the end of the grid" in line for line in outcome.warnings)
     assert is_told == (len(costs) > 1 and chosen in (costs[0], costs[-1]))
+
+
+@pytest.mark.parametrize("form", ["no", "yes"])
+def test_machines_that_stopped_early_are_told(form: Literal["no", "yes"]) -> None:
+    """Labels without any relation to the features: C=1e4 needs far more than 500 iterations, C=1e-5 does not."""
+    train, test = blobs(600, apart=0.0)
+    outcome = SVM(standardise=form, C=(1e-5, 1e4), max_iterations=500)(train, test)
+    assert [row["converged"] for row in outcome.details["table"]] == [True, False]
+    (told,) = [line for line in outcome.warnings if "stopped at 500 iterations" in line]
+    assert told.startswith(f"C=10000 ({'standardised' if form == 'yes' else 'plain'} features)")
+    assert "not converged" in str(outcome.tables[0].rows[1][-1])
+
+
+def test_nothing_is_said_of_machines_that_came_to_their_end() -> None:
+    train, test = blobs(240, apart=0.5)
+    outcome = SVM()(train, test)
+    assert all(row["converged"] for row in outcome.details["table"])
+    assert not any("stopped at" in line for line in outcome.warnings)
 
 
 def test_too_many_rows_are_refused() -> None:
