@@ -10,14 +10,7 @@ from annotated_types import Ge, Le
 
 from sightline.errors import MissingExtraError
 
-__all__ = [
-    "Folds",
-    "assert_there",
-    "convergence_warning",
-    "logistic_regression",
-    "standardised",
-    "support_vector_machine",
-]
+__all__ = ["Folds", "assert_there", "logistic_regression", "standardised", "support_vector_machine"]
 
 Folds = Annotated[int, Ge(2), Le(100)]
 """Parts of a cross-validation."""
@@ -34,20 +27,13 @@ def support_vector_machine(cost: float, *, kernel: Literal["linear", "precompute
 def logistic_regression(cost: float, rows: np.ndarray, labels: np.ndarray, *, max_iterations: int) -> tuple[Any, bool]:
     """A multinomial logistic regression fitted to rows, and whether it converged."""
     assert_there()
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", convergence_warning())
+        warnings.simplefilter("always", ConvergenceWarning)
         machine = LogisticRegression(C=cost, max_iter=max_iterations).fit(rows, labels)
-    return machine, not any(issubclass(each.category, convergence_warning()) for each in caught)
-
-
-def convergence_warning() -> type[Warning]:
-    """What scikit-learn warns with where a machine stopped before its end."""
-    from sklearn.exceptions import ConvergenceWarning
-
-    warning: type[Warning] = ConvergenceWarning
-    return warning
+    return machine, not any(issubclass(each.category, ConvergenceWarning) for each in caught)
 
 
 def standardised(known: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -16,13 +16,7 @@ from sightline.arguments import Count, Seed, Size
 from sightline.errors import ConfigError
 from sightline.probe.features import Features, statistics_of
 from sightline.probe.folds import stratified_folds
-from sightline.probe.learners import (
-    Folds,
-    assert_there,
-    convergence_warning,
-    standardised,
-    support_vector_machine,
-)
+from sightline.probe.learners import Folds, assert_there, standardised, support_vector_machine
 from sightline.probe.outcome import Outcome, Table, assert_fits
 
 __all__ = ["SVM", "Answers"]
@@ -58,8 +52,8 @@ class SVM:
 
     The headline is that of plain features, as published; `standardise: yes` gives each dimension zero mean and unit
     deviation first, by the rows that the machine learns from alone, in every fold anew. Equal to scikit-learn's
-    SVC(kernel="linear") in a grid search; a tie takes the smaller C. Features that hardly tell classes apart keep
-    machines of a large C busy without end: after `max_iterations` for a pair of classes they stop, and the table says
+    SVC(kernel="linear") in a grid search, where machines converge; a tie takes the smaller C. Where classes overlap,
+    those of a large C iterate for very long: after `max_iterations` for a pair of classes they stop, and the table says
     so. Source: Afham et al. 2022, section 4.1 (protocol); Chang and Lin 2011, LIBSVM.
     """
 
@@ -175,7 +169,7 @@ class SVM:
             return Answers(machine.predict(across), machine.fit_status_ == 0)
 
         with warnings.catch_warnings(), ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-            warnings.simplefilter("ignore", convergence_warning())  # the table says it, of which C
+            warnings.filterwarnings("ignore", "Solver terminated early")  # the table says it, and of which C
             return list(pool.map(answer, self.costs))
 
     def _edge(self, row: _Row, form: bool, norm: float) -> str:
@@ -191,8 +185,8 @@ class SVM:
         which = "standardised" if form else "plain"
         return (
             f"C={costs} ({which} features): stopped at {self.max_iterations} iterations for a pair of classes, so its "
-            "figures are of machines that were not done: such features hardly tell classes apart; max_iterations=N is "
-            "another bound"
+            "figures are of machines that were not done; likely, classes overlap in these features: look at smaller C, "
+            "or give max_iterations=N"
         )
 
 

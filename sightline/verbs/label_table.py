@@ -47,9 +47,8 @@ class Row:
 
     A spread is the largest figure less the smallest, NaN of a single run. `is_beyond` says whether the difference of
     the means, pre-trained less scratch (the reverse where a low figure is the better one), is more than the larger of
-    both spreads; None where there is none. Two runs of one seed share labels and the order of samples, so their
-    differences vary less than either start does: `num_ahead` of `num_pairs` is in how many of them the pre-trained
-    one is strictly the better.
+    both spreads; None where there is none. Two runs of one seed share labels and the order of samples, and
+    make a pair: `num_ahead` of `num_pairs` is in how many of them the pre-trained one is strictly the better.
     """
 
     fraction: float
