@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["buckets_of", "flatten_gradients", "set_gradients"]
+__all__ = ["buckets_of", "flatten_gradients", "has_gaps", "laid_out_as", "set_gradients"]
 
 _BUCKET_BYTES = 2**25
 
@@ -34,10 +34,31 @@ def flatten_gradients(bucket: Sequence[nn.Parameter]) -> Tensor:
 
 
 def set_gradients(bucket: Sequence[nn.Parameter], flat: Tensor) -> None:
+    """Give each parameter its part of `flat`, in the parameter's own order in memory, as autograd would.
+
+    A parameter whose gradient no process has keeps None.
+    """
     *parts, num_there = flat.split([*(parameter.numel() for parameter in bucket), len(bucket)])
     is_there = [True] * len(bucket)
     if any(parameter.grad is None for parameter in bucket):  # only then need the host wait for the device
         is_there = (num_there > 0).tolist()
     for parameter, part, is_used in zip(bucket, parts, is_there, strict=True):
         if is_used:
-            parameter.grad = part.view(parameter.shape)
+            parameter.grad = laid_out_as(parameter, part.view(parameter.shape))
+
+
+def has_gaps(tensor: Tensor) -> bool:
+    """Whether a tensor's elements leave out, or share, places of the memory that they span."""
+    return _order(torch.empty_like(tensor, device="meta")) != _order(tensor)
+
+
+def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in the parameter's order in memory: torch's fused CPU optimisers read both element by element."""
+    if _order(gradient) == _order(parameter):
+        return gradient
+    return torch.empty_like(parameter, dtype=gradient.dtype, requires_grad=False).copy_(gradient)
+
+
+def _order(tensor: Tensor) -> list[int]:
+    """How far apart neighbours lie along each dimension that has any."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from sightline import registry
 from sightline.arguments import Count, Factor, Probability, Size
 from sightline.collection import collection_paused
+from sightline.engine.gradients import has_gaps, laid_out_as
 from sightline.engine.parameter_groups import LayerDecay, Rate, is_below, layer_factors, parameters_below
 from sightline.errors import ConfigError
 
@@ -71,7 +72,7 @@ class Recipe:
         """The optimiser over the model's parameters, each in exactly one group.
 
         On the CPU its step is torch's fused one where there is such. Parameters frozen for ever ask for no gradient.
-        Raises ConfigError for a module that the model does not have.
+        Raises ConfigError for a module that the model does not have, and for a parameter whose elements share memory.
         """
         for place, name in self._named_modules():
             parameters_below(model, name, place)
@@ -79,6 +80,8 @@ class Recipe:
             if "until_epoch" not in frozen:
                 for _, parameter in parameters_below(model, frozen["modules"], "optimizer.frozen"):
                     parameter.requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            _fill_gaps(name, parameter)
         layers = self._layers(model)
         groups: dict[tuple[float, float], dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
@@ -91,7 +94,9 @@ class Recipe:
         if not groups:
             raise ConfigError("optimizer.frozen: every parameter is frozen; nothing is left to train")
         with collection_paused():  # a first optimiser imports torch's compiler
-            return self.optimizer(list(groups.values()), **self.arguments, **self._form(groups.values()))
+            optimizer = self.optimizer(list(groups.values()), **self.arguments, **self._form(groups.values()))
+        optimizer.register_step_pre_hook(_lay_out_gradients)
+        return optimizer
 
     def _form(self, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """On the CPU torch's fused step, the fastest of its forms (docs/decisions.md); on a GPU torch chooses."""
@@ -209,6 +214,28 @@ def RMSprop(  # noqa: N802
     """Gradients divided by a running root mean square. Source: Tieleman and Hinton 2012, lecture 6.5."""
     arguments = {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum, "weight_decay": weight_decay}
     return Recipe(torch.optim.RMSprop, arguments, decay=decay, groups=groups, frozen=frozen, layer_decay=layer_decay)
+
+
+def _fill_gaps(name: str, parameter: nn.Parameter) -> None:
+    """Move a slice with gaps to memory of its own; torch's fused steps and batch norms read it as one piece.
+
+    Raises ConfigError where elements share memory: no optimiser can update them one by one.
+    """
+    if any(size > 1 and stride == 0 for size, stride in zip(parameter.shape, parameter.stride(), strict=True)):
+        raise ConfigError(
+            f"model: parameter '{name}' of shape {list(parameter.shape)} is an expanded view, so its elements share "
+            "memory; make it with .expand(...).clone()"
+        )
+    if has_gaps(parameter):
+        parameter.data = parameter.data.clone()
+
+
+def _lay_out_gradients(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Whoever set a gradient, a plugin's hook too: the fused step pairs it with its parameter by place in memory."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad = laid_out_as(parameter, parameter.grad)
 
 
 def hold_still(model: nn.Module, frozen: Sequence[Frozen], epoch: int) -> list[nn.Parameter]:

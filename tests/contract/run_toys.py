@@ -12,26 +12,26 @@ import torch
 from sightline.data.reading import BatchReader
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluator
+from sightline.engine.optimizers import AdamW
 from sightline.engine.precision import Precision
 from sightline.engine.schedules import Constant
 from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job, train
 from tests.contract.toys import NUM_SAMPLES, TOYS, Toy, meters
+from tests.memory_order import ORDERS
 
 NUM_STEPS = 8  # crosses the epoch's end: 43 samples in batches of 8 are six steps, the last of 3 samples
 BATCH_SIZE = 8
 
 
-def run(toy: Toy, world: World, micro_batches: int, *, is_compiled: bool = False) -> dict:
-    """The loss trace, the final weights and the metrics of a short training."""
+def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", is_compiled: bool = False) -> dict:
+    """The loss trace, the final weights and the metrics of a short training, parameters in some order in memory."""
     torch.manual_seed(0)
-    model = toy.model().double()
+    model = ORDERS[order](toy.model().double())
     reader = BatchReader(toy.dataset)
     task = toy.task(model, reader.keys)
     plan = Plan(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, micro_batches=micro_batches, num_processes=world.size)
-    optimizer = torch.optim.AdamW(
-        [{"params": list(model.parameters()), "lr": 0.02, "base_lr": 0.02}], weight_decay=0.01
-    )
+    optimizer = AdamW(lr=0.02, weight_decay=0.01, decay="all").build(model)
     precision = Precision("float64")
     job = Job(
         model=model,
@@ -66,13 +66,16 @@ def run(toy: Toy, world: World, micro_batches: int, *, is_compiled: bool = False
     return {"trace": trace, "weights": weights, "metrics": dict(result.metrics), "losses": dict(result.losses)}
 
 
-def main(out: Path, micro_batches: list[int]) -> None:
+def main(out: Path) -> None:
     torch.set_num_threads(1)
+    cases = [("as_made", 1), ("as_made", 2), ("turned", 1), ("gapped", 1)]
     with start_world(device="cpu", timeout_s=60) as world:
-        results = {name: {m: run(toy, world, m) for m in micro_batches} for name, toy in TOYS.items()}
+        results = {
+            name: {f"{order} {m}": run(toy, world, m, order=order) for order, m in cases} for name, toy in TOYS.items()
+        }
         if world.is_first:
             out.write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(text) for text in sys.argv[2:]])
+    main(Path(sys.argv[1]))

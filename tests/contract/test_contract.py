@@ -20,7 +20,7 @@ BOUND = 1e-9
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict:
     out = tmp_path_factory.mktemp("toys") / "results.json"
-    run_ranks(["-m", "tests.contract.run_toys", str(out), "1", "2"], 2)
+    run_ranks(["-m", "tests.contract.run_toys", str(out)], 2)
     return json.loads(out.read_text())
 
 
@@ -42,11 +42,17 @@ def test_four_micro_batches_are_one_batch(whole: dict, name: str) -> None:
     assert_same(run(TOYS[name], World(), 4), whole[name])
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize("micro_batches", ["1", "2"])
+@pytest.mark.parametrize("order", ["turned", "gapped"])
 @pytest.mark.parametrize("name", TOYS)
-def test_two_processes_are_one(whole: dict, two_processes: dict, name: str, micro_batches: str) -> None:
-    assert_same(two_processes[name][micro_batches], whole[name])
+def test_the_order_of_parameters_in_memory_changes_nothing(whole: dict, name: str, order: str) -> None:
+    assert_same(run(TOYS[name], World(), 1, order=order), whole[name])
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("case", ["as_made 1", "as_made 2", "turned 1", "gapped 1"])
+@pytest.mark.parametrize("name", TOYS)
+def test_two_processes_are_one(whole: dict, two_processes: dict, name: str, case: str) -> None:
+    assert_same(two_processes[name][case], whole[name])
 
 
 @pytest.mark.processes
@@ -60,7 +66,7 @@ def test_metrics_have_the_same_bits_on_two_processes(two_processes: dict, name: 
     from sightline.engine.precision import Precision
     from tests.contract.toys import NUM_SAMPLES, meters
 
-    toy, theirs = TOYS[name], two_processes[name]["1"]
+    toy, theirs = TOYS[name], two_processes[name]["as_made 1"]
     model = toy.model().double()
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
     model.load_state_dict(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sightline.engine.optimizers import SGD, Adam, AdamW, Recipe, RMSprop, hold_still
 from sightline.engine.parameter_groups import tell_rates
@@ -218,3 +220,63 @@ def test_fused_steps_have_the_same_bits_for_any_number_of_threads(recipe: Recipe
 
 def test_an_optimiser_without_a_fused_step_has_its_own() -> None:
     assert not any(group.get("fused") for group in RMSprop(lr=0.1).build(net()).param_groups)
+
+
+# --- order in memory --------------------------------------------------------------------------------------------------
+
+
+def stepped(lay_out: Callable[[Tensor], Tensor], recipe: Recipe, *, hook: Any = None) -> Tensor:
+    """A parameter of 6 x 4 after three steps; its values and its gradients do not depend on its order in memory."""
+    values = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = nn.Module()
+    model.weight = nn.Parameter(lay_out(values))
+    torch.testing.assert_close(model.weight.detach(), values, rtol=0, atol=0)
+    if hook is not None:
+        model.weight.register_post_accumulate_grad_hook(hook)
+    optimizer = recipe.build(model)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model.weight**2 * torch.arange(24.0).view(6, 4)).sum().backward()
+        optimizer.step()
+    return model.weight.detach()
+
+
+RECIPES = {
+    "sgd": SGD(lr=0.01, momentum=0.9),
+    "adam": Adam(lr=0.01),
+    "adamw": AdamW(lr=0.01),
+    "rmsprop": RMSprop(lr=0.01),
+}
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda x: x.t().contiguous().t(),
+    "every other column": lambda x: torch.stack([x, x + torch.nan], dim=2).view(6, 8)[:, ::2],
+    "columns of a wider one": lambda x: torch.cat([x, x + torch.nan], dim=1)[:, :4],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_step_does_not_depend_on_the_order_in_memory(name: str, layout: str) -> None:
+    expected = stepped(lambda x: x, RECIPES[name])
+    torch.testing.assert_close(stepped(LAYOUTS[layout], RECIPES[name]), expected, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_gradient_that_a_hook_lays_out_otherwise_is_paired_by_index(name: str) -> None:
+    def turn(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.grad = parameter.grad.t().contiguous().t()
+
+    expected = stepped(lambda x: x, RECIPES[name])
+    torch.testing.assert_close(stepped(lambda x: x, RECIPES[name], hook=turn), expected, rtol=1e-14, atol=1e-14)
+
+
+def test_a_parameter_whose_elements_share_memory_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"parameter 'weight' of shape \[6, 4\] is an expanded view"):
+        Adam(lr=0.1).build(_expanded())
+
+
+def _expanded() -> nn.Module:
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(1, 4).expand(6, 4))
+    return model

@@ -1,0 +1,82 @@
+"""Trains every shipped recipe of procedural data for a few steps in this process's world; one is started per rank."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sightline.config import read_config
+from sightline.engine.build import build
+from sightline.engine.distributed import World, start_world
+from sightline.engine.train import train
+from tests.processes import ROOT
+
+__all__ = ["RECIPES", "trace"]
+
+_CUBE = (
+    "transforms.train=[{name: place_cube, size: 16, max_shift: 1.0}, {name: voxelize}, {name: draw_heatmaps}]",
+    "transforms.evaluate=[{name: place_cube, size: 16}, {name: voxelize}, {name: draw_heatmaps}]",
+)
+_FEW_POINTS = "data.num_points=64"
+_SMALLER = {
+    "classify/synthetic_shapes_dgcnn": (_FEW_POINTS,),
+    "contrast/synthetic_shapes_intrapoint_parts": (_FEW_POINTS,),
+    "contrast/synthetic_shapes_crosspoint": ("data.num_points=192", "data.views.count=2"),
+    "pose/synthetic_bodies_v2v_small": _CUBE,
+    "pose/synthetic_hands_v2v": _CUBE,
+    "pose/synthetic_hands_v2v_small": _CUBE,
+    "segment/synthetic_rooms_point_transformer": ("data.points_per_m2=10", "transforms.train.5.max_points=512"),
+    "segment/synthetic_shapes_dgcnn": (_FEW_POINTS,),
+    "segment/synthetic_shapes_dgcnn_from_intrapoint": (_FEW_POINTS, "init=null"),
+}
+"""What brings single recipes down to seconds; the rest is the same for all."""
+RECIPES = sorted(f"{path.parent.name}/{path.stem}" for path in (ROOT / "configs").glob("*/synthetic_*.yaml"))
+NUM_STEPS = 2
+_FEW = (
+    "data.train_size=24",
+    "data.test_size=8",
+    "train.batch_size=5",
+    "train.tail=drop",
+    f"train.steps={NUM_STEPS}",
+    "train.precision=float64",
+    "distributed.sync_batch_norm=true",
+)
+
+
+def trace(recipe: str, world: World) -> dict[str, dict[str, float]]:
+    """What each step logged, and a number for each tensor of the model after the last one; dropout is off."""
+    config = read_config(ROOT / "configs" / f"{recipe}.yaml", (*_FEW, *_SMALLER.get(recipe, ())))
+    built = build(config, world)
+    for module in built.job.model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0  # every process draws masks of its own
+    steps: dict[str, dict[str, float]] = {}
+
+    def at_step(record, stop_asked: bool) -> bool:
+        steps[f"step {record.step}"] = dict(record.losses) | {"grad_norm": record.grad_norm}
+        return False
+
+    train(built.job, world, at_step)
+    return steps | {"weights": {name: _number(tensor) for name, tensor in built.job.model.state_dict().items()}}
+
+
+def _number(tensor: Tensor) -> float:
+    """The tensor's product with fixed random numbers, whatever its order in memory."""
+    factors = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return float((tensor.double() * factors).sum())
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    with start_world(device="cpu", timeout_s=100) as world:
+        results = {recipe: trace(recipe, world) for recipe in RECIPES}
+        if world.is_first:
+            out.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
