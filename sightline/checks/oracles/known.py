@@ -34,7 +34,7 @@ def examine_known(module: nn.Module, row: Row, *, seed: int = 0) -> Row:
     }
     weakest, slope = worst(slopes)
     part, forward = worst(errors)
-    told = f"its {part} differs" if forward > FORWARD and part != "output" else ""
+    told = f"its {part} differs" if forward is not None and forward > FORWARD and part != "output" else ""
     return dataclasses.replace(
         row,
         forward=forward,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.checks.oracles.derivatives import gradient_errors, gradients_of, worst
+from sightline.checks.oracles.derivatives import gradient_errors, gradients_of, uncompared, worst
 from sightline.checks.oracles.loss_references import cross_entropy, mean_square, nt_xent, orthogonality
 from sightline.checks.oracles.references import array
 from sightline.checks.oracles.replay import loss_counts, loss_sums
@@ -70,7 +70,8 @@ def _examine(row: Row, component: Component, given: _Given) -> Row:
         torch.manual_seed(0)
         return [loss_sums(given.job, given.batch, {**given.outputs, **tensors})[name]]
 
-    weakest, slope = worst(gradient_errors(evaluate, groups))
+    errors = gradient_errors(evaluate, groups)
+    weakest, slope = worst(errors)
     second, note = _second(evaluate, groups)
     forward, told = _forward(component, given)
     value = given.mean(name)
@@ -78,13 +79,13 @@ def _examine(row: Row, component: Component, given: _Given) -> Row:
     drift = abs(given.mean(name, narrow) - value) / max(abs(value), 1e-30)
     return dataclasses.replace(
         row,
-        slope=slope if read else None,
+        slope=slope,
         second=second,
         forward=forward,
         drift=drift if math.isfinite(drift) else None,
         weakest=weakest,
         tolerance=EXACT_GRADIENT,
-        note="; ".join(filter(None, (told, note if read else "it depends on no output"))),
+        note="; ".join(filter(None, (told, uncompared(groups, errors), note if read else "it depends on no output"))),
     )
 
 

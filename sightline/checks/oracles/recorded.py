@@ -1,7 +1,7 @@
 """Layers without a reference, on what they were given in a real training step: their gradients, and float32.
 
 Graphs, samples and neighbours that a layer is given are held; those that it chooses itself stay the same under steps
-as small as ours, or else do so in one of three draws.
+as small as ours in at least one of three draws, or else its gradients are not compared.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.checks.oracles.derivatives import gradient_errors, worst
+from sightline.checks.oracles.derivatives import gradient_errors, uncompared, worst
 from sightline.checks.oracles.nests import float32, float64, kept, mapped, with_history
 from sightline.checks.oracles.own_references import own_reference
 from sightline.checks.oracles.references import array, off
@@ -88,7 +88,8 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
         return dataclasses.replace(row, note="answers differ from call to call under one seed")
     if once * (2 * len(groups) + 1) > _MOST_SECONDS:
         groups = {"all that it reads": [tensor for tensors in groups.values() for tensor in tensors]}
-    weakest, slope = worst(gradient_errors(evaluate, groups, seed=seed, step=_STEP))
+    errors = gradient_errors(evaluate, groups, seed=seed, step=_STEP)
+    weakest, slope = worst(errors)
     drift, limit = _drift(layer, args, kwargs, seed)
     return dataclasses.replace(
         row,
@@ -97,6 +98,7 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
         weakest=weakest,
         drift=drift,
         drift_limit=max(limit, (_OF_MANY if is_made_of_layers else 1.0) * DRIFT),
+        note=uncompared(groups, errors),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.gradcheck import GradcheckError
 
-from sightline.checks.oracles.derivatives import gradient_errors, gradients_of
+from sightline.checks.oracles.derivatives import gradient_errors, gradients_of, uncompared
 
 
 class Wrong(Function):
@@ -105,3 +105,11 @@ def test_second_derivatives() -> None:
         slopes = gradients_of(lambda f=function: [f(values)], [values])  # type: ignore[misc]
         assert gradient_errors(lambda f=function: [f(values)], {"x": [values]})["x"] < 1e-6  # type: ignore[misc]
         assert (gradient_errors(slopes, {"x": [values]})["x"] < 1e-6) == is_right
+
+
+def test_a_gradient_among_too_many_edges_is_not_compared() -> None:
+    """As of a layer that chooses neighbours: far from each other's values, and others after the smallest step."""
+    values = drawn(20)
+    errors = gradient_errors(lambda: [values + (values * 1e9).detach().sin()], {"x": [values]})
+    assert errors == {}
+    assert uncompared({"x": [values]}, errors) == "too many edges to compare the gradient of x"
