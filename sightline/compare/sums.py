@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Set
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from sightline.compare.rerun import Answer, Unit, answer
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.nests import leaves, mapped
 
-__all__ = ["magnitudes", "plain_answer", "twin_answer"]
+__all__ = ["magnitudes", "plain_answer", "sum_in_order", "twin_answer"]
 
 
 def plain_answer(unit: Unit, suspects: Set[str]) -> Answer | None:
@@ -79,29 +80,68 @@ def _plain_forward(module: Any) -> Callable[..., Any] | None:
     return None if not kinds else lambda *args, **kwargs: kinds[0].forward(module, *args, **kwargs)
 
 
-def _plain_batch_norm(unit: Unit, norm: nn.modules.batchnorm._BatchNorm) -> Answer:
-    """Batch norm and its gradients with sums one after another. Source: Ioffe and Szegedy 2015, algorithm 1."""
+def sum_in_order(model: nn.Module) -> None:
+    """Let the batch norms of a float64 model compute in float32, with sums one after another, where they train."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, SynchronisedBatchNorm):
+            module.forward = partial(_forward_in_order, module)  # type: ignore[method-assign]
+
+
+def _forward_in_order(norm: nn.modules.batchnorm._BatchNorm, values: Tensor) -> Tensor:
+    if not norm.training:
+        whole: Tensor = type(norm).forward(norm, values)
+        return whole
+    made: Tensor = _InOrder.apply(values, norm.weight, norm.bias, norm.eps)
+    return made
+
+
+class _InOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        ctx.norm, ctx.like = _PlainNorm(_rows(values), weight, bias, eps), (values, weight, bias)
+        return _back(ctx.norm.made_nC, values).to(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        values, weight, bias = ctx.like
+        to_values, to_weight, to_bias = ctx.norm.gradients(_rows(gradient))
+        parameters = [(weight, to_weight), (bias, to_bias)]
+        given = [None if parameter is None else from_numpy(found).to(parameter) for parameter, found in parameters]
+        return _back(to_values, values).to(values), *given, None
+
+
+class _PlainNorm:
+    """Batch norm of rows in float32, sums one after another. Source: Ioffe and Szegedy 2015, algorithm 1."""
+
+    def __init__(self, values_nC: np.ndarray, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+        self.num = np.float32(len(values_nC))
+        self.mean_C = values_nC.sum(axis=0) / self.num  # over the outer axis NumPy adds row by row
+        centred_nC = values_nC - self.mean_C
+        self.variance_C = np.square(centred_nC).sum(axis=0) / self.num
+        self._inverse_C = 1 / np.sqrt(self.variance_C + np.float32(eps))
+        self._standard_nC = centred_nC * self._inverse_C
+        self._weight_C = np.float32(1) if weight is None else _numbers(weight)
+        self.made_nC = self._standard_nC * self._weight_C + (np.float32(0) if bias is None else _numbers(bias))
+
+    def gradients(self, gradient_nC: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the values, the weight and the bias, from that of the result."""
+        to_bias, to_weight = gradient_nC.sum(axis=0), (gradient_nC * self._standard_nC).sum(axis=0)
+        inner_nC = gradient_nC - to_bias / self.num - self._standard_nC * (to_weight / self.num)
+        return self._weight_C * self._inverse_C * inner_nC, to_weight, to_bias
+
+
+def _plain_batch_norm(unit: Unit, owner: nn.modules.batchnorm._BatchNorm) -> Answer:
     place, given = next(leaves(unit.call.given))
-    values_nC = _rows(given)
-    num = np.float32(len(values_nC))
-    mean_C = values_nC.sum(axis=0) / num  # over the outer axis NumPy adds row by row
-    centred_nC = values_nC - mean_C
-    variance_C = np.square(centred_nC).sum(axis=0) / num
-    inverse_C = 1 / np.sqrt(variance_C + np.float32(norm.eps))
-    standard_nC = centred_nC * inverse_C
-    weight_C = np.float32(1) if norm.weight is None else _numbers(norm.weight)
-    made_nC = standard_nC * weight_C + (np.float32(0) if norm.bias is None else _numbers(norm.bias))
-    answer = Answer({"out.": _back(made_nC, given)})
-    share = norm.momentum
-    for name, found in (("running_mean", mean_C), ("running_var", variance_C * (num / (num - 1)))):
+    norm = _PlainNorm(_rows(given), owner.weight, owner.bias, owner.eps)
+    answer = Answer({"out.": _back(norm.made_nC, given)})
+    share, num = owner.momentum, norm.num
+    for name, found in (("running_mean", norm.mean_C), ("running_var", norm.variance_C * (num / (num - 1)))):
         key = f"{unit.prefix}.{name}".lstrip(".")
         if key in unit.call.buffers and share is not None:
             before = _numbers(unit.call.buffers[key][0])
             answer.values[f"buffer.{key}"] = from_numpy(before * np.float32(1 - share) + found * np.float32(share))
     if "" in unit.call.to_made:
-        gradient_nC = _rows(unit.call.to_made[""])
-        to_bias, to_weight = gradient_nC.sum(axis=0), (gradient_nC * standard_nC).sum(axis=0)
-        to_values = weight_C * inverse_C * (gradient_nC - to_bias / num - standard_nC * (to_weight / num))
+        to_values, to_weight, to_bias = norm.gradients(_rows(unit.call.to_made[""]))
         answer.gradients = {
             f"given.{place}": _back(to_values, given),
             f"parameter.{unit.prefix}.weight": from_numpy(to_weight),
