@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tests.command import run_here
 from tests.processes import ROOT
+from tools.before_after import recipes
 
-RECIPES = sorted(f"{path.parent.name}/{path.stem}" for path in (ROOT / "configs").glob("*/synthetic_*.yaml"))
 SEEDS = range(10)
 KEPT = ROOT / "docs/results/compare_healthy.jsonl"
 _NO_RUN_AT_HAND = {"segment/synthetic_shapes_dgcnn_from_intrapoint": ("init=null",)}
@@ -36,7 +36,7 @@ def main() -> None:
     before = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
     done = {(line["recipe"], line["seed"]) for line in before}
     for seed in SEEDS:
-        for recipe in RECIPES:
+        for recipe in recipes():
             if (recipe, seed) not in done:
                 line = json.dumps(outcome(recipe, seed))
                 with open(KEPT, "a", encoding="utf-8") as file:

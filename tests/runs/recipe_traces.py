@@ -14,27 +14,11 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World, start_world
 from sightline.engine.train import train
 from tests.processes import ROOT
+from tools.before_after import SMALLER, recipes
 
 __all__ = ["RECIPES", "trace"]
 
-_CUBE = (
-    "transforms.train=[{name: place_cube, size: 16, max_shift: 1.0}, {name: voxelize}, {name: draw_heatmaps}]",
-    "transforms.evaluate=[{name: place_cube, size: 16}, {name: voxelize}, {name: draw_heatmaps}]",
-)
-_FEW_POINTS = "data.num_points=64"
-_SMALLER = {
-    "classify/synthetic_shapes_dgcnn": (_FEW_POINTS,),
-    "contrast/synthetic_shapes_intrapoint_parts": (_FEW_POINTS,),
-    "contrast/synthetic_shapes_crosspoint": ("data.num_points=192", "data.views.count=2"),
-    "pose/synthetic_bodies_v2v_small": _CUBE,
-    "pose/synthetic_hands_v2v": _CUBE,
-    "pose/synthetic_hands_v2v_small": _CUBE,
-    "segment/synthetic_rooms_point_transformer": ("data.points_per_m2=10", "transforms.train.5.max_points=512"),
-    "segment/synthetic_shapes_dgcnn": (_FEW_POINTS,),
-    "segment/synthetic_shapes_dgcnn_from_intrapoint": (_FEW_POINTS, "init=null"),
-}
-"""What brings single recipes down to seconds; the rest is the same for all."""
-RECIPES = sorted(f"{path.parent.name}/{path.stem}" for path in (ROOT / "configs").glob("*/synthetic_*.yaml"))
+RECIPES = recipes()
 NUM_STEPS = 2
 _FEW = (
     "data.train_size=24",
@@ -49,7 +33,7 @@ _FEW = (
 
 def trace(recipe: str, world: World) -> dict[str, dict[str, float]]:
     """What each step logged, and a number for each tensor of the model after the last one; dropout is off."""
-    config = read_config(ROOT / "configs" / f"{recipe}.yaml", (*_FEW, *_SMALLER.get(recipe, ())))
+    config = read_config(ROOT / "configs" / f"{recipe}.yaml", (*_FEW, *SMALLER.get(recipe, ())))
     built = build(config, world)
     for module in built.job.model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
