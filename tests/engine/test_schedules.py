@@ -48,14 +48,13 @@ def test_floor_stops_the_fall() -> None:
 
 
 def test_one_cycle_is_torchs() -> None:
+    """At every step: torch places its peak at pct_start * total - 1, here as ours at step 0.25 * 40 = 10."""
     ours = OneCycle(num_steps=41, rise=0.25, start_divisor=25.0, final_divisor=1e4)
     expected = torch_factors(
-        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1.0, total_steps=41, pct_start=0.275, cycle_momentum=False),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1.0, total_steps=41, pct_start=11 / 41, cycle_momentum=False),
         41,
     )
-    # torch places its peak at pct_start * total - 1 = 10.275 steps, ours at 0.25 * 40 = 10: only the ends compare
-    assert ours(0) == pytest.approx(expected[0], rel=1e-12)
-    assert ours(40) == pytest.approx(expected[40], rel=1e-9)
+    assert [ours(step) for step in range(41)] == pytest.approx(expected, rel=1e-9)
     assert ours(10) == 1.0
     assert ours(5) == pytest.approx((1 + 1 / 25) / 2)  # half-way up a half cosine
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from sightline.geometry.interpolation import Weighting, interpolate
+from sightline.geometry.interpolation import Weighting, interpolate, inverse_distance_weights
 from sightline.geometry.neighbours import nearest_neighbours
 from tests.golden_parity import load_golden
 
@@ -25,6 +25,16 @@ def test_by_hand() -> None:
     # the 1e-8 in each weight moves it by as much
     assert found["inverse_square"] == pytest.approx(12, abs=1e-6)
     assert found["inverse"] == pytest.approx(10 + 10 / 3, abs=1e-6)
+
+
+@BOTH
+def test_what_is_not_valid_weighs_nothing_and_the_others_share_its_part(weighting: Weighting) -> None:
+    """Between 0 and 3 at 1, with a nearer point that does not count: 4 : 1 by squares, 2 : 1 by distances."""
+    points, queries = torch.tensor([[[0.0], [1.5], [3.0]]]).double(), torch.tensor([[[1.0]]]).double()
+    index, is_valid = torch.tensor([[[0, 1, 2]]]), torch.tensor([[[True, False, True]]])
+    weights = inverse_distance_weights(points, queries, index, weighting, is_valid=is_valid)
+    expected = [0.8, 0.0, 0.2] if weighting == "inverse_square" else [2 / 3, 0.0, 1 / 3]
+    assert weights.flatten().tolist() == pytest.approx(expected, abs=1e-7)
 
 
 @BOTH

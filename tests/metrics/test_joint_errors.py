@@ -159,3 +159,23 @@ def test_a_perfect_answer_is_perfect() -> None:
     true = torch.randn(6, 5, 3, dtype=torch.float64) * 50
     metric = keypoints(5)
     assert metric.compute(scored(metric, true.clone(), true)) == {"pck": 1.0, "oks": 1.0, "oks_ap": 1.0}
+
+
+def test_mean_median_and_largest_are_three_figures() -> None:
+    """Joints off by 1, 2 and 9 mm: the mean is 4, the one in the middle 2."""
+    true = torch.zeros(1, 3, 3, dtype=torch.float64)
+    found = torch.tensor([[[1.0, 0, 0], [0, 2.0, 0], [0, 0, 9.0]]], dtype=torch.float64)
+    metric = joint_error(3)
+    figures = metric.compute(scored(metric, found, true))
+    assert (figures["mean_error_mm"], figures["median_error_mm"], figures["max_error_mm"]) == (4.0, 2.0, 9.0)
+
+
+def test_similarities_are_counted_at_ten_levels() -> None:
+    """0.50 is above none of 0.50 to 0.95, 0.72 above the first five, 0.96 above all ten: 15 of 30."""
+    metric = keypoints(5)
+    state = fresh_state(metric, num_samples=3)
+    state["similarity"][:] = torch.tensor([0.5, 0.72, 0.96], dtype=torch.float64)
+    state["seen"] += 1
+    state["labelled"] += 1
+    figures = metric.compute(state)
+    assert (figures["oks_ap"], figures["oks"]) == (0.5, pytest.approx((0.5 + 0.72 + 0.96) / 3))

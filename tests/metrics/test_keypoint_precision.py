@@ -85,6 +85,16 @@ def test_only_the_surest_answers_are_looked_at() -> None:
     assert not one.is_found.any()
 
 
+def test_of_equally_similar_labels_the_last_is_taken() -> None:
+    """As COCO's evaluation does. The second answer is like the first label alone, which the first answer left it."""
+    similarity, scores = np.array([[0.8, 0.8], [0.8, 0.2]]), np.array([0.9, 0.5])
+    neither = np.zeros(2, dtype=bool)
+    found = match(similarity, scores, is_ignored=neither, is_crowd=neither, is_other=neither, most=20)
+    assert found.is_found[0].tolist() == [True, True]
+    first = match(similarity[:, ::-1], scores, is_ignored=neither, is_crowd=neither, is_other=neither, most=20)
+    assert first.is_found[0].tolist() == [True, False]
+
+
 def test_lists_of_other_images_are_refused() -> None:
     with pytest.raises(DataError, match="1 images of people, 0 of answers"):
         keypoint_average_precision([People(*(np.zeros((0, 1)),) * 5)], [], [], np.ones(1))
