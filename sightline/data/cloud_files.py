@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from sightline.data.array_files import read_hdf5_arrays, read_npy, read_npz_arrays
+from sightline.data.array_files import read_npy, read_npz_arrays
+from sightline.data.hdf5_files import hdf5_names, read_hdf5_arrays
 from sightline.data.meshes import read_off
 from sightline.data.ply import read_ply
 from sightline.data.text_tables import read_rows
@@ -95,9 +95,8 @@ def _array_names(path: Path) -> list[str]:
         if path.suffix.lower() == ".npz":
             with zipfile.ZipFile(path) as archive:
                 return [name.removesuffix(".npy") for name in archive.namelist()]
-        with h5py.File(path) as file:
-            return list(file)
-    except (OSError, zipfile.BadZipFile):
+        return hdf5_names(path)
+    except (OSError, zipfile.BadZipFile, DataError):
         return []
 
 

@@ -33,7 +33,17 @@ from sightline.data.native import (
 )
 from sightline.errors import DataError, RunError
 
-__all__ = ["Column", "Part", "Plan", "Progress", "Row", "duplicates_of", "prepare_native", "to_unit_sphere"]
+__all__ = [
+    "Column",
+    "Part",
+    "Plan",
+    "Progress",
+    "Row",
+    "assert_extent",
+    "duplicates_of",
+    "prepare_native",
+    "to_unit_sphere",
+]
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with the rows done, the rows in all, and what is being read."""
@@ -130,6 +140,12 @@ def to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
     if not radius > 0:
         raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; leave the file out")
     return (centred / radius).astype(np.float32)
+
+
+def assert_extent(points: np.ndarray, *, where: str) -> None:
+    """Raises DataError, led by `where`, if all points coincide: zeros where nothing was written, as a rule."""
+    if (points == points[0]).all():
+        raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; get the file again")
 
 
 def duplicates_of(prepared: Prepared, column: str) -> list[list[str]]:
