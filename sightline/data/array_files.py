@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import lzma
 import math
+import struct
 import tokenize
 import warnings
 import zipfile
@@ -15,6 +17,7 @@ from typing import IO, Literal, NamedTuple
 
 import numpy as np
 
+from sightline.data.input_files import assert_regular, read_file, size_of
 from sightline.errors import DataError
 
 __all__ = [
@@ -40,7 +43,7 @@ def read_npy(path: Path) -> np.ndarray:
     Raises DataError if the header claims another size than the file has, before anything of that size is allocated.
     """
     with _faults(path, "the array"):
-        return _array_of(path.read_bytes(), f"{path}: the array")
+        return _array_of(read_file(path), f"{path}: the array")
 
 
 def read_npz_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -48,7 +51,7 @@ def read_npz_arrays(path: Path) -> dict[str, np.ndarray]:
     with _faults(path, "the archive"), zipfile.ZipFile(path) as archive:
         entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
         names = [entry.filename.removesuffix(".npy") for entry in entries]
-    check_expansion(f"{path}: the archive", sum(entry.file_size for entry in entries), path.stat().st_size)
+    check_expansion(f"{path}: the archive", sum(entry.file_size for entry in entries), size_of(path))
     if not names:
         raise DataError(f"{path}: the archive holds no arrays; write one with numpy.savez")
     return {name: npz_array(path, name) for name in names}
@@ -107,8 +110,8 @@ def _check_claim(where: str, header: _Header, num_bytes: int) -> None:
     if claimed != there or any(length < 0 for length in header.shape):
         likely = "it is cut short" if there < claimed else "its header is wrong"
         raise DataError(
-            f"{where} claims to be {header.dtype} {header.shape}, {claimed} bytes, and {there} follow; {likely}: "
-            "get the file again"
+            f"{where} claims to be {header.dtype} {str(header.shape)[:80]}, {str(claimed)[:40]} bytes, and {there} "
+            f"follow; {likely}: get the file again"
         )
 
 
@@ -123,7 +126,7 @@ def check_expansion(where: str, claimed: int, stored: int, *, free_bytes: int = 
 
 DAMAGE = (
     *(OSError, ValueError, TypeError, RuntimeError, EOFError, NotImplementedError, SyntaxError),
-    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
 )
 """What the readers of NumPy, and of ZIP archives, raise for bytes that they do not understand."""
 
@@ -131,6 +134,7 @@ DAMAGE = (
 @contextmanager
 def _faults(path: Path, key: str, needed: str = "") -> Iterator[None]:
     """Turn what a damaged or foreign file raises into a DataError that names the entry."""
+    assert_regular(path)
     try:
         yield
     except KeyError as error:
@@ -139,7 +143,10 @@ def _faults(path: Path, key: str, needed: str = "") -> Iterator[None]:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: {key} cannot be read ({first_line(error)}); get the file again") from error
+    except MemoryError as error:  # also of a header of ten thousand brackets, which Python's parser gives up
+        raise DataError(f"{path}: {key} does not fit into memory, or is damaged; get the file again") from error
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What an error says, cut to a length that a line of ours has room for."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

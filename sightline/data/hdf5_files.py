@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sightline.data.array_files import DAMAGE, FREE_BYTES, check_expansion, first_line
+from sightline.data.input_files import assert_regular
 from sightline.errors import DataError
 
 __all__ = ["NUMBERS", "TEXT", "Hdf5File", "hdf5_names", "open_hdf5", "read_hdf5_arrays"]
@@ -66,8 +67,7 @@ def open_hdf5(path: Path, *, what: str = "") -> Iterator[Hdf5File]:
     """A file, open for reading; `what` as of `Hdf5File`. Raises DataError if it is damaged, also while it is read."""
     import h5py  # here, because every verb that lists data sets imports this module
 
-    if not path.is_file():
-        raise DataError(f"{path}: is not a regular file; check the path")
+    assert_regular(path)
     try:
         with h5py.File(path, "r") as file:
             yield Hdf5File(path, file, what)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from sightline.data.columns import Column, Row, SplitWriter
+from sightline.data.input_files import size_of
 from sightline.data.native import (
     FORMAT_VERSION,
     MANIFEST,
@@ -92,7 +93,7 @@ class Plan:
     def fingerprint(self) -> str:
         """SHA-256 of the sorted list of source files with their sizes."""
         files = {file for part in self.parts for file in part.files}
-        return _digest(sorted([os.path.relpath(file, self.source), file.stat().st_size] for file in files))
+        return _digest(sorted([os.path.relpath(file, self.source), size_of(file)] for file in files))
 
 
 def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str, Any]:
