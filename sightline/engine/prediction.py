@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def files_of(paths: Iterable[Path], *, suffixes: Sequence[str] = CLOUD_SUFFIXES)
     files: dict[Path, None] = {}
     refused = []
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # not the path's own question, which raises for a name that is too long
             files.setdefault(path)
             continue
         held = (each for each in path.rglob("*") if is_cloud_file(each, suffixes=suffixes))

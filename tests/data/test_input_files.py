@@ -18,6 +18,7 @@ from sightline.data.depth_files import read_depth
 from sightline.data.input_files import read_file
 from sightline.data.preparation import to_unit_sphere
 from sightline.errors import DataError
+from tests.command import run_here
 from tests.data.cloud_writers import WRITERS, prepare_folder, solid, write_folder
 
 DIGITS = "1" * 5000
@@ -159,6 +160,15 @@ def test_no_set_is_prepared_without_a_file_that_cannot_be_read(make: Callable[[P
     with pytest.raises(DataError, match=r"rod_99\.ply: is not a regular file"):
         prepare_folder(tmp_path / "in", tmp_path / "set")
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("verb", [["data", "info"], ["data", "verify"], ["view", "--out", "out"]])
+def test_a_path_longer_than_any_name_is_one_line(verb: list[str], tmp_path: Path) -> None:
+    done = run_here(*verb, tmp_path / ("n" * 300))
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert f"{tmp_path}/nnn" in done.err
+    assert "File name too long; check the path" in done.err
 
 
 def test_a_name_that_is_no_utf8_is_a_name(tmp_path: Path) -> None:

@@ -156,9 +156,10 @@ def test_one_bad_file_does_not_end_the_others(tmp_path: Path) -> None:
         (tmp_path / "clouds" / name).write_bytes(content)
     os.mkfifo(tmp_path / "clouds" / "pipe.ply")
     (tmp_path / "clouds" / "link.txt").symlink_to("nowhere")
-    found = run.predict([tmp_path / "clouds"])
+    long = tmp_path / ("n" * 300)
+    found = run.predict([long, tmp_path / "clouds"])
     assert {prediction.file for prediction in found.predicted} == {*good, odd}
-    assert {refusal.file.name for refusal in found.refused} == {*bad, "pipe.ply", "link.txt"}
+    assert {refusal.file.name for refusal in found.refused} == {*bad, "pipe.ply", "link.txt", long.name}
     for refusal in found.refused:
         assert refusal.reason.startswith(in_one_line(str(refusal.file)))
         assert refusal.reason.isprintable()
