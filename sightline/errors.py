@@ -11,7 +11,19 @@ __all__ = [
     "PluginError",
     "RunError",
     "UserError",
+    "in_one_line",
 ]
+
+
+def in_one_line(text: str) -> str:
+    """The text with what is not printable, line breaks and bytes that are no UTF-8 among it, as escapes (`\\n`)."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _SPACES else c.encode("unicode_escape").decode() for c in text)
+
+
+_SPACES = "\u00a0\u2009\u202f\u3000"
+"""Not printable for Python, but harmless."""
 
 
 class UserError(ValueError):
@@ -27,7 +39,10 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data file or folder that is missing, damaged or not what it claims to be."""
+    """A data file or folder that is missing, damaged or not what it claims to be; in one line, whatever names hold."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(in_one_line(message))
 
 
 class MissingDataError(DataError):

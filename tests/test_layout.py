@@ -93,6 +93,12 @@ def test_only_one_module_knows_processes() -> None:
     assert knowing <= allowed | {"layers/batch_norm.py"}  # which only says in words that it does not import it
 
 
+def test_only_one_module_opens_hdf5_files() -> None:
+    """HDF5 makes up zeros and reads other files on request: data/hdf5_files.py alone opens it, and refuses both."""
+    importing = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"(import|from) h5py", p.read_text())}
+    assert importing == {"data/hdf5_files.py"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_forbidden(path: Path) -> None:
     """No pickle, no unsafe YAML, no torchvision or timm, no device moved to by name."""

@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from sightline.data.array_files import read_hdf5_arrays, read_npy, read_npz_arrays
+from sightline.data.array_files import read_npy, read_npz_arrays
+from sightline.data.hdf5_files import hdf5_names, read_hdf5_arrays
+from sightline.data.input_files import assert_regular
 from sightline.data.meshes import read_off
 from sightline.data.ply import read_ply
 from sightline.data.text_tables import read_rows
 from sightline.errors import ConfigError, DataError
 
-__all__ = ["CLOUD_SUFFIXES", "Cloud", "check_columns", "has_normals", "read_cloud", "told_passed_over"]
+__all__ = ["CLOUD_SUFFIXES", "Cloud", "check_columns", "has_normals", "is_cloud_file", "read_cloud", "told_passed_over"]
 
 _POINTS = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
@@ -58,8 +59,7 @@ def read_cloud(path: Path, *, columns: Sequence[str] | None = None) -> Cloud:
     Raises DataError with file and line, byte or entry; ConfigError for `columns` that are no cloud's.
     """
     wanted = None if columns is None else check_columns(columns)
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file; check the path")
+    assert_regular(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: files of this kind are not read; there are {', '.join(CLOUD_SUFFIXES)}")
@@ -71,8 +71,10 @@ def read_cloud(path: Path, *, columns: Sequence[str] | None = None) -> Cloud:
 def has_normals(path: Path, *, by_faces: bool = True) -> bool:
     """Whether a file promises normals of its points, or faces where these count; from its first bytes or array names.
 
-    Nothing is checked: what does not read as its kind has none, and is refused when it is read.
+    Nothing else is checked: what does not read as its kind has none, and is refused when it is read.
+    Raises DataError for what is not a regular file.
     """
+    assert_regular(path)
     suffix = path.suffix.lower()
     if suffix in (".npz", ".h5", ".hdf5"):
         names = {name.lower() for name in _array_names(path)}
@@ -95,10 +97,14 @@ def _array_names(path: Path) -> list[str]:
         if path.suffix.lower() == ".npz":
             with zipfile.ZipFile(path) as archive:
                 return [name.removesuffix(".npy") for name in archive.namelist()]
-        with h5py.File(path) as file:
-            return list(file)
-    except (OSError, zipfile.BadZipFile):
+        return hdf5_names(path)
+    except (OSError, zipfile.BadZipFile, DataError):
         return []
+
+
+def is_cloud_file(path: Path, *, suffixes: Sequence[str] | None = None) -> bool:
+    """Whether something in a folder has the name of a cloud; broken links and pipes too, which reading refuses."""
+    return path.suffix.lower() in (CLOUD_SUFFIXES if suffixes is None else suffixes) and not path.is_dir()
 
 
 def told_passed_over(folder: Path, *, suffixes: Sequence[str] | None = None) -> str:
@@ -228,7 +234,8 @@ def _of_named(
 
 
 def _stacked(named: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
-    return np.stack([np.asarray(named[name], dtype=np.float64) for name in names], axis=1)
+    with np.errstate(invalid="ignore"):  # a signalling NaN: it is refused as any other
+        return np.stack([np.asarray(named[name], dtype=np.float64) for name in names], axis=1)
 
 
 def _check_sound(path: Path, cloud: Cloud) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sightline.data.cloud_files import CLOUD_SUFFIXES
+from sightline.data.cloud_files import CLOUD_SUFFIXES, is_cloud_file
 from sightline.data.modelnet_classes import by_number
 from sightline.data.native import MANIFEST, listing
 from sightline.errors import DataError
@@ -97,7 +98,9 @@ def _dealt(
             f"{members[0].path.parent}: class '{members[0].label}' has {held}, too few for {num_test} "
             f"to test, {num_validation} to validate and one to train on; add some, or leave the class out"
         )
-    order = sorted(members, key=lambda cloud: hashlib.sha256(f"{seed}/{cloud.name}".encode()).hexdigest())
+    order = sorted(
+        members, key=lambda cloud: hashlib.sha256(f"{seed}/{cloud.name}".encode(errors="surrogateescape")).hexdigest()
+    )
     part = {cloud.path: "test" for cloud in order[:num_test]}
     part |= {cloud.path: "validation" for cloud in order[num_test : num_test + num_validation]}
     for cloud in members:
@@ -123,7 +126,7 @@ def _from_folders(root: Path) -> tuple[str, list[ListedCloud]]:
 
 def _subfolders(root: Path) -> list[Path]:
     """The folders in a folder that is to hold nothing else of use. Raises DataError for clouds beside them."""
-    stray = [path for path in root.iterdir() if path.suffix.lower() in CLOUD_SUFFIXES and path.is_file()]
+    stray = [path for path in root.iterdir() if is_cloud_file(path)]
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if stray or not folders:
         found = f"{min(stray).name} lies in no folder of a class" if stray else f"it holds {listing(root)}"
@@ -134,7 +137,7 @@ def _subfolders(root: Path) -> list[Path]:
 def _of_class(folder: Path, split: str | None) -> list[ListedCloud]:
     """The clouds of one folder. Raises DataError if there are none, or folders within, which would be left out."""
     inner = next((path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")), None)
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in CLOUD_SUFFIXES and path.is_file()]
+    paths = [path for path in folder.iterdir() if is_cloud_file(path)]
     if inner is not None or not paths:
         found = f"holds the folder {inner.name}" if inner else f"holds no cloud, it holds {listing(folder)}"
         raise DataError(
@@ -173,7 +176,7 @@ def _from_csv(path: Path) -> Iterator[ListedCloud]:
 
 
 def _of_row(listed: Path, row: Mapping[str, str], where: str) -> ListedCloud:
-    place = (listed.parent / row["path"]).resolve()
+    place = Path(os.path.realpath(listed.parent / row["path"]))
     if not place.is_file():
         raise DataError(f"{where}: there is no file {row['path']} (looked at {place}); mend the path")
     if place.suffix.lower() not in CLOUD_SUFFIXES:

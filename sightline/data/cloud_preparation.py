@@ -121,7 +121,8 @@ def _as_float32(points: np.ndarray, *, where: str) -> np.ndarray:
             f"{where}: a cloud {size:.3g} across lies {reach:.3g} from the origin, where float32 has steps of "
             f"{reach * 2.0**-23:.2g}; subtract an offset, or set normalisation=unit_sphere"
         )
-    return points.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused where it is used
+        return points.astype(np.float32)
 
 
 def _digest(cloud: Cloud) -> str:

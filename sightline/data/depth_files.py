@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from sightline.data.array_files import read_npy
-from sightline.data.png_views import PNG_END
+from sightline.data.input_files import assert_regular, read_file, size_of
+from sightline.data.png_views import PNG_END, UNDECODABLE
 from sightline.errors import DataError
 
 __all__ = ["SizePx", "read_colour_png", "read_depth", "read_depth_png", "read_raw_depth", "read_windowed_depth"]
@@ -33,17 +34,23 @@ def read_depth(path: Path, *, size_px: SizePx | None = None, mm_per_unit: float 
     header and window. Raises DataError, one line, for other files, for images of another size than `size_px`, and
     where the numbers cannot be depths in mm.
     """
+    assert_regular(path)
     suffix = path.suffix.lower()
     if suffix == ".png":
         found = read_depth_png(path)
     elif suffix == ".npy":
-        found = _checked_npy(read_npy(_existing(path)), path)
+        found = _checked_npy(read_npy(path), path)
     elif suffix == ".bin":
         found = _read_bin(path, size_px)
     else:
         raise DataError(f"{path}: is no depth image that is read; give .png (16 bits), .npy or .bin (float32)")
     _check_size(found, size_px, path)
-    depth = (found * np.float64(mm_per_unit)).astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+        depth = (found * np.float64(mm_per_unit)).astype(np.float32)
+    if np.isinf(depth).any():
+        raise DataError(
+            f"{path}: the farthest depth is {found.max():.4g}, which is no number of mm; get the file again"
+        )
     if 0 < depth.max(initial=0) < _NEAREST_MM:
         raise DataError(
             f"{path}: the farthest depth is {depth.max():.4g} mm, nearer than any camera measures; if the file is in "
@@ -76,7 +83,7 @@ def read_colour_png(path: Path, *, size_px: SizePx | None = None) -> np.ndarray:
 
 def read_raw_depth(path: Path, *, size_px: SizePx) -> np.ndarray:
     """The depths (H, W) float32 of a file of little-endian float32, row after row, without a header."""
-    content = _existing(path).read_bytes()
+    content = read_file(path)
     width, height = size_px
     if len(content) != 4 * width * height:
         raise DataError(
@@ -92,7 +99,7 @@ def read_windowed_depth(path: Path, *, size_px: SizePx | None = None) -> np.ndar
     The window's left column and top row are those of the header, counted from 0. Raises DataError with the byte at
     which the header, or a depth, is wrong, and with the size that the header asks for.
     """
-    content = _existing(path).read_bytes()
+    content = read_file(path)
     if len(content) < _HEADER.size:
         raise DataError(f"{path}: has {len(content)} bytes, the header alone has {_HEADER.size}; get the file again")
     width, height, left, top, right, bottom = _HEADER.unpack_from(content)
@@ -117,7 +124,7 @@ def read_windowed_depth(path: Path, *, size_px: SizePx | None = None) -> np.ndar
 
 
 def _read_bin(path: Path, size_px: SizePx | None) -> np.ndarray:
-    num_bytes = _existing(path).stat().st_size
+    num_bytes = size_of(path)
     if size_px is not None and num_bytes == 4 * size_px[0] * size_px[1]:
         return read_raw_depth(path, size_px=size_px)
     with path.open("rb") as file:
@@ -134,13 +141,13 @@ def _read_bin(path: Path, size_px: SizePx | None) -> np.ndarray:
 
 
 def _decoded(path: Path) -> tuple[str, np.ndarray]:
-    content = _existing(path).read_bytes()
+    content = read_file(path)
     if not content.endswith(PNG_END):
         raise DataError(f"{path}: does not end as PNG files do, at byte {len(content)}; get the file again")
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             return image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNDECODABLE as error:
         told = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be decoded ({told}); get the file again") from error
 
@@ -177,9 +184,3 @@ def _check_size(image: np.ndarray, size_px: SizePx | None, path: Path) -> None:
             f"{path}: the image is {found[0]} x {found[1]} pixels, the camera's {size_px[0]} x {size_px[1]}; give the "
             "intrinsics and the size of this image's camera"
         )
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
-    return path

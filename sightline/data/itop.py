@@ -13,10 +13,10 @@ import numpy as np
 
 from sightline import registry
 from sightline.arguments import ReferencePoint, Seed
-from sightline.data.array_files import hdf5_array, open_hdf5
 from sightline.data.depth_frames import DepthCamera
 from sightline.data.depth_preparation import DepthPart, DepthPlan, ReadFrame, found_folder, prepare_frames
 from sightline.data.depth_sets import PreparedFrames, train_and_test
+from sightline.data.hdf5_files import TEXT, Hdf5File, open_hdf5
 from sightline.data.labelled_clouds import root_of
 from sightline.data.labelled_scenes import HeldShare
 from sightline.data.native import open_prepared, prepare_command
@@ -148,7 +148,7 @@ def _opened(root: Path, view: str, split: str) -> _Labels:
     """The labels of a part, its two files checked against each other."""
     depth_path, path = (_unpacked(root / file) for file in _files(view, split))
     with open_hdf5(depth_path) as file:
-        depth = hdf5_array(file, "data", path=depth_path)
+        depth = file.array("data")
         if depth.ndim != 3 or depth.shape[1:] != _SIZE or depth.dtype.name not in ("float16", "float32"):
             raise DataError(
                 f"{depth_path}: data is {depth.dtype} {depth.shape}, float16 (frames, {_SIZE[0]}, {_SIZE[1]}) is "
@@ -184,16 +184,18 @@ def _unpacked(path: Path) -> Path:
     raise DataError(f"{path}: is missing, and belongs to the file beside it; get it")
 
 
-def _ids(file: Any, path: Path, num_frames: int) -> list[str]:
+def _ids(file: Hdf5File, path: Path, num_frames: int) -> list[str]:
     """The names of the frames, `<person>_<frame>`."""
-    if "id" not in file or file["id"].shape != (num_frames,):
-        found = file["id"].shape if "id" in file else "missing"
-        raise DataError(f"{path}: id is {found}, ({num_frames},) is needed as the depth maps have; get the file again")
-    return [each.decode("latin-1") if isinstance(each, bytes) else str(each) for each in file["id"][...].tolist()]
+    array = file.array("id", kinds=TEXT)
+    if array.shape != (num_frames,):
+        raise DataError(
+            f"{path}: id is {array.shape}, ({num_frames},) is needed as the depth maps have; get the file again"
+        )
+    return [each.decode("latin-1") if isinstance(each, bytes) else str(each) for each in array[...].tolist()]
 
 
-def _labels(file: Any, path: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
-    array = hdf5_array(file, key, path=path)
+def _labels(file: Hdf5File, path: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    array = file.array(key)
     if array.shape != shape or array.dtype.kind not in "iufb":
         raise DataError(f"{path}: {key} is {array.dtype} {array.shape}, {shape} is needed; get the file again")
     found: np.ndarray = array[...]
@@ -252,7 +254,7 @@ def _parts(stored: str, labels: _Labels, depth_type: str) -> list[DepthPart]:
 
 def _read(labels: _Labels, first: int, last: int, depth_type: str) -> Iterator[ReadFrame]:
     with open_hdf5(labels.depth_path) as file:
-        depths = hdf5_array(file, "data", path=labels.depth_path)[first:last].astype(depth_type)
+        depths = file.array("data")[first:last].astype(depth_type)
     for row in range(first, last):
         where = f"{labels.depth_path}: data[{row}]"
         is_valid = bool(labels.is_valid[row])

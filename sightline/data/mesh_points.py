@@ -30,4 +30,6 @@ def draw_points(
 
 def generator_of(name: str) -> np.random.Generator:
     """A generator of the name alone: a shape is drawn alike in any set, in any order of files."""
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little"))
+    return np.random.default_rng(
+        int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:16], "little")
+    )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.data.text_tables import numbers_of, read_text
+from sightline.data.text_tables import count_of, numbers_of, read_text
 from sightline.errors import DataError
 
 __all__ = ["Mesh", "read_off"]
@@ -72,12 +72,13 @@ def _header(lines: _Lines) -> tuple[int, int, int]:
     if index == len(lines.texts):
         raise DataError(f"{lines.where(0)}: ends before the numbers of vertices and faces; get the file again")
     tokens = (first[3:] if is_glued else lines.texts[1]).split()
-    if len(tokens) not in (2, 3) or not all(token.isdecimal() for token in tokens):
+    counts = [count_of(token) for token in tokens]
+    if len(tokens) not in (2, 3) or counts[0] is None or counts[1] is None or None in counts:
         raise DataError(
             f"{lines.where(index)}: needs the numbers of vertices, faces and edges, found {' '.join(tokens)[:40]!r}; "
             "get the file again"
         )
-    return int(tokens[0]), int(tokens[1]), index + 1
+    return counts[0], counts[1], index + 1
 
 
 def _refuse_short(lines: _Lines, start: int, num_vertices: int, num_faces: int) -> None:
@@ -130,18 +131,24 @@ def _plain_triangles(texts: Sequence[str], num_vertices: int) -> np.ndarray | No
 def _polygon(text: str, where: str, num_vertices: int) -> list[int]:
     """The corners of one face line; colours after them are left out. Fewer than three have no area and fan to none."""
     tokens = text.split()
-    num_corners = int(tokens[0]) if tokens[0].isdecimal() else 0
+    num_corners = count_of(tokens[0]) or 0
     if num_corners < 1:
         raise DataError(f"{where}: {tokens[0][:40]!r} is not a number of corners; get the file again")
     corners = tokens[1 : 1 + num_corners]
     if len(corners) < num_corners:
         raise DataError(f"{where}: a face of {num_corners} corners names {len(corners)}; get the file again")
-    for token in corners:
-        if not token.removeprefix("-").isdecimal():
-            raise DataError(f"{where}: {token[:40]!r} is not the index of a vertex; get the file again")
-        if not 0 <= int(token) < num_vertices:
-            raise DataError(
-                f"{where}: a face names vertex {token}, there are {num_vertices} (0 to {num_vertices - 1}); "
-                "get the file again"
-            )
-    return [int(token) for token in corners]
+    return [_vertex(token, where, num_vertices) for token in corners]
+
+
+def _vertex(token: str, where: str, num_vertices: int) -> int:
+    """The index of a vertex. Raises DataError for a token that is none, and for one outside the mesh."""
+    digits = token.removeprefix("-")
+    if not digits.isdecimal():
+        raise DataError(f"{where}: {token[:40]!r} is not the index of a vertex; get the file again")
+    index = count_of(digits)
+    if index is None or index >= num_vertices or (index and digits != token):
+        raise DataError(
+            f"{where}: a face names vertex {token[:40]}, there are {num_vertices} (0 to {num_vertices - 1}); "
+            "get the file again"
+        )
+    return index

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.data.array_files import npz_array, npz_header, open_hdf5
+from sightline.data.array_files import npz_array, npz_header
+from sightline.data.hdf5_files import open_hdf5
 from sightline.data.modelnet_classes import SPLITS, Classes, Contents, by_number, columns_of, labels_of
-from sightline.data.preparation import Part, Row
+from sightline.data.preparation import Part, Row, assert_extent
 from sightline.data.text_tables import read_text
 from sightline.errors import DataError
 
@@ -71,28 +72,26 @@ class _Hdf5Scan(NamedTuple):
 
 
 def _scan_hdf5(path: Path) -> _Hdf5Scan:
-    with open_hdf5(path) as file:
-        for key in ("data", "label"):
-            if key not in file:
-                raise DataError(
-                    f"{path}: has no key '{key}', it has {', '.join(file) or 'none'}; is it a ModelNet file?"
-                )
-        data, label = file["data"], file["label"]
+    with open_hdf5(path, what="a ModelNet file") as file:
+        data, label = file.array("data"), file.array("label")
         if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
             raise DataError(f"{path}: 'data' is {data.dtype} {data.shape}, floats (shapes, points, 3) are needed")
         if label.shape not in {(len(data),), (len(data), 1)} or label.dtype.kind not in "iu":
             raise DataError(f"{path}: 'label' is {label.dtype} {label.shape}, integers ({len(data)}, 1) are needed")
-        has_normals = "normal" in file and file["normal"].shape == data.shape and file["normal"].dtype.kind == "f"
+        normal = file.array("normal") if "normal" in file.names() else None
+        has_normals = normal is not None and normal.shape == data.shape and normal.dtype.kind == "f"
         return _Hdf5Scan(data.shape[1], label[...].reshape(-1).astype(np.int64), has_normals)
 
 
 def _hdf5_part(split: str, path: Path, labels: np.ndarray, *, has_normals: bool) -> Part:
     def rows() -> Iterator[Row]:
         with open_hdf5(path) as file:
-            columns = {"points": file["data"][...]} | ({"normals": file["normal"][...]} if has_normals else {})
+            keys = {"points": "data", **({"normals": "normal"} if has_normals else {})}
+            columns = {name: file.array(key)[...] for name, key in keys.items()}
         for index in np.flatnonzero(labels >= 0):
-            values = {name: column[index] for name, column in columns.items()}
-            yield Row(f"{path.stem}/{index:04d}", f"{path}: shape {index}", {**values, "label": labels[index]})
+            where, values = f"{path}: shape {index}", {name: column[index] for name, column in columns.items()}
+            assert_extent(values["points"], where=where)
+            yield Row(f"{path.stem}/{index:04d}", where, {**values, "label": labels[index]})
 
     return Part(split, path.name, int((labels >= 0).sum()), (path, path.with_name("shape_names.txt")), rows)
 
@@ -129,6 +128,7 @@ def _npz_part(split: str, path: Path, labels: np.ndarray, names: np.ndarray) -> 
         clouds = _npz_array(path, f"X_{split}", kinds="f", ndim=3, length=len(labels))
         for index in np.flatnonzero(labels >= 0):
             where = f"{path}: X_{split}[{index}]"
+            assert_extent(clouds[index], where=where)
             yield Row(str(names[index]), where, {"points": clouds[index], "label": labels[index]})
 
     return Part(split, f"{path.name}: X_{split}", int((labels >= 0).sum()), (path,), rows)

@@ -22,7 +22,7 @@ from sightline.data.labelled_scenes import HeldShare
 from sightline.data.native import Prepared, open_prepared, prepare_command
 from sightline.data.preparation import Progress
 from sightline.data.skeletons import HAND_21
-from sightline.data.text_tables import numbers_of, read_text
+from sightline.data.text_tables import count_of, numbers_of, read_text
 from sightline.errors import DataError
 from sightline.types import Folds
 
@@ -199,18 +199,22 @@ def _images(folder: Path) -> tuple[Path, ...]:
     """The images of a sequence, one for each line of its labels, numbered from 0 without a gap."""
     labels = folder / "joint.txt"
     first = read_text(labels).split("\n", 1)[0].strip()
-    if not first.isdecimal():
+    num_frames = count_of(first)
+    if num_frames is None:
         raise DataError(f"{labels}:1: {first[:40]!r} is not the number of frames; get the file again")
-    images = tuple(folder / f"{number:06d}_depth.bin" for number in range(int(first)))
     there = {path.name for path in folder.glob("*_depth.bin")}
-    lacking = next((path for path in images if path.name not in there), None)
-    if lacking is not None or len(there) != len(images):
-        told = f"{lacking.name} is missing" if lacking else "there are images without labels"
+    lacking = next((name for name in map(_image_name, range(num_frames)) if name not in there), None)
+    if lacking is not None or len(there) != num_frames:
+        told = f"{lacking} is missing" if lacking else "there are images without labels"
         raise DataError(
-            f"{folder}: has {len(there)} images, joint.txt announces {len(images)}, and {told}; the download is not "
+            f"{folder}: has {len(there)} images, joint.txt announces {num_frames}, and {told}; the download is not "
             "complete: get the folder again"
         )
-    return images
+    return tuple(folder / _image_name(number) for number in range(num_frames))
+
+
+def _image_name(number: int) -> str:
+    return f"{number:06d}_depth.bin"
 
 
 def _frames(folder: Path, images: Sequence[Path], gesture: int) -> Iterator[ReadFrame]:

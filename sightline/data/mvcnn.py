@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sightline.data.modelnet_classes import by_number
 from sightline.data.native import Prepared, listing, read_manifest
@@ -119,7 +119,7 @@ def read_picture(path: Path, *, background: Background) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             return composited(np.asarray(picture.convert("RGBA")), background)
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         told = str(error).split("\n", 1)[0]
         raise DataError(f"{path}: does not read as a picture ({told}); get the file again") from error
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sightline.data.array_files import DAMAGE, first_line
 from sightline.data.columns import OFFSETS
 from sightline.errors import DataError, MissingDataError
 
@@ -34,6 +35,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+_ENTRIES = {"format", "set", "source", "columns", "splits", "files", "digest"}
 
 
 class Prepared:
@@ -147,8 +149,11 @@ def read_manifest(root: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{root}: is no prepared set, there is no {MANIFEST}; sightline data prepare makes one")
     manifest = _read_json(path)
-    if not isinstance(manifest, dict) or "digest" not in manifest or seal(manifest)["digest"] != manifest["digest"]:
+    if not _is_sealed(manifest):
         raise DataError(f"{path}: its text was altered after it was written (digest differs); prepare the set again")
+    outside = next((name for key in ("files", "splits", "columns") for name in manifest[key] if "/" in name), None)
+    if outside is not None:
+        raise DataError(f"{path}: names '{outside}', which is not in its own folder; prepare the set again")
     if manifest["format"] != FORMAT_VERSION:
         raise DataError(
             f"{path}: has format version {manifest['format']}, this release reads {FORMAT_VERSION}; prepare it again"
@@ -188,6 +193,16 @@ def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {**body, "digest": hashlib.sha256(text.encode()).hexdigest()}
 
 
+def _is_sealed(manifest: Any) -> bool:
+    """Whether this is a manifest, with all entries that every set has, under the digest of its own text."""
+    if not isinstance(manifest, dict) or not manifest.keys() >= _ENTRIES:
+        return False
+    try:
+        return seal(manifest)["digest"] == manifest["digest"]
+    except ValueError:  # a number that is not finite: no manifest was written with one
+        return False
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
@@ -205,9 +220,10 @@ def listing(folder: Path, limit: int = 5) -> str:
 
 def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     try:
-        array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: does not read as an array ({_first_line(error)}); prepare the set again") from error
+        with np.errstate(over="ignore"):  # of a shape beyond all sizes, which is refused
+            array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
+    except (*DAMAGE, MemoryError) as error:
+        raise DataError(f"{path}: does not read as an array ({first_line(error)}); prepare the set again") from error
     if (array.shape, array.dtype) != (shape, dtype):
         raise DataError(
             f"{path}: holds {array.dtype} {array.shape}, the manifest says {dtype} {shape}; prepare the set again"
@@ -223,9 +239,5 @@ def _unfinished(root: Path) -> str:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: does not read as JSON ({_first_line(error)}); prepare the set again") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: does not read as JSON ({first_line(error)}); prepare the set again") from error

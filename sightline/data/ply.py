@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.data.text_tables import numbers_of, read_text
+from sightline.data.text_tables import count_of, numbers_of, read_text
 from sightline.errors import DataError
 
 __all__ = ["Ply", "read_ply"]
@@ -137,15 +137,15 @@ def _add_header_line(elements: list[_Element], line: str, where: str) -> None:
     match words:
         case ["comment" | "obj_info", *_]:
             return
-        case ["element", name, size] if (
-            size.isdecimal() and len(size) < 19 and name not in {each.name for each in elements}
-        ):
-            elements.append(_Element(name, int(size), []))
+        case ["element", name, size] if (count := count_of(size)) is not None and name not in {
+            each.name for each in elements
+        }:
+            elements.append(_Element(name, count, []))
             return
         case ["property", kind, name] if elements and kind in _TYPES:
             added = _Property(name.lower(), _TYPES[kind])
-        case ["property", "list", count, kind, name] if elements and kind in _TYPES and count in _TYPES:
-            added = _Property(name.lower(), _TYPES[kind], _TYPES[count])
+        case ["property", "list", counter, kind, name] if elements and kind in _TYPES and counter in _TYPES:
+            added = _Property(name.lower(), _TYPES[kind], _TYPES[counter])
         case _:
             raise DataError(f"{where}: {line[:60]!r} is no line of a PLY header; get the file again")
     if added.counter.startswith("f") or added.name in {each.name for each in elements[-1].properties}:
@@ -183,8 +183,13 @@ def _plain_rows(content: bytes, position: int, element: _Element, order: str) ->
     """Rows without lists, all at once."""
     dtype = np.dtype([(each.name, order + each.kind) for each in element.properties])
     table = np.frombuffer(content, dtype=dtype, count=element.size, offset=position)
-    scalars = {each.name: table[each.name].astype(np.float64) for each in element.properties}
+    scalars = {each.name: _as_float64(table[each.name]) for each in element.properties}
     return _Values(scalars, {}), position + element.size * dtype.itemsize
+
+
+def _as_float64(values: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # a signalling NaN: it is refused as any other
+        return values.astype(np.float64)
 
 
 def _uniform_rows(content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int] | None:
@@ -208,7 +213,7 @@ def _uniform_rows(content: bytes, position: int, element: _Element, order: str) 
     table = np.frombuffer(content, dtype=dtype, count=element.size, offset=position)
     if any((table[f"number of {name}"] != length).any() for name, length in lengths.items()):
         return None
-    scalars = {each.name: table[each.name].astype(np.float64) for each in element.properties if not each.counter}
+    scalars = {each.name: _as_float64(table[each.name]) for each in element.properties if not each.counter}
     return _Values(scalars, {name: table[name] for name in lengths}), stop
 
 

@@ -14,10 +14,12 @@ from sightline.errors import DataError
 from sightline.geometry.rendering import Background
 from sightline.transforms.images import resized
 
-__all__ = ["PNG_END", "png_fault", "read_view"]
+__all__ = ["PNG_END", "UNDECODABLE", "png_fault", "read_view"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for files that it does not understand, or that are of an absurd size."""
 _LARGEST_PX = 4096
 
 
@@ -51,7 +53,7 @@ def read_view(path: Path, *, size_px: int, background: Background) -> np.ndarray
     try:
         with Image.open(path) as image:
             mode, pixels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNDECODABLE as error:
         told = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be decoded ({told}); get the file again") from error
     if mode != "RGBA":

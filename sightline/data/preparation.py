@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from sightline.data.columns import Column, Row, SplitWriter
+from sightline.data.input_files import size_of
 from sightline.data.native import (
     FORMAT_VERSION,
     MANIFEST,
@@ -33,7 +34,17 @@ from sightline.data.native import (
 )
 from sightline.errors import DataError, RunError
 
-__all__ = ["Column", "Part", "Plan", "Progress", "Row", "duplicates_of", "prepare_native", "to_unit_sphere"]
+__all__ = [
+    "Column",
+    "Part",
+    "Plan",
+    "Progress",
+    "Row",
+    "assert_extent",
+    "duplicates_of",
+    "prepare_native",
+    "to_unit_sphere",
+]
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with the rows done, the rows in all, and what is being read."""
@@ -82,7 +93,7 @@ class Plan:
     def fingerprint(self) -> str:
         """SHA-256 of the sorted list of source files with their sizes."""
         files = {file for part in self.parts for file in part.files}
-        return _digest(sorted([os.path.relpath(file, self.source), file.stat().st_size] for file in files))
+        return _digest(sorted([os.path.relpath(file, self.source), size_of(file)] for file in files))
 
 
 def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str, Any]:
@@ -130,6 +141,12 @@ def to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
     if not radius > 0:
         raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; leave the file out")
     return (centred / radius).astype(np.float32)
+
+
+def assert_extent(points: np.ndarray, *, where: str) -> None:
+    """Raises DataError, led by `where`, if all points coincide: zeros where nothing was written, as a rule."""
+    if (points == points[0]).all():
+        raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; get the file again")
 
 
 def duplicates_of(prepared: Prepared, column: str) -> list[list[str]]:

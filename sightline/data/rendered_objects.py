@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sightline.data.cloud_files import CLOUD_SUFFIXES, read_cloud
+from sightline.data.cloud_files import CLOUD_SUFFIXES, is_cloud_file, read_cloud
 from sightline.data.native import MANIFEST, Prepared, check_sizes, listing, read_manifest
 from sightline.data.preparation import to_unit_sphere
 from sightline.data.synthetic_shapes import SyntheticShapes
@@ -112,7 +112,7 @@ class FileObjects:
     def __init__(self, folder: Path, *, up_axis: str) -> None:
         self.path = folder.resolve()
         self.up_axis = up_axis
-        found = (path for path in self.path.rglob("*") if path.suffix.lower() in CLOUD_SUFFIXES and path.is_file())
+        found = filter(is_cloud_file, self.path.rglob("*"))
         self._files = sorted(
             path for path in found if not any(p.startswith(".") for p in path.relative_to(self.path).parts)
         )

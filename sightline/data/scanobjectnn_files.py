@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from sightline.data.array_files import open_hdf5
+from sightline.data.hdf5_files import open_hdf5
 from sightline.data.native import MANIFEST, listing
-from sightline.data.preparation import Column, Part, Row, to_unit_sphere
+from sightline.data.preparation import Column, Part, Row, assert_extent, to_unit_sphere
 from sightline.data.text_tables import read_text
 from sightline.errors import DataError
 
@@ -129,13 +129,8 @@ class _Scan(NamedTuple):
 
 def _scan(path: Path, num_classes: int) -> _Scan:
     """Sizes of a file. Raises DataError for keys that are missing or wrong, and for labels that are no class."""
-    with open_hdf5(path) as file:
-        for key in ("data", "label", "mask"):
-            if key not in file:
-                raise DataError(
-                    f"{path}: has no key '{key}', it has {', '.join(file) or 'none'}; is it a file of ScanObjectNN?"
-                )
-        data, label, mask = (file[key] for key in ("data", "label", "mask"))
+    with open_hdf5(path, what="a file of ScanObjectNN") as file:
+        data, label, mask = (file.array(key) for key in ("data", "label", "mask"))
         if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
             raise DataError(f"{path}: 'data' is {data.dtype} {data.shape}, floats (objects, points, 3) are needed")
         if label.shape not in {(len(data),), (len(data), 1)} or label.dtype.kind not in "iu":
@@ -162,10 +157,12 @@ class _Rows:
 
     def __call__(self) -> Iterator[Row]:
         with open_hdf5(self.path) as file:
-            clouds, labels, masks = file["data"][...], file["label"][...].reshape(-1), file["mask"][...]
+            clouds, labels, masks = (file.array(key)[...] for key in ("data", "label", "mask"))
+        labels = labels.reshape(-1)
         for index, cloud in enumerate(clouds):
             where = f"{self.path}: object {index}"
             _assert_finite(cloud, where)
+            assert_extent(cloud, where=where)
             points = to_unit_sphere(cloud, where=where) if self.to_sphere else cloud
             is_object = masks[index] != _BACKGROUND
             yield Row(

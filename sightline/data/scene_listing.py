@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sightline.data.cloud_files import CLOUD_SUFFIXES
+from sightline.data.cloud_files import is_cloud_file
 from sightline.data.cloud_listing import SPLITS
 from sightline.data.modelnet_classes import by_number
 from sightline.data.native import MANIFEST, listing
@@ -76,7 +76,7 @@ def read_class_names(root: Path) -> tuple[str, ...] | None:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    paths = (path for path in folder.iterdir() if path.suffix.lower() in CLOUD_SUFFIXES and path.is_file())
+    paths = filter(is_cloud_file, folder.iterdir())
     clouds = (path for path in paths if path.name != CLASSES_FILE and not path.name.startswith("."))
     return sorted(clouds, key=lambda path: by_number(path.name))
 
@@ -91,7 +91,9 @@ def _dealt(
             f"{root}: holds {len(paths)} scenes, too few for {num_test} to test, {num_validation} to validate and one "
             f"to train on; add some, or lay it out as {_LAYOUTS}"
         )
-    order = sorted(paths, key=lambda path: hashlib.sha256(f"{seed}/{path.name}".encode()).hexdigest())
+    order = sorted(
+        paths, key=lambda path: hashlib.sha256(f"{seed}/{path.name}".encode(errors="surrogateescape")).hexdigest()
+    )
     part = {path: "test" for path in order[:num_test]}
     part |= {path: "validation" for path in order[num_test : num_test + num_validation]}
     return [ListedScene(path, part.get(path, "train")) for path in paths]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.array_files import open_hdf5
+from sightline.data.hdf5_files import Hdf5File, open_hdf5
 from sightline.data.modelnet_classes import by_number
 from sightline.data.preparation import Part, Row
 from sightline.data.shapenet_part_categories import SPLITS, Category, categories, row_values
@@ -19,6 +19,7 @@ from sightline.errors import DataError
 __all__ = ["hdf5_files", "hdf5_parts"]
 
 _KEYS = ("data", "label", "pid")
+_WHAT = "a file of ShapeNetPart"
 
 
 def hdf5_files(root: Path, split: str) -> list[Path]:
@@ -61,14 +62,9 @@ class _Arrays(NamedTuple):
     pid: Any
 
 
-def _checked(path: Path, file: Any) -> _Arrays:
+def _checked(path: Path, file: Hdf5File) -> _Arrays:
     """The three data sets of a file, whose shapes and types agree. Raises DataError naming the key."""
-    for key in _KEYS:
-        if key not in file:
-            raise DataError(
-                f"{path}: has no key '{key}', it has {', '.join(file) or 'none'}; is it a file of ShapeNetPart?"
-            )
-    arrays = _Arrays(*(file[key] for key in _KEYS))
+    arrays = _Arrays(*(file.array(key) for key in _KEYS))
     data, label, pid = arrays
     if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
         raise DataError(f"{path}: 'data' is {data.dtype} {data.shape}, floats (shapes, points, 3) are needed")
@@ -81,7 +77,7 @@ def _checked(path: Path, file: Any) -> _Arrays:
 
 def _scan(path: Path, num_categories: int) -> tuple[int, int]:
     """Shapes and points of a file. Raises DataError for keys that are missing or wrong and labels out of range."""
-    with open_hdf5(path) as file:
+    with open_hdf5(path, what=_WHAT) as file:
         arrays = _checked(path, file)
         labels = arrays.label[...].reshape(-1)
         wrong = np.flatnonzero((labels < 0) | (labels >= num_categories))
@@ -99,7 +95,7 @@ class _Rows:
     known: tuple[Category, ...]
 
     def __call__(self) -> Iterator[Row]:
-        with open_hdf5(self.path) as file:
+        with open_hdf5(self.path, what=_WHAT) as file:
             points, labels, parts = (array[...] for array in _checked(self.path, file))
         for index, label in enumerate(labels.reshape(-1)):
             where = f"{self.path}: shape {index}"

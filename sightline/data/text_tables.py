@@ -7,17 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
+from sightline.data.input_files import read_file
 from sightline.errors import DataError
 
-__all__ = ["numbers_of", "read_rows", "read_table", "read_text"]
+__all__ = ["count_of", "numbers_of", "read_rows", "read_table", "read_text"]
 
 
 def read_text(path: Path) -> str:
     """The whole file, any byte allowed (as Latin-1), so that a stray byte is found as a token of its line."""
-    try:
-        return path.read_bytes().decode("latin-1")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
+    return read_file(path).decode("latin-1")
+
+
+def count_of(token: str) -> int | None:
+    """The number that digits give; None for anything else, and beyond 18 digits, which no count of anything has."""
+    return int(token) if token.isdecimal() and len(token) < 19 else None
 
 
 def read_table(path: Path, *, num_columns: int, delimiter: str | None = None) -> np.ndarray:
@@ -50,9 +53,9 @@ def read_rows(path: Path, *, announces_rows: bool = False) -> tuple[tuple[str, .
     if announces_rows and start < len(lines) and lines[start].strip().isdecimal():
         announced, start = lines[start].strip(), start + 1
     rows = lines[start:]
-    if announced not in (None, str(len(rows))):
+    if announced is not None and announced != str(len(rows)):
         raise DataError(
-            f"{path}:{start}: announces {announced} points, {len(rows)} rows follow; the file is cut short or its "
+            f"{path}:{start}: announces {announced[:40]} points, {len(rows)} rows follow; the file is cut short or its "
             "first line is wrong: get it again"
         )
     if not rows:
@@ -133,4 +136,6 @@ def _refuse(line: str, where: str, num_columns: int, delimiter: str | None) -> N
         except ValueError:
             raise DataError(f"{where}: {token.strip()[:40]!r} is not a number; get the file again") from None
         if not np.isfinite(value):
-            raise DataError(f"{where}: {token.strip()} is not a finite number; mend the line or leave the file out")
+            raise DataError(
+                f"{where}: {token.strip()[:40]} is not a finite number; mend the line or leave the file out"
+            )

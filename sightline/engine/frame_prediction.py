@@ -138,7 +138,7 @@ class _FramePredictor:
                 self._is_warm = True
             laps = _Laps(self._world)
             predictions = self._predict(frames, laps)
-        except (UserError, ValueError) as error:
+        except (UserError, ValueError, MemoryError) as error:
             if len(frames) > 1:
                 return {path: answer for frame in frames for path, answer in self([frame]).items()}
             path, told = frames[0].path, " ".join(str(error).split())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from sightline.engine.answers import Refusal
-from sightline.errors import DataError
+from sightline.errors import DataError, UserError, in_one_line
 
 __all__ = ["Reading", "Waiting", "answer_each"]
 
 Read = TypeVar("Read")
+_UNREAD = (ValueError, OSError, MemoryError, EOFError, ArithmeticError, zlib.error, zipfile.BadZipFile)
+"""What a reader raises that has overlooked something in a file: it must not end the prediction of the others."""
 
 
 class Reading(Protocol[Read]):
@@ -78,6 +82,12 @@ def answer_each(
             file = reading.read(path)
         except DataError as error:
             yield path, Refusal(path, str(error))
+            continue
+        except UserError:
+            raise  # of what was asked for, not of the file
+        except _UNREAD as error:
+            told = f"{path}: cannot be read ({type(error).__name__}: {error}); get the file again"
+            yield path, Refusal(path, in_one_line(told))
             continue
         for group in waiting.add(file):
             yield from reading(group).items()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sightline import registry
-from sightline.data.cloud_files import CLOUD_SUFFIXES, told_passed_over
+from sightline.data.cloud_files import CLOUD_SUFFIXES, is_cloud_file, told_passed_over
 from sightline.data.cloud_samples import read_sample
 from sightline.engine.answers import Answers, Predictions, ReadFile, Refusal
 from sightline.engine.applied import AppliedRun
@@ -50,15 +51,15 @@ def files_of(paths: Iterable[Path], *, suffixes: Sequence[str] = CLOUD_SUFFIXES)
     """The files named and, sorted, those of clouds in and below the folders named, each once; and what is not there.
 
     Numbers in names are sorted as numbers: frame_10 follows frame_9. A file that is named is never passed over,
-    whatever its ending; those of other kinds in a folder are told.
+    whatever its ending; those of other kinds in a folder are told. Broken links and pipes are among the files.
     """
     files: dict[Path, None] = {}
     refused = []
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # not the path's own question, which raises for a name that is too long
             files.setdefault(path)
             continue
-        held = (p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+        held = (each for each in path.rglob("*") if is_cloud_file(each, suffixes=suffixes))
         inside = sorted(held, key=_order_of)
         files |= dict.fromkeys(inside)
         if passed_over := told_passed_over(path, suffixes=suffixes):
@@ -191,7 +192,7 @@ class _Predictor:
             samples = [{**file.sample.fields, **file.given} for file in files]
             batch = self.applied.read([file.path for file in files], samples)
             predictions = self.applied.predict(self.applied.seen(batch))
-        except (UserError, ValueError) as error:
+        except (UserError, ValueError, MemoryError) as error:
             if len(files) > 1:
                 return {path: answer for file in files for path, answer in self([file]).items()}
             path, told = files[0].path, " ".join(str(error).split())

@@ -93,8 +93,8 @@ class RunDirectory:
                     lock_path.unlink()
 
     def write_text(self, name: str, text: str) -> None:
-        """Write or replace a text file."""
-        self.write_bytes(name, text.encode())
+        """Write or replace a text file, as UTF-8; bytes of file names that are not become `\\udcff`, as in JSON."""
+        self.write_bytes(name, _encoded(text))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write or replace a file."""
@@ -124,7 +124,7 @@ class RunDirectory:
             size = path.stat().st_size if path.exists() else 0
             try:
                 with open(path, "ab") as file:
-                    file.write(line.encode())
+                    file.write(_encoded(line))
             except OSError:
                 with contextlib.suppress(OSError):
                     os.truncate(path, size)
@@ -158,6 +158,10 @@ class RunDirectory:
             yield path
         except OSError as error:
             raise disk_failure(error, path) from error
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")
 
 
 def environment() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sightline import registry
 from sightline.data import native
 from sightline.data.labelled_clouds import root_of
 from sightline.data.views import VIEWS_SET, Views
-from sightline.errors import UserError
+from sightline.errors import UserError, in_one_line
 from sightline.geometry.volumes import Axes
 from sightline.plugins import load_plugins
 from sightline.schema import nearest
@@ -278,13 +278,16 @@ class _bar:  # noqa: N801 - used like a function
         return self
 
     def __call__(self, done: int, total: int, what: str) -> None:
+        from rich.markup import escape
+
         if total != self._total:  # another stretch of work: looking at files before reading them
             self._told, self._total = -1, total
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total, description=f"{self.name} {what}")
+            description = escape(in_one_line(f"{self.name} {what}"))
+            self._progress.update(self._task, completed=done, total=total, description=description)
         elif total and done * 10 // total > self._told:
             self._told = done * 10 // total
-            note(f"{self.name}: {done} of {total} {what}")
+            note(in_one_line(f"{self.name}: {done} of {total} {what}"))
 
     def __exit__(self, *error: object) -> None:
         if self._progress is not None:

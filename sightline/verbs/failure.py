@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 
 from sightline.engine.failure import report_failure
-from sightline.errors import RunError, UserError
+from sightline.errors import RunError, UserError, in_one_line
 
 __all__ = ["explain", "fail"]
 
@@ -26,6 +27,8 @@ def explain(error: Exception) -> int:
         return fail(message, 2, error)
     if isinstance(error, UserError):
         return fail(str(error), 2, error)
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return fail(in_one_line(f"{error.filename}: {error.strerror}; check the path"), 2, error)
     if isinstance(error, RunError):
         return fail(str(error), 1, error)
     if isinstance(error, ValueError):

@@ -13,17 +13,16 @@ from sightline.arguments import Count, Size
 from sightline.data.references import CentreOfMass
 from sightline.engine.answers import Refusal
 from sightline.engine.distributed import World
-from sightline.engine.durable import disk_failure
 from sightline.engine.frame_prediction import predict_frames
 from sightline.engine.joint_answers import STAGES, JointPrediction
 from sightline.engine.loading import LoadedRun, load_run
 from sightline.engine.own_frames import DEPTH_SUFFIXES, OwnFrames
 from sightline.engine.prediction import files_of
-from sightline.errors import UserError
+from sightline.errors import DataError, UserError
 from sightline.pictures import encode_png
 from sightline.verbs.key_values import read_key_values
 from sightline.verbs.output import note
-from sightline.verbs.point_files import output_names
+from sightline.verbs.point_files import output_names, writing
 from sightline.verbs.predictions import Options, Told, exact
 from sightline.view.pose_picture import draw_pose
 
@@ -48,7 +47,11 @@ def tell_joints(run: LoadedRun, options: Options, world: World) -> Told:
         if isinstance(answer, Refusal):
             refusals[path] = answer
             continue
-        written = _write_picture(answer, names[path]) if names else None
+        try:
+            written = _write_picture(answer, names[path]) if names else None
+        except DataError as error:
+            refusals[path] = Refusal(path, f"{path}: {error}")
+            continue
         answers[path] = answer.without_depth()
         documents[path] = _document(answer) | {"written": {} if written is None else {"picture": str(written)}}
     found = [answers[path] for path in files if path in answers]
@@ -158,11 +161,9 @@ def _write_picture(answer: JointPrediction, name: Path) -> Path:
         cube_mm=answer.cube_mm,
     )
     path = name.with_name(name.name + _PICTURE)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(pixels))
-    except OSError as error:
-        raise disk_failure(error, path) from error
     return path
 
 

@@ -10,6 +10,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from sightline.errors import in_one_line
+
 __all__ = ["note", "show_difficulty", "show_evaluation", "show_findings", "show_table"]
 
 
@@ -36,7 +38,7 @@ def show_table(
     The cells of the column `unbroken` are never broken. Where a terminal is too narrow, those of `droppable` are
     narrowed, then left out, the first of them first, and the title says so.
     """
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)  # cells are data
     cells = [[_cell(value) for value in row] for row in rows]
     kept, dropped = list(range(len(columns))), []
     for name in droppable:
@@ -114,4 +116,4 @@ def _in_one_line(finding: Any) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
-    return "" if value is None else str(value)
+    return "" if value is None else in_one_line(str(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,10 +16,10 @@ from sightline.data.ply_writing import write_ply
 from sightline.data.whole_files import whole_file
 from sightline.engine.durable import disk_failure
 from sightline.engine.point_answers import SegmentPrediction
-from sightline.errors import UserError
+from sightline.errors import DataError, UserError
 from sightline.pictures import colors_of
 
-__all__ = ["ENDINGS", "output_names", "write_answer"]
+__all__ = ["ENDINGS", "output_names", "write_answer", "writing"]
 
 ENDINGS = {"labels": ".labels.npy", "ply": ".ply", "probabilities": ".probabilities.npy"}
 _ROWS_AT_ONCE = 2**16
@@ -36,11 +37,11 @@ def output_names(
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; give a folder")
     names = {file: out / name for file, name in _parted(files).items()}
-    inputs = {file.resolve() for file in files}
+    inputs = set(map(os.path.realpath, files))
     for name in names.values():
         for ending in endings:
             target = name.with_name(name.name + ending)
-            if target.resolve() in inputs:
+            if os.path.realpath(target) in inputs:
                 raise UserError(f"--out {out}: {target} is a file to predict and would be overwritten; give another")
     return names
 
@@ -48,28 +49,33 @@ def output_names(
 def write_answer(answer: SegmentPrediction, name: Path, *, probabilities: np.dtype | None) -> dict[str, Path]:
     """Write labels, the coloured cloud and, with a type for them, the probabilities; where each of them is.
 
-    Every file is whole or absent. Raises RunError where the disk refuses one.
+    Every file is whole or absent. Raises RunError where the disk refuses one, DataError for a name too long for it.
     """
     paths = {what: name.with_name(name.name + ending) for what, ending in ENDINGS.items()}
     if probabilities is None:
         del paths["probabilities"]
-    with _told(name.parent):
+    with writing(name.parent):
         name.parent.mkdir(parents=True, exist_ok=True)
-    with _told(paths["labels"]), whole_file(paths["labels"]) as file:
+    with writing(paths["labels"]), whole_file(paths["labels"]) as file:
         np.lib.format.write_array(file, answer.labels, allow_pickle=False)
-    with _told(paths["ply"]):
+    with writing(paths["ply"]):
         write_ply(paths["ply"], points=_narrowed(answer.points), colors=colors_of(answer.labels), label=answer.labels)
     if probabilities is not None:
-        with _told(paths["probabilities"]), whole_file(paths["probabilities"]) as file:
+        with writing(paths["probabilities"]), whole_file(paths["probabilities"]) as file:
             _write_probabilities(file, answer, probabilities)
     return paths
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Raises RunError for what the disk refuses to write, DataError for a name that is too long for it."""
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(
+                f"{path}: this name is too long for the disk; shorten that of the file to predict"
+            ) from error
         raise disk_failure(error, path) from error
 
 

@@ -17,7 +17,7 @@ from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import LoadedRun, load_run
 from sightline.engine.precision import set_backends
 from sightline.engine.prediction import answers_points
-from sightline.errors import RunError, UserError
+from sightline.errors import RunError, UserError, in_one_line
 from sightline.verbs.common import write_document, write_file
 from sightline.verbs.frames import assert_no_frames, tell_joints
 from sightline.verbs.output import note, show_table
@@ -38,11 +38,11 @@ def predict(options: Options) -> int:
             told = tell(run, options, world)
         except torch.OutOfMemoryError as error:
             raise RunError("predict: the GPU's memory is full; lower --batch-size") from error
-    _show(run, told)
-    write_document(options.json, _document(run, told))
+    write_document(options.json, _document(run, told))  # first: whoever reads the table may close it
     write_file(options.csv, _table(told))
+    _show(run, told)
     for refusal in told.refused:
-        note(f"refused: {refusal.reason}")
+        note(f"refused: {in_one_line(refusal.reason)}")
     return exit_code_of(told.refused)
 
 
@@ -107,12 +107,12 @@ def _document(run: LoadedRun, told: Told) -> dict[str, Any]:
 
 
 def _table(told: Told) -> str:
-    """Every file on a line; those that were refused have only their reason."""
+    """Every file on a line, line breaks in its name as escapes; those that were refused have only their reason."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*told.csv_columns, "refused"))
-    for row in told.csv_rows:
-        writer.writerow((*row, ""))
-    for refusal in told.refused:
-        writer.writerow((str(refusal.file), *[""] * (len(told.csv_columns) - 1), refusal.reason))
+    rows = [(*row, "") for row in told.csv_rows]
+    rows += [(str(r.file), *[""] * (len(told.csv_columns) - 1), r.reason) for r in told.refused]
+    for row in rows:
+        writer.writerow([in_one_line(cell) if isinstance(cell, str) else cell for cell in row])
     return text.getvalue()

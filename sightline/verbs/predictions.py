@@ -15,6 +15,7 @@ from sightline.engine.distributed import World
 from sightline.engine.loading import LoadedRun
 from sightline.engine.point_answers import SegmentPrediction
 from sightline.engine.prediction import files_of, predict_each, predict_files
+from sightline.errors import DataError
 from sightline.verbs.point_files import output_names, write_answer
 
 __all__ = ["Options", "Told", "exact", "tell_classes", "tell_points"]
@@ -124,7 +125,11 @@ def tell_points(run: LoadedRun, options: Options, world: World) -> Told:
         if isinstance(answer, Refusal):
             refusals[path] = answer
         else:
-            written = write_answer(answer, names[path], probabilities=kind) if names else {}
+            try:
+                written = write_answer(answer, names[path], probabilities=kind) if names else {}
+            except DataError as error:
+                refusals[path] = Refusal(path, f"{path}: {error}")
+                continue
             documents[path] = _point_document(answer) | {"written": {k: str(v) for k, v in written.items()}}
         del answer  # or it would be held while the next file is read
     ordered = [documents[path] for path in files if path in documents]

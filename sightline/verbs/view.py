@@ -22,7 +22,7 @@ from sightline.engine.precision import Precision, set_backends
 from sightline.engine.prediction import files_of
 from sightline.engine.run_directory import RunDirectory
 from sightline.engine.run_documents import read_facts
-from sightline.errors import UserError
+from sightline.errors import UserError, in_one_line
 from sightline.pictures import Axis
 from sightline.verbs.common import assert_writable, config_of, is_run, write_document
 from sightline.verbs.evaluate import assert_about_evaluation, assert_same_facts
@@ -240,7 +240,7 @@ def _of_files(options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
     if refused:
         raise UserError(refused[0].reason)
     times = Counter(file.name for file in files)
-    names = [str(file) if times[file.name] > 1 else file.name for file in files]
+    names = [in_one_line(str(file) if times[file.name] > 1 else file.name) for file in files]
     subjects = [file_subject(f, name=n, columns=columns, up_axis=up_axis) for f, n in zip(files, names, strict=True)]
     title = names[0] if len(names) == 1 else f"{len(names)} files"
     return subjects, title, {"source": [str(path) for path in options.paths]}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sightline.data.modelnet import ModelNet40
-from sightline.data.native import seal
+from sightline.data.native import read_manifest, seal, verify
 from sightline.errors import DataError, RunError
 from sightline.types import SampleKey
 from tests.data.modelnet_writers import LAYOUTS, SHAPES, prepare, write_layout, write_off, write_text
@@ -222,6 +224,70 @@ def test_an_array_of_another_type_is_found_on_reading(prepared: Path) -> None:
     path.write_bytes(b"x" * path.stat().st_size)
     with pytest.raises(DataError, match=r"train\.points\.npy: does not read as an array"):
         shapes[SampleKey(0, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\3\4 no archive",
+        b"\x80\4 a pickle",
+        b"\x93NUMPY\1\0" + (9001).to_bytes(2, "little") + b"-" * 9000 + b"\n",
+        b"\x93NUMPY\1\0" + (99).to_bytes(2, "little")
+        + b"{'descr':'<f4','fortran_order':False,'shape':(4611686018427387904,6,3)}".ljust(98) + b"\n",
+    ],
+)  # fmt: skip
+def test_an_array_that_is_none_is_found_on_reading(prepared: Path, content: bytes) -> None:
+    """Also where the manifest vouches for it."""
+    (prepared / "train.points.npy").write_bytes(content)
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    manifest["files"]["train.points.npy"] = {"bytes": len(content), "sha256": "of no matter here"}
+    (prepared / "manifest.json").write_text(json.dumps(seal(manifest)))
+    shapes = ModelNet40(split="train", root=str(prepared))
+    with pytest.raises(DataError, match=r"train\.points\.npy: does not read as an array"):
+        shapes[SampleKey(0, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 100_000, "does not read as JSON"),
+        ('{"digest": ' + "1" * 5000 + "}", "does not read as JSON"),
+        ('{"digest": "", "format": NaN, "set": 1, "source": 1, "columns": 1, "splits": 1, "files": 1}', "altered"),
+        (json.dumps(seal({"format": 1})), "altered"),
+    ],
+)
+def test_a_manifest_that_is_none_is_one_line(prepared: Path, text: str, told: str) -> None:
+    (prepared / "manifest.json").write_text(text)
+    for read in (verify, read_manifest):
+        with pytest.raises(DataError, match=rf"manifest\.json: .*{told}"):
+            read(prepared)
+
+
+@pytest.mark.parametrize("key", ["files", "splits", "columns"])
+def test_a_set_has_no_files_elsewhere(prepared: Path, key: str) -> None:
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    manifest[key]["../../elsewhere"] = next(iter(manifest[key].values()))
+    (prepared / "manifest.json").write_text(json.dumps(seal(manifest)))
+    with pytest.raises(DataError, match=r"names '\.\./\.\./elsewhere', which is not in its own folder"):
+        verify(prepared)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_file_is_found_on_opening_and_never_waited_for(prepared: Path, make: Callable[[Path], None]) -> None:
+    (prepared / "train.points.npy").unlink()
+    make(prepared / "train.points.npy")
+    for read in (verify, lambda root: ModelNet40(split="test", root=str(root))):
+        with pytest.raises(DataError, match=r"train\.points\.npy: is missing"):
+            read(prepared)
+
+
+def test_holes_where_numbers_were_are_found_by_verify(prepared: Path) -> None:
+    path = prepared / "train.points.npy"
+    size = path.stat().st_size
+    os.truncate(path, size - 64)
+    os.truncate(path, size)
+    with pytest.raises(DataError, match=r"train\.points\.npy: differs from what was written"):
+        verify(prepared)
 
 
 def test_another_format_version_is_refused(prepared: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from sightline.engine import prediction as module
 from sightline.engine.conversion import convert
 from sightline.engine.loading import LoadedRun
 from sightline.engine.prediction import predict_files
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, in_one_line
 from sightline.types import DataInfo, Field
 from tests.engine.test_conversion import saved, small_state
 
@@ -134,6 +137,75 @@ def test_an_answer_that_is_no_number_is_the_models_failure(tmp_path: Path) -> No
     found = run.predict(write(tmp_path / "clouds", [4]))
     assert "the model's answer is not a finite number" in found.refused[0].reason
     assert found.exit_code == 1
+
+
+def test_one_bad_file_does_not_end_the_others(tmp_path: Path) -> None:
+    """Each is refused by name; neither is a pipe waited for, nor a name that is no UTF-8 in the way."""
+    run = run_of(tmp_path)
+    good = write(tmp_path / "clouds", [5, 9])
+    odd = Path(os.fsdecode(os.fsencode(tmp_path / "clouds") + b"/\xff\n.npy"))
+    np.save(odd, np.eye(4, 3))
+    bad = {
+        "digits.off": f"OFF\n{'1' * 5000} 1 0\n0 0 0\n".encode(),
+        "signs.npy": b"\x93NUMPY\1\0" + (9001).to_bytes(2, "little") + b"-" * 9000 + b"\n",
+        "cut.npz": b"PK\x03\x04",
+        "empty.h5": b"",
+        os.fsdecode(b"bad\xfe\x1b.ply"): b"junk",
+    }
+    for name, content in bad.items():
+        (tmp_path / "clouds" / name).write_bytes(content)
+    os.mkfifo(tmp_path / "clouds" / "pipe.ply")
+    (tmp_path / "clouds" / "link.txt").symlink_to("nowhere")
+    long = tmp_path / ("n" * 300)
+    found = run.predict([long, tmp_path / "clouds"])
+    assert {prediction.file for prediction in found.predicted} == {*good, odd}
+    assert {refusal.file.name for refusal in found.refused} == {*bad, "pipe.ply", "link.txt", long.name}
+    for refusal in found.refused:
+        assert refusal.reason.startswith(in_one_line(str(refusal.file)))
+        assert refusal.reason.isprintable()
+    assert found.exit_code == 2
+
+
+def test_a_file_that_vanishes_is_refused(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    paths = write(tmp_path / "clouds", [5, 6, 7])
+
+    def vanishing() -> Iterator[Path]:
+        for path in paths:
+            if path == paths[1]:
+                path.unlink()
+            yield path
+
+    answers = dict(module.predict_each(run, vanishing()))
+    assert "there is no such file" in answers[paths[1]].reason
+    assert [answers[path].file for path in (paths[0], paths[2])] == [paths[0], paths[2]]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a\nb"), OSError(5, "disk"), MemoryError(), EOFError(), zlib.error("bits")]
+)
+def test_what_a_reader_overlooks_is_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    run = run_of(tmp_path)
+    paths = write(tmp_path / "clouds", [5, 6])
+    read = module.read_sample
+
+    def faulty(path: Path, *given: Any, **options: Any) -> Any:
+        if path == paths[0]:
+            raise error
+        return read(path, *given, **options)
+
+    monkeypatch.setattr(module, "read_sample", faulty)
+    found = run.predict(paths)
+    assert [prediction.file for prediction in found.predicted] == [paths[1]]
+    assert found.refused[0].reason.startswith(f"{paths[0]}: cannot be read ({type(error).__name__}")
+    assert found.refused[0].reason.isprintable()
+
+
+def test_a_mistake_of_the_caller_is_no_refusal(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        run_of(tmp_path).predict(write(tmp_path / "clouds", [5]), columns=["x", "x"])
 
 
 def test_scale_is_checked_unless_the_run_itself_normalises(tmp_path: Path) -> None:

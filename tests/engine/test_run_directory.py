@@ -247,6 +247,16 @@ def test_a_read_only_disk_is_one_line_for_every_write(run: RunDirectory, monkeyp
         assert "\n" not in str(caught.value)
 
 
+def test_names_that_are_no_utf8_come_back(run: RunDirectory) -> None:
+    name = os.fsdecode(b"caf\xc3\xa9 \xff.off")
+    run.write_json("a.json", {"file": name})
+    run.append_line("a.jsonl", {"file": name})
+    for file in ("a.json", "a.jsonl"):
+        text = (run.path / file).read_text(encoding="utf-8")
+        assert "café" in text
+        assert os.fsencode(json.loads(text)["file"]) == b"caf\xc3\xa9 \xff.off"
+
+
 # --- lines -----------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,42 @@ def test_bad_files_are_named_and_the_good_ones_predicted(run: Path, clouds: np.n
     assert [float(row["probability"]) for row in rows[:2]] == [p["probability"] for p in document["predictions"]]
     assert {row["file"]: row["refused"] for row in rows[2:]} == {r["file"]: r["reason"] for r in document["refused"]}
     assert document["predictions"][0]["class"] in done.out
+
+
+def test_names_of_any_bytes_are_written_and_come_back(run: Path, clouds: np.ndarray, tmp_path: Path) -> None:
+    """JSON keeps the bytes of a name; CSV has a file a line, in UTF-8, whatever its name."""
+    folder, out, table = tmp_path / "in", tmp_path / "out.json", tmp_path / "out.csv"
+    folder.mkdir()
+    names = [b"a\nb.npy", b"c\rd.npy", b"\xff.npy", b"[red]x.npy", b'p,"q".npy', b"esc\x1b[31m.npy"]
+    for name, cloud in zip(names, clouds, strict=False):
+        np.save(folder / os.fsdecode(name), cloud)
+        (folder / os.fsdecode(b"bad " + name)).write_bytes(b"junk")
+    done = run_here("predict", run, folder, "--json", out, "--csv", table, "--device", "cpu")
+    assert done.code == 2, done.err
+    document = json.loads(out.read_text())
+    for key, expected in (("predictions", names), ("refused", [b"bad " + name for name in names])):
+        assert {os.fsencode(Path(row["file"]).name) for row in document[key]} == set(expected)
+    rows = table.read_text(encoding="utf-8").splitlines()
+    assert len(list(csv.reader(rows))) == len(rows) == 1 + 2 * len(names)
+    assert len([line for line in done.err.splitlines() if line.startswith("refused: ")]) == len(names)
+    assert "[red]x.npy" in done.out
+    (done.out + done.err + table.read_text()).encode()
+
+
+def test_answers_are_written_before_anybody_can_close_the_table(
+    run: Path, clouds: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `sightline predict ... --json out.json | head -1` does."""
+
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    np.save(tmp_path / "a.npy", clouds[0])
+    monkeypatch.setattr("sightline.verbs.predict.show_table", closed)
+    out, table = tmp_path / "out.json", tmp_path / "out.csv"
+    run_here("predict", run, tmp_path / "a.npy", "--json", out, "--csv", table, "--device", "cpu")
+    assert len(json.loads(out.read_text())["predictions"]) == 1
+    assert len(table.read_text().splitlines()) == 2
 
 
 def test_where_nothing_is_predicted_there_is_no_table(

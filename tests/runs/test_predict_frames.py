@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import struct
 import time
 from collections.abc import Callable
@@ -293,10 +294,13 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
     np.save(frames / "metres.npy", np.full((240, 320), 0.4))
     (frames / "cut.png").write_bytes(b"\x89PNG")
     (frames / "notes.txt").write_text("")
+    (frames / "link.png").symlink_to("nowhere")
+    os.mkfifo(frames / "pipe.bin")
+    (frames / "signs.npy").write_bytes(b"\x93NUMPY\1\0" + (9001).to_bytes(2, "little") + b"-" * 9000 + b"\n")
     document, _ = told(run, frames, frames.parent / "gone.npy", "reference.near_mm=50", expect=2)
     assert len(document["predictions"]) == NUM_HANDS
     reasons = {Path(row["file"]).stem: row["reason"] for row in document["refused"]}
-    assert reasons.keys() == {"empty", "large", "metres", "cut", "gone"}
+    assert reasons.keys() == {"empty", "large", "metres", "cut", "gone", "link", "pipe", "signs"}
     assert "has no measured pixel beyond 50 mm, so that there is no figure in it" in reasons["empty"]
     assert (
         "640 x 480 pixels, those of the run's camera are 320 x 240; give this camera's own camera.fx="
@@ -305,6 +309,9 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
     assert "set mm_per_unit to 1000" in reasons["metres"]
     assert "does not end as PNG files do" in reasons["cut"]
     assert "there is no such file" in reasons["gone"]
+    assert "is not a regular file" in reasons["link"]
+    assert "is not a regular file" in reasons["pipe"]
+    assert "does not fit into memory, or is damaged" in reasons["signs"]
     assert all("\n" not in reason for reason in reasons.values())
     assert "1 file of another kind passed over: notes.txt" in caplog.text
 

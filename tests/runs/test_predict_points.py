@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -296,6 +297,22 @@ def test_files_of_one_name_are_written_side_by_side(rooms: Run, tmp_path: Path) 
         Path("south/hall.labels.npy"),
     ]
     assert [len(np.load(path)) for path in written] == [len(first["points"]), len(second["points"])]
+
+
+def test_names_that_cannot_be_written_take_no_other_along(rooms: Run, tmp_path: Path) -> None:
+    """A name with room for no ending; a link that leads to itself; bytes that are no UTF-8, which are a name."""
+    columns, folder = columns_of(rooms_of(rooms)[0]), tmp_path / "in"
+    long, odd = "n" * 245 + ".ply", os.fsdecode(b"\xff.ply")
+    for name in ("a.ply", long, odd, "z.ply"):
+        write(folder / name, columns)
+    (folder / "loop.ply").symlink_to(folder / "loop.ply")
+    document = rooms.predict(folder, "--out", tmp_path / "out", expect=2)
+    assert [Path(row["file"]).name for row in document["predictions"]] == ["a.ply", "z.ply", odd]
+    assert all(Path(row["written"]["labels"]).is_file() for row in document["predictions"])
+    reasons = {Path(row["file"]).name: row["reason"] for row in document["refused"]}
+    assert reasons.keys() == {long, "loop.ply"}
+    assert "this name is too long for the disk" in reasons[long]
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(("n", "."))]
 
 
 def test_a_cloud_that_the_model_refuses_takes_no_other_along(rooms: Run, tmp_path: Path) -> None:

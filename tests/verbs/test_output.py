@@ -58,3 +58,12 @@ def test_yardsticks_of_a_data_set_stand_below_the_figures(capsys: pytest.Capture
     }
     show_evaluation(document, title="a run", dataset=Room())
     assert "to compare miou with: 0.020 for the majority class, 0.417 for a forest" in capsys.readouterr().err
+
+
+def test_names_of_files_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither as markup and emoji, nor in more than one line, nor as commands to the terminal."""
+    show_table("files", ("file",), [["[bold]a.npy"], [":smile:.npy"], ["[/red].npy"], ["a\nb\x1b[31m\udcff.npy"]])
+    told = capsys.readouterr().out
+    told.encode()
+    for name in ("[bold]a.npy", ":smile:.npy", "[/red].npy", r"a\nb\x1b[31m\udcff.npy"):
+        assert f" {name} " in told

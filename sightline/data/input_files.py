@@ -1,0 +1,54 @@
+"""Files that a user gives: read whole, or refused by name; pipes and devices are never opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sightline.errors import DataError
+
+__all__ = ["assert_regular", "read_file", "size_of"]
+
+
+def assert_regular(path: Path) -> None:
+    """Raises DataError unless there is a regular file, which opening and reading cannot block."""
+    try:
+        if path.is_file():
+            return
+        is_there = os.path.lexists(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if is_there:
+        raise DataError(f"{path}: is not a regular file (a broken link, a folder, a pipe or a device); take it out")
+    raise DataError(f"{path}: there is no such file; check the path")
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file. Raises DataError if it cannot be read, or does not fit into memory."""
+    num_bytes = size_of(path)
+    if not path.is_dir():  # of which the system says so itself
+        assert_regular(path)
+    if num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):  # with holes, that costs no disk
+        raise _too_large(path, num_bytes)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except MemoryError as error:
+        raise _too_large(path, num_bytes) from error
+
+
+def size_of(path: Path) -> int:
+    """The size of a file in bytes. Raises DataError if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _too_large(path: Path, num_bytes: int) -> DataError:
+    return DataError(f"{path}: its {num_bytes} bytes do not fit into memory; get the file again, or split it")
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions")

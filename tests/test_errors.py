@@ -1,0 +1,17 @@
+"""Messages of errors: one line, whatever the names in them are."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+from sightline.errors import DataError, MissingDataError, in_one_line
+
+
+def test_a_data_error_is_one_line() -> None:
+    name = "a\nb\r\t\x1b[31m\u2028\u202e" + os.fsdecode(b"\xff.off")
+    told = str(MissingDataError(f"{name}: is größer 点\u3000云"))
+    assert told == r"a\nb\r\t\x1b[31m\u2028\u202e\udcff.off: is größer 点" + "\u3000云"
+    assert told.encode()
+    assert str(pickle.loads(pickle.dumps(DataError(told)))) == told
+    assert in_one_line("as it is") == "as it is"
