@@ -38,7 +38,7 @@ from sightline.types import Batch
 
 __all__ = ["Trace", "losses_over_steps", "trace"]
 
-_FIRST_DRAWS, _MOST_DRAWS = 2, 4
+_FIRST_DRAWS, _MOST_DRAWS, _FAR_DRAWS = 2, 4, 8
 
 
 @dataclass(frozen=True)
@@ -76,23 +76,44 @@ def trace(
 ) -> Trace:
     """The losses of a variant that computes in `format_` beside those of the reference.
 
-    Moved runs are added until nothing is left to explain, four at most.
+    Moved runs are added until nothing is left to explain: four at most, and then eight that are moved `BOUND` times as
+    far, for decisions that rounding may turn.
     """
     count = len(losses)
     expected = losses_over_steps(reference, job, recipe, batch, num_steps=count)
     spread = [format_.unit_of_largest(torch.tensor(loss, dtype=torch.float64)) for loss in expected]
-    for seed in range(_MOST_DRAWS):
-        weights = format_of(torch.float32) if format_.digits < 24 else format_
-        noise = _Noise(format_, weights, seed, sums_in_order=weights.name == "float32" and seed >= _FIRST_DRAWS)
+    far = [0.0] * count
+    found = Trace(losses, expected, tuple(BOUND * each for each in spread))
+    for draw in range(_MOST_DRAWS + _FAR_DRAWS):
+        noise = _noise_of(format_, draw)
         moved = losses_over_steps(reference, job, recipe, batch, num_steps=count, noise=noise)
-        largest = 0.0
-        for step, (one, other) in enumerate(zip(moved, expected, strict=True)):
-            largest = max(largest, abs(one - other) if math.isfinite(one - other) else math.inf)
-            spread[step] = max(spread[step], largest)
-        found = Trace(losses, expected, tuple(BOUND * each for each in spread))
+        _widen(spread if noise.units == 1 else far, moved, expected)
+        found = Trace(losses, expected, tuple(map(_tolerated, spread, far)))
         if found.parts_at_step is None:
             break
     return found
+
+
+def _noise_of(format_: Format, draw: int) -> _Noise:
+    weights = format_of(torch.float32) if format_.digits < 24 else format_
+    is_far = draw >= _MOST_DRAWS
+    sums_in_order = weights.name == "float32" and _FIRST_DRAWS <= draw < _MOST_DRAWS
+    return _Noise(format_, weights, draw, units=int(BOUND) if is_far else 1, sums_in_order=sums_in_order)
+
+
+def _widen(spread: list[float], moved: tuple[float, ...], expected: tuple[float, ...]) -> None:
+    """By what a moved run differs; what it was once apart it may be apart at any later step."""
+    largest = 0.0
+    for step, (one, other) in enumerate(zip(moved, expected, strict=True)):
+        largest = max(largest, abs(one - other) if math.isfinite(one - other) else math.inf)
+        spread[step] = max(spread[step], largest)
+
+
+def _tolerated(spread: float, far: float) -> float:
+    """`BOUND` times the spread. What `BOUND` units move twice as far as that has jumped, as where a graph of neighbours
+    has others: then `BOUND` times the jump, since none of the draws need have turned the decision that matters most."""
+    smooth = BOUND * spread
+    return BOUND * far if far > 2 * smooth else smooth
 
 
 def losses_over_steps(
@@ -133,20 +154,20 @@ def losses_over_steps(
 
 
 class _Noise:
-    """Moves what layers make by a unit of `made`, and weights by a unit of `weights`; the directions by `seed`."""
+    """Moves what layers make by units of `made`, and weights by units of `weights`; the directions by `seed`."""
 
-    def __init__(self, made: Format, weights: Format, seed: int, *, sums_in_order: bool) -> None:
-        self._made, self._weights = made, weights
+    def __init__(self, made: Format, weights: Format, seed: int, *, units: int, sums_in_order: bool) -> None:
+        self._made, self._weights, self.units = made, weights, units
         self.sums_in_order = sums_in_order
         self._generator = torch.Generator().manual_seed(seed)
 
     def made(self, tensor: torch.Tensor) -> torch.Tensor:
-        return moving(tensor, lambda values: self._made.nudged(values, self._generator))
+        return moving(tensor, lambda values: self._made.nudged(values, self._generator, units=self.units))
 
     @torch.no_grad()
     def move_weights(self, model: nn.Module) -> None:
         for parameter in model.parameters():
-            parameter.copy_(self._weights.nudged(parameter.detach(), self._generator))
+            parameter.copy_(self._weights.nudged(parameter.detach(), self._generator, units=self.units))
 
 
 class _NoClock:
