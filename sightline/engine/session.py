@@ -163,7 +163,7 @@ class Session:
         self.world.barrier("checkpoint read")
         self.directory.remove("final.json")
         if self.world.is_first:
-            checkpoint.rewind(self.directory.path, step=snapshot.step)
+            checkpoint.rewind(self.directory.path, step=snapshot.step, assert_own=self.directory.assert_own)
         # Steps that were unwritten when the checkpoint was saved may have been written by the run as it ended.
         self.directory.truncate_lines("metrics.jsonl", after_step=snapshot.step - bool(state["unwritten"]))
 
@@ -207,16 +207,23 @@ class Session:
             self.observers.on_end(reason)
 
     def _default_observers(self) -> list[Observer]:
-        log, path = self.config.log, self.directory.path
+        log, path, assert_own = self.config.log, self.directory.path, self.directory.assert_own
         observers: list[Observer] = [TrainLog(path / "train.log"), EpochTimes(), self.metrics_log]
         if not self._is_quiet:
             observers.append(Progress())
         if log.tensorboard:
-            observers.append(TensorBoard(path, every=log.every))
+            observers.append(TensorBoard(path, every=log.every, assert_own=assert_own))
         if log.wandb != "off":
-            about = to_plain(self.config)
             observers.append(
-                Wandb(path, project="sightline", name=self.config.name, mode=log.wandb, config=about, every=log.every)
+                Wandb(
+                    path,
+                    project="sightline",
+                    name=self.config.name,
+                    mode=log.wandb,
+                    config=to_plain(self.config),
+                    every=log.every,
+                    assert_own=assert_own,
+                )
             )
         return [*observers, *self._extra]
 
@@ -281,7 +288,13 @@ class Session:
                 state=state,
             )
             keep = self.config.checkpoint.keep_last
-            checkpoint.save(self.directory.path, snapshot, keep_last=keep, is_best=self._is_new_best)
+            checkpoint.save(
+                self.directory.path,
+                snapshot,
+                keep_last=keep,
+                is_best=self._is_new_best,
+                assert_own=self.directory.assert_own,
+            )
         self._is_new_best = False
         world.barrier("checkpoint saved")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -28,7 +27,7 @@ _LONGEST_TURN_S = 1.0
 
 
 def final_metrics(
-    config: RunConfig, model: nn.Module, world: World, *, cache: Path | None
+    config: RunConfig, model: nn.Module, world: World, *, cache: FeatureCache | None
 ) -> tuple[dict[str, float], list[str]]:
     """`probe_svm_accuracy`, what `sightline probe --method svm` says of the same weights on the config's own data.
 
@@ -42,8 +41,7 @@ def final_metrics(
             data = open_data(config)
             assert_fits(probe, len(data.train.indices))
             told = warnings_on_data(config, data.train.dataset.info, config.model, data)
-        kept = None if cache is None else FeatureCache(cache)
-        split = split_of(model, Recipe(config.model, config.train.precision), data, world, cache=kept)
+        split = split_of(model, Recipe(config.model, config.train.precision), data, world, cache=cache)
     except Exception as error:  # noqa: BLE001 - hours of training are not lost for a figure, whatever is wrong with it
         return {}, [_left_out(error)]  # on all processes, though each may say it in other words
     said = learnt_by_first(

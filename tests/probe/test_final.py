@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from sightline.config import RunConfig, read_config
 from sightline.engine.distributed import World
+from sightline.engine.run_directory import RunDirectory
 from sightline.errors import DataError
 from sightline.models.crosspoint import IntraPoint
 from sightline.probe import final
+from sightline.probe.cache import FeatureCache
 from sightline.probe.features import faults_shared
 from sightline.verbs import final_probe
 from tests.probe.contrast import THIN, train_thin
@@ -121,10 +123,10 @@ def test_the_first_process_decides_whether_features_are_kept(
     first: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However the second one sees the folder: both enter the same collectives."""
-    found: list[Path | None] = []
+    found: list[FeatureCache | None] = []
 
     def take(
-        config: RunConfig, model: nn.Module, world: World, *, cache: Path | None
+        config: RunConfig, model: nn.Module, world: World, *, cache: FeatureCache | None
     ) -> tuple[dict[str, Any], list[str]]:
         found.append(cache)
         return {}, []
@@ -134,5 +136,6 @@ def test_the_first_process_decides_whether_features_are_kept(
     config.write_text(THIN)
     for sees in (True, False):
         monkeypatch.setattr(os, "access", lambda path, mode, sees=sees: sees)
-        final_probe.probed(read_config(config), second(first), tmp_path, nn.Identity())
-    assert found == [tmp_path / "features" if kept else None] * 2
+        run = RunDirectory(tmp_path, is_writer=True)
+        final_probe.probed(read_config(config), second(first), run, nn.Identity())
+    assert [each and each.folder for each in found] == [tmp_path / "features" if kept else None] * 2
