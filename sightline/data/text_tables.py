@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sightline.errors import DataError
+from sightline.plain_files import assert_plain
 
 __all__ = ["numbers_of", "read_rows", "read_table", "read_text"]
 
@@ -15,6 +16,7 @@ __all__ = ["numbers_of", "read_rows", "read_table", "read_text"]
 def read_text(path: Path) -> str:
     """The whole file, any byte allowed (as Latin-1), so that a stray byte is found as a token of its line."""
     try:
+        assert_plain(path)
         return path.read_bytes().decode("latin-1")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
