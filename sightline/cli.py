@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from sightline.collection import collection_paused
+from sightline.errors import UserError
 from sightline.verbs.compare_command import compare
 from sightline.verbs.data_commands import data_app
 from sightline.verbs.fit_one_command import fit_one
@@ -394,8 +396,9 @@ def main() -> None:
         from sightline.engine.failure import leave
         from sightline.engine.launch import launched_processes
 
-        if (launched_processes() or 1) > 1:
-            leave(code)
+        with contextlib.suppress(UserError):  # variables that mean nothing were reported
+            if (launched_processes() or 1) > 1:
+                leave(code)
     sys.exit(code)
 
 
