@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from sightline.probe.folds import chance_of
 from sightline.probe.outcome import UnprobableError, assert_fits
 from sightline.probe.subject import Recipe, Split, open_data, split_of
 from sightline.probe.svm import SVM
+from sightline.probe.threads import start
 
 __all__ = ["final_metrics", "learnt_by_first"]
 
@@ -60,11 +61,10 @@ def learnt_by_first(world: World, learn: Callable[[], str], *, timeout_s: float)
     if world.size == 1:
         return learn()
     turn_s = min(_LONGEST_TURN_S, timeout_s / 10)
-    with ThreadPoolExecutor(1) as pool:
-        learning = pool.submit(learn) if world.is_first else None
-        said = ""
-        while not said:
-            said = world.broadcast_text(_said_within(learning, turn_s), what="the probe's figure")
+    learning = start(learn) if world.is_first else None
+    said = ""
+    while not said:
+        said = world.broadcast_text(_said_within(learning, turn_s), what="the probe's figure")
     return said
 
 

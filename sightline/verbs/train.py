@@ -19,6 +19,7 @@ from sightline.describe.mean_pose import yardsticks_of
 from sightline.engine import checkpoint
 from sightline.engine.build import Built, Data, build
 from sightline.engine.distributed import World, start_world
+from sightline.engine.failure import leave
 from sightline.engine.inputs import INPUTS
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.lineage import LINEAGE
@@ -123,7 +124,10 @@ def _train_here(options: Options, config: RunConfig, plugins: Sequence[Plugin], 
         if world.is_first:
             note("\n".join([*session.told(), _told_data(built.data)]))
             note(f"run directory: {path}" + (f", resumed at step {built.job.step}" if place["checkpoint"] else ""))
-        return _run(session, built, options, world, path, stop)
+        code = _run(session, built, options, world, path, stop)
+    if session.is_cut and world.size > 1:
+        leave(code)  # the others may wait in a collective of what was cut off, and end by the signal, too
+    return code
 
 
 def _told_data(data: Data) -> str:
