@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Annotated, Literal
 import typer
 
 from sightline.collection import collection_paused
+from sightline.errors import UserError
 from sightline.verbs.compare_command import compare
 from sightline.verbs.data_commands import data_app
 from sightline.verbs.fit_one_command import fit_one
 from sightline.verbs.label_efficiency_command import label_efficiency
 from sightline.verbs.options import Config, Device, Json, Overrides, Plugins, Processes, Traceback, parted, writable
 from sightline.verbs.probe_command import probe
+from sightline.verbs.streams import guard_streams, why_results_are_lost
 
 app = typer.Typer(
     add_completion=False,
@@ -379,6 +382,7 @@ def list_components(
 
 def main() -> None:
     """Run the command line; users' mistakes end in one line and exit code 2, failed work in 1."""
+    guard_streams()
     # Read when torch is first imported: threads that wait sleep instead of spinning, which on a busy machine is a
     # matter of a factor of two to four and on a quiet one of nothing (docs/decisions.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -390,12 +394,17 @@ def main() -> None:
 
         follow_parent(int(launcher))
     code = _run()
+    if code == 0 and (reason := why_results_are_lost()) is not None:
+        from sightline.verbs.failure import fail
+
+        code = fail(f"standard output: cannot be written: {reason}; the results were not printed in full", 1, None)
     if code != 0:
         from sightline.engine.failure import leave
         from sightline.engine.launch import launched_processes
 
-        if (launched_processes() or 1) > 1:
-            leave(code)
+        with contextlib.suppress(UserError):  # variables that mean nothing were reported
+            if (launched_processes() or 1) > 1:
+                leave(code)
     sys.exit(code)
 
 

@@ -6,6 +6,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "LostFolderError",
     "MissingDataError",
     "MissingExtraError",
     "PluginError",
@@ -66,3 +67,7 @@ class MissingExtraError(UserError):
 
 class RunError(RuntimeError):
     """The work failed for no fault in its description (disk full, non-finite gradient). Exit code 1."""
+
+
+class LostFolderError(RunError):
+    """The folder of a run was moved, deleted or taken by another run while this one wrote to it."""

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from sightline.errors import PluginError
+from sightline.plain_files import read_plain
 from sightline.registry import REGISTRIES
 
 __all__ = ["Plugin", "check_recorded", "file_of", "load_plugins", "loaded_sha256", "run_file"]
@@ -27,7 +28,7 @@ class Plugin:
         self.path = path
         self.option = option
         try:
-            self.text = path.read_bytes().decode("utf-8")
+            self.text = read_plain(path).decode("utf-8")
         except FileNotFoundError:
             raise PluginError(f"{option} {path}: no such file") from None
         except UnicodeDecodeError as error:

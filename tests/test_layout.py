@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms by floor, lowest first; a room may import from floors below it and from itself.
 FLOORS = [
     {"errors", "types", "arguments", "schema", "draws", "registry", "binding"}
-    | {"pictures", "plugins", "config", "compiled", "collection", "chart", "nests"},
+    | {"pictures", "plugins", "config", "compiled", "collection", "chart", "nests", "plain_files"},
     {"geometry"},
     {"layers", "transforms"},
     {"losses", "metrics", "models", "data"},

@@ -19,6 +19,7 @@ from sightline.compare.formats import FORMATS, TF32
 from sightline.compare.recording import Call, Recording
 from sightline.engine.run_directory import RunDirectory
 from sightline.errors import UserError
+from sightline.plain_files import read_plain
 
 __all__ = ["Record", "Writer", "is_record", "read_record", "write_record"]
 
@@ -76,7 +77,7 @@ def write_record(path: Path, record: Record) -> None:
 def read_record(path: Path) -> Record:
     """A record from its folder. Raises UserError for one that is damaged or of another version."""
     try:
-        document = json.loads((path / _DOCUMENT).read_text(encoding="utf-8"))
+        document = json.loads(read_plain(path / _DOCUMENT))
         tensors = load_file(path / _TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a record: {error}; record the step again") from None

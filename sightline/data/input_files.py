@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 from sightline.errors import DataError
+from sightline.plain_files import assert_plain
 
 __all__ = ["assert_regular", "read_file", "size_of"]
 
@@ -13,14 +15,14 @@ __all__ = ["assert_regular", "read_file", "size_of"]
 def assert_regular(path: Path) -> None:
     """Raises DataError unless there is a regular file, which opening and reading cannot block."""
     try:
-        if path.is_file():
-            return
-        is_there = os.path.lexists(path)
+        assert_plain(path)
     except OSError as error:
-        raise _unreadable(path, error) from error
-    if is_there:
-        raise DataError(f"{path}: is not a regular file (a broken link, a folder, a pipe or a device); take it out")
-    raise DataError(f"{path}: there is no such file; check the path")
+        if error.errno == errno.ENOENT and not os.path.lexists(path):
+            raise DataError(f"{path}: there is no such file; check the path") from error
+        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EISDIR, errno.ELOOP):
+            raise _unreadable(path, error) from error
+        what = "a broken link, a folder, a pipe or a device"
+        raise DataError(f"{path}: is not a regular file ({what}); take it out") from error
 
 
 def read_file(path: Path) -> bytes:

@@ -18,6 +18,7 @@ import numpy as np
 from sightline.data.array_files import DAMAGE, first_line
 from sightline.data.columns import OFFSETS
 from sightline.errors import DataError, MissingDataError
+from sightline.plain_files import assert_plain, read_plain
 
 __all__ = [
     "FORMAT_VERSION",
@@ -205,6 +206,7 @@ def _is_sealed(manifest: Any) -> bool:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
+    assert_plain(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -238,6 +240,6 @@ def _unfinished(root: Path) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_plain(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: does not read as JSON ({first_line(error)}); prepare the set again") from error

@@ -33,6 +33,7 @@ from sightline.data.native import (
     sha256_of,
 )
 from sightline.errors import DataError, RunError
+from sightline.plain_files import read_plain
 
 __all__ = [
     "Column",
@@ -341,10 +342,10 @@ def _digest(value: Any) -> str:
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    """A note of an earlier run; empty where there is none, or where it was cut short."""
+    """A note of an earlier run; empty where there is none that reads, or where it was cut short."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return json.loads(read_plain(path))
+    except (OSError, ValueError):
         return {}
 
 

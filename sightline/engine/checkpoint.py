@@ -9,8 +9,7 @@ import math
 import os
 import re
 import shutil
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from sightline.engine.durable import disk_failure, sync_folder, write_durably
 from sightline.engine.states import optimizer_tensors, random_state, restore_optimizer, restore_random_state
 from sightline.engine.weights import MatchReport, load_weights
 from sightline.errors import CheckpointError
+from sightline.plain_files import assert_plain
 
 __all__ = [
     "FORMAT_VERSION",
@@ -79,10 +79,13 @@ class Snapshot:
         return self.model if self.ema is None else self.ema
 
 
-def save(directory: Path, snapshot: Snapshot, *, keep_last: int, is_best: bool) -> Path:
+def save(
+    directory: Path, snapshot: Snapshot, *, keep_last: int, is_best: bool, assert_own: Callable[[], None] = lambda: None
+) -> Path:
     """Add a checkpoint to a run directory; at every instant the newest complete one before or after is there.
 
     `checkpoints/last`, and `best` if it is, point to it; the oldest beyond `keep_last` go, except where those point.
+    `assert_own` raises where the directory is another run's by now, before each step that replaces or removes.
     Raises RunError where the disk is full or read-only; what was there before is then intact.
     """
     assert keep_last >= 1, f"keep_last is {keep_last}, must be at least 1"
@@ -90,17 +93,22 @@ def save(directory: Path, snapshot: Snapshot, *, keep_last: int, is_best: bool) 
     shelf = directory / _FOLDER
     target = shelf / _folder_name(snapshot.step)
     try:
+        assert_own()
         shelf.mkdir(parents=True, exist_ok=True)
         _tidy(shelf)
         best_step = snapshot.step if is_best else _linked_step(shelf, "best")
         _write_partial(_beside(target, "partial"), snapshot, best_step=best_step)
+        assert_own()
         _swap_in(target)
-        if is_best:
-            _point(shelf, "best", target.name)
-        _point(shelf, "last", target.name)
-        _prune(shelf, keep_last)
+        for link in ("best", "last") if is_best else ("last",):
+            assert_own()
+            _point(shelf, link, target.name)
+        for old in _superfluous(shelf, keep_last):
+            assert_own()
+            _remove(old)
     except OSError as error:
         with contextlib.suppress(OSError):
+            assert_own()
             _tidy(shelf)
         raise disk_failure(error, target, kept="earlier checkpoints are intact") from error
     return target
@@ -137,24 +145,27 @@ def newest_sound(directory: Path) -> tuple[Path | None, list[str]]:
     return None, rejected
 
 
-def rewind(directory: Path, *, step: int) -> None:
+def rewind(directory: Path, *, step: int, assert_own: Callable[[], None] = lambda: None) -> None:
     """Make the checkpoint of `step` the newest: later ones go, `last` and `best` point where they did then.
 
     For a resume from an earlier step, so that no checkpoint of the abandoned future is ever taken for a newer one.
-    Raises CheckpointError if there is no sound checkpoint of that step.
+    `assert_own` as in `save`. Raises CheckpointError if there is no sound checkpoint of that step.
     """
     shelf = _shelf_of(directory)
     target = shelf / _folder_name(step)
     try:
+        assert_own()
         _tidy(shelf)
         document = _read_state(target, _verified(target))
         best = _folder_name(document["best_step"]) if document["best_step"] is not None else None
+        assert_own()
         _point(shelf, "last", target.name)
         if best and (shelf / best).is_dir():
             _point(shelf, "best", best)
         else:
             (shelf / "best").unlink(missing_ok=True)
         for folder in _steps(shelf):
+            assert_own()
             if (_step_of(folder) or 0) > step:
                 _remove(folder)
     except OSError as error:
@@ -253,11 +264,9 @@ def _tidy(shelf: Path) -> None:
             os.rename(leftover, leftover.with_suffix(""))
 
 
-def _prune(shelf: Path, keep_last: int) -> None:
+def _superfluous(shelf: Path, keep_last: int) -> list[Path]:
     pointed = {_linked_step(shelf, "last"), _linked_step(shelf, "best")}
-    for folder in _steps(shelf)[:-keep_last]:
-        if _step_of(folder) not in pointed:
-            _remove(folder)
+    return [folder for folder in _steps(shelf)[:-keep_last] if _step_of(folder) not in pointed]
 
 
 def _remove(folder: Path) -> None:
@@ -335,9 +344,7 @@ def run_around(place: Path) -> Path | None:
 
 def _told_sound(damaged: Path, remedy: str) -> str:
     sound, _ = newest_sound(damaged.parent)
-    if sound is None:
-        return "no other checkpoint beside it is sound"
-    return f"the newest sound one is {sound}; {remedy}"
+    return f"the newest sound one is {sound}; {remedy}" if sound else "no other checkpoint beside it is sound"
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -408,13 +415,11 @@ def _parse_entry(path: Path, name: str, entry: object) -> tuple[int, str]:
 def _read_bytes(path: Path, size: int | None) -> bytes:
     """A plain file of exactly `size` bytes (a manifest's, if None); links, pipes and folders are refused unopened."""
     try:
-        status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path}: is not a plain file")
-        if size is not None and status.st_size != size:
-            raise CheckpointError(f"{path}: damaged: {status.st_size} bytes, {size} were saved")
-        if size is None and status.st_size > _MAX_MANIFEST_BYTES:
-            raise CheckpointError(f"{path}: {status.st_size} bytes, too large for a manifest")
+        found = assert_plain(path, allow_link=False)
+        if size is not None and found != size:
+            raise CheckpointError(f"{path}: damaged: {found} bytes, {size} were saved")
+        if size is None and found > _MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{path}: {found} bytes, too large for a manifest")
         return path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing") from None

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sightline.engine.failure import PeerLostError, leave, report_failure
 from sightline.engine.gradients import buckets_of, flatten_gradients, set_gradients
-from sightline.engine.launch import Place, place_in_launch
+from sightline.engine.launch import Place, meeting_place, place_in_launch
 from sightline.engine.memory import keep_freed_memory
 from sightline.engine.run_directory import RunDirectory
 from sightline.engine.watchdog import Watchdog, place_of
@@ -341,9 +341,7 @@ def _join(place: Place, device: torch.device, store: dist.Store, watchdog: Watch
 def _store(place: Place, timeout_s: float, *, is_second: bool = False) -> dist.Store:
     """A connection to the store that the processes meet in: torchrun's agent holds it, or else the first process."""
     environment = os.environ
-    if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
-        raise UserError("MASTER_ADDR and MASTER_PORT must say where the first process can be reached")
-    host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    host, port = meeting_place()
     is_held_elsewhere = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or is_second
     try:
         store = dist.TCPStore(

@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 
 from sightline.data.whole_files import sync_folder, whole_file
-from sightline.errors import RunError
+from sightline.errors import DataError, RunError
+from sightline.plain_files import assert_plain
 
-__all__ = ["disk_failure", "replace_durably", "sync_folder", "write_durably"]
+__all__ = ["assert_appendable", "disk_failure", "replace_durably", "sync_folder", "write_durably"]
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
@@ -27,6 +28,16 @@ def replace_durably(path: Path, data: bytes) -> None:
     """Give `path` this content at one instant: a reader, or a crash, sees the old file or the new one, never a part."""
     with whole_file(path) as file:
         file.write(data)
+
+
+def assert_appendable(path: Path) -> int:
+    """The size of a plain file, 0 where there is none. Raises DataError for anything else, which may block a writer."""
+    try:
+        return assert_plain(path)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}; remove it") from error
 
 
 def disk_failure(error: OSError, path: Path, *, kept: str = "") -> RunError:

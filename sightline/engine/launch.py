@@ -17,7 +17,15 @@ from typing import NamedTuple
 from sightline.engine.failure import Failure, read_failure
 from sightline.errors import UserError
 
-__all__ = ["Place", "follow_parent", "launch", "launched_processes", "place_in_launch", "processes_to_start"]
+__all__ = [
+    "Place",
+    "follow_parent",
+    "launch",
+    "launched_processes",
+    "meeting_place",
+    "place_in_launch",
+    "processes_to_start",
+]
 
 _GRACE_S = 300
 """How long processes may take to finish their step and save after a signal; a second one ends them at once."""
@@ -35,29 +43,35 @@ class Place(NamedTuple):
 def place_in_launch() -> Place:
     """This process's place, from torchrun's or SLURM's variables; a world of one outside of both.
 
-    Raises UserError where SLURM started several tasks that do not know where to meet.
+    Raises UserError for variables that name no such place, and where SLURM started several tasks that do not know where
+    to meet.
     """
     environment = os.environ
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        return Place(*(_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in environment))
-    if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in environment:
+        return _place("RANK", "WORLD_SIZE", "LOCAL_RANK" if "LOCAL_RANK" in environment else "RANK")
+    if _num_slurm_tasks() > 1:
         if "MASTER_ADDR" not in environment:
             raise UserError(
                 "SLURM started several tasks but MASTER_ADDR is not set; export MASTER_ADDR=<first host> and "
                 "MASTER_PORT, or start torchrun under srun (docs/distributed.md)"
             )
         environment.setdefault("MASTER_PORT", "29500")
-        return Place(*(_number(f"SLURM_{name}") for name in ("PROCID", "NTASKS", "LOCALID")))
+        return _place("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     return Place()
+
+
+def meeting_place() -> tuple[str, int]:
+    """Host and port where the first process can be reached. Raises UserError where they are not given, or no port."""
+    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+        raise UserError("MASTER_ADDR and MASTER_PORT must say where the first process can be reached")
+    return os.environ["MASTER_ADDR"], _number("MASTER_PORT", least=1, most=65535)
 
 
 def launched_processes() -> int | None:
     """How many processes a launcher (torchrun, SLURM, ours) started, or None outside of one."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return _number("WORLD_SIZE")
-    if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in os.environ:
-        return _number("SLURM_NTASKS")
-    return None
+        return _number("WORLD_SIZE", least=1)
+    return _num_slurm_tasks() if _num_slurm_tasks() > 1 else None
 
 
 def processes_to_start(asked: int | None) -> int:
@@ -160,10 +174,23 @@ def _describe_exit(codes: Mapping[int, int]) -> str:
     return f"process {rank} was ended by {name}{hint}"
 
 
-def _number(name: str) -> int:
-    text = os.environ[name]
-    if not text.isdecimal():
-        raise UserError(f"environment variable {name}: found '{text}', allowed is a whole number")
+def _place(rank: str, size: str, local_rank: str) -> Place:
+    """The place that these variables name."""
+    num_processes = _number(size, least=1)
+    return Place(_number(rank, most=num_processes - 1), num_processes, _number(local_rank, most=num_processes - 1))
+
+
+def _num_slurm_tasks() -> int:
+    """Of the step that this process belongs to; 1 outside of one, where SLURM sets the number as well."""
+    return _number("SLURM_NTASKS", least=1) if {"SLURM_NTASKS", "SLURM_STEP_ID"} <= os.environ.keys() else 1
+
+
+def _number(name: str, *, least: int = 0, most: int | None = None) -> int:
+    text = os.environ.get(name, "")
+    is_allowed = text.isdecimal() and least <= int(text) and (most is None or int(text) <= most)
+    if not is_allowed:
+        allowed = f"from {least}" + ("" if most is None else f" to {most}")
+        raise UserError(f"environment variable {name}: found '{text}', allowed is a whole number {allowed}")
     return int(text)
 
 

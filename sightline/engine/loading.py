@@ -191,7 +191,7 @@ def checkpoint_path(run: Path, which: str) -> Path:
 
 def is_run(path: Path) -> bool:
     """Whether a path is a run directory rather than a config file."""
-    return (path / "config.yaml").is_file()
+    return (path / "config.yaml").exists()
 
 
 def read_run(run: Path, plugins: Sequence[Path]) -> tuple[RunConfig, list[str]]:

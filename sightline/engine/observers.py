@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from sightline.engine.durable import assert_appendable, disk_failure
 from sightline.engine.intervals import Intervals, evaluation_numbers, interval_numbers
 from sightline.engine.records import EvaluationRecord, StepRecord
 
@@ -81,9 +82,13 @@ class TrainLog:
     """
 
     def __init__(self, path: Path) -> None:
+        assert_appendable(path)
+        try:
+            self._handler = logging.FileHandler(path, encoding="utf-8")
+        except OSError as error:
+            raise disk_failure(error, path) from error
         self._root = logging.getLogger("sightline")
         self._level_before = self._root.level
-        self._handler = logging.FileHandler(path, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
         self._handler.setLevel(logging.INFO)
         self._root.addHandler(self._handler)

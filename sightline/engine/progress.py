@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -76,7 +77,8 @@ class _Warnings(logging.Handler):
         self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._write(f"warning: {record.getMessage()}")
+        with contextlib.suppress(OSError):  # the stream is gone, as the warning may say; logs have it too
+            self._write(f"warning: {record.getMessage()}")
 
 
 class Pace:

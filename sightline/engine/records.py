@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from sightline.errors import RunError
+from sightline.errors import LostFolderError, RunError
 from sightline.pictures import Picture
 
 __all__ = ["EvaluationRecord", "Observer", "Observers", "StepRecord", "StopRun", "kept_random_state"]
@@ -78,7 +78,8 @@ class Observer(Protocol):
 class Observers:
     """Several observers as one. One that fails is switched off with one warning, and the run and the others go on.
 
-    One that the run cannot do without (`is_required = True`) ends it instead. A failed observer is told
+    One that the run cannot do without (`is_required = True`) ends it instead, and so does any that finds the run's
+    folder moved or taken. A failed observer is told
     `on_end("failed")` once, in case it holds a terminal, a file or a process. `StopRun` of an observer that may stop
     the run is raised after the others have had the record. The end is told in reverse, so that the first, a log, still
     hears what the later ones have to say.
@@ -109,7 +110,8 @@ class Observers:
                 call(observer)
             except Exception as error:  # noqa: BLE001  whatever a logger dies of, it must not take the run with it
                 may_stop = isinstance(error, StopRun) and getattr(observer, "may_stop", False)
-                if may_stop or getattr(observer, "is_required", False):
+                is_lost = isinstance(error, LostFolderError)
+                if may_stop or is_lost or getattr(observer, "is_required", False):
                     stop = stop or error
                 else:
                     self._switch_off(observer, error)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -14,19 +14,24 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sightline.engine.durable import disk_failure, replace_durably
+from sightline.engine.durable import assert_appendable, disk_failure, replace_durably
 from sightline.engine.processes import start_of
-from sightline.errors import DataError, UserError
+from sightline.errors import DataError, LostFolderError, UserError
+from sightline.plain_files import read_plain
 
 __all__ = ["RunDirectory", "claim", "environment"]
 
 _LOCK = ".lock"
+_MAX_LINE_BYTES = 1 << 24
+_MAX_LOCK_BYTES = 1 << 16
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 _PACKAGES = (
     "sightline",
     "torch",
@@ -63,12 +68,14 @@ class RunDirectory:
     """The files of a run. Where `is_writer` is False it is a silent twin: nothing that writes touches the disk.
 
     Every write is whole or absent, and a disk that refuses one raises RunError in one line. Numbers that are not finite
-    become null. Names are relative to the folder; `predictions/a.json` makes the folder in between.
+    become null. Names are relative to the folder; `predictions/a.json` makes the folder in between. While it is locked,
+    nothing is written to a folder that is no longer the locked one.
     """
 
     def __init__(self, path: Path, *, is_writer: bool) -> None:
         self.path = path
         self.is_writer = is_writer
+        self._held: _Held | None = None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -80,17 +87,20 @@ class RunDirectory:
         if not self.is_writer:
             yield
             return
-        lock_path = self.path / _LOCK
-        mine = _holder_of(os.getpid())
+        mine = json.dumps(_holder_of(os.getpid())).encode()
         with self._writing(_LOCK):
             self.path.mkdir(parents=True, exist_ok=True)
-            _take(lock_path, mine)
+            self._held = _take(self.path / _LOCK, mine)
         try:
             yield
         finally:
-            with contextlib.suppress(OSError, ValueError):
-                if json.loads(lock_path.read_bytes()) == mine:
-                    lock_path.unlink()
+            held, self._held = self._held, None
+            held.release(self.path)
+
+    def assert_own(self) -> None:
+        """Raises LostFolderError where the folder, or the lock in it, is no longer what `lock` took."""
+        if self._held is not None:
+            self._held.assert_own(self.path)
 
     def write_text(self, name: str, text: str) -> None:
         """Write or replace a text file, as UTF-8; bytes of file names that are not become `\\udcff`, as in JSON."""
@@ -121,7 +131,7 @@ class RunDirectory:
         line = json.dumps(_finite(mapping), allow_nan=False, ensure_ascii=False) + "\n"
         with self._writing(name) as path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            size = path.stat().st_size if path.exists() else 0
+            size = assert_appendable(path)
             try:
                 with open(path, "ab") as file:
                     file.write(_encoded(line))
@@ -139,9 +149,10 @@ class RunDirectory:
         if not self.is_writer or not path.exists():
             return 0
         with self._writing(name):
-            data = path.read_bytes()
-            kept = [line for line, entry in _parse_lines(path, data) if _step_of(path, entry) <= after_step]
-            num_dropped = len(_split(data)) - len(kept)
+            assert_appendable(path)
+            lines = _lines_of(path)
+            kept = [line for line, entry in _parse_lines(path, lines) if _step_of(path, entry) <= after_step]
+            num_dropped = len(lines) - len(kept)
             if num_dropped:
                 replace_durably(path, b"".join(kept))
         return num_dropped
@@ -155,8 +166,11 @@ class RunDirectory:
     def _writing(self, name: str) -> Iterator[Path]:
         path = self._inside(name)
         try:
+            self.assert_own()
             yield path
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self.assert_own()
             raise disk_failure(error, path) from error
 
 
@@ -186,13 +200,18 @@ def environment() -> dict[str, Any]:
 # --- lines -----------------------------------------------------------------------------------------------------------
 
 
-def _split(data: bytes) -> list[bytes]:
-    """Lines with their ends; the last one has none if it is torn."""
-    return io.BytesIO(data).readlines()
+def _lines_of(path: Path) -> list[bytes]:
+    """Lines with their ends; the last one has none if it is torn. Raises DataError for one longer than a run writes."""
+    lines: list[bytes] = []
+    with open(path, "rb") as file:
+        while line := file.readline(_MAX_LINE_BYTES):
+            lines.append(line)
+            if len(line) == _MAX_LINE_BYTES:
+                raise DataError(f"{path}:{len(lines)}: has {_MAX_LINE_BYTES} bytes or more; remove the line")
+    return lines
 
 
-def _parse_lines(path: Path, data: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    lines = _split(data)
+def _parse_lines(path: Path, lines: Sequence[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
     for number, line in enumerate(lines, start=1):
         is_torn = number == len(lines) and not line.endswith(b"\n")
         try:
@@ -227,23 +246,63 @@ def _finite(value: object) -> object:
 # --- lock ------------------------------------------------------------------------------------------------------------
 
 
-def _take(path: Path, mine: Mapping[str, object]) -> None:
+@dataclass(frozen=True)
+class _Held:
+    """A locked folder, kept open: its number on the disk goes to no other folder meanwhile."""
+
+    descriptor: int
+    lock: bytes
+
+    def assert_own(self, path: Path) -> None:
+        """Raises LostFolderError where `path` leads to another folder, or to none, or the lock in it is not ours."""
+        try:
+            is_same = os.path.samestat(os.fstat(self.descriptor), os.stat(path))
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            raise LostFolderError(f"{path}: was moved or deleted while the run wrote to it; the run ends") from None
+        if not is_same:
+            raise LostFolderError(
+                f"{path}: is no longer the folder of this run, which was moved or deleted; the run ends and leaves the "
+                "new folder as it is"
+            )
+        try:
+            found = read_plain(path / _LOCK)
+        except FileNotFoundError:
+            raise LostFolderError(
+                f"{path / _LOCK}: was removed while the run wrote to the folder; the run ends; go on with --resume auto"
+            ) from None
+        if found != self.lock:
+            raise LostFolderError(
+                f"{path / _LOCK}: was taken by another run; this run ends and leaves the folder to it"
+            )
+
+    def release(self, path: Path) -> None:
+        """Remove the lock, unless it became another's."""
+        with contextlib.suppress(OSError, LostFolderError):
+            self.assert_own(path)
+            (path / _LOCK).unlink()
+        os.close(self.descriptor)
+
+
+def _take(path: Path, mine: bytes) -> _Held:
     """Write ourselves into the lock file, unless a living holder is in it.
 
     The kernel's lock on the file is held only meanwhile: it settles races, and no orphan can keep it.
     """
     while True:
+        assert_appendable(path)
         with open(path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_still(path, file.fileno()):
                 continue  # removed by the run that held it, between our opening and our turn
             file.seek(0)
-            _assert_free(path, file.read())
+            _assert_free(path, file.read(_MAX_LOCK_BYTES))
             file.truncate(0)
-            file.write(json.dumps(mine).encode())
+            file.write(mine)
             file.flush()
             os.fsync(file.fileno())
-            return
+            return _Held(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY), mine)
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

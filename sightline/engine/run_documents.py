@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import DataError, UserError
+from sightline.plain_files import read_plain
 
 __all__ = ["load_document", "read_facts", "read_lines"]
 
@@ -19,11 +20,11 @@ def read_facts(run: Path) -> dict[str, Any]:
 def load_document(path: Path) -> dict[str, Any]:
     """A JSON file of a run. Raises UserError where it is missing or holds no mapping."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_plain(path))
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; the run directory is incomplete") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: {_reason(error)}") from None
     if not isinstance(document, dict):
         raise UserError(f"{path}: does not hold a mapping")
     return document
@@ -35,11 +36,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises UserError where the file is missing, DataError for any other line that holds no mapping.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = read_plain(path).decode("utf-8").splitlines()
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; training writes it; give a run directory") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise UserError(f"{path}: cannot be read: {_reason(error)}") from None
     lines = []
     for number, text in enumerate(texts, start=1):
         try:
@@ -52,6 +53,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}:{number}: found {text[:40]}, allowed is a mapping of names to numbers")
         lines.append(line)
     return lines
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _frozen(value: Any) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -36,9 +37,13 @@ from sightline.engine.wandb import Wandb
 from sightline.errors import CheckpointError
 from sightline.pictures import encode_png
 
-__all__ = ["Session", "StopRequest", "evaluation_document"]
+__all__ = ["Session", "StopAskedError", "StopRequest", "evaluation_document"]
 
 logger = logging.getLogger(__name__)
+
+
+class StopAskedError(BaseException):
+    """A signal asked for the end of work that has no steps; nothing may take it for a fault and go on."""
 
 
 class StopRequest:
@@ -52,6 +57,7 @@ class StopRequest:
         self.signal: int | None = None
         self._since_s = 0.0
         self._is_told = False
+        self._is_at_once = False
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -62,13 +68,27 @@ class StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, the first signal raises StopAskedError, as one from before does: the work is repeatable."""
+        self._is_at_once = True
+        try:
+            if self:
+                raise StopAskedError
+            yield
+        finally:
+            self._is_at_once = False
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now_s = time.monotonic()
         if self.signal is None:
             self.signal, self._since_s = number, now_s
             if self._is_told:
                 name = signal.Signals(number).name
-                sys.stderr.write(f"{name}: saving after this step; the same again ends at once\n")
+                then = "the state is saved; ending" if self._is_at_once else "saving after this step"
+                sys.stderr.write(f"{name}: {then}; the same again ends at once\n")
+            if self._is_at_once:
+                raise StopAskedError
         elif number != self.signal or now_s - self._since_s > 1.0:
             os._exit(128 + number)
 
@@ -101,7 +121,10 @@ class Session:
         final_metrics: Callable[[nn.Module], Mapping[str, float]] | None = None,
         is_quiet: bool = False,
     ) -> None:
-        """`final_metrics` measures more of the last weights, called on every process, for `final.json`."""
+        """`final_metrics` measures more of the last weights, called on every process, for `final.json`.
+
+        `is_cut` is whether a signal ended the last evaluation, so that the processes may be at different places.
+        """
         self.built = built
         self.config = built.config
         self.job = built.job
@@ -116,6 +139,7 @@ class Session:
         self._final_metrics = final_metrics
         self._is_quiet = is_quiet
         self._is_new_best = False
+        self.is_cut = False
         self._latest: tuple[int, Evaluation] | None = None
 
     # --- before -----------------------------------------------------------------------------------------------------
@@ -163,7 +187,7 @@ class Session:
         self.world.barrier("checkpoint read")
         self.directory.remove("final.json")
         if self.world.is_first:
-            checkpoint.rewind(self.directory.path, step=snapshot.step)
+            checkpoint.rewind(self.directory.path, step=snapshot.step, assert_own=self.directory.assert_own)
         # Steps that were unwritten when the checkpoint was saved may have been written by the run as it ended.
         self.directory.truncate_lines("metrics.jsonl", after_step=snapshot.step - bool(state["unwritten"]))
 
@@ -197,26 +221,33 @@ class Session:
             for line in [*self.told(), *(f"stages differ: {line}" for line in lineage["differences"])]:
                 logger.info("%s", line)
             train(self.job, self.world, self._at_step, self.stop)
-            if self.job.step < self.job.num_steps:
+            final = self._finish() if self.job.step == self.job.num_steps else None
+            if final is None:
                 reason = f"stopped by signal {self.stop.signal} after step {self.job.step}; state saved"
-                return None
-            final = self._finish()
-            reason = "done"
+            else:
+                reason = "done"
             return final
         finally:
             self.observers.on_end(reason)
 
     def _default_observers(self) -> list[Observer]:
-        log, path = self.config.log, self.directory.path
+        log, path, assert_own = self.config.log, self.directory.path, self.directory.assert_own
         observers: list[Observer] = [TrainLog(path / "train.log"), EpochTimes(), self.metrics_log]
         if not self._is_quiet:
             observers.append(Progress())
         if log.tensorboard:
-            observers.append(TensorBoard(path, every=log.every))
+            observers.append(TensorBoard(path, every=log.every, assert_own=assert_own))
         if log.wandb != "off":
-            about = to_plain(self.config)
             observers.append(
-                Wandb(path, project="sightline", name=self.config.name, mode=log.wandb, config=about, every=log.every)
+                Wandb(
+                    path,
+                    project="sightline",
+                    name=self.config.name,
+                    mode=log.wandb,
+                    config=to_plain(self.config),
+                    every=log.every,
+                    assert_own=assert_own,
+                )
             )
         return [*observers, *self._extra]
 
@@ -281,11 +312,31 @@ class Session:
                 state=state,
             )
             keep = self.config.checkpoint.keep_last
-            checkpoint.save(self.directory.path, snapshot, keep_last=keep, is_best=self._is_new_best)
+            checkpoint.save(
+                self.directory.path,
+                snapshot,
+                keep_last=keep,
+                is_best=self._is_new_best,
+                assert_own=self.directory.assert_own,
+            )
         self._is_new_best = False
         world.barrier("checkpoint saved")
 
-    def _finish(self) -> Evaluation:
+    def _finish(self) -> Evaluation | None:
+        """Evaluate the last weights and write it down; None where a signal came before, for a resumed run to do it."""
+        try:
+            with self.stop.at_once():
+                final = self._evaluate_last()
+        except StopAskedError:
+            self.is_cut = True
+            return None
+        for picture in final.pictures:
+            self.directory.write_bytes(f"predictions/{picture.name}.png", encode_png(picture.pixels))
+        document = evaluation_document(self.config, final, self.built.data.test.split, "last")
+        self.directory.write_json("final.json", document)  # last: a run that has it is finished
+        return final
+
+    def _evaluate_last(self) -> Evaluation:
         self.world.make_equal(self.job.evaluated)
         part = self.built.data.test
         selection = self.built.data.selection
@@ -294,13 +345,9 @@ class Session:
             final = self._latest[1]  # these weights on this part a moment ago
         else:
             final = self.built.test(self.job.evaluated, self.world, pictures=self.world.is_first)
-        if self._final_metrics is not None:
-            final = replace(final, metrics={**final.metrics, **self._final_metrics(self.job.evaluated)})
-        for picture in final.pictures:
-            self.directory.write_bytes(f"predictions/{picture.name}.png", encode_png(picture.pixels))
-        document = evaluation_document(self.config, final, part.split, "last")
-        self.directory.write_json("final.json", document)  # last: a run that has it is finished
-        return final
+        if self._final_metrics is None:
+            return final
+        return replace(final, metrics={**final.metrics, **self._final_metrics(self.job.evaluated)})
 
 
 def evaluation_document(config: RunConfig, evaluation: Evaluation, split: str, which: str) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import signal
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,10 @@ Reader = Callable[[Sequence[SampleKey]], Batch]
 
 _GRACE_S = 300
 """How long a worker outlives a SIGTERM, so that the step which needs its batches can be finished and saved."""
+
+_NO_HANDLES = (os.strerror(errno.EMFILE), "received 0 items of ancdata")
+"""How Python, torch, and a socket whose receiver has no handle left report it."""
+_TOO_MANY_FILES = "no file handle is left to read data by workers; raise the limit (ulimit -n), or lower loader.workers"
 
 
 @dataclass(frozen=True)
@@ -128,10 +134,13 @@ def read_batches(
         yield from map(reader, keys)
         return
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # until a worker knows what it means
-    loader = iter(_loader(reader, keys, workers, prefetch))
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
-        for batch in loader:
+        with _faults_named():
+            loader = iter(_loader(reader, keys, workers, prefetch))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        while (batch := _received(loader)) is not None:
             if isinstance(batch, _Failure):
                 raise batch.as_error()
             yield batch
@@ -143,6 +152,30 @@ def read_batches(
         for worker in loader._workers:
             if worker.is_alive():  # deep in a library that lets no signal through
                 worker.kill()
+
+
+def _received(loader: Iterator[Any]) -> Batch | _Failure | None:
+    """What a worker sent next; None at the end."""
+    with _faults_named():
+        packed = next(loader, None)
+        return ForkingPickler.loads(packed) if isinstance(packed, bytes) else packed
+
+
+@contextlib.contextmanager
+def _faults_named() -> Iterator[None]:
+    """Raises RunError where no file handle is left for the workers, and where one of them is gone."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if _lacks_handles(error):
+            raise RunError(_TOO_MANY_FILES) from error
+        if str(error).startswith("DataLoader worker"):
+            raise RunError(f"a worker that reads data ended (out of memory?): {str(error).strip()}") from error
+        raise
+
+
+def _lacks_handles(error: Exception) -> bool:
+    return any(sign in str(error) for sign in _NO_HANDLES)
 
 
 @dataclass(frozen=True)
@@ -157,20 +190,26 @@ class _Failure:
 
 
 class _Readable:
-    """The reader in the shape that torch's loader asks for: it fetches a list of keys at once."""
+    """The reader in the shape that torch's loader asks for: it fetches a list of keys at once.
+
+    Batches are packed here, where a fault has a receiver: torch's queue drops one that it cannot pack, and the training
+    process would wait for it without end.
+    """
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
-    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | _Failure:
+    def __getitems__(self, keys: Sequence[SampleKey]) -> bytes | _Failure:
         try:
-            return self.reader(keys)
+            return bytes(ForkingPickler.dumps(self.reader(keys)))
         except UserError as error:
             return _Failure(str(error), is_users=True)
-        except Exception:  # noqa: BLE001 - told to the training process, which raises it
+        except Exception as error:  # noqa: BLE001 - told to the training process, which raises it
+            if _lacks_handles(error):
+                return _Failure(_TOO_MANY_FILES, is_users=False)
             return _Failure("in a worker that reads data:\n" + traceback.format_exc(), is_users=False)
 
-    def __getitem__(self, key: SampleKey) -> Batch | _Failure:
+    def __getitem__(self, key: SampleKey) -> bytes | _Failure:
         return self.__getitems__([key])
 
 

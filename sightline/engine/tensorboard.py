@@ -6,7 +6,7 @@ import importlib.util
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ class TensorBoard:
     """An event file in `directory`: `train/loss/<term>`, `train/<number>`, `<split>/<metric>` and the pictures.
 
     Nothing is imported or opened before the first interval of `every` steps is over, so start-up is not slowed. After
-    a resume, what earlier files hold from there on is marked as void. Raises MissingExtraError without tensorboard.
+    a resume, what earlier files hold from there on is marked as void. `assert_own` raises, before the file is made,
+    where the directory is another run's by now. Raises MissingExtraError without tensorboard.
     """
 
-    def __init__(self, directory: Path, *, every: int = 50) -> None:
+    def __init__(self, directory: Path, *, every: int = 50, assert_own: Callable[[], None] = lambda: None) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             raise MissingExtraError("tensorboard", extra="tensorboard", needed_by="log.tensorboard")
         self._directory = directory
+        self._assert_own = assert_own
         self._intervals = Intervals(every, self._write_interval)
         self._file: _EventFile | None = None
         self._first_step = 0
@@ -52,6 +54,7 @@ class TensorBoard:
 
     def _write(self, step: int, split: str, numbers: Mapping[str, float], pictures: Sequence[Picture] = ()) -> None:
         if self._file is None:
+            self._assert_own()
             self._file = _EventFile(self._directory, first_step=self._first_step)
         scalars = {f"{split}/{name}": value for name, value in numbers.items()}
         images = {f"{split}/{picture.name}": picture for picture in pictures}

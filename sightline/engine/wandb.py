@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from sightline.engine.intervals import Intervals, evaluation_numbers, interval_n
 from sightline.engine.records import EvaluationRecord, StepRecord, kept_random_state
 from sightline.errors import MissingExtraError
 from sightline.pictures import Picture
+from sightline.plain_files import read_plain
 
 __all__ = ["Wandb"]
 
@@ -25,7 +26,8 @@ class Wandb:
 
     It sees numbers alone: no hooks on the model, no capture of the console, no copy of the code. All its files, caches
     too, lie in that folder. A resumed run goes on under the identity kept there: one curve online, and offline parts
-    that `wandb sync` joins. The global random states are left alone. Raises MissingExtraError without wandb.
+    that `wandb sync` joins. The global random states are left alone. `assert_own` raises, before anything is written,
+    where the directory is another run's by now. Raises MissingExtraError without wandb.
     """
 
     def __init__(
@@ -37,10 +39,12 @@ class Wandb:
         mode: Literal["offline", "online"] = "offline",
         config: Mapping[str, Any] | None = None,
         every: int = 50,
+        assert_own: Callable[[], None] = lambda: None,
     ) -> None:
         if importlib.util.find_spec("wandb") is None:
             raise MissingExtraError("wandb", extra="wandb", needed_by="log.wandb")
         self._directory = directory
+        self._assert_own = assert_own
         self._about: dict[str, Any] = {"project": project, "name": name, "mode": mode, "config": dict(config or {})}
         self._intervals = Intervals(every, self._write_interval)
         self._run: Any = None
@@ -62,6 +66,7 @@ class Wandb:
         self._write(records[-1].step, "train", numbers)
 
     def _write(self, step: int, split: str, numbers: Mapping[str, float], pictures: Sequence[Picture] = ()) -> None:
+        self._assert_own()
         with kept_random_state():
             if self._run is None:
                 self._run = self._start()
@@ -86,7 +91,7 @@ def _identity(path: Path) -> str:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-    return path.read_text(encoding="utf-8")
+    return read_plain(path).decode("utf-8")
 
 
 def _image(picture: Picture) -> Any:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, Protocol
 
 from sightline.engine.failure import report_failure
 from sightline.engine.processes import Process
+from sightline.errors import UserError
 
 __all__ = ["Store", "Watchdog", "place_of"]
 
@@ -36,6 +37,8 @@ class Store(Protocol):
     def get(self, key: str, /) -> bytes: ...
 
     def add(self, key: str, amount: int, /) -> int: ...
+
+    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes: ...
 
     def check(self, keys: list[str], /) -> bool: ...
 
@@ -66,8 +69,13 @@ class Watchdog:
     # --- in the main thread -------------------------------------------------------------------------------------------
 
     def present(self) -> None:
-        """Tell the others which process this is."""
-        self._store.set(f"process/{self._rank}", json.dumps(Process.this(socket.gethostname()).to_dict()))
+        """Tell the others which process this is. Raises UserError where another one came as this rank before."""
+        this = Process.this(socket.gethostname())
+        first = Process(**json.loads(self._store.compare_set(f"process/{self._rank}", "", json.dumps(this.to_dict()))))
+        if first != this:
+            raise UserError(
+                f"rank {self._rank} is process {first.pid} on {first.host} already; give every process its own RANK"
+            )
 
     def missing(self) -> list[int]:
         """The ranks that have not presented themselves."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from sightline.data.whole_files import whole_file
 from sightline.engine.durable import disk_failure
 from sightline.engine.run_directory import RunDirectory
 from sightline.errors import UserError
+from sightline.plain_files import read_plain
 from sightline.probe.features import Features
 
 __all__ = ["FeatureCache", "weights_digest"]
@@ -34,15 +35,17 @@ class FeatureCache:
     """A folder of features: `<split>-<digest of the key>.npz` (rows, labels) and a `.json` with key and file hash.
 
     A key that differs in anything has another name, so features of other weights or data are never taken for these.
+    `assert_own` raises where the folder is in a run that is another one by now, before anything is written.
     """
 
     folder: Path
+    assert_own: Callable[[], None] = lambda: None
 
     def load(self, key: Mapping[str, Any]) -> Features | None:
         """The features kept under this key, verified by their hash; None where there are none, or damaged ones."""
         arrays, document = self._paths(key)
         try:
-            kept = json.loads(document.read_text(encoding="utf-8"))
+            kept = json.loads(read_plain(document))
             if kept["key"] != _plain(key):
                 return None
             if sha256_of(arrays) != kept["sha256"]:
@@ -61,6 +64,7 @@ class FeatureCache:
         if not is_writer:
             return
         try:
+            self.assert_own()
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
@@ -74,9 +78,11 @@ class FeatureCache:
         """Keep features under this key, whole or not at all. Raises RunError where the disk refuses them."""
         arrays, document = self._paths(key)
         try:
+            self.assert_own()
             self.folder.mkdir(parents=True, exist_ok=True)
             with whole_file(arrays) as file:
                 np.savez(file, rows=features.rows, labels=features.labels)
+            self.assert_own()
         except OSError as error:
             raise disk_failure(error, arrays) from error
         kept = {"key": _plain(key), "sha256": sha256_of(arrays), "samples": len(features)}

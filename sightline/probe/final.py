@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
+from concurrent.futures import Future, wait
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from sightline.probe.folds import chance_of
 from sightline.probe.outcome import UnprobableError, assert_fits
 from sightline.probe.subject import Recipe, Split, open_data, split_of
 from sightline.probe.svm import SVM
+from sightline.probe.threads import start
 
 __all__ = ["final_metrics", "learnt_by_first"]
 
@@ -28,7 +28,7 @@ _LONGEST_TURN_S = 1.0
 
 
 def final_metrics(
-    config: RunConfig, model: nn.Module, world: World, *, cache: Path | None
+    config: RunConfig, model: nn.Module, world: World, *, cache: FeatureCache | None
 ) -> tuple[dict[str, float], list[str]]:
     """`probe_svm_accuracy`, what `sightline probe --method svm` says of the same weights on the config's own data.
 
@@ -42,8 +42,7 @@ def final_metrics(
             data = open_data(config)
             assert_fits(probe, len(data.train.indices))
             told = warnings_on_data(config, data.train.dataset.info, config.model, data)
-        kept = None if cache is None else FeatureCache(cache)
-        split = split_of(model, Recipe(config.model, config.train.precision), data, world, cache=kept)
+        split = split_of(model, Recipe(config.model, config.train.precision), data, world, cache=cache)
     except Exception as error:  # noqa: BLE001 - hours of training are not lost for a figure, whatever is wrong with it
         return {}, [_left_out(error)]  # on all processes, though each may say it in other words
     said = learnt_by_first(
@@ -62,11 +61,10 @@ def learnt_by_first(world: World, learn: Callable[[], str], *, timeout_s: float)
     if world.size == 1:
         return learn()
     turn_s = min(_LONGEST_TURN_S, timeout_s / 10)
-    with ThreadPoolExecutor(1) as pool:
-        learning = pool.submit(learn) if world.is_first else None
-        said = ""
-        while not said:
-            said = world.broadcast_text(_said_within(learning, turn_s), what="the probe's figure")
+    learning = start(learn) if world.is_first else None
+    said = ""
+    while not said:
+        said = world.broadcast_text(_said_within(learning, turn_s), what="the probe's figure")
     return said
 
 

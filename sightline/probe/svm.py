@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +17,7 @@ from sightline.probe.features import Features, statistics_of
 from sightline.probe.folds import stratified_folds
 from sightline.probe.learners import Folds, assert_there, standardised, support_vector_machine
 from sightline.probe.outcome import Outcome, Table, assert_fits
+from sightline.probe.threads import map_in_threads
 
 __all__ = ["SVM", "Answers"]
 
@@ -168,9 +168,9 @@ class SVM:
             machine.fit(between, labels)
             return Answers(machine.predict(across), machine.fit_status_ == 0)
 
-        with warnings.catch_warnings(), ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Solver terminated early")  # the table says it, and of which C
-            return list(pool.map(answer, self.costs))
+            return map_in_threads(answer, self.costs, num_threads=max(1, torch.get_num_threads()))
 
     def _edge(self, row: _Row, form: bool, norm: float) -> str:
         if len(self.costs) < 2 or row.cost not in (self.costs[0], self.costs[-1]):

@@ -21,7 +21,7 @@ def config_of(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> 
     loaded = load_plugins(plugins)
     file = _file_of(path)
     record = file.parent / "environment.json"
-    if file.name == "config.yaml" and record.is_file():
+    if file.name == "config.yaml" and record.exists():
         notes = check_recorded(load_document(record).get("plugins", []), loaded, run=file.parent)
         for line in notes:
             note(f"warning: {line}")

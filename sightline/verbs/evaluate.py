@@ -153,7 +153,7 @@ def _try(run: Path, trained: RunConfig, config: RunConfig, options: Options, wor
         _assert_classes(task, run, config)
         folder = PredictionFolder(options.out or run / "predictions" / part.split, part, world)
     evaluation = evaluator(model, world, keep=folder)
-    more = probed(config, world, run, model)
+    more = probed(config, world, world.run_directory(run), model)
     evaluation = dataclasses.replace(evaluation, metrics={**evaluation.metrics, **more})
     if folder is not None:
         about = {"run": str(run), "checkpoint": str(path.resolve()), "data": config.data.name, "split": part.split}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from torch import nn
 
 from sightline.config import RunConfig
 from sightline.engine.distributed import World
+from sightline.engine.run_directory import RunDirectory
 from sightline.probe.code import source_sha256
 from sightline.verbs.output import note
 
@@ -17,19 +17,21 @@ __all__ = ["probed"]
 source_sha256()  # now, as it is imported: a checkout may be edited while a run trains, and its digest is kept
 
 
-def probed(config: RunConfig, world: World, run: Path, model: nn.Module) -> dict[str, float]:
+def probed(config: RunConfig, world: World, run: RunDirectory, model: nn.Module) -> dict[str, float]:
     """`probe_svm_accuracy` of a contrast run, nothing of others; what to know of it, or why it is missing, is told.
 
     Features are kept in the run, where the first process can write to it, so that `evaluate` and `probe` find them.
     """
     if config.task.name != "contrast":  # the rooms of probes are not imported for the others
         return {}
+    from sightline.probe.cache import FeatureCache
     from sightline.probe.final import final_metrics
     from sightline.probe.runs import CACHE
 
-    is_open = world.is_first and os.access(run, os.W_OK)
+    is_open = world.is_first and os.access(run.path, os.W_OK)
     keeps = world.broadcast_text("yes" if is_open else "no", what="whether features are kept") == "yes"
-    metrics, told = final_metrics(config, model, world, cache=run / CACHE if keeps else None)
+    cache = FeatureCache(run.path / CACHE, run.assert_own) if keeps else None
+    metrics, told = final_metrics(config, model, world, cache=cache)
     told += ["probe_svm_accuracy: `sightline probe` sets random weights beside it"] if metrics else []
     for line in told if world.is_first else ():
         note(line)

@@ -19,6 +19,7 @@ from sightline.describe.mean_pose import yardsticks_of
 from sightline.engine import checkpoint
 from sightline.engine.build import Built, Data, build
 from sightline.engine.distributed import World, start_world
+from sightline.engine.failure import leave
 from sightline.engine.inputs import INPUTS
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.lineage import LINEAGE
@@ -27,6 +28,7 @@ from sightline.engine.run_directory import claim, environment
 from sightline.engine.session import Session, StopRequest, evaluation_document
 from sightline.engine.train import NonFiniteGradientError
 from sightline.errors import RunError, UserError
+from sightline.plain_files import read_plain
 from sightline.plugins import Plugin, check_recorded
 from sightline.verbs.common import config_of, load_document, write_document
 from sightline.verbs.final_probe import probed
@@ -100,13 +102,15 @@ def _train_here(options: Options, config: RunConfig, plugins: Sequence[Plugin], 
     path = _make_place(place, config, world)
     directory = world.run_directory(path)
     with directory.lock():
+        if world.is_first:
+            _assert_as_found(place, path)
         record = environment() | {
             "plugins": [plugin.record() for plugin in plugins],
             "checked": not options.no_check,
             "num_processes": world.size,
         }
         session = Session(
-            built, world, directory, stop=stop, record=record, final_metrics=partial(probed, config, world, path)
+            built, world, directory, stop=stop, record=record, final_metrics=partial(probed, config, world, directory)
         )
         session.start_files()
         for plugin in plugins:
@@ -120,7 +124,10 @@ def _train_here(options: Options, config: RunConfig, plugins: Sequence[Plugin], 
         if world.is_first:
             note("\n".join([*session.told(), _told_data(built.data)]))
             note(f"run directory: {path}" + (f", resumed at step {built.job.step}" if place["checkpoint"] else ""))
-        return _run(session, built, options, world, path, stop)
+        code = _run(session, built, options, world, path, stop)
+    if session.is_cut and world.size > 1:
+        leave(code)  # the others may wait in a collective of what was cut off, and end by the signal, too
+    return code
 
 
 def _told_data(data: Data) -> str:
@@ -162,6 +169,7 @@ def _run(session: Session, built: Built, options: Options, world: World, path: P
         show_evaluation(document, title=title, dataset=built.data.test.dataset)
         if not options.no_check:
             _look_back(session, built, path)
+        session.directory.assert_own()
         write_document(options.json, document)
         note(f"run directory: {path}")
     return 0
@@ -175,7 +183,7 @@ def _look_back(session: Session, built: Built, path: Path) -> None:
     findings = run_after(built, World(device=built.job.device), run=path)
     if findings:
         show_findings([finding for finding in findings if finding.severity != "note"])
-        before = json.loads((path / "findings.json").read_text(encoding="utf-8"))
+        before = json.loads(read_plain(path / "findings.json"))
         session.directory.write_json("findings.json", [*before, *(finding.to_dict() for finding in findings)])
 
 
@@ -204,7 +212,8 @@ def _find_place(options: Options, config: RunConfig, plugins: Sequence[Plugin], 
 
 
 def _look(options: Options, config: RunConfig, plugins: Sequence[Plugin]) -> dict[str, Any]:
-    fresh = {"path": str(options.out) if options.out else None, "checkpoint": None, "finished": False}
+    held = [] if options.out is None else _left_by_runs(options.out)
+    fresh = {"path": str(options.out) if options.out else None, "checkpoint": None, "finished": False, "held": held}
     if options.resume is None:
         if options.out is not None:
             _assert_empty(options.out)
@@ -217,11 +226,12 @@ def _look(options: Options, config: RunConfig, plugins: Sequence[Plugin]) -> dic
             _assert_empty(path, may_hold=_BEFORE_CONFIG)
         return fresh
     _assert_same_run(path, config, plugins)
+    held = _left_by_runs(path)
     found, rejected = checkpoint.newest_sound(path)
     for line in rejected:
         note(f"damaged checkpoint passed over: {line}")
     finished = (path / "final.json").exists() and found is not None and not rejected
-    return {"path": str(path), "checkpoint": str(found) if found else None, "finished": finished}
+    return {"path": str(path), "checkpoint": str(found) if found else None, "finished": finished, "held": held}
 
 
 def _resume_from(path: Path, options: Options, config: RunConfig, plugins: Sequence[Plugin]) -> dict[str, Any]:
@@ -234,9 +244,10 @@ def _resume_from(path: Path, options: Options, config: RunConfig, plugins: Seque
             f"--resume {path}: belongs to {run}, but --out says {options.out}; a run is resumed where it lies"
         )
     _assert_same_run(run, config, plugins)
+    held = _left_by_runs(run)
     finished = path.resolve() == run.resolve() and (run / "final.json").exists()
     finished = finished and not checkpoint.newest_sound(run)[1]
-    return {"path": str(run), "checkpoint": str(path), "finished": finished}
+    return {"path": str(run), "checkpoint": str(path), "finished": finished, "held": held}
 
 
 def _make_place(place: dict[str, Any], config: RunConfig, world: World) -> Path:
@@ -246,6 +257,18 @@ def _make_place(place: dict[str, Any], config: RunConfig, world: World) -> Path:
         return Path(place["path"])
     made = str(claim(Path("runs") / config.name)) if world.is_first else ""
     return Path(world.broadcast_text(made, what="the run's directory"))
+
+
+def _left_by_runs(path: Path) -> list[str]:
+    """Files and checkpoints of a folder that a run would replace or remove."""
+    files = [name for name in ("config.yaml", "final.json") if (path / name).exists()]
+    return files + [folder.name for folder in checkpoint.kept(path)]
+
+
+def _assert_as_found(place: dict[str, Any], path: Path) -> None:
+    """Raises UserError where another run wrote to the folder between our look at it and our lock."""
+    if _left_by_runs(path) != place["held"]:
+        raise UserError(f"{path}: another run wrote to this folder while this one was built; start again")
 
 
 def _newest_run(base: Path) -> Path | None:

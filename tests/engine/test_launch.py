@@ -11,12 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from sightline.engine.failure import Failure, read_failure, report_failure
-from sightline.engine.launch import Place, _report, place_in_launch, processes_to_start
+from sightline.engine.launch import Place, _report, meeting_place, place_in_launch, processes_to_start
 from sightline.engine.processes import Process, start_of
 from sightline.engine.session import StopRequest
+from sightline.engine.watchdog import Watchdog
 from sightline.errors import UserError
+from tests.command import run_here
 from tests.processes import ROOT, _slurm
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SIGHTLINE_LAUNCHED")
@@ -222,3 +225,67 @@ def test_error_files_hold_one_json_document(variables: pytest.MonkeyPatch, tmp_p
     set_all(variables, {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json"), "SIGHTLINE_LAUNCHED": "1"})
     report_failure('{"a": "Übung"}\nsecond line', exit_code=1)
     assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == '{"a": "Übung"}\nsecond line'
+
+
+# --- places that are none ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"RANK": "5"}, "RANK: found '5', allowed is a whole number from 0 to 1"),
+        ({"RANK": "-1"}, "RANK: found '-1'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: found '0', allowed is a whole number from 1"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK: found '2'"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK: found ''"),
+    ],
+)
+def test_a_place_outside_of_the_world_is_refused(
+    variables: pytest.MonkeyPatch, changes: dict[str, str], says: str
+) -> None:
+    set_all(variables, {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"} | changes)
+    with pytest.raises(UserError, match=f"^environment variable {says}"):
+        place_in_launch()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"SLURM_PROCID": "4"}, "SLURM_PROCID: found '4', allowed is a whole number from 0 to 3"),
+        ({"SLURM_LOCALID": "x"}, "SLURM_LOCALID: found 'x'"),
+        ({"SLURM_NTASKS": "four"}, "SLURM_NTASKS: found 'four'"),
+        ({"SLURM_PROCID": ""}, "SLURM_PROCID: found ''"),
+    ],
+)
+def test_a_task_of_slurm_outside_of_its_step_is_refused(
+    variables: pytest.MonkeyPatch, changes: dict[str, str], says: str
+) -> None:
+    set_all(variables, _slurm(1, 4) | {"MASTER_ADDR": "node1"} | changes)
+    with pytest.raises(UserError, match=f"^environment variable {says}"):
+        place_in_launch()
+
+
+@pytest.mark.parametrize("port", ["0", "99999", "-1", "http"])
+def test_a_port_that_is_none_is_refused(variables: pytest.MonkeyPatch, port: str) -> None:
+    set_all(variables, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
+    with pytest.raises(UserError, match=f"^environment variable MASTER_PORT: found '{port}', .* from 1 to 65535$"):
+        meeting_place()
+
+
+def test_a_variable_that_is_wrong_ends_the_command_in_one_line(variables: pytest.MonkeyPatch) -> None:
+    set_all(variables, {"RANK": "0", "WORLD_SIZE": "0"})
+    config = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
+    ended = run_here("train", config)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "[rank 0] error: environment variable WORLD_SIZE: found '0', allowed is a whole number from 1\n"
+
+
+def test_a_second_process_of_one_rank_is_refused() -> None:
+    store = dist.HashStore()
+    first, same = (Watchdog(store=store, rank=1, size=2, timeout_s=1.0) for _ in range(2))
+    first.present()
+    same.present()  # the same process, which meets the others again
+    other = Process("elsewhere", None, 7, "a boot:1")
+    store.set("process/0", json.dumps(other.to_dict()))
+    with pytest.raises(UserError, match=r"^rank 0 is process 7 on elsewhere already; give every process its own RANK$"):
+        Watchdog(store=store, rank=0, size=2, timeout_s=1.0).present()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import resource
+import signal
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.engine.stream import Plan, Stream, evaluation_keys
+from sightline.engine.stream import Plan, Stream, evaluation_keys, read_batches
 from sightline.errors import ConfigError, DataError, RunError
 from sightline.types import SampleKey
 
@@ -126,3 +131,38 @@ def test_closing_the_stream_ends_workers_in_the_middle_of_a_sample() -> None:
     steps.close()
     assert time.monotonic() - started < 4  # torch itself would wait five seconds for each
     assert not multiprocessing.active_children()
+
+
+# --- workers that cannot go on ----------------------------------------------------------------------------------------
+
+
+def read_many(keys: Sequence[SampleKey]) -> dict[str, torch.Tensor]:
+    """Each tensor travels by a file handle of its own."""
+    return {f"field {number}": torch.ones(2) for number in range(30)}
+
+
+def test_a_worker_without_file_handles_is_an_error_and_no_endless_wait() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    batches = read_batches(read_many, iter([[SampleKey(index, 0, 0)] for index in range(9)]), workers=1)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 20, hard))
+    try:
+        with pytest.raises(RunError, match=r"^no file handle is left to read data by workers; raise the limit"):
+            list(batches)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        batches.close()
+    assert not multiprocessing.active_children()
+
+
+def kill(keys: Sequence[SampleKey]) -> dict[str, torch.Tensor]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def test_a_worker_that_is_killed_is_one_line() -> None:
+    with pytest.raises(
+        RunError, match=r"^a worker that reads data ended \(out of memory\?\): DataLoader worker"
+    ) as caught:
+        list(read_batches(kill, iter([[SampleKey(0, 0, 0)]]), workers=1))
+    assert "\n" not in str(caught.value)

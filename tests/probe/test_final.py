@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,17 @@ from torch import Tensor, nn
 
 from sightline.config import RunConfig, read_config
 from sightline.engine.distributed import World
+from sightline.engine.run_directory import RunDirectory
 from sightline.errors import DataError
 from sightline.models.crosspoint import IntraPoint
 from sightline.probe import final
+from sightline.probe.cache import FeatureCache
 from sightline.probe.features import faults_shared
+from sightline.probe.threads import map_in_threads
 from sightline.verbs import final_probe
 from tests.probe.contrast import THIN, train_thin
 from tests.processes import run_ranks
+from tests.runs.broken_off import Forked, run_forked, wait_for
 
 WAITING = """
 import sys, time
@@ -121,10 +127,10 @@ def test_the_first_process_decides_whether_features_are_kept(
     first: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However the second one sees the folder: both enter the same collectives."""
-    found: list[Path | None] = []
+    found: list[FeatureCache | None] = []
 
     def take(
-        config: RunConfig, model: nn.Module, world: World, *, cache: Path | None
+        config: RunConfig, model: nn.Module, world: World, *, cache: FeatureCache | None
     ) -> tuple[dict[str, Any], list[str]]:
         found.append(cache)
         return {}, []
@@ -134,5 +140,73 @@ def test_the_first_process_decides_whether_features_are_kept(
     config.write_text(THIN)
     for sees in (True, False):
         monkeypatch.setattr(os, "access", lambda path, mode, sees=sees: sees)
-        final_probe.probed(read_config(config), second(first), tmp_path, nn.Identity())
-    assert found == [tmp_path / "features" if kept else None] * 2
+        run = RunDirectory(tmp_path, is_writer=True)
+        final_probe.probed(read_config(config), second(first), run, nn.Identity())
+    assert [each and each.folder for each in found] == [tmp_path / "features" if kept else None] * 2
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+STUCK = '''\
+"""Machines that are fitted for a minute, in a call that no signal reaches; MARK is made as the first one begins."""
+
+import os
+import time
+from pathlib import Path
+
+from sightline.probe import svm
+
+made = svm.support_vector_machine
+
+
+def stuck(*arguments, **options):
+    if float(os.environ.get("SLOWED_S", "0")):
+        Path(__file__).with_name("mark").touch()
+        time.sleep(60)
+    return made(*arguments, **options)
+
+
+svm.support_vector_machine = stuck
+'''
+
+
+@pytest.mark.parametrize(("number", "num_processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_a_signal_while_machines_are_fitted_ends_the_run_which_then_finishes(
+    number: int, num_processes: int, tmp_path: Path
+) -> None:
+    config, plugin, out = tmp_path / "thin.yaml", tmp_path / "stuck.py", tmp_path / "run"
+    config.write_text(THIN)
+    plugin.write_text(STUCK)
+    words = ["train", str(config), "--no-check", "--device", "cpu", "--plugin", str(plugin), "--out", str(out)]
+    started = Forked(words, tmp_path / "log", num_processes=num_processes, slowed_s=1.0)
+    wait_for((tmp_path / "mark").exists, timeout_s=60, otherwise=started.log.read_text)
+    for process in started.processes:
+        assert process.pid is not None
+        os.kill(process.pid, number)
+    began = time.monotonic()
+    code, text = started.wait(timeout_s=20)
+    assert time.monotonic() - began < 10
+    assert [process.exitcode for process in started.processes] == [128 + number] * num_processes, text
+    assert "state saved; go on with --resume auto" in text
+    assert "Traceback" not in text
+    assert not (out / ".lock").exists()
+    assert not (out / "final.json").exists()
+    if num_processes == 2:
+        return
+    code, text = run_forked([*words, "--resume", "auto"], tmp_path / "resumed.log")
+    assert code == 0, text
+    assert "probe_svm_accuracy" in (out / "final.json").read_text()
+
+
+def test_work_in_threads_is_in_order_and_left_by_the_first_fault() -> None:
+    assert map_in_threads(lambda item: item * 2, [3, 1, 2], num_threads=2) == [6, 2, 4]
+    assert map_in_threads(lambda item: item, [], num_threads=2) == []
+    begun: list[int] = []
+
+    def fails(item: int) -> int:
+        begun.append(item)
+        raise KeyError(item)
+
+    with pytest.raises(KeyError):
+        map_in_threads(fails, range(9), num_threads=1)
+    assert begun == [0]

@@ -1,0 +1,215 @@
+"""A run whose folder is moved, deleted or taken by another run ends in one line and leaves what is there as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sightline.engine import checkpoint
+from sightline.engine.session import Session
+from sightline.verbs import train as verb
+from tests.command import Outcome, run_here
+from tests.runs.broken_off import Bench, Forked, wait_for
+
+CONFIG = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
+LOGS = ("log.tensorboard=true",)
+
+
+def train(out: Path, *words: str) -> Outcome:
+    return run_here("train", CONFIG, *LOGS, "--no-check", "--device", "cpu", "--out", out, *words)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file, link and folder below, with what it holds."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found[str(path.relative_to(folder))] = os.readlink(path)
+        else:
+            content = path.read_bytes() if path.is_file() else b"a folder"
+            found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of another seed."""
+    out = tmp_path_factory.mktemp("other") / "run"
+    done = train(out, "seed=6")
+    assert done.code == 0, done.err
+    return out
+
+
+class Disturbed:
+    """A run into `out`, to whose folder something happens once, at a named moment."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.out, self.moved = folder / "X", folder / "X_old"
+        self._patch = monkeypatch
+        self._left = 1
+
+    def at(self, moment: str, happens: Callable[[], None], *, step: int = 6) -> None:
+        """By default in the second epoch; there are checkpoints of steps 4 and 8."""
+        owner: Any
+        owner, name = {
+            "step": (Session, "_at_step"),
+            "writing a checkpoint": (checkpoint, "_swap_in"),
+            "final evaluation": (Session, "_finish"),
+            "after the end": (verb, "evaluation_document"),
+        }[moment]
+        before = getattr(owner, name)
+
+        def then(*arguments: Any) -> Any:
+            is_due = moment != "step" or arguments[0].job.step == step
+            if is_due and self._left:
+                self._left = 0
+                happens()
+            return before(*arguments)
+
+        self._patch.setattr(owner, name, then)
+
+    def error_of(self, *words: str) -> str:
+        """The error line of the run, which must end with exit code 1."""
+        ended = train(self.out, "seed=5", *words)
+        assert ended.code == 1, ended.err
+        (line,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+        assert ended.err.endswith(f"{line}\n")
+        assert "Traceback" not in ended.err
+        assert "observer-failed" not in ended.err
+        return line
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disturbed:
+    return Disturbed(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("moment", "kind"),
+    [("step", "folder"), ("writing a checkpoint", "folder"), ("final evaluation", "folder"), ("step", "link")],
+)
+def test_a_finished_run_in_its_place_is_left_alone(moment: str, kind: str, run: Disturbed, other: Path) -> None:
+    def replace() -> None:
+        run.out.rename(run.moved)
+        if kind == "folder":
+            shutil.copytree(other, run.out, symlinks=True)
+        else:
+            run.out.symlink_to(other)
+
+    run.at(moment, replace)
+    before = tree(other)
+    assert "is no longer the folder of this run" in run.error_of()
+    assert tree(run.out) == before
+
+
+def test_a_run_that_trains_in_its_place_is_left_alone(run: Disturbed, other: Path) -> None:
+    """Whose checkpoints are not there yet, so that nothing is in the way of ours."""
+    lock = json.dumps({"pid": os.getppid(), "host": socket.gethostname(), "started": None})
+
+    def replace() -> None:
+        run.out.rename(run.moved)
+        run.out.mkdir()
+        (run.out / ".lock").write_text(lock)
+
+    run.at("step", replace)
+    assert "is no longer the folder of this run" in run.error_of()
+    assert tree(run.out) == {".lock": hashlib.sha256(lock.encode()).hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("moment", "kind"),
+    [
+        ("step", "moved"),
+        ("writing a checkpoint", "moved"),
+        ("step", "deleted"),
+        ("final evaluation", "deleted"),
+        ("after the end", "deleted"),
+    ],
+)
+def test_a_folder_that_is_gone_is_not_made_again(moment: str, kind: str, run: Disturbed) -> None:
+    run.at(moment, lambda: run.out.rename(run.moved) if kind == "moved" else shutil.rmtree(run.out))
+    assert f"{run.out}: was moved or deleted while the run wrote to it" in run.error_of()
+    assert not run.out.exists()
+    if kind == "moved" and moment == "step":
+        (run.moved / ".lock").unlink()  # a dead process's is taken over, but this one lives on
+        resumed = train(run.moved, "seed=5", "--resume", "auto")
+        assert resumed.code == 0, resumed.err
+
+
+def test_a_folder_that_comes_back_at_once_is_still_its_own(run: Disturbed) -> None:
+    """Moved to another place and linked from the old one: the same folder."""
+
+    def move() -> None:
+        run.out.rename(run.moved)
+        run.out.symlink_to(run.moved)
+
+    run.at("step", move)
+    done = train(run.out, "seed=5")
+    assert done.code == 0, done.err
+    assert (run.moved / "final.json").exists()
+
+
+def test_a_removed_lock_ends_the_run_and_resume_goes_on(run: Disturbed) -> None:
+    run.at("step", lambda: (run.out / ".lock").unlink())
+    line = run.error_of()
+    assert f"{run.out}/.lock: was removed while the run wrote to the folder" in line
+    done = train(run.out, "seed=5", "--resume", "auto")
+    assert done.code == 0, done.err
+
+
+def test_a_lock_that_another_run_took_is_left_to_it(run: Disturbed) -> None:
+    run.at("step", lambda: (run.out / ".lock").write_text('{"pid": 1, "host": "elsewhere"}'))
+    assert f"{run.out}/.lock: was taken by another run" in run.error_of()
+    assert (run.out / ".lock").read_text() == '{"pid": 1, "host": "elsewhere"}'
+
+
+def test_a_logger_makes_no_file_in_anothers_folder(run: Disturbed, other: Path) -> None:
+    """Neither has begun its file by the second step; both write once more as the run ends."""
+
+    def replace() -> None:
+        run.out.rename(run.moved)
+        shutil.copytree(other, run.out, symlinks=True)
+
+    run.at("step", replace, step=2)
+    before = tree(other)
+    run.error_of("log.wandb=offline", "evaluate.every=2")
+    assert tree(run.out) == before
+
+
+def test_a_run_that_finished_while_this_one_was_built_is_left_alone(
+    run: Disturbed, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found the folder empty; the other one locked it first, and had ended when this one came to lock it."""
+    before = verb._make_place
+
+    def late(*arguments: Any) -> Path:
+        shutil.copytree(other, run.out, symlinks=True)
+        return before(*arguments)
+
+    monkeypatch.setattr(verb, "_make_place", late)
+    ended = train(run.out, "seed=5")
+    assert ended.code == 2, ended.err
+    assert f"error: {run.out}: another run wrote to this folder while this one was built" in ended.err
+    assert tree(run.out) == tree(other)
+
+
+@pytest.mark.processes
+def test_all_processes_end_with_the_first(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    started = Forked(bench.words("X", slow=True), tmp_path / "log", num_processes=2, slowed_s=0.02)
+    out = tmp_path / "X"
+    wait_for(lambda: (out / "checkpoints" / "last").exists(), timeout_s=60, otherwise=started.log.read_text)
+    out.rename(tmp_path / "X_old")
+    code, text = started.wait(timeout_s=30)
+    assert code == 1, text
+    assert f"error: {out}: was moved or deleted while the run wrote to it" in text
+    assert all(process.exitcode == 1 for process in started.processes)
+    assert not out.exists()
