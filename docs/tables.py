@@ -45,7 +45,7 @@ MEANING = {
     "evaluate.metric": "what chooses the best checkpoint; any number that a metric of the run computes",
     "evaluate.every": "epochs between evaluations; the last step is always evaluated",
     "evaluate.batch_size": "samples per evaluated batch",
-    "evaluate.mode": "whether larger or smaller is better",
+    "evaluate.mode": "whether a higher or a lower figure is better; null: as the metric states",
     "evaluate.select": "the part that chooses `best`: a held-out tenth of the training part, or the test part",
     "evaluate.votes": "predictions averaged over this many passes; needs `transforms.vote`",
     "init": "start from the weights of another run; a mapping with the keys below",

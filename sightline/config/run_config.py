@@ -62,12 +62,15 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """When and on what; `select` says which part chooses the best checkpoint, `votes` how many passes are averaged."""
+    """When and on what; `select` says which part chooses the best checkpoint, `votes` how many passes are averaged.
+
+    Without `mode` the metric states whether a higher or a lower figure is better: `engine.selection.with_mode`.
+    """
 
     metric: str
     every: Count = 1
     batch_size: Count = 64
-    mode: Literal["max", "min"] = "max"
+    mode: Literal["max", "min"] | None = None
     select: Literal["validation", "test"] = "validation"
     votes: Few = 1
 

@@ -240,6 +240,7 @@ class Session:
         evaluation = self.built.selection(job.evaluated, self.world, pictures=self.world.is_first)
         value = evaluation.metrics[config.evaluate.metric]
         self._latest = (job.step, evaluation)
+        assert config.evaluate.mode is not None, "build sets it"
         if self.best.is_beaten_by(value, config.evaluate.mode):
             self.best, self._is_new_best = Best(job.step, value), True
         self.observers.on_evaluation(

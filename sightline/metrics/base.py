@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Metric", "State", "fresh_state", "pool_states"]
+__all__ = ["Metric", "State", "fresh_state", "is_higher_better", "pool_states"]
 
 State = dict[str, Tensor]
 
@@ -21,7 +21,8 @@ class Metric(Protocol):
     index that it will be given. `update` names batch keys and prediction keys after the state. `compute` runs on the
     reduced state and returns named numbers (NaN where nothing was counted). A metric may also offer
     `per_class(state)`: class name -> {name: number}; `per_sample(state)`: a number for each sample, NaN where there is
-    none; and `tables(state)`: name -> plain values, which the JSON of an evaluation keeps.
+    none; and `tables(state)`: name -> plain values, which the JSON of an evaluation keeps. `higher_is_better` states
+    the direction of its numbers: True, False, or name -> True or False; `evaluate.mode` is then not needed.
     """
 
     update: Callable[..., None]
@@ -48,6 +49,18 @@ def pool_states(metric: Metric, states: Sequence[State]) -> State:
         else torch.stack([state[name] for state in states]).sum(dim=0)
         for name in states[0]
     }
+
+
+def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> bool | None:
+    """Whether a higher value of a metric's figure is better, as the metric or its class states; None where unstated.
+
+    Raises TypeError for a statement that is neither True nor False.
+    """
+    stated = getattr(metric, "higher_is_better", None)
+    better = stated.get(figure) if isinstance(stated, Mapping) else stated
+    if better is not None and not isinstance(better, bool):
+        raise TypeError(f"higher_is_better of '{figure}' is {better!r}; give True or False")
+    return better
 
 
 def _slots(metric: Metric) -> frozenset[str]:
