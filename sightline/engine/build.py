@@ -31,7 +31,7 @@ from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job, Task
 from sightline.errors import CheckpointError, ConfigError
 from sightline.layers.native_batch_norm import without_cudnn
-from sightline.metrics.base import Metric
+from sightline.metrics.base import Metric, fault_of_state
 from sightline.types import Component, Dataset
 
 __all__ = [
@@ -212,8 +212,14 @@ def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, l
 
 
 def build_metrics(config: RunConfig, facts: Mapping[str, Any]) -> list[Metric]:
-    """The metrics of a config, in its order."""
-    return [registry.metrics.build(component, facts=facts) for component in config.metrics]
+    """The metrics of a config, in its order. Raises ConfigError for a state that does not add up exactly."""
+    metrics = []
+    for component in config.metrics:
+        metrics.append(registry.metrics.build(component, facts=facts))
+        fault = fault_of_state(metrics[-1])
+        if fault is not None:
+            raise ConfigError(f"{component.where}: metric '{component.name}': {fault}")
+    return metrics
 
 
 @contextmanager

@@ -8,9 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Metric", "State", "fresh_state", "is_higher_better", "pool_states"]
+__all__ = ["Metric", "State", "fault_of_state", "fresh_state", "is_higher_better", "pool_states"]
 
 State = dict[str, Tensor]
+
+_NUM_TRIED = 3
 
 
 class Metric(Protocol):
@@ -41,6 +43,33 @@ def fresh_state(metric: Metric, *, num_samples: int = 0) -> State:
     return metric.new_state()
 
 
+def fault_of_state(metric: Metric) -> str | None:
+    """Why the fresh state of a metric, and figures made of it, do not add up exactly; None for a sound one."""
+    slots = _slots(metric)
+    try:
+        state = fresh_state(metric, num_samples=_NUM_TRIED)
+        metric.compute(fresh_state(metric))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the metric's, and would end the run without a word
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"an empty state cannot be made or computed ({told}); compute gives NaN where nothing was counted"
+    for name in sorted(slots - state.keys()):
+        return f"slots names '{name}', which new_state does not return ({', '.join(state)})"
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            return f"state '{name}' is a {type(tensor).__name__}; make it an int64 tensor"
+        form = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+        if name in slots and tensor.shape[:1] != (_NUM_TRIED,):
+            return f"state '{name}' is {form} for {_NUM_TRIED} samples; slots have num_samples rows"
+        if name not in slots and tensor.dtype != torch.int64:
+            return (
+                f"state '{name}' is {form}, a running sum that depends on the order and size of batches; keep int64 "
+                "counts, or a row per sample: name it in `slots` and give it num_samples rows in new_state"
+            )
+        if bool(tensor.any()):
+            return f"state '{name}' does not begin at zero, and states are added over processes; begin with zeros"
+    return None
+
+
 def pool_states(metric: Metric, states: Sequence[State]) -> State:
     """The state of several evaluations of different samples as one: counts add up, slots stand one after another."""
     return {
@@ -64,4 +93,4 @@ def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> boo
 
 
 def _slots(metric: Metric) -> frozenset[str]:
-    return getattr(metric, "slots", frozenset())
+    return frozenset(getattr(metric, "slots", ()))
