@@ -25,6 +25,7 @@ class Metric(Protocol):
     `per_class(state)`: class name -> {name: number}; `per_sample(state)`: a number for each sample, NaN where there is
     none; and `tables(state)`: name -> plain values, which the JSON of an evaluation keeps. `higher_is_better` states
     the direction of its numbers: True, False, or name -> True or False; `evaluate.mode` is then not needed.
+    `within_batch` names the numbers that by definition compare the samples of one batch, and so depend on its size.
     """
 
     update: Callable[..., None]

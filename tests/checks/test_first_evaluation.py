@@ -217,6 +217,11 @@ def test_the_line_of_the_users_code_is_named(tmp_path: Path) -> None:
     assert "'accuracy'" in finding.summary
 
 
+def test_a_metric_that_dies_on_made_answers_too_is_told_once(tmp_path: Path) -> None:
+    finding = caught(with_metric(make(tmp_path), DiesInUpdate()), "per-batch-metric", "eval.protocol")
+    assert any("first-evaluation" in line for line in finding.evidence["explains"])
+
+
 class DiesDrawing(Classify):
     def show(self, batch: Any, predictions: Any) -> list[Picture]:
         raise IndexError("no such card")
