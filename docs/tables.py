@@ -53,7 +53,7 @@ MEANING = {
     "init.modules": "take this sub-module of the source alone",
     "init.into": "fill this sub-module alone; null is that of `modules` if the model has it, else the whole model",
     "init.may_be_missing": "patterns of names that need not match, such as `head.*`",
-    "checkpoint.every": "epochs between checkpoints",
+    "checkpoint.every": "epochs between checkpoints; every evaluated step has one too",
     "checkpoint.every_steps": "steps between checkpoints, besides",
     "checkpoint.keep_last": "how many are kept, besides `best`",
     "loader.workers": "processes that read ahead; 0 for sets in memory",

@@ -91,7 +91,7 @@ class Init:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Saved every so many epochs (or steps, where given); the newest `keep_last` are kept, and the best."""
+    """Saved every so many epochs (or steps, where given) and at evaluations; `keep_last` of them and the best stay."""
 
     every: Count = 1
     every_steps: Count | None = None

@@ -130,9 +130,10 @@ class RunDirectory:
                     os.truncate(path, size)
                 raise
 
-    def truncate_lines(self, name: str, *, after_step: int) -> int:
+    def truncate_lines(self, name: str, *, after_step: int, last_split: str | None = None) -> int:
         """Drop the lines of later steps and a torn last one, at one instant; returns how many. Others keep their bytes.
 
+        With `last_split`, only lines of this split are kept of the step `after_step` itself.
         Raises DataError for any other line that is not an object with a whole number `step`.
         """
         path = self._inside(name)
@@ -140,7 +141,12 @@ class RunDirectory:
             return 0
         with self._writing(name):
             data = path.read_bytes()
-            kept = [line for line, entry in _parse_lines(path, data) if _step_of(path, entry) <= after_step]
+            lines = [(line, _step_of(path, entry), entry.get("split")) for line, entry in _parse_lines(path, data)]
+            kept = [
+                line
+                for line, step, split in lines
+                if step < after_step or (step == after_step and last_split in (None, split))
+            ]
             num_dropped = len(_split(data)) - len(kept)
             if num_dropped:
                 replace_durably(path, b"".join(kept))
