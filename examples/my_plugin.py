@@ -78,6 +78,8 @@ class Focal(Loss):
 class TopK:
     """The share of clouds whose class is among the `k` most probable."""
 
+    higher_is_better = True
+
     def __init__(self, *, k: Count = 1) -> None:
         self.k = k
 

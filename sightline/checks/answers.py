@@ -5,6 +5,7 @@ Labels are made as well, of the form of a training batch, so that neither data n
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,7 +21,18 @@ from sightline.engine.evaluate import Meter
 from sightline.metrics.base import fresh_state
 from sightline.types import Batch
 
-__all__ = ["Maker", "Sheet", "can_score", "maker_of", "name_of_metric", "score"]
+__all__ = [
+    "Answered",
+    "Figures",
+    "Maker",
+    "Sheet",
+    "can_score",
+    "figures",
+    "maker_of",
+    "name_of_metric",
+    "predicted",
+    "score",
+]
 
 _SURE = 100.0  # e^-100 is lost beside 1 in float32: the answer has probability 1
 _THINNED = ("nearest", "whole_label", "whole_offsets")
@@ -43,6 +55,8 @@ class _StandIn:
         return {"logits": self._logits}
 
 
+Answered = tuple[Batch, Mapping[str, Any]]
+"""A batch and what was predicted of it."""
 LabelOf = Callable[[int, int, int], list[int]]
 """The labels of sample `rank` with `size` targets, of a given category: (rank, size, category) -> labels."""
 
@@ -126,15 +140,37 @@ def score(context: Context, meter: Meter, sheets: Sequence[Sheet]) -> dict[str, 
 
     Raises whatever the metric or the task raises.
     """
-    device = context.world.device
-    highest = max(int(sheet.batch["sample_index"].max()) for sheet in sheets)
-    fresh = fresh_state(meter.metric, num_samples=highest + 1)
-    state = {name: tensor.to(device) for name, tensor in fresh.items()}
+    return figures(meter, predicted(context, sheets)).used
+
+
+class Figures(NamedTuple):
+    """The numbers by the object that was updated, and by another with the same state; empty where that one fails."""
+
+    used: dict[str, float]
+    other: dict[str, float]
+
+
+def figures(meter: Meter, answered: Sequence[Answered]) -> Figures:
+    """What copies of a metric compute after these batches and their predictions. Raises whatever the metric raises."""
+    metric, other = copy.deepcopy(meter.metric), copy.deepcopy(meter.metric)
+    highest = max(int(batch["sample_index"].max()) for batch, _ in answered)
+    device = answered[0][0]["sample_index"].device
+    state = {name: tensor.to(device) for name, tensor in fresh_state(metric, num_samples=highest + 1).items()}
     with torch.no_grad():
-        for sheet in sheets:
-            predictions = context.built.job.task.predict(_StandIn(sheet.logits), sheet.batch)  # type: ignore[arg-type]
-            meter.metric.update(state, **meter.update.select(sheet.batch, predictions))
-    return dict(meter.metric.compute({name: tensor.cpu() for name, tensor in state.items()}))
+        for batch, predictions in answered:
+            metric.update(state, **meter.update.select(batch, predictions))
+    reduced = {name: tensor.cpu() for name, tensor in state.items()}
+    used = dict(metric.compute(reduced))
+    try:
+        return Figures(used, dict(other.compute(reduced)))
+    except Exception:  # noqa: BLE001 - it lacks what `update` put on the first one, which its missing figures report
+        return Figures(used, {})
+
+
+def predicted(context: Context, sheets: Sequence[Sheet]) -> list[Answered]:
+    """Each sheet's batch and what the task makes of its logits. Raises whatever the task raises."""
+    task = context.built.job.task
+    return [(sheet.batch, task.predict(_StandIn(sheet.logits), sheet.batch)) for sheet in sheets]  # type: ignore[arg-type]
 
 
 def name_of_metric(context: Context, meter: Meter) -> tuple[str, str]:

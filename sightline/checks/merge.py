@@ -13,7 +13,8 @@ from sightline.engine.distributed import World
 __all__ = ["agree", "from_dict", "merge"]
 
 _SEVERITIES = ("error", "warning", "note")
-_FIRST_STEP = ("first-step", "non-finite", "initial-loss", "zero-learning-rate", "no-gradient")
+_STEP_AND_LOSS = ("first-step", "first-evaluation", "non-finite", "initial-loss")
+_FIRST_STEP = (*_STEP_AND_LOSS, "zero-learning-rate", "no-gradient")
 
 _OF_METRICS = ("per-batch-metric", "absent-class-score")
 _OF_LABELS = ("missing-category", "category-input", "untrained-class", "class-names")
@@ -31,16 +32,16 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "non-finite-data": _FIRST_STEP,
     "data-mutation": _OF_METRICS,
     "label-range": (*_FIRST_STEP, "untrained-class"),
-    "label-outside-parts": _OF_LABELS,
+    "label-outside-parts": (*_OF_LABELS, "first-evaluation"),
     "missing-category": (*_FIRST_STEP, "category-input"),
     "channel-contract": (*_FIRST_STEP, "set-agreement"),
-    "class-weight-length": ("first-step", "non-finite", "initial-loss", *_OF_METRICS, "class-names"),
+    "class-weight-length": (*_STEP_AND_LOSS, *_OF_METRICS, "class-names"),
     "class-names": ("untrained-class",),
     "negatives": ("initial-contrast",),
     "misaligned-views": ("foreign-image", "initial-contrast"),
     "foreign-image": ("initial-contrast",),
     "collapsed-features": ("initial-contrast", "no-gradient", "zero-learning-rate"),
-    "first-step": ("initial-loss", "zero-learning-rate", "no-gradient"),
+    "first-step": ("first-evaluation", "initial-loss", "zero-learning-rate", "no-gradient"),
     "non-finite": ("initial-loss", "zero-learning-rate", "no-gradient"),
     "no-gradient": ("zero-learning-rate",),
     "per-batch-metric": ("absent-class-score",),
@@ -49,6 +50,7 @@ _SAME_FIELD: dict[str, tuple[str, ...]] = {
     "non-finite-data": ("channel-contract", "label-range"),
     "data-mutation": ("channel-contract",),
     "label-range": ("channel-contract",),
+    "per-batch-metric": ("first-evaluation",),
 }
 
 

@@ -26,10 +26,13 @@ from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.types import Batch, SampleKey
 
 __all__ = [
+    "NUM_SAMPLES",
     "Failure",
+    "OutOfTimeError",
     "Outputs",
     "Recording",
     "Rehearsal",
+    "Watch",
     "copy_of",
     "detached",
     "forward_backward",
@@ -135,7 +138,7 @@ def rehearse(job: Job, device: torch.device, *, forward_s: float = math.inf) -> 
     for num_samples in (NUM_SAMPLES, _FEWEST_SAMPLES):
         try:
             return _rehearse(job, device, num_samples, working_s() + forward_s)
-        except _OutOfTimeError:
+        except OutOfTimeError:
             continue
     result = _look(job, device, working_s() + forward_s)
     result.stage, result.skipped = (
@@ -149,13 +152,13 @@ def _rehearse(job: Job, device: torch.device, num_samples: int, deadline: float)
     started = working_s()
     result = Rehearsal(copy_of(job.model), {})
     keys = keys_of(job, step=0)
-    watch = _Watch(result, deadline)
+    watch = Watch(result, deadline)
     try:
         result.batch = read(job, keys[:num_samples], device)
         _first_pass(job, result, watch, device)
         _more_passes(job, result, keys[num_samples:], device, started)
         result.stage = "done"
-    except _OutOfTimeError:
+    except OutOfTimeError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a model or loss dies of is what the check `first-step` reports
         file, line = frame_of(error)
@@ -173,7 +176,7 @@ def _look(job: Job, device: torch.device, deadline: float) -> Rehearsal:
     What fails here need not fail in training, where there are more samples, so it is no `failure`.
     """
     result = Rehearsal(copy_of(job.model), {})
-    watch = _Watch(result, deadline)
+    watch = Watch(result, deadline)
     with contextlib.suppress(Exception), torch.no_grad():
         result.batch = read(job, keys_of(job, step=0)[:1], device)
         batch = Recording(result.batch)
@@ -246,7 +249,7 @@ def detached(value: Any) -> Any:
     return value
 
 
-def _first_pass(job: Job, result: Rehearsal, watch: _Watch, device: torch.device) -> None:
+def _first_pass(job: Job, result: Rehearsal, watch: Watch, device: torch.device) -> None:
     batch = Recording(result.batch)
     result.stage = "forward and losses"
     result.terms, result.counts = forward_backward(job, result.model, [batch], device)
@@ -292,7 +295,7 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor
 
 
-class _OutOfTimeError(Exception):
+class OutOfTimeError(Exception):
     """A forward pass is slower than there is time for."""
 
 
@@ -310,7 +313,7 @@ class _Readers(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-class _Watch:
+class Watch:
     """Hooks on a copy: which modules ran, which one is running, and what the whole model gave the first time.
 
     They end a forward pass that goes on after `deadline`.
@@ -345,7 +348,7 @@ class _Watch:
     def _enter(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any) -> None:
             if working_s() > self._deadline:
-                raise _OutOfTimeError
+                raise OutOfTimeError
             if not self._stack:
                 self._readers.__enter__()
             self._stack.append(name)

@@ -28,6 +28,7 @@ from sightline.checks.oracles.rows import Row
 from sightline.checks.oracles.squares import Squares, squares_of
 from sightline.checks.owned import generators_of, kept_generators
 from sightline.checks.rehearsal import Rehearsal, copy_of, frame_of, rehearse
+from sightline.checks.rehearsed_evaluation import RehearsedEvaluation, rehearse_evaluations
 from sightline.checks.survey import PartSurvey, distinct_parts, survey_part
 from sightline.config import RunConfig
 from sightline.engine.build import Built
@@ -78,6 +79,12 @@ class Context:
     def rehearsal(self) -> Rehearsal:
         """One training step on copies, taken when the first check asks for it."""
         return rehearse(self.built.job, self.world.device, forward_s=self.forward_s)
+
+    @cached_property
+    def evaluations(self) -> list[RehearsedEvaluation]:
+        """An evaluation of a few samples on copies, of each evaluated part that has a form of its own."""
+        is_slow = bool(self.rehearsal.skipped)
+        return rehearse_evaluations(self.built, self.world.device, forward_s=self.forward_s, is_slow=is_slow)
 
     @cached_property
     def survey(self) -> list[PartSurvey]:
@@ -234,11 +241,11 @@ def _run_one(each: Check, context: Context) -> list[Finding]:
 
 
 def _of_short_time(context: Context) -> list[Finding]:
-    """The first step, where a check asked for it and there was no time for one."""
+    """The first step, or else an evaluation, where a check asked for it and there was no time for one."""
     rehearsal = vars(context).get("rehearsal")  # where no check asked for it there is none
-    if rehearsal is None or not rehearsal.skipped:
-        return []
-    return [_not_run("check-skipped", "G6", "sys.resource", context.place("model"), rehearsal.skipped)]
+    rehearsed = [*([] if rehearsal is None else [rehearsal]), *vars(context).get("evaluations", ())]
+    skipped = [each.skipped for each in rehearsed if each.skipped][:1]
+    return [_not_run("check-skipped", "G6", "sys.resource", context.place("model"), reason) for reason in skipped]
 
 
 def _not_run(code: str, guard: str, cause: str, where: Place, reason: str) -> Finding:

@@ -62,12 +62,15 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """When and on what; `select` says which part chooses the best checkpoint, `votes` how many passes are averaged."""
+    """When and on what; `select` says which part chooses the best checkpoint, `votes` how many passes are averaged.
+
+    Without `mode` the metric states whether a higher or a lower figure is better: `engine.selection.with_mode`.
+    """
 
     metric: str
     every: Count = 1
     batch_size: Count = 64
-    mode: Literal["max", "min"] = "max"
+    mode: Literal["max", "min"] | None = None
     select: Literal["validation", "test"] = "validation"
     votes: Few = 1
 
@@ -88,7 +91,7 @@ class Init:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Saved every so many epochs (or steps, where given); the newest `keep_last` are kept, and the best."""
+    """Saved every so many epochs (or steps, where given) and at evaluations; `keep_last` of them and the best stay."""
 
     every: Count = 1
     every_steps: Count | None = None

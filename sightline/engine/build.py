@@ -26,14 +26,25 @@ from sightline.engine.lineage import trace_lineage
 from sightline.engine.optimizers import Recipe
 from sightline.engine.parameter_groups import Rate
 from sightline.engine.precision import Precision, seed_everything
+from sightline.engine.selection import with_mode
 from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job, Task
 from sightline.errors import CheckpointError, ConfigError
 from sightline.layers.native_batch_norm import without_cudnn
-from sightline.metrics.base import fresh_state
+from sightline.metrics.base import Metric, fault_of_state
 from sightline.types import Component, Dataset
 
-__all__ = ["Built", "Data", "Part", "build", "build_data", "build_model", "build_part", "build_transforms"]
+__all__ = [
+    "Built",
+    "Data",
+    "Part",
+    "build",
+    "build_data",
+    "build_metrics",
+    "build_model",
+    "build_part",
+    "build_transforms",
+]
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Built:
-    """Everything a config stands for.
+    """Everything a config stands for; `config.evaluate.mode` is set.
 
     `init_report` and `lineage` are there where it starts from weights, `rates` where modules learn at different rates.
     """
@@ -95,7 +106,7 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
         model = build_model(config, data.facts, world)
         report = None if is_resumed else _initialise(model, config)
         task, meters = build_task(config, data, model)
-        _check_selection_metric(config, meters)
+        config = with_mode(config, [meter.metric for meter in meters], is_resumed=is_resumed)
         recipe: Recipe = registry.optimizers.build(config.optimizer, facts=data.facts)
         job = _build_job(config, data, world, model, task, recipe)
         selection = build_evaluator(config, data.selection, task, meters)
@@ -194,11 +205,21 @@ def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, l
         task = registry.tasks.build(config.task, facts={**facts, **wiring})
     predictions = Offer(f"task '{config.task.name}'", getattr(task, "predicts", frozenset()))
     meters = []
-    for component in config.metrics:
-        metric = registry.metrics.build(component, facts=facts)
+    for component, metric in zip(config.metrics, build_metrics(config, facts), strict=True):
         update = bind(metric.update, batch, outputs, predictions, owner=f"metrics.{component.name}", skip=("state",))
         meters.append(Meter(metric, update))
     return task, meters
+
+
+def build_metrics(config: RunConfig, facts: Mapping[str, Any]) -> list[Metric]:
+    """The metrics of a config, in its order. Raises ConfigError for a state that does not add up exactly."""
+    metrics = []
+    for component in config.metrics:
+        metrics.append(registry.metrics.build(component, facts=facts))
+        fault = fault_of_state(metrics[-1])
+        if fault is not None:
+            raise ConfigError(f"{component.where}: metric '{component.name}': {fault}")
+    return metrics
 
 
 @contextmanager
@@ -304,13 +325,3 @@ def _check_facts(data: Component, facts: Mapping[str, Any]) -> None:
                 f"{data.where}: data set '{data.name}' states the fact '{name}' as {value!r}, which a run cannot note "
                 f"({error}); give plain numbers and text, alone or in tuples (an array's .tolist())"
             ) from None
-
-
-def _check_selection_metric(config: RunConfig, meters: Sequence[Meter]) -> None:
-    names = [name for meter in meters for name in meter.metric.compute(fresh_state(meter.metric))]
-    if config.evaluate.metric not in names:
-        where = config.origins.get("evaluate.metric", "evaluate.metric")
-        raise ConfigError(
-            f"{where}: no metric of this run is called '{config.evaluate.metric}'"
-            f"{schema.nearest(config.evaluate.metric, names)}"
-        )

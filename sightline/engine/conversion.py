@@ -315,7 +315,7 @@ def _plain_recipe(layout: str, published: PublishedModel, counts: Mapping[str, i
         "metrics": list(protocol.metrics),
         "optimizer": {"name": "adam", "lr": 1e-4},
         "train": {"epochs": 10, "batch_size": 32},
-        "evaluate": {"metric": protocol.metric, "mode": protocol.mode, "batch_size": protocol.batch_size},
+        "evaluate": {"metric": protocol.metric, "batch_size": protocol.batch_size},
     }
     return "".join(f"{key}: {show_inline(value)}\n" for key, value in sections.items())
 

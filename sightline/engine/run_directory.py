@@ -140,9 +140,10 @@ class RunDirectory:
                     os.truncate(path, size)
                 raise
 
-    def truncate_lines(self, name: str, *, after_step: int) -> int:
+    def truncate_lines(self, name: str, *, after_step: int, last_split: str | None = None) -> int:
         """Drop the lines of later steps and a torn last one, at one instant; returns how many. Others keep their bytes.
 
+        With `last_split`, only lines of this split are kept of the step `after_step` itself.
         Raises DataError for any other line that is not an object with a whole number `step`.
         """
         path = self._inside(name)
@@ -151,7 +152,12 @@ class RunDirectory:
         with self._writing(name):
             assert_appendable(path)
             lines = _lines_of(path)
-            kept = [line for line, entry in _parse_lines(path, lines) if _step_of(path, entry) <= after_step]
+            steps = [(line, _step_of(path, entry), entry.get("split")) for line, entry in _parse_lines(path, lines)]
+            kept = [
+                line
+                for line, step, split in steps
+                if step < after_step or (step == after_step and last_split in (None, split))
+            ]
             num_dropped = len(lines) - len(kept)
             if num_dropped:
                 replace_durably(path, b"".join(kept))

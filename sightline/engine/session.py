@@ -140,6 +140,7 @@ class Session:
         self._is_quiet = is_quiet
         self._is_new_best = False
         self.is_cut = False
+        self._is_evaluation_due = False
         self._latest: tuple[int, Evaluation] | None = None
 
     # --- before -----------------------------------------------------------------------------------------------------
@@ -167,6 +168,8 @@ class Session:
             raise CheckpointError(f"{path}: stands at step {snapshot.step}, after the run's last step {job.num_steps}")
         checkpoint.load_weights(job.model, snapshot.model)
         checkpoint.restore_optimizer(job.model, job.optimizer, snapshot.optimizer)
+        for group, saved in zip(job.optimizer.param_groups, state["groups"], strict=True):
+            group["lr"] = saved["lr"]  # a step sets it anew; a save before the next step has to repeat it
         if job.ema is not None:
             if snapshot.ema is None:
                 raise CheckpointError(f"{path}: holds no average of weights, which train.ema_decay asks for")
@@ -188,8 +191,11 @@ class Session:
         self.directory.remove("final.json")
         if self.world.is_first:
             checkpoint.rewind(self.directory.path, step=snapshot.step, assert_own=self.directory.assert_own)
+        self._is_evaluation_due = state.get("evaluation_due", False)
         # Steps that were unwritten when the checkpoint was saved may have been written by the run as it ended.
-        self.directory.truncate_lines("metrics.jsonl", after_step=snapshot.step - bool(state["unwritten"]))
+        after = snapshot.step - bool(state["unwritten"])
+        split = "train" if self._is_evaluation_due and after == snapshot.step else None  # its own line may be there
+        self.directory.truncate_lines("metrics.jsonl", after_step=after, last_split=split)
 
     def told(self) -> list[str]:
         """What a person should know of this stage before it starts: where it comes from, what moves how fast."""
@@ -220,6 +226,10 @@ class Session:
             lineage = self.built.lineage or {"differences": []}
             for line in [*self.told(), *(f"stages differ: {line}" for line in lineage["differences"])]:
                 logger.info("%s", line)
+            if self._is_evaluation_due:
+                logger.info("step %d: its evaluation was not finished; evaluating it now", self.job.step)
+                self._evaluate()
+                self._save()
             train(self.job, self.world, self._at_step, self.stop)
             final = self._finish() if self.job.step == self.job.num_steps else None
             if final is None:
@@ -256,27 +266,30 @@ class Session:
         job, config = self.job, self.config
         is_last = job.step == job.num_steps
         num_epochs, within = divmod(job.step, job.stream.plan.steps_per_epoch)
-        if is_last or (within == 0 and num_epochs % config.evaluate.every == 0):
-            self._evaluate(record)
+        is_evaluated = is_last or (within == 0 and num_epochs % config.evaluate.every == 0)
+        if is_evaluated:
+            self._save(is_evaluation_due=True)  # whatever ends the evaluation, the weights of this step are kept
+            self._evaluate()
         every_steps = config.checkpoint.every_steps
         is_due = every_steps is not None and job.step % every_steps == 0
         is_due |= within == 0 and num_epochs % config.checkpoint.every == 0
-        if is_last or is_due or self._is_new_best or stop_asked:
+        if is_evaluated or is_due or stop_asked:
             self._save()
         return stop_asked
 
-    def _evaluate(self, record: StepRecord) -> None:
+    def _evaluate(self) -> None:
         job, config = self.job, self.config
         self.world.make_equal(job.evaluated)
         evaluation = self.built.selection(job.evaluated, self.world, pictures=self.world.is_first)
         value = evaluation.metrics[config.evaluate.metric]
         self._latest = (job.step, evaluation)
+        assert config.evaluate.mode is not None, "build sets it"
         if self.best.is_beaten_by(value, config.evaluate.mode):
             self.best, self._is_new_best = Best(job.step, value), True
         self.observers.on_evaluation(
             EvaluationRecord(
                 step=job.step,
-                epoch=record.epoch,
+                epoch=job.stream.plan.epoch_of(job.step - 1),
                 split=_split_label(config, self.built.data.selection.split),
                 metrics=evaluation.metrics,
                 losses=evaluation.losses,
@@ -287,7 +300,8 @@ class Session:
             )
         )
 
-    def _save(self) -> None:
+    def _save(self, *, is_evaluation_due: bool = False) -> None:
+        """Save a checkpoint; one whose evaluation is due is saved again, with its outcome, after it."""
         job, world = self.job, self.world
         world.make_equal(job.model)
         if job.ema is not None:
@@ -302,6 +316,7 @@ class Session:
                 "random": [json.loads(text) for text in random_states],
                 "scaler": job.scaler.state_dict(),
                 "unwritten": self.metrics_log.state(),
+                "evaluation_due": is_evaluation_due,
                 "versions": {"torch": torch.__version__},
             }
             snapshot = checkpoint.Snapshot(

@@ -40,6 +40,7 @@ class TensorBoard:
         self._intervals.add(record)
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
+        self._first_step = self._first_step or record.step  # a resumed run may begin with an evaluation that was due
         self._intervals.flush()
         self._write(record.step, record.split, evaluation_numbers(record), record.pictures)
 

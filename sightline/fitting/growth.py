@@ -237,7 +237,7 @@ def _learn(
         last_loss=math.fsum(tail) / len(tail),
         trivial_loss=math.fsum(weights[name] * value for name, value in of_known.losses.items()),
         steps=len(losses),
-        is_higher_better=config.evaluate.mode == "max",
+        is_higher_better=run.config.evaluate.mode == "max",
     )
 
 

@@ -22,6 +22,8 @@ class Accuracy:
     class, the lowest index among equals. Source: Qi et al. 2017, table 1 (the two columns of ModelNet40).
     """
 
+    higher_is_better = True
+
     def __init__(
         self, *, num_classes: int, class_names: tuple[str, ...] | None = None, ignore_index: int | None = None
     ) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Metric", "State", "fresh_state", "pool_states"]
+__all__ = ["Metric", "State", "fault_of_state", "fresh_state", "is_higher_better", "pool_states"]
 
 State = dict[str, Tensor]
+
+_NUM_TRIED = 3
 
 
 class Metric(Protocol):
@@ -21,7 +23,9 @@ class Metric(Protocol):
     index that it will be given. `update` names batch keys and prediction keys after the state. `compute` runs on the
     reduced state and returns named numbers (NaN where nothing was counted). A metric may also offer
     `per_class(state)`: class name -> {name: number}; `per_sample(state)`: a number for each sample, NaN where there is
-    none; and `tables(state)`: name -> plain values, which the JSON of an evaluation keeps.
+    none; and `tables(state)`: name -> plain values, which the JSON of an evaluation keeps. `higher_is_better` states
+    the direction of its numbers: True, False, or name -> True or False; `evaluate.mode` is then not needed.
+    `within_batch` names the numbers that by definition compare the samples of one batch, and so depend on its size.
     """
 
     update: Callable[..., None]
@@ -40,6 +44,33 @@ def fresh_state(metric: Metric, *, num_samples: int = 0) -> State:
     return metric.new_state()
 
 
+def fault_of_state(metric: Metric) -> str | None:
+    """Why the fresh state of a metric, and figures made of it, do not add up exactly; None for a sound one."""
+    slots = _slots(metric)
+    try:
+        state = fresh_state(metric, num_samples=_NUM_TRIED)
+        metric.compute(fresh_state(metric))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the metric's, and would end the run without a word
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"an empty state cannot be made or computed ({told}); compute gives NaN where nothing was counted"
+    for name in sorted(slots - state.keys()):
+        return f"slots names '{name}', which new_state does not return ({', '.join(state)})"
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            return f"state '{name}' is a {type(tensor).__name__}; make it an int64 tensor"
+        form = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+        if name in slots and tensor.shape[:1] != (_NUM_TRIED,):
+            return f"state '{name}' is {form} for {_NUM_TRIED} samples; slots have num_samples rows"
+        if name not in slots and tensor.dtype != torch.int64:
+            return (
+                f"state '{name}' is {form}, a running sum that depends on the order and size of batches; keep int64 "
+                "counts, or a row per sample: name it in `slots` and give it num_samples rows in new_state"
+            )
+        if bool(tensor.any()):
+            return f"state '{name}' does not begin at zero, and states are added over processes; begin with zeros"
+    return None
+
+
 def pool_states(metric: Metric, states: Sequence[State]) -> State:
     """The state of several evaluations of different samples as one: counts add up, slots stand one after another."""
     return {
@@ -50,5 +81,17 @@ def pool_states(metric: Metric, states: Sequence[State]) -> State:
     }
 
 
+def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> bool | None:
+    """Whether a higher value of a metric's figure is better, as the metric or its class states; None where unstated.
+
+    Raises TypeError for a statement that is neither True nor False.
+    """
+    stated = getattr(metric, "higher_is_better", None)
+    better = stated.get(figure) if isinstance(stated, Mapping) else stated
+    if better is not None and not isinstance(better, bool):
+        raise TypeError(f"higher_is_better of '{figure}' is {better!r}; give True or False")
+    return better
+
+
 def _slots(metric: Metric) -> frozenset[str]:
-    return getattr(metric, "slots", frozenset())
+    return frozenset(getattr(metric, "slots", ()))

@@ -21,6 +21,7 @@ class CentreError:
     """
 
     slots = frozenset({"distance_mm", "labelled", "seen"})
+    higher_is_better = False
 
     def __init__(self, *, centre_joint: int) -> None:
         self.centre_joint = centre_joint

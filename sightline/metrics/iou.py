@@ -25,6 +25,7 @@ class IoU:
     """
 
     slots = frozenset({"common", "union"})
+    higher_is_better = True
 
     def __init__(
         self, *, num_classes: int, class_names: tuple[str, ...] | None = None, ignore_index: int | None = None

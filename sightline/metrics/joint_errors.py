@@ -5,7 +5,7 @@ Every distance has a slot of its own, so that the figures are those of all frame
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,11 @@ class JointError(_OfDistances):
     A distance at a threshold is within it. Source: Oberweger et al. 2015, Hands deep in deep learning, section 5.1.
     """
 
+    higher_is_better: Mapping[str, bool] = {
+        **dict.fromkeys(("mean_error_mm", "median_error_mm", "max_error_mm"), False),
+        "frames_within": True,
+    }
+
     def __init__(self, *, num_joints: int, joint_names: tuple[str, ...], threshold_mm: Factor = 20.0) -> None:
         super().__init__(num_joints=num_joints, joint_names=joint_names)
         self.threshold_mm = threshold_mm
@@ -121,6 +126,8 @@ class DetectionRate(_OfDistances):
     Published as mAP at 10 cm, though nothing is ranked. Source: Haque et al. 2016, Towards viewpoint invariant 3D human
     pose estimation, section 5.
     """
+
+    higher_is_better: Mapping[str, bool] = {"detection_rate": True}
 
     def __init__(self, *, num_joints: int, joint_names: tuple[str, ...], threshold_mm: Size = 100.0) -> None:
         super().__init__(num_joints=num_joints, joint_names=joint_names)

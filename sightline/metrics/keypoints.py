@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ class Keypoints:
     """
 
     slots = frozenset({"near", "labelled", "similarity", "seen"})
+    higher_is_better: Mapping[str, bool] = {"pck": True, "oks": True, "oks_ap": True}
 
     def __init__(
         self,

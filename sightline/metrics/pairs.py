@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -63,6 +64,9 @@ class Pairs(_PairMetric):
     Source: Wang and Isola 2020, sections 4.1 and 4.2, with exponent and scale 2.
     """
 
+    within_batch = frozenset({"uniformity", "retrieval_accuracy"})
+    higher_is_better: Mapping[str, bool] = {"alignment": False, "uniformity": False, "retrieval_accuracy": True}
+
     def update(self, state: State, *, first: Tensor, second: Tensor, sample_index: Tensor) -> None:
         """`first` and `second` (B, D), in any scale."""
         self._note(state, first, second, first, sample_index)
@@ -77,6 +81,8 @@ class CrossPairs(_PairMetric):
     """
 
     prefix = "cross_"
+    within_batch = frozenset(f"cross_{name}" for name in Pairs.within_batch)
+    higher_is_better: Mapping[str, bool] = {f"cross_{name}": better for name, better in Pairs.higher_is_better.items()}
 
     def update(self, state: State, *, first: Tensor, second: Tensor, pictured: Tensor, sample_index: Tensor) -> None:
         """All (B, D), in any scale."""

@@ -30,6 +30,7 @@ class PartIoU:
     """
 
     slots = frozenset({"common", "answered", "labelled", "category", "seen"})
+    higher_is_better = True
 
     def __init__(
         self,

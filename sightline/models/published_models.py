@@ -61,7 +61,6 @@ class Protocol:
     metric: str
     batch_size: int
     arguments: Mapping[int, Mapping[str, Any]]
-    mode: str = "max"
 
 
 _BY_NORMALS: Mapping[int, Mapping[str, Any]] = {3: {"normals": "none"}, 6: {"normals": "file"}}
@@ -319,7 +318,7 @@ _VARIED_CUBE = (
     {"name": "voxelize"},
     {"name": "draw_heatmaps"},
 )
-_HANDS = Protocol("pose", "msra_hands", ({"name": "joint_error"},), "mean_error_mm", 16, {}, mode="min")
+_HANDS = Protocol("pose", "msra_hands", ({"name": "joint_error"},), "mean_error_mm", 16, {})
 
 _VOLUMES: Mapping[str, PublishedModel] = {
     "dragonbook_v2v": PublishedModel(

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from sightline import registry
 from sightline.chart import render_svg
 from sightline.config import RunConfig
-from sightline.engine.build import build_part
+from sightline.engine.build import build_metrics, build_part
+from sightline.engine.selection import with_mode
 from sightline.errors import UserError
 from sightline.verbs import train as training
 from sightline.verbs.common import config_of, load_document, write_document, write_file
@@ -56,6 +57,9 @@ def label_efficiency(options: Options) -> int:
     """Run every cell that is not done, and compare; the exit code of the first run that did not come to its end."""
     config, cells = _plan(options)
     sizes = {cell.fraction: _num_samples(options, cell) for cell in cells if cell.seed == 0 and cell.start == "scratch"}
+    facts = build_part(_read(options, cells[0].overrides), "train").dataset.info.facts
+    config = with_mode(config, build_metrics(config, facts))
+    assert config.evaluate.mode is not None, "with_mode sets it"
     done: list[Cell] = []
     code = 0
     assert config.init is not None, "checked when the cells were planned"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -18,9 +19,11 @@ from sightline.engine.parameter_groups import Rate, tell_rates
 from sightline.engine.records import kept_random_state
 from sightline.engine.run_documents import read_facts
 from sightline.errors import UserError
+from sightline.metrics.base import is_higher_better
 from sightline.plugins import file_of, load_plugins
-from sightline.registry import DATA_FACTS, REGISTRIES, Entry, Registry, blame, data, optimizers
+from sightline.registry import DATA_FACTS, REGISTRIES, Entry, Registry, blame, data, metrics, optimizers
 from sightline.schema import describe_type, nearest
+from sightline.types import Where
 from sightline.verbs.common import config_of, is_run, write_document
 from sightline.verbs.output import note
 
@@ -32,6 +35,7 @@ WIDTH = 110
 def show(path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], json: Path | None) -> int:
     """Print the resolved config; fed back in, it gives an equal run."""
     config, _ = config_of(path, overrides, plugins)
+    config = _with_origin_of_mode(config)
     sys.stdout.write(render(config, origins=True))
     origins = {place: str(where) for place, where in config.origins.items()}
     document = {"config": to_plain(config), "origins": origins}
@@ -46,6 +50,18 @@ def show(path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], json:
         document["rates"] = [rate._asdict() for rate in rates]
     write_document(json, document)
     return 0
+
+
+def _with_origin_of_mode(config: RunConfig) -> RunConfig:
+    """The config whose origin of a missing `evaluate.mode` is the metric whose class states the direction."""
+    figure = config.evaluate.metric
+    stated = {c.name: is_higher_better(metrics.entry(c).builder, figure) for c in config.metrics}
+    known = {better for better in stated.values() if better is not None}
+    if config.evaluate.mode is not None or len(known) != 1:
+        return config
+    (better,), names = known, " or ".join(f"'{name}'" for name, each in stated.items() if each is not None)
+    where = Where(f"{'max' if better else 'min'}, by the metric {names}", path="evaluate.mode")
+    return dataclasses.replace(config, origins={**config.origins, "evaluate.mode": where})
 
 
 def _rates(config: RunConfig, path: Path) -> tuple[Rate, ...]:

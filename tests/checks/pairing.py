@@ -64,7 +64,10 @@ def with_task(built: Built, *, model: nn.Module | None = None, losses: Mapping[s
     weights = dict.fromkeys(losses, 1.0)
     job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer, weights=weights)
     config = dataclasses.replace(built.config, losses=tuple(Component(name) for name in losses))
-    evaluators = {name: dataclasses.replace(getattr(built, name), task=task) for name in ("selection", "test")}
+    evaluators = {
+        name: dataclasses.replace(getattr(built, name), task=task, loss_names=tuple(losses))
+        for name in ("selection", "test")
+    }
     return dataclasses.replace(built, job=job, config=config, **evaluators)
 
 
@@ -136,6 +139,8 @@ def make_pictured(folder: Path, edit: Any = None, losses: Mapping[str, Any] | No
     views = [built.config.transforms.train, built.config.transforms.evaluate]
     assert all(len(each) == 1 for each in views)
     pictured = with_data(built, lambda inner: Pictured(inner, edit), transforms_of(built))
+    data = dataclasses.replace(pictured.data, test=pictured.data.selection)  # clouds of the test part have no pictures
+    pictured = dataclasses.replace(pictured, data=data, test=pictured.selection)
     both = {"intra_modal": IntraModal(), "cross_modal": CrossModal()} if losses is None else losses
     torch.manual_seed(0)
     return with_task(pictured, model=Both(), losses=both)

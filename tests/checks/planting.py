@@ -16,7 +16,7 @@ from sightline.checks.finding import CAUSES, Finding
 from sightline.checks.suite import run_all
 from sightline.config import read_config
 from sightline.data.reading import BatchReader, NamedTransform
-from sightline.engine.build import Built, Part, build
+from sightline.engine.build import Built, Part, build, build_transforms
 from sightline.engine.distributed import World
 from sightline.tasks.classify import Classify
 from sightline.types import SampleKey
@@ -69,7 +69,13 @@ def with_data(built: Built, wrap: Callable[[Any], Any], transforms: Sequence[Nam
     }
     data = dataclasses.replace(built.data, **parts, facts=dict(dataset.info.facts))
     stream = dataclasses.replace(built.job.stream, reader=parts["train"].reader)
-    return dataclasses.replace(built, data=data, job=dataclasses.replace(built.job, stream=stream))
+    evaluated = BatchReader(dataset, build_transforms(built.config.transforms.evaluate, dataset.info.facts))
+    evaluators = {
+        name: dataclasses.replace(getattr(built, name), reader=evaluated)
+        for name in ("selection", "test")
+        if getattr(built.data, name).dataset is before
+    }
+    return dataclasses.replace(built, data=data, job=dataclasses.replace(built.job, stream=stream), **evaluators)
 
 
 def with_model(built: Built, model: nn.Module) -> Built:

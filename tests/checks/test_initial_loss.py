@@ -17,8 +17,10 @@ from sightline.checks.suite import Context, run_all
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.losses.cross_entropy import CrossEntropy
+from sightline.metrics.accuracy import Accuracy
 from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
 from tests.checks.planting import Wrapped, assert_healthy, caught, make, with_data, with_losses, with_model
+from tests.checks.segmenting import with_metric
 
 NUM_SAMPLES = 16
 
@@ -104,6 +106,7 @@ def test_ignored_targets_are_left_out(tmp_path: Path) -> None:
         return {**batch, "label": torch.where(batch["label"] == 3, -1, batch["label"])}
 
     built = with_data(make(tmp_path), lambda inner: Wrapped(inner, edit, facts={"ignore_index": -1}))
+    built = with_metric(built, Accuracy(num_classes=12, ignore_index=-1))  # as the build makes it from these facts
     right = with_losses(built, {"cross_entropy": CrossEntropy(num_classes=12, ignore_index=-1)})
     assert [finding for finding in run_all(right, World()) if finding.code == "initial-loss"] == []
     wrong = with_losses(built, {"cross_entropy": OfProbabilities(num_classes=12, ignore_index=-1)})

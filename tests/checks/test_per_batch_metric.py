@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,14 @@ from sightline.checks.answers import maker_of, score
 from sightline.checks.per_batch_metric import _sheets, per_batch_metric
 from sightline.checks.suite import Context
 from sightline.engine.distributed import World
+from sightline.engine.evaluate import Meter
 from sightline.metrics.confusion import confusion_matrix
 from sightline.metrics.iou import IoU, class_ious
+from sightline.metrics.pairs import Pairs
 from sightline.metrics.part_iou import PartIoU
-from tests.checks.planting import assert_healthy, caught, make
+from tests.checks.pairing import make_pairs
+from tests.checks.planting import assert_complete, assert_healthy, caught, make
+from tests.checks.posing import make_pose
 from tests.checks.segmenting import Joined, make_parts, make_rooms, with_metric
 
 State = dict[str, Tensor]
@@ -140,6 +146,181 @@ def test_the_metrics_of_this_package_are_healthy(tmp_path: Path) -> None:
     assert isinstance(rooms.selection.meters[0].metric, IoU)
     for built in (parts, rooms, make(tmp_path)):
         assert_healthy(built)
+
+
+# --- on the model's own predictions, whatever the task ----------------------------------------------------------------
+
+
+class OfJoints:
+    """The mean error over frames, exact: in slots."""
+
+    slots = frozenset({"error", "seen"})
+
+    def new_state(self, *, num_samples: int = 0) -> State:
+        error = torch.zeros(num_samples, dtype=torch.float64)
+        return {"error": error, "seen": torch.zeros(num_samples, dtype=torch.int64), "batches": torch.tensor(0)}
+
+    def update(self, state: State, *, joints_mm: Tensor, joints: Tensor, sample_index: Tensor) -> None:
+        errors = (joints_mm.double() - joints.double()).norm(dim=-1).mean(dim=1)
+        self.note(state, errors, sample_index)
+        state["batches"] += 1
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        state["error"][sample_index] += errors
+        state["seen"][sample_index] += 1
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"error_mm": state["error"][state["seen"] > 0].mean().item()}
+
+
+class SlotPerBatch(OfJoints):
+    """Slots, but of batches: the mean of each batch's mean."""
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        number = int(state["batches"])
+        state["error"][number] += errors.mean()
+        state["seen"][number] += 1
+
+
+class DividedByBatches(OfJoints):
+    """Sums over samples, divided by the number of batches."""
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"error_mm": (state["error"].sum() / state["batches"]).item()}
+
+
+class DividedByBatch(OfJoints):
+    """Every sample's error is divided by the size of its batch."""
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        super().note(state, errors / len(errors), sample_index)
+
+
+class Assigned(OfJoints):
+    """Each batch's state takes the place of those before."""
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        state["error"], state["seen"] = torch.zeros_like(state["error"]), torch.zeros_like(state["seen"])
+        super().note(state, errors, sample_index)
+
+
+class WholeMicrometres(OfJoints):
+    """int64 through and through: the rounded mean of each batch, and how many batches."""
+
+    slots = frozenset()
+
+    def new_state(self, *, num_samples: int = 0) -> State:
+        return {"total": torch.tensor(0), "batches": torch.tensor(0)}
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        state["total"] += (errors.mean() * 1000).round().long()
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"error_mm": (state["total"] / state["batches"] / 1000).item()}
+
+
+@pytest.mark.parametrize("metric", [SlotPerBatch, DividedByBatches, DividedByBatch, Assigned, WholeMicrometres])
+def test_a_metric_per_batch_on_poses(tmp_path: Path, metric: type[OfJoints]) -> None:
+    (finding,) = per_batch_metric(Context(with_metric(make_pose(tmp_path), metric()), World()))
+    assert (finding.code, finding.cause, finding.severity) == ("per-batch-metric", "eval.aggregation", "error")
+    assert "'error_mm' of the metric 'joint_error'" in finding.summary
+    assert "4 samples as one batch, and the same predictions as batches of 1 and 3: error_mm" in finding.measured
+    assert finding.where.config_path == "metrics.0"
+    assert_complete(finding)
+
+
+class OnItself(OfJoints):
+    """Python numbers on the object, which no process adds up and which the next evaluation goes on with."""
+
+    def __init__(self) -> None:
+        self.total, self.seen = 0.0, 0
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        self.total += float(errors.sum())
+        self.seen += len(errors)
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"error_mm": self.total / self.seen if self.seen else math.nan}
+
+
+class DiesWithoutItself(OnItself):
+    def compute(self, state: State) -> dict[str, float]:
+        return {"error_mm": self.total / self.seen}
+
+
+@pytest.mark.parametrize(("metric", "other"), [(OnItself, "nan"), (DiesWithoutItself, "nothing")])
+def test_a_metric_that_keeps_its_state_on_itself(tmp_path: Path, metric: type[OnItself], other: str) -> None:
+    own = metric()
+    (finding,) = per_batch_metric(Context(with_metric(make_pose(tmp_path), own), World()))
+    assert finding.summary == "'error_mm' of the metric 'joint_error' does not follow from its state alone"
+    assert finding.measured.endswith(f" and {other}")
+    assert "int64 counts, or a row for each sample" in finding.action
+    assert (own.total, own.seen) == (0.0, 0), "the run's own metric was updated"
+    assert_complete(finding)
+
+
+class RightOnItself:
+    """The same where answers are made for it."""
+
+    def __init__(self) -> None:
+        self.right = self.seen = 0
+
+    def new_state(self) -> State:
+        return {"batches": torch.tensor(0)}
+
+    def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
+        self.right += int((probabilities.argmax(1) == label).sum())
+        self.seen += len(label)
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"accuracy": self.right / self.seen if self.seen else math.nan}
+
+
+def test_a_metric_that_keeps_its_counts_on_itself(tmp_path: Path) -> None:
+    own = RightOnItself()
+    finding = caught(with_metric(make(tmp_path), own), "per-batch-metric", "eval.aggregation")
+    assert "accuracy 0.5 and nan" in finding.measured
+    assert (own.right, own.seen) == (0, 0)
+
+
+class Squeezed(OfJoints):
+    """Loses the axis of a batch of one sample."""
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        assert errors.squeeze().ndim == 1, "one number for each frame"
+        super().note(state, errors, sample_index)
+
+
+def test_a_metric_that_cannot_take_a_batch_of_one(tmp_path: Path) -> None:
+    (finding,) = per_batch_metric(Context(with_metric(make_pose(tmp_path), Squeezed()), World()))
+    assert "one number for each frame" in finding.measured
+    assert (finding.where.file or "").endswith("test_per_batch_metric.py")
+
+
+class Undeclared(Pairs):
+    """Compares the samples of a batch, as `pairs` does, and does not say so."""
+
+    within_batch = frozenset()
+
+
+def test_numbers_that_compare_the_samples_of_a_batch_are_declared(tmp_path: Path) -> None:
+    """Rows of one batch are compared with one another by definition: `pairs` names these numbers."""
+    built = make_pairs(tmp_path)
+    assert per_batch_metric(Context(built, World())) == []
+    meter = Meter(Undeclared(), built.selection.meters[0].update)
+    changed = dataclasses.replace(built, selection=dataclasses.replace(built.selection, meters=[meter]))
+    (finding,) = per_batch_metric(Context(changed, World()))
+    assert set(finding.evidence["figures"]) <= {"uniformity", "retrieval_accuracy"}
+
+
+def test_exact_metrics_are_healthy_on_every_task(tmp_path: Path) -> None:
+    poses = make_pose(tmp_path, "metrics=[{name: joint_error}, {name: keypoints}, {name: detection_rate}]")
+    for built in (poses, with_metric(poses, OfJoints()), make_parts(tmp_path), make_rooms(tmp_path)):
+        context = Context(built, World())
+        assert per_batch_metric(context) == []
+        (each, *_) = context.evaluations
+        assert len(each.keys) == 4
+        assert each.rows([0, 2], built.selection.meters[0].update.names) is not None, "nothing was compared"
 
 
 def test_without_a_forward_pass_nothing_is_said(tmp_path: Path) -> None:

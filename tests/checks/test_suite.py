@@ -121,7 +121,9 @@ def toy_run(name: str, micro_batches: int) -> Built:
         precision=precision,
     )
     part = Part(toy.dataset, np.arange(NUM_SAMPLES), reader, "train")
-    evaluator = Evaluator(task, meters(toy, model, reader), reader, part.indices, batch_size=7, precision=precision)
+    evaluator = Evaluator(
+        task, meters(toy, model, reader), reader, part.indices, 7, loss_names=tuple(toy.weights), precision=precision
+    )
     config = RunConfig(
         name=name,
         data=Component("toy"),
@@ -241,6 +243,7 @@ def test_codes_are_stable() -> None:
         "empty-cloud",
         "feature-scale",
         "final-activation",
+        "first-evaluation",
         "first-step",
         "foreign-hooks",
         "foreign-image",

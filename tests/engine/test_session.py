@@ -1,0 +1,280 @@
+"""A checkpoint comes before its evaluation; a run that ends anywhere around an evaluation resumes to the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sightline.engine import checkpoint
+from sightline.engine.build import Built
+from sightline.engine.distributed import World
+from sightline.engine.run_directory import RunDirectory
+from sightline.engine.session import Session, StopRequest
+from sightline.tasks.classify import Classify
+from tests.checks.planting import make
+from tests.runs.broken_off import Bench, Forked, differences, run_forked
+
+OVERRIDES = (
+    "data.train_size=36",
+    "model.dropout=0.4",
+    "train.batch_size=8",
+    "train.ema_decay=0.9",
+    "optimizer={name: adam, lr: 3e-3}",
+    "schedule={name: cosine}",
+    "log.tensorboard=false",
+)
+"""Three steps an epoch, two epochs; dropout draws, so that a lost or added draw would show."""
+
+
+def with_overrides(*overrides: str) -> list[str]:
+    given = {override.split("=")[0] for override in overrides}
+    return [*(each for each in OVERRIDES if each.split("=")[0] not in given), *overrides]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours catches it."""
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody cuts the power; and evaluation draws from the global generator, as a model with noise in it may."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    before = Classify.assess
+
+    def drawing(self: Classify, model: Any, batch: Any, around: Any) -> Any:
+        torch.rand(1)
+        return before(self, model, batch, around)
+
+    monkeypatch.setattr(Classify, "assess", drawing)
+
+
+def session_of(folder: Path, built: Built, **more: Any) -> Session:
+    folder.mkdir(exist_ok=True)
+    directory = RunDirectory(folder, is_writer=True)
+    return Session(built, World(), directory, stop=StopRequest(), record={}, is_quiet=True, **more)
+
+
+def start(folder: Path, *overrides: str, **more: Any) -> Session:
+    torch.manual_seed(0)
+    session = session_of(folder, make(folder.parent, *with_overrides(*overrides)), **more)
+    session.start_files()
+    session.begin()
+    return session
+
+
+def resume(folder: Path, *overrides: str) -> Session:
+    """As `--resume auto` does it, in a process that has drawn something else."""
+    torch.manual_seed(99)
+    session = session_of(folder, make(folder.parent, *with_overrides(*overrides)))
+    newest, rejected = checkpoint.newest_sound(folder)
+    assert newest is not None
+    assert not rejected
+    session.resume(newest)
+    return session
+
+
+# --- ends around an evaluation ----------------------------------------------------------------------------------------
+
+
+def before_it(session: Session, ended: Callable[[], None]) -> None:
+    """Between the checkpoint and the evaluation."""
+    session._evaluate = ended  # type: ignore[method-assign]
+
+
+def in_its_lines(session: Session, ended: Callable[[], None]) -> None:
+    """The evaluation is done, nothing of it is written."""
+    inner = session.metrics_log.on_evaluation
+    session.metrics_log.on_evaluation = lambda record: (ended(), inner(record))  # type: ignore[method-assign, assignment]
+
+
+def after_its_lines(session: Session, ended: Callable[[], None]) -> None:
+    """Its line is in metrics.jsonl, its outcome in no checkpoint."""
+    inner = session._evaluate
+
+    def evaluate() -> None:
+        inner()
+        ended()
+
+    session._evaluate = evaluate  # type: ignore[method-assign]
+
+
+def after_its_outcome(session: Session, ended: Callable[[], None]) -> None:
+    """Its outcome is in a checkpoint: nothing is to be evaluated again."""
+    inner = session._save
+
+    def save(*, is_evaluation_due: bool = False) -> None:
+        inner(is_evaluation_due=is_evaluation_due)
+        if not is_evaluation_due:
+            ended()
+
+    session._save = save  # type: ignore[method-assign]
+
+
+MOMENTS = (before_it, in_its_lines, after_its_lines, after_its_outcome)
+
+
+def end_at(session: Session, step: int, moment: Callable[..., None]) -> None:
+    """Train until a moment around the evaluation of a step, and no further."""
+    real = session._evaluate, session._save
+
+    def ended() -> None:
+        if session.job.step == step:
+            raise Killed
+        if moment is before_it:
+            real[0]()
+
+    moment(session, ended)
+    with pytest.raises(Killed):
+        session.run()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The run that nothing ends, made once for its overrides."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def unbroken(*overrides: str) -> Path:
+        if overrides not in made:
+            folder = tmp_path_factory.mktemp("unbroken") / "run"
+            assert start(folder, *overrides).run() is not None
+            made[overrides] = folder
+        return made[overrides]
+
+    return unbroken
+
+
+EVERY_STEP = ("log.every=1",)  # the training line of the evaluated step is written before its checkpoint
+OPEN = ("log.every=50",)  # it is written by the evaluation
+ONE_STEP_EPOCHS = ("train.batch_size=24", "train.epochs=3", "log.every=2")  # an evaluation after every step
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(("overrides", "step"), [(EVERY_STEP, 3), (OPEN, 6), (ONE_STEP_EPOCHS, 2)])
+def test_a_run_that_ends_around_an_evaluation_is_the_unbroken_one(
+    tmp_path: Path, unbroken: Any, overrides: tuple[str, ...], step: int, moment: Callable[..., None]
+) -> None:
+    reference = unbroken(*overrides)
+    folder = tmp_path / "run"
+    end_at(start(folder, *overrides), step, moment)
+    assert checkpoint.load(folder).step == step, "the weights of the step are on disk"
+    resumed = resume(folder, *overrides)
+    assert resumed._is_evaluation_due == (moment is not after_its_outcome)
+    assert resumed.run() is not None
+    assert differences(folder, reference) == []
+
+
+def test_it_ends_twice(tmp_path: Path, unbroken: Any) -> None:
+    """The resumed run ends in the same evaluation again."""
+    folder = tmp_path / "run"
+    end_at(start(folder, *OPEN), 3, after_its_lines)
+    end_at(resume(folder, *OPEN), 3, after_its_lines)
+    assert resume(folder, *OPEN).run() is not None
+    assert differences(folder, unbroken(*OPEN)) == []
+
+
+def test_an_evaluation_that_dies_leaves_the_weights_of_its_step(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    session = start(folder)
+
+    def dies(*given: Any, **named: Any) -> Any:
+        raise KeyError("logits")
+
+    object.__setattr__(session.built, "selection", dies)
+    with pytest.raises(KeyError):
+        session.run()
+    snapshot = checkpoint.load(folder)
+    assert snapshot.step == 3
+    assert snapshot.state["evaluation_due"]
+    assert all(torch.equal(tensor, snapshot.model[name]) for name, tensor in session.job.model.state_dict().items())
+    assert not (folder / "checkpoints" / "best").exists(), "nothing was evaluated, so nothing is best"
+
+
+def test_the_best_of_before_stays_until_the_evaluation_has_spoken(tmp_path: Path) -> None:
+    """`best` is an outcome of evaluations: a checkpoint that was not evaluated cannot be it."""
+    folder = tmp_path / "run"
+    end_at(start(folder, *OPEN), 6, before_it)
+    assert os.readlink(folder / "checkpoints" / "last") == "step_00000006"
+    assert os.readlink(folder / "checkpoints" / "best") == "step_00000003"
+    resume(folder, *OPEN)
+    assert os.readlink(folder / "checkpoints" / "best") == "step_00000003"
+
+
+def test_checkpoints_of_before_resume(tmp_path: Path, unbroken: Any) -> None:
+    """Saved after their evaluation, they do not say whether one is due: none is."""
+    folder = tmp_path / "run"
+    end_at(start(folder, *OPEN), 3, after_its_outcome)
+    snapshot = checkpoint.load(folder)
+    del snapshot.state["evaluation_due"]
+    checkpoint.save(folder, snapshot, keep_last=1, is_best=True)
+    resumed = resume(folder, *OPEN)
+    assert not resumed._is_evaluation_due
+    assert resumed.run() is not None
+    assert set(differences(folder, unbroken(*OPEN))) <= {"best/state.json"}  # which lacks the entry
+
+
+def test_a_resumed_evaluation_voids_no_earlier_point_of_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, with_events = tmp_path / "run", ("log.every=1", "log.tensorboard=true")
+    end_at(start(folder, *with_events), 3, after_its_lines)
+    assert resume(folder, *with_events).run() is not None
+    shown = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in shown.Scalars("validation/overall_accuracy")] == [3, 6]
+    steps = [event.step for event in shown.Scalars("train/loss/total")]
+    assert [step for step in steps if step != 3] == [1, 2, 4, 5, 6]
+
+
+# --- a real kill ------------------------------------------------------------------------------------------------------
+
+PLUGIN = '''\
+
+import signal
+from pathlib import Path
+
+import torch
+
+
+@registry.metrics.add("fatal")
+class Fatal:
+    """Ends the process in its first real evaluation while a file is there. Source: ours."""
+
+    higher_is_better = True
+
+    def new_state(self):
+        return {"seen": torch.tensor(0)}
+
+    def update(self, state, *, label):
+        state["seen"] += label.numel()
+        if Path("FLAG").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def compute(self, state):
+        return {"seen": float(state["seen"])}
+'''
+
+
+@pytest.mark.processes
+def test_a_run_killed_in_its_evaluation_goes_on_by_resume_auto(tmp_path: Path) -> None:
+    bench, flag = Bench(tmp_path), tmp_path / "flag"
+    bench.plugin.write_text(bench.plugin.read_text() + PLUGIN.replace("FLAG", str(flag)))
+    metrics = "metrics=[{name: accuracy}, {name: fatal}]"
+    code, text = run_forked(bench.words("whole", metrics, slow=True), tmp_path / "whole.log")
+    assert code == 0, text
+    flag.touch()
+    killed = Forked(bench.words("killed", metrics, slow=True), tmp_path / "killed.log")
+    killed.processes[0].join(60)
+    assert killed.processes[0].exitcode == -signal.SIGKILL, killed.log.read_text()
+    state = json.loads((tmp_path / "killed/checkpoints/last/state.json").read_text())
+    assert state["state"]["evaluation_due"]
+    flag.unlink()
+    code, text = run_forked(bench.words("killed", metrics, slow=True, resume="auto"), tmp_path / "again.log")
+    assert code == 0, text
+    assert f"resumed at step {state['step']}" in text
+    assert differences(tmp_path / "killed", tmp_path / "whole") == []

@@ -1,0 +1,98 @@
+"""A state that cannot add up exactly is refused before anything is built on it; the package's are sound."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.errors import ConfigError
+from sightline.metrics.base import fault_of_state
+from sightline.registry import Entry
+from sightline.schema import parameters_of
+from tests.checks.planting import make
+
+State = dict[str, Tensor]
+
+
+class OfState:
+    """A metric with a given state, and figures that need none of it."""
+
+    def __init__(self, slots: Any = frozenset(), **state: Any) -> None:
+        self.slots, self.state = slots, state
+
+    def new_state(self, num_samples: int = 0) -> State:
+        return {name: value(num_samples) if callable(value) else value for name, value in self.state.items()}
+
+    def update(self, state: State, *, label: Tensor) -> None: ...
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"x": 0.0}
+
+
+def rows(dtype: torch.dtype, *shape: int) -> Any:
+    return lambda num_samples: torch.zeros(num_samples, *shape, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        (OfState(sum=torch.zeros(())), r"state 'sum' is float32 \(\), a running sum .*keep int64 counts, or a row per"),
+        (OfState(sum=torch.zeros(3, dtype=torch.float64)), r"state 'sum' is float64 \(3,\), a running sum"),
+        (OfState({"a"}, a=rows(torch.float64), sum=torch.zeros(2)), r"state 'sum' is float32 \(2,\)"),
+        (OfState(seen=torch.zeros((), dtype=torch.bool)), "state 'seen' is bool"),
+        (OfState({"a"}, a=torch.zeros(1)), r"state 'a' is float32 \(1,\) for 3 samples; slots have num_samples rows"),
+        (OfState({"a"}, a=torch.zeros(())), r"state 'a' is float32 \(\) for 3 samples"),
+        (OfState({"b"}, a=torch.tensor(0)), r"slots names 'b', which new_state does not return \(a\)"),
+        (OfState(a=torch.tensor(1)), "state 'a' does not begin at zero"),
+        (OfState(a=0), "state 'a' is a int; make it an int64 tensor"),
+        (OfState(a=lambda num_samples: 1 // 0), "an empty state cannot be made or computed .*ZeroDivisionError"),
+    ],
+)
+def test_a_state_that_does_not_add_up_is_refused(metric: Any, told: str) -> None:
+    fault = fault_of_state(metric)
+    assert fault is not None
+    assert re.match(told, fault), fault
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        OfState(hits=torch.tensor(0), confusion=torch.zeros(3, 3, dtype=torch.int64)),
+        OfState({"error"}, error=rows(torch.float64, 21), seen=torch.tensor(0)),
+        OfState(("error",), error=rows(torch.float32)),
+        OfState(),
+    ],
+)
+def test_counts_and_slots_are_sound(metric: Any) -> None:
+    assert fault_of_state(metric) is None
+
+
+class RunningMean:
+    """A float sum of the losses of batches; it states no slots."""
+
+    higher_is_better = False
+
+    def new_state(self) -> State:
+        return {"total": torch.zeros((), dtype=torch.float64), "seen": torch.tensor(0)}
+
+    def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
+        state["total"] += -probabilities.gather(1, label[:, None]).log().sum()
+        state["seen"] += label.numel()
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"mean_surprise": float(state["total"] / state["seen"])}
+
+
+def test_the_build_names_metric_state_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.metrics.names()
+    entry = Entry("surprise", RunningMean, parameters_of(RunningMean))
+    monkeypatch.setitem(registry.metrics._entries, "surprise", entry)
+    given = ("metrics=[{name: surprise}]", "evaluate.metric=mean_surprise")
+    with pytest.raises(ConfigError, match=r"command line: metrics.0: metric 'surprise': state 'total' is float64 \(\)"):
+        make(tmp_path, *given)
