@@ -6,6 +6,8 @@ hashes), `origin.json` says what is being prepared. At the end `set/` is renamed
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -112,12 +114,9 @@ def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str,
             shutil.rmtree(work, ignore_errors=True)
         return {**there, "root": str(target), "outcome": "already there"}
     _claim(work, plan)
-    try:
+    with _alone(work):
         filled = _fill(work, plan, progress)
-    finally:
-        if (work / "parts").is_dir() and not any((work / "parts").iterdir()):
-            shutil.rmtree(work)
-    manifest = _finish(work / "set", plan, filled)
+        manifest = _finish(work / "set", plan, filled)
     try:
         os.rename(work / "set", target)
     except OSError as error:
@@ -220,6 +219,40 @@ def _claim(work: Path, plan: Plan) -> None:
             f"{work.parent}: {needed / 2**30:.2f} GiB are needed, {free / 2**30:.2f} GiB are free; make room"
         )
     _write_json(note, origin)
+
+
+@contextlib.contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Hold the partial folder, and remove it where not even one part was finished in it.
+
+    Raises RunError where another process holds it, or where it was moved or deleted meanwhile. The kernel's lock on the
+    note of its origin ends with the process that has it.
+    """
+    with (work / "origin.json").open("rb") as note:
+        try:
+            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{work}: another process prepares this set; wait for it") from None
+        held = os.fstat(note.fileno())
+        lost = RunError(f"{work}: was moved or deleted while the set was prepared in it; prepare it again")
+        try:
+            yield
+        except OSError as error:
+            if not _is_there(work, held):
+                raise lost from error
+            raise
+        finally:
+            if _is_there(work, held) and (work / "parts").is_dir() and not any((work / "parts").iterdir()):
+                shutil.rmtree(work)
+        if not _is_there(work, held):
+            raise lost
+
+
+def _is_there(work: Path, held: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(held, os.stat(work / "origin.json"))
+    except OSError:
+        return False
 
 
 class _Filled(NamedTuple):

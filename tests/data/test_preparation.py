@@ -295,3 +295,37 @@ def test_another_format_version_is_refused(prepared: Path) -> None:
     path.write_text(json.dumps(seal({**json.loads(path.read_text()), "format": 2})))
     with pytest.raises(DataError, match="has format version 2, this release reads 1"):
         ModelNet40(split="train", root=str(prepared))
+
+
+# --- a partial folder that is not ours alone --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["moved", "deleted", "copied"])
+def test_a_partial_folder_that_is_no_longer_its_own_is_not_put_in_place(tmp_path: Path, kind: str) -> None:
+    work = tmp_path / "set.partial"
+
+    def disturb(done: int, total: int, message: str) -> None:
+        if done != 5:
+            return
+        if kind == "deleted":
+            shutil.rmtree(work)
+            return
+        work.rename(tmp_path / "elsewhere")
+        if kind == "copied":
+            shutil.copytree(tmp_path / "elsewhere", work)
+
+    with pytest.raises(RunError, match=r"set\.partial: was moved or deleted while the set was prepared in it"):
+        prepare(write_text(tmp_path / "in"), tmp_path / "set", progress=disturb)
+    assert not (tmp_path / "set").exists()
+
+
+def test_two_processes_do_not_prepare_one_set(tmp_path: Path) -> None:
+    source = write_text(tmp_path / "in")
+
+    def again(done: int, total: int, message: str) -> None:
+        with pytest.raises(RunError, match=r"set\.partial: another process prepares this set; wait for it"):
+            prepare(source, tmp_path / "set")
+
+    prepare(source, tmp_path / "set", progress=again)
+    prepare(source, tmp_path / "whole")
+    assert _bytes(tmp_path / "set") == _bytes(tmp_path / "whole")
