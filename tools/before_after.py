@@ -116,13 +116,13 @@ def _run_here(out: Path, only: str) -> int:
         given = (config, *SMALL, *SMALLER.get(recipe, ()), *_PLACES, "--device", "cpu")
         _sightline("train", *given, "--no-check", "--out", whole)
         shutil.copytree(whole, broken, symlinks=True)
-        _break_off(broken)
+        break_off(broken)
         _sightline("train", *given, "--no-check", "--out", broken, "--resume", "auto")
         _sightline("evaluate", whole, "--device", "cpu", "--json", whole / "evaluated.json")
     return 0
 
 
-def _break_off(run: Path) -> None:
+def break_off(run: Path) -> None:
     """Leave a run as it was after its checkpoint before the last."""
     first, last = sorted((run / "checkpoints").glob("step_*"))
     shutil.rmtree(last)
