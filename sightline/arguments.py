@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from sightline.schema import Block
 
 __all__ = [
     "Count",
     "Factor",
+    "Fraction",
     "ImageEncoder",
     "Index",
     "PointEncoder",
@@ -32,6 +33,8 @@ Probability = Annotated[float, Ge(0.0), Le(1.0)]
 """A share or a probability, 0 to 1."""
 Share = Annotated[float, Gt(0.0), Le(1.0)]
 """A share of something, above 0, at most 1."""
+Fraction = Annotated[float, Ge(0.0), Lt(1.0)]
+"""A share that may be none, and is never all."""
 Size = Annotated[float, Gt(0.0), Le(1e9)]
 """A positive quantity: a radius, a scale, a learning rate."""
 Factor = Annotated[float, Ge(0.0), Le(1e9)]

@@ -18,8 +18,7 @@ from sightline.arguments import Count, Seed, Share
 from sightline.data.cloud_files import CLOUD_SUFFIXES, check_columns, has_normals, read_cloud, told_passed_over
 from sightline.data.cloud_listing import SPLITS, ListedCloud, list_clouds, split_clouds
 from sightline.data.cloud_normals import Normals
-from sightline.data.cloud_preparation import prepare_cloud
-from sightline.data.cloud_samples import radius_of
+from sightline.data.cloud_preparation import prepare_cloud, radius_of
 from sightline.data.labelled_clouds import LabelledClouds
 from sightline.data.modelnet_classes import by_number
 from sightline.data.native import Prepared

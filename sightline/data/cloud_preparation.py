@@ -128,3 +128,13 @@ def _as_float32(points: np.ndarray, *, where: str) -> np.ndarray:
 def _digest(cloud: Cloud) -> str:
     """The seed of all draws: the numbers of the cloud alone, so that its name and place do not matter."""
     return hashlib.sha256(np.ascontiguousarray(cloud.points, dtype="<f8").data).hexdigest()
+
+
+def radius_of(points: np.ndarray) -> float:
+    """The largest distance from the mean of the points (N, 3)."""
+    return distance_from_origin(points - points.mean(axis=0, dtype=np.float64))
+
+
+def distance_from_origin(points: np.ndarray) -> float:
+    """The largest distance of the points (N, 3) from the origin."""
+    return float(np.hypot(np.hypot(points[:, 0], points[:, 1]), points[:, 2]).max())

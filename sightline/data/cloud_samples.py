@@ -11,14 +11,14 @@ import numpy as np
 
 from sightline.data.cloud_files import Cloud, read_cloud
 from sightline.data.cloud_normals import estimated_normals
-from sightline.data.cloud_preparation import prepare_cloud
+from sightline.data.cloud_preparation import distance_from_origin, prepare_cloud, radius_of
 from sightline.data.mesh_points import NUM_MESH_POINTS, draw_points, generator_of
 from sightline.data.preparation import to_unit_sphere
 from sightline.data.scene_preparation import COLOUR_NAMES, place_of, prepare_scene
 from sightline.errors import ConfigError, DataError
 from sightline.types import CloudForm, DataInfo
 
-__all__ = ["FileSample", "Origin", "radius_of", "read_sample", "sample_of"]
+__all__ = ["FileSample", "Origin", "read_sample", "sample_of"]
 
 _SLACK = 2**-10
 """How far a prepared cloud may be off radius 1 or a field off its bounds: half precision, in which some are stored."""
@@ -294,7 +294,7 @@ def _placed(
         if _is_prepared(points, form):
             return points, []
         return to_unit_sphere(points, where=where), [_TO_SPHERE]
-    radius = _radius(points)
+    radius = distance_from_origin(points)
     if form.unit_sphere == "promised" and not any_scale and not _LEAST_RADIUS <= radius <= 1 + _SLACK:
         raise DataError(
             f"{where}: its points reach {radius:.4g} from the origin, those that the run was trained on reach 1; "
@@ -332,17 +332,7 @@ def _is_prepared(points: np.ndarray, form: CloudForm) -> bool:
     # The mean of n of N points drawn by chance is off by at most sqrt((1 - n/N) / n) of the radius, one deviation.
     off_mean = _SLACK + (4 * np.sqrt((1 - share) / len(points)) if share < 1 else 0.0)
     least = 1 - _SLACK if share >= 1 else _LEAST_RADIUS
-    return bool(least <= _radius(points) <= 1 + _SLACK and np.linalg.norm(points.mean(axis=0)) <= off_mean)
-
-
-def radius_of(points: np.ndarray) -> float:
-    """The largest distance from the mean of the points (N, 3)."""
-    return _radius(points - points.mean(axis=0, dtype=np.float64))
-
-
-def _radius(points: np.ndarray) -> float:
-    """The largest distance from the origin."""
-    return float(np.hypot(np.hypot(points[:, 0], points[:, 1]), points[:, 2]).max())
+    return bool(least <= distance_from_origin(points) <= 1 + _SLACK and np.linalg.norm(points.mean(axis=0)) <= off_mean)
 
 
 def _chosen(

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import ReferencePoint, Seed
+from sightline.arguments import Fraction, ReferencePoint, Seed
 from sightline.data.depth_frames import DepthCamera
 from sightline.data.depth_preparation import DepthPlan, found_folder, prepare_frames
 from sightline.data.depth_sets import PreparedFrames, train_and_test
 from sightline.data.label_lines import LabelLines
 from sightline.data.labelled_clouds import root_of
-from sightline.data.labelled_scenes import HeldShare
 from sightline.data.listed_frames import MISSING, FrameList, ImageKind, image_kind, listed_parts
 from sightline.data.native import open_prepared, prepare_command
 from sightline.data.preparation import Progress
@@ -47,7 +46,7 @@ class IcvlHands(PreparedFrames):
         split: str,
         root: str | None = None,
         reference: ReferencePoint | None = None,
-        validation_share: HeldShare = 0.1,
+        validation_share: Fraction = 0.1,
         split_seed: Seed = 0,
     ) -> None:
         prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)

@@ -12,13 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import ReferencePoint, Seed
+from sightline.arguments import Fraction, ReferencePoint, Seed
 from sightline.data.depth_frames import DepthCamera
 from sightline.data.depth_preparation import DepthPart, DepthPlan, ReadFrame, found_folder, prepare_frames
 from sightline.data.depth_sets import PreparedFrames, train_and_test
 from sightline.data.hdf5_files import TEXT, Hdf5File, open_hdf5
 from sightline.data.labelled_clouds import root_of
-from sightline.data.labelled_scenes import HeldShare
 from sightline.data.native import open_prepared, prepare_command
 from sightline.data.preparation import Progress
 from sightline.data.references import DepthFrame
@@ -59,7 +58,7 @@ class Itop(PreparedFrames):
         view: Literal["side", "top"] = "side",
         reference: ReferencePoint | None = None,
         hidden: Literal["counted", "left_out"] = "counted",
-        validation_share: HeldShare = 0.1,
+        validation_share: Fraction = 0.1,
         split_seed: Seed = 0,
     ) -> None:
         prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from annotated_types import Ge, Lt
 
 from sightline.arguments import Count
 from sightline.data.columns import Column
@@ -19,7 +18,6 @@ from sightline.types import CloudForm, DataInfo, Field, Sample, SampleKey
 
 __all__ = [
     "IGNORED",
-    "HeldShare",
     "LabelledScenes",
     "Scenes",
     "counts_of",
@@ -31,8 +29,6 @@ __all__ = [
 
 IGNORED = 255
 """The stored label of points without a class."""
-HeldShare = Annotated[float, Ge(0.0), Lt(1.0)]
-"""A share that may be none, and is never all."""
 
 
 class Scenes(NamedTuple):

@@ -12,13 +12,12 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from sightline import registry
-from sightline.arguments import ReferencePoint, Seed
+from sightline.arguments import Fraction, ReferencePoint, Seed
 from sightline.data.depth_files import read_windowed_depth
 from sightline.data.depth_frames import DepthCamera
 from sightline.data.depth_preparation import DepthPart, DepthPlan, ReadFrame, found_folder, prepare_frames
 from sightline.data.depth_sets import PreparedFrames, Stretch, choose_frames
 from sightline.data.labelled_clouds import root_of
-from sightline.data.labelled_scenes import HeldShare
 from sightline.data.native import Prepared, open_prepared, prepare_command
 from sightline.data.preparation import Progress
 from sightline.data.skeletons import HAND_21
@@ -75,7 +74,7 @@ class MsraHands(PreparedFrames):
         subject: Subject = 0,
         reference: ReferencePoint | None = None,
         faulty: Literal["kept", "dropped"] = "kept",
-        validation_share: HeldShare = 0.1,
+        validation_share: Fraction = 0.1,
         validation_groups: Literal["sequences", "subjects"] = "sequences",
         split_seed: Seed = 0,
         pixel_origin: Literal["exact", "release", "port"] = "exact",

@@ -12,12 +12,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 
 from sightline import registry
-from sightline.arguments import Count, Seed
+from sightline.arguments import Count, Fraction, Seed
 from sightline.data.columns import Column
 from sightline.data.indoor_classes import CLASS_NAMES, ORDERS
 from sightline.data.labelled_clouds import root_of
 from sightline.data.labelled_scenes import (
-    HeldShare,
     LabelledScenes,
     Scenes,
     scene_columns,
@@ -65,7 +64,7 @@ class S3dis(LabelledScenes):
         colours: bool = True,
         place: bool = False,
         repeats: Count = 1,
-        validation_share: HeldShare = 0.1,
+        validation_share: Fraction = 0.1,
         split_seed: Seed = 0,
     ) -> None:
         prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)

@@ -13,13 +13,12 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Count, Seed, Share
+from sightline.arguments import Count, Fraction, Seed, Share
 from sightline.data.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, read_cloud, told_passed_over
 from sightline.data.columns import Column
 from sightline.data.labelled_clouds import root_of
 from sightline.data.labelled_scenes import (
     IGNORED,
-    HeldShare,
     LabelledScenes,
     Scenes,
     scene_columns,
@@ -88,7 +87,7 @@ class SceneFolder(LabelledScenes):
         colour_max: Literal[1, 255] = 255,
         unlabelled: int | None = None,
         test_share: Share = 0.2,
-        validation_share: HeldShare = 0.1,
+        validation_share: Fraction = 0.1,
         seed: Seed = 0,
     ) -> dict[str, Any]:
         """Write the scenes of a folder in native form, in metres; returns the manifest with `root` and `outcome`.

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Protocol
-
-from annotated_types import Ge, Lt
+from typing import Protocol
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Probability, Size
+from sightline.arguments import Count, Factor, Fraction, Probability, Size
 from sightline.errors import ConfigError
-
-WarmUpShare = Annotated[float, Ge(0.0), Lt(1.0)]
-"""A share of the run, less than all of it."""
 
 __all__ = ["Constant", "Cosine", "OneCycle", "Schedule", "Steps"]
 
@@ -55,7 +50,7 @@ class Constant(_WithWarmUp):
     """The learning rate as given, after an optional linear warm-up."""
 
     def __init__(
-        self, *, num_steps: int, steps_per_epoch: int, warmup_epochs: Factor = 0.0, warmup_share: WarmUpShare = 0.0
+        self, *, num_steps: int, steps_per_epoch: int, warmup_epochs: Factor = 0.0, warmup_share: Fraction = 0.0
     ) -> None:
         super().__init__(
             warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
@@ -76,7 +71,7 @@ class Cosine(_WithWarmUp):
         steps_per_epoch: int,
         final_factor: Probability = 0.0,
         warmup_epochs: Factor = 0.0,
-        warmup_share: WarmUpShare = 0.0,
+        warmup_share: Fraction = 0.0,
     ) -> None:
         super().__init__(
             warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
@@ -102,7 +97,7 @@ class Steps(_WithWarmUp):
         gamma: Probability = 0.1,
         floor: Probability = 0.0,
         warmup_epochs: Factor = 0.0,
-        warmup_share: WarmUpShare = 0.0,
+        warmup_share: Fraction = 0.0,
     ) -> None:
         super().__init__(
             warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch

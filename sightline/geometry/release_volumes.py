@@ -8,15 +8,37 @@ Source: Moon et al. 2018; the rules as `golden/pose` among the shared samples re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from sightline.geometry.volumes import Placement
-
 __all__ = ["to_camera", "to_voxels"]
+
+
+class Placement(Protocol):
+    """What is read of a placement of `geometry.volumes`."""
+
+    @property
+    def reference_mm(self) -> Tensor: ...
+
+    @property
+    def scale(self) -> Tensor: ...
+
+    @property
+    def angle_rad(self) -> Tensor: ...
+
+    @property
+    def shift(self) -> Tensor: ...
+
+    @property
+    def cube_mm(self) -> float: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def original(self) -> int: ...
 
 
 def to_voxels(points_mm: Tensor, placement: Placement) -> Tensor:

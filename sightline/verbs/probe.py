@@ -2,76 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import typing
-from collections.abc import Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from sightline import registry
-from sightline.config.faults import Faults
-from sightline.config.yaml_tree import read_value
 from sightline.engine.distributed import start_world
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.precision import set_backends
-from sightline.errors import ConfigError, UserError
+from sightline.errors import UserError
 from sightline.probe.measure import Comparison, compare
-from sightline.probe.outcome import Probe, assert_fits
+from sightline.probe.outcome import assert_fits
 from sightline.probe.runs import CACHE, Probed, open_run, twins_of
-from sightline.types import Component, Where
 from sightline.verbs.common import assert_writable, write_document, write_file
 from sightline.verbs.output import note, show_table
+from sightline.verbs.probe_options import Options, build_probe, parted
 from sightline.verbs.probe_scale import with_scale
 
-__all__ = ["Options", "probe"]
-
-_OF_CONFIG = ("model.*", "data.*", "transforms.evaluate*", "evaluate.batch_size", "loader.*")
-"""What may be laid over: keys with a dot belong to the configs, all others to the probe."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asked for."""
-
-    runs: tuple[Path, ...]
-    words: tuple[str, ...] = ()
-    method: str | None = None
-    data: Path | None = None
-    which: str = "last"
-    num_random: int = 1
-    cache: Path | None = None
-    out: Path | None = None
-    is_suite: bool = False
-    finetune: Path | None = None
-    processes: int | None = None
-    plugins: tuple[Path, ...] = ()
-    device: str = "auto"
-    json: Path | None = None
-
-    @property
-    def chosen(self) -> str:
-        """The method that was named, or the usual one."""
-        return self.method or "svm"
-
-    def arguments(self) -> list[str]:
-        """The command line for each launched process."""
-        words = ["probe", *map(str, self.runs), *self.words, "--method", self.chosen, "--checkpoint", self.which]
-        words += ["--random", str(self.num_random), "--device", self.device]
-        for name, value in (("--data", self.data), ("--cache", self.cache), ("--out", self.out), ("--json", self.json)):
-            words += [name, str(value)] if value is not None else []
-        return [*words, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
+__all__ = ["probe"]
 
 
 def probe(options: Options) -> int:
     """Extract features once, learn from those of the training part, score on those of the test part."""
-    if options.is_suite:
-        from sightline.verbs.probe_suite import suite  # which takes this module
-
-        return suite(options)
     if options.finetune is not None:
         raise UserError("--finetune: is a part of --suite, which is not given")
     if len(options.runs) != 1:
@@ -123,38 +74,6 @@ def _keep_episodes(folder: Path, comparison: Comparison) -> None:
         note(f"episodes: not kept, {folder} takes no writes; --json FILE holds them, --cache DIR is another folder")
     else:
         note(f"episodes: {path}; episodes={path} repeats them")
-
-
-def parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides of configs, and arguments of the probe. Raises UserError for a key that would change neither."""
-    overrides = [word for word in words if "." in word.partition("=")[0]]
-    for word in overrides:
-        key = word.partition("=")[0].strip()
-        if not any(fnmatchcase(key, pattern) for pattern in _OF_CONFIG):
-            raise UserError(f"probe: found {word!r}, allowed is key=value of the method, or {', '.join(_OF_CONFIG)}")
-    return overrides, [word for word in words if word not in overrides]
-
-
-def build_probe(method: str, words: Sequence[str]) -> Probe:
-    """The probe of this name with these arguments. Raises ConfigError for all that is wrong with them at once."""
-    faults = Faults()
-    arguments: dict[str, Any] = {}
-    origins = {"name": Where("command line", path="--method")}
-    for word in words:
-        key, equals, text = word.partition("=")
-        key = key.strip()
-        if not equals or key in arguments:
-            raise ConfigError(f"command line: found {word!r}, allowed is key=value, each key once, as folds=5")
-        arguments[key] = read_value(text, "command line", key, faults).plain()
-        origins[key] = Where("command line", path=key)
-    faults.raise_any()
-    component = Component(method.replace("-", "_"), where=origins["name"], origins=origins)
-    taken = registry.probes.entry(component).arguments
-    for key, value in arguments.items():
-        if key in taken and typing.get_origin(taken[key].annotation) is tuple and not isinstance(value, list):
-            arguments[key] = [value]  # C=0.1 is the list of one
-    built: Probe = registry.probes.build(dataclasses.replace(component, arguments=arguments), facts={})
-    return built
 
 
 def show(probed: Probed, comparison: Comparison) -> None:

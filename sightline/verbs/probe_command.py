@@ -55,7 +55,9 @@ def probe(
     run. 'sightline list probes' shows the methods' arguments.
     """
     with collection_paused():
-        from sightline.verbs import probe as verb
+        from sightline.verbs import probe as one_run
+        from sightline.verbs import probe_suite as several_runs
+        from sightline.verbs.probe_options import Options
 
     runs, overrides = parted(words)
     asked = (
@@ -72,4 +74,5 @@ def probe(
         device,
         json,
     )
-    return verb.probe(verb.Options(runs, overrides, *asked))
+    verb = several_runs.suite if suite else one_run.probe
+    return verb(Options(runs, overrides, *asked))

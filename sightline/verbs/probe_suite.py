@@ -28,7 +28,7 @@ from sightline.verbs import train as training
 from sightline.verbs.common import assert_writable, config_of, load_document, reread, write_document, write_file
 from sightline.verbs.fine_tuning import assert_same_source, from_scratch, from_source, handlers_kept
 from sightline.verbs.output import note, show_table
-from sightline.verbs.probe import Options, build_probe, parted
+from sightline.verbs.probe_options import Options, build_probe, parted
 from sightline.verbs.probe_scale import with_scale
 
 __all__ = ["suite"]

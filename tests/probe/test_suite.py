@@ -31,7 +31,8 @@ from sightline.probe.suite import (
 from sightline.probe.svm import SVM
 from sightline.types import CloudForm, Component, DataInfo, Field
 from sightline.verbs import train as training
-from sightline.verbs.probe import Options, probe
+from sightline.verbs.probe_options import Options
+from sightline.verbs.probe_suite import suite as run_suite
 from tests.command import run_here
 from tests.probe.contrast import train_thin
 
@@ -218,7 +219,7 @@ def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
         device="cpu",
     )
     try:
-        assert probe(asked) == code
+        assert run_suite(asked) == code
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     finally:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
