@@ -268,8 +268,8 @@ class Registry:
         self._is_loaded = True
         with collection_paused():
             package = importlib.import_module(self.room)
-            for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-                importlib.import_module(f"{self.room}.{module.name}")
+            for module in pkgutil.walk_packages(getattr(package, "__path__", []), f"{self.room}."):
+                importlib.import_module(module.name)
 
 
 def blocks_of(component: Component, name: str) -> list[Component]:

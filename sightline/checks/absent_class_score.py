@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from sightline.checks.answers import Maker, Sheet, can_score, maker_of, name_of_metric, score
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
-from sightline.checks.suite import Context, check
 from sightline.engine.evaluate import Meter
 
 __all__ = ["absent_class_score"]

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.checks.class_weight_length import class_axis
+from sightline.checks.class_axes import class_axis
+from sightline.checks.context import Context
 from sightline.checks.rehearsal import keys_of, read
-from sightline.checks.suite import Context
 from sightline.checks.survey import parts_of
 from sightline.engine.evaluate import Meter
 from sightline.metrics.base import fresh_state

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.pair_rows import pairs_task
 from sightline.checks.rehearsal import copy_of
-from sightline.checks.suite import Context, check
 from sightline.engine.optimizers import hold_still
 
 __all__ = ["batch_statistics"]

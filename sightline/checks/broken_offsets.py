@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.rehearsal import NUM_SAMPLES, keys_of
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import distinct_parts
 from sightline.engine.build import Part
 from sightline.engine.stream import Reader

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Severity
 from sightline.checks.rehearsal import copy_of, keys_of, read
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import parts_of
 from sightline.compiled import working_s
 

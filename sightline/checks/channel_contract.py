@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.label_range import COUNTED_BY
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import FieldSurvey, PartSurvey, name_sample
 from sightline.types import Field
 

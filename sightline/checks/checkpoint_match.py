@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.rehearsal import copy_of
-from sightline.checks.suite import Context, check
 from sightline.engine.checkpoint import MatchReport, load, load_weights
 from sightline.errors import CheckpointError
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sightline.checks.census import Census
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
-from sightline.checks.suite import Context, check
 from sightline.checks.untrained_class import name_of_class
 
 __all__ = ["class_balance"]

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sightline.checks.class_axes import class_axis
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.owned import owned
 from sightline.checks.rehearsal import Rehearsal
-from sightline.checks.suite import Context, check
 
-__all__ = ["class_axis", "class_weight_length"]
+__all__ = ["class_weight_length"]
 
 CODE = "class-weight-length"
 _ALWAYS_PER_CLASS = ("class_weights", "class_weight")
@@ -34,16 +35,6 @@ def class_weight_length(context: Context) -> list[Finding]:
     for path, name, values in weights:
         findings += _of_values(context, path, name, values)
     return findings
-
-
-def class_axis(logits: Tensor, label: Tensor) -> int | None:
-    """The axis of `logits` without which it has the shape of `label` (the last of several), or None."""
-    axes = [
-        axis
-        for axis in range(logits.ndim)
-        if logits.ndim == label.ndim + 1 and logits.shape[:axis] + logits.shape[axis + 1 :] == label.shape
-    ]
-    return axes[-1] if axes else None
 
 
 def _counts(context: Context, num_classes: int) -> dict[str, tuple[int, str, str]]:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.pair_rows import OUTPUTS
-from sightline.checks.suite import Context, check
 from sightline.engine.device import to_device
 from sightline.tasks.contrast import Contrast
 from sightline.types import Batch, SampleKey

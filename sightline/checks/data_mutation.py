@@ -15,9 +15,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Place
 from sightline.checks.owned import generators_of, kept_generators, owned
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import distinct_parts, name_sample
 from sightline.compiled import working_s
 from sightline.data.leaves import array_of, leaves

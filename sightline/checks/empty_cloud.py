@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Place
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import PartSurvey, name_sample, read_samples
 from sightline.data.leaves import leaves
 from sightline.types import SampleKey

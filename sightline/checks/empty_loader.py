@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import distinct_parts, name_sample
 from sightline.engine.build import Part
 from sightline.engine.stream import Plan, evaluation_keys

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Place
 from sightline.checks.rehearsal import copy_of
-from sightline.checks.suite import Context, check
 from sightline.engine.build import Part
 from sightline.engine.device import to_device
 from sightline.types import Batch, SampleKey

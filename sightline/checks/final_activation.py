@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sightline.checks.class_weight_length import class_axis
+from sightline.checks.class_axes import class_axis
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Severity
 from sightline.checks.oracles.graph import range_of
 from sightline.checks.oracles.replay import loss_sums
 from sightline.checks.oracles.squares import Squares
-from sightline.checks.suite import Context, check
 
 __all__ = ["final_activation"]
 

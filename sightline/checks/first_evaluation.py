@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import sightline
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Place
 from sightline.checks.first_step import told
 from sightline.checks.rehearsal import Failure
 from sightline.checks.rehearsed_evaluation import RehearsedEvaluation
-from sightline.checks.suite import Context, check
 
 __all__ = ["first_evaluation"]
 

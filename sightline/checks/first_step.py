@@ -11,9 +11,9 @@ from torch import nn
 
 import sightline
 from sightline import registry
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Place
 from sightline.checks.rehearsal import Failure, copy_of, frame_of, read
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import PartSurvey
 from sightline.engine.build import Part
 from sightline.engine.distributed import World

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Place
 from sightline.checks.rehearsal import copy_of
-from sightline.checks.suite import Context, check
 
 __all__ = ["foreign_hooks", "hooks_of", "hooks_of_loggers"]
 

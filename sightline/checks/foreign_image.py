@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import read_samples
 from sightline.data.preparation import to_unit_sphere
 from sightline.engine.build import Part

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.rehearsal import copy_of, forward_backward
-from sightline.checks.suite import Context, check
 
 __all__ = ["Flow", "gradient_flow"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.oracles.rows import Row
-from sightline.checks.suite import Context, check
 
 __all__ = ["half_checked"]
 

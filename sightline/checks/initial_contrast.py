@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.initial_loss import first_outputs
 from sightline.checks.oracles.loss_references import nt_xent
 from sightline.checks.pair_rows import BUILT_IN, OUTPUTS, pair_losses, pairs_task
-from sightline.checks.suite import Context, check
 from sightline.losses.contrast import chance_level
 
 __all__ = ["initial_contrast"]

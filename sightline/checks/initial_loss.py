@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.checks.class_weight_length import class_axis
+from sightline.checks.class_axes import class_axis
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.rehearsal import Outputs, copy_of, detached, keys_of, read
-from sightline.checks.suite import Context, check
 from sightline.compiled import working_s
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import hold_still

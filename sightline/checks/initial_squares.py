@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.oracles.squares import Squares
-from sightline.checks.suite import Context, check
 
 __all__ = ["initial_squares", "predicted"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
-from sightline.checks.suite import Context, check
 
 __all__ = ["Start", "initial_weights", "scheme_of"]
 

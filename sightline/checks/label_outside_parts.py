@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import Labelling, PartSurvey, name_sample, parts_of, position_of
 
 __all__ = ["label_outside_parts"]

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import FieldSurvey, PartSurvey, labels_of_all, name_sample, position_of
 
 __all__ = ["COUNTED_BY", "label_range"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Place
 from sightline.checks.oracles.rows import Row
-from sightline.checks.suite import Context, check
 
 __all__ = ["layer_drift"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Place
-from sightline.checks.suite import Context, check
 from sightline.engine.run_documents import read_lines
 from sightline.tasks.contrast import OF_CHANCE
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Severity
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import name_sample, read_samples
 from sightline.compiled import working_s
 from sightline.types import Batch, SampleKey

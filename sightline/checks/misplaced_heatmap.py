@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.misplaced_volume import parts_with, read_first, unvaried
-from sightline.checks.suite import Context, check
 from sightline.engine.build import Part
 from sightline.geometry.heatmaps import decode, peaks
 from sightline.geometry.volumes import Placement, permuted_axes, to_camera, to_voxels

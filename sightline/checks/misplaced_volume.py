@@ -9,8 +9,8 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import name_sample
 from sightline.engine.build import Part
 from sightline.geometry.volumes import Placement, occupancy, permuted_axes

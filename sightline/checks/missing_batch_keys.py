@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import PartSurvey, name_sample
 from sightline.schema import nearest
 

@@ -6,9 +6,9 @@ import math
 
 import torch
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Severity
 from sightline.checks.pair_rows import OUTPUTS, pair_losses, pairs_task
-from sightline.checks.suite import Context, check
 from sightline.losses.contrast import chance_level
 
 __all__ = ["negatives"]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.owned import owned
 from sightline.checks.rehearsal import Rehearsal, copy_of
-from sightline.checks.suite import Context, check
 from sightline.data.leaves import leaves
 from sightline.engine.distributed import World
 

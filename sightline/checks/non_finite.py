@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Place
 from sightline.checks.merge import agree
 from sightline.checks.non_finite_data import row_of
 from sightline.checks.rehearsal import Recording, copy_of, forward_backward
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import name_sample
 from sightline.data.leaves import leaves
 from sightline.engine.distributed import World

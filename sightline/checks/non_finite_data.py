@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import NonFinite, PartSurvey, name_sample, read_samples
 from sightline.data.leaves import leaves
 from sightline.types import Batch, SampleKey

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.oracles.nests import float64, mapped
 from sightline.checks.rehearsal import copy_of
-from sightline.checks.suite import Context, check
 from sightline.engine.distributed import World
 
 __all__ = ["input_variances", "norm_variance"]

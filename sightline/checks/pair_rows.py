@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.checks.suite import Context
+from sightline.checks.context import Context
 from sightline.engine.distributed import World
 from sightline.tasks.contrast import Contrast
 

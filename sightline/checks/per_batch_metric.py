@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 
 from sightline.checks.answers import Answered, Maker, Sheet, can_score, figures, maker_of, name_of_metric, predicted
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Place
 from sightline.checks.rehearsal import frame_of
-from sightline.checks.suite import Context, check
 from sightline.engine.evaluate import Meter
 
 __all__ = ["per_batch_metric"]

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Place, Severity
-from sightline.checks.suite import Context, check
 from sightline.checks.survey import spread_keys
 from sightline.compiled import working_s
 from sightline.config import RunConfig

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
-from sightline.checks.suite import Context, check
 
 __all__ = ["stage_agreement"]
 

@@ -5,190 +5,43 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
-import math
 import pkgutil
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
 
-from sightline.checks.census import Census, census_of
+from sightline.checks.context import CHECKS, Check, Context, Moment
 from sightline.checks.finding import Finding, Place
 from sightline.checks.merge import agree, merge
-from sightline.checks.oracles.examine import examine
-from sightline.checks.oracles.rows import Row
-from sightline.checks.oracles.squares import Squares, squares_of
 from sightline.checks.owned import generators_of, kept_generators
-from sightline.checks.rehearsal import Rehearsal, copy_of, frame_of, rehearse
-from sightline.checks.rehearsed_evaluation import RehearsedEvaluation, rehearse_evaluations
-from sightline.checks.survey import PartSurvey, distinct_parts, survey_part
+from sightline.checks.rehearsal import frame_of
 from sightline.config import RunConfig
 from sightline.engine.build import Built
-from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.loading import checkpoint_path, load_trained
 from sightline.engine.records import kept_random_state
 from sightline.errors import ConfigError
 from sightline.schema import nearest
 
-__all__ = ["Check", "Context", "all_checks", "assert_known", "check", "run_after", "run_all", "run_quick"]
+__all__ = ["all_checks", "assert_known", "run_after", "run_all", "run_quick"]
 
-Moment = Literal["static", "preflight", "deep", "offline"]
 logger = logging.getLogger(__name__)
 
-_CPU = torch.device("cpu")
 _FORWARD_S = 1.5  # of the quick checks' one step; with its backward pass and all that is sampled they stay below ten
-
-_THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
-
-
-class Check(NamedTuple):
-    """A registered check: its stable code, when it runs, and about how long it may take."""
-
-    code: str
-    moment: Moment
-    is_quick: bool
-    run: Callable[[Context], list[Finding]]
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a check may look at. It must leave model, data and random states as they are: copy what it changes.
-
-    `run` is the directory of the run where there is one, for the checks whose moment is `offline`.
-    """
-
-    built: Built
-    world: World
-    forward_s: float = math.inf
-    run: Path | None = None
-
-    @property
-    def config(self) -> RunConfig:
-        return self.built.config
-
-    @cached_property
-    def rehearsal(self) -> Rehearsal:
-        """One training step on copies, taken when the first check asks for it."""
-        return rehearse(self.built.job, self.world.device, forward_s=self.forward_s)
-
-    @cached_property
-    def evaluations(self) -> list[RehearsedEvaluation]:
-        """An evaluation of a few samples on copies, of each evaluated part that has a form of its own."""
-        is_slow = bool(self.rehearsal.skipped)
-        return rehearse_evaluations(self.built, self.world.device, forward_s=self.forward_s, is_slow=is_slow)
-
-    @cached_property
-    def survey(self) -> list[PartSurvey]:
-        """Samples of each part, read when the first check asks for them."""
-        return [survey_part(part, seed=self.config.seed) for part in distinct_parts(self.built.data)]
-
-    @cached_property
-    def census(self) -> list[Census | None]:
-        """How often each class occurs in each part of `survey`, in this order."""
-        return [census_of(each, self.thoroughly) for each in self.survey]
-
-    @cached_property
-    def squares(self) -> dict[str, Squares]:
-        """The losses that are sums of squares, on the first outputs: found by what they do."""
-        rehearsal, found = self.rehearsal, {}
-        if not rehearsal.is_sound:
-            return {}
-        batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
-        for component in self.config.losses:
-            try:
-                squares = squares_of(self.built.job, batch, outputs, component.name)
-            except Exception:  # noqa: BLE001 - a loss of others may refuse outputs that are not its model's
-                continue
-            if squares is not None:
-                found[component.name] = squares
-        return found
-
-    @cached_property
-    def oracles(self) -> list[Row]:
-        """Every kind of layer and every loss, held against what is known of it, when the first deep check asks."""
-        rehearsal = self.rehearsal
-        if not rehearsal.is_sound:
-            return []
-        batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
-        return examine(self.built.job, self.config, self.built.data.facts, batch, outputs)
-
-    @cached_property
-    def trained(self) -> nn.Module | None:
-        """A copy of the model with the weights of the run's last checkpoint, in evaluation mode; None without one."""
-        if self.run is None or not (self.run / "checkpoints" / "last").exists():
-            return None
-        copied = copy_of(self.built.job.model)
-        load_trained(copied, checkpoint_path(self.run, "last"))
-        return copied.eval()
-
-    def thoroughly(self, survey: PartSurvey) -> PartSurvey:
-        """The survey of a part; under `sightline check`, one of all samples that five seconds of work suffice for."""
-        if survey.is_whole or not self.takes_time:
-            return survey
-        found = self._thorough.get(id(survey))
-        if found is None:
-            seed, size = self.config.seed, len(survey.part.indices)
-            found = survey_part(survey.part, seed=seed, most_samples=size, most_seconds=_THOROUGH_S)
-            self._thorough[id(survey)] = found
-        return found
-
-    @cached_property
-    def _thorough(self) -> dict[int, PartSurvey]:
-        return {}
-
-    @property
-    def takes_time(self) -> bool:
-        """Whether this is `sightline check`, and not the start of a training."""
-        return math.isinf(self.forward_s)
-
-    def place(self, path: str, **more: Any) -> Place:
-        """Where the config says something: a dotted path, with the file and line of it or of the block it is in."""
-        origins, at = self.config.origins, path
-        while at:
-            for key in (at, f"{at}.name"):
-                if key in origins and (origins[key].line is not None or origins[key].origin == "command line"):
-                    return Place(file=origins[key].origin, line=origins[key].line, config_path=path, **more)
-            at = at.rpartition(".")[0]
-        return Place(config_path=path, **more)
-
-    def loss_path(self, name: str) -> str:
-        """The dotted path of the losses block of this name."""
-        names = [component.name for component in self.config.losses]
-        return f"losses.{names.index(name)}" if name in names else "losses"
-
-
-_CHECKS: dict[str, Check] = {}
+_ROOM = "sightline.checks"
 _MOMENTS = typing.get_args(Moment)
-
-
-def check(*, code: str, moment: Moment, is_quick: bool = True) -> Callable[..., Any]:
-    """Register a check. Quick ones also run at the start of every training; those that go deep never are."""
-
-    def register(function: Callable[[Context], list[Finding]]) -> Callable[[Context], list[Finding]]:
-        known = _CHECKS.get(code)
-        assert known is None or known.run.__module__ == function.__module__, f"check '{code}' is registered twice"
-        _CHECKS[code] = Check(code, moment, is_quick and moment != "deep", function)
-        return function
-
-    return register
 
 
 def all_checks() -> list[Check]:
     """Every check, in the order of their moments and codes."""
-    import sightline.checks as room
-
-    for module in pkgutil.iter_modules(room.__path__):
-        importlib.import_module(f"sightline.checks.{module.name}")
-    return sorted(_CHECKS.values(), key=lambda each: (_MOMENTS.index(each.moment), each.code))
+    room = importlib.import_module(_ROOM)
+    for module in pkgutil.walk_packages(room.__path__, f"{_ROOM}."):
+        importlib.import_module(module.name)
+    return sorted(CHECKS.values(), key=lambda each: (_MOMENTS.index(each.moment), each.code))
 
 
 def run_quick(built: Built, world: World) -> list[Finding]:

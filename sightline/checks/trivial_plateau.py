@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding, Place
 from sightline.checks.rehearsal import detached, keys_of, read
-from sightline.checks.suite import Context, check
 from sightline.checks.trivial_predictors import Trivial, trivial_answers
 from sightline.engine.run_documents import read_lines
 

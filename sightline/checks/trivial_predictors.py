@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.checks.class_weight_length import class_axis
+from sightline.checks.class_axes import class_axis
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
 from sightline.checks.oracles.replay import loss_counts, loss_sums
 from sightline.checks.oracles.squares import Squares
-from sightline.checks.suite import Context, check
 
 __all__ = ["Trivial", "trivial_answers", "trivial_classes", "trivial_predictors"]
 

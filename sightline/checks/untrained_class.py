@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from sightline.checks.census import Census
+from sightline.checks.context import Context, check
 from sightline.checks.finding import Finding
-from sightline.checks.suite import Context, check
 
 __all__ = ["name_of_class", "untrained_class"]
 

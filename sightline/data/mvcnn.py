@@ -15,13 +15,14 @@ from PIL import Image
 
 from sightline.data.modelnet_classes import by_number
 from sightline.data.native import Prepared, listing, read_manifest
+from sightline.data.png_views import composited
 from sightline.data.preparation import Column, Part, Plan, Progress, Row, prepare_native
 from sightline.data.views import IMAGE, VIEWS_SET
 from sightline.errors import DataError
 from sightline.geometry.rendering import Background
 from sightline.transforms.images import resized
 
-__all__ = ["Pictured", "composited", "import_views", "list_pictures", "read_picture"]
+__all__ = ["Pictured", "import_views", "list_pictures", "read_picture"]
 
 _FILE = re.compile(r"(?P<name>.+?)(\.obj)?_(white)?shaded_v?(?P<view>\d+)\.png", flags=re.IGNORECASE)
 _SPLITS = ("train", "test")
@@ -122,16 +123,6 @@ def read_picture(path: Path, *, background: Background) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         told = str(error).split("\n", 1)[0]
         raise DataError(f"{path}: does not read as a picture ({told}); get the file again") from error
-
-
-def composited(rgba: np.ndarray, background: Background) -> np.ndarray:
-    """Colours and opacity (H, W, 4) uint8 over a background: (H, W, 3) uint8, rounded.
-
-    Source: Porter and Duff 1984, "over", with colours not multiplied by opacity.
-    """
-    colours, opacity = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
-    behind = 255 if background == "white" else 0
-    return ((colours * opacity + behind * (255 - opacity) + 127) // 255).astype(np.uint8)
 
 
 def _place(root: Path) -> Any:

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sightline.data.mvcnn import composited
 from sightline.errors import DataError
 from sightline.geometry.rendering import Background
 from sightline.transforms.images import resized
 
-__all__ = ["PNG_END", "UNDECODABLE", "png_fault", "read_view"]
+__all__ = ["PNG_END", "UNDECODABLE", "composited", "png_fault", "read_view"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -60,3 +59,13 @@ def read_view(path: Path, *, size_px: int, background: Background) -> np.ndarray
         raise DataError(f"{path}: is {mode}, RGBA is needed, whose transparency tells the background; get the renders")
     found: np.ndarray = resized(torch.from_numpy(composited(pixels, background)), size_px=size_px).numpy()
     return found
+
+
+def composited(rgba: np.ndarray, background: Background) -> np.ndarray:
+    """Colours and opacity (H, W, 4) uint8 over a background: (H, W, 3) uint8, rounded.
+
+    Source: Porter and Duff 1984, "over", with colours not multiplied by opacity.
+    """
+    colours, opacity = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
+    behind = 255 if background == "white" else 0
+    return ((colours * opacity + behind * (255 - opacity) + 127) // 255).astype(np.uint8)

@@ -17,7 +17,7 @@ from sightline.data.collate import batch_keys
 from sightline.data.reading import BatchReader, NamedTransform, Pipeline
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.loading import LoadedRun
+from sightline.engine.loading import TrainedRun
 from sightline.engine.precision import Precision
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
 
@@ -32,7 +32,7 @@ class AppliedRun:
 
     def __init__(
         self,
-        run: LoadedRun,
+        run: TrainedRun,
         info: DataInfo,
         world: World,
         *,

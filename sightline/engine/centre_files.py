@@ -19,7 +19,7 @@ from sightline.engine.distributed import World
 from sightline.engine.frame_prediction import centre_of_mass_of, refines_centres
 from sightline.engine.inputs import read_inputs
 from sightline.engine.lineage import read_lineage
-from sightline.engine.loading import LoadedRun
+from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError, UserError
 from sightline.types import Batch, Component, SampleKey
 
@@ -44,7 +44,7 @@ class FoundCentres:
     notes: tuple[str, ...]
 
 
-def find_centres(refiner: LoadedRun, config: RunConfig, *, split: FileSplit, world: World) -> FoundCentres:
+def find_centres(refiner: TrainedRun, config: RunConfig, *, split: FileSplit, world: World) -> FoundCentres:
     """The points that a run of the task `centre` finds for the frames of a config's set, about their centres of mass.
 
     `split` is that of the set's files: validation frames lie in `train`. Raises UserError for a run that finds none, a
@@ -87,7 +87,7 @@ def centre_lines(found: FoundCentres) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _sets(refiner: LoadedRun, config: RunConfig, split: FileSplit) -> list[DepthFrames]:
+def _sets(refiner: TrainedRun, config: RunConfig, split: FileSplit) -> list[DepthFrames]:
     """The splits of a config's set whose frames lie in a split of its files, about the refiner's reference points."""
     how = centre_of_mass_of(refiner)
     reference = {"name": "centre_of_mass", "passes": how.passes, "near_mm": how.near_mm, "far_mm": how.far_mm}
@@ -110,7 +110,7 @@ def _sets(refiner: LoadedRun, config: RunConfig, split: FileSplit) -> list[Depth
     return [first, *(each for each in more if each.part.file_split == split)]
 
 
-def _batches(frames: DepthFrames, refiner: LoadedRun) -> Iterator[Batch]:
+def _batches(frames: DepthFrames, refiner: TrainedRun) -> Iterator[Batch]:
     """Frames as the refiner's evaluation sees them, those without a centre of mass left out."""
     reader, size = BatchReader(frames, refiner.transforms), refiner.config.evaluate.batch_size
     for start in range(0, len(frames), size):
@@ -133,7 +133,7 @@ def _errors(batch: Batch, found: np.ndarray, joint: int) -> np.ndarray:
     return distances[batch["visible"][:, joint].numpy()]
 
 
-def _assert_unseen(refiner: LoadedRun, config: RunConfig, frames: DepthFrames) -> None:
+def _assert_unseen(refiner: TrainedRun, config: RunConfig, frames: DepthFrames) -> None:
     """Raises UserError where the refiner, or what it started from, was trained on a part that the config tests."""
     tested = set(frames.info.folds.tested) if frames.info.folds is not None else set()
     if not tested:
@@ -150,7 +150,7 @@ def _assert_unseen(refiner: LoadedRun, config: RunConfig, frames: DepthFrames) -
             )
 
 
-def _trained_on(refiner: LoadedRun, data: Component) -> Iterator[tuple[str, set[str] | None]]:
+def _trained_on(refiner: TrainedRun, data: Component) -> Iterator[tuple[str, set[str] | None]]:
     """The parts of a set on which a run, and every run that its weights come from, was trained; None: nobody knows."""
     if refiner.config.data.name == data.name:
         folds = read_inputs(refiner.path, refiner.config).folds
@@ -173,7 +173,7 @@ def _trained_with(given: Mapping[str, Any], data: Component) -> set[str] | None:
     return None if folds is None else set(folds.names) - set(folds.tested)
 
 
-def _notes(refiner: LoadedRun, config: RunConfig, split: FileSplit, is_known: np.ndarray) -> Sequence[str]:
+def _notes(refiner: TrainedRun, config: RunConfig, split: FileSplit, is_known: np.ndarray) -> Sequence[str]:
     notes = []
     if split == "train" and refiner.config.data.name == config.data.name:
         notes.append(

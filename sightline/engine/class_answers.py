@@ -9,7 +9,7 @@ from typing import Any
 
 from sightline.data.cloud_samples import FileSample
 from sightline.engine.answers import ReadFile, Refusal
-from sightline.engine.loading import LoadedRun
+from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError
 from sightline.types import Batch, Field
 
@@ -39,7 +39,7 @@ class ClassAnswers:
     draws_meshes = True
     hidden: frozenset[str] = frozenset()
 
-    def __init__(self, run: LoadedRun, *, category: str | None, with_probabilities: bool) -> None:
+    def __init__(self, run: TrainedRun, *, category: str | None, with_probabilities: bool) -> None:
         if category is not None or with_probabilities:
             option = "--probabilities" if category is None else f"--category {category}"
             raise ConfigError(

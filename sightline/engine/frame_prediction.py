@@ -22,7 +22,7 @@ from sightline.engine.frame_centres import Centres, MassCentres, PreviousCentres
 from sightline.engine.grouping import Waiting, answer_each
 from sightline.engine.inputs import read_inputs
 from sightline.engine.joint_answers import JointAnswers, JointPrediction, ReadFrame
-from sightline.engine.loading import LoadedRun
+from sightline.engine.loading import TrainedRun
 from sightline.engine.own_frames import DEPTH_SUFFIXES, FrameReader, OwnFrames
 from sightline.engine.prediction import files_of
 from sightline.errors import ConfigError, UserError
@@ -34,18 +34,18 @@ _INPUTS = ("depth", "camera", "reference")
 """What a sample of a file has: no labels."""
 
 
-def answers_joints(run: LoadedRun) -> bool:
+def answers_joints(run: TrainedRun) -> bool:
     """Whether a run says where the joints of a figure are."""
     return "joints_mm" in _predicted(run)
 
 
-def refines_centres(run: LoadedRun) -> bool:
+def refines_centres(run: TrainedRun) -> bool:
     """Whether a run moves reference points to where they should be."""
     return "centre_mm" in _predicted(run)
 
 
 def predict_depth_files(
-    run: LoadedRun, paths: Sequence[Path], *, own: OwnFrames, world: World, batch_size: int | None = None
+    run: TrainedRun, paths: Sequence[Path], *, own: OwnFrames, world: World, batch_size: int | None = None
 ) -> Predictions[JointPrediction]:
     """The answer to each depth image, all of them in memory, without their depths; `paths` may be folders.
 
@@ -64,7 +64,7 @@ def predict_depth_files(
 
 
 def predict_frames(
-    run: LoadedRun,
+    run: TrainedRun,
     files: Sequence[Path],
     *,
     own: OwnFrames,
@@ -102,7 +102,7 @@ def predict_frames(
                 used.model.cpu()  # where a loaded run promises it to be
 
 
-def centre_of_mass_of(run: LoadedRun) -> CentreOfMass:
+def centre_of_mass_of(run: TrainedRun) -> CentreOfMass:
     """How a run's set finds its centres of mass; the usual way where its reference points are others."""
     blocks = registry.blocks_of(run.config.data, "reference") if "reference" in run.config.data.arguments else []
     own = [block for block in blocks if block.name == "centre_of_mass"]
@@ -113,7 +113,7 @@ def centre_of_mass_of(run: LoadedRun) -> CentreOfMass:
 class _FramePredictor:
     """Reads frames, and answers for groups of them."""
 
-    def __init__(self, run: LoadedRun, reader: FrameReader, centres: Centres, world: World) -> None:
+    def __init__(self, run: TrainedRun, reader: FrameReader, centres: Centres, world: World) -> None:
         self._reader = reader
         self._centres = centres
         self._applied = _applied(run, world)
@@ -179,11 +179,11 @@ class _Laps:
         self._at = now
 
 
-def _predicted(run: LoadedRun) -> frozenset[str]:
+def _predicted(run: TrainedRun) -> frozenset[str]:
     return getattr(registry.tasks.entry(run.config.task).builder, "predicts", frozenset())
 
 
-def _centres(run: LoadedRun, reader: FrameReader, own: OwnFrames, files: Sequence[Path], world: World) -> Centres:
+def _centres(run: TrainedRun, reader: FrameReader, own: OwnFrames, files: Sequence[Path], world: World) -> Centres:
     """Where figures are looked for, as the user wants it."""
     refine = None if own.refiner is None else _Refiner(own.refiner, reader, own, world)
     found_by = own.refiner or run
@@ -198,7 +198,7 @@ def _centres(run: LoadedRun, reader: FrameReader, own: OwnFrames, files: Sequenc
 class _Refiner:
     """A run of the task `centre` on one frame at a time; points are those of the frame of another run."""
 
-    def __init__(self, run: LoadedRun, other: FrameReader, own: OwnFrames, world: World) -> None:
+    def __init__(self, run: TrainedRun, other: FrameReader, own: OwnFrames, world: World) -> None:
         if not refines_centres(run):
             raise ConfigError(
                 f"--refiner {run.path}: the task '{run.config.task.name}' finds no centres; give a run of the task "
@@ -221,7 +221,7 @@ def _sample(depth: np.ndarray, camera: np.ndarray, point_mm: np.ndarray) -> Samp
     return {"depth": depth, "camera": camera, "reference": point_mm.astype(np.float32)}
 
 
-def _applied(run: LoadedRun, world: World) -> AppliedRun:
+def _applied(run: TrainedRun, world: World) -> AppliedRun:
     info = read_inputs(run.path, run.config)
     missing = [name for name in _INPUTS if name not in info.fields]
     if missing:

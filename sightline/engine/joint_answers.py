@@ -12,7 +12,7 @@ import numpy as np
 
 from sightline.engine.answers import Refusal
 from sightline.engine.frame_centres import Centre
-from sightline.engine.loading import LoadedRun
+from sightline.engine.loading import TrainedRun
 from sightline.engine.own_frames import FrameReader
 from sightline.errors import ConfigError
 from sightline.geometry.pinhole import project
@@ -74,7 +74,7 @@ class JointAnswers:
     Raises ConfigError for a run whose set does not name its joints.
     """
 
-    def __init__(self, run: LoadedRun, reader: FrameReader) -> None:
+    def __init__(self, run: TrainedRun, reader: FrameReader) -> None:
         missing = [name for name in ("joint_names", "bones", "cube_mm") if name not in run.facts]
         if missing:
             raise ConfigError(f"{run.path}: its data set states no {', '.join(missing)}; predict needs them for joints")

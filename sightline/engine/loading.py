@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from sightline.config import RunConfig, read_config
 from sightline.data.reading import NamedTransform, Pipeline
 from sightline.engine import build, checkpoint
 from sightline.engine.checkpoint import MatchReport
-from sightline.engine.distributed import World, start_world
+from sightline.engine.distributed import World
 from sightline.engine.records import kept_random_state
 from sightline.engine.run_documents import load_document, read_facts
 from sightline.errors import ConfigError, UserError
@@ -23,17 +23,13 @@ from sightline.plugins import check_recorded, load_plugins
 from sightline.schema import check_value, nearest
 from sightline.types import Batch, Component, SampleKey, Where
 
-if TYPE_CHECKING:
-    from sightline.engine.own_frames import OwnFrames
-    from sightline.engine.prediction import Predictions
-
 __all__ = [
-    "LoadedRun",
+    "TrainedRun",
     "build_model",
     "checkpoint_path",
     "is_run",
-    "load_run",
     "load_trained",
+    "open_trained",
     "read_run",
 ]
 
@@ -41,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class LoadedRun:
+class TrainedRun:
     """A trained run, ready to use: `model` is on the CPU, in evaluation mode, with the weights of `checkpoint`.
 
     `facts` are those of the data it was trained on; `transforms` are those that evaluation applies, in order.
@@ -70,53 +66,10 @@ class LoadedRun:
         keys = [SampleKey(index, 0, self.config.seed) for index in indices]
         return Pipeline(self.transforms, batch.keys(), source="the batch")(batch, keys)
 
-    def predict(
-        self,
-        paths: Sequence[str | Path],
-        *,
-        device: str = "cpu",
-        batch_size: int | None = None,
-        columns: Sequence[str] | None = None,
-        to_sphere: bool = False,
-        category: str | None = None,
-        with_probabilities: bool = False,
-        frames: OwnFrames | None = None,
-    ) -> Predictions[Any]:
-        """What this run says of files of clouds, meshes or depth images, or of folders, as `sightline predict` does it.
 
-        Files that cannot be predicted stand in `refused` with their reason, all others in `predicted`: as a
-        `Prediction`, where the run classes points as a `SegmentPrediction`, of which all are held in memory, or where
-        it finds joints as a `JointPrediction`. How depth images are read, and where in them is looked, say `frames`.
-        `columns` names the columns of files without names, `to_sphere` normalises every cloud. For runs on points:
-        `category` is what all files are, where the run classes parts; `with_probabilities` keeps those of every class.
-        Raises UserError for a device that this machine lacks, and for what does not go with the run.
-        """
-        from sightline.engine.frame_prediction import answers_joints, predict_depth_files  # they take a loaded run
-        from sightline.engine.own_frames import OwnFrames
-        from sightline.engine.prediction import predict_files
-
-        if answers_joints(self):
-            if columns is not None or to_sphere or category is not None or with_probabilities:
-                raise ConfigError(f"{self.path}: reads depth images; give batch_size and frames alone")
-            with start_world(device=device) as world:
-                files = [Path(path) for path in paths]
-                return predict_depth_files(self, files, own=frames or OwnFrames(), world=world, batch_size=batch_size)
-        if frames is not None:
-            raise ConfigError(f"{self.path}: reads no depth images; leave frames out")
-        with start_world(device=device) as world:
-            return predict_files(
-                self,
-                [Path(path) for path in paths],
-                world=world,
-                batch_size=batch_size,
-                columns=columns,
-                to_sphere=to_sphere,
-                category=category,
-                with_probabilities=with_probabilities,
-            )
-
-
-def load_run(path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequence[str | Path] = ()) -> LoadedRun:
+def open_trained(
+    path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequence[str | Path] = ()
+) -> TrainedRun:
     """A trained run from its directory; its data set is not needed.
 
     `checkpoint` is `last`, `best` or a path; where the run averaged its weights, the average is loaded. `plugins` are
@@ -133,7 +86,7 @@ def load_run(path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequ
     chosen = checkpoint_path(run, str(checkpoint))
     load_trained(model, chosen)
     transforms = tuple(build.build_transforms(config.transforms.evaluate, facts))
-    return LoadedRun(run, chosen.resolve(), config, facts, model.eval(), transforms)
+    return TrainedRun(run, chosen.resolve(), config, facts, model.eval(), transforms)
 
 
 def build_model(name: str, /, **arguments: Any) -> nn.Module:

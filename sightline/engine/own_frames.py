@@ -12,7 +12,7 @@ from sightline import registry
 from sightline.data.depth_files import SizePx, read_depth
 from sightline.data.depth_frames import DepthCamera
 from sightline.data.references import CentreOfMass
-from sightline.engine.loading import LoadedRun
+from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError, DataError, UserError
 
 __all__ = ["DEPTH_SUFFIXES", "FrameReader", "OwnFrames", "camera_of"]
@@ -37,7 +37,7 @@ class OwnFrames:
     centre_of_mass: CentreOfMass | None = None
     follows: bool = False
     centres: Path | None = None
-    refiner: LoadedRun | None = None
+    refiner: TrainedRun | None = None
 
     def __post_init__(self) -> None:
         if self.centres is not None and (self.follows or self.refiner is not None):
@@ -56,7 +56,7 @@ class FrameReader:
     `camera` (4,) float64 are the intrinsics with which the run sees them.
     """
 
-    def __init__(self, run: LoadedRun, own: OwnFrames) -> None:
+    def __init__(self, run: TrainedRun, own: OwnFrames) -> None:
         self._own = own
         self._trained = camera_of(run)
         given = np.array(self._trained.intrinsics if own.intrinsics is None else own.intrinsics, dtype=np.float64)
@@ -87,7 +87,7 @@ class FrameReader:
         return points_mm * [1.0, -1.0, 1.0] if self.is_turned else points_mm
 
 
-def camera_of(run: LoadedRun) -> DepthCamera:
+def camera_of(run: TrainedRun) -> DepthCamera:
     """The camera of the set that a run was trained on.
 
     A run made before facts held it asks its set once more. Raises UserError where neither can be read.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sightline.data.cloud_samples import FileSample, Origin
 from sightline.engine.answers import ReadFile, Refusal
-from sightline.engine.loading import LoadedRun
+from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.neighbours import nearest_neighbours
 from sightline.metrics.answers import answers_of
@@ -87,7 +87,7 @@ class PointAnswers:
 
     hidden = frozenset({"label", "whole_label"})
 
-    def __init__(self, run: LoadedRun, info: DataInfo, *, category: str | None, with_probabilities: bool) -> None:
+    def __init__(self, run: TrainedRun, info: DataInfo, *, category: str | None, with_probabilities: bool) -> None:
         form = info.clouds
         if form is not None and form.preparation is not None:
             raise ConfigError(

@@ -18,7 +18,7 @@ from sightline.engine.class_answers import ClassAnswers, Prediction
 from sightline.engine.distributed import World
 from sightline.engine.grouping import Waiting, answer_each
 from sightline.engine.inputs import read_inputs
-from sightline.engine.loading import LoadedRun
+from sightline.engine.loading import TrainedRun
 from sightline.engine.point_answers import PointAnswers, SegmentPrediction
 from sightline.errors import ConfigError, UserError
 from sightline.types import DataInfo
@@ -42,7 +42,7 @@ _MOST_POINTS = 2**18
 may wait."""
 
 
-def answers_points(run: LoadedRun) -> bool:
+def answers_points(run: TrainedRun) -> bool:
     """Whether a run says a class for every point of a cloud, not for the cloud."""
     return "cloud_offsets" in getattr(registry.tasks.entry(run.config.task).builder, "predicts", ())
 
@@ -77,7 +77,7 @@ def _order_of(path: Path) -> tuple[list[list[tuple[bool, int, str]]], Path]:
 
 
 def predict_files(
-    run: LoadedRun,
+    run: TrainedRun,
     paths: Iterable[Path],
     *,
     world: World | None = None,
@@ -110,7 +110,7 @@ def predict_files(
 
 
 def predict_each(
-    run: LoadedRun,
+    run: TrainedRun,
     files: Iterable[Path],
     *,
     world: World | None = None,
@@ -157,7 +157,7 @@ class _Predictor:
 
     def __init__(
         self,
-        run: LoadedRun,
+        run: TrainedRun,
         info: DataInfo,
         answers: Answers,
         world: World,

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sightline.checks.context import Context
 from sightline.checks.finding import Finding
 from sightline.checks.first_step import first_step
-from sightline.checks.suite import Context
 from sightline.describe.trace import untouched
 from sightline.engine.build import Built
 from sightline.engine.distributed import World

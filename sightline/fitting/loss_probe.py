@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.checks.class_weight_length import class_axis
+from sightline.checks.class_axes import class_axis
 from sightline.checks.rehearsal import Recording, detached
 from sightline.engine.distributed import World
 from sightline.engine.train import Job, mean

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sightline.checks.context import Context
 from sightline.checks.finding import Finding, Severity
-from sightline.checks.suite import Context
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 

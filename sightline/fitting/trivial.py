@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.checks.class_weight_length import class_axis
+from sightline.checks.class_axes import class_axis
 from sightline.checks.rehearsal import copy_of
 from sightline.engine.build import Built
 from sightline.engine.device import to_device

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sightline.engine.centre_files import centre_lines, find_centres
 from sightline.engine.distributed import start_world
-from sightline.engine.loading import load_run
+from sightline.engine.loading import open_trained
 from sightline.engine.precision import set_backends
 from sightline.verbs.common import config_of, write_document, write_file
 from sightline.verbs.output import note, show_table
@@ -34,7 +34,7 @@ class Options:
 
 def centres(options: Options) -> int:
     """Write a line for every frame of a part of a config's data set, whole or not at all."""
-    refiner = load_run(options.run, checkpoint=options.which, plugins=options.plugins)
+    refiner = open_trained(options.run, checkpoint=options.which, plugins=options.plugins)
     config, _ = config_of(options.data, options.overrides, options.plugins)
     set_backends(determinism=refiner.config.train.determinism, cudnn=refiner.config.train.cudnn)
     with start_world(device=options.device) as world:

@@ -15,7 +15,7 @@ from sightline.engine.answers import Refusal
 from sightline.engine.distributed import World
 from sightline.engine.frame_prediction import predict_frames
 from sightline.engine.joint_answers import STAGES, JointPrediction
-from sightline.engine.loading import LoadedRun, load_run
+from sightline.engine.loading import TrainedRun, open_trained
 from sightline.engine.own_frames import DEPTH_SUFFIXES, OwnFrames
 from sightline.engine.prediction import files_of
 from sightline.errors import DataError, UserError
@@ -32,7 +32,7 @@ _PICTURE = ".pose.png"
 _COORDINATES = ("x_mm", "y_mm", "z_mm", "u_px", "v_px", "peak")
 
 
-def tell_joints(run: LoadedRun, options: Options, world: World) -> Told:
+def tell_joints(run: TrainedRun, options: Options, world: World) -> Told:
     """Of a run of the task `pose`: the joints of each depth image; pictures are written as answers come.
 
     Raises UserError for an output that cannot be, before anything is predicted; RunError where the disk refuses one.
@@ -70,7 +70,7 @@ def tell_joints(run: LoadedRun, options: Options, world: World) -> Told:
     )
 
 
-def own_frames(run: LoadedRun, options: Options) -> OwnFrames:
+def own_frames(run: TrainedRun, options: Options) -> OwnFrames:
     """How the command line wants depth images read. Raises UserError for what does not go together."""
     for value, option in (
         (options.columns, "--columns"),
@@ -88,7 +88,7 @@ def own_frames(run: LoadedRun, options: Options) -> OwnFrames:
         parts[part].append(word)
     camera = read_key_values("camera", _camera, parts["camera"], command="predict", prefix="camera.")
     how = read_key_values("centre_of_mass", CentreOfMass, parts["reference"], command="predict", prefix="reference.")
-    refiner = None if options.refiner is None else load_run(options.refiner, plugins=options.plugins)
+    refiner = None if options.refiner is None else open_trained(options.refiner, plugins=options.plugins)
     _note_reference(run, options)
     return OwnFrames(
         **_camera(**camera),
@@ -99,7 +99,7 @@ def own_frames(run: LoadedRun, options: Options) -> OwnFrames:
     )
 
 
-def assert_no_frames(run: LoadedRun, options: Options) -> None:
+def assert_no_frames(run: TrainedRun, options: Options) -> None:
     """Raises UserError for options of depth images, for a run that reads none."""
     given = [
         *options.overrides,
@@ -135,7 +135,7 @@ def _camera(
     }
 
 
-def _note_reference(run: LoadedRun, options: Options) -> None:
+def _note_reference(run: TrainedRun, options: Options) -> None:
     """Say so where figures are looked for about other points than the run was trained about."""
     trained = str(run.facts.get("reference_source", ""))
     if options.centres is not None or not trained:
@@ -146,7 +146,7 @@ def _note_reference(run: LoadedRun, options: Options) -> None:
         note(f"the run was trained about reference points of '{trained}', not {where}: its answers may be worse")
 
 
-def _task(run: LoadedRun) -> str:
+def _task(run: TrainedRun) -> str:
     return run.config.task.name
 
 

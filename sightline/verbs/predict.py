@@ -14,7 +14,7 @@ from sightline.engine.answers import exit_code_of
 from sightline.engine.distributed import World, start_world
 from sightline.engine.frame_prediction import answers_joints, refines_centres
 from sightline.engine.lineage import describe_lineage, read_lineage
-from sightline.engine.loading import LoadedRun, load_run
+from sightline.engine.loading import TrainedRun, open_trained
 from sightline.engine.precision import set_backends
 from sightline.engine.prediction import answers_points
 from sightline.errors import RunError, UserError, in_one_line
@@ -29,7 +29,7 @@ __all__ = ["Options", "predict"]
 def predict(options: Options) -> int:
     """Predict every file that can be; the others are named with their reason. The exit code."""
     _assert_consistent(options)
-    run = load_run(options.run, checkpoint=options.which, plugins=options.plugins)
+    run = open_trained(options.run, checkpoint=options.which, plugins=options.plugins)
     tell = _teller(run, options)
     set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
     _tell(run)
@@ -46,7 +46,7 @@ def predict(options: Options) -> int:
     return exit_code_of(told.refused)
 
 
-def _teller(run: LoadedRun, options: Options) -> Callable[[LoadedRun, Options, World], Told]:
+def _teller(run: TrainedRun, options: Options) -> Callable[[TrainedRun, Options, World], Told]:
     """What answers for the files of a run's kind. Raises UserError for options that are for those of another."""
     if answers_joints(run):
         return tell_joints
@@ -71,7 +71,7 @@ def _assert_consistent(options: Options) -> None:
         raise UserError("--probabilities: is written into the folder of --out; give --out DIR")
 
 
-def _tell(run: LoadedRun) -> None:
+def _tell(run: TrainedRun) -> None:
     """What a reader of the answers must know of how they come about."""
     lineage = read_lineage(run.path)
     if lineage is not None:
@@ -82,7 +82,7 @@ def _tell(run: LoadedRun) -> None:
         note(f"one pass a file: evaluate.votes ({run.config.evaluate.votes}) is not applied")
 
 
-def _show(run: LoadedRun, told: Told) -> None:
+def _show(run: TrainedRun, told: Told) -> None:
     """The table of what was predicted, under the checkpoint's path as one would type it; none where nothing was."""
     checkpoint = run.checkpoint
     here = Path.cwd()
@@ -94,7 +94,7 @@ def _show(run: LoadedRun, told: Told) -> None:
     show_table(title, told.columns, told.rows)
 
 
-def _document(run: LoadedRun, told: Told) -> dict[str, Any]:
+def _document(run: TrainedRun, told: Told) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "checkpoint": str(run.checkpoint),

@@ -12,7 +12,7 @@ import numpy as np
 from sightline.data.cloud_files import check_columns
 from sightline.engine.answers import Refusal
 from sightline.engine.distributed import World
-from sightline.engine.loading import LoadedRun
+from sightline.engine.loading import TrainedRun
 from sightline.engine.point_answers import SegmentPrediction
 from sightline.engine.prediction import files_of, predict_each, predict_files
 from sightline.errors import DataError
@@ -66,7 +66,7 @@ class Told:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def tell_classes(run: LoadedRun, options: Options, world: World) -> Told:
+def tell_classes(run: TrainedRun, options: Options, world: World) -> Told:
     """Of a run that classes clouds: class, probability and margin."""
     found = predict_files(
         run,
@@ -102,7 +102,7 @@ def tell_classes(run: LoadedRun, options: Options, world: World) -> Told:
     )
 
 
-def tell_points(run: LoadedRun, options: Options, world: World) -> Told:
+def tell_points(run: TrainedRun, options: Options, world: World) -> Told:
     """Of a run that classes points: the share of each class; labels and clouds are written as they come.
 
     Raises UserError for an output that cannot be, before anything is predicted; RunError where the disk refuses one.
@@ -147,7 +147,7 @@ def _point_document(answer: SegmentPrediction) -> dict[str, Any]:
     }
 
 
-def _points_told(run: LoadedRun, documents: Sequence[dict[str, Any]], refused: Sequence[Refusal]) -> Told:
+def _points_told(run: TrainedRun, documents: Sequence[dict[str, Any]], refused: Sequence[Refusal]) -> Told:
     numbers = range(run.facts["num_classes"])
     classes = run.class_names or tuple(str(number) for number in numbers)
     plain = ("file", "category", "num_points", "mean_probability", "treatment")

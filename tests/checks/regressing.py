@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.binding import Offer, outputs_of
-from sightline.checks.suite import Context
+from sightline.checks.context import Context
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.losses.base import Loss

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from sightline.checks.context import Context
 from sightline.checks.negatives import negatives
-from sightline.checks.suite import Context
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import start_world

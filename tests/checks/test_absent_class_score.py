@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.checks.absent_class_score import _falls_short, absent_class_score
-from sightline.checks.suite import Context
+from sightline.checks.context import Context
 from sightline.engine.distributed import World
 from sightline.metrics.accuracy import Accuracy
 from sightline.metrics.confusion import confusion_matrix

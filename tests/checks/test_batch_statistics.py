@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sightline.checks.batch_statistics import batch_statistics
-from sightline.checks.suite import Context
+from sightline.checks.context import Context
 from sightline.engine.distributed import World
 from tests.checks.pairing import make_pairs
 from tests.checks.planting import assert_complete, make

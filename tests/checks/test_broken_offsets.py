@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.checks.broken_offsets import broken_offsets
-from sightline.checks.suite import Context
+from sightline.checks.context import Context
 from sightline.engine.distributed import World
 from tests.checks.planting import assert_healthy, caught, make
 from tests.checks.segmenting import Joined, make_parts, make_rooms

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sightline.checks.category_input import category_input
-from sightline.checks.suite import Context, run_quick
+from sightline.checks.context import Context
+from sightline.checks.suite import run_quick
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from tests.checks.planting import assert_healthy, caught, make

@@ -81,7 +81,7 @@ def test_in_channels_that_are_not_there(tmp_path: Path) -> None:
 
 def test_features_count_as_channels(tmp_path: Path) -> None:
     from sightline.checks.channel_contract import channel_contract
-    from sightline.checks.suite import Context
+    from sightline.checks.context import Context
     from sightline.engine.distributed import World
 
     wrap = changed("points", Tensor.clone, facts={"in_channels": 6}, features=("normals",))

@@ -40,7 +40,7 @@ def test_healthy_start(tmp_path: Path, source: Path) -> None:
 
 def test_declared_partial_start_is_told(tmp_path: Path, source: Path) -> None:
     from sightline.checks.checkpoint_match import checkpoint_match
-    from sightline.checks.suite import Context
+    from sightline.checks.context import Context
 
     path = tmp_path / "small.yaml"
     path.write_text(

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from sightline.checks.class_balance import class_balance
-from sightline.checks.suite import Context, run_all, run_quick
+from sightline.checks.context import Context
+from sightline.checks.suite import run_all, run_quick
 from sightline.checks.survey import survey_part
 from sightline.checks.untrained_class import untrained_class
 from sightline.engine.build import Built

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from sightline.checks.class_names import class_names
+from sightline.checks.context import Context
 from sightline.checks.finding import Finding
-from sightline.checks.suite import Context
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.types import Field, Sample

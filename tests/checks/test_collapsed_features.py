@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sightline.checks.collapsed_features import collapsed_features, collapsed_trained_features, spread_of
-from sightline.checks.suite import Context
+from sightline.checks.context import Context
 from sightline.engine.distributed import World
 from tests.checks.pairing import make_pairs, make_pictured
 from tests.checks.planting import assert_complete, caught

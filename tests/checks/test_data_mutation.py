@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.checks.context import Context
 from sightline.checks.data_mutation import data_mutation
-from sightline.checks.suite import Context
 from sightline.data.reading import NamedTransform
 from sightline.engine.build import Built
 from sightline.engine.distributed import World

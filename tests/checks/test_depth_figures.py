@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from sightline.checks.channel_contract import channel_contract
+from sightline.checks.context import Context
 from sightline.checks.data_mutation import data_mutation
 from sightline.checks.duplicate_clouds import duplicate_clouds
 from sightline.checks.non_finite_data import non_finite_data
 from sightline.checks.set_agreement import set_agreement
-from sightline.checks.suite import Context
 from sightline.data.synthetic_bodies import SyntheticBodies
 from sightline.data.synthetic_hands import SyntheticHands
 from sightline.engine.distributed import World

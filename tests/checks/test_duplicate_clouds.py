@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from sightline.checks.context import Context
 from sightline.checks.duplicate_clouds import duplicate_clouds
-from sightline.checks.suite import Context
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from tests.checks.planting import assert_complete, assert_healthy, caught, make

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.checks.context import Context
 from sightline.checks.empty_cloud import empty_cloud
-from sightline.checks.suite import Context
 from sightline.data.reading import NamedTransform
 from sightline.engine.distributed import World
 from sightline.types import Sample

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sightline.checks.context import Context
 from sightline.checks.empty_loader import empty_loader
-from sightline.checks.suite import Context
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.engine.stream import Plan

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from sightline.checks.context import Context
 from sightline.checks.feature_scale import feature_scale, layer_scales
-from sightline.checks.suite import Context
 from sightline.config import read_config
 from sightline.engine import checkpoint
 from sightline.engine.build import Built, build

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from sightline.binding import Offer, bind
 from sightline.checks import suite
+from sightline.checks.context import Context
 from sightline.checks.finding import Finding
 from sightline.checks.first_evaluation import first_evaluation
 from sightline.checks.rehearsed_evaluation import rehearse_evaluations
-from sightline.checks.suite import Context, run_quick
+from sightline.checks.suite import run_quick
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Meter

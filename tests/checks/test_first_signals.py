@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.checks.context import Context
 from sightline.checks.final_activation import final_activation
 from sightline.checks.gradient_flow import gradient_flow
 from sightline.checks.initial_squares import initial_squares, predicted
 from sightline.checks.initial_weights import initial_weights, scheme_of
 from sightline.checks.norm_variance import input_variances, norm_variance
-from sightline.checks.suite import Context
 from sightline.checks.trivial_predictors import trivial_answers, trivial_predictors
 from sightline.engine.distributed import World
 from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.checks.context import Context
 from sightline.checks.first_step import first_step
-from sightline.checks.suite import Context
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+from sightline.checks.context import Context
 from sightline.checks.foreign_hooks import foreign_hooks, hooks_of, hooks_of_loggers
-from sightline.checks.suite import Context
 from sightline.engine.distributed import World
 from tests.checks.pairing import make_pairs
 from tests.checks.planting import assert_complete, assert_healthy, caught, make

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.checks.context import Context
 from sightline.checks.foreign_image import foreign_image
-from sightline.checks.suite import Context
 from sightline.data.rendered_objects import PreparedObjects, Surface
 from sightline.data.rendering import Look, render_set
 from sightline.engine.build import Built

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sightline.checks.context import Context
 from sightline.checks.initial_contrast import initial_contrast
 from sightline.checks.oracles.loss_references import nt_xent as reference_loss
-from sightline.checks.suite import Context
 from sightline.engine.distributed import World
 from sightline.losses.contrast import IntraModal, PairLoss, nt_xent
 from tests.checks.pairing import STRONG, make_pairs, make_pictured, with_task

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.checks.context import Context
 from sightline.checks.initial_loss import _case, _of_definition, _oracle, first_outputs
-from sightline.checks.suite import Context, run_all
+from sightline.checks.suite import run_all
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.losses.cross_entropy import CrossEntropy

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.checks.context import Context
 from sightline.checks.label_outside_parts import label_outside_parts
-from sightline.checks.suite import Context, run_all
+from sightline.checks.suite import run_all
 from sightline.checks.survey import survey_part
 from sightline.engine.distributed import World
 from sightline.types import SampleKey

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sightline.checks.context import Context
 from sightline.checks.loss_at_chance import at_chance, loss_at_chance
-from sightline.checks.suite import Context
 from sightline.engine.distributed import World
 from tests.checks.pairing import make_pairs
 from tests.checks.planting import assert_complete

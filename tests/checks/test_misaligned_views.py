@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from sightline.checks.context import Context
 from sightline.checks.misaligned_views import misaligned_views, shape_statistics
-from sightline.checks.suite import Context
 from sightline.data.reading import NamedTransform
 from sightline.engine.build import Built
 from sightline.engine.distributed import World

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.checks.context import Context
 from sightline.checks.finding import Finding
 from sightline.checks.misplaced_heatmap import misplaced_heatmap, width_of
 from sightline.checks.misplaced_volume import misplaced_volume
-from sightline.checks.suite import Context
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.geometry.heatmaps import gaussian_heatmaps

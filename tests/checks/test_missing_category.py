@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from sightline.checks.context import Context
 from sightline.checks.missing_category import missing_category
-from sightline.checks.suite import Context
 from sightline.engine.distributed import World
 from tests.checks.planting import Wrapped, assert_complete, assert_healthy, caught, make, with_data
 from tests.checks.segmenting import Edited, PerPoint, make_parts, make_rooms

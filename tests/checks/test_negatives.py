@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sightline.checks.context import Context
 from sightline.checks.negatives import negatives
-from sightline.checks.suite import Context
 from sightline.engine.distributed import World
 from sightline.losses.contrast import CrossModal, IntraModal, PairLoss
 from sightline.tasks.contrast import Contrast

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline import registry
+from sightline.checks.context import Context
 from sightline.checks.no_gradient import no_gradient
-from sightline.checks.suite import Context
 from sightline.engine.distributed import World
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sightline.checks.answers import maker_of, score
+from sightline.checks.context import Context
 from sightline.checks.per_batch_metric import _sheets, per_batch_metric
-from sightline.checks.suite import Context
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Meter
 from sightline.metrics.confusion import confusion_matrix

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from sightline.checks.context import Context
 from sightline.checks.set_agreement import compare, inputs_of, set_agreement
-from sightline.checks.suite import Context, run_all
+from sightline.checks.suite import run_all
 from sightline.data.reading import BatchReader, NamedTransform
 from sightline.engine.build import Built
 from sightline.engine.distributed import World

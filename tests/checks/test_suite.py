@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from sightline import compiled
 from sightline.checks import suite
+from sightline.checks.context import CHECKS, Check, Context
 from sightline.checks.finding import Finding, Place
 from sightline.checks.merge import agree, from_dict, merge
 from sightline.checks.rehearsal import rehearse
-from sightline.checks.suite import Context, all_checks, run_all, run_quick
+from sightline.checks.suite import all_checks, run_all, run_quick
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Evaluate, Train
 from sightline.data.reading import BatchReader
@@ -287,7 +288,7 @@ def test_what_a_run_left_is_looked_at_only_where_there_is_a_run(tmp_path: Path, 
         asked.append(context.run)
         return []
 
-    monkeypatch.setitem(suite._CHECKS, "loss-at-chance", suite.Check("loss-at-chance", "offline", True, note))
+    monkeypatch.setitem(CHECKS, "loss-at-chance", Check("loss-at-chance", "offline", True, note))
     built = make(tmp_path)
     run_quick(built, World())
     run_all(built, World())

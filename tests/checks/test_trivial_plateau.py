@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.checks.suite import Context
+from sightline.checks.context import Context
 from sightline.checks.trivial_plateau import stays_at, trivial_plateau
 from sightline.engine.build import Built
 from tests.checks.planting import assert_complete

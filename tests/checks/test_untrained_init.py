@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sightline.checks.suite import Context
+from sightline.checks.context import Context
 from sightline.checks.untrained_init import untrained_init
 from sightline.config import read_config, render
 from sightline.config.show import to_plain

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from sightline.data.modelnet import ModelNet40
-from sightline.data.mvcnn import composited, import_views, list_pictures, read_picture
+from sightline.data.mvcnn import import_views, list_pictures, read_picture
 from sightline.data.native import verify
+from sightline.data.png_views import composited
 from sightline.data.views import IMAGE, Views
 from sightline.errors import DataError
 from sightline.types import SampleKey

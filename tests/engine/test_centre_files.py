@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from sightline import registry
+from sightline.api import load_run
 from sightline.data.msra_hands import MsraHands
 from sightline.engine.centre_files import FoundCentres, centre_lines
 from sightline.engine.inputs import read_inputs
 from sightline.engine.lineage import LINEAGE
-from sightline.engine.loading import load_run
 from sightline.types import Component, Folds, SampleKey
 from tests.command import Outcome, run_here
 from tests.data.depth_trees import no_progress, write_msra

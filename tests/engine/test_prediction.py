@@ -15,10 +15,10 @@ from torch import Tensor
 
 import sightline
 from sightline import registry
+from sightline.api import LoadedRun
 from sightline.engine import checkpoint
 from sightline.engine import prediction as module
 from sightline.engine.conversion import convert
-from sightline.engine.loading import LoadedRun
 from sightline.engine.prediction import predict_files
 from sightline.errors import ConfigError, in_one_line
 from sightline.types import DataInfo, Field

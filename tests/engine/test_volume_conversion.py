@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.engine.loading import load_run
+from sightline.api import load_run
 from tests.command import Outcome, run_here
 from tests.golden_parity import assert_near_largest, load_golden, stored_part
 

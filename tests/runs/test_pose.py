@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sightline.api import load_run
 from sightline.config import read_config
 from sightline.engine.build import build_data
-from sightline.engine.loading import load_run
 from sightline.types import SampleKey
 from tests.checks.posing import CONFIG
 from tests.command import run_here
