@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sightline.checks.suite import all_checks
 from sightline.config import RunConfig
+from sightline.doctor.suite import all_checks
 from sightline.schema import describe_type
 from sightline.types import Component
 

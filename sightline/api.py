@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sightline.engine.distributed import start_world
-from sightline.engine.frame_prediction import answers_joints, predict_depth_files
 from sightline.engine.loading import TrainedRun, build_model, open_trained
-from sightline.engine.own_frames import OwnFrames
-from sightline.engine.prediction import Predictions, predict_files
 from sightline.errors import ConfigError
+from sightline.predict.frame_prediction import answers_joints, predict_depth_files
+from sightline.predict.own_frames import OwnFrames
+from sightline.predict.prediction import Predictions, predict_files
 
 __all__ = ["LoadedRun", "build_model", "load_run"]
 

@@ -46,4 +46,4 @@ ImageEncoder = Annotated[Any, Block("image_encoders")]
 TransformBlock = Annotated[Any, Block("transforms")]
 """A transform inside another."""
 ReferencePoint = Annotated[Any, Block("references")]
-"""Where the cube lies in a depth image: `of(order)`, as `sightline/data/references.py` says."""
+"""Where the cube lies in a depth image: `of(order)`, as `sightline/data/depth/references.py` says."""

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import sightline
-from sightline.engine import checkpoint
 from sightline.engine.distributed import World
-from sightline.engine.run_directory import RunDirectory, environment
 from sightline.engine.session import Session, StopRequest
 from sightline.errors import CheckpointError, ConfigError, UserError
+from sightline.runs import checkpoint
+from sightline.runs.run_directory import RunDirectory, environment
 from sightline.types import SampleKey
 from tests.runs.small import small_run
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.models.published_models import MODELS
+from sightline.models.published.published_models import MODELS
 from tests.command import run_here
 
 VERBS = (

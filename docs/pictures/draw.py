@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sightline.data.depth_frames import DepthFrames
-from sightline.data.reading import BatchReader, NamedTransform
-from sightline.data.synthetic_bodies import SyntheticBodies
-from sightline.data.synthetic_hands import SyntheticHands
-from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.data.depth.depth_frames import DepthFrames
+from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.synthetic.synthetic_bodies import SyntheticBodies
+from sightline.data.synthetic.synthetic_hands import SyntheticHands
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.geometry.cameras import ring_cameras
 from sightline.geometry.pinhole import project
 from sightline.geometry.rendering import Style, on_background, render_cloud

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sightline.bench.case import Case, Exactly, Run, Variant
 from sightline.bench.models import near, same_numbers, spread_norms
 from sightline.bench.textbook_models import TextbookDGCNNEncoder
-from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.losses.contrast import CrossModal, IntraModal
 from sightline.models.crosspoint import CrossPoint
 from sightline.models.dgcnn import DGCNNEncoder

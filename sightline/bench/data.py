@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from sightline.bench import rendering, rooms, volumes
 from sightline.bench.case import Case, Run, Variant
-from sightline.data.reading import BatchReader, NamedTransform
-from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.transforms.point_choice import ShufflePoints
 from sightline.transforms.points import Scale, Translate
 from sightline.types import SampleKey

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sightline.bench.agreement import allclose
 from sightline.bench.case import Case, Exactly, Run, Variant
 from sightline.bench.models import same_numbers
-from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.models.point_transformer_dense import DensePointTransformer
 from sightline.types import SampleKey
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sightline.bench.case import Case, variant
-from sightline.data.shapenet_part import ShapeNetPart
+from sightline.data.clouds.shapenet_part import ShapeNetPart
 from sightline.metrics.part_iou import PartIoU
 
 __all__ = ["cases"]

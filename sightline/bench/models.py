@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from sightline.bench.agreement import allclose
 from sightline.bench.case import Case, Exactly, Run, Variant
 from sightline.bench.textbook_models import TextbookDGCNN, TextbookPCT, TextbookPointNet2
-from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.models.dgcnn import DGCNN
 from sightline.models.pct import PCT
 from sightline.models.pointnet2 import PointNet2

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sightline.bench.agreement import equal
 from sightline.bench.case import Case, variant
-from sightline.data.synthetic_hands import HAND_CAMERA, SyntheticHands
-from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.data.synthetic.synthetic_hands import HAND_CAMERA, SyntheticHands
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.geometry.cameras import ring_cameras
 from sightline.geometry.capsules import SeenCapsules, render_capsules, render_capsules_plainly
 from sightline.geometry.rendering import render_cloud, render_cloud_plainly

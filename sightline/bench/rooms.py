@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from sightline.bench.case import Case, Run, Variant
-from sightline.data.s3dis import S3dis
-from sightline.data.s3dis_files import list_rooms, read_room
+from sightline.data.scenes.s3dis import S3dis
+from sightline.data.scenes.s3dis_files import list_rooms, read_room
 
 __all__ = ["cases"]
 

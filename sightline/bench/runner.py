@@ -13,8 +13,8 @@ from sightline.bench.case import Case, Run, Variant
 from sightline.bench.memory import MemoryMeter
 from sightline.bench.timing import Seconds, Spread, interleave, ratios
 from sightline.engine.memory import keep_freed_memory
-from sightline.engine.run_directory import environment
 from sightline.errors import MissingExtraError
+from sightline.runs.run_directory import environment
 
 __all__ = ["Report", "Result", "Runner", "describe_machine"]
 

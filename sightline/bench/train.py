@@ -19,9 +19,9 @@ from sightline.config import RunConfig, read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.records import Observers, StepRecord
-from sightline.engine.run_directory import RunDirectory
 from sightline.engine.session import Session, StopRequest
 from sightline.engine.train import train
+from sightline.runs.run_directory import RunDirectory
 
 __all__ = ["cases"]
 

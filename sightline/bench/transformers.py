@@ -16,7 +16,7 @@ from torch import nn
 from sightline.bench.case import Case, Variant
 from sightline.bench.models import IN_FLOAT64, forward_form, near, spread_norms, step_form
 from sightline.bench.textbook_transformer import TextbookPointTransformer
-from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.models.point_transformer import PointTransformer
 from sightline.types import SampleKey
 

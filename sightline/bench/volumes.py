@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sightline.bench.agreement import allclose, equal
 from sightline.bench.case import Case, Run, Variant, variant
-from sightline.data.synthetic_hands import SyntheticHands
+from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.draws import Draws
 from sightline.geometry.heatmaps import gaussian_heatmaps, gaussian_heatmaps_plainly
 from sightline.geometry.volumes import Placement, occupancy, to_voxels

@@ -17,9 +17,9 @@ from torch import Tensor
 import sightline.geometry.levels as levels
 from sightline.compare.formats import FORMATS, TF32
 from sightline.compare.recording import Call, Recording
-from sightline.engine.run_directory import RunDirectory
 from sightline.errors import UserError
 from sightline.plain_files import read_plain
+from sightline.runs.run_directory import RunDirectory
 
 __all__ = ["Record", "Writer", "is_record", "read_record", "write_record"]
 

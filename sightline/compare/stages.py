@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline.compare.formats import FORMATS
 from sightline.compare.measure import Deviation, distance
 from sightline.compare.walk import Row
-from sightline.data.reading import BatchReader
+from sightline.data.loading.reading import BatchReader
 from sightline.nests import leaves
 from sightline.types import SampleKey
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.config import RunConfig, located
-from sightline.data.collate import batch_keys, collate
-from sightline.data.reading import BatchReader
+from sightline.data.loading.collate import batch_keys, collate
+from sightline.data.loading.reading import BatchReader
 from sightline.describe.trace import untouched
 from sightline.draws import Draws
 from sightline.engine.build import Built, Data, Part, build, build_transforms
 from sightline.engine.distributed import World
-from sightline.engine.inputs import INPUTS, read_inputs
 from sightline.errors import DataError, MissingDataError
+from sightline.runs.inputs import INPUTS, read_inputs
 from sightline.schema import parameters_of
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
 

@@ -16,13 +16,10 @@ from torch import nn
 from sightline import registry, schema
 from sightline.binding import Offer, UnboundError, bind, outputs_of
 from sightline.config import RunConfig, located
-from sightline.data.reading import BatchReader, NamedTransform
-from sightline.data.splits import hold_out
-from sightline.engine import checkpoint
-from sightline.engine.checkpoint import MatchReport
+from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.loading.splits import hold_out
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator, Meter
-from sightline.engine.lineage import trace_lineage
 from sightline.engine.optimizers import Recipe
 from sightline.engine.parameter_groups import Rate
 from sightline.engine.precision import Precision, seed_everything
@@ -32,6 +29,9 @@ from sightline.engine.train import Job, Task
 from sightline.errors import CheckpointError, ConfigError
 from sightline.layers.native_batch_norm import without_cudnn
 from sightline.metrics.base import Metric, fault_of_state
+from sightline.runs import checkpoint
+from sightline.runs.checkpoint import MatchReport
+from sightline.runs.lineage import trace_lineage
 from sightline.types import Component, Dataset
 
 __all__ = [

@@ -20,26 +20,26 @@ from sightline import registry
 from sightline.config import RunConfig, read_config, render
 from sightline.config.run_config import Init
 from sightline.config.show import show_inline, to_plain
-from sightline.data.native import sha256_of
-from sightline.engine import checkpoint
+from sightline.data.store.native import sha256_of
 from sightline.engine.build import build_model
 from sightline.engine.distributed import World
-from sightline.engine.durable import disk_failure, sync_folder
-from sightline.engine.inputs import INPUTS, inputs_document
-from sightline.engine.lineage import LINEAGE
 from sightline.engine.loading import is_run
 from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.records import kept_random_state
-from sightline.engine.run_directory import RunDirectory, environment
-from sightline.engine.weights import load_weights
 from sightline.errors import CheckpointError, ConfigError, MissingDataError, UserError
 from sightline.geometry.volumes import Axes
-from sightline.models.published import OPTIONAL, published_name, translate, unused_names
-from sightline.models.published_crosspoint import IMAGE_PREFIX, POINT_PREFIX
-from sightline.models.published_files import PublishedFile, read_published
-from sightline.models.published_models import MODELS, PublishedModel, layouts_of
-from sightline.models.published_volumes import with_axes
+from sightline.models.published.published import OPTIONAL, published_name, translate, unused_names
+from sightline.models.published.published_crosspoint import IMAGE_PREFIX, POINT_PREFIX
+from sightline.models.published.published_files import PublishedFile, read_published
+from sightline.models.published.published_models import MODELS, PublishedModel, layouts_of
+from sightline.models.published.published_volumes import with_axes
 from sightline.plugins import Plugin
+from sightline.runs import checkpoint
+from sightline.runs.durable import disk_failure, sync_folder
+from sightline.runs.inputs import INPUTS, inputs_document
+from sightline.runs.lineage import LINEAGE
+from sightline.runs.run_directory import RunDirectory, environment
+from sightline.runs.weights import load_weights
 from sightline.schema import nearest
 from sightline.types import Component, DataInfo
 

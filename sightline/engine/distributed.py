@@ -27,10 +27,10 @@ from sightline.engine.failure import PeerLostError, leave, report_failure
 from sightline.engine.gradients import buckets_of, flatten_gradients, set_gradients
 from sightline.engine.launch import Place, meeting_place, place_in_launch
 from sightline.engine.memory import keep_freed_memory
-from sightline.engine.run_directory import RunDirectory
 from sightline.engine.watchdog import Watchdog, place_of
 from sightline.errors import RunError, UserError
 from sightline.layers.batch_norm import synchronise
+from sightline.runs.run_directory import RunDirectory
 
 __all__ = ["World", "start_world"]
 

@@ -12,14 +12,15 @@ from torch import nn
 
 from sightline import registry
 from sightline.config import RunConfig, read_config
-from sightline.data.reading import NamedTransform, Pipeline
-from sightline.engine import build, checkpoint
-from sightline.engine.checkpoint import MatchReport
+from sightline.data.loading.reading import NamedTransform, Pipeline
+from sightline.engine import build
 from sightline.engine.distributed import World
 from sightline.engine.records import kept_random_state
-from sightline.engine.run_documents import load_document, read_facts
 from sightline.errors import ConfigError, UserError
 from sightline.plugins import check_recorded, load_plugins
+from sightline.runs import checkpoint
+from sightline.runs.checkpoint import MatchReport
+from sightline.runs.run_documents import load_document, read_facts
 from sightline.schema import check_value, nearest
 from sightline.types import Batch, Component, SampleKey, Where
 

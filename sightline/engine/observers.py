@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sightline.engine.durable import assert_appendable, disk_failure
 from sightline.engine.intervals import Intervals, evaluation_numbers, interval_numbers
 from sightline.engine.records import EvaluationRecord, StepRecord
+from sightline.runs.durable import assert_appendable, disk_failure
 
 __all__ = ["EpochTimes", "LineWriter", "MetricsLog", "TrainLog", "describe_evaluation"]
 

@@ -20,22 +20,22 @@ from torch import nn
 
 from sightline.config import RunConfig, render
 from sightline.config.show import to_plain
-from sightline.engine import checkpoint
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
-from sightline.engine.inputs import INPUTS, inputs_document
-from sightline.engine.lineage import LINEAGE, describe_lineage, tell_stage
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
 from sightline.engine.parameter_groups import tell_rates
 from sightline.engine.progress import Progress
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
-from sightline.engine.run_directory import RunDirectory
 from sightline.engine.tensorboard import TensorBoard
 from sightline.engine.train import train
 from sightline.engine.wandb import Wandb
 from sightline.errors import CheckpointError
 from sightline.pictures import encode_png
+from sightline.runs import checkpoint
+from sightline.runs.inputs import INPUTS, inputs_document
+from sightline.runs.lineage import LINEAGE, describe_lineage, tell_stage
+from sightline.runs.run_directory import RunDirectory
 
 __all__ = ["Session", "StopAskedError", "StopRequest", "evaluation_document"]
 

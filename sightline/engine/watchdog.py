@@ -17,8 +17,8 @@ from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 from sightline.engine.failure import report_failure
-from sightline.engine.processes import Process
 from sightline.errors import UserError
+from sightline.runs.processes import Process
 
 __all__ = ["Store", "Watchdog", "place_of"]
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from sightline.config import RunConfig
-from sightline.engine.blocks import graph_of
-from sightline.engine.stages import differences, stage_of
 from sightline.geometry.neighbours import neighbours_in_proportion
 from sightline.probe.subject import ProbedData
+from sightline.runs.blocks import graph_of
+from sightline.runs.stages import differences, stage_of
 from sightline.types import Component, DataInfo
 
 __all__ = ["warnings_on_data"]

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from sightline.data.native import sha256_of
-from sightline.data.whole_files import whole_file
-from sightline.engine.durable import disk_failure
-from sightline.engine.run_directory import RunDirectory
+from sightline.data.files.whole_files import whole_file
+from sightline.data.store.native import sha256_of
 from sightline.errors import UserError
 from sightline.plain_files import read_plain
 from sightline.probe.features import Features
+from sightline.runs.durable import disk_failure
+from sightline.runs.run_directory import RunDirectory
 
 __all__ = ["FeatureCache", "weights_digest"]
 

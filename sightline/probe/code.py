@@ -7,8 +7,8 @@ from functools import cache
 from importlib import resources
 
 from sightline import registry
-from sightline.engine.blocks import blocks_within
 from sightline.plugins import loaded_sha256
+from sightline.runs.blocks import blocks_within
 from sightline.types import Component
 
 __all__ = ["ROOMS", "plugins_of", "source_sha256"]

@@ -12,15 +12,15 @@ from torch import nn
 from sightline.config import RunConfig, read_config
 from sightline.engine.build import build_model
 from sightline.engine.distributed import World
-from sightline.engine.inputs import read_inputs
-from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import checkpoint_path, load_trained, read_run
-from sightline.engine.run_documents import read_facts
 from sightline.errors import ConfigError
 from sightline.probe.agreement import warnings_on_data
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import encoder_of
 from sightline.probe.subject import ProbedData, Recipe, Split, open_data, random_model, split_of
+from sightline.runs.inputs import read_inputs
+from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.run_documents import read_facts
 
 __all__ = ["CACHE", "Probed", "Twins", "open_run", "twins_of"]
 

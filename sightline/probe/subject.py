@@ -18,11 +18,11 @@ from sightline.config.show import to_plain
 from sightline.engine.build import Part, build_model, build_part
 from sightline.engine.distributed import World
 from sightline.engine.records import kept_random_state
-from sightline.engine.stages import blocks_inside, makes_pairs, read_by
 from sightline.probe.cache import FeatureCache, weights_digest
 from sightline.probe.code import plugins_of, source_sha256
 from sightline.probe.features import Features, extract, faults_shared, label_key
 from sightline.probe.outcome import UnprobableError
+from sightline.runs.stages import blocks_inside, makes_pairs, read_by
 from sightline.types import Component, SampleKey
 
 __all__ = ["ProbedData", "Recipe", "Split", "open_data", "random_model", "split_of"]

@@ -10,13 +10,13 @@ from importlib import resources
 from typing import Any
 
 from sightline.config.show import to_plain
-from sightline.engine.blocks import argument_of, blocks_within, graph_of
-from sightline.engine.inputs import read_inputs
-from sightline.engine.stages import stage_of, told
 from sightline.probe.few_shot import FewShot
 from sightline.probe.outcome import Probe
 from sightline.probe.runs import Probed
 from sightline.probe.svm import SVM
+from sightline.runs.blocks import argument_of, blocks_within, graph_of
+from sightline.runs.inputs import read_inputs
+from sightline.runs.stages import stage_of, told
 
 __all__ = [
     "OWN_PARTS",

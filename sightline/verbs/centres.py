@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sightline.engine.centre_files import centre_lines, find_centres
 from sightline.engine.distributed import start_world
 from sightline.engine.loading import open_trained
 from sightline.engine.precision import set_backends
+from sightline.predict.centre_files import centre_lines, find_centres
 from sightline.verbs.common import config_of, write_document, write_file
 from sightline.verbs.output import note, show_table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sightline.checks.suite import run_all
+from sightline.doctor.suite import run_all
 from sightline.engine.build import build
 from sightline.engine.distributed import start_world
 from sightline.verbs.common import config_of, is_run, write_document

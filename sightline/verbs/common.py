@@ -8,9 +8,9 @@ from pathlib import Path
 
 from sightline.config import RunConfig, read_config
 from sightline.engine.loading import is_run
-from sightline.engine.run_documents import load_document
 from sightline.errors import UserError
 from sightline.plugins import Plugin, check_recorded, load_plugins
+from sightline.runs.run_documents import load_document
 from sightline.verbs.output import note
 
 __all__ = ["assert_writable", "config_of", "is_run", "load_document", "reread", "write_document", "write_file"]
@@ -32,7 +32,7 @@ def reread(path: Path, overrides: Sequence[str]) -> RunConfig:
     """The config that `config_of` gave, under other overrides: plugins are loaded, and their record was looked at."""
     config = read_config(_file_of(path), overrides)
     if config.checks.skip:
-        from sightline.checks.suite import assert_known
+        from sightline.doctor.suite import assert_known
 
         assert_known(config)
     return config
@@ -62,7 +62,7 @@ def write_document(path: Path | None, document: object) -> None:
     """Write what `--json FILE` asks for; numbers that are not finite become null."""
     if path is None:
         return
-    from sightline.engine.run_directory import RunDirectory
+    from sightline.runs.run_directory import RunDirectory
 
     path.parent.mkdir(parents=True, exist_ok=True)
     RunDirectory(path.parent, is_writer=True).write_json(path.name, document)
@@ -72,7 +72,7 @@ def write_file(path: Path | None, text: str) -> None:
     """Write a text file that was asked for, whole or not at all."""
     if path is None:
         return
-    from sightline.engine.run_directory import RunDirectory
+    from sightline.runs.run_directory import RunDirectory
 
     path.parent.mkdir(parents=True, exist_ok=True)
     RunDirectory(path.parent, is_writer=True).write_text(path.name, text)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sightline.engine.run_documents import read_lines
 from sightline.errors import UserError
+from sightline.runs.run_documents import read_lines
 from sightline.verbs.common import assert_writable
 from sightline.verbs.output import note
 from sightline.view.curves import curves_of

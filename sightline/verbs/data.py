@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sightline import registry
-from sightline.data import native
-from sightline.data.labelled_clouds import root_of
-from sightline.data.views import VIEWS_SET, Views
+from sightline.data.clouds.labelled_clouds import root_of
+from sightline.data.store import native
+from sightline.data.store.views import VIEWS_SET, Views
 from sightline.errors import UserError, in_one_line
 from sightline.geometry.volumes import Axes
 from sightline.plugins import load_plugins
@@ -22,7 +22,7 @@ from sightline.verbs.key_values import read_key_values
 from sightline.verbs.output import note
 
 if TYPE_CHECKING:
-    from sightline.data.rendered_objects import Objects
+    from sightline.data.render.rendered_objects import Objects
     from sightline.geometry.cameras import Projection
     from sightline.geometry.rendering import Background, Style
 
@@ -66,7 +66,7 @@ class Rendering(NamedTuple):
 
 def render(asked: Rendering) -> int:
     """Render views of every object of a set, or of a folder of files, into a view store."""
-    from sightline.data.rendering import Look, render_set
+    from sightline.data.render.rendering import Look, render_set
 
     elevations = _elevations(asked.elevations)
     look = Look(asked.num_views, asked.size_px, asked.style, asked.projection, elevations)
@@ -90,7 +90,7 @@ def import_views(
     json: Path | None,
 ) -> int:
     """Write a view store of pictures that others rendered; say which shapes lack pictures or clouds."""
-    from sightline.data import mvcnn
+    from sightline.data.render import mvcnn
 
     with _bar("views") as progress:
         report = mvcnn.import_views(
@@ -117,8 +117,8 @@ def _tell(report: Mapping[str, Any], describer: Any, json: Path | None) -> None:
 
 def _objects(asked: Rendering) -> Objects:
     """What is to be rendered: a folder, a set of the name that was prepared where it is looked for, or the shapes."""
-    from sightline.data.rendered_objects import PreparedObjects, SyntheticObjects, objects_of_folder
-    from sightline.data.synthetic_shapes import SyntheticShapes
+    from sightline.data.render.rendered_objects import PreparedObjects, SyntheticObjects, objects_of_folder
+    from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 
     folder, names = Path(asked.source).expanduser(), registry.data.names()
     if asked.source == "synthetic_shapes":

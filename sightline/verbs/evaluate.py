@@ -12,26 +12,26 @@ from typing import Any
 
 from torch import nn
 
-from sightline.checks.finding import Place
-from sightline.checks.set_agreement import CODE, Inputs, compare, inputs_of
 from sightline.config import RunConfig, read_config
 from sightline.describe.difficulty import difficulty_of
 from sightline.describe.mean_pose import yardsticks_of
+from sightline.doctor.checks.data.set_agreement import CODE, Inputs, compare, inputs_of
+from sightline.doctor.core.finding import Place
 from sightline.engine.build import Data, Part, build_data, build_evaluator, build_model, build_part, build_task
-from sightline.engine.checkpoint import kept as kept_checkpoints
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluation, pooled
-from sightline.engine.folds import assert_folds, tested_by
-from sightline.engine.inputs import read_inputs
-from sightline.engine.kept_predictions import MANIFEST, PredictionFolder
 from sightline.engine.launch import launch, processes_to_start
-from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import checkpoint_path, load_trained, read_run
 from sightline.engine.precision import set_backends
-from sightline.engine.run_documents import read_facts
 from sightline.engine.session import evaluation_document
 from sightline.engine.train import Task
 from sightline.errors import ConfigError, UserError
+from sightline.evaluation.folds import assert_folds, tested_by
+from sightline.evaluation.kept_predictions import MANIFEST, PredictionFolder
+from sightline.runs.checkpoint import kept as kept_checkpoints
+from sightline.runs.inputs import read_inputs
+from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.run_documents import read_facts
 from sightline.verbs.common import assert_writable, write_document
 from sightline.verbs.final_probe import probed
 from sightline.verbs.output import note, show_difficulty, show_evaluation, show_findings

@@ -8,8 +8,8 @@ from torch import nn
 
 from sightline.config import RunConfig
 from sightline.engine.distributed import World
-from sightline.engine.run_directory import RunDirectory
 from sightline.probe.code import source_sha256
+from sightline.runs.run_directory import RunDirectory
 from sightline.verbs.output import note
 
 __all__ = ["probed"]

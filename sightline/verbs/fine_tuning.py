@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sightline.config import RunConfig
 from sightline.config.show import show_inline
-from sightline.engine import checkpoint
-from sightline.engine.lineage import evaluated_sha256, read_lineage
 from sightline.errors import UserError
+from sightline.runs import checkpoint
+from sightline.runs.lineage import evaluated_sha256, read_lineage
 
 __all__ = ["assert_same_source", "from_scratch", "from_source", "handlers_kept"]
 

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig
+from sightline.doctor.overfit.attempts import SHARES, Curve
+from sightline.doctor.overfit.fit_one import Asked, Kept, Result, result_document
+from sightline.doctor.overfit.fit_one import fit_one as fit
+from sightline.doctor.overfit.following import Followed, Met, follow, followed_document
+from sightline.doctor.overfit.grid import Verdict
+from sightline.doctor.overfit.growth import climb, rung_document, rungs_of
+from sightline.doctor.overfit.layers import Snapshot
+from sightline.doctor.overfit.pictures import draw_curves, draw_verdicts
+from sightline.doctor.overfit.variants import Variant, compare, overrides_of
 from sightline.engine.build import build
 from sightline.engine.distributed import World, start_world
 from sightline.errors import UserError
-from sightline.fitting.attempts import SHARES, Curve
-from sightline.fitting.fit_one import Asked, Kept, Result, result_document
-from sightline.fitting.fit_one import fit_one as fit
-from sightline.fitting.following import Followed, Met, follow, followed_document
-from sightline.fitting.grid import Verdict
-from sightline.fitting.growth import climb, rung_document, rungs_of
-from sightline.fitting.layers import Snapshot
-from sightline.fitting.pictures import draw_curves, draw_verdicts
-from sightline.fitting.variants import Variant, compare, overrides_of
 from sightline.schema import nearest
 from sightline.verbs.common import assert_writable, config_of, reread, write_document, write_file
 from sightline.verbs.output import note, show_findings, show_table

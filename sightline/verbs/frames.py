@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from sightline.arguments import Count, Size
-from sightline.data.references import CentreOfMass
-from sightline.engine.answers import Refusal
+from sightline.data.depth.references import CentreOfMass
 from sightline.engine.distributed import World
-from sightline.engine.frame_prediction import predict_frames
-from sightline.engine.joint_answers import STAGES, JointPrediction
 from sightline.engine.loading import TrainedRun, open_trained
-from sightline.engine.own_frames import DEPTH_SUFFIXES, OwnFrames
-from sightline.engine.prediction import files_of
 from sightline.errors import DataError, UserError
 from sightline.pictures import encode_png
+from sightline.predict.answers import Refusal
+from sightline.predict.frame_prediction import predict_frames
+from sightline.predict.joint_answers import STAGES, JointPrediction
+from sightline.predict.own_frames import DEPTH_SUFFIXES, OwnFrames
+from sightline.predict.prediction import files_of
 from sightline.verbs.key_values import read_key_values
 from sightline.verbs.output import note
 from sightline.verbs.point_files import output_names, writing

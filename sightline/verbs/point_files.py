@@ -12,12 +12,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sightline.data.ply_writing import write_ply
-from sightline.data.whole_files import whole_file
-from sightline.engine.durable import disk_failure
-from sightline.engine.point_answers import SegmentPrediction
+from sightline.data.files.ply_writing import write_ply
+from sightline.data.files.whole_files import whole_file
 from sightline.errors import DataError, UserError
 from sightline.pictures import colors_of
+from sightline.predict.point_answers import SegmentPrediction
+from sightline.runs.durable import disk_failure
 
 __all__ = ["ENDINGS", "output_names", "write_answer", "writing"]
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from sightline.engine.answers import exit_code_of
 from sightline.engine.distributed import World, start_world
-from sightline.engine.frame_prediction import answers_joints, refines_centres
-from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import TrainedRun, open_trained
 from sightline.engine.precision import set_backends
-from sightline.engine.prediction import answers_points
 from sightline.errors import RunError, UserError, in_one_line
+from sightline.predict.answers import exit_code_of
+from sightline.predict.frame_prediction import answers_joints, refines_centres
+from sightline.predict.prediction import answers_points
+from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.verbs.common import write_document, write_file
 from sightline.verbs.frames import assert_no_frames, tell_joints
 from sightline.verbs.output import note, show_table

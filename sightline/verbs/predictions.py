@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from sightline.data.cloud_files import check_columns
-from sightline.engine.answers import Refusal
+from sightline.data.files.cloud_files import check_columns
 from sightline.engine.distributed import World
 from sightline.engine.loading import TrainedRun
-from sightline.engine.point_answers import SegmentPrediction
-from sightline.engine.prediction import files_of, predict_each, predict_files
 from sightline.errors import DataError
+from sightline.predict.answers import Refusal
+from sightline.predict.point_answers import SegmentPrediction
+from sightline.predict.prediction import files_of, predict_each, predict_files
 from sightline.verbs.point_files import output_names, write_answer
 
 __all__ = ["Options", "Told", "exact", "tell_classes", "tell_points"]

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from sightline.binding import Offer, bind
-from sightline.checks.feature_scale import layer_scales, other_scale, sampled_batch
-from sightline.checks.finding import Place
+from sightline.doctor.checks.weights.feature_scale import layer_scales, other_scale, sampled_batch
+from sightline.doctor.core.finding import Place
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision

@@ -11,18 +11,18 @@ from typing import Any
 
 from sightline import registry
 from sightline.config import RunConfig
-from sightline.engine import checkpoint
 from sightline.engine.build import build, build_data
 from sightline.engine.distributed import World, start_world
-from sightline.engine.lineage import evaluated_sha256
 from sightline.engine.precision import set_backends
 from sightline.engine.records import kept_random_state
-from sightline.engine.stages import stage_of
 from sightline.errors import CheckpointError, UserError
 from sightline.probe.measure import Comparison, compare
 from sightline.probe.outcome import Probe, assert_fits
 from sightline.probe.runs import Probed, Twins, open_run, twins_of
 from sightline.probe.suite import OWN_PARTS, PARTS, Row, compared, markdown_of, protocol_of, published_rows
+from sightline.runs import checkpoint
+from sightline.runs.lineage import evaluated_sha256
+from sightline.runs.stages import stage_of
 from sightline.types import Component
 from sightline.verbs import train as training
 from sightline.verbs.common import assert_writable, config_of, load_document, reread, write_document, write_file

@@ -13,15 +13,15 @@ from sightline.config import RunConfig, render
 from sightline.config.show import show_inline, to_plain
 from sightline.engine.build import build_model
 from sightline.engine.distributed import World
-from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.optimizers import Recipe
 from sightline.engine.parameter_groups import Rate, tell_rates
 from sightline.engine.records import kept_random_state
-from sightline.engine.run_documents import read_facts
 from sightline.errors import UserError
 from sightline.metrics.base import is_higher_better
 from sightline.plugins import file_of, load_plugins
 from sightline.registry import DATA_FACTS, REGISTRIES, Entry, Registry, blame, data, metrics, optimizers
+from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.run_documents import read_facts
 from sightline.schema import describe_type, nearest
 from sightline.types import Where
 from sightline.verbs.common import config_of, is_run, write_document

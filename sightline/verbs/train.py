@@ -16,20 +16,20 @@ import torch
 from sightline.config import RunConfig, read_config
 from sightline.config.show import to_plain
 from sightline.describe.mean_pose import yardsticks_of
-from sightline.engine import checkpoint
 from sightline.engine.build import Built, Data, build
 from sightline.engine.distributed import World, start_world
 from sightline.engine.failure import leave
-from sightline.engine.inputs import INPUTS
 from sightline.engine.launch import launch, processes_to_start
-from sightline.engine.lineage import LINEAGE
 from sightline.engine.precision import name_nondeterminism, set_backends
-from sightline.engine.run_directory import claim, environment
 from sightline.engine.session import Session, StopRequest, evaluation_document
 from sightline.engine.train import NonFiniteGradientError
 from sightline.errors import RunError, UserError
 from sightline.plain_files import read_plain
 from sightline.plugins import Plugin, check_recorded
+from sightline.runs import checkpoint
+from sightline.runs.inputs import INPUTS
+from sightline.runs.lineage import LINEAGE
+from sightline.runs.run_directory import claim, environment
 from sightline.verbs.common import config_of, load_document, write_document
 from sightline.verbs.final_probe import probed
 from sightline.verbs.output import note, show_evaluation
@@ -144,7 +144,7 @@ def _run(session: Session, built: Built, options: Options, world: World, path: P
     try:
         final = session.run()
     except NonFiniteGradientError as error:
-        from sightline.checks.non_finite import explain
+        from sightline.doctor.checks.optimiser.non_finite import explain
 
         finding = explain(error, world)
         session.directory.write_json("findings.json", [finding.to_dict()])
@@ -177,7 +177,7 @@ def _run(session: Session, built: Built, options: Options, world: World, path: P
 
 def _look_back(session: Session, built: Built, path: Path) -> None:
     """Findings on what the training left, shown and added to findings.json; on the first process, alone."""
-    from sightline.checks.suite import run_after
+    from sightline.doctor.suite import run_after
     from sightline.verbs.output import show_findings
 
     findings = run_after(built, World(device=built.job.device), run=path)
@@ -189,7 +189,7 @@ def _look_back(session: Session, built: Built, path: Path) -> None:
 
 def _preflight(options: Options, built: Built, world: World) -> list[Any]:
     """Findings of the quick checks, shown on the first process; the same list everywhere."""
-    from sightline.checks.suite import run_quick
+    from sightline.doctor.suite import run_quick
     from sightline.verbs.output import show_findings
 
     if options.no_check:

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 
 from sightline.config import RunConfig
-from sightline.data.cloud_files import check_columns
-from sightline.data.reading import BatchReader
+from sightline.data.files.cloud_files import check_columns
+from sightline.data.loading.reading import BatchReader
 from sightline.engine.build import Data, Part, build_data, build_model, build_task, build_transforms
 from sightline.engine.distributed import World, start_world
-from sightline.engine.lineage import describe_lineage, read_lineage
 from sightline.engine.loading import checkpoint_path, load_trained
 from sightline.engine.precision import Precision, set_backends
-from sightline.engine.prediction import files_of
-from sightline.engine.run_directory import RunDirectory
-from sightline.engine.run_documents import read_facts
 from sightline.errors import UserError, in_one_line
 from sightline.pictures import Axis
+from sightline.predict.prediction import files_of
+from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.run_directory import RunDirectory
+from sightline.runs.run_documents import read_facts
 from sightline.verbs.common import assert_writable, config_of, is_run, write_document
 from sightline.verbs.evaluate import assert_about_evaluation, assert_same_facts
 from sightline.verbs.output import note, show_table

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sightline.data.leaves import array_of, leaves
-from sightline.data.reading import BatchReader
+from sightline.data.loading.leaves import array_of, leaves
+from sightline.data.loading.reading import BatchReader
 from sightline.types import Sample, SampleKey
 
 __all__ = ["RawReads", "item_digest"]

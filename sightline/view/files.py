@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.data.cloud_files import read_cloud
+from sightline.data.files.cloud_files import read_cloud
 from sightline.pictures import Axis
 from sightline.view.clouds import ByClass, ByColor, Cloud, Coloring, Subject, upward
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.data.ply_writing import write_ply
-from sightline.engine.durable import disk_failure
-from sightline.engine.kept_predictions import file_stems
-from sightline.engine.run_directory import RunDirectory
+from sightline.data.files.ply_writing import write_ply
+from sightline.evaluation.kept_predictions import file_stems
 from sightline.pictures import encode_png
+from sightline.runs.durable import disk_failure
+from sightline.runs.run_directory import RunDirectory
 from sightline.view.clouds import ByClass, Subject
 from sightline.view.page import encode_page
 from sightline.view.sheet import Tile, draw_sheet, tiles_of

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline.data.reading import BatchReader
+from sightline.data.loading.reading import BatchReader
 from sightline.engine.device import to_device
 from sightline.engine.evaluate import Meter
 from sightline.engine.precision import Precision

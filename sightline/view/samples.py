@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from sightline.data.reading import BatchReader
+from sightline.data.loading.reading import BatchReader
 from sightline.errors import ConfigError
 from sightline.pictures import Frame
 from sightline.types import Batch, DataInfo, Sample, SampleKey

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sightline.data.reading import BatchReader
+from sightline.data.loading.reading import BatchReader
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluator
 from sightline.engine.optimizers import AdamW

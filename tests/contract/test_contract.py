@@ -61,7 +61,7 @@ def test_metrics_have_the_same_bits_on_two_processes(two_processes: dict, name: 
     """Evaluated with the very weights that two processes ended with, on one process: equal, not close."""
     import torch
 
-    from sightline.data.reading import BatchReader
+    from sightline.data.loading.reading import BatchReader
     from sightline.engine.evaluate import Evaluator
     from sightline.engine.precision import Precision
     from tests.contract.toys import NUM_SAMPLES, meters

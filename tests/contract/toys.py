@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.binding import Offer, bind, outputs_of
-from sightline.data.reading import BatchReader
+from sightline.data.loading.reading import BatchReader
 from sightline.engine.evaluate import Meter
 from sightline.losses.base import Loss
 from sightline.losses.contrast import CrossModal, IntraModal

@@ -13,8 +13,8 @@ from sightline import registry
 from sightline.config import read_config
 from sightline.describe.sources import Promised, build_subject
 from sightline.engine.distributed import World
-from sightline.engine.inputs import INPUTS, inputs_document
 from sightline.errors import DataError
+from sightline.runs.inputs import INPUTS, inputs_document
 from sightline.types import DataInfo, Field, SampleKey
 from tests.command import run_here
 

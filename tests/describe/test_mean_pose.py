@@ -12,8 +12,8 @@ import torch
 from sightline.describe.mean_pose import mean_pose_error_mm, yardsticks_of
 from sightline.engine.build import Part
 from sightline.types import SampleKey
-from tests.checks.planting import make
-from tests.checks.posing import make_pose
+from tests.doctor.planting import make
+from tests.doctor.posing import make_pose
 
 
 class _Poses:

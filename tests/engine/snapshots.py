@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.engine.checkpoint import Snapshot
+from sightline.runs.checkpoint import Snapshot
 
 
 def snapshot_of(step: int, *, attempt: int = 0) -> Snapshot:

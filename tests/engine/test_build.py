@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.engine import checkpoint
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.errors import CheckpointError, ConfigError
+from sightline.runs import checkpoint
 from tests.runs.small import small_config, small_run
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 
 import sightline
 from sightline import registry
-from sightline.data.modelnet import ModelNet40
-from sightline.engine import checkpoint
+from sightline.data.clouds.modelnet import ModelNet40
 from sightline.engine.conversion import convert
 from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.models import point_transformer
-from sightline.models.published import LAYOUTS
-from sightline.models.published_models import MODELS
+from sightline.models.published.published import LAYOUTS
+from sightline.models.published.published_models import MODELS
+from sightline.runs import checkpoint
 from sightline.types import DataInfo, Field
 from tests.command import run_here
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden, stored_part

@@ -14,10 +14,10 @@ from torch import Tensor
 import sightline
 from sightline import registry
 from sightline.engine.conversion import convert
-from sightline.engine.weights import load_weights
 from sightline.errors import CheckpointError, ConfigError, UserError
-from sightline.models.published import LAYOUTS, published_name
-from sightline.models.published_models import MODELS
+from sightline.models.published.published import LAYOUTS, published_name
+from sightline.models.published.published_models import MODELS
+from sightline.runs.weights import load_weights
 from sightline.types import Component, DataInfo, Field
 from tests.command import run_here
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden

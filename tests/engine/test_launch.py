@@ -15,10 +15,10 @@ import torch.distributed as dist
 
 from sightline.engine.failure import Failure, read_failure, report_failure
 from sightline.engine.launch import Place, _report, meeting_place, place_in_launch, processes_to_start
-from sightline.engine.processes import Process, start_of
 from sightline.engine.session import StopRequest
 from sightline.engine.watchdog import Watchdog
 from sightline.errors import UserError
+from sightline.runs.processes import Process, start_of
 from tests.command import run_here
 from tests.processes import ROOT, _slurm
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sightline.engine import checkpoint
 from sightline.engine.loading import checkpoint_path, load_trained
 from sightline.errors import CheckpointError, UserError
+from sightline.runs import checkpoint
 from tests.engine.snapshots import snapshot_of
 
 

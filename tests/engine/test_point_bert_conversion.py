@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import sightline
-from sightline.engine import checkpoint
 from sightline.engine.conversion import convert
 from sightline.errors import CheckpointError, ConfigError
 from sightline.models.point_bert import PointBERT
-from sightline.models.published import LAYOUTS
+from sightline.models.published.published import LAYOUTS
+from sightline.runs import checkpoint
 from tests.command import run_here
 
 FINE_TUNED, PRETRAINED = "lulutang0608_point_bert_cls", "lulutang0608_point_bert_pretrained"

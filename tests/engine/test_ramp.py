@@ -83,7 +83,7 @@ def test_a_resumed_run_has_the_bits_of_the_unbroken_one(tmp_path: Path) -> None:
 
 
 def test_checks_pass_over_a_term_that_weighs_nothing_at_first() -> None:
-    from sightline.checks.suite import run_quick
+    from sightline.doctor.suite import run_quick
 
     torch.use_deterministic_algorithms(False)
     assert [f.code for f in run_quick(small_run(RAMP), World()) if f.severity == "error"] == []

@@ -16,14 +16,14 @@ from sightline import registry
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.engine.run_directory import RunDirectory
 from sightline.engine.session import Session, StopRequest
 from sightline.errors import ConfigError
 from sightline.registry import Entry
+from sightline.runs.run_directory import RunDirectory
 from sightline.schema import parameters_of
 from sightline.verbs.show import _with_origin_of_mode
 from sightline.verbs.train import _assert_same_run
-from tests.checks.planting import CONFIG, make
+from tests.doctor.planting import CONFIG, make
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if not path.name.startswith("_"))

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from sightline.engine import checkpoint
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
-from sightline.engine.run_directory import RunDirectory
 from sightline.engine.session import Session, StopRequest
+from sightline.runs import checkpoint
+from sightline.runs.run_directory import RunDirectory
 from sightline.tasks.classify import Classify
-from tests.checks.planting import make
+from tests.doctor.planting import make
 from tests.runs.broken_off import Bench, Forked, differences, run_forked
 
 OVERRIDES = (

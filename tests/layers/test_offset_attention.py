@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.layers.offset_attention import OffsetAttention, SelfAttention
-from sightline.models.published import translate, translate_key
+from sightline.models.published.published import translate, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,

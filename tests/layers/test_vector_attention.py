@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sightline import compiled
 from sightline.geometry.levels import Edges, levels_of
 from sightline.layers.vector_attention import PlainVectorAttention, VectorAttention
-from sightline.models.published import translate_key
+from sightline.models.published.published import translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,

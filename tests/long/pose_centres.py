@@ -27,11 +27,11 @@ import torch
 from sightline.api import LoadedRun, load_run
 from sightline.chart import Panel, Series, render_svg
 from sightline.config import RunConfig
-from sightline.data.reading import BatchReader
+from sightline.data.loading.reading import BatchReader
 from sightline.draws import Draws
 from sightline.engine.build import Data, Part, build_data, build_evaluator, build_task
 from sightline.engine.distributed import World
-from sightline.engine.own_frames import OwnFrames
+from sightline.predict.own_frames import OwnFrames
 from sightline.types import Batch, DataInfo, Dataset, Sample, SampleKey
 
 __all__ = ["Moved", "main", "offset_curve", "own_camera"]

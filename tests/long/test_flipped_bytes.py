@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sightline.engine.checkpoint import load, newest_sound
 from sightline.errors import CheckpointError
+from sightline.runs.checkpoint import load, newest_sound
 from tests.runs.broken_off import Bench, run_forked
 
 NAMES = ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "manifest.json")

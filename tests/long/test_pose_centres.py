@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sightline.data.synthetic_hands import SyntheticHands
+from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.types import SampleKey
 from tests.long.pose_centres import Moved
 

@@ -15,7 +15,7 @@ from sightline.errors import ConfigError
 from sightline.metrics.base import fault_of_state
 from sightline.registry import Entry
 from sightline.schema import parameters_of
-from tests.checks.planting import make
+from tests.doctor.planting import make
 
 State = dict[str, Tensor]
 

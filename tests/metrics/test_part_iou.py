@@ -16,7 +16,7 @@ from torch import Tensor
 from sightline.metrics import PartIoU
 from sightline.metrics.base import State, fresh_state
 from sightline.metrics.part_counts import count_parts, count_parts_plainly
-from tests.data.shapenet_part_writers import CATEGORIES
+from tests.data.clouds.shapenet_part_writers import CATEGORIES
 from tests.golden_parity import load_golden
 
 PARTS = tuple(tuple(range(first, last + 1)) for _, first, last in CATEGORIES.values())

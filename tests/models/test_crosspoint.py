@@ -17,7 +17,7 @@ from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.crosspoint import CrossPoint, IntraPoint, projection_head
 from sightline.models.dgcnn import DGCNNEncoder
 from sightline.models.dgcnn_segmentation import DGCNNParts, DGCNNPartsEncoder
-from sightline.models.published import translate, translate_key, unused_names
+from sightline.models.published.published import translate, translate_key, unused_names
 from sightline.models.resnet import ResNet18Encoder, ResNet50Encoder
 from sightline.types import Component
 from tests.golden_parity import (

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.engine.weights import load_weights
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.point_bert import PointBERT
 from sightline.models.point_bert_parts import PointBERTParts
-from sightline.models.published import translate, translate_key
+from sightline.models.published.published import translate, translate_key
+from sightline.runs.weights import load_weights
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,

@@ -16,7 +16,7 @@ from sightline.errors import ConfigError
 from sightline.geometry.levels import Edges, Level, Spread, levels_of
 from sightline.models import point_transformer
 from sightline.models.point_transformer import PointTransformer
-from sightline.models.published import translate, translate_key
+from sightline.models.published.published import translate, translate_key
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,

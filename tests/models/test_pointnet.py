@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.losses.feature_transform import FeatureTransformPenalty
 from sightline.models.pointnet import AlignmentNet, PointNet, PointNetPlain
-from sightline.models.published import translate, translate_key
+from sightline.models.published.published import translate, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,

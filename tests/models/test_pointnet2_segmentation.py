@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.pointnet2_segmentation import PointNet2Parts, PointNet2Scenes
-from sightline.models.published import translate, translate_key
+from sightline.models.published.published import translate, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,

@@ -12,7 +12,7 @@ from sightline.losses.cross_entropy import CrossEntropy
 from sightline.losses.feature_transform import FeatureTransformPenalty
 from sightline.models.pointnet import AlignmentNet
 from sightline.models.pointnet_segmentation import PointNetParts, PointNetScenes
-from sightline.models.published import translate, translate_key
+from sightline.models.published.published import translate, translate_key
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,

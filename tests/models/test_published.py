@@ -20,7 +20,7 @@ from sightline.models.pointnet import PointNet, PointNetPlain
 from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
 from sightline.models.pointnet2_segmentation import PointNet2Parts, PointNet2Scenes
 from sightline.models.pointnet_segmentation import PointNetParts, PointNetScenes
-from sightline.models.published import LAYOUTS, translate
+from sightline.models.published.published import LAYOUTS, translate
 from sightline.models.resnet import ResNet18Encoder, ResNet50Encoder
 from sightline.models.vit import ViTTinyEncoder
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from sightline.errors import CheckpointError
-from sightline.models.published import LAYOUTS
-from sightline.models.published_files import read_published
-from sightline.models.published_models import MODELS
+from sightline.models.published.published import LAYOUTS
+from sightline.models.published.published_files import read_published
+from sightline.models.published.published_models import MODELS
 
 STATE = {"conv1.weight": torch.arange(4.0), "bn1.bias": torch.ones(2)}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sightline.layers.volumetric import ResidualBlock3d, UpsampleBlock3d
 from sightline.losses.heatmaps import HeatmapCrossEntropy, HeatmapMSE
-from sightline.models.published import translate, translate_key
+from sightline.models.published.published import translate, translate_key
 from sightline.models.v2v import V2V, V2VSmall
 from tests.golden_parity import (
     assert_gradients_and_buffers,

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from sightline.config import RunConfig, read_config
 from sightline.engine.distributed import World
-from sightline.engine.run_directory import RunDirectory
 from sightline.errors import DataError
 from sightline.models.crosspoint import IntraPoint
 from sightline.probe import final
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import faults_shared
 from sightline.probe.threads import map_in_threads
+from sightline.runs.run_directory import RunDirectory
 from sightline.verbs import final_probe
 from tests.probe.contrast import THIN, train_thin
 from tests.processes import run_ranks

@@ -16,9 +16,9 @@ from sklearn.svm import SVC
 
 from sightline.api import load_run
 from sightline.config import read_config
-from sightline.data import own_views
-from sightline.data.reading import BatchReader
-from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.data.loading import own_views
+from sightline.data.loading.reading import BatchReader
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.engine.distributed import World
 from sightline.errors import DataError
 from sightline.probe import outcome as probe_outcome

@@ -13,9 +13,7 @@ import pytest
 from sightline import registry
 from sightline.config import read_config
 from sightline.config.show import to_plain
-from sightline.engine.blocks import argument_of
 from sightline.engine.session import StopRequest
-from sightline.engine.stages import stage_of, told
 from sightline.probe.few_shot import FewShot
 from sightline.probe.runs import open_run
 from sightline.probe.suite import (
@@ -29,6 +27,8 @@ from sightline.probe.suite import (
     published_rows,
 )
 from sightline.probe.svm import SVM
+from sightline.runs.blocks import argument_of
+from sightline.runs.stages import stage_of, told
 from sightline.types import CloudForm, Component, DataInfo, Field
 from sightline.verbs import train as training
 from sightline.verbs.probe_options import Options

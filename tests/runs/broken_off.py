@@ -49,8 +49,8 @@ class Slowed:
 _PRELOADED = (
     "sightline.verbs.train",
     "sightline.models.pointnet",
-    "sightline.data.synthetic_shapes",
-    "sightline.checks.suite",
+    "sightline.data.synthetic.synthetic_shapes",
+    "sightline.doctor.suite",
     "tensorboard.compat.proto.event_pb2",
     "tensorboard.summary.writer.record_writer",
     "torch._dynamo",

@@ -15,7 +15,7 @@ from sightline.plugins import load_plugins
 from sightline.tasks.segment import Segment
 from sightline.types import SampleKey
 from tests.command import run_here
-from tests.data.cloud_writers import write_ply
+from tests.data.clouds.cloud_writers import write_ply
 
 PLUGIN = '''
 """Networks that see a point, its cloud's mean and, where there is one, its category; rooms; a transform that thins."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.data.synthetic_hands import SyntheticHands
+from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.types import SampleKey
 from tests.command import run_here
 from tests.runs.small import ROOT

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sightline.engine import checkpoint
+from sightline.runs import checkpoint
 from tests.command import Outcome, run_here
 
 CONFIG = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.engine.lineage import describe_lineage, read_lineage
+from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.verbs.label_table import STARTS, Cell, Row, rows_of, shown
 from tests.command import Outcome, run_here
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sightline
-from sightline.engine import checkpoint
+from sightline.runs import checkpoint
 from tests.command import run_here
 from tests.processes import ROOT
 

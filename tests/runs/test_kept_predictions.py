@@ -15,7 +15,7 @@ import torch
 
 import sightline
 from sightline.engine.build import build_part
-from sightline.engine.kept_predictions import file_stems
+from sightline.evaluation.kept_predictions import file_stems
 from sightline.types import SampleKey
 from tests.command import run_here
 from tests.processes import ROOT

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from sightline.engine import checkpoint
 from sightline.engine.session import Session
+from sightline.runs import checkpoint
 from sightline.verbs import train as verb
 from tests.command import Outcome, run_here
 from tests.runs.broken_off import Bench, Forked, wait_for

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import sightline
-from sightline.data.cloud_folder import CloudFolder
+from sightline.data.clouds.cloud_folder import CloudFolder
 from sightline.types import SampleKey
 from tests.command import Outcome, run_here
 from tests.conftest import ROOT
-from tests.data.cloud_writers import CLASSES, write_folder
+from tests.data.clouds.cloud_writers import CLASSES, write_folder
 
 PAGE = ROOT / "docs" / "own_data.md"
 TINY = ("train.epochs=2", "model.dropout=0.0", "log.every=100")

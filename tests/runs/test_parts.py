@@ -16,7 +16,7 @@ from torch import Tensor
 
 import sightline
 from tests.command import run_here
-from tests.data.shapenet_part_writers import CATEGORIES, LAYOUTS, prepare, write_layout
+from tests.data.clouds.shapenet_part_writers import CATEGORIES, LAYOUTS, prepare, write_layout
 from tests.processes import ROOT
 
 PLUGIN = '''

@@ -12,8 +12,8 @@ from sightline.api import load_run
 from sightline.config import read_config
 from sightline.engine.build import build_data
 from sightline.types import SampleKey
-from tests.checks.posing import CONFIG
 from tests.command import run_here
+from tests.doctor.posing import CONFIG
 
 SHORT = ("train.epochs=3", "checkpoint.keep_last=3", "log.tensorboard=false")
 

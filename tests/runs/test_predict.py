@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import sightline
-from sightline.data.modelnet import ModelNet40
-from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.data.clouds.modelnet import ModelNet40
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.tasks.classify import Classify
 from sightline.types import SampleKey
 from tests.command import run_here
-from tests.data.cloud_writers import WRITERS, columns_of, write_off, write_ply
-from tests.data.modelnet_writers import CLASS_NAMES, prepare
+from tests.data.clouds.cloud_writers import WRITERS, columns_of, write_off, write_ply
+from tests.data.clouds.modelnet_writers import CLASS_NAMES, prepare
 from tests.runs.small import ROOT, SMALL
 
 CONFIGS = ROOT / "configs" / "classify"

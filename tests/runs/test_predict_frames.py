@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import sightline
 from sightline import registry
-from sightline.engine.own_frames import OwnFrames
 from sightline.errors import ConfigError
+from sightline.predict.own_frames import OwnFrames
 from sightline.tasks.centre import Centre
 from sightline.tasks.pose import Pose
 from sightline.types import Component, SampleKey

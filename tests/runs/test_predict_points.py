@@ -14,15 +14,15 @@ import torch
 from scipy.spatial import cKDTree
 
 from sightline import registry
-from sightline.data.ply import read_ply
-from sightline.data.reading import NamedTransform
-from sightline.data.synthetic_shapes import SyntheticShapes
-from sightline.engine.point_answers import SegmentPrediction
-from sightline.engine.prediction import predict_each
+from sightline.data.files.ply import read_ply
+from sightline.data.loading.reading import NamedTransform
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.errors import ConfigError
 from sightline.pictures import PALETTE
+from sightline.predict.point_answers import SegmentPrediction
+from sightline.predict.prediction import predict_each
 from sightline.types import Component, SampleKey
-from tests.data.cloud_writers import write_off, write_ply
+from tests.data.clouds.cloud_writers import write_off, write_ply
 from tests.runs.point_runs import PARTS, ROOMS, Run, columns_of, rooms_of, scored_by, write
 
 # Float32 products of other batches are rounded differently: 2^-24 for each of some 1,024 terms at the worst.
@@ -361,7 +361,7 @@ def test_large_files_are_held_one_at_a_time(rooms: Run, tmp_path: Path, monkeypa
     large = {name: np.resize(values, 30_000) for name, values in room.items()}
     for number in range(6):
         write(tmp_path / f"{number}.ply", large)
-    monkeypatch.setattr("sightline.engine.prediction._MOST_POINTS", 10_000)
+    monkeypatch.setattr("sightline.predict.prediction._MOST_POINTS", 10_000)
     run = dataclasses.replace(rooms.load(), transforms=())
     peaks = {}
     for number in (1, 1, 6):  # the first time, things are imported and compiled
@@ -383,7 +383,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sightline.data.whole_files.os.fsync", full)
+    monkeypatch.setattr("sightline.data.files.whole_files.os.fsync", full)
     told = rooms("predict", rooms.path, tmp_path / "a.ply", "--out", tmp_path / "out", expect=1)
     assert "a.labels.npy: cannot write: no space left on device" in told
     assert not list((tmp_path / "out").iterdir())

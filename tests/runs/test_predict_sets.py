@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from sightline import registry
-from sightline.data.ply import read_ply
+from sightline.data.files.ply import read_ply
 from sightline.types import SampleKey
 from tests.command import run_here
-from tests.data.cloud_writers import write_ply
-from tests.data.shapenet_part_writers import CATEGORIES, prepare, write_layout
+from tests.data.clouds.cloud_writers import write_ply
+from tests.data.clouds.shapenet_part_writers import CATEGORIES, prepare, write_layout
 from tests.runs.point_runs import CONFIG, Run, columns_of, scored_by, write
 
 

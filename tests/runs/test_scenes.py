@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sightline.data.s3dis import S3dis
+from sightline.data.scenes.s3dis import S3dis
 from tests.command import run_here
-from tests.data.scene_writers import ROOMS, no_progress, write_s3dis
+from tests.data.scenes.scene_writers import ROOMS, no_progress, write_s3dis
 from tests.processes import ROOT
 from tests.runs.broken_off import metrics, run_forked
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.synthetic_hands import SyntheticHands
+from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.draws import Draws
 from sightline.errors import ConfigError
 from sightline.geometry.crops import CropPlacement, from_offsets

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.data.reading import BatchReader, NamedTransform
-from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.draws import Draws
 from sightline.engine.stream import read_batches
 from sightline.transforms.point_choice import choose_points, index_after_drop

@@ -10,8 +10,8 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from sightline.data.reading import BatchReader, NamedTransform
-from sightline.data.synthetic_rooms import SyntheticRooms
+from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.synthetic.synthetic_rooms import SyntheticRooms
 from sightline.errors import DataError
 from sightline.registry import transforms
 from sightline.transforms.points import Flip, Jitter, Rotate, Scale

@@ -11,8 +11,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
 from sightline.binding import Offer
-from sightline.data.reading import BatchReader, NamedTransform
-from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
 from sightline.tasks.segment import Segment

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sightline.checks import loss_at_chance
-from tests.checks.pairing import CONFIG
+from sightline.doctor.checks.loss import loss_at_chance
 from tests.command import run_here
+from tests.doctor.pairing import CONFIG
 
 
 def test_a_run_is_looked_at_when_it_ends_and_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.checks.planting import CONFIG
 from tests.command import run_here
+from tests.doctor.planting import CONFIG
 
 PLUGIN = '''
 """A classifier with a convolution of size 1 that forgets its bias."""

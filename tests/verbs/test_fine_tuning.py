@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sightline.config import read_config
-from sightline.engine import lineage
 from sightline.errors import UserError
+from sightline.runs import lineage
 from sightline.verbs.fine_tuning import assert_same_source, from_scratch, from_source, handlers_kept
 
 CONFIG = Path(__file__).parents[2] / "configs" / "segment" / "synthetic_shapes_dgcnn.yaml"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sightline.verbs.train import _told_data
-from tests.checks.planting import make
+from tests.doctor.planting import make
 
 
 @pytest.mark.parametrize(

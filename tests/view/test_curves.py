@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sightline.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Panel, Series, render_svg
-from sightline.engine.run_documents import read_lines
 from sightline.errors import DataError, UserError
+from sightline.runs.run_documents import read_lines
 from sightline.verbs.curves import curves
 from sightline.view.curves import curves_of
 

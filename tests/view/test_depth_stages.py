@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.binding import Offer
-from sightline.data.reading import BatchReader, NamedTransform
+from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.draws import Draws
 from sightline.engine.precision import Precision
 from sightline.pictures import PALETTE

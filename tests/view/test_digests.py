@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sightline.data.reading import BatchReader, NamedTransform
+from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.draws import Draws
 from sightline.engine.stream import read_batches
 from sightline.types import DataInfo, Field, Sample, SampleKey

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.data.ply_writing import write_ply
+from sightline.data.files.ply_writing import write_ply
 from sightline.errors import DataError
 from sightline.pictures import PALETTE
 from sightline.view.clouds import ByClass

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.data.reading import BatchReader, NamedTransform
-from sightline.data.synthetic_shapes import SyntheticShapes
+from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.engine.precision import Precision
 from sightline.errors import ConfigError, DataError
 from sightline.pictures import UNLABELLED

@@ -1,0 +1,329 @@
+"""The user's own clouds: a folder per class, or a list of files, prepared like any public set."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sightline import registry
+from sightline.arguments import Count, Seed, Share
+from sightline.data.clouds.cloud_listing import SPLITS, ListedCloud, list_clouds, split_clouds
+from sightline.data.clouds.cloud_normals import Normals
+from sightline.data.clouds.cloud_preparation import prepare_cloud, radius_of
+from sightline.data.clouds.labelled_clouds import LabelledClouds
+from sightline.data.clouds.modelnet_classes import by_number
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, check_columns, has_normals, read_cloud, told_passed_over
+from sightline.data.store.native import Prepared
+from sightline.data.store.preparation import Column, Part, Plan, Progress, Row, duplicates_of, prepare_native
+from sightline.errors import ConfigError, DataError
+from sightline.geometry.rendering import Background
+from sightline.types import CloudForm
+
+__all__ = ["CloudFolder"]
+
+_GEOMETRY = ("x", "y", "z", "nx", "ny", "nz", "_")
+
+
+@registry.data.add("cloud_folder")
+class CloudFolder(LabelledClouds):
+    """The user's own clouds with one class each, prepared by `sightline data prepare cloud_folder` (docs/own_data.md).
+
+    `num_points` takes the first stored points of each cloud. `normals` adds the stored (`file`) or `estimated` ones,
+    `channels` stored values by name, such as intensity. `fraction` trains on that share of every class, seeded by
+    `fraction_seed`. Source: the user's files.
+    """
+
+    set_name = "cloud_folder"
+    readable_sets = ("cloud_folder",)
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        num_points: Count | None = None,
+        normals: Normals = "none",
+        channels: tuple[str, ...] = (),
+        fraction: Share = 1.0,
+        fraction_seed: Seed = 0,
+        views: str | None = None,
+        background: Background | None = None,
+        without_views: Literal["refused", "left_out"] = "refused",
+    ) -> None:
+        super().__init__(
+            split=split,
+            root=root,
+            num_points=num_points,
+            normals=normals,
+            fraction=fraction,
+            fraction_seed=fraction_seed,
+            views=views,
+            background=background,
+            without_views=without_views,
+        )
+        stored = tuple(self._prepared.manifest["channels"])
+        unknown = [name for name in channels if name not in stored]
+        if unknown or len(set(channels)) < len(channels):
+            fault = f"'{unknown[0]}' is not stored" if unknown else "one is named twice"
+            raise ConfigError(
+                f"channels: {fault}; {self._prepared.root} holds {', '.join(stored) or 'none'}; name others in columns "
+                "when preparing"
+            )
+        self._channels = channels
+        self._channel_index = [stored.index(name) for name in channels]
+        self._features = (*self._features, *(["channels"] if channels else []))
+
+    def _read(self, name: str, index: np.ndarray) -> np.ndarray:
+        values = super()._read(name, index)
+        return np.ascontiguousarray(values[..., self._channel_index]) if name == "channels" else values
+
+    def _width(self, name: str) -> int:
+        return len(self._channels) if name == "channels" else super()._width(name)
+
+    def _preparation(self, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {
+            **manifest["preparation"],
+            "channels": list(self._channels),
+            "with_normals": "normals" in self._stored,  # a file must have what the run reads, no more
+        }
+
+    def _form(self) -> CloudForm:
+        manifest = self._prepared.manifest  # one of an older sightline notes neither
+        radii = manifest.get("radii")
+        return dataclasses.replace(
+            super()._form(),
+            fewest_points=manifest.get("fewest_points"),
+            radii=None if radii is None else (radii[0], radii[1]),
+        )
+
+    @property
+    def duplicates(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of clouds of the whole set that have the same points, each cloud as `split/class/file`."""
+        return tuple(map(tuple, self._prepared.manifest.get("duplicates", ())))
+
+    def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
+        return "applied" if manifest["normalisation"] == "unit_sphere" else "none"
+
+    @classmethod
+    def prepare(
+        cls,
+        *,
+        source: Path,
+        target: Path,
+        name: str,
+        progress: Progress,
+        up_axis: Literal["x", "y", "z"],
+        num_points: Count = 1024,
+        columns: tuple[str, ...] | None = None,
+        normalisation: Literal["unit_sphere", "none"] = "unit_sphere",
+        unit: Literal["m", "cm", "mm"] | None = None,
+        choice: Literal["random", "farthest"] = "random",
+        faces: Literal["sample", "ignore"] = "sample",
+        test_share: Share = 0.2,
+        validation_share: Share = 0.1,
+        seed: Seed = 0,
+    ) -> dict[str, Any]:
+        """Write the clouds of a folder or list in native form; returns the manifest with `root` and `outcome`.
+
+        `columns` names the columns of files without names, and what beyond points and normals is stored. The rest as
+        `prepare_cloud` and `split_clouds` take it; `seed` deals the parts where the source names none.
+        Raises DataError for a source that is damaged, empty or of one class, naming file and position; ConfigError
+        for options that do not fit each other. A killed run is continued by the same call.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        if normalisation == "none" and unit is None:
+            raise ConfigError("normalisation: none keeps the unit of the files, which must be named: unit=m, cm or mm")
+        names = None if columns is None else check_columns(columns)
+        listed = None if names is None else list(names)  # as JSON gives it back
+        layout, clouds = list_clouds(source)
+        told_split = "as given" if clouds[0].split else _told_split(test_share, validation_share, seed)
+        clouds = split_clouds(clouds, test_share=test_share, validation_share=validation_share, seed=seed)
+        channels = _channels(names)
+        class_names = sorted({cloud.label for cloud in clouds}, key=by_number)
+        preparation = {
+            "num_points": num_points,
+            "choice": choice,
+            "faces": faces,
+            "normalisation": normalisation,
+            "with_normals": _with_normals(clouds, names, faces),
+            "channels": list(channels),
+        }
+        about = {
+            "up_axis": up_axis,
+            "unit": unit if normalisation == "none" else None,
+            "file_unit": unit,
+            "orientation": f"{up_axis} up, as the files have it",
+            "normalisation": normalisation,
+            "class_names": class_names,
+            "channels": list(channels),
+            "source_columns": listed,
+            "preparation": preparation,
+            "split": told_split,
+        }
+        plan = Plan(
+            name,
+            layout,
+            source.expanduser().resolve(),
+            _columns(preparation),
+            tuple(_parts(clouds, class_names, names, preparation)),
+            about,
+            partial(
+                _summary, passed_over=told_passed_over(source.expanduser()) if source.expanduser().is_dir() else ""
+            ),
+            {**preparation, "columns": listed, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds)},
+        )
+        return prepare_native(plan, target, progress=progress)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """What can be prepared, and how."""
+        return {
+            "set": cls.set_name,
+            "layouts": {
+                "folders": "CLASS/FILE: parts are dealt by a seeded hash of the names, stratified by class",
+                "split_folders": "train/CLASS/FILE and test/CLASS/FILE, validation too if you like",
+                "csv": "a CSV file with the columns path,label or path,label,split; paths relative to its folder",
+            },
+            "files": ", ".join(CLOUD_SUFFIXES),
+            "obtain": "your own files; docs/own_data.md leads through it",
+            "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR up_axis=z",
+        }
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """From a file to the values of a row."""
+
+    columns: tuple[str, ...] | None
+    preparation: Mapping[str, Any]
+    class_names: Sequence[str]
+
+    def __call__(self, cloud: ListedCloud) -> Row:
+        read = read_cloud(cloud.path, columns=self.columns)
+        values = prepare_cloud(read, **self.preparation, where=str(cloud.path))
+        return Row(cloud.name, str(cloud.path), {**values, "label": self.class_names.index(cloud.label)})
+
+
+def _parts(
+    clouds: Sequence[ListedCloud],
+    class_names: Sequence[str],
+    columns: tuple[str, ...] | None,
+    preparation: Mapping[str, Any],
+) -> Iterator[Part]:
+    """One part per split and class."""
+    reader = _Reader(columns, preparation, class_names)
+    for split in SPLITS:
+        for name in class_names:
+            members = tuple(cloud for cloud in clouds if (cloud.split, cloud.label) == (split, name))
+            if members:
+                paths = tuple(cloud.path for cloud in members)
+                yield Part(split, f"{split}/{name}", len(members), paths, _Rows(reader, members))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    reader: _Reader
+    members: tuple[ListedCloud, ...]
+
+    def __call__(self) -> Iterator[Row]:
+        return map(self.reader, self.members)
+
+
+def _channels(columns: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The columns that are neither points nor normals."""
+    return tuple(name for name in columns or () if name not in _GEOMETRY)
+
+
+def _with_normals(clouds: Sequence[ListedCloud], columns: tuple[str, ...] | None, faces: str) -> bool:
+    """Whether normals are stored: as `columns` says, else where the files have them.
+
+    Raises DataError where some files promise normals and others none, before any is read whole.
+    """
+    if columns is not None:
+        return "nx" in columns
+    having: list[ListedCloud] = []
+    lacking: list[ListedCloud] = []
+    for cloud in clouds:
+        (having if has_normals(cloud.path, by_faces=faces == "sample") else lacking).append(cloud)
+    if having and lacking:
+        raise DataError(
+            f"{having[0].path.parent.parent}: {_told_files(having)} normals or faces ({having[0].path.name}), "
+            f"{len(lacking)} {'has' if len(lacking) == 1 else 'have'} none ({lacking[0].path.name}); take the points "
+            "alone with 'columns=[x, y, z]', or write nx, ny, nz into every file"
+        )
+    if not having:
+        return False
+    first = read_cloud(clouds[0].path)  # a list of faces may be empty
+    return first.normals is not None or (faces == "sample" and first.faces is not None and len(first.faces) > 0)
+
+
+def _told_files(clouds: Sequence[ListedCloud]) -> str:
+    return "1 file has" if len(clouds) == 1 else f"{len(clouds)} files have"
+
+
+def _told_split(test_share: float, validation_share: float, seed: int) -> str:
+    return (
+        f"dealt by a hash of seed {seed} and the names: of every class {test_share:g} to test, {validation_share:g} to "
+        "validation, rounded, at least one; the rest to training"
+    )
+
+
+def _columns(preparation: Mapping[str, Any]) -> dict[str, Column]:
+    num_points, channels = preparation["num_points"], preparation["channels"]
+    vectors = ("points", "normals") if preparation["with_normals"] else ("points",)
+    return {
+        **{name: Column((num_points, 3), "float32") for name in vectors},
+        **({"channels": Column((num_points, len(channels)), "float32")} if channels else {}),
+        "label": Column((), "int64"),
+    }
+
+
+def _digest(clouds: Sequence[ListedCloud]) -> str:
+    listed = [[str(cloud.path), cloud.label, cloud.split] for cloud in clouds]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def _summary(prepared: Prepared, *, passed_over: str) -> dict[str, Any]:
+    """What the manifest says beyond the plan: counts per class, sizes, and clouds that are there twice."""
+    num_classes = len(prepared.manifest["class_names"])
+    counts = {
+        split: np.bincount(prepared.array(split, "label"), minlength=num_classes).tolist() for split in prepared.splits
+    }
+    duplicates = duplicates_of(prepared, "points")
+    return {
+        "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
+        "duplicates": duplicates,
+        "differences": [*([passed_over] if passed_over else []), *map(_told_duplicate, duplicates)],
+        **_sizes(prepared),
+    }
+
+
+def _sizes(prepared: Prepared) -> dict[str, Any]:
+    """The least number of distinct points of a stored cloud and, where size is kept, the range of their radii."""
+    clouds = [cloud for split in prepared.splits for cloud in prepared.array(split, "points")]
+    sizes: dict[str, Any] = {"fewest_points": min(len(np.unique(cloud, axis=0)) for cloud in clouds)}
+    if prepared.manifest["normalisation"] == "none":
+        radii = [radius_of(cloud) for cloud in clouds]
+        sizes["radii"] = [min(radii), max(radii)]
+    return sizes
+
+
+def _told_duplicate(group: Sequence[str]) -> str:
+    """One group of equal clouds, `split/class/file` each, in words: the graver fault first."""
+    labels = {name.split("/")[1] for name in group}
+    parts = {name.split("/")[0] for name in group}
+    if len(labels) > 1:
+        what = f"the same cloud in the classes {', '.join(sorted(labels))}: at most one label is right"
+    elif len(parts) > 1:
+        what = f"the same cloud in the parts {', '.join(sorted(parts))}: the test is not one of unseen clouds"
+    else:
+        what = "the same cloud more than once"
+    return f"{what} ({', '.join(group)})"

@@ -1,0 +1,186 @@
+"""Which clouds a user's own set holds, of which class, in which part: from folders or from a list in a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sightline.data.clouds.modelnet_classes import by_number
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file
+from sightline.data.store.native import MANIFEST, listing
+from sightline.errors import DataError
+
+__all__ = ["SPLITS", "ListedCloud", "list_clouds", "split_clouds"]
+
+SPLITS = ("train", "validation", "test")
+_LAYOUTS = "CLASS/FILE, train/CLASS/FILE with test/CLASS/FILE, or a CSV file with the columns path,label[,split]"
+
+
+class ListedCloud(NamedTuple):
+    """One file, the name of its class, and its part where the source names one."""
+
+    path: Path
+    label: str
+    split: str | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}/{self.path.name}"
+
+
+def list_clouds(source: Path) -> tuple[str, list[ListedCloud]]:
+    """The layout (`folders`, `split_folders` or `csv`) and its clouds, in an order of their names alone.
+
+    Raises DataError for a source that is none of these, an empty class, a single class, and a list that names what is
+    not there, with the line.
+    """
+    root = source.expanduser().resolve()
+    if root.is_file():
+        layout, clouds = "csv", list(_from_csv(root))
+    elif root.is_dir():
+        layout, clouds = _from_folders(root)
+    else:
+        raise DataError(f"{source}: there is no such file or folder (looked at {root})")
+    names = sorted({cloud.label for cloud in clouds}, key=by_number)
+    if len(names) < 2:
+        raise DataError(
+            f"{root}: holds {f'one class, {names[0]}' if names else 'no clouds'}, at least two classes are needed; "
+            f"lay it out as {_LAYOUTS}"
+        )
+    parts = {cloud.split for cloud in clouds}
+    if parts != {None} and not {"train", "test"} <= parts:
+        there = ", ".join(sorted(str(part) for part in parts))
+        raise DataError(f"{root}: names the parts {there}, train and test are needed; name both, or none")
+    return layout, sorted(clouds, key=lambda cloud: (by_number(cloud.label), by_number(str(cloud.path))))
+
+
+def split_clouds(
+    clouds: Sequence[ListedCloud], *, test_share: float, validation_share: float, seed: int
+) -> list[ListedCloud]:
+    """The clouds with a part each: as given, else by a hash of seed and name, the same shares of every class.
+
+    Shares are rounded to the nearest, at least one cloud; files that are added later move few of the others.
+    Raises DataError naming a class that has none in some part.
+    """
+    classes = sorted({cloud.label for cloud in clouds}, key=by_number)
+    if clouds[0].split is None:
+        clouds = [
+            cloud
+            for name in classes
+            for cloud in _dealt([c for c in clouds if c.label == name], test_share, validation_share, seed)
+        ]
+    counts = Counter((cloud.label, cloud.split) for cloud in clouds)
+    for split in [split for split in SPLITS if any(cloud.split == split for cloud in clouds)]:
+        empty = [name for name in classes if not counts[name, split]]
+        if empty:
+            raise DataError(
+                f"{clouds[0].path.parent}: class '{empty[0]}' has no cloud in the {split} part; add one, or leave the "
+                "class out"
+            )
+    return list(clouds)
+
+
+def _dealt(
+    members: Sequence[ListedCloud], test_share: float, validation_share: float, seed: int
+) -> Iterator[ListedCloud]:
+    """The clouds of one class with their parts, in the given order."""
+    num_test = max(1, round(test_share * len(members)))
+    num_validation = max(1, round(validation_share * len(members)))
+    if num_test + num_validation >= len(members):
+        held = "1 cloud" if len(members) == 1 else f"{len(members)} clouds"
+        raise DataError(
+            f"{members[0].path.parent}: class '{members[0].label}' has {held}, too few for {num_test} "
+            f"to test, {num_validation} to validate and one to train on; add some, or leave the class out"
+        )
+    order = sorted(
+        members, key=lambda cloud: hashlib.sha256(f"{seed}/{cloud.name}".encode(errors="surrogateescape")).hexdigest()
+    )
+    part = {cloud.path: "test" for cloud in order[:num_test]}
+    part |= {cloud.path: "validation" for cloud in order[num_test : num_test + num_validation]}
+    for cloud in members:
+        yield cloud._replace(split=part.get(cloud.path, "train"))
+
+
+def _from_folders(root: Path) -> tuple[str, list[ListedCloud]]:
+    if (root / MANIFEST).is_file():
+        raise DataError(f"{root}: is prepared already; give the folder of the files")
+    folders = _subfolders(root)
+    parts = [folder for folder in folders if folder.name in SPLITS]
+    if not parts:
+        return "folders", [cloud for folder in folders for cloud in _of_class(folder, None)]
+    if len(parts) < len(folders):
+        other = next(folder for folder in folders if folder not in parts)
+        raise DataError(
+            f"{root}: holds the part '{parts[0].name}' and '{other.name}', which is none; lay it out as {_LAYOUTS}"
+        )
+    return "split_folders", [
+        cloud for part in parts for folder in _subfolders(part) for cloud in _of_class(folder, part.name)
+    ]
+
+
+def _subfolders(root: Path) -> list[Path]:
+    """The folders in a folder that is to hold nothing else of use. Raises DataError for clouds beside them."""
+    stray = [path for path in root.iterdir() if is_cloud_file(path)]
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if stray or not folders:
+        found = f"{min(stray).name} lies in no folder of a class" if stray else f"it holds {listing(root)}"
+        raise DataError(f"{root}: {found}; lay it out as {_LAYOUTS}")
+    return folders
+
+
+def _of_class(folder: Path, split: str | None) -> list[ListedCloud]:
+    """The clouds of one folder. Raises DataError if there are none, or folders within, which would be left out."""
+    inner = next((path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")), None)
+    paths = [path for path in folder.iterdir() if is_cloud_file(path)]
+    if inner is not None or not paths:
+        found = f"holds the folder {inner.name}" if inner else f"holds no cloud, it holds {listing(folder)}"
+        raise DataError(
+            f"{folder}: is taken for a class and {found}; clouds are files of {', '.join(CLOUD_SUFFIXES)}, laid out as "
+            f"{_LAYOUTS}"
+        )
+    return [ListedCloud(path, folder.name, split) for path in paths]
+
+
+def _from_csv(path: Path) -> Iterator[ListedCloud]:
+    """The clouds of a list; paths are relative to the folder of the list. Raises DataError with the line."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: is no UTF-8 text; store the list as plain CSV ({_LAYOUTS})") from error
+    reader = csv.reader(io.StringIO(text), strict=True)
+    seen: dict[Path, int] = {}
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        if header not in (["path", "label"], ["path", "label", "split"]):
+            raise DataError(f"{path}:1: names the columns {','.join(header)[:60]!r}; path,label or path,label,split")
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if not row:
+                continue
+            if len(row) != len(header) or not all(value.strip() for value in row):
+                raise DataError(f"{where}: {','.join(row)[:60]!r} is no row of {','.join(header)}; mend the line")
+            cloud = _of_row(path, dict(zip(header, map(str.strip, row), strict=True)), where)
+            if cloud.path in seen:
+                raise DataError(f"{where}: {cloud.path.name} is listed on line {seen[cloud.path]} already; keep one")
+            seen[cloud.path] = reader.line_num
+            yield cloud
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: does not read as CSV ({error}); mend the line") from error
+
+
+def _of_row(listed: Path, row: Mapping[str, str], where: str) -> ListedCloud:
+    place = Path(os.path.realpath(listed.parent / row["path"]))
+    if not place.is_file():
+        raise DataError(f"{where}: there is no file {row['path']} (looked at {place}); mend the path")
+    if place.suffix.lower() not in CLOUD_SUFFIXES:
+        raise DataError(f"{where}: {row['path']} is no kind of cloud; there are {', '.join(CLOUD_SUFFIXES)}")
+    if row.get("split", "train") not in SPLITS:
+        raise DataError(f"{where}: '{row['split']}' is no part; there are {', '.join(SPLITS)}")
+    return ListedCloud(place, row["label"], row.get("split"))

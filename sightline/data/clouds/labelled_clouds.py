@@ -1,0 +1,317 @@
+"""Prepared sets of clouds with one class each: what they all are, whatever they were prepared from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from sightline.arguments import Count, Seed, Share
+from sightline.data.clouds.cloud_normals import EstimatedNormals, Normals
+from sightline.data.loading.splits import take_fraction
+from sightline.data.store.native import Prepared, open_prepared, verify
+from sightline.data.store.views import IMAGE, StoredPictures, opened_views
+from sightline.errors import DataError
+from sightline.geometry.rendering import Background
+from sightline.types import Batch, CloudForm, DataInfo, Field, Sample, SampleKey
+
+__all__ = ["LabelledClouds", "describe_clouds", "promised_info", "root_of", "sizes_of"]
+
+
+class LabelledClouds:
+    """Clouds are mapped from the prepared files, samples are copies of them: the first `num_points` stored points.
+
+    `fraction` is the share of the training part that is used, of every class at least one shape; a smaller share is
+    part of a larger one with the same `fraction_seed`. Other parts are always whole. `views` is a folder of views of
+    these shapes (`sightline data render`): a sample then has an `image`, one view of the shape of that name, drawn by
+    seed, epoch and index, on `background` (black where neither it nor the folder says otherwise). Shapes without views
+    are `refused`, or `left_out`.
+    """
+
+    set_name: ClassVar[str]
+    readable_sets: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        num_points: Count | None = None,
+        normals: Normals = "none",
+        fraction: Share = 1.0,
+        fraction_seed: Seed = 0,
+        views: str | None = None,
+        background: Background | None = None,
+        without_views: Literal["refused", "left_out"] = "refused",
+    ) -> None:
+        self._prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
+        self._split = split
+        store = opened_views(views, background=background, without_views=without_views)
+        self._only_of = store if without_views == "left_out" else None
+        self._rows, self._labels = self._part(split)
+        if store is not None and not len(self._rows):
+            store.rows_of(self._names, of=f"{self.set_name} {split}")  # names them: none has views
+        if split == "train" and fraction < 1:
+            kept = take_fraction(self._labels, fraction, seed=fraction_seed)
+            self._rows, self._labels = _frozen(self._rows[kept]), _frozen(self._labels[kept])
+        self.num_points = self._checked_num_points(num_points)
+        self._features = self._checked_features(normals)
+        self._estimated: EstimatedNormals | None = None
+        if normals == "estimated":
+            self._estimated = EstimatedNormals(len(self), self.num_points, self._told)
+        self._pictures: StoredPictures | None = None
+        if store is not None:
+            names = [self.name_of(index) for index in range(len(self))]
+            self._pictures = StoredPictures(store, names, of=f"{self.set_name} {split}", background=background)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their labels."""
+        return tuple(self._prepared.manifest["class_names"])
+
+    @cached_property
+    def info(self) -> DataInfo:
+        """Facts, fields and sizes; the counts per class are those of this split, as far as it is used."""
+        fields = {name: self._field(name) for name in ("points", *self._features)}
+        pictures = {} if self._pictures is None else {IMAGE: self._pictures.field}
+        counts = np.bincount(self._labels, minlength=len(self.class_names))
+        sizes = sizes_of(self._prepared.manifest, self.class_names)
+        if self._only_of is not None:
+            sizes = {name: len(self._part(name)[0]) for name in sizes}
+        return DataInfo(
+            facts={
+                "num_classes": len(self.class_names),
+                "class_names": self.class_names,
+                "class_counts": tuple(counts.tolist()),
+                "in_channels": 3 + sum(self._width(name) for name in self._features),
+                "up_axis": self._prepared.manifest["up_axis"],
+            },
+            fields={**fields, "label": Field("", "int64", "class", "", 0, len(self.class_names) - 1), **pictures},
+            split_sizes=sizes | {self._split: len(self)},
+            features=self._features,
+            clouds=self._form(),
+        )
+
+    @property
+    def pictures(self) -> StoredPictures | None:
+        """Where the `image` of a sample comes from; None where samples have none."""
+        return self._pictures
+
+    @property
+    def strata(self) -> np.ndarray:
+        """The label of every sample, int64, read-only."""
+        return self._labels
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        batch = self.get_batch([key])
+        return {name: batch[name][0] for name in self.info.fields}
+
+    def get_batch(self, keys: Sequence[SampleKey]) -> Batch:
+        """Samples by index, stacked: fresh tensors. Raises IndexError for an index that there is no sample for."""
+        index_B = np.array([key.index for key in keys], dtype=np.int64)
+        if ((index_B < 0) | (index_B >= len(self))).any():
+            raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {index_B.tolist()}")
+        values = {name: self._read(name, index_B) for name in ("points", *self._stored)}
+        if self._estimated is not None:
+            values["normals"] = self._estimated.of(index_B, values["points"])
+        pictures = {} if self._pictures is None else {IMAGE: torch.from_numpy(self._pictures.of(keys))}
+        return {
+            **{name: torch.from_numpy(values[name]) for name in ("points", *self._features)},
+            **pictures,
+            "label": torch.from_numpy(self._labels[index_B]),
+            "sample_index": torch.from_numpy(index_B),
+        }
+
+    def name_of(self, index: int) -> str:
+        """The name of a shape, as its source has it."""
+        return self._names[self._rows[index]]
+
+    @classmethod
+    def describe(cls, root: Path) -> dict[str, Any]:
+        """What a prepared folder holds, from its manifest: counts, points per shape, ranges, where it came from."""
+        return describe_clouds(open_prepared(root, set_names=cls.readable_sets), root)
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of the manifest, which holds the hash of every file."""
+        return str(self._prepared.manifest["digest"])
+
+    @classmethod
+    def verify(cls, root: Path) -> int:
+        """Read every prepared file and compare its hash; how many there are. Raises DataError naming a wrong one."""
+        return verify(root)
+
+    def _part(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and labels of a split before any fraction is taken; only shapes with views where others are left out."""
+        rows, labels = _choose(self._prepared, split, self.class_names)
+        if self._only_of is None:
+            return rows, labels
+        names = self._prepared.names(split)
+        kept = self._only_of.has([names[row] for row in rows])
+        return _frozen(rows[kept]), _frozen(labels[kept])
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return self._prepared.names(self._split)
+
+    @property
+    def _stored(self) -> tuple[str, ...]:
+        """The features that are read, not estimated."""
+        return tuple(name for name in self._features if name != "normals" or self._estimated is None)
+
+    def _read(self, name: str, index: np.ndarray) -> np.ndarray:
+        return self._prepared.array(self._split, name)[self._rows[index], : self.num_points]
+
+    def _told(self, index: int) -> str:
+        return f"{self._prepared.root}: {self._split}/{self.name_of(index)}"
+
+    def _width(self, name: str) -> int:
+        """How many numbers a feature has per point."""
+        return 3
+
+    def _field(self, name: str) -> Field:
+        """What is promised of a field, from the manifest; a set that says no unit is in radii of the shape."""
+        manifest = self._prepared.manifest
+        frame = f"object, {manifest['orientation']}"
+        if name == "normals":
+            return Field("points 3", "float32", "unit vector", frame, -1.0, 1.0)
+        if name == "points" and manifest.get("unit") is None:
+            return Field("points 3", "float32", "radius of the shape", frame, -1.0, 1.0)
+        # Twice what was prepared: another cloud may reach a little further, one in another unit reaches far beyond.
+        reach = 2 * max(map(abs, manifest["ranges"][name]))
+        unit = manifest["unit"] if name == "points" else ""
+        return Field(f"points {self._width(name)}", "float32", unit, frame, -reach, reach)
+
+    def _form(self) -> CloudForm:
+        """How a file becomes a sample: as the set was prepared, and then read."""
+        manifest = self._prepared.manifest
+        return CloudForm(
+            num_points=self.num_points,
+            stored_points=manifest["columns"]["points"]["shape"][0],
+            unit_sphere=self._unit_sphere(manifest),
+            preparation=self._preparation(manifest),
+            columns=tuple(manifest["source_columns"]) if manifest.get("source_columns") else None,
+            estimates_normals=self._estimated is not None,
+        )
+
+    def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
+        """How the set's clouds come to have radius 1."""
+        return "promised"
+
+    def _preparation(self, manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The arguments of `prepare_cloud`, for a set that was prepared by it."""
+        return None
+
+    def _checked_features(self, normals: Normals) -> tuple[str, ...]:
+        if normals == "file" and "normals" not in self._prepared.manifest["columns"]:
+            raise DataError(
+                f"{self._prepared.root}: holds no normals (layout {self._prepared.manifest['layout']}); set normals: "
+                "estimated or none, or prepare the set from files that have normals, or from meshes"
+            )
+        return () if normals == "none" else ("normals",)
+
+    def _checked_num_points(self, wanted: int | None) -> int:
+        stored = self._prepared.manifest["columns"]["points"]["shape"][0]
+        if wanted is not None and wanted > stored:
+            raise DataError(
+                f"{self._prepared.root}: num_points is {wanted}, {stored} points a shape are stored; ask for fewer"
+            )
+        return wanted or stored
+
+
+def promised_info(
+    class_names: Sequence[str],
+    *,
+    up_axis: str,
+    orientation: str,
+    clouds: CloudForm,
+    has_normals: bool = False,
+    image: Field | None = None,
+) -> DataInfo:
+    """What such a set in radii of the shape will state, counts and sizes left out, before it is there."""
+    features = ("normals",) if has_normals else ()
+    frame = f"object, {orientation}"
+    fields = {
+        "points": Field("points 3", "float32", "radius of the shape", frame, -1.0, 1.0),
+        **({"normals": Field("points 3", "float32", "unit vector", frame, -1.0, 1.0)} if has_normals else {}),
+        "label": Field("", "int64", "class", "", 0, len(class_names) - 1),
+        **({} if image is None else {IMAGE: image}),
+    }
+    return DataInfo(
+        facts={
+            "num_classes": len(class_names),
+            "class_names": tuple(class_names),
+            "in_channels": 3 + 3 * len(features),
+            "up_axis": up_axis,
+        },
+        fields=fields,
+        features=features,
+        clouds=clouds,
+    )
+
+
+def describe_clouds(prepared: Prepared, root: Path) -> dict[str, Any]:
+    """What `data info` tells of a prepared set of labelled clouds."""
+    manifest = prepared.manifest
+    told = ("layout", "up_axis", "orientation", "unit", "normalisation", "channels", "preparation", "ranges")
+    return {
+        "set": manifest["set"],
+        "root": str(root.resolve()),
+        "source": manifest["source"]["path"],
+        "counts": {
+            split: dict(zip(manifest["class_names"], facts["class_counts"], strict=True))
+            for split, facts in manifest["splits"].items()
+        },
+        "sizes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
+        "points_per_shape": manifest["columns"]["points"]["shape"][0],
+        "has_normals": "normals" in manifest["columns"],
+        **{key: manifest[key] for key in (*told, "differences", "duplicates") if key in manifest},
+    }
+
+
+def sizes_of(manifest: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, int]:
+    """How many shapes of these classes each split of a prepared set holds."""
+    return {
+        split: sum(
+            count
+            for name, count in zip(manifest["class_names"], facts["class_counts"], strict=True)
+            if name in class_names
+        )
+        for split, facts in manifest["splits"].items()
+    }
+
+
+def root_of(root: str | None, set_name: str) -> Path:
+    """Where a prepared set lies: at `root`, else under its name in $SIGHTLINE_DATA, by default `data`."""
+    if root is not None:
+        return Path(root).expanduser()
+    return Path(os.environ.get("SIGHTLINE_DATA", "data")).expanduser() / set_name
+
+
+def _choose(prepared: Prepared, split: str, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of a split belong to these classes, and their labels among them; both int64 and read-only.
+
+    Raises DataError if there is no such split.
+    """
+    if split not in prepared.splits:
+        sizes = sizes_of(prepared.manifest, class_names)
+        held = ", ".join(f"{name} ({size})" for name, size in sizes.items())
+        raise DataError(f"{prepared.root}: has no split '{split}'; it holds {held}")
+    stored_names = prepared.manifest["class_names"]
+    new_label = np.array([class_names.index(name) if name in class_names else -1 for name in stored_names])
+    labels = new_label[prepared.array(split, "label")]
+    rows = np.flatnonzero(labels >= 0)
+    return _frozen(rows), _frozen(labels[rows])
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array

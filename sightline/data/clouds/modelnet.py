@@ -1,0 +1,160 @@
+"""ModelNet40 and ModelNet10: clouds of CAD shapes with one class each, from any of the public layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sightline import registry
+from sightline.data.clouds.labelled_clouds import LabelledClouds, Normals, promised_info
+from sightline.data.clouds.modelnet_classes import SPLITS, Classes, published
+from sightline.data.clouds.modelnet_layouts import read_contents, recognise
+from sightline.data.store.native import Prepared, prepare_command
+from sightline.data.store.preparation import Plan, Progress, duplicates_of, prepare_native
+from sightline.data.store.views import promised_image
+from sightline.types import CloudForm, DataInfo
+
+__all__ = ["ModelNet10", "ModelNet40"]
+
+_RADIUS_SLACK = 2**-11
+"""How far beyond 1 a radius may reach: half precision puts a coordinate, so a norm, off by 2^-11 of itself at most."""
+
+_NORMALISED_BY_PREPARE = ("text", "off")
+"""Layouts whose clouds `prepare` itself puts about their mean with radius 1; the others are stored so."""
+
+
+class _ModelNet(LabelledClouds):
+    """What both sets are."""
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their labels."""
+        return Classes.of(self.set_name).names
+
+    def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
+        return "applied" if manifest["layout"] in _NORMALISED_BY_PREPARE else "promised"
+
+    @classmethod
+    def promise(cls, *, num_points: int | None = None, normals: Normals = "none", views: str | None = None) -> DataInfo:
+        """What `info` states, counts and sizes left out, of a set prepared from the HDF5 release, before it is there.
+
+        The arguments are those of the set.
+        """
+        layout = published()["layouts"]["hdf5"]
+        return promised_info(
+            Classes.of(cls.set_name).names,
+            up_axis=layout["up_axis"],
+            orientation=layout["orientation"],
+            clouds=CloudForm(num_points, layout["points"], "promised", estimates_normals=normals == "estimated"),
+            has_normals=normals != "none",
+            image=None if views is None else promised_image(views),
+        )
+
+    @classmethod
+    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
+        """Write the set in native form from any public layout; returns the manifest with `root` and `outcome`.
+
+        Raises DataError for a source that is damaged or unknown, naming file and position, and for a target that holds
+        something else. A killed run is continued by the same call.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        layout, root = recognise(source)
+        classes = Classes.of(name)
+        contents = read_contents(layout, root, classes)
+        facts = published()["layouts"][layout]
+        about = {
+            "up_axis": facts["up_axis"],
+            "orientation": facts["orientation"],
+            "normalisation": facts["normalisation"],
+            "class_names": list(classes.names),
+        }
+        plan = Plan(
+            name, layout, root, contents.columns, contents.parts, about, lambda found: _summary(found, layout, classes)
+        )
+        return prepare_native(plan, target, progress=progress)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """What the set is, the layouts that are read, where they are to be had, and the terms of use."""
+        facts = published()
+        return {
+            "set": cls.set_name,
+            "splits": _published_counts(Classes.of(cls.set_name)),
+            "layouts": facts["layouts"],
+            "home": facts["home"],
+            "terms": facts["terms"],
+            "cite": facts["cite"],
+            "prepare": prepare_command(cls.set_name, "DIR"),
+        }
+
+
+@registry.data.add("modelnet40")
+class ModelNet40(_ModelNet):
+    """ModelNet40: 12,311 CAD shapes of 40 classes as clouds, 9,843 to train on and 2,468 to test.
+
+    `num_points` takes the first stored points of each cloud. `normals` adds the stored (`file`) or `estimated` ones.
+    `fraction` trains on that share of every class, seeded by `fraction_seed`. `views` adds an `image`, a view of the
+    shape out of that folder, on `background`.
+    Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
+    """
+
+    set_name = "modelnet40"
+    readable_sets = ("modelnet40",)
+
+
+@registry.data.add("modelnet10")
+class ModelNet10(_ModelNet):
+    """ModelNet10: the 4,899 shapes of ten classes of ModelNet40, 3,991 to train on and 908 to test.
+
+    Opens a folder prepared as modelnet10 or as modelnet40. `num_points` takes the first stored points of each cloud.
+    `normals` adds the stored (`file`) or `estimated` ones. `fraction` trains on that share of every class, seeded by
+    `fraction_seed`. `views` adds an `image`, a view of the shape out of that folder, on `background`.
+    Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
+    """
+
+    set_name = "modelnet10"
+    readable_sets = ("modelnet10", "modelnet40")
+
+
+def _published_counts(classes: Classes) -> dict[str, dict[str, int]]:
+    counts = published()["counts_train_test"]
+    return {split: {name: counts[name][place] for name in classes.names} for place, split in enumerate(SPLITS)}
+
+
+def _summary(prepared: Prepared, layout: str, classes: Classes) -> dict[str, Any]:
+    """What the manifest says beyond the plan: counts, how they differ from the published ones, duplicates."""
+    counts = {
+        split: np.bincount(prepared.array(split, "label"), minlength=len(classes.names)).tolist()
+        for split in prepared.splits
+    }
+    expected = _published_counts(classes)
+    differences = []
+    for split in SPLITS:
+        found = counts.get(split, [0] * len(classes.names))
+        pairs = [
+            (f"{split}/{name}", count, expected[split][name]) for name, count in zip(classes.names, found, strict=True)
+        ]
+        pairs.insert(0, (split, sum(found), sum(expected[split].values())))
+        differences += [
+            f"{what}: {count} shapes, published {wanted}" for what, count, wanted in pairs if count != wanted
+        ]
+    note = published()["published_note"].get(layout)
+    radius = max(_radius(prepared.array(split, "points")) for split in prepared.splits)
+    if radius > 1 + _RADIUS_SLACK:
+        differences.append(f"points reach out to {radius:.4g} from the origin, the layout promises 1")
+    return {
+        "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
+        "published": expected,
+        "differences": differences + ([f"note: {note}"] if note and differences else []),
+        "duplicates": duplicates_of(prepared, "points"),
+        "radius": radius,
+    }
+
+
+def _radius(clouds: np.ndarray) -> float:
+    """The largest distance from the origin, a shape at a time, so that a mapped file is not held in memory."""
+    return max(float(np.linalg.norm(cloud, axis=1).max()) for cloud in clouds)

@@ -1,0 +1,152 @@
+"""ModelNet in array files: the HDF5 release, and one NPZ archive."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sightline.data.clouds.modelnet_classes import SPLITS, Classes, Contents, by_number, columns_of, labels_of
+from sightline.data.files.array_files import npz_array, npz_header
+from sightline.data.files.hdf5_files import open_hdf5
+from sightline.data.files.text_tables import read_text
+from sightline.data.store.preparation import Part, Row, assert_extent
+from sightline.errors import DataError
+
+__all__ = ["has_npz_keys", "hdf5_contents", "npz_contents"]
+
+_NPZ_KEYS = ("X_train", "X_test", "y_train", "y_test", "name_train", "name_test", "classes")
+
+
+def hdf5_contents(root: Path, classes: Classes) -> Contents:
+    """The parts of `modelnet40_ply_hdf5_2048`, one per file, by their numbers. Raises DataError naming file and key."""
+    names_path = root / "shape_names.txt"
+    if not names_path.is_file():
+        raise DataError(f"{names_path}: is missing, so the labels have no names; unpack the release again")
+    names = read_text(names_path).split()
+    files = [(split, path) for split in SPLITS for path in _hdf5_files(root, split)]
+    scans = [_scan_hdf5(path) for _, path in files]
+    has_normals = all(scan.has_normals for scan in scans)
+    parts = []
+    for (split, path), scan in zip(files, scans, strict=True):
+        if scan.num_points != scans[0].num_points:
+            raise DataError(
+                f"{path}: 'data' has {scan.num_points} points a shape, {files[0][1].name} has {scans[0].num_points}; "
+                "do not mix releases in one folder"
+            )
+        labels = labels_of(scan.labels, names, classes, where=f"{path}: label", names_where=str(names_path))
+        parts.append(_hdf5_part(split, path, labels, has_normals=has_normals))
+    return Contents(columns_of(scans[0].num_points, has_normals=has_normals), tuple(parts))
+
+
+def _hdf5_files(root: Path, split: str) -> list[Path]:
+    """The files of a split by their numbers. Raises DataError for one that is listed, or left out of the count."""
+    there = {path.name for path in root.glob(f"ply_data_{split}*.h5")}
+    listed = root / f"{split}_files.txt"
+    if listed.is_file():
+        wanted = {Path(line).name for line in read_text(listed).split()}
+    else:
+        numbers = [
+            int(digits) for name in there if (digits := name[len(f"ply_data_{split}") : -len(".h5")]).isdecimal()
+        ]
+        wanted = {f"ply_data_{split}{number}.h5" for number in range(max(numbers, default=-1) + 1)}
+    missing = sorted(wanted - there, key=by_number)
+    if missing:
+        raise DataError(
+            f"{root / missing[0]}: is missing, {len(missing)} of {len(wanted)} files are; unpack the release again"
+        )
+    if not wanted:
+        raise DataError(
+            f"{root / f'ply_data_{split}0.h5'}: is missing, there is no file of this split; unpack the release again"
+        )
+    return [root / name for name in sorted(wanted, key=by_number)]
+
+
+class _Hdf5Scan(NamedTuple):
+    num_points: int
+    labels: np.ndarray
+    has_normals: bool
+
+
+def _scan_hdf5(path: Path) -> _Hdf5Scan:
+    with open_hdf5(path, what="a ModelNet file") as file:
+        data, label = file.array("data"), file.array("label")
+        if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
+            raise DataError(f"{path}: 'data' is {data.dtype} {data.shape}, floats (shapes, points, 3) are needed")
+        if label.shape not in {(len(data),), (len(data), 1)} or label.dtype.kind not in "iu":
+            raise DataError(f"{path}: 'label' is {label.dtype} {label.shape}, integers ({len(data)}, 1) are needed")
+        normal = file.array("normal") if "normal" in file.names() else None
+        has_normals = normal is not None and normal.shape == data.shape and normal.dtype.kind == "f"
+        return _Hdf5Scan(data.shape[1], label[...].reshape(-1).astype(np.int64), has_normals)
+
+
+def _hdf5_part(split: str, path: Path, labels: np.ndarray, *, has_normals: bool) -> Part:
+    def rows() -> Iterator[Row]:
+        with open_hdf5(path) as file:
+            keys = {"points": "data", **({"normals": "normal"} if has_normals else {})}
+            columns = {name: file.array(key)[...] for name, key in keys.items()}
+        for index in np.flatnonzero(labels >= 0):
+            where, values = f"{path}: shape {index}", {name: column[index] for name, column in columns.items()}
+            assert_extent(values["points"], where=where)
+            yield Row(f"{path.stem}/{index:04d}", where, {**values, "label": labels[index]})
+
+    return Part(split, path.name, int((labels >= 0).sum()), (path, path.with_name("shape_names.txt")), rows)
+
+
+def has_npz_keys(path: Path) -> bool:
+    """Whether an archive holds the entries of a set of labelled clouds; nothing of it is read but its table."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {f"{key}.npy" for key in _NPZ_KEYS} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def npz_contents(root: Path, classes: Classes) -> Contents:
+    """The parts of an archive, one per split. Raises DataError naming the archive and the entry."""
+    headers = {split: _npz_header(root, f"X_{split}") for split in SPLITS}
+    names = _npz_array(root, "classes", kinds="U", ndim=1)
+    num_points = headers["train"][1]
+    parts = []
+    for split, shape in headers.items():
+        if shape[1] != num_points:
+            raise DataError(f"{root}: X_{split} holds {shape[1]} points a shape, X_train {num_points}; they must agree")
+        given = _npz_array(root, f"y_{split}", kinds="iu", ndim=1, length=shape[0])
+        shape_names = _npz_array(root, f"name_{split}", kinds="U", ndim=1, length=shape[0])
+        labels = labels_of(
+            given.astype(np.int64), names.tolist(), classes, where=f"{root}: y_{split}", names_where=f"{root}: classes"
+        )
+        parts.append(_npz_part(split, root, labels, shape_names))
+    return Contents(columns_of(num_points, has_normals=False), tuple(parts))
+
+
+def _npz_part(split: str, path: Path, labels: np.ndarray, names: np.ndarray) -> Part:
+    def rows() -> Iterator[Row]:
+        clouds = _npz_array(path, f"X_{split}", kinds="f", ndim=3, length=len(labels))
+        for index in np.flatnonzero(labels >= 0):
+            where = f"{path}: X_{split}[{index}]"
+            assert_extent(clouds[index], where=where)
+            yield Row(str(names[index]), where, {"points": clouds[index], "label": labels[index]})
+
+    return Part(split, f"{path.name}: X_{split}", int((labels >= 0).sum()), (path,), rows)
+
+
+def _npz_header(path: Path, key: str) -> tuple[int, int, int]:
+    """The shape of a cloud array, from its header alone."""
+    shape, dtype = npz_header(path, key, needed=", ".join(_NPZ_KEYS))
+    if len(shape) != 3 or shape[2] != 3 or dtype.kind != "f" or 0 in shape:
+        raise DataError(f"{path}: {key} is {dtype} {shape}, floats (shapes, points, 3) are needed")
+    return shape[0], shape[1], shape[2]
+
+
+def _npz_array(path: Path, key: str, *, kinds: str, ndim: int, length: int | None = None) -> np.ndarray:
+    """One entry of the archive, checked against what a set of labelled clouds needs there."""
+    array = npz_array(path, key, needed=", ".join(_NPZ_KEYS))
+    if array.dtype.kind not in kinds or array.ndim != ndim or (length is not None and len(array) != length):
+        wanted = {"U": "text", "iu": "integers", "f": "floats"}[kinds]
+        size = f" of length {length}" if length is not None else ""
+        raise DataError(f"{path}: {key} is {array.dtype} {array.shape}, {wanted} in {ndim} dimensions{size} are needed")
+    return array

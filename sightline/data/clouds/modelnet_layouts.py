@@ -1,0 +1,67 @@
+"""The public layouts of ModelNet: recognise one from a path, and read its shapes part by part."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from sightline.data.clouds.modelnet_arrays import has_npz_keys, hdf5_contents, npz_contents
+from sightline.data.clouds.modelnet_classes import Classes, Contents, published
+from sightline.data.clouds.modelnet_files import off_contents, text_contents
+from sightline.data.store.native import MANIFEST, listing
+from sightline.errors import DataError
+
+__all__ = ["read_contents", "recognise"]
+
+_INNER_FOLDERS = ("modelnet40_ply_hdf5_2048", "modelnet40_normal_resampled", "ModelNet40", "ModelNet10")
+
+
+def recognise(source: Path) -> tuple[str, Path]:
+    """Which layout a file or folder has (hdf5, text, off or npz), and its resolved place; symbolic links are followed.
+
+    Raises DataError naming what was found and what was looked for.
+    """
+    root = source.expanduser().resolve()
+    if not root.exists():
+        raise DataError(f"{source}: there is no such file or folder (looked at {root})")
+    if root.is_file():
+        if zipfile.is_zipfile(root) or root.suffix == ".npz":
+            return "npz", root
+        raise DataError(f"{root}: is no layout by itself; give the folder that holds it, or an .npz archive")
+    if (root / MANIFEST).is_file():
+        raise DataError(f"{root}: is prepared already; give the folder of the public release")
+    matches = _matches(root)
+    for inner in _INNER_FOLDERS if not matches else ():
+        if (root / inner).is_dir():
+            matches += _matches((root / inner).resolve())
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise DataError(
+            f"{root}: holds {len(matches)} layouts, name one: {', '.join(str(place) for _, place in matches)}"
+        )
+    looked_for = "; ".join(f"{facts['title']} ({facts['looks_like']})" for facts in published()["layouts"].values())
+    raise DataError(f"{root}: holds {listing(root)}, which is no layout of ModelNet; looked for: {looked_for}")
+
+
+def read_contents(layout: str, root: Path, classes: Classes) -> Contents:
+    """The columns and parts of a recognised layout; lists, headers and labels are checked, clouds are not yet read.
+
+    Raises DataError naming the file and the position in it.
+    """
+    readers = {"hdf5": hdf5_contents, "text": text_contents, "off": off_contents, "npz": npz_contents}
+    contents = readers[layout](root, classes)
+    if not any(part.num_rows for part in contents.parts):
+        raise DataError(f"{root}: holds no shape of the classes {', '.join(classes.names)}; is it the right folder?")
+    return contents
+
+
+def _matches(folder: Path) -> list[tuple[str, Path]]:
+    matches = [("npz", path) for path in sorted(folder.glob("*.npz")) if has_npz_keys(path)]
+    if any(folder.glob("ply_data_*.h5")):
+        matches.append(("hdf5", folder))
+    if any(folder.glob("modelnet[14]0_t*.txt")) or any(folder.glob("*/*_[0-9][0-9][0-9][0-9].txt")):
+        matches.append(("text", folder))
+    if any(folder.glob("*/train/*.off")) or any(folder.glob("*/test/*.off")):
+        matches.append(("off", folder))
+    return matches

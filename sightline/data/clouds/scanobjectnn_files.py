@@ -1,0 +1,179 @@
+"""ScanObjectNN as the HDF5 files of its release: what its variants are called, and how one is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from sightline.data.files.hdf5_files import open_hdf5
+from sightline.data.files.text_tables import read_text
+from sightline.data.store.native import MANIFEST, listing
+from sightline.data.store.preparation import Column, Part, Row, assert_extent, to_unit_sphere
+from sightline.errors import DataError
+
+__all__ = ["SPLITS", "Division", "VariantName", "columns_of", "published", "variant_parts", "where_is"]
+
+SPLITS = {"train": "training", "test": "test"}
+"""Our names of the splits, and those of the release."""
+VariantName: TypeAlias = Literal[
+    "obj_bg",
+    "obj_only",
+    "pb_t25",
+    "pb_t25_nobg",
+    "pb_t25_r",
+    "pb_t25_r_nobg",
+    "pb_t50_r",
+    "pb_t50_r_nobg",
+    "pb_t50_rs",
+    "pb_t50_rs_nobg",
+]
+"""The variants by the names of the paper; `_nobg` is the same without background."""
+Division: TypeAlias = Literal["main_split", "split1", "split2", "split3", "split4"]
+"""Which objects train: the split that figures are published on, or one of four others."""
+_INNER_FOLDER = "h5_files"
+_NAMES_FILES = ("shape_names_ext.txt", "shape_names.txt")
+_BACKGROUND = -1
+"""In `mask`, of a point that is no part of the object."""
+
+
+def published() -> dict[str, Any]:
+    """What the publication states: classes in the order of their labels, variants, counts, terms of use."""
+    return json.loads(Path(__file__).with_name("scanobjectnn.json").read_text(encoding="utf-8"))
+
+
+def columns_of(num_points: int) -> dict[str, Column]:
+    """The columns of a row: points, whether each is of the object (1) or of the background (0), and the label."""
+    return {
+        "points": Column((num_points, 3), "float32"),
+        "is_object": Column((num_points,), "uint8"),
+        "label": Column((), "int64"),
+    }
+
+
+def where_is(source: Path, variant: VariantName, division: Division) -> dict[str, Path]:
+    """The file of each split of a variant; `source` is `h5_files` or the folder that holds it.
+
+    Raises DataError naming the file that is missing and what the folder holds.
+    """
+    root = source.expanduser().resolve()
+    if not root.is_dir():
+        raise DataError(f"{source}: there is no such folder (looked at {root}); give h5_files of the release")
+    if (root / MANIFEST).is_file():
+        raise DataError(f"{root}: is prepared already; give h5_files of the release")
+    facts = published()["variants"][variant]
+    folder_name = division if facts["has_background"] else f"{division}_nobg"
+    if not (root / folder_name).is_dir() and (root / _INNER_FOLDER).is_dir():
+        root = root / _INNER_FOLDER
+    folder = root / folder_name
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: is missing, '{variant}' is read from it; {root} holds {listing(root)}: give h5_files of the "
+            "release, or another variant"
+        )
+    files = {split: folder / f"{word}_{facts['stem']}.h5" for split, word in SPLITS.items()}
+    missing = [path for path in files.values() if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{missing[0]}: is missing, it is of '{variant}'; {folder} holds {listing(folder)}: unpack the release "
+            "again, or give another variant"
+        )
+    _check_names(folder)
+    return files
+
+
+def variant_parts(files: dict[str, Path], *, to_sphere: bool) -> tuple[list[Part], int]:
+    """One part per split, and the number of points of an object. Raises DataError naming file, key and index."""
+    num_classes = len(published()["classes"])
+    scans = {split: _scan(path, num_classes) for split, path in files.items()}
+    if scans["train"].num_points != scans["test"].num_points:
+        raise DataError(
+            f"{files['test']}: 'data' has {scans['test'].num_points} points an object, {files['train'].name} has "
+            f"{scans['train'].num_points}; do not mix releases in one folder"
+        )
+    parts = [
+        Part(split, path.name, scans[split].num_objects, (path,), _Rows(path, to_sphere))
+        for split, path in files.items()
+    ]
+    return parts, scans["train"].num_points
+
+
+def _check_names(folder: Path) -> None:
+    """Labels are bare numbers: where the folder, or one above it, lists the classes, the list must be in our order."""
+    classes = published()["classes"]
+    for path in (place / name for place in (folder, *folder.parents[:2]) for name in _NAMES_FILES):
+        if not path.is_file():
+            continue
+        found = read_text(path).split()
+        if found == classes:
+            return
+        line = next(
+            (i for i, (a, b) in enumerate(zip(found, classes, strict=False)) if a != b), min(len(found), len(classes))
+        )
+        told = f"'{found[line]}'" if line < len(found) else "nothing"
+        wanted = f"'{classes[line]}'" if line < len(classes) else "nothing"
+        raise DataError(
+            f"{path}:{line + 1}: says {told} where the release has {wanted} (label {line}): labels in another order "
+            "would be read as other classes; get the release, or mend the list"
+        )
+
+
+class _Scan(NamedTuple):
+    num_objects: int
+    num_points: int
+
+
+def _scan(path: Path, num_classes: int) -> _Scan:
+    """Sizes of a file. Raises DataError for keys that are missing or wrong, and for labels that are no class."""
+    with open_hdf5(path, what="a file of ScanObjectNN") as file:
+        data, label, mask = (file.array(key) for key in ("data", "label", "mask"))
+        if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
+            raise DataError(f"{path}: 'data' is {data.dtype} {data.shape}, floats (objects, points, 3) are needed")
+        if label.shape not in {(len(data),), (len(data), 1)} or label.dtype.kind not in "iu":
+            raise DataError(f"{path}: 'label' is {label.dtype} {label.shape}, integers ({len(data)},) are needed")
+        if mask.shape != data.shape[:2] or mask.dtype.kind not in "if":
+            raise DataError(
+                f"{path}: 'mask' is {mask.dtype} {mask.shape}, signed numbers {data.shape[:2]} are needed, "
+                f"{_BACKGROUND} for the background"
+            )
+        labels = label[...].reshape(-1)
+        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        if len(wrong):
+            raise DataError(
+                f"{path}: label[{wrong[0]}] is {labels[wrong[0]]}, there are {num_classes} classes (0 to "
+                f"{num_classes - 1}); get the file again"
+            )
+        return _Scan(len(data), data.shape[1])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    path: Path
+    to_sphere: bool
+
+    def __call__(self) -> Iterator[Row]:
+        with open_hdf5(self.path) as file:
+            clouds, labels, masks = (file.array(key)[...] for key in ("data", "label", "mask"))
+        labels = labels.reshape(-1)
+        for index, cloud in enumerate(clouds):
+            where = f"{self.path}: object {index}"
+            _assert_finite(cloud, where)
+            assert_extent(cloud, where=where)
+            points = to_unit_sphere(cloud, where=where) if self.to_sphere else cloud
+            is_object = masks[index] != _BACKGROUND
+            yield Row(
+                f"{self.path.stem}/{index:05d}",
+                where,
+                {"points": points, "is_object": is_object, "label": labels[index]},
+            )
+
+
+def _assert_finite(points: np.ndarray, where: str) -> None:
+    is_finite = np.isfinite(points)
+    if not is_finite.all():
+        point, axis = np.argwhere(~is_finite)[0]
+        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; get the file again")

@@ -1,0 +1,292 @@
+"""ShapeNetPart: shapes of sixteen categories with a part at every point, from either public layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sightline import registry
+from sightline.arguments import Seed, Share
+from sightline.data.clouds.cloud_normals import Normals, estimated_normals
+from sightline.data.clouds.labelled_clouds import root_of
+from sightline.data.clouds.shapenet_part_arrays import hdf5_files, hdf5_parts
+from sightline.data.clouds.shapenet_part_categories import SPLITS, categories, columns_of, part_names, published
+from sightline.data.clouds.shapenet_part_files import CATEGORIES_FILE, LISTS_FOLDER, lists_digest, text_parts
+from sightline.data.loading.splits import take_fraction
+from sightline.data.store.native import MANIFEST, Prepared, listing, open_prepared, prepare_command, verify
+from sightline.data.store.preparation import Plan, Progress, duplicates_of, prepare_native
+from sightline.errors import DataError
+from sightline.types import CloudForm, DataInfo, Field, Sample, SampleKey
+
+__all__ = ["ShapeNetPart"]
+
+_FRAME = "object, y up"
+_NORMALISATION = "by prepare: about the mean of the points, the farthest at distance 1; normals of length 1"
+_INNER_FOLDERS = ("shapenet_part_seg_hdf5_data", "hdf5_data", "shapenetcore_partanno_segmentation_benchmark_v0_normal")
+
+
+@registry.data.add("shapenet_part")
+class ShapeNetPart:
+    """ShapeNetPart: 16,881 shapes of 16 categories, one of 50 parts at every point; 2,874 shapes test.
+
+    Samples are whole shapes: 2,048 points each from the HDF5 release, as many as there are from the text release;
+    `sample_points` makes them equal. `label` is the part of each point, `category` that of the shape. `normals` adds
+    the stored (`file`) or `estimated` ones. `training: trainval` trains on the validation shapes too, as some published
+    figures do. `fraction` trains on that share of every category, seeded by `fraction_seed`.
+    Source: Yi et al. 2016, "A Scalable Active Framework for Region Annotation in 3D Shape Collections".
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        normals: Normals = "none",
+        training: Literal["train", "trainval"] = "train",
+        fraction: Share = 1.0,
+        fraction_seed: Seed = 0,
+    ) -> None:
+        self._prepared = open_prepared(root_of(root, "shapenet_part"), set_names=("shapenet_part",))
+        self._normals = _checked(normals, self._prepared)
+        self._sizes = _split_sizes(self._prepared, training)
+        if split not in self._sizes:
+            held = ", ".join(f"{name} ({size})" for name, size in self._sizes.items())
+            raise DataError(f"{self._prepared.root}: has no split '{split}' with training: {training}; it has {held}")
+        self._split = split
+        self._shapes = _shapes_of(self._prepared, ("train", "validation") if self._is_joined(training) else (split,))
+        self.strata = self._categories()
+        if split == "train" and fraction < 1:
+            kept = take_fraction(self.strata, fraction, seed=fraction_seed)
+            self._shapes = [self._shapes[row] for row in kept]
+            self.strata = self._categories()
+
+    @cached_property
+    def info(self) -> DataInfo:
+        """Facts, fields and sizes; `class_counts` are the points of each part in this split, as far as it is used."""
+        info = _describe(self._normals)
+        counts = np.zeros(len(info.facts["class_names"]), dtype=np.int64)
+        for split, row in self._shapes:
+            counts += np.bincount(self._prepared.row(split, "label", row), minlength=len(counts))
+        return DataInfo(
+            facts={**info.facts, "class_counts": tuple(counts.tolist())},
+            fields=info.fields,
+            split_sizes=self._sizes | {self._split: len(self)},
+            features=info.features,
+            clouds=info.clouds,
+        )
+
+    @classmethod
+    def promise(cls, *, normals: Normals = "none") -> DataInfo:
+        """What `info` states, counts and sizes left out, before the set is there. `normals` is that of the set."""
+        return _describe(normals)
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of the manifest, which holds the hash of every file."""
+        return str(self._prepared.manifest["digest"])
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """A whole shape, fresh tensors. Raises IndexError for an index that there is no shape for."""
+        if not 0 <= key.index < len(self):
+            raise IndexError(f"shapenet_part has the samples 0 to {len(self) - 1}, asked for {key.index}")
+        split, row = self._shapes[key.index]
+        points = np.array(self._prepared.row(split, "points", row))
+        sample = {"points": torch.from_numpy(points)}
+        if self._normals == "file":
+            sample["normals"] = torch.from_numpy(np.array(self._prepared.row(split, "normals", row)))
+        elif self._normals == "estimated":
+            where = f"{self._prepared.root}: {split}/{self.name_of(key.index)}"
+            sample["normals"] = torch.from_numpy(estimated_normals(points, where=where))
+        label = self._prepared.row(split, "label", row).astype(np.int64)
+        return {**sample, "label": torch.from_numpy(label), "category": torch.tensor(int(self.strata[key.index]))}
+
+    def name_of(self, index: int) -> str:
+        """The name of a shape, as its source has it."""
+        split, row = self._shapes[index]
+        return self._names[split][row]
+
+    @classmethod
+    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
+        """Write the set in native form from either layout; returns the manifest with `root` and `outcome`.
+
+        Raises DataError for a source that is damaged or unknown, naming file and line or key, and for a target that
+        holds something else. A killed run is continued by the same call.
+        """
+        assert name == "shapenet_part", f"ShapeNetPart prepares 'shapenet_part', not '{name}'"
+        layout, root = _recognise(source)
+        parts, notes = (hdf5_parts(root), []) if layout == "hdf5" else text_parts(root)
+        options = {} if layout == "hdf5" else {"lists": lists_digest(root)}
+        about = {
+            "up_axis": "y",
+            "orientation": "y is up, as stored",
+            "normalisation": _NORMALISATION,
+            "class_names": list(part_names()),
+            "category_names": [category.name for category in categories()],
+            "notes": notes,
+        }
+        columns = columns_of(has_normals=layout == "text")
+        plan = Plan(name, layout, root, columns, tuple(parts), about, _summary, options)
+        return prepare_native(plan, target, progress=progress)
+
+    @classmethod
+    def describe(cls, root: Path) -> dict[str, Any]:
+        """What a prepared folder holds: shapes per category and points per part of each split, where it came from."""
+        prepared = open_prepared(root, set_names=("shapenet_part",))
+        manifest = prepared.manifest
+        splits = manifest["splits"]
+        names, parts = manifest["category_names"], manifest["class_names"]
+        told = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
+        return {
+            "set": manifest["set"],
+            "root": str(root.resolve()),
+            "source": manifest["source"]["path"],
+            "sizes": {split: facts["num_rows"] for split, facts in splits.items()},
+            "points": manifest["num_elements"],
+            "points_per_shape": {split: facts["points_per_shape"] for split, facts in splits.items()},
+            "counts": {s: dict(zip(names, facts["category_counts"], strict=True)) for s, facts in splits.items()},
+            "part_points": {s: dict(zip(parts, facts["class_counts"], strict=True)) for s, facts in splits.items()},
+            "has_normals": "normals" in manifest["columns"],
+            **{key: manifest[key] for key in told},
+        }
+
+    @classmethod
+    def verify(cls, root: Path) -> int:
+        """Read every prepared file and compare its hash; how many there are. Raises DataError naming a wrong one."""
+        return verify(root)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """What the set is, the layouts that are read, where they are to be had, and the terms of use."""
+        facts = published()
+        return {
+            "set": "shapenet_part",
+            "splits": facts["split_sizes"],
+            "shapes": {name: each["shapes"] for name, each in facts["categories"].items()},
+            "parts": {category.name: len(category.parts) for category in categories()},
+            **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
+            "prepare": prepare_command("shapenet_part", "DIR"),
+        }
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        return {split: self._prepared.names(split) for split in self._prepared.splits}
+
+    def _is_joined(self, training: str) -> bool:
+        return training == "trainval" and self._split == "train"
+
+    def _categories(self) -> np.ndarray:
+        found = np.array([self._prepared.row(split, "category", row) for split, row in self._shapes], dtype=np.int64)
+        found.flags.writeable = False
+        return found
+
+
+def _shapes_of(prepared: Prepared, splits: Sequence[str]) -> list[tuple[str, int]]:
+    """Every shape of some stored splits: its split and its row there."""
+    return [(split, row) for split in splits for row in range(prepared.manifest["splits"][split]["num_rows"])]
+
+
+def _split_sizes(prepared: Prepared, training: str) -> dict[str, int]:
+    sizes = {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}
+    if training == "trainval":  # what trains must not choose the checkpoint
+        sizes["train"] += sizes.pop("validation")
+    return sizes
+
+
+def _checked(normals: Normals, prepared: Prepared) -> Normals:
+    if normals == "file" and "normals" not in prepared.manifest["columns"]:
+        raise DataError(
+            f"{prepared.root}: holds no normals (layout {prepared.manifest['layout']}); set normals: estimated or "
+            "none, or prepare the set from the text release, which has them"
+        )
+    return normals
+
+
+def _describe(normals: Normals) -> DataInfo:
+    """What is true of the set however it was prepared."""
+    known = categories()
+    features = () if normals == "none" else ("normals",)
+    fields = {
+        "points": Field("points 3", "float32", "radius of the shape", _FRAME, -1.0, 1.0, "concatenate"),
+        "normals": Field("points 3", "float32", "unit vector", _FRAME, -1.0, 1.0, "concatenate"),
+        "label": Field("points", "int64", "part", "", 0, known[-1].parts[-1], "concatenate"),
+        "category": Field("", "int64", "category", "", 0, len(known) - 1),
+    }
+    return DataInfo(
+        facts={
+            "num_classes": len(part_names()),
+            "class_names": part_names(),
+            "in_channels": 3 + 3 * len(features),
+            "up_axis": "y",
+            "num_categories": len(known),
+            "category_names": tuple(category.name for category in known),
+            "parts_of_category": tuple(category.parts for category in known),
+        },
+        fields={name: fields[name] for name in ("points", *features, "label", "category")},
+        features=features,
+        clouds=CloudForm(unit_sphere="applied", estimates_normals=normals == "estimated"),
+    )
+
+
+def _recognise(source: Path) -> tuple[Literal["hdf5", "text"], Path]:
+    """Which layout a folder has, and its resolved place. Raises DataError naming what was found and looked for."""
+    root = source.expanduser().resolve()
+    if not root.is_dir():
+        raise DataError(f"{source}: there is no such folder (looked at {root}); give that of the public release")
+    if (root / MANIFEST).is_file():
+        raise DataError(f"{root}: is prepared already; give the folder of the public release")
+    matches = _matches(root)
+    for inner in _INNER_FOLDERS if not matches else ():
+        matches += _matches((root / inner).resolve())
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        held = ", ".join(f"{place} ({layout})" for layout, place in matches)
+        raise DataError(f"{root}: holds {len(matches)} layouts, give one alone: {held}")
+    facts = published()["layouts"].values()
+    looked_for = "; ".join(f"{each['title']} ({each['looks_like']})" for each in facts)
+    raise DataError(f"{root}: holds {listing(root)}, which is no layout of ShapeNetPart; looked for: {looked_for}")
+
+
+def _matches(folder: Path) -> list[tuple[Literal["hdf5", "text"], Path]]:
+    found: list[tuple[Literal["hdf5", "text"], Path]] = []
+    if any(hdf5_files(folder, split) for split in SPLITS):
+        found.append(("hdf5", folder))
+    if (folder / CATEGORIES_FILE).is_file() or (folder / LISTS_FOLDER).is_dir():
+        found.append(("text", folder))
+    return found
+
+
+def _summary(prepared: Prepared) -> dict[str, Any]:
+    """What the manifest says beyond the plan: counts, how they differ from the published ones, duplicates."""
+    known, splits = categories(), {}
+    for split in prepared.splits:
+        lengths = np.diff(prepared.offsets(split))
+        counts = np.bincount(prepared.array(split, "category"), minlength=len(known))
+        splits[split] = {
+            "num_rows": len(lengths),
+            "category_counts": counts.tolist(),
+            "class_counts": np.bincount(prepared.array(split, "label"), minlength=len(part_names())).tolist(),
+            "points_per_shape": [int(lengths.min()), int(lengths.max())],
+        }
+    return {
+        "splits": splits,
+        "differences": [*_differences(splits), *prepared.manifest["notes"]],
+        "duplicates": duplicates_of(prepared, "points"),
+    }
+
+
+def _differences(splits: dict[str, dict[str, Any]]) -> list[str]:
+    facts = published()
+    pairs = [(split, splits.get(split, {}).get("num_rows", 0), size) for split, size in facts["split_sizes"].items()]
+    for index, (name, each) in enumerate(facts["categories"].items()):
+        counts = {split: found["category_counts"][index] for split, found in splits.items()}
+        pairs += [(name, sum(counts.values()), each["shapes"]), (f"test/{name}", counts.get("test", 0), each["test"])]
+    return [f"{what}: {count} shapes, published {wanted}" for what, count, wanted in pairs if count != wanted]

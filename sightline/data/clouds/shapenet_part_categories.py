@@ -1,0 +1,91 @@
+"""The categories of ShapeNetPart and their parts, and what both of its layouts share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sightline.data.store.preparation import Column, to_unit_sphere
+from sightline.errors import DataError
+
+__all__ = ["SPLITS", "Category", "categories", "category_called", "columns_of", "part_names", "published", "row_values"]
+
+SPLITS = {"train": "train", "validation": "val", "test": "test"}
+"""Our names of the official splits, and those of the release."""
+
+
+class Category(NamedTuple):
+    """A category, its label, and its parts by their numbers among all fifty."""
+
+    name: str
+    label: int
+    synset: str
+    parts: tuple[int, ...]
+
+
+def published() -> dict[str, Any]:
+    """What the publications state: categories with their sizes and parts, layouts, terms of use."""
+    return json.loads(Path(__file__).with_name("shapenet_part.json").read_text(encoding="utf-8"))
+
+
+def categories() -> tuple[Category, ...]:
+    """The sixteen categories in the order of their labels; parts are numbered through in the same order."""
+    found: list[Category] = []
+    for label, (name, facts) in enumerate(published()["categories"].items()):
+        first = found[-1].parts[-1] + 1 if found else 0
+        found.append(Category(name, label, facts["synset"], tuple(range(first, first + facts["num_parts"]))))
+    return tuple(found)
+
+
+def category_called(name: str) -> Category | None:
+    """The category of a name in any of its public spellings (Motorbike, motor, ...); None for an unknown one."""
+    plain = name.lower()
+    plain = published()["aliases"].get(plain, plain)
+    return next((category for category in categories() if category.name == plain), None)
+
+
+def part_names() -> tuple[str, ...]:
+    """A name for each of the fifty parts: the releases number them, so `chair_0` is the first part of a chair."""
+    return tuple(f"{each.name}_{place}" for each in categories() for place in range(len(each.parts)))
+
+
+def columns_of(*, has_normals: bool) -> dict[str, Column]:
+    """The columns of a row: points, the part of each, normals where there are any; and the category."""
+    names = ("points", "normals") if has_normals else ("points",)
+    return {
+        **{name: Column((3,), "float32", is_ragged=True) for name in names},
+        "label": Column((), "uint8", is_ragged=True),
+        "category": Column((), "int64"),
+    }
+
+
+def row_values(
+    category: Category,
+    *,
+    points: np.ndarray,
+    normals: np.ndarray | None,
+    parts: np.ndarray,
+    where: str,
+    told_point: Callable[[int], str],
+) -> dict[str, Any]:
+    """The values of a row from what a file holds of a shape (N, 3), (N, 3) and (N,): in the unit sphere, unit normals.
+
+    Raises DataError, led by `told_point` of the first point at fault, for a part that the category does not have; led
+    by `where` for a shape whose points coincide.
+    """
+    is_foreign = ~np.isin(parts, category.parts)
+    if is_foreign.any():
+        first = int(np.argmax(is_foreign))
+        raise DataError(
+            f"{told_point(first)}: part {parts[first]:g} is none of {category.name}'s ({category.parts[0]} to "
+            f"{category.parts[-1]}); get the file again"
+        )
+    values = {"points": to_unit_sphere(points, where=where), "label": parts, "category": category.label}
+    if normals is not None:
+        lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+        values["normals"] = normals / np.where(lengths > 0, lengths, 1.0)
+    return values

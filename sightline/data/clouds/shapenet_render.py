@@ -1,0 +1,152 @@
+"""ShapeNetRender: clouds of ShapeNet beside 24 pictures of each object, to be learnt from as pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Le
+
+from sightline import registry
+from sightline.arguments import Count, Seed, Share
+from sightline.data.clouds.labelled_clouds import LabelledClouds, promised_info
+from sightline.data.clouds.shapenet_render_files import Pairing, Reader, find_pairs, pair_parts, published
+from sightline.data.store.native import Prepared, open_prepared, prepare_command
+from sightline.data.store.preparation import Plan, Progress, duplicates_of, prepare_native
+from sightline.data.store.views import StoredPictures, Views, image_field
+from sightline.geometry.rendering import Background
+from sightline.types import CloudForm, DataInfo
+
+__all__ = ["ShapeNetRender"]
+
+_NUM_POINTS = 2048
+_FRAME = "y is up, as stored"
+_NORMALISATION = "by prepare: about the mean of the points, the farthest at distance 1"
+
+
+@registry.data.add("shapenet_render")
+class ShapeNetRender(LabelledClouds):
+    """ShapeNetRender: 43,783 clouds of 13 kinds of objects, each with 24 pictures, all of them to train on.
+
+    A sample is a cloud and one of its pictures (`image`), drawn by seed, epoch and index; `label` is the kind, for
+    stratified splits and for looking at what was learnt. `background` is what the pictures were laid on by `prepare`.
+    `num_points` takes the first stored points, `fraction` that share of every kind, seeded by `fraction_seed`.
+    Source: Chang et al. 2015, "ShapeNet"; Choy et al. 2016, "3D-R2N2" (pictures); Afham et al. 2022, "CrossPoint".
+    """
+
+    set_name = "shapenet_render"
+    readable_sets = ("shapenet_render",)
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        background: Background = "black",
+        num_points: Count | None = None,
+        fraction: Share = 1.0,
+        fraction_seed: Seed = 0,
+    ) -> None:
+        super().__init__(split=split, root=root, num_points=num_points, fraction=fraction, fraction_seed=fraction_seed)
+        names = [self.name_of(index) for index in range(len(self))]
+        self._pictures = StoredPictures(Views(self._prepared), names, of=self.set_name, background=background)
+
+    def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
+        return "applied"
+
+    @classmethod
+    def promise(cls, *, num_points: int | None = None, background: Background = "black") -> DataInfo:
+        """What `info` states, counts and sizes left out, before the set is there. `background` is that of the set."""
+        names = [each["name"] for each in published()["synsets"].values()]
+        form = CloudForm(num_points, _NUM_POINTS, "applied")
+        return promised_info(names, up_axis="y", orientation=_FRAME, clouds=form, image=image_field(background))
+
+    @classmethod
+    def prepare(
+        cls,
+        *,
+        source: Path,
+        target: Path,
+        name: str,
+        progress: Progress,
+        size_px: Annotated[int, Ge(8), Le(512)] = 96,
+        background: Background = "black",
+        broken: Literal["refuse", "leave_out"] = "refuse",
+    ) -> dict[str, Any]:
+        """Write all pairs in native form; returns the manifest with `root` and `outcome`.
+
+        Pictures are kept as bytes, `size_px` wide and high on a `background`: 43,783 objects need 29 GB at 96 pixels,
+        59 GB at the 137 of the release. Raises DataError where a half is missing or nothing matches, for a file that is
+        broken (`broken: leave_out` leaves out the objects whose files are cut short), and for a target that holds
+        something else. A killed run is continued by the same call.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        root, pairing = find_pairs(source, broken=broken, progress=progress)
+        reader = Reader.of(pairing, size_px=size_px, background=background)
+        synsets = published()["synsets"]
+        about = {
+            "up_axis": "y",
+            "orientation": _FRAME,
+            "normalisation": _NORMALISATION,
+            "class_names": [each["name"] for each in synsets.values()],
+            "background": background,
+            "pairs": {f"{synset} {synsets[synset]['name']}": counts for synset, counts in pairing.counts.items()},
+            "left_out": pairing.told(),
+        }
+        options = {"size_px": size_px, "background": background, "broken": broken}
+        plan = Plan(
+            name,
+            "pairs",
+            root,
+            reader.columns,
+            tuple(pair_parts(pairing, reader)),
+            about,
+            lambda prepared: _summary(prepared, pairing),
+            options,
+        )
+        return prepare_native(plan, target, progress=progress)
+
+    @classmethod
+    def describe(cls, root: Path) -> dict[str, Any]:
+        """What a prepared folder holds: pairs of each synset, what was left out, pictures, where it came from."""
+        views = Views(open_prepared(root, set_names=cls.readable_sets))
+        manifest = views.manifest
+        told = {
+            "pairs": {name: dict(counts) for name, counts in manifest["pairs"].items()},
+            "left_out": manifest["left_out"],
+            "pictures": f"{views.num_views} an object, {views.size_px} x {views.size_px} on {views.fixed_background}",
+        }
+        return {**super().describe(root), **told}
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """What the set is, how it is laid out, where it is to be had, and the terms of use."""
+        facts = published()
+        return {
+            "set": cls.set_name,
+            "pairs": {each["name"]: each["pairs"] for each in facts["synsets"].values()},
+            "views": facts["num_views"],
+            **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
+            "prepare": prepare_command(cls.set_name, "DIR", "[size_px=96] [background=black]"),
+        }
+
+
+def _summary(prepared: Prepared, pairing: Pairing) -> dict[str, Any]:
+    """What the manifest says beyond the plan: counts, how they differ from the published ones, duplicates."""
+    synsets = published()["synsets"]
+    counts = np.bincount(prepared.array("train", "label"), minlength=len(synsets)).tolist()
+    differences = [
+        f"{facts['name']} ({synset}): {count} pairs, published {facts['pairs']}"
+        for (synset, facts), count in zip(synsets.items(), counts, strict=True)
+        if count != facts["pairs"]
+    ]
+    whole = sum(facts["pairs"] for facts in synsets.values())
+    if sum(counts) != whole:
+        differences.insert(0, f"{sum(counts)} pairs, published {whole}")
+    return {
+        "splits": {"train": {"num_rows": sum(counts), "class_counts": counts}},
+        "differences": [*pairing.told(), *differences],
+        "duplicates": duplicates_of(prepared, "points"),
+    }

@@ -1,0 +1,208 @@
+"""Frames of depth sets on their way into the native form, and what a manifest says of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.data.depth.skeletons import Skeleton
+from sightline.data.store.columns import Column
+from sightline.data.store.depth_store import DEPTH_TYPES, pack_depth
+from sightline.data.store.native import MANIFEST, Prepared, listing
+from sightline.data.store.preparation import Part, Plan, Progress, Row, prepare_native
+from sightline.errors import DataError
+
+__all__ = ["DepthPart", "DepthPlan", "ReadFrame", "found_folder", "prepare_frames", "told_counts"]
+
+
+@dataclass(frozen=True, eq=False)
+class ReadFrame:
+    """What the files of a set say of one frame.
+
+    `depth` (H, W) in the set's own type and unit, None where the frame is listed and its image is missing; `joints`
+    (J, 3) in mm in the camera's frame, None where it has no labels; `visible` (J,), all of them where it is None.
+    `group` is the recording that it is from. `is_valid` is false for a frame that the set itself does not want used:
+    it keeps its place in the order.
+    """
+
+    name: str
+    where: str
+    depth: np.ndarray | None
+    joints: np.ndarray | None
+    visible: np.ndarray | None = None
+    group: int = 0
+    is_valid: bool = True
+    region_px: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class DepthPart:
+    """Frames that are read together. `about_bytes` is a guess of what their images will take.
+
+    Where `needs_all` is true a missing image is refused: every frame of a test part counts.
+    """
+
+    split: str
+    title: str
+    num_frames: int
+    files: tuple[Path, ...]
+    frames: Callable[[], Iterator[ReadFrame]]
+    about_bytes: int
+    needs_all: bool = False
+
+
+@dataclass(frozen=True)
+class DepthPlan:
+    """A depth set to be prepared.
+
+    `depth_type` is that of the stored numbers, `mm_per_unit` how many mm one of them is. `told_invalid` says what it
+    means that a frame is not valid. `published` is how many frames the release has in each stored split. `about` goes
+    into the manifest as it is; `differences` are what was noticed before any frame was read, and
+    `differences_of` finds more in what was stored.
+    """
+
+    set_name: str
+    layout: str
+    source: Path
+    skeleton: Skeleton
+    parts: tuple[DepthPart, ...]
+    depth_type: str
+    mm_per_unit: float = 1.0
+    told_invalid: str = ""
+    has_regions: bool = False
+    published: Mapping[str, int] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    differences: Sequence[str] = ()
+    differences_of: Callable[[Prepared], Sequence[str]] = lambda prepared: ()
+
+
+def prepare_frames(plan: DepthPlan, target: Path, *, progress: Progress) -> dict[str, Any]:
+    """Prepare a depth set at `target`, as `prepare_native` does."""
+    assert plan.depth_type in DEPTH_TYPES, f"depths are stored as {plan.depth_type}"
+    about = {
+        "unit": "mm",
+        "depth_type": plan.depth_type,
+        "mm_per_unit": plan.mm_per_unit,
+        "joint_names": list(plan.skeleton.joint_names),
+        **plan.about,
+    }
+    native = Plan(
+        set_name=plan.set_name,
+        layout=plan.layout,
+        source=plan.source,
+        columns=_columns(len(plan.skeleton), has_regions=plan.has_regions),
+        parts=tuple(_native_part(part, plan) for part in plan.parts),
+        about=about,
+        summarise=partial(_summary, plan=plan),
+        options=plan.options,
+    )
+    return prepare_native(native, target, progress=progress)
+
+
+def found_folder(source: Path, *, marks: Sequence[str], inner: Sequence[str], what: str) -> Path:
+    """The folder at `source`, or one of the `inner` ones in it, that holds one of the `marks`; resolved.
+
+    Raises DataError that says what was looked for.
+    """
+    root = source.expanduser().resolve()
+    if not root.is_dir():
+        raise DataError(f"{source}: there is no such folder (looked at {root}); give that of {what}")
+    if (root / MANIFEST).is_file():
+        raise DataError(f"{root}: is prepared already; give the folder of {what}")
+    for folder in (root, *(root / name for name in inner)):
+        if any((folder / mark).exists() for mark in marks):
+            return folder
+    raise DataError(f"{root}: holds {listing(root)}, which is not {what}; looked for {', '.join(marks)}")
+
+
+def told_counts(prepared: Prepared, published: Mapping[str, int]) -> list[str]:
+    """Where a prepared set has other numbers of frames than the release."""
+    found = {split: prepared.manifest["splits"].get(split, {}).get("num_rows", 0) for split in published}
+    return [
+        f"{split} has {found[split]} frames, the release has {count}"
+        for split, count in published.items()
+        if found[split] != count
+    ]
+
+
+def _columns(num_joints: int, *, has_regions: bool) -> dict[str, Column]:
+    columns = {
+        "depth": Column((), "uint8", is_ragged=True),
+        "joints": Column((num_joints, 3), "float32"),
+        "visible": Column((num_joints,), "bool"),
+        "num_measured": Column((), "int32"),
+        "group": Column((), "int32"),
+        "is_valid": Column((), "bool"),
+    }
+    return columns | ({"region_px": Column((4,), "int32")} if has_regions else {})
+
+
+def _native_part(part: DepthPart, plan: DepthPlan) -> Part:
+    rows = partial(_rows, part, plan)
+    return Part(part.split, part.title, part.num_frames, part.files, rows, part.about_bytes)
+
+
+def _rows(part: DepthPart, plan: DepthPlan) -> Iterator[Row]:
+    num_joints = len(plan.skeleton)
+    for frame in part.frames():
+        if frame.depth is None and part.needs_all:
+            raise DataError(f"{frame.where}: the image of {frame.name} is missing, and every test frame counts; get it")
+        depth = np.zeros((1, 1), dtype=plan.depth_type) if frame.depth is None else frame.depth
+        assert np.can_cast(depth.dtype, plan.depth_type), f"{frame.where}: {depth.dtype} depths in {plan.depth_type}"
+        joints = np.zeros((num_joints, 3)) if frame.joints is None else frame.joints
+        visible = np.full(num_joints, frame.joints is not None) if frame.visible is None else frame.visible
+        values = {
+            "depth": pack_depth(depth.astype(plan.depth_type, copy=False)),
+            "joints": joints,
+            "visible": visible,
+            "num_measured": np.count_nonzero(depth),
+            "group": frame.group,
+            "is_valid": frame.is_valid and frame.depth is not None,
+        }
+        if plan.has_regions:
+            values["region_px"] = np.zeros(4) if frame.region_px is None else np.asarray(frame.region_px)
+        yield Row(frame.name, frame.where, values)
+
+
+def _summary(prepared: Prepared, *, plan: DepthPlan) -> dict[str, Any]:
+    splits, found = {}, [*plan.differences, *told_counts(prepared, plan.published), *plan.differences_of(prepared)]
+    for split in prepared.splits:
+        is_valid, measured = prepared.array(split, "is_valid"), prepared.array(split, "num_measured") > 0
+        splits[split] = {"num_rows": len(is_valid), "num_usable": int((is_valid & measured).sum())}
+        found += _told_rows(prepared, split, ~is_valid, plan.told_invalid)
+        found += _told_rows(prepared, split, is_valid & ~measured, "have no measured pixel, and do not train")
+    return {
+        "splits": splits,
+        "label_sha256": _label_hash(prepared),
+        "joint_depths_mm": _joint_depths(prepared),
+        "differences": found,
+    }
+
+
+def _told_rows(prepared: Prepared, split: str, chosen: np.ndarray, what: str) -> list[str]:
+    if not chosen.any():
+        return []
+    first = prepared.names(split)[int(np.flatnonzero(chosen)[0])]
+    return [f"{split}: {int(chosen.sum())} of {len(chosen)} frames {what}; the first is {first}"]
+
+
+def _label_hash(prepared: Prepared) -> str:
+    """SHA-256 of all joints, float32 in mm, split after split: two versions of a set's labels differ in it."""
+    digest = hashlib.sha256()
+    for split in prepared.splits:
+        digest.update(np.ascontiguousarray(prepared.array(split, "joints").astype("<f4", copy=False)).data)
+    return digest.hexdigest()
+
+
+def _joint_depths(prepared: Prepared) -> list[float]:
+    """The nearest and the farthest labelled joint."""
+    depths = [prepared.array(split, "joints")[..., 2][prepared.array(split, "visible")] for split in prepared.splits]
+    flat = np.concatenate(depths)
+    return [float(flat.min()), float(flat.max())] if len(flat) else []

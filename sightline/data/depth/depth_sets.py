@@ -1,0 +1,183 @@
+"""Prepared sets of depth images with joints: what they all are, whatever files they were prepared from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sightline.data.depth.depth_frames import DepthCamera, DepthFrames, FramePart
+from sightline.data.depth.references import DepthFrame, Reference
+from sightline.data.depth.skeletons import Skeleton
+from sightline.data.loading.splits import hold_out
+from sightline.data.store.depth_store import unpack_depth
+from sightline.data.store.native import Prepared, open_prepared, verify
+from sightline.errors import DataError
+
+__all__ = ["PreparedFrames", "Stretch", "choose_frames", "train_and_test"]
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Frames in the order of the set's files: stored splits, one after another."""
+
+    prepared: Prepared
+    splits: tuple[str, ...]
+
+    def starts(self) -> np.ndarray:
+        """At which place each of the stored splits begins, and where the last one ends."""
+        rows = [int(self.prepared.manifest["splits"][split]["num_rows"]) for split in self.splits]
+        return np.concatenate(([0], np.cumsum(rows, dtype=np.int64))).astype(np.int64)
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of all these frames, in their order."""
+        parts = [self.prepared.array(split, name) for split in self.splits]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+    def usable(self) -> np.ndarray:
+        """Which frames may train: those that the set wants used, and in which something was measured."""
+        return np.asarray((self.column("is_valid") > 0) & (self.column("num_measured") > 0))
+
+
+class PreparedFrames(DepthFrames):
+    """Frames are unpacked from the prepared files when they are asked for."""
+
+    readable_sets: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        *,
+        stretch: Stretch,
+        part: FramePart,
+        camera: DepthCamera,
+        skeleton: Skeleton,
+        reference: Reference | None,
+    ) -> None:
+        self._prepared = stretch.prepared
+        self._splits = stretch.splits
+        self._starts = stretch.starts()
+        self._names: dict[str, list[str]] = {}
+        super().__init__(part=part, camera=camera, skeleton=skeleton, reference=reference)
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of the manifest, which holds the hash of every file."""
+        return str(self._prepared.manifest["digest"])
+
+    def name_of(self, index: int) -> str:
+        """The name of a frame, as its source has it."""
+        split, row = self._stored(int(self._places[index]))
+        if split not in self._names:
+            self._names[split] = self._prepared.names(split)
+        return self._names[split][row]
+
+    @classmethod
+    def describe(cls, root: Path) -> dict[str, Any]:
+        """What a prepared folder holds, from its manifest: frames, the range and the hash of labels, its source."""
+        manifest = open_prepared(root, set_names=cls.readable_sets).manifest
+        told = ("layout", "orientation", "unit", "joint_depths_mm", "label_sha256", "split", "differences")
+        return {
+            "set": manifest["set"],
+            "root": str(root.resolve()),
+            "source": manifest["source"]["path"],
+            "frames": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
+            "frames_usable": {split: facts["num_usable"] for split, facts in manifest["splits"].items()},
+            **{key: manifest[key] for key in told if key in manifest},
+        }
+
+    @classmethod
+    def verify(cls, root: Path) -> int:
+        """Read every prepared file and compare its hash; how many there are. Raises DataError naming a wrong one."""
+        return verify(root)
+
+    def _stored(self, place: int) -> tuple[str, int]:
+        which = int(np.searchsorted(self._starts, place, side="right")) - 1
+        return self._splits[which], place - int(self._starts[which])
+
+    def _frame(self, place: int) -> DepthFrame:
+        split, row = self._stored(place)
+        manifest = self._prepared.manifest
+        depth = unpack_depth(
+            self._prepared.row(split, "depth", row),
+            dtype=manifest["depth_type"],
+            width_px=self._camera.width_px,
+            height_px=self._camera.height_px,
+        )
+        return DepthFrame(
+            depth.astype(np.float32) * np.float32(manifest["mm_per_unit"]),
+            np.array(self._prepared.row(split, "joints", row)),
+            np.array(self._prepared.row(split, "visible", row)),
+            self._region(split, row),
+        )
+
+    def _region(self, split: str, row: int) -> tuple[int, int, int, int] | None:
+        if "region_px" not in self._prepared.manifest["columns"]:
+            return None
+        left, top, right, bottom = (int(edge) for edge in self._prepared.row(split, "region_px", row))
+        return (left, top, right, bottom) if right > left else None
+
+
+def train_and_test(
+    prepared: Prepared, split: str, *, share: float, seed: int, prefix: str = ""
+) -> tuple[Stretch, FramePart]:
+    """The frames of a split of a set that is stored as `train` and `test`, behind a `prefix` where it has several.
+
+    Whole recordings are held out for validation.
+    """
+    training, testing = (
+        Stretch(prepared, (f"{prefix}{each}",) if f"{prefix}{each}" in prepared.splits else ())
+        for each in ("train", "test")
+    )
+    return choose_frames(split, training, testing, training.column("group"), share=share, seed=seed)
+
+
+def choose_frames(
+    split: str,
+    training: Stretch,
+    testing: Stretch,
+    groups: np.ndarray,
+    *,
+    share: float,
+    seed: int,
+    left_out: np.ndarray | None = None,
+    words: Mapping[str, str] | None = None,
+    if_counts_differ: str = "",
+) -> tuple[Stretch, FramePart]:
+    """The frames of a split: a share of the groups of training frames is held out for validation, never a part of one.
+
+    Frames marked in `left_out`, and those that are not usable, do not train. Every valid frame is tested; a test part
+    without labels can be read, and is not named among the splits, so that nothing is scored on it.
+    Raises DataError for a split that there is not.
+    """
+    root = training.prepared.root
+    if split not in SPLITS:
+        raise DataError(f"{root}: has no part '{split}'; it has {', '.join(SPLITS[:-1])} and {SPLITS[-1]}")
+    if split == "test" and not testing.splits:
+        raise DataError(f"{root}: holds no test frames, the source that it was prepared from had none")
+    names, group = np.unique(groups, return_inverse=True)
+    held = hold_out(len(names), None, share=share, seed=seed)[1] if share else np.zeros(0, dtype=np.int64)
+    is_held = np.isin(group, held)
+    usable = training.usable() if left_out is None else training.usable() & ~left_out
+    places = {
+        "train": np.flatnonzero(usable & ~is_held),
+        "validation": np.flatnonzero(usable & is_held),
+        "test": np.flatnonzero(testing.column("is_valid") > 0),
+    }
+    sizes = {name: len(each) for name, each in places.items()}
+    if split != "test" and not testing.column("visible").any():
+        del sizes["test"]
+    chosen = testing if split == "test" else training
+    return chosen, FramePart(
+        split=split,
+        file_split="test" if split == "test" else "train",
+        places=places[split],
+        num_ordered=int(chosen.starts()[-1]),
+        sizes=sizes,
+        words=words or {},
+        if_counts_differ=if_counts_differ,
+    )

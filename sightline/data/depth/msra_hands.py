@@ -1,0 +1,241 @@
+"""MSRA hands: 76,391 depth images of nine subjects who make 17 gestures, each subject tested in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Le
+
+from sightline import registry
+from sightline.arguments import Fraction, ReferencePoint, Seed
+from sightline.data.clouds.labelled_clouds import root_of
+from sightline.data.depth.depth_frames import DepthCamera
+from sightline.data.depth.depth_preparation import DepthPart, DepthPlan, ReadFrame, found_folder, prepare_frames
+from sightline.data.depth.depth_sets import PreparedFrames, Stretch, choose_frames
+from sightline.data.depth.skeletons import HAND_21
+from sightline.data.files.depth_files import read_windowed_depth
+from sightline.data.files.text_tables import count_of, numbers_of, read_text
+from sightline.data.store.native import Prepared, open_prepared, prepare_command
+from sightline.data.store.preparation import Progress
+from sightline.errors import DataError
+from sightline.types import Folds
+
+__all__ = ["FAULTY", "MsraHands"]
+
+Subject = Annotated[int, Ge(0), Le(8)]
+"""One of the nine subjects."""
+_CAMERA = DepthCamera(241.42, -241.42, 160.0, 120.0, 320, 240)
+_SUBJECTS = tuple(f"P{subject}" for subject in range(9))
+_GESTURES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "I", "IP", "L", "MP", "RP", "T", "TIP", "Y")
+_COUNTS = dict(zip(_SUBJECTS, (8499, 8499, 8406, 8498, 8500, 8497, 8498, 8498, 8496), strict=True))
+_OLDER_COPY = 76_375
+_TWO_COPIES = (
+    "two copies of MSRA are about, of 76,391 and of 76,375 frames; they differ in several sequences, so that files "
+    "made for the one do not fit the other"
+)
+_ORIGIN_PX = {"exact": 0.0, "release": 1.0, "port": -1.0}
+FAULTY = frozenset(
+    f"{folder}/{number:06d}"
+    for folder, numbers in {
+        "P2/TIP": range(172, 175),
+        "P2/MP": (*range(173, 176), *range(345, 355), 356, 359, 360),
+        "P3/T": (120, 489),
+        "P8/4": (168,),
+    }.items()
+    for number in numbers
+)
+"""Frames that are broken. Source: the reader of Oberweger and Lepetit 2017 (DeepPrior++)."""
+
+
+@registry.data.add("msra_hands")
+class MsraHands(PreparedFrames):
+    """Hands of the subjects but one to train on; the frames of `subject` test. 21 joints, mm, y up, z forward.
+
+    `validation_share` of the `validation_groups` of the training subjects, by `split_seed`, choose the checkpoint:
+    whole sequences (a gesture of a subject) or whole subjects. `faulty` frames are kept, or dropped from training and
+    validation; they are always tested. `pixel_origin` puts the image one pixel to the left and up (`release`) or to the
+    right and down (`port`), as the authors' code and its PyTorch port read it.
+    Source: Sun et al. 2015, Cascaded Hand Pose Regression; the protocol of leaving one subject out.
+    """
+
+    set_name = "msra_hands"
+    readable_sets = ("msra_hands",)
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        subject: Subject = 0,
+        reference: ReferencePoint | None = None,
+        faulty: Literal["kept", "dropped"] = "kept",
+        validation_share: Fraction = 0.1,
+        validation_groups: Literal["sequences", "subjects"] = "sequences",
+        split_seed: Seed = 0,
+        pixel_origin: Literal["exact", "release", "port"] = "exact",
+    ) -> None:
+        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
+        training, testing = _stretches(prepared, f"P{subject}")
+        groups = _groups(training, by=validation_groups)
+        left_out = _is_faulty(training) if faulty == "dropped" else None
+        stretch, part = choose_frames(
+            split,
+            training,
+            testing,
+            groups,
+            share=validation_share,
+            seed=split_seed,
+            left_out=left_out,
+            words={"subject": str(subject)},
+            if_counts_differ=_TWO_COPIES,
+        )
+        shift = _ORIGIN_PX[pixel_origin]
+        camera = dataclasses.replace(_CAMERA, u0=_CAMERA.u0 + shift, v0=_CAMERA.v0 + shift)
+        self._folds_told = Folds(tuple(prepared.splits), testing.splits)
+        super().__init__(stretch=stretch, part=part, camera=camera, skeleton=HAND_21, reference=reference)
+
+    @classmethod
+    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
+        """Write the frames in native form; returns the manifest with `root` and `outcome`.
+
+        Raises DataError with file, and line or byte, for images that are cut short, have bytes too many or a wrong
+        header, and where images and labels are not as many. A killed run is continued by the same call.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        what = "cvpr15_MSRAHandGestureDB (P<0 to 8>/<gesture>/joint.txt and <000000>_depth.bin)"
+        root = found_folder(source, marks=_SUBJECTS, inner=("cvpr15_MSRAHandGestureDB",), what=what)
+        parts, missing = _list_parts(root)
+        plan = DepthPlan(
+            set_name=name,
+            layout="msra_bin",
+            source=root,
+            skeleton=HAND_21,
+            parts=parts,
+            depth_type="float32",
+            published=_COUNTS,
+            about={
+                "orientation": "camera's frame, x right, y up, z forward (negated: files have it negative)",
+                "split": "a part for each subject; data.subject says which one is tested on",
+            },
+            differences=missing,
+            differences_of=_told_version,
+        )
+        return prepare_frames(plan, target, progress=progress)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """What the set is, what is read, and where to obtain it."""
+        return {
+            "set": cls.set_name,
+            "frames": sum(_COUNTS.values()),
+            "joints": ", ".join(HAND_21.joint_names),
+            "layouts": {"msra_bin": "P<0 to 8>/<1 to 9, I, IP, L, MP, RP, T, TIP, Y>/joint.txt, <000000>_depth.bin"},
+            "faulty_frames": ", ".join(sorted(FAULTY)),
+            "home": "https://jimmysuen.github.io (2015 MSRA Hand Gesture Dataset)",
+            "terms": "those of its page; nothing is downloaded for you",
+            "cite": "Sun et al. 2015, Cascaded Hand Pose Regression",
+            "prepare": prepare_command(cls.set_name, "DIR"),
+        }
+
+    def _folds(self) -> Folds:
+        return self._folds_told
+
+
+def _stretches(prepared: Prepared, tested: str) -> tuple[Stretch, Stretch]:
+    if tested not in prepared.splits:
+        held = ", ".join(prepared.splits)
+        raise DataError(f"{prepared.root}: holds no {tested}, it holds {held}; set data.subject to one of these")
+    others = tuple(subject for subject in _SUBJECTS if subject in prepared.splits and subject != tested)
+    return Stretch(prepared, others), Stretch(prepared, (tested,))
+
+
+def _groups(training: Stretch, *, by: str) -> np.ndarray:
+    """To which subject, or sequence of one, each training frame belongs."""
+    lengths = np.diff(training.starts())
+    subjects = np.repeat(np.arange(len(lengths)), lengths)
+    return subjects if by == "subjects" else subjects * len(_GESTURES) + training.column("group")
+
+
+def _is_faulty(training: Stretch) -> np.ndarray:
+    """Which of the training frames are among the faulty ones."""
+    names = [name for subject in training.splits for name in training.prepared.names(subject)]
+    return np.array([name in FAULTY for name in names], dtype=bool)
+
+
+def _told_version(prepared: Prepared) -> list[str]:
+    num_frames = sum(facts["num_rows"] for facts in prepared.manifest["splits"].values())
+    return [f"{num_frames} frames, as many as the older copy has: {_TWO_COPIES}"] if num_frames == _OLDER_COPY else []
+
+
+def _list_parts(root: Path) -> tuple[tuple[DepthPart, ...], list[str]]:
+    """A part for each gesture of each subject, and which of them are missing."""
+    parts, missing = [], []
+    for subject in _SUBJECTS:
+        if not (root / subject).is_dir():
+            missing.append(subject)
+            continue
+        for gesture in _GESTURES:
+            folder = root / subject / gesture
+            if not folder.is_dir():
+                missing.append(f"{subject}/{gesture}")
+                continue
+            images = _images(folder)
+            about = sum(path.stat().st_size for path in images) // 2
+            read = partial(_frames, folder, images, _GESTURES.index(gesture))
+            files = (folder / "joint.txt", *images)
+            parts.append(DepthPart(subject, f"{subject}/{gesture}", len(images), files, read, about))
+    if not parts:
+        raise DataError(f"{root}: holds no gesture of any subject, such as P0/1/joint.txt; get the data again")
+    return tuple(parts), [f"folders that are not there: {', '.join(missing)}"] if missing else []
+
+
+def _images(folder: Path) -> tuple[Path, ...]:
+    """The images of a sequence, one for each line of its labels, numbered from 0 without a gap."""
+    labels = folder / "joint.txt"
+    first = read_text(labels).split("\n", 1)[0].strip()
+    num_frames = count_of(first)
+    if num_frames is None:
+        raise DataError(f"{labels}:1: {first[:40]!r} is not the number of frames; get the file again")
+    there = {path.name for path in folder.glob("*_depth.bin")}
+    lacking = next((name for name in map(_image_name, range(num_frames)) if name not in there), None)
+    if lacking is not None or len(there) != num_frames:
+        told = f"{lacking} is missing" if lacking else "there are images without labels"
+        raise DataError(
+            f"{folder}: has {len(there)} images, joint.txt announces {num_frames}, and {told}; the download is not "
+            "complete: get the folder again"
+        )
+    return tuple(folder / _image_name(number) for number in range(num_frames))
+
+
+def _image_name(number: int) -> str:
+    return f"{number:06d}_depth.bin"
+
+
+def _frames(folder: Path, images: Sequence[Path], gesture: int) -> Iterator[ReadFrame]:
+    joints = _joints(folder / "joint.txt", len(images))
+    for path, each in zip(images, joints, strict=True):
+        name = f"{folder.parent.name}/{folder.name}/{path.name.removesuffix('_depth.bin')}"
+        depth = read_windowed_depth(path, size_px=(_CAMERA.width_px, _CAMERA.height_px))
+        yield ReadFrame(name, str(path), depth, each, group=gesture)
+
+
+def _joints(path: Path, num_frames: int) -> np.ndarray:
+    """The joints (frames, 21, 3) of a file whose first line counts the others; z forward."""
+    lines = read_text(path).rstrip().split("\n")[1:]
+    if len(lines) != num_frames:
+        raise DataError(f"{path}:1: announces {num_frames} frames, {len(lines)} lines follow; get the file again")
+    numbers = range(2, len(lines) + 2)
+    joints = numbers_of(lines, numbers, path=path, num_columns=3 * len(HAND_21)).reshape(num_frames, -1, 3)
+    behind = np.flatnonzero((joints[..., 2] >= 0).any(axis=1))
+    if len(behind):
+        raise DataError(
+            f"{path}:{int(behind[0]) + 2}: a joint has z = {joints[behind[0], :, 2].max():g}, in files of this set z "
+            "is negative before the camera; these are labels of another version"
+        )
+    found: np.ndarray = joints * (1.0, 1.0, -1.0)
+    return found

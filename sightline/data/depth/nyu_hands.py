@@ -1,0 +1,167 @@
+"""NYU hands: 72,757 depth images of one subject, 8,252 of two that test; view 1, fourteen of 36 joints."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline import registry
+from sightline.arguments import Fraction, ReferencePoint, Seed
+from sightline.data.clouds.labelled_clouds import root_of
+from sightline.data.depth.depth_frames import DepthCamera
+from sightline.data.depth.depth_preparation import DepthPlan, found_folder, prepare_frames
+from sightline.data.depth.depth_sets import PreparedFrames, train_and_test
+from sightline.data.depth.listed_frames import MISSING, FrameList, ImageKind, image_kind, listed_parts
+from sightline.data.depth.skeletons import HAND_14
+from sightline.data.files.label_lines import BLOCK_LINES
+from sightline.data.store.native import open_prepared, prepare_command
+from sightline.data.store.preparation import Progress
+from sightline.errors import DataError
+from sightline.geometry.pinhole import project
+
+__all__ = ["NyuHands"]
+
+_CAMERA = DepthCamera(588.036865, -587.075073, 320.0, 240.0, 640, 480)
+_EVALUATED = (0, 3, 6, 9, 12, 15, 18, 21, 24, 25, 27, 30, 31, 32)
+"""Of the 36 joints, counted from 0: tips and middles from the little finger on, wrist and palm."""
+_LABELS = "joint_data.mat"
+_WHAT = "the NYU hand pose dataset (train/joint_data.mat, train/depth_1_<0000001>.png, the same in test)"
+_MOST_OFF_PX = 10.0
+"""How far apart the two forms of the labels may lie; those of the release agree to a fraction of a pixel."""
+
+
+@registry.data.add("nyu_hands")
+class NyuHands(PreparedFrames):
+    """Hands before the first of three cameras: 72,757 frames of one subject train. 14 joints, mm, y up, z forward.
+
+    `validation_share` of the stretches of a thousand frames, by `split_seed`, choose the checkpoint.
+    Source: Tompson et al. 2014, Real-Time Continuous Pose Recovery of Human Hands Using Convolutional Networks.
+    """
+
+    set_name = "nyu_hands"
+    readable_sets = ("nyu_hands",)
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        reference: ReferencePoint | None = None,
+        validation_share: Fraction = 0.1,
+        split_seed: Seed = 0,
+    ) -> None:
+        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
+        stretch, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
+        super().__init__(stretch=stretch, part=part, camera=_CAMERA, skeleton=HAND_14, reference=reference)
+
+    @classmethod
+    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
+        """Write the frames in native form; returns the manifest with `root` and `outcome`.
+
+        Raises DataError for labels that are not (3, frames, 36, 3) or lie elsewhere than the same labels in pixels, for
+        images without labels, and for a test image that is missing. A killed run is continued by the same call.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        root = found_folder(source, marks=(f"train/{_LABELS}",), inner=("dataset",), what=_WHAT)
+        lists = [_frames(root, split) for split in ("train", "test")]
+        kinds = {frames.kind for frames in lists}
+        plan = DepthPlan(
+            set_name=name,
+            layout="+".join(sorted(kinds)),
+            source=root,
+            skeleton=HAND_14,
+            parts=tuple(part for frames in lists for part in listed_parts(frames)),
+            depth_type="float32" if "bin" in kinds else "uint16",
+            told_invalid=MISSING,
+            published={"train": 72_757, "test": 8_252},
+            about={
+                "orientation": "camera's frame, x right, y up, z forward; view 1",
+                "split": "train and test are the set's own; stretches of train are held out for validation",
+            },
+        )
+        return prepare_frames(plan, target, progress=progress)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """What the set is, what is read, and where to obtain it."""
+        return {
+            "set": cls.set_name,
+            "frames": {"train": 72_757, "test": 8_252},
+            "joints": ", ".join(HAND_14.joint_names),
+            "layouts": {
+                "png_colour": "train and test: joint_data.mat, depth_1_<0000001>.png; depth is green * 256 + blue",
+                "bin": "train/parsed/depth_1_<0000001>.bin, raw float32, as the authors of V2V-PoseNet converted them",
+            },
+            "home": "https://jonathantompson.github.io/NYU_Hand_Pose_Dataset.htm",
+            "terms": "those of its page; nothing is downloaded for you",
+            "cite": "Tompson et al. 2014, Real-Time Continuous Pose Recovery of Human Hands",
+            "prepare": prepare_command(cls.set_name, "DIR"),
+        }
+
+
+def _frames(root: Path, split: str) -> FrameList:
+    folder = root / split
+    joints = _joints(folder / _LABELS)
+    names = [f"depth_1_{number:07d}" for number in range(1, len(joints) + 1)]
+    images = [folder / f"{name}.png" for name in names]
+    bins = [folder / "parsed" / f"{name}.bin" for name in names]
+    kind: ImageKind = image_kind(images, "png_colour", bins)
+    _check_counts(folder, kind, len(joints))
+    return FrameList(
+        split=split,
+        names=[f"{split}/{name}" for name in names],
+        images=bins if kind == "bin" else images,
+        kind=kind,
+        size_px=(_CAMERA.width_px, _CAMERA.height_px),
+        labels=(folder / _LABELS,),
+        rows=lambda first, count: joints[first : first + count],
+        groups=np.arange(len(joints)) // BLOCK_LINES,
+    )
+
+
+def _check_counts(folder: Path, kind: ImageKind, num_labels: int) -> None:
+    """Raises DataError for images of view 1 beyond the labels."""
+    beyond = folder / f"depth_1_{num_labels + 1:07d}.png"
+    if kind == "bin":
+        beyond = folder / "parsed" / beyond.with_suffix(".bin").name
+    if beyond.is_file():
+        raise DataError(f"{beyond}: {folder / _LABELS} has labels for {num_labels} frames only; get both again")
+
+
+def _joints(path: Path) -> np.ndarray:
+    """The evaluated joints (frames, 14, 3) of view 1, in mm."""
+    world, pixels = (_array(path, key) for key in ("joint_xyz", "joint_uvd"))
+    if world.ndim != 4 or world.shape[0] != 3 or world.shape[2:] != (36, 3) or pixels.shape != world.shape:
+        raise DataError(
+            f"{path}: joint_xyz is {world.shape} and joint_uvd {pixels.shape}, (3, frames, 36, 3) are needed; get the "
+            "file again"
+        )
+    if not np.isfinite(world[0]).all():
+        frame = int(np.argwhere(~np.isfinite(world[0]))[0][0])
+        raise DataError(f"{path}: joint_xyz has no finite number in frame {frame}; get the file again")
+    off = np.abs(project(world[0], _CAMERA.intrinsics)[..., :2] - pixels[0, ..., :2]).max(axis=-1)
+    if not np.median(off) <= _MOST_OFF_PX:
+        raise DataError(
+            f"{path}: the joints of view 1 appear {np.median(off):.0f} px from where joint_uvd has them; the two are "
+            "of other views or units: get the file again"
+        )
+    found: np.ndarray = world[0][:, _EVALUATED]
+    return found
+
+
+def _array(path: Path, key: str) -> np.ndarray:
+    from scipy.io import loadmat  # here, because every verb that lists data sets imports this module
+    from scipy.io.matlab import MatReadError
+
+    try:
+        found = loadmat(path, variable_names=[key])
+    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, MatReadError, zlib.error) as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: {key} cannot be read ({told}); get the file again") from error
+    if key not in found or found[key].dtype.kind not in "fiu":
+        raise DataError(f"{path}: has no array of numbers '{key}'; get the file again")
+    array: np.ndarray = found[key].astype(np.float64)
+    return array

@@ -1,0 +1,270 @@
+"""Reference points: where the cube lies in which a pose is looked for, one point for every depth image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+from annotated_types import Ge, Le
+
+from sightline import registry
+from sightline.arguments import Factor, Size
+from sightline.data.files.text_tables import read_text
+from sightline.errors import ConfigError, DataError
+from sightline.geometry.pinhole import depth_points
+
+__all__ = [
+    "CentreOfMass",
+    "DepthFrame",
+    "FrameOrder",
+    "Locator",
+    "NoCentreError",
+    "PointsOfFile",
+    "Reference",
+    "TrueJoint",
+]
+
+Passes = Annotated[int, Ge(0), Le(1000)]
+"""How often something is done again."""
+_SMALLEST_MM = 20.0
+"""No camera measures nearer: depths below it are metres."""
+
+
+class NoCentreError(DataError):
+    """A frame in which nothing is measured, so that it has no centre of mass."""
+
+
+@dataclass(frozen=True, eq=False)
+class DepthFrame:
+    """One depth image as a set reads it.
+
+    `depth` (H, W) float32 in mm, 0 where nothing was measured; `joints` (J, 3) float32 in the camera's frame, 0 where
+    they are not labelled, and `visible` (J,). `region_px` (left, top, right, bottom; the last two excluded) is where
+    the set says that the figure is, None where it says nothing.
+    """
+
+    depth: np.ndarray
+    joints: np.ndarray
+    visible: np.ndarray
+    region_px: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class FrameOrder:
+    """A part of a set as its files order it, which is the order of the lines of a file of reference points.
+
+    `centre` is the joint that stands in the middle. `words` are put into a path for their names in braces.
+    `if_counts_differ` is what a user should know of files with another number of lines.
+    """
+
+    told: str
+    num_frames: int
+    camera: np.ndarray
+    cube_mm: float
+    centre: int
+    words: Mapping[str, str] = field(default_factory=dict)
+    if_counts_differ: str = ""
+
+
+class Locator(Protocol):
+    """The reference points of one part of a set."""
+
+    @property
+    def is_known(self) -> np.ndarray | None:
+        """False (frames,) where there is no point for a frame; None where there is one for all."""
+        ...
+
+    def __call__(self, frame: DepthFrame, place: int) -> np.ndarray:
+        """The point (3,) float64 of the frame at this place of the order, in mm of the camera's frame."""
+        ...
+
+
+class Reference(Protocol):
+    """A component of the kind `references`. `told` is its name in facts and reports."""
+
+    told: str
+
+    def of(self, order: FrameOrder) -> Locator: ...
+
+
+@registry.references.add("truth")
+class TrueJoint:
+    """The labelled joint in the middle of the figure: an oracle, which no camera of one's own has."""
+
+    told = "truth (oracle)"
+
+    def __init__(self) -> None:
+        pass
+
+    def of(self, order: FrameOrder) -> Locator:
+        return _TrueJoints(order)
+
+
+@registry.references.add("centre_of_mass")
+class CentreOfMass:
+    """The mean of the measured points, then `passes` times the mean of those in the cube about the last mean.
+
+    Only depths above `near_mm`, and below `far_mm` where it is given, take part, and where a set says in which
+    rectangle the figure is, only its pixels. The cube is that of the set.
+    Source: Oberweger and Lepetit 2017 (DeepPrior++), without its refinement.
+    """
+
+    told = "centre_of_mass"
+
+    def __init__(self, *, passes: Passes = 5, near_mm: Factor = 0.0, far_mm: Size | None = None) -> None:
+        if far_mm is not None and far_mm <= near_mm:
+            raise ConfigError(f"far_mm: is {far_mm:g}, it must lie beyond near_mm, which is {near_mm:g}")
+        self.passes = passes
+        self.near_mm = near_mm
+        self.far_mm = far_mm
+
+    def of(self, order: FrameOrder) -> Locator:
+        return _Means(self, order)
+
+    def locate(
+        self, depth: np.ndarray, camera: np.ndarray, *, cube_mm: float, start: np.ndarray | None = None
+    ) -> np.ndarray | None:
+        """The point (3,) float64 for one depth image (H, W) in mm; None where nothing is measured in reach.
+
+        With a `start` its cube takes the place of the first mean, and what is in reach lies in this cube.
+        """
+        far_mm = np.inf if self.far_mm is None else self.far_mm
+        points = depth_points(np.where((depth > self.near_mm) & (depth < far_mm), depth, 0), camera)
+        if not len(points):
+            return None
+        half_mm = cube_mm / 2
+        axes = np.ascontiguousarray(points.T)  # coordinate after coordinate: quicker to compare and to sum
+        centre: np.ndarray = axes.mean(axis=1) if start is None else np.asarray(start, dtype=np.float64)
+        if start is not None and not _inside(axes, centre, half_mm).any():
+            return None
+        for _ in range(self.passes):
+            inside = _inside(axes, centre, half_mm)
+            if not inside.any():  # the mean of a ring may lie in its empty middle
+                break
+            moved = axes[:, inside].mean(axis=1)
+            if np.array_equal(moved, centre):
+                break
+            centre = moved
+        return centre
+
+
+@registry.references.add("file")
+class PointsOfFile:
+    """One line `x y z` per frame, in the order of the set's files, or a line that begins with `invalid`.
+
+    `{split}` in `path` stands for train or test, and a set may know further words ({subject}). A frame whose line is
+    invalid does not train; it is tested, with the centre of mass. Points are in the set's own frame, z forward; `unit`
+    is that of the file.
+    Source: the files of Moon et al. 2018 (V2V-PoseNet).
+    """
+
+    told = "file"
+
+    def __init__(self, *, path: str, unit: Literal["mm", "m"] = "mm") -> None:
+        self.path = path
+        self.unit = unit
+
+    def of(self, order: FrameOrder) -> Locator:
+        path = self.path
+        for word, value in order.words.items():
+            path = path.replace(f"{{{word}}}", value)
+        if "{" in path:
+            known = ", ".join(f"{{{word}}}" for word in order.words)
+            raise ConfigError(f"path: {path} has a word in braces that {order.told} does not know; it knows {known}")
+        return _StoredPoints(Path(path).expanduser(), self.unit, order)
+
+
+def _inside(axes: np.ndarray, centre: np.ndarray, half_mm: float) -> np.ndarray:
+    """Which of the points, coordinate after coordinate (3, N), lie in the cube."""
+    held: np.ndarray = np.logical_and.reduce(
+        [np.abs(axis - at) < half_mm for axis, at in zip(axes, centre, strict=True)]
+    )
+    return held
+
+
+class _TrueJoints:
+    is_known = None
+
+    def __init__(self, order: FrameOrder) -> None:
+        self._order = order
+
+    def __call__(self, frame: DepthFrame, place: int) -> np.ndarray:
+        point = frame.joints[self._order.centre].astype(np.float64)
+        if not point.any():
+            raise DataError(
+                f"{self._order.told}: frame {place} has no labelled joint {self._order.centre} to lie in the middle; "
+                "set reference to centre_of_mass or file"
+            )
+        return point
+
+
+class _Means:
+    is_known = None
+
+    def __init__(self, how: CentreOfMass, order: FrameOrder) -> None:
+        self._how = how
+        self._order = order
+
+    def __call__(self, frame: DepthFrame, place: int) -> np.ndarray:
+        depth = frame.depth
+        if frame.region_px is not None:
+            left, top, right, bottom = frame.region_px
+            depth = np.zeros_like(depth)
+            depth[top:bottom, left:right] = frame.depth[top:bottom, left:right]
+        point = self._how.locate(depth, self._order.camera, cube_mm=self._order.cube_mm)
+        if point is None:
+            raise NoCentreError(
+                f"{self._order.told}: frame {place} has no measured pixel between near_mm and far_mm, so it has no "
+                "centre of mass; give wider bounds, or reference points in a file"
+            )
+        return point
+
+
+class _StoredPoints:
+    def __init__(self, path: Path, unit: str, order: FrameOrder) -> None:
+        self._points, self.is_known = _read_points(path, unit, order)
+        self._otherwise = CentreOfMass().of(order)
+
+    def __call__(self, frame: DepthFrame, place: int) -> np.ndarray:
+        if self.is_known is not None and not self.is_known[place]:
+            return self._otherwise(frame, place)
+        return self._points[place].copy()
+
+
+def _read_points(path: Path, unit: str, order: FrameOrder) -> tuple[np.ndarray, np.ndarray]:
+    """Points (frames, 3) float64 in mm and which of them are known, from lines `x y z` and `invalid`."""
+    lines = read_text(path).rstrip().splitlines()
+    if len(lines) != order.num_frames:
+        by = len(lines) - order.num_frames
+        hint = f" ({order.if_counts_differ})" if order.if_counts_differ else ""
+        raise DataError(
+            f"{path}: has {len(lines)} lines, {order.told} has {order.num_frames} frames: {abs(by)} too "
+            f"{'many' if by > 0 else 'few'}; take the file that was made for these frames{hint}"
+        )
+    points, is_known = np.zeros((len(lines), 3)), np.ones(len(lines), dtype=bool)
+    for row, line in enumerate(lines):
+        if line.split()[:1] and line.split()[0].startswith("invalid"):
+            is_known[row] = False
+        else:
+            points[row] = _point_of(line, f"{path}:{row + 1}")
+    points *= 1000.0 if unit == "m" else 1.0
+    depths = points[is_known, 2]
+    if len(depths) and depths.max() < _SMALLEST_MM:
+        raise DataError(f"{path}: z reaches {depths.max():.3g} mm; the file is in metres: set unit: m")
+    if len(depths) and depths.min() <= 0:
+        row = int(np.flatnonzero(is_known & (points[:, 2] <= 0))[0])
+        raise DataError(f"{path}:{row + 1}: z is {points[row, 2]:g} mm, behind the camera; z must point forward")
+    return points, is_known
+
+
+def _point_of(line: str, where: str) -> np.ndarray:
+    try:
+        point = np.array([float(token) for token in line.split()])
+    except ValueError:
+        point = np.empty(0)
+    if point.shape != (3,) or not np.isfinite(point).all():
+        raise DataError(f"{where}: {line.strip()[:40]!r} is neither three numbers nor 'invalid'; get the file again")
+    return point

@@ -1,0 +1,152 @@
+"""Arrays in NPY and NPZ files: sizes are checked against the file before any memory is taken; never unpickled."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import math
+import struct
+import tokenize
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+import numpy as np
+
+from sightline.data.files.input_files import assert_regular, read_file, size_of
+from sightline.errors import DataError
+
+__all__ = [
+    "DAMAGE",
+    "FREE_BYTES",
+    "check_expansion",
+    "first_line",
+    "npz_array",
+    "npz_header",
+    "read_npy",
+    "read_npz_arrays",
+]
+
+_MAX_EXPANSION = 100
+"""How often its stored size an entry may have in memory. Clouds are compressed 2 to 10 times, bombs 1,000 times."""
+FREE_BYTES = 2**24
+"""Below this an entry is read however well it was compressed."""
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array of an NPY file. Objects are refused: reading them would run code (pickle).
+
+    Raises DataError if the header claims another size than the file has, before anything of that size is allocated.
+    """
+    with _faults(path, "the array"):
+        return _array_of(read_file(path), f"{path}: the array")
+
+
+def read_npz_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array of an NPZ archive by its name. Raises DataError naming archive and entry."""
+    with _faults(path, "the archive"), zipfile.ZipFile(path) as archive:
+        entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
+        names = [entry.filename.removesuffix(".npy") for entry in entries]
+    check_expansion(f"{path}: the archive", sum(entry.file_size for entry in entries), size_of(path))
+    if not names:
+        raise DataError(f"{path}: the archive holds no arrays; write one with numpy.savez")
+    return {name: npz_array(path, name) for name in names}
+
+
+def npz_header(path: Path, key: str, *, needed: str = "") -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an entry of an NPZ archive, from its header alone. Raises DataError naming archive and entry.
+
+    `needed` is told to a user whose archive has no such entry.
+    """
+    with _faults(path, key, needed), zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
+        entry = archive.getinfo(f"{key}.npy")
+        check_expansion(f"{path}: {key}", entry.file_size, entry.compress_size)  # first: a header too can be a bomb
+        header = _npy_header(file, f"{path}: {key}")
+        _check_claim(f"{path}: {key}", header, entry.file_size)
+    return header.shape, header.dtype
+
+
+def npz_array(path: Path, key: str, *, needed: str = "") -> np.ndarray:
+    """One entry of an NPZ archive, its checksum compared. Raises as `npz_header`."""
+    npz_header(path, key, needed=needed)
+    with _faults(path, key, needed), zipfile.ZipFile(path) as archive:
+        # Read whole first: only at the end of an entry does zipfile compare its checksum.
+        return _array_of(archive.read(f"{key}.npy"), f"{path}: {key}")
+
+
+class _Header(NamedTuple):
+    """What an NPY header says, and the byte at which the numbers begin."""
+
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    dtype: np.dtype
+    start: int
+
+
+def _npy_header(file: IO[bytes], where: str) -> _Header:
+    version = np.lib.format.read_magic(file)
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a header that Python 2 wrote: it is understood
+        shape, is_fortran, dtype = reader(file)
+    if dtype.hasobject:
+        raise DataError(f"{where} holds Python objects, which would run code when read; store plain numbers")
+    return _Header(shape, "F" if is_fortran else "C", dtype, file.tell())
+
+
+def _array_of(content: bytes, where: str) -> np.ndarray:
+    """The array of the bytes of an NPY file, read-only."""
+    header = _npy_header(io.BytesIO(content), where)
+    _check_claim(where, header, len(content))
+    return np.frombuffer(content, header.dtype, offset=header.start).reshape(header.shape, order=header.order)
+
+
+def _check_claim(where: str, header: _Header, num_bytes: int) -> None:
+    claimed, there = math.prod(header.shape) * header.dtype.itemsize, num_bytes - header.start
+    if claimed != there or any(length < 0 for length in header.shape):
+        likely = "it is cut short" if there < claimed else "its header is wrong"
+        raise DataError(
+            f"{where} claims to be {header.dtype} {str(header.shape)[:80]}, {str(claimed)[:40]} bytes, and {there} "
+            f"follow; {likely}: get the file again"
+        )
+
+
+def check_expansion(where: str, claimed: int, stored: int, *, free_bytes: int = FREE_BYTES) -> None:
+    """Raises DataError where more than `free_bytes` would come of far fewer."""
+    if claimed > free_bytes and claimed > _MAX_EXPANSION * stored:
+        raise DataError(
+            f"{where}: {stored} stored bytes would become {claimed} in memory, which no cloud does; if it is yours, "
+            "store it uncompressed"
+        )
+
+
+DAMAGE = (
+    *(OSError, ValueError, TypeError, RuntimeError, EOFError, NotImplementedError, SyntaxError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+)
+"""What the readers of NumPy, and of ZIP archives, raise for bytes that they do not understand."""
+
+
+@contextmanager
+def _faults(path: Path, key: str, needed: str = "") -> Iterator[None]:
+    """Turn what a damaged or foreign file raises into a DataError that names the entry."""
+    assert_regular(path)
+    try:
+        yield
+    except KeyError as error:
+        raise DataError(f"{path}: has no entry '{key}'{needed and f'; needed are {needed}'}") from error
+    except DAMAGE as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: {key} cannot be read ({first_line(error)}); get the file again") from error
+    except MemoryError as error:  # also of a header of ten thousand brackets, which Python's parser gives up
+        raise DataError(f"{path}: {key} does not fit into memory, or is damaged; get the file again") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, cut to a length that a line of ours has room for."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

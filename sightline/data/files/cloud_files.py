@@ -1,0 +1,281 @@
+"""One point cloud from one file, whatever it is stored in: NPY, NPZ, HDF5, PLY, OFF, or numbers in text."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sightline.data.files.array_files import read_npy, read_npz_arrays
+from sightline.data.files.hdf5_files import hdf5_names, read_hdf5_arrays
+from sightline.data.files.input_files import assert_regular
+from sightline.data.files.meshes import read_off
+from sightline.data.files.ply import read_ply
+from sightline.data.files.text_tables import read_rows
+from sightline.errors import ConfigError, DataError
+
+__all__ = ["CLOUD_SUFFIXES", "Cloud", "check_columns", "has_normals", "is_cloud_file", "read_cloud", "told_passed_over"]
+
+_POINTS = ("x", "y", "z")
+_NORMALS = ("nx", "ny", "nz")
+_LEFT_OUT = "_"
+_HEAD_BYTES = 65_536
+_MOST_TOLD = 5
+_COLOURS = ("red", "green", "blue")
+_ARRAY_NAMES = {
+    "points": "points",
+    "xyz": "points",
+    "normals": "normals",
+    "normal": "normals",
+    "faces": "faces",
+    **dict.fromkeys(("colours", "colors", "rgb"), "colours"),
+}
+_ARRAY_COLUMNS = {"points": _POINTS, "normals": _NORMALS, "colours": _COLOURS}
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """What one file holds, finite, in the file's own unit and frame.
+
+    `points` (N, 3) float64; `normals` (N, 3) float64; `faces` (F, 3) int64, corners of triangles among the points;
+    `channels` by name, each (N,) float64.
+    """
+
+    points: np.ndarray
+    normals: np.ndarray | None = None
+    faces: np.ndarray | None = None
+    channels: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def read_cloud(path: Path, *, columns: Sequence[str] | None = None) -> Cloud:
+    """The whole cloud of a file, by its suffix (`CLOUD_SUFFIXES`); never a part of one.
+
+    `columns` names the columns of a file without names, in order, `_` for one to leave out; without it three columns
+    are x, y, z. Of a file with names it says which to take; without it all are taken. x, y, z are the points,
+    nx, ny, nz the normals, all others channels; capitals do not matter.
+    Raises DataError with file and line, byte or entry; ConfigError for `columns` that are no cloud's.
+    """
+    wanted = None if columns is None else check_columns(columns)
+    assert_regular(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: files of this kind are not read; there are {', '.join(CLOUD_SUFFIXES)}")
+    cloud = reader(path, wanted)
+    _check_sound(path, cloud)
+    return cloud
+
+
+def has_normals(path: Path, *, by_faces: bool = True) -> bool:
+    """Whether a file promises normals of its points, or faces where these count; from its first bytes or array names.
+
+    Nothing else is checked: what does not read as its kind has none, and is refused when it is read.
+    Raises DataError for what is not a regular file.
+    """
+    assert_regular(path)
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".h5", ".hdf5"):
+        names = {name.lower() for name in _array_names(path)}
+        return bool({"normals", "normal", "nx", *(["faces"] if by_faces else [])} & names)
+    if suffix in (".npy", ".off"):
+        return suffix == ".off" and by_faces  # without faces it is no OFF file
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES).decode("latin-1").lower()
+    if suffix == ".ply":
+        header = head.partition("end_header")[0].split("\n")
+        words = [line.split() for line in header]
+        return any(w[:1] == ["property"] and w[-1:] == ["nx"] for w in words) or any(
+            by_faces and w[:2] == ["element", "face"] and w[2:] != ["0"] for w in words
+        )
+    return "nx" in head.replace(",", " ").replace('"', " ").split()
+
+
+def _array_names(path: Path) -> list[str]:
+    try:
+        if path.suffix.lower() == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                return [name.removesuffix(".npy") for name in archive.namelist()]
+        return hdf5_names(path)
+    except (OSError, zipfile.BadZipFile, DataError):
+        return []
+
+
+def is_cloud_file(path: Path, *, suffixes: Sequence[str] | None = None) -> bool:
+    """Whether something in a folder has the name of a cloud; broken links and pipes too, which reading refuses."""
+    return path.suffix.lower() in (CLOUD_SUFFIXES if suffixes is None else suffixes) and not path.is_dir()
+
+
+def told_passed_over(folder: Path, *, suffixes: Sequence[str] | None = None) -> str:
+    """Which files in and below a folder are of other kinds than clouds, or than `suffixes`, in a line; empty for none.
+
+    Hidden ones, and those in hidden folders, are not meant for anybody.
+    """
+    known = CLOUD_SUFFIXES if suffixes is None else suffixes
+    others = (path for path in folder.rglob("*") if path.suffix.lower() not in known and path.is_file())
+    inside = (path.relative_to(folder) for path in others)
+    names = sorted(str(path) for path in inside if not any(part.startswith(".") for part in path.parts))
+    if not names:
+        return ""
+    more = f" and {len(names) - _MOST_TOLD} more" if len(names) > _MOST_TOLD else ""
+    what = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
+    return f"{what} passed over: {', '.join(names[:_MOST_TOLD])}{more}"
+
+
+def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
+    """The names in small letters. Raises ConfigError if x, y, z or part of a normal is lacking, or one comes twice."""
+    names = tuple(name.strip().lower() for name in columns)
+    twice = sorted({name for name in names if names.count(name) > 1 and name != _LEFT_OUT})
+    missing = [name for name in _POINTS if name not in names]
+    if 0 < len(set(_NORMALS) & set(names)) < 3:
+        missing += [name for name in _NORMALS if name not in names]
+    if twice or missing:
+        fault = f"names '{twice[0]}' twice" if twice else f"lacks {', '.join(missing)}"
+        raise ConfigError(f"columns: [{', '.join(names)}] {fault}; name every column once, as in [x, y, z, intensity]")
+    return names
+
+
+def _read_npy(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+    return _of_table(path, read_npy(path), columns)
+
+
+def _read_npz(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+    return _of_arrays(path, read_npz_arrays(path), columns)
+
+
+def _read_hdf5(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+    return _of_arrays(path, read_hdf5_arrays(path), columns)
+
+
+def _read_off(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+    mesh = read_off(path)
+    return _of_named(path, dict(zip(_POINTS, mesh.vertices.T, strict=True)), columns, faces=mesh.faces)
+
+
+def _read_ply(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+    ply = read_ply(path)
+    return _of_named(path, ply.vertex, columns, faces=ply.faces)
+
+
+def _read_text(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+    names, table = read_rows(path, announces_rows=path.suffix.lower() == ".pts")
+    if names is None:
+        return _of_table(path, table, columns)
+    return _of_named(path, dict(zip(names, table.T, strict=True)), columns)
+
+
+def _of_table(path: Path, table: np.ndarray, columns: tuple[str, ...] | None) -> Cloud:
+    """The cloud of a table without names."""
+    if table.ndim != 2 or table.dtype.kind not in "fiu":
+        raise DataError(f"{path}: holds {table.dtype} {table.shape}, numbers (points, columns) are needed")
+    width = table.shape[1]
+    names = columns or (_POINTS if width == 3 else None)
+    if names is None:
+        raise DataError(
+            f"{path}: has {width} columns and no names; name them, in order, _ for one to leave out: "
+            "'columns=[x, y, z, ...]' when preparing, --columns x,y,z,... when predicting"
+        )
+    if len(names) != width:
+        raise DataError(
+            f"{path}: has {width} columns, {len(names)} are named ({', '.join(names)}); name all, _ for none"
+        )
+    return _of_named(path, dict(zip(names, table.T, strict=True)), tuple(n for n in names if n != _LEFT_OUT))
+
+
+def _of_arrays(path: Path, arrays: Mapping[str, np.ndarray], columns: tuple[str, ...] | None) -> Cloud:
+    """The cloud of named arrays: `points`, `normals`, `colours` (N, 3), `faces`, one value a point else."""
+    if len(arrays) == 1 and (only := next(iter(arrays.values()))).ndim == 2:
+        return _of_table(path, only, columns)
+    named: dict[str, np.ndarray] = {}
+    faces = None
+    for name, array in arrays.items():
+        role = _ARRAY_NAMES.get(name.lower())
+        if array.dtype.kind not in "fiu" or array.ndim != (2 if role else 1) or (role and array.shape[1:] != (3,)):
+            raise DataError(
+                f"{path}: {name} is {array.dtype} {array.shape}; points, normals and colours are numbers (points, "
+                "3), every other array has one number a point"
+            )
+        if role == "faces":
+            faces = array
+            continue
+        parts = _ARRAY_COLUMNS.get(role or "", (name.lower(),))
+        taken = [part for part in parts if part in named]
+        if taken:
+            raise DataError(f"{path}: {name} gives {taken[0]} a second time; store it once")
+        named |= dict(zip(parts, array.reshape(len(array), -1).T, strict=True))
+    return _of_named(path, named, columns, faces=faces)
+
+
+def _of_named(
+    path: Path, named: Mapping[str, np.ndarray], columns: tuple[str, ...] | None, *, faces: np.ndarray | None = None
+) -> Cloud:
+    """The cloud of columns by name, (N,) each."""
+    wanted = [name for name in (named if columns is None else columns) if name != _LEFT_OUT]
+    missing = [name for name in (*_POINTS, *wanted) if name not in named]
+    missing += [name for name in _NORMALS if set(_NORMALS) & set(wanted) and name not in named]
+    if missing:
+        raise DataError(
+            f"{path}: has no {', '.join(dict.fromkeys(missing))}; it has {', '.join(named)[:200] or 'nothing'}; name "
+            "what is there: 'columns=[x, y, z]' when preparing, --columns x,y,z when predicting"
+        )
+    lengths = {name: len(named[name]) for name in (*_POINTS, *wanted)}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(f"{path}: columns of different lengths: {told}; get the file again")
+    return Cloud(
+        points=_stacked(named, _POINTS),
+        normals=_stacked(named, _NORMALS) if "nx" in wanted else None,
+        faces=None if faces is None else np.asarray(faces, dtype=np.int64),
+        channels={
+            name: np.asarray(named[name], dtype=np.float64) for name in wanted if name not in (*_POINTS, *_NORMALS)
+        },
+    )
+
+
+def _stacked(named: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # a signalling NaN: it is refused as any other
+        return np.stack([np.asarray(named[name], dtype=np.float64) for name in names], axis=1)
+
+
+def _check_sound(path: Path, cloud: Cloud) -> None:
+    """Raises DataError for a cloud without points, a number that is not finite, and a corner that is no point."""
+    if not len(cloud.points):
+        raise DataError(f"{path}: holds no points; leave the file out")
+    normals = {} if cloud.normals is None else {"normals": cloud.normals}
+    for name, values in {"points": cloud.points, **normals, **cloud.channels}.items():
+        wrong = np.argwhere(~np.isfinite(values))
+        if len(wrong):
+            place = tuple(wrong[0].tolist())
+            more = f", and so are {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise DataError(f"{path}: {name}{list(place)} is {values[place]}{more}; take these points out of the file")
+    if cloud.faces is not None and len(cloud.faces) and not _is_within(cloud.faces, len(cloud.points)):
+        raise DataError(
+            f"{path}: a face names point {_first_outside(cloud.faces, len(cloud.points))}, there are "
+            f"{len(cloud.points)} (0 to {len(cloud.points) - 1}); get the file again"
+        )
+
+
+def _is_within(faces: np.ndarray, num_points: int) -> bool:
+    return bool(faces.min() >= 0 and faces.max() < num_points)
+
+
+def _first_outside(faces: np.ndarray, num_points: int) -> int:
+    return int(faces[(faces < 0) | (faces >= num_points)][0])
+
+
+_READERS: Mapping[str, Callable[[Path, tuple[str, ...] | None], Cloud]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".h5": _read_hdf5,
+    ".hdf5": _read_hdf5,
+    ".ply": _read_ply,
+    ".off": _read_off,
+    ".txt": _read_text,
+    ".xyz": _read_text,
+    ".csv": _read_text,
+    ".pts": _read_text,
+}
+
+CLOUD_SUFFIXES = tuple(_READERS)
+"""The kinds of file that `read_cloud` reads."""

@@ -1,0 +1,197 @@
+"""Keys to batches: whole batches from sets in memory, collated samples from others, transforms on either."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.binding import Bound, Offer, bind
+from sightline.data.loading.collate import batch_keys, collate
+from sightline.draws import Draws
+from sightline.errors import ConfigError, DataError, RunError, UserError
+from sightline.types import Batch, Dataset, Field, Sample, SampleKey, Transform
+
+__all__ = ["BatchReader", "NamedTransform", "Pipeline"]
+
+
+class NamedTransform(NamedTuple):
+    """A transform and its name in the config, which also names its stream of random numbers."""
+
+    name: str
+    apply: Transform
+
+
+class Pipeline:
+    """Transforms one after another, bound to the fields that they name; pure, whatever was transformed before.
+
+    `added` are the fields that transforms add to those of the samples. Raises ConfigError where a transform names a
+    field that nobody offers.
+    """
+
+    def __init__(self, transforms: Sequence[NamedTransform], fields: Collection[str], *, source: str) -> None:
+        self.added: dict[str, Field] = {}
+        self._transforms: list[tuple[str, Bound]] = []
+        for place, (name, transform) in enumerate(transforms):
+            offer = Offer(source, {*fields, *self.added})
+            bound = bind(transform.__call__, offer, owner=f"transform '{name}'", skip=("draws",))
+            self._transforms.append((f"{place}.{name}", bound))
+            self.added |= getattr(transform, "adds", {})
+
+    def __call__(self, batch: Batch, keys: Sequence[SampleKey]) -> Batch:
+        for _, changed in self.steps(batch, keys):
+            batch = changed
+        return batch
+
+    def __len__(self) -> int:
+        return len(self._transforms)
+
+    def steps(self, batch: Batch, keys: Sequence[SampleKey]) -> Iterator[tuple[str, Batch]]:
+        """The batch after each transform in turn, with the transform's name."""
+        if not self._transforms:
+            return
+        draws = Draws.for_samples(keys)
+        for stream, bound in self._transforms:
+            batch = {**batch, **bound.function(draws.stream(stream), **bound.select(batch))}
+            yield stream.partition(".")[2], batch
+
+
+class BatchReader:
+    """Reads batches of a data set and transforms them; the same keys give the same bits, in any process.
+
+    Raises ConfigError where a transform names a field that the data set does not offer, or chooses points and would
+    leave a field behind that has a row for each, and DataError where the set's own `collate` leaves out a key that
+    `info.fields` promises.
+    """
+
+    def __init__(self, dataset: Dataset, transforms: Sequence[NamedTransform] = ()) -> None:
+        _assert_points_stay_whole(transforms, dataset.info.fields)
+        self.dataset = dataset
+        self._transform = Pipeline(transforms, dataset.info.fields, source="the data set")
+        self._fields = {**dataset.info.fields, **self._transform.added}
+        for name in dataset.info.features[:1]:  # joined, they become a batch as each of them does
+            self._fields["features"] = self._fields[name]
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys of every batch."""
+        return batch_keys(self._fields, self.dataset.info.features)
+
+    @property
+    def has_transforms(self) -> bool:
+        """Whether samples are changed at all on their way."""
+        return len(self._transform) > 0
+
+    def __call__(self, keys: Sequence[SampleKey]) -> Batch:
+        if hasattr(self.dataset, "get_batch"):
+            with self._blamed(keys):
+                batch = _as_tensors(self.dataset.get_batch(keys))
+            return self._with_features(_joined(self._transform(batch, keys), self._transform.added))
+        samples = []
+        for key in keys:
+            with self._blamed([key]):
+                sample = _as_tensors(self.dataset[key])
+            sample = self._transform(_lift(sample), [key])
+            samples.append(_lower(self._with_features(sample)))
+        if hasattr(self.dataset, "collate"):
+            indexed = {"sample_index": torch.tensor([key.index for key in keys], dtype=torch.int64)}
+            return self._checked({**indexed, **self.dataset.collate(samples)})
+        return collate(samples, keys, self._fields)
+
+    def stages(self, key: SampleKey) -> Iterator[tuple[str, Sample]]:
+        """One sample as the data set gives it, under no name, and after each transform in turn, under its name.
+
+        The last one is what batches are made of, bit for bit.
+        """
+        with self._blamed([key]):
+            if hasattr(self.dataset, "get_batch"):
+                batch = _as_tensors(self.dataset.get_batch([key]))
+            else:
+                batch = _lift(_as_tensors(self.dataset[key]))
+        yield "", _lower(batch)
+        for name, changed in self._transform.steps(batch, [key]):
+            yield name, _lower(changed)
+
+    @contextlib.contextmanager
+    def _blamed(self, keys: Sequence[SampleKey]) -> Iterator[None]:
+        """Whatever reading fails of, it is an error of the data that names the samples."""
+        try:
+            yield
+        except (UserError, RunError):
+            raise
+        except Exception as error:
+            which = f"sample {keys[0].index}" if len(keys) == 1 else f"samples {keys[0].index} to {keys[-1].index}"
+            told = " ".join(str(error).split())
+            raise DataError(f"{type(self.dataset).__name__}: {which}: {type(error).__name__}: {told}") from error
+
+    def _checked(self, batch: Batch) -> Batch:
+        """The batch of a set's own collate, which must hold what models and losses were bound to."""
+        missing = sorted(self.keys - batch.keys())
+        if missing:
+            raise DataError(
+                f"{type(self.dataset).__name__}.collate gives {', '.join(sorted(batch))}, but info.fields promises "
+                f"'{missing[0]}' in every batch; add it, or take it out of info.fields"
+            )
+        return batch
+
+    def _with_features(self, batch: Batch) -> Batch:
+        if not self.dataset.info.features:
+            return batch
+        return {**batch, "features": torch.cat([batch[name] for name in self.dataset.info.features], dim=-1)}
+
+
+def _assert_points_stay_whole(transforms: Sequence[NamedTransform], fields: Mapping[str, Field]) -> None:
+    """Raises ConfigError where a transform would choose points and not the rows of a field that belong to them.
+
+    Nor may one follow `score_all`, whose `nearest` names rows of the points that were kept.
+    """
+    scored = ""
+    rows = fields["points"].shape.split()[:1] if "points" in fields else []
+    of_points = {name for name, field in fields.items() if rows and field.shape.split()[:1] == rows}
+    for name, transform in transforms:
+        taken = inspect.signature(transform.__call__).parameters
+        chooses = getattr(transform, "chooses_points", False)
+        if chooses and scored:
+            raise ConfigError(
+                f"transform '{name}' chooses points and cannot follow '{scored}' with score_all: what stands for each "
+                f"point of the whole cloud would be lost; put '{name}' before it, or take it out of transforms.evaluate"
+            )
+        scored = name if "nearest" in getattr(transform, "adds", {}) else scored
+        left = sorted(of_points - set(taken)) if chooses else []
+        if left:
+            known = ", ".join(sorted(set(taken) - {"draws", "points"}))
+            raise ConfigError(
+                f"transform '{name}' chooses points, and would leave '{left[0]}' of the data set behind, which has a "
+                f"row for each of them: every row would belong to another point; it takes {known}: use such a name, or "
+                "a transform of your own"
+            )
+
+
+def _as_tensors(value: Any) -> Any:
+    """The same structure with NumPy arrays as tensors; an array that must not be written to is copied."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value if value.flags.writeable else value.copy())
+    if isinstance(value, dict):
+        return {name: _as_tensors(each) for name, each in value.items()}
+    return value
+
+
+def _joined(batch: Batch, added: Mapping[str, Field]) -> Batch:
+    """A stacked batch with those fields that transforms add to be concatenated in that form, beside their offsets."""
+    ragged = {name: batch[name] for name, field in added.items() if field.collate == "concatenate" and name in batch}
+    even = {added[name].offsets: torch.arange(len(value) + 1) * value.shape[1] for name, value in ragged.items()}
+    return {**batch, **{name: value.flatten(0, 1) for name, value in ragged.items()}, **even}
+
+
+def _lift(sample: dict[str, Any]) -> Batch:
+    """A sample as a batch of one, so that transforms know one form only."""
+    return {name: value.unsqueeze(0) if isinstance(value, Tensor) else value for name, value in sample.items()}
+
+
+def _lower(batch: Batch) -> dict[str, Any]:
+    return {name: value.squeeze(0) if isinstance(value, Tensor) else value for name, value in batch.items()}

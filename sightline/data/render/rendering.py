@@ -1,0 +1,203 @@
+"""Write a view store: every object of a set rendered, in parallel, never half-written, continued where it stopped."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sightline.data.render.rendered_objects import Objects
+from sightline.data.store.native import Prepared
+from sightline.data.store.preparation import Column, Part, Plan, Progress, Row, prepare_native
+from sightline.data.store.views import DEFAULT_SIZE_PX, IMAGE, VIEWS_SET
+from sightline.errors import ConfigError, DataError, RunError
+from sightline.geometry.cameras import Cameras, Projection, ring_cameras
+from sightline.geometry.rendering import Style, render_cloud, render_mesh
+
+__all__ = ["Look", "check_names", "render_set"]
+
+_PART = 256
+"""Objects that are rendered, and rendered again after a kill, together."""
+_PICTURES_AT_ONCE = 4096
+"""Looked through for blank ones: 16 MB at 64 pixels."""
+_CHUNK = 8
+"""Objects that a process is sent at once."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How objects are looked at: what the bits of a view store depend on beside the objects."""
+
+    num_views: int = 12
+    size_px: int = DEFAULT_SIZE_PX
+    style: Style = "shaded"
+    projection: Projection = "parallel"
+    elevations_deg: tuple[float, ...] = (30.0,)
+
+    def cameras(self, up_axis: Any) -> Cameras:
+        """Raises ConfigError where views and elevations do not fit."""
+        try:
+            return ring_cameras(
+                self.num_views,
+                size_px=self.size_px,
+                up_axis=up_axis,
+                elevations_deg=self.elevations_deg,
+                projection=self.projection,
+            )
+        except ValueError as error:
+            raise ConfigError(f"data render: {error}") from error
+
+
+def render_set(objects: Objects, target: Path, *, look: Look, num_jobs: int, progress: Progress) -> dict[str, Any]:
+    """Render every object into a view store; returns its manifest with `root` and `outcome`, as `prepare_native`.
+
+    The same bits for any number of processes; a killed run is continued by the same call.
+    Raises DataError for an object that cannot be drawn, two of one name, and a target that holds something else;
+    RunError where the disk is full.
+    """
+    cameras = look.cameras(objects.up_axis)
+    check_names(objects.names, where=str(objects.path))
+    about = {
+        "up_axis": objects.up_axis,
+        "style": look.style,
+        "background": None,
+        "cameras": {
+            "count": look.num_views,
+            "projection": look.projection,
+            "elevations_deg": list(look.elevations_deg),
+            "distance": cameras.distance,
+        },
+        "rotations": cameras.rotations.tolist(),
+        "of": objects.about,
+    }
+    options = {
+        "views": look.num_views,
+        "size": look.size_px,
+        "style": look.style,
+        "projection": look.projection,
+        "elevations": list(look.elevations_deg),
+        "up": objects.up_axis,
+        **objects.options,
+    }
+    with _Renderers(objects, cameras, look.style, num_jobs) as renderers:
+        plan = Plan(
+            VIEWS_SET,
+            "rendered",
+            objects.path,
+            {IMAGE: Column((look.size_px, look.size_px), "uint8", is_ragged=True)},
+            tuple(_parts(objects, renderers, look.num_views)),
+            about,
+            _blank_views,
+            options,
+        )
+        return prepare_native(plan, target, progress=progress)
+
+
+def check_names(names: Mapping[str, Sequence[str]], *, where: str) -> None:
+    """Raises DataError where two objects, of whatever splits, have one name: views are found by it."""
+    counts = Counter(name for split in names.values() for name in split)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{where}: {len(twice)} names stand for several objects each, the first is '{twice[0]}'; views are found "
+            "by name: rename the files"
+        )
+
+
+def _blank_views(prepared: Prepared) -> Mapping[str, Any]:
+    """What the manifest says of pictures that show nothing, as those of a flat mesh seen from its edge do."""
+    told = []
+    for split in prepared.splits:
+        pictures, offsets = prepared.array(split, IMAGE), prepared.offsets(split)
+        blank = [
+            start + int(place)
+            for start in range(0, len(pictures), _PICTURES_AT_ONCE)
+            for place in np.flatnonzero(~pictures[start : start + _PICTURES_AT_ONCE].any(axis=(1, 2)))
+        ]
+        if blank:
+            first = prepared.names(split)[int(np.searchsorted(offsets, blank[0], side="right")) - 1]
+            told.append(f"{split}: {len(blank)} of {len(pictures)} views are blank, the first is one of '{first}'")
+    return {"differences": told} if told else {}
+
+
+def _parts(objects: Objects, renderers: _Renderers, num_views: int) -> Iterator[Part]:
+    for split, names in objects.names.items():
+        for first in range(0, len(names), _PART):
+            last = min(first + _PART, len(names))
+            rows = functools.partial(renderers.rows, split, first, last)
+            files = objects.files(split, first, last)
+            yield Part(split, split, last - first, files, rows, (last - first) * num_views)
+
+
+class _Renderers:
+    """Processes that render objects, made when the first one is asked for; with one job, this process itself."""
+
+    def __init__(self, objects: Objects, cameras: Cameras, style: Style, num_jobs: int) -> None:
+        self._objects = objects
+        self._work = functools.partial(_render, objects, cameras, style)
+        self._num_jobs = num_jobs
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> _Renderers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def rows(self, split: str, first: int, last: int) -> Iterator[Row]:
+        """The views of these objects, in order."""
+        tasks = [(split, index) for index in range(first, last)]
+        names = self._objects.names[split]
+        for (_, index), levels in zip(tasks, self._rendered(tasks), strict=True):
+            yield Row(names[index], self._objects.where(split, index), {IMAGE: levels})
+
+    def _rendered(self, tasks: Sequence[tuple[str, int]]) -> Iterator[np.ndarray]:
+        if self._num_jobs == 1:
+            return map(self._work, tasks)
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self._num_jobs, mp_context=get_context("spawn"), initializer=_begin)
+        return self._from_pool(self._pool, tasks)
+
+    def _from_pool(self, pool: ProcessPoolExecutor, tasks: Sequence[tuple[str, int]]) -> Iterator[np.ndarray]:
+        try:
+            yield from pool.map(self._work, tasks, chunksize=_CHUNK)
+        except BrokenProcessPool as error:
+            raise RunError(
+                "data render: a process that rendered was killed, for want of memory perhaps; run the command again, "
+                "with fewer --jobs: it goes on where this one stopped"
+            ) from error
+
+
+def _render(objects: Objects, cameras: Cameras, style: Style, task: tuple[str, int]) -> np.ndarray:
+    surface = objects.read(*task)
+    try:
+        if surface.faces is not None:
+            return render_mesh(surface.points, surface.faces, cameras, style=style)
+        return render_cloud(surface.points, cameras, style=style)
+    except ValueError as error:
+        raise DataError(f"{objects.where(*task)}: {error}") from error
+
+
+def _begin() -> None:
+    """A process that renders uses one thread, and ends when its parent ends."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

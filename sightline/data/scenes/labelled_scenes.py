@@ -1,0 +1,197 @@
+"""Prepared sets of scenes with a class at every point: what they all are, whatever they were prepared from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from sightline.arguments import Count
+from sightline.data.scenes.scene_preparation import place_of
+from sightline.data.store.columns import Column
+from sightline.data.store.native import Prepared, open_prepared, verify
+from sightline.errors import ConfigError
+from sightline.types import CloudForm, DataInfo, Field, Sample, SampleKey
+
+__all__ = [
+    "IGNORED",
+    "LabelledScenes",
+    "Scenes",
+    "counts_of",
+    "describe_scenes",
+    "scene_columns",
+    "scene_values",
+    "summarise_scenes",
+]
+
+IGNORED = 255
+"""The stored label of points without a class."""
+
+
+class Scenes(NamedTuple):
+    """Which scenes of a prepared set a part is made of, as (stored split, row), and how many every part has."""
+
+    rows: tuple[tuple[str, int], ...]
+    sizes: Mapping[str, int]
+
+
+class LabelledScenes:
+    """Scenes are mapped from the prepared files, samples are copies of them, whole: transforms thin and crop them.
+
+    `repeats` makes an epoch of the training part go through every scene so many times, with other draws each time:
+    sample i is scene i modulo their number. Other parts have every scene once.
+    """
+
+    set_name: ClassVar[str]
+    readable_sets: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self, *, prepared: Prepared, split: str, scenes: Scenes, features: tuple[str, ...] = (), repeats: Count = 1
+    ) -> None:
+        if not scenes.rows:
+            held = ", ".join(f"{name} ({size})" for name, size in scenes.sizes.items())
+            advice = "; set evaluate.select: test" if split == "validation" else ""
+            raise ConfigError(f"{prepared.root}: has no scene in the part '{split}'; it has {held}{advice}")
+        self._prepared = prepared
+        self._split = split
+        self._scenes = scenes
+        self._features = features
+        self._repeats = repeats if split == "train" else 1
+        self.info = self._describe()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their labels."""
+        return tuple(self._prepared.manifest["class_names"])
+
+    def __len__(self) -> int:
+        return len(self._scenes.rows) * self._repeats
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """One whole scene: fresh tensors. Raises IndexError for an index that there is no sample for."""
+        if not 0 <= key.index < len(self):
+            raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {key.index}")
+        stored, row = self._scenes.rows[key.index % len(self._scenes.rows)]
+        label = self._prepared.row(stored, "label", row).astype(np.int64)
+        points = np.array(self._prepared.row(stored, "points", row))
+        values = {"points": points, **{name: self._feature(name, stored, row) for name in self._features}}
+        return {name: torch.from_numpy(each) for name, each in {**values, "label": label}.items()}
+
+    def name_of(self, index: int) -> str:
+        """The name of a scene, as its source has it."""
+        stored, row = self._scenes.rows[index % len(self._scenes.rows)]
+        return self._prepared.names(stored)[row]
+
+    @classmethod
+    def describe(cls, root: Path) -> dict[str, Any]:
+        """What a prepared folder holds, from its manifest: scenes, points per class, ranges, where it came from."""
+        return describe_scenes(open_prepared(root, set_names=cls.readable_sets), root)
+
+    @classmethod
+    def verify(cls, root: Path) -> int:
+        """Read every prepared file and compare its hash; how many there are. Raises DataError naming a wrong one."""
+        return verify(root)
+
+    def _feature(self, name: str, stored: str, row: int) -> np.ndarray:
+        """The values (N, 3) float32 of a feature of a scene."""
+        if name == "colours":
+            return self._prepared.row(stored, "colours", row) / np.float32(255)
+        if name == "place":
+            return place_of(self._prepared.row(stored, "points", row))
+        return np.array(self._prepared.row(stored, name, row))
+
+    def _describe(self) -> DataInfo:
+        manifest, num_classes = self._prepared.manifest, len(self.class_names)
+        counts = counts_of(self._prepared, self._scenes.rows)
+        facts = {
+            "num_classes": num_classes,
+            "class_names": self.class_names,
+            "class_counts": tuple(counts.tolist()),
+            "in_channels": 3 + 3 * len(self._features),
+            "up_axis": manifest["up_axis"],
+        }
+        if manifest["num_ignored"]:
+            facts["ignore_index"] = IGNORED
+        high = IGNORED if manifest["num_ignored"] else num_classes - 1
+        label = Field("points", "int64", "class", "", 0, high, "concatenate")
+        fields = {name: self._field(name) for name in ("points", *self._features)}
+        return DataInfo(
+            facts=facts,
+            fields={**fields, "label": label},
+            split_sizes={**self._scenes.sizes, self._split: len(self)},
+            features=self._features,
+            clouds=self._form(),
+        )
+
+    def _form(self) -> CloudForm:
+        """How a file of the user's becomes a scene of the set."""
+        return CloudForm()
+
+    def _field(self, name: str) -> Field:
+        frame = f"scene, {self._prepared.manifest['orientation']}"
+        if name in ("colours", "place"):
+            unit = "red, green, blue" if name == "colours" else "share of the scene's extent"
+            return Field("points 3", "float32", unit, "", 0.0, 1.0, "concatenate")
+        if name == "normals":
+            return Field("points 3", "float32", "unit vector", frame, -1.0, 1.0, "concatenate")
+        # Twice what was prepared: another scene may reach a little further, one in another unit reaches far beyond.
+        reach = 2 * max(map(abs, self._prepared.manifest["ranges"]["points"]))
+        return Field("points 3", "float32", self._prepared.manifest["unit"], frame, -reach, reach, "concatenate")
+
+
+def scene_columns(num_classes: int, *features: tuple[str, Column]) -> dict[str, Column]:
+    """The columns of every set of scenes: points, labels, `features`, and for each scene its points per class."""
+    return {
+        "points": Column((3,), "float32", is_ragged=True),
+        **dict(features),
+        "label": Column((), "uint8", is_ragged=True),
+        "class_counts": Column((num_classes,), "int64"),
+    }
+
+
+def scene_values(label: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
+    """What a row holds of the labels (N,) uint8 of a scene, 255 for those without a class."""
+    counts = np.bincount(label, minlength=IGNORED + 1)[:IGNORED]
+    assert not counts[num_classes:].any(), f"labels up to {int(label[label != IGNORED].max())} of {num_classes} classes"
+    return {"label": label, "class_counts": counts[:num_classes]}
+
+
+def counts_of(prepared: Prepared, rows: Sequence[tuple[str, int]]) -> np.ndarray:
+    """Points of each class (C,) in these scenes, those without a class left out."""
+    return np.stack([prepared.array(split, "class_counts")[row] for split, row in rows]).sum(axis=0)
+
+
+def summarise_scenes(prepared: Prepared) -> dict[str, Any]:
+    """What the manifest says of every set of scenes beyond its plan: points per class and part, and those without."""
+    counts = {split: prepared.array(split, "class_counts").sum(axis=0) for split in prepared.splits}
+    num_points = dict(prepared.manifest["num_elements"])
+    return {
+        "splits": {
+            split: {"num_rows": prepared.manifest["splits"][split]["num_rows"], "class_counts": each.tolist()}
+            for split, each in counts.items()
+        },
+        "num_ignored": int(sum(num_points[split] - int(counts[split].sum()) for split in prepared.splits)),
+    }
+
+
+def describe_scenes(prepared: Prepared, root: Path) -> dict[str, Any]:
+    """What `data info` tells of a prepared set of scenes."""
+    manifest = prepared.manifest
+    told = ("layout", "up_axis", "orientation", "unit", "split", "ranges", "differences")
+    return {
+        "set": manifest["set"],
+        "root": str(root.resolve()),
+        "source": manifest["source"]["path"],
+        "scenes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
+        "points": dict(manifest["num_elements"]),
+        "points_without_class": manifest["num_ignored"],
+        "points_per_class": {
+            split: dict(zip(manifest["class_names"], facts["class_counts"], strict=True))
+            for split, facts in manifest["splits"].items()
+        },
+        "columns": ", ".join(manifest["columns"]),
+        **{key: manifest[key] for key in told if key in manifest},
+    }

@@ -1,0 +1,93 @@
+"""S3DIS as others have converted it, a file or two a room with labels as bare integers: NPY tables, and BIN pairs.
+
+`Area_<a>_<room>.npy`: numbers (points, 7), x y z red green blue label. `points/Area_<a>_<room>.bin`: float32, six a
+point; `semantic_mask/Area_<a>_<room>.bin`: int64, one a point. What an integer means, no such file says.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sightline.data.clouds.modelnet_classes import by_number
+from sightline.data.files.array_files import read_npy
+from sightline.data.scenes.indoor_classes import CLASS_NAMES, ORDERS
+from sightline.data.scenes.s3dis_files import AREAS, RoomPoints
+from sightline.errors import DataError
+
+__all__ = ["IntegerRoom", "list_integer_rooms", "read_integer_room"]
+
+_NAME = re.compile(r"(?P<area>Area_\d+)_(?P<room>.+)")
+_NUM_COLUMNS = 7
+
+
+class IntegerRoom(NamedTuple):
+    """A room: its area, its name, and its files, one NPY or the BIN of points and that of labels."""
+
+    area: str
+    room: str
+    files: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.area}/{self.room}"
+
+
+def list_integer_rooms(root: Path) -> tuple[str, list[IntegerRoom]]:
+    """The layout (`npy` or `bin`) and its rooms by area and name; none where a folder holds neither.
+
+    Raises DataError for a name without an area, and for points without labels.
+    """
+    layout, paths = "npy", sorted(root.glob("*.npy"), key=lambda path: by_number(path.name))
+    if not paths:
+        layout, paths = "bin", sorted((root / "points").glob("*.bin"), key=lambda path: by_number(path.name))
+    rooms = []
+    for path in paths:
+        match = _NAME.fullmatch(path.stem)
+        if match is None or match["area"] not in AREAS:
+            raise DataError(f"{path}: is not named Area_<1 to 6>_<room>, so its area is not known; rename it")
+        files = (path,) if layout == "npy" else (path, root / "semantic_mask" / path.name)
+        if not files[-1].is_file():
+            raise DataError(f"{files[-1]}: there is no such file, {path.name} has no labels without it; get it again")
+        rooms.append(IntegerRoom(match["area"], match["room"], files))
+    return layout, rooms
+
+
+def read_integer_room(room: IntegerRoom, *, order: str) -> RoomPoints:
+    """Every point of a room, its labels in this project's order. Raises DataError naming the file and the row."""
+    path = room.files[-1]
+    points, colours, given = _of_npy(path) if len(room.files) == 1 else _of_bins(*room.files)
+    is_label = (given == np.floor(given)) & (given >= 0) & (given < len(CLASS_NAMES))
+    is_colour = ((colours >= 0) & (colours <= 255)).all(axis=1)
+    for what, is_right in (("label", is_label), ("colour", is_colour)):
+        if not is_right.all():
+            row = int(np.flatnonzero(~is_right)[0])
+            found = given[row] if what == "label" else colours[row].tolist()
+            limit = f"0 to {len(CLASS_NAMES) - 1}" if what == "label" else "0 to 255"
+            raise DataError(f"{path}: the {what} of point {row} is {found}, {limit} is possible; get the file again")
+    ours = np.array([CLASS_NAMES.index(name) for name in ORDERS[order]], dtype=np.uint8)
+    return RoomPoints(points, np.rint(colours).astype(np.uint8), ours[given.astype(np.int64)], ())
+
+
+def _of_npy(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    table = read_npy(path)
+    if table.ndim != 2 or table.shape[1] != _NUM_COLUMNS or table.dtype.kind not in "fiu" or not len(table):
+        raise DataError(
+            f"{path}: holds {table.dtype} {table.shape}, numbers (points, {_NUM_COLUMNS}) are needed: x y z red green "
+            "blue label"
+        )
+    return table[:, :3].astype(np.float64), table[:, 3:6], table[:, 6]
+
+
+def _of_bins(path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    content, labels = path.read_bytes(), label_path.read_bytes()
+    if not content or len(content) % 24 or len(labels) * 3 != len(content):
+        raise DataError(
+            f"{label_path}: {len(content)} bytes of points, six float32 each, and {len(labels)} of labels, an int64 "
+            "each, do not belong together; one is cut short: get both again"
+        )
+    table = np.frombuffer(content, dtype="<f4").reshape(-1, 6)
+    return table[:, :3].astype(np.float64), table[:, 3:], np.frombuffer(labels, dtype="<i8")

@@ -1,0 +1,280 @@
+"""The user's own scenes: clouds with a label at every point, prepared like any public set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sightline import registry
+from sightline.arguments import Count, Fraction, Seed, Share
+from sightline.data.clouds.labelled_clouds import root_of
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, read_cloud, told_passed_over
+from sightline.data.scenes.labelled_scenes import (
+    IGNORED,
+    LabelledScenes,
+    Scenes,
+    scene_columns,
+    scene_values,
+    summarise_scenes,
+)
+from sightline.data.scenes.scene_listing import ListedScene, list_scenes, read_class_names
+from sightline.data.scenes.scene_preparation import COLOUR_NAMES, prepare_scene
+from sightline.data.store.columns import Column
+from sightline.data.store.native import Prepared, open_prepared
+from sightline.data.store.preparation import Part, Plan, Progress, Row, prepare_native
+from sightline.errors import ConfigError, DataError
+from sightline.types import CloudForm
+
+__all__ = ["SceneFolder"]
+
+_MOST_CLASSES = 255
+_METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
+
+
+@registry.data.add("scene_folder")
+class SceneFolder(LabelledScenes):
+    """The user's own scenes with a class at every point, prepared by `sightline data prepare scene_folder`.
+
+    `colours` and `normals` add the stored ones to the model's input, colours from 0 to 1. `repeats` makes an epoch go
+    through every training scene so many times. Points without a class are neither trained on nor scored.
+    Source: the user's files.
+    """
+
+    set_name = "scene_folder"
+    readable_sets = ("scene_folder",)
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        colours: bool = False,
+        normals: bool = False,
+        repeats: Count = 1,
+    ) -> None:
+        prepared = open_prepared(root_of(root, self.set_name), set_names=self.readable_sets)
+        sizes = {name: prepared.manifest["splits"].get(name, {}).get("num_rows", 0) for name in _SPLITS}
+        if split not in sizes:
+            raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(_SPLITS)}")
+        for name, is_wanted in (("colours", colours), ("normals", normals)):
+            if is_wanted and name not in prepared.manifest["columns"]:
+                raise DataError(
+                    f"{prepared.root}: holds no {name}; set data.{name}=false, or prepare it from files that have them"
+                )
+        features = tuple(name for name, wanted in (("colours", colours), ("normals", normals)) if wanted)
+        scenes = Scenes(tuple((split, row) for row in range(sizes[split])), sizes)
+        super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
+
+    @classmethod
+    def prepare(
+        cls,
+        *,
+        source: Path,
+        target: Path,
+        name: str,
+        progress: Progress,
+        up_axis: Literal["x", "y", "z"],
+        unit: Literal["m", "cm", "mm"],
+        columns: tuple[str, ...] | None = None,
+        label: str = "label",
+        colour_max: Literal[1, 255] = 255,
+        unlabelled: int | None = None,
+        test_share: Share = 0.2,
+        validation_share: Fraction = 0.1,
+        seed: Seed = 0,
+    ) -> dict[str, Any]:
+        """Write the scenes of a folder in native form, in metres; returns the manifest with `root` and `outcome`.
+
+        `columns` names the columns of files without names; `label` is the one with the classes, whole numbers from 0
+        that `classes.txt` in the folder may name, or `unlabelled`. Colours (red, green, blue or r, g, b) run to
+        `colour_max`. `seed` deals the parts where the folder has none.
+        Raises DataError for a source that is damaged, naming file and point; ConfigError for options that do not fit.
+        A killed run is continued by the same call.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        root = source.expanduser().resolve()
+        names = None if columns is None else check_columns(columns)
+        if names is not None and label not in names:
+            raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
+        shares = {"test_share": test_share, "validation_share": validation_share, "seed": seed}
+        layout, scenes = list_scenes(root, test_share=test_share, validation_share=validation_share, seed=seed)
+        class_names = read_class_names(root) or _numbered_classes(scenes, names, label, unlabelled)
+        first = read_cloud(scenes[0].path, columns=names)
+        reader = _Reader(
+            columns=names,
+            label=label,
+            num_classes=len(class_names),
+            unlabelled=unlabelled,
+            colour_max=colour_max,
+            to_metres=_METRES[unit],
+            colour_names=_colour_names(first),
+            has_normals=first.normals is not None,
+        )
+        about = {
+            "up_axis": up_axis,
+            "unit": "m",
+            "file_unit": unit,
+            "orientation": f"{up_axis} up, as the files have it, from the scene's lowest corner",
+            "class_names": list(class_names),
+            "source_columns": None if names is None else list(names),
+            "split": "as given" if layout == "split_folders" else f"dealt by a hash of the names: {shares}",
+        }
+        options: dict[str, Any] = {"up_axis": up_axis, "unit": unit, "columns": about["source_columns"], "label": label}
+        options |= {"colour_max": colour_max, "unlabelled": unlabelled, "scenes": _digest(scenes, class_names)}
+        plan = Plan(
+            name,
+            layout,
+            root,
+            scene_columns(len(class_names), *_feature_columns(reader)),
+            tuple(_part(scene, reader) for scene in scenes),
+            about,
+            partial(_summary, passed_over=told_passed_over(root)),
+            options,
+        )
+        return prepare_native(plan, target, progress=progress)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """What can be prepared, and how."""
+        return {
+            "set": cls.set_name,
+            "layouts": {
+                "folder": "files in one folder: parts are dealt by a seeded hash of the names",
+                "split_folders": "train/FILE and test/FILE, validation/FILE too if you like",
+            },
+            "files": ", ".join(CLOUD_SUFFIXES),
+            "labels": "a column 'label' of whole numbers from 0; names, one a line, in classes.txt",
+            "obtain": "your own files; docs/data.md says how",
+            "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR up_axis=z unit=m",
+        }
+
+    def _form(self) -> CloudForm:
+        manifest = self._prepared.manifest
+        columns = manifest["source_columns"]
+        scene = {"scale": _METRES[manifest["file_unit"]], "colour_max": float(manifest["options"]["colour_max"])}
+        return CloudForm(columns=None if columns is None else tuple(columns), scene=scene)
+
+
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """From a file to the values of a row."""
+
+    columns: tuple[str, ...] | None
+    label: str
+    num_classes: int
+    unlabelled: int | None
+    colour_max: int
+    to_metres: float
+    colour_names: tuple[str, ...] | None
+    has_normals: bool
+
+    def __call__(self, scene: ListedScene) -> Row:
+        cloud, where = read_cloud(scene.path, columns=self.columns), str(scene.path)
+        label = self._labels(cloud, where)
+        prepared = prepare_scene(
+            cloud,
+            scale=self.to_metres,
+            colour_max=self.colour_max,
+            colour_names=self.colour_names,
+            with_normals=self.has_normals,
+            where=where,
+        )
+        return Row(scene.name, where, {**prepared, **scene_values(label, self.num_classes)})
+
+    def _labels(self, cloud: Cloud, where: str) -> np.ndarray:
+        """The labels (N,) uint8. Raises DataError naming the first point whose label is none."""
+        given = _label_column(cloud, self.label, where)
+        is_ignored = given == self.unlabelled if self.unlabelled is not None else np.zeros(len(given), dtype=bool)
+        is_class = (given == np.floor(given)) & (given >= 0) & (given < self.num_classes)
+        wrong = np.flatnonzero(~(is_class | is_ignored))
+        if len(wrong):
+            raise DataError(
+                f"{where}: {self.label}[{wrong[0]}] is {given[wrong[0]]:g}, classes are 0 to {self.num_classes - 1}; "
+                "mend the file, complete classes.txt, or say which number stands for no class: unlabelled=N"
+            )
+        return np.where(is_ignored, IGNORED, given).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _RowOf:
+    """The one row of a scene's part."""
+
+    scene: ListedScene
+    reader: _Reader
+
+    def __call__(self) -> Iterator[Row]:
+        yield self.reader(self.scene)
+
+
+def _part(scene: ListedScene, reader: _Reader) -> Part:
+    about = scene.path.stat().st_size // 16
+    return Part(scene.split, f"{scene.split}/{scene.name}", 1, (scene.path,), _RowOf(scene, reader), about)
+
+
+def _label_column(cloud: Cloud, label: str, where: str) -> np.ndarray:
+    if label not in cloud.channels:
+        held = ", ".join(cloud.channels) or "none beside points and normals"
+        raise DataError(f"{where}: has no column '{label}', it has {held}; name the label's column: label=NAME")
+    return cloud.channels[label]
+
+
+def _colour_names(cloud: Cloud) -> tuple[str, ...] | None:
+    return next((names for names in COLOUR_NAMES if set(names) <= set(cloud.channels)), None)
+
+
+def _feature_columns(reader: _Reader) -> list[tuple[str, Column]]:
+    columns = []
+    if reader.colour_names is not None:
+        columns.append(("colours", Column((3,), "uint8", is_ragged=True)))
+    if reader.has_normals:
+        columns.append(("normals", Column((3,), "float32", is_ragged=True)))
+    return columns
+
+
+def _numbered_classes(
+    scenes: Sequence[ListedScene], columns: tuple[str, ...] | None, label: str, unlabelled: int | None
+) -> tuple[str, ...]:
+    """Names for the classes of a folder without classes.txt: every file is read for its highest label.
+
+    Raises DataError for a label that can be none.
+    """
+    highest = 0
+    for scene in scenes:
+        given = _label_column(read_cloud(scene.path, columns=columns), label, str(scene.path))
+        kept = given if unlabelled is None else given[given != unlabelled]
+        if len(kept):
+            highest = max(highest, int(kept.max()))
+        if highest >= _MOST_CLASSES:
+            raise DataError(
+                f"{scene.path}: {label} runs to {highest}, {_MOST_CLASSES} classes are possible; is that the label's "
+                "column? If one number stands for no class, say unlabelled=N"
+            )
+    return tuple(f"class_{number}" for number in range(highest + 1))
+
+
+def _digest(scenes: Sequence[ListedScene], class_names: Sequence[str]) -> str:
+    listed = [[str(scene.path), scene.split] for scene in scenes]
+    return hashlib.sha256(json.dumps([listed, list(class_names)]).encode()).hexdigest()
+
+
+def _summary(prepared: Prepared, *, passed_over: str) -> dict[str, Any]:
+    """Counts, what was passed over, and classes that a part lacks."""
+    told = summarise_scenes(prepared)
+    names = prepared.manifest["class_names"]
+    lacking = [
+        f"no point of the class '{name}' in the part {split}"
+        for split, facts in told["splits"].items()
+        for name, count in zip(names, facts["class_counts"], strict=True)
+        if not count
+    ]
+    return {**told, "differences": [*([passed_over] if passed_over else []), *lacking]}

@@ -1,0 +1,107 @@
+"""What becomes of a scene between its file and a model: measured from its lowest corner, colours as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sightline.compiled import compiled, in_threads, suits
+from sightline.data.files.cloud_files import Cloud
+from sightline.errors import DataError
+
+__all__ = ["COLOUR_NAMES", "from_lowest_corner", "place_of", "prepare_scene"]
+
+COLOUR_NAMES = (("red", "green", "blue"), ("r", "g", "b"))
+"""What the channels of colours are called in files."""
+
+_POINTS_A_ROW = 256
+"""How many points `_lowest` looks at side by side."""
+
+
+def prepare_scene(
+    cloud: Cloud,
+    *,
+    scale: float,
+    colour_max: float,
+    colour_names: Sequence[str] | None,
+    with_normals: bool,
+    where: str,
+) -> dict[str, np.ndarray]:
+    """`points` (N, 3) float32, where asked for `colours` (N, 3) uint8 and `normals` (N, 3) float32; all of the points.
+
+    Points are measured from the lowest corner, so that float32 does not blur scenes far from the origin, and times
+    `scale`. Colours are the channels `colour_names`, which run to `colour_max`; normals are brought to length 1.
+    Raises DataError, beginning with `where`, for a scene that lacks what is asked for, or has colours on another scale.
+    """
+    prepared = {"points": from_lowest_corner(cloud.points, scale=scale)[0]}
+    if colour_names is not None:
+        prepared["colours"] = _colours(cloud, colour_names, colour_max, where)
+    if with_normals:
+        prepared["normals"] = _normals(cloud, where)
+    return prepared
+
+
+def from_lowest_corner(points: np.ndarray, *, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """The points (N, 3) measured from their lowest corner, times `scale`, float32; and that corner (3,) as it was.
+
+    Differences are taken in float64. What is too large for float32 becomes infinite.
+    """
+    points = points.astype(np.float64, copy=False)
+    corner = _lowest(points)
+    moved = np.empty(points.shape, dtype=np.float32)
+    if suits(torch.empty(0)):
+        in_threads(_move, len(points), points, corner, scale, moved)
+    else:
+        with np.errstate(over="ignore"):
+            moved[:] = (points - corner) * scale
+    return moved, corner
+
+
+def _lowest(points: np.ndarray) -> np.ndarray:
+    """`points.min(axis=0)`, over rows of many points: those of three numbers take ten times as long."""
+    whole = len(points) // _POINTS_A_ROW * _POINTS_A_ROW
+    rows = points[:whole].reshape(-1, 3 * _POINTS_A_ROW)
+    lowest = [rows.min(axis=0).reshape(-1, 3)] if len(rows) else []
+    corner: np.ndarray = np.concatenate([*lowest, points[whole:]]).min(axis=0)
+    return corner
+
+
+@compiled
+def _move(first: int, last: int, points: np.ndarray, corner: np.ndarray, scale: float, moved: np.ndarray) -> None:
+    for row in range(first, last):
+        for axis in range(3):
+            moved[row, axis] = np.float32((points[row, axis] - corner[axis]) * scale)
+
+
+def place_of(points: np.ndarray) -> np.ndarray:
+    """Where each point (N, 3) lies in the extent of its cloud, 0 to 1 along every axis, in the points' own type.
+
+    Source: Qi et al. 2017 (PointNet), section 5.2 (the location as to the room).
+    """
+    low, high = points.min(axis=0), points.max(axis=0)
+    place: np.ndarray = (points - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+    return place
+
+
+def _colours(cloud: Cloud, names: Sequence[str], colour_max: float, where: str) -> np.ndarray:
+    missing = [name for name in names if name not in cloud.channels]
+    if missing:
+        raise DataError(f"{where}: has no {', '.join(missing)}, which the first file has; name what all files have")
+    colours = np.stack([cloud.channels[name] for name in names], axis=1)
+    low, high = float(colours.min()), float(colours.max())
+    if low < 0 or high > colour_max:
+        raise DataError(f"{where}: colours run from {low:g} to {high:g}, colour_max is {colour_max:g}; set it")
+    if colour_max == 255 and 0 < high <= 1:
+        raise DataError(f"{where}: colours run to {high:g}, which is black on a scale to 255; set colour_max=1")
+    return np.rint(colours * (255 / colour_max)).astype(np.uint8)
+
+
+def _normals(cloud: Cloud, where: str) -> np.ndarray:
+    if cloud.normals is None:
+        raise DataError(f"{where}: has no normals, which the first file has; name what all files have with columns")
+    length = np.linalg.norm(cloud.normals, axis=1)
+    if not length.all():
+        raise DataError(f"{where}: the normal of point {int(np.flatnonzero(length == 0)[0])} is zero; mend the file")
+    return (cloud.normals / length[:, None]).astype(np.float32)

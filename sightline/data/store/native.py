@@ -1,0 +1,245 @@
+"""The native form of a prepared data set: one array file per split and column, and a manifest that answers for them.
+
+A prepared folder holds `<split>.<column>.npy`, `<split>.name.json` and `manifest.json`; nothing in it is ever written
+again. The manifest carries a digest of its own text, and the size and SHA-256 of every file. Rows of ragged columns lie
+one after another, and `<split>.offsets.npy` says where each of them starts (columns.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.data.files.array_files import DAMAGE, first_line
+from sightline.data.store.columns import OFFSETS
+from sightline.errors import DataError, MissingDataError
+from sightline.plain_files import assert_plain, read_plain
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "Prepared",
+    "check_sizes",
+    "listing",
+    "open_prepared",
+    "prepare_command",
+    "read_manifest",
+    "seal",
+    "sha256_of",
+    "verify",
+]
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_ENTRIES = {"format", "set", "source", "columns", "splits", "files", "digest"}
+
+
+class Prepared:
+    """A prepared folder whose manifest and file sizes are sound. Arrays are mapped on first use, read-only.
+
+    Pickling carries the path and the manifest alone, so that a worker process maps the files itself.
+    """
+
+    def __init__(self, root: Path, manifest: Mapping[str, Any]) -> None:
+        self.root = root
+        self.manifest = manifest
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "manifest": self.manifest, "_arrays": {}}
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self.manifest["splits"])
+
+    def array(self, split: str, column: str) -> np.ndarray:
+        """All rows of one column of a split: (rows, *shape of the column), read-only, mapped from the file.
+
+        Of a ragged column the elements of all rows, one row after another: (elements, *shape of an element).
+        Raises DataError if the file is not what the manifest says.
+        """
+        promise = self.manifest["columns"][column]
+        length = self._num_elements(split) if self.is_ragged(column) else self._num_rows(split)
+        return self._mapped(f"{split}.{column}.npy", (length, *promise["shape"]), promise["dtype"])
+
+    def is_ragged(self, column: str) -> bool:
+        """Whether the rows of a column have lengths of their own."""
+        return bool(self.manifest["columns"][column].get("is_ragged", False))
+
+    def offsets(self, split: str) -> np.ndarray:
+        """Where each row of the ragged columns starts, and where the last one ends: (rows + 1,) int64, read-only.
+
+        Raises as `array`, and DataError if they are not the starts of rows.
+        """
+        file_name = f"{split}.{OFFSETS}.npy"
+        is_known = file_name in self._arrays
+        offsets = self._mapped(file_name, (self._num_rows(split) + 1,), "int64")
+        if not is_known and ((np.diff(offsets) < 1).any() or offsets[0] or offsets[-1] != self._num_elements(split)):
+            del self._arrays[file_name]
+            raise DataError(
+                f"{self.root / file_name}: does not rise from 0 to {self._num_elements(split)}; prepare the set again"
+            )
+        return offsets
+
+    def row(self, split: str, column: str, index: int) -> np.ndarray:
+        """One row of a column, read-only, mapped from the file; of a ragged one (its elements, *shape of each)."""
+        array = self.array(split, column)
+        if not self.is_ragged(column):
+            return array[index]
+        offsets = self.offsets(split)
+        return array[offsets[index] : offsets[index + 1]]
+
+    def rows(self, split: str, column: str) -> Iterator[np.ndarray]:
+        """Every row of a column, as `row` gives it."""
+        return (self.row(split, column, index) for index in range(self._num_rows(split)))
+
+    def names(self, split: str) -> list[str]:
+        """The name of every row of a split."""
+        return _read_json(self.root / f"{split}.name.json")
+
+    def _num_rows(self, split: str) -> int:
+        return int(self.manifest["splits"][split]["num_rows"])
+
+    def _num_elements(self, split: str) -> int:
+        return int(self.manifest["num_elements"][split])
+
+    def _mapped(self, file_name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        if file_name not in self._arrays:
+            self._arrays[file_name] = _map(self.root / file_name, shape, np.dtype(dtype))
+        return self._arrays[file_name]
+
+
+def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") -> Prepared:
+    """The prepared set at `root`; sizes and the manifest's digest are checked, file contents are not (`verify` does).
+
+    Raises DataError with the command that makes such a folder (of the first of `set_names`, with `options`) if there is
+    none or it holds something else; and if a file is missing or has another size.
+    """
+    if not root.is_dir():
+        raise MissingDataError(
+            f"{root}: there is no such folder{_unfinished(root)}; to make it: "
+            f"{prepare_command(set_names[0], str(root), options)}"
+        )
+    command = prepare_command(set_names[0], "DIR", options)
+    if not (root / MANIFEST).is_file():
+        raise MissingDataError(
+            f"{root}: is no prepared set, it holds {listing(root)}{_unfinished(root)}; to make one: {command}"
+        )
+    manifest = read_manifest(root)
+    if manifest["set"] not in set_names:
+        raise DataError(
+            f"{root}: is prepared as '{manifest['set']}', {' or '.join(set_names)} is needed; to make one: {command}"
+        )
+    check_sizes(root, manifest)
+    return Prepared(root, manifest)
+
+
+def prepare_command(set_name: str, target: str, options: str = "") -> str:
+    """What a user runs to prepare a set; `options` are `key=value`."""
+    return f"sightline data prepare {set_name} --from PATH --to {target} {options}".rstrip()
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder. Raises DataError if it is missing, altered or of another format version."""
+    path = root / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{root}: is no prepared set, there is no {MANIFEST}; sightline data prepare makes one")
+    manifest = _read_json(path)
+    if not _is_sealed(manifest):
+        raise DataError(f"{path}: its text was altered after it was written (digest differs); prepare the set again")
+    outside = next((name for key in ("files", "splits", "columns") for name in manifest[key] if "/" in name), None)
+    if outside is not None:
+        raise DataError(f"{path}: names '{outside}', which is not in its own folder; prepare the set again")
+    if manifest["format"] != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: has format version {manifest['format']}, this release reads {FORMAT_VERSION}; prepare it again"
+        )
+    return manifest
+
+
+def check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises DataError naming the first file that is missing or has another size than the manifest says."""
+    for file_name, promise in manifest["files"].items():
+        path = root / file_name
+        if not path.is_file():
+            raise DataError(f"{path}: is missing, {MANIFEST} lists it; prepare the set again")
+        if path.stat().st_size != promise["bytes"]:
+            raise DataError(
+                f"{path}: has {path.stat().st_size} bytes, {MANIFEST} says {promise['bytes']}; prepare the set again"
+            )
+
+
+def verify(root: Path) -> int:
+    """Read every file of a prepared folder and compare its SHA-256; returns how many files are sound.
+
+    Raises DataError naming the first file that differs.
+    """
+    manifest = read_manifest(root)
+    check_sizes(root, manifest)
+    for file_name, promise in manifest["files"].items():
+        if sha256_of(root / file_name) != promise["sha256"]:
+            raise DataError(f"{root / file_name}: differs from what was written (SHA-256); prepare the set again")
+    return len(manifest["files"])
+
+
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the digest of all its other entries."""
+    body = {key: value for key, value in manifest.items() if key != "digest"}
+    text = json.dumps(body, sort_keys=True, allow_nan=False)
+    return {**body, "digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _is_sealed(manifest: Any) -> bool:
+    """Whether this is a manifest, with all entries that every set has, under the digest of its own text."""
+    if not isinstance(manifest, dict) or not manifest.keys() >= _ENTRIES:
+        return False
+    try:
+        return seal(manifest)["digest"] == manifest["digest"]
+    except ValueError:  # a number that is not finite: no manifest was written with one
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    assert_plain(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def listing(folder: Path, limit: int = 5) -> str:
+    """What a folder holds, in words for an error: the first few names and how many more."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    try:
+        with np.errstate(over="ignore"):  # of a shape beyond all sizes, which is refused
+            array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
+    except (*DAMAGE, MemoryError) as error:
+        raise DataError(f"{path}: does not read as an array ({first_line(error)}); prepare the set again") from error
+    if (array.shape, array.dtype) != (shape, dtype):
+        raise DataError(
+            f"{path}: holds {array.dtype} {array.shape}, the manifest says {dtype} {shape}; prepare the set again"
+        )
+    return array
+
+
+def _unfinished(root: Path) -> str:
+    work = root.with_name(root.name + ".partial")
+    return f" ({work} is unfinished; the command that made it continues it)" if work.is_dir() else ""
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_plain(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: does not read as JSON ({first_line(error)}); prepare the set again") from error

@@ -1,0 +1,397 @@
+"""Write a data set in native form: never half-written, and continued where a killed run stopped.
+
+Work goes on in `<target>.partial`: `set/` is the folder to be, `parts/` holds one note per finished part (names and
+hashes), `origin.json` says what is being prepared. At the end `set/` is renamed to the target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from sightline.data.files.input_files import size_of
+from sightline.data.store.columns import Column, Row, SplitWriter
+from sightline.data.store.native import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Prepared,
+    check_sizes,
+    listing,
+    read_manifest,
+    seal,
+    sha256_of,
+)
+from sightline.errors import DataError, RunError
+from sightline.plain_files import read_plain
+
+__all__ = [
+    "Column",
+    "Part",
+    "Plan",
+    "Progress",
+    "Row",
+    "assert_extent",
+    "duplicates_of",
+    "prepare_native",
+    "to_unit_sphere",
+]
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+"""Called with the rows done, the rows in all, and what is being read."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that follow each other in a split and are read, and read again, together; `files` is what they depend on.
+
+    `about_elements` is a guess of how many elements the rows have in all where columns are ragged: so much room is
+    asked for before the work begins.
+    """
+
+    split: str
+    title: str
+    num_rows: int
+    files: tuple[Path, ...]
+    rows: Callable[[], Iterator[Row]]
+    about_elements: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is to be prepared. `about` goes into the manifest as it is; `summarise` adds what the arrays tell.
+
+    `options` are what the result depends on beyond its files.
+    """
+
+    set_name: str
+    layout: str
+    source: Path
+    columns: Mapping[str, Column]
+    parts: tuple[Part, ...]
+    about: Mapping[str, Any]
+    summarise: Callable[[Prepared], Mapping[str, Any]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        sizes: Counter[str] = Counter()
+        for part in self.parts:
+            sizes[part.split] += part.num_rows
+        return {split: size for split, size in sizes.items() if size}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the sorted list of source files with their sizes."""
+        files = {file for part in self.parts for file in part.files}
+        return _digest(sorted([os.path.relpath(file, self.source), size_of(file)] for file in files))
+
+
+def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str, Any]:
+    """Prepare a set at `target`; returns its manifest with `root` and `outcome` (`prepared` or `already there`).
+
+    A run that was killed is continued: parts whose files, count and checksum still agree are kept. The result has the
+    same bits either way.
+    Raises DataError for a faulty source, and for a target or a partial folder that holds something else.
+    """
+    target = target.resolve()
+    work = target.with_name(target.name + ".partial")
+    there = _already_there(plan, target)
+    if there is not None:
+        if _read_note(work / "origin.json") and not (work / "set").exists():  # left by a run killed after the renaming
+            shutil.rmtree(work, ignore_errors=True)
+        return {**there, "root": str(target), "outcome": "already there"}
+    _claim(work, plan)
+    with _alone(work):
+        filled = _fill(work, plan, progress)
+        manifest = _finish(work / "set", plan, filled)
+    try:
+        os.rename(work / "set", target)
+    except OSError as error:
+        raise RunError(
+            f"{target}: cannot be put in place ({error.strerror}); the prepared files are in {work / 'set'}"
+        ) from error
+    _flush_folder(target.parent)
+    shutil.rmtree(work)
+    return {**manifest, "root": str(target), "outcome": "prepared"}
+
+
+def to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
+    """The points (N, 3) about their mean, the farthest at distance 1; float32.
+
+    Raises DataError, led by `where`, if all coincide, and for coordinates so large that distances are no numbers.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        centred = points - points.mean(axis=0, dtype=np.float64)
+        radius = np.linalg.norm(centred, axis=1).max()
+    if not np.isfinite(radius):
+        raise DataError(f"{where}: a coordinate is {np.abs(points).max():.4g}; get the file again")
+    if not radius > 0:
+        raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; leave the file out")
+    return (centred / radius).astype(np.float32)
+
+
+def assert_extent(points: np.ndarray, *, where: str) -> None:
+    """Raises DataError, led by `where`, if all points coincide: zeros where nothing was written, as a rule."""
+    if (points == points[0]).all():
+        raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; get the file again")
+
+
+def duplicates_of(prepared: Prepared, column: str) -> list[list[str]]:
+    """Groups of rows whose values in this column have the same bytes, each as `split/name`, over all splits."""
+    seen: defaultdict[bytes, list[str]] = defaultdict(list)
+    for split in prepared.splits:
+        for name, row in zip(prepared.names(split), prepared.rows(split, column), strict=True):
+            seen[hashlib.sha256(row.data).digest()].append(f"{split}/{name}")
+    return [group for group in seen.values() if len(group) > 1]
+
+
+def _already_there(plan: Plan, target: Path) -> dict[str, Any] | None:
+    """The manifest of the same set at the target; None where there is nothing. Raises DataError for anything else."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return None
+    if not (target / MANIFEST).is_file():
+        found = f"holds {listing(target)}" if target.is_dir() else "is a file"
+        raise DataError(f"{target}: {found}, nothing that sightline prepared; give another place with --to")
+    manifest = read_manifest(target)
+    if (manifest["set"], manifest["source"]["path"]) != (plan.set_name, str(plan.source)):
+        raise DataError(
+            f"{target}: holds '{manifest['set']}' prepared from {manifest['source']['path']}, not '{plan.set_name}' "
+            f"from {plan.source}; delete it or give another place with --to"
+        )
+    before = manifest.get("options", {})
+    other = [key for key in {**before, **plan.options} if before.get(key) != plan.options.get(key)]
+    if other:
+        raise DataError(
+            f"{target}: was prepared with {other[0]} = {before.get(other[0])}, now it is {plan.options.get(other[0])}; "
+            "delete it to prepare it again, or give another place with --to"
+        )
+    if manifest["source"]["fingerprint"] != plan.fingerprint:
+        raise DataError(
+            f"{target}: was prepared from {plan.source} before its files changed; delete it to prepare it again"
+        )
+    check_sizes(target, manifest)
+    return manifest
+
+
+def _claim(work: Path, plan: Plan) -> None:
+    """Make the partial folder, or check that it is an unfinished preparation of the very same thing."""
+    origin = {
+        "format": FORMAT_VERSION,
+        "set": plan.set_name,
+        "layout": plan.layout,
+        "source": str(plan.source),
+        "columns": _columns_json(plan),
+        "split_sizes": plan.split_sizes,
+        **({"options": dict(plan.options)} if plan.options else {}),
+    }
+    note = work / "origin.json"
+    if _read_note(note) == origin:
+        (work / "set").mkdir(exist_ok=True)
+        return
+    if work.exists():
+        raise DataError(
+            f"{work}: is an unfinished preparation of something else (see {note.name} in it), not of "
+            f"'{plan.set_name}' from {plan.source} as it is now; delete it or give another place with --to"
+        )
+    try:
+        for folder in (work / "parts", work / "set"):
+            folder.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{work}: cannot be made ({error.strerror}); give another place with --to") from error
+    needed = _bytes_needed(plan)
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        shutil.rmtree(work)
+        raise RunError(
+            f"{work.parent}: {needed / 2**30:.2f} GiB are needed, {free / 2**30:.2f} GiB are free; make room"
+        )
+    _write_json(note, origin)
+
+
+@contextlib.contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Hold the partial folder, and remove it where not even one part was finished in it.
+
+    Raises RunError where another process holds it, or where it was moved or deleted meanwhile. The kernel's lock on the
+    note of its origin ends with the process that has it.
+    """
+    with (work / "origin.json").open("rb") as note:
+        try:
+            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{work}: another process prepares this set; wait for it") from None
+        held = os.fstat(note.fileno())
+        lost = RunError(f"{work}: was moved or deleted while the set was prepared in it; prepare it again")
+        try:
+            yield
+        except OSError as error:
+            if not _is_there(work, held):
+                raise lost from error
+            raise
+        finally:
+            if _is_there(work, held) and (work / "parts").is_dir() and not any((work / "parts").iterdir()):
+                shutil.rmtree(work)
+        if not _is_there(work, held):
+            raise lost
+
+
+def _is_there(work: Path, held: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(held, os.stat(work / "origin.json"))
+    except OSError:
+        return False
+
+
+class _Filled(NamedTuple):
+    """The names of all rows, and the number of elements of the ragged columns, by split."""
+
+    names: dict[str, list[str]]
+    num_elements: dict[str, int]
+
+
+def _fill(work: Path, plan: Plan, progress: Progress) -> _Filled:
+    """Write the rows of every unfinished part; returns what only the rows could tell."""
+    names: dict[str, list[str]] = {split: [] for split in plan.split_sizes}
+    num_done, num_all = 0, sum(plan.split_sizes.values())
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(SplitWriter(work / "set", split, size, plan.columns))
+            for split, size in plan.split_sizes.items()
+        }
+        for index, part in enumerate(part for part in plan.parts if part.num_rows):
+            writer = writers[part.split]
+            note = work / "parts" / f"{index:05d}.json"
+            kept = _kept_names(note, part, writer)
+            if kept is None:
+                note.unlink(missing_ok=True)
+                kept = _write_rows(part, writer, partial(_advance, progress, part.title, num_done, num_all))
+                _write_json(note, {**_state(part), **_stretch(writer), "names": kept})
+            else:
+                progress(num_done + part.num_rows, num_all, f"{part.title}: kept from the run before")
+            names[part.split] += kept
+            num_done += part.num_rows
+        return _Filled(names, {split: writer.finish() for split, writer in writers.items()})
+
+
+def _advance(progress: Progress, title: str, before: int, num_all: int, done: int) -> None:
+    progress(before + done, num_all, title)
+
+
+def _write_rows(part: Part, writer: SplitWriter, done: Callable[[int], None]) -> list[str]:
+    names = []
+    writer.begin()
+    for row in part.rows():
+        writer.put(row)
+        names.append(row.name)
+        done(len(names))
+    assert len(names) == part.num_rows, f"{part.title}: {len(names)} rows, {part.num_rows} were promised"
+    return names
+
+
+def _kept_names(note: Path, part: Part, writer: SplitWriter) -> list[str] | None:
+    """The names of a finished part if its files, its number of rows and the checksums of its columns still agree."""
+    found = _read_note(note)
+    names, lengths, checksums = found.pop("names", None), found.pop("lengths", None), found.pop("crc32", None)
+    is_kept = checksums and found == _state(part) and writer.keep(part.num_rows, lengths, checksums)
+    return names if is_kept else None
+
+
+def _state(part: Part) -> dict[str, Any]:
+    files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in part.files]
+    return {"files": _digest(files), "num_rows": part.num_rows}
+
+
+def _stretch(writer: SplitWriter) -> dict[str, Any]:
+    lengths = writer.lengths()
+    return {"crc32": writer.checksums(), **({} if lengths is None else {"lengths": lengths})}
+
+
+def _finish(folder: Path, plan: Plan, filled: _Filled) -> dict[str, Any]:
+    """Write names and manifest, and force everything to the disk."""
+    for split in plan.split_sizes:
+        _write_json(folder / f"{split}.name.json", filled.names[split])
+    draft: dict[str, Any] = {
+        "format": FORMAT_VERSION,
+        "set": plan.set_name,
+        "layout": plan.layout,
+        "source": {"path": str(plan.source), "fingerprint": plan.fingerprint},
+        "columns": _columns_json(plan),
+        "splits": {split: {"num_rows": size} for split, size in plan.split_sizes.items()},
+        **({"num_elements": filled.num_elements} if any(filled.num_elements.values()) else {}),
+        "num_nonfinite": 0,
+        **({"options": dict(plan.options)} if plan.options else {}),
+        **plan.about,
+    }
+    prepared = Prepared(folder, draft)
+    draft["ranges"] = {
+        name: [min(low for low, _ in bounds), max(high for _, high in bounds)]
+        for name in plan.columns
+        if (bounds := [_range(prepared.array(split, name)) for split in prepared.splits])
+    }
+    draft |= plan.summarise(prepared)
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    draft["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    manifest = seal(draft)
+    _write_json(folder / MANIFEST, manifest)
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _flush_folder(folder)
+    return manifest
+
+
+def _range(array: np.ndarray) -> tuple[float, float]:
+    return float(array.min()), float(array.max())
+
+
+def _columns_json(plan: Plan) -> dict[str, Any]:
+    return {
+        name: {"shape": list(column.shape), "dtype": column.dtype, **({"is_ragged": True} if column.is_ragged else {})}
+        for name, column in plan.columns.items()
+    }
+
+
+def _bytes_needed(plan: Plan) -> int:
+    num_rows, num_elements = sum(plan.split_sizes.values()), sum(part.about_elements for part in plan.parts)
+    columns = plan.columns.values()
+    return sum(each.num_bytes * (num_elements if each.is_ragged else num_rows) for each in columns)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """A note of an earlier run; empty where there is none that reads, or where it was cut short."""
+    try:
+        return json.loads(read_plain(path))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

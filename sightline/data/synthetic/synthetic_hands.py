@@ -1,0 +1,206 @@
+"""Depth images of hands from numbers alone: an articulated hand of capsules before MSRA's camera, its joints exact."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple, NotRequired
+
+import numpy as np
+from annotated_types import Ge, Le
+from typing_extensions import TypedDict
+
+from sightline import registry
+from sightline.arguments import Factor, Probability, ReferencePoint, Seed
+from sightline.data.depth.depth_frames import DepthCamera
+from sightline.data.depth.skeletons import HAND_21
+from sightline.data.synthetic.figure_poses import (
+    Angle,
+    Figures,
+    NoiseRange,
+    ScaleRange,
+    ShareRange,
+    about_x,
+    about_z,
+    assert_in_order,
+    capsule_rows,
+    in_range,
+    turned,
+    within,
+)
+from sightline.data.synthetic.synthetic_figures import Many, SensorNoise, SyntheticFigures
+from sightline.draws import Draws
+
+__all__ = ["HAND_CAMERA", "HandPoses", "HandShape", "SyntheticHands", "build_hands", "default_hand"]
+
+HAND_CAMERA = DepthCamera(241.42, -241.42, 160.0, 120.0, width_px=320, height_px=240)
+"""MSRA's."""
+
+Bend = Annotated[float, Ge(0.0), Le(3.0)]
+
+
+class HandPoses(TypedDict):
+    """What hands are drawn from, each number uniform in its range; a key that is left out keeps the range said here.
+
+    `turn_deg`: yaw, pitch and roll to either side, 45, 30 and 40. `flexion_rad`: how far each finger bends at each of
+    its joints, 0 to 1.4 (the thumb half as far). `splay_deg`: of each finger to either side, 15. `scale`: 0.8 to 1.2.
+    `shift_mm`: from the middle of the picture at 350 mm, to either side, 60, 40 and 60 across, up and away.
+    """
+
+    turn_deg: NotRequired[tuple[Angle, Angle, Angle]]
+    flexion_rad: NotRequired[tuple[Bend, Bend]]
+    splay_deg: NotRequired[Angle]
+    scale: NotRequired[ScaleRange]
+    shift_mm: NotRequired[tuple[Factor, Factor, Factor]]
+
+
+# x to the right, y up, z away from the camera, in mm: MSRA's frame, the palm about the origin.
+_WRIST = (0.0, -45.0, 0.0)
+_KNUCKLES = ((25.0, 40.0, 0.0), (5.0, 45.0, 0.0), (-13.0, 42.0, 0.0), (-30.0, 33.0, 0.0))
+"""Index, middle, ring, little: the order of everything below."""
+_BONES_MM = ((40.0, 24.0, 20.0), (44.0, 28.0, 22.0), (40.0, 26.0, 21.0), (31.0, 19.0, 18.0))
+_SPLAY_DEG = (-8.0, 0.0, 6.0, 14.0)
+_THUMB_KNUCKLE = (28.0, -22.0, -5.0)
+_THUMB_BONES_MM = (40.0, 31.0, 25.0)
+_THUMB_ALONG = np.array([0.75, 0.62, -0.2]) / np.sqrt(0.75**2 + 0.62**2 + 0.2**2)
+_THUMB_ACROSS = np.array([-0.6, 0.3, -0.75])
+"""Where the thumb bends to: over the palm, towards the little finger."""
+_THUMB_SHARE = 0.5
+"""How far the thumb bends at each joint, of what is drawn."""
+_PALM = ((1, 5), (5, 9), (9, 13))
+_FINGER_RADII_MM = ((12.0, 9.0, 8.0, 7.5), (12.0, 9.5, 8.5, 8.0), (12.0, 9.0, 8.0, 7.5), (12.0, 8.0, 7.0, 6.5))
+_THUMB_RADII_MM = (14.0, 11.0, 10.0, 9.0)
+_PALM_RADIUS_MM = 11.0
+_FOREARM_MM = np.array([0.0, -60.0, 0.0])
+_FOREARM_RADIUS_MM = 22.0
+_FOREARM_DEG = (30.0, 15.0)
+"""How far the wrist bends to either side: forwards and sideways."""
+_PLACE_MM = np.array([0.0, 0.0, 350.0])
+
+
+class HandShape(NamedTuple):
+    """Hands to build, B of them: index, middle, ring, little finger and thumb in this order.
+
+    `flexion_rad` (B, 5) at each joint of a finger, `splay_rad` (B, 5) beyond that of the hand at rest, `turn_rad`
+    (B, 3) yaw, pitch and roll about the palm, `scale` (B,), `place_mm` (B, 3) of the palm in the camera's frame,
+    `wrist_rad` (B, 2) by which the forearm turns about x and z, `has_forearm` (B,) bool.
+    """
+
+    flexion_rad: np.ndarray
+    splay_rad: np.ndarray
+    turn_rad: np.ndarray
+    scale: np.ndarray
+    place_mm: np.ndarray
+    wrist_rad: np.ndarray
+    has_forearm: np.ndarray
+
+
+@registry.data.add("synthetic_hands")
+class SyntheticHands(SyntheticFigures):
+    """Depth images of hands with 21 exact joints in MSRA's order, a pure function of (data_seed, split, index).
+
+    23 capsules, and one of the forearm, seen by MSRA's camera, 320 by 240 pixels; mm, z forward, y up. `poses` says
+    what the hands are drawn from. `noise_mm` is the range of the deviation of the depths' normal errors, `missing` that
+    of the share of pixels without a depth; `forearm` the share of hands with a forearm. Poses with a joint outside of
+    the cube of 200 mm about the middle knuckle or about the centre of mass, or outside of the picture, are drawn again.
+    Source: made here; sightline/geometry/capsules.py.
+    """
+
+    set_name = "synthetic_hands"
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        train_size: Many = 1920,
+        test_size: Many = 480,
+        poses: HandPoses | None = None,
+        noise_mm: NoiseRange = (0.0, 2.0),
+        missing: ShareRange = (0.0, 0.05),
+        forearm: Probability = 0.5,
+        reference: ReferencePoint | None = None,
+        data_seed: Seed = 0,
+    ) -> None:
+        given: HandPoses = {} if poses is None else poses
+        self._turn_deg = given.get("turn_deg", (45.0, 30.0, 40.0))
+        self._flexion_rad = given.get("flexion_rad", (0.0, 1.4))
+        self._splay_deg = given.get("splay_deg", 15.0)
+        self._scale = given.get("scale", (0.8, 1.2))
+        self._shift_mm = given.get("shift_mm", (60.0, 40.0, 60.0))
+        self._forearm = forearm
+        assert_in_order("poses.flexion_rad", self._flexion_rad)
+        assert_in_order("poses.scale", self._scale)
+        super().__init__(
+            split=split,
+            sizes={"train": train_size, "test": test_size},
+            camera=HAND_CAMERA,
+            skeleton=HAND_21,
+            reference=reference,
+            noise=SensorNoise(noise_mm, missing),
+            data_seed=data_seed,
+            farthest_mm=2 * float(_PLACE_MM[2] + self._shift_mm[2]),
+        )
+
+    def _draw(self, draws: Draws, lasting: Draws) -> Figures:
+        shape = HandShape(
+            flexion_rad=in_range(draws.uniform(5), self._flexion_rad),
+            splay_rad=np.radians(within(draws.uniform(5), self._splay_deg)),
+            turn_rad=np.radians(within(draws.uniform(3), self._turn_deg)),
+            scale=in_range(draws.uniform(1), self._scale)[:, 0],
+            place_mm=within(draws.uniform(3), self._shift_mm) + _PLACE_MM,
+            wrist_rad=np.radians(within(draws.uniform(2), _FOREARM_DEG)),
+            has_forearm=lasting.uniform(1)[:, 0].numpy() < self._forearm,
+        )
+        return build_hands(shape)
+
+
+def default_hand() -> Figures:
+    """The hand of which everything was measured: fingers bent by 0.2 rad, thumb straight, no forearm, at 350 mm.
+
+    Seen by MSRA's camera it covers 6,784 pixels at 309.94 to 348.48 mm, with the centre of mass (9.998, 38.649,
+    333.247).
+    """
+    bends = np.array([[0.2, 0.2, 0.2, 0.2, 0.0]])
+    zero = np.zeros((1, 5))
+    place_mm = _PLACE_MM[None]
+    shape = HandShape(bends, zero, zero[:, :3], np.ones(1), place_mm, zero[:, :2], np.zeros(1, dtype=bool))
+    return build_hands(shape)
+
+
+def build_hands(shape: HandShape) -> Figures:
+    """Joints (B, 21, 3) in MSRA's order, capsules (B, 24, 7): four of each finger, three of the palm, the forearm."""
+    joints = _joints_at_rest(shape)
+    tip = joints[:, 0] + about_z(about_x(_FOREARM_MM, shape.wrist_rad[:, 0]), shape.wrist_rad[:, 1])
+    points = turned(np.concatenate((joints, tip[:, None]), axis=1) * shape.scale[:, None, None], shape.turn_rad)
+    points = points + shape.place_mm[:, None]
+    fingers = [(0 if level == 0 else 4 * f + level, 4 * f + level + 1) for f in range(5) for level in range(4)]
+    radii = [radius for finger in (*_FINGER_RADII_MM, _THUMB_RADII_MM) for radius in finger]
+    capsules = capsule_rows(points, [*fingers, *_PALM, (0, 21)], [*radii, *[_PALM_RADIUS_MM] * 3, _FOREARM_RADIUS_MM])
+    capsules[..., 6] *= shape.scale[:, None]
+    capsules[~shape.has_forearm, -1, 6] = 0
+    return Figures(points[:, :21], capsules)
+
+
+def _joints_at_rest(shape: HandShape) -> np.ndarray:
+    """The joints (B, 21, 3) of hands of size 1 that are not turned, the palm at the origin."""
+    count = len(shape.flexion_rad)
+    joints = [np.broadcast_to(_WRIST, (count, 3))]
+    for finger, knuckle in enumerate(_KNUCKLES):
+        splay = np.radians(_SPLAY_DEG[finger]) + shape.splay_rad[:, finger]
+        joints.append(np.broadcast_to(knuckle, (count, 3)))
+        for level, length in enumerate(_BONES_MM[finger], 1):
+            bent = about_x(np.array([0.0, 1.0, 0.0]), -level * shape.flexion_rad[:, finger])
+            joints.append(joints[-1] + length * about_z(bent, splay))
+    joints.append(np.broadcast_to(_THUMB_KNUCKLE, (count, 3)))
+    for level, length in enumerate(_THUMB_BONES_MM, 1):
+        bent = _thumb_along(level * _THUMB_SHARE * shape.flexion_rad[:, 4])
+        joints.append(joints[-1] + length * about_z(bent, shape.splay_rad[:, 4]))
+    return np.stack(joints, axis=1)
+
+
+def _thumb_along(bend_rad: np.ndarray) -> np.ndarray:
+    """The direction (B, 3) of a bone of the thumb that is bent by so much: from along the thumb to over the palm."""
+    across = _THUMB_ACROSS - (_THUMB_ACROSS @ _THUMB_ALONG) * _THUMB_ALONG
+    across /= np.sqrt((across**2).sum())
+    # about z, x turns towards y as the thumb turns towards what lies across it
+    part = about_z(np.array([1.0, 0.0, 0.0]), bend_rad)
+    bent: np.ndarray = part[:, :1] * _THUMB_ALONG + part[:, 1:2] * across
+    return bent

@@ -1,0 +1,197 @@
+"""Where things stand in the rooms of `synthetic_rooms`: along walls and on the floor, none in another's place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from sightline.data.scenes.indoor_classes import CLASS_NAMES
+from sightline.data.synthetic.synthetic_furniture import NUM_MEASURES, Thing, make_thing, moved, rectangle_thing
+from sightline.draws import Draws
+from sightline.geometry.patches import FACING, rectangle_patch
+
+__all__ = ["Room", "lay_out"]
+
+_AT_WALLS = ("door", "column", "window", "window", "board", "bookcase", "bookcase", "sofa", "column")
+_CHANCES = (1.0, 0.6, 1.0, 0.5, 0.8, 1.0, 0.5, 0.8, 0.3)
+_MAX_TABLES, _CHAIRS_EACH, _MAX_CLUTTER = 3, 4, 8
+_ATTEMPTS = 12
+_BLOCK = 1024
+_GAP = 0.08
+_SHALLOW = 0.2  # a board or a window leaves the floor in front of it free
+_LABEL = {name: label for label, name in enumerate(CLASS_NAMES)}
+
+
+class Room(NamedTuple):
+    """Width, depth and height in metres, from a corner at the origin, and all things, the bare surfaces first."""
+
+    size: np.ndarray
+    things: tuple[Thing, ...]
+
+
+class _Chance:
+    """Numbers in [0, 1) of one room, taken one after another; float64 from 24 bits each."""
+
+    def __init__(self, draws: Draws) -> None:
+        self._draws = draws
+        self._drawn: Iterator[float] = iter(())  # in blocks: one at a time they would take half of the time of a room
+
+    def number(self, low: float = 0.0, high: float = 1.0) -> float:
+        drawn = next(self._drawn, None)
+        if drawn is None:
+            self._drawn = iter(self._draws.uniform(_BLOCK)[0].tolist())
+            drawn = next(self._drawn)
+        return low + (high - low) * drawn
+
+    def measures(self) -> np.ndarray:
+        return np.array([self.number() for _ in range(NUM_MEASURES)])
+
+
+class _FloorPlan:
+    """Upright rectangles that are taken on the floor, and stretches that are taken of each wall."""
+
+    def __init__(self, size: np.ndarray) -> None:
+        self._size = size
+        self._floor: list[tuple[float, float, float, float]] = []
+        self._walls: list[list[tuple[float, float]]] = [[], [], [], []]
+
+    def takes(self, x: float, y: float, width: float, depth: float) -> bool:
+        """Whether this place is free, in which case it is taken."""
+        is_inside = all(
+            side / 2 + 0.05 < place < length - side / 2 - 0.05
+            for place, side, length in ((x, width, self._size[0]), (y, depth, self._size[1]))
+        )
+        if not is_inside or not self._is_free(x, y, width, depth):
+            return False
+        self._floor.append((x, y, width, depth))
+        return True
+
+    def takes_of_wall(self, wall: int, start: float, end: float, depth: float) -> bool:
+        """Whether this stretch and the floor in front of it are free, in which case both are taken."""
+        if any(a < end + _GAP and start - _GAP < b for a, b in self._walls[wall]):
+            return False
+        place = _in_front(self._size, wall, (start + end) / 2, end - start, depth)
+        if not self._is_free(*place):
+            return False
+        self._walls[wall].append((start, end))
+        if depth > _SHALLOW:
+            self._floor.append(place)
+        return True
+
+    def _is_free(self, x: float, y: float, width: float, depth: float) -> bool:
+        return not any(
+            2 * abs(x - a) < width + wide and 2 * abs(y - b) < depth + deep for a, b, wide, deep in self._floor
+        )
+
+
+def lay_out(draws: Draws) -> Room:
+    """A furnished room, a pure function of one stream of draws."""
+    chance = _Chance(draws)
+    size = np.array([chance.number(3.2, 6.0), chance.number(3.2, 6.0), chance.number(2.5, 3.2)])
+    plan = _FloorPlan(size)
+    things = [*_surfaces(size), *_along_walls(size, plan, chance)]
+    if chance.number() < 0.6:
+        beam = make_thing("beam", chance.measures())
+        angle, along = (0.0, size[1]) if chance.number() < 0.5 else (np.pi / 2, size[0])
+        place = float(along) * chance.number(0.2, 0.8)
+        at = (size[0] / 2, place, size[2]) if angle == 0 else (place, size[1] / 2, size[2])
+        things.append(moved(beam, angle_rad=angle, at=at))
+    things += [thing for group in _tables(size, plan, chance) for thing in group]
+    things += _scattered(size, plan, chance)
+    return Room(size, tuple(things))
+
+
+def _surfaces(size: np.ndarray) -> Iterator[Thing]:
+    """Floor, ceiling and the four walls, facing inwards."""
+    width, depth, height = map(float, size)
+    middle = (width / 2, depth / 2, height / 2)
+    for name, facing, at in (
+        ("floor", "+z", (middle[0], middle[1], 0.0)),
+        ("ceiling", "-z", (middle[0], middle[1], height)),
+        ("wall", "+y", (middle[0], 0.0, middle[2])),
+        ("wall", "-x", (width, middle[1], middle[2])),
+        ("wall", "-y", (middle[0], depth, middle[2])),
+        ("wall", "+x", (0.0, middle[1], middle[2])),
+    ):
+        across, up = (float(np.abs(axis) @ size) for axis in FACING[facing][:2])
+        yield rectangle_thing(_LABEL[name], rectangle_patch(across, up, at=at, frame=FACING[facing], num_solids=1))
+
+
+def _along_walls(size: np.ndarray, plan: _FloorPlan, chance: _Chance) -> Iterator[Thing]:
+    for name, wanted in zip(_AT_WALLS, _CHANCES, strict=True):
+        thing, is_wanted = make_thing(name, chance.measures()), chance.number() < wanted
+        places = [(int(chance.number(0, 4)), chance.number()) for _ in range(_ATTEMPTS)]
+        if not is_wanted:
+            continue
+        for wall, share in places:
+            length = float(size[wall % 2])
+            half = thing.plan[0] / 2 + 0.1
+            if 2 * half >= length:
+                continue
+            along = half + share * (length - 2 * half)
+            if plan.takes_of_wall(wall, along - thing.plan[0] / 2, along + thing.plan[0] / 2, thing.plan[1]):
+                yield _at_wall(thing, size, wall, along)
+                break
+
+
+def _at_wall(thing: Thing, size: np.ndarray, wall: int, along: float) -> Thing:
+    width, depth = float(size[0]), float(size[1])
+    at = ((along, 0.0, 0.0), (width, along, 0.0), (width - along, depth, 0.0), (0.0, depth - along, 0.0))[wall]
+    return moved(thing, angle_rad=wall * np.pi / 2, at=at)
+
+
+def _in_front(
+    size: np.ndarray, wall: int, along: float, width: float, depth: float
+) -> tuple[float, float, float, float]:
+    """Centre and extent in x and y of the floor in front of a stretch of wall."""
+    room_x, room_y = float(size[0]), float(size[1])
+    x, y = (
+        (along, depth / 2),
+        (room_x - depth / 2, along),
+        (room_x - along, room_y - depth / 2),
+        (depth / 2, room_y - along),
+    )[wall]
+    return (x, y, width, depth) if wall % 2 == 0 else (x, y, depth, width)
+
+
+def _tables(size: np.ndarray, plan: _FloorPlan, chance: _Chance) -> Iterator[list[Thing]]:
+    """Tables, each with chairs at its sides and clutter on it."""
+    for _ in range(1 + int(chance.number(0, _MAX_TABLES))):
+        table, angle = make_thing("table", chance.measures()), np.pi / 2 * int(chance.number(0, 2))
+        width, depth = table.plan if angle == 0 else table.plan[::-1]
+        places = [(chance.number(0, float(size[0])), chance.number(0, float(size[1]))) for _ in range(_ATTEMPTS)]
+        seats = [_seat(chance) for _ in range(_CHAIRS_EACH)]
+        load = [(make_thing("clutter", chance.measures()), chance.number(), chance.number()) for _ in range(2)]
+        centre = next((place for place in places if plan.takes(*place, width, depth)), None)
+        if centre is None:
+            continue
+        group = [moved(table, angle_rad=angle, at=(*centre, 0.0))]
+        for chair, side, along, turn in seats:
+            reach = (depth if side % 2 == 0 else width) / 2 + chair.plan[1] / 2 + 0.05
+            offset = (along - 0.5) * 0.7 * (width if side % 2 == 0 else depth)
+            step = ((offset, -reach), (reach, offset), (offset, reach), (-reach, offset))[side]
+            place = (centre[0] + step[0], centre[1] + step[1])
+            if plan.takes(*place, chair.plan[0], chair.plan[1]):
+                group.append(moved(chair, angle_rad=side * np.pi / 2 + turn, at=(*place, 0.0)))
+        for thing, x, y in load:
+            at = (centre[0] + (x - 0.5) * 0.7 * width, centre[1] + (y - 0.5) * 0.6 * depth, table.height)
+            group.append(moved(thing, angle_rad=2 * np.pi * x, at=at))
+        yield group
+
+
+def _seat(chance: _Chance) -> tuple[Thing, int, float, float]:
+    """A chair, at which side of the table and where along it, and how far it is turned."""
+    chair = make_thing("chair", chance.measures())
+    return chair, int(chance.number(0, 4)), chance.number(), chance.number(-0.5, 0.5)
+
+
+def _scattered(size: np.ndarray, plan: _FloorPlan, chance: _Chance) -> Iterator[Thing]:
+    """Clutter and a few more chairs on the floor."""
+    for number in range(_MAX_CLUTTER):
+        name = "clutter" if number % 4 else "chair"
+        thing, angle = make_thing(name, chance.measures()), chance.number(0, 2 * np.pi)
+        place = (chance.number(0, float(size[0])), chance.number(0, float(size[1])))
+        if plan.takes(*place, 1.2 * thing.plan[0], 1.2 * thing.plan[1]):
+            yield moved(thing, angle_rad=angle, at=(*place, 0.0))

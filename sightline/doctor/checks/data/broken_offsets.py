@@ -1,0 +1,127 @@
+"""Guard G6: offsets of a ragged batch that are not its clouds' sizes: not from 0, not rising, not up to all points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.rehearsal import NUM_SAMPLES, keys_of
+from sightline.doctor.core.survey import distinct_parts
+from sightline.engine.build import Part
+from sightline.engine.stream import Reader
+from sightline.types import Batch, DataInfo, SampleKey
+
+__all__ = ["broken_offsets"]
+
+CODE = "broken-offsets"
+_MOST_SHOWN = 8
+
+
+@check(code=CODE, moment="preflight")
+def broken_offsets(context: Context) -> list[Finding]:
+    """Offsets begin with 0, never fall, end with the number of points, and are the sizes that samples have alone."""
+    findings = []
+    for part in distinct_parts(context.built.data):
+        reader = context.built.job.stream.reader if part.split == "train" else part.reader
+        finding = next(_of_part(context, part, reader), None)
+        findings += [finding] if finding is not None else []
+    return findings
+
+
+def _of_part(context: Context, part: Part, reader: Reader) -> Iterator[Finding]:
+    is_own = _combines_itself(part)
+    if part.split == "train":
+        keys, batch = keys_of(context.built.job, step=0), context.rehearsal.batch
+        keys = keys[: context.rehearsal.num_samples]
+    elif is_own and "offsets" in part.reader.keys:
+        keys = [SampleKey(int(index), 0, context.config.seed) for index in part.indices[:NUM_SAMPLES]]
+        batch = _read(reader, keys)
+    else:
+        return  # the collate of this package adds up lengths
+    info = part.dataset.info
+    for name in _names_of(info, batch):
+        told = next(_faults(batch, name, _lengths(info, batch, name), len(keys)), None)
+        sample = None
+        if told is None and is_own:
+            told, sample = _against_alone(reader, keys, batch[name], name)
+        if told is not None:
+            yield _finding(context, part, name, told, sample, batch[name])
+
+
+def _read(reader: Reader, keys: Sequence[SampleKey]) -> Batch:
+    try:
+        return reader(keys)
+    except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
+        return {}
+
+
+def _combines_itself(part: Part) -> bool:
+    """Whether batches are made by the data set's own code, and not by this package's collate."""
+    return hasattr(part.dataset, "collate") or hasattr(part.dataset, "get_batch")
+
+
+def _names_of(info: DataInfo, batch: Batch) -> list[str]:
+    declared = {field.offsets for field in info.fields.values() if field.collate == "concatenate"}
+    return sorted(name for name in {"offsets", *declared} if name in batch)
+
+
+def _lengths(info: DataInfo, batch: Mapping[str, Any], name: str) -> dict[str, int]:
+    """How many rows the fields have that these offsets part; `points` where no field says that it is parted."""
+    fields = [key for key, field in info.fields.items() if field.collate == "concatenate" and field.offsets == name]
+    fields = fields or (["points"] if name == "offsets" else [])
+    return {key: len(batch[key]) for key in fields if isinstance(batch.get(key), Tensor) and batch[key].ndim > 0}
+
+
+def _faults(batch: Batch, name: str, lengths: Mapping[str, int], num_samples: int) -> Iterator[str]:
+    offsets = batch[name]
+    if not isinstance(offsets, Tensor) or offsets.ndim != 1 or not len(offsets):
+        yield f"'{name}' is no list of numbers"
+        return
+    if offsets.is_floating_point() or offsets.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16):
+        yield f"'{name}' is of type {str(offsets.dtype).removeprefix('torch.')}"
+        return
+    values = offsets.tolist()
+    if values[0] != 0:
+        yield f"'{name}' begins with {values[0]}, not with 0"
+    falling = next((place for place in range(1, len(values)) if values[place] < values[place - 1]), None)
+    if falling is not None:
+        yield f"'{name}' falls from {values[falling - 1]} to {values[falling]} at place {falling}"
+    if len(values) != num_samples + 1:
+        yield f"'{name}' has {len(values)} numbers for {num_samples} samples"
+    for key, length in lengths.items():
+        if values[-1] != length:
+            yield f"'{name}' ends with {values[-1]}, '{key}' has {length} rows"
+
+
+def _against_alone(
+    reader: Reader, keys: Sequence[SampleKey], offsets: Tensor, name: str
+) -> tuple[str | None, int | None]:
+    """Sizes in a batch against those of the same samples read one by one."""
+    for key, size in zip(keys, offsets.diff().tolist(), strict=True):
+        alone = _read(reader, [key]).get("points")
+        if isinstance(alone, Tensor) and alone.ndim == 2 and len(alone) != size:
+            return f"'{name}' gives sample {key.index} {size} points, alone it has {len(alone)}", key.index
+    return None, None
+
+
+def _finding(context: Context, part: Part, name: str, told: str, sample: int | None, offsets: Any) -> Finding:
+    values = offsets.flatten().tolist() if isinstance(offsets, Tensor) else [str(offsets)]
+    shown = ", ".join(map(str, values[:_MOST_SHOWN])) + (", .." if len(values) > _MOST_SHOWN else "")
+    return Finding(
+        guard="G6",
+        code=CODE,
+        severity="error",
+        summary=f"clouds of a batch are parted wrongly: {told}",
+        cause="data.layout",
+        alternatives=("cfg.contract", "data.padding"),
+        where=context.place("data", dataset=f"{context.config.data.name}/{part.split}", sample=sample),
+        measured=f"{told}; {name} = [{shown}]",
+        expected="int64 (S+1,): 0, then the sum of all sizes up to each cloud; so the last is the number of points",
+        action="mend `collate` or `get_batch` of the data set; fields with collate='concatenate' need neither",
+        evidence={"field": name, "offsets": values[:64]},
+    )

@@ -1,0 +1,224 @@
+"""Guard G3: samples that are not what their data set promises: layout, width, type, range and unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from sightline.doctor.checks.data.label_range import COUNTED_BY
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.survey import FieldSurvey, PartSurvey, name_sample
+from sightline.types import Field
+
+__all__ = ["channel_contract"]
+
+CODE = "channel-contract"
+_SLACK = 2.0**-10  # of the largest bound: half precision rounds by 2^-11 of a value
+_FAR_INSIDE = 1 / 50  # a range used to a fiftieth: the next unit down (cm to m, mm to m) gives 1/100 or 1/1000
+_UNIT_FACTORS = {1000.0: "millimetres for metres", 0.001: "metres for millimetres", 255.0: "0..255 for 0..1"}
+
+
+@check(code=CODE, moment="preflight")
+def channel_contract(context: Context) -> list[Finding]:
+    """Shape, type and range of each field are as declared; `in_channels` is the width of what the model is given."""
+    findings: list[Finding] = []
+    for survey in context.survey:
+        for name, promise in survey.part.dataset.info.fields.items():
+            if name in survey.fields:
+                findings += _of_field(context, survey, name, promise, survey.fields[name])
+    return findings or list(_of_width(context))
+
+
+def _of_field(context: Context, survey: PartSurvey, name: str, promise: Field, found: FieldSurvey) -> Iterator[Finding]:
+    shape = next((s for s in found.shapes if not _fits(promise.shape, s)), None)
+    if shape is not None:
+        yield _of_shape(context, survey, name, promise, shape)
+    dtype = next((d for d in found.dtypes if promise.shape != "any" and _kind(d) != _kind(promise.dtype)), None)
+    if dtype is not None:
+        yield _finding(
+            context,
+            survey,
+            name,
+            found.dtypes[dtype],
+            summary=f"'{name}' is of type {dtype}, declared is {promise.dtype}",
+            causes=("data.normalisation", "cfg.contract"),
+            measured=dtype,
+            expected=promise.dtype,
+            action=f"convert '{name}' where it is read (and scale it, if 0..255 stood for 0..1), or mend its Field",
+        )
+    if survey.part.dataset.info.facts.get(COUNTED_BY.get(name, "")) is None:  # classes are for `label-range`
+        yield from _of_range(context, survey, name, promise, found)
+
+
+def _of_shape(context: Context, survey: PartSurvey, name: str, promise: Field, shape: tuple[int, ...]) -> Finding:
+    is_turned = len(shape) == 2 and _fits(promise.shape, shape[::-1])
+    return _finding(
+        context,
+        survey,
+        name,
+        survey.fields[name].shapes[shape],
+        summary=f"'{name}' has the shape {shape}" + (", its axes exchanged" if is_turned else ""),
+        causes=("data.layout", "cfg.contract") if is_turned else ("cfg.contract", "data.layout"),
+        measured=f"{shape}",
+        expected=f"'{promise.shape}' (axes as declared in the field)",
+        action="transpose it where it is read: channels come last" if is_turned else "mend what is read, or the Field",
+    )
+
+
+def _of_range(context: Context, survey: PartSurvey, name: str, promise: Field, found: FieldSurvey) -> Iterator[Finding]:
+    bounds = [bound for bound in (promise.low, promise.high) if bound is not None and math.isfinite(bound)]
+    if not bounds or found.low > found.high:
+        return
+    largest = max(abs(bound) for bound in bounds)
+    slack = _SLACK * largest if _kind(promise.dtype) == "float" else 0.0
+    is_low = promise.low is not None and found.low < promise.low - slack
+    is_high = promise.high is not None and found.high > promise.high + slack
+    span = f"{found.low:.6g} .. {found.high:.6g}"
+    declared = f"{promise.low} .. {promise.high} {promise.unit}".rstrip()
+    if is_low or is_high:
+        reach = max(abs(found.low), abs(found.high))
+        unit = _unit_guess(reach / largest) if largest else ""
+        yield _finding(
+            context,
+            survey,
+            name,
+            found.low_at if is_low else found.high_at,
+            summary=f"'{name}' leaves its declared range{unit and f': {unit}?'}",
+            causes=("data.normalisation", "data.corrupt_sample", "cfg.contract"),
+            measured=f"{span}, {reach / largest:.4g} times the largest bound" if largest else span,
+            expected=declared,
+            action=f"bring '{name}' to {promise.unit or 'the declared range'}, or mend its Field",
+        )
+        return
+    reach = max(abs(found.low), abs(found.high))
+    if _kind(promise.dtype) == "float" and 0 < reach < _FAR_INSIDE * largest:
+        yield _finding(
+            context,
+            survey,
+            name,
+            found.high_at if abs(found.high) == reach else found.low_at,
+            summary=f"'{name}' fills {reach / largest:.1g} of its declared range: another unit?",
+            causes=("data.normalisation", "cfg.contract"),
+            measured=f"{span}, {reach / largest:.4g} of the largest bound",
+            expected=f"{declared}; at least {_FAR_INSIDE:g} of it in use",
+            action=f"look whether '{name}' is in {promise.unit or 'the declared unit'}, or narrow its Field",
+            severity="warning",
+        )
+
+
+def _of_width(context: Context) -> Iterator[Finding]:
+    """`in_channels` = the widths of `points` and of the fields joined into `features`, of samples and of a batch."""
+    data, survey = context.built.data, context.survey[0]
+    info, declared = survey.part.dataset.info, data.facts.get("in_channels")
+    joined = info.features or (("features",) if "features" in info.fields else ())
+    widths = {name: _width(survey, name) for name in ("points", *joined)}
+    if not isinstance(declared, int) or None in widths.values():
+        return
+    measured = sum(width for width in widths.values() if width is not None)
+    parts = " + ".join(f"{name} {width}" for name, width in widths.items())
+    if measured != declared:
+        yield _finding(
+            context,
+            survey,
+            "points",
+            int(survey.part.indices[0]),
+            summary=f"the data set says in_channels {declared}, its samples have {measured}",
+            causes=("cfg.contract", "data.layout"),
+            measured=f"{parts} = {measured} channels{_first_layer(context)}",
+            expected=f"in_channels = {declared} (a fact of the data set)",
+            action="state as in_channels the width of points and features, or mend what is read",
+        )
+        return
+    transformed = _batch_width(context)
+    if transformed is not None and transformed != declared:
+        names = ", ".join(component.name for component in context.config.transforms.train) or "none"
+        yield _finding(
+            context,
+            survey,
+            "points",
+            int(survey.part.indices[0]),
+            summary=f"the data set says in_channels {declared}, its training batches have {transformed}",
+            causes=("cfg.contract", "data.layout"),
+            measured=f"{transformed} channels in a batch, {parts} = {measured}{_first_layer(context)}",
+            expected=f"in_channels = {declared} (a fact of the data set), as its samples have",
+            action=f"look at what the transforms ({names}) or the set's own collate add to, or lose of, its features",
+        )
+
+
+def _batch_width(context: Context) -> int | None:
+    """The channels that the model is given in the first step: those of `points`, and of `features` where there are."""
+    batch = context.rehearsal.batch
+    given = [batch[name] for name in ("points", "features") if name in batch]
+    if not given or not all(isinstance(each, Tensor) and each.ndim in (2, 3) for each in given):
+        return None
+    return sum(each.shape[-1] for each in given)
+
+
+def _width(survey: PartSurvey, name: str) -> int | None:
+    shapes = survey.fields[name].shapes if name in survey.fields else {}
+    widths = {shape[-1] for shape in shapes if len(shape) == 2}
+    return widths.pop() if len(widths) == 1 else None
+
+
+def _first_layer(context: Context) -> str:
+    """The first layer with a width, for the message."""
+    for name, module in context.built.job.model.named_modules():
+        width = getattr(module, "in_features", None) or (name and getattr(module, "in_channels", None))
+        if isinstance(width, int):
+            return f"; the model's first layer '{name}' takes {width}"
+    return ""
+
+
+def _fits(declared: str, shape: tuple[int, ...]) -> bool:
+    """Whether a shape is what words such as "points 3" say; words stand for any number, "any" for any shape."""
+    if declared == "any":
+        return True
+    words = declared.split()
+    return len(words) == len(shape) and all(
+        not word.isdecimal() or int(word) == size for word, size in zip(words, shape, strict=True)
+    )
+
+
+def _kind(dtype: str) -> str:
+    """float, int, uint or bool: within one of these the width of a number changes no value that is in range."""
+    name = dtype.rstrip("0123456789")
+    return {"bfloat": "float", "uint": "int"}.get(name, name) if dtype != "uint8" else "uint"
+
+
+def _unit_guess(ratio: float) -> str:
+    for factor, words in _UNIT_FACTORS.items():
+        if 0.5 * factor < ratio < 2 * factor:
+            return words
+    return ""
+
+
+def _finding(
+    context: Context,
+    survey: PartSurvey,
+    name: str,
+    index: int,
+    *,
+    summary: str,
+    causes: tuple[str, ...],
+    measured: str,
+    expected: str,
+    action: str,
+    severity: str = "error",
+) -> Finding:
+    dataset = survey.part.dataset
+    return Finding(
+        guard="G3",
+        code=CODE,
+        severity="warning" if severity == "warning" else "error",
+        summary=summary,
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=index),
+        measured=f"{measured} in {name_sample(dataset, index)}",
+        expected=expected,
+        action=action,
+        evidence={"field": name, "looked_at": survey.extent},
+    )

@@ -1,0 +1,89 @@
+"""Guard G38: how the classes share the targets of each part, and which of them occur nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sightline.doctor.checks.data.untrained_class import name_of_class
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.census import Census
+from sightline.doctor.core.finding import Finding
+
+__all__ = ["class_balance"]
+
+CODE = "class-balance"
+_MOST_TOLD = 3
+
+
+@check(code=CODE, moment="preflight", is_quick=False)
+def class_balance(context: Context) -> list[Finding]:
+    """A note with the share of each class in each part: that classes are unequal is a fact, no fault."""
+    counted = [census for census in context.census if census is not None and census.targets.sum() > 0]
+    trained = next((census for census in counted if census.split == "train"), None)
+    if trained is None:
+        return []
+    shares = trained.targets / trained.targets.sum()
+    present = [number for number in np.argsort(-shares, kind="stable").tolist() if shares[number] > 0]
+    rare, frequent = shares[present[-1]], shares[present[0]]
+    return [
+        Finding(
+            guard="G38",
+            code=CODE,
+            severity="note",
+            summary=f"classes hold {rare:.2%} to {frequent:.2%} of the training {_unit(trained)}, "
+            f"1 : {frequent / rare:.3g}" + _absences(context, counted),
+            cause="data.imbalance",
+            alternatives=("data.sampling", "data.split"),
+            where=context.place("data", dataset=f"{context.config.data.name}/train"),
+            measured=_extremes(context, trained, present),
+            expected="nothing; where rare classes matter, weigh the loss or look at their own figures",
+            action="read evidence.classes for every class (--json), and the figures per class of `sightline evaluate`",
+            evidence={
+                "classes": _table(context, counted),
+                "looked_at": "; ".join(census.looked_at for census in counted),
+            },
+        )
+    ]
+
+
+def _extremes(context: Context, trained: Census, present: Sequence[int]) -> str:
+    """The most frequent and the rarest classes with their counts."""
+    is_all = len(present) <= 2 * _MOST_TOLD
+    chosen = present if is_all else [*present[:_MOST_TOLD], *present[-_MOST_TOLD:]]
+    told = []
+    for number in chosen:
+        among = "" if _unit(trained) == "samples" else f" in {trained.samples[number]} samples"
+        told.append(f"{name_of_class(context, number)}: {trained.targets[number]}{among}")
+    if not is_all:
+        told.insert(_MOST_TOLD, "..")
+    return ", ".join(told)
+
+
+def _unit(census: Census) -> str:
+    """What has a class: samples, or their points."""
+    return "samples" if (census.targets == census.samples).all() else "points"
+
+
+def _absences(context: Context, counted: Sequence[Census]) -> str:
+    """Classes that some part does not show, in words."""
+    words = ""
+    for census in counted:
+        absent = np.flatnonzero(census.targets == 0).tolist()
+        if absent:
+            names = ", ".join(name_of_class(context, number) for number in absent[:_MOST_TOLD])
+            more = f" and {len(absent) - _MOST_TOLD} more" if len(absent) > _MOST_TOLD else ""
+            words += f"; {census.split} shows no {names}{more}"
+    return words
+
+
+def _table(context: Context, counted: Sequence[Census]) -> dict[str, dict[str, list[int]]]:
+    """Class -> part -> [targets, samples with it]."""
+    num_classes = min(len(census.targets) for census in counted)
+    return {
+        name_of_class(context, number): {
+            census.split: [int(census.targets[number]), int(census.samples[number])] for census in counted
+        }
+        for number in range(num_classes)
+    }

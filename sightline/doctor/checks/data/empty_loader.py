@@ -1,0 +1,178 @@
+"""Guard G1: parts without samples, and samples that no step, two steps or two processes train on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.survey import distinct_parts, name_sample
+from sightline.engine.build import Part
+from sightline.engine.stream import Plan, evaluation_keys
+
+__all__ = ["empty_loader"]
+
+CODE = "empty-loader"
+_MOST_INDICES = 50_000  # of a larger part only the first steps are dealt, about a tenth of a second's work
+_FEWEST = 20  # two permutations of so many are equal once in 2e18 runs
+
+
+@check(code=CODE, moment="static")
+def empty_loader(context: Context) -> list[Finding]:
+    """Every part gives batches; an epoch visits each training sample once, on one process, in an order of its own."""
+    findings = [finding for part in distinct_parts(context.built.data) for finding in _of_part(context, part)]
+    if not any(finding.severity == "error" for finding in findings):
+        findings += _of_plan(context)
+    return findings
+
+
+def _of_part(context: Context, part: Part) -> Iterator[Finding]:
+    data, size, count = context.config.data.name, len(part.dataset), len(part.indices)
+    where = context.place("data", dataset=f"{data}/{part.split}")
+    outside = part.indices[(part.indices < 0) | (part.indices >= size)]
+    if count == 0 or not evaluation_keys(part.indices, context.config.evaluate.batch_size, epoch=0, seed=0):
+        yield Finding(
+            guard="G1",
+            code=CODE,
+            severity="error",
+            summary=f"the {part.split} part holds no samples, so it gives no batch",
+            cause="data.empty_loader",
+            alternatives=("data.path", "data.split"),
+            where=where,
+            measured=f"{count} samples of a data set of {size}",
+            expected="at least 1 sample, ceil(samples / batch size) >= 1 batches",
+            action="look where the data set searches for its files, and how its parts are cut",
+        )
+    elif len(outside):
+        yield Finding(
+            guard="G1",
+            code=CODE,
+            severity="error",
+            summary=f"the {part.split} part names samples that its data set does not have",
+            cause="data.split",
+            alternatives=("data.path",),
+            where=context.place("data", dataset=where.dataset, sample=int(outside[0])),
+            measured=f"index {int(outside[0])} in a data set of {size} samples ({len(outside)} such)",
+            expected=f"indices 0 to {size - 1}",
+            action="make the split again for this data set",
+        )
+    elif part is context.built.data.selection:
+        yield from _of_selection(context, part)
+
+
+def _of_selection(context: Context, part: Part) -> Iterator[Finding]:
+    """Too few to tell checkpoints apart: fewer than classes cannot hold each of them (pigeonhole)."""
+    num_classes = _classes_of_samples(part)
+    count = len(part.indices)
+    if num_classes is None or count >= num_classes:
+        return
+    yield Finding(
+        guard="G1",
+        code=CODE,
+        severity="warning",
+        summary=f"the part that chooses the checkpoint has {count} samples for {num_classes} classes",
+        cause="data.split",
+        alternatives=("data.empty_loader",),
+        where=context.place("evaluate.select", dataset=f"{context.config.data.name}/{part.split}"),
+        measured=f"{count} samples; one of them moves an accuracy by {1 / count:.0%}",
+        expected=f"at least one sample of each class, so {num_classes} or more",
+        action="use more data, a data set with a validation part of its own, or evaluate.select: test",
+    )
+
+
+def _classes_of_samples(part: Part) -> int | None:
+    """How many classes whole samples have; where points have them, how many categories. None for scenes of points."""
+    info = part.dataset.info
+    is_of_points = "label" in info.fields and info.fields["label"].shape.strip() != ""
+    return info.facts.get("num_categories" if is_of_points else "num_classes")
+
+
+def _of_plan(context: Context) -> Iterator[Finding]:
+    stream, world = context.built.job.stream, context.world
+    if stream.rank != world.rank:
+        yield _broken_plan(
+            context,
+            summary="a process reads the part of another one",
+            cause="dist.sampler",
+            measured=f"process {world.rank} reads part {stream.rank}",
+            expected=f"part {world.rank} of {world.size}",
+            action="give the stream the rank of its process",
+        )
+    plan = stream.plan
+    epochs = [_visits(plan, epoch) for epoch in (0, 1)]
+    for epoch, (visits, is_whole) in enumerate(epochs):
+        broken = next(_of_epoch(context, plan, epoch, visits, is_whole), None)
+        if broken is not None:
+            yield broken
+            return
+    num_epochs = -(-context.built.job.num_steps // plan.steps_per_epoch)
+    first, second = (visits for visits, _ in epochs)
+    if num_epochs > 1 and len(first) >= _FEWEST and np.array_equal(first, second):
+        yield _broken_plan(
+            context,
+            summary="every epoch visits the samples in the same order",
+            cause="data.ordering",
+            measured=f"{len(first)} visits of epochs 0 and 1 are equal, {first[:6].tolist()} first",
+            expected="a permutation drawn anew from (seed, epoch) for each epoch",
+            action="let the order depend on the epoch",
+        )
+
+
+def _visits(plan: Plan, epoch: int) -> tuple[np.ndarray, bool]:
+    """The sample indices of an epoch in order, over all processes, and whether that is the whole of it."""
+    steps = min(plan.steps_per_epoch, max(1, _MOST_INDICES // plan.batch_size))
+    start = epoch * plan.steps_per_epoch
+    keys = [
+        key.index
+        for step in range(start, start + steps)
+        for micro in plan.parts(step)
+        for part in micro
+        for key in part
+    ]
+    return np.array(keys, dtype=np.int64), steps == plan.steps_per_epoch
+
+
+def _of_epoch(context: Context, plan: Plan, epoch: int, visits: np.ndarray, is_whole: bool) -> Iterator[Finding]:
+    values, counts = np.unique(visits, return_counts=True)
+    twice = values[counts > 1]
+    foreign = np.setdiff1d(values, plan.indices)
+    missed = np.setdiff1d(plan.indices, values)
+    dropped = len(plan.indices) - plan.steps_per_epoch * plan.batch_size if plan.tail == "drop" else 0
+    never = missed if is_whole and len(missed) != dropped else missed[:0]
+    for found, how in ((twice, "twice or more"), (foreign, "though it is not of this part"), (never, "never")):
+        if not len(found):
+            continue
+        index = int(found[0])
+        yield _broken_plan(
+            context,
+            summary=f"an epoch visits {len(found)} training samples {how}",
+            cause="dist.sampler" if plan.num_processes > 1 else "data.sampling",
+            measured=f"{name_sample(context.built.data.train.dataset, index)} {how} in epoch {epoch}; "
+            f"{len(visits)} visits of {len(values)} samples",
+            expected=f"each of the {len(plan.indices)} samples once, over all {plan.num_processes} processes"
+            + (f", but for {dropped} that train.tail: drop leaves out" if dropped else ""),
+            action="deal disjoint parts of one permutation to the processes",
+            sample=index,
+        )
+
+
+def _broken_plan(
+    context: Context, *, summary: str, cause: str, measured: str, expected: str, action: str, sample: int | None = None
+) -> Finding:
+    plan = context.built.job.stream.plan
+    others = tuple(other for other in ("dist.sampler", "data.sampling", "data.ordering") if other != cause)
+    return Finding(
+        guard="G1",
+        code=CODE,
+        severity="error",
+        summary=summary,
+        cause=cause,
+        alternatives=others,
+        where=context.place("train.batch_size", dataset=f"{context.config.data.name}/train", sample=sample),
+        measured=measured,
+        expected=expected,
+        action=action,
+        evidence={"steps_per_epoch": plan.steps_per_epoch, "batch_size": plan.batch_size, "tail": plan.tail},
+    )

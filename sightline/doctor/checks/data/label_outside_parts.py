@@ -1,0 +1,101 @@
+"""Guard G4: labels of points that are no part of the object's category."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.survey import Labelling, PartSurvey, name_sample, parts_of, position_of
+
+__all__ = ["label_outside_parts"]
+
+CODE = "label-outside-parts"
+
+
+class _Stray(NamedTuple):
+    """A sample with labels outside its category, and the only other category that they all fit, if there is one."""
+
+    labelling: Labelling
+    parts: list[int]
+    fits: int | None
+
+
+@check(code=CODE, moment="preflight")
+def label_outside_parts(context: Context) -> list[Finding]:
+    """Each label of a part set is one of the parts of its sample's category, or the ignore index."""
+    return [finding for survey in context.survey for finding in _of_part(context, survey)]
+
+
+def _of_part(context: Context, survey: PartSurvey) -> Iterator[Finding]:
+    facts = survey.part.dataset.info.facts
+    table = parts_of(facts)
+    if table is None:
+        return
+    survey = context.thoroughly(survey)
+    known = {part for parts in table for part in parts}
+    strays = []
+    for labelling in survey.labellings:
+        if labelling.category is None or not 0 <= labelling.category < len(table):
+            continue  # `missing-category` and `label-range` speak of these
+        shown = set(labelling.classes.tolist()) & known  # of others `label-range` speaks
+        outside = sorted(shown - set(table[labelling.category]))
+        if outside:
+            fitting = [number for number, parts in enumerate(table) if shown <= set(parts)]
+            strays.append(_Stray(labelling, outside, fitting[0] if len(fitting) == 1 else None))
+    if strays:
+        yield _of_strays(context, survey, table, strays)
+
+
+def _of_strays(
+    context: Context, survey: PartSurvey, table: Sequence[Sequence[int]], strays: Sequence[_Stray]
+) -> Finding:
+    facts = survey.part.dataset.info.facts
+    first = strays[0]
+    index, category = first.labelling.sample, first.labelling.category
+    assert category is not None
+    alike = sum(labelling.category == category for labelling in survey.labellings)
+    broken = sum(stray.labelling.category == category for stray in strays)
+    causes, told, action = _diagnose(facts, first, is_systematic=2 * broken > alike and alike > 1)
+    part = first.parts[0]
+    return Finding(
+        guard="G4",
+        code=CODE,
+        severity="error",
+        summary=f"a sample of category {_named(facts, 'category_names', category)} has the part "
+        f"{_named(facts, 'class_names', part)}, which is none of its parts{told}",
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=index),
+        measured=f"{part} in {name_sample(survey.part.dataset, index)}{position_of(survey, 'label', index, part)}; "
+        f"{broken} of {alike} samples of this category and {len(strays)} of {len(survey.labellings)} in all are so",
+        expected=f"the parts of {_named(facts, 'category_names', category)}: {', '.join(map(str, table[category]))}",
+        action=action,
+        evidence={
+            "field": "label",
+            "category": category,
+            "outside": first.parts[:32],
+            "samples": [stray.labelling.sample for stray in strays[:32]],
+            "looked_at": survey.extent,
+        },
+    )
+
+
+def _diagnose(facts: Mapping[str, object], first: _Stray, *, is_systematic: bool) -> tuple[tuple[str, ...], str, str]:
+    """Causes, the likeliest first; what the labels fit; what to do."""
+    told = "" if first.fits is None else f"; all its parts are those of {_named(facts, 'category_names', first.fits)}"
+    if is_systematic:
+        return (
+            ("data.label_mapping", "data.pairing"),
+            told,
+            "mend how labels or categories are numbered, or the fact parts_of_category: whole categories are off",
+        )
+    if first.fits is not None:
+        return ("data.pairing", "data.label_mapping"), told, "give the sample the labels, or the category, of its own"
+    return ("data.corrupt_sample", "data.label_mapping"), told, "mend the labels of this sample, or leave it out"
+
+
+def _named(facts: Mapping[str, object], fact: str, number: int) -> str:
+    names = facts.get(fact) or ()
+    return f"{number} ({names[number]})" if number < len(names) else str(number)  # type: ignore[arg-type, index]

@@ -1,0 +1,122 @@
+"""Guard G4: labels that are no class: raw ids, an undeclared ignore value, numbers that are not whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.survey import FieldSurvey, PartSurvey, labels_of_all, name_sample, position_of
+
+__all__ = ["COUNTED_BY", "label_range"]
+
+CODE = "label-range"
+COUNTED_BY = {"label": "num_classes", "part": "num_parts", "category": "num_categories"}
+"""Fields that hold classes, and the facts that say how many there are."""
+_USUAL_IGNORES = (-100, -1, 255)
+
+
+@check(code=CODE, moment="preflight")
+def label_range(context: Context) -> list[Finding]:
+    """Each label is a whole number of 0 .. classes - 1, or the declared ignore index."""
+    findings: list[Finding] = []
+    for survey in context.survey:
+        facts = survey.part.dataset.info.facts
+        for field, fact in COUNTED_BY.items():
+            if field in survey.fields and isinstance(facts.get(fact), int):
+                findings += _of_field(context, survey, field, facts[fact], facts.get("ignore_index"))
+    return findings
+
+
+def _of_field(
+    context: Context, survey: PartSurvey, field: str, num_classes: int, ignore_index: int | None
+) -> Iterator[Finding]:
+    found = survey.fields[field]
+    broken = [dtype for dtype in found.dtypes if not dtype.startswith(("int", "uint"))]
+    if broken:
+        yield _of_dtype(context, survey, field, broken[0], found.dtypes[broken[0]])
+        return
+    values = _values(survey, field, found)
+    outside = {value: index for value, index in values.items() if value not in (*range(num_classes), ignore_index)}
+    if outside:
+        yield _of_values(context, survey, field, num_classes, ignore_index, values, outside)
+    elif ignore_index is not None and set(values) == {ignore_index}:
+        yield _all_ignored(context, survey, field, ignore_index)
+
+
+def _values(survey: PartSurvey, field: str, found: FieldSurvey) -> dict[int, int]:
+    """Every value and the first sample that has it: of the sampled ones and, where there is one per sample, of all."""
+    values = dict(found.values)
+    labels = labels_of_all(survey) if field == "label" else None
+    if labels is not None:
+        distinct, first = np.unique(labels, return_index=True)
+        for value, place in zip(distinct.tolist(), first, strict=True):
+            values.setdefault(int(value), int(survey.part.indices[place]))
+    return values
+
+
+def _of_values(
+    context: Context,
+    survey: PartSurvey,
+    field: str,
+    num_classes: int,
+    ignore_index: int | None,
+    values: Mapping[int, int],
+    outside: Mapping[int, int],
+) -> Finding:
+    value, index = next(iter(sorted(outside.items(), key=lambda item: item[1])))
+    is_ignore = ignore_index is None and len(outside) == 1 and value in _USUAL_IGNORES
+    inside = len(values) - len(outside)
+    remedy = f"map raw ids to classes in the data set (it shows the {len(values)} values {sorted(values)[:12]})"
+    if is_ignore:
+        remedy = f"state the fact ignore_index: {value} if these targets are to be left out, or map them to classes"
+    causes = ("data.ignore_handling", "data.label_mapping")[:: 1 if is_ignore else -1]
+    return Finding(
+        guard="G4",
+        code=CODE,
+        severity="error",
+        summary=f"'{field}' holds the value {value}, which is no class",
+        cause=causes[0],
+        alternatives=(causes[1], "cfg.class_count"),
+        where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=index),
+        measured=f"{value} in {name_sample(survey.part.dataset, index)}{position_of(survey, field, index, value)}; "
+        f"{len(outside)} such values, {inside} within range",
+        expected=f"0 .. {num_classes - 1} ({num_classes} classes)"
+        + (f" or the ignore index {ignore_index}" if ignore_index is not None else ""),
+        action=remedy,
+        evidence={"field": field, "outside": sorted(outside)[:32], "looked_at": survey.extent},
+    )
+
+
+def _of_dtype(context: Context, survey: PartSurvey, field: str, dtype: str, index: int) -> Finding:
+    return Finding(
+        guard="G4",
+        code=CODE,
+        severity="error",
+        summary=f"'{field}' is of type {dtype}, but classes are whole numbers",
+        cause="data.target_encoding",
+        alternatives=("data.label_mapping", "cfg.contract"),
+        where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=index),
+        measured=f"{dtype} in {name_sample(survey.part.dataset, index)}",
+        expected="an integer type; losses gather by it (int64)",
+        action="convert labels to int64 where the data set reads them",
+        evidence={"field": field, "looked_at": survey.extent},
+    )
+
+
+def _all_ignored(context: Context, survey: PartSurvey, field: str, ignore_index: int) -> Finding:
+    return Finding(
+        guard="G4",
+        code=CODE,
+        severity="warning",
+        summary=f"every '{field}' that was looked at is the ignore index, so nothing is learned from it",
+        cause="data.ignore_handling",
+        alternatives=("data.label_mapping",),
+        where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}"),
+        measured=f"only the value {ignore_index} in {survey.extent}",
+        expected="some targets that are classes",
+        action="look at the map from raw ids to classes: it sends all of them to the ignore index",
+        evidence={"field": field, "looked_at": survey.extent},
+    )

@@ -1,0 +1,129 @@
+"""Guard G6: objects with parts whose category is not told, is always the same, or is numbered otherwise than stated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.survey import PartSurvey, parts_of
+
+__all__ = ["missing_category"]
+
+CODE = "missing-category"
+_FEWEST = 8  # so many samples of one category by chance: 16 ^ -7 with as many shapes of each of ShapeNet's sixteen
+
+
+@check(code=CODE, moment="preflight")
+def missing_category(context: Context) -> list[Finding]:
+    """A part set has `category` in its samples, of more than one value, and one list of parts for each category."""
+    facts = context.built.data.facts
+    table = parts_of(facts)
+    if table is None:
+        return []
+    survey = context.survey[0]
+    return [*_of_table(context, facts, table), *_of_samples(context, survey, len(table))]
+
+
+def _of_table(context: Context, facts: Mapping[str, Any], table: list[list[int]]) -> Iterator[Finding]:
+    """The fact itself: as many lists as categories, and each class the part of exactly one."""
+    for fact, count in (
+        ("num_categories", facts.get("num_categories")),
+        ("category_names", facts.get("category_names")),
+    ):
+        stated = count if isinstance(count, int) else None if count is None else len(count)
+        if stated is not None and stated != len(table):
+            yield _of_facts(
+                context,
+                f"parts_of_category has {len(table)} categories, {fact} {stated}",
+                f"parts_of_category: {len(table)}; {fact}: {stated}",
+                f"as many lists of parts as categories, {stated}",
+            )
+            return
+    num_classes = facts.get("num_classes")
+    owners: dict[int, list[int]] = {}
+    for category, parts in enumerate(table):
+        for part in parts:
+            owners.setdefault(part, []).append(category)
+    wrong = [(part, who) for part, who in sorted(owners.items()) if len(who) > 1]
+    lost = [part for part in range(num_classes) if part not in owners] if isinstance(num_classes, int) else []
+    beyond = [part for part in owners if isinstance(num_classes, int) and not 0 <= part < num_classes]
+    if wrong or lost or beyond:
+        told = [f"part {part} belongs to the categories {', '.join(map(str, who))}" for part, who in wrong[:3]]
+        told += [f"part {part} belongs to none" for part in lost[:3]]
+        told += [f"part {part} is none of the {num_classes} classes" for part in beyond[:3]]
+        yield _of_facts(
+            context,
+            f"parts_of_category does not part the classes: {told[0]}",
+            "; ".join(told),
+            f"each of the {num_classes} classes in exactly one category",
+        )
+
+
+def _of_samples(context: Context, survey: PartSurvey, num_categories: int) -> Iterator[Finding]:
+    seen = survey.fields.get("category")
+    if seen is None and survey.num_sampled:
+        yield _finding(
+            context,
+            severity="error",
+            summary=f"the facts state {num_categories} categories, but samples have no 'category'",
+            causes=("cfg.contract", "data.missing_modality"),
+            measured=f"samples have {', '.join(sorted(survey.fields))}",
+            expected="the key 'category', one whole number for each sample: models take its one-hot, metrics its parts",
+            action="return 'category' from the data set and name it in info.fields, or take parts_of_category out",
+            looked_at=survey.extent,
+        )
+    elif seen is not None and len(seen.values) == 1 and survey.num_sampled >= _FEWEST and num_categories > 1:
+        value = next(iter(seen.values))
+        names = context.built.data.facts.get("category_names") or ()
+        named = f"{value} ({names[value]})" if 0 <= value < len(names) else str(value)
+        yield _finding(
+            context,
+            severity="warning",
+            summary=f"'category' is {named} in every training sample that was looked at",
+            causes=("data.sampling", "data.label_mapping", "data.ordering"),
+            measured=f"one value in {survey.extent}",
+            expected=f"several of the {num_categories} categories",
+            action="return each sample's own category; for a set of one category alone, state num_categories: 1",
+            looked_at=survey.extent,
+        )
+
+
+def _of_facts(context: Context, summary: str, measured: str, expected: str) -> Finding:
+    return _finding(
+        context,
+        severity="error",
+        summary=summary,
+        causes=("cfg.class_count", "data.label_mapping"),
+        measured=measured,
+        expected=expected,
+        action="mend the facts of the data set",
+        looked_at="the facts of the data set",
+    )
+
+
+def _finding(
+    context: Context,
+    *,
+    severity: str,
+    summary: str,
+    causes: tuple[str, ...],
+    measured: str,
+    expected: str,
+    action: str,
+    looked_at: str,
+) -> Finding:
+    return Finding(
+        guard="G6",
+        code=CODE,
+        severity="warning" if severity == "warning" else "error",
+        summary=summary,
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=context.place("data", dataset=f"{context.config.data.name}/train"),
+        measured=measured,
+        expected=expected,
+        action=action,
+        evidence={"looked_at": looked_at},
+    )

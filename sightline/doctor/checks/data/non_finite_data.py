@@ -1,0 +1,107 @@
+"""Guard G17: NaN or infinity in the data, before or after its transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from sightline.data.loading.leaves import leaves
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.survey import NonFinite, PartSurvey, name_sample, read_samples
+from sightline.types import Batch, SampleKey
+
+__all__ = ["non_finite_data", "row_of"]
+
+CODE = "non-finite-data"
+
+
+@check(code=CODE, moment="preflight")
+def non_finite_data(context: Context) -> list[Finding]:
+    """Every number that was looked at is finite: in the samples, and in a training batch after the transforms."""
+    findings = [
+        _of_field(context, survey, name, found.non_finite, found.num_non_finite)
+        for survey in context.survey
+        for name, found in survey.fields.items()
+        if found.non_finite is not None
+    ]
+    told = {finding.evidence["field"] for finding in findings}
+    return findings + [finding for finding in _of_batch(context) if finding.evidence["field"] not in told]
+
+
+def row_of(batch: Batch, tensor: Tensor, position: tuple[int, ...]) -> int | None:
+    """The sample index that a position of a batch's tensor belongs to: by row, or by the offsets of ragged fields."""
+    indices = batch.get("sample_index")
+    if indices is None or not position:
+        return None
+    if len(tensor) == len(indices):
+        return int(indices[position[0]])
+    offsets = batch.get("offsets")
+    if isinstance(offsets, Tensor) and len(tensor) == int(offsets[-1]):
+        return int(indices[int((offsets <= position[0]).sum()) - 1])
+    return None
+
+
+def _of_field(context: Context, survey: PartSurvey, name: str, fault: NonFinite, count: int) -> Finding:
+    rehearsal = context.rehearsal
+    features = survey.part.dataset.info.features
+    reads = rehearsal.batch_reads | (set(features) if "features" in rehearsal.batch_reads else set())
+    is_read = name in reads or not rehearsal.batch_reads
+    return Finding(
+        guard="G17",
+        code=CODE,
+        severity="error" if is_read else "note",
+        summary=f"'{name}' holds {fault.value} in {count} of the samples looked at",
+        cause="data.corrupt_sample",
+        alternatives=("data.normalisation", "data.missing_modality"),
+        where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=fault.sample),
+        measured=f"{fault.value} at {fault.leaf}{list(fault.position)} of "
+        f"{name_sample(survey.part.dataset, fault.sample)}",
+        expected="finite numbers" + ("" if is_read else "; but neither model nor loss reads this field"),
+        action="mend or leave out the sample where the data set reads it; mark missing values by a mask, not by NaN",
+        evidence={"field": name, "looked_at": survey.extent, "samples": count},
+    )
+
+
+def _of_batch(context: Context) -> Iterator[Finding]:
+    """Faults of a training batch that its samples do not have: a transform made them."""
+    batch = context.rehearsal.batch
+    for key, value in batch.items():
+        for leaf, tensor in leaves(value, key):
+            if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
+                continue
+            position = tuple((~tensor.isfinite()).nonzero()[0].tolist())
+            yield _of_leaf(context, key, leaf, tensor, position)
+            break
+
+
+def _of_leaf(context: Context, key: str, leaf: str, tensor: Tensor, position: tuple[int, ...]) -> Finding:
+    names = ", ".join(component.name for component in context.config.transforms.train) or "none"
+    index = row_of(context.rehearsal.batch, tensor, position)
+    is_stored = index is not None and _is_stored(context, index)
+    causes = ("data.corrupt_sample", "data.normalisation") if is_stored else ("data.normalisation", "model.numerics")
+    return Finding(
+        guard="G17",
+        code=CODE,
+        severity="error",
+        summary=f"'{key}' of a training batch holds {float(tensor[position])}",
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=context.place(
+            "data" if is_stored else "transforms.train", dataset=f"{context.config.data.name}/train", sample=index
+        ),
+        measured=f"{float(tensor[position])} at {leaf}{list(position)}; before the transforms the sample "
+        + ("holds it too" if is_stored else "is finite"),
+        expected=f"finite numbers after the transforms ({names})",
+        action="mend or leave out the sample"
+        if is_stored
+        else "look for a division by zero in the transforms: a cloud of equal points, an empty crop",
+        evidence={"field": key, "samples": f"{context.rehearsal.num_samples} of the first step"},
+    )
+
+
+def _is_stored(context: Context, index: int) -> bool:
+    """Whether a training sample is not finite before any transform."""
+    sample = read_samples(context.built.data.train.dataset, [SampleKey(index, 0, context.config.seed)])[0]
+    return any(t.is_floating_point() and not bool(t.isfinite().all()) for _, t in leaves(sample))

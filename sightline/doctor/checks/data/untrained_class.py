@@ -1,0 +1,61 @@
+"""Guard G38: classes that are evaluated and of which training holds no sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.census import Census
+from sightline.doctor.core.finding import Finding
+
+__all__ = ["name_of_class", "untrained_class"]
+
+CODE = "untrained-class"
+_MOST_TOLD = 5
+
+
+@check(code=CODE, moment="preflight")
+def untrained_class(context: Context) -> list[Finding]:
+    """Every class of an evaluated part occurs in training; nothing is said of a training part not wholly counted."""
+    trained, *evaluated = context.census
+    if trained is None or not trained.is_whole:
+        return []
+    return [finding for census in evaluated if census is not None for finding in _of_part(context, trained, census)]
+
+
+def name_of_class(context: Context, number: int) -> str:
+    """A class as a person knows it, by its name where it has one."""
+    names = context.built.data.facts.get("class_names") or ()
+    return f"{number} ({names[number]})" if number < len(names) else str(number)
+
+
+def _of_part(context: Context, trained: Census, evaluated: Census) -> Iterator[Finding]:
+    if len(trained.targets) != len(evaluated.targets):
+        return
+    missing = np.flatnonzero((trained.targets == 0) & (evaluated.targets > 0)).tolist()
+    if not missing:
+        return
+    shown = ", ".join(name_of_class(context, number) for number in missing[:_MOST_TOLD])
+    more = f" and {len(missing) - _MOST_TOLD} more" if len(missing) > _MOST_TOLD else ""
+    share = evaluated.targets[missing].sum() / evaluated.targets.sum()
+    yield Finding(
+        guard="G38",
+        code=CODE,
+        severity="warning",
+        summary=f"the {evaluated.split} part has {'a class' if len(missing) == 1 else f'{len(missing)} classes'} that "
+        f"training never sees: {shown}{more}",
+        cause="data.split",
+        alternatives=("data.label_mapping", "data.sampling"),
+        where=context.place("data", dataset=f"{context.config.data.name}/{evaluated.split}"),
+        measured="; ".join(
+            f"class {name_of_class(context, number)}: 0 of {trained.targets.sum()} training targets, "
+            f"{evaluated.targets[number]} of {evaluated.targets.sum()} here"
+            for number in missing[:_MOST_TOLD]
+        )
+        + f"; {share:.2%} of these targets cannot be answered rightly",
+        expected="each class that is evaluated among the training samples",
+        action="cut the parts so that each holds every class (shuffled, or class by class), or leave the class out",
+        evidence={"missing": missing, "looked_at": evaluated.looked_at},
+    )

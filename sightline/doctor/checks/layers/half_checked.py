@@ -1,0 +1,55 @@
+"""Guard G24: layers that nothing independent vouches for: without a reference, or that could not be run alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.oracles.rows import Row
+
+__all__ = ["half_checked"]
+
+CODE = "half-checked"
+_COLUMNS = ("layer", "of them", "first", "NumPy", "gradient", "second", "float32", "verdict")
+
+
+@check(code=CODE, moment="deep")
+def half_checked(context: Context) -> list[Finding]:
+    """A table of every kind of layer and every loss. Right gradients do not make a right forward pass.
+
+    `checked` is what agrees with NumPy and with finite differences, `half-checked` what has only right gradients.
+    """
+    rows = context.oracles
+    if not rows:
+        return []
+    counted = Counter(row.verdict for row in rows)
+    doubtful = [row for row in rows if row.verdict in ("half-checked", "not checked")]
+    return [
+        Finding(
+            guard="G24",
+            code=CODE,
+            severity="note",
+            summary=", ".join(f"{counted[verdict]} {verdict}" for verdict in _VERDICTS if counted[verdict])
+            + f" of {len(rows)} kinds of layers and losses",
+            cause="model.structure",
+            where=context.place("model"),
+            measured="; ".join(_told(row) for row in doubtful) or "all agree with NumPy",
+            expected="a reference in NumPy and right gradients, for each",
+            action="nothing; see the tests of a layer without a reference",
+            evidence={"table": {"title": "layers", "columns": list(_COLUMNS), "rows": [_cells(row) for row in rows]}},
+        )
+    ]
+
+
+_VERDICTS = ("checked", "half-checked", "not checked", "wrong")
+
+
+def _told(row: Row) -> str:
+    kind = row.kind.split("(", 1)[0]
+    return f"{kind} '{row.place}' {row.verdict}" + (f" ({row.note})" if row.note else "")
+
+
+def _cells(row: Row) -> list[object]:
+    figures = [None if value is None else f"{value:.1e}" for value in (row.forward, row.slope, row.second, row.drift)]
+    return [row.kind, row.count, row.place, *figures, row.verdict]

@@ -1,0 +1,47 @@
+"""Guard G25: layers that lose more in float32 than rounding takes, as where sums run in half precision."""
+
+from __future__ import annotations
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.oracles.rows import Row
+
+__all__ = ["layer_drift"]
+
+CODE = "layer-drift"
+
+
+@check(code=CODE, moment="deep")
+def layer_drift(context: Context) -> list[Finding]:
+    """The middle value of a layer's float32 output is that of float64, on numbers that both hold, nearly.
+
+    Up to 1e-5 of the largest (1e-3 for what is made of other layers), or sixteen times what rounding all that goes in
+    does to it in float64. The middle one, since a neighbour chosen otherwise changes few values a lot, and rounding all
+    of them a little.
+    """
+    drifting = [row for row in context.oracles if row.drifts and not row.is_wrong_forward]
+    inner = [row for row in drifting if not any(_holds(row, other) for other in drifting)]
+    return [_finding(context, row) for row in inner]
+
+
+def _holds(row: Row, other: Row) -> bool:
+    return row is not other and (row.place.startswith("(") or other.place.startswith(f"{row.place}."))
+
+
+def _finding(context: Context, row: Row) -> Finding:
+    file, line = row.file
+    place = Place(file=file, line=line, layer=row.place) if file else context.place("model", layer=row.place)
+    return Finding(
+        guard="G25",
+        code=CODE,
+        severity="warning",
+        summary=f"'{row.place}' is far less exact in float32 than float32 is",
+        cause="model.numerics",
+        alternatives=("sys.backend",),
+        where=context.place(context.loss_path(row.place)) if row.is_loss else place,
+        measured=f"{row.kind}: the middle value is off by {row.drift:.3g} of the largest",
+        expected=f"at most {row.drift_limit:.3g}: 1e-5 (1e-3 for what is made of others), or sixteen times "
+        "what rounding of its inputs does to it",
+        action="look for half precision inside, for differences of large numbers, and for sums of many in one variable",
+        evidence={"layers": row.count},
+    )

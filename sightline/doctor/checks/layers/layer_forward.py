@@ -1,0 +1,50 @@
+"""Guard G24: layers and losses whose forward pass is not what their type says, by references in plain NumPy."""
+
+from __future__ import annotations
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.oracles.rows import FORWARD, Row
+
+__all__ = ["layer_forward"]
+
+CODE = "layer-forward"
+
+
+@check(code=CODE, moment="deep")
+def layer_forward(context: Context) -> list[Finding]:
+    """In float64 a layer, or a class derived from it, gives what plain loops give, to 1e-10."""
+    return [_finding(context, row) for row in context.oracles if row.is_wrong_forward]
+
+
+def _finding(context: Context, row: Row) -> Finding:
+    causes: tuple[str, ...] = ("model.structure", "sys.backend")
+    if row.is_loss:
+        squares = context.squares.get(row.place)
+        is_divided = squares is not None and not 0.5 <= squares.factor <= 2  # halves and doubles are forms
+        causes = ("loss.normaliser", "loss.form") if is_divided else ("loss.form", "loss.normaliser", "loss.sign")
+    if "running" in row.note or "evaluation" in row.note:
+        causes = ("model.norm_mode", "model.structure", "sys.backend")
+    told = f" ({row.note})" if row.note else ""
+    return Finding(
+        guard="G24",
+        code=CODE,
+        severity="error",
+        summary=f"the {'loss' if row.is_loss else 'layer'} '{row.place}' does not compute what its type says{told}",
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=_place(context, row),
+        measured=f"{row.kind}: off by {row.forward:.3g} of its largest value, in float64",
+        expected=f"at most {FORWARD:g}: the same as its definition in NumPy, loop by loop",
+        action="compare it with its definition; a layer that shall be another one derives from nn.Module"
+        if not row.is_loss
+        else "return the SUM from forward, and from count what it is divided by; then compare it with its definition",
+        evidence={"layers": row.count, "off": row.forward},
+    )
+
+
+def _place(context: Context, row: Row) -> Place:
+    if row.is_loss:
+        return context.place(context.loss_path(row.place))
+    file, line = row.file
+    return context.place("model", layer=row.place) if file is None else Place(file=file, line=line, layer=row.place)

@@ -1,0 +1,289 @@
+"""Guard G20: a first loss that is not what its definition gives on these logits, and logits that no fresh model has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sightline.compiled import working_s
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.class_axes import class_axis
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.rehearsal import Outputs, copy_of, detached, keys_of, read
+from sightline.engine.distributed import World
+from sightline.engine.optimizers import hold_still
+from sightline.types import Batch
+
+__all__ = ["first_outputs", "initial_loss"]
+
+CODE = "initial-loss"
+_NUM_SAMPLES = 16
+_FORWARD_S = 0.6  # what a larger forward pass may be expected to take
+_RELABELLINGS = 100
+_FEWEST_RELABELLINGS = 50
+_MOST_SECONDS = 0.5
+_FEWEST_CLASSES = 5
+_MOST_Z = 6.0  # the largest of 60 healthy networks was 2.9
+_MOST_STD = 3.0
+_RELATIVE = 1e-4  # float32 sums of a few hundred terms are off by some 1e-6
+_RELATIVE_16_BIT = 3e-2
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A loss that reads `logits` and `label`: how to evaluate it on the model's first outputs for any labels."""
+
+    context: Context
+    name: str
+    batch: Batch
+    outputs: Outputs
+    label: Tensor
+    is_class: Tensor
+    num_classes: int
+    log_p: Tensor
+    logits: Tensor
+
+    def value(self, label: Tensor) -> tuple[float, float]:
+        """The configured loss's sum and count for these labels."""
+        job, device = self.context.built.job, self.context.world.device
+        batch = {**self.batch, "label": label}
+        model: Any = _Replay(self.outputs)
+        with torch.no_grad(), job.precision.autocast(device):
+            counts, around = job.task.prepare(model, [batch], World(device=device))
+            terms = job.task.losses(model, batch, around[0])
+        return float(terms[self.name]), float(counts[self.name])
+
+    def count(self, label: Tensor) -> float:
+        """The configured loss's count for these labels."""
+        model: Any = _Replay(self.outputs)
+        world = World(device=self.context.world.device)
+        with torch.no_grad():
+            counts, _ = self.context.built.job.task.prepare(model, [{**self.batch, "label": label}], world)
+        return float(counts[self.name])
+
+    def mean(self, label: Tensor) -> float:
+        total, count = self.value(label)
+        return total / count if count > 0 else math.nan
+
+    def relabelled(self, table: Tensor) -> Tensor:
+        """Each class sent to another one; ignored targets stay."""
+        return torch.where(self.is_class, table[self.label.clamp(0, self.num_classes - 1)], self.label)
+
+
+class _Replay:
+    """Stands in for the model: gives the recorded outputs whatever it is asked."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        self._outputs = dict(outputs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self._outputs
+
+
+@check(code=CODE, moment="preflight")
+def initial_loss(context: Context) -> list[Finding]:
+    """Over all shifts of the classes a cross entropy's mean is mean_i[logsumexp(z_i) - mean_c z_ic], whatever z is."""
+    if not context.rehearsal.is_sound:
+        return []
+    findings: list[Finding] = []
+    batch, outputs = first_outputs(context)
+    is_fresh = context.config.init is None and context.built.job.step == 0
+    for component in context.config.losses:
+        case = _case(context, component.name, batch, outputs)
+        if case is None:
+            continue
+        broken = _of_definition(case) if component.name == "cross_entropy" else None
+        findings += [broken] if broken is not None else _of_start(case) if is_fresh else []
+    return findings
+
+
+def first_outputs(context: Context) -> tuple[Batch, Outputs]:
+    """Outputs in training mode before any update: of the rehearsal, or of more samples where that is cheap."""
+    rehearsal, job, device = context.rehearsal, context.built.job, context.world.device
+    keys = keys_of(job, step=0)[:_NUM_SAMPLES]
+    expected_s = rehearsal.seconds / 2 * len(keys) / max(1, rehearsal.num_samples)
+    if len(keys) <= rehearsal.num_samples or expected_s > _FORWARD_S:
+        return rehearsal.batch, rehearsal.seen_outputs
+    batch = read(job, keys, device)
+    model = copy_of(job.model).train()
+    hold_still(model, job.frozen, job.epoch)
+    seen: list[Any] = []
+    handle = model.register_forward_hook(lambda module, inputs, given: seen.append(detached(given)))
+    try:
+        with torch.no_grad(), job.precision.autocast(device):
+            _, around = job.task.prepare(model, [batch], World(device=device))
+            job.task.losses(model, batch, around[0])
+    except Exception:  # noqa: BLE001 - a sample further on that cannot be trained on is for the checks of data
+        return rehearsal.batch, rehearsal.seen_outputs
+    finally:
+        handle.remove()
+    return batch, seen[-1] if seen and isinstance(seen[-1], Mapping) else {}
+
+
+def _case(context: Context, name: str, batch: Batch, outputs: Outputs) -> _Case | None:
+    facts = context.built.data.facts
+    logits, label, num_classes = outputs.get("logits"), batch.get("label"), facts.get("num_classes")
+    if not isinstance(logits, Tensor) or not isinstance(label, Tensor) or not isinstance(num_classes, int):
+        return None
+    axis = class_axis(logits, label)
+    if axis is None or logits.shape[axis] != num_classes or num_classes < 2 or label.is_floating_point():
+        return None
+    is_class = (label >= 0) & (label < num_classes)
+    if facts.get("ignore_index") is not None:
+        is_class &= label != facts["ignore_index"]
+    if not bool(is_class.any()) or not bool(logits.isfinite().all()):
+        return None
+    logits_NC = logits.movedim(axis, -1)[is_class].double()
+    return _Case(
+        context, name, batch, outputs, label, is_class, num_classes, F.log_softmax(logits_NC, dim=-1), logits_NC
+    )
+
+
+# --- the exact part: what cross entropy is ---------------------------------------------------------------------------
+
+
+def _of_definition(case: _Case) -> Finding | None:
+    """Summed over all cyclic shifts of the classes every class is the label once: smoothing and targets cancel.
+
+    With weights w_c (read off the counts) the mean is sum_ic w_c (-log p_ic) / (N sum_c w_c), exactly.
+    """
+    shifts = [torch.arange(case.num_classes, device=case.label.device).roll(shift) for shift in range(case.num_classes)]
+    values = [case.value(case.relabelled(table)) for table in shifts]
+    measured_sum, measured_count = (math.fsum(column) for column in zip(*values, strict=True))
+    weights_C = _weights(case)
+    if weights_C is None or measured_count <= 0:
+        return None
+    measured = measured_sum / measured_count
+    expected = _oracle(case.log_p, weights_C)
+    tolerance = _RELATIVE if case.outputs["logits"].dtype in (torch.float32, torch.float64) else _RELATIVE_16_BIT
+    if abs(measured - expected) <= tolerance * max(1.0, abs(expected)):
+        return None
+    return _broken_definition(case, measured, expected, weights_C)
+
+
+def _weights(case: _Case) -> Tensor | None:
+    """The weight of each class relative to their mean: the count of a batch in which all targets are of that class."""
+    counts = [case.count(torch.where(case.is_class, c, case.label)) for c in range(case.num_classes)]
+    weights_C = torch.tensor(counts, dtype=torch.float64, device=case.log_p.device)
+    return weights_C / weights_C.mean() if bool(weights_C.isfinite().all()) and float(weights_C.sum()) > 0 else None
+
+
+def _oracle(log_p_NC: Tensor, weights_C: Tensor) -> float:
+    return float(-(log_p_NC * weights_C).sum() / (len(log_p_NC) * weights_C.sum()))
+
+
+def _broken_definition(case: _Case, measured: float, expected: float, weights_C: Tensor) -> Finding:
+    doubled = _oracle(F.log_softmax(case.logits.softmax(dim=-1), dim=-1), weights_C)
+    cause, told, action = _explain_ratio(case, measured, expected)
+    if math.isclose(measured, doubled, rel_tol=1e-3):
+        cause, told = "loss.double_softmax", "the value of a softmax taken twice"
+        action = "give the loss logits: take the softmax out of the model or of the loss"
+    others = ("loss.normaliser", "loss.form", "loss.weights", "loss.double_softmax", "loss.sign")
+    return Finding(
+        guard="G20",
+        code=CODE,
+        severity="error",
+        summary=f"the loss '{case.name}' is not the cross entropy of these logits: {told}",
+        cause=cause,
+        alternatives=tuple(other for other in others if other != cause)[:3],
+        where=case.context.place(case.context.loss_path(case.name)),
+        measured=f"{measured:.6g}, sum / count over all {case.num_classes} shifts of the classes",
+        expected=f"{expected:.6g} = mean_i[logsumexp(z_i) - mean_c z_ic]"
+        + ("" if float(weights_C.std()) < 1e-12 else " with the class weights"),
+        action=action,
+        evidence={"ratio": measured / expected, "targets": len(case.logits), "num_classes": case.num_classes},
+    )
+
+
+def _explain_ratio(case: _Case, measured: float, expected: float) -> tuple[str, str, str]:
+    """A factor that is one of the numbers at hand tells which division is one too many, or missing."""
+    ratio = measured / expected if expected else math.nan
+    logits, num_samples = case.outputs["logits"], len(case.batch["sample_index"])
+    per_sample = logits.numel() // (num_samples * case.num_classes)
+    numbers = {
+        "the samples of the batch": num_samples,
+        "the targets of a sample": per_sample,
+        "all targets": len(case.logits),
+        "the classes": case.num_classes,
+        "all logits": logits.numel(),
+    }
+    if math.isclose(ratio, -1.0, rel_tol=1e-3):
+        return "loss.sign", "its sign is turned", "minimise the negative log likelihood: drop the extra minus"
+    for words, number in numbers.items():
+        for factor, how in ((1 / number, "divided by"), (number, "multiplied by")):
+            if number > 1 and math.isclose(ratio, factor, rel_tol=1e-3):
+                told = f"{how} {words} ({number})"
+                return "loss.normaliser", told, "return a SUM from forward and what it is divided by from count"
+    return "loss.form", f"{ratio:.4g} times it", "compare the loss with its definition"
+
+
+# --- the statistical part: a fresh model knows nothing ---------------------------------------------------------------
+
+
+def _of_start(case: _Case) -> Iterator[Finding]:
+    centred_NC = case.logits - case.logits.mean(dim=-1, keepdim=True)
+    std = float(centred_NC.std(correction=0))
+    uniform = math.log(case.num_classes)
+    measured = case.mean(case.label)
+    if std > _MOST_STD:
+        yield Finding(
+            guard="G20",
+            code=CODE,
+            severity="warning",
+            summary=f"the untrained model is sure of itself: its logits have standard deviation {std:.3g}",
+            cause="model.init",
+            alternatives=("model.numerics", "data.normalisation"),
+            where=case.context.place("model", layer=_last_layer(case.context)),
+            measured=f"logit std {std:.4g}, '{case.name}' {measured:.4g}",
+            expected=f"std <= {_MOST_STD:g}; a loss near ln {case.num_classes} = {uniform:.4g} (plus std^2 / 2)",
+            action="scale the initial weights by 1/sqrt(fan-in), or normalise what goes into the last layer",
+            evidence={"targets": len(case.logits)},
+        )
+    elif case.num_classes >= _FEWEST_CLASSES:
+        yield from _of_dependence(case, measured)
+
+
+def _of_dependence(case: _Case, measured: float) -> Iterator[Finding]:
+    """Before training, the true labels are as good as any renaming of the classes."""
+    draws = np.random.Generator(np.random.PCG64(0))
+    started = working_s()
+    values: list[float] = []
+    while len(values) < _RELABELLINGS and working_s() - started < _MOST_SECONDS:
+        table = torch.from_numpy(draws.permutation(case.num_classes)).to(case.label.device)
+        values.append(case.mean(case.relabelled(table)))
+    mean, std = float(np.mean(values)), float(np.std(values))
+    if len(values) < _FEWEST_RELABELLINGS or not math.isfinite(std) or std <= 1e-9 * max(1.0, abs(mean)):
+        return
+    z = (measured - mean) / std
+    if abs(z) <= _MOST_Z:
+        return
+    is_lower = z < 0
+    causes = ("data.label_leak", "model.init") if is_lower else ("data.label_mapping", "model.init", "loss.sign")
+    yield Finding(
+        guard="G20",
+        code=CODE,
+        severity="warning",
+        summary=f"the untrained model does far {'better' if is_lower else 'worse'} on the true labels than on others",
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=case.context.place(
+            "data" if is_lower else case.context.loss_path(case.name), dataset=f"{case.context.config.data.name}/train"
+        ),
+        measured=f"'{case.name}' {measured:.4g}, z = {z:.3g} against {len(values)} renamings of the classes",
+        expected=f"{mean:.4g} +- {std:.2g}, |z| <= {_MOST_Z:g}",
+        action=f"look for {'the label among the inputs' if is_lower else 'classes in another order in data or head'}",
+        evidence={"targets": len(case.logits), "renamings": len(values)},
+    )
+
+
+def _last_layer(context: Context) -> str | None:
+    """The last module with parameters of its own."""
+    names = [name for name, module in context.built.job.model.named_modules() if list(module.parameters(recurse=False))]
+    return names[-1] if names else None

@@ -1,0 +1,79 @@
+"""Guard G21: a run that ends with a loss between rows still at chance, where nothing was learnt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding, Place
+from sightline.runs.run_documents import read_lines
+from sightline.tasks.contrast import OF_CHANCE
+
+__all__ = ["at_chance", "loss_at_chance"]
+
+CODE = "loss-at-chance"
+_FEWEST_STEPS = 100
+_FEWEST_SLOW_STEPS = 300  # a cross-modal loss was seen at 0.955 of chance after 128 steps
+_SHARE_OF_RUN = 4
+_NEAR = 0.9
+_FALL = 0.05
+_COLLAPSED = 0.005
+
+
+@check(code=CODE, moment="offline")
+def loss_at_chance(context: Context) -> list[Finding]:
+    """Of `metrics.jsonl`: each loss's share of ln(2M - 1) over the last quarter of the run is well below 1."""
+    if context.run is None or not (context.run / "metrics.jsonl").is_file():
+        return []
+    return at_chance(read_lines(context.run / "metrics.jsonl"), file=context.run / "metrics.jsonl")
+
+
+def at_chance(lines: Sequence[Mapping[str, Any]], *, file: Path) -> list[Finding]:
+    """Findings on the training lines of a run; runs of fewer than a hundred steps say nothing.
+
+    A share of exactly 1 is a network that answers alike for all; one of nearly 1 that has not fallen in three hundred
+    steps learns nothing.
+    """
+    trained = [line for line in lines if line.get("split") == "train"]
+    if not trained or trained[-1]["step"] < _FEWEST_STEPS:
+        return []
+    names = [key.removesuffix(OF_CHANCE) for key in trained[-1] if key.endswith(OF_CHANCE)]
+    return [finding for name in names if (finding := _of_term(trained, name, file)) is not None]
+
+
+def _of_term(lines: Sequence[Mapping[str, Any]], name: str, file: Path) -> Finding | None:
+    quarter = max(1, len(lines) // _SHARE_OF_RUN)
+    first, last = _mean(lines[:quarter], name), _mean(lines[-quarter:], name)
+    is_collapsed = abs(last - 1) <= _COLLAPSED
+    final = lines[-1]
+    is_slow = last >= _NEAR and first - last < _FALL and final["step"] >= _FEWEST_SLOW_STEPS
+    if not is_collapsed and not is_slow:
+        return None
+    causes = ("loss.collapse", "model.constant_output", "optim.lr")
+    if not is_collapsed:
+        causes = ("optim.lr", "data.pairing", "loss.detached")
+    chance, pairs = final.get("chance"), final.get("negatives")
+    told = "the network answers alike for all objects" if is_collapsed else "nothing was learnt from these pairs"
+    return Finding(
+        guard="G21",
+        code=CODE,
+        severity="warning",
+        summary=f"'{name}' ends at chance: {told}",
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=Place(file=str(file), step=final["step"]),
+        measured=f"{last:.3f} of chance over the last {quarter} of {len(lines)} lines, {first:.3f} over the first",
+        expected=f"well below {_NEAR:g}"
+        + ("" if chance is None else f"; chance is {chance:.4f} with {pairs:g} negatives"),
+        action="see which objects are paired (`sightline view`), then the learning rate, then what flows into the loss",
+        evidence={"first": first, "last": last, "lines": len(lines)},
+    )
+
+
+def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> float:
+    """The mean of the values that the lines have; NaN, which is near nothing, where they have none."""
+    values = [line[name + OF_CHANCE] for line in lines if line.get(name + OF_CHANCE) is not None]
+    return math.fsum(values) / len(values) if values else math.nan

@@ -1,0 +1,116 @@
+"""Guard G21: a run whose loss stays at that of a constant answer: zeros, the mean target, equal chances."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.doctor.checks.loss.trivial_predictors import Trivial, trivial_answers
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.rehearsal import detached, keys_of, read
+from sightline.runs.run_documents import read_lines
+
+__all__ = ["stays_at", "trivial_plateau"]
+
+CODE = "trivial-plateau"
+_NEAR = 0.02
+_FIRST_STEP = 50
+_FEWEST_STEPS = 50
+_SMALL = 0.1  # of the size of the targets, or of logits' differences: a network that has begun to answer goes beyond
+_BETTER = 0.02
+
+
+@check(code=CODE, moment="offline")
+def trivial_plateau(context: Context) -> list[Finding]:
+    """Of `metrics.jsonl`: no loss is within 2 % of a constant answer's over fifty steps and all that follow.
+
+    Only where the trained model's answers are still near that constant, and the metric that chooses the best
+    checkpoint does not improve: heat maps' losses stand still while their peaks move.
+    """
+    if context.run is None or not (context.run / "metrics.jsonl").is_file() or context.trained is None:
+        return []
+    file = context.run / "metrics.jsonl"
+    lines = read_lines(file)
+    metric, mode = context.config.evaluate.metric, context.config.evaluate.mode
+    if not context.rehearsal.is_sound or _improves(lines, metric, is_larger_better=mode == "max"):
+        return []
+    found: dict[str, Finding] = {}
+    for answer in trivial_answers(context):
+        span = stays_at(lines, answer.loss, answer.value)
+        if span is not None and answer.loss not in found:
+            off = _distance(context, answer)
+            if off is not None and off < _SMALL:
+                found[answer.loss] = _finding(context, answer, span, off, file)
+    return list(found.values())
+
+
+def stays_at(lines: Sequence[Mapping[str, Any]], loss: str, value: float) -> tuple[int, int, float] | None:
+    """The steps from which on to the last the loss is within 2 % of a value, and their mean; None for fewer than 50."""
+    trained = [line for line in lines if line.get("split") == "train" and line.get(f"loss/{loss}") is not None]
+    since: list[tuple[int, float]] = []
+    before = 0
+    for line in trained:
+        measured = float(line[f"loss/{loss}"])
+        is_near = before >= _FIRST_STEP and value > 0 and abs(measured / value - 1) < _NEAR
+        since = [*since, (line["step"] - before, measured)] if is_near else []
+        before = line["step"]
+    steps = sum(count for count, _ in since)
+    if steps < _FEWEST_STEPS:
+        return None
+    return before - steps, before, math.fsum(measured for _, measured in since) / len(since)
+
+
+def _improves(lines: Sequence[Mapping[str, Any]], metric: str, *, is_larger_better: bool) -> bool:
+    """Whether the second half of the evaluations reaches a better value than the first."""
+    values = [float(line[metric]) for line in lines if line.get("split") != "train" and line.get(metric) is not None]
+    if len(values) < 2:
+        return False
+    half = len(values) // 2
+    first, last = (max(part) if is_larger_better else min(part) for part in (values[:half], values[half:]))
+    gain = last - first if is_larger_better else first - last
+    return gain > _BETTER * max(abs(first), abs(last))
+
+
+def _distance(context: Context, answer: Trivial) -> float | None:
+    """How far the trained model's answers are from the constant: of the targets' size, or between logits."""
+    job, model = context.built.job, context.trained
+    assert model is not None, "only for a run that kept a checkpoint"
+    batch = read(job, keys_of(job, step=0)[: context.rehearsal.num_samples], context.world.device)
+    seen: list[Any] = []
+    handle = model.register_forward_hook(lambda module, inputs, given: seen.append(detached(given)))
+    try:
+        with torch.no_grad():
+            job.task.predict(model, batch)
+    finally:
+        handle.remove()
+    output = seen[-1].get(answer.output_key) if seen and isinstance(seen[-1], Mapping) else None
+    if not isinstance(output, Tensor):
+        return None
+    squares = context.squares.get(answer.loss)
+    if squares is None or answer.answer is None:
+        return float((output - output.mean(dim=0, keepdim=True)).double().std(correction=0))
+    size = float((squares.target - answer.answer).abs().max())
+    return float((output.double() - answer.answer).abs().max()) / size if size > 0 else None
+
+
+def _finding(context: Context, answer: Trivial, span: tuple[int, int, float], off: float, file: Path) -> Finding:
+    first, last, measured = span
+    return Finding(
+        guard="G21",
+        code=CODE,
+        severity="warning",
+        summary=f"'{answer.loss}' stays at the loss of a constant answer ({answer.told}): nothing was learnt",
+        cause="model.constant_output",
+        alternatives=("model.activation", "optim.lr", "data.target_encoding"),
+        where=Place(file=str(file), step=last, config_path=context.loss_path(answer.loss)),
+        measured=f"{measured:.4e} over steps {first} to {last}; the answers differ from the constant by {off:.2g}",
+        expected=f"well below {answer.value:.4e}, by the targets",
+        action="`sightline check --deep` on the config: last activation, dead units, gradients; then the learning rate",
+        evidence={"trivial": answer.value, "measured": measured},
+    )

@@ -1,0 +1,120 @@
+"""Guard G21: what a network that answers the same for everything would have for a loss, by the targets alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.class_axes import class_axis
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.oracles.replay import loss_counts, loss_sums
+from sightline.doctor.oracles.squares import Squares
+
+__all__ = ["Trivial", "trivial_answers", "trivial_classes", "trivial_predictors"]
+
+CODE = "trivial-predictors"
+CODE_OF_CLASSES = "trivial-classes"
+_LEAST_SHARE = 1e-6
+
+
+@dataclass(frozen=True)
+class Trivial:
+    """A constant answer: what it is, the loss that it has, and the key of the output that it stands for."""
+
+    loss: str
+    told: str
+    value: float
+    output_key: str
+    answer: float | None = None
+
+
+@check(code=CODE, moment="preflight")
+def trivial_predictors(context: Context) -> list[Finding]:
+    """Of each sum of squares the loss of zeros and of the best constant: one that stays there has learned nothing."""
+    return [
+        _note(context, name, CODE, answers)
+        for name, squares in context.squares.items()
+        if (answers := list(of_squares(name, squares)))
+    ]
+
+
+@check(code=CODE_OF_CLASSES, moment="deep")
+def trivial_classes(context: Context) -> list[Finding]:
+    """Of cross entropy the loss of equal chances and of the classes' shares in training."""
+    names = [component.name for component in context.config.losses if component.name == "cross_entropy"]
+    answers = {name: list(_of_classes(context, name)) for name in names if context.rehearsal.is_sound}
+    return [_note(context, name, CODE_OF_CLASSES, found) for name, found in answers.items() if found]
+
+
+def trivial_answers(context: Context) -> Iterator[Trivial]:
+    """All constant answers that the losses of this run are known for."""
+    for name, squares in context.squares.items():
+        yield from of_squares(name, squares)
+    for component in context.config.losses:
+        if component.name == "cross_entropy" and context.rehearsal.is_sound:
+            yield from _of_classes(context, component.name)
+
+
+def of_squares(name: str, squares: Squares) -> Iterator[Trivial]:
+    """Zero, and the mean target; nothing of a penalty, whose target is 0 itself."""
+    if squares.zero == 0:
+        return
+    yield Trivial(name, "0 everywhere", squares.zero, squares.output_key, 0.0)
+    told = f"the mean target {squares.middle:.4g} everywhere"
+    yield Trivial(name, told, squares.constant, squares.output_key, squares.middle)
+
+
+def _of_classes(context: Context, name: str) -> Iterator[Trivial]:
+    census = next((each for each in context.census if each is not None and each.split == "train"), None)
+    logits, label = context.rehearsal.seen_outputs.get("logits"), context.rehearsal.batch.get("label")
+    if census is None or not census.targets.sum() or not isinstance(logits, Tensor) or not isinstance(label, Tensor):
+        return
+    axis = class_axis(logits, label)
+    if axis is None or logits.shape[axis] != len(census.targets):
+        return
+    shares = census.targets / census.targets.sum()
+    prior = np.log(np.maximum(shares, _LEAST_SHARE))
+    answers = (("all classes equally likely", np.zeros_like(prior)), ("the classes' shares in training", prior))
+    for told, answer in answers if len(set(shares.tolist())) > 1 else answers[:1]:
+        value = _expected(context, name, axis, torch.from_numpy(answer), shares)
+        if math.isfinite(value):
+            yield Trivial(name, told, value, "logits")
+
+
+def _expected(context: Context, name: str, axis: int, answer: Tensor, shares: np.ndarray) -> float:
+    """The configured loss of one answer for everything, over labels that come as often as in training."""
+    job, rehearsal = context.built.job, context.rehearsal
+    logits = rehearsal.seen_outputs["logits"]
+    shape = [1] * logits.ndim
+    shape[axis] = -1
+    outputs = {**rehearsal.seen_outputs, "logits": answer.to(logits.device).view(shape).expand(logits.shape)}
+    total, count = 0.0, 0.0
+    for number, share in enumerate(shares.tolist()):
+        if share > 0:
+            batch = {**rehearsal.batch, "label": torch.full_like(rehearsal.batch["label"], number)}
+            with torch.no_grad():
+                total += share * float(loss_sums(job, batch, outputs)[name])
+                count += share * loss_counts(job, batch, outputs)[name]
+    return total / count if count else math.nan
+
+
+def _note(context: Context, name: str, code: str, answers: list[Trivial]) -> Finding:
+    told = "; ".join(f"{answer.told}: {answer.value:.4e}" for answer in answers)
+    return Finding(
+        guard="G21",
+        code=code,
+        severity="note",
+        summary=f"'{name}' of a network that answers the same for everything: {told}",
+        cause="model.constant_output",
+        where=context.place(context.loss_path(name)),
+        measured=told,
+        expected="a training loss that goes below all of these",
+        action="nothing; a loss that stays at one of these has learned nothing",
+        evidence={answer.told: answer.value for answer in answers},
+    )

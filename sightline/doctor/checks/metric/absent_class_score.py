@@ -1,0 +1,139 @@
+"""Guard G16: metrics that do not give perfect answers the best score, as where an absent class is scored 0.
+
+The labels themselves are put as answers, once with every class there and once with a single one: where only the second
+score falls short of 1, what neither labels nor answers have is what is scored.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from sightline.doctor.checks.metric.answers import Maker, Sheet, can_score, maker_of, name_of_metric, score
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.engine.evaluate import Meter
+
+__all__ = ["absent_class_score"]
+
+CODE = "absent-class-score"
+_BEST_IS_ONE = re.compile(r"(^|[_\W])(m?iou|accuracy|acc|precision|recall|dice|f1)([_\W]|$)", re.IGNORECASE)
+_ROUNDING = 1e-6  # means of a thousand float32 ones stay nearer to 1
+_MOST_SHEETS = 64
+
+
+@check(code=CODE, moment="preflight")
+def absent_class_score(context: Context) -> list[Finding]:
+    """Each figure named for an IoU, an accuracy, a precision or a recall is 1 (or NaN) for perfect answers."""
+    maker = maker_of(context)
+    if maker is None:
+        return []
+    sparse, full = _with_one_class(maker), _with_every_class(maker)
+    meters = [meter for meter in context.built.selection.meters if can_score(context, meter)]
+    return [finding for meter in meters if full for finding in _of_meter(context, meter, sparse, full)]
+
+
+def _of_meter(context: Context, meter: Meter, sparse: list[Sheet], full: list[Sheet]) -> Iterator[Finding]:
+    try:
+        alone = score(context, meter, sparse)
+        whole = score(context, meter, full)
+    except Exception:  # noqa: BLE001 - `per-batch-metric` says what a metric dies of
+        return
+    short = {name: value for name, value in whole.items() if _falls_short(name, value)}
+    if short:
+        yield _of_all(context, meter, short)
+        return
+    absent = {name: value for name, value in alone.items() if _falls_short(name, value)}
+    if absent:
+        yield _of_absent(context, meter, absent, whole)
+
+
+def _falls_short(name: str, value: float) -> bool:
+    return _BEST_IS_ONE.search(name) is not None and not math.isnan(value) and value < 1 - _ROUNDING
+
+
+def _with_one_class(maker: Maker) -> list[Sheet]:
+    """Samples of the category with the most parts, every target its first part; or of the first class."""
+    richest = max(range(len(maker.choices)), key=lambda category: len(maker.choices[category]))
+
+    def labels(rank: int, size: int, category: int) -> list[int]:
+        return [maker.choices[category][0]] * size
+
+    ranks = range(maker.num_samples)
+    return [maker.sheet(list(ranks), labels, category_of=lambda rank: richest, wrong=False)]
+
+
+def _with_every_class(maker: Maker) -> list[Sheet]:
+    """As many batches as it takes until each class, and each category, has occurred; none where too few targets fit."""
+    seen: set[int] = set()
+    categories: set[int] = set()
+    sheets: list[Sheet] = []
+    given = 0
+
+    def category_of(rank: int) -> int:
+        return rank % len(maker.choices)
+
+    def labels(rank: int, size: int, category: int) -> list[int]:
+        nonlocal given
+        own = maker.choices[category]
+        start = 0 if len(maker.choices) > 1 else given
+        given += size
+        found = [own[(start + place) % len(own)] for place in range(size)]
+        seen.update(found)
+        categories.add(category)
+        return found
+
+    wanted = {label for own in maker.choices for label in own}
+    is_of_parts = len(maker.choices) > 1
+    while (len(categories) < len(maker.choices) if is_of_parts else seen < wanted) and len(sheets) < _MOST_SHEETS:
+        first = len(sheets) * maker.num_samples
+        ranks = list(range(first, first + maker.num_samples))
+        sheets.append(maker.sheet(ranks, labels, category_of=category_of, wrong=False))
+    return sheets if seen >= wanted else []
+
+
+def _of_absent(context: Context, meter: Meter, absent: dict[str, float], whole: dict[str, float]) -> Finding:
+    called, path = name_of_metric(context, meter)
+    name = next(iter(absent))
+    return Finding(
+        guard="G16",
+        code=CODE,
+        severity="error",
+        summary=f"'{name}' of the metric '{called}' scores classes that neither labels nor answers have",
+        cause="eval.absent_class",
+        alternatives=("eval.protocol", "eval.decode"),
+        where=context.place(path),
+        measured=f"{_told(absent)} for perfect answers where one class alone is there; {whole.get(name, math.nan):.6g} "
+        "where every class is",
+        expected="1 for perfect answers, whichever classes there are",
+        action="count a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); "
+        "never as 0",
+        evidence={"figures": absent, "looked_at": "made answers"},
+    )
+
+
+def _of_all(context: Context, meter: Meter, short: dict[str, float]) -> Finding:
+    called, path = name_of_metric(context, meter)
+    name = next(iter(short))
+    return Finding(
+        guard="G16",
+        code=CODE,
+        severity="error",
+        summary=f"'{name}' of the metric '{called}' is below 1 for perfect answers",
+        cause="eval.decode",
+        alternatives=("eval.protocol", "eval.aggregation", "eval.absent_class"),
+        where=context.place(path),
+        measured=f"{_told(short)} for answers that are the labels, with every class among them",
+        expected="1, the best score",
+        action="look at how the metric takes the answer (argmax over the classes), and what it divides by",
+        evidence={"figures": short, "looked_at": "made answers"},
+    )
+
+
+def _told(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.6g}" for name, value in _first(figures))
+
+
+def _first(figures: dict[str, float]) -> Sequence[tuple[str, float]]:
+    return list(figures.items())[:3]

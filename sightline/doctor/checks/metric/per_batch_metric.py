@@ -1,0 +1,174 @@
+"""Guard G16: metrics whose figures depend on how the samples are dealt to batches, such as a mean of batches.
+
+The same answers are scored as one batch and as two; a metric of sums and counts gives the same figures. Answers are
+made where a task answers by logits; the model's predictions of a few evaluated samples serve for every task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sightline.doctor.checks.metric.answers import (
+    Answered,
+    Maker,
+    Sheet,
+    can_score,
+    figures,
+    maker_of,
+    name_of_metric,
+    predicted,
+)
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.rehearsal import frame_of
+from sightline.engine.evaluate import Meter
+
+__all__ = ["per_batch_metric"]
+
+CODE = "per-batch-metric"
+_TOLERANCE = (
+    1e-6  # float32 sums in another order differ by less over the few samples here; a mean of batches by far more
+)
+
+_FEWEST_DEALT = 2
+_FEWEST_SAMPLES = 3  # of two the only split is even; where a step has fewer, one of them lends its form twice
+
+
+@check(code=CODE, moment="preflight")
+def per_batch_metric(context: Context) -> list[Finding]:
+    """Each figure is the same for one batch and for two with the same answers, and follows from the state alone."""
+    maker = maker_of(context)
+    found: list[Finding] = []
+    for meter in context.built.selection.meters:
+        made = _made(context, meter, maker) if maker is not None and can_score(context, meter) else []
+        found += made or _predicted(context, meter)
+    return found
+
+
+def _made(context: Context, meter: Meter, maker: Maker) -> list[Finding]:
+    """Of answers that were made, some of them wrong, as one batch and as two uneven ones."""
+    ranks = list(range(max(_FEWEST_SAMPLES, maker.num_samples)))
+    try:
+        whole, dealt = (predicted(context, _sheets(maker, *parts)) for parts in ([ranks], [ranks[:1], ranks[1:]]))
+        return _of_meter(context, meter, whole, [dealt], "answers")
+    except Exception as error:  # noqa: BLE001 - whatever a metric dies of, it would end the first evaluation
+        return [_of_failure(context, meter, error)]
+
+
+def _predicted(context: Context, meter: Meter) -> list[Finding]:
+    """Of the model's predictions of a few evaluated samples; where evaluating fails, `first-evaluation` reports it."""
+    each = next(iter(context.evaluations), None)
+    if each is None or each.failure is not None or len(each.batch.get("sample_index", ())) < _FEWEST_DEALT:
+        return []
+    ranks = list(range(len(each.keys)))
+    half = len(ranks) // 2
+    try:
+        whole, *dealt = (
+            [row for part in split if (row := each.rows(part, meter.update.names)) is not None]
+            for split in ([ranks], [ranks[:1], ranks[1:]], [ranks[:half], ranks[half:]])
+        )
+        return _of_meter(context, meter, whole, dealt, "predictions") if whole else []
+    except Exception as error:  # noqa: BLE001 - as above: an evaluation may end with a batch of one sample
+        return [_of_failure(context, meter, error)]
+
+
+def _sheets(maker: Maker, *batches: list[int]) -> list[Sheet]:
+    """The samples of these ranks, partly answered wrongly, whichever batch they are in."""
+
+    def labels(rank: int, size: int, category: int) -> list[int]:
+        own = maker.choices[category]
+        return [own[(rank + place) % len(own)] for place in range(size)]
+
+    def category(rank: int) -> int:
+        return rank % len(maker.choices)
+
+    return [maker.sheet(batch, labels, category_of=category, wrong=True) for batch in batches]
+
+
+def _of_meter(
+    context: Context, meter: Meter, whole: Sequence[Answered], splits: Sequence[Sequence[Answered]], kind: str
+) -> list[Finding]:
+    together = figures(meter, whole)
+    missed = {n: (one, together.other.get(n)) for n, one in together.used.items()}
+    missed = {n: pair for n, pair in missed.items() if not _are_equal(*pair)}
+    if missed:
+        return [_of_own_state(context, meter, missed)]
+    by_definition: frozenset[str] = getattr(meter.metric, "within_batch", frozenset())
+    for dealt in splits:
+        apart = figures(meter, dealt).used
+        pairs = {n: (one, apart[n]) for n, one in together.used.items() if n in apart and n not in by_definition}
+        differing = {n: pair for n, pair in pairs.items() if not _are_equal(*pair)}
+        if differing:
+            return [_of_difference(context, meter, differing, [len(b["sample_index"]) for b, _ in dealt], kind)]
+    return []
+
+
+def _are_equal(one: float, other: float | None) -> bool:
+    if other is None:
+        return False
+    return (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+
+
+def _of_difference(
+    context: Context, meter: Meter, differing: dict[str, tuple[float, float]], sizes: Sequence[int], kind: str
+) -> Finding:
+    called, path = name_of_metric(context, meter)
+    return Finding(
+        guard="G16",
+        code=CODE,
+        severity="error",
+        summary=f"'{next(iter(differing))}' of the metric '{called}' depends on how the samples are dealt to batches",
+        cause="eval.aggregation",
+        alternatives=("eval.protocol", "eval.mode"),
+        where=context.place(path),
+        measured=f"{sum(sizes)} samples as one batch, and the same {kind} as batches of {sizes[0]} and {sizes[1]}: "
+        + ", ".join(f"{name} {one:.6g} and {other:.6g}" for name, (one, other) in list(differing.items())[:3]),
+        expected="the same figure for every split: counts summed over all samples, divided once in `compute`",
+        action="keep counts, or a row for each sample, in the state, and take no mean in `update`",
+        evidence={
+            "field": path,
+            "figures": {name: list(pair) for name, pair in differing.items()},
+            "looked_at": "made answers" if kind == "answers" else kind,
+        },
+    )
+
+
+def _of_own_state(context: Context, meter: Meter, missed: dict[str, tuple[float, float | None]]) -> Finding:
+    called, path = name_of_metric(context, meter)
+    told = [
+        f"{name} {one:.6g} and {'nothing' if other is None else format(other, '.6g')}"
+        for name, (one, other) in missed.items()
+    ]
+    return Finding(
+        guard="G16",
+        code=CODE,
+        severity="error",
+        summary=f"'{next(iter(missed))}' of the metric '{called}' does not follow from its state alone",
+        cause="eval.aggregation",
+        alternatives=("eval.protocol",),
+        where=context.place(path),
+        measured=f"by the object that was updated, and by another with the same state: {', '.join(told[:3])}",
+        expected="the same figure: `compute` runs on the sum of the states of all processes, once per evaluation",
+        action="keep what `update` puts on the object in the state: int64 counts, or a row for each sample",
+        evidence={"field": path},
+    )
+
+
+def _of_failure(context: Context, meter: Meter, error: Exception) -> Finding:
+    called, path = name_of_metric(context, meter)
+    file, line = frame_of(error)
+    told = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+    return Finding(
+        guard="G16",
+        code=CODE,
+        severity="error",
+        summary=f"the metric '{called}' cannot be computed: {type(error).__name__}",
+        cause="eval.protocol",
+        alternatives=("cfg.contract", "eval.decode"),
+        where=Place(file=file, line=line, config_path=path) if file else context.place(path),
+        measured=told,
+        expected="figures for answers of the form of a training batch",
+        action="mend the metric: the first evaluation would end the run",
+        evidence={"field": path, "looked_at": "made answers"},
+    )

@@ -1,0 +1,176 @@
+"""Guard G18: embeddings that are the same for every object, or that all lie on one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sightline.doctor.checks.loss.pair_rows import OUTPUTS
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.engine.device import to_device
+from sightline.tasks.contrast import Contrast
+from sightline.types import Batch, SampleKey
+
+__all__ = ["Spread", "collapsed_features", "collapsed_trained_features", "spread_of"]
+
+CODE = "collapsed-features"
+CODE_TRAINED = "collapsed-trained-features"
+_NUM_SAMPLES = 64
+_FEWEST = 8
+_FEWEST_STEPS = 100  # before that the running averages, which evaluation uses, are still those of the start
+_LEAST_VARIANCE_FRESH = 1e-10  # float32 rows of length 1 are off by some 1e-7, whose square this is a thousand times
+_LEAST_VARIANCE = 1e-4  # of rows of length 1: all angles between them are below about a degree
+_LEAST_RANK = 1.5
+
+
+class Spread(NamedTuple):
+    """How unit rows lie about each other: `variance` 0 where all are alike, 1 where they point everywhere.
+
+    `rank` is the number of directions that they differ in, as many as the spectrum is worth: 1 on a line.
+    Source: Roy and Vetterli 2007, "The effective rank".
+    """
+
+    variance: float
+    rank: float
+    num_rows: int
+
+
+def spread_of(rows: np.ndarray) -> Spread:
+    """The spread of rows (N, D), each scaled to length 1 first; a row of zeros stays what it is."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = rows / np.where(lengths > 0, lengths, 1.0)
+    centred = unit - unit.mean(axis=0)
+    variance = float((centred**2).sum(axis=1).mean())
+    spectrum = np.linalg.svd(centred, compute_uv=False)
+    share = spectrum / spectrum.sum() if spectrum.sum() > 0 else np.ones(1)
+    share = share[share > 0]
+    return Spread(variance, float(np.exp(-(share * np.log(share)).sum())), len(rows))
+
+
+@check(code=CODE, moment="preflight")
+def collapsed_features(context: Context) -> list[Finding]:
+    """Rows of different objects differ at the first step, where their clouds do."""
+    rehearsal = context.rehearsal
+    if not isinstance(context.built.job.task, Contrast) or not rehearsal.is_sound or _is_all_alike(rehearsal.batch):
+        return []
+    found = []
+    for name, rows in _embeddings(rehearsal.seen_outputs):
+        spread = spread_of(rows)
+        if len(rows) > 1 and spread.variance <= _LEAST_VARIANCE_FRESH:
+            found.append(
+                _finding(
+                    context,
+                    CODE,
+                    summary=f"the model answers the same '{name}' whatever object it is given",
+                    causes=("model.constant_output", "model.init", "model.activation"),
+                    measured=f"variance {spread.variance:.3g} of {len(rows)} rows of length 1, of different clouds",
+                    expected=f"above {_LEAST_VARIANCE_FRESH:g}: nothing can be learnt from rows that are all alike",
+                    action=f"look at the layers before '{name}': a factor of zero, a ReLU at the end, a broken pooling",
+                    spread=spread,
+                    is_error=True,
+                )
+            )
+    return found[:1]
+
+
+@check(code=CODE_TRAINED, moment="offline")
+def collapsed_trained_features(context: Context) -> list[Finding]:
+    """The trained network's rows of different objects differ, and in more directions than one."""
+    if not isinstance(context.built.job.task, Contrast) or context.built.job.num_steps < _FEWEST_STEPS:
+        return []
+    model = context.trained
+    if model is None:
+        return []
+    return [
+        finding
+        for name, rows in _of_trained(context, model).items()
+        if (finding := _of_rows(context, name, spread_of(rows))) is not None
+    ]
+
+
+def _of_rows(context: Context, name: str, spread: Spread) -> Finding | None:
+    if spread.num_rows < _FEWEST:
+        return None
+    if spread.variance < _LEAST_VARIANCE:
+        summary, measured = f"'{name}' has collapsed: all objects have the same", f"variance {spread.variance:.3g}"
+        expected = f"at least {_LEAST_VARIANCE:g}"
+    elif spread.rank < _LEAST_RANK:
+        summary, measured = f"'{name}' has collapsed onto a line", f"effective rank {spread.rank:.3g}"
+        expected = f"at least {_LEAST_RANK:g}"
+    else:
+        return None
+    return _finding(
+        context,
+        CODE_TRAINED,
+        summary=summary,
+        causes=("loss.collapse", "loss.negatives", "optim.lr"),
+        measured=f"{measured} of {spread.num_rows} rows of length 1, of different objects",
+        expected=expected,
+        action="look at the losses beside chance in metrics.jsonl; a lower learning rate, more pairs a step",
+        spread=spread,
+        is_error=False,
+    )
+
+
+def _of_trained(context: Context, model: nn.Module) -> dict[str, np.ndarray]:
+    """Features and embeddings of up to 64 objects of the part that chooses the checkpoint, in evaluation mode."""
+    part, job, device = context.built.data.selection, context.built.job, context.world.device
+    batch = part.reader([SampleKey(int(index), 0, context.config.seed) for index in part.spread(_NUM_SAMPLES)])
+    batch = to_device(batch, device, floats=job.precision.parameters)
+    with torch.no_grad(), job.precision.autocast(device):
+        found = dict(_embeddings(job.task.predict(model, batch)))
+        encode = getattr(model, "encode", None)
+        if encode is not None:
+            with contextlib.suppress(TypeError):  # an encoder of something else than clouds
+                found["features"] = _plain(encode(points=batch["points"]))
+    return found
+
+
+def _embeddings(outputs: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    for name in OUTPUTS:
+        value = outputs.get(name)
+        if isinstance(value, Tensor) and value.ndim == 2 and bool(value.isfinite().all()):
+            yield name, _plain(value)
+
+
+def _plain(rows: Tensor) -> np.ndarray:
+    found: np.ndarray = rows.detach().double().cpu().numpy()
+    return found
+
+
+def _is_all_alike(batch: Batch) -> bool:
+    points = batch.get("points")
+    return not isinstance(points, Tensor) or points.ndim != 3 or bool((points == points[:1]).all())
+
+
+def _finding(
+    context: Context,
+    code: str,
+    *,
+    summary: str,
+    causes: tuple[str, ...],
+    measured: str,
+    expected: str,
+    action: str,
+    spread: Spread,
+    is_error: bool,
+) -> Finding:
+    return Finding(
+        guard="G18",
+        code=code,
+        severity="error" if is_error else "warning",
+        summary=summary,
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=context.place("model"),
+        measured=measured,
+        expected=expected,
+        action=action,
+        evidence={"variance": spread.variance, "effective_rank": spread.rank},
+    )

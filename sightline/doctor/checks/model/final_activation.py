@@ -1,0 +1,170 @@
+"""Guard G22: a last layer that cannot give what the loss asks of it: a ReLU, a sigmoid or the like at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.class_axes import class_axis
+from sightline.doctor.core.finding import Finding, Severity
+from sightline.doctor.core.graph import range_of
+from sightline.doctor.oracles.replay import loss_sums
+from sightline.doctor.oracles.squares import Squares
+
+__all__ = ["final_activation"]
+
+CODE = "final-activation"
+_SLACK = 1e-6
+_MOST_ZEROS = 0.3
+_NEARLY, _FEW = 0.01, 0.1
+"""Of the largest target, and of all: targets just above 0, where a ReLU that answers 0 is no longer told to rise."""
+_RECTIFIERS = ("Relu", "Threshold")
+
+
+@check(code=CODE, moment="preflight")
+def final_activation(context: Context) -> list[Finding]:
+    """The last operation before a loss reaches every target, and does not stand still at 0 where one is above it.
+
+    By the graph of operations, not by the loss: that falls all the same while some outputs are alive.
+    """
+    if not context.rehearsal.is_sound:
+        return []
+    found = [finding for name, squares in context.squares.items() for finding in _of_squares(context, name, squares)]
+    for component in context.config.losses:
+        if component.name not in context.squares:
+            found += _of_logits(context, component.name)
+    return found
+
+
+def _of_squares(context: Context, name: str, squares: Squares) -> Iterator[Finding]:
+    operation = context.rehearsal.ends.get(squares.output_key, "")
+    low, high = range_of(operation)
+    counted = squares.weight > 0
+    target, output = squares.target[counted], squares.output[counted]
+    slack = _SLACK * float(target.abs().max().clamp(min=1e-30))
+    outside = _share((target < low - slack) | (target > high + slack))
+    if outside > 0:
+        yield _finding(
+            context,
+            squares.output_key,
+            severity="error",
+            summary=f"'{squares.output_key}' ends in {_told(operation)}, which cannot give the targets of '{name}'",
+            measured=f"{outside:.1%} of the targets lie outside {_interval(low, high)}: "
+            f"{float(target.min()):.3g} to {float(target.max()):.3g}",
+            expected="a linear last layer, or targets within its range",
+            causes=("model.activation", "data.target_encoding", "data.normalisation"),
+        )
+    elif bool((output >= 0).all()) and bool((target > 0).any()):
+        yield from _of_rectified(context, name, squares, operation, output, target)
+
+
+def _of_rectified(
+    context: Context, name: str, squares: Squares, operation: str, output: Tensor, target: Tensor
+) -> Iterator[Finding]:
+    """Outputs that stand at 0 below their targets; or a ReLU, for targets of which many lie barely above 0."""
+    zeros, still = _share(output == 0), _share((output == 0) & (target > _SLACK * target.max()))
+    low = _share((target > 0) & (target < _NEARLY * target.max()))
+    if (zeros > _MOST_ZEROS and still > 0) or (operation in _RECTIFIERS and low > _FEW):
+        yield _finding(
+            context,
+            squares.output_key,
+            severity="warning",
+            summary=f"the last layer of '{squares.output_key}' is rectified: no gradient flows where it answers 0",
+            measured=f"{zeros:.0%} of the outputs are exactly 0, {still:.0%} of all with a target above; {low:.0%} of "
+            f"the targets of '{name}' are just above 0; the last operation is {_told(operation)}",
+            expected=f"a linear last layer, or at most {_MOST_ZEROS:.0%} exact zeros and targets well above 0",
+            causes=("model.activation", "model.init"),
+        )
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.double().mean())
+
+
+def _of_logits(context: Context, name: str) -> Iterator[Finding]:
+    """Of a loss that a constant added to all logits does not change: only differences count, and they need room."""
+    logits, label = context.rehearsal.seen_outputs.get("logits"), context.rehearsal.batch.get("label")
+    operation = context.rehearsal.ends.get("logits", "")
+    low, high = range_of(operation)
+    if not isinstance(logits, Tensor) or not isinstance(label, Tensor) or (low, high) == (-math.inf, math.inf):
+        return
+    axis = class_axis(logits, label)
+    if axis is None or operation == "LogSoftmax" or not _is_of_differences(context, name):
+        return
+    num_classes = logits.shape[axis]
+    if math.isfinite(low) and math.isfinite(high):
+        floor = math.log1p((num_classes - 1) * math.exp(low - high))
+        yield _finding(
+            context,
+            "logits",
+            severity="error",
+            summary=f"the logits end in {_told(operation)}, so the loss '{name}' cannot fall below {floor:.4g}",
+            measured=f"logits within {_interval(low, high)}",
+            expected=f"logits without bounds; these reach ln(1 + {num_classes - 1} e^-{high - low:g}) at best",
+            causes=("loss.double_softmax", "model.activation")
+            if operation == "Softmax"
+            else ("model.activation", "loss.double_softmax"),
+        )
+    elif low == 0:
+        yield _finding(
+            context,
+            "logits",
+            severity="warning",
+            summary=f"the logits end in {_told(operation)}: a class that answers 0 gets no gradient",
+            measured=f"{float((logits == 0).double().mean()):.0%} of the logits are exactly 0",
+            expected="a linear last layer",
+            causes=("model.activation",),
+        )
+
+
+def _is_of_differences(context: Context, name: str) -> bool:
+    """Whether logits that are all larger by the same number have the same loss."""
+    outputs, batch = dict(context.rehearsal.seen_outputs), context.rehearsal.batch
+    values = []
+    with torch.no_grad():
+        for shift in (0.0, 1.0):
+            moved = {**outputs, "logits": outputs["logits"].double() + shift}
+            values.append(float(loss_sums(context.built.job, batch, moved)[name]))
+    return math.isclose(*values, rel_tol=1e-9, abs_tol=1e-9)
+
+
+def _told(operation: str) -> str:
+    return f"'{operation.lower()}'" if operation else "an operation that the graph does not name"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:g} .. {high:g}".replace("inf", "infinity")
+
+
+def _finding(
+    context: Context,
+    output: str,
+    *,
+    severity: Severity,
+    summary: str,
+    measured: str,
+    expected: str,
+    causes: tuple[str, ...],
+) -> Finding:
+    return Finding(
+        guard="G22",
+        code=CODE,
+        severity=severity,
+        summary=summary,
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=context.place("model", layer=_last_layer(context)),
+        measured=measured,
+        expected=expected,
+        action=f"take the activation behind the last layer out of the model; '{output}' is to be linear",
+    )
+
+
+def _last_layer(context: Context) -> str | None:
+    """The last module that was made and holds parameters: the activation stands behind it."""
+    names = [name for name, module in context.built.job.model.named_modules() if list(module.parameters(recurse=False))]
+    return names[-1] if names else None

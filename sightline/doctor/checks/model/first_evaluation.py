@@ -1,0 +1,66 @@
+"""Guard G6: an evaluation that cannot be done, reported before the run begins and not after its first epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sightline
+from sightline.doctor.checks.model.first_step import told
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.rehearsal import Failure
+from sightline.doctor.core.rehearsed_evaluation import RehearsedEvaluation
+
+__all__ = ["first_evaluation"]
+
+CODE = "first-evaluation"
+_PACKAGE = Path(sightline.__file__).parent
+
+
+@check(code=CODE, moment="preflight")
+def first_evaluation(context: Context) -> list[Finding]:
+    """Four samples of each evaluated part are read, predicted, scored, drawn and noted without an exception."""
+    return [_finding(context, each, each.failure) for each in context.evaluations if each.failure is not None]
+
+
+def _finding(context: Context, each: RehearsedEvaluation, failure: Failure) -> Finding:
+    is_of_metric = each.path.startswith("metrics")
+    is_ours = failure.file is None or Path(failure.file).is_relative_to(_PACKAGE)
+    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in each.batch.items() if hasattr(value, "shape"))
+    place = context.place(each.path)
+    if place.file is None:  # a task that the config does not name, which the model does not suit
+        place = context.place("model")
+    return Finding(
+        guard="G6",
+        code=CODE,
+        severity="error",
+        summary=f"the {each.part.split} part cannot be evaluated: {type(failure.error).__name__} in '{failure.stage}' "
+        f"of {each.component}",
+        cause="eval.protocol" if is_of_metric else "cfg.contract",
+        alternatives=("cfg.contract", "eval.decode") if is_of_metric else ("eval.decode", "data.layout"),
+        where=Place(
+            file=place.file if is_ours else failure.file,
+            line=place.line if is_ours else failure.line,
+            layer=failure.layer,
+            dataset=f"{context.config.data.name}/{each.part.split}",
+            config_path=each.path,
+        ),
+        measured=told(failure.error),
+        expected=f"{len(each.keys)} samples are predicted, scored and drawn as an evaluation does it",
+        action=_missing_key(context, each, failure) or f"mend {each.component}: the first evaluation would end the run",
+        evidence={"field": each.path, **({"batch": shapes} if shapes else {})},
+    )
+
+
+def _missing_key(context: Context, each: RehearsedEvaluation, failure: Failure) -> str | None:
+    """What to do about a key that neither batch nor outputs have, where a task of the package asks for it."""
+    error, config = failure.error, context.config
+    is_of_task = failure.file is not None and Path(failure.file).is_relative_to(_PACKAGE / "tasks")
+    if not isinstance(error, KeyError) or not is_of_task or not each.outputs:
+        return None
+    origin = config.origins.get("task.name")
+    unset = " (the default: the config has no task)" if origin is not None and origin.origin == "default" else ""
+    return (
+        f"the task '{config.task.name}'{unset} reads '{error.args[0]}'; the model '{config.model.name}' returns "
+        f"{', '.join(each.outputs)}: rename its output, or set the task that reads it"
+    )

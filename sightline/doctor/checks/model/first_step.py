@@ -1,0 +1,170 @@
+"""Guard G6: a first training step, or an epoch's last one, that cannot be taken at all, told before the run begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import sightline
+from sightline import registry
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.rehearsal import Failure, copy_of, frame_of, read
+from sightline.doctor.core.survey import PartSurvey
+from sightline.engine.build import Part
+from sightline.engine.distributed import World
+from sightline.errors import UserError
+from sightline.types import SampleKey
+
+__all__ = ["first_step", "told"]
+
+CODE = "first-step"
+_PACKAGE = Path(sightline.__file__).parent
+_TRANSFORMS = _PACKAGE / "transforms"
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+@check(code=CODE, moment="preflight")
+def first_step(context: Context) -> list[Finding]:
+    """Samples can be read, and prepare, forward, losses and backward go through, for a last batch of one sample too."""
+    findings = [_of_reading(context, survey.part, *fault) for survey in context.survey if (fault := _fault(survey))]
+    if findings:
+        return findings
+    failure = context.rehearsal.failure
+    return _of_tail(context) if failure is None else [_of_failure(context, failure, step=0)]
+
+
+def _fault(survey: PartSurvey) -> tuple[int, Exception] | None:
+    """A sample that the data set, or the transforms of evaluation, cannot read."""
+    part = survey.part
+    if survey.unreadable is not None or part.split == "train" or not len(part.indices):
+        return survey.unreadable
+    key = SampleKey(int(part.indices[0]), 0, 0)
+    try:
+        part.reader([key])
+    except Exception as error:  # noqa: BLE001 - what it is, is what we report
+        return key.index, error
+    return None
+
+
+def _of_reading(context: Context, part: Part, index: int, error: Exception) -> Finding:
+    file, line = frame_of(error)
+    advised = _advice_of(error) if _is_of_transform(error) else None  # a sample too small for it, say
+    path = "data" if advised is None else f"transforms.{'train' if part.split == 'train' else 'evaluate'}"
+    where = Place(file=file, line=line) if advised is None else context.place(path)
+    return Finding(
+        guard="G6",
+        code=CODE,
+        severity="error",
+        summary=f"a sample of the {part.split} part cannot be read",
+        cause="data.corrupt_sample" if advised is None else "cfg.contract",
+        alternatives=("data.path", "data.missing_modality") if advised is None else ("data.sampling", "data.layout"),
+        where=dataclasses.replace(
+            where, dataset=f"{context.config.data.name}/{part.split}", sample=index, config_path=path
+        ),
+        measured=f"sample {index}: {told(error)}",
+        expected="every sample can be read",
+        action=advised or "mend or leave out the sample; a prepared set is made again by `sightline data prepare`",
+    )
+
+
+def _of_tail(context: Context) -> list[Finding]:
+    """A part of one sample where batch norm needs two: the run would end with its first epoch."""
+    job = context.built.job
+    plan = job.stream.plan
+    step = plan.steps_per_epoch - 1
+    parts = [part for micro in plan.parts(step) for part in micro]
+    smallest = min(parts, key=len)
+    is_at_risk = len(smallest) == 1 and any(isinstance(m, _BATCH_NORMS) for m in job.model.modules())
+    if not is_at_risk or context.config.distributed.sync_batch_norm:
+        return []
+    device = context.world.device
+    model = copy_of(job.model).train()
+    try:
+        batch = read(job, smallest, device)
+        with torch.no_grad(), job.precision.autocast(device):
+            _, around = job.task.prepare(model, [batch], World(device=device))
+            job.task.losses(model, batch, around[0])
+    except Exception as error:  # noqa: BLE001 - what it is, is what we report
+        file, line = frame_of(error)
+        return [_of_failure(context, Failure("the last step of an epoch", error, None, file, line), step=step)]
+    return []
+
+
+def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
+    causes, action = _diagnose(failure.error)
+    batch = context.rehearsal.batch
+    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if hasattr(value, "shape"))
+    advised = _advice_of(failure.error)
+    is_of_transform = advised is not None and _is_of_transform(failure.error)
+    causes = ("cfg.contract", "data.sampling") if is_of_transform else causes
+    path = "model" if advised is None else _argument_in(context, advised)
+    path = "transforms.train" if is_of_transform else path
+    fallback = context.place(path)
+    is_ours = failure.file is not None and Path(failure.file).is_relative_to(_PACKAGE)
+    is_config = failure.file is None or (advised is not None and is_ours)
+    return Finding(
+        guard="G6",
+        code=CODE,
+        severity="error",
+        summary=f"step {step} cannot be taken: {type(failure.error).__name__} in {failure.stage}",
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=Place(
+            file=fallback.file if is_config else failure.file,
+            line=fallback.line if is_config else failure.line,
+            layer=failure.layer,
+            step=step,
+            dataset=f"{context.config.data.name}/train",
+            config_path=path if advised is None or is_of_transform else f"transforms or {path}",
+        ),
+        measured=told(failure.error),
+        expected="a step on the data set's samples goes through",
+        action=advised or action,
+        evidence={"batch": shapes},
+    )
+
+
+def _advice_of(error: Exception) -> str | None:
+    """What a layer's or a transform's own message says to do, after its last semicolon; None of all other errors."""
+    advice = " ".join(str(error).split()).rpartition("; ")[2]
+    return advice if "; " in str(error) and (type(error) is ValueError or _is_of_transform(error)) else None
+
+
+def _is_of_transform(error: Exception) -> bool:
+    file, _ = frame_of(error)
+    return isinstance(error, UserError) and file is not None and Path(file).is_relative_to(_TRANSFORMS)
+
+
+def _argument_in(context: Context, advice: str) -> str:
+    """The place of the model's argument that the advice names, else of the model."""
+    model = context.config.model
+    known = registry.models.entry(model).parameters.keys() - registry.FACTS
+    return next((f"model.{word}" for word in re.findall(r"\w+", advice) if word in known), "model")
+
+
+def _diagnose(error: Exception) -> tuple[tuple[str, ...], str]:
+    text = str(error)
+    if "more than 1 value per channel" in text:
+        return ("model.norm_mode", "data.sampling"), (
+            "batch norm needs two samples: take another train.batch_size, fewer micro_batches, or train.tail: drop"
+        )
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return ("sys.resource",), "take more train.micro_batches: the numbers stay the same, the memory does not"
+    if isinstance(error, UserError | OSError):
+        return ("data.corrupt_sample", "data.path"), "mend or leave out the sample"
+    if isinstance(error, IndexError) or "out of bounds" in text or "out of range" in text:
+        return ("data.label_mapping", "cfg.class_count", "cfg.contract"), "compare indices and labels with their ranges"
+    if "shape" in text or "size" in text:
+        return ("cfg.contract", "data.layout", "cfg.class_count"), "bring the shapes of data, model and losses together"
+    return ("cfg.contract", "data.layout"), "look at the line named above"
+
+
+def told(error: Exception) -> str:
+    """An exception in one line, with the name of the file it speaks of left as it is."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:400]}" if words else type(error).__name__

@@ -1,0 +1,424 @@
+"""Guard G17: where a gradient that is not finite began: in data, weights, forward, a loss or on the way back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.data.loading.leaves import leaves
+from sightline.doctor.checks.data.non_finite_data import row_of
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.merge import agree
+from sightline.doctor.core.rehearsal import Recording, copy_of, forward_backward
+from sightline.doctor.core.survey import name_sample
+from sightline.engine.distributed import World
+from sightline.engine.records import kept_random_state
+from sightline.engine.train import Job, NonFiniteGradientError
+from sightline.types import Batch
+
+__all__ = ["explain", "non_finite"]
+
+logger = logging.getLogger(__name__)
+
+CODE = "non-finite"
+_TRIES = 3  # dropout draws anew each time
+
+
+@check(code=CODE, moment="preflight")
+def non_finite(context: Context) -> list[Finding]:
+    """The first step's gradients are finite."""
+    rehearsal = context.rehearsal
+    if rehearsal.failure is not None or "not finite" not in rehearsal.gradients.values():
+        return []
+    return [_locate(context.built.job, [rehearsal.batch], context.world.device)]
+
+
+def explain(error: NonFiniteGradientError, world: World) -> Finding:
+    """Where a run's non-finite gradient began, by running its step again on a copy; the same finding on every process.
+
+    Every process that met the error calls this: they exchange what each found. The run's model is left as it is.
+    """
+    with kept_random_state(), torch.enable_grad():
+        try:
+            finding = _locate(error.job, error.micro_batches, world.device)
+        except Exception:
+            logger.warning("non-finite: the step could not be run again", exc_info=True)
+            finding = _unknown(error.job, "the step could not be run again on a copy")
+    stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")
+    found = agree([finding], world)
+    return min(found, key=lambda each: stages.index(each.evidence["stage"]))
+
+
+def _locate(job: Job, micro_batches: Sequence[Batch], device: torch.device) -> Finding:
+    reads = _reads(job, micro_batches[0], device)
+    for batch in micro_batches:
+        finding = _in_data(job, batch, reads) or None
+        if finding is not None:
+            return finding
+    finding = _in_parameters(job)
+    for _ in range(_TRIES if finding is None else 0):
+        for batch in micro_batches:
+            finding = finding or _in_step(job, batch, device)
+    return finding or _in_norm(job, micro_batches, device)
+
+
+# --- the stages, in the order in which a fault would arise -----------------------------------------------------------
+
+
+def _reads(job: Job, batch: Batch, device: torch.device) -> set[str]:
+    """The batch keys that a step reads; all of them if it fails."""
+    recorded = Recording(batch)
+    try:
+        forward_backward(job, copy_of(job.model), [recorded], device)
+    except Exception:  # noqa: BLE001 - a step that fails reads what it reads: every key is then suspect
+        return set(batch)
+    return recorded.read
+
+
+def _in_data(job: Job, batch: Batch, reads: set[str]) -> Finding | None:
+    for key in sorted(reads & batch.keys()):
+        for leaf, tensor in leaves(batch[key], key):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                position = tuple((~tensor.isfinite()).nonzero()[0].tolist())
+                index = row_of(batch, tensor, position)
+                return _finding(
+                    job,
+                    stage="data",
+                    summary=f"'{key}' of the batch holds {float(tensor[position])}",
+                    causes=("data.corrupt_sample", "data.normalisation"),
+                    measured=f"{float(tensor[position])} at {leaf}{list(position)}{_told(job, index)}",
+                    expected="finite numbers in what model and losses read",
+                    action="mend or leave out the sample, or the transform that divides by zero",
+                    sample=index,
+                )
+    return None
+
+
+def _in_parameters(job: Job) -> Finding | None:
+    for name, parameter in job.model.named_parameters():
+        count = int((~parameter.detach().isfinite()).sum())
+        if count:
+            return _finding(
+                job,
+                stage="parameter",
+                summary=f"the parameter {name} is not finite before the step",
+                causes=("optim.nonfinite", "ckpt.corrupt", "optim.lr", "model.init"),
+                measured=f"{count} of {parameter.numel()} values, {_range(parameter)} the rest",
+                expected="finite weights",
+                action="start from a sound checkpoint with a lower learning rate, or look at how it is initialised",
+                param=name,
+            )
+    return None
+
+
+@dataclass
+class _Event:
+    """The first place, in order of execution, where something is not finite."""
+
+    layer: str
+    kind: str
+    after: str | None
+    tensor: Tensor
+    before: str
+
+
+@dataclass
+class _Trace:
+    """Hooks on every module of a copy: the first value that is not finite, and what went into it."""
+
+    event: _Event | None = None
+    largest: float = 0.0
+    last_sound: str | None = None
+    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    stack: list[str] = field(default_factory=list)
+
+    def enter(self, name: str, values: Any) -> None:
+        tensors = _floats(values)
+        self.inputs[name] = tensors
+        bad = next((t for t in tensors if not bool(t.isfinite().all())), None)
+        if bad is not None and self.event is None:
+            parent = self.stack[-1] if self.stack else ""
+            self.event = _Event(parent, "between", self.last_sound, bad.detach(), self._before(self.last_sound))
+        self.stack.append(name)
+
+    def leave(self, name: str, values: Any) -> None:
+        self.stack.pop()
+        tensors = _floats(values)
+        self.outputs[name] = tensors
+        bad = next((t for t in tensors if not bool(t.isfinite().all())), None)
+        if bad is None:
+            self.last_sound = name
+            self.largest = max([self.largest, *(float(t.detach().abs().max()) for t in tensors if t.numel())])
+        elif self.event is None:
+            before = ", ".join(_range(t) for t in self.inputs[name]) or "nothing"
+            self.event = _Event(name, "output", self.last_sound, bad.detach(), before)
+
+    def _before(self, name: str | None) -> str:
+        return ", ".join(_range(t) for t in self.outputs.get(name or "", [])) or "nothing"
+
+
+def _in_step(job: Job, batch: Batch, device: torch.device) -> Finding | None:
+    """One micro-batch again, with hooks: forward, losses, backward."""
+    model = copy_of(job.model)
+    trace = _Trace()
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(_on_enter(trace, name), with_kwargs=True)
+        module.register_forward_hook(_on_leave(trace, name))
+    back = _Back()
+    traced: Any = _Traced(job, back)
+    terms, counts = forward_backward(traced, model, [batch], device)
+    if trace.event is not None:
+        return _of_forward(job, batch, trace, trace.event)
+    for name, term in terms.items():
+        if not bool(term.detach().isfinite()) or not bool(counts[name].isfinite()):
+            return _of_loss(job, name, float(term.detach()), float(counts[name]), trace)
+    return _of_backward(job, model, trace, back)
+
+
+def _of_forward(job: Job, batch: Batch, trace: _Trace, event: _Event) -> Finding:
+    position = tuple((~event.tensor.isfinite()).nonzero()[0].tolist())
+    index = row_of(batch, event.tensor, position)
+    place = f"'{event.layer}'" if event.layer else "the model's own forward"
+    if event.kind == "between":
+        place += f", after '{event.after}'" if event.after else ", before its first layer"
+    return _finding(
+        job,
+        stage="forward",
+        summary=f"the forward pass gives {float(event.tensor[position])} first in {place}",
+        causes=("model.numerics", "optim.lr", "model.init"),
+        measured=f"{float(event.tensor[position])} at {list(position)} of {tuple(event.tensor.shape)}"
+        f"{_told(job, index)}; what went in: {event.before}",
+        expected="finite outputs from finite inputs and weights",
+        action="guard the division, root, logarithm or exponential there, or lower the learning rate",
+        layer=event.layer or event.after,
+        sample=index,
+        evidence={"largest_activation_before": trace.largest},
+    )
+
+
+def _of_loss(job: Job, name: str, total: float, count: float, trace: _Trace) -> Finding:
+    return _finding(
+        job,
+        stage="loss",
+        summary=f"the loss '{name}' is {total} though the model's outputs are finite",
+        causes=("loss.form", "model.numerics", "loss.normaliser"),
+        measured=f"sum {total}, count {count}; largest activation {trace.largest:.4g}",
+        expected="a finite sum and a finite count >= 0",
+        action="look for log(0), 0/0 or an overflow in this loss; take logits, not probabilities",
+        evidence={"loss": name},
+    )
+
+
+def _of_backward(job: Job, model: nn.Module, trace: _Trace, back: _Back) -> Finding | None:
+    bad = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    if not bad:
+        return None
+    layer = _layer_of(back.node, trace) if back.node is not None else None
+    loss = back.loss if layer is None else None
+    operation = back.name or "an operation that hooks do not see"
+    place = layer or f"the loss '{loss}'"
+    return _finding(
+        job,
+        stage="backward",
+        summary=f"only the backward pass is not finite: {operation} in {place}",
+        causes=("model.numerics", "loss.form") if loss is None else ("loss.form", "model.numerics"),
+        measured=f"{operation} turns a gradient of {back.before} into one that is not finite; "
+        f"{len(bad)} parameters are reached, {bad[0]} first",
+        expected="finite gradients from finite values: a slope that exists there",
+        action="keep away from the point without slope: sqrt(x + eps), a norm with eps, clamp before log",
+        layer=layer,
+        param=bad[0],
+        evidence={"operation": operation, "loss": loss, "largest_activation": trace.largest},
+    )
+
+
+def _in_norm(job: Job, micro_batches: Sequence[Batch], device: torch.device) -> Finding:
+    """All parts are finite, and their sum or their norm may still be too large for the number format."""
+    model = copy_of(job.model)
+    forward_backward(job, model, micro_batches, device)
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.numel()}
+    largest = {name: float(gradient.abs().max()) for name, gradient in gradients.items()}
+    name = max(largest, key=lambda each: largest[each], default=None)
+    norm = float(nn.utils.get_total_norm(list(gradients.values())))
+    if name is None or torch.isfinite(torch.tensor(norm)):
+        return _unknown(job, f"run again on a copy, the step is finite (gradient norm {norm:.4g})")
+    return _finding(
+        job,
+        stage="norm",
+        summary="the gradients are too large for their number format",
+        causes=("optim.nonfinite", "optim.lr", "model.init"),
+        measured=f"norm {norm}, largest {largest[name]:.4g} in {name}",
+        expected="a norm below the largest float32, 3.4e38",
+        action="lower the learning rate, clip gradients (train.clip_norm), or look at how this layer is initialised",
+        param=name,
+    )
+
+
+def _unknown(job: Job, measured: str) -> Finding:
+    return _finding(
+        job,
+        stage="unknown",
+        summary="the gradient is not finite, and a second run of the step does not show where",
+        causes=("sys.nondeterminism", "model.numerics", "optim.lr", "sys.backend"),
+        measured=measured,
+        expected="the fault again",
+        action="run with train.determinism: strict or dropout 0; if it comes with any draw, lower the learning rate",
+    )
+
+
+# --- the backward pass, node by node ---------------------------------------------------------------------------------
+
+
+class _Back:
+    """The first node of the graph, in order of execution, that turns finite gradients into others."""
+
+    def __init__(self) -> None:
+        self.node: Any = None
+        self.name = ""
+        self.before = ""
+        self._graphs: dict[str, set[Any]] = {}
+
+    def watch(self, terms: Mapping[str, Tensor]) -> None:
+        graphs = {name: set(_nodes([term.grad_fn], until=[None])) for name, term in terms.items()}
+        for node in set().union(*graphs.values()):
+            node.register_hook(self._on(node))
+        self._graphs = graphs
+
+    @property
+    def loss(self) -> str | None:
+        """The loss whose graph holds the node."""
+        return next((name for name, graph in self._graphs.items() if self.node in graph), None)
+
+    def _on(self, node: Any) -> Any:
+        def hook(to_inputs: Any, from_outputs: Any) -> None:
+            if self.node is not None or all(_is_finite(t) for t in to_inputs):
+                return
+            if all(_is_finite(t) for t in from_outputs):
+                self.node, self.name = node, node.name()
+                self.before = ", ".join(_range(t) for t in from_outputs if t is not None)
+
+        return hook
+
+
+class _Traced:
+    """A job whose losses' graphs are watched on the way back."""
+
+    def __init__(self, job: Job, back: _Back) -> None:
+        self.task = _TracedTask(job.task, back)
+        self.weights_at = job.weights_at
+        self.step = job.step
+        self.precision = job.precision
+        self.frozen = job.frozen
+        self.epoch = job.epoch
+
+
+class _TracedTask:
+    def __init__(self, task: Any, back: _Back) -> None:
+        self.prepare = task.prepare
+        self._losses = task.losses
+        self._back = back
+
+    def losses(self, model: nn.Module, batch: Batch, around: Any) -> Mapping[str, Tensor]:
+        terms = self._losses(model, batch, around)
+        self._back.watch(terms)
+        return terms
+
+
+def _layer_of(node: Any, trace: _Trace) -> str | None:
+    """The innermost module between whose inputs and outputs a node of the graph lies."""
+    best: tuple[int, str] | None = None
+    for name, outputs in trace.outputs.items():
+        ends = [t.grad_fn for t in outputs if t.grad_fn is not None]
+        starts = [t.grad_fn for t in trace.inputs.get(name, []) if t.grad_fn is not None]
+        inside = list(_nodes(ends, until=starts))
+        if node in inside and (best is None or len(inside) < best[0]):
+            best = (len(inside), name)
+    return best[1] or None if best else None
+
+
+def _nodes(roots: Sequence[Any], until: Sequence[Any]) -> Iterator[Any]:
+    seen = set(until)
+    waiting = [root for root in roots if root not in seen]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting.extend(following for following, _ in node.next_functions if following is not None)
+
+
+# --- small things ----------------------------------------------------------------------------------------------------
+
+
+def _on_enter(trace: _Trace, name: str) -> Any:
+    return lambda module, args, kwargs: trace.enter(name, (args, kwargs))
+
+
+def _on_leave(trace: _Trace, name: str) -> Any:
+    return lambda module, inputs, outputs: trace.leave(name, outputs)
+
+
+def _floats(values: Any) -> list[Tensor]:
+    return [tensor for _, tensor in leaves(values) if tensor.is_floating_point()]
+
+
+def _is_finite(tensor: Tensor | None) -> bool:
+    return tensor is None or not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _range(tensor: Tensor) -> str:
+    values = tensor.detach()
+    values = values[values.isfinite()]
+    return f"{float(values.min()):.4g} .. {float(values.max()):.4g}" if values.numel() else "nothing finite"
+
+
+def _told(job: Job, index: int | None) -> str:
+    dataset = getattr(job.stream.reader, "dataset", None)
+    if index is None:
+        return ""
+    return f" of {name_sample(dataset, index) if dataset is not None else f'sample {index}'}"
+
+
+def _finding(
+    job: Job,
+    *,
+    stage: str,
+    summary: str,
+    causes: tuple[str, ...],
+    measured: str,
+    expected: str,
+    action: str,
+    layer: str | None = None,
+    param: str | None = None,
+    sample: int | None = None,
+    evidence: Mapping[str, Any] | None = None,
+) -> Finding:
+    dataset = getattr(job.stream.reader, "dataset", None)
+    return Finding(
+        guard="G17",
+        code=CODE,
+        severity="error",
+        summary=summary,
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=Place(
+            step=job.step,
+            layer=layer,
+            param=param,
+            sample=sample,
+            dataset=type(dataset).__name__ if dataset is not None else None,
+        ),
+        measured=measured,
+        expected=expected,
+        action=action,
+        evidence={"stage": stage, **(evidence or {})},
+        phase="runtime",
+    )

@@ -1,0 +1,190 @@
+"""Guard G15: learning rates that move nothing, for the whole run, a share of it, or by an optimiser's own doing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+
+__all__ = ["zero_learning_rate"]
+
+CODE = "zero-learning-rate"
+_MOST_STEPS = 20_000
+_WARMUP_SHARE = 0.2
+_TAIL_SHARE = 0.05
+
+
+@check(code=CODE, moment="preflight")
+def zero_learning_rate(context: Context) -> list[Finding]:
+    """Some step has a positive rate, most do, and two real steps at the highest rate move the weights."""
+    steps, rates = _series(context)
+    wrong = np.flatnonzero(~np.isfinite(rates) | (rates < 0))
+    if len(wrong):
+        return [_of_value(context, int(steps[wrong[0]]), float(rates[wrong[0]]))]
+    if not rates.any():
+        return [_all_zero(context, len(steps))]
+    return [*_of_share(context, steps, rates), *_of_replay(context, int(steps[rates.argmax()]))]
+
+
+def _series(context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """The largest rate of any group at each step; of a long run at 20,000 steps spread over it, both ends included."""
+    job = context.built.job
+    count = min(job.num_steps, _MOST_STEPS)
+    steps = np.unique(np.linspace(0, job.num_steps - 1, count).astype(np.int64))
+    highest = max((group["base_lr"] for group in job.optimizer.param_groups), default=0.0)
+    return steps, np.array([highest * job.schedule(int(step)) for step in steps], dtype=np.float64)
+
+
+def _of_value(context: Context, step: int, rate: float) -> Finding:
+    return _finding(
+        context,
+        severity="error",
+        summary=f"the learning rate of step {step} is {rate:g}",
+        causes=("optim.scheduler", "optim.lr"),
+        step=step,
+        path="schedule",
+        measured=f"{rate:g}, the highest base rate times schedule({step})",
+        expected="a finite number, not below 0",
+        action="look at the schedule's formula at this step",
+    )
+
+
+def _all_zero(context: Context, num_looked_at: int) -> Finding:
+    job = context.built.job
+    bases = [group["base_lr"] for group in job.optimizer.param_groups]
+    is_base = not any(bases)
+    return _finding(
+        context,
+        severity="error",
+        summary="the learning rate is zero at every step: nothing is ever trained",
+        causes=("optim.lr", "optim.scheduler"),
+        step=0,
+        path="optimizer.lr" if is_base else "schedule",
+        measured=f"0 at all {num_looked_at} steps looked at of {job.num_steps}; base rates {bases}",
+        expected="base rate x schedule(step) > 0",
+        action="give the optimiser a positive lr" if is_base else "mend the schedule: its factor is 0 throughout",
+    )
+
+
+def _of_share(context: Context, steps: np.ndarray, rates: np.ndarray) -> Iterator[Finding]:
+    """Zeros at the start are warm-up, at the end a decay that arrives: both only for a share of the run."""
+    is_moving = np.flatnonzero(rates > 0)
+    num_steps = context.built.job.num_steps
+    first, last = int(steps[is_moving[0]]), int(steps[is_moving[-1]])
+    after = num_steps - 1 - last
+    if first > max(1, _WARMUP_SHARE * num_steps):
+        yield _finding(
+            context,
+            severity="warning",
+            summary=f"the first {first} of {num_steps} steps have learning rate zero",
+            causes=("optim.scheduler", "optim.lr"),
+            step=0,
+            path="schedule",
+            measured=f"0 before step {first}, {first / num_steps:.0%} of the run",
+            expected=f"zeros of a warm-up for at most {_WARMUP_SHARE:.0%} of the run",
+            action="shorten the warm-up, or count it in the schedule's own unit (epochs, not steps)",
+        )
+    if after > max(1, _TAIL_SHARE * num_steps):
+        yield _finding(
+            context,
+            severity="warning",
+            summary=f"from step {last + 1} of {num_steps} on the learning rate is zero",
+            causes=("optim.scheduler", "optim.lr"),
+            step=last + 1,
+            path="schedule",
+            measured=f"0 at the last {after} steps, {after / num_steps:.0%} of the run; {rates.max():g} at the highest",
+            expected=f"zeros for at most the last {_TAIL_SHARE:.0%} of the run",
+            action="stretch the schedule over the whole run, give it a floor, or train fewer steps",
+        )
+
+
+def _of_replay(context: Context, step: int) -> Iterator[Finding]:
+    """Two steps of a copy of the optimiser with the gradients of a real step: some bit of some weight must change."""
+    rehearsal, job = context.rehearsal, context.built.job
+    if not rehearsal.is_sound:
+        return
+    optimizer, pushed = _copy(job.model, job.optimizer, rehearsal.model)
+    if not pushed:
+        return
+    if job.clip_norm is not None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], job.clip_norm)
+    largest = max(float(copied.grad.abs().max()) for _, copied in pushed.values() if copied.grad is not None)
+    rate = 0.0
+    for _ in range(2):
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * job.schedule(step)
+            rate = max(rate, group["lr"])
+        optimizer.step()
+    if any(not torch.equal(own, copied) for own, copied in pushed.values()):
+        return
+    yield _finding(
+        context,
+        severity="error",
+        summary="two optimiser steps at the highest learning rate change no bit of any weight",
+        causes=("optim.lr", "optim.clip", "optim.state"),
+        step=step,
+        path="optimizer.lr",
+        measured=f"lr {rate:g}, largest gradient {largest:.3g} in {len(pushed)} parameters: change 0",
+        expected=f"changes of about {_size_of_move(rate, largest, optimizer):.3g}, above half a unit in the last place",
+        action="raise the learning rate, or look at what the optimiser does with its gradients",
+        param=next(iter(pushed)),
+    )
+
+
+def _copy(
+    model: nn.Module, optimizer: torch.optim.Optimizer, rehearsed: nn.Module
+) -> tuple[torch.optim.Optimizer, dict[str, tuple[Tensor, Tensor]]]:
+    """A copy of the optimiser with copies of its parameters, and those that a gradient pushes: name -> (own, copied).
+
+    The gradients are those of the rehearsal.
+    """
+    copied_optimizer = copy.deepcopy(optimizer)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in rehearsed.named_parameters()}
+    pushed: dict[str, tuple[Tensor, Tensor]] = {}
+    for group, copied_group in zip(optimizer.param_groups, copied_optimizer.param_groups, strict=True):
+        for own, copied in zip(group["params"], copied_group["params"], strict=True):
+            gradient = gradients.get(names.get(own, ""))
+            copied.grad = None if gradient is None else gradient.clone()
+            if gradient is not None and bool(gradient.any()):
+                pushed[names[own]] = (own, copied)
+    return copied_optimizer, pushed
+
+
+def _size_of_move(rate: float, gradient: float, optimizer: torch.optim.Optimizer) -> float:
+    """What a step moves a weight by: lr x gradient for SGD, about lr where gradients are divided by their size."""
+    return rate * gradient if isinstance(optimizer, torch.optim.SGD) else rate
+
+
+def _finding(
+    context: Context,
+    *,
+    severity: str,
+    summary: str,
+    causes: tuple[str, ...],
+    step: int,
+    path: str,
+    measured: str,
+    expected: str,
+    action: str,
+    param: str | None = None,
+) -> Finding:
+    return Finding(
+        guard="G15",
+        code=CODE,
+        severity="warning" if severity == "warning" else "error",
+        summary=summary,
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=context.place(path, step=step, param=param),
+        measured=measured,
+        expected=expected,
+        action=action,
+        evidence={"num_steps": context.built.job.num_steps},
+    )

@@ -1,0 +1,94 @@
+"""Guard G11: weights to start from that do not fit the model, that fit nothing of it, or that did not get there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.rehearsal import copy_of
+from sightline.errors import CheckpointError
+from sightline.runs.checkpoint import MatchReport, load, load_weights
+
+__all__ = ["checkpoint_match"]
+
+CODE = "checkpoint-match"
+
+
+@check(code=CODE, moment="static")
+def checkpoint_match(context: Context) -> list[Finding]:
+    """Every tensor of `init` is in the model, bit for bit, but for those that `may_be_missing` names."""
+    init, model = context.config.init, context.built.job.model
+    if init is None or context.built.init_report is None:  # a resumed run has its weights from its own checkpoint
+        return []
+    try:
+        weights = load(Path(init.source)).evaluated
+    except CheckpointError as error:
+        causes = ("ckpt.corrupt", "ckpt.incomplete_state", "ckpt.stale")
+        return [_finding(context, "init.from", causes, "the weights to start from cannot be read", str(error))]
+    copied = copy_of(model)
+    try:
+        report = load_weights(copied, weights, may_be_missing=init.may_be_missing, modules=init.modules, into=init.into)
+    except CheckpointError as error:
+        causes = ("ckpt.key_mismatch", "cfg.class_count", "model.structure")
+        return [_finding(context, "init.from", causes, "the weights to start from do not fit the model", str(error))]
+    if report.matched == 0:
+        told = "may_be_missing names everything: nothing is loaded"
+        return [_finding(context, "init.may_be_missing", ("ckpt.key_mismatch", "cfg.override"), told, str(report))]
+    differing = _differing(copied.state_dict(), model)
+    if differing:
+        causes = ("ckpt.stale", "model.init", "ckpt.alias")
+        told = f"{len(differing)} tensors of the model are not those given, {', '.join(differing[:5])} first"
+        return [_finding(context, "init.from", causes, "the given weights are not in the model", told)]
+    return [] if report.matched == report.total else [_partial(context, report)]
+
+
+def _differing(expected: Mapping[str, Tensor], model: nn.Module) -> list[str]:
+    """Names of tensors that loading the weights once more would change."""
+    own = model.state_dict()
+    return [
+        name
+        for name, value in expected.items()
+        if isinstance(value, Tensor) and not torch.equal(value.nan_to_num(), own[name].nan_to_num())
+    ]
+
+
+def _finding(context: Context, path: str, causes: tuple[str, ...], summary: str, measured: str) -> Finding:
+    init = context.config.init
+    assert init is not None, "only for a run that starts from weights"
+    return Finding(
+        guard="G11",
+        code=CODE,
+        severity="error",
+        summary=summary,
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=context.place(path),
+        measured=measured,
+        expected="all tensors and elements of the model"
+        + (f" taken from '{init.modules}'" if init.modules else "")
+        + (f" under '{init.into}'" if init.into else "")
+        + " matched by name and shape"
+        + (f", but for {', '.join(init.may_be_missing)}" if init.may_be_missing else ""),
+        action="give the run whose weights these are; name in init.may_be_missing only what is to stay as it is",
+        evidence={"from": init.source},
+    )
+
+
+def _partial(context: Context, report: MatchReport) -> Finding:
+    share = report.matched_elements / max(1, report.total_elements)
+    return Finding(
+        guard="G11",
+        code=CODE,
+        severity="note",
+        summary=f"{share:.1%} of the model's elements start from the given weights, as declared",
+        cause="ckpt.key_mismatch",
+        where=context.place("init.may_be_missing"),
+        measured=str(report),
+        expected="the patterns of may_be_missing name what differs, and nothing else",
+        action="nothing, if this is meant",
+    )

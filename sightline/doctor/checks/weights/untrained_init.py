@@ -1,0 +1,102 @@
+"""Guard G11: weights to start from that are as random as those without them: nothing useful was loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sightline.config import read_config
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.engine.build import build_model
+from sightline.engine.distributed import World
+from sightline.errors import UserError
+from sightline.runs import checkpoint
+from sightline.runs.run_documents import read_facts
+
+__all__ = ["untrained_init"]
+
+CODE = "untrained-init"
+
+
+@check(code=CODE, moment="static")
+def untrained_init(context: Context) -> list[Finding]:
+    """Some weight that `init` brings differs from what this run's own seed gives, and from what its source's gave."""
+    init, built = context.config.init, context.built
+    if init is None or built.init_report is None:
+        return []
+    fresh = build_model(context.config, built.data.facts, World(device=context.world.device))
+    own = built.job.model.state_dict()
+    names = [name for name in _drawn(fresh) if name in own]
+    if not names:  # another network than the config's: `checkpoint-match` says so
+        return []
+    if not any(_differs(own[name], fresh.state_dict()[name]) for name in names):
+        return [
+            _finding(
+                context,
+                summary="init has changed nothing: every weight is what the seed of this run gives",
+                measured=f"0 of {len(names)} drawn tensors differ; {built.init_report}",
+                causes=("ckpt.key_mismatch", "ckpt.stale", "optim.lr"),
+            )
+        ]
+    source = _source(Path(init.source))
+    if source is None:
+        return []
+    run, given, seeded = source
+    names = [name for name in _drawn(seeded) if name in given]
+    if not names or any(_differs(given[name], seeded.state_dict()[name]) for name in names):
+        return []
+    return [
+        _finding(
+            context,
+            summary=f"the weights to start from are untrained: they are what the seed of {run} gives",
+            measured=f"0 of {len(names)} drawn tensors differ from a fresh model of that run's config",
+            causes=("ckpt.stale", "optim.lr", "ckpt.selection"),
+        )
+    ]
+
+
+def _source(place: Path) -> tuple[Path, Mapping[str, Tensor], nn.Module] | None:
+    """The run around the checkpoint, its weights, and its model as its seed gives it; None where it cannot be told."""
+    run = checkpoint.run_around(place)
+    if run is None:
+        return None
+    try:
+        model = build_model(read_config(run / "config.yaml"), read_facts(run), World())
+        return run, checkpoint.load(place).evaluated, model
+    except UserError:  # made with a plugin that is not here, or by another release; `checkpoint-match` tells the rest
+        return None
+
+
+def _drawn(model: nn.Module) -> list[str]:
+    """The parameters that the seed decides: not those that begin as zeros or ones everywhere."""
+    return [
+        name
+        for name, value in model.named_parameters()
+        if value.numel() > 1 and bool((value.detach() != value.detach().flatten()[0]).any())
+    ]
+
+
+def _differs(one: Tensor, other: Tensor) -> bool:
+    return one.shape != other.shape or not torch.equal(one.cpu(), other.cpu().to(one.dtype))
+
+
+def _finding(context: Context, *, summary: str, measured: str, causes: tuple[str, ...]) -> Finding:
+    init = context.config.init
+    assert init is not None, "only for a run that starts from weights"
+    return Finding(
+        guard="G11",
+        code=CODE,
+        severity="error",
+        summary=summary,
+        cause=causes[0],
+        alternatives=causes[1:],
+        where=context.place("init.from"),
+        measured=measured,
+        expected="weights that training has moved",
+        action="give a run that was trained, at its last checkpoint; see its metrics.jsonl and its learning rate",
+        evidence={"from": init.source},
+    )

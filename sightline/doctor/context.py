@@ -1,0 +1,166 @@
+"""What checks are given, and how they are declared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from sightline.config import RunConfig
+from sightline.doctor.core.census import Census, census_of
+from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.rehearsal import Rehearsal, copy_of, rehearse
+from sightline.doctor.core.rehearsed_evaluation import RehearsedEvaluation, rehearse_evaluations
+from sightline.doctor.core.survey import PartSurvey, distinct_parts, survey_part
+from sightline.doctor.oracles.examine import examine
+from sightline.doctor.oracles.rows import Row
+from sightline.doctor.oracles.squares import Squares, squares_of
+from sightline.engine.build import Built
+from sightline.engine.device import to_device
+from sightline.engine.distributed import World
+from sightline.engine.loading import checkpoint_path, load_trained
+
+__all__ = ["CHECKS", "Check", "Context", "Moment", "check"]
+
+Moment = Literal["static", "preflight", "deep", "offline"]
+
+_CPU = torch.device("cpu")
+_THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
+
+
+class Check(NamedTuple):
+    """A registered check: its stable code, when it runs, and about how long it may take."""
+
+    code: str
+    moment: Moment
+    is_quick: bool
+    run: Callable[[Context], list[Finding]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a check may look at. It must leave model, data and random states as they are: copy what it changes.
+
+    `run` is the directory of the run where there is one, for the checks whose moment is `offline`.
+    """
+
+    built: Built
+    world: World
+    forward_s: float = math.inf
+    run: Path | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        return self.built.config
+
+    @cached_property
+    def rehearsal(self) -> Rehearsal:
+        """One training step on copies, taken when the first check asks for it."""
+        return rehearse(self.built.job, self.world.device, forward_s=self.forward_s)
+
+    @cached_property
+    def evaluations(self) -> list[RehearsedEvaluation]:
+        """An evaluation of a few samples on copies, of each evaluated part that has a form of its own."""
+        is_slow = bool(self.rehearsal.skipped)
+        return rehearse_evaluations(self.built, self.world.device, forward_s=self.forward_s, is_slow=is_slow)
+
+    @cached_property
+    def survey(self) -> list[PartSurvey]:
+        """Samples of each part, read when the first check asks for them."""
+        return [survey_part(part, seed=self.config.seed) for part in distinct_parts(self.built.data)]
+
+    @cached_property
+    def census(self) -> list[Census | None]:
+        """How often each class occurs in each part of `survey`, in this order."""
+        return [census_of(each, self.thoroughly) for each in self.survey]
+
+    @cached_property
+    def squares(self) -> dict[str, Squares]:
+        """The losses that are sums of squares, on the first outputs: found by what they do."""
+        rehearsal, found = self.rehearsal, {}
+        if not rehearsal.is_sound:
+            return {}
+        batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
+        for component in self.config.losses:
+            try:
+                squares = squares_of(self.built.job, batch, outputs, component.name)
+            except Exception:  # noqa: BLE001 - a loss of others may refuse outputs that are not its model's
+                continue
+            if squares is not None:
+                found[component.name] = squares
+        return found
+
+    @cached_property
+    def oracles(self) -> list[Row]:
+        """Every kind of layer and every loss, held against what is known of it, when the first deep check asks."""
+        rehearsal = self.rehearsal
+        if not rehearsal.is_sound:
+            return []
+        batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
+        return examine(self.built.job, self.config, self.built.data.facts, batch, outputs)
+
+    @cached_property
+    def trained(self) -> nn.Module | None:
+        """A copy of the model with the weights of the run's last checkpoint, in evaluation mode; None without one."""
+        if self.run is None or not (self.run / "checkpoints" / "last").exists():
+            return None
+        copied = copy_of(self.built.job.model)
+        load_trained(copied, checkpoint_path(self.run, "last"))
+        return copied.eval()
+
+    def thoroughly(self, survey: PartSurvey) -> PartSurvey:
+        """The survey of a part; under `sightline check`, one of all samples that five seconds of work suffice for."""
+        if survey.is_whole or not self.takes_time:
+            return survey
+        found = self._thorough.get(id(survey))
+        if found is None:
+            seed, size = self.config.seed, len(survey.part.indices)
+            found = survey_part(survey.part, seed=seed, most_samples=size, most_seconds=_THOROUGH_S)
+            self._thorough[id(survey)] = found
+        return found
+
+    @cached_property
+    def _thorough(self) -> dict[int, PartSurvey]:
+        return {}
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether this is `sightline check`, and not the start of a training."""
+        return math.isinf(self.forward_s)
+
+    def place(self, path: str, **more: Any) -> Place:
+        """Where the config says something: a dotted path, with the file and line of it or of the block it is in."""
+        origins, at = self.config.origins, path
+        while at:
+            for key in (at, f"{at}.name"):
+                if key in origins and (origins[key].line is not None or origins[key].origin == "command line"):
+                    return Place(file=origins[key].origin, line=origins[key].line, config_path=path, **more)
+            at = at.rpartition(".")[0]
+        return Place(config_path=path, **more)
+
+    def loss_path(self, name: str) -> str:
+        """The dotted path of the losses block of this name."""
+        names = [component.name for component in self.config.losses]
+        return f"losses.{names.index(name)}" if name in names else "losses"
+
+
+CHECKS: dict[str, Check] = {}
+"""Every check whose module was imported, by its code."""
+
+
+def check(*, code: str, moment: Moment, is_quick: bool = True) -> Callable[..., Any]:
+    """Register a check. Quick ones also run at the start of every training; those that go deep never are."""
+
+    def register(function: Callable[[Context], list[Finding]]) -> Callable[[Context], list[Finding]]:
+        known = CHECKS.get(code)
+        assert known is None or known.run.__module__ == function.__module__, f"check '{code}' is registered twice"
+        CHECKS[code] = Check(code, moment, is_quick and moment != "deep", function)
+        return function
+
+    return register

@@ -1,0 +1,45 @@
+"""How often each class occurs in each part of the data: in all samples where these are few or known, else in some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from sightline.doctor.core.survey import PartSurvey, labels_of_all
+
+__all__ = ["Census", "census_of"]
+
+
+class Census(NamedTuple):
+    """Of each class the `targets` (points, or samples) of a part that have it, and the `samples` that show it.
+
+    `looked_at` says how many samples were counted; `is_whole` that these were all of them.
+    """
+
+    split: str
+    targets: np.ndarray
+    samples: np.ndarray
+    looked_at: str
+    is_whole: bool
+
+
+def census_of(survey: PartSurvey, thoroughly: Callable[[PartSurvey], PartSurvey]) -> Census | None:
+    """The census of a part, read `thoroughly` where nothing tells all labels. None without labels of classes."""
+    num_classes = survey.part.dataset.info.facts.get("num_classes")
+    if not isinstance(num_classes, int) or not survey.labellings:
+        return None
+    split, size = survey.part.split, len(survey.part.indices)
+    labels = labels_of_all(survey)
+    if labels is not None:
+        counts = np.bincount(labels[(labels >= 0) & (labels < num_classes)].astype(np.int64), minlength=num_classes)
+        return Census(split, counts, counts, f"{size} of {size} samples of the {split} part", is_whole=True)
+    survey = thoroughly(survey)
+    targets, samples = np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64)
+    ignored = survey.part.dataset.info.facts.get("ignore_index")
+    for labelling in survey.labellings:
+        is_class = (labelling.classes >= 0) & (labelling.classes < num_classes) & (labelling.classes != ignored)
+        targets[labelling.classes[is_class]] += labelling.counts[is_class]
+        samples[labelling.classes[is_class]] += 1
+    return Census(split, targets, samples, survey.extent, survey.is_whole)

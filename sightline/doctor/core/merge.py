@@ -1,0 +1,112 @@
+"""Findings of all processes as one list, and symptoms told under the cause that explains them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sightline.doctor.core.finding import Finding, Place
+from sightline.engine.distributed import World
+
+__all__ = ["agree", "from_dict", "merge"]
+
+_SEVERITIES = ("error", "warning", "note")
+_STEP_AND_LOSS = ("first-step", "first-evaluation", "non-finite", "initial-loss")
+_FIRST_STEP = (*_STEP_AND_LOSS, "zero-learning-rate", "no-gradient")
+
+_OF_METRICS = ("per-batch-metric", "absent-class-score")
+_OF_LABELS = ("missing-category", "category-input", "untrained-class", "class-names")
+
+# An error of the first check explains findings of the others; what may itself be explained comes later.
+_EXPLAINS: dict[str, tuple[str, ...]] = {
+    "empty-loader": (
+        *(*_FIRST_STEP, "label-range", "channel-contract", "non-finite-data", "data-mutation"),
+        *("empty-cloud", "label-outside-parts", *_OF_LABELS),
+    ),
+    "checkpoint-match": ("untrained-init", "feature-scale"),
+    "missing-batch-keys": (*_FIRST_STEP, "missing-category"),
+    "broken-offsets": (*_FIRST_STEP, *_OF_METRICS, "empty-cloud", "set-agreement"),
+    "empty-cloud": (*_FIRST_STEP, *_OF_METRICS, "set-agreement"),
+    "non-finite-data": _FIRST_STEP,
+    "data-mutation": _OF_METRICS,
+    "label-range": (*_FIRST_STEP, "untrained-class"),
+    "label-outside-parts": (*_OF_LABELS, "first-evaluation"),
+    "missing-category": (*_FIRST_STEP, "category-input"),
+    "channel-contract": (*_FIRST_STEP, "set-agreement"),
+    "class-weight-length": (*_STEP_AND_LOSS, *_OF_METRICS, "class-names"),
+    "class-names": ("untrained-class",),
+    "negatives": ("initial-contrast",),
+    "misaligned-views": ("foreign-image", "initial-contrast"),
+    "foreign-image": ("initial-contrast",),
+    "collapsed-features": ("initial-contrast", "no-gradient", "zero-learning-rate"),
+    "first-step": ("first-evaluation", "initial-loss", "zero-learning-rate", "no-gradient"),
+    "non-finite": ("initial-loss", "zero-learning-rate", "no-gradient"),
+    "no-gradient": ("zero-learning-rate",),
+    "per-batch-metric": ("absent-class-score",),
+}
+_SAME_FIELD: dict[str, tuple[str, ...]] = {
+    "non-finite-data": ("channel-contract", "label-range"),
+    "data-mutation": ("channel-contract",),
+    "label-range": ("channel-contract",),
+    "per-batch-metric": ("first-evaluation",),
+}
+
+
+def merge(findings: Iterable[Finding]) -> list[Finding]:
+    """The gravest first. What an error explains is not told again: it is listed in that error's evidence."""
+    left = _joined(findings)
+    told: list[Finding] = []
+    for code in _EXPLAINS:
+        for cause in [f for f in left if f.severity == "error" and f.code == code]:
+            symptoms = [f for f in left if f is not cause and _is_explained(f, cause)]
+            left = [f for f in left if f is not cause and f not in symptoms]
+            told.append(_with(cause, "explains", [f"[{symptom.code}] {symptom.summary}" for symptom in symptoms]))
+    return sorted([*told, *left], key=lambda finding: _SEVERITIES.index(finding.severity))
+
+
+def agree(findings: Sequence[Finding], world: World) -> list[Finding]:
+    """The findings of every process, the same list everywhere; one that several have is told once. A collective."""
+    if world.size == 1:
+        return list(findings)
+    texts = world.gather_text(json.dumps([f.to_dict() for f in findings], default=str), what="findings")
+    everyone: dict[tuple[str, str, str], Finding] = {}
+    for rank, text in enumerate(texts):
+        for document in json.loads(text):
+            finding = from_dict(document)
+            key = (finding.code, finding.cause, str(finding.where))
+            everyone.setdefault(key, _from_rank(finding, rank))
+    return list(everyone.values())
+
+
+def from_dict(document: dict[str, Any]) -> Finding:
+    """A finding from what `to_dict` gave."""
+    return Finding(**{**document, "where": Place(**document["where"]), "alternatives": tuple(document["alternatives"])})
+
+
+def _from_rank(finding: Finding, rank: int) -> Finding:
+    return finding if rank == 0 else dataclasses.replace(finding, where=dataclasses.replace(finding.where, rank=rank))
+
+
+def _is_explained(finding: Finding, cause: Finding) -> bool:
+    if finding.code in _EXPLAINS.get(cause.code, ()):
+        return True
+    field = cause.evidence.get("field")
+    is_same_field = field is not None and finding.evidence.get("field") == field
+    return is_same_field and finding.code in _SAME_FIELD.get(cause.code, ())
+
+
+def _joined(findings: Iterable[Finding]) -> list[Finding]:
+    """One finding for the same fault of the same field in several parts of the data."""
+    groups: dict[object, list[Finding]] = {}
+    for finding in findings:
+        field = finding.evidence.get("field")
+        key = id(finding) if field is None else (finding.code, finding.cause, finding.severity, field)
+        groups.setdefault(key, []).append(finding)
+    return [_with(first, "also", [str(other.where) for other in others]) for first, *others in groups.values()]
+
+
+def _with(finding: Finding, key: str, lines: Sequence[str]) -> Finding:
+    """The finding with these lines among its evidence, if there are any."""
+    return dataclasses.replace(finding, evidence={**finding.evidence, key: list(lines)}) if lines else finding

@@ -1,0 +1,182 @@
+"""The losses of a run on the outputs of a first step: against NumPy, and first and second finite differences."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.config import RunConfig
+from sightline.doctor.oracles.derivatives import gradient_errors, gradients_of, uncompared, worst
+from sightline.doctor.oracles.loss_references import cross_entropy, mean_square, nt_xent, orthogonality
+from sightline.doctor.oracles.references import array
+from sightline.doctor.oracles.replay import loss_counts, loss_sums
+from sightline.doctor.oracles.rows import EXACT_GRADIENT, Row
+from sightline.doctor.oracles.squares import Squares, rightful_factor, squares_of
+from sightline.engine.train import Job
+from sightline.types import Batch, Component
+
+__all__ = ["examine_losses"]
+
+_MOST_ELEMENTS = 200_000
+"""Of outputs whose squares are added one by one."""
+
+
+def examine_losses(
+    job: Job, config: RunConfig, facts: Mapping[str, Any], batch: Batch, outputs: Mapping[str, Any]
+) -> Iterator[Row]:
+    """A row for each loss; one that is neither a sum of squares nor known by its name is half-checked."""
+    wide = {name: _double(value) for name, value in outputs.items()}
+    batch = {name: _double(value) for name, value in batch.items()}
+    if not any(isinstance(value, Tensor) and value.is_floating_point() for value in wide.values()):
+        return
+    for component in config.losses:
+        row = Row(component.name, component.name, is_loss=True)
+        try:
+            yield _examine(row, component, _Given(job, facts, batch, wide))
+        except Exception as error:  # noqa: BLE001 - losses of others may raise anything
+            yield dataclasses.replace(row, note=" ".join(f"{type(error).__name__}: {error}".split())[:120])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """A step's batch and outputs in float64, and what the losses make of them."""
+
+    job: Job
+    facts: Mapping[str, Any]
+    batch: Batch
+    outputs: Mapping[str, Any]
+
+    def mean(self, name: str, outputs: Mapping[str, Any] | None = None) -> float:
+        given = self.outputs if outputs is None else outputs
+        with torch.no_grad():
+            return float(loss_sums(self.job, self.batch, given)[name]) / loss_counts(self.job, self.batch, given)[name]
+
+
+def _examine(row: Row, component: Component, given: _Given) -> Row:
+    name = component.name
+    tensors = _moved(given, name)
+    total = loss_sums(given.job, given.batch, {**given.outputs, **tensors})[name]
+    found = torch.autograd.grad(total, list(tensors.values()), allow_unused=True) if total.requires_grad else ()
+    read = {key: tensor for (key, tensor), slope in zip(tensors.items(), found, strict=False) if slope is not None}
+    groups = {key: [tensor] for key, tensor in read.items()}
+
+    def evaluate() -> list[Tensor]:
+        torch.manual_seed(0)
+        return [loss_sums(given.job, given.batch, {**given.outputs, **tensors})[name]]
+
+    errors = gradient_errors(evaluate, groups)
+    weakest, slope = worst(errors)
+    second, note = _second(evaluate, groups)
+    forward, told = _forward(component, given)
+    value = given.mean(name)
+    narrow = {k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in given.outputs.items()}
+    drift = abs(given.mean(name, narrow) - value) / max(abs(value), 1e-30)
+    return dataclasses.replace(
+        row,
+        slope=slope,
+        second=second,
+        forward=forward,
+        drift=drift if math.isfinite(drift) else None,
+        weakest=weakest,
+        tolerance=EXACT_GRADIENT,
+        note="; ".join(filter(None, (told, uncompared(groups, errors), note if read else "it depends on no output"))),
+    )
+
+
+def _moved(given: _Given, name: str) -> dict[str, Tensor]:
+    """The outputs as numbers of size 1, where the loss takes these: near 0, where networks begin, slips hide."""
+    generator = torch.Generator().manual_seed(0)
+    floats = {k: v for k, v in given.outputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    moved = {k: v + torch.randn(v.shape, generator=generator, dtype=torch.float64) for k, v in floats.items()}
+    chosen = moved if math.isfinite(given.mean(name, {**given.outputs, **moved})) else floats
+    return {key: value.detach().clone().requires_grad_(True) for key, value in chosen.items()}
+
+
+def _second(evaluate: Callable[[], list[Tensor]], groups: Mapping[str, Any]) -> tuple[float | None, str]:
+    """Of the gradients' own gradients, for a loss that has them."""
+    tensors = [tensor for group in groups.values() for tensor in group]
+    if not tensors:
+        return None, ""
+    try:
+        slopes = gradients_of(evaluate, tensors)
+        if not any(slope.requires_grad for slope in slopes()):
+            return None, ""
+        return worst(gradient_errors(slopes, groups))[1], ""
+    except RuntimeError:
+        return None, "it is differentiable once"
+
+
+def _forward(component: Component, given: _Given) -> tuple[float | None, str]:
+    """By how much the loss misses its reference, and what that reference is."""
+    measured = given.mean(component.name)
+    named = _REFERENCES.get(component.name)
+    if named is not None:
+        expected = named(component, given)
+        return abs(measured - expected) / max(1.0, abs(expected)), ""
+    squares = squares_of(given.job, given.batch, given.outputs, component.name)
+    if squares is None:
+        return None, ""
+    told = f"a mean square of {squares.output_key} - {squares.target_key or 'a target that is no key of the batch'}"
+    if rightful_factor(squares) is None:
+        told += f", times {squares.factor:.4g}"
+    if squares.target_key is None and rightful_factor(squares):
+        return None, told
+    return abs(measured - _mean_square(squares, given)), told
+
+
+def _mean_square(squares: Squares, given: _Given) -> float:
+    """With the batch's own target, and the factor that a sum over the count gives where both count the same."""
+    target = squares.target if squares.target_key is None else given.batch[squares.target_key].double()
+    factor = rightful_factor(squares) or 1.0
+    if squares.weight.numel() > _MOST_ELEMENTS:
+        off = (squares.weight * (squares.output - target).square()).sum() / squares.weight.sum()
+        return factor * float(off)
+    return factor * mean_square(array(squares.output), array(target), array(squares.weight))
+
+
+def _of_classes(component: Component, given: _Given) -> float:
+    arguments = _arguments(component)
+    logits, label = array(given.outputs["logits"]), array(given.batch["label"]).astype(int)
+    return cross_entropy(
+        logits.reshape(-1, logits.shape[-1]),
+        label.ravel(),
+        smoothing=arguments["label_smoothing"],
+        over_others=arguments["smoothing_over"] == "others",
+        weights=arguments["class_weights"],
+        ignore_index=given.facts.get("ignore_index"),
+    )
+
+
+def _of_clouds(component: Component, given: _Given) -> float:
+    rows = given.outputs
+    return nt_xent(array(rows["first"]), array(rows["second"]), temperature=_arguments(component)["temperature"])
+
+
+def _of_pictures(component: Component, given: _Given) -> float:
+    rows = {name: array(value) for name, value in given.outputs.items() if isinstance(value, Tensor)}
+    middle = (rows["first"] + rows["second"]) / 2
+    return nt_xent(middle, rows["pictured"], temperature=_arguments(component)["temperature"])
+
+
+_REFERENCES: dict[str, Callable[[Component, _Given], float]] = {
+    "cross_entropy": _of_classes,
+    "intra_modal": _of_clouds,
+    "cross_modal": _of_pictures,
+    "feature_transform_penalty": lambda component, given: orthogonality(array(given.outputs["feature_transform"])),
+}
+
+
+def _arguments(component: Component) -> dict[str, Any]:
+    """What the block says, and the defaults of what it leaves out."""
+    known = registry.losses.entry(component).arguments
+    return {name: component.arguments.get(name, parameter.default) for name, parameter in known.items()}
+
+
+def _double(value: Any) -> Any:
+    return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value

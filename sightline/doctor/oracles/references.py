@@ -1,0 +1,231 @@
+"""Layers once more, in NumPy and float64, as their definitions say it: plain loops over what comes out.
+
+Each takes the layer's module, for its arguments and weights, and the input, and gives the output. They are slow and
+share nothing with torch's kernels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from sightline.doctor.oracles.pools import adaptive_pooling, pooling
+
+__all__ = ["REFERENCES", "Reference", "array", "batch_norm", "off", "reference_of", "running_after"]
+
+Reference = Callable[[Any, np.ndarray], np.ndarray]
+_PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def array(value: Any) -> np.ndarray:
+    """A tensor's values in float64."""
+    return value.detach().cpu().double().numpy() if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
+
+
+def off(found: Any, expected: np.ndarray) -> float:
+    """The largest difference, relative to the largest value of what is expected, or to 1; infinite for other shapes."""
+    values = array(found)
+    if values.shape != expected.shape or not np.isfinite(values).all():
+        return float("inf")
+    return float(np.abs(values - expected).max() / max(1.0, np.abs(expected).max())) if expected.size else 0.0
+
+
+def linear(module: Any, values: np.ndarray) -> np.ndarray:
+    """Each output is the sum of the inputs times its row of weights, and its bias."""
+    weight, bias = array(module.weight), None if module.bias is None else array(module.bias)
+    rows = values.reshape(-1, values.shape[-1])
+    out = np.zeros((len(rows), len(weight)))
+    for n, row in enumerate(rows):
+        for o in range(len(weight)):
+            out[n, o] = math.fsum(weight[o] * row) + (0.0 if bias is None else bias[o])
+    return out.reshape(*values.shape[:-1], len(weight))
+
+
+def convolution(module: Any, values: np.ndarray) -> np.ndarray:
+    """Each output is the sum over its window and the channels of its group. Correlation, as in every framework."""
+    weight, groups = array(module.weight), module.groups
+    stride, dilation = module.stride, module.dilation
+    padded = np.pad(values, [(0, 0), (0, 0), *_borders(module)], mode=_PADDING[module.padding_mode])  # type: ignore[call-overload]
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    sizes = [(n - r) // s + 1 for n, r, s in zip(padded.shape[2:], reach, stride, strict=True)]
+    out = np.zeros((len(values), len(weight), *sizes))
+    per_group, outs = weight.shape[1], len(weight) // groups
+    for n, o, *at in np.ndindex(out.shape):
+        first = o // outs * per_group
+        window = tuple(slice(a * s, a * s + r, d) for a, s, r, d in zip(at, stride, reach, dilation, strict=True))
+        out[(n, o, *at)] = (padded[(n, slice(first, first + per_group), *window)] * weight[o]).sum()
+    return out + _per_channel(module.bias, out)
+
+
+def transposed_convolution(module: Any, values: np.ndarray) -> np.ndarray:
+    """Each input is spread over its window of the output, times the kernel; the padding is cut off afterwards."""
+    weight, groups = array(module.weight), module.groups
+    kernel, axes = weight.shape[2:], range(values.ndim - 2)
+    stride, dilation = module.stride, module.dilation
+    whole = [(values.shape[2 + a] - 1) * stride[a] + dilation[a] * (kernel[a] - 1) + 1 for a in axes]
+    extra = [module.output_padding[a] for a in axes]
+    outs, ins = weight.shape[1], values.shape[1] // groups
+    out = np.zeros((len(values), outs * groups, *(w + e for w, e in zip(whole, extra, strict=True))))
+    for n, c, *at in np.ndindex(values.shape):
+        group = c // ins
+        window = tuple(
+            slice(at[a] * stride[a], at[a] * stride[a] + dilation[a] * (kernel[a] - 1) + 1, dilation[a]) for a in axes
+        )
+        out[(n, slice(group * outs, (group + 1) * outs), *window)] += values[(n, c, *at)] * weight[c]
+    cut = tuple(slice(p, size - p) for p, size in zip(module.padding, out.shape[2:], strict=True))
+    out = out[(slice(None), slice(None), *cut)]
+    return out + _per_channel(module.bias, out)
+
+
+def batch_norm(module: Any, values: np.ndarray) -> np.ndarray:
+    """In training by the batch's mean and biased variance, else by the running ones.
+
+    Source: Ioffe and Szegedy 2015, algorithms 1 and 2.
+    """
+    out = np.zeros_like(values)
+    for c in range(values.shape[1]):
+        channel = values[:, c]
+        if module.training or module.running_mean is None:
+            mean = math.fsum(channel.ravel()) / channel.size
+            variance = math.fsum((channel.ravel() - mean) ** 2) / channel.size
+        else:
+            mean, variance = array(module.running_mean)[c], array(module.running_var)[c]
+        out[:, c] = (channel - mean) / math.sqrt(variance + module.eps)
+    out = out if module.weight is None else out * _shaped(array(module.weight), out)
+    return out + _per_channel(module.bias, out)
+
+
+def running_after(module: Any, values: np.ndarray, *, mean: np.ndarray, variance: np.ndarray) -> tuple[Any, Any]:
+    """The running mean and variance after a first batch: moved by `momentum` towards the mean and UNBIASED variance."""
+    share = 1.0 if module.momentum is None else module.momentum
+    new_mean, new_variance = mean.copy(), variance.copy()
+    for c in range(values.shape[1]):
+        channel = values[:, c].ravel()
+        found = math.fsum(channel) / channel.size
+        unbiased = math.fsum((channel - found) ** 2) / (channel.size - 1)
+        new_mean[c] = (1 - share) * mean[c] + share * found
+        new_variance[c] = (1 - share) * variance[c] + share * unbiased
+    return new_mean, new_variance
+
+
+def layer_norm(module: Any, values: np.ndarray) -> np.ndarray:
+    """Every sample by its own mean and biased variance. Source: Ba, Kiros and Hinton 2016, section 3."""
+    size = math.prod(module.normalized_shape)
+    rows = values.reshape(-1, size)
+    out = np.zeros_like(rows)
+    for n, row in enumerate(rows):
+        mean = math.fsum(row) / size
+        variance = math.fsum((row - mean) ** 2) / size
+        out[n] = (row - mean) / math.sqrt(variance + module.eps)
+    out = out.reshape(values.shape)
+    out = out if module.weight is None else out * array(module.weight)
+    return out if module.bias is None else out + array(module.bias)
+
+
+def group_norm(module: Any, values: np.ndarray) -> np.ndarray:
+    """Every sample and group of channels by its own mean and biased variance. Source: Wu and He 2018, eq. 1."""
+    out = np.zeros_like(values)
+    each = values.shape[1] // module.num_groups
+    for n, g in itertools.product(range(len(values)), range(module.num_groups)):
+        channels = slice(g * each, (g + 1) * each)
+        part = values[n, channels]
+        mean = math.fsum(part.ravel()) / part.size
+        variance = math.fsum((part.ravel() - mean) ** 2) / part.size
+        out[n, channels] = (part - mean) / math.sqrt(variance + module.eps)
+    out = out if module.weight is None else out * _shaped(array(module.weight), out)
+    return out + _per_channel(module.bias, out)
+
+
+def softmax(module: Any, values: np.ndarray) -> np.ndarray:
+    """exp(z_i) over the sum of all of them; its logarithm for LogSoftmax."""
+    moved = np.moveaxis(values, module.dim, -1)
+    out = np.zeros_like(moved)
+    for place in np.ndindex(moved.shape[:-1]):
+        powers = [math.exp(z - moved[place].max()) for z in moved[place]]
+        out[place] = [power / math.fsum(powers) for power in powers]
+    out = np.log(out) if isinstance(module, nn.LogSoftmax) else out
+    return np.moveaxis(out, -1, module.dim)
+
+
+def _gelu(module: Any, z: float) -> float:
+    if module.approximate == "tanh":
+        return 0.5 * z * (1 + math.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+    return 0.5 * z * (1 + math.erf(z / math.sqrt(2)))
+
+
+_ELEMENTWISE: dict[type[nn.Module], Callable[[Any, float], float]] = {
+    nn.ReLU: lambda module, z: max(z, 0.0),
+    nn.ReLU6: lambda module, z: min(max(z, 0.0), 6.0),
+    nn.LeakyReLU: lambda module, z: z if z > 0 else module.negative_slope * z,
+    nn.ELU: lambda module, z: z if z > 0 else module.alpha * math.expm1(z),
+    nn.GELU: _gelu,
+    nn.SiLU: lambda module, z: z / (1 + math.exp(-z)),
+    nn.Sigmoid: lambda module, z: 1 / (1 + math.exp(-z)),
+    nn.Tanh: lambda module, z: math.tanh(z),
+    nn.Softplus: lambda module, z: math.log1p(math.exp(module.beta * z)) / module.beta,
+    nn.Identity: lambda module, z: z,
+    # in evaluation mode, which is what is compared: they let everything through
+    nn.modules.dropout._DropoutNd: lambda module, z: z,
+}
+
+
+def _elementwise(rule: Callable[[Any, float], float]) -> Reference:
+    def apply(module: Any, values: np.ndarray) -> np.ndarray:
+        return np.array([rule(module, float(z)) for z in values.ravel()]).reshape(values.shape)
+
+    return apply
+
+
+REFERENCES: dict[type[nn.Module], Reference] = {
+    nn.Linear: linear,
+    nn.Conv1d: convolution,
+    nn.Conv2d: convolution,
+    nn.Conv3d: convolution,
+    nn.ConvTranspose1d: transposed_convolution,
+    nn.ConvTranspose2d: transposed_convolution,
+    nn.ConvTranspose3d: transposed_convolution,
+    nn.modules.batchnorm._BatchNorm: batch_norm,
+    nn.LayerNorm: layer_norm,
+    nn.GroupNorm: group_norm,
+    **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), pooling),
+    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), pooling),
+    **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), adaptive_pooling),
+    **dict.fromkeys((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), adaptive_pooling),
+    **dict.fromkeys((nn.Softmax, nn.LogSoftmax), softmax),
+    **{kind: _elementwise(rule) for kind, rule in _ELEMENTWISE.items()},
+}
+"""Of each layer that is known. A subclass is held to what it derives from."""
+
+
+def reference_of(module: nn.Module) -> tuple[type[nn.Module], Reference] | None:
+    """The nearest known type that a layer is or derives from, and its reference; None for a layer not known."""
+    for kind in type(module).__mro__:
+        if kind in REFERENCES:
+            return kind, REFERENCES[kind]
+    return None
+
+
+def _borders(module: Any) -> Iterator[tuple[int, int]]:
+    """What is padded before and after each axis."""
+    for size, dilation, padding in zip(
+        module.kernel_size,
+        module.dilation,
+        module.padding if not isinstance(module.padding, str) else [module.padding] * len(module.kernel_size),
+        strict=True,
+    ):
+        whole = dilation * (size - 1)
+        before, after = {"same": (whole // 2, whole - whole // 2), "valid": (0, 0)}.get(padding, (padding, padding))
+        yield before, after
+
+
+def _per_channel(bias: Tensor | None, out: np.ndarray) -> Any:
+    return 0.0 if bias is None else _shaped(array(bias), out)
+
+
+def _shaped(values: np.ndarray, out: np.ndarray) -> np.ndarray:
+    return values.reshape(1, -1, *(1,) * (out.ndim - 2))

@@ -1,0 +1,240 @@
+"""What of the network keeps samples from being fitted: how it ends, its head, or what reaches the head."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.rehearsal import forward_backward
+from sightline.doctor.overfit.attempts import FITTED, Bench, Curve, fit, forward_once, prepared_model
+from sightline.doctor.overfit.endings import Ending, Unbounded, ending_of
+from sightline.doctor.overfit.loss_probe import LossProbe
+from sightline.doctor.overfit.recipes import made
+from sightline.doctor.overfit.told import Teller
+
+__all__ = ["activation_cause", "activation_warning", "constant_cause", "gradient_cause", "head_cause", "unmoved"]
+
+_RATES = (1e-2, 1e-3, 1e-1)
+_DEAD = 0.3
+"""A share of outputs that are exactly zero from which a rectified output counts as dying. Source: pose, section 7.3."""
+_HEADS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
+
+
+# --- how the outputs end ---------------------------------------------------------------------------------------------
+
+
+def activation_cause(bench: Bench, probe: LossProbe, teller: Teller) -> tuple[Finding | None, str]:
+    """Outputs that end in a function which bounds them, where the samples are fitted without it or lie beyond it."""
+    ending = _ending(bench, probe)
+    if ending is None:
+        return None, "the outputs end in no function that bounds them"
+    beyond = _beyond(ending, bench, probe)
+    told = f"'{ending.output}' ends in {ending.operation}, {_interval(ending)}"
+    if beyond is not None:
+        return _of_ending(bench, ending, f"{told}; {beyond}", "error", teller), f"{told}; {beyond}"
+    curve = _best(bench, through=lambda model: Unbounded(model, ending.call))
+    if not curve.is_fitted:
+        return None, f"{told}; without it the samples are not fitted either"
+    told = f"{told}; without it they are fitted after {curve.steps_to(FITTED)} steps"
+    return _of_ending(bench, ending, told, "warning", teller), told
+
+
+def activation_warning(bench: Bench, probe: LossProbe, teller: Teller) -> Finding | None:
+    """Outputs that are rectified though targets lie beyond, or of which a good share is exactly zero.
+
+    A rectifier where targets are not below zero, and units live, is a choice.
+    """
+    ending = _ending(bench, probe)
+    if ending is None:
+        return None
+    beyond = _beyond(ending, bench, probe)
+    is_dying = ending.operation in ("relu", "clamp", "clampmin") and ending.zeros > _DEAD
+    if beyond is None and not is_dying:
+        return None
+    told = f"'{ending.output}' ends in {ending.operation}, {_interval(ending)}"
+    why = beyond or f"{ending.zeros:.0%} of the first outputs are exactly 0 and pass no gradient"
+    return _of_ending(bench, ending, f"{told}; {why}", "warning", teller)
+
+
+def _ending(bench: Bench, probe: LossProbe) -> Ending | None:
+    model = prepared_model(bench, bench.precision)
+    return ending_of(model, lambda copied: forward_once(bench, copied), probe.read)
+
+
+def _beyond(ending: Ending, bench: Bench, probe: LossProbe) -> str | None:
+    """Targets of the output's own shape that lie outside of what it can be."""
+    low, high = ending.bounds
+    shape = probe.outputs[ending.output].shape
+    for name in probe.targets:
+        target = bench.batch[name]
+        if isinstance(target, Tensor) and target.is_floating_point() and target.shape == shape:
+            least, most = float(target.min()), float(target.max())
+            if least < low or most > high:
+                return f"the target '{name}' is {least:.4g} .. {most:.4g}"
+    return None
+
+
+def _of_ending(bench: Bench, ending: Ending, measured: str, severity: Any, teller: Teller) -> Finding:
+    names = {component.name for component in bench.built.config.losses}
+    is_doubled = ending.operation == "softmax" and "cross_entropy" in names
+    causes: tuple[str, ...] = ("model.activation", "model.structure")
+    if is_doubled:
+        causes = ("loss.double_softmax", "model.activation")
+    return teller.finding(
+        severity=severity,
+        summary=f"the last layer ends in {ending.operation}: the outputs cannot be what the targets ask for",
+        causes=causes,
+        path="model",
+        layer=ending.layer,
+        measured=measured,
+        expected="a last layer that is linear, or whose range holds the targets",
+        action=f"take the {ending.operation} after the last layer out",
+        evidence={"zeros": ending.zeros, "low": ending.low, "high": ending.high},
+    )
+
+
+def _interval(ending: Ending) -> str:
+    low, high = ending.bounds
+    if math.isinf(low) or math.isinf(high):
+        return f"at least {low:g}" if math.isinf(high) else f"at most {high:g}"
+    return f"{low:.4g} .. {high:.4g}"
+
+
+# --- the head --------------------------------------------------------------------------------------------------------
+
+
+def head_cause(bench: Bench, teller: Teller, *, is_falling: bool) -> tuple[Finding | None, str]:
+    """Whether a fresh last layer alone, on the features as they are, fits what the network does not.
+
+    Where the network is still getting there (`is_falling`), only a head that cannot learn is at fault.
+    """
+    name = _head(bench)
+    if name is None:
+        return None, "no linear layer or convolution is called last"
+    curve = _best(bench, thaw=True, change=lambda model: _freshen(model, name))
+    if not curve.is_fitted:
+        return None, f"a fresh {name} on the frozen features does not fit either"
+    told = f"a fresh {name} on the frozen features fits after {curve.steps_to(FITTED)} steps"
+    own = bench.built.job.model.get_submodule(name)
+    is_frozen = not any(parameter.requires_grad for parameter in own.parameters())
+    weights = torch.cat([parameter.detach().flatten() for parameter in own.parameters()]).double()
+    size = float(weights.abs().max())
+    causes: tuple[str, ...] = ("model.structure", "model.init", "model.activation")
+    if is_frozen:
+        causes = ("model.frozen_unintended", "optim.param_coverage")
+    elif not math.isfinite(size) or size == 0 or size > 1e3:
+        causes = ("model.init", "model.structure")
+    elif is_falling:
+        return None, f"{told}; the network is still on its way"
+    finding = teller.finding(
+        severity="warning",
+        summary=f"the head '{name}' is frozen: it is in the way of fitting"
+        if is_frozen
+        else f"the head '{name}' keeps the network from fitting: its features suffice",
+        causes=causes,
+        path="optimizer.frozen" if is_frozen and bench.built.job.frozen else "model",
+        layer=name,
+        measured=f"{told}; its own weights are at most {size:.3g}"
+        + (", and none of them asks for a gradient" if is_frozen else ""),
+        expected="a head that learns with the rest",
+        action=f"let '{name}' learn: look for requires_grad_(False) and optimizer.frozen"
+        if is_frozen
+        else f"look at how '{name}' is initialised, and at what stands between it and the loss",
+    )
+    return finding, told
+
+
+def _head(bench: Bench) -> str | None:
+    """The last linear layer or convolution that a forward pass calls."""
+    model = prepared_model(bench, bench.precision)
+    called: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, _HEADS):
+            module.register_forward_hook(lambda *_, at=name: called.append(at))
+    with torch.no_grad():
+        forward_once(bench, model)
+    return called[-1] if called else None
+
+
+def _freshen(model: nn.Module, name: str) -> None:
+    """Nothing learns but this layer, which starts afresh."""
+    model.requires_grad_(False)
+    head: Any = model.get_submodule(name)
+    head.reset_parameters()
+    head.requires_grad_(True)
+
+
+# --- what reaches the head -------------------------------------------------------------------------------------------
+
+
+def constant_cause(bench: Bench, probe: LossProbe, teller: Teller) -> tuple[Finding | None, str]:
+    """Outputs that are the same for all samples from the start."""
+    alike = _alike(bench, probe)
+    if alike is None:
+        return None, "the model tells its samples apart"
+    finding = teller.finding(
+        severity="warning",
+        summary="the model answers alike for different samples",
+        causes=("model.constant_output", "model.numerics", "model.init"),
+        path="model",
+        measured=f"'{alike}' is the same for all samples of the batch",
+        expected="different answers to different inputs",
+        action="follow the samples through the layers by --trace: where does the last difference go?",
+    )
+    return finding, f"'{alike}' is the same for all samples"
+
+
+def gradient_cause(bench: Bench, teller: Teller) -> tuple[Finding | None, str]:
+    """A gradient that reaches no parameter at all."""
+    silent = unmoved(bench)
+    trainable = [name for name, parameter in bench.built.job.model.named_parameters() if parameter.requires_grad]
+    if len(silent) < len(trainable):
+        return None, f"{len(trainable) - len(silent)} of {len(trainable)} parameters get a gradient"
+    finding = teller.finding(
+        severity="warning",
+        summary="no parameter gets a gradient",
+        causes=("loss.detached", "model.frozen_unintended", "model.activation"),
+        path="model",
+        measured=f"{len(silent)} of {len(trainable)} trainable parameters have a gradient of zero or none",
+        expected="a gradient in every parameter that is to learn",
+        action="look for detach(), no_grad and layers that are dead; `sightline check` names them",
+    )
+    return finding, "no gradient reaches any parameter"
+
+
+def unmoved(bench: Bench) -> list[str]:
+    """The trainable parameters that a first step gives no gradient, or one of zero."""
+    job = bench.built.job
+    model = prepared_model(bench, bench.precision)
+    forward_backward(job, model, [bench.batch_in(bench.precision)], bench.device)
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not bool(parameter.grad.any()))
+    ]
+
+
+def _alike(bench: Bench, probe: LossProbe) -> str | None:
+    """An output that losses read, a row for each sample, whose rows are all equal."""
+    num = len(bench.batch["sample_index"])
+    if len(set(bench.batch["sample_index"].tolist())) < 2:
+        return None
+    for name in probe.read:
+        value = probe.outputs[name]
+        if value.ndim and len(value) == num and bool((value == value[:1]).all()):
+            return name
+    return None
+
+
+def _best(bench: Bench, **asked: Any) -> Curve:
+    """The best attempt of Adam at a few rates."""
+    curves: list[Curve] = []
+    for rate in _RATES:
+        curves.append(fit(bench, "adam", lambda model, at: made("adam", model, at), rate, bench.precision, **asked))
+        if curves[-1].is_fitted:
+            break
+    return min(curves, key=lambda curve: curve.order)

@@ -1,0 +1,66 @@
+"""Where a forward pass computes in fewer digits than its parameters have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sightline.describe.flow import leaves
+from sightline.doctor.core.rehearsal import forward_backward
+from sightline.doctor.overfit.attempts import Bench, prepared_model
+from sightline.engine.precision import Precision
+
+__all__ = ["Lowered", "lowered_in"]
+
+
+class Lowered(NamedTuple):
+    """A module that makes numbers of fewer bits than its parameters, and their type."""
+
+    layer: str
+    dtype: str
+
+
+class _Watch(TorchDispatchMode):
+    """Notes the first result of fewer bits than `bits`, and the module it was made in."""
+
+    def __init__(self, model: nn.Module, bits: int) -> None:
+        super().__init__()
+        self.found: Lowered | None = None
+        self._bits = bits
+        self._stack: list[str] = []
+        self.handles: list[Any] = []
+        for name, module in model.named_modules():
+            self.handles.append(module.register_forward_pre_hook(lambda *_, at=name: self._stack.append(at)))
+            self.handles.append(module.register_forward_hook(self._leave))
+
+    def _leave(self, *_: Any) -> None:
+        self._stack.pop()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.found is None:
+            for _, tensor in leaves(result):
+                if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < self._bits:
+                    self.found = Lowered(
+                        self._stack[-1] if self._stack else "", str(tensor.dtype).removeprefix("torch.")
+                    )
+        return result
+
+
+def lowered_in(bench: Bench, precision: str) -> Lowered | None:
+    """The first module of a training step that computes in fewer digits than its parameters; None where none does."""
+    model = prepared_model(bench, precision)
+    watch = _Watch(model, torch.finfo(Precision(precision).parameters).bits)
+    try:
+        with watch:
+            forward_backward(bench.built.job, model, [bench.batch_in(precision)], bench.device)
+    finally:
+        for handle in watch.handles:
+            handle.remove()
+    return watch.found

@@ -1,0 +1,70 @@
+"""What the run's own metric says of samples that were fitted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sightline.data.loading.reading import BatchReader
+from sightline.engine.build import Built, build_transforms
+from sightline.engine.distributed import World
+from sightline.engine.optimizers import hold_still
+from sightline.engine.train import Job
+from sightline.types import Batch
+
+__all__ = ["evaluation_reader", "score_of"]
+
+
+def evaluation_reader(built: Built) -> BatchReader:
+    """The training set as evaluation would see it."""
+    part = built.data.train
+    return BatchReader(part.dataset, build_transforms(built.config.transforms.evaluate, built.data.facts))
+
+
+def score_of(built: Built, job: Job, batch: Batch, indices: Sequence[int]) -> float:
+    """`evaluate.metric` of training samples, read as evaluation reads them, by the model of a job that fitted them.
+
+    Batch norms are first given the statistics of `batch`, which was fitted: a few steps do not bring running averages
+    there. The model is used up.
+    """
+    _take_statistics(job, batch)
+    evaluator = dataclasses.replace(
+        built.selection,
+        reader=evaluation_reader(built),
+        indices=np.sort(np.array(indices, dtype=np.int64)),
+        batch_size=len(indices),
+        precision=job.precision,
+        workers=0,
+        voting_reader=None,
+        votes=1,
+    )
+    return evaluator(job.model, World(device=job.device)).metrics[built.config.evaluate.metric]
+
+
+def _take_statistics(job: Job, batch: Batch) -> None:
+    """Batch norms keep the mean and the variance by which they normalise this batch, but for what the recipe holds."""
+    job.model.train()
+    hold_still(job.model, job.frozen, 0)
+    handles = []
+    for module in job.model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats:
+            module.reset_running_stats()
+            module.momentum = None  # the average of one batch is that batch's
+            handles.append(module.register_forward_hook(_without_bessel))
+    with torch.no_grad(), job.precision.autocast(job.device):
+        _, around = job.task.prepare(job.model, [batch], World(device=job.device))
+        job.task.losses(job.model, batch, around[0])
+    for handle in handles:
+        handle.remove()
+
+
+def _without_bessel(norm: Any, inputs: tuple[torch.Tensor, ...], _: Any) -> None:
+    """Running variances are estimates for n - 1 of n rows; by what the batch itself was divided, is for n."""
+    num = inputs[0].numel() // inputs[0].shape[1]
+    if norm.num_batches_tracked == 1 and num > 1:
+        norm.running_var.mul_((num - 1) / num)

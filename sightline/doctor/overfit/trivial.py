@@ -1,0 +1,99 @@
+"""The best answer that looks at no input: one constant for all samples, chosen by the run's own loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.doctor.core.class_axes import class_axis
+from sightline.doctor.core.rehearsal import copy_of
+from sightline.engine.build import Built
+from sightline.engine.device import to_device
+from sightline.engine.distributed import World
+from sightline.engine.train import mean
+from sightline.types import Batch
+
+__all__ = ["Constant", "fit_constant"]
+
+_STEPS = 60
+
+
+class Constant(nn.Module):
+    """Gives outputs of the model's shapes that are the same for all samples; `values` are what they are.
+
+    Where logits answer labels, one number a class; else one for each place of an output but its first axis.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.values: dict[str, Tensor] = {}
+        self.axes: dict[str, tuple[int, ...]] = {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            outputs = self.model(*args, **kwargs)
+        given = {}
+        for name, value in outputs.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
+                given[name] = self._constant(name, value).to(value.dtype).expand(value.shape)
+            else:
+                given[name] = value
+        return given
+
+    def _constant(self, name: str, like: Tensor) -> Tensor:
+        if name not in self.values:
+            kept = self.axes.get(name, tuple(range(1, like.ndim)))
+            shape = [size if axis in kept else 1 for axis, size in enumerate(like.shape)]
+            self.values[name] = like.new_zeros(shape, dtype=torch.float64).requires_grad_()
+        return self.values[name]
+
+
+def fit_constant(built: Built, batches: Sequence[Batch]) -> Constant:
+    """The constant that has the lowest loss on these batches."""
+    job, device = built.job, built.job.device
+    model = Constant(copy_of(job.model).eval())
+    placed = [to_device(batch, device, floats=job.precision.parameters) for batch in batches]
+    world = World(device=device)
+    _find_axes(built, model, placed[0])
+    weights = job.weights_at(job.num_steps)
+
+    def total() -> Tensor:
+        counts, around = job.task.prepare(model, placed, world)
+        sums: dict[str, Tensor] = {}
+        for batch, near in zip(placed, around, strict=True):
+            for name, term in job.task.losses(model, batch, near).items():
+                sums[name] = sums[name] + term if name in sums else term
+        return torch.stack([weights[name] * mean(sums[name], counts[name]).double() for name in sums]).sum()
+
+    total()  # makes the values, in the shapes of the outputs
+    optimizer = torch.optim.LBFGS(list(model.values.values()), max_iter=_STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = total()
+        if value.requires_grad:
+            value.backward()
+        return value.detach()
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    model.values = {name: value.detach() for name, value in model.values.items()}
+    return model
+
+
+def _find_axes(built: Built, model: Constant, batch: Batch) -> None:
+    """Of logits, the axis of classes alone tells one number from another."""
+    job = built.job
+    seen: list[Mapping[str, Any]] = []
+    handle = model.model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+    with torch.no_grad():
+        job.task.losses(model, batch, job.task.prepare(model, [batch], World(device=job.device))[1][0])
+    handle.remove()
+    model.values.clear()
+    logits, label = seen[-1].get("logits"), batch.get("label")
+    if isinstance(logits, Tensor) and isinstance(label, Tensor) and (axis := class_axis(logits, label)) is not None:
+        model.axes["logits"] = (axis,)

@@ -1,0 +1,85 @@
+"""The same samples fitted by variants of a recipe: which switch helps, and whether a small network does as well."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from sightline.doctor.overfit.fit_one import Asked, Result, fit_one
+from sightline.doctor.overfit.following import Followed, follow
+from sightline.engine.build import Built
+from sightline.errors import UserError
+
+__all__ = ["Variant", "compare", "overrides_of"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe under some overrides, and how it fitted the samples; `followed` where its config expects anything."""
+
+    overrides: tuple[str, ...]
+    parameters: int
+    result: Result
+    followed: Followed | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it fitted the samples, and met what its config expects on the way."""
+        return self.result.is_fitted and (self.followed is None or all(each.is_met for each in self.followed.met))
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.overrides)
+
+
+def overrides_of(varied: Sequence[str]) -> list[tuple[str, ...]]:
+    """The cross product of `key=value,value`, as overrides. Commas within brackets belong to a value.
+
+    Raises UserError for one that names no values.
+    """
+    each: list[list[str]] = []
+    for text in varied:
+        key, equals, values = text.partition("=")
+        found = _split(values)
+        if not equals or not key or not all(found):
+            raise UserError(f"--vary {text}: give key=value,value, as --vary model.shortcuts=true,false")
+        each.append([f"{key}={value}" for value in found])
+    keys = [text.partition("=")[0] for text in varied]
+    if len(set(keys)) < len(keys):
+        raise UserError(f"--vary {varied[-1]}: the key is varied twice; name all its values at once")
+    return [tuple(chosen) for chosen in itertools.product(*each)]
+
+
+def compare(
+    variants: Iterable[tuple[tuple[str, ...], Callable[[], Built]]], asked: Asked, tell: Callable[[str], None]
+) -> list[Variant]:
+    """Fit every variant with its own optimiser, from the same seed and on the same samples.
+
+    Raises UserError where a variant trains on other samples than the first one.
+    """
+    found: list[Variant] = []
+    for overrides, build in variants:
+        tell(f"variant {' '.join(overrides)}")
+        built = build()
+        result = fit_one(built, asked, tell)
+        if found and result.samples.indices != found[0].result.samples.indices:
+            if len(result.samples.indices) != len(found[0].result.samples.indices):
+                raise UserError("--vary: variants ask for different numbers of samples; give --samples")
+            raise UserError(f"--vary: {' '.join(overrides)} changes which samples are fitted; vary something else")
+        parameters = sum(parameter.numel() for parameter in built.job.model.parameters())
+        followed = follow(built, asked) if built.config.expect and result.probe is not None else None
+        found.append(Variant(overrides, parameters, result, followed))
+    return found
+
+
+def _split(text: str) -> list[str]:
+    """Values between commas outside of brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += character in "[{(" or -(character in "]})")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]

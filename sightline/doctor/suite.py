@@ -1,0 +1,157 @@
+"""Runs checks: which there are, at which moment each is due, and that none of them leaves a trace on the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import pkgutil
+import sys
+import time
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from sightline.config import RunConfig
+from sightline.doctor.context import CHECKS, Check, Context, Moment
+from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.merge import agree, merge
+from sightline.doctor.core.owned import generators_of, kept_generators
+from sightline.doctor.core.rehearsal import frame_of
+from sightline.engine.build import Built
+from sightline.engine.distributed import World
+from sightline.engine.records import kept_random_state
+from sightline.errors import ConfigError
+from sightline.schema import nearest
+
+__all__ = ["all_checks", "assert_known", "run_after", "run_all", "run_quick"]
+
+logger = logging.getLogger(__name__)
+
+_FORWARD_S = 1.5  # of the quick checks' one step; with its backward pass and all that is sampled they stay below ten
+_ROOM = "sightline.doctor.checks"
+_MOMENTS = typing.get_args(Moment)
+
+
+def all_checks() -> list[Check]:
+    """Every check, in the order of their moments and codes."""
+    room = importlib.import_module(_ROOM)
+    for module in pkgutil.walk_packages(room.__path__, f"{_ROOM}."):
+        importlib.import_module(module.name)
+    return sorted(CHECKS.values(), key=lambda each: (_MOMENTS.index(each.moment), each.code))
+
+
+def run_quick(built: Built, world: World) -> list[Finding]:
+    """The checks that every training starts with."""
+    chosen = [each for each in all_checks() if each.is_quick and each.moment in ("static", "preflight")]
+    return _run(chosen, Context(built, world, _FORWARD_S))
+
+
+def run_all(built: Built, world: World, *, run: Path | None = None, deep: bool = False) -> list[Finding]:
+    """Every check of a run that has not begun; with the directory of a `run`, also those of what it left there.
+
+    `deep` takes the oracles along, which hold every layer and loss against what is known of it.
+    """
+    left_out = ({"offline"} if run is None else set()) | (set() if deep else {"deep"})
+    chosen = [each for each in all_checks() if each.moment not in left_out]
+    return _run(chosen, Context(built, world, run=run))
+
+
+def run_after(built: Built, world: World, *, run: Path) -> list[Finding]:
+    """The checks of what a training left in its directory, and in its model."""
+    chosen = [each for each in all_checks() if each.moment == "offline"]
+    return _run(chosen, Context(built, world, _FORWARD_S, run))
+
+
+def _run(checks: Sequence[Check], context: Context) -> list[Finding]:
+    """Findings, the gravest first; every process returns the same list, after one collective at the end."""
+    assert_known(context.config)
+    findings: list[Finding] = []
+    with _untouched(context.built):
+        for each in checks:
+            if each.code in context.config.checks.skip:
+                continue
+            started = time.perf_counter()
+            found = _run_one(each, context)
+            seconds = time.perf_counter() - started
+            findings += [dataclasses.replace(finding, phase=each.moment, seconds=seconds) for finding in found]
+        findings += _of_short_time(context)
+    return merge(agree(findings, context.world))
+
+
+def _run_one(each: Check, context: Context) -> list[Finding]:
+    """A check's findings. One that fails must not end the run on one process alone; that it failed is a finding."""
+    try:
+        return each.run(context)
+    except Exception as error:
+        logger.warning("check-failed: '%s' says nothing about this run", each.code, exc_info=True)
+        file, line = frame_of(error)
+        where = Place(file=file, line=line) if file else context.place("checks")
+        return [_not_run(each.code, _guard_of(each), "sys.environment", where, _told(error))]
+
+
+def _of_short_time(context: Context) -> list[Finding]:
+    """The first step, or else an evaluation, where a check asked for it and there was no time for one."""
+    rehearsal = vars(context).get("rehearsal")  # where no check asked for it there is none
+    rehearsed = [*([] if rehearsal is None else [rehearsal]), *vars(context).get("evaluations", ())]
+    skipped = [each.skipped for each in rehearsed if each.skipped][:1]
+    return [_not_run("check-skipped", "G6", "sys.resource", context.place("model"), reason) for reason in skipped]
+
+
+def _not_run(code: str, guard: str, cause: str, where: Place, reason: str) -> Finding:
+    return Finding(
+        guard=guard,
+        code=code,
+        severity="warning",
+        summary=f"check could not run: {reason}",
+        cause=cause,
+        where=where,
+        measured=reason,
+        expected="every check of this run to end",
+        action="run `sightline check`, which takes its time"
+        if code == "check-skipped"
+        else "look at the traceback above, or leave the check out with checks.skip",
+    )
+
+
+def _guard_of(each: Check) -> str:
+    """The guard that the docstring of a check's module names."""
+    words = (sys.modules[each.run.__module__].__doc__ or "").split(":")[0].split()
+    return words[1] if words[:1] == ["Guard"] and len(words) > 1 else "G0"
+
+
+def _told(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
+def assert_known(config: RunConfig) -> None:
+    """Raises ConfigError for a check that the config would skip and that there is not."""
+    known = [each.code for each in all_checks()]
+    for code in config.checks.skip:
+        if code not in known:
+            where = config.origins.get("checks.skip", "checks.skip")
+            raise ConfigError(f"{where}: there is no check '{code}'{nearest(code, known)}")
+
+
+@contextmanager
+def _untouched(built: Built) -> Iterator[None]:
+    """Random states, those that data sets hold among them, and training flags are as before, whatever a check did."""
+    model, device = built.job.model, built.job.device
+    flags = {name: module.training for name, module in model.named_modules()}
+    parts = (built.data.train, built.data.selection, built.data.test)
+    readers = (*parts, built.job.stream.reader, built.selection.voting_reader, built.test.voting_reader)
+    cuda = [device] if device.type == "cuda" else []
+    with (
+        kept_random_state(),
+        torch.random.fork_rng(cuda),
+        kept_generators(generators_of(*readers)),
+        torch.enable_grad(),
+    ):
+        try:
+            yield
+        finally:
+            for name, module in model.named_modules():
+                module.training = flags[name]

@@ -1,0 +1,119 @@
+"""What an evaluation answered for each sample, kept as files: labels of points, and a manifest of all samples."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sightline.engine.build import Part
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import Evaluation
+from sightline.errors import UserError
+from sightline.metrics.answers import answers_of
+from sightline.runs.durable import disk_failure
+from sightline.runs.run_directory import RunDirectory
+from sightline.runs.run_documents import load_document
+from sightline.types import Batch
+
+__all__ = ["MANIFEST", "PredictionFolder", "file_stems"]
+
+MANIFEST = "manifest.json"
+"""Written last: a folder that has it is whole."""
+_LABEL = np.int16
+"""Of a file of labels; class numbers are far below its bound, and a room of 80 million points takes 160 MB."""
+
+
+class PredictionFolder:
+    """Keeps the labels that an evaluation answers, for an `Evaluator` to call batch by batch; every process its own.
+
+    Samples with a label a point have a file each, int16 (N,) in the order of the points that were scored: those of the
+    whole cloud where evaluation thins it and answers for all its points. Samples with one label have it in the
+    manifest. An earlier manifest of the folder goes when the first batch comes; files that only it names, when the new
+    one is written; other files stay.
+    """
+
+    def __init__(self, path: Path, part: Part, world: World) -> None:
+        self.path = path
+        self._part = part
+        self._facts = part.dataset.info.facts
+        self._world = world
+        indices = part.indices.tolist()
+        self._stems = dict(zip(indices, file_stems([part.name_of(index) for index in indices]), strict=True))
+        self._entries: list[dict[str, Any]] = []
+        self._directory = RunDirectory(path, is_writer=world.is_first)
+        self._former = _files_in(path) if world.is_first else set()
+        self._directory.remove(MANIFEST)
+
+    def __call__(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
+        """Keep the answers to a batch. Raises RunError where the disk refuses them."""
+        answers = answers_of(batch, predictions, self._facts)
+        for place, (index, answer) in enumerate(zip(batch["sample_index"].tolist(), answers, strict=True)):
+            entry: dict[str, Any] = {"name": self._part.name_of(index), "index": index}
+            if answer.ndim:
+                file = f"{self._stems[index]}.npy"
+                self._write(file, answer)
+                entry |= {"file": file, "num_points": len(answer)}
+            else:
+                entry |= {"answer": int(answer)} | ({"label": int(batch["label"][place])} if "label" in batch else {})
+            self._entries.append(entry)
+
+    def finish(self, evaluation: Evaluation, about: Mapping[str, Any]) -> None:
+        """Write the manifest, led by `about`, with the IoU of samples where a metric tells it. Every process calls."""
+        told = self._world.gather_text(json.dumps(self._entries), what="kept predictions")
+        entries = sorted((entry for text in told for entry in json.loads(text)), key=lambda entry: entry["index"])
+        ious = _ious(evaluation)
+        for entry in entries:
+            if ious is not None:
+                entry["iou"] = float(ious[entry["index"]])
+        document = {**about, "class_names": list(self._facts.get("class_names", ())), "samples": entries}
+        self._directory.write_json(MANIFEST, document)
+        for file in self._former - {entry.get("file") for entry in entries}:
+            self._directory.remove(file)
+
+    def _write(self, file: str, answer: Tensor) -> None:
+        path = self.path / file
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            np.save(path, answer.cpu().numpy().astype(_LABEL))
+        except OSError as error:
+            raise disk_failure(error, path) from error
+
+
+def file_stems(names: Sequence[str]) -> list[str]:
+    """A file name for each sample, without an ending: its own name where a file can have it, never one twice."""
+    stems = [re.sub(r"[^\w.-]+", "_", name).strip("._") or "sample" for name in names]
+    times = Counter(stem.lower() for stem in stems)  # some file systems know no capitals
+    taken = set(times)
+    result = []
+    for place, stem in enumerate(stems):
+        if times[stem.lower()] > 1:
+            stem = next(s for n in range(len(stems) + 1) if (s := f"{stem}.{place + n}").lower() not in taken)
+            taken.add(stem.lower())
+        result.append(stem)
+    return result
+
+
+def _files_in(folder: Path) -> set[str]:
+    """The files that the manifest of a folder names, and none outside it."""
+    if not (folder / MANIFEST).is_file():
+        return set()
+    try:
+        samples = load_document(folder / MANIFEST)["samples"]
+        files = {entry["file"] for entry in samples if "file" in entry}
+    except (UserError, KeyError, TypeError):
+        return set()
+    return {file for file in files if isinstance(file, str) and Path(file).name == file and file.endswith(".npy")}
+
+
+def _ious(evaluation: Evaluation) -> Tensor | None:
+    """The IoU of each sample by the answers that were kept: the voted ones, where there are votes."""
+    told = [one for one in evaluation.measured if hasattr(one.meter.metric, "per_sample")]
+    kept = [one for one in told if one.suffix == evaluation.measured[-1].suffix]
+    return kept[0].meter.metric.per_sample(kept[0].state) if kept else None  # type: ignore[attr-defined]

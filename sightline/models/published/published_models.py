@@ -1,0 +1,429 @@
+"""Which model of ours a published layout is, what the shapes of its tensors say, and what they do not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from sightline.models.published.published import LAYOUTS, OPTIONAL, translate_key, unused_names
+
+__all__ = ["MODELS", "ImageSide", "NumModules", "Protocol", "PublishedModel", "Size", "layouts_of"]
+
+
+class Size(NamedTuple):
+    """A number read off one axis of one of our tensors: less `others`, divided by `divisor`."""
+
+    name: str
+    axis: int
+    divisor: int = 1
+    others: int = 0
+
+    def of(self, weights: Mapping[str, Tensor]) -> int:
+        return (weights[self.name].shape[self.axis] - self.others) // self.divisor
+
+
+class NumModules(NamedTuple):
+    """How many modules stand below one of ours."""
+
+    name: str
+
+    def of(self, weights: Mapping[str, Tensor]) -> int:
+        return len({name.removeprefix(f"{self.name}.").split(".")[0] for name in weights if self._is_below(name)})
+
+    def _is_below(self, name: str) -> bool:
+        return name.startswith(f"{self.name}.")
+
+
+class ImageSide(NamedTuple):
+    """How many pixels a square image has along a side: one position is the class token's, the others are patches'."""
+
+    positions: str
+    patches: str
+
+    def of(self, weights: Mapping[str, Tensor]) -> int:
+        return math.isqrt(weights[self.positions].shape[1] - 1) * weights[self.patches].shape[2]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What weights were published for: the task, the data set, what is measured there and which number is quoted.
+
+    `arguments` are those of the data set that give a point so many channels, or images where there are no points.
+    """
+
+    task: str
+    data: str
+    metrics: tuple[Mapping[str, Any], ...]
+    metric: str
+    batch_size: int
+    arguments: Mapping[int, Mapping[str, Any]]
+
+
+_BY_NORMALS: Mapping[int, Mapping[str, Any]] = {3: {"normals": "none"}, 6: {"normals": "file"}}
+_BY_COLOURS: Mapping[int, Mapping[str, Any]] = {
+    3: {"colours": False},
+    6: {"colours": True},
+    9: {"colours": True, "place": True},
+}
+_PAIRS = Protocol("contrast", "shapenet_render", ({"name": "pairs"},), "retrieval_accuracy", 64, {})
+_NO_POINTS = 0
+_IMAGES = Protocol(
+    "classify", "synthetic_shapes", ({"name": "accuracy"},), "overall_accuracy", 64, {_NO_POINTS: {"views": 12}}
+)
+"""Of views that are always there: ImageNet, which the weights are of, is no set of ours."""
+_OBJECTS = Protocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64, _BY_NORMALS)
+_PARTS = Protocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, _BY_NORMALS)
+_SCENES = Protocol("segment", "s3dis", ({"name": "iou"},), "miou", 1, _BY_COLOURS)
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A model as its authors published it.
+
+    `from_shapes` are arguments that the weights show, `assumed` those that they do not, as in the authors' own recipe
+    for the data set of `protocol`; `losses`, `evaluate`, `task` and `up_axis` are that recipe's losses, evaluation
+    transforms, arguments of the task and frame. `takes_first_points`: their clouds are a set's first points; else the
+    evaluation transforms choose among all. `encoders` are the blocks that the model is made of, by argument; their own
+    arguments are named with a dot. `trains` are the recipe's training transforms. `keeps_head`: a head for other
+    classes than the data set's is an error; else it is left out. `has_image_file`: the image branch is a second file.
+    """
+
+    model: str
+    num_classes: Size | None
+    in_channels: Size | None
+    from_shapes: Mapping[str, Size | NumModules | ImageSide] = field(default_factory=dict)
+    assumed: Mapping[str, Any] = field(default_factory=dict)
+    losses: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy"},)
+    evaluate: tuple[Mapping[str, Any], ...] = ()
+    up_axis: str | None = "y"
+    protocol: Protocol = _OBJECTS
+    task: Mapping[str, Any] = field(default_factory=dict)
+    takes_first_points: bool = True
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    trains: tuple[Mapping[str, Any], ...] = ()
+    keeps_head: bool = True
+    has_image_file: bool = False
+    num_joints: Size | None = None
+
+
+_SMOOTHED: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy", "label_smoothing": 0.2},)
+_NORMALISED: tuple[Mapping[str, Any], ...] = ({"name": "normalize_unit_sphere"},)
+
+_DGCNN = PublishedModel(
+    model="dgcnn",
+    num_classes=Size("head.4.weight", 0),
+    in_channels=Size("edges.0.edge.linear.weight", 1, divisor=2),
+    from_shapes={"embedding": Size("embed.linear.weight", 0)},
+    assumed={"num_neighbours": 20, "dropout": 0.5},
+    losses=_SMOOTHED,
+)
+
+_POINT_BERT_INPUT = Size("embed.patches.enter.linear.weight", 1)
+_POINT_BERT_WIDTH = Size("trunk.norm.weight", 0)
+_POINT_BERT_ASSUMED = {"group_size": 32, "drop_path": 0.1, "dropout": 0.5, "min_squared_norm": 1e-3}
+_POINT_BERT = PublishedModel(
+    model="point_bert",
+    num_classes=Size("head.3.weight", 0),
+    in_channels=_POINT_BERT_INPUT,
+    from_shapes={"width": _POINT_BERT_WIDTH, "depth": NumModules("trunk.blocks")},
+    assumed={"num_heads": 6, "num_groups": 64, **_POINT_BERT_ASSUMED},
+    losses=_SMOOTHED,
+    evaluate=({"name": "farthest_points", "num_points": 1024, "min_squared_norm": 1e-3},),
+    takes_first_points=False,
+)
+
+
+def _pct(**assumed: Any) -> PublishedModel:
+    return PublishedModel(
+        model="pct",
+        num_classes=Size("head.4.weight", 0),
+        in_channels=Size("embed.0.linear.weight", 1),
+        assumed={"num_centres": (512, 256), "num_neighbours": 32, "dropout": 0.5, **assumed},
+        losses=_SMOOTHED,
+    )
+
+
+def _pointnet2(model: str, **assumed: Any) -> PublishedModel:
+    return PublishedModel(
+        model=model,
+        num_classes=Size("head.4.weight", 0),
+        in_channels=Size("abstractions.0.groups.0.network.layers.0.linear.weight", 1),
+        assumed={"num_centres": (512, 128), "dropout": 0.4, **assumed},
+        evaluate=_NORMALISED,
+    )
+
+
+def _thinned(num_points: int) -> tuple[Mapping[str, Any], ...]:
+    return ({"name": "sample_points", "num_points": num_points, "if_fewer": "repeat", "score_all": True},)
+
+
+_IN_BLOCKS: Mapping[str, Any] = {"blocks": {"size_m": 1.0, "stride_m": 0.5, "num_points": 4096}}
+_PENALISED: tuple[Mapping[str, Any], ...] = (
+    {"name": "cross_entropy"},
+    {"name": "feature_transform_penalty", "weight": 0.001},
+)
+
+
+def _of_points(protocol: Protocol) -> dict[str, Any]:
+    """What networks for clouds of one size share: shapes are thinned, scenes cut into blocks; all points are scored."""
+    if protocol is _SCENES:
+        return {"protocol": protocol, "up_axis": "z", "task": _IN_BLOCKS}
+    return {"protocol": protocol, "evaluate": _thinned(2048)}
+
+
+def _dgcnn_points(model: str, last: str, protocol: Protocol, **assumed: Any) -> PublishedModel:
+    return PublishedModel(
+        model=model,
+        num_classes=Size(f"{last}.weight", 0),
+        in_channels=Size("levels.edges.0.network.layers.0.linear.weight", 1, divisor=2),
+        from_shapes={"embedding": Size("levels.embed.linear.weight", 0)},
+        assumed={"dropout": 0.5, **assumed},
+        losses=_SMOOTHED,
+        **_of_points(protocol),
+    )
+
+
+def _pointnet_points(model: str, embedding: str, protocol: Protocol) -> PublishedModel:
+    return PublishedModel(
+        model=model,
+        num_classes=Size("head.2.weight", 0),
+        in_channels=Size(f"{embedding}.linear.weight", 1),
+        losses=_PENALISED,
+        **_of_points(protocol),
+    )
+
+
+def _pointnet2_points(model: str, protocol: Protocol, **assumed: Any) -> PublishedModel:
+    """The first abstraction sees a place beside all channels."""
+    return PublishedModel(
+        model=model,
+        num_classes=Size("head.2.weight", 0),
+        in_channels=Size("abstractions.0.groups.0.network.layers.0.linear.weight", 1, others=3),
+        assumed={"dropout": 0.5, **assumed},
+        **_of_points(protocol),
+    )
+
+
+def _dense_transformer(per: str, *, num_categories: int = 0, **recipe: Any) -> PublishedModel:
+    """The one-hot of a category follows the channels of every point."""
+    return PublishedModel(
+        model="point_transformer_dense",
+        num_classes=Size("head.4.weight", 0),
+        in_channels=Size("encoder.embed.0.weight", 1, others=num_categories),
+        from_shapes={"width": Size("encoder.levels.0.0.enter.weight", 0)},
+        assumed={"per": per, "num_blocks": (1, 1, 1, 1, 1), "num_neighbours": 16},
+        **recipe,
+    )
+
+
+_CROSSPOINT_VIEWS: tuple[Mapping[str, Any], ...] = (
+    {"name": "normalize_unit_sphere"},
+    {
+        "name": "two_views",
+        "each": [
+            {"name": "scale", "low": 0.5, "high": 2.0, "isotropic": True},
+            {"name": "rotate"},
+            {"name": "translate", "max_shift": 0.5, "relative": True},
+            {"name": "jitter"},
+            {"name": "drop_points"},
+        ],
+    },
+)
+_RESIZED: Mapping[str, Any] = {"name": "resize_image", "size_px": 224}
+_PICTURES: tuple[Mapping[str, Any], ...] = (_RESIZED, {"name": "normalize_image"})
+_CROSSPOINT_PICTURES: tuple[Mapping[str, Any], ...] = (
+    _RESIZED,
+    {"name": "color_jitter"},
+    {"name": "flip_image"},
+    {"name": "normalize_image"},
+)
+_CROSSPOINT_CHANNELS = {
+    "dgcnn": Size("points.edges.0.edge.linear.weight", 1, divisor=2),
+    "dgcnn_parts": Size("points.levels.edges.0.network.layers.0.linear.weight", 1, divisor=2),
+}
+_CROSSPOINT_EMBEDDING = {
+    "dgcnn": Size("points.embed.linear.weight", 0),
+    "dgcnn_parts": Size("points.levels.embed.linear.weight", 0),
+}
+
+
+def _crosspoint(points: str, images: str | None = None) -> PublishedModel:
+    """Pre-trained: a point encoder with its projection head, alone or beside an image encoder with its own."""
+    both = images is not None
+    return PublishedModel(
+        model="crosspoint" if both else "intrapoint",
+        num_classes=None,
+        in_channels=_CROSSPOINT_CHANNELS[points],
+        encoders={"points": points, **({"images": images} if images is not None else {})},
+        from_shapes={
+            "points.embedding": _CROSSPOINT_EMBEDDING[points],
+            "embedding": Size("points_head.3.weight", 0),
+            "hidden": Size("points_head.0.weight", 0),
+        },
+        assumed={"points.num_neighbours": 15},
+        losses=({"name": "intra_modal"}, *(({"name": "cross_modal"},) if both else ())),
+        evaluate=(*_CROSSPOINT_VIEWS, *(_PICTURES if both else ())),
+        trains=(*_CROSSPOINT_VIEWS, *(_CROSSPOINT_PICTURES if both else ())),
+        protocol=_PAIRS,
+        has_image_file=both,
+    )
+
+
+_CROSSPOINT: Mapping[str, PublishedModel] = {
+    "crosspoint_cls": _crosspoint("dgcnn"),
+    "crosspoint_cls_resnet18": _crosspoint("dgcnn", "resnet18"),
+    "crosspoint_cls_resnet50": _crosspoint("dgcnn", "resnet50"),
+    "crosspoint_parts": _dgcnn_points("dgcnn_parts", "head.4", _PARTS, num_neighbours=40),
+    "crosspoint_seg": _crosspoint("dgcnn_parts"),
+    "crosspoint_seg_resnet18": _crosspoint("dgcnn_parts", "resnet18"),
+    "crosspoint_seg_resnet50": _crosspoint("dgcnn_parts", "resnet50"),
+}
+
+
+def _image_classifier(encoder: str, **from_shapes: Size | ImageSide) -> PublishedModel:
+    return PublishedModel(
+        model="image_classifier",
+        num_classes=Size("head.weight", 0),
+        in_channels=None,
+        encoders={"images": encoder},
+        from_shapes={f"images.{name}": size for name, size in from_shapes.items()},
+        evaluate=_PICTURES,
+        trains=_PICTURES,
+        up_axis=None,
+        protocol=_IMAGES,
+        keeps_head=False,
+    )
+
+
+def _vit(encoder: str) -> PublishedModel:
+    positions, patches = "images.positions", "images.patches.weight"
+    return _image_classifier(encoder, size_px=ImageSide(positions, patches), patch_px=Size(patches, 2))
+
+
+_IMAGE_NETWORKS: Mapping[str, PublishedModel] = {
+    "timm_vit_base": _vit("vit_base"),
+    "timm_vit_small": _vit("vit_small"),
+    "timm_vit_tiny": _vit("vit_tiny"),
+    "torchvision_resnet18": _image_classifier("resnet18"),
+    "torchvision_resnet50": _image_classifier("resnet50"),
+}
+
+_FIXED_CUBE = ({"name": "place_cube"}, {"name": "voxelize"}, {"name": "draw_heatmaps"})
+_VARIED_CUBE = (
+    {"name": "place_cube", "scale": [0.8, 1.2], "max_angle_rad": 0.698, "max_shift": 4.0},
+    {"name": "voxelize"},
+    {"name": "draw_heatmaps"},
+)
+_HANDS = Protocol("pose", "msra_hands", ({"name": "joint_error"},), "mean_error_mm", 16, {})
+
+_VOLUMES: Mapping[str, PublishedModel] = {
+    "dragonbook_v2v": PublishedModel(
+        model="v2v",
+        num_classes=None,
+        in_channels=None,
+        num_joints=Size("output.weight", 0),
+        losses=({"name": "heatmap_mse"},),
+        evaluate=_FIXED_CUBE,
+        trains=_VARIED_CUBE,
+        up_axis=None,
+        protocol=_HANDS,
+        takes_first_points=False,
+    )
+}
+
+_SEGMENTATION: Mapping[str, PublishedModel] = {
+    "antao97_dgcnn_parts": _dgcnn_points("dgcnn_parts", "head.4", _PARTS, num_neighbours=40),
+    "antao97_dgcnn_scenes": _dgcnn_points("dgcnn_scenes", "head.2", _SCENES, num_neighbours=20, first_graph="place"),
+    "lulutang0608_point_bert_parts": PublishedModel(
+        model="point_bert_parts",
+        num_classes=Size("head.2.weight", 0),
+        in_channels=_POINT_BERT_INPUT,
+        from_shapes={"width": _POINT_BERT_WIDTH},
+        assumed={"num_groups": 128, "num_centres": (512, 256), **_POINT_BERT_ASSUMED},
+        **_of_points(_PARTS),
+    ),
+    "menghaoguo_pct_parts": PublishedModel(
+        model="pct_parts",
+        num_classes=Size("head.2.weight", 0),
+        in_channels=Size("embed.0.linear.weight", 1),
+        assumed={"dropout": 0.5},
+        **_of_points(_PARTS),
+    ),
+    "yanx27_pointnet2_ssg_parts": _pointnet2_points(
+        "pointnet2_parts", _PARTS, num_centres=(512, 128), radii=(0.2, 0.4), num_neighbours=(32, 64)
+    ),
+    "yanx27_pointnet2_ssg_scenes": _pointnet2_points(
+        "pointnet2_scenes",
+        _SCENES,
+        num_centres=(1024, 256, 64, 16),
+        radii=(0.1, 0.2, 0.4, 0.8),
+        num_neighbours=32,
+    ),
+    "yanx27_pointnet_parts": _pointnet_points("pointnet_parts", "embed.0", _PARTS),
+    "yanx27_pointnet_scenes": _pointnet_points("pointnet_scenes", "embed", _SCENES),
+}
+
+MODELS: Mapping[str, PublishedModel] = {
+    "antao97_dgcnn_cls": _DGCNN,
+    **_CROSSPOINT,
+    "dragonbook_v2v": _VOLUMES["dragonbook_v2v"],
+    **_IMAGE_NETWORKS,
+    "lulutang0608_point_bert_cls": _POINT_BERT,
+    "lulutang0608_point_bert_pretrained": _POINT_BERT,
+    "postech_point_transformer_seg": PublishedModel(
+        model="point_transformer",
+        num_classes=Size("head.2.weight", 0),
+        in_channels=Size("stages.0.down.edge.linear.weight", 1),
+        assumed={"per": "point", "strides": (1, 4, 4, 4, 4), "num_neighbours": (8, 16, 16, 16, 16)},
+        up_axis="z",
+        protocol=_SCENES,
+    ),
+    "qq456cvb_pct_cls": _pct(head_activation="relu", codes_positions=False, min_squared_norm=None),
+    "qq456cvb_point_transformer_cls": _dense_transformer("cloud", evaluate=_NORMALISED),
+    "qq456cvb_point_transformer_parts": _dense_transformer(
+        "point", num_categories=16, evaluate=_thinned(1024), protocol=_PARTS
+    ),
+    "strawberry_pct_cls": _pct(head_activation="leaky_relu", codes_positions=False, min_squared_norm=1e-3),
+    "strawberry_pct_cls_new": _pct(head_activation="leaky_relu", codes_positions=True, min_squared_norm=1e-3),
+    "wangyueft_dgcnn_cls": _DGCNN,
+    "wangyueft_pointnet": PublishedModel(
+        model="pointnet_plain",
+        num_classes=Size("head.2.weight", 0),
+        in_channels=Size("encode.0.linear.weight", 1),
+        from_shapes={"embedding": Size("encode.4.linear.weight", 0)},
+        assumed={"dropout": 0.5},
+        losses=_SMOOTHED,
+    ),
+    "yanx27_pointnet2_msg_cls": _pointnet2("pointnet2_msg", last_dropout=0.5),
+    "yanx27_pointnet2_ssg_cls": _pointnet2("pointnet2", radii=(0.2, 0.4), num_neighbours=(32, 64)),
+    "yanx27_pointnet_cls": PublishedModel(
+        model="pointnet",
+        num_classes=Size("head.5.weight", 0),
+        in_channels=Size("embed.linear.weight", 1),
+        assumed={"dropout": 0.4},
+        losses=_PENALISED,
+        evaluate=_NORMALISED,
+    ),
+    **_SEGMENTATION,
+}
+"""One for every layout of `published.LAYOUTS`."""
+
+
+def layouts_of(names: Mapping[str, Tensor]) -> list[str]:
+    """The layouts whose modules these published names are, no more and no fewer but for what is optional or unused."""
+    return [layout for layout in LAYOUTS if _is_of(names, layout)]
+
+
+def _is_of(names: Mapping[str, Tensor], layout: str) -> bool:
+    table, optional = LAYOUTS[layout], OPTIONAL.get(layout)
+    unused = unused_names(map(str, names), layout)
+    ours = [translate_key(name, layout) for name in map(str, names) if name not in unused]
+    if not ours or None in ours:
+        return False
+    needed = {name for name in table.values() if optional is None or not name.startswith(f"{optional}.")}
+    found = {name if name in needed else str(name).rpartition(".")[0] for name in ours}
+    return needed <= found

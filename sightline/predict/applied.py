@@ -1,0 +1,103 @@
+"""A trained run on samples that are not of its data set: its evaluation transforms, its model, its task."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sightline import registry
+from sightline.binding import Offer, outputs_of
+from sightline.data.loading.collate import batch_keys
+from sightline.data.loading.reading import BatchReader, NamedTransform, Pipeline
+from sightline.engine.device import to_device
+from sightline.engine.distributed import World
+from sightline.engine.loading import TrainedRun
+from sightline.engine.precision import Precision
+from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
+
+__all__ = ["AppliedRun"]
+
+
+class AppliedRun:
+    """A run on a device, bound to the `fields` that samples from files offer, `told` of which it is in errors.
+
+    The keys `hidden` are kept from the model. `transforms` are the run's own where they are not given.
+    """
+
+    def __init__(
+        self,
+        run: TrainedRun,
+        info: DataInfo,
+        world: World,
+        *,
+        fields: Mapping[str, Field],
+        told: str,
+        hidden: frozenset[str] = frozenset(),
+        transforms: Sequence[NamedTransform] | None = None,
+    ) -> None:
+        self.run = run
+        self.info = dataclasses.replace(info, fields=dict(fields))
+        self.hidden = hidden
+        self.transforms = run.transforms if transforms is None else tuple(transforms)
+        self._told = told
+        self._device = world.device
+        self._precision = Precision(run.config.train.precision)
+        added = Pipeline(self.transforms, fields, source=told).added
+        self.model = run.model.to(self._device)
+        self.task = self._bound_task(batch_keys({**fields, **added}, info.features) - hidden)
+
+    def read(self, paths: Sequence[Path], samples: Sequence[Sample]) -> Batch:
+        """The samples of these files as a batch, transformed; what transforms draw depends on a file's name alone."""
+        keys = [SampleKey(_index_of(path), 0, self.run.config.seed) for path in paths]
+        return BatchReader(_Once(self.info, samples), self.transforms)(keys)
+
+    def seen(self, batch: Batch) -> Batch:
+        """What the model and the task see of a batch, on their device."""
+        shown = {name: value for name, value in batch.items() if name not in self.hidden}
+        return to_device(shown, self._device, floats=self._precision.parameters)
+
+    def predict(self, seen: Batch) -> Mapping[str, Any]:
+        """What the task says of it."""
+        with torch.no_grad(), self.autocast():
+            return self.task.predict(self.model, seen)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The run's number format."""
+        return self._precision.autocast(self._device)
+
+    def _bound_task(self, keys: frozenset[str]) -> Any:
+        """The run's task without losses, bound to what a file can offer."""
+        owner = f"model '{self.run.config.model.name}'"
+        wiring = {
+            "model": self.model,
+            "losses": {},
+            "batch_keys": Offer(self._told, keys),
+            "output_keys": Offer(owner, outputs_of(self.model.forward, owner=owner)),
+        }
+        return registry.tasks.build(self.run.config.task, facts={**self.run.facts, **wiring})
+
+
+class _Once:
+    """Samples as a data set that is read once, in order."""
+
+    def __init__(self, info: DataInfo, samples: Sequence[Sample]) -> None:
+        self.info = info
+        self._size = len(samples)
+        self._samples = iter(samples)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        return next(self._samples)
+
+
+def _index_of(path: Path) -> int:
+    """Stands for a sample's index where transforms draw: of the file's name alone, whatever else is predicted."""
+    return int.from_bytes(hashlib.sha256(path.stem.encode(errors="surrogateescape")).digest()[:7], "little")

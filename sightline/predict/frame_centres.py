@@ -1,0 +1,150 @@
+"""Where in a depth image of one's own the figure is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from sightline.data.depth.references import CentreOfMass, DepthFrame, FrameOrder, PointsOfFile
+from sightline.errors import DataError
+
+__all__ = ["Centre", "Centres", "MassCentres", "PreviousCentres", "RefinedCentres", "StoredCentres"]
+
+_DEAD_PEAK = 0.1
+"""A heat map whose peak is lower says nothing: a target's is 1."""
+
+
+class Centre(NamedTuple):
+    """A reference point (3,) in mm of the run's frame, and in words where it comes from."""
+
+    point_mm: np.ndarray
+    source: str
+
+
+class Centres(Protocol):
+    """Says where the figure of each frame is; `is_sequential` where that depends on the answer to the one before."""
+
+    is_sequential: bool
+
+    def __call__(self, path: Path, depth: np.ndarray) -> Centre:
+        """Raises DataError where there is no such point."""
+        ...
+
+    def note(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
+        """The answer to the last frame: joints (J, 3) in the run's frame, and the peaks (J,) of their maps."""
+        ...
+
+
+class MassCentres:
+    """The centre of mass of what is measured, re-cropped."""
+
+    is_sequential = False
+
+    def __init__(self, how: CentreOfMass, camera: np.ndarray, *, cube_mm: float) -> None:
+        self._how = how
+        self._camera = camera
+        self._cube_mm = cube_mm
+
+    def __call__(self, path: Path, depth: np.ndarray) -> Centre:
+        point = self._how.locate(depth, self._camera, cube_mm=self._cube_mm)
+        if point is None:
+            near, far = self._how.near_mm, self._how.far_mm
+            reach = f" between {near:g} and {far:g} mm" if far is not None else f" beyond {near:g} mm" if near else ""
+            raise DataError(
+                f"{path}: has no measured pixel{reach}, so that there is no figure in it; give another image, or other "
+                "reference.near_mm= and reference.far_mm="
+            )
+        return Centre(point, "centre of mass")
+
+    def near(self, start: np.ndarray, depth: np.ndarray) -> np.ndarray | None:
+        """The centre of mass that is found from `start`; None where nothing is measured in its cube."""
+        return self._how.locate(depth, self._camera, cube_mm=self._cube_mm, start=start)
+
+    def note(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
+        """Nothing depends on it."""
+
+
+class PreviousCentres:
+    """The centre of mass in the cube about the joints of the frame before: for the frames of a video, in order.
+
+    The first frame, and one whose predecessor's answer is lost, has that of the whole image. An answer is lost where
+    half of its maps or more have no peak, and where nothing is measured about it any more.
+    """
+
+    is_sequential = True
+
+    def __init__(self, otherwise: MassCentres) -> None:
+        self._otherwise = otherwise
+        self._joints: np.ndarray | None = None
+        self._lost = "first frame"
+
+    def __call__(self, path: Path, depth: np.ndarray) -> Centre:
+        if self._joints is not None:
+            point = self._otherwise.near(self._joints.mean(axis=0), depth)
+            if point is not None:
+                return Centre(point, "previous frame")
+            self._lost = "previous answer lost: nothing is measured about it"
+        return self._otherwise(path, depth)._replace(source=f"centre of mass ({self._lost})")
+
+    def note(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
+        num_dead = int((peaks < _DEAD_PEAK).sum())
+        is_lost = 2 * num_dead >= len(peaks)
+        self._joints = None if is_lost else joints_mm
+        if is_lost:
+            self._lost = f"previous answer lost: {num_dead} of {len(peaks)} peaks below {_DEAD_PEAK:g}"
+
+
+class StoredCentres:
+    """The points of a file with a line for each frame, in their order; where a line says `invalid`, what else there is.
+
+    Points of the file are `turned` into the run's frame. Raises DataError for a file that does not fit the frames.
+    """
+
+    is_sequential = False
+
+    def __init__(
+        self,
+        file: Path,
+        files: Sequence[Path],
+        otherwise: MassCentres,
+        *,
+        camera: np.ndarray,
+        cube_mm: float,
+        turned: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        order = FrameOrder("what is given", len(files), camera, cube_mm, centre=0)
+        self._stored = PointsOfFile(path=str(file)).of(order)
+        self._places: Mapping[Path, int] = {path: place for place, path in enumerate(files)}
+        self._otherwise = otherwise
+        self._turned = turned
+        self._source = file.name
+
+    def __call__(self, path: Path, depth: np.ndarray) -> Centre:
+        place = self._places[path]
+        if self._stored.is_known is not None and not self._stored.is_known[place]:
+            return self._otherwise(path, depth)._replace(source=f"centre of mass (invalid in {self._source})")
+        nothing = np.zeros((0, 3), dtype=np.float32)
+        point = self._stored(DepthFrame(depth, nothing, nothing[:, 0] > 0), place)
+        return Centre(self._turned(point), f"{self._source}:{place + 1}")
+
+    def note(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
+        """Nothing depends on it."""
+
+
+class RefinedCentres:
+    """What others find, moved by a network: `refine` gives a point (3,) for a file, its depths and a point."""
+
+    def __init__(self, start: Centres, refine: Callable[[Path, np.ndarray, np.ndarray], np.ndarray]) -> None:
+        self.is_sequential = start.is_sequential
+        self._start = start
+        self._refine = refine
+
+    def __call__(self, path: Path, depth: np.ndarray) -> Centre:
+        start = self._start(path, depth)
+        return Centre(self._refine(path, depth, start.point_mm), f"{start.source}, refined")
+
+    def note(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
+        self._start.note(joints_mm, peaks)

@@ -1,0 +1,105 @@
+"""Where the weights that a run starts from come from: kept in its folder, told wherever its figures are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sightline.config import RunConfig, read_config
+from sightline.data.store.native import sha256_of
+from sightline.errors import UserError
+from sightline.runs import checkpoint
+from sightline.runs.checkpoint import MatchReport
+from sightline.runs.inputs import read_inputs
+from sightline.runs.run_documents import load_document
+from sightline.runs.stages import differences, stage_of, training_differences
+from sightline.types import DataInfo
+
+__all__ = ["LINEAGE", "describe_lineage", "evaluated_sha256", "read_lineage", "tell_stage", "trace_lineage"]
+
+LINEAGE = "lineage.json"
+
+
+def read_lineage(run: Path) -> dict[str, Any] | None:
+    """What a run keeps of where its first weights come from; None for one that started from random ones."""
+    return load_document(run / LINEAGE) if (run / LINEAGE).exists() else None
+
+
+def trace_lineage(config: RunConfig, info: DataInfo, report: MatchReport) -> dict[str, Any]:
+    """What `lineage.json` holds of a run with `init`: source, what of it was taken, both stages, how they differ.
+
+    `differences` are of what both evaluate on, `training_differences` of what they train on. `info` is that of the
+    run's own data. `source` is null, and `unknown` says why, where no run is around the checkpoint, or one whose data
+    cannot be told. `lineage` is the source's own.
+    """
+    assert config.init is not None, "only a run that starts from weights has a lineage"
+    folder = checkpoint.find(Path(config.init.source)).resolve()
+    run = checkpoint.run_around(folder)
+    source, unknown = _stage_of_run(run)
+    here = stage_of(config, info)
+    return {
+        "from": str(run or folder),
+        "checkpoint": folder.name,
+        "sha256": evaluated_sha256(folder),
+        "modules": config.init.modules,
+        "into": config.init.into,
+        "may_be_missing": list(config.init.may_be_missing),
+        "match": report.to_dict(),
+        "source": source,
+        "unknown": unknown,
+        "here": here,
+        "differences": [] if source is None else differences(source, here),
+        "training_differences": [] if source is None else training_differences(source, here),
+        "lineage": None if run is None else read_lineage(run),
+    }
+
+
+def evaluated_sha256(folder: Path) -> str:
+    """The SHA-256 of the weights of a checkpoint whose figures count: their average where there is one."""
+    average = folder / "ema.safetensors"
+    return sha256_of(average if average.exists() else folder / "model.safetensors")
+
+
+def describe_lineage(lineage: Mapping[str, Any]) -> str:
+    """One line: of converted weights file, hash, layout and what the file lacked; of others the chain of runs.
+
+    The nearest run comes first.
+    """
+    if "layout" in lineage:
+        fresh = ", ".join(lineage.get("fresh", ()))
+        return (
+            f"weights converted from {lineage['file']} (SHA-256 {str(lineage['sha256'])[:16]}..., layout "
+            f"{lineage['layout']}){f'; {fresh}: untrained, the file has none' if fresh else ''}"
+        )
+    match, stage = lineage["match"], lineage["source"]
+    taken = f"{lineage['modules'] or 'all'} into {match['filled'] or 'the whole model'}"
+    told = "" if stage is None else f", {stage['model']} of {stage['task']} on {stage['data']['name']}"
+    line = (
+        f"started from {lineage['from']} ({lineage['checkpoint']}, SHA-256 {lineage['sha256'][:16]}...{told}): "
+        f"{taken}, {match['matched']} of {match['total']} tensors"
+    )
+    return line if lineage["lineage"] is None else f"{line}; before that: {describe_lineage(lineage['lineage'])}"
+
+
+def tell_stage(config: RunConfig, model: nn.Module) -> str:
+    """One line: what a run does, on which data, and what it hands on to others."""
+    parts = ", ".join(name for name, child in model.named_children() if any(True for _ in child.parameters()))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    handed = f"'{config.model.name}', {count} parameters in {parts}"
+    return f"stage: {config.task.name} on {config.data.name}; hands on {handed}"
+
+
+def _stage_of_run(run: Path | None) -> tuple[dict[str, Any] | None, str | None]:
+    if run is None:
+        return None, "no run is around the checkpoint"
+    try:
+        text = (run / "config.yaml").read_bytes()
+        config = read_config(run / "config.yaml")
+        stage = stage_of(config, read_inputs(run, config))
+    except (OSError, UserError) as error:
+        return None, str(error)
+    return stage | {"config_sha256": hashlib.sha256(text).hexdigest()}, None

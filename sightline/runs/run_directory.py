@@ -1,0 +1,401 @@
+"""The folder of a run: claimed once, locked while in use, every file in it whole; and a record of where it ran."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sightline.errors import DataError, LostFolderError, UserError
+from sightline.plain_files import read_plain
+from sightline.runs.durable import assert_appendable, disk_failure, replace_durably
+from sightline.runs.processes import start_of
+
+__all__ = ["RunDirectory", "claim", "environment"]
+
+_LOCK = ".lock"
+_MAX_LINE_BYTES = 1 << 24
+_MAX_LOCK_BYTES = 1 << 16
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+_PACKAGES = (
+    "sightline",
+    "torch",
+    "numpy",
+    "scipy",
+    "numba",
+    "pydantic",
+    "PyYAML",
+    "h5py",
+    "pillow",
+    "safetensors",
+    "scikit-learn",
+)
+
+
+def claim(base: Path) -> Path:
+    """Make the folder `base/<number>` with the next free number, which no other process can get as well.
+
+    Raises RunError where the disk refuses it.
+    """
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        number = max((int(path.name) for path in base.iterdir() if path.name.isdecimal()), default=0)
+        while True:
+            number += 1
+            with contextlib.suppress(FileExistsError):
+                (base / str(number)).mkdir()
+                return base / str(number)
+    except OSError as error:
+        raise disk_failure(error, base) from error
+
+
+class RunDirectory:
+    """The files of a run. Where `is_writer` is False it is a silent twin: nothing that writes touches the disk.
+
+    Every write is whole or absent, and a disk that refuses one raises RunError in one line. Numbers that are not finite
+    become null. Names are relative to the folder; `predictions/a.json` makes the folder in between. While it is locked,
+    nothing is written to a folder that is no longer the locked one.
+    """
+
+    def __init__(self, path: Path, *, is_writer: bool) -> None:
+        self.path = path
+        self.is_writer = is_writer
+        self._held: _Held | None = None
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder while a run is active.
+
+        Raises UserError, naming process and host, if another run holds it. What a dead process of this host left is
+        taken over.
+        """
+        if not self.is_writer:
+            yield
+            return
+        mine = json.dumps(_holder_of(os.getpid())).encode()
+        with self._writing(_LOCK):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._held = _take(self.path / _LOCK, mine)
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            held.release(self.path)
+
+    def assert_own(self) -> None:
+        """Raises LostFolderError where the folder, or the lock in it, is no longer what `lock` took."""
+        if self._held is not None:
+            self._held.assert_own(self.path)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write or replace a text file, as UTF-8; bytes of file names that are not become `\\udcff`, as in JSON."""
+        self.write_bytes(name, _encoded(text))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write or replace a file."""
+        if not self.is_writer:
+            return
+        with self._writing(name) as path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_durably(path, data)
+
+    def write_json(self, name: str, value: object) -> None:
+        """Write or replace a JSON file."""
+        self.write_text(name, json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.is_writer:
+            with self._writing(name) as path:
+                path.unlink(missing_ok=True)
+
+    def append_line(self, name: str, mapping: Mapping[str, Any]) -> None:
+        """Add one JSON object as a line, flushed; where that fails the file is as long as before."""
+        if not self.is_writer:
+            return
+        line = json.dumps(_finite(mapping), allow_nan=False, ensure_ascii=False) + "\n"
+        with self._writing(name) as path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = assert_appendable(path)
+            try:
+                with open(path, "ab") as file:
+                    file.write(_encoded(line))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(path, size)
+                raise
+
+    def truncate_lines(self, name: str, *, after_step: int, last_split: str | None = None) -> int:
+        """Drop the lines of later steps and a torn last one, at one instant; returns how many. Others keep their bytes.
+
+        With `last_split`, only lines of this split are kept of the step `after_step` itself.
+        Raises DataError for any other line that is not an object with a whole number `step`.
+        """
+        path = self._inside(name)
+        if not self.is_writer or not path.exists():
+            return 0
+        with self._writing(name):
+            assert_appendable(path)
+            lines = _lines_of(path)
+            steps = [(line, _step_of(path, entry), entry.get("split")) for line, entry in _parse_lines(path, lines)]
+            kept = [
+                line
+                for line, step, split in steps
+                if step < after_step or (step == after_step and last_split in (None, split))
+            ]
+            num_dropped = len(lines) - len(kept)
+            if num_dropped:
+                replace_durably(path, b"".join(kept))
+        return num_dropped
+
+    def _inside(self, name: str) -> Path:
+        assert Path(name).root == "", f"'{name}' is not relative to the run directory"
+        assert ".." not in Path(name).parts, f"'{name}' leaves the run directory"
+        return self.path / name
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        path = self._inside(name)
+        try:
+            self.assert_own()
+            yield path
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.assert_own()
+            raise disk_failure(error, path) from error
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")
+
+
+def environment() -> dict[str, Any]:
+    """What a run runs on, in plain values."""
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command_line": list(sys.argv),
+        "directory": os.getcwd(),
+        "versions": {"python": platform.python_version(), **_versions(), "cuda": torch.version.cuda},
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpu": _cpu_model(),
+        "num_cores": os.cpu_count(),
+        "num_usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "gpus": _gpus(),
+        "git": _git_state(Path(__file__).resolve().parents[2]),
+    }
+
+
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+
+def _lines_of(path: Path) -> list[bytes]:
+    """Lines with their ends; the last one has none if it is torn. Raises DataError for one longer than a run writes."""
+    lines: list[bytes] = []
+    with open(path, "rb") as file:
+        while line := file.readline(_MAX_LINE_BYTES):
+            lines.append(line)
+            if len(line) == _MAX_LINE_BYTES:
+                raise DataError(f"{path}:{len(lines)}: has {_MAX_LINE_BYTES} bytes or more; remove the line")
+    return lines
+
+
+def _parse_lines(path: Path, lines: Sequence[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    for number, line in enumerate(lines, start=1):
+        is_torn = number == len(lines) and not line.endswith(b"\n")
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if is_torn:
+                return
+            raise DataError(f"{path}:{number}: is not JSON: {error}; remove the line") from error
+        if is_torn:
+            return
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}:{number}: is not a JSON object; remove the line")
+        yield line, entry
+
+
+def _step_of(path: Path, entry: Mapping[str, Any]) -> int:
+    step = entry.get("step")
+    if type(step) is not int:
+        raise DataError(f"{path}: a line has the step {step!r}, not a whole number; remove the line")
+    return step
+
+
+def _finite(value: object) -> object:
+    """The value with null for every number that is not finite."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+# --- lock ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A locked folder, kept open: its number on the disk goes to no other folder meanwhile."""
+
+    descriptor: int
+    lock: bytes
+
+    def assert_own(self, path: Path) -> None:
+        """Raises LostFolderError where `path` leads to another folder, or to none, or the lock in it is not ours."""
+        try:
+            is_same = os.path.samestat(os.fstat(self.descriptor), os.stat(path))
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            raise LostFolderError(f"{path}: was moved or deleted while the run wrote to it; the run ends") from None
+        if not is_same:
+            raise LostFolderError(
+                f"{path}: is no longer the folder of this run, which was moved or deleted; the run ends and leaves the "
+                "new folder as it is"
+            )
+        try:
+            found = read_plain(path / _LOCK)
+        except FileNotFoundError:
+            raise LostFolderError(
+                f"{path / _LOCK}: was removed while the run wrote to the folder; the run ends; go on with --resume auto"
+            ) from None
+        if found != self.lock:
+            raise LostFolderError(
+                f"{path / _LOCK}: was taken by another run; this run ends and leaves the folder to it"
+            )
+
+    def release(self, path: Path) -> None:
+        """Remove the lock, unless it became another's."""
+        with contextlib.suppress(OSError, LostFolderError):
+            self.assert_own(path)
+            (path / _LOCK).unlink()
+        os.close(self.descriptor)
+
+
+def _take(path: Path, mine: bytes) -> _Held:
+    """Write ourselves into the lock file, unless a living holder is in it.
+
+    The kernel's lock on the file is held only meanwhile: it settles races, and no orphan can keep it.
+    """
+    while True:
+        assert_appendable(path)
+        with open(path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_still(path, file.fileno()):
+                continue  # removed by the run that held it, between our opening and our turn
+            file.seek(0)
+            _assert_free(path, file.read(_MAX_LOCK_BYTES))
+            file.truncate(0)
+            file.write(mine)
+            file.flush()
+            os.fsync(file.fileno())
+            return _Held(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY), mine)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _assert_free(path: Path, data: bytes) -> None:
+    if not data:  # its writer died before it wrote
+        return
+    try:
+        holder = json.loads(data)
+        pid, host = int(holder["pid"]), str(holder["host"])
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path}: is not a lock file of sightline; remove it if no run is active here") from None
+    if host != socket.gethostname():
+        raise UserError(f"{path.parent}: in use by process {pid} on {host}; if that has ended, remove {path}")
+    if _is_alive(pid, holder.get("started")):
+        raise UserError(f"{path.parent}: in use by process {pid} on {host}; wait for it, or choose another --out")
+
+
+def _holder_of(pid: int) -> dict[str, object]:
+    return {"pid": pid, "host": socket.gethostname(), "started": start_of(pid)}
+
+
+def _is_alive(pid: int, started: object) -> bool:
+    """Whether this very process runs; a later one with the same number does not count, where the system can tell."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    now = start_of(pid)
+    return now != "" and (started is None or now in (None, started))
+
+
+# --- machine ---------------------------------------------------------------------------------------------------------
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _gpus() -> list[dict[str, Any]]:
+    if not torch.cuda.is_available():
+        return []
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in found]
+
+
+def _git_state(root: Path) -> dict[str, Any] | None:
+    """The commit of the project's own repository and whether tracked files differ; None if `root` is not one."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    commit = _git(root, "rev-parse", "HEAD")
+    if top is None or commit is None or Path(top).resolve() != root:
+        return None
+    return {"commit": commit, "is_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no"))}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git answers, None if it cannot; it takes no locks, so that it never disturbs the user's own git."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,343 @@
+"""A user's own clouds, prepared from folders and lists, and opened: parts, labels, bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.data.clouds.cloud_folder import CloudFolder
+from sightline.data.clouds.cloud_preparation import prepare_cloud
+from sightline.data.files.cloud_files import read_cloud
+from sightline.data.store.native import verify
+from sightline.errors import ConfigError, DataError
+from sightline.geometry.normals import estimate_normals
+from sightline.predict.cloud_samples import read_sample
+from sightline.types import SampleKey
+from tests.data.clouds.cloud_writers import CLASSES, prepare_folder, solid, write_folder, write_ply
+
+
+def everything(dataset: CloudFolder) -> dict[str, Any]:
+    return dataset.get_batch([SampleKey(index, 0, 0) for index in range(len(dataset))])
+
+
+def names_of(root: Path, split: str) -> list[str]:
+    dataset = CloudFolder(split=split, root=str(root))
+    return [dataset.name_of(index) for index in range(len(dataset))]
+
+
+@pytest.fixture(scope="module")
+def clouds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 PLY files in three classes."""
+    return write_folder(tmp_path_factory.mktemp("own") / "clouds")
+
+
+@pytest.fixture(scope="module")
+def prepared(clouds: Path) -> Path:
+    prepare_folder(clouds, clouds.parent / "prepared")
+    return clouds.parent / "prepared"
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_parts_are_stratified_and_stated(clouds: Path, prepared: Path) -> None:
+    manifest = prepare_folder(clouds, prepared)  # again: nothing is done
+    assert manifest["outcome"] == "already there"
+    assert manifest["class_names"] == list(CLASSES)
+    assert {split: facts["class_counts"] for split, facts in manifest["splits"].items()} == {
+        "train": [7, 7, 7],
+        "validation": [1, 1, 1],
+        "test": [2, 2, 2],
+    }
+    assert "hash of seed 0" in manifest["split"]
+    everyone = [name for split in manifest["splits"] for name in names_of(prepared, split)]
+    assert sorted(everyone) == sorted(f"{kind}/{kind}_{n:02d}.ply" for kind in CLASSES for n in range(10))
+    assert verify(prepared) == len(manifest["files"])
+
+
+def test_the_split_depends_on_names_and_seed_alone(clouds: Path, prepared: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(clouds, moved)
+    prepare_folder(moved, tmp_path / "same")
+    prepare_folder(moved, tmp_path / "other", seed=1)
+    assert names_of(tmp_path / "same", "test") == names_of(prepared, "test")
+    assert names_of(tmp_path / "other", "test") != names_of(prepared, "test")
+    for split in ("train", "test"):
+        one, two = (CloudFolder(split=split, root=str(root)) for root in (prepared, tmp_path / "same"))
+        assert torch.equal(everything(one)["points"], everything(two)["points"])
+
+
+def test_shares_are_rounded_and_leave_something_everywhere(clouds: Path, tmp_path: Path) -> None:
+    manifest = prepare_folder(clouds, tmp_path / "set", test_share=0.34, validation_share=0.01)
+    assert manifest["splits"]["test"]["class_counts"] == [3, 3, 3]
+    assert manifest["splits"]["validation"]["class_counts"] == [1, 1, 1]
+    with pytest.raises(DataError, match="class 'ball' has 10 clouds, too few for 9 to test, 1 to validate"):
+        prepare_folder(clouds, tmp_path / "none", test_share=0.9)
+
+
+def test_given_parts_are_kept(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("test", 2)):
+        write_folder(tmp_path / "in" / split, per_class=count)
+    manifest = prepare_folder(tmp_path / "in", tmp_path / "set")
+    assert (manifest["layout"], manifest["split"]) == ("split_folders", "as given")
+    assert {split: facts["num_rows"] for split, facts in manifest["splits"].items()} == {"train": 9, "test": 6}
+    assert names_of(tmp_path / "set", "test") == [f"{kind}/{kind}_{n:02d}.ply" for kind in CLASSES for n in range(2)]
+    told = manifest["differences"]  # the same numbers were written to both parts
+    assert len(told) == 6
+    assert all("the test is not one of unseen clouds" in line for line in told)
+
+
+def test_a_list_in_csv(clouds: Path, tmp_path: Path) -> None:
+    rows = [
+        f"{clouds}/{kind}/{kind}_{n:02d}.ply,{label}"
+        for kind, label in zip(CLASSES, "cab", strict=True)
+        for n in range(4)
+    ]
+    (tmp_path / "plain.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    manifest = prepare_folder(tmp_path / "plain.csv", tmp_path / "plain")
+    assert manifest["class_names"] == ["a", "b", "c"]
+    assert manifest["splits"]["train"]["class_counts"] == [2, 2, 2]
+    parts = ["train", "train", "validation", "test"] * 3
+    lines = [f" {row} , {part}" for row, part in zip(rows, parts, strict=True)]
+    (tmp_path / "split.csv").write_text("\ufeffPath,Label,Split\r\n" + "\r\n".join(lines))
+    manifest = prepare_folder(tmp_path / "split.csv", tmp_path / "split")
+    assert manifest["split"] == "as given"
+    dataset = CloudFolder(split="validation", root=str(tmp_path / "split"))
+    assert [dataset.name_of(i) for i in range(3)] == ["a/plate_02.ply", "b/rod_02.ply", "c/ball_02.ply"]
+    assert dataset.strata.tolist() == [0, 1, 2]
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+def test_facts_and_fields(prepared: Path) -> None:
+    dataset = CloudFolder(split="train", root=str(prepared), num_points=16)
+    assert dataset.info.facts == {
+        "num_classes": 3,
+        "class_names": CLASSES,
+        "class_counts": (7, 7, 7),
+        "in_channels": 3,
+        "up_axis": "z",
+    }
+    assert dataset.info.split_sizes == {"train": 21, "validation": 3, "test": 6}
+    batch = everything(dataset)
+    assert batch["points"].shape == (21, 16, 3)
+    assert torch.equal(everything(CloudFolder(split="train", root=str(prepared)))["points"][:, :16], batch["points"])
+
+
+@pytest.mark.parametrize("normals", ["none", "file", "estimated"])
+@pytest.mark.parametrize("channels", [(), ("ring",), ("ring", "light")])
+def test_a_file_is_prepared_as_its_set_was(tmp_path: Path, normals: str, channels: tuple[str, ...]) -> None:
+    """Each sample has the bits that `predict` makes of the file, whatever is asked for, in units too."""
+    for kind in CLASSES[:2]:
+        (tmp_path / "in" / kind).mkdir(parents=True)
+        for number in range(3):
+            points, up = solid(kind, number, 100), np.tile([0.0, 0.0, 2.0], (100, 1))
+            table = np.column_stack([up, points, np.arange(100), points[:, 0] ** 2])
+            np.save(tmp_path / "in" / kind / f"{number}.npy", table)
+    columns = ("nx", "ny", "nz", "x", "y", "z", "light", "ring")
+    options = {"columns": columns, "normalisation": "none", "unit": "mm", "choice": "farthest"}
+    prepare_folder(tmp_path / "in", tmp_path / "set", **options)
+    dataset = CloudFolder(
+        split="train",
+        root=str(tmp_path / "set"),
+        num_points=48,
+        normals=normals,
+        channels=channels,  # type: ignore[arg-type]
+    )
+    assert dataset.info.facts["in_channels"] == 3 + 3 * (normals != "none") + len(channels)
+    assert dataset.info.fields["points"].unit == "mm"
+    batch = everything(dataset)
+    for index in range(len(dataset)):
+        sample = read_sample(tmp_path / "in" / dataset.name_of(index), dataset.info)
+        assert set(sample.fields) == {"points", *dataset.info.features}
+        for name, values in sample.fields.items():
+            np.testing.assert_array_equal(values, batch[name][index].numpy())
+    if normals == "file":
+        assert (batch["normals"] == torch.tensor([0.0, 0.0, 1.0])).all()
+    if channels == ("ring", "light"):
+        file = read_cloud(tmp_path / "in" / dataset.name_of(0), columns=columns)
+        expected = prepare_cloud(file, num_points=48, choice="farthest", channels=["ring", "light"])["channels"]
+        np.testing.assert_array_equal(batch["channels"][0].numpy(), expected)
+
+
+def test_a_file_needs_no_normals_that_the_run_does_not_read(tmp_path: Path) -> None:
+    for kind in CLASSES[:2]:
+        (tmp_path / "in" / kind).mkdir(parents=True)
+        for number in range(3):
+            points = solid(kind, number, 100)
+            columns = dict(zip(("x", "y", "z", "nx", "ny", "nz"), np.hstack([points, points]).T, strict=True))
+            write_ply(tmp_path / "in" / kind / f"{number}.ply", columns)
+    prepare_folder(tmp_path / "in", tmp_path / "set")
+    bare = write_ply(tmp_path / "bare.ply", dict(zip("xyz", solid("ball", 0, 100).T, strict=True)))
+    for normals in ("none", "estimated"):
+        info = CloudFolder(split="train", root=str(tmp_path / "set"), normals=normals).info  # type: ignore[arg-type]
+        whole = read_sample(tmp_path / "in" / "ball" / "0.ply", info).fields
+        for name, values in read_sample(bare, info).fields.items():
+            np.testing.assert_array_equal(values, whole[name])
+    with pytest.raises(DataError, match="has no normals"):
+        read_sample(bare, CloudFolder(split="train", root=str(tmp_path / "set"), normals="file").info)
+
+
+def with_columns(folder: Path, **options: Any) -> np.ndarray:
+    """A set of tables with normals, intensity and a column left out; the numbers of the first file."""
+    for kind in CLASSES[:2]:
+        (folder / "in" / kind).mkdir(parents=True)
+        for number in range(3):
+            points = solid(kind, number, 100)
+            table = np.column_stack([points, np.tile([0.0, 0, 1], (100, 1)), np.arange(100), np.arange(100)])
+            np.save(folder / "in" / kind / f"{number}.npy", table)
+    columns = ("x", "y", "z", "nx", "ny", "nz", "intensity", "_")
+    prepare_folder(folder / "in", folder / "set", columns=columns, **options)
+    return np.load(folder / "in" / "ball" / "0.npy")
+
+
+@pytest.mark.parametrize("choice", ["random", "farthest"])
+def test_a_file_needs_no_column_that_the_run_does_not_read(tmp_path: Path, choice: str) -> None:
+    """Which points are chosen does not change by it: the bits are those of the file with every column."""
+    table = with_columns(tmp_path, choice=choice)
+    named = dict(zip(("x", "y", "z", "nx", "ny", "nz"), table.T[:6], strict=True))
+    bare = write_ply(tmp_path / "bare.ply", {name: named[name] for name in "xyz"}, dtype="<f8")
+    some = write_ply(tmp_path / "some.ply", named, dtype="<f8")
+    for normals, file in (("none", bare), ("estimated", bare), ("file", some)):
+        info = CloudFolder(split="train", root=str(tmp_path / "set"), normals=normals).info  # type: ignore[arg-type]
+        whole = read_sample(tmp_path / "in" / "ball" / "0.npy", info).fields
+        for name, values in read_sample(file, info).fields.items():
+            np.testing.assert_array_equal(values, whole[name])
+    info = CloudFolder(split="train", root=str(tmp_path / "set"), normals="file", channels=("intensity",)).info
+    for columns in (None, ("x", "y", "z")):
+        with pytest.raises(DataError, match=r"has no (nx|normals).*--columns") as refused:
+            read_sample(bare, info, columns=columns)
+        assert "data.normals" not in str(refused.value)
+
+
+def test_fewer_points_than_any_cloud_of_the_set_are_refused(clouds: Path, tmp_path: Path) -> None:
+    prepare_folder(clouds, tmp_path / "set", num_points=1024)
+    info = CloudFolder(split="train", root=str(tmp_path / "set")).info
+    assert info.clouds is not None
+    assert info.clouds.fewest_points == 300
+    whole = read_sample(clouds / "ball" / "ball_00.ply", info)
+    assert whole.treatment == "300 points, repeated to 1024, prepared as the set was"
+    two = write_ply(tmp_path / "two.ply", dict(zip("xyz", np.eye(2, 3).T, strict=True)))
+    again = write_ply(tmp_path / "again.ply", dict(zip("xyz", np.tile(np.eye(2, 3), (900, 1)).T, strict=True)))
+    for path in (two, again):
+        with pytest.raises(DataError, match="holds 2 points that differ, every cloud of the run's set at least 300"):
+            read_sample(path, info)
+    older = dataclasses.replace(info, clouds=dataclasses.replace(info.clouds, fewest_points=None))
+    assert read_sample(two, older).treatment == "2 points, repeated to 1024, prepared as the set was"
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (1e3, r"times larger: millimetres for metres\?; bring the file to m"),
+        (1e-3, r"times smaller: kilometres for metres\?"),
+        (100.0, "centimetres for metres"),
+        (7.0, "times larger; bring"),
+        (0.1, "times smaller; bring"),
+    ],
+)
+def test_another_unit_is_refused_where_size_means_something(
+    clouds: Path, tmp_path: Path, factor: float, words: str
+) -> None:
+    prepare_folder(clouds, tmp_path / "set", normalisation="none", unit="m")
+    info = CloudFolder(split="train", root=str(tmp_path / "set")).info
+    file = clouds / "ball" / "ball_00.ply"
+    assert info.clouds is not None
+    assert info.clouds.radii is not None
+    points = read_cloud(file).points
+    far = write_ply(tmp_path / "far.ply", dict(zip("xyz", (points * factor).T, strict=True)))
+    with pytest.raises(DataError, match=words) as refused:
+        read_sample(far, info)
+    ratio = float(str(refused.value).partition("about ")[2].split()[0])
+    reach = np.linalg.norm(points - points.mean(axis=0), axis=1).max()  # of all 300; 64 of them reach a little less
+    expected = factor * reach / np.sqrt(np.prod(info.clouds.radii))
+    assert ratio == pytest.approx(max(expected, 1 / expected), rel=0.1)
+    assert read_sample(far, info, any_scale=True).num_points == 64
+    assert read_sample(file, info).num_points == 64
+
+
+def test_scaling_is_refused_where_size_means_something(clouds: Path, tmp_path: Path) -> None:
+    prepare_folder(clouds, tmp_path / "set", normalisation="none", unit="m")
+    info = CloudFolder(split="train", root=str(tmp_path / "set")).info
+    with pytest.raises(ConfigError, match=r"--unit-sphere: .* leave it out"):
+        read_sample(clouds / "ball" / "ball_00.ply", info, to_sphere=True)
+
+
+def test_estimated_normals_are_those_of_the_geometry_and_of_each_cloud_alone(prepared: Path) -> None:
+    dataset = CloudFolder(split="train", root=str(prepared), normals="estimated")
+    batch = everything(dataset)
+    again = CloudFolder(split="train", root=str(prepared), normals="estimated")
+    for index in (20, 3):
+        sample = again[SampleKey(index, 5, 7)]
+        assert torch.equal(sample["normals"], batch["normals"][index])
+        assert torch.equal(sample["normals"], estimate_normals(sample["points"][None], num_neighbours=16)[0])
+    lengths = batch["normals"].norm(dim=2)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+    batch["normals"].zero_()  # what is given out is a copy
+    assert torch.equal(dataset[SampleKey(20, 0, 0)]["normals"], again[SampleKey(20, 0, 0)]["normals"])
+
+
+def test_normals_are_estimated_where_points_come_twice(tmp_path: Path) -> None:
+    """Clouds of fewer points than are stored hold some of them again, and again."""
+    prepare_folder(write_folder(tmp_path / "in", per_class=3), tmp_path / "set", num_points=1024)
+    dataset = CloudFolder(split="train", root=str(tmp_path / "set"), normals="estimated")
+    points, normals = (everything(dataset)[name] for name in ("points", "normals"))
+    distinct, place = np.unique(points[0].numpy(), axis=0, return_inverse=True)
+    assert len(distinct) == 300
+    expected = estimate_normals(torch.from_numpy(distinct)[None], num_neighbours=16)[0]
+    assert torch.equal(normals[0], expected[place])
+
+
+def test_normals_that_no_file_has(prepared: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no normals .*set normals: estimated or none"):
+        CloudFolder(split="train", root=str(prepared), normals="file")
+
+
+def test_channels_that_are_not_stored(prepared: Path) -> None:
+    with pytest.raises(ConfigError, match=r"channels: 'ring' is not stored; .* holds none"):
+        CloudFolder(split="train", root=str(prepared), channels=("ring",))
+
+
+def test_a_fraction_is_stratified_nested_and_of_the_training_part_alone(prepared: Path) -> None:
+    def rows(fraction: float, seed: int = 0, split: str = "train") -> set[str]:
+        dataset = CloudFolder(split=split, root=str(prepared), fraction=fraction, fraction_seed=seed)
+        assert dataset.info.facts["class_counts"] == tuple(np.bincount(dataset.strata, minlength=3).tolist())
+        assert dataset.info.split_sizes[split] == len(dataset)
+        return {dataset.name_of(index) for index in range(len(dataset))}
+
+    sizes = {fraction: len(rows(fraction)) for fraction in (0.001, 0.3, 0.5, 1.0)}
+    assert sizes == {0.001: 3, 0.3: 6, 0.5: 12, 1.0: 21}  # of seven: 1, 2, 4 (halves to even), 7
+    assert rows(0.001) < rows(0.3) < rows(0.5) < rows(1.0)
+    assert {Counter(name.split("/")[0] for name in rows(0.5))[kind] for kind in CLASSES} == {4}
+    assert rows(0.5) == rows(0.5)
+    assert rows(0.5, seed=1) != rows(0.5)
+    assert len(rows(0.1, split="test")) == 6
+    assert len(rows(0.1, split="validation")) == 3
+
+
+def test_meshes_are_drawn_and_have_normals(tmp_path: Path) -> None:
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1.0]])
+    for number, kind in enumerate(("flat", "tall")):
+        (tmp_path / "in" / kind).mkdir(parents=True)
+        for n in range(3):
+            table = corners * [1, 1, 1 + 3 * number] + n
+            write_ply(
+                tmp_path / "in" / kind / f"{n}.ply",
+                dict(zip("xyz", table.T, strict=True)),
+                faces=[(0, 2, 1), (0, 1, 3), (0, 3, 2), (1, 2, 3)],
+                form="ascii",
+            )
+    prepare_folder(tmp_path / "in", tmp_path / "set")
+    dataset = CloudFolder(split="train", root=str(tmp_path / "set"), normals="file")
+    assert dataset.info.facts["in_channels"] == 6
+    batch = everything(dataset)
+    assert len(torch.unique(batch["points"][0], dim=0)) == 64
+    torch.testing.assert_close(batch["normals"].norm(dim=2), torch.ones(2, 64))

@@ -1,0 +1,112 @@
+"""From a cloud to the points of a sample: exact, pure, without repeats where there are enough, named where it fails."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sightline.data.clouds.cloud_preparation import prepare_cloud
+from sightline.data.files.cloud_files import Cloud
+from sightline.errors import DataError
+from tests.data.clouds.cloud_writers import solid
+
+CLOUD = Cloud(solid("rod", 3, 50), normals=2 * solid("ball", 1, 50), channels={"ring": np.arange(50.0)})
+CUBE = np.array([[x, y, z] for x in (0.0, 2.0) for y in (0.0, 2.0) for z in (0.0, 2.0)])
+FLOOR = Cloud(CUBE, faces=np.array([[0, 2, 4], [2, 6, 4]]))
+
+
+def rows_of(prepared: dict[str, np.ndarray]) -> list[int]:
+    """Which points of CLOUD were taken, in order: the ring says so."""
+    return prepared["channels"][:, 0].astype(int).tolist()
+
+
+@pytest.mark.parametrize("choice", ["random", "farthest"])
+@pytest.mark.parametrize("num_points", [1, 20, 50])
+def test_no_point_comes_twice_where_there_are_enough(choice: str, num_points: int) -> None:
+    taken = rows_of(
+        prepare_cloud(CLOUD, num_points=num_points, choice=choice, channels=["ring"], normalisation="none")  # type: ignore[arg-type]
+    )
+    assert len(taken) == len(set(taken)) == num_points
+
+
+@pytest.mark.parametrize("choice", ["random", "farthest"])
+def test_of_too_few_points_all_are_taken_before_some_again(choice: str) -> None:
+    prepared = prepare_cloud(CLOUD, num_points=70, choice=choice, with_normals=True, channels=["ring"])  # type: ignore[arg-type]
+    taken = rows_of(prepared)
+    assert sorted(taken[:50]) == list(range(50))
+    assert len(taken) == 70
+    centred = CLOUD.points[taken] - CLOUD.points[taken].mean(axis=0)
+    np.testing.assert_allclose(prepared["points"], centred / np.linalg.norm(centred, axis=1).max(), atol=1e-7)
+    assert CLOUD.normals is not None
+    directions = CLOUD.normals[taken] / np.linalg.norm(CLOUD.normals[taken], axis=1, keepdims=True)
+    np.testing.assert_allclose(prepared["normals"], directions, atol=1e-7)  # float32 rounds by 6e-8
+
+
+def test_farthest_points_are_those_of_the_plain_rule() -> None:
+    """Against the definition in NumPy, from the first point on."""
+    taken = rows_of(prepare_cloud(CLOUD, num_points=12, choice="farthest", channels=["ring"]))
+    nearest = np.full(50, np.inf)
+    expected = [0]
+    for _ in range(11):
+        nearest = np.minimum(nearest, np.linalg.norm(CLOUD.points - CLOUD.points[expected[-1]], axis=1))
+        expected.append(int(nearest.argmax()))
+    assert taken == expected
+
+
+def test_farthest_points_among_points_that_coincide() -> None:
+    points = np.repeat(CUBE, 5, axis=0)
+    cloud = Cloud(points, channels={"ring": np.arange(40.0)})
+    taken = rows_of(prepare_cloud(cloud, num_points=30, choice="farthest", channels=["ring"]))
+    assert len(set(taken)) == 30
+    assert {tuple(points[row]) for row in taken[:8]} == {tuple(corner) for corner in CUBE}
+
+
+def test_equal_clouds_give_equal_bits_wherever_they_lie_in_memory() -> None:
+    twin = Cloud(np.asfortranarray(CLOUD.points), normals=CLOUD.normals)
+    one = prepare_cloud(CLOUD, num_points=16, with_normals=True, where="one")
+    other = prepare_cloud(twin, num_points=16, with_normals=True, where="other")
+    for name, values in one.items():
+        assert values.dtype == np.float32
+        np.testing.assert_array_equal(values, other[name])
+
+
+def test_a_mesh_is_drawn_evenly_over_its_faces() -> None:
+    """The floor of a cube, 2 x 2: mean 1, variance 1/3 along x and y, none along z; the bound is 5 deviations."""
+    prepared = prepare_cloud(FLOOR, num_points=4000, normalisation="none", with_normals=True)
+    points = prepared["points"].astype(np.float64)
+    assert (points[:, 2] == 0).all()
+    assert np.abs(points[:, :2].mean(axis=0) - 1).max() < 5 * np.sqrt(1 / 3 / 4000)
+    assert np.abs(points[:, :2].var(axis=0) - 1 / 3).max() < 5 * np.sqrt((1 / 5 - 1 / 9) / 4000)
+    np.testing.assert_array_equal(np.abs(prepared["normals"]), [[0, 0, 1]] * 4000)
+    assert len(np.unique(points, axis=0)) == 4000
+    vertices = prepare_cloud(FLOOR, num_points=8, normalisation="none", faces="ignore")["points"]
+    assert sorted(map(tuple, vertices.tolist())) == sorted(map(tuple, CUBE.tolist()))
+
+
+def test_the_unit_sphere_is_left_out_on_request() -> None:
+    prepared = prepare_cloud(CLOUD, num_points=50, normalisation="none", channels=["ring"])
+    np.testing.assert_array_equal(prepared["points"], CLOUD.points[rows_of(prepared)].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("cloud", "options", "words"),
+    [
+        (Cloud(np.ones((5, 3))), {}, "all 4 points coincide"),
+        (Cloud(CLOUD.points), {"with_normals": True}, "has no normals; .*columns=.*estimated"),
+        (CLOUD, {"channels": ["intensity"]}, r"no channel intensity \(it has ring\)"),
+        (FLOOR, {"channels": ["ring"]}, "faces=ignore"),
+        (Cloud(CUBE, faces=np.array([[0, 0, 1]])), {}, "none of the 1 faces has an area"),
+        (Cloud(CUBE * 1e200), {}, r"a coordinate is 2e\+200"),
+        (Cloud(CUBE + 5e6), {"normalisation": "none"}, "float32 has steps of .*normalisation=unit_sphere"),
+    ],
+)
+def test_what_cannot_be_prepared(cloud: Cloud, options: dict[str, object], words: str) -> None:
+    with pytest.raises(DataError, match=f"^a.ply: .*{words}"):
+        prepare_cloud(cloud, num_points=4, where="a.ply", **options)  # type: ignore[arg-type]
+
+
+def test_far_coordinates_are_fine_once_they_are_centred() -> None:
+    """The same cloud, 5,000 km away: float64 keeps it, and the unit sphere brings it back. 1e-9 is 5e6 * 2^-52."""
+    near = prepare_cloud(Cloud(CUBE, faces=None), num_points=8, choice="farthest")["points"]
+    far = prepare_cloud(Cloud(CUBE + 5e6, faces=None), num_points=8, choice="farthest")["points"]
+    np.testing.assert_allclose(far, near, atol=1e-7)

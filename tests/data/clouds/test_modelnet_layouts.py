@@ -1,0 +1,335 @@
+"""Every broken release is refused in one line that names the file and the place; nothing appears at the target."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from sightline.errors import DataError
+from tests.data.clouds.modelnet_writers import (
+    CLASS_NAMES,
+    NUM_POINTS,
+    SHAPES,
+    cloud,
+    prepare,
+    write_hdf5,
+    write_npz,
+    write_off,
+    write_text,
+)
+
+
+def _refused(source: Path, message: str, name: str = "modelnet40") -> None:
+    target = source.parent / "target"
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(source, target, name)
+    assert "\n" not in str(caught.value)
+    assert str(source.parent) in str(caught.value)
+    assert not target.exists()
+
+
+# --- what is no layout ------------------------------------------------------------------------------------------------
+
+
+def test_places_without_a_layout(tmp_path: Path) -> None:
+    _refused(tmp_path / "none", "none: there is no such file or folder")
+    (tmp_path / "empty").mkdir()
+    _refused(tmp_path / "empty", r"empty: holds nothing, .* looked for: modelnet40_ply_hdf5_2048 \(ply_data_train0\.h5")
+    (tmp_path / "other").mkdir()
+    for name in "abcdefg":
+        (tmp_path / "other" / f"{name}.png").touch()
+    _refused(tmp_path / "other", r"other: holds a\.png, b\.png, c\.png, d\.png, e\.png and 2 more, which is no layout")
+    _refused(tmp_path / "other/a.png", "is no layout by itself; give the folder")
+
+
+def test_two_layouts_in_one_folder_must_be_told_apart(tmp_path: Path) -> None:
+    root = write_text(tmp_path / "in")
+    write_npz(root / "a.npz")
+    _refused(root, r"in: holds 2 layouts, name one: .*a\.npz, ")
+    assert prepare(root / "a.npz", tmp_path / "set")["layout"] == "npz"
+
+
+def test_a_prepared_folder_is_no_source(tmp_path: Path) -> None:
+    prepare(write_npz(tmp_path / "in.npz"), tmp_path / "set")
+    _refused(tmp_path / "set", "set: is prepared already")
+
+
+# --- HDF5 -------------------------------------------------------------------------------------------------------------
+
+
+def _without(key: str) -> Callable[[h5py.File], None]:
+    return lambda file: file.__delitem__(key)
+
+
+def _with(key: str, value: object) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[key]
+        file[key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("data"), r"ply_data_train10\.h5: has no key 'data', it has faceId, label"),
+        (_without("label"), r"ply_data_train10\.h5: has no key 'label'"),
+        (
+            _with("data", np.zeros((2, NUM_POINTS, 4), np.float32)),
+            r"train10\.h5: 'data' is float32 \(2, 6, 4\), floats",
+        ),
+        (_with("data", np.zeros((2, NUM_POINTS, 3), np.int32)), r"train10\.h5: 'data' is int32"),
+        (
+            _with("data", np.zeros((2, 5, 3), np.float32)),
+            r"train10\.h5: 'data' has 5 points a shape, .*train0\.h5 has 6",
+        ),
+        (_with("data", np.zeros((0, NUM_POINTS, 3), np.float32)), r"train10\.h5: 'data' is float32 \(0, 6, 3\)"),
+        (_with("label", np.zeros((3, 1), np.uint8)), r"train10\.h5: 'label' is uint8 \(3, 1\), integers \(2, 1\)"),
+        (_with("label", np.zeros((2, 1), np.float32)), r"train10\.h5: 'label' is float32"),
+        (_with("label", np.array([[0], [40]])), r"train10\.h5: label\[1\]: is 40, .*shape_names\.txt names 40 classes"),
+        (_with("label", np.array([[-1], [0]])), r"train10\.h5: label\[0\]: is -1"),
+        (
+            _with("data", np.full((2, NUM_POINTS, 3), np.nan, np.float32)),
+            r"train10\.h5: shape 0: points\[0, 0\] is nan",
+        ),
+    ],
+)
+def test_broken_hdf5(tmp_path: Path, change: Callable[[h5py.File], None], message: str) -> None:
+    root = write_hdf5(tmp_path / "in")
+    with h5py.File(root / "ply_data_train10.h5", "r+") as file:
+        change(file)
+    _refused(root, message)
+
+
+def test_hdf5_with_a_value_too_large_for_float32(tmp_path: Path) -> None:
+    root = write_hdf5(tmp_path / "in")
+    with h5py.File(root / "ply_data_test0.h5", "r+") as file:
+        values = file["data"][...].astype(np.float64)
+        values[1, 2, 0] = 1e300
+        _with("data", values)(file)
+    _refused(root, r"test0\.h5: shape 1: points\[2, 0\] is inf")
+
+
+def test_cut_and_foreign_hdf5_files(tmp_path: Path) -> None:
+    root = write_hdf5(tmp_path / "in")
+    path = root / "ply_data_train3.h5"
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) // 2])
+    _refused(root, r"ply_data_train3\.h5: is no sound HDF5 file \(.*truncated file")
+    path.write_bytes(b"not an h5 file at all")
+    _refused(root, r"ply_data_train3\.h5: is no sound HDF5 file")
+
+
+@pytest.mark.parametrize("has_lists", [True, False])
+def test_missing_hdf5_files(tmp_path: Path, has_lists: bool) -> None:
+    root = write_hdf5(tmp_path / "in", has_lists=has_lists)
+    for number in (10, 9):
+        (root / f"ply_data_train{number}.h5").unlink()
+    _refused(root, r"ply_data_train9\.h5: is missing, 2 of 12 files are")
+    (root / "ply_data_test0.h5").unlink()
+    for number in (9, 10):
+        (root / f"ply_data_train{number}.h5").write_bytes((root / "ply_data_train0.h5").read_bytes())
+    _refused(root, r"ply_data_test0\.h5: is missing")
+
+
+def test_hdf5_without_class_names(tmp_path: Path) -> None:
+    root = write_hdf5(tmp_path / "in")
+    (root / "shape_names.txt").write_text("\n".join([*CLASS_NAMES[:-1], "x_box"]))
+    _refused(root, r"shape_names\.txt: 'x_box' is none of ModelNet's 40 classes; did you mean 'xbox'\?")
+    (root / "shape_names.txt").unlink()
+    _refused(root, r"shape_names\.txt: is missing")
+
+
+# --- NPZ --------------------------------------------------------------------------------------------------------------
+
+
+def _clouds(split: str) -> np.ndarray:
+    return np.stack([cloud(name)[:, :3] for name in SHAPES[split]])
+
+
+def _with_nan(split: str, shape: int, point: int) -> np.ndarray:
+    clouds = _clouds(split)
+    clouds[shape, point, 1] = np.nan
+    return clouds
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"X_train": None}, "X_train|has no entry"),
+        ({"y_test": None}, "has no entry 'y_test'"),
+        ({"classes": None}, "has no entry 'classes'"),
+        ({"name_train": None}, "has no entry 'name_train'"),
+        ({"X_test": np.zeros((2, NUM_POINTS, 3), np.int32)}, r"X_test is int32 \(2, 6, 3\), floats"),
+        ({"X_test": np.zeros((2, 18), np.float32)}, r"X_test is float32 \(2, 18\)"),
+        ({"X_test": np.zeros((2, 7, 3), np.float32)}, "X_test holds 7 points a shape, X_train 6"),
+        ({"X_test": np.zeros((3, NUM_POINTS, 3), np.float32)}, "y_test is int64 .* of length 3 are needed"),
+        ({"y_train": np.zeros(6, np.float32)}, "y_train is float32"),
+        ({"y_train": np.array([0, 0, 0, 2, 23, 41])}, r"y_train\[5\]: is 41, .* names 40 classes"),
+        ({"classes": np.array([*CLASS_NAMES[:-1], "boat"])}, "classes: 'boat' is none of ModelNet's 40 classes"),
+        ({"classes": np.arange(40)}, "classes is int64"),
+        ({"X_test": _with_nan("test", 1, 4)}, r"X_test\[1\]: points\[4, 1\] is nan"),
+    ],
+)
+def test_broken_npz(tmp_path: Path, replaced: dict[str, np.ndarray | None], message: str) -> None:
+    _refused(write_npz(tmp_path / "in.npz", **replaced), message)
+
+
+class _Trap:
+    """Unpickling this makes a folder: a stand-in for any code that an archive could run."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.place),)
+
+
+@pytest.mark.parametrize("key", ["X_train", "X_test", "y_train", "name_test", "classes"])
+def test_objects_are_never_unpickled(tmp_path: Path, key: str) -> None:
+    held = np.empty(6, dtype=object)
+    held[:] = [_Trap(tmp_path / "sprung") for _ in range(6)]
+    _refused(write_npz(tmp_path / "in.npz", **{key: held}), rf"in\.npz: {key} ")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_cut_npz_files(tmp_path: Path) -> None:
+    source = write_npz(tmp_path / "in.npz")
+    raw = source.read_bytes()
+    for length in (0, 10, len(raw) // 2, len(raw) - 1):
+        source.write_bytes(raw[:length])
+        _refused(source, r"in\.npz: X_train cannot be read")
+
+
+def test_an_archive_with_a_flipped_bit_in_any_entry(tmp_path: Path) -> None:
+    source = write_npz(tmp_path / "in.npz")
+    raw = source.read_bytes()
+    with zipfile.ZipFile(source) as archive:
+        entries = archive.infolist()
+    for entry in entries:
+        header = entry.header_offset
+        start = header + 30 + sum(struct.unpack("<HH", raw[header + 26 : header + 30]))
+        for place in (0, entry.compress_size // 2, entry.compress_size - 3):
+            damaged = bytearray(raw)
+            damaged[start + place] ^= 0x10
+            source.write_bytes(damaged)
+            _refused(source, rf"in\.npz: {entry.filename.removesuffix('.npy')} ")
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def _line(path: Path, number: int, change: Callable[[str], str]) -> None:
+    lines = path.read_text().split("\n")
+    lines[number - 1] = change(lines[number - 1])
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: line.rpartition(",")[0], ":4: 5 columns, 6 are needed"),
+        (lambda line: line + ",1", ":4: 7 columns, 6 are needed"),
+        (lambda line: line.replace(",", " "), ":4: 1 columns, 6 are needed"),
+        (lambda line: "", ":4: 0 columns, 6 are needed"),
+        (lambda line: "x" + line, ":4: 'x.*' is not a number"),
+        (lambda line: "," + line.partition(",")[2], ":4: '' is not a number"),
+        (lambda line: "#" + line, ":4: '#.*' is not a number"),
+        (lambda line: "nan," + line.partition(",")[2], ":4: nan is not a finite number"),
+        (lambda line: "-inf," + line.partition(",")[2], ":4: -inf is not a finite number"),
+        (lambda line: line + "\n" + line, ": 7 points, the first shape of the release has 6"),
+    ],
+)
+def test_broken_text(tmp_path: Path, change: Callable[[str], str], message: str) -> None:
+    root = write_text(tmp_path / "in")
+    _line(root / "bed/bed_0001.txt", 4, change)
+    _refused(root, r"bed/bed_0001\.txt" + message)
+
+
+def test_text_of_no_shape(tmp_path: Path) -> None:
+    root = write_text(tmp_path / "in")
+    (root / "bed/bed_0001.txt").write_text("1,2,3,0,0,1\n" * NUM_POINTS)
+    _refused(root, r"bed_0001\.txt: all 6 points coincide")
+    (root / "bed/bed_0001.txt").write_text("\n\n")
+    _refused(root, r"bed_0001\.txt: holds no rows")
+
+
+def test_listed_files_that_are_missing(tmp_path: Path) -> None:
+    root = write_text(tmp_path / "in")
+    for name in ("bed/bed_0001", "night_stand/night_stand_0201"):
+        (root / f"{name}.txt").unlink()
+    _refused(root, r"bed/bed_0001\.txt: is listed but missing, 2 of 8 files are")
+
+
+def test_lists_that_are_missing_or_name_unknown_classes(tmp_path: Path) -> None:
+    root = write_text(tmp_path / "in")
+    listed = root / "modelnet40_train.txt"
+    names = listed.read_text()
+    listed.write_text(names + "nightstand_0007\n")
+    _refused(root, r"modelnet40_train\.txt:7: 'nightstand' is none of .* did you mean 'night_stand'")
+    listed.unlink()
+    _refused(root, r"modelnet40_train\.txt: is missing, it lists the shapes")
+    (root / "modelnet40_test.txt").unlink()
+    _refused(root, r"modelnet40_train\.txt: is missing, it lists the shapes")
+
+
+def test_a_release_without_any_of_the_ten_classes(tmp_path: Path) -> None:
+    root = write_text(tmp_path / "in")
+    for split in SHAPES:
+        names = [name for name in SHAPES[split] if name.startswith("airplane")]
+        (root / f"modelnet40_{split}.txt").write_text("\n".join(names))
+    _refused(root, "holds no shape of the classes bathtub, bed, chair", "modelnet10")
+    assert prepare(root, tmp_path / "set")["splits"]["train"]["num_rows"] == 3
+
+
+# --- OFF --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("OFF", "PLY", ":1: starts with 'PLY'"),
+        ("8 12 0", "9 12 0", ":11: 4 columns, 3 are needed"),
+        ("8 12 0", "99 12 0", ": announces 99 vertices, the file ends after 20"),
+        ("3 0 1 3", "3 0 1 8", ":11: a face names vertex 8, there are 8"),
+        ("0 2 2", "0 two 2", ":6: 'two' is not a number"),
+    ],
+)
+def test_broken_meshes(tmp_path: Path, old: str, new: str, message: str) -> None:
+    root = write_off(tmp_path / "in")
+    path = root / "airplane/train/airplane_0001.off"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    _refused(root, r"airplane_0001\.off" + message)
+
+
+def test_a_mesh_without_area(tmp_path: Path) -> None:
+    root = write_off(tmp_path / "in")
+    (root / "bed/train/bed_0001.off").write_text("OFF\n3 1 0\n0 0 0\n1 1 1\n2 2 2\n3 0 1 2\n")
+    _refused(root, r"bed_0001\.off: none of the 1 faces has an area, so no point can be drawn")
+
+
+def test_a_tree_with_an_unknown_class(tmp_path: Path) -> None:
+    root = write_off(tmp_path / "in")
+    (root / "bed").rename(root / "boat")
+    _refused(root, "boat: 'boat' is none of ModelNet's 40 classes")
+
+
+def test_errors_are_written_for_the_one_who_reads_them(tmp_path: Path) -> None:
+    """Where, what was found, what to do: a path first, a remedy last."""
+    root = write_text(tmp_path / "in")
+    _line(root / "bed/bed_0001.txt", 2, lambda line: "x")
+    with pytest.raises(DataError) as caught:
+        prepare(root, tmp_path / "set")
+    assert re.fullmatch(
+        r"/.*/bed_0001\.txt:2: 1 columns, 6 are needed; found 'x'; get the file again", str(caught.value)
+    )

@@ -1,0 +1,265 @@
+"""ScanObjectNN is read back as it was written, in every variant; what is broken is refused with file and place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from sightline.config import read_config
+from sightline.data.clouds.scanobjectnn import ScanObjectNN
+from sightline.engine.build import build
+from sightline.engine.distributed import World
+from sightline.errors import DataError, MissingDataError
+from sightline.types import SampleKey
+from tests.command import run_here
+from tests.data.clouds.scanobjectnn_writers import CLASSES, FILES, NUM_POINTS, SIZES, object_of, prepare, write_variant
+
+
+@pytest.fixture(scope="module")
+def obj_bg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("obj_bg")
+    prepare(write_variant(folder / "h5_files", "obj_bg"), folder / "set")
+    return folder / "set"
+
+
+def opened(root: Path, split: str = "train", **options: Any) -> ScanObjectNN:
+    return ScanObjectNN(split=split, root=str(root), **{"variant": "obj_bg", **options})
+
+
+def in_sphere(points: np.ndarray) -> np.ndarray:
+    centred = points.astype(np.float64) - points.astype(np.float64).mean(axis=0)
+    return centred / np.linalg.norm(centred, axis=1).max()
+
+
+# --- what is read back ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", FILES)
+def test_every_variant_is_read_from_its_own_files(tmp_path: Path, variant: str) -> None:
+    root = tmp_path / "h5_files"
+    for other in FILES:
+        write_variant(root, other, is_column=other < "pb_t3")
+    prepare(tmp_path if variant == "pb_t50_r" else root, tmp_path / "set", variant)  # the folder around it will do
+    for split, word in (("train", "training"), ("test", "test")):
+        dataset = opened(tmp_path / "set", split, variant=variant)
+        assert len(dataset) == SIZES[word]
+        for index in (0, SIZES[word] - 1):
+            expected, sample = object_of(variant, word, index), dataset[SampleKey(index, 0, 0)]
+            np.testing.assert_allclose(sample["points"], in_sphere(expected.points), atol=1e-6)
+            assert sample["label"] == expected.label
+            assert dataset.name_of(index) == f"{word}_{FILES[variant][1]}/{index:05d}"
+
+
+def test_facts(obj_bg: Path) -> None:
+    info = opened(obj_bg).info
+    assert info.facts["class_names"] == tuple(CLASSES)
+    assert info.facts["class_counts"] == (2,) * 15
+    assert (info.facts["num_classes"], info.facts["in_channels"], info.facts["up_axis"]) == (15, 3, "y")
+    assert info.split_sizes == {"train": 30, "test": 16}
+    assert info.clouds is not None
+    assert info.clouds.unit_sphere == "applied"
+
+
+@pytest.mark.parametrize("normals", ["none", "estimated"])
+def test_what_is_promised_before_the_set_is_there(obj_bg: Path, normals: Any) -> None:
+    promised, found = ScanObjectNN.promise(num_points=20, normals=normals), opened(obj_bg, normals=normals).info
+    assert promised.facts == {name: value for name, value in found.facts.items() if name != "class_counts"}
+    assert (promised.fields, promised.features) == (found.fields, found.features)
+    assert promised.clouds is not None
+    assert found.clouds is not None
+    assert promised.clouds.unit_sphere == found.clouds.unit_sphere
+
+
+def test_coordinates_as_stored_on_request(tmp_path: Path) -> None:
+    found = prepare(write_variant(tmp_path / "h5_files", "obj_bg"), tmp_path / "set", unit_sphere=False)
+    assert found["normalisation"].startswith("none: metres")
+    dataset = opened(tmp_path / "set")
+    np.testing.assert_array_equal(dataset[SampleKey(3, 0, 0)]["points"], object_of("obj_bg", "training", 3).points)
+    assert dataset.info.fields["points"].unit == "metre"
+    assert dataset.info.clouds is not None
+    assert dataset.info.clouds.unit_sphere == "none"
+
+
+def test_background_told_point_by_point(obj_bg: Path) -> None:
+    dataset = opened(obj_bg, background="tell", num_points=11)
+    batch = dataset.get_batch([SampleKey(index, 0, 0) for index in (5, 2)])
+    expected = [object_of("obj_bg", "training", index).mask[:11] != -1 for index in (5, 2)]
+    np.testing.assert_array_equal(batch["part"], np.array(expected))
+    assert batch["part"].dtype == torch.int64
+    assert set(dataset[SampleKey(0, 0, 0)]) == set(dataset.info.fields) == {"points", "label", "part"}
+
+
+def test_background_dropped(obj_bg: Path) -> None:
+    """The object's own points in their order, from the first one again, about their own mean."""
+    found = object_of("obj_bg", "training", 4)
+    alone = found.points[found.mask != -1]
+    assert len(alone) == 14
+    expected = in_sphere(alone[np.arange(NUM_POINTS) % 14])
+    sample = opened(obj_bg, background="drop")[SampleKey(4, 0, 0)]
+    np.testing.assert_allclose(sample["points"], expected, atol=1e-5)
+    few = opened(obj_bg, background="drop", num_points=6)[SampleKey(4, 0, 0)]
+    np.testing.assert_allclose(few["points"], in_sphere(alone[:6]), atol=1e-5)
+
+
+def test_counts_are_compared_with_the_published_ones(tmp_path: Path) -> None:
+    found = prepare(write_variant(tmp_path / "h5_files", "obj_bg"), tmp_path / "set")
+    assert found["differences"] == ["train: 30 objects, published 2309", "test: 16 objects, published 581"]
+    other = prepare(write_variant(tmp_path / "h5_files", "pb_t25"), tmp_path / "other", "pb_t25")
+    assert other["differences"] == []  # no counts were published of it
+
+
+def test_a_background_where_there_is_none_is_told(tmp_path: Path) -> None:
+    root = write_variant(tmp_path / "h5_files", "obj_bg")
+    (root / "main_split").rename(root / "main_split_nobg")
+    told = prepare(root, tmp_path / "set", "obj_only")["differences"]
+    assert any("train: 30.0% of the points are background" in line and "right folder?" in line for line in told)
+
+
+def test_commands(tmp_path: Path) -> None:
+    root = write_variant(tmp_path / "h5_files", "obj_only")
+    done = run_here("data", "prepare", "scanobjectnn", "--from", str(root), "--to", str(tmp_path / "set"))
+    assert done.code == 2
+    assert "variant: is required and missing: variant=VALUE, one of 'obj_bg', 'obj_only'" in done.err
+    words = ("data", "prepare", "scanobjectnn", "--from", str(root), "--to", str(tmp_path / "set"), "variant=obj_only")
+    done = run_here(*words)
+    assert done.code == 0, done.err
+    assert "look at this: train: 30 objects, published 2309" in done.err
+    told = run_here("data", "info", str(tmp_path / "set"))
+    assert "variant: obj_only (OBJ_ONLY: each object once, alone)" in told.out
+    assert "normalisation: by prepare: about the mean of the points" in " ".join(told.out.split())
+    card = run_here("data", "info", "scanobjectnn").out
+    assert "pb_t50_rs: PB_T50_RS, the hardest" in card
+    assert run_here("data", "verify", str(tmp_path / "set")).code == 0
+
+
+def test_the_recipe_builds(obj_bg: Path) -> None:
+    config = read_config(
+        Path("configs/classify/scanobjectnn_dgcnn.yaml"),
+        (f"data.root={obj_bg}", "data.variant=obj_bg", "data.num_points=20", "model.num_neighbours=4"),
+    )
+    built = build(config, World())
+    assert (built.data.facts["num_classes"], len(built.data.test.indices)) == (15, 16)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def edit(word: str, change: Callable[[h5py.File], object]) -> Callable[[Path], None]:
+    """Change one file of the variant obj_bg."""
+
+    def apply(root: Path) -> None:
+        with h5py.File(root / f"main_split/{word}_objectdataset.h5", "r+") as file:
+            change(file)
+
+    return apply
+
+
+def replace(key: str, values: Callable[[np.ndarray], np.ndarray]) -> Callable[[h5py.File], None]:
+    def apply(file: h5py.File) -> None:
+        changed = values(file[key][...])
+        del file[key]
+        file[key] = changed
+
+    return apply
+
+
+def put(index: tuple[int, ...], value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def apply(array: np.ndarray) -> np.ndarray:
+        array[index] = value
+        return array
+
+    return apply
+
+
+def list_classes(names: list[str]) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        (root / "shape_names_ext.txt").write_text("\n".join(names) + "\n")
+
+    return apply
+
+
+SWAPPED = [*CLASSES[:9], "bed", "table", *CLASSES[11:]]
+TRAIN, TEST = (rf"main_split/{word}_objectdataset\.h5" for word in ("training", "test"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (edit("training", lambda file: file.pop("mask")), rf"{TRAIN}: has no key 'mask', it has data, label"),
+        (edit("test", lambda file: file.pop("label")), rf"{TEST}: has no key 'label'"),
+        (edit("training", replace("label", put((7,), 15))), rf"{TRAIN}: label\[7\] is 15, there are 15 classes"),
+        (edit("test", replace("label", put((2,), -1))), rf"{TEST}: label\[2\] is -1, there are 15 classes"),
+        (edit("training", replace("label", lambda x: x[:-1])), rf"{TRAIN}: 'label' is int32 \(29,\), integers \(30,\)"),
+        (edit("training", replace("label", lambda x: x * 1.0)), rf"{TRAIN}: 'label' is float64 \(30,\), integers"),
+        (
+            edit("training", replace("mask", lambda x: x.astype(np.uint8))),
+            rf"{TRAIN}: 'mask' is uint8 \(30, 20\), signed numbers \(30, 20\) are needed, -1 for the background",
+        ),
+        (edit("test", replace("mask", lambda x: x[:, :5])), rf"{TEST}: 'mask' is int32 \(16, 5\)"),
+        (edit("test", replace("data", lambda x: x[..., :2])), rf"{TEST}: 'data' is float32 \(16, 20, 2\), floats"),
+        (
+            lambda root: [edit("test", replace(key, lambda x: x[:, :5]))(root) for key in ("data", "mask")],
+            rf"{TEST}: 'data' has 5 points an object, training_objectdataset\.h5 has 20",
+        ),
+        (edit("training", replace("data", put((4, 3, 1), np.nan))), rf"{TRAIN}: object 4: data\[3, 1\] is nan"),
+        (
+            edit("training", replace("data", lambda x: np.concatenate([x[:1] * 0, x[1:]]))),
+            rf"{TRAIN}: object 0: all 20 points coincide",
+        ),
+        (
+            lambda root: (root / "main_split/test_objectdataset.h5").unlink(),
+            rf"{TEST}: is missing, it is of 'obj_bg'; .*main_split holds training_objectdataset\.h5",
+        ),
+        (
+            lambda root: (root / "main_split/test_objectdataset.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 40),
+            rf"{TEST}: is no sound HDF5 file",
+        ),
+        (
+            lambda root: (root / "main_split").rename(root / "split9"),
+            r"h5_files/main_split: is missing, 'obj_bg' is read from it; .*h5_files holds split9",
+        ),
+        (list_classes(SWAPPED), r"shape_names_ext\.txt:10: says 'bed' where the release has 'table' \(label 9\)"),
+        (list_classes(sorted(CLASSES)), r"shape_names_ext\.txt:2: says 'bed' where the release has 'bin' \(label 1\)"),
+        (list_classes(CLASSES[:14]), r"shape_names_ext\.txt:15: says nothing where the release has 'toilet'"),
+        (list_classes([*CLASSES, "tv"]), r"shape_names_ext\.txt:16: says 'tv' where the release has nothing"),
+    ],
+)
+def test_broken_releases_are_refused(tmp_path: Path, change: Callable[[Path], object], message: str) -> None:
+    root = write_variant(tmp_path / "h5_files", "obj_bg")
+    change(root)
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(root, tmp_path / "set")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_list_in_the_right_order_is_welcome(tmp_path: Path) -> None:
+    root = write_variant(tmp_path / "h5_files", "obj_bg")
+    list_classes(CLASSES)(root)
+    assert prepare(root, tmp_path / "set")["outcome"] == "prepared"
+
+
+def test_another_variant_than_was_prepared_is_refused(obj_bg: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"was prepared as the variant 'obj_bg', the config says 'pb_t50_rs'; set var"):
+        ScanObjectNN(split="train", root=str(obj_bg))
+    with pytest.raises(MissingDataError, match=r"there is no such folder.*data prepare scanobjectnn .* variant=\w+$"):
+        opened(tmp_path / "nowhere")
+    source = write_variant(tmp_path / "h5_files", "obj_bg")
+    prepare(source, tmp_path / "set")
+    write_variant(source, "pb_t25")
+    with pytest.raises(DataError, match="was prepared with variant = obj_bg, now it is pb_t25"):
+        prepare(source, tmp_path / "set", "pb_t25")
+
+
+def test_an_object_without_points_of_its_own_cannot_be_read_alone(tmp_path: Path) -> None:
+    root = write_variant(tmp_path / "h5_files", "obj_bg")
+    edit("training", replace("mask", lambda x: np.where(np.arange(30)[:, None] == 8, -1, x)))(root)
+    prepare(root, tmp_path / "set")
+    with pytest.raises(DataError, match=r"train/training_objectdataset/00008: has no point of the object; set backg"):
+        opened(tmp_path / "set", background="drop")[SampleKey(8, 0, 0)]

@@ -1,0 +1,317 @@
+"""ShapeNetPart is read back as it was written, from either layout; facts, splits and options are the published ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.data.clouds.shapenet_part import ShapeNetPart
+from sightline.data.loading.collate import collate
+from sightline.errors import DataError
+from sightline.types import SampleKey
+from tests.command import run_here
+from tests.data.clouds.shapenet_part_writers import (
+    CATEGORIES,
+    LAYOUTS,
+    NAMES,
+    NUM_POINTS,
+    SPLITS,
+    prepare,
+    shape_of,
+    write_layout,
+    write_text,
+)
+
+OURS = {"train": "train", "val": "validation", "test": "test"}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def prepared(layout: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(layout)
+    prepare(write_layout(layout, folder / "in"), folder / "set")
+    return folder / "set"
+
+
+@pytest.fixture(scope="module")
+def text_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text_set")
+    prepare(write_layout("text", folder / "in"), folder / "set")
+    return folder / "set"
+
+
+def opened(root: Path, split: str = "train", **options: object) -> ShapeNetPart:
+    return ShapeNetPart(split=split, root=str(root), **options)  # type: ignore[arg-type]
+
+
+def expected_order(layout: str, split: str) -> list[tuple[str, str]]:
+    """Text: by category, then by name; HDF5: as the files hold them."""
+    keys = SPLITS[split]
+    if layout == "text":
+        return [(name, key) for name in NAMES for key in keys]
+    return [(name, key) for key in keys for name in NAMES]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_shape_is_read_as_it_was_written(prepared: Path, layout: str, split: str) -> None:
+    shapes = opened(prepared, OURS[split])
+    order = expected_order(layout, split)
+    assert len(shapes) == len(order)
+    for index, (name, key) in enumerate(order):
+        expected = shape_of(name, key, None if layout == "text" else NUM_POINTS)
+        sample = shapes[SampleKey(index, 0, 0)]
+        # Written to nine digits, or in float32 of numbers up to 3; and normalising again moves the mean by as much.
+        np.testing.assert_allclose(sample["points"].numpy(), expected.points, atol=2e-6)
+        assert sample["label"].tolist() == expected.parts.tolist()
+        assert sample["category"] == NAMES.index(name)
+        assert {value.dtype for key, value in sample.items() if key != "points"} == {torch.int64}
+    assert shapes.strata.tolist() == [NAMES.index(name) for name, _ in order]
+
+
+def test_clouds_lie_about_their_mean_with_radius_one(prepared: Path) -> None:
+    points = opened(prepared)[SampleKey(3, 0, 0)]["points"].double()
+    assert points.mean(dim=0).abs().max() < 1e-6
+    assert abs(points.norm(dim=1).max() - 1) < 1e-6
+
+
+def test_facts_are_those_of_the_publication(prepared: Path) -> None:
+    shapes = opened(prepared)
+    facts = shapes.info.facts
+    assert (facts["num_classes"], facts["num_categories"], facts["in_channels"]) == (50, 16, 3)
+    assert facts["category_names"] == tuple(name.lower() for name in NAMES)
+    assert facts["parts_of_category"] == tuple(tuple(range(a, b + 1)) for _, a, b in CATEGORIES.values())
+    assert facts["class_names"][30:36] == tuple(f"motorbike_{place}" for place in range(6))
+    labels = torch.cat([shapes[SampleKey(index, 0, 0)]["label"] for index in range(len(shapes))])
+    assert facts["class_counts"] == tuple(torch.bincount(labels, minlength=50).tolist())
+    assert shapes.info.split_sizes == {"train": 32, "validation": 16, "test": 16}
+
+
+def test_a_promise_is_what_info_states(text_set: Path) -> None:
+    for normals in ("none", "file", "estimated"):
+        info, promised = opened(text_set, normals=normals).info, ShapeNetPart.promise(normals=normals)  # type: ignore[arg-type]
+        assert (promised.fields, promised.features, promised.clouds) == (info.fields, info.features, info.clouds)
+        assert {**promised.facts, "class_counts": info.facts["class_counts"]} == info.facts
+
+
+def test_batches_concatenate_with_offsets(prepared: Path) -> None:
+    shapes = opened(prepared, "test")
+    keys = [SampleKey(index, 0, 0) for index in (5, 0, 2)]
+    samples = [shapes[key] for key in keys]
+    batch = collate(samples, keys, shapes.info.fields)
+    assert batch["offsets"].tolist() == [0, *np.cumsum([len(sample["label"]) for sample in samples])]
+    assert batch["points"].shape == (batch["offsets"][-1], 3)
+    assert batch["category"].tolist() == [5, 0, 2]
+    assert batch["label"].shape == (batch["offsets"][-1],)
+
+
+def test_samples_are_fresh_and_a_copy_of_the_set_gives_the_same(prepared: Path) -> None:
+    shapes = opened(prepared)
+    key = SampleKey(7, 0, 0)
+    shapes[key]["points"].zero_()
+    shapes[key]["label"].zero_()
+    again = pickle.loads(pickle.dumps(shapes))[key]
+    for name, value in shapes[key].items():
+        assert torch.equal(value, again[name])
+    assert again["points"].any()
+    with pytest.raises(IndexError, match="samples 0 to 31, asked for 32"):
+        shapes[SampleKey(32, 0, 0)]
+
+
+def test_normals_of_the_file_have_length_one(text_set: Path) -> None:
+    shapes = opened(text_set, "validation", normals="file")
+    assert (shapes.info.features, shapes.info.facts["in_channels"]) == (("normals",), 6)
+    np.testing.assert_allclose(shapes[SampleKey(4, 0, 0)]["normals"], shape_of("Chair", "c").normals, atol=1e-6)
+
+
+def test_estimated_normals_are_those_of_the_points(prepared: Path) -> None:
+    normals = opened(prepared, normals="estimated")[SampleKey(0, 0, 0)]["normals"]
+    assert normals.shape[1:] == (3,)
+    assert abs(normals.norm(dim=1) - 1).max() < 1e-5
+
+
+def test_the_hdf5_release_has_no_normals(tmp_path: Path) -> None:
+    prepare(write_layout("hdf5", tmp_path / "in"), tmp_path / "set")
+    with pytest.raises(
+        DataError, match=r"holds no normals \(layout hdf5\); set normals: estimated or none, or prepare"
+    ):
+        opened(tmp_path / "set", normals="file")
+
+
+def test_trainval_trains_on_both_and_keeps_no_validation(text_set: Path) -> None:
+    joined = opened(text_set, training="trainval")
+    assert joined.info.split_sizes == {"train": 48, "test": 16}
+    validation = opened(text_set, "validation")
+    for index in range(16):
+        assert torch.equal(joined[SampleKey(32 + index, 0, 0)]["points"], validation[SampleKey(index, 0, 0)]["points"])
+    with pytest.raises(DataError, match=r"no split 'validation' with training: trainval; it has train \(48\), test"):
+        opened(text_set, "validation", training="trainval")
+    test = opened(text_set, "test", training="trainval")
+    assert torch.equal(test[SampleKey(1, 0, 0)]["label"], opened(text_set, "test")[SampleKey(1, 0, 0)]["label"])
+
+
+def test_a_fraction_takes_of_every_category(text_set: Path) -> None:
+    half = opened(text_set, fraction=0.5)
+    assert np.bincount(half.strata).tolist() == [1] * 16
+    assert sum(half.info.facts["class_counts"]) < sum(opened(text_set).info.facts["class_counts"])
+    assert len(opened(text_set, "test", fraction=0.5)) == 16
+
+
+def test_shapes_keep_the_names_of_the_release(prepared: Path, layout: str) -> None:
+    expected = "02691156/b" if layout == "text" else "ply_data_train0/0001"
+    assert opened(prepared).name_of(1) == expected
+
+
+# --- preparing --------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for a process that ends in the middle."""
+
+
+@pytest.mark.parametrize("last", [1, 4, 30, 33, 60, 64])
+def test_a_stopped_run_is_continued_to_the_same_bits(tmp_path: Path, layout: str, last: int) -> None:
+    source = write_layout(layout, tmp_path / "in")
+    prepare(source, tmp_path / "whole")
+
+    def die(done: int, total: int, message: str) -> None:
+        if done == last:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(source, tmp_path / "set", progress=die)
+    messages: list[str] = []
+    prepare(source, tmp_path / "set", progress=lambda done, total, message: messages.append(message))
+    assert any("kept" in message for message in messages) == (last > 3)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == whole
+
+
+@pytest.mark.processes
+def test_a_process_killed_for_good_is_continued(tmp_path: Path) -> None:
+    source = write_text(tmp_path / "in")
+    prepare(source, tmp_path / "whole")
+    program = (
+        "import os, signal, sys; from pathlib import Path; from tests.data.clouds.shapenet_part_writers import prepare;"
+        "prepare(Path(sys.argv[1]), Path(sys.argv[2]),"
+        "lambda done, total, message: os.kill(os.getpid(), signal.SIGKILL) if done == 40 else None)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, source, tmp_path / "set"], check=False, timeout=60)
+    assert killed.returncode == -9
+    prepare(source, tmp_path / "set")
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == whole
+
+
+def test_a_hand_read_point(text_set: Path) -> None:
+    """The fourth point of the first guitar, worked from its file with the standard library alone."""
+    lines = (text_set.parent / "in/03467517/a.txt").read_text().splitlines()
+    rows = [[float(token) for token in line.split(" ")] for line in lines]
+    mean = [sum(row[axis] for row in rows) / len(rows) for axis in range(3)]
+    radius = max(sum((row[axis] - mean[axis]) ** 2 for axis in range(3)) ** 0.5 for row in rows)
+    sample = opened(text_set)[SampleKey(2 * NAMES.index("Guitar"), 0, 0)]
+    expected = [(rows[3][axis] - mean[axis]) / radius for axis in range(3)]
+    assert sample["points"][3].tolist() == pytest.approx(expected, abs=1e-7)
+    assert sample["label"][3] == rows[3][6]
+
+
+def test_differences_from_the_publication_are_told(text_set: Path) -> None:
+    differences = ShapeNetPart.describe(text_set)["differences"]
+    assert differences[:3] == [
+        "train: 32 shapes, published 12137",
+        "validation: 16 shapes, published 1870",
+        "test: 16 shapes, published 2874",
+    ]
+    assert "bag: 4 shapes, published 76" in differences
+    assert "test/bag: 1 shapes, published 14" in differences
+
+
+def test_the_published_sizes_agree_with_each_other() -> None:
+    card = ShapeNetPart.card()
+    assert sum(card["splits"].values()) == sum(card["shapes"].values()) == 16881
+    assert sum(card["parts"].values()) == 50
+    assert [card["parts"][name.lower()] for name in NAMES] == [b - a + 1 for _, a, b in CATEGORIES.values()]
+
+
+def test_both_layouts_give_the_same_shapes(tmp_path: Path) -> None:
+    """Where they hold the same points: the text of the HDF5 numbers."""
+    source = write_layout("hdf5", tmp_path / "arrays")
+    prepare(source, tmp_path / "one")
+    text = write_text(tmp_path / "text")
+    for name, (synset, _, _) in CATEGORIES.items():
+        shape = shape_of(name, "d", NUM_POINTS)
+        points = (shape.points * 2 + 1).astype(np.float32)
+        np.savetxt(text / synset / "d.txt", np.column_stack([points, shape.normals, shape.parts]), fmt="%.9g")
+    prepare(text, tmp_path / "two")
+    for index in range(16):
+        one, two = (opened(tmp_path / name, "test")[SampleKey(index, 0, 0)] for name in ("one", "two"))
+        assert torch.equal(one["label"], two["label"])
+        # The same numbers; their mean is taken in float64 of float32 points here and of float64 points there.
+        torch.testing.assert_close(one["points"], two["points"], atol=1e-6, rtol=0)
+
+
+def test_an_outer_folder_names_of_old_and_read_only_media_do(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "download/shapenetcore_partanno_segmentation_benchmark_v0_normal")
+    names = text / "synsetoffset2category.txt"
+    names.write_text(names.read_text().replace("Motorbike", "motor").replace("Mug", "mug"))
+    lists = text / "train_test_split/shuffled_test_file_list.json"
+    lists.write_text(lists.read_text().replace(", ", ",\n  "))
+    assert prepare(tmp_path / "download", tmp_path / "set")["layout"] == "text"
+    arrays = write_layout("hdf5", tmp_path / "in/hdf5_data")
+    for path in arrays.iterdir():
+        os.chmod(path, 0o444)
+    assert prepare(tmp_path / "in", tmp_path / "other")["layout"] == "hdf5"
+
+
+def test_shapes_that_change_their_split_are_seen(tmp_path: Path) -> None:
+    """Names of equal length change places: no file changes its size."""
+    source = write_text(tmp_path / "in")
+    prepare(source, tmp_path / "set")
+    assert prepare(source, tmp_path / "set")["outcome"] == "already there"
+    lists = [source / f"train_test_split/shuffled_{name}_file_list.json" for name in ("train", "test")]
+    train, test = (path.read_text() for path in lists)
+    lists[0].write_text(train.replace("02691156/a", "02691156/d"))
+    lists[1].write_text(test.replace("02691156/d", "02691156/a"))
+    with pytest.raises(DataError, match=r"set: was prepared with lists = \w+, now it is \w+; delete it to prepare it"):
+        prepare(source, tmp_path / "set")
+
+
+def test_files_in_no_list_are_told_and_left_out(tmp_path: Path) -> None:
+    source = write_text(tmp_path / "in")
+    (source / "02691156/z.txt").write_text("not even numbers\n")
+    report = prepare(source, tmp_path / "set")
+    assert report["differences"][-1] == "note: 1 files are in no list and left out (02691156/z.txt, ...)"
+    assert report["splits"]["train"]["num_rows"] == 32
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prepares_and_tells(tmp_path: Path) -> None:
+    source, target = write_text(tmp_path / "in"), tmp_path / "set"
+    words = ("data", "prepare", "shapenet_part", "--from", source, "--to", target)
+    made = run_here(*words, "--json", tmp_path / "report.json")
+    assert made.code == 0, made.err
+    assert json.loads((tmp_path / "report.json").read_text())["outcome"] == "prepared"
+    assert "  train: airplane 2, bag 2, " in made.out
+    assert "already there" in run_here(*words).out
+    known = run_here("data", "info", target, "--json", tmp_path / "info.json")
+    assert known.code == 0, known.err
+    assert "  test: airplane_0 " in known.out
+    info = json.loads((tmp_path / "info.json").read_text())
+    labels = np.load(target / "test.label.npy")
+    assert list(info["part_points"]["test"].values()) == np.bincount(labels, minlength=50).tolist()
+    assert info["counts"]["test"] == {name.lower(): 1 for name in NAMES}
+    assert "shuffled_{train,val,test}_file_list.json" in run_here("data", "info", "shapenet_part").out
+    assert ShapeNetPart.verify(target) == 3 * 6  # points, normals, label, category, offsets and name of each split

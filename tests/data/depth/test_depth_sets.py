@@ -1,0 +1,420 @@
+"""ICVL, NYU, HANDS 2017 and ITOP from byte-exact trees: frames as written, parts, reference order, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from scipy.io import loadmat, savemat
+
+from sightline.data.depth.depth_sets import PreparedFrames
+from sightline.data.depth.hands2017 import Hands2017
+from sightline.data.depth.icvl_hands import IcvlHands
+from sightline.data.depth.itop import Itop
+from sightline.data.depth.nyu_hands import NyuHands
+from sightline.data.depth.references import CentreOfMass, PointsOfFile, TrueJoint
+from sightline.data.files.label_lines import LabelLines
+from sightline.errors import ConfigError, DataError
+from sightline.types import SampleKey
+from tests.data.depth.depth_trees import (
+    Drawn,
+    no_progress,
+    png16,
+    write_hands2017,
+    write_icvl,
+    write_itop,
+    write_nyu,
+)
+
+PEOPLE = {
+    "train": ["00_00000", "00_00001", "03_00000", "03_00001", "07_00000"],
+    "test": ["01_00000", "01_00001", "01_00002"],
+}
+SETS: dict[str, tuple[Any, Callable[[Path], dict[str, Drawn]]]] = {
+    "icvl_hands": (IcvlHands, write_icvl),
+    "icvl_hands_bin": (IcvlHands, lambda root: write_icvl(root, as_bin=True)),
+    "nyu_hands": (NyuHands, lambda root: write_nyu(root, {"train": 3, "test": 2})),
+    "nyu_hands_bin": (NyuHands, lambda root: write_nyu(root, {"train": 3, "test": 2}, as_bin=True)),
+    "hands2017": (Hands2017, lambda root: write_hands2017(root, with_test_labels=True)),
+    "itop": (Itop, lambda root: write_itop(root, PEOPLE)),
+}
+
+
+def prepare(kind: Any, tmp_path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = kind.prepare(
+        source=tmp_path / "source", target=tmp_path / "set", name=kind.set_name, progress=no_progress
+    )
+    return found
+
+
+def frames_by_name(kind: Any, tmp_path: Path) -> dict[str, Any]:
+    """Every sample of train and test by its name."""
+    found: dict[str, Any] = {}
+    for split in ("train", "test"):
+        frames = kind(split=split, root=str(tmp_path / "set"), validation_share=0.0)
+        found |= {frames.name_of(i): frames[SampleKey(i, 0, 0)] for i in range(len(frames))}
+    return found
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_frame_is_what_was_written(tmp_path: Path, name: str) -> None:
+    kind, write = SETS[name]
+    made = write(tmp_path / "source")
+    prepare(kind, tmp_path)
+    found = frames_by_name(kind, tmp_path)
+    assert found.keys() == made.keys()
+    for key, drawn in made.items():
+        assert np.array_equal(found[key]["depth"].numpy(), drawn.depth.astype(np.float32)), key
+        assert np.abs(found[key]["joints"].numpy() - drawn.joints).max() < 1e-6 * 4000, key  # float32
+        assert found[key]["visible"].all(), key
+        assert found[key]["depth"].max() > 100, "depths are in mm"
+
+
+@pytest.mark.parametrize("name", ["icvl_hands", "nyu_hands", "hands2017", "itop"])
+def test_a_joint_appears_on_its_patch(tmp_path: Path, name: str) -> None:
+    """With the camera of the samples: fails for a y that points the other way, and for another order of joints."""
+    kind, write = SETS[name]
+    write(tmp_path / "source")
+    prepare(kind, tmp_path)
+    sample = kind(split="train", root=str(tmp_path / "set"))[SampleKey(0, 0, 0)]
+    fx, fy, u0, v0 = sample["camera"].tolist()
+    for x, y, z in sample["joints"].double():
+        assert sample["depth"][round(float(fy * y / z + v0)), round(float(fx * x / z + u0))] > 0
+
+
+@pytest.mark.parametrize(("name", "joint"), [("icvl_hands", 0), ("nyu_hands", 13), ("hands2017", 3), ("itop", 8)])
+def test_the_truth_is_the_joint_in_the_middle(tmp_path: Path, name: str, joint: int) -> None:
+    kind, write = SETS[name]
+    write(tmp_path / "source")
+    prepare(kind, tmp_path)
+    sample = kind(split="test", root=str(tmp_path / "set"), reference=TrueJoint())[SampleKey(0, 0, 0)]
+    assert np.array_equal(sample["reference"], sample["joints"][joint])
+
+
+@pytest.mark.parametrize("name", ["icvl_hands", "nyu_hands", "hands2017", "itop"])
+def test_cards_and_descriptions(tmp_path: Path, name: str) -> None:
+    kind, write = SETS[name]
+    write(tmp_path / "source")
+    manifest = prepare(kind, tmp_path)
+    assert prepare(kind, tmp_path)["outcome"] == "already there"
+    told = kind.describe(tmp_path / "set")
+    assert len(told["label_sha256"]) == 64
+    assert sum(told["frames"].values()) == sum(facts["num_rows"] for facts in manifest["splits"].values())
+    assert any("the release has" in line for line in manifest["differences"])
+    assert kind.verify(tmp_path / "set") > 0
+    assert f"sightline data prepare {kind.set_name} " in kind.card()["prepare"]
+    assert issubclass(kind, PreparedFrames)
+
+
+# --- ICVL -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_recording_stays_with_its_turned_copies(tmp_path: Path) -> None:
+    write_icvl(tmp_path / "source")
+    prepare(IcvlHands, tmp_path)
+    for seed in range(4):
+        train, held = (
+            {
+                frames.name_of(i).split("/")[-2]
+                for frames in [IcvlHands(split=s, root=str(tmp_path / "set"), validation_share=0.34, split_seed=seed)]
+                for i in range(len(frames))
+            }
+            for s in ("train", "validation")
+        )
+        assert len(held) == 1
+        assert not train & held
+
+
+def test_missing_training_images_are_told_and_keep_their_place(tmp_path: Path) -> None:
+    made = write_icvl(tmp_path / "source")
+    (tmp_path / "source/Training/Depth/20140/image_0001.png").unlink()
+    manifest = prepare(IcvlHands, tmp_path)
+    told = (
+        "train: 1 of 8 frames are listed and their images are missing; they do not train; the first is 20140/image_0001"
+    )
+    assert any(line.startswith(told) for line in manifest["differences"])
+    (tmp_path / "points_train.txt").write_text("".join(f"{i} 0 400\n" for i in range(8)))
+    reference = PointsOfFile(path=str(tmp_path / "points_{split}.txt"))
+    frames = IcvlHands(split="train", root=str(tmp_path / "set"), validation_share=0.0, reference=reference)
+    assert [frames[SampleKey(i, 0, 0)]["reference"][0].item() for i in range(7)] == [0, 2, 3, 4, 5, 6, 7]
+    assert len(made) == 8 + 3
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda r: (r / "Testing/Depth/test_seq_1/image_0001.png").unlink(),
+            r"image_0001.png: the image of test_seq_1/image_0001.png is missing",
+        ),
+        (lambda r: edit_training(r, lambda line: line.replace(" ", " x ", 1)), r"labels.txt:3: 49 columns, 48"),
+        (lambda r: edit_training(r, lambda line: line.rsplit(" ", 3)[0]), r"labels.txt:3: 46 columns, 48"),
+        (lambda r: edit_training(r, lambda line: ""), r"labels.txt:3: is empty"),
+        (lambda r: edit_training(r, lambda line: "../" + line), r"labels.txt:3: '../20141/image_0000.png' is no path"),
+        (
+            lambda r: edit_training(r, lambda line: line.split()[0] + " 1 1 -300" * 16),
+            r"labels.txt: frame 2 \(20141/image_0000.png\): a joint lies at z = -300",
+        ),
+        (
+            lambda r: (r / "Training/Depth/20140/image_0000.png").write_bytes(png16(np.ones((480, 640)))),
+            r"image_0000.png: the image is 640 x 480 pixels, the camera's 320 x 240",
+        ),
+        (lambda r: (r / "Testing/test_seq_2.txt").unlink(), r"test_seq_2.txt: cannot be read"),
+    ],
+)
+def test_what_is_broken_in_icvl(tmp_path: Path, change: Any, told: str) -> None:
+    write_icvl(tmp_path / "source")
+    change(tmp_path / "source")
+    with pytest.raises(DataError, match=told) as error:
+        prepare(IcvlHands, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def edit(path: Path, number: int, change: Callable[[str], str]) -> None:
+    lines = path.read_text().split("\n")
+    lines[number] = change(lines[number])
+    path.write_text("\n".join(lines))
+
+
+def edit_training(root: Path, change: Callable[[str], str]) -> None:
+    edit(root / "Training/labels.txt", 2, change)
+
+
+def test_blocks_of_lines_are_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sightline.data.files.label_lines.BLOCK_LINES", 3)
+    (tmp_path / "labels.txt").write_text("".join(f"n{i} {i} -{i}.5\r\n" for i in range(8)))
+    labels = LabelLines(tmp_path / "labels.txt", num_columns=2)
+    assert labels.names == [f"n{i}" for i in range(8)]
+    assert labels.rows(3, 3).tolist() == [[3, -3.5], [4, -4.5], [5, -5.5]]
+    assert labels.rows(6, 2).tolist() == [[6, -6.5], [7, -7.5]]
+
+
+# --- NYU --------------------------------------------------------------------------------------------------------------
+
+
+def test_nyu_labels_of_other_shapes_and_places(tmp_path: Path) -> None:
+    write_nyu(tmp_path / "source", {"train": 2, "test": 2})
+    path = tmp_path / "source" / "train" / "joint_data.mat"
+    sound = {key: loadmat(path)[key] for key in ("joint_xyz", "joint_uvd")}
+    whole = path.read_bytes()
+    cases: list[tuple[Callable[[], object], str]] = [
+        (lambda: savemat(path, {"joint_uvd": sound["joint_uvd"]}), "has no array of numbers 'joint_xyz'"),
+        (lambda: savemat(path, {k: v[:1] for k, v in sound.items()}), r"joint_xyz is \(1, 2, 36, 3\)"),
+        (lambda: savemat(path, {k: v[:, :, :14] for k, v in sound.items()}), r"\(3, frames, 36, 3\) are needed"),
+        (lambda: savemat(path, sound | {"joint_xyz": sound["joint_xyz"][::-1]}), "px from where joint_uvd has them"),
+        (lambda: savemat(path, {k: v[:, :1] for k, v in sound.items()}), "depth_1_0000002.png: .* labels for 1 frames"),
+        (lambda: path.write_bytes(whole[: len(whole) // 2]), "joint_... cannot be read"),
+        (lambda: path.write_bytes(b"no mat file at all, only text" * 9), "joint_xyz cannot be read"),
+    ]
+    for change, told in cases:
+        change()
+        with pytest.raises(DataError, match=told) as error:
+            prepare(NyuHands, tmp_path)
+        assert "\n" not in str(error.value)
+    path.write_bytes(whole)
+    (tmp_path / "source/train/depth_1_0000001.png").write_bytes(png16(np.ones((480, 640))))
+    with pytest.raises(DataError, match=r"depth_1_0000001.png: has the mode I;16, RGB is needed"):
+        prepare(NyuHands, tmp_path)
+
+
+def test_nyu_images_that_are_missing(tmp_path: Path) -> None:
+    write_nyu(tmp_path / "source", {"train": 2, "test": 2})
+    (tmp_path / "source/train/depth_1_0000002.png").unlink()
+    (tmp_path / "source/test/depth_1_0000002.png").unlink()
+    with pytest.raises(DataError, match=r"the image of test/depth_1_0000002 is missing, and every test frame counts"):
+        prepare(NyuHands, tmp_path)
+
+
+# --- HANDS 2017 -------------------------------------------------------------------------------------------------------
+
+
+def test_a_test_part_without_labels_is_read_and_not_scored(tmp_path: Path) -> None:
+    made = write_hands2017(tmp_path / "source")
+    prepare(Hands2017, tmp_path)
+    train = Hands2017(split="train", root=str(tmp_path / "set"), validation_share=0.0)
+    assert "test" not in train.info.split_sizes
+    test = Hands2017(split="test", root=str(tmp_path / "set"))
+    sample = test[SampleKey(0, 0, 0)]
+    assert not sample["visible"].any()
+    assert not sample["joints"].any()
+    assert np.array_equal(sample["depth"].numpy(), made["test/image_D00000001.png"].depth)
+    with pytest.raises(DataError, match="hands2017 test: frame 0 has no labelled joint 3"):
+        Hands2017(split="test", root=str(tmp_path / "set"), reference=TrueJoint())[SampleKey(0, 0, 0)]
+
+
+def test_the_centre_of_mass_is_looked_for_in_the_box(tmp_path: Path) -> None:
+    made = write_hands2017(tmp_path / "source")
+    depth = made["test/image_D00000001.png"].depth.copy()
+    depth[:60] = 900  # somebody's face, above the box
+    (tmp_path / "source/frame/images/image_D00000001.png").write_bytes(png16(depth))
+    prepare(Hands2017, tmp_path)
+    sample = Hands2017(split="test", root=str(tmp_path / "set"), reference=CentreOfMass(passes=0))[SampleKey(0, 0, 0)]
+    inside = depth[120:360, 200:440]
+    assert np.isclose(sample["reference"][2].item(), inside[inside > 0].mean())
+    assert sample["depth"][0, 0] == 900
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda r: edit(r / "frame/BoundingBox.txt", 1, lambda line: line.replace("439", "139")),
+            r"BoundingBox.txt:2: 200 120 139 359 is no box",
+        ),
+        (
+            lambda r: edit(r / "frame/BoundingBox.txt", 1, lambda line: line.rsplit("\t", 1)[0]),
+            r"BoundingBox.txt:2: 3 columns, 4 are needed",
+        ),
+        (
+            lambda r: edit(
+                r / "frame/test_annotation_frame.txt", 1, lambda line: line.replace("D00000002", "D00000003")
+            ),
+            r"test_annotation_frame.txt:2: is of .*D00000003.png, BoundingBox.txt has image_D00000002.png",
+        ),
+        (
+            lambda r: edit(r / "training/Training_Annotation.txt", 3, lambda line: line + "\t7"),
+            r"Training_Annotation.txt:4: 64 columns, 63",
+        ),
+        (lambda r: (r / "frame/images/image_D00000003.png").unlink(), r"image of test/image_D00000003.png is missing"),
+        (
+            lambda r: (r / "training/images/image_D00000001.png").write_bytes(png16(np.ones((480, 640)))[:-1]),
+            r"does not end as PNG files do",
+        ),
+    ],
+)
+def test_what_is_broken_in_hands2017(tmp_path: Path, change: Any, told: str) -> None:
+    write_hands2017(tmp_path / "source", with_test_labels=True)
+    change(tmp_path / "source")
+    with pytest.raises(DataError, match=told) as error:
+        prepare(Hands2017, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+# --- ITOP -------------------------------------------------------------------------------------------------------------
+
+
+def test_invalid_frames_of_itop_are_used_nowhere_and_keep_their_place(tmp_path: Path) -> None:
+    write_itop(tmp_path / "source", PEOPLE, invalid=("00_00001", "01_00000"))
+    manifest = prepare(Itop, tmp_path)
+    assert any(
+        "side_train: 1 of 5 frames are invalid by the set's own word" in each for each in manifest["differences"]
+    )
+    (tmp_path / "points_test.txt").write_text("invalid\n0.1 0.2 2.5\n0.3 0.2 2.5\n")
+    reference = PointsOfFile(path=str(tmp_path / "points_{split}.txt"), unit="m")
+    test = Itop(split="test", root=str(tmp_path / "set"), reference=reference)
+    assert [test.name_of(i) for i in range(len(test))] == ["01_00001", "01_00002"]
+    assert np.allclose(test[SampleKey(1, 0, 0)]["reference"], [300, 200, 2500])
+    train = Itop(split="train", root=str(tmp_path / "set"), validation_share=0.0)
+    assert [train.name_of(i) for i in range(len(train))] == ["00_00000", "03_00000", "03_00001", "07_00000"]
+
+
+def test_hidden_joints_of_itop_count_unless_left_out(tmp_path: Path) -> None:
+    write_itop(tmp_path / "source", PEOPLE)
+    prepare(Itop, tmp_path)
+    counted = Itop(split="test", root=str(tmp_path / "set"))[SampleKey(0, 0, 0)]
+    left_out = Itop(split="test", root=str(tmp_path / "set"), hidden="left_out")[SampleKey(0, 0, 0)]
+    assert counted["visible"].all()
+    assert left_out["visible"].tolist() == [True] * 14 + [False]
+    assert np.array_equal(counted["joints"], left_out["joints"])
+    assert counted["joints"][0, 2] > 1000, "joints are in mm"
+
+
+def test_people_of_itop_are_held_out_whole_and_views_are_apart(tmp_path: Path) -> None:
+    write_itop(tmp_path / "source", PEOPLE)
+    write_itop(tmp_path / "source", {"train": ["09_00000", "11_00000"], "test": ["12_00000"]}, view="top")
+    prepare(Itop, tmp_path)
+    train, held = (
+        {frames.name_of(i)[:2] for i in range(len(frames))}
+        for frames in (Itop(split=s, root=str(tmp_path / "set"), validation_share=0.3) for s in ("train", "validation"))
+    )
+    assert len(held) == 1
+    assert train | held == {"00", "03", "07"}
+    assert Itop(split="test", root=str(tmp_path / "set"), view="top").name_of(0) == "12_00000"
+
+
+def change_labels(root: Path, key: str, change: Callable[[Any], Any]) -> None:
+    with h5py.File(root / "ITOP_side_train_labels.h5", "r+") as file:
+        value = change(file[key][...])
+        del file[key]
+        file[key] = value
+
+
+def swapped(joints: np.ndarray) -> np.ndarray:
+    """Left where right is, as some readers have it."""
+    return joints[:, [0, 1, 3, 2, 5, 4, 7, 6, 8, 10, 9, 12, 11, 14, 13]]
+
+
+def compress(root: Path) -> None:
+    path = root / "ITOP_side_train_depth_map.h5"
+    path.with_suffix(".h5.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+
+
+def with_nan(root: Path) -> None:
+    with h5py.File(root / "ITOP_side_train_depth_map.h5", "r+") as file:
+        file["data"][2, 5, 7] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda r: change_labels(r, "real_world_coordinates", swapped),
+            r" appears \d+ px from where image_coordinates has it; that is where (left|right)_",
+        ),
+        (
+            lambda r: change_labels(r, "real_world_coordinates", lambda j: j * 2 + 1),
+            "in another order or in other units",
+        ),
+        (lambda r: change_labels(r, "real_world_coordinates", lambda j: -j), "has a joint at or behind the camera"),
+        (
+            lambda r: change_labels(r, "real_world_coordinates", lambda of: of[:, :14]),
+            r"real_world_coordinates is float16 \(5, 14, 3\), \(5, 15, 3\) is needed",
+        ),
+        (lambda r: change_labels(r, "is_valid", lambda v: v[:4]), r"is_valid is uint8 \(4,\), \(5,\) is needed"),
+        (
+            lambda r: change_labels(r, "id", lambda ids: ids[::-1]),
+            r"id\[0\] is 07_00000, that of the depth maps is 00_00000",
+        ),
+        (compress, r"ITOP_side_train_depth_map.h5.gz: is compressed, .* gunzip -k "),
+        (with_nan, r"data\[2\]: the depth in row 5, column 7 is nan"),
+        (lambda r: cut(r / "ITOP_side_test_depth_map.h5"), r"ITOP_side_test_depth_map.h5: "),
+        (lambda r: (r / "ITOP_side_test_labels.h5").unlink(), r"ITOP_side_test_labels.h5: is missing"),
+    ],
+)
+def test_what_is_broken_in_itop(tmp_path: Path, change: Any, told: str) -> None:
+    write_itop(tmp_path / "source", PEOPLE)
+    change(tmp_path / "source")
+    with pytest.raises(DataError, match=told) as error:
+        prepare(Itop, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_zero_depth_of_itop_is_no_point(tmp_path: Path) -> None:
+    """As a point it would lie in the camera, and pull the centre of mass towards it."""
+    write_itop(tmp_path / "source", PEOPLE)
+    prepare(Itop, tmp_path)
+    sample = Itop(split="test", root=str(tmp_path / "set"), reference=CentreOfMass(passes=0))[SampleKey(0, 0, 0)]
+    measured = sample["depth"][sample["depth"] > 0]
+    assert (sample["depth"] == 0).sum() > 70_000
+    assert np.isclose(sample["reference"][2].item(), measured.double().mean().item())
+
+
+def test_a_view_that_is_not_there(tmp_path: Path) -> None:
+    write_itop(tmp_path / "source", PEOPLE)
+    prepare(Itop, tmp_path)
+    with pytest.raises(DataError, match=r"has no frames from the top, it holds side_train, side_test; set data\.view"):
+        Itop(split="train", root=str(tmp_path / "set"), view="top")
+    with pytest.raises(ConfigError, match=r"set evaluate\.select: test"):
+        Itop(split="validation", root=str(tmp_path / "set"), validation_share=0.0)
+    assert dataclasses.is_dataclass(Itop(split="test", root=str(tmp_path / "set")).info)

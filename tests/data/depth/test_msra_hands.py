@@ -1,0 +1,242 @@
+"""MSRA hands from byte-exact trees: what a frame is, who is tested, which frames train, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sightline import registry
+from sightline.data.depth import msra_hands
+from sightline.data.depth.msra_hands import FAULTY, MsraHands
+from sightline.data.depth.references import PointsOfFile
+from sightline.data.loading.reading import BatchReader
+from sightline.data.store.native import verify
+from sightline.errors import ConfigError, DataError, UserError
+from sightline.evaluation.folds import assert_folds
+from sightline.types import Component, SampleKey
+from tests.data.depth.depth_trees import Drawn, msra_bytes, no_progress, write_msra
+
+COUNTS = {"P0/1": 3, "P0/Y": 2, "P1/1": 2, "P2/MP": 1, "P2/TIP": 2}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> dict[str, Drawn]:
+    return write_msra(tmp_path / "source" / "cvpr15_MSRAHandGestureDB", COUNTS)
+
+
+def prepare(tmp_path: Path, source: str = "source") -> dict[str, Any]:
+    return MsraHands.prepare(
+        source=tmp_path / source, target=tmp_path / "msra", name="msra_hands", progress=no_progress
+    )
+
+
+@pytest.fixture
+def root(made: dict[str, Drawn], tmp_path: Path) -> str:
+    prepare(tmp_path)
+    return str(tmp_path / "msra")
+
+
+def names_of(frames: MsraHands) -> list[str]:
+    return [frames.name_of(index) for index in range(len(frames))]
+
+
+def test_every_frame_is_what_was_written(made: dict[str, Drawn], root: str) -> None:
+    found = {}
+    for subject in (0, 1, 2):
+        frames = MsraHands(split="test", root=root, subject=subject)
+        for index, name in enumerate(names_of(frames)):
+            found[name] = frames[SampleKey(index, 0, 0)]
+    assert found.keys() == made.keys()
+    for name, drawn in made.items():
+        assert np.array_equal(found[name]["depth"].numpy(), drawn.depth.astype(np.float32)), name
+        assert np.array_equal(found[name]["joints"].numpy(), drawn.joints.astype(np.float32)), name
+        assert found[name]["visible"].all()
+        assert found[name]["camera"].tolist() == [241.42, -241.42, 160, 120]
+
+
+def test_a_joint_appears_on_its_patch(made: dict[str, Drawn], root: str) -> None:
+    """Y is up and z forward: else the pixel of a joint would not lie in the patch that was drawn there."""
+    sample = MsraHands(split="test", root=root)[SampleKey(0, 0, 0)]
+    for x, y, z in sample["joints"].double():
+        u, v = int(160 + 241.42 * x / z), int(120 - 241.42 * y / z)
+        assert abs(sample["depth"][v, u].item() - z) < 100
+        assert sample["depth"][v, u] > 0
+
+
+def test_one_subject_is_tested_and_the_others_train(root: str) -> None:
+    test = MsraHands(split="test", root=root, subject=0)
+    assert names_of(test) == [*(f"P0/1/{i:06d}" for i in range(3)), "P0/Y/000000", "P0/Y/000001"]
+    train = MsraHands(split="train", root=root, subject=0, validation_share=0.34)
+    held = MsraHands(split="validation", root=root, subject=0, validation_share=0.34)
+    assert sorted(names_of(train) + names_of(held)) == [
+        *("P1/1/000000", "P1/1/000001", "P2/MP/000000", "P2/TIP/000000", "P2/TIP/000001"),
+    ]
+    assert (
+        len({name.rpartition("/")[0] for name in names_of(train)} & {n.rpartition("/")[0] for n in names_of(held)}) == 0
+    )
+    assert train.info.split_sizes == {"train": len(train), "validation": len(held), "test": 5}
+    assert train.info.folds is not None
+    assert (train.info.folds.names, train.info.folds.tested) == (("P0", "P1", "P2"), ("P0",))
+    by_subject = [
+        {
+            name[:2]
+            for name in names_of(MsraHands(split=s, root=root, validation_share=0.5, validation_groups="subjects"))
+        }
+        for s in ("train", "validation")
+    ]
+    assert sorted(map(sorted, by_subject)) == [["P1"], ["P2"]]
+
+
+def test_nine_runs_are_pooled_as_one(root: str) -> None:
+    """As the areas of S3DIS are: every subject is tested once."""
+    runs = [Path(f"runs/msra_{subject}") for subject in range(3)]
+    configs: list[Any] = [
+        SimpleNamespace(data=Component("msra_hands", {"root": root, "subject": subject}), metrics=())
+        for subject in range(3)
+    ]
+    assert_folds(runs, configs)
+    with pytest.raises(UserError, match="no run tests P2; the figures of 2 of 3 folds are not those of the set"):
+        assert_folds(runs[:2], configs[:2])
+    with pytest.raises(UserError, match="P1 is tested by runs/msra_1, runs/msra_2"):
+        assert_folds(runs, [*configs[:2], configs[1]])
+
+
+def test_all_of_them_train_without_validation(root: str) -> None:
+    assert len(MsraHands(split="train", root=root, validation_share=0.0)) == 5
+    with pytest.raises(ConfigError, match=r"has no frame in the part 'validation'.*set evaluate\.select: test"):
+        MsraHands(split="validation", root=root, validation_share=0.0)
+    with pytest.raises(DataError, match=r"holds no P7, it holds P0, P1, P2; set data\.subject"):
+        MsraHands(split="train", root=root, subject=7)
+    with pytest.raises(DataError, match="has no part 'dev'"):
+        MsraHands(split="dev", root=root)
+
+
+def test_faulty_frames_can_be_dropped_from_training(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(FAULTY) == 3 + 16 + 2 + 1
+    assert sum(name.startswith("P2/MP/") for name in FAULTY) == 16
+    monkeypatch.setattr(msra_hands, "FAULTY", frozenset({"P2/TIP/000001", "P0/1/000000"}))
+    train = MsraHands(split="train", root=root, faulty="dropped", validation_share=0.0)
+    assert names_of(train) == ["P1/1/000000", "P1/1/000001", "P2/MP/000000", "P2/TIP/000000"]
+    assert len(MsraHands(split="test", root=root, faulty="dropped")) == 5
+
+
+def test_files_of_reference_points_follow_the_order_of_the_files(root: str, tmp_path: Path) -> None:
+    (tmp_path / "center_train_0_refined.txt").write_text("1 0 300\n2 0 300\n3 0 300\ninvalid\n5 0 300\n")
+    path = str(tmp_path / "center_{split}_{subject}_refined.txt")
+    train = MsraHands(split="train", root=root, validation_share=0.0, reference=PointsOfFile(path=path))
+    assert names_of(train) == ["P1/1/000000", "P1/1/000001", "P2/MP/000000", "P2/TIP/000001"]
+    points = BatchReader(train)([SampleKey(i, 0, 0) for i in range(4)])["reference"]
+    assert points[:, 0].tolist() == [1, 2, 3, 5]
+    (tmp_path / "center_test_1_refined.txt").write_text("1 0 300\n")
+    with pytest.raises(
+        DataError, match=r"has 1 lines, msra_hands test has 2 frames: 1 too few.*76,391 and of 76,375 frames"
+    ):
+        MsraHands(split="test", root=root, subject=1, reference=PointsOfFile(path=path))
+
+
+def test_the_image_can_lie_as_others_read_it(root: str) -> None:
+    """One pixel is z / f: 1.36 mm at 328 mm, and the two readings of others are two pixels apart."""
+    points = [
+        MsraHands(split="test", root=root, pixel_origin=origin)[SampleKey(0, 0, 0)]["camera"].tolist()
+        for origin in ("exact", "release", "port")
+    ]
+    assert [each[2:] for each in points] == [[160, 120], [161, 121], [159, 119]]
+
+
+def test_the_set_is_built_by_its_name(root: str) -> None:
+    block = Component("msra_hands", {"root": root, "subject": 1, "reference": {"name": "truth"}})
+    frames = registry.data.build(block, facts={"split": "test"})
+    sample = frames[SampleKey(1, 0, 0)]
+    assert torch.equal(sample["reference"], sample["joints"][5])
+    assert frames.info.facts["reference_source"] == "truth (oracle)"
+    assert frames.info.facts["cube_mm"] == 200
+    assert frames.fingerprint == frames._prepared.manifest["digest"]
+    batch = BatchReader(frames)([SampleKey(0, 0, 0), SampleKey(1, 0, 0)])
+    assert torch.equal(batch["depth"][1], sample["depth"])
+
+
+def test_the_manifest_says_what_there_is(made: dict[str, Drawn], tmp_path: Path) -> None:
+    manifest = prepare(tmp_path)
+    assert verify(tmp_path / "msra") > 0
+    told = MsraHands.describe(tmp_path / "msra")
+    assert told["frames"] == {"P0": 5, "P1": 2, "P2": 3}
+    joints = np.concatenate([drawn.joints for drawn in made.values()])
+    assert np.allclose(told["joint_depths_mm"], [joints[:, 2].min(), joints[:, 2].max()])
+    assert "P0 has 5 frames, the release has 8499" in manifest["differences"]
+    assert any(each.startswith("folders that are not there: P0/2, P0/3") for each in manifest["differences"])
+    labels = tmp_path / "source" / "cvpr15_MSRAHandGestureDB" / "P1" / "1" / "joint.txt"
+    first, second = labels.read_text().split("\n", 1)
+    labels.write_text(f"{first}\n{second.replace(second.split()[0], '1.000', 1)}")
+    other = MsraHands.prepare(
+        source=tmp_path / "source", target=tmp_path / "other", name="msra_hands", progress=no_progress
+    )
+    assert other["label_sha256"] != manifest["label_sha256"]
+
+
+def folder_of(tmp_path: Path) -> Path:
+    return tmp_path / "source" / "cvpr15_MSRAHandGestureDB" / "P0" / "1"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda f: (f / "000001_depth.bin").unlink(),
+            r"P0/1: has 2 images, joint.txt announces 3, and 000001_depth.bin is",
+        ),
+        (
+            lambda f: (f / "000003_depth.bin").write_bytes(b""),
+            r"P0/1: has 4 images, joint.txt announces 3, and there are",
+        ),
+        (
+            lambda f: append(f / "000002_depth.bin", b"\0" * 4),
+            r"000002_depth.bin: has \d+ bytes, its window of .* asks for",
+        ),
+        (lambda f: cut(f / "000002_depth.bin"), r"000002_depth.bin: has \d+ bytes, its window of"),
+        (
+            lambda f: (f / "000000_depth.bin").write_bytes(msra_bytes(np.ones((1, 1)), 0, 0, size=(640, 480))),
+            "byte 0: the image is 640 x 480, 320 x 240",
+        ),
+        (lambda f: replace_line(f / "joint.txt", 0, "three"), r"joint.txt:1: 'three' is not the number of frames"),
+        (lambda f: replace_line(f / "joint.txt", 2, "1 2 3"), r"joint.txt:3: 3 columns, 63 are needed"),
+        (
+            lambda f: replace_line(f / "joint.txt", 2, "1 2 300 " * 21),
+            r"joint.txt:3: a joint has z = 300.*another version",
+        ),
+        (lambda f: append(f / "joint.txt", b"1 2 -3\n"), r"joint.txt:1: announces 3 frames, 4 lines follow"),
+    ],
+)
+def test_what_is_broken_is_refused_by_name(made: dict[str, Drawn], tmp_path: Path, change: Any, told: str) -> None:
+    change(folder_of(tmp_path))
+    with pytest.raises(DataError, match=told) as error:
+        prepare(tmp_path)
+    assert "\n" not in str(error.value)
+    assert str(folder_of(tmp_path)) in str(error.value)
+
+
+def append(path: Path, content: bytes) -> None:
+    path.write_bytes(path.read_bytes() + content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def replace_line(path: Path, number: int, line: str) -> None:
+    lines = path.read_text().split("\n")
+    lines[number] = line
+    path.write_text("\n".join(lines))
+
+
+def test_another_folder_is_not_msra(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "readme.txt").write_text("")
+    with pytest.raises(DataError, match=r"holds readme.txt, which is not cvpr15_MSRAHandGestureDB"):
+        prepare(tmp_path)
+    with pytest.raises(DataError, match="there is no such folder"):
+        prepare(tmp_path, "elsewhere")

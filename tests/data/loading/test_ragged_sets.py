@@ -1,0 +1,255 @@
+"""Sets whose rows have lengths of their own: kept in one stretch, read row by row, continued to the same bits."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sightline.data.store.native import Prepared, open_prepared, seal, verify
+from sightline.data.store.preparation import Column, Part, Plan, Progress, Row, duplicates_of, prepare_native
+from sightline.errors import DataError, RunError
+
+SIZES = {"train": [3, 1, 700, 20], "test": [5, 9]}
+"""Points per cloud; 700 points are more than a buffer of the file holds, one is the least."""
+COLUMNS = {
+    "points": Column((3,), "float32", is_ragged=True),
+    "label": Column((), "uint8", is_ragged=True),
+    "category": Column((), "int64"),
+}
+NUM_ROWS = 6
+
+
+def write_source(root: Path) -> Path:
+    """A file per cloud: x y z label."""
+    generator = np.random.default_rng(7)
+    for split, sizes in SIZES.items():
+        (root / split).mkdir(parents=True)
+        for number, size in enumerate(sizes):
+            table = np.column_stack([generator.normal(size=(size, 3)), generator.integers(0, 9, size)])
+            np.savetxt(root / split / f"{number}.txt", table)
+    return root
+
+
+def read_source(file: Path) -> dict[str, Any]:
+    table = np.loadtxt(file, ndmin=2)
+    return {"points": table[:, :3], "label": table[:, 3], "category": int(file.stem)}
+
+
+def rows_of(files: tuple[Path, ...]) -> Iterator[Row]:
+    for file in files:
+        yield Row(file.stem, str(file), read_source(file))
+
+
+def no_progress(done: int, total: int, message: str) -> None:
+    pass
+
+
+def prepare(source: Path, target: Path, *, progress: Progress = no_progress, room: int = 1) -> dict[str, Any]:
+    """A part of two clouds each; `room` is what each is thought to need."""
+    parts = []
+    for split, sizes in SIZES.items():
+        files = [source / split / f"{number}.txt" for number in range(len(sizes))]
+        for first in range(0, len(files), 2):
+            pair = tuple(files[first : first + 2])
+            parts.append(Part(split, f"{split}/{first}", len(pair), pair, functools.partial(rows_of, pair), room))
+    plan = Plan("toy", "text", source, COLUMNS, tuple(parts), {}, lambda prepared: {})
+    return prepare_native(plan, target, progress=progress)
+
+
+def bytes_of(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.iterdir()}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_source(tmp_path / "in")
+
+
+@pytest.fixture
+def prepared(source: Path, tmp_path: Path) -> Prepared:
+    prepare(source, tmp_path / "set")
+    return open_prepared(tmp_path / "set", set_names=("toy",))
+
+
+def test_every_row_is_read_as_it_was_written(prepared: Prepared, source: Path) -> None:
+    for split, sizes in SIZES.items():
+        assert prepared.offsets(split).tolist() == [0, *np.cumsum(sizes)]
+        for number in range(len(sizes)):
+            expected = read_source(source / split / f"{number}.txt")
+            np.testing.assert_array_equal(prepared.row(split, "points", number), expected["points"].astype(np.float32))
+            np.testing.assert_array_equal(prepared.row(split, "label", number), expected["label"])
+            assert prepared.row(split, "category", number) == number
+        assert [len(row) for row in prepared.rows(split, "label")] == sizes
+        assert prepared.array(split, "points").shape == (sum(sizes), 3)
+
+
+def test_the_manifest_answers_for_all_files(prepared: Prepared) -> None:
+    manifest = prepared.manifest
+    assert manifest["num_elements"] == {split: sum(sizes) for split, sizes in SIZES.items()}
+    assert set(manifest["files"]) >= {"train.points.npy", "train.offsets.npy", "train.category.npy"}
+    assert verify(prepared.root) == len(manifest["files"])
+    label = prepared.root / "test.label.npy"
+    content = bytearray(label.read_bytes())
+    content[-1] ^= 1
+    label.write_bytes(content)
+    with pytest.raises(DataError, match=r"test\.label\.npy: differs from what was written"):
+        verify(prepared.root)
+
+
+def test_files_are_those_of_numpy(prepared: Prepared, tmp_path: Path) -> None:
+    np.save(tmp_path / "points.npy", np.array(prepared.array("train", "points")))
+    assert (prepared.root / "train.points.npy").read_bytes() == (tmp_path / "points.npy").read_bytes()
+
+
+def test_a_worker_is_sent_paths_and_maps_the_files_itself(prepared: Prepared) -> None:
+    whole = prepared.array("train", "points")
+    sent = pickle.dumps(prepared)
+    assert len(sent) < whole.nbytes
+    copy = pickle.loads(sent)
+    np.testing.assert_array_equal(copy.row("train", "points", 2), prepared.row("train", "points", 2))
+    with pytest.raises(ValueError, match="read-only"):
+        copy.row("train", "points", 2)[0, 0] = 1.0
+
+
+class Killed(BaseException):
+    """Stands for a process that ends in the middle."""
+
+
+def stop_after(num_rows: int, source: Path, target: Path) -> None:
+    def die(done: int, total: int, message: str) -> None:
+        if done == num_rows:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(source, target, progress=die)
+
+
+@pytest.mark.parametrize("last", range(1, NUM_ROWS + 1))
+def test_a_stopped_run_is_continued_to_the_same_bits(source: Path, tmp_path: Path, last: int) -> None:
+    prepare(source, tmp_path / "whole")
+    stop_after(last, source, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    kept: list[str] = []
+    prepare(source, tmp_path / "set", progress=lambda done, total, message: kept.append(message))
+    assert sum("kept" in message for message in kept) == (last - 1) // 2
+    assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "whole")
+
+
+@pytest.mark.processes
+def test_a_process_killed_for_good_is_continued(source: Path, tmp_path: Path) -> None:
+    prepare(source, tmp_path / "whole")
+    program = (
+        "import os, signal, sys; from pathlib import Path; from tests.data.loading.test_ragged_sets import prepare;"
+        "prepare(Path(sys.argv[1]), Path(sys.argv[2]),"
+        "progress=lambda done, total, message: os.kill(os.getpid(), signal.SIGKILL) if done == 4 else None)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, source, tmp_path / "set"], check=False, timeout=60)
+    assert killed.returncode == -9
+    messages: list[str] = []
+    prepare(source, tmp_path / "set", progress=lambda done, total, message: messages.append(message))
+    assert messages[0] == "train/0: kept from the run before"
+    assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "whole")
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("harm", [_flip, _cut, Path.unlink])
+def test_what_a_run_left_is_read_again_where_it_differs(source: Path, tmp_path: Path, harm: Any) -> None:
+    prepare(source, tmp_path / "whole")
+    stop_after(3, source, tmp_path / "set")
+    harm(tmp_path / "set.partial/set/train.points.npy")
+    prepare(source, tmp_path / "set")
+    assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "whole")
+
+
+def test_what_follows_a_cloud_that_changed_its_length_moves(source: Path, tmp_path: Path) -> None:
+    stop_after(5, source, tmp_path / "set")
+    np.savetxt(source / "train/0.txt", np.ones((8, 4)))
+    messages: list[str] = []
+    prepare(source, tmp_path / "set", progress=lambda done, total, message: messages.append(message))
+    assert not any("kept" in message for message in messages)  # train/2 begins elsewhere now
+    found = open_prepared(tmp_path / "set", set_names=("toy",))
+    assert found.offsets("train").tolist() == [0, 8, 9, 709, 729]
+    prepare(source, tmp_path / "whole")
+    assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "whole")
+
+
+def test_a_set_that_is_there_is_left_alone(prepared: Prepared, source: Path) -> None:
+    before = bytes_of(prepared.root)
+    assert prepare(source, prepared.root)["outcome"] == "already there"
+    assert bytes_of(prepared.root) == before
+
+
+@pytest.mark.parametrize(
+    ("table", "fault"),
+    [
+        (np.full((2, 4), np.nan), r"1\.txt: points\[0, 0\] is nan"),
+        (np.empty((0, 4)), r"1\.txt: points has the shape \(0, 3\), \(points, 3\) with at least one point is needed"),
+    ],
+)
+def test_faulty_clouds_are_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: np.ndarray, fault: str
+) -> None:
+    read = np.loadtxt
+    monkeypatch.setattr(np, "loadtxt", lambda file, ndmin: table if file.name == "1.txt" else read(file, ndmin=ndmin))
+    with pytest.raises(DataError, match=fault):
+        prepare(source, tmp_path / "set")
+
+
+def test_too_little_room_is_told_before_the_work(source: Path, tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(RunError, match=r"GiB are needed, .* GiB are free; make room"):
+        prepare(source, tmp_path / "set", room=free)
+    assert not (tmp_path / "set.partial").exists()
+
+
+@pytest.mark.processes
+def test_a_disk_that_fills_is_told_and_continued(source: Path, tmp_path: Path) -> None:
+    """A limit on the size of a file stands for the full disk: both fail the write."""
+    prepare(source, tmp_path / "whole")
+    program = (
+        "import resource, signal, sys; from pathlib import Path;"
+        "from tests.data.loading.test_ragged_sets import prepare;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
+        "prepare(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    run = [sys.executable, "-c", program, source, tmp_path / "set"]
+    failed = subprocess.run(run, check=False, timeout=60, capture_output=True, text=True)
+    assert "RunError" in failed.stderr
+    assert "make room and run the command again, which goes on" in failed.stderr
+    prepare(source, tmp_path / "set")
+    assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "whole")
+
+
+def test_offsets_that_are_no_starts_of_rows_are_refused(prepared: Prepared) -> None:
+    path = prepared.root / "test.offsets.npy"
+    np.save(path, np.array([0, 9, 5]))
+    with pytest.raises(DataError, match=r"test\.offsets\.npy: does not rise from 0 to 14"):
+        prepared.offsets("test")
+    np.save(path, np.array([0, 5, 14], dtype=np.int32))
+    with pytest.raises(DataError, match=r"holds int32 \(3,\), the manifest says int64 \(3,\)"):
+        Prepared(prepared.root, seal(prepared.manifest)).offsets("test")
+
+
+def test_equal_clouds_are_found(source: Path, tmp_path: Path) -> None:
+    shutil.copyfile(source / "train/2.txt", source / "test/1.txt")
+    prepare(source, tmp_path / "set")
+    found = duplicates_of(open_prepared(tmp_path / "set", set_names=("toy",)), "points")
+    assert found == [["train/2", "test/1"]]

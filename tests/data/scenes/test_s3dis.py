@@ -1,0 +1,363 @@
+"""S3DIS from its raw text: what is read, mended, told and refused, which rooms a part has, and what a kill costs."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.data.files import number_lines
+from sightline.data.loading.reading import BatchReader
+from sightline.data.scenes import s3dis_files, scene_preparation
+from sightline.data.scenes.indoor_classes import CLASS_NAMES
+from sightline.data.scenes.s3dis import S3dis
+from sightline.data.store.native import verify
+from sightline.errors import ConfigError, DataError
+from sightline.types import SampleKey
+from tests.data.scenes.scene_writers import ROOMS, annotation, no_progress, write_s3dis
+
+
+def prepare(source: Path, target: Path, progress: Callable[[int, int, str], None] = no_progress) -> dict[str, Any]:
+    return S3dis.prepare(source=source, target=target, name="s3dis", progress=progress)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_s3dis(tmp_path / "Stanford3dDataset_v1.2_Aligned_Version")
+
+
+@pytest.fixture
+def root(source: Path, tmp_path: Path) -> Path:
+    prepare(source, tmp_path / "s3dis")
+    return tmp_path / "s3dis"
+
+
+def names_of(dataset: S3dis) -> set[str]:
+    return {dataset.name_of(index) for index in range(len(dataset))}
+
+
+def file_of(source: Path, name: str = "Area_1/office_1/Annotations/wall_1.txt") -> Path:
+    return source / name
+
+
+def change_line(path: Path, number: int, line: bytes) -> None:
+    lines = path.read_bytes().split(b"\n")
+    lines[number - 1] = line
+    path.write_bytes(b"\n".join(lines))
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+
+
+def test_a_room_is_what_its_files_say(source: Path, root: Path) -> None:
+    rooms = S3dis(split="test", root=str(root), test_area=1)
+    assert [rooms.name_of(i) for i in range(4)] == [
+        f"Area_1/{n}" for n in ("hallway_1", "office_1", "office_2", "office_10")
+    ]
+    sample = rooms[SampleKey(1, 0, 0)]
+    lines, labels = [], []
+    for file in ("ceiling_1", "chair_1", "floor_1", "wall_1", "wall_2"):
+        lines += annotation(f"Area_1office_1{file}", num_points=4 + len(file))
+        labels += [CLASS_NAMES.index(file.split("_")[0])] * (4 + len(file))
+    table = np.array([[float(token) for token in line.split()] for line in lines])
+    expected = (table[:, :3] - table[:, :3].min(0)).astype("f4")
+    assert np.array_equal(sample["points"].numpy(), expected)
+    assert np.array_equal(sample["colours"].numpy(), (table[:, 3:] / 255).astype("f4"))
+    assert sample["label"].tolist() == labels
+    manifest_origin = rooms._prepared.row("Area_1", "origin_m", 1)
+    assert np.array_equal(manifest_origin, table[:, :3].min(0))
+
+
+def use_small_blocks(monkeypatch: pytest.MonkeyPatch, *, is_compiled: bool) -> None:
+    """A line of text is longer than a third of such a block."""
+    monkeypatch.setattr(number_lines, "_BLOCK_BYTES", 100)
+    if not is_compiled:
+        for module in (number_lines, s3dis_files, scene_preparation):
+            monkeypatch.setattr(module, "suits", lambda *tensors: False)
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_blocks_and_the_plain_form_change_no_bit(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compiled: bool
+) -> None:
+    change_line(file_of(source), 8, b"1.0 2.0 3.0 4 5\x006 7")
+    whole = prepare(source, tmp_path / "whole")
+    use_small_blocks(monkeypatch, is_compiled=is_compiled)
+    found = prepare(source, tmp_path / "in_blocks")
+    assert found["files"] == whole["files"]
+    assert found["repairs"] == whole["repairs"]
+    assert found["repairs"][0].startswith("Area_1/office_1/Annotations/wall_1.txt:8: ")
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_a_wrong_line_of_a_later_block_is_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compiled: bool
+) -> None:
+    change_line(file_of(source), 9, b"1.0 2.0 3.0 4 5 256")
+    use_small_blocks(monkeypatch, is_compiled=is_compiled)
+    with pytest.raises(DataError, match=r"wall_1.txt:9: the colour 4 5 256 is not"):
+        prepare(source, tmp_path / "set")
+
+
+def test_facts_and_fields(root: Path) -> None:
+    rooms = S3dis(split="train", root=str(root))
+    facts = rooms.info.facts
+    assert facts["class_names"] == CLASS_NAMES
+    assert (facts["num_classes"], facts["in_channels"], facts["up_axis"]) == (13, 6, "z")
+    seen = np.zeros(13, dtype=int)
+    for index in range(len(rooms)):
+        seen += np.bincount(rooms[SampleKey(index, 0, 0)]["label"], minlength=13)
+    assert facts["class_counts"] == tuple(seen.tolist())
+    assert S3dis(split="train", root=str(root), colours=False).info.facts["in_channels"] == 3
+    nine = S3dis(split="train", root=str(root), place=True)
+    assert nine.info.facts["in_channels"] == 9
+    batch = BatchReader(nine)([SampleKey(0, 0, 0), SampleKey(1, 0, 0)])
+    assert batch["features"].shape == (int(batch["offsets"][-1]), 6)
+    assert torch.equal(batch["features"], torch.cat((batch["colours"], batch["place"]), 1))
+    assert batch["place"].amin() == 0
+    assert batch["place"].amax() == 1
+
+
+@pytest.mark.parametrize(("colours", "place"), [(True, False), (False, False), (True, True)])
+def test_a_promise_is_what_info_states(root: Path, colours: bool, place: bool) -> None:
+    """How far points reach, and what a field is called there, a set that is not there cannot tell."""
+    info = S3dis(split="train", root=str(root), colours=colours, place=place).info
+    promised = S3dis.promise(colours=colours, place=place)
+    assert {**promised.facts, "class_counts": info.facts["class_counts"]} == info.facts
+    assert (promised.features, list(promised.fields)) == (info.features, list(info.fields))
+    for name, field in promised.fields.items():
+        assert (field.shape, field.dtype, field.collate) == (
+            info.fields[name].shape,
+            info.fields[name].dtype,
+            info.fields[name].collate,
+        )
+
+
+def test_unknown_classes_are_clutter_and_told(source: Path, tmp_path: Path) -> None:
+    manifest = prepare(source, tmp_path / "set")
+    told = manifest["differences"]
+    assert "files of the unknown class 'stairs' count as clutter: 1" in told
+    assert "Area_3 has 0 rooms, the release has 23" in told
+    rooms = S3dis(split="test", root=str(tmp_path / "set"), test_area=1)
+    label = rooms[SampleKey(3, 0, 0)]["label"]
+    assert set(label.tolist()) == {CLASS_NAMES.index("floor"), CLASS_NAMES.index("clutter")}
+    assert (label == CLASS_NAMES.index("clutter")).sum() == (4 + len("stairs_1")) + (4 + len("clutter_1"))
+
+
+@pytest.mark.parametrize("area", [1, 2, 5])
+def test_the_area_that_is_tested_is_not_trained_on(root: Path, area: int) -> None:
+    parts = {
+        split: names_of(S3dis(split=split, root=str(root), test_area=area)) for split in ("train", "validation", "test")
+    }
+    assert {name.split("/")[0] for name in parts["test"]} == {f"Area_{area}"}
+    assert all(not name.startswith(f"Area_{area}/") for name in parts["train"] | parts["validation"])
+    everything = {f"{area}/{room}" for area, rooms in ROOMS.items() for room in rooms}
+    assert parts["train"] | parts["validation"] | parts["test"] == everything
+    assert not parts["train"] & parts["validation"]
+    assert len(parts["validation"]) == 1
+
+
+def test_areas_are_the_folds(root: Path) -> None:
+    for area in (1, 2, 5):
+        folds = S3dis(split="test", root=str(root), test_area=area).info.folds
+        assert folds is not None
+        assert folds.names == ("Area_1", "Area_2", "Area_5")
+        assert folds.tested == (f"Area_{area}",)
+
+
+def test_repeats_go_through_the_rooms_again(root: Path) -> None:
+    once, thrice = S3dis(split="train", root=str(root)), S3dis(split="train", root=str(root), repeats=3)
+    assert len(thrice) == 3 * len(once)
+    assert thrice.info.split_sizes["train"] == len(thrice)
+    assert names_of(thrice) == names_of(once)
+    for index in range(len(once)):
+        assert torch.equal(once[SampleKey(index, 0, 0)]["points"], thrice[SampleKey(index + len(once), 0, 0)]["points"])
+    assert len(S3dis(split="test", root=str(root), repeats=3)) == 2
+
+
+def test_samples_are_copies_and_pickles_read_the_same(root: Path) -> None:
+    rooms = S3dis(split="train", root=str(root))
+    first = rooms[SampleKey(0, 0, 0)]
+    for field in first.values():
+        field.zero_()
+    again, copied = rooms[SampleKey(0, 5, 9)], pickle.loads(pickle.dumps(rooms))[SampleKey(0, 0, 0)]
+    assert again["points"].any()
+    assert all(torch.equal(again[name], copied[name]) for name in again)
+    with pytest.raises(IndexError, match=f"has the samples 0 to {len(rooms) - 1}, asked for {len(rooms)}"):
+        rooms[SampleKey(len(rooms), 0, 0)]
+
+
+def test_without_a_held_out_share_all_rooms_train(root: Path) -> None:
+    rooms = S3dis(split="train", root=str(root), validation_share=0.0)
+    assert len(rooms) == 6
+    assert rooms.info.split_sizes == {"train": 6, "validation": 0, "test": 2}
+    with pytest.raises(ConfigError, match=r"no scene in the part 'validation'.*set evaluate.select: test"):
+        S3dis(split="validation", root=str(root), validation_share=0.0)
+
+
+# --- lines with stray bytes -------------------------------------------------------------------------------------------
+
+STRAY = [
+    (b"-22.271 6.344 2.702 185\x00187 182", "-22.271 6.344 2.702 185 187 182", [185, 187, 182]),
+    (b"22.350 6.692 3.048 185 187 103.0\x100000", "22.350 6.692 3.048 185 187 103.00000", [185, 187, 103]),
+    (b"-9.1\x160 1.000 2.000 1 2 3", "-9.10 1.000 2.000 1 2 3", [1, 2, 3]),
+    (b"1.0 2.0 3.0 167.\x1000000 2 3", "1.0 2.0 3.0 167.00000 2 3", [167, 2, 3]),
+    (b"1.0 2.0 3.0 18\x105 187 182\r", "1.0 2.0 3.0 185 187 182", [185, 187, 182]),
+    (b"1.0 2.0 3.0 185\xff187 182", "1.0 2.0 3.0 185 187 182", [185, 187, 182]),
+]
+
+
+@pytest.mark.parametrize(("line", "after", "colour"), STRAY)
+def test_stray_bytes_are_mended_and_reported(
+    source: Path, tmp_path: Path, line: bytes, after: str, colour: list[int]
+) -> None:
+    change_line(file_of(source), 3, line)
+    manifest = prepare(source, tmp_path / "set")
+    before = line.strip(b"\r").decode("latin-1")
+    (told,) = manifest["repairs"]
+    assert told == f"Area_1/office_1/Annotations/wall_1.txt:3: {before!r} read as {after!r}"
+    assert told in manifest["differences"]
+    rooms = S3dis(split="test", root=str(tmp_path / "set"), test_area=1)
+    sample = rooms[SampleKey(1, 0, 0)]
+    place = sum(4 + len(name) for name in ("ceiling_1", "chair_1", "floor_1")) + 2
+    assert (sample["colours"][place] * 255).round().int().tolist() == colour
+    x, y, z = (float(token) for token in after.split()[:3])
+    origin = rooms._prepared.row("Area_1", "origin_m", 1)
+    assert np.array_equal(sample["points"][place].numpy(), (np.array([x, y, z]) - origin).astype("f4"))
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+WRONG_LINES = [
+    (b"1.0 2.0 3.0 4 5", "5 columns, 6 are needed"),
+    (b"1.0 2.0 3.0 4 5 6 7", "7 columns, 6 are needed"),
+    (b"1.0 2.0 nan 4 5 6", "nan is not a finite number"),
+    (b"1.0 2.0 inf 4 5 6", "inf is not a finite number"),
+    (b"1.0 2.0 3.x 4 5 6", "'3.x' is not a number"),
+    (b"1.0 2.0 3.0 4 5 256", "the colour 4 5 256 is not three whole numbers from 0 to 255"),
+    (b"1.0 2.0 3.0 -1 5 6", "the colour -1 5 6 is not"),
+    (b"1.0 2.0 3.0 1.5 5 6", "the colour 1.5 5 6 is not"),
+    (b"", "0 columns, 6 are needed"),
+    (b"1.0 2.0 \x10 4 5\x00", "has stray bytes and does not become 6 numbers"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), WRONG_LINES)
+def test_wrong_lines_are_named(source: Path, tmp_path: Path, line: bytes, words: str) -> None:
+    change_line(file_of(source), 2, line)
+    with pytest.raises(DataError, match=f"wall_1.txt:2: .*{words}"):
+        prepare(source, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_file_that_is_cut_short_is_named_with_its_last_line(source: Path, tmp_path: Path) -> None:
+    path = file_of(source)
+    content = path.read_bytes().rstrip()
+    path.write_bytes(content[: content.rindex(b" ")])
+    with pytest.raises(DataError, match=r"wall_1.txt:10: 5 columns, 6 are needed"):
+        prepare(source, tmp_path / "set")
+
+
+def _empty(source: Path) -> None:
+    file_of(source).write_bytes(b"\n \n")
+
+
+def _without_annotations(source: Path) -> None:
+    (source / "Area_2" / "WC_1" / "Annotations").rename(source / "Area_2" / "WC_1" / "annotation")
+
+
+def _without_files(source: Path) -> None:
+    for path in (source / "Area_2" / "WC_1" / "Annotations").iterdir():
+        path.unlink()
+
+
+def _unknown_area(source: Path) -> None:
+    (source / "Area_7" / "office_1").mkdir(parents=True)
+
+
+def _area_without_rooms(source: Path) -> None:
+    (source / "Area_3").mkdir()
+
+
+def _strange_name(source: Path) -> None:
+    file_of(source).rename(file_of(source).with_name("wall.txt"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_empty, "wall_1.txt: holds no points"),
+        (_without_annotations, "WC_1: has no folder Annotations, it holds WC_1.txt, annotation"),
+        (_without_files, "Annotations: holds no <class>_<number>.txt"),
+        (_unknown_area, "Area_7: is none of the areas 1 to 6"),
+        (_area_without_rooms, "Area_3: holds no room"),
+        (_strange_name, "wall.txt: is not named <class>_<number>.txt"),
+    ],
+)
+def test_wrong_trees_are_named(source: Path, tmp_path: Path, spoil: Callable[[Path], None], words: str) -> None:
+    spoil(source)
+    with pytest.raises(DataError, match=words):
+        prepare(source, tmp_path / "set")
+
+
+def test_sources_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such folder; give the one that holds Area_1 to Area_6"):
+        prepare(tmp_path / "nothing", tmp_path / "set")
+    (tmp_path / "other" / "office_1").mkdir(parents=True)
+    with pytest.raises(DataError, match="holds no area, it holds office_1"):
+        prepare(tmp_path / "other", tmp_path / "set")
+
+
+def test_parts_that_are_none(root: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no Area_3, it holds Area_1, Area_2, Area_5; set data.test_area"):
+        S3dis(split="train", root=str(root), test_area=3)
+    with pytest.raises(DataError, match="has no part 'val'"):
+        S3dis(split="val", root=str(root))
+    with pytest.raises(DataError, match="sightline data prepare s3dis"):
+        S3dis(split="train", root=str(root / "nowhere"))
+
+
+# --- preparing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_preparation_goes_on_and_still_tells_what_it_mended(source: Path, root: Path, tmp_path: Path) -> None:
+    for path, line in (
+        (file_of(source), STRAY[0][0]),
+        (file_of(source, "Area_5/office_1/Annotations/beam_1.txt"), STRAY[1][0]),
+    ):
+        change_line(path, 1, line)
+    whole = prepare(source, tmp_path / "whole")
+    read = []
+
+    def stop(done: int, total: int, what: str) -> None:
+        read.append(what)
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, tmp_path / "set", stop)
+    assert read == ["Area_1/hallway_1", "Area_1/office_1", "Area_1/office_2", "Area_1/office_10", "Area_2/WC_1"]
+    read.clear()
+    again = prepare(source, tmp_path / "set", lambda done, total, what: read.append(what))
+    kept = [what.partition(": kept")[0] for what in read if "kept from the run before" in what]
+    assert kept == [f"Area_1/{name}" for name in ("hallway_1", "office_1", "office_2", "office_10")]
+    assert len(again["repairs"]) == 2
+    assert again["repairs"] == whole["repairs"]
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "set" / path.name).read_bytes()
+    assert verify(tmp_path / "set") > 0
+    assert prepare(source, tmp_path / "set")["outcome"] == "already there"
+
+
+def test_what_is_told_of_a_prepared_set(source: Path, root: Path) -> None:
+    told = S3dis.describe(root)
+    assert told["scenes"] == {"Area_1": 4, "Area_2": 2, "Area_5": 2}
+    assert told["points"]["Area_2"] == sum(4 + len(name) for rooms in ROOMS["Area_2"].values() for name in rooms)
+    assert told["points_per_class"]["Area_5"]["sofa"] == 4 + len("sofa_1")
+    assert (told["unit"], told["up_axis"]) == ("m", "z")
+    assert "Armeni" in S3dis.card()["cite"]

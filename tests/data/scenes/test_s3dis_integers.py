@@ -1,0 +1,126 @@
+"""S3DIS as others have converted it: labels are bare integers, so the order of the classes has to be given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sightline.data.scenes.indoor_classes import CLASS_NAMES
+from sightline.data.scenes.s3dis import S3dis
+from sightline.errors import DataError
+from sightline.types import SampleKey
+from tests.data.scenes.scene_writers import no_progress, write_s3dis
+
+
+def prepare(source: Path, target: Path, **options: Any) -> dict[str, Any]:
+    return S3dis.prepare(source=source, target=target, name="s3dis", progress=no_progress, **options)
+
+
+def table(num_points: int = 26) -> np.ndarray:
+    """x y z red green blue label, every class twice."""
+    generator = np.random.default_rng(num_points)
+    points = generator.uniform(0, 5, (num_points, 3)).astype("f4")
+    return np.column_stack((points, generator.integers(0, 256, (num_points, 3)), np.arange(num_points) % 13))
+
+
+def write_npy(root: Path, rows: np.ndarray) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    np.save(root / "Area_1_office_1.npy", rows)
+    np.save(root / "Area_5_WC_2.npy", rows)
+    return root
+
+
+def write_bins(root: Path, rows: np.ndarray) -> Path:
+    for folder, content in (("points", rows[:, :6].astype("<f4")), ("semantic_mask", rows[:, 6].astype("<i8"))):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "Area_1_office_1.bin").write_bytes(content.tobytes())
+    return root
+
+
+def test_the_real_frame(shared: Path, tmp_path: Path) -> None:
+    source = shared / "data" / "mmdet3d_tests_data" / "tests" / "data" / "s3dis"
+    manifest = prepare(source, tmp_path / "set", order="A")
+    assert manifest["layout"] == "bin"
+    rooms = S3dis(split="test", root=str(tmp_path / "set"), test_area=1)
+    sample = rooms[SampleKey(0, 0, 0)]
+    assert rooms.name_of(0) == "Area_1/office_2"
+    # read here with nothing but NumPy
+    given = np.fromfile(source / "points" / "Area_1_office_2.bin", "<f4").reshape(100, 6)
+    mask = np.fromfile(source / "semantic_mask" / "Area_1_office_2.bin", "<i8")
+    assert np.array_equal(sample["label"].numpy(), mask)
+    assert np.bincount(mask, minlength=13).tolist() == [19, 14, 39, 2, 2, 2, 6, 4, 2, 2, 3, 0, 5]
+    assert np.array_equal(sample["colours"].numpy(), given[:, 3:] / np.float32(255))
+    # two roundings to float32 of numbers up to 6 m
+    assert np.abs(sample["points"].numpy() - (given[:, :3] - given[:, :3].min(0))).max() < 1e-6
+    # ceiling above floor: the order is right
+    height = sample["points"][:, 2]
+    assert height[sample["label"] == 0].min() > height[sample["label"] == 1].max() + 2
+
+
+@pytest.mark.parametrize("write", [write_npy, write_bins])
+def test_both_orders_lead_to_the_same_classes(tmp_path: Path, write: Any) -> None:
+    rows = table()
+    source = write(tmp_path / "in", rows)
+    labels = {}
+    for order in ("A", "B"):
+        prepare(source, tmp_path / order, order=order)
+        rooms = S3dis(split="test", root=str(tmp_path / order), test_area=1)
+        assert rooms.info.facts["class_names"] == CLASS_NAMES
+        labels[order] = rooms[SampleKey(0, 0, 0)]["label"].numpy()
+    assert np.array_equal(labels["A"], rows[:, 6])
+    exchanged = {7: "chair", 8: "table", 9: "bookcase", 10: "sofa"}  # of order B, spec 4.6
+    assert [CLASS_NAMES[label] for label in labels["B"]] == [
+        exchanged.get(int(n), CLASS_NAMES[int(n)]) for n in rows[:, 6]
+    ]
+
+
+def test_an_order_is_asked_for_where_it_matters_and_nowhere_else(tmp_path: Path) -> None:
+    source = write_npy(tmp_path / "in", table())
+    with pytest.raises(
+        DataError, match=r"two orders are in use; say which \(order=A: table, chair, sofa, bookcase are 7"
+    ):
+        prepare(source, tmp_path / "set")
+    with pytest.raises(DataError, match="raw text names its classes; leave order=B out"):
+        prepare(write_s3dis(tmp_path / "raw"), tmp_path / "set", order="B")
+    prepare(source, tmp_path / "set", order="A")
+    with pytest.raises(DataError, match="was prepared with order = A, now it is B"):
+        prepare(source, tmp_path / "set", order="B")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t[:, :6], r"float64 \(26, 6\), numbers \(points, 7\) are needed"),
+        (lambda t: t[:0], r"holds float64 \(0, 7\)"),
+        (lambda t: t + np.eye(7)[6], "the label of point 12 is 13.0, 0 to 12 is possible"),
+        (lambda t: t - np.eye(7)[6] / 2, "the label of point 0 is -0.5"),
+        (lambda t: t + 300 * np.eye(7)[3], "the colour of point 0 is .*, 0 to 255 is possible"),
+        (lambda t: np.where(np.arange(7) == 1, np.nan, t), "points.* is nan"),
+    ],
+)
+def test_wrong_tables_are_named(tmp_path: Path, change: Any, words: str) -> None:
+    source = write_npy(tmp_path / "in", change(table()))
+    with pytest.raises(DataError, match=f"Area_1_office_1.npy: .*{words}"):
+        prepare(source, tmp_path / "set", order="A")
+
+
+def test_wrong_files_are_named(tmp_path: Path) -> None:
+    source = write_bins(tmp_path / "in", table())
+    mask = source / "semantic_mask" / "Area_1_office_1.bin"
+    content = mask.read_bytes()
+    mask.write_bytes(content[:-8])
+    with pytest.raises(DataError, match=r"624 bytes of points.* and 200 of labels.* do not belong together"):
+        prepare(source, tmp_path / "set", order="A")
+    mask.unlink()
+    with pytest.raises(DataError, match=r"semantic_mask/Area_1_office_1.bin: there is no such file"):
+        prepare(source, tmp_path / "set", order="A")
+    np.save(tmp_path / "in" / "office_1.npy", table())
+    with pytest.raises(DataError, match=r"office_1.npy: is not named Area_<1 to 6>_<room>"):
+        prepare(source, tmp_path / "set", order="A")
+    cut = write_npy(tmp_path / "in3", table()) / "Area_1_office_1.npy"
+    cut.write_bytes(cut.read_bytes()[:-5])
+    with pytest.raises(DataError, match=r"Area_1_office_1.npy: the array claims"):
+        prepare(tmp_path / "in3", tmp_path / "set", order="A")

@@ -1,0 +1,236 @@
+"""Scenes of the user's own: every kind of file, names of classes, points without one, parts, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from sightline.data.loading.reading import BatchReader
+from sightline.data.scenes.scene_folder import SceneFolder
+from sightline.errors import ConfigError, DataError
+from sightline.types import SampleKey
+from tests.data.clouds.cloud_writers import write_ply
+from tests.data.scenes.scene_writers import no_progress
+
+COLUMNS = ("x", "y", "z", "red", "green", "blue", "label")
+
+
+def table(number: int, num_points: int = 40) -> np.ndarray:
+    """x y z red green blue label; four classes."""
+    generator = np.random.default_rng(number)
+    points = generator.uniform(-3, 3, (num_points + number, 3)) + np.array([100, 200, 5])
+    colours = generator.integers(0, 256, points.shape)
+    return np.column_stack((points, colours, np.arange(len(points)) % 4))
+
+
+def write(path: Path, rows: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    named = dict(zip(COLUMNS, rows.T, strict=True))
+    match path.suffix:
+        case ".ply":
+            write_ply(path, named, form="ascii", dtype="<f8")
+        case ".npz":
+            np.savez(path, xyz=rows[:, :3], colours=rows[:, 3:6], label=rows[:, 6].astype("i8"))
+        case ".h5":
+            with h5py.File(path, "w") as file:
+                file["points"], file["rgb"], file["label"] = rows[:, :3], rows[:, 3:6], rows[:, 6]
+        case ".npy":
+            np.save(path, rows)
+        case ".txt":
+            text = "\n".join(" ".join(repr(value) for value in row) for row in rows.tolist())
+            path.write_bytes(f"# {' '.join(COLUMNS)}\n{text}\n".encode())
+    return path
+
+
+def write_folder(root: Path, suffix: str = ".txt", count: int = 6) -> Path:
+    for number in range(count):
+        write(root / f"scan_{number}{suffix}", table(number))
+    return root
+
+
+def prepare(source: Path, target: Path, **options: Any) -> dict[str, Any]:
+    given = {"up_axis": "z", "unit": "m", **options}
+    return SceneFolder.prepare(source=source, target=target, name="scene_folder", progress=no_progress, **given)
+
+
+def by_name(root: Path, **arguments: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """Every sample of every part by the name of its file."""
+    samples = {}
+    for split in ("train", "validation", "test"):
+        scenes = SceneFolder(split=split, root=str(root), **arguments)
+        samples |= {scenes.name_of(i): scenes[SampleKey(i, 0, 0)] for i in range(len(scenes))}
+    return samples
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".ply", ".npz", ".h5", ".npy"])
+def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    source = write_folder(tmp_path / "in", suffix)
+    options = {"columns": COLUMNS} if suffix == ".npy" else {}
+    manifest = prepare(source, tmp_path / "set", **options)
+    assert manifest["class_names"] == ["class_0", "class_1", "class_2", "class_3"]
+    samples = by_name(tmp_path / "set", colours=True)
+    assert sorted(samples) == [f"scan_{number}{suffix}" for number in range(6)]
+    for number in range(6):
+        sample, rows = samples[f"scan_{number}{suffix}"], table(number)
+        assert np.array_equal(sample["label"].numpy(), rows[:, 6])
+        expected = rows[:, :3] - rows[:, :3].min(0)
+        assert np.abs(sample["points"].numpy() - expected).max() < 8 * np.finfo("f4").eps * 6
+        assert np.array_equal(sample["colours"].numpy(), (rows[:, 3:6] / 255).astype("f4"))
+
+
+def test_facts_and_batches(tmp_path: Path) -> None:
+    prepare(write_folder(tmp_path / "in"), tmp_path / "set")
+    scenes = SceneFolder(split="train", root=str(tmp_path / "set"), colours=True, repeats=2)
+    assert scenes.info.split_sizes == {"train": 8, "validation": 1, "test": 1}
+    assert scenes.info.facts["in_channels"] == 6
+    assert "ignore_index" not in scenes.info.facts
+    batch = BatchReader(scenes)([SampleKey(i, 0, 0) for i in range(3)])
+    assert batch["features"].shape == (int(batch["offsets"][-1]), 3)
+    assert SceneFolder(split="train", root=str(tmp_path / "set")).info.facts["in_channels"] == 3
+
+
+def test_names_of_classes_and_points_without_one(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for number in range(6):
+        rows = table(number)
+        rows[:5, 6] = -1
+        write(source / f"scan_{number}.txt", rows)
+    (source / "classes.txt").write_text("ground\nhouse\ntree\ncar\nboat\n")
+    manifest = prepare(source, tmp_path / "set", unlabelled=-1)
+    assert manifest["class_names"] == ["ground", "house", "tree", "car", "boat"]
+    assert manifest["num_ignored"] == 30
+    assert "no point of the class 'boat' in the part train" in manifest["differences"]
+    scenes = SceneFolder(split="train", root=str(tmp_path / "set"))
+    assert scenes.info.facts["ignore_index"] == 255
+    assert scenes.info.facts["num_classes"] == 5
+    sample = scenes[SampleKey(0, 0, 0)]
+    assert (sample["label"][:5] == 255).all()
+    assert (sample["label"][5:] < 4).all()
+    assert sum(scenes.info.facts["class_counts"]) == sum(
+        int((scenes[SampleKey(i, 0, 0)]["label"] < 255).sum()) for i in range(len(scenes))
+    )
+
+
+def test_units_become_metres(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in")
+    prepare(source, tmp_path / "m")
+    prepare(source, tmp_path / "mm", unit="mm")
+    metres, millimetres = by_name(tmp_path / "m"), by_name(tmp_path / "mm")
+    for name, sample in metres.items():
+        assert torch.allclose(sample["points"], millimetres[name]["points"] * 1000, rtol=1e-5, atol=1e-4)
+
+
+def test_colours_from_zero_to_one_are_told_apart(tmp_path: Path) -> None:
+    for number in range(6):
+        rows = table(number)
+        rows[:, 3:6] /= 255
+        write(tmp_path / "in" / f"scan_{number}.txt", rows)
+    with pytest.raises(DataError, match="which is black on a scale to 255; set colour_max=1"):
+        prepare(tmp_path / "in", tmp_path / "set")
+    prepare(tmp_path / "in", tmp_path / "set", colour_max=1)
+    sample = by_name(tmp_path / "set", colours=True)["scan_0.txt"]
+    assert np.array_equal(sample["colours"].numpy(), (table(0)[:, 3:6] / 255).astype("f4"))
+    with pytest.raises(DataError, match=r"colours run from \S+ to \S+, colour_max is 1; set it"):
+        prepare(write_folder(tmp_path / "in2"), tmp_path / "set2", colour_max=1)
+
+
+def test_normals_are_brought_to_length_one(tmp_path: Path) -> None:
+    for number in range(6):
+        rows = table(number)
+        np.savez(
+            _made(tmp_path / "in") / f"{number}.npz", points=rows[:, :3], normals=rows[:, :3] - 7, label=rows[:, 6]
+        )
+    prepare(tmp_path / "in", tmp_path / "set")
+    sample = by_name(tmp_path / "set", normals=True)["0.npz"]
+    assert (sample["normals"].norm(dim=1) - 1).abs().max() < 4 * np.finfo("f4").eps
+    expected = table(0)[:, :3] - 7
+    assert np.allclose(sample["normals"], expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def test_parts_of_the_users_own(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "train", "test")):
+        write(tmp_path / "in" / split / f"{number}.txt", table(number))
+    manifest = prepare(tmp_path / "in", tmp_path / "set")
+    assert {name: facts["num_rows"] for name, facts in manifest["splits"].items()} == {"train": 2, "test": 1}
+    assert SceneFolder(split="train", root=str(tmp_path / "set")).info.split_sizes["validation"] == 0
+    with pytest.raises(ConfigError, match=r"no scene in the part 'validation'.*set evaluate.select: test"):
+        SceneFolder(split="validation", root=str(tmp_path / "set"))
+
+
+def test_parts_are_dealt_by_names_and_seed(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", count=20)
+    parts = []
+    for seed in (0, 0, 1):
+        target = tmp_path / f"set{len(parts)}"
+        prepare(source, target, seed=seed)
+        scenes = {split: SceneFolder(split=split, root=str(target)) for split in ("train", "validation", "test")}
+        parts.append({split: {each.name_of(i) for i in range(len(each))} for split, each in scenes.items()})
+    assert parts[0] == parts[1] != parts[2]
+    assert {split: len(names) for split, names in parts[0].items()} == {"train": 14, "validation": 2, "test": 4}
+    assert len(set.union(*parts[0].values())) == 20
+
+
+def spoil(**changes: Any) -> np.ndarray:
+    rows = table(0)
+    for column, (row, value) in changes.items():
+        rows[row, COLUMNS.index(column)] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (spoil(label=(3, 4.5)), r"label\[3\] is 4.5"),
+        (spoil(label=(3, -2)), r"label\[3\] is -2, classes are 0 to \d; .*unlabelled=N"),
+        (spoil(label=(3, 300)), "label runs to 300, 255 classes are possible"),
+        (spoil(x=(7, np.nan)), r":9: nan is not a finite number"),
+        (spoil(red=(7, 256)), "colours run from .* to 256, colour_max is 255"),
+    ],
+)
+def test_wrong_points_are_named(tmp_path: Path, rows: np.ndarray, words: str) -> None:
+    source = write_folder(tmp_path / "in")
+    write(source / "scan_0.txt", rows)
+    with pytest.raises(DataError, match=f"scan_0.txt.*{words}"):
+        prepare(source, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_wrong_sources_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such folder"):
+        prepare(tmp_path / "nothing", tmp_path / "set")
+    source = write_folder(tmp_path / "in", count=2)
+    with pytest.raises(DataError, match="holds 2 scenes, too few for 1 to test, 1 to validate and one to train on"):
+        prepare(source, tmp_path / "set")
+    write_folder(source)
+    with pytest.raises(DataError, match=r"has no column 'klass', it has red, green, blue, label; .* label=NAME"):
+        prepare(source, tmp_path / "set", label="klass")
+    with pytest.raises(ConfigError, match=r"\[x, y, z\] has no 'label'"):
+        prepare(source, tmp_path / "set", columns=("x", "y", "z"))
+    (source / "classes.txt").write_text("ground\nhouse\nground\n")
+    with pytest.raises(DataError, match=r"classes.txt:3: names 'ground' a second time"):
+        prepare(source, tmp_path / "set")
+    (source / "classes.txt").write_text("ground\nhouse\n")
+    with pytest.raises(DataError, match=r"label\[2\] is 2, classes are 0 to 1; .*complete classes.txt"):
+        prepare(source, tmp_path / "set")
+    (source / "classes.txt").unlink()
+    write(source / "train" / "a.txt", table(0))
+    with pytest.raises(DataError, match=r"holds scan_0.txt beside the folder train"):
+        prepare(source, tmp_path / "set")
+    (source / "scans").mkdir()
+    with pytest.raises(DataError, match="holds the folder scans"):
+        prepare(source, tmp_path / "set")
+    prepare(write_folder(tmp_path / "good"), tmp_path / "set")
+    with pytest.raises(DataError, match="is prepared already"):
+        prepare(tmp_path / "set", tmp_path / "set2")
+    with pytest.raises(DataError, match=r"holds no normals; set data.normals=false"):
+        SceneFolder(split="train", root=str(tmp_path / "set"), normals=True)

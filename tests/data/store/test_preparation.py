@@ -1,0 +1,331 @@
+"""Preparing is all or nothing, goes on where it was killed, and leaves what it did not make alone; damage is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sightline.data.clouds.modelnet import ModelNet40
+from sightline.data.store.native import read_manifest, seal, verify
+from sightline.errors import DataError, RunError
+from sightline.types import SampleKey
+from tests.data.clouds.modelnet_writers import LAYOUTS, SHAPES, prepare, write_layout, write_off, write_text
+
+
+def _bytes(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.iterdir()}
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """A small set with normals, prepared from the text layout."""
+    prepare(write_text(tmp_path / "release"), tmp_path / "set")
+    return tmp_path / "set"
+
+
+class Killed(BaseException):
+    """Stands for a process that ends in the middle."""
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("last", [1, 2, 4, 5, 8])
+def test_a_killed_run_is_continued_to_the_same_bits(tmp_path: Path, layout: str, last: int) -> None:
+    source = write_layout(layout, tmp_path / "in")
+    prepare(source, tmp_path / "whole")
+
+    def die(done: int, total: int, message: str) -> None:
+        if done == last:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(source, tmp_path / "set", progress=die)
+    assert not (tmp_path / "set").exists()
+    prepare(source, tmp_path / "set")
+    assert _bytes(tmp_path / "set") == _bytes(tmp_path / "whole")
+    assert not (tmp_path / "set.partial").exists()
+
+
+@pytest.mark.processes
+def test_a_process_killed_for_good_is_continued(tmp_path: Path) -> None:
+    source = write_text(tmp_path / "in")
+    prepare(source, tmp_path / "whole")
+    program = (
+        "import os, signal, sys; from pathlib import Path; from sightline.data.clouds.modelnet import ModelNet40;"
+        "ModelNet40.prepare(source=Path(sys.argv[1]), target=Path(sys.argv[2]), name='modelnet40',"
+        "progress=lambda done, total, message: os.kill(os.getpid(), signal.SIGKILL) if done == 5 else None)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, source, tmp_path / "set"], check=False, timeout=60)
+    assert killed.returncode == -9
+    assert not (tmp_path / "set").exists()
+    messages: list[str] = []
+    prepare(source, tmp_path / "set", progress=lambda done, total, message: messages.append(message))
+    assert messages[:2] == ["train/airplane: kept from the run before", "train/bed: kept from the run before"]
+    assert _bytes(tmp_path / "set") == _bytes(tmp_path / "whole")
+
+
+def _stop_after(num_rows: int, source: Path, target: Path) -> None:
+    def die(done: int, total: int, message: str) -> None:
+        if done > num_rows:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(source, target, progress=die)
+
+
+def test_finished_classes_are_kept_and_faulty_ones_redone(tmp_path: Path) -> None:
+    source = write_text(tmp_path / "in")
+    prepare(source, tmp_path / "whole")
+    _stop_after(4, source, tmp_path / "set")
+    held = tmp_path / "set.partial/set/train.points.npy"
+    array = np.lib.format.open_memmap(held, mode="r+")
+    array[3, 0, 0] += 1  # bed, the second of the two finished classes
+    array.flush()
+    messages: list[str] = []
+    prepare(source, tmp_path / "set", progress=lambda done, total, message: messages.append(message))
+    assert messages[0] == "train/airplane: kept from the run before"
+    assert messages[1] == "train/bed"
+    assert _bytes(tmp_path / "set") == _bytes(tmp_path / "whole")
+
+
+def test_a_mended_file_is_read_again_and_the_rest_kept(tmp_path: Path) -> None:
+    source = write_text(tmp_path / "in")
+    faulty = source / "night_stand/night_stand_0002.txt"
+    sound = faulty.read_text()
+    faulty.write_text("nan" + sound[sound.index(",") :])
+    with pytest.raises(DataError, match=r"night_stand_0002\.txt:1: nan is not a finite number"):
+        prepare(source, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    faulty.write_text(sound)
+    messages: list[str] = []
+    prepare(source, tmp_path / "set", progress=lambda done, total, message: messages.append(message))
+    assert [message for message in messages if "kept" in message] == [
+        "train/airplane: kept from the run before",
+        "train/bed: kept from the run before",
+    ]
+
+
+def test_a_partial_folder_of_another_source_is_refused(tmp_path: Path) -> None:
+    source = write_text(tmp_path / "in")
+    other = write_text(tmp_path / "other")
+    _stop_after(4, source, tmp_path / "set")
+    for faulty in (
+        lambda: prepare(other, tmp_path / "set"),
+        lambda: prepare(source, tmp_path / "set", "modelnet10"),
+    ):
+        with pytest.raises(DataError, match=r"set\.partial: is an unfinished preparation of something else"):
+            faulty()
+    with pytest.raises(DataError, match=r"set\.partial is unfinished"):
+        ModelNet40(split="train", root=str(tmp_path / "set"))
+    (tmp_path / "set.partial/origin.json").write_text("{")
+    with pytest.raises(DataError, match="unfinished preparation"):
+        prepare(source, tmp_path / "set")
+
+
+def test_a_prepared_target_is_left_alone(tmp_path: Path) -> None:
+    source = write_text(tmp_path / "in")
+    prepare(source, tmp_path / "set")
+    before = _bytes(tmp_path / "set")
+    calls: list[int] = []
+    again = prepare(source, tmp_path / "set", progress=lambda done, total, message: calls.append(done))
+    assert (again["outcome"], calls, _bytes(tmp_path / "set")) == ("already there", [], before)
+    with pytest.raises(DataError, match=r"holds 'modelnet40' prepared from .*in, not 'modelnet10'"):
+        prepare(source, tmp_path / "set", "modelnet10")
+    with pytest.raises(DataError, match=r"holds 'modelnet40' prepared from .*in, not 'modelnet40' from .*other"):
+        prepare(write_off(tmp_path / "other"), tmp_path / "set")
+    (source / "bed/bed_0001.txt").write_text((source / "bed/bed_0001.txt").read_text() + "\n")
+    with pytest.raises(DataError, match="before its files changed"):
+        prepare(source, tmp_path / "set")
+    assert _bytes(tmp_path / "set") == before
+
+
+def test_what_a_run_killed_after_renaming_left_is_swept_away(tmp_path: Path) -> None:
+    source = write_text(tmp_path / "in")
+    prepare(source, tmp_path / "set")
+    (tmp_path / "set.partial/parts").mkdir(parents=True)
+    assert prepare(source, tmp_path / "set")["outcome"] == "already there"
+    assert (tmp_path / "set.partial").exists()  # nothing says that it is ours
+    (tmp_path / "set.partial/origin.json").write_text('{"set": "modelnet40"}')
+    assert prepare(source, tmp_path / "set")["outcome"] == "already there"
+    assert not (tmp_path / "set.partial").exists()
+
+
+def test_a_target_with_something_else_is_refused(tmp_path: Path) -> None:
+    source = write_text(tmp_path / "in")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/thesis.tex").write_text("precious")
+    with pytest.raises(DataError, match=r"set: holds thesis\.tex, nothing that sightline prepared"):
+        prepare(source, tmp_path / "set")
+    with pytest.raises(DataError, match="is a file, nothing that sightline prepared"):
+        prepare(source, tmp_path / "set/thesis.tex")
+    assert (tmp_path / "set/thesis.tex").read_text() == "precious"
+    with pytest.raises(DataError, match=r"thesis\.tex/set\.partial: cannot be made \(Not a directory\)"):
+        prepare(source, tmp_path / "set/thesis.tex/set")
+    (tmp_path / "empty").mkdir()
+    assert prepare(source, tmp_path / "empty")["outcome"] == "prepared"
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(RunError, match="are needed"):
+        prepare(write_text(tmp_path / "in"), tmp_path / "set")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+# --- damage to what was prepared --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", SHAPES)
+@pytest.mark.parametrize("file_name", ["points.npy", "normals.npy", "label.npy", "name.json"])
+def test_a_flipped_bit_is_found(prepared: Path, split: str, file_name: str) -> None:
+    path = prepared / f"{split}.{file_name}"
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=rf"{split}\.{file_name}: differs from what was written"):
+        ModelNet40.verify(prepared)
+
+
+def test_a_cut_missing_or_altered_file_is_found_on_opening(prepared: Path) -> None:
+    path = prepared / "train.points.npy"
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1])
+    with pytest.raises(
+        DataError, match=rf"train\.points\.npy: has {len(raw) - 1} bytes, manifest\.json says {len(raw)}"
+    ):
+        ModelNet40(split="test", root=str(prepared))
+    path.unlink()
+    with pytest.raises(DataError, match=r"train\.points\.npy: is missing"):
+        ModelNet40(split="test", root=str(prepared))
+    path.write_bytes(raw)
+    manifest = prepared / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"up_axis": "y"', '"up_axis": "z"'))
+    with pytest.raises(DataError, match="altered after it was written"):
+        ModelNet40(split="test", root=str(prepared))
+    manifest.write_text("[1, 2")
+    with pytest.raises(DataError, match="does not read as JSON"):
+        ModelNet40(split="test", root=str(prepared))
+
+
+def test_an_array_of_another_type_is_found_on_reading(prepared: Path) -> None:
+    path = prepared / "train.points.npy"
+    path.write_bytes(path.read_bytes().replace(b"'<f4'", b"'<i4'", 1))
+    shapes = ModelNet40(split="train", root=str(prepared))
+    with pytest.raises(DataError, match=r"train\.points\.npy: holds int32 .*, the manifest says float32"):
+        shapes[SampleKey(0, 0, 0)]
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(DataError, match=r"train\.points\.npy: does not read as an array"):
+        shapes[SampleKey(0, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\3\4 no archive",
+        b"\x80\4 a pickle",
+        b"\x93NUMPY\1\0" + (9001).to_bytes(2, "little") + b"-" * 9000 + b"\n",
+        b"\x93NUMPY\1\0" + (99).to_bytes(2, "little")
+        + b"{'descr':'<f4','fortran_order':False,'shape':(4611686018427387904,6,3)}".ljust(98) + b"\n",
+    ],
+)  # fmt: skip
+def test_an_array_that_is_none_is_found_on_reading(prepared: Path, content: bytes) -> None:
+    """Also where the manifest vouches for it."""
+    (prepared / "train.points.npy").write_bytes(content)
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    manifest["files"]["train.points.npy"] = {"bytes": len(content), "sha256": "of no matter here"}
+    (prepared / "manifest.json").write_text(json.dumps(seal(manifest)))
+    shapes = ModelNet40(split="train", root=str(prepared))
+    with pytest.raises(DataError, match=r"train\.points\.npy: does not read as an array"):
+        shapes[SampleKey(0, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 100_000, "does not read as JSON"),
+        ('{"digest": ' + "1" * 5000 + "}", "does not read as JSON"),
+        ('{"digest": "", "format": NaN, "set": 1, "source": 1, "columns": 1, "splits": 1, "files": 1}', "altered"),
+        (json.dumps(seal({"format": 1})), "altered"),
+    ],
+)
+def test_a_manifest_that_is_none_is_one_line(prepared: Path, text: str, told: str) -> None:
+    (prepared / "manifest.json").write_text(text)
+    for read in (verify, read_manifest):
+        with pytest.raises(DataError, match=rf"manifest\.json: .*{told}"):
+            read(prepared)
+
+
+@pytest.mark.parametrize("key", ["files", "splits", "columns"])
+def test_a_set_has_no_files_elsewhere(prepared: Path, key: str) -> None:
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    manifest[key]["../../elsewhere"] = next(iter(manifest[key].values()))
+    (prepared / "manifest.json").write_text(json.dumps(seal(manifest)))
+    with pytest.raises(DataError, match=r"names '\.\./\.\./elsewhere', which is not in its own folder"):
+        verify(prepared)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_file_is_found_on_opening_and_never_waited_for(prepared: Path, make: Callable[[Path], None]) -> None:
+    (prepared / "train.points.npy").unlink()
+    make(prepared / "train.points.npy")
+    for read in (verify, lambda root: ModelNet40(split="test", root=str(root))):
+        with pytest.raises(DataError, match=r"train\.points\.npy: is missing"):
+            read(prepared)
+
+
+def test_holes_where_numbers_were_are_found_by_verify(prepared: Path) -> None:
+    path = prepared / "train.points.npy"
+    size = path.stat().st_size
+    os.truncate(path, size - 64)
+    os.truncate(path, size)
+    with pytest.raises(DataError, match=r"train\.points\.npy: differs from what was written"):
+        verify(prepared)
+
+
+def test_another_format_version_is_refused(prepared: Path) -> None:
+    path = prepared / "manifest.json"
+    path.write_text(json.dumps(seal({**json.loads(path.read_text()), "format": 2})))
+    with pytest.raises(DataError, match="has format version 2, this release reads 1"):
+        ModelNet40(split="train", root=str(prepared))
+
+
+# --- a partial folder that is not ours alone --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["moved", "deleted", "copied"])
+def test_a_partial_folder_that_is_no_longer_its_own_is_not_put_in_place(tmp_path: Path, kind: str) -> None:
+    work = tmp_path / "set.partial"
+
+    def disturb(done: int, total: int, message: str) -> None:
+        if done != 5:
+            return
+        if kind == "deleted":
+            shutil.rmtree(work)
+            return
+        work.rename(tmp_path / "elsewhere")
+        if kind == "copied":
+            shutil.copytree(tmp_path / "elsewhere", work)
+
+    with pytest.raises(RunError, match=r"set\.partial: was moved or deleted while the set was prepared in it"):
+        prepare(write_text(tmp_path / "in"), tmp_path / "set", progress=disturb)
+    assert not (tmp_path / "set").exists()
+
+
+def test_two_processes_do_not_prepare_one_set(tmp_path: Path) -> None:
+    source = write_text(tmp_path / "in")
+
+    def again(done: int, total: int, message: str) -> None:
+        with pytest.raises(RunError, match=r"set\.partial: another process prepares this set; wait for it"):
+            prepare(source, tmp_path / "set")
+
+    prepare(source, tmp_path / "set", progress=again)
+    prepare(source, tmp_path / "whole")
+    assert _bytes(tmp_path / "set") == _bytes(tmp_path / "whole")

@@ -1,0 +1,123 @@
+"""Guard G1: parts without samples, and plans that are no partition."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sightline.doctor.checks.data.empty_loader import empty_loader
+from sightline.doctor.context import Context
+from sightline.engine.build import Built
+from sightline.engine.distributed import World
+from sightline.engine.stream import Plan
+from tests.doctor.planting import assert_healthy, caught, make
+from tests.doctor.segmenting import make_parts
+
+
+class SamePart(Plan):
+    """Every process gets what the first one gets."""
+
+    def parts(self, step: int) -> list:
+        return [[micro[0]] * self.num_processes for micro in super().parts(step)]
+
+
+class SameOrder(Plan):
+    def parts(self, step: int) -> list:
+        return super().parts(step % self.steps_per_epoch)
+
+
+class Forgetful(Plan):
+    """The last sample of every step is never visited."""
+
+    def parts(self, step: int) -> list:
+        return [[part[:-1] for part in micro] for micro in super().parts(step)]
+
+
+def planned(built: Built, kind: type[Plan], **changes: Any) -> Built:
+    plan = built.job.stream.plan
+    arguments = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan) if f.init} | changes
+    stream = dataclasses.replace(built.job.stream, plan=kind(**arguments))
+    return dataclasses.replace(built, job=dataclasses.replace(built.job, stream=stream))
+
+
+def selected(built: Built, indices: np.ndarray) -> Built:
+    part = dataclasses.replace(built.data.selection, indices=indices)
+    return dataclasses.replace(built, data=dataclasses.replace(built.data, selection=part))
+
+
+def test_healthy_run(tmp_path: Path) -> None:
+    assert_healthy(make(tmp_path))
+
+
+@pytest.mark.parametrize("overrides", [("train.tail=drop",), ("train.micro_batches=4",), ("train.batch_size=240",)])
+def test_every_way_to_deal_is_a_partition(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    context = Context(make(tmp_path, *overrides), World())
+    assert empty_loader(context) == []
+
+
+def test_uneven_parts_of_three_processes_are_a_partition(tmp_path: Path) -> None:
+    assert empty_loader(Context(planned(make(tmp_path), Plan, num_processes=3), World())) == []
+
+
+def test_an_empty_part_is_named(tmp_path: Path) -> None:
+    finding = caught(selected(make(tmp_path), np.zeros(0, dtype=np.int64)), "empty-loader", "data.empty_loader")
+    assert finding.where.dataset == "synthetic_shapes/validation"
+    assert finding.where.file is not None
+    assert finding.where.file.endswith("small.yaml")
+    assert finding.where.line == 1
+
+
+def test_indices_of_another_set_are_named(tmp_path: Path) -> None:
+    finding = caught(selected(make(tmp_path), np.arange(230, 260)), "empty-loader", "data.split")
+    assert finding.where.sample == 240
+
+
+def test_fewer_held_out_samples_than_classes(tmp_path: Path) -> None:
+    finding = caught(
+        make(tmp_path, "data.train_size=22", "train.batch_size=4"), "empty-loader", "data.split", "warning"
+    )
+    assert "10 samples for 12 classes" in finding.summary
+
+
+def test_processes_that_read_the_same_samples(tmp_path: Path) -> None:
+    finding = caught(planned(make(tmp_path), SamePart, num_processes=2), "empty-loader", "dist.sampler")
+    assert "twice or more" in finding.summary
+    assert finding.where.sample is not None
+
+
+def test_samples_that_are_never_visited(tmp_path: Path) -> None:
+    built = planned(make(tmp_path), Forgetful)
+    finding = caught(built, "empty-loader", "data.sampling")
+    visited = {key.index for step in range(14) for key in built.job.stream.plan.parts(step)[0][0]}
+    assert finding.where.sample not in visited
+
+
+def test_an_order_that_never_changes(tmp_path: Path) -> None:
+    caught(planned(make(tmp_path), SameOrder), "empty-loader", "data.ordering")
+
+
+def test_an_order_that_never_changes_is_no_matter_in_one_epoch(tmp_path: Path) -> None:
+    assert_healthy(planned(make(tmp_path, "train.epochs=1"), SameOrder))
+
+
+def test_a_stream_of_another_rank(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    stream = dataclasses.replace(built.job.stream, rank=1)
+    built = dataclasses.replace(built, job=dataclasses.replace(built.job, stream=stream))
+    findings = empty_loader(Context(built, World()))
+    assert [finding.cause for finding in findings] == ["dist.sampler"]
+
+
+def test_a_selection_part_of_few_objects_with_many_parts(tmp_path: Path) -> None:
+    """24 objects show all 30 parts; what they must hold is each of the 12 categories. 6 cannot."""
+    built = make_parts(tmp_path)
+    assert empty_loader(Context(built, World())) == []
+    selection = dataclasses.replace(built.data.selection, indices=built.data.selection.indices[:6])
+    few = dataclasses.replace(built, data=dataclasses.replace(built.data, selection=selection))
+    (finding,) = empty_loader(Context(few, World()))
+    assert finding.cause == "data.split"
+    assert "6 samples for 12 classes" in finding.summary

@@ -1,0 +1,329 @@
+"""Guard G16: metrics whose figures depend on how the samples are dealt to batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.doctor.checks.metric.answers import maker_of, score
+from sightline.doctor.checks.metric.per_batch_metric import _sheets, per_batch_metric
+from sightline.doctor.context import Context
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import Meter
+from sightline.metrics.confusion import confusion_matrix
+from sightline.metrics.iou import IoU, class_ious
+from sightline.metrics.pairs import Pairs
+from sightline.metrics.part_iou import PartIoU
+from tests.doctor.pairing import make_pairs
+from tests.doctor.planting import assert_complete, assert_healthy, caught, make
+from tests.doctor.posing import make_pose
+from tests.doctor.segmenting import Joined, make_parts, make_rooms, with_metric
+
+State = dict[str, Tensor]
+
+
+class MeanOfBatches:
+    """The mean over batches of each batch's mIoU: what the notes of S2 computed first."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    def new_state(self) -> State:
+        return {"sum": torch.zeros((), dtype=torch.float64), "batches": torch.zeros((), dtype=torch.int64)}
+
+    def update(self, state: State, *, probabilities: Tensor, target: Tensor) -> None:
+        confusion = confusion_matrix(probabilities.argmax(1), target, num_classes=self.num_classes)
+        state["sum"] += class_ious(confusion).nanmean()
+        state["batches"] += 1
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"miou": float(state["sum"] / state["batches"])}
+
+
+class OfClouds:
+    """The mean over clouds of the share answered rightly: a mean of samples is no mean of batches."""
+
+    def new_state(self) -> State:
+        return {"sum": torch.zeros((), dtype=torch.float32), "clouds": torch.zeros((), dtype=torch.int64)}
+
+    def update(self, state: State, *, probabilities: Tensor, target: Tensor, cloud_offsets: Tensor) -> None:
+        is_right = (probabilities.argmax(1) == target).float()
+        for start, end in zip(cloud_offsets[:-1].tolist(), cloud_offsets[1:].tolist(), strict=True):
+            state["sum"] += is_right[start:end].mean()
+            state["clouds"] += 1
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"share": float(state["sum"] / state["clouds"])}
+
+
+class LastBatch(MeanOfBatches):
+    """Forgets all batches but the last."""
+
+    def update(self, state: State, *, probabilities: Tensor, target: Tensor) -> None:
+        for tensor in state.values():
+            tensor.zero_()
+        super().update(state, probabilities=probabilities, target=target)
+
+
+class Dies(MeanOfBatches):
+    """Cannot take what it is given."""
+
+    def update(self, state: State, *, probabilities: Tensor, target: Tensor) -> None:
+        raise KeyError("no such\nthing")
+
+
+@pytest.mark.parametrize("metric", [MeanOfBatches, LastBatch])
+def test_a_metric_per_batch_on_parts(tmp_path: Path, metric: type[MeanOfBatches]) -> None:
+    finding = caught(with_metric(make_parts(tmp_path), metric(30)), "per-batch-metric", "eval.aggregation")
+    assert finding.where.config_path == "metrics.0"
+    assert "'miou' of the metric 'part_iou'" in finding.summary
+    assert "4 samples as one batch" in finding.measured
+    one, other = finding.evidence["figures"]["miou"]
+    assert one != other
+
+
+def test_a_metric_per_batch_on_ragged_rooms(tmp_path: Path) -> None:
+    finding = caught(with_metric(make_rooms(tmp_path), MeanOfBatches(4)), "per-batch-metric", "eval.aggregation")
+    assert f"miou {finding.evidence['figures']['miou'][0]:.6g}" in finding.measured
+
+
+class MeanAccuracyOfBatches:
+    """The mean over batches of the share of samples answered rightly."""
+
+    def new_state(self) -> State:
+        return {"sum": torch.zeros((), dtype=torch.float64), "batches": torch.zeros((), dtype=torch.int64)}
+
+    def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
+        state["sum"] += (probabilities.argmax(1) == label).double().mean()
+        state["batches"] += 1
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"accuracy": float(state["sum"] / state["batches"])}
+
+
+@pytest.mark.parametrize(("batch_size", "figures"), [(2, [1 / 3, 1 / 2]), (4, [1 / 2, 2 / 3]), (16, [1 / 2, 2 / 3])])
+def test_a_metric_per_batch_on_whole_samples(tmp_path: Path, batch_size: int, figures: list[float]) -> None:
+    """By hand: of four samples the first and the last are right, and of three the first; that one is a batch alone."""
+    built = with_metric(make(tmp_path, f"train.batch_size={batch_size}"), MeanAccuracyOfBatches())
+    finding = caught(built, "per-batch-metric", "eval.aggregation")
+    assert finding.evidence["figures"]["accuracy"] == pytest.approx(figures, rel=1e-12)
+
+
+def test_both_figures_are_what_counting_gives(tmp_path: Path) -> None:
+    """The one batch's is that of a metric of counts, the other the mean of what counting gives for each batch."""
+    built = make_rooms(tmp_path)
+    context = Context(with_metric(built, MeanOfBatches(4)), World())
+    (finding,) = per_batch_metric(context)
+    maker = maker_of(context)
+    assert maker is not None
+    counts = built.selection.meters[0]
+    whole = score(context, counts, _sheets(maker, [0, 1, 2, 3]))["miou"]
+    parts = [score(context, counts, _sheets(maker, ranks))["miou"] for ranks in ([0], [1, 2, 3])]
+    assert finding.evidence["figures"]["miou"] == pytest.approx([whole, sum(parts) / 2], rel=1e-12)
+    assert parts[0] == 1, "the first sample is answered rightly"
+
+
+def test_a_metric_that_dies_is_told_before_the_first_evaluation(tmp_path: Path) -> None:
+    finding = caught(with_metric(make_rooms(tmp_path), Dies(4)), "per-batch-metric", "eval.protocol")
+    assert "KeyError" in finding.measured
+    assert (finding.where.file or "").endswith("test_per_batch_metric.py")
+
+
+def test_means_of_samples_are_healthy(tmp_path: Path) -> None:
+    """Summed in float32, in another order: within rounding."""
+    assert per_batch_metric(Context(with_metric(make_rooms(tmp_path), OfClouds()), World())) == []
+    assert per_batch_metric(Context(with_metric(make_parts(tmp_path), OfClouds()), World())) == []
+
+
+def test_the_metrics_of_this_package_are_healthy(tmp_path: Path) -> None:
+    parts, rooms = make_parts(tmp_path), make_rooms(tmp_path, Joined)
+    assert isinstance(parts.selection.meters[0].metric, PartIoU)
+    assert isinstance(rooms.selection.meters[0].metric, IoU)
+    for built in (parts, rooms, make(tmp_path)):
+        assert_healthy(built)
+
+
+# --- on the model's own predictions, whatever the task ----------------------------------------------------------------
+
+
+class OfJoints:
+    """The mean error over frames, exact: in slots."""
+
+    slots = frozenset({"error", "seen"})
+
+    def new_state(self, *, num_samples: int = 0) -> State:
+        error = torch.zeros(num_samples, dtype=torch.float64)
+        return {"error": error, "seen": torch.zeros(num_samples, dtype=torch.int64), "batches": torch.tensor(0)}
+
+    def update(self, state: State, *, joints_mm: Tensor, joints: Tensor, sample_index: Tensor) -> None:
+        errors = (joints_mm.double() - joints.double()).norm(dim=-1).mean(dim=1)
+        self.note(state, errors, sample_index)
+        state["batches"] += 1
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        state["error"][sample_index] += errors
+        state["seen"][sample_index] += 1
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"error_mm": state["error"][state["seen"] > 0].mean().item()}
+
+
+class SlotPerBatch(OfJoints):
+    """Slots, but of batches: the mean of each batch's mean."""
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        number = int(state["batches"])
+        state["error"][number] += errors.mean()
+        state["seen"][number] += 1
+
+
+class DividedByBatches(OfJoints):
+    """Sums over samples, divided by the number of batches."""
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"error_mm": (state["error"].sum() / state["batches"]).item()}
+
+
+class DividedByBatch(OfJoints):
+    """Every sample's error is divided by the size of its batch."""
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        super().note(state, errors / len(errors), sample_index)
+
+
+class Assigned(OfJoints):
+    """Each batch's state takes the place of those before."""
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        state["error"], state["seen"] = torch.zeros_like(state["error"]), torch.zeros_like(state["seen"])
+        super().note(state, errors, sample_index)
+
+
+class WholeMicrometres(OfJoints):
+    """int64 through and through: the rounded mean of each batch, and how many batches."""
+
+    slots = frozenset()
+
+    def new_state(self, *, num_samples: int = 0) -> State:
+        return {"total": torch.tensor(0), "batches": torch.tensor(0)}
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        state["total"] += (errors.mean() * 1000).round().long()
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"error_mm": (state["total"] / state["batches"] / 1000).item()}
+
+
+@pytest.mark.parametrize("metric", [SlotPerBatch, DividedByBatches, DividedByBatch, Assigned, WholeMicrometres])
+def test_a_metric_per_batch_on_poses(tmp_path: Path, metric: type[OfJoints]) -> None:
+    (finding,) = per_batch_metric(Context(with_metric(make_pose(tmp_path), metric()), World()))
+    assert (finding.code, finding.cause, finding.severity) == ("per-batch-metric", "eval.aggregation", "error")
+    assert "'error_mm' of the metric 'joint_error'" in finding.summary
+    assert "4 samples as one batch, and the same predictions as batches of 1 and 3: error_mm" in finding.measured
+    assert finding.where.config_path == "metrics.0"
+    assert_complete(finding)
+
+
+class OnItself(OfJoints):
+    """Python numbers on the object, which no process adds up and which the next evaluation goes on with."""
+
+    def __init__(self) -> None:
+        self.total, self.seen = 0.0, 0
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        self.total += float(errors.sum())
+        self.seen += len(errors)
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"error_mm": self.total / self.seen if self.seen else math.nan}
+
+
+class DiesWithoutItself(OnItself):
+    def compute(self, state: State) -> dict[str, float]:
+        return {"error_mm": self.total / self.seen}
+
+
+@pytest.mark.parametrize(("metric", "other"), [(OnItself, "nan"), (DiesWithoutItself, "nothing")])
+def test_a_metric_that_keeps_its_state_on_itself(tmp_path: Path, metric: type[OnItself], other: str) -> None:
+    own = metric()
+    (finding,) = per_batch_metric(Context(with_metric(make_pose(tmp_path), own), World()))
+    assert finding.summary == "'error_mm' of the metric 'joint_error' does not follow from its state alone"
+    assert finding.measured.endswith(f" and {other}")
+    assert "int64 counts, or a row for each sample" in finding.action
+    assert (own.total, own.seen) == (0.0, 0), "the run's own metric was updated"
+    assert_complete(finding)
+
+
+class RightOnItself:
+    """The same where answers are made for it."""
+
+    def __init__(self) -> None:
+        self.right = self.seen = 0
+
+    def new_state(self) -> State:
+        return {"batches": torch.tensor(0)}
+
+    def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
+        self.right += int((probabilities.argmax(1) == label).sum())
+        self.seen += len(label)
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"accuracy": self.right / self.seen if self.seen else math.nan}
+
+
+def test_a_metric_that_keeps_its_counts_on_itself(tmp_path: Path) -> None:
+    own = RightOnItself()
+    finding = caught(with_metric(make(tmp_path), own), "per-batch-metric", "eval.aggregation")
+    assert "accuracy 0.5 and nan" in finding.measured
+    assert (own.right, own.seen) == (0, 0)
+
+
+class Squeezed(OfJoints):
+    """Loses the axis of a batch of one sample."""
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        assert errors.squeeze().ndim == 1, "one number for each frame"
+        super().note(state, errors, sample_index)
+
+
+def test_a_metric_that_cannot_take_a_batch_of_one(tmp_path: Path) -> None:
+    (finding,) = per_batch_metric(Context(with_metric(make_pose(tmp_path), Squeezed()), World()))
+    assert "one number for each frame" in finding.measured
+    assert (finding.where.file or "").endswith("test_per_batch_metric.py")
+
+
+class Undeclared(Pairs):
+    """Compares the samples of a batch, as `pairs` does, and does not say so."""
+
+    within_batch = frozenset()
+
+
+def test_numbers_that_compare_the_samples_of_a_batch_are_declared(tmp_path: Path) -> None:
+    """Rows of one batch are compared with one another by definition: `pairs` names these numbers."""
+    built = make_pairs(tmp_path)
+    assert per_batch_metric(Context(built, World())) == []
+    meter = Meter(Undeclared(), built.selection.meters[0].update)
+    changed = dataclasses.replace(built, selection=dataclasses.replace(built.selection, meters=[meter]))
+    (finding,) = per_batch_metric(Context(changed, World()))
+    assert set(finding.evidence["figures"]) <= {"uniformity", "retrieval_accuracy"}
+
+
+def test_exact_metrics_are_healthy_on_every_task(tmp_path: Path) -> None:
+    poses = make_pose(tmp_path, "metrics=[{name: joint_error}, {name: keypoints}, {name: detection_rate}]")
+    for built in (poses, with_metric(poses, OfJoints()), make_parts(tmp_path), make_rooms(tmp_path)):
+        context = Context(built, World())
+        assert per_batch_metric(context) == []
+        (each, *_) = context.evaluations
+        assert len(each.keys) == 4
+        assert each.rows([0, 2], built.selection.meters[0].update.names) is not None, "nothing was compared"
+
+
+def test_without_a_forward_pass_nothing_is_said(tmp_path: Path) -> None:
+    """How a model answers is then not known."""
+    context = Context(with_metric(make_parts(tmp_path), MeanOfBatches(30)), World(), forward_s=0.0)
+    assert per_batch_metric(context) == []

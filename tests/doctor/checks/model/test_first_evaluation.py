@@ -1,0 +1,328 @@
+"""Guard G6: evaluations that cannot be done, reported before the run begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline.binding import Offer, bind
+from sightline.doctor import suite
+from sightline.doctor.checks.model.first_evaluation import first_evaluation
+from sightline.doctor.context import Context
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.rehearsed_evaluation import rehearse_evaluations
+from sightline.doctor.suite import run_quick
+from sightline.engine.build import Built
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import Meter
+from sightline.pictures import Picture
+from sightline.tasks.classify import Classify
+from tests.doctor.pairing import make_pairs
+from tests.doctor.planting import Wrapped, assert_complete, caught, make, with_data, with_losses, with_model
+from tests.doctor.posing import make_pose
+from tests.doctor.segmenting import make_parts, make_rooms, with_metric
+
+State = dict[str, Tensor]
+
+
+def found(built: Built) -> Finding:
+    (finding,) = first_evaluation(Context(built, World()))
+    assert (finding.code, finding.severity) == ("first-evaluation", "error")
+    assert_complete(finding)
+    return finding
+
+
+# --- the task and the model -------------------------------------------------------------------------------------------
+
+
+class Scores(TypedDict):
+    scores: Tensor
+
+
+class Scorer(nn.Module):
+    """Calls its output otherwise than the task reads it."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, num_classes)
+
+    def forward(self, *, points: Tensor) -> Scores:
+        return {"scores": self.net(points).mean(1)}
+
+
+class OfScores(nn.Module):
+    """A loss that reads them."""
+
+    def count(self, *, label: Tensor) -> Tensor:
+        return torch.tensor(label.numel())
+
+    def forward(self, *, scores: Tensor, label: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(scores, label, reduction="sum")
+
+
+class Hits:
+    """Reads the model's own output, so that it can be bound."""
+
+    def new_state(self) -> State:
+        return {"hits": torch.tensor(0), "seen": torch.tensor(0)}
+
+    def update(self, state: State, *, scores: Tensor, label: Tensor) -> None:
+        state["hits"] += (scores.argmax(1) == label).sum()
+        state["seen"] += label.numel()
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"hit_rate": (state["hits"] / state["seen"]).item()}
+
+
+def with_scores(built: Built) -> Built:
+    """The plugin of issue 21: another output's name, a loss and a metric that read it, and no task."""
+    model = Scorer(12)
+    job = dataclasses.replace(
+        built.job, model=model, optimizer=torch.optim.SGD([{"params": model.parameters(), "lr": 0.1, "base_lr": 0.1}])
+    )
+    built = with_losses(dataclasses.replace(built, job=job), {"cross_entropy": OfScores()})
+    offers = Offer("data", built.data.train.reader.keys), Offer("model", {"scores"})
+    meter = Meter(Hits(), bind(Hits().update, *offers, owner="metric", skip=("state",)))
+    evaluators = {name: dataclasses.replace(getattr(built, name), meters=[meter]) for name in ("selection", "test")}
+    return dataclasses.replace(built, **evaluators)
+
+
+def test_a_model_without_the_output_that_the_task_reads(tmp_path: Path) -> None:
+    finding = caught(with_scores(make(tmp_path)), "first-evaluation", "cfg.contract")
+    assert finding.summary == "the validation part cannot be evaluated: KeyError in 'assess' of the task 'classify'"
+    assert (finding.where.file, finding.where.line) == (str(tmp_path / "small.yaml"), 2)
+    assert finding.where.dataset == "synthetic_shapes/validation"
+    assert "the task 'classify' (the default: the config has no task) reads 'logits'" in finding.action
+    assert "returns scores" in finding.action
+
+
+def test_it_is_found_at_the_start_of_a_training_too(tmp_path: Path) -> None:
+    (finding,) = [f for f in run_quick(with_scores(make(tmp_path)), World()) if f.severity == "error"]
+    assert finding.code == "first-evaluation"
+
+
+class OnlyInTraining(nn.Module):
+    """Its evaluation branch was never run."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *, points: Tensor) -> Any:
+        outputs = self.inner(points=points)
+        if not self.training:
+            outputs["logits"] = outputs["logits"][:, self.no_such_order]
+        return outputs
+
+
+OnlyInTraining.forward.__annotations__["return"] = TypedDict("Logits", {"logits": Tensor})
+
+
+def test_a_branch_of_evaluation_alone(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    finding = found(with_model(built, OnlyInTraining(built.job.model)))
+    assert (finding.where.file or "").endswith("test_first_evaluation.py")
+    assert "no_such_order" in finding.measured
+
+
+# --- metrics and pictures ---------------------------------------------------------------------------------------------
+
+
+class Sound:
+    """The share answered rightly, with a hook for every stage."""
+
+    plant: Callable[..., Any] = staticmethod(lambda value: value)
+    stage = ""
+
+    def new_state(self) -> State:
+        return {"right": torch.tensor(0), "seen": torch.tensor(0)}
+
+    def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
+        state["right"] += (probabilities.argmax(1) == label).sum()
+        state["seen"] += label.numel()
+
+    def compute(self, state: State) -> dict[str, Any]:
+        return {"accuracy": (state["right"] / state["seen"]).item()}
+
+
+class DiesInUpdate(Sound):
+    def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
+        raise KeyError("topk")
+
+
+class DiesInCompute(Sound):
+    def compute(self, state: State) -> dict[str, Any]:
+        assert not state["seen"], "compute was never run on what evaluation counts"
+        return {"accuracy": 0.0}
+
+
+class DiesPerClass(Sound):
+    def per_class(self, state: State) -> dict[str, Any]:
+        return {["chair"]: {"accuracy": 1.0}}  # type: ignore[dict-item]
+
+
+class GivesTensors(Sound):
+    def compute(self, state: State) -> dict[str, Any]:
+        return {"accuracy": state["right"] / state["seen"]}
+
+
+class GivesTables(Sound):
+    def tables(self, state: State) -> dict[str, Any]:
+        return {"counts": np.zeros(3)}
+
+
+class Drifts(Sound):
+    """An int64 count that an assignment turns into a running float sum."""
+
+    def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
+        state["right"] = state["right"] + (probabilities.argmax(1) == label).float().sum()
+        state["seen"] += label.numel()
+
+
+class CalledStep(Sound):
+    def compute(self, state: State) -> dict[str, Any]:
+        return {"accuracy": (state["right"] / state["seen"]).item(), "step": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("metric", "stage", "told"),
+    [
+        (DiesInUpdate, "update", "KeyError: 'topk'"),
+        (DiesInCompute, "compute", "compute was never run"),
+        (DiesPerClass, "per_class", "unhashable"),
+        (GivesTensors, "compute", "compute returns what JSON cannot hold"),
+        (GivesTables, "tables", "tables returns what JSON cannot hold"),
+        (Drifts, "update", "update turns state 'right' from torch.int64 () into torch.float32 ()"),
+        (CalledStep, "record", "a metric may not be called ['step']"),
+    ],
+)
+def test_what_a_metric_dies_of(tmp_path: Path, metric: type[Sound], stage: str, told: str) -> None:
+    finding = found(with_metric(make(tmp_path), metric()))
+    assert told in finding.measured
+    owner = "the metrics log" if metric is CalledStep else "the metric 'accuracy'"
+    assert finding.summary.endswith(f"in '{stage}' of {owner}")
+    assert (finding.where.config_path or "").startswith("metrics")
+
+
+def test_the_line_of_the_users_code_is_named(tmp_path: Path) -> None:
+    finding = found(with_metric(make(tmp_path), DiesInUpdate()))
+    assert finding.where.file == __file__
+    assert Path(__file__).read_text().splitlines()[(finding.where.line or 0) - 1].strip() == 'raise KeyError("topk")'
+    assert "'accuracy'" in finding.summary
+
+
+def test_a_metric_that_dies_on_made_answers_too_is_told_once(tmp_path: Path) -> None:
+    finding = caught(with_metric(make(tmp_path), DiesInUpdate()), "per-batch-metric", "eval.protocol")
+    assert any("first-evaluation" in line for line in finding.evidence["explains"])
+
+
+class DiesDrawing(Classify):
+    def show(self, batch: Any, predictions: Any) -> list[Picture]:
+        raise IndexError("no such card")
+
+
+class DrawsFloats(Classify):
+    def show(self, batch: Any, predictions: Any) -> list[Picture]:
+        return [Picture("predictions", np.zeros((4, 4, 3)), "")]
+
+
+@pytest.mark.parametrize(("task", "told"), [(DiesDrawing, "no such card"), (DrawsFloats, "uint8")])
+def test_pictures_that_cannot_be_drawn(tmp_path: Path, task: type[Classify], told: str) -> None:
+    built = make(tmp_path)
+    own = task.__new__(task)
+    own.__dict__ |= built.job.task.__dict__
+    finding = found(dataclasses.replace(built, selection=dataclasses.replace(built.selection, task=own)))
+    assert "in 'show' of the task 'classify'" in finding.summary
+    assert told in finding.measured
+
+
+# --- the data ---------------------------------------------------------------------------------------------------------
+
+
+def test_samples_that_cannot_be_joined(tmp_path: Path) -> None:
+    def edit(batch: dict[str, Any], keys: Any) -> None:
+        if len(keys) > 1:
+            raise ValueError("clouds of unlike size")
+
+    built = make(tmp_path)
+    reader = with_data(built, lambda inner: Wrapped(inner, edit)).data.selection.reader
+    finding = found(dataclasses.replace(built, selection=dataclasses.replace(built.selection, reader=reader)))
+    assert "in 'read' of the data set" in finding.summary
+
+
+def test_a_test_part_of_another_form_is_evaluated_too(tmp_path: Path) -> None:
+    """Only there labels are floating numbers; of the same form, it is not evaluated a second time."""
+
+    def edit(batch: dict[str, Any], keys: Any) -> dict[str, Any]:
+        return {**batch, "label": batch["label"].double() + 0.5}
+
+    built = make(tmp_path)
+    assert len(rehearse_evaluations(built, torch.device("cpu"))) == 1
+    before = built.test.reader
+    reader = lambda keys: edit(before(keys), keys)  # noqa: E731
+    finding = found(dataclasses.replace(built, test=dataclasses.replace(built.test, reader=reader)))
+    assert finding.where.dataset == "synthetic_shapes/test"
+
+
+# --- healthy, quick, and without a trace ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make_one", [make, make_parts, make_rooms, make_pairs, make_pose])
+def test_every_task_is_healthy(tmp_path: Path, make_one: Callable[[Path], Built]) -> None:
+    context = Context(make_one(tmp_path), World())
+    assert first_evaluation(context) == []
+    assert all(len(each.keys) == 4 and each.batch and each.stage == "record" for each in context.evaluations)
+
+
+def test_votes_and_an_average_are_healthy(tmp_path: Path) -> None:
+    votes = ("evaluate.votes=2", "transforms.vote=[{name: rotate}]", "train.ema_decay=0.9")
+    assert first_evaluation(Context(make(tmp_path, *votes), World())) == []
+
+
+def test_numbers_of_an_untrained_model_that_no_metric_takes_are_no_fault(tmp_path: Path) -> None:
+    """Running averages that have seen nothing may let a deep network overflow: `non-finite` looks at training."""
+    built = make(tmp_path)
+    with torch.no_grad():
+        for parameter in built.job.model.parameters():
+            parameter.fill_(1e30)
+    context = Context(built, World())
+    assert not bool(context.evaluations[0].outputs["logits"].isfinite().all())
+    assert first_evaluation(context) == []
+
+
+def test_nothing_of_the_run_is_changed(tmp_path: Path) -> None:
+    class Counts(Sound):
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
+            self.calls += 1
+            super().update(state, probabilities=probabilities, label=label)
+
+    own = Counts()
+    built = with_metric(make(tmp_path), own)
+    before = {name: value.clone() for name, value in built.job.model.state_dict().items()}
+    random = torch.get_rng_state()
+    suite.run_all(built, World())
+    assert own.calls == 0
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in built.job.model.state_dict().items())
+    assert built.job.model.training
+
+
+def test_where_time_is_short_one_sample_or_none_is_evaluated(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    context = Context(built, World(), forward_s=0.0)
+    assert first_evaluation(context) == []
+    assert [each.skipped for each in context.evaluations] == [
+        "the evaluation of one sample needs over 0 s of processor time"
+    ]
+    (one,) = rehearse_evaluations(built, torch.device("cpu"), is_slow=True)
+    assert (len(one.keys), one.stage) == (1, "record")

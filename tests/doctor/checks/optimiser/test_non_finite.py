@@ -1,0 +1,208 @@
+"""Guard G17: where a gradient that is not finite began."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline.data.loading.reading import BatchReader
+from sightline.doctor.checks.optimiser.non_finite import explain
+from sightline.doctor.core.finding import Finding
+from sightline.engine.build import Built
+from sightline.engine.device import to_device
+from sightline.engine.distributed import World
+from sightline.engine.train import NonFiniteGradientError, _Clock, optimise_once
+from sightline.losses.cross_entropy import CrossEntropy
+from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
+from tests.doctor.planting import Wrapped, assert_complete, caught, make, with_data, with_losses, with_model
+
+
+class Roots(nn.Module):
+    """The root of numbers, some of which are below zero."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.sqrt()
+
+
+class Distance(nn.Module):
+    """Adds each point's distance to the first point: 0 for that point itself, where the root has no slope."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        squares = (values - values[:, :1]).square().sum(dim=-1, keepdim=True)
+        return values + squares.sqrt()
+
+
+class WithModule(PointNetPlain):
+    """A PointNet with something odd after its first layer."""
+
+    def __init__(self, odd: nn.Module) -> None:
+        super().__init__(num_classes=12, in_channels=3, embedding=32, dropout=0.0)
+        self.encode.insert(1, odd)
+
+
+class Between(PointNetPlain):
+    """Divides by zero between two modules, in its own forward."""
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
+        pooled = self.encode(points)
+        return {"logits": self.head(pooled / (pooled - pooled))}
+
+
+class LogOfZero(CrossEntropy):
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        chosen = (logits - 1000).softmax(dim=-1).gather(1, (logits.argmin(1))[:, None])
+        return -(chosen * 0).log().sum()
+
+
+class RootOfZero(CrossEntropy):
+    """Finite, and zero at zero, but without slope there."""
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return super().forward(logits=logits, label=label) + (logits * 0).sum().sqrt()
+
+
+def failed(built: Built, *, step: int = 3) -> NonFiniteGradientError:
+    """The error that the loop raises at a step."""
+    job = built.job
+    job.step = step
+    keys = [micro[0] for micro in job.stream.plan.parts(step)]
+    batches = [to_device(job.stream.reader(part), torch.device("cpu")) for part in keys]
+    with pytest.raises(NonFiniteGradientError) as caught_error:
+        optimise_once(job, job.model, batches, World(), _Clock())
+    return caught_error.value
+
+
+def explained(built: Built, stage: str, cause: str) -> Finding:
+    """The finding, after asserting that explaining leaves model and random state as they are."""
+    error = failed(built)
+    before = copy.deepcopy(error.job.model.state_dict())
+    gradients = {name: p.grad.clone() for name, p in error.job.model.named_parameters() if p.grad is not None}
+    state = torch.get_rng_state()
+    finding = explain(error, World())
+    assert torch.equal(torch.get_rng_state(), state)
+    after = error.job.model.state_dict()
+    assert all(torch.equal(before[n].nan_to_num(), after[n].nan_to_num()) for n in before)
+    for name, parameter in error.job.model.named_parameters():
+        assert name not in gradients or torch.equal(gradients[name].nan_to_num(), parameter.grad.nan_to_num())
+    assert (finding.evidence["stage"], finding.cause) == (stage, cause), str(finding)
+    assert finding.where.step == 3
+    assert finding.phase == "runtime"
+    assert_complete(finding)
+    return finding
+
+
+def spoil(index: int) -> Any:
+    def edit(batch: dict, keys: Any) -> dict:
+        points = batch["points"].clone()
+        points[batch["sample_index"] == index, 6, 2] = torch.nan
+        return {**batch, "points": points}
+
+    return lambda inner: Wrapped(inner, edit)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_in_the_data(tmp_path: Path, micro_batches: int) -> None:
+    built = make(tmp_path, f"train.micro_batches={micro_batches}")
+    index = built.job.stream.plan.parts(3)[-1][0][-1].index
+    finding = explained(with_data(built, spoil(index)), "data", "data.corrupt_sample")
+    assert finding.where.sample == index
+    assert "points[" in finding.measured
+
+
+def test_in_a_parameter(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    with torch.no_grad():
+        built.job.model.encode[2].linear.weight[3, 1] = torch.inf
+    finding = explained(built, "parameter", "optim.nonfinite")
+    assert finding.where.param == "encode.2.linear.weight"
+    assert "1 of 4096 values" in finding.measured
+
+
+def test_in_the_forward_pass_of_a_module(tmp_path: Path) -> None:
+    built = with_model(make(tmp_path), WithModule(nn.Sequential(nn.Linear(64, 64), Roots())))
+    finding = explained(built, "forward", "model.numerics")
+    assert finding.where.layer == "encode.1.1"
+    assert finding.where.sample in built.data.train.indices
+    assert ".. " in finding.measured.split("what went in: ")[1]
+
+
+def test_in_the_forward_pass_between_modules(tmp_path: Path) -> None:
+    built = with_model(make(tmp_path), Between(num_classes=12, in_channels=3, embedding=32))
+    finding = explained(built, "forward", "model.numerics")
+    assert "the model's own forward, after 'encode'" in finding.summary
+
+
+def test_in_a_loss(tmp_path: Path) -> None:
+    built = with_losses(make(tmp_path), {"cross_entropy": LogOfZero(num_classes=12)})
+    finding = explained(built, "loss", "loss.form")
+    assert finding.evidence["loss"] == "cross_entropy"
+
+
+def test_in_the_backward_pass_of_a_module(tmp_path: Path) -> None:
+    built = with_model(make(tmp_path), WithModule(Distance()))
+    finding = explained(built, "backward", "model.numerics")
+    assert finding.where.layer == "encode.1"
+    assert finding.evidence["operation"] == "SqrtBackward0"
+
+
+def test_in_the_backward_pass_of_a_loss(tmp_path: Path) -> None:
+    built = with_losses(make(tmp_path), {"cross_entropy": RootOfZero(num_classes=12)})
+    finding = explained(built, "backward", "loss.form")
+    assert finding.evidence["loss"] == "cross_entropy"
+    assert finding.evidence["operation"] == "SqrtBackward0"
+
+
+def test_in_the_norm(tmp_path: Path) -> None:
+    """Gradients of 1e30 are finite in float32, their squares are not."""
+    built = make(tmp_path)
+    job = dataclasses.replace(built.job, weights={"cross_entropy": 1e30})
+    finding = explained(dataclasses.replace(built, job=job), "norm", "optim.nonfinite")
+    assert finding.where.param in dict(job.model.named_parameters())
+
+
+def test_a_fault_that_does_not_come_again(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    job, batch = (
+        built.job,
+        to_device(built.job.stream.reader(built.job.stream.plan.parts(0)[0][0]), torch.device("cpu")),
+    )
+    ones = {"cross_entropy": torch.tensor(1.0)}
+    error = NonFiniteGradientError(job, [batch], ones, ones, torch.tensor(torch.nan))
+    finding = explain(error, World())
+    assert finding.cause == "sys.nondeterminism"
+    assert_complete(finding)
+
+
+def test_ragged_rows_lead_to_their_sample(tmp_path: Path) -> None:
+    from tests.contract.toys import TOYS, RaggedNet
+
+    class Rooted(RaggedNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.insert(1, Roots())
+
+    toy = TOYS["segment"]
+    model = Rooted().double()
+    reader = BatchReader(toy.dataset)
+    built = make(tmp_path)
+    stream = dataclasses.replace(built.job.stream, reader=reader)
+    job = dataclasses.replace(
+        built.job, model=model, stream=stream, task=toy.task(model, reader.keys), weights=toy.weights
+    )
+    keys = job.stream.plan.parts(0)[0][0][:5]
+    ones = {name: torch.tensor(1.0) for name in toy.weights}
+    finding = explain(NonFiniteGradientError(job, [reader(keys)], ones, ones, torch.tensor(torch.nan)), World())
+    assert finding.where.layer == "net.1"
+    assert finding.where.sample in {key.index for key in keys}
+
+
+def test_before_training_the_first_step_tells(tmp_path: Path) -> None:
+    finding = caught(with_model(make(tmp_path), WithModule(Distance())), "non-finite", "model.numerics")
+    assert finding.where.layer == "encode.1"
+    assert finding.phase == "preflight"

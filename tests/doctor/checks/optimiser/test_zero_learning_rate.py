@@ -1,0 +1,103 @@
+"""Guard G15: learning rates that move nothing."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sightline.engine.build import Built
+from tests.doctor.planting import assert_healthy, caught, make
+
+
+def scheduled(built: Built, schedule: Callable[[int], float]) -> Built:
+    return dataclasses.replace(built, job=dataclasses.replace(built.job, schedule=schedule))
+
+
+@pytest.mark.parametrize("schedule", [lambda step: 0.0, lambda step: step // 10**6])
+def test_zero_throughout(tmp_path: Path, schedule: Callable[[int], float]) -> None:
+    finding = caught(scheduled(make(tmp_path), schedule), "zero-learning-rate", "optim.lr")
+    assert "28 steps" in finding.measured
+    assert finding.where.config_path == "schedule"
+
+
+def test_a_base_rate_of_zero(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    for group in built.job.optimizer.param_groups:
+        group["base_lr"] = 0.0
+    finding = caught(built, "zero-learning-rate", "optim.lr")
+    assert finding.where.config_path == "optimizer.lr"
+    assert finding.where.line == 6
+
+
+def test_zero_after_a_step(tmp_path: Path) -> None:
+    built = scheduled(make(tmp_path), lambda step: float(step < 10))
+    finding = caught(built, "zero-learning-rate", "optim.scheduler", "warning")
+    assert finding.where.step == 10
+    assert "last 18 steps, 64%" in finding.measured
+
+
+def test_a_warm_up_that_is_most_of_the_run(tmp_path: Path) -> None:
+    built = scheduled(make(tmp_path), lambda step: max(0, step - 20) / 8)
+    finding = caught(built, "zero-learning-rate", "optim.scheduler", "warning")
+    assert "first 21 of 28" in finding.summary
+
+
+@pytest.mark.parametrize(("value", "told"), [(-0.5, "-0.05"), (float("nan"), "nan"), (float("inf"), "inf")])
+def test_a_rate_that_is_none(tmp_path: Path, value: float, told: str) -> None:
+    built = scheduled(make(tmp_path), lambda step: value if step == 5 else 1.0)
+    finding = caught(built, "zero-learning-rate", "optim.scheduler")
+    assert finding.where.step == 5
+    assert told in finding.measured
+
+
+def test_a_rate_too_small_for_the_number_format(tmp_path: Path) -> None:
+    """float32 weights of some 0.1 do not take changes of 1e-20."""
+    built = make(tmp_path, "optimizer.lr=1e-20")
+    finding = caught(_without_zeros(built), "zero-learning-rate", "optim.lr")
+    assert "change no bit" in finding.summary
+    assert finding.where.param is not None
+
+
+def _without_zeros(built: Built) -> Built:
+    """Biases of exactly 0 take any change, however small."""
+    with torch.no_grad():
+        for parameter in built.job.model.parameters():
+            parameter[parameter == 0] = 0.5
+    return built
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("schedule={name: constant, warmup_epochs: 1}",),
+        ("schedule={name: cosine}",),
+        ("schedule={name: cosine, warmup_epochs: 0.5}",),
+        ("schedule={name: one_cycle}",),
+        ("schedule={name: step, milestones: [1]}",),
+        ("optimizer={name: adamw, lr: 1e-3}", "train.clip_norm=1.0"),
+        ("optimizer={name: rmsprop, lr: 1e-3}", "train.ema_decay=0.9"),
+        ("train.precision=bf16",),
+        ("train.precision=float64",),
+        ("train.micro_batches=4",),
+    ],
+)
+def test_healthy_runs(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    assert_healthy(make(tmp_path, *overrides))
+
+
+def test_a_warm_up_from_exactly_zero(tmp_path: Path) -> None:
+    assert_healthy(scheduled(make(tmp_path), lambda step: min(1.0, step / 5)))
+
+
+def test_the_optimiser_of_the_run_is_left_alone(tmp_path: Path) -> None:
+    built = make(tmp_path, "optimizer={name: adam, lr: 1e-3}")
+    before = copy.deepcopy(built.job.optimizer.state_dict())
+    assert_healthy(built)
+    after = built.job.optimizer.state_dict()
+    assert after["state"] == before["state"] == {}
+    assert after["param_groups"] == before["param_groups"]

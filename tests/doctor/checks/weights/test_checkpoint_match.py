@@ -1,0 +1,102 @@
+"""Guard G11: weights to start from that do not fit, or that did not get there."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from sightline.config import read_config
+from sightline.engine.build import Built, build
+from sightline.engine.distributed import World
+from sightline.errors import CheckpointError
+from sightline.models.pointnet import PointNetPlain
+from sightline.runs import checkpoint
+from tests.doctor.planting import CONFIG, assert_healthy, caught, make, with_model
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A run directory that holds the checkpoint of another model of the same kind."""
+    model = make(tmp_path, "seed=9").job.model
+    snapshot = checkpoint.Snapshot(
+        step=5, model=dict(model.state_dict()), optimizer={}, ema=None, state={"unwritten": None}
+    )
+    checkpoint.save(tmp_path / "run", snapshot, keep_last=1, is_best=False)
+    return tmp_path / "run"
+
+
+def started(tmp_path: Path, source: Path, text: str = "") -> Built:
+    path = tmp_path / "small.yaml"
+    path.write_text(CONFIG + f"init: {{from: '{source}'{text}}}\n")
+    return build(read_config(path), World())
+
+
+def test_healthy_start(tmp_path: Path, source: Path) -> None:
+    assert_healthy(started(tmp_path, source))
+
+
+def test_declared_partial_start_is_told(tmp_path: Path, source: Path) -> None:
+    from sightline.doctor.checks.weights.checkpoint_match import checkpoint_match
+    from sightline.doctor.context import Context
+
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        CONFIG.replace("embedding: 32", "embedding: 16")
+        + f"init: {{from: '{source}', may_be_missing: [encode.4, head.0]}}\n"
+    )
+    built = build(read_config(path), World())
+    findings = checkpoint_match(Context(built, World()))
+    assert [finding.severity for finding in findings] == ["note"]
+    assert "matched" in findings[0].measured
+
+
+def test_weights_of_another_model(tmp_path: Path, source: Path) -> None:
+    built = started(tmp_path, source)
+    model = PointNetPlain(num_classes=12, in_channels=3, embedding=16, dropout=0.0)
+    finding = caught(with_model(built, model), "checkpoint-match", "ckpt.key_mismatch")
+    assert "encode.4.linear.weight" in finding.measured
+    assert finding.where.config_path == "init.from"
+    assert finding.where.line == 9
+
+
+def test_building_refuses_them_too(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing is missing"):
+        started(tmp_path, source, ", may_be_missing: [nothing]")
+
+
+def test_everything_may_be_missing(tmp_path: Path, source: Path) -> None:
+    built = started(tmp_path, source)
+    init = dataclasses.replace(built.config.init, may_be_missing=("encode", "head", "other"))  # type: ignore[type-var]
+    renamed = torch.nn.Module()
+    renamed.other = built.job.model  # type: ignore[assignment]
+    renamed.forward = built.job.model.forward  # type: ignore[method-assign]
+    built = dataclasses.replace(built, config=dataclasses.replace(built.config, init=init))
+    finding = caught(with_model(built, renamed), "checkpoint-match", "ckpt.key_mismatch")
+    assert "nothing is loaded" in finding.summary
+
+
+def test_a_damaged_checkpoint(tmp_path: Path, source: Path) -> None:
+    built = started(tmp_path, source)
+    file = source / "checkpoints" / "last" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    finding = caught(built, "checkpoint-match", "ckpt.corrupt")
+    assert "model.safetensors" in finding.measured
+
+
+def test_weights_that_did_not_stay(tmp_path: Path, source: Path) -> None:
+    """Something initialised the model anew after its weights were loaded."""
+    built = started(tmp_path, source)
+    torch.nn.init.zeros_(built.job.model.head[2].bias)  # type: ignore[index, arg-type]
+    finding = caught(built, "checkpoint-match", "ckpt.stale")
+    assert "head.2.bias" in finding.measured
+
+
+def test_a_resumed_run_has_its_weights_from_elsewhere(tmp_path: Path, source: Path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(CONFIG + "init: {from: 'gone'}\n")
+    assert_healthy(build(read_config(path), World(), is_resumed=True))

@@ -1,0 +1,158 @@
+"""Guard G3: stages whose clouds differ are named; alike ones, and runs from random weights, are not."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sightline.config import read_config
+from sightline.engine.build import build
+from sightline.engine.distributed import World
+from sightline.runs.stages import differences, stage_of, training_differences
+from sightline.types import CloudForm, DataInfo, Field
+from tests.command import run_here
+from tests.doctor.planting import CONFIG, assert_healthy, caught
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the healthy config."""
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "first.yaml").write_text(CONFIG)
+    done = run_here("train", folder / "first.yaml", "train.steps=1", "--out", folder / "run", "--no-check")
+    assert done.code == 0, done.err
+    return folder / "run"
+
+
+def tuned(tmp_path: Path, source: Path, *overrides: str) -> object:
+    path = tmp_path / "second.yaml"
+    path.write_text(CONFIG + f"init: {{from: '{source}'}}\n")
+    return build(read_config(path, overrides), World())
+
+
+def test_stages_alike_are_healthy(tmp_path: Path, source: Path) -> None:
+    assert_healthy(tuned(tmp_path, source))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.num_points=64", "the number of points of a cloud: "),
+        ("transforms.evaluate=[{name: sample_points, num_points: 16}]", "16 in second (synthetic_shapes)"),
+        (
+            "transforms.evaluate=[{name: jitter, std: 0.5}]",
+            "the evaluation transforms of points: none in first (synthetic_shapes), jitter {std: 0.5",
+        ),
+    ],
+)
+def test_other_clouds_are_named_with_both_stages(tmp_path: Path, source: Path, override: str, told: str) -> None:
+    finding = caught(tuned(tmp_path, source, override), "stage-agreement", "data.normalisation", "warning")  # type: ignore[arg-type]
+    assert told in finding.measured
+    assert finding.where.config_path == "init.from"
+
+
+def test_another_up_axis_is_the_first_suspect(tmp_path: Path, source: Path) -> None:
+    built = tuned(tmp_path, source)
+    lineage = dict(built.lineage)  # type: ignore[attr-defined]
+    lineage["here"] = lineage["here"] | {"up_axis": "y"}
+    lineage["differences"] = differences(lineage["source"], lineage["here"])
+    built = dataclasses.replace(built, lineage=lineage)  # type: ignore[type-var]
+    finding = caught(built, "stage-agreement", "cfg.axis_swap", "warning")  # type: ignore[arg-type]
+    assert finding.measured == "the up axis: z in first (synthetic_shapes), y in second (synthetic_shapes)"
+
+
+def stage(form: CloudForm | None, *evaluate: str, tmp_path: Path) -> dict[str, object]:
+    path = tmp_path / "stage.yaml"
+    path.write_text(CONFIG)
+    config = read_config(path, [f"transforms.evaluate=[{', '.join(evaluate)}]"])
+    info = DataInfo({"up_axis": "z"}, {"points": Field("points 3", "float32")}, clouds=form)
+    return stage_of(config, info)
+
+
+def test_what_the_set_does_and_what_a_transform_does_is_the_same(tmp_path: Path) -> None:
+    """A set in the unit sphere equals one that a transform puts there; of two counts the last holds."""
+    by_set = stage(CloudForm(64, unit_sphere="promised"), tmp_path=tmp_path)
+    moved = stage(
+        CloudForm(2048), "{name: normalize_unit_sphere}", "{name: sample_points, num_points: 64}", tmp_path=tmp_path
+    )
+    assert by_set == moved
+    assert differences(by_set, stage(CloudForm(64), tmp_path=tmp_path)) == [
+        "whether clouds lie in the unit sphere about their mean: yes in stage (synthetic_shapes), "
+        "no in stage (synthetic_shapes)"
+    ]
+
+
+def test_views_of_a_method_are_no_transform_of_its_data(tmp_path: Path) -> None:
+    plain = stage(CloudForm(64), tmp_path=tmp_path)
+    views = "{name: two_views, each: [{name: rotate}, {name: jitter}]}"
+    assert differences(plain, stage(CloudForm(64), views, tmp_path=tmp_path)) == []
+
+
+def test_training_transforms_are_told_apart_one_by_one(tmp_path: Path) -> None:
+    """Of two alike that one stage has, the other's one takes one away; what stands in both is not told."""
+    jitter, scale = "{name: jitter, std: 0.5}", "{name: scale}"
+    stages = [trained(blocks, tmp_path) for blocks in ((jitter, scale, jitter), (scale, jitter), (jitter, scale))]
+    (told,) = training_differences(stages[0], stages[1])
+    assert told == (
+        "training transforms of points: jitter {std: 0.5, clip: 0.05} in stage (synthetic_shapes) alone, none in stage "
+        "(synthetic_shapes) alone"
+    )
+    (told,) = training_differences(stages[1], stages[2])
+    assert "the same in another order" in told
+    assert training_differences(stages[1], stages[1]) == []
+
+
+def trained(blocks: tuple[str, ...], tmp_path: Path) -> dict[str, object]:
+    path = tmp_path / "stage.yaml"
+    path.write_text(CONFIG)
+    config = read_config(path, [f"transforms.train=[{', '.join(blocks)}]"])
+    return stage_of(config, DataInfo({}, {"points": Field("points 3", "float32")}))
+
+
+def test_what_is_not_known_is_no_difference(tmp_path: Path) -> None:
+    assert differences(stage(None, tmp_path=tmp_path), stage(CloudForm(64), tmp_path=tmp_path)) == []
+
+
+def of_points(count: int, model: str, tmp_path: Path) -> dict[str, object]:
+    path = tmp_path / "stage.yaml"
+    path.write_text(CONFIG)
+    config = read_config(path, [f"model={model}"])
+    info = DataInfo({"up_axis": "z"}, {"points": Field("points 3", "float32")}, clouds=CloudForm(count))
+    return stage_of(config, info)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "told"),
+    [
+        (
+            (64, "{name: dgcnn, num_neighbours: 8}"),
+            (64, "{name: dgcnn, num_neighbours: 4}"),
+            "how far the encoder's graph reaches: 8 neighbours of 64 points in there, 4 of 64 in here",
+        ),
+        ((64, "{name: dgcnn, num_neighbours: 8}"), (64, "{name: dgcnn, num_neighbours: 8, dropout: 0.1}"), None),
+        (
+            (64, "{name: dgcnn, num_neighbours: 8}"),
+            (64, "{name: intrapoint, points: {name: dgcnn, num_neighbours: 8}}"),
+            None,
+        ),
+        (
+            (64, "{name: dgcnn, num_neighbours: 8}"),
+            (64, "{name: intrapoint, points: {name: dgcnn, num_neighbours: 16, neighbours_at: 128}}"),
+            None,
+        ),
+        (
+            (64, "{name: point_bert, num_heads: 6, width: 96, depth: 1}"),
+            (64, "{name: point_bert, num_heads: 3, width: 96, depth: 1}"),
+            "the encoder's num_heads: 6 in there, 3 in here",
+        ),
+        ((64, "{name: dgcnn}"), (64, "{name: pointnet}"), None),
+    ],
+)
+def test_arguments_that_no_tensor_shows(
+    theirs: tuple[int, str], ours: tuple[int, str], told: str | None, tmp_path: Path
+) -> None:
+    """All of these fit by name and shape; another function is another network."""
+    stages = [of_points(*each, tmp_path) for each in (theirs, ours)]
+    assert differences(*stages, names=("there", "here")) == ([] if told is None else [told])

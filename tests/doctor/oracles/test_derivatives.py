@@ -1,0 +1,115 @@
+"""Finite differences along random directions, against torch's `gradcheck` and on functions with wrong gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.gradcheck import GradcheckError
+
+from sightline.doctor.oracles.derivatives import gradient_errors, gradients_of, uncompared
+
+
+class Wrong(Function):
+    """exp, whose backward pass is that of another function at one element alone."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.save_for_backward(values)
+        return values.exp()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (values,) = ctx.saved_tensors
+        slope = values.exp()
+        slope[0, 0] *= 1.1
+        return gradient * slope
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_(True)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.exp(),
+        lambda x: x.relu(),
+        lambda x: x.amax(dim=1),
+        lambda x: (x @ x.T).softmax(dim=1),
+        lambda x: x.square().sum(),
+        lambda x: 0 * x,
+    ],
+)
+def test_right_gradients(function: Callable[[Tensor], Tensor]) -> None:
+    values = drawn(5, 4)
+    before = values.detach().clone()
+    assert torch.autograd.gradcheck(function, (values,))
+    assert gradient_errors(lambda: [function(values)], {"x": [values]})["x"] < 1e-6
+    assert torch.equal(values.detach(), before)
+
+
+def test_a_wrong_element_among_twenty() -> None:
+    values = drawn(5, 4)
+    with pytest.raises(GradcheckError):
+        torch.autograd.gradcheck(Wrong.apply, (values,))
+    assert gradient_errors(lambda: [Wrong.apply(values)], {"x": [values]})["x"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: x.detach().exp(), lambda x: x.exp() * 1.0 + x.exp().detach(), lambda x: x.data * 2.0]
+)
+def test_gradients_that_are_cut_off(function: Callable[[Tensor], Tensor]) -> None:
+    values = drawn(5, 4)
+    assert gradient_errors(lambda: [function(values)], {"x": [values]})["x"] > 1e-2  # of the size of the whole gradient
+
+
+def test_the_wrong_one_of_two_tensors() -> None:
+    one, other = drawn(3), drawn(3)
+    errors = gradient_errors(lambda: [one * other.detach()], {"one": [one], "other": [other]})
+    assert errors["one"] < 1e-6
+    assert errors["other"] == pytest.approx(1.0)
+
+
+def test_a_gradient_that_is_lost_in_rounding_is_not_compared() -> None:
+    """A bias before a normalisation: it changes nothing, and what is left of its gradient is rounding."""
+    values, bias = drawn(50, 3), drawn(3)
+
+    def normed() -> list[Tensor]:
+        moved = values + 10 * bias
+        return [(moved - moved.mean(0)) / moved.std(0)]
+
+    assert gradient_errors(normed, {"bias": [bias]})["bias"] < 1e-3
+
+
+def test_second_derivatives() -> None:
+    class HalfWrong(Function):
+        """x^3, the gradient of whose gradient is wrong."""
+
+        @staticmethod
+        def forward(ctx: Any, values: Tensor) -> Tensor:
+            ctx.save_for_backward(values)
+            return values**3
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            (values,) = ctx.saved_tensors
+            return gradient * 3 * values.detach() ** 2
+
+    values = drawn(6)
+    for function, is_right in ((lambda x: x**3, True), (HalfWrong.apply, False)):
+        slopes = gradients_of(lambda f=function: [f(values)], [values])  # type: ignore[misc]
+        assert gradient_errors(lambda f=function: [f(values)], {"x": [values]})["x"] < 1e-6  # type: ignore[misc]
+        assert (gradient_errors(slopes, {"x": [values]})["x"] < 1e-6) == is_right
+
+
+def test_a_gradient_among_too_many_edges_is_not_compared() -> None:
+    """As of a layer that chooses neighbours: far from each other's values, and others after the smallest step."""
+    values = drawn(20)
+    errors = gradient_errors(lambda: [values + (values * 1e9).detach().sin()], {"x": [values]})
+    assert errors == {}
+    assert uncompared({"x": [values]}, errors) == "too many edges to compare the gradient of x"

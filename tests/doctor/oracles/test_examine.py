@@ -1,0 +1,150 @@
+"""Every kind of layer of a model once, and none of a healthy model found wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from sightline import registry
+from sightline.doctor.oracles.examine import distinct_layers, examine_layers
+from sightline.doctor.oracles.rows import Row
+from sightline.layers.edge_conv import EdgeConv
+from sightline.layers.mlp import LinearNorm
+from tests.models.small_models import make_inputs, small_model
+
+
+class Scaled(nn.Module):
+    """A layer of a user's own, with a backward pass of its own; `slip` is the factor that it is wrong by."""
+
+    def __init__(self, slip: float = 1.0) -> None:
+        super().__init__()
+        self.slip = slip
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, values: Tensor) -> Tensor:
+        out: Tensor = _Times.apply(values, self.scale, self.slip)
+        return out
+
+
+class _Times(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: Tensor, slip: float) -> Tensor:
+        ctx.save_for_backward(values, scale)
+        ctx.slip = slip
+        return values * scale
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        values, scale = ctx.saved_tensors
+        return gradient * scale, ctx.slip * (gradient * values).sum(0), None
+
+
+class SumsInHalf(nn.Module):
+    """Adds in half precision where it is not given float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, values: Tensor) -> Tensor:
+        narrow = torch.float64 if values.dtype == torch.float64 else torch.bfloat16
+        return (values.to(narrow) @ self.weight.to(narrow)).to(values.dtype)
+
+
+class Draws(nn.Module):
+    """Noise from a generator that no seed reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values * self.weight + torch.randn(values.shape, generator=self.generator).to(values)
+
+
+def rows_of(model: nn.Module, width: int = 3) -> dict[str, Row]:
+    values = torch.randn(6, width, generator=torch.Generator().manual_seed(1))
+    return {row.place: row for row in examine_layers(model, {"x": values}, lambda batch: model(batch["x"]))}
+
+
+def test_kinds_are_types_with_their_arguments() -> None:
+    model = nn.Sequential(
+        *(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3), nn.ReLU(inplace=True), nn.Linear(3, 3, bias=False)),
+        *(nn.BatchNorm1d(3), nn.BatchNorm1d(3, eps=1e-3), LinearNorm(in_channels=3, out_channels=3)),
+        LinearNorm(in_channels=3, out_channels=5),
+    )
+    assert distinct_layers(model) == [
+        *(["0", "2"], ["1"], ["3"], ["4", "7.linear", "8.linear"], ["5", "7.norm", "8.norm"], ["6"], ["7", "8"]),
+        ["7.activation", "8.activation"],
+    ]
+    patched = nn.Linear(3, 3)
+    patched.forward = lambda values: 2 * values  # type: ignore[method-assign]
+    assert len(distinct_layers(nn.Sequential(nn.Linear(3, 3), patched))) == 2
+
+
+QUICK = ("image_classifier", "pct_naive", "pointnet_plain")
+MODELS = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in registry.models.names()]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_of_the_models_of_the_package_is_wrong(name: str) -> None:
+    model = small_model(name).float()
+    inputs = {k: v.float() if v.is_floating_point() else v for k, v in make_inputs(model, 4).items()}
+    rows = examine_layers(model, inputs, lambda batch: model(**batch))
+    assert not [row for row in rows if row.verdict == "wrong"]
+    assert not [row for row in rows if row.verdict == "not checked" and "not called" not in row.note]
+    assert max(row.slope for row in rows if row.slope is not None) < 2e-4  # a fifth of what would be reported
+    assert max(row.drift / row.drift_limit for row in rows if row.drift is not None) < 0.5
+
+
+def test_a_layer_with_a_wrong_backward_is_named_and_its_tensor() -> None:
+    right, wrong = (
+        rows_of(nn.Sequential(nn.Linear(3, 3), Scaled())),
+        rows_of(nn.Sequential(nn.Linear(3, 3), Scaled(0.9))),
+    )
+    assert right["1"].verdict == "half-checked"
+    assert wrong["1"].is_wrong_backward
+    assert wrong["1"].weakest == "scale"
+    assert wrong["1"].file[0] == __file__
+    assert wrong["0"].verdict == "checked"
+
+
+def test_half_precision_in_a_layer_of_ones_own() -> None:
+    rows = rows_of(nn.Sequential(nn.Linear(3, 3), SumsInHalf()))
+    assert rows["1"].drifts
+    assert not rows["1"].is_wrong_backward
+
+
+def test_what_cannot_be_checked_is_told() -> None:
+    rows = rows_of(nn.Sequential(nn.Linear(3, 3), Draws()))
+    assert rows["1"].verdict == "not checked"
+    assert "differ from call to call" in rows["1"].note
+
+    unused = nn.ModuleDict({"used": nn.Linear(3, 3), "spare": Scaled()})
+    values = torch.ones(6, 3)
+    rows = {row.place: row for row in examine_layers(unused, {}, lambda batch: unused["used"](values))}
+    assert rows["spare"].note == "it was not called in the step"
+
+
+@pytest.mark.parametrize("slip", [True, False])
+def test_a_fast_layer_that_differs_from_its_definition(slip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EdgeConv with the two halves of an edge exchanged: its gradients are right."""
+    forward = EdgeConv.forward
+
+    def exchanged(self: EdgeConv, features: Tensor, index: Tensor) -> Tensor:
+        return forward(self, -features, index)
+
+    if slip:
+        monkeypatch.setattr(EdgeConv, "forward", exchanged)
+    layer = EdgeConv(in_channels=3, out_channels=4)
+    values = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(1))
+    index = torch.randint(0, 6, (2, 6, 3), generator=torch.Generator().manual_seed(2))
+    whole = nn.ModuleDict({"conv": layer})
+    (row, *_) = [r for r in examine_layers(whole, {}, lambda batch: layer(values, index)) if r.place == "conv"]
+    assert row.is_wrong_forward == slip
+    assert not row.is_wrong_backward

@@ -1,0 +1,102 @@
+"""Sums of squares are found by what they do, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sightline.doctor.oracles.squares import rightful_factor
+from sightline.losses.base import Loss
+from tests.doctor.regressing import MeanSquare, context_of, make_maps
+
+
+class Masked(MeanSquare):
+    """Of the upper half alone."""
+
+    def count(self, *, heatmaps: Tensor) -> Tensor:
+        return torch.tensor(heatmaps[:, :, 5:].numel())
+
+    def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
+        return (likelihood - heatmaps)[:, :, 5:].square().sum()
+
+
+class Rows(MeanSquare):
+    """Squared distances of rows of ten cells."""
+
+    def count(self, *, heatmaps: Tensor) -> Tensor:
+        return torch.tensor(heatmaps.numel() // 10)
+
+
+class Halved(MeanSquare):
+    def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
+        return 0.5 * super().forward(likelihood=likelihood, heatmaps=heatmaps)
+
+
+class Divided(MeanSquare):
+    """Returns the mean, and counts as well."""
+
+    def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
+        return F.mse_loss(likelihood, heatmaps)
+
+
+class Doubled(MeanSquare):
+    """Of twice the target, which is no key of the batch."""
+
+    def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
+        return (likelihood - 2 * heatmaps).square().sum()
+
+
+class Absolute(MeanSquare):
+    def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
+        return (likelihood - heatmaps).abs().sum()
+
+
+class Smooth(MeanSquare):
+    def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
+        return F.smooth_l1_loss(likelihood, heatmaps, reduction="sum")
+
+
+class OfSigmoid(MeanSquare):
+    def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
+        return (likelihood.sigmoid() - heatmaps).square().sum()
+
+
+class Concave(MeanSquare):
+    def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
+        return -(likelihood - heatmaps).square().sum()
+
+
+@pytest.mark.parametrize(
+    ("loss", "factor", "key", "rightful"),
+    [
+        (MeanSquare(), 1.0, "heatmaps", 1.0),
+        (Masked(), 1.0, "heatmaps", 1.0),
+        (Rows(), 10.0, "heatmaps", 10.0),
+        (Halved(), 0.5, "heatmaps", None),
+        (Divided(), 1 / 4000, "heatmaps", None),
+        (Doubled(), 1.0, None, 1.0),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_squares(tmp_path: Path, loss: Loss, factor: float, key: str | None, rightful: float | None) -> None:
+    squares = context_of(make_maps(tmp_path, loss=loss)).squares["mean_square"]
+    assert (squares.output_key, squares.target_key) == ("likelihood", key)
+    assert squares.factor == pytest.approx(factor)
+    assert rightful_factor(squares) == rightful
+
+
+@pytest.mark.parametrize("loss", [Absolute(), Smooth(), OfSigmoid(), Concave()], ids=lambda value: type(value).__name__)
+def test_other_losses(tmp_path: Path, loss: Loss) -> None:
+    assert context_of(make_maps(tmp_path, loss=loss)).squares == {}
+
+
+def test_the_losses_of_constant_answers_are_those_of_the_targets(tmp_path: Path) -> None:
+    context = context_of(make_maps(tmp_path))
+    squares, target = context.squares["mean_square"], context.rehearsal.batch["heatmaps"].double().numpy()
+    assert squares.zero == pytest.approx((target**2).mean(), rel=1e-9)
+    assert squares.constant == pytest.approx(target.var(), rel=1e-9)
+    assert squares.middle == pytest.approx(target.mean(), rel=1e-9)

@@ -1,0 +1,59 @@
+"""Shipped recipes of every task, cut down, are fitted by their own optimiser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sightline.config import read_config
+from sightline.doctor.overfit.fit_one import Asked, fit_one
+from sightline.engine.build import build
+from sightline.engine.distributed import World
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = ("data.train_size=60", "data.test_size=24")
+CASES = {
+    "classify/synthetic_shapes_dgcnn": ("data.num_points=64", "model.num_neighbours=6", "model.embedding=64"),
+    "classify/synthetic_shapes_point_bert": (
+        "data.num_points=64",
+        "model={width: 32, depth: 2, num_groups: 8, group_size: 8}",
+    ),
+    "segment/synthetic_shapes_point_transformer": (
+        "data.num_points=64",
+        "model={widths: [8, 16], strides: [1, 4], num_neighbours: [4, 4], num_blocks: [1, 1]}",
+    ),
+    "contrast/synthetic_shapes_intrapoint_parts": (
+        "data.num_points=64",
+        "model.points={name: dgcnn_parts, num_neighbours: 6, embedding: 64}",
+    ),
+}
+SLOW = {
+    "segment/synthetic_shapes_dgcnn": ("data.num_points=64", "model.num_neighbours=6", "model.embedding=64"),
+    "classify/synthetic_shapes_pointnet": ("data.num_points=32",),
+    "classify/synthetic_shapes_pct": ("data.num_points=64", "model={num_centres: [32, 16], num_neighbours: 8}"),
+    "classify/synthetic_shapes_pointnet2": (
+        "data.num_points=64",
+        "model={num_centres: [32, 8], num_neighbours: [8, 8]}",
+    ),
+    "segment/synthetic_shapes_point_transformer_dense": ("data.num_points=128",),
+    "contrast/synthetic_shapes_crosspoint": ("data.num_points=256",),
+}
+
+
+def check(name: str, overrides: tuple[str, ...]) -> None:
+    built = build(read_config(ROOT / "configs" / f"{name}.yaml", [*SIZES, *overrides]), World())
+    result = fit_one(built, Asked(steps=40, is_brief=True), lambda line: None)
+    assert result.is_fitted, result.findings
+    assert [finding for finding in result.findings if finding.severity != "note"] == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_recipe_is_fitted(name: str) -> None:
+    check(name, CASES[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_a_larger_recipe_is_fitted(name: str) -> None:
+    check(name, SLOW[name])

@@ -1,0 +1,147 @@
+"""Builds small runs, plants bugs by wrapping what was built, and asserts that a finding says all it must."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sightline import registry
+from sightline.binding import Offer, outputs_of
+from sightline.config import read_config
+from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.doctor.core.finding import CAUSES, Finding
+from sightline.doctor.suite import run_all
+from sightline.engine.build import Built, Part, build, build_transforms
+from sightline.engine.distributed import World
+from sightline.tasks.classify import Classify
+from sightline.types import SampleKey
+
+CONFIG = """\
+data: {name: synthetic_shapes, num_points: 32, train_size: 240, test_size: 24}
+model: {name: pointnet_plain, embedding: 32, dropout: 0.0}
+losses:
+  - {name: cross_entropy}
+metrics: [{name: accuracy}]
+optimizer: {name: sgd, lr: 0.1}
+train: {epochs: 2, batch_size: 16}
+evaluate: {metric: overall_accuracy}
+"""
+
+
+def make(folder: Path, *overrides: str) -> Built:
+    """A small run, built from a real config file."""
+    path = folder / "small.yaml"
+    path.write_text(CONFIG)
+    return build(read_config(path, overrides), World())
+
+
+class Wrapped:
+    """A data set whose batches pass through `edit(batch, keys)`; `batched=False` gives single samples alone."""
+
+    def __init__(self, inner: Any, edit: Callable[[dict[str, Any], Sequence[SampleKey]], Any], **changes: Any) -> None:
+        self.inner = inner
+        self.edit = edit
+        facts = {**inner.info.facts, **changes.pop("facts", {})}
+        self.info = dataclasses.replace(inner.info, facts=facts, **changes)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def get_batch(self, keys: Sequence[SampleKey]) -> dict[str, Any]:
+        batch = self.inner.get_batch(keys)
+        return self.edit(batch, keys) or batch
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        return {name: value[0] for name, value in self.get_batch([key]).items() if name != "sample_index"}
+
+
+def with_data(built: Built, wrap: Callable[[Any], Any], transforms: Sequence[NamedTransform] = ()) -> Built:
+    """The run on another training set; the part that chooses the checkpoint follows where it is of the same set."""
+    before, dataset = built.data.train.dataset, wrap(built.data.train.dataset)
+    parts = {
+        name: _on(part, dataset, transforms if name == "train" else ()) if part.dataset is before else part
+        for name, part in (("train", built.data.train), ("selection", built.data.selection), ("test", built.data.test))
+    }
+    data = dataclasses.replace(built.data, **parts, facts=dict(dataset.info.facts))
+    stream = dataclasses.replace(built.job.stream, reader=parts["train"].reader)
+    evaluated = BatchReader(dataset, build_transforms(built.config.transforms.evaluate, dataset.info.facts))
+    evaluators = {
+        name: dataclasses.replace(getattr(built, name), reader=evaluated)
+        for name in ("selection", "test")
+        if getattr(built.data, name).dataset is before
+    }
+    return dataclasses.replace(built, data=data, job=dataclasses.replace(built.job, stream=stream), **evaluators)
+
+
+def with_model(built: Built, model: nn.Module) -> Built:
+    """The run with another model, its task and its optimiser."""
+    recipe = registry.optimizers.build(built.config.optimizer, facts=built.data.facts)
+    job = dataclasses.replace(built.job, model=model, optimizer=recipe.build(model))
+    return with_losses(dataclasses.replace(built, job=job), losses_of(built))
+
+
+def with_losses(built: Built, losses: Mapping[str, nn.Module]) -> Built:
+    """The run with other losses under the names of its config."""
+    model = built.job.model
+    task = Classify(
+        model=model,
+        losses=losses,  # type: ignore[arg-type]
+        batch_keys=Offer("data", built.data.train.reader.keys),
+        output_keys=Offer("model", outputs_of(model.forward, owner="model")),
+        class_names=built.data.facts["class_names"],
+    )
+    job = dataclasses.replace(built.job, task=task)
+    return dataclasses.replace(
+        built,
+        job=job,
+        selection=dataclasses.replace(built.selection, task=task),
+        test=dataclasses.replace(built.test, task=task),
+    )
+
+
+def losses_of(built: Built) -> dict[str, nn.Module]:
+    """The losses of a run, made again from its config."""
+    return {c.name: registry.losses.build(c, facts=built.data.facts) for c in built.config.losses}
+
+
+def caught(built: Built, code: str, cause: str, severity: str = "error") -> Finding:
+    """The gravest finding, after asserting that it is the expected one and says all that a finding must say."""
+    findings = run_all(built, World())
+    assert findings, f"nothing was found; expected {code}"
+    top = findings[0]
+    told = "\n".join(map(str, findings))
+    assert (top.code, top.cause, top.severity) == (code, cause, severity), told
+    assert len([f for f in findings if f.severity == "error"]) == (severity == "error"), told
+    assert_complete(top)
+    return top
+
+
+def assert_complete(finding: Finding) -> None:
+    """Everything that a person, or a script, reads of a finding is there; nothing is a placeholder."""
+    assert finding.guard.startswith("G")
+    for text in (finding.summary, finding.measured, finding.expected, finding.action):
+        assert text.strip()
+        assert "\n" not in text
+        assert "None" not in text
+    assert finding.cause in CAUSES
+    assert finding.cause not in finding.alternatives
+    assert str(finding.where)
+    document = json.loads(json.dumps(finding.to_dict()))
+    wanted = "guard code severity summary cause where measured expected action alternatives evidence phase seconds"
+    assert set(document) == set(wanted.split())
+    assert document["where"]
+
+
+def assert_healthy(built: Built) -> None:
+    """No error, no warning."""
+    findings = run_all(built, World())
+    assert [f for f in findings if f.severity != "note"] == [], "\n".join(map(str, findings))
+
+
+def _on(part: Part, dataset: Any, transforms: Sequence[NamedTransform]) -> Part:
+    return dataclasses.replace(part, dataset=dataset, reader=BatchReader(dataset, transforms))

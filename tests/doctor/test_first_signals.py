@@ -1,0 +1,266 @@
+"""Guards G10, G20 and G22 at the first step: gradients, initial weights, the last activation, the first mean square."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline.doctor.checks.loss.initial_squares import initial_squares, predicted
+from sightline.doctor.checks.loss.trivial_predictors import trivial_answers, trivial_predictors
+from sightline.doctor.checks.model.final_activation import final_activation
+from sightline.doctor.checks.model.gradient_flow import gradient_flow
+from sightline.doctor.checks.model.norm_variance import input_variances, norm_variance
+from sightline.doctor.checks.weights.initial_weights import initial_weights, scheme_of
+from sightline.doctor.context import Context
+from sightline.engine.distributed import World
+from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
+from tests.doctor.planting import assert_complete, caught, make, with_model
+from tests.doctor.regressing import MapOutput, Maps, MeanSquare, context_of, grid, heat_maps, make_maps
+
+FIRST = (final_activation, gradient_flow, initial_squares, initial_weights)
+
+
+def warnings_of(context: Context, check: Any) -> list[Any]:
+    found = [finding for finding in check(context) if finding.severity != "note"]
+    for finding in found:
+        assert_complete(finding)
+    return found
+
+
+def test_a_healthy_network_of_volumes(tmp_path: Path) -> None:
+    context = context_of(make_maps(tmp_path))
+    assert [finding for check in FIRST for finding in warnings_of(context, check)] == []
+
+
+@pytest.mark.parametrize("model", ["pointnet", "pointnet_plain", "dgcnn"])
+def test_healthy_classifiers(tmp_path: Path, model: str) -> None:
+    more = ", num_neighbours: 8, embedding: 64" if model == "dgcnn" else ""
+    context = Context(make(tmp_path, f"model={{name: {model}{more}}}"), World())
+    assert [finding for check in FIRST for finding in warnings_of(context, check)] == []
+    assert norm_variance(context) == []
+
+
+# --- the last activation ---------------------------------------------------------------------------------------------
+
+
+class Lowered(nn.Module):
+    """A ReLU of values that all begin below 0: nothing will ever move."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (values - 0.1).relu()
+
+
+@pytest.mark.parametrize("last", [nn.ReLU(), nn.ReLU(inplace=True), Lowered(), nn.Sequential(nn.ReLU(), nn.Identity())])
+def test_a_relu_at_the_end_of_heat_maps(tmp_path: Path, last: nn.Module) -> None:
+    (finding,) = warnings_of(context_of(make_maps(tmp_path, model=Maps(last))), final_activation)
+    assert (finding.cause, finding.severity, finding.where.layer) == ("model.activation", "warning", "final")
+    assert "'relu'" in finding.measured
+
+
+@pytest.mark.parametrize(
+    ("last", "told"), [(nn.ReLU(), "'relu'"), (nn.Sigmoid(), "'sigmoid'"), (nn.Softplus(), "'softplus'")], ids=repr
+)
+def test_targets_that_the_last_layer_cannot_give(tmp_path: Path, last: nn.Module, told: str) -> None:
+    built = make_maps(tmp_path, model=Maps(last), target=lambda points: heat_maps(points) - 0.5)
+    (finding,) = warnings_of(context_of(built), final_activation)
+    assert (finding.cause, finding.severity) == ("model.activation", "error")
+    assert told in finding.summary
+    assert "-0.5" in finding.measured
+
+
+@pytest.mark.parametrize("last", [nn.Sigmoid(), nn.Tanh(), nn.LeakyReLU()], ids=repr)
+def test_ends_that_reach_their_targets(tmp_path: Path, last: nn.Module) -> None:
+    assert warnings_of(context_of(make_maps(tmp_path, model=Maps(last))), final_activation) == []
+
+
+def test_a_relu_for_depths_is_legal(tmp_path: Path) -> None:
+    """Targets far above 0, and every output alive."""
+    model = Maps(nn.ReLU())
+    nn.init.constant_(model.final.bias, 0.5)  # type: ignore[arg-type]
+    built = make_maps(tmp_path, model=model, target=lambda points: 1 + heat_maps(points))
+    assert warnings_of(context_of(built), final_activation) == []
+
+
+class Ended(PointNetPlain):
+    """A classifier with an activation at the very end."""
+
+    end: nn.Module
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
+        return {"logits": self.end(super().forward(points=points, features=features)["logits"])}
+
+
+@pytest.mark.parametrize(
+    ("end", "cause", "severity", "told"),
+    [
+        # ln(1 + 11 / e) and ln(1 + 11 e^-2), by hand
+        (nn.Softmax(dim=-1), "loss.double_softmax", "error", "1.619"),
+        (nn.Sigmoid(), "model.activation", "error", "1.619"),
+        (nn.Tanh(), "model.activation", "error", "0.9118"),
+        (nn.ReLU(), "model.activation", "warning", "gets no gradient"),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_logits_that_end_in_an_activation(tmp_path: Path, end: nn.Module, cause: str, severity: str, told: str) -> None:
+    model = Ended(num_classes=12, in_channels=3, embedding=32, dropout=0.0)
+    model.end = end
+    finding = caught(with_model(make(tmp_path), model), "final-activation", cause, severity)
+    assert told in finding.summary
+
+
+# --- sizes at the start ----------------------------------------------------------------------------------------------
+
+
+def test_weights_a_hundred_times_too_large(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    with torch.no_grad():
+        built.job.model.get_parameter("head.0.linear.weight").mul_(100)
+    (finding,) = warnings_of(Context(built, World()), initial_weights)
+    assert (finding.cause, finding.where.layer) == ("model.init", "head.0.linear")
+    assert finding.evidence["num_layers"] == 1
+
+
+@pytest.mark.parametrize(
+    ("draw", "told"),
+    [
+        (lambda w: nn.init.kaiming_uniform_(w, a=5**0.5), "torch's default"),
+        (lambda w: nn.init.kaiming_normal_(w), "He, sqrt(2/fan_in)"),
+        (lambda w: nn.init.kaiming_uniform_(w, mode="fan_out", nonlinearity="relu"), "He, sqrt(2/fan_out)"),
+        (lambda w: nn.init.xavier_normal_(w), "Glorot"),
+        (lambda w: nn.init.normal_(w, std=1e-3), "N(0, 0.001)"),
+        (lambda w: nn.init.trunc_normal_(w, std=0.02), "N(0, 0.02)"),
+        (lambda w: nn.init.zeros_(w), "constant"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_schemes_are_told_by_the_deviations(draw: Any, told: str) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        start = scheme_of("layer", draw(torch.empty(96, 400)))
+        assert start.scheme is not None, start
+        assert start.scheme.startswith(told), start
+        assert start.std <= 3 * start.largest
+
+
+def test_orthogonal_maps_to_more_channels() -> None:
+    torch.manual_seed(0)
+    start = scheme_of("layer", nn.init.orthogonal_(torch.empty(400, 96)))
+    assert start.scheme is not None
+    assert start.scheme.startswith("orthogonal")
+
+
+def test_of_transposed_convolutions_the_first_axis_goes_in() -> None:
+    torch.manual_seed(0)
+    weight = nn.init.normal_(torch.empty(64, 4, 2, 2, 2), std=(2 / (64 * 8)) ** 0.5)
+    start = scheme_of("layer", weight, is_transposed=True)
+    assert start.scheme is not None
+    assert start.scheme.startswith("He, sqrt(2/fan_in)")
+
+
+def test_units_that_are_dead(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    with torch.no_grad():
+        built.job.model.get_parameter("head.0.norm.bias")[: 3 * 512 // 4] = -10.0
+    (finding,) = warnings_of(Context(built, World()), gradient_flow)
+    assert (finding.cause, finding.where.layer) == ("model.activation", "head.0.linear")
+    assert "384 of 512 units" in finding.measured
+
+
+class Deep(nn.Module):
+    """Sigmoids one after the other: each takes a factor of the gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [layer for _ in range(12) for layer in (nn.Linear(8, 8), nn.Sigmoid())]
+        self.net = nn.Sequential(nn.Linear(3, 8), *layers, nn.Linear(8, 12))
+
+    def forward(self, *, points: Tensor) -> PointNetPlainOutput:
+        return {"logits": self.net(points.mean(dim=1))}
+
+
+def test_gradients_that_vanish(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    (finding,) = warnings_of(Context(with_model(make(tmp_path), Deep()), World()), gradient_flow)
+    assert (finding.cause, finding.where.layer) == ("model.init", "net.0")
+    assert "vanish" in finding.summary
+
+
+def test_batch_norms_of_small_inputs(tmp_path: Path) -> None:
+    """The variance is that of the values that the first norm is given."""
+    context = context_of(make_maps(tmp_path))
+    model: Any = context.built.job.model
+    with torch.no_grad():
+        given = model.inner[0](grid(context.rehearsal.batch["points"])).double()
+    found = input_variances(context)["inner.1"]
+    assert torch.allclose(found, given.var(dim=(0, 2, 3, 4)), rtol=1e-4)
+    (note,) = norm_variance(context)
+    assert note.severity == "note"
+    assert note.where.layer == "inner.1"
+    assert len(note.evidence["table"]["rows"]) == 3
+
+
+# --- the first mean square -------------------------------------------------------------------------------------------
+
+
+def test_the_first_mean_square_is_predicted(tmp_path: Path) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        squares = context_of(make_maps(tmp_path, model=Maps())).squares["mean_square"]
+        assert squares.mean(squares.output) == pytest.approx(predicted(squares), rel=0.1)
+        assert 0.9 < squares.mean(squares.output) / squares.zero < 1.1
+
+
+def test_a_last_layer_that_starts_far_too_large(tmp_path: Path) -> None:
+    model = Maps()
+    nn.init.normal_(model.final.weight, std=1.0)
+    (finding,) = warnings_of(context_of(make_maps(tmp_path, model=model)), initial_squares)
+    assert finding.cause == "model.init"
+
+
+class Peeking(Maps):
+    """Is given the target as an input."""
+
+    def forward(self, *, points: Tensor, heatmaps: Tensor) -> MapOutput:  # type: ignore[override]
+        return {"likelihood": 0.9 * heatmaps + super().forward(points=points)["likelihood"]}
+
+
+def test_a_model_that_sees_its_target(tmp_path: Path) -> None:
+    (finding,) = warnings_of(context_of(make_maps(tmp_path, model=Peeking())), initial_squares)
+    assert finding.cause == "data.label_leak"
+
+
+def test_the_losses_of_constant_answers_are_told(tmp_path: Path) -> None:
+    context = context_of(make_maps(tmp_path))
+    zero, middle = trivial_answers(context)
+    target = context.rehearsal.batch["heatmaps"].double().numpy()
+    assert zero.value == pytest.approx((target**2).mean())
+    assert middle.value == pytest.approx(target.var())
+    (note,) = trivial_predictors(context)
+    assert f"{zero.value:.4e}" in note.summary
+    assert_complete(note)
+
+
+def test_constant_answers_of_classifiers(tmp_path: Path) -> None:
+    """Equal chances: ln 12; the classes' shares: the entropy of them."""
+    (even,) = trivial_answers(Context(make(tmp_path), World()))
+    assert even.value == pytest.approx(2.484907, rel=1e-6)
+    context = Context(make(tmp_path, "data.imbalance=50"), World())
+    even, shares = trivial_answers(context)
+    assert even.value == pytest.approx(2.484907, rel=1e-6)
+    census = next(each for each in context.census if each is not None and each.split == "train")
+    p = census.targets / census.targets.sum()
+    assert shares.value == pytest.approx(-(p[p > 0] * torch.from_numpy(p[p > 0]).log().numpy()).sum(), rel=1e-6)
+
+
+def test_a_penalty_has_no_constant_answers(tmp_path: Path) -> None:
+    class Size(MeanSquare):
+        def forward(self, *, likelihood: Tensor) -> Tensor:  # type: ignore[override]
+            return likelihood.square().sum()
+
+    context = context_of(make_maps(tmp_path, loss=Size()))
+    assert trivial_predictors(context) == []
+    assert warnings_of(context, initial_squares) == []

@@ -1,0 +1,503 @@
+"""The suite as a whole: healthy runs, no trace left, causes before symptoms, the same list on every process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline import compiled
+from sightline.config import RunConfig, read_config
+from sightline.config.run_config import Evaluate, Train
+from sightline.data.loading.reading import BatchReader
+from sightline.doctor import suite
+from sightline.doctor.context import CHECKS, Check, Context
+from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.merge import agree, from_dict, merge
+from sightline.doctor.core.rehearsal import rehearse
+from sightline.doctor.suite import all_checks, run_all, run_quick
+from sightline.engine.build import Built, Data, Part, build
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import Evaluator
+from sightline.engine.precision import Precision
+from sightline.engine.schedules import Constant
+from sightline.engine.stream import Plan, Stream
+from sightline.engine.train import Job, train
+from sightline.errors import ConfigError
+from sightline.types import Component
+from sightline.verbs.output import show_findings
+from tests.conftest import ROOT
+from tests.contract.toys import NUM_SAMPLES, TOYS, meters
+from tests.doctor.pairing import STRONG, make_pairs
+from tests.doctor.planting import CONFIG, assert_complete, assert_healthy, make, with_data, with_model
+from tests.doctor.segmenting import Edited, Joined, PerPoint, make_parts, make_rooms
+from tests.processes import run_ranks
+
+SHIPPED = sorted((ROOT / "configs").glob("*/synthetic_*.yaml"))
+
+
+def told(code: str, severity: str = "error", **evidence: object) -> Finding:
+    return Finding(
+        guard="G1",
+        code=code,
+        severity=severity,  # type: ignore[arg-type]
+        summary=f"about {code}",
+        cause="cfg.contract",
+        where=Place(config_path="data"),
+        measured="1",
+        expected="2",
+        action="do",
+        evidence=evidence,
+    )
+
+
+# --- healthy runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_configs_that_need_no_files_are_healthy(path: Path) -> None:
+    is_from_a_run = read_config(path).init is not None  # which is not there: from scratch then
+    assert_healthy(build(read_config(path, ["init=null"] if is_from_a_run else []), World()))
+
+
+@pytest.mark.parametrize("model", ["pointnet", "dgcnn"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_small_runs_are_healthy_whatever_the_seed(tmp_path: Path, model: str, seed: int) -> None:
+    more = ", num_neighbours: 8, embedding: 64" if model == "dgcnn" else ""
+    assert_healthy(make(tmp_path, f"model={{name: {model}{more}}}", f"seed={seed}"))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("normals", ["none", "file"])
+def test_small_runs_on_parts_are_healthy_whatever_the_seed(tmp_path: Path, seed: int, normals: str) -> None:
+    model = PerPoint(in_channels=3 if normals == "none" else 6, num_classes=30)
+    assert_healthy(make_parts(tmp_path, f"seed={seed}", f"data.normals={normals}", model=model))
+    assert_healthy(make_parts(tmp_path, f"seed={seed}"))
+
+
+@pytest.mark.parametrize("wrap", [lambda dataset: dataset, Joined], ids=["our collate", "its own"])
+def test_ragged_runs_are_healthy(tmp_path: Path, wrap: Any) -> None:
+    assert_healthy(make_rooms(tmp_path, wrap))
+
+
+def ragged(inner: Any) -> Edited:
+    """Objects with parts, each with a number of points of its own."""
+    fields = dict(inner.info.fields)
+    for name in ("points", "normals", "label"):
+        shape = "points" if name == "label" else "points 3"
+        fields[name] = dataclasses.replace(fields[name], shape=shape, collate="concatenate")
+
+    def edit(sample: dict, index: int) -> dict:
+        return {name: value if name == "category" else value[: 40 + index % 24] for name, value in sample.items()}
+
+    return Edited(inner, edit, fields=fields)
+
+
+def test_ragged_objects_with_parts_are_healthy(tmp_path: Path) -> None:
+    assert_healthy(with_data(make_parts(tmp_path, model=PerPoint(in_channels=3, num_classes=30)), ragged))
+
+
+def toy_run(name: str, micro_batches: int) -> Built:
+    """A toy of the contract tests as a built run."""
+    toy, world = TOYS[name], World()
+    torch.manual_seed(0)
+    model, reader, precision = toy.model().double(), BatchReader(toy.dataset), Precision("float64")
+    task = toy.task(model, reader.keys)
+    plan = Plan(np.arange(NUM_SAMPLES), 8, seed=3, micro_batches=micro_batches)
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": 0.02, "base_lr": 0.02}])
+    job = Job(
+        model=model,
+        task=task,
+        optimizer=optimizer,
+        schedule=Constant(num_steps=8, steps_per_epoch=6, warmup_epochs=0.5),
+        stream=Stream(plan, reader, world.rank),
+        num_steps=8,
+        weights=toy.weights,
+        precision=precision,
+    )
+    part = Part(toy.dataset, np.arange(NUM_SAMPLES), reader, "train")
+    evaluator = Evaluator(
+        task, meters(toy, model, reader), reader, part.indices, 7, loss_names=tuple(toy.weights), precision=precision
+    )
+    config = RunConfig(
+        name=name,
+        data=Component("toy"),
+        model=Component("toy"),
+        losses=tuple(Component(loss) for loss in toy.weights),
+        metrics=(Component("toy"),),
+        optimizer=Component("adamw"),
+        train=Train(epochs=2, batch_size=8),
+        evaluate=Evaluate(metric="toy"),
+    )
+    return Built(config, Data(part, part, part, {}), job, evaluator, evaluator)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("name", TOYS)
+def test_every_kind_of_task_is_healthy(name: str, micro_batches: int) -> None:
+    assert_healthy(toy_run(name, micro_batches))
+
+
+# --- no trace ---------------------------------------------------------------------------------------------------------
+
+
+def trained(built: Built) -> dict[str, Tensor]:
+    train(of_length(built, 3), World(), lambda record, stop_asked: False)
+    return {**built.job.model.state_dict(), "random": torch.get_rng_state()}
+
+
+def of_length(built: Built, num_steps: int) -> Job:
+    built.job.num_steps = num_steps
+    return built.job
+
+
+@pytest.mark.parametrize("model", ["{name: pointnet}", "{name: dgcnn, num_neighbours: 8, embedding: 64}"])
+def test_a_checked_run_is_the_unchecked_one_bit_for_bit(tmp_path: Path, model: str) -> None:
+    """Dropout, batch norm, momentum, random transforms and an average of weights: all of it would show a trace."""
+    overrides = (
+        f"model={model}",
+        "transforms.train=[{name: rotate}, {name: jitter}]",
+        "optimizer={name: adamw, lr: 1e-2}",
+        "train.ema_decay=0.9",
+        "train.micro_batches=2",
+    )
+    plain, checked = make(tmp_path, *overrides), make(tmp_path, *overrides)
+    torch.manual_seed(5)
+    expected = trained(plain)
+    torch.manual_seed(5)
+    before = [hook for module in checked.job.model.modules() for hook in module._forward_hooks]
+    run_all(checked, World())
+    assert [hook for module in checked.job.model.modules() for hook in module._forward_hooks] == before
+    assert all(parameter.grad is None for parameter in checked.job.model.parameters())
+    found = trained(checked)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    ema, expected_ema = checked.job.ema, plain.job.ema
+    assert ema is not None
+    assert expected_ema is not None
+    assert all(torch.equal(a, b) for a, b in zip(ema.parameters(), expected_ema.parameters(), strict=True))
+
+
+def test_a_checked_segmentation_is_the_unchecked_one_bit_for_bit(tmp_path: Path) -> None:
+    """Its checks put other labels and categories into batches, and other answers to its metrics."""
+    for make_one in (make_parts, make_rooms):
+        plain, checked = make_one(tmp_path), make_one(tmp_path)
+        torch.manual_seed(5)
+        expected = trained(plain)
+        torch.manual_seed(5)
+        run_all(checked, World())
+        found = trained(checked)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_checked_contrast_is_the_unchecked_one_bit_for_bit(tmp_path: Path) -> None:
+    """Its checks put rows of their own into the losses, and read samples apart."""
+    plain, checked = make_pairs(tmp_path, STRONG), make_pairs(tmp_path, STRONG)
+    torch.manual_seed(5)
+    expected = trained(plain)
+    torch.manual_seed(5)
+    run_all(checked, World())
+    found = trained(checked)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_random_states_and_flags_are_put_back(tmp_path: Path) -> None:
+    import random
+
+    built = make(tmp_path)
+    built.job.model.eval()
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index, union-attr]
+    run_all(built, World())
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index, union-attr]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert not any(module.training for module in built.job.model.modules())
+
+
+# --- which checks run -------------------------------------------------------------------------------------------------
+
+
+def test_codes_are_stable() -> None:
+    """Scripts and configs name these; a code that goes, or changes, breaks them."""
+    assert [each.code for each in all_checks()] == [
+        "batch-statistics",
+        "checkpoint-match",
+        "empty-loader",
+        "negatives",
+        "stage-agreement",
+        "untrained-init",
+        "absent-class-score",
+        "broken-offsets",
+        "category-input",
+        "channel-contract",
+        "class-balance",
+        "class-names",
+        "class-weight-length",
+        "collapsed-features",
+        "data-mutation",
+        "duplicate-clouds",
+        "empty-cloud",
+        "feature-scale",
+        "final-activation",
+        "first-evaluation",
+        "first-step",
+        "foreign-hooks",
+        "foreign-image",
+        "initial-contrast",
+        "initial-loss",
+        "initial-squares",
+        "label-outside-parts",
+        "label-range",
+        "misaligned-views",
+        "misplaced-heatmap",
+        "misplaced-volume",
+        "missing-batch-keys",
+        "missing-category",
+        "no-gradient",
+        "non-finite",
+        "non-finite-data",
+        "per-batch-metric",
+        "set-agreement",
+        "trivial-predictors",
+        "untrained-class",
+        "zero-learning-rate",
+        "gradient-flow",
+        "half-checked",
+        "initial-weights",
+        "layer-drift",
+        "layer-forward",
+        "layer-gradient",
+        "norm-variance",
+        "trivial-classes",
+        "collapsed-trained-features",
+        "hooks-of-loggers",
+        "loss-at-chance",
+        "trivial-plateau",
+    ]
+
+
+def test_what_a_run_left_is_looked_at_only_where_there_is_a_run(tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[Path | None] = []
+
+    def note(context: Context) -> list[Finding]:
+        asked.append(context.run)
+        return []
+
+    monkeypatch.setitem(CHECKS, "loss-at-chance", Check("loss-at-chance", "offline", True, note))
+    built = make(tmp_path)
+    run_quick(built, World())
+    run_all(built, World())
+    assert asked == []
+    run_all(built, World(), run=tmp_path)
+    assert suite.run_after(built, World(), run=tmp_path) == []
+    assert asked == [tmp_path, tmp_path]
+
+
+def test_a_model_too_slow_for_the_start_is_left_to_the_check_verb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = make(tmp_path)
+    context = Context(built, World(), forward_s=0.0)
+    assert context.rehearsal.stage == "out of time"
+    found = [finding for each in all_checks() if each.is_quick for finding in each.run(context)]
+    assert [finding for finding in found if finding.severity != "note"] == []
+    monkeypatch.setattr(suite, "_FORWARD_S", 0.0)
+    (finding,) = [finding for finding in run_quick(built, World()) if finding.severity != "note"]
+    assert (finding.code, finding.severity, finding.cause) == ("check-skipped", "warning", "sys.resource")
+    assert finding.summary == "check could not run: a forward pass of 2 samples needs over 0 s of processor time"
+    assert_complete(finding)
+
+
+class Logits(TypedDict):
+    """What the model below returns."""
+
+    logits: Tensor
+
+
+class Slow(nn.Module):
+    """Takes five turns of work for every sample, on a clock that only it moves."""
+
+    def __init__(self, clock: list[float], num_classes: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, num_classes)
+        self.clock = clock
+        self.passes: list[tuple[int, bool]] = []
+
+    def forward(self, points: Tensor) -> Logits:
+        features = self.first(points).mean(1)
+        self.passes.append((len(points), self.training))
+        self.clock[0] += 5 * len(points)
+        return {"logits": self.last(features)}
+
+
+@pytest.mark.parametrize(
+    ("forward_s", "sizes", "stage"),
+    [(20, [(4, True)], "done"), (10, [(4, True), (2, True)], "done"), (5, [(4, True), (2, True), (1, False)], "out")],
+)
+def test_the_sample_shrinks_before_a_step_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forward_s: float, sizes: list[tuple[int, bool]], stage: str
+) -> None:
+    """Only this thread's own clock counts; that on the wall, which other load speeds up, may run as it likes."""
+    clock = [0.0]
+    built = make(tmp_path)
+    model = Slow(clock, num_classes := len(built.data.facts["class_names"]))
+    built = with_model(built, model)
+    monkeypatch.setattr(Slow, "__deepcopy__", lambda self, memo: shared_clock(self), raising=False)
+    monkeypatch.setattr("time.thread_time", lambda: clock[0])
+    monkeypatch.setattr("time.perf_counter", iter(range(0, 10**9, 1000)).__next__)
+    found = rehearse(built.job, torch.device("cpu"), forward_s=forward_s)
+    assert model.passes == sizes
+    assert found.stage.startswith(stage)
+    assert found.seen_outputs["logits"].shape == (sizes[-1][0], num_classes)
+    assert bool(found.skipped) == (stage == "out")
+
+
+def test_compiling_on_the_way_makes_no_model_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty turns of processor time, half of them numba's: the sample need not shrink to be done in twenty."""
+    clock = [0.0]
+    built = make(tmp_path)
+    model = Slow(clock, len(built.data.facts["class_names"]))
+    built = with_model(built, model)
+    monkeypatch.setattr(Slow, "__deepcopy__", lambda self, memo: shared_clock(self), raising=False)
+    monkeypatch.setattr("time.thread_time", lambda: clock[0])
+    before = Slow.forward
+
+    def compiling(self: Slow, points: Tensor) -> Logits:
+        with compiled._compiling().timed():
+            clock[0] += 20
+        return before(self, points)
+
+    monkeypatch.setattr(Slow, "forward", compiling)
+    assert rehearse(built.job, torch.device("cpu"), forward_s=20).stage == "done"
+    assert model.passes == [(4, True)]
+
+
+def shared_clock(model: Slow) -> Slow:
+    """A copy that moves the same clock and notes its passes in the same list."""
+    copied = Slow(model.clock, model.last.out_features)
+    copied.passes = model.passes
+    copied.load_state_dict(model.state_dict())
+    return copied
+
+
+def test_a_check_that_dies_is_counted_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(context: Context) -> list[Finding]:
+        raise KeyError("two\nlines")
+
+    monkeypatch.setattr(suite.logger, "warning", lambda *words, **more: None)  # what it logs fails every other test
+    every = [each._replace(run=dies) if each.code == "label-range" else each for each in all_checks()]
+    monkeypatch.setattr(suite, "all_checks", lambda: every)
+    (finding,) = [each for each in run_all(make(tmp_path), World()) if each.severity != "note"]
+    assert (finding.code, finding.severity, finding.cause) == ("label-range", "warning", "sys.environment")
+    assert finding.summary.startswith("check could not run: KeyError: ")
+    assert_complete(finding)
+
+
+def test_a_dead_check_keeps_its_guard() -> None:
+    assert {suite._guard_of(each) for each in all_checks()} >= {"G1", "G4", "G20"}
+    assert all(suite._guard_of(each) != "G0" for each in all_checks())
+
+
+def test_notes_take_one_line_unless_asked_for_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    note, warning = told("data-mutation", "note"), told("label-range", "warning")
+    show_findings([warning, note])
+    *full, line = capsys.readouterr().err.splitlines()
+    assert full == str(warning).splitlines()
+    assert line == "[data-mutation note cfg.contract] about data-mutation (config path data)"
+    show_findings([note], is_verbose=True)
+    assert capsys.readouterr().err == f"{note}\n"
+
+
+def test_skipped_checks_are_not_run(tmp_path: Path) -> None:
+    built = make(tmp_path, "checks.skip=[missing-batch-keys]")
+    assert run_quick(built, World()) == []
+
+
+def test_unknown_codes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no check 'missing-batch-key'; did you mean 'missing-batch-keys'"):
+        run_quick(make(tmp_path, "checks.skip=[missing-batch-key]"), World())
+
+
+# --- causes before symptoms -------------------------------------------------------------------------------------------
+
+
+def test_a_symptom_is_told_under_its_cause() -> None:
+    findings = merge([told("first-step"), told("zero-learning-rate", "warning"), told("label-range", field="label")])
+    assert [finding.code for finding in findings] == ["label-range"]
+    assert findings[0].evidence["explains"] == [
+        "[first-step] about first-step",
+        "[zero-learning-rate] about zero-learning-rate",
+    ]
+
+
+def test_only_the_same_field_is_explained() -> None:
+    points, label = told("channel-contract", field="points"), told("channel-contract", field="label")
+    findings = merge([points, label, told("label-range", field="label")])
+    assert [(f.code, f.evidence["field"]) for f in findings] == [
+        ("label-range", "label"),
+        ("channel-contract", "points"),
+    ]
+
+
+def test_a_warning_explains_nothing() -> None:
+    assert len(merge([told("first-step"), told("label-range", "warning", field="label")])) == 2
+
+
+def test_one_fault_in_two_parts_is_told_once() -> None:
+    findings = merge([told("label-range", field="label"), told("label-range", field="label")])
+    assert len(findings) == 1
+    assert len(findings[0].evidence["also"]) == 1
+
+
+def test_the_gravest_come_first() -> None:
+    findings = merge([told("a", "note"), told("b", "warning"), told("c")])
+    assert [finding.severity for finding in findings] == ["error", "warning", "note"]
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoProcesses(World):
+    """Answers a collective as if another process had found something of its own."""
+
+    size: int = 2
+    theirs: tuple[Finding, ...] = ()
+
+    def gather_text(self, text: str, *, what: str = "text") -> list[str]:
+        return [text, json.dumps([finding.to_dict() for finding in self.theirs])]
+
+
+def test_what_one_process_found_all_are_told() -> None:
+    mine, theirs = told("no-gradient"), told("non-finite")
+    findings = agree([mine], TwoProcesses(theirs=(mine, theirs)))
+    assert [finding.code for finding in findings] == ["no-gradient", "non-finite"]
+    assert findings[0] == mine
+    assert findings[1].where.rank == 1
+
+
+def test_a_finding_survives_json() -> None:
+    finding = told("a", field="x")
+    assert from_dict(json.loads(json.dumps(finding.to_dict()))) == finding
+    assert_complete(finding)
+
+
+@pytest.mark.processes
+def test_two_processes_tell_the_same(tmp_path: Path) -> None:
+    """Only the second one has the fault, before training and at step 2; batch norms over processes do not hang."""
+    (tmp_path / "small.yaml").write_text(CONFIG + "distributed: {sync_batch_norm: true}\n")
+    run_ranks(["-m", "tests.doctor.run_checked", str(tmp_path)], 2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["findings"] == second["findings"]
+    warning = first["findings"][0]
+    assert (warning["code"], warning["cause"]) == ("no-gradient", "model.frozen_unintended")
+    assert (warning["where"]["rank"], warning["where"]["param"]) == (1, "head.2.bias")
+    assert first["explained"] == second["explained"]
+    assert first["explained"]["cause"] == "data.corrupt_sample"
+    assert first["explained"]["where"]["sample"] == first["target"]
+    assert first["explained"]["where"]["step"] == 2

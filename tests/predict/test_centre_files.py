@@ -1,0 +1,142 @@
+"""Files of reference points: whose frames they are for, a line for each, and no refiner that saw who is tested."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sightline import registry
+from sightline.api import load_run
+from sightline.data.depth.msra_hands import MsraHands
+from sightline.predict.centre_files import FoundCentres, centre_lines
+from sightline.runs.inputs import read_inputs
+from sightline.runs.lineage import LINEAGE
+from sightline.types import Component, Folds, SampleKey
+from tests.command import Outcome, run_here
+from tests.data.depth.depth_trees import no_progress, write_msra
+from tests.runs.small import ROOT
+
+COUNTS = {"P0/1": 3, "P0/Y": 2, "P1/1": 2, "P2/MP": 1, "P2/TIP": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("msra")
+    write_msra(folder / "source" / "cvpr15_MSRAHandGestureDB", COUNTS)
+    MsraHands.prepare(source=folder / "source", target=folder / "msra", name="msra_hands", progress=no_progress)
+    return folder / "msra"
+
+
+@pytest.fixture(scope="module")
+def config(root: Path) -> Path:
+    file = root.parent / "msra.yaml"
+    base = ROOT / "configs" / "pose" / "synthetic_hands_scale_net.yaml"
+    file.write_text(f"base: {base}\ndata: {{name: msra_hands, root: {root}, subject: 1, validation_share: 0.5}}\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def refiner(config: Path) -> Path:
+    """Trained without the second subject."""
+    out = config.parent / "refiner"
+    words = ("train.epochs=1", "train.batch_size=4", "log.tensorboard=false", "--no-check", "--device", "cpu")
+    done = run_here("train", config, *words, "--out", out)
+    assert done.code == 0, done.err
+    return out
+
+
+def written(refiner: Path, config: Path, *words: object) -> Outcome:
+    return run_here("data", "centres", refiner, "--data", config, "--device", "cpu", *words)
+
+
+def test_a_run_keeps_which_parts_it_tests(refiner: Path) -> None:
+    run = load_run(refiner)
+    assert read_inputs(run.path, run.config).folds == Folds(("P0", "P1", "P2"), ("P1",))
+
+
+@pytest.mark.parametrize(("split", "num_lines"), [("test", 2), ("train", 8)])
+def test_every_frame_of_the_files_has_its_line(
+    refiner: Path, config: Path, root: Path, tmp_path: Path, split: str, num_lines: int
+) -> None:
+    """Of the training files those of the validation part, too: the set reads the file for both."""
+    done = written(refiner, config, "--split", split, "--to", tmp_path / f"{split}.txt")
+    assert done.code == 0, done.err
+    lines = (tmp_path / f"{split}.txt").read_text().splitlines()
+    assert len(lines) == num_lines
+    assert all(len(line.split()) == 3 for line in lines)
+    reference = {"name": "file", "path": str(tmp_path / "{split}.txt")}
+    arguments = {"root": str(root), "subject": 1, "validation_share": 0.5, "reference": reference}
+    found = {}
+    for part in ("test",) if split == "test" else ("train", "validation"):
+        frames = registry.data.build(Component("msra_hands", arguments), facts={"split": part})
+        for index, place in enumerate(frames.places.tolist()):
+            found[place] = frames[SampleKey(index, 0, 0)]["reference"].numpy()
+    expected = np.array([[float(word) for word in line.split()] for line in lines], dtype=np.float32)
+    assert np.array_equal(np.stack([found[place] for place in sorted(found)]), expected)
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_refiner_that_saw_the_tested_subject_is_refused(
+    refiner: Path, config: Path, tmp_path: Path, split: str
+) -> None:
+    done = written(refiner, config, "data.subject=0", "--split", split, "--to", tmp_path / "c.txt")
+    assert done.code == 2
+    told = "was trained on P0, on which this config is tested: its centres would tell of them; give a refiner that was"
+    assert f"{refiner}: {told} trained without P0" in done.err
+    assert not (tmp_path / "c.txt").exists()
+
+
+def test_so_is_one_whose_weights_come_from_such_a_run(refiner: Path, config: Path, tmp_path: Path) -> None:
+    """The lineage of a run that was trained on the second subject, put beside one that was not."""
+    source = {"data": {"name": "msra_hands", "subject": 0, "root": "/not/there"}}
+    (refiner / LINEAGE).write_text(json.dumps({"from": "runs/first", "source": source, "lineage": None}))
+    try:
+        done = written(refiner, config, "--to", tmp_path / "c.txt")
+        assert done.code == 2
+        assert (
+            f"{refiner}, which started from runs/first: was trained on P1, on which this config is tested" in done.err
+        )
+        (refiner / LINEAGE).write_text(json.dumps({"from": "a.pth", "source": None, "lineage": None}))
+        done = written(refiner, config, "--to", tmp_path / "c.txt")
+        assert "does not say on which parts of 'msra_hands' it was trained" in done.err
+    finally:
+        (refiner / LINEAGE).unlink()
+
+
+def test_a_run_that_did_not_note_its_parts_is_refused(refiner: Path, config: Path, tmp_path: Path) -> None:
+    kept = (refiner / "inputs.json").read_text()
+    document = json.loads(kept)
+    del document["folds"]  # as runs were before
+    (refiner / "inputs.json").write_text(json.dumps(document))
+    try:
+        done = written(refiner, config, "--to", tmp_path / "c.txt")
+        assert "does not say on which parts of 'msra_hands' it was trained; train it again" in done.err
+    finally:
+        (refiner / "inputs.json").write_text(kept)
+
+
+@pytest.mark.parametrize(
+    ("config_name", "expected"),
+    [
+        ("pose/synthetic_bodies_v2v_small", "was trained with cube_mm = 200.0; data set 'synthetic_bodies' has 2000"),
+        ("classify/synthetic_shapes_pointnet", "data set 'synthetic_shapes' has no depth images"),
+    ],
+)
+def test_other_data_are_refused(refiner: Path, tmp_path: Path, config_name: str, expected: str) -> None:
+    file = ROOT / "configs" / f"{config_name}.yaml"
+    done = written(refiner, file, "--to", tmp_path / "c.txt")
+    assert done.code == 2
+    assert expected in done.err
+
+
+def test_lines_are_float32_to_the_last_bit() -> None:
+    points = np.array([[1 / 3, -2.0, 350.125], [0, 0, 0], [1e-7, 12345.678, 5]], dtype=np.float32)
+    text = centre_lines(FoundCentres(points, np.array([True, False, True]), 0.0, 0.0, ()))
+    lines = text.splitlines()
+    assert lines[0] == "0.33333334 -2 350.125"
+    assert lines[1] == "invalid"
+    assert np.array_equal(np.array([float(word) for word in lines[2].split()], dtype=np.float32), points[2])
+    assert text.endswith("\n")

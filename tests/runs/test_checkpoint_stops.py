@@ -1,0 +1,262 @@
+"""Checkpoints and a stop at any call to the disk: kill -9, a full disk, a read-only one."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sightline.errors import RunError
+from sightline.runs import checkpoint
+from sightline.runs.checkpoint import load, newest_sound, save
+from tests.engine.snapshots import assert_same, snapshot_of
+
+
+@pytest.fixture(autouse=True)
+def _quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the disk proves nothing here: no test cuts the power."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def test_the_disk_holds_each_thing_before_the_next_depends_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, str]] = []
+    rename, replace = os.rename, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: events.append(("sync", Path(os.readlink(f"/proc/self/fd/{fd}")).name)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (events.append(("rename", Path(b).name)), rename(a, b)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(("link", Path(b).name)), replace(a, b)))
+    save(tmp_path, snapshot_of(1), keep_last=1, is_best=True)
+    files = ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "manifest.json"]
+    assert events == [
+        *(("sync", name) for name in files),
+        ("sync", "step_00000001.partial"),
+        ("rename", "step_00000001"),
+        ("sync", "checkpoints"),
+        ("link", "best"),
+        ("sync", "checkpoints"),
+        ("link", "last"),
+        ("sync", "checkpoints"),
+    ]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours catches it."""
+
+
+class Disk:
+    """Counts every call to the disk and, at the one chosen, stops before or after it has been carried out."""
+
+    def __init__(self, stop_at: int, fault: BaseException, *, after: bool = False, forever: bool = False) -> None:
+        self.stop_at, self.fault, self.after, self.forever = stop_at, fault, after, forever
+        self.num_calls = 0
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+        for name in names:
+            monkeypatch.setattr(os, name, self._watched(getattr(os, name)))
+        monkeypatch.setattr(builtins, "open", self._watched(builtins.open))
+
+    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.num_calls += 1
+            chosen = self.num_calls == self.stop_at or (self.forever and self.num_calls > self.stop_at)
+            if chosen and not self.after:
+                raise self.fault
+            result = None
+            try:
+                result = function(*arguments, **options)
+            finally:
+                if chosen and hasattr(result, "close"):
+                    result.close()  # as the system does for a dead process
+                if chosen:
+                    raise self.fault
+            return result
+
+        return call
+
+
+WRITING = ("fsync", "rename", "replace", "symlink", "mkdir", "unlink", "rmdir")
+
+
+def prepare_first(run: Path) -> int:
+    return 1
+
+
+def prepare_pruning(run: Path) -> int:
+    for step in (1, 2, 3):
+        save(run, snapshot_of(step), keep_last=3, is_best=step == 1)
+    return 4
+
+
+def prepare_again(run: Path) -> int:
+    """The step to come has been saved before, as after a resume from an earlier one."""
+    return prepare_pruning(run) - 1
+
+
+def prepare_between(run: Path) -> int:
+    """A process was killed while it had set the old checkpoint aside and not yet put the new one in its place."""
+    step = prepare_again(run)
+    for number in (1, 2):
+        shutil.rmtree(run / "checkpoints" / f"step_{number:08d}")
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    folder.rename(folder.with_name(f"{folder.name}.replaced"))
+    return step
+
+
+PREPARATIONS = [prepare_first, prepare_pruning, prepare_again, prepare_between]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("prepare", PREPARATIONS)
+def test_killed_at_any_call_leaves_a_whole_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[Path], int], after: bool
+) -> None:
+    for stop_at in range(1, 1000):
+        run = tmp_path / str(stop_at)
+        run.mkdir()
+        step = prepare(run)
+        earlier_path, _ = newest_sound(run)
+        earlier = load(earlier_path).step if earlier_path else None
+        disk = Disk(stop_at, Killed(), after=after)
+        with monkeypatch.context() as patch:
+            disk.watch(patch, *WRITING)
+            try:
+                save(run, snapshot_of(step, attempt=1), keep_last=2, is_best=True)
+            except Killed:
+                pass
+            else:
+                assert disk.num_calls < stop_at, "a stop was swallowed"
+                return
+        found, rejected = newest_sound(run)
+        assert rejected == []
+        assert earlier is None or found is not None
+        assert earlier is None or (run / "checkpoints" / "last").is_symlink()
+        if prepare is prepare_pruning:  # nothing is replaced here, so the link leads somewhere at any instant
+            assert load(run).step in (earlier, step)
+        if found is not None:
+            attempt = load(found).state["attempt"]
+            assert (load(found).step, attempt) in ((earlier, 0), (step, 1))
+            assert_same(load(found), snapshot_of(load(found).step, attempt=attempt))
+        if found is not None:
+            for name in os.listdir(found.parent):
+                assert not name[5:].isdecimal() or load(found.parent / name)  # nothing half deleted under a good name
+        save(run, snapshot_of(step), keep_last=2, is_best=True)  # the next process mends whatever is left
+        assert_same(load(run), snapshot_of(step))
+        assert all(name in ("best", "last") or name[5:].isdecimal() for name in os.listdir(run / "checkpoints"))
+    pytest.fail("the save never came to its end")
+
+
+@pytest.mark.parametrize("prepare", PREPARATIONS)
+@pytest.mark.parametrize(("number", "forever"), [(errno.ENOSPC, False), (errno.EROFS, True), (errno.EIO, False)])
+def test_a_refusing_disk_is_one_line_and_harms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[Path], int], number: int, forever: bool
+) -> None:
+    for stop_at in range(1, 1000):
+        run = tmp_path / str(stop_at)
+        run.mkdir()
+        step = prepare(run)
+        disk = Disk(stop_at, OSError(number, os.strerror(number)), forever=forever)
+        with monkeypatch.context() as patch:
+            disk.watch(patch, *WRITING)
+            try:
+                save(run, snapshot_of(step), keep_last=2, is_best=True)
+            except RunError as error:
+                message = str(error)
+            else:
+                assert_same(load(run), snapshot_of(step))  # it never came to that call, or could do without it
+                if disk.num_calls < stop_at:
+                    return
+                continue
+        assert f"step_{step:08d}: cannot write: {os.strerror(number).lower()}" in message
+        assert "\n" not in message
+        found, rejected = newest_sound(run)
+        assert rejected == []
+        assert step == 1 or found is not None
+        if not forever and (run / "checkpoints").exists():
+            left = os.listdir(run / "checkpoints")
+            assert all(name in ("best", "last") or name[5:].isdecimal() for name in left), left
+    pytest.fail("the save never came to its end")
+
+
+def test_a_disk_that_fills_up_within_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, snapshot_of(1), keep_last=1, is_best=False)
+    honest = builtins.open
+
+    class Full:
+        def __init__(self, path: Path, mode: str) -> None:
+            self.file = honest(path, mode)
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, data: bytes) -> int:
+            self.file.write(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", Full)
+        with pytest.raises(RunError, match=r"no space left on device; free some space.*earlier checkpoints are intact"):
+            save(tmp_path, snapshot_of(2), keep_last=1, is_best=False)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["last", "step_00000001"]
+    assert_same(load(tmp_path), snapshot_of(1))
+
+
+KILL_SCRIPT = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from sightline.runs.checkpoint import Snapshot, load, newest_sound, save
+
+run, draw, newest = Path(sys.argv[1]), random.Random(0), 0
+
+def snapshot_of(step):
+    return Snapshot(step, {"w": torch.full((50_000,), float(step))}, {}, None, {"step": step})
+
+def work(step):
+    while True:
+        save(run, snapshot_of(step), keep_last=2, is_best=step % 5 == 0)
+        save(run, snapshot_of(step), keep_last=2, is_best=False)
+        step += 1
+
+for _ in range(30):
+    child = os.fork()
+    if child == 0:
+        work(newest + 1)
+    time.sleep(draw.uniform(0.005, 0.1))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found, rejected = newest_sound(run)
+    assert not rejected, rejected
+    if found is None:
+        continue
+    snapshot = load(found)
+    assert snapshot.step >= newest and (snapshot.model["w"] == snapshot.step).all(), (snapshot.step, newest)
+    newest = snapshot.step
+assert newest > 0
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_kill_minus_nine_at_random_moments(tmp_path: Path) -> None:
+    root = Path(checkpoint.__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", KILL_SCRIPT, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
