@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sightline import registry
-from sightline.data.clouds.labelled_clouds import root_of
 from sightline.data.store import native
+from sightline.data.store.location import root_of
 from sightline.data.store.views import VIEWS_SET, Views
 from sightline.errors import UserError, in_one_line
 from sightline.geometry.volumes import Axes

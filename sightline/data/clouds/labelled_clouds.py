@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +13,14 @@ import torch
 from sightline.arguments import Count, Seed, Share
 from sightline.data.clouds.cloud_normals import EstimatedNormals, Normals
 from sightline.data.loading.splits import take_fraction
+from sightline.data.store.location import root_of
 from sightline.data.store.native import Prepared, open_prepared, verify
 from sightline.data.store.views import IMAGE, StoredPictures, opened_views
 from sightline.errors import DataError
 from sightline.geometry.rendering import Background
 from sightline.types import Batch, CloudForm, DataInfo, Field, Sample, SampleKey
 
-__all__ = ["LabelledClouds", "describe_clouds", "promised_info", "root_of", "sizes_of"]
+__all__ = ["LabelledClouds", "describe_clouds", "promised_info", "sizes_of"]
 
 
 class LabelledClouds:
@@ -287,13 +287,6 @@ def sizes_of(manifest: Mapping[str, Any], class_names: Sequence[str]) -> dict[st
         )
         for split, facts in manifest["splits"].items()
     }
-
-
-def root_of(root: str | None, set_name: str) -> Path:
-    """Where a prepared set lies: at `root`, else under its name in $SIGHTLINE_DATA, by default `data`."""
-    if root is not None:
-        return Path(root).expanduser()
-    return Path(os.environ.get("SIGHTLINE_DATA", "data")).expanduser() / set_name
 
 
 def _choose(prepared: Prepared, split: str, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

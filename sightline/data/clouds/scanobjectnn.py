@@ -14,7 +14,7 @@ import torch
 from sightline import registry
 from sightline.arguments import Count, Seed, Share
 from sightline.data.clouds.cloud_normals import Normals
-from sightline.data.clouds.labelled_clouds import LabelledClouds, promised_info, root_of
+from sightline.data.clouds.labelled_clouds import LabelledClouds, promised_info
 from sightline.data.clouds.scanobjectnn_files import (
     SPLITS,
     Division,
@@ -24,6 +24,7 @@ from sightline.data.clouds.scanobjectnn_files import (
     variant_parts,
     where_is,
 )
+from sightline.data.store.location import root_of
 from sightline.data.store.native import Prepared, open_prepared, prepare_command
 from sightline.data.store.preparation import Plan, Progress, duplicates_of, prepare_native, to_unit_sphere
 from sightline.errors import DataError

@@ -13,11 +13,11 @@ import torch
 from sightline import registry
 from sightline.arguments import Seed, Share
 from sightline.data.clouds.cloud_normals import Normals, estimated_normals
-from sightline.data.clouds.labelled_clouds import root_of
 from sightline.data.clouds.shapenet_part_arrays import hdf5_files, hdf5_parts
 from sightline.data.clouds.shapenet_part_categories import SPLITS, categories, columns_of, part_names, published
 from sightline.data.clouds.shapenet_part_files import CATEGORIES_FILE, LISTS_FOLDER, lists_digest, text_parts
 from sightline.data.loading.splits import take_fraction
+from sightline.data.store.location import root_of
 from sightline.data.store.native import MANIFEST, Prepared, listing, open_prepared, prepare_command, verify
 from sightline.data.store.preparation import Plan, Progress, duplicates_of, prepare_native
 from sightline.errors import DataError

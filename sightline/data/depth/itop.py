@@ -13,13 +13,13 @@ import numpy as np
 
 from sightline import registry
 from sightline.arguments import Fraction, ReferencePoint, Seed
-from sightline.data.clouds.labelled_clouds import root_of
 from sightline.data.depth.depth_frames import DepthCamera
 from sightline.data.depth.depth_preparation import DepthPart, DepthPlan, ReadFrame, found_folder, prepare_frames
 from sightline.data.depth.depth_sets import PreparedFrames, train_and_test
 from sightline.data.depth.references import DepthFrame
 from sightline.data.depth.skeletons import BODY_15
 from sightline.data.files.hdf5_files import TEXT, Hdf5File, open_hdf5
+from sightline.data.store.location import root_of
 from sightline.data.store.native import open_prepared, prepare_command
 from sightline.data.store.preparation import Progress
 from sightline.errors import DataError

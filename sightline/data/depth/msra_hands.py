@@ -13,13 +13,13 @@ from annotated_types import Ge, Le
 
 from sightline import registry
 from sightline.arguments import Fraction, ReferencePoint, Seed
-from sightline.data.clouds.labelled_clouds import root_of
 from sightline.data.depth.depth_frames import DepthCamera
 from sightline.data.depth.depth_preparation import DepthPart, DepthPlan, ReadFrame, found_folder, prepare_frames
 from sightline.data.depth.depth_sets import PreparedFrames, Stretch, choose_frames
 from sightline.data.depth.skeletons import HAND_21
 from sightline.data.files.depth_files import read_windowed_depth
 from sightline.data.files.text_tables import count_of, numbers_of, read_text
+from sightline.data.store.location import root_of
 from sightline.data.store.native import Prepared, open_prepared, prepare_command
 from sightline.data.store.preparation import Progress
 from sightline.errors import DataError

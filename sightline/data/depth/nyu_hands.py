@@ -10,13 +10,13 @@ import numpy as np
 
 from sightline import registry
 from sightline.arguments import Fraction, ReferencePoint, Seed
-from sightline.data.clouds.labelled_clouds import root_of
 from sightline.data.depth.depth_frames import DepthCamera
 from sightline.data.depth.depth_preparation import DepthPlan, found_folder, prepare_frames
 from sightline.data.depth.depth_sets import PreparedFrames, train_and_test
 from sightline.data.depth.listed_frames import MISSING, FrameList, ImageKind, image_kind, listed_parts
 from sightline.data.depth.skeletons import HAND_14
 from sightline.data.files.label_lines import BLOCK_LINES
+from sightline.data.store.location import root_of
 from sightline.data.store.native import open_prepared, prepare_command
 from sightline.data.store.preparation import Progress
 from sightline.errors import DataError

@@ -13,7 +13,6 @@ from annotated_types import Ge, Le
 
 from sightline import registry
 from sightline.arguments import Count, Fraction, Seed
-from sightline.data.clouds.labelled_clouds import root_of
 from sightline.data.loading.splits import hold_out
 from sightline.data.scenes.indoor_classes import CLASS_NAMES, ORDERS
 from sightline.data.scenes.labelled_scenes import (
@@ -27,6 +26,7 @@ from sightline.data.scenes.s3dis_files import AREAS, Room, RoomPoints, list_room
 from sightline.data.scenes.s3dis_integers import IntegerRoom, list_integer_rooms, read_integer_room
 from sightline.data.scenes.scene_preparation import from_lowest_corner
 from sightline.data.store.columns import Column
+from sightline.data.store.location import root_of
 from sightline.data.store.native import Prepared, open_prepared, prepare_command
 from sightline.data.store.preparation import Part, Plan, Progress, Row, prepare_native
 from sightline.errors import DataError

@@ -11,7 +11,6 @@ import numpy as np
 
 from sightline import registry
 from sightline.arguments import Count
-from sightline.data.clouds.labelled_clouds import root_of
 from sightline.data.files.array_files import npz_array
 from sightline.data.scenes.labelled_scenes import (
     LabelledScenes,
@@ -20,6 +19,7 @@ from sightline.data.scenes.labelled_scenes import (
     scene_values,
     summarise_scenes,
 )
+from sightline.data.store.location import root_of
 from sightline.data.store.native import open_prepared, prepare_command
 from sightline.data.store.preparation import Part, Plan, Progress, Row, prepare_native
 from sightline.errors import DataError

@@ -14,7 +14,6 @@ import numpy as np
 
 from sightline import registry
 from sightline.arguments import Count, Fraction, Seed, Share
-from sightline.data.clouds.labelled_clouds import root_of
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, read_cloud, told_passed_over
 from sightline.data.scenes.labelled_scenes import (
     IGNORED,
@@ -27,6 +26,7 @@ from sightline.data.scenes.labelled_scenes import (
 from sightline.data.scenes.scene_listing import ListedScene, list_scenes, read_class_names
 from sightline.data.scenes.scene_preparation import COLOUR_NAMES, prepare_scene
 from sightline.data.store.columns import Column
+from sightline.data.store.location import root_of
 from sightline.data.store.native import Prepared, open_prepared
 from sightline.data.store.preparation import Part, Plan, Progress, Row, prepare_native
 from sightline.errors import ConfigError, DataError
