@@ -19,6 +19,7 @@ from sightline.arguments import Factor, Size
 from sightline.config.contradictions import note_contradictions
 from sightline.config.faults import Faults
 from sightline.config.overrides import apply_overrides, merge
+from sightline.config.renames import is_recorded, translated
 from sightline.config.run_config import RunConfig
 from sightline.config.yaml_tree import Located, read_file
 from sightline.errors import ConfigError
@@ -64,7 +65,8 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     values = reading.section(RunConfig, tree, "")
     note_contradictions(values, reading.origins, faults)
     faults.raise_any()
-    return RunConfig(**values, origins=reading.origins)
+    config = RunConfig(**values, origins=reading.origins)
+    return translated(config) if is_recorded(path) else config
 
 
 def _with_bases(path: Path, faults: Faults) -> Located:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from sightline.config import RunConfig
+from sightline.config.renames import RENAMED_CHECKS
 from sightline.doctor.context import CHECKS, Check, Context, Moment
 from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.core.merge import agree, merge
@@ -131,8 +132,10 @@ def assert_known(config: RunConfig) -> None:
     """Raises ConfigError for a check that the config would skip and that there is not."""
     known = [each.code for each in all_checks()]
     for code in config.checks.skip:
+        where = config.origins.get("checks.skip", "checks.skip")
+        if code in RENAMED_CHECKS:
+            raise ConfigError(f"{where}: the check '{code}' is called '{RENAMED_CHECKS[code]}'; write that")
         if code not in known:
-            where = config.origins.get("checks.skip", "checks.skip")
             raise ConfigError(f"{where}: there is no check '{code}'{nearest(code, known)}")
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from sightline.config import RunConfig, read_config
 from sightline.describe.difficulty import difficulty_of
 from sightline.describe.mean_pose import yardsticks_of
-from sightline.doctor.checks.data.set_agreement import CODE, Inputs, compare, inputs_of
+from sightline.doctor.checks.data.dataset_mismatch import CODE, Inputs, compare, inputs_of
 from sightline.doctor.core.finding import Place
 from sightline.engine.build import Data, Part, build_data, build_evaluator, build_model, build_part, build_task
 from sightline.engine.distributed import World, start_world

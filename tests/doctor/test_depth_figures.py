@@ -12,14 +12,14 @@ from sightline.data.synthetic.synthetic_bodies import SyntheticBodies
 from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.doctor.checks.data.channel_contract import channel_contract
 from sightline.doctor.checks.data.data_mutation import data_mutation
+from sightline.doctor.checks.data.dataset_mismatch import dataset_mismatch
 from sightline.doctor.checks.data.duplicate_clouds import duplicate_clouds
 from sightline.doctor.checks.data.non_finite_data import non_finite_data
-from sightline.doctor.checks.data.set_agreement import set_agreement
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from tests.doctor.planting import Wrapped, make, with_data
 
-OF_DATA = (channel_contract, data_mutation, duplicate_clouds, non_finite_data, set_agreement)
+OF_DATA = (channel_contract, data_mutation, duplicate_clouds, non_finite_data, dataset_mismatch)
 """They look at data sets alone, so the rest of the run may be anything."""
 SETS: dict[str, Callable[[], Any]] = {
     "hands": lambda: SyntheticHands(split="train", train_size=16),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sightline import compiled
 from sightline.config import RunConfig, read_config
+from sightline.config.renames import RENAMED_CHECKS
 from sightline.config.run_config import Evaluate, Train
 from sightline.data.loading.reading import BatchReader
 from sightline.doctor import suite
@@ -37,6 +38,7 @@ from tests.contract.toys import NUM_SAMPLES, TOYS, meters
 from tests.doctor.pairing import STRONG, make_pairs
 from tests.doctor.planting import CONFIG, assert_complete, assert_healthy, make, with_data, with_model
 from tests.doctor.segmenting import Edited, Joined, PerPoint, make_parts, make_rooms
+from tests.old_runs.make import HERE
 from tests.processes import run_ranks
 
 SHIPPED = sorted((ROOT / "configs").glob("*/synthetic_*.yaml"))
@@ -229,7 +231,7 @@ def test_codes_are_stable() -> None:
         "checkpoint-match",
         "empty-loader",
         "negatives",
-        "stage-agreement",
+        "pretraining-mismatch",
         "untrained-init",
         "absent-class-score",
         "broken-offsets",
@@ -240,20 +242,21 @@ def test_codes_are_stable() -> None:
         "class-weight-length",
         "collapsed-features",
         "data-mutation",
+        "dataset-mismatch",
         "duplicate-clouds",
         "empty-cloud",
         "feature-scale",
         "final-activation",
         "first-evaluation",
         "first-step",
-        "foreign-hooks",
-        "foreign-image",
         "initial-contrast",
         "initial-loss",
         "initial-squares",
         "label-outside-parts",
         "label-range",
-        "misaligned-views",
+        "leftover-hooks",
+        "mismatched-image",
+        "mismatched-views",
         "misplaced-heatmap",
         "misplaced-volume",
         "missing-batch-keys",
@@ -262,18 +265,17 @@ def test_codes_are_stable() -> None:
         "non-finite",
         "non-finite-data",
         "per-batch-metric",
-        "set-agreement",
         "trivial-predictors",
         "untrained-class",
         "zero-learning-rate",
         "gradient-flow",
-        "half-checked",
         "initial-weights",
         "layer-drift",
         "layer-forward",
         "layer-gradient",
         "norm-variance",
         "trivial-classes",
+        "unverified-layers",
         "collapsed-trained-features",
         "hooks-of-loggers",
         "loss-at-chance",
@@ -411,6 +413,19 @@ def test_notes_take_one_line_unless_asked_for_in_full(capsys: pytest.CaptureFixt
     assert line == "[data-mutation note cfg.contract] about data-mutation (config path data)"
     show_findings([note], is_verbose=True)
     assert capsys.readouterr().err == f"{note}\n"
+
+
+def test_a_code_of_before_is_refused_in_a_config_and_translated_in_a_run(tmp_path: Path) -> None:
+    """Every code that a recorded config may skip is that of a check today."""
+    assert set(RENAMED_CHECKS.values()) <= {each.code for each in all_checks()}
+    with pytest.raises(ConfigError, match="the check 'foreign-hooks' is called 'leftover-hooks'; write that"):
+        run_quick(make(tmp_path, "checks.skip=[foreign-hooks]"), World())
+    recorded = HERE / "classify" / "config.yaml"
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "facts.json").write_text("{}")
+    (run / "config.yaml").write_text(recorded.read_text().replace("skip: []", "skip: [foreign-hooks, class-balance]"))
+    assert read_config(run / "config.yaml").checks.skip == ("leftover-hooks", "class-balance")
 
 
 def test_skipped_checks_are_not_run(tmp_path: Path) -> None:

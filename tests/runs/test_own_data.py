@@ -100,7 +100,7 @@ def test_evaluating_on_clouds_that_lie_otherwise_is_refused(place: Path, monkeyp
     told = run_here("evaluate", "runs/own", "--data", "other.yaml")
     assert told.code == 1
     assert "other.yaml:2" in told.err
-    run("evaluate", "runs/own", "data.root=lying", "checks.skip=[set-agreement]", "--json", "lying.json")
+    run("evaluate", "runs/own", "data.root=lying", "checks.skip=[dataset-mismatch]", "--json", "lying.json")
     assert Path("lying.json").exists()
 
 

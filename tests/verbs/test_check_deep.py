@@ -46,7 +46,7 @@ def test_tables_and_json(tmp_path: Path) -> None:
     assert "cross_entropy" in done.out
     assert "small: 0 errors, 0 warnings" in done.err
     found = {finding["code"]: finding for finding in json.loads(told.read_text())["findings"]}
-    table = found["half-checked"]["evidence"]["table"]
+    table = found["unverified-layers"]["evidence"]["table"]
     assert table["columns"][-1] == "verdict"
     assert {row[-1] for row in table["rows"]} == {"checked", "half-checked"}
     plain = run_here("check", config, "--device", "cpu")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.checks.layers.half_checked import half_checked
 from sightline.doctor.checks.layers.layer_drift import layer_drift
 from sightline.doctor.checks.layers.layer_forward import layer_forward
 from sightline.doctor.checks.layers.layer_gradient import layer_gradient
+from sightline.doctor.checks.layers.unverified_layers import unverified_layers
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.suite import run_all
 from sightline.engine.build import Built
@@ -82,7 +82,7 @@ def with_layer(place: int, layer: nn.Module) -> Maps:
 def test_a_healthy_network_of_volumes(tmp_path: Path) -> None:
     context = context_of(make_maps(tmp_path))
     assert [finding for each in CHECKS for finding in each(context)] == []
-    (note,) = half_checked(context)
+    (note,) = unverified_layers(context)
     assert note.severity == "note"
     assert note.summary == "8 checked, 1 half-checked of 9 kinds of layers and losses"
     table = note.evidence["table"]
@@ -137,6 +137,6 @@ def test_the_suite_takes_them_along_when_asked(tmp_path: Path) -> None:
     quick = {finding.code for finding in run_all(built, World())}
     findings = run_all(built, World(), deep=True)
     deep = {finding.code for finding in findings}
-    assert deep - quick == {"half-checked", "gradient-flow", "initial-weights", "trivial-classes"}
+    assert deep - quick == {"unverified-layers", "gradient-flow", "initial-weights", "trivial-classes"}
     assert [finding for finding in findings if finding.severity != "note"] == []
     assert {finding.phase for finding in findings if finding.code in deep - quick} == {"deep"}

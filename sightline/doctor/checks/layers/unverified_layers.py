@@ -8,14 +8,14 @@ from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.oracles.rows import Row
 
-__all__ = ["half_checked"]
+__all__ = ["unverified_layers"]
 
-CODE = "half-checked"
+CODE = "unverified-layers"
 _COLUMNS = ("layer", "of them", "first", "NumPy", "gradient", "second", "float32", "verdict")
 
 
 @check(code=CODE, moment="deep")
-def half_checked(context: Context) -> list[Finding]:
+def unverified_layers(context: Context) -> list[Finding]:
     """A table of every kind of layer and every loss. Right gradients do not make a right forward pass.
 
     `checked` is what agrees with NumPy and with finite differences, `half-checked` what has only right gradients.

@@ -48,7 +48,7 @@ def test_stages_alike_are_healthy(tmp_path: Path, source: Path) -> None:
     ],
 )
 def test_other_clouds_are_named_with_both_stages(tmp_path: Path, source: Path, override: str, told: str) -> None:
-    finding = caught(tuned(tmp_path, source, override), "stage-agreement", "data.normalisation", "warning")  # type: ignore[arg-type]
+    finding = caught(tuned(tmp_path, source, override), "pretraining-mismatch", "data.normalisation", "warning")  # type: ignore[arg-type]
     assert told in finding.measured
     assert finding.where.config_path == "init.from"
 
@@ -59,7 +59,7 @@ def test_another_up_axis_is_the_first_suspect(tmp_path: Path, source: Path) -> N
     lineage["here"] = lineage["here"] | {"up_axis": "y"}
     lineage["differences"] = differences(lineage["source"], lineage["here"])
     built = dataclasses.replace(built, lineage=lineage)  # type: ignore[type-var]
-    finding = caught(built, "stage-agreement", "cfg.axis_swap", "warning")  # type: ignore[arg-type]
+    finding = caught(built, "pretraining-mismatch", "cfg.axis_swap", "warning")  # type: ignore[arg-type]
     assert finding.measured == "the up axis: z in first (synthetic_shapes), y in second (synthetic_shapes)"
 
 

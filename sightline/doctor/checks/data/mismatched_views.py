@@ -15,9 +15,9 @@ from sightline.doctor.core.finding import Finding, Severity
 from sightline.doctor.core.survey import name_sample, read_samples
 from sightline.types import Batch, SampleKey
 
-__all__ = ["misaligned_views", "shape_statistics"]
+__all__ = ["mismatched_views", "shape_statistics"]
 
-CODE = "misaligned-views"
+CODE = "mismatched-views"
 _MOST_SAMPLES = 64
 _FEWEST = 24
 _CHUNK = 16
@@ -42,7 +42,7 @@ class _Seen(NamedTuple):
 
 
 @check(code=CODE, moment="preflight")
-def misaligned_views(context: Context) -> list[Finding]:
+def mismatched_views(context: Context) -> list[Finding]:
     """A row read alone has the same numbers as among others, and both of its clouds look like the object it is of.
 
     Looks are compared by what turning, moving and scaling leave: if one of the views is nearer to its own object than

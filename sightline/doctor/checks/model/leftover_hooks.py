@@ -16,9 +16,9 @@ from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.core.rehearsal import copy_of
 
-__all__ = ["foreign_hooks", "hooks_of", "hooks_of_loggers"]
+__all__ = ["hooks_of", "hooks_of_loggers", "leftover_hooks"]
 
-CODE = "foreign-hooks"
+CODE = "leftover-hooks"
 CODE_AFTER = "hooks-of-loggers"
 _OF_PASSES = {
     "_forward_hooks": "forward hook",
@@ -54,7 +54,7 @@ class _Hook(NamedTuple):
 
 
 @check(code=CODE, moment="preflight")
-def foreign_hooks(context: Context) -> list[Finding]:
+def leftover_hooks(context: Context) -> list[Finding]:
     """No module and no parameter has a hook that is not a layer's own, by itself or with all others.
 
     Where one has, outputs must not hang on it.

@@ -11,7 +11,7 @@ import torch
 
 from sightline.data.render.rendered_objects import PreparedObjects, Surface
 from sightline.data.render.rendering import Look, render_set
-from sightline.doctor.checks.data.foreign_image import foreign_image
+from sightline.doctor.checks.data.mismatched_image import mismatched_image
 from sightline.doctor.context import Context
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
@@ -36,7 +36,7 @@ def on(built: Built, kind: type[Pictured]) -> Built:
 
 
 def found(built: Built) -> list[Any]:
-    return foreign_image(Context(built, World()))
+    return mismatched_image(Context(built, World()))
 
 
 def test_healthy_runs(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_healthy_runs(tmp_path: Path) -> None:
 
 
 def test_the_picture_of_the_next_object(tmp_path: Path) -> None:
-    finding = caught(on(make_pictured(tmp_path), _Next), "foreign-image", "data.pairing")
+    finding = caught(on(make_pictured(tmp_path), _Next), "mismatched-image", "data.pairing")
     assert "16 of 16 looked at" in finding.summary
     own, whose = finding.evidence["foreign"][0]
     number = int(own.removeprefix("object_"))

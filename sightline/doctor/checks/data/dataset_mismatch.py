@@ -19,9 +19,9 @@ from sightline.doctor.core.survey import spread_keys
 from sightline.engine.build import Part, build_transforms
 from sightline.types import Batch, DataInfo, SampleKey
 
-__all__ = ["Inputs", "compare", "inputs_of", "set_agreement"]
+__all__ = ["Inputs", "compare", "dataset_mismatch", "inputs_of"]
 
-CODE = "set-agreement"
+CODE = "dataset-mismatch"
 _MOST_SECONDS = 0.5  # of this thread's own time, for each set
 _OTHER_SCALE = 5.0  # random scaling reaches 1.5; the next unit is 10 times off
 _FEWEST = 3
@@ -58,7 +58,7 @@ class _Exchange(NamedTuple):
 
 
 @check(code=CODE, moment="preflight")
-def set_agreement(context: Context) -> list[Finding]:
+def dataset_mismatch(context: Context) -> list[Finding]:
     """Every part that is not of the training set has its up axis, unit and channels, as declared and as measured."""
     data, config = context.built.data, context.config
     others = {id(part.dataset): part for part in (data.selection, data.test) if part.dataset is not data.train.dataset}

@@ -17,9 +17,9 @@ from sightline.geometry.cameras import Cameras, ring_cameras
 from sightline.geometry.rendering import render_cloud
 from sightline.types import SampleKey
 
-__all__ = ["foreign_image"]
+__all__ = ["mismatched_image"]
 
-CODE = "foreign-image"
+CODE = "mismatched-image"
 _MOST_SAMPLES = 16
 _NEIGHBOURS = (-2, -1, 1, 2)
 _FEWEST = 4
@@ -30,7 +30,7 @@ _MOST_STRANGE = 0.75
 
 
 @check(code=CODE, moment="preflight")
-def foreign_image(context: Context) -> list[Finding]:
+def mismatched_image(context: Context) -> list[Finding]:
     """The picture of a sample is, bit for bit, one of those that the view store has under the name of its cloud.
 
     And where the store says its cameras: the cloud drawn anew by two of them covers what its own pictures show better

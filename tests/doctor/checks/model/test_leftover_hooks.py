@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from sightline.doctor.checks.model.foreign_hooks import foreign_hooks, hooks_of, hooks_of_loggers
+from sightline.doctor.checks.model.leftover_hooks import hooks_of, hooks_of_loggers, leftover_hooks
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from tests.doctor.pairing import make_pairs
@@ -56,24 +56,24 @@ def test_hooks_of_torch_itself_belong_to_the_layer() -> None:
 def test_a_logger_that_watches(tmp_path: Path) -> None:
     built = make_pairs(tmp_path)
     Watcher().watch(built.job.model)
-    (finding,) = foreign_hooks(Context(built, World()))
+    (finding,) = leftover_hooks(Context(built, World()))
     assert (finding.severity, finding.cause) == ("warning", "dist.hook")
-    assert "forward hook tests.doctor.checks.model.test_foreign_hooks.Watcher.hear on 'the model'" in finding.measured
+    assert "forward hook tests.doctor.checks.model.test_leftover_hooks.Watcher.hear on 'the model'" in finding.measured
     assert finding.where.file == __file__
     assert finding.evidence["changed"] == []
-    assert "tests.doctor.checks.model.test_foreign_hooks.Watcher.hear_gradient" in finding.evidence["hooks"]
+    assert "tests.doctor.checks.model.test_leftover_hooks.Watcher.hear_gradient" in finding.evidence["hooks"]
     assert_complete(finding)
 
 
 def test_a_hook_that_changes_what_flows(tmp_path: Path) -> None:
     built = make(tmp_path)
     handle = built.job.model.get_submodule("head.2").register_forward_hook(enlarge)
-    finding = caught(built, "foreign-hooks", "dist.hook")
+    finding = caught(built, "leftover-hooks", "dist.hook")
     assert "'logits' is another with it" in finding.summary
     assert finding.where.layer == "head.2"
     assert finding.where.line == enlarge.__code__.co_firstlineno
     handle.remove()
-    assert foreign_hooks(Context(built, World())) == []
+    assert leftover_hooks(Context(built, World())) == []
 
 
 def test_a_hook_on_every_module_there_is(tmp_path: Path) -> None:
@@ -81,13 +81,13 @@ def test_a_hook_on_every_module_there_is(tmp_path: Path) -> None:
     built = make(tmp_path)
     handle = torch.nn.modules.module.register_module_forward_hook(enlarge)
     try:
-        finding = caught(built, "foreign-hooks", "dist.hook")
+        finding = caught(built, "leftover-hooks", "dist.hook")
         assert f"forward hook {__name__}.enlarge on every module there is" in finding.measured
         assert "'logits' is another with it" in finding.summary
         assert enlarge in torch.nn.modules.module._global_forward_hooks.values(), "put back after the comparison"
     finally:
         handle.remove()
-    assert foreign_hooks(Context(built, World())) == []
+    assert leftover_hooks(Context(built, World())) == []
 
 
 def unordered(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
@@ -100,8 +100,8 @@ def test_hooks_on_what_is_saved_and_loaded(tmp_path: Path, register: str) -> Non
     built = make(tmp_path)
     layer = built.job.model.get_submodule("head.2")
     handle = getattr(layer, register)(unordered)
-    (finding,) = foreign_hooks(Context(built, World()))
-    assert "tests.doctor.checks.model.test_foreign_hooks.unordered on 'head.2'" in finding.measured
+    (finding,) = leftover_hooks(Context(built, World()))
+    assert "tests.doctor.checks.model.test_leftover_hooks.unordered on 'head.2'" in finding.measured
     handle.remove()
 
 
@@ -151,7 +151,7 @@ def test_the_check_leaves_the_hooks_alone(tmp_path: Path) -> None:
     built, watcher = make_pairs(tmp_path), Watcher()
     watcher.watch(built.job.model)
     before = [len(module._forward_hooks) for module in built.job.model.modules()]
-    foreign_hooks(Context(built, World()))
+    leftover_hooks(Context(built, World()))
     assert [len(module._forward_hooks) for module in built.job.model.modules()] == before
 
 

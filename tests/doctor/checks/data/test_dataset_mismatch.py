@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sightline.data.loading.reading import BatchReader, NamedTransform
-from sightline.doctor.checks.data.set_agreement import compare, inputs_of, set_agreement
+from sightline.doctor.checks.data.dataset_mismatch import compare, dataset_mismatch, inputs_of
 from sightline.doctor.context import Context
 from sightline.doctor.suite import run_all
 from sightline.engine.build import Built
@@ -61,7 +61,7 @@ def in_metres(built: Built) -> Built:
 
 def finding_of(built: Built) -> Any:
     """The one finding of this check."""
-    (finding,) = set_agreement(Context(built, World()))
+    (finding,) = dataset_mismatch(Context(built, World()))
     assert_complete(dataclasses.replace(finding, phase="preflight"))
     return finding
 
@@ -73,7 +73,7 @@ def finding_of(built: Built) -> Any:
 @pytest.mark.parametrize("normals", ["none", "file", "estimated"])
 def test_healthy_runs_are_not_flagged(tmp_path: Path, seed: int, normals: str) -> None:
     built = make(tmp_path, MANY, f"data.data_seed={seed}", f"seed={seed}", f"data.normals={normals}")
-    assert set_agreement(Context(built, World())) == []
+    assert dataset_mismatch(Context(built, World())) == []
 
 
 def test_a_whole_healthy_run(tmp_path: Path) -> None:
@@ -83,33 +83,33 @@ def test_a_whole_healthy_run(tmp_path: Path) -> None:
 def test_a_turn_about_up_is_no_fault(tmp_path: Path) -> None:
     """Exchanging x and y of shapes that are turned about z anyway says nothing about a set."""
     built = on_test(make(tmp_path, MANY), turned(1, 0, 2))
-    findings = set_agreement(Context(built, World()))
+    findings = dataset_mismatch(Context(built, World()))
     assert all("z, " not in finding.summary for finding in findings)
 
 
 def test_random_scaling_in_training_is_no_fault(tmp_path: Path) -> None:
     built = make(tmp_path, MANY, "transforms.train=[{name: scale}, {name: rotate}, {name: translate}]")
-    assert set_agreement(Context(built, World())) == []
+    assert dataset_mismatch(Context(built, World())) == []
 
 
 def test_a_noisier_and_sparser_test_set_is_no_fault(tmp_path: Path) -> None:
     def noisy(inner: Any) -> Any:
         return Wrapped(inner, lambda batch, keys: {**batch, "points": batch["points"] + 0.02 * torch.randn(1)})
 
-    assert set_agreement(Context(on_test(make(tmp_path, MANY), noisy), World())) == []
+    assert dataset_mismatch(Context(on_test(make(tmp_path, MANY), noisy), World())) == []
 
 
 def test_one_set_for_both_is_not_compared(tmp_path: Path) -> None:
     built = make(tmp_path)
     data = dataclasses.replace(built.data, selection=built.data.train, test=built.data.train)
-    assert set_agreement(Context(dataclasses.replace(built, data=data), World())) == []
+    assert dataset_mismatch(Context(dataclasses.replace(built, data=data), World())) == []
 
 
 # --- planted ----------------------------------------------------------------------------------------------------------
 
 
 def test_y_up_for_z_up_is_seen_in_the_clouds(tmp_path: Path) -> None:
-    finding = caught(on_test(make(tmp_path, MANY), turned(0, 2, 1)), "set-agreement", "cfg.axis_swap", "warning")
+    finding = caught(on_test(make(tmp_path, MANY), turned(0, 2, 1)), "dataset-mismatch", "cfg.axis_swap", "warning")
     assert "axes in the order x, z, y" in finding.summary
     assert finding.where.dataset == "synthetic_shapes/test"
     assert "120 clouds" in finding.evidence["looked_at"]
@@ -130,7 +130,7 @@ def test_normals_that_were_not_turned_with_the_points(tmp_path: Path) -> None:
 
 def test_declared_up_axes_that_differ(tmp_path: Path) -> None:
     built = on_test(make(tmp_path), turned(0, 1, 2, facts={"up_axis": "y"}))
-    finding = caught(built, "set-agreement", "cfg.axis_swap")
+    finding = caught(built, "dataset-mismatch", "cfg.axis_swap")
     assert finding.measured == "the up axis: y in synthetic_shapes/test"
     assert finding.expected.startswith("z, as in synthetic_shapes/train")
 
@@ -140,7 +140,7 @@ def test_declared_up_axes_that_differ(tmp_path: Path) -> None:
 )
 def test_millimetres_for_metres(tmp_path: Path, factor: float, words: str) -> None:
     built = on_test(in_metres(make(tmp_path, MANY)), scaled(factor))
-    finding = caught(built, "set-agreement", "data.normalisation", "warning")
+    finding = caught(built, "dataset-mismatch", "data.normalisation", "warning")
     assert words in finding.summary
     measured = float(finding.summary.partition(" are ")[2].split()[0])
     assert math.isclose(measured, factor, rel_tol=0.05)  # the clouds of either set differ a little in size
@@ -148,7 +148,7 @@ def test_millimetres_for_metres(tmp_path: Path, factor: float, words: str) -> No
 
 def test_declared_units_that_differ(tmp_path: Path) -> None:
     built = on_test(in_metres(make(tmp_path)), scaled(1000.0, unit="mm"))
-    finding = caught(built, "set-agreement", "data.normalisation")
+    finding = caught(built, "dataset-mismatch", "data.normalisation")
     assert finding.measured.endswith("mm in synthetic_shapes/test")
 
 
@@ -161,7 +161,7 @@ def test_normalising_only_one_set(tmp_path: Path) -> None:
 def test_missing_normals(tmp_path: Path) -> None:
     built = make(tmp_path, "data.normals=file")
     finding = caught(
-        on_test(built, turned(0, 1, 2, features=(), facts={"in_channels": 3})), "set-agreement", "cfg.contract"
+        on_test(built, turned(0, 1, 2, features=(), facts={"in_channels": 3})), "dataset-mismatch", "cfg.contract"
     )
     assert finding.measured == "the features: none in synthetic_shapes/test"
     assert finding.expected.startswith("normals, as in")
@@ -194,7 +194,7 @@ def with_channels(*order: int) -> Callable[[Any], Any]:
 @pytest.mark.parametrize(("order", "is_told"), [((0, 1), False), ((1, 0), True)])
 def test_channels_in_another_order(tmp_path: Path, order: tuple[int, ...], is_told: bool) -> None:
     built = on_test(with_data(make(tmp_path, MANY), with_channels(0, 1)), with_channels(*order))
-    findings = set_agreement(Context(built, World()))
+    findings = dataset_mismatch(Context(built, World()))
     assert bool(findings) == is_told
     if is_told:
         assert findings[0].cause == "data.layout"
@@ -208,14 +208,14 @@ def test_a_cloud_outside_its_range_is_told_once(tmp_path: Path) -> None:
     )
     (finding,) = [f for f in run_all(built, World()) if f.severity != "note"]
     assert finding.code == "channel-contract"
-    assert any("set-agreement" in line for line in finding.evidence["explains"])
+    assert any("dataset-mismatch" in line for line in finding.evidence["explains"])
 
 
 def test_too_few_clouds_to_tell_are_said_to_be(tmp_path: Path) -> None:
     """Of n clouds for one order chance makes 2^-n, times five orders of the axes: 1e-6 needs 23."""
     for size, is_enough in ((22, False), (23, True)):
         built = on_test(make(tmp_path, f"data.test_size={size}"), turned(0, 2, 1))
-        notes = [finding for finding in set_agreement(Context(built, World())) if finding.severity == "note"]
+        notes = [finding for finding in dataset_mismatch(Context(built, World())) if finding.severity == "note"]
         assert bool(notes) != is_enough
         if notes:
             finding = finding_of(built)
@@ -248,14 +248,14 @@ def test_the_sign_test_is_the_binomial_tail() -> None:
     """Against SciPy: all trials won, none, and one in between."""
     from scipy.stats import binom
 
-    from sightline.doctor.checks.data.set_agreement import _upper_tail
+    from sightline.doctor.checks.data.dataset_mismatch import _upper_tail
 
     for wins, trials in [(20, 20), (0, 7), (70, 120), (200, 256)]:
         assert math.isclose(_upper_tail(wins, trials), binom.sf(wins - 1, trials, 0.5), rel_tol=1e-9)
 
 
 def test_the_config_can_leave_it_out(tmp_path: Path) -> None:
-    built = make(tmp_path, "checks.skip=[set-agreement]")
+    built = make(tmp_path, "checks.skip=[dataset-mismatch]")
     assert_healthy(on_test(built, turned(0, 1, 2, facts={"up_axis": "y"})))
 
 
@@ -291,7 +291,7 @@ def test_clouds_with_parts_are_compared_within_their_category(tmp_path: Path) ->
 
 def test_rooms_in_another_unit(tmp_path: Path) -> None:
     built = make_rooms(tmp_path, rooms_scaled(1.0), wrap_test=rooms_scaled(1000.0))
-    finding = caught(built, "set-agreement", "data.normalisation", "warning")
+    finding = caught(built, "dataset-mismatch", "data.normalisation", "warning")
     assert "millimetres against metres" in finding.summary
 
 
@@ -303,4 +303,4 @@ def test_crops_of_scenes_are_no_other_scale(tmp_path: Path) -> None:
             return {"points": points * 0.1}
 
     built = make_rooms(tmp_path, rooms_scaled(1.0), transforms=[NamedTransform("crop", Crop())])
-    assert [f for f in run_all(built, World()) if f.code == "set-agreement" and f.severity != "note"] == []
+    assert [f for f in run_all(built, World()) if f.code == "dataset-mismatch" and f.severity != "note"] == []

@@ -5,13 +5,13 @@ from __future__ import annotations
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 
-__all__ = ["stage_agreement"]
+__all__ = ["pretraining_mismatch"]
 
-CODE = "stage-agreement"
+CODE = "pretraining-mismatch"
 
 
 @check(code=CODE, moment="static")
-def stage_agreement(context: Context) -> list[Finding]:
+def pretraining_mismatch(context: Context) -> list[Finding]:
     """The run that `init` takes weights from and this one evaluate clouds of one form; what differs is named."""
     lineage = context.built.lineage
     if lineage is None or not lineage["differences"]:

@@ -12,7 +12,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from sightline.data.loading.reading import NamedTransform
-from sightline.doctor.checks.data.misaligned_views import misaligned_views, shape_statistics
+from sightline.doctor.checks.data.mismatched_views import mismatched_views, shape_statistics
 from sightline.doctor.context import Context
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
@@ -22,7 +22,7 @@ from tests.doctor.planting import Wrapped, assert_complete, caught, with_data
 
 
 def found(built: Built) -> list[Any]:
-    return misaligned_views(Context(built, World()))
+    return mismatched_views(Context(built, World()))
 
 
 class _Roll:
@@ -92,7 +92,7 @@ def test_healthy_partners(tmp_path: Path) -> None:
 def test_rows_that_are_shuffled_in_the_batch(tmp_path: Path) -> None:
     built = make_pairs(tmp_path)
     transforms = [*transforms_of(built), NamedTransform("roll", _Roll())]
-    finding = caught(with_data(built, lambda inner: inner, transforms), "misaligned-views", "data.pairing")
+    finding = caught(with_data(built, lambda inner: inner, transforms), "mismatched-views", "data.pairing")
     assert "'other_points' of an object depends on what else is in its batch" in finding.summary
     # the first object's cloud, moved to the row before, stands in the last of the four rows that are read
     assert "are those of row 3 of the batch, where the object stands in row 0" in finding.measured
