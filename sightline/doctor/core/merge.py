@@ -14,6 +14,8 @@ __all__ = ["agree", "from_dict", "merge"]
 
 _SEVERITIES = ("error", "warning", "note")
 _STEP_AND_LOSS = ("first-step", "first-evaluation", "non-finite", "initial-loss")
+_OF_BOTH_SETS = ("dataset-mismatch",)
+"""What compares two sets comes after what names the one that is wrong."""
 _FIRST_STEP = (*_STEP_AND_LOSS, "zero-learning-rate", "no-gradient")
 
 _OF_METRICS = ("per-batch-metric", "absent-class-score")
@@ -55,7 +57,7 @@ _SAME_FIELD: dict[str, tuple[str, ...]] = {
 
 
 def merge(findings: Iterable[Finding]) -> list[Finding]:
-    """The gravest first. What an error explains is not told again: it is listed in that error's evidence."""
+    """The gravest first. What an error explains is not reported again: it is listed in that error's evidence."""
     left = _joined(findings)
     told: list[Finding] = []
     for code in _EXPLAINS:
@@ -63,7 +65,7 @@ def merge(findings: Iterable[Finding]) -> list[Finding]:
             symptoms = [f for f in left if f is not cause and _is_explained(f, cause)]
             left = [f for f in left if f is not cause and f not in symptoms]
             told.append(_with(cause, "explains", [f"[{symptom.code}] {symptom.summary}" for symptom in symptoms]))
-    return sorted([*told, *left], key=lambda finding: _SEVERITIES.index(finding.severity))
+    return sorted([*told, *left], key=lambda f: (_SEVERITIES.index(f.severity), f.code in _OF_BOTH_SETS))
 
 
 def agree(findings: Sequence[Finding], world: World) -> list[Finding]:

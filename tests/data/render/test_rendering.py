@@ -171,7 +171,7 @@ def run(program: str, target: Path) -> subprocess.CompletedProcess[str]:
     path = target.with_name("program.py")
     path.write_text(program)
     command = [sys.executable, str(path), str(target)]
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, check=False, timeout=120, capture_output=True, text=True, env=environment)
 

@@ -11,7 +11,7 @@ from sightline.doctor.overfit.fit_one import Asked, fit_one
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SIZES = ("data.train_size=60", "data.test_size=24")
 CASES = {
     "classify/synthetic_shapes_dgcnn": ("data.num_points=64", "model.num_neighbours=6", "model.embedding=64"),

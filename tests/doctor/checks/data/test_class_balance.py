@@ -65,7 +65,7 @@ def key_of(index: int) -> SampleKey:
 
 def test_a_training_part_not_wholly_counted_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start of a training some samples stand for all, and those tell of no absence; `check` counts on."""
-    monkeypatch.setattr("sightline.doctor.suite.survey_part", partial(survey_part, most_samples=4))
+    monkeypatch.setattr("sightline.doctor.context.survey_part", partial(survey_part, most_samples=4))
     built = make_rooms(tmp_path, recoloured(3, 1), wrap_test=lambda inner: inner)
     quick, slow = Context(built, World(), forward_s=1.5), Context(built, World())
     assert untrained_class(quick) == []

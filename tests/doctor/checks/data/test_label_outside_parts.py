@@ -50,7 +50,7 @@ def test_check_reads_on_where_a_training_starts_with_some_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One bad sample among many, which the few that are read first do not show."""
-    monkeypatch.setattr("sightline.doctor.suite.survey_part", partial(survey_part, most_samples=4))
+    monkeypatch.setattr("sightline.doctor.context.survey_part", partial(survey_part, most_samples=4))
     built = make_parts(tmp_path)
     bad = int(built.data.train.indices[100])
 
