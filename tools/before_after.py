@@ -1,7 +1,7 @@
 """Trains, resumes and evaluates short runs of every shipped procedural recipe at two commits, and compares bytes.
 
     python tools/before_after.py 8534f4c            that commit against the working tree
-    python tools/before_after.py 8534f4c c0534b8    two commits
+    python tools/before_after.py 8534f4c dd840da    two commits
     ... --only pose/ --keep FOLDER                   some recipes; keep the runs
 
 Both run in this interpreter's environment, on this machine, one after the other. Exit code 1 where anything differs.
