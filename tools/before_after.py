@@ -10,6 +10,7 @@ Both run in this interpreter's environment, on this machine, one after the other
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -74,21 +75,17 @@ def _options(words: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-class _tree:  # noqa: N801 - a context manager
+@contextlib.contextmanager
+def _tree(commit: str | None, place: Path) -> Iterator[Path]:
     """A commit's files in a git worktree of their own, or the working tree itself."""
-
-    def __init__(self, commit: str | None, place: Path) -> None:
-        self.commit, self.place = commit, place
-
-    def __enter__(self) -> Path:
-        if self.commit is None:
-            return ROOT
-        _git("worktree", "add", "--detach", "--quiet", str(self.place), self.commit)
-        return self.place
-
-    def __exit__(self, *_: object) -> None:
-        if self.commit is not None:
-            _git("worktree", "remove", "--force", str(self.place))
+    if commit is None:
+        yield ROOT
+        return
+    _git("worktree", "add", "--detach", "--quiet", str(place), commit)
+    try:
+        yield place
+    finally:
+        _git("worktree", "remove", "--force", str(place))
 
 
 def _git(*words: str) -> None:

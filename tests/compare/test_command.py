@@ -68,7 +68,7 @@ def test_float32_equals_float64(tmp_path: Path) -> None:
 
 
 def test_float32_volumes_equal_float64_over_optimiser_steps(tmp_path: Path) -> None:
-    """85,000 rows a batch norm, added one by one: the first layer's float32 gradient is off by 1 %, as it may be."""
+    """85,000 rows a batch norm, added one by one: what that does to float32 gradients is no divergence."""
     out = tmp_path / "found.json"
     config = ROOT / "configs/pose/synthetic_hands_v2v_small.yaml"
     words = ("train.precision=float32", "--against", "float32", "--samples", 1, "--steps", 3, "--json", out)

@@ -1,6 +1,7 @@
 """Every shipped procedural recipe in float32 against float64, over ten seeds: `python -m tests.long.compare_healthy`.
 
-Writes a line for each as it comes to docs/results/compare_healthy.jsonl; what is there already is not run again.
+Writes a line for each as it comes to docs/results/compare_healthy.jsonl; what is there already is not run again. With
+`models`: every model of the package instead, on small inputs, layer by layer.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
+from sightline import registry
 from tests.command import run_here
+from tests.compare.steps import compared, guilty
+from tests.models.small_models import make_inputs, small_model
 from tests.processes import ROOT
 from tools.before_after import recipes
 
@@ -32,7 +38,19 @@ def outcome(recipe: str, seed: int) -> dict[str, object]:
     return {"recipe": recipe, "seed": seed, "code": done.code, "guilty": guilty, "parts": found["parts_at_step"]}
 
 
-def main() -> None:
+def compare_models() -> None:
+    reported = 0
+    for seed in SEEDS:
+        for name in registry.models.names():
+            torch.manual_seed(seed)
+            model = small_model(name).float()
+            if found := guilty(compared(model, model, make_inputs(model, 3))):
+                reported += 1
+                sys.stdout.write(f"{name}, seed {seed}: {found}\n")
+    sys.stdout.write(f"{reported} of {len(SEEDS) * len(registry.models.names())} comparisons reported\n")
+
+
+def compare_recipes() -> None:
     before = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
     done = {(line["recipe"], line["seed"]) for line in before}
     for seed in SEEDS:
@@ -45,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    (compare_models if sys.argv[1:] == ["models"] else compare_recipes)()
