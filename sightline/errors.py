@@ -13,6 +13,7 @@ __all__ = [
     "RunError",
     "UserError",
     "in_one_line",
+    "summary_of",
 ]
 
 
@@ -25,6 +26,12 @@ def in_one_line(text: str) -> str:
 
 _SPACES = "\u00a0\u2009\u202f\u3000"
 """Not printable for Python, but harmless."""
+
+
+def summary_of(error: BaseException, *, most: int = 400) -> str:
+    """The type of an exception and at most so many characters of its message, in one line."""
+    words = " ".join(str(error).split())[:most]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 class UserError(ValueError):

@@ -25,7 +25,7 @@ from sightline.doctor.core.rehearsal import frame_of
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.engine.records import kept_random_state
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, summary_of
 from sightline.schema import nearest
 
 __all__ = ["all_checks", "assert_known", "run_after", "run_all", "run_quick"]
@@ -91,7 +91,7 @@ def _run_one(each: Check, context: Context) -> list[Finding]:
         logger.warning("check-failed: '%s' says nothing about this run", each.code, exc_info=True)
         file, line = frame_of(error)
         where = Place(file=file, line=line) if file else context.place("checks")
-        return [_not_run(each.code, _guard_of(each), "sys.environment", where, _told(error))]
+        return [_not_run(each.code, _guard_of(each), "sys.environment", where, summary_of(error))]
 
 
 def _of_short_time(context: Context) -> list[Finding]:
@@ -122,10 +122,6 @@ def _guard_of(each: Check) -> str:
     """The guard that the docstring of a check's module names."""
     words = (sys.modules[each.run.__module__].__doc__ or "").split(":")[0].split()
     return words[1] if words[:1] == ["Guard"] and len(words) > 1 else "G0"
-
-
-def _told(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
 
 
 def assert_known(config: RunConfig) -> None:

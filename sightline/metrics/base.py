@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sightline.errors import summary_of
+
 __all__ = ["Metric", "State", "fault_of_state", "fresh_state", "is_higher_better", "pool_states"]
 
 State = dict[str, Tensor]
@@ -51,8 +53,8 @@ def fault_of_state(metric: Metric) -> str | None:
         state = fresh_state(metric, num_samples=_NUM_TRIED)
         metric.compute(fresh_state(metric))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the metric's, and would end the run without a word
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        return f"an empty state cannot be made or computed ({told}); compute gives NaN where nothing was counted"
+        reason = summary_of(error)
+        return f"an empty state cannot be made or computed ({reason}); compute gives NaN where nothing was counted"
     for name in sorted(slots - state.keys()):
         return f"slots names '{name}', which new_state does not return ({', '.join(state)})"
     for name, tensor in state.items():

@@ -19,6 +19,7 @@ from sightline.doctor.oracles.reduced import with_fewer_points
 from sightline.doctor.oracles.rows import Row, file_of
 from sightline.engine.distributed import World
 from sightline.engine.train import Job
+from sightline.errors import summary_of
 from sightline.types import Batch
 
 __all__ = ["distinct_layers", "examine", "examine_layers"]
@@ -103,7 +104,7 @@ def _tried(step: _Step, name: str, row: Row) -> Row:
             return dataclasses.replace(row, note="it was not called in the step")
         return examine_recorded(module, step.calls[name], row, silent=step.silent_below(name))
     except Exception as error:  # noqa: BLE001 - layers of others may raise anything
-        return dataclasses.replace(row, note=" ".join(f"{type(error).__name__}: {error}".split())[:120])
+        return dataclasses.replace(row, note=summary_of(error, most=100))
 
 
 def distinct_layers(model: nn.Module) -> list[list[str]]:

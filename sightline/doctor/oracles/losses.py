@@ -19,6 +19,7 @@ from sightline.doctor.oracles.replay import loss_counts, loss_sums
 from sightline.doctor.oracles.rows import EXACT_GRADIENT, Row
 from sightline.doctor.oracles.squares import Squares, rightful_factor, squares_of
 from sightline.engine.train import Job
+from sightline.errors import summary_of
 from sightline.types import Batch, Component
 
 __all__ = ["examine_losses"]
@@ -40,7 +41,7 @@ def examine_losses(
         try:
             yield _examine(row, component, _Given(job, facts, batch, wide))
         except Exception as error:  # noqa: BLE001 - losses of others may raise anything
-            yield dataclasses.replace(row, note=" ".join(f"{type(error).__name__}: {error}".split())[:120])
+            yield dataclasses.replace(row, note=summary_of(error, most=100))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from sightline.doctor.overfit.told import Teller
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.engine.train import Job
+from sightline.errors import summary_of
 from sightline.types import Batch
 
 __all__ = ["LONGER", "Asked", "Kept", "Result", "bench_of", "fit_one", "result_document"]
@@ -266,7 +267,7 @@ def _of_first_step(built: Built, teller: Teller, error: Exception) -> list[Findi
             summary="no step can be taken on these samples",
             causes=("cfg.contract", "data.corrupt_sample"),
             path="model",
-            measured=" ".join(f"{type(error).__name__}: {error}".split())[:400],
+            measured=summary_of(error),
             expected="forward pass and losses go through",
             action="run `sightline check`, which looks at more samples",
         )

@@ -23,6 +23,7 @@ from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.core.rehearsal import frame_of
 from sightline.engine.evaluate import Meter
+from sightline.errors import summary_of
 
 __all__ = ["per_batch_metric"]
 
@@ -158,7 +159,6 @@ def _of_own_state(context: Context, meter: Meter, missed: dict[str, tuple[float,
 def _of_failure(context: Context, meter: Meter, error: Exception) -> Finding:
     called, path = name_of_metric(context, meter)
     file, line = frame_of(error)
-    told = " ".join(f"{type(error).__name__}: {error}".split())[:400]
     return Finding(
         guard="G16",
         code=CODE,
@@ -167,7 +167,7 @@ def _of_failure(context: Context, meter: Meter, error: Exception) -> Finding:
         cause="eval.protocol",
         alternatives=("cfg.contract", "eval.decode"),
         where=Place(file=file, line=line, config_path=path) if file else context.place(path),
-        measured=told,
+        measured=summary_of(error),
         expected="figures for answers of the form of a training batch",
         action="mend the metric: the first evaluation would end the run",
         evidence={"field": path, "looked_at": "made answers"},

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import sightline
-from sightline.doctor.checks.model.first_step import told
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.core.rehearsal import Failure
 from sightline.doctor.core.rehearsed_evaluation import RehearsedEvaluation
+from sightline.errors import summary_of
 
 __all__ = ["first_evaluation"]
 
@@ -45,7 +45,7 @@ def _finding(context: Context, each: RehearsedEvaluation, failure: Failure) -> F
             dataset=f"{context.config.data.name}/{each.part.split}",
             config_path=each.path,
         ),
-        measured=told(failure.error),
+        measured=summary_of(failure.error),
         expected=f"{len(each.keys)} samples are predicted, scored and drawn as an evaluation does it",
         action=_missing_key(context, each, failure) or f"mend {each.component}: the first evaluation would end the run",
         evidence={"field": each.path, **({"batch": shapes} if shapes else {})},

@@ -17,10 +17,10 @@ from sightline.doctor.core.rehearsal import Failure, copy_of, frame_of, read
 from sightline.doctor.core.survey import PartSurvey
 from sightline.engine.build import Part
 from sightline.engine.distributed import World
-from sightline.errors import UserError
+from sightline.errors import UserError, summary_of
 from sightline.types import SampleKey
 
-__all__ = ["first_step", "told"]
+__all__ = ["first_step"]
 
 CODE = "first-step"
 _PACKAGE = Path(sightline.__file__).parent
@@ -66,7 +66,7 @@ def _of_reading(context: Context, part: Part, index: int, error: Exception) -> F
         where=dataclasses.replace(
             where, dataset=f"{context.config.data.name}/{part.split}", sample=index, config_path=path
         ),
-        measured=f"sample {index}: {told(error)}",
+        measured=f"sample {index}: {summary_of(error)}",
         expected="every sample can be read",
         action=advised or "mend or leave out the sample; a prepared set is made again by `sightline data prepare`",
     )
@@ -122,7 +122,7 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
             dataset=f"{context.config.data.name}/train",
             config_path=path if advised is None or is_of_transform else f"transforms or {path}",
         ),
-        measured=told(failure.error),
+        measured=summary_of(failure.error),
         expected="a step on the data set's samples goes through",
         action=advised or action,
         evidence={"batch": shapes},
@@ -162,9 +162,3 @@ def _diagnose(error: Exception) -> tuple[tuple[str, ...], str]:
     if "shape" in text or "size" in text:
         return ("cfg.contract", "data.layout", "cfg.class_count"), "bring the shapes of data, model and losses together"
     return ("cfg.contract", "data.layout"), "look at the line named above"
-
-
-def told(error: Exception) -> str:
-    """An exception in one line, with the name of the file it speaks of left as it is."""
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:400]}" if words else type(error).__name__
