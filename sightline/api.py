@@ -9,9 +9,6 @@ from typing import Any
 
 from sightline.engine.distributed import start_world
 from sightline.engine.loading import TrainedRun, build_model, open_trained
-from sightline.errors import ConfigError
-from sightline.predict.frame_prediction import answers_joints, predict_depth_files
-from sightline.predict.own_frames import OwnFrames
 from sightline.predict.prediction import Predictions, predict_files
 
 __all__ = ["LoadedRun", "build_model", "load_run"]
@@ -21,45 +18,22 @@ class LoadedRun(TrainedRun):
     """A trained run that predicts the user's own files."""
 
     def predict(
-        self,
-        paths: Sequence[str | Path],
-        *,
-        device: str = "cpu",
-        batch_size: int | None = None,
-        columns: Sequence[str] | None = None,
-        to_sphere: bool = False,
-        category: str | None = None,
-        with_probabilities: bool = False,
-        frames: OwnFrames | None = None,
+        self, paths: Sequence[str | Path], *, device: str = "cpu", batch_size: int | None = None, **options: Any
     ) -> Predictions[Any]:
-        """What this run says of files of clouds, meshes or depth images, or of folders, as `sightline predict` does it.
+        """Predictions for files, or for folders of them, as `sightline predict` makes them.
 
-        Files that cannot be predicted stand in `refused` with their reason, all others in `predicted`: as a
-        `Prediction`, where the run classes points as a `SegmentPrediction`, of which all are held in memory, or where
-        it finds joints as a `JointPrediction`. How depth images are read, and where in them is looked, say `frames`.
-        `columns` names the columns of files without names, `to_sphere` normalises every cloud. For runs on points:
-        `category` is what all files are, where the run classes parts; `with_probabilities` keeps those of every class.
-        Raises UserError for a device that this machine lacks, and for what does not go with the run.
+        Files that cannot be predicted are in `refused` with their reason, all others in `predicted`, all of which are
+        held in memory: a `Prediction` each where the run classes clouds, a `SegmentPrediction` where it classes points,
+        a `JointPrediction` where it finds joints, and what its predictor makes for a task of a plugin. `options` are
+        those of the predictor: `columns` names the columns of files of clouds without names, `to_sphere` normalises
+        every cloud; for runs on points, `category` is what all files are, where the run classes parts, and
+        `with_probabilities` keeps the probabilities of every class; for depth images, `frames` (an `OwnFrames`) states
+        how they are read and where in them the figure is looked for.
+        Raises UserError for a device that this machine lacks, ConfigError for an option that the predictor lacks.
         """
-        if answers_joints(self):
-            if columns is not None or to_sphere or category is not None or with_probabilities:
-                raise ConfigError(f"{self.path}: reads depth images; give batch_size and frames alone")
-            with start_world(device=device) as world:
-                files = [Path(path) for path in paths]
-                return predict_depth_files(self, files, own=frames or OwnFrames(), world=world, batch_size=batch_size)
-        if frames is not None:
-            raise ConfigError(f"{self.path}: reads no depth images; leave frames out")
         with start_world(device=device) as world:
-            return predict_files(
-                self,
-                [Path(path) for path in paths],
-                world=world,
-                batch_size=batch_size,
-                columns=columns,
-                to_sphere=to_sphere,
-                category=category,
-                with_probabilities=with_probabilities,
-            )
+            files = [Path(path) for path in paths]
+            return predict_files(self, files, world=world, batch_size=batch_size, **options)
 
 
 def load_run(path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequence[str | Path] = ()) -> LoadedRun:

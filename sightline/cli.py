@@ -161,9 +161,20 @@ def predict(
         from sightline.verbs import predict as verb
 
     paths, overrides = parted(words)
-    asked = (checkpoint, tuple(plugin or ()), batch_size, columns, unit_sphere, category, out, probabilities)
-    frames = (overrides, reference, centres, refiner)
-    return verb.predict(verb.Options(run, paths, *asked, device, json, csv, *frames))
+    asked = {
+        "columns": columns,
+        "to_sphere": unit_sphere or None,
+        "category": category,
+        "probabilities": probabilities,
+        "reference": reference,
+        "centres": centres,
+        "refiner": refiner,
+    }
+    flags = {name: value for name, value in asked.items() if value is not None}
+    plugins = tuple(plugin or ())
+    return verb.predict(
+        verb.Options(run, paths, checkpoint, plugins, batch_size, out, device, json, csv, flags, overrides)
+    )
 
 
 app.command()(compare)

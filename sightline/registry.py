@@ -32,6 +32,7 @@ __all__ = [
     "models",
     "optimizers",
     "point_encoders",
+    "predictors",
     "probes",
     "references",
     "schedules",
@@ -76,6 +77,7 @@ RUN_FACTS = frozenset(
         "num_samples",
         "num_steps",
         "output_keys",
+        "run",
         "split",
         "steps_per_epoch",
         "world",
@@ -390,6 +392,7 @@ metrics = Registry("metrics", "metric", "sightline.metrics")
 transforms = Registry("transforms", "transform", "sightline.transforms")
 optimizers = Registry("optimizers", "optimizer", "sightline.engine.optimizers")
 schedules = Registry("schedules", "schedule", "sightline.engine.schedules")
+predictors = Registry("predictors", "predictor", "sightline.predict")
 probes = Registry("probes", "probe", "sightline.probe")
 
 REGISTRIES: dict[str, Registry] = {
@@ -406,6 +409,7 @@ REGISTRIES: dict[str, Registry] = {
         optimizers,
         schedules,
         tasks,
+        predictors,
         probes,
     )
 }

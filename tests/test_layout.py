@@ -75,6 +75,7 @@ COMPONENTS = {
     "models": 25,
     "optimizers": 4,
     "point_encoders": 8,
+    "predictors": 4,
     "probes": 4,
     "references": 3,
     "schedules": 4,

@@ -17,8 +17,8 @@ from sightline.data.loading.reading import BatchReader
 from sightline.engine.distributed import World
 from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError, UserError
-from sightline.predict.applied import AppliedRun
-from sightline.predict.frame_prediction import centre_of_mass_of, refines_centres
+from sightline.predict.inference import InferencePipeline
+from sightline.predict.refiner import assert_refiner, centre_of_mass_of
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import read_lineage
 from sightline.types import Batch, Component, SampleKey
@@ -50,12 +50,11 @@ def find_centres(refiner: TrainedRun, config: RunConfig, *, split: FileSplit, wo
     `split` is that of the set's files: validation frames lie in `train`. Raises UserError for a run that finds none, a
     set that is not of depth images or seen from elsewhere, and a refiner that was trained on what the config tests.
     """
-    if not refines_centres(refiner):
-        raise ConfigError(f"{refiner.path}: the task '{refiner.config.task.name}' finds no centres; give one of centre")
+    assert_refiner(refiner)
     sets = _sets(refiner, config, split)
     _assert_unseen(refiner, config, sets[0])
-    applied = AppliedRun(
-        refiner, sets[0].info, world, fields=sets[0].info.fields, told=f"data set '{config.data.name}'"
+    pipeline = InferencePipeline(
+        refiner, sets[0].info, world, fields=sets[0].info.fields, source=f"data set '{config.data.name}'"
     )
     points = np.zeros((sets[0].part.num_ordered, 3), dtype=np.float32)
     is_known = np.zeros(len(points), dtype=bool)
@@ -64,7 +63,7 @@ def find_centres(refiner: TrainedRun, config: RunConfig, *, split: FileSplit, wo
     try:
         for frames in sets:
             for batch in _batches(frames, refiner):
-                found = applied.predict(applied.seen(batch))["centre_mm"].double().cpu().numpy()
+                found = pipeline.predict(pipeline.seen(batch))["centre_mm"].double().cpu().numpy()
                 places = frames.places[batch["sample_index"].numpy()]
                 points[places], is_known[places] = found, True
                 errors.append(_errors(batch, found, joint))

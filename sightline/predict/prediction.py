@@ -1,79 +1,46 @@
-"""Answers for the user's own files: read as the run's data was, transformed as for evaluation, batched by size."""
+"""Predictions for the user's own files: read by the predictor of the run's task, batched by size, transformed as for
+evaluation."""
 
 from __future__ import annotations
 
-import logging
-import os
-import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sightline import registry
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file, told_passed_over
 from sightline.engine.distributed import World
 from sightline.engine.loading import TrainedRun
-from sightline.errors import ConfigError, UserError
-from sightline.predict.answers import Answers, Predictions, ReadFile, Refusal
-from sightline.predict.applied import AppliedRun
-from sightline.predict.class_answers import ClassAnswers, Prediction
-from sightline.predict.cloud_samples import read_sample
-from sightline.predict.grouping import Waiting, answer_each
-from sightline.predict.point_answers import PointAnswers, SegmentPrediction
-from sightline.runs.inputs import read_inputs
-from sightline.types import DataInfo
+from sightline.errors import ConfigError, DataError, UserError, in_one_line
+from sightline.predict.files import files_of
+from sightline.predict.inference import InferencePipeline
+from sightline.predict.laps import Laps
+from sightline.predict.predictor import Inference, Predictions, Predictor, ReadFile, Refusal, predictor_class
+from sightline.predict.size_batching import SizeBatches
+from sightline.schema import nearest, parameters_of
 
-__all__ = [
-    "Prediction",
-    "Predictions",
-    "Refusal",
-    "SegmentPrediction",
-    "answers_points",
-    "files_of",
-    "predict_each",
-    "predict_files",
-]
+__all__ = ["Predictions", "Refusal", "build_predictor", "predict_each", "predict_files"]
 
-logger = logging.getLogger(__name__)
-_MAX_WAITING_BATCHES = 8
-"""So many batches' worth of clouds of different sizes may wait for others of their size."""
-_MOST_POINTS = 2**18
-"""So many points go through the model at once, whatever the batch size, unless a single cloud has more; twice as many
-may wait."""
+_UNREAD = (ValueError, OSError, MemoryError, EOFError, ArithmeticError, zlib.error, zipfile.BadZipFile)
+"""What a reader raises that has overlooked something in a file: it must not end the prediction of the others."""
 
 
-def answers_points(run: TrainedRun) -> bool:
-    """Whether a run says a class for every point of a cloud, not for the cloud."""
-    return "cloud_offsets" in getattr(registry.tasks.entry(run.config.task).builder, "predicts", ())
-
-
-def files_of(paths: Iterable[Path], *, suffixes: Sequence[str] = CLOUD_SUFFIXES) -> tuple[list[Path], list[Refusal]]:
-    """The files named and, sorted, those of clouds in and below the folders named, each once; and what is not there.
-
-    Numbers in names are sorted as numbers: frame_10 follows frame_9. A file that is named is never passed over,
-    whatever its ending; those of other kinds in a folder are told. Broken links and pipes are among the files.
-    """
-    files: dict[Path, None] = {}
-    refused = []
-    for path in paths:
-        if not os.path.isdir(path):  # not the path's own question, which raises for a name that is too long
-            files.setdefault(path)
-            continue
-        held = (each for each in path.rglob("*") if is_cloud_file(each, suffixes=suffixes))
-        inside = sorted(held, key=_order_of)
-        files |= dict.fromkeys(inside)
-        if passed_over := told_passed_over(path, suffixes=suffixes):
-            logger.warning("%s: %s", path, passed_over)
-        if not inside:
-            refused.append(Refusal(path, f"{path}: holds no file of the kinds {', '.join(suffixes)}"))
-    return list(files), refused
-
-
-def _order_of(path: Path) -> tuple[list[list[tuple[bool, int, str]]], Path]:
-    """What paths are sorted by: folder after folder, in which whole numbers come first, by their size."""
-    parts = [[part for part in re.split(r"(\d+)", name) if part] for name in path.parts]
-    told = [[(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name] for name in parts]
-    return told, path
+def build_predictor(run: TrainedRun, *, world: World | None = None, **options: Any) -> Predictor[Any]:
+    """The predictor for a run's task. Raises ConfigError where there is none, and for an option that it lacks."""
+    predictor = predictor_class(run)
+    parameters = parameters_of(predictor)
+    taken = [each for each in parameters if each not in registry.FACTS]
+    for option in options:
+        if option not in taken:
+            takes = f"; it takes {', '.join(taken) or 'none'}"
+            raise ConfigError(
+                f"{run.path}: predict of the task '{run.config.task.name}' has no option '{option}'"
+                f"{nearest(option, taken, otherwise=takes)}"
+            )
+    facts = {**run.facts, "run": run, "world": world or World()}
+    given: Predictor[Any] = predictor(**options, **{each: facts[each] for each in parameters if each in facts})
+    return given
 
 
 def predict_files(
@@ -82,119 +49,105 @@ def predict_files(
     *,
     world: World | None = None,
     batch_size: int | None = None,
-    columns: Sequence[str] | None = None,
-    to_sphere: bool = False,
-    category: str | None = None,
-    with_probabilities: bool = False,
+    **options: Any,
 ) -> Predictions[Any]:
-    """The answer to each file, all of them in memory: a `Prediction`, or a `SegmentPrediction` of a run on points.
+    """The prediction for each file, all of them in memory; `paths` may be folders.
 
-    Arguments and errors are those of `predict_each`; `paths` may be folders.
+    Arguments and errors are those of `predict_each` and `build_predictor`.
     """
-    files, refused = files_of(paths)
-    answers = dict(
-        predict_each(
-            run,
-            files,
-            world=world,
-            batch_size=batch_size,
-            columns=columns,
-            to_sphere=to_sphere,
-            category=category,
-            with_probabilities=with_probabilities,
-        )
-    )
-    found = [answers[path] for path in files]
-    refused += [answer for answer in found if isinstance(answer, Refusal)]
-    return Predictions(tuple(answer for answer in found if not isinstance(answer, Refusal)), tuple(refused))
+    predictor = build_predictor(run, world=world, **options)
+    files, refused = files_of(paths, suffixes=predictor.suffixes)
+    found: dict[Path, Any] = {}
+    for path, prediction in predict_each(run, files, predictor=predictor, world=world, batch_size=batch_size):
+        found[path] = prediction if isinstance(prediction, Refusal) else predictor.compact(prediction)
+    ordered = [found[path] for path in files]
+    refused += [each for each in ordered if isinstance(each, Refusal)]
+    return Predictions(tuple(each for each in ordered if not isinstance(each, Refusal)), tuple(refused))
 
 
 def predict_each(
     run: TrainedRun,
-    files: Iterable[Path],
+    files: Sequence[Path],
     *,
+    predictor: Predictor[Any] | None = None,
     world: World | None = None,
     batch_size: int | None = None,
-    columns: Sequence[str] | None = None,
-    to_sphere: bool = False,
-    category: str | None = None,
-    with_probabilities: bool = False,
 ) -> Iterator[tuple[Path, Any | Refusal]]:
-    """Files and their answers as they come, by the run's own preparation, evaluation transforms and weights; no votes.
+    """Files and their predictions as they come, by the run's own evaluation transforms and weights; no votes.
 
-    A file's answer does not depend on the others. One that is damaged or outside what the run was trained on is
-    refused with its reason, and the others go on. Held in memory are one large file, or a few batches of small ones.
-    `columns` names the columns of files without names; `to_sphere` moves every cloud to its mean and scales it to
-    radius 1. `batch_size` is that of evaluation where it is None. Of a run on points, `category` is that of all
-    files, by name, and `with_probabilities` keeps every class's probabilities.
-    Raises ConfigError for a run whose data, model or task takes no clouds or gives no classes, and for arguments that
-    it has no use for.
+    A file's prediction does not depend on the others, unless the predictor is sequential. A file that is damaged or
+    outside what the run was trained on is refused with its reason, and the others go on. Held in memory are one large
+    file, or a few batches of small ones. `batch_size` is that of evaluation where it is None,
+    `predictor` the one of the run's task without options.
+    Raises ConfigError for a run whose transforms, model or task do not take what the files offer.
     """
-    info = read_inputs(run.path, run.config)
-    if "points" not in info.fields:
-        raise ConfigError(f"{run.path}: was trained on {', '.join(info.fields)}, not on points; predict takes clouds")
-    answers: Answers
-    if answers_points(run):
-        answers = PointAnswers(run, info, category=category, with_probabilities=with_probabilities)
-    else:
-        answers = ClassAnswers(run, category=category, with_probabilities=with_probabilities)
-    predictor = _Predictor(run, info, answers, world or World(), columns=columns, to_sphere=to_sphere)
-    waiting = Waiting[ReadFile](
-        batch_size or run.config.evaluate.batch_size,
-        kind_of=lambda file: 0 if predictor.is_ragged else file.sample.num_points,
-        size_of=lambda file: file.sample.num_points,
-        most_at_once=_MOST_POINTS,
-        most_batches=_MAX_WAITING_BATCHES,
-    )
+    predictor = predictor or build_predictor(run, world=world)
+    stages = _Stages(run, predictor, world or World())
+    size = 1 if predictor.is_sequential else batch_size or run.config.evaluate.batch_size
+    waiting = SizeBatches(size, kind_of=predictor.kind_of, size_of=predictor.size_of)
     try:
-        yield from answer_each(files, predictor, waiting)
+        predictor.start(files)
+        for path in files:
+            try:
+                file = predictor.read(path)
+            except DataError as error:
+                yield path, Refusal(path, str(error))
+                continue
+            except UserError:
+                raise  # of an option, not of the file
+            except _UNREAD as error:
+                reason = f"{path}: cannot be read ({type(error).__name__}: {error}); get the file again"
+                yield path, Refusal(path, in_one_line(reason))
+                continue
+            for group in waiting.add(file):
+                yield from stages.predict(group)
+                group.clear()  # or its files would be held beside the next one
+            del file
+        for group in waiting.rest():
+            yield from stages.predict(group)
+            group.clear()
     finally:
+        predictor.close()
         run.model.cpu()  # where a loaded run promises it to be
 
 
-class _Predictor:
-    """Reads clouds from files as the run's data was prepared, and answers for them."""
+class _Stages:
+    """Files that were read, through the stages of inference."""
 
-    def __init__(
-        self,
-        run: TrainedRun,
-        info: DataInfo,
-        answers: Answers,
-        world: World,
-        *,
-        columns: Sequence[str] | None,
-        to_sphere: bool,
-    ) -> None:
-        self.answers = answers
-        self.columns = columns
-        self.to_sphere = to_sphere
-        # A run whose own transforms normalise gives one answer at every scale.
-        self.any_scale = any(transform.name == "normalize_unit_sphere" for transform in run.transforms)
-        self.is_ragged = info.fields["points"].collate == "concatenate"
-        fields = {name: info.fields[name] for name in ("points", *info.features)} | dict(answers.fields)
-        self.applied = AppliedRun(run, info, world, fields=fields, told="a cloud from a file", hidden=answers.hidden)
-
-    def read(self, path: Path) -> ReadFile:
-        """Raises DataError for a file that cannot be predicted."""
-        sample = read_sample(
-            path,
-            self.applied.info,
-            columns=self.columns,
-            to_sphere=self.to_sphere,
-            any_scale=self.any_scale,
-            draws_meshes=self.answers.draws_meshes,
+    def __init__(self, run: TrainedRun, predictor: Predictor[Any], world: World) -> None:
+        self._predictor = predictor
+        self._world = world
+        self._is_warm = not predictor.is_timed
+        self._pipeline = InferencePipeline(
+            run,
+            predictor.info,
+            world,
+            fields=predictor.fields,
+            source=f"a {predictor.noun} from a file",
+            hidden=predictor.hidden,
+            transforms=predictor.transforms(),
         )
-        return self.answers.read(path, sample)
 
-    def __call__(self, files: Sequence[ReadFile]) -> dict[Path, Any | Refusal]:
-        """The answer to each file; where the model refuses several at once, each is asked for alone."""
+    def predict(self, files: Sequence[ReadFile]) -> list[tuple[Path, Any | Refusal]]:
+        """The prediction for each file; where the model refuses several at once, each goes through it alone."""
         try:
-            samples = [{**file.sample.fields, **file.given} for file in files]
-            batch = self.applied.read([file.path for file in files], samples)
-            predictions = self.applied.predict(self.applied.seen(batch))
+            if not self._is_warm:  # the first pass loads and compiles
+                self._infer(files[:1])
+                self._is_warm = True
+            inference = self._infer(files)
         except (UserError, ValueError, MemoryError) as error:
             if len(files) > 1:
-                return {path: answer for file in files for path, answer in self([file]).items()}
-            path, told = files[0].path, " ".join(str(error).split())
-            return {path: Refusal(path, f"{path}: the model takes no such cloud: {told}")}
-        return self.answers(files, batch, predictions)
+                return [found for file in files for found in self.predict([file])]
+            path, reason = files[0].path, " ".join(str(error).split())
+            return [(path, Refusal(path, f"{path}: the model takes no such {self._predictor.noun}: {reason}"))]
+        return list(zip([file.path for file in files], self._predictor.predict(files, inference), strict=True))
+
+    def _infer(self, files: Sequence[ReadFile]) -> Inference:
+        laps = Laps(self._world)
+        batch = self._pipeline.read([file.path for file in files], [file.sample for file in files])
+        seen = self._pipeline.seen(batch)
+        if not self._predictor.is_timed:
+            return Inference(batch, self._pipeline.predict(seen), {})
+        laps.end("transforms")
+        predictions = self._pipeline.predict_in_steps(seen, laps.end)
+        return Inference(batch, predictions, laps.ms)

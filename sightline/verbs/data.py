@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sightline import registry
+from sightline.config.key_values import read_key_values
 from sightline.data.store import native
 from sightline.data.store.location import root_of
 from sightline.data.store.views import VIEWS_SET, Views
@@ -18,7 +19,6 @@ from sightline.geometry.volumes import Axes
 from sightline.plugins import load_plugins
 from sightline.schema import nearest
 from sightline.verbs.common import write_document
-from sightline.verbs.key_values import read_key_values
 from sightline.verbs.output import note
 
 if TYPE_CHECKING:

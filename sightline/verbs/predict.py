@@ -1,118 +1,175 @@
-"""`sightline predict`: the classes of the user's own files, or of their points, or the joints in depth images."""
+"""`sightline predict`: the predictions of a run for the user's own files."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sightline.data.files.cloud_files import check_columns
 from sightline.engine.distributed import World, start_world
 from sightline.engine.loading import TrainedRun, open_trained
 from sightline.engine.precision import set_backends
-from sightline.errors import RunError, UserError, in_one_line
-from sightline.predict.answers import exit_code_of
-from sightline.predict.frame_prediction import answers_joints, refines_centres
-from sightline.predict.prediction import answers_points
+from sightline.errors import DataError, RunError, UserError, in_one_line
+from sightline.predict.files import files_of
+from sightline.predict.output_names import output_names
+from sightline.predict.prediction import build_predictor, predict_each
+from sightline.predict.predictor import CommandLine, Predictor, Refusal, exit_code_of, options_of, predictor_class
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.verbs.common import write_document, write_file
-from sightline.verbs.frames import assert_no_frames, tell_joints
 from sightline.verbs.output import note, show_table
-from sightline.verbs.predictions import Options, Told, tell_classes, tell_points
 
 __all__ = ["Options", "predict"]
 
 
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for; `flags` are those of predictors, by the names of their options."""
+
+    run: Path
+    paths: tuple[Path, ...]
+    which: str = "last"
+    plugins: tuple[Path, ...] = ()
+    batch_size: int | None = None
+    out: Path | None = None
+    device: str = "auto"
+    json: Path | None = None
+    csv: Path | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+
+
 def predict(options: Options) -> int:
     """Predict every file that can be; the others are named with their reason. The exit code."""
-    _assert_consistent(options)
+    flags = _checked(options)
     run = open_trained(options.run, checkpoint=options.which, plugins=options.plugins)
-    tell = _teller(run, options)
+    given = options_of(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
     set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
-    _tell(run)
     with start_world(device=options.device) as world:
+        predictor = build_predictor(run, world=world, **given)
+        if options.out is not None and not predictor.endings:
+            raise UserError(
+                f"--out {options.out}: predict of the task '{run.config.task.name}' writes no files; give --json or "
+                "--csv"
+            )
+        for line in [*_notes(run), *predictor.notes()]:
+            note(line)
         try:
-            told = tell(run, options, world)
+            documents, refused = _predict(run, predictor, options, world)
         except torch.OutOfMemoryError as error:
             raise RunError("predict: the GPU's memory is full; lower --batch-size") from error
-    write_document(options.json, _document(run, told))  # first: whoever reads the table may close it
-    write_file(options.csv, _table(told))
-    _show(run, told)
-    for refusal in told.refused:
+    for line in predictor.summary(documents):
+        note(line)
+    # The files come first: whoever reads the table may close it.
+    write_document(options.json, _document(run, predictor, documents, refused))
+    write_file(options.csv, _csv(predictor, documents, refused))
+    _show(run, predictor, documents, refused)
+    for refusal in refused:
         note(f"refused: {in_one_line(refusal.reason)}")
-    return exit_code_of(told.refused)
+    return exit_code_of(refused)
 
 
-def _teller(run: TrainedRun, options: Options) -> Callable[[TrainedRun, Options, World], Told]:
-    """What answers for the files of a run's kind. Raises UserError for options that are for those of another."""
-    if answers_joints(run):
-        return tell_joints
-    assert_no_frames(run, options)
-    if refines_centres(run):
-        raise UserError(f"{run.path}: refines reference points; give it by --refiner {run.path} beside a run of poses")
-    if answers_points(run):
-        return tell_points
-    if options.out is not None:
-        raise UserError(f"--out {options.out}: is for runs that class points or find joints; give --json or --csv")
-    return tell_classes
+def _predict(
+    run: TrainedRun, predictor: Predictor[Any], options: Options, world: World
+) -> tuple[list[dict[str, Any]], list[Refusal]]:
+    """The documents of the files that were predicted, and the others, in the order of the files.
+
+    The files of predictions are written as these come. Raises UserError for an output that cannot be, before anything
+    is predicted; RunError where the disk refuses one.
+    """
+    files, refused = files_of(options.paths, suffixes=predictor.suffixes)
+    names = {} if options.out is None else output_names(files, options.out, endings=predictor.endings)
+    documents: dict[Path, dict[str, Any]] = {}
+    refusals: dict[Path, Refusal] = {}
+    found = predict_each(run, files, predictor=predictor, world=world, batch_size=options.batch_size)
+    for path, prediction in found:
+        if isinstance(prediction, Refusal):
+            refusals[path] = prediction
+            continue
+        try:
+            written = predictor.write(prediction, names[path]) if names else {}
+        except DataError as error:
+            refusals[path] = Refusal(path, f"{path}: {error}")
+            continue
+        documents[path] = predictor.document(prediction)
+        if predictor.endings:
+            documents[path]["written"] = {kind: str(place) for kind, place in written.items()}
+        del prediction  # or it would be held while the next file is read
+    ordered = [documents[path] for path in files if path in documents]
+    return ordered, [*refused, *(refusals[path] for path in files if path in refusals)]
 
 
-def _assert_consistent(options: Options) -> None:
-    """Raises UserError for options that cannot go together, before anything is read."""
-    options.column_names()
+def _checked(options: Options) -> dict[str, Any]:
+    """The flags with their values as options want them. Raises UserError for what cannot go together."""
+    flags = dict(options.flags)
+    if "columns" in flags:
+        flags["columns"] = check_columns(flags["columns"].split(","))
     if not options.paths:
         raise UserError("predict: no file is given; sightline predict RUN PATH... [KEY=VALUE]...")
     if options.json is not None and options.csv is not None and options.json.resolve() == options.csv.resolve():
         raise UserError(f"--csv {options.csv}: is the file of --json too; give another")
-    if options.probabilities is not None and options.out is None:
+    if "probabilities" in flags and options.out is None:
         raise UserError("--probabilities: is written into the folder of --out; give --out DIR")
+    return flags
 
 
-def _tell(run: TrainedRun) -> None:
-    """What a reader of the answers must know of how they come about."""
+def _notes(run: TrainedRun) -> list[str]:
+    """What a reader of any run's predictions should know."""
     lineage = read_lineage(run.path)
-    if lineage is not None:
-        note(describe_lineage(lineage))
+    notes = [] if lineage is None else [describe_lineage(lineage)]
     if up_axis := run.facts.get("up_axis"):
-        note(f"the run was trained on clouds with {up_axis} up; files must have it up too")
+        notes.append(f"the run was trained on clouds with {up_axis} up; files must have it up too")
     if run.config.evaluate.votes > 1:
-        note(f"one pass a file: evaluate.votes ({run.config.evaluate.votes}) is not applied")
+        notes.append(f"one pass a file: evaluate.votes ({run.config.evaluate.votes}) is not applied")
+    return notes
 
 
-def _show(run: TrainedRun, told: Told) -> None:
+def _show(
+    run: TrainedRun, predictor: Predictor[Any], documents: Sequence[Mapping[str, Any]], refused: Sequence[Refusal]
+) -> None:
     """The table of what was predicted, under the checkpoint's path as one would type it; none where nothing was."""
     checkpoint = run.checkpoint
     here = Path.cwd()
     path = checkpoint.relative_to(here) if checkpoint.is_relative_to(here) else checkpoint
-    title = f"{path}: {len(told.rows)} of {len(told.rows) + len(told.refused)} files"
-    if not told.rows:
+    title = f"{path}: {len(documents)} of {len(documents) + len(refused)} files"
+    if not documents:
         note(title)
         return
-    show_table(title, told.columns, told.rows)
+    show_table(title, predictor.columns, map(predictor.row, documents))
 
 
-def _document(run: TrainedRun, told: Told) -> dict[str, Any]:
+def _document(
+    run: TrainedRun, predictor: Predictor[Any], documents: Sequence[dict[str, Any]], refused: Sequence[Refusal]
+) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "checkpoint": str(run.checkpoint),
         "class_names": list(run.class_names),
         "votes": 1,
-        **told.about,
-        "predictions": list(told.documents),
-        "refused": [{"file": str(r.file), "reason": r.reason} for r in told.refused],
+        **predictor.about(),
+        "predictions": list(documents),
+        "refused": [{"file": str(r.file), "reason": r.reason} for r in refused],
     }
 
 
-def _table(told: Told) -> str:
+def _csv(predictor: Predictor[Any], documents: Sequence[Mapping[str, Any]], refused: Sequence[Refusal]) -> str:
     """Every file on a line, line breaks in its name as escapes; those that were refused have only their reason."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*told.csv_columns, "refused"))
-    rows = [(*row, "") for row in told.csv_rows]
-    rows += [(str(r.file), *[""] * (len(told.csv_columns) - 1), r.reason) for r in told.refused]
-    for row in rows:
-        writer.writerow([in_one_line(cell) if isinstance(cell, str) else cell for cell in row])
+    writer.writerow((*predictor.csv_columns, "refused"))
+    rows: list[Sequence[Any]] = [[*predictor.csv_row(document), ""] for document in documents]
+    rows += [(str(r.file), *[""] * (len(predictor.csv_columns) - 1), r.reason) for r in refused]
+    writer.writerows([[_csv_cell(cell) for cell in row] for row in rows])
     return text.getvalue()
+
+
+def _csv_cell(cell: Any) -> Any:
+    """Text in one line, a number with all its digits."""
+    if isinstance(cell, float):
+        return repr(float(cell))
+    return in_one_line(cell) if isinstance(cell, str) else cell

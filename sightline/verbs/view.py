@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sightline.config import RunConfig
-from sightline.data.files.cloud_files import check_columns
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, check_columns
 from sightline.data.loading.reading import BatchReader
 from sightline.engine.build import Data, Part, build_data, build_model, build_task, build_transforms
 from sightline.engine.distributed import World, start_world
@@ -20,7 +20,7 @@ from sightline.engine.loading import checkpoint_path, load_trained
 from sightline.engine.precision import Precision, set_backends
 from sightline.errors import UserError, in_one_line
 from sightline.pictures import Axis
-from sightline.predict.prediction import files_of
+from sightline.predict.files import files_of
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_directory import RunDirectory
 from sightline.runs.run_documents import read_facts
@@ -236,7 +236,7 @@ def _of_files(options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
     up_axis = axes.get(options.up or "z")
     if up_axis is None:
         raise UserError(f"--up: found '{options.up}', allowed are {', '.join(axes)}")
-    files, refused = files_of(options.paths)
+    files, refused = files_of(options.paths, suffixes=CLOUD_SUFFIXES)
     if refused:
         raise UserError(refused[0].reason)
     times = Counter(file.name for file in files)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from sightline import registry
 from sightline.api import LoadedRun
 from sightline.engine.conversion import convert
 from sightline.errors import ConfigError, in_one_line
+from sightline.predict import clouds, size_batching
 from sightline.predict import prediction as module
+from sightline.predict.classify import ClassPredictor
 from sightline.predict.prediction import predict_files
+from sightline.predict.predictor import Inference, ReadFile, Refusal
 from sightline.runs import checkpoint
 from sightline.types import DataInfo, Field
 from tests.engine.test_conversion import saved, small_state
@@ -84,26 +87,27 @@ def test_clouds_of_many_sizes_are_batched_by_size_and_come_back_in_order(tmp_pat
         assert prediction.class_name == str(prediction.label), "the data has no class names"
 
 
-def test_no_more_clouds_wait_than_a_few_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_clouds_wait_than_a_few_batches(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     paths = write(tmp_path / "clouds", list(range(4, 44)))
     waiting, most = 0, 0
 
-    class Counting(module._Predictor):
-        def read(self, path: Path) -> module.ReadFile:
+    class Counting(ClassPredictor):
+        def read(self, path: Path) -> ReadFile:
             nonlocal waiting, most
             waiting += 1
             most = max(most, waiting)
             return super().read(path)
 
-        def __call__(self, files: list) -> dict:
+        def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[Any]:
             nonlocal waiting
             waiting -= len(files)
-            return super().__call__(files)
+            return super().predict(files, inference)
 
-    monkeypatch.setattr(module, "_Predictor", Counting)
-    assert len(predict_files(run, paths, batch_size=2).predicted) == len(paths)
-    assert most <= module._MAX_WAITING_BATCHES * 2
+    found = dict(module.predict_each(run, paths, predictor=Counting(run=run), batch_size=2))
+    assert found.keys() == set(paths)
+    assert not any(isinstance(each, Refusal) for each in found.values())
+    assert most <= size_batching._MAX_WAITING_BATCHES * 2
 
 
 def test_a_file_given_twice_or_by_its_folder_too_is_predicted_once(
@@ -135,7 +139,7 @@ def test_an_answer_that_is_no_number_is_the_models_failure(tmp_path: Path) -> No
     with torch.no_grad():
         run.model.head[2].bias[0] = torch.nan
     found = run.predict(write(tmp_path / "clouds", [4]))
-    assert "the model's answer is not a finite number" in found.refused[0].reason
+    assert "the model's output is not finite" in found.refused[0].reason
     assert found.exit_code == 1
 
 
@@ -170,13 +174,14 @@ def test_a_file_that_vanishes_is_refused(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     paths = write(tmp_path / "clouds", [5, 6, 7])
 
-    def vanishing() -> Iterator[Path]:
-        for path in paths:
-            if path == paths[1]:
-                path.unlink()
-            yield path
+    class Vanishing(list[Path]):
+        def __iter__(self) -> Iterator[Path]:
+            for path in super().__iter__():
+                if path == paths[1]:
+                    path.unlink()
+                yield path
 
-    answers = dict(module.predict_each(run, vanishing()))
+    answers = dict(module.predict_each(run, Vanishing(paths)))
     assert "there is no such file" in answers[paths[1]].reason
     assert [answers[path].file for path in (paths[0], paths[2])] == [paths[0], paths[2]]
 
@@ -189,14 +194,14 @@ def test_what_a_reader_overlooks_is_a_refusal(
 ) -> None:
     run = run_of(tmp_path)
     paths = write(tmp_path / "clouds", [5, 6])
-    read = module.read_sample
+    read = clouds.read_sample
 
     def faulty(path: Path, *given: Any, **options: Any) -> Any:
         if path == paths[0]:
             raise error
         return read(path, *given, **options)
 
-    monkeypatch.setattr(module, "read_sample", faulty)
+    monkeypatch.setattr(clouds, "read_sample", faulty)
     found = run.predict(paths)
     assert [prediction.file for prediction in found.predicted] == [paths[1]]
     assert found.refused[0].reason.startswith(f"{paths[0]}: cannot be read ({type(error).__name__}")

@@ -331,8 +331,11 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
         (("--centres", "{centres}"), "centres.txt: has 2 lines, what is given has 5 frames: 3 too few"),
         (("--centres", "{run}"), "run: cannot be read (Is a directory)"),
         (("--refiner", "{run}"), "the task 'pose' finds no centres; give a run of the task centre"),
-        (("--columns", "x,y,z"), "--columns: is for runs on clouds"),
-        (("--category", "mug"), "--category: is for runs on clouds"),
+        (
+            ("--columns", "x,y,z"),
+            "--columns: predict of the task 'pose' takes --reference, --centres, --refiner; leave",
+        ),
+        (("--category", "mug"), "--category: predict of the task 'pose' takes --reference"),
         (("--out", "{frames}/000.npy"), "is a file; give a folder"),
     ],
 )
@@ -358,5 +361,5 @@ def test_a_refiner_alone_is_told_what_it_is_for(run: Path, refiner: Path, frames
     assert done.code == 2
     assert f"refines reference points; give it by --refiner {refiner} beside a run of poses" in done.err
     assert "predict: no file is given" in run_here("predict", refiner, "camera.fx=1").err
-    with pytest.raises(ConfigError, match="reads depth images; give batch_size and frames alone"):
+    with pytest.raises(ConfigError, match="predict of the task 'pose' has no option 'to_sphere'; it takes frames"):
         sightline.load_run(run).predict([frames], to_sphere=True)

@@ -19,8 +19,8 @@ from sightline.data.loading.reading import NamedTransform
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.errors import ConfigError
 from sightline.pictures import PALETTE
-from sightline.predict.point_answers import SegmentPrediction
 from sightline.predict.prediction import predict_each
+from sightline.predict.segment import SegmentPrediction
 from sightline.types import Component, SampleKey
 from tests.data.clouds.cloud_writers import write_off, write_ply
 from tests.runs.point_runs import PARTS, ROOMS, Run, columns_of, rooms_of, scored_by, write
@@ -337,7 +337,7 @@ def test_an_answer_that_is_no_number_is_the_models_failure(rooms: Run, tmp_path:
     with torch.no_grad():
         run.model.net[2].bias[0] = torch.nan
     found = run.predict([tmp_path])
-    assert "the model's answer is not a finite number" in found.refused[0].reason
+    assert "the model's output is not finite" in found.refused[0].reason
     assert found.exit_code == 1
 
 
@@ -361,7 +361,7 @@ def test_large_files_are_held_one_at_a_time(rooms: Run, tmp_path: Path, monkeypa
     large = {name: np.resize(values, 30_000) for name, values in room.items()}
     for number in range(6):
         write(tmp_path / f"{number}.ply", large)
-    monkeypatch.setattr("sightline.predict.prediction._MOST_POINTS", 10_000)
+    monkeypatch.setattr("sightline.predict.size_batching._MAX_SIZE", 10_000)
     run = dataclasses.replace(rooms.load(), transforms=())
     peaks = {}
     for number in (1, 1, 6):  # the first time, things are imported and compiled

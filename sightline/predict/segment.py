@@ -1,119 +1,91 @@
-"""A class for every point of a file: those that the model saw answer for themselves, the others by the nearest."""
+"""A class for every point of a file: its own where the model saw the point, else that of the nearest point seen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sightline import registry
 from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.neighbours import nearest_neighbours
 from sightline.metrics.answers import answers_of
-from sightline.predict.answers import ReadFile, Refusal
 from sightline.predict.cloud_samples import FileSample, Origin
+from sightline.predict.clouds import CloudPredictor
+from sightline.predict.point_files import ENDINGS, write_point_files
+from sightline.predict.predictor import Inference, ReadFile, Refusal, not_finite
+from sightline.predict.segment_prediction import SegmentPrediction
 from sightline.schema import nearest
-from sightline.types import Batch, DataInfo, Field
+from sightline.types import Field
 
-__all__ = ["PointAnswers", "SegmentPrediction", "standing_for"]
+__all__ = ["PointPredictor", "SegmentPrediction", "standing_for"]
 
 _FIRST_NUMBER = 2**40
 """Points are numbered from here on: no class has such a number, so that none is taken for an ignored point."""
+_NUM_SHARES = 3
+"""So many classes are named in the table."""
 
 
-@dataclass(frozen=True, eq=False)
-class SegmentPrediction:
-    """What a run says of every point of one file, all N in the order of the file.
-
-    `points` (N, 3) float64 are in the file's own coordinates. `labels` (N,) int64 are the most probable classes, among
-    the parts of `category` where the run's set has categories. `probability` (N,) float32 is that of the label among
-    all classes, as the model gives it. `treatment` says in words what was done to the points.
-    """
-
-    file: Path
-    points: np.ndarray
-    labels: np.ndarray
-    probability: np.ndarray
-    class_names: tuple[str, ...]
-    category: str | None
-    treatment: str
-    answered: np.ndarray
-    """Which answer of the model stands for each point (N,), rows of `table`."""
-    table: np.ndarray | None = None
-    """The model's answers (K, C) float32, one probability per class, K at most N; only where they were asked for."""
-
-    @property
-    def num_points(self) -> int:
-        return len(self.labels)
-
-    @property
-    def probabilities(self) -> np.ndarray | None:
-        """Every class's probability of every point (N, C) float32, made anew; None where they were not asked for."""
-        return None if self.table is None else self.table[self.answered]
-
-    @cached_property
-    def mean_probability(self) -> float:
-        """The mean of `probability` over all points."""
-        return float(self.probability.mean(dtype=np.float64))
-
-    @cached_property
-    def shares(self) -> dict[str, float]:
-        """The share of the points of each class that occurs, the largest first."""
-        counts = np.bincount(self.labels)
-        order = np.argsort(-counts, kind="stable")
-        return {
-            self.name_of(label): float(counts[label]) / self.num_points for label in order.tolist() if counts[label]
-        }
-
-    def name_of(self, label: int) -> str:
-        """The name of a class; its number where the run's set has no names."""
-        return self.class_names[label] if label < len(self.class_names) else str(label)
-
-
-class PointAnswers:
-    """Makes a `SegmentPrediction` of the probabilities of points, for every point of each file.
+@registry.predictors.add("segment")
+class PointPredictor(CloudPredictor[SegmentPrediction]):
+    """A `SegmentPrediction` for each cloud, from the `probabilities` of its points and the `cloud_offsets`.
 
     A sample gets its own points' numbers for labels, so that whatever a transform drops and reorders can be traced.
-    `category` is the name that all files have; without it a file's folder names it. Raises ConfigError for a name that
-    the run's set does not have.
+    `category` is the name that all files have; without it a file's folder names it. `with_probabilities` keeps every
+    class's probabilities; `probabilities` is the number format in which `write` stores them. Raises ConfigError for a
+    name that the run's set does not have.
     """
 
+    reads = frozenset({"probabilities", "cloud_offsets"})
     hidden = frozenset({"label", "whole_label"})
+    endings = tuple(ENDINGS.values())
+    columns = ("file", "points", "classes", "mean probability")
 
-    def __init__(self, run: TrainedRun, info: DataInfo, *, category: str | None, with_probabilities: bool) -> None:
-        form = info.clouds
+    def __init__(
+        self,
+        *,
+        run: TrainedRun,
+        columns: Sequence[str] | None = None,
+        to_sphere: bool = False,
+        category: str | None = None,
+        with_probabilities: bool = False,
+        probabilities: Literal["float16", "float32"] | None = None,
+    ) -> None:
+        super().__init__(run, columns=columns, to_sphere=to_sphere)
+        info, form = self.info, self.info.clouds
         if form is not None and form.preparation is not None:
             raise ConfigError(
                 f"{run.path}: was trained on a set whose preparing chooses points; a class for every point of a file "
                 "needs a set that keeps all of them"
             )
-        self.run = run
-        self.with_probabilities = with_probabilities
+        self.with_probabilities = with_probabilities or probabilities is not None
+        self.stored = None if probabilities is None else np.dtype(probabilities).newbyteorder("<")
         self.draws_meshes = form is not None and form.unit_sphere != "none"
         points = info.fields["points"]
         number = Field("points", "int64", "number of the point", collate=points.collate, offsets=points.offsets)
-        self.fields = {"label": number}
+        self.fields = {**self.fields, "label": number}
         self.categories = _names_of(run.facts) if "category" in info.fields else []
         if self.categories:
-            self.fields["category"] = info.fields["category"]
+            self.fields = {**self.fields, "category": info.fields["category"]}
         self.category = None if category is None else self._asked_for(category)
+        classes = run.class_names or tuple(map(str, range(run.facts["num_classes"])))
+        self.shares = {f"share of {name}": name for name in classes}
+        self.csv_columns = ("file", "category", "num_points", "mean_probability", "treatment", *self.shares)
 
-    def read(self, path: Path, sample: FileSample) -> ReadFile:
-        given = {"label": torch.arange(sample.num_points) + _FIRST_NUMBER}
-        if self.categories:
-            given["category"] = torch.tensor(self._category_of(path))
-        return ReadFile(path, sample, given)
+    def given(self, path: Path, sample: FileSample) -> dict[str, Any]:
+        """The number of every point, and the category."""
+        numbers = {"label": torch.arange(sample.num_points) + _FIRST_NUMBER}
+        return numbers | ({"category": torch.tensor(self._category_of(path))} if self.categories else {})
 
-    def __call__(
-        self, files: Sequence[ReadFile], batch: Batch, predictions: Mapping[str, Any]
-    ) -> dict[Path, SegmentPrediction | Refusal]:
+    def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[SegmentPrediction | Refusal]:
+        """Raises ConfigError for a run whose transforms choose points and not their labels."""
+        batch, predictions = inference.batch, inference.predictions
         numbers = (batch["whole_label"] if "nearest" in batch else batch["label"]).flatten() - _FIRST_NUMBER
         bounds = list(pairwise(predictions["cloud_offsets"].tolist()))
         if len(numbers) != bounds[-1][1]:
@@ -124,22 +96,48 @@ class PointAnswers:
         device = predictions["probabilities"].device
         known = {"category": batch["category"].to(device)} if self.categories else {}
         labels = answers_of(known, predictions, self.run.facts)
-        return {
-            file.path: self._answer(file, numbers[start:end].numpy(), predictions["probabilities"][start:end], own)
+        return [
+            self._of(file, numbers[start:end].numpy(), predictions["probabilities"][start:end], own)
             for file, own, (start, end) in zip(files, labels, bounds, strict=True)
+        ]
+
+    def document(self, prediction: SegmentPrediction) -> dict[str, Any]:
+        """The share of each class; labels and probabilities are for `write`."""
+        return {
+            "file": str(prediction.file),
+            "category": prediction.category,
+            "num_points": prediction.num_points,
+            "mean_probability": prediction.mean_probability,
+            "shares": prediction.shares,
+            "treatment": prediction.treatment,
         }
 
-    def _answer(
+    def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
+        """The largest shares in words."""
+        shares = _largest(document["shares"])
+        return [document["file"], document["num_points"], shares, document["mean_probability"]]
+
+    def csv_row(self, document: Mapping[str, Any]) -> Sequence[Any]:
+        """A column for each class, 0 where no point has it."""
+        shares = document["shares"]
+        return [
+            shares.get(self.shares[name], 0.0) if name in self.shares else document[name] for name in self.csv_columns
+        ]
+
+    def write(self, prediction: SegmentPrediction, name: Path) -> dict[str, Path]:
+        """Labels, the coloured cloud and, with a number format for them, the probabilities."""
+        return write_point_files(prediction, name, probabilities=self.stored)
+
+    def _of(
         self, file: ReadFile, numbers: np.ndarray, probabilities: Tensor, labels: Tensor
     ) -> SegmentPrediction | Refusal:
         if not bool(probabilities.isfinite().all()):
-            reason = f"{file.path}: the model's answer is not a finite number; are its weights sound?"
-            return Refusal(file.path, reason, is_input=False)
+            return not_finite(file.path)
         probability = probabilities.gather(1, labels[:, None])[:, 0]
-        origin = file.sample.origin
+        origin = file.source.origin
         assert origin is not None, "sets whose samples have none are refused at the start"
         answered = standing_for(origin, numbers)
-        treatment = [file.sample.treatment]
+        treatment = [file.source.treatment]
         num_others = len(answered) - len(np.unique(numbers)) if origin.rows is not None else len(answered)
         if num_others:
             treatment.append(f"{num_others} of {len(answered)} points as the nearest of {len(numbers)}")
@@ -149,7 +147,7 @@ class PointAnswers:
             labels=labels.cpu().numpy()[answered],
             probability=probability.float().cpu().numpy()[answered],
             class_names=self.run.class_names,
-            category=self.categories[int(file.given["category"])] if self.categories else None,
+            category=self.categories[int(file.sample["category"])] if self.categories else None,
             treatment=", ".join(treatment),
             answered=answered,
             table=probabilities.float().cpu().numpy() if self.with_probabilities else None,
@@ -191,6 +189,13 @@ def standing_for(origin: Origin, numbers: np.ndarray) -> np.ndarray:
         places, queries = torch.from_numpy(origin.places[numbers])[None], torch.from_numpy(origin.points[others])[None]
         answered[others] = nearest_neighbours(places, num_neighbours=1, queries=queries)[0, :, 0].numpy()
     return answered
+
+
+def _largest(shares: Mapping[str, float]) -> str:
+    """The largest shares in words, and the number of the other classes."""
+    words = [f"{name} {share:.0%}" for name, share in list(shares.items())[:_NUM_SHARES]]
+    more = len(shares) - len(words)
+    return ", ".join(words) + (f" and {more} more" if more else "")
 
 
 def _names_of(facts: Mapping[str, Any]) -> list[str]:

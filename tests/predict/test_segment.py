@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from sightline.predict.cloud_samples import Origin
-from sightline.predict.point_answers import standing_for
+from sightline.predict.segment import standing_for
 
 
 def test_points_that_were_answered_for_keep_their_own_answer_and_others_take_the_nearest() -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from sightline.errors import UserError
-from sightline.verbs.point_files import output_names
+from sightline.predict.output_names import output_names
+from sightline.predict.point_files import ENDINGS
 
 
 def named(tmp_path: Path, *files: str) -> list[str]:
-    names = output_names([Path(file) for file in files], tmp_path / "out")
+    names = output_names([Path(file) for file in files], tmp_path / "out", endings=ENDINGS.values())
     return [str(names[Path(file)].relative_to(tmp_path / "out")) for file in files]
 
 
@@ -46,10 +47,10 @@ def test_a_file_to_predict_is_never_written_over(tmp_path: Path, file: str) -> N
     (tmp_path / "link.ply").symlink_to(tmp_path / "a.ply")
     others = [tmp_path / "elsewhere" / "a.txt"] if file == "a.labels.npy" else []
     with pytest.raises(UserError, match="is a file to predict and would be overwritten; give another"):
-        output_names([tmp_path / file, *others], tmp_path)
+        output_names([tmp_path / file, *others], tmp_path, endings=ENDINGS.values())
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(UserError, match="is a file; give a folder"):
-        output_names([], tmp_path / "out")
+        output_names([], tmp_path / "out", endings=())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from sightline.engine.loading import TrainedRun
 from sightline.engine.precision import Precision
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
 
-__all__ = ["AppliedRun"]
+__all__ = ["InferencePipeline"]
 
 
-class AppliedRun:
-    """A run on a device, bound to the `fields` that samples from files offer, `told` of which it is in errors.
+class InferencePipeline:
+    """A run on a device, bound to the `fields` that samples offer; errors name these as `source`.
 
     The keys `hidden` are kept from the model. `transforms` are the run's own where they are not given.
     """
@@ -37,7 +37,7 @@ class AppliedRun:
         world: World,
         *,
         fields: Mapping[str, Field],
-        told: str,
+        source: str,
         hidden: frozenset[str] = frozenset(),
         transforms: Sequence[NamedTransform] | None = None,
     ) -> None:
@@ -45,10 +45,10 @@ class AppliedRun:
         self.info = dataclasses.replace(info, fields=dict(fields))
         self.hidden = hidden
         self.transforms = run.transforms if transforms is None else tuple(transforms)
-        self._told = told
+        self._source = source
         self._device = world.device
         self._precision = Precision(run.config.train.precision)
-        added = Pipeline(self.transforms, fields, source=told).added
+        added = Pipeline(self.transforms, fields, source=source).added
         self.model = run.model.to(self._device)
         self.task = self._bound_task(batch_keys({**fields, **added}, info.features) - hidden)
 
@@ -63,11 +63,20 @@ class AppliedRun:
         return to_device(shown, self._device, floats=self._precision.parameters)
 
     def predict(self, seen: Batch) -> Mapping[str, Any]:
-        """What the task says of it."""
-        with torch.no_grad(), self.autocast():
+        """The predictions of the task."""
+        with torch.no_grad(), self._autocast():
             return self.task.predict(self.model, seen)
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def predict_in_steps(self, seen: Batch, end: Callable[[str], None]) -> Mapping[str, Any]:
+        """The predictions of the task by its own two steps; `end` is called with the name of each."""
+        with torch.no_grad(), self._autocast():
+            outputs = self.task.outputs(self.model, seen)
+            end("network")
+            predictions: Mapping[str, Any] = self.task.interpret(outputs, seen)
+        end("decode")
+        return predictions
+
+    def _autocast(self) -> AbstractContextManager[Any]:
         """The run's number format."""
         return self._precision.autocast(self._device)
 
@@ -77,7 +86,7 @@ class AppliedRun:
         wiring = {
             "model": self.model,
             "losses": {},
-            "batch_keys": Offer(self._told, keys),
+            "batch_keys": Offer(self._source, keys),
             "output_keys": Offer(owner, outputs_of(self.model.forward, owner=owner)),
         }
         return registry.tasks.build(self.run.config.task, facts={**self.run.facts, **wiring})

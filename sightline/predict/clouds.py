@@ -1,0 +1,62 @@
+"""Clouds and meshes from files as samples of a run's data set, for the predictors of tasks on clouds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES
+from sightline.engine.loading import TrainedRun
+from sightline.errors import ConfigError
+from sightline.predict.cloud_samples import FileSample, read_sample
+from sightline.predict.predictor import Predictor, ReadFile
+
+__all__ = ["CloudPredictor"]
+
+Prediction = TypeVar("Prediction")
+
+
+class CloudPredictor(Predictor[Prediction]):
+    """Reads clouds as the run's data were prepared.
+
+    `columns` names the columns of files without names; `to_sphere` moves every cloud to its mean and scales it to
+    radius 1. Raises ConfigError for a run that was not trained on points.
+    """
+
+    suffixes = CLOUD_SUFFIXES
+    noun = "cloud"
+    draws_meshes = True
+    """Whether points are drawn from a mesh, or its vertices taken."""
+
+    def __init__(self, run: TrainedRun, *, columns: Sequence[str] | None, to_sphere: bool) -> None:
+        super().__init__(run=run)
+        if "points" not in self.info.fields:
+            raise ConfigError(
+                f"{run.path}: was trained on {', '.join(self.info.fields)}, not on points; predict takes clouds"
+            )
+        self.fields = {name: self.info.fields[name] for name in ("points", *self.info.features)}
+        self.columns_of_files = columns
+        self.to_sphere = to_sphere
+        # A run whose own transforms normalise predicts the same at every scale.
+        self.any_scale = any(transform.name == "normalize_unit_sphere" for transform in run.transforms)
+
+    def read(self, path: Path) -> ReadFile:
+        """The sample of a file, with the values of `given`; `source` is its `FileSample`."""
+        sample = read_sample(
+            path,
+            self.info,
+            columns=self.columns_of_files,
+            to_sphere=self.to_sphere,
+            any_scale=self.any_scale,
+            draws_meshes=self.draws_meshes,
+        )
+        return ReadFile(path, {**sample.fields, **self.given(path, sample)}, sample)
+
+    def given(self, path: Path, sample: FileSample) -> dict[str, Any]:
+        """The fields that are not read from the file. Raises DataError for a file that lacks what they need."""
+        return {}
+
+    def size_of(self, file: ReadFile) -> int:
+        """The number of points."""
+        return int(file.source.num_points)

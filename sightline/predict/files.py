@@ -1,0 +1,46 @@
+"""The files to predict: those named, and those in and below the folders named."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sightline.data.files.cloud_files import is_cloud_file, told_passed_over
+from sightline.predict.predictor import Refusal
+
+__all__ = ["files_of"]
+
+logger = logging.getLogger(__name__)
+
+
+def files_of(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[list[Path], list[Refusal]]:
+    """The files named and, sorted, those with one of `suffixes` in and below the folders named; and what is missing.
+
+    Each file comes once. Numbers in names are sorted as numbers: frame_10 follows frame_9. A file that is named is
+    never passed over, whatever its ending; those of other kinds in a folder are named in a warning. Broken links and
+    pipes are among the files.
+    """
+    files: dict[Path, None] = {}
+    refused = []
+    for path in paths:
+        if not os.path.isdir(path):  # not the path's own question, which raises for a name that is too long
+            files.setdefault(path)
+            continue
+        held = (each for each in path.rglob("*") if is_cloud_file(each, suffixes=suffixes))
+        inside = sorted(held, key=_order_of)
+        files |= dict.fromkeys(inside)
+        if passed_over := told_passed_over(path, suffixes=suffixes):
+            logger.warning("%s: %s", path, passed_over)
+        if not inside:
+            refused.append(Refusal(path, f"{path}: holds no file of the kinds {', '.join(suffixes)}"))
+    return list(files), refused
+
+
+def _order_of(path: Path) -> tuple[list[list[tuple[bool, int, str]]], Path]:
+    """What paths are sorted by: folder after folder, in which whole numbers come first, by their size."""
+    parts = [[part for part in re.split(r"(\d+)", name) if part] for name in path.parts]
+    key = [[(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name] for name in parts]
+    return key, path

@@ -1,0 +1,324 @@
+"""The joints of a figure in a depth image of the user's own camera: in mm and in pixels, with peaks and times."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sightline import registry
+from sightline.arguments import Count, Size
+from sightline.config.key_values import read_key_values
+from sightline.data.depth.references import CentreOfMass
+from sightline.data.loading.reading import NamedTransform
+from sightline.engine.distributed import World
+from sightline.engine.loading import TrainedRun, open_trained
+from sightline.errors import ConfigError, UserError
+from sightline.geometry.pinhole import project
+from sightline.pictures import encode_png
+from sightline.predict.frame_centres import Centre, Centres, MassCentres, PreviousCentres, RefinedCentres, StoredCentres
+from sightline.predict.laps import Laps
+from sightline.predict.output_names import writing
+from sightline.predict.own_frames import DEPTH_SUFFIXES, FrameReader, OwnFrames
+from sightline.predict.pose_picture import draw_pose
+from sightline.predict.predictor import CommandLine, Inference, Predictor, ReadFile, Refusal, not_finite
+from sightline.predict.refiner import INPUTS, Refiner, assert_depth_run, centre_of_mass_of, frame_sample, unlabelled
+
+__all__ = ["STAGES", "JointPrediction", "PosePredictor"]
+
+STAGES = ("read", "centre", "voxelise", "network", "decode")
+"""What is timed of each frame."""
+_PICTURE = ".pose.png"
+_COORDINATES = ("x_mm", "y_mm", "z_mm", "u_px", "v_px", "peak")
+
+
+@dataclass(frozen=True, eq=False)
+class JointPrediction:
+    """The joints in one depth image.
+
+    `joints_mm` (J, 3) float64 and `reference_mm` (3,) are in the frame of the image's `camera` (fx, fy, u0, v0), whose
+    Y points up where fy is negative. `joints_px` (J, 2) are columns and rows. `peaks` (J,) are the largest values of
+    the joints' maps: 1 where a run is sure, near 0 where its map is dead. `reference` says where the point comes from
+    about which the figure was looked for, `treatment` what was done to the frame. `ms` are the milliseconds of each
+    of `STAGES`; frames that went through the network together share them evenly. `depth` (H, W) is there while
+    predictions come one by one.
+    """
+
+    file: Path
+    joints_mm: np.ndarray
+    joints_px: np.ndarray
+    peaks: np.ndarray
+    joint_names: tuple[str, ...]
+    bones: tuple[tuple[int, int], ...]
+    reference_mm: np.ndarray
+    reference: str
+    camera: tuple[float, ...]
+    cube_mm: float
+    treatment: str
+    ms: Mapping[str, float]
+    depth: np.ndarray | None = None
+
+    def without_depth(self) -> JointPrediction:
+        """The same prediction, so that many can be held."""
+        return dataclasses.replace(self, depth=None)
+
+    @property
+    def total_ms(self) -> float:
+        """The milliseconds of all stages."""
+        return sum(self.ms.values())
+
+
+class _Source(NamedTuple):
+    """A depth image (H, W), where the figure is looked for, and the milliseconds of both."""
+
+    depth: np.ndarray
+    centre: Centre
+    ms: Mapping[str, float]
+
+
+@registry.predictors.add("pose")
+class PosePredictor(Predictor[JointPrediction]):
+    """A `JointPrediction` for each depth image, from the `joints_mm` and `peaks` of the task.
+
+    `frames` states how the images are read, and where in them the figure is looked for. Where it follows a video,
+    frames go through the network one by one. Raises UserError for a run whose camera is not known and for a file of
+    reference points that does not fit; ConfigError for a run that was not trained on depth images, or whose set does
+    not name its joints, and for a refiner of another task.
+    """
+
+    reads = frozenset({"joints_mm", "peaks"})
+    suffixes = DEPTH_SUFFIXES
+    endings = (_PICTURE,)
+    noun = "frame"
+    is_timed = True
+    columns = ("file", "looked for about", "mean peak", *(f"{stage} ms" for stage in STAGES), "all ms")
+
+    def __init__(self, *, run: TrainedRun, world: World, frames: OwnFrames | None = None) -> None:
+        super().__init__(run=run)
+        assert_depth_run(run, self.info)
+        missing = [name for name in ("joint_names", "bones", "cube_mm") if name not in run.facts]
+        if missing:
+            raise ConfigError(f"{run.path}: its data set states no {', '.join(missing)}; predict needs them for joints")
+        self._own = frames or OwnFrames()
+        self._world = world
+        self._reader = FrameReader(run, self._own)
+        self._centres: Centres
+        self.fields = {name: self.info.fields[name] for name in INPUTS}
+        self.is_sequential = self._own.follows
+        self._names = tuple(run.facts["joint_names"])
+        self._bones = tuple((int(first), int(second)) for first, second in run.facts["bones"])
+        self._cube_mm = float(run.facts["cube_mm"])
+        self._camera = tuple(self._reader.own_camera.tolist())
+        self._treatment = "as it is"
+        if self._reader.is_turned:
+            way, trained = ("down", "up") if self._reader.own_camera[1] > 0 else ("up", "down")
+            self._treatment = f"Y points {way}, in the run {trained}: turned for the run, and back"
+        joints = (f"{name} {each}" for name in self._names for each in _COORDINATES)
+        reference = ("reference x_mm", "reference y_mm", "reference z_mm")
+        times = (f"{stage} ms" for stage in STAGES)
+        self.csv_columns = ("file", "reference", *reference, *joints, *times, "all ms", "treatment")
+
+    @classmethod
+    def flags(cls) -> frozenset[str]:
+        """Where figures are looked for."""
+        return frozenset({"reference", "centres", "refiner"})
+
+    @classmethod
+    def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
+        """`frames`, of the words `camera.*` and `reference.*` and the flags."""
+        parts: dict[str, list[str]] = {"camera": [], "reference": []}
+        for word in line.words:
+            part = word.partition(".")[0].strip()
+            if part not in parts:
+                raise UserError(f"predict: found {word!r}, allowed is key=value with camera.* and reference.*")
+            parts[part].append(word)
+        camera = read_key_values("camera", _camera, parts["camera"], command="predict", prefix="camera.")
+        mass = read_key_values(
+            "centre_of_mass", CentreOfMass, parts["reference"], command="predict", prefix="reference."
+        )
+        refiner = line.flags.get("refiner")
+        frames = OwnFrames(
+            **_camera(**camera),
+            centre_of_mass=CentreOfMass(**mass) if mass else None,
+            follows=line.flags.get("reference") == "previous",
+            centres=line.flags.get("centres"),
+            refiner=None if refiner is None else open_trained(refiner, plugins=line.plugins),
+        )
+        return {"frames": frames}
+
+    def start(self, files: Sequence[Path]) -> None:
+        """Opens the file of reference points, which has a line for each frame."""
+        self._centres = self._make_centres(files)
+
+    def close(self) -> None:
+        """Returns the refiner to the CPU."""
+        if self._own.refiner is not None:
+            self._own.refiner.model.cpu()  # where a loaded run promises it to be
+
+    def transforms(self) -> Sequence[NamedTransform]:
+        """Those of the run's evaluation but those that draw targets, which need labels."""
+        return unlabelled(self.run.transforms, self.info)
+
+    def read(self, path: Path) -> ReadFile:
+        """The depths, the camera and the reference point of a frame."""
+        laps = Laps(self._world)
+        depth = self._reader.read(path)
+        laps.end("read")
+        centre = self._centres(path, depth)
+        laps.end("centre")
+        return ReadFile(
+            path, frame_sample(depth, self._reader.camera, centre.point_mm), _Source(depth, centre, laps.ms)
+        )
+
+    def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[JointPrediction | Refusal]:
+        """Frames that went through the network together share their time evenly."""
+        joints, peaks = (inference.predictions[name].double().cpu().numpy() for name in ("joints_mm", "peaks"))
+        shares = {{"transforms": "voxelise"}.get(stage, stage): ms / len(files) for stage, ms in inference.ms.items()}
+        if self.is_sequential:
+            self._centres.note(joints[0], peaks[0])
+        return [self._of(file, found, tops, shares) for file, found, tops in zip(files, joints, peaks, strict=True)]
+
+    def compact(self, prediction: JointPrediction) -> JointPrediction:
+        """Without its depth image."""
+        return prediction.without_depth()
+
+    def document(self, prediction: JointPrediction) -> dict[str, Any]:
+        """All fields but those of the run's set, which `about` has."""
+        return {
+            "file": str(prediction.file),
+            "joints_mm": prediction.joints_mm.tolist(),
+            "joints_px": prediction.joints_px.tolist(),
+            "peaks": prediction.peaks.tolist(),
+            "reference_mm": prediction.reference_mm.tolist(),
+            "reference": prediction.reference,
+            "camera": list(prediction.camera),
+            "treatment": prediction.treatment,
+            "ms": {**prediction.ms, "all": prediction.total_ms},
+        }
+
+    def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
+        """The mean of the peaks stands for all joints."""
+        times = (f"{ms:.1f}" for ms in document["ms"].values())
+        return [document["file"], document["reference"], float(np.mean(document["peaks"])), *times]
+
+    def csv_row(self, document: Mapping[str, Any]) -> Sequence[Any]:
+        """The coordinates of every joint."""
+        peaks = np.array(document["peaks"])[:, None]
+        joints = np.concatenate([document["joints_mm"], document["joints_px"], peaks], axis=1)
+        numbers = [*document["reference_mm"], *joints.ravel().tolist(), *document["ms"].values()]
+        return [document["file"], document["reference"], *numbers, document["treatment"]]
+
+    def write(self, prediction: JointPrediction, name: Path) -> dict[str, Path]:
+        """A picture of the joints and of the cube in which they were looked for."""
+        assert prediction.depth is not None, "the depth is there while predictions come one by one"
+        pixels = draw_pose(
+            prediction.depth,
+            prediction.joints_px,
+            prediction.bones,
+            reference_mm=prediction.reference_mm,
+            camera=np.array(prediction.camera),
+            cube_mm=prediction.cube_mm,
+        )
+        path = name.with_name(name.name + _PICTURE)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(pixels))
+        return {"picture": path}
+
+    def about(self) -> dict[str, Any]:
+        """The names of the joints and the bones between them."""
+        return {"joint_names": list(self._names), "bones": [list(bone) for bone in self.run.facts["bones"]]}
+
+    def notes(self) -> list[str]:
+        """A line where figures are looked for about other points than those that the run was trained about."""
+        trained = str(self.run.facts.get("reference_source", ""))
+        given = "centre_of_mass" if self._own.refiner is None else "refiner"
+        if self._own.centres is not None or not trained or (trained == "centre_of_mass") == (given == "centre_of_mass"):
+            return []
+        where = "where a refiner puts the middle joint" if given == "refiner" else "the centre of mass"
+        return [f"the run was trained about reference points of '{trained}', not {where}: its predictions may be worse"]
+
+    def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The median time of each stage."""
+        if not documents:
+            return []
+        medians = (f"{stage} {statistics.median(each['ms'][stage] for each in documents):.1f}" for stage in STAGES)
+        return [
+            f"ms a frame, the median of {len(documents)}: {', '.join(medians)}; frames that went together share their "
+            "time"
+        ]
+
+    def _of(
+        self, file: ReadFile, joints: np.ndarray, peaks: np.ndarray, ms: Mapping[str, float]
+    ) -> JointPrediction | Refusal:
+        if not (np.isfinite(joints).all() and np.isfinite(peaks).all()):
+            return not_finite(file.path)
+        source: _Source = file.source
+        own = self._reader.turned(joints)
+        times = {**source.ms, **ms}
+        return JointPrediction(
+            file=file.path,
+            joints_mm=own,
+            joints_px=project(own, self._reader.own_camera)[:, :2],
+            peaks=peaks,
+            joint_names=self._names,
+            bones=self._bones,
+            reference_mm=self._reader.turned(source.centre.point_mm),
+            reference=source.centre.source,
+            camera=self._camera,
+            cube_mm=self._cube_mm,
+            treatment=self._treatment,
+            ms={stage: times[stage] for stage in STAGES},
+            depth=source.depth,
+        )
+
+    def _make_centres(self, files: Sequence[Path]) -> Centres:
+        """Where figures are looked for, as `frames` states it."""
+        own, reader = self._own, self._reader
+        refine = None if own.refiner is None else Refiner(own.refiner, reader, own, self._world)
+        found_by = own.refiner or self.run
+        cube_mm = float(found_by.facts["cube_mm"])
+        mass = MassCentres(own.centre_of_mass or centre_of_mass_of(found_by), reader.camera, cube_mm=cube_mm)
+        if own.centres is not None:
+            return StoredCentres(own.centres, files, mass, camera=reader.camera, cube_mm=cube_mm, turned=reader.turned)
+        start: Centres = PreviousCentres(mass) if own.follows else mass
+        return start if refine is None else RefinedCentres(start, refine)
+
+
+@registry.predictors.add("centre")
+class CentrePredictor(Predictor[Any]):
+    """Refuses a run of the task `centre`, which refines the reference points of another run."""
+
+    def __init__(self, *, run: TrainedRun) -> None:
+        raise UserError(f"{run.path}: refines reference points; give it by --refiner {run.path} beside a run of poses")
+
+
+def _camera(
+    *,
+    fx: Size | None = None,
+    fy: float | None = None,
+    u0: float | None = None,
+    v0: float | None = None,
+    width_px: Count | None = None,
+    height_px: Count | None = None,
+    mm_per_unit: Size = 1.0,
+) -> dict[str, Any]:
+    """The words `camera.*` as arguments of `OwnFrames`."""
+    whole: dict[str, float | None] = {"fx": fx, "fy": fy, "u0": u0, "v0": v0}
+    size = {"width_px": width_px, "height_px": height_px}
+    for group in (whole, size):
+        missing = [f"camera.{name}=" for name, value in group.items() if value is None]
+        if missing and len(missing) < len(group):
+            raise UserError(
+                f"predict: {', '.join(missing)}: is missing beside what is given of the camera; give it too"
+            )
+    return {
+        "intrinsics": None if fx is None else tuple(whole.values()),
+        "size_px": None if width_px is None else tuple(size.values()),
+        "mm_per_unit": mm_per_unit,
+    }

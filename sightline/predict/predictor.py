@@ -1,0 +1,248 @@
+"""A predictor per task: it reads files into samples, and turns what the task predicts into rows, JSON and files."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from sightline import registry
+from sightline.config.key_values import read_key_values
+from sightline.data.loading.reading import NamedTransform
+from sightline.engine.loading import TrainedRun
+from sightline.errors import ConfigError, UserError
+from sightline.runs.inputs import read_inputs
+from sightline.schema import parameters_of
+from sightline.types import Batch, DataInfo, Field, Sample
+
+__all__ = [
+    "CommandLine",
+    "Inference",
+    "Predictions",
+    "Predictor",
+    "ReadFile",
+    "Refusal",
+    "exit_code_of",
+    "not_finite",
+    "options_of",
+    "predictor_class",
+]
+
+Prediction = TypeVar("Prediction")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A file without a prediction, and the reason; `is_input` where the file is the cause, not the model."""
+
+    file: Path
+    reason: str
+    is_input: bool = True
+
+
+@dataclass(frozen=True)
+class Predictions(Generic[Prediction]):
+    """Every file given, in one of the two lists, each in the order of the files."""
+
+    predicted: tuple[Prediction, ...]
+    refused: tuple[Refusal, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every file has a prediction, 2 where an input was refused, else 1: a prediction is not finite."""
+        return exit_code_of(self.refused)
+
+
+def exit_code_of(refused: Sequence[Refusal]) -> int:
+    """0 where nothing was refused, 2 where an input was, else 1."""
+    if any(refusal.is_input for refusal in refused):
+        return 2
+    return 1 if refused else 0
+
+
+def not_finite(file: Path) -> Refusal:
+    """The refusal of a file for which the model gives NaN or infinity."""
+    return Refusal(file, f"{file}: the model's output is not finite; are its weights sound?", is_input=False)
+
+
+class ReadFile(NamedTuple):
+    """A file as a sample of the run's data set, and `source`: what else its predictor needs of the file later."""
+
+    path: Path
+    sample: Sample
+    source: Any = None
+
+
+class Inference(NamedTuple):
+    """One pass of a batch: the batch after the transforms, what the task predicts of it, and the milliseconds taken.
+
+    `ms` has the stages `transforms`, `network` and `decode`; it is empty unless the predictor is timed.
+    """
+
+    batch: Batch
+    predictions: Mapping[str, Any]
+    ms: Mapping[str, float]
+
+
+class CommandLine(NamedTuple):
+    """What `sightline predict` was given for the predictor: flags with their values, KEY=VALUE words, plugin files."""
+
+    flags: Mapping[str, Any]
+    words: Sequence[str] = ()
+    plugins: Sequence[Path] = ()
+
+
+class Predictor(Generic[Prediction]):
+    """What `predict` needs of a task. A subclass is registered under the task's name: `@predictors.add("classify")`.
+
+    Its constructor takes `run`, the `TrainedRun` that predicts, and keyword-only options, which the user gives as
+    KEY=VALUE on the command line or as arguments of `LoadedRun.predict`; facts of the run's data set, and `world`, are
+    given to whoever names them, as to every component.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """The keys of the task's predictions that it needs. A task without a predictor of its own name is served by the one
+    that needs the most of what the task `predicts`."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """The endings of the files that are taken from folders."""
+    endings: ClassVar[tuple[str, ...]] = ()
+    """The endings of the files that `write` makes; without any, `--out` is refused."""
+    noun: ClassVar[str] = "sample"
+    """What a file holds, for messages."""
+    is_timed: ClassVar[bool] = False
+    """Whether the stages of inference are timed; the first pass then runs twice, the first time to warm up."""
+    is_sequential: bool = False
+    """Whether a file's prediction depends on the one before; files then go through the model one by one, in order."""
+    hidden: ClassVar[frozenset[str]] = frozenset()
+    """Keys of the batch that transforms see and the model does not."""
+    columns: tuple[str, ...] = ("file",)
+    """The columns of the table on the screen."""
+    csv_columns: tuple[str, ...] = ("file",)
+    """The columns of the CSV file."""
+
+    def __init__(self, *, run: TrainedRun) -> None:
+        self.run = run
+        self.info: DataInfo = read_inputs(run.path, run.config)
+        """The data set of the run: fields and features of a sample, recorded when it was trained."""
+        self.fields: dict[str, Field] = {}
+        """What a sample of a file offers: its keys, with types and the way they become a batch."""
+
+    @classmethod
+    def flags(cls) -> frozenset[str]:
+        """The options among `FLAGS` that it takes."""
+        return frozenset(FLAGS.keys() & parameters_of(cls).keys())
+
+    @classmethod
+    def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
+        """The constructor's options from the command line. Raises ConfigError for words that do not fit."""
+        name = f"predict of the task '{run.config.task.name}'"
+        words = read_key_values(name, cls, line.words, command="predict", but=(*registry.FACTS, *FLAGS))
+        return {**line.flags, **words}
+
+    def start(self, files: Sequence[Path]) -> None:
+        """Called once with all files, before the first is read. Raises UserError for options that do not fit them."""
+
+    def close(self) -> None:
+        """Called once after the last file, also after an error."""
+
+    def read(self, path: Path) -> ReadFile:
+        """The sample of a file. Raises DataError for a file that cannot be predicted."""
+        raise NotImplementedError
+
+    def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[Prediction | Refusal]:
+        """The prediction of each file of a batch, in order."""
+        raise NotImplementedError
+
+    def transforms(self) -> Sequence[NamedTransform]:
+        """The transforms that samples of files go through: those of the run's evaluation."""
+        return self.run.transforms
+
+    def size_of(self, file: ReadFile) -> int:
+        """The size of a sample, of which so many go through the model at once: 2^18 in all, whatever the batch size."""
+        return 0
+
+    def kind_of(self, file: ReadFile) -> Hashable:
+        """What files have in common that can share a batch: the shapes of all fields that are not concatenated."""
+        return tuple(
+            np.shape(value) for name, value in file.sample.items() if self.fields[name].collate != "concatenate"
+        )
+
+    def compact(self, prediction: Prediction) -> Prediction:
+        """The prediction as it is held in memory beside those of many other files."""
+        return prediction
+
+    def document(self, prediction: Prediction) -> dict[str, Any]:
+        """The prediction as plain values for JSON, with the key `file`; rows are made from it."""
+        raise NotImplementedError
+
+    def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
+        """The cells of `columns`."""
+        return [document[name] for name in self.columns]
+
+    def csv_row(self, document: Mapping[str, Any]) -> Sequence[Any]:
+        """The cells of `csv_columns`; floats are written with all their digits."""
+        return [document[name] for name in self.csv_columns]
+
+    def write(self, prediction: Prediction, name: Path) -> dict[str, Path]:
+        """Write the files of a prediction: `name` with one of `endings` each. What was written, by kind.
+
+        Raises RunError where the disk refuses a file, DataError for a name that is too long for it.
+        """
+        raise NotImplementedError
+
+    def about(self) -> dict[str, Any]:
+        """What the JSON document has besides, for all files."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """What a user should know before reading any prediction."""
+        return []
+
+    def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
+        """What there is to report about all predictions together."""
+        return []
+
+
+FLAGS = {
+    "columns": "--columns",
+    "to_sphere": "--unit-sphere",
+    "category": "--category",
+    "probabilities": "--probabilities",
+    "reference": "--reference",
+    "centres": "--centres",
+    "refiner": "--refiner",
+}
+"""The options of predictors that have a flag of their own on the command line."""
+
+
+def options_of(predictor: type[Predictor[Any]], run: TrainedRun, line: CommandLine) -> dict[str, Any]:
+    """The constructor's options from the command line. Raises UserError for a flag that the predictor does not take."""
+    for flag in line.flags:
+        if flag not in predictor.flags():
+            taken = ", ".join(FLAGS[name] for name in FLAGS if name in predictor.flags()) or "none of these options"
+            raise UserError(
+                f"{FLAGS[flag]}: predict of the task '{run.config.task.name}' takes {taken}; leave it out ({run.path})"
+            )
+    return predictor.options(run, line)
+
+
+def predictor_class(run: TrainedRun) -> type[Predictor[Any]]:
+    """The predictor for a run's task. Raises ConfigError where there is none."""
+    task, names = run.config.task, registry.predictors.names()
+    classes: dict[str, type[Predictor[Any]]] = {
+        name: registry.predictors.entry_of(name).builder  # type: ignore[misc]
+        for name in names
+    }
+    if task.name in classes:
+        return classes[task.name]
+    offered: frozenset[str] = getattr(registry.tasks.entry(task).builder, "predicts", frozenset())
+    serving = [each for each in classes.values() if each.reads and each.reads <= offered]
+    if not serving:
+        raise ConfigError(
+            f"{run.path}: the task '{task.name}' has no predictor; tasks with one: {', '.join(names)}; a plugin "
+            f"registers its own with predictors.add('{task.name}')"
+        )
+    return max(serving, key=lambda each: len(each.reads))

@@ -1,0 +1,60 @@
+"""The classes of every point of a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["SegmentPrediction"]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentPrediction:
+    """The class of every point of one file, all N in the order of the file.
+
+    `points` (N, 3) float64 are in the file's own coordinates. `labels` (N,) int64 are the most probable classes, among
+    the parts of `category` where the run's set has categories. `probability` (N,) float32 is that of the label among
+    all classes, as the model gives it. `treatment` says in words what was done to the points.
+    """
+
+    file: Path
+    points: np.ndarray
+    labels: np.ndarray
+    probability: np.ndarray
+    class_names: tuple[str, ...]
+    category: str | None
+    treatment: str
+    answered: np.ndarray
+    """The row of `table` that each point (N,) has its class from."""
+    table: np.ndarray | None = None
+    """The model's probabilities (K, C) float32 of every class, K at most N; only where they were asked for."""
+
+    @property
+    def num_points(self) -> int:
+        return len(self.labels)
+
+    @property
+    def probabilities(self) -> np.ndarray | None:
+        """Every class's probability of every point (N, C) float32, made anew; None where they were not asked for."""
+        return None if self.table is None else self.table[self.answered]
+
+    @cached_property
+    def mean_probability(self) -> float:
+        """The mean of `probability` over all points."""
+        return float(self.probability.mean(dtype=np.float64))
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """The share of the points of each class that occurs, the largest first."""
+        counts = np.bincount(self.labels)
+        order = np.argsort(-counts, kind="stable")
+        return {
+            self.name_of(label): float(counts[label]) / self.num_points for label in order.tolist() if counts[label]
+        }
+
+    def name_of(self, label: int) -> str:
+        """The name of a class; its number where the run's set has no names."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)

@@ -1,0 +1,48 @@
+"""Files that are read one by one and go through a model several at once: which of them wait for one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+from sightline.predict.predictor import ReadFile
+
+__all__ = ["SizeBatches"]
+
+_MAX_WAITING_BATCHES = 8
+"""So many batches' worth of files of different kinds may wait for others of their kind."""
+_MAX_SIZE = 2**18
+"""So much goes through the model at once, whatever the batch size, unless a single file is larger; twice as much may
+wait."""
+
+
+class SizeBatches:
+    """Files that wait for others of their kind, until there are `batch_size` of them or they are large enough."""
+
+    def __init__(
+        self, batch_size: int, *, kind_of: Callable[[ReadFile], Hashable], size_of: Callable[[ReadFile], int]
+    ) -> None:
+        self.batch_size = batch_size
+        self._groups: dict[Hashable, list[ReadFile]] = {}
+        self._kind_of = kind_of
+        self._size_of = size_of
+
+    def add(self, file: ReadFile) -> Iterator[list[ReadFile]]:
+        """Batches that are full with this file, or would be too large, or the largest where too many files wait."""
+        kind = self._kind_of(file)
+        if self._size(self._groups.get(kind, [])) + self._size_of(file) > _MAX_SIZE and kind in self._groups:
+            yield self._groups.pop(kind)
+        group = self._groups.setdefault(kind, [])
+        group.append(file)
+        if len(group) >= self.batch_size or self._size(group) >= _MAX_SIZE:
+            yield self._groups.pop(kind)
+        waiting = [each for group in self._groups.values() for each in group]
+        if len(waiting) >= _MAX_WAITING_BATCHES * self.batch_size or self._size(waiting) > 2 * _MAX_SIZE:
+            yield self._groups.pop(max(self._groups, key=lambda kind: len(self._groups[kind])))
+
+    def rest(self) -> Iterator[list[ReadFile]]:
+        """Every batch, full or not."""
+        while self._groups:
+            yield self._groups.pop(next(iter(self._groups)))
+
+    def _size(self, files: Sequence[ReadFile]) -> int:
+        return sum(map(self._size_of, files))
