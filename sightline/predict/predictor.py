@@ -138,8 +138,7 @@ class Predictor(Generic[Prediction]):
     @classmethod
     def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
         """The constructor's options from the command line. Raises ConfigError for words that do not fit."""
-        name = f"predict of the task '{run.config.task.name}'"
-        words = read_key_values(name, cls, line.words, command="predict", but=(*registry.FACTS, *FLAGS))
+        words = read_key_values(run.config.task.name, cls, line.words, command="predict", but=(*registry.FACTS, *FLAGS))
         return {**line.flags, **words}
 
     def start(self, files: Sequence[Path]) -> None:
@@ -222,9 +221,10 @@ def options_of(predictor: type[Predictor[Any]], run: TrainedRun, line: CommandLi
     """The constructor's options from the command line. Raises UserError for a flag that the predictor does not take."""
     for flag in line.flags:
         if flag not in predictor.flags():
-            taken = ", ".join(FLAGS[name] for name in FLAGS if name in predictor.flags()) or "none of these options"
+            taken = ", ".join(FLAGS[name] for name in FLAGS if name in predictor.flags())
             raise UserError(
-                f"{FLAGS[flag]}: predict of the task '{run.config.task.name}' takes {taken}; leave it out ({run.path})"
+                f"{FLAGS[flag]}: predict has no such option for the task '{run.config.task.name}'"
+                f"{f'; it takes {taken}' if taken else ''}; leave it out ({run.path})"
             )
     return predictor.options(run, line)
 

@@ -31,8 +31,8 @@ from sightline.view.clouds import Cloud, Subject
 from sightline.view.files import file_subject
 from sightline.view.output import write_views
 from sightline.view.page import MOST_SHOWN
-from sightline.view.predictor import SHOWN, Predictor
-from sightline.view.samples import Branch, sample_subject
+from sightline.view.predictor import Predictor
+from sightline.view.samples import Branch, can_draw_predictions, sample_subject
 
 __all__ = ["Options", "view"]
 
@@ -210,9 +210,8 @@ def _predictor(
     checkpoint = checkpoint_path(run, options.checkpoint or "last")
     load_trained(model, checkpoint)
     task, meters = build_task(config, data, model)
-    if not SHOWN.keys() & set(getattr(task, "predicts", ())):
-        told = " and no ".join(SHOWN.values())
-        note(f"the task '{config.task.name}' tells no {told}: shown is what the model sees, not what it answers")
+    if not can_draw_predictions(task, part.dataset.info):
+        note(f"the task '{config.task.name}' predicts nothing that can be drawn: only the model's input is shown")
         return None
     lineage = read_lineage(run)
     if lineage is not None:

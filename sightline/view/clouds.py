@@ -126,6 +126,11 @@ class Cloud:
         """The colouring of a name, if the cloud has it."""
         return next((each for each in self.colorings if each.name == name), None)
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether the stage has pictures alone."""
+        return bool(self.panels) and not len(self.points) and self.volume is None
+
     def extent(self) -> tuple[list[float], list[float]] | None:
         """Lowest and highest coordinate of each axis over the finite points; None where there is none."""
         finite = self.points[np.isfinite(self.points).all(axis=1)]
@@ -147,6 +152,8 @@ class Cloud:
 
     def lines(self) -> list[str]:
         """The same in words: points, extent along the axes, and what is told of it."""
+        if self.is_flat:
+            return [self.told] if self.told else []
         numbers = self.to_dict()
         gaps = f", {numbers['num_not_finite']:,} of them not finite" if numbers["num_not_finite"] else ""
         lines = [f"{numbers['num_points']:,} points{gaps}"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from sightline.data.loading.reading import BatchReader
+from sightline.engine.train import Task
 from sightline.errors import ConfigError
 from sightline.pictures import Frame
 from sightline.types import Batch, DataInfo, Sample, SampleKey
@@ -14,9 +15,10 @@ from sightline.view.cloud_stages import CloudStages
 from sightline.view.clouds import Cloud, Subject
 from sightline.view.depth_stages import DepthStages
 from sightline.view.digests import RawReads
-from sightline.view.predictor import Predictor
+from sightline.view.image_stages import ImageStages, draws_pictures
+from sightline.view.predictor import SHOWN, Predictor
 
-__all__ = ["Branch", "sample_subject"]
+__all__ = ["Branch", "can_draw_predictions", "sample_subject"]
 
 _SEEN = {"train": "what the model sees in training", "evaluate": "what the model sees in evaluation"}
 
@@ -93,14 +95,26 @@ def sample_subject(
     return Subject(name, tuple(clouds), kind.frame, told)
 
 
+_KINDS: dict[str, type[CloudStages | DepthStages | ImageStages]] = {
+    "clouds": CloudStages,
+    "depth frames": DepthStages,
+    "images": ImageStages,
+}
+"""In this order: a sample is of the first kind whose needs it meets."""
+
+
+def can_draw_predictions(task: Task, info: DataInfo) -> bool:
+    """Whether predictions of a task can be drawn over the samples of a set."""
+    kind = next((each for each in _KINDS.values() if each.needs <= info.fields.keys()), None)
+    return draws_pictures(task) if kind is ImageStages else bool(SHOWN.keys() & set(getattr(task, "predicts", ())))
+
+
 def _kind_of(sample: Sample, info: DataInfo, facts: Mapping[str, Any]) -> Stages:
-    for kind in (CloudStages, DepthStages):
+    for kind in _KINDS.values():
         if kind.needs <= sample.keys():
             return kind(sample, info, facts)
-    raise ConfigError(
-        f"view: the data set gives {', '.join(sorted(sample))}; view shows clouds ({', '.join(CloudStages.needs)}) and "
-        f"depth frames ({', '.join(sorted(DepthStages.needs))})"
-    )
+    kinds = ", ".join(f"{name} ({', '.join(sorted(kind.needs))})" for name, kind in _KINDS.items())
+    raise ConfigError(f"view: the data set gives {', '.join(sorted(sample))}; view shows {kinds}")
 
 
 def _said_of_raw(branches: Sequence[Branch]) -> str:

@@ -41,7 +41,11 @@ def tiles_of(subject: Subject) -> list[Tile]:
         first, count = cloud.colorings[0], len(cloud.points)
         if cloud.stage == "prediction":
             answers = [each for each in cloud.colorings if each.name in _OF_ANSWERS]
-            tiles += [Tile(cloud, each, each.name) for each in answers] or [Tile(cloud, first, cloud.told)]
+            if answers or not cloud.is_flat:
+                tiles += [Tile(cloud, each, each.name) for each in answers] or [Tile(cloud, first, cloud.told)]
+            tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
+            continue
+        if cloud.is_flat:
             tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
             continue
         is_same = place > 0 and count == len(subject.clouds[place - 1].points)

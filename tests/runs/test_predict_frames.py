@@ -333,9 +333,9 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
         (("--refiner", "{run}"), "the task 'pose' finds no centres; give a run of the task centre"),
         (
             ("--columns", "x,y,z"),
-            "--columns: predict of the task 'pose' takes --reference, --centres, --refiner; leave",
+            "for the task 'pose'; it takes --reference, --centres, --refiner; leave it out",
         ),
-        (("--category", "mug"), "--category: predict of the task 'pose' takes --reference"),
+        (("--category", "mug"), "--category: predict has no such option for the task 'pose'"),
         (("--out", "{frames}/000.npy"), "is a file; give a folder"),
     ],
 )

@@ -188,19 +188,19 @@ def test_the_class_of_a_whole_cloud_is_told_with_the_true_one(is_right: bool) ->
     assert subject.facts["prediction"]["true_class"] == names[label]
 
 
-def test_what_is_neither_cloud_nor_frame_or_no_classes_is_refused() -> None:
-    class Images(Rooms):
+def test_what_is_neither_cloud_nor_frame_nor_image_or_no_classes_is_refused() -> None:
+    class Words(Rooms):
         def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
-            return {"image": torch.zeros(3, 4, 4)}
+            return {"words": torch.zeros(3)}
 
     class Poses(Answering):
         def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
             return {"joints": torch.zeros(1, 21, 3)}
 
     with pytest.raises(
-        ConfigError, match=r"gives image; view shows clouds \(points\) and depth frames \(camera, depth"
+        ConfigError, match=r"gives words; view shows clouds \(points\), depth frames \(.*\), images \(image\)"
     ):
-        subject_of(Images(), Branch("evaluate", BatchReader(Images())))
+        subject_of(Words(), Branch("evaluate", BatchReader(Words())))
     reader = BatchReader(Rooms())
     with pytest.raises(ConfigError, match="the task predicts joints; view shows classes of clouds"):
         subject_of(Rooms(), Branch("evaluate", reader), predictor=predictor(Poses([0]), reader))
