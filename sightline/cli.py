@@ -297,8 +297,8 @@ def view(
 ) -> int:
     """Look at samples: as the data set gives them, after each transform, and as a run answers for them.
 
-    Clouds, depth frames with their cubes, voxels and heat maps, and images. Writes a PNG of each sample, coloured PLY files,
-    VTK files of volumes, and view.html, a page that turns the clouds and needs nothing else.
+    Clouds, depth frames with their cubes, voxels and heat maps, and images. Writes a PNG of each sample, coloured PLY
+    files, VTK files of volumes, and view.html, a page that turns the clouds and needs nothing else.
     """
     with collection_paused():
         from sightline.verbs import view as verb
