@@ -25,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Train perception models you can trust. One YAML file describes a run; 'sightline VERB --help' says more.",
+    help="Train perception models you can trust. One YAML file describes a run; 'sightline VERB --help' lists options.",
 )
 app.add_typer(data_app, name="data")
 
@@ -76,7 +76,7 @@ def evaluate(
         typer.Option("--out", metavar="DIR", help="where --save-predictions writes [RUN/predictions/<split>]"),
     ] = None,
     ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="average the answers of all checkpoints that the run keeps, too")
+        bool, typer.Option("--ensemble", help="also average the predictions of all checkpoints that the run keeps")
     ] = False,
     processes: Processes = None,
     plugin: Plugins = None,
@@ -151,11 +151,11 @@ def predict(
     Files are prepared as the run's own data was (a mesh is drawn as 'data prepare' draws it) and go through the run's
     evaluation transforms once, without votes. A file that is damaged, or outside what the run was trained on
     (channels, scale, number of points), is refused by name, and the others are predicted all the same. A run that
-    classes points says the share of each class, and writes labels in the order of the file (.labels.npy) and a coloured
-    cloud (.ply) into --out; one that classes parts must be told what the objects are. A run of poses finds the joints
-    in depth images of any camera, whose intrinsics are camera.fx= fy= u0= v0= [those of the run's set]; fy is negative
-    where Y is to point up. Exit code 0 where every file was
-    predicted, 2 where one was refused, 1 where the work failed.
+    classes points reports the share of each class, and writes labels in the order of the file (.labels.npy) and a
+    coloured cloud (.ply) into --out; one that classes parts needs the category of the objects. A run of poses finds
+    the joints in depth images of any camera, whose intrinsics are camera.fx= fy= u0= v0= [those of the run's set]; fy
+    is negative where Y is to point up. Exit code 0 where every file was predicted, 2 where one was refused, 1 where the
+    work failed.
     """
     with collection_paused():
         from sightline.verbs import predict as verb
@@ -234,7 +234,7 @@ def describe(
     """Show the model of a config: modules in the order in which they run, shapes, parameters, cost and peak memory.
 
     One forward pass of a few samples is traced, and two training steps on copies are measured: nothing is trained.
-    Where the data is not there, samples are made as its set promises them, and the first line says so.
+    Where the data is not there, samples are made up by the fields of its data set, and the first line states it.
     """
     with collection_paused():
         from sightline.verbs import describe as verb
@@ -295,7 +295,7 @@ def view(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Look at samples: as the data set gives them, after each transform, and as a run answers for them.
+    """Look at samples: as the data set gives them, after each transform, and with a run's predictions.
 
     Clouds, depth frames with their cubes, voxels and heat maps, and images. Writes a PNG of each sample, coloured PLY
     files, VTK files of volumes, and view.html, a page that turns the clouds and needs nothing else.
@@ -330,7 +330,7 @@ def bench(
     keep_memory: Annotated[
         bool, typer.Option("--keep-memory", help="let malloc keep freed memory, as a training run does")
     ] = False,
-    lists: Annotated[bool, typer.Option("--list", help="say what cases there are, and run none")] = False,
+    lists: Annotated[bool, typer.Option("--list", help="list the cases, and run none")] = False,
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
@@ -353,7 +353,7 @@ def curves(
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="where to draw [RUN/curves.svg]")] = None,
     traceback: Traceback = False,
 ) -> int:
-    """Draw the losses, with the level of chance where a run tells it, and the metrics of runs over their steps."""
+    """Draw the losses, with the level of chance where a run records it, and the metrics of runs over their steps."""
     from sightline.verbs import curves as verb
 
     return verb.curves(runs, svg=svg)
@@ -398,7 +398,7 @@ def main() -> None:
     # matter of a factor of two to four and on a quiet one of nothing (docs/decisions.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "RANK" in os.environ or "SLURM_PROCID" in os.environ:  # torch reads the level when it is imported
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a process that ends is told of by us, in one line
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # we report a process that ends, in one line
     launcher = os.environ.get("SIGHTLINE_LAUNCHED")
     if launcher and "RANK" in os.environ:
         from sightline.engine.launch import follow_parent

@@ -69,7 +69,7 @@ class PointNetEncoder(nn.Module):
 
 @registry.models.add("pointnet")
 class PointNet(PointNetEncoder):
-    """PointNet with input and feature alignment; the answer does not depend on the order of the points.
+    """PointNet with input and feature alignment; its output does not depend on the order of the points.
 
     Two slips of the widely used code are kept, for its published weights: dropout stands before the second batch norm
     of the head, and the last layer before the maximum has no ReLU. Train it with `feature_transform_penalty`, weight

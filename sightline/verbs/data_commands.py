@@ -12,7 +12,7 @@ from sightline.verbs.options import Device, Json, Overrides, Plugins, Traceback,
 
 __all__ = ["data_app"]
 
-data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and say what they hold.")
+data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and print what they hold.")
 _LAYOUTS = (
     "antao97_dgcnn_cls, antao97_dgcnn_parts, antao97_dgcnn_scenes, crosspoint_cls, crosspoint_cls_resnet18, "
     "crosspoint_cls_resnet50, crosspoint_parts, crosspoint_seg, crosspoint_seg_resnet18, crosspoint_seg_resnet50, "
@@ -66,7 +66,8 @@ def render(
         str, typer.Option("--elevations", metavar="DEG,...", help="of the rings of cameras above the horizon")
     ] = "30",
     up: Annotated[
-        Literal["x", "y", "z"] | None, typer.Option("--up", help="the axis that is up in files; a set knows its own")
+        Literal["x", "y", "z"] | None,
+        typer.Option("--up", help="the axis that is up in files; data sets state theirs"),
     ] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", min=1, help="processes [one a processor]")] = None,
     json: Json = None,
@@ -199,8 +200,8 @@ def convert_weights(
 ) -> int:
     """Make a run directory of third-party weights; nothing in the file is run.
 
-    The model's sizes are read off the tensors. What they do not show (neighbours, dropout) is as published and said;
-    key=value lays over it: model.num_neighbours=40, data.root=PATH.
+    The model's sizes are read off the tensors. What they do not show (neighbours, dropout) is as published, and
+    is printed; key=value lays over it: model.num_neighbours=40, data.root=PATH.
     """
     with collection_paused():
         from sightline.verbs import data as verb
