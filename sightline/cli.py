@@ -51,10 +51,10 @@ def train(
     with collection_paused():
         from sightline.verbs import train as verb
 
-    options = verb.Options(
+    request = verb.TrainRequest(
         config, tuple(overrides or ()), out, processes, resume, tuple(plugin or ()), no_check, device, json
     )
-    return verb.train(options)
+    return verb.train(request)
 
 
 @app.command()

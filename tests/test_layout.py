@@ -41,6 +41,7 @@ doctor.context
 doctor.checks
 doctor.suite
 doctor.overfit
+studies
 verbs
 cli api
 __main__ __init__

@@ -32,8 +32,8 @@ from sightline.runs.checkpoint import kept as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_documents import read_facts
+from sightline.studies.final_probe import probed
 from sightline.verbs.common import assert_writable, write_document
-from sightline.verbs.final_probe import probed
 from sightline.verbs.output import note, show_difficulty, show_evaluation, show_findings
 
 __all__ = ["Options", "assert_about_evaluation", "assert_same_facts", "evaluate"]
@@ -153,7 +153,7 @@ def _try(run: Path, trained: RunConfig, config: RunConfig, options: Options, wor
         _assert_classes(task, run, config)
         folder = PredictionFolder(options.out or run / "predictions" / part.split, part, world)
     evaluation = evaluator(model, world, keep=folder)
-    more = probed(config, world, world.run_directory(run), model)
+    more = probed(config, world, world.run_directory(run), note, model)
     evaluation = dataclasses.replace(evaluation, metrics={**evaluation.metrics, **more})
     if folder is not None:
         about = {"run": str(run), "checkpoint": str(path.resolve()), "data": config.data.name, "split": part.split}

@@ -15,11 +15,12 @@ from sightline.config import RunConfig
 from sightline.engine.build import build_metrics, build_part
 from sightline.engine.selection import with_mode
 from sightline.errors import UserError
-from sightline.verbs import train as training
+from sightline.studies import launching
 from sightline.verbs.common import config_of, load_document, write_document, write_file
-from sightline.verbs.fine_tuning import assert_same_source, from_scratch, from_source, handlers_kept
+from sightline.verbs.fine_tuning import assert_same_source, from_scratch, from_source
 from sightline.verbs.label_table import COLUMNS, STARTS, Cell, Row, Start, panel_of, rows_of, shown, told_fraction
 from sightline.verbs.output import note, show_table
+from sightline.verbs.train import Terminal
 
 __all__ = ["Options", "label_efficiency"]
 
@@ -67,8 +68,7 @@ def label_efficiency(options: Options) -> int:
         assert_same_source(cell.path, config.init.source)
         labels = f"{told_fraction(cell.fraction)} of the labels"
         note(f"run {number} of {len(cells)}: {labels}, {cell.start}, seed {cell.seed}")
-        with handlers_kept():
-            code = training.train(_options_of(cell, options))
+        code = launching.train(_request_of(cell, options), Terminal())
         if code:
             note(f"{number - 1} of {len(cells)} runs are done; the same command goes on with {cell.path}")
             break
@@ -164,8 +164,8 @@ def _one_each(text: str, option: str, fractions: Sequence[float]) -> list[int]:
 # --- one run ---------------------------------------------------------------------------------------------------------
 
 
-def _options_of(cell: Cell, options: Options) -> training.Options:
-    return training.Options(
+def _request_of(cell: Cell, options: Options) -> launching.TrainRequest:
+    return launching.TrainRequest(
         config=options.config,
         overrides=cell.overrides,
         out=cell.path,

@@ -23,13 +23,14 @@ from sightline.probe.suite import OWN_PARTS, PARTS, Row, compared, markdown_of, 
 from sightline.runs import checkpoint
 from sightline.runs.lineage import evaluated_sha256
 from sightline.runs.stages import stage_of
+from sightline.studies import launching
 from sightline.types import Component
-from sightline.verbs import train as training
 from sightline.verbs.common import assert_writable, config_of, load_document, reread, write_document, write_file
-from sightline.verbs.fine_tuning import assert_same_source, from_scratch, from_source, handlers_kept
+from sightline.verbs.fine_tuning import assert_same_source, from_scratch, from_source
 from sightline.verbs.output import note, show_table
 from sightline.verbs.probe_options import Options, build_probe, parted
 from sightline.verbs.probe_scale import with_scale
+from sightline.verbs.train import Terminal
 
 __all__ = ["suite"]
 
@@ -183,17 +184,15 @@ def _fine_tuned(options: Options, parts: _Parts, probed: Probed | None) -> dict[
     if probed is not None:
         assert_same_source(out, probed.checkpoint)
     note(f"parts: {'from scratch' if probed is None else probed.run} -> {out}")
-    with handlers_kept():
-        code = training.train(
-            training.Options(
-                config=options.finetune,
-                overrides=tuple(given),
-                out=out,
-                resume="auto",
-                plugins=options.plugins,
-                device=options.device,
-            )
-        )
+    request = launching.TrainRequest(
+        config=options.finetune,
+        overrides=tuple(given),
+        out=out,
+        resume="auto",
+        plugins=options.plugins,
+        device=options.device,
+    )
+    code = launching.train(request, Terminal())
     if code:
         raise _UnfinishedError(out, code)
     final = load_document(out / "final.json")["metrics"]

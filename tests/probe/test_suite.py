@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from sightline import registry
 from sightline.config import read_config
 from sightline.config.show import to_plain
-from sightline.engine.session import StopRequest
+from sightline.engine.session import Session
 from sightline.probe.few_shot import FewShot
 from sightline.probe.runs import open_run
 from sightline.probe.suite import (
@@ -30,7 +31,6 @@ from sightline.probe.svm import SVM
 from sightline.runs.blocks import argument_of
 from sightline.runs.stages import stage_of, told
 from sightline.types import CloudForm, Component, DataInfo, Field
-from sightline.verbs import train as training
 from sightline.verbs.probe_options import Options
 from sightline.verbs.probe_suite import suite as run_suite
 from tests.command import run_here
@@ -203,13 +203,14 @@ def test_a_run_that_was_trained_again_is_fine_tuned_again(parts_runs: list[Path]
 def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
     parts_runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
+    """Where a signal comes as training begins; what signals do is afterwards what it was."""
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
-    def train(options: training.Options) -> int:
-        StopRequest().listen(is_told=False)
-        return code
+    def run(session: Session) -> None:
+        assert session.stop.signal is None
+        os.kill(os.getpid(), code - 128)
 
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(Session, "run", run)
     asked = Options(
         tuple(parts_runs),
         QUICK,
