@@ -10,7 +10,7 @@ import pytest
 from sightline.config import read_config
 from sightline.errors import UserError
 from sightline.runs import lineage
-from sightline.verbs.fine_tuning import assert_same_source, from_scratch, from_source
+from sightline.studies.fine_tuning import assert_same_source, from_scratch, from_source
 
 CONFIG = Path(__file__).parents[2] / "configs" / "segment" / "synthetic_shapes_dgcnn.yaml"
 OFF = {"frozen": "[]", "layer_decay": "null"}

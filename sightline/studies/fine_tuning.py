@@ -1,4 +1,4 @@
-"""What the verbs that fine-tune share: where a run starts, and whether from the same weights as before."""
+"""Where fine-tuning starts: from scratch or from a run, and whether from the same weights as before."""
 
 from __future__ import annotations
 

@@ -17,9 +17,12 @@ from sightline.config.show import to_plain
 from sightline.engine.session import Session
 from sightline.probe.few_shot import FewShot
 from sightline.probe.runs import open_run
-from sightline.probe.suite import (
+from sightline.probe.svm import SVM
+from sightline.runs.blocks import argument_of
+from sightline.runs.stages import stage_of, told
+from sightline.studies.probe_table import (
     PARTS,
-    Row,
+    ProbeRow,
     compared,
     differences,
     heading_of,
@@ -27,12 +30,9 @@ from sightline.probe.suite import (
     protocol_of,
     published_rows,
 )
-from sightline.probe.svm import SVM
-from sightline.runs.blocks import argument_of
-from sightline.runs.stages import stage_of, told
 from sightline.types import CloudForm, Component, DataInfo, Field
-from sightline.verbs.probe_options import Options
-from sightline.verbs.probe_suite import suite as run_suite
+from sightline.verbs.probe import Options
+from sightline.verbs.probe import suite as run_suite
 from tests.command import run_here
 from tests.probe.contrast import train_thin
 
@@ -175,7 +175,7 @@ def test_without_a_config_for_parts_the_table_says_so(runs: list[Path], tmp_path
 
 
 def test_parts_of_the_published_set_are_laid_beside_the_published_figures() -> None:
-    ours = Row("ours", "this run", "modelnet40", {"parts data": "shapenet_part"}, {PARTS: 0.84})
+    ours = ProbeRow("ours", "this run", "modelnet40", {"parts data": "shapenet_part"}, {PARTS: 0.84})
     (theirs,) = published_rows(["shapenet_part"])
     ((row, other, found),) = compared([ours], [theirs])
     assert (row, other) == (ours, theirs)
@@ -252,8 +252,8 @@ def test_a_run_given_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def row(data: str = "modelnet40", **protocol: Any) -> Row:
-    return Row("ours", "this run", data, {key.replace("_", " "): value for key, value in protocol.items()}, {})
+def row(data: str = "modelnet40", **protocol: Any) -> ProbeRow:
+    return ProbeRow("ours", "this run", data, {key.replace("_", " "): value for key, value in protocol.items()}, {})
 
 
 def test_differences_are_named_in_both_directions() -> None:
@@ -293,7 +293,7 @@ def test_published_rows_are_shares_of_known_metrics() -> None:
 
 
 def test_the_table_shows_percent_and_compares_with_rows_of_the_same_data() -> None:
-    ours = Row(
+    ours = ProbeRow(
         "ours", "this run", "modelnet40", {"pairs per step": 64}, {"fewshot_5w10s": 0.9, "fewshot_5w10s_std": 0.02}
     )
     text = markdown_of([ours], published_rows(["modelnet40", "scanobjectnn"]))
@@ -312,7 +312,7 @@ def test_headings_say_setting_baseline_and_queries() -> None:
 
 
 def test_chance_stands_in_the_table() -> None:
-    ours = Row("ours", "this run", "modelnet40", {}, {"fewshot_5w10s": 0.9}, chance={"fewshot_5w10s": 0.2})
+    ours = ProbeRow("ours", "this run", "modelnet40", {}, {"fewshot_5w10s": 0.9}, chance={"fewshot_5w10s": 0.2})
     assert "## What guessing gets\n\n- ours, modelnet40: 5-way 10-shot 20.00\n" in markdown_of([ours], [])
 
 
