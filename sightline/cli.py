@@ -343,9 +343,11 @@ def curves(
     traceback: Traceback = False,
 ) -> int:
     """Draw the losses, with the level of chance where a run tells it, and the metrics of runs over their steps."""
-    from sightline.verbs import curves as verb
+    from sightline.verbs.output import note
+    from sightline.view.curves import draw_runs
 
-    return verb.curves(runs, svg=svg)
+    note(f"written: {draw_runs(runs, svg=svg)}; open it in a browser")
+    return 0
 
 
 @app.command()
