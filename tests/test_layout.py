@@ -203,6 +203,12 @@ def test_only_one_module_knows_processes() -> None:
     assert knowing <= allowed | {"layers/batch_norm.py"}  # which only says in words that it does not import it
 
 
+def test_only_one_module_knows_which_process_is_first() -> None:
+    """What one process does for all goes through `World.on_first`, `World.from_first` and `World.run_directory`."""
+    asking = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"\bis_first\b|world\.rank\b.*==", p.read_text())}
+    assert not asking - {"engine/distributed.py"}
+
+
 def test_only_one_module_opens_hdf5_files() -> None:
     """HDF5 makes up zeros and reads other files on request: data/hdf5_files.py alone opens it, and refuses both."""
     importing = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"(import|from) h5py", p.read_text())}

@@ -154,11 +154,6 @@ class World:
         """The run's folder: it writes on the first process and is a silent twin elsewhere."""
         return RunDirectory(path, is_writer=self.rank == 0)
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this process speaks for all."""
-        return self.rank == 0
-
     def close(self) -> None:
         """Leave the process group in good order, all together.
 

@@ -103,9 +103,8 @@ def evaluate(options: Options) -> int:
     if num_processes > 1:
         return launch(options.arguments(), num_processes)
     with start_world(device=options.device, timeout_s=configs[0][1].distributed.timeout_s) as world:
-        if world.is_first:
-            for line in (line for _, _, notes in configs for line in notes):
-                note(f"warning: {line}")
+        for line in (line for _, _, notes in configs for line in notes):
+            world.on_first(note)(f"warning: {line}")
         if len(options.runs) > 1:
             assert_folds(options.runs, [config for _, config, _ in configs])
         trials = []
@@ -114,15 +113,19 @@ def evaluate(options: Options) -> int:
             if trial is None:
                 return 1
             trials.append(trial)
-        if world.is_first:
-            document = _document(trials, options)
-            if len(trials) == 1 and "mean_error_mm" in document["metrics"]:
-                document |= yardsticks_of(trials[0].part, trials[0].data)
-            show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
-            if len(trials) == 1:
-                document |= _explained(trials[0])
-            write_document(options.json, document)
+        world.on_first(_report)(trials, options)
     return 0
+
+
+def _report(trials: Sequence[Trial], options: Options) -> None:
+    """Print the figures, and write them to the file of `--json`."""
+    document = _document(trials, options)
+    if len(trials) == 1 and "mean_error_mm" in document["metrics"]:
+        document |= yardsticks_of(trials[0].part, trials[0].data)
+    show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
+    if len(trials) == 1:
+        document |= _explained(trials[0])
+    write_document(options.json, document)
 
 
 def _read(run: Path, options: Options) -> tuple[RunConfig, RunConfig, list[str]]:
@@ -158,8 +161,7 @@ def _try(run: Path, trained: RunConfig, config: RunConfig, options: Options, wor
     if folder is not None:
         about = {"run": str(run), "checkpoint": str(path.resolve()), "data": config.data.name, "split": part.split}
         folder.finish(evaluation, {**about, "votes": config.evaluate.votes, "overrides": list(options.overrides)})
-        if world.is_first:
-            note(f"predictions: {folder.path}")
+        world.on_first(note)(f"predictions: {folder.path}")
     return Trial(run, path, config, built, part, evaluation)
 
 
@@ -181,8 +183,7 @@ def _members(
         member = build_model(config, facts, world)
         load_trained(member, folder)
         members.append(member)
-    if world.is_first:
-        note(f"ensemble: {', '.join(folder.name for folder in others)} and {path.resolve().name}")
+    world.on_first(note)(f"ensemble: {', '.join(folder.name for folder in others)} and {path.resolve().name}")
     return tuple(members)
 
 
@@ -257,14 +258,14 @@ def _is_alike(run: Path, trained: RunConfig, config: RunConfig, part: Part, worl
         known = inputs_of(build_part(trained, "train"), trained, is_training=True)
     except UserError:
         known = Inputs(read_inputs(run, trained), name)
-        if world.is_first:
-            note(f"{name}, which the run was trained on, cannot be read; compared is what the run noted of it")
+        world.on_first(note)(
+            f"{name}, which the run was trained on, cannot be read; compared is what the run noted of it"
+        )
     findings = compare(known, inputs_of(part, config), place=partial(_place, config))
-    if world.is_first:
-        show_findings(findings)
+    world.on_first(show_findings)(findings)
     is_refused = any(finding.severity == "error" for finding in findings)
-    if is_refused and world.is_first:
-        note(f"not evaluated; to do so all the same: 'checks.skip=[{CODE}]'")
+    if is_refused:
+        world.on_first(note)(f"not evaluated; to do so all the same: 'checks.skip=[{CODE}]'")
     return not is_refused
 
 
