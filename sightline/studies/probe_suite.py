@@ -19,7 +19,7 @@ from sightline.errors import CheckpointError, UserError
 from sightline.probe.choice import build_probe
 from sightline.probe.measure import compare
 from sightline.probe.outcome import Probe, assert_fits
-from sightline.probe.runs import Probed, open_run, twins_of
+from sightline.probe.runs import Probed, open_probed, twins_of
 from sightline.runs import checkpoint
 from sightline.runs.lineage import evaluated_sha256
 from sightline.runs.output_files import assert_writable, write_document, write_file
@@ -93,7 +93,7 @@ class ProbeSuite:
         self._reporter = reporter
         self._probes = _build(request.arguments)
         self._opened = [
-            open_run(
+            open_probed(
                 run,
                 checkpoint=request.checkpoint,
                 data=request.data,

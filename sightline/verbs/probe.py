@@ -14,7 +14,7 @@ from sightline.errors import UserError
 from sightline.probe.choice import build_probe, parted
 from sightline.probe.measure import Comparison, compare
 from sightline.probe.outcome import Probe, assert_fits
-from sightline.probe.runs import CACHE, Probed, Twins, open_run, twins_of
+from sightline.probe.runs import CACHE, Probed, Twins, open_probed, twins_of
 from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.runs.run_documents import load_document
 from sightline.studies.probe_scale import with_scale
@@ -66,7 +66,7 @@ def probe(options: Options) -> int:
         raise UserError(f"probe: takes one run, {len(options.runs)} are given; --suite takes several")
     overrides, arguments = parted(options.words)
     method = build_probe(options.chosen, arguments)
-    probed = open_run(
+    probed = open_probed(
         options.runs[0], checkpoint=options.which, data=options.data, overrides=overrides, plugins=options.plugins
     )
     assert_fits(method, len(probed.data.train.indices))

@@ -16,7 +16,7 @@ from sightline.config import read_config
 from sightline.config.show import to_plain
 from sightline.engine.session import Session
 from sightline.probe.few_shot import FewShot
-from sightline.probe.runs import open_run
+from sightline.probe.runs import open_probed
 from sightline.probe.svm import SVM
 from sightline.runs.blocks import argument_of
 from sightline.runs.stages import stage_of, told
@@ -73,7 +73,7 @@ def test_points_of_pre_training_are_those_that_its_views_have(tmp_path: Path) ->
     views = "[{name: two_views, each: [{name: sample_points, num_points: 32}, {name: jitter}]}]"
     grown = "model.points.neighbours_at=32"
     run = train_thin(tmp_path, f"transforms.train={views}", f"transforms.evaluate={views}", grown)
-    probed = open_run(run, checkpoint="last", data=None)
+    probed = open_probed(run, checkpoint="last", data=None)
     protocol = protocol_of(probed, which="last", probes={})
     assert protocol["points in pre-training"] == 32
     assert protocol["points in the probe"] == 64

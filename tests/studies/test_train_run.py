@@ -17,7 +17,6 @@ from sightline.doctor import suite
 from sightline.doctor.core.finding import Finding, Place
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import StepRecord
-from sightline.engine.resume import RunPlace
 from sightline.errors import UserError
 from sightline.studies.train_run import Reporter, TrainResult, handlers_kept, sample_counts
 from tests.command import run_here
@@ -157,11 +156,6 @@ def test_a_run_trains_beside_the_main_thread(config: Path, tmp_path: Path) -> No
     thread.start()
     thread.join()
     assert [result.is_finished for result in results] == [True]
-
-
-def test_a_place_that_another_run_wrote_to_is_refused(unbroken: Path) -> None:
-    with pytest.raises(UserError, match="another run wrote to this folder"):
-        RunPlace(str(unbroken)).assert_as_found(unbroken)
 
 
 def test_signals_do_afterwards_what_they_did_before() -> None:
