@@ -197,7 +197,7 @@ class Session:
         split = "train" if self._is_evaluation_due and after == snapshot.step else None  # its own line may be there
         self.directory.truncate_lines("metrics.jsonl", after_step=after, last_split=split)
 
-    def told(self) -> list[str]:
+    def stage_summary(self) -> list[str]:
         """What a person should know of this stage before it starts: where it comes from, what moves how fast."""
         built = self.built
         lines = [tell_stage(self.config, built.job.model)]
@@ -224,7 +224,7 @@ class Session:
                 self.world.device,
             )
             lineage = self.built.lineage or {"differences": []}
-            for line in [*self.told(), *(f"stages differ: {line}" for line in lineage["differences"])]:
+            for line in [*self.stage_summary(), *(f"stages differ: {line}" for line in lineage["differences"])]:
                 logger.info("%s", line)
             if self._is_evaluation_due:
                 logger.info("step %d: its evaluation was not finished; evaluating it now", self.job.step)

@@ -213,7 +213,7 @@ class _TrainRun:
             session.resume(Path(place.checkpoint))
         else:
             session.begin()
-        self._note("\n".join([*session.told(), sample_counts(session.built.data)]))
+        self._note("\n".join([*session.stage_summary(), sample_counts(session.built.data)]))
         resumed = f", resumed at step {session.job.step}" if place.checkpoint else ""
         self._note(f"run directory: {directory.path}{resumed}")
 
