@@ -35,7 +35,7 @@ def serve(config_path: Path, num_steps: int, overrides: Sequence[str]) -> None:
             built.job.num_steps += num_steps + 1
             times: list[float] = []
             train(built.job, world, lambda record, stop, times=times: bool(times.append(time.perf_counter())))
-            if world.is_first:
+            if world.rank == 0:
                 print(config.train.batch_size * num_steps / (times[-1] - times[0]), flush=True)  # noqa: T201
 
 

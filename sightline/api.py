@@ -1,17 +1,24 @@
-"""The Python face of the package: runs that are loaded from their folders, and models by their names."""
+"""The Python face of the package: runs that are trained or loaded from their folders, and models by their names."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sightline.engine.distributed import start_world
 from sightline.engine.loading import TrainedRun, build_model, open_trained
 from sightline.predict.prediction import Predictions, predict_files
 
-__all__ = ["LoadedRun", "build_model", "load_run"]
+if TYPE_CHECKING:
+    from sightline.studies.train_run import Reporter, TrainResult
+
+__all__ = ["LoadedRun", "build_model", "load_run", "train_run"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class LoadedRun(TrainedRun):
@@ -45,3 +52,40 @@ def load_run(path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequ
     """
     run = open_trained(path, checkpoint=checkpoint, plugins=plugins)
     return LoadedRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
+
+
+def train_run(
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    plugins: Sequence[str | Path] = (),
+    checks: bool = True,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+) -> TrainResult:
+    """Train what a config file describes, or resume its run, as `sightline train` does in one process; prints nothing.
+
+    `overrides` are laid over the config ("train.epochs=10"). `out` is the run's folder, without it a new one below
+    `runs/`; `resume` is `auto`, a run directory or a checkpoint. Findings of the checks are in the result, and no run
+    is started where one is an error; `reporter` receives them, and all that the command prints, as it comes. SIGTERM
+    and SIGINT save the state and end the run, in the main thread. Global random states and torch's backends are set as
+    the run needs them. Raises ConfigError, DataError, CheckpointError or UserError for what cannot start, RunError for
+    what fails.
+    """
+    from sightline.studies.configs import read_with_plugins
+    from sightline.studies.train_run import train_run as train
+
+    read = read_with_plugins(Path(config), overrides, [Path(plugin) for plugin in plugins])
+    for line in read.notes:
+        logger.warning("%s", line)
+    return train(
+        read.config,
+        plugins=read.plugins,
+        out=None if out is None else Path(out),
+        resume=None if resume is None else str(resume),
+        checks=checks,
+        device=device,
+        reporter=reporter,
+    )

@@ -51,10 +51,10 @@ def train(
     with collection_paused():
         from sightline.verbs import train as verb
 
-    options = verb.Options(
+    request = verb.TrainRequest(
         config, tuple(overrides or ()), out, processes, resume, tuple(plugin or ()), no_check, device, json
     )
-    return verb.train(options)
+    return verb.train(request)
 
 
 @app.command()
@@ -354,9 +354,11 @@ def curves(
     traceback: Traceback = False,
 ) -> int:
     """Draw the losses, with the level of chance where a run records it, and the metrics of runs over their steps."""
-    from sightline.verbs import curves as verb
+    from sightline.verbs.output import note
+    from sightline.view.curves import draw_runs
 
-    return verb.curves(runs, svg=svg)
+    note(f"written: {draw_runs(runs, svg=svg)}; open it in a browser")
+    return 0
 
 
 @app.command()

@@ -12,11 +12,11 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,9 @@ from sightline.layers.batch_norm import synchronise
 from sightline.runs.run_directory import RunDirectory
 
 __all__ = ["World", "start_world"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LEAST_START_S = 60.0
 """How long processes have to come together at least: a first import from a cold disk is no hang."""
@@ -91,6 +94,14 @@ class World:
         """The first process's text, on every process."""
         return self.gather_text(text if self.rank == 0 else "", what=what)[0]
 
+    def from_first(self, make: Callable[[], str], *, what: str = "text") -> str:
+        """The text that the first process makes, on every process; the others make none."""
+        return self.broadcast_text(make() if self.rank == 0 else "", what=what)
+
+    def on_first(self, function: Callable[P, T]) -> Callable[P, T | None]:
+        """The function itself on the first process; elsewhere one that does nothing and returns None."""
+        return function if self.rank == 0 else _nothing
+
     def barrier(self, name: str) -> None:
         """Wait until every process is here; a time-out says which are missing and where they are."""
         if self.size > 1:
@@ -142,11 +153,6 @@ class World:
     def run_directory(self, path: Path) -> RunDirectory:
         """The run's folder: it writes on the first process and is a silent twin elsewhere."""
         return RunDirectory(path, is_writer=self.rank == 0)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process speaks for all."""
-        return self.rank == 0
 
     def close(self) -> None:
         """Leave the process group in good order, all together.
@@ -214,6 +220,10 @@ class World:
 
     def _differentiable_sum(self, tensor: Tensor) -> Tensor:
         return _SumOverProcesses.apply(tensor, self)
+
+
+def _nothing(*arguments: object, **named: object) -> None:
+    """Do nothing, in place of what only the first process does."""
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -1,10 +1,11 @@
-"""A run from its directory alone: config, facts, the weights that count and the transforms; no data is read."""
+"""A run from its directory: config, facts, the weights that count, and, where they are asked for, data and task."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from sightline.config import RunConfig, read_config
 from sightline.data.loading.reading import NamedTransform, Pipeline
 from sightline.engine import build
 from sightline.engine.distributed import World
+from sightline.engine.evaluate import Evaluator, Meter
 from sightline.engine.records import kept_random_state
+from sightline.engine.train import Task
 from sightline.errors import ConfigError, UserError
 from sightline.plugins import check_recorded, load_plugins
 from sightline.runs import checkpoint
@@ -25,16 +28,89 @@ from sightline.schema import check_value, nearest
 from sightline.types import Batch, Component, SampleKey, Where
 
 __all__ = [
+    "OpenRun",
     "TrainedRun",
     "build_model",
     "checkpoint_path",
     "is_run",
     "load_trained",
+    "open_run",
     "open_trained",
     "read_run",
 ]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class OpenRun:
+    """A run, ready to use on the processes of `world`: each part of it is read or built when it is first asked for.
+
+    `config` may differ from the run's own in its data and in how it evaluates. `notes` name plugins that changed since
+    the run was made.
+    """
+
+    path: Path
+    config: RunConfig
+    which: str = "last"
+    world: World = field(default_factory=World)
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """The facts of the data that the run was trained on."""
+        return read_facts(self.path)
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """Where `which` leads. Raises UserError where there is nothing."""
+        return checkpoint_path(self.path, self.which)
+
+    @cached_property
+    def data(self) -> build.Data:
+        """The data of `config`. Raises ConfigError where they are not of the kind that the model was trained for."""
+        data = build.build_data(self.config)
+        _assert_same_facts(self.facts, data.facts, self.path)
+        return data
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network with the weights that count, in evaluation mode."""
+        return self.model_at(self.checkpoint)
+
+    @cached_property
+    def transforms(self) -> tuple[NamedTransform, ...]:
+        """The transforms that evaluation applies, in order; they need no data."""
+        return tuple(build.build_transforms(self.config.transforms.evaluate, self.facts))
+
+    @property
+    def task(self) -> Task:
+        """The task with its losses, bound to data and model."""
+        return self._task_and_meters[0]
+
+    @property
+    def meters(self) -> Sequence[Meter]:
+        """The metrics, bound to data, model and task."""
+        return self._task_and_meters[1]
+
+    def evaluator(self, part: build.Part | None = None) -> Evaluator:
+        """An evaluator of a part, without one of the test part."""
+        return build.build_evaluator(self.config, self.data.test if part is None else part, self.task, self.meters)
+
+    def model_at(self, checkpoint: Path) -> nn.Module:
+        """The network with the weights of another checkpoint, in evaluation mode."""
+        model = self.untrained_model()
+        load_trained(model, checkpoint)
+        return model.eval()
+
+    def untrained_model(self) -> nn.Module:
+        """The network with the weights that the seed of the run gives."""
+        return build.build_model(self.config, self.facts, self.world)
+
+    @cached_property
+    def _task_and_meters(self) -> tuple[Task, list[Meter]]:
+        data = self.data  # first: what is wrong with them shows before a checkpoint is read
+        return build.build_task(self.config, data, self.model)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +144,25 @@ class TrainedRun:
         return Pipeline(self.transforms, batch.keys(), source="the batch")(batch, keys)
 
 
+def open_run(
+    path: Path,
+    *,
+    config: RunConfig | None = None,
+    checkpoint: str = "last",
+    plugins: Sequence[Path] = (),
+    world: World | None = None,
+) -> OpenRun:
+    """A run from its directory, of which nothing is built yet.
+
+    `config` stands in for the run's own, whose plugins were then loaded with it. `checkpoint` is `last`, `best` or a
+    path. Raises UserError for a directory that is not a run, PluginError for a plugin that is not given.
+    """
+    notes: list[str] = []
+    if config is None:
+        config, notes = read_run(path, plugins)
+    return OpenRun(path, config, checkpoint, world or World(), tuple(notes))
+
+
 def open_trained(
     path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequence[str | Path] = ()
 ) -> TrainedRun:
@@ -77,17 +172,12 @@ def open_trained(
     the files that the run was made with. Global random states stay as they are. Raises UserError for a directory that
     is no run, PluginError for a plugin that is not given, CheckpointError for a damaged checkpoint.
     """
-    run = Path(path)
-    config, notes = read_run(run, [Path(plugin) for plugin in plugins])
-    for line in notes:
+    run = open_run(Path(path), checkpoint=str(checkpoint), plugins=[Path(plugin) for plugin in plugins])
+    for line in run.notes:
         logger.warning("%s", line)
-    facts = read_facts(run)
     with kept_random_state():
-        model = build.build_model(config, facts, World())
-    chosen = checkpoint_path(run, str(checkpoint))
-    load_trained(model, chosen)
-    transforms = tuple(build.build_transforms(config.transforms.evaluate, facts))
-    return TrainedRun(run, chosen.resolve(), config, facts, model.eval(), transforms)
+        model = run.model
+    return TrainedRun(run.path, run.checkpoint.resolve(), run.config, run.facts, model, run.transforms)
 
 
 def build_model(name: str, /, **arguments: Any) -> nn.Module:
@@ -155,3 +245,12 @@ def read_run(run: Path, plugins: Sequence[Path]) -> tuple[RunConfig, list[str]]:
     loaded = load_plugins(plugins)
     notes = check_recorded(load_document(run / "environment.json").get("plugins", []), loaded, run=run)
     return read_config(run / "config.yaml"), notes
+
+
+def _assert_same_facts(trained: Mapping[str, Any], found: Mapping[str, Any], run: Path) -> None:
+    """The data must be of the kind the model was trained for."""
+    for name in ("num_classes", "in_channels", "class_names", "num_joints", "joint_names"):
+        ours, theirs = trained.get(name), found.get(name)
+        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
+        if ours != theirs:
+            raise ConfigError(f"{run}: was trained with {name} = {ours}; this data set has {theirs}")

@@ -180,8 +180,8 @@ class Session:
         self.metrics_log.restore(state["unwritten"])
         if len(state["random"]) == self.world.size:
             checkpoint.restore_random_state(state["random"][self.world.rank])
-        elif self.world.is_first:
-            logger.warning(
+        else:
+            self.world.on_first(logger.warning)(
                 "resume-other-size: saved by %d processes, resumed by %d: data order is the same, the random numbers "
                 "of dropout are not",
                 len(state["random"]),
@@ -189,15 +189,15 @@ class Session:
             )
         self.world.barrier("checkpoint read")
         self.directory.remove("final.json")
-        if self.world.is_first:
-            checkpoint.rewind(self.directory.path, step=snapshot.step, assert_own=self.directory.assert_own)
+        rewind = self.world.on_first(checkpoint.rewind)
+        rewind(self.directory.path, step=snapshot.step, assert_own=self.directory.assert_own)
         self._is_evaluation_due = state.get("evaluation_due", False)
         # Steps that were unwritten when the checkpoint was saved may have been written by the run as it ended.
         after = snapshot.step - bool(state["unwritten"])
         split = "train" if self._is_evaluation_due and after == snapshot.step else None  # its own line may be there
         self.directory.truncate_lines("metrics.jsonl", after_step=after, last_split=split)
 
-    def told(self) -> list[str]:
+    def stage_summary(self) -> list[str]:
         """What a person should know of this stage before it starts: where it comes from, what moves how fast."""
         built = self.built
         lines = [tell_stage(self.config, built.job.model)]
@@ -211,7 +211,7 @@ class Session:
 
     def run(self) -> Evaluation | None:
         """Train to the end and evaluate the last weights on the test part; None where a signal stopped it."""
-        self.observers = Observers(self._default_observers() if self.world.is_first else [])
+        self.observers = Observers(self.world.on_first(self._default_observers)() or [])
         reason = "failed"
         try:
             logger.info(
@@ -224,7 +224,7 @@ class Session:
                 self.world.device,
             )
             lineage = self.built.lineage or {"differences": []}
-            for line in [*self.told(), *(f"stages differ: {line}" for line in lineage["differences"])]:
+            for line in [*self.stage_summary(), *(f"stages differ: {line}" for line in lineage["differences"])]:
                 logger.info("%s", line)
             if self._is_evaluation_due:
                 logger.info("step %d: its evaluation was not finished; evaluating it now", self.job.step)
@@ -280,7 +280,7 @@ class Session:
     def _evaluate(self) -> None:
         job, config = self.job, self.config
         self.world.make_equal(job.evaluated)
-        evaluation = self.built.selection(job.evaluated, self.world, pictures=self.world.is_first)
+        evaluation = self.built.selection(job.evaluated, self.world, pictures=True)
         value = evaluation.metrics[config.evaluate.metric]
         self._latest = (job.step, evaluation)
         assert config.evaluate.mode is not None, "build sets it"
@@ -307,35 +307,37 @@ class Session:
         if job.ema is not None:
             world.make_equal(job.ema)
         random_states = world.gather_text(json.dumps(checkpoint.random_state()), what="random states")
-        if world.is_first:
-            state = {
-                "num_steps": job.num_steps,
-                "epoch": job.epoch,
-                "groups": [{k: v for k, v in group.items() if k != "params"} for group in job.optimizer.param_groups],
-                "best": {"step": self.best.step, "value": self.best.value, "metric": self.config.evaluate.metric},
-                "random": [json.loads(text) for text in random_states],
-                "scaler": job.scaler.state_dict(),
-                "unwritten": self.metrics_log.state(),
-                "evaluation_due": is_evaluation_due,
-                "versions": {"torch": torch.__version__},
-            }
-            snapshot = checkpoint.Snapshot(
-                step=job.step,
-                model=dict(job.model.state_dict()),
-                optimizer=checkpoint.optimizer_tensors(job.model, job.optimizer),
-                ema=None if job.ema is None else dict(job.ema.state_dict()),
-                state=state,
-            )
-            keep = self.config.checkpoint.keep_last
-            checkpoint.save(
-                self.directory.path,
-                snapshot,
-                keep_last=keep,
-                is_best=self._is_new_best,
-                assert_own=self.directory.assert_own,
-            )
+        world.on_first(self._write_checkpoint)(random_states, is_evaluation_due=is_evaluation_due)
         self._is_new_best = False
         world.barrier("checkpoint saved")
+
+    def _write_checkpoint(self, random_states: Sequence[str], *, is_evaluation_due: bool) -> None:
+        job = self.job
+        state = {
+            "num_steps": job.num_steps,
+            "epoch": job.epoch,
+            "groups": [{k: v for k, v in group.items() if k != "params"} for group in job.optimizer.param_groups],
+            "best": {"step": self.best.step, "value": self.best.value, "metric": self.config.evaluate.metric},
+            "random": [json.loads(text) for text in random_states],
+            "scaler": job.scaler.state_dict(),
+            "unwritten": self.metrics_log.state(),
+            "evaluation_due": is_evaluation_due,
+            "versions": {"torch": torch.__version__},
+        }
+        snapshot = checkpoint.Snapshot(
+            step=job.step,
+            model=dict(job.model.state_dict()),
+            optimizer=checkpoint.optimizer_tensors(job.model, job.optimizer),
+            ema=None if job.ema is None else dict(job.ema.state_dict()),
+            state=state,
+        )
+        checkpoint.save(
+            self.directory.path,
+            snapshot,
+            keep_last=self.config.checkpoint.keep_last,
+            is_best=self._is_new_best,
+            assert_own=self.directory.assert_own,
+        )
 
     def _finish(self) -> Evaluation | None:
         """Evaluate the last weights and write it down; None where a signal came before, for a resumed run to do it."""
@@ -359,7 +361,7 @@ class Session:
         if is_same and self._latest is not None and self._latest[0] == self.job.step:
             final = self._latest[1]  # these weights on this part a moment ago
         else:
-            final = self.built.test(self.job.evaluated, self.world, pictures=self.world.is_first)
+            final = self.built.test(self.job.evaluated, self.world, pictures=True)
         if self._final_metrics is None:
             return final
         return replace(final, metrics={**final.metrics, **self._final_metrics(self.job.evaluated)})

@@ -18,7 +18,6 @@ from sightline.engine.evaluate import Evaluation
 from sightline.errors import UserError
 from sightline.metrics.answers import answers_of
 from sightline.runs.durable import disk_failure
-from sightline.runs.run_directory import RunDirectory
 from sightline.runs.run_documents import load_document
 from sightline.types import Batch
 
@@ -47,8 +46,8 @@ class PredictionFolder:
         indices = part.indices.tolist()
         self._stems = dict(zip(indices, file_stems([part.name_of(index) for index in indices]), strict=True))
         self._entries: list[dict[str, Any]] = []
-        self._directory = RunDirectory(path, is_writer=world.is_first)
-        self._former = _files_in(path) if world.is_first else set()
+        self._directory = world.run_directory(path)
+        self._former = world.on_first(_files_in)(path) or set()
         self._directory.remove(MANIFEST)
 
     def __call__(self, batch: Batch, predictions: Mapping[str, Any]) -> None:

@@ -59,10 +59,8 @@ class FeatureCache:
             logger.warning("%s: does not read (%s); the features are computed anew", document, error)
             return None
 
-    def assert_writable(self, *, is_writer: bool) -> None:
-        """Raises UserError where the process that writes could keep nothing; asked before features are computed."""
-        if not is_writer:
-            return
+    def assert_writable(self) -> None:
+        """Raises UserError where this process could keep nothing; asked before features are computed."""
         try:
             self.assert_own()
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ def learnt_by_first(world: World, learn: Callable[[], str], *, timeout_s: float)
     if world.size == 1:
         return learn()
     turn_s = min(_LONGEST_TURN_S, timeout_s / 10)
-    learning = start(learn) if world.is_first else None
+    learning = world.on_first(start)(learn)
     said = ""
     while not said:
         said = world.broadcast_text(_said_within(learning, turn_s), what="the probe's figure")

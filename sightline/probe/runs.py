@@ -10,9 +10,8 @@ from typing import Any
 from torch import nn
 
 from sightline.config import RunConfig, read_config
-from sightline.engine.build import build_model
 from sightline.engine.distributed import World
-from sightline.engine.loading import checkpoint_path, load_trained, read_run
+from sightline.engine.loading import open_run
 from sightline.errors import ConfigError
 from sightline.probe.agreement import warnings_on_data
 from sightline.probe.cache import FeatureCache
@@ -20,9 +19,8 @@ from sightline.probe.features import encoder_of
 from sightline.probe.subject import ProbedData, Recipe, Split, open_data, random_model, split_of
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.run_documents import read_facts
 
-__all__ = ["CACHE", "Probed", "Twins", "open_run", "twins_of"]
+__all__ = ["CACHE", "Probed", "Twins", "open_probed", "twins_of"]
 
 CACHE = "features"
 """The folder of a run that features are kept in."""
@@ -49,10 +47,9 @@ class Probed:
 
     def network(self, world: World) -> nn.Module:
         """The network with the weights of the checkpoint, in evaluation mode."""
-        model = build_model(self.config, self.facts, world)
+        model = open_run(self.run, config=self.config, checkpoint=str(self.checkpoint), world=world).model
         encoder_of(model)
-        load_trained(model, self.checkpoint)
-        return model.eval()
+        return model
 
     @property
     def recipe(self) -> Recipe:
@@ -68,7 +65,7 @@ class Twins:
     random: Mapping[int, Split]
 
 
-def open_run(
+def open_probed(
     run: Path, *, checkpoint: str, data: Path | None, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()
 ) -> Probed:
     """A run on the data of the config at `data`, or on its own.
@@ -76,21 +73,21 @@ def open_run(
     Overrides of `model.` change the run's network (its number of neighbours, for one), others the config of the data.
     Raises UserError for what is no run, and ConfigError for data that does not go with it.
     """
-    learnt, notes = read_run(run, plugins)
-    config = learnt
+    trained = open_run(run, checkpoint=checkpoint, plugins=plugins)
+    learnt = config = trained.config
     of_model = [each for each in overrides if each.strip().startswith(_OF_MODEL)]
     others = [each for each in overrides if each not in of_model]
     if of_model:
         config = read_config(run / "config.yaml", of_model)
-    facts = read_facts(run)
+    facts = trained.facts
     opened = open_data(read_config(run / "config.yaml" if data is None else data, others))
     ours, theirs = facts.get("in_channels"), opened.facts.get("in_channels")
     if ours != theirs:
         raise ConfigError(f"{run}: was trained on {ours} channels a point; the data to probe on has {theirs}")
     lineage = read_lineage(run)
-    told = [f"warning: {line}" for line in notes]
+    told = [f"warning: {line}" for line in trained.notes]
     told += [] if lineage is None else [describe_lineage(lineage)]
-    weights = checkpoint_path(run, checkpoint).resolve()
+    weights = trained.checkpoint.resolve()
     is_test_selected = checkpoint != "last" and learnt.evaluate.select == "test" and weights == _best_of(run)
     if is_test_selected:
         told.append("warning: the test part chose the run's best checkpoint (test-selected); 'last' was chosen by none")

@@ -172,7 +172,7 @@ def _features(
         return found
     if cache is not None and key is not None:
         with faults_shared(world):
-            cache.assert_writable(is_writer=world.is_first)
+            world.on_first(cache.assert_writable)()
     config = data.config
     computed = extract(
         model,
@@ -185,8 +185,7 @@ def _features(
     )
     if cache is not None and key is not None:
         with faults_shared(world):  # the disk may be full
-            if world.is_first:
-                cache.save(key, computed)
+            world.on_first(cache.save)(key, computed)
     return computed
 
 

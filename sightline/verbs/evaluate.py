@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -17,11 +17,11 @@ from sightline.describe.difficulty import difficulty_of
 from sightline.describe.mean_pose import yardsticks_of
 from sightline.doctor.checks.data.dataset_mismatch import CODE, Inputs, compare, inputs_of
 from sightline.doctor.core.finding import Place
-from sightline.engine.build import Data, Part, build_data, build_evaluator, build_model, build_part, build_task
-from sightline.engine.distributed import World, start_world
+from sightline.engine.build import Data, Part, build_part
+from sightline.engine.distributed import start_world
 from sightline.engine.evaluate import Evaluation, pooled
 from sightline.engine.launch import launch, processes_to_start
-from sightline.engine.loading import checkpoint_path, load_trained, read_run
+from sightline.engine.loading import OpenRun, open_run, read_run
 from sightline.engine.precision import set_backends
 from sightline.engine.session import evaluation_document
 from sightline.engine.train import Task
@@ -31,12 +31,11 @@ from sightline.evaluation.kept_predictions import MANIFEST, PredictionFolder
 from sightline.runs.checkpoint import kept as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.run_documents import read_facts
+from sightline.studies.final_probe import probed
 from sightline.verbs.common import assert_writable, write_document
-from sightline.verbs.final_probe import probed
 from sightline.verbs.output import note, show_difficulty, show_evaluation, show_findings
 
-__all__ = ["Options", "assert_about_evaluation", "assert_same_facts", "evaluate"]
+__all__ = ["Options", "assert_about_evaluation", "evaluate"]
 
 
 _MAY_CHANGE = (
@@ -103,26 +102,30 @@ def evaluate(options: Options) -> int:
     if num_processes > 1:
         return launch(options.arguments(), num_processes)
     with start_world(device=options.device, timeout_s=configs[0][1].distributed.timeout_s) as world:
-        if world.is_first:
-            for line in (line for _, _, notes in configs for line in notes):
-                note(f"warning: {line}")
+        for line in (line for _, _, notes in configs for line in notes):
+            world.on_first(note)(f"warning: {line}")
         if len(options.runs) > 1:
             assert_folds(options.runs, [config for _, config, _ in configs])
         trials = []
         for run, (trained, config, _) in zip(options.runs, configs, strict=True):
-            trial = _try(run, trained, config, options, world)
+            opened = open_run(run, config=config, checkpoint=options.which, world=world)
+            trial = _try(opened, trained, options)
             if trial is None:
                 return 1
             trials.append(trial)
-        if world.is_first:
-            document = _document(trials, options)
-            if len(trials) == 1 and "mean_error_mm" in document["metrics"]:
-                document |= yardsticks_of(trials[0].part, trials[0].data)
-            show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
-            if len(trials) == 1:
-                document |= _explained(trials[0])
-            write_document(options.json, document)
+        world.on_first(_report)(trials, options)
     return 0
+
+
+def _report(trials: Sequence[Trial], options: Options) -> None:
+    """Print the figures, and write them to the file of `--json`."""
+    document = _document(trials, options)
+    if len(trials) == 1 and "mean_error_mm" in document["metrics"]:
+        document |= yardsticks_of(trials[0].part, trials[0].data)
+    show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
+    if len(trials) == 1:
+        document |= _explained(trials[0])
+    write_document(options.json, document)
 
 
 def _read(run: Path, options: Options) -> tuple[RunConfig, RunConfig, list[str]]:
@@ -132,58 +135,48 @@ def _read(run: Path, options: Options) -> tuple[RunConfig, RunConfig, list[str]]
     return trained, _with_overrides(trained, options.overrides, path, is_other=bool(options.data)), notes
 
 
-def _try(run: Path, trained: RunConfig, config: RunConfig, options: Options, world: World) -> Trial | None:
+def _try(run: OpenRun, trained: RunConfig, options: Options) -> Trial | None:
     """The evaluation of one run; None where other data are too unlike those that it was trained on."""
+    config, world, path = run.config, run.world, run.path
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
-    facts = read_facts(run)
-    built = build_data(config)
-    assert_same_facts(facts, built.facts, run)
-    model = build_model(config, facts, world)
-    path = checkpoint_path(run, options.which)
-    load_trained(model, path)
-    task, meters = build_task(config, built, model)
-    part = built.test if options.data is None else build_part(config, "test")
-    if config.data != trained.data and not _is_alike(run, trained, config, part, world):
+    task = run.task
+    part = run.data.test if options.data is None else build_part(config, "test")
+    if config.data != trained.data and not _is_alike(run, trained, part):
         return None
-    evaluator = build_evaluator(config, part, task, meters)
+    evaluator = run.evaluator(part)
     if options.ensemble:
-        evaluator = dataclasses.replace(evaluator, members=_members(run, path, config, facts, task, world))
+        evaluator = dataclasses.replace(evaluator, members=_members(run))
     folder = None
     if options.save_predictions:
-        _assert_classes(task, run, config)
-        folder = PredictionFolder(options.out or run / "predictions" / part.split, part, world)
-    evaluation = evaluator(model, world, keep=folder)
-    more = probed(config, world, world.run_directory(run), model)
+        _assert_classes(task, path, config)
+        folder = PredictionFolder(options.out or path / "predictions" / part.split, part, world)
+    evaluation = evaluator(run.model, world, keep=folder)
+    more = probed(config, world, world.run_directory(path), note, run.model)
     evaluation = dataclasses.replace(evaluation, metrics={**evaluation.metrics, **more})
     if folder is not None:
-        about = {"run": str(run), "checkpoint": str(path.resolve()), "data": config.data.name, "split": part.split}
+        checkpoint = str(run.checkpoint.resolve())
+        about = {"run": str(path), "checkpoint": checkpoint, "data": config.data.name, "split": part.split}
         folder.finish(evaluation, {**about, "votes": config.evaluate.votes, "overrides": list(options.overrides)})
-        if world.is_first:
-            note(f"predictions: {folder.path}")
-    return Trial(run, path, config, built, part, evaluation)
+        world.on_first(note)(f"predictions: {folder.path}")
+    return Trial(path, run.checkpoint, config, run.data, part, evaluation)
 
 
-def _members(
-    run: Path, path: Path, config: RunConfig, facts: Mapping[str, Any], task: Task, world: World
-) -> tuple[nn.Module, ...]:
+def _members(run: OpenRun) -> tuple[nn.Module, ...]:
     """The models of the other checkpoints that a run keeps. Raises UserError where there is nothing to average."""
-    if not hasattr(task, "vote"):
+    config = run.config
+    if not hasattr(run.task, "vote"):
         raise UserError(f"--ensemble: the task '{config.task.name}' does not say how answers are averaged")
-    others = [folder for folder in kept_checkpoints(run) if folder.resolve() != path.resolve()]
+    last = run.checkpoint.resolve()
+    others = [folder for folder in kept_checkpoints(run.path) if folder.resolve() != last]
     if not others:
         raise UserError(
-            f"--ensemble: {run} keeps one checkpoint; train with checkpoint.keep_last=10, the recipes of pose do"
+            f"--ensemble: {run.path} keeps one checkpoint; train with checkpoint.keep_last=10, the recipes of pose do"
         )
     if config.evaluate.votes > 1:
         raise UserError("--ensemble: averages checkpoints, evaluate.votes averages passes; give one of the two")
-    members = []
-    for folder in others:
-        member = build_model(config, facts, world)
-        load_trained(member, folder)
-        members.append(member)
-    if world.is_first:
-        note(f"ensemble: {', '.join(folder.name for folder in others)} and {path.resolve().name}")
-    return tuple(members)
+    members = tuple(map(run.model_at, others))
+    run.world.on_first(note)(f"ensemble: {', '.join(folder.name for folder in others)} and {last.name}")
+    return members
 
 
 def _assert_classes(task: Task, run: Path, config: RunConfig) -> None:
@@ -245,26 +238,25 @@ def _title(trials: Sequence[Trial]) -> str:
     return f"{len(trials)} runs, each on the part that it was not trained on, from summed counts"
 
 
-def _is_alike(run: Path, trained: RunConfig, config: RunConfig, part: Part, world: World) -> bool:
-    """Whether other data may be evaluated; what speaks against it, and what is odd about it, is told.
+def _is_alike(run: OpenRun, trained: RunConfig, part: Part) -> bool:
+    """Whether other data may be evaluated; findings on how they differ are printed.
 
     Compares with the training data where it can be read, else with what the run noted of it.
     """
+    config, on_first = run.config, run.world.on_first
     if CODE in config.checks.skip:
         return True
     name = f"{trained.data.name}/train"
     try:
         known = inputs_of(build_part(trained, "train"), trained, is_training=True)
     except UserError:
-        known = Inputs(read_inputs(run, trained), name)
-        if world.is_first:
-            note(f"{name}, which the run was trained on, cannot be read; compared is what the run noted of it")
+        known = Inputs(read_inputs(run.path, trained), name)
+        on_first(note)(f"{name}, which the run was trained on, cannot be read; compared is what the run noted of it")
     findings = compare(known, inputs_of(part, config), place=partial(_place, config))
-    if world.is_first:
-        show_findings(findings)
+    on_first(show_findings)(findings)
     is_refused = any(finding.severity == "error" for finding in findings)
-    if is_refused and world.is_first:
-        note(f"not evaluated; to do so all the same: 'checks.skip=[{CODE}]'")
+    if is_refused:
+        on_first(note)(f"not evaluated; to do so all the same: 'checks.skip=[{CODE}]'")
     return not is_refused
 
 
@@ -299,12 +291,3 @@ def _with_overrides(config: RunConfig, overrides: Sequence[str], path: Path, *, 
         values = {key: getattr(getattr(given, section), key) for key in keys}
         changed[section] = dataclasses.replace(getattr(config, section), **values)
     return dataclasses.replace(config, **changed)
-
-
-def assert_same_facts(trained: Mapping[str, Any], found: Mapping[str, Any], run: Path) -> None:
-    """The data must be of the kind the model was trained for."""
-    for name in ("num_classes", "in_channels", "class_names", "num_joints", "joint_names"):
-        ours, theirs = trained.get(name), found.get(name)
-        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
-        if ours != theirs:
-            raise ConfigError(f"{run}: was trained with {name} = {ours}; this data set has {theirs}")

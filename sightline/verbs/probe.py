@@ -1,24 +1,61 @@
-"""`sightline probe`: what a run's frozen features are worth, beside chance and random weights."""
+"""`sightline probe`: what a run's frozen features are worth, beside chance and random weights; the suite of several."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from sightline.engine.distributed import start_world
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.precision import set_backends
 from sightline.errors import UserError
+from sightline.probe.choice import build_probe, parted
 from sightline.probe.measure import Comparison, compare
-from sightline.probe.outcome import assert_fits
-from sightline.probe.runs import CACHE, Probed, open_run, twins_of
-from sightline.verbs.common import assert_writable, write_document, write_file
+from sightline.probe.outcome import Probe, assert_fits
+from sightline.probe.runs import CACHE, Probed, Twins, open_probed, twins_of
+from sightline.runs.output_files import assert_writable, write_document, write_file
+from sightline.runs.run_documents import load_document
+from sightline.studies.probe_scale import with_scale
+from sightline.studies.probe_suite import NAME, ProbeSuite, SuiteRequest
 from sightline.verbs.output import note, show_table
-from sightline.verbs.probe_options import Options, build_probe, parted
-from sightline.verbs.probe_scale import with_scale
+from sightline.verbs.train import Terminal
 
-__all__ = ["probe"]
+__all__ = ["Options", "probe", "suite"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    runs: tuple[Path, ...]
+    words: tuple[str, ...] = ()
+    method: str | None = None
+    data: Path | None = None
+    which: str = "last"
+    num_random: int = 1
+    cache: Path | None = None
+    out: Path | None = None
+    is_suite: bool = False
+    finetune: Path | None = None
+    processes: int | None = None
+    plugins: tuple[Path, ...] = ()
+    device: str = "auto"
+    json: Path | None = None
+
+    @property
+    def chosen(self) -> str:
+        """The method that was named, or the usual one."""
+        return self.method or "svm"
+
+    def arguments(self) -> list[str]:
+        """The command line for each launched process."""
+        words = ["probe", *map(str, self.runs), *self.words, "--method", self.chosen, "--checkpoint", self.which]
+        words += ["--random", str(self.num_random), "--device", self.device]
+        for name, value in (("--data", self.data), ("--cache", self.cache), ("--out", self.out), ("--json", self.json)):
+            words += [name, str(value)] if value is not None else []
+        return [*words, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
 
 
 def probe(options: Options) -> int:
@@ -29,7 +66,7 @@ def probe(options: Options) -> int:
         raise UserError(f"probe: takes one run, {len(options.runs)} are given; --suite takes several")
     overrides, arguments = parted(options.words)
     method = build_probe(options.chosen, arguments)
-    probed = open_run(
+    probed = open_probed(
         options.runs[0], checkpoint=options.which, data=options.data, overrides=overrides, plugins=options.plugins
     )
     assert_fits(method, len(probed.data.train.indices))
@@ -41,13 +78,66 @@ def probe(options: Options) -> int:
     set_backends(determinism=probed.config.train.determinism, cudnn=probed.config.train.cudnn)
     with start_world(device=options.device, timeout_s=probed.config.distributed.timeout_s) as world:
         probed = with_scale(probed, world)
-        if world.is_first:
-            for line in probed.notes:
-                note(line)
+        for line in probed.notes:
+            world.on_first(note)(line)
         twins = twins_of(probed, world, num_random=options.num_random, cache=options.cache)
-        is_first = world.is_first
-    if not is_first:
-        return 0
+        report = world.on_first(_report)
+    report(options, method, probed, twins)  # minutes on one process, which the others do not wait for
+    return 0
+
+
+def suite(options: Options) -> int:
+    """Probe every run, fine-tune each on parts where a config says how, and write one table; the exit code.
+
+    That of the first fine-tuning that did not come to its end, such as 130 after an interrupt.
+    """
+    out = _assert_for_suite(options)
+    overrides, arguments = parted(options.words)
+    request = SuiteRequest(
+        options.runs,
+        out,
+        tuple(overrides),
+        tuple(arguments),
+        data=options.data,
+        checkpoint=options.which,
+        num_random=options.num_random,
+        cache=options.cache,
+        finetune=options.finetune,
+        plugins=options.plugins,
+        device=options.device,
+    )
+    planned = ProbeSuite(request, Terminal())
+    code = planned()
+    if code == 0:
+        for each in planned.rows:
+            figures = {name: value for name, value in each.metrics.items() if not name.endswith("_std")}
+            rows = [[name, value, each.metrics.get(f"{name}_std")] for name, value in figures.items()]
+            show_table(f"{each.who}, {each.data} ({each.source})", ("metric", "value", "std"), rows)
+        note(f"table, protocols and their differences: {out / NAME}.md, {out / NAME}.json")
+        write_document(options.json, load_document(out / f"{NAME}.json"))
+    return code
+
+
+def _assert_for_suite(options: Options) -> Path:
+    """The folder of the suite. Raises UserError for options that do not go with it."""
+    if not options.runs:
+        raise UserError("probe --suite: no run directory is given; sightline probe --suite RUN... --out DIR")
+    if (options.processes or 1) > 1:
+        raise UserError("probe --suite: runs in one process; to extract features by several: probe RUN --processes N")
+    if options.method is not None:
+        raise UserError(
+            f"probe --suite: found --method {options.method}; the suite runs svm and few-shot, so leave it out, or "
+            "probe one run without --suite"
+        )
+    if options.out is None:
+        raise UserError("probe --suite: writes suite.md and suite.json; say where with --out DIR")
+    if len({run.resolve() for run in options.runs}) < len(options.runs):
+        raise UserError("probe --suite: a run is given twice")
+    return options.out
+
+
+def _report(options: Options, method: Probe, probed: Probed, twins: Twins) -> None:
+    """Learn from the features, print the figures and write them down."""
     comparison = compare(method, twins, probed.data.num_classes)
     show(probed, comparison)
     document = {"method": options.chosen, "overrides": list(options.words), **comparison.document(probed)}
@@ -55,7 +145,6 @@ def probe(options: Options) -> int:
     if options.out is not None:
         write_document(options.out / f"{options.chosen}.json", document)
     _keep_episodes(probed.run / CACHE if options.cache is None else options.cache, comparison)
-    return 0
 
 
 def _keep_episodes(folder: Path, comparison: Comparison) -> None:

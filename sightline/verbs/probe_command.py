@@ -55,9 +55,7 @@ def probe(
     run. 'sightline list probes' shows the methods' arguments.
     """
     with collection_paused():
-        from sightline.verbs import probe as one_run
-        from sightline.verbs import probe_suite as several_runs
-        from sightline.verbs.probe_options import Options
+        from sightline.verbs import probe as verb
 
     runs, overrides = parted(words)
     asked = (
@@ -74,5 +72,5 @@ def probe(
         device,
         json,
     )
-    verb = several_runs.suite if suite else one_run.probe
-    return verb(Options(runs, overrides, *asked))
+    options = verb.Options(runs, overrides, *asked)
+    return verb.suite(options) if suite else verb.probe(options)

@@ -14,18 +14,17 @@ import numpy as np
 from sightline.config import RunConfig
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, check_columns
 from sightline.data.loading.reading import BatchReader
-from sightline.engine.build import Data, Part, build_data, build_model, build_task, build_transforms
-from sightline.engine.distributed import World, start_world
-from sightline.engine.loading import checkpoint_path, load_trained
+from sightline.engine.build import Data, Part, build_data, build_transforms
+from sightline.engine.distributed import start_world
+from sightline.engine.loading import OpenRun, open_run
 from sightline.engine.precision import Precision, set_backends
 from sightline.errors import UserError, in_one_line
 from sightline.pictures import Axis
 from sightline.predict.files import files_of
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_directory import RunDirectory
-from sightline.runs.run_documents import read_facts
 from sightline.verbs.common import assert_writable, config_of, is_run, write_document
-from sightline.verbs.evaluate import assert_about_evaluation, assert_same_facts
+from sightline.verbs.evaluate import assert_about_evaluation
 from sightline.verbs.output import note, show_table
 from sightline.view.clouds import Cloud, Subject
 from sightline.view.files import file_subject
@@ -117,11 +116,14 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
         raise UserError("--epoch: only training draws anew in every epoch; give --split train, or leave it out")
     config, _ = config_of(path, options.overrides, options.plugins)
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
-    data = build_data(config)
-    split = options.split or (data.test.split if has_answers else "train")  # what evaluate scores, which may be another
-    part = _part(data, config, split)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
-        predictor = _predictor(path, config, data, part, options, world) if has_answers else None
+        run = None
+        if has_answers:
+            run = open_run(path, config=config, checkpoint=options.checkpoint or "last", world=world)
+        data = build_data(config) if run is None else run.data
+        split = options.split or ("train" if run is None else data.test.split)  # what evaluate scores, maybe another
+        part = _part(data, config, split)
+        predictor = None if run is None else _predictor(run, part)
         subjects = [
             sample_subject(
                 index,
@@ -197,29 +199,22 @@ def _other_part(part: Part, index: int | None) -> str:
     return f"; {index} belongs to the {other} part" if is_held else ""
 
 
-def _predictor(
-    run: Path, config: RunConfig, data: Data, part: Part, options: Options, world: World
-) -> Predictor | None:
+def _predictor(run: OpenRun, part: Part) -> Predictor | None:
     """The run's model with the weights of a checkpoint, reading as evaluation does.
 
     None where it predicts nothing that can be drawn.
     """
-    facts = read_facts(run)
-    assert_same_facts(facts, data.facts, run)
-    model = build_model(config, facts, world)
-    checkpoint = checkpoint_path(run, options.checkpoint or "last")
-    load_trained(model, checkpoint)
-    task, meters = build_task(config, data, model)
+    config, task = run.config, run.task
     if not can_draw_predictions(task, part.dataset.info):
         note(f"the task '{config.task.name}' predicts nothing that can be drawn: only the model's input is shown")
         return None
-    lineage = read_lineage(run)
+    lineage = read_lineage(run.path)
     if lineage is not None:
         note(describe_lineage(lineage))
     if config.evaluate.votes > 1:
         note(f"one pass a sample: evaluate.votes ({config.evaluate.votes}) is not applied")
     reader = _branches(config, part, 0)[-1].reader
-    return Predictor(model, task, meters, reader, Precision(config.train.precision), world.device)
+    return Predictor(run.model, task, run.meters, reader, Precision(config.train.precision), run.world.device)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

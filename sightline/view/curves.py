@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sightline.chart import Panel, Series, render_svg
+from sightline.errors import UserError
+from sightline.runs.output_files import assert_writable
+from sightline.runs.run_documents import read_lines
 from sightline.tasks.contrast import OF_CHANCE
 
-__all__ = ["curves_of"]
+__all__ = ["curves_of", "draw_runs"]
 
 _OWN = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})
 """Keys that are no curve of their own: what a line is about, and what only ever grows or stays."""
 _COLUMNS = 3
 
 Line = Mapping[str, Any]
+
+
+def draw_runs(runs: Sequence[Path], *, svg: Path | None) -> Path:
+    """Draw the losses and metrics of runs into `svg`, without it into the first run; the file that was written."""
+    target = svg if svg is not None else runs[0] / "curves.svg"
+    assert_writable(target, option="--svg")
+    names = [run.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    if len(set(names)) < len(names):
+        raise UserError("curves: a run is given twice; name each once")
+    lines = [read_lines(run / "metrics.jsonl") for run in runs]
+    text = curves_of({name if len(runs) > 1 else "": each for name, each in zip(names, lines, strict=True)})
+    target.write_text(text, encoding="utf-8")
+    return target
 
 
 def curves_of(runs: Mapping[str, Sequence[Line]]) -> str:

@@ -73,7 +73,7 @@ def main(out: Path) -> None:
         results = {
             name: {f"{order} {m}": run(toy, world, m, order=order) for order, m in cases} for name, toy in TOYS.items()
         }
-        if world.is_first:
+        if world.rank == 0:
             out.write_text(json.dumps(results))
 
 

@@ -135,7 +135,7 @@ def models(world: World) -> dict[str, Any]:
 def disagreement(world: World) -> str:
     """Only in debug mode: without it, this would hang or abort."""
     try:
-        if world.is_first:
+        if world.rank == 0:
             world.barrier("one thing")
         else:
             world.all_reduce_sum({"a": torch.ones(2), "b": torch.ones(1)}, what="other things")
@@ -151,6 +151,9 @@ def main(folder: Path) -> None:
         found |= {each.__name__: each(world) for each in (sums, rows, gradients, statistics, models)}
         found["texts"] = world.gather_text(TEXTS[world.size][world.rank])
         found["broadcast"] = world.broadcast_text(f"from {world.rank}")
+        made: list[int] = []
+        found["from first"] = world.from_first(lambda: f"made by {made.append(world.rank) or world.rank}")
+        found["on first"] = [made, world.on_first(int)("7", base=8)]
         torch.optim.SGD(network().parameters(), lr=1.0).step()  # imports what any training imports
         world.barrier("nearly done")
         found["disagreement"] = disagreement(world) if world.agreement is not None else ""

@@ -95,6 +95,13 @@ def test_texts_travel_whole(found: Found) -> None:
 
 
 @pytest.mark.processes
+def test_only_the_first_process_does_what_is_for_one(found: Found) -> None:
+    others = len(found) - 1
+    assert each(found, "from first") == ["made by 0"] * len(found)
+    assert each(found, "on first") == [[[0], 7], *([[[], None]] * others)]
+
+
+@pytest.mark.processes
 def test_gradients_add_up_and_stay_none_where_nobody_has_one(found: Found) -> None:
     """1 from the step before, and 10 + 100 (+ 1000); `some` is used by rank 1 alone."""
     total = sum(10.0 ** (rank + 1) for rank in range(len(found)))
@@ -178,7 +185,7 @@ def test_a_world_of_one_changes_nothing_and_needs_no_network() -> None:
     everyone, start = world.gather_rows(tensors["a"])
     assert (everyone.tolist(), start) == ([1.0, 1.0], 0)
     assert world.gather_text("x") == ["x"]
-    assert world.broadcast_text("x") == "x"
+    assert world.broadcast_text("x") == world.from_first(lambda: "x") == world.on_first(str)("x") == "x"
     assert world.replicate(model) is world.synchronise_batch_norm(model) is model
     with world.reduce_gradients(model, now=True):
         pass

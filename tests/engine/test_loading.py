@@ -1,16 +1,67 @@
-"""What is said where a run has no weights to load, or damaged ones."""
+"""A run opened from its directory: only what is asked for is built; weights that are missing or damaged are named."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from sightline.engine.loading import checkpoint_path, load_trained
-from sightline.errors import CheckpointError, UserError
+from sightline.engine import build
+from sightline.engine.distributed import World
+from sightline.engine.loading import checkpoint_path, load_trained, open_run, open_trained
+from sightline.engine.session import Session, StopRequest
+from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.runs import checkpoint
+from sightline.runs.run_directory import RunDirectory, environment
 from tests.engine.snapshots import snapshot_of
+from tests.runs.small import small_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch on a few solids, with averaged weights."""
+    path = tmp_path_factory.mktemp("loading") / "run"
+    path.mkdir()
+    built = small_run("train.ema_decay=0.5", "train.epochs=1")
+    directory = RunDirectory(path, is_writer=True)
+    session = Session(built, World(), directory, stop=StopRequest(), record=environment(), is_quiet=True)
+    session.start_files()
+    assert session.run() is not None
+    return path
+
+
+def test_the_model_of_a_run_needs_no_data(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(config: object) -> None:
+        raise AssertionError("the data were read")
+
+    monkeypatch.setattr(build, "build_data", refuse)
+    opened = open_run(run)
+    expected = checkpoint.load(run / "checkpoints" / "last").evaluated
+    assert not opened.model.training
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in opened.model.state_dict().items())
+    assert opened.model is opened.model
+    assert not all(torch.equal(tensor, expected[name]) for name, tensor in opened.untrained_model().named_parameters())
+    with pytest.raises(AssertionError, match="the data were read"):
+        opened.evaluator()
+
+
+def test_the_evaluator_of_a_run_repeats_its_figures(run: Path) -> None:
+    opened = open_run(run)
+    document = json.loads((run / "final.json").read_text())
+    assert dict(opened.evaluator()(opened.model, World()).metrics) == document["metrics"]
+    trained = open_trained(run)
+    assert (trained.checkpoint, trained.facts) == (opened.checkpoint.resolve(), opened.facts)
+
+
+def test_data_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(run, tmp_path / "run", symlinks=True)
+    facts = json.loads((run / "facts.json").read_text())
+    (copied / "facts.json").write_text(json.dumps({**facts, "num_classes": facts["num_classes"] + 1}))
+    with pytest.raises(ConfigError, match=r"was trained with num_classes = 13; this data set has 12"):
+        _ = open_run(copied).data
 
 
 def test_a_run_without_a_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from sightline import registry
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
+from sightline.engine.resume import assert_same_run
 from sightline.engine.session import Session, StopRequest
 from sightline.errors import ConfigError
 from sightline.registry import Entry
 from sightline.runs.run_directory import RunDirectory
 from sightline.schema import parameters_of
 from sightline.verbs.show import _with_origin_of_mode
-from sightline.verbs.train import _assert_same_run
 from tests.doctor.planting import CONFIG, make
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,10 +164,10 @@ def test_runs_that_recorded_a_mode_go_on(tmp_path: Path, add: Add, mode: str, mo
     """By their own config they keep what they recorded, with a warning where it contradicts the metric."""
     overrides = add(MissRate)
     run = recorded(tmp_path, make(tmp_path, *overrides), mode)
-    _assert_same_run(run, read_config(tmp_path / "small.yaml", overrides), [])
+    assert_same_run(run, read_config(tmp_path / "small.yaml", overrides), [])
     own = read_config(run / "config.yaml")
     assert own.evaluate.mode == mode
-    _assert_same_run(run, own, [])
+    assert_same_run(run, own, [])
     told: list[str] = []
     monkeypatch.setattr("sightline.engine.selection.logger.warning", lambda text, *words: told.append(text % words))
     assert build(own, World(), is_resumed=True).config.evaluate.mode == mode

@@ -16,8 +16,8 @@ from sightline import registry
 from sightline.plugins import load_plugins
 from sightline.probe import code
 from sightline.probe.code import blocks_within, plugins_of
+from sightline.studies import final_probe
 from sightline.types import Component
-from sightline.verbs import final_probe
 from tests.command import run_here
 from tests.probe.contrast import train_thin
 

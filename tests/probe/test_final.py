@@ -23,7 +23,8 @@ from sightline.probe.cache import FeatureCache
 from sightline.probe.features import faults_shared
 from sightline.probe.threads import map_in_threads
 from sightline.runs.run_directory import RunDirectory
-from sightline.verbs import final_probe
+from sightline.studies import final_probe
+from sightline.verbs import train as verb
 from tests.probe.contrast import THIN, train_thin
 from tests.processes import run_ranks
 from tests.runs.broken_off import Forked, run_forked, wait_for
@@ -88,10 +89,10 @@ def test_a_model_that_cannot_be_probed_ends_its_run_all_the_same(
 ) -> None:
     monkeypatch.setattr(IntraPoint, "encode", encode)
     said: list[str] = []
-    monkeypatch.setattr(final_probe, "note", said.append)
+    monkeypatch.setattr(verb, "note", said.append)
     run = train_thin(tmp_path)
     assert "probe_svm_accuracy" not in (run / "final.json").read_text()
-    (reason,) = said
+    (reason,) = (line for line in said if line.startswith("probe_svm_accuracy"))
     assert reason.startswith("probe_svm_accuracy is left out: ")
     assert told in reason
 
@@ -99,10 +100,11 @@ def test_a_model_that_cannot_be_probed_ends_its_run_all_the_same(
 def test_the_figure_stands_beside_what_guessing_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve classes, and as many of each."""
     said: list[str] = []
-    monkeypatch.setattr(final_probe, "note", said.append)
+    monkeypatch.setattr(verb, "note", said.append)
     train_thin(tmp_path)
     assert "probe_svm_accuracy: guessing gets 0.0833, always the largest class 0.0833" in said
-    assert said[-1] == "probe_svm_accuracy: `sightline probe` sets random weights beside it"
+    remarks = [line for line in said if line.startswith("probe_svm_accuracy")]
+    assert remarks[-1] == "probe_svm_accuracy: `sightline probe` sets random weights beside it"
 
 
 def test_a_cloud_that_one_process_cannot_read_is_a_fault_on_all() -> None:
@@ -128,6 +130,7 @@ def test_the_first_process_decides_whether_features_are_kept(
 ) -> None:
     """However the second one sees the folder: both enter the same collectives."""
     found: list[FeatureCache | None] = []
+    said: list[str] = []
 
     def take(
         config: RunConfig, model: nn.Module, world: World, *, cache: FeatureCache | None
@@ -141,7 +144,7 @@ def test_the_first_process_decides_whether_features_are_kept(
     for sees in (True, False):
         monkeypatch.setattr(os, "access", lambda path, mode, sees=sees: sees)
         run = RunDirectory(tmp_path, is_writer=True)
-        final_probe.probed(read_config(config), second(first), run, nn.Identity())
+        final_probe.probed(read_config(config), second(first), run, said.append, nn.Identity())
     assert [each and each.folder for each in found] == [tmp_path / "features" if kept else None] * 2
 
 

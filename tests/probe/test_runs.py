@@ -27,7 +27,7 @@ from sightline.probe.cache import FeatureCache
 from sightline.probe.features import Features
 from sightline.probe.folds import stratified_folds
 from sightline.probe.measure import Comparison
-from sightline.probe.runs import Twins, open_run, twins_of
+from sightline.probe.runs import Twins, open_probed, twins_of
 from sightline.probe.svm import COSTS, SVM
 from sightline.types import Component, SampleKey
 from sightline.verbs import probe as verb
@@ -57,7 +57,7 @@ def probe(run: Path, *words: object) -> tuple[dict[str, Any], Outcome]:
 
 def twins(run: Path, *overrides: str, data: Path | None = None, cache: Path | None = None) -> Twins:
     return twins_of(
-        open_run(run, checkpoint="last", data=data, overrides=overrides), World(), num_random=1, cache=cache
+        open_probed(run, checkpoint="last", data=data, overrides=overrides), World(), num_random=1, cache=cache
     )
 
 
@@ -89,7 +89,7 @@ def test_random_weights_are_the_same_network_of_another_seed(run: Path) -> None:
     theirs = [parameter for _, parameter in again.named_parameters()]
     ours = [parameter for _, parameter in load_run(run).model.named_parameters()]
     assert [p.shape for p in ours] == [p.shape for p in theirs]
-    part = open_run(run, checkpoint="last", data=None).data.train
+    part = open_probed(run, checkpoint="last", data=None).data.train
     batch = part.reader([SampleKey(int(index), 0, 0) for index in part.indices[:8]])
     with torch.no_grad():
         encoded = again.eval().encode(points=batch["points"]).numpy()
@@ -266,7 +266,7 @@ def test_the_figure_is_of_the_last_weights_where_others_were_the_best(tmp_path: 
     final = json.loads((run / "final.json").read_text())["metrics"]["probe_svm_accuracy"]
     last = twins(run).trained
     assert final == SVM(standardise="no")(last.train, last.test).metrics["probe_svm_accuracy"]
-    best = twins_of(open_run(run, checkpoint="best", data=None), World(), num_random=0).trained
+    best = twins_of(open_probed(run, checkpoint="best", data=None), World(), num_random=0).trained
     assert not np.array_equal(best.train.rows, last.train.rows)
 
 
@@ -380,7 +380,7 @@ def test_without_scikit_learn_probes_say_how_to_get_it(copy: Path, monkeypatch: 
 )
 def test_a_graph_of_another_reach_is_told(run: Path, words: list[str], expected: str | None) -> None:
     """Weights of 64 points with 8 neighbours each."""
-    told = "\n".join(open_run(run, checkpoint="last", data=None, overrides=words).notes)
+    told = "\n".join(open_probed(run, checkpoint="last", data=None, overrides=words).notes)
     assert ("learnt on clouds of 64 points with 8 neighbours each" in told) == (expected is not None)
     assert expected is None or expected in told
 
@@ -389,16 +389,16 @@ def test_advice_on_a_graph_that_grows_is_in_its_own_count(tmp_path: Path) -> Non
     """8 of 64 points were learnt with (4 at 32). 3 at 32 are 6 of 64; the advice is 4, which counts at 32 as 3 does."""
     run = train_thin(tmp_path, "model.points.neighbours_at=32", "model.points.num_neighbours=4")
     words = ["model.points.num_neighbours=3"]
-    told = "\n".join(open_run(run, checkpoint="last", data=None, overrides=words).notes)
+    told = "\n".join(open_probed(run, checkpoint="last", data=None, overrides=words).notes)
     assert "64 points 6 reach less far: model.points.num_neighbours=4 keeps" in told
-    assert "reach" not in "\n".join(open_run(run, checkpoint="last", data=None, overrides=[]).notes)
+    assert "reach" not in "\n".join(open_probed(run, checkpoint="last", data=None, overrides=[]).notes)
 
 
 def test_a_graph_of_an_encoder_that_does_not_grow_is_told_as_well(tmp_path: Path) -> None:
     views = "[{name: two_views, each: [{name: sample_points, num_points: 32}, {name: jitter}]}]"
     points = "model.points={name: dgcnn_parts, num_neighbours: 8, embedding: 16}"
     run = train_thin(tmp_path, f"transforms.train={views}", f"transforms.evaluate={views}", points)
-    told = "\n".join(open_run(run, checkpoint="last", data=None).notes)
+    told = "\n".join(open_probed(run, checkpoint="last", data=None).notes)
     assert "of 64 points 8 reach less far: model.points.num_neighbours=16 keeps their reach\n" in told + "\n"
 
 
@@ -416,7 +416,7 @@ def test_clouds_of_another_scale_are_told(copy: Path, factor: float, is_told: bo
 
 def test_a_cloud_of_a_pair_is_brought_into_the_unit_sphere_where_the_set_is_not(copy: Path) -> None:
     views = "transforms.evaluate=[{name: two_views, each: [{name: normalize_unit_sphere}, {name: jitter}]}]"
-    probed = open_run(copy, checkpoint="last", data=None, overrides=[views])
+    probed = open_probed(copy, checkpoint="last", data=None, overrides=[views])
     batch = probed.data.train.reader([SampleKey(int(probed.data.train.indices[0]), 0, 0)])
     (points,) = batch["points"]
     assert points.norm(dim=-1).max() == pytest.approx(1.0, abs=1e-6)
@@ -467,4 +467,4 @@ def test_a_set_without_classes_of_clouds_is_refused(run: Path, tmp_path: Path) -
         tmp_path, THIN.replace("synthetic_shapes, train_size: 72, test_size: 36, num_points: 64", "synthetic_rooms")
     )
     with pytest.raises(DataError, match="gives no class for each cloud"):
-        open_run(run, checkpoint="last", data=rooms)
+        open_probed(run, checkpoint="last", data=rooms)

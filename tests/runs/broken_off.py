@@ -47,6 +47,7 @@ class Slowed:
         return {"points": points}
 '''
 _PRELOADED = (
+    "sightline.studies.train_run",
     "sightline.verbs.train",
     "sightline.models.pointnet",
     "sightline.data.synthetic.synthetic_shapes",

@@ -58,7 +58,7 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     with start_world(device="cpu", timeout_s=100) as world:
         results = {recipe: trace(recipe, world) for recipe in RECIPES}
-        if world.is_first:
+        if world.rank == 0:
             out.write_text(json.dumps(results))
 
 

@@ -17,7 +17,8 @@ from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.verbs.label_table import STARTS, Cell, Row, rows_of, shown
+from sightline.studies.cells import Cell
+from sightline.studies.label_table import STARTS, LabelRow, LabelRun, rows_of, shown
 from tests.command import Outcome, run_here
 
 DATA = "{name: synthetic_shapes, train_size: 240, test_size: 24, num_points: 32%s}"
@@ -310,8 +311,8 @@ def test_what_cannot_be_compared_is_refused_before_any_run(
     assert not (tmp_path / "out").exists()
 
 
-def cell(fraction: float, start: Any, seed: int, value: float) -> Cell:
-    return Cell(fraction, start, seed, Path(), (), value)
+def cell(fraction: float, start: Any, seed: int, value: float) -> LabelRun:
+    return LabelRun(fraction, start, seed, Cell(Path(), ()), value)
 
 
 def test_where_a_low_figure_is_the_better_one() -> None:
@@ -335,14 +336,14 @@ def test_rows_by_hand() -> None:
     assert first.spread == pytest.approx(0.1)
     assert (first.is_beyond, last.is_beyond) == (True, None)
     assert math.isnan(last.spread)
-    assert Row(0.1, 10, (0.5, 0.75), (0.6, 0.8)).is_beyond is False
+    assert LabelRow(0.1, 10, (0.5, 0.75), (0.6, 0.8)).is_beyond is False
 
 
 def test_pairs_of_a_seed_by_hand() -> None:
     """One better, one the same, one worse; a broken off comparison counts its whole pairs alone."""
-    row = Row(0.1, 10, (0.5, 0.6, 0.7), (0.55, 0.6, 0.65))
+    row = LabelRow(0.1, 10, (0.5, 0.6, 0.7), (0.55, 0.6, 0.65))
     assert (row.num_ahead, row.num_pairs, row.to_dict()["num_ahead"]) == (1, 3, 1)
-    begun = Row(0.1, 10, (0.5,), (0.6, 0.8))
+    begun = LabelRow(0.1, 10, (0.5,), (0.6, 0.8))
     assert (begun.num_ahead, begun.num_pairs) == (1, 1)
     assert shown(begun)[-1] == "1 of 1"
-    assert Row(0.1, 10, (), (0.6,)).num_pairs == 0
+    assert LabelRow(0.1, 10, (), (0.6,)).num_pairs == 0

@@ -15,7 +15,7 @@ import pytest
 
 from sightline.engine.session import Session
 from sightline.runs import checkpoint
-from sightline.verbs import train as verb
+from sightline.studies import train_run
 from tests.command import Outcome, run_here
 from tests.runs.broken_off import Bench, Forked, wait_for
 
@@ -63,7 +63,7 @@ class Disturbed:
             "step": (Session, "_at_step"),
             "writing a checkpoint": (checkpoint, "_swap_in"),
             "final evaluation": (Session, "_finish"),
-            "after the end": (verb, "evaluation_document"),
+            "after the end": (train_run, "evaluation_document"),
         }[moment]
         before = getattr(owner, name)
 
@@ -188,13 +188,13 @@ def test_a_run_that_finished_while_this_one_was_built_is_left_alone(
     run: Disturbed, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both found the folder empty; the other one locked it first, and had ended when this one came to lock it."""
-    before = verb._make_place
+    before = train_run.make_folder
 
     def late(*arguments: Any) -> Path:
         shutil.copytree(other, run.out, symlinks=True)
         return before(*arguments)
 
-    monkeypatch.setattr(verb, "_make_place", late)
+    monkeypatch.setattr(train_run, "make_folder", late)
     ended = train(run.out, "seed=5")
     assert ended.code == 2, ended.err
     assert f"error: {run.out}: another run wrote to this folder while this one was built" in ended.err

@@ -10,8 +10,8 @@ import pytest
 from sightline.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Panel, Series, render_svg
 from sightline.errors import DataError, UserError
 from sightline.runs.run_documents import read_lines
-from sightline.verbs.curves import curves
-from sightline.view.curves import curves_of
+from sightline.view.curves import curves_of, draw_runs
+from tests.command import run_here
 
 SVG = "{http://www.w3.org/2000/svg}"
 TRAIN = {"epoch": 0, "split": "train", "time_s": 1.0, "num_samples": 8, "grad_norm": 2.0, "lr": 0.1, "time_s/data": 0.1}
@@ -116,12 +116,13 @@ def test_names_that_do_not_fit_beside_one_another_stand_below() -> None:
     assert len(set(places)) == 4
 
 
-def test_the_verb_writes_beside_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_writes_beside_the_run(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss/total": 2.0}\n')
-    assert curves([tmp_path], svg=None) == 0
+    drawn = run_here("curves", tmp_path)
+    assert (drawn.code, drawn.err) == (0, f"written: {tmp_path / 'curves.svg'}; open it in a browser\n")
     assert titles((tmp_path / "curves.svg").read_text()) == ["loss/total"]
     with pytest.raises(UserError, match="a run is given twice"):
-        curves([tmp_path, tmp_path], svg=None)
+        draw_runs([tmp_path, tmp_path], svg=None)
 
 
 def test_what_is_no_run_or_edited_is_named_and_a_cut_last_line_left_out(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.engine.build import build_model
 from sightline.engine.distributed import World
+from sightline.engine.loading import open_run
 from sightline.errors import UserError
 from sightline.runs import checkpoint
-from sightline.runs.run_documents import read_facts
 
 __all__ = ["untrained_init"]
 
@@ -65,7 +65,7 @@ def _source(place: Path) -> tuple[Path, Mapping[str, Tensor], nn.Module] | None:
     if run is None:
         return None
     try:
-        model = build_model(read_config(run / "config.yaml"), read_facts(run), World())
+        model = open_run(run, config=read_config(run / "config.yaml")).untrained_model()
         return run, checkpoint.load(place).evaluated, model
     except UserError:  # made with a plugin that is not here, or by another release; `checkpoint-match` tells the rest
         return None

@@ -21,7 +21,7 @@ from sightline.runs.stages import stage_of, told
 __all__ = [
     "OWN_PARTS",
     "PARTS",
-    "Row",
+    "ProbeRow",
     "compared",
     "differences",
     "heading_of",
@@ -61,7 +61,7 @@ _ABOUT = (
 
 
 @dataclass(frozen=True)
-class Row:
+class ProbeRow:
     """A run of ours or figures of others: on which data, by which protocol, with what result.
 
     `protocol` holds plain values by what they are of; None where it was not said. `chance` is what guessing gets of a
@@ -77,12 +77,12 @@ class Row:
     remarks: tuple[str, ...] = field(default=())
 
 
-def published_rows(names: Sequence[str]) -> list[Row]:
+def published_rows(names: Sequence[str]) -> list[ProbeRow]:
     """What the paper and others reported on these data sets."""
-    text = resources.files("sightline.probe").joinpath("published.json").read_text(encoding="utf-8")
+    text = resources.files("sightline.studies").joinpath("published.json").read_text(encoding="utf-8")
     document = json.loads(text)
     return [
-        Row(
+        ProbeRow(
             who=row["who"],
             source=row["source"],
             data=row["data"],
@@ -148,7 +148,7 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
     }
 
 
-def differences(ours: Row, theirs: Row) -> list[str]:
+def differences(ours: ProbeRow, theirs: ProbeRow) -> list[str]:
     """Where two protocols differ, in words; what one side says and the other does not is a difference too."""
     names = [*ours.protocol, *(name for name in theirs.protocol if name not in ours.protocol)]
     are_of_parts = PARTS in ours.metrics and PARTS in theirs.metrics
@@ -157,7 +157,7 @@ def differences(ours: Row, theirs: Row) -> list[str]:
     return [f"{name}: {_told(here)} here, {_told(there)} there" for name, here, there in pairs if here != there]
 
 
-def markdown_of(ours: Sequence[Row], others: Sequence[Row]) -> str:
+def markdown_of(ours: Sequence[ProbeRow], others: Sequence[ProbeRow]) -> str:
     """The table, protocols, remarks, and for every published row how each of our runs differs from it."""
     rows = [*ours, *others]
     shown = sorted({name: None for row in rows for name in row.metrics}, key=_rank)
@@ -184,7 +184,7 @@ def markdown_of(ours: Sequence[Row], others: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def compared(ours: Sequence[Row], others: Sequence[Row]) -> Iterator[tuple[Row, Row, list[str]]]:
+def compared(ours: Sequence[ProbeRow], others: Sequence[ProbeRow]) -> Iterator[tuple[ProbeRow, ProbeRow, list[str]]]:
     """A row of ours, a published one of the same data or also of parts, and how they differ; all such pairs."""
     for theirs in others:
         for row in ours:
@@ -197,7 +197,7 @@ def _table(columns: Sequence[str], rows: Iterator[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (list(columns), ["---"] * len(columns), *cells)]
 
 
-def _figure(row: Row, name: str) -> str:
+def _figure(row: ProbeRow, name: str) -> str:
     if name not in row.metrics:
         return ""
     deviation = row.metrics.get(f"{name}_std")
@@ -208,6 +208,6 @@ def _told(value: Any) -> str:
     return _UNSAID if value is None else str(value)
 
 
-def _told_chance(row: Row) -> str:
+def _told_chance(row: ProbeRow) -> str:
     levels = {heading_of(name): value for name, value in row.chance.items()}
     return ", ".join(f"{heading} {100 * value:.2f}" for heading, value in levels.items() if heading is not None)

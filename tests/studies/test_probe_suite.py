@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -13,12 +14,15 @@ import pytest
 from sightline import registry
 from sightline.config import read_config
 from sightline.config.show import to_plain
-from sightline.engine.session import StopRequest
+from sightline.engine.session import Session
 from sightline.probe.few_shot import FewShot
-from sightline.probe.runs import open_run
-from sightline.probe.suite import (
+from sightline.probe.runs import open_probed
+from sightline.probe.svm import SVM
+from sightline.runs.blocks import argument_of
+from sightline.runs.stages import stage_of, told
+from sightline.studies.probe_table import (
     PARTS,
-    Row,
+    ProbeRow,
     compared,
     differences,
     heading_of,
@@ -26,13 +30,9 @@ from sightline.probe.suite import (
     protocol_of,
     published_rows,
 )
-from sightline.probe.svm import SVM
-from sightline.runs.blocks import argument_of
-from sightline.runs.stages import stage_of, told
 from sightline.types import CloudForm, Component, DataInfo, Field
-from sightline.verbs import train as training
-from sightline.verbs.probe_options import Options
-from sightline.verbs.probe_suite import suite as run_suite
+from sightline.verbs.probe import Options
+from sightline.verbs.probe import suite as run_suite
 from tests.command import run_here
 from tests.probe.contrast import train_thin
 
@@ -73,7 +73,7 @@ def test_points_of_pre_training_are_those_that_its_views_have(tmp_path: Path) ->
     views = "[{name: two_views, each: [{name: sample_points, num_points: 32}, {name: jitter}]}]"
     grown = "model.points.neighbours_at=32"
     run = train_thin(tmp_path, f"transforms.train={views}", f"transforms.evaluate={views}", grown)
-    probed = open_run(run, checkpoint="last", data=None)
+    probed = open_probed(run, checkpoint="last", data=None)
     protocol = protocol_of(probed, which="last", probes={})
     assert protocol["points in pre-training"] == 32
     assert protocol["points in the probe"] == 64
@@ -175,7 +175,7 @@ def test_without_a_config_for_parts_the_table_says_so(runs: list[Path], tmp_path
 
 
 def test_parts_of_the_published_set_are_laid_beside_the_published_figures() -> None:
-    ours = Row("ours", "this run", "modelnet40", {"parts data": "shapenet_part"}, {PARTS: 0.84})
+    ours = ProbeRow("ours", "this run", "modelnet40", {"parts data": "shapenet_part"}, {PARTS: 0.84})
     (theirs,) = published_rows(["shapenet_part"])
     ((row, other, found),) = compared([ours], [theirs])
     assert (row, other) == (ours, theirs)
@@ -203,13 +203,14 @@ def test_a_run_that_was_trained_again_is_fine_tuned_again(parts_runs: list[Path]
 def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
     parts_runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
+    """Where a signal comes as training begins; what signals do is afterwards what it was."""
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
-    def train(options: training.Options) -> int:
-        StopRequest().listen(is_told=False)
-        return code
+    def run(session: Session) -> None:
+        assert session.stop.signal is None
+        os.kill(os.getpid(), code - 128)
 
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(Session, "run", run)
     asked = Options(
         tuple(parts_runs),
         QUICK,
@@ -251,8 +252,8 @@ def test_a_run_given_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def row(data: str = "modelnet40", **protocol: Any) -> Row:
-    return Row("ours", "this run", data, {key.replace("_", " "): value for key, value in protocol.items()}, {})
+def row(data: str = "modelnet40", **protocol: Any) -> ProbeRow:
+    return ProbeRow("ours", "this run", data, {key.replace("_", " "): value for key, value in protocol.items()}, {})
 
 
 def test_differences_are_named_in_both_directions() -> None:
@@ -292,7 +293,7 @@ def test_published_rows_are_shares_of_known_metrics() -> None:
 
 
 def test_the_table_shows_percent_and_compares_with_rows_of_the_same_data() -> None:
-    ours = Row(
+    ours = ProbeRow(
         "ours", "this run", "modelnet40", {"pairs per step": 64}, {"fewshot_5w10s": 0.9, "fewshot_5w10s_std": 0.02}
     )
     text = markdown_of([ours], published_rows(["modelnet40", "scanobjectnn"]))
@@ -311,7 +312,7 @@ def test_headings_say_setting_baseline_and_queries() -> None:
 
 
 def test_chance_stands_in_the_table() -> None:
-    ours = Row("ours", "this run", "modelnet40", {}, {"fewshot_5w10s": 0.9}, chance={"fewshot_5w10s": 0.2})
+    ours = ProbeRow("ours", "this run", "modelnet40", {}, {"fewshot_5w10s": 0.9}, chance={"fewshot_5w10s": 0.2})
     assert "## What guessing gets\n\n- ours, modelnet40: 5-way 10-shot 20.00\n" in markdown_of([ours], [])
 
 

@@ -1,13 +1,11 @@
-"""The options of `sightline probe`, and the probe that its words describe."""
+"""The probe that words of a command line describe, and the overrides among them."""
 
 from __future__ import annotations
 
 import dataclasses
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from sightline import registry
@@ -17,43 +15,10 @@ from sightline.errors import ConfigError, UserError
 from sightline.probe.outcome import Probe
 from sightline.types import Component, Where
 
-__all__ = ["Options", "build_probe", "parted"]
+__all__ = ["build_probe", "parted"]
 
 _OF_CONFIG = ("model.*", "data.*", "transforms.evaluate*", "evaluate.batch_size", "loader.*")
 """What may be laid over: keys with a dot belong to the configs, all others to the probe."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asked for."""
-
-    runs: tuple[Path, ...]
-    words: tuple[str, ...] = ()
-    method: str | None = None
-    data: Path | None = None
-    which: str = "last"
-    num_random: int = 1
-    cache: Path | None = None
-    out: Path | None = None
-    is_suite: bool = False
-    finetune: Path | None = None
-    processes: int | None = None
-    plugins: tuple[Path, ...] = ()
-    device: str = "auto"
-    json: Path | None = None
-
-    @property
-    def chosen(self) -> str:
-        """The method that was named, or the usual one."""
-        return self.method or "svm"
-
-    def arguments(self) -> list[str]:
-        """The command line for each launched process."""
-        words = ["probe", *map(str, self.runs), *self.words, "--method", self.chosen, "--checkpoint", self.which]
-        words += ["--random", str(self.num_random), "--device", self.device]
-        for name, value in (("--data", self.data), ("--cache", self.cache), ("--out", self.out), ("--json", self.json)):
-            words += [name, str(value)] if value is not None else []
-        return [*words, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
 
 
 def parted(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,9 +1,8 @@
-"""Where fine-tuning starts: overrides read back as what was meant, weights as they were, signals as before."""
+"""Where fine-tuning starts: overrides read back as what was meant, weights as they were."""
 
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from sightline.config import read_config
 from sightline.errors import UserError
 from sightline.runs import lineage
-from sightline.verbs.fine_tuning import assert_same_source, from_scratch, from_source, handlers_kept
+from sightline.studies.fine_tuning import assert_same_source, from_scratch, from_source
 
 CONFIG = Path(__file__).parents[2] / "configs" / "segment" / "synthetic_shapes_dgcnn.yaml"
 OFF = {"frozen": "[]", "layer_decay": "null"}
@@ -46,11 +45,3 @@ def test_weights_that_are_no_longer_those_are_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"others")
     with pytest.raises(UserError, match="started from other weights"):
         assert_same_source(run, folder)
-
-
-def test_signals_do_afterwards_what_they_did_before() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with handlers_kept():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -1,10 +1,8 @@
-"""What the verbs that fine-tune share: where a run starts, from the same weights as before, and what signals do."""
+"""Where fine-tuning starts: from scratch or from a run, and whether from the same weights as before."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from sightline.config import RunConfig
@@ -13,7 +11,7 @@ from sightline.errors import UserError
 from sightline.runs import checkpoint
 from sightline.runs.lineage import evaluated_sha256, read_lineage
 
-__all__ = ["assert_same_source", "from_scratch", "from_source", "handlers_kept"]
+__all__ = ["assert_same_source", "from_scratch", "from_source"]
 
 _PRETRAINED_ONLY = {"frozen": "[]", "layer_decay": "null"}
 """Arguments of the optimiser that serve weights worth keeping, and the values that switch them off."""
@@ -43,17 +41,6 @@ def assert_same_source(run: Path, source: str | Path) -> None:
             f"{run}: started from other weights ({lineage['sha256'][:16]}...) than {source} holds now ({now[:16]}...); "
             "give another --out"
         )
-
-
-@contextmanager
-def handlers_kept() -> Iterator[None]:
-    """What a signal does is afterwards as before: between two runs it ends the command, not the run that is over."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _is_at(override: str, key: str) -> bool:

@@ -1,4 +1,4 @@
-"""What came of runs from scratch and of pre-trained ones: a row for each share of the labels, a table, a plot."""
+"""Runs from scratch beside pre-trained ones: a row for each share of the labels, the table, the plot."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from sightline.chart import Panel, Series
+from sightline.studies.cells import Cell
 
-__all__ = ["COLUMNS", "STARTS", "Cell", "Row", "Start", "panel_of", "rows_of", "shown", "told_fraction"]
+__all__ = ["COLUMNS", "STARTS", "LabelRow", "LabelRun", "Start", "panel_of", "percent", "rows_of", "shown"]
 
 Start = Literal["scratch", "pretrained"]
 STARTS: tuple[Start, ...] = ("scratch", "pretrained")
@@ -30,20 +30,19 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run: its share of the labels, where it starts, its seed, what is laid over the config, and its figure."""
+class LabelRun:
+    """A cell with its key, the share of the labels, where it starts, and its seed; and its figure, once it is done."""
 
     fraction: float
     start: Start
     seed: int
-    path: Path
-    overrides: tuple[str, ...]
+    cell: Cell
     value: float | None = None
 
 
 @dataclass(frozen=True)
-class Row:
-    """A share of the labels: how many samples that is, the figures of either start by seed, and what they say.
+class LabelRow:
+    """A share of the labels: how many samples that is, the figures of either start by seed, and their comparison.
 
     A spread is the largest figure less the smallest, NaN of a single run. `is_beyond` says whether the difference of
     the means, pre-trained less scratch (the reverse where a low figure is the better one), is more than the larger of
@@ -99,18 +98,18 @@ class Row:
 
 
 def rows_of(
-    cells: Sequence[Cell], num_samples: Mapping[float, int], *, mode: Literal["max", "min"] = "max"
-) -> list[Row]:
-    """A row for each share of which a cell is done, in order."""
+    runs: Sequence[LabelRun], num_samples: Mapping[float, int], *, mode: Literal["max", "min"] = "max"
+) -> list[LabelRow]:
+    """A row for each share of which a run is done, in order."""
     values = {
         (fraction, start): tuple(
-            c.value for c in cells if (c.fraction, c.start) == (fraction, start) and c.value is not None
+            run.value for run in runs if (run.fraction, run.start) == (fraction, start) and run.value is not None
         )
         for fraction in num_samples
         for start in STARTS
     }
     rows = [
-        Row(fraction, size, values[fraction, "scratch"], values[fraction, "pretrained"], mode == "min")
+        LabelRow(fraction, size, values[fraction, "scratch"], values[fraction, "pretrained"], mode == "min")
         for fraction, size in num_samples.items()
     ]
     return [row for row in rows if row.scratch or row.pretrained]
@@ -129,25 +128,25 @@ def _statistics(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def shown(row: Row) -> list[Any]:
+def shown(row: LabelRow) -> list[Any]:
     """A row of the table."""
     sides = [_statistics(getattr(row, start)) for start in STARTS]
-    figures = [told[key] for told in sides for key in ("mean", "spread")]
+    figures = [side[key] for side in sides for key in ("mean", "spread")]
     verdict = {True: "beyond it", False: "within it", None: "nothing to compare"}[row.is_beyond]
-    counts = [told_fraction(row.fraction), row.num_samples, max(len(row.scratch), len(row.pretrained))]
-    told = [None if math.isnan(figure) else figure for figure in (*figures, row.difference)]
-    return [*counts, *told, verdict, f"{row.num_ahead} of {row.num_pairs}"]
+    counts = [percent(row.fraction), row.num_samples, max(len(row.scratch), len(row.pretrained))]
+    known = [None if math.isnan(figure) else figure for figure in (*figures, row.difference)]
+    return [*counts, *known, verdict, f"{row.num_ahead} of {row.num_pairs}"]
 
 
-def told_fraction(fraction: float) -> str:
+def percent(fraction: float) -> str:
     return f"{100 * fraction:g} %"
 
 
-def panel_of(rows: Sequence[Row], *, title: str) -> Panel:
+def panel_of(rows: Sequence[LabelRow], *, title: str) -> Panel:
     """Both starts over the share of the labels: means, and from the smallest to the largest figure of the seeds."""
     series = []
     for start, name in zip(STARTS, ("from scratch", "pre-trained"), strict=True):
-        told = [(row.fraction, getattr(row, start)) for row in rows if getattr(row, start)]
-        points = tuple((100 * fraction, statistics.fmean(values)) for fraction, values in told)
-        series.append(Series(name, points, tuple((min(values), max(values)) for _, values in told)))
+        figures = [(row.fraction, getattr(row, start)) for row in rows if getattr(row, start)]
+        points = tuple((100 * fraction, statistics.fmean(values)) for fraction, values in figures)
+        series.append(Series(name, points, tuple((min(values), max(values)) for _, values in figures)))
     return Panel(title, "labels, %", tuple(series), y_scale="linear")

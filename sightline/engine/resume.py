@@ -1,0 +1,158 @@
+"""Rules of resuming: the folder of a run, the checkpoint that it continues from, and what may differ meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline.config import RunConfig, read_config
+from sightline.config.show import to_plain
+from sightline.engine.distributed import World
+from sightline.errors import UserError
+from sightline.plugins import Plugin, check_recorded
+from sightline.runs import checkpoint
+from sightline.runs.inputs import INPUTS
+from sightline.runs.lineage import LINEAGE
+from sightline.runs.run_directory import claim
+from sightline.runs.run_documents import load_document
+
+__all__ = ["RunPlace", "assert_empty", "assert_same_run", "find_place", "make_folder"]
+
+# None of these changes a number of the run.
+_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "expect")
+
+# Files of a run that was killed before it wrote its config, which makes a folder a run.
+_BEFORE_CONFIG = frozenset(
+    {".lock", "environment.json", "facts.json", INPUTS, LINEAGE}
+    | {f".{name}.partial" for name in ("environment.json", "facts.json", INPUTS, LINEAGE, "config.yaml")}
+)
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Where a run is written, and what it continues from.
+
+    `path` is None where the run gets a new folder below `runs/`. `held` names the files and checkpoints that the folder
+    held when it was looked at, `notes` the damaged checkpoints that were skipped.
+    """
+
+    path: str | None
+    checkpoint: str | None = None
+    is_finished: bool = False
+    held: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def assert_as_found(self, path: Path) -> None:
+        """Raises UserError where another run wrote to the folder between our look at it and our lock."""
+        if _left_by_runs(path) != self.held:
+            raise UserError(f"{path}: another run wrote to this folder while this one was built; start again")
+
+
+def find_place(
+    config: RunConfig, plugins: Sequence[Plugin], world: World, *, out: Path | None, resume: str | None
+) -> RunPlace:
+    """The place of a run, the same on every process: the first one reads the disk.
+
+    `resume` is `auto`, a run directory, a checkpoint, or None for a new run, whose folder must be empty. Raises
+    UserError for a folder that holds something else, and for a run of another config or of changed plugins.
+    """
+
+    def look() -> str:
+        return json.dumps(dataclasses.asdict(_place_of(config, plugins, out=out, resume=resume)))
+
+    found = json.loads(world.from_first(look, what="the run's place"))
+    return RunPlace(**{**found, "held": tuple(found["held"]), "notes": tuple(found["notes"])})
+
+
+def make_folder(place: RunPlace, config: RunConfig, world: World) -> Path:
+    """The path of the run's folder, once every process has built its run; a new number is claimed where it has none."""
+    world.barrier("everything is built")  # an error on any process comes before there is a folder
+    if place.path is not None:
+        return Path(place.path)
+    return Path(world.from_first(lambda: str(claim(Path("runs") / config.name)), what="the run's directory"))
+
+
+def assert_empty(out: Path, *, may_hold: frozenset[str] = frozenset()) -> None:
+    """Raises UserError where `out` is a file, or a folder that holds more than these names."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
+    held = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if held - may_hold:
+        advice = " and holds no run to resume;" if may_hold else "; go on with it by --resume auto, or"
+        raise UserError(f"--out {out}: is not empty{advice} give another folder")
+
+
+def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> None:
+    """Raises UserError where a run was trained with another config or with other plugins."""
+    notes = check_recorded(load_document(run / "environment.json").get("plugins", []), plugins, run=run)
+    if notes:
+        raise UserError(f"--resume: {notes[0]}; a resumed run must be what it was")
+    before, now = (_leaves(to_plain(c)) for c in (read_config(run / "config.yaml"), config))
+    differing = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+        and not key.startswith(_MAY_DIFFER)
+        and (key, now.get(key)) != ("evaluate.mode", None)  # a run records the mode that its metric stated
+    ]
+    if differing:
+        listed = "; ".join(
+            f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} here" for key in differing[:8]
+        )
+        raise UserError(f"--resume: {run} was trained with another config ({len(differing)} keys differ): {listed}")
+
+
+def _place_of(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None, resume: str | None) -> RunPlace:
+    new = RunPlace(None if out is None else str(out), held=() if out is None else _left_by_runs(out))
+    if resume is None:
+        if out is not None:
+            assert_empty(out)
+        return new
+    if resume != "auto":
+        return _named(Path(resume), config, plugins, out=out)
+    path = out or _newest_run(Path("runs") / config.name)
+    if path is None or not (path / "config.yaml").exists():
+        if path is not None:
+            assert_empty(path, may_hold=_BEFORE_CONFIG)
+        return new
+    assert_same_run(path, config, plugins)
+    held = _left_by_runs(path)
+    found, rejected = checkpoint.newest_sound(path)
+    is_finished = (path / "final.json").exists() and found is not None and not rejected
+    notes = tuple(f"damaged checkpoint passed over: {line}" for line in rejected)
+    return RunPlace(str(path), str(found) if found else None, is_finished, held, notes)
+
+
+def _named(path: Path, config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None) -> RunPlace:
+    """The place of a run that is named by its directory or by one of its checkpoints."""
+    run = checkpoint.run_around(path)
+    if run is None:
+        raise UserError(f"--resume {path}: neither a run directory nor a checkpoint inside one")
+    if out is not None and out.resolve() != run.resolve():
+        raise UserError(f"--resume {path}: belongs to {run}, but --out says {out}; a run is resumed where it lies")
+    assert_same_run(run, config, plugins)
+    is_finished = path.resolve() == run.resolve() and (run / "final.json").exists()
+    is_finished = is_finished and not checkpoint.newest_sound(run)[1]
+    return RunPlace(str(run), str(path), is_finished, _left_by_runs(run))
+
+
+def _left_by_runs(path: Path) -> tuple[str, ...]:
+    """Files and checkpoints of a folder that a run would replace or remove."""
+    files = [name for name in ("config.yaml", "final.json") if (path / name).exists()]
+    return (*files, *(folder.name for folder in checkpoint.kept(path)))
+
+
+def _newest_run(base: Path) -> Path | None:
+    numbers = sorted((int(p.name) for p in base.iterdir() if p.name.isdecimal()), reverse=True) if base.is_dir() else []
+    return base / str(numbers[0]) if numbers else None
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict | list) and tree:
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {k: v for key, value in items for k, v in _leaves(value, f"{path}.{key}".lstrip(".")).items()}
+    return {path: tree}

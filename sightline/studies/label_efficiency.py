@@ -1,0 +1,166 @@
+"""Label efficiency: scratch against pre-trained at several shares of the labels, resumable run by run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline import registry
+from sightline.chart import render_svg
+from sightline.config import RunConfig
+from sightline.engine.build import build_metrics, build_part
+from sightline.engine.selection import with_mode
+from sightline.errors import UserError
+from sightline.runs.output_files import write_document, write_file
+from sightline.studies.cells import Cell, CellSetup, UnfinishedError, metrics_of
+from sightline.studies.configs import read_with_plugins, reread
+from sightline.studies.fine_tuning import from_scratch, from_source
+from sightline.studies.label_table import STARTS, LabelRow, LabelRun, Start, panel_of, percent, rows_of
+from sightline.studies.train_run import Reporter
+
+__all__ = ["NAME", "LabelResult", "LabelStudy", "Share"]
+
+NAME = "label_efficiency"
+"""Of the files of table and plot."""
+_SET_HERE = {
+    "seed": "give --seeds",
+    "data.fraction": "give --fractions",
+    "data.fraction_seed": "a run draws its labels by its own seed",
+    "evaluate.select": "nothing of so few labels is held out",
+    "evaluate.every": "the last weights alone are scored",
+}
+"""What runs are told apart by, or all have in common."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of the labels, how many seeds either start gets there, and for how many epochs; None for the config's."""
+
+    fraction: float
+    num_seeds: int = 3
+    num_epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What is done so far: its rows, the document, and the exit code of the run that did not come to its end, or 0."""
+
+    config: RunConfig
+    rows: tuple[LabelRow, ...]
+    document: dict[str, Any]
+    code: int = 0
+
+
+class LabelStudy:
+    """A comparison that is planned: every config is read and found to fit. Calling it runs what is not done."""
+
+    def __init__(
+        self,
+        setup: CellSetup,
+        shares: Sequence[Share],
+        out: Path,
+        *,
+        overrides: tuple[str, ...] = (),
+        source: str | None = None,
+    ) -> None:
+        """`source` is the run to start from, instead of that of the config. Raises UserError for what cannot run."""
+        _assert_free(overrides)
+        self._setup = setup
+        self._out = out
+        self._scratch_overrides = overrides
+        self._overrides = overrides if source is None else (*overrides, from_source(source))
+        read = read_with_plugins(setup.config, self._overrides, setup.plugins)
+        config, self.notes = read.config, read.notes
+        if config.init is None:
+            raise UserError(f"label-efficiency: {setup.config} has no init; say what to start from with --from RUN")
+        if "fraction" not in registry.data.entry(config.data).arguments:
+            raise UserError(
+                f"label-efficiency: the data set '{config.data.name}' has no argument 'fraction' to take less of"
+            )
+        self._source = config.init.source
+        self._runs = [
+            self._run(config, share, start, seed)
+            for share in shares
+            for seed in range(share.num_seeds)
+            for start in reversed(STARTS)  # the pre-trained one first: what is wrong with its weights shows at once
+        ]
+        for run in self._runs:
+            self._config_of(run)
+        self._sizes = {
+            run.fraction: len(build_part(self._config_of(run), "train").indices)
+            for run in self._runs
+            if run.seed == 0 and run.start == "scratch"
+        }
+        facts = build_part(self._config_of(self._runs[0]), "train").dataset.info.facts
+        self._config = with_mode(config, build_metrics(config, facts))
+
+    def __call__(self, reporter: Reporter) -> LabelResult:
+        """Run every cell that is not done; after each, table and plot are written to the folder of the study."""
+        done: list[LabelRun] = []
+        for number, run in enumerate(self._runs, start=1):
+            heading = f"run {number} of {len(self._runs)}: {percent(run.fraction)} of the labels, "
+            heading += f"{run.start}, seed {run.seed}"
+            try:
+                metrics = metrics_of(run.cell, self._setup, reporter, heading=heading)
+            except UnfinishedError as error:
+                reporter.note(
+                    f"{number - 1} of {len(self._runs)} runs are done; the same command goes on with {run.cell.path}"
+                )
+                return self._result(done, error.code)
+            value = metrics[self._config.evaluate.metric]
+            done.append(dataclasses.replace(run, value=math.nan if value is None else float(value)))
+            self._write(done)
+        return self._result(done)
+
+    def _run(self, config: RunConfig, share: Share, start: Start, seed: int) -> LabelRun:
+        given = from_scratch(config, self._scratch_overrides) if start == "scratch" else list(self._overrides)
+        given += [f"data.fraction={share.fraction!r}", f"seed={seed}", "evaluate.select=test"]
+        given += [f"train.epochs={share.num_epochs}"] if share.num_epochs is not None else []
+        given += [f"evaluate.every={share.num_epochs or config.train.epochs}"]
+        if "fraction_seed" in registry.data.entry(config.data).arguments:
+            given.append(f"data.fraction_seed={seed}")
+        path = self._out / f"fraction_{share.fraction:g}" / f"{start}_seed_{seed}"
+        return LabelRun(share.fraction, start, seed, Cell(path, tuple(given), self._source))
+
+    def _config_of(self, run: LabelRun) -> RunConfig:
+        return reread(self._setup.config, run.cell.overrides)
+
+    def _result(self, done: Sequence[LabelRun], code: int = 0) -> LabelResult:
+        rows = self._rows(done)
+        return LabelResult(self._config, tuple(rows), self._document(rows, done), code)
+
+    def _rows(self, done: Sequence[LabelRun]) -> list[LabelRow]:
+        assert self._config.evaluate.mode is not None, "with_mode sets it"
+        return rows_of(done, self._sizes, mode=self._config.evaluate.mode)
+
+    def _document(self, rows: Sequence[LabelRow], done: Sequence[LabelRun]) -> dict[str, Any]:
+        return {
+            "config": str(self._setup.config),
+            "from": self._source,
+            "data": self._config.data.name,
+            "metric": self._config.evaluate.metric,
+            "protocol": "last weights, test part scored once, all labels of a share train",
+            "rows": [row.to_dict() for row in rows],
+            "runs": [
+                {"run": str(r.cell.path), "fraction": r.fraction, "start": r.start, "seed": r.seed, "value": r.value}
+                for r in done
+            ],
+        }
+
+    def _write(self, done: Sequence[LabelRun]) -> None:
+        rows = self._rows(done)
+        write_document(self._out / f"{NAME}.json", self._document(rows, done))
+        panel = panel_of(rows, title=f"{self._config.evaluate.metric}, {self._config.data.name}")
+        write_file(self._out / f"{NAME}.svg", render_svg([[panel]]))
+
+
+def _assert_free(overrides: Sequence[str]) -> None:
+    """Raises UserError for an override of what the runs of the table are told apart by."""
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in _SET_HERE:
+            raise UserError(f"label-efficiency: found {override!r}; {key} is set for every run: {_SET_HERE[key]}")

@@ -1,0 +1,67 @@
+"""A training run that is asked for by the file of its config: here, or in several processes of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from sightline.engine.launch import launch, processes_to_start
+from sightline.engine.resume import assert_empty
+from sightline.engine.session import StopRequest
+from sightline.studies.configs import read_with_plugins
+from sightline.studies.train_run import Reporter, handlers_kept, train_run
+
+__all__ = ["TrainRequest", "train"]
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """The run to train: the options of `sightline train`."""
+
+    config: Path
+    overrides: tuple[str, ...] = ()
+    out: Path | None = None
+    processes: int | None = None
+    resume: str | None = None
+    plugins: tuple[Path, ...] = ()
+    no_check: bool = False
+    device: str = "auto"
+    json: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """The command line for each launched process."""
+        words = ["train", str(self.config), *self.overrides, "--device", self.device]
+        for name, value in (("--out", self.out), ("--resume", self.resume), ("--json", self.json)):
+            words += [name, str(value)] if value is not None else []
+        for plugin in self.plugins:
+            words += ["--plugin", str(plugin)]
+        return [*words, "--no-check"] if self.no_check else words
+
+
+def train(request: TrainRequest, reporter: Reporter, *, stop: StopRequest | None = None) -> int:
+    """Train in as many processes as asked for; the exit code of `sightline train`.
+
+    Several processes are commands of their own, which print; `reporter` hears of a run in this process. What signals
+    do, and `stop`: as in `train_run`.
+    """
+    read = read_with_plugins(request.config, request.overrides, request.plugins)
+    for line in read.notes:
+        reporter.note(f"warning: {line}")
+    num_processes = processes_to_start(request.processes)
+    if num_processes > 1:
+        if request.out is not None and request.resume is None:
+            assert_empty(request.out)
+        with handlers_kept() if stop is None else contextlib.nullcontext():
+            return launch(request.arguments(), num_processes)
+    return train_run(
+        read.config,
+        plugins=read.plugins,
+        out=request.out,
+        resume=request.resume,
+        checks=not request.no_check,
+        device=request.device,
+        reporter=reporter,
+        stop=stop,
+        shows_progress=True,
+    ).exit_code

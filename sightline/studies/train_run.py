@@ -1,0 +1,285 @@
+"""A training run from its config: its folder, the checks before, the session, the figures; nothing is printed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sightline.config import RunConfig
+from sightline.describe.mean_pose import yardsticks_of
+from sightline.engine.build import Built, Data, build
+from sightline.engine.distributed import World, start_world
+from sightline.engine.evaluate import Evaluation
+from sightline.engine.failure import leave
+from sightline.engine.precision import name_nondeterminism, set_backends
+from sightline.engine.resume import RunPlace, find_place, make_folder
+from sightline.engine.session import Session, StopRequest, evaluation_document
+from sightline.engine.train import NonFiniteGradientError
+from sightline.errors import RunError
+from sightline.plain_files import read_plain
+from sightline.plugins import Plugin
+from sightline.runs.run_directory import environment
+from sightline.runs.run_documents import load_document
+from sightline.studies.final_probe import probed
+
+if TYPE_CHECKING:
+    from sightline.doctor.core.finding import Finding
+
+__all__ = ["Reporter", "TrainResult", "handlers_kept", "train_run"]
+
+
+class Reporter:
+    """Receives what a run reports as it goes, on the first process alone. This one ignores all of it."""
+
+    def note(self, text: str) -> None:
+        """One or more lines for a person."""
+
+    def findings(self, findings: Sequence[Finding]) -> None:
+        """What the checks found, notes included, before or after training."""
+
+    def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: object) -> None:
+        """The figures of the last weights, as `final.json` holds them, with the baselines of the data."""
+
+    def finished(self, document: Mapping[str, Any]) -> None:
+        """The run is finished, now or since before, and these are its figures."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The outcome of a training run.
+
+    `path` is its folder, None where an error among `findings` kept it from starting. `document` holds the figures of
+    the last weights where the run is finished, on the first process. `stopped_by` is the signal that ended it early;
+    its state is saved, and `resume="auto"` continues it.
+    """
+
+    path: Path | None
+    findings: tuple[Finding, ...] = ()
+    document: Mapping[str, Any] | None = None
+    stopped_by: int | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its last step and was evaluated."""
+        return self.path is not None and self.stopped_by is None
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of `sightline train`: 0, 1 where it was kept from starting, 128 and the signal's number."""
+        if self.stopped_by is not None:
+            return 128 + self.stopped_by
+        return 0 if self.is_finished else 1
+
+
+def train_run(
+    config: RunConfig,
+    *,
+    plugins: Sequence[Plugin] = (),
+    out: Path | None = None,
+    resume: str | None = None,
+    checks: bool = True,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+    stop: StopRequest | None = None,
+    shows_progress: bool = False,
+) -> TrainResult:
+    """Train a config, or resume its run, in this process and in those that a launcher started beside it.
+
+    The run goes to `out`, without it to a new folder `runs/<name>/<number>`; `resume` is `auto`, a run directory or a
+    checkpoint. While it trains, SIGTERM and SIGINT save its state and end it; their handlers are restored afterwards,
+    except with a `stop` of the caller's own, which goes on listening. Standard error gets the progress of steps where
+    `shows_progress`. Raises UserError, ConfigError, DataError or CheckpointError for what cannot start, RunError for
+    what fails.
+    """
+    is_main = threading.current_thread() is threading.main_thread()  # others cannot handle signals
+    with contextlib.ExitStack() as stack:
+        if stop is None and is_main:
+            stack.enter_context(handlers_kept())
+        asked = stop or StopRequest()
+        world = stack.enter_context(start_world(device=device, timeout_s=config.distributed.timeout_s))
+        if is_main:  # not before: a signal ends a process that still waits for the others
+            asked.listen(is_told=shows_progress and world.size == 1)
+        run = _TrainRun(config, plugins, world, reporter or Reporter(), asked, checks, is_quiet=not shows_progress)
+        return run(out=out, resume=resume)
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Afterwards a signal does what it did before: between two runs it ends the program, not the run that is over."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+class _TrainRun:
+    """A training run, from its folder to its figures, on one of its processes."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plugins: Sequence[Plugin],
+        world: World,
+        reporter: Reporter,
+        stop: StopRequest,
+        has_checks: bool,
+        *,
+        is_quiet: bool,
+    ) -> None:
+        self._config = config
+        self._plugins = plugins
+        self._world = world
+        self._reporter = reporter
+        self._note = world.on_first(reporter.note)
+        self._stop = stop
+        self._has_checks = has_checks
+        self._is_quiet = is_quiet
+
+    def __call__(self, *, out: Path | None, resume: str | None) -> TrainResult:
+        config, world = self._config, self._world
+        place = find_place(config, self._plugins, world, out=out, resume=resume)
+        for line in place.notes:
+            self._note(line)
+        if place.is_finished:
+            assert place.path is not None, "what is finished lies somewhere"
+            return TrainResult(Path(place.path), document=world.on_first(self._repeat_figures)(Path(place.path)))
+        set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+        built = build(config, world, is_resumed=bool(place.checkpoint))
+        findings = self._preflight(built)
+        if any(finding.severity == "error" for finding in findings):
+            return TrainResult(None, findings)
+        path = make_folder(place, config, world)
+        directory = world.run_directory(path)
+        with directory.lock():
+            world.on_first(place.assert_as_found)(path)
+            record = environment() | {
+                "plugins": [plugin.record() for plugin in self._plugins],
+                "checked": self._has_checks,
+                "num_processes": world.size,
+            }
+            session = Session(
+                built,
+                world,
+                directory,
+                stop=self._stop,
+                record=record,
+                final_metrics=partial(probed, config, world, directory, self._reporter.note),
+                is_quiet=self._is_quiet,
+            )
+            self._begin(session, place, findings)
+            result = self._train(session, findings)
+        if session.is_cut and world.size > 1:
+            leave(result.exit_code)  # the others may wait in a collective of what was cut off, and end by the signal
+        return result
+
+    def _repeat_figures(self, path: Path) -> Mapping[str, Any]:
+        final = path / "final.json"
+        self._reporter.note(f"{path}: this run is finished; nothing to do. Figures: {final}")
+        document = load_document(final)
+        self._reporter.finished(document)
+        return document
+
+    def _preflight(self, built: Built) -> tuple[Finding, ...]:
+        """Findings of the quick checks, reported by the first process; the same on every process."""
+        from sightline.doctor.suite import run_quick
+
+        if not self._has_checks:
+            self._note("checks skipped (--no-check); the run records that")
+            return ()
+        findings = tuple(run_quick(built, self._world))
+        self._world.on_first(self._reporter.findings)(findings)
+        return findings
+
+    def _begin(self, session: Session, place: RunPlace, findings: Sequence[Finding]) -> None:
+        """The files that a session starts with, and the step that it starts from."""
+        directory = session.directory
+        session.start_files()
+        for plugin in self._plugins:
+            directory.write_text(f"plugins/{plugin.path.name}", plugin.text)
+        directory.append_line("sessions.jsonl", {**session.record, "resumed": place.checkpoint})
+        directory.write_json("findings.json", [finding.to_dict() for finding in findings])
+        if place.checkpoint:
+            session.resume(Path(place.checkpoint))
+        else:
+            session.begin()
+        self._note("\n".join([*session.stage_summary(), sample_counts(session.built.data)]))
+        resumed = f", resumed at step {session.job.step}" if place.checkpoint else ""
+        self._note(f"run directory: {directory.path}{resumed}")
+
+    def _train(self, session: Session, findings: tuple[Finding, ...]) -> TrainResult:
+        path, job = session.directory.path, session.job
+        with self._faults_explained(session):
+            final = session.run()
+        if final is None:
+            done = f"{job.step} of {job.num_steps}"
+            self._note(f"stopped after step {done}, state saved; go on with --resume auto --out {path}")
+            return TrainResult(path, findings, stopped_by=self._stop.signal or signal.SIGTERM)
+        document, later = self._world.on_first(self._report)(session, final) or (None, ())
+        return TrainResult(path, (*findings, *later), document)
+
+    @contextlib.contextmanager
+    def _faults_explained(self, session: Session) -> Iterator[None]:
+        """Raises RunError, with the cause and what to do, for what may go wrong in a step."""
+        try:
+            yield
+        except NonFiniteGradientError as error:
+            from sightline.doctor.checks.optimiser.non_finite import explain
+
+            finding = explain(error, self._world)
+            session.directory.write_json("findings.json", [finding.to_dict()])
+            raise RunError(str(finding)) from error
+        except torch.OutOfMemoryError as error:
+            step = session.job.step
+            raise RunError(f"step {step}: the GPU's memory is full; raise train.micro_batches, same numbers") from error
+        except RuntimeError as error:
+            named = name_nondeterminism(error)
+            if named is None:
+                raise
+            raise named from error
+
+    def _report(self, session: Session, final: Evaluation) -> tuple[dict[str, Any], tuple[Finding, ...]]:
+        """The figures of the last weights, and findings on what training left."""
+        built, directory, reporter = session.built, session.directory, self._reporter
+        test = built.data.test
+        document = evaluation_document(built.config, final, test.split, "last")
+        document |= yardsticks_of(test, built.data)
+        title = f"{built.config.name}: last checkpoint on {test.split}"
+        reporter.evaluation(document, title=title, dataset=test.dataset)
+        findings = self._look_back(session) if self._has_checks else ()
+        directory.assert_own()
+        reporter.finished(document)
+        reporter.note(f"run directory: {directory.path}")
+        return document, findings
+
+    def _look_back(self, session: Session) -> tuple[Finding, ...]:
+        """Findings on what training left, reported and added to findings.json; by this process alone."""
+        from sightline.doctor.suite import run_after
+
+        built, directory = session.built, session.directory
+        findings = tuple(run_after(built, World(device=built.job.device), run=directory.path))
+        if findings:
+            self._reporter.findings(findings)
+            before = json.loads(read_plain(directory.path / "findings.json"))
+            directory.write_json("findings.json", [*before, *(finding.to_dict() for finding in findings)])
+        return findings
+
+
+def sample_counts(data: Data) -> str:
+    """How many samples train, choose the best weights, and are reported on."""
+    chosen, test = data.selection, data.test
+    held_out = ", held out of the training part" if chosen.dataset is data.train.dataset else ""
+    choosing = "" if chosen.split == "test" else f", {len(chosen.indices)} of validation{held_out}"
+    return f"samples: {len(data.train.indices)} of training{choosing}" + (
+        f", {len(test.indices)} of test" if test.split == "test" else ", no test part"
+    )

@@ -1,0 +1,178 @@
+"""Training from Python: the command's run, bit for bit, whatever ends it meanwhile, and nothing printed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+import sightline
+from sightline.doctor import suite
+from sightline.doctor.core.finding import Finding, Place
+from sightline.engine.observers import MetricsLog
+from sightline.engine.records import StepRecord
+from sightline.errors import UserError
+from sightline.studies.train_run import Reporter, TrainResult, handlers_kept, sample_counts
+from tests.command import run_here
+from tests.doctor.planting import make
+from tests.runs.broken_off import CONFIG, differences, last_step, wait_for
+
+SHORT = "transforms.train=[{name: jitter}]"
+
+
+class Recorded(Reporter):
+    """Keeps the notes and findings of a run."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.found: list[Finding] = []
+
+    def findings(self, findings: Sequence[Finding]) -> None:
+        self.found.extend(findings)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def unbroken(config: Path) -> Path:
+    """The run that the command trains."""
+    out = config.parent / "unbroken"
+    done = run_here("train", config, SHORT, "--device", "cpu", "--out", out)
+    assert done.code == 0, done.err
+    return out
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """A signal comes at the end of a step."""
+    before = MetricsLog.on_step
+
+    def then(self: MetricsLog, record: StepRecord) -> None:
+        before(self, record)
+        if record.step == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(MetricsLog, "on_step", then)
+
+
+def test_a_run_of_python_is_the_run_of_the_command(
+    config: Path, unbroken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reporter = Recorded()
+    result = sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu", reporter=reporter)
+    assert (result.path, result.is_finished, result.exit_code) == (tmp_path / "run", True, 0)
+    assert differences(unbroken, tmp_path / "run") == []
+    assert capfd.readouterr() == ("", "")
+    assert reporter.notes[-1] == f"run directory: {tmp_path / 'run'}"
+    assert result.document is not None
+    assert set(result.document["metrics"]) == {"overall_accuracy", "mean_class_accuracy"}
+
+    again = sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu", resume="auto", reporter=reporter)
+    assert again.is_finished
+    assert again.document is not None
+    assert again.document["metrics"] == result.document["metrics"]
+    assert "this run is finished; nothing to do" in reporter.notes[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_a_signal_stopped_is_resumed(
+    number: int, config: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4, number)
+        stopped = sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu")
+    assert (stopped.stopped_by, stopped.is_finished, stopped.exit_code) == (number, False, 128 + number)
+    assert stopped.document is None
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu", resume="auto").is_finished
+    assert differences(unbroken, tmp_path / "run") == []
+
+
+@pytest.mark.processes
+def test_a_run_that_was_killed_is_resumed(config: Path, unbroken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    child = multiprocessing.get_context("fork").Process(target=_train_slowly, args=(config, out), daemon=True)
+    child.start()
+    wait_for(lambda: last_step(out) >= 6 or not child.is_alive(), timeout_s=60, otherwise=lambda: str(child.exitcode))
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert sightline.train_run(config, [SHORT], out=out, device="cpu", resume="auto").is_finished
+    assert differences(unbroken, out) == []
+
+
+def _train_slowly(config: Path, out: Path) -> None:
+    before = MetricsLog.on_step
+
+    def then(self: MetricsLog, record: StepRecord) -> None:
+        before(self, record)
+        threading.Event().wait(0.1)
+
+    MetricsLog.on_step = then  # type: ignore[method-assign]
+    torch.set_num_threads(1)
+    sightline.train_run(config, [SHORT], out=out, device="cpu")
+
+
+def test_an_error_of_the_checks_keeps_a_run_from_starting(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = {"cause": "loss.sign", "where": Place(), "measured": "1", "expected": "0", "action": "mend it"}
+    error = Finding("G0", "planted", "error", "a planted error", **about)
+    monkeypatch.setattr(suite, "run_quick", lambda built, world: [error])
+    reporter = Recorded()
+    result = sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu", reporter=reporter)
+    assert result == TrainResult(None, (error,))
+    assert (result.is_finished, result.exit_code, reporter.found) == (False, 1, [error])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_config_is_not_resumed(config: Path, unbroken: Path) -> None:
+    with pytest.raises(UserError, match=r"trained with another config \(1 keys differ\): seed: 0 there, 1 here"):
+        sightline.train_run(config, [SHORT, "seed=1"], out=unbroken, resume="auto", device="cpu")
+
+
+def test_a_run_trains_beside_the_main_thread(config: Path, tmp_path: Path) -> None:
+    """Where signals cannot be handled."""
+    results: list[TrainResult] = []
+
+    def train() -> None:
+        results.append(sightline.train_run(config, [SHORT, "train.steps=2"], out=tmp_path / "run", device="cpu"))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert [result.is_finished for result in results] == [True]
+
+
+def test_signals_do_afterwards_what_they_did_before() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with handlers_kept():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "counts"),
+    [
+        ([], "samples: 216 of training, 24 of validation, held out of the training part, 24 of test"),
+        (["evaluate.select=test"], "samples: 240 of training, 24 of test"),
+    ],
+)
+def test_the_samples_of_every_part_are_counted(overrides: list[str], counts: str, tmp_path: Path) -> None:
+    """A tenth of 240 is held out where the test part does not choose."""
+    assert sample_counts(make(tmp_path, *overrides).data) == counts
