@@ -34,7 +34,7 @@ from sightline.errors import CheckpointError
 from sightline.pictures import encode_png
 from sightline.runs import checkpoint
 from sightline.runs.inputs import INPUTS, inputs_document
-from sightline.runs.lineage import LINEAGE, describe_lineage, tell_stage
+from sightline.runs.lineage import LINEAGE, describe_lineage, describe_stage
 from sightline.runs.run_directory import RunDirectory
 
 __all__ = ["Session", "StopAskedError", "StopRequest", "evaluation_document"]
@@ -200,7 +200,7 @@ class Session:
     def stage_summary(self) -> list[str]:
         """What a person should know of this stage before it starts: where it comes from, what moves how fast."""
         built = self.built
-        lines = [tell_stage(self.config, built.job.model)]
+        lines = [describe_stage(self.config, built.job.model)]
         if built.lineage is not None:
             lines += [describe_lineage(built.lineage), f"init from {built.lineage['from']}: {built.init_report}"]
             lines += [f"stages: {built.lineage['unknown']}"] if built.lineage["unknown"] else []

@@ -19,7 +19,7 @@ from sightline.runs.run_documents import load_document
 from sightline.runs.stages import differences, stage_of, training_differences
 from sightline.types import DataInfo
 
-__all__ = ["LINEAGE", "describe_lineage", "evaluated_sha256", "read_lineage", "tell_stage", "trace_lineage"]
+__all__ = ["LINEAGE", "describe_lineage", "describe_stage", "evaluated_sha256", "read_lineage", "trace_lineage"]
 
 LINEAGE = "lineage.json"
 
@@ -85,12 +85,12 @@ def describe_lineage(lineage: Mapping[str, Any]) -> str:
     return line if lineage["lineage"] is None else f"{line}; before that: {describe_lineage(lineage['lineage'])}"
 
 
-def tell_stage(config: RunConfig, model: nn.Module) -> str:
-    """One line: what a run does, on which data, and what it hands on to others."""
+def describe_stage(config: RunConfig, model: nn.Module) -> str:
+    """One line: task, data and model of a run; the modules are what other runs may start from."""
     parts = ", ".join(name for name, child in model.named_children() if any(True for _ in child.parameters()))
     count = sum(parameter.numel() for parameter in model.parameters())
-    handed = f"'{config.model.name}', {count} parameters in {parts}"
-    return f"stage: {config.task.name} on {config.data.name}; hands on {handed}"
+    model_line = f"{config.model.name} ({count:,} parameters: {parts})"
+    return f"task: {config.task.name} on {config.data.name} · model: {model_line}"
 
 
 def _stage_of_run(run: Path | None) -> tuple[dict[str, Any] | None, str | None]:

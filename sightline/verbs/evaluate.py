@@ -256,7 +256,7 @@ def _is_alike(run: OpenRun, trained: RunConfig, part: Part) -> bool:
     on_first(show_findings)(findings)
     is_refused = any(finding.severity == "error" for finding in findings)
     if is_refused:
-        on_first(note)(f"not evaluated; to do so all the same: 'checks.skip=[{CODE}]'")
+        on_first(note)(f"evaluation skipped; to run it anyway: 'checks.skip=[{CODE}]'")
     return not is_refused
 
 

@@ -225,7 +225,7 @@ def _kept(text: str) -> frozenset[str]:
     words = frozenset(word.strip() for word in text.split(",") if word.strip())
     known = typing.get_args(Kept)
     for word in sorted(words - set(known)):
-        raise UserError(f"--keep {word}: is nothing that is off{nearest(word, known)}")
+        raise UserError(f"--keep {word}: not a valid choice{nearest(word, known)}")
     return words
 
 

@@ -117,7 +117,7 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
     run, done = tuned
     log = (run / "train.log").read_text()
     for line in (
-        "stage: classify on synthetic_shapes; hands on 'dgcnn'",
+        "task: classify on synthetic_shapes · model: dgcnn (",
         "intrapoint of contrast on synthetic_shapes): points into the whole model, 30 of 45 tensors",
         "pre_dgcnn: 30 of 45 tensors",
         "rates: edges.0",

@@ -283,9 +283,9 @@ def _samples_told(samples: Samples) -> str:
 
 def _floor_told(probe: LossProbe) -> str:
     if not math.isfinite(probe.start):
-        return f"loss {probe.start:.4g} at first"
-    floor = "no floor" if probe.floor is None else f"{probe.floor:.4g} at best"
-    return f"loss {probe.start:.4g} at first, {floor} whatever the model gives"
+        return f"initial loss {probe.start:.4g}"
+    floor = "no lower bound is known" if probe.floor is None else f"lowest achievable {probe.floor:.4g}"
+    return f"initial loss {probe.start:.4g}; {floor}"
 
 
 def result_document(result: Result) -> dict[str, Any]:
