@@ -24,7 +24,7 @@ from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.loading import checkpoint_path, load_trained, read_run
 from sightline.engine.precision import set_backends
 from sightline.engine.session import evaluation_document
-from sightline.engine.train import Task
+from sightline.engine.step import Task
 from sightline.errors import ConfigError, UserError
 from sightline.evaluation.folds import assert_folds, tested_by
 from sightline.evaluation.kept_predictions import MANIFEST, PredictionFolder

@@ -17,8 +17,9 @@ from sightline.doctor.context import Context, check
 from sightline.doctor.core.class_axes import class_axis
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.rehearsal import Outputs, copy_of, detached, keys_of, read
-from sightline.engine.distributed import World
+from sightline.doctor.oracles.replay import Replay, loss_counts
 from sightline.engine.optimizers import hold_still
+from sightline.engine.step import run_batch
 from sightline.types import Batch
 
 __all__ = ["first_outputs", "initial_loss"]
@@ -53,20 +54,18 @@ class _Case:
     def value(self, label: Tensor) -> tuple[float, float]:
         """The configured loss's sum and count for these labels."""
         job, device = self.context.built.job, self.context.world.device
-        batch = {**self.batch, "label": label}
-        model: Any = _Replay(self.outputs)
-        with torch.no_grad(), job.precision.autocast(device):
-            counts, around = job.task.prepare(model, [batch], World(device=device))
-            terms = job.task.losses(model, batch, around[0])
-        return float(terms[self.name]), float(counts[self.name])
+        with torch.no_grad():
+            sums, counts = run_batch(job.task, Replay(self.outputs), self._batch(label), device, job.precision)
+        return float(sums[self.name]), float(counts[self.name])
 
     def count(self, label: Tensor) -> float:
         """The configured loss's count for these labels."""
-        model: Any = _Replay(self.outputs)
-        world = World(device=self.context.world.device)
         with torch.no_grad():
-            counts, _ = self.context.built.job.task.prepare(model, [{**self.batch, "label": label}], world)
-        return float(counts[self.name])
+            counts = loss_counts(self.context.built.job, self._batch(label), self.outputs, self.context.world.device)
+        return counts[self.name]
+
+    def _batch(self, label: Tensor) -> Batch:
+        return {**self.batch, "label": label}
 
     def mean(self, label: Tensor) -> float:
         total, count = self.value(label)
@@ -75,16 +74,6 @@ class _Case:
     def relabelled(self, table: Tensor) -> Tensor:
         """Each class sent to another one; ignored targets stay."""
         return torch.where(self.is_class, table[self.label.clamp(0, self.num_classes - 1)], self.label)
-
-
-class _Replay:
-    """Stands in for the model: gives the recorded outputs whatever it is asked."""
-
-    def __init__(self, outputs: Outputs) -> None:
-        self._outputs = dict(outputs)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return self._outputs
 
 
 @check(code=CODE, moment="preflight")
@@ -117,9 +106,8 @@ def first_outputs(context: Context) -> tuple[Batch, Outputs]:
     seen: list[Any] = []
     handle = model.register_forward_hook(lambda module, inputs, given: seen.append(detached(given)))
     try:
-        with torch.no_grad(), job.precision.autocast(device):
-            _, around = job.task.prepare(model, [batch], World(device=device))
-            job.task.losses(model, batch, around[0])
+        with torch.no_grad():
+            run_batch(job.task, model, batch, device, job.precision)
     except Exception:  # noqa: BLE001 - a sample further on that cannot be trained on is for the checks of data
         return rehearsal.batch, rehearsal.seen_outputs
     finally:

@@ -16,7 +16,7 @@ from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.core.rehearsal import Failure, copy_of, frame_of, read
 from sightline.doctor.core.survey import PartSurvey
 from sightline.engine.build import Part
-from sightline.engine.distributed import World
+from sightline.engine.step import run_batch
 from sightline.errors import UserError, summary_of
 from sightline.types import SampleKey
 
@@ -86,9 +86,8 @@ def _of_tail(context: Context) -> list[Finding]:
     model = copy_of(job.model).train()
     try:
         batch = read(job, smallest, device)
-        with torch.no_grad(), job.precision.autocast(device):
-            _, around = job.task.prepare(model, [batch], World(device=device))
-            job.task.losses(model, batch, around[0])
+        with torch.no_grad():
+            run_batch(job.task, model, batch, device, job.precision)
     except Exception as error:  # noqa: BLE001 - what it is, is what we report
         file, line = frame_of(error)
         return [_of_failure(context, Failure("the last step of an epoch", error, None, file, line), step=step)]

@@ -13,7 +13,7 @@ from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.owned import owned
 from sightline.doctor.core.rehearsal import Rehearsal, copy_of
-from sightline.engine.distributed import World
+from sightline.engine.step import batch_step
 
 __all__ = ["no_gradient"]
 
@@ -239,10 +239,9 @@ def _forward(context: Context, model: nn.Module) -> tuple[list[Any], Mapping[str
     model.train()
     seen: list[Any] = []
     handle = model.register_forward_hook(lambda module, inputs, given: seen.append(given))
-    with job.precision.autocast(device):
-        _, around = job.task.prepare(model, [batch], World(device=device))
-        seen.clear()
-        terms = job.task.losses(model, batch, around[0])
+    step = batch_step(job.task, model, batch, device, job.precision)
+    seen.clear()
+    terms = step.sums(model)
     handle.remove()
     return seen, terms
 

@@ -10,7 +10,7 @@ from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.rehearsal import copy_of
 from sightline.doctor.oracles.nests import float64, mapped
-from sightline.engine.distributed import World
+from sightline.engine.step import run_batch
 
 __all__ = ["input_variances", "norm_variance"]
 
@@ -66,6 +66,5 @@ def input_variances(context: Context) -> dict[str, Tensor]:
         norm.reset_running_stats()
         norm.momentum = None  # the average of one batch is that batch's
     batch = mapped(context.rehearsal.batch, float64)
-    _, around = job.task.prepare(model, [batch], World(device=context.world.device))
-    job.task.losses(model, batch, around[0])
+    run_batch(job.task, model, batch, context.world.device)
     return {name: norm.running_var.clone() for name, norm in norms.items() if int(norm.num_batches_tracked) > 0}  # type: ignore[union-attr, arg-type]
