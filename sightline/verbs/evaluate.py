@@ -15,7 +15,7 @@ from torch import nn
 from sightline.config import RunConfig, read_config
 from sightline.describe.difficulty import difficulty_of
 from sightline.describe.mean_pose import yardsticks_of
-from sightline.doctor.checks.data.dataset_mismatch import CODE, Inputs, compare, inputs_of
+from sightline.doctor.checks.data.dataset_mismatch import Inputs, compare, dataset_mismatch, inputs_of
 from sightline.doctor.core.finding import Place
 from sightline.engine.build import Data, Part, build_data, build_evaluator, build_model, build_part, build_task
 from sightline.engine.distributed import World, start_world
@@ -250,7 +250,7 @@ def _is_alike(run: Path, trained: RunConfig, config: RunConfig, part: Part, worl
 
     Compares with the training data where it can be read, else with what the run noted of it.
     """
-    if CODE in config.checks.skip:
+    if dataset_mismatch.code in config.checks.skip:
         return True
     name = f"{trained.data.name}/train"
     try:
@@ -264,7 +264,7 @@ def _is_alike(run: Path, trained: RunConfig, config: RunConfig, part: Part, worl
         show_findings(findings)
     is_refused = any(finding.severity == "error" for finding in findings)
     if is_refused and world.is_first:
-        note(f"not evaluated; to do so all the same: 'checks.skip=[{CODE}]'")
+        note(f"not evaluated; to do so all the same: 'checks.skip=[{dataset_mismatch.code}]'")
     return not is_refused
 
 

@@ -1,4 +1,4 @@
-"""Guard G20: a first loss that is not what its definition gives on these logits, and logits that no fresh model has."""
+"""A first loss that is not what its definition gives on these logits, and logits that no fresh model has."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from sightline.types import Batch
 
 __all__ = ["first_outputs", "initial_loss"]
 
-CODE = "initial-loss"
 _NUM_SAMPLES = 16
 _FORWARD_S = 0.6  # what a larger forward pass may be expected to take
 _RELABELLINGS = 100
@@ -76,7 +75,7 @@ class _Case:
         return torch.where(self.is_class, table[self.label.clamp(0, self.num_classes - 1)], self.label)
 
 
-@check(code=CODE, moment="preflight")
+@check("G20", "initial-loss", "preflight")
 def initial_loss(context: Context) -> list[Finding]:
     """Over all shifts of the classes a cross entropy's mean is mean_i[logsumexp(z_i) - mean_c z_ic], whatever z is."""
     if not context.rehearsal.is_sound:
@@ -174,14 +173,10 @@ def _broken_definition(case: _Case, measured: float, expected: float, weights_C:
         cause, told = "loss.double_softmax", "the value of a softmax taken twice"
         action = "give the loss logits: take the softmax out of the model or of the loss"
     others = ("loss.normaliser", "loss.form", "loss.weights", "loss.double_softmax", "loss.sign")
-    return Finding(
-        guard="G20",
-        code=CODE,
-        severity="error",
-        summary=f"the loss '{case.name}' is not the cross entropy of these logits: {told}",
-        cause=cause,
-        alternatives=tuple(other for other in others if other != cause)[:3],
-        where=case.context.place(case.context.loss_path(case.name)),
+    return initial_loss.finding(
+        case.context.place(case.context.loss_path(case.name)),
+        f"the loss '{case.name}' is not the cross entropy of these logits: {told}",
+        causes=(cause, *[other for other in others if other != cause][:3]),
         measured=f"{measured:.6g}, sum / count over all {case.num_classes} shifts of the classes",
         expected=f"{expected:.6g} = mean_i[logsumexp(z_i) - mean_c z_ic]"
         + ("" if float(weights_C.std()) < 1e-12 else " with the class weights"),
@@ -221,14 +216,11 @@ def _of_start(case: _Case) -> Iterator[Finding]:
     uniform = math.log(case.num_classes)
     measured = case.mean(case.label)
     if std > _MOST_STD:
-        yield Finding(
-            guard="G20",
-            code=CODE,
+        yield initial_loss.finding(
+            case.context.place("model", layer=_last_layer(case.context)),
+            f"the untrained model is sure of itself: its logits have standard deviation {std:.3g}",
             severity="warning",
-            summary=f"the untrained model is sure of itself: its logits have standard deviation {std:.3g}",
-            cause="model.init",
-            alternatives=("model.numerics", "data.normalisation"),
-            where=case.context.place("model", layer=_last_layer(case.context)),
+            causes=("model.init", "model.numerics", "data.normalisation"),
             measured=f"logit std {std:.4g}, '{case.name}' {measured:.4g}",
             expected=f"std <= {_MOST_STD:g}; a loss near ln {case.num_classes} = {uniform:.4g} (plus std^2 / 2)",
             action="scale the initial weights by 1/sqrt(fan-in), or normalise what goes into the last layer",
@@ -254,16 +246,13 @@ def _of_dependence(case: _Case, measured: float) -> Iterator[Finding]:
         return
     is_lower = z < 0
     causes = ("data.label_leak", "model.init") if is_lower else ("data.label_mapping", "model.init", "loss.sign")
-    yield Finding(
-        guard="G20",
-        code=CODE,
-        severity="warning",
-        summary=f"the untrained model does far {'better' if is_lower else 'worse'} on the true labels than on others",
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=case.context.place(
+    yield initial_loss.finding(
+        case.context.place(
             "data" if is_lower else case.context.loss_path(case.name), dataset=f"{case.context.config.data.name}/train"
         ),
+        f"the untrained model does far {'better' if is_lower else 'worse'} on the true labels than on others",
+        severity="warning",
+        causes=causes,
         measured=f"'{case.name}' {measured:.4g}, z = {z:.3g} against {len(values)} renamings of the classes",
         expected=f"{mean:.4g} +- {std:.2g}, |z| <= {_MOST_Z:g}",
         action=f"look for {'the label among the inputs' if is_lower else 'classes in another order in data or head'}",
