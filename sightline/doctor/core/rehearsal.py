@@ -43,8 +43,8 @@ __all__ = [
     "rehearse",
 ]
 
-_DOCTOR = Path(__file__).resolve().parents[1]
-_STEP = Path(_DOCTOR.parent, "engine", "step.py")
+_PACKAGE = Path(__file__).resolve().parents[2]
+_RUNNERS = (_PACKAGE / "doctor", _PACKAGE / "engine" / "step.py")  # they run a step, and are no place of its faults
 NUM_SAMPLES = 4  # batch norm over two rows says +-1 whatever comes in; three is the number of coordinates
 _FEWEST_SAMPLES = 2
 _MOST_TRIES = 8
@@ -230,8 +230,7 @@ def frame_of(error: BaseException) -> tuple[str | None, int | None]:
     while isinstance(error, UserError) and error.__cause__ is not None:
         error = error.__cause__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    ways = [(Path(frame.filename), frame) for frame in frames]
-    own = [frame for path, frame in ways if not path.is_relative_to(_DOCTOR) and path != _STEP]
+    own = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, _RUNNERS))]
     return (own[-1].filename, own[-1].lineno) if own else (None, None)
 
 
