@@ -82,8 +82,7 @@ def check_table() -> str:
     rows = []
     for each in all_checks():
         first = (importlib.import_module(each.run.__module__).__doc__ or "").split("\n", 1)[0]
-        guard, _, found = first.removeprefix("Guard ").partition(": ")
-        rows.append(f"| `{each.code}` | {guard} | {found} |")
+        rows.append(f"| `{each.code}` | {each.guard} | {first} |")
     return "\n".join(["| code | guard | finds |", "|---|---|---|", *rows])
 
 

@@ -210,6 +210,35 @@ def test_only_one_module_knows_which_process_is_first() -> None:
     assert not asking - {"engine/distributed.py"}
 
 
+def forwards_of(text: str) -> list[int]:
+    """The lines that run a part of a task's forward pass: `task.prepare(`, `.losses(` or `.assess(`."""
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    return [
+        call.lineno
+        for call in calls
+        if isinstance(call.func, ast.Attribute)
+        if call.func.attr in ("losses", "assess")
+        or (call.func.attr == "prepare" and ast.unparse(call.func.value).rpartition(".")[2].strip("_") == "task")
+    ]
+
+
+def test_only_one_module_runs_the_forward_pass_of_a_step() -> None:
+    """prepare -> losses -> mean is written down in engine/step.py, so that nobody's copy of it can differ."""
+    running = {str(p.relative_to(PACKAGE)) for p in FILES if forwards_of(p.read_text())}
+    assert running == {"engine/step.py"}
+
+
+def test_forward_passes_are_found() -> None:
+    assert forwards_of("job.task.prepare(model, [batch], world)\nself._task.losses(model, batch, near)\n") == [1, 2]
+    assert forwards_of("data.prepare(source)") == []
+
+
+def test_only_one_module_builds_findings() -> None:
+    """Guard, code and defaults come from `@check`; `merge` reads those of other processes."""
+    building = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"(?<![\w.])Finding\(", p.read_text())}
+    assert building == {"doctor/context.py", "doctor/core/merge.py"}
+
+
 def test_only_one_module_opens_hdf5_files() -> None:
     """HDF5 makes up zeros and reads other files on request: data/hdf5_files.py alone opens it, and refuses both."""
     importing = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"(import|from) h5py", p.read_text())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from sightline.compare.formats import Format, format_of
 from sightline.compare.recording import OverwrittenError, Recorder, Recording
 from sightline.engine.device import to_device
-from sightline.engine.distributed import World
 from sightline.engine.optimizers import hold_still
 from sightline.engine.precision import Cudnn, Precision, cudnn_set
 from sightline.engine.records import kept_random_state
-from sightline.engine.train import Job, mean
+from sightline.engine.step import Step, batch_step, weighted_sum
+from sightline.engine.train import Job
 from sightline.types import Batch
 
 __all__ = ["Variant", "losses_of", "prepared", "quiet", "record", "still"]
@@ -75,17 +75,14 @@ def still(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.M
     return copied
 
 
-def losses_of(job: Job, variant: Variant, batch: Batch, *, around: Any = None) -> dict[str, Tensor]:
+def losses_of(job: Job, variant: Variant, batch: Batch, *, step: Step | None = None) -> dict[str, Tensor]:
     """The mean of each loss over the batch and `total`, their weighted sum, as the training loop takes them.
 
     The model is in training mode, but for what is frozen.
     """
-    counts, near = prepared(job, variant, batch) if around is None else around
-    with variant.precision.autocast(variant.device):
-        sums: Mapping[str, Tensor] = job.task.losses(variant.called, batch, near)
-    weights = job.weights_at(job.step)
-    means = {name: mean(sums[name], counts[name]) for name in sums}
-    return {**means, "total": torch.stack([weights[name] * means[name] for name in means]).sum()}
+    step = step or prepared(job, variant, batch)
+    means = step.means(step.sums(variant.called))
+    return {**means, "total": weighted_sum(means, job.weights_at(job.step))}
 
 
 def record(job: Job, variant: Variant, batch: Batch, *, hooked: Sequence[str] | None = None) -> Recording:
@@ -108,9 +105,9 @@ def _record(job: Job, variant: Variant, batch: Batch, hooked: Sequence[str] | No
     )
     try:
         with quiet(variant):
-            around = prepared(job, variant, batch)
+            step = prepared(job, variant, batch)
             with recorder.recording():
-                losses = losses_of(job, variant, batch, around=around)
+                losses = losses_of(job, variant, batch, step=step)
             recorder.assert_whole()
             if losses["total"].requires_grad:
                 losses["total"].backward()
@@ -132,10 +129,8 @@ def quiet(variant: Variant) -> Iterator[None]:
         yield
 
 
-def prepared(job: Job, variant: Variant, batch: Batch) -> tuple[Mapping[str, Tensor], Any]:
-    """The counts that losses are divided by, and what the task knows of the whole step."""
+def prepared(job: Job, variant: Variant, batch: Batch) -> Step:
+    """The batch as a step of the variant, in training mode."""
     variant.model.train()
     hold_still(variant.model.get_submodule(variant.inner), job.frozen, job.epoch)
-    with variant.precision.autocast(variant.device):
-        counts, around = job.task.prepare(variant.called, [batch], World(device=variant.device))
-    return counts, around[0]
+    return batch_step(job.task, variant.called, batch, variant.device, variant.precision)

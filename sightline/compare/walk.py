@@ -55,9 +55,9 @@ def walk(recording: Recording, reference: Variant, job: Job, batch: Batch, *, se
     `reference` is in float64. Its module of a call is the one with the call's path.
     """
     with quiet(reference):
-        around = prepared(job, reference, batch)
+        step = prepared(job, reference, batch)
         run = _Walk(recording, reference, seed)
-        losses = lambda: losses_of(job, reference, batch, around=around)  # noqa: E731 - a unit wants a callable
+        losses = lambda: losses_of(job, reference, batch, step=step)  # noqa: E731 - a unit wants a callable
         for unit in run.units(losses):
             run.look_at(unit)
         run.look_at_parameters()

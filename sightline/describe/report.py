@@ -10,8 +10,8 @@ from sightline.describe.sources import Subject
 from sightline.describe.trace import Node, Shape, Trace, trace
 from sightline.engine.build import Built
 from sightline.engine.device import to_device
-from sightline.engine.distributed import World
 from sightline.engine.optimizers import hold_still
+from sightline.engine.step import run_batch
 from sightline.errors import RunError
 
 __all__ = ["document_of", "trace_run"]
@@ -30,9 +30,7 @@ def trace_run(built: Built) -> Trace:
     def forward(model: Any) -> None:
         model.train()
         hold_still(model, job.frozen, job.epoch)
-        with job.precision.autocast(job.device):
-            _, around = job.task.prepare(model, [batch], World(device=job.device))
-            job.task.losses(model, batch, around[0])
+        run_batch(job.task, model, batch, job.device, job.precision)
 
     try:
         return trace(job.model, forward, num_samples=num_samples)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from sightline.config import RunConfig
 from sightline.doctor.core.census import Census, census_of
-from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.finding import Finding, Place, Severity
 from sightline.doctor.core.rehearsal import Rehearsal, copy_of, rehearse
 from sightline.doctor.core.rehearsed_evaluation import RehearsedEvaluation, rehearse_evaluations
 from sightline.doctor.core.survey import PartSurvey, distinct_parts, survey_part
@@ -26,21 +26,12 @@ from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.loading import checkpoint_path, load_trained
 
-__all__ = ["CHECKS", "Check", "Context", "Moment", "check"]
+__all__ = ["CHECKS", "Check", "Context", "Moment", "Reporter", "check"]
 
 Moment = Literal["static", "preflight", "deep", "offline"]
 
 _CPU = torch.device("cpu")
 _THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
-
-
-class Check(NamedTuple):
-    """A registered check: its stable code, when it runs, and about how long it may take."""
-
-    code: str
-    moment: Moment
-    is_quick: bool
-    run: Callable[[Context], list[Finding]]
 
 
 @dataclass(frozen=True)
@@ -150,17 +141,111 @@ class Context:
         return f"losses.{names.index(name)}" if name in names else "losses"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reporter:
+    """Builds findings of one code. The other fields are what its findings have where they do not say otherwise.
+
+    `causes` are of `CAUSES`, the likeliest first; `at` is a dotted path of the config.
+    """
+
+    guard: str
+    code: str
+    severity: Severity = "error"
+    causes: tuple[str, ...] = ()
+    at: str = ""
+    expected: str = ""
+    action: str = ""
+
+    def finding(
+        self,
+        where: Context | Place,
+        summary: str,
+        *,
+        measured: str,
+        expected: str = "",
+        action: str = "",
+        causes: Sequence[str] = (),
+        severity: Severity | None = None,
+        at: str = "",
+        split: str = "",
+        evidence: Mapping[str, Any] | None = None,
+        **place: Any,
+    ) -> Finding:
+        """A finding at a place, or at the config's path `at` with the further fields of `Place` that are given.
+
+        `causes` begin with the likeliest, and may name it again; `split` names a part of the run's data set.
+        """
+        if isinstance(where, Context):
+            dataset = {"dataset": f"{where.config.data.name}/{split}"} if split else {}
+            where = where.place(at or self.at, **dataset, **place)
+        else:
+            has_more = bool(at or split or place)
+            assert not has_more, f"check '{self.code}' gives a finding two places"
+        cause, *alternatives = dict.fromkeys(causes or self.causes)
+        return Finding(
+            guard=self.guard,
+            code=self.code,
+            severity=severity or self.severity,
+            summary=summary,
+            cause=cause,
+            where=where,
+            measured=measured,
+            expected=expected or self.expected,
+            action=action or self.action,
+            alternatives=tuple(alternatives),
+            evidence=dict(evidence or {}),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Reporter):
+    """A registered check: when it runs, about how long it may take, and how its findings are built."""
+
+    moment: Moment
+    is_quick: bool
+    run: Callable[[Context], Iterable[Finding]]
+
+    def __call__(self, context: Context) -> list[Finding]:
+        return list(self.run(context))
+
+
 CHECKS: dict[str, Check] = {}
 """Every check whose module was imported, by its code."""
 
 
-def check(*, code: str, moment: Moment, is_quick: bool = True) -> Callable[..., Any]:
-    """Register a check. Quick ones also run at the start of every training; those that go deep never are."""
+def check(
+    guard: str,
+    code: str,
+    moment: Moment,
+    *,
+    is_quick: bool = True,
+    severity: Severity = "error",
+    causes: tuple[str, ...] = (),
+    at: str = "",
+    expected: str = "",
+    action: str = "",
+) -> Callable[[Callable[[Context], Iterable[Finding]]], Check]:
+    """Register a check; the function's name then stands for it, and `name.finding(...)` builds its findings.
 
-    def register(function: Callable[[Context], list[Finding]]) -> Callable[[Context], list[Finding]]:
+    Quick ones also run at the start of every training; those that go deep never are. The arguments from `severity` on
+    are those of findings that do not say otherwise.
+    """
+
+    def register(function: Callable[[Context], Iterable[Finding]]) -> Check:
         known = CHECKS.get(code)
         assert known is None or known.run.__module__ == function.__module__, f"check '{code}' is registered twice"
-        CHECKS[code] = Check(code, moment, is_quick and moment != "deep", function)
-        return function
+        CHECKS[code] = Check(
+            guard=guard,
+            code=code,
+            severity=severity,
+            causes=causes,
+            at=at,
+            expected=expected,
+            action=action,
+            moment=moment,
+            is_quick=is_quick and moment != "deep",
+            run=function,
+        )
+        return CHECKS[code]
 
     return register

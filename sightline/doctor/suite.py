@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import logging
 import pkgutil
-import sys
 import time
 import typing
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import torch
 
 from sightline.config import RunConfig
 from sightline.config.renames import RENAMED_CHECKS
-from sightline.doctor.context import CHECKS, Check, Context, Moment
+from sightline.doctor.context import CHECKS, Check, Context, Moment, Reporter
 from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.core.merge import agree, merge
 from sightline.doctor.core.owned import generators_of, kept_generators
@@ -31,6 +30,17 @@ from sightline.schema import nearest
 __all__ = ["all_checks", "assert_known", "run_after", "run_all", "run_quick"]
 
 logger = logging.getLogger(__name__)
+
+_EXPECTED = "every check of this run to end"
+_SKIPPED = Reporter(
+    guard="G6",
+    code="check-skipped",
+    severity="warning",
+    causes=("sys.resource",),
+    at="model",
+    expected=_EXPECTED,
+    action="run `sightline check`, which takes its time",
+)
 
 _FORWARD_S = 1.5  # of the quick checks' one step; with its backward pass and all that is sampled they stay below ten
 _ROOM = "sightline.doctor.checks"
@@ -86,12 +96,23 @@ def _run(checks: Sequence[Check], context: Context) -> list[Finding]:
 def _run_one(each: Check, context: Context) -> list[Finding]:
     """A check's findings. One that fails must not end the run on one process alone; that it failed is a finding."""
     try:
-        return each.run(context)
+        return each(context)
     except Exception as error:
         logger.warning("check-failed: '%s' says nothing about this run", each.code, exc_info=True)
         file, line = frame_of(error)
         where = Place(file=file, line=line) if file else context.place("checks")
-        return [_not_run(each.code, _guard_of(each), "sys.environment", where, summary_of(error))]
+        reason = summary_of(error)
+        return [
+            each.finding(
+                where,
+                f"check could not run: {reason}",
+                severity="warning",
+                causes=("sys.environment",),
+                measured=reason,
+                expected=_EXPECTED,
+                action="look at the traceback above, or leave the check out with checks.skip",
+            )
+        ]
 
 
 def _of_short_time(context: Context) -> list[Finding]:
@@ -99,29 +120,7 @@ def _of_short_time(context: Context) -> list[Finding]:
     rehearsal = vars(context).get("rehearsal")  # where no check asked for it there is none
     rehearsed = [*([] if rehearsal is None else [rehearsal]), *vars(context).get("evaluations", ())]
     skipped = [each.skipped for each in rehearsed if each.skipped][:1]
-    return [_not_run("check-skipped", "G6", "sys.resource", context.place("model"), reason) for reason in skipped]
-
-
-def _not_run(code: str, guard: str, cause: str, where: Place, reason: str) -> Finding:
-    return Finding(
-        guard=guard,
-        code=code,
-        severity="warning",
-        summary=f"check could not run: {reason}",
-        cause=cause,
-        where=where,
-        measured=reason,
-        expected="every check of this run to end",
-        action="run `sightline check`, which takes its time"
-        if code == "check-skipped"
-        else "look at the traceback above, or leave the check out with checks.skip",
-    )
-
-
-def _guard_of(each: Check) -> str:
-    """The guard that the docstring of a check's module names."""
-    words = (sys.modules[each.run.__module__].__doc__ or "").split(":")[0].split()
-    return words[1] if words[:1] == ["Guard"] and len(words) > 1 else "G0"
+    return [_SKIPPED.finding(context, f"check could not run: {reason}", measured=reason) for reason in skipped]
 
 
 def assert_known(config: RunConfig) -> None:

@@ -24,8 +24,9 @@ from sightline.engine.optimizers import Recipe
 from sightline.engine.parameter_groups import Rate
 from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.selection import with_mode
+from sightline.engine.step import Task
 from sightline.engine.stream import Plan, Stream
-from sightline.engine.train import Job, Task
+from sightline.engine.train import Job
 from sightline.errors import CheckpointError, ConfigError
 from sightline.layers.native_batch_norm import without_cudnn
 from sightline.metrics.base import Metric, fault_of_state

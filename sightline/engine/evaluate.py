@@ -17,8 +17,8 @@ from sightline.binding import Bound
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
+from sightline.engine.step import Task, batch_step, mean
 from sightline.engine.stream import Reader, evaluation_keys, read_batches
-from sightline.engine.train import Task, mean
 from sightline.metrics.base import Metric, State, fresh_state, pool_states
 from sightline.pictures import Picture
 from sightline.types import Batch, SampleKey
@@ -148,10 +148,9 @@ class Evaluator:
 
     def _predict(self, model: nn.Module, batch: Batch, world: World, ledger: _Ledger, number: int) -> Mapping[str, Any]:
         """Predictions for a batch, its losses noted in the ledger."""
-        with self.precision.autocast(world.device):
-            counts, around = self.task.prepare(model, [batch], World(device=world.device))
-            sums, predictions = self.task.assess(model, batch, around[0])
-        ledger.note_losses(number, sums, counts)
+        step = batch_step(self.task, model, batch, world.device, self.precision)
+        sums, predictions = step.sums_and_predictions(model)
+        ledger.note_losses(number, sums, step.counts)
         return predictions
 
     def _voted(

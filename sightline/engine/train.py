@@ -17,37 +17,14 @@ from sightline.engine.distributed import World
 from sightline.engine.optimizers import Frozen, hold_still
 from sightline.engine.precision import Precision
 from sightline.engine.records import StepRecord
+from sightline.engine.step import Task, mean, prepare_step, weighted_sum
 from sightline.engine.stream import Stream
 from sightline.errors import RunError
 from sightline.types import Batch, Ramp
 
-__all__ = ["AtStep", "Job", "Laps", "NonFiniteGradientError", "Task", "optimise_once", "train"]
+__all__ = ["AtStep", "Job", "Laps", "NonFiniteGradientError", "optimise_once", "train"]
 
 _SAMPLES, _STOP = "(samples)", "(stop)"  # ride along with the losses; no loss can be called so
-
-
-class Task(Protocol):
-    """What a task must say for the loop to train it; sums, so that any split of a step gives the same numbers."""
-
-    def prepare(
-        self, model: nn.Module, micro_batches: Sequence[Batch], world: World
-    ) -> tuple[Mapping[str, Tensor], Sequence[Any]]:
-        """What the whole step must know first: each loss's count over everything, and something per micro-batch."""
-        ...
-
-    def losses(self, model: nn.Module, batch: Batch, around: Any) -> Mapping[str, Tensor]:
-        """The sum of each loss over this micro-batch."""
-        ...
-
-    def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
-        """What metrics read."""
-        ...
-
-    def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        """Loss sums and predictions of one forward pass."""
-        ...
-
-    # Optional: gauges(losses, num_samples, num_processes) -> dict[str, float], what a step is to be judged by.
 
 
 class Laps(Protocol):
@@ -142,17 +119,15 @@ def optimise_once(
     for group in job.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     job.optimizer.zero_grad(set_to_none=True)
-    with job.precision.autocast(world.device):
-        counts, around = job.task.prepare(job.model, micro_batches, world)
+    step = prepare_step(job.task, job.model, micro_batches, world, job.precision)
     clock.lap("prepare")
     weights = job.weights_at(job.step)
     sums: dict[str, Tensor] = {}
-    for index, batch in enumerate(micro_batches):
+    for index in range(len(micro_batches)):
         is_last = index == len(micro_batches) - 1
         with world.reduce_gradients(replica, now=is_last):
-            with job.precision.autocast(world.device):
-                terms = job.task.losses(replica, batch, around[index])
-            loss = torch.stack([weights[name] * mean(terms[name], counts[name]) for name in terms]).sum()
+            terms = step.sums(replica, index)
+            loss = weighted_sum(step.means(terms), weights)
             clock.lap("forward")
             job.scaler.scale(loss).backward()
             clock.lap("backward")
@@ -169,13 +144,13 @@ def optimise_once(
     )
     is_finite = bool(torch.isfinite(grad_norm))
     if not is_finite and not _may_be_skipped(job, [totals[name] for name in sums]):
-        raise NonFiniteGradientError(job, micro_batches, counts, totals, grad_norm)
+        raise NonFiniteGradientError(job, micro_batches, step.counts, totals, grad_norm)
     job.scaler.step(job.optimizer)
     job.scaler.update()
     if is_finite and job.ema is not None and job.ema_decay is not None:
         update_average(job.ema, job.model, job.ema_decay)
     clock.lap("optimise")
-    losses = {name: mean(totals[name], counts[name]).item() for name in sums}
+    losses = {name: mean(totals[name], step.counts[name]).item() for name in sums}
     return (
         losses
         | {"grad_norm": grad_norm.item(), "lr": max(group["lr"] for group in job.optimizer.param_groups)}
@@ -209,12 +184,6 @@ class NonFiniteGradientError(RunError):
         super().__init__(
             f"step {job.step}: the gradient's norm is {grad_norm.item()} (losses: {values}); the weights are unchanged"
         )
-
-
-def mean(total: Tensor, count: Tensor) -> Tensor:
-    """The sum over everything divided by the count of everything, or by 1 where nothing was counted."""
-    divisor = count.to(total.device)
-    return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor)).to(total.dtype)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import nn
 from sightline.config import RunConfig, read_config
 from sightline.describe.difficulty import difficulty_of
 from sightline.describe.mean_pose import yardsticks_of
-from sightline.doctor.checks.data.dataset_mismatch import CODE, Inputs, compare, inputs_of
+from sightline.doctor.checks.data.dataset_mismatch import Inputs, compare, dataset_mismatch, inputs_of
 from sightline.doctor.core.finding import Place
 from sightline.engine.build import Data, Part, build_part
 from sightline.engine.distributed import start_world
@@ -24,7 +24,7 @@ from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.loading import OpenRun, open_run, read_run
 from sightline.engine.precision import set_backends
 from sightline.engine.session import evaluation_document
-from sightline.engine.train import Task
+from sightline.engine.step import Task
 from sightline.errors import ConfigError, UserError
 from sightline.evaluation.folds import assert_folds, tested_by
 from sightline.evaluation.kept_predictions import MANIFEST, PredictionFolder
@@ -244,7 +244,7 @@ def _is_alike(run: OpenRun, trained: RunConfig, part: Part) -> bool:
     Compares with the training data where it can be read, else with what the run noted of it.
     """
     config, on_first = run.config, run.world.on_first
-    if CODE in config.checks.skip:
+    if dataset_mismatch.code in config.checks.skip:
         return True
     name = f"{trained.data.name}/train"
     try:
@@ -256,7 +256,7 @@ def _is_alike(run: OpenRun, trained: RunConfig, part: Part) -> bool:
     on_first(show_findings)(findings)
     is_refused = any(finding.severity == "error" for finding in findings)
     if is_refused:
-        on_first(note)(f"evaluation skipped; to run it anyway: 'checks.skip=[{CODE}]'")
+        on_first(note)(f"evaluation skipped; to run it anyway: 'checks.skip=[{dataset_mismatch.code}]'")
     return not is_refused
 
 

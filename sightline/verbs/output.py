@@ -108,8 +108,8 @@ def _width(column: Sequence[str], may_be_narrowed: bool) -> int:
 
 
 def _in_one_line(finding: Any) -> str:
-    """Code, cause, summary and place, whatever breaks of lines the summary has."""
-    text = f"[{finding.code} {finding.severity} {finding.cause}] {finding.summary} ({finding.where})"
+    """Guard, code, cause, summary and place, whatever breaks of lines the summary has."""
+    text = f"[{finding.guard} {finding.code} {finding.severity} {finding.cause}] {finding.summary} ({finding.where})"
     return " ".join(text.split())
 
 

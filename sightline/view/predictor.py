@@ -13,7 +13,7 @@ from sightline.data.loading.reading import BatchReader
 from sightline.engine.device import to_device
 from sightline.engine.evaluate import Meter
 from sightline.engine.precision import Precision
-from sightline.engine.train import Task
+from sightline.engine.step import Task
 from sightline.metrics.base import fresh_state
 from sightline.types import Batch, SampleKey
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,7 +19,7 @@ from sightline.config.renames import RENAMED_CHECKS
 from sightline.config.run_config import Evaluate, Train
 from sightline.data.loading.reading import BatchReader
 from sightline.doctor import suite
-from sightline.doctor.context import CHECKS, Check, Context
+from sightline.doctor.context import CHECKS, Context, Reporter
 from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.core.merge import agree, from_dict, merge
 from sightline.doctor.core.rehearsal import rehearse
@@ -290,7 +291,7 @@ def test_what_a_run_left_is_looked_at_only_where_there_is_a_run(tmp_path: Path, 
         asked.append(context.run)
         return []
 
-    monkeypatch.setitem(CHECKS, "loss-at-chance", Check("loss-at-chance", "offline", True, note))
+    monkeypatch.setitem(CHECKS, "loss-at-chance", dataclasses.replace(CHECKS["loss-at-chance"], run=note))
     built = make(tmp_path)
     run_quick(built, World())
     run_all(built, World())
@@ -393,17 +394,33 @@ def test_a_check_that_dies_is_counted_and_told(tmp_path: Path, monkeypatch: pyte
         raise KeyError("two\nlines")
 
     monkeypatch.setattr(suite.logger, "warning", lambda *words, **more: None)  # what it logs fails every other test
-    every = [each._replace(run=dies) if each.code == "label-range" else each for each in all_checks()]
+    every = [dataclasses.replace(each, run=dies) if each.code == "label-range" else each for each in all_checks()]
     monkeypatch.setattr(suite, "all_checks", lambda: every)
     (finding,) = [each for each in run_all(make(tmp_path), World()) if each.severity != "note"]
     assert (finding.code, finding.severity, finding.cause) == ("label-range", "warning", "sys.environment")
+    assert finding.guard == "G4"
     assert finding.summary.startswith("check could not run: KeyError: ")
     assert_complete(finding)
 
 
-def test_a_dead_check_keeps_its_guard() -> None:
-    assert {suite._guard_of(each) for each in all_checks()} >= {"G1", "G4", "G20"}
-    assert all(suite._guard_of(each) != "G0" for each in all_checks())
+def test_every_check_names_its_guard() -> None:
+    assert all(re.fullmatch(r"G[1-9]\d?", each.guard) for each in all_checks())
+    assert {each.guard for each in all_checks()} >= {"G1", "G4", "G20"}
+
+
+def test_a_finding_has_what_its_check_declares_and_prints_its_code(tmp_path: Path) -> None:
+    context = Context(make(tmp_path), World())
+    defaults = {"severity": "warning", "causes": ("loss.form", "loss.sign"), "at": "losses", "action": "do"}
+    reporter = Reporter(guard="G6", code="first-step", **defaults)  # type: ignore[arg-type]
+    declared = reporter.finding(context, "about", measured="1", expected="2", split="train", sample=3)
+    assert str(declared).splitlines()[0] == "[G6 first-step warning loss.form] about"
+    assert (declared.cause, declared.alternatives, declared.action) == ("loss.form", ("loss.sign",), "do")
+    assert declared.where == context.place("losses", dataset="synthetic_shapes/train", sample=3)
+    own = reporter.finding(
+        Place(layer="head"), "about", severity="error", causes=("loss.sign", "loss.sign"), measured="1", action="it"
+    )
+    assert (own.severity, own.cause, own.alternatives, own.action) == ("error", "loss.sign", (), "it")
+    assert own.where == Place(layer="head")
 
 
 def test_notes_take_one_line_unless_asked_for_in_full(capsys: pytest.CaptureFixture[str]) -> None:
@@ -411,7 +428,7 @@ def test_notes_take_one_line_unless_asked_for_in_full(capsys: pytest.CaptureFixt
     show_findings([warning, note])
     *full, line = capsys.readouterr().err.splitlines()
     assert full == str(warning).splitlines()
-    assert line == "[data-mutation note cfg.contract] about data-mutation (config path data)"
+    assert line == "[G1 data-mutation note cfg.contract] about data-mutation (config path data)"
     show_findings([note], is_verbose=True)
     assert capsys.readouterr().err == f"{note}\n"
 

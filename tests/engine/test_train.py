@@ -11,7 +11,8 @@ import torch
 from sightline.engine.distributed import World
 from sightline.engine.precision import name_nondeterminism, set_determinism
 from sightline.engine.records import StepRecord
-from sightline.engine.train import NonFiniteGradientError, mean, train, update_average
+from sightline.engine.step import mean
+from sightline.engine.train import NonFiniteGradientError, train, update_average
 from tests.contract.run_toys import run as run_toy
 from tests.contract.toys import TOYS
 from tests.runs.small import small_run

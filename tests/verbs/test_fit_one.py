@@ -32,7 +32,7 @@ def test_what_is_not_fitted_ends_in_one_and_names_the_cause_first(tmp_path: Path
     code, out, err = run_here("fit-one", CONFIG, *SMALL, "optimizer.lr=1e-8", "--json", tmp_path / "made.json")
     assert code == 1
     findings = [line for line in err.splitlines() if line.startswith("[G")]
-    assert findings[0].startswith("[G23 warning optim.lr]")
+    assert findings[0].startswith("[G23 fit-one warning optim.lr]")
     assert "where it is lost" in out
     assert json.loads((tmp_path / "made.json").read_text())["cause"] == "optim.lr"
 

@@ -92,7 +92,7 @@ class Finding:
 
     def __str__(self) -> str:
         return (
-            f"[{self.guard} {self.severity} {self.cause}] {self.summary}\n"
+            f"[{self.guard} {self.code} {self.severity} {self.cause}] {self.summary}\n"
             f"  where: {self.where}\n  measured: {self.measured}\n  expected: {self.expected}\n"
             + (f"  or: {', '.join(self.alternatives)}\n" if self.alternatives else "")
             + f"  do: {self.action}"

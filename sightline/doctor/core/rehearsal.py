@@ -20,7 +20,8 @@ from sightline.doctor.core.graph import last_operation
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import hold_still
-from sightline.engine.train import Job, mean
+from sightline.engine.step import prepare_step, weighted_sum
+from sightline.engine.train import Job
 from sightline.errors import UserError
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.types import Batch, SampleKey
@@ -42,7 +43,8 @@ __all__ = [
     "rehearse",
 ]
 
-_DOCTOR = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[2]
+_RUNNERS = (_PACKAGE / "doctor", _PACKAGE / "engine" / "step.py")  # they run a step, and are no place of its faults
 NUM_SAMPLES = 4  # batch norm over two rows says +-1 whatever comes in; three is the number of coordinates
 _FEWEST_SAMPLES = 2
 _MOST_TRIES = 8
@@ -210,16 +212,14 @@ def forward_backward(
     hold_still(model, job.frozen, job.epoch)
     weights = job.weights_at(job.step)
     sums: dict[str, Tensor] = {}
-    with job.precision.autocast(device):
-        counts, around = job.task.prepare(model, micro_batches, World(device=device))
-    for batch, near in zip(micro_batches, around, strict=True):
-        with job.precision.autocast(device):
-            terms = job.task.losses(model, batch, near)
-        loss = torch.stack([weights[name] * mean(terms[name], counts[name]) for name in terms]).sum()
+    step = prepare_step(job.task, model, micro_batches, World(device=device), job.precision)
+    for index in range(len(micro_batches)):
+        terms = step.sums(model, index)
+        loss = weighted_sum(step.means(terms), weights)
         if loss.requires_grad:
             loss.backward()
         sums = {name: term + sums[name] if name in sums else term for name, term in terms.items()}
-    return sums, counts
+    return sums, step.counts
 
 
 def frame_of(error: BaseException) -> tuple[str | None, int | None]:
@@ -230,7 +230,7 @@ def frame_of(error: BaseException) -> tuple[str | None, int | None]:
     while isinstance(error, UserError) and error.__cause__ is not None:
         error = error.__cause__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    own = [frame for frame in frames if not Path(frame.filename).is_relative_to(_DOCTOR)]
+    own = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, _RUNNERS))]
     return (own[-1].filename, own[-1].lineno) if own else (None, None)
 
 

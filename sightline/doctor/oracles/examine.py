@@ -17,7 +17,7 @@ from sightline.doctor.oracles.losses import examine_losses
 from sightline.doctor.oracles.recorded import examine_recorded, recording
 from sightline.doctor.oracles.reduced import with_fewer_points
 from sightline.doctor.oracles.rows import Row, file_of
-from sightline.engine.distributed import World
+from sightline.engine.step import run_batch
 from sightline.engine.train import Job
 from sightline.errors import summary_of
 from sightline.types import Batch
@@ -43,12 +43,8 @@ def examine(
     `batch` and `outputs` are of a training step before any update, on the CPU.
     """
     model = copy_of(job.model).to(_CPU)
-
-    def run(given: Batch) -> None:
-        _, around = job.task.prepare(model, [given], World(device=_CPU))
-        job.task.losses(model, given, around[0])
-
-    return [*examine_layers(model, batch, run), *examine_losses(job, config, facts, batch, outputs)]
+    rows = examine_layers(model, batch, lambda given: run_batch(job.task, model, given, _CPU))
+    return [*rows, *examine_losses(job, config, facts, batch, outputs)]
 
 
 def examine_layers(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> list[Row]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from sightline.engine.distributed import World
+from sightline.engine.step import batch_step, run_batch
 from sightline.engine.train import Job
 from sightline.types import Batch
 
 __all__ = ["Replay", "loss_counts", "loss_sums"]
+
+_CPU = torch.device("cpu")
 
 
 class Replay(nn.Module):
@@ -27,12 +30,11 @@ class Replay(nn.Module):
 
 def loss_sums(job: Job, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The sum of each loss for these outputs, with its gradient."""
-    model = Replay(outputs)
-    _, around = job.task.prepare(model, [batch], World())
-    return dict(job.task.losses(model, batch, around[0]))
+    sums, _ = run_batch(job.task, Replay(outputs), batch, _CPU)
+    return dict(sums)
 
 
-def loss_counts(job: Job, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, float]:
+def loss_counts(job: Job, batch: Batch, outputs: Mapping[str, Any], device: torch.device = _CPU) -> dict[str, float]:
     """What each loss is divided by."""
-    counts, _ = job.task.prepare(Replay(outputs), [batch], World())
-    return {name: float(count) for name, count in counts.items()}
+    step = batch_step(job.task, Replay(outputs), batch, device)
+    return {name: float(count) for name, count in step.counts.items()}

@@ -17,6 +17,7 @@ from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import hold_still
 from sightline.engine.precision import Precision, seed_everything
+from sightline.engine.step import run_batch
 from sightline.engine.train import Job, NonFiniteGradientError, optimise_once
 from sightline.types import Batch
 
@@ -221,9 +222,7 @@ def forward_once(bench: Bench, model: nn.Module) -> Mapping[str, Any]:
     model.train()
     hold_still(model, job.frozen, 0)
     try:
-        with job.precision.autocast(bench.device):
-            _, around = job.task.prepare(model, [batch], World(device=bench.device))
-            job.task.losses(model, batch, around[0])
+        run_batch(job.task, model, batch, bench.device, job.precision)
     finally:
         handle.remove()
     return seen[-1]

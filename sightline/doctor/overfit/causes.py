@@ -197,7 +197,7 @@ def _of_optimiser(case: Case, same_fits: bool, told: str) -> Iterator[Finding]:
             path="optimizer",
             action="make the optimiser of all parameters of the model that trains",
             evidence={"parameters": left_out[:10]},
-            **shared,  # type: ignore[arg-type]
+            **shared,
         )
     clip = case.bench.built.job.clip_norm
     if clip is not None and _fits_unclipped(case):
@@ -206,7 +206,7 @@ def _of_optimiser(case: Case, same_fits: bool, told: str) -> Iterator[Finding]:
             causes=("optim.clip", "optim.lr"),
             path="train.clip_norm",
             action="raise train.clip_norm above the usual norm of the gradient, or leave it out",
-            **shared,  # type: ignore[arg-type]
+            **shared,
         )
     is_rate = same_fits or rate == 0
     yield case.teller.finding(
@@ -218,7 +218,7 @@ def _of_optimiser(case: Case, same_fits: bool, told: str) -> Iterator[Finding]:
         action=f"take what fits ({told}) as the start of a search"
         if is_rate
         else f"look at the optimiser's own arguments; {told}",
-        **shared,  # type: ignore[arg-type]
+        **shared,
     )
 
 

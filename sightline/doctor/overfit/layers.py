@@ -13,7 +13,8 @@ from sightline.describe.flow import leaves
 from sightline.describe.trace import trace
 from sightline.doctor.core.rehearsal import copy_of, forward_backward
 from sightline.doctor.overfit.attempts import Bench
-from sightline.engine.train import Job, mean
+from sightline.engine.step import mean
+from sightline.engine.train import Job
 
 __all__ = ["Layer", "Snapshot", "Statistics", "snapshot"]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from sightline.doctor.core.class_axes import class_axis
 from sightline.doctor.core.rehearsal import Recording, detached
 from sightline.doctor.overfit.attempts import Bench, forward_once, prepared_model
-from sightline.engine.distributed import World
-from sightline.engine.train import Job, mean
+from sightline.engine.step import mean, run_batch, weighted_sum
+from sightline.engine.train import Job
 from sightline.types import Batch
 
 __all__ = ["LossProbe", "Slope", "probe_loss"]
@@ -92,8 +92,8 @@ def probe_loss(bench: Bench) -> LossProbe:
         for name, value in found.items()
         if isinstance(value, Tensor) and value.is_floating_point()
     }
-    replay = _Replay({**found, **free})
-    terms, counts = _terms(job, replay, batch)
+    replay: Any = _Replay({**found, **free})
+    terms, counts = run_batch(job.task, replay, batch, job.device)
     read = tuple(sorted(replay.outputs.read & free.keys()))
     taken = set(inspect.signature(job.model.forward).parameters)
     others = sorted(batch.read - taken - {"sample_index", "offsets"})
@@ -115,11 +115,6 @@ def probe_loss(bench: Bench) -> LossProbe:
     )
 
 
-def _terms(job: Job, model: Any, batch: Batch) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    counts, around = job.task.prepare(model, [batch], World(device=job.device))
-    return job.task.losses(model, batch, around[0]), counts
-
-
 class _Total:
     """The whole loss as a function of outputs; with `only`, one of its terms."""
 
@@ -131,9 +126,10 @@ class _Total:
         return _Total(self._job, self._fixed, self._batch, term)
 
     def __call__(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        terms, counts = _terms(self._job, _Replay({**self._fixed, **outputs}), self._batch)
+        model: Any = _Replay({**self._fixed, **outputs})
+        terms, counts = run_batch(self._job.task, model, self._batch, self._job.device)
         weights = self._weights if self._term is None else {self._term: 1.0}
-        return torch.stack([weights[name] * mean(terms[name], counts[name]).double() for name in weights]).sum()
+        return weighted_sum({name: mean(terms[name], counts[name]).double() for name in weights}, weights)
 
 
 def _scales(outputs: Mapping[str, Tensor]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from sightline.data.loading.reading import BatchReader
 from sightline.doctor.core.rehearsal import copy_of, forward_backward
 from sightline.engine.build import Built, build_transforms
 from sightline.engine.device import to_device
-from sightline.engine.distributed import World
+from sightline.engine.step import batch_step
 from sightline.engine.stream import Plan
 from sightline.errors import UserError
 from sightline.losses.contrast import PairLoss
@@ -127,7 +127,7 @@ def _has_one_target(built: Built, reader: BatchReader) -> bool:
     """Whether no loss counts more than one thing in a sample: a label, and not a label for each of many points."""
     job = built.job
     batch = to_device(reader(_first_keys(built, 1)), job.device, floats=job.precision.parameters)
-    counts, _ = job.task.prepare(job.model, [batch], World(device=job.device))
+    counts = batch_step(job.task, job.model, batch, job.device).counts
     return all(float(count) <= 1 for count in counts.values())
 
 

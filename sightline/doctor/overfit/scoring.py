@@ -14,6 +14,7 @@ from sightline.data.loading.reading import BatchReader
 from sightline.engine.build import Built, build_transforms
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import hold_still
+from sightline.engine.step import run_batch
 from sightline.engine.train import Job
 from sightline.types import Batch
 
@@ -56,9 +57,8 @@ def _take_statistics(job: Job, batch: Batch) -> None:
             module.reset_running_stats()
             module.momentum = None  # the average of one batch is that batch's
             handles.append(module.register_forward_hook(_without_bessel))
-    with torch.no_grad(), job.precision.autocast(job.device):
-        _, around = job.task.prepare(job.model, [batch], World(device=job.device))
-        job.task.losses(job.model, batch, around[0])
+    with torch.no_grad():
+        run_batch(job.task, job.model, batch, job.device, job.precision)
     for handle in handles:
         handle.remove()
 

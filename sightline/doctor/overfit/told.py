@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sightline.doctor.context import Context
-from sightline.doctor.core.finding import Finding, Severity
+from sightline.doctor.context import Context, Reporter
+from sightline.doctor.core.finding import Finding
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 
-__all__ = ["CODE", "Teller"]
+__all__ = ["Teller"]
 
-CODE = "fit-one"
+_FIT_ONE = Reporter(guard="G23", code="fit-one")
 
 
 @dataclass(frozen=True)
@@ -22,34 +21,9 @@ class Teller:
 
     built: Built
 
-    def finding(
-        self,
-        *,
-        severity: Severity,
-        summary: str,
-        causes: tuple[str, ...],
-        path: str,
-        measured: str,
-        expected: str,
-        action: str,
-        layer: str | None = None,
-        sample: int | None = None,
-        evidence: Mapping[str, Any] | None = None,
-    ) -> Finding:
-        """A finding; `causes` are the likeliest first, `path` is where the config says what is at fault."""
-        return Finding(
-            guard="G23",
-            code=CODE,
-            severity=severity,
-            summary=summary,
-            cause=causes[0],
-            alternatives=causes[1:],
-            where=self._context.place(path, layer=layer, sample=sample, dataset=f"{self.built.config.data.name}/train"),
-            measured=measured,
-            expected=expected,
-            action=action,
-            evidence=dict(evidence or {}),
-        )
+    def finding(self, *, summary: str, path: str, **fields: Any) -> Finding:
+        """A finding about the training part; `path` is where the config says what is at fault."""
+        return _FIT_ONE.finding(self._context, summary, at=path, split="train", **fields)
 
     def loss_path(self, name: str) -> str:
         """The dotted path of the losses block of this name."""

@@ -13,7 +13,7 @@ from sightline.doctor.core.rehearsal import copy_of
 from sightline.engine.build import Built
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.train import mean
+from sightline.engine.step import prepare_step, run_batch, weighted_sum
 from sightline.types import Batch
 
 __all__ = ["Constant", "fit_constant"]
@@ -62,12 +62,12 @@ def fit_constant(built: Built, batches: Sequence[Batch]) -> Constant:
     weights = job.weights_at(job.num_steps)
 
     def total() -> Tensor:
-        counts, around = job.task.prepare(model, placed, world)
+        step = prepare_step(job.task, model, placed, world)
         sums: dict[str, Tensor] = {}
-        for batch, near in zip(placed, around, strict=True):
-            for name, term in job.task.losses(model, batch, near).items():
+        for index in range(len(placed)):
+            for name, term in step.sums(model, index).items():
                 sums[name] = sums[name] + term if name in sums else term
-        return torch.stack([weights[name] * mean(sums[name], counts[name]).double() for name in sums]).sum()
+        return weighted_sum({name: value.double() for name, value in step.means(sums).items()}, weights)
 
     total()  # makes the values, in the shapes of the outputs
     optimizer = torch.optim.LBFGS(list(model.values.values()), max_iter=_STEPS, line_search_fn="strong_wolfe")
@@ -91,7 +91,7 @@ def _find_axes(built: Built, model: Constant, batch: Batch) -> None:
     seen: list[Mapping[str, Any]] = []
     handle = model.model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
     with torch.no_grad():
-        job.task.losses(model, batch, job.task.prepare(model, [batch], World(device=job.device))[1][0])
+        run_batch(job.task, model, batch, job.device)
     handle.remove()
     model.values.clear()
     logits, label = seen[-1].get("logits"), batch.get("label")

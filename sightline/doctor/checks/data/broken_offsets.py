@@ -1,4 +1,4 @@
-"""Guard G6: offsets of a ragged batch that are not its clouds' sizes: not from 0, not rising, not up to all points."""
+"""Offsets of a ragged batch that are not its clouds' sizes: not from 0, not rising, not up to all points."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from sightline.types import Batch, DataInfo, SampleKey
 
 __all__ = ["broken_offsets"]
 
-CODE = "broken-offsets"
 _MOST_SHOWN = 8
 
 
-@check(code=CODE, moment="preflight")
+@check("G6", "broken-offsets", "preflight", causes=("data.layout", "cfg.contract", "data.padding"), at="data")
 def broken_offsets(context: Context) -> list[Finding]:
     """Offsets begin with 0, never fall, end with the number of points, and are the sizes that samples have alone."""
     findings = []
@@ -50,7 +49,7 @@ def _of_part(context: Context, part: Part, reader: Reader) -> Iterator[Finding]:
         if told is None and is_own:
             told, sample = _against_alone(reader, keys, batch[name], name)
         if told is not None:
-            yield _finding(context, part, name, told, sample, batch[name])
+            yield _of_offsets(context, part, name, told, sample, batch[name])
 
 
 def _read(reader: Reader, keys: Sequence[SampleKey]) -> Batch:
@@ -109,17 +108,14 @@ def _against_alone(
     return None, None
 
 
-def _finding(context: Context, part: Part, name: str, told: str, sample: int | None, offsets: Any) -> Finding:
+def _of_offsets(context: Context, part: Part, name: str, told: str, sample: int | None, offsets: Any) -> Finding:
     values = offsets.flatten().tolist() if isinstance(offsets, Tensor) else [str(offsets)]
     shown = ", ".join(map(str, values[:_MOST_SHOWN])) + (", .." if len(values) > _MOST_SHOWN else "")
-    return Finding(
-        guard="G6",
-        code=CODE,
-        severity="error",
-        summary=f"clouds of a batch are parted wrongly: {told}",
-        cause="data.layout",
-        alternatives=("cfg.contract", "data.padding"),
-        where=context.place("data", dataset=f"{context.config.data.name}/{part.split}", sample=sample),
+    return broken_offsets.finding(
+        context,
+        f"clouds of a batch are parted wrongly: {told}",
+        split=part.split,
+        sample=sample,
         measured=f"{told}; {name} = [{shown}]",
         expected="int64 (S+1,): 0, then the sum of all sizes up to each cloud; so the last is the number of points",
         action="mend `collate` or `get_batch` of the data set; fields with collate='concatenate' need neither",

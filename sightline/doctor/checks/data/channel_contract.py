@@ -1,4 +1,4 @@
-"""Guard G3: samples that are not what their data set promises: layout, width, type, range and unit."""
+"""Samples that are not what their data set promises: layout, width, type, range and unit."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from sightline.doctor.checks.data.broken_fields import broken_field
 from sightline.doctor.checks.data.label_range import COUNTED_BY
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import FieldSurvey, PartSurvey, name_sample
+from sightline.doctor.core.survey import FieldSurvey, PartSurvey
 from sightline.types import Field
 
 __all__ = ["channel_contract"]
 
-CODE = "channel-contract"
 _SLACK = 2.0**-10  # of the largest bound: half precision rounds by 2^-11 of a value
 _FAR_INSIDE = 1 / 50  # a range used to a fiftieth: the next unit down (cm to m, mm to m) gives 1/100 or 1/1000
 _UNIT_FACTORS = {1000.0: "millimetres for metres", 0.001: "metres for millimetres", 255.0: "0..255 for 0..1"}
 
 
-@check(code=CODE, moment="preflight")
+@check("G3", "channel-contract", "preflight")
 def channel_contract(context: Context) -> list[Finding]:
     """Shape, type and range of each field are as declared; `in_channels` is the width of what the model is given."""
     findings: list[Finding] = []
@@ -38,13 +38,14 @@ def _of_field(context: Context, survey: PartSurvey, name: str, promise: Field, f
         yield _of_shape(context, survey, name, promise, shape)
     dtype = next((d for d in found.dtypes if promise.shape != "any" and _kind(d) != _kind(promise.dtype)), None)
     if dtype is not None:
-        yield _finding(
+        yield broken_field(
+            channel_contract,
             context,
             survey,
             name,
-            found.dtypes[dtype],
-            summary=f"'{name}' is of type {dtype}, declared is {promise.dtype}",
-            causes=("data.normalisation", "cfg.contract"),
+            "type",
+            f"'{name}' is of type {dtype}, declared is {promise.dtype}",
+            sample=found.dtypes[dtype],
             measured=dtype,
             expected=promise.dtype,
             action=f"convert '{name}' where it is read (and scale it, if 0..255 stood for 0..1), or mend its Field",
@@ -55,13 +56,14 @@ def _of_field(context: Context, survey: PartSurvey, name: str, promise: Field, f
 
 def _of_shape(context: Context, survey: PartSurvey, name: str, promise: Field, shape: tuple[int, ...]) -> Finding:
     is_turned = len(shape) == 2 and _fits(promise.shape, shape[::-1])
-    return _finding(
+    return broken_field(
+        channel_contract,
         context,
         survey,
         name,
-        survey.fields[name].shapes[shape],
-        summary=f"'{name}' has the shape {shape}" + (", its axes exchanged" if is_turned else ""),
-        causes=("data.layout", "cfg.contract") if is_turned else ("cfg.contract", "data.layout"),
+        "order of axes" if is_turned else "shape",
+        f"'{name}' has the shape {shape}" + (", its axes exchanged" if is_turned else ""),
+        sample=survey.fields[name].shapes[shape],
         measured=f"{shape}",
         expected=f"'{promise.shape}' (axes as declared in the field)",
         action="transpose it where it is read: channels come last" if is_turned else "mend what is read, or the Field",
@@ -81,13 +83,14 @@ def _of_range(context: Context, survey: PartSurvey, name: str, promise: Field, f
     if is_low or is_high:
         reach = max(abs(found.low), abs(found.high))
         unit = _unit_guess(reach / largest) if largest else ""
-        yield _finding(
+        yield broken_field(
+            channel_contract,
             context,
             survey,
             name,
-            found.low_at if is_low else found.high_at,
-            summary=f"'{name}' leaves its declared range{unit and f': {unit}?'}",
-            causes=("data.normalisation", "data.corrupt_sample", "cfg.contract"),
+            "range",
+            f"'{name}' leaves its declared range{unit and f': {unit}?'}",
+            sample=found.low_at if is_low else found.high_at,
             measured=f"{span}, {reach / largest:.4g} times the largest bound" if largest else span,
             expected=declared,
             action=f"bring '{name}' to {promise.unit or 'the declared range'}, or mend its Field",
@@ -95,13 +98,14 @@ def _of_range(context: Context, survey: PartSurvey, name: str, promise: Field, f
         return
     reach = max(abs(found.low), abs(found.high))
     if _kind(promise.dtype) == "float" and 0 < reach < _FAR_INSIDE * largest:
-        yield _finding(
+        yield broken_field(
+            channel_contract,
             context,
             survey,
             name,
-            found.high_at if abs(found.high) == reach else found.low_at,
-            summary=f"'{name}' fills {reach / largest:.1g} of its declared range: another unit?",
-            causes=("data.normalisation", "cfg.contract"),
+            "unit",
+            f"'{name}' fills {reach / largest:.1g} of its declared range: another unit?",
+            sample=found.high_at if abs(found.high) == reach else found.low_at,
             measured=f"{span}, {reach / largest:.4g} of the largest bound",
             expected=f"{declared}; at least {_FAR_INSIDE:g} of it in use",
             action=f"look whether '{name}' is in {promise.unit or 'the declared unit'}, or narrow its Field",
@@ -120,13 +124,14 @@ def _of_width(context: Context) -> Iterator[Finding]:
     measured = sum(width for width in widths.values() if width is not None)
     parts = " + ".join(f"{name} {width}" for name, width in widths.items())
     if measured != declared:
-        yield _finding(
+        yield broken_field(
+            channel_contract,
             context,
             survey,
             "points",
-            int(survey.part.indices[0]),
-            summary=f"the data set says in_channels {declared}, its samples have {measured}",
-            causes=("cfg.contract", "data.layout"),
+            "width",
+            f"the data set says in_channels {declared}, its samples have {measured}",
+            sample=int(survey.part.indices[0]),
             measured=f"{parts} = {measured} channels{_first_layer(context)}",
             expected=f"in_channels = {declared} (a fact of the data set)",
             action="state as in_channels the width of points and features, or mend what is read",
@@ -135,13 +140,14 @@ def _of_width(context: Context) -> Iterator[Finding]:
     transformed = _batch_width(context)
     if transformed is not None and transformed != declared:
         names = ", ".join(component.name for component in context.config.transforms.train) or "none"
-        yield _finding(
+        yield broken_field(
+            channel_contract,
             context,
             survey,
             "points",
-            int(survey.part.indices[0]),
-            summary=f"the data set says in_channels {declared}, its training batches have {transformed}",
-            causes=("cfg.contract", "data.layout"),
+            "width",
+            f"the data set says in_channels {declared}, its training batches have {transformed}",
+            sample=int(survey.part.indices[0]),
             measured=f"{transformed} channels in a batch, {parts} = {measured}{_first_layer(context)}",
             expected=f"in_channels = {declared} (a fact of the data set), as its samples have",
             action=f"look at what the transforms ({names}) or the set's own collate add to, or lose of, its features",
@@ -193,32 +199,3 @@ def _unit_guess(ratio: float) -> str:
         if 0.5 * factor < ratio < 2 * factor:
             return words
     return ""
-
-
-def _finding(
-    context: Context,
-    survey: PartSurvey,
-    name: str,
-    index: int,
-    *,
-    summary: str,
-    causes: tuple[str, ...],
-    measured: str,
-    expected: str,
-    action: str,
-    severity: str = "error",
-) -> Finding:
-    dataset = survey.part.dataset
-    return Finding(
-        guard="G3",
-        code=CODE,
-        severity="warning" if severity == "warning" else "error",
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=index),
-        measured=f"{measured} in {name_sample(dataset, index)}",
-        expected=expected,
-        action=action,
-        evidence={"field": name, "looked_at": survey.extent},
-    )

@@ -1,4 +1,4 @@
-"""Guard G38: how the classes share the targets of each part, and which of them occur nowhere."""
+"""Shares of the classes in the targets of each part, and classes that occur nowhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from sightline.doctor.core.finding import Finding
 
 __all__ = ["class_balance"]
 
-CODE = "class-balance"
 _MOST_TOLD = 3
 
 
-@check(code=CODE, moment="preflight", is_quick=False)
+@check(
+    "G38",
+    "class-balance",
+    "preflight",
+    is_quick=False,
+    severity="note",
+    causes=("data.imbalance", "data.sampling", "data.split"),
+    at="data",
+)
 def class_balance(context: Context) -> list[Finding]:
     """A note with the share of each class in each part: that classes are unequal is a fact, no fault."""
     counted = [census for census in context.census if census is not None and census.targets.sum() > 0]
@@ -28,15 +35,11 @@ def class_balance(context: Context) -> list[Finding]:
     present = [number for number in np.argsort(-shares, kind="stable").tolist() if shares[number] > 0]
     rare, frequent = shares[present[-1]], shares[present[0]]
     return [
-        Finding(
-            guard="G38",
-            code=CODE,
-            severity="note",
-            summary=f"classes hold {rare:.2%} to {frequent:.2%} of the training {_unit(trained)}, "
+        class_balance.finding(
+            context,
+            f"classes hold {rare:.2%} to {frequent:.2%} of the training {_unit(trained)}, "
             f"1 : {frequent / rare:.3g}" + _absences(context, counted),
-            cause="data.imbalance",
-            alternatives=("data.sampling", "data.split"),
-            where=context.place("data", dataset=f"{context.config.data.name}/train"),
+            split="train",
             measured=_extremes(context, trained, present),
             expected="nothing; where rare classes matter, weigh the loss or look at their own figures",
             action="read evidence.classes for every class (--json), and the figures per class of `sightline evaluate`",

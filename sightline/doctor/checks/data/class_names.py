@@ -1,4 +1,4 @@
-"""Guard G4: names of classes that are not those of the labels: doubled, in another order in a part, or below the floor.
+"""Names of classes that are not those of the labels: doubled, in another order in a part, or below the floor.
 
 Which label is which class no file tells for certain. Where rooms have a ceiling and a floor their heights tell.
 """
@@ -18,7 +18,6 @@ from sightline.engine.build import Part
 
 __all__ = ["class_names"]
 
-CODE = "class-names"
 _NAMES = ("class_names", "category_names", "part_names")
 _ABOVE = (
     ("ceiling", "floor"),
@@ -31,7 +30,7 @@ _ORDER_B = (("bookcase", "sofa"), ("table", "chair"))
 _CLEARLY = 0.5  # of the way between two means along another axis: the up axis of a room parts them by far more
 
 
-@check(code=CODE, moment="preflight")
+@check("G4", "class-names", "preflight", at="data")
 def class_names(context: Context) -> list[Finding]:
     """No name stands twice, all parts number the classes alike, and rooms have their ceiling above their floor."""
     declared = list(_of_facts(context))
@@ -49,15 +48,15 @@ def _of_facts(context: Context) -> Iterator[Finding]:
         twice = sorted({name for name in names if list(names).count(name) > 1})
         if twice:
             places = [number for number, name in enumerate(names) if name == twice[0]]
-            yield _finding(
+            yield class_names.finding(
                 context,
-                parts[0],
-                severity="error",
-                summary=f"two classes are called '{twice[0]}'",
+                f"two classes are called '{twice[0]}'",
                 causes=("data.label_mapping", "cfg.class_count"),
+                split=parts[0].split,
                 measured=f"{fact}: '{twice[0]}' stands at {', '.join(map(str, places))}",
                 expected="a name of its own for each class; figures per class would hide one of them",
                 action=f"mend the fact {fact} of the data set",
+                evidence={"field": "class names", "looked_at": "the facts of the data sets"},
             )
     for part in parts[1:]:
         if part.dataset is not parts[0].dataset:
@@ -74,16 +73,16 @@ def _of_other_part(context: Context, part: Part, trained: Mapping[str, Any]) -> 
         pairs = itertools.zip_longest(ours, theirs, fillvalue="missing")
         place, (mine, other) = next((p, pair) for p, pair in enumerate(pairs) if pair[0] != pair[1])
         is_reordered = len(ours) == len(theirs) and sorted(map(str, ours)) == sorted(map(str, theirs))
-        yield _finding(
+        yield class_names.finding(
             context,
-            part,
-            severity="error",
-            summary=f"the {part.split} part numbers its classes otherwise than training"
+            f"the {part.split} part numbers its classes otherwise than training"
             + (": the same names in another order" if is_reordered else ""),
             causes=("data.label_mapping", "cfg.class_count")[:: 1 if is_reordered else -1],
+            split=part.split,
             measured=f"{fact}[{place}] is {other!r} here",
             expected=f"{mine!r}, as in training",
             action="number both parts alike: map labels and names of one to the order of the other",
+            evidence={"field": "class names", "looked_at": "the facts of the data sets"},
         )
         return
 
@@ -129,17 +128,17 @@ def _of_axis(context: Context, survey: PartSurvey, rooms: _Rooms) -> Finding | N
     is_one_way = abs(np.sign(apart[:, axis]).sum()) == len(apart)
     if axis == rooms.up or not is_one_way or means[rooms.up] > _CLEARLY * means[axis]:
         return None
-    return _finding(
+    return class_names.finding(
         context,
-        survey.part,
+        f"ceiling and floor lie apart along {'xyz'[axis]}, but {'xyz'[rooms.up]} is said to be up",
         severity="warning",
-        summary=f"ceiling and floor lie apart along {'xyz'[axis]}, but {'xyz'[rooms.up]} is said to be up",
         causes=("cfg.axis_swap", "data.label_mapping"),
+        split=survey.part.split,
         measured=f"mean distance {means[axis]:.4g} along {'xyz'[axis]}, {means[rooms.up]:.4g} along "
         f"{'xyz'[rooms.up]} in {_count(apart)}",
         expected="the ceiling above the floor along the up axis",
         action="mend the fact up_axis, or the order in which coordinates are read",
-        looked_at=survey.extent,
+        evidence={"field": "class names", "looked_at": survey.extent},
     )
 
 
@@ -159,17 +158,17 @@ def _of_order(context: Context, survey: PartSurvey, rooms: _Rooms) -> Finding | 
         return None
     upper, lower = pairs[0]
     apart = rooms.differences(upper, lower)[:, rooms.up]
-    return _finding(
+    return class_names.finding(
         context,
-        survey.part,
+        f"the class called '{upper}' lies below the one called '{lower}'{told}",
         severity="warning",
-        summary=f"the class called '{upper}' lies below the one called '{lower}'{told}",
         causes=("data.label_mapping", "cfg.axis_swap"),
+        split=survey.part.split,
         measured=f"so in {int((apart < 0).sum())} of {_count(apart)}, by {-np.mean(apart):.4g} on average"
         + (f"; so too {', '.join(f'{one} and {other}' for one, other in pairs[1:4])}" if pairs[1:] else ""),
         expected=f"the mean height of '{upper}' above that of '{lower}'",
         action=action,
-        looked_at=survey.extent,
+        evidence={"field": "class names", "looked_at": survey.extent},
     )
 
 
@@ -180,30 +179,3 @@ def _is_turned(rooms: _Rooms, upper: str, lower: str) -> bool:
 
 def _count(apart: np.ndarray) -> str:
     return f"{len(apart)} room{'' if len(apart) == 1 else 's'}"
-
-
-def _finding(
-    context: Context,
-    part: Part,
-    *,
-    severity: str,
-    summary: str,
-    causes: tuple[str, ...],
-    measured: str,
-    expected: str,
-    action: str,
-    looked_at: str = "the facts of the data sets",
-) -> Finding:
-    return Finding(
-        guard="G4",
-        code=CODE,
-        severity="warning" if severity == "warning" else "error",
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place("data", dataset=f"{context.config.data.name}/{part.split}"),
-        measured=measured,
-        expected=expected,
-        action=action,
-        evidence={"field": "class names", "looked_at": looked_at},
-    )

@@ -1,4 +1,4 @@
-"""Guard G13: samples that change by being read: something edits what the data set stores."""
+"""Samples that change by being read: something edits what the data set stores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from sightline.types import SampleKey
 
 __all__ = ["data_mutation"]
 
-CODE = "data-mutation"
 _MOST_SAMPLES = 32
 _MOST_BYTES = 2**26
 _MOST_SECONDS = 0.5  # of this thread's own time, which other load leaves as it is
@@ -54,7 +53,7 @@ class Writer(NamedTuple):
     function: str
 
 
-@check(code=CODE, moment="preflight")
+@check("G13", "data-mutation", "preflight")
 def data_mutation(context: Context) -> list[Finding]:
     """The same key gives the same bits, read again and again in this process (worker processes would mask it)."""
     findings = []
@@ -214,20 +213,16 @@ def _of_drift(context: Context, part: Part, drift: Drift, reads: _Reads, changed
     written = f"; written by {writer.function} ({Path(writer.file).name}:{writer.line})" if writer else ""
     held = f"; stored and changed: {', '.join(changed[:4])}" if changed else ""
     place = context.place("data")
-    return Finding(
-        guard="G13",
-        code=CODE,
-        severity="error",
-        summary=f"'{drift.field}' changes by being read" + ("" if is_stored else ", though nothing stored does"),
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=Place(
+    return data_mutation.finding(
+        Place(
             file=writer.file if writer else place.file,
             line=writer.line if writer else place.line,
             dataset=f"{context.config.data.name}/{part.split}",
             sample=drift.key.index,
             config_path="data",
         ),
+        f"'{drift.field}' changes by being read" + ("" if is_stored else ", though nothing stored does"),
+        causes=causes,
         measured=f"{name_sample(part.dataset, drift.key.index)}: read 1 and read {drift.read} of one key differ in "
         f"{drift.change}{written}{held}",
         expected="equal bits: a sample is a function of (index, epoch, seed), and reading changes nothing stored",

@@ -1,10 +1,10 @@
-"""Guard G3: training and evaluation sets that differ in up axis, scale or channels."""
+"""Training and evaluation sets that differ in up axis, scale or channels."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,14 +14,13 @@ from sightline.compiled import working_s
 from sightline.config import RunConfig
 from sightline.data.loading.reading import BatchReader
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place, Severity
+from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.core.survey import spread_keys
 from sightline.engine.build import Part, build_transforms
 from sightline.types import Batch, DataInfo, SampleKey
 
 __all__ = ["Inputs", "compare", "dataset_mismatch", "inputs_of"]
 
-CODE = "dataset-mismatch"
 _MOST_SECONDS = 0.5  # of this thread's own time, for each set
 _OTHER_SCALE = 5.0  # random scaling reaches 1.5; the next unit is 10 times off
 _FEWEST = 3
@@ -57,7 +56,7 @@ class _Exchange(NamedTuple):
     cause: str
 
 
-@check(code=CODE, moment="preflight")
+@check("G3", "dataset-mismatch", "preflight", severity="warning")
 def dataset_mismatch(context: Context) -> list[Finding]:
     """Every part that is not of the training set has its up axis, unit and channels, as declared and as measured."""
     data, config = context.built.data, context.config
@@ -113,13 +112,27 @@ def _pieces(part: Part, seed: int, *, one_by_one: bool) -> Iterator[list[SampleK
 
 def compare(trained: Inputs, evaluated: Inputs, *, place: Callable[..., Place]) -> list[Finding]:
     """What differs: what the sets declare themselves (errors), and else what their clouds show (warnings)."""
-    declared = list(_declared(trained, evaluated, place))
-    if declared:
-        return declared
-    return [*_of_scale(trained, evaluated, place), *_of_order(trained, evaluated, place)]
+    sets = _Sets(trained, evaluated, place)
+    return list(_declared(sets)) or [*_of_scale(sets), *_of_order(sets)]
 
 
-def _declared(trained: Inputs, evaluated: Inputs, place: Callable[..., Place]) -> Iterator[Finding]:
+class _Sets(NamedTuple):
+    """What was trained on, what is evaluated, and the place in a config of a dotted path."""
+
+    trained: Inputs
+    evaluated: Inputs
+    place: Callable[..., Place]
+
+    def finding(self, field: str, summary: str, **fields: Any) -> Finding:
+        """A finding about a field of what is evaluated."""
+        trained, evaluated, place = self
+        looked_at = f"{len(evaluated.clouds)} clouds of {evaluated.name}, {len(trained.clouds)} of {trained.name}"
+        where = place("data", dataset=evaluated.name)
+        return dataset_mismatch.finding(where, summary, evidence={"field": field, "looked_at": looked_at}, **fields)
+
+
+def _declared(sets: _Sets) -> Iterator[Finding]:
+    trained, evaluated, _ = sets
     ours, theirs = trained.info, evaluated.info
     pairs: list[tuple[str, str, Any, Any, str]] = [
         ("points", "the up axis", ours.facts.get("up_axis"), theirs.facts.get("up_axis"), "cfg.axis_swap"),
@@ -132,13 +145,10 @@ def _declared(trained: Inputs, evaluated: Inputs, place: Callable[..., Place]) -
             pairs.append((name, f"the unit of '{name}'", *units, "data.normalisation"))
     for field, what, mine, other, cause in pairs:
         if mine is not None and other is not None and mine != other:
-            yield _finding(
-                trained,
-                evaluated,
-                place,
+            yield sets.finding(
                 field,
+                f"{what} of {evaluated.name} is not that of the training data",
                 severity="error",
-                summary=f"{what} of {evaluated.name} is not that of the training data",
                 causes=(cause, "data.layout"),
                 measured=f"{what}: {_told(other)} in {evaluated.name}",
                 expected=f"{_told(mine)}, as in {trained.name}",
@@ -147,8 +157,9 @@ def _declared(trained: Inputs, evaluated: Inputs, place: Callable[..., Place]) -
             return
 
 
-def _of_scale(trained: Inputs, evaluated: Inputs, place: Callable[..., Place]) -> Iterator[Finding]:
+def _of_scale(sets: _Sets) -> Iterator[Finding]:
     """Sizes that do not overlap at all and are far apart."""
+    trained, evaluated, _ = sets
     if min(len(trained.sizes), len(evaluated.sizes)) < _FEWEST:
         return
     ours, theirs = np.array(trained.sizes), np.array(evaluated.sizes)
@@ -159,13 +170,9 @@ def _of_scale(trained: Inputs, evaluated: Inputs, place: Callable[..., Place]) -
     if not is_apart or max(ratio, 1 / ratio) < _OTHER_SCALE:
         return
     unit = next((f": {words}?" for factor, words in _UNITS.items() if 0.5 < max(ratio, 1 / ratio) / factor < 2), "")
-    yield _finding(
-        trained,
-        evaluated,
-        place,
+    yield sets.finding(
         "points",
-        severity="warning",
-        summary=f"clouds of {evaluated.name} are {ratio:.3g} times as large as those trained on{unit}",
+        f"clouds of {evaluated.name} are {ratio:.3g} times as large as those trained on{unit}",
         causes=("data.normalisation", "data.sampling", "cfg.contract"),
         measured=f"median radius {np.median(theirs):.4g} ({theirs.min():.4g} .. {theirs.max():.4g})",
         expected=f"about {np.median(ours):.4g} ({ours.min():.4g} .. {ours.max():.4g} in {trained.name})",
@@ -173,8 +180,9 @@ def _of_scale(trained: Inputs, evaluated: Inputs, place: Callable[..., Place]) -
     )
 
 
-def _of_order(trained: Inputs, evaluated: Inputs, place: Callable[..., Place]) -> Iterator[Finding]:
+def _of_order(sets: _Sets) -> Iterator[Finding]:
     """Columns in whose exchanged order nearly every cloud looks more like the training clouds of its class."""
+    trained, evaluated, _ = sets
     ours, theirs = _statistics(trained), _statistics(evaluated)
     shared = set(trained.labels) & set(evaluated.labels)
     if ours is None or theirs is None or ours.shape[1] != theirs.shape[1] or not shared:
@@ -187,7 +195,7 @@ def _of_order(trained: Inputs, evaluated: Inputs, place: Callable[..., Place]) -
     plain = _distances(theirs[is_shared], expected, spread)
     exchanges = list(_exchanges(trained.info, ours.shape[1]))
     if _upper_tail(len(plain), len(plain)) * len(exchanges) >= _CHANCE:
-        yield _of_too_few(trained, evaluated, place, len(plain), len(exchanges))
+        yield _of_too_few(sets, len(plain), len(exchanges))
         return
     best: tuple[float, float, int, _Exchange] | None = None
     for exchange in exchanges:
@@ -197,21 +205,16 @@ def _of_order(trained: Inputs, evaluated: Inputs, place: Callable[..., Place]) -
         if turned.mean() < _BETTER * plain.mean() and chance < _CHANCE and (best is None or turned.mean() < best[0]):
             best = (float(turned.mean()), chance, wins, exchange)
     if best is not None:
-        yield _of_exchange(trained, evaluated, place, best[3], best[2], len(plain), best[0] / float(plain.mean()))
+        yield _of_exchange(sets, best[3], best[2], len(plain), best[0] / float(plain.mean()))
 
 
-def _of_too_few(
-    trained: Inputs, evaluated: Inputs, place: Callable[..., Place], num_clouds: int, num_exchanges: int
-) -> Finding:
+def _of_too_few(sets: _Sets, num_clouds: int, num_exchanges: int) -> Finding:
     """Even if every cloud voted for one order, chance could have done it."""
     needed = math.floor(math.log2(num_exchanges / _CHANCE)) + 1
-    return _finding(
-        trained,
-        evaluated,
-        place,
+    return sets.finding(
         "points",
+        f"too few clouds of {sets.evaluated.name} to tell whether axes or channels are exchanged",
         severity="note",
-        summary=f"too few clouds of {evaluated.name} to tell whether axes or channels are exchanged",
         causes=("cfg.axis_swap", "data.layout"),
         measured=f"{num_clouds} cloud{'' if num_clouds == 1 else 's'} of classes that were trained on",
         expected=f"{needed} or more, so that what all of them show is no chance",
@@ -219,22 +222,10 @@ def _of_too_few(
     )
 
 
-def _of_exchange(
-    trained: Inputs,
-    evaluated: Inputs,
-    place: Callable[..., Place],
-    exchange: _Exchange,
-    wins: int,
-    num_clouds: int,
-    share: float,
-) -> Finding:
-    return _finding(
-        trained,
-        evaluated,
-        place,
+def _of_exchange(sets: _Sets, exchange: _Exchange, wins: int, num_clouds: int, share: float) -> Finding:
+    return sets.finding(
         "points" if exchange.cause == "cfg.axis_swap" else "features",
-        severity="warning",
-        summary=f"clouds of {evaluated.name} look like those trained on with {exchange.what}",
+        f"clouds of {sets.evaluated.name} look like those trained on with {exchange.what}",
         causes=(exchange.cause, "data.layout" if exchange.cause != "data.layout" else "cfg.contract"),
         measured=f"so {wins} of {num_clouds} clouds lie nearer to the training clouds of their class; their mean "
         f"distance falls to {share:.2g} of what it is",
@@ -338,34 +329,3 @@ def _told(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
     return str(value) or "none stated"
-
-
-def _finding(
-    trained: Inputs,
-    evaluated: Inputs,
-    place: Callable[..., Place],
-    field: str,
-    *,
-    severity: Severity,
-    summary: str,
-    causes: Sequence[str],
-    measured: str,
-    expected: str,
-    action: str,
-) -> Finding:
-    return Finding(
-        guard="G3",
-        code=CODE,
-        severity=severity,
-        summary=summary,
-        cause=causes[0],
-        alternatives=tuple(causes[1:]),
-        where=place("data", dataset=evaluated.name),
-        measured=measured,
-        expected=expected,
-        action=action,
-        evidence={
-            "field": field,
-            "looked_at": f"{len(evaluated.clouds)} clouds of {evaluated.name}, {len(trained.clouds)} of {trained.name}",
-        },
-    )

@@ -1,4 +1,4 @@
-"""Guard G4: the same cloud under two labels, or in training and in test."""
+"""The same cloud under two labels, or in training and in test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from sightline.doctor.core.finding import Finding
 
 __all__ = ["duplicate_clouds"]
 
-CODE = "duplicate-clouds"
 _MOST_TOLD = 3
 
 
@@ -42,7 +41,7 @@ _KINDS = (
 )
 
 
-@check(code=CODE, moment="preflight")
+@check("G4", "duplicate-clouds", "preflight", severity="warning", at="data")
 def duplicate_clouds(context: Context) -> list[Finding]:
     """No cloud stands in two classes, and none in two parts, as preparing the set noted (`duplicates` of the data)."""
     groups = tuple(getattr(context.built.data.train.dataset, "duplicates", ()))
@@ -61,14 +60,11 @@ def _class_of(name: str) -> str:
 def _of(context: Context, kind: _Kind, groups: Sequence[Sequence[str]]) -> Finding:
     told = "; ".join(", ".join(group) for group in groups[:_MOST_TOLD])
     more = f"; and {len(groups) - _MOST_TOLD} more" if len(groups) > _MOST_TOLD else ""
-    return Finding(
-        guard="G4",
-        code=CODE,
-        severity="warning",
-        summary=f"{kind.summary}: {len(groups)} {'time' if len(groups) == 1 else 'times'}",
-        cause=kind.cause,
-        alternatives=(kind.alternative,),
-        where=context.place("data", dataset=context.config.data.name),
+    return duplicate_clouds.finding(
+        context,
+        f"{kind.summary}: {len(groups)} {'time' if len(groups) == 1 else 'times'}",
+        causes=(kind.cause, kind.alternative),
+        dataset=context.config.data.name,
         measured=f"{told}{more}",
         expected=kind.expected,
         action=kind.action,

@@ -1,4 +1,4 @@
-"""Guard G6: clouds without a point, in the data or after a transform; in ragged batches they hide between others."""
+"""Clouds without a point, in the data or after a transform; in ragged batches they hide between others."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from sightline.data.loading.leaves import leaves
+from sightline.doctor.checks.data.broken_fields import broken_field
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place
-from sightline.doctor.core.survey import PartSurvey, name_sample, read_samples
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.survey import PartSurvey, read_samples
 from sightline.types import SampleKey
 
 __all__ = ["empty_cloud"]
 
-CODE = "empty-cloud"
 
-
-@check(code=CODE, moment="preflight")
+@check(
+    "G6",
+    "empty-cloud",
+    "preflight",
+    expected="at least one point: an empty cloud has no neighbours, no mean and no answer",
+)
 def empty_cloud(context: Context) -> list[Finding]:
     """Every sample that was looked at has a point, and has one left after the training transforms."""
     findings = [finding for survey in context.survey for finding in _of_samples(context, survey)]
@@ -28,13 +32,16 @@ def _of_samples(context: Context, survey: PartSurvey) -> Iterator[Finding]:
     found = survey.fields.get("points")
     empty = {shape: index for shape, index in found.shapes.items() if 0 in shape[:1]} if found is not None else {}
     for shape, index in empty.items():
-        yield _finding(
-            context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=index),
-            summary=f"a sample of the {survey.part.split} part has no points",
-            causes=("data.corrupt_sample", "data.sampling"),
-            measured=f"points of the shape {shape} in {name_sample(survey.part.dataset, index)}",
+        yield broken_field(
+            empty_cloud,
+            context,
+            survey,
+            "points",
+            "any",
+            f"a sample of the {survey.part.split} part has no points",
+            sample=index,
+            measured=f"points of the shape {shape}",
             action="mend the sample where the data set reads it, or leave it out",
-            looked_at=survey.extent,
         )
 
 
@@ -57,16 +64,17 @@ def _of_batch(context: Context) -> Iterator[Finding]:
     stored = _stored_points(context, sample)
     names = ", ".join(component.name for component in context.config.transforms.train) or "none"
     is_stored = stored == 0
-    yield _finding(
-        context.place(
-            "data" if is_stored else "transforms.train", dataset=f"{context.config.data.name}/train", sample=sample
-        ),
-        summary="a cloud of a training batch has no points",
+    yield empty_cloud.finding(
+        context,
+        "a cloud of a training batch has no points",
         causes=("data.corrupt_sample", "data.sampling") if is_stored else ("data.sampling", "data.corrupt_sample"),
+        at="data" if is_stored else "transforms.train",
+        split="train",
+        sample=sample,
         measured=f"{shown}{empty[0]}: sample {sample}"
         + ("" if stored is None else f", which has {stored} points before the transforms ({names})"),
         action="mend the sample, or leave it out" if is_stored else "let the crop keep at least one point of a cloud",
-        looked_at=f"{len(index)} samples of the first step",
+        evidence={"field": "points", "looked_at": f"{len(index)} samples of the first step"},
     )
 
 
@@ -74,21 +82,3 @@ def _stored_points(context: Context, index: int) -> int | None:
     """How many points a training sample has before any transform."""
     sample = read_samples(context.built.data.train.dataset, [SampleKey(index, 0, context.config.seed)])[0]
     return next((len(tensor) for _, tensor in leaves(sample.get("points")) if tensor.ndim), None)
-
-
-def _finding(
-    where: Place, *, summary: str, causes: tuple[str, ...], measured: str, action: str, looked_at: str
-) -> Finding:
-    return Finding(
-        guard="G6",
-        code=CODE,
-        severity="error",
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=where,
-        measured=measured,
-        expected="at least one point: an empty cloud has no neighbours, no mean and no answer",
-        action=action,
-        evidence={"field": "points", "looked_at": looked_at},
-    )

@@ -1,4 +1,4 @@
-"""Guard G1: parts without samples, and samples that no step, two steps or two processes train on."""
+"""Parts without samples, and samples that no step, two steps or two processes train on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from sightline.engine.stream import Plan, evaluation_keys
 
 __all__ = ["empty_loader"]
 
-CODE = "empty-loader"
 _MOST_INDICES = 50_000  # of a larger part only the first steps are dealt, about a tenth of a second's work
 _FEWEST = 20  # two permutations of so many are equal once in 2e18 runs
 
 
-@check(code=CODE, moment="static")
+@check("G1", "empty-loader", "static")
 def empty_loader(context: Context) -> list[Finding]:
     """Every part gives batches; an epoch visits each training sample once, on one process, in an order of its own."""
     findings = [finding for part in distinct_parts(context.built.data) for finding in _of_part(context, part)]
@@ -33,27 +32,22 @@ def _of_part(context: Context, part: Part) -> Iterator[Finding]:
     where = context.place("data", dataset=f"{data}/{part.split}")
     outside = part.indices[(part.indices < 0) | (part.indices >= size)]
     if count == 0 or not evaluation_keys(part.indices, context.config.evaluate.batch_size, epoch=0, seed=0):
-        yield Finding(
-            guard="G1",
-            code=CODE,
-            severity="error",
-            summary=f"the {part.split} part holds no samples, so it gives no batch",
-            cause="data.empty_loader",
-            alternatives=("data.path", "data.split"),
-            where=where,
+        yield empty_loader.finding(
+            where,
+            f"the {part.split} part holds no samples, so it gives no batch",
+            causes=("data.empty_loader", "data.path", "data.split"),
             measured=f"{count} samples of a data set of {size}",
             expected="at least 1 sample, ceil(samples / batch size) >= 1 batches",
             action="look where the data set searches for its files, and how its parts are cut",
         )
     elif len(outside):
-        yield Finding(
-            guard="G1",
-            code=CODE,
-            severity="error",
-            summary=f"the {part.split} part names samples that its data set does not have",
-            cause="data.split",
-            alternatives=("data.path",),
-            where=context.place("data", dataset=where.dataset, sample=int(outside[0])),
+        yield empty_loader.finding(
+            context,
+            f"the {part.split} part names samples that its data set does not have",
+            causes=("data.split", "data.path"),
+            at="data",
+            dataset=where.dataset,
+            sample=int(outside[0]),
             measured=f"index {int(outside[0])} in a data set of {size} samples ({len(outside)} such)",
             expected=f"indices 0 to {size - 1}",
             action="make the split again for this data set",
@@ -68,14 +62,13 @@ def _of_selection(context: Context, part: Part) -> Iterator[Finding]:
     count = len(part.indices)
     if num_classes is None or count >= num_classes:
         return
-    yield Finding(
-        guard="G1",
-        code=CODE,
+    yield empty_loader.finding(
+        context,
+        f"the part that chooses the checkpoint has {count} samples for {num_classes} classes",
         severity="warning",
-        summary=f"the part that chooses the checkpoint has {count} samples for {num_classes} classes",
-        cause="data.split",
-        alternatives=("data.empty_loader",),
-        where=context.place("evaluate.select", dataset=f"{context.config.data.name}/{part.split}"),
+        causes=("data.split", "data.empty_loader"),
+        at="evaluate.select",
+        split=part.split,
         measured=f"{count} samples; one of them moves an accuracy by {1 / count:.0%}",
         expected=f"at least one sample of each class, so {num_classes} or more",
         action="use more data, a data set with a validation part of its own, or evaluate.select: test",
@@ -162,15 +155,13 @@ def _broken_plan(
     context: Context, *, summary: str, cause: str, measured: str, expected: str, action: str, sample: int | None = None
 ) -> Finding:
     plan = context.built.job.stream.plan
-    others = tuple(other for other in ("dist.sampler", "data.sampling", "data.ordering") if other != cause)
-    return Finding(
-        guard="G1",
-        code=CODE,
-        severity="error",
-        summary=summary,
-        cause=cause,
-        alternatives=others,
-        where=context.place("train.batch_size", dataset=f"{context.config.data.name}/train", sample=sample),
+    return empty_loader.finding(
+        context,
+        summary,
+        causes=(cause, "dist.sampler", "data.sampling", "data.ordering"),
+        at="train.batch_size",
+        split="train",
+        sample=sample,
         measured=measured,
         expected=expected,
         action=action,

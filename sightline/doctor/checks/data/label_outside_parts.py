@@ -1,4 +1,4 @@
-"""Guard G4: labels of points that are no part of the object's category."""
+"""Labels of points that are no part of the object's category."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from sightline.doctor.core.survey import Labelling, PartSurvey, name_sample, par
 
 __all__ = ["label_outside_parts"]
 
-CODE = "label-outside-parts"
-
 
 class _Stray(NamedTuple):
     """A sample with labels outside its category, and the only other category that they all fit, if there is one."""
@@ -22,7 +20,7 @@ class _Stray(NamedTuple):
     fits: int | None
 
 
-@check(code=CODE, moment="preflight")
+@check("G4", "label-outside-parts", "preflight", at="data")
 def label_outside_parts(context: Context) -> list[Finding]:
     """Each label of a part set is one of the parts of its sample's category, or the ignore index."""
     return [finding for survey in context.survey for finding in _of_part(context, survey)]
@@ -59,15 +57,13 @@ def _of_strays(
     broken = sum(stray.labelling.category == category for stray in strays)
     causes, told, action = _diagnose(facts, first, is_systematic=2 * broken > alike and alike > 1)
     part = first.parts[0]
-    return Finding(
-        guard="G4",
-        code=CODE,
-        severity="error",
-        summary=f"a sample of category {_named(facts, 'category_names', category)} has the part "
+    return label_outside_parts.finding(
+        context,
+        f"a sample of category {_named(facts, 'category_names', category)} has the part "
         f"{_named(facts, 'class_names', part)}, which is none of its parts{told}",
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=index),
+        causes=causes,
+        split=survey.part.split,
+        sample=index,
         measured=f"{part} in {name_sample(survey.part.dataset, index)}{position_of(survey, 'label', index, part)}; "
         f"{broken} of {alike} samples of this category and {len(strays)} of {len(survey.labellings)} in all are so",
         expected=f"the parts of {_named(facts, 'category_names', category)}: {', '.join(map(str, table[category]))}",

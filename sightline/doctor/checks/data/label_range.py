@@ -1,4 +1,4 @@
-"""Guard G4: labels that are no class: raw ids, an undeclared ignore value, numbers that are not whole."""
+"""Labels that are no class: raw ids, an undeclared ignore value, numbers that are not whole."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from sightline.doctor.checks.data.broken_fields import broken_field
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import FieldSurvey, PartSurvey, labels_of_all, name_sample, position_of
+from sightline.doctor.core.survey import FieldSurvey, PartSurvey, labels_of_all, position_of
 
 __all__ = ["COUNTED_BY", "label_range"]
 
-CODE = "label-range"
 COUNTED_BY = {"label": "num_classes", "part": "num_parts", "category": "num_categories"}
 """Fields that hold classes, and the facts that say how many there are."""
 _USUAL_IGNORES = (-100, -1, 255)
 
 
-@check(code=CODE, moment="preflight")
+@check("G4", "label-range", "preflight")
 def label_range(context: Context) -> list[Finding]:
     """Each label is a whole number of 0 .. classes - 1, or the declared ignore index."""
     findings: list[Finding] = []
@@ -72,51 +72,48 @@ def _of_values(
     remedy = f"map raw ids to classes in the data set (it shows the {len(values)} values {sorted(values)[:12]})"
     if is_ignore:
         remedy = f"state the fact ignore_index: {value} if these targets are to be left out, or map them to classes"
-    causes = ("data.ignore_handling", "data.label_mapping")[:: 1 if is_ignore else -1]
-    return Finding(
-        guard="G4",
-        code=CODE,
-        severity="error",
-        summary=f"'{field}' holds the value {value}, which is no class",
-        cause=causes[0],
-        alternatives=(causes[1], "cfg.class_count"),
-        where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=index),
-        measured=f"{value} in {name_sample(survey.part.dataset, index)}{position_of(survey, field, index, value)}; "
-        f"{len(outside)} such values, {inside} within range",
+    return broken_field(
+        label_range,
+        context,
+        survey,
+        field,
+        "class or ignored" if is_ignore else "class",
+        f"'{field}' holds the value {value}, which is no class",
+        sample=index,
+        measured=f"{value}",
+        detail=f"{position_of(survey, field, index, value)}; {len(outside)} such values, {inside} within range",
         expected=f"0 .. {num_classes - 1} ({num_classes} classes)"
         + (f" or the ignore index {ignore_index}" if ignore_index is not None else ""),
         action=remedy,
-        evidence={"field": field, "outside": sorted(outside)[:32], "looked_at": survey.extent},
+        evidence={"outside": sorted(outside)[:32]},
     )
 
 
 def _of_dtype(context: Context, survey: PartSurvey, field: str, dtype: str, index: int) -> Finding:
-    return Finding(
-        guard="G4",
-        code=CODE,
-        severity="error",
-        summary=f"'{field}' is of type {dtype}, but classes are whole numbers",
-        cause="data.target_encoding",
-        alternatives=("data.label_mapping", "cfg.contract"),
-        where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=index),
-        measured=f"{dtype} in {name_sample(survey.part.dataset, index)}",
+    return broken_field(
+        label_range,
+        context,
+        survey,
+        field,
+        "type of classes",
+        f"'{field}' is of type {dtype}, but classes are whole numbers",
+        sample=index,
+        measured=dtype,
         expected="an integer type; losses gather by it (int64)",
         action="convert labels to int64 where the data set reads them",
-        evidence={"field": field, "looked_at": survey.extent},
     )
 
 
 def _all_ignored(context: Context, survey: PartSurvey, field: str, ignore_index: int) -> Finding:
-    return Finding(
-        guard="G4",
-        code=CODE,
+    return broken_field(
+        label_range,
+        context,
+        survey,
+        field,
+        "not always ignored",
+        f"every '{field}' that was looked at is the ignore index, so nothing is learned from it",
         severity="warning",
-        summary=f"every '{field}' that was looked at is the ignore index, so nothing is learned from it",
-        cause="data.ignore_handling",
-        alternatives=("data.label_mapping",),
-        where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}"),
         measured=f"only the value {ignore_index} in {survey.extent}",
         expected="some targets that are classes",
         action="look at the map from raw ids to classes: it sends all of them to the ignore index",
-        evidence={"field": field, "looked_at": survey.extent},
     )

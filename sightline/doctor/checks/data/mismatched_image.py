@@ -1,4 +1,4 @@
-"""Guard G2: pictures of other objects than the clouds that they are paired with."""
+"""Pictures of other objects than the clouds that they are paired with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from sightline.types import SampleKey
 
 __all__ = ["mismatched_image"]
 
-CODE = "mismatched-image"
 _MOST_SAMPLES = 16
 _NEIGHBOURS = (-2, -1, 1, 2)
 _FEWEST = 4
@@ -29,7 +28,7 @@ _MOST_STRANGE = 0.75
 """Some clouds of one class look alike, above all where the views are of meshes; of other objects nearly none do."""
 
 
-@check(code=CODE, moment="preflight")
+@check("G2", "mismatched-image", "preflight", at="data")
 def mismatched_image(context: Context) -> list[Finding]:
     """The picture of a sample is, bit for bit, one of those that the view store has under the name of its cloud.
 
@@ -51,10 +50,10 @@ def mismatched_image(context: Context) -> list[Finding]:
         if (whose := _whose(part, pictures, key.index, np.asarray(sample["image"]))) != part.name_of(key.index)
     ]
     if foreign:
-        return [_finding(context, pictures, part, foreign, len(keys))]
+        return [_of_foreign(context, pictures, part, foreign, len(keys))]
     strange = _strange_of(part, pictures, keys, samples)
     is_of_others = len(strange) >= max(1, _MOST_STRANGE * len(keys))
-    return [_finding_of_strangers(context, pictures, part, strange, len(keys))] if is_of_others else []
+    return [_of_strangers(context, pictures, part, strange, len(keys))] if is_of_others else []
 
 
 class _Strange(NamedTuple):
@@ -138,23 +137,19 @@ def _is_view(pictures: Any, name: str, image: np.ndarray) -> bool:
     return any(np.array_equal(views.image(name, view, background=pictures.background), image) for view in range(number))
 
 
-def _finding_of_strangers(
-    context: Context, pictures: Any, part: Part, strange: list[_Strange], num_read: int
-) -> Finding:
+def _of_strangers(context: Context, pictures: Any, part: Part, strange: list[_Strange], num_read: int) -> Finding:
     told = "; ".join(
         f"{part.name_of(each.sample)} overlaps {each.own:.0%} with its own pictures, {each.best:.0%} with those of "
         f"{each.whose}"
         for each in strange[:3]
     )
     views = pictures.views
-    return Finding(
-        guard="G2",
-        code=CODE,
-        severity="error",
-        summary=f"pictures under the clouds' names show other objects: {len(strange)} of {num_read} looked at",
-        cause="data.pairing",
-        alternatives=("data.path",),
-        where=context.place("data", dataset=f"{context.config.data.name}/train", sample=strange[0].sample),
+    return mismatched_image.finding(
+        context,
+        f"pictures under the clouds' names show other objects: {len(strange)} of {num_read} looked at",
+        causes=("data.pairing", "data.path"),
+        split="train",
+        sample=strange[0].sample,
         measured=told,
         expected=f"clouds that cover what {views.root} shows of them (silhouettes from two of its cameras)",
         action=f"render the set that is read: sightline data render SET --to DIR; these are of "
@@ -163,19 +158,17 @@ def _finding_of_strangers(
     )
 
 
-def _finding(context: Context, pictures: Any, part: Part, foreign: list[tuple[int, str]], num_read: int) -> Finding:
+def _of_foreign(context: Context, pictures: Any, part: Part, foreign: list[tuple[int, str]], num_read: int) -> Finding:
     told = "; ".join(
         f"the picture of {part.name_of(index)} is {f'of {whose}' if whose else 'none of its own'}"
         for index, whose in foreign[:3]
     )
-    return Finding(
-        guard="G2",
-        code=CODE,
-        severity="error",
-        summary=f"clouds are paired with pictures of other objects: {len(foreign)} of {num_read} looked at",
-        cause="data.pairing",
-        alternatives=("data.path", "data.ordering"),
-        where=context.place("data", dataset=f"{context.config.data.name}/train", sample=foreign[0][0]),
+    return mismatched_image.finding(
+        context,
+        f"clouds are paired with pictures of other objects: {len(foreign)} of {num_read} looked at",
+        causes=("data.pairing", "data.path", "data.ordering"),
+        split="train",
+        sample=foreign[0][0],
         measured=told,
         expected=f"one of the views that {pictures.views.root} has under the cloud's own name",
         action="pair clouds and pictures by their names, never by their order",

@@ -1,8 +1,7 @@
-"""Guard G2: two views in one row that are of different objects, or that depend on what is read beside them."""
+"""Two views in one row that are of different objects, or that depend on what is read beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,13 +10,12 @@ from torch import Tensor
 
 from sightline.compiled import working_s
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Severity
+from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.survey import name_sample, read_samples
 from sightline.types import Batch, SampleKey
 
 __all__ = ["mismatched_views", "shape_statistics"]
 
-CODE = "mismatched-views"
 _MOST_SAMPLES = 64
 _FEWEST = 24
 _CHUNK = 16
@@ -41,7 +39,7 @@ class _Seen(NamedTuple):
     second: list[np.ndarray]
 
 
-@check(code=CODE, moment="preflight")
+@check("G2", "mismatched-views", "preflight", at="transforms.train")
 def mismatched_views(context: Context) -> list[Finding]:
     """A row read alone has the same numbers as among others, and both of its clouds look like the object it is of.
 
@@ -81,11 +79,10 @@ def _of_company(context: Context) -> Finding | None:
                 continue
             whose = next((other for other in range(len(keys)) if _is_of(alone, together, name, other)), None)
             told = "are other numbers" if whose is None else f"are those of row {whose} of the batch"
-            return _finding(
+            return _of_sample(
                 context,
                 key,
-                severity="error",
-                summary=f"'{name}' of an object depends on what else is in its batch: rows are exchanged",
+                f"'{name}' of an object depends on what else is in its batch: rows are exchanged",
                 causes=("data.pairing", "data.duplicate_randomness"),
                 measured=f"read alone, '{name}' {told}, where the object stands in row {row}",
                 expected="the same numbers alone and in any batch",
@@ -133,11 +130,11 @@ def _of_looks(context: Context, seen: _Seen) -> list[Finding]:
     shift = _best_shift(objects, (first, second)[likeness.index(worst)], least=0.5 + _SURE * error)
     told = "" if shift is None else f"; they look like the objects {abs(shift)} {'on' if shift > 0 else 'back'}"
     return [
-        _finding(
+        _of_sample(
             context,
             seen.keys[0],
+            f"'{name}' are not of the objects that they stand beside{told}",
             severity="warning",
-            summary=f"'{name}' are not of the objects that they stand beside{told}",
             causes=("data.pairing", "data.augment_target_mismatch"),
             measured=f"they are nearer to their own object than {worst:.0%} of the others are, the other view than "
             f"{best:.0%} ({len(objects)} objects)",
@@ -178,29 +175,7 @@ def _cloud(points: Any) -> np.ndarray:
     return np.asarray(points, dtype=np.float64)
 
 
-def _finding(
-    context: Context,
-    key: SampleKey,
-    *,
-    severity: Severity,
-    summary: str,
-    causes: Sequence[str],
-    measured: str,
-    expected: str,
-    action: str,
-    evidence: dict[str, Any],
-) -> Finding:
-    part = context.built.data.train
-    return Finding(
-        guard="G2",
-        code=CODE,
-        severity=severity,
-        summary=summary,
-        cause=causes[0],
-        alternatives=tuple(causes[1:]),
-        where=context.place("transforms.train", dataset=f"{context.config.data.name}/train", sample=key.index),
-        measured=measured,
-        expected=expected,
-        action=action,
-        evidence={**evidence, "sample": name_sample(part.dataset, key.index)},
-    )
+def _of_sample(context: Context, key: SampleKey, summary: str, *, evidence: dict[str, Any], **fields: Any) -> Finding:
+    sample = name_sample(context.built.data.train.dataset, key.index)
+    evidence = {**evidence, "sample": sample}
+    return mismatched_views.finding(context, summary, split="train", sample=key.index, evidence=evidence, **fields)

@@ -1,4 +1,4 @@
-"""Guard G41: heat maps that do not show the joints: another order of axes, centre, scale or width than is said."""
+"""Heat maps that do not show the joints: another order of axes, centre, scale or width than is said."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from sightline.geometry.volumes import Placement, permuted_axes, to_camera, to_v
 
 __all__ = ["misplaced_heatmap", "width_of"]
 
-CODE = "misplaced-heatmap"
 _NEEDED = frozenset({"joints", "visible", "placement", "heatmaps"})
 _NUM_SAMPLES = 8
 _OFF = 0.05
@@ -50,7 +49,7 @@ class _Seen(NamedTuple):
         return bool((off <= self.bound).double().mean() > _MOST)
 
 
-@check(code=CODE, moment="preflight")
+@check("G41", "misplaced-heatmap", "preflight")
 def misplaced_heatmap(context: Context) -> list[Finding]:
     """Each target, read as a prediction would be, says where its joint is, and is as wide as the recipe says."""
     for part in parts_with(context, _NEEDED):
@@ -144,16 +143,13 @@ def _of_place(context: Context, part: Part, joints: Tensor, placement: Placement
     pooling = placement.size / seen.cells
     away = float((to_camera(seen.found * pooling, placement) - joints).norm(dim=-1)[seen.shown].mean())
     largest = float(off[seen.shown].max())
-    return Finding(
-        guard="G41",
-        code=CODE,
-        severity="error",
-        summary=f"heat maps do not show the joints: {told}",
-        cause=cause,
-        alternatives=tuple(c for c in ("data.layout", "data.centre", "data.augment_target_mismatch") if c != cause),
-        where=context.place(
-            "transforms", dataset=f"{context.config.data.name}/{part.split}", sample=int(part.indices[worst])
-        ),
+    return misplaced_heatmap.finding(
+        context,
+        f"heat maps do not show the joints: {told}",
+        causes=(cause, "data.layout", "data.centre", "data.augment_target_mismatch"),
+        at="transforms",
+        split=part.split,
+        sample=int(part.indices[worst]),
         measured=f"read back, targets are {away:.1f} mm from their joints, {largest:.2f} cells at most",
         expected=f"at most {seen.bound:g} cells",
         action="look at the transform that makes 'heatmaps' beside the one that makes 'placement'",
@@ -162,14 +158,12 @@ def _of_place(context: Context, part: Part, joints: Tensor, placement: Placement
 
 
 def _of_width(context: Context, part: Part, measured: float, said: float) -> Finding:
-    return Finding(
-        guard="G41",
-        code=CODE,
-        severity="error",
-        summary=f"heat maps are {measured / said:.2f} times as wide as the recipe says",
-        cause="data.target_encoding",
-        alternatives=("cfg.contract", "data.augment_target_mismatch"),
-        where=context.place("transforms.train", dataset=f"{context.config.data.name}/{part.split}"),
+    return misplaced_heatmap.finding(
+        context,
+        f"heat maps are {measured / said:.2f} times as wide as the recipe says",
+        causes=("data.target_encoding", "cfg.contract", "data.augment_target_mismatch"),
+        at="transforms.train",
+        split=part.split,
         measured=f"a deviation of {measured:.2f} cells",
         expected=f"{said:g} cells: exp(-d^2 / (2 sigma^2))",
         action="look for a variance taken for a deviation, a missing 2, or voxels taken for cells",

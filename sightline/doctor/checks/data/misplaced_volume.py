@@ -1,4 +1,4 @@
-"""Guard G41: voxels that are not those of the frame: another order of axes, centre, turn or scale than is said."""
+"""Voxels that are not those of the frame: another order of axes, centre, turn or scale than is said."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from sightline.types import Batch, SampleKey
 
 __all__ = ["misplaced_volume", "parts_with", "read_first", "unvaried"]
 
-CODE = "misplaced-volume"
 _NEEDED = frozenset({"depth", "camera", "placement", "volume"})
 _NUM_SAMPLES = 4
 _ALIKE = 0.999
@@ -27,7 +26,7 @@ _EXPLAINED = 0.9
 _FARTHEST = 12  # voxels, that a shift is looked for
 
 
-@check(code=CODE, moment="preflight")
+@check("G41", "misplaced-volume", "preflight", at="transforms")
 def misplaced_volume(context: Context) -> list[Finding]:
     """The points of a frame, mapped by its placement, occupy the very voxels that the network is given."""
     for part in parts_with(context, _NEEDED):
@@ -37,7 +36,7 @@ def misplaced_volume(context: Context) -> list[Finding]:
         found = batch["volume"] > 0
         share = _overlap(found, expected)
         if found.shape != expected.shape or share < _ALIKE:
-            return [_finding(context, part, batch, placement, share)]
+            return [_of_volume(context, part, batch, placement, share)]
     return []
 
 
@@ -97,7 +96,7 @@ def _shifted(found: Tensor, expected: Tensor) -> tuple[float, tuple[int, ...]]:
     return _overlap(found, expected.roll(offset, dims=(2, 3, 4))), offset
 
 
-def _finding(context: Context, part: Part, batch: Batch, placement: Placement, share: float) -> Finding:
+def _of_volume(context: Context, part: Part, batch: Batch, placement: Placement, share: float) -> Finding:
     found = batch["volume"] > 0
     cause, told = "data.projection", "no permutation, turn, scale or shift explains it"
     best = _EXPLAINED
@@ -111,14 +110,12 @@ def _finding(context: Context, part: Part, batch: Batch, placement: Placement, s
         if overlap > _EXPLAINED:
             best, cause, told = overlap, "data.centre", f"it lies {offset} voxels off: about another centre"
     sample = int(part.indices[0])
-    return Finding(
-        guard="G41",
-        code=CODE,
-        severity="error",
-        summary=f"the network is given other voxels than those of the frame: {told}",
-        cause=cause,
-        alternatives=tuple(c for c in ("data.layout", "data.centre", "data.augment_target_mismatch") if c != cause),
-        where=context.place("transforms", dataset=f"{context.config.data.name}/{part.split}", sample=sample),
+    return misplaced_volume.finding(
+        context,
+        f"the network is given other voxels than those of the frame: {told}",
+        causes=(cause, "data.layout", "data.centre", "data.augment_target_mismatch"),
+        split=part.split,
+        sample=sample,
         measured=f"{share:.0%} of the voxels are common in {name_sample(part.dataset, sample)} and after it",
         expected="the voxels that the frame's points occupy, mapped by 'placement'",
         action="look at the transform that makes 'volume' beside the one that makes 'placement'",

@@ -1,19 +1,19 @@
-"""Guard G6: keys that a data set promises and its samples lack, and keys that nothing reads."""
+"""Keys that a data set promises and its samples lack, and keys that nothing reads."""
 
 from __future__ import annotations
 
+from sightline.doctor.checks.data.broken_fields import broken_field
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import PartSurvey, name_sample
+from sightline.doctor.core.survey import PartSurvey
 from sightline.schema import nearest
 
 __all__ = ["missing_batch_keys"]
 
-CODE = "missing-batch-keys"
 _NOT_READ_BY_NAME = ("sample_index", "offsets")
 
 
-@check(code=CODE, moment="preflight")
+@check("G6", "missing-batch-keys", "preflight", at="data")
 def missing_batch_keys(context: Context) -> list[Finding]:
     """Every promised field is in every sample, and every key of a batch is there."""
     findings = [
@@ -28,21 +28,19 @@ def missing_batch_keys(context: Context) -> list[Finding]:
 
 def _of_samples(context: Context, survey: PartSurvey, name: str, missing: list[int]) -> Finding:
     is_partial = len(missing) < survey.num_sampled
-    causes = ("data.missing_modality", "data.pairing") if is_partial else ("cfg.contract", "data.missing_modality")
     offered = sorted(survey.fields)
-    return Finding(
-        guard="G6",
-        code=CODE,
-        severity="error",
-        summary=f"the data set promises '{name}', its samples lack it",
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=missing[0]),
-        measured=f"{name_sample(survey.part.dataset, missing[0])} has {', '.join(offered) or 'nothing'}; "
-        f"{len(missing)} of {survey.num_sampled} samples lack '{name}'",
+    return broken_field(
+        missing_batch_keys,
+        context,
+        survey,
+        name,
+        "always there" if is_partial else "there",
+        f"the data set promises '{name}', its samples lack it",
+        sample=missing[0],
+        measured=", ".join(offered) or "nothing",
+        detail=f"; {len(missing)} of {survey.num_sampled} samples lack '{name}'",
         expected=f"'{name}' in every sample, as its info.fields says",
         action=f"return '{name}' from the data set, or take it out of info.fields{nearest(name, offered)}",
-        evidence={"field": name, "looked_at": survey.extent},
     )
 
 
@@ -52,14 +50,11 @@ def _of_batch(context: Context) -> list[Finding]:
     promised = context.built.data.train.reader.keys
     missing = sorted(promised - rehearsal.batch.keys()) if rehearsal.batch else []
     return [
-        Finding(
-            guard="G6",
-            code=CODE,
-            severity="error",
-            summary=f"training batches lack '{name}', which their samples have",
-            cause="cfg.contract",
-            alternatives=("data.missing_modality", "data.padding"),
-            where=context.place("data", dataset=f"{context.config.data.name}/train"),
+        missing_batch_keys.finding(
+            context,
+            f"training batches lack '{name}', which their samples have",
+            causes=("cfg.contract", "data.missing_modality", "data.padding"),
+            split="train",
             measured=f"a batch has {', '.join(sorted(rehearsal.batch))}",
             expected=", ".join(sorted(promised)),
             action=f"keep '{name}' in the data set's collate or get_batch",
@@ -86,13 +81,12 @@ def _unread(context: Context) -> list[Finding]:
     if not idle:
         return []
     return [
-        Finding(
-            guard="G6",
-            code=CODE,
+        missing_batch_keys.finding(
+            context,
+            f"nothing reads {', '.join(repr(name) for name in idle)} of a batch",
             severity="note",
-            summary=f"nothing reads {', '.join(repr(name) for name in idle)} of a batch",
-            cause="cfg.contract",
-            where=context.place("data", dataset=f"{context.config.data.name}/train"),
+            causes=("cfg.contract",),
+            split="train",
             measured=f"model, losses and metrics read {', '.join(sorted(reads))}",
             expected="nothing; transforms may need these keys",
             action="leave it, or turn them off in the data set where reading them costs time",

@@ -1,4 +1,4 @@
-"""Guard G6: objects with parts whose category is not told, is always the same, or is numbered otherwise than stated."""
+"""Objects with parts whose category is missing, is always the same, or is numbered otherwise than stated."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from sightline.doctor.core.survey import PartSurvey, parts_of
 
 __all__ = ["missing_category"]
 
-CODE = "missing-category"
 _FEWEST = 8  # so many samples of one category by chance: 16 ^ -7 with as many shapes of each of ShapeNet's sixteen
 
 
-@check(code=CODE, moment="preflight")
+@check("G6", "missing-category", "preflight", at="data")
 def missing_category(context: Context) -> list[Finding]:
     """A part set has `category` in its samples, of more than one value, and one list of parts for each category."""
     facts = context.built.data.facts
@@ -64,66 +63,41 @@ def _of_table(context: Context, facts: Mapping[str, Any], table: list[list[int]]
 def _of_samples(context: Context, survey: PartSurvey, num_categories: int) -> Iterator[Finding]:
     seen = survey.fields.get("category")
     if seen is None and survey.num_sampled:
-        yield _finding(
+        yield missing_category.finding(
             context,
-            severity="error",
-            summary=f"the facts state {num_categories} categories, but samples have no 'category'",
+            f"the facts state {num_categories} categories, but samples have no 'category'",
             causes=("cfg.contract", "data.missing_modality"),
+            split="train",
             measured=f"samples have {', '.join(sorted(survey.fields))}",
             expected="the key 'category', one whole number for each sample: models take its one-hot, metrics its parts",
             action="return 'category' from the data set and name it in info.fields, or take parts_of_category out",
-            looked_at=survey.extent,
+            evidence={"looked_at": survey.extent},
         )
     elif seen is not None and len(seen.values) == 1 and survey.num_sampled >= _FEWEST and num_categories > 1:
         value = next(iter(seen.values))
         names = context.built.data.facts.get("category_names") or ()
         named = f"{value} ({names[value]})" if 0 <= value < len(names) else str(value)
-        yield _finding(
+        yield missing_category.finding(
             context,
+            f"'category' is {named} in every training sample that was looked at",
             severity="warning",
-            summary=f"'category' is {named} in every training sample that was looked at",
             causes=("data.sampling", "data.label_mapping", "data.ordering"),
+            split="train",
             measured=f"one value in {survey.extent}",
             expected=f"several of the {num_categories} categories",
             action="return each sample's own category; for a set of one category alone, state num_categories: 1",
-            looked_at=survey.extent,
+            evidence={"looked_at": survey.extent},
         )
 
 
 def _of_facts(context: Context, summary: str, measured: str, expected: str) -> Finding:
-    return _finding(
+    return missing_category.finding(
         context,
-        severity="error",
-        summary=summary,
+        summary,
         causes=("cfg.class_count", "data.label_mapping"),
+        split="train",
         measured=measured,
         expected=expected,
         action="mend the facts of the data set",
-        looked_at="the facts of the data set",
-    )
-
-
-def _finding(
-    context: Context,
-    *,
-    severity: str,
-    summary: str,
-    causes: tuple[str, ...],
-    measured: str,
-    expected: str,
-    action: str,
-    looked_at: str,
-) -> Finding:
-    return Finding(
-        guard="G6",
-        code=CODE,
-        severity="warning" if severity == "warning" else "error",
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place("data", dataset=f"{context.config.data.name}/train"),
-        measured=measured,
-        expected=expected,
-        action=action,
-        evidence={"looked_at": looked_at},
+        evidence={"looked_at": "the facts of the data set"},
     )

@@ -1,4 +1,4 @@
-"""Guard G17: NaN or infinity in the data, before or after its transforms."""
+"""NaN or infinity in the data, before or after its transforms."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from sightline.data.loading.leaves import leaves
+from sightline.doctor.checks.data.broken_fields import broken_field
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.survey import NonFinite, PartSurvey, name_sample, read_samples
+from sightline.doctor.core.survey import NonFinite, PartSurvey, read_samples
 from sightline.types import Batch, SampleKey
 
 __all__ = ["non_finite_data", "row_of"]
 
-CODE = "non-finite-data"
 
-
-@check(code=CODE, moment="preflight")
+@check("G17", "non-finite-data", "preflight")
 def non_finite_data(context: Context) -> list[Finding]:
     """Every number that was looked at is finite: in the samples, and in a training batch after the transforms."""
     findings = [
@@ -48,19 +47,20 @@ def _of_field(context: Context, survey: PartSurvey, name: str, fault: NonFinite,
     features = survey.part.dataset.info.features
     reads = rehearsal.batch_reads | (set(features) if "features" in rehearsal.batch_reads else set())
     is_read = name in reads or not rehearsal.batch_reads
-    return Finding(
-        guard="G17",
-        code=CODE,
+    return broken_field(
+        non_finite_data,
+        context,
+        survey,
+        name,
+        "finite",
+        f"'{name}' holds {fault.value} in {count} of the samples looked at",
         severity="error" if is_read else "note",
-        summary=f"'{name}' holds {fault.value} in {count} of the samples looked at",
-        cause="data.corrupt_sample",
-        alternatives=("data.normalisation", "data.missing_modality"),
-        where=context.place("data", dataset=f"{context.config.data.name}/{survey.part.split}", sample=fault.sample),
-        measured=f"{fault.value} at {fault.leaf}{list(fault.position)} of "
-        f"{name_sample(survey.part.dataset, fault.sample)}",
+        sample=fault.sample,
+        measured=f"{fault.value} at {fault.leaf}{list(fault.position)}",
+        joined="of",
         expected="finite numbers" + ("" if is_read else "; but neither model nor loss reads this field"),
         action="mend or leave out the sample where the data set reads it; mark missing values by a mask, not by NaN",
-        evidence={"field": name, "looked_at": survey.extent, "samples": count},
+        evidence={"samples": count},
     )
 
 
@@ -81,16 +81,13 @@ def _of_leaf(context: Context, key: str, leaf: str, tensor: Tensor, position: tu
     index = row_of(context.rehearsal.batch, tensor, position)
     is_stored = index is not None and _is_stored(context, index)
     causes = ("data.corrupt_sample", "data.normalisation") if is_stored else ("data.normalisation", "model.numerics")
-    return Finding(
-        guard="G17",
-        code=CODE,
-        severity="error",
-        summary=f"'{key}' of a training batch holds {float(tensor[position])}",
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place(
-            "data" if is_stored else "transforms.train", dataset=f"{context.config.data.name}/train", sample=index
-        ),
+    return non_finite_data.finding(
+        context,
+        f"'{key}' of a training batch holds {float(tensor[position])}",
+        causes=causes,
+        at="data" if is_stored else "transforms.train",
+        split="train",
+        sample=index,
         measured=f"{float(tensor[position])} at {leaf}{list(position)}; before the transforms the sample "
         + ("holds it too" if is_stored else "is finite"),
         expected=f"finite numbers after the transforms ({names})",

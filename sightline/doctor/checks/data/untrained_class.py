@@ -1,4 +1,4 @@
-"""Guard G38: classes that are evaluated and of which training holds no sample."""
+"""Classes that are evaluated and of which training holds no sample."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from sightline.doctor.core.finding import Finding
 
 __all__ = ["name_of_class", "untrained_class"]
 
-CODE = "untrained-class"
 _MOST_TOLD = 5
 
 
-@check(code=CODE, moment="preflight")
+@check(
+    "G38",
+    "untrained-class",
+    "preflight",
+    severity="warning",
+    causes=("data.split", "data.label_mapping", "data.sampling"),
+    at="data",
+)
 def untrained_class(context: Context) -> list[Finding]:
     """Every class of an evaluated part occurs in training; nothing is said of a training part not wholly counted."""
     trained, *evaluated = context.census
@@ -40,15 +46,11 @@ def _of_part(context: Context, trained: Census, evaluated: Census) -> Iterator[F
     shown = ", ".join(name_of_class(context, number) for number in missing[:_MOST_TOLD])
     more = f" and {len(missing) - _MOST_TOLD} more" if len(missing) > _MOST_TOLD else ""
     share = evaluated.targets[missing].sum() / evaluated.targets.sum()
-    yield Finding(
-        guard="G38",
-        code=CODE,
-        severity="warning",
-        summary=f"the {evaluated.split} part has {'a class' if len(missing) == 1 else f'{len(missing)} classes'} that "
+    yield untrained_class.finding(
+        context,
+        f"the {evaluated.split} part has {'a class' if len(missing) == 1 else f'{len(missing)} classes'} that "
         f"training never sees: {shown}{more}",
-        cause="data.split",
-        alternatives=("data.label_mapping", "data.sampling"),
-        where=context.place("data", dataset=f"{context.config.data.name}/{evaluated.split}"),
+        split=evaluated.split,
         measured="; ".join(
             f"class {name_of_class(context, number)}: 0 of {trained.targets.sum()} training targets, "
             f"{evaluated.targets[number]} of {evaluated.targets.sum()} here"

@@ -1,17 +1,16 @@
-"""Guard G25: layers that lose more in float32 than rounding takes, as where sums run in half precision."""
+"""Layers that lose more in float32 than rounding takes, as where sums run in half precision."""
 
 from __future__ import annotations
 
+from sightline.doctor.checks.layers.layer_forward import place_of
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.finding import Finding
 from sightline.doctor.oracles.rows import Row
 
 __all__ = ["layer_drift"]
 
-CODE = "layer-drift"
 
-
-@check(code=CODE, moment="deep")
+@check("G25", "layer-drift", "deep", severity="warning", causes=("model.numerics", "sys.backend"))
 def layer_drift(context: Context) -> list[Finding]:
     """The middle value of a layer's float32 output is that of float64, on numbers that both hold, nearly.
 
@@ -21,24 +20,17 @@ def layer_drift(context: Context) -> list[Finding]:
     """
     drifting = [row for row in context.oracles if row.drifts and not row.is_wrong_forward]
     inner = [row for row in drifting if not any(_holds(row, other) for other in drifting)]
-    return [_finding(context, row) for row in inner]
+    return [_of_row(context, row) for row in inner]
 
 
 def _holds(row: Row, other: Row) -> bool:
     return row is not other and (row.place.startswith("(") or other.place.startswith(f"{row.place}."))
 
 
-def _finding(context: Context, row: Row) -> Finding:
-    file, line = row.file
-    place = Place(file=file, line=line, layer=row.place) if file else context.place("model", layer=row.place)
-    return Finding(
-        guard="G25",
-        code=CODE,
-        severity="warning",
-        summary=f"'{row.place}' is far less exact in float32 than float32 is",
-        cause="model.numerics",
-        alternatives=("sys.backend",),
-        where=context.place(context.loss_path(row.place)) if row.is_loss else place,
+def _of_row(context: Context, row: Row) -> Finding:
+    return layer_drift.finding(
+        place_of(context, row),
+        f"'{row.place}' is far less exact in float32 than float32 is",
         measured=f"{row.kind}: the middle value is off by {row.drift:.3g} of the largest",
         expected=f"at most {row.drift_limit:.3g}: 1e-5 (1e-3 for what is made of others), or sixteen times "
         "what rounding of its inputs does to it",

@@ -1,4 +1,4 @@
-"""Guard G24: layers and losses whose forward pass is not what their type says, by references in plain NumPy."""
+"""Layers and losses whose forward pass is not what their type says, by references in plain NumPy."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.oracles.rows import FORWARD, Row
 
-__all__ = ["layer_forward"]
-
-CODE = "layer-forward"
+__all__ = ["layer_forward", "place_of"]
 
 
-@check(code=CODE, moment="deep")
+@check("G24", "layer-forward", "deep")
 def layer_forward(context: Context) -> list[Finding]:
     """In float64 a layer, or a class derived from it, gives what plain loops give, to 1e-10."""
-    return [_finding(context, row) for row in context.oracles if row.is_wrong_forward]
+    return [_of_row(context, row) for row in context.oracles if row.is_wrong_forward]
 
 
-def _finding(context: Context, row: Row) -> Finding:
+def _of_row(context: Context, row: Row) -> Finding:
     causes: tuple[str, ...] = ("model.structure", "sys.backend")
     if row.is_loss:
         squares = context.squares.get(row.place)
@@ -26,14 +24,10 @@ def _finding(context: Context, row: Row) -> Finding:
     if "running" in row.note or "evaluation" in row.note:
         causes = ("model.norm_mode", "model.structure", "sys.backend")
     told = f" ({row.note})" if row.note else ""
-    return Finding(
-        guard="G24",
-        code=CODE,
-        severity="error",
-        summary=f"the {'loss' if row.is_loss else 'layer'} '{row.place}' does not compute what its type says{told}",
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=_place(context, row),
+    return layer_forward.finding(
+        place_of(context, row),
+        f"the {'loss' if row.is_loss else 'layer'} '{row.place}' does not compute what its type says{told}",
+        causes=causes,
         measured=f"{row.kind}: off by {row.forward:.3g} of its largest value, in float64",
         expected=f"at most {FORWARD:g}: the same as its definition in NumPy, loop by loop",
         action="compare it with its definition; a layer that shall be another one derives from nn.Module"
@@ -43,7 +37,8 @@ def _finding(context: Context, row: Row) -> Finding:
     )
 
 
-def _place(context: Context, row: Row) -> Place:
+def place_of(context: Context, row: Row) -> Place:
+    """Where a row's loss stands in the config, or where the class of its layer is written."""
     if row.is_loss:
         return context.place(context.loss_path(row.place))
     file, line = row.file

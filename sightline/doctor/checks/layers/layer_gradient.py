@@ -1,17 +1,16 @@
-"""Guard G24: layers and losses whose backward pass is not the derivative of their forward pass."""
+"""Layers and losses whose backward pass is not the derivative of their forward pass."""
 
 from __future__ import annotations
 
+from sightline.doctor.checks.layers.layer_forward import place_of
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.core.finding import Finding
 from sightline.doctor.oracles.rows import Row
 
 __all__ = ["layer_gradient"]
 
-CODE = "layer-gradient"
 
-
-@check(code=CODE, moment="deep")
+@check("G24", "layer-gradient", "deep")
 def layer_gradient(context: Context) -> list[Finding]:
     """In float64 the gradient of each tensor is that of finite differences; of losses their second ones as well.
 
@@ -19,7 +18,7 @@ def layer_gradient(context: Context) -> list[Finding]:
     """
     wrong = [row for row in context.oracles if row.is_wrong_backward]
     inner = [row for row in wrong if not any(_holds(row, other) for other in wrong)]
-    return [_finding(context, row, [other.place for other in wrong if _holds(other, row)]) for row in inner]
+    return [_of_row(context, row, [other.place for other in wrong if _holds(other, row)]) for row in inner]
 
 
 def _holds(row: Row, other: Row) -> bool:
@@ -29,20 +28,14 @@ def _holds(row: Row, other: Row) -> bool:
     return row.place.startswith("(") or other.place.startswith(f"{row.place}.")
 
 
-def _finding(context: Context, row: Row, around: list[str]) -> Finding:
+def _of_row(context: Context, row: Row, around: list[str]) -> Finding:
     causes = ("loss.detached", "loss.inplace", "loss.form") if row.is_loss else ("model.numerics", "loss.inplace")
     first = row.slope is not None and not row.slope <= row.tolerance
-    file, line = row.file
-    place = Place(file=file, line=line, layer=row.place) if file else context.place("model", layer=row.place)
     of = "" if first else " (of the second derivative)"
-    return Finding(
-        guard="G24",
-        code=CODE,
-        severity="error",
-        summary=f"the gradient of '{row.weakest}' in '{row.place}' is not the derivative of what it computes{of}",
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place(context.loss_path(row.place)) if row.is_loss else place,
+    return layer_gradient.finding(
+        place_of(context, row),
+        f"the gradient of '{row.weakest}' in '{row.place}' is not the derivative of what it computes{of}",
+        causes=causes,
         measured=f"{row.kind}: off by {row.slope if first else row.second:.3g} of its size, in float64",
         expected=f"at most {row.tolerance:g}; healthy ones stay a factor of ten below",
         action="look for a backward of its own, for .data, detach() and no_grad, and for edits in place",

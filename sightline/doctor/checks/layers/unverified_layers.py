@@ -1,4 +1,4 @@
-"""Guard G24: layers that nothing independent vouches for: without a reference, or that could not be run alone."""
+"""Layers without an independent reference, or that could not be run alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from sightline.doctor.oracles.rows import Row
 
 __all__ = ["unverified_layers"]
 
-CODE = "unverified-layers"
 _COLUMNS = ("layer", "of them", "first", "NumPy", "gradient", "second", "float32", "verdict")
 
 
-@check(code=CODE, moment="deep")
+@check("G24", "unverified-layers", "deep", severity="note", causes=("model.structure",), at="model")
 def unverified_layers(context: Context) -> list[Finding]:
     """A table of every kind of layer and every loss. Right gradients do not make a right forward pass.
 
@@ -26,14 +25,10 @@ def unverified_layers(context: Context) -> list[Finding]:
     counted = Counter(row.verdict for row in rows)
     doubtful = [row for row in rows if row.verdict in ("half-checked", "not checked")]
     return [
-        Finding(
-            guard="G24",
-            code=CODE,
-            severity="note",
-            summary=", ".join(f"{counted[verdict]} {verdict}" for verdict in _VERDICTS if counted[verdict])
+        unverified_layers.finding(
+            context,
+            ", ".join(f"{counted[verdict]} {verdict}" for verdict in _VERDICTS if counted[verdict])
             + f" of {len(rows)} kinds of layers and losses",
-            cause="model.structure",
-            where=context.place("model"),
             measured="; ".join(_told(row) for row in doubtful) or "all agree with NumPy",
             expected="a reference in NumPy and right gradients, for each",
             action="nothing; see the tests of a layer without a reference",

@@ -1,4 +1,4 @@
-"""Guard G5: class weights, head, metrics and names that do not count the same classes."""
+"""Class weights, head, metrics and names that do not count the same classes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from sightline.doctor.core.rehearsal import Rehearsal
 
 __all__ = ["class_weight_length"]
 
-CODE = "class-weight-length"
 _ALWAYS_PER_CLASS = ("class_weights", "class_weight")
 _PER_CLASS_BESIDE_LOGITS = ("weights", "weight")
 
 
-@check(code=CODE, moment="preflight")
+@check("G5", "class-weight-length", "preflight")
 def class_weight_length(context: Context) -> list[Finding]:
     """Weights, outputs, names and metric classes are as many as classes; weights are finite and above 0."""
     num_classes = context.built.data.facts.get("num_classes")
@@ -90,15 +89,11 @@ def _as_list(value: Any) -> list[float] | None:
 
 def _of_count(context: Context, counts: dict[str, tuple[int, str, str]], name: str, num_classes: int) -> Finding:
     count, cause, path = counts[name]
-    others = ("loss.weights", "cfg.class_count", "model.structure")
-    return Finding(
-        guard="G5",
-        code=CODE,
-        severity="error",
-        summary=f"{name}: {count} for {num_classes} classes",
-        cause=cause,
-        alternatives=tuple(other for other in others if other != cause),
-        where=context.place(path),
+    return class_weight_length.finding(
+        context,
+        f"{name}: {count} for {num_classes} classes",
+        causes=(cause, "loss.weights", "cfg.class_count", "model.structure"),
+        at=path,
         measured="; ".join(f"{each} {number}" for each, (number, _, _) in counts.items()),
         expected=f"{num_classes} everywhere, the data set's fact num_classes",
         action=f"make {name} count {num_classes} classes",
@@ -114,14 +109,12 @@ def _of_values(context: Context, path: str, name: str, values: list[float]) -> I
         is_present = class_counts is not None and index < len(class_counts) and class_counts[index] > 0
         if not is_wrong and not (value == 0 and is_present):
             continue
-        yield Finding(
-            guard="G5",
-            code=CODE,
+        yield class_weight_length.finding(
+            context,
+            f"the weight of class '{called}' is {value:g}",
             severity="error" if is_wrong else "warning",
-            summary=f"the weight of class '{called}' is {value:g}",
-            cause="loss.weights",
-            alternatives=("data.imbalance", "cfg.override"),
-            where=context.place(path),
+            causes=("loss.weights", "data.imbalance", "cfg.override"),
+            at=path,
             measured=f"{name}[{index}] = {value:g}"
             + (f" for {class_counts[index]} training samples" if class_counts is not None and is_present else ""),
             expected="finite and > 0 for every class that occurs",

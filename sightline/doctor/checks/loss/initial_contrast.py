@@ -1,4 +1,4 @@
-"""Guard G20: a first loss between rows that its definition does not give on these rows, or that no fresh model has."""
+"""A first loss between rows that its definition does not give on these rows, or that no fresh model has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from sightline.losses.contrast import chance_level
 
 __all__ = ["initial_contrast"]
 
-CODE = "initial-contrast"
 _TOLERANCE = 1e-6  # of float64, relative: both sides see the same rows
 _MOST_Z = 6.0
 _RELABELLINGS = 200
@@ -29,7 +28,7 @@ _SCALE = 3.0
 """Rows are compared by angle alone: this factor must change nothing."""
 
 
-@check(code=CODE, moment="preflight")
+@check("G20", "initial-contrast", "preflight")
 def initial_contrast(context: Context) -> list[Finding]:
     """On the rows that the fresh model gives, the loss is that of its definition, written here a second time.
 
@@ -79,14 +78,11 @@ def _of_definition(context: Context, name: str, value: float, rows: Mapping[str,
     scaled = pair_losses(context, {key: _SCALE * row for key, row in rows.items()})[name]
     has_scale = not math.isclose(scaled, value, rel_tol=1e-6)
     told = "rows are not scaled to length 1" if has_scale else "its value is another"
-    return Finding(
-        guard="G20",
-        code=CODE,
-        severity="error",
-        summary=f"the loss '{name}' is not the NT-Xent of these rows: {told}",
-        cause="loss.form",
-        alternatives=("loss.negatives", "loss.normaliser", "model.numerics"),
-        where=context.place(context.loss_path(name)),
+    return initial_contrast.finding(
+        context,
+        f"the loss '{name}' is not the NT-Xent of these rows: {told}",
+        causes=("loss.form", "loss.negatives", "loss.normaliser", "model.numerics"),
+        at=context.loss_path(name),
         measured=f"{value:.6g} for {len(rows['first'])} pairs; {scaled:.6g} with all rows times {_SCALE:g}",
         expected=f"{expected:.6g}, computed apart in float64 with tau = {temperature:.4g}, whatever the rows' scale",
         action="divide every row by its length first" if has_scale else "compare the loss with its definition",
@@ -108,14 +104,12 @@ def _of_start(context: Context, name: str, value: float, rows: Mapping[str, Tens
     if std <= 1e-9 * max(1.0, mean) or (value - mean) / std <= _MOST_Z:
         return []
     return [
-        Finding(
-            guard="G20",
-            code=CODE,
+        initial_contrast.finding(
+            context,
+            f"before training, partners are farther from each other than other objects are ('{name}')",
             severity="warning",
-            summary=f"before training, partners are farther from each other than other objects are ('{name}')",
-            cause="data.pairing",
-            alternatives=("loss.sign", "model.init"),
-            where=context.place(context.loss_path(name)),
+            causes=("data.pairing", "loss.sign", "model.init"),
+            at=context.loss_path(name),
             measured=f"{value:.4g}, z = {(value - mean) / std:.3g} against {_RELABELLINGS} exchanges of partners",
             expected=f"{mean:.4g} +- {std:.2g} or less; rows that are all alike give ln(2M - 1) = {chance:.4g}",
             action="look whether row i of both sides is the same object, and whether similarity is rewarded",

@@ -1,4 +1,4 @@
-"""Guard G20: a first loss that is not what its definition gives on these logits, and logits that no fresh model has."""
+"""A first loss that is not what its definition gives on these logits, and logits that no fresh model has."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sightline.doctor.context import Context, check
 from sightline.doctor.core.class_axes import class_axis
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.rehearsal import Outputs, copy_of, detached, keys_of, read
-from sightline.engine.distributed import World
+from sightline.doctor.oracles.replay import Replay, loss_counts
 from sightline.engine.optimizers import hold_still
+from sightline.engine.step import run_batch
 from sightline.types import Batch
 
 __all__ = ["first_outputs", "initial_loss"]
 
-CODE = "initial-loss"
 _NUM_SAMPLES = 16
 _FORWARD_S = 0.6  # what a larger forward pass may be expected to take
 _RELABELLINGS = 100
@@ -53,20 +53,18 @@ class _Case:
     def value(self, label: Tensor) -> tuple[float, float]:
         """The configured loss's sum and count for these labels."""
         job, device = self.context.built.job, self.context.world.device
-        batch = {**self.batch, "label": label}
-        model: Any = _Replay(self.outputs)
-        with torch.no_grad(), job.precision.autocast(device):
-            counts, around = job.task.prepare(model, [batch], World(device=device))
-            terms = job.task.losses(model, batch, around[0])
-        return float(terms[self.name]), float(counts[self.name])
+        with torch.no_grad():
+            sums, counts = run_batch(job.task, Replay(self.outputs), self._batch(label), device, job.precision)
+        return float(sums[self.name]), float(counts[self.name])
 
     def count(self, label: Tensor) -> float:
         """The configured loss's count for these labels."""
-        model: Any = _Replay(self.outputs)
-        world = World(device=self.context.world.device)
         with torch.no_grad():
-            counts, _ = self.context.built.job.task.prepare(model, [{**self.batch, "label": label}], world)
-        return float(counts[self.name])
+            counts = loss_counts(self.context.built.job, self._batch(label), self.outputs, self.context.world.device)
+        return counts[self.name]
+
+    def _batch(self, label: Tensor) -> Batch:
+        return {**self.batch, "label": label}
 
     def mean(self, label: Tensor) -> float:
         total, count = self.value(label)
@@ -77,17 +75,7 @@ class _Case:
         return torch.where(self.is_class, table[self.label.clamp(0, self.num_classes - 1)], self.label)
 
 
-class _Replay:
-    """Stands in for the model: gives the recorded outputs whatever it is asked."""
-
-    def __init__(self, outputs: Outputs) -> None:
-        self._outputs = dict(outputs)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return self._outputs
-
-
-@check(code=CODE, moment="preflight")
+@check("G20", "initial-loss", "preflight")
 def initial_loss(context: Context) -> list[Finding]:
     """Over all shifts of the classes a cross entropy's mean is mean_i[logsumexp(z_i) - mean_c z_ic], whatever z is."""
     if not context.rehearsal.is_sound:
@@ -117,9 +105,8 @@ def first_outputs(context: Context) -> tuple[Batch, Outputs]:
     seen: list[Any] = []
     handle = model.register_forward_hook(lambda module, inputs, given: seen.append(detached(given)))
     try:
-        with torch.no_grad(), job.precision.autocast(device):
-            _, around = job.task.prepare(model, [batch], World(device=device))
-            job.task.losses(model, batch, around[0])
+        with torch.no_grad():
+            run_batch(job.task, model, batch, device, job.precision)
     except Exception:  # noqa: BLE001 - a sample further on that cannot be trained on is for the checks of data
         return rehearsal.batch, rehearsal.seen_outputs
     finally:
@@ -186,14 +173,10 @@ def _broken_definition(case: _Case, measured: float, expected: float, weights_C:
         cause, told = "loss.double_softmax", "the value of a softmax taken twice"
         action = "give the loss logits: take the softmax out of the model or of the loss"
     others = ("loss.normaliser", "loss.form", "loss.weights", "loss.double_softmax", "loss.sign")
-    return Finding(
-        guard="G20",
-        code=CODE,
-        severity="error",
-        summary=f"the loss '{case.name}' is not the cross entropy of these logits: {told}",
-        cause=cause,
-        alternatives=tuple(other for other in others if other != cause)[:3],
-        where=case.context.place(case.context.loss_path(case.name)),
+    return initial_loss.finding(
+        case.context.place(case.context.loss_path(case.name)),
+        f"the loss '{case.name}' is not the cross entropy of these logits: {told}",
+        causes=(cause, *[other for other in others if other != cause][:3]),
         measured=f"{measured:.6g}, sum / count over all {case.num_classes} shifts of the classes",
         expected=f"{expected:.6g} = mean_i[logsumexp(z_i) - mean_c z_ic]"
         + ("" if float(weights_C.std()) < 1e-12 else " with the class weights"),
@@ -233,14 +216,11 @@ def _of_start(case: _Case) -> Iterator[Finding]:
     uniform = math.log(case.num_classes)
     measured = case.mean(case.label)
     if std > _MOST_STD:
-        yield Finding(
-            guard="G20",
-            code=CODE,
+        yield initial_loss.finding(
+            case.context.place("model", layer=_last_layer(case.context)),
+            f"the untrained model is sure of itself: its logits have standard deviation {std:.3g}",
             severity="warning",
-            summary=f"the untrained model is sure of itself: its logits have standard deviation {std:.3g}",
-            cause="model.init",
-            alternatives=("model.numerics", "data.normalisation"),
-            where=case.context.place("model", layer=_last_layer(case.context)),
+            causes=("model.init", "model.numerics", "data.normalisation"),
             measured=f"logit std {std:.4g}, '{case.name}' {measured:.4g}",
             expected=f"std <= {_MOST_STD:g}; a loss near ln {case.num_classes} = {uniform:.4g} (plus std^2 / 2)",
             action="scale the initial weights by 1/sqrt(fan-in), or normalise what goes into the last layer",
@@ -266,16 +246,13 @@ def _of_dependence(case: _Case, measured: float) -> Iterator[Finding]:
         return
     is_lower = z < 0
     causes = ("data.label_leak", "model.init") if is_lower else ("data.label_mapping", "model.init", "loss.sign")
-    yield Finding(
-        guard="G20",
-        code=CODE,
-        severity="warning",
-        summary=f"the untrained model does far {'better' if is_lower else 'worse'} on the true labels than on others",
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=case.context.place(
+    yield initial_loss.finding(
+        case.context.place(
             "data" if is_lower else case.context.loss_path(case.name), dataset=f"{case.context.config.data.name}/train"
         ),
+        f"the untrained model does far {'better' if is_lower else 'worse'} on the true labels than on others",
+        severity="warning",
+        causes=causes,
         measured=f"'{case.name}' {measured:.4g}, z = {z:.3g} against {len(values)} renamings of the classes",
         expected=f"{mean:.4g} +- {std:.2g}, |z| <= {_MOST_Z:g}",
         action=f"look for {'the label among the inputs' if is_lower else 'classes in another order in data or head'}",

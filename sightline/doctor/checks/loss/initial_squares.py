@@ -1,4 +1,4 @@
-"""Guard G20: a first mean square that does not follow from the sizes of outputs and targets."""
+"""A first mean square that does not follow from the sizes of outputs and targets."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from sightline.doctor.oracles.squares import Squares
 
 __all__ = ["initial_squares", "predicted"]
 
-CODE = "initial-squares"
 _LEAST = 0.5
 _MOST = 2.0
 
 
-@check(code=CODE, moment="preflight")
+@check("G20", "initial-squares", "preflight", severity="warning")
 def initial_squares(context: Context) -> list[Finding]:
     """What a fresh model answers does not depend on the target: E(o - t)^2 = E o^2 + E t^2 - 2 E o E t, nearly.
 
@@ -70,14 +69,11 @@ def _of(context: Context, name: str, squares: Squares) -> list[Finding]:
 def _warning(
     context: Context, name: str, summary: str, measured: str, expected: str, causes: tuple[str, ...], action: str
 ) -> Finding:
-    return Finding(
-        guard="G20",
-        code=CODE,
-        severity="warning",
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place(context.loss_path(name)),
+    return initial_squares.finding(
+        context,
+        summary,
+        causes=causes,
+        at=context.loss_path(name),
         measured=measured,
         expected=expected,
         action=action,

@@ -1,4 +1,4 @@
-"""Guard G21: a run that ends with a loss between rows still at chance, where nothing was learnt."""
+"""A run that ends with a loss between rows still at chance, where nothing was learnt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from sightline.tasks.contrast import OF_CHANCE
 
 __all__ = ["at_chance", "loss_at_chance"]
 
-CODE = "loss-at-chance"
 _FEWEST_STEPS = 100
 _FEWEST_SLOW_STEPS = 300  # a cross-modal loss was seen at 0.955 of chance after 128 steps
 _SHARE_OF_RUN = 4
@@ -23,7 +22,7 @@ _FALL = 0.05
 _COLLAPSED = 0.005
 
 
-@check(code=CODE, moment="offline")
+@check("G21", "loss-at-chance", "offline", severity="warning")
 def loss_at_chance(context: Context) -> list[Finding]:
     """Of `metrics.jsonl`: each loss's share of ln(2M - 1) over the last quarter of the run is well below 1."""
     if context.run is None or not (context.run / "metrics.jsonl").is_file():
@@ -57,14 +56,10 @@ def _of_term(lines: Sequence[Mapping[str, Any]], name: str, file: Path) -> Findi
         causes = ("optim.lr", "data.pairing", "loss.detached")
     chance, pairs = final.get("chance"), final.get("negatives")
     told = "the network answers alike for all objects" if is_collapsed else "nothing was learnt from these pairs"
-    return Finding(
-        guard="G21",
-        code=CODE,
-        severity="warning",
-        summary=f"'{name}' ends at chance: {told}",
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=Place(file=str(file), step=final["step"]),
+    return loss_at_chance.finding(
+        Place(file=str(file), step=final["step"]),
+        f"'{name}' ends at chance: {told}",
+        causes=causes,
         measured=f"{last:.3f} of chance over the last {quarter} of {len(lines)} lines, {first:.3f} over the first",
         expected=f"well below {_NEAR:g}"
         + ("" if chance is None else f"; chance is {chance:.4f} with {pairs:g} negatives"),

@@ -1,4 +1,4 @@
-"""Guard G34: losses between rows with fewer, more or other negatives than the batch implies, or the wrong partners."""
+"""Losses between rows with fewer, more or other negatives than the batch implies, or the wrong partners."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import torch
 
 from sightline.doctor.checks.loss.pair_rows import OUTPUTS, pair_losses, pairs_task
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Severity
+from sightline.doctor.core.finding import Finding
 from sightline.losses.contrast import chance_level
 
 __all__ = ["negatives"]
 
-CODE = "negatives"
 _PAIRS = 6
 _WIDTH = 16
 _TOLERANCE = 1e-9  # of float64 sums of a dozen exponentials
 
 
-@check(code=CODE, moment="static")
+@check("G34", "negatives", "static")
 def negatives(context: Context) -> list[Finding]:
     """Rows that are all alike give exactly ln(K + 1) for K negatives, and K is 2M - 2 for the M pairs of a step.
 
@@ -78,11 +77,11 @@ def _of_partners(context: Context) -> list[Finding]:
         if value < bad:
             continue
         found.append(
-            _finding(
+            negatives.finding(
                 context,
-                name,
-                summary=f"the loss '{name}' does not reward an object's own partner",
+                f"the loss '{name}' does not reward an object's own partner",
                 causes=("data.pairing", "loss.sign", "loss.form"),
+                at=context.loss_path(name),
                 measured=f"{value:.6g} with every partner equal, {bad:.6g} with that of another object",
                 expected="the first to be smaller",
                 action="compare row i of one side with row i of the other, and minimise the cross entropy",
@@ -95,12 +94,12 @@ def _of_declared(context: Context) -> Finding:
     """What `negatives: process` costs, in numbers."""
     whole, size = context.config.train.batch_size, context.world.size
     alone = whole // size
-    return _finding(
+    return negatives.finding(
         context,
-        None,
+        f"every process compares its own {alone:g} pairs alone, as task.negatives: process says",
         severity="warning",
-        summary=f"every process compares its own {alone:g} pairs alone, as task.negatives: process says",
         causes=("loss.negatives", "dist.sync"),
+        at="task",
         measured=f"{2 * alone - 2:g} negatives an anchor; a collapsed network has the loss {chance_level(alone):.4f}",
         expected=f"{2 * whole - 2} of the {whole} pairs of a step, and {chance_level(whole):.4f}, on any number of "
         "processes",
@@ -110,11 +109,11 @@ def _of_declared(context: Context) -> Finding:
 
 def _wrong(context: Context, name: str, value: float, num_pairs: int, how: str, told: str) -> Finding:
     count = math.expm1(value) if value < 700 else math.inf
-    return _finding(
+    return negatives.finding(
         context,
-        name,
-        summary=f"the loss '{name}' has not the negatives that a step has{told and f': {told}'}",
+        f"the loss '{name}' has not the negatives that a step has{told and f': {told}'}",
         causes=("loss.negatives", "loss.form", "dist.sync"),
+        at=context.loss_path(name),
         measured=f"{value:.9g} for {num_pairs} pairs that are all alike{how}, so {count:.6g} negatives",
         expected=f"{chance_level(num_pairs):.9g} = ln(2 x {num_pairs} - 1), so {2 * num_pairs - 2}",
         action="compare each row with all others of both sides, over micro-batches and processes, and not with itself",
@@ -133,28 +132,3 @@ def _explained(value: float, parts: int) -> str:
     if parts > 1:
         known[2 * (_PAIRS // parts) - 2] = "only the rows of its own micro-batch are compared with"
     return known.get(found, "")
-
-
-def _finding(
-    context: Context,
-    name: str | None,
-    *,
-    severity: Severity = "error",
-    summary: str,
-    causes: tuple[str, ...],
-    measured: str,
-    expected: str,
-    action: str,
-) -> Finding:
-    return Finding(
-        guard="G34",
-        code=CODE,
-        severity=severity,
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place("task" if name is None else context.loss_path(name)),
-        measured=measured,
-        expected=expected,
-        action=action,
-    )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
+from sightline.engine.step import prepare_step
 from sightline.tasks.contrast import Contrast
 
 __all__ = ["BUILT_IN", "OUTPUTS", "pair_losses", "pairs_task"]
@@ -35,7 +36,7 @@ def pair_losses(
 
     The step is split into `parts` micro-batches; `world` is a single process unless it is said.
     """
-    task = pairs_task(context)
+    task: Any = pairs_task(context)
     assert task is not None, "only for a run that compares rows"
     everyone: Any = World() if world is None else world
     size = len(next(iter(rows.values())))
@@ -44,12 +45,12 @@ def pair_losses(
     model = _Given(rows)
     sums: dict[str, Tensor] = {}
     with torch.no_grad():
-        counts, around = task.prepare(model, micro_batches, everyone)
-        for batch, near in zip(micro_batches, around, strict=True):
-            for name, term in task.losses(model, batch, near).items():
+        step = prepare_step(task, model, micro_batches, everyone)
+        for index in range(len(micro_batches)):
+            for name, term in step.sums(model, index).items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + term.double()
     sums = everyone.all_reduce_sum(sums, what="losses of rows that are known")
-    return {name: float(sums[name]) / float(counts[name]) for name in BUILT_IN if name in sums}
+    return {name: float(sums[name]) / float(step.counts[name]) for name in BUILT_IN if name in sums}
 
 
 class _Given(nn.Module):

@@ -1,4 +1,4 @@
-"""Guard G21: a run whose loss stays at that of a constant answer: zeros, the mean target, equal chances."""
+"""A run whose loss stays at that of a constant answer: zeros, the mean target, equal chances."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from sightline.runs.run_documents import read_lines
 
 __all__ = ["stays_at", "trivial_plateau"]
 
-CODE = "trivial-plateau"
 _NEAR = 0.02
 _FIRST_STEP = 50
 _FEWEST_STEPS = 50
@@ -26,7 +25,13 @@ _SMALL = 0.1  # of the size of the targets, or of logits' differences: a network
 _BETTER = 0.02
 
 
-@check(code=CODE, moment="offline")
+@check(
+    "G21",
+    "trivial-plateau",
+    "offline",
+    severity="warning",
+    causes=("model.constant_output", "model.activation", "optim.lr", "data.target_encoding"),
+)
 def trivial_plateau(context: Context) -> list[Finding]:
     """Of `metrics.jsonl`: no loss is within 2 % of a constant answer's over fifty steps and all that follow.
 
@@ -46,7 +51,7 @@ def trivial_plateau(context: Context) -> list[Finding]:
         if span is not None and answer.loss not in found:
             off = _distance(context, answer)
             if off is not None and off < _SMALL:
-                found[answer.loss] = _finding(context, answer, span, off, file)
+                found[answer.loss] = _of_answer(context, answer, span, off, file)
     return list(found.values())
 
 
@@ -99,16 +104,11 @@ def _distance(context: Context, answer: Trivial) -> float | None:
     return float((output.double() - answer.answer).abs().max()) / size if size > 0 else None
 
 
-def _finding(context: Context, answer: Trivial, span: tuple[int, int, float], off: float, file: Path) -> Finding:
+def _of_answer(context: Context, answer: Trivial, span: tuple[int, int, float], off: float, file: Path) -> Finding:
     first, last, measured = span
-    return Finding(
-        guard="G21",
-        code=CODE,
-        severity="warning",
-        summary=f"'{answer.loss}' stays at the loss of a constant answer ({answer.told}): nothing was learnt",
-        cause="model.constant_output",
-        alternatives=("model.activation", "optim.lr", "data.target_encoding"),
-        where=Place(file=str(file), step=last, config_path=context.loss_path(answer.loss)),
+    return trivial_plateau.finding(
+        Place(file=str(file), step=last, config_path=context.loss_path(answer.loss)),
+        f"'{answer.loss}' stays at the loss of a constant answer ({answer.told}): nothing was learnt",
         measured=f"{measured:.4e} over steps {first} to {last}; the answers differ from the constant by {off:.2g}",
         expected=f"well below {answer.value:.4e}, by the targets",
         action="`sightline check --deep` on the config: last activation, dead units, gradients; then the learning rate",

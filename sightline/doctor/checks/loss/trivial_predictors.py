@@ -1,4 +1,4 @@
-"""Guard G21: what a network that answers the same for everything would have for a loss, by the targets alone."""
+"""The loss of a network that predicts the same for everything, by the targets alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.doctor.context import Context, check
+from sightline.doctor.context import Check, Context, check
 from sightline.doctor.core.class_axes import class_axis
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.oracles.replay import loss_counts, loss_sums
@@ -18,8 +18,6 @@ from sightline.doctor.oracles.squares import Squares
 
 __all__ = ["Trivial", "trivial_answers", "trivial_classes", "trivial_predictors"]
 
-CODE = "trivial-predictors"
-CODE_OF_CLASSES = "trivial-classes"
 _LEAST_SHARE = 1e-6
 
 
@@ -34,22 +32,22 @@ class Trivial:
     answer: float | None = None
 
 
-@check(code=CODE, moment="preflight")
+@check("G21", "trivial-predictors", "preflight")
 def trivial_predictors(context: Context) -> list[Finding]:
     """Of each sum of squares the loss of zeros and of the best constant: one that stays there has learned nothing."""
     return [
-        _note(context, name, CODE, answers)
+        _note(trivial_predictors, context, name, answers)
         for name, squares in context.squares.items()
         if (answers := list(of_squares(name, squares)))
     ]
 
 
-@check(code=CODE_OF_CLASSES, moment="deep")
+@check("G21", "trivial-classes", "deep")
 def trivial_classes(context: Context) -> list[Finding]:
     """Of cross entropy the loss of equal chances and of the classes' shares in training."""
     names = [component.name for component in context.config.losses if component.name == "cross_entropy"]
     answers = {name: list(_of_classes(context, name)) for name in names if context.rehearsal.is_sound}
-    return [_note(context, name, CODE_OF_CLASSES, found) for name, found in answers.items() if found]
+    return [_note(trivial_classes, context, name, found) for name, found in answers.items() if found]
 
 
 def trivial_answers(context: Context) -> Iterator[Trivial]:
@@ -104,15 +102,14 @@ def _expected(context: Context, name: str, axis: int, answer: Tensor, shares: np
     return total / count if count else math.nan
 
 
-def _note(context: Context, name: str, code: str, answers: list[Trivial]) -> Finding:
+def _note(check: Check, context: Context, name: str, answers: list[Trivial]) -> Finding:
     told = "; ".join(f"{answer.told}: {answer.value:.4e}" for answer in answers)
-    return Finding(
-        guard="G21",
-        code=code,
+    return check.finding(
+        context,
+        f"'{name}' of a network that answers the same for everything: {told}",
         severity="note",
-        summary=f"'{name}' of a network that answers the same for everything: {told}",
-        cause="model.constant_output",
-        where=context.place(context.loss_path(name)),
+        causes=("model.constant_output",),
+        at=context.loss_path(name),
         measured=told,
         expected="a training loss that goes below all of these",
         action="nothing; a loss that stays at one of these has learned nothing",

@@ -1,4 +1,4 @@
-"""Guard G16: metrics that do not give perfect answers the best score, as where an absent class is scored 0.
+"""Metrics that do not give perfect answers the best score, as where an absent class is scored 0.
 
 The labels themselves are put as answers, once with every class there and once with a single one: where only the second
 score falls short of 1, what neither labels nor answers have is what is scored.
@@ -17,13 +17,12 @@ from sightline.engine.evaluate import Meter
 
 __all__ = ["absent_class_score"]
 
-CODE = "absent-class-score"
 _BEST_IS_ONE = re.compile(r"(^|[_\W])(m?iou|accuracy|acc|precision|recall|dice|f1)([_\W]|$)", re.IGNORECASE)
 _ROUNDING = 1e-6  # means of a thousand float32 ones stay nearer to 1
 _MOST_SHEETS = 64
 
 
-@check(code=CODE, moment="preflight")
+@check("G16", "absent-class-score", "preflight")
 def absent_class_score(context: Context) -> list[Finding]:
     """Each figure named for an IoU, an accuracy, a precision or a recall is 1 (or NaN) for perfect answers."""
     maker = maker_of(context)
@@ -96,14 +95,11 @@ def _with_every_class(maker: Maker) -> list[Sheet]:
 def _of_absent(context: Context, meter: Meter, absent: dict[str, float], whole: dict[str, float]) -> Finding:
     called, path = name_of_metric(context, meter)
     name = next(iter(absent))
-    return Finding(
-        guard="G16",
-        code=CODE,
-        severity="error",
-        summary=f"'{name}' of the metric '{called}' scores classes that neither labels nor answers have",
-        cause="eval.absent_class",
-        alternatives=("eval.protocol", "eval.decode"),
-        where=context.place(path),
+    return absent_class_score.finding(
+        context,
+        f"'{name}' of the metric '{called}' scores classes that neither labels nor answers have",
+        causes=("eval.absent_class", "eval.protocol", "eval.decode"),
+        at=path,
         measured=f"{_told(absent)} for perfect answers where one class alone is there; {whole.get(name, math.nan):.6g} "
         "where every class is",
         expected="1 for perfect answers, whichever classes there are",
@@ -116,14 +112,11 @@ def _of_absent(context: Context, meter: Meter, absent: dict[str, float], whole: 
 def _of_all(context: Context, meter: Meter, short: dict[str, float]) -> Finding:
     called, path = name_of_metric(context, meter)
     name = next(iter(short))
-    return Finding(
-        guard="G16",
-        code=CODE,
-        severity="error",
-        summary=f"'{name}' of the metric '{called}' is below 1 for perfect answers",
-        cause="eval.decode",
-        alternatives=("eval.protocol", "eval.aggregation", "eval.absent_class"),
-        where=context.place(path),
+    return absent_class_score.finding(
+        context,
+        f"'{name}' of the metric '{called}' is below 1 for perfect answers",
+        causes=("eval.decode", "eval.protocol", "eval.aggregation", "eval.absent_class"),
+        at=path,
         measured=f"{_told(short)} for answers that are the labels, with every class among them",
         expected="1, the best score",
         action="look at how the metric takes the answer (argmax over the classes), and what it divides by",

@@ -1,4 +1,4 @@
-"""Guard G16: metrics whose figures depend on how the samples are dealt to batches, such as a mean of batches.
+"""Metrics whose figures depend on how the samples are dealt to batches, such as a mean of batches.
 
 The same answers are scored as one batch and as two; a metric of sums and counts gives the same figures. Answers are
 made where a task answers by logits; the model's predictions of a few evaluated samples serve for every task.
@@ -27,7 +27,6 @@ from sightline.errors import summary_of
 
 __all__ = ["per_batch_metric"]
 
-CODE = "per-batch-metric"
 _TOLERANCE = (
     1e-6  # float32 sums in another order differ by less over the few samples here; a mean of batches by far more
 )
@@ -36,7 +35,7 @@ _FEWEST_DEALT = 2
 _FEWEST_SAMPLES = 3  # of two the only split is even; where a step has fewer, one of them lends its form twice
 
 
-@check(code=CODE, moment="preflight")
+@check("G16", "per-batch-metric", "preflight")
 def per_batch_metric(context: Context) -> list[Finding]:
     """Each figure is the same for one batch and for two with the same answers, and follows from the state alone."""
     maker = maker_of(context)
@@ -115,14 +114,11 @@ def _of_difference(
     context: Context, meter: Meter, differing: dict[str, tuple[float, float]], sizes: Sequence[int], kind: str
 ) -> Finding:
     called, path = name_of_metric(context, meter)
-    return Finding(
-        guard="G16",
-        code=CODE,
-        severity="error",
-        summary=f"'{next(iter(differing))}' of the metric '{called}' depends on how the samples are dealt to batches",
-        cause="eval.aggregation",
-        alternatives=("eval.protocol", "eval.mode"),
-        where=context.place(path),
+    return per_batch_metric.finding(
+        context,
+        f"'{next(iter(differing))}' of the metric '{called}' depends on how the samples are dealt to batches",
+        causes=("eval.aggregation", "eval.protocol", "eval.mode"),
+        at=path,
         measured=f"{sum(sizes)} samples as one batch, and the same {kind} as batches of {sizes[0]} and {sizes[1]}: "
         + ", ".join(f"{name} {one:.6g} and {other:.6g}" for name, (one, other) in list(differing.items())[:3]),
         expected="the same figure for every split: counts summed over all samples, divided once in `compute`",
@@ -141,14 +137,11 @@ def _of_own_state(context: Context, meter: Meter, missed: dict[str, tuple[float,
         f"{name} {one:.6g} and {'nothing' if other is None else format(other, '.6g')}"
         for name, (one, other) in missed.items()
     ]
-    return Finding(
-        guard="G16",
-        code=CODE,
-        severity="error",
-        summary=f"'{next(iter(missed))}' of the metric '{called}' does not follow from its state alone",
-        cause="eval.aggregation",
-        alternatives=("eval.protocol",),
-        where=context.place(path),
+    return per_batch_metric.finding(
+        context,
+        f"'{next(iter(missed))}' of the metric '{called}' does not follow from its state alone",
+        causes=("eval.aggregation", "eval.protocol"),
+        at=path,
         measured=f"by the object that was updated, and by another with the same state: {', '.join(told[:3])}",
         expected="the same figure: `compute` runs on the sum of the states of all processes, once per evaluation",
         action="keep what `update` puts on the object in the state: int64 counts, or a row for each sample",
@@ -159,14 +152,10 @@ def _of_own_state(context: Context, meter: Meter, missed: dict[str, tuple[float,
 def _of_failure(context: Context, meter: Meter, error: Exception) -> Finding:
     called, path = name_of_metric(context, meter)
     file, line = frame_of(error)
-    return Finding(
-        guard="G16",
-        code=CODE,
-        severity="error",
-        summary=f"the metric '{called}' cannot be computed: {type(error).__name__}",
-        cause="eval.protocol",
-        alternatives=("cfg.contract", "eval.decode"),
-        where=Place(file=file, line=line, config_path=path) if file else context.place(path),
+    return per_batch_metric.finding(
+        Place(file=file, line=line, config_path=path) if file else context.place(path),
+        f"the metric '{called}' cannot be computed: {type(error).__name__}",
+        causes=("eval.protocol", "cfg.contract", "eval.decode"),
         measured=summary_of(error),
         expected="figures for answers of the form of a training batch",
         action="mend the metric: the first evaluation would end the run",

@@ -1,4 +1,4 @@
-"""Guard G34: batch norms that see few of a step's pairs, because processes share the step and not the statistics."""
+"""Batch norms that see few of a step's pairs, because processes share the step and not the statistics."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from sightline.engine.optimizers import hold_still
 
 __all__ = ["batch_statistics"]
 
-CODE = "batch-statistics"
 FEWEST = 16
 """Pairs of a process below which statistics ought to be those of all: two of them were what the notes' port had."""
 
 
-@check(code=CODE, moment="static")
+@check(
+    "G34",
+    "batch-statistics",
+    "static",
+    severity="warning",
+    causes=("dist.sync", "data.sampling"),
+    at="distributed.sync_batch_norm",
+)
 def batch_statistics(context: Context) -> list[Finding]:
     """Where pairs are compared on several processes, a batch norm sees 16 of them or more, or all of the step's.
 
@@ -37,14 +43,9 @@ def batch_statistics(context: Context) -> list[Finding]:
         return []
     larger = "a larger train.batch_size"
     return [
-        Finding(
-            guard="G34",
-            code=CODE,
-            severity="warning",
-            summary=f"{len(norms)} batch norm(s) see {alone} pairs on each of {size} processes",
-            cause="dist.sync",
-            alternatives=("data.sampling",),
-            where=context.place("distributed.sync_batch_norm"),
+        batch_statistics.finding(
+            context,
+            f"{len(norms)} batch norm(s) see {alone} pairs on each of {size} processes",
             measured=f"{part} pairs over {size} processes: statistics of {alone} at '{norms[0]}' and the others",
             expected=f"{FEWEST} pairs or more, or the {part} that one process sees",
             action=f"set {larger}" if train.compile else f"set distributed.sync_batch_norm: true, or {larger}",

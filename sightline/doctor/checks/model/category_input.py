@@ -1,4 +1,4 @@
-"""Guard G3: models that do not hear the category that they are given, or count other categories than the data.
+"""Models that ignore the category that they are given, or count other categories than the data.
 
 The answers to one cloud in evaluation mode are compared, bit for bit, as it is said to be of one category or another.
 """
@@ -13,19 +13,19 @@ from torch import Tensor
 
 from sightline.compiled import working_s
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, Severity
+from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.rehearsal import copy_of, keys_of, read
 from sightline.doctor.core.survey import parts_of
 
 __all__ = ["category_input"]
 
-CODE = "category-input"
 _MOST_SECONDS = 0.1  # of this thread's own time, at the start of a training
 _MOST_SECONDS_OF_CHECK = 5.0
+_LOOKED_AT = {"looked_at": "one training cloud in evaluation mode, on the CPU"}
 _CPU = torch.device("cpu")  # an index beyond a table ends every later use of an accelerator
 
 
-@check(code=CODE, moment="preflight")
+@check("G3", "category-input", "preflight", at="model")
 def category_input(context: Context) -> list[Finding]:
     """Each category gives answers of its own, and a number that is no category gives none that differ."""
     table, model = parts_of(context.built.data.facts), context.built.job.model
@@ -98,86 +98,64 @@ def _of_answers(context: Context, asked: _Asked, num_categories: int) -> Iterato
 
 
 def _of_deaf_family(context: Context) -> Finding:
-    return _finding(
+    return category_input.finding(
         context,
+        f"model '{context.config.model.name}' is not told the category of an object",
         severity="note",
-        summary=f"model '{context.config.model.name}' is not told the category of an object",
         causes=("cfg.contract",),
         measured="its forward takes no 'category'",
         expected="nothing; of the published part models some take the one-hot category and some do not",
         action="compare its figures with those of models that are not told either, or take one that is",
+        evidence=_LOOKED_AT,
     )
 
 
 def _of_refusal(context: Context, refused: Sequence[int], num_categories: int) -> Finding:
-    return _finding(
+    return category_input.finding(
         context,
-        severity="error",
-        summary=f"the model refuses category {refused[0]}, of which the data has samples to come",
+        f"the model refuses category {refused[0]}, of which the data has samples to come",
         causes=("cfg.class_count", "cfg.contract"),
         measured=f"no answer for category {', '.join(map(str, refused[:8]))} of 0 .. {num_categories - 1}",
         expected=f"answers for all {num_categories} categories, the data set's fact num_categories",
         action="build the model for num_categories (a fact: name it in the constructor)",
+        evidence=_LOOKED_AT,
     )
 
 
 def _of_deafness(context: Context, known: Sequence[int]) -> Finding:
-    return _finding(
+    return category_input.finding(
         context,
+        "the model takes 'category', but its answers do not depend on it",
         severity="warning",
-        summary="the model takes 'category', but its answers do not depend on it",
         causes=("cfg.contract", "model.structure", "model.init"),
         measured=f"the same bits for one cloud as category {', '.join(map(str, known))}",
         expected="other answers for other categories",
         action="join the one-hot category to the features of the head; a branch that starts at zero may stay as it is",
+        evidence=_LOOKED_AT,
     )
 
 
 def _of_likeness(context: Context, pairs: Sequence[tuple[int, int]], num_categories: int) -> Finding:
     told = ", ".join(f"{one} and {other}" for one, other in pairs[:8])
-    return _finding(
+    return category_input.finding(
         context,
-        severity="error",
-        summary=f"the model cannot tell category {pairs[0][0]} from {pairs[0][1]}",
+        f"the model cannot tell category {pairs[0][0]} from {pairs[0][1]}",
         causes=("cfg.class_count", "model.structure"),
         measured=f"the same bits for one cloud as category {told}",
         expected=f"a one-hot of length {num_categories}, the data set's fact num_categories",
         action="build the model for num_categories (a fact: name it in the constructor), and clamp nothing",
+        evidence=_LOOKED_AT,
     )
 
 
 def _of_length(context: Context, num_categories: int) -> Finding:
-    return _finding(
+    return category_input.finding(
         context,
+        f"the model was built for more categories than the {num_categories} of the data",
         severity="warning",
-        summary=f"the model was built for more categories than the {num_categories} of the data",
         causes=("cfg.class_count", "cfg.contract"),
         measured=f"category {num_categories} has answers of its own",
         expected=f"a one-hot of length {num_categories}, the data set's fact num_categories",
         action="build the model for num_categories (a fact: name it in the constructor)",
-    )
-
-
-def _finding(
-    context: Context,
-    *,
-    severity: Severity,
-    summary: str,
-    causes: tuple[str, ...],
-    measured: str,
-    expected: str,
-    action: str,
-) -> Finding:
-    return Finding(
-        guard="G3",
-        code=CODE,
-        severity=severity,
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place("model"),
-        measured=measured,
-        expected=expected,
-        action=action,
-        evidence={"looked_at": "one training cloud in evaluation mode, on the CPU"},
+        evidence=_LOOKED_AT,
     )

@@ -1,4 +1,4 @@
-"""Guard G18: embeddings that are the same for every object, or that all lie on one line."""
+"""Embeddings that are the same for every object, or that all lie on one line."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from sightline.types import Batch, SampleKey
 
 __all__ = ["Spread", "collapsed_features", "collapsed_trained_features", "spread_of"]
 
-CODE = "collapsed-features"
-CODE_TRAINED = "collapsed-trained-features"
 _NUM_SAMPLES = 64
 _FEWEST = 8
 _FEWEST_STEPS = 100  # before that the running averages, which evaluation uses, are still those of the start
@@ -40,6 +38,11 @@ class Spread(NamedTuple):
     rank: float
     num_rows: int
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """As the evidence of findings has them."""
+        return {"variance": self.variance, "effective_rank": self.rank}
+
 
 def spread_of(rows: np.ndarray) -> Spread:
     """The spread of rows (N, D), each scaled to length 1 first; a row of zeros stays what it is."""
@@ -53,7 +56,13 @@ def spread_of(rows: np.ndarray) -> Spread:
     return Spread(variance, float(np.exp(-(share * np.log(share)).sum())), len(rows))
 
 
-@check(code=CODE, moment="preflight")
+@check(
+    "G18",
+    "collapsed-features",
+    "preflight",
+    causes=("model.constant_output", "model.init", "model.activation"),
+    at="model",
+)
 def collapsed_features(context: Context) -> list[Finding]:
     """Rows of different objects differ at the first step, where their clouds do."""
     rehearsal = context.rehearsal
@@ -64,22 +73,27 @@ def collapsed_features(context: Context) -> list[Finding]:
         spread = spread_of(rows)
         if len(rows) > 1 and spread.variance <= _LEAST_VARIANCE_FRESH:
             found.append(
-                _finding(
+                collapsed_features.finding(
                     context,
-                    CODE,
-                    summary=f"the model answers the same '{name}' whatever object it is given",
-                    causes=("model.constant_output", "model.init", "model.activation"),
+                    f"the model answers the same '{name}' whatever object it is given",
                     measured=f"variance {spread.variance:.3g} of {len(rows)} rows of length 1, of different clouds",
                     expected=f"above {_LEAST_VARIANCE_FRESH:g}: nothing can be learnt from rows that are all alike",
                     action=f"look at the layers before '{name}': a factor of zero, a ReLU at the end, a broken pooling",
-                    spread=spread,
-                    is_error=True,
+                    evidence=spread.figures,
                 )
             )
     return found[:1]
 
 
-@check(code=CODE_TRAINED, moment="offline")
+@check(
+    "G18",
+    "collapsed-trained-features",
+    "offline",
+    severity="warning",
+    causes=("loss.collapse", "loss.negatives", "optim.lr"),
+    at="model",
+    action="look at the losses beside chance in metrics.jsonl; a lower learning rate, more pairs a step",
+)
 def collapsed_trained_features(context: Context) -> list[Finding]:
     """The trained network's rows of different objects differ, and in more directions than one."""
     if not isinstance(context.built.job.task, Contrast) or context.built.job.num_steps < _FEWEST_STEPS:
@@ -105,16 +119,12 @@ def _of_rows(context: Context, name: str, spread: Spread) -> Finding | None:
         expected = f"at least {_LEAST_RANK:g}"
     else:
         return None
-    return _finding(
+    return collapsed_trained_features.finding(
         context,
-        CODE_TRAINED,
-        summary=summary,
-        causes=("loss.collapse", "loss.negatives", "optim.lr"),
+        summary,
         measured=f"{measured} of {spread.num_rows} rows of length 1, of different objects",
         expected=expected,
-        action="look at the losses beside chance in metrics.jsonl; a lower learning rate, more pairs a step",
-        spread=spread,
-        is_error=False,
+        evidence=spread.figures,
     )
 
 
@@ -147,30 +157,3 @@ def _plain(rows: Tensor) -> np.ndarray:
 def _is_all_alike(batch: Batch) -> bool:
     points = batch.get("points")
     return not isinstance(points, Tensor) or points.ndim != 3 or bool((points == points[:1]).all())
-
-
-def _finding(
-    context: Context,
-    code: str,
-    *,
-    summary: str,
-    causes: tuple[str, ...],
-    measured: str,
-    expected: str,
-    action: str,
-    spread: Spread,
-    is_error: bool,
-) -> Finding:
-    return Finding(
-        guard="G18",
-        code=code,
-        severity="error" if is_error else "warning",
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place("model"),
-        measured=measured,
-        expected=expected,
-        action=action,
-        evidence={"variance": spread.variance, "effective_rank": spread.rank},
-    )

@@ -1,23 +1,23 @@
-"""Guard G22: a last layer that cannot give what the loss asks of it: a ReLU, a sigmoid or the like at the end."""
+"""A last layer that cannot give what the loss asks of it: a ReLU, a sigmoid or the like at the end."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.class_axes import class_axis
-from sightline.doctor.core.finding import Finding, Severity
+from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.graph import range_of
 from sightline.doctor.oracles.replay import loss_sums
 from sightline.doctor.oracles.squares import Squares
 
 __all__ = ["final_activation"]
 
-CODE = "final-activation"
 _SLACK = 1e-6
 _MOST_ZEROS = 0.3
 _NEARLY, _FEW = 0.01, 0.1
@@ -25,7 +25,7 @@ _NEARLY, _FEW = 0.01, 0.1
 _RECTIFIERS = ("Relu", "Threshold")
 
 
-@check(code=CODE, moment="preflight")
+@check("G22", "final-activation", "preflight", at="model")
 def final_activation(context: Context) -> list[Finding]:
     """The last operation before a loss reaches every target, and does not stand still at 0 where one is above it.
 
@@ -48,11 +48,10 @@ def _of_squares(context: Context, name: str, squares: Squares) -> Iterator[Findi
     slack = _SLACK * float(target.abs().max().clamp(min=1e-30))
     outside = _share((target < low - slack) | (target > high + slack))
     if outside > 0:
-        yield _finding(
+        yield _at_end(
             context,
             squares.output_key,
-            severity="error",
-            summary=f"'{squares.output_key}' ends in {_told(operation)}, which cannot give the targets of '{name}'",
+            f"'{squares.output_key}' ends in {_told(operation)}, which cannot give the targets of '{name}'",
             measured=f"{outside:.1%} of the targets lie outside {_interval(low, high)}: "
             f"{float(target.min()):.3g} to {float(target.max()):.3g}",
             expected="a linear last layer, or targets within its range",
@@ -69,11 +68,11 @@ def _of_rectified(
     zeros, still = _share(output == 0), _share((output == 0) & (target > _SLACK * target.max()))
     low = _share((target > 0) & (target < _NEARLY * target.max()))
     if (zeros > _MOST_ZEROS and still > 0) or (operation in _RECTIFIERS and low > _FEW):
-        yield _finding(
+        yield _at_end(
             context,
             squares.output_key,
+            f"the last layer of '{squares.output_key}' is rectified: no gradient flows where it answers 0",
             severity="warning",
-            summary=f"the last layer of '{squares.output_key}' is rectified: no gradient flows where it answers 0",
             measured=f"{zeros:.0%} of the outputs are exactly 0, {still:.0%} of all with a target above; {low:.0%} of "
             f"the targets of '{name}' are just above 0; the last operation is {_told(operation)}",
             expected=f"a linear last layer, or at most {_MOST_ZEROS:.0%} exact zeros and targets well above 0",
@@ -98,11 +97,10 @@ def _of_logits(context: Context, name: str) -> Iterator[Finding]:
     num_classes = logits.shape[axis]
     if math.isfinite(low) and math.isfinite(high):
         floor = math.log1p((num_classes - 1) * math.exp(low - high))
-        yield _finding(
+        yield _at_end(
             context,
             "logits",
-            severity="error",
-            summary=f"the logits end in {_told(operation)}, so the loss '{name}' cannot fall below {floor:.4g}",
+            f"the logits end in {_told(operation)}, so the loss '{name}' cannot fall below {floor:.4g}",
             measured=f"logits within {_interval(low, high)}",
             expected=f"logits without bounds; these reach ln(1 + {num_classes - 1} e^-{high - low:g}) at best",
             causes=("loss.double_softmax", "model.activation")
@@ -110,11 +108,11 @@ def _of_logits(context: Context, name: str) -> Iterator[Finding]:
             else ("model.activation", "loss.double_softmax"),
         )
     elif low == 0:
-        yield _finding(
+        yield _at_end(
             context,
             "logits",
+            f"the logits end in {_told(operation)}: a class that answers 0 gets no gradient",
             severity="warning",
-            summary=f"the logits end in {_told(operation)}: a class that answers 0 gets no gradient",
             measured=f"{float((logits == 0).double().mean()):.0%} of the logits are exactly 0",
             expected="a linear last layer",
             causes=("model.activation",),
@@ -140,31 +138,12 @@ def _interval(low: float, high: float) -> str:
     return f"{low:g} .. {high:g}".replace("inf", "infinity")
 
 
-def _finding(
-    context: Context,
-    output: str,
-    *,
-    severity: Severity,
-    summary: str,
-    measured: str,
-    expected: str,
-    causes: tuple[str, ...],
-) -> Finding:
-    return Finding(
-        guard="G22",
-        code=CODE,
-        severity=severity,
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place("model", layer=_last_layer(context)),
-        measured=measured,
-        expected=expected,
-        action=f"take the activation behind the last layer out of the model; '{output}' is to be linear",
-    )
-
-
 def _last_layer(context: Context) -> str | None:
     """The last module that was made and holds parameters: the activation stands behind it."""
     names = [name for name, module in context.built.job.model.named_modules() if list(module.parameters(recurse=False))]
     return names[-1] if names else None
+
+
+def _at_end(context: Context, output: str, summary: str, **fields: Any) -> Finding:
+    action = f"take the activation behind the last layer out of the model; '{output}' is to be linear"
+    return final_activation.finding(context, summary, layer=_last_layer(context), action=action, **fields)

@@ -1,4 +1,4 @@
-"""Guard G6: an evaluation that cannot be done, reported before the run begins and not after its first epoch."""
+"""An evaluation that cannot be done, reported before the run begins and not after its first epoch."""
 
 from __future__ import annotations
 
@@ -13,38 +13,35 @@ from sightline.errors import summary_of
 
 __all__ = ["first_evaluation"]
 
-CODE = "first-evaluation"
 _PACKAGE = Path(sightline.__file__).parent
 
 
-@check(code=CODE, moment="preflight")
+@check("G6", "first-evaluation", "preflight")
 def first_evaluation(context: Context) -> list[Finding]:
     """Four samples of each evaluated part are read, predicted, scored, drawn and noted without an exception."""
-    return [_finding(context, each, each.failure) for each in context.evaluations if each.failure is not None]
+    return [_of_failure(context, each, each.failure) for each in context.evaluations if each.failure is not None]
 
 
-def _finding(context: Context, each: RehearsedEvaluation, failure: Failure) -> Finding:
+def _of_failure(context: Context, each: RehearsedEvaluation, failure: Failure) -> Finding:
     is_of_metric = each.path.startswith("metrics")
     is_ours = failure.file is None or Path(failure.file).is_relative_to(_PACKAGE)
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in each.batch.items() if hasattr(value, "shape"))
     place = context.place(each.path)
     if place.file is None:  # a task that the config does not name, which the model does not suit
         place = context.place("model")
-    return Finding(
-        guard="G6",
-        code=CODE,
-        severity="error",
-        summary=f"the {each.part.split} part cannot be evaluated: {type(failure.error).__name__} in '{failure.stage}' "
-        f"of {each.component}",
-        cause="eval.protocol" if is_of_metric else "cfg.contract",
-        alternatives=("cfg.contract", "eval.decode") if is_of_metric else ("eval.decode", "data.layout"),
-        where=Place(
+    return first_evaluation.finding(
+        Place(
             file=place.file if is_ours else failure.file,
             line=place.line if is_ours else failure.line,
             layer=failure.layer,
             dataset=f"{context.config.data.name}/{each.part.split}",
             config_path=each.path,
         ),
+        f"the {each.part.split} part cannot be evaluated: {type(failure.error).__name__} in '{failure.stage}' "
+        f"of {each.component}",
+        causes=("eval.protocol", "cfg.contract", "eval.decode")
+        if is_of_metric
+        else ("cfg.contract", "eval.decode", "data.layout"),
         measured=summary_of(failure.error),
         expected=f"{len(each.keys)} samples are predicted, scored and drawn as an evaluation does it",
         action=_missing_key(context, each, failure) or f"mend {each.component}: the first evaluation would end the run",

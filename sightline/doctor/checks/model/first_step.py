@@ -1,4 +1,4 @@
-"""Guard G6: a first training step, or an epoch's last one, that cannot be taken at all, told before the run begins."""
+"""A first training step, or an epoch's last one, that cannot be taken at all, reported before the run begins."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.core.rehearsal import Failure, copy_of, frame_of, read
 from sightline.doctor.core.survey import PartSurvey
 from sightline.engine.build import Part
-from sightline.engine.distributed import World
+from sightline.engine.step import run_batch
 from sightline.errors import UserError, summary_of
 from sightline.types import SampleKey
 
 __all__ = ["first_step"]
 
-CODE = "first-step"
 _PACKAGE = Path(sightline.__file__).parent
 _TRANSFORMS = _PACKAGE / "transforms"
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
-@check(code=CODE, moment="preflight")
+@check("G6", "first-step", "preflight")
 def first_step(context: Context) -> list[Finding]:
     """Samples can be read, and prepare, forward, losses and backward go through, for a last batch of one sample too."""
     findings = [_of_reading(context, survey.part, *fault) for survey in context.survey if (fault := _fault(survey))]
@@ -56,16 +55,12 @@ def _of_reading(context: Context, part: Part, index: int, error: Exception) -> F
     advised = _advice_of(error) if _is_of_transform(error) else None  # a sample too small for it, say
     path = "data" if advised is None else f"transforms.{'train' if part.split == 'train' else 'evaluate'}"
     where = Place(file=file, line=line) if advised is None else context.place(path)
-    return Finding(
-        guard="G6",
-        code=CODE,
-        severity="error",
-        summary=f"a sample of the {part.split} part cannot be read",
-        cause="data.corrupt_sample" if advised is None else "cfg.contract",
-        alternatives=("data.path", "data.missing_modality") if advised is None else ("data.sampling", "data.layout"),
-        where=dataclasses.replace(
-            where, dataset=f"{context.config.data.name}/{part.split}", sample=index, config_path=path
-        ),
+    return first_step.finding(
+        dataclasses.replace(where, dataset=f"{context.config.data.name}/{part.split}", sample=index, config_path=path),
+        f"a sample of the {part.split} part cannot be read",
+        causes=("data.corrupt_sample", "data.path", "data.missing_modality")
+        if advised is None
+        else ("cfg.contract", "data.sampling", "data.layout"),
         measured=f"sample {index}: {summary_of(error)}",
         expected="every sample can be read",
         action=advised or "mend or leave out the sample; a prepared set is made again by `sightline data prepare`",
@@ -86,9 +81,8 @@ def _of_tail(context: Context) -> list[Finding]:
     model = copy_of(job.model).train()
     try:
         batch = read(job, smallest, device)
-        with torch.no_grad(), job.precision.autocast(device):
-            _, around = job.task.prepare(model, [batch], World(device=device))
-            job.task.losses(model, batch, around[0])
+        with torch.no_grad():
+            run_batch(job.task, model, batch, device, job.precision)
     except Exception as error:  # noqa: BLE001 - what it is, is what we report
         file, line = frame_of(error)
         return [_of_failure(context, Failure("the last step of an epoch", error, None, file, line), step=step)]
@@ -107,14 +101,8 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
     fallback = context.place(path)
     is_ours = failure.file is not None and Path(failure.file).is_relative_to(_PACKAGE)
     is_config = failure.file is None or (advised is not None and is_ours)
-    return Finding(
-        guard="G6",
-        code=CODE,
-        severity="error",
-        summary=f"step {step} cannot be taken: {type(failure.error).__name__} in {failure.stage}",
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=Place(
+    return first_step.finding(
+        Place(
             file=fallback.file if is_config else failure.file,
             line=fallback.line if is_config else failure.line,
             layer=failure.layer,
@@ -122,6 +110,8 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
             dataset=f"{context.config.data.name}/train",
             config_path=path if advised is None or is_of_transform else f"transforms or {path}",
         ),
+        f"step {step} cannot be taken: {type(failure.error).__name__} in {failure.stage}",
+        causes=causes,
         measured=summary_of(failure.error),
         expected="a step on the data set's samples goes through",
         action=advised or action,

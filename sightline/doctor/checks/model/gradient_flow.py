@@ -1,4 +1,4 @@
-"""Guard G10: gradients that vanish or explode on their way back, and units that never answer, at the first step."""
+"""Gradients that vanish or explode on their way back, and units that never answer, at the first step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from sightline.doctor.core.rehearsal import copy_of, forward_backward
 
 __all__ = ["Flow", "gradient_flow"]
 
-CODE = "gradient-flow"
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _VANISHED = 1e-7  # of the median layer's ratio of gradient to weight
 _EXPLODED = 1e6
@@ -43,7 +42,7 @@ class Flow:
         return self.gradient / self.weight if self.weight > 0 else float("inf")
 
 
-@check(code=CODE, moment="deep")
+@check("G10", "gradient-flow", "deep", at="model")
 def gradient_flow(context: Context) -> list[Finding]:
     """The ratio of gradient to weight of each layer lies within seven orders of the others', and half its units live.
 
@@ -89,13 +88,11 @@ def _note(context: Context, flows: Sequence[Flow]) -> Finding:
     ]
     moving = [flow for flow in flows if 0 < flow.ratio < float("inf")] or list(flows)
     least, most = (end(moving, key=lambda flow: flow.ratio) for end in (min, max))
-    return Finding(
-        guard="G10",
-        code=CODE,
+    return gradient_flow.finding(
+        context,
+        f"gradients are {least.ratio:.1e} to {most.ratio:.1e} of their weights at the first step",
         severity="note",
-        summary=f"gradients are {least.ratio:.1e} to {most.ratio:.1e} of their weights at the first step",
-        cause="model.init",
-        where=context.place("model"),
+        causes=("model.init",),
         measured=f"{len(flows)} layers; smallest ratio in {least.name}",
         expected=f"within a factor of {1 / _VANISHED:g} of the median",
         action="nothing",
@@ -151,14 +148,12 @@ def _of_dead(context: Context, flows: Sequence[Flow]) -> Iterator[Finding]:
 def _warning(
     context: Context, name: str, *, summary: str, measured: str, expected: str, causes: tuple[str, ...], action: str
 ) -> Finding:
-    return Finding(
-        guard="G10",
-        code=CODE,
+    return gradient_flow.finding(
+        context,
+        summary,
         severity="warning",
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place("model", layer=name),
+        causes=causes,
+        layer=name,
         measured=measured,
         expected=expected,
         action=action,

@@ -1,4 +1,4 @@
-"""Guard G37: hooks on the model that a logger or a plugin left there, which see or change what flows through it."""
+"""Hooks on the model that a logger or a plugin left there, which see or change what flows through it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightline.doctor.context import Context, check
+from sightline.doctor.context import Check, Context, check
 from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.core.rehearsal import copy_of
 
 __all__ = ["hooks_of", "hooks_of_loggers", "leftover_hooks"]
 
-CODE = "leftover-hooks"
-CODE_AFTER = "hooks-of-loggers"
 _OF_PASSES = {
     "_forward_hooks": "forward hook",
     "_forward_pre_hooks": "forward pre-hook",
@@ -53,7 +51,7 @@ class _Hook(NamedTuple):
     line: int | None
 
 
-@check(code=CODE, moment="preflight")
+@check("G37", "leftover-hooks", "preflight")
 def leftover_hooks(context: Context) -> list[Finding]:
     """No module and no parameter has a hook that is not a layer's own, by itself or with all others.
 
@@ -63,14 +61,14 @@ def leftover_hooks(context: Context) -> list[Finding]:
     if not hooks:
         return []
     changed = _changed(context) if any(hook.kind.startswith("forward") for hook in hooks) else []
-    return [_finding(context, CODE, hooks, changed)]
+    return [_of_hooks(leftover_hooks, hooks, changed)]
 
 
-@check(code=CODE_AFTER, moment="offline")
+@check("G37", "hooks-of-loggers", "offline")
 def hooks_of_loggers(context: Context) -> list[Finding]:
     """After a training its model has no hooks either: loggers are told numbers, and need none."""
     hooks = hooks_of(context.built.job.model)
-    return [_finding(context, CODE_AFTER, hooks, [])] if hooks else []
+    return [_of_hooks(hooks_of_loggers, hooks, [])] if hooks else []
 
 
 def hooks_of(model: nn.Module) -> list[_Hook]:
@@ -175,19 +173,16 @@ def _told_layer(layer: str) -> str:
     return "every module there is" if layer == "*" else f"'{layer or 'the model'}'"
 
 
-def _finding(context: Context, code: str, hooks: list[_Hook], changed: list[str]) -> Finding:
+def _of_hooks(check: Check, hooks: list[_Hook], changed: list[str]) -> Finding:
     first = hooks[0]
     told = "; ".join(f"{hook.kind} {hook.owner} on {_told_layer(hook.layer)}" for hook in hooks[:3])
     more = f" and {len(hooks) - 3} more" if len(hooks) > 3 else ""
     effect = f", and '{changed[0]}' is another with {'it' if len(hooks) == 1 else 'them'}" if changed else ""
-    return Finding(
-        guard="G37",
-        code=code,
+    return check.finding(
+        Place(file=first.file, line=first.line, layer=first.layer.strip("*") or None, config_path="model"),
+        f"{first.owner.split('.')[0]} has hooks on the model{effect}",
         severity="error" if changed else "warning",
-        summary=f"{first.owner.split('.')[0]} has hooks on the model{effect}",
-        cause="dist.hook",
-        alternatives=("model.structure",) if changed else ("dist.logging",),
-        where=Place(file=first.file, line=first.line, layer=first.layer.strip("*") or None, config_path="model"),
+        causes=("dist.hook", "model.structure" if changed else "dist.logging"),
         measured=f"{told}{more}",
         expected="none: observers are told numbers and get no model (log.wandb and log.tensorboard need no `watch`)",
         action="remove the hook's handle before training, or take the call that registers it out",

@@ -1,4 +1,4 @@
-"""Guard G10: parameters that no gradient reaches, that no optimiser holds, or that the model does not know it has."""
+"""Parameters that no gradient reaches, that no optimiser holds, or that the model does not know it has."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.owned import owned
 from sightline.doctor.core.rehearsal import Rehearsal, copy_of
-from sightline.engine.distributed import World
+from sightline.engine.step import batch_step
 
 __all__ = ["no_gradient"]
 
-CODE = "no-gradient"
 _SHOWN = 10
 _INTERNAL = frozenset(vars(nn.Module()))
 
 
-@check(code=CODE, moment="preflight")
+@check("G10", "no-gradient", "preflight")
 def no_gradient(context: Context) -> list[Finding]:
     """Each parameter that is not frozen on purpose is registered, gets a gradient, and is in the optimiser."""
     coverage = list(_of_coverage(context))
@@ -42,14 +41,14 @@ def _of_coverage(context: Context) -> Iterator[Finding]:
     foreign = len(held - own)
     if not left_out and not foreign:
         return
-    yield _finding(
+    yield _of_parameters(
         context,
-        names=left_out,
-        summary=f"{len(left_out)} trainable parameter(s) in no group of the optimiser"
+        left_out,
+        f"{len(left_out)} trainable parameter(s) in no group of the optimiser"
         if left_out
         else f"the optimiser holds {foreign} parameters that are not the model's",
         causes=("optim.param_coverage", "model.frozen_unintended", "model.unregistered"),
-        path="optimizer",
+        at="optimizer",
         measured=f"{len(trainable) - len(left_out)} of {len(trainable)} trainable parameters are held"
         + (f"; {foreign} that it holds belong to another object" if foreign else ""),
         expected="each trainable parameter in exactly one group, unless optimizer.frozen names it",
@@ -72,13 +71,13 @@ def _of_registration(context: Context) -> Iterator[Finding]:
             continue
         known |= {id(value) for _, value in owned(held, nn.Parameter)}
         attribute = paths[0].split("]", 1)[0].strip("['")
-        yield _finding(
+        yield _of_parameters(
             context,
-            names=[f"{name}.{attribute}".lstrip(".")],
+            [f"{name}.{attribute}".lstrip(".")],
+            f"'{attribute}' holds layers that the model does not register, so they are never trained",
             layer=name or type(module).__name__,
-            summary=f"'{attribute}' holds layers that the model does not register, so they are never trained",
             causes=("model.unregistered", "optim.param_coverage"),
-            path="model",
+            at="model",
             measured=f"{len(paths)} parameters in a {type(held.get(attribute)).__name__} get gradients, and are not "
             "among model.parameters()",
             expected="every parameter that takes part is registered",
@@ -94,12 +93,12 @@ def _of_terms(context: Context) -> Iterator[Finding]:
         is_counted = float(rehearsal.counts[name]) > 0 and max(first[name], last[name]) > 0
         if not is_counted or term.requires_grad or _is_frozen_on_purpose(context, name):
             continue
-        yield _finding(
+        yield _of_parameters(
             context,
-            names=[],
-            summary=f"the loss '{name}' gives no gradient: it is cut off from the model",
+            [],
+            f"the loss '{name}' gives no gradient: it is cut off from the model",
             causes=("loss.detached", "model.frozen_unintended"),
-            path=context.loss_path(name),
+            at=context.loss_path(name),
             measured=f"sum {float(term):.6g} over a count of {float(rehearsal.counts[name]):g}, requires_grad False",
             expected="a sum that depends on the model's parameters",
             action="look for detach(), no_grad, numpy() or argmax between the model's outputs and this loss",
@@ -159,12 +158,12 @@ def _of_silent(context: Context, names: Sequence[str], reason: str, idle_outputs
             "look for detach(), no_grad or .data in the model, or declare them in optimizer.frozen",
         ),
     }[reason]
-    return _finding(
+    return _of_parameters(
         context,
-        names=names,
-        summary=f"{len(names)} parameter(s) get no gradient",
+        names,
+        f"{len(names)} parameter(s) get no gradient",
         causes=causes,
-        path="model",
+        at="model",
         measured=f"no gradient in {rehearsal.num_tries} micro-batches of {rehearsal.num_samples} samples: {told}",
         expected="a gradient in at least one of them, unless optimizer.frozen names the module",
         action=action,
@@ -177,13 +176,13 @@ def _of_intent(context: Context) -> Iterator[Finding]:
     still = [n for n, p in context.built.job.model.named_parameters() if not p.requires_grad and n not in held]
     if not still:
         return
-    yield _finding(
+    yield _of_parameters(
         context,
-        names=still,
+        still,
+        f"{len(still)} parameter(s) frozen, though the config freezes nothing there",
         severity="warning",
-        summary=f"{len(still)} parameter(s) frozen, though the config freezes nothing there",
         causes=("model.frozen_unintended", "cfg.contract"),
-        path="optimizer.frozen",
+        at="optimizer.frozen",
         measured="requires_grad False",
         expected="requires_grad True, unless optimizer.frozen names the module",
         action="declare them in optimizer.frozen, make them buffers if they are constants, or let them train",
@@ -239,39 +238,23 @@ def _forward(context: Context, model: nn.Module) -> tuple[list[Any], Mapping[str
     model.train()
     seen: list[Any] = []
     handle = model.register_forward_hook(lambda module, inputs, given: seen.append(given))
-    with job.precision.autocast(device):
-        _, around = job.task.prepare(model, [batch], World(device=device))
-        seen.clear()
-        terms = job.task.losses(model, batch, around[0])
+    step = batch_step(job.task, model, batch, device, job.precision)
+    seen.clear()
+    terms = step.sums(model)
     handle.remove()
     return seen, terms
 
 
-def _finding(
-    context: Context,
-    *,
-    names: Sequence[str],
-    summary: str,
-    causes: tuple[str, ...],
-    path: str,
-    measured: str,
-    expected: str,
-    action: str,
-    severity: str = "error",
-    layer: str | None = None,
+def _of_parameters(
+    context: Context, names: Sequence[str], summary: str, *, layer: str | None = None, **fields: Any
 ) -> Finding:
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     first = names[0] if names else None
-    return Finding(
-        guard="G10",
-        code=CODE,
-        severity="warning" if severity == "warning" else "error",
-        summary=summary + (f": {shown}" if names else ""),
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place(path, param=first, layer=layer or (_owner(first) or None if first else None)),
-        measured=measured,
-        expected=expected,
-        action=action,
+    return no_gradient.finding(
+        context,
+        summary + (f": {shown}" if names else ""),
+        param=first,
+        layer=layer or (_owner(first) or None if first else None),
         evidence={"parameters": list(names[:_SHOWN]), "num_parameters": len(names)},
+        **fields,
     )

@@ -1,4 +1,4 @@
-"""Guard G20: batch norms whose inputs vary less than their epsilon, so that they do not bring them to size 1."""
+"""Batch norms whose inputs vary less than their epsilon, so that they do not bring them to size 1."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.rehearsal import copy_of
 from sightline.doctor.oracles.nests import float64, mapped
-from sightline.engine.distributed import World
+from sightline.engine.step import run_batch
 
 __all__ = ["input_variances", "norm_variance"]
 
-CODE = "norm-variance"
 _ENOUGH = 10.0
 _COLUMNS = ("batch norm", "input variance", "epsilon", "comes out with std")
 
 
-@check(code=CODE, moment="deep")
+@check(
+    "G20",
+    "norm-variance",
+    "deep",
+    severity="note",
+    causes=("model.init", "data.normalisation", "model.norm_mode"),
+    at="model",
+)
 def norm_variance(context: Context) -> list[Finding]:
     """Variance v comes out as v / (v + eps): below ten times epsilon that is visibly less than 1."""
     if not context.rehearsal.is_sound:
@@ -34,14 +40,10 @@ def norm_variance(context: Context) -> list[Finding]:
     ]
     least = min(small, key=lambda name: small[name])
     return [
-        Finding(
-            guard="G20",
-            code=CODE,
-            severity="note",
-            summary=f"{len(small)} of {len(found)} batch norms are given values that vary less than ten times epsilon",
-            cause="model.init",
-            alternatives=("data.normalisation", "model.norm_mode"),
-            where=context.place("model", layer=least),
+        norm_variance.finding(
+            context,
+            f"{len(small)} of {len(found)} batch norms are given values that vary less than ten times epsilon",
+            layer=least,
             measured=f"variance {small[least]:.2e} in {least}, the median channel's",
             expected=f"over {_ENOUGH:g} epsilon = {_ENOUGH * modules[least].eps:g}",
             action="larger initial weights before it, or a smaller epsilon, unless the recipe wants it so",
@@ -66,6 +68,5 @@ def input_variances(context: Context) -> dict[str, Tensor]:
         norm.reset_running_stats()
         norm.momentum = None  # the average of one batch is that batch's
     batch = mapped(context.rehearsal.batch, float64)
-    _, around = job.task.prepare(model, [batch], World(device=context.world.device))
-    job.task.losses(model, batch, around[0])
+    run_batch(job.task, model, batch, context.world.device)
     return {name: norm.running_var.clone() for name, norm in norms.items() if int(norm.num_batches_tracked) > 0}  # type: ignore[union-attr, arg-type]

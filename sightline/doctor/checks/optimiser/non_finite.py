@@ -1,10 +1,10 @@
-"""Guard G17: where a gradient that is not finite began: in data, weights, forward, a loss or on the way back."""
+"""The origin of a gradient that is not finite: data, weights, forward pass, a loss or the backward pass."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,11 +26,10 @@ __all__ = ["explain", "non_finite"]
 
 logger = logging.getLogger(__name__)
 
-CODE = "non-finite"
 _TRIES = 3  # dropout draws anew each time
 
 
-@check(code=CODE, moment="preflight")
+@check("G17", "non-finite", "preflight")
 def non_finite(context: Context) -> list[Finding]:
     """The first step's gradients are finite."""
     rehearsal = context.rehearsal
@@ -52,7 +51,8 @@ def explain(error: NonFiniteGradientError, world: World) -> Finding:
             finding = _unknown(error.job, "the step could not be run again on a copy")
     stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")
     found = agree([finding], world)
-    return min(found, key=lambda each: stages.index(each.evidence["stage"]))
+    first = min(found, key=lambda each: stages.index(each.evidence["stage"]))
+    return replace(first, phase="runtime")
 
 
 def _locate(job: Job, micro_batches: Sequence[Batch], device: torch.device) -> Finding:
@@ -87,10 +87,10 @@ def _in_data(job: Job, batch: Batch, reads: set[str]) -> Finding | None:
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 position = tuple((~tensor.isfinite()).nonzero()[0].tolist())
                 index = row_of(batch, tensor, position)
-                return _finding(
+                return _of_stage(
                     job,
-                    stage="data",
-                    summary=f"'{key}' of the batch holds {float(tensor[position])}",
+                    "data",
+                    f"'{key}' of the batch holds {float(tensor[position])}",
                     causes=("data.corrupt_sample", "data.normalisation"),
                     measured=f"{float(tensor[position])} at {leaf}{list(position)}{_told(job, index)}",
                     expected="finite numbers in what model and losses read",
@@ -104,10 +104,10 @@ def _in_parameters(job: Job) -> Finding | None:
     for name, parameter in job.model.named_parameters():
         count = int((~parameter.detach().isfinite()).sum())
         if count:
-            return _finding(
+            return _of_stage(
                 job,
-                stage="parameter",
-                summary=f"the parameter {name} is not finite before the step",
+                "parameter",
+                f"the parameter {name} is not finite before the step",
                 causes=("optim.nonfinite", "ckpt.corrupt", "optim.lr", "model.init"),
                 measured=f"{count} of {parameter.numel()} values, {_range(parameter)} the rest",
                 expected="finite weights",
@@ -188,10 +188,10 @@ def _of_forward(job: Job, batch: Batch, trace: _Trace, event: _Event) -> Finding
     place = f"'{event.layer}'" if event.layer else "the model's own forward"
     if event.kind == "between":
         place += f", after '{event.after}'" if event.after else ", before its first layer"
-    return _finding(
+    return _of_stage(
         job,
-        stage="forward",
-        summary=f"the forward pass gives {float(event.tensor[position])} first in {place}",
+        "forward",
+        f"the forward pass gives {float(event.tensor[position])} first in {place}",
         causes=("model.numerics", "optim.lr", "model.init"),
         measured=f"{float(event.tensor[position])} at {list(position)} of {tuple(event.tensor.shape)}"
         f"{_told(job, index)}; what went in: {event.before}",
@@ -204,10 +204,10 @@ def _of_forward(job: Job, batch: Batch, trace: _Trace, event: _Event) -> Finding
 
 
 def _of_loss(job: Job, name: str, total: float, count: float, trace: _Trace) -> Finding:
-    return _finding(
+    return _of_stage(
         job,
-        stage="loss",
-        summary=f"the loss '{name}' is {total} though the model's outputs are finite",
+        "loss",
+        f"the loss '{name}' is {total} though the model's outputs are finite",
         causes=("loss.form", "model.numerics", "loss.normaliser"),
         measured=f"sum {total}, count {count}; largest activation {trace.largest:.4g}",
         expected="a finite sum and a finite count >= 0",
@@ -224,10 +224,10 @@ def _of_backward(job: Job, model: nn.Module, trace: _Trace, back: _Back) -> Find
     loss = back.loss if layer is None else None
     operation = back.name or "an operation that hooks do not see"
     place = layer or f"the loss '{loss}'"
-    return _finding(
+    return _of_stage(
         job,
-        stage="backward",
-        summary=f"only the backward pass is not finite: {operation} in {place}",
+        "backward",
+        f"only the backward pass is not finite: {operation} in {place}",
         causes=("model.numerics", "loss.form") if loss is None else ("loss.form", "model.numerics"),
         measured=f"{operation} turns a gradient of {back.before} into one that is not finite; "
         f"{len(bad)} parameters are reached, {bad[0]} first",
@@ -249,10 +249,10 @@ def _in_norm(job: Job, micro_batches: Sequence[Batch], device: torch.device) -> 
     norm = float(nn.utils.get_total_norm(list(gradients.values())))
     if name is None or torch.isfinite(torch.tensor(norm)):
         return _unknown(job, f"run again on a copy, the step is finite (gradient norm {norm:.4g})")
-    return _finding(
+    return _of_stage(
         job,
-        stage="norm",
-        summary="the gradients are too large for their number format",
+        "norm",
+        "the gradients are too large for their number format",
         causes=("optim.nonfinite", "optim.lr", "model.init"),
         measured=f"norm {norm}, largest {largest[name]:.4g} in {name}",
         expected="a norm below the largest float32, 3.4e38",
@@ -262,10 +262,10 @@ def _in_norm(job: Job, micro_batches: Sequence[Batch], device: torch.device) -> 
 
 
 def _unknown(job: Job, measured: str) -> Finding:
-    return _finding(
+    return _of_stage(
         job,
-        stage="unknown",
-        summary="the gradient is not finite, and a second run of the step does not show where",
+        "unknown",
+        "the gradient is not finite, and a second run of the step does not show where",
         causes=("sys.nondeterminism", "model.numerics", "optim.lr", "sys.backend"),
         measured=measured,
         expected="the fault again",
@@ -387,38 +387,22 @@ def _told(job: Job, index: int | None) -> str:
     return f" of {name_sample(dataset, index) if dataset is not None else f'sample {index}'}"
 
 
-def _finding(
+def _of_stage(
     job: Job,
-    *,
     stage: str,
     summary: str,
-    causes: tuple[str, ...],
-    measured: str,
-    expected: str,
-    action: str,
+    *,
     layer: str | None = None,
     param: str | None = None,
     sample: int | None = None,
     evidence: Mapping[str, Any] | None = None,
+    **fields: Any,
 ) -> Finding:
     dataset = getattr(job.stream.reader, "dataset", None)
-    return Finding(
-        guard="G17",
-        code=CODE,
-        severity="error",
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=Place(
-            step=job.step,
-            layer=layer,
-            param=param,
-            sample=sample,
-            dataset=type(dataset).__name__ if dataset is not None else None,
-        ),
-        measured=measured,
-        expected=expected,
-        action=action,
+    name = type(dataset).__name__ if dataset is not None else None
+    return non_finite.finding(
+        Place(step=job.step, layer=layer, param=param, sample=sample, dataset=name),
+        summary,
         evidence={"stage": stage, **(evidence or {})},
-        phase="runtime",
+        **fields,
     )

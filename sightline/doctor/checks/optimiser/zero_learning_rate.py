@@ -1,4 +1,4 @@
-"""Guard G15: learning rates that move nothing, for the whole run, a share of it, or by an optimiser's own doing."""
+"""Learning rates that move nothing, for the whole run, a share of it, or by an optimiser's own doing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from sightline.doctor.core.finding import Finding
 
 __all__ = ["zero_learning_rate"]
 
-CODE = "zero-learning-rate"
 _MOST_STEPS = 20_000
 _WARMUP_SHARE = 0.2
 _TAIL_SHARE = 0.05
 
 
-@check(code=CODE, moment="preflight")
+@check("G15", "zero-learning-rate", "preflight")
 def zero_learning_rate(context: Context) -> list[Finding]:
     """Some step has a positive rate, most do, and two real steps at the highest rate move the weights."""
     steps, rates = _series(context)
@@ -42,16 +41,16 @@ def _series(context: Context) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _of_value(context: Context, step: int, rate: float) -> Finding:
-    return _finding(
+    return zero_learning_rate.finding(
         context,
-        severity="error",
-        summary=f"the learning rate of step {step} is {rate:g}",
+        f"the learning rate of step {step} is {rate:g}",
         causes=("optim.scheduler", "optim.lr"),
+        at="schedule",
         step=step,
-        path="schedule",
         measured=f"{rate:g}, the highest base rate times schedule({step})",
         expected="a finite number, not below 0",
         action="look at the schedule's formula at this step",
+        evidence={"num_steps": context.built.job.num_steps},
     )
 
 
@@ -59,16 +58,16 @@ def _all_zero(context: Context, num_looked_at: int) -> Finding:
     job = context.built.job
     bases = [group["base_lr"] for group in job.optimizer.param_groups]
     is_base = not any(bases)
-    return _finding(
+    return zero_learning_rate.finding(
         context,
-        severity="error",
-        summary="the learning rate is zero at every step: nothing is ever trained",
+        "the learning rate is zero at every step: nothing is ever trained",
         causes=("optim.lr", "optim.scheduler"),
+        at="optimizer.lr" if is_base else "schedule",
         step=0,
-        path="optimizer.lr" if is_base else "schedule",
         measured=f"0 at all {num_looked_at} steps looked at of {job.num_steps}; base rates {bases}",
         expected="base rate x schedule(step) > 0",
         action="give the optimiser a positive lr" if is_base else "mend the schedule: its factor is 0 throughout",
+        evidence={"num_steps": context.built.job.num_steps},
     )
 
 
@@ -79,28 +78,30 @@ def _of_share(context: Context, steps: np.ndarray, rates: np.ndarray) -> Iterato
     first, last = int(steps[is_moving[0]]), int(steps[is_moving[-1]])
     after = num_steps - 1 - last
     if first > max(1, _WARMUP_SHARE * num_steps):
-        yield _finding(
+        yield zero_learning_rate.finding(
             context,
+            f"the first {first} of {num_steps} steps have learning rate zero",
             severity="warning",
-            summary=f"the first {first} of {num_steps} steps have learning rate zero",
             causes=("optim.scheduler", "optim.lr"),
+            at="schedule",
             step=0,
-            path="schedule",
             measured=f"0 before step {first}, {first / num_steps:.0%} of the run",
             expected=f"zeros of a warm-up for at most {_WARMUP_SHARE:.0%} of the run",
             action="shorten the warm-up, or count it in the schedule's own unit (epochs, not steps)",
+            evidence={"num_steps": context.built.job.num_steps},
         )
     if after > max(1, _TAIL_SHARE * num_steps):
-        yield _finding(
+        yield zero_learning_rate.finding(
             context,
+            f"from step {last + 1} of {num_steps} on the learning rate is zero",
             severity="warning",
-            summary=f"from step {last + 1} of {num_steps} on the learning rate is zero",
             causes=("optim.scheduler", "optim.lr"),
+            at="schedule",
             step=last + 1,
-            path="schedule",
             measured=f"0 at the last {after} steps, {after / num_steps:.0%} of the run; {rates.max():g} at the highest",
             expected=f"zeros for at most the last {_TAIL_SHARE:.0%} of the run",
             action="stretch the schedule over the whole run, give it a floor, or train fewer steps",
+            evidence={"num_steps": context.built.job.num_steps},
         )
 
 
@@ -123,17 +124,17 @@ def _of_replay(context: Context, step: int) -> Iterator[Finding]:
         optimizer.step()
     if any(not torch.equal(own, copied) for own, copied in pushed.values()):
         return
-    yield _finding(
+    yield zero_learning_rate.finding(
         context,
-        severity="error",
-        summary="two optimiser steps at the highest learning rate change no bit of any weight",
+        "two optimiser steps at the highest learning rate change no bit of any weight",
         causes=("optim.lr", "optim.clip", "optim.state"),
+        at="optimizer.lr",
         step=step,
-        path="optimizer.lr",
         measured=f"lr {rate:g}, largest gradient {largest:.3g} in {len(pushed)} parameters: change 0",
         expected=f"changes of about {_size_of_move(rate, largest, optimizer):.3g}, above half a unit in the last place",
         action="raise the learning rate, or look at what the optimiser does with its gradients",
         param=next(iter(pushed)),
+        evidence={"num_steps": context.built.job.num_steps},
     )
 
 
@@ -160,31 +161,3 @@ def _copy(
 def _size_of_move(rate: float, gradient: float, optimizer: torch.optim.Optimizer) -> float:
     """What a step moves a weight by: lr x gradient for SGD, about lr where gradients are divided by their size."""
     return rate * gradient if isinstance(optimizer, torch.optim.SGD) else rate
-
-
-def _finding(
-    context: Context,
-    *,
-    severity: str,
-    summary: str,
-    causes: tuple[str, ...],
-    step: int,
-    path: str,
-    measured: str,
-    expected: str,
-    action: str,
-    param: str | None = None,
-) -> Finding:
-    return Finding(
-        guard="G15",
-        code=CODE,
-        severity="warning" if severity == "warning" else "error",
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place(path, step=step, param=param),
-        measured=measured,
-        expected=expected,
-        action=action,
-        evidence={"num_steps": context.built.job.num_steps},
-    )

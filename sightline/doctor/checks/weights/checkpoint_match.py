@@ -1,4 +1,4 @@
-"""Guard G11: weights to start from that do not fit the model, that fit nothing of it, or that did not get there."""
+"""Weights to start from that do not fit the model, that fit nothing of it, or that did not get there."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from sightline.runs.checkpoint import MatchReport, load, load_weights
 
 __all__ = ["checkpoint_match"]
 
-CODE = "checkpoint-match"
 
-
-@check(code=CODE, moment="static")
+@check("G11", "checkpoint-match", "static")
 def checkpoint_match(context: Context) -> list[Finding]:
     """Every tensor of `init` is in the model, bit for bit, but for those that `may_be_missing` names."""
     init, model = context.config.init, context.built.job.model
@@ -29,21 +27,21 @@ def checkpoint_match(context: Context) -> list[Finding]:
         weights = load(Path(init.source)).evaluated
     except CheckpointError as error:
         causes = ("ckpt.corrupt", "ckpt.incomplete_state", "ckpt.stale")
-        return [_finding(context, "init.from", causes, "the weights to start from cannot be read", str(error))]
+        return [_unmatched(context, "init.from", causes, "the weights to start from cannot be read", str(error))]
     copied = copy_of(model)
     try:
         report = load_weights(copied, weights, may_be_missing=init.may_be_missing, modules=init.modules, into=init.into)
     except CheckpointError as error:
         causes = ("ckpt.key_mismatch", "cfg.class_count", "model.structure")
-        return [_finding(context, "init.from", causes, "the weights to start from do not fit the model", str(error))]
+        return [_unmatched(context, "init.from", causes, "the weights to start from do not fit the model", str(error))]
     if report.matched == 0:
         told = "may_be_missing names everything: nothing is loaded"
-        return [_finding(context, "init.may_be_missing", ("ckpt.key_mismatch", "cfg.override"), told, str(report))]
+        return [_unmatched(context, "init.may_be_missing", ("ckpt.key_mismatch", "cfg.override"), told, str(report))]
     differing = _differing(copied.state_dict(), model)
     if differing:
         causes = ("ckpt.stale", "model.init", "ckpt.alias")
         told = f"{len(differing)} tensors of the model are not those given, {', '.join(differing[:5])} first"
-        return [_finding(context, "init.from", causes, "the given weights are not in the model", told)]
+        return [_unmatched(context, "init.from", causes, "the given weights are not in the model", told)]
     return [] if report.matched == report.total else [_partial(context, report)]
 
 
@@ -57,17 +55,14 @@ def _differing(expected: Mapping[str, Tensor], model: nn.Module) -> list[str]:
     ]
 
 
-def _finding(context: Context, path: str, causes: tuple[str, ...], summary: str, measured: str) -> Finding:
+def _unmatched(context: Context, at: str, causes: tuple[str, ...], summary: str, measured: str) -> Finding:
     init = context.config.init
     assert init is not None, "only for a run that starts from weights"
-    return Finding(
-        guard="G11",
-        code=CODE,
-        severity="error",
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place(path),
+    return checkpoint_match.finding(
+        context,
+        summary,
+        causes=causes,
+        at=at,
         measured=measured,
         expected="all tensors and elements of the model"
         + (f" taken from '{init.modules}'" if init.modules else "")
@@ -81,13 +76,12 @@ def _finding(context: Context, path: str, causes: tuple[str, ...], summary: str,
 
 def _partial(context: Context, report: MatchReport) -> Finding:
     share = report.matched_elements / max(1, report.total_elements)
-    return Finding(
-        guard="G11",
-        code=CODE,
+    return checkpoint_match.finding(
+        context,
+        f"{share:.1%} of the model's elements start from the given weights, as declared",
         severity="note",
-        summary=f"{share:.1%} of the model's elements start from the given weights, as declared",
-        cause="ckpt.key_mismatch",
-        where=context.place("init.may_be_missing"),
+        causes=("ckpt.key_mismatch",),
+        at="init.may_be_missing",
         measured=str(report),
         expected="the patterns of may_be_missing name what differs, and nothing else",
         action="nothing, if this is meant",

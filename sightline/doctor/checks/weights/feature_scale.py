@@ -1,4 +1,4 @@
-"""Guard G39: data of another scale than the weights to start from learned on, by the statistics that they kept."""
+"""Data of another scale than the weights to start from learned on, by the statistics that they kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from sightline.types import Batch, SampleKey
 
 __all__ = ["LayerScale", "feature_scale", "layer_scales", "other_scale", "sampled_batch"]
 
-CODE = "feature-scale"
 _NUM_SAMPLES = 16
 _OTHER_SCALE = 4.0  # augmentation by 0.5 to 2 and another data set in the same unit stay below two
 _NOT_LINEAR = 0.05
@@ -33,7 +32,13 @@ class LayerScale(NamedTuple):
     ratio: float
 
 
-@check(code=CODE, moment="preflight")
+@check(
+    "G39",
+    "feature-scale",
+    "preflight",
+    severity="warning",
+    causes=("data.normalisation", "clf.feature_scale", "data.layout", "cfg.override"),
+)
 def feature_scale(context: Context) -> list[Finding]:
     """With weights from `init`, the first batch norms are given numbers of the size that they have averages of.
 
@@ -128,14 +133,9 @@ def other_scale(scales: list[LayerScale], *, where: Place, source: str) -> Findi
         return None
     first = finite[0]
     times = f"{max(first.ratio, 1 / first.ratio):.3g} times as {'large' if first.ratio > 1 else 'small'}"
-    return Finding(
-        guard="G39",
-        code=CODE,
-        severity="warning",
-        summary=f"what the loaded weights are given is {times} as what they learned on",
-        cause="data.normalisation",
-        alternatives=("clf.feature_scale", "data.layout", "cfg.override"),
-        where=dataclasses.replace(where, layer=first.layer),
+    return feature_scale.finding(
+        dataclasses.replace(where, layer=first.layer),
+        f"what the loaded weights are given is {times} as what they learned on",
         measured=f"inputs of {first.layer} lie {first.ratio:.3g} times as far from its running average as there",
         expected=f"between {1 / _OTHER_SCALE:g} and {_OTHER_SCALE:g} times",
         action="normalise clouds as the run that the weights are of did: transforms.evaluate, or how the set was "

@@ -1,4 +1,4 @@
-"""Guard G20: initial weights larger than any scheme makes them, and which scheme each layer follows."""
+"""Initial weights larger than any scheme makes them, and which scheme each layer follows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from sightline.doctor.core.finding import Finding
 
 __all__ = ["Start", "initial_weights", "scheme_of"]
 
-CODE = "initial-weights"
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _MOST_Z = 6.0
 _SURE_Z = 3.0
@@ -42,7 +41,7 @@ class Start:
     largest: float
 
 
-@check(code=CODE, moment="deep")
+@check("G20", "initial-weights", "deep", at="model")
 def initial_weights(context: Context) -> list[Finding]:
     """The deviation of each weight is that of a known scheme, within what a sample of its size allows.
 
@@ -102,13 +101,11 @@ def _note(context: Context, starts: Sequence[Start]) -> Finding:
         [s.name, s.size, f"{s.mean:.1e}", f"{s.std:.3e}", s.scheme or "?", f"{s.expected:.3e}", f"{s.z:.1f}"]
         for s in starts
     ]
-    return Finding(
-        guard="G20",
-        code=CODE,
+    return initial_weights.finding(
+        context,
+        "initial weights: " + "; ".join(f"{count} x {scheme}" for scheme, count in found.most_common()),
         severity="note",
-        summary="initial weights: " + "; ".join(f"{count} x {scheme}" for scheme, count in found.most_common()),
-        cause="model.init",
-        where=context.place("model"),
+        causes=("model.init",),
         measured=f"{len(starts)} weights of linear maps and convolutions",
         expected="for each the deviation that its scheme gives",
         action="nothing",
@@ -120,14 +117,13 @@ def _of_large(context: Context, starts: Sequence[Start]) -> Iterator[Finding]:
     large = [start for start in starts if start.std > _TOO_LARGE * start.largest]
     if large:
         most = max(large, key=lambda start: start.std / start.largest)
-        yield Finding(
-            guard="G20",
-            code=CODE,
+        yield initial_weights.finding(
+            context,
+            f"the initial weights of '{most.name}' are larger than any scheme makes them",
             severity="warning",
-            summary=f"the initial weights of '{most.name}' are larger than any scheme makes them",
-            cause="model.init",
-            alternatives=("model.numerics",),
-            where=context.place("model", layer=most.name, param=f"{most.name}.weight"),
+            causes=("model.init", "model.numerics"),
+            layer=most.name,
+            param=f"{most.name}.weight",
             measured=f"std {most.std:.3g}, {most.std / most.largest:.3g} times the largest of the schemes",
             expected=f"at most {_TOO_LARGE * most.largest:.3g}",
             action="draw them anew: N(0, 2/fan_in) before a ReLU, or as the paper says",

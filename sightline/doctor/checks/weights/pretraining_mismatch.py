@@ -1,4 +1,4 @@
-"""Guard G3: weights that learned on clouds of another form than this run reads: number, place, axis, transforms."""
+"""Weights that learned on clouds of another form than this run reads: number, place, axis, transforms."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from sightline.doctor.core.finding import Finding
 
 __all__ = ["pretraining_mismatch"]
 
-CODE = "pretraining-mismatch"
 
-
-@check(code=CODE, moment="static")
+@check("G3", "pretraining-mismatch", "static", severity="warning", at="init.from")
 def pretraining_mismatch(context: Context) -> list[Finding]:
     """The run that `init` takes weights from and this one evaluate clouds of one form; what differs is named."""
     lineage = context.built.lineage
@@ -19,17 +17,13 @@ def pretraining_mismatch(context: Context) -> list[Finding]:
     lines = lineage["differences"]
     is_turned = lineage["source"]["up_axis"] != lineage["here"]["up_axis"]
     return [
-        Finding(
-            guard="G3",
-            code=CODE,
-            severity="warning",
-            summary=f"the weights to start from learned on clouds of another form: {len(lines)} thing(s) differ",
-            cause="cfg.axis_swap" if is_turned else "data.normalisation",
-            alternatives=("data.layout", "cfg.override"),
-            where=context.place("init.from"),
+        pretraining_mismatch.finding(
+            context,
+            f"the weights to start from learned on clouds of another form: {len(lines)} thing(s) differ",
+            causes=("cfg.axis_swap" if is_turned else "data.normalisation", "data.layout", "cfg.override"),
             measured="; ".join(lines),
             expected="the same in both stages, or a difference that is meant",
-            action=f"set data and transforms alike, or say that it is meant: checks.skip=[{CODE}]",
+            action=f"set data and transforms alike, or say that it is meant: checks.skip=[{pretraining_mismatch.code}]",
             evidence={"from": lineage["from"]},
         )
     ]

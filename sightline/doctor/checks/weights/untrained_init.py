@@ -1,4 +1,4 @@
-"""Guard G11: weights to start from that are as random as those without them: nothing useful was loaded."""
+"""Weights to start from that are as random as those without them: nothing useful was loaded."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ from sightline.runs import checkpoint
 
 __all__ = ["untrained_init"]
 
-CODE = "untrained-init"
 
-
-@check(code=CODE, moment="static")
+@check(
+    "G11",
+    "untrained-init",
+    "static",
+    at="init.from",
+    expected="weights that training has moved",
+    action="give a run that was trained, at its last checkpoint; see its metrics.jsonl and its learning rate",
+)
 def untrained_init(context: Context) -> list[Finding]:
     """Some weight that `init` brings differs from what this run's own seed gives, and from what its source's gave."""
     init, built = context.config.init, context.built
@@ -35,11 +40,12 @@ def untrained_init(context: Context) -> list[Finding]:
         return []
     if not any(_differs(own[name], fresh.state_dict()[name]) for name in names):
         return [
-            _finding(
+            untrained_init.finding(
                 context,
-                summary="init has changed nothing: every weight is what the seed of this run gives",
-                measured=f"0 of {len(names)} drawn tensors differ; {built.init_report}",
+                "init has changed nothing: every weight is what the seed of this run gives",
                 causes=("ckpt.key_mismatch", "ckpt.stale", "optim.lr"),
+                measured=f"0 of {len(names)} drawn tensors differ; {built.init_report}",
+                evidence={"from": init.source},
             )
         ]
     source = _source(Path(init.source))
@@ -50,11 +56,12 @@ def untrained_init(context: Context) -> list[Finding]:
     if not names or any(_differs(given[name], seeded.state_dict()[name]) for name in names):
         return []
     return [
-        _finding(
+        untrained_init.finding(
             context,
-            summary=f"the weights to start from are untrained: they are what the seed of {run} gives",
-            measured=f"0 of {len(names)} drawn tensors differ from a fresh model of that run's config",
+            f"the weights to start from are untrained: they are what the seed of {run} gives",
             causes=("ckpt.stale", "optim.lr", "ckpt.selection"),
+            measured=f"0 of {len(names)} drawn tensors differ from a fresh model of that run's config",
+            evidence={"from": init.source},
         )
     ]
 
@@ -82,21 +89,3 @@ def _drawn(model: nn.Module) -> list[str]:
 
 def _differs(one: Tensor, other: Tensor) -> bool:
     return one.shape != other.shape or not torch.equal(one.cpu(), other.cpu().to(one.dtype))
-
-
-def _finding(context: Context, *, summary: str, measured: str, causes: tuple[str, ...]) -> Finding:
-    init = context.config.init
-    assert init is not None, "only for a run that starts from weights"
-    return Finding(
-        guard="G11",
-        code=CODE,
-        severity="error",
-        summary=summary,
-        cause=causes[0],
-        alternatives=causes[1:],
-        where=context.place("init.from"),
-        measured=measured,
-        expected="weights that training has moved",
-        action="give a run that was trained, at its last checkpoint; see its metrics.jsonl and its learning rate",
-        evidence={"from": init.source},
-    )

@@ -1,0 +1,62 @@
+"""Values that break what a field declares: one finding for all checks that look at single fields, and its causes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sightline.doctor.context import Check, Context
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.survey import PartSurvey, name_sample
+
+__all__ = ["broken_field"]
+
+_CAUSES = {
+    "shape": ("cfg.contract", "data.layout"),
+    "order of axes": ("data.layout", "cfg.contract"),
+    "width": ("cfg.contract", "data.layout"),
+    "type": ("data.normalisation", "cfg.contract"),
+    "type of classes": ("data.target_encoding", "data.label_mapping", "cfg.contract"),
+    "range": ("data.normalisation", "data.corrupt_sample", "cfg.contract"),
+    "unit": ("data.normalisation", "cfg.contract"),
+    "class": ("data.label_mapping", "data.ignore_handling", "cfg.class_count"),
+    "class or ignored": ("data.ignore_handling", "data.label_mapping", "cfg.class_count"),
+    "not always ignored": ("data.ignore_handling", "data.label_mapping"),
+    "finite": ("data.corrupt_sample", "data.normalisation", "data.missing_modality"),
+    "any": ("data.corrupt_sample", "data.sampling"),
+    "there": ("cfg.contract", "data.missing_modality"),
+    "always there": ("data.missing_modality", "data.pairing"),
+}
+"""What a field should be -> the causes where it is not, the likeliest first."""
+
+
+def broken_field(
+    check: Check,
+    context: Context,
+    survey: PartSurvey,
+    field: str,
+    rule: str,
+    summary: str,
+    *,
+    measured: str,
+    sample: int | None = None,
+    joined: str = "in",
+    detail: str = "",
+    evidence: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Finding:
+    """A finding about a field of a part of the data, with the causes of the rule that it breaks.
+
+    Where a `sample` shows it, the sample's name is `joined` to what was `measured`, and the `detail` follows.
+    """
+    within = "" if sample is None else f" {joined} {name_sample(survey.part.dataset, sample)}"
+    return check.finding(
+        context,
+        summary,
+        causes=_CAUSES[rule],
+        at="data",
+        split=survey.part.split,
+        sample=sample,
+        measured=f"{measured}{within}{detail}",
+        evidence={"field": field, "looked_at": survey.extent, **(evidence or {})},
+        **fields,
+    )

@@ -1,0 +1,106 @@
+"""The forward pass of a step: prepare, losses, the weighted mean. Whoever runs a task's losses does it here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sightline.engine.distributed import World
+from sightline.engine.precision import Precision
+from sightline.types import Batch
+
+__all__ = ["Step", "Task", "batch_step", "mean", "prepare_step", "run_batch", "weighted_sum"]
+
+_FLOAT32 = Precision("float32")  # without autocast
+
+
+class Task(Protocol):
+    """What the loop requires of a task; sums, so that any split of a step gives the same numbers."""
+
+    def prepare(
+        self, model: nn.Module, micro_batches: Sequence[Batch], world: World
+    ) -> tuple[Mapping[str, Tensor], Sequence[Any]]:
+        """What the whole step must know first: each loss's count over everything, and something per micro-batch."""
+        ...
+
+    def losses(self, model: nn.Module, batch: Batch, around: Any) -> Mapping[str, Tensor]:
+        """The sum of each loss over this micro-batch."""
+        ...
+
+    def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
+        """What metrics read."""
+        ...
+
+    def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        """Loss sums and predictions of one forward pass."""
+        ...
+
+    # Optional: gauges(losses, num_samples, num_processes) -> dict[str, float], what a step is to be judged by.
+
+
+@dataclass(frozen=True)
+class Step:
+    """The micro-batches of a step on this process, and what its task prepared over all of them.
+
+    `counts` are what losses are divided by; `contexts` hold what the task needs for each micro-batch.
+    """
+
+    task: Task
+    micro_batches: Sequence[Batch]
+    counts: Mapping[str, Tensor]
+    contexts: Sequence[Any]
+    precision: Precision
+    device: torch.device
+
+    def sums(self, model: nn.Module, index: int = 0) -> Mapping[str, Tensor]:
+        """The sum of each loss over a micro-batch."""
+        with self.precision.autocast(self.device):
+            return self.task.losses(model, self.micro_batches[index], self.contexts[index])
+
+    def sums_and_predictions(self, model: nn.Module, index: int = 0) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        """Loss sums and predictions of a micro-batch."""
+        with self.precision.autocast(self.device):
+            return self.task.assess(model, self.micro_batches[index], self.contexts[index])
+
+    def means(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The share of each loss's mean over the step that these sums make up."""
+        return {name: mean(total, self.counts[name]) for name, total in sums.items()}
+
+
+def prepare_step(
+    task: Task, model: nn.Module, micro_batches: Sequence[Batch], world: World, precision: Precision = _FLOAT32
+) -> Step:
+    """A step whose forward passes can be run: the collectives of its losses happen here."""
+    with precision.autocast(world.device):
+        counts, contexts = task.prepare(model, micro_batches, world)
+    return Step(task, micro_batches, counts, contexts, precision, world.device)
+
+
+def batch_step(
+    task: Task, model: nn.Module, batch: Batch, device: torch.device, precision: Precision = _FLOAT32
+) -> Step:
+    """One batch as a step of its own on one process, prepared."""
+    return prepare_step(task, model, [batch], World(device=device), precision)
+
+
+def run_batch(
+    task: Task, model: nn.Module, batch: Batch, device: torch.device, precision: Precision = _FLOAT32
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """Loss sums and counts of one batch as a step of its own on one process."""
+    step = batch_step(task, model, batch, device, precision)
+    return step.sums(model), step.counts
+
+
+def mean(total: Tensor, count: Tensor) -> Tensor:
+    """The sum over everything divided by the count of everything, or by 1 where nothing was counted."""
+    divisor = count.to(total.device)
+    return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor)).to(total.dtype)
+
+
+def weighted_sum(means: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The loss that training minimises, of the means of its terms."""
+    return torch.stack([weights[name] * value for name, value in means.items()]).sum()
