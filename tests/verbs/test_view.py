@@ -313,7 +313,7 @@ def test_epochs_tell_whether_raw_clouds_change(parts: Path, tmp_path: Path) -> N
     assert "raw item the same in epochs 0, 3, 6, 9, 11, 14, 17, 20" in " ".join(done.out.split())
 
 
-def test_a_set_of_neither_clouds_nor_frames_is_refused_in_one_line(pose: Path, tmp_path: Path) -> None:
+def test_a_set_without_clouds_frames_or_images_is_refused_in_one_line(pose: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.py"
     plugin.write_text(NUMBERS)
     config = tmp_path / "numbers.yaml"
@@ -323,7 +323,7 @@ def test_a_set_of_neither_clouds_nor_frames_is_refused_in_one_line(pose: Path, t
     code, out, err = run_here("view", config, "--plugin", plugin, "--out", tmp_path / "out")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert "view: the data set gives number" in err
-    assert "view shows clouds (points) and depth frames (camera, depth, joints, visible)" in err
+    assert "view shows clouds (points), depth frames (camera, depth, joints, visible), images (image)" in err
 
 
 NUMBERS = """
