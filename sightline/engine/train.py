@@ -19,6 +19,7 @@ from sightline.engine.precision import Precision
 from sightline.engine.records import StepRecord
 from sightline.engine.stream import Stream
 from sightline.errors import RunError
+from sightline.members import TaskMembers
 from sightline.types import Batch, Ramp
 
 __all__ = ["AtStep", "Job", "Laps", "NonFiniteGradientError", "Task", "optimise_once", "train"]
@@ -27,7 +28,10 @@ _SAMPLES, _STOP = "(samples)", "(stop)"  # ride along with the losses; no loss c
 
 
 class Task(Protocol):
-    """What a task must say for the loop to train it; sums, so that any split of a step gives the same numbers."""
+    """What a task must say for the loop to train it; sums, so that any split of a step gives the same numbers.
+
+    Its optional members: `members.TaskMembers`.
+    """
 
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: World
@@ -46,8 +50,6 @@ class Task(Protocol):
     def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         """Loss sums and predictions of one forward pass."""
         ...
-
-    # Optional: gauges(losses, num_samples, num_processes) -> dict[str, float], what a step is to be judged by.
 
 
 class Laps(Protocol):
@@ -231,7 +233,7 @@ def _record(
 ) -> StepRecord:
     losses = {name: totals[name] for name in job.weights}
     num_samples = int(totals[_SAMPLES])
-    tell = getattr(job.task, "gauges", None)
+    tell = TaskMembers.gauges.of(job.task)
     gauges = {} if tell is None else tell(losses, num_samples, num_processes)
     weights = job.weights_at(job.step - 1)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())

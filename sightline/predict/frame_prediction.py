@@ -18,6 +18,7 @@ from sightline.data.loading.reading import NamedTransform
 from sightline.engine.distributed import World
 from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError, UserError
+from sightline.members import TaskMembers, TransformMembers
 from sightline.predict.answers import Predictions, Refusal
 from sightline.predict.applied import AppliedRun
 from sightline.predict.frame_centres import Centres, MassCentres, PreviousCentres, RefinedCentres, StoredCentres
@@ -180,7 +181,7 @@ class _Laps:
 
 
 def _predicted(run: TrainedRun) -> frozenset[str]:
-    return getattr(registry.tasks.entry(run.config.task).builder, "predicts", frozenset())
+    return TaskMembers.predicts.of(registry.tasks.entry(run.config.task).builder)
 
 
 def _centres(run: TrainedRun, reader: FrameReader, own: OwnFrames, files: Sequence[Path], world: World) -> Centres:
@@ -247,5 +248,7 @@ def _unlabelled(transforms: Sequence[NamedTransform], info: DataInfo) -> list[Na
     return [
         each
         for each in transforms
-        if not (labels & inspect.signature(each.apply.__call__).parameters.keys() and getattr(each.apply, "adds", {}))
+        if not (
+            labels & inspect.signature(each.apply.__call__).parameters.keys() and TransformMembers.adds.of(each.apply)
+        )
     ]

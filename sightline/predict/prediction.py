@@ -14,6 +14,7 @@ from sightline.data.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file, told
 from sightline.engine.distributed import World
 from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError, UserError
+from sightline.members import TaskMembers
 from sightline.predict.answers import Answers, Predictions, ReadFile, Refusal
 from sightline.predict.applied import AppliedRun
 from sightline.predict.class_answers import ClassAnswers, Prediction
@@ -44,7 +45,7 @@ may wait."""
 
 def answers_points(run: TrainedRun) -> bool:
     """Whether a run says a class for every point of a cloud, not for the cloud."""
-    return "cloud_offsets" in getattr(registry.tasks.entry(run.config.task).builder, "predicts", ())
+    return "cloud_offsets" in TaskMembers.predicts.of(registry.tasks.entry(run.config.task).builder)
 
 
 def files_of(paths: Iterable[Path], *, suffixes: Sequence[str] = CLOUD_SUFFIXES) -> tuple[list[Path], list[Refusal]]:

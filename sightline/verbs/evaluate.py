@@ -28,6 +28,7 @@ from sightline.engine.train import Task
 from sightline.errors import ConfigError, UserError
 from sightline.evaluation.folds import assert_folds, tested_by
 from sightline.evaluation.kept_predictions import MANIFEST, PredictionFolder
+from sightline.members import TaskMembers
 from sightline.runs.checkpoint import kept as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
@@ -167,7 +168,7 @@ def _members(
     run: Path, path: Path, config: RunConfig, facts: Mapping[str, Any], task: Task, world: World
 ) -> tuple[nn.Module, ...]:
     """The models of the other checkpoints that a run keeps. Raises UserError where there is nothing to average."""
-    if not hasattr(task, "vote"):
+    if TaskMembers.vote.of(task) is None:
         raise UserError(f"--ensemble: the task '{config.task.name}' does not say how answers are averaged")
     others = [folder for folder in kept_checkpoints(run) if folder.resolve() != path.resolve()]
     if not others:
@@ -188,7 +189,7 @@ def _members(
 
 def _assert_classes(task: Task, run: Path, config: RunConfig) -> None:
     """Raises ConfigError for a task without classes, of which there are no labels to keep."""
-    predicts: frozenset[str] = getattr(task, "predicts", frozenset())
+    predicts = TaskMembers.predicts.of(task)
     if "probabilities" not in predicts:
         told = ", ".join(sorted(predicts)) or "no classes"
         raise ConfigError(

@@ -19,6 +19,7 @@ from sightline.engine.distributed import World, start_world
 from sightline.engine.loading import checkpoint_path, load_trained
 from sightline.engine.precision import Precision, set_backends
 from sightline.errors import UserError, in_one_line
+from sightline.members import TaskMembers
 from sightline.pictures import Axis
 from sightline.predict.prediction import files_of
 from sightline.runs.lineage import describe_lineage, read_lineage
@@ -210,7 +211,7 @@ def _predictor(
     checkpoint = checkpoint_path(run, options.checkpoint or "last")
     load_trained(model, checkpoint)
     task, meters = build_task(config, data, model)
-    if not SHOWN.keys() & set(getattr(task, "predicts", ())):
+    if not SHOWN.keys() & TaskMembers.predicts.of(task):
         told = " and no ".join(SHOWN.values())
         note(f"the task '{config.task.name}' tells no {told}: shown is what the model sees, not what it answers")
         return None
