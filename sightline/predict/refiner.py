@@ -15,6 +15,7 @@ from sightline.data.loading.reading import NamedTransform
 from sightline.engine.distributed import World
 from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError
+from sightline.members import TaskMembers
 from sightline.predict.inference import InferencePipeline
 from sightline.predict.own_frames import FrameReader, OwnFrames
 from sightline.runs.inputs import read_inputs
@@ -36,7 +37,7 @@ INPUTS = ("depth", "camera", "reference")
 
 def assert_refiner(run: TrainedRun) -> None:
     """Raises ConfigError for a run that does not refine reference points."""
-    if "centre_mm" not in getattr(registry.tasks.entry(run.config.task).builder, "predicts", ()):
+    if "centre_mm" not in TaskMembers.predicts.of(registry.tasks.entry(run.config.task).builder):
         raise ConfigError(
             f"{run.path}: the task '{run.config.task.name}' finds no centres; give a run of the task centre"
         )
