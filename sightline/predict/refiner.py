@@ -15,7 +15,7 @@ from sightline.data.loading.reading import NamedTransform
 from sightline.engine.distributed import World
 from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError
-from sightline.members import TaskMembers
+from sightline.members import TaskMembers, TransformMembers
 from sightline.predict.inference import InferencePipeline
 from sightline.predict.own_frames import FrameReader, OwnFrames
 from sightline.runs.inputs import read_inputs
@@ -101,5 +101,7 @@ def unlabelled(transforms: Sequence[NamedTransform], info: DataInfo) -> list[Nam
     return [
         each
         for each in transforms
-        if not (labels & inspect.signature(each.apply.__call__).parameters.keys() and getattr(each.apply, "adds", {}))
+        if not (
+            labels & inspect.signature(each.apply.__call__).parameters.keys() and TransformMembers.adds.of(each.apply)
+        )
     ]
