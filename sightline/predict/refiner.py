@@ -98,10 +98,9 @@ def unlabelled(transforms: Sequence[NamedTransform], info: DataInfo) -> list[Nam
     One that needs labels and adds nothing changes what the network sees by them, and is left for the error.
     """
     labels = info.fields.keys() - set(INPUTS)
-    return [
-        each
-        for each in transforms
-        if not (
-            labels & inspect.signature(each.apply.__call__).parameters.keys() and TransformMembers.adds.of(each.apply)
-        )
-    ]
+
+    def draws_targets(each: NamedTransform) -> bool:
+        needs_labels = labels & inspect.signature(each.apply.__call__).parameters.keys()
+        return bool(needs_labels and TransformMembers.adds.of(each.apply))
+
+    return [each for each in transforms if not draws_targets(each)]
