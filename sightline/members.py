@@ -107,6 +107,9 @@ class MetricMembers:
     within_batch: Member[frozenset[str]] = Member(
         "names of figures that by definition depend on the batch size", absent=frozenset()
     )
+    scores_absent_zero: Member[bool] = Member(
+        "True where a class that neither labels nor predictions have counts 0 by the protocol", absent=False
+    )
     per_class: Member[Function] = Member("`per_class(state)`: class → {figure: number}", absent=None)
     per_sample: Member[Function] = Member("`per_sample(state)`: a number for each sample", absent=None)
     tables: Member[Function] = Member("`tables(state)`: name → plain values, kept in JSON", absent=None)
