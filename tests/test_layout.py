@@ -72,7 +72,7 @@ FORBIDDEN = (
 COMPONENTS = {
     "data": 19,
     "image_encoders": 6,
-    "losses": 8,
+    "losses": 10,
     "metrics": 9,
     "models": 25,
     "optimizers": 4,
