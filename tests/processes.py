@@ -8,7 +8,6 @@ import runpy
 import socket
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
@@ -60,9 +59,8 @@ def run_ranks(
         logs = [Path(folder) / f"{rank}.log" for rank in range(num_processes)]
         ranks = [variables(rank, num_processes) | shared | dict(environment or {}) for rank in range(num_processes)]
         children = [forked(_run, list(arguments), str(log), each) for log, each in zip(logs, ranks, strict=True)]
-        deadline = time.monotonic() + timeout_s
         for child in children:
-            child.join(max(0.0, deadline - time.monotonic()))
+            child.join(timeout_s)
         codes = [child.exitcode for child in children]  # None for one that still runs
         for child in children:
             child.kill()
@@ -89,11 +87,11 @@ def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> 
         runpy.run_module(what, run_name="__main__", alter_sys=True)
 
 
-def print_to(log: str) -> None:
-    """Let this process and its children print to the end of a file."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+def print_to(log: str, *descriptors: int) -> None:
+    """Let this process and its children print to the end of a file; without descriptors, output and errors."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in descriptors or (1, 2):
+        os.dup2(file, descriptor)
 
 
 def _launcher(rank: int, size: int) -> dict[str, str]:
