@@ -92,6 +92,9 @@ class TaskMembers:
     predicts: Member[frozenset[str]] = Member("the keys of its predictions, for metrics", absent=frozenset())
     vote: Member[Function] = Member("`vote(passes)`: several predictions of one batch as one", absent=None)
     show: Member[Function] = Member("`show(batch, predictions)`: pictures for TensorBoard", absent=None)
+    evaluation_arguments: Member[frozenset[str]] = Member(
+        "constructor arguments that change evaluation alone, so that `evaluate RUN task.NAME=` may", absent=frozenset()
+    )
     gauges: Member[Function] = Member(
         "`gauges(losses, num_samples, num_processes)`: further numbers of a training step", absent=None
     )
@@ -119,6 +122,9 @@ class TransformMembers:
     """Optional members of a transform."""
 
     adds: Member[Mapping[str, Any]] = Member("name → `Field` of each field that it adds", absent=MappingProxyType({}))
+    facts: Member[Mapping[str, Any]] = Member(
+        "facts that it states in the place of the data set's, such as `in_channels`", absent=MappingProxyType({})
+    )
     chooses_points: Member[bool] = Member("True for one that drops or reorders points", absent=False)
     makes_unit_sphere: Member[bool] = Member(
         "True for one that brings clouds into the unit sphere about their mean", absent=False

@@ -161,7 +161,8 @@ def _boundaries(part: Part, num_classes: int) -> tuple[Tensor, Tensor, int]:
     for key in _spread(part):
         batch = part.reader([key])
         points, _, offsets = as_packed(batch["points"], None, batch.get("offsets"))
-        label = batch["label"].flatten()
+        has_pixels = batch["label"].numel() != len(points) and "whole_label" in batch
+        label = batch["whole_label" if has_pixels else "label"].flatten()
         is_class = (label >= 0) & (label < num_classes)  # not what is ignored
         is_at = at_boundary(points, label, offsets) & is_class
         at += torch.bincount(label[is_at], minlength=num_classes)

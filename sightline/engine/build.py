@@ -163,12 +163,14 @@ def build_data(config: RunConfig) -> Data:
                 f"evaluate.select: a tenth of {len(train_set)} training samples held out for validation is empty; "
                 "use evaluate.select=test or more data"
             )
-    train = Part(train_set, kept, _reader(train_set, transforms.train, facts), "train")
+    train_reader = _reader(train_set, transforms.train, facts)
+    train = Part(train_set, kept, train_reader, "train")
     selection = Part(selection_set, held_out, _reader(selection_set, transforms.evaluate, facts), split)
     test = selection
     if test_set is not None:
         test = Part(test_set, np.arange(len(test_set)), _reader(test_set, transforms.evaluate, facts), "test")
-    return Data(train, selection, test, facts)
+    _check_stated(config, train_reader.facts, selection.reader.facts)
+    return Data(train, selection, test, {**facts, **train_reader.facts})
 
 
 def build_part(config: RunConfig, split: str) -> Part:
@@ -310,6 +312,17 @@ def _dataset(config: RunConfig, split: str) -> Dataset:
 
 def _reader(dataset: Dataset, components: Sequence[Component], facts: Mapping[str, Any]) -> BatchReader:
     return BatchReader(dataset, build_transforms(components, facts))
+
+
+def _check_stated(config: RunConfig, training: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
+    """Facts that transforms state are the same in training and evaluation."""
+    for name in sorted(training.keys() | evaluation.keys()):
+        ours, theirs = training.get(name), evaluation.get(name)
+        if ours != theirs:
+            where = config.origins.get("transforms.evaluate", config.data.where)
+            raise ConfigError(
+                f"{where}: transforms.train state {name} = {ours}, transforms.evaluate {theirs}; the model sees both"
+            )
 
 
 def _check_facts(data: Component, facts: Mapping[str, Any]) -> None:

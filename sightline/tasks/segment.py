@@ -1,4 +1,4 @@
-"""One label for every point."""
+"""One label for every point, or for every pixel of a range image and so for the points behind it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from sightline.types import Batch
 __all__ = ["Blocks", "Segment"]
 
 NUM_SHOWN = 6
+NUM_IMAGES = 2
 WRONG = np.array([200, 48, 42], dtype=np.uint8)
 """The red of points with a wrong answer."""
 
@@ -43,10 +44,11 @@ class Blocks(TypedDict):
 class Segment(Supervised):
     """Predicts class probabilities of every point from `logits`; voting averages probabilities over passes.
 
-    Answers are ragged whatever the form of the batch: `probabilities` (P, C) of the points of all clouds one after
+    Predictions are ragged whatever the form of the batch: `probabilities` (P, C) of the points of all clouds one after
     another, `cloud_offsets` (S+1,) where each cloud starts, and, where the batch has labels, `target` (P,). Where a
     transform thinned the clouds and kept `nearest`, the row of the kept point that stands for each point of the whole
-    cloud, the answers are those of the whole cloud, and `target` is its `whole_label`.
+    cloud, the predictions are those of the whole cloud, and `target` is its `whole_label`. So with `logits` of the
+    pixels of range images (S, H, W, C): `nearest` is the pixel that each point of the whole scan lies in.
 
     In evaluation and prediction `max_points` answers larger clouds in neighbourhoods of so many points, whose
     coordinates start as `origin` says; `blocks` answers all clouds in columns, for models that take one number of
@@ -54,6 +56,7 @@ class Segment(Supervised):
     """
 
     predicts = frozenset({"probabilities", "target", "cloud_offsets"})
+    evaluation_arguments = frozenset({"blocks", "max_points", "origin"})
 
     def __init__(
         self,
@@ -66,15 +69,19 @@ class Segment(Supervised):
         origin: Origin = "kept",
         blocks: Blocks | None = None,
         up_axis: Axis = "z",
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self.up_axis = up_axis
+        self.ignore_index = ignore_index
         if blocks is not None and (max_points is not None or origin != "kept"):
             raise ConfigError("segment: blocks stand for themselves; leave max_points and origin out, or blocks")
         if blocks is not None and up_axis != "z":
             raise ConfigError(f"segment: blocks are columns along z, the data set's {up_axis} is up")
         if max_points is None and origin != "kept":
             raise ConfigError("segment: origin is that of windows; give max_points, or leave it out")
+        if "range_image" in batch_keys.keys and (blocks is not None or max_points is not None):
+            raise ConfigError("segment: max_points and blocks divide clouds, not range images; leave them out")
         self.windows: Windows | None = None
         if blocks is not None:
             self.windows = BlockWindows(
@@ -113,7 +120,9 @@ class Segment(Supervised):
         """The first clouds of a batch as the model saw them: above by answered class, below red where it is wrong."""
         if "label" not in batch:
             return []
-        offsets = _offsets(batch).tolist()
+        if batch["label"].ndim == 3:
+            return [self._pixels(batch["label"], predictions["seen"])]
+        offsets = _offsets(batch, batch["label"]).tolist()
         spans = [slice(*span) for span in pairwise(offsets[: NUM_SHOWN + 1])]
         points = batch["points"].reshape(-1, 3).float().cpu().numpy()
         answer, label = (each.flatten().cpu().numpy() for each in (predictions["seen"], batch["label"]))
@@ -131,6 +140,16 @@ class Segment(Supervised):
         )
         return [Picture("predictions", pixels, f"{1 - wrong[: offsets[len(spans)]].mean():.1%} of the points right")]
 
+    def _pixels(self, label: Tensor, seen: Tensor) -> Picture:
+        """The first range images of (S, H, W), one below the other: predicted classes, labels, wrong pixels in red."""
+        truth = label[:NUM_IMAGES].cpu().numpy()
+        guess = seen.view(label.shape)[:NUM_IMAGES].cpu().numpy()
+        is_counted = np.ones_like(truth, dtype=bool) if self.ignore_index is None else truth != self.ignore_index
+        wrong = np.where((is_counted & (guess != truth))[..., None], WRONG, UNLABELLED)
+        rows = np.stack([colors_of(guess), colors_of(truth), wrong], axis=1).astype(np.uint8)
+        share = (guess == truth)[is_counted].mean() if is_counted.any() else 0.0
+        return Picture("predictions", rows.reshape(-1, *rows.shape[3:]), f"{share:.1%} of the labelled pixels right")
+
     def _outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         if self.windows is None:
             return self.outputs(model, batch)
@@ -144,7 +163,7 @@ class Segment(Supervised):
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         probabilities = logits.to(dtype).softmax(dim=1)
         seen = probabilities.argmax(dim=1)
-        offsets = _offsets(batch)
+        offsets = _offsets(batch, outputs["logits"][..., 0])
         label = batch.get("label")
         if "nearest" in batch:
             whole = batch["whole_offsets"]
@@ -154,9 +173,9 @@ class Segment(Supervised):
         return {"probabilities": probabilities, "cloud_offsets": offsets, "seen": seen, **target}
 
 
-def _offsets(batch: Batch) -> Tensor:
-    if "offsets" in batch:
+def _offsets(batch: Batch, rows: Tensor) -> Tensor:
+    """Where the rows of each sample start, which are points one after another (P,), or those of (B, N) or (S, H, W)."""
+    if rows.ndim == 1:
         offsets: Tensor = batch["offsets"]
         return offsets
-    num_clouds, num_points = batch["points"].shape[:2]
-    return torch.arange(num_clouds + 1, device=batch["points"].device) * num_points
+    return torch.arange(len(rows) + 1, device=rows.device) * rows[0].numel()

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from sightline import registry
 from sightline.config import RunConfig, read_config
 from sightline.describe.difficulty import difficulty_of
 from sightline.describe.mean_pose import yardsticks_of
@@ -33,6 +34,7 @@ from sightline.runs.checkpoint import kept as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.studies.final_probe import probed
+from sightline.types import Component
 from sightline.verbs.common import assert_writable, write_document
 from sightline.verbs.output import note, show_difficulty, show_evaluation, show_findings
 
@@ -94,7 +96,6 @@ def evaluate(options: Options) -> int:
     """Evaluate a checkpoint of a run on its test part, or on another config's; several runs as folds of one set."""
     if not options.runs:
         raise UserError("evaluate: no run directory is given; sightline evaluate RUN [KEY=VALUE]...")
-    assert_about_evaluation(options.overrides, verb="evaluate")
     _assert_place(options)
     if len(options.runs) > 1 and options.data is not None:
         raise UserError("evaluate: --data stands for the test part of one run; several runs are pooled over their own")
@@ -132,6 +133,7 @@ def _report(trials: Sequence[Trial], options: Options) -> None:
 def _read(run: Path, options: Options) -> tuple[RunConfig, RunConfig, list[str]]:
     """The config that a run was trained with, the one to evaluate it by, and notes on its plugins."""
     trained, notes = read_run(run, options.plugins)
+    assert_about_evaluation(options.overrides, trained.task, verb="evaluate")
     path = run / "config.yaml" if options.data is None else options.data
     return trained, _with_overrides(trained, options.overrides, path, is_other=bool(options.data)), notes
 
@@ -266,14 +268,16 @@ def _place(config: RunConfig, path: str, **more: Any) -> Place:
     return Place(file=where.origin, line=where.line, config_path=path, **more)
 
 
-def assert_about_evaluation(overrides: Sequence[str], *, verb: str) -> None:
-    """Raises UserError for a key that would make it another run, or that says how the run was trained."""
+def assert_about_evaluation(overrides: Sequence[str], task: Component, *, verb: str) -> None:
+    """Raises UserError for a key that would make it another run, or that says how the run of a task was trained."""
+    own = TaskMembers.evaluation_arguments.of(registry.tasks.entry(task).builder)
+    patterns = (*_MAY_CHANGE, *(f"task.{name}" for name in sorted(own)))
     for override in overrides:
         key = override.partition("=")[0].strip()
         if key == "evaluate.select":
             raise UserError(f"{verb}: evaluate.select is how the run chose its best weights; that cannot change now")
-        if not any(fnmatchcase(key, pattern) for pattern in _MAY_CHANGE):
-            raise UserError(f"{verb}: found {override!r}, allowed is key=value with {', '.join(_MAY_CHANGE)}")
+        if not any(fnmatchcase(key, pattern) for pattern in patterns):
+            raise UserError(f"{verb}: found {override!r}, allowed is key=value with {', '.join(patterns)}")
 
 
 def _with_overrides(config: RunConfig, overrides: Sequence[str], path: Path, *, is_other: bool) -> RunConfig:
@@ -291,4 +295,8 @@ def _with_overrides(config: RunConfig, overrides: Sequence[str], path: Path, *, 
         keys = {o.partition("=")[0].strip().partition(".")[2] for o in overrides if o.strip().startswith(f"{section}.")}
         values = {key: getattr(getattr(given, section), key) for key in keys}
         changed[section] = dataclasses.replace(getattr(config, section), **values)
+    of_task = {o.partition("=")[0].strip() for o in overrides if o.strip().startswith("task.")}
+    names = {key.split(".")[1] for key in of_task}
+    own = {name: value for name, value in given.task.arguments.items() if name in names}
+    changed["task"] = dataclasses.replace(config.task, arguments={**config.task.arguments, **own})
     return dataclasses.replace(config, **changed)

@@ -62,7 +62,8 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
     label = f" ({document['selection']})" if document["selection"] == "test-selected" else ""
     rows = list(document["per_class"].items())
     if rows:
-        noun = "joint" if "joint_names" in getattr(getattr(dataset, "info", None), "facts", {}) else "class"
+        info = getattr(dataset, "info", None)
+        noun = "joint" if info is not None and "joint_names" in info.facts else "class"
         names = [name for name in rows[0][1] if name != "count"]
         show_table(
             f"per {noun}", [noun, *names, "count"], [[n, *(r[k] for k in names), r.get("count")] for n, r in rows]

@@ -23,7 +23,7 @@ from sightline.pictures import Axis
 from sightline.predict.files import files_of
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_directory import RunDirectory
-from sightline.verbs.common import assert_writable, config_of, is_run, write_document
+from sightline.verbs.common import assert_writable, config_of, is_run, reread, write_document
 from sightline.verbs.evaluate import assert_about_evaluation
 from sightline.verbs.output import note, show_table
 from sightline.view.clouds import Cloud, Subject
@@ -108,13 +108,14 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
     """The samples of a config's data, and in a run directory what its model answers for them."""
     _refuse(options, ("columns", "up"), "are about files; a data set says these things itself")
     has_answers = is_run(path)
-    if has_answers:
-        assert_about_evaluation(options.overrides, verb="view")
-    else:
+    if not has_answers:
         _refuse(options, ("checkpoint",), "is about a run; a config has no weights")
     if options.epoch is not None and (options.split or ("test" if has_answers else "train")) != "train":
         raise UserError("--epoch: only training draws anew in every epoch; give --split train, or leave it out")
-    config, _ = config_of(path, options.overrides, options.plugins)
+    config, _ = config_of(path, (), options.plugins)
+    if has_answers:
+        assert_about_evaluation(options.overrides, config.task, verb="view")
+    config = reread(path, options.overrides)
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         run = None

@@ -146,3 +146,72 @@ def test_without_labels_there_is_no_picture() -> None:
     batch = ragged(5)
     del batch["label"]
     assert segment().show(batch, segment().predict(Height(), batch)) == []
+
+
+# --- pixels of range images ------------------------------------------------------------------------------------------
+
+
+class Pixels(nn.Module):
+    """Logits (S, H, W, C) of an image's values."""
+
+    def forward(self, *, image: Tensor) -> Output:
+        return {"logits": torch.stack([image * factor for factor in (1.0, -1.0, 0.5)], dim=-1)}
+
+
+def scans() -> dict[str, Tensor]:
+    """Two scans of 5 and 3 points as images of 2 x 3 pixels; class 0 is ignored, two points share a pixel."""
+    image = torch.linspace(-2, 2, 12, dtype=torch.float64).view(2, 2, 3)
+    return {
+        "points": torch.rand(8, 3, dtype=torch.float64),
+        "offsets": torch.tensor([0, 5, 8]),
+        "image": image,
+        "range_image": image.abs(),
+        "label": torch.tensor([[[1, 2, 0], [0, 1, 1]], [[2, 0, 0], [0, 0, 1]]]),
+        "nearest": torch.tensor([0, 1, 4, 5, 1, 0, 5, 0]),
+        "whole_label": torch.tensor([1, 2, 1, 1, 0, 2, 1, 2]),
+        "whole_offsets": torch.tensor([0, 5, 8]),
+        "sample_index": torch.arange(2),
+    }
+
+
+def of_pixels(**arguments) -> Segment:
+    return Segment(
+        model=Pixels(),
+        losses={"cross_entropy": CrossEntropy(num_classes=NUM_CLASSES, ignore_index=0)},
+        batch_keys=Offer("the set", scans().keys()),
+        output_keys=Offer("the model", {"logits"}),
+        ignore_index=0,
+        **arguments,
+    )
+
+
+def test_every_point_takes_the_prediction_of_its_pixel_in_its_own_image() -> None:
+    batch = scans()
+    sums, found = of_pixels().assess(Pixels(), batch, None)
+    logits = Pixels()(image=batch["image"])["logits"]
+    flat = logits.flatten(1, 2).softmax(dim=-1)
+    expected = torch.cat([flat[0, [0, 1, 4, 5, 1]], flat[1, [0, 5, 0]]])
+    assert torch.equal(found["probabilities"], expected)
+    assert found["cloud_offsets"].tolist() == [0, 5, 8]
+    assert torch.equal(found["target"], batch["whole_label"])
+    assert torch.equal(found["seen"], flat.flatten(0, 1).argmax(dim=1))
+    labelled = batch["label"] != 0
+    reference = nn.functional.cross_entropy(logits[labelled], batch["label"][labelled], reduction="sum")
+    assert sums["cross_entropy"].item() == pytest.approx(reference.item(), abs=1e-12)
+
+
+def test_pixels_are_shown_as_images_and_ignored_ones_are_never_wrong() -> None:
+    batch = scans()
+    task = of_pixels()
+    (picture,) = task.show(batch, task.predict(Pixels(), batch))
+    assert picture.pixels.shape == (2 * 3 * 2, 3, 3), "two scans: predictions, labels, errors, of two rows each"
+    wrong = picture.pixels[4:6]
+    assert (wrong[batch["label"][0].numpy() == 0] == wrong[0, 2]).all()
+    guess = Pixels()(image=batch["image"])["logits"].argmax(dim=-1)
+    labelled = batch["label"] != 0
+    assert picture.caption == f"{(guess == batch['label'])[labelled].double().mean():.1%} of the labelled pixels right"
+
+
+def test_windows_are_for_clouds() -> None:
+    with pytest.raises(ConfigError, match="max_points and blocks divide clouds, not range images; leave them out"):
+        of_pixels(max_points=100)

@@ -31,18 +31,20 @@ class NamedTransform(NamedTuple):
 class Pipeline:
     """Transforms one after another, bound to the fields that they name; pure, whatever was transformed before.
 
-    `added` are the fields that transforms add to those of the samples. Raises ConfigError where a transform names a
-    field that nobody offers.
+    `added` are the fields that transforms add to those of the samples, `facts` what they state of them. Raises
+    ConfigError where a transform names a field that nobody offers.
     """
 
     def __init__(self, transforms: Sequence[NamedTransform], fields: Collection[str], *, source: str) -> None:
         self.added: dict[str, Field] = {}
+        self.facts: dict[str, Any] = {}
         self._transforms: list[tuple[str, Bound]] = []
         for place, (name, transform) in enumerate(transforms):
             offer = Offer(source, {*fields, *self.added})
             bound = bind(transform.__call__, offer, owner=f"transform '{name}'", skip=("draws",))
             self._transforms.append((f"{place}.{name}", bound))
             self.added |= TransformMembers.adds.of(transform)
+            self.facts |= TransformMembers.facts.of(transform)
 
     def __call__(self, batch: Batch, keys: Sequence[SampleKey]) -> Batch:
         for _, changed in self.steps(batch, keys):
@@ -82,6 +84,16 @@ class BatchReader:
     def keys(self) -> frozenset[str]:
         """The keys of every batch."""
         return batch_keys(self._fields, self.dataset.info.features)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The facts that transforms state in the place of the data set's."""
+        return self._transform.facts
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """The fields of a sample after the transforms, with the form in which they become a batch."""
+        return self._fields
 
     @property
     def has_transforms(self) -> bool:

@@ -15,7 +15,7 @@ from sightline.doctor.core.survey import distinct_parts
 from sightline.engine.build import Part
 from sightline.engine.stream import Reader
 from sightline.members import DataMembers
-from sightline.types import Batch, DataInfo, SampleKey
+from sightline.types import Batch, Field, SampleKey
 
 __all__ = ["broken_offsets"]
 
@@ -43,9 +43,9 @@ def _of_part(context: Context, part: Part, reader: Reader) -> Iterator[Finding]:
         batch = _read(reader, keys)
     else:
         return  # the collate of this package adds up lengths
-    info = part.dataset.info
-    for name in _names_of(info, batch):
-        told = next(_faults(batch, name, _lengths(info, batch, name), len(keys)), None)
+    fields = part.reader.fields
+    for name in _names_of(fields, batch):
+        told = next(_faults(batch, name, _lengths(fields, batch, name), len(keys)), None)
         sample = None
         if told is None and is_own:
             told, sample = _against_alone(reader, keys, batch[name], name)
@@ -65,14 +65,14 @@ def _combines_itself(part: Part) -> bool:
     return any(member.of(part.dataset) is not None for member in (DataMembers.collate, DataMembers.get_batch))
 
 
-def _names_of(info: DataInfo, batch: Batch) -> list[str]:
-    declared = {field.offsets for field in info.fields.values() if field.collate == "concatenate"}
+def _names_of(known: Mapping[str, Field], batch: Batch) -> list[str]:
+    declared = {field.offsets for field in known.values() if field.collate == "concatenate"}
     return sorted(name for name in {"offsets", *declared} if name in batch)
 
 
-def _lengths(info: DataInfo, batch: Mapping[str, Any], name: str) -> dict[str, int]:
+def _lengths(known: Mapping[str, Field], batch: Mapping[str, Any], name: str) -> dict[str, int]:
     """How many rows the fields have that these offsets part; `points` where no field says that it is parted."""
-    fields = [key for key, field in info.fields.items() if field.collate == "concatenate" and field.offsets == name]
+    fields = [key for key, field in known.items() if field.collate == "concatenate" and field.offsets == name]
     fields = fields or (["points"] if name == "offsets" else [])
     return {key: len(batch[key]) for key in fields if isinstance(batch.get(key), Tensor) and batch[key].ndim > 0}
 

@@ -115,8 +115,9 @@ def _of_range(context: Context, survey: PartSurvey, name: str, promise: Field, f
 
 def _of_width(context: Context) -> Iterator[Finding]:
     """`in_channels` = the widths of `points` and of the fields joined into `features`, of samples and of a batch."""
-    data, survey = context.built.data, context.survey[0]
-    info, declared = survey.part.dataset.info, data.facts.get("in_channels")
+    survey = context.survey[0]
+    info = survey.part.dataset.info
+    declared = info.facts.get("in_channels")  # of its samples; transforms that make other channels state their own
     joined = info.features or (("features",) if "features" in info.fields else ())
     widths = {name: _width(survey, name) for name in ("points", *joined)}
     if not isinstance(declared, int) or None in widths.values():
