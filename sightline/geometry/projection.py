@@ -92,7 +92,7 @@ class Located(NamedTuple):
 class Projection(NamedTuple):
     """The row of `points` that each pixel shows (S, H, W) int64, -1 where empty; and what `Located` says of them."""
 
-    index: Tensor
+    shown: Tensor
     pixel: Tensor
     ranges: Tensor
     is_seen: Tensor
@@ -180,10 +180,10 @@ def nearest_returns_by_sorting(ranges: Tensor, *, place: Tensor, num_places: int
     return torch.from_numpy(shown)
 
 
-def draw(index: Tensor, values: Tensor, *, empty: float) -> Tensor:
-    """`values` (P, ...) of the points shown at `index` (S, H, W), and `empty` at the others: (S, H, W, ...)."""
+def draw(shown: Tensor, values: Tensor, *, empty: float) -> Tensor:
+    """`values` (P, ...) of the points `shown` (S, H, W), and `empty` at the others: (S, H, W, ...)."""
     last = values.new_full((1, *values.shape[1:]), empty)
-    return torch.cat((values, last))[index]  # row -1 is the last one
+    return torch.cat((values, last))[shown]  # row -1 is the last one
 
 
 def scan_of_points(offsets: Tensor) -> Tensor:
@@ -197,9 +197,9 @@ def coverage(projection: Projection) -> Coverage:
     return Coverage(
         num_points=len(projection.pixel),
         num_seen=int(projection.is_seen.sum()),
-        num_drawn=int((projection.index >= 0).sum()),
+        num_drawn=int((projection.shown >= 0).sum()),
         num_clamped=int(projection.is_clamped.sum()),
-        num_pixels=projection.index.numel(),
+        num_pixels=projection.shown.numel(),
     )
 
 

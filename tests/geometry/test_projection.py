@@ -49,7 +49,7 @@ def test_columns_worked_by_hand(point: tuple[float, ...], column: int) -> None:
     assert found.pixel.item() % 512 == column
     # elevation 0 lies 3 of the 28 degrees below the upper border: 64 * 3 / 28 = 6.86
     assert found.pixel.item() // 512 == 6
-    assert found.index.flatten()[found.pixel].item() == 0, "point 0 is drawn"
+    assert found.shown.flatten()[found.pixel].item() == 0, "point 0 is drawn"
 
 
 @pytest.mark.parametrize(
@@ -73,13 +73,13 @@ def test_partial_and_turned_azimuths(azimuth_deg: tuple[float, float], aim_deg: 
     found = projected(torch.tensor([[5 * math.cos(aim), 5 * math.sin(aim), 0.0]]), view)
     assert found.pixel.item() == column
     assert found.is_seen.item() == (aim_deg != 60), "outside: the closest pixel, and not drawn"
-    assert (found.index >= 0).sum().item() == int(aim_deg != 60)
+    assert (found.shown >= 0).sum().item() == int(aim_deg != 60)
 
 
 def test_the_nearest_return_wins_and_of_equal_ones_the_first() -> None:
     far_near_near = torch.tensor([[9.0, 0, 0], [4.0, 0, 0], [4.0, 0, 0], [0, 0, 0]])
     found = projected(far_near_near, RangeView(8, 16))
-    assert found.index[found.index >= 0].tolist() == [1]
+    assert found.shown[found.shown >= 0].tolist() == [1]
     assert found.is_seen.tolist() == [True, True, True, False], "a range of zero is no return"
     assert coverage(found).points_drawn == 1 / 4
     assert coverage(found).pixels_filled == 1 / 128
@@ -104,13 +104,13 @@ def test_images_are_those_of_the_published_code(shared: Path, case: int) -> None
     found = projected(points, RangeView(int(height), int(width), fov_deg=(up, down)))
     assert np.array_equal(found.pixel, arrays["proj_y"].astype(int) * int(width) + arrays["proj_x"])
     assert np.array_equal(found.ranges, arrays["unproj_range"])
-    shown = found.index[0]
+    shown = found.shown[0]
     assert {tuple(place) for place in (shown >= 0).nonzero().tolist()} == set(zip(row_of, column_of, strict=True))
     differs = shown[row_of, column_of].numpy() != arrays["proj_idx"]
     assert differs.sum() <= golden.info["cases"][case]["tied_pixels"]
-    remission = draw(found.index, torch.from_numpy(arrays["remission"]), empty=-1)[0, row_of, column_of].numpy()
+    remission = draw(found.shown, torch.from_numpy(arrays["remission"]), empty=-1)[0, row_of, column_of].numpy()
     assert np.array_equal(remission[~differs], arrays["proj_remission"][~differs])
-    xyz = draw(found.index, points, empty=-1)[0, row_of, column_of].numpy()
+    xyz = draw(found.shown, points, empty=-1)[0, row_of, column_of].numpy()
     assert np.array_equal(xyz[~differs], arrays["proj_xyz"][~differs])
     # their mask is wrong at the pixel of point 0 alone
     assert np.array_equal(arrays["proj_mask"], (arrays["proj_idx"] > 0).astype(int))
@@ -122,7 +122,7 @@ def test_real_frames_are_those_of_the_published_code(shared: Path, frame: int) -
     info = golden.info["frames"][frame]
     points = torch.from_numpy(np.fromfile(shared / "data" / info["frame"], dtype=np.float32).reshape(-1, 4)[:, :3])
     found = projected(points, RangeView(info["H"], info["W"], fov_deg=(info["fov_up"], info["fov_down"])))
-    differs = found.index[0].numpy() != golden.arrays[f"{info['key']}proj_idx"]
+    differs = found.shown[0].numpy() != golden.arrays[f"{info['key']}proj_idx"]
     assert differs.sum() <= info["tied_pixels"] + BORDER_POINTS
     assert abs(coverage(found).num_drawn - info["filled"]) <= BORDER_POINTS
     if f"{info['key']}proj_x_every16" in golden.arrays:
@@ -133,7 +133,7 @@ def test_real_frames_are_those_of_the_published_code(shared: Path, frame: int) -
     if "label_pixels" in info:
         file = shared / "data" / info["frame"].replace("velodyne", "labels").replace(".bin", ".label")
         label = torch.from_numpy((np.fromfile(file, dtype=np.uint32) & 0xFFFF).astype(np.int64))
-        ids, counts = draw(found.index, label, empty=0).unique(return_counts=True)
+        ids, counts = draw(found.shown, label, empty=0).unique(return_counts=True)
         assert dict(zip(map(str, ids.tolist()), counts.tolist(), strict=True)) == info["label_pixels"]
 
 
@@ -162,7 +162,7 @@ def test_pixels_are_those_of_a_loop_in_float64() -> None:
         pixel = min(max(math.floor(v), 0), 31) * 256 + min(max(math.floor(u), 0), 255)
         assert found.pixel[number] == pixel
         nearest[pixel] = min(nearest.get(pixel, (math.inf, -1)), (distance, number))
-    shown = found.index.flatten()
+    shown = found.shown.flatten()
     assert {int(pixel): int(shown[pixel]) for pixel in (shown >= 0).nonzero()} == {
         pixel: number for pixel, (_, number) in nearest.items()
     }
@@ -183,7 +183,7 @@ def test_a_shuffled_scan_shows_the_same_points() -> None:
     order = torch.randperm(3000, generator=torch.Generator().manual_seed(1))
     plain, shuffled = projected(points, view), projected(points[order], view)
     assert torch.equal(shuffled.pixel, plain.pixel[order])
-    assert torch.equal(draw(shuffled.index, points[order], empty=0), draw(plain.index, points, empty=0))
+    assert torch.equal(draw(shuffled.shown, points[order], empty=0), draw(plain.shown, points, empty=0))
 
 
 @pytest.mark.parametrize("rows", ["pitch", "table", "scan", "ring"])
@@ -193,19 +193,19 @@ def test_scans_of_any_lengths_are_projected_as_if_alone(rows: str) -> None:
     view = RangeView(8, 64, rows=rows, beams_deg=tuple(range(8, -8, -2)))  # type: ignore[arg-type]
     offsets = torch.tensor([0, *np.cumsum(lengths)])
     together = project(points, view=view, offsets=offsets, ring=ring)
-    assert together.index.shape == (5, 8, 64)
+    assert together.shown.shape == (5, 8, 64)
     for scan, (first, last) in enumerate(pairwise(offsets.tolist())):
         alone = projected(points[first:last], view, ring[first:last])
         assert torch.equal(together.pixel[first:last], alone.pixel)
-        assert torch.equal(together.index[scan], torch.where(alone.index[0] >= 0, alone.index[0] + first, -1))
+        assert torch.equal(together.shown[scan], torch.where(alone.shown[0] >= 0, alone.shown[0] + first, -1))
 
 
 def test_scans_without_returns_make_empty_images() -> None:
     for points in (torch.zeros(0, 3), torch.zeros(7, 3)):
         found = projected(points, RangeView(4, 8))
-        assert (found.index == -1).all()
+        assert (found.shown == -1).all()
         assert coverage(found).points_drawn == coverage(found).points_clamped == 0
-    assert project(torch.zeros(0, 3), view=RangeView(4, 8, rows="scan"), offsets=torch.tensor([0])).index.shape[0] == 0
+    assert project(torch.zeros(0, 3), view=RangeView(4, 8, rows="scan"), offsets=torch.tensor([0])).shown.shape[0] == 0
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
