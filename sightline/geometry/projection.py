@@ -180,9 +180,9 @@ def nearest_returns_by_sorting(ranges: Tensor, *, place: Tensor, num_places: int
     return torch.from_numpy(shown)
 
 
-def draw(shown: Tensor, values: Tensor, *, empty: float) -> Tensor:
+def draw(shown: Tensor, values: Tensor, *, empty: float | Tensor) -> Tensor:
     """`values` (P, ...) of the points `shown` (S, H, W), and `empty` at the others: (S, H, W, ...)."""
-    last = values.new_full((1, *values.shape[1:]), empty)
+    last = torch.as_tensor(empty, dtype=values.dtype, device=values.device).expand(1, *values.shape[1:])
     return torch.cat((values, last))[shown]  # row -1 is the last one
 
 
