@@ -43,6 +43,8 @@ __all__ = [
 
 DATA_FACTS = frozenset(
     {
+        "azimuth_deg",
+        "beams_deg",
         "bones",
         "camera_px",
         "category_names",
@@ -50,11 +52,15 @@ DATA_FACTS = frozenset(
         "class_counts",
         "class_names",
         "cube_mm",
+        "fov_deg",
         "ignore_index",
         "image_size_px",
         "in_channels",
+        "input_mean",
+        "input_std",
         "joint_names",
         "keypoint_sigmas",
+        "num_beams",
         "num_categories",
         "num_classes",
         "num_joints",

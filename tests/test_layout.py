@@ -82,7 +82,7 @@ COMPONENTS = {
     "references": 3,
     "schedules": 4,
     "tasks": 5,
-    "transforms": 31,
+    "transforms": 33,
 }
 NUM_CHECKS = 53
 MAX_FILE_LINES = 500

@@ -62,12 +62,14 @@ class PointChoice(ABC):
         label: Tensor | None = None,
         colours: Tensor | None = None,
         place: Tensor | None = None,
+        remission: Tensor | None = None,
+        ring: Tensor | None = None,
     ) -> dict[str, Tensor]:
         choice = self.choose(draws, points)
         if choice is None:
             return {}
         fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
-        fields |= {"colours": colours, "place": place}
+        fields |= {"colours": colours, "place": place, "remission": remission, "ring": ring}
         is_of_points = label is not None and label.ndim > 1  # else one label for the whole cloud, which stays
         chosen = choose_points(choice.rows, fields | {"label": label if is_of_points else None})
         if self.score_all:
@@ -157,16 +159,25 @@ class FarthestPoints(PointChoice):
 class DropPoints(PointChoice):
     """Every cloud loses a share of its points, uniform in [0, max_ratio); copies of its first point take their places.
 
-    The number of points stays; the copies carry the first point's normal, channels, features and part too.
-    Source: Qi et al. 2017 (PointNet++), section 3.3 (random input dropout, 95 % there; 0.875 in its training code).
+    The number of points stays; the copies carry the first point's normal, channels, features and part too. With
+    `fill: none` there are no copies, and the cloud has fewer points. Raises DataError for stacked batches there.
+    Source: Qi et al. 2017 (PointNet++), section 3.3 (random input dropout, 95 % there; 0.875 in its training code);
+    Cortinhal et al. 2020 (SalsaNext), its training code (no copies, 0.5).
     """
 
-    def __init__(self, *, max_ratio: Probability = 0.875) -> None:
+    def __init__(self, *, max_ratio: Probability = 0.875, fill: Literal["first", "none"] = "first") -> None:
         self.max_ratio = max_ratio
+        self.fill = fill
 
     def choose(self, draws: Draws, points: Tensor) -> Choice:
-        ratio_B1 = draws.uniform(1, high=self.max_ratio)
-        return Choice(index_after_drop(draws.uniform(points.shape[1]), ratio_B1))
+        ratio_B1, uniform_BN = draws.uniform(1, high=self.max_ratio), draws.uniform(points.shape[1])
+        if self.fill == "first":
+            return Choice(index_after_drop(uniform_BN, ratio_B1))
+        if len(points) != 1:
+            raise DataError(
+                f"drop_points: got {len(points)} clouds stacked, which cannot come to differ in size; take fill: first"
+            )
+        return Choice((uniform_BN > ratio_B1).nonzero()[:, 1][None])
 
 
 def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:

@@ -124,21 +124,32 @@ class PerturbRotation:
         return _rotated(euler_matrix(clipped_noise(draws.normal(3), std=self.std, clip=self.clip)), points, normals)
 
 
+_Ranges = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+
+
 @registry.transforms.add("translate")
 class Translate:
-    """Every cloud moves as a whole by three amounts uniform in [-max_shift, max_shift).
+    """Every cloud moves as a whole by three amounts uniform in [-max_shift, max_shift), or in the `ranges` of x, y, z.
 
     `relative` measures the shift of an axis in extents of the cloud's bounding box along it.
     Source: Wang et al. 2019 (DGCNN), its training code (absolute, 0.2); Afham et al. 2022 (CrossPoint), its training
-    code (relative, 0.5).
+    code (relative, 0.5); Cortinhal et al. 2020 (SalsaNext), its training code (ranges [-5, 5], [-3, 3], [-1, 0]).
     """
 
-    def __init__(self, *, max_shift: Factor = 0.2, relative: bool = False) -> None:
-        self.max_shift = max_shift
+    def __init__(self, *, max_shift: Factor = 0.2, relative: bool = False, ranges: _Ranges | None = None) -> None:
+        if ranges is not None and max_shift != 0.2:
+            raise ConfigError("translate: ranges stand in place of max_shift; take one of them out")
+        if any(low > high for low, high in ranges or ()):
+            raise ConfigError(
+                f"translate: of ranges {[list(each) for each in ranges or ()]} each must begin with its low"
+            )
+        low, high = zip(*(ranges or [(-max_shift, max_shift)] * 3), strict=True)
+        self.low, self.high = torch.tensor(low), torch.tensor(high)
         self.relative = relative
 
     def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
-        shift_B13 = draws.uniform(1, 3, low=-self.max_shift, high=self.max_shift).to(points.dtype)
+        unit_B13 = draws.uniform(1, 3)
+        shift_B13 = (unit_B13 * (self.high - self.low) + self.low).to(points.dtype)
         return {"points": points + (shift_B13 * extent(points) if self.relative else shift_B13)}
 
 

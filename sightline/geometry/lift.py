@@ -1,0 +1,181 @@
+"""From the pixels of a range image back to all points of its scan: the pixel's label, or a vote of near neighbours.
+
+Images `label` (S, H, W) int64 and `range_image` (S, H, W) metres, negative where empty; the points of the scans one
+after another, with `offsets` (S+1,), their `pixel` (P,), row * W + column of their own image, and `point_range` (P,).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sightline.compiled import in_threads, suits
+from sightline.geometry.lift_kernels import vote_of_neighbours
+from sightline.geometry.projection import Projection, draw, scan_of_points
+
+__all__ = ["NeighbourVote", "ceilings", "gaussian_window", "lift_knn", "lift_knn_plainly", "lift_nearest", "miou_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourVote:
+    """The neighbours that vote for a point's label, `num_neighbours` of the `search` x `search` pixels around its own.
+
+    Those with the smallest |range - own range| * (1 - g) vote, g a normalised Gaussian of `sigma` pixels, but none with
+    more than `cutoff_m` of it (0: no limit), and none of the class `void`. `is_circular`: the last column lies beside
+    the first. Pixels outside the image are not neighbours or, with border "zero", have range 0 and the class `void`, as
+    in the published code. Raises ValueError for a window that is even or smaller than the number of neighbours.
+    """
+
+    search: int = 5
+    num_neighbours: int = 5
+    sigma: float = 1.0
+    cutoff_m: float = 1.0
+    is_circular: bool = True
+    border: Literal["invalid", "zero"] = "invalid"
+    void: int = 0
+
+    def __post_init__(self) -> None:
+        if self.search < 1 or self.search % 2 == 0:
+            raise ValueError(f"search {self.search}: the window needs a middle pixel; take an odd number")
+        if not 1 <= self.num_neighbours <= self.search**2:
+            raise ValueError(
+                f"num_neighbours {self.num_neighbours}: a window of {self.search} x {self.search} has 1 to "
+                f"{self.search**2}"
+            )
+        if self.sigma <= 0 or self.cutoff_m < 0:
+            raise ValueError(f"sigma {self.sigma:g} must be positive, cutoff_m {self.cutoff_m:g} not negative")
+
+    @property
+    def limit(self) -> float:
+        return self.cutoff_m if self.cutoff_m > 0 else torch.inf
+
+    @property
+    def border_range(self) -> float:
+        return 0.0 if self.border == "zero" else -1.0
+
+
+def lift_nearest(image: Tensor, *, pixel: Tensor, offsets: Tensor) -> Tensor:
+    """The value (P, ...) that `image` (S, H, W, ...) has at the pixel of every point."""
+    return image.flatten(0, 2)[_places(image, pixel, offsets)]
+
+
+@torch.no_grad()
+def lift_knn(
+    label: Tensor,
+    *,
+    range_image: Tensor,
+    pixel: Tensor,
+    point_range: Tensor,
+    offsets: Tensor,
+    vote: NeighbourVote,
+) -> Tensor:
+    """The label (P,) int64 that most neighbours of a point have, the lowest of a tie; its pixel's where none may vote.
+
+    A point's own pixel has the point's range. Of neighbours at equal distances the first of the window is taken, row by
+    row. Source: Milioto et al. 2019 (RangeNet++), section III-D; the published code gives class 1 where none may vote,
+    and takes any of equal distances.
+    """
+    if not suits(range_image, point_range) or len(point_range) == 0:
+        return lift_knn_plainly(
+            label, range_image=range_image, pixel=pixel, point_range=point_range, offsets=offsets, vote=vote
+        )
+    window = gaussian_window(vote.search, vote.sigma).to(range_image)
+    found = torch.empty_like(pixel)
+    in_threads(
+        vote_of_neighbours,
+        len(pixel),
+        *(each.contiguous().numpy() for each in (scan_of_points(offsets), pixel, point_range, range_image, label)),
+        (1 - window).numpy(),
+        vote.num_neighbours,
+        vote.limit,
+        vote.is_circular,
+        vote.border_range,
+        vote.void,
+        found.numpy(),
+    )
+    return found
+
+
+@torch.no_grad()
+def lift_knn_plainly(
+    label: Tensor,
+    *,
+    range_image: Tensor,
+    pixel: Tensor,
+    point_range: Tensor,
+    offsets: Tensor,
+    vote: NeighbourVote,
+) -> Tensor:
+    """The plain form of `lift_knn`, on any device: whole windows are gathered and sorted."""
+    _, height, width = label.shape
+    reach, size = vote.search // 2, vote.search**2
+    step = torch.arange(size, device=label.device)
+    rows = (pixel // width)[:, None] + step // vote.search - reach
+    columns = (pixel % width)[:, None] + step % vote.search - reach
+    is_outside = (rows < 0) | (rows >= height)
+    if not vote.is_circular:
+        is_outside |= (columns < 0) | (columns >= width)
+    places = rows.clamp(0, height - 1) * width + columns % width
+    places += (scan_of_points(offsets) * height * width)[:, None]
+
+    near = range_image.flatten()[places]
+    near[is_outside] = vote.border_range
+    near[:, size // 2] = point_range
+    window = (1 - gaussian_window(vote.search, vote.sigma).to(range_image)).flatten()
+    distance = torch.where(near < 0, torch.inf, (near - point_range[:, None]).abs() * window)
+    distance, order = distance.sort(dim=1, stable=True)
+    distance, order = distance[:, : vote.num_neighbours], order[:, : vote.num_neighbours]
+    found = torch.where(is_outside, vote.void, label.flatten()[places]).gather(1, order)
+
+    may_vote = (distance <= vote.limit) & (distance < torch.inf) & (found != vote.void)
+    votes = ((found[:, :, None] == found[:, None, :]) & may_vote[:, None, :]).sum(dim=2) * may_vote
+    most = votes.amax(dim=1)
+    elected = torch.where(may_vote & (votes == most[:, None]), found, torch.iinfo(found.dtype).max).amin(dim=1)
+    return torch.where(most > 0, elected, lift_nearest(label, pixel=pixel, offsets=offsets))
+
+
+def gaussian_window(search: int, sigma: float) -> Tensor:
+    """A Gaussian of `sigma` pixels on `search` x `search` pixels, its sum 1: float64."""
+    steps = torch.arange(search, dtype=torch.float64) - search // 2
+    bell = torch.exp(-steps.square() / (2 * sigma**2))
+    return torch.outer(bell, bell) / bell.sum() ** 2
+
+
+def ceilings(
+    label: Tensor, projection: Projection, *, offsets: Tensor, num_classes: int, vote: NeighbourVote
+) -> dict[str, Tensor]:
+    """What a network without a fault in any pixel would reach: confusions (C, C) of the points, rows predicted.
+
+    The true labels (P,) are drawn and lifted back by `nearest` and by `knn`. Add the tables of scans, then `miou_of`.
+    """
+    image = draw(projection.shown, label, empty=vote.void)
+    ranges = draw(projection.shown, projection.ranges, empty=-1)
+    pixel = projection.pixel
+    lifted = {
+        "nearest": lift_nearest(image, pixel=pixel, offsets=offsets),
+        "knn": lift_knn(
+            image, range_image=ranges, pixel=pixel, point_range=projection.ranges, offsets=offsets, vote=vote
+        ),
+    }
+    cells = num_classes**2
+    return {
+        name: (found * num_classes + label).bincount(minlength=cells).view(num_classes, num_classes)
+        for name, found in lifted.items()
+    }
+
+
+def miou_of(confusion: Tensor, *, ignore_index: int | None) -> float:
+    """The mean IoU over the classes that points have; points of `ignore_index` count nowhere. NaN without a point."""
+    table = confusion.double()
+    if ignore_index is not None:
+        table[:, ignore_index] = 0
+    true, right = table.sum(dim=0), table.diagonal()
+    return float((right / (true + table.sum(dim=1) - right))[true > 0].mean())
+
+
+def _places(image: Tensor, pixel: Tensor, offsets: Tensor) -> Tensor:
+    """Where the pixel of each point stands among those of all images."""
+    return pixel + scan_of_points(offsets) * (image.shape[1] * image.shape[2])

@@ -1,0 +1,298 @@
+"""Spherical projection of LiDAR scans to range images: the pixel of every point, and the point of every pixel.
+
+Scans follow one another in `points` (P, 3), metres in the sensor's frame (x forward, y left, z up), `offsets` (S+1,)
+int64 saying where each starts. A full turn has forward in its middle column and the left side in its left half.
+Arithmetic is that of the published code in the type of the points, float32 as a rule. Roots and angles alone are taken
+in float64 and then rounded: libraries, devices and the loops of one library differ in the last bit of a float32 one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Coverage",
+    "Located",
+    "Projection",
+    "RangeView",
+    "Rows",
+    "coverage",
+    "draw",
+    "locate",
+    "nearest_returns",
+    "nearest_returns_by_sorting",
+    "project",
+    "rows_by_file_order",
+    "scan_of_points",
+]
+
+Rows = Literal["pitch", "ring", "table", "scan"]
+
+
+@dataclass(frozen=True, slots=True)
+class RangeView:
+    """Rows and columns of a range image; row 0 is the highest.
+
+    `rows`: equal steps of elevation between the borders `fov_deg`, up and down (`pitch`); the point's ring index
+    (`ring`); the nearest of the elevations `beams_deg`, highest first (`table`); or the order of the file, in which
+    one beam follows another (`scan`). `azimuth_deg` are the azimuths atan2(y, x) of the left and right border.
+    Raises ValueError for a view without area, and for a table that does not have one beam for each row.
+    """
+
+    height: int
+    width: int
+    rows: Rows = "pitch"
+    fov_deg: tuple[float, float] = (3.0, -25.0)
+    azimuth_deg: tuple[float, float] = (180.0, -180.0)
+    beams_deg: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        up, down = self.fov_deg
+        if self.rows == "pitch" and not 90 >= up > down >= -90:
+            raise ValueError(f"fov_deg ({up:g}, {down:g}): the upper border, in degrees, must be above the lower one")
+        if not 0 < abs(self.azimuth_deg[0] - self.azimuth_deg[1]) <= 360:
+            raise ValueError(f"azimuth_deg {self.azimuth_deg}: the borders must be up to 360 degrees apart, not equal")
+        if self.rows == "table" and len(self.beams_deg) != self.height:
+            raise ValueError(
+                f"beams_deg: {len(self.beams_deg)} beams for a height of {self.height} rows; rows: table needs one "
+                "beam a row, rows: pitch needs none"
+            )
+        if any(low >= high for high, low in itertools.pairwise(self.beams_deg)):
+            raise ValueError("beams_deg: elevations must fall from the first to the last; sort them, highest first")
+
+    @property
+    def num_pixels(self) -> int:
+        return self.height * self.width
+
+    @property
+    def is_full_turn(self) -> bool:
+        """Whether the last column lies beside the first."""
+        return abs(self.azimuth_deg[0] - self.azimuth_deg[1]) == 360
+
+
+class Located(NamedTuple):
+    """For each of the points (P,): its pixel, row * W + column of its own scan's image, int64; its range in metres;
+
+    whether it may be drawn; and whether the first or last row takes it in from above or below the view.
+    """
+
+    pixel: Tensor
+    ranges: Tensor
+    is_seen: Tensor
+    is_clamped: Tensor
+
+
+class Projection(NamedTuple):
+    """The row of `points` that each pixel shows (S, H, W) int64, -1 where empty; and what `Located` says of them."""
+
+    shown: Tensor
+    pixel: Tensor
+    ranges: Tensor
+    is_seen: Tensor
+    is_clamped: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Counts of a projection: of its points, of those in the view, of those drawn, of those above or below all rows."""
+
+    num_points: int
+    num_seen: int
+    num_drawn: int
+    num_clamped: int
+    num_pixels: int
+
+    @property
+    def points_drawn(self) -> float:
+        """The share of all points that a pixel shows."""
+        return self.num_drawn / max(1, self.num_points)
+
+    @property
+    def pixels_filled(self) -> float:
+        return self.num_drawn / max(1, self.num_pixels)
+
+    @property
+    def points_clamped(self) -> float:
+        """The share of the points in the view that the first or last row takes in from outside of it."""
+        return self.num_clamped / max(1, self.num_seen)
+
+
+@torch.no_grad()
+def project(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | None = None) -> Projection:
+    """Every pixel shows its nearest return, of equally near ones the one of the lowest row, on every device.
+
+    Points at the origin (no return) and outside a partial azimuth are not drawn; their pixel is the closest one. Points
+    above or below all rows are drawn in the first or last. `ring` (P,) int64 counts from the highest beam, row 0.
+    Raises ValueError for points that are not finite, and for rings that are missing or outside of the rows.
+    Source: Milioto et al. 2019 (RangeNet++), eq. 1.
+    """
+    found = locate(points, view=view, offsets=offsets, ring=ring)
+    place, num_scans = found.pixel + scan_of_points(offsets) * view.num_pixels, len(offsets) - 1
+    ranges = torch.where(found.is_seen, found.ranges, torch.inf).float()
+    shown = nearest_returns(ranges, place=place, num_places=num_scans * view.num_pixels)
+    return Projection(shown.view(num_scans, view.height, view.width), *found)
+
+
+@torch.no_grad()
+def locate(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | None = None) -> Located:
+    """What `project` says of the points, without the images. Raises ValueError as `project`."""
+    x, y, z = (points[:, axis].contiguous() for axis in range(3))  # angles of strided numbers take ten times as long
+    ranges = torch.sqrt((x * x + y * y + z * z).double()).to(x)
+    _assert_finite(ranges, points, offsets)
+    column, is_inside = _columns(x, y, view)
+    row, is_clamped = _rows(points, z, ranges, view, offsets, ring)
+    is_seen = is_inside & (ranges > 0)
+    return Located(row * view.width + column, ranges, is_seen, is_clamped & is_seen)
+
+
+def nearest_returns(ranges: Tensor, *, place: Tensor, num_places: int) -> Tensor:
+    """The row of the smallest finite range at each place, the lowest of equal ones; -1 where there is none.
+
+    `ranges` (P,) float32, `place` (P,) int64; int64 (num_places,). One minimum of integers, the bits of the range above
+    those of the row: bits of floats that are not negative rise with them, and no order of threads changes a minimum.
+    """
+    rows = torch.arange(len(ranges), device=ranges.device)
+    keys = (ranges.view(torch.int32).long() << 32) | rows
+    least = keys.new_full((num_places,), _NO_RETURN).scatter_reduce_(0, place, keys, "amin")
+    return torch.where(least < _NO_RETURN, least & 0xFFFFFFFF, -1)
+
+
+_NO_RETURN = 0x7F800000 << 32
+"""The bits of an infinite range above those of row 0."""
+
+
+def nearest_returns_by_sorting(ranges: Tensor, *, place: Tensor, num_places: int) -> Tensor:
+    """The plain form of `nearest_returns`: points are written from the farthest to the nearest, each over the last.
+
+    Source: the published code of Milioto et al. 2019, with a stable sort, so that the lowest of equal rows comes last.
+    """
+    order = np.argsort(ranges.numpy(), kind="stable")[::-1]
+    order = order[np.isfinite(ranges.numpy()[order])]
+    shown = np.full(num_places, -1, dtype=np.int64)
+    shown[place.numpy()[order]] = order
+    return torch.from_numpy(shown)
+
+
+def draw(shown: Tensor, values: Tensor, *, empty: float | Tensor) -> Tensor:
+    """`values` (P, ...) of the points `shown` (S, H, W), and `empty` at the others: (S, H, W, ...)."""
+    last = torch.as_tensor(empty, dtype=values.dtype, device=values.device).expand(1, *values.shape[1:])
+    return torch.cat((values, last))[shown]  # row -1 is the last one
+
+
+def scan_of_points(offsets: Tensor) -> Tensor:
+    """The scan that each point belongs to: (P,) int64."""
+    scans = torch.arange(len(offsets) - 1, device=offsets.device)
+    return scans.repeat_interleave(offsets.diff())
+
+
+def coverage(projection: Projection) -> Coverage:
+    """How much of scans and images a projection covers. Waits for the device."""
+    return Coverage(
+        num_points=len(projection.pixel),
+        num_seen=int(projection.is_seen.sum()),
+        num_drawn=int((projection.shown >= 0).sum()),
+        num_clamped=int(projection.is_clamped.sum()),
+        num_pixels=projection.shown.numel(),
+    )
+
+
+def rows_by_file_order(points: Tensor) -> Tensor:
+    """The beam of each point (N, 3) of one scan whose beams follow one another in the file: int64 (N,), from 0.
+
+    A beam ends where the azimuth passes straight ahead, so the scan must lie as it was measured; it may be mirrored
+    left to right. Points without azimuth belong to the beam before them. Source: Triess et al. 2020, scan unfolding.
+    """
+    row = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    measured = (points[:, :2] != 0).any(dim=1).nonzero()[:, 0]
+    turns = torch.atan2(points[measured, 1], points[measured, 0]) / (2 * math.pi)
+    steps = turns.diff()
+    is_clockwise = (steps - steps.round()).sign().sum() < 0
+    share = torch.remainder(torch.where(is_clockwise, -turns, turns), 1)
+    row[measured[1:]] = ((share[:-1] > _TURN_ENDS) & (share[1:] < 1 - _TURN_ENDS)).long()
+    return row.cumsum(0)
+
+
+_TURN_ENDS = 0.8
+"""The share of a turn from which a beam may end; gaps of up to a fifth of a turn, on both sides, end none."""
+
+
+def _columns(x: Tensor, y: Tensor, view: RangeView) -> tuple[Tensor, Tensor]:
+    """The column of each point, the closest one for those outside; and whether the point lies inside."""
+    first, last = (math.radians(azimuth) for azimuth in view.azimuth_deg)
+    centre, half = (first + last) / 2, (first - last) / 2
+    yaw = -torch.atan2(y.double(), x.double()).to(x)
+    if centre:
+        yaw = yaw + centre
+        yaw = yaw - 2 * math.pi * (yaw / (2 * math.pi)).round()
+    share = 0.5 * (yaw / x.new_tensor(half) + 1.0)  # a tensor: a GPU multiplies by the rounded inverse of a number
+    column = (share * view.width).floor().clamp(0, view.width - 1).long()
+    is_inside = torch.ones_like(x, dtype=torch.bool) if view.is_full_turn else yaw.abs() <= abs(half)
+    return column, is_inside
+
+
+def _rows(
+    points: Tensor, z: Tensor, ranges: Tensor, view: RangeView, offsets: Tensor, ring: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The row of each point, and whether it lies above the first or below the last."""
+    if view.rows == "ring":
+        row = _checked_rings(ring, view, offsets)
+        return row, torch.zeros_like(row, dtype=torch.bool)
+    if view.rows == "scan":
+        bounds = offsets.tolist()
+        scans = [rows_by_file_order(points[a:b]) for a, b in itertools.pairwise(bounds)]
+        row = torch.cat(scans) if scans else offsets.new_empty(0)
+        return row.clamp(max=view.height - 1), row >= view.height
+    sine = (z / ranges.clamp(min=torch.finfo(ranges.dtype).tiny)).clamp(-1, 1)  # where squares underflow, 0 <= r < |z|
+    pitch = torch.asin(sine.double()).to(sine)
+    if view.rows == "table":
+        return _nearest_beams(pitch, view)
+    up, down = (math.radians(border) for border in view.fov_deg)
+    place = (1.0 - (pitch - down) / points.new_tensor(up - down)) * view.height
+    row = place.floor().clamp(0, view.height - 1).long()
+    return row, (place < 0) | (place >= view.height)
+
+
+def _nearest_beams(pitch: Tensor, view: RangeView) -> tuple[Tensor, Tensor]:
+    beams = torch.deg2rad(torch.tensor(view.beams_deg, dtype=torch.float64)).to(pitch)
+    between = (beams[:-1] + beams[1:]) / 2
+    row = torch.searchsorted(-between, -pitch)
+    if len(beams) == 1:
+        return row, torch.zeros_like(row, dtype=torch.bool)
+    above, below = beams[0] + (beams[0] - between[0]), beams[-1] - (between[-1] - beams[-1])
+    return row, (pitch > above) | (pitch < below)
+
+
+def _checked_rings(ring: Tensor | None, view: RangeView, offsets: Tensor) -> Tensor:
+    if ring is None:
+        raise ValueError("rows: ring needs the ring of every point, and there is none; use rows: pitch, table or scan")
+    is_wrong = (ring < 0) | (ring >= view.height)
+    if bool(is_wrong.any()):  # waits for the device, once a batch: an index outside would end the process there
+        point = int(is_wrong.nonzero()[0])
+        raise ValueError(
+            f"ring[{point}], {_place_in_scan(point, offsets)}, is {int(ring[point])}; the image has the rows 0 to "
+            f"{view.height - 1}: set height to the number of rings"
+        )
+    return ring
+
+
+def _assert_finite(ranges: Tensor, points: Tensor, offsets: Tensor) -> None:
+    is_finite = torch.isfinite(ranges)
+    if bool(is_finite.all()):  # waits for the device, once a batch
+        return
+    point = int((~is_finite).nonzero()[0])
+    raise ValueError(
+        f"points[{point}], {_place_in_scan(point, offsets)}, is {points[point].tolist()}; a projection needs finite "
+        "coordinates: remove such points"
+    )
+
+
+def _place_in_scan(point: int, offsets: Tensor) -> str:
+    scan = int((offsets <= point).sum()) - 1
+    return f"point {point - int(offsets[scan])} of scan {scan}"
