@@ -73,7 +73,7 @@ COMPONENTS = {
     "image_encoders": 6,
     "losses": 8,
     "metrics": 9,
-    "models": 25,
+    "models": 31,
     "optimizers": 4,
     "point_encoders": 8,
     "predictors": 4,

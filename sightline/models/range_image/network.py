@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class RangeImageNetwork(nn.Module):
     With `channels_last`, weights and values have their channels together in memory.
     """
 
-    multiples: ClassVar[tuple[int, int]] = (1, 1)
+    multiples: tuple[int, int] = (1, 1)
     """Of which the rows and the columns of an image must be multiples."""
 
     def __init__(self, *, in_channels: int, channels_last: bool) -> None:

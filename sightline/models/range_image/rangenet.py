@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar, cast
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -40,7 +40,7 @@ class _Up(nn.Module):
 class _RangeNet(RangeImageNetwork):
     """Darknet that halves columns alone, and a decoder that doubles them and adds what the encoder had."""
 
-    multiples: ClassVar[tuple[int, int]] = (1, 32)
+    multiples = (1, 32)
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class SalsaNext(RangeImageNetwork):
     Source: Cortinhal et al. 2020, figure 2; layout of TiagoCortinhal/SalsaNext, which returns a softmax.
     """
 
-    multiples: ClassVar[tuple[int, int]] = (16, 16)
+    multiples = (16, 16)
 
     def __init__(
         self,

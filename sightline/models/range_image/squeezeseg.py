@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ class _SqueezeSeg(RangeImageNetwork):
     `is_second`: with batch norms, and context aggregation at the first two resolutions.
     """
 
-    multiples: ClassVar[tuple[int, int]] = (1, 16)
+    multiples = (1, 16)
 
     def __init__(
         self,
