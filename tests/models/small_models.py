@@ -51,7 +51,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "point_transformer_dense": {"num_blocks": (1, 2, 1), "num_neighbours": 8, "width": 16},
     "rangenet21": {"width": 4},
     "rangenet53": {"width": 4},
-    "salsanext": {"width": 8},
+    "salsanext": {"width": 4},
     "pointnet2": {"num_centres": (16, 8)},
     "pointnet2_msg": {"num_centres": (16, 8)},
     "pointnet2_parts": {"num_centres": (16, 8)},
@@ -74,6 +74,7 @@ def make_inputs(model: nn.Module, batch: int) -> dict[str, Tensor]:
     missing = [name for name in needed if name not in INPUTS]
     assert not missing, f"{type(model).__name__} needs {missing}: say in INPUTS of {__name__} how they are made"
     made = {name: make(batch) for name, make in INPUTS.items() if name in inspect.signature(model.forward).parameters}
-    if isinstance(model, RangeImageNetwork):  # two rows and columns are left at the coarsest
-        made["image"] = torch.randn(batch, model.in_channels, 32, 64, dtype=torch.float64)
+    if isinstance(model, RangeImageNetwork):  # at least two rows and columns are left at the coarsest
+        size = (2 * max(multiple, 8) for multiple in model.multiples)
+        made["image"] = torch.randn(batch, model.in_channels, *size, dtype=torch.float64)
     return made
