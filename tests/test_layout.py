@@ -74,7 +74,7 @@ COMPONENTS = {
     "image_encoders": 6,
     "losses": 10,
     "metrics": 9,
-    "models": 25,
+    "models": 31,
     "optimizers": 4,
     "point_encoders": 8,
     "predictors": 4,

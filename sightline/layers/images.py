@@ -6,28 +6,78 @@ from typing import cast
 
 from torch import Tensor, nn
 
-__all__ = ["ConvNorm", "assert_images"]
+from sightline.layers.range_image import column_padding
+
+__all__ = ["ConvBlock", "ConvNorm", "assert_images"]
 
 
-class ConvNorm(nn.Module):
-    """`activation(norm(conv(image)))`: (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride), rounded up.
+class ConvBlock(nn.Module):
+    """`activation(norm(conv(image)))`, or with `norm_last` `norm(activation(conv(image)))`; each of both may be absent.
 
-    A convolution of an odd `size` without bias, zeros around the image. Weights start normally distributed with the
-    variance 2 / (out_channels * size^2). Source: He et al. 2015, Delving Deep into Rectifiers, eq. 14.
+    (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride), rounded up. Zeros surround the image; with
+    `circular` its columns continue on the other side.
     """
 
     def __init__(
-        self, *, in_channels: int, out_channels: int, size: int, stride: int = 1, activation: nn.Module | None = None
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        stride: int | tuple[int, int] = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        norm: nn.Module | None = None,
+        activation: nn.Module | None = None,
+        norm_last: bool = False,
+        circular: bool = False,
     ) -> None:
         super().__init__()
-        assert size % 2 == 1, f"a kernel of {size} has no middle"
-        self.conv = nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=size // 2, bias=False)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-        self.norm = nn.BatchNorm2d(out_channels)
+        reach = dilation * (size - 1)
+        assert reach % 2 == 0, f"a kernel of {size} has no middle"
+        self.wrap, padding = column_padding(reach // 2, circular=circular)
+        self.conv = nn.Conv2d(in_channels, out_channels, size, stride, padding, dilation, bias=bias)
+        self.norm = norm if norm is not None else nn.Identity()
         self.activation = activation if activation is not None else nn.Identity()
+        self.norm_last = norm_last
 
     def forward(self, image: Tensor) -> Tensor:
-        return cast(Tensor, self.activation(self.norm(self.conv(image))))
+        values = self.conv(image if self.wrap is None else self.wrap(image))
+        first, last = (self.activation, self.norm) if self.norm_last else (self.norm, self.activation)
+        return cast(Tensor, last(first(values)))
+
+
+class ConvNorm(ConvBlock):
+    """`activation(norm(conv(image)))` without a bias: the block of residual networks and of Darknet.
+
+    Weights start normally distributed with the variance 2 / (out_channels * size^2).
+    Source: He et al. 2015, Delving Deep into Rectifiers, eq. 14.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        stride: int | tuple[int, int] = 1,
+        dilation: int = 1,
+        activation: nn.Module | None = None,
+        momentum: float = 0.1,
+        circular: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            size=size,
+            stride=stride,
+            dilation=dilation,
+            bias=False,
+            norm=nn.BatchNorm2d(out_channels, momentum=momentum),
+            activation=activation,
+            circular=circular,
+        )
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
 
 def assert_images(image: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
+from sightline.models.range_image.network import RangeImageNetwork
 from sightline.types import Component
 
 __all__ = ["FACTS", "INPUTS", "make_inputs", "small_model"]
@@ -37,6 +38,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "dgcnn": {"embedding": 64},
     "dgcnn_parts": {"num_neighbours": 20, "embedding": 64},
     "dgcnn_scenes": {"embedding": 64},
+    "deeplabv3": {"width": 4},
     "image_classifier": {"images": _VIT},
     "intrapoint": {"points": _DGCNN, "embedding": 16},
     "point_transformer": {
@@ -49,6 +51,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "point_bert_parts": {"width": 24, "num_groups": 8, "group_size": 8, "num_centres": (16, 12)},
     "pct": {"num_centres": (16, 8), "num_neighbours": 8},
     "point_transformer_dense": {"num_blocks": (1, 2, 1), "num_neighbours": 8, "width": 16},
+    "rangenet21": {"width": 4},
+    "rangenet53": {"width": 4},
+    "salsanext": {"width": 4},
     "pointnet2": {"num_centres": (16, 8)},
     "pointnet2_msg": {"num_centres": (16, 8)},
     "pointnet2_parts": {"num_centres": (16, 8)},
@@ -70,4 +75,8 @@ def make_inputs(model: nn.Module, batch: int) -> dict[str, Tensor]:
     needed = [parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty]
     missing = [name for name in needed if name not in INPUTS]
     assert not missing, f"{type(model).__name__} needs {missing}: say in INPUTS of {__name__} how they are made"
-    return {name: make(batch) for name, make in INPUTS.items() if name in inspect.signature(model.forward).parameters}
+    made = {name: make(batch) for name, make in INPUTS.items() if name in inspect.signature(model.forward).parameters}
+    if isinstance(model, RangeImageNetwork):  # at least two rows and columns are left at the coarsest
+        size = (2 * max(multiple, 8) for multiple in model.multiples)
+        made["image"] = torch.randn(batch, model.in_channels, *size, dtype=torch.float64)
+    return made

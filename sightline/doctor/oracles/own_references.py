@@ -12,6 +12,7 @@ from sightline.doctor.oracles.references import array, batch_norm, reference_of
 from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.pooling import LinearNormMax, LinearNormPool
+from sightline.layers.range_image import WrapColumns
 from sightline.layers.transformer import MultiHeadAttention
 
 __all__ = ["own_reference"]
@@ -72,6 +73,10 @@ def _attention(layer: Any, tokens: np.ndarray) -> np.ndarray:
     return _mapped(layer.project, out.reshape(-1, out.shape[-1])).reshape(out.shape)
 
 
+def _wrapped(layer: Any, values: np.ndarray) -> np.ndarray:
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(layer.columns, layer.columns)], mode="wrap")
+
+
 def _mapped(linear: Any, rows: np.ndarray) -> np.ndarray:
     weight = array(linear.weight)
     mapped = np.array([weight @ row for row in rows])
@@ -92,4 +97,5 @@ _REFERENCES: dict[type[nn.Module], Own] = {
     EdgeConv: _edge_conv,
     PlainEdgeConv: _edge_conv,
     MultiHeadAttention: _attention,
+    WrapColumns: _wrapped,
 }

@@ -98,6 +98,8 @@ def _shape_for(module: Any) -> tuple[int, ...]:
         return (2, 2, *(2 * size + place + 1 for place, size in enumerate(sizes)))
     if axes and hasattr(module, "output_size"):
         return (2, 2, *(5 + 2 * place for place in range(axes)))
+    if axes:  # whole channels are dropped, so there must be channels
+        return (2, _WIDTH, *(2 + place for place in range(axes)))
     return (_ROWS, _WIDTH, 5)
 
 

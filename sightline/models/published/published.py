@@ -13,6 +13,7 @@ from sightline.models.published.published_crosspoint import CROSSPOINT_LAYOUTS, 
 from sightline.models.published.published_dense import DENSE_LAYOUTS
 from sightline.models.published.published_images import IMAGE_LAYOUTS, IMAGE_OPTIONAL
 from sightline.models.published.published_point_bert import POINT_BERT_LAYOUTS, POINT_BERT_OPTIONAL, POINT_BERT_UNUSED
+from sightline.models.published.published_range_images import RANGE_IMAGE_LAYOUTS, RANGE_IMAGE_UNUSED
 from sightline.models.published.published_segmentation import SEGMENTATION_LAYOUTS, yanx27_alignment
 from sightline.models.published.published_volumes import VOLUME_LAYOUTS
 from sightline.schema import nearest
@@ -191,6 +192,7 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "yanx27_pointnet2_msg_cls": _YANX27_POINTNET2_MSG,
     "yanx27_pointnet2_ssg_cls": _YANX27_POINTNET2_SSG,
     "yanx27_pointnet_cls": _YANX27_POINTNET,
+    **RANGE_IMAGE_LAYOUTS,
     **SEGMENTATION_LAYOUTS,
     **VOLUME_LAYOUTS,
 }
@@ -199,7 +201,7 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
 A parameter that stands in no module of theirs is named whole, on both sides.
 """
 
-UNUSED: Mapping[str, tuple[str, ...]] = {**CROSSPOINT_UNUSED, **POINT_BERT_UNUSED}
+UNUSED: Mapping[str, tuple[str, ...]] = {**CROSSPOINT_UNUSED, **POINT_BERT_UNUSED, **RANGE_IMAGE_UNUSED}
 """Per published layout: patterns of names in its files that our model has no use for."""
 
 OPTIONAL: Mapping[str, str] = {**IMAGE_OPTIONAL, **POINT_BERT_OPTIONAL}

@@ -14,6 +14,7 @@ from sightline.doctor.oracles.examine import distinct_layers, examine_layers
 from sightline.doctor.oracles.rows import Row
 from sightline.layers.edge_conv import EdgeConv
 from sightline.layers.mlp import LinearNorm
+from sightline.layers.range_image import WrapColumns
 from tests.models.small_models import make_inputs, small_model
 
 
@@ -100,6 +101,14 @@ def test_nothing_of_the_models_of_the_package_is_wrong(name: str) -> None:
     assert not [row for row in rows if row.verdict == "not checked" and "not called" not in row.note]
     assert max(row.slope for row in rows if row.slope is not None) < 2e-4  # a fifth of what would be reported
     assert max(row.drift / row.drift_limit for row in rows if row.drift is not None) < 0.5
+
+
+def test_layers_of_range_images_are_checked() -> None:
+    """Dropped channels, which are of images, and columns of a full turn, against NumPy."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout2d(0.5), WrapColumns(3))
+    values = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+    rows = examine_layers(model, {"x": values}, lambda batch: model(batch["x"]))
+    assert {row.place: row.verdict for row in rows} == dict.fromkeys("012", "checked")
 
 
 def test_a_layer_with_a_wrong_backward_is_named_and_its_tensor() -> None:

@@ -1,0 +1,94 @@
+"""Layers of range images, whose columns are a full turn: circular padding, columns doubled, and their one form.
+
+A full turn has no border: its last column lies beside its first. With `circular`, layers see it so, and turning the
+sensor about its axis turns what they give.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["DoubleColumns", "WrapColumns", "assert_range_images", "column_padding", "pooling"]
+
+_BILINEAR = (0.25, 0.75, 0.75, 0.25)
+"""Weights of a transposed convolution of four columns and stride two that interpolates between columns."""
+
+
+class WrapColumns(nn.Module):
+    """(S, C, H, W) -> (S, C, H, W + 2 * columns): on either side the columns from the other side of the image."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+
+    def forward(self, image: Tensor) -> Tensor:
+        width = image.shape[-1]
+        if self.columns > width:  # of a strongly dilated kernel, on a small image: several turns
+            return image[..., torch.arange(-self.columns, width + self.columns, device=image.device) % width]
+        return torch.cat([image[..., width - self.columns :], image, image[..., : self.columns]], dim=-1)
+
+    def extra_repr(self) -> str:
+        return str(self.columns)
+
+
+def column_padding(reach: int, *, circular: bool) -> tuple[WrapColumns | None, tuple[int, int]]:
+    """The layer in front of one that reaches over `reach` rows and columns, if any, and the padding of that one."""
+    return (WrapColumns(reach), (reach, 0)) if circular and reach > 0 else (None, (reach, reach))
+
+
+def pooling(
+    kind: type[nn.MaxPool2d | nn.AvgPool2d], *, size: int, stride: int | tuple[int, int], circular: bool
+) -> nn.Module:
+    """A pool of `size` rows and columns about each pixel; in a mean, the border counts as zeros."""
+    wrap, padding = column_padding(size // 2, circular=circular)
+    pool = kind(size, stride, padding)
+    return pool if wrap is None else nn.Sequential(wrap, pool)
+
+
+class DoubleColumns(nn.Module):
+    """(S, in_channels, H, W) -> (S, out_channels, H, 2 W): a transposed convolution of four columns.
+
+    With `bilinear` it interpolates each channel at the start; its channels are then as many.
+    Source: Wu et al. 2018, SqueezeSeg, section III-B (fireDeconv); Long et al. 2015, section 3.3.
+    """
+
+    def __init__(self, *, in_channels: int, out_channels: int, circular: bool, bilinear: bool = False) -> None:
+        super().__init__()
+        self.wrap = WrapColumns(1) if circular else None
+        # Of a column more on either side, four columns of the result fall away besides.
+        self.conv = nn.ConvTranspose2d(in_channels, out_channels, (1, 4), (1, 2), (0, 3 if circular else 1))
+        if bilinear:
+            assert in_channels == out_channels, f"{in_channels} channels cannot be interpolated to {out_channels}"
+            assert self.conv.bias is not None
+            with torch.no_grad():
+                self.conv.weight.copy_(torch.eye(in_channels)[:, :, None, None] * torch.tensor(_BILINEAR))
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return cast(Tensor, self.conv(image if self.wrap is None else self.wrap(image)))
+
+
+def assert_range_images(image: Tensor, *, in_channels: int, multiples: tuple[int, int]) -> None:
+    """Raises ValueError, naming sizes that are possible, for anything but range images that a network can halve.
+
+    Rows and columns must be `multiples` of these numbers.
+    """
+    if image.ndim != 4 or image.shape[1] != in_channels:
+        raise ValueError(
+            f"image: found the shape {tuple(image.shape)}, expected (S, {in_channels}, H, W); add the transform "
+            "'project', whose channels this network was built for"
+        )
+    if not image.is_floating_point():
+        raise ValueError(f"image: found {image.dtype}, expected normalised floating-point channels")
+    for axis, (size, multiple) in enumerate(zip(image.shape[2:], multiples, strict=True)):
+        if size % multiple:
+            below = size // multiple * multiple
+            near = f"{below} or {below + multiple}" if below else str(multiple)
+            raise ValueError(
+                f"image: found {' x '.join(map(str, image.shape[2:]))} pixels (rows x columns), {size} "
+                f"{('rows', 'columns')[axis]} are not a multiple of {multiple}; give 'project' a "
+                f"{('height', 'width')[axis]} of {near}"
+            )

@@ -1,0 +1,96 @@
+"""Darknet, a backbone of residual blocks that segmentation and detection share. Source: Redmon and Farhadi 2018."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from sightline.layers.images import ConvNorm
+
+__all__ = ["DARKNET21", "DARKNET53", "Darknet", "DarknetBlock"]
+
+DARKNET21 = (1, 1, 2, 2, 1)
+DARKNET53 = (1, 2, 8, 8, 4)
+"""Residual blocks of each stage. Sources: Milioto et al. 2019, RangeNet++; Redmon and Farhadi 2018, table 1."""
+
+
+class DarknetBlock(nn.Module):
+    """A 1 x 1 convolution to `inner` channels and one of 3 x 3 back, added to what came in.
+
+    Source: Redmon and Farhadi 2018, table 1.
+    """
+
+    def __init__(self, *, channels: int, inner: int, momentum: float, slope: float, circular: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(
+                ConvNorm(
+                    in_channels=before,
+                    out_channels=after,
+                    size=size,
+                    activation=nn.LeakyReLU(slope),
+                    momentum=momentum,
+                    circular=circular,
+                )
+                for before, after, size in ((channels, inner, 1), (inner, channels, 3))
+            )
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        return cast(Tensor, image + self.layers(image))
+
+
+class Darknet(nn.Module):
+    """A stem and five stages of doubled channels, each a convolution with a stride and its residual blocks.
+
+    (B, in_channels, H, W) -> the values of the stem and of every stage, `channels` of them. With 3 input channels
+    Darknet-53 has 40,584,928 parameters. `strides` are those of the stages, in rows and columns; `momentum` is that of
+    the batch norms, `slope` that of the leaky ReLU, `dropout` the share of channels dropped after each stage.
+    Source: Redmon and Farhadi 2018, YOLOv3, table 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        depths: Sequence[int] = DARKNET53,
+        width: int = 32,
+        strides: Sequence[tuple[int, int]] = ((2, 2),) * 5,
+        momentum: float = 0.1,
+        slope: float = 0.1,
+        dropout: float = 0.0,
+        circular: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels = tuple(width * 2**level for level in range(len(depths) + 1))
+
+        def unit(before: int, after: int, stride: tuple[int, int]) -> ConvNorm:
+            return ConvNorm(
+                in_channels=before,
+                out_channels=after,
+                size=3,
+                stride=stride,
+                activation=nn.LeakyReLU(slope),
+                momentum=momentum,
+                circular=circular,
+            )
+
+        def block(channels: int) -> DarknetBlock:
+            return DarknetBlock(
+                channels=channels, inner=channels // 2, momentum=momentum, slope=slope, circular=circular
+            )
+
+        self.stem = unit(in_channels, width, (1, 1))
+        self.stages = nn.ModuleList(
+            nn.Sequential(unit(before, after, stride), *(block(after) for _ in range(depth)))
+            for before, after, depth, stride in zip(self.channels, self.channels[1:], depths, strides, strict=False)
+        )
+        self.dropout = nn.Dropout2d(dropout)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        features = [self.stem(image)]
+        for stage in self.stages:
+            features.append(self.dropout(stage(features[-1])))
+        return features

@@ -1,0 +1,49 @@
+"""The form that every network over range images has: what it takes, what it returns, its order in memory."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from sightline.layers.range_image import assert_range_images
+
+__all__ = ["RangeImageNetwork", "RangeImageOutput"]
+
+
+class RangeImageOutput(TypedDict):
+    """`logits` (S, H, W, num_classes) of every pixel, before any softmax."""
+
+    logits: Tensor
+
+
+class RangeImageNetwork(nn.Module):
+    """A network from range images to logits of the same size; subclasses define `score`.
+
+    With `channels_last`, weights and values have their channels together in memory.
+    """
+
+    multiples: tuple[int, int] = (1, 1)
+    """Of which the rows and the columns of an image must be multiples."""
+
+    def __init__(self, *, in_channels: int, channels_last: bool) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.channels_last = channels_last
+
+    def forward(self, *, image: Tensor) -> RangeImageOutput:
+        """`image` (S, in_channels, H, W), normalised. Raises ValueError for other channels and impossible sizes."""
+        assert_range_images(image, in_channels=self.in_channels, multiples=self.multiples)
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return {"logits": self.score(image).permute(0, 2, 3, 1)}
+
+    def score(self, image: Tensor) -> Tensor:
+        """(S, in_channels, H, W) -> (S, num_classes, H, W)."""
+        raise NotImplementedError
+
+    def _order(self) -> None:
+        """Bring the weights into the order in memory that was asked for; called once all layers are there."""
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

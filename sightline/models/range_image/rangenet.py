@@ -1,0 +1,146 @@
+"""Range images in, a class of every pixel out, by Darknet and a mirrored decoder. Source: Milioto et al. 2019."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.arguments import Count, Fraction
+from sightline.layers.images import ConvBlock
+from sightline.layers.range_image import DoubleColumns
+from sightline.models.darknet import DARKNET21, DARKNET53, Darknet, DarknetBlock
+from sightline.models.range_image.network import RangeImageNetwork
+
+__all__ = ["RangeNet21", "RangeNet53"]
+
+_MOMENTUM = 0.01
+_SLOPE = 0.1
+
+
+class _Up(nn.Module):
+    """Columns doubled, batch norm, a leaky ReLU and a residual block whose inner width is that of what comes in."""
+
+    def __init__(self, *, in_channels: int, out_channels: int, circular: bool) -> None:
+        super().__init__()
+        self.upsample = DoubleColumns(in_channels=in_channels, out_channels=out_channels, circular=circular)
+        self.norm = nn.BatchNorm2d(out_channels, momentum=_MOMENTUM)
+        self.activation = nn.LeakyReLU(_SLOPE)
+        self.block = DarknetBlock(
+            channels=out_channels, inner=in_channels, momentum=_MOMENTUM, slope=_SLOPE, circular=circular
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        return cast(Tensor, self.block(self.activation(self.norm(self.upsample(image)))))
+
+
+class _RangeNet(RangeImageNetwork):
+    """Darknet that halves columns alone, and a decoder that doubles them and adds what the encoder had."""
+
+    multiples = (1, 32)
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        depths: Sequence[int],
+        width: int,
+        dropout: float,
+        detach_skips: bool,
+        circular: bool,
+        channels_last: bool,
+    ) -> None:
+        super().__init__(in_channels=in_channels, channels_last=channels_last)
+        self.detach_skips = detach_skips
+        self.backbone = Darknet(
+            in_channels=in_channels,
+            depths=depths,
+            width=width,
+            strides=((1, 2),) * len(depths),
+            momentum=_MOMENTUM,
+            slope=_SLOPE,
+            dropout=dropout,
+            circular=circular,
+        )
+        raised = self.backbone.channels[::-1]
+        self.up = nn.ModuleList(
+            _Up(in_channels=before, out_channels=after, circular=circular) for before, after in pairwise(raised)
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.head = ConvBlock(in_channels=width, out_channels=num_classes, size=3, circular=circular)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()  # as published: torch's own start
+        self._order()
+
+    def score(self, image: Tensor) -> Tensor:
+        *skips, values = self.backbone(image)
+        for up, skip in zip(self.up, reversed(skips), strict=True):
+            values = up(values) + (skip.detach() if self.detach_skips else skip)
+        return cast(Tensor, self.head(self.dropout(values)))
+
+
+@registry.models.add("rangenet21")
+class RangeNet21(_RangeNet):
+    """RangeNet on Darknet-21; 24,712,980 parameters for 20 classes. Columns are multiples of 32.
+
+    `width` is the channels of the stem; the widest stage has 32 times as many. `circular`: the columns are a full turn.
+    `detach_skips`: no gradient through the skips, as in the authors' code.
+    Source: Milioto et al. 2019, RangeNet++, figure 3; layout of PRBonn/lidar-bonnetal.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        width: Count = 32,
+        dropout: Fraction = 0.01,
+        detach_skips: bool = False,
+        circular: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            depths=DARKNET21,
+            width=width,
+            dropout=dropout,
+            detach_skips=detach_skips,
+            circular=circular,
+            channels_last=channels_last,
+        )
+
+
+@registry.models.add("rangenet53")
+class RangeNet53(_RangeNet):
+    """RangeNet on Darknet-53; 50,377,364 parameters for 20 classes. Sizes and arguments as those of rangenet21.
+
+    Source: Milioto et al. 2019, RangeNet++, figure 3; layout of PRBonn/lidar-bonnetal.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        width: Count = 32,
+        dropout: Fraction = 0.01,
+        detach_skips: bool = False,
+        circular: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            depths=DARKNET53,
+            width=width,
+            dropout=dropout,
+            detach_skips=detach_skips,
+            circular=circular,
+            channels_last=channels_last,
+        )

@@ -1,0 +1,167 @@
+"""Range images in, a class of every pixel out, by dilated residual blocks. Source: Cortinhal et al. 2020, SalsaNext."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline import registry
+from sightline.arguments import Count, Fraction
+from sightline.layers.images import ConvBlock
+from sightline.layers.range_image import pooling
+from sightline.models.range_image.network import RangeImageNetwork
+
+__all__ = ["SalsaNext"]
+
+
+def _unit(*, in_channels: int, out_channels: int, size: int, circular: bool, dilation: int = 1) -> ConvBlock:
+    """A convolution, then a leaky ReLU, then batch norm: in this order, as in the authors' code."""
+    return ConvBlock(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        size=size,
+        dilation=dilation,
+        norm=nn.BatchNorm2d(out_channels),
+        activation=nn.LeakyReLU(),
+        norm_last=True,
+        circular=circular,
+    )
+
+
+def _shortcut(in_channels: int, out_channels: int) -> ConvBlock:
+    return ConvBlock(in_channels=in_channels, out_channels=out_channels, size=1, activation=nn.LeakyReLU())
+
+
+class _Context(nn.Module):
+    """A 1 x 1 convolution, and added to it two of 3 x 3 of it, the second dilated. Source: section III-B."""
+
+    def __init__(self, *, in_channels: int, out_channels: int, circular: bool) -> None:
+        super().__init__()
+        sizes = {"in_channels": out_channels, "out_channels": out_channels, "size": 3}
+        self.shortcut = _shortcut(in_channels, out_channels)
+        self.first = _unit(**sizes, circular=circular)
+        self.second = _unit(**sizes, circular=circular, dilation=2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        own = self.shortcut(image)
+        return cast(Tensor, own + self.second(self.first(own)))
+
+
+class _Fields(nn.Module):
+    """Receptive fields of 3, 7 and 9 pixels in a row, and a 1 x 1 convolution of all. Source: section III-B."""
+
+    def __init__(self, *, in_channels: int, out_channels: int, circular: bool) -> None:
+        super().__init__()
+        self.first = _unit(in_channels=in_channels, out_channels=out_channels, size=3, circular=circular)
+        self.second = _unit(in_channels=out_channels, out_channels=out_channels, size=3, dilation=2, circular=circular)
+        self.third = _unit(in_channels=out_channels, out_channels=out_channels, size=2, dilation=2, circular=circular)
+        self.join = _unit(in_channels=3 * out_channels, out_channels=out_channels, size=1, circular=circular)
+
+    def forward(self, image: Tensor) -> Tensor:
+        near = self.first(image)
+        wide = self.second(near)
+        return cast(Tensor, self.join(torch.cat([near, wide, self.third(wide)], dim=1)))
+
+
+class _Down(nn.Module):
+    """A residual block: its values, and the same with dropout at half the size, or at the same without `halves`."""
+
+    def __init__(
+        self, *, in_channels: int, out_channels: int, dropout: float, circular: bool, halves: bool = True
+    ) -> None:
+        super().__init__()
+        self.shortcut = _shortcut(in_channels, out_channels)
+        self.fields = _Fields(in_channels=in_channels, out_channels=out_channels, circular=circular)
+        self.dropout = nn.Dropout2d(dropout)
+        self.pool = pooling(nn.AvgPool2d, size=3, stride=2, circular=circular) if halves else nn.Identity()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        values = self.shortcut(image) + self.fields(image)
+        return values, self.pool(self.dropout(values))
+
+
+class _Up(nn.Module):
+    """Channels to pixels of twice the rows and columns, then the block of the way down beside `skip_channels`."""
+
+    def __init__(
+        self, *, in_channels: int, skip_channels: int, out_channels: int, dropout: float, circular: bool
+    ) -> None:
+        super().__init__()
+        self.fields = _Fields(
+            in_channels=in_channels // 4 + skip_channels, out_channels=out_channels, circular=circular
+        )
+        self.dropout = nn.Dropout2d(dropout)
+
+    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
+        fine = self.dropout(F.pixel_shuffle(coarse, 2))
+        joined = self.dropout(torch.cat([fine, skip], dim=1))
+        return cast(Tensor, self.dropout(self.fields(joined)))
+
+
+@registry.models.add("salsanext")
+class SalsaNext(RangeImageNetwork):
+    """Three context blocks, four halvings and four doublings, with skips; 6,711,572 parameters for 20 classes.
+
+    Rows and columns are multiples of 16. `width` (even) is the channels of the first blocks, 32 as published; the
+    widest have eight times as many. `circular`: the columns are a full turn.
+    Source: Cortinhal et al. 2020, figure 2; layout of TiagoCortinhal/SalsaNext, which returns a softmax.
+    """
+
+    multiples = (16, 16)
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        width: Count = 32,
+        dropout: Fraction = 0.2,
+        circular: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(in_channels=in_channels, channels_last=channels_last)
+        if width % 2:
+            raise ValueError(f"width: is {width}, must be even; a quarter of twice the width becomes pixels")
+        widths = [factor * width for factor in (1, 2, 4, 8, 8, 8)]
+        self.context = nn.Sequential(
+            *(
+                _Context(in_channels=channels, out_channels=width, circular=circular)
+                for channels in (in_channels, width, width)
+            )
+        )
+        self.down = nn.ModuleList(
+            _Down(
+                in_channels=before,
+                out_channels=after,
+                dropout=dropout if level > 0 else 0.0,
+                circular=circular,
+                halves=level < 4,
+            )
+            for level, (before, after) in enumerate(pairwise(widths))
+        )
+        raised = [factor * width for factor in (8, 4, 4, 2, 1)]
+        self.up = nn.ModuleList(
+            _Up(
+                in_channels=before,
+                skip_channels=widths[4 - level],
+                out_channels=after,
+                dropout=dropout if level < 3 else 0.0,
+                circular=circular,
+            )
+            for level, (before, after) in enumerate(pairwise(raised))
+        )
+        self.head = ConvBlock(in_channels=width, out_channels=num_classes, size=1)
+        self._order()
+
+    def score(self, image: Tensor) -> Tensor:
+        values, skips = self.context(image), []
+        for down in self.down:
+            skip, values = down(values)
+            skips.append(skip)
+        for up, skip in zip(self.up, reversed(skips[:-1]), strict=True):
+            values = up(values, skip)
+        return cast(Tensor, self.head(values))
