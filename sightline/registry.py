@@ -42,6 +42,8 @@ __all__ = [
 
 DATA_FACTS = frozenset(
     {
+        "azimuth_deg",
+        "beams_deg",
         "bones",
         "camera_px",
         "category_names",
@@ -49,11 +51,15 @@ DATA_FACTS = frozenset(
         "class_counts",
         "class_names",
         "cube_mm",
+        "fov_deg",
         "ignore_index",
         "image_size_px",
         "in_channels",
+        "input_mean",
+        "input_std",
         "joint_names",
         "keypoint_sigmas",
+        "num_beams",
         "num_categories",
         "num_classes",
         "num_joints",

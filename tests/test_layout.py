@@ -25,7 +25,7 @@ geometry
 layers transforms
 losses metrics models data.files
 data.store data.loading
-data.clouds data.depth
+data.clouds data.depth data.scans
 data.scenes
 data.synthetic
 data.render
@@ -69,7 +69,7 @@ FORBIDDEN = (
     r"\b(eval|exec)\(\"",
 )
 COMPONENTS = {
-    "data": 19,
+    "data": 20,
     "image_encoders": 6,
     "losses": 8,
     "metrics": 9,
