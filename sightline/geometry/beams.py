@@ -80,7 +80,7 @@ def _leaves_below(slope_H: np.ndarray, ground_m: float) -> np.ndarray:
 
 
 def _passes(slope_H: np.ndarray, top: float, ground_m: float) -> tuple[np.ndarray, np.ndarray]:
-    """From which to which horizontal distance beams (H,) are between ground and top; never where the first is larger."""
+    """From and to which horizontal distance beams (H,) are between ground and top; never where the first is larger."""
     is_down, is_up = slope_H < -_FLAT, slope_H > _FLAT
     below_top = top / np.where(is_down | is_up, slope_H, 1.0)
     low = np.where(is_down, np.maximum(below_top, 0.0), 0.0)
