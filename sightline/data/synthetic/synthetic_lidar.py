@@ -9,7 +9,7 @@ import torch
 
 from sightline import registry
 from sightline.arguments import Count, Factor, Fraction, Seed
-from sightline.data.scans.samples import mean_and_spread, scan_fields, sums_of
+from sightline.data.scans.samples import FEATURES, mean_and_spread, scan_fields, sums_of
 from sightline.data.scans.sensors import SensorBlock, sensor_of
 from sightline.data.synthetic.lidar_street import CLASS_IDS, FARTHEST_M, Disturbance, Scan, cast_street, draw_street
 from sightline.data.synthetic.synthetic_shapes import Many
@@ -131,8 +131,8 @@ class SyntheticLidar:
             counts = sum(np.bincount(label, minlength=len(CLASS_NAMES)) for label in labels)
             facts["class_counts"] = tuple(np.asarray(counts).tolist())
         reach = FARTHEST_M + 8 * self._disturbance.range_m
-        fields = scan_fields(num_classes=len(CLASS_NAMES), num_beams=self._sensor.num_beams, reach_m=reach)
-        return DataInfo(facts=facts, fields=fields, split_sizes=self._sizes, features=("remission",))
+        fields = scan_fields(num_classes=len(CLASS_NAMES), reach_m=reach, num_beams=self._sensor.num_beams)
+        return DataInfo(facts=facts, fields=fields, split_sizes=self._sizes, features=FEATURES)
 
     def _measure_input(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and spread of range, x, y, z and remission over the first training scans."""
