@@ -26,7 +26,7 @@ geometry
 layers transforms
 losses metrics models data.files
 data.store data.loading
-data.clouds data.depth
+data.clouds data.depth data.scans
 data.scenes
 data.synthetic
 data.render
@@ -70,7 +70,7 @@ FORBIDDEN = (
     r"\b(eval|exec)\(\"",
 )
 COMPONENTS = {
-    "data": 19,
+    "data": 20,
     "image_encoders": 6,
     "losses": 10,
     "metrics": 9,

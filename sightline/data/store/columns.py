@@ -41,11 +41,12 @@ class Column(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One sample on its way in: its name, where it was read (for errors), and a value per column."""
+    """One sample on its way in: its name, where it was read (for errors), a value per column, files listed in place."""
 
     name: str
     where: str
     values: Mapping[str, Any]
+    files: tuple[Path, ...] = ()
 
 
 class SplitWriter:

@@ -2,7 +2,8 @@
 
 A prepared folder holds `<split>.<column>.npy`, `<split>.name.json` and `manifest.json`; nothing in it is ever written
 again. The manifest carries a digest of its own text, and the size and SHA-256 of every file. Rows of ragged columns lie
-one after another, and `<split>.offsets.npy` says where each of them starts (columns.py).
+one after another, and `<split>.offsets.npy` says where each of them starts (columns.py). A set may list files of its
+source in `<split>.listed.json` instead of copying them (listed.py).
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import numpy as np
 
 from sightline.data.files.array_files import DAMAGE, first_line
 from sightline.data.store.columns import OFFSETS
+from sightline.data.store.listed import Listing
 from sightline.errors import DataError, MissingDataError
 from sightline.plain_files import assert_plain, read_plain
 
 __all__ = [
     "FORMAT_VERSION",
+    "LISTED",
     "MANIFEST",
     "Prepared",
     "check_sizes",
@@ -36,6 +39,8 @@ __all__ = [
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+LISTED = "listed"
+"""The manifest's entry about files listed in place, and part of the names of the documents that list them."""
 _ENTRIES = {"format", "set", "source", "columns", "splits", "files", "digest"}
 
 
@@ -49,9 +54,10 @@ class Prepared:
         self.root = root
         self.manifest = manifest
         self._arrays: dict[str, np.ndarray] = {}
+        self._listings: dict[str, Listing] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "manifest": self.manifest, "_arrays": {}}
+        return {"root": self.root, "manifest": self.manifest, "_arrays": {}, "_listings": {}}
 
     @property
     def splits(self) -> list[str]:
@@ -101,6 +107,19 @@ class Prepared:
     def names(self, split: str) -> list[str]:
         """The name of every row of a split."""
         return _read_json(self.root / f"{split}.name.json")
+
+    def listing(self, split: str) -> Listing:
+        """The files that the rows of a split list in place. Raises DataError if the document is not what it should be.
+
+        A set that lists none has no such document.
+        """
+        if split not in self._listings:
+            where = self.root / f"{split}.{LISTED}.json"
+            listing = Listing(Path(self.manifest[LISTED]["root"]), _read_json(where), where=where)
+            if len(listing) != self._num_rows(split):
+                raise DataError(f"{where}: lists {len(listing)} rows of {self._num_rows(split)}; prepare the set again")
+            self._listings[split] = listing
+        return self._listings[split]
 
     def _num_rows(self, split: str) -> int:
         return int(self.manifest["splits"][split]["num_rows"])
@@ -155,6 +174,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
     outside = next((name for key in ("files", "splits", "columns") for name in manifest[key] if "/" in name), None)
     if outside is not None:
         raise DataError(f"{path}: names '{outside}', which is not in its own folder; prepare the set again")
+    if LISTED in manifest and not Path(manifest[LISTED]["root"]).is_absolute():
+        raise DataError(f"{path}: lists files below '{manifest[LISTED]['root']}', no absolute path; prepare it again")
     if manifest["format"] != FORMAT_VERSION:
         raise DataError(
             f"{path}: has format version {manifest['format']}, this release reads {FORMAT_VERSION}; prepare it again"
@@ -177,14 +198,16 @@ def check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
 def verify(root: Path) -> int:
     """Read every file of a prepared folder and compare its SHA-256; returns how many files are sound.
 
-    Raises DataError naming the first file that differs.
+    Files that the set lists in place are read too. Raises DataError naming the first file that differs.
     """
     manifest = read_manifest(root)
     check_sizes(root, manifest)
     for file_name, promise in manifest["files"].items():
         if sha256_of(root / file_name) != promise["sha256"]:
             raise DataError(f"{root / file_name}: differs from what was written (SHA-256); prepare the set again")
-    return len(manifest["files"])
+    prepared = Prepared(root, manifest)
+    num_listed = sum(prepared.listing(split).verify() for split in prepared.splits) if LISTED in manifest else 0
+    return len(manifest["files"]) + num_listed
 
 
 def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,10 @@ import numpy as np
 
 from sightline.data.files.input_files import size_of
 from sightline.data.store.columns import Column, Row, SplitWriter
+from sightline.data.store.listed import ListedFile, list_file
 from sightline.data.store.native import (
     FORMAT_VERSION,
+    LISTED,
     MANIFEST,
     Prepared,
     check_sizes,
@@ -73,7 +75,8 @@ class Part:
 class Plan:
     """All that is to be prepared. `about` goes into the manifest as it is; `summarise` adds what the arrays tell.
 
-    `options` are what the result depends on beyond its files.
+    `options` are what the result depends on beyond its files. With `lists_files` the rows name files below `source`
+    that stay where they are.
     """
 
     set_name: str
@@ -84,6 +87,7 @@ class Plan:
     about: Mapping[str, Any]
     summarise: Callable[[Prepared], Mapping[str, Any]]
     options: Mapping[str, Any] = field(default_factory=dict)
+    lists_files: bool = False
 
     @property
     def split_sizes(self) -> dict[str, int]:
@@ -94,9 +98,10 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the sorted list of source files with their sizes."""
+        """SHA-256 of the sorted list of source files with their sizes, and their times where they are listed."""
         files = {file for part in self.parts for file in part.files}
-        return _digest(sorted([os.path.relpath(file, self.source), size_of(file)] for file in files))
+        times = {file: [file.stat().st_mtime_ns] if self.lists_files else [] for file in files}
+        return _digest(sorted([os.path.relpath(file, self.source), size_of(file), *times[file]] for file in files))
 
 
 def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str, Any]:
@@ -255,16 +260,23 @@ def _is_there(work: Path, held: os.stat_result) -> bool:
         return False
 
 
-class _Filled(NamedTuple):
-    """The names of all rows, and the number of elements of the ragged columns, by split."""
+class _Written(NamedTuple):
+    """The names of rows, and the files that each of them lists."""
 
-    names: dict[str, list[str]]
+    names: list[str]
+    listed: list[list[ListedFile]]
+
+
+class _Filled(NamedTuple):
+    """All rows, and the number of elements of the ragged columns, by split."""
+
+    rows: dict[str, _Written]
     num_elements: dict[str, int]
 
 
 def _fill(work: Path, plan: Plan, progress: Progress) -> _Filled:
     """Write the rows of every unfinished part; returns what only the rows could tell."""
-    names: dict[str, list[str]] = {split: [] for split in plan.split_sizes}
+    rows = {split: _Written([], []) for split in plan.split_sizes}
     num_done, num_all = 0, sum(plan.split_sizes.values())
     with ExitStack() as stack:
         writers = {
@@ -274,39 +286,48 @@ def _fill(work: Path, plan: Plan, progress: Progress) -> _Filled:
         for index, part in enumerate(part for part in plan.parts if part.num_rows):
             writer = writers[part.split]
             note = work / "parts" / f"{index:05d}.json"
-            kept = _kept_names(note, part, writer)
+            kept = _kept_rows(note, part, writer)
             if kept is None:
                 note.unlink(missing_ok=True)
-                kept = _write_rows(part, writer, partial(_advance, progress, part.title, num_done, num_all))
-                _write_json(note, {**_state(part), **_stretch(writer), "names": kept})
+                advance = partial(_advance, progress, part.title, num_done, num_all)
+                kept = _write_rows(part, writer, plan.source if plan.lists_files else None, advance)
+                listed = {LISTED: kept.listed} if plan.lists_files else {}
+                _write_json(note, {**_state(part), **_stretch(writer), "names": kept.names, **listed})
             else:
                 progress(num_done + part.num_rows, num_all, f"{part.title}: kept from the run before")
-            names[part.split] += kept
+            rows[part.split].names.extend(kept.names)
+            rows[part.split].listed.extend(kept.listed)
             num_done += part.num_rows
-        return _Filled(names, {split: writer.finish() for split, writer in writers.items()})
+        return _Filled(rows, {split: writer.finish() for split, writer in writers.items()})
 
 
 def _advance(progress: Progress, title: str, before: int, num_all: int, done: int) -> None:
     progress(before + done, num_all, title)
 
 
-def _write_rows(part: Part, writer: SplitWriter, done: Callable[[int], None]) -> list[str]:
-    names = []
+def _write_rows(part: Part, writer: SplitWriter, root: Path | None, done: Callable[[int], None]) -> _Written:
+    """Put the rows of a part; `root` is the folder below which they list files, None where they list none."""
+    written = _Written([], [])
     writer.begin()
     for row in part.rows():
         writer.put(row)
-        names.append(row.name)
-        done(len(names))
-    assert len(names) == part.num_rows, f"{part.title}: {len(names)} rows, {part.num_rows} were promised"
-    return names
+        written.names.append(row.name)
+        if root is not None:
+            written.listed.append([list_file(path, root) for path in row.files])
+        done(len(written.names))
+    assert len(written.names) == part.num_rows, (
+        f"{part.title}: {len(written.names)} rows, {part.num_rows} were promised"
+    )
+    return written
 
 
-def _kept_names(note: Path, part: Part, writer: SplitWriter) -> list[str] | None:
-    """The names of a finished part if its files, its number of rows and the checksums of its columns still agree."""
+def _kept_rows(note: Path, part: Part, writer: SplitWriter) -> _Written | None:
+    """The rows of a finished part if its files, its number of rows and the checksums of its columns still agree."""
     found = _read_note(note)
     names, lengths, checksums = found.pop("names", None), found.pop("lengths", None), found.pop("crc32", None)
+    listed = found.pop(LISTED, [])
     is_kept = checksums and found == _state(part) and writer.keep(part.num_rows, lengths, checksums)
-    return names if is_kept else None
+    return _Written(names, [[ListedFile(*entry) for entry in row] for row in listed]) if is_kept else None
 
 
 def _state(part: Part) -> dict[str, Any]:
@@ -322,7 +343,9 @@ def _stretch(writer: SplitWriter) -> dict[str, Any]:
 def _finish(folder: Path, plan: Plan, filled: _Filled) -> dict[str, Any]:
     """Write names and manifest, and force everything to the disk."""
     for split in plan.split_sizes:
-        _write_json(folder / f"{split}.name.json", filled.names[split])
+        _write_json(folder / f"{split}.name.json", filled.rows[split].names)
+        if plan.lists_files:
+            _write_json(folder / f"{split}.{LISTED}.json", filled.rows[split].listed, indent=None)
     draft: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "set": plan.set_name,
@@ -333,6 +356,7 @@ def _finish(folder: Path, plan: Plan, filled: _Filled) -> dict[str, Any]:
         **({"num_elements": filled.num_elements} if any(filled.num_elements.values()) else {}),
         "num_nonfinite": 0,
         **({"options": dict(plan.options)} if plan.options else {}),
+        **({LISTED: _told_listed(plan, filled)} if plan.lists_files else {}),
         **plan.about,
     }
     prepared = Prepared(folder, draft)
@@ -351,6 +375,12 @@ def _finish(folder: Path, plan: Plan, filled: _Filled) -> dict[str, Any]:
             os.fsync(file.fileno())
     _flush_folder(folder)
     return manifest
+
+
+def _told_listed(plan: Plan, filled: _Filled) -> dict[str, Any]:
+    """Where the files lie, how many there are, and their bytes."""
+    files = {each.path: each.num_bytes for rows in filled.rows.values() for row in rows.listed for each in row}
+    return {"root": str(plan.source), "num_files": len(files), "num_bytes": sum(files.values())}
 
 
 def _range(array: np.ndarray) -> tuple[float, float]:
@@ -382,9 +412,9 @@ def _read_note(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
+        json.dump(value, file, indent=indent, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
 

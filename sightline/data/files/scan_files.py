@@ -1,0 +1,99 @@
+"""LiDAR scans as the cars of KITTI wrote them: points and labels in raw little-endian binary, poses in text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sightline.data.files.input_files import read_file
+from sightline.errors import DataError
+
+__all__ = ["read_bin", "read_label_ids", "read_matrices", "velodyne_poses"]
+
+
+def read_bin(path: Path, *, num_columns: int) -> np.ndarray:
+    """The rows (N, num_columns) float32 of a raw file; an empty file has none.
+
+    Raises DataError if the file's size is not that of whole rows.
+    """
+    content = read_file(path)
+    if len(content) % (4 * num_columns):
+        raise DataError(
+            f"{path}: has {len(content)} bytes, whole points of {num_columns} float32 have a multiple of "
+            f"{4 * num_columns}; it is cut short or has other columns"
+        )
+    return np.frombuffer(content, dtype="<f4").reshape(-1, num_columns)
+
+
+def read_label_ids(path: Path, *, num_points: int, points_path: Path) -> np.ndarray:
+    """The semantic ids (N,) int64 of a SemanticKITTI label file: the lower halves of its numbers.
+
+    The upper halves are instances. Raises DataError unless there is one for each of the `num_points` in `points_path`.
+    """
+    content = read_file(path)
+    if len(content) != 4 * num_points:
+        raise DataError(
+            f"{path}: has {len(content)} bytes, {4 * num_points} are expected: one uint32 for each of the {num_points} "
+            f"points of {points_path}; get both files again"
+        )
+    return (np.frombuffer(content, dtype="<u4") & 0xFFFF).astype(np.int64)
+
+
+def read_matrices(path: Path) -> dict[str, np.ndarray]:
+    """The named rows of numbers in a calibration file of KITTI, `Tr: 1 0 0 ...`, float64 each; blank lines are skipped.
+
+    Raises DataError with the line for one that is none.
+    """
+    matrices = {}
+    for number, line in enumerate(_lines(path), start=1):
+        name, colon, numbers = line.partition(":")
+        if not line.strip():
+            continue
+        if not colon:
+            raise DataError(f"{path}:{number}: is no `name: numbers`; get the file again")
+        matrices[name.strip()] = _numbers(numbers, f"{path}:{number}")
+    return matrices
+
+
+def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:
+    """The poses (N, 3, 4) float64 of a sequence's scans in the frame of the first camera's start.
+
+    A pose P in `poses.txt` is the camera's; with Tr of `calib.txt` the scanner's is inverse(Tr) P Tr.
+    Raises DataError with file and line for what is not twelve numbers. Source: Behley et al. 2019, semantic-kitti-api.
+    """
+    rows = [_matrix(_numbers(line, f"{poses_path}:{n}"), f"{poses_path}:{n}") for n, line in _numbered(poses_path)]
+    matrices = read_matrices(calib_path)
+    if "Tr" not in matrices:
+        raise DataError(f"{calib_path}: has no row 'Tr'; get the file again")
+    transform = _matrix(matrices["Tr"], str(calib_path))
+    poses: np.ndarray = (np.linalg.inv(transform) @ np.array(rows).reshape(-1, 4, 4) @ transform)[:, :3]
+    return poses
+
+
+def _matrix(numbers: np.ndarray, where: str) -> np.ndarray:
+    """(4, 4) from the twelve numbers of its first three rows."""
+    if len(numbers) != 12:
+        raise DataError(f"{where}: has {len(numbers)} numbers, 12 are expected; get the file again")
+    return np.vstack([numbers.reshape(3, 4), [0.0, 0.0, 0.0, 1.0]])
+
+
+def _numbers(text: str, where: str) -> np.ndarray:
+    try:
+        numbers = np.array([float(word) for word in text.split()])
+    except ValueError:
+        raise DataError(f"{where}: holds something else than numbers; get the file again") from None
+    if not np.isfinite(numbers).all():
+        raise DataError(f"{where}: holds a number that is not finite; get the file again")
+    return numbers
+
+
+def _numbered(path: Path) -> list[tuple[int, str]]:
+    return [(number, line) for number, line in enumerate(_lines(path), start=1) if line.strip()]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return read_file(path).decode("ascii").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no text (byte {error.start}); get the file again") from error

@@ -1,0 +1,189 @@
+"""Prepared sets of LiDAR scans with a class at every point, whatever files they are read from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from sightline.data.scans.label_maps import LabelMap
+from sightline.data.scans.samples import FEATURES, RawScan, mean_and_spread, scan_fields
+from sightline.data.scans.scan_preparation import describe_scans, id_counts
+from sightline.data.scans.sensors import Sensor
+from sightline.data.store.native import Prepared, open_prepared, verify
+from sightline.errors import ConfigError, DataError
+from sightline.types import DataInfo, Folds, Sample, SampleKey
+
+__all__ = ["LabelledScans", "Parts", "last_share", "parts_of"]
+
+Rows = tuple[tuple[str, int], ...]
+"""Scans of a prepared set: stored split and row of each."""
+
+
+class Parts(NamedTuple):
+    """The scans that train, validate and test, by part; and what is tested in turn, if anything is."""
+
+    rows: Mapping[str, Rows]
+    folds: Folds | None = None
+
+
+class LabelledScans:
+    """Scans are read from where their files lie, whole; labels are mapped while reading.
+
+    So another label map, and another sensor block, need no new preparation. Pure: draws are left to transforms.
+    """
+
+    set_name: ClassVar[str]
+    has_rings: ClassVar[bool] = False
+    has_columns: ClassVar[bool] = False
+
+    def __init__(self, *, prepared: Prepared, split: str, parts: Parts, label_map: LabelMap, sensor: Sensor) -> None:
+        if not parts.rows.get(split):
+            held = ", ".join(f"{name} ({len(rows)})" for name, rows in parts.rows.items())
+            advice = "; set evaluate.select: test" if split == "validation" else ""
+            raise ConfigError(f"{prepared.root}: has no scan in the part '{split}'; it has {held}{advice}")
+        _check_remission(prepared, sensor)
+        self._prepared = prepared
+        self._rows = parts.rows[split]
+        self._label_map = label_map
+        self._sensor = sensor
+        self.info = self._describe(parts)
+
+    @property
+    def label_map(self) -> LabelMap:
+        """From the ids of files to classes and back."""
+        return self._label_map
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """One whole scan: fresh tensors. Raises IndexError for an index that there is no sample for.
+
+        Raises DataError naming the file that is missing, was changed, or has an id that the label map lacks.
+        """
+        if not 0 <= key.index < len(self):
+            raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {key.index}")
+        stored, row = self._rows[key.index]
+        files = self._prepared.listing(stored).paths(row)
+        scan = self._read(files, {name: self._prepared.row(stored, name, row) for name in self._values})
+        values = {
+            "points": scan.points,
+            "remission": (scan.remission / np.float32(self._sensor.remission_max))[:, None],
+            "label": self._label_map.classes(scan.ids, where=str(files[0])),
+        }
+        optional = {"ring": scan.ring, "column": scan.column}
+        values |= {name: each for name, each in optional.items() if each is not None and name in self.info.fields}
+        return {name: torch.from_numpy(np.array(each)) for name, each in values.items()}
+
+    def name_of(self, index: int) -> str:
+        """The name of a scan, as its source has it."""
+        stored, row = self._rows[index]
+        return self._prepared.names(stored)[row]
+
+    @classmethod
+    def describe(cls, root: Path) -> dict[str, Any]:
+        """What a prepared folder holds, from its manifest: scans, points, ids, and where the files lie."""
+        return describe_scans(open_prepared(root, set_names=(cls.set_name,)))
+
+    @classmethod
+    def verify(cls, root: Path) -> int:
+        """Read every file again and compare its hash; how many there are. Raises DataError naming a wrong one."""
+        return verify(root)
+
+    _values: ClassVar[tuple[str, ...]] = ()
+    """Columns of a scan's row that reading it needs."""
+
+    def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
+        """The scan in these files."""
+        raise NotImplementedError
+
+    def _describe(self, parts: Parts) -> DataInfo:
+        every = tuple(row for rows in parts.rows.values() for row in rows)
+        train = parts.rows["train"] or every  # a set of test scans alone is measured on these
+        label_map, sensor = self._label_map, self._sensor
+        label_map.counts(*id_counts(self._prepared, every), where=str(self._prepared.root))
+        counts = label_map.counts(*id_counts(self._prepared, train), where=str(self._prepared.root))
+        if sensor.input_mean is None:
+            mean, std = _measured(self._prepared, train, sensor.remission_max)
+            sensor = replace(sensor, input_mean=mean, input_std=std)
+        facts = {
+            "num_classes": label_map.num_classes,
+            "class_names": label_map.class_names,
+            "class_counts": tuple(counts.tolist()),
+            "ignore_index": label_map.ignore_index,
+            "in_channels": 4,
+            "up_axis": "z",
+            **sensor.facts(),
+        }
+        # Twice what was prepared: another scan may reach a little further, one in another unit reaches far beyond.
+        reach = 2 * max(float(self._prepared.array(split, "reach_m").max()) for split in self._prepared.splits)
+        fields = scan_fields(
+            num_classes=label_map.num_classes,
+            reach_m=reach,
+            num_beams=sensor.num_beams if self.has_rings else None,
+            ignore_index=label_map.ignore_index,
+            has_columns=self.has_columns,
+        )
+        sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
+        return DataInfo(facts=facts, fields=fields, split_sizes=sizes, features=FEATURES, folds=parts.folds)
+
+
+def parts_of(prepared: Prepared, *, tested: Sequence[str], test_share: float, validation_share: float) -> Parts:
+    """The parts of a set whose scans are told apart by their names, in the order of these.
+
+    Scans whose names begin with one of `tested` are the test part; without any, the lists that the source came with
+    decide, else the last scans do. The last share of those that remain chooses the checkpoint: neighbours in time are
+    alike, so scans that are drawn at random would be seen in training as good as themselves.
+    Raises DataError for a beginning that no name has.
+    """
+    rows = {split: [(split, row) for row in range(len(prepared.names(split)))] for split in prepared.splits}
+    if not tested and "test" in rows:
+        given = {split: tuple(rows.get(split, ())) for split in ("train", "validation", "test")}
+        if not given["validation"]:
+            given["train"], given["validation"] = last_share(given["train"], validation_share)
+        return Parts(given)
+    named = sorted((prepared.names(split)[row], (split, row)) for split in rows for split, row in rows[split])
+    unknown = [each for each in tested if not any(name.startswith(each) for name, _ in named)]
+    if unknown:
+        raise DataError(
+            f"{prepared.root}: tested: no scan's name begins with '{unknown[0]}'; they run from {named[0][0]} to "
+            f"{named[-1][0]}"
+        )
+    rest = tuple(row for name, row in named if not name.startswith(tuple(tested) or "\0"))
+    test = tuple(row for name, row in named if name.startswith(tuple(tested) or "\0"))
+    if not tested:
+        rest, test = last_share(rest, test_share)
+    train, validation = last_share(rest, validation_share)
+    names = tuple(name for name, _ in named)
+    folds = Folds(names, tuple(name for name in names if name.startswith(tuple(tested)))) if tested else None
+    return Parts({"train": train, "validation": validation, "test": test}, folds)
+
+
+def last_share(rows: Sequence[tuple[str, int]], share: float) -> tuple[Rows, Rows]:
+    """The first rows, and the last `share` of them, rounded to the nearest; at least one on either side of a share."""
+    count = min(max(round(share * len(rows)), 1), len(rows) - 1) if share and len(rows) > 1 else 0
+    return tuple(rows[: len(rows) - count]), tuple(rows[len(rows) - count :])
+
+
+def _check_remission(prepared: Prepared, sensor: Sensor) -> None:
+    """Raises DataError where remissions of the files and the sensor's scale are not of one kind."""
+    high, stated = float(prepared.manifest["remission_high"]), sensor.remission_max
+    if high > stated * (1 + 1e-6) or (stated > 1 and 0 < high <= 1):
+        scale = 1 if high <= 1 else 255 if high <= 255 else 65535
+        raise DataError(
+            f"{prepared.root}: remissions of the files run to {high:g}, and sensor.remission_max is {stated:g}; set "
+            f"sensor.remission_max={scale} if that is their scale"
+        )
+
+
+def _measured(prepared: Prepared, rows: Rows, remission_max: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and spread of range, x, y, z and remission (0 to 1) over all points of these scans."""
+    scale = np.array([1.0, 1.0, 1.0, 1.0, 1 / remission_max])
+    sums = sum((prepared.array(split, "sums")[row] for split, row in rows), start=np.zeros((2, 5)))
+    count = sum(int(prepared.array(split, "num_points")[row]) for split, row in rows)
+    return mean_and_spread(sums * np.stack([scale, scale**2]), count)

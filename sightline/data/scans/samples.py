@@ -1,0 +1,77 @@
+"""The sample of every set of LiDAR scans: what a file gives, its fields, and the statistics of a range image."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sightline.errors import DataError
+from sightline.types import Field
+
+__all__ = ["FEATURES", "RawScan", "check_finite", "mean_and_spread", "scan_fields", "sums_of"]
+
+FEATURES = ("remission",)
+"""What a network is given of a point beside its coordinates."""
+_LEAST_SPREAD = 1e-3
+"""Of a channel that hardly varies, such as the heights of one beam: nothing is divided by less."""
+
+
+class RawScan(NamedTuple):
+    """A scan as its files hold it, in their order.
+
+    `points` (N, 3) float32 metres, x forward, y left, z up; `remission` (N,) float32 on the files' scale; `ids` (N,)
+    int64, those of a label map; `ring` (N,) int64, 0 the highest beam, and `column` (N,) int64 of the sensor's image,
+    where files know them.
+    """
+
+    points: np.ndarray
+    remission: np.ndarray
+    ids: np.ndarray
+    ring: np.ndarray | None = None
+    column: np.ndarray | None = None
+
+
+def check_finite(scan: RawScan, *, where: str) -> RawScan:
+    """The scan itself. Raises DataError, led by `where`, for a number that is not finite or a negative remission."""
+    is_wrong = ~(np.isfinite(scan.points).all(axis=1) & np.isfinite(scan.remission) & (scan.remission >= 0))
+    if is_wrong.any():
+        place = int(is_wrong.argmax())
+        values = ", ".join(f"{each:g}" for each in (*scan.points[place], scan.remission[place]))
+        raise DataError(
+            f"{where}: point {place} is {values} (x, y, z, remission), and so are {int(is_wrong.sum()) - 1} more; "
+            "coordinates must be finite and remissions not negative: take these points out, or get the file again"
+        )
+    return scan
+
+
+def scan_fields(
+    *, num_classes: int, reach_m: float, num_beams: int | None, ignore_index: int = 0, has_columns: bool = False
+) -> dict[str, Field]:
+    """The fields of a scan; `ring` where beams are numbered, 0 the highest, `column` where the image's columns are."""
+    frame = "sensor: x forward, y left, z up"
+    fields = {
+        "points": Field("points 3", "float32", "m", frame, -reach_m, reach_m, "concatenate"),
+        "remission": Field("points 1", "float32", "share of what was sent", "", 0.0, 1.0, "concatenate"),
+        "label": Field("points", "int64", "class", "", 0, max(num_classes - 1, ignore_index), "concatenate"),
+    }
+    if num_beams is not None:
+        fields["ring"] = Field("points", "int64", "beam, 0 the highest", "", 0, num_beams - 1, "concatenate")
+    if has_columns:
+        fields["column"] = Field("points", "int64", "column of the image", "", 0, None, "concatenate")
+    return fields
+
+
+def sums_of(points: np.ndarray, remission: np.ndarray) -> np.ndarray:
+    """Sums (2, 5) float64 of range, x, y, z and remission over points (N, 3) and (N, 1), and of their squares."""
+    xyz = points.astype(np.float64)
+    distance = np.sqrt(np.einsum("nc,nc->n", xyz, xyz))
+    values = np.column_stack([distance, xyz, remission.astype(np.float64)])
+    return np.stack([values.sum(axis=0), np.einsum("nc,nc->c", values, values)])
+
+
+def mean_and_spread(sums: np.ndarray, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of five channels from sums (2, 5) over `count` points, to four decimals."""
+    mean, square = sums / max(count, 1)
+    spread = np.sqrt(np.maximum(square - mean**2, _LEAST_SPREAD**2))
+    return tuple(mean.round(4).tolist()), tuple(spread.round(4).tolist())

@@ -1,0 +1,123 @@
+"""Preparing scans: every file is read once, its ids counted and its digest noted, and stays where it is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.data.scans.samples import RawScan, check_finite, sums_of
+from sightline.data.store.columns import Column
+from sightline.data.store.native import LISTED, Prepared
+from sightline.data.store.preparation import Part, Plan, Row
+
+__all__ = ["ListedScan", "describe_scans", "id_counts", "scan_plan"]
+
+_SCANS_A_PART = 500
+_COLUMNS = {
+    "num_points": Column((), "int64"),
+    "sums": Column((2, 5), "float64"),
+    "reach_m": Column((), "float64"),
+    "remission_high": Column((), "float64"),
+    "id_counts": Column((2,), "int64", is_ragged=True),
+}
+"""What is kept of a scan: its size, the sums of its channels, its farthest coordinate, and pairs of id and count."""
+
+
+@dataclass(frozen=True)
+class ListedScan:
+    """A scan on its way into a set: the files that are listed, how they are read, and further columns of its row."""
+
+    split: str
+    name: str
+    files: tuple[Path, ...]
+    read: Callable[[], RawScan]
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def scan_plan(
+    *,
+    set_name: str,
+    layout: str,
+    root: Path,
+    scans: Sequence[ListedScan],
+    columns: Mapping[str, Column],
+    about: Mapping[str, Any],
+    options: Mapping[str, Any],
+    notes: Sequence[str],
+) -> Plan:
+    """The plan of a set of scans, in the order given; `notes` go before what reading them shows."""
+    parts = []
+    for split, members in itertools.groupby(scans, key=lambda scan: scan.split):
+        for part in _batched(members):
+            files = tuple(file for scan in part for file in scan.files)
+            title = f"{part[0].name} to {part[-1].name}"
+            parts.append(Part(split, title, len(part), files, partial(_rows, part), 32 * len(part)))
+    summarise = partial(_summary, notes=tuple(notes))
+    return Plan(set_name, layout, root, {**_COLUMNS, **columns}, tuple(parts), about, summarise, options, True)
+
+
+def id_counts(prepared: Prepared, rows: Sequence[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The ids in these scans, in ascending order, and how many points have each: (K,) and (K,) int64."""
+    pairs = np.concatenate([prepared.row(split, "id_counts", row) for split, row in rows])
+    ids, place = np.unique(pairs[:, 0], return_inverse=True)
+    counts = np.zeros(len(ids), dtype=np.int64)
+    np.add.at(counts, place, pairs[:, 1])
+    return ids[counts > 0], counts[counts > 0]
+
+
+def describe_scans(prepared: Prepared) -> dict[str, Any]:
+    """What `data info` prints of a prepared set of scans."""
+    manifest = prepared.manifest
+    listed = manifest[LISTED]
+    told = ("layout", "split", "remission_high", "points_per_id", "differences")
+    return {
+        "set": manifest["set"],
+        "root": str(prepared.root.resolve()),
+        "files": f"{listed['num_files']} files, {listed['num_bytes'] / 2**30:.2f} GiB, in place below {listed['root']}",
+        "scans": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
+        "points": {split: facts["num_points"] for split, facts in manifest["splits"].items()},
+        **{key: manifest[key] for key in told if key in manifest},
+    }
+
+
+def _rows(scans: Sequence[ListedScan]) -> Iterator[Row]:
+    for scan in scans:
+        where = str(scan.files[0])
+        found = check_finite(scan.read(), where=where)
+        pairs = np.stack(np.unique(found.ids, return_counts=True), axis=1)
+        values = {
+            "num_points": len(found.points),
+            "sums": sums_of(found.points, found.remission[:, None]),
+            "reach_m": np.abs(found.points).max(initial=0.0),
+            "remission_high": found.remission.max(initial=0.0),
+            "id_counts": pairs if len(pairs) else np.zeros((1, 2), dtype=np.int64),
+            **scan.values,
+        }
+        yield Row(scan.name, where, values, scan.files)
+
+
+def _summary(prepared: Prepared, *, notes: tuple[str, ...]) -> dict[str, Any]:
+    splits, names = prepared.manifest["splits"], prepared.splits
+    rows = [(split, row) for split in names for row in range(splits[split]["num_rows"])]
+    ids, counts = id_counts(prepared, rows)
+    empty = [prepared.names(split)[row] for split, row in rows if not prepared.array(split, "num_points")[row]]
+    told = [f"{len(empty)} scans without points: {', '.join(empty[:5])}"] if empty else []
+    return {
+        "splits": {
+            split: {**splits[split], "num_points": int(prepared.array(split, "num_points").sum())} for split in names
+        },
+        "remission_high": max(float(prepared.array(split, "remission_high").max()) for split in names),
+        "points_per_id": dict(zip(map(str, ids.tolist()), counts.tolist(), strict=True)),
+        "differences": [*notes, *told],
+    }
+
+
+def _batched(scans: Iterator[ListedScan]) -> Iterator[tuple[ListedScan, ...]]:
+    while part := tuple(itertools.islice(scans, _SCANS_A_PART)):
+        yield part

@@ -1,0 +1,190 @@
+"""SemanticKITTI: 43,552 scans of an HDL-64E in 22 sequences, with an id at every point of eleven of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Ge, Le, Len
+
+from sightline import registry
+from sightline.arguments import Fraction
+from sightline.data.files.scan_files import read_bin, read_label_ids, velodyne_poses
+from sightline.data.scans.label_maps import read_label_map
+from sightline.data.scans.labelled_scans import LabelledScans, Parts, last_share
+from sightline.data.scans.samples import RawScan
+from sightline.data.scans.scan_preparation import ListedScan, scan_plan
+from sightline.data.scans.sensors import SensorBlock, sensor_of
+from sightline.data.store.columns import Column
+from sightline.data.store.location import root_of
+from sightline.data.store.native import Prepared, listing, open_prepared, prepare_command
+from sightline.data.store.preparation import Progress, prepare_native
+from sightline.errors import DataError
+from sightline.types import Folds
+
+__all__ = ["LABEL_MAPS", "SemanticKitti"]
+
+LABEL_MAPS = {"single": "semantic_kitti_single.yaml", "multi": "semantic_kitti_multi.yaml"}
+"""The published maps: of single scans (19 classes and class 0), and with moving things as classes (25 and class 0)."""
+SequenceNumber = Annotated[int, Ge(0), Le(99)]
+
+
+@registry.data.add("semantic_kitti")
+class SemanticKitti(LabelledScans):
+    """Scans of SemanticKITTI in the sensor's frame: all labelled sequences but `test_sequences` to train on.
+
+    `label_map` is `single`, `multi` or a file of one's own in the format of semantic-kitti-api; `sensor` says what is
+    different from an HDL-64E. The last `validation_share` of each training sequence chooses the checkpoint.
+    Source: Behley et al. 2019.
+    """
+
+    set_name = "semantic_kitti"
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        test_sequences: Annotated[tuple[SequenceNumber, ...], Len(1)] = (8,),
+        label_map: str = "single",
+        sensor: SensorBlock | None = None,
+        validation_share: Fraction = 0.1,
+    ) -> None:
+        prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
+        super().__init__(
+            prepared=prepared,
+            split=split,
+            parts=_parts(prepared, [f"{number:02d}" for number in test_sequences], validation_share),
+            label_map=read_label_map(label_map, LABEL_MAPS),
+            sensor=sensor_of(sensor, preset="hdl64", owner=self.set_name),
+        )
+
+    @classmethod
+    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
+        """List the scans and labels in place, and count the ids of every scan; returns the manifest.
+
+        Sequences without labels are passed over: `sightline predict` takes their files. Raises DataError naming a scan
+        without labels among labelled ones, and a file of another size than it should have.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        root = source.expanduser().resolve()
+        folder = _sequences_folder(root)
+        sequences = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+        labelled = [path for path in sequences if (path / "labels").is_dir()]
+        if not labelled:
+            raise DataError(f"{folder}: no sequence has a folder 'labels'; a set to train on needs some")
+        plan = scan_plan(
+            set_name=name,
+            layout="sequences",
+            root=root,
+            scans=[scan for path in labelled for scan in _scans(path)],
+            columns={"pose": Column((3, 4), "float64")},
+            about={"split": "a part for each sequence; data.test_sequences says which are tested on"},
+            options={},
+            notes=_notes(sequences, labelled),
+        )
+        return prepare_native(plan, target, progress=progress)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """What the set is, what is read, and where to obtain it."""
+        return {
+            "set": cls.set_name,
+            "classes": ", ".join(read_label_map("single", LABEL_MAPS).class_names),
+            "layouts": {
+                "sequences": "sequences/<00 to 21>/velodyne/<nnnnnn>.bin (float32 x y z remission) and labels/"
+                "<nnnnnn>.label (uint32, the id in the lower half); poses.txt and calib.txt if there"
+            },
+            "label_maps": ", ".join(LABEL_MAPS),
+            "home": "http://semantic-kitti.org",
+            "terms": "CC BY-NC-SA 4.0 (labels), CC BY-NC-SA 3.0 (KITTI's scans); nothing is downloaded for you",
+            "cite": "Behley et al. 2019, SemanticKITTI: A Dataset for Semantic Scene Understanding of LiDAR Sequences",
+            "prepare": prepare_command(cls.set_name, "DIR"),
+        }
+
+    def pose_of(self, index: int) -> np.ndarray:
+        """The pose (3, 4) float64 of the scanner in its sequence's frame; the identity where the files have none."""
+        stored, row = self._rows[index]
+        return np.array(self._prepared.row(stored, "pose", row))
+
+    def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
+        return _read_scan(*files)
+
+
+def _read_scan(points_path: Path, labels_path: Path) -> RawScan:
+    table = read_bin(points_path, num_columns=4)
+    ids = read_label_ids(labels_path, num_points=len(table), points_path=points_path)
+    return RawScan(table[:, :3], table[:, 3], ids)
+
+
+def _sequences_folder(root: Path) -> Path:
+    for folder in (root / "sequences", root / "dataset" / "sequences", root):
+        if folder.is_dir() and any((path / "velodyne").is_dir() for path in folder.iterdir()):
+            return folder
+    found = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
+    raise DataError(f"{root}: {found}; sequences/<nn>/velodyne is needed")
+
+
+def _scans(sequence: Path) -> list[ListedScan]:
+    """The scans of a labelled sequence. Raises DataError naming one without labels, and labels without a scan."""
+    scans, labels = (
+        {path.stem: path for path in sorted((sequence / folder).glob(f"*{suffix}"))}
+        for folder, suffix in (("velodyne", ".bin"), ("labels", ".label"))
+    )
+    odd = sorted(scans.keys() ^ labels.keys())
+    if odd:
+        what = "has no labels" if odd[0] in scans else "has labels and no scan"
+        raise DataError(f"{sequence}: {odd[0]} {what}, and {len(odd) - 1} more are not pairs; complete the sequence")
+    poses = _poses(sequence, len(scans))
+    return [
+        ListedScan(
+            split=sequence.name,
+            name=f"{sequence.name}/{stem}",
+            files=(path, labels[stem]),
+            read=partial(_read_scan, path, labels[stem]),
+            values={"pose": pose},
+        )
+        for (stem, path), pose in zip(scans.items(), poses, strict=True)
+    ]
+
+
+def _poses(sequence: Path, num_scans: int) -> np.ndarray:
+    """A pose (3, 4) for every scan; identities where there is no poses.txt."""
+    path = sequence / "poses.txt"
+    if not path.exists():
+        return np.broadcast_to(np.eye(3, 4), (num_scans, 3, 4))
+    poses = velodyne_poses(path, sequence / "calib.txt")
+    if len(poses) != num_scans:
+        raise DataError(f"{path}: has {len(poses)} poses for {num_scans} scans; complete the sequence")
+    return poses
+
+
+def _notes(sequences: list[Path], labelled: list[Path]) -> list[str]:
+    bare = [path.name for path in sequences if path not in labelled]
+    posed = [path.name for path in labelled if (path / "poses.txt").exists()]
+    unposed = [path.name for path in labelled if path.name not in posed] if posed else []
+    return [
+        *([f"sequences without labels, passed over: {', '.join(bare)}"] if bare else []),
+        *([f"sequences without poses.txt: {', '.join(unposed)}"] if unposed else []),
+    ]
+
+
+def _parts(prepared: Prepared, tested: list[str], validation_share: float) -> Parts:
+    """Raises DataError for a test sequence that the set does not hold."""
+    missing = [name for name in tested if name not in prepared.splits]
+    if missing:
+        raise DataError(
+            f"{prepared.root}: holds no sequence {missing[0]}, it holds {', '.join(prepared.splits)}; set "
+            "data.test_sequences to some of these"
+        )
+    rows = {name: [(name, row) for row in range(len(prepared.names(name)))] for name in prepared.splits}
+    dealt = [last_share(rows[name], validation_share) for name in prepared.splits if name not in tested]
+    parts = {
+        "train": tuple(row for train, _ in dealt for row in train),
+        "validation": tuple(row for _, held_out in dealt for row in held_out),
+        "test": tuple(row for name in tested for row in rows[name]),
+    }
+    return Parts(parts, Folds(tuple(prepared.splits), tuple(tested)))
