@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import TypedDict
 
 from sightline import registry
 from sightline.arguments import Count, Size
 from sightline.binding import Offer
 from sightline.errors import ConfigError
+from sightline.geometry.lift import NeighbourVote, lift_knn
 from sightline.layers.cloud import as_packed
 from sightline.losses.base import Loss
 from sightline.pictures import UNLABELLED, Axis, Picture, colors_of, render_clouds
@@ -48,7 +50,9 @@ class Segment(Supervised):
     another, `cloud_offsets` (S+1,) where each cloud starts, and, where the batch has labels, `target` (P,). Where a
     transform thinned the clouds and kept `nearest`, the row of the kept point that stands for each point of the whole
     cloud, the predictions are those of the whole cloud, and `target` is its `whole_label`. So with `logits` of the
-    pixels of range images (S, H, W, C): `nearest` is the pixel that each point of the whole scan lies in.
+    pixels of range images (S, H, W, C): `nearest` is the pixel that each point of the whole scan lies in. There `lift`
+    says how predictions of pixels become those of points: the pixel's own, or by a vote of its neighbours that are near
+    in range (`knn`), whose class then has the probability 1.
 
     In evaluation and prediction `max_points` answers larger clouds in neighbourhoods of so many points, whose
     coordinates start as `origin` says; `blocks` answers all clouds in columns, for models that take one number of
@@ -56,7 +60,7 @@ class Segment(Supervised):
     """
 
     predicts = frozenset({"probabilities", "target", "cloud_offsets"})
-    evaluation_arguments = frozenset({"blocks", "max_points", "origin"})
+    evaluation_arguments = frozenset({"blocks", "lift", "max_points", "origin"})
 
     def __init__(
         self,
@@ -68,12 +72,16 @@ class Segment(Supervised):
         max_points: Count | None = None,
         origin: Origin = "kept",
         blocks: Blocks | None = None,
+        lift: Literal["nearest", "knn"] = "nearest",
         up_axis: Axis = "z",
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self.up_axis = up_axis
         self.ignore_index = ignore_index
+        self.lift = lift
+        if lift == "knn" and "range_image" not in batch_keys.keys:
+            raise ConfigError("segment.lift: knn votes among the pixels of range images, which no transform makes here")
         if blocks is not None and (max_points is not None or origin != "kept"):
             raise ConfigError("segment: blocks stand for themselves; leave max_points and origin out, or blocks")
         if blocks is not None and up_axis != "z":
@@ -150,6 +158,19 @@ class Segment(Supervised):
         share = (guess == truth)[is_counted].mean() if is_counted.any() else 0.0
         return Picture("predictions", rows.reshape(-1, *rows.shape[3:]), f"{share:.1%} of the labelled pixels right")
 
+    def _voted(self, batch: Batch, seen: Tensor, probabilities: Tensor) -> Tensor:
+        """1 for the class of each point (P, C) that its neighbours in the range image vote for."""
+        image = batch["range_image"]
+        voted = lift_knn(
+            seen.view(image.shape),
+            range_image=image,
+            pixel=batch["nearest"],
+            point_range=batch["point_range"],
+            offsets=batch["whole_offsets"],
+            vote=NeighbourVote(void=-1 if self.ignore_index is None else self.ignore_index),
+        )
+        return F.one_hot(voted, probabilities.shape[1]).to(probabilities.dtype)
+
     def _outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         if self.windows is None:
             return self.outputs(model, batch)
@@ -167,8 +188,11 @@ class Segment(Supervised):
         label = batch.get("label")
         if "nearest" in batch:
             whole = batch["whole_offsets"]
-            starts = offsets[:-1].repeat_interleave(whole.diff())
-            probabilities, offsets, label = probabilities[batch["nearest"] + starts], whole, batch.get("whole_label")
+            if self.lift == "knn":
+                probabilities = self._voted(batch, seen, probabilities)
+            else:
+                probabilities = probabilities[batch["nearest"] + offsets[:-1].repeat_interleave(whole.diff())]
+            offsets, label = whole, batch.get("whole_label")
         target = {} if label is None else {"target": label.flatten()}
         return {"probabilities": probabilities, "cloud_offsets": offsets, "seen": seen, **target}
 

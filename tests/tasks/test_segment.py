@@ -215,3 +215,37 @@ def test_pixels_are_shown_as_images_and_ignored_ones_are_never_wrong() -> None:
 def test_windows_are_for_clouds() -> None:
     with pytest.raises(ConfigError, match="max_points and blocks divide clouds, not range images; leave them out"):
         of_pixels(max_points=100)
+
+
+def test_knn_asks_the_neighbours_that_are_near_in_range() -> None:
+    """A point at 9 m that shares its pixel with a wall at 2 m takes the class of the far pixels beside it."""
+    label = torch.tensor([[[1, 1, 1, 2, 2, 2]]])
+    batch = {
+        "range_image": torch.tensor([[[2.0, 2.0, 2.0, 9.0, 9.0, 9.0]]]),
+        "nearest": torch.tensor([2, 2, 4]),
+        "point_range": torch.tensor([2.0, 9.0, 9.0]),
+        "whole_offsets": torch.tensor([0, 3]),
+        "image": label,
+    }
+
+    class Given(nn.Module):
+        def forward(self, *, image: Tensor) -> Output:
+            return {"logits": nn.functional.one_hot(image, NUM_CLASSES).double()}
+
+    found = {}
+    for lift in ("nearest", "knn"):
+        task = Segment(
+            model=Given(),
+            losses={},
+            batch_keys=Offer("the set", batch.keys()),
+            output_keys=Offer("the model", {"logits"}),
+            ignore_index=0,
+            lift=lift,  # type: ignore[arg-type]
+        )
+        found[lift] = task.predict(Given(), batch)["probabilities"].argmax(dim=1).tolist()
+    assert found == {"nearest": [1, 1, 2], "knn": [1, 2, 2]}
+
+
+def test_knn_needs_range_images() -> None:
+    with pytest.raises(ConfigError, match=r"segment\.lift: knn votes among the pixels of range images"):
+        segment(lift="knn")
