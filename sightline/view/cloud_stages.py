@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sightline.pictures import Frame
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.clouds import ByClass, ByColor, Cloud, Coloring, errors_of, upward
 from sightline.view.predictor import Predictor
+from sightline.view.range_panels import image_panels, prediction_panels, told_of_image
 
 __all__ = ["TRUTH", "CloudStages"]
 
@@ -47,6 +49,10 @@ class CloudStages:
         if "other_points" in sample:
             for view, name in (("points", "first"), ("other_points", "second")):
                 yield self._cloud(f"{stage}, {name}", {"points": sample[view]})
+        elif "range_image" in sample and "range_image" not in before:
+            whole = {**sample, "label": sample["whole_label"]} if "whole_label" in sample else sample
+            panels = image_panels(sample, self.facts)
+            yield replace(self._cloud(stage, whole), panels=panels, told=told_of_image(sample))
         else:
             yield self._cloud(stage, sample)
 
@@ -62,7 +68,12 @@ class CloudStages:
             raise ConfigError(
                 f"the task predicts {', '.join(sorted(predictions))}; view shows classes of clouds, and needs theirs"
             )
-        return _answered(clouds, batch, predictions, self.facts, iou=predictor.iou(batch, predictions))
+        cloud, figures = _answered(clouds, batch, predictions, self.facts, iou=predictor.iou(batch, predictions))
+        if "range_image" in batch and "seen" in predictions:
+            scan: Sample = {name: batch[name][0] for name in ("range_image", "label") if name in batch}
+            seen = predictions["seen"].view(batch["range_image"].shape)[0].cpu().numpy()
+            cloud = replace(cloud, panels=prediction_panels(scan, seen, self.facts))
+        return cloud, figures
 
     def _cloud(self, stage: str, sample: Sample, *, unit: str = "") -> Cloud:
         points = _array(sample["points"])

@@ -1,0 +1,57 @@
+"""Flat pictures of a range image: distances, labels, predictions and errors, a row for each beam."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sightline.pictures import UNLABELLED, colors_of, ramp
+from sightline.tasks.segment import WRONG
+from sightline.types import Sample
+from sightline.view.panels import Panel
+
+__all__ = ["image_panels", "prediction_panels", "told_of_image"]
+
+_EMPTY = np.array([28, 31, 36], dtype=np.uint8)
+
+
+def image_panels(sample: Sample, facts: Mapping[str, Any]) -> tuple[Panel, ...]:
+    """The distances of a `range_image` (H, W), dark where near, and its labels where it has any; empty pixels black."""
+    distance = sample["range_image"].float().numpy()
+    is_empty = distance < 0
+    pixels = np.broadcast_to(_EMPTY, (*distance.shape, 3)).copy()
+    if not is_empty.all():
+        pixels[~is_empty] = ramp(np.log1p(distance[~is_empty]))
+    panels = [Panel("range", pixels)]
+    if "label" in sample and sample["label"].shape == distance.shape:
+        panels.append(Panel("labels", _of_classes(sample["label"].numpy(), is_empty, facts)))
+    return tuple(panels)
+
+
+def prediction_panels(sample: Mapping[str, Any], seen: np.ndarray, facts: Mapping[str, Any]) -> tuple[Panel, ...]:
+    """The predicted classes (H, W) of a range image, and where they are wrong, in red."""
+    is_empty = sample["range_image"].float().cpu().numpy() < 0
+    panels = [Panel("predicted pixels", _of_classes(seen, is_empty, {}))]
+    if "label" in sample and sample["label"].shape == seen.shape:
+        label = sample["label"].cpu().numpy()
+        is_wrong = (seen != label) & (label != facts.get("ignore_index")) & ~is_empty
+        pixels = np.where(is_empty[..., None], _EMPTY, np.where(is_wrong[..., None], WRONG, UNLABELLED))
+        panels.append(Panel("wrong pixels", pixels.astype(np.uint8)))
+    return tuple(panels)
+
+
+def told_of_image(sample: Sample) -> str:
+    """The shares of pixels that are filled, and of points that a pixel shows."""
+    distance = sample["range_image"]
+    num_filled = int((distance >= 0).sum())
+    height, width = distance.shape
+    share = num_filled / max(1, len(sample["points"]))
+    return f"{height} x {width} pixels, {num_filled / distance.numel():.1%} filled, {share:.1%} of the points shown"
+
+
+def _of_classes(labels: np.ndarray, is_empty: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
+    codes = np.where(labels == facts.get("ignore_index"), -1, labels)
+    pixels: np.ndarray = np.where(is_empty[..., None], _EMPTY, colors_of(codes)).astype(np.uint8)
+    return pixels
