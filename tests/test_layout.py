@@ -80,7 +80,7 @@ COMPONENTS = {
     "predictors": 4,
     "probes": 4,
     "references": 3,
-    "schedules": 4,
+    "schedules": 5,
     "tasks": 5,
     "transforms": 33,
 }

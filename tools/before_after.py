@@ -27,6 +27,7 @@ _CUBE = (
     "transforms.evaluate=[{name: place_cube, size: 16}, {name: voxelize}, {name: draw_heatmaps}]",
 )
 _FEW_POINTS = "data.num_points=64"
+_NARROW = ("data.num_columns=64", "transforms.train.2.width=64", "transforms.evaluate.0.width=64")
 SMALLER = {
     "classify/synthetic_shapes_dgcnn": (_FEW_POINTS,),
     "contrast/synthetic_shapes_crosspoint": ("data.num_points=192", "data.views.count=2"),
@@ -34,6 +35,10 @@ SMALLER = {
     "pose/synthetic_bodies_v2v_small": _CUBE,
     "pose/synthetic_hands_v2v": _CUBE,
     "pose/synthetic_hands_v2v_small": _CUBE,
+    "segment/synthetic_lidar_deeplabv3": (*_NARROW, "model.width=4"),
+    "segment/synthetic_lidar_rangenet21": (*_NARROW, "model.width=4"),
+    "segment/synthetic_lidar_salsanext": (*_NARROW, "model.width=4"),
+    "segment/synthetic_lidar_squeezeseg": _NARROW,
     "segment/synthetic_rooms_point_transformer": ("data.points_per_m2=10", "transforms.train.5.max_points=512"),
     "segment/synthetic_shapes_dgcnn": (_FEW_POINTS,),
     "segment/synthetic_shapes_dgcnn_from_intrapoint": (_FEW_POINTS, "init=null"),

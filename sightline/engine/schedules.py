@@ -6,10 +6,10 @@ import math
 from typing import Protocol
 
 from sightline import registry
-from sightline.arguments import Count, Factor, Fraction, Probability, Size
+from sightline.arguments import Count, Factor, Fraction, Probability, Share, Size
 from sightline.errors import ConfigError
 
-__all__ = ["Constant", "Cosine", "OneCycle", "Schedule", "Steps"]
+__all__ = ["Constant", "Cosine", "Exponential", "OneCycle", "Schedule", "Steps"]
 
 
 class Schedule(Protocol):
@@ -115,6 +115,31 @@ class Steps(_WithWarmUp):
         epoch = step // self.steps_per_epoch
         drops = epoch // self.every_epochs if self.every_epochs else sum(epoch >= m for m in self.milestones)
         return max(self.floor, self.gamma**drops)
+
+
+@registry.schedules.add("exponential")
+class Exponential:
+    """A linear rise to 1 over the warm-up, whose last step has 1, then multiplied by `decay` an epoch, evenly per step.
+
+    Source: the training code of Milioto et al. 2019 (RangeNet++).
+    """
+
+    def __init__(
+        self, *, num_steps: int, steps_per_epoch: int, decay: Share = 0.99, warmup_epochs: Factor = 0.0
+    ) -> None:
+        self.warmup_steps = round(warmup_epochs * steps_per_epoch)
+        self.decay_per_step = decay ** (1 / steps_per_epoch)
+        if self.warmup_steps >= num_steps:
+            raise ConfigError(
+                f"warmup_epochs: found {warmup_epochs:g} epochs of warm-up, but the whole run has "
+                f"{num_steps / steps_per_epoch:g}; warm up for fewer"
+            )
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        decayed: float = self.decay_per_step ** max(0, step - max(1, self.warmup_steps))  # 1 at the first step, too
+        return decayed
 
 
 @registry.schedules.add("one_cycle")

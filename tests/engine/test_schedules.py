@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from sightline.engine.schedules import Constant, Cosine, OneCycle, Steps
+from sightline.engine.schedules import Constant, Cosine, Exponential, OneCycle, Steps
 from sightline.errors import ConfigError
 
 
@@ -95,3 +98,22 @@ def test_a_share_of_the_run_warms_up_a_run_of_any_length() -> None:
         assert factor(expected) == 1.0
     with pytest.raises(ConfigError, match="warmup_share: warmup_epochs is given as well"):
         Cosine(num_steps=10, steps_per_epoch=10, warmup_share=0.1, warmup_epochs=1)
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_exponential_is_that_of_the_reference(shared: Path, case: int) -> None:
+    folder = shared / "golden" / "lidar"
+    info = json.loads((folder / "warmup_schedule.json").read_text())["cases"][case]
+    with np.load(folder / "warmup_schedule.npz", allow_pickle=False) as golden:
+        expected = golden[f"case{case}/lr"] / info["lr"]
+    ours = Exponential(
+        num_steps=100, steps_per_epoch=1, decay=info["decay_per_step"], warmup_epochs=float(info["warmup_steps"])
+    )
+    assert [ours(step) for step in range(len(expected))] == pytest.approx(expected.tolist(), rel=1e-12)
+
+
+def test_exponential_decays_by_its_factor_in_an_epoch() -> None:
+    ours = Exponential(num_steps=1000, steps_per_epoch=50, decay=0.9, warmup_epochs=1.0)
+    assert ours(150) / ours(100) == pytest.approx(0.9, rel=1e-12)
+    with pytest.raises(ConfigError, match=r"found 20 epochs of warm-up, but the whole run has 20"):
+        Exponential(num_steps=1000, steps_per_epoch=50, warmup_epochs=20.0)
