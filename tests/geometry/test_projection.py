@@ -200,6 +200,14 @@ def test_scans_of_any_lengths_are_projected_as_if_alone(rows: str) -> None:
         assert torch.equal(together.shown[scan], torch.where(alone.shown[0] >= 0, alone.shown[0] + first, -1))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_shows_the_same_points() -> None:
+    points, offsets = random_points(50_000), torch.tensor([0, 20_000, 50_000])
+    here = project(points, view=RangeView(64, 512), offsets=offsets)
+    there = project(points.to("cuda"), view=RangeView(64, 512), offsets=offsets.to("cuda"))
+    assert all(torch.equal(one, other.cpu()) for one, other in zip(here, there, strict=True))
+
+
 def test_scans_without_returns_make_empty_images() -> None:
     for points in (torch.zeros(0, 3), torch.zeros(7, 3)):
         found = projected(points, RangeView(4, 8))
