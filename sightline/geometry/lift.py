@@ -127,8 +127,11 @@ def lift_knn_plainly(
 
 
 class _Windows(NamedTuple):
-    """Images with a border of half a window, flat, ranges infinite where there is none; the `middle` (P,) of each
-    point's window in them; and from there the `steps` to its pixels and their `weights`, row by row."""
+    """The window of each point in images with a border of half a window.
+
+    `ranges` and `label` are those images, flat; a pixel without range has an infinite one. `middle` (P,) is the place
+    of a point's pixel in them, `steps` lead from there to the pixels of its window, row by row, with these `weights`.
+    """
 
     ranges: Tensor
     label: Tensor
@@ -174,9 +177,9 @@ def gaussian_window(search: int, sigma: float) -> Tensor:
 def ceilings(
     label: Tensor, projection: Projection, *, offsets: Tensor, num_classes: int, vote: NeighbourVote
 ) -> dict[str, Tensor]:
-    """What a network without a fault in any pixel would reach: confusions (C, C) of the points, rows predicted.
+    """The confusions (C, C) of the points, rows predicted, that a network right in every pixel would reach.
 
-    The true labels (P,) are drawn and lifted back by `nearest` and by `knn`. Add the tables of scans, then `miou_of`.
+    The true labels (P,) are drawn and lifted back, by `nearest` and by `knn`. Tables of several scans may be added.
     """
     image = draw(projection.shown, label, empty=vote.void)
     ranges = draw(projection.shown, projection.ranges, empty=-1)

@@ -78,9 +78,10 @@ class RangeView:
 
 
 class Located(NamedTuple):
-    """For each of the points (P,): its pixel, row * W + column of its own scan's image, int64; its range in metres;
+    """Where each of the points (P,) lies.
 
-    whether it may be drawn; and whether the first or last row takes it in from above or below the view.
+    `pixel` is row * W + column in its own scan's image, int64; `ranges` are metres; `is_seen` tells whether it may be
+    drawn, `is_clamped` whether the first or last row takes it in from above or below the view.
     """
 
     pixel: Tensor
@@ -90,7 +91,7 @@ class Located(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """The row of `points` that each pixel shows (S, H, W) int64, -1 where empty; and what `Located` says of them."""
+    """`shown` (S, H, W) int64: the row of `points` that each pixel shows, -1 where empty; the rest as in `Located`."""
 
     shown: Tensor
     pixel: Tensor
@@ -144,9 +145,9 @@ def project(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | 
 
 @torch.no_grad()
 def locate(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | None = None) -> Located:
-    """What `project` says of the points, without the images. Raises ValueError as `project`."""
-    # Contiguous, since angles of strided numbers take ten times as long; and in place, here and below: mapping memory
-    # for one number a point takes as long as computing it.
+    """The pixels and ranges of `project`, without the images. Raises ValueError as `project`."""
+    # Contiguous, since angles of strided numbers take ten times as long; and in place, here and below, on
+    # tensors of our own: mapping memory for one number a point takes as long as computing it.
     x, y, z = (points[:, axis].contiguous() for axis in range(3))
     ranges = (x * x).add_(y * y).add_(z * z).double().sqrt_().to(x)
     _assert_finite(ranges, points, offsets)
@@ -232,7 +233,7 @@ def _columns(x: Tensor, y: Tensor, view: RangeView) -> tuple[Tensor, Tensor | No
     """The column of each point, the closest one for those outside; and whether it lies inside, None where all do."""
     first, last = (math.radians(azimuth) for azimuth in view.azimuth_deg)
     centre, half = (first + last) / 2, (first - last) / 2
-    yaw = y.double().atan2_(x.double()).neg_().to(x)
+    yaw = torch.atan2(y.double(), x.double()).neg_().to(x)
     if centre:
         yaw += centre
         yaw -= 2 * math.pi * (yaw / (2 * math.pi)).round()
@@ -283,7 +284,7 @@ def _checked_rings(ring: Tensor | None, view: RangeView, offsets: Tensor) -> Ten
             f"ring[{point}], {_place_in_scan(point, offsets)}, is {int(ring[point])}; the image has the rows 0 to "
             f"{view.height - 1}: set height to the number of rings"
         )
-    return ring
+    return ring.long()
 
 
 def _assert_finite(ranges: Tensor, points: Tensor, offsets: Tensor) -> None:

@@ -168,6 +168,17 @@ def test_pixels_are_those_of_a_loop_in_float64() -> None:
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_stay_as_they_are_however_they_lie_in_memory(dtype: torch.dtype) -> None:
+    by_axis = random_points(50).to(dtype).mT.contiguous().mT  # columns that need no copy
+    before = by_axis.clone()
+    for rows in ("pitch", "scan"):
+        view = RangeView(8, 64, rows=rows, azimuth_deg=(200, 20))  # type: ignore[arg-type]
+        found, expected = projected(by_axis, view), projected(before, view)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert torch.equal(by_axis, before)
+
+
 @pytest.mark.parametrize("num_points", [0, 1, 5, 4000])
 def test_the_minimum_finds_what_sorting_finds(num_points: int) -> None:
     generator = torch.Generator().manual_seed(num_points)
