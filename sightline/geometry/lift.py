@@ -7,10 +7,12 @@ after another, with `offsets` (S+1,), their `pixel` (P,), row * W + column of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sightline.compiled import in_threads, suits
 from sightline.geometry.lift_kernels import vote_of_neighbours
@@ -50,11 +52,12 @@ class NeighbourVote:
 
     @property
     def limit(self) -> float:
-        return self.cutoff_m if self.cutoff_m > 0 else torch.inf
+        """The largest distance that votes, finite where there is no limit: pixels without range never vote."""
+        return self.cutoff_m if self.cutoff_m > 0 else float(np.finfo(np.float32).max)
 
     @property
-    def border_range(self) -> float:
-        return 0.0 if self.border == "zero" else -1.0
+    def limit_bits(self) -> int:
+        return int(np.float32(self.limit).view(np.int32))
 
 
 def lift_nearest(image: Tensor, *, pixel: Tensor, offsets: Tensor) -> Tensor:
@@ -78,21 +81,18 @@ def lift_knn(
     row. Source: Milioto et al. 2019 (RangeNet++), section III-D; the published code gives class 1 where none may vote,
     and takes any of equal distances.
     """
-    if not suits(range_image, point_range) or len(point_range) == 0:
+    if not suits(range_image, point_range) or range_image.dtype != torch.float32 or len(point_range) == 0:
         return lift_knn_plainly(
             label, range_image=range_image, pixel=pixel, point_range=point_range, offsets=offsets, vote=vote
         )
-    window = gaussian_window(vote.search, vote.sigma).to(range_image)
+    windows = _Windows.around(pixel, label, range_image, offsets, vote)
     found = torch.empty_like(pixel)
     in_threads(
         vote_of_neighbours,
         len(pixel),
-        *(each.contiguous().numpy() for each in (scan_of_points(offsets), pixel, point_range, range_image, label)),
-        (1 - window).numpy(),
+        *(each.contiguous().numpy() for each in (point_range, *windows)),
         vote.num_neighbours,
-        vote.limit,
-        vote.is_circular,
-        vote.border_range,
+        vote.limit_bits,
         vote.void,
         found.numpy(),
     )
@@ -109,32 +109,62 @@ def lift_knn_plainly(
     offsets: Tensor,
     vote: NeighbourVote,
 ) -> Tensor:
-    """The plain form of `lift_knn`, on any device: whole windows are gathered and sorted."""
-    _, height, width = label.shape
-    reach, size = vote.search // 2, vote.search**2
-    step = torch.arange(size, device=label.device)
-    rows = (pixel // width)[:, None] + step // vote.search - reach
-    columns = (pixel % width)[:, None] + step % vote.search - reach
-    is_outside = (rows < 0) | (rows >= height)
-    if not vote.is_circular:
-        is_outside |= (columns < 0) | (columns >= width)
-    places = rows.clamp(0, height - 1) * width + columns % width
-    places += (scan_of_points(offsets) * height * width)[:, None]
-
-    near = range_image.flatten()[places]
-    near[is_outside] = vote.border_range
-    near[:, size // 2] = point_range
-    window = (1 - gaussian_window(vote.search, vote.sigma).to(range_image)).flatten()
-    distance = torch.where(near < 0, torch.inf, (near - point_range[:, None]).abs() * window)
+    """The plain form of `lift_knn`, on any device: whole windows are taken and sorted."""
+    windows = _Windows.around(pixel, label, range_image, offsets, vote)
+    places = windows.middle[:, None] + windows.steps
+    near = windows.ranges[places]
+    near[:, vote.search**2 // 2] = point_range
+    distance = (near - point_range[:, None]).abs_() * windows.weights
     distance, order = distance.sort(dim=1, stable=True)
     distance, order = distance[:, : vote.num_neighbours], order[:, : vote.num_neighbours]
-    found = torch.where(is_outside, vote.void, label.flatten()[places]).gather(1, order)
+    found = windows.label[places.gather(1, order)]
 
-    may_vote = (distance <= vote.limit) & (distance < torch.inf) & (found != vote.void)
+    may_vote = (distance <= vote.limit) & (found != vote.void)
     votes = ((found[:, :, None] == found[:, None, :]) & may_vote[:, None, :]).sum(dim=2) * may_vote
     most = votes.amax(dim=1)
     elected = torch.where(may_vote & (votes == most[:, None]), found, torch.iinfo(found.dtype).max).amin(dim=1)
     return torch.where(most > 0, elected, lift_nearest(label, pixel=pixel, offsets=offsets))
+
+
+class _Windows(NamedTuple):
+    """The window of each point in images with a border of half a window.
+
+    `ranges` and `label` are those images, flat; a pixel without range has an infinite one. `middle` (P,) is the place
+    of a point's pixel in them, `steps` lead from there to the pixels of its window, row by row, with these `weights`.
+    """
+
+    ranges: Tensor
+    label: Tensor
+    middle: Tensor
+    steps: Tensor
+    weights: Tensor
+
+    @classmethod
+    def around(
+        cls, pixel: Tensor, label: Tensor, range_image: Tensor, offsets: Tensor, vote: NeighbourVote
+    ) -> _Windows:
+        _, height, width = label.shape
+        reach, wide = vote.search // 2, width + vote.search - 1
+        outside = 0.0 if vote.border == "zero" else torch.inf
+        scan = scan_of_points(offsets) * (height + vote.search - 1)
+        row, column = pixel // width, pixel % width
+        sides = torch.arange(-reach, reach + 1, device=pixel.device)
+        return cls(
+            ranges=_bordered(range_image.masked_fill(range_image < 0, torch.inf), vote, outside).flatten(),
+            label=_bordered(label, vote, vote.void).flatten(),
+            middle=(scan + row + reach) * wide + column + reach,
+            steps=(sides[:, None] * wide + sides).flatten(),
+            weights=(1 - gaussian_window(vote.search, vote.sigma).to(range_image)).flatten(),
+        )
+
+
+def _bordered(image: Tensor, vote: NeighbourVote, outside: float) -> Tensor:
+    """`image` (S, H, W) with half a window more on every side."""
+    reach, width = vote.search // 2, image.shape[2]
+    if not vote.is_circular:
+        return functional.pad(image, (reach,) * 4, value=outside)
+    columns = torch.arange(-reach, width + reach, device=image.device) % width
+    return functional.pad(image[:, :, columns], (0, 0, reach, reach), value=outside)
 
 
 def gaussian_window(search: int, sigma: float) -> Tensor:
@@ -147,9 +177,9 @@ def gaussian_window(search: int, sigma: float) -> Tensor:
 def ceilings(
     label: Tensor, projection: Projection, *, offsets: Tensor, num_classes: int, vote: NeighbourVote
 ) -> dict[str, Tensor]:
-    """What a network without a fault in any pixel would reach: confusions (C, C) of the points, rows predicted.
+    """The confusions (C, C) of the points, rows predicted, that a network right in every pixel would reach.
 
-    The true labels (P,) are drawn and lifted back by `nearest` and by `knn`. Add the tables of scans, then `miou_of`.
+    The true labels (P,) are drawn and lifted back, by `nearest` and by `knn`. Tables of several scans may be added.
     """
     image = draw(projection.shown, label, empty=vote.void)
     ranges = draw(projection.shown, projection.ranges, empty=-1)

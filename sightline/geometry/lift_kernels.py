@@ -1,4 +1,4 @@
-"""The vote of near pixels compiled for the CPU: the nearest few are kept while a point's window is read once."""
+"""The vote of near pixels compiled for the CPU, for a block of points at a time, which fills the wide registers."""
 
 from __future__ import annotations
 
@@ -8,74 +8,85 @@ from sightline.compiled import compiled
 
 __all__ = ["vote_of_neighbours"]
 
+_BLOCK = 64
+_NEVER = 2**63 - 1
+
 
 @compiled
 def vote_of_neighbours(
     first: int,
     last: int,
-    scan: np.ndarray,
-    pixel: np.ndarray,
     point_range: np.ndarray,
-    range_image: np.ndarray,
+    ranges: np.ndarray,
     label: np.ndarray,
-    window: np.ndarray,
+    middle: np.ndarray,
+    steps: np.ndarray,
+    weights: np.ndarray,
     num_neighbours: int,
-    limit: float,
-    is_circular: bool,
-    border_range: float,
+    limit_bits: int,
     void: int,
     found: np.ndarray,
 ) -> None:
-    """See `lift.lift_knn`; points are the rows."""
-    height, width, reach = label.shape[1], label.shape[2], window.shape[0] // 2
-    distances = np.empty(num_neighbours, dtype=range_image.dtype)
+    """See `lift.lift_knn`; points are the rows. All is float32 or int64.
+
+    A neighbour is one number, the bits of its distance above the place of its pixel in the window: the least few of
+    them are kept in order by minima and maxima, without a branch. Bits of floats that are not negative rise with them.
+    """
+    distance = np.zeros(_BLOCK, dtype=np.float32)
+    bits = distance.view(np.int32)
+    coming = np.empty(_BLOCK, dtype=np.int64)
+    kept = np.empty((num_neighbours, _BLOCK), dtype=np.int64)
     labels = np.empty(num_neighbours, dtype=np.int64)
-    outside = range_image.dtype.type(border_range)
-    for point in range(first, last):
-        ranges, names, own = range_image[scan[point]], label[scan[point]], point_range[point]
-        row, column = pixel[point] // width, pixel[point] % width
-        distances[:] = np.inf
-        for i in range(window.shape[0]):
-            v = row + i - reach
-            for j in range(window.shape[1]):
-                u = column + j - reach
-                if is_circular and (u < 0 or u >= width):
-                    u %= width
-                if v < 0 or v >= height or u < 0 or u >= width:
-                    here, name = outside, void
-                elif i == reach and j == reach:
-                    here, name = own, names[v, u]
-                else:
-                    here, name = ranges[v, u], names[v, u]
-                if here >= 0:
-                    _keep(distances, labels, abs(here - own) * window[i, j], name)
-        found[point] = _elected(distances, labels, limit, void, names[row, column])
+    for start in range(first, last, _BLOCK):
+        count = min(_BLOCK, last - start)
+        own, places = point_range[start : start + count], middle[start : start + count]
+        kept[:] = _NEVER
+        for step in range(len(steps)):
+            if step == len(steps) // 2:
+                distance[:] = 0
+            else:
+                _measure(distance, own, places, ranges, steps[step], weights[step])
+            for point in range(_BLOCK):
+                coming[point] = (np.int64(bits[point]) << 32) | step
+            for rank in range(num_neighbours):
+                _exchange(kept[rank], coming)
+        for point in range(count):
+            num_near = 0
+            while num_near < num_neighbours and kept[num_near, point] >> 32 <= limit_bits:
+                labels[num_near] = label[places[point] + steps[kept[num_near, point] & 0xFFFFFFFF]]
+                num_near += 1
+            found[start + point] = _elected(labels[:num_near], void, label[places[point]])
 
 
 @compiled
-def _keep(distances: np.ndarray, labels: np.ndarray, distance: float, name: int) -> None:
-    """Puts a neighbour among the nearest, which are in order, behind those at the same distance."""
-    place = len(distances) - 1
-    if not distance < distances[place]:
-        return
-    while place > 0 and distance < distances[place - 1]:
-        distances[place], labels[place] = distances[place - 1], labels[place - 1]
-        place -= 1
-    distances[place], labels[place] = distance, name
+def _measure(
+    distance: np.ndarray, own: np.ndarray, places: np.ndarray, ranges: np.ndarray, step: int, weight: float
+) -> None:
+    for point in range(len(own)):
+        distance[point] = abs(ranges[places[point] + step] - own[point]) * weight
 
 
 @compiled
-def _elected(distances: np.ndarray, labels: np.ndarray, limit: float, void: int, otherwise: int) -> int:
-    """The label of most of those within the limit, of equally many the lowest; `otherwise` where there is none."""
+def _exchange(kept: np.ndarray, coming: np.ndarray) -> None:
+    """The smaller of each two numbers stays, the larger goes on to the next rank."""
+    for point in range(_BLOCK):
+        one, other = kept[point], coming[point]
+        kept[point] = min(one, other)
+        coming[point] = max(one, other)
+
+
+@compiled
+def _elected(labels: np.ndarray, void: int, otherwise: int) -> int:
+    """The most frequent label but `void`, the lowest of a tie; `otherwise` where there is none."""
     elected, most = otherwise, 0
-    for place in range(len(distances)):
-        name = labels[place]
-        if name == void or not (distances[place] <= limit and distances[place] < np.inf):
+    for place in range(len(labels)):
+        if labels[place] == void:
             continue
         votes = 0
-        for other in range(len(distances)):
-            if labels[other] == name and distances[other] <= limit and distances[other] < np.inf:
-                votes += 1
-        if votes > most or (votes == most and name < elected):
-            elected, most = name, votes
+        for other in range(len(labels)):
+            votes += labels[other] == labels[place]
+        if votes > most or (votes == most and labels[place] < elected):
+            elected, most = labels[place], votes
+        if 2 * votes > len(labels):
+            break
     return elected

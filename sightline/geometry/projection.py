@@ -78,9 +78,10 @@ class RangeView:
 
 
 class Located(NamedTuple):
-    """For each of the points (P,): its pixel, row * W + column of its own scan's image, int64; its range in metres;
+    """Where each of the points (P,) lies.
 
-    whether it may be drawn; and whether the first or last row takes it in from above or below the view.
+    `pixel` is row * W + column in its own scan's image, int64; `ranges` are metres; `is_seen` tells whether it may be
+    drawn, `is_clamped` whether the first or last row takes it in from above or below the view.
     """
 
     pixel: Tensor
@@ -90,7 +91,7 @@ class Located(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """The row of `points` that each pixel shows (S, H, W) int64, -1 where empty; and what `Located` says of them."""
+    """`shown` (S, H, W) int64: the row of `points` that each pixel shows, -1 where empty; the rest as in `Located`."""
 
     shown: Tensor
     pixel: Tensor
@@ -134,21 +135,25 @@ def project(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | 
     Source: Milioto et al. 2019 (RangeNet++), eq. 1.
     """
     found = locate(points, view=view, offsets=offsets, ring=ring)
-    place, num_scans = found.pixel + scan_of_points(offsets) * view.num_pixels, len(offsets) - 1
-    ranges = torch.where(found.is_seen, found.ranges, torch.inf).float()
+    ranges = found.ranges.masked_fill(~found.is_seen, torch.inf).float()
+    place, num_scans = found.pixel, len(offsets) - 1
+    if num_scans > 1:
+        place = place + scan_of_points(offsets) * view.num_pixels
     shown = nearest_returns(ranges, place=place, num_places=num_scans * view.num_pixels)
     return Projection(shown.view(num_scans, view.height, view.width), *found)
 
 
 @torch.no_grad()
 def locate(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | None = None) -> Located:
-    """What `project` says of the points, without the images. Raises ValueError as `project`."""
-    x, y, z = (points[:, axis].contiguous() for axis in range(3))  # angles of strided numbers take ten times as long
-    ranges = torch.sqrt((x * x + y * y + z * z).double()).to(x)
+    """The pixels and ranges of `project`, without the images. Raises ValueError as `project`."""
+    # Contiguous, since angles of strided numbers take ten times as long; and in place, here and below, on
+    # tensors of our own: mapping memory for one number a point takes as long as computing it.
+    x, y, z = (points[:, axis].contiguous() for axis in range(3))
+    ranges = (x * x).add_(y * y).add_(z * z).double().sqrt_().to(x)
     _assert_finite(ranges, points, offsets)
     column, is_inside = _columns(x, y, view)
     row, is_clamped = _rows(points, z, ranges, view, offsets, ring)
-    is_seen = is_inside & (ranges > 0)
+    is_seen = ranges > 0 if is_inside is None else is_inside & (ranges > 0)
     return Located(row * view.width + column, ranges, is_seen, is_clamped & is_seen)
 
 
@@ -158,14 +163,15 @@ def nearest_returns(ranges: Tensor, *, place: Tensor, num_places: int) -> Tensor
     `ranges` (P,) float32, `place` (P,) int64; int64 (num_places,). One minimum of integers, the bits of the range above
     those of the row: bits of floats that are not negative rise with them, and no order of threads changes a minimum.
     """
-    rows = torch.arange(len(ranges), device=ranges.device)
-    keys = (ranges.view(torch.int32).long() << 32) | rows
+    keys = ranges.view(torch.int32).long().bitwise_left_shift_(32)
+    keys |= torch.arange(len(ranges), device=ranges.device)
     least = keys.new_full((num_places,), _NO_RETURN).scatter_reduce_(0, place, keys, "amin")
-    return torch.where(least < _NO_RETURN, least & 0xFFFFFFFF, -1)
+    is_empty = least == _NO_RETURN
+    return least.bitwise_and_(0xFFFFFFFF).masked_fill_(is_empty, -1)
 
 
 _NO_RETURN = 0x7F800000 << 32
-"""The bits of an infinite range above those of row 0."""
+"""The bits of an infinite range above those of row 0: no other key of such a range is less."""
 
 
 def nearest_returns_by_sorting(ranges: Tensor, *, place: Tensor, num_places: int) -> Tensor:
@@ -223,18 +229,17 @@ _TURN_ENDS = 0.8
 """The share of a turn from which a beam may end; gaps of up to a fifth of a turn, on both sides, end none."""
 
 
-def _columns(x: Tensor, y: Tensor, view: RangeView) -> tuple[Tensor, Tensor]:
-    """The column of each point, the closest one for those outside; and whether the point lies inside."""
+def _columns(x: Tensor, y: Tensor, view: RangeView) -> tuple[Tensor, Tensor | None]:
+    """The column of each point, the closest one for those outside; and whether it lies inside, None where all do."""
     first, last = (math.radians(azimuth) for azimuth in view.azimuth_deg)
     centre, half = (first + last) / 2, (first - last) / 2
-    yaw = -torch.atan2(y.double(), x.double()).to(x)
+    yaw = torch.atan2(y.double(), x.double()).neg_().to(x)
     if centre:
-        yaw = yaw + centre
-        yaw = yaw - 2 * math.pi * (yaw / (2 * math.pi)).round()
-    share = 0.5 * (yaw / x.new_tensor(half) + 1.0)  # a tensor: a GPU multiplies by the rounded inverse of a number
-    column = (share * view.width).floor().clamp(0, view.width - 1).long()
-    is_inside = torch.ones_like(x, dtype=torch.bool) if view.is_full_turn else yaw.abs() <= abs(half)
-    return column, is_inside
+        yaw += centre
+        yaw -= 2 * math.pi * (yaw / (2 * math.pi)).round()
+    is_inside = None if view.is_full_turn else yaw.abs() <= abs(half)
+    place = yaw.div_(x.new_tensor(half)).add_(1.0).mul_(0.5)  # a tensor: GPUs multiply by the inverse of a number
+    return place.mul_(view.width).floor_().clamp_(0, view.width - 1).long(), is_inside
 
 
 def _rows(
@@ -249,14 +254,14 @@ def _rows(
         scans = [rows_by_file_order(points[a:b]) for a, b in itertools.pairwise(bounds)]
         row = torch.cat(scans) if scans else offsets.new_empty(0)
         return row.clamp(max=view.height - 1), row >= view.height
-    sine = (z / ranges.clamp(min=torch.finfo(ranges.dtype).tiny)).clamp(-1, 1)  # where squares underflow, 0 <= r < |z|
-    pitch = torch.asin(sine.double()).to(sine)
+    sine = (z / ranges.clamp(min=torch.finfo(ranges.dtype).tiny)).clamp_(-1, 1)  # where squares underflow, r < |z|
+    pitch = sine.double().asin_().to(sine)
     if view.rows == "table":
         return _nearest_beams(pitch, view)
     up, down = (math.radians(border) for border in view.fov_deg)
-    place = (1.0 - (pitch - down) / points.new_tensor(up - down)) * view.height
-    row = place.floor().clamp(0, view.height - 1).long()
-    return row, (place < 0) | (place >= view.height)
+    place = pitch.sub_(down).div_(points.new_tensor(up - down)).neg_().add_(1.0).mul_(view.height).floor_()
+    is_clamped = (place < 0) | (place >= view.height)
+    return place.clamp_(0, view.height - 1).long(), is_clamped
 
 
 def _nearest_beams(pitch: Tensor, view: RangeView) -> tuple[Tensor, Tensor]:
@@ -279,12 +284,14 @@ def _checked_rings(ring: Tensor | None, view: RangeView, offsets: Tensor) -> Ten
             f"ring[{point}], {_place_in_scan(point, offsets)}, is {int(ring[point])}; the image has the rows 0 to "
             f"{view.height - 1}: set height to the number of rings"
         )
-    return ring
+    return ring.long()
 
 
 def _assert_finite(ranges: Tensor, points: Tensor, offsets: Tensor) -> None:
+    if bool(torch.isfinite(ranges.sum())):  # waits for the device, once a batch
+        return
     is_finite = torch.isfinite(ranges)
-    if bool(is_finite.all()):  # waits for the device, once a batch
+    if bool(is_finite.all()):  # the sum alone was too large
         return
     point = int((~is_finite).nonzero()[0])
     raise ValueError(

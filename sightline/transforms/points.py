@@ -143,13 +143,16 @@ class Translate:
             raise ConfigError(
                 f"translate: of ranges {[list(each) for each in ranges or ()]} each must begin with its low"
             )
-        low, high = zip(*(ranges or [(-max_shift, max_shift)] * 3), strict=True)
-        self.low, self.high = torch.tensor(low), torch.tensor(high)
+        self.max_shift = max_shift
         self.relative = relative
+        self.ranges = None if ranges is None else torch.tensor(ranges)
 
     def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
-        unit_B13 = draws.uniform(1, 3)
-        shift_B13 = (unit_B13 * (self.high - self.low) + self.low).to(points.dtype)
+        if self.ranges is None:
+            shift_B13 = draws.uniform(1, 3, low=-self.max_shift, high=self.max_shift).to(points.dtype)
+        else:
+            low, high = self.ranges.T
+            shift_B13 = (draws.uniform(1, 3) * (high - low) + low).to(points.dtype)
         return {"points": points + (shift_B13 * extent(points) if self.relative else shift_B13)}
 
 

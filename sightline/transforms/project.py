@@ -72,7 +72,7 @@ class Project:
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """What models are told of the image."""
+        """The number of channels, for the models."""
         return {"in_channels": 6 if self.append_mask else 5}
 
     def __call__(
@@ -110,13 +110,17 @@ class Project:
 
 @registry.transforms.add("ring_from_order")
 class RingFromOrder:
-    """Every point gets the `ring` of its laser, counted from 0, from the order of the file: one after another.
+    """Every point gets the `ring` of its laser, from 0 to `num_beams` - 1: files hold one laser after another.
 
     It comes first, before anything turns, moves or drops points; then `project` may take `rows: ring` after them all.
-    Draws nothing. Source: Triess et al. 2020, scan unfolding.
+    Whatever follows the last laser is counted to it. Draws nothing. Source: Triess et al. 2020, scan unfolding.
     """
 
     adds: ClassVar[dict[str, Field]] = {"ring": Field("points", "int64", low=0, collate="concatenate")}
 
+    def __init__(self, *, num_beams: int) -> None:
+        self.num_beams = num_beams
+
     def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
-        return {"ring": torch.stack([rows_by_file_order(cloud) for cloud in points])}
+        rings = torch.stack([rows_by_file_order(cloud) for cloud in points])
+        return {"ring": rings.clamp(max=self.num_beams - 1)}

@@ -27,6 +27,8 @@ def test_the_sizes_of_the_bars_are_there() -> None:
         "geometry/fps_32x1024_to_512",
         "geometry/fps_8x8192_to_1024",
         "geometry/fps_1x65536_to_4096",
+        "geometry/project_64x1900_to_2048",
+        "geometry/lift_knn_64x1900_from_2048",
         "models/dgcnn_step_32x1024",
         "models/dgcnn_step_bf16_32x1024",
         "models/pct_step_32x1024",

@@ -168,6 +168,17 @@ def test_pixels_are_those_of_a_loop_in_float64() -> None:
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_stay_as_they_are_however_they_lie_in_memory(dtype: torch.dtype) -> None:
+    by_axis = random_points(50).to(dtype).mT.contiguous().mT  # columns that need no copy
+    before = by_axis.clone()
+    for rows in ("pitch", "scan"):
+        view = RangeView(8, 64, rows=rows, azimuth_deg=(200, 20))  # type: ignore[arg-type]
+        found, expected = projected(by_axis, view), projected(before, view)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert torch.equal(by_axis, before)
+
+
 @pytest.mark.parametrize("num_points", [0, 1, 5, 4000])
 def test_the_minimum_finds_what_sorting_finds(num_points: int) -> None:
     generator = torch.Generator().manual_seed(num_points)
@@ -198,6 +209,14 @@ def test_scans_of_any_lengths_are_projected_as_if_alone(rows: str) -> None:
         alone = projected(points[first:last], view, ring[first:last])
         assert torch.equal(together.pixel[first:last], alone.pixel)
         assert torch.equal(together.shown[scan], torch.where(alone.shown[0] >= 0, alone.shown[0] + first, -1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_shows_the_same_points() -> None:
+    points, offsets = random_points(50_000), torch.tensor([0, 20_000, 50_000])
+    here = project(points, view=RangeView(64, 512), offsets=offsets)
+    there = project(points.to("cuda"), view=RangeView(64, 512), offsets=offsets.to("cuda"))
+    assert all(torch.equal(one, other.cpu()) for one, other in zip(here, there, strict=True))
 
 
 def test_scans_without_returns_make_empty_images() -> None:

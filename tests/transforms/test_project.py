@@ -243,8 +243,11 @@ def test_one_shift_for_all_axes_is_what_it_was() -> None:
 def test_rings_of_the_file_outlast_what_moves_and_drops_points() -> None:
     scan = cast_scan(num_azimuths=256)
     given = {"points": scan.points[None], "remission": torch.rand(1, len(scan.points), 1), "label": scan.label[None]}
-    found = RingFromOrder()(draws_of(), points=given["points"])
+    numbering = transforms.build(Component("ring_from_order"), facts={**FACTS, "num_beams": 64})
+    found = numbering(draws_of(), points=given["points"])
     assert torch.equal(found["ring"][0], scan.ring)
+    fewer = RingFromOrder(num_beams=60)(draws_of(), points=given["points"])
+    assert torch.equal(fewer["ring"][0], scan.ring.clamp(max=59))
     for step in (*AUGMENTATIONS, projecting(rows="ring", height=64, width=256)):
         taken = inspect.signature(step.__call__).parameters
         given |= {**found, **given}
