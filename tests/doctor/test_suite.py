@@ -41,9 +41,14 @@ from tests.doctor.planting import CONFIG, assert_complete, assert_healthy, make,
 from tests.doctor.segmenting import Edited, Joined, PerPoint, make_parts, make_rooms
 from tests.old_runs.make import HERE
 from tests.processes import run_ranks
-from tools.before_after import SMALLER
 
 SHIPPED = sorted((ROOT / "configs").glob("*/synthetic_*.yaml"))
+_NARROW = ("data.num_columns=64", "transforms.train.2.width=64", "transforms.evaluate.0.width=64")
+SMALLER = {
+    "synthetic_hands_v2v": ("transforms.train.0.size=32", "transforms.evaluate.0.size=32"),
+    **{f"synthetic_lidar_{name}": _NARROW for name in ("deeplabv3", "rangenet21", "salsanext", "squeezeseg")},
+}
+"""Of V2V 88 voxels a side take 2 GB: tests/long/test_healthy_volume.py. Scans have 512 columns, which take seconds."""
 
 
 def told(code: str, severity: str = "error", **evidence: object) -> Finding:
@@ -67,8 +72,8 @@ def told(code: str, severity: str = "error", **evidence: object) -> Finding:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_configs_that_need_no_files_are_healthy(path: Path) -> None:
     is_from_a_run = read_config(path).init is not None  # which is not there: from scratch then
-    narrow = SMALLER[f"segment/{path.stem}"][:3] if "lidar" in path.stem else ()  # scans of 64 columns, not 512
-    assert_healthy(build(read_config(path, [*narrow, *(["init=null"] if is_from_a_run else [])]), World()))
+    words = ["init=null"] if is_from_a_run else SMALLER.get(path.stem, ())
+    assert_healthy(build(read_config(path, words), World()))
 
 
 @pytest.mark.parametrize("model", ["pointnet", "dgcnn"])
