@@ -12,6 +12,8 @@ from typing import Any
 
 from sightline.config import RunConfig
 from sightline.doctor.suite import all_checks
+from sightline.members import MEMBERS
+from sightline.registry import REGISTRIES
 from sightline.schema import describe_type
 from sightline.types import Component
 
@@ -86,7 +88,18 @@ def check_table() -> str:
     return "\n".join(["| code | guard | finds |", "|---|---|---|", *rows])
 
 
-TABLES = {"config": config_table, "checks": check_table}
+def member_table() -> str:
+    """Every optional member of a component: what it is for."""
+    nouns: dict[str, list[str]] = {}
+    for kind, members in MEMBERS.items():
+        for name in members:
+            nouns.setdefault(name, []).append(REGISTRIES[kind].noun)
+    meanings = {name: member.meaning for members in MEMBERS.values() for name, member in members.items()}
+    lines = [f"| {', '.join(nouns[name])} | `{name}` | {meaning} |" for name, meaning in meanings.items()]
+    return "\n".join(["| component | member | meaning |", "|---|---|---|", *lines])
+
+
+TABLES = {"config": config_table, "checks": check_table, "members": member_table}
 
 
 def with_tables(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from sightline.binding import UnboundError
 from sightline.collection import collection_paused
 from sightline.errors import ConfigError, DataError, UserError
+from sightline.members import MEMBERS, misspelt_members
 from sightline.schema import Block, Parameter, block_of, check_value, describe_type, nearest, parameters_of, show_value
 from sightline.types import Component, Where
 
@@ -146,6 +147,7 @@ class Registry:
 
         def register(builder: Built) -> Built:
             _assert_signature(builder, name, reserved=("name", "weight") if self.kind == "losses" else ("name",))
+            self._assert_members(builder, name)
             known = _origin(self._entries[name].builder) if name in self._entries else None
             assert known in (None, _origin(builder)), (
                 f"the {self.noun} '{name}' is registered already, by {'.'.join(known or ())}; take another name"
@@ -229,6 +231,16 @@ class Registry:
         injected = {name: facts[name] for name in entry.facts if name in facts}
         with blame(component):
             return entry.builder(**given, **injected)
+
+    def _assert_members(self, builder: Callable[..., Any], name: str) -> None:
+        """A misspelt member would never be called, and nobody would notice."""
+        for found, known in misspelt_members(self.kind, builder):
+            member = MEMBERS.get(self.kind, {}).get(known)
+            meaning = "a member that every one needs" if member is None else member.meaning
+            raise AssertionError(
+                f"the {self.noun} '{name}': {builder.__qualname__}.{found} is close to '{known}' ({meaning}); call it "
+                f"'{known}', or give a member of your own a name that is less like it"
+            )
 
     def _argument(self, component: Component, parameter: Parameter, value: Any, facts: Mapping[str, object]) -> Any:
         """The value as the builder wants it: that of a block is what the block stands for."""

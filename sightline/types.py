@@ -121,11 +121,7 @@ class DataInfo:
 class Dataset(Protocol):
     """A map from keys to samples. Pure: the same key gives the same bits, and reading changes nothing stored.
 
-    Optional members: `get_batch(keys) -> Batch` for sets in memory that answer whole batches; `collate(samples) ->
-    Batch` for sets that know how their samples combine (every key that `info.fields` promises; `sample_index` is
-    added); `strata: np.ndarray` (one class per sample) for stratified splits; `fingerprint: str`, which is another
-    whenever the same arguments and keys may give other samples: without it, features of the set are not kept on disk;
-    `yardsticks`, metric -> {simple answer: its figure}, shown beside what a run reaches on the test part.
+    Its optional members: `members.DataMembers`.
     """
 
     @property
@@ -186,9 +182,9 @@ class Component:
 class Transform(Protocol):
     """A pure function of a batch and its random streams; called with the fields it names, returns those it changes.
 
-    One that returns further fields declares them in an attribute `adds`, name -> Field. One that drops or reorders
-    points says so by `chooses_points = True`: a data set with another field of points is then refused, whose rows it
-    would part from them. One that brings clouds into the unit sphere about their mean has `makes_unit_sphere = True`.
+    One that returns further fields declares them in `adds`. One that drops or reorders points declares it by
+    `chooses_points = True`: a data set with another field of points is then refused, whose rows it would part from
+    them. All optional members: `members.TransformMembers`.
     """
 
     def __call__(self, draws: Any, **fields: Any) -> dict[str, Any]: ...

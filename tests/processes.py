@@ -1,21 +1,44 @@
-"""Starting several processes of a test as a launcher would, and waiting for them with a limit."""
+"""Starting processes of a test: forked from one that has imported the package, or as a launcher would start them."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import socket
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+_PRELOADED = (
+    "sightline.verbs.train",
+    "sightline.models.pointnet",
+    "sightline.data.synthetic.synthetic_shapes",
+    "sightline.doctor.suite",
+    "tensorboard.compat.proto.event_pb2",
+    "tensorboard.summary.writer.record_writer",
+    "torch._dynamo",
+    "tests.processes",
+)
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def forked(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    """A process that runs this, forked from one that has imported the package: seconds earlier than a new one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOADED))
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
 
 
 def run_ranks(
@@ -26,29 +49,49 @@ def run_ranks(
     is_slurm: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Run `python <arguments>` once per rank with a launcher's environment; fails with what they printed."""
-    port = free_port()
-    children = [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env=os.environ
-            | (_slurm if is_slurm else _launcher)(rank, num_processes)
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-            | dict(environment or {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(num_processes)
-    ]
-    try:
-        outputs = [child.communicate(timeout=timeout_s)[0] for child in children]
-    finally:
+    """Run what `python <arguments>` would once per rank with a launcher's environment; fails with what they printed.
+
+    The arguments are `-m MODULE ...` or `-c PROGRAM`, after `-W error` where warnings are errors.
+    """
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    variables = _slurm if is_slurm else _launcher
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder) / f"{rank}.log" for rank in range(num_processes)]
+        ranks = [variables(rank, num_processes) | shared | dict(environment or {}) for rank in range(num_processes)]
+        children = [forked(_run, list(arguments), str(log), each) for log, each in zip(logs, ranks, strict=True)]
+        for child in children:
+            child.join(timeout_s)
+        codes = [child.exitcode for child in children]  # None for one that still runs
         for child in children:
             child.kill()
-    codes = [child.returncode for child in children]
-    assert codes == [0] * num_processes, f"exit codes {codes}\n" + "\n".join(outputs)
+        assert codes == [0] * num_processes, f"exit codes {codes}\n" + "\n".join(log.read_text() for log in logs)
+
+
+def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> None:
+    import torch
+
+    print_to(log)
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    if arguments[:2] == ["-W", "error"]:
+        warnings.simplefilter("error")
+        arguments = arguments[2:]
+    option, what, *rest = arguments
+    if option == "-c":
+        sys.argv = [option, *rest]
+        exec(what, {"__name__": "__main__"})
+    else:
+        assert option == "-m", arguments
+        sys.argv = [what, *rest]
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+
+
+def print_to(log: str, *descriptors: int) -> None:
+    """Let this process and its children print to the end of a file; without descriptors, output and errors."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in descriptors or (1, 2):
+        os.dup2(file, descriptor)
 
 
 def _launcher(rank: int, size: int) -> dict[str, str]:

@@ -15,6 +15,7 @@ from sightline.engine.build import Data, Part
 from sightline.engine.evaluate import Evaluation, Measured
 from sightline.geometry.packed import packed_nearest_neighbours
 from sightline.layers.cloud import as_packed
+from sightline.members import DataMembers, MetricMembers
 from sightline.types import SampleKey
 
 __all__ = ["ClassRow", "Difficulty", "at_boundary", "difficulty_of", "rank_correlation"]
@@ -91,16 +92,19 @@ def difficulty_of(evaluation: Evaluation, part: Part, data: Data) -> Difficulty 
 
     Reads up to 256 samples of the part once more, and of the training part for its points.
     """
-    measured = next((m for m in evaluation.measured if not m.suffix and hasattr(m.meter.metric, "per_sample")), None)
+    measured = next(
+        (m for m in evaluation.measured if not m.suffix and MetricMembers.per_sample.of(m.meter.metric)), None
+    )
     facts = part.dataset.info.facts
-    if measured is None or "class_names" not in facts:
+    per_class_of = None if measured is None else MetricMembers.per_class.of(measured.meter.metric)
+    if measured is None or per_class_of is None or "class_names" not in facts:
         return None
     members = facts.get("parts_of_category")
     names = tuple(facts["category_names"] if members else facts["class_names"])
     groups = [list(parts) for parts in members] if members else [[index] for index in range(len(names))]
     confusion = measured.state["confusion"]
     at, of, num_surveyed = _boundaries(part, len(confusion))
-    per_class = measured.meter.metric.per_class(measured.state)
+    per_class = per_class_of(measured.state)
     unit = "objects" if members else "points"
     trained_on = _objects(data.train, len(names)) if members else _points(data.train, len(names))
     class_names = tuple(facts["class_names"])
@@ -168,7 +172,7 @@ def _boundaries(part: Part, num_classes: int) -> tuple[Tensor, Tensor, int]:
 
 def _objects(train: Part, num_categories: int) -> np.ndarray:
     """Training objects of each category."""
-    strata = getattr(train.dataset, "strata", None)
+    strata = DataMembers.strata.of(train.dataset)
     if strata is None:
         strata = np.array([int(train.dataset[key]["category"]) for key in _spread(train)])
         return np.bincount(strata, minlength=num_categories)

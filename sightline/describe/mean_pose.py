@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.engine.build import Data, Part
+from sightline.members import DataMembers
 from sightline.types import Batch, SampleKey
 
 __all__ = ["mean_pose_error_mm", "yardsticks_of"]
@@ -56,8 +57,9 @@ def _read(part: Part) -> Iterator[Batch]:
     chosen = part.spread(_MOST_SAMPLES)
     for start in range(0, len(chosen), _CHUNK):
         keys = [SampleKey(int(index), 0, 0) for index in chosen[start : start + _CHUNK]]
-        if hasattr(part.dataset, "get_batch"):
-            yield part.dataset.get_batch(keys)
+        get_batch = DataMembers.get_batch.of(part.dataset)
+        if get_batch is not None:
+            yield get_batch(keys)
             continue
         samples = [part.dataset[key] for key in keys]
         yield {name: torch.stack([torch.as_tensor(sample[name]) for sample in samples]) for name in _NEEDED}

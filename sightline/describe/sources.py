@@ -20,6 +20,7 @@ from sightline.draws import Draws
 from sightline.engine.build import Built, Data, Part, build, build_transforms
 from sightline.engine.distributed import World
 from sightline.errors import DataError, MissingDataError
+from sightline.members import DataMembers
 from sightline.runs.inputs import INPUTS, read_inputs
 from sightline.schema import parameters_of
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
@@ -97,11 +98,12 @@ def _promise(config: RunConfig, run: Path | None, error: DataError) -> tuple[Dat
     if run is not None and (run / INPUTS).is_file():
         return read_inputs(run, config), f"the run {run}"
     builder = registry.data.entry(config.data).builder
-    if not hasattr(builder, "promise"):
+    promise = DataMembers.promise.of(builder)
+    if promise is None:
         raise error
-    wanted = parameters_of(builder.promise)
+    wanted = parameters_of(promise)
     given = {name: value for name, value in config.data.arguments.items() if name in wanted}
-    return builder.promise(**given), f"data set '{config.data.name}'"
+    return promise(**given), f"data set '{config.data.name}'"
 
 
 def _promised_data(config: RunConfig, info: DataInfo) -> Data:

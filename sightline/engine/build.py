@@ -29,6 +29,7 @@ from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job
 from sightline.errors import CheckpointError, ConfigError
 from sightline.layers.native_batch_norm import without_cudnn
+from sightline.members import DataMembers, TaskMembers
 from sightline.metrics.base import Metric, fault_of_state
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import MatchReport
@@ -59,8 +60,8 @@ class Part:
 
     def name_of(self, index: int) -> str:
         """What the data set calls a sample; its index where it has no names."""
-        told: str = getattr(self.dataset, "name_of", str)(index)
-        return told
+        name_of = DataMembers.name_of.of(self.dataset)
+        return str(index) if name_of is None else str(name_of(index))
 
     def spread(self, count: int) -> np.ndarray:
         """At most `count` of the indices, evenly spread over the part from its first to its last."""
@@ -156,7 +157,7 @@ def build_data(config: RunConfig) -> Data:
         selection_set = _dataset(config, "validation")
         held_out = np.arange(len(selection_set))
     else:
-        kept, held_out = hold_out(len(train_set), getattr(train_set, "strata", None), seed=config.seed)
+        kept, held_out = hold_out(len(train_set), DataMembers.strata.of(train_set), seed=config.seed)
         if not len(held_out):
             raise ConfigError(
                 f"evaluate.select: a tenth of {len(train_set)} training samples held out for validation is empty; "
@@ -204,7 +205,7 @@ def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, l
     wiring["micro_batches"] = config.train.micro_batches
     with _placed(config.losses):
         task = registry.tasks.build(config.task, facts={**facts, **wiring})
-    predictions = Offer(f"task '{config.task.name}'", getattr(task, "predicts", frozenset()))
+    predictions = Offer(f"task '{config.task.name}'", TaskMembers.predicts.of(task))
     meters = []
     for component, metric in zip(config.metrics, build_metrics(config, facts), strict=True):
         update = bind(metric.update, batch, outputs, predictions, owner=f"metrics.{component.name}", skip=("state",))

@@ -28,6 +28,7 @@ from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.records import kept_random_state
 from sightline.errors import CheckpointError, ConfigError, MissingDataError, UserError
 from sightline.geometry.volumes import Axes
+from sightline.members import DataMembers
 from sightline.models.published.published import OPTIONAL, published_name, translate, unused_names
 from sightline.models.published.published_crosspoint import IMAGE_PREFIX, POINT_PREFIX
 from sightline.models.published.published_files import PublishedFile, read_published
@@ -376,7 +377,7 @@ def _info(config: RunConfig) -> tuple[DataInfo, list[str]]:
     try:
         info: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
     except MissingDataError as error:
-        promise = getattr(builder, "promise", None)
+        promise = DataMembers.promise.of(builder)
         if promise is None:
             raise
         known = inspect.signature(promise).parameters

@@ -19,6 +19,7 @@ from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
 from sightline.engine.step import Task, batch_step, mean
 from sightline.engine.stream import Reader, evaluation_keys, read_batches
+from sightline.members import MetricMembers, TaskMembers
 from sightline.metrics.base import Metric, State, fresh_state, pool_states
 from sightline.pictures import Picture
 from sightline.types import Batch, SampleKey
@@ -132,8 +133,8 @@ class Evaluator:
                     tally.update(batch, answers[tally.suffix])
                 if keep is not None:
                     keep(batch, answers[self._suffixes()[-1]])
-                if number == 0 and pictures and hasattr(self.task, "show"):
-                    drawn = tuple(self.task.show(batch, predictions))
+                if number == 0 and pictures and (show := TaskMembers.show.of(self.task)) is not None:
+                    drawn = tuple(show(batch, predictions))
         model.train(was_training)
         return self._reduce(tallies, ledger, world, started, drawn)
 
@@ -200,11 +201,11 @@ def _figures(measured: Sequence[Measured]) -> tuple[dict[str, float], dict[str, 
     for one in measured:
         metric = one.meter.metric
         result |= one.labelled(metric.compute(one.state))
-        if hasattr(metric, "per_class"):
-            for name, row in metric.per_class(one.state).items():
+        if (per_class_of := MetricMembers.per_class.of(metric)) is not None:
+            for name, row in per_class_of(one.state).items():
                 per_class.setdefault(name, {}).update(one.labelled(row))
-        if hasattr(metric, "tables"):
-            tables |= one.labelled(metric.tables(one.state))
+        if (tables_of := MetricMembers.tables.of(metric)) is not None:
+            tables |= one.labelled(tables_of(one.state))
     return result, per_class, tables
 
 

@@ -20,6 +20,7 @@ from sightline.engine.records import StepRecord
 from sightline.engine.step import Task, mean, prepare_step, weighted_sum
 from sightline.engine.stream import Stream
 from sightline.errors import RunError
+from sightline.members import TaskMembers
 from sightline.types import Batch, Ramp
 
 __all__ = ["AtStep", "Job", "Laps", "NonFiniteGradientError", "optimise_once", "train"]
@@ -200,7 +201,7 @@ def _record(
 ) -> StepRecord:
     losses = {name: totals[name] for name in job.weights}
     num_samples = int(totals[_SAMPLES])
-    tell = getattr(job.task, "gauges", None)
+    tell = TaskMembers.gauges.of(job.task)
     gauges = {} if tell is None else tell(losses, num_samples, num_processes)
     weights = job.weights_at(job.step - 1)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())

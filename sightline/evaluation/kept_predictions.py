@@ -16,6 +16,7 @@ from sightline.engine.build import Part
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
 from sightline.errors import UserError
+from sightline.members import MetricMembers
 from sightline.metrics.answers import answers_of
 from sightline.runs.durable import disk_failure
 from sightline.runs.run_documents import load_document
@@ -113,6 +114,6 @@ def _files_in(folder: Path) -> set[str]:
 
 def _ious(evaluation: Evaluation) -> Tensor | None:
     """The IoU of each sample by the answers that were kept: the voted ones, where there are votes."""
-    told = [one for one in evaluation.measured if hasattr(one.meter.metric, "per_sample")]
+    told = [one for one in evaluation.measured if MetricMembers.per_sample.of(one.meter.metric)]
     kept = [one for one in told if one.suffix == evaluation.measured[-1].suffix]
     return kept[0].meter.metric.per_sample(kept[0].state) if kept else None  # type: ignore[attr-defined]

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sightline import registry
-from sightline.arguments import Factor, Probability
+from sightline.arguments import Probability
 from sightline.errors import ConfigError
 from sightline.losses.base import Loss
+from sightline.losses.class_weights import ClassWeights, class_weights_of
 
 __all__ = ["CrossEntropy"]
 
@@ -21,7 +22,8 @@ class CrossEntropy(Loss):
     """Sum over targets of -sum_c w_c q_c log p_c, where q is 1 - label_smoothing on the label and the rest elsewhere.
 
     `smoothing_over` says where the rest goes: evenly to the `others` (the code of the DGCNN family), or evenly to
-    `all` classes, the label included (torch). Counted is every target that is not ignored, with its class's weight.
+    `all` classes, the label included (torch). Counted is every target that is not ignored, with its class's weight;
+    `class_weights` are numbers, or a rule for the classes' shares of the training data: `inverse`, `inverse_log`.
     Source: Szegedy et al. 2016, section 7 (smoothing).
     """
 
@@ -34,13 +36,10 @@ class CrossEntropy(Loss):
         ignore_index: int | None = None,
         label_smoothing: Probability = 0.0,
         smoothing_over: Literal["others", "all"] = "others",
-        class_weights: tuple[Factor, ...] | None = None,
+        class_weights: ClassWeights = None,
+        class_counts: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        if class_weights is not None and len(class_weights) != num_classes:
-            raise ConfigError(
-                f"cross_entropy.class_weights: found {len(class_weights)} for {num_classes} classes; give one each"
-            )
         if label_smoothing > 0 and smoothing_over == "others" and num_classes < 2:
             raise ConfigError(
                 "cross_entropy.label_smoothing: one class has no others to smooth over; take 0 or smoothing_over: all"
@@ -50,7 +49,13 @@ class CrossEntropy(Loss):
         num_sharing = num_classes - 1 if smoothing_over == "others" else num_classes
         self.share = label_smoothing / num_sharing if label_smoothing > 0 else 0.0
         self.extra_on_label = 1.0 - label_smoothing - (self.share if smoothing_over == "others" else 0.0)
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float64)
+        weights = class_weights_of(
+            class_weights,
+            loss="cross_entropy",
+            num_classes=num_classes,
+            class_counts=class_counts,
+            ignore_index=ignore_index,
+        )
         self.register_buffer("class_weights", weights, persistent=False)
 
     def count(self, *, label: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sightline.errors import summary_of
+from sightline.members import MetricMembers
 
 __all__ = ["Metric", "State", "fault_of_state", "fresh_state", "is_higher_better", "pool_states"]
 
@@ -23,11 +24,8 @@ class Metric(Protocol):
     State tensors are int64 counts, or slots (one row per sample, zero elsewhere); both are reduced by SUM. A metric
     with slots names them in an attribute `slots` and takes `num_samples` in `new_state`, one more than the largest
     index that it will be given. `update` names batch keys and prediction keys after the state. `compute` runs on the
-    reduced state and returns named numbers (NaN where nothing was counted). A metric may also offer
-    `per_class(state)`: class name -> {name: number}; `per_sample(state)`: a number for each sample, NaN where there is
-    none; and `tables(state)`: name -> plain values, which the JSON of an evaluation keeps. `higher_is_better` states
-    the direction of its numbers: True, False, or name -> True or False; `evaluate.mode` is then not needed.
-    `within_batch` names the numbers that by definition compare the samples of one batch, and so depend on its size.
+    reduced state and returns named numbers (NaN where nothing was counted). Its optional members:
+    `members.MetricMembers`.
     """
 
     update: Callable[..., None]
@@ -35,8 +33,6 @@ class Metric(Protocol):
     def new_state(self) -> State: ...
 
     def compute(self, state: State) -> dict[str, float]: ...
-
-    def per_class(self, state: State) -> dict[str, dict[str, Any]]: ...
 
 
 def fresh_state(metric: Metric, *, num_samples: int = 0) -> State:
@@ -88,7 +84,7 @@ def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> boo
 
     Raises TypeError for a statement that is neither True nor False.
     """
-    stated = getattr(metric, "higher_is_better", None)
+    stated = MetricMembers.higher_is_better.of(metric)
     better = stated.get(figure) if isinstance(stated, Mapping) else stated
     if better is not None and not isinstance(better, bool):
         raise TypeError(f"higher_is_better of '{figure}' is {better!r}; give True or False")
@@ -96,4 +92,4 @@ def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> boo
 
 
 def _slots(metric: Metric) -> frozenset[str]:
-    return frozenset(getattr(metric, "slots", ()))
+    return frozenset(MetricMembers.slots.of(metric))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,22 +19,33 @@ __all__ = ["IoU", "class_ious"]
 class IoU:
     """`miou`, `overall_accuracy` and `mean_class_accuracy` over all points that are not ignored (0 to 1).
 
-    `miou` is the mean over the classes that labels or answers have; a class that neither has is no number, and its
-    row says so. All come from one confusion matrix, never from means of batches or scenes. The answer is the most
-    probable class, the lowest index among equals. Source: Everingham et al. 2010, section 4.4 (IoU of a class).
+    `miou` is the mean over the classes that labels or predictions have; a class that neither has is NaN in its row and
+    is skipped, or with `absent: zero` counts 0 in the mean, as the evaluator of SemanticKITTI counts it. A class whose
+    index is ignored is left out of the mean: points with that label count nowhere, predicting it for another point is a
+    miss of that point's class alone, and `overall_accuracy` is over the points for which it is not predicted. All come
+    from one confusion matrix, never from means of batches or scenes. The prediction is the most probable class, the
+    lowest index among equals. Source: Everingham et al. 2010, section 4.4 (IoU of a class); Behley et al. 2019, section
+    4 (mean over 19 classes).
     """
 
     slots = frozenset({"common", "union"})
     higher_is_better = True
 
     def __init__(
-        self, *, num_classes: int, class_names: tuple[str, ...] | None = None, ignore_index: int | None = None
+        self,
+        *,
+        num_classes: int,
+        class_names: tuple[str, ...] | None = None,
+        ignore_index: int | None = None,
+        absent: Literal["skipped", "zero"] = "skipped",
     ) -> None:
         names = tuple(str(index) for index in range(num_classes)) if class_names is None else tuple(class_names)
         assert len(names) == num_classes, f"iou: {len(names)} class names for {num_classes} classes"
         self.num_classes = num_classes
         self.class_names = names
         self.ignore_index = ignore_index
+        self.scores_absent_zero = absent == "zero"
+        self._is_ignored = torch.arange(num_classes) == (-1 if ignore_index is None else ignore_index)
 
     def new_state(self, *, num_samples: int = 0) -> State:
         slots = {name: torch.zeros(num_samples, self.num_classes, dtype=torch.int64) for name in sorted(self.slots)}
@@ -69,15 +80,19 @@ class IoU:
 
     def compute(self, state: State) -> dict[str, float]:
         confusion = state["confusion"]
+        ious = self._ious(confusion)
+        ious = ious[~self._is_ignored]
+        if self.scores_absent_zero and bool(confusion.any()):
+            ious = ious.nan_to_num(nan=0.0)
         return {
-            "miou": class_ious(confusion).nanmean().item(),
-            "overall_accuracy": overall_accuracy(confusion),
+            "miou": ious.nanmean().item(),
+            "overall_accuracy": overall_accuracy(confusion * ~self._is_ignored),
             "mean_class_accuracy": mean_class_accuracy(confusion),
         }
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
         """Class name -> `iou` and `accuracy` (NaN where there is nothing to count) and the `count` of its points."""
-        ious, shares = class_ious(state["confusion"]).tolist(), recalls(state["confusion"]).tolist()
+        ious, shares = self._ious(state["confusion"]).tolist(), recalls(state["confusion"]).tolist()
         counts = state["confusion"].sum(dim=1).tolist()
         return {
             name: {"iou": iou, "accuracy": share, "count": count}
@@ -87,7 +102,14 @@ class IoU:
     def per_sample(self, state: State) -> Tensor:
         """The mean IoU of each scene over the classes it has (num_samples,) float64; NaN where it has no points."""
         ious = state["common"].double() / state["union"]
+        ious[:, self._is_ignored] = torch.nan
         return ious.nanmean(dim=1)
+
+    def _ious(self, confusion: Tensor) -> Tensor:
+        """The IoU of each class; NaN for a class that neither side has, and for the ignored one."""
+        ious = class_ious(confusion)
+        ious[self._is_ignored] = torch.nan
+        return ious
 
     def tables(self, state: State) -> dict[str, Any]:
         """`confusion`, and the class names of its rows (labels) and columns (answers), in plain values."""

@@ -14,6 +14,7 @@ from sightline.config.key_values import read_key_values
 from sightline.data.loading.reading import NamedTransform
 from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError, UserError
+from sightline.members import TaskMembers
 from sightline.runs.inputs import read_inputs
 from sightline.schema import parameters_of
 from sightline.types import Batch, DataInfo, Field, Sample
@@ -238,7 +239,7 @@ def predictor_class(run: TrainedRun) -> type[Predictor[Any]]:
     }
     if task.name in classes:
         return classes[task.name]
-    offered: frozenset[str] = getattr(registry.tasks.entry(task).builder, "predicts", frozenset())
+    offered = TaskMembers.predicts.of(registry.tasks.entry(task).builder)
     serving = [each for each in classes.values() if each.reads and each.reads <= offered]
     if not serving:
         raise ConfigError(

@@ -15,6 +15,7 @@ from sightline.data.loading.reading import NamedTransform
 from sightline.engine.distributed import World
 from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError
+from sightline.members import TaskMembers, TransformMembers
 from sightline.predict.inference import InferencePipeline
 from sightline.predict.own_frames import FrameReader, OwnFrames
 from sightline.runs.inputs import read_inputs
@@ -36,7 +37,7 @@ INPUTS = ("depth", "camera", "reference")
 
 def assert_refiner(run: TrainedRun) -> None:
     """Raises ConfigError for a run that does not refine reference points."""
-    if "centre_mm" not in getattr(registry.tasks.entry(run.config.task).builder, "predicts", ()):
+    if "centre_mm" not in TaskMembers.predicts.of(registry.tasks.entry(run.config.task).builder):
         raise ConfigError(
             f"{run.path}: the task '{run.config.task.name}' finds no centres; give a run of the task centre"
         )
@@ -97,8 +98,9 @@ def unlabelled(transforms: Sequence[NamedTransform], info: DataInfo) -> list[Nam
     One that needs labels and adds nothing changes what the network sees by them, and is left for the error.
     """
     labels = info.fields.keys() - set(INPUTS)
-    return [
-        each
-        for each in transforms
-        if not (labels & inspect.signature(each.apply.__call__).parameters.keys() and getattr(each.apply, "adds", {}))
-    ]
+
+    def draws_targets(each: NamedTransform) -> bool:
+        needs_labels = labels & inspect.signature(each.apply.__call__).parameters.keys()
+        return bool(needs_labels and TransformMembers.adds.of(each.apply))
+
+    return [each for each in transforms if not draws_targets(each)]

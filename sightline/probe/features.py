@@ -18,6 +18,7 @@ from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
 from sightline.engine.stream import evaluation_keys, read_batches
 from sightline.errors import ConfigError, DataError
+from sightline.members import ModelMembers
 
 __all__ = ["Features", "encoder_of", "extract", "faults_shared", "label_key", "statistics_of"]
 
@@ -100,12 +101,13 @@ def faults_shared(world: World) -> Iterator[None]:
 
 def encoder_of(model: nn.Module) -> Any:
     """The model's `encode`. Raises ConfigError for a model that has none."""
-    if not callable(getattr(model, "encode", None)) or not hasattr(model, "feature_width"):
+    encode = ModelMembers.encode.of(model)
+    if not callable(encode) or ModelMembers.feature_width.of(model) is None:
         raise ConfigError(
             f"{type(model).__name__}: has no `encode` and `feature_width`; probes need a model that derives from an "
             "encoder, such as dgcnn, intrapoint or crosspoint"
         )
-    return model.encode
+    return encode
 
 
 def statistics_of(rows: np.ndarray) -> dict[str, float]:

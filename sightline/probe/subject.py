@@ -18,6 +18,7 @@ from sightline.config.show import to_plain
 from sightline.engine.build import Part, build_model, build_part
 from sightline.engine.distributed import World
 from sightline.engine.records import kept_random_state
+from sightline.members import DataMembers, TransformMembers
 from sightline.probe.cache import FeatureCache, weights_digest
 from sightline.probe.code import plugins_of, source_sha256
 from sightline.probe.features import Features, extract, faults_shared, label_key
@@ -88,7 +89,7 @@ class ProbedData:
 
         The folder of a prepared set counts by what its manifest vouches for, not by where it lies.
         """
-        fingerprint = getattr(part.dataset, "fingerprint", None)
+        fingerprint = DataMembers.fingerprint.of(part.dataset)
         if fingerprint is None:
             return None
         data = to_plain(self.config.data)
@@ -231,7 +232,7 @@ def _with_norms(blocks: Sequence[Component]) -> tuple[Component, ...]:
 
 
 def _brings_into_unit_sphere(component: Component) -> bool:
-    return bool(getattr(registry.transforms.entry(component).builder, "makes_unit_sphere", False))
+    return TransformMembers.makes_unit_sphere.of(registry.transforms.entry(component).builder)
 
 
 def _without_views(component: Component) -> Component:

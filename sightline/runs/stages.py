@@ -10,6 +10,7 @@ from sightline import registry
 from sightline.config import RunConfig
 from sightline.config.show import show_inline, to_plain
 from sightline.geometry.neighbours import neighbours_in_proportion
+from sightline.members import TransformMembers
 from sightline.runs.blocks import encoder_of_clouds, graph_of
 from sightline.types import Component, DataInfo
 
@@ -41,7 +42,7 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
     blocks, training = (list(blocks_inside(each)) for each in (config.transforms.evaluate, config.transforms.train))
     builders = [registry.transforms.entry(block).builder for block in blocks]
     counts = [block.arguments["num_points"] for block in blocks if "num_points" in block.arguments]
-    is_moved = any(getattr(builder, "makes_unit_sphere", False) for builder in builders)
+    is_moved = any(TransformMembers.makes_unit_sphere.of(builder) for builder in builders)
     num_points = counts[-1] if counts else None if form is None else form.num_points
     graph = None if num_points is None else graph_of(config.model, num_points)
     return {
@@ -143,7 +144,7 @@ def read_by(block: Component) -> Collection[str]:
 
 def makes_pairs(block: Component) -> bool:
     """Whether a transform makes the two clouds of a pair of one."""
-    return "other_points" in getattr(registry.transforms.entry(block).builder, "adds", {})
+    return "other_points" in TransformMembers.adds.of(registry.transforms.entry(block).builder)
 
 
 def _reads_points(block: Component) -> bool:
@@ -153,7 +154,7 @@ def _reads_points(block: Component) -> bool:
 def _changes_points(block: Component) -> bool:
     """Whether a transform changes points in another way than their number and where they lie as a whole."""
     builder: Any = registry.transforms.entry(block).builder
-    is_told = getattr(builder, "makes_unit_sphere", False) or "num_points" in block.arguments
+    is_told = TransformMembers.makes_unit_sphere.of(builder) or "num_points" in block.arguments
     return _reads_points(block) and not is_told
 
 

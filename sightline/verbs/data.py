@@ -16,6 +16,7 @@ from sightline.data.store.location import root_of
 from sightline.data.store.views import VIEWS_SET, Views
 from sightline.errors import UserError, in_one_line
 from sightline.geometry.volumes import Axes
+from sightline.members import DataMembers
 from sightline.plugins import load_plugins
 from sightline.schema import nearest
 from sightline.verbs.common import write_document
@@ -38,7 +39,7 @@ _PREPARE_ITSELF = ("source", "target", "name", "progress")
 
 def prepare(name: str, options: Sequence[str] = (), *, source: Path, target: Path, json: Path | None) -> int:
     """Write the native form of a data set found in one of its layouts; `options` are `key=value` for its `prepare`."""
-    preparable = {n for n in registry.data.names() if hasattr(registry.data.entry_of(n).builder, "prepare")}
+    preparable = {n for n in registry.data.names() if DataMembers.prepare.of(_builder(n)) is not None}
     if name not in preparable:
         raise UserError(f"data prepare: '{name}' is not a data set to prepare{nearest(name, preparable)}")
     given = read_key_values(name, _builder(name).prepare, options, command="data prepare", but=_PREPARE_ITSELF)
@@ -129,7 +130,7 @@ def _objects(asked: Rendering) -> Objects:
             **read_key_values(asked.source, SyntheticShapes, asked.options, command="data render", but=but)
         )
     given = read_key_values(asked.source, PreparedObjects, asked.options, command="data render")
-    if not folder.is_dir() and asked.source in names and hasattr(_builder(asked.source), "prepare"):
+    if not folder.is_dir() and asked.source in names and DataMembers.prepare.of(_builder(asked.source)) is not None:
         folder = root_of(None, asked.source)
         if not (folder / native.MANIFEST).is_file():
             raise UserError(
@@ -157,8 +158,8 @@ def info(name: str, *, plugins: Sequence[Path], json: Path | None) -> int:
     if (folder / "manifest.json").is_file():
         document = _describer(folder).describe(folder)
     elif name in registry.data.names():
-        builder = _builder(name)
-        document = builder.card() if hasattr(builder, "card") else {"summary": registry.data.entry_of(name).summary}
+        card = DataMembers.card.of(_builder(name))
+        document = {"summary": registry.data.entry_of(name).summary} if card is None else card()
     else:
         raise UserError(
             f"data info: '{name}' is neither a data set nor a prepared folder{nearest(name, registry.data.names())}"

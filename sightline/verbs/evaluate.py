@@ -28,6 +28,7 @@ from sightline.engine.step import Task
 from sightline.errors import ConfigError, UserError
 from sightline.evaluation.folds import assert_folds, tested_by
 from sightline.evaluation.kept_predictions import MANIFEST, PredictionFolder
+from sightline.members import TaskMembers
 from sightline.runs.checkpoint import kept as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
@@ -164,7 +165,7 @@ def _try(run: OpenRun, trained: RunConfig, options: Options) -> Trial | None:
 def _members(run: OpenRun) -> tuple[nn.Module, ...]:
     """The models of the other checkpoints that a run keeps. Raises UserError where there is nothing to average."""
     config = run.config
-    if not hasattr(run.task, "vote"):
+    if TaskMembers.vote.of(run.task) is None:
         raise UserError(f"--ensemble: the task '{config.task.name}' does not say how answers are averaged")
     last = run.checkpoint.resolve()
     others = [folder for folder in kept_checkpoints(run.path) if folder.resolve() != last]
@@ -181,7 +182,7 @@ def _members(run: OpenRun) -> tuple[nn.Module, ...]:
 
 def _assert_classes(task: Task, run: Path, config: RunConfig) -> None:
     """Raises ConfigError for a task without classes, of which there are no labels to keep."""
-    predicts: frozenset[str] = getattr(task, "predicts", frozenset())
+    predicts = TaskMembers.predicts.of(task)
     if "probabilities" not in predicts:
         told = ", ".join(sorted(predicts)) or "no classes"
         raise ConfigError(

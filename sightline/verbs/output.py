@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sightline.errors import in_one_line
+from sightline.members import DataMembers
 
 __all__ = ["note", "show_difficulty", "show_evaluation", "show_findings", "show_table"]
 
@@ -68,7 +69,7 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         )
     data = document["data"]
     show_table(f"{title}{label}, {data['num_samples']} samples", ["metric", "value"], list(document["metrics"].items()))
-    for metric, answers in {**getattr(dataset, "yardsticks", {}), **document.get("yardsticks", {})}.items():
+    for metric, answers in {**DataMembers.yardsticks.of(dataset), **document.get("yardsticks", {})}.items():
         told = ", ".join(f"{value:.3f} for {answer}" for answer, value in answers.items())
         note(f"to compare {metric} with: {told}")
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sightline.engine.train import Task
+from sightline.members import TaskMembers
 from sightline.pictures import Frame
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.clouds import ByColor, Cloud
@@ -46,10 +47,11 @@ class ImageStages:
         self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
     ) -> tuple[Cloud, dict[str, Any]]:
         """The pictures that the task draws of the prediction, and its numbers."""
-        pictures = predictor.task.show(batch, predictions)  # type: ignore[attr-defined] # `draws_pictures` holds
+        show = TaskMembers.show.of(predictor.task)
+        pictures = [] if show is None else show(batch, predictions)
         figures = {
             name: predictions[name][0].double().cpu().tolist()
-            for name in sorted(getattr(predictor.task, "predicts", ()))
+            for name in sorted(TaskMembers.predicts.of(predictor.task))
             if isinstance(predictions.get(name), Tensor) and predictions[name][0].numel() == 1
         }
         text = "; ".join([*(f"{name} {value:.4g}" for name, value in figures.items()), *(p.caption for p in pictures)])
@@ -67,7 +69,7 @@ class ImageStages:
 
 def draws_pictures(task: Task) -> bool:
     """Whether a task draws pictures of its predictions."""
-    return hasattr(task, "show")
+    return TaskMembers.show.of(task) is not None
 
 
 def _flat(stage: str, text: str, panels: tuple[Panel, ...]) -> Cloud:

@@ -14,6 +14,7 @@ from sightline.engine.device import to_device
 from sightline.engine.evaluate import Meter
 from sightline.engine.precision import Precision
 from sightline.engine.step import Task
+from sightline.members import MetricMembers
 from sightline.metrics.base import fresh_state
 from sightline.types import Batch, SampleKey
 
@@ -45,10 +46,11 @@ class Predictor:
     def iou(self, batch: Batch, predictions: Mapping[str, Any]) -> float | None:
         """The sample's IoU, where a metric of the run tells it."""
         for meter in self.meters:
-            if hasattr(meter.metric, "per_sample"):
+            per_sample = MetricMembers.per_sample.of(meter.metric)
+            if per_sample is not None:
                 alone = {**batch, "sample_index": torch.zeros_like(batch["sample_index"])}
                 state = {name: t.to(self.device) for name, t in fresh_state(meter.metric, num_samples=1).items()}
                 meter.metric.update(state, **meter.update.select(alone, predictions))
-                told = meter.metric.per_sample({name: tensor.cpu() for name, tensor in state.items()})
+                told = per_sample({name: tensor.cpu() for name, tensor in state.items()})
                 return float(told[0])
         return None

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from sightline.data.loading.reading import BatchReader
 from sightline.engine.train import Task
 from sightline.errors import ConfigError
+from sightline.members import TaskMembers
 from sightline.pictures import Frame
 from sightline.types import Batch, DataInfo, Sample, SampleKey
 from sightline.view.cloud_stages import CloudStages
@@ -106,7 +107,7 @@ _KINDS: dict[str, type[CloudStages | DepthStages | ImageStages]] = {
 def can_draw_predictions(task: Task, info: DataInfo) -> bool:
     """Whether predictions of a task can be drawn over the samples of a set."""
     kind = next((each for each in _KINDS.values() if each.needs <= info.fields.keys()), None)
-    return draws_pictures(task) if kind is ImageStages else bool(SHOWN.keys() & set(getattr(task, "predicts", ())))
+    return draws_pictures(task) if kind is ImageStages else bool(SHOWN.keys() & TaskMembers.predicts.of(task))
 
 
 def _kind_of(sample: Sample, info: DataInfo, facts: Mapping[str, Any]) -> Stages:

@@ -145,3 +145,53 @@ def test_nan_and_foreign_labels_are_refused() -> None:
         metric.update(state, probabilities=torch.eye(3)[:2], target=torch.tensor([1, 3]), **given_to)
     with pytest.raises(ValueError, match=r"probabilities: found the shape \(3, 3\) for 2 labels"):
         metric.update(state, probabilities=torch.eye(3), target=torch.tensor([1, 1]), **given_to)
+
+
+# --- the evaluator of SemanticKITTI ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [0, 1, 2, 4, 5, 6, 8, 9, 10])
+def test_the_official_evaluator_of_semantic_kitti(shared: Path, case: int) -> None:
+    """The cases that ignore no class or class 0; among them absent classes, empty scans and predictions of class 0."""
+    with np.load(shared / "golden" / "lidar" / "iou_eval.npz", allow_pickle=False) as golden:
+        expected = {
+            name: golden[f"case{case:02d}/{name}"] for name in ("pred", "target", "api_iou", "api_miou", "api_acc")
+        }
+    num_classes = len(expected["api_iou"])
+    ignored = 0 if case % 4 in (0, 2) else None
+    metric = IoU(num_classes=num_classes, ignore_index=ignored, absent="zero")
+    scans = [
+        (torch.from_numpy(answer).long(), torch.from_numpy(label).long())
+        for answer, label in zip(expected["pred"], expected["target"], strict=True)
+    ]
+    state = measured(metric, scans, [[0], [1, 2]])
+    found = metric.compute(state)
+    ious = [row["iou"] for row in metric.per_class(state).values()]
+    for number, iou in enumerate(ious):
+        if number != ignored:
+            official = pytest.approx(float(expected["api_iou"][number]), abs=1e-12)
+            assert (0.0 if math.isnan(iou) else iou) == official
+    if any(bool((label != -1 if ignored is None else label != ignored).any()) for _, label in scans):
+        assert found["miou"] == pytest.approx(float(expected["api_miou"]), abs=1e-12)
+    if not math.isnan(found["overall_accuracy"]):
+        assert found["overall_accuracy"] == pytest.approx(float(expected["api_acc"]), abs=1e-12)
+
+
+def test_an_ignored_class_that_is_predicted_is_a_miss_and_no_false_alarm() -> None:
+    """Of class 1 two of three are found, of class 2 all; the third point of class 1 is called 0, a point of 0 is 2."""
+    answer, label = torch.tensor([1, 1, 0, 2, 2]), torch.tensor([1, 1, 1, 2, 0])
+    metric = IoU(num_classes=3, ignore_index=0)
+    state = measured(metric, [(answer, label)], [[0]])
+    assert metric.compute(state)["miou"] == (2 / 3 + 1) / 2
+    assert metric.compute(state)["overall_accuracy"] == 1.0
+    assert math.isnan(metric.per_class(state)["0"]["iou"])
+    assert metric.per_sample(state)[0] == (2 / 3 + 1) / 2
+
+
+def test_absent_classes_count_zero_where_the_protocol_asks_for_it() -> None:
+    answer = label = torch.tensor([1, 1])
+    kept = IoU(num_classes=4, ignore_index=0), IoU(num_classes=4, ignore_index=0, absent="zero")
+    found = [metric.compute(measured(metric, [(answer, label)], [[0]]))["miou"] for metric in kept]
+    assert found == [1.0, 1 / 3]
+    nothing = kept[1].compute(fresh_state(kept[1]))
+    assert math.isnan(nothing["miou"])

@@ -35,8 +35,10 @@ _DGCNN = {"name": "dgcnn", "num_neighbours": 8, "embedding": 32}
 _VIT = {"name": "vit", "size_px": 16, "width": 24, "depth": 2}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "crosspoint": {"points": _DGCNN, "images": _VIT, "embedding": 16},
-    "dgcnn_parts": {"num_neighbours": 20},
     "deeplabv3": {"width": 4},
+    "dgcnn": {"embedding": 64},
+    "dgcnn_parts": {"num_neighbours": 20, "embedding": 64},
+    "dgcnn_scenes": {"embedding": 64},
     "image_classifier": {"images": _VIT},
     "intrapoint": {"points": _DGCNN, "embedding": 16},
     "point_transformer": {
@@ -57,8 +59,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "pointnet2_parts": {"num_centres": (16, 8)},
     "pointnet2_scenes": {"num_centres": (16, 12, 8, 4)},
 }
-"""What brings a model or a point encoder down to clouds of 32 points and images of 16 pixels, where it asks for more;
-and the encoders of models that are made of them.
+"""What brings a model or a point encoder down to clouds of 32 points and images of 16 pixels, where it asks for more,
+or is slow; and the encoders of models that are made of them.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_projection_heads_have_the_published_sizes(name: str, expected: int) -> 
     assert num_parameters(projection_head(SIZES[name][1], 512, 256, has_bias=False)) == expected
 
 
-@pytest.mark.parametrize("encoder", [ResNet18Encoder(), small_vit()], ids=["resnet", "vit"])
+@pytest.mark.parametrize("make", [ResNet18Encoder, small_vit], ids=["resnet", "vit"])
 @pytest.mark.parametrize(
     ("image", "told"),
     [
@@ -77,23 +78,23 @@ def test_projection_heads_have_the_published_sizes(name: str, expected: int) -> 
     ],
     ids=["channels last", "bytes", "grey", "with alpha", "one image", "three columns"],
 )
-def test_another_layout_is_refused_by_name(encoder: nn.Module, image: Tensor, told: str) -> None:
+def test_another_layout_is_refused_by_name(make: Callable[[], nn.Module], image: Tensor, told: str) -> None:
     with pytest.raises(ValueError, match=f"^image: {told}"):
-        encoder.encode(image=image)
+        make().encode(image=image)
 
 
-@pytest.mark.parametrize("encoder", [ResNet18Encoder(), small_vit()], ids=["resnet", "vit"])
-def test_image_alone_is_as_in_company(encoder: nn.Module) -> None:
-    encoder = encoder.double().eval()
+@pytest.mark.parametrize("make", [ResNet18Encoder, small_vit], ids=["resnet", "vit"])
+def test_image_alone_is_as_in_company(make: Callable[[], nn.Module]) -> None:
+    encoder = make().double().eval()
     given = images(3)
     alone, together = encoder.encode(image=given[:1]), encoder.encode(image=given)
     assert alone.shape == (1, encoder.feature_width)
     torch.testing.assert_close(alone, together[:1], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("encoder", [ResNet18Encoder(), ResNet50Encoder(), small_vit()], ids=["18", "50", "vit"])
-def test_gradient_reaches_every_parameter(encoder: nn.Module) -> None:
-    encoder = encoder.double().train()
+@pytest.mark.parametrize("make", [ResNet18Encoder, ResNet50Encoder, small_vit], ids=["18", "50", "vit"])
+def test_gradient_reaches_every_parameter(make: Callable[[], nn.Module]) -> None:
+    encoder = make().double().train()
     feature = encoder.encode(image=images(4, 32 if isinstance(encoder, ResNet50Encoder | ResNet18Encoder) else 16))
     (feature * torch.randn_like(feature)).sum().backward()
     without = [n for n, p in encoder.named_parameters() if p.grad is None or (p.ndim >= 2 and not p.grad.any())]

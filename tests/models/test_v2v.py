@@ -6,7 +6,6 @@ import copy
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -219,36 +218,6 @@ def _without_constants(info: dict, golden: object) -> dict[str, Tensor]:  # type
     from tests.golden_parity import rule_made_state
 
     return rule_made_state([entry for entry in info["state"] if entry["kind"] != "constant"])
-
-
-@pytest.mark.shared
-@pytest.mark.slow
-def test_the_published_volume_agrees_with_the_port(shared: Path) -> None:
-    """All 88 voxels a side, in evaluation mode."""
-    golden = load_golden(shared, "v2v_s88_j21", area="pose")
-    model = V2V(num_joints=21).double().eval()
-    model.load_state_dict(translate(golden.state(), LAYOUT))
-    volume = torch.zeros(1, 1, 88, 88, 88, dtype=torch.float64)
-    volume[(0, 0, *golden.tensor("in.occupied").long().T)] = 1.0
-    front: list[Tensor] = []
-    model.front.register_forward_hook(lambda module, given, value: front.append(value))
-    with torch.no_grad():
-        maps = model(volume=volume)["likelihood"][0]
-    flat = maps.flatten(1)
-    found = {
-        "heat_strided": maps[:, 1::4, 1::4, 1::4],
-        "joint_mean": flat.mean(1),
-        "joint_std": flat.std(1, correction=0),
-        "joint_max": flat.amax(1),
-        "joint_min": flat.amin(1),
-        "joint_sumsq": flat.square().sum(1),
-        "corner_4": maps[:, :4, :4, :4],
-    }
-    for name, value in found.items():
-        assert_near_largest(value, golden.tensor(f"eval.out.{name}"), 1e-9, name)
-    places = np.stack(np.unravel_index(flat.argmax(1).numpy(), maps.shape[1:]), axis=1)
-    assert np.array_equal(places, golden.arrays["eval.out.joint_argmax"])
-    assert_near_largest(front[0][0, :, 2::8, 2::8, 2::8], golden.tensor("eval.mid.front_strided"), 1e-9, "front")
 
 
 @pytest.mark.shared

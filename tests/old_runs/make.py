@@ -49,11 +49,18 @@ RUNS = {
     "pose": ("pose/synthetic_hands_v2v_small", "model={name: tiny_volumes}", *_CUBE, "train.precision=float32"),
     "centre": ("pose/synthetic_hands_scale_net", "model={name: tiny_offset}"),
 }
+_OWN_NETS = ("pose", "centre")
+"""The runs whose network is one of `nets.py`."""
 _SMALL = (
     *("data.train_size=48", "data.test_size=24", "train.epochs=2", "train.batch_size=8", "evaluate.every=1"),
     *("checkpoint.every=1", "checkpoint.keep_last=2", "log.tensorboard=false", "train.tail=drop"),
 )
 KEPT = ("config.yaml", "facts.json", "inputs.json", "metrics.jsonl", "final.json")
+
+
+def plugin_words(name: str) -> tuple[object, ...]:
+    """`--plugin nets.py` for the runs that were made with it."""
+    return ("--plugin", PLUGIN) if name in _OWN_NETS else ()
 
 
 def make(name: str, to: Path) -> None:
@@ -62,8 +69,7 @@ def make(name: str, to: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         given = (ROOT / f"configs/{config}.yaml", *_SMALL, *words)
-        places = ("--plugin", PLUGIN, "--no-check", "--device", "cpu", "--out", run)
-        done = run_here("train", *given, *places)
+        done = run_here("train", *given, *plugin_words(name), "--no-check", "--device", "cpu", "--out", run)
         assert done.code == 0, done.err
         shutil.copytree(run / "checkpoints", to / "checkpoints", symlinks=True)
         for file in KEPT:
@@ -71,7 +77,8 @@ def make(name: str, to: Path) -> None:
         record = json.loads((run / "environment.json").read_text())
         kept = {"versions": record["versions"], "plugins": [each | {"path": PLUGIN.name} for each in record["plugins"]]}
         (to / "environment.json").write_text(json.dumps(kept, indent=2) + "\n")
-        shutil.copytree(run / "plugins", to / "plugins")
+        if name in _OWN_NETS:
+            shutil.copytree(run / "plugins", to / "plugins")
 
 
 if __name__ == "__main__":

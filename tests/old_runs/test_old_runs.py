@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.command import run_here
-from tests.old_runs.make import HERE, PLUGIN, RUNS
+from tests.old_runs.make import HERE, RUNS, plugin_words
 from tools.before_after import break_off
 
 
@@ -30,24 +30,28 @@ def assert_close(found: Any, expected: Any, place: str) -> None:
 
 
 @pytest.fixture(params=RUNS)
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(HERE / request.param, tmp_path / "run", symlinks=True))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-WORDS = ("--plugin", PLUGIN, "--device", "cpu")
+@pytest.fixture
+def run(name: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(HERE / name, tmp_path / "run", symlinks=True))
 
 
-def test_they_give_their_figures(run: Path, tmp_path: Path) -> None:
-    done = run_here("evaluate", run, *WORDS, "--json", tmp_path / "again.json")
+def test_they_give_their_figures(name: str, run: Path, tmp_path: Path) -> None:
+    words = (*plugin_words(name), "--device", "cpu")
+    done = run_here("evaluate", run, *words, "--json", tmp_path / "again.json")
     assert done.code == 0, done.err
     assert_close(json.loads((tmp_path / "again.json").read_text()), json.loads((run / "final.json").read_text()), "")
 
 
-def test_they_are_resumed(run: Path) -> None:
+def test_they_are_resumed(name: str, run: Path) -> None:
     """From the first of their two checkpoints, to losses that differ by what other kernels and threads round."""
     expected = last_loss(run)
     break_off(run)
-    done = run_here("train", run / "config.yaml", *WORDS, "--no-check", "--out", run, "--resume", "auto")
+    words = (*plugin_words(name), "--device", "cpu", "--no-check")
+    done = run_here("train", run / "config.yaml", *words, "--out", run, "--resume", "auto")
     assert done.code == 0, done.err
     assert last_loss(run) == pytest.approx(expected, rel=1e-3)
 

@@ -15,10 +15,11 @@ import pytest
 from tests.command import run_here
 from tests.probe.contrast import train_thin
 from tests.processes import ROOT
+from tests.runs.broken_off import run_forked
 
 
-def two(words: list[object], file: Path) -> dict[str, Any]:
-    """What a verb on two processes writes as JSON."""
+def launched(words: list[object], file: Path) -> dict[str, Any]:
+    """What a verb that starts two processes writes as JSON."""
     done = subprocess.run(
         [sys.executable, "-m", "sightline", *map(str, words), "--processes", "2", "--device", "cpu", "--json", file],
         cwd=ROOT,
@@ -37,7 +38,7 @@ def test_two_processes_give_the_features_and_figures_of_one(tmp_path: Path) -> N
     run = train_thin(tmp_path)
     words = ["probe", run, "standardise=no"]
     assert run_here(*words, "--device", "cpu", "--cache", tmp_path / "one", "--json", tmp_path / "one.json").code == 0
-    document = two([*words, "--cache", tmp_path / "two"], tmp_path / "two.json")
+    document = launched([*words, "--cache", tmp_path / "two"], tmp_path / "two.json")
     assert document == json.loads((tmp_path / "one.json").read_text())
     names = sorted(path.name for path in (tmp_path / "one").glob("*.npz"))
     assert names == sorted(path.name for path in (tmp_path / "two").glob("*.npz"))
@@ -46,5 +47,10 @@ def test_two_processes_give_the_features_and_figures_of_one(tmp_path: Path) -> N
         with np.load(tmp_path / "one" / name) as ours, np.load(tmp_path / "two" / name) as theirs:
             assert np.array_equal(ours["rows"], theirs["rows"])
             assert np.array_equal(ours["labels"], theirs["labels"])
-    evaluated = two(["evaluate", run], tmp_path / "evaluated.json")
-    assert evaluated["metrics"] == json.loads((run / "final.json").read_text())["metrics"]
+    evaluated = ["evaluate", str(run), "--device", "cpu", "--json", str(tmp_path / "evaluated.json")]
+    code, text = run_forked(evaluated, tmp_path / "log", num_processes=2)
+    assert code == 0, text
+    assert (
+        json.loads((tmp_path / "evaluated.json").read_text())["metrics"]
+        == json.loads((run / "final.json").read_text())["metrics"]
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tests.processes import ROOT, free_port
+from tests.processes import ROOT, forked, free_port, print_to
 
 CONFIG = """\
 name: tiny
@@ -46,17 +45,6 @@ class Slowed:
         time.sleep(float(os.environ.get("SLOWED_S", "0")))
         return {"points": points}
 '''
-_PRELOADED = (
-    "sightline.studies.train_run",
-    "sightline.verbs.train",
-    "sightline.models.pointnet",
-    "sightline.data.synthetic.synthetic_shapes",
-    "sightline.doctor.suite",
-    "tensorboard.compat.proto.event_pb2",
-    "tensorboard.summary.writer.record_writer",
-    "torch._dynamo",
-    "tests.runs.broken_off",
-)
 
 
 class Bench:
@@ -85,8 +73,6 @@ class Forked:
     """
 
     def __init__(self, words: Sequence[str], log: Path, *, num_processes: int = 1, slowed_s: float = 0.0) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(_PRELOADED))
         port = free_port()
         self.log = log
         self.processes: list[BaseProcess] = []
@@ -95,9 +81,7 @@ class Forked:
             if num_processes > 1:
                 environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            process = context.Process(target=_run_forked, args=(list(words), str(log), environment))
-            process.start()
-            self.processes.append(process)
+            self.processes.append(forked(_run_forked, list(words), str(log), environment))
 
     @property
     def pid(self) -> int:
@@ -131,9 +115,7 @@ def _run_forked(words: list[str], log: str, environment: Mapping[str, str]) -> N
     import torch
 
     os.setsid()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    print_to(log)
     os.environ.update(environment)
     torch.set_num_threads(1)
     sys.argv = ["sightline", *words]

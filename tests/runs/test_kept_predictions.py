@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from sightline.evaluation.kept_predictions import file_stems
 from sightline.types import SampleKey
 from tests.command import run_here
 from tests.processes import ROOT
+from tests.runs.broken_off import run_forked
 from tests.runs.segments import make_parts, make_scenes
 from tests.runs.small import SMALL
 
@@ -136,16 +134,10 @@ def test_two_processes_keep_the_files_of_one(kind: str, request: pytest.FixtureR
     run: Path = request.getfixturevalue(kind)
     one = evaluate(run, "--save-predictions", "--out", tmp_path / "one")
     plugin = ("--plugin", str(run.parent / "plugin.py")) if kind == "parts" else ()
-    words = ["evaluate", str(run), *plugin, "--device", "cpu", "--processes", "2", "--json", str(tmp_path / "two.json")]
-    done = subprocess.run(
-        [sys.executable, "-m", "sightline", *words, "--save-predictions", "--out", str(tmp_path / "two")],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    words = ["evaluate", str(run), *plugin, "--device", "cpu", "--json", str(tmp_path / "two.json")]
+    words += ["--save-predictions", "--out", str(tmp_path / "two")]
+    code, text = run_forked(words, tmp_path / "log", num_processes=2)
+    assert code == 0, text
     assert json.loads((tmp_path / "two.json").read_text())["metrics"] == one["metrics"]
     first, second = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert first == second

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import sightline
 from tests.command import run_here
 from tests.data.clouds.shapenet_part_writers import CATEGORIES, LAYOUTS, prepare, write_layout
 from tests.processes import ROOT
+from tests.runs.broken_off import run_forked
 
 PLUGIN = '''
 import os
@@ -236,8 +235,8 @@ def test_two_processes_with_workers_give_the_figures_of_one(folder: Path) -> Non
     """
     exact = ("model.dropout=0", "train.epochs=4")
     alone = trained(folder, "alone", *exact)
-    words = [*words_of(folder, "shared", *exact, "loader.workers=1"), "--no-check", "--processes", "2"]
-    done = subprocess.run([sys.executable, "-m", "sightline", *words], cwd=ROOT, check=False, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    words = [*words_of(folder, "shared", *exact, "loader.workers=1"), "--no-check"]
+    code, text = run_forked([str(word) for word in words], folder / "shared.log", num_processes=2)
+    assert code == 0, text
     shared = json.loads((folder / "shared/final.json").read_text())["metrics"]
     assert shared == pytest.approx(alone, abs=0.01)

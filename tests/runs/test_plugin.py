@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from sightline.engine.distributed import World
 from sightline.errors import ConfigError, DataError, PluginError
 from sightline.plugins import load_plugins
 from sightline.types import DataInfo
+from tests.runs.broken_off import Forked, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "examples" / "my_plugin.yaml"
@@ -30,42 +29,30 @@ GIVEN = [word for path in PLUGINS for word in ("--plugin", str(path))]
 SHORT = ["log.tensorboard=false", "train.epochs=4", "train.ema_decay=0.9"]  # 36 steps
 
 
-def start(*words: str) -> subprocess.Popen[str]:
-    """A verb in a process group of its own, so that a test can end all of its processes at one instant."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "sightline", *words],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def run(log: Path, *words: str, num_processes: int = 1) -> str:
+    code, text = run_forked(words, log, num_processes=num_processes)
+    assert code == 0, text
+    return text
 
 
-def run(*words: str, exit_code: int = 0) -> str:
-    child = start(*words)
-    output = child.communicate(timeout=120)[0]
-    assert child.returncode == exit_code, output
-    return output
+def words_of(out: Path, *words: str) -> list[str]:
+    return ["train", str(CONFIG), *SHORT, "--out", str(out), *GIVEN, *words]
 
 
-def train(out: Path, *words: str) -> str:
-    return run("train", str(CONFIG), *SHORT, "--out", str(out), *GIVEN, *words)
-
-
-def kill_in_mid_training(out: Path, *words: str) -> None:
+def kill_in_mid_training(out: Path, num_processes: int) -> None:
     """Train until a third of the steps are saved, then end every process with SIGKILL."""
-    child = start("train", str(CONFIG), *SHORT, "checkpoint.every_steps=1", "--out", str(out), *GIVEN, *words)
+    words = words_of(out, "checkpoint.every_steps=1")
+    child = Forked(words, out.with_suffix(".log"), num_processes=num_processes)
     last = out / "checkpoints" / "last"
     deadline = time.monotonic() + 100
-    while child.poll() is None and time.monotonic() < deadline:
+    while child.is_alive() and time.monotonic() < deadline:
         if last.exists() and int(last.resolve().name.removeprefix("step_")) >= 12:
             break
         time.sleep(0.005)
-    os.killpg(child.pid, signal.SIGKILL)
-    output = child.communicate()[0]
-    assert child.returncode == -signal.SIGKILL, f"training was over before it could be killed: {output}"
+    for process in child.processes:
+        process.kill()
+    code, output = child.wait()
+    assert code == -signal.SIGKILL, f"training was over before it could be killed: {output}"
     assert not (out / "final.json").exists()
 
 
@@ -75,19 +62,21 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("processes", [(), ("--processes", "2")], ids=["alone", "two processes"])
-def test_a_plugin_trains_resumes_to_the_same_bits_and_evaluates(tmp_path: Path, processes: tuple[str, ...]) -> None:
-    train(tmp_path / "whole", *processes)
-    final = json.loads((tmp_path / "whole" / "final.json").read_text())
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_plugin_trains_resumes_to_the_same_bits_and_evaluates(tmp_path: Path, num_processes: int) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(tmp_path / "whole.log", *words_of(whole), num_processes=num_processes)
+    final = json.loads((whole / "final.json").read_text())
     # Guessing is right once in three; 48 samples put four standard deviations of it at 0.61.
     assert final["metrics"]["top_1_accuracy"] > 0.61
-    kill_in_mid_training(tmp_path / "killed", *processes)
-    assert "resumed at step" in train(tmp_path / "killed", "--resume", "auto", *processes)
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    run("evaluate", str(tmp_path / "whole"), *GIVEN, "--json", str(tmp_path / "again.json"))
+    kill_in_mid_training(killed, num_processes)
+    resumed = run(tmp_path / "resumed.log", *words_of(killed, "--resume", "auto"), num_processes=num_processes)
+    assert "resumed at step" in resumed
+    assert_same_run(whole, killed)
+    run(tmp_path / "evaluated.log", "evaluate", str(whole), *GIVEN, "--json", str(tmp_path / "again.json"))
     assert json.loads((tmp_path / "again.json").read_text()) == final, "one process evaluates what any number trained"
-    if not processes:
-        assert_loads(tmp_path / "whole")
+    if num_processes == 1:
+        assert_loads(whole)
 
 
 def assert_loads(path: Path) -> None:
@@ -102,12 +91,12 @@ def assert_loads(path: Path) -> None:
 
 @pytest.mark.processes
 def test_show_prints_what_reads_back_equal_and_check_finds_nothing(tmp_path: Path) -> None:
-    (tmp_path / "shown.yaml").write_text(run("show", str(CONFIG), *GIVEN))
+    (tmp_path / "shown.yaml").write_text(run(tmp_path / "show.log", "show", str(CONFIG), *GIVEN))
     with own_parts():
         shown = read_config(tmp_path / "shown.yaml")
         assert shown == read_config(CONFIG)
     assert shown.data.arguments["train_size"] == 120, "a default of the plugin's signature is written out"
-    output = run("check", str(CONFIG), *GIVEN, "--json", str(tmp_path / "found.json"))
+    output = run(tmp_path / "check.log", "check", str(CONFIG), *GIVEN, "--json", str(tmp_path / "found.json"))
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["errors"], found["warnings"]) == (0, 0), output
 

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.processes import ROOT, free_port
+from tests.processes import ROOT, forked, free_port, print_to
 from tests.runs.broken_off import assert_all_end, differences, metrics, run_forked, with_variable
 
 pytestmark = pytest.mark.processes
@@ -63,30 +64,43 @@ OWN_LINES = re.compile(r"(checks skipped|stage: |run directory: |samples: |epoch
 
 
 class Done(NamedTuple):
-    """What a command left: its exit code, what it printed, and how long it took."""
+    """What a command left: its exit code, and what it printed."""
 
     code: int
     out: str
     err: str
-    seconds: float
 
 
 def command(*words: str, folder: Path, environment: Mapping[str, str] | None = None) -> Done:
-    """Run `python -m <words>` to its end; fails if any process that it started is still there five seconds later."""
+    """Run `sightline <words>` to its end; fails if any process that it started is still there five seconds later.
+
+    The command itself is forked from a process that has imported the package; those that it starts are new ones.
+    """
     mark = f"SIGHTLINE_TEST={folder}/{time.monotonic_ns()}"
     name, _, value = mark.partition("=")
-    started = time.monotonic()
-    process = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), name: value} | dict(environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    seconds = time.monotonic() - started
-    assert_all_end(with_variable(mark), within_s=5)
-    return Done(process.returncode, process.stdout, process.stderr, seconds)
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), name: value} | dict(environment or {})
+    with tempfile.TemporaryDirectory() as place:
+        out, err = (Path(place) / each for each in ("out", "err"))
+        process = forked(_command, words, str(folder), variables, str(out), str(err))
+        process.join(120)
+        is_late = process.exitcode is None
+        process.kill()
+        assert_all_end(with_variable(mark), within_s=5)
+        texts = (out.read_text(), err.read_text())
+    assert not is_late, texts
+    assert process.exitcode is not None
+    return Done(process.exitcode, *texts)
+
+
+def _command(words: tuple[str, ...], folder: str, variables: Mapping[str, str], out: str, err: str) -> None:
+    from sightline.cli import main
+
+    print_to(out, 1)
+    print_to(err, 2)
+    os.chdir(folder)
+    os.environ.update(variables)
+    sys.argv = ["sightline", *words]
+    main()
 
 
 def words_of(model: str, out: Path, *more: str, micro_batches: int = 1) -> list[str]:
@@ -105,17 +119,18 @@ Trained = Callable[..., tuple[Path, Done]]
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Trained:
-    """The run of a model on so many processes, and what the command printed; made once."""
+    """The run of a model on so many processes, and what the command printed; made once, one by `--processes`."""
     made: dict[Path, Done] = {}
 
     def train(model: str, num_processes: int, micro_batches: int = 1) -> tuple[Path, Done]:
         out = folder / f"{model}_{num_processes}_{micro_batches}"
         words = words_of(model, out, micro_batches=micro_batches)
-        if out not in made and num_processes == 2 and micro_batches == 1:
-            made[out] = command("sightline", *words, "--processes", "2", folder=folder)
+        is_launched = (model, num_processes, micro_batches) == ("pointnet", 2, 1)
+        if out not in made and is_launched:
+            made[out] = command(*words, "--processes", "2", folder=folder)
         elif out not in made:
             code, text = run_forked(words, out.with_suffix(".log"), num_processes=num_processes)
-            made[out] = Done(code, text, text, 0.0)
+            made[out] = Done(code, text, text)
         assert made[out].code == 0, made[out].err
         return out, made[out]
 
@@ -179,7 +194,7 @@ def test_wandb_changes_no_bit_and_has_one_folder(trained: Trained, folder: Path)
         server.setblocking(False)
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         words = words_of("pointnet", out, "log.wandb=offline")
-        done = command("sightline", *words, "--processes", "2", folder=folder, environment={"WANDB_BASE_URL": address})
+        done = command(*words, "--processes", "2", folder=folder, environment={"WANDB_BASE_URL": address})
         with pytest.raises(BlockingIOError):
             server.accept()  # nobody knocked
     assert done.code == 0, done.err
@@ -227,7 +242,7 @@ def failed(folder: Path, kind: str, *more: str) -> tuple[Done, Path]:
     (folder / "tiny.yaml").write_text(TINY)
     out = folder / f"failed {kind}"
     words = ["train", "tiny.yaml", "--plugin", str(ROOT / "tests/runs/faults.py"), "--processes", "2", *more]
-    done = command("sightline", *words, "--no-check", "--out", str(out), folder=folder, environment={"FAULT": kind})
+    done = command(*words, "--no-check", "--out", str(out), folder=folder, environment={"FAULT": kind})
     return done, out
 
 

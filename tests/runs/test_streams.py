@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -14,8 +13,8 @@ import pytest
 from sightline.engine.progress import Progress
 from sightline.engine.records import Observers
 from tests.engine.told import evaluation, step
-from tests.processes import ROOT, free_port
-from tests.runs.broken_off import _PRELOADED, Bench
+from tests.processes import ROOT, forked, free_port
+from tests.runs.broken_off import Bench
 
 NO_ROOM = "error: standard output: cannot be written: No space left on device; the results were not printed in full\n"
 
@@ -45,14 +44,11 @@ def run_with(words: list[str], kind: str, errors: str, environment: dict[str, st
 
 
 def codes_of(words: list[str], kind: str, errors: str, *, num_processes: int = 1) -> list[int | None]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOADED))
     place = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = []
     for rank in range(num_processes):
         more = place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}
-        processes.append(context.Process(target=run_with, args=(words, kind, errors, {"OMP_NUM_THREADS": "1"} | more)))
-        processes[-1].start()
+        processes.append(forked(run_with, words, kind, errors, {"OMP_NUM_THREADS": "1"} | more))
     for process in processes:
         process.join(60)
         process.kill()

@@ -15,6 +15,7 @@ from sightline.binding import Bound, Offer, bind
 from sightline.data.loading.collate import batch_keys, collate
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError, RunError, UserError
+from sightline.members import DataMembers, TransformMembers
 from sightline.types import Batch, Dataset, Field, Sample, SampleKey, Transform
 
 __all__ = ["BatchReader", "NamedTransform", "Pipeline"]
@@ -41,7 +42,7 @@ class Pipeline:
             offer = Offer(source, {*fields, *self.added})
             bound = bind(transform.__call__, offer, owner=f"transform '{name}'", skip=("draws",))
             self._transforms.append((f"{place}.{name}", bound))
-            self.added |= getattr(transform, "adds", {})
+            self.added |= TransformMembers.adds.of(transform)
 
     def __call__(self, batch: Batch, keys: Sequence[SampleKey]) -> Batch:
         for _, changed in self.steps(batch, keys):
@@ -88,9 +89,10 @@ class BatchReader:
         return len(self._transform) > 0
 
     def __call__(self, keys: Sequence[SampleKey]) -> Batch:
-        if hasattr(self.dataset, "get_batch"):
+        get_batch, combine = DataMembers.get_batch.of(self.dataset), DataMembers.collate.of(self.dataset)
+        if get_batch is not None:
             with self._blamed(keys):
-                batch = _as_tensors(self.dataset.get_batch(keys))
+                batch = _as_tensors(get_batch(keys))
             return self._with_features(_joined(self._transform(batch, keys), self._transform.added))
         samples = []
         for key in keys:
@@ -98,9 +100,9 @@ class BatchReader:
                 sample = _as_tensors(self.dataset[key])
             sample = self._transform(_lift(sample), [key])
             samples.append(_lower(self._with_features(sample)))
-        if hasattr(self.dataset, "collate"):
+        if combine is not None:
             indexed = {"sample_index": torch.tensor([key.index for key in keys], dtype=torch.int64)}
-            return self._checked({**indexed, **self.dataset.collate(samples)})
+            return self._checked({**indexed, **combine(samples)})
         return collate(samples, keys, self._fields)
 
     def stages(self, key: SampleKey) -> Iterator[tuple[str, Sample]]:
@@ -109,8 +111,8 @@ class BatchReader:
         The last one is what batches are made of, bit for bit.
         """
         with self._blamed([key]):
-            if hasattr(self.dataset, "get_batch"):
-                batch = _as_tensors(self.dataset.get_batch([key]))
+            if (get_batch := DataMembers.get_batch.of(self.dataset)) is not None:
+                batch = _as_tensors(get_batch([key]))
             else:
                 batch = _lift(_as_tensors(self.dataset[key]))
         yield "", _lower(batch)
@@ -155,13 +157,13 @@ def _assert_points_stay_whole(transforms: Sequence[NamedTransform], fields: Mapp
     of_points = {name for name, field in fields.items() if rows and field.shape.split()[:1] == rows}
     for name, transform in transforms:
         taken = inspect.signature(transform.__call__).parameters
-        chooses = getattr(transform, "chooses_points", False)
+        chooses = TransformMembers.chooses_points.of(transform)
         if chooses and scored:
             raise ConfigError(
                 f"transform '{name}' chooses points and cannot follow '{scored}' with score_all: what stands for each "
                 f"point of the whole cloud would be lost; put '{name}' before it, or take it out of transforms.evaluate"
             )
-        scored = name if "nearest" in getattr(transform, "adds", {}) else scored
+        scored = name if "nearest" in TransformMembers.adds.of(transform) else scored
         left = sorted(of_points - set(taken)) if chooses else []
         if left:
             known = ", ".join(sorted(set(taken) - {"draws", "points"}))

@@ -22,6 +22,7 @@ from sightline.engine.evaluate import Evaluation, Evaluator, Meter
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import EvaluationRecord
 from sightline.engine.stream import evaluation_keys
+from sightline.members import MetricMembers
 from sightline.metrics.base import fresh_state
 from sightline.pictures import encode_png
 from sightline.types import Batch, SampleKey
@@ -205,9 +206,10 @@ def _record(result: RehearsedEvaluation, evaluation: Evaluation) -> None:
         fresh = fresh_state(metric, num_samples=int(max(result.evaluator.indices)) + 1)
         metric.note("update")
         _assert_same_form(fresh, one.state)
-        for name in ("compute", "per_class", "tables"):
-            if hasattr(metric, name):
-                _assert_plain(name, getattr(metric, name)(one.state))
+        _assert_plain("compute", metric.compute(one.state))
+        for member in (MetricMembers.per_class, MetricMembers.tables):
+            if (figures := member.of(metric)) is not None:
+                _assert_plain(member.name, figures(one.state))
     result.at("record", "the metrics log", "metrics")
     numbers = (evaluation.metrics, evaluation.losses, evaluation.seconds, evaluation.num_samples)
     MetricsLog(_Nowhere()).on_evaluation(EvaluationRecord(0, 0, result.part.split, *numbers, is_best=False))

@@ -17,6 +17,7 @@ from torch import Tensor
 from sightline.compiled import working_s
 from sightline.data.loading.leaves import leaves
 from sightline.engine.build import Data, Part
+from sightline.members import DataMembers
 from sightline.types import Dataset, Sample, SampleKey
 
 __all__ = [
@@ -227,7 +228,7 @@ def read_samples(dataset: Dataset, keys: Sequence[SampleKey]) -> list[Sample]:
 
 def _answers_batches(dataset: Dataset) -> bool:
     is_stacked = all(promise.collate == "stack" for promise in dataset.info.fields.values())
-    return hasattr(dataset, "get_batch") and is_stacked
+    return DataMembers.get_batch.of(dataset) is not None and is_stacked
 
 
 def labels_of_all(survey: PartSurvey) -> np.ndarray | None:
@@ -235,7 +236,7 @@ def labels_of_all(survey: PartSurvey) -> np.ndarray | None:
 
     Strata may be anything that splits should respect: they must be the labels of all samples that were looked at.
     """
-    strata = getattr(survey.part.dataset, "strata", None)
+    strata = DataMembers.strata.of(survey.part.dataset)
     if strata is None or not survey.labellings or set(survey.fields["label"].shapes) != {()}:
         return None
     if not all(int(strata[each.sample]) == int(each.classes[0]) for each in survey.labellings):
@@ -271,7 +272,7 @@ def distinct_parts(data: Data) -> list[Part]:
 
 def name_sample(dataset: Dataset, index: int) -> str:
     """A sample as a person finds it: its index, and its name or file where the data set tells it."""
-    name_of = getattr(dataset, "name_of", None)
+    name_of = DataMembers.name_of.of(dataset)
     return f"sample {index}" if name_of is None else f"sample {index} ({name_of(index)})"
 
 

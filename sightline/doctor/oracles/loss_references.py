@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["cross_entropy", "mean_square", "nt_xent", "orthogonality"]
+__all__ = ["cross_entropy", "focal", "lovasz", "mean_square", "nt_xent", "orthogonality"]
 
 
 def nt_xent(anchors: np.ndarray, partners: np.ndarray, *, temperature: float) -> float:
@@ -52,6 +52,53 @@ def cross_entropy(
             total += wanted * by_class[c] * (normaliser - row[c])
         count += by_class[target]
     return total / count if count else 0.0
+
+
+def focal(
+    logits: np.ndarray,
+    label: np.ndarray,
+    *,
+    gamma: float,
+    weights: Sequence[float] | None,
+    by_weights: bool,
+    ignore_index: int | None,
+) -> float:
+    """The sum of -w (1 - p)^gamma log p over targets, divided by their weights or their number.
+
+    `logits` (N, C), `label` (N,). Source: Lin et al. 2017, eq. 5.
+    """
+    by_class = [1.0] * logits.shape[1] if weights is None else list(weights)
+    total, count = 0.0, 0.0
+    for row, target in zip(logits, label, strict=True):
+        if target != ignore_index:
+            log_p = -math.log(math.fsum(math.exp(z - row[target]) for z in row))
+            total += -by_class[target] * (1 - math.exp(log_p)) ** gamma * log_p
+            count += by_class[target] if by_weights else 1.0
+    return total / count if count else 0.0
+
+
+def lovasz(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], *, ignore_index: int | None) -> float:
+    """The mean over images with labels of the Lovász extension of 1 - IoU, as an integral over the levels of errors.
+
+    `images` (P, C) are logits, `labels` (P,). Source: Berman et al. 2018, eq. 8; Choquet's integral.
+    """
+    found = []
+    for logits, label in zip(images, labels, strict=True):
+        is_counted = np.ones(len(label), dtype=bool) if ignore_index is None else label != ignore_index
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p, kept = (shifted / shifted.sum(axis=1, keepdims=True))[is_counted], label[is_counted]
+        losses = []
+        for number in np.unique(kept):
+            is_class = kept == number
+            errors = np.abs(is_class - p[:, number])
+            order = np.argsort(-errors, kind="stable")
+            missed = np.cumsum(is_class[order])
+            added = np.cumsum(~is_class[order])
+            level_loss = 1 - (is_class.sum() - missed) / (is_class.sum() + added)
+            steps = errors[order] - np.append(errors[order][1:], 0.0)
+            losses.append(math.fsum(steps * level_loss))
+        found += [math.fsum(losses) / len(losses)] if losses else []
+    return math.fsum(found) / len(found) if found else 0.0
 
 
 def mean_square(output: np.ndarray, target: np.ndarray, weight: np.ndarray) -> float:

@@ -7,19 +7,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sightline import registry
 from sightline.config import RunConfig
 from sightline.doctor.oracles.derivatives import gradient_errors, gradients_of, uncompared, worst
-from sightline.doctor.oracles.loss_references import cross_entropy, mean_square, nt_xent, orthogonality
+from sightline.doctor.oracles.loss_references import cross_entropy, focal, lovasz, mean_square, nt_xent, orthogonality
 from sightline.doctor.oracles.references import array
 from sightline.doctor.oracles.replay import loss_counts, loss_sums
 from sightline.doctor.oracles.rows import EXACT_GRADIENT, Row
 from sightline.doctor.oracles.squares import Squares, rightful_factor, squares_of
 from sightline.engine.train import Job
 from sightline.errors import summary_of
+from sightline.losses.class_weights import class_weights_of
 from sightline.types import Batch, Component
 
 __all__ = ["examine_losses"]
@@ -149,9 +151,42 @@ def _of_classes(component: Component, given: _Given) -> float:
         label.ravel(),
         smoothing=arguments["label_smoothing"],
         over_others=arguments["smoothing_over"] == "others",
-        weights=arguments["class_weights"],
+        weights=_weights(component, arguments, given),
         ignore_index=given.facts.get("ignore_index"),
     )
+
+
+def _of_easy_classes(component: Component, given: _Given) -> float:
+    arguments = _arguments(component)
+    logits, label = array(given.outputs["logits"]), array(given.batch["label"]).astype(int)
+    return focal(
+        logits.reshape(-1, logits.shape[-1]),
+        label.ravel(),
+        gamma=arguments["gamma"],
+        weights=_weights(component, arguments, given),
+        by_weights=arguments["divide_by"] == "weights",
+        ignore_index=given.facts.get("ignore_index"),
+    )
+
+
+def _of_unions(component: Component, given: _Given) -> float:
+    logits, label = array(given.outputs["logits"]), array(given.batch["label"]).astype(int)
+    places = np.array([*given.batch["offsets"].tolist()])[1:-1] if label.ndim == 1 else None
+    images = list(logits) if places is None else np.split(logits, places)
+    labels = list(label) if places is None else np.split(label, places)
+    rows = [image.reshape(-1, logits.shape[-1]) for image in images]
+    return lovasz(rows, [each.ravel() for each in labels], ignore_index=given.facts.get("ignore_index"))
+
+
+def _weights(component: Component, arguments: Mapping[str, Any], given: _Given) -> list[float] | None:
+    made = class_weights_of(
+        arguments["class_weights"],
+        loss=component.name,
+        num_classes=given.facts["num_classes"],
+        class_counts=given.facts.get("class_counts"),
+        ignore_index=given.facts.get("ignore_index"),
+    )
+    return None if made is None else made.tolist()
 
 
 def _of_clouds(component: Component, given: _Given) -> float:
@@ -167,6 +202,8 @@ def _of_pictures(component: Component, given: _Given) -> float:
 
 _REFERENCES: dict[str, Callable[[Component, _Given], float]] = {
     "cross_entropy": _of_classes,
+    "focal_cross_entropy": _of_easy_classes,
+    "lovasz_softmax": _of_unions,
     "intra_modal": _of_clouds,
     "cross_modal": _of_pictures,
     "feature_transform_penalty": lambda component, given: orthogonality(array(given.outputs["feature_transform"])),

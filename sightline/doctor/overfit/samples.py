@@ -15,6 +15,7 @@ from sightline.engine.step import batch_step
 from sightline.engine.stream import Plan
 from sightline.errors import UserError
 from sightline.losses.contrast import PairLoss
+from sightline.members import TransformMembers
 from sightline.types import Batch, Component, SampleKey
 
 __all__ = ["Samples", "choose_samples", "loss_between_samples", "without_augmentation"]
@@ -106,7 +107,7 @@ def _reader(built: Built) -> BatchReader:
 def _makes(block: Component, facts: Mapping[str, Any]) -> tuple[frozenset[str], bool]:
     """The fields that a transform adds, and whether it chooses points."""
     transform: Any = registry.transforms.build(block, facts=facts)
-    return frozenset(getattr(transform, "adds", {})), bool(getattr(transform, "chooses_points", False))
+    return frozenset(TransformMembers.adds.of(transform)), TransformMembers.chooses_points.of(transform)
 
 
 def loss_between_samples(built: Built) -> str:

@@ -14,6 +14,7 @@ from sightline.doctor.core.rehearsal import NUM_SAMPLES, keys_of
 from sightline.doctor.core.survey import distinct_parts
 from sightline.engine.build import Part
 from sightline.engine.stream import Reader
+from sightline.members import DataMembers
 from sightline.types import Batch, DataInfo, SampleKey
 
 __all__ = ["broken_offsets"]
@@ -61,7 +62,7 @@ def _read(reader: Reader, keys: Sequence[SampleKey]) -> Batch:
 
 def _combines_itself(part: Part) -> bool:
     """Whether batches are made by the data set's own code, and not by this package's collate."""
-    return hasattr(part.dataset, "collate") or hasattr(part.dataset, "get_batch")
+    return any(member.of(part.dataset) is not None for member in (DataMembers.collate, DataMembers.get_batch))
 
 
 def _names_of(info: DataInfo, batch: Batch) -> list[str]:

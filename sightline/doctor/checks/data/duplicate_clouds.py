@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
+from sightline.members import DataMembers
 
 __all__ = ["duplicate_clouds"]
 
@@ -44,7 +45,7 @@ _KINDS = (
 @check("G4", "duplicate-clouds", "preflight", severity="warning", at="data")
 def duplicate_clouds(context: Context) -> list[Finding]:
     """No cloud stands in two classes, and none in two parts, as preparing the set noted (`duplicates` of the data)."""
-    groups = tuple(getattr(context.built.data.train.dataset, "duplicates", ()))
+    groups = DataMembers.duplicates.of(context.built.data.train.dataset)
     across_classes = [group for group in groups if len({_class_of(name) for name in group}) > 1]
     rest = [group for group in groups if group not in across_classes]
     across_parts = [group for group in rest if len({name.split("/")[0] for name in group}) > 1]

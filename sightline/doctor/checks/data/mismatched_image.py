@@ -15,6 +15,7 @@ from sightline.engine.build import Part
 from sightline.errors import DataError
 from sightline.geometry.cameras import Cameras, ring_cameras
 from sightline.geometry.rendering import render_cloud
+from sightline.members import DataMembers
 from sightline.types import SampleKey
 
 __all__ = ["mismatched_image"]
@@ -36,8 +37,8 @@ def mismatched_image(context: Context) -> list[Finding]:
     than what the pictures of other objects show, for more than a quarter of the clouds.
     """
     part = context.built.data.train
-    pictures = getattr(part.dataset, "pictures", None)
-    if pictures is None or "image" not in part.dataset.info.fields or not hasattr(part.dataset, "name_of"):
+    pictures = DataMembers.pictures.of(part.dataset)
+    if pictures is None or "image" not in part.dataset.info.fields or DataMembers.name_of.of(part.dataset) is None:
         return []
     keys = [SampleKey(int(index), 0, context.config.seed) for index in part.spread(_MOST_SAMPLES)]
     try:

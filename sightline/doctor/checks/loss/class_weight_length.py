@@ -107,6 +107,7 @@ def _of_values(context: Context, path: str, name: str, values: list[float]) -> I
         called = names[index] if names is not None and index < len(names) else str(index)
         is_wrong = not math.isfinite(value) or value < 0
         is_present = class_counts is not None and index < len(class_counts) and class_counts[index] > 0
+        is_present &= index != facts.get("ignore_index")
         if not is_wrong and not (value == 0 and is_present):
             continue
         yield class_weight_length.finding(

@@ -14,6 +14,7 @@ from sightline.doctor.checks.metric.answers import Maker, Sheet, can_score, make
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.engine.evaluate import Meter
+from sightline.members import MetricMembers
 
 __all__ = ["absent_class_score"]
 
@@ -43,6 +44,8 @@ def _of_meter(context: Context, meter: Meter, sparse: list[Sheet], full: list[Sh
     if short:
         yield _of_all(context, meter, short)
         return
+    if MetricMembers.scores_absent_zero.of(meter.metric):
+        return  # by the protocol, as the config asks for
     absent = {name: value for name, value in alone.items() if _falls_short(name, value)}
     if absent:
         yield _of_absent(context, meter, absent, whole)

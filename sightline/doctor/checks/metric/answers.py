@@ -18,6 +18,7 @@ from sightline.doctor.core.class_axes import class_axis
 from sightline.doctor.core.rehearsal import keys_of, read
 from sightline.doctor.core.survey import parts_of
 from sightline.engine.evaluate import Meter
+from sightline.members import TaskMembers
 from sightline.metrics.base import fresh_state
 from sightline.types import Batch
 
@@ -131,7 +132,7 @@ def maker_of(context: Context) -> Maker | None:
 
 def can_score(context: Context, meter: Meter) -> bool:
     """Whether all that a metric reads is in batches or follows from logits; further outputs of a model are not made."""
-    offered = {"logits", *context.rehearsal.batch, *getattr(context.built.job.task, "predicts", ())}
+    offered = {"logits", *context.rehearsal.batch, *TaskMembers.predicts.of(context.built.job.task)}
     return set(meter.update.names) <= offered - set(_THINNED)
 
 

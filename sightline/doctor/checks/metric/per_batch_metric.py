@@ -24,6 +24,7 @@ from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.core.rehearsal import frame_of
 from sightline.engine.evaluate import Meter
 from sightline.errors import summary_of
+from sightline.members import MetricMembers
 
 __all__ = ["per_batch_metric"]
 
@@ -94,7 +95,7 @@ def _of_meter(
     missed = {n: pair for n, pair in missed.items() if not _are_equal(*pair)}
     if missed:
         return [_of_own_state(context, meter, missed)]
-    by_definition: frozenset[str] = getattr(meter.metric, "within_batch", frozenset())
+    by_definition = MetricMembers.within_batch.of(meter.metric)
     for dealt in splits:
         apart = figures(meter, dealt).used
         pairs = {n: (one, apart[n]) for n, one in together.used.items() if n in apart and n not in by_definition}

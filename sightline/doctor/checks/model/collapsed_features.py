@@ -14,6 +14,7 @@ from sightline.doctor.checks.loss.pair_rows import OUTPUTS
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.engine.device import to_device
+from sightline.members import ModelMembers
 from sightline.tasks.contrast import Contrast
 from sightline.types import Batch, SampleKey
 
@@ -135,7 +136,7 @@ def _of_trained(context: Context, model: nn.Module) -> dict[str, np.ndarray]:
     batch = to_device(batch, device, floats=job.precision.parameters)
     with torch.no_grad(), job.precision.autocast(device):
         found = dict(_embeddings(job.task.predict(model, batch)))
-        encode = getattr(model, "encode", None)
+        encode = ModelMembers.encode.of(model)
         if encode is not None:
             with contextlib.suppress(TypeError):  # an encoder of something else than clouds
                 found["features"] = _plain(encode(points=batch["points"]))
