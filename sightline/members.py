@@ -119,6 +119,9 @@ class TransformMembers:
     """Optional members of a transform."""
 
     adds: Member[Mapping[str, Any]] = Member("name → `Field` of each field that it adds", absent=MappingProxyType({}))
+    facts: Member[Mapping[str, Any]] = Member(
+        "facts that it states in place of the data set's: the channels of its image", absent=MappingProxyType({})
+    )
     chooses_points: Member[bool] = Member("True for one that drops or reorders points", absent=False)
     makes_unit_sphere: Member[bool] = Member(
         "True for one that brings clouds into the unit sphere about their mean", absent=False
