@@ -14,6 +14,7 @@ from sightline.bench import (
     metrics,
     models,
     optimizers,
+    range_networks,
     train,
     transformers,
     volumes,
@@ -32,6 +33,7 @@ def _models() -> list[Case]:
         *dense_transformer.cases(),
         *contrast.cases(),
         *volumes.model_cases(),
+        *range_networks.cases(),
     ]
 
 

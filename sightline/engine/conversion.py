@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import os
 import shutil
@@ -21,18 +22,18 @@ from sightline.config import RunConfig, read_config, render
 from sightline.config.run_config import Init
 from sightline.config.show import show_inline, to_plain
 from sightline.data.store.native import sha256_of
-from sightline.engine.build import build_model
+from sightline.engine.build import build_model, build_transforms
 from sightline.engine.distributed import World
 from sightline.engine.loading import is_run
 from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.records import kept_random_state
 from sightline.errors import CheckpointError, ConfigError, MissingDataError, UserError
 from sightline.geometry.volumes import Axes
-from sightline.members import DataMembers
+from sightline.members import DataMembers, TransformMembers
 from sightline.models.published.published import OPTIONAL, published_name, translate, unused_names
-from sightline.models.published.published_crosspoint import IMAGE_PREFIX, POINT_PREFIX
-from sightline.models.published.published_files import PublishedFile, read_published
+from sightline.models.published.published_files import PublishedFile
 from sightline.models.published.published_models import MODELS, PublishedModel, layouts_of
+from sightline.models.published.published_sources import read_source
 from sightline.models.published.published_volumes import with_axes
 from sightline.plugins import Plugin
 from sightline.runs import checkpoint
@@ -83,7 +84,7 @@ def convert(
     """
     _assert_free(target)
     published = _published(layout)
-    source = _source(file, images, layout, published)
+    source = read_source(file, images, layout, published)
     weights = with_axes(_translated(source, layout, published, file), axes, layout)
     sizes = {name: size.of(weights) for name, size in published.from_shapes.items()}
     counts = _counts(published, weights)
@@ -108,14 +109,15 @@ def convert(
             f"the first {count} points of a cloud are taken, as the authors' recipes do; for weights of their other "
             "recipes give data.num_points and the model's arguments"
         )
-    _assert_same_counts(counts, info, config, published, file)
+    facts = {**info.facts, **_made_facts(config, info)}
+    _assert_same_counts(counts, facts, config, published, file)
     with kept_random_state():
         seed_everything(config.seed)
-        model = build_model(config, {**info.facts, **counts}, World())
+        model = build_model(config, {**facts, **counts}, World())
     _fill(model, weights, layout, file, fresh)
     lineage = {
-        **_identity(file),
-        **({} if images is None else {"images": _identity(images)}),
+        **_identity(file, published.parts),
+        **({} if images is None else {"images": _identity(images, {})}),
         "layout": layout,
         "containers": list(source.containers),
         "left_out": list(source.others),
@@ -127,7 +129,7 @@ def convert(
         "assumed": to_plain(assumed),
         **({} if axes == "xyz" else {"axes": axes}),
     }
-    _write(target, config, info, model, lineage, plugins)
+    _write(target, config, info, facts, model, lineage, plugins)
     return Converted(target, lineage, tuple(notes))
 
 
@@ -149,24 +151,14 @@ def _published(layout: str) -> PublishedModel:
 # --- the weights ------------------------------------------------------------------------------------------------------
 
 
-def _source(file: Path, images: Path | None, layout: str, published: PublishedModel) -> PublishedFile:
-    """What the file holds; of two branches in two files, both as one state, as in their authors' training."""
-    if published.has_image_file and images is None:
-        raise UserError(f"--layout {layout}: its image branch is in a file of its own; give it by --images FILE")
-    if images is not None and not published.has_image_file:
-        with_one = [name for name, each in MODELS.items() if each.has_image_file]
-        raise UserError(f"--images {images}: the layout '{layout}' has no second file; {', '.join(with_one)} have")
-    source = read_published(file)
-    if images is None:
-        return source
-    beside = read_published(images)
-    state = {f"{POINT_PREFIX}{name}": value for name, value in source.state.items()}
-    state |= {f"{IMAGE_PREFIX}{name}": value for name, value in beside.state.items()}
-    return PublishedFile(state, source.containers, source.others)
-
-
-def _identity(file: Path) -> dict[str, Any]:
-    return {"file": str(file.resolve()), "sha256": sha256_of(file), "bytes": file.stat().st_size}
+def _identity(file: Path, parts: Mapping[str, str]) -> dict[str, Any]:
+    """What was converted: a file, or the files of a folder."""
+    if not file.is_dir():
+        return {"file": str(file.resolve()), "sha256": sha256_of(file), "bytes": file.stat().st_size}
+    files = {name: _identity(file / name, {}) for name in parts}
+    digest = hashlib.sha256("".join(each["sha256"] for each in files.values()).encode()).hexdigest()
+    total = sum(each["bytes"] for each in files.values())
+    return {"file": str(file.resolve()), "sha256": digest, "bytes": total, "parts": files}
 
 
 def _counts(published: PublishedModel, weights: Mapping[str, Tensor]) -> dict[str, int]:
@@ -389,11 +381,19 @@ def _info(config: RunConfig) -> tuple[DataInfo, list[str]]:
     return info, []
 
 
+def _made_facts(config: RunConfig, info: DataInfo) -> dict[str, Any]:
+    """The facts that the transforms of evaluation state in place of the data set's."""
+    made: dict[str, Any] = {}
+    for transform in build_transforms(config.transforms.evaluate, info.facts):
+        made |= TransformMembers.facts.of(transform.apply)
+    return made
+
+
 def _assert_same_counts(
-    counts: Mapping[str, int], info: DataInfo, config: RunConfig, published: PublishedModel, file: Path
+    counts: Mapping[str, int], facts: Mapping[str, Any], config: RunConfig, published: PublishedModel, file: Path
 ) -> None:
     for name, count in counts.items():
-        stated = info.facts.get(name)
+        stated = facts.get(name)
         if stated != count:
             protocol = published.protocol
             arguments = protocol.arguments.get(count, {})
@@ -415,6 +415,7 @@ def _write(
     target: Path,
     config: RunConfig,
     info: DataInfo,
+    facts: Mapping[str, Any],
     model: nn.Module,
     lineage: Mapping[str, Any],
     plugins: Sequence[Plugin],
@@ -431,7 +432,7 @@ def _write(
         directory.write_json("environment.json", environment() | record)
         for plugin in plugins:
             directory.write_text(f"plugins/{plugin.path.name}", plugin.text)
-        directory.write_json("facts.json", to_plain(dict(info.facts)))
+        directory.write_json("facts.json", to_plain(dict(facts)))
         directory.write_json(INPUTS, inputs_document(info))
         directory.write_json(LINEAGE, lineage)
         checkpoint.save(staging, _snapshot(config, model), keep_last=1, is_best=True)

@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from sightline.layers.range_image import column_padding
+from sightline.layers.range_image.columns import column_padding
 
 __all__ = ["ConvBlock", "ConvNorm", "assert_images"]
 

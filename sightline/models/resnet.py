@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.layers.images import ConvNorm, assert_images
-from sightline.layers.range_image import pooling
+from sightline.layers.range_image.columns import pooling
 
 __all__ = ["ResNet18Encoder", "ResNet50Encoder", "ResidualNetwork"]
 

@@ -35,10 +35,10 @@ _DGCNN = {"name": "dgcnn", "num_neighbours": 8, "embedding": 32}
 _VIT = {"name": "vit", "size_px": 16, "width": 24, "depth": 2}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "crosspoint": {"points": _DGCNN, "images": _VIT, "embedding": 16},
+    "deeplabv3": {"width": 4},
     "dgcnn": {"embedding": 64},
     "dgcnn_parts": {"num_neighbours": 20, "embedding": 64},
     "dgcnn_scenes": {"embedding": 64},
-    "deeplabv3": {"width": 4},
     "image_classifier": {"images": _VIT},
     "intrapoint": {"points": _DGCNN, "embedding": 16},
     "point_transformer": {

@@ -12,7 +12,7 @@ from sightline.doctor.oracles.references import array, batch_norm, reference_of
 from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.pooling import LinearNormMax, LinearNormPool
-from sightline.layers.range_image import WrapColumns
+from sightline.layers.range_image.columns import WrapColumns
 from sightline.layers.transformer import MultiHeadAttention
 
 __all__ = ["own_reference"]

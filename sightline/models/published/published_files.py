@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sightline.errors import CheckpointError
 
-__all__ = ["CONTAINERS", "PublishedFile", "read_published"]
+__all__ = ["CONTAINERS", "PublishedFile", "read_parts", "read_published"]
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "base_model", "net", "network", "weights")
 """Entries under which training scripts keep a model's weights, beside epoch, optimiser and the like."""
@@ -46,6 +46,19 @@ def read_published(path: Path) -> PublishedFile:
     numbers, text and containers of them, and that holds no weights or more than one set of them.
     """
     return _unwrapped(_loaded(path), path)
+
+
+def read_parts(folder: Path, parts: Mapping[str, str]) -> PublishedFile:
+    """The weights of a folder with a file for each part of a network: `parts` are their names and prefixes of theirs.
+
+    Raises CheckpointError for a missing part, and for what `read_published` refuses.
+    """
+    read = {prefix: read_published(folder / name) for name, prefix in parts.items()}
+    return PublishedFile(
+        {f"{prefix}{name}": value for prefix, part in read.items() for name, value in part.state.items()},
+        tuple(dict.fromkeys(name for part in read.values() for name in part.containers)),
+        tuple(dict.fromkeys(name for part in read.values() for name in part.others)),
+    )
 
 
 def _loaded(path: Path) -> Any:

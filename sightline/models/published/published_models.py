@@ -78,6 +78,7 @@ _IMAGES = Protocol(
 _OBJECTS = Protocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64, _BY_NORMALS)
 _PARTS = Protocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, _BY_NORMALS)
 _SCENES = Protocol("segment", "s3dis", ({"name": "iou"},), "miou", 1, _BY_COLOURS)
+_SCANS = Protocol("segment", "semantic_kitti", ({"name": "iou", "absent": "zero"},), "miou", 1, {})
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class PublishedModel:
     evaluation transforms choose among all. `encoders` are the blocks that the model is made of, by argument; their own
     arguments are named with a dot. `trains` are the recipe's training transforms. `keeps_head`: a head for other
     classes than the data set's is an error; else it is left out. `has_image_file`: the image branch is a second file.
+    `parts` are the files of a folder that holds the network in parts, and what stands before the names in each.
     """
 
     model: str
@@ -108,6 +110,7 @@ class PublishedModel:
     keeps_head: bool = True
     has_image_file: bool = False
     num_joints: Size | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 _SMOOTHED: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy", "label_smoothing": 0.2},)
@@ -367,11 +370,55 @@ _SEGMENTATION: Mapping[str, PublishedModel] = {
     "yanx27_pointnet_scenes": _pointnet_points("pointnet_scenes", "embed", _SCENES),
 }
 
+_BONNETAL_PARTS = {"backbone": "backbone.", "segmentation_decoder": "decoder.", "segmentation_head": "head."}
+_BONNETAL_CRF = {"segmentation_CRF": "CRF."}
+
+
+def _range_image(
+    model: str, first: str, *, width: str | None = None, parts: Mapping[str, str] | None = None, **assumed: Any
+) -> PublishedModel:
+    """`first` is the convolution that sees the channels of the image, `width` the one whose output is the width."""
+    return PublishedModel(
+        model=model,
+        num_classes=Size("head.conv.weight", 0),
+        in_channels=Size(f"{first}.conv.weight", 1),
+        from_shapes={} if width is None else {"width": Size(f"{width}.conv.weight", 0)},
+        assumed=assumed,
+        evaluate=({"name": "project"},),
+        trains=({"name": "project"},),
+        up_axis="z",
+        protocol=_SCANS,
+        takes_first_points=False,
+        parts={} if parts is None else parts,
+    )
+
+
+def _bonnetal(model: str, first: str, *, width: str | None = None) -> PublishedModel:
+    return _range_image(model, first, width=width, parts=_BONNETAL_PARTS, dropout=0.01)
+
+
+def _bonnetal_crf(model: str) -> PublishedModel:
+    """Weights that were trained with the field as it was published are right for that one alone."""
+    parts = {**_BONNETAL_PARTS, **_BONNETAL_CRF}
+    return _range_image(model, "stem.0", parts=parts, dropout=0.01, crf=True, compat="as_published")
+
+
+_RANGE_IMAGES: Mapping[str, PublishedModel] = {
+    "lidar_bonnetal_darknet21": _bonnetal("rangenet21", "backbone.stem", width="backbone.stem"),
+    "lidar_bonnetal_darknet53": _bonnetal("rangenet53", "backbone.stem", width="backbone.stem"),
+    "lidar_bonnetal_squeezeseg": _bonnetal("squeezeseg", "stem.0"),
+    "lidar_bonnetal_squeezeseg_crf": _bonnetal_crf("squeezeseg"),
+    "lidar_bonnetal_squeezesegv2": _bonnetal("squeezesegv2", "stem.0"),
+    "lidar_bonnetal_squeezesegv2_crf": _bonnetal_crf("squeezesegv2"),
+    "salsanext": _range_image("salsanext", "context.0.shortcut", width="context.0.first", dropout=0.2),
+}
+
 MODELS: Mapping[str, PublishedModel] = {
     "antao97_dgcnn_cls": _DGCNN,
     **_CROSSPOINT,
     "dragonbook_v2v": _VOLUMES["dragonbook_v2v"],
     **_IMAGE_NETWORKS,
+    **_RANGE_IMAGES,
     "lulutang0608_point_bert_cls": _POINT_BERT,
     "lulutang0608_point_bert_pretrained": _POINT_BERT,
     "postech_point_transformer_seg": PublishedModel(

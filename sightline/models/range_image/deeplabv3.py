@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from sightline import registry
 from sightline.arguments import Count, Fraction
 from sightline.layers.images import ConvBlock
-from sightline.layers.range_image import WrapColumns
+from sightline.layers.range_image.columns import WrapColumns
 from sightline.models.range_image.network import RangeImageNetwork
 from sightline.models.resnet import ResidualNetwork
 

@@ -7,7 +7,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from sightline.layers.range_image import assert_range_images
+from sightline.layers.range_image.columns import assert_range_images
 
 __all__ = ["RangeImageNetwork", "RangeImageOutput"]
 

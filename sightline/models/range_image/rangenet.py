@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.arguments import Count, Fraction
 from sightline.layers.images import ConvBlock
-from sightline.layers.range_image import DoubleColumns
+from sightline.layers.range_image.columns import DoubleColumns
 from sightline.models.darknet import DARKNET21, DARKNET53, Darknet, DarknetBlock
 from sightline.models.range_image.network import RangeImageNetwork
 

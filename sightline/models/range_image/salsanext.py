@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sightline import registry
 from sightline.arguments import Count, Fraction
 from sightline.layers.images import ConvBlock
-from sightline.layers.range_image import pooling
+from sightline.layers.range_image.columns import pooling
 from sightline.models.range_image.network import RangeImageNetwork
 
 __all__ = ["SalsaNext"]

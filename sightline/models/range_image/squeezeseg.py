@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.arguments import Fraction
-from sightline.layers.crf import Compat, RangeImageCRF
 from sightline.layers.images import ConvBlock
-from sightline.layers.range_image import DoubleColumns, pooling
+from sightline.layers.range_image.columns import DoubleColumns, pooling
+from sightline.layers.range_image.crf import Compat, RangeImageCRF
 from sightline.models.range_image.network import RangeImageNetwork
 
 __all__ = ["SqueezeSeg", "SqueezeSegV2"]

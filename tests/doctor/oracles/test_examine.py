@@ -14,7 +14,7 @@ from sightline.doctor.oracles.examine import distinct_layers, examine_layers
 from sightline.doctor.oracles.rows import Row
 from sightline.layers.edge_conv import EdgeConv
 from sightline.layers.mlp import LinearNorm
-from sightline.layers.range_image import WrapColumns
+from sightline.layers.range_image.columns import WrapColumns
 from tests.models.small_models import make_inputs, small_model
 
 

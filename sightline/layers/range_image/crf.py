@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.layers.range_image import WrapColumns
+from sightline.layers.range_image.columns import WrapColumns
 
 __all__ = ["Compat", "RangeImageCRF"]
 
