@@ -12,7 +12,7 @@ import yaml
 from sightline.errors import DataError
 from sightline.plain_files import read_plain
 
-__all__ = ["IGNORED", "LabelMap", "read_label_map"]
+__all__ = ["IGNORED", "MAX_ID", "LabelMap", "read_label_map"]
 
 IGNORED = 255
 """The class of points that are neither trained on nor scored, in maps whose class 0 counts as any other."""

@@ -16,7 +16,7 @@ from sightline.data.synthetic.lidar_street import (
     draw_street,
 )
 
-__all__ = ["quiet", "street_scan", "write_bin", "write_labels", "write_semantic_kitti"]
+__all__ = ["quiet", "street_scan", "write_bin", "write_labels", "write_semantic_kitti", "write_squeezeseg"]
 
 
 def quiet(done: int, total: int, message: str) -> None:
@@ -60,3 +60,13 @@ def write_semantic_kitti(root: Path, sizes: Mapping[str, int]) -> dict[str, Scan
         # The camera looks along z; it stands where the scanner does, which looks along x.
         (folder / "calib.txt").write_text("P0: 1 0 0 0 0 1 0 0 0 0 1 0\nTr: 0 -1 0 0 0 0 -1 0 1 0 0 0\n")
     return scans
+
+
+def write_squeezeseg(path: Path, scan: Scan, labels: np.ndarray, *, width: int, dtype: str = "float32") -> np.ndarray:
+    """A range image (64, width, 6) of a scan's rings and columns, zeros where nothing came back; returns it."""
+    image = np.zeros((64, width, 6), dtype=dtype)
+    values = [*scan.points.T, scan.remission, np.linalg.norm(scan.points, axis=1), labels]
+    image[scan.ring, scan.column] = np.stack(values, axis=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, image)
+    return image
