@@ -69,7 +69,7 @@ FORBIDDEN = (
     r"\b(eval|exec)\(\"",
 )
 COMPONENTS = {
-    "data": 23,
+    "data": 24,
     "image_encoders": 6,
     "losses": 8,
     "metrics": 9,
