@@ -7,7 +7,7 @@ from typing import IO
 
 import numpy as np
 
-from sightline.data.files.array_files import check_expansion, first_line
+from sightline.data.files.array_files import DAMAGE, check_expansion, first_line
 from sightline.data.files.input_files import assert_regular, size_of
 from sightline.errors import DataError, MissingExtraError
 
@@ -20,34 +20,37 @@ _TEXT_BYTES = 2
 
 
 def read_pcd(path: Path) -> dict[str, np.ndarray]:
-    """The fields of a file by their names, in small letters, (N,) each; fields with several numbers as `name_0000`.
+    """The fields of a file by their names, in small letters, (N,) float64 each; one with several numbers as `name_0000`.
 
     Points without a return, whose x, y and z are all NaN by the format's own rule, are left out.
     Raises DataError for a damaged file or one that promises more than it holds; MissingExtraError without `pypcd4`.
     """
     assert_regular(path)
     with path.open("rb") as file:
-        _check_header(path, file)
+        num_points = _check_header(path, file)
     try:
         from pypcd4 import PointCloud
     except ImportError:
         raise MissingExtraError("pypcd4", extra="pcd", needed_by=f"{path}: reading .pcd files") from None
     try:
-        table = PointCloud.from_path(path).pc_data
+        table = np.atleast_1d(PointCloud.from_path(path).pc_data)
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory, or is damaged; get the file again") from error
-    except Exception as error:
+    except (*DAMAGE, LookupError, ArithmeticError, AssertionError) as error:
         raise DataError(f"{path}: does not read as PCD ({first_line(error)}); get the file again") from error
+    if len(table) != num_points:
+        raise DataError(f"{path}: promises {num_points} points and holds {len(table)}; get the file again")
     names = [name for name in table.dtype.names or () if not name.startswith("_")]
-    columns = {name.lower(): np.asarray(table[name]).reshape(len(table)) for name in names}
+    with np.errstate(invalid="ignore"):  # a signalling NaN: it is left out or refused as any other
+        columns = {name.lower(): table[name].reshape(len(table)).astype(np.float64) for name in names}
     if not {"x", "y", "z"} <= columns.keys():
         return columns
     is_return = ~np.all([np.isnan(columns[axis]) for axis in "xyz"], axis=0)
     return {name: values[is_return] for name, values in columns.items()}
 
 
-def _check_header(path: Path, file: IO[bytes]) -> None:
-    """Raises DataError for a header that is none, or whose points cannot fit into the file."""
+def _check_header(path: Path, file: IO[bytes]) -> int:
+    """The number of points. Raises DataError for a header that is none, or whose points cannot fit into the file."""
     entries: dict[str, list[str]] = {}
     for _ in range(_HEADER_LINES):
         words = file.readline(_LINE_BYTES).decode("latin-1").split()
@@ -67,9 +70,11 @@ def _check_header(path: Path, file: IO[bytes]) -> None:
         raise DataError(f"{path}: has no header of a PCD file (FIELDS, SIZE, POINTS, DATA); get the file again")
     there = size_of(path) - file.tell()
     claimed = num_points * {"binary": row_bytes, "ascii": _TEXT_BYTES * sum(counts) - 1}.get(kind, 0)
-    if claimed > there + 1:  # the last line of text may end without a break
+    # The last line of text may end without a break; bytes beyond those of binary points belong to nothing.
+    if claimed > there + 1 or (kind == "binary" and claimed != there):
         raise DataError(
             f"{path}: promises {num_points} points, at least {claimed} bytes, and {there} follow; it is cut short or "
             "its header is wrong: get the file again"
         )
     check_expansion(str(path), num_points * row_bytes, there)
+    return num_points

@@ -329,7 +329,7 @@ def test_no_cut_and_no_flipped_byte_is_more_than_a_named_error(
     """Whatever happens to a file, it is read whole, or refused in one line; nothing else is raised."""
     folder = tmp_path_factory.getbasetemp() / "fuzz"
     folder.mkdir(exist_ok=True)
-    suffix = data.draw(st.sampled_from([".npy", ".npz", ".h5", ".ply", ".off", ".pts", ".csv"]))
+    suffix = data.draw(st.sampled_from([".npy", ".npz", ".h5", ".ply", ".pcd", ".off", ".pts", ".csv"]))
     path = folder / f"a{suffix}"
     WRITERS[suffix](path, POINTS[:6])
     content = bytearray(path.read_bytes())
