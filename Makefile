@@ -26,11 +26,11 @@ lint: .venv/.installed-dev
 	@touch $@
 
 .venv/.installed: .venv/.torch pyproject.toml
-	$(PIP) install -c constraints.txt -e '.[tensorboard,probe]'
+	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,pcd]'
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,wandb,dev]'
+	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,pcd,wandb,dev]'
 	@touch $@
 
 clean:

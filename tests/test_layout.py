@@ -70,7 +70,7 @@ FORBIDDEN = (
     r"\b(eval|exec)\(\"",
 )
 COMPONENTS = {
-    "data": 20,
+    "data": 24,
     "image_encoders": 6,
     "losses": 10,
     "metrics": 9,

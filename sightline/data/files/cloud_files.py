@@ -1,4 +1,4 @@
-"""One point cloud from one file, whatever it is stored in: NPY, NPZ, HDF5, PLY, OFF, or numbers in text."""
+"""One point cloud from one file, whatever it is stored in: NPY, NPZ, HDF5, PLY, PCD, OFF, or numbers in text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sightline.data.files.array_files import read_npy, read_npz_arrays
 from sightline.data.files.hdf5_files import hdf5_names, read_hdf5_arrays
 from sightline.data.files.input_files import assert_regular
 from sightline.data.files.meshes import read_off
+from sightline.data.files.pcd import read_pcd
 from sightline.data.files.ply import read_ply
 from sightline.data.files.text_tables import read_rows
 from sightline.errors import ConfigError, DataError
@@ -158,6 +159,10 @@ def _read_ply(path: Path, columns: tuple[str, ...] | None) -> Cloud:
     return _of_named(path, ply.vertex, columns, faces=ply.faces)
 
 
+def _read_pcd(path: Path, columns: tuple[str, ...] | None) -> Cloud:
+    return _of_named(path, read_pcd(path), columns)
+
+
 def _read_text(path: Path, columns: tuple[str, ...] | None) -> Cloud:
     names, table = read_rows(path, announces_rows=path.suffix.lower() == ".pts")
     if names is None:
@@ -270,6 +275,7 @@ _READERS: Mapping[str, Callable[[Path, tuple[str, ...] | None], Cloud]] = {
     ".h5": _read_hdf5,
     ".hdf5": _read_hdf5,
     ".ply": _read_ply,
+    ".pcd": _read_pcd,
     ".off": _read_off,
     ".txt": _read_text,
     ".xyz": _read_text,

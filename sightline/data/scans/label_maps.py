@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from sightline.errors import DataError
 from sightline.plain_files import read_plain
 
-__all__ = ["IGNORED", "LabelMap", "read_label_map"]
+__all__ = ["IGNORED", "MAX_ID", "LabelMap", "identity_map", "read_label_map"]
 
 IGNORED = 255
 """The class of points that are neither trained on nor scored, in maps whose class 0 counts as any other."""
@@ -89,6 +89,15 @@ class LabelMap:
             f"{ids_are} {', '.join(told[:_MOST_TOLD])}{more} not in the map {self.where}; add them to a map of your "
             "own: data.label_map=FILE.yaml"
         )
+
+
+def identity_map(ids: Sequence[int], *, where: str) -> LabelMap:
+    """Every id as a class of its own, in ascending order, as `id_<n>`; id 0, if it is there, is ignored."""
+    names = {raw: "unlabeled" if raw == 0 else f"id_{raw}" for raw in sorted(ids)}
+    forth = {raw: label for label, raw in enumerate(names)}
+    back = {label: raw for raw, label in forth.items()}
+    tables = {"labels": names, "learning_map": forth, "learning_map_inv": back, "learning_ignore": {0: 0 in names}}
+    return LabelMap(tables, where=where)
 
 
 def read_label_map(name: str, builtin: Mapping[str, str]) -> LabelMap:

@@ -38,8 +38,8 @@ class LabelledScans:
     """
 
     set_name: ClassVar[str]
-    has_rings: ClassVar[bool] = False
-    has_columns: ClassVar[bool] = False
+    has_rings: bool = False
+    has_columns: bool = False
 
     def __init__(self, *, prepared: Prepared, split: str, parts: Parts, label_map: LabelMap, sensor: Sensor) -> None:
         if not parts.rows.get(split):

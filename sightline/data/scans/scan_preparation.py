@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from sightline.data.files.input_files import read_file
 from sightline.data.scans.samples import RawScan, check_finite, sums_of
 from sightline.data.store.columns import Column
 from sightline.data.store.native import LISTED, Prepared
 from sightline.data.store.preparation import Part, Plan, Row
+from sightline.errors import DataError
 
-__all__ = ["ListedScan", "describe_scans", "id_counts", "scan_plan"]
+__all__ = ["ListedScan", "describe_scans", "id_counts", "read_name_lists", "scan_plan"]
 
 _SCANS_A_PART = 500
+_LISTS = {"train": ("train.txt",), "test": ("val.txt", "test.txt")}
 _COLUMNS = {
     "num_points": Column((), "int64"),
     "sums": Column((2, 5), "float64"),
@@ -121,3 +124,32 @@ def _summary(prepared: Prepared, *, notes: tuple[str, ...]) -> dict[str, Any]:
 def _batched(scans: Iterator[ListedScan]) -> Iterator[tuple[ListedScan, ...]]:
     while part := tuple(itertools.islice(scans, _SCANS_A_PART)):
         yield part
+
+
+def read_name_lists(folder: Path, names: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The names of the parts `train` and `test` by lists in a folder, and what to note; all in one part without lists.
+
+    Lists are one name a line: train.txt, and val.txt or else test.txt. Names in no list are left out, and counted.
+    Raises DataError for a name that is in both parts, and for lists of which none is there.
+    """
+    there = {part: [folder / each for each in files if (folder / each).is_file()][:1] for part, files in _LISTS.items()}
+    if not all(there.values()):
+        return {"all": list(names)}, []
+    listed = {part: read_file(files[0]).decode("utf-8", "replace").split() for part, files in there.items()}
+    both = sorted(set(listed["train"]) & set(listed["test"]))
+    if both:
+        raise DataError(f"{folder}: '{both[0]}' is in both lists, and {len(both) - 1} more; each name has one part")
+    held = set(names)
+    parts = {part: sorted(held & set(each)) for part, each in listed.items()}
+    lacking = sum(len(set(each) - held) for each in listed.values())
+    empty = [part for part in parts if not parts[part]]
+    if empty:
+        raise DataError(
+            f"{there[empty[0]][0]}: names none of the {len(names)} scans; put the lists of these scans there"
+        )
+    left_out = len(held) - sum(map(len, parts.values()))
+    notes = [
+        *([f"{lacking} names in the lists of {folder.name} without files"] if lacking else []),
+        *([f"{left_out} scans in none of the lists of {folder.name}, left out"] if left_out else []),
+    ]
+    return parts, notes

@@ -94,12 +94,20 @@ def _write_ply(path: Path, points: np.ndarray) -> None:
     write_ply(path, dict(zip("xyz", points.T, strict=True)), dtype="<f8")
 
 
+def _write_pcd(path: Path, points: np.ndarray) -> None:
+    """Binary, by the format's own description."""
+    lines = ["VERSION 0.7", "FIELDS x y z", "SIZE 8 8 8", "TYPE F F F", "COUNT 1 1 1", f"WIDTH {len(points)}"]
+    lines += ["HEIGHT 1", "VIEWPOINT 0 0 0 1 0 0 0", f"POINTS {len(points)}", "DATA binary", ""]
+    path.write_bytes("\n".join(lines).encode() + points.astype("<f8").tobytes())
+
+
 WRITERS: dict[str, Callable[[Path, np.ndarray], None]] = {
     ".npy": _write_npy,
     ".npz": _write_npz,
     ".h5": _write_h5,
     ".hdf5": _write_h5,
     ".ply": _write_ply,
+    ".pcd": _write_pcd,
     ".off": _write_off,
     ".txt": _write_text,
     ".xyz": _write_text,

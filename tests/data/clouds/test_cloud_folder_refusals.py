@@ -166,10 +166,10 @@ def test_some_files_with_normals_are_told_before_any_work(clouds: Path, tmp_path
 
 def test_files_of_other_kinds_are_told(clouds: Path, tmp_path: Path) -> None:
     shutil.copytree(clouds, tmp_path / "in")
-    for name in ("a.pcd", "b.pcd", "c.las"):
+    for name in ("a.las", "b.las", "c.laz"):
         touch(tmp_path / "in" / "rod" / name)
     told = prepare_folder(tmp_path / "in", tmp_path / "set")["differences"]
-    assert told == ["3 files of other kinds passed over: rod/a.pcd, rod/b.pcd, rod/c.las"]
+    assert told == ["3 files of other kinds passed over: rod/a.las, rod/b.las, rod/c.laz"]
 
 
 # --- the command line's options ---------------------------------------------------------------------------------------

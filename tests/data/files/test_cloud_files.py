@@ -329,7 +329,7 @@ def test_no_cut_and_no_flipped_byte_is_more_than_a_named_error(
     """Whatever happens to a file, it is read whole, or refused in one line; nothing else is raised."""
     folder = tmp_path_factory.getbasetemp() / "fuzz"
     folder.mkdir(exist_ok=True)
-    suffix = data.draw(st.sampled_from([".npy", ".npz", ".h5", ".ply", ".off", ".pts", ".csv"]))
+    suffix = data.draw(st.sampled_from([".npy", ".npz", ".h5", ".ply", ".pcd", ".off", ".pts", ".csv"]))
     path = folder / f"a{suffix}"
     WRITERS[suffix](path, POINTS[:6])
     content = bytearray(path.read_bytes())
@@ -376,9 +376,9 @@ def test_whether_a_file_has_normals_is_told_by_its_head(tmp_path: Path) -> None:
 def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
     assert told_passed_over(tmp_path) == ""
     (tmp_path / "in" / ".git").mkdir(parents=True)
-    for name in ("in/a.ply", "in/b.pcd", ".hidden", "in/.git/c"):
+    for name in ("in/a.ply", "in/b.las", ".hidden", "in/.git/c"):
         (tmp_path / name).write_text("")
-    assert told_passed_over(tmp_path) == "1 file of another kind passed over: in/b.pcd"
+    assert told_passed_over(tmp_path) == "1 file of another kind passed over: in/b.las"
     for number in range(9):
         (tmp_path / f"{number}.las").write_text("")
     assert told_passed_over(tmp_path).startswith("10 files of other kinds passed over: 0.las, 1.las")

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from sightline.data.scans.sensors import sensor_of
 from sightline.data.synthetic.lidar_street import (
+    SENSOR_HEIGHT_M,
     Disturbance,
     Scan,
     Street,
@@ -16,7 +18,8 @@ from sightline.data.synthetic.lidar_street import (
     draw_street,
 )
 
-__all__ = ["quiet", "street_scan", "write_bin", "write_labels", "write_semantic_kitti"]
+__all__ = ["TYPE_OF", "quiet", "street_scan", "write_bin", "write_kitti_object", "write_labels"]
+__all__ += ["write_semantic_kitti", "write_squeezeseg"]
 
 
 def quiet(done: int, total: int, message: str) -> None:
@@ -60,3 +63,47 @@ def write_semantic_kitti(root: Path, sizes: Mapping[str, int]) -> dict[str, Scan
         # The camera looks along z; it stands where the scanner does, which looks along x.
         (folder / "calib.txt").write_text("P0: 1 0 0 0 0 1 0 0 0 0 1 0\nTr: 0 -1 0 0 0 0 -1 0 1 0 0 0\n")
     return scans
+
+
+def write_squeezeseg(path: Path, scan: Scan, labels: np.ndarray, *, width: int, dtype: str = "float32") -> np.ndarray:
+    """A range image (64, width, 6) of a scan's rings and columns, zeros where nothing came back; returns it."""
+    image = np.zeros((64, width, 6), dtype=dtype)
+    values = [*scan.points.T, scan.remission, np.linalg.norm(scan.points, axis=1), labels]
+    image[scan.ring, scan.column] = np.stack(values, axis=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, image)
+    return image
+
+
+TYPE_OF = {10: "Car", 30: "Pedestrian"}
+"""What KITTI calls the things of a street that it labels."""
+
+
+def write_kitti_object(root: Path, num_frames: int) -> dict[str, tuple[Street, Scan]]:
+    """A tree `training/...` of exact scans whose cars and persons are labelled; the camera stands in the scanner.
+
+    Its axes are the scanner's under other names: right is -y, down is -z, forward is x. 90 degrees fit into the image.
+    """
+    made = {}
+    folders = {name: root / "training" / name for name in ("velodyne", "label_2", "calib", "image_2")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    for number in range(num_frames):
+        street, scan = street_scan(number, num_columns=256, exact=True)
+        frame = f"{number:06d}"
+        write_bin(folders["velodyne"] / f"{frame}.bin", scan)
+        lines = []
+        for box, label in zip(street.things.boxes, street.ids, strict=False):
+            if label in TYPE_OF:
+                x, y, half_length, half_width, yaw, top = box
+                size = f"{top + SENSOR_HEIGHT_M:.9f} {2 * half_width:.9f} {2 * half_length:.9f}"
+                place = f"{-y:.9f} {SENSOR_HEIGHT_M:.9f} {x:.9f} {-yaw - np.pi / 2:.9f}"
+                lines.append(f"{TYPE_OF[int(label)]} 0.00 0 0.00 0 0 1 1 {size} {place}\n")
+        (folders["label_2"] / f"{frame}.txt").write_text("".join(lines))
+        (folders["calib"] / f"{frame}.txt").write_text(
+            "P2: 100 0 100 0 0 100 50 0 0 0 1 0\nR0_rect: 1 0 0 0 1 0 0 0 1\n"
+            "Tr_velo_to_cam: 0 -1 0 0 0 0 -1 0 1 0 0 0\n\n"
+        )
+        Image.new("RGB", (200, 100)).save(folders["image_2"] / f"{frame}.png")
+        made[frame] = (street, scan)
+    return made

@@ -92,7 +92,7 @@ def test_parts_are_sequences(prepared: Path) -> None:
     assert (part.info.folds.names, part.info.folds.tested) == (("00", "03", "08"), ("08",))
     assert part.info.split_sizes == {"train": 7, "validation": 2, "test": 2}
     assert "validation" not in opened(prepared, validation_share=0.0).info.split_sizes
-    with pytest.raises(DataError, match="holds no sequence 07, it holds 00, 03, 08; set data.test_sequences"):
+    with pytest.raises(DataError, match=r"holds no sequence 07, it holds 00, 03, 08; set data\.test_sequences"):
         opened(prepared, test_sequences=(7,))
     with pytest.raises(ConfigError, match="has no scan in the part 'train'"):
         opened(prepared, test_sequences=(0, 3, 8))
@@ -223,8 +223,8 @@ def test_a_file_that_changed_is_named_with_what_changed(tree: Path, prepared: Pa
     path.write_bytes(sound + b"0" * 16)
     with pytest.raises(
         DataError,
-        match=rf"000000\.bin: has {len(sound) + 16} bytes, {len(sound)} when the set was prepared; .*put the file back, "
-        r"or delete .*set and prepare the set again",
+        match=rf"000000\.bin: has {len(sound) + 16} bytes, {len(sound)} when the set was prepared; .*put the file "
+        r"back, or delete .*set and prepare the set again",
     ):
         part[SampleKey(0, 0, 0)]
     path.write_bytes(sound)

@@ -1,0 +1,80 @@
+"""Point clouds in PCD files of the Point Cloud Library: text, binary and compressed, read by `pypcd4`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from sightline.data.files.array_files import DAMAGE, check_expansion, first_line
+from sightline.data.files.input_files import assert_regular, size_of
+from sightline.errors import DataError, MissingExtraError
+
+__all__ = ["read_pcd"]
+
+_HEADER_LINES = 40
+_LINE_BYTES = 4096
+_TEXT_BYTES = 2
+"""Of a number in the most thrifty text: a digit and a blank."""
+
+
+def read_pcd(path: Path) -> dict[str, np.ndarray]:
+    """The fields of a file by their names, in small letters, (N,) float64 each; one with several numbers as `name_0000`.
+
+    Points without a return, whose x, y and z are all NaN by the format's own rule, are left out.
+    Raises DataError for a damaged file or one that promises more than it holds; MissingExtraError without `pypcd4`.
+    """
+    assert_regular(path)
+    with path.open("rb") as file:
+        num_points = _check_header(path, file)
+    try:
+        from pypcd4 import PointCloud
+    except ImportError:
+        raise MissingExtraError("pypcd4", extra="pcd", needed_by=f"{path}: reading .pcd files") from None
+    try:
+        table = np.atleast_1d(PointCloud.from_path(path).pc_data)
+    except MemoryError as error:
+        raise DataError(f"{path}: does not fit into memory, or is damaged; get the file again") from error
+    except (*DAMAGE, LookupError, ArithmeticError, AssertionError) as error:
+        raise DataError(f"{path}: does not read as PCD ({first_line(error)}); get the file again") from error
+    if len(table) != num_points:
+        raise DataError(f"{path}: promises {num_points} points and holds {len(table)}; get the file again")
+    names = [name for name in table.dtype.names or () if not name.startswith("_")]
+    with np.errstate(invalid="ignore"):  # a signalling NaN: it is left out or refused as any other
+        columns = {name.lower(): table[name].reshape(len(table)).astype(np.float64) for name in names}
+    if not {"x", "y", "z"} <= columns.keys():
+        return columns
+    is_return = ~np.all([np.isnan(columns[axis]) for axis in "xyz"], axis=0)
+    return {name: values[is_return] for name, values in columns.items()}
+
+
+def _check_header(path: Path, file: IO[bytes]) -> int:
+    """The number of points. Raises DataError for a header that is none, or whose points cannot fit into the file."""
+    entries: dict[str, list[str]] = {}
+    for _ in range(_HEADER_LINES):
+        words = file.readline(_LINE_BYTES).decode("latin-1").split()
+        if words and not words[0].startswith("#"):
+            entries[words[0].upper()] = words[1:]
+        if words and words[0].upper() == "DATA":
+            break
+    try:
+        sizes = [int(each) for each in entries["SIZE"]]
+        counts = [int(each) for each in entries.get("COUNT", ["1"] * len(sizes))]
+        row_bytes = sum(size * count for size, count in zip(sizes, counts, strict=True))
+        num_points, kind = int(entries["POINTS"][0]), entries["DATA"][0].lower()
+        least = min(*sizes, *counts, num_points + 1)
+    except (KeyError, IndexError, ValueError, TypeError):
+        least = 0
+    if least < 1:
+        raise DataError(f"{path}: has no header of a PCD file (FIELDS, SIZE, POINTS, DATA); get the file again")
+    there = size_of(path) - file.tell()
+    claimed = num_points * {"binary": row_bytes, "ascii": _TEXT_BYTES * sum(counts) - 1}.get(kind, 0)
+    # The last line of text may end without a break; bytes beyond those of binary points belong to nothing.
+    if claimed > there + 1 or (kind == "binary" and claimed != there):
+        raise DataError(
+            f"{path}: promises {num_points} points, at least {claimed} bytes, and {there} follow; it is cut short or "
+            "its header is wrong: get the file again"
+        )
+    check_expansion(str(path), num_points * row_bytes, there)
+    return num_points

@@ -1,0 +1,167 @@
+"""KITTI's object data set as scans with classes: every point has the type of the labelled box that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Le
+
+from sightline import registry
+from sightline.arguments import Count, Fraction
+from sightline.data.scans.kitti_object_files import Boxing, image_size_px, read_frame
+from sightline.data.scans.label_maps import read_label_map
+from sightline.data.scans.labelled_scans import LabelledScans, parts_of
+from sightline.data.scans.samples import RawScan
+from sightline.data.scans.scan_preparation import ListedScan, read_name_lists, scan_plan
+from sightline.data.scans.sensors import SensorBlock, sensor_of
+from sightline.data.store.columns import Column
+from sightline.data.store.location import root_of
+from sightline.data.store.native import listing, open_prepared, prepare_command
+from sightline.data.store.preparation import Progress, prepare_native
+from sightline.errors import DataError
+
+__all__ = ["KittiObject"]
+
+LABEL_MAPS = {"kitti_object": "kitti_object.yaml"}
+_PARTS = {"velodyne": ".bin", "label_2": ".txt", "calib": ".txt", "image_2": ".png"}
+_MOST_TOLD = 10
+Margin = Annotated[float, Ge(0.0), Le(1.0)]
+
+
+@registry.data.add("kitti_object")
+class KittiObject(LabelledScans):
+    """Scans of KITTI's object data set with the classes of SqueezeSeg, by the boxes that hold the points.
+
+    `crop: camera` leaves out what the image does not show: nothing is labelled there. `tested` are beginnings of
+    frames' numbers; without them the lists of the source decide, or the last `test_share` of the frames. Points in
+    regions that are not labelled, DontCare, are neither trained on nor scored; background is.
+    Source: Geiger et al. 2012; the classes of Wu et al. 2018.
+    """
+
+    set_name = "kitti_object"
+    _values = ("image_size_px",)
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        crop: Literal["camera", "none"] = "camera",
+        tested: tuple[str, ...] = (),
+        label_map: str = "kitti_object",
+        sensor: SensorBlock | None = None,
+        test_share: Fraction = 0.2,
+        validation_share: Fraction = 0.1,
+    ) -> None:
+        prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
+        front: SensorBlock = {"azimuth_deg": (45.0, -45.0)} if crop == "camera" else {}
+        self._crop = crop
+        super().__init__(
+            prepared=prepared,
+            split=split,
+            parts=parts_of(prepared, tested=tested, test_share=test_share, validation_share=validation_share),
+            label_map=read_label_map(label_map, LABEL_MAPS),
+            sensor=sensor_of({**front, **(sensor or {})}, preset="hdl64", owner=self.set_name),
+        )
+
+    @classmethod
+    def prepare(
+        cls,
+        *,
+        source: Path,
+        target: Path,
+        name: str,
+        progress: Progress,
+        image_px: tuple[Count, Count] | None = None,
+        margin_m: Margin = 0.0,
+        ground_m: Margin = 0.0,
+    ) -> dict[str, Any]:
+        """List scans, labels and calibrations in place, and count the points of each type; returns the manifest.
+
+        Boxes are widened by `margin_m`; points less than `ground_m` above a box's bottom count as background.
+        `image_px` (width, height) stands in for images that are not there. Frames that lack a part are left out, and
+        named. Raises DataError for damaged files and where no frame is whole.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        root = source.expanduser().resolve()
+        folder = next((each for each in (root / "training", root) if (each / "velodyne").is_dir()), None)
+        if folder is None:
+            found = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
+            raise DataError(f"{root}: {found}; velodyne, label_2, calib and image_2 are needed, in it or in training")
+        frames, lacking = _whole_frames(folder, needs_image=image_px is None)
+        lists = next((each for each in (root / "ImageSets", root.parent / "ImageSets") if each.is_dir()), root)
+        parts, notes = read_name_lists(lists, list(frames))
+        boxing = Boxing(margin_m, ground_m)
+        scans = [
+            _scan(part, frame, frames[frame], image_px, boxing) for part, names in parts.items() for frame in names
+        ]
+        plan = scan_plan(
+            set_name=name,
+            layout="object",
+            root=root,
+            scans=scans,
+            columns={"image_size_px": Column((2,), "int64")},
+            about={
+                "split": "by data.tested, by lists, or by the order of frames, whose neighbours in time may be apart"
+            },
+            options={"margin_m": margin_m, "ground_m": ground_m, "image_px": list(image_px) if image_px else None},
+            notes=[*notes, *lacking],
+        )
+        return prepare_native(plan, target, progress=progress)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """What the set is, what is read, and where to obtain it."""
+        return {
+            "set": cls.set_name,
+            "classes": ", ".join(read_label_map("kitti_object", LABEL_MAPS).class_names),
+            "layouts": {
+                "object": "training/velodyne/<nnnnnn>.bin, label_2/<nnnnnn>.txt, calib/<nnnnnn>.txt, "
+                "image_2/<nnnnnn>.png; lists of frames in ImageSets/train.txt and val.txt, if there"
+            },
+            "home": "https://www.cvlibs.net/datasets/kitti/eval_object.php?obj_benchmark=3d",
+            "terms": "CC BY-NC-SA 3.0; nothing is downloaded for you",
+            "cite": "Geiger et al. 2012, Are we ready for autonomous driving? The KITTI vision benchmark suite",
+            "prepare": prepare_command(cls.set_name, "DIR"),
+        }
+
+    def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
+        options = self._prepared.manifest["options"]
+        width, height = values["image_size_px"].tolist()
+        boxing = Boxing(options["margin_m"], options["ground_m"])
+        return read_frame(*files, size_px=(width, height), boxing=boxing, shown_only=self._crop == "camera")
+
+
+def _whole_frames(folder: Path, *, needs_image: bool) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """The parts of every frame that has all that are needed, and a note that names the frames without."""
+    found = {
+        part: {path.stem: path for path in sorted((folder / part).glob(f"*{end}"))} for part, end in _PARTS.items()
+    }
+    needed = [part for part in _PARTS if part != "image_2" or needs_image]
+    frames = sorted(set().union(*found.values()))
+    lacking = {frame: [part for part in needed if frame not in found[part]] for frame in frames}
+    whole = {
+        frame: {part: paths[frame] for part, paths in found.items() if frame in paths}
+        for frame, missing in lacking.items()
+        if not missing
+    }
+    told = [f"{frame} lacks {', '.join(parts)}" for frame, parts in lacking.items() if parts]
+    if not whole:
+        first = f"; {told[0]}" if told else ""
+        advice = "; if there are no images, give their size: image_px=[1242, 375]" if needs_image else ""
+        raise DataError(f"{folder}: no frame has all of {', '.join(needed)}{first}{advice}")
+    more = f", and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
+    return whole, [f"{len(told)} frames left out: {'; '.join(told[:_MOST_TOLD])}{more}"] if told else []
+
+
+def _scan(
+    part: str, frame: str, paths: Mapping[str, Path], image_px: Sequence[int] | None, boxing: Boxing
+) -> ListedScan:
+    width, height = image_size_px(paths["image_2"]) if "image_2" in paths else image_px or (0, 0)
+    files = (paths["velodyne"], paths["label_2"], paths["calib"])
+    read = partial(read_frame, *files, size_px=(width, height), boxing=boxing)
+    return ListedScan(part, frame, files, read, {"image_size_px": (width, height)})

@@ -1,0 +1,187 @@
+"""The user's own LiDAR scans, of any sensor, with an id at every point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline import registry
+from sightline.arguments import Count, Fraction
+from sightline.data.files.cloud_files import check_columns
+from sightline.data.scans.label_maps import LabelMap, identity_map, read_label_map
+from sightline.data.scans.labelled_scans import LabelledScans, parts_of
+from sightline.data.scans.samples import RawScan
+from sightline.data.scans.scan_preparation import ListedScan, id_counts, read_name_lists, scan_plan
+from sightline.data.scans.scan_reading import SCAN_SUFFIXES, RingOrder, oriented, read_scan, scan_ids
+from sightline.data.scans.sensors import SensorBlock, sensor_of
+from sightline.data.store.location import root_of
+from sightline.data.store.native import Prepared, listing, open_prepared
+from sightline.data.store.preparation import Progress, prepare_native
+from sightline.errors import ConfigError, DataError
+
+__all__ = ["ScanFolder"]
+
+_SPLITS = ("train", "validation", "test")
+
+
+@registry.data.add("scan_folder")
+class ScanFolder(LabelledScans):
+    """The user's own scans with an id at every point, prepared by `sightline data prepare scan_folder`.
+
+    `sensor` describes the sensor: its field of view and number of beams at least. Without a `label_map` every id is a
+    class, in ascending order; id 0 is then ignored. `tested` are beginnings of names; without them folders or lists of
+    the source decide, or the last `test_share` of the scans in the order of their names.
+    Source: the user's files.
+    """
+
+    set_name = "scan_folder"
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        sensor: SensorBlock,
+        root: str | None = None,
+        label_map: str | None = None,
+        tested: tuple[str, ...] = (),
+        test_share: Fraction = 0.2,
+        validation_share: Fraction = 0.1,
+    ) -> None:
+        prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
+        found = sensor_of(sensor, preset=None, owner=self.set_name)
+        num_beams = prepared.manifest["options"]["num_beams"]
+        self.has_rings = num_beams is not None
+        if self.has_rings and found.num_beams != num_beams:
+            raise ConfigError(f"sensor: num_beams is {found.num_beams}, {prepared.root} was prepared with {num_beams}")
+        super().__init__(
+            prepared=prepared,
+            split=split,
+            parts=parts_of(prepared, tested=tested, test_share=test_share, validation_share=validation_share),
+            label_map=_every_id(prepared) if label_map is None else read_label_map(label_map, {}),
+            sensor=found,
+        )
+
+    @classmethod
+    def prepare(
+        cls,
+        *,
+        source: Path,
+        target: Path,
+        name: str,
+        progress: Progress,
+        columns: tuple[str, ...] | None = None,
+        label: str = "label",
+        num_beams: Count | None = None,
+        ring_order: RingOrder = "top_first",
+    ) -> dict[str, Any]:
+        """List the scans of a folder in place, and count the ids of each; returns the manifest.
+
+        `columns` names the columns of files without names, all of them for `.bin`. Labels are in the column `label` or
+        in a file `<name>.label` beside the scan. `num_beams` has rings read from a column `ring`, of which `ring_order`
+        says whether 0 is the top. Raises DataError for a folder without scans, and for a file that does not fit.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        root = source.expanduser().resolve()
+        names = None if columns is None else check_columns(columns)
+        reader = _Reader(names, label, num_beams, ring_order)
+        parts, notes = _listed(root)
+        scans = [
+            ListedScan(part, path.relative_to(root).as_posix(), _with_labels(path), reader.of(path))
+            for part, paths in parts.items()
+            for path in paths
+        ]
+        plan = scan_plan(
+            set_name=name,
+            layout="split_folders" if "test" in parts else "folder",
+            root=root,
+            scans=scans,
+            columns={},
+            about={"split": "by data.tested, by folders or lists, or by the order of names"},
+            options={**asdict(reader), "columns": None if names is None else list(names)},
+            notes=notes,
+        )
+        return prepare_native(plan, target, progress=progress)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """What can be prepared, and how."""
+        return {
+            "set": cls.set_name,
+            "layouts": {
+                "folder": "files in one folder, in train.txt and val.txt or in the order of their names",
+                "split_folders": "train/FILE and test/FILE, validation/FILE too if you like",
+            },
+            "files": ", ".join(SCAN_SUFFIXES),
+            "labels": "a column 'label', or FILE.label beside FILE.bin (uint32, the id in the lower half)",
+            "obtain": "your own files; docs/data.md says how",
+            "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR 'columns=[x, y, z, intensity]'",
+        }
+
+    def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
+        return _Reader(**self._prepared.manifest["options"]).of(files[0])()
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """From a file to a scan: the options of preparing, and of reading again."""
+
+    columns: Sequence[str] | None
+    label: str
+    num_beams: int | None
+    ring_order: RingOrder
+
+    def of(self, path: Path) -> _ReaderOf:
+        return _ReaderOf(self, path)
+
+
+@dataclass(frozen=True)
+class _ReaderOf:
+    reader: _Reader
+    path: Path
+
+    def __call__(self) -> RawScan:
+        how, path = self.reader, self.path
+        cloud = read_scan(path, columns=how.columns)
+        ids = scan_ids(cloud, path, how.label)
+        return oriented(cloud, ids, ring_order=how.ring_order, num_beams=how.num_beams, path=path)
+
+
+def _with_labels(path: Path) -> tuple[Path, ...]:
+    beside = path.with_suffix(".label")
+    return (path, beside) if beside.exists() else (path,)
+
+
+def _listed(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The scans of every part, and what to note; all in one part where neither folders nor lists tell them apart."""
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder; give one with scans")
+    folders = {split: _scans_in(root / split) for split in _SPLITS if (root / split).is_dir()}
+    if folders:
+        empty = [split for split in ("train", "test") if not folders.get(split)]
+        if empty:
+            raise DataError(f"{root}: has no scan in the folder '{empty[0]}'; put scans into train and test")
+        return folders, []
+    found = _scans_in(root)
+    paths = {path.stem: path for path in found}
+    twice = next((path for path in found if paths[path.stem] != path), None)
+    if twice is not None:
+        raise DataError(f"{twice}: {paths[twice.stem].name} has the same name; leave one of them out")
+    if not paths:
+        raise DataError(f"{root}: holds {listing(root)}, no scan ({' '.join(SCAN_SUFFIXES)})")
+    parts, notes = read_name_lists(root, list(paths))
+    return {part: [paths[each] for each in names] for part, names in parts.items()}, notes
+
+
+def _scans_in(folder: Path) -> list[Path]:
+    lists = ("train.txt", "val.txt", "test.txt")
+    files = (path for path in folder.iterdir() if path.suffix.lower() in SCAN_SUFFIXES and path.name not in lists)
+    return sorted(path for path in files if not path.name.startswith("."))
+
+
+def _every_id(prepared: Prepared) -> LabelMap:
+    rows = [(split, row) for split in prepared.splits for row in range(len(prepared.names(split)))]
+    return identity_map(id_counts(prepared, rows)[0].tolist(), where=str(prepared.root))

@@ -1,0 +1,106 @@
+"""A scan from any file: raw binary whose columns are stated, PCD, or whatever else clouds are stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, read_cloud
+from sightline.data.files.input_files import size_of
+from sightline.data.files.scan_files import read_bin, read_label_ids
+from sightline.data.scans.label_maps import MAX_ID
+from sightline.data.scans.samples import RawScan, check_finite
+from sightline.errors import DataError
+
+__all__ = ["SCAN_SUFFIXES", "RingOrder", "oriented", "read_scan", "scan_ids"]
+
+SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
+"""The kinds of file that `read_scan` reads."""
+RingOrder: TypeAlias = Literal["top_first", "bottom_first"]
+"""Which beam the files number 0."""
+_REMISSIONS = ("remission", "intensity", "reflectance", "i")
+_RINGS = ("ring", "laser", "beam")
+_FLAT_RAD = 1e-3
+"""A fan of beams narrower than this has no order."""
+
+
+def read_scan(path: Path, *, columns: Sequence[str] | None) -> Cloud:
+    """The whole cloud of a file in its own order. Of raw binary (.bin, float32) `columns` names every column.
+
+    Raises DataError for a .bin whose columns are not stated, naming the numbers of columns that its size fits, and for
+    one whose size does not fit those that are; else as `read_cloud`.
+    """
+    if path.suffix.lower() != ".bin":
+        return read_cloud(path, columns=columns)
+    if columns is None:
+        num_bytes = size_of(path)
+        fits = [str(count) for count in (3, 4, 5, 6) if num_bytes % (4 * count) == 0]
+        told = f"fit {' and '.join(fits)} columns" if fits else "fit no number of columns from 3 to 6"
+        raise DataError(
+            f"{path}: its {num_bytes} bytes {told} of float32, and nothing in it says which; state them: "
+            "'columns=[x, y, z, intensity]' when preparing, --columns x,y,z,intensity else (_ for one to leave out)"
+        )
+    names = check_columns(columns)
+    table = read_bin(path, num_columns=len(names))
+    named = dict(zip(names, table.T, strict=True))
+    points = np.stack([named[axis] for axis in "xyz"], axis=1).astype(np.float64)
+    return Cloud(points, channels={name: named[name] for name in names if name not in ("x", "y", "z", "_")})
+
+
+def scan_ids(cloud: Cloud, path: Path, label: str) -> np.ndarray:
+    """The ids (N,) int64 of a scan: of its column `label`, else of a file `<name>.label` beside it.
+
+    Raises DataError where there is neither, and for a label that is no whole number from 0 to 65535.
+    """
+    beside = path.with_suffix(".label")
+    if label not in cloud.channels:
+        if not beside.exists():
+            held = ", ".join(cloud.channels) or "none beside x, y, z"
+            raise DataError(
+                f"{path}: has no column '{label}', it has {held}, and there is no {beside.name}; name the column: "
+                "label=NAME"
+            )
+        return read_label_ids(beside, num_points=len(cloud.points), points_path=path)
+    values = cloud.channels[label]
+    is_wrong = ~((values == np.floor(values)) & (values >= 0) & (values <= MAX_ID))
+    if is_wrong.any():
+        place = int(is_wrong.argmax())
+        raise DataError(f"{path}: {label}[{place}] is {values[place]:g}; labels are whole numbers from 0 to {MAX_ID}")
+    return values.astype(np.int64)
+
+
+def oriented(cloud: Cloud, ids: np.ndarray, *, ring_order: RingOrder, num_beams: int | None, path: Path) -> RawScan:
+    """The scan of a cloud, rings counted from the highest beam; zeros for remissions that a file does not have.
+
+    Raises DataError for rings beyond `num_beams`, and where `ring_order` contradicts the elevations of the points.
+    """
+    remission = next((cloud.channels[name] for name in _REMISSIONS if name in cloud.channels), np.zeros(len(ids)))
+    rings = next((cloud.channels[name] for name in _RINGS if name in cloud.channels), None)
+    scan = check_finite(RawScan(cloud.points.astype(np.float32), remission.astype(np.float32), ids), where=str(path))
+    if rings is None or num_beams is None:
+        return scan
+    ring = rings.astype(np.int64)
+    if ((ring != rings) | (ring < 0) | (ring >= num_beams)).any():
+        raise DataError(
+            f"{path}: rings run from {rings.min():g} to {rings.max():g}, and the sensor has {num_beams} beams, 0 to "
+            f"{num_beams - 1}; set num_beams"
+        )
+    if ring_order == "bottom_first":
+        ring = num_beams - 1 - ring
+    _check_order(scan.points, ring, ring_order, path)
+    return scan._replace(ring=ring)
+
+
+def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: Path) -> None:
+    """Raises DataError where elevations rise with the number of the ring, which is to fall."""
+    distance = np.linalg.norm(points, axis=1)
+    is_far = distance > 0
+    if not is_far.any():
+        return
+    elevation, ring = np.arcsin(points[is_far, 2] / distance[is_far]), ring[is_far]
+    if np.ptp(ring) and np.ptp(elevation) > _FLAT_RAD and np.corrcoef(ring, elevation)[0, 1] > 0:
+        other = "bottom_first" if order == "top_first" else "top_first"
+        raise DataError(f"{path}: the points' elevations contradict ring_order={order}; set ring_order={other}")

@@ -1,0 +1,160 @@
+"""SqueezeSeg's range images of KITTI: 10,848 front views with a class at every pixel, as points in the files' order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline import registry
+from sightline.arguments import Fraction
+from sightline.data.files.array_files import read_npy
+from sightline.data.scans.label_maps import MAX_ID, read_label_map
+from sightline.data.scans.labelled_scans import LabelledScans, parts_of
+from sightline.data.scans.samples import RawScan
+from sightline.data.scans.scan_preparation import ListedScan, read_name_lists, scan_plan
+from sightline.data.scans.sensors import SensorBlock, sensor_of
+from sightline.data.store.location import root_of
+from sightline.data.store.native import listing, open_prepared, prepare_command
+from sightline.data.store.preparation import Progress, prepare_native
+from sightline.errors import ConfigError, DataError
+
+__all__ = ["SqueezeSegNpy"]
+
+LABEL_MAPS = {"squeezeseg": "squeezeseg.yaml"}
+_X, _Y, _Z, _INTENSITY, _RANGE, _LABEL = range(6)
+_NUM_CHANNELS = 6
+_SLACK = 1e-3
+"""By which share of a range the coordinates may disagree with it: files in half precision do by 5e-4."""
+
+
+@registry.data.add("squeezeseg_npy")
+class SqueezeSegNpy(LabelledScans):
+    """Range images of SqueezeSeg as scans: the filled pixels, row by row, with `ring` (the row) and `column`.
+
+    `tested` are beginnings of names, such as drives, whose images are tested on; without them the lists of the source
+    decide, or the last `test_share` of the images in the order of their names. The last `validation_share` of the rest
+    chooses the checkpoint. Background is a class that is scored. Source: Wu et al. 2018 (SqueezeSeg).
+    """
+
+    set_name = "squeezeseg_npy"
+    has_rings = True
+    has_columns = True
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        tested: tuple[str, ...] = (),
+        label_map: str = "squeezeseg",
+        sensor: SensorBlock | None = None,
+        test_share: Fraction = 0.2,
+        validation_share: Fraction = 0.1,
+    ) -> None:
+        prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
+        front: SensorBlock = {"azimuth_deg": (45.0, -45.0), **(sensor or {})}
+        found = sensor_of(front, preset="hdl64", owner=self.set_name)
+        height = prepared.manifest["image_size_px"][0]
+        if found.num_beams != height:
+            raise ConfigError(
+                f"sensor: num_beams is {found.num_beams}, the images of {prepared.root} have {height} rows"
+            )
+        super().__init__(
+            prepared=prepared,
+            split=split,
+            parts=parts_of(prepared, tested=tested, test_share=test_share, validation_share=validation_share),
+            label_map=read_label_map(label_map, LABEL_MAPS),
+            sensor=found,
+        )
+
+    @classmethod
+    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
+        """List the images in place, and count the labels of each; returns the manifest.
+
+        Raises DataError for files of different shapes, for channels in another order, and for labels that are none.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        root = source.expanduser().resolve()
+        folder = next((each for each in (root / "lidar_2d", root) if any(each.glob("*.npy"))), None)
+        if folder is None:
+            found = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
+            raise DataError(f"{root}: {found}; files <date>_<drive>_<frame>.npy are needed, in it or in lidar_2d")
+        paths = {path.stem: path for path in sorted(folder.glob("*.npy"))}
+        height, width = _image_shape(read_npy(next(iter(paths.values()))), next(iter(paths.values())))
+        parts, notes = read_name_lists(root / "ImageSet", list(paths))
+        scans = [
+            ListedScan(part, each, (paths[each],), partial(_read_image, paths[each], height=height, width=width))
+            for part, names in parts.items()
+            for each in names
+        ]
+        plan = scan_plan(
+            set_name=name,
+            layout="npy",
+            root=root,
+            scans=scans,
+            columns={},
+            about={"image_size_px": [height, width], "split": "by data.tested, by lists, or by the order of names"},
+            options={},
+            notes=notes,
+        )
+        return prepare_native(plan, target, progress=progress)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """What the set is, what is read, and where to obtain it."""
+        return {
+            "set": cls.set_name,
+            "classes": ", ".join(read_label_map("squeezeseg", LABEL_MAPS).class_names),
+            "layouts": {
+                "npy": "<date>_<drive>_<frame>.npy, (64, 512, 6): x y z intensity range label; lists of names in "
+                "ImageSet/train.txt and val.txt, if there"
+            },
+            "home": "https://github.com/BichenWuUCB/SqueezeSeg",
+            "terms": "CC BY-NC-SA 3.0 (KITTI); nothing is downloaded for you",
+            "cite": "Wu et al. 2018, SqueezeSeg: Convolutional Neural Nets with Recurrent CRF",
+            "prepare": prepare_command(cls.set_name, "DIR"),
+        }
+
+    def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
+        height, width = self._prepared.manifest["image_size_px"]
+        return _read_image(files[0], height=height, width=width)
+
+
+def _image_shape(image: np.ndarray, path: Path) -> tuple[int, int]:
+    if image.ndim != 3 or image.shape[2] != _NUM_CHANNELS or image.dtype.kind != "f":
+        raise DataError(
+            f"{path}: holds {image.dtype} {image.shape}; a range image is float (64, 512, 6): x, y, z, intensity, "
+            "range, label"
+        )
+    return image.shape[0], image.shape[1]
+
+
+def _read_image(path: Path, *, height: int, width: int) -> RawScan:
+    """The filled pixels of a range image. Raises DataError for another shape or order of channels, and for labels."""
+    image = read_npy(path)
+    if _image_shape(image, path) != (height, width):
+        raise DataError(f"{path}: has {image.shape[:2]} pixels, the first image has {(height, width)}; leave it out")
+    row, column = np.nonzero(image[..., _RANGE] > 0)
+    pixels = image[row, column]
+    points = pixels[:, : _Z + 1].astype(np.float32)
+    distance = pixels[:, _RANGE]
+    is_off = np.abs(np.linalg.norm(points, axis=1) - distance) > _SLACK * np.maximum(distance, 1)
+    if is_off.any():
+        place = int(is_off.argmax())
+        raise DataError(
+            f"{path}: pixel ({row[place]}, {column[place]}) lies {np.linalg.norm(points[place]):.3f} m away and "
+            f"channel {_RANGE} is {distance[place]:.3f}; the channels must be x, y, z, intensity, range, label"
+        )
+    label = pixels[:, _LABEL]
+    is_wrong = ~((label == np.floor(label)) & (label >= 0) & (label <= MAX_ID))
+    if is_wrong.any():
+        place = int(is_wrong.argmax())
+        raise DataError(
+            f"{path}: pixel ({row[place]}, {column[place]}) has the label {label[place]:g}; labels are whole numbers "
+            "from 0"
+        )
+    return RawScan(points, pixels[:, _INTENSITY].astype(np.float32), label.astype(np.int64), row, column)

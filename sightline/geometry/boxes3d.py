@@ -1,0 +1,92 @@
+"""Oriented boxes of KITTI in the camera's frame, and the chain of frames from scanner to camera to image.
+
+The rectified camera's frame: metres, x right, y down, z forward. A box is x, y, z of the middle of its bottom, length,
+height, width, and the turn about y: at zero its length lies along x.
+Source: Geiger et al. 2012, the object development kit's readme.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Calibration", "boxes_velodyne", "corners_camera", "inside_box"]
+
+
+class Calibration(NamedTuple):
+    """`camera_of_velodyne` (4, 4) from the scanner's frame to the rectified camera's; `projection` (3, 4) to pixels."""
+
+    camera_of_velodyne: np.ndarray
+    projection: np.ndarray
+
+    @classmethod
+    def of_parts(cls, *, velo_to_cam: np.ndarray, rectification: np.ndarray, projection: np.ndarray) -> Calibration:
+        """From the file's Tr_velo_to_cam (3, 4), R0_rect (3, 3) and P2 (3, 4), all float64."""
+        moved, turned = np.eye(4), np.eye(4)
+        moved[:3] = velo_to_cam
+        turned[:3, :3] = rectification
+        return cls(turned @ moved, projection)
+
+    def to_camera(self, points_velodyne: np.ndarray) -> np.ndarray:
+        """Points (N, 3) in the rectified camera's frame, float64."""
+        matrix = self.camera_of_velodyne
+        return points_velodyne.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+
+    def to_velodyne(self, points_camera: np.ndarray) -> np.ndarray:
+        """Points (N, 3) in the scanner's frame, float64."""
+        matrix = np.linalg.inv(self.camera_of_velodyne)
+        return points_camera.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+
+    def to_image(self, points_camera: np.ndarray) -> np.ndarray:
+        """Column and row (N, 2) in pixels, NaN for points that are not in front of the camera; centres at integers."""
+        homogeneous = points_camera @ self.projection[:, :3].T + self.projection[:, 3]
+        is_ahead = (points_camera[:, 2] > 0) & (homogeneous[:, 2] > 0)
+        pixels = np.full((len(points_camera), 2), np.nan)
+        pixels[is_ahead] = homogeneous[is_ahead, :2] / homogeneous[is_ahead, 2:]
+        return pixels
+
+
+def corners_camera(boxes: np.ndarray) -> np.ndarray:
+    """The corners (M, 8, 3) of boxes (M, 7): the bottom's four, front right first, then the top's."""
+    x, y, z, length, height, width, turn = boxes.T
+    along = np.array([1, 1, -1, -1, 1, 1, -1, -1]) * length[:, None] / 2
+    across = np.array([1, -1, -1, 1, 1, -1, -1, 1]) * width[:, None] / 2
+    up = np.array([0, 0, 0, 0, 1, 1, 1, 1]) * height[:, None]
+    cosine, sine = np.cos(turn)[:, None], np.sin(turn)[:, None]
+    return np.stack(
+        [
+            x[:, None] + cosine * along + sine * across,
+            y[:, None] - up,
+            z[:, None] - sine * along + cosine * across,
+        ],
+        axis=2,
+    )
+
+
+def inside_box(
+    points_camera: np.ndarray, box: np.ndarray, *, margin_m: float = 0.0, bottom_m: float = 0.0
+) -> np.ndarray:
+    """Which points (N, 3) a box (7,) holds, its faces included: (N,) bool.
+
+    `margin_m` widens the box to every side but down; what lies less than `bottom_m` above its bottom is left out, such
+    as the ground it stands on.
+    """
+    x, y, z, length, height, width, turn = box
+    offset = points_camera - (x, y, z)
+    along = np.cos(turn) * offset[:, 0] - np.sin(turn) * offset[:, 2]
+    across = np.sin(turn) * offset[:, 0] + np.cos(turn) * offset[:, 2]
+    is_level = (offset[:, 1] >= -height - margin_m) & (offset[:, 1] <= -bottom_m)
+    inside: np.ndarray = is_level & (np.abs(along) <= length / 2 + margin_m) & (np.abs(across) <= width / 2 + margin_m)
+    return inside
+
+
+def boxes_velodyne(boxes: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Boxes (M, 7) as x, y, z of their middle, length, width, height and heading (from x to y) in the scanner's frame.
+
+    The frames are taken to be upright to one another, as everywhere in the field: the tilt of less than a degree
+    between them is in the middle's place alone.
+    """
+    middle = calibration.to_velodyne(boxes[:, :3])
+    middle[:, 2] += boxes[:, 4] / 2
+    return np.column_stack([middle, boxes[:, [3, 5, 4]], -(boxes[:, 6] + np.pi / 2)])

@@ -1,0 +1,198 @@
+"""KITTI's object data: counts of real frames, generated trees, regions nobody labelled, lists, damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sightline.data.scans.kitti_object import KittiObject
+from sightline.data.scans.kitti_object_files import TYPES, read_frame, read_objects
+from sightline.data.scans.kitti_object_files import Boxing as Boxing
+from sightline.errors import DataError
+from sightline.types import SampleKey
+from tests.data.scans.lidar_writers import TYPE_OF, quiet, write_kitti_object
+
+WHOLE = ("000000", "000001", "000002", "000003", "002155", "007347")
+
+
+def prepare(source: Path, target: Path, **options: Any) -> dict[str, Any]:
+    return KittiObject.prepare(source=source, target=target, name="kitti_object", progress=quiet, **options)
+
+
+def opened(root: Path, split: str = "train", **arguments: Any) -> KittiObject:
+    return KittiObject(split=split, root=str(root), **arguments)
+
+
+@pytest.fixture(scope="module")
+def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("real") / "set"
+    prepare(shared / "data/kitti_object_mini", target)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        ("000000", {"Pedestrian": 376}),
+        ("000001", {"Truck": 70, "Car": 9, "Cyclist": 18}),
+        ("000002", {"Misc": 1351, "Car": 67}),
+        ("000003", {"Car": 680}),
+    ],
+)
+def test_real_frames_have_the_specifications_counts(shared: Path, frame: str, expected: dict[str, int]) -> None:
+    folder = shared / "data/kitti_object_mini"
+    paths = [
+        folder / f"{part}/{frame}{end}" for part, end in (("velodyne", ".bin"), ("label_2", ".txt"), ("calib", ".txt"))
+    ]
+    scan = read_frame(*paths, size_px=(1242, 375), boxing=Boxing())
+    found = {TYPES[raw]: int((scan.ids == raw).sum()) for raw in range(1, 9)}
+    assert {name: count for name, count in found.items() if count} == expected
+
+
+def test_real_frames_without_all_parts_are_named(real: Path) -> None:
+    told = KittiObject.describe(real)["differences"]
+    assert told == [
+        "4 frames left out: 000008 lacks label_2, calib; 000462 lacks velodyne, calib; "
+        "001426 lacks velodyne, calib; 005541 lacks velodyne, calib"
+    ]
+    assert KittiObject.describe(real)["scans"] == {"all": 6}
+
+
+def test_real_frames_become_samples(real: Path) -> None:
+    whole = {part.name_of(index): part[SampleKey(index, 0, 0)]
+             for part in (opened(real, split, crop="none") for split in ("train", "validation", "test"))
+             for index in range(len(part))}  # fmt: skip
+    assert tuple(sorted(whole)) == WHOLE
+    assert {name: len(whole[name]["points"]) for name in WHOLE[:4]} == {
+        "000000": 115384,
+        "000001": 120268,
+        "000002": 126891,
+        "000003": 19463,
+    }
+    assert int((whole["000000"]["label"] == 2).sum()) == 376
+    assert int((whole["000001"]["label"] == 1).sum()) == 9
+    assert int((whole["000001"]["label"] == 3).sum()) == 18
+    cropped = opened(real, "test", tested=("000000",))
+    sample = cropped[SampleKey(0, 0, 0)]
+    kept = whole["000000"]["label"] != 255
+    assert np.array_equal(sample["points"], whole["000000"]["points"][kept])
+    azimuth = np.degrees(np.arctan2(*sample["points"].numpy().T[[1, 0]]))
+    assert -45 < azimuth.min() < azimuth.max() < 45
+    assert cropped.info.facts["azimuth_deg"] == (45.0, -45.0)
+    assert opened(real, crop="none").info.facts["azimuth_deg"] == (180.0, -180.0)
+    assert cropped.info.facts["ignore_index"] == 255
+
+
+def test_every_point_of_a_generated_box_is_found(tmp_path: Path) -> None:
+    """Exact returns lie on faces: a centimetre more holds them all, and a millimetre less none of the ground."""
+    made = write_kitti_object(tmp_path / "kitti", 5)
+    prepare(tmp_path / "kitti", tmp_path / "set", margin_m=0.01, ground_m=0.001)
+    seen = 0
+    for split in ("train", "validation", "test"):
+        part = opened(tmp_path / "set", split, crop="none")
+        for index in range(len(part)):
+            street, scan = made[part.name_of(index)]
+            sample = part[SampleKey(index, 0, 0)]
+            is_labelled = np.isin(scan.ids, list(TYPE_OF)) & (scan.points[:, 2] > -1.73 + 0.001)
+            expected = np.where(is_labelled, np.where(scan.ids == 10, 1, 2), 0)
+            ahead, aside, up = scan.points.astype(np.float64).T
+            with np.errstate(divide="ignore", invalid="ignore"):
+                column, row = 100 - 100 * aside / ahead, 50 - 100 * up / ahead
+            is_shown = (ahead > 0) & (column >= 0) & (column < 200) & (row >= 0) & (row < 100)
+            expected = np.where(is_shown | is_labelled, expected, 255)
+            assert np.array_equal(sample["label"], expected)
+            assert np.array_equal(sample["points"], scan.points)
+            seen += int((sample["label"] == 1).sum())
+            assert len(street.ids)
+    assert seen > 100
+
+
+def test_regions_that_nobody_labelled_are_ignored(tmp_path: Path) -> None:
+    write_kitti_object(tmp_path / "kitti", 2)
+    label = tmp_path / "kitti/training/label_2/000000.txt"
+    prepare(tmp_path / "kitti", tmp_path / "before", margin_m=0.01)
+    before = opened(tmp_path / "before", "train", test_share=0.5, validation_share=0)[SampleKey(0, 0, 0)]
+    label.write_text(label.read_text() + "DontCare -1 -1 -10 60 40 140 70 -1 -1 -1 -1000 -1000 -1000 -10\n")
+    prepare(tmp_path / "kitti", tmp_path / "after", margin_m=0.01)
+    after = opened(tmp_path / "after", "train", test_share=0.5, validation_share=0)[SampleKey(0, 0, 0)]
+    ahead, aside, up = before["points"].double().numpy().T
+    column, row = 100 - 100 * aside / ahead, 50 - 100 * up / ahead
+    is_within = (column >= 60) & (column <= 140) & (row >= 40) & (row <= 70)
+    assert (before["label"][~is_within] == after["label"][~is_within]).all()
+    is_object = before["label"] > 0
+    assert (after["label"][is_object] == before["label"][is_object]).all()
+    assert set(after["label"][is_within & (before["label"] == 0).numpy()].tolist()) == {255}
+
+
+def test_the_smallest_of_overlapping_boxes_wins(tmp_path: Path) -> None:
+    write_kitti_object(tmp_path / "kitti", 2)
+    folder = tmp_path / "kitti/training"
+    (folder / "label_2/000000.txt").write_text(
+        "Truck 0 0 0 0 0 1 1 5 20 40 0 1.8 20 -1.5707963\nCyclist 0 0 0 0 0 1 1 5 2 2 0 1.8 8 -1.5707963\n"
+    )
+    report = prepare(tmp_path / "kitti", tmp_path / "set", margin_m=0.01)
+    assert report["points_per_id"]["3"] > 100
+    assert report["points_per_id"]["6"] > 10
+
+
+def test_lists_and_options(tmp_path: Path) -> None:
+    write_kitti_object(tmp_path / "kitti", 4)
+    (tmp_path / "kitti/ImageSets").mkdir()
+    (tmp_path / "kitti/ImageSets/train.txt").write_text("000003\n000000\n")
+    (tmp_path / "kitti/ImageSets/val.txt").write_text("000001\n")
+    report = prepare(tmp_path / "kitti", tmp_path / "set")
+    assert report["differences"] == ["1 scans in none of the lists of ImageSets, left out"]
+    part = opened(tmp_path / "set", validation_share=0.0)
+    assert [part.name_of(0), part.name_of(1)] == ["000000", "000003"]
+    with pytest.raises(DataError, match=r"was prepared with margin_m = 0\.0, now it is 0\.1"):
+        prepare(tmp_path / "kitti", tmp_path / "set", margin_m=0.1)
+    for path in (tmp_path / "kitti/training/image_2").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"no frame has all of .*; 000000 lacks image_2; if there are no images, give"):
+        prepare(tmp_path / "kitti", tmp_path / "bare")
+    prepare(tmp_path / "kitti", tmp_path / "bare", image_px=(200, 100))
+    other = opened(tmp_path / "bare", validation_share=0.0)
+    assert np.array_equal(other[SampleKey(0, 0, 0)]["label"], part[SampleKey(0, 0, 0)]["label"])
+
+
+@pytest.mark.parametrize(
+    ("part", "old", "new", "told"),
+    [
+        ("label_2", "Car ", "Cart ", r"000000\.txt:1: no type is 'Cart'; types are Car, Van"),
+        ("label_2", "Car 0.00 ", "Car ", r"000000\.txt:1: has 14 columns, 15 are expected"),
+        ("label_2", "Car 0.00 ", "Car x ", r"000000\.txt:1: holds something else than numbers"),
+        ("calib", "P2:", "P3:", r"000000\.txt: has no row 'P2', 12 numbers are expected"),
+        ("calib", "R0_rect: 1 ", "R0_rect: ", r"000000\.txt: has 8 numbers in R0_rect, 9 numbers are expected"),
+        ("calib", "P2: ", "P2 ", r"000000\.txt:1: is no `name: numbers`"),
+        ("calib", "P2: 100", "P2: nan", r"000000\.txt:1: holds a number that is not finite"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, part: str, old: str, new: str, told: str) -> None:
+    write_kitti_object(tmp_path / "kitti", 1)
+    path = tmp_path / f"kitti/training/{part}/000000.txt"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(DataError, match=told):
+        prepare(tmp_path / "kitti", tmp_path / "set")
+
+
+def test_other_things_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="velodyne, label_2, calib and image_2 are needed"):
+        prepare(tmp_path, tmp_path / "set")
+    write_kitti_object(tmp_path / "kitti", 1)
+    image = tmp_path / "kitti/training/image_2/000000.png"
+    image.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"000000\.png: does not read as a picture"):
+        prepare(tmp_path / "kitti", tmp_path / "set")
+
+
+def test_scores_of_a_detector_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "found.txt"
+    path.write_text("Car 0 0 0 1 2 3 4 1.5 1.6 4 0 1.7 9 0.5 0.93\n\n")
+    found = read_objects(path)
+    assert found.boxes_camera.tolist() == [[0, 1.7, 9, 4, 1.5, 1.6, 0.5]]
+    assert found.boxes_image_px.tolist() == [[1, 2, 3, 4]]

@@ -1,0 +1,179 @@
+"""One's own scans: stated columns, every kind of file, rings, another sensor, the real five-column frame, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.data.scans.scan_folder import ScanFolder
+from sightline.data.scans.scan_reading import read_scan
+from sightline.data.scans.sensors import SensorBlock, sensor_of
+from sightline.data.synthetic.lidar_street import Disturbance, Scan, cast_street, draw_street
+from sightline.errors import ConfigError, DataError
+from sightline.types import SampleKey
+from tests.data.scans.lidar_writers import quiet, write_bin, write_labels
+
+OWN: SensorBlock = {"fov_deg": (12.0, -18.0), "azimuth_deg": (50.0, -50.0), "num_beams": 16, "remission_max": 255.0}
+COLUMNS = ("x", "y", "z", "intensity", "ring")
+
+
+def own_scan(seed: int) -> Scan:
+    """16 beams, 100 degrees wide, remissions from 0 to 255."""
+    generator = np.random.default_rng(seed)
+    sensor = sensor_of(OWN, preset=None, owner="the test")
+    scan = cast_street(
+        draw_street(generator), sensor, num_columns=60, generator=generator, disturbance=Disturbance(lost_share=0.1)
+    )
+    return scan._replace(remission=np.round(scan.remission * 255).astype(np.float32))
+
+
+def prepare(source: Path, target: Path, **options: Any) -> dict[str, Any]:
+    return ScanFolder.prepare(source=source, target=target, name="scan_folder", progress=quiet, **options)
+
+
+def opened(root: Path, split: str = "train", **arguments: Any) -> ScanFolder:
+    return ScanFolder(**{"split": split, "sensor": OWN, "root": str(root), **arguments})
+
+
+def write_own(folder: Path, count: int) -> list[Scan]:
+    """Scans of five columns with labels beside them."""
+    scans = [own_scan(seed) for seed in range(count)]
+    for number, scan in enumerate(scans):
+        write_bin(folder / f"{number:03d}.bin", scan, scan.ring)
+        write_labels(folder / f"{number:03d}.label", scan.ids, scan.thing + 1)
+    return scans
+
+
+def test_a_sensor_of_ones_own_from_files_to_samples(tmp_path: Path) -> None:
+    scans = write_own(tmp_path / "own", 5)
+    prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=16)
+    names = []
+    for split in ("train", "validation", "test"):
+        part = opened(tmp_path / "set", split)
+        for index in range(len(part)):
+            sample, scan = part[SampleKey(index, 0, 0)], scans[int(part.name_of(index)[:3])]
+            names.append(part.name_of(index))
+            assert np.array_equal(sample["points"], scan.points)
+            assert np.array_equal(sample["remission"][:, 0], scan.remission / np.float32(255))
+            assert np.array_equal(sample["ring"], scan.ring)
+            assert np.array_equal(part.label_map.ids(sample["label"].numpy()), scan.ids)
+            assert set(sample) == set(part.info.fields)
+    assert names == ["000.bin", "001.bin", "002.bin", "003.bin", "004.bin"]
+    train = opened(tmp_path / "set")
+    facts = train.info.facts
+    assert (facts["fov_deg"], facts["azimuth_deg"], facts["num_beams"]) == ((12.0, -18.0), (50.0, -50.0), 16)
+    assert facts["ignore_index"] == 255
+    assert facts["class_names"] == tuple(f"id_{raw}" for raw in np.unique(np.concatenate([s.ids for s in scans])))
+    samples = [train[SampleKey(index, 0, 0)] for index in range(len(train))]
+    points = torch.cat([each["points"] for each in samples]).double()
+    values = torch.cat([points.norm(dim=1, keepdim=True), points, torch.cat([s["remission"] for s in samples])], dim=1)
+    assert values.mean(dim=0).tolist() == pytest.approx(facts["input_mean"], abs=1e-4)
+    assert values.std(dim=0, correction=0).tolist() == pytest.approx(facts["input_std"], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["npy", "txt", "pcd", "ply"])
+def test_every_kind_of_file_gives_the_same_sample(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    names = ("x", "y", "z", "remission", "ring", "label")
+    for number in range(2):
+        scan = own_scan(number)
+        table = np.column_stack([scan.points, scan.remission, scan.ring, scan.ids]).astype(np.float32)
+        header = {
+            "txt": " ".join(names) + "\n",
+            "pcd": "VERSION 0.7\nFIELDS " + " ".join(names) + "\nSIZE 4 4 4 4 4 4\nTYPE F F F F F F\n"
+            f"COUNT 1 1 1 1 1 1\nWIDTH {len(table)}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {len(table)}\n"
+            "DATA binary\n",
+            "ply": f"ply\nformat binary_little_endian 1.0\nelement vertex {len(table)}\n"
+            + "".join(f"property float {name}\n" for name in names)
+            + "end_header\n",
+        }
+        path = folder / f"{number}.{kind}"
+        if kind == "npy":
+            np.save(path, table)
+        elif kind == "txt":
+            path.write_text(header["txt"] + "".join(" ".join(f"{v:.9g}" for v in row) + "\n" for row in table))
+        else:
+            path.write_bytes(header[kind].encode() + table.tobytes())
+    options = {"columns": names} if kind == "npy" else {}
+    prepare(folder, tmp_path / "set", num_beams=16, **options)
+    sample, scan = opened(tmp_path / "set", validation_share=0.0)[SampleKey(0, 0, 0)], own_scan(0)
+    assert np.array_equal(sample["points"], scan.points)
+    assert np.array_equal(sample["ring"], scan.ring)
+    assert np.array_equal(sample["remission"][:, 0], scan.remission / np.float32(255))
+
+
+def test_the_real_frame_of_five_columns(shared: Path, tmp_path: Path) -> None:
+    """nuScenes: 173,440 float32 fit four columns and five, and ring 0 is the lowest beam."""
+    (source,) = (shared / "data/mmdet3d_demo/nuscenes").glob("*.pcd.bin")
+    with pytest.raises(DataError, match=r"its 693760 bytes fit 4 and 5 columns of float32.*state them: 'columns="):
+        read_scan(source, columns=None)
+    table = np.fromfile(source, dtype="<f4").reshape(-1, 5)
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.bin").symlink_to(source)
+        write_labels(folder / f"{name}.label", np.zeros(len(table)), np.zeros(len(table)))
+    with pytest.raises(DataError, match="contradict ring_order=top_first; set ring_order=bottom_first"):
+        prepare(folder, tmp_path / "set", columns=COLUMNS, num_beams=32)
+    report = prepare(folder, tmp_path / "set", columns=COLUMNS, num_beams=32, ring_order="bottom_first")
+    assert report["remission_high"] == 255
+    sensor: SensorBlock = {"preset": "hdl32"}
+    sample = opened(tmp_path / "set", "test", sensor=sensor)[SampleKey(0, 0, 0)]
+    assert np.array_equal(sample["points"], table[:, :3])
+    assert np.array_equal(sample["ring"], 31 - table[:, 4].astype(int))
+    assert sample["remission"].max() == 1
+    elevation = torch.asin(sample["points"][:, 2] / sample["points"].norm(dim=1).clamp_min(1e-6))
+    rows = [elevation[(sample["ring"] == ring) & (sample["points"].norm(dim=1) > 1)].median() for ring in (0, 31)]
+    assert np.rad2deg(float(rows[0])) == pytest.approx(10.67, abs=0.3)
+    assert np.rad2deg(float(rows[1])) == pytest.approx(-30.67, abs=0.6)
+
+
+def test_parts_are_folders_lists_or_the_order_of_names(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("test", 1)):
+        write_own(tmp_path / f"folders/{split}", count)
+    report = prepare(tmp_path / "folders", tmp_path / "set", columns=COLUMNS)
+    assert report["layout"] == "split_folders"
+    part = opened(tmp_path / "set", "test")
+    assert [part.name_of(index) for index in range(len(part))] == ["test/000.bin"]
+    assert part.info.split_sizes == {"train": 2, "validation": 1, "test": 1}
+    assert "ring" not in part.info.fields  # without num_beams rings are not read
+    write_own(tmp_path / "listed", 3)
+    (tmp_path / "listed/train.txt").write_text("002\n")
+    (tmp_path / "listed/val.txt").write_text("000\n")
+    assert prepare(tmp_path / "listed", tmp_path / "other", columns=COLUMNS)["differences"] == [
+        "1 scans in none of the lists of listed, left out"
+    ]
+    assert opened(tmp_path / "other", "test").name_of(0) == "000.bin"
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    write_own(tmp_path / "own", 2)
+    with pytest.raises(DataError, match=r"000\.bin: its \d+ bytes .*nothing in it says which; state them"):
+        prepare(tmp_path / "own", tmp_path / "set")
+    with pytest.raises(DataError, match=r"has \d+ bytes, whole points of 7 float32 have a multiple of 28"):
+        prepare(tmp_path / "own", tmp_path / "set", columns=("x", "y", "z", "_", "_", "_", "_"))
+    with pytest.raises(ConfigError, match="lacks z"):
+        prepare(tmp_path / "own", tmp_path / "set", columns=("x", "y", "intensity", "ring"))
+    with pytest.raises(DataError, match=r"rings run from 0 to 15, and the sensor has 8 beams, 0 to 7; set num_beams"):
+        prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=8)
+    prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=16)
+    with pytest.raises(ConfigError, match=r"num_beams is 64, .* was prepared with 16"):
+        opened(tmp_path / "set", sensor={"preset": "hdl64"})
+    with pytest.raises(DataError, match=r"run to \d+, and sensor\.remission_max is 1; set sensor\.remission_max=255"):
+        opened(tmp_path / "set", sensor={**OWN, "remission_max": 1.0})
+    (tmp_path / "own/001.label").unlink()
+    with pytest.raises(
+        DataError, match=r"001\.bin: has no column 'label', it has intensity, ring, and there is no 001\.l"
+    ):
+        prepare(tmp_path / "own", tmp_path / "again", columns=COLUMNS)
+    np.save(tmp_path / "own/000.npy", np.zeros((1, 5)))
+    with pytest.raises(DataError, match="has the same name; leave one of them out"):
+        prepare(tmp_path / "own", tmp_path / "again", columns=COLUMNS)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds nothing, no scan \(\.bin \.npy"):
+        prepare(tmp_path / "empty", tmp_path / "again")

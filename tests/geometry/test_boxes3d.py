@@ -1,0 +1,101 @@
+"""Boxes of KITTI against the numbers of two public code bases, on real frames and on points that lie on faces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sightline.data.scans.kitti_object_files import read_calibration
+from sightline.geometry.boxes3d import Calibration, boxes_velodyne, corners_camera, inside_box
+from tests.golden_parity import Golden, load_golden
+
+FRAMES = ("000000", "000001", "000003")
+FLOAT32 = float(np.finfo(np.float32).eps)
+
+
+@pytest.fixture(scope="module")
+def golden(shared: Path) -> Golden:
+    return load_golden(shared, "kitti_box_membership", area="lidar")
+
+
+@pytest.fixture(scope="module")
+def folder(shared: Path) -> Path:
+    return shared / "data/kitti_object_mini"
+
+
+def velodyne(folder: Path, frame: str) -> np.ndarray:
+    return np.fromfile(folder / f"velodyne/{frame}.bin", dtype="<f4").reshape(-1, 4)[:, :3]
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_boxes_hold_the_points_that_the_reference_says(golden: Golden, folder: Path, frame: str) -> None:
+    calibration = read_calibration(folder / f"calib/{frame}.txt")
+    camera = calibration.to_camera(velodyne(folder, frame))
+    arrays = golden.arrays
+    boxes = arrays[f"frame_{frame}/boxes_camera_xyz_lhw_ry"]
+    for number, box in enumerate(boxes):
+        found = np.flatnonzero(inside_box(camera, box))
+        assert np.array_equal(found, arrays[f"frame_{frame}/box{number}/point_index"])
+        assert len(found) == arrays[f"frame_{frame}/count_convex_hull"][number]
+    corners = arrays[f"frame_{frame}/corners_camera"]
+    assert np.abs(corners_camera(boxes) - corners).max() <= 4 * FLOAT32 * np.abs(corners).max()
+    found = boxes_velodyne(boxes, calibration)
+    expected = arrays[f"frame_{frame}/boxes_lidar_xyz_dxdydz_heading"]
+    assert np.abs(found - expected).max() <= 8 * FLOAT32 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_the_chain_of_frames_is_the_references(golden: Golden, folder: Path, frame: str) -> None:
+    """Its matrices are float32: a coordinate of 80 m, a few of which are added, is off by as many roundings.
+
+    It divides by the depth and forgets the offset in the last row of P2, which is undone here.
+    """
+    calibration, points = read_calibration(folder / f"calib/{frame}.txt"), velodyne(folder, frame)[::64]
+    arrays = golden.arrays
+    camera = calibration.to_camera(points)
+    bound = 8 * FLOAT32 * 80
+    assert np.abs(camera - arrays[f"frame_{frame}/rect_every64"]).max() <= bound
+    assert np.abs(calibration.to_velodyne(camera) - arrays[f"frame_{frame}/back_to_lidar_every64"]).max() <= bound
+    assert np.abs(calibration.to_velodyne(camera) - points).max() <= 1e-12 * 80
+    pixels, depth = calibration.to_image(camera), arrays[f"frame_{frame}/depth_every64"]
+    assert (np.isnan(pixels[:, 0]) == (camera[:, 2] <= 0)).mean() > 0.999
+    is_ahead = depth > 1.0
+    expected = arrays[f"frame_{frame}/image_uv_every64"][is_ahead]
+    expected = expected * (depth / (depth + calibration.projection[2, 3]))[is_ahead, None]
+    # A pixel is a ratio of sums of about 1000 px times 80 m; near the camera's plane it is large itself.
+    assert (np.abs(pixels[is_ahead] - expected) <= 8 * FLOAT32 * (1000 * 80 + np.abs(expected) * 80)).all()
+
+
+@pytest.mark.parametrize("case", range(10))
+def test_faces_belong_to_a_box(golden: Golden, case: int) -> None:
+    """Points of the golden file lie on faces too; those are exact where the box is not turned."""
+    arrays = golden.arrays
+    box, points = arrays[f"random{case}/box_camera_xyz_lhw_ry"], arrays[f"random{case}/points"]
+    found, expected = inside_box(points, box), arrays[f"random{case}/inside"]
+    offset = points - box[:3]
+    along = np.cos(box[6]) * offset[:, 0] - np.sin(box[6]) * offset[:, 2]
+    across = np.sin(box[6]) * offset[:, 0] + np.cos(box[6]) * offset[:, 2]
+    faces = [np.abs(along) - box[3] / 2, np.abs(across) - box[5] / 2, offset[:, 1], offset[:, 1] + box[4]]
+    is_on_a_face = np.min(np.abs(faces), axis=0) < 1e-12
+    assert np.array_equal(found[~is_on_a_face], expected[~is_on_a_face])
+    assert (found != expected).sum() == 0 or box[6] != 0
+    corners = arrays[f"random{case}/corners"]
+    assert np.abs(corners_camera(box[None])[0] - corners).max() <= 4 * FLOAT32 * np.abs(corners).max()
+
+
+def test_margin_and_bottom_by_hand() -> None:
+    box = np.array([0.0, 0.0, 10.0, 4.0, 1.5, 2.0, 0.0])
+    points = np.array([[2.05, -1, 10], [2.2, -1, 10], [0, 0.05, 10], [0, -0.05, 10], [0, -1.55, 10], [0, -1, 11.05]])
+    assert inside_box(points, box).tolist() == [False, False, False, True, False, False]
+    assert inside_box(points, box, margin_m=0.1).tolist() == [True, False, False, True, True, True]
+    assert inside_box(points, box, margin_m=0.1, bottom_m=0.1).tolist() == [True, False, False, False, True, True]
+
+
+def test_points_behind_the_camera_have_no_pixel() -> None:
+    """By hand: the projection alone would mirror them into the image."""
+    calibration = Calibration(np.eye(4), np.array([[100.0, 0, 50, 0], [0, 100, 40, 0], [0, 0, 1, 0]]))
+    pixels = calibration.to_image(np.array([[1.0, 2.0, 10.0], [1.0, 2.0, -10.0], [1.0, 2.0, 0.0]]))
+    assert pixels[0].tolist() == [60.0, 60.0]
+    assert np.isnan(pixels[1:]).all()
