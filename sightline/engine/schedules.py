@@ -118,22 +118,25 @@ class Steps(_WithWarmUp):
 
 
 @registry.schedules.add("exponential")
-class Exponential:
+class Exponential(_WithWarmUp):
     """A linear rise to 1 over the warm-up, whose last step has 1, then multiplied by `decay` an epoch, evenly per step.
 
     Source: the training code of Milioto et al. 2019 (RangeNet++).
     """
 
     def __init__(
-        self, *, num_steps: int, steps_per_epoch: int, decay: Share = 0.99, warmup_epochs: Factor = 0.0
+        self,
+        *,
+        num_steps: int,
+        steps_per_epoch: int,
+        decay: Share = 0.99,
+        warmup_epochs: Factor = 0.0,
+        warmup_share: Fraction = 0.0,
     ) -> None:
-        self.warmup_steps = round(warmup_epochs * steps_per_epoch)
+        super().__init__(
+            warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
+        )
         self.decay_per_step = decay ** (1 / steps_per_epoch)
-        if self.warmup_steps >= num_steps:
-            raise ConfigError(
-                f"warmup_epochs: found {warmup_epochs:g} epochs of warm-up, but the whole run has "
-                f"{num_steps / steps_per_epoch:g}; warm up for fewer"
-            )
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
