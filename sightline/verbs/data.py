@@ -151,11 +151,13 @@ def _elevations(text: str) -> tuple[float, ...]:
         raise UserError(f"data render: --elevations {text}: degrees are needed, such as 30 or 10,30,50") from None
 
 
-def info(name: str, *, plugins: Sequence[Path], json: Path | None) -> int:
-    """What is known of a data set by name, or of a prepared folder."""
+def info(name: str, *, source: Path | None = None, plugins: Sequence[Path], json: Path | None) -> int:
+    """What is known of a data set by name, of a prepared folder, or of files of a set that are not prepared yet."""
     load_plugins(plugins)
     folder = Path(name)
-    if (folder / "manifest.json").is_file():
+    if source is not None:
+        document = _surveyed(name, source)
+    elif (folder / "manifest.json").is_file():
         document = _describer(folder).describe(folder)
     elif name in registry.data.names():
         card = DataMembers.card.of(_builder(name))
@@ -164,9 +166,26 @@ def info(name: str, *, plugins: Sequence[Path], json: Path | None) -> int:
         raise UserError(
             f"data info: '{name}' is neither a data set nor a prepared folder{nearest(name, registry.data.names())}"
         )
-    _print_tree(document)
+    _print_tree({key: value for key, value in document.items() if key != "label_map"})
     write_document(json, document)
     return 0
+
+
+def _surveyed(name: str, source: Path) -> dict[str, Any]:
+    """What a look at files of a set shows. A label map that it proposes is printed as YAML, to be kept and changed."""
+    surveyed = {n for n in registry.data.names() if hasattr(registry.data.entry_of(n).builder, "survey")}
+    if name not in surveyed:
+        raise UserError(f"data info: --from is about files of {', '.join(sorted(surveyed))}{nearest(name, surveyed)}")
+    document: dict[str, Any] = _builder(name).survey(source)
+    if "label_map" in document:
+        sys.stdout.write("# a label map with all ids; keep it, name and merge classes, and set data.label_map to it\n")
+        sys.stdout.write("".join(f"{key}: {_flow(table)}\n" for key, table in document["label_map"].items()))
+    return document
+
+
+def _flow(table: Mapping[int, Any]) -> str:
+    told = (f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items())
+    return "{" + ", ".join(told) + "}"
 
 
 def verify(folder: Path, *, json: Path | None) -> int:

@@ -122,6 +122,9 @@ def import_views(
 @data_app.command()
 def info(
     name: Annotated[str, typer.Argument(metavar="NAME|DIR", help="a data set's name, or a prepared folder")],
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="PATH", help="files of semantic_kitti, looked at unprepared")
+    ] = None,
     plugin: Plugins = None,
     json: Json = None,
     traceback: Traceback = False,
@@ -130,7 +133,7 @@ def info(
     with collection_paused():
         from sightline.verbs import data as verb
 
-    return verb.info(name, plugins=tuple(plugin or ()), json=json)
+    return verb.info(name, source=source, plugins=tuple(plugin or ()), json=json)
 
 
 @data_app.command()

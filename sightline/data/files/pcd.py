@@ -20,7 +20,7 @@ _TEXT_BYTES = 2
 
 
 def read_pcd(path: Path) -> dict[str, np.ndarray]:
-    """The fields of a file by their names, in small letters, (N,) float64; one with several numbers as `name_0000`.
+    """The fields of a file by name, in small letters, (N,) float64 each; one of several numbers as `name_0000`.
 
     Points without a return, whose x, y and z are all NaN by the format's own rule, are left out.
     Raises DataError for a damaged file or one that promises more than it holds; MissingExtraError without `pypcd4`.

@@ -81,6 +81,24 @@ class LabelMap:
         """What the map calls an id; `id 5` for one that it does not name."""
         return self._names.get(raw, f"id {raw}")
 
+    def has_id(self, raw: int) -> bool:
+        """Whether the map leads an id to a class, or to be ignored."""
+        return bool(self._class_of[raw] != _UNKNOWN)
+
+    def tables_with(self, ids: Sequence[int]) -> dict[str, Any]:
+        """The tables of a map that has these further ids too, which it lacks, each as a class `id_<n>` of its own."""
+        known = np.flatnonzero(self._class_of != _UNKNOWN).tolist()
+        forth = {raw: int(self._class_of[raw]) for raw in known}
+        back = dict(enumerate(self.ids_of_classes))
+        for raw in ids:
+            forth[raw], back[len(back)] = len(back), raw
+        return {
+            "labels": {raw: self._names.get(raw, f"id_{raw}") for raw in sorted(forth)},
+            "learning_map": dict(sorted(forth.items())),
+            "learning_map_inv": back,
+            "learning_ignore": {0: self.ignore_index == 0},
+        }
+
     def _told_unknown(self, ids: np.ndarray, counts: np.ndarray) -> str:
         told = [f"{raw} ({count} points)" for raw, count in zip(ids.tolist(), counts.tolist(), strict=True)]
         more = f" and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""

@@ -64,10 +64,9 @@ def scan_fields(
 
 def sums_of(points: np.ndarray, remission: np.ndarray) -> np.ndarray:
     """Sums (2, 5) float64 of range, x, y, z and remission over points (N, 3) and (N, 1), and of their squares."""
-    xyz = points.astype(np.float64)
-    distance = np.sqrt(np.einsum("nc,nc->n", xyz, xyz))
-    values = np.column_stack([distance, xyz, remission.astype(np.float64)])
-    return np.stack([values.sum(axis=0), np.einsum("nc,nc->c", values, values)])
+    x, y, z = points.T.astype(np.float64)
+    channels = (np.sqrt(x * x + y * y + z * z), x, y, z, remission[:, 0].astype(np.float64))
+    return np.array([[each.sum() for each in channels], [each @ each for each in channels]])
 
 
 def mean_and_spread(sums: np.ndarray, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

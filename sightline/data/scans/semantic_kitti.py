@@ -17,6 +17,7 @@ from sightline.data.scans.label_maps import read_label_map
 from sightline.data.scans.labelled_scans import LabelledScans, Parts, last_share
 from sightline.data.scans.samples import RawScan
 from sightline.data.scans.scan_preparation import ListedScan, scan_plan
+from sightline.data.scans.scan_survey import survey_scans
 from sightline.data.scans.sensors import SensorBlock, sensor_of
 from sightline.data.store.columns import Column
 from sightline.data.store.location import root_of
@@ -71,11 +72,7 @@ class SemanticKitti(LabelledScans):
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = source.expanduser().resolve()
-        folder = _sequences_folder(root)
-        sequences = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
-        labelled = [path for path in sequences if (path / "labels").is_dir()]
-        if not labelled:
-            raise DataError(f"{folder}: no sequence has a folder 'labels'; a set to train on needs some")
+        sequences, labelled = _sequences(root)
         plan = scan_plan(
             set_name=name,
             layout="sequences",
@@ -87,6 +84,14 @@ class SemanticKitti(LabelledScans):
             notes=_notes(sequences, labelled),
         )
         return prepare_native(plan, target, progress=progress)
+
+    @classmethod
+    def survey(cls, source: Path) -> dict[str, Any]:
+        """The ids in a tree's labels, a label map for them, and what is unlike an HDL-64E. Raises as `prepare`."""
+        root = source.expanduser().resolve()
+        readers = [scan.read for path in _sequences(root)[1] for scan in _scans(path)]
+        sensor = sensor_of(None, preset="hdl64", owner=cls.set_name)
+        return survey_scans(readers, source=root, label_map=read_label_map("single", LABEL_MAPS), sensor=sensor)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
@@ -118,6 +123,16 @@ def _read_scan(points_path: Path, labels_path: Path) -> RawScan:
     table = read_bin(points_path, num_columns=4)
     ids = read_label_ids(labels_path, num_points=len(table), points_path=points_path)
     return RawScan(table[:, :3], table[:, 3], ids)
+
+
+def _sequences(root: Path) -> tuple[list[Path], list[Path]]:
+    """The sequences of a tree, and those of them with labels. Raises DataError where none has any."""
+    folder = _sequences_folder(root)
+    sequences = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+    labelled = [path for path in sequences if (path / "labels").is_dir()]
+    if not labelled:
+        raise DataError(f"{folder}: no sequence has a folder 'labels'; a set to train on needs some")
+    return sequences, labelled
 
 
 def _sequences_folder(root: Path) -> Path:

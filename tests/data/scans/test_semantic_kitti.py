@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from sightline.data.loading.reading import BatchReader
 from sightline.data.scans.label_maps import read_label_map
 from sightline.data.scans.semantic_kitti import LABEL_MAPS, SemanticKitti
 from sightline.data.store import native
-from sightline.errors import ConfigError, DataError
+from sightline.errors import ConfigError, DataError, UserError
 from sightline.types import SampleKey
+from sightline.verbs import data
 from tests.data.scans.lidar_writers import quiet, write_bin, write_labels, write_semantic_kitti
 from tests.data.scans.lidar_writers import street_scan as street_scan
 
@@ -239,3 +242,43 @@ def test_a_file_that_changed_is_named_with_what_changed(tree: Path, prepared: Pa
     with pytest.raises(DataError, match=r"000000\.bin: cannot be found \(No such file or directory\)"):
         pickle.loads(pickle.dumps(part))[SampleKey(0, 0, 0)]
     part[SampleKey(1, 0, 0)]  # the others are as they were
+
+
+# --- a look at files that are not prepared ----------------------------------------------------------------------------
+
+
+def test_a_look_at_a_tree_proposes_a_map_with_every_id(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = tree / "sequences/03/labels/000001.label"
+    ids = np.frombuffer(label.read_bytes(), dtype="<u4") & 0xFFFF
+    write_labels(label, np.where(ids == 40, 300, ids), np.zeros(len(ids)))
+    assert data.info("semantic_kitti", source=tree, plugins=(), json=tmp_path / "told.json") == 0
+    printed = capsys.readouterr().out
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("".join(line for line in printed.splitlines(keepends=True) if re.match("label|learning", line)))
+    proposed = read_label_map(str(mine), LABEL_MAPS)
+    assert proposed.class_names == (*read_label_map("single", LABEL_MAPS).class_names, "id_300")
+    assert proposed.ignore_index == 0
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["scans"] == "11 of 11 looked at"
+    assert told["points_per_id"]["300 id 300"] == (ids == 40).sum()
+    assert told["unlike"] == []
+    prepare(tree, tmp_path / "set")
+    with pytest.raises(DataError, match="the label id 300"):
+        opened(tmp_path / "set")
+    assert opened(tmp_path / "set", label_map=str(mine)).info.facts["num_classes"] == 21
+
+
+def test_a_look_names_what_is_unlike_the_expected_sensor(tree: Path) -> None:
+    for path in (tree / "sequences").glob("*/velodyne/*.bin"):
+        table = np.frombuffer(path.read_bytes(), dtype="<f4").reshape(-1, 4).copy()
+        table[:, 3] *= 255
+        table[:, [0, 2]] = table[:, [2, 0]]  # axes swapped
+        path.write_bytes(table.tobytes())
+    unlike = SemanticKitti.survey(tree)["unlike"]
+    assert any("outside the field of view from 3 to -25 degrees" in line for line in unlike)
+    assert any("remissions run to" in line for line in unlike)
+    assert any("the mean remission is" in line for line in unlike)
+    with pytest.raises(UserError, match="--from is about files of semantic_kitti"):
+        data.info("s3dis", source=tree, plugins=(), json=None)
