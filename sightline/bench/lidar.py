@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from sightline.bench.agreement import equal
 from sightline.bench.case import Case, variant
-from sightline.geometry.lift import NeighbourVote, gaussian_window, lift_knn, lift_knn_plainly
-from sightline.geometry.projection import RangeView, draw, locate, nearest_returns_by_sorting, project
+from sightline.geometry.scans.lift import NeighbourVote, gaussian_window, lift_knn, lift_knn_plainly
+from sightline.geometry.scans.projection import RangeView, draw, locate, nearest_returns_by_sorting, project
 
 __all__ = ["cases"]
 

@@ -17,7 +17,7 @@ from sightline import registry
 from sightline.arguments import Count, Size
 from sightline.binding import Offer
 from sightline.errors import ConfigError
-from sightline.geometry.lift import NeighbourVote, lift_knn
+from sightline.geometry.scans.lift import NeighbourVote, lift_knn
 from sightline.layers.cloud import as_packed
 from sightline.losses.base import Loss
 from sightline.pictures import UNLABELLED, Axis, Picture, colors_of, render_clouds

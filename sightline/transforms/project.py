@@ -12,7 +12,7 @@ from sightline import registry
 from sightline.arguments import Count
 from sightline.draws import Draws
 from sightline.errors import DataError
-from sightline.geometry.projection import Projection, RangeView, Rows, draw, project, rows_by_file_order
+from sightline.geometry.scans.projection import Projection, RangeView, Rows, draw, project, rows_by_file_order
 from sightline.types import Field
 
 __all__ = ["Project", "RingFromOrder"]

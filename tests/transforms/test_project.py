@@ -17,7 +17,7 @@ from sightline.transforms.point_choice import DropPoints
 from sightline.transforms.points import Flip, Jitter, Rotate, Scale, Translate
 from sightline.transforms.project import Project, RingFromOrder
 from sightline.types import Component, DataInfo, Field, SampleKey
-from tests.geometry.lidar_scene import NAMES, cast_scan
+from tests.geometry.scans.lidar_scene import NAMES, cast_scan
 from tests.transforms.scenes import draws_of
 
 MEAN, STD = (12.12, 10.88, 0.23, -1.04, 0.21), (12.32, 11.47, 6.91, 0.86, 0.16)

@@ -12,7 +12,7 @@ from sightline.data.files.input_files import assert_regular, read_file
 from sightline.data.files.scan_files import read_bin, read_matrices
 from sightline.data.scans.samples import RawScan
 from sightline.errors import DataError
-from sightline.geometry.boxes3d import Calibration, inside_box
+from sightline.geometry.scans.boxes3d import Calibration, inside_box
 
 __all__ = ["DONT_CARE", "OUTSIDE", "TYPES", "Boxing", "Objects", "image_size_px", "read_calibration", "read_frame"]
 __all__ += ["read_objects", "types_of_points"]

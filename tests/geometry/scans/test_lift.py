@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.lift import (
+from sightline.geometry.scans.lift import (
     NeighbourVote,
     ceilings,
     gaussian_window,
@@ -19,8 +19,8 @@ from sightline.geometry.lift import (
     lift_nearest,
     miou_of,
 )
-from sightline.geometry.projection import Projection, RangeView, project
-from tests.geometry.lidar_scene import NAMES, cast_scan
+from sightline.geometry.scans.projection import Projection, RangeView, project
+from tests.geometry.scans.lidar_scene import NAMES, cast_scan
 from tests.golden_parity import load_golden
 
 FORMS = {"compiled": lift_knn, "plain": lift_knn_plainly}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.projection import (
+from sightline.geometry.scans.projection import (
     Projection,
     RangeView,
     coverage,
@@ -21,7 +21,7 @@ from sightline.geometry.projection import (
     project,
     rows_by_file_order,
 )
-from tests.geometry.lidar_scene import BEAMS_DEG, cast_scan
+from tests.geometry.scans.lidar_scene import BEAMS_DEG, cast_scan
 from tests.golden_parity import load_golden
 
 BORDER_POINTS = 5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sightline.data.scans.kitti_object_files import read_calibration
-from sightline.geometry.boxes3d import Calibration, boxes_velodyne, corners_camera, inside_box
+from sightline.geometry.scans.boxes3d import Calibration, boxes_velodyne, corners_camera, inside_box
 from tests.golden_parity import Golden, load_golden
 
 FRAMES = ("000000", "000001", "000003")

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sightline.compiled import in_threads, suits
-from sightline.geometry.lift_kernels import vote_of_neighbours
-from sightline.geometry.projection import Projection, draw, scan_of_points
+from sightline.geometry.scans.lift_kernels import vote_of_neighbours
+from sightline.geometry.scans.projection import Projection, draw, scan_of_points
 
 __all__ = ["NeighbourVote", "ceilings", "gaussian_window", "lift_knn", "lift_knn_plainly", "lift_nearest", "miou_of"]
 
