@@ -133,8 +133,5 @@ def test_pairs_of_one_process_alone_are_easier(runs: dict[str, Path]) -> None:
 def test_a_run_without_classes_is_viewed_as_its_model_sees_it(runs: dict[str, Path], tmp_path: Path) -> None:
     done = run_here("view", runs["one"], "--out", tmp_path, "--num", 1, "--device", "cpu")
     assert done.code == 0, done.err
-    assert (
-        "the task 'contrast' tells no classes and no joints: shown is what the model sees, not what it answers"
-        in done.err
-    )
+    assert "the task 'contrast' predicts nothing that can be drawn: only the model's input is shown" in done.err
     assert "two_views, second" in done.out
