@@ -14,7 +14,7 @@ from sightline import registry
 from sightline.arguments import Count, Fraction
 from sightline.data.scans.kitti_object_files import Boxing, image_size_px, read_frame
 from sightline.data.scans.label_maps import read_label_map
-from sightline.data.scans.labelled_scans import LabelledScans, parts_of
+from sightline.data.scans.labelled_scans import Frames, LabelledScans, parts_of
 from sightline.data.scans.samples import RawScan
 from sightline.data.scans.scan_preparation import ListedScan, read_name_lists, scan_plan
 from sightline.data.scans.sensors import SensorBlock, sensor_of
@@ -39,6 +39,7 @@ class KittiObject(LabelledScans):
     `crop: camera` leaves out what the image does not show: nothing is labelled there. `tested` are beginnings of
     frames' numbers; without them the lists of the source decide, or the last `test_share` of the frames. Points in
     regions that are not labelled, DontCare, are neither trained on nor scored; background is.
+    Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
     Source: Geiger et al. 2012; the classes of Wu et al. 2018.
     """
 
@@ -56,6 +57,8 @@ class KittiObject(LabelledScans):
         sensor: SensorBlock | None = None,
         test_share: Fraction = 0.2,
         validation_share: Fraction = 0.1,
+        min_labelled: Fraction = 0.0,
+        balanced: bool = False,
     ) -> None:
         prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
         front: SensorBlock = {"azimuth_deg": (45.0, -45.0)} if crop == "camera" else {}
@@ -66,6 +69,7 @@ class KittiObject(LabelledScans):
             parts=parts_of(prepared, tested=tested, test_share=test_share, validation_share=validation_share),
             label_map=read_label_map(label_map, LABEL_MAPS),
             sensor=sensor_of({**front, **(sensor or {})}, preset="hdl64", owner=self.set_name),
+            frames=Frames(min_labelled, balanced),
         )
 
     @classmethod

@@ -194,6 +194,10 @@ def _checked_ids(
 ) -> tuple[int, ...]:
     """The id of every class. Raises DataError where classes have gaps or an id does not lead back to its class."""
     num_classes = len(to_id)
+    if num_classes > ignore_index == IGNORED:
+        raise DataError(
+            f"{where}: learning_map_inv: has {num_classes} classes, {IGNORED} are possible beside class 255"
+        )
     gap = next((k for k in range(num_classes) if k not in to_id), None)
     if gap is not None:
         raise DataError(f"{where}: learning_map_inv: has no class {gap}, but class {max(to_id)}; number from 0 on")

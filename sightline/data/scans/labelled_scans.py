@@ -18,7 +18,7 @@ from sightline.data.store.native import Prepared, open_prepared, verify
 from sightline.errors import ConfigError, DataError
 from sightline.types import DataInfo, Folds, Sample, SampleKey
 
-__all__ = ["LabelledScans", "Parts", "last_share", "parts_of"]
+__all__ = ["Frames", "LabelledScans", "Parts", "last_share", "parts_of"]
 
 Rows = tuple[tuple[str, int], ...]
 """Scans of a prepared set: stored split and row of each."""
@@ -31,25 +31,49 @@ class Parts(NamedTuple):
     folds: Folds | None = None
 
 
+class Frames(NamedTuple):
+    """Which scans an epoch trains on.
+
+    Those of which less than `min_labelled` of the points is trained on are left out. With `balanced` an epoch draws as
+    many scans as there are, with replacement, by the inverse square root of how many scans show their rarest class.
+    Source: Gupta et al. 2019 (LVIS), repeat factors with the threshold 1.
+    """
+
+    min_labelled: float = 0.0
+    balanced: bool = False
+
+
 class LabelledScans:
     """Scans are read from where their files lie, whole; labels are mapped while reading.
 
-    So another label map, and another sensor block, need no new preparation. Pure: draws are left to transforms.
+    So another label map, and another sensor block, need no new preparation. Pure: the same key gives the same scan.
     """
 
     set_name: ClassVar[str]
     has_rings: bool = False
     has_columns: bool = False
 
-    def __init__(self, *, prepared: Prepared, split: str, parts: Parts, label_map: LabelMap, sensor: Sensor) -> None:
+    def __init__(
+        self,
+        *,
+        prepared: Prepared,
+        split: str,
+        parts: Parts,
+        label_map: LabelMap,
+        sensor: Sensor,
+        frames: Frames,
+    ) -> None:
         if not parts.rows.get(split):
             held = ", ".join(f"{name} ({len(rows)})" for name, rows in parts.rows.items())
             advice = "; set evaluate.select: test" if split == "validation" else ""
             raise ConfigError(f"{prepared.root}: has no scan in the part '{split}'; it has {held}{advice}")
         _check_remission(prepared, sensor)
+        self._label_map = label_map
+        self._cumulative: np.ndarray | None = None
+        if frames != Frames():
+            parts = self._chosen(prepared, parts, frames, is_train=split == "train")
         self._prepared = prepared
         self._rows = parts.rows[split]
-        self._label_map = label_map
         self._sensor = sensor
         self.info = self._describe(parts)
 
@@ -68,7 +92,10 @@ class LabelledScans:
         """
         if not 0 <= key.index < len(self):
             raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {key.index}")
-        stored, row = self._rows[key.index]
+        place = key.index
+        if self._cumulative is not None:
+            place = int(np.searchsorted(self._cumulative, key.generator().random(), side="right"))
+        stored, row = self._rows[place]
         files = self._prepared.listing(stored).paths(row)
         scan = self._read(files, {name: self._prepared.row(stored, name, row) for name in self._values})
         values = {
@@ -101,6 +128,26 @@ class LabelledScans:
     def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         """The scan in these files."""
         raise NotImplementedError
+
+    def _chosen(self, prepared: Prepared, parts: Parts, frames: Frames, *, is_train: bool) -> Parts:
+        """The parts with the training scans that `frames` leaves; of a training part also how they are drawn.
+
+        Raises ConfigError where none is left.
+        """
+        train, where = parts.rows["train"], str(prepared.root)
+        counts = np.array([self._label_map.counts(*id_counts(prepared, [row]), where=where) for row in train])
+        scored = np.delete(counts, 0, axis=1) if self._label_map.ignore_index == 0 else counts
+        sizes = np.array([prepared.array(split, "num_points")[row] for split, row in train])
+        is_kept = scored.sum(axis=1) >= frames.min_labelled * np.maximum(sizes, 1)
+        if not is_kept.any():
+            raise ConfigError(f"min_labelled: no scan of {where} has {frames.min_labelled:g} of its points labelled")
+        if frames.balanced and is_train:
+            is_shown = scored[is_kept] > 0
+            rarity = 1 / np.sqrt(np.maximum(is_shown.mean(axis=0), 1 / len(train)))
+            weights = np.maximum((is_shown * rarity).max(axis=1), 1.0)
+            self._cumulative = np.cumsum(weights)[:-1] / weights.sum()
+        kept = tuple(row for row, keep in zip(train, is_kept, strict=True) if keep)
+        return parts._replace(rows={**parts.rows, "train": kept})
 
     def _describe(self, parts: Parts) -> DataInfo:
         every = tuple(row for rows in parts.rows.values() for row in rows)

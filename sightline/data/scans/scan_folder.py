@@ -13,7 +13,7 @@ from sightline import registry
 from sightline.arguments import Count, Fraction
 from sightline.data.files.cloud_files import check_columns
 from sightline.data.scans.label_maps import LabelMap, identity_map, read_label_map
-from sightline.data.scans.labelled_scans import LabelledScans, parts_of
+from sightline.data.scans.labelled_scans import Frames, LabelledScans, parts_of
 from sightline.data.scans.samples import RawScan
 from sightline.data.scans.scan_preparation import ListedScan, id_counts, read_name_lists, scan_plan
 from sightline.data.scans.scan_reading import SCAN_SUFFIXES, RingOrder, oriented, read_scan, scan_ids
@@ -35,6 +35,7 @@ class ScanFolder(LabelledScans):
     `sensor` describes the sensor: its field of view and number of beams at least. Without a `label_map` every id is a
     class, in ascending order; id 0 is then ignored. `tested` are beginnings of names; without them folders or lists of
     the source decide, or the last `test_share` of the scans in the order of their names.
+    Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
     Source: the user's files.
     """
 
@@ -50,6 +51,8 @@ class ScanFolder(LabelledScans):
         tested: tuple[str, ...] = (),
         test_share: Fraction = 0.2,
         validation_share: Fraction = 0.1,
+        min_labelled: Fraction = 0.0,
+        balanced: bool = False,
     ) -> None:
         prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
         found = sensor_of(sensor, preset=None, owner=self.set_name)
@@ -63,6 +66,7 @@ class ScanFolder(LabelledScans):
             parts=parts_of(prepared, tested=tested, test_share=test_share, validation_share=validation_share),
             label_map=_every_id(prepared) if label_map is None else read_label_map(label_map, {}),
             sensor=found,
+            frames=Frames(min_labelled, balanced),
         )
 
     @classmethod

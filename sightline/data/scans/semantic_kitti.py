@@ -14,7 +14,7 @@ from sightline import registry
 from sightline.arguments import Fraction
 from sightline.data.files.scan_files import read_bin, read_label_ids, velodyne_poses
 from sightline.data.scans.label_maps import read_label_map
-from sightline.data.scans.labelled_scans import LabelledScans, Parts, last_share
+from sightline.data.scans.labelled_scans import Frames, LabelledScans, Parts, last_share
 from sightline.data.scans.samples import RawScan
 from sightline.data.scans.scan_preparation import ListedScan, scan_plan
 from sightline.data.scans.scan_survey import survey_scans
@@ -39,6 +39,7 @@ class SemanticKitti(LabelledScans):
 
     `label_map` is `single`, `multi` or a file of one's own in the format of semantic-kitti-api; `sensor` says what is
     different from an HDL-64E. The last `validation_share` of each training sequence chooses the checkpoint.
+    Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
     Source: Behley et al. 2019.
     """
 
@@ -53,6 +54,8 @@ class SemanticKitti(LabelledScans):
         label_map: str = "single",
         sensor: SensorBlock | None = None,
         validation_share: Fraction = 0.1,
+        min_labelled: Fraction = 0.0,
+        balanced: bool = False,
     ) -> None:
         prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
         super().__init__(
@@ -61,6 +64,7 @@ class SemanticKitti(LabelledScans):
             parts=_parts(prepared, [f"{number:02d}" for number in test_sequences], validation_share),
             label_map=read_label_map(label_map, LABEL_MAPS),
             sensor=sensor_of(sensor, preset="hdl64", owner=self.set_name),
+            frames=Frames(min_labelled, balanced),
         )
 
     @classmethod

@@ -82,25 +82,26 @@ def sensor_of(block: SensorBlock | None, *, preset: SensorName | None, owner: st
     """
     given: dict[str, Any] = dict(block or {})
     name = given.pop("preset", preset)
-    values = {**_DEFAULTS, **({} if name is None else _presets()[name]), **given}
-    if "beams_deg" in given:
-        values.setdefault("fov_deg", (max(given["beams_deg"]), min(given["beams_deg"])))
-        if "num_beams" not in given:
-            values["num_beams"] = len(given["beams_deg"])
-    elif "num_beams" in given and given["num_beams"] != len(values["beams_deg"]):
-        values["beams_deg"] = ()  # the preset's table belongs to another number of beams
+    base = {} if name is None else _presets()[name]
+    if any(key in given and _plain(given[key]) != base.get(key) for key in ("fov_deg", "beams_deg", "num_beams")):
+        dropped = (*_OF_BEAMS, "fov_deg") if "beams_deg" in given else _OF_BEAMS
+        base = {key: each for key, each in base.items() if key not in dropped}  # they belong to the preset's beams
+    values = {**_DEFAULTS, **base, **given}
+    if given.get("beams_deg"):
+        values = {"fov_deg": (given["beams_deg"][0], given["beams_deg"][-1]), **values}
+        values["num_beams"] = given.get("num_beams", len(given["beams_deg"]))
     missing = [key for key in ("fov_deg", "num_beams") if key not in values]
     if missing:
         raise ConfigError(
             f"sensor: {owner} needs {' and '.join(missing)} of the sensor; give them, or a preset: "
             f"{', '.join(_presets())}"
         )
-    values = {key: tuple(each) if isinstance(each, list) else each for key, each in values.items()}
-    sensor = Sensor(**values)
+    sensor = Sensor(**{key: _plain(each) for key, each in values.items()})
     _check(sensor)
     return sensor
 
 
+_OF_BEAMS = ("beams_deg", "input_mean", "input_std")
 _DEFAULTS: Mapping[str, Any] = {
     "azimuth_deg": (180.0, -180.0),
     "beams_deg": (),
@@ -108,6 +109,10 @@ _DEFAULTS: Mapping[str, Any] = {
     "input_mean": None,
     "input_std": None,
 }
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _presets() -> dict[SensorName, dict[str, Any]]:
@@ -119,7 +124,7 @@ def _preset(entry: Mapping[str, Any]) -> dict[str, Any]:
     blocks = [np.linspace(first, last, count) for first, last, count in entry.get("beam_blocks_deg", ())]
     beams = tuple(np.concatenate(blocks).round(6).tolist()) if blocks else ()
     kept = {key: each for key, each in entry.items() if key not in ("about", "beam_blocks_deg")}
-    return {**kept, "beams_deg": beams}
+    return {key: _plain(each) for key, each in {**kept, "beams_deg": beams}.items()}
 
 
 def _check(sensor: Sensor) -> None:

@@ -13,7 +13,7 @@ from sightline import registry
 from sightline.arguments import Fraction
 from sightline.data.files.array_files import read_npy
 from sightline.data.scans.label_maps import MAX_ID, read_label_map
-from sightline.data.scans.labelled_scans import LabelledScans, parts_of
+from sightline.data.scans.labelled_scans import Frames, LabelledScans, parts_of
 from sightline.data.scans.samples import RawScan
 from sightline.data.scans.scan_preparation import ListedScan, read_name_lists, scan_plan
 from sightline.data.scans.sensors import SensorBlock, sensor_of
@@ -37,7 +37,9 @@ class SqueezeSegNpy(LabelledScans):
 
     `tested` are beginnings of names, such as drives, whose images are tested on; without them the lists of the source
     decide, or the last `test_share` of the images in the order of their names. The last `validation_share` of the rest
-    chooses the checkpoint. Background is a class that is scored. Source: Wu et al. 2018 (SqueezeSeg).
+    chooses the checkpoint. Background is a class that is scored.
+    Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
+    Source: Wu et al. 2018 (SqueezeSeg).
     """
 
     set_name = "squeezeseg_npy"
@@ -54,6 +56,8 @@ class SqueezeSegNpy(LabelledScans):
         sensor: SensorBlock | None = None,
         test_share: Fraction = 0.2,
         validation_share: Fraction = 0.1,
+        min_labelled: Fraction = 0.0,
+        balanced: bool = False,
     ) -> None:
         prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
         front: SensorBlock = {"azimuth_deg": (45.0, -45.0), **(sensor or {})}
@@ -69,6 +73,7 @@ class SqueezeSegNpy(LabelledScans):
             parts=parts_of(prepared, tested=tested, test_share=test_share, validation_share=validation_share),
             label_map=read_label_map(label_map, LABEL_MAPS),
             sensor=found,
+            frames=Frames(min_labelled, balanced),
         )
 
     @classmethod

@@ -282,3 +282,47 @@ def test_a_look_names_what_is_unlike_the_expected_sensor(tree: Path) -> None:
     assert any("the mean remission is" in line for line in unlike)
     with pytest.raises(UserError, match="--from is about files of semantic_kitti"):
         data.info("s3dis", source=tree, plugins=(), json=None)
+
+
+# --- which scans an epoch trains on -----------------------------------------------------------------------------------
+
+
+def test_scans_with_few_labels_are_left_out(tree: Path, tmp_path: Path) -> None:
+    label = tree / "sequences/00/labels/000001.label"
+    count = label.stat().st_size // 4
+    write_labels(label, np.where(np.arange(count) < count // 100, 40, 0), np.zeros(count))
+    prepare(tree, tmp_path / "set")
+    part = opened(tmp_path / "set", min_labelled=0.05)
+    names = [part.name_of(index) for index in range(len(part))]
+    assert "00/000001" not in names
+    assert part.info.split_sizes["train"] == len(part) == 6
+    assert opened(tmp_path / "set", min_labelled=0.005).info.split_sizes["train"] == 7
+    assert opened(tmp_path / "set", "test", min_labelled=0.05).info.split_sizes == {
+        "train": 6,
+        "validation": 2,
+        "test": 2,
+    }
+    for path in tree.glob("sequences/*/labels/*.label"):
+        write_labels(path, np.zeros(path.stat().st_size // 4), np.zeros(path.stat().st_size // 4))
+    prepare(tree, tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"min_labelled: no scan of .* has 0\.05 of its points labelled"):
+        opened(tmp_path / "none", min_labelled=0.05)
+
+
+def test_balanced_epochs_show_rare_classes_more_often(tree: Path, tmp_path: Path) -> None:
+    """By hand: one of seven scans shows the rare class, so it weighs sqrt(7) against 1."""
+    for number, path in enumerate(sorted(tree.glob("sequences/*/labels/*.label"))):
+        count = path.stat().st_size // 4
+        write_labels(path, np.where((np.arange(count) < 5) & (number == 2), 32, 40), np.zeros(count))
+    prepare(tree, tmp_path / "set")
+    part = opened(tmp_path / "set", balanced=True)
+    draws = [part[SampleKey(index % 7, epoch, 0)]["label"] for epoch in range(100) for index in range(7)]
+    share = float(np.mean([bool((label == 8).any()) for label in draws]))
+    expected = 7**0.5 / (7**0.5 + 6)
+    assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / len(draws))
+    for index in range(3):
+        again = pickle.loads(pickle.dumps(part))[SampleKey(index, 5, 3)]
+        assert torch.equal(again["points"], part[SampleKey(index, 5, 3)]["points"])
+    test = opened(tmp_path / "set", "test", balanced=True)
+    plain = opened(tmp_path / "set", "test")
+    assert torch.equal(test[SampleKey(0, 3, 1)]["points"], plain[SampleKey(0, 0, 0)]["points"])

@@ -44,7 +44,14 @@ def test_columns_run_from_the_left_edge_to_the_right_one() -> None:
 def test_a_block_changes_what_it_names() -> None:
     sensor = sensor_of(own(num_beams=32), preset="hdl64", owner="the test")
     assert (sensor.num_beams, sensor.beams_deg, sensor.fov_deg) == (32, (), (3.0, -25.0))
-    table = sensor_of(own(beams_deg=[5.0, 0.0, -9.5]), preset=None, owner="the test")
+    assert sensor.input_mean is None  # those of the preset are of its own beams
+    same = sensor_of(own(num_beams=64, fov_deg=[3.0, -25.0], azimuth_deg=(45.0, -45.0)), preset="hdl64", owner="it")
+    assert (len(same.beams_deg), same.input_mean) == (64, (12.12, 10.88, 0.23, -1.04, 0.21))
+    wider = sensor_of(own(fov_deg=(10.0, -20.0)), preset="hdl64", owner="the test")
+    assert (wider.num_beams, wider.beams_deg, wider.input_mean) == (64, (), None)
+    for preset in (None, "hdl64"):
+        table = sensor_of(own(beams_deg=[5.0, 0.0, -9.5]), preset=preset, owner="the test")  # type: ignore[arg-type]
+        assert table.fov_deg == (5.0, -9.5)
     assert (table.num_beams, table.fov_deg, table.beams_deg) == (3, (5.0, -9.5), (5.0, 0.0, -9.5))
     assert sensor_of(own(preset="os1_64"), preset="hdl64", owner="the test").fov_deg == (22.5, -22.5)
 
