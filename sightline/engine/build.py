@@ -319,7 +319,8 @@ def _check_stated(config: RunConfig, training: Mapping[str, Any], evaluation: Ma
     for name in sorted(training.keys() | evaluation.keys()):
         ours, theirs = training.get(name), evaluation.get(name)
         if ours != theirs:
-            where = config.origins.get("transforms.evaluate", config.data.where)
+            places = (where for key, where in config.origins.items() if key.startswith("transforms.evaluate."))
+            where = next(places, config.data.where)
             raise ConfigError(
                 f"{where}: transforms.train state {name} = {ours}, transforms.evaluate {theirs}; the model sees both"
             )

@@ -1,4 +1,4 @@
-"""Weights of classes: given one by one, or from how often each class occurs in the training data."""
+"""What losses over classes share: the targets that count, and weights given or made from how often classes occur."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sightline.arguments import Factor
 from sightline.errors import ConfigError
+from sightline.losses.base import Loss
 
-__all__ = ["ClassWeights", "class_weights_of"]
+__all__ = ["ClassLoss", "ClassWeights", "class_weights_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,48 @@ ClassWeights = Literal["inverse", "inverse_log"] | tuple[Factor, ...] | None
 1 / (f + 0.001), `inverse_log` is 1 / ln(f + 1.02). Source: Milioto et al. 2019 (RangeNet++), section III-B; Paszke et
 al. 2016 (ENet), section 5.2."""
 _LEAST_SHARE, _LEAST_LOG = 0.001, 1.02
+
+
+class ClassLoss(Loss):
+    """A loss of `logits` (..., C), classes last, against labels (...), 0 .. C-1 or ignored, by weighted classes."""
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_classes: int,
+        ignore_index: int | None,
+        class_weights: ClassWeights = None,
+        class_counts: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        weights = class_weights_of(
+            class_weights, loss=name, num_classes=num_classes, class_counts=class_counts, ignore_index=ignore_index
+        )
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def weight_of(self, label: Tensor) -> Tensor:
+        """How many labels are not ignored (int64), or their summed class weights (float64)."""
+        is_counted = self.is_counted(label)
+        if self.class_weights is None:
+            return is_counted.sum()
+        return self.class_weights[label[is_counted]].sum()
+
+    def is_counted(self, label: Tensor) -> Tensor:
+        """Which labels are not ignored."""
+        return torch.ones_like(label, dtype=torch.bool) if self.ignore_index is None else label != self.ignore_index
+
+    def assert_shapes(self, logits: Tensor, label: Tensor) -> None:
+        """Raises ValueError for logits that are not those of the labels."""
+        if logits.shape != (*label.shape, self.num_classes):
+            raise ValueError(
+                f"logits: found the shape {tuple(logits.shape)} for labels {tuple(label.shape)}, expected "
+                f"{(*label.shape, self.num_classes)}"
+            )
 
 
 def class_weights_of(

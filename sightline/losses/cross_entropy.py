@@ -11,14 +11,13 @@ from torch.nn import functional as F
 from sightline import registry
 from sightline.arguments import Probability
 from sightline.errors import ConfigError
-from sightline.losses.base import Loss
-from sightline.losses.class_weights import ClassWeights, class_weights_of
+from sightline.losses.class_weights import ClassLoss, ClassWeights
 
 __all__ = ["CrossEntropy"]
 
 
 @registry.losses.add("cross_entropy")
-class CrossEntropy(Loss):
+class CrossEntropy(ClassLoss):
     """Sum over targets of -sum_c w_c q_c log p_c, where q is 1 - label_smoothing on the label and the rest elsewhere.
 
     `smoothing_over` says where the rest goes: evenly to the `others` (the code of the DGCNN family), or evenly to
@@ -26,8 +25,6 @@ class CrossEntropy(Loss):
     `class_weights` are numbers, or a rule for the classes' shares of the training data: `inverse`, `inverse_log`.
     Source: Szegedy et al. 2016, section 7 (smoothing).
     """
-
-    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -39,40 +36,29 @@ class CrossEntropy(Loss):
         class_weights: ClassWeights = None,
         class_counts: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            "cross_entropy",
+            num_classes=num_classes,
+            ignore_index=ignore_index,
+            class_weights=class_weights,
+            class_counts=class_counts,
+        )
         if label_smoothing > 0 and smoothing_over == "others" and num_classes < 2:
             raise ConfigError(
                 "cross_entropy.label_smoothing: one class has no others to smooth over; take 0 or smoothing_over: all"
             )
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
         num_sharing = num_classes - 1 if smoothing_over == "others" else num_classes
         self.share = label_smoothing / num_sharing if label_smoothing > 0 else 0.0
         self.extra_on_label = 1.0 - label_smoothing - (self.share if smoothing_over == "others" else 0.0)
-        weights = class_weights_of(
-            class_weights,
-            loss="cross_entropy",
-            num_classes=num_classes,
-            class_counts=class_counts,
-            ignore_index=ignore_index,
-        )
-        self.register_buffer("class_weights", weights, persistent=False)
 
     def count(self, *, label: Tensor) -> Tensor:
         """`label` (...) int64 -> how many are not ignored (int64), or their summed class weights (float64)."""
-        is_counted = self._is_counted(label)
-        if self.class_weights is None:
-            return is_counted.sum()
-        return self.class_weights[label[is_counted]].sum()
+        return self.weight_of(label)
 
     def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
         """`logits` (B, C) with `label` (B,), or (P, C) with (P,): classes last, labels 0 .. C-1 or ignored."""
-        if logits.shape != (*label.shape, self.num_classes):
-            raise ValueError(
-                f"logits: found the shape {tuple(logits.shape)} for labels {tuple(label.shape)}, expected "
-                f"{(*label.shape, self.num_classes)}"
-            )
-        is_counted = self._is_counted(label)
+        self.assert_shapes(logits, label)
+        is_counted = self.is_counted(label)
         target = torch.where(is_counted, label, 0)[..., None]
         negative = -F.log_softmax(logits, dim=-1)
         if self.class_weights is not None:
@@ -81,8 +67,3 @@ class CrossEntropy(Loss):
         if self.share > 0:
             loss = loss + self.share * negative.sum(dim=-1)
         return torch.where(is_counted, loss, 0.0).sum()
-
-    def _is_counted(self, label: Tensor) -> Tensor:
-        if self.ignore_index is None:
-            return torch.ones_like(label, dtype=torch.bool)
-        return label != self.ignore_index

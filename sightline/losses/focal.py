@@ -10,21 +10,18 @@ from torch.nn import functional as F
 
 from sightline import registry
 from sightline.arguments import Factor
-from sightline.losses.base import Loss
-from sightline.losses.class_weights import ClassWeights, class_weights_of
+from sightline.losses.class_weights import ClassLoss, ClassWeights
 
 __all__ = ["FocalCrossEntropy"]
 
 
 @registry.losses.add("focal_cross_entropy")
-class FocalCrossEntropy(Loss):
+class FocalCrossEntropy(ClassLoss):
     """Sum over targets of -w_c (1 - p)^gamma log p, where p is the probability of the target's class c.
 
     Counted are targets that are not ignored: `divide_by: weights` counts each with the weight of its class, `targets`
     each once (the code of SqueezeSeg). Source: Lin et al. 2017, equation 5.
     """
-
-    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -36,41 +33,27 @@ class FocalCrossEntropy(Loss):
         class_weights: ClassWeights = None,
         divide_by: Literal["weights", "targets"] = "weights",
     ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        super().__init__(
+            "focal_cross_entropy",
+            num_classes=num_classes,
+            ignore_index=ignore_index,
+            class_weights=class_weights,
+            class_counts=class_counts,
+        )
         self.gamma = gamma
         self.divide_by = divide_by
-        weights = class_weights_of(
-            class_weights,
-            loss="focal_cross_entropy",
-            num_classes=num_classes,
-            class_counts=class_counts,
-            ignore_index=ignore_index,
-        )
-        self.register_buffer("class_weights", weights, persistent=False)
 
     def count(self, *, label: Tensor) -> Tensor:
         """`label` (...) int64 -> how many are not ignored (int64), or their summed class weights (float64)."""
-        is_counted = self._is_counted(label)
-        if self.class_weights is None or self.divide_by == "targets":
-            return is_counted.sum()
-        return self.class_weights[label[is_counted]].sum()
+        return self.is_counted(label).sum() if self.divide_by == "targets" else self.weight_of(label)
 
     def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
         """`logits` (..., C) with `label` (...): classes last, labels 0 .. C-1 or ignored."""
-        if logits.shape != (*label.shape, self.num_classes):
-            raise ValueError(
-                f"logits: found the shape {tuple(logits.shape)} for labels {tuple(label.shape)}, expected "
-                f"{(*label.shape, self.num_classes)}"
-            )
-        is_counted = self._is_counted(label)
+        self.assert_shapes(logits, label)
+        is_counted = self.is_counted(label)
         target = torch.where(is_counted, label, 0)
         log_p = F.log_softmax(logits, dim=-1).gather(-1, target[..., None]).squeeze(-1)
         loss = -((1 - log_p.exp()) ** self.gamma) * log_p
         if self.class_weights is not None:
             loss = loss * self.class_weights.to(loss.dtype)[target]
         return torch.where(is_counted, loss, 0.0).sum()
-
-    def _is_counted(self, label: Tensor) -> Tensor:
-        return torch.ones_like(label, dtype=torch.bool) if self.ignore_index is None else label != self.ignore_index

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.losses.base import Loss
+from sightline.losses.class_weights import ClassLoss
 
 __all__ = ["LovaszSoftmax", "lovasz_of_image"]
 
 
 @registry.losses.add("lovasz_softmax")
-class LovaszSoftmax(Loss):
+class LovaszSoftmax(ClassLoss):
     """Sum over images of the mean, over the classes that labels have, of the Lovász extension of 1 - IoU (0 to 1).
 
     An image is a row of the batch, for points of joined clouds a cloud. Counted are images with a label that is not
@@ -21,31 +21,22 @@ class LovaszSoftmax(Loss):
     """
 
     def __init__(self, *, num_classes: int, ignore_index: int | None = None) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        super().__init__("lovasz_softmax", num_classes=num_classes, ignore_index=ignore_index)
 
     def count(self, *, label: Tensor, offsets: Tensor | None = None) -> Tensor:
         """How many images of `label` (B, ...), or clouds of (P,) with their `offsets`, have a label that counts."""
-        return torch.stack([self._is_counted(each).any() for each in _images(label, label, offsets)]).sum()
+        return torch.stack([self.is_counted(each).any() for each in _images(label, label, offsets)]).sum()
 
     def forward(self, *, logits: Tensor, label: Tensor, offsets: Tensor | None = None) -> Tensor:
         """`logits` (B, ..., C) with `label` (B, ...), or (P, C) with (P,) and `offsets`: classes last."""
-        if logits.shape != (*label.shape, self.num_classes):
-            raise ValueError(
-                f"logits: found the shape {tuple(logits.shape)} for labels {tuple(label.shape)}, expected "
-                f"{(*label.shape, self.num_classes)}"
-            )
+        self.assert_shapes(logits, label)
         total = logits[:0].sum()  # 0, with a gradient of 0 where nothing counts
         for image, labels in zip(_images(logits, label, offsets), _images(label, label, offsets), strict=True):
-            is_counted = self._is_counted(labels).flatten()
+            is_counted = self.is_counted(labels).flatten()
             chosen = image.reshape(-1, self.num_classes)[is_counted]
             probabilities = chosen.to(torch.promote_types(chosen.dtype, torch.float32)).softmax(dim=1)
             total = total + lovasz_of_image(probabilities, labels.flatten()[is_counted])
         return total
-
-    def _is_counted(self, label: Tensor) -> Tensor:
-        return torch.ones_like(label, dtype=torch.bool) if self.ignore_index is None else label != self.ignore_index
 
 
 def lovasz_of_image(probabilities: Tensor, label: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -41,26 +41,26 @@ class _RangeNet(RangeImageNetwork):
     """Darknet that halves columns alone, and a decoder that doubles them and adds what the encoder had."""
 
     multiples = (1, 32)
+    depths: ClassVar[Sequence[int]]
 
     def __init__(
         self,
         *,
         num_classes: int,
         in_channels: int,
-        depths: Sequence[int],
-        width: int,
-        dropout: float,
-        detach_skips: bool,
-        circular: bool,
-        channels_last: bool,
+        width: Count = 32,
+        dropout: Fraction = 0.01,
+        detach_skips: bool = False,
+        circular: bool = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__(in_channels=in_channels, channels_last=channels_last)
         self.detach_skips = detach_skips
         self.backbone = Darknet(
             in_channels=in_channels,
-            depths=depths,
+            depths=self.depths,
             width=width,
-            strides=((1, 2),) * len(depths),
+            strides=((1, 2),) * len(self.depths),
             momentum=_MOMENTUM,
             slope=_SLOPE,
             dropout=dropout,
@@ -93,27 +93,7 @@ class RangeNet21(_RangeNet):
     Source: Milioto et al. 2019, RangeNet++, figure 3; layout of PRBonn/lidar-bonnetal.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        in_channels: int,
-        width: Count = 32,
-        dropout: Fraction = 0.01,
-        detach_skips: bool = False,
-        circular: bool = False,
-        channels_last: bool = False,
-    ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            in_channels=in_channels,
-            depths=DARKNET21,
-            width=width,
-            dropout=dropout,
-            detach_skips=detach_skips,
-            circular=circular,
-            channels_last=channels_last,
-        )
+    depths = DARKNET21
 
 
 @registry.models.add("rangenet53")
@@ -123,24 +103,4 @@ class RangeNet53(_RangeNet):
     Source: Milioto et al. 2019, RangeNet++, figure 3; layout of PRBonn/lidar-bonnetal.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        in_channels: int,
-        width: Count = 32,
-        dropout: Fraction = 0.01,
-        detach_skips: bool = False,
-        circular: bool = False,
-        channels_last: bool = False,
-    ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            in_channels=in_channels,
-            depths=DARKNET53,
-            width=width,
-            dropout=dropout,
-            detach_skips=detach_skips,
-            circular=circular,
-            channels_last=channels_last,
-        )
+    depths = DARKNET53

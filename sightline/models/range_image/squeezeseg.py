@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,30 +100,35 @@ class _SqueezeSeg(RangeImageNetwork):
     """
 
     multiples = (1, 16)
+    is_second: ClassVar[bool]
 
     def __init__(
         self,
         *,
         num_classes: int,
         in_channels: int,
-        is_second: bool,
-        dropout: float,
-        crf: bool,
-        compat: Compat,
-        detach_skips: bool,
-        circular: bool,
-        channels_last: bool,
+        dropout: Fraction = 0.5,
+        crf: bool = False,
+        compat: Compat = "mean_field",
+        detach_skips: bool = False,
+        circular: bool = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__(in_channels=in_channels, channels_last=channels_last)
         if crf and in_channels < _XYZ.stop:
             raise ValueError(f"crf: needs x, y and z as channels 1 to 3 of the image, which has {in_channels} channels")
-        self.is_second, self.circular, self.detach_skips = is_second, circular, detach_skips
-        fire = partial(_Fire, normalizes=is_second, circular=circular, doubles=True)
+        self.circular, self.detach_skips = circular, detach_skips
+        fire = partial(_Fire, normalizes=self.is_second, circular=circular, doubles=True)
         stem = _unit(
-            in_channels=in_channels, out_channels=_STEM, size=3, stride=(1, 2), normalizes=is_second, circular=circular
+            in_channels=in_channels,
+            out_channels=_STEM,
+            size=3,
+            stride=(1, 2),
+            normalizes=self.is_second,
+            circular=circular,
         )
         self.stem = nn.Sequential(stem, *self._contexts(_STEM, level=0))
-        norm = nn.BatchNorm2d(_STEM, momentum=_MOMENTUM) if is_second else None
+        norm = nn.BatchNorm2d(_STEM, momentum=_MOMENTUM) if self.is_second else None
         self.whole = ConvBlock(in_channels=in_channels, out_channels=_STEM, size=1, norm=norm)
         self.down = nn.ModuleList(nn.Sequential(*self._level(level)) for level in range(len(_LEVELS)))
         before = (2 * _LEVELS[-1][-1][1], *(2 * each for _, each in _UP[:-1]))
@@ -175,29 +180,7 @@ class SqueezeSeg(_SqueezeSeg):
     Source: Wu et al. 2018, SqueezeSeg, figure 3; layout of PRBonn/lidar-bonnetal.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        in_channels: int,
-        dropout: Fraction = 0.5,
-        crf: bool = False,
-        compat: Compat = "mean_field",
-        detach_skips: bool = False,
-        circular: bool = False,
-        channels_last: bool = False,
-    ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            in_channels=in_channels,
-            is_second=False,
-            dropout=dropout,
-            crf=crf,
-            compat=compat,
-            detach_skips=detach_skips,
-            circular=circular,
-            channels_last=channels_last,
-        )
+    is_second = False
 
 
 @registry.models.add("squeezesegv2")
@@ -208,26 +191,4 @@ class SqueezeSegV2(_SqueezeSeg):
     Source: Wu et al. 2019, SqueezeSegV2, figure 3; layout of PRBonn/lidar-bonnetal.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        in_channels: int,
-        dropout: Fraction = 0.5,
-        crf: bool = False,
-        compat: Compat = "mean_field",
-        detach_skips: bool = False,
-        circular: bool = False,
-        channels_last: bool = False,
-    ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            in_channels=in_channels,
-            is_second=True,
-            dropout=dropout,
-            crf=crf,
-            compat=compat,
-            detach_skips=detach_skips,
-            circular=circular,
-            channels_last=channels_last,
-        )
+    is_second = True
