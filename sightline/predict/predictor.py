@@ -167,7 +167,7 @@ class Predictor(Generic[Prediction]):
     def kind_of(self, file: ReadFile) -> Hashable:
         """What files have in common that can share a batch: the shapes of all fields that are not concatenated."""
         return tuple(
-            np.shape(value) for name, value in file.sample.items() if self.fields[name].collate != "concatenate"
+            np.shape(file.sample[name]) for name, field in self.fields.items() if field.collate != "concatenate"
         )
 
     def compact(self, prediction: Prediction) -> Prediction:

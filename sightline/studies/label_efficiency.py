@@ -33,7 +33,7 @@ _SET_HERE = {
     "evaluate.select": "nothing of so few labels is held out",
     "evaluate.every": "the last weights alone are scored",
 }
-"""What runs are told apart by, or all have in common."""
+"""What runs are distinguished by, or all have in common."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class LabelStudy:
 
 
 def _assert_free(overrides: Sequence[str]) -> None:
-    """Raises UserError for an override of what the runs of the table are told apart by."""
+    """Raises UserError for an override of what the runs of the table are distinguished by."""
     for override in overrides:
         key = override.partition("=")[0].strip()
         if key in _SET_HERE:

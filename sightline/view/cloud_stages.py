@@ -16,7 +16,7 @@ from sightline.pictures import Frame
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.clouds import ByClass, ByColor, Cloud, Coloring, errors_of, upward
 from sightline.view.predictor import Predictor
-from sightline.view.range_panels import image_panels, prediction_panels, told_of_image
+from sightline.view.range_panels import describe_image, image_panels, prediction_panels
 
 __all__ = ["TRUTH", "CloudStages"]
 
@@ -52,7 +52,7 @@ class CloudStages:
         elif "range_image" in sample and "range_image" not in before:
             whole = {**sample, "label": sample["whole_label"]} if "whole_label" in sample else sample
             panels = image_panels(sample, self.facts)
-            yield replace(self._cloud(stage, whole), panels=panels, told=told_of_image(sample))
+            yield replace(self._cloud(stage, whole), panels=panels, told=describe_image(sample))
         else:
             yield self._cloud(stage, sample)
 

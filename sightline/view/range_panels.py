@@ -12,7 +12,7 @@ from sightline.tasks.segment import WRONG
 from sightline.types import Sample
 from sightline.view.panels import Panel
 
-__all__ = ["image_panels", "prediction_panels", "told_of_image"]
+__all__ = ["describe_image", "image_panels", "prediction_panels"]
 
 _EMPTY = np.array([28, 31, 36], dtype=np.uint8)
 
@@ -42,7 +42,7 @@ def prediction_panels(sample: Mapping[str, Any], seen: np.ndarray, facts: Mappin
     return tuple(panels)
 
 
-def told_of_image(sample: Sample) -> str:
+def describe_image(sample: Sample) -> str:
     """The shares of pixels that are filled, and of points that a pixel shows."""
     distance = sample["range_image"]
     num_filled = int((distance >= 0).sum())

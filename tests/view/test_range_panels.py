@@ -7,7 +7,7 @@ import torch
 
 from sightline.pictures import PALETTE, UNLABELLED
 from sightline.tasks.segment import WRONG
-from sightline.view.range_panels import image_panels, prediction_panels, told_of_image
+from sightline.view.range_panels import describe_image, image_panels, prediction_panels
 
 EMPTY = np.array([28, 31, 36], dtype=np.uint8)
 FACTS = {"ignore_index": 0}
@@ -26,7 +26,7 @@ def test_distances_and_labels() -> None:
     assert (labels[[0, 1], [1, 2]] == EMPTY).all()
     assert (labels[0, 0] == PALETTE[1]).all()
     assert (labels[1, 0] == UNLABELLED).all(), "a point without a label is grey"
-    assert told_of_image(SCAN) == "2 x 3 pixels, 66.7% filled, 40.0% of the points shown"
+    assert describe_image(SCAN) == "2 x 3 pixels, 66.7% filled, 40.0% of the points shown"
 
 
 def test_only_labelled_pixels_are_wrong() -> None:
@@ -41,4 +41,4 @@ def test_an_empty_scan_is_black() -> None:
     scan = {"points": torch.zeros(0, 3), "range_image": torch.full((2, 3), -1.0)}
     (panel,) = image_panels(scan, FACTS)
     assert (panel.pixels == EMPTY).all()
-    assert told_of_image(scan) == "2 x 3 pixels, 0.0% filled, 0.0% of the points shown"
+    assert describe_image(scan) == "2 x 3 pixels, 0.0% filled, 0.0% of the points shown"

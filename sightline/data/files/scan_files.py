@@ -51,7 +51,7 @@ def read_matrices(path: Path) -> dict[str, np.ndarray]:
         if not line.strip():
             continue
         if not colon:
-            raise DataError(f"{path}:{number}: is no `name: numbers`; get the file again")
+            raise DataError(f"{path}:{number}: is not `name: numbers`; get the file again")
         matrices[name.strip()] = _numbers(numbers, f"{path}:{number}")
     return matrices
 
@@ -96,4 +96,4 @@ def _lines(path: Path) -> list[str]:
     try:
         return read_file(path).decode("ascii").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no text (byte {error.start}); get the file again") from error
+        raise DataError(f"{path}: is not text (byte {error.start}); get the file again") from error

@@ -28,7 +28,7 @@ __all__ = ["KittiObject"]
 
 LABEL_MAPS = {"kitti_object": "kitti_object.yaml"}
 _PARTS = {"velodyne": ".bin", "label_2": ".txt", "calib": ".txt", "image_2": ".png"}
-_MOST_TOLD = 10
+_MOST_NAMED = 10
 Margin = Annotated[float, Ge(0.0), Le(1.0)]
 
 
@@ -153,13 +153,13 @@ def _whole_frames(folder: Path, *, needs_image: bool) -> tuple[dict[str, dict[st
         for frame, missing in lacking.items()
         if not missing
     }
-    told = [f"{frame} lacks {', '.join(parts)}" for frame, parts in lacking.items() if parts]
+    lines = [f"{frame} lacks {', '.join(parts)}" for frame, parts in lacking.items() if parts]
     if not whole:
-        first = f"; {told[0]}" if told else ""
+        first = f"; {lines[0]}" if lines else ""
         advice = "; if there are no images, give their size: image_px=[1242, 375]" if needs_image else ""
         raise DataError(f"{folder}: no frame has all of {', '.join(needed)}{first}{advice}")
-    more = f", and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
-    return whole, [f"{len(told)} frames left out: {'; '.join(told[:_MOST_TOLD])}{more}"] if told else []
+    more = f", and {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
+    return whole, [f"{len(lines)} frames left out: {'; '.join(lines[:_MOST_NAMED])}{more}"] if lines else []
 
 
 def _scan(

@@ -82,7 +82,7 @@ def read_calibration(path: Path) -> Calibration:
 
 
 def image_size_px(path: Path) -> tuple[int, int]:
-    """Width and height of a picture, from its first bytes. Raises DataError for what is no picture."""
+    """Width and height of a picture, from its first bytes. Raises DataError for a file that is not a picture."""
     assert_regular(path)
     try:
         with Image.open(path) as image:

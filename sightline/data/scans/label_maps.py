@@ -20,7 +20,7 @@ MAX_ID = 2**16 - 1
 """Files keep ids in 16 bits; the upper half of a label is an instance."""
 _MAX_BYTES = 200_000
 _UNKNOWN = -1
-_MOST_TOLD = 3
+_MOST_NAMED = 3
 
 
 class LabelMap:
@@ -100,11 +100,11 @@ class LabelMap:
         }
 
     def _told_unknown(self, ids: np.ndarray, counts: np.ndarray) -> str:
-        told = [f"{raw} ({count} points)" for raw, count in zip(ids.tolist(), counts.tolist(), strict=True)]
-        more = f" and {len(told) - _MOST_TOLD} more" if len(told) > _MOST_TOLD else ""
-        ids_are = "the label id" if len(told) == 1 else "the label ids"
+        named = [f"{raw} ({count} points)" for raw, count in zip(ids.tolist(), counts.tolist(), strict=True)]
+        more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+        ids_are = "the label id" if len(named) == 1 else "the label ids"
         return (
-            f"{ids_are} {', '.join(told[:_MOST_TOLD])}{more} not in the map {self.where}; add them to a map of your "
+            f"{ids_are} {', '.join(named[:_MOST_NAMED])}{more} not in the map {self.where}; add them to a map of your "
             "own: data.label_map=FILE.yaml"
         )
 
@@ -146,7 +146,7 @@ def _read_yaml(text: str, path: Path) -> Mapping[str, Any]:
     finally:
         loader.dispose()
     if node is None or not isinstance(tables, Mapping):
-        raise DataError(f"{path}: is no label map; it needs labels, learning_map and learning_map_inv")
+        raise DataError(f"{path}: is not a label map; it needs labels, learning_map and learning_map_inv")
     _check_twice(node, path)
     return tables
 
@@ -170,7 +170,7 @@ def _table(tables: Mapping[str, Any], name: str, where: str, kind: type, *, high
     for given, value in table.items():
         key = int(given) if isinstance(given, str) and given.isdecimal() else given
         if type(key) is not int or key not in range(high + 1):
-            raise DataError(f"{where}: {name}: the key {given!r} is no whole number from 0 to {high}")
+            raise DataError(f"{where}: {name}: the key {given!r} is not a whole number from 0 to {high}")
         if type(value) is not kind or (kind is int and value not in range(high + 1)):
             needed = "a name" if kind is str else f"a whole number from 0 to {high}"
             raise DataError(f"{where}: {name}: {key} leads to {value!r}, {needed} is needed")

@@ -181,7 +181,7 @@ class LabelledScans:
 
 
 def parts_of(prepared: Prepared, *, tested: Sequence[str], test_share: float, validation_share: float) -> Parts:
-    """The parts of a set whose scans are told apart by their names, in the order of these.
+    """The parts of a set whose scans are distinguished by their names, in the order of these.
 
     Scans whose names begin with one of `tested` are the test part; without any, the lists that the source came with
     decide, else the last scans do. The last share of those that remain chooses the checkpoint: neighbours in time are

@@ -78,14 +78,14 @@ def describe_scans(prepared: Prepared) -> dict[str, Any]:
     """What `data info` prints of a prepared set of scans."""
     manifest = prepared.manifest
     listed = manifest[LISTED]
-    told = ("layout", "split", "remission_high", "points_per_id", "differences")
+    shown = ("layout", "split", "remission_high", "points_per_id", "differences")
     return {
         "set": manifest["set"],
         "root": str(prepared.root.resolve()),
         "files": f"{listed['num_files']:,} files, {listed['num_bytes']:,} bytes, in place below {listed['root']}",
         "scans": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
         "points": {split: facts["num_points"] for split, facts in manifest["splits"].items()},
-        **{key: manifest[key] for key in told if key in manifest},
+        **{key: manifest[key] for key in shown if key in manifest},
     }
 
 
@@ -111,14 +111,14 @@ def _summary(prepared: Prepared, *, notes: tuple[str, ...]) -> dict[str, Any]:
     rows = [(split, row) for split in names for row in range(splits[split]["num_rows"])]
     ids, counts = id_counts(prepared, rows)
     empty = [prepared.names(split)[row] for split, row in rows if not prepared.array(split, "num_points")[row]]
-    told = [f"{len(empty)} scans without points: {', '.join(empty[:5])}"] if empty else []
+    empty_notes = [f"{len(empty)} scans without points: {', '.join(empty[:5])}"] if empty else []
     return {
         "splits": {
             split: {**splits[split], "num_points": int(prepared.array(split, "num_points").sum())} for split in names
         },
         "remission_high": max(float(prepared.array(split, "remission_high").max()) for split in names),
         "points_per_id": dict(zip(map(str, ids.tolist()), counts.tolist(), strict=True)),
-        "differences": [*notes, *told],
+        "differences": [*notes, *empty_notes],
     }
 
 

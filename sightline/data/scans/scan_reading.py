@@ -38,9 +38,9 @@ def read_scan(path: Path, *, columns: Sequence[str] | None) -> Cloud:
     if columns is None:
         num_bytes = size_of(path)
         fits = [str(count) for count in (3, 4, 5, 6) if num_bytes % (4 * count) == 0]
-        told = f"fit {' and '.join(fits)} columns" if fits else "fit no number of columns from 3 to 6"
+        fit = f"fit {' and '.join(fits)} columns" if fits else "fit no number of columns from 3 to 6"
         raise DataError(
-            f"{path}: its {num_bytes} bytes {told} of float32, and nothing in it says which; state them: "
+            f"{path}: its {num_bytes} bytes {fit} of float32, and nothing in it says which; state them: "
             "'columns=[x, y, z, intensity]' when preparing, --columns x,y,z,intensity else (_ for one to leave out)"
         )
     names = check_columns(columns)
@@ -53,7 +53,7 @@ def read_scan(path: Path, *, columns: Sequence[str] | None) -> Cloud:
 def scan_ids(cloud: Cloud, path: Path, label: str) -> np.ndarray:
     """The ids (N,) int64 of a scan: of its column `label`, else of a file `<name>.label` beside it.
 
-    Raises DataError where there is neither, and for a label that is no whole number from 0 to 65535.
+    Raises DataError where there is neither, and for a label that is not a whole number from 0 to 65535.
     """
     beside = path.with_suffix(".label")
     if label not in cloud.channels:

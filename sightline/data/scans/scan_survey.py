@@ -57,14 +57,14 @@ def survey_scans(
 
 def _unlike(sensor: Sensor, mean: tuple[float, ...], share_outside: float, high: float) -> list[str]:
     """What of the scans a network trained on the expected sensor would not know."""
-    told = []
+    notes = []
     if share_outside > _MOST_OUTSIDE:
         up, down = sensor.fov_deg
-        told.append(f"{share_outside:.0%} of the points are outside the field of view from {up:g} to {down:g} degrees")
+        notes.append(f"{share_outside:.0%} of the points are outside the field of view from {up:g} to {down:g} degrees")
     if high > sensor.remission_max:
-        told.append(f"remissions run to {high:g}, to {sensor.remission_max:g} expected: set sensor.remission_max")
+        notes.append(f"remissions run to {high:g}, to {sensor.remission_max:g} expected: set sensor.remission_max")
     if sensor.input_mean is not None and sensor.input_std is not None:
         for name, found, expected, spread in zip(_LOOKED_AT, mean, sensor.input_mean, sensor.input_std, strict=True):
             if abs(found - expected) > _MOST_SPREADS * spread:
-                told.append(f"the mean {name} is {found:g}, {expected:g} with a spread of {spread:g} expected")
-    return told
+                notes.append(f"the mean {name} is {found:g}, {expected:g} with a spread of {spread:g} expected")
+    return notes

@@ -49,7 +49,7 @@ class Listing:
             self._rows = [[ListedFile(*entry) for entry in row] for row in rows]
             strange = next((each.path for row in self._rows for each in row if not _is_below(each.path)), None)
         except TypeError as error:
-            raise DataError(f"{where}: is no list of files; prepare the set again") from error
+            raise DataError(f"{where}: is not a list of files; prepare the set again") from error
         if strange is not None:
             raise DataError(f"{where}: lists '{strange}', which is not below {root}; prepare the set again")
 

@@ -107,7 +107,7 @@ def test_ones_own_map_merges_classes(tmp_path: Path) -> None:
         ("9: thing", "9: ground", "labels: two classes are called 'ground'"),
         ("10: 2}", "10: -1}", "10 leads to -1, a whole number from 0 to 65535 is needed"),
         ("10: 2}", "10: 2.0}", "10 leads to 2.0"),
-        ("10: 2}", "70000: 2}", "the key 70000 is no whole number"),
+        ("10: 2}", "70000: 2}", "the key 70000 is not a whole number"),
         ("10: 2}", "9: 1}", r"mine\.yaml:3: names 9 a second time"),
         ("2: false", "2: true", "learning_ignore: ignores class 2"),
         ("learning_map:", "learning_mop:", "has no table 'learning_map'"),
@@ -125,5 +125,5 @@ def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere.*: cannot be read as a label map.*there: single, multi"):
         read_label_map(str(tmp_path / "nowhere"), LABEL_MAPS)
     for text in ("", "[1, 2]", "text", "!!python/object:os.system {}"):
-        with pytest.raises(DataError, match=r"mine\.yaml: (is no label map|does not read)|mine\.yaml:1"):
+        with pytest.raises(DataError, match=r"mine\.yaml: (is not a label map|does not read)|mine\.yaml:1"):
             own(tmp_path, text)

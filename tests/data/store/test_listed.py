@@ -84,7 +84,7 @@ def test_a_listing_that_leads_out_of_its_folder_is_refused(prepared: Path, path:
 @pytest.mark.parametrize("listing", [[], {"a": 1}, 3, [[["x"]], [["y"]]], [[[1, 2, 3, 4]], []], [1, 2]])
 def test_a_listing_of_another_form_is_refused(prepared: Path, listing: object) -> None:
     rewrite(prepared, listing)
-    with pytest.raises(DataError, match=r"00\.listed\.json: (is no list of files|lists \d+ rows of 2)"):
+    with pytest.raises(DataError, match=r"00\.listed\.json: (is not a list of files|lists \d+ rows of 2)"):
         Prepared(prepared, read_manifest(prepared)).listing("00")
 
 

@@ -1,0 +1,120 @@
+"""Healthy runs, shipped, small, ragged and toys, on which no check finds an error or a warning."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.config import RunConfig, read_config
+from sightline.config.run_config import Evaluate, Train
+from sightline.data.loading.reading import BatchReader
+from sightline.engine.build import Built, Data, Part, build
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import Evaluator
+from sightline.engine.precision import Precision
+from sightline.engine.schedules import Constant
+from sightline.engine.stream import Plan, Stream
+from sightline.engine.train import Job
+from sightline.types import Component
+from tests.conftest import ROOT
+from tests.contract.toys import NUM_SAMPLES, TOYS, meters
+from tests.doctor.planting import assert_healthy, make, with_data
+from tests.doctor.segmenting import Edited, Joined, PerPoint, make_parts, make_rooms
+
+SHIPPED = sorted((ROOT / "configs").glob("*/synthetic_*.yaml"))
+_NARROW = ("data.num_columns=64", "transforms.train.2.width=64", "transforms.evaluate.0.width=64")
+SMALLER = {
+    "synthetic_hands_v2v": ("transforms.train.0.size=32", "transforms.evaluate.0.size=32"),
+    **{f"synthetic_lidar_{name}": _NARROW for name in ("deeplabv3", "rangenet21", "salsanext", "squeezeseg")},
+}
+"""Of V2V 88 voxels a side take 2 GB: tests/long/test_healthy_volume.py. Scans have 512 columns, which take seconds."""
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_configs_that_need_no_files_are_healthy(path: Path) -> None:
+    is_from_a_run = read_config(path).init is not None  # which is not there: from scratch then
+    words = ["init=null"] if is_from_a_run else SMALLER.get(path.stem, ())
+    assert_healthy(build(read_config(path, words), World()))
+
+
+@pytest.mark.parametrize("model", ["pointnet", "dgcnn"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_small_runs_are_healthy_whatever_the_seed(tmp_path: Path, model: str, seed: int) -> None:
+    more = ", num_neighbours: 8, embedding: 64" if model == "dgcnn" else ""
+    assert_healthy(make(tmp_path, f"model={{name: {model}{more}}}", f"seed={seed}"))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("normals", ["none", "file"])
+def test_small_runs_on_parts_are_healthy_whatever_the_seed(tmp_path: Path, seed: int, normals: str) -> None:
+    model = PerPoint(in_channels=3 if normals == "none" else 6, num_classes=30)
+    assert_healthy(make_parts(tmp_path, f"seed={seed}", f"data.normals={normals}", model=model))
+    assert_healthy(make_parts(tmp_path, f"seed={seed}"))
+
+
+@pytest.mark.parametrize("wrap", [lambda dataset: dataset, Joined], ids=["our collate", "its own"])
+def test_ragged_runs_are_healthy(tmp_path: Path, wrap: Any) -> None:
+    assert_healthy(make_rooms(tmp_path, wrap))
+
+
+def ragged(inner: Any) -> Edited:
+    """Objects with parts, each with a number of points of its own."""
+    fields = dict(inner.info.fields)
+    for name in ("points", "normals", "label"):
+        shape = "points" if name == "label" else "points 3"
+        fields[name] = dataclasses.replace(fields[name], shape=shape, collate="concatenate")
+
+    def edit(sample: dict, index: int) -> dict:
+        return {name: value if name == "category" else value[: 40 + index % 24] for name, value in sample.items()}
+
+    return Edited(inner, edit, fields=fields)
+
+
+def test_ragged_objects_with_parts_are_healthy(tmp_path: Path) -> None:
+    assert_healthy(with_data(make_parts(tmp_path, model=PerPoint(in_channels=3, num_classes=30)), ragged))
+
+
+def toy_run(name: str, micro_batches: int) -> Built:
+    """A toy of the contract tests as a built run."""
+    toy, world = TOYS[name], World()
+    torch.manual_seed(0)
+    model, reader, precision = toy.model().double(), BatchReader(toy.dataset), Precision("float64")
+    task = toy.task(model, reader.keys)
+    plan = Plan(np.arange(NUM_SAMPLES), 8, seed=3, micro_batches=micro_batches)
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": 0.02, "base_lr": 0.02}])
+    job = Job(
+        model=model,
+        task=task,
+        optimizer=optimizer,
+        schedule=Constant(num_steps=8, steps_per_epoch=6, warmup_epochs=0.5),
+        stream=Stream(plan, reader, world.rank),
+        num_steps=8,
+        weights=toy.weights,
+        precision=precision,
+    )
+    part = Part(toy.dataset, np.arange(NUM_SAMPLES), reader, "train")
+    evaluator = Evaluator(
+        task, meters(toy, model, reader), reader, part.indices, 7, loss_names=tuple(toy.weights), precision=precision
+    )
+    config = RunConfig(
+        name=name,
+        data=Component("toy"),
+        model=Component("toy"),
+        losses=tuple(Component(loss) for loss in toy.weights),
+        metrics=(Component("toy"),),
+        optimizer=Component("adamw"),
+        train=Train(epochs=2, batch_size=8),
+        evaluate=Evaluate(metric="toy"),
+    )
+    return Built(config, Data(part, part, part, {}), job, evaluator, evaluator)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("name", TOYS)
+def test_every_kind_of_task_is_healthy(name: str, micro_batches: int) -> None:
+    assert_healthy(toy_run(name, micro_batches))
