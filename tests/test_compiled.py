@@ -71,18 +71,20 @@ def test_work_is_timed_without_compiling(tmp_path: Path) -> None:
     kernel = compiled.compiled(module.add_up)
     total = np.zeros(50)
 
-    def spent(values: np.ndarray) -> tuple[float, float]:
+    def spent(dtype: str) -> tuple[float, float]:
+        values = np.ones(50, dtype=dtype)
         processor, work = time.thread_time(), compiled.working_s()
         kernel(0, 50, values, total)
         return time.thread_time() - processor, compiled.working_s() - work
 
     assert callable(kernel.machine_code)  # from here on numba itself is imported
-    (first, first_work), (known, known_work) = spent(np.ones(50)), spent(np.ones(50))
-    assert known_work == pytest.approx(known, abs=1e-4)
-    assert known_work < first_work < first - 0.02, "compiling is left out"
-    assert first_work == pytest.approx(known_work, rel=1), "the kernel's own work is not"
-    other, other_work = spent(np.ones(50, dtype=np.float32))
-    assert other_work < other - 0.02
+    works = []
+    for dtype in ("float64", "float32", "int64", "int32"):  # each is compiled anew; a pause can hit one of them
+        (first, first_work), (known, known_work) = spent(dtype), spent(dtype)
+        assert known_work == pytest.approx(known, abs=1e-4)
+        assert first_work < first - 0.02, "compiling is left out"
+        works.append(first_work / known_work)
+    assert 0.5 < min(works) < 2, "the kernel's own work is counted"
 
 
 def test_kernels_run_where_numba_is_told_not_to_compile() -> None:
