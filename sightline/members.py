@@ -90,6 +90,9 @@ class TaskMembers:
     """Optional members of a task."""
 
     predicts: Member[frozenset[str]] = Member("the keys of its predictions, for metrics", absent=frozenset())
+    offers: Member[frozenset[str]] = Member(
+        "the keys of what `prepare` works out once a batch, for losses and metrics", absent=frozenset()
+    )
     vote: Member[Function] = Member("`vote(passes)`: several predictions of one batch as one", absent=None)
     show: Member[Function] = Member("`show(batch, predictions)`: pictures for TensorBoard", absent=None)
     evaluation_arguments: Member[frozenset[str]] = Member(
@@ -107,6 +110,9 @@ class MetricMembers:
         "True, False, or figure → True or False; `evaluate.mode` is then not needed", absent=None
     )
     slots: Member[Any] = Member("names of states with a row per sample", absent=())
+    rows: Member[Any] = Member(
+        "names of states with any number of rows per sample (float64, the sample's index first)", absent=()
+    )
     within_batch: Member[frozenset[str]] = Member(
         "names of figures that by definition depend on the batch size", absent=frozenset()
     )

@@ -207,7 +207,7 @@ def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, l
     wiring["micro_batches"] = config.train.micro_batches
     with _placed(config.losses):
         task = registry.tasks.build(config.task, facts={**facts, **wiring})
-    predictions = Offer(f"task '{config.task.name}'", TaskMembers.predicts.of(task))
+    predictions = Offer(f"task '{config.task.name}'", TaskMembers.predicts.of(task) | TaskMembers.offers.of(task))
     meters = []
     for component, metric in zip(config.metrics, build_metrics(config, facts), strict=True):
         update = bind(metric.update, batch, outputs, predictions, owner=f"metrics.{component.name}", skip=("state",))

@@ -20,7 +20,7 @@ from sightline.engine.precision import Precision
 from sightline.engine.step import Task, batch_step, mean
 from sightline.engine.stream import Reader, evaluation_keys, read_batches
 from sightline.members import MetricMembers, TaskMembers
-from sightline.metrics.base import Metric, State, fresh_state, pool_states
+from sightline.metrics.base import Metric, State, fresh_state, pool_states, row_states, sorted_rows
 from sightline.pictures import Picture
 from sightline.types import Batch, SampleKey
 
@@ -181,7 +181,12 @@ class Evaluator:
         self, tallies: Sequence[_Tally], ledger: _Ledger, world: World, started: float, drawn: tuple[Picture, ...]
     ) -> Evaluation:
         flat = {f"{number}/{name}": t for number, tally in enumerate(tallies) for name, t in tally.state.items()}
-        totals = world.all_reduce_sum(flat | ledger.tensors(), what="metrics")
+        ragged = {f"{number}/{name}" for number, tally in enumerate(tallies) for name in row_states(tally.meter.metric)}
+        summed = {name: tensor for name, tensor in flat.items() if name not in ragged}
+        totals = world.all_reduce_sum(summed | ledger.tensors(), what="metrics")
+        totals |= {
+            name: sorted_rows(world.gather_rows(flat[name], what="rows of metrics")[0]) for name in sorted(ragged)
+        }
         ledger.assert_complete(totals)
         measured = tuple(
             Measured(tally.meter, tally.suffix, {name: totals[f"{number}/{name}"].cpu() for name in tally.state})

@@ -11,7 +11,17 @@ from torch import Tensor
 from sightline.errors import summary_of
 from sightline.members import MetricMembers
 
-__all__ = ["Metric", "State", "fault_of_state", "fresh_state", "is_higher_better", "pool_states"]
+__all__ = [
+    "Metric",
+    "State",
+    "append_rows",
+    "fault_of_state",
+    "fresh_state",
+    "is_higher_better",
+    "pool_states",
+    "row_states",
+    "sorted_rows",
+]
 
 State = dict[str, Tensor]
 
@@ -23,9 +33,10 @@ class Metric(Protocol):
 
     State tensors are int64 counts, or slots (one row per sample, zero elsewhere); both are reduced by SUM. A metric
     with slots names them in an attribute `slots` and takes `num_samples` in `new_state`, one more than the largest
-    index that it will be given. `update` names batch keys and prediction keys after the state. `compute` runs on the
-    reduced state and returns named numbers (NaN where nothing was counted). Its optional members:
-    `members.MetricMembers`.
+    index that it will be given. Where samples have any number of rows each, such as detections, the attribute `rows`
+    names float64 states (0, 1 + K) that `update` extends by `append_rows`; they are gathered, in the order of samples.
+    `update` names batch keys and prediction keys after the state. `compute` runs on the reduced state and returns named
+    numbers (NaN where nothing was counted). Its optional members: `members.MetricMembers`.
     """
 
     update: Callable[..., None]
@@ -42,21 +53,42 @@ def fresh_state(metric: Metric, *, num_samples: int = 0) -> State:
     return metric.new_state()
 
 
+def append_rows(state: State, name: str, sample_index: Tensor, rows: Tensor) -> None:
+    """Add `rows` (n, K) of the samples `sample_index` (n) to a state named in `rows`."""
+    indexed = torch.cat([sample_index.double()[:, None], rows.double()], dim=1)
+    state[name] = torch.cat([state[name], indexed.to(state[name].device)])
+
+
+def sorted_rows(rows: Tensor) -> Tensor:
+    """Rows in the order of their samples: the same on any number of processes, each of which saw whole samples."""
+    return rows[torch.argsort(rows[:, 0], stable=True)]
+
+
+def row_states(metric: Metric) -> frozenset[str]:
+    """The names of the states with any number of rows per sample."""
+    return frozenset(MetricMembers.rows.of(metric))
+
+
 def fault_of_state(metric: Metric) -> str | None:
     """Why the fresh state of a metric, and figures made of it, do not add up exactly; None for a sound one."""
-    slots = _slots(metric)
+    slots, ragged = _slots(metric), row_states(metric)
     try:
         state = fresh_state(metric, num_samples=_NUM_TRIED)
         metric.compute(fresh_state(metric))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the metric's, and would end the run without a word
         reason = summary_of(error)
         return f"an empty state cannot be made or computed ({reason}); compute gives NaN where nothing was counted"
-    for name in sorted(slots - state.keys()):
-        return f"slots names '{name}', which new_state does not return ({', '.join(state)})"
+    for kind, names in (("slots", slots), ("rows", ragged)):
+        for name in sorted(names - state.keys()):
+            return f"{kind} names '{name}', which new_state does not return ({', '.join(state)})"
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             return f"state '{name}' is a {type(tensor).__name__}; make it an int64 tensor"
         form = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+        if name in ragged:
+            if tensor.dtype != torch.float64 or tensor.ndim != 2 or len(tensor) or tensor.shape[1] < 2:
+                return f"state '{name}' is {form}; rows begin as float64 (0, 1 + K): a sample's index and K numbers"
+            continue
         if name in slots and tensor.shape[:1] != (_NUM_TRIED,):
             return f"state '{name}' is {form} for {_NUM_TRIED} samples; slots have num_samples rows"
         if name not in slots and tensor.dtype != torch.int64:
@@ -70,13 +102,30 @@ def fault_of_state(metric: Metric) -> str | None:
 
 
 def pool_states(metric: Metric, states: Sequence[State]) -> State:
-    """The state of several evaluations of different samples as one: counts add up, slots stand one after another."""
-    return {
-        name: torch.cat([state[name] for state in states])
-        if name in _slots(metric)
-        else torch.stack([state[name] for state in states]).sum(dim=0)
-        for name in states[0]
-    }
+    """The state of several evaluations of different samples as one: counts add up, slots stand one after another.
+
+    So do rows, whose samples are numbered on.
+    """
+    slots, ragged = _slots(metric), row_states(metric)
+    pooled = {}
+    for name in states[0]:
+        parts = [state[name] for state in states]
+        if name in ragged:
+            pooled[name] = _numbered_on(parts)
+        else:
+            pooled[name] = torch.cat(parts) if name in slots else torch.stack(parts).sum(dim=0)
+    return pooled
+
+
+def _numbered_on(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of several evaluations one after another, each part's samples numbered after those before it."""
+    shifted, following = [], 0.0
+    for rows in parts:
+        shift = torch.zeros(rows.shape[1], dtype=rows.dtype)
+        shift[0] = following
+        shifted.append(rows + shift)
+        following += float(rows[:, 0].max()) + 1 if len(rows) else 0.0
+    return torch.cat(shifted)
 
 
 def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> bool | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from sightline.binding import Bound, Offer, bind
@@ -23,28 +24,42 @@ class Sums(Protocol):
 class Supervised:
     """Calls the model with the batch keys that its forward names, then each loss with the keys that it names.
 
+    What a task works out of a batch once, before the forward pass, such as which prior belongs to which box, it returns
+    from `context` and names in `offers`: losses, their counts and metrics may name these keys, too.
     Raises ConfigError, naming both sides, where a key is missing or offered twice.
     """
+
+    offers: frozenset[str] = frozenset()
+    """The keys that `context` returns."""
 
     def __init__(self, *, model: nn.Module, losses: Mapping[str, Loss], batch_keys: Offer, output_keys: Offer) -> None:
         self._forward = bind(model.forward, batch_keys, owner=f"model '{type(model).__name__}'")
         self._counts: dict[str, Bound] = {}
         self._terms: dict[str, Bound] = {}
+        context = [Offer("the task", self.offers)] if self.offers else []
         for name, loss in losses.items():
-            self._counts[name] = bind(loss.count, batch_keys, owner=f"the count of losses.{name}")
-            self._terms[name] = bind(loss.forward, batch_keys, output_keys, owner=f"losses.{name}")
+            self._counts[name] = bind(loss.count, batch_keys, *context, owner=f"the count of losses.{name}")
+            self._terms[name] = bind(loss.forward, batch_keys, output_keys, *context, owner=f"losses.{name}")
 
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: Sums
-    ) -> tuple[dict[str, Tensor], list[None]]:
-        """Each loss's count over all micro-batches and processes."""
-        counts = {name: _total([count(batch) for batch in micro_batches]) for name, count in self._counts.items()}
-        return world.all_reduce_sum(counts, what="loss counts"), [None] * len(micro_batches)
+    ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        """Each loss's count over all micro-batches and processes, and the context of each micro-batch."""
+        with torch.no_grad():
+            contexts = [self.context(model, batch) for batch in micro_batches]
+        counts = {
+            name: _total([count(*pair) for pair in zip(micro_batches, contexts, strict=True)])
+            for name, count in self._counts.items()
+        }
+        return world.all_reduce_sum(counts, what="loss counts"), contexts
+
+    def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """What losses and metrics read besides the batch and the outputs; without gradient."""
+        return {}
 
     def losses(self, model: nn.Module, batch: Batch, around: Any) -> dict[str, Tensor]:
         """Each loss's sum over this micro-batch."""
-        outputs = self.outputs(model, batch)
-        return {name: term(batch, outputs) for name, term in self._terms.items()}
+        return self._sums(batch, self.outputs(model, batch), around)
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The model's outputs for a batch."""
@@ -55,13 +70,16 @@ class Supervised:
         return self.interpret(self.outputs(model, batch), batch)
 
     def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Loss sums and predictions of one forward pass."""
+        """Loss sums and predictions of one forward pass, the context among these."""
         outputs = self.outputs(model, batch)
-        return {name: term(batch, outputs) for name, term in self._terms.items()}, self.interpret(outputs, batch)
+        return self._sums(batch, outputs, around), {**self.interpret(outputs, batch), **around}
 
     def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Predictions from the outputs for a batch: the outputs themselves, unless a task says more."""
         return outputs
+
+    def _sums(self, batch: Batch, outputs: dict[str, Any], around: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {name: term(batch, outputs, around) for name, term in self._terms.items()}
 
 
 def _total(counts: list[Tensor]) -> Tensor:

@@ -16,6 +16,8 @@ from sightline.data.loading.reading import BatchReader
 from sightline.engine.evaluate import Meter
 from sightline.losses.base import Loss
 from sightline.losses.contrast import CrossModal, IntraModal
+from sightline.members import TaskMembers
+from sightline.metrics.base import append_rows
 from sightline.metrics.pairs import CrossPairs
 from sightline.models.crosspoint import CrossPointOutput
 from sightline.tasks.contrast import Contrast as OwnContrast
@@ -83,18 +85,21 @@ class Made:
         return self.make(SampleKey(key.index, 0, 7).generator())
 
 
-def supervised(losses: dict[str, Callable[[], Loss]]) -> Callable[[nn.Module, frozenset[str]], Supervised]:
+def supervised(
+    losses: dict[str, Callable[[], Loss]], task: type[Supervised] = Supervised
+) -> Callable[[nn.Module, frozenset[str]], Supervised]:
     def make(model: nn.Module, keys: frozenset[str]) -> Supervised:
         outputs = Offer("model", outputs_of(model.forward, owner="model"))
         built = {name: loss() for name, loss in losses.items()}
-        return Supervised(model=model, losses=built, batch_keys=Offer("data", keys), output_keys=outputs)
+        return task(model=model, losses=built, batch_keys=Offer("data", keys), output_keys=outputs)
 
     return make
 
 
 def meters(toy: Toy, model: nn.Module, reader: BatchReader) -> list[Meter]:
-    metric = toy.metric()
+    metric, task = toy.metric(), toy.task(model, reader.keys)
     offers = Offer("data", reader.keys), Offer("model", outputs_of(model.forward, owner="model"))
+    offers = *offers, Offer("task", TaskMembers.offers.of(task))
     return [Meter(metric, bind(metric.update, *offers, owner="metric", skip=("state",)))]
 
 
@@ -324,34 +329,56 @@ def _assign(boxes: list[Tensor]) -> list[Tensor]:
     return chosen
 
 
-class Scores(Loss):
-    def count(self, *, boxes: list[Tensor]) -> Tensor:
-        return sum((chosen >= 0).sum() for chosen in _assign(boxes))
+class Assigning(Supervised):
+    """Assigns once, before the forward pass; losses, their counts and metrics read what was assigned."""
 
-    def forward(self, *, scores: Tensor, boxes: list[Tensor]) -> Tensor:
-        wanted = torch.stack([chosen >= 0 for chosen in _assign(boxes)]).to(scores)
-        return F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum")
+    offers = frozenset({"assigned"})
+
+    def context(self, model: nn.Module, batch: dict) -> dict[str, Any]:
+        return {"assigned": torch.stack(_assign(batch["boxes"]))}
+
+
+class Scores(Loss):
+    def count(self, *, assigned: Tensor) -> Tensor:
+        return (assigned >= 0).sum()
+
+    def forward(self, *, scores: Tensor, assigned: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(scores, (assigned >= 0).to(scores), reduction="sum")
 
 
 class Codes(Scores):
-    def forward(self, *, codes: Tensor, boxes: list[Tensor]) -> Tensor:
+    def forward(self, *, codes: Tensor, boxes: list[Tensor], assigned: Tensor) -> Tensor:
         total = codes.sum() * 0
-        for code, chosen, each in zip(codes, _assign(boxes), boxes, strict=True):
+        for code, chosen, each in zip(codes, assigned, boxes, strict=True):
             hit = chosen >= 0
             total = total + (code[hit] - each[chosen[hit]]).abs().sum()
         return total
 
 
 class Found:
-    def new_state(self) -> dict[str, Tensor]:
-        return {"found": torch.zeros(2, dtype=torch.int64)}
+    """Any number of detections a sample: their scores and whether they were wanted, one row each, some samples none."""
 
-    def update(self, state: dict[str, Tensor], *, scores: Tensor, boxes: list[Tensor]) -> None:
-        wanted = torch.stack([chosen >= 0 for chosen in _assign(boxes)])
-        state["found"] += torch.stack([((scores > 0) == wanted).sum(), torch.tensor(wanted.numel())])
+    rows = ("detections",)
+
+    def new_state(self) -> dict[str, Tensor]:
+        return {"detections": torch.zeros(0, 3, dtype=torch.float64), "boxes": torch.zeros((), dtype=torch.int64)}
+
+    def update(
+        self, state: dict[str, Tensor], *, scores: Tensor, assigned: Tensor, boxes: list, sample_index: Tensor
+    ) -> None:
+        image, prior = (scores > 0).nonzero(as_tuple=True)
+        wanted = assigned[image, prior] >= 0
+        append_rows(state, "detections", sample_index[image], torch.stack([scores[image, prior], wanted], dim=1))
+        state["boxes"] += sum(len(each) for each in boxes)
 
     def compute(self, state: dict[str, Tensor]) -> dict[str, float]:
-        return {"found": state["found"][0].item() / state["found"][1].item()}
+        index, score, wanted = state["detections"].T
+        weight = 1 + torch.arange(len(index), dtype=torch.float64)  # depends on the order of rows, as curves do
+        return {
+            "found": float((score * wanted * weight).sum()),
+            "boxes": state["boxes"].item(),
+            "last": index.sum().item(),
+        }
 
 
 # 6 range image: ignored pixels, class weights
@@ -408,7 +435,7 @@ TOYS: dict[str, Toy] = {
     ),
     "detect": Toy(
         BoxNet,
-        supervised({"scores": Scores, "codes": Codes}),
+        supervised({"scores": Scores, "codes": Codes}, Assigning),
         Made(_boxes, image=_field(), boxes=_field("list")),
         {"scores": 1.0, "codes": 2.0},
         Found,

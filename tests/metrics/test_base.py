@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.errors import ConfigError
-from sightline.metrics.base import fault_of_state
+from sightline.metrics.base import append_rows, fault_of_state, pool_states, sorted_rows
 from sightline.registry import Entry
 from sightline.schema import parameters_of
 from tests.doctor.planting import make
@@ -23,8 +23,8 @@ State = dict[str, Tensor]
 class OfState:
     """A metric with a given state, and figures that need none of it."""
 
-    def __init__(self, slots: Any = frozenset(), **state: Any) -> None:
-        self.slots, self.state = slots, state
+    def __init__(self, slots: Any = frozenset(), rows: Any = (), **state: Any) -> None:
+        self.slots, self.rows, self.state = slots, rows, state
 
     def new_state(self, num_samples: int = 0) -> State:
         return {name: value(num_samples) if callable(value) else value for name, value in self.state.items()}
@@ -51,6 +51,13 @@ def rows(dtype: torch.dtype, *shape: int) -> Any:
         (OfState({"b"}, a=torch.tensor(0)), r"slots names 'b', which new_state does not return \(a\)"),
         (OfState(a=torch.tensor(1)), "state 'a' does not begin at zero"),
         (OfState(a=0), "state 'a' is a int; make it an int64 tensor"),
+        (
+            OfState(rows=("a",), a=torch.zeros(0, 3)),
+            r"state 'a' is float32 \(0, 3\); rows begin as float64 \(0, 1 \+ K\)",
+        ),
+        (OfState(rows=("a",), a=torch.zeros(2, 3).double()), r"state 'a' is float64 \(2, 3\); rows begin as"),
+        (OfState(rows=("a",), a=torch.zeros(0, 1).double()), r"state 'a' is float64 \(0, 1\); rows begin as"),
+        (OfState(rows=("b",), a=torch.tensor(0)), r"rows names 'b', which new_state does not return \(a\)"),
         (OfState(a=lambda num_samples: 1 // 0), "an empty state cannot be made or computed .*ZeroDivisionError"),
     ],
 )
@@ -66,11 +73,23 @@ def test_a_state_that_does_not_add_up_is_refused(metric: Any, told: str) -> None
         OfState(hits=torch.tensor(0), confusion=torch.zeros(3, 3, dtype=torch.int64)),
         OfState({"error"}, error=rows(torch.float64, 21), seen=torch.tensor(0)),
         OfState(("error",), error=rows(torch.float32)),
+        OfState(rows=("found",), found=torch.zeros(0, 2, dtype=torch.float64), seen=torch.tensor(0)),
         OfState(),
     ],
 )
 def test_counts_and_slots_are_sound(metric: Any) -> None:
     assert fault_of_state(metric) is None
+
+
+def test_rows_of_several_evaluations_are_numbered_on() -> None:
+    """Each evaluation numbers its samples from 0; pooled, no two samples share a number."""
+    metric = OfState(rows=("found",), found=torch.zeros(0, 2, dtype=torch.float64), seen=torch.tensor(0))
+    states = [metric.new_state() for _ in range(3)]
+    append_rows(states[0], "found", torch.tensor([0, 2, 2]), torch.tensor([[0.5], [0.25], [0.75]]))
+    append_rows(states[2], "found", torch.tensor([1, 0]), torch.tensor([[1.0], [2.0]]))
+    pooled = pool_states(metric, states)["found"]
+    assert pooled.tolist() == [[0, 0.5], [2, 0.25], [2, 0.75], [4, 1.0], [3, 2.0]]
+    assert sorted_rows(pooled)[:, 1].tolist() == [0.5, 0.25, 0.75, 2.0, 1.0]
 
 
 class RunningMean:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from sightline.engine.observers import MetricsLog
 from sightline.engine.records import EvaluationRecord
 from sightline.engine.stream import evaluation_keys
 from sightline.members import MetricMembers
-from sightline.metrics.base import fresh_state
+from sightline.metrics.base import fresh_state, row_states
 from sightline.pictures import encode_png
 from sightline.types import Batch, SampleKey
 
@@ -205,7 +205,7 @@ def _record(result: RehearsedEvaluation, evaluation: Evaluation) -> None:
         metric: Any = one.meter.metric
         fresh = fresh_state(metric, num_samples=int(max(result.evaluator.indices)) + 1)
         metric.note("update")
-        _assert_same_form(fresh, one.state)
+        _assert_same_form(fresh, one.state, row_states(metric))
         _assert_plain("compute", metric.compute(one.state))
         for member in (MetricMembers.per_class, MetricMembers.tables):
             if (figures := member.of(metric)) is not None:
@@ -221,9 +221,10 @@ class _Nowhere:
     def append_line(self, name: str, line: Mapping[str, Any], /) -> None: ...
 
 
-def _assert_same_form(fresh: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+def _assert_same_form(fresh: Mapping[str, Tensor], state: Mapping[str, Tensor], ragged: Collection[str]) -> None:
     for name in fresh.keys() | state.keys():
-        forms = [f"{t[name].dtype} {tuple(t[name].shape)}" if name in t else "nothing" for t in (fresh, state)]
+        first = 1 if name in ragged else 0  # the number of rows is free
+        forms = [f"{t[name].dtype} {tuple(t[name].shape[first:])}" if name in t else "nothing" for t in (fresh, state)]
         if forms[0] != forms[1]:
             raise TypeError(f"update turns state '{name}' from {forms[0]} into {forms[1]}; add to it in place (+=)")
 
