@@ -27,25 +27,35 @@ class Draws:
     Source: Steele, Lea and Flood 2014 (the mixing function); Salmon et al. 2011 (counter-based generation).
     """
 
-    def __init__(self, keys_B: np.ndarray) -> None:
+    def __init__(self, keys_B: np.ndarray, step_key: np.ndarray | None = None) -> None:
         self._keys_B = keys_B
+        self._step_key = step_key
         self._position = 0
 
     @classmethod
     def for_samples(cls, keys: Sequence[SampleKey]) -> Draws:
         """The streams of these samples, in this order."""
-        table = np.array([(key.seed, key.epoch, key.index) for key in keys], dtype=np.uint64).reshape(-1, 3)
-        mixed = np.zeros(len(table), dtype=np.uint64)
-        for column in table.T:
-            mixed = _mix((mixed ^ column) + _GOLDEN)
-        return cls(mixed)
+        steps = {(key.seed, key.step) for key in keys}
+        step_key = _folded([*steps]) if len(steps) == 1 else None
+        return cls(_folded([(key.seed, key.epoch, key.index) for key in keys]), step_key)
 
     def __len__(self) -> int:
         return len(self._keys_B)
 
     def stream(self, name: str) -> Draws:
         """Streams that are independent of this one and of those of any other name."""
-        return Draws(_mix(self._keys_B ^ np.uint64(zlib.crc32(name.encode()) + 1)))
+        salt = np.uint64(zlib.crc32(name.encode()) + 1)
+        return Draws(_mix(self._keys_B ^ salt), None if self._step_key is None else _mix(self._step_key ^ salt))
+
+    @property
+    def of_step(self) -> Draws:
+        """One stream, the same for all samples of a step: numbers come with a batch of 1.
+
+        Raises ValueError for samples of several steps or seeds.
+        """
+        if self._step_key is None:
+            raise ValueError("these samples are not of one step, so they share no draws")
+        return Draws(self._step_key, self._step_key)
 
     def bits(self, *shape: int) -> np.ndarray:
         """Uniform 64-bit integers (B, *shape), uint64."""
@@ -71,6 +81,14 @@ class Draws:
     def permutation(self, length: int) -> Tensor:
         """A permutation of 0 .. length-1 for each sample: (B, length) int64."""
         return torch.from_numpy(np.argsort(self.bits(length), axis=-1))
+
+
+def _folded(rows: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """A key for each row of numbers."""
+    mixed = np.zeros(len(rows), dtype=np.uint64)
+    for column in zip(*rows, strict=True):
+        mixed = _mix((mixed ^ np.array(column, dtype=np.uint64)) + _GOLDEN)
+    return mixed
 
 
 def _mix(words: np.ndarray) -> np.ndarray:

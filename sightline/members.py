@@ -132,6 +132,7 @@ class TransformMembers:
         "facts that it states in the place of the data set's, such as `in_channels`", absent=MappingProxyType({})
     )
     chooses_points: Member[bool] = Member("True for one that drops or reorders points", absent=False)
+    moves_pixels: Member[bool] = Member("True for one that moves what an image shows", absent=False)
     makes_unit_sphere: Member[bool] = Member(
         "True for one that brings clouds into the unit sphere about their mean", absent=False
     )

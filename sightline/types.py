@@ -34,14 +34,19 @@ Collate: TypeAlias = Literal["stack", "concatenate", "list", "pad"]
 
 @dataclass(frozen=True, slots=True)
 class SampleKey:
-    """Everything that the bits of a sample may depend on."""
+    """Everything that the bits of a sample may depend on.
+
+    `step` is the optimiser's, for draws that all samples of a step share, such as the size of its images; 0 where
+    samples are not trained on.
+    """
 
     index: int
     epoch: int
     seed: int
+    step: int = 0
 
     def generator(self) -> np.random.Generator:
-        """A NumPy generator of exactly these three numbers: the same in any worker, on any process, in any order."""
+        """A NumPy generator of index, epoch and seed: the same in any worker, on any process, in any order."""
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, self.epoch, self.index))))
 
 
@@ -50,6 +55,7 @@ class Field:
     """What a data set promises of one key of its samples; `check` measures it.
 
     `shape` and `dtype` in words ("points 3", "float32"); `low` and `high` bound the values where they are finite.
+    `frame: image` is that of the pixels of `image`: a transform that moves them must take the field, too.
     `collate` says how samples become a batch: `stack` (equal shapes), `concatenate` along the first axis (adds
     `offsets`, cumulative counts with a leading 0, length S+1), `pad` with zeros (adds `<name>_mask`), or `list`.
     `offsets` is the key of those counts: fields that are equally long in every sample share one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -139,7 +140,7 @@ def make_record(subject: Subject, *, num_steps: int = 0) -> Record:
         "precision": variant.precision.name,
         "device": variant.device.type,
         "torch": torch.__version__,
-        "samples": [[key.index, key.epoch, key.seed] for key in subject.keys],
+        "samples": [list(dataclasses.astuple(key)) for key in subject.keys],
     }
     return Record(
         record(built.job, variant, batch),

@@ -87,7 +87,9 @@ class Plan:
         # Micro-batches first: where a batch is large enough for all of them, they hold the same samples on any number
         # of processes, and batch norm sees the same. (A short tail has fewer, and how many depends on the processes.)
         micro_batches = [np.array_split(micro, self.num_processes) for micro in np.array_split(order, num_micro)]
-        return [[[SampleKey(int(i), epoch, self.seed) for i in part] for part in parts] for parts in micro_batches]
+        return [
+            [[SampleKey(int(i), epoch, self.seed, step) for i in part] for part in parts] for parts in micro_batches
+        ]
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:

@@ -32,6 +32,8 @@ class ResizeImage:
     uint8 is rounded and stays uint8. Source: bilinear resizing of Pillow, which torchvision's recipes use.
     """
 
+    moves_pixels = True
+
     def __init__(self, *, size_px: Count = 224) -> None:
         self.size_px = size_px
 
@@ -48,6 +50,8 @@ class CropImage:
     between those of 3/4 and 4/3; where ten draws do not fit into the image, it is the largest part in the middle that
     does. Source: Szegedy et al. 2015, section 6; the draws as torchvision's RandomResizedCrop makes them.
     """
+
+    moves_pixels = True
 
     def __init__(self, *, size_px: Count = 224, low: Share = 0.08, high: Share = 1.0) -> None:
         if low > high:
@@ -68,15 +72,33 @@ class CropImage:
 
 @registry.transforms.add("flip_image")
 class FlipImage:
-    """Every image is mirrored left to right with the given probability. Source: Krizhevsky et al. 2012, section 4.1."""
+    """Every image is mirrored left to right with the given probability, with its boxes where it has any.
+
+    Source: Krizhevsky et al. 2012, section 4.1.
+    """
+
+    moves_pixels = True
 
     def __init__(self, *, probability: Probability = 0.5) -> None:
         self.probability = probability
 
-    def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self, draws: Draws, *, image: Tensor, boxes: Tensor | None = None, to_canvas: Tensor | None = None
+    ) -> dict[str, Tensor]:
         _assert_rows_of_colours(image)
         is_flipped = draws.uniform(1, 1, 1) < self.probability
-        return {"image": torch.where(is_flipped, image.flip(2), image)}
+        flipped = {"image": torch.where(is_flipped, image.flip(2), image)}
+        width = image.shape[2]
+        if boxes is not None:
+            left, top, right, bottom = boxes.unbind(-1)
+            mirrored = torch.stack([width - right, top, width - left, bottom], dim=-1)
+            flipped["boxes"] = torch.where(is_flipped[..., 0], mirrored, boxes)
+        if to_canvas is not None:
+            mirrored = to_canvas.clone()
+            mirrored[:, 0] = -mirrored[:, 0]
+            mirrored[:, 0, 2] += width
+            flipped["to_canvas"] = torch.where(is_flipped[..., 0], mirrored, to_canvas)
+        return flipped
 
 
 @registry.transforms.add("color_jitter")

@@ -74,6 +74,7 @@ class BatchReader:
 
     def __init__(self, dataset: Dataset, transforms: Sequence[NamedTransform] = ()) -> None:
         _assert_points_stay_whole(transforms, dataset.info.fields)
+        _assert_pixels_move_together(transforms, dataset.info.fields)
         self.dataset = dataset
         self._transform = Pipeline(transforms, dataset.info.fields, source="the data set")
         self._fields = {**dataset.info.fields, **self._transform.added}
@@ -183,6 +184,20 @@ def _assert_points_stay_whole(transforms: Sequence[NamedTransform], fields: Mapp
                 f"transform '{name}' chooses points, and would leave '{left[0]}' of the data set behind, which has a "
                 f"row for each of them: every row would belong to another point; it takes {known}: use such a name, or "
                 "a transform of your own"
+            )
+
+
+def _assert_pixels_move_together(transforms: Sequence[NamedTransform], fields: Mapping[str, Field]) -> None:
+    """Raises ConfigError where a transform would move the pixels and not a field that lies among them."""
+    lying = {name for name, field in fields.items() if field.frame == "image"}
+    for name, transform in transforms:
+        if not TransformMembers.moves_pixels.of(transform):
+            continue
+        taken = inspect.signature(transform.__call__).parameters
+        if left := sorted(lying - set(taken)):
+            raise ConfigError(
+                f"transform '{name}' moves pixels and would leave '{left[0]}' of the data set where it "
+                "was; flip_image, fit_image, cut_image and turn_image take both, or write a transform that does"
             )
 
 
