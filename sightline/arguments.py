@@ -10,6 +10,7 @@ from sightline.schema import Block
 
 __all__ = [
     "Count",
+    "DataBlock",
     "Factor",
     "Fraction",
     "ImageEncoder",
@@ -43,6 +44,8 @@ PointEncoder = Annotated[Any, Block("point_encoders")]
 """A network from clouds to vectors: `feature_width`, and `encode(*, points, features) -> (B, feature_width)`."""
 ImageEncoder = Annotated[Any, Block("image_encoders")]
 """A network from images to vectors: `feature_width`, and `encode(*, image) -> (B, feature_width)`."""
+DataBlock = Annotated[Any, Block("data")]
+"""A data set inside another."""
 TransformBlock = Annotated[Any, Block("transforms")]
 """A transform inside another."""
 ReferencePoint = Annotated[Any, Block("references")]

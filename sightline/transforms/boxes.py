@@ -54,7 +54,7 @@ class FitImage:
         self.mode = mode
         self.short_px, self.long_px = short_px, long_px
         self.fill = fill
-        self.facts = {"image_size_px": [height, width]}
+        self.facts = {"image_size_px": (width, height)}
 
     def __call__(self, draws: Draws, *, image: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
         height, width = image.shape[1:3]
