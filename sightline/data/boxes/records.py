@@ -1,0 +1,80 @@
+"""The samples of all data sets of images with boxes: what stands in them, in whose pixels, and how they are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sightline.errors import DataError
+from sightline.types import Field, Sample
+
+__all__ = ["BOX_FIELDS", "BoxRecord", "box_facts", "sample_of"]
+
+BOX_OFFSETS = "box_offsets"
+BOX_FIELDS: Mapping[str, Field] = {
+    "image": Field("height width 3", "uint8", low=0, high=255),
+    "boxes": Field("boxes 4", "float32", "px", "image", collate="concatenate", offsets=BOX_OFFSETS),
+    "label": Field("boxes", "int64", collate="concatenate", offsets=BOX_OFFSETS),
+    "is_ignored": Field("boxes", "bool", collate="concatenate", offsets=BOX_OFFSETS),
+    "to_canvas": Field("2 3", "float64", "px", "image"),
+    "truth": Field("true boxes 7", "float64", "px", "file", collate="concatenate", offsets="truth_offsets"),
+}
+"""The fields of a sample: `boxes` with their classes are trained on and move with the pixels; `truth` is scored against
+and stays as it is in the file: left, top, right, bottom, class, area and whether it is ignored, one row a box."""
+
+
+@dataclass(frozen=True)
+class BoxRecord:
+    """The boxes of one image, in pixels of its file, half-open and not rounded: (G, 4) left, top, right, bottom.
+
+    `boxes` are trained on, `scored` are what is scored: of a person the whole figure, or what is visible of it. An
+    ignored box is neither a target nor background; its class is never read. All arrays are read-only.
+    """
+
+    boxes: np.ndarray
+    scored: np.ndarray
+    label: np.ndarray
+    is_ignored: np.ndarray
+    area: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name in ("boxes", "scored", "label", "is_ignored", "area"):
+            getattr(self, name).flags.writeable = False
+
+    def assert_sound(self, name: str, num_classes: int) -> None:
+        """Raises DataError, naming the image and the box, for boxes that cannot be meant."""
+        for key, boxes in (("box", self.boxes), ("scored box", self.scored)):
+            is_wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+            if (is_wrong & ~self.is_ignored).any():
+                place = int((is_wrong & ~self.is_ignored).argmax())
+                found = ", ".join(f"{number:g}" for number in boxes[place])
+                raise DataError(
+                    f"{name}: {key} {place} is ({found}); left < right and top < bottom are needed (width and height "
+                    "taken for right and bottom?)"
+                )
+        is_wrong = ((self.label < 0) | (self.label >= num_classes)) & ~self.is_ignored
+        if is_wrong.any():
+            place = int(is_wrong.argmax())
+            raise DataError(f"{name}: box {place} has class {self.label[place]}, there are {num_classes}, from 0")
+
+
+def sample_of(image: np.ndarray, record: BoxRecord) -> Sample:
+    """A sample of its own: nothing that is done to it reaches the record."""
+    columns = (record.scored, record.label[:, None], record.area[:, None], record.is_ignored[:, None])
+    return {
+        "image": torch.from_numpy(image.copy()),
+        "boxes": torch.from_numpy(record.boxes.astype(np.float32)),
+        "label": torch.from_numpy(record.label.astype(np.int64)),
+        "is_ignored": torch.from_numpy(record.is_ignored.copy()),
+        "to_canvas": torch.eye(3, dtype=torch.float64)[:2],
+        "truth": torch.from_numpy(np.concatenate([column.astype(np.float64) for column in columns], axis=1)),
+    }
+
+
+def box_facts(class_names: tuple[str, ...]) -> dict[str, Any]:
+    """The facts that every set of images with boxes states."""
+    return {"num_classes": len(class_names), "class_names": class_names, "in_channels": 3}
