@@ -13,8 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.overlaps import box_centres
-
 __all__ = ["PRESETS", "AnchorShapes", "PriorKind", "Priors", "make_anchors", "make_points"]
 
 PriorKind = Literal["anchors", "points"]
@@ -59,10 +57,16 @@ class Priors:
         """The stride (P,) of each prior's level, in pixels, of the type of the rows."""
         return self.rows.new_tensor(self.strides)[self.level]
 
-    @property
+    @cached_property
     def centres(self) -> Tensor:
-        """x, y (P, 2): the points, or the middles of the anchors."""
-        return box_centres(self.rows) if self.kind == "anchors" else self.rows
+        """x, y (P, 2): the points, or the middles of the anchors, which are equal for all of one cell."""
+        if self.kind == "points":
+            return self.rows
+        parts = [
+            _centres(*size, stride, self.rows.device).repeat_interleave(count, dim=0)
+            for size, stride, count in zip(self.maps, self.strides, self.num_per_cell, strict=True)
+        ]
+        return torch.cat(parts).to(self.rows.dtype)
 
     def squares(self, side_strides: float) -> Tensor:
         """The anchors (P, 4); around points, squares whose side is so many strides."""
