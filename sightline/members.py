@@ -154,6 +154,7 @@ MEMBERS: Mapping[str, Mapping[str, Member[Any]]] = {
 """The optional members of components, by kind."""
 
 REQUIRED: Mapping[str, frozenset[str]] = {
+    "assigners": frozenset({"takes", "match"}),
     "data": frozenset({"info"}),
     "models": frozenset({"forward"}),
     "references": frozenset({"told"}),
@@ -161,6 +162,7 @@ REQUIRED: Mapping[str, frozenset[str]] = {
     "losses": frozenset({"count", "forward"}),
     "metrics": frozenset({"new_state", "update", "compute"}),
     "probes": frozenset({"most_rows"}),
+    "suppressions": frozenset({"keep"}),
 }
 """The members that the package calls on every component of a kind, or on all that derive from its base class."""
 

@@ -24,6 +24,7 @@ __all__ = [
     "Entry",
     "Fault",
     "Registry",
+    "assigners",
     "blame",
     "blocks_of",
     "data",
@@ -37,6 +38,7 @@ __all__ = [
     "probes",
     "references",
     "schedules",
+    "suppressions",
     "tasks",
     "transforms",
 ]
@@ -404,6 +406,8 @@ models = Registry("models", "model", "sightline.models")
 point_encoders = Registry("point_encoders", "point encoder", "sightline.models")
 image_encoders = Registry("image_encoders", "image encoder", "sightline.models")
 references = Registry("references", "reference point", "sightline.data")
+assigners = Registry("assigners", "assigner", "sightline.assigners")
+suppressions = Registry("suppressions", "suppression", "sightline.geometry.boxes.suppression")
 tasks = Registry("tasks", "task", "sightline.tasks")
 losses = Registry("losses", "loss", "sightline.losses")
 metrics = Registry("metrics", "metric", "sightline.metrics")
@@ -421,8 +425,10 @@ REGISTRIES: dict[str, Registry] = {
         image_encoders,
         data,
         references,
+        assigners,
         losses,
         metrics,
+        suppressions,
         transforms,
         optimizers,
         schedules,

@@ -30,6 +30,7 @@ data.clouds data.depth data.scans
 data.scenes
 data.synthetic
 data.render
+assigners
 tasks
 runs
 engine
@@ -70,6 +71,7 @@ FORBIDDEN = (
     r"\b(eval|exec)\(\"",
 )
 COMPONENTS = {
+    "assigners": 3,
     "data": 24,
     "image_encoders": 6,
     "losses": 10,
@@ -81,6 +83,7 @@ COMPONENTS = {
     "probes": 4,
     "references": 3,
     "schedules": 5,
+    "suppressions": 3,
     "tasks": 5,
     "transforms": 33,
 }

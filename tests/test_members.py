@@ -63,6 +63,8 @@ PLANTED = {
         "choose_points": "chooses_points",
         "make_unit_sphere": "makes_unit_sphere",
     },
+    "assigners": {"takse": "takes", "macth": "match"},
+    "suppressions": {"kepe": "keep", "keepp": "keep"},
     "probes": {"mostrows": "most_rows", "most_rwos": "most_rows"},
 }
 OWN = """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sightline import geometry
-from sightline.bench import lidar, textbook
+from sightline.bench import boxes, lidar, textbook
 from sightline.bench.agreement import allclose, equal, same_neighbours
 from sightline.bench.case import Case, Run, Variant, variant
 from sightline.bench.peers import neighbour_peers, sampling_peers
@@ -37,6 +37,7 @@ def cases() -> list[Case]:
         ball_case(batch=32, points=1024, centres=512, neighbours=32),
         interpolation_case(batch=32, points=128, queries=512, features=256),
         *lidar.cases(),
+        *boxes.cases(),
     ]
 
 

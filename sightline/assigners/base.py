@@ -1,0 +1,109 @@
+"""The one interface of all assigners, and the rules that they share: ignore regions, and images without boxes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.geometry.boxes.overlaps import at_least_float32, blocks, pairwise_ioa
+from sightline.geometry.boxes.priors import PriorKind, Priors
+
+__all__ = ["BACKGROUND", "IGNORED", "Assigner", "Assignment", "best_of_groups"]
+
+BACKGROUND = -1
+"""The prior is to predict that nothing is there."""
+IGNORED = -2
+"""The prior counts in no loss."""
+_MOST_COVERED = 0.5
+"""An anchor whose area lies in an ignore region by a larger share is no background."""
+
+
+class Assignment(NamedTuple):
+    """What each prior of an image is to predict.
+
+    `matched` (P,) int64: the index of a box, `BACKGROUND` or `IGNORED`. `num_claims` (P,) int64: how many boxes the
+    assigner's rule would give the prior to; more than one is ambiguous.
+    """
+
+    matched: Tensor
+    num_claims: Tensor
+
+
+class Assigner(ABC):
+    """Called with the priors and the boxes of one image, as they lie on one device; keeps no gradient, draws nothing.
+
+    `takes` names the kinds of priors that it can assign: a head compares it with its own when it is built. `match` is
+    the rule of one kind of assigner. Ties go to the lower index, of a box or of a prior.
+    """
+
+    takes: ClassVar[frozenset[PriorKind]]
+
+    @torch.no_grad()
+    def __call__(self, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> Assignment:
+        """The assignment of `boxes` (M, 4), of which those with `is_ignored` (M,) bool are ignore regions.
+
+        A region is never a target. Background inside of one is ignored: an anchor with more than half of its area in
+        one region, or a point that lies in it. Positives stay.
+        Raises ValueError for priors of another kind, for boxes of another shape, and for values that are not finite.
+        """
+        self._assert_known(priors, boxes, is_ignored)
+        boxes = boxes.to(priors.rows.dtype)
+        targets = (~is_ignored).nonzero().flatten()
+        if len(targets):
+            matched, num_claims = self.match(priors, boxes[targets])
+            matched = torch.where(matched >= 0, targets[matched.clamp(min=0)], matched)
+        else:
+            matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
+            num_claims = torch.zeros_like(matched)
+        is_hidden = (matched == BACKGROUND) & _lies_in(boxes[is_ignored], priors)
+        return Assignment(torch.where(is_hidden, IGNORED, matched), num_claims)
+
+    @abstractmethod
+    def match(self, priors: Priors, boxes: Tensor) -> Assignment:
+        """The assignment of one box or more (M, 4), none of them an ignore region, of the type of the priors."""
+
+    def _assert_known(self, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> None:
+        name = type(self).__name__
+        if priors.kind not in self.takes:
+            raise ValueError(f"{name}: found {priors.kind} as priors, takes {' or '.join(sorted(self.takes))}")
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or is_ignored.shape != boxes.shape[:1]:
+            raise ValueError(
+                f"{name}: found boxes {tuple(boxes.shape)} and is_ignored {tuple(is_ignored.shape)}; expected (M, 4) "
+                "and (M,)"
+            )
+        if is_ignored.dtype != torch.bool:
+            raise ValueError(f"{name}: is_ignored is {is_ignored.dtype}, expected torch.bool")
+        if not boxes.isfinite().all():
+            row = int((~boxes.isfinite()).any(dim=1).nonzero()[0])
+            raise ValueError(f"{name}: boxes[{row}] is {boxes[row].tolist()}; give finite corners")
+
+
+def best_of_groups(group: Tensor, value: Tensor, member: Tensor, num_groups: int) -> Tensor:
+    """The `member` (n,) int64 with the highest `value` (n,) of each group (num_groups,), the lowest of a tie.
+
+    -1 for a group that `group` (n,) does not name.
+    """
+    highest = value.new_full((num_groups,), -torch.inf).scatter_reduce(0, group, value, "amax")
+    is_best = value == highest[group]
+    none = torch.iinfo(torch.int64).max
+    found = torch.full((num_groups,), none, device=value.device)
+    found = found.scatter_reduce(0, group[is_best], member[is_best], "amin")
+    return torch.where(found == none, -1, found)
+
+
+def _lies_in(regions: Tensor, priors: Priors) -> Tensor:
+    """Whether each prior (P,) lies in one of the `regions` (R, 4)."""
+    found = torch.zeros(len(priors), dtype=torch.bool, device=regions.device)
+    if not len(regions):
+        return found
+    for part in blocks(len(regions), len(priors), regions.device):
+        rows = at_least_float32(priors.rows[part])
+        if priors.kind == "anchors":
+            found[part] = (pairwise_ioa(rows, at_least_float32(regions)) > _MOST_COVERED).any(dim=1)
+        else:
+            is_past = (rows[:, None] >= regions[:, :2]) & (rows[:, None] < regions[:, 2:])
+            found[part] = is_past.all(dim=2).any(dim=1)
+    return found

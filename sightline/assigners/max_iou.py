@@ -1,0 +1,154 @@
+"""Anchors predict the box that they overlap most, and every box gets an anchor."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.arguments import Probability
+from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, best_of_groups
+from sightline.errors import MissingExtraError
+from sightline.geometry.boxes.overlaps import blocks, box_areas, box_centres, iou, pairwise_iou
+from sightline.geometry.boxes.priors import PriorKind, Priors
+
+__all__ = ["MaxIoU"]
+
+_FEWEST_CANDIDATES = 50
+"""Of a box without an anchor; at least as many as there are such boxes, so that there is one for each."""
+
+
+@registry.assigners.add("max_iou")
+class MaxIoU(Assigner):
+    """The best box of an anchor, where their IoU is `positive` or more; below `negative` background, else ignored.
+
+    `low_quality` gives boxes without such an anchor their best one. `guarantee`: every box has an anchor of its own,
+    also one of two equal boxes, as long as there are anchors. `overwrite`: the anchors with a box's highest IoU go to
+    it, to the last of several boxes (mmdetection), and the others may be left without. `detectron`: such anchors
+    predict their own best box, whichever that is (detectron2). null: none. Source: Ren et al. 2015, section 3.1.2, with
+    the thresholds of Lin et al. 2017.
+    """
+
+    takes: ClassVar[frozenset[PriorKind]] = frozenset({"anchors"})
+
+    def __init__(
+        self,
+        *,
+        positive: Probability = 0.5,
+        negative: Probability = 0.4,
+        low_quality: Literal["guarantee", "overwrite", "detectron"] | None = "guarantee",
+    ) -> None:
+        if negative > positive:
+            raise ValueError(f"negative: found {negative:g}, expected at most positive={positive:g}")
+        if low_quality == "guarantee" and importlib.util.find_spec("scipy") is None:
+            raise MissingExtraError("scipy", extra="detect", needed_by="max_iou with low_quality: guarantee")
+        self.positive = positive
+        self.negative = negative
+        self.low_quality = low_quality
+
+    def match(self, priors: Priors, boxes: Tensor) -> Assignment:
+        overlap, best, highest = _best_boxes(priors, boxes)
+        matched = torch.where(overlap >= self.negative, IGNORED, BACKGROUND)
+        matched = torch.where(overlap >= self.positive, best, matched)
+        highest = torch.where(highest > 0, highest, torch.inf)  # a box without any overlap has no best anchor
+        if self.low_quality is None:
+            highest.fill_(torch.inf)
+        box, prior, num_claims = self._claims(priors, boxes, highest)
+        if self.low_quality == "detectron":
+            matched[prior] = best[prior]
+        else:
+            last = torch.full_like(matched, -1).scatter_reduce(0, prior, box, "amax")
+            matched = torch.where(last >= 0, last, matched)
+        if self.low_quality == "guarantee":
+            matched = _with_every_box(matched, priors, boxes)
+        return Assignment(matched, num_claims)
+
+    def _claims(self, priors: Priors, boxes: Tensor, highest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The pairs of boxes and anchors that have the box's `highest` IoU (M,), and how many boxes claim each anchor.
+
+        The IoU is computed a second time: the whole matrix may be larger than the memory.
+        """
+        pairs, counts = [], []
+        for part in blocks(len(boxes), len(priors), boxes.device):
+            overlap = pairwise_iou(boxes, priors.rows[part])
+            is_best = overlap == highest[:, None]
+            counts.append(((overlap >= self.positive) | is_best).sum(dim=0))
+            pairs.append(is_best.nonzero() + is_best.new_tensor([0, part.start], dtype=torch.int64))
+        box, prior = torch.cat(pairs).unbind(dim=1)
+        return box, prior, torch.cat(counts)
+
+
+def _best_boxes(priors: Priors, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The highest IoU (P,) of each anchor and the box (P,) it has it with, and the highest IoU (M,) of each box."""
+    values, indices, highest = [], [], boxes.new_zeros(len(boxes))
+    for part in blocks(len(boxes), len(priors), boxes.device):
+        overlap = pairwise_iou(boxes, priors.rows[part])
+        value, index = overlap.max(dim=0)
+        values.append(value)
+        indices.append(index)
+        highest = torch.maximum(highest, overlap.amax(dim=1))
+    return torch.cat(values), torch.cat(indices), highest
+
+
+def _with_every_box(matched: Tensor, priors: Priors, boxes: Tensor) -> Tensor:
+    """The same assignment with an anchor for each box that had none; every other box keeps its best one."""
+    positive = (matched >= 0).nonzero().flatten()
+    owner = matched[positive]
+    locked = best_of_groups(owner, iou(priors.rows[positive], boxes[owner]), positive, len(boxes))
+    orphans = (locked < 0).nonzero().flatten()
+    if not len(orphans):
+        return matched
+    is_free = torch.ones(len(priors), dtype=torch.bool, device=boxes.device)
+    is_free[locked[locked >= 0]] = False
+    matched = matched.clone()
+    left = _assign_overlapping(matched, is_free, orphans, priors, boxes)
+    if left:
+        areas = box_areas(priors.rows)
+        level_areas = [areas[rows].log().mean() for rows in priors.levels]
+        for box in left:
+            _assign_nearest(matched, is_free, box, priors, boxes[box], level_areas)
+    return matched
+
+
+def _assign_overlapping(matched: Tensor, is_free: Tensor, orphans: Tensor, priors: Priors, boxes: Tensor) -> list[int]:
+    """Give free anchors to `orphans` so that the sum of the IoUs is the highest; the boxes that are left over.
+
+    Each has as many candidates as there are orphans, so no other anchor can raise the sum. Fills in `matched` and
+    `is_free`.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    overlap = pairwise_iou(boxes[orphans], priors.rows) * is_free
+    count = min(max(_FEWEST_CANDIDATES, len(orphans)), len(priors))
+    least = overlap.topk(count, dim=1).values[:, -1:]
+    candidates = ((overlap >= least) & (overlap > 0)).any(dim=0).nonzero().flatten()  # all of a tie
+    overlap = overlap[:, candidates].double().cpu()
+    rows, columns = (torch.from_numpy(each) for each in linear_sum_assignment(overlap.numpy(), maximize=True))
+    is_real = overlap[rows, columns] > 0
+    chosen = candidates[columns[is_real].to(candidates.device)]
+    matched[chosen] = orphans[rows[is_real].to(orphans.device)]
+    is_free[chosen] = False
+    return sorted({*orphans.tolist()} - {*matched[chosen].tolist()})
+
+
+def _assign_nearest(
+    matched: Tensor, is_free: Tensor, box: int, priors: Priors, corners: Tensor, level_areas: list[Tensor]
+) -> None:
+    """Give `box` the free anchor with the nearest centre, on the level whose anchors are nearest to it in size.
+
+    The next level where that has none. `level_areas` are mean logarithms. Fills in `matched` and `is_free`; nothing
+    where no anchor is free.
+    """
+    area = box_areas(corners).clamp(min=torch.finfo(corners.dtype).tiny).log()
+    off = [float((level - area).abs()) for level in level_areas]
+    for level in sorted(range(len(off)), key=off.__getitem__):
+        rows = priors.levels[level]
+        distance = (priors.centres[rows] - box_centres(corners)).square().sum(dim=1)
+        distance = torch.where(is_free[rows], distance, torch.inf)
+        prior = rows.start + int(distance.argmin())
+        if is_free[prior]:
+            matched[prior], is_free[prior] = box, False
+            return

@@ -1,0 +1,188 @@
+"""Overlaps, suppression and assignment of boxes, against their plain forms and whole matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.assigners.atss import ATSS
+from sightline.assigners.base import BACKGROUND, IGNORED, Assigner
+from sightline.assigners.fcos import FCOS
+from sightline.assigners.max_iou import MaxIoU
+from sightline.bench.agreement import allclose, equal
+from sightline.bench.case import Case, Variant, variant
+from sightline.geometry.boxes.codings import encode_distances
+from sightline.geometry.boxes.overlaps import box_areas, box_centres, iou, pairwise_iou
+from sightline.geometry.boxes.priors import AnchorShapes, make_anchors, make_points
+from sightline.geometry.boxes.suppression import keep_greedy, keep_greedy_plainly, keep_soft, keep_soft_plainly
+
+__all__ = ["cases"]
+
+_WIDTH, _HEIGHT = 1344, 800
+_STRIDES = (8, 16, 32, 64, 128)
+_EXACT = "sightline"
+
+
+def cases() -> list[Case]:
+    return [
+        Case(
+            suite="geometry",
+            label="box_iou_{boxes}x{others}",
+            size={"boxes": 10_000, "others": 1000},
+            quick={"boxes": 200, "others": 50},
+            make=_two_sets,
+            baseline=variant("plain", lambda sets: iou(sets[0][:, None], sets[1]), equal),
+            variants=(variant(_EXACT, lambda sets: pairwise_iou(*sets), equal),),
+        ),
+        _suppression("greedy", 10_000, equal, keep_greedy, keep_greedy_plainly, threshold=0.5),
+        *(
+            _suppression(
+                f"soft_{name}",
+                1000,
+                allclose(1e-6),
+                lambda *given, **limits: keep_soft(*given, **limits)._asdict(),
+                lambda *given, **limits: keep_soft_plainly(*given, **limits)._asdict(),
+                limit=limit,
+                is_linear=name == "linear",
+                min_score=1e-3,
+            )
+            for name, limit in (("linear", 0.3), ("gaussian", 0.5))
+        ),
+        _assignment(
+            "max_iou",
+            MaxIoU(low_quality="overwrite"),
+            _max_iou_of_matrix,
+            variant("guarantee", lambda given: MaxIoU()(*given).matched, _each_box_has_a_prior),
+            anchors=8,
+        ),
+        _assignment("fcos", FCOS(), _fcos_of_matrix, anchors=0),
+        _assignment("atss", ATSS(), _atss_of_matrix, anchors=1),
+    ]
+
+
+def _suppression(name: str, boxes: int, agrees: Any, form: Any, plain: Any, **limits: Any) -> Case:
+    return Case(
+        suite="geometry",
+        label=f"suppress_{name}_{{boxes}}",
+        size={"boxes": boxes},
+        quick={"boxes": 200},
+        make=_detections,
+        baseline=variant("plain_loop", lambda given: plain(*given, **limits), agrees),
+        variants=(variant(_EXACT, lambda given: form(*given, **limits), agrees),),
+    )
+
+
+def _assignment(name: str, assigner: Assigner, plain: Any, *others: Variant, anchors: int) -> Case:
+    """`anchors` of a cell, 0 for points; the maps are larger for fewer, so that there are 100,000 priors."""
+    return Case(
+        suite="geometry",
+        label=f"assign_{name}_{{boxes}}_to_{{priors}}",
+        size={"boxes": 300, "priors": 100_000, "per_cell": anchors},
+        quick={"boxes": 20, "priors": 2000},
+        make=_crowd_and_priors,
+        baseline=variant("whole_matrix", plain, equal),
+        variants=(variant(_EXACT, lambda given: assigner(*given).matched, equal), *others),
+    )
+
+
+def _people(num_boxes: int, per_person: int, generator: torch.Generator) -> Tensor:
+    """Boxes around standing people of 20 to 245 pixels in an image of 1344 x 800, several around each."""
+    people = -(-num_boxes // per_person)
+    centres = torch.rand(people, 2, generator=generator) * torch.tensor([_WIDTH, _HEIGHT])
+    heights = torch.exp(3 + 2.5 * torch.rand(people, 1, generator=generator))
+    sizes = heights * torch.tensor([0.41, 1.0])
+    centres, sizes = (each.repeat_interleave(per_person, dim=0)[:num_boxes] for each in (centres, sizes))
+    centres = centres + 0.1 * sizes * torch.randn(num_boxes, 2, generator=generator)
+    sizes = sizes * torch.exp(0.1 * torch.randn(num_boxes, 2, generator=generator))
+    return torch.cat([centres - sizes / 2, centres + sizes / 2], dim=1)
+
+
+def _two_sets(*, boxes: int, others: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return _people(boxes, 20, generator), _people(others, 1, generator)
+
+
+def _detections(*, boxes: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(boxes, generator=generator)
+    return _people(boxes, 20, generator), scores, torch.zeros(boxes, dtype=torch.int64)
+
+
+def _crowd_and_priors(*, boxes: int, priors: int, per_cell: int) -> tuple[Any, Tensor, Tensor]:
+    """A third of the boxes stand twice; one of fifteen is an ignore region."""
+    scale = (priors / max(1, per_cell) / (1.333 * _WIDTH * _HEIGHT / 64)) ** 0.5
+    maps = [(round(scale * _HEIGHT / stride), round(scale * _WIDTH / stride)) for stride in _STRIDES]
+    shapes = AnchorShapes(tuple(2 ** (place / 4) for place in range(-(-per_cell // 2))), (1.0, 2.0)[: max(1, per_cell)])
+    found = make_anchors(maps, _STRIDES, shapes) if per_cell else make_points(maps, _STRIDES)
+    crowd = _people(boxes - boxes // 3, 1, torch.Generator().manual_seed(0)) * scale
+    crowd = torch.cat([crowd, crowd[: boxes // 3]])
+    return found, crowd, torch.arange(boxes) % 15 == 14
+
+
+def _each_box_has_a_prior(given: Any, expected: Tensor, found: Tensor) -> str | None:
+    without = {*(~given[2]).nonzero().flatten().tolist()} - {*found.tolist()}
+    return f"{len(without)} boxes have no prior, the first is {min(without)}" if without else None
+
+
+def _hidden(matched: Tensor, priors: Any, regions: Tensor) -> Tensor:
+    if priors.kind == "points":
+        rows = priors.rows[:, None]
+        covered = ((rows >= regions[:, :2]) & (rows < regions[:, 2:])).all(dim=2).any(dim=1)
+    else:
+        rows = priors.rows[:, None]
+        first, last = torch.maximum(rows[..., :2], regions[:, :2]), torch.minimum(rows[..., 2:], regions[:, 2:])
+        covered = ((last - first).clamp(min=0).prod(dim=2) / box_areas(priors.rows)[:, None] > 0.5).any(dim=1)
+    return torch.where((matched == BACKGROUND) & covered, IGNORED, matched)
+
+
+def _max_iou_of_matrix(given: Any) -> Tensor:
+    """mmdetection's assigner on one matrix; a loop over boxes where it has one."""
+    priors, boxes, is_ignored = given
+    targets = (~is_ignored).nonzero().flatten()
+    overlap = iou(boxes[targets][:, None], priors.rows)
+    value, best = overlap.max(dim=0)
+    matched = torch.where(value >= 0.4, IGNORED, BACKGROUND)
+    matched = torch.where(value >= 0.5, targets[best], matched)
+    for row, highest in zip(range(len(targets)), overlap.amax(dim=1), strict=True):
+        if highest > 0:
+            matched[overlap[row] == highest] = targets[row]
+    return _hidden(matched, priors, boxes[is_ignored])
+
+
+def _fcos_of_matrix(given: Any) -> Tensor:
+    """As the authors' code: the distances of all points to all boxes, areas of no candidates infinite."""
+    priors, boxes, is_ignored = given
+    targets = (~is_ignored).nonzero().flatten()
+    real = boxes[targets]
+    distances = encode_distances(priors.rows[:, None], real)
+    reach = priors.stride[:, None, None] * 1.5
+    centres, points = box_centres(real), priors.rows[:, None]
+    low, high = torch.maximum(centres - reach, real[:, :2]), torch.minimum(centres + reach, real[:, 2:])
+    limits = priors.rows.new_tensor([-1, 64, 128, 256, 512, torch.inf])
+    farthest = distances.amax(dim=2)
+    is_claimed = ((points > low) & (points < high)).all(dim=2)
+    is_claimed &= (farthest >= limits[priors.level][:, None]) & (farthest <= limits[priors.level + 1][:, None])
+    area, best = torch.where(is_claimed, box_areas(real), torch.inf).min(dim=1)
+    return _hidden(torch.where(area < torch.inf, targets[best], BACKGROUND), priors, boxes[is_ignored])
+
+
+def _atss_of_matrix(given: Any) -> Tensor:
+    """As the authors' code: all distances and overlaps, the nearest of each level, thresholds of each box."""
+    priors, boxes, is_ignored = given
+    targets = (~is_ignored).nonzero().flatten()
+    real = boxes[targets]
+    overlap = iou(priors.rows[:, None], real)
+    distance = (priors.centres[:, None] - box_centres(real)).square().sum(dim=2)
+    near = [
+        rows.start + distance[rows].topk(min(9, rows.stop - rows.start), dim=0, largest=False).indices
+        for rows in priors.levels
+    ]
+    place = torch.cat(near)
+    chosen = overlap.gather(0, place)
+    inside = encode_distances(priors.centres[place], real).amin(dim=2) > 0.01
+    is_positive = (chosen >= chosen.mean(dim=0) + chosen.std(dim=0)) & inside
+    kept = torch.full_like(overlap, -torch.inf).scatter_(0, place, torch.where(is_positive, chosen, -torch.inf))
+    value, best = kept.max(dim=1)
+    return _hidden(torch.where(value > -torch.inf, targets[best], BACKGROUND), priors, boxes[is_ignored])

@@ -1,0 +1,180 @@
+"""How much boxes overlap: IoU and its relatives with exact gradients, and matrices of all pairs.
+
+The functions of `OVERLAPS` and `ioa` broadcast: boxes (..., 4) with boxes (..., 4). Aligned rows are `iou(a, b)`, all
+pairs `iou(a[:, None], b)`. Half precision is computed in float32. A box without an area overlaps nothing: its IoU is 0,
+and gradients are finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from sightline.compiled import Compiled, in_threads, suits
+from sightline.geometry.boxes.overlap_kernels import ioa_of_rows, iou_of_rows
+
+__all__ = [
+    "OVERLAPS",
+    "at_least_float32",
+    "blocks",
+    "box_areas",
+    "box_centres",
+    "box_sizes",
+    "ciou",
+    "diou",
+    "giou",
+    "ioa",
+    "iou",
+    "pairwise_ioa",
+    "pairwise_iou",
+    "siou",
+]
+
+_ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
+"""Of a matrix of boxes and priors held at a time: on the CPU some 4 MB, which stay near the processor."""
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """The same values in their own precision, but integers and half precision in float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def box_sizes(boxes: Tensor) -> Tensor:
+    """Width and height (..., 2), 0 where the corners are the wrong way round."""
+    boxes = at_least_float32(boxes)
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
+
+
+def box_centres(boxes: Tensor) -> Tensor:
+    """The middle (..., 2)."""
+    boxes = at_least_float32(boxes)
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def box_areas(boxes: Tensor) -> Tensor:
+    """Areas (...) in square pixels."""
+    return box_sizes(boxes).prod(dim=-1)
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union, 0 to 1."""
+    return _iou_and_union(a, b)[0]
+
+
+def ioa(a: Tensor, b: Tensor) -> Tensor:
+    """The share of the area of `a` that lies inside `b`, 0 to 1."""
+    return _ratio(_intersection(a, b), box_areas(a))
+
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU less the share of the enclosing box that neither covers, -1 to 1. Source: Rezatofighi et al. 2019."""
+    overlap, union = _iou_and_union(a, b)
+    enclosing = _enclosing(a, b).prod(dim=-1)
+    return overlap - _ratio(enclosing - union, enclosing)
+
+
+def diou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU less the squared distance of the centres over the squared diagonal of the enclosing box, -1 to 1.
+
+    Source: Zheng et al. 2020, equation 7.
+    """
+    return iou(a, b) - _distance_term(a, b)
+
+
+def ciou(a: Tensor, b: Tensor) -> Tensor:
+    """DIoU less a term for different aspect ratios, whose factor has no gradient. Source: Zheng et al. 2020, eq. 10."""
+    overlap = iou(a, b)
+    angle = _aspect(a) - _aspect(b)
+    both = ((box_sizes(a) > 0) & (box_sizes(b) > 0)).all(dim=-1)
+    difference = torch.where(both, 4 / math.pi**2 * angle.square(), 0)
+    with torch.no_grad():
+        factor = _ratio(difference, 1 - overlap + difference)
+    return overlap - _distance_term(a, b) - factor * difference
+
+
+def siou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU less half of a distance term, which an angle sharpens, and a shape term. Source: Gevorgyan 2022."""
+    offset = (box_centres(a) - box_centres(b)).abs()
+    # 1 - 2 sin^2(asin x - pi / 4) is 2 x sqrt(1 - x^2), and x is the smaller side of the offset over its length.
+    angle = 2 * _ratio(offset.prod(dim=-1), offset.square().sum(dim=-1))
+    relative = _ratio(offset, _enclosing(a, b)).square()
+    distance = (1 - torch.exp((angle - 2)[..., None] * relative)).sum(dim=-1)
+    ours, theirs = box_sizes(a), box_sizes(b)
+    shape = (1 - torch.exp(-_ratio((ours - theirs).abs(), torch.maximum(ours, theirs)))).pow(4).sum(dim=-1)
+    return iou(a, b) - (distance + shape) / 2
+
+
+OVERLAPS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "iou": iou,
+    "giou": giou,
+    "diou": diou,
+    "ciou": ciou,
+    "siou": siou,
+}
+"""By name, each 1 for equal boxes."""
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU (N, M) of all pairs of boxes (N, 4) and (M, 4): the bits of `iou(a[:, None], b)`, compiled on the CPU."""
+    return _pairwise(iou, iou_of_rows, a, b)
+
+
+def pairwise_ioa(a: Tensor, b: Tensor) -> Tensor:
+    """The share (N, M) of each box of `a` (N, 4) inside each of `b` (M, 4): the bits of `ioa(a[:, None], b)`."""
+    return _pairwise(ioa, ioa_of_rows, a, b)
+
+
+def blocks(num_rows: int, num_columns: int, device: torch.device) -> Iterator[slice]:
+    """Slices of the columns such that a matrix of all rows and these columns fits into the memory held at a time."""
+    entries = _ENTRIES_AT_ONCE.get(device.type, _ENTRIES_AT_ONCE["cpu"])
+    step = max(1, entries // max(1, num_rows))
+    yield from (slice(first, first + step) for first in range(0, num_columns, step))
+
+
+def _pairwise(plain: Callable[[Tensor, Tensor], Tensor], kernel: Compiled, a: Tensor, b: Tensor) -> Tensor:
+    needs_gradient = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    if needs_gradient or not suits(a, b):
+        return plain(a[:, None], b)
+    found = a.new_empty(len(a), len(b))
+    columns = b.detach().T.contiguous().numpy()
+    in_threads(kernel, len(a), a.detach().contiguous().numpy(), columns, found.numpy())
+    return found
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """Their quotient, 0 where the whole is nothing; neither side of the choice has a gradient that is not finite."""
+    is_some = whole >= torch.finfo(whole.dtype).tiny
+    return torch.where(is_some, part / torch.where(is_some, whole, 1), 0)
+
+
+def _intersection(a: Tensor, b: Tensor) -> Tensor:
+    a, b = at_least_float32(a), at_least_float32(b)
+    first, last = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    return (last - first).clamp(min=0).prod(dim=-1)
+
+
+def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    intersection = _intersection(a, b)
+    union = box_areas(a) + box_areas(b) - intersection
+    return _ratio(intersection, union), union
+
+
+def _enclosing(a: Tensor, b: Tensor) -> Tensor:
+    """Width and height (..., 2) of the smallest box around both."""
+    a, b = at_least_float32(a), at_least_float32(b)
+    first, last = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
+    return (last - first).clamp(min=0)
+
+
+def _distance_term(a: Tensor, b: Tensor) -> Tensor:
+    squared = (box_centres(a) - box_centres(b)).square().sum(dim=-1)
+    return _ratio(squared, _enclosing(a, b).square().sum(dim=-1))
+
+
+def _aspect(boxes: Tensor) -> Tensor:
+    """The angle of width over height, 0 for a box without a height."""
+    width, height = box_sizes(boxes).unbind(dim=-1)
+    return torch.atan(_ratio(width, height))

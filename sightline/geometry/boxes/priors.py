@@ -1,0 +1,160 @@
+"""Priors: the boxes (anchors) or points that predictions start from, laid out over the real maps of a network."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["PRESETS", "AnchorShapes", "PriorKind", "Priors", "make_anchors", "make_points"]
+
+PriorKind = Literal["anchors", "points"]
+
+
+@dataclass(frozen=True)
+class Priors:
+    """All priors of an image, level after level, each in the order (H, W, A): rows of cells, then the A of one cell.
+
+    `rows` are boxes (P, 4) of `anchors`, or x, y (P, 2) of `points`, in pixels of the network's input. Of each level
+    there are `strides` (pixels from cell to cell), `maps` (height, width in cells) and `num_per_cell` (A).
+    """
+
+    kind: PriorKind
+    rows: Tensor
+    strides: tuple[int, ...]
+    maps: tuple[tuple[int, int], ...]
+    num_per_cell: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many priors each level has."""
+        return tuple(h * w * a for (h, w), a in zip(self.maps, self.num_per_cell, strict=True))
+
+    @property
+    def levels(self) -> list[slice]:
+        """The rows of each level."""
+        ends = itertools.accumulate(self.counts, initial=0)
+        return [slice(first, last) for first, last in itertools.pairwise(ends)]
+
+    @cached_property
+    def level(self) -> Tensor:
+        """The place (P,) int64 of each prior's level, from 0."""
+        counts = torch.tensor(self.counts, device=self.rows.device)
+        return torch.repeat_interleave(counts, output_size=len(self))
+
+    @cached_property
+    def stride(self) -> Tensor:
+        """The stride (P,) of each prior's level, in pixels, of the type of the rows."""
+        return self.rows.new_tensor(self.strides)[self.level]
+
+    @cached_property
+    def centres(self) -> Tensor:
+        """x, y (P, 2): the points, or the middles of the anchors, which are equal for all of one cell."""
+        if self.kind == "points":
+            return self.rows
+        parts = [
+            _centres(*size, stride, self.rows.device).repeat_interleave(count, dim=0)
+            for size, stride, count in zip(self.maps, self.strides, self.num_per_cell, strict=True)
+        ]
+        return torch.cat(parts).to(self.rows.dtype)
+
+    def squares(self, side_strides: float) -> Tensor:
+        """The anchors (P, 4); around points, squares whose side is so many strides."""
+        if self.kind == "anchors":
+            return self.rows
+        half = (self.stride * (side_strides / 2))[:, None]
+        return torch.cat([self.rows - half, self.rows + half], dim=1)
+
+
+@dataclass(frozen=True)
+class AnchorShapes:
+    """Anchors of one cell: `scales` times `ratios` (height over width), the ratios of a scale one after another.
+
+    The base size is `base_strides` strides. `keeps: area`: scale * base is the side of the square of the same area, for
+    every ratio; `keeps: width`: it is the width, and the area rises with the ratio.
+    """
+
+    scales: tuple[float, ...]
+    ratios: tuple[float, ...]
+    base_strides: float = 4.0
+    keeps: Literal["area", "width"] = "area"
+
+    def of(self, stride: int) -> list[tuple[float, float]]:
+        """Width and height of each anchor, in pixels."""
+        found = []
+        for scale, ratio in itertools.product(self.scales, self.ratios):
+            side = self.base_strides * stride * scale
+            width = side / math.sqrt(ratio) if self.keeps == "area" else side
+            found.append((width, width * ratio))
+        return found
+
+
+_OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+PRESETS: Mapping[str, AnchorShapes] = MappingProxyType(
+    {
+        "retinanet": AnchorShapes(_OCTAVES, (0.5, 1.0, 2.0)),
+        "crowddet": AnchorShapes(_OCTAVES, (1.0, 2.0, 3.0)),
+        "s3": AnchorShapes((0.75, 1.0), (2.0, 4.0), keeps="width"),
+    }
+)
+"""RetinaNet's (Lin et al. 2017), CrowdDet's for standing people (Chu et al. 2020), and those of NuayHL/ODTask."""
+
+
+def make_anchors(
+    maps: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    shapes: AnchorShapes | Sequence[Sequence[tuple[float, float]]],
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Priors:
+    """Anchors around the centre of every cell, (i + 0.5) strides from the image's corner.
+
+    `maps` are the heights and widths of the feature maps that the network really gives. `shapes` are a rule for every
+    stride, or the widths and heights of each level. Raises ValueError where levels are missing.
+    """
+    sizes = [shapes.of(stride) for stride in strides] if isinstance(shapes, AnchorShapes) else list(shapes)
+    _assert_levels(maps=maps, strides=strides, shapes=sizes)
+    parts = []
+    for (height, width), stride, level in zip(maps, strides, sizes, strict=True):
+        centres = _centres(height, width, stride, device)[:, None]
+        half = torch.tensor(level, dtype=torch.float64, device=device) / 2
+        parts.append(torch.cat([centres - half, centres + half], dim=2).flatten(0, 1))
+    counts = tuple(len(level) for level in sizes)
+    return Priors("anchors", torch.cat(parts).to(dtype), tuple(strides), tuple(maps), counts)
+
+
+def make_points(
+    maps: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Priors:
+    """The centre of every cell, one point each; see `make_anchors`."""
+    _assert_levels(maps=maps, strides=strides)
+    parts = [_centres(*size, stride, device) for size, stride in zip(maps, strides, strict=True)]
+    return Priors("points", torch.cat(parts).to(dtype), tuple(strides), tuple(maps), (1,) * len(parts))
+
+
+def _centres(height: int, width: int, stride: int, device: torch.device | None) -> Tensor:
+    """x, y (H * W, 2), row by row, float64."""
+    y, x = ((torch.arange(count, dtype=torch.float64, device=device) + 0.5) * stride for count in (height, width))
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=2).flatten(0, 1)
+
+
+def _assert_levels(**levels: Sequence[object]) -> None:
+    counts = {name: len(values) for name, values in levels.items()}
+    if len(set(counts.values())) > 1 or not min(counts.values()):
+        found = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise ValueError(f"priors: found {found}; expected one of each for every level of the network")

@@ -1,0 +1,164 @@
+"""Suppression: which of many overlapping detections of an image are kept, and with what scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.arguments import Probability, Size
+from sightline.compiled import suits
+from sightline.geometry.boxes.overlaps import iou
+from sightline.geometry.boxes.suppression_kernels import keep_greedily, keep_softly
+
+__all__ = [
+    "Greedy",
+    "Kept",
+    "SoftGaussian",
+    "SoftLinear",
+    "Suppression",
+    "keep_greedy",
+    "keep_greedy_plainly",
+    "keep_soft",
+    "keep_soft_plainly",
+]
+
+
+class Kept(NamedTuple):
+    """Detections that are left: their `places` (K,) int64 among those given, and their `scores` (K,), which fall."""
+
+    places: Tensor
+    scores: Tensor
+
+
+class Suppression(ABC):
+    """Called with the detections of one image. With `per_class` those of different classes leave one another alone.
+
+    Equal scores are taken in the order of their indices. The work is done on the CPU wherever the detections are.
+    """
+
+    def __init__(self, *, per_class: bool) -> None:
+        self.per_class = per_class
+
+    @torch.no_grad()
+    def __call__(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
+        """`boxes` (N, 4), `scores` (N,) and `labels` (N,) int64 -> what is kept, on the device of the boxes.
+
+        Raises ValueError for other shapes, and for scores that are not finite.
+        """
+        if boxes.shape != (len(scores), 4) or scores.shape != labels.shape or scores.ndim != 1:
+            found = ", ".join(str(tuple(each.shape)) for each in (boxes, scores, labels))
+            raise ValueError(
+                f"{type(self).__name__}: found boxes, scores and labels {found}; expected (N, 4), (N,), (N,)"
+            )
+        if not scores.isfinite().all():
+            raise ValueError(f"{type(self).__name__}: {int((~scores.isfinite()).sum())} scores are not finite numbers")
+        dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
+        labels = labels.cpu() if self.per_class else torch.zeros(len(labels), dtype=torch.int64)
+        kept = self.keep(boxes.to("cpu", dtype).contiguous(), scores.to("cpu", dtype).contiguous(), labels)
+        return Kept(kept.places.to(boxes.device), kept.scores.to(scores))
+
+    @abstractmethod
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
+        """What is kept of detections on the CPU, all of float32 or all of float64; equal labels may suppress."""
+
+
+@registry.suppressions.add("greedy")
+class Greedy(Suppression):
+    """The best detection suppresses those whose IoU with it is above the threshold; then the best that is left."""
+
+    def __init__(self, *, iou_threshold: Probability = 0.5, per_class: bool = True) -> None:
+        super().__init__(per_class=per_class)
+        self.iou_threshold = iou_threshold
+
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
+        places = keep_greedy(boxes, scores, labels, threshold=self.iou_threshold)
+        return Kept(places, scores[places])
+
+
+@registry.suppressions.add("soft_linear")
+class SoftLinear(Suppression):
+    """The best detection lowers the scores of those that overlap it, from `iou_threshold` on, by the factor 1 - IoU.
+
+    Then the best that is left, by the new scores; those below `min_score` are dropped. Source: Bodla et al. 2017.
+    """
+
+    def __init__(
+        self, *, iou_threshold: Probability = 0.3, min_score: Probability = 1e-3, per_class: bool = True
+    ) -> None:
+        super().__init__(per_class=per_class)
+        self.iou_threshold = iou_threshold
+        self.min_score = min_score
+
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
+        return keep_soft(boxes, scores, labels, limit=self.iou_threshold, is_linear=True, min_score=self.min_score)
+
+
+@registry.suppressions.add("soft_gaussian")
+class SoftGaussian(Suppression):
+    """As `soft_linear`, with the factor exp(-IoU^2 / sigma) for every overlap. Source: Bodla et al. 2017."""
+
+    def __init__(self, *, sigma: Size = 0.5, min_score: Probability = 1e-3, per_class: bool = True) -> None:
+        super().__init__(per_class=per_class)
+        self.sigma = sigma
+        self.min_score = min_score
+
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
+        return keep_soft(boxes, scores, labels, limit=self.sigma, is_linear=False, min_score=self.min_score)
+
+
+def keep_greedy(boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float) -> Tensor:
+    """The places (K,) that greedy suppression keeps, best first; see `Greedy`."""
+    if not suits(boxes, scores):
+        return keep_greedy_plainly(boxes, scores, labels, threshold=threshold)
+    order = scores.argsort(descending=True, stable=True)
+    kept = torch.empty_like(order)
+    sorted_boxes, limit = boxes[order], boxes.new_tensor([threshold])
+    count = keep_greedily(*(each.numpy() for each in (sorted_boxes, labels[order], limit, kept)))
+    return order[kept[:count]]
+
+
+def keep_greedy_plainly(boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float) -> Tensor:
+    """The plain form of `keep_greedy`: a loop over the boxes that are kept."""
+    left, kept = scores.argsort(descending=True, stable=True), []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        is_hit = (iou(boxes[best], boxes[left]) > threshold) & (labels[left] == labels[best])
+        left = left[~is_hit]
+    return torch.stack(kept) if kept else left
+
+
+def keep_soft(
+    boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float, is_linear: bool, min_score: float
+) -> Kept:
+    """What soft suppression keeps, with the new scores; `limit` is the least IoU of `SoftLinear`, or sigma."""
+    if not suits(boxes, scores):
+        return keep_soft_plainly(boxes, scores, labels, limit=limit, is_linear=is_linear, min_score=min_score)
+    places, kept_scores = torch.empty_like(labels), torch.empty_like(scores)
+    arrays = [each.numpy() for each in (boxes, scores.clone(), labels, boxes.new_tensor([limit, min_score]))]
+    count = keep_softly(*arrays, is_linear, places.numpy(), kept_scores.numpy())
+    return Kept(places[:count], kept_scores[:count])
+
+
+def keep_soft_plainly(
+    boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float, is_linear: bool, min_score: float
+) -> Kept:
+    """The plain form of `keep_soft`: a loop over the boxes that are kept."""
+    scores, left = scores.clone(), torch.arange(len(scores))
+    places, kept_scores = [], []
+    while len(left):
+        first = scores[left].argmax()
+        best = left[first]
+        if scores[best] < min_score:
+            break
+        places.append(best)
+        kept_scores.append(scores[best].clone())
+        left = torch.cat([left[:first], left[first + 1 :]])
+        overlap = iou(boxes[best], boxes[left])
+        decay = torch.where(overlap >= limit, 1 - overlap, 1) if is_linear else (-overlap.square() / limit).exp()
+        scores[left] *= torch.where(labels[left] == labels[best], decay, 1)
+    return Kept(torch.stack(places), torch.stack(kept_scores)) if places else Kept(left[:0], scores[:0])

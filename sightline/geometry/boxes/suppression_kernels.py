@@ -1,0 +1,105 @@
+"""Suppression of overlapping detections compiled for the CPU; overlaps have the bits of `overlaps.iou`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sightline.compiled import compiled
+
+__all__ = ["keep_greedily", "keep_softly"]
+
+_BLOCK = 32
+
+
+@compiled
+def keep_greedily(boxes: np.ndarray, labels: np.ndarray, threshold: np.ndarray, kept: np.ndarray) -> int:
+    """See `suppression.keep_greedy`: places of boxes (N, 4), best first, are written to `kept`; returns how many.
+
+    Each box is compared with those kept until now, a block at a time: few of many boxes are compared with many.
+    """
+    zero, one, tiny, limit = _constants(threshold)
+    columns = np.empty((5, len(boxes)), dtype=boxes.dtype)
+    kept_labels = np.empty(len(boxes), dtype=labels.dtype)
+    x1, y1, x2, y2, areas = columns
+    count = 0
+    for place in range(len(boxes)):
+        left, top, right, bottom = boxes[place]
+        area, label = max(right - left, zero) * max(bottom - top, zero), labels[place]
+        hits = 0
+        for start in range(0, count, _BLOCK):
+            for other in range(start, min(start + _BLOCK, count)):
+                width = max(min(right, x2[other]) - max(left, x1[other]), zero)
+                height = max(min(bottom, y2[other]) - max(top, y1[other]), zero)
+                intersection = width * height
+                union = area + areas[other] - intersection
+                overlap = intersection / (union if union >= tiny else one)
+                hits += (overlap > limit) & (union >= tiny) & (kept_labels[other] == label)
+            if hits:
+                break
+        if not hits:
+            x1[count], y1[count], x2[count], y2[count], areas[count] = left, top, right, bottom, area
+            kept_labels[count], kept[count] = label, place
+            count += 1
+    return count
+
+
+@compiled
+def keep_softly(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    limits: np.ndarray,
+    is_linear: bool,
+    kept: np.ndarray,
+    kept_scores: np.ndarray,
+) -> int:
+    """See `suppression.keep_soft`: the boxes left are in the order of their indices, and the best of them is known.
+
+    `limits` are the least IoU or the width of the Gaussian, and the least score. `scores` is changed.
+    """
+    zero, one, tiny, limit = _constants(limits)
+    least = limits[1]
+    left = np.arange(len(boxes))
+    num_left, best, count = len(boxes), 0, 0
+    for place in range(len(boxes)):
+        if scores[place] > scores[best]:
+            best = place
+    while num_left and scores[best] >= least:
+        kept[count], kept_scores[count] = best, scores[best]
+        count += 1
+        picked, still, next_best = best, 0, -1
+        x1, y1, x2, y2 = boxes[picked]
+        area = max(x2 - x1, zero) * max(y2 - y1, zero)
+        for rank in range(num_left):
+            place = left[rank]
+            if place == picked:
+                continue
+            if labels[place] == labels[picked]:
+                box = boxes[place]
+                width = max(min(x2, box[2]) - max(x1, box[0]), zero)
+                height = max(min(y2, box[3]) - max(y1, box[1]), zero)
+                intersection = width * height
+                union = area + max(box[2] - box[0], zero) * max(box[3] - box[1], zero) - intersection
+                overlap = intersection / union if union >= tiny else zero
+                if is_linear:
+                    scores[place] *= one - overlap if overlap >= limit else one
+                elif overlap > zero:
+                    scores[place] *= math.exp(-(overlap * overlap) / limit)
+            if scores[place] >= least:
+                left[still] = place
+                still += 1
+                if next_best < 0 or scores[place] > scores[next_best]:
+                    next_best = place
+        num_left, best = still, next_best
+    return count
+
+
+@compiled
+def _constants(limits: np.ndarray) -> tuple[float, float, float, float]:
+    """Zero, one, the least normal number and the first of `limits`, of its type: a literal would make it float64."""
+    values = np.zeros(4, dtype=limits.dtype)
+    values[1] = 1
+    values[2] = 2.0**-126 if limits.itemsize == 4 else 2.0**-1022
+    return values[0], values[1], values[2], limits[0]

@@ -1,0 +1,76 @@
+"""Terms of detection losses as sums, never means: focal over classes, and regression of deltas, boxes, centre-ness.
+
+Half precision is computed in float32. Each takes a `weight` that broadcasts with its items; without items it is 0, with
+gradients of 0. Nothing is changed in place.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sightline.geometry.boxes.overlaps import OVERLAPS, at_least_float32
+
+__all__ = ["centreness_bce", "overlap_loss", "sigmoid_focal", "smooth_l1"]
+
+_LEAST_OVERLAP = 1e-7
+"""What the logarithm of an overlap sees of disjoint boxes: a loss of 16 without a gradient."""
+
+
+def sigmoid_focal(
+    logits: Tensor, is_target: Tensor, *, alpha: float | None = 0.25, gamma: float = 2.0, weight: Tensor | None = None
+) -> Tensor:
+    """Sum of -alpha_t (1 - p_t)^gamma log p_t, p_t the probability of what is true: each class on its own.
+
+    `logits` (..., K) and `is_target` (..., K) bool; an item is an entry. `alpha` weighs targets, 1 - alpha the others;
+    None weighs all 1. Source: Lin et al. 2017, equation 5.
+    """
+    logits = at_least_float32(logits)
+    of_truth = torch.where(is_target, logits, -logits)
+    losses = -(gamma * functional.logsigmoid(-of_truth)).exp() * functional.logsigmoid(of_truth)
+    if alpha is not None:
+        losses = losses * torch.where(is_target, alpha, 1 - alpha)
+    return _weighted_sum(losses, weight)
+
+
+def smooth_l1(predicted: Tensor, target: Tensor, *, beta: float, weight: Tensor | None = None) -> Tensor:
+    """Sum of x^2 / (2 beta) where |x| < beta, else |x| - beta / 2, x their difference; |x| for a `beta` of 0.
+
+    An item is an entry of `predicted` (...) and `target` (...). Source: Girshick 2015, equation 3, with beta 1.
+    """
+    predicted, target = at_least_float32(predicted), at_least_float32(target)
+    return _weighted_sum(functional.smooth_l1_loss(predicted, target, reduction="none", beta=beta), weight)
+
+
+def overlap_loss(
+    predicted: Tensor,
+    target: Tensor,
+    *,
+    overlap: Literal["iou", "giou", "diou", "ciou", "siou"] = "giou",
+    form: Literal["linear", "log", "square"] = "linear",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Sum over aligned boxes (..., 4) of 1 - X, -ln X or 1 - X^2, X their overlap; an item is a box.
+
+    The last two are of the IoU alone: the others may be negative. Raises ValueError for them. Source: Rezatofighi et
+    al. 2019; the logarithm is that of Yu et al. 2016, the square that of YOLOX.
+    """
+    if form != "linear" and overlap != "iou":
+        raise ValueError(f"form: '{form}' is of the IoU alone, found overlap '{overlap}'; take form 'linear' or 'iou'")
+    found = OVERLAPS[overlap](predicted, target)
+    if form == "log":
+        return _weighted_sum(-found.clamp(min=_LEAST_OVERLAP).log(), weight)
+    return _weighted_sum(1 - (found if form == "linear" else found.square()), weight)
+
+
+def centreness_bce(logits: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Sum of the binary cross entropies of `logits` (...) with centre-ness (...) from 0 to 1; an item is an entry."""
+    logits, target = at_least_float32(logits), at_least_float32(target)
+    return _weighted_sum(functional.binary_cross_entropy_with_logits(logits, target, reduction="none"), weight)
+
+
+def _weighted_sum(losses: Tensor, weight: Tensor | None) -> Tensor:
+    return (losses if weight is None else losses * weight).sum()

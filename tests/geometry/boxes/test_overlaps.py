@@ -1,0 +1,163 @@
+"""Overlaps of boxes: published and hand-worked values, exact gradients, boxes without an area, both forms of pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.geometry.boxes.overlaps import OVERLAPS, box_areas, ioa, iou, pairwise_ioa, pairwise_iou
+from tests.geometry.boxes.crowds import aligned_pairs, crowd
+from tests.geometry.threads import with_one_and_two_threads
+from tests.golden_parity import Golden, load_golden
+
+TIES = [40, 43, 44]
+"""Equal, touching and nested pairs, where a minimum has more than one gradient."""
+
+
+def golden(shared: Path) -> Golden:
+    return load_golden(shared, "iou_family", area="detect")
+
+
+def graded(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - overlap of aligned rows, and the gradient of its sum by `a`."""
+    a = a.clone().requires_grad_()
+    loss = 1 - OVERLAPS[name](a, b)
+    return loss.detach(), torch.autograd.grad(loss.sum(), a)[0]
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ((0, 0, 10, 10), (5, 5, 15, 15), (0.142857, -0.079365, 0.031746, 0.031746, 0.037696)),
+        ((0, 0, 10, 20), (0, 0, 20, 10), (0.333333, 0.083333, 0.270833, 0.237082, 0.248778)),
+        ((0, 0, 10, 10), (20, 0, 30, 10), (0, -0.333333, -0.4, -0.4, -0.294444)),
+    ],
+)
+def test_overlaps_are_those_worked_by_hand(a: tuple[int, ...], b: tuple[int, ...], expected: tuple[float, ...]) -> None:
+    found = [float(overlap(torch.tensor(a), torch.tensor(b))) for overlap in OVERLAPS.values()]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_iou_counts_pixels() -> None:
+    """On whole pixels the areas are numbers of pixels, counted here in masks."""
+    boxes = crowd(1, height=40, width=40).clamp(0, 40)
+    rows, columns = np.mgrid[:40, :40] + 0.5
+    masks = [(columns > x1) & (columns < x2) & (rows > y1) & (rows < y2) for x1, y1, x2, y2 in boxes.numpy()]
+    boxes, masks = boxes[box_areas(boxes) > 0], [mask for mask in masks if mask.any()]
+    shared_pixels = np.array([[(a & b).sum() for b in masks] for a in masks])
+    union = np.array([[(a | b).sum() for b in masks] for a in masks])
+    assert np.array_equal(pairwise_iou(boxes, boxes).numpy(), shared_pixels / union)
+    assert np.array_equal(pairwise_ioa(boxes, boxes).numpy(), shared_pixels / np.array([[a.sum()] for a in masks]))
+
+
+@pytest.mark.parametrize("name", OVERLAPS)
+def test_overlaps_and_gradients_are_the_published_ones(shared: Path, name: str) -> None:
+    stored = golden(shared)
+    loss, gradient = graded(name, stored.tensor("a"), stored.tensor("b"))
+    assert (1 - loss - stored.tensor(f"own/{name}")).abs().max() < 1e-12
+    off = (gradient - stored.tensor(f"own/grad_of_sum_1_minus_{name}")).abs().amax(dim=1)
+    off[TIES] = 0
+    assert off.max() < 1e-12
+    if f"d2/{name}_loss" in stored.arrays:  # it adds 1e-7 to areas and diagonals
+        assert (loss - stored.tensor(f"d2/{name}_loss")).abs().max() < 2e-7
+        off = (gradient - stored.tensor(f"d2/{name}_loss_grad")).abs().amax(dim=1)
+        off[TIES] = 0
+        assert off.max() < 2e-7
+    if f"s3later/{name}_loss" in stored.arrays:
+        assert (loss - stored.tensor(f"s3later/{name}_loss")).abs().max() < 2e-7
+
+
+def test_matrices_are_the_published_ones(shared: Path) -> None:
+    stored = golden(shared)
+    a, b = stored.tensor("a").float()[:30], stored.tensor("b").float()[:25]
+    assert (pairwise_iou(a, b) - stored.tensor("pairwise_iou_float32")).abs().max() < 1e-6
+    expected = stored.tensor("pairwise_ioa_inter_over_second_float32")
+    assert (pairwise_ioa(b, a).T - expected).abs().max() < 1e-6
+
+
+# --- properties -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*OVERLAPS, "ioa"])
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    a, b = aligned_pairs(8)
+    overlap = {**OVERLAPS, "ioa": ioa}[name]
+    if name == "ciou":  # its factor has no gradient, so only the value of the rest can be differentiated
+        a[:, 2:], b[:, 2:] = a[:, :2] + 4, b[:, :2] + 5
+    assert torch.autograd.gradcheck(overlap, (a.requires_grad_(), b.requires_grad_()))
+    assert torch.autograd.gradcheck(lambda a, b: overlap(a[:, None], b), (a[:3], b[:2]))
+
+
+@pytest.mark.parametrize("name", OVERLAPS)
+def test_overlaps_have_their_symmetries(name: str) -> None:
+    a, b = aligned_pairs()
+    overlap = OVERLAPS[name]
+    found = overlap(a, b)
+    assert (overlap(b, a) - found).abs().max() < 1e-14
+    assert (overlap(a + 7, b + 7) - found).abs().max() < 1e-13
+    assert (overlap(a * 3, b * 3) - found).abs().max() < 1e-14
+    assert torch.equal(overlap(a, a), torch.ones(len(a), dtype=torch.float64))
+    assert (found <= iou(a, b) + 1e-15).all()
+
+
+@pytest.mark.parametrize("name", [*OVERLAPS, "ioa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_boxes_without_an_area_overlap_nothing(shared: Path, name: str, dtype: torch.dtype) -> None:
+    stored = golden(shared)
+    a = torch.cat([stored.tensor("degenerate/a"), torch.tensor([[9, 9, 3, 3], [5, 5, 5, 5], [2, 8, 6, 3]])]).to(dtype)
+    b = torch.cat([stored.tensor("degenerate/b"), torch.tensor([[0, 0, 9, 9], [0, 0, 9, 9], [2, 3, 6, 8]])]).to(dtype)
+    a, b = a.requires_grad_(), b.requires_grad_()
+    found = {**OVERLAPS, "ioa": ioa}[name](a, b)
+    assert found.isfinite().all()
+    assert torch.equal(iou(a, b), torch.tensor([0, 0, 1, 0, 0, 0]).to(dtype))
+    for gradient in torch.autograd.grad(found.sum(), (a, b)):
+        assert gradient.isfinite().all()
+    if name in ("giou", "diou"):
+        expected = stored.tensor(f"degenerate/d2_{name}_loss_float32")
+        assert (1 - found[:3].detach() - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", OVERLAPS)
+def test_half_precision_is_computed_in_single(name: str, dtype: torch.dtype) -> None:
+    """Boxes of 1,000 pixels: the square of a side is no number of float16."""
+    a, b = (each.mul(100).to(dtype) for each in aligned_pairs())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = OVERLAPS[name](a, b)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, OVERLAPS[name](a.float(), b.float()))
+
+
+# --- all pairs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_forms_of_matrices_have_the_same_bits(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(5)
+    a, b = (torch.randn(count, 4, generator=generator, dtype=dtype).cumsum(1) for count in (70, 45))
+    a[3], b[4] = 1e-25, torch.tensor([0.0, 0.0, 1e-25, 1e-25])
+    for found in with_one_and_two_threads(lambda: pairwise_iou(a, b)):
+        assert torch.equal(found, iou(a[:, None], b))
+    for found in with_one_and_two_threads(lambda: pairwise_ioa(a, b)):
+        assert torch.equal(found, ioa(a[:, None], b))
+    assert torch.equal(pairwise_iou(a.T.contiguous().T[::2], b), iou(a[::2, None], b))
+
+
+def test_matrices_have_gradients_where_one_is_needed() -> None:
+    a, b = (each[:5].requires_grad_() for each in aligned_pairs())
+    assert torch.autograd.gradcheck(pairwise_iou, (a, b))
+    with torch.no_grad():
+        assert not pairwise_iou(a, b).requires_grad
+
+
+def test_matrices_of_no_boxes() -> None:
+    none, some = torch.empty(0, 4), torch.rand(3, 4)
+    assert pairwise_iou(none, some).shape == (0, 3)
+    assert pairwise_ioa(some, none).shape == (3, 0)

@@ -1,0 +1,170 @@
+"""Suppression: definitions and published code, both forms, classes, ties, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.geometry.boxes.suppression import (
+    Greedy,
+    Kept,
+    SoftGaussian,
+    SoftLinear,
+    Suppression,
+    keep_greedy,
+    keep_greedy_plainly,
+    keep_soft,
+    keep_soft_plainly,
+)
+from tests.geometry.boxes.crowds import crowd
+from tests.golden_parity import load_golden
+
+ALL = {"greedy": Greedy, "soft_linear": SoftLinear, "soft_gaussian": SoftGaussian}
+
+
+def detections(seed: int, *, count: int = 60, has_ties: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(count, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    return crowd(seed, count=count), (scores * 10).round() / 10 if has_ties else scores, labels
+
+
+def as_one_class(scores: Tensor) -> Tensor:
+    return torch.zeros(len(scores), dtype=torch.int64)
+
+
+def worked(suppression: Suppression) -> Kept:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [4, 0, 14, 10], [20, 0, 30, 10]])
+    return suppression(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.zeros(4, dtype=torch.int64))
+
+
+def test_numbers_worked_by_hand() -> None:
+    assert worked(Greedy()).places.tolist() == [0, 2, 3]
+    linear = worked(SoftLinear())
+    assert linear.places.tolist() == [0, 3, 2, 1], "sorted once, 2 would come before 3"
+    assert linear.scores.tolist() == pytest.approx([0.9, 0.6, 0.4, 0.067133], abs=1e-6)
+    gaussian = worked(SoftGaussian())
+    assert gaussian.places.tolist() == [0, 3, 2, 1]
+    assert gaussian.scores.tolist() == pytest.approx([0.9, 0.6, 0.484799, 0.117435], abs=1e-6)
+
+
+@pytest.mark.parametrize("case", range(24))
+def test_kept_boxes_are_the_published_ones(shared: Path, case: int) -> None:
+    golden = load_golden(shared, "nms", area="detect")
+    prefix = f"case{case:02d}/"
+    stored = {key.removeprefix(prefix): golden.tensor(key) for key in golden.arrays if key.startswith(prefix)}
+    boxes, scores, classes = stored["boxes"], stored["scores"], stored["classes"]
+    threshold = float(stored["threshold"])
+    found = Greedy(iou_threshold=threshold, per_class=False)(boxes, scores, classes).places
+    assert torch.equal(found, stored["own_greedy"])
+    per_class = Greedy(iou_threshold=threshold)(boxes, scores, classes).places
+    assert torch.equal(per_class, stored["own_greedy_per_class"])
+    for name, form in (("linear", SoftLinear(per_class=False)), ("gauss", SoftGaussian(per_class=False))):
+        kept = form(boxes, scores, classes)
+        assert torch.equal(kept.places, stored[f"own_soft_{name}_keep"])
+        assert (kept.scores - stored[f"own_soft_{name}_scores"]).abs().le(1e-12).all()
+    if len(boxes) and len(scores.unique()) == len(scores):  # their sorts are not stable
+        assert torch.equal(found, stored["crowddet_cpu_nms"])
+        is_first = torch.arange(len(found)) == 0  # the later code of S3 wants a score of 0.05 of all but the best
+        assert torch.equal(found[is_first | (scores[found] >= 0.05)], stored["s3later_nms_keep"])
+
+
+@pytest.mark.parametrize("has_ties", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_forms_keep_the_same(dtype: torch.dtype, has_ties: bool) -> None:
+    for seed in range(5):
+        boxes, scores, labels = detections(seed, has_ties=has_ties)
+        boxes, scores = boxes.to(dtype), scores.to(dtype)
+        boxes[7] = boxes[7, [2, 3, 0, 1]]  # corners the wrong way round
+        for threshold in (0.0, 0.5, 1.0):
+            arguments: dict[str, Any] = {"threshold": threshold}
+            found = keep_greedy(boxes, scores, labels, **arguments)
+            assert torch.equal(found, keep_greedy_plainly(boxes, scores, labels, **arguments))
+        for is_linear, limit in ((True, 0.3), (False, 0.5)):
+            arguments = {"limit": limit, "is_linear": is_linear, "min_score": 0.05}
+            given = scores.clone()
+            found, plain = (form(boxes, given, labels, **arguments) for form in (keep_soft, keep_soft_plainly))
+            assert torch.equal(found.places, plain.places)
+            assert (found.scores - plain.scores).abs().max() <= 64 * torch.finfo(dtype).eps, "exp may round otherwise"
+            assert torch.equal(given, scores), "the scores given are unchanged"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_classes_are_suppressed_as_if_alone(name: str) -> None:
+    boxes, scores, labels = detections(4)
+    together = ALL[name]()(boxes, scores, labels)
+    for label in range(3):
+        rows = (labels == label).nonzero().flatten()
+        alone = ALL[name]()(boxes[rows], scores[rows], labels[rows])
+        mine = labels[together.places] == label
+        assert torch.equal(together.places[mine], rows[alone.places])
+        assert torch.equal(together.scores[mine], alone.scores)
+    far = boxes + 1e4 * labels[:, None]  # the usual trick for classes, as its meaning: no two of them touch
+    apart = ALL[name](per_class=False)(far, scores, labels)
+    assert torch.equal(apart.places, together.places)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_order_decides_nothing_but_ties(name: str) -> None:
+    boxes, scores, labels = detections(6)
+    kept = ALL[name]()(boxes, scores, labels)
+    order = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(0))
+    shuffled = ALL[name]()(boxes[order], scores[order], labels[order])
+    assert torch.equal(order[shuffled.places], kept.places)
+    assert torch.equal(shuffled.scores, kept.scores)
+    assert (kept.scores.diff() <= 0).all()
+
+
+def test_equal_scores_are_taken_by_their_index() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [50, 0, 60, 10]])
+    scores, labels = torch.full((3,), 0.5), torch.zeros(3, dtype=torch.int64)
+    assert Greedy()(boxes, scores, labels).places.tolist() == [0, 2]
+    assert SoftLinear()(boxes, scores, labels).places.tolist() == [0, 2]
+    assert SoftGaussian()(boxes, scores, labels).places.tolist() == [0, 2, 1]
+
+
+def test_greedy_keeps_what_a_slow_loop_keeps() -> None:
+    for seed in range(10):
+        boxes, scores, labels = detections(seed, has_ties=seed % 2 == 0)
+        kept: list[int] = []
+        for place in np.argsort(-scores.numpy(), kind="stable").tolist():
+            if all(labels[place] != labels[other] or slow_iou(boxes[place], boxes[other]) <= 0.5 for other in kept):
+                kept.append(place)
+        assert Greedy()(boxes, scores, labels).places.tolist() == kept
+
+
+def slow_iou(a: Tensor, b: Tensor) -> float:
+    x1, y1, x2, y2 = a.tolist()
+    u1, v1, u2, v2 = b.tolist()
+    shared = max(min(x2, u2) - max(x1, u1), 0) * max(min(y2, v2) - max(y1, v1), 0)
+    return shared / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_detections_and_half_precision(name: str) -> None:
+    none = ALL[name]()(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
+    assert none.places.tolist() == none.scores.tolist() == []
+    boxes, scores, labels = detections(0)
+    kept = ALL[name]()(boxes.half(), scores.half(), labels)
+    assert kept.scores.dtype == torch.float16
+    single = ALL[name]()(boxes.half().float(), scores.half().float(), labels)
+    assert torch.equal(kept.places, single.places)
+
+
+def test_wrong_detections_are_refused() -> None:
+    boxes, scores, labels = detections(0)
+    with pytest.raises(ValueError, match=r"Greedy: found boxes, scores and labels \(60, 4\), \(59,\), \(60,\)"):
+        Greedy()(boxes, scores[1:], labels)
+    scores[3] = torch.nan
+    with pytest.raises(ValueError, match="SoftLinear: 1 scores are not finite"):
+        SoftLinear()(boxes, scores, labels)
+
+
+def test_kinds_are_in_the_registry() -> None:
+    assert {name: registry.suppressions.entry_of(name).builder for name in ALL} == ALL
