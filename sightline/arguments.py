@@ -9,12 +9,15 @@ from annotated_types import Ge, Gt, Le, Lt
 from sightline.schema import Block
 
 __all__ = [
+    "Backbone",
     "Count",
     "DataBlock",
     "Factor",
     "Fraction",
+    "Head",
     "ImageEncoder",
     "Index",
+    "Neck",
     "PointEncoder",
     "Probability",
     "ReferencePoint",
@@ -46,6 +49,12 @@ ImageEncoder = Annotated[Any, Block("image_encoders")]
 """A network from images to vectors: `feature_width`, and `encode(*, image) -> (B, feature_width)`."""
 DataBlock = Annotated[Any, Block("data")]
 """A data set inside another."""
+Backbone = Annotated[Any, Block("backbones")]
+"""A network from images to maps, finest first: `channels` and `strides`, and `(image) -> list of (B, C, H, W)`."""
+Neck = Annotated[Any, Block("necks")]
+"""A network from the maps of a backbone to others: `channels` and `strides` of these, and `(maps) -> list of maps`."""
+Head = Annotated[Any, Block("heads")]
+"""A network from maps to predictions at priors, as `sightline/models/detection/head.py` says."""
 TransformBlock = Annotated[Any, Block("transforms")]
 """A transform inside another."""
 ReferencePoint = Annotated[Any, Block("references")]

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sightline.errors import ConfigError
+from sightline.members import ModelMembers
 
-__all__ = ["Bound", "Offer", "UnboundError", "bind", "outputs_of"]
+__all__ = ["Bound", "Offer", "UnboundError", "bind", "outputs_of", "outputs_of_model"]
 
 
 class UnboundError(ConfigError):
@@ -71,3 +72,9 @@ def outputs_of(function: Callable[..., Any], *, owner: str) -> frozenset[str]:
             f"{owner}: annotate the return value of '{function.__qualname__}' with a TypedDict that names its outputs"
         )
     return frozenset(annotation.__annotations__)
+
+
+def outputs_of_model(model: Any, *, owner: str) -> frozenset[str]:
+    """The keys that a model returns: those that it states itself, else those of its `forward`."""
+    stated = ModelMembers.output_keys.of(model)
+    return outputs_of(model.forward, owner=owner) if stated is None else stated

@@ -380,7 +380,7 @@ def show(
 def list_components(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="[KIND]", help="models point_encoders image_encoders data losses metrics …"),
+        typer.Argument(metavar="[KIND]", help="models backbones necks heads data losses metrics …"),
     ] = None,
     plugin: Plugins = None,
     json: Json = None,

@@ -84,6 +84,9 @@ class ModelMembers:
 
     encode: Member[Function] = Member("`encode(*, ...)`: the features of each sample, for probes", absent=None)
     feature_width: Member[int | None] = Member("how many features `encode` returns", absent=None)
+    output_keys: Member[frozenset[str] | None] = Member(
+        "the keys that `forward` returns, where they depend on a block that the model is made of", absent=None
+    )
 
 
 class TaskMembers:
@@ -157,6 +160,9 @@ REQUIRED: Mapping[str, frozenset[str]] = {
     "assigners": frozenset({"takes", "match"}),
     "data": frozenset({"info"}),
     "models": frozenset({"forward"}),
+    "backbones": frozenset({"forward"}),
+    "necks": frozenset({"forward"}),
+    "heads": frozenset({"forward", "priors", "priors_per_cell", "assigners"}),
     "references": frozenset({"told"}),
     "tasks": frozenset({"prepare", "losses", "predict", "assess", "outputs", "interpret"}),
     "losses": frozenset({"count", "forward"}),

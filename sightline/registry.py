@@ -18,6 +18,7 @@ from sightline.schema import Block, Parameter, block_of, check_value, describe_t
 from sightline.types import Component, Where
 
 __all__ = [
+    "BLOCK_FACTS",
     "DATA_FACTS",
     "FACTS",
     "REGISTRIES",
@@ -25,13 +26,16 @@ __all__ = [
     "Fault",
     "Registry",
     "assigners",
+    "backbones",
     "blame",
     "blocks_of",
     "data",
+    "heads",
     "image_encoders",
     "losses",
     "metrics",
     "models",
+    "necks",
     "optimizers",
     "point_encoders",
     "predictors",
@@ -96,6 +100,13 @@ RUN_FACTS = frozenset(
 FACTS = DATA_FACTS | RUN_FACTS
 """Arguments that no config may give: one given by hand as well would have two sources."""
 
+BLOCK_FACTS = frozenset({"channels", "strides"})
+"""Arguments that one block of a component gives to the blocks after it, where their kinds form a chain.
+
+`channels` and `strides` are tuples of one number for each map that the block returns: its channels, and how many pixels
+of the image one of its cells is wide and high.
+"""
+
 MAX_ARGUMENTS = 10
 
 Built = TypeVar("Built", bound=Callable[..., Any])
@@ -111,12 +122,20 @@ class Fault(NamedTuple):
         return f"{self.where}: {self.text}"
 
 
+class Stated(NamedTuple):
+    """What the blocks of a component built so far state for those after them, and the name of the last of them."""
+
+    facts: Mapping[str, Any]
+    by: str
+
+
 class Entry(NamedTuple):
-    """A registered component: its builder and the arguments that builder takes."""
+    """A registered component: its builder, the arguments that builder takes, and those that only other blocks give."""
 
     name: str
     builder: Callable[..., Any]
     parameters: Mapping[str, Parameter]
+    block_facts: frozenset[str] = frozenset()
 
     @property
     def source(self) -> str:
@@ -132,21 +151,31 @@ class Entry(NamedTuple):
     @property
     def arguments(self) -> dict[str, Parameter]:
         """The parameters that a config may give: all but the facts."""
-        return {name: parameter for name, parameter in self.parameters.items() if name not in FACTS}
+        given = FACTS | self.block_facts
+        return {name: parameter for name, parameter in self.parameters.items() if name not in given}
 
     @property
     def facts(self) -> list[str]:
-        """The parameters that the framework gives."""
+        """The parameters that the data set or the run gives."""
         return [name for name in self.parameters if name in FACTS]
+
+    @property
+    def stated(self) -> list[str]:
+        """The parameters that an earlier block gives."""
+        return [name for name in self.parameters if name in self.block_facts]
 
 
 class Registry:
-    """The components of one kind (each is a `noun`), found by importing the modules of their room on first use."""
+    """The components of one kind (each is a `noun`), found by importing the modules of their room on first use.
 
-    def __init__(self, kind: str, noun: str, room: str) -> None:
+    Components of an `in_chain` kind take the `BLOCK_FACTS` that an earlier block of such a kind has as attributes.
+    """
+
+    def __init__(self, kind: str, noun: str, room: str, *, in_chain: bool = False) -> None:
         self.kind = kind
         self.noun = noun
         self.room = room
+        self.block_facts = BLOCK_FACTS if in_chain else frozenset()
         self._entries: dict[str, Entry] = {}
         self._is_loaded = False
 
@@ -154,13 +183,14 @@ class Registry:
         """Register a class or function under `name`; its keyword-only arguments are what a config may give."""
 
         def register(builder: Built) -> Built:
-            _assert_signature(builder, name, reserved=("name", "weight") if self.kind == "losses" else ("name",))
+            reserved = ("name", "weight") if self.kind == "losses" else ("name",)
+            _assert_signature(builder, name, reserved=reserved, facts=FACTS | self.block_facts)
             self._assert_members(builder, name)
             known = _origin(self._entries[name].builder) if name in self._entries else None
             assert known in (None, _origin(builder)), (
                 f"the {self.noun} '{name}' is registered already, by {'.'.join(known or ())}; take another name"
             )
-            self._entries[name] = Entry(name, builder, parameters_of(builder))
+            self._entries[name] = Entry(name, builder, parameters_of(builder), self.block_facts)
             return builder
 
         return register
@@ -199,7 +229,7 @@ class Registry:
     def facts_of(self, component: Component) -> dict[str, Parameter]:
         """The facts that a block takes, those of the blocks inside it among them; required where any of them needs it.
 
-        Its blocks must be ones: `faults` says which are not.
+        What blocks state for one another is not among them. Its blocks must be ones: `faults` says which are not.
         """
         entry = self.entry(component)
         taken = {name: entry.parameters[name] for name in entry.facts}
@@ -216,14 +246,16 @@ class Registry:
         """The facts that a block cannot be built without, those of the blocks inside it among them."""
         return {name for name, parameter in self.facts_of(component).items() if parameter.is_required}
 
-    def build(self, component: Component, *, facts: Mapping[str, object]) -> Any:
+    def build(self, component: Component, *, facts: Mapping[str, object], stated: Stated | None = None) -> Any:
         """Call the builder with the block's arguments and with the facts that its signature names.
 
+        The blocks inside it are built first, in the order of its signature; `stated` is what those before it state.
         Raises ConfigError for an argument that is unknown, ill-typed, missing, given both by hand and as a fact, or
         refused by the builder itself.
         """
         entry = self.entry(component)
         faults = [str(fault) for fault in self.faults(component)]
+        faults += self._misstated(component, entry, stated)
         missing = [name for name in entry.facts if entry.parameters[name].is_required and name not in facts]
         if missing:
             faults.append(
@@ -232,13 +264,29 @@ class Registry:
             )
         if faults:
             raise ConfigError(*faults)
-        given = {
-            name: self._argument(component, entry.parameters[name], value, facts)
-            for name, value in component.arguments.items()
-        }
+        given: dict[str, Any] = {}
+        inside: Stated | None = None
+        for name, parameter in entry.parameters.items():
+            if name in component.arguments:
+                given[name], inside = self._argument(component, parameter, facts, inside)
         injected = {name: facts[name] for name in entry.facts if name in facts}
+        if stated is not None:
+            injected |= {name: stated.facts[name] for name in entry.stated if name in stated.facts}
         with blame(component):
             return entry.builder(**given, **injected)
+
+    def _misstated(self, component: Component, entry: Entry, stated: Stated | None) -> Iterator[str]:
+        """What an earlier block should state and does not, or states as something else."""
+        here = f"{component.where}: {self.noun} '{component.name}'"
+        by = "a block" if stated is None else f"the {stated.by}"
+        for name in entry.stated:
+            annotation = entry.parameters[name].annotation
+            if stated is not None and name in stated.facts:
+                for _, text in check_value(annotation, stated.facts[name])[1]:
+                    yield f"{here} takes {name} of {by} before it: {text}"
+            elif entry.parameters[name].is_required:
+                allowed = describe_type(annotation)
+                yield f"{here} needs {name}; {by} before it should state it, as an attribute: {allowed}"
 
     def _assert_members(self, builder: Callable[..., Any], name: str) -> None:
         """A misspelt member would never be called, and nobody would notice."""
@@ -250,15 +298,22 @@ class Registry:
                 f"'{known}', or give a member of your own a name that is less like it"
             )
 
-    def _argument(self, component: Component, parameter: Parameter, value: Any, facts: Mapping[str, object]) -> Any:
-        """The value as the builder wants it: that of a block is what the block stands for."""
-        block = block_of(parameter.annotation)
+    def _argument(
+        self, component: Component, parameter: Parameter, facts: Mapping[str, object], stated: Stated | None
+    ) -> tuple[Any, Stated | None]:
+        """The value as the builder wants it, that of a block what the block stands for; and what is stated since."""
+        value, block = component.arguments[parameter.name], block_of(parameter.annotation)
         if block is None:
-            return check_value(parameter.annotation, value)[0]
-        built = [REGISTRIES[block.kind].build(each, facts=facts) for each in blocks_of(component, parameter.name)]
+            return check_value(parameter.annotation, value)[0], stated
+        kind, built = REGISTRIES[block.kind], []
+        for each in blocks_of(component, parameter.name):
+            built.append(kind.build(each, facts=facts, stated=stated))
+            if kind.block_facts:
+                own = {name: getattr(built[-1], name) for name in kind.block_facts if hasattr(built[-1], name)}
+                stated = Stated(own, f"{kind.noun} '{each.name}'")
         if isinstance(value, list | tuple):
-            return tuple(built)
-        return built[0] if built else None
+            return tuple(built), stated
+        return (built[0] if built else None), stated
 
     def _unknown_name(self, component: Component) -> Fault:
         there_are = f"; there are {', '.join(sorted(self._entries))}; parts of your own need --plugin FILE.py"
@@ -272,6 +327,8 @@ class Registry:
             if name in FACTS:
                 giver = "data set" if name in DATA_FACTS else "run"
                 yield Fault(where, f"'{name}' is given by the {giver}; remove it here")
+            elif name in entry.block_facts:
+                yield Fault(where, f"'{name}' is given by an earlier block; remove it here")
             elif name not in entry.parameters:
                 takes = list(entry.arguments)
                 otherwise = f"; allowed: {', '.join(takes)}" if takes else "; it takes none"
@@ -385,12 +442,14 @@ def _origin(builder: Callable[..., Any]) -> tuple[str, str]:
     return builder.__module__, builder.__qualname__
 
 
-def _assert_signature(builder: Callable[..., Any], name: str, *, reserved: tuple[str, ...]) -> None:
+def _assert_signature(
+    builder: Callable[..., Any], name: str, *, reserved: tuple[str, ...], facts: frozenset[str]
+) -> None:
     parameters = inspect.signature(builder).parameters.values()
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters), (
         f"'{name}': every argument must be keyword-only and named (no *args, no **kwargs)"
     )
-    given = [parameter for parameter in parameters if parameter.name not in FACTS]  # nobody has to learn the others
+    given = [parameter for parameter in parameters if parameter.name not in facts]  # nobody has to learn the others
     assert len(given) <= MAX_ARGUMENTS, f"'{name}': {len(given)} arguments, at most {MAX_ARGUMENTS}"
     for parameter in parameters:
         assert parameter.annotation is not inspect.Parameter.empty, (
@@ -405,6 +464,9 @@ data = Registry("data", "data set", "sightline.data")
 models = Registry("models", "model", "sightline.models")
 point_encoders = Registry("point_encoders", "point encoder", "sightline.models")
 image_encoders = Registry("image_encoders", "image encoder", "sightline.models")
+backbones = Registry("backbones", "backbone", "sightline.models", in_chain=True)
+necks = Registry("necks", "neck", "sightline.models", in_chain=True)
+heads = Registry("heads", "head", "sightline.models", in_chain=True)
 references = Registry("references", "reference point", "sightline.data")
 assigners = Registry("assigners", "assigner", "sightline.assigners")
 suppressions = Registry("suppressions", "suppression", "sightline.geometry.boxes.suppression")
@@ -423,6 +485,9 @@ REGISTRIES: dict[str, Registry] = {
         models,
         point_encoders,
         image_encoders,
+        backbones,
+        necks,
+        heads,
         data,
         references,
         assigners,

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from sightline import registry, schema
-from sightline.binding import Offer, UnboundError, bind, outputs_of
+from sightline.binding import Offer, UnboundError, bind, outputs_of_model
 from sightline.config import RunConfig, located
 from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.data.loading.splits import hold_out
@@ -201,7 +201,7 @@ def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, l
     """The task with its losses bound to batch and outputs, and the metrics bound to batch and predictions."""
     facts = data.facts
     batch = Offer(f"data set '{config.data.name}'", data.train.reader.keys)
-    outputs = Offer(f"model '{config.model.name}'", outputs_of(model.forward, owner=f"model '{config.model.name}'"))
+    outputs = Offer(f"model '{config.model.name}'", outputs_of_model(model, owner=f"model '{config.model.name}'"))
     losses = {component.name: registry.losses.build(component, facts=facts) for component in config.losses}
     wiring = {"model": model, "losses": losses, "batch_keys": batch, "output_keys": outputs}
     wiring["micro_batches"] = config.train.micro_batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor, nn
@@ -50,7 +51,8 @@ class ConvBlock(nn.Module):
 class ConvNorm(ConvBlock):
     """`activation(norm(conv(image)))` without a bias: the block of residual networks and of Darknet.
 
-    Weights start normally distributed with the variance 2 / (out_channels * size^2).
+    `norm` makes the norm of a number of channels; without it, it is batch norm of this `momentum`. Weights start
+    normally distributed with the variance 2 / (out_channels * size^2).
     Source: He et al. 2015, Delving Deep into Rectifiers, eq. 14.
     """
 
@@ -64,6 +66,7 @@ class ConvNorm(ConvBlock):
         dilation: int = 1,
         activation: nn.Module | None = None,
         momentum: float = 0.1,
+        norm: Callable[[int], nn.Module] | None = None,
         circular: bool = False,
     ) -> None:
         super().__init__(
@@ -73,23 +76,23 @@ class ConvNorm(ConvBlock):
             stride=stride,
             dilation=dilation,
             bias=False,
-            norm=nn.BatchNorm2d(out_channels, momentum=momentum),
+            norm=nn.BatchNorm2d(out_channels, momentum=momentum) if norm is None else norm(out_channels),
             activation=activation,
             circular=circular,
         )
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
 
-def assert_images(image: Tensor) -> None:
-    """Raises ValueError, naming what was found, for anything but floating-point images (B, 3, H, W).
+def assert_images(image: Tensor, *, channels: int = 3) -> None:
+    """Raises ValueError, naming what was found, for anything but floating-point images (B, channels, H, W).
 
-    An image of three columns is refused too: its layout cannot be told.
+    An image of three columns is refused too where it has three channels: its layout cannot be told.
     """
-    if image.ndim != 4 or image.shape[1] != 3:
-        is_last = image.ndim == 4 and image.shape[-1] == 3
+    if image.ndim != 4 or image.shape[1] != channels:
+        is_last = image.ndim == 4 and image.shape[-1] == channels
         hint = "; the channels come second here: end the transforms with normalize_image" if is_last else ""
-        raise ValueError(f"image: found the shape {tuple(image.shape)}, expected (B, 3, H, W){hint}")
-    if image.shape[-1] == 3:
+        raise ValueError(f"image: found the shape {tuple(image.shape)}, expected (B, {channels}, H, W){hint}")
+    if image.shape[-1] == channels == 3:
         raise ValueError(
             f"image: found the shape {tuple(image.shape)}, which may have three columns or three channels last; give "
             "images of another width, channels second"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -11,18 +11,31 @@ from sightline.layers.images import ConvNorm
 
 __all__ = ["DARKNET21", "DARKNET53", "Darknet", "DarknetBlock"]
 
+MakeLayer = Callable[[int], nn.Module]
+"""What makes a norm, or an attention, of a number of channels."""
+
 DARKNET21 = (1, 1, 2, 2, 1)
 DARKNET53 = (1, 2, 8, 8, 4)
 """Residual blocks of each stage. Sources: Milioto et al. 2019, RangeNet++; Redmon and Farhadi 2018, table 1."""
 
 
 class DarknetBlock(nn.Module):
-    """A 1 x 1 convolution to `inner` channels and one of 3 x 3 back, added to what came in.
+    """A 1 x 1 convolution to `inner` channels, one of 3 x 3 back and any attention, added to what came in.
 
     Source: Redmon and Farhadi 2018, table 1.
     """
 
-    def __init__(self, *, channels: int, inner: int, momentum: float, slope: float, circular: bool) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        inner: int,
+        momentum: float,
+        slope: float,
+        circular: bool,
+        norm: MakeLayer | None = None,
+        attention: MakeLayer | None = None,
+    ) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             *(
@@ -32,10 +45,12 @@ class DarknetBlock(nn.Module):
                     size=size,
                     activation=nn.LeakyReLU(slope),
                     momentum=momentum,
+                    norm=norm,
                     circular=circular,
                 )
                 for before, after, size in ((channels, inner, 1), (inner, channels, 3))
-            )
+            ),
+            *(() if attention is None else (attention(channels),)),
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -47,7 +62,8 @@ class Darknet(nn.Module):
 
     (B, in_channels, H, W) -> the values of the stem and of every stage, `channels` of them. With 3 input channels
     Darknet-53 has 40,584,928 parameters. `strides` are those of the stages, in rows and columns; `momentum` is that of
-    the batch norms, `slope` that of the leaky ReLU, `dropout` the share of channels dropped after each stage.
+    the batch norms, `slope` that of the leaky ReLU, `dropout` the share of channels dropped after each stage. `norm`
+    makes the norms where they are not batch norm, `attention` a layer at the end of every residual branch.
     Source: Redmon and Farhadi 2018, YOLOv3, table 1.
     """
 
@@ -62,6 +78,8 @@ class Darknet(nn.Module):
         slope: float = 0.1,
         dropout: float = 0.0,
         circular: bool = False,
+        norm: MakeLayer | None = None,
+        attention: MakeLayer | None = None,
     ) -> None:
         super().__init__()
         self.channels = tuple(width * 2**level for level in range(len(depths) + 1))
@@ -74,12 +92,19 @@ class Darknet(nn.Module):
                 stride=stride,
                 activation=nn.LeakyReLU(slope),
                 momentum=momentum,
+                norm=norm,
                 circular=circular,
             )
 
         def block(channels: int) -> DarknetBlock:
             return DarknetBlock(
-                channels=channels, inner=channels // 2, momentum=momentum, slope=slope, circular=circular
+                channels=channels,
+                inner=channels // 2,
+                momentum=momentum,
+                slope=slope,
+                circular=circular,
+                norm=norm,
+                attention=attention,
             )
 
         self.stem = unit(in_channels, width, (1, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -11,8 +11,24 @@ from sightline import registry
 from sightline.layers.images import ConvNorm, assert_images
 from sightline.layers.range_image.columns import pooling
 
-__all__ = ["ResNet18Encoder", "ResNet50Encoder", "ResidualNetwork"]
+__all__ = [
+    "BASIC",
+    "BOTTLENECK",
+    "RESNETS",
+    "ResNet18Encoder",
+    "ResNet34Encoder",
+    "ResNet50Encoder",
+    "ResNet101Encoder",
+    "ResidualNetwork",
+    "ResidualStages",
+]
 
+MakeLayer = Callable[[int], nn.Module]
+"""What makes a norm, or an attention, of a number of channels."""
+RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+"""Blocks of each stage. Source: He et al. 2016, table 1."""
+BASIC, BOTTLENECK = (3, 3), (1, 3, 1)
+"""Kernel sizes of a block. Source: He et al. 2016, figure 5."""
 _WIDTH = 64
 
 
@@ -20,7 +36,7 @@ class _Block(nn.Module):
     """Convolutions of `sizes` kernels and `channels` channels, added to what came in. Source: He et al. 2016, eq. 2.
 
     The first kernel larger than one pixel takes the stride, all of them the dilation; where shapes change, a
-    convolution of one pixel brings what came in to the new one.
+    convolution of one pixel brings what came in to the new one. `attention` makes the last layer of the branch.
     """
 
     def __init__(
@@ -32,6 +48,8 @@ class _Block(nn.Module):
         stride: int,
         dilation: int,
         circular: bool,
+        norm: MakeLayer | None,
+        attention: MakeLayer | None,
     ) -> None:
         super().__init__()
         strided, last = next(place for place, size in enumerate(sizes) if size > 1), len(sizes) - 1
@@ -44,27 +62,30 @@ class _Block(nn.Module):
                     stride=stride if place == strided else 1,
                     dilation=dilation,
                     activation=nn.ReLU() if place < last else None,
+                    norm=norm,
                     circular=circular,
                 )
                 for place, (before, after, size) in enumerate(
                     zip((in_channels, *channels[:-1]), channels, sizes, strict=True)
                 )
-            )
+            ),
+            *(() if attention is None else (attention(channels[-1]),)),
         )
         is_same = in_channels == channels[-1] and stride == 1
         self.shortcut = (
             nn.Identity()
             if is_same
-            else ConvNorm(in_channels=in_channels, out_channels=channels[-1], size=1, stride=stride)
+            else ConvNorm(in_channels=in_channels, out_channels=channels[-1], size=1, stride=stride, norm=norm)
         )
 
     def forward(self, image: Tensor) -> Tensor:
         return cast(Tensor, (self.layers(image) + self.shortcut(image)).relu())
 
 
-class ResidualNetwork(nn.Module):
-    """A stem and four stages of blocks, each of half the resolution of the last; (B, in_channels, H, W) -> the last.
+class ResidualStages(nn.Module):
+    """A stem and four stages of blocks, each of half the resolution of the last.
 
+    `norm` makes the norms where they are not batch norm, `attention` a layer at the end of every residual branch.
     `num_dilated` stages at the end keep their resolution: their kernels are dilated instead, twice as much as in the
     stage before, the first block of each still as much as that one. Source: He et al. 2016; Chen et al. 2017, figure 3.
     """
@@ -80,6 +101,8 @@ class ResidualNetwork(nn.Module):
         stem_stride: tuple[int, int] = (2, 2),
         num_dilated: int = 0,
         circular: bool = False,
+        norm: MakeLayer | None = None,
+        attention: MakeLayer | None = None,
     ) -> None:
         super().__init__()
         self.out_channels = expansion * width * 2 ** (len(depths) - 1)
@@ -89,6 +112,7 @@ class ResidualNetwork(nn.Module):
             size=7,
             stride=stem_stride,
             activation=nn.ReLU(),
+            norm=norm,
             circular=circular,
         )
         self.pool = pooling(nn.MaxPool2d, size=3, stride=2, circular=circular)
@@ -108,6 +132,8 @@ class ResidualNetwork(nn.Module):
                         stride=stride,
                         dilation=2 * dilation if is_dilated and number > 0 else dilation,
                         circular=circular,
+                        norm=norm,
+                        attention=attention,
                     )
                 )
                 before = channels[-1]
@@ -115,11 +141,20 @@ class ResidualNetwork(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, image: Tensor) -> Tensor:
-        values = self.pool(self.stem(image))
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """(B, in_channels, H, W) -> the values of every stage."""
+        values, found = self.pool(self.stem(image)), []
         for stage in self.stages:
             values = stage(values)
-        return cast(Tensor, values)
+            found.append(values)
+        return found
+
+
+class ResidualNetwork(ResidualStages):
+    """The last stage alone: (B, in_channels, H, W) -> (B, out_channels, H / 32, W / 32), rounded up."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.maps(image)[-1]
 
 
 class _ResNet(ResidualNetwork):
@@ -143,7 +178,18 @@ class ResNet18Encoder(_ResNet):
     """
 
     def __init__(self) -> None:
-        super().__init__(depths=(2, 2, 2, 2), sizes=(3, 3), expansion=1)
+        super().__init__(depths=RESNETS["resnet18"], sizes=BASIC, expansion=1)
+
+
+@registry.image_encoders.add("resnet34")
+class ResNet34Encoder(_ResNet):
+    """ResNet-34: sixteen blocks of two convolutions; images of any size, features (B, 512).
+
+    Source: He et al. 2016, table 1 (34-layer), shortcuts B.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(depths=RESNETS["resnet34"], sizes=BASIC, expansion=1)
 
 
 @registry.image_encoders.add("resnet50")
@@ -155,4 +201,15 @@ class ResNet50Encoder(_ResNet):
     """
 
     def __init__(self) -> None:
-        super().__init__(depths=(3, 4, 6, 3), sizes=(1, 3, 1), expansion=4)
+        super().__init__(depths=RESNETS["resnet50"], sizes=BOTTLENECK, expansion=4)
+
+
+@registry.image_encoders.add("resnet101")
+class ResNet101Encoder(_ResNet):
+    """ResNet-101: 33 blocks of three convolutions; images of any size, features (B, 2048); strides as in ResNet-50.
+
+    Source: He et al. 2016, table 1 (101-layer), shortcuts B; layout of pytorch/vision.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(depths=RESNETS["resnet101"], sizes=BOTTLENECK, expansion=4)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sightline import registry
-from sightline.binding import Offer, outputs_of
+from sightline.binding import Offer, outputs_of_model
 from sightline.data.loading.collate import batch_keys
 from sightline.data.loading.reading import BatchReader, NamedTransform, Pipeline
 from sightline.engine.device import to_device
@@ -87,7 +87,7 @@ class InferencePipeline:
             "model": self.model,
             "losses": {},
             "batch_keys": Offer(self._source, keys),
-            "output_keys": Offer(owner, outputs_of(self.model.forward, owner=owner)),
+            "output_keys": Offer(owner, outputs_of_model(self.model, owner=owner)),
         }
         return registry.tasks.build(self.run.config.task, facts={**self.run.facts, **wiring})
 

@@ -112,6 +112,7 @@ def _describe(entry: Entry) -> dict[str, Any]:
         for name, parameter in entry.arguments.items()
     ]
     facts = [{"name": name, "given_by": "data set" if name in DATA_FACTS else "run"} for name in entry.facts]
+    facts += [{"name": name, "given_by": "block before it"} for name in entry.stated]
     plugin = file_of(entry.builder)
     return {
         "name": entry.name,
@@ -134,7 +135,7 @@ def _render(component: dict[str, Any]) -> str:
     column = max(map(len, heads.values()), default=0)
     for argument in component["arguments"]:
         lines += _beside(f"      {heads[argument['name']]:<{column}}  ", argument["allowed"])
-    for giver in ("data set", "run"):
+    for giver in ("data set", "run", "block before it"):
         given = [fact["name"] for fact in component["facts"] if fact["given_by"] == giver]
         if given:
             lines += _wrapped(f"(the {giver} gives {', '.join(given)})")

@@ -1,0 +1,72 @@
+"""Normalisation of backbones by name, and parts of a network that training leaves as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["NORMS", "FrozenBatchNorm", "NormName", "freeze", "group_norm"]
+
+NormName = Literal["bn", "frozen_bn", "gn"]
+_GROUPS = 32
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm by running statistics in training too, whose scale and shift are buffers: nothing of it is trained.
+
+    Its state has the keys of `nn.BatchNorm2d`, so that weights go either way. Source: He et al. 2016, Deep Residual
+    Learning, appendix A (fixed batch norms in detection).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return F.batch_norm(image, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """A norm over 32 groups of channels; of fewer or odd channels, over the largest number that divides both."""
+    return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
+
+
+NORMS: Mapping[NormName, Callable[[int], nn.Module] | None] = {
+    "bn": None,
+    "frozen_bn": FrozenBatchNorm,
+    "gn": group_norm,
+}
+"""What makes the norm of a number of channels, by its name in a config; None: the network's own batch norm."""
+
+
+def freeze(part: nn.Module) -> None:
+    """Take a part of a network out of training: its parameters become buffers, its batch norms frozen ones.
+
+    Names and values of its state stay as they are.
+    """
+    for path, module in list(part.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm(module.num_features, eps=module.eps)
+            frozen.load_state_dict(module.state_dict())
+            part.set_submodule(path, frozen)
+    for module in part.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())

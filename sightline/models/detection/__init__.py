@@ -1,0 +1,1 @@
+"""Detectors: backbones, necks and heads, and the model that joins one of each."""

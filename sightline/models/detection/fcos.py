@@ -1,0 +1,130 @@
+"""Heads with centre-ness: FCOS, at points, and that of ATSS, at one anchor a cell. Source: Tian et al. 2019, FCOS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.arguments import Count
+from sightline.layers.detection.norms import group_norm
+from sightline.layers.images import ConvBlock
+from sightline.models.detection.head import CentreOutput, DenseHead, Prior, at_priors
+
+__all__ = ["ATSSHead", "FCOSHead"]
+
+
+class _CentreHead(DenseHead):
+    """One prior a cell, towers with group norm, a scale for each level, and the centre-ness of the box at the prior."""
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        num_classes: int,
+        num_convs: int,
+        prior: float,
+        centreness_on: Literal["box", "cls"] = "box",
+        scales: bool = True,
+    ) -> None:
+        super().__init__(
+            channels=channels,
+            strides=strides,
+            num_classes=num_classes,
+            priors_per_cell=1,
+            num_convs=num_convs,
+            norm=group_norm,
+        )
+        self.centreness_on = centreness_on
+        self.centreness = ConvBlock(in_channels=channels[0], out_channels=1, size=3)
+        self.scales = nn.Parameter(torch.ones(len(strides))) if scales else None
+        self._start(prior)
+
+    def forward(self, maps: Sequence[Tensor]) -> CentreOutput:
+        """Maps (B, channels, H, W) of every level, finest first."""
+        logits, codes, centreness = [], [], []
+        for level, values in enumerate(maps):
+            of_class, of_box = self.class_tower(values), self.box_tower(values)
+            logits.append(self.classes(of_class))
+            raw = self.boxes(of_box)
+            codes.append(self._code(raw if self.scales is None else self.scales[level] * raw, self.strides[level]))
+            centreness.append(self.centreness(of_box if self.centreness_on == "box" else of_class))
+        return {
+            "logits": at_priors(logits, self.num_classes),
+            "codes": at_priors(codes, 4),
+            "centreness": at_priors(centreness, 1)[..., 0],
+        }
+
+    def _code(self, values: Tensor, stride: int) -> Tensor:
+        """What the box layer gives on a level as codes of boxes."""
+        raise NotImplementedError
+
+
+@registry.heads.add("fcos")
+class FCOSHead(_CentreHead):
+    """Logits, distances to the sides of a box and centre-ness at a point of each cell; 4,920,666 parameters.
+
+    Of 80 classes, on five levels of 256 channels. `codes` are left, top, right, bottom in pixels: `relu` of the scaled
+    value times the level's stride, as the authors' code does since the paper, or `exp` of it, as in the paper.
+    `centreness_on`: the tower that centre-ness is read from, in the paper that of classes. `scales`: the scalar that
+    each level learns. Source: Tian et al. 2019, FCOS, section 3; layout of tianzhi0549/FCOS.
+    """
+
+    priors = "points"
+    assigners = frozenset({"fcos", "atss", "ota", "simota"})
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        num_classes: int,
+        num_convs: Count = 4,
+        distances: Literal["relu", "exp"] = "relu",
+        centreness_on: Literal["box", "cls"] = "box",
+        scales: bool = True,
+        prior: Prior = 0.01,
+    ) -> None:
+        super().__init__(
+            channels=channels,
+            strides=strides,
+            num_classes=num_classes,
+            num_convs=num_convs,
+            prior=prior,
+            centreness_on=centreness_on,
+            scales=scales,
+        )
+        self.distances = distances
+
+    def _code(self, values: Tensor, stride: int) -> Tensor:
+        return values.exp() if self.distances == "exp" else values.relu() * stride
+
+
+@registry.heads.add("atss")
+class ATSSHead(_CentreHead):
+    """Logits, box deltas and centre-ness at one anchor of each cell; 4,920,666 parameters of 80 classes.
+
+    On five levels of 256 channels. `codes` are deltas as those of retina.
+    Source: Zhang et al. 2020, ATSS, section 3.1 and 4; layout of sfzhang15/ATSS.
+    """
+
+    priors = "anchors"
+    assigners = frozenset({"atss"})
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        num_classes: int,
+        num_convs: Count = 4,
+        prior: Prior = 0.01,
+    ) -> None:
+        super().__init__(channels=channels, strides=strides, num_classes=num_classes, num_convs=num_convs, prior=prior)
+
+    def _code(self, values: Tensor, stride: int) -> Tensor:
+        return values

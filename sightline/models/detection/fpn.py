@@ -1,0 +1,77 @@
+"""Feature pyramid: maps of one width at every level, each with what the coarser ones saw. Source: Lin et al. 2017."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline import registry
+from sightline.arguments import Count
+from sightline.errors import ConfigError
+from sightline.layers.images import ConvBlock
+
+__all__ = ["FPN"]
+
+_COARSER = 2
+"""Levels that may follow those of the backbone."""
+
+
+@registry.necks.add("fpn")
+class FPN(nn.Module):
+    """Pyramid of `width` channels on the maps of a backbone: levels 3 to 5, or up to 7 by convolutions of stride 2.
+
+    P6 is made of C5, as RetinaNet's authors did, or of P5, as most code does; P7 of the positive part of P6. A coarse
+    map grows to the exact size of the next by `upsample`. On ResNet-50, 3 levels have 2,688,512 parameters, 5 levels
+    3,868,672 with P6 of P5 and 7,997,440 with P6 of C5. Source: Lin et al. 2017, Feature Pyramid Networks, section 3;
+    Lin et al. 2017, Focal Loss, section 4 (P6 and P7).
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        width: Count = 256,
+        levels: tuple[int, ...] = (3, 4, 5, 6, 7),
+        p6_source: Literal["c5", "p5"] = "p5",
+        upsample: Literal["nearest", "bilinear"] = "nearest",
+    ) -> None:
+        super().__init__()
+        given = tuple(round(math.log2(stride)) for stride in strides)
+        possible = [given + tuple(given[-1] + 1 + more for more in range(count)) for count in range(_COARSER + 1)]
+        if levels not in possible:
+            allowed = " or ".join(str(list(each)) for each in possible)
+            raise ConfigError(f"levels: found {list(levels)}; on a backbone of strides {strides} give {allowed}")
+        coarser = levels[len(given) :]
+        self.channels = (width,) * len(levels)
+        self.strides = tuple(2**level for level in levels)
+        self.p6_source, self.upsample = p6_source, upsample
+        self.laterals = nn.ModuleList(ConvBlock(in_channels=each, out_channels=width, size=1) for each in channels)
+        self.outputs = nn.ModuleList(ConvBlock(in_channels=width, out_channels=width, size=3) for _ in channels)
+        first = channels[-1] if p6_source == "c5" else width
+        self.coarser = nn.ModuleList(
+            ConvBlock(in_channels=first if place == 0 else width, out_channels=width, size=3, stride=2)
+            for place in range(len(coarser))
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, channels, H, W), finest first -> a map (B, width, H, W) of each level, finest first."""
+        merged = [lateral(each) for lateral, each in zip(self.laterals, maps, strict=True)]
+        for place in range(len(merged) - 1, 0, -1):
+            size = merged[place - 1].shape[2:]
+            merged[place - 1] = merged[place - 1] + F.interpolate(merged[place], size, mode=self.upsample)
+        found = [output(each) for output, each in zip(self.outputs, merged, strict=True)]
+        values = maps[-1] if self.p6_source == "c5" else found[-1]
+        for place, conv in enumerate(self.coarser):
+            values = conv(values.relu() if place else values)
+            found.append(values)
+        return found

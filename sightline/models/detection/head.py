@@ -1,0 +1,104 @@
+"""The form of all heads: the towers that levels share, and predictions at priors in one order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar, Literal, TypedDict
+
+import torch
+from annotated_types import Gt, Lt
+from torch import Tensor, nn
+
+from sightline.errors import ConfigError
+from sightline.layers.images import ConvBlock
+
+__all__ = ["CentreOutput", "DenseHead", "HeadOutput", "Prior", "at_priors"]
+
+Prior = Annotated[float, Gt(0.0), Lt(1.0)]
+"""A probability that is neither 0 nor 1."""
+_STD = 0.01
+
+
+class HeadOutput(TypedDict):
+    """`logits` (B, P, num_classes), before the sigmoid, and `codes` (B, P, 4) of the boxes at P priors.
+
+    Priors count levels from the finest, in each the cells of a row, in each the priors of a cell.
+    """
+
+    logits: Tensor
+    codes: Tensor
+
+
+class CentreOutput(HeadOutput):
+    """As HeadOutput, and `centreness` (B, P), before the sigmoid."""
+
+    centreness: Tensor
+
+
+def at_priors(maps: Sequence[Tensor], numbers: int) -> Tensor:
+    """Maps (B, A * numbers, H, W) of all levels as (B, P, numbers): per level, row, column and prior of a cell."""
+    levels = [each.unflatten(1, (-1, numbers)).permute(0, 3, 4, 1, 2).flatten(1, 3) for each in maps]
+    return torch.cat(levels, dim=1)
+
+
+class DenseHead(nn.Module):
+    """Two towers of convolutions of 3 x 3 pixels that all levels share, one for classes, one for boxes.
+
+    A head states which `priors` it predicts from, `priors_per_cell` of them, and names the `assigners` that may give
+    its priors their targets. Subclasses end their constructor with `_start`: all weights start with a deviation of
+    0.01, and each class has the probability `prior` at each prior.
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.
+    """
+
+    priors: ClassVar[Literal["anchors", "points"]]
+    assigners: ClassVar[frozenset[str]]
+    priors_per_cell: int
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        priors_per_cell: int,
+        num_convs: int,
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(set(channels)) > 1:
+            raise ConfigError(
+                f"channels: the levels share this head, but have {', '.join(map(str, channels))} channels; put a neck "
+                "with one width in front"
+            )
+        self.num_classes, self.strides, self.priors_per_cell = num_classes, tuple(strides), priors_per_cell
+        width = channels[0]
+
+        def tower() -> nn.Sequential:
+            return nn.Sequential(
+                *(
+                    ConvBlock(
+                        in_channels=width,
+                        out_channels=width,
+                        size=3,
+                        norm=None if norm is None else norm(width),
+                        activation=nn.ReLU(),
+                    )
+                    for _ in range(num_convs)
+                )
+            )
+
+        self.class_tower, self.box_tower = tower(), tower()
+        self.classes = ConvBlock(in_channels=width, out_channels=priors_per_cell * num_classes, size=3)
+        self.boxes = ConvBlock(in_channels=width, out_channels=priors_per_cell * 4, size=3)
+
+    def _start(self, prior: float) -> None:
+        """The weights before training; called once all layers are there."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                assert module.bias is not None
+                nn.init.normal_(module.weight, std=_STD)
+                nn.init.zeros_(module.bias)
+        bias = self.classes.conv.bias
+        assert bias is not None
+        nn.init.constant_(bias, -math.log((1 - prior) / prior))

@@ -1,0 +1,145 @@
+"""Blocks that state facts for the blocks after them: what is handed on, what a config may not give, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sightline import registry
+from sightline.arguments import Backbone, Count, Head, Neck
+from sightline.errors import ConfigError
+from sightline.types import Component, Where
+
+
+class Thing:
+    """Keeps what it was built with."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
+
+    def forward(self) -> None: ...
+
+
+class Stem(Thing):
+    def __init__(self, *, in_channels: int, width: Count = 4) -> None:
+        super().__init__(in_channels=in_channels)
+        self.channels, self.strides = (width, 2 * width), (8, 16)
+
+
+class Silent(Thing):
+    """States nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Odd(Silent):
+    """States a number in the place of a tuple."""
+
+    channels = 7
+    strides = (8,)
+
+
+class Middle(Thing):
+    def __init__(self, *, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        super().__init__(channels=channels, strides=strides)
+        self.channels, self.strides = (9,) * len(channels), strides
+
+
+class End(Thing):
+    def __init__(self, *, num_classes: int, channels: tuple[int, ...], offset: float = 0.5) -> None:
+        super().__init__(num_classes=num_classes, channels=channels)
+
+
+class Whole(Thing):
+    def __init__(self, *, first: Backbone, second: Neck | None = None, third: Head) -> None:
+        super().__init__(first=first, second=second, third=third)
+
+
+TOYS = {
+    "models": {"toy": Whole},
+    "backbones": {"toy_stem": Stem, "toy_silent": Silent, "toy_odd": Odd},
+    "necks": {"toy_middle": Middle},
+    "heads": {"toy_end": End},
+}
+FACTS = {"num_classes": 3, "in_channels": 5}
+
+
+@pytest.fixture(autouse=True)
+def _toys() -> Iterator[None]:
+    for kind, toys in TOYS.items():
+        registry.REGISTRIES[kind].names()  # whatever the package has is loaded first
+        for name, toy in toys.items():
+            registry.REGISTRIES[kind].add(name)(toy)
+    yield
+    for kind, toys in TOYS.items():
+        for name in toys:
+            del registry.REGISTRIES[kind]._entries[name]
+
+
+def whole(first: str = "toy_stem", **arguments: Any) -> Component:
+    """A block whose arguments stand in another order than those of its signature."""
+    given = {"third": {"name": "toy_end"}, "second": {"name": "toy_middle"}, "first": {"name": first}} | arguments
+    return Component("toy", given, where=Where("mine.yaml", 3, "model"))
+
+
+def refused(component: Component) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        registry.models.build(component, facts=FACTS)
+    return list(error.value.faults)
+
+
+def test_each_block_is_given_what_the_one_before_it_states() -> None:
+    """In the order of the builder's signature, whatever that of the config is."""
+    parts = registry.models.build(whole(first="toy_stem"), facts=FACTS).arguments
+    assert parts["first"].arguments == {"in_channels": 5}
+    assert parts["second"].arguments == {"channels": (4, 8), "strides": (8, 16)}
+    assert parts["third"].arguments == {"num_classes": 3, "channels": (9, 9)}
+
+
+@pytest.mark.parametrize("second", [None, {"name": "toy_middle"}])
+def test_a_block_that_is_null_is_passed_over(second: Any) -> None:
+    parts = registry.models.build(whole(second=second), facts=FACTS).arguments
+    assert parts["third"].arguments["channels"] == ((4, 8) if second is None else (9, 9))
+
+
+def test_the_data_set_is_not_asked_for_them() -> None:
+    assert registry.models.needed_facts(whole()) == {"num_classes", "in_channels"}
+    assert set(registry.models.facts_of(whole())) == {"num_classes", "in_channels"}
+    assert list(registry.heads.entry_of("toy_end").arguments) == ["offset"]
+    facts = {**FACTS, "channels": (1,), "strides": (1,)}
+    assert registry.models.build(whole(), facts=facts).arguments["second"].arguments["channels"] == (4, 8)
+
+
+def test_no_config_may_give_them() -> None:
+    (fault,) = refused(whole(third={"name": "toy_end", "channels": [9, 9]}))
+    assert fault == "mine.yaml:3: model.third.channels: 'channels' is given by an earlier block; remove it here"
+
+
+def test_a_block_that_states_nothing_is_named_with_what_it_should_state() -> None:
+    assert refused(whole(first="toy_silent")) == [
+        f"mine.yaml:3: model.second: neck 'toy_middle' needs {name}; the backbone 'toy_silent' before it should state "
+        "it, as an attribute: a list, each a whole number"
+        for name in ("channels", "strides")
+    ]
+    (fault,) = refused(whole(first="toy_silent", second=None))
+    assert fault.startswith("mine.yaml:3: model.third: head 'toy_end' needs channels; the backbone 'toy_silent' before")
+
+
+def test_a_block_that_states_something_else_is_named() -> None:
+    assert refused(whole(first="toy_odd")) == [
+        "mine.yaml:3: model.second: neck 'toy_middle' takes channels of the backbone 'toy_odd' before it: found 7, "
+        "allowed is a list, each a whole number"
+    ]
+
+
+def test_a_block_without_one_before_it_is_refused() -> None:
+    with pytest.raises(ConfigError, match="head 'toy_end' needs channels; a block before it should state it"):
+        registry.heads.build(Component("toy_end"), facts=FACTS)
+
+
+def test_the_names_stay_arguments_elsewhere() -> None:
+    """`point_transformer` has strides of its own."""
+    assert "strides" in registry.models.entry_of("point_transformer").arguments
