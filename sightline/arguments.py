@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from sightline.schema import Block
 
 __all__ = [
+    "AssignerBlock",
     "Backbone",
     "Count",
     "DataBlock",
@@ -24,6 +25,7 @@ __all__ = [
     "Seed",
     "Share",
     "Size",
+    "SuppressionBlock",
     "TransformBlock",
 ]
 
@@ -55,6 +57,10 @@ Neck = Annotated[Any, Block("necks")]
 """A network from the maps of a backbone to others: `channels` and `strides` of these, and `(maps) -> list of maps`."""
 Head = Annotated[Any, Block("heads")]
 """A network from maps to predictions at priors, as `sightline/models/detection/head.py` says."""
+AssignerBlock = Annotated[Any, Block("assigners")]
+"""A rule by which priors get boxes to predict: `(priors, boxes, is_ignored) -> Assignment`."""
+SuppressionBlock = Annotated[Any, Block("suppressions")]
+"""A rule by which overlapping detections are dropped: `(boxes, scores, labels) -> Kept`."""
 TransformBlock = Annotated[Any, Block("transforms")]
 """A transform inside another."""
 ReferencePoint = Annotated[Any, Block("references")]

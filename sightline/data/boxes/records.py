@@ -21,10 +21,12 @@ BOX_FIELDS: Mapping[str, Field] = {
     "label": Field("boxes", "int64", collate="concatenate", offsets=BOX_OFFSETS),
     "is_ignored": Field("boxes", "bool", collate="concatenate", offsets=BOX_OFFSETS),
     "to_canvas": Field("2 3", "float64", "px", "image"),
-    "truth": Field("true boxes 7", "float64", "px", "file", collate="concatenate", offsets="truth_offsets"),
+    "file_px": Field("2", "int64", "px", "file", low=1),
+    "truth": Field("labels 7", "float64", "px", "file", collate="concatenate", offsets="truth_offsets"),
 }
 """The fields of a sample: `boxes` with their classes are trained on and move with the pixels; `truth` is scored against
-and stays as it is in the file: left, top, right, bottom, class, area and whether it is ignored, one row a box."""
+and stays as it is in the file: left, top, right, bottom, class, area and whether it is ignored, one row a box.
+`file_px` are height and width of the file's image."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def sample_of(image: np.ndarray, record: BoxRecord) -> Sample:
         "label": torch.from_numpy(record.label.astype(np.int64)),
         "is_ignored": torch.from_numpy(record.is_ignored.copy()),
         "to_canvas": torch.eye(3, dtype=torch.float64)[:2],
+        "file_px": torch.tensor(image.shape[:2]),
         "truth": torch.from_numpy(np.concatenate([column.astype(np.float64) for column in columns], axis=1)),
     }
 

@@ -1,0 +1,172 @@
+"""Boxes of things in images: priors get boxes to predict before the forward pass, detections come after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import TypedDict
+
+from sightline import registry
+from sightline.arguments import AssignerBlock, Count, Fraction, Size, SuppressionBlock
+from sightline.assigners.base import BACKGROUND
+from sightline.binding import Offer
+from sightline.errors import ConfigError, RunError
+from sightline.geometry.boxes.priors import PRESETS, AnchorShapes, Priors, make_anchors, make_points
+from sightline.losses.base import Loss
+from sightline.tasks.detections import Selection, to_file
+from sightline.tasks.supervised import Supervised
+from sightline.types import Batch
+
+__all__ = ["AnchorBlock", "Detect"]
+
+
+class AnchorBlock(TypedDict, total=False):
+    """The anchors of a cell: a preset of `geometry.boxes.priors`, of which single values may be replaced."""
+
+    preset: Literal["retinanet", "crowddet", "s3"]
+    scales: tuple[Size, ...]
+    ratios: tuple[Size, ...]
+    base_strides: Size
+    keeps: Literal["area", "width"]
+
+
+@registry.tasks.add("detect")
+class Detect(Supervised):
+    """Predicts `detections` (D, 6) in pixels of the files: left, top, right, bottom, score, class.
+
+    Those of image b are the rows `detection_offsets[b]` to `detection_offsets[b + 1]`, the surest first. Every prior
+    gets its target once a step, before the forward pass: losses and metrics read `priors` (P, 4) or (P, 2), `target`
+    (B, P), the class of its box, -1 for background and -2 for what counts in no loss, and `matched_boxes` (B, P, 4).
+    `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; boxes may lie outside of the file
+    where `clip` is false. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
+    """
+
+    predicts = frozenset({"detections", "detection_offsets"})
+    offers = frozenset({"priors", "target", "matched_boxes"})
+    evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        losses: Mapping[str, Loss],
+        batch_keys: Offer,
+        output_keys: Offer,
+        assigner: AssignerBlock,
+        anchors: AnchorBlock | None = None,
+        suppression: SuppressionBlock | None = None,
+        score: Fraction = 0.05,
+        per_level: Count = 1000,
+        most: Count = 100,
+        clip: bool = True,
+    ) -> None:
+        super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
+        self._head: Any = getattr(model, "head", None)
+        if self._head is None:
+            raise ConfigError(f"task: detect needs a model with a head, such as detector, found {type(model).__name__}")
+        self._shapes = _shapes_of(anchors, self._head)
+        self._assigner = assigner
+        _assert_pair(assigner, self._head)
+        if suppression is None:
+            suppression = registry.suppressions.entry_of("greedy").builder()
+        self._select = Selection(suppression, score, per_level, most)
+        self._clip = clip
+        self._made: dict[tuple[Any, ...], Priors] = {}
+
+    def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """The target of every prior."""
+        priors = self.priors_of(batch["image"])
+        targets, boxes = [], []
+        for rows in _images(batch["box_offsets"]):
+            own = batch["boxes"][rows].to(priors.rows)
+            matched = self._assigner(priors, own, batch["is_ignored"][rows]).matched
+            has_box = matched >= 0
+            if len(own):
+                chosen = matched.clamp(min=0)
+                targets.append(torch.where(has_box, batch["label"][rows][chosen], matched))
+                boxes.append(torch.where(has_box[:, None], own[chosen], 0))
+            else:
+                targets.append(matched)
+                boxes.append(priors.rows.new_zeros(len(priors), 4))
+        return {"priors": priors.rows, "target": torch.stack(targets), "matched_boxes": torch.stack(boxes)}
+
+    def priors_of(self, image: Tensor) -> Priors:
+        """The priors of images (B, 3, H, W), on their device; levels have a cell for every begun stride of pixels."""
+        key = (*image.shape[2:], image.device, image.dtype)
+        if key not in self._made:
+            maps = [tuple(-(-side // stride) for side in image.shape[2:]) for stride in self._head.strides]
+            dtype = torch.promote_types(image.dtype, torch.float32)
+            if self._head.priors == "anchors":
+                made = make_anchors(maps, self._head.strides, self._shapes, device=image.device, dtype=dtype)
+            else:
+                made = make_points(maps, self._head.strides, device=image.device, dtype=dtype)
+            self._made = {key: made}  # of one size: canvases seldom change, and hundreds of them would fill the memory
+        return self._made[key]
+
+    def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """The model's outputs for a batch. Raises RunError where its maps are not those that the priors lie on."""
+        outputs = super().outputs(model, batch)
+        maps = self.priors_of(batch["image"]).maps
+        found = [tuple(each) for each in outputs["level_shapes"][0].tolist()]
+        if found != list(maps):
+            raise RunError(
+                f"task detect: the model's maps of {tuple(batch['image'].shape[2:])} pixels have {found} cells, priors "
+                f"of the strides {self._head.strides} lie on {list(maps)}; state the strides that the network has"
+            )
+        return outputs
+
+    def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+        """Detections in the pixels of the files."""
+        priors = self.priors_of(batch["image"])
+        found = [
+            to_file(
+                self._select(outputs, image, priors),
+                batch["to_canvas"][image],
+                batch["file_px"][image],
+                clip=self._clip,
+            )
+            for image in range(len(batch["image"]))
+        ]
+        offsets = torch.tensor([0, *(len(each) for each in found)]).cumsum(0)
+        return {**outputs, "detections": torch.cat(found), "detection_offsets": offsets}
+
+
+def _images(offsets: Tensor) -> list[slice]:
+    return [slice(*pair) for pair in pairwise(offsets.tolist())]
+
+
+def _shapes_of(block: AnchorBlock | None, head: Any) -> AnchorShapes:
+    """The anchors of a cell. Raises ConfigError where the head predicts another number, or no anchors at all."""
+    if head.priors != "anchors":
+        if block is not None:
+            raise ConfigError(f"anchors: {type(head).__name__} predicts from points; leave anchors out")
+        return PRESETS["retinanet"]
+    if head.priors_per_cell == 1 and block is None:
+        return AnchorShapes((1.0,), (1.0,), base_strides=8.0)
+    given: dict[str, Any] = dict(block or {})
+    shapes = replace(PRESETS[given.pop("preset", "retinanet")], **given)
+    if len(shapes.of(1)) != head.priors_per_cell:
+        raise ConfigError(
+            f"anchors: {len(shapes.scales)} scales x {len(shapes.ratios)} ratios are {len(shapes.of(1))} anchors a "
+            f"cell, the head predicts {head.priors_per_cell}; set model.head.num_anchors={len(shapes.of(1))}"
+        )
+    return shapes
+
+
+def _assert_pair(assigner: Any, head: Any) -> None:
+    """Raises ConfigError for an assigner that the head cannot be trained with."""
+    names = [name for name in registry.assigners.names() if registry.assigners.entry_of(name).builder is type(assigner)]
+    if head.priors not in assigner.takes or not head.assigners.intersection(names or head.assigners):
+        can = sorted(head.assigners & set(registry.assigners.names()))
+        raise ConfigError(
+            f"assigner: {' '.join(names) or type(assigner).__name__} does not fit {type(head).__name__}, which "
+            f"predicts from {head.priors}; it takes {', '.join(can)}"
+        )
+
+
+assert BACKGROUND == -1, "targets of priors without a box are what assigners state"

@@ -1,0 +1,70 @@
+"""From a detector's raw outputs to the boxes of an image file: score, decode, suppress, and lead back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.geometry.boxes.codings import decode_deltas, decode_distances
+from sightline.geometry.boxes.overlaps import at_least_float32
+from sightline.geometry.boxes.priors import Priors
+from sightline.geometry.boxes.suppression import Suppression
+
+__all__ = ["Selection", "decode_codes", "to_file"]
+
+
+def decode_codes(codes: Tensor, priors: Tensor) -> Tensor:
+    """Boxes (..., P, 4) on the canvas: of deltas at anchors (P, 4), of distances in pixels at points (P, 2)."""
+    return decode_deltas(priors, codes) if priors.shape[-1] == 4 else decode_distances(priors, codes)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of an image's predictions become detections.
+
+    Those of a class with a probability above `score`, the `per_level` surest of each level; of them what `suppression`
+    leaves, the `most` surest. With centre-ness the score is the root of its product with the probability.
+    """
+
+    suppression: Suppression
+    score: float
+    per_level: int
+    most: int
+
+    def __call__(self, outputs: Mapping[str, Any], image: int, priors: Priors) -> Tensor:
+        """The detections (D, 6) of one image of a batch: left, top, right, bottom on the canvas, score, class."""
+        probabilities = at_least_float32(outputs["logits"][image]).sigmoid()
+        scores = probabilities
+        if "centreness" in outputs:
+            scores = (probabilities * at_least_float32(outputs["centreness"][image]).sigmoid()[:, None]).sqrt()
+        found = [self._surest(probabilities[rows], scores[rows], rows.start) for rows in priors.levels]
+        prior, label, score = (torch.cat(parts) for parts in zip(*found, strict=True))
+        boxes = decode_codes(outputs["codes"][image, prior], priors.rows[prior])
+        kept = self.suppression(boxes, score, label)
+        places = kept.places[: self.most]
+        columns = (boxes[places], kept.scores[: self.most, None].to(boxes), label[places, None].to(boxes))
+        return torch.cat(columns, dim=1)
+
+    def _surest(self, probabilities: Tensor, scores: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Prior, class and score of the surest predictions of a level; equal ones in the order of priors."""
+        prior, label = (probabilities > self.score).nonzero(as_tuple=True)
+        score = scores[prior, label]
+        order = score.argsort(descending=True, stable=True)[: self.per_level]
+        return prior[order] + start, label[order], score[order]
+
+
+def to_file(detections: Tensor, to_canvas: Tensor, file_px: Tensor, *, clip: bool) -> Tensor:
+    """Detections (D, 6) on a canvas in pixels of the file, float64; cut at its border where `clip` says so.
+
+    `to_canvas` (2, 3) leads from the file to the canvas without turning it.
+    """
+    scale, shift = to_canvas[:, :2].diagonal(), to_canvas[:, 2]
+    boxes = (detections[:, :4].double() - shift.repeat(2)) / scale.repeat(2)
+    if clip:
+        height, width = file_px.tolist()
+        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    return torch.cat([boxes, detections[:, 4:].double()], dim=1)
