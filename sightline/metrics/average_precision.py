@@ -23,12 +23,14 @@ class Matches:
     """One image: the scores of its answers, falling, and for every level which of them found a label (L, D).
 
     An answer that `is_ignored` (L, D) counts neither as right nor as wrong. `num_labels` does not count ignored ones.
+    `label` (L, D) is which label each answer found, -1 for none, where that was noted.
     """
 
     scores: np.ndarray
     is_found: np.ndarray
     is_ignored: np.ndarray
     num_labels: int
+    label: np.ndarray | None = None
 
 
 def match(
@@ -64,7 +66,9 @@ def match(
             found[row, column], is_taken[best] = best, True
     is_found = found >= 0
     into_ignored = is_found & (ignored[found] if len(labels) else False)
-    return Matches(scores[answers], is_found, into_ignored | (~is_found & is_other[answers]), int((~ignored).sum()))
+    does_not_count = into_ignored | (~is_found & is_other[answers])
+    label = np.append(labels, -1)[found]
+    return Matches(scores[answers], is_found, does_not_count, int((~ignored).sum()), label)
 
 
 def precision_and_recall(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,8 @@ from sightline.binding import Offer
 from sightline.errors import ConfigError, RunError
 from sightline.geometry.boxes.priors import PRESETS, AnchorShapes, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
+from sightline.pictures import Picture
+from sightline.tasks.box_stages import show_detections
 from sightline.tasks.detections import Selection, to_file
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
@@ -134,6 +136,10 @@ class Detect(Supervised):
         ]
         offsets = torch.tensor([0, *(len(each) for each in found)]).cumsum(0)
         return {**outputs, "detections": torch.cat(found), "detection_offsets": offsets}
+
+    def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
+        """The first images with what was found, made up and missed."""
+        return show_detections(batch, predictions) if "truth" in batch else []
 
 
 def _images(offsets: Tensor) -> list[slice]:

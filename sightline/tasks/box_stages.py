@@ -1,0 +1,104 @@
+"""Pictures of detections beside the truth: found, missed, made up, ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.box_pictures import Box, draw_boxes
+from sightline.geometry.boxes.overlaps import ioa, iou
+from sightline.metrics.average_precision import match
+from sightline.pictures import Picture
+from sightline.transforms.boxes import moved_boxes
+from sightline.types import Batch
+
+__all__ = ["COLORS", "show_detections"]
+
+COLORS = {
+    "truth": (70, 200, 90),
+    "found": (70, 140, 255),
+    "made up": (235, 60, 50),
+    "missed": (255, 165, 30),
+    "ignored": (160, 166, 174),
+}
+_LEVEL = np.array([0.5])
+_NUM_SHOWN = 4
+_LEAST_SCORE = 0.3
+
+
+def show_detections(
+    batch: Batch, predictions: Mapping[str, Any], *, least_score: float = _LEAST_SCORE
+) -> list[Picture]:
+    """The first images of a batch with the detections above a score: blue found, red made up; missed labels orange.
+
+    What is found has an IoU of at least 0.5 with a label of its class. Ignored labels, and what lies in them, are grey.
+    """
+    detections, truth = predictions["detections"], batch["truth"]
+    rows = zip(
+        pairwise(predictions["detection_offsets"].tolist()), pairwise(batch["truth_offsets"].tolist()), strict=True
+    )
+    pictures = []
+    for place, ((first, last), (begin, end)) in enumerate(list(rows)[:_NUM_SHOWN]):
+        sure = detections[first:last].double().cpu()
+        boxes, counts = _compared(sure[sure[:, 4] >= least_score], truth[begin:end].double().cpu())
+        image, to_canvas = batch["image"][place], batch["to_canvas"][place].double().cpu()
+        drawn = [_on_canvas(box, to_canvas) for box in boxes]
+        caption = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        pictures.append(Picture(f"detections_{place}", draw_boxes(_pixels(image), drawn), caption))
+    return pictures
+
+
+def _compared(detections: Tensor, truth: Tensor) -> tuple[list[Box], dict[str, int]]:
+    """Boxes in pixels of the file, ignored ones first, and how many there are of each kind."""
+    is_ignored = truth[:, 6] > 0
+    alike = torch.where(
+        is_ignored, ioa(detections[:, None, :4], truth[:, :4]), iou(detections[:, None, :4], truth[:, :4])
+    )
+    alike = torch.where(detections[:, None, 5] == truth[:, 4], alike, 0)
+    crowds = is_ignored.numpy()
+    scores = detections[:, 4].numpy()
+    matches = match(
+        alike.numpy(),
+        scores,
+        is_ignored=crowds,
+        is_crowd=crowds,
+        is_other=np.zeros(len(scores), dtype=bool),
+        most=len(scores),
+        levels=_LEVEL,
+    )
+    order = np.argsort(-scores, kind="stable")
+    found, dropped = matches.is_found[0] & ~matches.is_ignored[0], matches.is_ignored[0]
+    assert matches.label is not None
+    hit = torch.zeros(len(truth), dtype=torch.bool)
+    hit[torch.from_numpy(matches.label[0][found])] = True
+    boxes = [_box(row, "ignored", style="hatched") for row in truth[is_ignored]]
+    missed = truth[~is_ignored & ~hit]
+    boxes += [_box(row, "missed", style="dashed") for row in missed]
+    kinds = np.where(found, "found", np.where(dropped, "ignored", "made up"))
+    boxes += [_box(row, str(kind), f"{row[4]:.2f}") for row, kind in zip(detections[order], kinds, strict=True)]
+    counts = {kind: int((kinds == kind).sum()) for kind in ("found", "made up")} | {"missed": len(missed)}
+    return boxes, counts
+
+
+def _box(row: Tensor, kind: str, caption: str = "", style: Any = "solid") -> Box:
+    left, top, right, bottom = row[:4].tolist()
+    return Box((left, top, right, bottom), COLORS[kind], caption, style)
+
+
+def _on_canvas(box: Box, to_canvas: Tensor) -> Box:
+    left, top, right, bottom = moved_boxes(torch.tensor(box.corners, dtype=torch.float64), to_canvas).tolist()
+    return Box((left, top, right, bottom), box.color, box.caption, box.style)
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """A normalised image (3, H, W) as (H, W, 3) uint8, from its lowest value to its highest."""
+    values = image.detach().float().cpu()
+    low, high = values.amin(), values.amax()
+    scaled = ((values - low) / (high - low).clamp(min=1e-12) * 255).round().byte()
+    pixels: np.ndarray = scaled.permute(1, 2, 0).contiguous().numpy()
+    return pixels
