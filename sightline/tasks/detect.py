@@ -67,10 +67,10 @@ class Detect(Supervised):
         most: Count = 100,
         clip: bool = True,
     ) -> None:
-        super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self._head: Any = getattr(model, "head", None)
         if self._head is None:
             raise ConfigError(f"task: detect needs a model with a head, such as detector, found {type(model).__name__}")
+        super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self._shapes = _shapes_of(anchors, self._head)
         self._assigner = assigner
         _assert_pair(assigner, self._head)

@@ -13,6 +13,7 @@ from sightline.geometry.boxes.codings import decode_deltas, decode_distances
 from sightline.geometry.boxes.overlaps import at_least_float32
 from sightline.geometry.boxes.priors import Priors
 from sightline.geometry.boxes.suppression import Suppression
+from sightline.transforms.boxes import moved_boxes
 
 __all__ = ["Selection", "decode_codes", "to_file"]
 
@@ -60,10 +61,10 @@ class Selection:
 def to_file(detections: Tensor, to_canvas: Tensor, file_px: Tensor, *, clip: bool) -> Tensor:
     """Detections (D, 6) on a canvas in pixels of the file, float64; cut at its border where `clip` says so.
 
-    `to_canvas` (2, 3) leads from the file to the canvas without turning it.
+    `to_canvas` (2, 3) leads from the file to the canvas.
     """
-    scale, shift = to_canvas[:, :2].diagonal(), to_canvas[:, 2]
-    boxes = (detections[:, :4].double() - shift.repeat(2)) / scale.repeat(2)
+    last = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64, device=to_canvas.device)
+    boxes = moved_boxes(detections[:, :4].double(), torch.linalg.inv(torch.cat([to_canvas.double(), last]))[:2])
     if clip:
         height, width = file_px.tolist()
         boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
