@@ -26,7 +26,7 @@ geometry
 layers transforms
 losses metrics models data.files
 data.store data.loading
-data.clouds data.depth data.scans
+data.boxes data.clouds data.depth data.scans
 data.scenes
 data.synthetic
 data.render

@@ -34,7 +34,9 @@ class BoxRecord:
     """The boxes of one image, in pixels of its file, half-open and not rounded: (G, 4) left, top, right, bottom.
 
     `boxes` are trained on, `scored` are what is scored: of a person the whole figure, or what is visible of it. An
-    ignored box is neither a target nor background; its class is never read. All arrays are read-only.
+    ignored box is neither a target nor background; its class is never read. `is_scored_ignored` is about the scored
+    boxes, where these are ignored for other reasons (a head that does not show, of a person who does). All arrays are
+    read-only.
     """
 
     boxes: np.ndarray
@@ -42,10 +44,12 @@ class BoxRecord:
     label: np.ndarray
     is_ignored: np.ndarray
     area: np.ndarray
+    is_scored_ignored: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for name in ("boxes", "scored", "label", "is_ignored", "area"):
-            getattr(self, name).flags.writeable = False
+        for array in (self.boxes, self.scored, self.label, self.is_ignored, self.area, self.is_scored_ignored):
+            if array is not None:
+                array.flags.writeable = False
 
     def assert_sound(self, name: str, num_classes: int) -> None:
         """Raises DataError, naming the image and the box, for boxes that cannot be meant."""
@@ -65,13 +69,18 @@ class BoxRecord:
 
 
 def sample_of(image: np.ndarray, record: BoxRecord) -> Sample:
-    """A sample of its own: nothing that is done to it reaches the record."""
-    columns = (record.scored, record.label[:, None], record.area[:, None], record.is_ignored[:, None])
+    """A sample of its own: nothing that is done to it reaches the record.
+
+    Boxes without extent, as clipping leaves of those outside the image, are not among `boxes`; `truth` has them all.
+    """
+    is_ignored = record.is_ignored if record.is_scored_ignored is None else record.is_scored_ignored
+    columns = (record.scored, record.label[:, None], record.area[:, None], is_ignored[:, None])
+    has_extent = (record.boxes[:, 2:] > record.boxes[:, :2]).all(axis=1)
     return {
         "image": torch.from_numpy(image.copy()),
-        "boxes": torch.from_numpy(record.boxes.astype(np.float32)),
-        "label": torch.from_numpy(record.label.astype(np.int64)),
-        "is_ignored": torch.from_numpy(record.is_ignored.copy()),
+        "boxes": torch.from_numpy(record.boxes[has_extent].astype(np.float32)),
+        "label": torch.from_numpy(record.label[has_extent].astype(np.int64)),
+        "is_ignored": torch.from_numpy(record.is_ignored[has_extent]),
         "to_canvas": torch.eye(3, dtype=torch.float64)[:2],
         "file_px": torch.tensor(image.shape[:2]),
         "truth": torch.from_numpy(np.concatenate([column.astype(np.float64) for column in columns], axis=1)),

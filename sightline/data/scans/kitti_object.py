@@ -14,13 +14,14 @@ from sightline import registry
 from sightline.arguments import Count, Fraction
 from sightline.data.scans.kitti_object_files import Boxing, image_size_px, read_frame
 from sightline.data.scans.label_maps import read_label_map
-from sightline.data.scans.labelled_scans import Frames, LabelledScans, parts_of
+from sightline.data.scans.labelled_scans import Frames, LabelledScans
 from sightline.data.scans.samples import RawScan
 from sightline.data.scans.scan_preparation import ListedScan, read_name_lists, scan_plan
 from sightline.data.scans.sensors import SensorBlock, sensor_of
 from sightline.data.store.columns import Column
 from sightline.data.store.location import root_of
 from sightline.data.store.native import listing, open_prepared, prepare_command
+from sightline.data.store.parts import parts_of
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import DataError
 
@@ -66,7 +67,9 @@ class KittiObject(LabelledScans):
         super().__init__(
             prepared=prepared,
             split=split,
-            parts=parts_of(prepared, tested=tested, test_share=test_share, validation_share=validation_share),
+            parts=parts_of(
+                prepared, tested=tested, test_share=test_share, validation_share=validation_share, what="scan"
+            ),
             label_map=read_label_map(label_map, LABEL_MAPS),
             sensor=sensor_of({**front, **(sensor or {})}, preset="hdl64", owner=self.set_name),
             frames=Frames(min_labelled, balanced),

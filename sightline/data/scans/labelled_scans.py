@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -15,20 +15,11 @@ from sightline.data.scans.samples import FEATURES, RawScan, mean_and_spread, sca
 from sightline.data.scans.scan_preparation import describe_scans, id_counts
 from sightline.data.scans.sensors import Sensor
 from sightline.data.store.native import Prepared, open_prepared, verify
+from sightline.data.store.parts import Parts, Rows, check_part
 from sightline.errors import ConfigError, DataError
-from sightline.types import DataInfo, Folds, Sample, SampleKey
+from sightline.types import DataInfo, Sample, SampleKey
 
-__all__ = ["Frames", "LabelledScans", "Parts", "last_share", "parts_of"]
-
-Rows = tuple[tuple[str, int], ...]
-"""Scans of a prepared set: stored split and row of each."""
-
-
-class Parts(NamedTuple):
-    """The scans that train, validate and test, by part; and what is tested in turn, if anything is."""
-
-    rows: Mapping[str, Rows]
-    folds: Folds | None = None
+__all__ = ["Frames", "LabelledScans"]
 
 
 class Frames(NamedTuple):
@@ -63,10 +54,7 @@ class LabelledScans:
         sensor: Sensor,
         frames: Frames,
     ) -> None:
-        if not parts.rows.get(split):
-            held = ", ".join(f"{name} ({len(rows)})" for name, rows in parts.rows.items())
-            advice = "; set evaluate.select: test" if split == "validation" else ""
-            raise ConfigError(f"{prepared.root}: has no scan in the part '{split}'; it has {held}{advice}")
+        check_part(parts, split, root=prepared.root, what="scan")
         _check_remission(prepared, sensor)
         self._label_map = label_map
         self._cumulative: np.ndarray | None = None
@@ -178,43 +166,6 @@ class LabelledScans:
         )
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
         return DataInfo(facts=facts, fields=fields, split_sizes=sizes, features=FEATURES, folds=parts.folds)
-
-
-def parts_of(prepared: Prepared, *, tested: Sequence[str], test_share: float, validation_share: float) -> Parts:
-    """The parts of a set whose scans are distinguished by their names, in the order of these.
-
-    Scans whose names begin with one of `tested` are the test part; without any, the lists that the source came with
-    decide, else the last scans do. The last share of those that remain chooses the checkpoint: neighbours in time are
-    alike, so scans that are drawn at random would be seen in training as good as themselves.
-    Raises DataError for a beginning that no name has.
-    """
-    rows = {split: [(split, row) for row in range(len(prepared.names(split)))] for split in prepared.splits}
-    if not tested and "test" in rows:
-        given = {split: tuple(rows.get(split, ())) for split in ("train", "validation", "test")}
-        if not given["validation"]:
-            given["train"], given["validation"] = last_share(given["train"], validation_share)
-        return Parts(given)
-    named = sorted((prepared.names(split)[row], (split, row)) for split in rows for split, row in rows[split])
-    unknown = [each for each in tested if not any(name.startswith(each) for name, _ in named)]
-    if unknown:
-        raise DataError(
-            f"{prepared.root}: tested: no scan's name begins with '{unknown[0]}'; they run from {named[0][0]} to "
-            f"{named[-1][0]}"
-        )
-    rest = tuple(row for name, row in named if not name.startswith(tuple(tested) or "\0"))
-    test = tuple(row for name, row in named if name.startswith(tuple(tested) or "\0"))
-    if not tested:
-        rest, test = last_share(rest, test_share)
-    train, validation = last_share(rest, validation_share)
-    names = tuple(name for name, _ in named)
-    folds = Folds(names, tuple(name for name in names if name.startswith(tuple(tested)))) if tested else None
-    return Parts({"train": train, "validation": validation, "test": test}, folds)
-
-
-def last_share(rows: Sequence[tuple[str, int]], share: float) -> tuple[Rows, Rows]:
-    """The first rows, and the last `share` of them, rounded to the nearest; at least one on either side of a share."""
-    count = min(max(round(share * len(rows)), 1), len(rows) - 1) if share and len(rows) > 1 else 0
-    return tuple(rows[: len(rows) - count]), tuple(rows[len(rows) - count :])
 
 
 def _check_remission(prepared: Prepared, sensor: Sensor) -> None:

@@ -13,13 +13,14 @@ from sightline import registry
 from sightline.arguments import Count, Fraction
 from sightline.data.files.cloud_files import check_columns
 from sightline.data.scans.label_maps import LabelMap, identity_map, read_label_map
-from sightline.data.scans.labelled_scans import Frames, LabelledScans, parts_of
+from sightline.data.scans.labelled_scans import Frames, LabelledScans
 from sightline.data.scans.samples import RawScan
 from sightline.data.scans.scan_preparation import ListedScan, id_counts, read_name_lists, scan_plan
 from sightline.data.scans.scan_reading import SCAN_SUFFIXES, RingOrder, oriented, read_scan, scan_ids
 from sightline.data.scans.sensors import SensorBlock, sensor_of
 from sightline.data.store.location import root_of
 from sightline.data.store.native import Prepared, listing, open_prepared
+from sightline.data.store.parts import parts_of
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import ConfigError, DataError
 
@@ -63,7 +64,9 @@ class ScanFolder(LabelledScans):
         super().__init__(
             prepared=prepared,
             split=split,
-            parts=parts_of(prepared, tested=tested, test_share=test_share, validation_share=validation_share),
+            parts=parts_of(
+                prepared, tested=tested, test_share=test_share, validation_share=validation_share, what="scan"
+            ),
             label_map=_every_id(prepared) if label_map is None else read_label_map(label_map, {}),
             sensor=found,
             frames=Frames(min_labelled, balanced),

@@ -14,7 +14,7 @@ from sightline import registry
 from sightline.arguments import Fraction
 from sightline.data.files.scan_files import read_bin, read_label_ids, velodyne_poses
 from sightline.data.scans.label_maps import read_label_map
-from sightline.data.scans.labelled_scans import Frames, LabelledScans, Parts, last_share
+from sightline.data.scans.labelled_scans import Frames, LabelledScans
 from sightline.data.scans.samples import RawScan
 from sightline.data.scans.scan_preparation import ListedScan, scan_plan
 from sightline.data.scans.scan_survey import survey_scans
@@ -22,6 +22,7 @@ from sightline.data.scans.sensors import SensorBlock, sensor_of
 from sightline.data.store.columns import Column
 from sightline.data.store.location import root_of
 from sightline.data.store.native import Prepared, listing, open_prepared, prepare_command
+from sightline.data.store.parts import Parts, last_share
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import DataError
 from sightline.types import Folds

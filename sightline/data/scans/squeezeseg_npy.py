@@ -13,12 +13,13 @@ from sightline import registry
 from sightline.arguments import Fraction
 from sightline.data.files.array_files import read_npy
 from sightline.data.scans.label_maps import MAX_ID, read_label_map
-from sightline.data.scans.labelled_scans import Frames, LabelledScans, parts_of
+from sightline.data.scans.labelled_scans import Frames, LabelledScans
 from sightline.data.scans.samples import RawScan
 from sightline.data.scans.scan_preparation import ListedScan, read_name_lists, scan_plan
 from sightline.data.scans.sensors import SensorBlock, sensor_of
 from sightline.data.store.location import root_of
 from sightline.data.store.native import listing, open_prepared, prepare_command
+from sightline.data.store.parts import parts_of
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import ConfigError, DataError
 
@@ -70,7 +71,9 @@ class SqueezeSegNpy(LabelledScans):
         super().__init__(
             prepared=prepared,
             split=split,
-            parts=parts_of(prepared, tested=tested, test_share=test_share, validation_share=validation_share),
+            parts=parts_of(
+                prepared, tested=tested, test_share=test_share, validation_share=validation_share, what="scan"
+            ),
             label_map=read_label_map(label_map, LABEL_MAPS),
             sensor=found,
             frames=Frames(min_labelled, balanced),

@@ -27,12 +27,14 @@ _BLOCK_BYTES = 2**24
 class Column(NamedTuple):
     """One array of the native form: the shape of a row and the type of its numbers.
 
-    In a ragged column a row has any number of elements, at least one, and `shape` is that of an element.
+    In a ragged column a row has any number of elements, and `shape` is that of an element; a row without any is refused
+    unless `can_be_empty`, which all ragged columns of a set have in common.
     """
 
     shape: tuple[int, ...]
     dtype: str
     is_ragged: bool = False
+    can_be_empty: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -208,11 +210,12 @@ def _sound(row: Row, name: str, column: Column) -> np.ndarray:
     with np.errstate(over="ignore"):  # what is too large for the column becomes infinite, and is refused below
         value = np.asarray(row.values[name]).astype(column.dtype, order="C", copy=False)
     if column.is_ragged:
-        if value.ndim != 1 + len(column.shape) or value.shape[1:] != column.shape or len(value) == 0:
+        is_empty = len(value) == 0 and not column.can_be_empty
+        if value.ndim != 1 + len(column.shape) or value.shape[1:] != column.shape or is_empty:
             wanted = " ".join(map(str, column.shape))
+            least = "" if column.can_be_empty else " with at least one point"
             raise DataError(
-                f"{row.where}: {name} has the shape {value.shape}, (points{wanted and f', {wanted}'}) with at least "
-                "one point is needed"
+                f"{row.where}: {name} has the shape {value.shape}, (points{wanted and f', {wanted}'}){least} is needed"
             )
     elif value.shape != column.shape:
         raise DataError(

@@ -85,7 +85,9 @@ class Prepared:
         file_name = f"{split}.{OFFSETS}.npy"
         is_known = file_name in self._arrays
         offsets = self._mapped(file_name, (self._num_rows(split) + 1,), "int64")
-        if not is_known and ((np.diff(offsets) < 1).any() or offsets[0] or offsets[-1] != self._num_elements(split)):
+        fewest = 0 if any(each.get("can_be_empty") for each in self.manifest["columns"].values()) else 1
+        is_wrong = offsets[0] or offsets[-1] != self._num_elements(split)
+        if not is_known and (is_wrong or (np.diff(offsets) < fewest).any()):
             del self._arrays[file_name]
             raise DataError(
                 f"{self.root / file_name}: does not rise from 0 to {self._num_elements(split)}; prepare the set again"

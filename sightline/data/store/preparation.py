@@ -353,7 +353,7 @@ def _finish(folder: Path, plan: Plan, filled: _Filled) -> dict[str, Any]:
         "source": {"path": str(plan.source), "fingerprint": plan.fingerprint},
         "columns": _columns_json(plan),
         "splits": {split: {"num_rows": size} for split, size in plan.split_sizes.items()},
-        **({"num_elements": filled.num_elements} if any(filled.num_elements.values()) else {}),
+        **({"num_elements": filled.num_elements} if any(each.is_ragged for each in plan.columns.values()) else {}),
         "num_nonfinite": 0,
         **({"options": dict(plan.options)} if plan.options else {}),
         **({LISTED: _told_listed(plan, filled)} if plan.lists_files else {}),
@@ -363,7 +363,7 @@ def _finish(folder: Path, plan: Plan, filled: _Filled) -> dict[str, Any]:
     draft["ranges"] = {
         name: [min(low for low, _ in bounds), max(high for _, high in bounds)]
         for name in plan.columns
-        if (bounds := [_range(prepared.array(split, name)) for split in prepared.splits])
+        if (bounds := [_range(each) for split in prepared.splits if (each := prepared.array(split, name)).size])
     }
     draft |= plan.summarise(prepared)
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
@@ -389,7 +389,12 @@ def _range(array: np.ndarray) -> tuple[float, float]:
 
 def _columns_json(plan: Plan) -> dict[str, Any]:
     return {
-        name: {"shape": list(column.shape), "dtype": column.dtype, **({"is_ragged": True} if column.is_ragged else {})}
+        name: {
+            "shape": list(column.shape),
+            "dtype": column.dtype,
+            **({"is_ragged": True} if column.is_ragged else {}),
+            **({"can_be_empty": True} if column.can_be_empty else {}),
+        }
         for name, column in plan.columns.items()
     }
 

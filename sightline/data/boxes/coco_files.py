@@ -1,0 +1,232 @@
+"""COCO instances: images, categories and boxes of a JSON file, as any tool exports them."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sightline.data.boxes.image_listing import Classes, Faults, FoundImage, FoundSet, box_column, is_sound, split_of
+from sightline.data.boxes.masks import box_of_mask
+from sightline.data.files.input_files import read_file
+from sightline.data.store.native import listing
+from sightline.errors import DataError
+
+__all__ = ["COLUMNS", "find_coco"]
+
+COLUMNS = {
+    "boxes": box_column((4,), "float64"),
+    "label": box_column((), "int64"),
+    "area": box_column((), "float64"),
+    "is_ignored": box_column((), "bool"),
+}
+"""What is kept of a box: left, top, right, bottom, its class, its area as stated in the file, whether it is ignored."""
+_KEYS = ("images", "annotations", "categories")
+
+
+class _Box(NamedTuple):
+    box: tuple[float, ...]
+    label: int
+    area: float
+    is_ignored: bool
+
+
+def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | None) -> FoundSet:
+    """The set of a JSON file, or of a folder with such files; `annotations` and `images` say where in it they are.
+
+    Raises DataError for a folder without such files, for one that is not as the format says, for ids that two images
+    have, and for splits whose categories differ.
+    """
+    root = source.expanduser().resolve()
+    if root.is_file():
+        root, annotations = root.parent, annotations or (root.name,)
+    documents = _documents(root, annotations)
+    tables = {path: _classes(document, path) for path, document in documents.items()}
+    (first, classes), *others = tables.items()
+    for path, table in others:
+        if table != classes:
+            raise DataError(f"{path}: its categories are not those of {first}; export both with the same ones")
+    faults = Faults()
+    found = [
+        each for path, document in documents.items() for each in _images(root, path, document, classes, images, faults)
+    ]
+    layout = "instances_json" if len(documents) == 1 else "instances_jsons"
+    return FoundSet(root, layout, classes, found, COLUMNS, "boxes", faults)
+
+
+def _documents(root: Path, annotations: Sequence[str] | None) -> dict[Path, Mapping[str, Any]]:
+    """The JSON files that hold instances: those stated, else those so named, else those with the keys of such files."""
+    if annotations is not None:
+        return {root / name: _checked(_read_json(root / name), root / name) for name in annotations}
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such file or folder; give a JSON file of COCO instances, or its folder")
+    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
+    files = [path for folder in folders for path in sorted(folder.glob("*.json"))]
+    named = [path for path in files if path.name.startswith("instances_")]
+    read = {path: _read_json(path) for path in named or files}
+    held = {path: document for path, document in read.items() if named or _is_instances(document)}
+    if not held:
+        raise DataError(
+            f"{root}: holds {listing(root)}, no JSON file with {', '.join(_KEYS)} in it or in a folder of it; give the "
+            "file itself"
+        )
+    splits = [split_of(path.relative_to(root)) for path in held]
+    if len(set(splits)) < len(splits):
+        names = ", ".join(path.relative_to(root).as_posix() for path in held)
+        raise DataError(
+            f"{root}: {names} are not one file for each of train, val and test; choose by annotations=[FILE, FILE]"
+        )
+    return {path: _checked(document, path) for path, document in held.items()}
+
+
+def _read_json(path: Path) -> Any:
+    content = read_file(path)
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: does not read as JSON ({error}); export it again") from error
+
+
+def _is_instances(document: Any) -> bool:
+    return isinstance(document, dict) and all(isinstance(document.get(key), list) for key in _KEYS)
+
+
+def _checked(document: Any, path: Path) -> Mapping[str, Any]:
+    if not _is_instances(document):
+        held = ", ".join(document) if isinstance(document, dict) else f"a {type(document).__name__}"
+        raise DataError(f"{path}: lists of {', '.join(_KEYS)} are needed, it has {held}; export COCO instances")
+    checked: Mapping[str, Any] = document
+    return checked
+
+
+def _classes(document: Mapping[str, Any], path: Path) -> Classes:
+    try:
+        pairs = [(_whole(each["id"]), str(each["name"])) for each in document["categories"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: a category lacks a whole number 'id' or a 'name' ({error}); export it again"
+        ) from error
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        raise DataError(f"{path}: two categories have one id; export it again")
+    return Classes.of(names, where=str(path))
+
+
+def _images(
+    root: Path, path: Path, document: Mapping[str, Any], classes: Classes, images: str | None, faults: Faults
+) -> list[FoundImage]:
+    entries = _entries(document, path)
+    boxes = _boxes(document, {key: str(entry["file_name"]) for key, entry in entries.items()}, classes, faults)
+    names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
+    folder = root / images if images is not None else _folder(root, path, names.values())
+    split = split_of(path.relative_to(root))
+    found = []
+    for key, entry in entries.items():
+        place = _existing(folder, names[key])
+        if not place.is_relative_to(root) or ".." in place.parts:
+            faults.add("images that are missing or damaged", f"'{entry['file_name']}' is not below {root}")
+            continue
+        stated = entry.get("height"), entry.get("width")
+        size_px = None if None in stated else (_whole(stated[0]), _whole(stated[1]))
+        read = partial(_values, tuple(boxes[key]))
+        found.append(FoundImage(split, place.relative_to(root).as_posix(), place, read, key, size_px, (path,)))
+    return found
+
+
+def _entries(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[str, Any]]:
+    """The images by their id. Raises DataError for an id or a file that stands there twice."""
+    entries: dict[int, Mapping[str, Any]] = {}
+    ids: dict[str, int] = {}
+    for entry in document["images"]:
+        try:
+            key, name = _whole(entry["id"]), str(entry["file_name"])
+            _ = [_whole(entry[side]) for side in ("height", "width") if entry.get(side) is not None]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: the image {str(entry)[:80]} lacks a file_name, or whole numbers as id, height and width "
+                f"({error}); export it again"
+            ) from error
+        if key in entries:
+            raise DataError(
+                f"{path}: '{entries[key]['file_name']}' and '{name}' both have the id {key}; number them anew"
+            )
+        if name in ids:
+            raise DataError(f"{path}: '{name}' has the ids {ids[name]} and {key}; keep one of them")
+        entries[key], ids[name] = entry, key
+    return entries
+
+
+def _boxes(
+    document: Mapping[str, Any], names: Mapping[int, str], classes: Classes, faults: Faults
+) -> defaultdict[int, list[_Box]]:
+    """The boxes of every image in the order of the file; those that cannot be used are noted."""
+    label_of = {number: label for label, number in enumerate(classes.ids)}
+    boxes: defaultdict[int, list[_Box]] = defaultdict(list)
+    for annotation in document["annotations"]:
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        told = f"annotation {str(annotation)[:60] if image_id is None else annotation.get('id')}"
+        if image_id is None or image_id not in names:
+            faults.add("annotations of images that are not in the file", f"{told} of image {image_id}")
+            continue
+        where = f"{names[image_id]}: {told}"
+        if annotation.get("category_id") not in label_of:
+            faults.add("boxes of unknown categories", f"{where} has the category {annotation.get('category_id')}")
+            continue
+        try:
+            box = _box(annotation)
+            is_ignored = bool(annotation.get("iscrowd") or annotation.get("ignore"))
+            area = float(annotation.get("area", (box[2] - box[0]) * (box[3] - box[1])))
+            if not (is_sound(np.array([box]), np.array([is_ignored]))[0] and np.isfinite(area)):
+                raise ValueError("width and height above 0, and finite numbers, are needed")
+        except (TypeError, ValueError) as error:
+            told = annotation.get("bbox", "not there")
+            faults.add("boxes that cannot be meant", f"{where}: bbox is {told} ({error})")
+            continue
+        boxes[image_id].append(_Box(box, label_of[annotation["category_id"]], area, is_ignored))
+    return boxes
+
+
+def _box(annotation: Mapping[str, Any]) -> tuple[float, ...]:
+    """Left, top, right and bottom: of the bbox, and of the mask where there is none. Raises ValueError, TypeError."""
+    if annotation.get("bbox"):
+        left, top, width, height = map(float, annotation["bbox"])
+        return left, top, left + width, top + height
+    if not annotation.get("segmentation"):
+        raise ValueError("there is neither bbox nor segmentation")
+    return box_of_mask(annotation["segmentation"])
+
+
+def _values(boxes: Sequence[_Box], size_px: tuple[int, int], faults: Faults) -> dict[str, np.ndarray]:
+    return {
+        "boxes": np.array([each.box for each in boxes], dtype=np.float64).reshape(-1, 4),
+        "label": np.array([each.label for each in boxes], dtype=np.int64),
+        "area": np.array([each.area for each in boxes], dtype=np.float64),
+        "is_ignored": np.array([each.is_ignored for each in boxes], dtype=bool),
+    }
+
+
+def _folder(root: Path, path: Path, names: Iterable[str]) -> Path:
+    """The folder, of those usual beside such a file, that holds most of the images."""
+    split = path.stem.removeprefix("instances_")
+    folders = (path.parent, root, root / "images", root / split, root / "images" / split, path.parent / "images")
+    names = list(names)
+    return max(dict.fromkeys(folders), key=lambda folder: sum(_existing(folder, name).exists() for name in names))
+
+
+def _existing(folder: Path, name: str) -> Path:
+    """The file of this name, composed or decomposed as its letters with accents may be; else the path as it stands."""
+    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return next((path for form in forms if (path := folder / form).exists()), folder / name)
+
+
+def _whole(value: Any) -> int:
+    """Raises ValueError for what is no whole number, and for text."""
+    if isinstance(value, bool | str) or int(value) != value:
+        raise ValueError(f"{value!r} is not a whole number")
+    return int(value)

@@ -1,0 +1,301 @@
+"""Listing images with boxes: files are looked at and stay where they are, boxes are kept beside the list."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from sightline.data.files.image_files import ImageHeader, check_image, read_header
+from sightline.data.store.columns import Column
+from sightline.data.store.native import LISTED, Prepared
+from sightline.data.store.preparation import Part, Plan, Progress, Row
+from sightline.errors import DataError
+
+__all__ = [
+    "Classes",
+    "Faults",
+    "Faulty",
+    "FoundImage",
+    "FoundSet",
+    "Values",
+    "box_column",
+    "describe_images",
+    "image_plan",
+    "is_sound",
+    "split_of",
+    "survey_images",
+]
+
+Faulty = Literal["refuse", "leave_out"]
+"""What is done with images and boxes that cannot be used: an error that counts them, or they are left out and noted."""
+Values = Mapping[str, np.ndarray]
+
+_IMAGES_A_PART = 1000
+_COLUMNS = {"size_px": Column((2,), "int64"), "orientation": Column((), "int64"), "image_id": Column((), "int64")}
+_SPLIT = re.compile(r"(?:^|[^a-z])(train|val|test)")
+_SPLIT_OF = {"train": "train", "val": "validation", "test": "test"}
+_MOST_NAMED = 5
+
+
+class Classes(NamedTuple):
+    """The names of the classes, and the number of each in the files, in ascending order of these."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, names: Mapping[int, str], *, where: str) -> Classes:
+        """Raises DataError, led by `where`, for none, and for a name that two numbers have."""
+        ids = tuple(sorted(names))
+        counts = Counter(names.values())
+        twice = [name for name, count in counts.items() if count > 1]
+        if not ids or twice:
+            what = f"'{twice[0]}' is the name of two classes" if twice else "names no class"
+            raise DataError(f"{where}: {what}; every class needs a name of its own")
+        return cls(tuple(names[each] for each in ids), ids)
+
+
+class Faults:
+    """What cannot be used, by its kind, in words."""
+
+    def __init__(self) -> None:
+        self._found: defaultdict[str, list[str]] = defaultdict(list)
+
+    def add(self, kind: str, what: str) -> None:
+        self._found[kind].append(what)
+
+    def settle(self, faulty: Faulty, *, root: Path) -> list[str]:
+        """A note for each kind. Raises DataError instead, naming the first and the count, where they are refused."""
+        told = [f"{len(found)} {kind}, first: {found[0]}" for kind, found in self._found.items()]
+        if told and faulty == "refuse":
+            raise DataError(f"{root}: {'; '.join(told)}; mend them, or prepare with faulty=leave_out")
+        return [f"left out: {each}" for each in told]
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """An image that annotations name; `read` gives its boxes for a height and width, and notes what they lack.
+
+    `size_px` is the height and width that the annotations state. `files` are further ones that the boxes come from.
+    """
+
+    split: str
+    name: str
+    path: Path
+    read: Callable[[tuple[int, int], Faults], Values]
+    image_id: int = 0
+    size_px: tuple[int, int] | None = None
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class FoundSet:
+    """All images found below `root`, what their boxes are kept in, and what to note.
+
+    `shown` is the column of boxes that statistics are about. `faults` are those met on the way.
+    """
+
+    root: Path
+    layout: str
+    classes: Classes
+    images: Sequence[FoundImage]
+    columns: Mapping[str, Column]
+    shown: str
+    faults: Faults
+    notes: Sequence[str] = field(default_factory=list)
+
+
+class _Looked(NamedTuple):
+    image: FoundImage
+    header: ImageHeader
+    orientation: int
+    size_px: tuple[int, int]
+    values: Values
+
+
+def box_column(shape: tuple[int, ...], dtype: str) -> Column:
+    """A column with an entry for each box of an image, of which there may be none."""
+    return Column(shape, dtype, is_ragged=True, can_be_empty=True)
+
+
+def split_of(path: Path) -> str:
+    """`train`, `validation` or `test` by the words in a path, those of the last part first; else `all`."""
+    for part in reversed(path.parts):
+        if found := _SPLIT.search(part.lower()):
+            return _SPLIT_OF[found[1]]
+    return "all"
+
+
+def is_sound(boxes: np.ndarray, is_ignored: np.ndarray) -> np.ndarray:
+    """Which boxes (G, 4) can be meant: finite, and with an extent unless they are ignored."""
+    return np.isfinite(boxes).all(axis=1) & ((boxes[:, 2:] > boxes[:, :2]).all(axis=1) | is_ignored)
+
+
+def image_plan(
+    found: FoundSet, *, set_name: str, faulty: Faulty, options: Mapping[str, Any], progress: Progress
+) -> Plan:
+    """The plan of a set of images with boxes, every image decoded once.
+
+    Raises DataError naming the first image that is missing, damaged or not of the stated size, the first box that
+    cannot be, and how many there are; they are left out where `faulty` is `leave_out`.
+    """
+    looked = _look(found, check=check_image, progress=progress)
+    notes = [*found.notes, *found.faults.settle(faulty, root=found.root), *_notes(looked)]
+    parts = []
+    order = ("train", "validation", "test", "all")
+    for split, members in itertools.groupby(
+        sorted(looked, key=lambda each: order.index(each.image.split)), key=lambda each: each.image.split
+    ):
+        for part in _batched(members):
+            files = {file: None for each in part for file in (each.image.path, *each.image.files)}
+            title = f"{part[0].image.name} to {part[-1].image.name}"
+            num_boxes = sum(len(each.values["label"]) for each in part)
+            parts.append(Part(split, title, len(part), tuple(files), partial(_rows, part), num_boxes))
+    about = {
+        "classes": {"names": list(found.classes.names), "ids": list(found.classes.ids)},
+        "statistics": _statistics(found, looked),
+        "differences": notes,
+    }
+    columns = {**_COLUMNS, **found.columns}
+    options = {**options, "faulty": faulty}
+    return Plan(set_name, found.layout, found.root, columns, tuple(parts), about, lambda _: {}, options, True)
+
+
+def survey_images(found: FoundSet) -> dict[str, Any]:
+    """What `data info NAME --from PATH` prints; of images the headers are read, and nothing is refused."""
+    looked = _look(found, check=lambda _: None, progress=lambda *_: None)
+    notes = [*found.notes, *found.faults.settle("leave_out", root=found.root), *_notes(looked)]
+    return {"source": str(found.root), "layout": found.layout, **_statistics(found, looked), "differences": notes}
+
+
+def describe_images(prepared: Prepared) -> dict[str, Any]:
+    """What `data info` prints of a prepared set of images with boxes."""
+    manifest = prepared.manifest
+    listed = manifest[LISTED]
+    return {
+        "set": manifest["set"],
+        "layout": manifest["layout"],
+        "root": str(prepared.root.resolve()),
+        "files": f"{listed['num_files']:,} files, {listed['num_bytes']:,} bytes, in place below {listed['root']}",
+        **manifest["statistics"],
+        "differences": manifest["differences"],
+    }
+
+
+def _look(found: FoundSet, *, check: Callable[[Path], None], progress: Progress) -> list[_Looked]:
+    """Every image that can be used, with its boxes. Raises DataError where none can."""
+    headers: list[tuple[FoundImage, ImageHeader]] = []
+    for done, image in enumerate(_with_splits(found), start=1):
+        try:
+            header = read_header(image.path)
+            check(image.path)
+        except DataError as error:
+            found.faults.add("images that are missing or damaged", str(error))
+        else:
+            headers.append((image, header))
+        progress(done, len(found.images), f"looking at {image.name}")
+    stored_px = {
+        header.size_px(upright=False) == image.size_px != header.size_px(upright=True) for image, header in headers
+    }
+    looked = []
+    for image, header in headers:
+        is_turned = header.orientation > 1 and _is_upright(image, header, otherwise=True not in stored_px)
+        size_px = header.size_px(upright=is_turned)
+        if image.size_px in (None, size_px):
+            orientation = header.orientation if is_turned else 1
+            looked.append(_Looked(image, header, orientation, size_px, image.read(size_px, found.faults)))
+        else:
+            (rows, columns), (height, width) = image.size_px or (0, 0), size_px
+            found.faults.add(
+                "images of another size than stated",
+                f"{image.path} is {width} wide and {height} high, the annotations state {columns} and {rows}",
+            )
+    if not looked:
+        found.faults.settle("refuse", root=found.root)
+        raise DataError(f"{found.root}: the annotations name no image; give the folder of another set")
+    return looked
+
+
+def _is_upright(image: FoundImage, header: ImageHeader, *, otherwise: bool) -> bool:
+    """Whether boxes are about the pixels turned as EXIF says: as the stated size shows, if it does."""
+    is_stored, is_upright = (header.size_px(upright=each) == image.size_px for each in (False, True))
+    return is_upright if is_stored != is_upright else otherwise
+
+
+def _with_splits(found: FoundSet) -> list[FoundImage]:
+    """The images in their final splits: what others call validation is tested on where nothing else is.
+
+    Raises DataError where some belong to a split by their path and others do not.
+    """
+    counts = Counter(image.split for image in found.images)
+    if "all" in counts and len(counts) > 1:
+        name = next(image.name for image in found.images if image.split == "all")
+        raise DataError(
+            f"{found.root}: {counts['all']} images, first '{name}', belong to no split, the others to "
+            f"{', '.join(sorted(counts.keys() - {'all'}))}; call folders and files train, val and test, or none of them"
+        )
+    if "validation" in counts and "test" not in counts:
+        return [replace(image, split="test") if image.split == "validation" else image for image in found.images]
+    return list(found.images)
+
+
+def _rows(part: Sequence[_Looked]) -> Iterator[Row]:
+    for each in part:
+        own = {"size_px": each.size_px, "orientation": each.orientation, "image_id": each.image.image_id}
+        yield Row(each.image.name, str(each.image.path), {**own, **each.values}, (each.image.path,))
+
+
+def _statistics(found: FoundSet, looked: Sequence[_Looked]) -> dict[str, Any]:
+    label, is_ignored, boxes = (
+        np.concatenate([each.values[name] for each in looked]) for name in ("label", "is_ignored", found.shown)
+    )
+    sizes, modes = (Counter(each) for each in ([each.size_px for each in looked], [e.header.mode for e in looked]))
+    counts = np.bincount(label[~is_ignored], minlength=len(found.classes.names)).tolist()
+    heights = np.sort((boxes[:, 3] - boxes[:, 1])[~is_ignored])
+    outside = [
+        (each.values[found.shown][:, :2] >= each.size_px[::-1]).any(1) | (each.values[found.shown][:, 2:] <= 0).any(1)
+        for each in looked
+    ]
+    per_split = Counter(each.image.split for each in looked)
+    return {
+        "images": dict(per_split),
+        "images_without_boxes": sum(len(each.values["label"]) == 0 for each in looked),
+        "image_sizes": {f"{width}x{height}": count for (height, width), count in sizes.most_common(_MOST_NAMED)},
+        "image_modes": dict(sorted(modes.items())),
+        "boxes": {
+            split: sum(len(each.values["label"]) for each in looked if each.image.split == split) for split in per_split
+        },
+        "ignored_share": round(float(is_ignored.mean()), 4) if len(label) else 0.0,
+        "boxes_outside": int(sum(each.sum() for each in outside)),
+        "box_heights_px": heights[[0, len(heights) // 2, -1]].round(2).tolist() if len(heights) else [],
+        "boxes_per_class": dict(zip(found.classes.names, counts, strict=True)),
+    }
+
+
+def _notes(looked: Sequence[_Looked]) -> list[str]:
+    odd = [each for each in looked if each.header.mode != "RGB"]
+    turned = [each for each in looked if each.orientation > 1]
+    left = [each for each in looked if each.header.orientation > 1 and each.orientation == 1]
+    seen: dict[Path, str] = {}
+    both = [each for each in looked if seen.setdefault(each.image.path, each.image.split) != each.image.split]
+    kinds = ", ".join(f"{count} {mode}" for mode, count in sorted(Counter(each.header.mode for each in odd).items()))
+    told = (
+        (odd, f"are not RGB and are converted ({kinds})"),
+        (turned, "are turned as their EXIF orientation says"),
+        (left, "are not turned as their EXIF orientation says, for the annotations are about the stored pixels"),
+        (both, "are in two splits"),
+    )
+    return [f"{len(which)} images {what}, first: {which[0].image.name}" for which, what in told if which]
+
+
+def _batched(members: Iterator[_Looked]) -> Iterator[tuple[_Looked, ...]]:
+    while part := tuple(itertools.islice(members, _IMAGES_A_PART)):
+        yield part

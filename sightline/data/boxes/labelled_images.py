@@ -1,0 +1,184 @@
+"""Prepared sets of images with boxes, whatever files they are read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from sightline.arguments import Fraction
+from sightline.data.boxes.detections import ImageRef
+from sightline.data.boxes.image_listing import Classes, describe_images
+from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, sample_of
+from sightline.data.files.image_files import read_image
+from sightline.data.store.location import root_of
+from sightline.data.store.native import Prepared, open_prepared, verify
+from sightline.data.store.parts import Parts, check_part, parts_of
+from sightline.errors import ConfigError, DataError
+from sightline.schema import nearest
+from sightline.types import DataInfo, Sample, SampleKey
+
+__all__ = ["BoxColumns", "ClassedImages", "LabelledImages", "OtherClasses", "Splitting"]
+
+OtherClasses = Literal["left_out", "ignored"]
+"""What becomes of the boxes of classes that a config does not choose."""
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How the images of a set are parted, as `parts_of` says."""
+
+    tested: tuple[str, ...]
+    test_share: float
+    validation_share: float
+
+
+@dataclass(frozen=True)
+class BoxColumns:
+    """The stored columns of the boxes that are trained on and of those that are scored, and of what is ignored."""
+
+    boxes: str = "boxes"
+    scored: str = "boxes"
+    is_ignored: str = "is_ignored"
+    is_scored_ignored: str = "is_ignored"
+    area: str | None = "area"
+    clip: bool = False
+
+
+class LabelledImages:
+    """Images are decoded from where their files lie, at each reading; boxes are in pixels of the file, never rounded.
+
+    Pure: the same key gives the same sample, and nothing done to a sample reaches what is stored.
+    """
+
+    set_name: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        prepared: Prepared,
+        split: str,
+        splitting: Splitting,
+        columns: BoxColumns,
+        classes: tuple[str, ...] = (),
+        other_classes: OtherClasses = "left_out",
+    ) -> None:
+        parts = parts_of(prepared, **vars(splitting), what="image")
+        check_part(parts, split, root=prepared.root, what="image")
+        self._prepared = prepared
+        self._rows = parts.rows[split]
+        names = {stored: prepared.names(stored) for stored in prepared.splits}
+        self._names = tuple(names[stored][row] for stored, row in self._rows)
+        self._columns = columns
+        self._class_of = _class_of(prepared, classes)
+        self._keeps_others = other_classes == "ignored"
+        self.classes = _chosen(prepared, classes)
+        self.info = self._describe(parts)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """One image of its own size with its boxes: fresh tensors. Raises IndexError where there is no such sample.
+
+        Raises DataError naming the file that is missing, was changed, or cannot be decoded.
+        """
+        record, (split, row) = self.record(key.index), self._rows[key.index]
+        path = self._prepared.listing(split).paths(row)[0]
+        pixels = read_image(path, orientation=int(self._stored(key.index, "orientation")))
+        found, wanted = (" x ".join(map(str, each)) for each in (pixels.shape[:2], self._stored(key.index, "size_px")))
+        if found != wanted:
+            raise DataError(f"{path}: has {found} pixels, {wanted} when the set was prepared; prepare it again")
+        return sample_of(pixels, record)
+
+    def record(self, index: int) -> BoxRecord:
+        """The boxes of an image, read-only, without its pixels."""
+        columns = self._columns
+        label = self._class_of[self._stored(index, "label")]
+        is_other = label < 0
+        kept = np.ones_like(is_other) if self._keeps_others else ~is_other
+        boxes, scored = (self._stored(index, name)[kept] for name in (columns.boxes, columns.scored))
+        is_ignored, is_scored_ignored = (
+            (self._stored(index, name) | is_other)[kept] for name in (columns.is_ignored, columns.is_scored_ignored)
+        )
+        area = (scored[:, 2:] - scored[:, :2]).prod(axis=1)
+        if columns.area is not None:
+            area = self._stored(index, columns.area)[kept]
+        if columns.clip:
+            height, width = self._stored(index, "size_px")
+            boxes = np.clip(boxes, 0, [width, height, width, height])
+        label = np.maximum(label[kept], 0)  # of another class: any, for the class of an ignored box is never read
+        return BoxRecord(boxes, scored, label, is_ignored, area, is_scored_ignored)
+
+    def image(self, index: int) -> ImageRef:
+        """What names an image in files of results, and its size."""
+        height, width = self._stored(index, "size_px").tolist()
+        return ImageRef(self._names[index], int(self._stored(index, "image_id")), height, width)
+
+    def name_of(self, index: int) -> str:
+        """The name of an image, as its source has it."""
+        return self._names[index]
+
+    @classmethod
+    def describe(cls, root: Path) -> dict[str, Any]:
+        """What a prepared folder holds, from its manifest: images, sizes, boxes, classes, and where the files lie."""
+        return describe_images(open_prepared(root, set_names=(cls.set_name,)))
+
+    @classmethod
+    def verify(cls, root: Path) -> int:
+        """Read every file again and compare its hash; how many there are. Raises DataError naming a wrong one."""
+        return verify(root)
+
+    def _stored(self, index: int, column: str) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {index}")
+        split, row = self._rows[index]
+        return self._prepared.row(split, column, row)
+
+    def _describe(self, parts: Parts) -> DataInfo:
+        sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
+        return DataInfo(box_facts(self.classes.names), BOX_FIELDS, split_sizes=sizes, folds=parts.folds)
+
+
+class ClassedImages(LabelledImages):
+    """A set of one kind of boxes, of many classes."""
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        classes: tuple[str, ...] = (),
+        other_classes: OtherClasses = "left_out",
+        tested: tuple[str, ...] = (),
+        test_share: Fraction = 0.2,
+        validation_share: Fraction = 0.1,
+    ) -> None:
+        super().__init__(
+            prepared=open_prepared(root_of(root, self.set_name), set_names=(self.set_name,)),
+            split=split,
+            splitting=Splitting(tested, test_share, validation_share),
+            columns=BoxColumns(),
+            classes=classes,
+            other_classes=other_classes,
+        )
+
+
+def _chosen(prepared: Prepared, names: tuple[str, ...]) -> Classes:
+    """The chosen classes in the order of the config, all of them where it names none. Raises ConfigError."""
+    stored = Classes(*(tuple(prepared.manifest["classes"][key]) for key in ("names", "ids")))
+    unknown = [name for name in names if name not in stored.names]
+    if unknown:
+        raise ConfigError(f"classes: {prepared.root} has no class '{unknown[0]}'{nearest(unknown[0], stored.names)}")
+    if len(set(names)) < len(names):
+        raise ConfigError("classes: names a class twice; name each once")
+    chosen = names or stored.names
+    return Classes(chosen, tuple(stored.ids[stored.names.index(name)] for name in chosen))
+
+
+def _class_of(prepared: Prepared, names: tuple[str, ...]) -> np.ndarray:
+    """From a stored class to that of a sample, -1 for those that are not chosen."""
+    stored = prepared.manifest["classes"]["names"]
+    return np.array([names.index(name) if name in names else -1 for name in stored] if names else range(len(stored)))

@@ -1,0 +1,56 @@
+"""The box of a mask: of polygons, or of run lengths as COCO writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["box_of_mask"]
+
+
+def box_of_mask(segmentation: Any) -> tuple[float, ...]:
+    """Left, top, right and bottom of polygons [[x, y, x, y, ...], ...] or of run lengths {size, counts}.
+
+    Raises ValueError or TypeError for anything else, and for an empty mask. Source: pycocotools, maskApi.c.
+    """
+    if isinstance(segmentation, dict):
+        height = int(segmentation["size"][0]) if segmentation.get("size") else 0
+        counts = segmentation.get("counts")
+        if height < 1 or counts is None:
+            raise ValueError("a mask needs size and counts")
+        return _box_of_runs(_unpacked(counts) if isinstance(counts, str) else counts, height)
+    points = np.concatenate([np.array(each, dtype=np.float64).reshape(-1, 2) for each in segmentation])
+    low, high = points.min(axis=0), points.max(axis=0)
+    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
+def _box_of_runs(counts: list[int], height: int) -> tuple[float, ...]:
+    """Of runs of zeros and ones in turn, down the columns one after another."""
+    ends = np.cumsum(np.array(counts, dtype=np.int64))
+    starts, stops = ends[:-1:2], ends[1::2]
+    starts, stops = starts[stops > starts], stops[stops > starts]
+    if not len(starts):
+        raise ValueError("the mask is empty")
+    left, right = starts // height, (stops - 1) // height
+    is_long = right > left  # runs on in the next column, so it touches bottom and top
+    top = np.where(is_long, 0, starts % height).min()
+    bottom = np.where(is_long, height, (stops - 1) % height + 1).max()
+    return float(left.min()), float(top), float(right.max() + 1), float(bottom)
+
+
+def _unpacked(text: str) -> list[int]:
+    """Run lengths from COCO's text: 5 bits a character, the third and later ones less the one before the last."""
+    counts: list[int] = []
+    value = shift = 0
+    for letter in text:
+        code = ord(letter) - 48
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    return counts

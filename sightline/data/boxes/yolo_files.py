@@ -1,0 +1,190 @@
+"""YOLO's text files: a row for each box, beside an image, with its place as shares of the image's sides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sightline.data.boxes.coco_files import COLUMNS
+from sightline.data.boxes.image_listing import Classes, Faults, FoundImage, FoundSet, Values, is_sound, split_of
+from sightline.data.files.image_files import IMAGE_SUFFIXES
+from sightline.data.files.input_files import read_file
+from sightline.data.store.native import listing
+from sightline.errors import DataError
+
+__all__ = ["find_yolo", "images_below"]
+
+_NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
+_SPLIT_KEYS = {"train": "train", "val": "validation", "test": "test"}
+_MARGIN = 0.01
+"""How far shares may lie outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
+
+
+def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
+    """The images below a folder with their text files; `names` are the classes where no file names them.
+
+    Raises DataError for a folder without images or without any text file of theirs, and for classes without names.
+    """
+    root = source.expanduser().resolve()
+    paths = images_below(root)
+    config_path, config = _config(root)
+    classes = _classes(root, names, config_path, config)
+    split_by = _stated_splits(root, config)
+    images: list[FoundImage] = []
+    bare: list[Path] = []
+    for path in paths:
+        split = split_of(path.relative_to(root)) if split_by is None else split_by.get(path)
+        if split is None:
+            continue  # in none of the splits that the file of names states
+        labels = _label_path(root, path)
+        bare += [path] if labels is None else []
+        files = tuple(each for each in (labels, config_path) if each is not None)
+        name = path.relative_to(root).as_posix()
+        images.append(
+            FoundImage(split, name, path, partial(_values, labels, classes, name), len(images) + 1, None, files)
+        )
+    if len(bare) == len(images):
+        raise DataError(
+            f"{root}: none of {len(images)} images has a text file in labels/ or beside it; give their folder"
+        )
+    notes = (
+        [f"{len(bare)} images have no text file and count as empty, first: {bare[0].relative_to(root)}"] if bare else []
+    )
+    left_out = len(paths) - len(images)
+    notes += [f"{left_out} images are in none of the splits that {config_path} states, left out"] if left_out else []
+    return FoundSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", Faults(), notes)
+
+
+def images_below(root: Path) -> list[Path]:
+    """All images in a folder and its folders, links followed, in the order of their paths.
+
+    Raises DataError where there are none.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link back: the same images once more, or without end
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES)
+        found.extend(Path(folder) / name for name in names)
+    if not found:
+        held = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
+        raise DataError(f"{root}: {held}, no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give a folder with images")
+    return sorted(found)
+
+
+def _config(root: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The YAML file of a folder that names the classes, and what it holds; nothing where there is none."""
+    for path in sorted(root.glob("*.y*ml")):
+        try:
+            document = yaml.safe_load(read_file(path).decode("utf-8-sig"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise DataError(f"{path}: does not read as YAML ({' '.join(str(error).split())}); mend it") from error
+        if isinstance(document, dict) and "names" in document:
+            return path, document
+    return None, {}
+
+
+def _classes(root: Path, names: Sequence[str] | None, path: Path | None, config: dict[str, Any]) -> Classes:
+    if names is not None:
+        return Classes.of(dict(enumerate(names)), where="names")
+    if path is not None:
+        table = config["names"]
+        pairs = table if isinstance(table, dict) else dict(enumerate(table)) if isinstance(table, list) else {}
+        if not all(isinstance(number, int) and number >= 0 for number in pairs):
+            raise DataError(f"{path}: names needs a list, or whole numbers with a name each")
+        return Classes.of({number: str(name) for number, name in pairs.items()}, where=str(path))
+    for place in (root / each for each in _NAME_LISTS):
+        if place.is_file():
+            lines = read_file(place).decode("utf-8-sig", "replace").splitlines()
+            return Classes.of(dict(enumerate(line.strip() for line in lines if line.strip())), where=str(place))
+    raise DataError(
+        f"{root}: nothing names the classes: no YAML file with names, no {', '.join(_NAME_LISTS)}; state 'names=[a, b]'"
+    )
+
+
+def _stated_splits(root: Path, config: dict[str, Any]) -> dict[Path, str] | None:
+    """The split of each image by the folders or lists that the file of names states; None where none is here."""
+    splits: dict[Path, str] = {}
+    for key, split in _SPLIT_KEYS.items():
+        stated = config.get(key)
+        for each in stated if isinstance(stated, list) else [stated] if isinstance(stated, str) else []:
+            splits |= dict.fromkeys(_stated_images(root, str(config.get("path", "")), each), split)
+    return splits or None
+
+
+def _stated_images(root: Path, base: str, stated: str) -> Iterator[Path]:
+    """The images of a folder, or of a list of paths, that stands in a file from another place: tried below `root`."""
+    entry = stated
+    while entry.startswith(("../", "./")):
+        entry = entry.partition("/")[2]
+    place = next(
+        (path for path in (root / base / entry, root / entry) if path.exists() and path.is_relative_to(root)), None
+    )
+    if place is not None and place.is_dir():
+        yield from images_below(place)
+    elif place is not None:
+        for line in read_file(place).decode("utf-8-sig", "replace").splitlines():
+            yield place.parent / line.strip().removeprefix("./")
+
+
+def _label_path(root: Path, path: Path) -> Path | None:
+    """The text file of an image: in `labels` where the image is in `images`, else beside it; None without one."""
+    parts = path.relative_to(root).with_suffix(".txt").parts
+    folders = [place for place, part in enumerate(parts[:-1]) if part == "images"]
+    there = [root.joinpath(*parts[:place], "labels", *parts[place + 1 :]) for place in folders[-1:]]
+    return next((each for each in (*there, root.joinpath(*parts)) if each.is_file()), None)
+
+
+def _values(path: Path | None, classes: Classes, name: str, size_px: tuple[int, int], faults: Faults) -> Values:
+    """The boxes of a text file in pixels of an image of this height and width."""
+    text = "" if path is None else read_file(path).decode("utf-8-sig", "replace")
+    label_of = {number: label for label, number in enumerate(classes.ids)}
+    scale = np.array(size_px[::-1] * 2, dtype=np.float64)
+    boxes, labels = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.split():
+            continue
+        try:
+            label, box = _row(line)
+            if label not in label_of:
+                raise ValueError(f"class {label} of {len(label_of)}")
+        except ValueError as error:
+            faults.add("rows that cannot be meant", f"{path}:{number}: '{line[:60]}' ({error})")
+            continue
+        boxes.append(box * scale)
+        labels.append(label_of[label])
+    found = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    is_ignored = np.zeros(len(found), dtype=bool)
+    area = (found[:, 2:] - found[:, :2]).prod(axis=1)
+    return {"boxes": found, "label": np.array(labels, dtype=np.int64), "area": area, "is_ignored": is_ignored}
+
+
+def _row(line: str) -> tuple[int, np.ndarray]:
+    """The class of a row and its box in shares: of a centre and sides, or about the corners of a polygon."""
+    values = np.array(line.split(), dtype=np.float64)
+    places = values[1:]
+    if len(places) != 4 and (len(places) < 6 or len(places) % 2):
+        raise ValueError("class, centre x, centre y, width and height, or class and corners, are needed")
+    if not np.isfinite(values).all() or values[0] != int(values[0]):
+        raise ValueError("a whole number and finite shares are needed")
+    if places.min() < -_MARGIN or places.max() > 1 + _MARGIN:
+        raise ValueError("shares of the image from 0 to 1 are needed, not pixels")
+    centre, half = places[:2], places[2:4] / 2
+    corners = places.reshape(-1, 2)
+    box = np.concatenate(
+        [centre - half, centre + half] if len(places) == 4 else [corners.min(axis=0), corners.max(axis=0)]
+    )
+    if not is_sound(box[None], np.zeros(1, dtype=bool))[0]:
+        raise ValueError("width and height above 0 are needed")
+    return int(values[0]), box

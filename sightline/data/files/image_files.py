@@ -1,0 +1,106 @@
+"""Photographs of any kind as RGB: what their header states, whether they are whole, and their pixels."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from sightline.data.files.input_files import assert_regular
+from sightline.data.files.png_views import UNDECODABLE
+from sightline.errors import DataError
+
+__all__ = ["IMAGE_SUFFIXES", "ImageHeader", "check_image", "read_header", "read_image"]
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""The files that are taken for images, in lower case."""
+_SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings the stored pixels upright. Source: Exif 2.32, tag 274."""
+
+
+class ImageHeader(NamedTuple):
+    """Height and width of the pixels as they are stored, Pillow's name of their kind, EXIF's orientation (1 to 8)."""
+
+    height: int
+    width: int
+    mode: str
+    orientation: int
+
+    def size_px(self, *, upright: bool) -> tuple[int, int]:
+        """Height and width, `upright` after turning the pixels as EXIF says."""
+        return (self.width, self.height) if upright and self.orientation > 4 else (self.height, self.width)
+
+
+def read_header(path: Path) -> ImageHeader:
+    """What the header of an image states. Raises DataError for a file that is not an image, or of an absurd size."""
+    with _opened(path) as image:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return ImageHeader(image.height, image.width, image.mode, orientation if orientation in _TURNS else 1)
+
+
+def check_image(path: Path) -> None:
+    """Raises DataError for a file that ends too early or cannot be decoded; JPEG is decoded at an eighth of its size.
+
+    So a photograph takes about half the time that reading it takes.
+    """
+    with _opened(path) as image:
+        image.draft(image.mode, (1, 1))
+        image.load()
+
+
+def read_image(path: Path, *, orientation: int = 1) -> np.ndarray:
+    """The pixels as RGB, turned from this EXIF orientation: (H, W, 3) uint8, fresh.
+
+    Grey is repeated; of 16 bits the upper 8 are taken; a palette is looked up; CMYK and YCbCr are converted by Pillow's
+    formulas; opacity is dropped, so that transparent pixels show the colours stored below. Of several frames the first
+    is taken. Raises DataError for a file that is cut short, is not an image, or has other pixels (32-bit, Lab).
+    """
+    with _opened(path) as image:
+        image.load()
+        turned = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+        return np.array(_in_rgb(turned, path))
+
+
+def _in_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT:
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() >= 2**16:
+            raise DataError(f"{path}: its values run from {values.min()} to {values.max()}, beyond 16 bits; convert it")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode in ("F", "LAB"):
+        raise DataError(
+            f"{path}: has pixels of the kind {image.mode}, which are not colours to show; convert it to RGB"
+        )
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    assert_regular(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged EXIF data, and of sizes that are large and fit
+            with Image.open(path) as image:
+                yield image
+    except DataError:
+        raise
+    except (*UNDECODABLE, EOFError, struct.error) as error:
+        found = " ".join(str(error).split()).removesuffix(f" {str(path)!r}")
+        raise DataError(f"{path}: cannot be decoded ({found}); get the file again, or leave it out") from error
