@@ -70,11 +70,14 @@ FORBIDDEN = (
     r"\b(eval|exec)\(\"",
 )
 COMPONENTS = {
+    "backbones": 5,
     "data": 24,
-    "image_encoders": 6,
+    "heads": 3,
+    "image_encoders": 8,
     "losses": 10,
     "metrics": 9,
-    "models": 31,
+    "models": 32,
+    "necks": 1,
     "optimizers": 4,
     "point_encoders": 8,
     "predictors": 4,
