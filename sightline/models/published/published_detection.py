@@ -54,7 +54,10 @@ def _fcos() -> dict[str, str]:
 
 
 DETECTION_LAYOUTS: Mapping[str, Mapping[str, str]] = {_FCOS: _fcos(), _RETINA: _retina()}
-"""Per published layout: their module -> our module, as `published.LAYOUTS`."""
+"""Per published layout: their module -> our module, as `published.LAYOUTS`.
+
+Both were trained on anchors or points at multiples of the stride, the corners of cells, and classes are COCO's ids.
+"""
 
 DETECTION_OPTIONAL: Mapping[str, str] = dict.fromkeys(DETECTION_LAYOUTS, "head.classes")
 """Our module that is left out for a set of other classes."""
