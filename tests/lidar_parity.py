@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,19 @@ from tests.golden_parity import (
     rule_made_state,
 )
 
-__all__ = ["assert_parity", "load_lidar_golden", "theirs_of"]
+__all__ = ["assert_buffers", "assert_parity", "load_lidar_golden", "theirs_of"]
 
 _KINDS = {"zero": "num_batches_tracked", "bias": "vector", "weight": "matrix", "convT": "transposed"}
 _NOTHING = 1e-12
 """Of the largest gradient: less is the rounding of a sum that is zero, of a bias in front of a batch norm."""
 
 
-def load_lidar_golden(shared: Path, name: str) -> Golden:
-    """A network's golden file, in the words of the other areas; constants of the CRF are left out of its state."""
-    stem = shared / "golden" / "lidar" / name
+def load_lidar_golden(shared: Path, name: str, *, area: str = "lidar") -> Golden:
+    """A network's golden file, in the words of the other areas; constants of the CRF are left out of its state.
+
+    Those of the area `detect` have the same form.
+    """
+    stem = shared / "golden" / area / name
     with np.load(stem.with_suffix(".npz"), allow_pickle=False) as archive:
         arrays = {key.replace("/", "."): archive[key] for key in archive.files}
     info: dict[str, Any] = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
@@ -43,13 +47,20 @@ def load_lidar_golden(shared: Path, name: str) -> Golden:
     norms = arrays["train.grad_norm"]
     zeros = [name for name, norm in zip(info["grad_params"], norms, strict=True) if norm < _NOTHING * np.nanmax(norms)]
     buffers = {"train.buffer_norm": np.empty(0), "train.buffer_first8": np.empty((0, 8))}
-    words = {"state": entries, "grad_names": info["grad_params"], "zero_gradient_names": zeros, "buffer_names": []}
+    tables = {key.replace("/", "."): table for key, table in info["arrays"].items()}
+    words = {
+        "arrays": tables,
+        "state": entries,
+        "grad_names": info["grad_params"],
+        "zero_gradient_names": zeros,
+        "buffer_names": [],
+    }
     return Golden({**info, **words}, {**arrays, **buffers})
 
 
 def theirs_of(golden: Golden, found: Tensor, name: str) -> None:
     """An array (S, C, H, W) of ours is theirs, at the places that are stored and in sum."""
-    table = golden.info["arrays"].get(name.replace(".", "/"))
+    table = golden.info["arrays"].get(name)
     expected = golden.tensor(name)
     if table is not None:
         assert list(found.shape) == table["full_shape"], name
@@ -79,13 +90,18 @@ def assert_parity(golden: Golden, layout: str, component: Component) -> nn.Modul
     assert_near_largest(loss.detach(), golden.tensor("train.loss"), OUTPUT_BOUND, "train.loss")
     loss.backward()
     assert_gradients_and_buffers(golden, model, lambda key: translate_key(key, layout))
+    assert_buffers(golden, model, lambda key: translate_key(key, layout))
+    return model
+
+
+def assert_buffers(golden: Golden, model: nn.Module, our_name: Callable[[str], str | None]) -> None:
+    """Running statistics after one training forward pass are theirs."""
     buffers = dict(model.named_buffers())
     prefix = "train.buffer_after."
     for name in (key for key in golden.arrays if key.startswith(prefix)):
-        ours = translate_key(name.removeprefix(prefix), layout)
+        ours = our_name(name.removeprefix(prefix))
         assert ours is not None, name
         assert_near_largest(buffers[ours], golden.tensor(name), BUFFER_BOUND, name)
-    return model
 
 
 def _probabilities(model: nn.Module, image: Tensor) -> Tensor:

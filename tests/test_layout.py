@@ -72,11 +72,14 @@ FORBIDDEN = (
 )
 COMPONENTS = {
     "assigners": 3,
+    "backbones": 5,
     "data": 24,
-    "image_encoders": 6,
+    "heads": 3,
+    "image_encoders": 8,
     "losses": 10,
     "metrics": 9,
-    "models": 31,
+    "models": 32,
+    "necks": 1,
     "optimizers": 4,
     "point_encoders": 8,
     "predictors": 4,

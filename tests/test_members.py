@@ -32,6 +32,9 @@ PLANTED = {
     "models": {"enccode": "encode", "featur_width": "feature_width", "feature_widht": "feature_width"},
     "point_encoders": {"enocde": "encode", "feature_with": "feature_width"},
     "image_encoders": {"encode_": "encode", "featurewidth": "feature_width"},
+    "backbones": {"fowrard": "forward"},
+    "necks": {"forwad": "forward"},
+    "heads": {"prior_per_cell": "priors_per_cell", "asigners": "assigners"},
     "references": {"tolld": "told"},
     "tasks": {
         "predict_": "predict",

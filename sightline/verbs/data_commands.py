@@ -21,7 +21,8 @@ _LAYOUTS = (
     "lulutang0608_point_bert_cls, lulutang0608_point_bert_parts, lulutang0608_point_bert_pretrained, "
     "menghaoguo_pct_parts, postech_point_transformer_seg, qq456cvb_pct_cls, qq456cvb_point_transformer_cls, "
     "qq456cvb_point_transformer_parts, salsanext, strawberry_pct_cls, strawberry_pct_cls_new, timm_vit_base, "
-    "timm_vit_small, timm_vit_tiny, torchvision_resnet18, torchvision_resnet50, wangyueft_dgcnn_cls, "
+    "timm_vit_small, timm_vit_tiny, torchvision_fcos_resnet50_fpn, torchvision_resnet18, torchvision_resnet34, "
+    "torchvision_resnet50, torchvision_resnet101, torchvision_retinanet_resnet50_fpn, wangyueft_dgcnn_cls, "
     "wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet2_ssg_parts, "
     "yanx27_pointnet2_ssg_scenes, yanx27_pointnet_cls, yanx27_pointnet_parts, yanx27_pointnet_scenes"
 )

@@ -23,7 +23,7 @@ from tests.command import run_here
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden
 from tests.models.test_image_encoders import SIZES
 
-LAYOUTS_HERE = {name for name in LAYOUTS if name.startswith(("crosspoint_", "timm_", "torchvision_"))}
+LAYOUTS_HERE = {name for name in LAYOUTS if name.startswith(("crosspoint_", "timm_", "torchvision_resnet"))}
 IMAGES = {"vit_tiny": "timm_vit_tiny", "resnet18": "torchvision_resnet18"}
 
 
@@ -307,4 +307,4 @@ def test_a_renamed_tensor_of_an_image_network_is_named(tmp_path: Path) -> None:
 
 def test_every_layout_of_these_is_of_a_model() -> None:
     assert set(MODELS) >= LAYOUTS_HERE
-    assert len(LAYOUTS_HERE) == 12
+    assert len(LAYOUTS_HERE) == 14

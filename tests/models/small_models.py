@@ -36,6 +36,11 @@ _VIT = {"name": "vit", "size_px": 16, "width": 24, "depth": 2}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "crosspoint": {"points": _DGCNN, "images": _VIT, "embedding": 16},
     "deeplabv3": {"width": 4},
+    "detector": {
+        "backbone": {"name": "resnet18", "width": 4},
+        "neck": {"name": "fpn", "width": 4, "levels": (3, 4, 5)},
+        "head": {"name": "fcos"},
+    },
     "dgcnn": {"embedding": 64},
     "dgcnn_parts": {"num_neighbours": 20, "embedding": 64},
     "dgcnn_scenes": {"embedding": 64},

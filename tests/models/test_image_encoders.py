@@ -20,7 +20,9 @@ from sightline.types import Component
 
 SIZES = {
     "resnet18": (11_176_512, 512),
+    "resnet34": (21_284_672, 512),
     "resnet50": (23_508_032, 2048),
+    "resnet101": (42_500_160, 2048),
     "vit": (1_829_568, 192),
     "vit_base": (85_798_656, 768),
     "vit_small": (21_665_664, 384),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import sightline
 from sightline.errors import CheckpointError
 from sightline.models.crosspoint import CrossPoint, IntraPoint
 from sightline.models.dgcnn import DGCNN, DGCNNEncoder
@@ -24,7 +25,7 @@ from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
 from sightline.models.pointnet2_segmentation import PointNet2Parts, PointNet2Scenes
 from sightline.models.pointnet_segmentation import PointNetParts, PointNetScenes
 from sightline.models.published.published import LAYOUTS, translate
-from sightline.models.resnet import ResNet18Encoder, ResNet50Encoder
+from sightline.models.resnet import ResNet18Encoder, ResNet34Encoder, ResNet50Encoder, ResNet101Encoder
 from sightline.models.vit import ViTTinyEncoder
 
 
@@ -106,6 +107,11 @@ def crosspoint(
     return CrossPoint(points=points(in_channels=3, embedding=8), images=images())
 
 
+def detector(head: str, **arguments: bool) -> torch.nn.Module:
+    blocks = {"backbone": {"name": "resnet50"}, "neck": {"name": "fpn"}, "head": {"name": head, **arguments}}
+    return sightline.build_model("detector", num_classes=2, **blocks)
+
+
 @pytest.mark.parametrize(
     ("layout", "make"),
     [
@@ -122,7 +128,11 @@ def crosspoint(
         ("crosspoint_seg", lambda: IntraPoint(points=DGCNNPartsEncoder(in_channels=3, embedding=8))),
         ("timm_vit_tiny", lambda: ImageClassifier(num_classes=2, images=ViTTinyEncoder())),
         ("torchvision_resnet18", lambda: ImageClassifier(num_classes=2, images=ResNet18Encoder())),
+        ("torchvision_resnet34", lambda: ImageClassifier(num_classes=2, images=ResNet34Encoder())),
         ("torchvision_resnet50", lambda: ImageClassifier(num_classes=2, images=ResNet50Encoder())),
+        ("torchvision_resnet101", lambda: ImageClassifier(num_classes=2, images=ResNet101Encoder())),
+        ("torchvision_fcos_resnet50_fpn", lambda: detector("fcos", scales=False)),
+        ("torchvision_retinanet_resnet50_fpn", lambda: detector("retina")),
         ("lulutang0608_point_bert_cls", lambda: PointBERT(num_classes=2, in_channels=3, width=24)),
         (
             "lulutang0608_point_bert_parts",

@@ -44,8 +44,11 @@ class FrozenBatchNorm(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """A norm over 32 groups of channels; of fewer or odd channels, over the largest number that divides both."""
-    return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
+    """A norm over 32 groups of channels; of fewer channels than 64, over as many as have two channels or more.
+
+    On a map of one cell a group of one channel would be zero.
+    """
+    return nn.GroupNorm(math.gcd(_GROUPS, channels, channels // 2), channels)
 
 
 NORMS: Mapping[NormName, Callable[[int], nn.Module] | None] = {
@@ -63,7 +66,7 @@ def freeze(part: nn.Module) -> None:
     """
     for path, module in list(part.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm(module.num_features, eps=module.eps)
+            frozen = FrozenBatchNorm(module.num_features, eps=module.eps).to(module.running_mean)
             frozen.load_state_dict(module.state_dict())
             part.set_submodule(path, frozen)
     for module in part.modules():

@@ -11,6 +11,7 @@ from torch import Tensor
 from sightline.errors import CheckpointError
 from sightline.models.published.published_crosspoint import CROSSPOINT_LAYOUTS, CROSSPOINT_UNUSED
 from sightline.models.published.published_dense import DENSE_LAYOUTS
+from sightline.models.published.published_detection import DETECTION_LAYOUTS, DETECTION_OPTIONAL, completed
 from sightline.models.published.published_images import IMAGE_LAYOUTS, IMAGE_OPTIONAL
 from sightline.models.published.published_point_bert import POINT_BERT_LAYOUTS, POINT_BERT_OPTIONAL, POINT_BERT_UNUSED
 from sightline.models.published.published_range_images import RANGE_IMAGE_LAYOUTS, RANGE_IMAGE_UNUSED
@@ -185,6 +186,7 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "postech_point_transformer_seg": _POSTECH_POINT_TRANSFORMER_SEG,
     "qq456cvb_pct_cls": _STRAWBERRY_PCT,
     **DENSE_LAYOUTS,
+    **DETECTION_LAYOUTS,
     "strawberry_pct_cls": _STRAWBERRY_PCT,
     "strawberry_pct_cls_new": _STRAWBERRY_PCT_NEW,
     "wangyueft_dgcnn_cls": _WANG_DGCNN,
@@ -204,7 +206,7 @@ A parameter that stands in no module of theirs is named whole, on both sides.
 UNUSED: Mapping[str, tuple[str, ...]] = {**CROSSPOINT_UNUSED, **POINT_BERT_UNUSED, **RANGE_IMAGE_UNUSED}
 """Per published layout: patterns of names in its files that our model has no use for."""
 
-OPTIONAL: Mapping[str, str] = {**IMAGE_OPTIONAL, **POINT_BERT_OPTIONAL}
+OPTIONAL: Mapping[str, str] = {**DETECTION_OPTIONAL, **IMAGE_OPTIONAL, **POINT_BERT_OPTIONAL}
 """Per published layout: the module of ours that its files may be without as a whole."""
 
 
@@ -212,9 +214,9 @@ def translate(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     """Published weights under our names and in our shapes; tensors are shared, nothing given is changed.
 
     Convolutions of size 1 become matrices, but for those that are convolutions here too, as all over volumes are; a
-    leading `module.` on every name, left by DataParallel, goes, and so does what `UNUSED` names. Raises CheckpointError
-    for an unknown layout, for names that the layout does not have, and for a module stored under two names with
-    different values.
+    leading `module.` on every name, left by DataParallel, goes, and so does what `UNUSED` names; of detectors see
+    `published_detection.completed`. Raises CheckpointError for an unknown layout, for names that the layout does not
+    have, and for a module stored under two names with different values.
     """
     _assert_known(layout)
     used = dict(zip(_without_wrapper(state), state.values(), strict=True))
@@ -240,7 +242,7 @@ def translate(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
                 "the file is damaged or was edited by hand"
             )
         translated[ours], origin[ours] = value, key
-    return translated
+    return completed(translated, layout)
 
 
 def unused_names(names: Iterable[str], layout: str) -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sightline.models.resnet import RESNETS
+
 __all__ = ["IMAGE_LAYOUTS", "IMAGE_OPTIONAL", "residual_network"]
 
 _VIT_DEPTH = 12
@@ -49,8 +51,10 @@ IMAGE_LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "timm_vit_base": _TIMM_VIT,
     "timm_vit_small": _TIMM_VIT,
     "timm_vit_tiny": _TIMM_VIT,
-    "torchvision_resnet18": residual_network("", "images.", (2, 2, 2, 2), 2) | {"fc": "head"},
-    "torchvision_resnet50": residual_network("", "images.", (3, 4, 6, 3), 3) | {"fc": "head"},
+    **{
+        f"torchvision_{name}": residual_network("", "images.", RESNETS[name], count) | {"fc": "head"}
+        for name, count in (("resnet18", 2), ("resnet34", 2), ("resnet50", 3), ("resnet101", 3))
+    },
 }
 """Per published layout: their module, or a parameter that stands in none, -> ours, as `published.LAYOUTS`."""
 

@@ -311,9 +311,25 @@ _IMAGE_NETWORKS: Mapping[str, PublishedModel] = {
     "timm_vit_base": _vit("vit_base"),
     "timm_vit_small": _vit("vit_small"),
     "timm_vit_tiny": _vit("vit_tiny"),
-    "torchvision_resnet18": _image_classifier("resnet18"),
-    "torchvision_resnet50": _image_classifier("resnet50"),
+    **{f"torchvision_{name}": _image_classifier(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
 }
+
+_CROWDS = Protocol("detect", "coco", ({"name": "coco"},), "ap", 1, {})
+
+
+def _detector(head: str, num_anchors: int, **assumed: Any) -> PublishedModel:
+    return PublishedModel(
+        model="detector",
+        num_classes=Size("head.classes.conv.weight", 0, divisor=num_anchors),
+        in_channels=None,
+        encoders={"backbone": "resnet50", "neck": "fpn", "head": head},
+        assumed={"backbone.norm": "frozen_bn", **assumed},
+        up_axis=None,
+        protocol=_CROWDS,
+        keeps_head=False,
+        takes_first_points=False,
+    )
+
 
 _FIXED_CUBE = ({"name": "place_cube"}, {"name": "voxelize"}, {"name": "draw_heatmaps"})
 _VARIED_CUBE = (
@@ -418,6 +434,8 @@ MODELS: Mapping[str, PublishedModel] = {
     **_CROSSPOINT,
     "dragonbook_v2v": _VOLUMES["dragonbook_v2v"],
     **_IMAGE_NETWORKS,
+    "torchvision_fcos_resnet50_fpn": _detector("fcos", 1, **{"head.scales": False}),
+    "torchvision_retinanet_resnet50_fpn": _detector("retina", 9),
     **_RANGE_IMAGES,
     "lulutang0608_point_bert_cls": _POINT_BERT,
     "lulutang0608_point_bert_pretrained": _POINT_BERT,

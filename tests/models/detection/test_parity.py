@@ -1,0 +1,218 @@
+"""Networks of detectors against the numbers of public reference code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sightline
+from sightline import registry
+from sightline.models.darknet import DARKNET53
+from sightline.models.published.published_images import residual_network
+from sightline.types import Component
+from tests.detect_parity import (
+    anchor_major,
+    assert_training,
+    load_detect_golden,
+    load_theirs,
+    retina_names,
+    tower_names,
+)
+from tests.golden_parity import OUTPUT_BOUND, Golden, assert_near_largest, each_mode
+from tests.lidar_parity import theirs_of
+
+pytestmark = pytest.mark.shared
+
+
+def detector(backbone: str, head: str, num_classes: int, /, **arguments: Any) -> nn.Module:
+    blocks = {
+        "backbone": {"name": backbone, **arguments.get("backbone", {})},
+        "neck": {"name": "fpn", **arguments.get("neck", {})},
+        "head": {"name": head, **arguments.get("head", {})},
+    }
+    return sightline.build_model("detector", num_classes=num_classes, **blocks).double()
+
+
+# --- backbones -------------------------------------------------------------------------------------------------------
+
+
+def darknet_names() -> dict[str, str]:
+    units = {"conv1": "stem"}
+    for stage, depth in enumerate(DARKNET53):
+        units[f"conv{stage + 2}"] = f"stages.{stage}.0"
+        for block in range(depth):
+            for place in range(2):
+                theirs = f"residual_block{stage + 1}.{block}.conv{place + 1}"
+                units[theirs] = f"stages.{stage}.{block + 1}.layers.{place}"
+    return {
+        f"{theirs}.{index}": f"{ours}.{part}"
+        for theirs, ours in units.items()
+        for index, part in enumerate(("conv", "norm"))
+    }
+
+
+def test_darknet_is_that_of_odtask(shared: Path) -> None:
+    """Its leaky ReLU has torch's slope of 0.01; its classifier, which it does not use for maps, is left out."""
+    golden = load_detect_golden(shared, "odtask_darknet53")
+    model: nn.Module = registry.backbones.build(Component("darknet53"), facts={}).double()
+    for module in model.modules():
+        if isinstance(module, nn.LeakyReLU):
+            module.negative_slope = 0.01
+    names = darknet_names()
+    load_theirs(golden, model, names)
+    for mode in each_mode(model):
+        with torch.set_grad_enabled(mode == "train"):
+            outputs = {
+                f"out.C{level}": each for level, each in zip((3, 4, 5), model(golden.tensor("in.x")), strict=True)
+            }
+        if mode == "eval":
+            for name, value in outputs.items():
+                theirs_of(golden, value, f"eval.{name}")
+    assert_training(golden, model, names, outputs)
+
+
+# --- RetinaNet -------------------------------------------------------------------------------------------------------
+
+
+def both_modes(golden: Golden, model: nn.Module, names: dict[str, str], *, split: bool, taps: dict[str, str]) -> None:
+    """Outputs in the order of NuayHL's code, and maps on the way; a network for both modes is loaded once."""
+    load_theirs(golden, model, names)
+    seen: dict[str, list[Tensor]] = {}
+    for tap, name in taps.items():
+        model.get_submodule(name).register_forward_hook(lambda _, __, maps, tap=tap: seen.update({tap: maps}))
+    for mode in each_mode(model):
+        with torch.set_grad_enabled(mode == "train"):
+            found = model(image=golden.tensor("in.x"))
+        shapes = found["level_shapes"]
+        logits, codes = (anchor_major(found[name], shapes) for name in ("logits", "codes"))
+        outputs = {"out.cls": logits, "out.reg": codes} if split else {"out": torch.cat([codes, logits], dim=1)}
+        if mode == "eval":
+            for name, value in outputs.items():
+                theirs_of(golden, value, f"eval.{name}")
+            for tap, maps in seen.items():
+                for place, each in enumerate(maps):
+                    theirs_of(golden, each, f"eval.tap.{tap}.{place}")
+    assert_training(golden, model, names, outputs)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "depths", "count"), [("resnet18", (2, 2, 2, 2), 2), ("resnet50", (3, 4, 6, 3), 3)]
+)
+def test_retinanet_is_that_of_odtask(shared: Path, backbone: str, depths: tuple[int, ...], count: int) -> None:
+    """P6 of C5; its classes are logits, though it defines a sigmoid."""
+    golden = load_detect_golden(shared, f"odtask_retina_{backbone}")
+    model = detector(backbone, "retina", 1, neck={"p6_source": "c5"}, head={"num_anchors": 4})
+    towers = {
+        **tower_names("classification", "head.class_tower", [f"conv{i + 1}" for i in range(4)]),
+        **tower_names("regression", "head.box_tower", [f"conv{i + 1}" for i in range(4)]),
+        "classification.output": "head.classes.conv",
+        "regression.output": "head.boxes.conv",
+    }
+    assert sum(each.numel() for each in model.parameters()) == golden.info["parameters"]
+    names = retina_names(depths, count, neck="fpn", towers=towers)
+    both_modes(golden, model, names, split=True, taps={"fpn": "neck"})
+
+
+def test_retinanet_is_that_of_crowddetection(shared: Path) -> None:
+    """A neck as wide as C3, one class more than there are, and boxes and classes in one tensor."""
+    golden = load_detect_golden(shared, "crowddetection_retina_r18")
+    model = detector("resnet18", "retina", 2, neck={"p6_source": "c5", "width": 128}, head={"num_anchors": 4})
+    towers = {
+        **tower_names("head.cls_branch", "head.class_tower", [str(2 * i) for i in range(4)]),
+        **tower_names("head.reg_branch", "head.box_tower", [str(2 * i) for i in range(4)]),
+        "head.cls_branch.8": "head.classes.conv",
+        "head.reg_branch.8": "head.boxes.conv",
+    }
+    names = retina_names((2, 2, 2, 2), 2, neck="neck", towers=towers)
+    both_modes(golden, model, names, split=False, taps={"C": "backbone", "P": "neck"})
+
+
+def test_retinanet_is_that_of_crowddet(shared: Path) -> None:
+    """Frozen batch norms and a bilinear pyramid; images of blue, green, red, normalised and then padded to 64 x 128.
+
+    Its loss is of anchors and overlaps with one pixel more, and its decoding too: both are left out here.
+    """
+    golden = load_detect_golden(shared, "crowddet_retinanet")
+    blocks = {"backbone": {"norm": "frozen_bn", "frozen_stages": 2}, "neck": {"upsample": "bilinear"}}
+    model = detector("resnet50", "retina", 1, **blocks).eval()
+    assert sum(each.numel() for each in model.parameters()) == golden.info["trainable_parameters"]
+    names = residual_network("resnet50.", "backbone.", (3, 4, 6, 3), 3)
+    for place in range(3):
+        names[f"FPN.lateral_convs.{2 - place}"] = f"neck.laterals.{place}.conv"
+        names[f"FPN.output_convs.{2 - place}"] = f"neck.outputs.{place}.conv"
+    names |= {"FPN.p6": "neck.coarser.0.conv", "FPN.p7": "neck.coarser.1.conv"}
+    for theirs, ours in (("cls", "class"), ("bbox", "box")):
+        names |= tower_names(f"R_Head.{theirs}_subnet", f"head.{ours}_tower", ["0", "2", "4", "6"])
+    names |= {"R_Head.cls_score": "head.classes.conv", "R_Head.bbox_pred": "head.boxes.conv"}
+    load_theirs(golden, model, names)
+    mean, std = (
+        torch.tensor(golden.info["constructor"][f"image_{each}"], dtype=torch.float64)[:, None, None]
+        for each in ("mean", "std")
+    )
+    image = nn.functional.pad((golden.tensor("in.image") - mean) / std, (0, 32))
+    maps: list[Tensor] = []
+    model.neck.register_forward_hook(lambda _, __, found: maps.extend(found))
+    with torch.no_grad():
+        found = model(image=image)
+    for place, each in enumerate(reversed(maps)):
+        theirs_of(golden, each, f"eval.tap.fpn.{place}")
+    counts = (9 * found["level_shapes"][0].prod(dim=1)).tolist()
+    logits, codes = (found[name].split(counts, dim=1)[::-1] for name in ("logits", "codes"))
+    rows = golden.tensor("eval.out")
+    for place in range(5):
+        theirs_of(golden, logits[place], f"eval.tap.head.0.{place}")
+        theirs_of(golden, codes[place], f"eval.tap.head.1.{place}")
+        kept = min(counts[::-1][place], 1000)
+        scores = logits[place].flatten().sigmoid().sort(descending=True).values[:kept]
+        theirs, rows = rows[:kept, 4].sort(descending=True).values, rows[kept:]
+        assert_near_largest(scores, theirs, OUTPUT_BOUND, f"scores of level {place}")
+
+
+# --- heads with centre-ness ------------------------------------------------------------------------------------------
+
+STRIDES = (8, 16, 32, 64, 128)
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fcos_head_improved": ("fcos", {}),
+    "fcos_head_original": ("fcos", {"distances": "exp", "centreness_on": "cls"}),
+    "atss_head": ("atss", {}),
+}
+
+
+@pytest.mark.parametrize("golden_name", HEADS)
+def test_heads_with_centreness_are_those_of_their_authors(shared: Path, golden_name: str) -> None:
+    """FCOS gives distances in strides in training and in pixels in evaluation, ours in pixels always."""
+    golden = load_detect_golden(shared, golden_name)
+    name, arguments = HEADS[golden_name]
+    facts = {"num_classes": 3, "channels": (64,) * 5, "strides": STRIDES}
+    builder = registry.heads.entry_of(name).builder
+    model: nn.Module = builder(**facts, **arguments).double()
+    assert sum(each.numel() for each in model.parameters()) == golden.info["parameters"]
+    names = {"cls_logits": "classes.conv", "bbox_pred": "boxes.conv", "centerness": "centreness.conv"}
+    for theirs, ours in (("cls_tower", "class_tower"), ("bbox_tower", "box_tower")):
+        names |= {f"{theirs}.{3 * i}": f"{ours}.{i}.conv" for i in range(4)}
+        names |= {f"{theirs}.{3 * i + 1}": f"{ours}.{i}.norm" for i in range(4)}
+    # Ours has the scales in one vector: five parameters of one number each stand for it while numbers are compared.
+    del model.scales
+    scales = nn.ParameterList(torch.ones((), dtype=torch.float64) for _ in STRIDES)
+    model.scales = scales
+    names |= {f"scales.{i}.scale": f"scales.{i}" for i in range(5)}
+    load_theirs(golden, model, names)
+    maps = [golden.tensor(f"in.P{level}") for level in range(3, 8)]
+    for mode in each_mode(model):
+        found = model(maps)
+        outputs = {}
+        counts = [each.shape[2] * each.shape[3] for each in maps]
+        for key, theirs in (("logits", "cls"), ("codes", "box"), ("centreness", "ctr")):
+            values = found[key] if found[key].ndim == 3 else found[key][..., None]
+            for place, part in enumerate(values.split(counts, dim=1)):
+                part = part.mT.unflatten(2, maps[place].shape[2:])
+                is_in_strides = theirs == "box" and mode == "train" and golden_name == "fcos_head_improved"
+                outputs[f"out.{theirs}.{place}"] = part / STRIDES[place] if is_in_strides else part
+        if mode == "eval":
+            for label, value in outputs.items():
+                theirs_of(golden, value, f"eval.{label}")
+    assert_training(golden, model, names, outputs)
