@@ -17,6 +17,8 @@ from sightline.assigners.max_iou import MaxIoU
 from sightline.assigners.report import assignment_report
 from sightline.bench.memory import peak_of_run
 from sightline.errors import MissingExtraError
+from sightline.geometry import neighbours
+from sightline.geometry.boxes import overlaps
 from sightline.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
 from tests.geometry.boxes.crowds import crowd
 
@@ -115,6 +117,19 @@ def test_inputs_are_unchanged_and_calls_repeat(pair: str) -> None:
     assert torch.equal(priors.rows, rows)
     assert not first.matched.requires_grad
     assert (first.matched != second.matched).float().mean() < 0.02, "rounding of corners to float32 decides ties alone"
+
+
+@each_pair
+def test_assignments_are_the_same_without_kernels(pair: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assigner, priors = PAIRS[pair]
+    boxes = crowd(5, count=30)
+    is_ignored = torch.arange(30) % 6 == 5
+    compiled = assigner(priors, boxes, is_ignored)
+    monkeypatch.setattr(overlaps, "suits", lambda *tensors: False)
+    monkeypatch.setattr(neighbours, "suits", lambda *tensors: False)
+    plain = assigner(priors, boxes, is_ignored)
+    assert torch.equal(plain.matched, compiled.matched)
+    assert torch.equal(plain.num_claims, compiled.num_claims)
 
 
 def test_equal_boxes_share_what_there_is_by_their_index() -> None:

@@ -156,6 +156,16 @@ def assert_losses(losses: list[Tensor], stored: dict[str, Tensor], inputs: dict[
         assert (gradient - published).abs().max() <= 1e-6 * scale, name
 
 
+@pytest.mark.parametrize("kind", ["iou", "linear_iou", "giou"])
+def test_losses_of_distances_are_the_published_ones(shared: Path, kind: str) -> None:
+    golden = load_golden(shared, "iou_family", area="detect")
+    distances = golden.tensor("fcos_ltrb/pred").requires_grad_()
+    loss = smoothed(distances, golden.tensor("fcos_ltrb/target"), golden.tensor("fcos_ltrb/weight"), kind=kind)
+    assert float(loss.detach()) == pytest.approx(float(golden.arrays[f"fcos_ltrb/{kind}_weighted_sum"]), rel=1e-9)
+    (gradient,) = torch.autograd.grad(loss, distances)
+    assert (gradient - golden.tensor(f"fcos_ltrb/{kind}_grad")).abs().max() < 1e-9
+
+
 # --- ATSS -------------------------------------------------------------------------------------------------------------
 
 
