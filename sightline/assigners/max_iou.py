@@ -25,10 +25,10 @@ _FEWEST_CANDIDATES = 50
 class MaxIoU(Assigner):
     """The best box of an anchor, where their IoU is `positive` or more; below `negative` background, else ignored.
 
-    `low_quality` gives boxes without such an anchor their best one. `guarantee`: every box has an anchor of its own,
-    also one of two equal boxes, as long as there are anchors. `overwrite`: the anchors with a box's highest IoU go to
-    it, to the last of several boxes (mmdetection), and the others may be left without. `detectron`: such anchors
-    predict their own best box, whichever that is (detectron2). null: none. Source: Ren et al. 2015, section 3.1.2, with
+    `low_quality` is about the anchors with a box's highest IoU. `guarantee`: they go to it, of several boxes to the one
+    with the higher IoU; then every box without an anchor gets one, equal boxes too, as long as there are anchors.
+    `overwrite`: they go to the last of several boxes (mmdetection). `detectron`: they predict their own best box,
+    whichever that is (detectron2). null: they are like others. Source: Ren et al. 2015, section 3.1.2, with
     the thresholds of Lin et al. 2017.
     """
 
@@ -60,8 +60,9 @@ class MaxIoU(Assigner):
         if self.low_quality == "detectron":
             matched[prior] = best[prior]
         else:
-            last = torch.full_like(matched, -1).scatter_reduce(0, prior, box, "amax")
-            matched = torch.where(last >= 0, last, matched)
+            rank = box.to(highest.dtype) if self.low_quality == "overwrite" else highest[box]
+            owner = best_of_groups(prior, rank, box, len(priors))
+            matched = torch.where(owner >= 0, owner, matched)
         if self.low_quality == "guarantee":
             matched = _with_every_box(matched, priors, boxes)
         return Assignment(matched, num_claims)
@@ -108,7 +109,7 @@ def _with_every_box(matched: Tensor, priors: Priors, boxes: Tensor) -> Tensor:
     if left:
         areas = box_areas(priors.rows)
         level_areas = [areas[rows].log().mean() for rows in priors.levels]
-        for box in left:
+        for box in sorted(left, key=lambda box: boxes[box].tolist()):  # whatever order the boxes come in
             _assign_nearest(matched, is_free, box, priors, boxes[box], level_areas)
     return matched
 
@@ -131,7 +132,7 @@ def _assign_overlapping(matched: Tensor, is_free: Tensor, orphans: Tensor, prior
     chosen = candidates[columns[is_real].to(candidates.device)]
     matched[chosen] = orphans[rows[is_real].to(orphans.device)]
     is_free[chosen] = False
-    return sorted({*orphans.tolist()} - {*matched[chosen].tolist()})
+    return list({*orphans.tolist()} - {*matched[chosen].tolist()})
 
 
 def _assign_nearest(

@@ -41,7 +41,8 @@ def smooth_l1(predicted: Tensor, target: Tensor, *, beta: float, weight: Tensor 
 
     An item is an entry of `predicted` (...) and `target` (...). Source: Girshick 2015, equation 3, with beta 1.
     """
-    predicted, target = at_least_float32(predicted), at_least_float32(target)
+    predicted = at_least_float32(predicted)
+    target = target.to(predicted.dtype)
     return _weighted_sum(functional.smooth_l1_loss(predicted, target, reduction="none", beta=beta), weight)
 
 
@@ -68,7 +69,8 @@ def overlap_loss(
 
 def centreness_bce(logits: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
     """Sum of the binary cross entropies of `logits` (...) with centre-ness (...) from 0 to 1; an item is an entry."""
-    logits, target = at_least_float32(logits), at_least_float32(target)
+    logits = at_least_float32(logits)
+    target = target.to(logits.dtype)  # of two types, torch computes in the narrower one
     return _weighted_sum(functional.binary_cross_entropy_with_logits(logits, target, reduction="none"), weight)
 
 

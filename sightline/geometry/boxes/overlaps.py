@@ -163,10 +163,11 @@ def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _enclosing(a: Tensor, b: Tensor) -> Tensor:
-    """Width and height (..., 2) of the smallest box around both."""
+    """Width and height (..., 2) of the smallest box around both; one the wrong way round is its first corner."""
     a, b = at_least_float32(a), at_least_float32(b)
-    first, last = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
-    return (last - first).clamp(min=0)
+    first = torch.minimum(a[..., :2], b[..., :2])
+    last = torch.maximum(torch.maximum(*a.split(2, dim=-1)), torch.maximum(*b.split(2, dim=-1)))
+    return last - first
 
 
 def _distance_term(a: Tensor, b: Tensor) -> Tensor:

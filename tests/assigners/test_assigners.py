@@ -1,0 +1,248 @@
+"""What all assigners promise: empty images, regions, ties, permuted boxes, memory, refusals; and the report."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.assigners import max_iou
+from sightline.assigners.atss import ATSS
+from sightline.assigners.base import BACKGROUND, IGNORED, Assigner
+from sightline.assigners.fcos import FCOS
+from sightline.assigners.max_iou import MaxIoU
+from sightline.assigners.report import assignment_report
+from sightline.bench.memory import peak_of_run
+from sightline.errors import MissingExtraError
+from sightline.geometry import neighbours
+from sightline.geometry.boxes import overlaps
+from sightline.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
+from tests.geometry.boxes.crowds import crowd
+
+STRIDES = (8, 16, 32)
+MAPS = ((12, 16), (6, 8), (3, 4))
+SQUARES = AnchorShapes((1.0,), (1.0,), base_strides=4)
+ANCHORS = make_anchors(MAPS, STRIDES, SQUARES, dtype=torch.float64)
+POINTS = make_points(MAPS, STRIDES, dtype=torch.float64)
+PAIRS: dict[str, tuple[Assigner, Priors]] = {
+    "max_iou": (MaxIoU(), ANCHORS),
+    "max_iou_overwrite": (MaxIoU(low_quality="overwrite"), ANCHORS),
+    "max_iou_detectron": (MaxIoU(low_quality="detectron"), ANCHORS),
+    "fcos": (FCOS(), POINTS),
+    "atss_anchors": (ATSS(), ANCHORS),
+    "atss_points": (ATSS(), POINTS),
+}
+each_pair = pytest.mark.parametrize("pair", PAIRS)
+
+
+def flags(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.bool)
+
+
+def none_ignored(boxes: Tensor) -> Tensor:
+    return torch.zeros(len(boxes), dtype=torch.bool)
+
+
+@each_pair
+def test_an_image_without_boxes_is_background(pair: str) -> None:
+    assigner, priors = PAIRS[pair]
+    found = assigner(priors, torch.empty(0, 4), flags())
+    assert found.matched.tolist() == [BACKGROUND] * len(priors)
+    assert found.matched.dtype == torch.int64
+    assert found.num_claims.sum() == 0
+
+
+@each_pair
+def test_regions_hide_background_and_are_no_targets(pair: str) -> None:
+    """A region over the left half of the image, and a person in it; the person's priors stay."""
+    assigner, priors = PAIRS[pair]
+    boxes = torch.tensor([[-100.0, -100, 64, 200], [16, 16, 48, 80]])
+    found = assigner(priors, boxes, flags(1, 0)).matched
+    alone = assigner(priors, boxes[1:], flags(0)).matched
+    assert not (found == 0).any()
+    assert torch.equal(found == 1, alone == 0)
+    assert (found == 1).any()
+    is_left, rest = priors.centres[:, 0] < 64, found != 1
+    assert (found[is_left & rest] == IGNORED).all()
+    assert (found[~is_left & rest & (alone == BACKGROUND)] == BACKGROUND).all()
+    only = assigner(priors, boxes[:1], flags(1)).matched
+    assert torch.equal(only == IGNORED, is_left)
+    assert (only != 0).all()
+
+
+def test_a_region_hides_anchors_of_which_it_covers_more_than_half() -> None:
+    """The anchor reaches from 0 to 32; a large region that just touches it would have a tiny IoU with it."""
+    priors = make_anchors([(1, 1)], (32,), [[(32.0, 32.0)]])
+    for left, expected in ((15.9, IGNORED), (16.0, BACKGROUND), (16.1, BACKGROUND)):
+        region = torch.tensor([[left, -1000, 2000, 1000]])
+        assert MaxIoU()(priors, region, flags(1)).matched.tolist() == [expected]
+
+
+def test_a_point_lies_in_a_region_from_its_first_side_up_to_its_last() -> None:
+    points = make_points([(1, 1)], (8,))
+    for left, right, expected in ((4.0, 5.0, IGNORED), (3.0, 4.0, BACKGROUND), (3.0, 4.1, IGNORED)):
+        region = torch.tensor([[left, 0, right, 8]])
+        assert FCOS()(points, region, flags(1)).matched.tolist() == [expected]
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair != "max_iou_overwrite"])  # the last box wins there
+def test_the_order_of_boxes_decides_nothing_but_ties(pair: str) -> None:
+    """What a prior is to predict has the same corners; of equal boxes it may be the other."""
+    assigner, priors = PAIRS[pair]
+    for seed in range(0, 40, 2):
+        boxes = crowd(seed, count=14, height=64, width=96)
+        boxes[3] += 500
+        is_ignored = torch.arange(14) % 5 == 4
+        order = torch.randperm(14, generator=torch.Generator().manual_seed(seed))
+        found, permuted = assigner(priors, boxes, is_ignored), assigner(priors, boxes[order], is_ignored[order])
+        assert torch.equal(found.num_claims, permuted.num_claims)
+        one, other = found.matched, permuted.matched
+        assert torch.equal(one.clamp(max=0), other.clamp(max=0))
+        positive = one >= 0
+        assert torch.equal(boxes[one[positive]], boxes[order][other[positive]]), seed
+
+
+@each_pair
+def test_inputs_are_unchanged_and_calls_repeat(pair: str) -> None:
+    assigner, priors = PAIRS[pair]
+    boxes, rows = crowd(3), priors.rows.clone()
+    kept = boxes.clone().requires_grad_()
+    first = assigner(priors, kept, none_ignored(boxes))
+    second = assigner(priors, boxes.float(), none_ignored(boxes))
+    assert torch.equal(first.matched, assigner(priors, boxes, none_ignored(boxes)).matched)
+    assert torch.equal(kept, boxes)
+    assert torch.equal(priors.rows, rows)
+    assert not first.matched.requires_grad
+    assert (first.matched != second.matched).float().mean() < 0.02, "rounding of corners to float32 decides ties alone"
+
+
+@each_pair
+def test_assignments_are_the_same_without_kernels(pair: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assigner, priors = PAIRS[pair]
+    boxes = crowd(5, count=30)
+    is_ignored = torch.arange(30) % 6 == 5
+    compiled = assigner(priors, boxes, is_ignored)
+    monkeypatch.setattr(overlaps, "suits", lambda *tensors: False)
+    monkeypatch.setattr(neighbours, "suits", lambda *tensors: False)
+    plain = assigner(priors, boxes, is_ignored)
+    assert torch.equal(plain.matched, compiled.matched)
+    assert torch.equal(plain.num_claims, compiled.num_claims)
+
+
+def test_equal_boxes_share_what_there_is_by_their_index() -> None:
+    boxes = torch.tensor([[8.0, 8, 40, 40]] * 3)
+    found = MaxIoU()(ANCHORS, boxes, none_ignored(boxes))
+    assert sorted({*found.matched.tolist()} - {BACKGROUND, IGNORED}) == [0, 1, 2]
+    assert sorted({*MaxIoU(low_quality="detectron")(ANCHORS, boxes, none_ignored(boxes)).matched.tolist()})[-1] == 0
+    assert FCOS()(POINTS, boxes, none_ignored(boxes)).matched.max() == 0
+    assert ATSS()(ANCHORS, boxes, none_ignored(boxes)).matched.max() == 0
+    assert (found.num_claims[found.matched >= 0] == 3).any()
+
+
+def test_more_boxes_than_anchors_leave_some_without() -> None:
+    priors = make_anchors([(1, 2)], (8,), SQUARES)
+    boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 9, 9], [4, 0, 12, 8]])
+    found = MaxIoU()(priors, boxes, none_ignored(boxes)).matched
+    assert len({*found.tolist()}) == 2
+    assert (found >= 0).all()
+
+
+def test_guarantee_takes_a_spare_anchor_of_another_box() -> None:
+    """Two equal boxes and two anchors: both are best for both, so one of each; a third box keeps its only one."""
+    priors = Priors("anchors", torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 8], [8, 0, 16, 8]]), (8,), ((1, 3),), (1,))
+    boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 8], [8, 0, 16, 8]])
+    assert MaxIoU(low_quality="overwrite")(priors, boxes, none_ignored(boxes)).matched.tolist() == [1, 1, 2]
+    assert MaxIoU()(priors, boxes, none_ignored(boxes)).matched.tolist() == [0, 1, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+@pytest.mark.parametrize("kind", ["max_iou", "fcos", "atss"])
+def test_a_crowd_stays_far_below_a_gigabyte(kind: str) -> None:
+    """300 boxes and 100,000 priors: one matrix in float32 would take 114 MiB, and its temporaries a gigabyte."""
+    maps, strides = ((240, 320), (120, 160), (60, 80), (30, 40)), (8, 16, 32, 64)
+    priors = make_points(maps, strides) if kind == "fcos" else make_anchors(maps, strides, SQUARES)
+    assert len(priors) >= 100_000
+    boxes = crowd(0, count=300, height=1920, width=2560, dtype=torch.float32)
+    is_ignored = torch.arange(300) % 15 == 0
+    assigner = registry.assigners.entry_of(kind).builder()
+    assigner(priors, boxes[:20], is_ignored[:20])  # compiles the kernels
+    assert peak_of_run(lambda: assigner(priors, boxes, is_ignored)) < 2**28
+
+
+def test_regions_alone_are_cheap_too() -> None:
+    priors = make_points(((240, 320),), (8,))
+    regions = crowd(1, count=300, height=1920, width=2560, dtype=torch.float32)
+    assert peak_of_run(lambda: FCOS()(priors, regions, torch.ones(300, dtype=torch.bool))) < 2**28
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_calls_are_refused() -> None:
+    box = torch.tensor([[0.0, 0, 8, 8]])
+    for assigner, priors, boxes, is_ignored, text in (
+        (MaxIoU(), POINTS, box, flags(0), "MaxIoU: found points as priors, takes anchors"),
+        (FCOS(), ANCHORS, box, flags(0), "FCOS: found anchors as priors, takes points"),
+        (ATSS(), ANCHORS, box[0], flags(0), r"found boxes \(4,\) and is_ignored \(1,\)"),
+        (ATSS(), ANCHORS, box, flags(0, 0), r"is_ignored \(2,\); expected \(M, 4\) and \(M,\)"),
+        (ATSS(), ANCHORS, box, torch.zeros(1), r"is_ignored is torch.float32, expected torch.bool"),
+        (FCOS(), POINTS, box / 0, flags(0), r"boxes\[0\] is \[nan, nan, inf, inf\]; give finite corners"),
+        (FCOS(limits_px=(64.0,)), POINTS, box, flags(0), "limits_px: found 1 limits for 3 levels"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            assigner(priors, boxes, is_ignored)
+
+
+def test_wrong_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"negative: found 0\.6, expected at most positive=0\.5"):
+        MaxIoU(negative=0.6)
+    with pytest.raises(ValueError, match=r"limits_px: found \[64\.0, 32\.0\], expected rising limits"):
+        FCOS(limits_px=(64.0, 32.0))
+    monkeypatch.setattr(max_iou.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"needs the package 'scipy'.*sightline\[detect\]"):
+        MaxIoU()
+    MaxIoU(low_quality=None)
+
+
+def test_assigners_declare_the_priors_that_they_take() -> None:
+    takes = {name: registry.assigners.entry_of(name).builder.takes for name in registry.assigners.names()}
+    assert takes == {"atss": {"anchors", "points"}, "fcos": {"points"}, "max_iou": {"anchors"}}
+
+
+def test_limits_move_boxes_between_levels() -> None:
+    """A box of 96 x 96: points near its middle lie 48 to 60 from a side, below the default limit of P3, 64."""
+    box = torch.tensor([[0.0, 0, 96, 96]])
+    level = POINTS.level[FCOS()(POINTS, box, flags(0)).matched == 0]
+    assert level.unique().tolist() == [0]
+    level = POINTS.level[FCOS(limits_px=(32.0, 40.0))(POINTS, box, flags(0)).matched == 0]
+    assert level.unique().tolist() == [2]
+    few, all_inside = FCOS()(POINTS, box, flags(0)).matched, FCOS(radius=0.0)(POINTS, box, flags(0)).matched
+    assert (all_inside == 0).sum() > (few == 0).sum()
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_counts_by_hand() -> None:
+    """Three anchors of 8 x 8 in a row, a box on the first, one upon it that gets none, a region on the last."""
+    priors = Priors("anchors", torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [16, 0, 24, 8]]), (8,), ((1, 3),), (1,))
+    boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 6], [16, 0, 32, 16]])
+    is_ignored = flags(0, 0, 1)
+    found = MaxIoU(low_quality="detectron")(priors, boxes, is_ignored)
+    assert assignment_report(found, priors, boxes, is_ignored) == {
+        "num_priors": 3,
+        "num_positive": 1,
+        "num_background": 1,
+        "num_ignored": 1,
+        "num_ambiguous": 1,
+        "positives_per_box": [1, 0, 0],
+        "positives_per_level": [1],
+        "unmatched_boxes": [1],
+        "mean_iou": 1.0,
+    }
+    empty = FCOS()(POINTS, torch.empty(0, 4), flags())
+    report = assignment_report(empty, POINTS, torch.empty(0, 4), flags())
+    assert (report["num_positive"], report["positives_per_box"], report["mean_iou"]) == (0, [], None)
