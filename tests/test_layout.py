@@ -73,22 +73,22 @@ FORBIDDEN = (
 COMPONENTS = {
     "assigners": 3,
     "backbones": 5,
-    "data": 24,
+    "data": 29,
     "heads": 3,
     "image_encoders": 8,
-    "losses": 10,
-    "metrics": 9,
+    "losses": 14,
+    "metrics": 10,
     "models": 32,
     "necks": 1,
     "optimizers": 4,
     "point_encoders": 8,
-    "predictors": 4,
+    "predictors": 5,
     "probes": 4,
     "references": 3,
     "schedules": 5,
     "suppressions": 3,
-    "tasks": 5,
-    "transforms": 33,
+    "tasks": 6,
+    "transforms": 37,
 }
 NUM_CHECKS = 53
 MAX_FILE_LINES = 500
