@@ -33,8 +33,8 @@ def cases() -> list[Case]:
             size={"boxes": 10_000, "others": 1000},
             quick={"boxes": 200, "others": 50},
             make=_two_sets,
-            baseline=variant("plain", lambda sets: iou(sets[0][:, None], sets[1]), equal),
-            variants=(variant(_EXACT, lambda sets: pairwise_iou(*sets), equal),),
+            baseline=variant("plain", lambda sets: iou(sets["boxes"][:, None], sets["others"]), equal),
+            variants=(variant(_EXACT, lambda sets: pairwise_iou(sets["boxes"], sets["others"]), equal),),
         ),
         _suppression("greedy", 10_000, equal, keep_greedy, keep_greedy_plainly, threshold=0.5),
         *(
@@ -42,8 +42,8 @@ def cases() -> list[Case]:
                 f"soft_{name}",
                 1000,
                 allclose(1e-6),
-                lambda *given, **limits: keep_soft(*given, **limits)._asdict(),
-                lambda *given, **limits: keep_soft_plainly(*given, **limits)._asdict(),
+                lambda **given: keep_soft(**given)._asdict(),
+                lambda **given: keep_soft_plainly(**given)._asdict(),
                 limit=limit,
                 is_linear=name == "linear",
                 min_score=1e-3,
@@ -54,7 +54,7 @@ def cases() -> list[Case]:
             "max_iou",
             MaxIoU(low_quality="overwrite"),
             _max_iou_of_matrix,
-            variant("guarantee", lambda given: MaxIoU()(*given).matched, _each_box_has_a_prior),
+            variant("guarantee", lambda given: MaxIoU()(**given).matched, _each_box_has_a_prior),
             anchors=8,
         ),
         _assignment("fcos", FCOS(), _fcos_of_matrix, anchors=0),
@@ -69,8 +69,8 @@ def _suppression(name: str, boxes: int, agrees: Any, form: Any, plain: Any, **li
         size={"boxes": boxes},
         quick={"boxes": 200},
         make=_detections,
-        baseline=variant("plain_loop", lambda given: plain(*given, **limits), agrees),
-        variants=(variant(_EXACT, lambda given: form(*given, **limits), agrees),),
+        baseline=variant("plain_loop", lambda given: plain(**given, **limits), agrees),
+        variants=(variant(_EXACT, lambda given: form(**given, **limits), agrees),),
     )
 
 
@@ -83,7 +83,7 @@ def _assignment(name: str, assigner: Assigner, plain: Any, *others: Variant, anc
         quick={"boxes": 20, "priors": 2000},
         make=_crowd_and_priors,
         baseline=variant("whole_matrix", plain, equal),
-        variants=(variant(_EXACT, lambda given: assigner(*given).matched, equal), *others),
+        variants=(variant(_EXACT, lambda given: assigner(**given).matched, equal), *others),
     )
 
 
@@ -99,18 +99,19 @@ def _people(num_boxes: int, per_person: int, generator: torch.Generator) -> Tens
     return torch.cat([centres - sizes / 2, centres + sizes / 2], dim=1)
 
 
-def _two_sets(*, boxes: int, others: int) -> tuple[Tensor, Tensor]:
+def _two_sets(*, boxes: int, others: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    return _people(boxes, 20, generator), _people(others, 1, generator)
+    return {"boxes": _people(boxes, 20, generator), "others": _people(others, 1, generator)}
 
 
-def _detections(*, boxes: int) -> tuple[Tensor, Tensor, Tensor]:
+def _detections(*, boxes: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(boxes, generator=generator)
-    return _people(boxes, 20, generator), scores, torch.zeros(boxes, dtype=torch.int64)
+    labels = torch.zeros(boxes, dtype=torch.int64)
+    return {"boxes": _people(boxes, 20, generator), "scores": scores, "labels": labels}
 
 
-def _crowd_and_priors(*, boxes: int, priors: int, per_cell: int) -> tuple[Any, Tensor, Tensor]:
+def _crowd_and_priors(*, boxes: int, priors: int, per_cell: int) -> dict[str, Any]:
     """A third of the boxes stand twice; one of fifteen is an ignore region."""
     scale = (priors / max(1, per_cell) / (1.333 * _WIDTH * _HEIGHT / 64)) ** 0.5
     maps = [(round(scale * _HEIGHT / stride), round(scale * _WIDTH / stride)) for stride in _STRIDES]
@@ -118,11 +119,11 @@ def _crowd_and_priors(*, boxes: int, priors: int, per_cell: int) -> tuple[Any, T
     found = make_anchors(maps, _STRIDES, shapes) if per_cell else make_points(maps, _STRIDES)
     crowd = _people(boxes - boxes // 3, 1, torch.Generator().manual_seed(0)) * scale
     crowd = torch.cat([crowd, crowd[: boxes // 3]])
-    return found, crowd, torch.arange(boxes) % 15 == 14
+    return {"priors": found, "boxes": crowd, "is_ignored": torch.arange(boxes) % 15 == 14}
 
 
 def _each_box_has_a_prior(given: Any, expected: Tensor, found: Tensor) -> str | None:
-    without = {*(~given[2]).nonzero().flatten().tolist()} - {*found.tolist()}
+    without = {*(~given["is_ignored"]).nonzero().flatten().tolist()} - {*found.tolist()}
     return f"{len(without)} boxes have no prior, the first is {min(without)}" if without else None
 
 
@@ -139,7 +140,7 @@ def _hidden(matched: Tensor, priors: Any, regions: Tensor) -> Tensor:
 
 def _max_iou_of_matrix(given: Any) -> Tensor:
     """mmdetection's assigner on one matrix; a loop over boxes where it has one."""
-    priors, boxes, is_ignored = given
+    priors, boxes, is_ignored = given.values()
     targets = (~is_ignored).nonzero().flatten()
     overlap = iou(boxes[targets][:, None], priors.rows)
     value, best = overlap.max(dim=0)
@@ -153,7 +154,7 @@ def _max_iou_of_matrix(given: Any) -> Tensor:
 
 def _fcos_of_matrix(given: Any) -> Tensor:
     """As the authors' code: the distances of all points to all boxes, areas of no candidates infinite."""
-    priors, boxes, is_ignored = given
+    priors, boxes, is_ignored = given.values()
     targets = (~is_ignored).nonzero().flatten()
     real = boxes[targets]
     distances = encode_distances(priors.rows[:, None], real)
@@ -170,7 +171,7 @@ def _fcos_of_matrix(given: Any) -> Tensor:
 
 def _atss_of_matrix(given: Any) -> Tensor:
     """As the authors' code: all distances and overlaps, the nearest of each level, thresholds of each box."""
-    priors, boxes, is_ignored = given
+    priors, boxes, is_ignored = given.values()
     targets = (~is_ignored).nonzero().flatten()
     real = boxes[targets]
     overlap = iou(priors.rows[:, None], real)

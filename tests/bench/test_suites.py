@@ -29,6 +29,13 @@ def test_the_sizes_of_the_bars_are_there() -> None:
         "geometry/fps_1x65536_to_4096",
         "geometry/project_64x1900_to_2048",
         "geometry/lift_knn_64x1900_from_2048",
+        "geometry/box_iou_10000x1000",
+        "geometry/suppress_greedy_10000",
+        "geometry/suppress_soft_linear_1000",
+        "geometry/suppress_soft_gaussian_1000",
+        "geometry/assign_max_iou_300_to_100000",
+        "geometry/assign_fcos_300_to_100000",
+        "geometry/assign_atss_300_to_100000",
         "models/dgcnn_step_32x1024",
         "models/dgcnn_step_bf16_32x1024",
         "models/pct_step_32x1024",
@@ -98,7 +105,7 @@ def test_metrics_are_those_of_the_usual_loop_and_a_wrong_one_is_found() -> None:
 def test_inputs_are_the_same_every_time() -> None:
     for case in CHEAP:
         first, second = case.smaller().inputs(), case.smaller().inputs()
-        name = next(name for name in ("points", "capsules", "depth", "volume") if name in first)
+        name = next(name for name in ("points", "capsules", "depth", "volume", "boxes") if name in first)
         assert torch.equal(first[name], second[name])
 
 
