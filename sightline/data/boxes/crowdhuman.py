@@ -107,7 +107,7 @@ class CrowdHuman(LabelledImages):
             "set": cls.set_name,
             "classes": "person",
             "layouts": {
-                "odgt": "annotation_train.odgt and annotation_val.odgt, and the images ID.jpg in any folders beside them"
+                "odgt": "annotation_train.odgt and annotation_val.odgt, and images ID.jpg in any folders beside them"
             },
             "home": "https://www.crowdhuman.org",
             "terms": "for non-commercial research; nothing is downloaded for you",

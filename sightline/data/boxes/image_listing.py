@@ -142,12 +142,14 @@ def is_sound(boxes: np.ndarray, is_ignored: np.ndarray) -> np.ndarray:
 def image_plan(
     found: FoundSet, *, set_name: str, faulty: Faulty, options: Mapping[str, Any], progress: Progress
 ) -> Plan:
-    """The plan of a set of images with boxes, every image decoded once.
+    """The plan of a set of images with boxes, every image decoded once; what headers and annotations show comes first.
 
     Raises DataError naming the first image that is missing, damaged or not of the stated size, the first box that
     cannot be, and how many there are; they are left out where `faulty` is `leave_out`.
     """
-    looked = _look(found, check=check_image, progress=progress)
+    looked = _look(found, progress=progress)
+    found.faults.settle(faulty, root=found.root)
+    looked = _whole(found, looked, progress=progress)
     notes = [*found.notes, *found.faults.settle(faulty, root=found.root), *_notes(looked)]
     parts = []
     order = ("train", "validation", "test", "all")
@@ -171,7 +173,7 @@ def image_plan(
 
 def survey_images(found: FoundSet) -> dict[str, Any]:
     """What `data info NAME --from PATH` prints; of images the headers are read, and nothing is refused."""
-    looked = _look(found, check=lambda _: None, progress=lambda *_: None)
+    looked = _look(found, progress=lambda *_: None)
     notes = [*found.notes, *found.faults.settle("leave_out", root=found.root), *_notes(looked)]
     return {"source": str(found.root), "layout": found.layout, **_statistics(found, looked), "differences": notes}
 
@@ -190,18 +192,16 @@ def describe_images(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _look(found: FoundSet, *, check: Callable[[Path], None], progress: Progress) -> list[_Looked]:
-    """Every image that can be used, with its boxes. Raises DataError where none can."""
+def _look(found: FoundSet, *, progress: Progress) -> list[_Looked]:
+    """Every image whose header reads, with its boxes. Raises DataError where there is none."""
     headers: list[tuple[FoundImage, ImageHeader]] = []
-    for done, image in enumerate(_with_splits(found), start=1):
+    images = _with_splits(found)
+    for done, image in enumerate(images, start=1):
         try:
-            header = read_header(image.path)
-            check(image.path)
+            headers.append((image, read_header(image.path)))
         except DataError as error:
             found.faults.add("images that are missing or damaged", str(error))
-        else:
-            headers.append((image, header))
-        progress(done, len(found.images), f"looking at {image.name}")
+        progress(done, 2 * len(images), f"looking at {image.name}")
     stored_px = {
         header.size_px(upright=False) == image.size_px != header.size_px(upright=True) for image, header in headers
     }
@@ -218,6 +218,23 @@ def _look(found: FoundSet, *, check: Callable[[Path], None], progress: Progress)
                 "images of another size than stated",
                 f"{image.path} is {width} wide and {height} high, the annotations state {columns} and {rows}",
             )
+    return _some(found, looked)
+
+
+def _whole(found: FoundSet, looked: Sequence[_Looked], *, progress: Progress) -> list[_Looked]:
+    """The images that decode. Raises DataError where none does."""
+    whole = []
+    for done, each in enumerate(looked, start=1):
+        try:
+            check_image(each.image.path)
+            whole.append(each)
+        except DataError as error:
+            found.faults.add("images that are missing or damaged", str(error))
+        progress(len(looked) + done, 2 * len(looked), f"decoding {each.image.name}")
+    return _some(found, whole)
+
+
+def _some(found: FoundSet, looked: list[_Looked]) -> list[_Looked]:
     if not looked:
         found.faults.settle("refuse", root=found.root)
         raise DataError(f"{found.root}: the annotations name no image; give the folder of another set")
