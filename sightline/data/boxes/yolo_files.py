@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from sightline.data.boxes.coco_files import COLUMNS
-from sightline.data.boxes.image_listing import Classes, Faults, FoundImage, FoundSet, Values, is_sound, split_of
+from sightline.data.boxes.image_listing import Classes, Faults, FoundImage, FoundSet, Values, split_of
 from sightline.data.files.image_files import IMAGE_SUFFIXES
 from sightline.data.files.input_files import read_file
 from sightline.data.store.native import listing
@@ -196,6 +196,6 @@ def _row(line: str) -> tuple[int, np.ndarray]:
     box = np.concatenate(
         [centre - half, centre + half] if len(places) == 4 else [corners.min(axis=0), corners.max(axis=0)]
     )
-    if not is_sound(box[None], np.zeros(1, dtype=bool))[0]:
+    if not (box[2:] > box[:2]).all():
         raise ValueError("width and height above 0 are needed")
     return int(values[0]), box
