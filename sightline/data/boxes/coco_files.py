@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.boxes.image_listing import Classes, Faults, FoundImage, FoundSet, box_column, is_sound, split_of
+from sightline.data.boxes.image_listing import (
+    Box,
+    Classes,
+    Faults,
+    FoundImage,
+    FoundSet,
+    box_column,
+    corners_of,
+    is_sound,
+    split_of,
+)
 from sightline.data.boxes.masks import box_of_mask
 from sightline.data.files.input_files import read_file
 from sightline.data.store.native import listing
@@ -31,7 +42,7 @@ _KEYS = ("images", "annotations", "categories")
 
 
 class _Box(NamedTuple):
-    box: tuple[float, ...]
+    box: Box
     label: int
     area: float
     is_ignored: bool
@@ -181,8 +192,9 @@ def _boxes(
         try:
             box = _box(annotation)
             is_ignored = bool(annotation.get("iscrowd") or annotation.get("ignore"))
-            area = float(annotation.get("area", (box[2] - box[0]) * (box[3] - box[1])))
-            if not (is_sound(np.array([box]), np.array([is_ignored]))[0] and np.isfinite(area)):
+            stated = annotation.get("area")
+            area = (box[2] - box[0]) * (box[3] - box[1]) if stated is None else float(stated)
+            if not (is_sound(box, is_ignored=is_ignored) and math.isfinite(area)):
                 raise ValueError("width and height above 0, and finite numbers, are needed")
         except (TypeError, ValueError) as error:
             told = annotation.get("bbox", "not there")
@@ -192,11 +204,10 @@ def _boxes(
     return boxes
 
 
-def _box(annotation: Mapping[str, Any]) -> tuple[float, ...]:
+def _box(annotation: Mapping[str, Any]) -> Box:
     """Left, top, right and bottom: of the bbox, and of the mask where there is none. Raises ValueError, TypeError."""
     if annotation.get("bbox"):
-        left, top, width, height = map(float, annotation["bbox"])
-        return left, top, left + width, top + height
+        return corners_of(annotation["bbox"])
     if not annotation.get("segmentation"):
         raise ValueError("there is neither bbox nor segmentation")
     return box_of_mask(annotation["segmentation"])

@@ -13,6 +13,7 @@ import numpy as np
 from sightline import registry
 from sightline.arguments import Fraction
 from sightline.data.boxes.image_listing import (
+    Box,
     Classes,
     Faults,
     Faulty,
@@ -20,16 +21,18 @@ from sightline.data.boxes.image_listing import (
     FoundSet,
     Values,
     box_column,
+    corners_of,
     image_plan,
     is_sound,
     split_of,
     survey_images,
 )
-from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages, Splitting
+from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages
 from sightline.data.boxes.odgt import BOX_KEYS, BoxType, is_ignored, read_odgt
 from sightline.data.boxes.yolo_files import images_below
 from sightline.data.store.location import root_of
 from sightline.data.store.native import Prepared, listing, open_prepared, prepare_command
+from sightline.data.store.parts import parts_of
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import DataError
 
@@ -43,7 +46,9 @@ _COLUMNS = {
     "is_ignored": box_column((), "bool"),
     "is_head_ignored": box_column((), "bool"),
 }
-"""What is kept of a person: left, top, right and bottom of three boxes, zeros for one that the file lacks."""
+"""What is kept of a person: left, top, right and bottom of three boxes."""
+_LACKING: Box = (0.0, 0.0, 0.0, 0.0)
+"""Stands for a box that the file does not have."""
 
 
 @registry.data.add("crowdhuman")
@@ -76,7 +81,9 @@ class CrowdHuman(LabelledImages):
         super().__init__(
             prepared=prepared,
             split=split,
-            splitting=Splitting(tested, test_share, validation_share),
+            parts=parts_of(
+                prepared, tested=tested, test_share=test_share, validation_share=validation_share, what="image"
+            ),
             columns=BoxColumns(
                 box, scored_box, _ignored_column(box), _ignored_column(scored_box), area=None, clip=clip
             ),
@@ -107,7 +114,7 @@ class CrowdHuman(LabelledImages):
             "set": cls.set_name,
             "classes": "person",
             "layouts": {
-                "odgt": "annotation_train.odgt and annotation_val.odgt, and the images ID.jpg in any folders beside them"
+                "odgt": "annotation_train.odgt and annotation_val.odgt, and images ID.jpg in any folders beside them"
             },
             "home": "https://www.crowdhuman.org",
             "terms": "for non-commercial research; nothing is downloaded for you",
@@ -164,25 +171,22 @@ def _find(source: Path) -> FoundSet:
 
 def _values(people: Sequence[Mapping[str, Any]], name: str, size_px: tuple[int, int], faults: Faults) -> Values:
     """The three boxes of everybody, as the file has them; a box that an ignored one lacks is another of its boxes."""
-    kept: list[list[np.ndarray]] = []
-    flags: list[list[bool]] = []
+    kept: list[list[Box]] = []
+    flags: list[tuple[bool, bool]] = []
     for place, person in enumerate(people):
-        is_out = [is_ignored(person, kind) for kind in ("full", "head")]
+        is_out, is_head_out = is_ignored(person, "full"), is_ignored(person, "head")
         try:
-            boxes = [_corners(person.get(key)) for key in BOX_KEYS.values()]
-        except (TypeError, ValueError):
-            boxes = []
-        there = [box for box in boxes if box is not None]
-        sound = [
-            box is None or bool(is_sound(box[None], np.array([is_out[kind == "head"]]))[0])
-            for kind, box in zip(BOX_KEYS, boxes, strict=False)
-        ]
-        if not there or not all(sound):
-            faults.add("boxes that cannot be meant", f"{name}: box {place} is {str(dict(person))[:160]}")
+            boxes = {kind: corners_of(person[key]) for kind, key in BOX_KEYS.items() if person.get(key) is not None}
+            if not boxes or not all(
+                is_sound(box, is_ignored=is_head_out if kind == "head" else is_out) for kind, box in boxes.items()
+            ):
+                raise ValueError("a box of finite numbers, with width and height above 0, is needed")
+        except (TypeError, ValueError) as error:
+            faults.add("boxes that cannot be meant", f"{name}: box {place} is {str(dict(person))[:160]} ({error})")
             continue
-        zeros = np.zeros(4)
-        kept.append([box if box is not None else there[0] if is_out[0] else zeros for box in boxes])
-        flags.append(is_out)
+        other = next(iter(boxes.values())) if is_out else _LACKING
+        kept.append([boxes.get(kind, other) for kind in BOX_KEYS])
+        flags.append((is_out, is_head_out))
     boxes_by_kind = np.array(kept, dtype=np.float64).reshape(-1, 3, 4)
     is_out_by_kind = np.array(flags, dtype=bool).reshape(-1, 2)
     return {
@@ -191,11 +195,3 @@ def _values(people: Sequence[Mapping[str, Any]], name: str, size_px: tuple[int, 
         "is_ignored": is_out_by_kind[:, 0],
         "is_head_ignored": is_out_by_kind[:, 1],
     }
-
-
-def _corners(box: Any) -> np.ndarray | None:
-    """Left, top, right, bottom of a box of left, top, width, height. Raises ValueError and TypeError."""
-    if box is None:
-        return None
-    left, top, width, height = map(float, box)
-    return np.array([left, top, left + width, top + height])

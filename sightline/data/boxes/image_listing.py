@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +17,11 @@ import numpy as np
 from sightline.data.files.image_files import ImageHeader, check_image, read_header
 from sightline.data.store.columns import Column
 from sightline.data.store.native import LISTED, Prepared
-from sightline.data.store.preparation import Part, Plan, Progress, Row
+from sightline.data.store.preparation import Part, Plan, Progress, Row, in_batches
 from sightline.errors import DataError
 
 __all__ = [
+    "Box",
     "Classes",
     "Faults",
     "Faulty",
@@ -27,6 +29,7 @@ __all__ = [
     "FoundSet",
     "Values",
     "box_column",
+    "corners_of",
     "describe_images",
     "image_plan",
     "is_sound",
@@ -36,7 +39,10 @@ __all__ = [
 
 Faulty = Literal["refuse", "leave_out"]
 """What is done with images and boxes that cannot be used: an error that counts them, or they are left out and noted."""
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
 Values = Mapping[str, np.ndarray]
+"""The boxes of an image by column."""
 
 _IMAGES_A_PART = 1000
 _COLUMNS = {"size_px": Column((2,), "int64"), "orientation": Column((), "int64"), "image_id": Column((), "int64")}
@@ -134,27 +140,36 @@ def split_of(path: Path) -> str:
     return "all"
 
 
-def is_sound(boxes: np.ndarray, is_ignored: np.ndarray) -> np.ndarray:
-    """Which boxes (G, 4) can be meant: finite, and with an extent unless they are ignored."""
-    return np.isfinite(boxes).all(axis=1) & ((boxes[:, 2:] > boxes[:, :2]).all(axis=1) | is_ignored)
+def corners_of(bbox: Any) -> Box:
+    """Left, top, right and bottom of a box of left, top, width and height. Raises ValueError or TypeError."""
+    left, top, width, height = map(float, bbox)
+    return left, top, left + width, top + height
+
+
+def is_sound(box: Box, *, is_ignored: bool) -> bool:
+    """Whether a box can be meant: it is finite, and has an extent unless it is ignored."""
+    left, top, right, bottom = box
+    return all(map(math.isfinite, box)) and (is_ignored or (left < right and top < bottom))
 
 
 def image_plan(
     found: FoundSet, *, set_name: str, faulty: Faulty, options: Mapping[str, Any], progress: Progress
 ) -> Plan:
-    """The plan of a set of images with boxes, every image decoded once.
+    """The plan of a set of images with boxes, every image decoded once; what headers and annotations show comes first.
 
     Raises DataError naming the first image that is missing, damaged or not of the stated size, the first box that
     cannot be, and how many there are; they are left out where `faulty` is `leave_out`.
     """
-    looked = _look(found, check=check_image, progress=progress)
+    looked = _look(found, progress=progress)
+    found.faults.settle(faulty, root=found.root)
+    looked = _whole(found, looked, progress=progress)
     notes = [*found.notes, *found.faults.settle(faulty, root=found.root), *_notes(looked)]
     parts = []
     order = ("train", "validation", "test", "all")
     for split, members in itertools.groupby(
         sorted(looked, key=lambda each: order.index(each.image.split)), key=lambda each: each.image.split
     ):
-        for part in _batched(members):
+        for part in in_batches(members, _IMAGES_A_PART):
             files = {file: None for each in part for file in (each.image.path, *each.image.files)}
             title = f"{part[0].image.name} to {part[-1].image.name}"
             num_boxes = sum(len(each.values["label"]) for each in part)
@@ -171,7 +186,7 @@ def image_plan(
 
 def survey_images(found: FoundSet) -> dict[str, Any]:
     """What `data info NAME --from PATH` prints; of images the headers are read, and nothing is refused."""
-    looked = _look(found, check=lambda _: None, progress=lambda *_: None)
+    looked = _look(found, progress=lambda *_: None)
     notes = [*found.notes, *found.faults.settle("leave_out", root=found.root), *_notes(looked)]
     return {"source": str(found.root), "layout": found.layout, **_statistics(found, looked), "differences": notes}
 
@@ -190,18 +205,16 @@ def describe_images(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _look(found: FoundSet, *, check: Callable[[Path], None], progress: Progress) -> list[_Looked]:
-    """Every image that can be used, with its boxes. Raises DataError where none can."""
+def _look(found: FoundSet, *, progress: Progress) -> list[_Looked]:
+    """Every image whose header reads, with its boxes. Raises DataError where there is none."""
     headers: list[tuple[FoundImage, ImageHeader]] = []
-    for done, image in enumerate(_with_splits(found), start=1):
+    images = _with_splits(found)
+    for done, image in enumerate(images, start=1):
         try:
-            header = read_header(image.path)
-            check(image.path)
+            headers.append((image, read_header(image.path)))
         except DataError as error:
             found.faults.add("images that are missing or damaged", str(error))
-        else:
-            headers.append((image, header))
-        progress(done, len(found.images), f"looking at {image.name}")
+        progress(done, 2 * len(images), f"looking at {image.name}")
     stored_px = {
         header.size_px(upright=False) == image.size_px != header.size_px(upright=True) for image, header in headers
     }
@@ -218,6 +231,23 @@ def _look(found: FoundSet, *, check: Callable[[Path], None], progress: Progress)
                 "images of another size than stated",
                 f"{image.path} is {width} wide and {height} high, the annotations state {columns} and {rows}",
             )
+    return _some(found, looked)
+
+
+def _whole(found: FoundSet, looked: Sequence[_Looked], *, progress: Progress) -> list[_Looked]:
+    """The images that decode. Raises DataError where none does."""
+    whole = []
+    for done, each in enumerate(looked, start=1):
+        try:
+            check_image(each.image.path)
+            whole.append(each)
+        except DataError as error:
+            found.faults.add("images that are missing or damaged", str(error))
+        progress(len(looked) + done, 2 * len(looked), f"decoding {each.image.name}")
+    return _some(found, whole)
+
+
+def _some(found: FoundSet, looked: list[_Looked]) -> list[_Looked]:
     if not looked:
         found.faults.settle("refuse", root=found.root)
         raise DataError(f"{found.root}: the annotations name no image; give the folder of another set")
@@ -260,10 +290,8 @@ def _statistics(found: FoundSet, looked: Sequence[_Looked]) -> dict[str, Any]:
     sizes, modes = (Counter(each) for each in ([each.size_px for each in looked], [e.header.mode for e in looked]))
     counts = np.bincount(label[~is_ignored], minlength=len(found.classes.names)).tolist()
     heights = np.sort((boxes[:, 3] - boxes[:, 1])[~is_ignored])
-    outside = [
-        (each.values[found.shown][:, :2] >= each.size_px[::-1]).any(1) | (each.values[found.shown][:, 2:] <= 0).any(1)
-        for each in looked
-    ]
+    limits = np.concatenate([np.tile(each.size_px[::-1], (len(each.values["label"]), 1)) for each in looked])
+    is_outside = (boxes[:, :2] >= limits).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1)
     per_split = Counter(each.image.split for each in looked)
     return {
         "images": dict(per_split),
@@ -274,7 +302,7 @@ def _statistics(found: FoundSet, looked: Sequence[_Looked]) -> dict[str, Any]:
             split: sum(len(each.values["label"]) for each in looked if each.image.split == split) for split in per_split
         },
         "ignored_share": round(float(is_ignored.mean()), 4) if len(label) else 0.0,
-        "boxes_outside": int(sum(each.sum() for each in outside)),
+        "boxes_outside": int(is_outside.sum()),
         "box_heights_px": heights[[0, len(heights) // 2, -1]].round(2).tolist() if len(heights) else [],
         "boxes_per_class": dict(zip(found.classes.names, counts, strict=True)),
     }
@@ -294,8 +322,3 @@ def _notes(looked: Sequence[_Looked]) -> list[str]:
         (both, "are in two splits"),
     )
     return [f"{len(which)} images {what}, first: {which[0].image.name}" for which, what in told if which]
-
-
-def _batched(members: Iterator[_Looked]) -> Iterator[tuple[_Looked, ...]]:
-    while part := tuple(itertools.islice(members, _IMAGES_A_PART)):
-        yield part

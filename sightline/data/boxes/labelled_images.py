@@ -20,19 +20,10 @@ from sightline.errors import ConfigError, DataError
 from sightline.schema import nearest
 from sightline.types import DataInfo, Sample, SampleKey
 
-__all__ = ["BoxColumns", "ClassedImages", "LabelledImages", "OtherClasses", "Splitting"]
+__all__ = ["BoxColumns", "ClassedImages", "LabelledImages", "OtherClasses"]
 
 OtherClasses = Literal["left_out", "ignored"]
 """What becomes of the boxes of classes that a config does not choose."""
-
-
-@dataclass(frozen=True)
-class Splitting:
-    """How the images of a set are parted, as `parts_of` says."""
-
-    tested: tuple[str, ...]
-    test_share: float
-    validation_share: float
 
 
 @dataclass(frozen=True)
@@ -60,12 +51,11 @@ class LabelledImages:
         *,
         prepared: Prepared,
         split: str,
-        splitting: Splitting,
+        parts: Parts,
         columns: BoxColumns,
         classes: tuple[str, ...] = (),
         other_classes: OtherClasses = "left_out",
     ) -> None:
-        parts = parts_of(prepared, **vars(splitting), what="image")
         check_part(parts, split, root=prepared.root, what="image")
         self._prepared = prepared
         self._rows = parts.rows[split]
@@ -156,10 +146,13 @@ class ClassedImages(LabelledImages):
         test_share: Fraction = 0.2,
         validation_share: Fraction = 0.1,
     ) -> None:
+        prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
         super().__init__(
-            prepared=open_prepared(root_of(root, self.set_name), set_names=(self.set_name,)),
+            prepared=prepared,
             split=split,
-            splitting=Splitting(tested, test_share, validation_share),
+            parts=parts_of(
+                prepared, tested=tested, test_share=test_share, validation_share=validation_share, what="image"
+            ),
             columns=BoxColumns(),
             classes=classes,
             other_classes=other_classes,

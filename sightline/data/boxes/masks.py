@@ -9,7 +9,7 @@ import numpy as np
 __all__ = ["box_of_mask"]
 
 
-def box_of_mask(segmentation: Any) -> tuple[float, ...]:
+def box_of_mask(segmentation: Any) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of polygons [[x, y, x, y, ...], ...] or of run lengths {size, counts}.
 
     Raises ValueError or TypeError for anything else, and for an empty mask. Source: pycocotools, maskApi.c.
@@ -25,7 +25,7 @@ def box_of_mask(segmentation: Any) -> tuple[float, ...]:
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
-def _box_of_runs(counts: list[int], height: int) -> tuple[float, ...]:
+def _box_of_runs(counts: list[int], height: int) -> tuple[float, float, float, float]:
     """Of runs of zeros and ones in turn, down the columns one after another."""
     ends = np.cumsum(np.array(counts, dtype=np.int64))
     starts, stops = ends[:-1:2], ends[1::2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from sightline.data.boxes.coco_files import COLUMNS
-from sightline.data.boxes.image_listing import Classes, Faults, FoundImage, FoundSet, Values, is_sound, split_of
+from sightline.data.boxes.image_listing import Classes, Faults, FoundImage, FoundSet, Values, split_of
 from sightline.data.files.image_files import IMAGE_SUFFIXES
 from sightline.data.files.input_files import read_file
 from sightline.data.store.native import listing
@@ -36,13 +36,13 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
     config_path, config = _config(root)
     classes = _classes(root, names, config_path, config)
     split_by = _stated_splits(root, config)
+    texts = {path: _label_path(root, path) for path in paths}
     images: list[FoundImage] = []
     bare: list[Path] = []
-    for path in paths:
+    for path, labels in texts.items():
         split = split_of(path.relative_to(root)) if split_by is None else split_by.get(path)
         if split is None:
             continue  # in none of the splits that the file of names states
-        labels = _label_path(root, path)
         bare += [path] if labels is None else []
         files = tuple(each for each in (labels, config_path) if each is not None)
         name = path.relative_to(root).as_posix()
@@ -58,7 +58,10 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
     )
     left_out = len(paths) - len(images)
     notes += [f"{left_out} images are in none of the splits that {config_path} states, left out"] if left_out else []
-    return FoundSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", Faults(), notes)
+    faults = Faults()
+    for text in _without_image(texts):
+        faults.add("text files without an image", str(text))
+    return FoundSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes)
 
 
 def images_below(root: Path) -> list[Path]:
@@ -104,7 +107,7 @@ def _classes(root: Path, names: Sequence[str] | None, path: Path | None, config:
         if not all(isinstance(number, int) and number >= 0 for number in pairs):
             raise DataError(f"{path}: names needs a list, or whole numbers with a name each")
         return Classes.of({number: str(name) for number, name in pairs.items()}, where=str(path))
-    for place in (root / each for each in _NAME_LISTS):
+    for place in (folder / each for folder in (root, root / "labels") for each in _NAME_LISTS):
         if place.is_file():
             lines = read_file(place).decode("utf-8-sig", "replace").splitlines()
             return Classes.of(dict(enumerate(line.strip() for line in lines if line.strip())), where=str(place))
@@ -146,6 +149,14 @@ def _label_path(root: Path, path: Path) -> Path | None:
     return next((each for each in (*there, root.joinpath(*parts)) if each.is_file()), None)
 
 
+def _without_image(texts: Mapping[Path, Path | None]) -> list[Path]:
+    """The text files in folders of their own (`labels`) that belong to no image."""
+    used = {text for text in texts.values() if text is not None}
+    folders = {text.parent for path, text in texts.items() if text is not None and text.parent != path.parent}
+    there = (text for folder in sorted(folders) for text in sorted(folder.glob("*.txt")))
+    return [text for text in there if text not in used and text.name not in _NAME_LISTS]
+
+
 def _values(path: Path | None, classes: Classes, name: str, size_px: tuple[int, int], faults: Faults) -> Values:
     """The boxes of a text file in pixels of an image of this height and width."""
     text = "" if path is None else read_file(path).decode("utf-8-sig", "replace")
@@ -185,6 +196,6 @@ def _row(line: str) -> tuple[int, np.ndarray]:
     box = np.concatenate(
         [centre - half, centre + half] if len(places) == 4 else [corners.min(axis=0), corners.max(axis=0)]
     )
-    if not is_sound(box[None], np.zeros(1, dtype=bool))[0]:
+    if not (box[2:] > box[:2]).all():
         raise ValueError("width and height above 0 are needed")
     return int(values[0]), box

@@ -15,7 +15,7 @@ from sightline.data.files.input_files import read_file
 from sightline.data.scans.samples import RawScan, check_finite, sums_of
 from sightline.data.store.columns import Column
 from sightline.data.store.native import LISTED, Prepared
-from sightline.data.store.preparation import Part, Plan, Row
+from sightline.data.store.preparation import Part, Plan, Row, in_batches
 from sightline.errors import DataError
 
 __all__ = ["ListedScan", "describe_scans", "id_counts", "read_name_lists", "scan_plan"]
@@ -57,7 +57,7 @@ def scan_plan(
     """The plan of a set of scans, in the order given; `notes` go before what reading them shows."""
     parts = []
     for split, members in itertools.groupby(scans, key=lambda scan: scan.split):
-        for part in _batched(members):
+        for part in in_batches(members, _SCANS_A_PART):
             files = tuple(file for scan in part for file in scan.files)
             title = f"{part[0].name} to {part[-1].name}"
             parts.append(Part(split, title, len(part), files, partial(_rows, part), 32 * len(part)))
@@ -120,11 +120,6 @@ def _summary(prepared: Prepared, *, notes: tuple[str, ...]) -> dict[str, Any]:
         "points_per_id": dict(zip(map(str, ids.tolist()), counts.tolist(), strict=True)),
         "differences": [*notes, *empty_notes],
     }
-
-
-def _batched(scans: Iterator[ListedScan]) -> Iterator[tuple[ListedScan, ...]]:
-    while part := tuple(itertools.islice(scans, _SCANS_A_PART)):
-        yield part
 
 
 def read_name_lists(folder: Path, names: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -47,10 +48,12 @@ __all__ = [
     "Row",
     "assert_extent",
     "duplicates_of",
+    "in_batches",
     "prepare_native",
     "to_unit_sphere",
 ]
 
+T = TypeVar("T")
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with the rows done, the rows in all, and what is being read."""
 
@@ -161,6 +164,13 @@ def duplicates_of(prepared: Prepared, column: str) -> list[list[str]]:
         for name, row in zip(prepared.names(split), prepared.rows(split, column), strict=True):
             seen[hashlib.sha256(row.data).digest()].append(f"{split}/{name}")
     return [group for group in seen.values() if len(group) > 1]
+
+
+def in_batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    """The items in their order, so many together; fewer at the end."""
+    left = iter(items)
+    while batch := tuple(itertools.islice(left, size)):
+        yield batch
 
 
 def _already_there(plan: Plan, target: Path) -> dict[str, Any] | None:

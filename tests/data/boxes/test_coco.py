@@ -1,0 +1,396 @@
+"""COCO's form from files to samples: gaps in ids, odd images, masks, faults by name, splits, classes by choice."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sightline.data.boxes.coco import Coco
+from sightline.data.boxes.masks import box_of_mask
+from sightline.data.store.native import verify
+from sightline.errors import ConfigError, DataError
+from sightline.types import SampleKey
+from tests.command import run_here
+from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_coco, write_image
+
+ONE = [(1, "a.png", 8, 6)]
+BOX = {"image_id": 1, "category_id": 3, "bbox": [1.25, 2, 3.5, 4]}
+
+
+def prepare(source: Path, target: Path, **options: Any) -> dict[str, Any]:
+    return Coco.prepare(source=source, target=target, name="coco", progress=quiet, **options)
+
+
+def all_of(root: Path, **arguments: Any) -> Coco:
+    """Every image of a set without splits, but for the last, in the training part."""
+    return Coco(split="train", root=str(root), test_share=0.0, validation_share=0.0, **arguments)
+
+
+def made(tmp_path: Path, annotations: list[dict[str, Any]], **changed: Any) -> Coco:
+    """A set of one image of 8 x 6 pixels with these annotations."""
+    write_image(tmp_path / "in" / "a.png", pattern(6, 8))
+    write_coco(tmp_path / "in" / "all.json", ONE, annotations, **changed)
+    prepare(tmp_path / "in", tmp_path / "set")
+    return all_of(tmp_path / "set")
+
+
+def test_classes_are_numbered_by_their_ids_and_boxes_keep_their_fractions(tmp_path: Path) -> None:
+    images = made(
+        tmp_path,
+        [
+            BOX | {"area": 9.5},
+            {"image_id": 1, "category_id": 90, "bbox": [0, 0, 8, 6], "iscrowd": 1},
+            {"image_id": 1, "category_id": 7, "bbox": [0.1, 0.2, 1 / 3, 0.25], "ignore": 1, "area": 0.01},
+        ],
+    )
+    assert images.classes == (("person", "car", "hat"), (3, 7, 90))
+    assert images.info.facts["class_names"] == ("person", "car", "hat")
+    record = images.record(0)
+    assert record.boxes.tolist() == [[1.25, 2, 4.75, 6], [0, 0, 8, 6], [0.1, 0.2, 0.1 + 1 / 3, 0.45]]
+    assert record.label.tolist() == [0, 2, 1]
+    assert record.is_ignored.tolist() == [False, True, True]
+    assert record.area.tolist() == [9.5, 48, 0.01]  # stated, or else of the box; never that of a resized image
+    sample = images[SampleKey(0, 0, 0)]
+    assert np.array_equal(sample["image"], pattern(6, 8))
+    assert sample["boxes"].dtype == torch.float32
+    assert sample["truth"][:, :4].tolist() == record.boxes.tolist()
+    assert sample["truth"][:, 4:].tolist() == [[0, 9.5, 0], [2, 48, 1], [1, 0.01, 1]]
+    assert images.image(0) == ("a.png", 1, 6, 8)
+
+
+def test_samples_are_pure_and_nothing_reaches_the_records(tmp_path: Path) -> None:
+    """Trap T1: boxes scaled in place drifted every epoch; here the records refuse, and samples are copies."""
+    images = made(tmp_path, [BOX, BOX | {"iscrowd": 1}])
+    before = digest_of(images)
+    first = images[SampleKey(0, 0, 0)]
+    for epoch in range(3):
+        sample = images[SampleKey(0, epoch, 5)]
+        assert all(torch.equal(value, first[name]) for name, value in sample.items())
+        for name in ("boxes", "truth", "image", "label"):
+            sample[name].mul_(2)
+        assert digest_of(images) == before
+    for array in vars(images.record(0)).values():
+        with pytest.raises(ValueError, match="read-only"):
+            array *= 2
+    copied = pickle.loads(pickle.dumps(images))
+    assert torch.equal(copied[SampleKey(0, 0, 0)]["boxes"], images[SampleKey(0, 0, 0)]["boxes"])
+
+
+def test_images_without_a_box_are_samples(tmp_path: Path) -> None:
+    for name in "abc":
+        write_image(tmp_path / "in" / f"{name}.png", pattern(6, 8))
+    entries = [(number, f"{name}.png", 8, 6) for number, name in enumerate("abc", start=1)]
+    write_coco(tmp_path / "in" / "all.json", entries, [BOX | {"image_id": 2}])
+    manifest = prepare(tmp_path / "in", tmp_path / "set")
+    assert manifest["statistics"]["images_without_boxes"] == 2
+    images = all_of(tmp_path / "set")
+    assert [len(images[SampleKey(index, 0, 0)]["boxes"]) for index in range(3)] == [0, 1, 0]
+    assert images[SampleKey(0, 0, 0)]["truth"].shape == (0, 7)
+    assert verify(tmp_path / "set") > 3
+
+
+def test_a_set_without_any_box_is_prepared(tmp_path: Path) -> None:
+    images = made(tmp_path, [])
+    assert images.record(0).boxes.shape == (0, 4)
+
+
+POLYGONS = [[1, 2, 4.5, 2, 4.5, 6], [0.5, 3, 2, 3, 2, 4]]
+RUNS = {"size": [6, 8], "counts": [8, 3, 4, 1, 32]}  # columns of 6: rows 2 to 4 of column 1, row 3 of column 2
+
+
+def test_masks_stand_in_for_boxes(tmp_path: Path) -> None:
+    segments = [{"image_id": 1, "category_id": 3, "segmentation": each} for each in (POLYGONS, RUNS)]
+    images = made(tmp_path, [segments[0], segments[1] | {"bbox": []}])
+    assert images.record(0).boxes.tolist() == [[0.5, 2, 4.5, 6], [1, 2, 3, 5]]
+
+
+def test_boxes_of_masks_agree_with_pycocotools() -> None:
+    mask = pytest.importorskip("pycocotools.mask", reason="pycocotools is not installed")
+    generator = np.random.default_rng(0)
+    for trial in range(60):
+        height, width = (int(each) for each in generator.integers(3, 40, 2))
+        pixels = np.zeros((height, width), dtype=np.uint8, order="F")
+        rows, columns = (np.sort(generator.integers(0, each + 1, 2)) for each in (height, width))
+        pixels[rows[0] : rows[1], columns[0] : columns[1]] = generator.random((height, width))[
+            rows[0] : rows[1], columns[0] : columns[1]
+        ] < (1.0 if trial % 2 else 0.3)
+        packed = mask.encode(pixels)
+        text = {"size": packed["size"], "counts": packed["counts"].decode()}
+        if not pixels.any():
+            with pytest.raises(ValueError, match="empty"):
+                box_of_mask(text)
+            continue
+        left, top, box_width, box_height = mask.toBbox(packed).tolist()
+        assert box_of_mask(text) == (left, top, left + box_width, top + box_height)
+
+
+def odd(kind: str) -> tuple[Image.Image, np.ndarray]:
+    """An image of an unusual kind, and the pixels (6, 8, 3) that it shows."""
+    colours = pattern(6, 8)
+    grey = colours[..., :1]
+    if kind == "grey":
+        return Image.fromarray(grey[..., 0]), np.repeat(grey, 3, axis=2)
+    if kind == "deep":
+        values = grey[..., 0].astype(np.uint16) * 256 + 77
+        return Image.fromarray(values), np.repeat(grey, 3, axis=2)
+    if kind == "rgba":
+        return Image.fromarray(np.concatenate([colours, grey], axis=2)), colours
+    if kind == "bits":
+        return Image.fromarray(grey[..., 0] > 99), np.repeat((grey > 99) * np.uint8(255), 3, axis=2)
+    index = (np.arange(48, dtype=np.uint8) % 7).reshape(6, 8)
+    image = Image.new("P", (8, 6))
+    image.putdata(index.ravel().tolist())
+    table = pattern(1, 7, seed=3)[0]
+    image.putpalette(table.ravel().tolist())
+    if kind == "clear palette":
+        image.info["transparency"] = bytes(range(7))
+    return image, table[index]
+
+
+MODES = {"grey": "L", "deep": "I;16", "rgba": "RGBA", "bits": "1", "palette": "P", "clear palette": "P"}
+
+
+@pytest.mark.parametrize("kind", MODES)
+def test_images_of_every_kind_become_rgb(tmp_path: Path, kind: str) -> None:
+    image, shown = odd(kind)
+    write_image(tmp_path / "in" / "a.png", image)
+    write_coco(tmp_path / "in" / "all.json", ONE, [BOX])
+    manifest = prepare(tmp_path / "in", tmp_path / "set")
+    assert manifest["differences"] == [f"1 images are not RGB and are converted (1 {MODES[kind]}), first: a.png"]
+    sample = all_of(tmp_path / "set")[SampleKey(0, 0, 0)]
+    assert sample["image"].dtype == torch.uint8
+    assert np.array_equal(sample["image"], shown)
+
+
+def test_cmyk_is_light_that_inks_leave(tmp_path: Path) -> None:
+    inks = np.zeros((16, 16, 4), dtype=np.uint8)
+    inks[..., 0] = 255  # cyan takes the red out
+    Image.fromarray(inks, mode="CMYK").save(write_image(tmp_path / "in" / "a.jpg", pattern(16, 16)), quality=100)
+    write_coco(tmp_path / "in" / "all.json", [(1, "a.jpg", 16, 16)], [BOX])
+    prepare(tmp_path / "in", tmp_path / "set")
+    found = all_of(tmp_path / "set")[SampleKey(0, 0, 0)]["image"].float().mean(dim=(0, 1))
+    assert (found - torch.tensor([0.0, 255.0, 255.0])).abs().max() <= 3  # JPEG rounds
+
+
+@pytest.mark.parametrize(("stated", "is_turned"), [((6, 8), True), ((8, 6), False)])
+def test_images_are_turned_when_the_stated_size_shows_it(
+    tmp_path: Path, stated: tuple[int, int], is_turned: bool
+) -> None:
+    """6 rows of 8 pixels are stored, to be turned by a quarter clockwise; sizes in the file are (width, height)."""
+    stored = pattern(6, 8)
+    write_image(tmp_path / "in" / "a.png", stored, orientation=6)
+    write_image(tmp_path / "in" / "square.png", pattern(6, 6), orientation=3)  # no size shows it: as the others
+    write_coco(tmp_path / "in" / "all.json", [(1, "a.png", *stated), (2, "square.png", 6, 6)], [BOX])
+    prepare(tmp_path / "in", tmp_path / "set")
+    images = all_of(tmp_path / "set")
+    expected = np.rot90(stored, k=-1) if is_turned else stored
+    assert np.array_equal(images[SampleKey(0, 0, 0)]["image"], expected)
+    assert images.image(0)[2:] == expected.shape[:2] == stated[::-1]
+    square = np.rot90(pattern(6, 6), k=2) if is_turned else pattern(6, 6)
+    assert np.array_equal(images[SampleKey(1, 0, 0)]["image"], square)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "NaN": ({"bbox": [math.nan, 0, 1, 1]}, r"1 boxes that cannot be meant, first: b\.png: annotation 2: bbox is \[nan"),
+    "right before left": ({"bbox": [5, 0, -2, 1]}, "bbox is \\[5, 0, -2, 1\\]"),
+    "no height": ({"bbox": [5, 0, 2, 0]}, "bbox is \\[5, 0, 2, 0\\]"),
+    "three numbers": ({"bbox": [5, 0, 2]}, "bbox is \\[5, 0, 2\\]"),
+    "text": ({"bbox": "5 0 2 2"}, "bbox is 5 0 2 2"),
+    "nothing": ({}, "bbox is not there .there is neither bbox nor segmentation"),
+    "empty mask": ({"segmentation": {"size": [6, 8], "counts": [48]}}, "the mask is empty"),
+    "category": ({"bbox": [0, 0, 1, 1], "category_id": 4}, "boxes of unknown categories, .* has the category 4"),
+    "image": ({"bbox": [0, 0, 1, 1], "image_id": 9}, "1 annotations of images that are not in the file, .*of image 9"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_faulty_annotations_are_named_or_left_out(tmp_path: Path, kind: str) -> None:
+    fault, told = FAULTS[kind]
+    for name in "ab":
+        write_image(tmp_path / "in" / f"{name}.png", pattern(6, 8))
+    faulty = {"image_id": 2, "category_id": 3, **fault}
+    write_coco(tmp_path / "in" / "all.json", [*ONE, (2, "b.png", 8, 6)], [BOX, faulty, BOX | {"image_id": 2}])
+    with pytest.raises(DataError, match=f"{told}.*mend them, or prepare with faulty=leave_out"):
+        prepare(tmp_path / "in", tmp_path / "set")
+    manifest = prepare(tmp_path / "in", tmp_path / "set", faulty="leave_out")
+    assert "left out: 1 " in manifest["differences"][0]
+    images = all_of(tmp_path / "set")
+    assert [images.record(index).boxes.tolist() for index in range(2)] == 2 * [[[1.25, 2, 4.75, 6]]]
+
+
+@pytest.mark.parametrize("kind", ["missing", "cut", "text", "size"])
+def test_faulty_images_are_named_and_counted_or_left_out(tmp_path: Path, kind: str) -> None:
+    for name in "abc":
+        write_image(tmp_path / "in" / f"{name}.png", pattern(32, 40))
+    sizes = [(40, 32), (40, 32), (40, 33) if kind == "size" else (40, 32)]
+    entries = [(number, f"{name}.png", *size) for number, name, size in zip((1, 2, 3), "abc", sizes, strict=True)]
+    write_coco(tmp_path / "in" / "all.json", entries, [BOX | {"image_id": number} for number in (1, 2, 3)])
+    bad = tmp_path / "in" / "c.png"
+    {"missing": bad.unlink, "cut": lambda: cut(bad), "text": lambda: bad.write_text("no image"), "size": str}[kind]()
+    told = "of another size .*c.png is 40 wide and 32 high, .* state 40 and 33" if kind == "size" else "c.png"
+    with pytest.raises(DataError, match=f"1 images .*{told}"):
+        prepare(tmp_path / "in", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    manifest = prepare(tmp_path / "in", tmp_path / "set", faulty="leave_out")
+    assert manifest["statistics"]["images"] == {"all": 2}
+    assert [all_of(tmp_path / "set").name_of(index) for index in range(2)] == ["a.png", "b.png"]
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "ids": (
+        {"images": [dict(id=1, file_name=name) for name in ("a.png", "b.png")]},
+        "'a.png' and 'b.png' both have the id 1",
+    ),
+    "names": ({"images": [dict(id=number, file_name="a.png") for number in (1, 2)]}, "'a.png' has the ids 1 and 2"),
+    "text ids": ({"images": [dict(id="x", file_name="a.png")]}, "'x' is not a whole number"),
+    "no name": ({"images": [dict(id=1)]}, "lacks a file_name"),
+    "categories": ({"categories": [dict(id=1, name="a"), dict(id=1, name="b")]}, "two categories have one id"),
+    "one name": ({"categories": [dict(id=1, name="a"), dict(id=2, name="a")]}, "'a' is the name of two classes"),
+    "no categories": ({"categories": []}, "names no class"),
+    "outside": ({"images": [dict(id=1, file_name="../a.png")]}, "'../a.png' is not below"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_files_that_contradict_themselves_are_refused(tmp_path: Path, kind: str) -> None:
+    changed, told = WRONG[kind]
+    with pytest.raises(DataError, match=told):
+        made(tmp_path, [], **changed)
+
+
+def test_what_is_not_instances_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such file or folder"):
+        prepare(tmp_path / "nowhere", tmp_path / "set")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "results.json").write_text("[]")
+    with pytest.raises(DataError, match=r"holds results\.json, no JSON file with images, annotations, categories"):
+        prepare(tmp_path / "in", tmp_path / "set")
+    with pytest.raises(DataError, match="it has a list"):
+        prepare(tmp_path / "in" / "results.json", tmp_path / "set")
+    (tmp_path / "in" / "results.json").write_text("{")
+    with pytest.raises(DataError, match="does not read as JSON"):
+        prepare(tmp_path / "in", tmp_path / "set")
+
+
+def test_names_with_accents_links_and_backslashes_are_found(tmp_path: Path) -> None:
+    composed = unicodedata.normalize("NFC", "Übung äß 行人.png")
+    decomposed = unicodedata.normalize("NFD", composed)
+    write_image(tmp_path / "in" / decomposed, pattern(6, 8))
+    write_image(tmp_path / "disk" / "b.png", pattern(6, 8, seed=1))
+    os.symlink(tmp_path / "disk", tmp_path / "in" / "more")
+    write_coco(tmp_path / "in" / "all.json", [(1, composed, 8, 6), (2, "more\\b.png", 8, 6)], [BOX])
+    prepare(tmp_path / "in", tmp_path / "set")
+    images = all_of(tmp_path / "set")
+    found = {images.name_of(index): images[SampleKey(index, 0, 0)]["image"].numpy() for index in range(2)}
+    assert np.array_equal(found[decomposed], pattern(6, 8))
+    assert np.array_equal(found["more/b.png"], pattern(6, 8, seed=1))
+
+
+@pytest.mark.parametrize("layout", ["coco", "coco images", "export"])
+def test_files_by_split_are_recognised(tmp_path: Path, layout: str) -> None:
+    root = tmp_path / "in"
+    for word, number in (("train", 5), ("val", 3)):
+        if layout == "export":
+            folder, document = root / word, root / word / "_annotations.coco.json"
+        else:
+            folder = root / ("images" if layout == "coco images" else "") / f"{word}2017"
+            document = root / "annotations" / f"instances_{word}2017.json"
+            (root / "annotations").mkdir(parents=True, exist_ok=True)
+            (root / "annotations" / f"captions_{word}2017.json").write_text("{")  # is never opened
+        entries = [(each, f"{word}{each}.png", 8, 6) for each in range(1, number + 1)]
+        for _, name, *_ in entries:
+            write_image(folder / name, pattern(6, 8))
+        write_coco(document, entries, [BOX])
+    prepare(root, tmp_path / "set")
+    train = Coco(split="train", root=str(tmp_path / "set"))
+    assert train.info.split_sizes == {"train": 4, "validation": 1, "test": 3}  # its validation images are tested on
+    assert Path(Coco(split="test", root=str(tmp_path / "set")).name_of(0)).name == "val1.png"
+    chosen = Coco(split="test", root=str(tmp_path / "set"), tested=(train.name_of(1),))
+    assert [chosen.name_of(index) for index in range(len(chosen))] == [train.name_of(1)]
+    with pytest.raises(DataError, match="no image's name begins with 'nobody'"):
+        Coco(split="test", root=str(tmp_path / "set"), tested=("nobody",))
+
+
+def test_files_that_do_not_tell_their_split_are_chosen_by_name(tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "a.png", pattern(6, 8))
+    for name in ("first.json", "second.json"):
+        write_coco(tmp_path / "in" / name, ONE, [BOX] * len(name))
+    with pytest.raises(
+        DataError, match=r"first\.json, second\.json are not one file for each .*choose by annotations="
+    ):
+        prepare(tmp_path / "in", tmp_path / "set")
+    prepare(tmp_path / "in", tmp_path / "set", annotations=("second.json",))
+    assert len(all_of(tmp_path / "set").record(0).boxes) == len("second.json")
+
+
+def test_splits_of_other_categories_are_refused(tmp_path: Path) -> None:
+    for word in ("train", "val"):
+        write_image(tmp_path / "in" / word / "a.png", pattern(6, 8))
+    write_coco(tmp_path / "in" / "train" / "x.json", ONE, [BOX])
+    write_coco(tmp_path / "in" / "val" / "x.json", ONE, [], categories=[{"id": 3, "name": "person"}])
+    with pytest.raises(DataError, match="its categories are not those of"):
+        prepare(tmp_path / "in", tmp_path / "set")
+
+
+def test_classes_are_chosen_by_name(tmp_path: Path) -> None:
+    boxes = [BOX | {"category_id": number, "bbox": [0, 0, number / 20, 1]} for number in (3, 7, 90)]
+    made(tmp_path, boxes)
+    chosen = all_of(tmp_path / "set", classes=("hat", "person"))
+    assert chosen.classes == (("hat", "person"), (90, 3))
+    assert chosen.record(0).label.tolist() == [1, 0]
+    assert chosen.record(0).boxes[:, 2].tolist() == [0.15, 4.5]
+    kept = all_of(tmp_path / "set", classes=("car",), other_classes="ignored").record(0)
+    assert kept.is_ignored.tolist() == [True, False, True]
+    assert kept.label.tolist() == [0, 0, 0]
+    with pytest.raises(ConfigError, match="has no class 'persn'; did you mean 'person'"):
+        all_of(tmp_path / "set", classes=("persn",))
+    with pytest.raises(ConfigError, match="names a class twice"):
+        all_of(tmp_path / "set", classes=("car", "car"))
+
+
+def test_a_file_that_changed_is_named(tmp_path: Path) -> None:
+    images = made(tmp_path, [BOX])
+    write_image(tmp_path / "in" / "a.png", pattern(7, 8))
+    with pytest.raises(DataError, match=r"a\.png: (has|was written)"):
+        images[SampleKey(0, 0, 0)]
+    with pytest.raises(IndexError, match="samples 0 to 0"):
+        images[SampleKey(1, 0, 0)]
+    write_coco(tmp_path / "in" / "all.json", [(1, "a.png", 8, 7)], [BOX, BOX])
+    with pytest.raises(DataError, match="before its files changed"):
+        prepare(tmp_path / "in", tmp_path / "set")
+
+
+def test_commands_prepare_and_print(tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "a.png", pattern(6, 8)[..., 0])
+    write_coco(tmp_path / "in" / "all.json", ONE, [BOX, BOX | {"iscrowd": 1}, BOX | {"bbox": [0, 0, 0, 0]}])
+    code, out, _ = run_here("data", "info", "coco", "--from", tmp_path / "in", "--json", tmp_path / "info.json")
+    assert code == 0
+    assert "left out: 1 boxes that cannot be meant" in out
+    document = json.loads((tmp_path / "info.json").read_text())
+    assert document["boxes_per_class"] == {"person": 1, "car": 0, "hat": 0}
+    assert document["ignored_share"] == 0.5
+    assert document["image_modes"] == {"L": 1}
+    where = ("--from", tmp_path / "in", "--to", tmp_path / "set")
+    code, _, err = run_here("data", "prepare", "coco", *where)
+    assert code == 2
+    assert err.splitlines()[-1].startswith(f"error: {tmp_path}")
+    assert run_here("data", "prepare", "coco", *where, "faulty=leave_out")[0] == 0
+    code, out, _ = run_here("data", "info", tmp_path / "set")
+    assert code == 0
+    assert "image_sizes: 8x6\u00a01" in out or "image_sizes: 8x6 1" in out
+    assert run_here("data", "verify", tmp_path / "set")[0] == 0
+    assert run_here("data", "info", "coco")[0] == 0

@@ -1,0 +1,205 @@
+"""YOLO's text files from disk to samples: the real coco128, every layout, rows and names that cannot be meant."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline.data.boxes.yolo_txt import YoloTxt
+from sightline.data.store.native import verify
+from sightline.errors import DataError
+from sightline.types import SampleKey
+from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_image
+
+
+def prepare(source: Path, target: Path, **options: Any) -> dict[str, Any]:
+    return YoloTxt.prepare(source=source, target=target, name="yolo_txt", progress=quiet, **options)
+
+
+def all_of(root: Path) -> YoloTxt:
+    return YoloTxt(split="train", root=str(root), test_share=0.0, validation_share=0.0)
+
+
+@pytest.fixture(scope="module")
+def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The real images, and the set that is prepared from them."""
+    root = tmp_path_factory.mktemp("coco128") / "set"
+    with pytest.raises(DataError, match=r"2 text files without an image, first: .*/000000000656\.txt"):
+        prepare(shared / "data" / "coco128", root)
+    prepare(shared / "data" / "coco128", root, faulty="leave_out")
+    return shared / "data" / "coco128", root
+
+
+@pytest.mark.shared
+def test_real_images_are_counted_as_their_files_say(real: tuple[Path, Path]) -> None:
+    source, root = real
+    for split, folder in (("train", "train2017"), ("test", "val2017")):
+        images = YoloTxt(split=split, root=str(root), validation_share=0.0)
+        names = {path.stem for path in (source / "images" / folder).iterdir()}
+        texts = [path.read_text() for path in (source / "labels" / folder).glob("*.txt") if path.stem in names]
+        rows = [row.split() for text in texts for row in text.splitlines()]
+        assert len(images) == len(names) == 128
+        records = [images.record(index) for index in range(len(images))]
+        found = Counter(label for record in records for label in record.label.tolist())
+        assert found == Counter(int(row[0]) for row in rows)
+        assert images.info.facts["class_names"][:3] == ("person", "bicycle", "car")
+        assert len(images.info.facts["class_names"]) == 80
+
+
+@pytest.mark.shared
+def test_a_real_sample_is_that_of_a_plain_reader(real: tuple[Path, Path]) -> None:
+    """Boxes worked out row by row in Python's own numbers; pixels from Pillow without anything of ours."""
+    source, root = real
+    images = YoloTxt(split="test", root=str(root))
+    for index in (0, 17, 100):
+        path = source / images.name_of(index)
+        with Image.open(path) as image:
+            width, height = image.size
+            pixels = np.asarray(image.convert("RGB"))
+        rows = Path(str(path).replace("/images/", "/labels/")).with_suffix(".txt").read_text().splitlines()
+        expected = []
+        for row in rows:
+            _, x, y, wide, high = map(float, row.split())
+            expected.append(
+                [(x - wide / 2) * width, (y - high / 2) * height, (x + wide / 2) * width, (y + high / 2) * height]
+            )
+        sample = images[SampleKey(index, 0, 0)]
+        assert np.array_equal(sample["image"], pixels)
+        np.testing.assert_allclose(sample["truth"][:, :4], np.array(expected).reshape(-1, 4), rtol=1e-12, atol=1e-9)
+        np.testing.assert_allclose(sample["boxes"], np.array(expected).reshape(-1, 4), rtol=1e-6)
+
+
+@pytest.mark.shared
+def test_real_records_stay_as_they_are_over_epochs(real: tuple[Path, Path]) -> None:
+    images = YoloTxt(split="test", root=str(real[1]), tested=("images/val2017/0000000",))
+    assert len(images) > 3
+    before = digest_of(images)
+    bits: list[bytes] = []
+    for epoch in range(3):
+        samples = [images[SampleKey(index, epoch, epoch)] for index in range(3)]
+        bits.append(b"".join(value.numpy().tobytes() for sample in samples for value in sample.values()))
+        for sample in samples:
+            sample["boxes"] *= 1.5
+        assert digest_of(images) == before
+    assert len(set(bits)) == 1
+
+
+@pytest.mark.shared
+def test_a_real_set_is_verified(real: tuple[Path, Path]) -> None:
+    assert verify(real[1]) >= 256
+
+
+def write_tree(root: Path, layout: str) -> None:
+    """Two images to train on and one to test on, of 10 x 20 pixels, each with a box of class 0 or 1."""
+    for split, name in (("train", "a"), ("train", "b"), ("valid", "c")):
+        image = {
+            "images first": root / "images" / split,
+            "split first": root / split / "images",
+            "beside": root / split,
+        }[layout]
+        write_image(image / f"{name}.png", pattern(10, 20))
+        text = image if layout == "beside" else Path(str(image).replace("/images", "/labels"))
+        text.mkdir(parents=True, exist_ok=True)
+        (text / f"{name}.txt").write_text(f"{int(name == 'a')} 0.5 0.5 0.25 0.5\n")
+
+
+@pytest.mark.parametrize("layout", ["images first", "split first", "beside"])
+@pytest.mark.parametrize("names", ["data.yaml", "classes.txt", "stated"])
+def test_layouts_are_recognised(tmp_path: Path, layout: str, names: str) -> None:
+    write_tree(tmp_path / "in", layout)
+    texts = {"data.yaml": "names: {0: person, 4: dog, 1: rider}\n", "classes.txt": "person\nrider\n\ndog\n"}
+    if names in texts:
+        (tmp_path / "in" / names).write_text(texts[names])
+    stated = {"names": ("person", "rider", "dog")} if names == "stated" else {}
+    prepare(tmp_path / "in", tmp_path / "set", **stated)
+    images = YoloTxt(split="train", root=str(tmp_path / "set"), validation_share=0.0)
+    assert images.info.split_sizes == {"train": 2, "test": 1}
+    assert images.classes == (("person", "rider", "dog"), (0, 1, 4 if names == "data.yaml" else 2))
+    assert [images.record(index).label.tolist() for index in range(2)] == [[1], [0]]
+    assert images.record(0).boxes.tolist() == [[7.5, 2.5, 12.5, 7.5]]
+    assert images.record(0).area.tolist() == [25]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_splits_are_those_of_the_file_of_names(tmp_path: Path, listed: bool) -> None:
+    root = tmp_path / "in"
+    for folder, name in (("one", "a"), ("two", "b"), ("three", "c")):
+        write_image(root / "images" / folder / f"{name}.png", pattern(10, 20))
+    (root / "labels" / "one").mkdir(parents=True)
+    (root / "labels" / "one" / "a.txt").write_text("0 .5 .5 .5 .5")
+    (root / "list.txt").write_text("./images/two/b.png\n")
+    test = "list.txt" if listed else "images/two"
+    (root / "data.yaml").write_text(f"path: ../datasets/mine\ntrain: ../images/one\ntest: {test}\nnames: [person]\n")
+    manifest = prepare(root, tmp_path / "set")
+    assert manifest["statistics"]["images"] == {"train": 1, "test": 1}
+    assert manifest["differences"] == [
+        "1 images have no text file and count as empty, first: images/two/b.png",
+        f"1 images are in none of the splits that {root / 'data.yaml'} states, left out",
+    ]
+
+
+def test_photographs_are_turned_as_viewers_turn_them(tmp_path: Path) -> None:
+    stored = pattern(10, 20)
+    write_image(tmp_path / "in" / "a.png", stored, orientation=8)
+    (tmp_path / "in" / "a.txt").write_text("0 0.25 0.5 0.5 1.0\n")
+    prepare(tmp_path / "in", tmp_path / "set", names=("person",))
+    images = all_of(tmp_path / "set")
+    assert np.array_equal(images[SampleKey(0, 0, 0)]["image"], np.rot90(stored, k=1))
+    assert images.record(0).boxes.tolist() == [[0, 0, 5, 20]]  # the left half of 10 x 20, wide and high
+
+
+ROWS = {
+    "0 0.5 0.5 0.25": "class, centre x, centre y, width and height, or class and corners, are needed",
+    "0 0.5 0.5 0.25 0.25 0.9": "or class and corners, are needed",
+    "0 5 5 10 10": "shares of the image from 0 to 1 are needed, not pixels",
+    "0 0.5 0.5 -0.25 0.5": "shares of the image",
+    "0 0.5 0.5 0.0 0.5": "width and height above 0",
+    "0 nan 0.5 0.1 0.5": "finite shares",
+    "0.5 0.5 0.5 0.1 0.5": "a whole number",
+    "person 0.5 0.5 0.1 0.5": "could not convert",
+    "7 0.5 0.5 0.1 0.5": "class 7 of 1",
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_that_cannot_be_meant_are_named_or_left_out(tmp_path: Path, row: str) -> None:
+    write_image(tmp_path / "in" / "a.png", pattern(10, 20))
+    (tmp_path / "in" / "a.txt").write_text(f"0 .5 .5 .1 .1\n\n{row}\n0 0.1 0.2 0.5 0.2 0.5 0.4\n")
+    with pytest.raises(DataError, match=f"1 rows that cannot be meant, first: .*a.txt:3: .*{ROWS[row]}"):
+        prepare(tmp_path / "in", tmp_path / "set", names=("person",))
+    prepare(tmp_path / "in", tmp_path / "set", names=("person",), faulty="leave_out")
+    assert all_of(tmp_path / "set").record(0).boxes[1].tolist() == [2, 2, 10, 4]  # about a polygon's corners
+
+
+def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such folder, no image"):
+        prepare(tmp_path / "in", tmp_path / "set")
+    write_image(tmp_path / "in" / "a.png", pattern(10, 20))
+    with pytest.raises(DataError, match=r"nothing names the classes: .*state 'names=\[a, b\]'"):
+        prepare(tmp_path / "in", tmp_path / "set")
+    with pytest.raises(DataError, match="none of 1 images has a text file"):
+        prepare(tmp_path / "in", tmp_path / "set", names=("person",))
+    with pytest.raises(DataError, match="'a' is the name of two classes"):
+        prepare(tmp_path / "in", tmp_path / "set", names=("a", "a"))
+    (tmp_path / "in" / "a.txt").write_text("")
+    write_image(tmp_path / "in" / "train" / "b.png", pattern(10, 20))
+    with pytest.raises(DataError, match=r"1 images, first 'a\.png', belong to no split, the others to train"):
+        prepare(tmp_path / "in", tmp_path / "set", names=("person",))
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    write_image(tmp_path / "disk" / "bild ü.png", pattern(10, 20))
+    (tmp_path / "disk" / "bild ü.txt").write_text("0 .5 .5 .5 .5")
+    (tmp_path / "in").mkdir()
+    os.symlink(tmp_path / "disk", tmp_path / "in" / "far")
+    os.symlink(tmp_path / "in", tmp_path / "in" / "loop")
+    prepare(tmp_path / "in", tmp_path / "set", names=("person",))
+    images = all_of(tmp_path / "set")
+    assert [images.name_of(index) for index in range(len(images))] == ["far/bild ü.png"]
+    assert np.array_equal(images[SampleKey(0, 0, 0)]["image"], pattern(10, 20))
