@@ -18,7 +18,7 @@ from sightline.data.loading.reading import BatchReader
 from sightline.describe.trace import untouched
 from sightline.draws import Draws
 from sightline.engine.build import Built, Data, Part, build, build_transforms
-from sightline.engine.distributed import World
+from sightline.engine.loading import OpenRun
 from sightline.errors import DataError, MissingDataError
 from sightline.members import DataMembers
 from sightline.runs.inputs import INPUTS, read_inputs
@@ -39,18 +39,19 @@ class Subject(NamedTuple):
     batch: str
 
 
-def build_subject(config: RunConfig, world: World, *, run: Path | None = None) -> Subject:
+def build_subject(opened: OpenRun) -> Subject:
     """Build a run on its own data. Where that cannot be read, on samples made from what the set, or the run, promises.
 
-    `run` is the run directory that the config is of. Weights that the run would be initialised with are not read.
-    Global random states stay as they are. Raises DataError where neither data nor promise is there.
+    Weights that the run would be initialised with are not read. Global random states stay as they are. Raises
+    DataError where neither data nor promise is there.
     """
+    config, world = opened.config, opened.world
     with untouched():
         try:
             built = build(config, world, is_resumed=True)
             return Subject(built, f"the first samples of data set '{config.data.name}', with its training transforms")
         except MissingDataError as error:
-            info, source = _promise(config, run, error)
+            info, source = _promise(config, opened.directory, error)
             with located(config.origins):
                 data = _promised_data(config, info)
             built = build(config, world, is_resumed=True, data=data)

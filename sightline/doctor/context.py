@@ -24,7 +24,7 @@ from sightline.doctor.oracles.squares import Squares, squares_of
 from sightline.engine.build import Built
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.loading import checkpoint_path, load_trained
+from sightline.engine.loading import open_run
 
 __all__ = ["CHECKS", "Check", "Context", "Moment", "Reporter", "check"]
 
@@ -102,7 +102,7 @@ class Context:
         if self.run is None or not (self.run / "checkpoints" / "last").exists():
             return None
         copied = copy_of(self.built.job.model)
-        load_trained(copied, checkpoint_path(self.run, "last"))
+        open_run(self.run, config=self.config).load_into(copied)
         return copied.eval()
 
     def thoroughly(self, survey: PartSurvey) -> PartSurvey:

@@ -24,7 +24,7 @@ from sightline.config.show import show_inline, to_plain
 from sightline.data.store.native import sha256_of
 from sightline.engine.build import build_model, build_transforms
 from sightline.engine.distributed import World
-from sightline.engine.loading import is_run
+from sightline.engine.loading import config_file
 from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.records import kept_random_state
 from sightline.errors import CheckpointError, ConfigError, MissingDataError, UserError
@@ -279,7 +279,7 @@ def _config(
     if path is not None and data_name is not None:
         raise UserError("convert-weights: --config has its own data; give --config or --data")
     if path is not None:
-        return read_config(path / "config.yaml" if is_run(path) else path, overrides)
+        return read_config(config_file(path), overrides)
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / f"{layout}.yaml"
         data_name = data_name or published.protocol.data

@@ -23,13 +23,13 @@ from sightline.compare.walk import Row
 from sightline.config import RunConfig
 from sightline.describe.memory import first_samples
 from sightline.describe.sources import build_subject
-from sightline.engine.build import Built, build
-from sightline.engine.distributed import World, start_world
-from sightline.engine.loading import checkpoint_path, load_trained
+from sightline.engine.build import Built
+from sightline.engine.distributed import start_world
+from sightline.engine.loading import OpenRun, open_run
 from sightline.engine.precision import set_backends
 from sightline.errors import UserError
 from sightline.nests import leaves
-from sightline.verbs.common import config_of, is_run, write_document, write_file
+from sightline.verbs.common import config_of, write_document, write_file
 from sightline.verbs.output import note, show_table
 
 __all__ = ["Options", "compare_variants"]
@@ -67,7 +67,7 @@ def compare_variants(options: Options, *, is_record: bool) -> int:
     config, _ = config_of(options.path, options.overrides, options.plugins)
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
-        built = _built(config, world, options.path if is_run(options.path) else None)
+        built = _built(open_run(options.path, config=config, world=world))
         recipe = registry.optimizers.build(config.optimizer, facts=built.data.facts)
         is_large = _size_of_sample(built) > _LARGE
         count = options.samples or min(1 if is_large else 4, config.train.batch_size)
@@ -94,14 +94,14 @@ def _size_of_sample(built: Built) -> int:
     return sum(tensor.numel() for name, value in batch.items() if name in names for _, tensor in leaves(value))
 
 
-def _built(config: RunConfig, world: World, run: Path | None) -> Built:
+def _built(opened: OpenRun) -> Built:
     """The run's parts with the weights that it starts from, or of a run directory, those that it came to."""
-    if config.init is not None and run is None:
-        return build(config, world)
-    made = build_subject(config, world, run=run)
+    if opened.config.init is not None and opened.directory is None:
+        return opened.built
+    made = build_subject(opened)
     note(f"batch: {made.batch}")
-    if run is not None:
-        load_trained(made.built.job.model, checkpoint_path(run, "last"))
+    if opened.directory is not None:
+        opened.load_into(made.built.job.model)
     return made.built
 
 

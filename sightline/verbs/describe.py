@@ -13,7 +13,8 @@ from sightline.describe.report import document_of, trace_run
 from sightline.describe.sources import build_subject
 from sightline.describe.trace import Node, Trace
 from sightline.engine.distributed import start_world
-from sightline.verbs.common import config_of, is_run, write_document, write_file
+from sightline.engine.loading import open_run
+from sightline.verbs.common import config_of, write_document, write_file
 from sightline.verbs.output import note, show_table
 
 __all__ = ["describe"]
@@ -47,7 +48,7 @@ def describe(
     sized = [] if batch_size is None else [f"train.batch_size={batch_size}"]
     config, _ = config_of(path, [*overrides, *sized], plugins)
     with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
-        subject = build_subject(config, world, run=path if is_run(path) else None)
+        subject = build_subject(open_run(path, config=config, world=world))
         note(f"batch: {subject.batch}")
         traced = trace_run(subject.built)
         memory = estimate_memory(subject.built)

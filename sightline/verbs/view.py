@@ -14,7 +14,7 @@ import numpy as np
 from sightline.config import RunConfig
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, check_columns
 from sightline.data.loading.reading import BatchReader
-from sightline.engine.build import Data, Part, build_data, build_transforms
+from sightline.engine.build import Data, Part, build_transforms
 from sightline.engine.distributed import start_world
 from sightline.engine.loading import OpenRun, open_run
 from sightline.engine.precision import Precision, set_backends
@@ -118,13 +118,10 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
     config = reread(path, options.overrides)
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
-        run = None
-        if has_answers:
-            run = open_run(path, config=config, checkpoint=options.checkpoint or "last", world=world)
-        data = build_data(config) if run is None else run.data
-        split = options.split or ("train" if run is None else data.test.split)  # what evaluate scores, maybe another
-        part = _part(data, config, split)
-        predictor = None if run is None else _predictor(run, part)
+        run = open_run(path, config=config, checkpoint=options.checkpoint or "last", world=world)
+        split = options.split or (run.data.test.split if has_answers else "train")  # a run: what evaluate scores
+        part = _part(run.data, config, split)
+        predictor = _predictor(run, part) if has_answers else None
         subjects = [
             sample_subject(
                 index,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sightline import registry
-from sightline.config import read_config
+from sightline.config import read_config, render
 from sightline.describe.sources import Promised, build_subject
-from sightline.engine.distributed import World
+from sightline.engine.loading import open_run
 from sightline.errors import DataError
 from sightline.runs.inputs import INPUTS, inputs_document
 from sightline.types import DataInfo, Field, SampleKey
@@ -129,7 +129,7 @@ def test_without_its_data_a_set_keeps_its_promise(tmp_path: Path) -> None:
     words = [f"data.root={tmp_path / 'none'}", "data.num_points=32", "train.batch_size=4"]
     config = read_config(CONFIGS / "modelnet40_pointnet.yaml", words)
     state = torch.get_rng_state()
-    subject = build_subject(config, World())
+    subject = build_subject(open_run(CONFIGS / "modelnet40_pointnet.yaml", config=config))
     assert torch.equal(torch.get_rng_state(), state)
     assert subject.batch.startswith("random samples as data set 'modelnet40' promises them, because the data is not")
     assert str(tmp_path / "none") in subject.batch
@@ -155,7 +155,8 @@ def test_a_run_without_its_data_keeps_what_it_noted(tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text(json.dumps(info.facts))
     words = [f"data.root={tmp_path / 'none'}", "data.num_points=32", "data.normals=none", "train.batch_size=4"]
     config = read_config(CONFIGS / "modelnet40_pointnet.yaml", words)
-    subject = build_subject(config, World(), run=tmp_path)
+    (tmp_path / "config.yaml").write_text(render(config, origins=False))
+    subject = build_subject(open_run(tmp_path, config=config))
     assert f"as the run {tmp_path} promises them" in subject.batch
     assert subject.built.data.facts["in_channels"] == 4
     batch = subject.built.job.stream.reader([SampleKey(0, 0, 1)])
@@ -176,8 +177,9 @@ def test_a_set_that_promises_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(registry.data._entries, "modelnet40", entry._replace(builder=Silent))
         with pytest.raises(DataError, match="there is nothing"):
-            build_subject(broken, World())
-    assert build_subject(config, World()).batch.startswith("the first samples of data set 'synthetic_shapes'")
+            build_subject(open_run(CONFIGS / "modelnet40_pointnet.yaml", config=broken))
+    subject = build_subject(open_run(CONFIGS / "synthetic_shapes_pointnet.yaml", config=config))
+    assert subject.batch.startswith("the first samples of data set 'synthetic_shapes'")
 
 
 def test_promised_samples_keep_shape_type_and_bounds() -> None:
