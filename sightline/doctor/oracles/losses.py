@@ -125,7 +125,7 @@ def _forward(component: Component, given: _Given) -> tuple[float | None, str]:
     squares = squares_of(given.job, given.batch, given.outputs, component.name)
     if squares is None:
         return None, ""
-    told = f"a mean square of {squares.output_key} - {squares.target_key or 'a target that is no key of the batch'}"
+    told = f"a mean square of {squares.output_key} - {squares.target_key or 'a target that is not a key of the batch'}"
     if rightful_factor(squares) is None:
         told += f", times {squares.factor:.4g}"
     if squares.target_key is None and rightful_factor(squares):

@@ -55,9 +55,9 @@ def audit_first_loss(probe: LossProbe, tell: Teller) -> Finding | None:
         measured += f"; all numbers of {', '.join(probe.read)} are finite"
     return tell.finding(
         severity="error",
-        summary=f"the model gives numbers that are none in '{broken[0]}', before the first step"
+        summary=f"the model gives NaN or infinity in '{broken[0]}', before the first step"
         if broken
-        else "the loss of finite outputs is no number, before the first step",
+        else "the loss of finite outputs is not finite, before the first step",
         causes=("model.numerics", "model.init") if broken else ("loss.form", "model.numerics"),
         path="model" if broken else "losses",
         measured=measured,
@@ -81,7 +81,7 @@ def _of_counts(bench: Bench, probe: LossProbe, tell: Teller) -> Iterator[Finding
         if count == 0 and weights[name] > 0:
             yield tell.finding(
                 severity="error",
-                summary=f"the loss '{name}' counts nothing in these samples: there is no target to fit",
+                summary=f"the loss '{name}' has a count of 0 for these samples: there is no target to fit",
                 causes=("data.ignore_handling", "data.target_encoding"),
                 path=tell.loss_path(name),
                 sample=first_sample(bench),
@@ -130,7 +130,7 @@ def _of_contradiction(samples: Samples, probe: LossProbe, tell: Teller) -> Itera
                 path="data",
                 sample=key.index,
                 measured=f"equal {', '.join(probe.inputs)}; different {differing}",
-                expected="equal inputs have equal targets: no network gives two answers to one question",
+                expected="equal inputs have equal targets: no network gives two outputs for one input",
                 action="one of the two targets is wrong; mend or leave out the sample",
                 evidence={"samples": [other[0], key.index]},
             )

@@ -99,7 +99,7 @@ def loss_cause(probe: LossProbe, teller: Teller) -> Finding | None:
     if not probe.read or all(math.isnan(slope.ratio) for slope in probe.slopes.values()):
         return teller.finding(
             severity="error",
-            summary="no loss depends on what the model gives",
+            summary="no loss depends on the model's outputs",
             causes=("loss.detached", "loss.form"),
             path="losses",
             measured="moving the outputs moves no loss",
@@ -108,15 +108,13 @@ def loss_cause(probe: LossProbe, teller: Teller) -> Finding | None:
         )
     if probe.floor is None:
         return _of_sign(
-            f"the loss falls for ever: outputs of no size are good enough; from {probe.start:.4g} to "
+            f"the loss falls without bound: no size of outputs is large enough; from {probe.start:.4g} to "
             f"{probe.fallen_to:.4g} and on",
             teller,
         )
     if probe.truth is not None and probe.truth[0] > probe.truth[1]:
         to, away = probe.truth
-        return _of_sign(
-            f"{to:.4g} for answers that lean to the label, {away:.4g} for those that lean away from it", teller
-        )
+        return _of_sign(f"{to:.4g} for outputs that favour the label, {away:.4g} for outputs that oppose it", teller)
     return None
 
 
@@ -157,11 +155,11 @@ def _of_slope(name: str, slope: Slope, teller: Teller, severity: Severity) -> Fi
 def _of_sign(measured: str, teller: Teller) -> Finding:
     return teller.finding(
         severity="error",
-        summary="the loss has the wrong sign: it is the lower the more wrong the answers are",
+        summary="the loss has the wrong sign: it falls as predictions get worse",
         causes=("loss.sign", "loss.form", "data.label_mapping"),
         path="losses",
         measured=measured,
-        expected="a loss with a floor, and lower for better answers",
+        expected="a loss with a floor, and lower for better predictions",
         action="minimise the negative log likelihood or the distance: drop or add the minus",
     )
 

@@ -219,7 +219,7 @@ def _of_decay(bench: Bench, own: Candidate, verdict: Verdict, teller: Teller, te
         return None
     return teller.finding(
         severity="warning",
-        summary=f"weight decay {decay:g} keeps the recipe from fitting what it fits without",
+        summary=f"with weight decay {decay:g} the recipe does not fit samples that it fits without",
         causes=("optim.hyper", "optim.lr"),
         path="optimizer.weight_decay",
         measured=f"{again.trusted.lowest:.3g} of the way left at rate {rate:g}; {verdict.trusted.lowest:.3g} without",
@@ -245,13 +245,13 @@ def _of_frozen(bench: Bench, teller: Teller) -> Finding | None:
         return None
     return teller.finding(
         severity="warning",
-        summary=f"{len(resting)} parameters do not learn, and the recipe does not say so: {resting[0]}",
+        summary=f"{len(resting)} parameters do not learn, and the recipe does not freeze them: {resting[0]}",
         causes=("model.frozen_unintended", "optim.param_coverage"),
         path="optimizer",
         layer=resting[0].rpartition(".")[0],
-        measured=f"no gradient is asked for, or no group of the optimiser holds them: {', '.join(resting[:5])}",
-        expected="every parameter learns that optimizer.frozen does not name",
-        action="name in optimizer.frozen what is to rest; look for requires_grad_(False)",
+        measured=f"requires_grad is false, or no group of the optimiser holds them: {', '.join(resting[:5])}",
+        expected="every parameter outside optimizer.frozen learns",
+        action="list in optimizer.frozen the modules that must not learn; look for requires_grad_(False)",
         evidence={"parameters": resting[:50]},
     )
 

@@ -60,7 +60,7 @@ def rungs_of(text: str, size: int) -> list[int | str]:
         elif word.strip().isdigit() and int(word) > 0:
             found.append(int(word))
         else:
-            raise UserError(f"--grow {text}: '{word}' is no rung; give numbers of samples, and all for the task")
+            raise UserError(f"--grow {text}: '{word}' is not a rung; give numbers of samples, and all for the task")
     sizes = [size if rung == ALL else int(rung) for rung in found]
     if sizes != sorted(set(sizes)):
         raise UserError(f"--grow {text}: rungs rise; the training part, all, has {size} samples")
@@ -172,8 +172,8 @@ def _learning(
     measured = learnt.closeness(learnt.held_out)
     rung = Rung(
         size,
-        f"{learnt.metric} of held-out samples is {wanted:g} of the way from the constant answer to the perfect one",
-        f"{learnt.held_out:.4g}, the constant answer {learnt.trivial:.4g}: {measured:.2f} of the way "
+        f"{learnt.metric} of held-out samples is {wanted:g} of the way from the constant prediction to the perfect one",
+        f"{learnt.held_out:.4g}, the constant prediction {learnt.trivial:.4g}: {measured:.2f} of the way "
         f"after {learnt.steps} steps",
         measured >= wanted,
         {
@@ -253,22 +253,22 @@ def _why(built: Built, learnt: _Learnt, wanted: float, asked: Asked) -> Finding:
     """Whether training did nothing, what it learnt is lost in evaluation, or it holds for its own samples alone."""
     known = learnt.closeness(learnt.known)
     measured = (
-        f"loss {learnt.first_loss:.4g} -> {learnt.last_loss:.4g} (constant answer {learnt.trivial_loss:.4g}); "
+        f"loss {learnt.first_loss:.4g} -> {learnt.last_loss:.4g} (constant prediction {learnt.trivial_loss:.4g}); "
         f"{learnt.metric} {learnt.known:.4g} of training and {learnt.held_out:.4g} of held-out samples "
-        f"(constant answer {learnt.trivial:.4g})"
+        f"(constant prediction {learnt.trivial:.4g})"
     )
     if not learnt.last_loss < 0.9 * learnt.trivial_loss:
         causes, summary = ("optim.lr", "data.label_mapping", "optim.scheduler"), "training did not get below a constant"
-        action = f"see whether more steps do it (--steps {4 * asked.steps}); else the rate, then the targets"
+        action = f"try more steps (--steps {4 * asked.steps}); then check the rate, then the targets"
         path = "optimizer.lr"
     elif known < wanted:
         causes = ("model.norm_mode", "data.augment_target_mismatch", "eval.mode")
-        summary = "what training learnt of its own samples is lost in evaluation"
+        summary = "the training samples are learnt, but evaluation does not reproduce it"
         action = "compare training and evaluation: running statistics of batch norm, and both lists of transforms"
         path = "transforms.evaluate"
     else:
         causes = ("data.sampling", "data.split", "data.normalisation")
-        summary = "the training samples are learnt, and little of it holds for others"
+        summary = "the training samples are learnt, but others are not"
         action = "take more samples on this rung; else see whether both parts are alike (`sightline check`)"
         path = "data"
     return Teller(built).finding(
@@ -277,7 +277,7 @@ def _why(built: Built, learnt: _Learnt, wanted: float, asked: Asked) -> Finding:
         causes=causes,
         path=path,
         measured=measured,
-        expected=f"{wanted:g} of the way from the constant answer to the perfect one, on held-out samples",
+        expected=f"{wanted:g} of the way from the constant prediction to the perfect one, on held-out samples",
         action=action,
     )
 

@@ -86,7 +86,7 @@ def _of_ending(bench: Bench, ending: Ending, measured: str, severity: Any, telle
         causes = ("loss.double_softmax", "model.activation")
     return teller.finding(
         severity=severity,
-        summary=f"the last layer ends in {ending.operation}: the outputs cannot be what the targets ask for",
+        summary=f"the last layer ends in {ending.operation}: the outputs cannot reach the targets",
         causes=causes,
         path="model",
         layer=ending.layer,
@@ -129,21 +129,21 @@ def head_cause(bench: Bench, teller: Teller, *, is_falling: bool) -> tuple[Findi
     elif not math.isfinite(size) or size == 0 or size > 1e3:
         causes = ("model.init", "model.structure")
     elif is_falling:
-        return None, f"{told}; the network is still on its way"
+        return None, f"{told}; the loss of the whole network is still falling"
     finding = teller.finding(
         severity="warning",
-        summary=f"the head '{name}' is frozen: it is in the way of fitting"
+        summary=f"the head '{name}' is frozen: the samples cannot be fitted"
         if is_frozen
-        else f"the head '{name}' keeps the network from fitting: its features suffice",
+        else f"the head '{name}' prevents a fit: its input features suffice",
         causes=causes,
         path="optimizer.frozen" if is_frozen and bench.built.job.frozen else "model",
         layer=name,
         measured=f"{told}; its own weights are at most {size:.3g}"
-        + (", and none of them asks for a gradient" if is_frozen else ""),
+        + (", and none of them requires a gradient" if is_frozen else ""),
         expected="a head that learns with the rest",
         action=f"let '{name}' learn: look for requires_grad_(False) and optimizer.frozen"
         if is_frozen
-        else f"look at how '{name}' is initialised, and at what stands between it and the loss",
+        else f"look at how '{name}' is initialised, and at the layers between it and the loss",
     )
     return finding, told
 
@@ -175,15 +175,15 @@ def constant_cause(bench: Bench, probe: LossProbe, teller: Teller) -> tuple[Find
     """Outputs that are the same for all samples from the start."""
     alike = _alike(bench, probe)
     if alike is None:
-        return None, "the model tells its samples apart"
+        return None, "the model distinguishes its samples"
     finding = teller.finding(
         severity="warning",
-        summary="the model answers alike for different samples",
+        summary="the model gives the same output for different samples",
         causes=("model.constant_output", "model.numerics", "model.init"),
         path="model",
         measured=f"'{alike}' is the same for all samples of the batch",
-        expected="different answers to different inputs",
-        action="follow the samples through the layers by --trace: where does the last difference go?",
+        expected="different outputs for different inputs",
+        action="follow the samples through the layers by --trace: where does the last difference vanish?",
     )
     return finding, f"'{alike}' is the same for all samples"
 

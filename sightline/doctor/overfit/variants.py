@@ -65,7 +65,7 @@ def compare(
         result = fit_one(built, asked, tell)
         if found and result.samples.indices != found[0].result.samples.indices:
             if len(result.samples.indices) != len(found[0].result.samples.indices):
-                raise UserError("--vary: variants ask for different numbers of samples; give --samples")
+                raise UserError("--vary: variants need different numbers of samples; give --samples")
             raise UserError(f"--vary: {' '.join(overrides)} changes which samples are fitted; vary something else")
         parameters = sum(parameter.numel() for parameter in built.job.model.parameters())
         followed = follow(built, asked) if built.config.expect and result.probe is not None else None

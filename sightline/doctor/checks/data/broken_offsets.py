@@ -80,7 +80,7 @@ def _lengths(known: Mapping[str, Field], batch: Mapping[str, Any], name: str) ->
 def _faults(batch: Batch, name: str, lengths: Mapping[str, int], num_samples: int) -> Iterator[str]:
     offsets = batch[name]
     if not isinstance(offsets, Tensor) or offsets.ndim != 1 or not len(offsets):
-        yield f"'{name}' is no list of numbers"
+        yield f"'{name}' is not a list of numbers"
         return
     if offsets.is_floating_point() or offsets.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16):
         yield f"'{name}' is of type {str(offsets.dtype).removeprefix('torch.')}"
@@ -114,7 +114,7 @@ def _of_offsets(context: Context, part: Part, name: str, told: str, sample: int 
     shown = ", ".join(map(str, values[:_MOST_SHOWN])) + (", .." if len(values) > _MOST_SHOWN else "")
     return broken_offsets.finding(
         context,
-        f"clouds of a batch are parted wrongly: {told}",
+        f"offsets split a batch into its clouds wrongly: {told}",
         split=part.split,
         sample=sample,
         measured=f"{told}; {name} = [{shown}]",

@@ -48,7 +48,7 @@ def _of_field(context: Context, survey: PartSurvey, name: str, promise: Field, f
             sample=found.dtypes[dtype],
             measured=dtype,
             expected=promise.dtype,
-            action=f"convert '{name}' where it is read (and scale it, if 0..255 stood for 0..1), or mend its Field",
+            action=f"convert '{name}' where it is read (and scale it, if 0..255 meant 0..1), or correct its Field",
         )
     if survey.part.dataset.info.facts.get(COUNTED_BY.get(name, "")) is None:  # classes are for `label-range`
         yield from _of_range(context, survey, name, promise, found)
@@ -66,7 +66,9 @@ def _of_shape(context: Context, survey: PartSurvey, name: str, promise: Field, s
         sample=survey.fields[name].shapes[shape],
         measured=f"{shape}",
         expected=f"'{promise.shape}' (axes as declared in the field)",
-        action="transpose it where it is read: channels come last" if is_turned else "mend what is read, or the Field",
+        action="transpose it where it is read: channels come last"
+        if is_turned
+        else "correct the values that are read, or the Field",
     )
 
 
@@ -93,7 +95,7 @@ def _of_range(context: Context, survey: PartSurvey, name: str, promise: Field, f
             sample=found.low_at if is_low else found.high_at,
             measured=f"{span}, {reach / largest:.4g} times the largest bound" if largest else span,
             expected=declared,
-            action=f"bring '{name}' to {promise.unit or 'the declared range'}, or mend its Field",
+            action=f"bring '{name}' to {promise.unit or 'the declared range'}, or correct its Field",
         )
         return
     reach = max(abs(found.low), abs(found.high))
@@ -131,11 +133,11 @@ def _of_width(context: Context) -> Iterator[Finding]:
             survey,
             "points",
             "width",
-            f"the data set says in_channels {declared}, its samples have {measured}",
+            f"the data set states in_channels {declared}, its samples have {measured}",
             sample=int(survey.part.indices[0]),
             measured=f"{parts} = {measured} channels{_first_layer(context)}",
             expected=f"in_channels = {declared} (a fact of the data set)",
-            action="state as in_channels the width of points and features, or mend what is read",
+            action="state the width of points and features as in_channels, or correct the columns that are read",
         )
         return
     transformed = _batch_width(context)
@@ -147,7 +149,7 @@ def _of_width(context: Context) -> Iterator[Finding]:
             survey,
             "points",
             "width",
-            f"the data set says in_channels {declared}, its training batches have {transformed}",
+            f"the data set states in_channels {declared}, its training batches have {transformed}",
             sample=int(survey.part.indices[0]),
             measured=f"{transformed} channels in a batch, {parts} = {measured}{_first_layer(context)}",
             expected=f"in_channels = {declared} (a fact of the data set), as its samples have",

@@ -55,7 +55,7 @@ def _of_facts(context: Context) -> Iterator[Finding]:
                 split=parts[0].split,
                 measured=f"{fact}: '{twice[0]}' stands at {', '.join(map(str, places))}",
                 expected="a name of its own for each class; figures per class would hide one of them",
-                action=f"mend the fact {fact} of the data set",
+                action=f"correct the fact {fact} of the data set",
                 evidence={"field": "class names", "looked_at": "the facts of the data sets"},
             )
     for part in parts[1:]:
@@ -130,14 +130,14 @@ def _of_axis(context: Context, survey: PartSurvey, rooms: _Rooms) -> Finding | N
         return None
     return class_names.finding(
         context,
-        f"ceiling and floor lie apart along {'xyz'[axis]}, but {'xyz'[rooms.up]} is said to be up",
+        f"ceiling and floor lie apart along {'xyz'[axis]}, but the up axis is {'xyz'[rooms.up]}",
         severity="warning",
         causes=("cfg.axis_swap", "data.label_mapping"),
         split=survey.part.split,
         measured=f"mean distance {means[axis]:.4g} along {'xyz'[axis]}, {means[rooms.up]:.4g} along "
         f"{'xyz'[rooms.up]} in {_count(apart)}",
         expected="the ceiling above the floor along the up axis",
-        action="mend the fact up_axis, or the order in which coordinates are read",
+        action="correct the fact up_axis, or the order in which coordinates are read",
         evidence={"field": "class names", "looked_at": survey.extent},
     )
 
@@ -151,9 +151,7 @@ def _of_order(context: Context, survey: PartSurvey, rooms: _Rooms) -> Finding | 
         told, action = "", "compare the order of class_names with that of the files, and look at the set as pictures"
     elif len(exchanged) == len(_ORDER_B):
         pairs, told = exchanged, ": labels in the other public order of S3DIS (table and chair, sofa and bookcase)?"
-        action = (
-            "say which order the files have, and let names and labels agree; mIoU hides it, figures per class do not"
-        )
+        action = "give the order of the files, so that names and labels agree; mIoU hides it, figures per class do not"
     else:
         return None
     upper, lower = pairs[0]

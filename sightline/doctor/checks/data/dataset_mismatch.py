@@ -152,7 +152,7 @@ def _declared(sets: _Sets) -> Iterator[Finding]:
                 causes=(cause, "data.layout"),
                 measured=f"{what}: {_told(other)} in {evaluated.name}",
                 expected=f"{_told(mine)}, as in {trained.name}",
-                action="prepare both sets alike (sightline data info DIR tells how each was), or set data alike",
+                action="prepare both sets alike (sightline data info DIR shows how each was), or set data alike",
             )
             return
 
@@ -213,11 +213,11 @@ def _of_too_few(sets: _Sets, num_clouds: int, num_exchanges: int) -> Finding:
     needed = math.floor(math.log2(num_exchanges / _CHANCE)) + 1
     return sets.finding(
         "points",
-        f"too few clouds of {sets.evaluated.name} to tell whether axes or channels are exchanged",
+        f"too few clouds of {sets.evaluated.name} to decide whether axes or channels are swapped",
         severity="note",
         causes=("cfg.axis_swap", "data.layout"),
         measured=f"{num_clouds} cloud{'' if num_clouds == 1 else 's'} of classes that were trained on",
-        expected=f"{needed} or more, so that what all of them show is no chance",
+        expected=f"{needed} or more, so that agreement of all of them is not chance",
         action="look at both sets as pictures: is the same axis up in both?",
     )
 

@@ -36,7 +36,7 @@ _KINDS = (
         "the same cloud stands in several parts",
         "data.split",
         "data.layout",
-        "every cloud in one part: a test on clouds that were trained on tells nothing of others",
+        "every cloud in one part: a test on training clouds proves nothing about others",
         "take the copies out, or give the parts yourself, and prepare the set again",
     ),
 )

@@ -20,7 +20,7 @@ __all__ = ["empty_cloud"]
     "G6",
     "empty-cloud",
     "preflight",
-    expected="at least one point: an empty cloud has no neighbours, no mean and no answer",
+    expected="at least one point: an empty cloud has no neighbours, no mean and no prediction",
 )
 def empty_cloud(context: Context) -> list[Finding]:
     """Every sample that was looked at has a point, and has one left after the training transforms."""

@@ -60,7 +60,7 @@ def _of_strays(
     return label_outside_parts.finding(
         context,
         f"a sample of category {_named(facts, 'category_names', category)} has the part "
-        f"{_named(facts, 'class_names', part)}, which is none of its parts{told}",
+        f"{_named(facts, 'class_names', part)}, which is not one of its parts{told}",
         causes=causes,
         split=survey.part.split,
         sample=index,
@@ -85,7 +85,7 @@ def _diagnose(facts: Mapping[str, object], first: _Stray, *, is_systematic: bool
         return (
             ("data.label_mapping", "data.pairing"),
             told,
-            "mend how labels or categories are numbered, or the fact parts_of_category: whole categories are off",
+            "correct the numbering of labels or categories, or the fact parts_of_category: whole categories are off",
         )
     if first.fits is not None:
         return ("data.pairing", "data.label_mapping"), told, "give the sample the labels, or the category, of its own"

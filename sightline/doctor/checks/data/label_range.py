@@ -78,7 +78,7 @@ def _of_values(
         survey,
         field,
         "class or ignored" if is_ignore else "class",
-        f"'{field}' holds the value {value}, which is no class",
+        f"'{field}' holds the value {value}, which is not a class",
         sample=index,
         measured=f"{value}",
         detail=f"{position_of(survey, field, index, value)}; {len(outside)} such values, {inside} within range",

@@ -160,7 +160,7 @@ def _of_place(context: Context, part: Part, joints: Tensor, placement: Placement
 def _of_width(context: Context, part: Part, measured: float, said: float) -> Finding:
     return misplaced_heatmap.finding(
         context,
-        f"heat maps are {measured / said:.2f} times as wide as the recipe says",
+        f"heat maps are {measured / said:.2f} times as wide as in the recipe",
         causes=("data.target_encoding", "cfg.contract", "data.augment_target_mismatch"),
         at="transforms.train",
         split=part.split,

@@ -49,14 +49,14 @@ def _of_part(context: Context, trained: Census, evaluated: Census) -> Iterator[F
     yield untrained_class.finding(
         context,
         f"the {evaluated.split} part has {'a class' if len(missing) == 1 else f'{len(missing)} classes'} that "
-        f"training never sees: {shown}{more}",
+        f"classes without training samples: {shown}{more}",
         split=evaluated.split,
         measured="; ".join(
             f"class {name_of_class(context, number)}: 0 of {trained.targets.sum()} training targets, "
             f"{evaluated.targets[number]} of {evaluated.targets.sum()} here"
             for number in missing[:_MOST_TOLD]
         )
-        + f"; {share:.2%} of these targets cannot be answered rightly",
+        + f"; {share:.2%} of these targets cannot be predicted",
         expected="each class that is evaluated among the training samples",
         action="cut the parts so that each holds every class (shuffled, or class by class), or leave the class out",
         evidence={"missing": missing, "looked_at": evaluated.looked_at},

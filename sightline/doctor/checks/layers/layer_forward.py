@@ -23,10 +23,10 @@ def _of_row(context: Context, row: Row) -> Finding:
         causes = ("loss.normaliser", "loss.form") if is_divided else ("loss.form", "loss.normaliser", "loss.sign")
     if "running" in row.note or "evaluation" in row.note:
         causes = ("model.norm_mode", "model.structure", "sys.backend")
-    told = f" ({row.note})" if row.note else ""
+    note = f" ({row.note})" if row.note else ""
     return layer_forward.finding(
         place_of(context, row),
-        f"the {'loss' if row.is_loss else 'layer'} '{row.place}' does not compute what its type says{told}",
+        f"the {'loss' if row.is_loss else 'layer'} '{row.place}' does not compute the definition of its type{note}",
         causes=causes,
         measured=f"{row.kind}: off by {row.forward:.3g} of its largest value, in float64",
         expected=f"at most {FORWARD:g}: the same as its definition in NumPy, loop by loop",

@@ -55,7 +55,9 @@ def _of_term(lines: Sequence[Mapping[str, Any]], name: str, file: Path) -> Findi
     if not is_collapsed:
         causes = ("optim.lr", "data.pairing", "loss.detached")
     chance, pairs = final.get("chance"), final.get("negatives")
-    told = "the network answers alike for all objects" if is_collapsed else "nothing was learnt from these pairs"
+    told = (
+        "the network gives the same output for all objects" if is_collapsed else "nothing was learnt from these pairs"
+    )
     return loss_at_chance.finding(
         Place(file=str(file), step=final["step"]),
         f"'{name}' ends at chance: {told}",

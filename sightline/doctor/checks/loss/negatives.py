@@ -96,7 +96,7 @@ def _of_declared(context: Context) -> Finding:
     alone = whole // size
     return negatives.finding(
         context,
-        f"every process compares its own {alone:g} pairs alone, as task.negatives: process says",
+        f"every process compares only its own {alone:g} pairs, as task.negatives: process sets",
         severity="warning",
         causes=("loss.negatives", "dist.sync"),
         at="task",

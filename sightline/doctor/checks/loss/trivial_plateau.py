@@ -108,8 +108,8 @@ def _of_answer(context: Context, answer: Trivial, span: tuple[int, int, float], 
     first, last, measured = span
     return trivial_plateau.finding(
         Place(file=str(file), step=last, config_path=context.loss_path(answer.loss)),
-        f"'{answer.loss}' stays at the loss of a constant answer ({answer.told}): nothing was learnt",
-        measured=f"{measured:.4e} over steps {first} to {last}; the answers differ from the constant by {off:.2g}",
+        f"'{answer.loss}' stays at the loss of a constant prediction ({answer.told}): nothing was learnt",
+        measured=f"{measured:.4e} over steps {first} to {last}; the predictions differ from the constant by {off:.2g}",
         expected=f"well below {answer.value:.4e}, by the targets",
         action="`sightline check --deep` on the config: last activation, dead units, gradients; then the learning rate",
         evidence={"trivial": answer.value, "measured": measured},

@@ -106,7 +106,7 @@ def _note(check: Check, context: Context, name: str, answers: list[Trivial]) -> 
     told = "; ".join(f"{answer.told}: {answer.value:.4e}" for answer in answers)
     return check.finding(
         context,
-        f"'{name}' of a network that answers the same for everything: {told}",
+        f"'{name}' of a network with constant output: {told}",
         severity="note",
         causes=("model.constant_output",),
         at=context.loss_path(name),

@@ -100,15 +100,15 @@ def _of_absent(context: Context, meter: Meter, absent: dict[str, float], whole: 
     name = next(iter(absent))
     return absent_class_score.finding(
         context,
-        f"'{name}' of the metric '{called}' scores classes that neither labels nor answers have",
+        f"'{name}' of the metric '{called}' scores classes that neither labels nor predictions have",
         causes=("eval.absent_class", "eval.protocol", "eval.decode"),
         at=path,
-        measured=f"{_told(absent)} for perfect answers where one class alone is there; {whole.get(name, math.nan):.6g} "
-        "where every class is",
-        expected="1 for perfect answers, whichever classes there are",
+        measured=f"{_told(absent)} for perfect predictions with a single class; {whole.get(name, math.nan):.6g} "
+        "with every class",
+        expected="1 for perfect predictions, for any set of classes",
         action="count a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); "
         "never as 0",
-        evidence={"figures": absent, "looked_at": "made answers"},
+        evidence={"figures": absent, "looked_at": "made predictions"},
     )
 
 
@@ -117,13 +117,13 @@ def _of_all(context: Context, meter: Meter, short: dict[str, float]) -> Finding:
     name = next(iter(short))
     return absent_class_score.finding(
         context,
-        f"'{name}' of the metric '{called}' is below 1 for perfect answers",
+        f"'{name}' of the metric '{called}' is below 1 for perfect predictions",
         causes=("eval.decode", "eval.protocol", "eval.aggregation", "eval.absent_class"),
         at=path,
-        measured=f"{_told(short)} for answers that are the labels, with every class among them",
+        measured=f"{_told(short)} for predictions equal to the labels, with every class among them",
         expected="1, the best score",
-        action="look at how the metric takes the answer (argmax over the classes), and what it divides by",
-        evidence={"figures": short, "looked_at": "made answers"},
+        action="look at how the metric takes the prediction (argmax over the classes), and at its divisor",
+        evidence={"figures": short, "looked_at": "made predictions"},
     )
 
 

@@ -52,7 +52,7 @@ def _made(context: Context, meter: Meter, maker: Maker) -> list[Finding]:
     ranks = list(range(max(_FEWEST_SAMPLES, maker.num_samples)))
     try:
         whole, dealt = (predicted(context, _sheets(maker, *parts)) for parts in ([ranks], [ranks[:1], ranks[1:]]))
-        return _of_meter(context, meter, whole, [dealt], "answers")
+        return _of_meter(context, meter, whole, [dealt], "made predictions")
     except Exception as error:  # noqa: BLE001 - whatever a metric dies of, it would end the first evaluation
         return [_of_failure(context, meter, error)]
 
@@ -127,7 +127,7 @@ def _of_difference(
         evidence={
             "field": path,
             "figures": {name: list(pair) for name, pair in differing.items()},
-            "looked_at": "made answers" if kind == "answers" else kind,
+            "looked_at": kind,
         },
     )
 
@@ -158,7 +158,7 @@ def _of_failure(context: Context, meter: Meter, error: Exception) -> Finding:
         f"the metric '{called}' cannot be computed: {type(error).__name__}",
         causes=("eval.protocol", "cfg.contract", "eval.decode"),
         measured=summary_of(error),
-        expected="figures for answers of the form of a training batch",
-        action="mend the metric: the first evaluation would end the run",
-        evidence={"field": path, "looked_at": "made answers"},
+        expected="figures for predictions in the form of a training batch",
+        action="correct the metric: the first evaluation would end the run",
+        evidence={"field": path, "looked_at": "made predictions"},
     )

@@ -47,7 +47,7 @@ def batch_statistics(context: Context) -> list[Finding]:
             context,
             f"{len(norms)} batch norm(s) see {alone} pairs on each of {size} processes",
             measured=f"{part} pairs over {size} processes: statistics of {alone} at '{norms[0]}' and the others",
-            expected=f"{FEWEST} pairs or more, or the {part} that one process sees",
+            expected=f"{FEWEST} pairs or more, or the {part} of one process",
             action=f"set {larger}" if train.compile else f"set distributed.sync_batch_norm: true, or {larger}",
         )
     ]

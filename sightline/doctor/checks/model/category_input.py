@@ -100,12 +100,12 @@ def _of_answers(context: Context, asked: _Asked, num_categories: int) -> Iterato
 def _of_deaf_family(context: Context) -> Finding:
     return category_input.finding(
         context,
-        f"model '{context.config.model.name}' is not told the category of an object",
+        f"model '{context.config.model.name}' does not take the category of an object",
         severity="note",
         causes=("cfg.contract",),
         measured="its forward takes no 'category'",
         expected="nothing; of the published part models some take the one-hot category and some do not",
-        action="compare its figures with those of models that are not told either, or take one that is",
+        action="compare its figures with those of models without it too, or choose a model that takes it",
         evidence=_LOOKED_AT,
     )
 
@@ -113,10 +113,10 @@ def _of_deaf_family(context: Context) -> Finding:
 def _of_refusal(context: Context, refused: Sequence[int], num_categories: int) -> Finding:
     return category_input.finding(
         context,
-        f"the model refuses category {refused[0]}, of which the data has samples to come",
+        f"the model fails on category {refused[0]}, of which the data has samples",
         causes=("cfg.class_count", "cfg.contract"),
-        measured=f"no answer for category {', '.join(map(str, refused[:8]))} of 0 .. {num_categories - 1}",
-        expected=f"answers for all {num_categories} categories, the data set's fact num_categories",
+        measured=f"no output for category {', '.join(map(str, refused[:8]))} of 0 .. {num_categories - 1}",
+        expected=f"outputs for all {num_categories} categories, the data set's fact num_categories",
         action="build the model for num_categories (a fact: name it in the constructor)",
         evidence=_LOOKED_AT,
     )
@@ -125,11 +125,11 @@ def _of_refusal(context: Context, refused: Sequence[int], num_categories: int) -
 def _of_deafness(context: Context, known: Sequence[int]) -> Finding:
     return category_input.finding(
         context,
-        "the model takes 'category', but its answers do not depend on it",
+        "the model takes 'category', but its outputs do not depend on it",
         severity="warning",
         causes=("cfg.contract", "model.structure", "model.init"),
         measured=f"the same bits for one cloud as category {', '.join(map(str, known))}",
-        expected="other answers for other categories",
+        expected="different outputs for different categories",
         action="join the one-hot category to the features of the head; a branch that starts at zero may stay as it is",
         evidence=_LOOKED_AT,
     )
@@ -139,7 +139,7 @@ def _of_likeness(context: Context, pairs: Sequence[tuple[int, int]], num_categor
     told = ", ".join(f"{one} and {other}" for one, other in pairs[:8])
     return category_input.finding(
         context,
-        f"the model cannot tell category {pairs[0][0]} from {pairs[0][1]}",
+        f"the model cannot distinguish category {pairs[0][0]} from {pairs[0][1]}",
         causes=("cfg.class_count", "model.structure"),
         measured=f"the same bits for one cloud as category {told}",
         expected=f"a one-hot of length {num_categories}, the data set's fact num_categories",
@@ -154,7 +154,7 @@ def _of_length(context: Context, num_categories: int) -> Finding:
         f"the model was built for more categories than the {num_categories} of the data",
         severity="warning",
         causes=("cfg.class_count", "cfg.contract"),
-        measured=f"category {num_categories} has answers of its own",
+        measured=f"category {num_categories} has outputs of its own",
         expected=f"a one-hot of length {num_categories}, the data set's fact num_categories",
         action="build the model for num_categories (a fact: name it in the constructor)",
         evidence=_LOOKED_AT,

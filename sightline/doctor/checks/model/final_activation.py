@@ -71,7 +71,7 @@ def _of_rectified(
         yield _at_end(
             context,
             squares.output_key,
-            f"the last layer of '{squares.output_key}' is rectified: no gradient flows where it answers 0",
+            f"the last layer of '{squares.output_key}' is rectified: no gradient flows where it outputs 0",
             severity="warning",
             measured=f"{zeros:.0%} of the outputs are exactly 0, {still:.0%} of all with a target above; {low:.0%} of "
             f"the targets of '{name}' are just above 0; the last operation is {_told(operation)}",
@@ -111,7 +111,7 @@ def _of_logits(context: Context, name: str) -> Iterator[Finding]:
         yield _at_end(
             context,
             "logits",
-            f"the logits end in {_told(operation)}: a class that answers 0 gets no gradient",
+            f"the logits end in {_told(operation)}: a class with logit 0 gets no gradient",
             severity="warning",
             measured=f"{float((logits == 0).double().mean()):.0%} of the logits are exactly 0",
             expected="a linear last layer",

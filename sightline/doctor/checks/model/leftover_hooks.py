@@ -184,7 +184,7 @@ def _of_hooks(check: Check, hooks: list[_Hook], changed: list[str]) -> Finding:
         severity="error" if changed else "warning",
         causes=("dist.hook", "model.structure" if changed else "dist.logging"),
         measured=f"{told}{more}",
-        expected="none: observers are told numbers and get no model (log.wandb and log.tensorboard need no `watch`)",
+        expected="none: observers receive numbers and no model (log.wandb and log.tensorboard need no `watch`)",
         action="remove the hook's handle before training, or take the call that registers it out",
         evidence={"hooks": [hook.owner for hook in hooks], "changed": changed},
     )
