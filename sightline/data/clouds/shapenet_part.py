@@ -252,7 +252,7 @@ def _recognise(source: Path) -> tuple[Literal["hdf5", "text"], Path]:
         raise DataError(f"{root}: holds {len(matches)} layouts, give one alone: {held}")
     facts = published()["layouts"].values()
     looked_for = "; ".join(f"{each['title']} ({each['looks_like']})" for each in facts)
-    raise DataError(f"{root}: holds {listing(root)}, which is no layout of ShapeNetPart; looked for: {looked_for}")
+    raise DataError(f"{root}: holds {listing(root)}, which is not a layout of ShapeNetPart; looked for: {looked_for}")
 
 
 def _matches(folder: Path) -> list[tuple[Literal["hdf5", "text"], Path]]:

@@ -120,7 +120,7 @@ class MsraHands(PreparedFrames):
             published=_COUNTS,
             about={
                 "orientation": "camera's frame, x right, y up, z forward (negated: files have it negative)",
-                "split": "a part for each subject; data.subject says which one is tested on",
+                "split": "a part for each subject; data.subject is the one for testing",
             },
             differences=missing,
             differences_of=_told_version,

@@ -172,7 +172,7 @@ def _assert_points_stay_whole(transforms: Sequence[NamedTransform], fields: Mapp
         chooses = TransformMembers.chooses_points.of(transform)
         if chooses and scored:
             raise ConfigError(
-                f"transform '{name}' chooses points and cannot follow '{scored}' with score_all: what stands for each "
+                f"transform '{name}' chooses points and cannot follow '{scored}' with score_all: the values for each "
                 f"point of the whole cloud would be lost; put '{name}' before it, or take it out of transforms.evaluate"
             )
         scored = name if "nearest" in TransformMembers.adds.of(transform) else scored

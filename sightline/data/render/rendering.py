@@ -110,7 +110,7 @@ def check_names(names: Mapping[str, Sequence[str]], *, where: str) -> None:
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise DataError(
-            f"{where}: {len(twice)} names stand for several objects each, the first is '{twice[0]}'; views are found "
+            f"{where}: {len(twice)} names belong to several objects each, the first is '{twice[0]}'; views are found "
             "by name: rename the files"
         )
 

@@ -151,7 +151,7 @@ class SceneFolder(LabelledScenes):
             },
             "files": ", ".join(CLOUD_SUFFIXES),
             "labels": "a column 'label' of whole numbers from 0; names, one a line, in classes.txt",
-            "obtain": "your own files; docs/data.md says how",
+            "obtain": "your own files; see docs/data.md",
             "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR up_axis=z unit=m",
         }
 
@@ -200,7 +200,7 @@ class _Reader:
         if len(wrong):
             raise DataError(
                 f"{where}: {self.label}[{wrong[0]}] is {given[wrong[0]]:g}, classes are 0 to {self.num_classes - 1}; "
-                "mend the file, complete classes.txt, or say which number stands for no class: unlabelled=N"
+                "mend the file, complete classes.txt, or give the number of points without a class: unlabelled=N"
             )
         return np.where(is_ignored, IGNORED, given).astype(np.uint8)
 
@@ -257,7 +257,7 @@ def _numbered_classes(
         if highest >= _MOST_CLASSES:
             raise DataError(
                 f"{scene.path}: {label} runs to {highest}, {_MOST_CLASSES} classes are possible; is that the label's "
-                "column? If one number stands for no class, say unlabelled=N"
+                "column? If one number marks points without a class, give unlabelled=N"
             )
     return tuple(f"class_{number}" for number in range(highest + 1))
 

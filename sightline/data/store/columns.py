@@ -57,7 +57,7 @@ class SplitWriter:
     """
 
     def __init__(self, folder: Path, split: str, num_rows: int, columns: Mapping[str, Column]) -> None:
-        assert OFFSETS not in columns, f"'{OFFSETS}' is no name for a column"
+        assert OFFSETS not in columns, f"'{OFFSETS}' cannot be the name of a column"
         self._columns = columns
         self._offsets = np.zeros(num_rows + 1, dtype=np.int64)
         self._offsets_path = folder / f"{split}.{OFFSETS}.npy"

@@ -147,7 +147,7 @@ def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") ->
     command = prepare_command(set_names[0], "DIR", options)
     if not (root / MANIFEST).is_file():
         raise MissingDataError(
-            f"{root}: is no prepared set, it holds {listing(root)}{_unfinished(root)}; to make one: {command}"
+            f"{root}: is not a prepared set, it holds {listing(root)}{_unfinished(root)}; to make one: {command}"
         )
     manifest = read_manifest(root)
     if manifest["set"] not in set_names:
@@ -167,7 +167,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """The manifest of a prepared folder. Raises DataError if it is missing, altered or of another format version."""
     path = root / MANIFEST
     if not path.is_file():
-        raise DataError(f"{root}: is no prepared set, there is no {MANIFEST}; sightline data prepare makes one")
+        raise DataError(f"{root}: is not a prepared set, there is no {MANIFEST}; sightline data prepare makes one")
     manifest = _read_json(path)
     if not _is_sealed(manifest):
         raise DataError(f"{path}: its text was altered after it was written (digest differs); prepare the set again")
@@ -191,7 +191,7 @@ def check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
             raise DataError(f"{path}: is missing, {MANIFEST} lists it; prepare the set again")
         if path.stat().st_size != promise["bytes"]:
             raise DataError(
-                f"{path}: has {path.stat().st_size} bytes, {MANIFEST} says {promise['bytes']}; prepare the set again"
+                f"{path}: has {path.stat().st_size} bytes, {MANIFEST} lists {promise['bytes']}; prepare the set again"
             )
 
 
@@ -251,7 +251,7 @@ def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         raise DataError(f"{path}: does not read as an array ({first_line(error)}); prepare the set again") from error
     if (array.shape, array.dtype) != (shape, dtype):
         raise DataError(
-            f"{path}: holds {array.dtype} {array.shape}, the manifest says {dtype} {shape}; prepare the set again"
+            f"{path}: holds {array.dtype} {array.shape}, the manifest lists {dtype} {shape}; prepare the set again"
         )
     return array
 

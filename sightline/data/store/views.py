@@ -59,8 +59,10 @@ class Views:
         folder = Path(root).expanduser()
         if not (folder / MANIFEST).is_file():
             partial = folder.with_name(folder.name + ".partial")
-            told = f" ({partial} is unfinished; the command that made it continues it)" if partial.is_dir() else ""
-            raise MissingDataError(f"{folder}: is no view store{told}; to make one: {_command('SET', folder)}")
+            unfinished = (
+                f" ({partial} is unfinished; the command that made it continues it)" if partial.is_dir() else ""
+            )
+            raise MissingDataError(f"{folder}: is not a view store{unfinished}; to make one: {_command('SET', folder)}")
         manifest = read_manifest(folder)
         if manifest["set"] != VIEWS_SET:
             raise DataError(

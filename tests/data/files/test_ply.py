@@ -119,7 +119,7 @@ CASES = {
     "more vertices than rows": ("vertex 3", "vertex 4", "5 lines follow"),
     "1e12 vertices": ("vertex 3", "vertex 1000000000000", "1000000000000 x vertex.*5 lines follow"),
     "fewer vertices than rows": ("vertex 3", "vertex 2", "5 lines follow"),
-    "a word for a number": ("1 0 0 0 8", "1 0 zero 0 8", "a.ply:21: .*is no row of x, y, z, list neighbours"),
+    "a word for a number": ("1 0 0 0 8", "1 0 zero 0 8", "a.ply:21: .*is not a row of x, y, z, list neighbours"),
     "a row too short": ("1 0 0 0 8", "1 0 0 0", "a.ply:21: "),
     "a row too long": ("1 0 0 0 8", "1 0 0 0 8 9", "a.ply:21: "),
     "a list that is cut": ("2 1 2 7", "9 1 2 7", "a.ply:20: "),
