@@ -274,7 +274,7 @@ def view(
             "--epoch",
             metavar="E",
             min=0,
-            help="as training sees them in this epoch, and whether raw items change until then [0]",
+            help="training samples of this epoch, and whether raw items change until then [0]",
         ),
     ] = None,
     checkpoint: Annotated[

@@ -122,9 +122,7 @@ def compare(subject: Subject, against: str, *, keys: Path | None = None, num_ste
     if is_record(path):
         return compare_record(subject, read_record(path), name=str(path))
     known = ", ".join(AGAINST)
-    raise UserError(
-        f"--against {against}: is none of {known}, no Python file (FILE.py) and no record; give one of these"
-    )
+    raise UserError(f"--against {against}: must be one of {known}, a Python file (FILE.py) or a record")
 
 
 def make_record(subject: Subject, *, num_steps: int = 0) -> Record:
@@ -280,7 +278,7 @@ def _assert_runs(against: str, subject: Subject) -> None:
     if against == "cuda" and not torch.cuda.is_available():
         raise UserError("--against cuda: this machine has no CUDA device; not available")
     if against in ("no-cudnn", "native-batch-norm") and subject.device.type != "cuda":
-        raise UserError(f"--against {against}: says something on a GPU with cuDNN alone; not available on this device")
+        raise UserError(f"--against {against}: differs only on a GPU with cuDNN; not available on this device")
 
 
 def _key_map(path: Path | None) -> dict[str, str | None] | None:

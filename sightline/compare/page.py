@@ -43,7 +43,7 @@ def verdict(comparison: Comparison) -> str:
     parted = "" if step is None else f"; the losses part at step {step}"
     trace = comparison.trace
     if trace is not None and trace.is_none_from is not None:
-        parted += f"; from step {trace.is_none_from} on both have losses or gradients that are no numbers"
+        parted += f"; from step {trace.is_none_from} on both have losses or gradients that are NaN or infinite"
     if comparison.guilty:
         return f"they diverge first at {tell(comparison.guilty[0])}{parted}"
     return f"every layer agrees{parted}" if parted else "equal: rounding explains every difference"

@@ -82,7 +82,9 @@ def read_record(path: Path) -> Record:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a record: {error}; record the step again") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path}: is no record: {_DOCUMENT} holds a {type(document).__name__}; record the step again")
+        raise UserError(
+            f"{path}: is not a record: {_DOCUMENT} holds a {type(document).__name__}; record the step again"
+        )
     if document.get("version") != _VERSION:
         raise UserError(
             f"{path}: is a record of version {document.get('version')}, this is {_VERSION}; record it again"

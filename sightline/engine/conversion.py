@@ -176,7 +176,7 @@ def _about_head(num_classes: int | None, info: DataInfo, config: RunConfig) -> s
     found = "the file has no head" if num_classes is None else f"the file's head of {num_classes} classes is left out"
     return (
         f"{found}: that of the {info.facts['num_classes']} classes of '{config.data.name}' is made from seed "
-        f"{config.seed}; train it before its answers are read"
+        f"{config.seed}; train it before you read its predictions"
     )
 
 

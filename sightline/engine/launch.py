@@ -63,7 +63,7 @@ def place_in_launch() -> Place:
 def meeting_place() -> tuple[str, int]:
     """Host and port where the first process can be reached. Raises UserError where they are not given, or no port."""
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-        raise UserError("MASTER_ADDR and MASTER_PORT must say where the first process can be reached")
+        raise UserError("MASTER_ADDR and MASTER_PORT must be the address at which the first process can be reached")
     return os.environ["MASTER_ADDR"], _number("MASTER_PORT", least=1, most=65535)
 
 
@@ -165,7 +165,7 @@ def _report(told: Sequence[Failure], exits: Iterable[tuple[int, int]], stopped_b
 def _describe_exit(codes: Mapping[int, int]) -> str:
     rank, code = next(iter(codes.items()))
     if code > 0:
-        return f"process {rank} ended with exit code {code} and said nothing"
+        return f"process {rank} ended with exit code {code} and no message"
     name = signal.Signals(-code).name
     hint = {
         "SIGKILL": " (out of memory?)",

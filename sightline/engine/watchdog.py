@@ -136,7 +136,9 @@ class Watchdog:
             wait.seconds += self._interval_s
             if wait.seconds > last_resort_s:
                 lines = f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._main_line()}"
-                self._report_hang(f"{lines}; the store that the processes meet in (MASTER_ADDR) does not answer either")
+                self._report_hang(
+                    f"{lines}; the store that the processes meet in (MASTER_ADDR) does not respond either"
+                )
                 for peer in self._peers.values():
                     if peer.is_stopped:
                         self._kill(peer)
@@ -186,7 +188,7 @@ class Watchdog:
             if self._store.check([f"answer/{rank}"]):
                 lines.append(f"rank {rank} {self._read(f'answer/{rank}')}")
             else:
-                lines.append(f"rank {rank} does not answer (stopped, swapped out or dead)")
+                lines.append(f"rank {rank} does not respond (stopped, swapped out or dead)")
                 silent.append(rank)
         self._report_hang("; ".join(lines))
         for rank in silent:

@@ -45,8 +45,8 @@ class Accuracy:
             )
         if bool(probabilities.isnan().any()):
             raise ValueError(
-                f"probabilities: {int(probabilities.isnan().any(dim=-1).sum())} of {label.numel()} rows are NaN, which "
-                "is no answer; find where with `sightline check`"
+                f"probabilities: {int(probabilities.isnan().any(dim=-1).sum())} of {label.numel()} rows are NaN; "
+                "find where with `sightline check`"
             )
         prediction = probabilities.argmax(dim=-1)  # torch promises the first of equal maxima
         counts = confusion_matrix(prediction, label, num_classes=self.num_classes, ignore_index=self.ignore_index)

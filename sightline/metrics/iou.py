@@ -66,8 +66,7 @@ class IoU:
         if bool(probabilities.isnan().any()):
             num_bad = int(probabilities.isnan().any(dim=1).sum())
             raise ValueError(
-                f"probabilities: {num_bad} of {len(target)} points are NaN, which is no answer; find where with "
-                "`sightline check`"
+                f"probabilities: {num_bad} of {len(target)} points are NaN; find where with `sightline check`"
             )
         answer = probabilities.argmax(dim=1)
         for sample, (start, end) in zip(sample_index.tolist(), pairwise(cloud_offsets.tolist()), strict=True):

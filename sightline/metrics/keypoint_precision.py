@@ -59,7 +59,7 @@ def keypoint_average_precision(
     """
     if not len(people) == len(found) == len(scores):
         raise DataError(
-            f"{len(people)} images of people, {len(found)} of answers, {len(scores)} of scores: not the same"
+            f"{len(people)} images of people, {len(found)} of predictions, {len(scores)} of scores: not the same"
         )
     alike = [similarities(*pair, sigmas) for pair in zip(people, found, strict=True)]
     result: dict[str, float] = {}

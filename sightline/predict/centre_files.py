@@ -140,12 +140,12 @@ def _assert_unseen(refiner: TrainedRun, config: RunConfig, frames: DepthFrames) 
     for told, trained in _trained_on(refiner, config.data):
         if trained is None:
             raise UserError(
-                f"{told}: does not say on which parts of '{config.data.name}' it was trained; train it again"
+                f"{told}: does not record on which parts of '{config.data.name}' it was trained; train it again"
             )
         if seen := sorted(tested & trained):
             raise UserError(
-                f"{told}: was trained on {', '.join(seen)}, on which this config is tested: its centres would tell of "
-                f"them; give a refiner that was trained without {', '.join(seen)}"
+                f"{told}: was trained on {', '.join(seen)}, on which this config is tested: its centres would leak "
+                f"the test labels; give a refiner that was trained without {', '.join(seen)}"
             )
 
 
@@ -179,7 +179,7 @@ def _notes(refiner: TrainedRun, config: RunConfig, split: FileSplit, is_known: n
             "the refiner was trained on frames of this part: their points are nearer than those of unseen frames"
         )
     if num_unknown := int((~is_known).sum()):
-        notes.append(f"{num_unknown} of {len(is_known)} frames have no point; their lines say invalid")
+        notes.append(f"{num_unknown} of {len(is_known)} frames have no point; their lines are 'invalid'")
     source = refiner.facts.get("reference_source")
     if source != "centre_of_mass":
         notes.append(f"the refiner was trained about reference points of '{source}', and is given centres of mass here")

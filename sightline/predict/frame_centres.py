@@ -86,7 +86,7 @@ class PreviousCentres:
             point = self._otherwise.near(self._joints.mean(axis=0), depth)
             if point is not None:
                 return Centre(point, "previous frame")
-            self._lost = "previous answer lost: nothing is measured about it"
+            self._lost = "previous prediction lost: no measured pixel near it"
         return self._otherwise(path, depth)._replace(source=f"centre of mass ({self._lost})")
 
     def note(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
@@ -94,7 +94,7 @@ class PreviousCentres:
         is_lost = 2 * num_dead >= len(peaks)
         self._joints = None if is_lost else joints_mm
         if is_lost:
-            self._lost = f"previous answer lost: {num_dead} of {len(peaks)} peaks below {_DEAD_PEAK:g}"
+            self._lost = f"previous prediction lost: {num_dead} of {len(peaks)} peaks below {_DEAD_PEAK:g}"
 
 
 class StoredCentres:

@@ -42,7 +42,9 @@ class OwnFrames:
     def __post_init__(self) -> None:
         if self.centres is not None and (self.follows or self.refiner is not None):
             other = "--refiner" if self.refiner is not None else "--reference previous"
-            raise ConfigError(f"--centres {self.centres}: says where every figure is, and so does {other}; give one")
+            raise ConfigError(
+                f"--centres {self.centres}: gives the position of every figure, as does {other}; give one"
+            )
         if self.intrinsics is not None:
             fx, fy, *middle = self.intrinsics
             if not all(map(math.isfinite, self.intrinsics)) or fx <= 0 or fy == 0:
@@ -99,9 +101,9 @@ def camera_of(run: TrainedRun) -> DepthCamera:
             size, intrinsics = facts["image_size_px"], facts["camera_px"]
         except (UserError, KeyError) as error:
             raise UserError(
-                f"{run.path}: does not say with which camera it was trained, and its data set cannot be asked: {error}"
+                f"{run.path}: does not record its camera, and its data set cannot be read: {error}"
             ) from error
     if size is None:
-        raise UserError(f"{run.path}: does not say how large the images are that it was trained on; make the run again")
+        raise UserError(f"{run.path}: does not record the size of its images; make the run again")
     fx, fy, u0, v0 = intrinsics
     return DepthCamera(fx, fy, u0, v0, width_px=size[0], height_px=size[1])

@@ -101,7 +101,7 @@ class SVM:
             protocol=(
                 f"scikit-learn SVC(kernel=linear), one against one; C {self.choice}; folds are seeded and stratified, "
                 "test accuracies of other C chose nothing",
-                "scale law: the machine on s*X with C is the one on X with s^2*C, so a C says nothing without the "
+                "scale law: the machine on s*X with C is the one on X with s^2*C, so a C means nothing without the "
                 "scale of the features; C x variance is the same at every scale",
             ),
             warnings=tuple(filter(None, notes)),

@@ -378,7 +378,7 @@ def _verified(folder: Path) -> dict[str, bytes]:
     for name in sorted(promised.keys() - present):
         raise CheckpointError(f"{folder / name}: is missing")
     for name in sorted(present - promised.keys()):
-        raise CheckpointError(f"{folder / name}: is no part of this checkpoint; move it elsewhere")
+        raise CheckpointError(f"{folder / name}: is not part of this checkpoint; move it elsewhere")
     files = {}
     for name, (size, digest) in promised.items():
         files[name] = _read_bytes(folder / name, size)

@@ -57,6 +57,6 @@ def _asked_again(run: Path, config: RunConfig) -> DataInfo:
         info: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
     except UserError as error:
         raise UserError(
-            f"{run / INPUTS}: is missing, an older sightline made the run, and its data set cannot be asked: {error}"
+            f"{run / INPUTS}: is missing, an older sightline made the run, and its data set cannot be read: {error}"
         ) from error
     return info

@@ -76,7 +76,7 @@ class LabelStudy:
         read = read_with_plugins(setup.config, self._overrides, setup.plugins)
         config, self.notes = read.config, read.notes
         if config.init is None:
-            raise UserError(f"label-efficiency: {setup.config} has no init; say what to start from with --from RUN")
+            raise UserError(f"label-efficiency: {setup.config} has no init; give the run to start from with --from RUN")
         if "fraction" not in registry.data.entry(config.data).arguments:
             raise UserError(
                 f"label-efficiency: the data set '{config.data.name}' has no argument 'fraction' to take less of"

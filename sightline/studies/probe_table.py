@@ -53,7 +53,7 @@ _ORDER = ("probe_svm", "fewshot", "by_hand", "part")
 
 _OF_OURS = ("arguments", "overrides", "parts config")
 """What the command line says, which no published row could."""
-_UNSAID = "not said"
+_UNSTATED = "not stated"
 _ABOUT = (
     "Accuracies in percent. Few-shot is the mean +- deviation over runs of episodes; figures of random weights are "
     "means over the networks, and where there are several +- the deviation over them."
@@ -205,7 +205,7 @@ def _figure(row: ProbeRow, name: str) -> str:
 
 
 def _told(value: Any) -> str:
-    return _UNSAID if value is None else str(value)
+    return _UNSTATED if value is None else str(value)
 
 
 def _told_chance(row: ProbeRow) -> str:

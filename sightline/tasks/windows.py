@@ -153,7 +153,7 @@ class _Mean:
         self.times.index_add_(0, index, torch.ones_like(rows[:, 0]))
 
     def __call__(self) -> Tensor:
-        assert self.total is not None, "no window was answered"
+        assert self.total is not None, "no window was predicted"
         assert self.times is not None
         return self.total / self.times[:, None]
 

@@ -58,7 +58,9 @@ class PlaceCube:
         compat: Compat = "none",
     ) -> None:
         if size % 4:
-            raise ConfigError(f"place_cube: size {size} is no multiple of 4; networks halve the volume twice at least")
+            raise ConfigError(
+                f"place_cube: size {size} is not a multiple of 4; networks halve the volume twice at least"
+            )
         if scale[0] > scale[1]:
             raise ConfigError(
                 f"place_cube: scale [{scale[0]:g}, {scale[1]:g}] is empty; the smaller factor comes first"

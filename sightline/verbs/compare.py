@@ -176,7 +176,7 @@ def _assert_goes_together(options: Options, *, is_record: bool) -> None:
     """Raises UserError for options that say nothing of what is asked."""
     if is_record:
         if options.out is None:
-            raise UserError("compare record: say where the record goes: --out RECORD")
+            raise UserError("compare record: give the place of the record: --out RECORD")
         if options.against or options.matrix:
             raise UserError("compare record: keeps one variant; --against and --matrix compare")
         for name in ("json", "html", "repro", "keys"):

@@ -130,7 +130,7 @@ def _assert_for_suite(options: Options) -> Path:
             "probe one run without --suite"
         )
     if options.out is None:
-        raise UserError("probe --suite: writes suite.md and suite.json; say where with --out DIR")
+        raise UserError("probe --suite: writes suite.md and suite.json; give their folder with --out DIR")
     if len({run.resolve() for run in options.runs}) < len(options.runs):
         raise UserError("probe --suite: a run is given twice")
     return options.out

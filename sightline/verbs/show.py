@@ -76,7 +76,7 @@ def _rates(config: RunConfig, path: Path) -> tuple[Rate, ...]:
         with blame(config.optimizer):
             recipe.build(model)
     except UserError as error:
-        note(f"rates of modules cannot be told: {error}")
+        note(f"learning rates of modules are unknown: {error}")
         return ()
     return recipe.rates(model)
 

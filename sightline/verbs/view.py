@@ -80,7 +80,7 @@ def view(options: Options) -> int:
     most = MOST_SHOWN if options.max_points is None else options.max_points
     written = write_views(RunDirectory(options.out, is_writer=True), subjects, title=title, hidden=hidden, most=most)
     rows = [row for subject in subjects for cloud in subject.clouds for row in _rows_of(subject, cloud)]
-    show_table(title, ("sample", "stage", "points", "told"), rows, droppable=("told",))
+    show_table(title, ("sample", "stage", "points", "description"), rows, droppable=("description",))
     num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply", ".vtk")}
     volumes = f" and {num_of['.vtk']} VTK" if num_of[".vtk"] else ""
     note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY{volumes} files in {options.out}, and")
@@ -106,7 +106,7 @@ def _is_config(path: Path) -> bool:
 
 def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
     """The samples of a config's data, and in a run directory what its model answers for them."""
-    _refuse(options, ("columns", "up"), "are about files; a data set says these things itself")
+    _refuse(options, ("columns", "up"), "are about files; a data set defines them itself")
     has_answers = is_run(path)
     if not has_answers:
         _refuse(options, ("checkpoint",), "is about a run; a config has no weights")
@@ -170,15 +170,15 @@ def _chosen(part: Part, options: Options) -> list[int]:
         return [int(index) for index in part.spread(options.num or _NUM_SAMPLES)]
     indices = part.indices.tolist()
     if options.num is not None:
-        raise UserError("--num: says how many samples, --samples which; give one of them")
+        raise UserError("--num: is the number of samples, --samples lists them; give one of the two")
     known = set(indices)
     chosen: list[int] = []
     for word in _names_of(options.samples):
         index = int(word) if word.isdecimal() else next((i for i in indices if part.name_of(i) == word), None)
         if index is None or index not in known:
             raise UserError(
-                f"--samples: found '{word}', which is no sample of the {part.split} part; it has {len(indices)}, from "
-                f"{indices[0]} to {indices[-1]}{_other_part(part, index)}"
+                f"--samples: found '{word}', which is not a sample of the {part.split} part; it has {len(indices)}, "
+                f"from {indices[0]} to {indices[-1]}{_other_part(part, index)}"
             )
         chosen.append(index)
     return list(dict.fromkeys(chosen))

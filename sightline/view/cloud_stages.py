@@ -186,7 +186,7 @@ def _cloud_of_answers(clouds: Sequence[Cloud], num_points: int, labels: np.ndarr
         if labels is None or not isinstance(truth, ByClass) or _are_alike(truth, labels):
             return cloud
     held = ", ".join(f"{cloud.stage} {len(cloud.points)}" for cloud in clouds)
-    raise DataError(f"the task answers for {num_points} points, no stage of the sample has these: {held}")
+    raise DataError(f"the task predicts {num_points} points, but no stage of the sample has as many: {held}")
 
 
 def _are_alike(truth: ByClass, labels: np.ndarray) -> bool:

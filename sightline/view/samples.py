@@ -21,7 +21,7 @@ from sightline.view.predictor import SHOWN, Predictor
 
 __all__ = ["Branch", "can_draw_predictions", "sample_subject"]
 
-_SEEN = {"train": "what the model sees in training", "evaluate": "what the model sees in evaluation"}
+_SEEN = {"train": "model input in training", "evaluate": "model input in evaluation"}
 
 
 @dataclass(frozen=True)

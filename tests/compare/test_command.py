@@ -174,7 +174,7 @@ def test_fields_of_a_stage_that_are_no_real_numbers() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--against", "float16"), "--against float16: is none of float64, float32"),
+        (("--against", "float16"), "--against float16: must be one of float64, float32"),
         (("--against", "cuda"), "--against cuda: this machine has no CUDA device; not available"),
         (("--against", "no-cudnn"), "--against no-cudnn: says something on a GPU with cuDNN alone"),
         (("--against", "none.py"), "--against none.py: no such file"),

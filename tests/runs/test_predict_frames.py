@@ -244,7 +244,7 @@ def test_a_video_is_followed_from_frame_to_frame(run: Path, given: dict[str, Ten
     assert [refusal.file for refusal in found.refused] == [paths[2]]
     assert "has no measured pixel, so that there is no figure in it" in found.refused[0].reason
     dead = sightline.load_run(run).predict([tmp_path / "video"], frames=OwnFrames(follows=True))
-    lost = "centre of mass (previous answer lost: 21 of 21 peaks below 0.1)"
+    lost = "centre of mass (previous prediction lost: 21 of 21 peaks below 0.1)"
     assert [answer.reference for answer in dead.predicted] == ["centre of mass (first frame)", *[lost] * 3]
 
 

@@ -45,7 +45,7 @@ def test_every_stage_has_its_points_its_pictures_and_its_joints() -> None:
     assert [len(cloud.points) for cloud in subject.clouds[:3]] == [3, 3, 3]
     assert [len(cloud.panels) for cloud in subject.clouds] == [1, 1, 4, 4]
     assert [cloud.unit for cloud in subject.clouds] == ["mm", "voxels", "voxels", "voxels"]
-    assert subject.clouds[-1].told.endswith("what the model sees in training")
+    assert subject.clouds[-1].told.endswith("model input in training")
     # Bones and joints by hand: the cube's corner lies at (-100, -100, 330) mm, a voxel has 12.5 mm.
     expected = (JOINTS.double().numpy() - (-100, -100, 330)) / 12.5
     for cloud in subject.clouds[1:]:

@@ -113,7 +113,7 @@ def test_both_views_of_a_pair_are_shown_by_height_alone() -> None:
 def test_a_raw_sample_that_nothing_changes_is_what_the_model_sees() -> None:
     dataset = shapes()
     subject = subject_of(dataset, Branch("train", BatchReader(dataset)), Branch("evaluate", BatchReader(dataset)))
-    assert subject.clouds[0].told == "what the model sees in training, what the model sees in evaluation"
+    assert subject.clouds[0].told == "model input in training, model input in evaluation"
     assert subject.facts["class"] == dataset.info.facts["class_names"][dataset.strata[0]]
 
 
@@ -170,7 +170,7 @@ def test_answers_for_points_of_no_stage_are_refused() -> None:
         def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
             return {"probabilities": torch.ones(7, 3), "cloud_offsets": torch.tensor([0, 7])}
 
-    with pytest.raises(DataError, match="answers for 7 points, no stage of the sample has these: raw 12"):
+    with pytest.raises(DataError, match="predicts 7 points, but no stage of the sample has as many: raw 12"):
         subject_of(dataset, Branch("evaluate", reader), predictor=predictor(Odd([0]), reader))
 
 
