@@ -348,8 +348,8 @@ def blame(component: Component) -> Iterator[None]:
         raise ConfigError(*(_placed(component, fault) for fault in error.faults)) from error
     except DataError as error:
         # The argument that names the folder which the message begins with, as given; else the root.
-        told, given = str(error), component.arguments.items()
-        named = (name for name, value in given if isinstance(value, str) and told.startswith(f"{value}: "))
+        message, given = str(error), component.arguments.items()
+        named = (name for name, value in given if isinstance(value, str) and message.startswith(f"{value}: "))
         raise type(error)(f"{component.origins.get(next(named, 'root'), component.where)}: {error}") from error
     except UserError:
         raise

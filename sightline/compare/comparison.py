@@ -131,7 +131,7 @@ def make_record(subject: Subject, *, num_steps: int = 0) -> Record:
     batch = variant.batch(subject.batch)
     built = subject.built
     losses = losses_over_steps(variant, built.job, subject.recipe, batch, num_steps=num_steps)
-    told = {
+    about = {
         "run": built.config.name,
         "model": built.config.model.name,
         "precision": variant.precision.name,
@@ -145,14 +145,14 @@ def make_record(subject: Subject, *, num_steps: int = 0) -> Record:
         subject.batch,
         stages_of(built.data.train.reader, subject.keys),
         losses,
-        told,
+        about,
     )
 
 
 def compare_record(subject: Subject, had: Record, *, name: str) -> Comparison:
     """A record from elsewhere, held against the run's own layers, with the record's weights and batch."""
     built = subject.built
-    samples = [SampleKey(*numbers) for numbers in had.told.get("samples", [])]
+    samples = [SampleKey(*numbers) for numbers in had.about.get("samples", [])]
     rows = compare_stages(had.stages, stages_of(built.data.train.reader, samples)) if had.stages else []
     model = copy.deepcopy(built.job.model)
     found = match_keys(had.weights, model.state_dict(), None)
@@ -163,9 +163,9 @@ def compare_record(subject: Subject, had: Record, *, name: str) -> Comparison:
     steps = None
     if had.trace:
         steps = trace(had.trace, reference, had.recording.format, built.job, subject.recipe, batch)
-    told = f"recorded of {had.told.get('run')} in {had.told.get('precision')} with torch {had.told.get('torch')}"
+    about = f"recorded of {had.about.get('run')} in {had.about.get('precision')} with torch {had.about.get('torch')}"
     guesses = tuple(f"guess: {guess}" for guess in found.guesses)
-    return Comparison(f"{name} ({told})", "float64", tuple(rows), steps, guesses)
+    return Comparison(f"{name} ({about})", "float64", tuple(rows), steps, guesses)
 
 
 def _against_form(subject: Subject, against: str, num_steps: int) -> Comparison:
@@ -206,8 +206,8 @@ def _against_file(subject: Subject, path: Path, keys: Mapping[str, str | None] |
         if job.frozen:
             raise UserError(f"optimizer.frozen: {path} names its modules otherwise; compare with optimizer.frozen=[]")
         foreign, found = prepare_foreign(own.model, theirs, keys, recording)
-        recording, told = translated(recording, foreign, found)
-        notes = [*(f"guess: {each}" for each in found.guesses), *told]
+        recording, about = translated(recording, foreign, found)
+        notes = [*(f"guess: {each}" for each in found.guesses), *about]
         reference = Variant(str(path), foreign, exact, own.device)
         ours = still(job.model, dtype=torch.float64, device=own.device)
         trained = Variant(str(path), ours, exact, own.device, on=lambda model: Bridge(model, foreign, found.pairs))

@@ -35,8 +35,8 @@ def build_reference(path: Path) -> nn.Module:
     try:
         module = build()
     except Exception as error:
-        told = " ".join(str(error).split())
-        raise UserError(f"--against {path}: build() fails: {type(error).__name__}: {told}") from error
+        notes = " ".join(str(error).split())
+        raise UserError(f"--against {path}: build() fails: {type(error).__name__}: {notes}") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"--against {path}: build() returns a {type(module).__name__}; it has to return a nn.Module")
     return module
@@ -136,9 +136,9 @@ def translated(recording: Recording, foreign: Foreign, keys: Keys) -> tuple[Reco
         if name in keys.pairs
     }
     own_leaves = _innermost(recording.calls)
-    told = [note] if note else []
-    told.append(f"{len(calls) - 1} calls of {len(own_leaves)} of ours and {len(_innermost(theirs))} of theirs align")
-    return replace(recording, calls=calls, gradients=gradients, is_partial=True), told
+    notes = [note] if note else []
+    notes.append(f"{len(calls) - 1} calls of {len(own_leaves)} of ours and {len(_innermost(theirs))} of theirs align")
+    return replace(recording, calls=calls, gradients=gradients, is_partial=True), notes
 
 
 def _calls_of(foreign: Foreign, root: Call) -> tuple[list[Call], str]:

@@ -104,8 +104,8 @@ def _by_shape(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], guesses:
             continue
         for place, (module, other) in enumerate(zip(modules, others, strict=True)):
             why = "the only one" if len(modules) == 1 else f"number {place + 1} of {len(modules)}"
-            told = ", ".join(f"{name} {shape}" for name, shape in kind)
-            guesses.append(f"{module or '(model)'} = {other or '(model)'}, {why} with {told}")
+            listed = ", ".join(f"{name} {shape}" for name, shape in kind)
+            guesses.append(f"{module or '(model)'} = {other or '(model)'}, {why} with {listed}")
             pairs |= {_join(module, name): _join(other, name) for name, _ in kind}
     return pairs
 
@@ -139,9 +139,9 @@ def _join(module: str, name: str) -> str:
 
 def _complaint(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, is_guessed: bool) -> str:
     sides = [("of the model", ours), ("of the reference", theirs)]
-    told = "; ".join(f"{_first(side)} {words}" for words, side in sides if side)
+    listed = "; ".join(f"{_first(side)} {words}" for words, side in sides if side)
     how = "no name or shape settles" if is_guessed else "the map does not settle"
-    return f"--keys: {how} what belongs together: {told}; give a JSON file of our names and theirs, null for none"
+    return f"--keys: {how} what belongs together: {listed}; give a JSON file of our names and theirs, null for none"
 
 
 def _first(tensors: Mapping[str, Tensor]) -> str:

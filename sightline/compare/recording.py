@@ -201,14 +201,14 @@ class Formats(TorchDispatchMode):
 
     def __init__(self, see: Callable[[Format], None]) -> None:
         super().__init__()
-        self._told = see
+        self._report = see
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.is_floating_point():
-            self._told(format_of(result.dtype))
+            self._report(format_of(result.dtype))
             if result.is_cuda and result.dtype == torch.float32 and _may_be_tf32(func):
-                self._told(TF32)
+                self._report(TF32)
         return result
 
 

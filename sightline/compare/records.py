@@ -35,7 +35,7 @@ class Record:
     """A step, and all that it takes to run it elsewhere: weights, the batch, and the batch at every stage of the data.
 
     `stages` are (name, fields) in order, the raw samples first, under no name. `trace` are losses over some optimiser
-    steps. `told` says what was recorded, and with what.
+    steps. `about` names what was recorded, and with what.
     """
 
     recording: Recording
@@ -43,7 +43,7 @@ class Record:
     batch: dict[str, Any]
     stages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     trace: tuple[float, ...] = ()
-    told: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def is_record(path: Path) -> bool:
@@ -59,7 +59,7 @@ def write_record(path: Path, record: Record) -> None:
     recording = record.recording
     document = {
         "version": _VERSION,
-        "told": record.told,
+        "told": record.about,
         "format": recording.format.name,
         "calls": [writer.call(call) for call in recording.calls],
         "losses": writer.nest(recording.losses),

@@ -166,9 +166,9 @@ class _Walk:
                 whole = self._opaque(unit)
                 with suppress(Exception):
                     return whole, answer(whole)
-            told = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise RunError(
-                f"{unit.call.name}: the reference fails on what the variant was given: {type(error).__name__}: {told}"
+                f"{unit.call.name}: the reference fails on what the variant was given: {type(error).__name__}: {reason}"
             ) from error
 
     def _unchanged_buffers(self, unit: Unit, clean: Answer, had: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -245,7 +245,7 @@ def _row(unit: Unit, name: str, deviation: Deviation) -> Row:
     is_backward = name.startswith("to ")
     which: Pass = "backward" if is_backward else "loss" if unit.call.path == LOSS else "forward"
     layer, class_name, inside = _layer(unit, name.removeprefix("to "))
-    return Row(layer, class_name, which, _told(unit, name), deviation, unit.call.format.name, inside, unit)
+    return Row(layer, class_name, which, _describe(unit, name), deviation, unit.call.format.name, inside, unit)
 
 
 def _layer(unit: Unit, name: str) -> tuple[str, str, str]:
@@ -264,7 +264,7 @@ def _layer(unit: Unit, name: str) -> tuple[str, str, str]:
     return call.name, call.class_name, unit.call.name
 
 
-def _told(unit: Unit, name: str) -> str:
+def _describe(unit: Unit, name: str) -> str:
     """The tensor in words."""
     short = name.removeprefix("to ")
     kind, _, place = short.partition(".")

@@ -222,8 +222,8 @@ def _optimise(job: Job, batches: list[Batch], counter: LiveBytes) -> None:
         raise
     except Exception as error:
         size = len(batches[0]["sample_index"])
-        told = " ".join(str(error).split())
-        raise RunError(f"a training step of {size} samples failed: {type(error).__name__}: {told}") from error
+        reason = " ".join(str(error).split())
+        raise RunError(f"a training step of {size} samples failed: {type(error).__name__}: {reason}") from error
 
 
 def _begin(counter: LiveBytes, path: str) -> Any:
@@ -243,7 +243,7 @@ def _peaks(first: _Step, second: _Step, share: float) -> list[tuple[int, str]]:
     before, after = (_by_stretch(step) for step in (first, second))
     if [key for key, _ in before] != [key for key, _ in after]:
         before, after = (_by_phase(step) for step in (first, second))
-    peaks = [(_continued(low, high, share), _told(*key)) for (key, low), (_, high) in zip(before, after, strict=True)]
+    peaks = [(_continued(low, high, share), _moment(*key)) for (key, low), (_, high) in zip(before, after, strict=True)]
     # The optimiser's part does not depend on the batch.
     return [*peaks, *((s.peak, "the optimiser's step") for s in second.stretches if s.phase == "optimise")]
 
@@ -261,5 +261,5 @@ def _continued(low: int, high: int, share: float) -> int:
     return max(low, high, round(low + (high - low) * share))
 
 
-def _told(phase: str, name: str) -> str:
+def _moment(phase: str, name: str) -> str:
     return f"the {phase} pass{f', at {name}' if name else ''}"

@@ -199,10 +199,10 @@ def _translated(source: PublishedFile, layout: str, published: PublishedModel, f
         )
     bent = [name for name, own in needed.items() if weights[name].ndim != own.ndim]
     if bent:
-        told = [f"{published_name(name, layout)} {list(weights[name].shape)}" for name in bent]
+        shapes = [f"{published_name(name, layout)} {list(weights[name].shape)}" for name in bent]
         raise CheckpointError(
-            f"{file}: {len(bent)} tensors have another number of axes than in the layout '{layout}': {_listed(told)}; "
-            "is it a variant of it?"
+            f"{file}: {len(bent)} tensors have another number of axes than in the layout '{layout}': {_listed(shapes)}"
+            "; is it a variant of it?"
         )
     unsound = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if unsound:

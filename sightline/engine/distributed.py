@@ -264,8 +264,8 @@ class _Agreement:
         dist.all_gather(everyone, mine)
         texts = [bytes(each.tolist()).decode(errors="replace").strip() for each in everyone]
         if len(set(texts)) > 1:
-            told = "; ".join(f"rank {rank} is about to enter {text}" for rank, text in enumerate(texts))
-            raise RunError(f"the processes disagree: {told}")
+            listed = "; ".join(f"rank {rank} is about to enter {text}" for rank, text in enumerate(texts))
+            raise RunError(f"the processes disagree: {listed}")
 
 
 def _form(tensor: Tensor) -> str:
@@ -312,10 +312,10 @@ def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[W
         except PeerLostError as error:
             _follow(error, watchdog)
         except SystemExit as error:
-            watchdog.tell_failure(f"code called sys.exit({error.code}) at {_origin(error)}")
+            watchdog.describe_failure(f"code called sys.exit({error.code}) at {_origin(error)}")
             raise RunError(f"process {place.rank} was left by sys.exit({error.code}) at {_origin(error)}") from error
         except BaseException as error:
-            watchdog.tell_failure(str(error) or type(error).__name__)
+            watchdog.describe_failure(str(error) or type(error).__name__)
             raise
 
 

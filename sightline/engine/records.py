@@ -92,18 +92,18 @@ class Observers:
         return len(self._active)
 
     def on_step(self, record: StepRecord) -> None:
-        self._tell(lambda observer: observer.on_step(record))
+        self._notify(lambda observer: observer.on_step(record))
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         with kept_random_state():
-            self._tell(lambda observer: observer.on_evaluation(record))
+            self._notify(lambda observer: observer.on_evaluation(record))
 
     def on_end(self, reason: str) -> None:
         with kept_random_state():
             self._active.reverse()
-            self._tell(lambda observer: observer.on_end(reason))
+            self._notify(lambda observer: observer.on_end(reason))
 
-    def _tell(self, call: Callable[[Observer], None]) -> None:
+    def _notify(self, call: Callable[[Observer], None]) -> None:
         stop: Exception | None = None
         for observer in tuple(self._active):
             try:

@@ -201,8 +201,8 @@ def _record(
 ) -> StepRecord:
     losses = {name: totals[name] for name in job.weights}
     num_samples = int(totals[_SAMPLES])
-    tell = TaskMembers.gauges.of(job.task)
-    gauges = {} if tell is None else tell(losses, num_samples, num_processes)
+    gauges_of = TaskMembers.gauges.of(job.task)
+    gauges = {} if gauges_of is None else gauges_of(losses, num_samples, num_processes)
     weights = job.weights_at(job.step - 1)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())
     moving = {f"weight/{name}": weights[name] for name, weight in job.weights.items() if isinstance(weight, Ramp)}

@@ -103,7 +103,7 @@ class Watchdog:
         finally:
             self._waiting = outer
 
-    def tell_failure(self, why: str) -> None:
+    def describe_failure(self, why: str) -> None:
         """Tell the others that this process ends, and why; only the first of all processes to do so is heard."""
         self.stop()
         with contextlib.suppress(RuntimeError):
@@ -116,7 +116,7 @@ class Watchdog:
         while True:
             with contextlib.suppress(RuntimeError):
                 if self._store.check(["failure"]):
-                    return _told(self._read("failure"))
+                    return _describe_failure(self._read("failure"))
             gone = self._gone()
             if gone:
                 return gone
@@ -149,15 +149,15 @@ class Watchdog:
     def _listen(self) -> None:
         bad_news_since: float | None = None
         while not self._stopped.wait(self._interval_s):
-            told = self._hear() or self._gone()
-            if told is None or self._stopped.is_set():
+            failure_text = self._check_store() or self._gone()
+            if failure_text is None or self._stopped.is_set():
                 continue
             bad_news_since = bad_news_since or time.monotonic()
             if time.monotonic() - bad_news_since > _GRACE_S:
-                report_failure(f"{told}; this process ends with it", exit_code=1, is_consequence=True)
+                report_failure(f"{failure_text}; this process ends with it", exit_code=1, is_consequence=True)
                 os._exit(1)
 
-    def _hear(self) -> str | None:
+    def _check_store(self) -> str | None:
         """Raise or answer an alarm where there is cause; else what is told of a failed process."""
         wait = self._waiting
         if self._is_store_lost:
@@ -166,8 +166,8 @@ class Watchdog:
             if wait is not None and wait.seconds > self._timeout_s:
                 self._raise_alarm(wait)
             elif self._store.check(["alarm"]):
-                self._answer()
-            return _told(self._read("failure")) if self._store.check(["failure"]) else None
+                self._respond()
+            return _describe_failure(self._read("failure")) if self._store.check(["failure"]) else None
         except RuntimeError:  # the process that holds it is gone, and torch would say so again at each attempt
             self._is_store_lost = True
             return None
@@ -178,7 +178,7 @@ class Watchdog:
 
     def _raise_alarm(self, wait: _Wait) -> NoReturn:
         if self._store.add("alarm", 1) > 1:
-            self._answer()
+            self._respond()
         deadline = time.monotonic() + 3 * self._interval_s
         while time.monotonic() < deadline and not self._store.check([f"answer/{rank}" for rank in self._others]):
             time.sleep(0.05)
@@ -200,7 +200,7 @@ class Watchdog:
         limit = f"distributed.timeout_s = {self._timeout_s:g}"
         report_failure(f"the processes no longer wait for the same thing ({limit}): {lines}", exit_code=1)
 
-    def _answer(self) -> NoReturn:
+    def _respond(self) -> NoReturn:
         wait = self._waiting
         state = f"waits in {wait.what}" if wait else "is"
         deadline = time.monotonic() + 4 * self._interval_s  # the launcher should see nobody end before the report
@@ -232,7 +232,7 @@ class _Wait:
         self.seconds = 0.0
 
 
-def _told(failure: Mapping[str, Any]) -> str:
+def _describe_failure(failure: Mapping[str, Any]) -> str:
     return f"rank {failure['rank']} failed: {failure['why']}"
 
 

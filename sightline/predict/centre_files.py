@@ -137,15 +137,15 @@ def _assert_unseen(refiner: TrainedRun, config: RunConfig, frames: DepthFrames) 
     tested = set(frames.info.folds.tested) if frames.info.folds is not None else set()
     if not tested:
         return
-    for told, trained in _trained_on(refiner, config.data):
+    for trained_run, trained in _trained_on(refiner, config.data):
         if trained is None:
             raise UserError(
-                f"{told}: does not record on which parts of '{config.data.name}' it was trained; train it again"
+                f"{trained_run}: does not record on which parts of '{config.data.name}' it was trained; train it again"
             )
         if seen := sorted(tested & trained):
             raise UserError(
-                f"{told}: was trained on {', '.join(seen)}, on which this config is tested: its centres would leak "
-                f"the test labels; give a refiner that was trained without {', '.join(seen)}"
+                f"{trained_run}: was trained on {', '.join(seen)}, on which this config is tested: its centres would "
+                f"leak the test labels; give a refiner that was trained without {', '.join(seen)}"
             )
 
 
@@ -156,11 +156,11 @@ def _trained_on(refiner: TrainedRun, data: Component) -> Iterator[tuple[str, set
         yield str(refiner.path), None if folds is None else set(folds.names) - set(folds.tested)
     lineage = read_lineage(refiner.path)
     while lineage is not None and "layout" not in lineage:
-        told, source = f"{refiner.path}, which started from {lineage['from']}", lineage["source"]
+        trained_run, source = f"{refiner.path}, which started from {lineage['from']}", lineage["source"]
         if source is None:
-            yield told, None
+            yield trained_run, None
         elif source["data"]["name"] == data.name:
-            yield told, _trained_with(source["data"], data)
+            yield trained_run, _trained_with(source["data"], data)
         lineage = lineage["lineage"]
 
 

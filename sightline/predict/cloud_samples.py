@@ -200,14 +200,14 @@ def _repeated(cloud: Cloud, stored: np.ndarray, form: CloudForm, where: str) -> 
         num_distinct = len(np.unique(cloud.points, axis=0))  # a choice of a dense cloud may repeat a point
         if num_distinct < form.fewest_points:
             raise DataError(
-                f"{where}: holds {_told_points(num_distinct)} that differ, every cloud of the run's set at least "
+                f"{where}: holds {_count_of_points(num_distinct)} that differ, every cloud of the run's set at least "
                 f"{form.fewest_points}; give a denser cloud"
             )
     wanted = form.num_points or len(stored)
-    return [f"{_told_points(len(cloud.points))}, repeated to {wanted}"] if len(cloud.points) < wanted else []
+    return [f"{_count_of_points(len(cloud.points))}, repeated to {wanted}"] if len(cloud.points) < wanted else []
 
 
-def _told_points(count: int) -> str:
+def _count_of_points(count: int) -> str:
     return f"{count} point{'' if count == 1 else 's'}"
 
 
@@ -217,14 +217,14 @@ def _assert_of_size(radius: float, radii: tuple[float, float], unit: str, where:
     if low / 2 <= radius <= 2 * high:
         return
     ratio = radius / np.sqrt(low * high) if low > 0 else radius / high
-    told = "all its points coincide"
+    comparison = "all its points coincide"
     if radius > 0:
-        told = (
+        comparison = (
             f"about {max(ratio, 1 / ratio):.4g} times {'larger' if ratio > 1 else 'smaller'}{_likely_unit(unit, ratio)}"
         )
     raise DataError(
         f"{where}: its points reach {radius:.4g} {unit} from their mean, those of the run's set {low:.4g} to "
-        f"{high:.4g} {unit}; {told}; bring the file to {unit or 'that unit'}"
+        f"{high:.4g} {unit}; {comparison}; bring the file to {unit or 'that unit'}"
     )
 
 
@@ -364,10 +364,10 @@ def _assert_within(fields: dict[str, np.ndarray], info: DataInfo, where: str, *,
         if (is_low or is_high) and not (any_scale and key == "points"):
             raise DataError(
                 f"{where}: {key} run from {low:.4g} to {high:.4g}, those that the run was trained on from "
-                f"{_told_bound(promise.low)} to {_told_bound(promise.high)} ({promise.unit or 'no unit'}); bring the "
+                f"{_bound(promise.low)} to {_bound(promise.high)} ({promise.unit or 'no unit'}); bring the "
                 "file to that unit and frame"
             )
 
 
-def _told_bound(bound: float | None) -> str:
+def _bound(bound: float | None) -> str:
     return "any" if bound is None else f"{bound:.4g}"

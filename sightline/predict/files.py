@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sightline.data.files.cloud_files import is_cloud_file, told_passed_over
+from sightline.data.files.cloud_files import is_cloud_file, list_passed_over
 from sightline.predict.predictor import Refusal
 
 __all__ = ["files_of"]
@@ -32,7 +32,7 @@ def files_of(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[list[Pa
         held = (each for each in path.rglob("*") if is_cloud_file(each, suffixes=suffixes))
         inside = sorted(held, key=_order_of)
         files |= dict.fromkeys(inside)
-        if passed_over := told_passed_over(path, suffixes=suffixes):
+        if passed_over := list_passed_over(path, suffixes=suffixes):
             logger.warning("%s: %s", path, passed_over)
         if not inside:
             refused.append(Refusal(path, f"{path}: holds no file of the kinds {', '.join(suffixes)}"))

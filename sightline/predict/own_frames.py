@@ -48,8 +48,10 @@ class OwnFrames:
         if self.intrinsics is not None:
             fx, fy, *middle = self.intrinsics
             if not all(map(math.isfinite, self.intrinsics)) or fx <= 0 or fy == 0:
-                told = ", ".join(f"{value:g}" for value in (fx, fy, *middle))
-                raise ConfigError(f"camera: fx, fy, u0, v0 are {told}; fx must be positive, fy not 0 (negative: Y up)")
+                listed = ", ".join(f"{value:g}" for value in (fx, fy, *middle))
+                raise ConfigError(
+                    f"camera: fx, fy, u0, v0 are {listed}; fx must be positive, fy not 0 (negative: Y up)"
+                )
 
 
 class FrameReader:

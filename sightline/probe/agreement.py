@@ -23,8 +23,8 @@ def warnings_on_data(learnt: RunConfig, info: DataInfo, model: Component, data: 
     """
     before, here = stage_of(learnt, info), stage_of(data.config, data.train.dataset.info)
     here["num_points"] = here["encoder"] = None  # the model of the data's config is not the one that is probed
-    told = differences(before, here, names=("what was learnt on", "the data to probe on"))
-    return [f"warning: {line}" for line in (*_reach(before, data.num_points, model), *told)]
+    lines = differences(before, here, names=("what was learnt on", "the data to probe on"))
+    return [f"warning: {line}" for line in (*_reach(before, data.num_points, model), *lines)]
 
 
 def _reach(before: Mapping[str, Any], here: int, model: Component) -> list[str]:

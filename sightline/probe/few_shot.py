@@ -29,7 +29,7 @@ from sightline.probe.outcome import Outcome, Table
 __all__ = ["FewShot", "accuracy_of", "answers_of"]
 
 _PARTS = {"train": "training part", "test": "test part"}
-_TOLD = {
+_ORIGIN = {
     "train": "more samples of the training part (CrossPoint)",
     "test": "samples of the test part (as Point-BERT's folds, classified here without fine-tuning)",
 }
@@ -109,7 +109,7 @@ class FewShot:
             protocol=(
                 "few-shot: linear SVM with C = 1 on features standardised by the support alone; std is that of the "
                 "population of runs; supports are of the training part",
-                *(f"queries from {name}: {_TOLD[name]}" for name in CONVENTIONS if name in {row[1] for row in rows}),
+                *(f"queries from {name}: {_ORIGIN[name]}" for name in CONVENTIONS if name in {row[1] for row in rows}),
             ),
             details={"few_shot": plain_episodes(episodes, train.labels, test.labels)},
         )

@@ -77,9 +77,9 @@ def describe_lineage(lineage: Mapping[str, Any]) -> str:
         )
     match, stage = lineage["match"], lineage["source"]
     taken = f"{lineage['modules'] or 'all'} into {match['filled'] or 'the whole model'}"
-    told = "" if stage is None else f", {stage['model']} of {stage['task']} on {stage['data']['name']}"
+    stage_text = "" if stage is None else f", {stage['model']} of {stage['task']} on {stage['data']['name']}"
     line = (
-        f"started from {lineage['from']} ({lineage['checkpoint']}, SHA-256 {lineage['sha256'][:16]}...{told}): "
+        f"started from {lineage['from']} ({lineage['checkpoint']}, SHA-256 {lineage['sha256'][:16]}...{stage_text}): "
         f"{taken}, {match['matched']} of {match['total']} tensors"
     )
     return line if lineage["lineage"] is None else f"{line}; before that: {describe_lineage(lineage['lineage'])}"

@@ -16,7 +16,7 @@ from sightline.probe.runs import Probed
 from sightline.probe.svm import SVM
 from sightline.runs.blocks import argument_of, blocks_within, graph_of
 from sightline.runs.inputs import read_inputs
-from sightline.runs.stages import stage_of, told
+from sightline.runs.stages import in_words, stage_of
 
 __all__ = [
     "OWN_PARTS",
@@ -120,13 +120,13 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
     gathered = argument_of("tasks", learnt.task, "negatives") != "process"
     return {
         "pre-training": learnt.data.name,
-        "losses": told(to_plain(learnt.losses)),
+        "losses": in_words(to_plain(learnt.losses)),
         "encoder": stage["encoder"]["name"],
         "image encoder": next(
             (block.name for kind, block in blocks_within("models", learnt.model) if kind == "image_encoders"), "none"
         ),
-        "training transforms of points": told(stage["training"]),
-        "training transforms of images": told(stage["training_images"]),
+        "training transforms of points": in_words(stage["training"]),
+        "training transforms of images": in_words(stage["training_images"]),
         "number format": learnt.train.precision,
         "pairs per step": learnt.train.batch_size if is_contrast else "no pairs: trained with labels",
         "negatives of": ("all processes" if gathered else "one process") if is_contrast else None,
@@ -154,7 +154,7 @@ def differences(ours: ProbeRow, theirs: ProbeRow) -> list[str]:
     are_of_parts = PARTS in ours.metrics and PARTS in theirs.metrics
     compared_by = [n for n in names if n not in _OF_OURS and (are_of_parts or not n.startswith("parts "))]
     pairs = [(name, ours.protocol.get(name), theirs.protocol.get(name)) for name in compared_by]
-    return [f"{name}: {_told(here)} here, {_told(there)} there" for name, here, there in pairs if here != there]
+    return [f"{name}: {_in_words(here)} here, {_in_words(there)} there" for name, here, there in pairs if here != there]
 
 
 def markdown_of(ours: Sequence[ProbeRow], others: Sequence[ProbeRow]) -> str:
@@ -170,9 +170,10 @@ def markdown_of(ours: Sequence[ProbeRow], others: Sequence[ProbeRow]) -> str:
     facts = list(dict.fromkeys(name for row in rows for name in row.protocol))
     lines += ["", "## Protocols", ""]
     lines += _table(
-        ["", "data", *facts], ([row.who, row.data, *(_told(row.protocol.get(name)) for name in facts)] for row in rows)
+        ["", "data", *facts],
+        ([row.who, row.data, *(_in_words(row.protocol.get(name)) for name in facts)] for row in rows),
     )
-    chances = [f"{row.who}, {row.data}: {_told_chance(row)}" for row in rows if row.chance]
+    chances = [f"{row.who}, {row.data}: {_chance_in_words(row)}" for row in rows if row.chance]
     lines += ["", "## What guessing gets", "", *(f"- {line}" for line in chances)] if chances else []
     remarks = [f"- {row.who}, {row.data}: {remark}" for row in rows for remark in row.remarks]
     lines += ["", "## Remarks", "", *remarks] if remarks else []
@@ -204,10 +205,10 @@ def _figure(row: ProbeRow, name: str) -> str:
     return f"{100 * row.metrics[name]:.2f}" + (f" +- {100 * deviation:.2f}" if deviation is not None else "")
 
 
-def _told(value: Any) -> str:
+def _in_words(value: Any) -> str:
     return _UNSTATED if value is None else str(value)
 
 
-def _told_chance(row: ProbeRow) -> str:
+def _chance_in_words(row: ProbeRow) -> str:
     levels = {heading_of(name): value for name, value in row.chance.items()}
     return ", ".join(f"{heading} {100 * value:.2f}" for heading, value in levels.items() if heading is not None)

@@ -84,7 +84,7 @@ def compare_variants(options: Options, *, is_record: bool) -> int:
             return 0
         assert options.against is not None
         found = compare(subject, options.against, keys=options.keys, num_steps=num_steps)
-    return _tell(found, config, built, options)
+    return _report(found, config, built, options)
 
 
 def _size_of_sample(built: Built) -> int:
@@ -105,7 +105,7 @@ def _built(opened: OpenRun) -> Built:
     return made.built
 
 
-def _tell(found: Comparison, config: RunConfig, built: Built, options: Options) -> int:
+def _report(found: Comparison, config: RunConfig, built: Built, options: Options) -> int:
     for line in found.notes:
         note(line)
     _show(found)
@@ -132,8 +132,10 @@ def _show(found: Comparison) -> None:
     lines = []
     for layer, held in rows.items():
         worst = max(held.values(), key=lambda row: row.deviation.ratio)
-        told = f"{worst.what}{'  <- diverges' if worst.is_guilty else ''}"
-        lines.append([layer, worst.class_name, *(_ratio(held.get(kind)) for kind in ("forward", "backward")), told])
+        worst_tensor = f"{worst.what}{'  <- diverges' if worst.is_guilty else ''}"
+        lines.append(
+            [layer, worst.class_name, *(_ratio(held.get(kind)) for kind in ("forward", "backward")), worst_tensor]
+        )
     title = f"{found.variant}, against {found.reference}: units of rounding, at most {BOUND:g} are explained"
     show_table(title, _COLUMNS, lines, unbroken="layer", droppable=("farthest off", "class"))
     if found.trace is not None:

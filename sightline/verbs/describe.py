@@ -108,7 +108,7 @@ def _show_memory(memory: Memory) -> None:
     show_table(
         f"peak memory of a training step of {memory.batch_size} samples, in {memory.where}",
         ("part", "bytes"),
-        [[told, _bytes(getattr(memory, name))] for name, told in _PARTS.items() if getattr(memory, name)],
+        [[part, _bytes(getattr(memory, name))] for name, part in _PARTS.items() if getattr(memory, name)],
     )
 
 

@@ -71,8 +71,8 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
     data = document["data"]
     show_table(f"{title}{label}, {data['num_samples']} samples", ["metric", "value"], list(document["metrics"].items()))
     for metric, answers in {**DataMembers.yardsticks.of(dataset), **document.get("yardsticks", {})}.items():
-        told = ", ".join(f"{value:.3f} for {answer}" for answer, value in answers.items())
-        note(f"to compare {metric} with: {told}")
+        listed = ", ".join(f"{value:.3f} for {answer}" for answer, value in answers.items())
+        note(f"to compare {metric} with: {listed}")
 
 
 def show_difficulty(difficulty: Any) -> None:

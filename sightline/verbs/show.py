@@ -13,7 +13,7 @@ from sightline.config import RunConfig, render
 from sightline.config.show import show_inline, to_plain
 from sightline.engine.loading import open_run
 from sightline.engine.optimizers import Recipe
-from sightline.engine.parameter_groups import Rate, tell_rates
+from sightline.engine.parameter_groups import Rate, describe_rates
 from sightline.engine.records import kept_random_state
 from sightline.errors import UserError
 from sightline.metrics.base import is_higher_better
@@ -42,7 +42,7 @@ def show(path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], json:
         note(describe_lineage(lineage))
         document["lineage"] = lineage
     rates = _rates(config, path)
-    for line in tell_rates(rates):
+    for line in describe_rates(rates):
         note(line)
     if rates:
         document["rates"] = [rate._asdict() for rate in rates]

@@ -37,7 +37,7 @@ __all__ = ["Options", "view"]
 
 _NUM_SAMPLES = 4
 _NUM_EPOCHS = 8
-_TOLD_WIDTH = 84
+_DESCRIPTION_WIDTH = 84
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def view(options: Options) -> int:
 
 def _rows_of(subject: Subject, cloud: Cloud) -> list[tuple[object, ...]]:
     """The rows of a stage in the table: what is told of it takes as many as it needs."""
-    first, *more = textwrap.wrap(cloud.told, _TOLD_WIDTH) or [""]
+    first, *more = textwrap.wrap(cloud.description, _DESCRIPTION_WIDTH) or [""]
     return [(subject.name, cloud.stage, len(cloud.points), first), *(("", "", "", line) for line in more)]
 
 
@@ -107,21 +107,21 @@ def _is_config(path: Path) -> bool:
 def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
     """The samples of a config's data, and in a run directory what its model answers for them."""
     _refuse(options, ("columns", "up"), "are about files; a data set defines them itself")
-    has_answers = is_run(path)
-    if not has_answers:
+    has_predictions = is_run(path)
+    if not has_predictions:
         _refuse(options, ("checkpoint",), "is about a run; a config has no weights")
-    if options.epoch is not None and (options.split or ("test" if has_answers else "train")) != "train":
+    if options.epoch is not None and (options.split or ("test" if has_predictions else "train")) != "train":
         raise UserError("--epoch: only training draws anew in every epoch; give --split train, or leave it out")
     config, _ = config_of(path, (), options.plugins)
-    if has_answers:
+    if has_predictions:
         assert_about_evaluation(options.overrides, config.task, verb="view")
     config = reread(path, options.overrides)
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         run = open_run(path, config=config, checkpoint=options.checkpoint or "last", world=world)
-        split = options.split or (run.data.test.split if has_answers else "train")  # a run: what evaluate scores
+        split = options.split or (run.data.test.split if has_predictions else "train")  # a run: what evaluate scores
         part = _part(run.data, config, split)
-        predictor = _predictor(run, part) if has_answers else None
+        predictor = _predictor(run, part) if has_predictions else None
         subjects = [
             sample_subject(
                 index,
@@ -134,7 +134,7 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
             )
             for index, name in _named(part, _chosen(part, options))
         ]
-    about = {"run" if has_answers else "config": str(path), "data": config.data.name, "split": split}
+    about = {"run" if has_predictions else "config": str(path), "data": config.data.name, "split": split}
     return subjects, f"{config.name}: {config.data.name}, {split}", about | {"epoch": options.epoch or 0}
 
 

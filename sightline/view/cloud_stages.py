@@ -52,11 +52,11 @@ class CloudStages:
         elif "range_image" in sample and "range_image" not in before:
             whole = {**sample, "label": sample["whole_label"]} if "whole_label" in sample else sample
             panels = image_panels(sample, self.facts)
-            yield replace(self._cloud(stage, whole), panels=panels, told=describe_image(sample))
+            yield replace(self._cloud(stage, whole), panels=panels, description=describe_image(sample))
         else:
             yield self._cloud(stage, sample)
 
-    def answered(
+    def predicted(
         self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
     ) -> tuple[Cloud, dict[str, Any]]:
         """The cloud that answers are for, coloured by them, and the figures that go with them.
@@ -68,7 +68,7 @@ class CloudStages:
             raise ConfigError(
                 f"the task predicts {', '.join(sorted(predictions))}; view shows classes of clouds, and needs theirs"
             )
-        cloud, figures = _answered(clouds, batch, predictions, self.facts, iou=predictor.iou(batch, predictions))
+        cloud, figures = _of_points(clouds, batch, predictions, self.facts, iou=predictor.iou(batch, predictions))
         if "range_image" in batch and "seen" in predictions:
             scan: Sample = {name: batch[name][0] for name in ("range_image", "label") if name in batch}
             seen = predictions["seen"].view(batch["range_image"].shape)[0].cpu().numpy()
@@ -127,7 +127,7 @@ def _named(label: int, names: Sequence[str]) -> str:
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-def _answered(
+def _of_points(
     clouds: Sequence[Cloud],
     batch: Batch,
     predictions: Mapping[str, Any],
@@ -137,15 +137,15 @@ def _answered(
 ) -> tuple[Cloud, dict[str, Any]]:
     answer = answers_of(batch, predictions, facts)[0].cpu()
     if answer.ndim == 0:
-        return _answered_whole(clouds[-1], int(answer), batch, predictions, facts)
+        return _predicted_whole(clouds[-1], int(answer), batch, predictions, facts)
     target = predictions.get("target")
     labels = None if target is None else target.cpu().numpy()
-    cloud = _cloud_of_answers(clouds, len(answer), labels)
+    cloud = _cloud_of_predictions(clouds, len(answer), labels)
     names, ignored = facts.get("class_names", ()), facts.get("ignore_index")
     answers = answer.numpy()
     colorings: list[Coloring] = [ByClass.of_labels("prediction", answers, names)]
     figures: dict[str, Any] = {"num_points": len(answers)}
-    told = ""
+    description = ""
     if labels is not None:
         counted = labels if ignored is None else np.where(labels == ignored, -1, labels)
         error = errors_of(answers, counted, int(facts["num_classes"]))
@@ -153,31 +153,31 @@ def _answered(
         colorings = [truth, *colorings, error]
         num_counted = int((error.codes >= 0).sum())
         figures["accuracy"] = float((error.codes == 0).sum() / num_counted) if num_counted else None
-        told = f"{figures['accuracy']:.1%} of its points right" if num_counted else "no point with a label"
+        description = f"{figures['accuracy']:.1%} of its points right" if num_counted else "no point with a label"
     if iou is not None and np.isfinite(iou):
         figures["iou"] = iou
-        told += f", IoU {iou:.3f}"
+        description += f", IoU {iou:.3f}"
     kept = [each for each in cloud.colorings if each.name != TRUTH]
-    return Cloud("prediction", cloud.points, (*colorings, *kept), cloud.unit, told), figures
+    return Cloud("prediction", cloud.points, (*colorings, *kept), cloud.unit, description), figures
 
 
-def _answered_whole(
+def _predicted_whole(
     cloud: Cloud, answer: int, batch: Batch, predictions: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> tuple[Cloud, dict[str, Any]]:
     """The cloud that the model saw, with the class that it answered for it."""
     names = facts.get("class_names", ())
     probability = float(predictions["probabilities"][0, answer])
     figures: dict[str, Any] = {"class": _named(answer, names), "probability": probability}
-    told, is_right = f"predicted {figures['class']} ({probability:.2f})", None
+    description, is_right = f"predicted {figures['class']} ({probability:.2f})", None
     if "label" in batch:
         label = int(batch["label"][0])
         is_right = label == answer
         figures |= {"true_class": _named(label, names), "is_right": is_right}
-        told += ", right" if is_right else f", is {figures['true_class']}"
-    return Cloud("prediction", cloud.points, cloud.colorings, cloud.unit, told, is_right), figures
+        description += ", right" if is_right else f", is {figures['true_class']}"
+    return Cloud("prediction", cloud.points, cloud.colorings, cloud.unit, description, is_right), figures
 
 
-def _cloud_of_answers(clouds: Sequence[Cloud], num_points: int, labels: np.ndarray | None) -> Cloud:
+def _cloud_of_predictions(clouds: Sequence[Cloud], num_points: int, labels: np.ndarray | None) -> Cloud:
     """The last stage with a point for every answer, and the label of every target: later ones were thinned."""
     for cloud in reversed(clouds):
         truth = cloud.coloring(TRUTH)

@@ -106,7 +106,7 @@ Coloring = ByClass | ByColor | ByHeight
 class Cloud:
     """A stage: `points` (N, 3), float32 or float64, and ways to colour them, the first of them first.
 
-    `told` is what else there is to say of it in a line, `figures` the same in numbers; `is_right` whether an answer for
+    `description` is a further line of text, `figures` the same in numbers; `is_right` whether an answer for
     the whole of it is, or what can be proved of it holds. `skeletons` lie in the frame of the points; so does `volume`,
     of which the points may be the filled cells. `panels` are flat pictures of the stage.
     """
@@ -115,7 +115,7 @@ class Cloud:
     points: np.ndarray
     colorings: tuple[Coloring, ...]
     unit: str = ""
-    told: str = ""
+    description: str = ""
     is_right: bool | None = None
     skeletons: tuple[Skeleton, ...] = ()
     panels: tuple[Panel, ...] = ()
@@ -145,23 +145,23 @@ class Cloud:
             "num_not_finite": int((~np.isfinite(self.points).all(axis=1)).sum()),
             "extent": None if extent is None else {"min": extent[0], "max": extent[1]},
             "unit": self.unit,
-            "told": self.told,
+            "told": self.description,
             "classes": {each.name: each.counts() for each in self.colorings if isinstance(each, ByClass)},
             **({"figures": dict(self.figures)} if self.figures else {}),
         }
 
     def lines(self) -> list[str]:
-        """The same in words: points, extent along the axes, and what is told of it."""
+        """The same in words: points, extent along the axes, and the description."""
         if self.is_flat:
-            return [self.told] if self.told else []
+            return [self.description] if self.description else []
         numbers = self.to_dict()
         gaps = f", {numbers['num_not_finite']:,} of them not finite" if numbers["num_not_finite"] else ""
         lines = [f"{numbers['num_points']:,} points{gaps}"]
         if (extent := numbers["extent"]) is not None:
             spans = zip("xyz", extent["min"], extent["max"], strict=True)
-            told = ", ".join(f"{axis} {low:.4g} to {high:.4g}" for axis, low, high in spans)
-            lines.append(f"{told}{f' ({self.unit})' if self.unit else ''}")
-        return [*lines, self.told] if self.told else lines
+            description = ", ".join(f"{axis} {low:.4g} to {high:.4g}" for axis, low, high in spans)
+            lines.append(f"{description}{f' ({self.unit})' if self.unit else ''}")
+        return [*lines, self.description] if self.description else lines
 
 
 @dataclass(frozen=True, eq=False)

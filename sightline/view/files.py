@@ -25,12 +25,12 @@ def file_subject(path: Path, *, name: str, columns: Sequence[str] | None = None,
     Raises DataError naming the file.
     """
     cloud = read_cloud(path, columns=columns)
-    told = f"the vertices of a mesh of {len(cloud.faces):,} triangles" if cloud.faces is not None else ""
+    description = f"the vertices of a mesh of {len(cloud.faces):,} triangles" if cloud.faces is not None else ""
     channels = dict(cloud.channels)
     colorings = [*_colorings(channels), upward(cloud.points, up_axis)]
     if cloud.normals is not None:
         colorings.append(ByColor("normals", ((cloud.normals + 1) / 2 * 255).clip(0, 255).round().astype(np.uint8)))
-    shown = Cloud("as read", cloud.points, tuple(colorings), told=told)
+    shown = Cloud("as read", cloud.points, tuple(colorings), description=description)
     return Subject(name, (shown,), up_axis, {"file": str(path), "channels": sorted(cloud.channels)})
 
 

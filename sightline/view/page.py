@@ -86,7 +86,7 @@ def _subject(subject: Subject, count: int) -> dict[str, Any]:
     whole = [f"{key}: {subject.facts[key]}" for key in ("class", "category") if key in subject.facts]
     return {
         "name": subject.name,
-        "told": whole,
+        "facts": whole,
         "up": subject.up_axis,
         "clouds": [_cloud(cloud, count) for cloud in subject.clouds],
     }

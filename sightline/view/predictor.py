@@ -51,6 +51,6 @@ class Predictor:
                 alone = {**batch, "sample_index": torch.zeros_like(batch["sample_index"])}
                 state = {name: t.to(self.device) for name, t in fresh_state(meter.metric, num_samples=1).items()}
                 meter.metric.update(state, **meter.update.select(alone, predictions))
-                told = per_sample({name: tensor.cpu() for name, tensor in state.items()})
-                return float(told[0])
+                scores = per_sample({name: tensor.cpu() for name, tensor in state.items()})
+                return float(scores[0])
         return None

@@ -42,7 +42,7 @@ def tiles_of(subject: Subject) -> list[Tile]:
         if cloud.stage == "prediction":
             answers = [each for each in cloud.colorings if each.name in _OF_ANSWERS]
             if answers or not cloud.is_flat:
-                tiles += [Tile(cloud, each, each.name) for each in answers] or [Tile(cloud, first, cloud.told)]
+                tiles += [Tile(cloud, each, each.name) for each in answers] or [Tile(cloud, first, cloud.description)]
             tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
             continue
         if cloud.is_flat:
@@ -143,10 +143,12 @@ def _title(subject: Subject, tiles: Sequence[Tile], hidden: Sequence[str]) -> li
     first, last = subject.clouds[0], subject.clouds[-1]
     lines = [f"{subject.name}{f': {whole}' if whole else ''}", f"{first.stage}: {', '.join(first.lines())}"]
     lines += [
-        f"{cloud.stage}: {cloud.told}" for cloud in subject.clouds[1:] if cloud.panels and cloud.stage != "prediction"
+        f"{cloud.stage}: {cloud.description}"
+        for cloud in subject.clouds[1:]
+        if cloud.panels and cloud.stage != "prediction"
     ]
     if last.stage == "prediction":
-        lines.append(f"prediction: {last.told}")
+        lines.append(f"prediction: {last.description}")
     notes = [f"without {', '.join(hidden)}"] if hidden else []
     if any(len(tile.cloud.points) > MOST_DRAWN for tile in tiles if tile.panel is None):
         notes.append(f"at most {MOST_DRAWN:,} points are drawn of a cloud")

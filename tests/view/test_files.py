@@ -62,7 +62,7 @@ def test_a_file_of_points_alone_is_coloured_by_height_along_the_axis_that_is_up(
 def test_the_vertices_of_a_mesh_are_said_to_be_that(tmp_path: Path) -> None:
     (tmp_path / "a.off").write_text("OFF\n4 2 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 1 2\n3 0 1 3\n")
     (cloud,) = file_subject(tmp_path / "a.off", name="a").clouds
-    assert cloud.told == "the vertices of a mesh of 2 triangles"
+    assert cloud.description == "the vertices of a mesh of 2 triangles"
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

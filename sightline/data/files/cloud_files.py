@@ -18,7 +18,7 @@ from sightline.data.files.ply import read_ply
 from sightline.data.files.text_tables import read_rows
 from sightline.errors import ConfigError, DataError
 
-__all__ = ["CLOUD_SUFFIXES", "Cloud", "check_columns", "has_normals", "is_cloud_file", "read_cloud", "told_passed_over"]
+__all__ = ["CLOUD_SUFFIXES", "Cloud", "check_columns", "has_normals", "is_cloud_file", "list_passed_over", "read_cloud"]
 
 _POINTS = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
@@ -108,7 +108,7 @@ def is_cloud_file(path: Path, *, suffixes: Sequence[str] | None = None) -> bool:
     return path.suffix.lower() in (CLOUD_SUFFIXES if suffixes is None else suffixes) and not path.is_dir()
 
 
-def told_passed_over(folder: Path, *, suffixes: Sequence[str] | None = None) -> str:
+def list_passed_over(folder: Path, *, suffixes: Sequence[str] | None = None) -> str:
     """Which files in and below a folder are of other kinds than clouds, or than `suffixes`, in a line; empty for none.
 
     Hidden ones, and those in hidden folders, are not meant for anybody.

@@ -14,7 +14,7 @@ import numpy as np
 
 from sightline import registry
 from sightline.arguments import Count, Fraction, Seed, Share
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, read_cloud, told_passed_over
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, list_passed_over, read_cloud
 from sightline.data.scenes.labelled_scenes import (
     IGNORED,
     LabelledScenes,
@@ -135,7 +135,7 @@ class SceneFolder(LabelledScenes):
             scene_columns(len(class_names), *_feature_columns(reader)),
             tuple(_part(scene, reader) for scene in scenes),
             about,
-            partial(_summary, passed_over=told_passed_over(root)),
+            partial(_summary, passed_over=list_passed_over(root)),
             options,
         )
         return prepare_native(plan, target, progress=progress)

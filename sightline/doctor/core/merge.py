@@ -59,13 +59,13 @@ _SAME_FIELD: dict[str, tuple[str, ...]] = {
 def merge(findings: Iterable[Finding]) -> list[Finding]:
     """The gravest first. What an error explains is not reported again: it is listed in that error's evidence."""
     left = _joined(findings)
-    told: list[Finding] = []
+    merged: list[Finding] = []
     for code in _EXPLAINS:
         for cause in [f for f in left if f.severity == "error" and f.code == code]:
             symptoms = [f for f in left if f is not cause and _is_explained(f, cause)]
             left = [f for f in left if f is not cause and f not in symptoms]
-            told.append(_with(cause, "explains", [f"[{symptom.code}] {symptom.summary}" for symptom in symptoms]))
-    return sorted([*told, *left], key=lambda f: (_SEVERITIES.index(f.severity), f.code in _OF_BOTH_SETS))
+            merged.append(_with(cause, "explains", [f"[{symptom.code}] {symptom.summary}" for symptom in symptoms]))
+    return sorted([*merged, *left], key=lambda f: (_SEVERITIES.index(f.severity), f.code in _OF_BOTH_SETS))
 
 
 def agree(findings: Sequence[Finding], world: World) -> list[Finding]:

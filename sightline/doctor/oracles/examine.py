@@ -54,7 +54,7 @@ def examine_layers(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) 
     found = []
     for names in step.kinds:
         module = step.modules[names[0]]
-        row = Row(_told(module), names[0] or "(the whole model)", len(names), file=file_of(type(module)))
+        row = Row(_describe(module), names[0] or "(the whole model)", len(names), file=file_of(type(module)))
         if working_s() - started > _MOST_SECONDS:
             found.append(dataclasses.replace(row, note="no time was left"))
         elif is_known(module) or not step.is_read(names[0]):
@@ -133,6 +133,6 @@ def _signature(module: nn.Module) -> Any:
     return type(module), tuple(plain), tuple(shapes), own, below
 
 
-def _told(module: nn.Module) -> str:
+def _describe(module: nn.Module) -> str:
     """Type and arguments, without what is inside."""
     return f"{type(module).__name__}({module.extra_repr()})"

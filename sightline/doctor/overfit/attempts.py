@@ -190,13 +190,13 @@ def fit(
         if watch is not None:
             watch(step, job)
         try:
-            told = optimise_once(job, replica, [batch], world, clock)
+            terms_at_step = optimise_once(job, replica, [batch], world, clock)
         except NonFiniteGradientError:
             stop = "not finite"
             break
         for term in job.weights:
-            terms.setdefault(term, []).append(told[term])
-        losses.append(sum(weight * told[term] for term, weight in job.weights_at(step).items()))
+            terms.setdefault(term, []).append(terms_at_step[term])
+        losses.append(sum(weight * terms_at_step[term] for term, weight in job.weights_at(step).items()))
         curve = Curve(name, rate, precision, bench.floor, (losses[0], losses[-1]))
         if curve.shares[-1] <= SHARES[-1] and watch is None:
             stop = "reached"

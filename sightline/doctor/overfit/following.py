@@ -39,7 +39,7 @@ class Met:
         return low <= self.measured <= high
 
     @property
-    def told(self) -> str:
+    def line(self) -> str:
         """The entry, its bound and what was measured, in one line."""
         bounds = [f"{w.replace('_', ' ')} {self.expectation[w]:g}" for w in _BOUNDS if w in self.expectation]  # type: ignore[literal-required]
         found = "nothing" if self.measured is None else f"{self.measured:.6g}"

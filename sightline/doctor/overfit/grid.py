@@ -42,7 +42,7 @@ def run_candidate(
     candidate: Candidate,
     precision: str,
     *,
-    tell: Callable[[str], None],
+    note: Callable[[str], None],
     rates: Sequence[float] | None = None,
     where: str = "",
     is_first_enough: bool = False,
@@ -65,19 +65,19 @@ def run_candidate(
         fastest = steps if steps is not None and (fastest is None or steps < fastest) else fastest
     trusted = sum(curve.rate in candidate.trusted for curve in curves)
     verdict = Verdict(candidate.name, precision, tuple(curves), trusted)
-    tell(f"{candidate.name}{where}, {precision}: {_told(verdict)}")
+    note(f"{candidate.name}{where}, {precision}: {_describe(verdict)}")
     return verdict
 
 
-def _told(verdict: Verdict) -> str:
+def _describe(verdict: Verdict) -> str:
     best = verdict.best
     for share in reversed(SHARES):
         steps = best.steps_to(share)
         if steps is not None:
             return f"{share:g} of the way is left after {steps} steps at rate {best.rate:g}"
     broken = sum(curve.stop in ("not finite", "exploded") for curve in verdict.curves)
-    told = "no rate came half the way" if not math.isnan(best.lowest) else "there is no way to the floor"
-    return told + (f"; {broken} of {len(verdict.curves)} rates exploded" if broken else "")
+    outcome = "no rate came half the way" if not math.isnan(best.lowest) else "there is no way to the floor"
+    return outcome + (f"; {broken} of {len(verdict.curves)} rates exploded" if broken else "")
 
 
 def document_of_verdict(verdict: Verdict) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from sightline.describe.trace import untouched
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.overfit.attempts import FITTED
 from sightline.doctor.overfit.fit_one import LONGER, Asked, fit_one
+from sightline.doctor.overfit.fit_reporter import FitReporter
 from sightline.doctor.overfit.samples import loss_between_samples
 from sightline.doctor.overfit.scoring import evaluation_reader
-from sightline.doctor.overfit.told import Teller
 from sightline.doctor.overfit.trivial import fit_constant
 from sightline.engine.build import Built, build
 from sightline.engine.distributed import World
@@ -70,7 +70,7 @@ def rungs_of(text: str, size: int) -> list[int | str]:
 
 
 def climb(
-    config: RunConfig, world: World, built: Built, rungs: Sequence[int | str], asked: Asked, tell: Callable[[str], None]
+    config: RunConfig, world: World, built: Built, rungs: Sequence[int | str], asked: Asked, note: Callable[[str], None]
 ) -> tuple[list[Rung], list[Finding]]:
     """Climb until a rule is not kept; the rungs that were tried, and why the last of them failed.
 
@@ -82,13 +82,13 @@ def climb(
     for rung in rungs:
         is_task = rung == ALL
         size = len(built.data.train.indices) if is_task else int(rung)
-        tell(f"rung {rung}: {size} samples")
+        note(f"rung {rung}: {size} samples")
         if size < LEARNING and not is_task:
-            found, findings = _by_heart(built, size, asked, tell)
+            found, findings = _by_heart(built, size, asked, note)
         else:
-            found, findings = _learning(config, world, built, size, is_task=is_task, asked=asked, tell=tell)
+            found, findings = _learning(config, world, built, size, is_task=is_task, asked=asked, note=note)
         climbed.append(found)
-        tell(f"rung {rung}: {'passed' if found.is_passed else 'FAILED'}; rule: {found.rule}; {found.measured}")
+        note(f"rung {rung}: {'passed' if found.is_passed else 'FAILED'}; rule: {found.rule}; {found.measured}")
         if not found.is_passed:
             return climbed, findings
     return climbed, []
@@ -97,8 +97,8 @@ def climb(
 # --- the lower rungs: known by heart ---------------------------------------------------------------------------------
 
 
-def _by_heart(built: Built, size: int, asked: Asked, tell: Callable[[str], None]) -> tuple[Rung, list[Finding]]:
-    result = fit_one(built, dataclasses.replace(asked, samples=size, is_brief=True), tell)
+def _by_heart(built: Built, size: int, asked: Asked, note: Callable[[str], None]) -> tuple[Rung, list[Finding]]:
+    result = fit_one(built, dataclasses.replace(asked, samples=size, is_brief=True), note)
     if not result.verdicts:
         rule = "a step can be taken"
         return Rung(size, rule, result.findings[0].summary, False, {}), list(result.findings)
@@ -153,12 +153,12 @@ def _learning(
     *,
     is_task: bool,
     asked: Asked,
-    tell: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> tuple[Rung, list[Finding]]:
     with untouched():
-        learnt = _learn(config, world, built, size, is_task=is_task, asked=asked, tell=tell)
+        learnt = _learn(config, world, built, size, is_task=is_task, asked=asked, note=note)
     if learnt is None:
-        finding = Teller(built).finding(
+        finding = FitReporter(built).finding(
             severity="error",
             summary="training ended in a gradient that is not finite",
             causes=("optim.nonfinite", "optim.lr"),
@@ -197,7 +197,7 @@ def _learn(
     *,
     is_task: bool,
     asked: Asked,
-    tell: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> _Learnt | None:
     """Train the recipe as it is written on so many samples; None where a gradient is not finite."""
     part = built.data.train
@@ -213,7 +213,7 @@ def _learn(
     def at_step(record: StepRecord, stop_asked: bool) -> bool:
         losses.append(record.losses["total"])
         if record.step % max(1, record.num_steps // _TOLD) == 0:
-            tell(f"step {record.step} of {record.num_steps}: loss {losses[-1]:.4g}")
+            note(f"step {record.step} of {record.num_steps}: loss {losses[-1]:.4g}")
         return False
 
     try:
@@ -271,7 +271,7 @@ def _why(built: Built, learnt: _Learnt, wanted: float, asked: Asked) -> Finding:
         summary = "the training samples are learnt, but others are not"
         action = "take more samples on this rung; else see whether both parts are alike (`sightline check`)"
         path = "data"
-    return Teller(built).finding(
+    return FitReporter(built).finding(
         severity="warning",
         summary=summary,
         causes=causes,

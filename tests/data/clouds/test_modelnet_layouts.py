@@ -46,7 +46,9 @@ def test_places_without_a_layout(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     for name in "abcdefg":
         (tmp_path / "other" / f"{name}.png").touch()
-    _refused(tmp_path / "other", r"other: holds a\.png, b\.png, c\.png, d\.png, e\.png and 2 more, which is no layout")
+    _refused(
+        tmp_path / "other", r"other: holds a\.png, b\.png, c\.png, d\.png, e\.png and 2 more, which is not a layout"
+    )
     _refused(tmp_path / "other/a.png", "is not a layout by itself; give the folder")
 
 

@@ -342,7 +342,7 @@ def test_the_command_renders_a_set_by_name(tmp_path: Path, prepared: Path, monke
         (["synthetic_shapes", "--views", "7", "--elevations", "0,30"], "7 views on 2 elevations"),
         (["synthetic_shapes", "--elevations", "low"], "--elevations low: degrees are needed, such as 30 or 10,30,50"),
         (["synthetic_shapes", "--up", "y"], "--up y, but z is up in synthetic_shapes"),
-        (["synthetic_shapes", "train_sise=3"], "train_sise: is no option; did you mean 'train_size'?"),
+        (["synthetic_shapes", "train_sise=3"], "train_sise: is not an option; did you mean 'train_size'?"),
         (["synthetic_shapes", "num_points=none"], "num_points: found the text 'none', allowed is a whole number"),
         (["FOLDER"], "holds files, which do not state their up axis; give --up x, y or z"),
         (["FOLDER", "--up", "z", "num_points=5"], "num_points is for prepared sets"),

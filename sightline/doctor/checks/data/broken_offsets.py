@@ -45,12 +45,12 @@ def _of_part(context: Context, part: Part, reader: Reader) -> Iterator[Finding]:
         return  # the collate of this package adds up lengths
     fields = part.reader.fields
     for name in _names_of(fields, batch):
-        told = next(_faults(batch, name, _lengths(fields, batch, name), len(keys)), None)
+        fault = next(_faults(batch, name, _lengths(fields, batch, name), len(keys)), None)
         sample = None
-        if told is None and is_own:
-            told, sample = _against_alone(reader, keys, batch[name], name)
-        if told is not None:
-            yield _of_offsets(context, part, name, told, sample, batch[name])
+        if fault is None and is_own:
+            fault, sample = _against_alone(reader, keys, batch[name], name)
+        if fault is not None:
+            yield _of_offsets(context, part, name, fault, sample, batch[name])
 
 
 def _read(reader: Reader, keys: Sequence[SampleKey]) -> Batch:
@@ -109,15 +109,15 @@ def _against_alone(
     return None, None
 
 
-def _of_offsets(context: Context, part: Part, name: str, told: str, sample: int | None, offsets: Any) -> Finding:
+def _of_offsets(context: Context, part: Part, name: str, fault: str, sample: int | None, offsets: Any) -> Finding:
     values = offsets.flatten().tolist() if isinstance(offsets, Tensor) else [str(offsets)]
     shown = ", ".join(map(str, values[:_MOST_SHOWN])) + (", .." if len(values) > _MOST_SHOWN else "")
     return broken_offsets.finding(
         context,
-        f"offsets split a batch into its clouds wrongly: {told}",
+        f"offsets split a batch into its clouds wrongly: {fault}",
         split=part.split,
         sample=sample,
-        measured=f"{told}; {name} = [{shown}]",
+        measured=f"{fault}; {name} = [{shown}]",
         expected="int64 (S+1,): 0, then the sum of all sizes up to each cloud; so the last is the number of points",
         action="mend `collate` or `get_batch` of the data set; fields with collate='concatenate' need neither",
         evidence={"field": name, "offsets": values[:64]},

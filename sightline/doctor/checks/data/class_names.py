@@ -148,9 +148,9 @@ def _of_order(context: Context, survey: PartSurvey, rooms: _Rooms) -> Finding | 
     exchanged = [pair for pair in _ORDER_B if _is_turned(rooms, *pair)]
     if turned:
         pairs: Sequence[tuple[str, str]] = turned
-        told, action = "", "compare the order of class_names with that of the files, and look at the set as pictures"
+        detail, action = "", "compare the order of class_names with that of the files, and look at the set as pictures"
     elif len(exchanged) == len(_ORDER_B):
-        pairs, told = exchanged, ": labels in the other public order of S3DIS (table and chair, sofa and bookcase)?"
+        pairs, detail = exchanged, ": labels in the other public order of S3DIS (table and chair, sofa and bookcase)?"
         action = "give the order of the files, so that names and labels agree; mIoU hides it, figures per class do not"
     else:
         return None
@@ -158,7 +158,7 @@ def _of_order(context: Context, survey: PartSurvey, rooms: _Rooms) -> Finding | 
     apart = rooms.differences(upper, lower)[:, rooms.up]
     return class_names.finding(
         context,
-        f"the class called '{upper}' lies below the one called '{lower}'{told}",
+        f"the class called '{upper}' lies below the one called '{lower}'{detail}",
         severity="warning",
         causes=("data.label_mapping", "cfg.axis_swap"),
         split=survey.part.split,

@@ -150,8 +150,8 @@ def _declared(sets: _Sets) -> Iterator[Finding]:
                 f"{what} of {evaluated.name} is not that of the training data",
                 severity="error",
                 causes=(cause, "data.layout"),
-                measured=f"{what}: {_told(other)} in {evaluated.name}",
-                expected=f"{_told(mine)}, as in {trained.name}",
+                measured=f"{what}: {_shown(other)} in {evaluated.name}",
+                expected=f"{_shown(mine)}, as in {trained.name}",
                 action="prepare both sets alike (sightline data info DIR shows how each was), or set data alike",
             )
             return
@@ -325,7 +325,7 @@ def _size(points: np.ndarray) -> float:
     return float(np.sqrt(((points - points.mean(axis=0)) ** 2).sum(axis=1).mean()))
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
     return str(value) or "none stated"

@@ -139,7 +139,7 @@ def _is_view(pictures: Any, name: str, image: np.ndarray) -> bool:
 
 
 def _of_strangers(context: Context, pictures: Any, part: Part, strange: list[_Strange], num_read: int) -> Finding:
-    told = "; ".join(
+    listed = "; ".join(
         f"{part.name_of(each.sample)} overlaps {each.own:.0%} with its own pictures, {each.best:.0%} with those of "
         f"{each.whose}"
         for each in strange[:3]
@@ -151,7 +151,7 @@ def _of_strangers(context: Context, pictures: Any, part: Part, strange: list[_St
         causes=("data.pairing", "data.path"),
         split="train",
         sample=strange[0].sample,
-        measured=told,
+        measured=listed,
         expected=f"clouds that cover what {views.root} shows of them (silhouettes from two of its cameras)",
         action=f"render the set that is read: sightline data render SET --to DIR; these are of "
         f"{views.manifest['source']['path']}",
@@ -160,7 +160,7 @@ def _of_strangers(context: Context, pictures: Any, part: Part, strange: list[_St
 
 
 def _of_foreign(context: Context, pictures: Any, part: Part, foreign: list[tuple[int, str]], num_read: int) -> Finding:
-    told = "; ".join(
+    listed = "; ".join(
         f"the picture of {part.name_of(index)} is {f'of {whose}' if whose else 'none of its own'}"
         for index, whose in foreign[:3]
     )
@@ -170,7 +170,7 @@ def _of_foreign(context: Context, pictures: Any, part: Part, foreign: list[tuple
         causes=("data.pairing", "data.path", "data.ordering"),
         split="train",
         sample=foreign[0][0],
-        measured=told,
+        measured=listed,
         expected=f"one of the views that {pictures.views.root} has under the cloud's own name",
         action="pair clouds and pictures by their names, never by their order",
         evidence={"foreign": [[part.name_of(index), whose] for index, whose in foreign]},

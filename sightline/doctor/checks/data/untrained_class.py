@@ -12,7 +12,7 @@ from sightline.doctor.core.finding import Finding
 
 __all__ = ["name_of_class", "untrained_class"]
 
-_MOST_TOLD = 5
+_MOST_LISTED = 5
 
 
 @check(
@@ -43,8 +43,8 @@ def _of_part(context: Context, trained: Census, evaluated: Census) -> Iterator[F
     missing = np.flatnonzero((trained.targets == 0) & (evaluated.targets > 0)).tolist()
     if not missing:
         return
-    shown = ", ".join(name_of_class(context, number) for number in missing[:_MOST_TOLD])
-    more = f" and {len(missing) - _MOST_TOLD} more" if len(missing) > _MOST_TOLD else ""
+    shown = ", ".join(name_of_class(context, number) for number in missing[:_MOST_LISTED])
+    more = f" and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
     share = evaluated.targets[missing].sum() / evaluated.targets.sum()
     yield untrained_class.finding(
         context,
@@ -54,7 +54,7 @@ def _of_part(context: Context, trained: Census, evaluated: Census) -> Iterator[F
         measured="; ".join(
             f"class {name_of_class(context, number)}: 0 of {trained.targets.sum()} training targets, "
             f"{evaluated.targets[number]} of {evaluated.targets.sum()} here"
-            for number in missing[:_MOST_TOLD]
+            for number in missing[:_MOST_LISTED]
         )
         + f"; {share:.2%} of these targets cannot be predicted",
         expected="each class that is evaluated among the training samples",

@@ -38,14 +38,14 @@ def predicted(squares: Squares) -> float:
 def _of(context: Context, name: str, squares: Squares) -> list[Finding]:
     measured, expected = squares.mean(squares.output), predicted(squares)
     size = measured / squares.zero
-    told = f"{measured:.4e} = {size:.4g} times {squares.zero:.4e}, the loss of predicting 0"
+    shown = f"{measured:.4e} = {size:.4g} times {squares.zero:.4e}, the loss of predicting 0"
     if measured < _LEAST * expected:
         return [
             _warning(
                 context,
                 name,
                 f"the untrained model is far nearer to the targets of '{name}' than the size of its outputs allows",
-                told,
+                shown,
                 f"{expected:.4e} = E o^2 + E t^2 - 2 E o E t, within a tenth for outputs independent of the target",
                 ("data.label_leak", "model.structure"),
                 "look for the target among the inputs",
@@ -57,7 +57,7 @@ def _of(context: Context, name: str, squares: Squares) -> list[Finding]:
                 context,
                 name,
                 f"the untrained model predicts values far larger than the targets of '{name}'",
-                told,
+                shown,
                 f"at most {_MOST:g} times; 1.0 to 1.1 for heat maps",
                 ("model.init", "data.target_encoding", "data.normalisation"),
                 "start the last layer smaller, as the paper does, or bring the targets to size 1",

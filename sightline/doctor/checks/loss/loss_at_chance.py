@@ -55,12 +55,12 @@ def _of_term(lines: Sequence[Mapping[str, Any]], name: str, file: Path) -> Findi
     if not is_collapsed:
         causes = ("optim.lr", "data.pairing", "loss.detached")
     chance, pairs = final.get("chance"), final.get("negatives")
-    told = (
+    reason = (
         "the network gives the same output for all objects" if is_collapsed else "nothing was learnt from these pairs"
     )
     return loss_at_chance.finding(
         Place(file=str(file), step=final["step"]),
-        f"'{name}' ends at chance: {told}",
+        f"'{name}' ends at chance: {reason}",
         causes=causes,
         measured=f"{last:.3f} of chance over the last {quarter} of {len(lines)} lines, {first:.3f} over the first",
         expected=f"well below {_NEAR:g}"

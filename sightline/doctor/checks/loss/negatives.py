@@ -107,11 +107,11 @@ def _of_declared(context: Context) -> Finding:
     )
 
 
-def _wrong(context: Context, name: str, value: float, num_pairs: int, how: str, told: str) -> Finding:
+def _wrong(context: Context, name: str, value: float, num_pairs: int, how: str, detail: str) -> Finding:
     count = math.expm1(value) if value < 700 else math.inf
     return negatives.finding(
         context,
-        f"the loss '{name}' has not the negatives that a step has{told and f': {told}'}",
+        f"the loss '{name}' has not the negatives that a step has{detail and f': {detail}'}",
         causes=("loss.negatives", "loss.form", "dist.sync"),
         at=context.loss_path(name),
         measured=f"{value:.9g} for {num_pairs} pairs that are all alike{how}, so {count:.6g} negatives",

@@ -103,7 +103,7 @@ def _of_absent(context: Context, meter: Meter, absent: dict[str, float], whole: 
         f"'{name}' of the metric '{called}' scores classes that neither labels nor predictions have",
         causes=("eval.absent_class", "eval.protocol", "eval.decode"),
         at=path,
-        measured=f"{_told(absent)} for perfect predictions with a single class; {whole.get(name, math.nan):.6g} "
+        measured=f"{_listed(absent)} for perfect predictions with a single class; {whole.get(name, math.nan):.6g} "
         "with every class",
         expected="1 for perfect predictions, for any set of classes",
         action="count a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); "
@@ -120,14 +120,14 @@ def _of_all(context: Context, meter: Meter, short: dict[str, float]) -> Finding:
         f"'{name}' of the metric '{called}' is below 1 for perfect predictions",
         causes=("eval.decode", "eval.protocol", "eval.aggregation", "eval.absent_class"),
         at=path,
-        measured=f"{_told(short)} for predictions equal to the labels, with every class among them",
+        measured=f"{_listed(short)} for predictions equal to the labels, with every class among them",
         expected="1, the best score",
         action="look at how the metric takes the prediction (argmax over the classes), and at its divisor",
         evidence={"figures": short, "looked_at": "made predictions"},
     )
 
 
-def _told(figures: dict[str, float]) -> str:
+def _listed(figures: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.6g}" for name, value in _first(figures))
 
 

@@ -134,7 +134,7 @@ def _of_difference(
 
 def _of_own_state(context: Context, meter: Meter, missed: dict[str, tuple[float, float | None]]) -> Finding:
     called, path = name_of_metric(context, meter)
-    told = [
+    listed = [
         f"{name} {one:.6g} and {'nothing' if other is None else format(other, '.6g')}"
         for name, (one, other) in missed.items()
     ]
@@ -143,7 +143,7 @@ def _of_own_state(context: Context, meter: Meter, missed: dict[str, tuple[float,
         f"'{next(iter(missed))}' of the metric '{called}' does not follow from its state alone",
         causes=("eval.aggregation", "eval.protocol"),
         at=path,
-        measured=f"by the object that was updated, and by another with the same state: {', '.join(told[:3])}",
+        measured=f"by the object that was updated, and by another with the same state: {', '.join(listed[:3])}",
         expected="the same figure: `compute` runs on the sum of the states of all processes, once per evaluation",
         action="keep what `update` puts on the object in the state: int64 counts, or a row for each sample",
         evidence={"field": path},

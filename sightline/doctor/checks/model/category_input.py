@@ -136,12 +136,12 @@ def _of_deafness(context: Context, known: Sequence[int]) -> Finding:
 
 
 def _of_likeness(context: Context, pairs: Sequence[tuple[int, int]], num_categories: int) -> Finding:
-    told = ", ".join(f"{one} and {other}" for one, other in pairs[:8])
+    listed = ", ".join(f"{one} and {other}" for one, other in pairs[:8])
     return category_input.finding(
         context,
         f"the model cannot distinguish category {pairs[0][0]} from {pairs[0][1]}",
         causes=("cfg.class_count", "model.structure"),
-        measured=f"the same bits for one cloud as category {told}",
+        measured=f"the same bits for one cloud as category {listed}",
         expected=f"a one-hot of length {num_categories}, the data set's fact num_categories",
         action="build the model for num_categories (a fact: name it in the constructor), and clamp nothing",
         evidence=_LOOKED_AT,

@@ -10,13 +10,13 @@ from sightline.doctor.core.finding import Finding
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 
-__all__ = ["Teller"]
+__all__ = ["FitReporter"]
 
 _FIT_ONE = Reporter(guard="G23", code="fit-one")
 
 
 @dataclass(frozen=True)
-class Teller:
+class FitReporter:
     """Makes findings of guard G23 about a run."""
 
     built: Built
