@@ -103,8 +103,8 @@ def test_lists_of_vertices_in_binary(tmp_path: Path) -> None:
 
 CASES = {
     "another magic word": ("^ply", "plx", ":1: "),
-    "another format": ("ascii 1.0", "ascii 2.0", ":2: .*no known format"),
-    "an unknown format": ("ascii", "binary", ":2: .*no known format"),
+    "another format": ("ascii 1.0", "ascii 2.0", ":2: .*not a known format"),
+    "an unknown format": ("ascii", "binary", ":2: .*not a known format"),
     "an unknown line": ("comment made by hand", "remark", ":3: 'remark' is not a line"),
     "an unknown type": ("float32 y", "half y", ":9: "),
     "a property of nothing": ("element camera 1\n", "", ":5: "),

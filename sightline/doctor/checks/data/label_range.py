@@ -1,4 +1,4 @@
-"""Labels that are no class: raw ids, an undeclared ignore value, numbers that are not whole."""
+"""Labels that are not classes: raw ids, an undeclared ignore value, numbers that are not whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heat maps that do not show the joints: another order of axes, centre, scale or width than is said."""
+"""Heat maps that do not show the joints: another order of axes, centre, scale or width than declared."""
 
 from __future__ import annotations
 

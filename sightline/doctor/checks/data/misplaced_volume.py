@@ -1,4 +1,4 @@
-"""Voxels that are not those of the frame: another order of axes, centre, turn or scale than is said."""
+"""Voxels that are not those of the frame: another order of axes, centre, turn or scale than declared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers and losses whose forward pass is not what their type says, by references in plain NumPy."""
+"""Layers and losses whose forward pass is not that of their type, by references in plain NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics that do not give perfect answers the best score, as where an absent class is scored 0.
+"""Metrics that do not give perfect predictions the best score, as where an absent class is scored 0.
 
 The labels themselves are put as answers, once with every class there and once with a single one: where only the second
 score falls short of 1, what neither labels nor answers have is what is scored.

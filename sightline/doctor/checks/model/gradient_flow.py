@@ -1,4 +1,4 @@
-"""Gradients that vanish or explode on their way back, and units that never answer, at the first step."""
+"""Gradients that vanish or explode on their way back, and units that are always zero, at the first step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters that no gradient reaches, that no optimiser holds, or that the model does not know it has."""
+"""Parameters that no gradient reaches, that no optimiser holds, or that the model does not register."""
 
 from __future__ import annotations
 
