@@ -126,7 +126,7 @@ class Context:
         return math.isinf(self.forward_s)
 
     def place(self, path: str, **more: Any) -> Place:
-        """Where the config says something: a dotted path, with the file and line of it or of the block it is in."""
+        """A place of the config: a dotted path, with the file and line of it or of the block it is in."""
         origins, at = self.config.origins, path
         while at:
             for key in (at, f"{at}.name"):
@@ -143,7 +143,7 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Reporter:
-    """Builds findings of one code. The other fields are what its findings have where they do not say otherwise.
+    """Builds findings of one code. The other fields are the defaults of its findings.
 
     `causes` are of `CAUSES`, the likeliest first; `at` is a dotted path of the config.
     """
@@ -225,10 +225,10 @@ def check(
     expected: str = "",
     action: str = "",
 ) -> Callable[[Callable[[Context], Iterable[Finding]]], Check]:
-    """Register a check; the function's name then stands for it, and `name.finding(...)` builds its findings.
+    """Register a check; the function's name is then the check, and `name.finding(...)` builds its findings.
 
     Quick ones also run at the start of every training; those that go deep never are. The arguments from `severity` on
-    are those of findings that do not say otherwise.
+    are the defaults of its findings.
     """
 
     def register(function: Callable[[Context], Iterable[Finding]]) -> Check:

@@ -82,7 +82,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Built:
-    """Everything a config stands for; `config.evaluate.mode` is set.
+    """Everything that a config describes; `config.evaluate.mode` is set.
 
     `init_report` and `lineage` are there where it starts from weights, `rates` where modules learn at different rates.
     """
@@ -228,7 +228,7 @@ def build_metrics(config: RunConfig, facts: Mapping[str, Any]) -> list[Metric]:
 
 @contextmanager
 def _placed(losses: Sequence[Component]) -> Iterator[None]:
-    """Say where a loss stands that takes what nobody offers, and what to do."""
+    """Name the place of a loss that takes what nobody offers, and the remedy."""
     try:
         yield
     except UnboundError as error:

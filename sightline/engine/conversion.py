@@ -54,7 +54,7 @@ _FIRST_POINTS = {"modelnet40": 1024}
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: the run's folder, its lineage, and what a user should know of it."""
+    """What was written: the run's folder, its lineage, and notes for the user."""
 
     path: Path
     lineage: Mapping[str, Any]

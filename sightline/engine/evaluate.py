@@ -86,7 +86,8 @@ def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
 class Evaluator:
     """Evaluates one part of a data set. `voting_reader` reads the passes of `votes` > 1, in this process.
 
-    `members` are further models, such as earlier checkpoints of a run, whose answers are averaged with the model's own.
+    `members` are further models, such as earlier checkpoints of a run, whose predictions are averaged with the model's
+    own.
     """
 
     task: Task
@@ -157,7 +158,7 @@ class Evaluator:
     def _voted(
         self, model: nn.Module, keys: list[SampleKey], first: Mapping[str, Any], world: World
     ) -> dict[str, Mapping[str, Any]]:
-        """What all passes over these samples say together, the plain one among them; nothing where it is alone."""
+        """The joint prediction of all passes over these samples, the plain one included; nothing where it is alone."""
         if self.votes == 1:
             return {}
         assert self.voting_reader is not None, "votes need a reader that varies its input"
@@ -170,7 +171,7 @@ class Evaluator:
         return {f"_vote{self.votes}": self.task.vote(passes)}  # type: ignore[attr-defined]
 
     def _joint_answer(self, batch: Batch, first: Mapping[str, Any], world: World) -> dict[str, Mapping[str, Any]]:
-        """What the model and all members say together; nothing where it is alone."""
+        """The joint prediction of the model and all members; nothing where it is alone."""
         if not self.members:
             return {}
         with self.precision.autocast(world.device):

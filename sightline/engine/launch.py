@@ -43,8 +43,8 @@ class Place(NamedTuple):
 def place_in_launch() -> Place:
     """This process's place, from torchrun's or SLURM's variables; a world of one outside of both.
 
-    Raises UserError for variables that name no such place, and where SLURM started several tasks that do not know where
-    to meet.
+    Raises UserError for variables that name no such place, and where SLURM started several tasks without the address
+    where to meet.
     """
     environment = os.environ
     if "RANK" in environment and "WORLD_SIZE" in environment:
@@ -90,7 +90,7 @@ def processes_to_start(asked: int | None) -> int:
 def launch(arguments: Sequence[str], num_processes: int) -> int:
     """Run `sightline <arguments>` in this many processes; the exit code of the whole.
 
-    A failing process takes the others down, and what it said is printed once. A signal reaches all of them. Nothing is
+    A failing process takes the others down, and its message is printed once. A signal reaches all of them. Nothing is
     left of it: no process, no file.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -141,7 +141,7 @@ def _read_failures(folder: Path) -> list[Failure]:
 def _report(failures: Sequence[Failure], exits: Iterable[tuple[int, int]], stopped_by: int | None = None) -> int:
     """Print the cause, where there is one, and give the exit code that fits it.
 
-    What a process said of its own failure comes first; then one that was ended from outside, then one that ended
+    The report of a process on its own failure comes first; then one that was ended from outside, then one that ended
     without a word, then what others saw of it. All the rest is a stop that was asked for.
     """
     if failures and not failures[0].is_consequence:
@@ -150,7 +150,7 @@ def _report(failures: Sequence[Failure], exits: Iterable[tuple[int, int]], stopp
     if stopped_by is not None:
         return 128 + stopped_by
     others = {rank: code for rank, code in exits if code not in (*_STOPPED, 0)}
-    if failures:  # the processes that saw another one go ended with exit code 1, and said so
+    if failures:  # the processes that saw another one go ended with exit code 1, and reported it
         others = {rank: code for rank, code in others.items() if code != 1}
     killed = {rank: code for rank, code in others.items() if code < 0}
     if killed or others:

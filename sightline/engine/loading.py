@@ -187,7 +187,7 @@ def open_trained(
 
     `checkpoint` is `last`, `best` or a path; where the run averaged its weights, the average is loaded. `plugins` are
     the files that the run was made with. Global random states stay as they are. Raises UserError for a directory that
-    is no run, PluginError for a plugin that is not given, CheckpointError for a damaged checkpoint.
+    is not a run, PluginError for a plugin that is not given, CheckpointError for a damaged checkpoint.
     """
     run = open_run(Path(path), checkpoint=str(checkpoint), plugins=[Path(plugin) for plugin in plugins])
     for line in run.notes:

@@ -34,7 +34,7 @@ class LayerDecay(TypedDict):
 class Rate(NamedTuple):
     """What a module gets: how much of it, its learning rate before the schedule, its weight decay, how long it rests.
 
-    `num_decayed` of the `num_elements` have the weight decay, the others none. `frozen` is empty, `for ever`, or says
+    `num_decayed` of the `num_elements` have the weight decay, the others none. `frozen` is empty, `for ever`, or states
     until which epoch.
     """
 

@@ -198,7 +198,7 @@ class Session:
         self.directory.truncate_lines("metrics.jsonl", after_step=after, last_split=split)
 
     def stage_summary(self) -> list[str]:
-        """What a person should know of this stage before it starts: where it comes from, what moves how fast."""
+        """Lines on this stage before it starts: where it comes from, what moves how fast."""
         built = self.built
         lines = [describe_stage(self.config, built.job.model)]
         if built.lineage is not None:

@@ -1,4 +1,4 @@
-"""Ends a run whose processes no longer wait for the same thing, and says who waited where."""
+"""Ends a run whose processes no longer wait for the same thing, and reports who waited where."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Watchdog:
     """Two threads beside the main one: a clock of its waiting, and a listener to the other processes' watchdogs.
 
     When the main thread has waited `timeout_s` in a collective, the listener raises the alarm through the store: every
-    process states what it waits for, or which line it runs; the first to raise it reports all answers; processes on its
-    machine that do not answer are killed; all end with exit code 1. A process that fails says so here, and one that is
-    gone without a word is noticed on its own machine: the others follow within seconds, wherever they are. The clock
-    ends this process by itself where the store does not answer. Time in which this process was stopped does not count.
+    process states what it waits for, or which line it runs; the first to raise it reports all states; processes on its
+    machine that do not respond are killed; all end with exit code 1. A process that fails reports it here, and one that
+    is gone without a word is noticed on its own machine: the others follow within seconds, wherever they are. The clock
+    ends this process by itself where the store does not respond. Time in which this process was stopped does not count.
     """
 
     def __init__(self, *, store: Store, rank: int, size: int, timeout_s: float) -> None:
@@ -69,7 +69,7 @@ class Watchdog:
     # --- in the main thread -------------------------------------------------------------------------------------------
 
     def present(self) -> None:
-        """Tell the others which process this is. Raises UserError where another one came as this rank before."""
+        """Register this process with the others. Raises UserError where another one came as this rank before."""
         this = Process.this(socket.gethostname())
         first = Process(**json.loads(self._store.compare_set(f"process/{self._rank}", "", json.dumps(this.to_dict()))))
         if first != this:
@@ -104,7 +104,7 @@ class Watchdog:
             self._waiting = outer
 
     def describe_failure(self, why: str) -> None:
-        """Tell the others that this process ends, and why; only the first of all processes to do so is heard."""
+        """Report to the others that this process ends, and why; only the first of all processes to do so counts."""
         self.stop()
         with contextlib.suppress(RuntimeError):
             if self._store.add("failures", 1) == 1:
@@ -158,7 +158,7 @@ class Watchdog:
                 os._exit(1)
 
     def _check_store(self) -> str | None:
-        """Raise or answer an alarm where there is cause; else what is told of a failed process."""
+        """Raise an alarm or respond to one where there is cause; else the report of a failed process."""
         wait = self._waiting
         if self._is_store_lost:
             return None
@@ -168,7 +168,7 @@ class Watchdog:
             elif self._store.check(["alarm"]):
                 self._respond()
             return _describe_failure(self._read("failure")) if self._store.check(["failure"]) else None
-        except RuntimeError:  # the process that holds it is gone, and torch would say so again at each attempt
+        except RuntimeError:  # the process that holds it is gone, and torch would repeat it at each attempt
             self._is_store_lost = True
             return None
 

@@ -34,7 +34,7 @@ class FoundCentres:
 
     `points_mm` (F, 3) float32 and `is_known` (F,): false for frames without a measured pixel, and for those that the
     set leaves out. `error_mm` is the mean distance from the true middle joint of the frames that show it, and
-    `reference_error_mm` that of the centres of mass; NaN where there are none. `notes` is what a user should know.
+    `reference_error_mm` that of the centres of mass; NaN where there are none. `notes` are lines for the user.
     """
 
     points_mm: np.ndarray
@@ -150,7 +150,7 @@ def _assert_unseen(refiner: TrainedRun, config: RunConfig, frames: DepthFrames) 
 
 
 def _trained_on(refiner: TrainedRun, data: Component) -> Iterator[tuple[str, set[str] | None]]:
-    """The parts of a set on which a run, and every run that its weights come from, was trained; None: nobody knows."""
+    """The parts of a set on which a run, and every run that its weights come from, was trained; None: unknown."""
     if refiner.config.data.name == data.name:
         folds = read_inputs(refiner.path, refiner.config).folds
         yield str(refiner.path), None if folds is None else set(folds.names) - set(folds.tested)

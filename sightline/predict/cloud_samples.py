@@ -24,18 +24,18 @@ _SLACK = 2**-10
 """How far a prepared cloud may be off radius 1 or a field off its bounds: half precision, in which some are stored."""
 _TO_SPHERE = "moved to its mean, scaled to radius 1"
 _LARGEST = 1e150
-"""Beyond this a distance is no number any more."""
+"""Beyond this a distance is no longer finite."""
 _UNITS = {"km": 1e6, "m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3}
 _UNIT_NAMES = {"km": "kilometres", "m": "metres", "cm": "centimetres", "mm": "millimetres", "um": "micrometres"}
 _LEAST_RADIUS = 0.5
-"""Below this a cloud is no random part of one of radius 1, but on another scale."""
+"""Below this a cloud is not a random part of one of radius 1, but on another scale."""
 
 
 class Origin(NamedTuple):
-    """Where the rows of a sample come from, in the file's own coordinates, so that its points can be answered for.
+    """Where the rows of a sample come from, in the file's own coordinates, so that its points can be predicted.
 
-    `points` (M, 3) float64, all of the file; `places` (N, 3) float64 of the rows; `rows` (N,) int64 says which of the
-    points each row is, and is None where they were drawn from a mesh.
+    `points` (M, 3) float64, all of the file; `places` (N, 3) float64 of the rows; `rows` (N,) int64 are their places in
+    the points each row is, and is None where they were drawn from a mesh.
     """
 
     points: np.ndarray
@@ -195,7 +195,7 @@ def _prepared(
 
 
 def _repeated(cloud: Cloud, stored: np.ndarray, form: CloudForm, where: str) -> list[str]:
-    """What to say of a cloud of fewer points than the run takes; one of fewer than any of the set is refused."""
+    """The note on a cloud of fewer points than the run takes; one of fewer than any of the set is refused."""
     if form.fewest_points is not None and len(np.unique(stored, axis=0)) < form.fewest_points:
         num_distinct = len(np.unique(cloud.points, axis=0))  # a choice of a dense cloud may repeat a point
         if num_distinct < form.fewest_points:

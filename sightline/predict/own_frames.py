@@ -24,11 +24,11 @@ DEPTH_SUFFIXES = (".png", ".npy", ".bin")
 class OwnFrames:
     """How depth images are read, and where in them the figure is looked for.
 
-    `intrinsics` are fx, fy, u0 and v0 in pixels, those of the run's own set where they are None; the sign of fy says
-    whether the answer's Y points down (fy > 0) or up. `size_px`, width and height, is needed for raw files alone.
+    `intrinsics` are fx, fy, u0 and v0 in pixels, those of the run's own set where they are None; the sign of fy sets
+    whether the prediction's Y points down (fy > 0) or up. `size_px`, width and height, is needed for raw files alone.
     The figure is looked for about the centre of mass, found by `centre_of_mass`, which is that of the run where it is
-    None; about the points of a file, `centres`; or, with `follows`, near the answer to the frame before. A `refiner`,
-    a run of the task `centre`, moves the point to where its middle joint is.
+    None; about the points of a file, `centres`; or, with `follows`, near the prediction for the frame before. A
+    `refiner`, a run of the task `centre`, moves the point to where its middle joint is.
     """
 
     intrinsics: tuple[float, float, float, float] | None = None
@@ -55,7 +55,7 @@ class OwnFrames:
 
 
 class FrameReader:
-    """Reads depth images into the frame that a run knows: its Y points as that of the run's own set does.
+    """Reads depth images into the frame of a run: its Y points as that of the run's own set does.
 
     `camera` (4,) float64 are the intrinsics with which the run sees them.
     """

@@ -43,7 +43,7 @@ class JointPrediction:
 
     `joints_mm` (J, 3) float64 and `reference_mm` (3,) are in the frame of the image's `camera` (fx, fy, u0, v0), whose
     Y points up where fy is negative. `joints_px` (J, 2) are columns and rows. `peaks` (J,) are the largest values of
-    the joints' maps: 1 where a run is sure, near 0 where its map is dead. `reference` says where the point comes from
+    the joints' maps: 1 where a run is sure, near 0 where its map is dead. `reference` names where the point comes from
     about which the figure was looked for, `treatment` what was done to the frame. `ms` are the milliseconds of each
     of `STAGES`; frames that went through the network together share them evenly. `depth` (H, W) is there while
     predictions come one by one.
@@ -202,7 +202,7 @@ class PosePredictor(Predictor[JointPrediction]):
         }
 
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """The mean of the peaks stands for all joints."""
+        """The mean of the peaks represents all joints."""
         times = (f"{ms:.1f}" for ms in document["ms"].values())
         return [document["file"], document["reference"], float(np.mean(document["peaks"])), *times]
 

@@ -198,7 +198,7 @@ class Predictor(Generic[Prediction]):
         return {}
 
     def notes(self) -> list[str]:
-        """What a user should know before reading any prediction."""
+        """Notes for the user, before any prediction."""
         return []
 
     def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:

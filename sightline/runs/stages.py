@@ -30,7 +30,7 @@ _PASSED_OVER = frozenset({"name", "fused", "dropout", "num_neighbours", "neighbo
 
 
 def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
-    """What a run does and reads, and what its network is, in plain values; None where its data does not say.
+    """The task, data and network of a run in plain values; None where its data does not state one.
 
     `num_points` and `is_in_unit_sphere` are what the set states and evaluation transforms make of it. `transforms` are
     those of evaluation that change points in another way; where they make pairs of views, the views belong to the
@@ -65,7 +65,7 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
 def training_differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """A line where two stages train on points that are changed in other ways; often meant, so no fault.
 
-    A network that never saw a turned cloud will not know one: this names what the one saw and the other did not.
+    A network that never saw a turned cloud will not recognise one: this names the transforms of one stage alone.
     """
     theirs, ours = source["training"], here["training"]
     if theirs == ours:
@@ -93,8 +93,8 @@ def differences(
 ) -> list[str]:
     """Where two stages' points differ, or arguments of one encoder that change its function and none of its tensors.
 
-    A line each that names both; what either does not know is passed over.
-    They are called by their runs' names and their data, or as `names` says.
+    A line each that names both; what either does not state is passed over.
+    They are called by their runs' names and their data, or by `names`.
     """
     names = names or (_called(source), _called(here))
     lines = []

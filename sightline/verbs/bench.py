@@ -120,7 +120,7 @@ def _row(result: Result) -> Sequence[str]:
 
 
 def _time(seconds: float) -> str:
-    """Three digits in a unit in which they are no tiny fraction."""
+    """Three digits in a unit in which they are not a tiny fraction."""
     for unit, factor in (("s", 1.0), ("ms", 1e3)):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"

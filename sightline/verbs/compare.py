@@ -175,7 +175,7 @@ def _matrix_row(outcome: Outcome) -> Sequence[Any]:
 
 
 def _assert_goes_together(options: Options, *, is_record: bool) -> None:
-    """Raises UserError for options that say nothing of what is asked."""
+    """Raises UserError for options that do not apply."""
     if is_record:
         if options.out is None:
             raise UserError("compare record: give the place of the record: --out RECORD")

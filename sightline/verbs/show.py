@@ -63,9 +63,9 @@ def _with_origin_of_mode(config: RunConfig) -> RunConfig:
 
 
 def _rates(config: RunConfig, path: Path) -> tuple[Rate, ...]:
-    """What each module gets of the optimiser where modules differ; nothing, and a note, where that cannot be told.
+    """The learning rate of each module where modules differ; nothing, and a note, where it cannot be found.
 
-    That takes the data set's facts and the model: what is wrong with these is for `check` and `train` to refuse.
+    That takes the data set's facts and the model: `check` and `train` report what is wrong with these.
     """
     recipe: Recipe = optimizers.build(config.optimizer, facts={})
     if not recipe.is_graded:

@@ -1,4 +1,4 @@
-"""`sightline view`: samples at every stage on their way to the model, answers of a run, and files of one's own."""
+"""`sightline view`: samples at every stage on their way to the model, predictions of a run, and files of one's own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _DESCRIPTION_WIDTH = 84
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for; None where it did not say."""
+    """The options of the command line; None where one is not given."""
 
     paths: tuple[Path, ...]
     overrides: tuple[str, ...]
@@ -62,7 +62,7 @@ class Options:
 
 
 def view(options: Options) -> int:
-    """Draw samples of a config, samples and answers of a run, or the user's own files; the exit code."""
+    """Draw samples of a config, samples and predictions of a run, or the user's own files; the exit code."""
     assert_writable(options.out / "view.html", option="--out")
     is_config = [_is_config(path) for path in options.paths]
     for path, is_one in zip(options.paths, is_config, strict=True):
@@ -91,7 +91,7 @@ def view(options: Options) -> int:
 
 
 def _rows_of(subject: Subject, cloud: Cloud) -> list[tuple[object, ...]]:
-    """The rows of a stage in the table: what is told of it takes as many as it needs."""
+    """The rows of a stage in the table: its description takes as many as it needs."""
     first, *more = textwrap.wrap(cloud.description, _DESCRIPTION_WIDTH) or [""]
     return [(subject.name, cloud.stage, len(cloud.points), first), *(("", "", "", line) for line in more)]
 
@@ -105,7 +105,7 @@ def _is_config(path: Path) -> bool:
 
 
 def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
-    """The samples of a config's data, and in a run directory what its model answers for them."""
+    """The samples of a config's data, and in a run directory the predictions of its model."""
     _refuse(options, ("columns", "up"), "are about files; a data set defines them itself")
     has_predictions = is_run(path)
     if not has_predictions:

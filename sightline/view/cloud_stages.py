@@ -1,4 +1,4 @@
-"""What there is to see of a sample that is a cloud, and of what a model answers for its points or for the whole."""
+"""The stages of a sample that is a cloud, and the predictions of a model for its points or for the whole."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class CloudStages:
     def predicted(
         self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
     ) -> tuple[Cloud, dict[str, Any]]:
-        """The cloud that answers are for, coloured by them, and the figures that go with them.
+        """The cloud of the predictions, coloured by them, and the figures that go with them.
 
         `clouds` are the stages that the model's sample went through. Raises ConfigError for a task that gives no
         probability per class.
@@ -124,7 +124,7 @@ def _named(label: int, names: Sequence[str]) -> str:
     return names[label] if 0 <= label < len(names) else str(label)
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------
+# --- predictions -----------------------------------------------------------------------------------------------------
 
 
 def _of_points(
@@ -164,7 +164,7 @@ def _of_points(
 def _predicted_whole(
     cloud: Cloud, answer: int, batch: Batch, predictions: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> tuple[Cloud, dict[str, Any]]:
-    """The cloud that the model saw, with the class that it answered for it."""
+    """The cloud that the model read, with the class that it predicted."""
     names = facts.get("class_names", ())
     probability = float(predictions["probabilities"][0, answer])
     figures: dict[str, Any] = {"class": _named(answer, names), "probability": probability}
@@ -178,7 +178,7 @@ def _predicted_whole(
 
 
 def _cloud_of_predictions(clouds: Sequence[Cloud], num_points: int, labels: np.ndarray | None) -> Cloud:
-    """The last stage with a point for every answer, and the label of every target: later ones were thinned."""
+    """The last stage with a point for every prediction, and the label of every target: later ones were thinned."""
     for cloud in reversed(clouds):
         truth = cloud.coloring(TRUTH)
         if len(cloud.points) != num_points:

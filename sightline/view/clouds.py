@@ -37,7 +37,7 @@ class ByClass:
     def of_labels(
         cls, name: str, labels: np.ndarray, class_names: Sequence[str], *, ignore_index: int | None = None
     ) -> ByClass:
-        """Labels in the fixed palette: those without a name are called by their number, negative ones are no class."""
+        """Labels in the fixed palette: those without a name go by their number, negative ones are not a class."""
         labels = labels.astype(np.int64)
         if ignore_index is not None:
             labels = np.where(labels == ignore_index, -1, labels)
@@ -89,7 +89,7 @@ class ByColor:
 
 @dataclass(frozen=True, eq=False)
 class ByHeight:
-    """Low points dark, high points light, along the up axis; for clouds that have nothing else to tell."""
+    """Low points dark, high points light, along the up axis; for clouds without anything else to show."""
 
     heights: np.ndarray
     name: str = "height"
@@ -106,7 +106,7 @@ Coloring = ByClass | ByColor | ByHeight
 class Cloud:
     """A stage: `points` (N, 3), float32 or float64, and ways to colour them, the first of them first.
 
-    `description` is a further line of text, `figures` the same in numbers; `is_right` whether an answer for
+    `description` is a further line of text, `figures` the same in numbers; `is_right` whether a prediction for
     the whole of it is, or what can be proved of it holds. `skeletons` lie in the frame of the points; so does `volume`,
     of which the points may be the filled cells. `panels` are flat pictures of the stage.
     """
@@ -179,7 +179,7 @@ class Subject:
 
 
 def errors_of(answers: np.ndarray, target: np.ndarray, num_classes: int) -> ByClass:
-    """Where answers (N,) are right, in grey, and wrong, in red; points whose label is no class do not count."""
+    """Where predictions (N,) are right, in grey, and wrong, in red; points whose label is not a class do not count."""
     is_counted = (target >= 0) & (target < num_classes)
     codes = np.where(is_counted, (answers != target).astype(np.int64), -1)
     return ByClass("error", codes, ("right", "wrong"), np.arange(2), np.stack([_RIGHT, WRONG]))

@@ -1,7 +1,7 @@
 """What there is to see of a depth frame with joints: its cube, its voxels, its heat maps, and the joints that are read.
 
-After the raw stage everything lies in the grid of the placed cube, in voxels: what the network sees. What a target says
-is brought back to mm by the inverse placement and compared with the raw joints, which no transform has touched.
+After the raw stage everything lies in the grid of the placed cube, in voxels: what the network sees. What a target
+shows is brought back to mm by the inverse placement and compared with the raw joints, which no transform has touched.
 """
 
 from __future__ import annotations

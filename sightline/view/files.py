@@ -1,4 +1,4 @@
-"""A cloud file of the user's own as something to look at, coloured by what it says of its points."""
+"""A cloud file of the user's own as something to look at, coloured by its columns."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ __all__ = [
 _ROUND_TRIP_MM = 1e-9
 """Coordinates of some thousand mm in float64, through a dozen operations."""
 _HALF_A_CELL = 0.5 + 1e-3
-"""Beside a cell's border float32 cannot tell which of two cells is larger."""
+"""Beside a cell's border float32 cannot decide which of two cells is larger."""
 
 
 def unrounded(placement: Placement) -> Placement:
@@ -49,7 +49,7 @@ def nearest(joints: np.ndarray, points: np.ndarray) -> float | None:
 def placed_figures(placement: Placement, joints: Tensor, raw: Tensor, visible: Tensor) -> dict[str, Any]:
     """How many joints (J, 3) lie in the cube, and how far they are from the raw ones when they are brought back to mm.
 
-    Of joints that are not visible nothing is said.
+    Joints that are not visible are left out.
     """
     exact = unrounded(placement)
     voxels = to_voxels(joints.double()[None], exact)
@@ -65,7 +65,7 @@ def placed_figures(placement: Placement, joints: Tensor, raw: Tensor, visible: T
 
 
 def target_figures(heatmaps: Tensor, placement: Placement, raw: Tensor, visible: Tensor) -> dict[str, Any]:
-    """How far the joints that heat maps (J, V, V, V) say are from the raw ones (J, 3), in mm and in cells.
+    """How far the joints of heat maps (J, V, V, V) are from the raw ones (J, 3), in mm and in cells.
 
     Read from the largest cell, which may be half a cell off along each axis of the grid and no more, and by the
     parabola around it. Only visible joints inside of the cube count: the map of another has no peak.
@@ -134,7 +134,7 @@ def describe_round_trip(figures: Mapping[str, Any]) -> str:
 
 
 def describe_target(figures: Mapping[str, Any]) -> str:
-    """What the target says of the joints."""
+    """The joints as read back from the target."""
     if figures["is_sound"] is None:
         return "no labelled joint lies in the cube"
     left = figures["num_joints"] - figures["num_joints_inside"]

@@ -39,7 +39,7 @@ def encode_page(
     Below a cloud stand the flat pictures of its stage, and the slices of its volume.
 
     Of every cloud at most `most` finite points are in it, fewer where the whole would exceed `MOST_BYTES`, chosen
-    evenly; the page says how many. Coordinates are rounded to 1/65535 of the cloud's extent. `hidden` are names of
+    evenly; the page states how many. Coordinates are rounded to 1/65535 of the cloud's extent. `hidden` are names of
     classes that are hidden at first.
     """
     count = shown_per_cloud(subjects, most=most)

@@ -1,4 +1,4 @@
-"""A trained model that answers for the samples that are looked at."""
+"""A trained model that predicts the samples that are shown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN = {"probabilities": "classes", "joints_mm": "joints"}
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model, ready to answer for a sample by a run's own evaluation transforms."""
+    """A trained model, ready to predict a sample by a run's own evaluation transforms."""
 
     model: nn.Module
     task: Task
@@ -44,7 +44,7 @@ class Predictor:
         return batch, predictions
 
     def iou(self, batch: Batch, predictions: Mapping[str, Any]) -> float | None:
-        """The sample's IoU, where a metric of the run tells it."""
+        """The sample's IoU, where a metric of the run computes it."""
         for meter in self.meters:
             per_sample = MetricMembers.per_sample.of(meter.metric)
             if per_sample is not None:

@@ -1,4 +1,4 @@
-"""Samples of a data set at every stage on their way to the model, and what a model answers for them."""
+"""Samples of a data set at every stage on their way to the model, and the predictions of a model for them."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Branch:
 
 
 class Stages(Protocol):
-    """What there is to see of samples of one kind: their raw stage, what a transform made of it, what is answered.
+    """The stages of samples of one kind: the raw one, the result of each transform, the prediction.
 
-    `whole` are facts of the sample as a whole, `frame` says how its stages stand.
+    `whole` are facts of the sample as a whole, `frame` is the frame of its stages.
     """
 
     whole: dict[str, str]
@@ -61,11 +61,11 @@ def sample_subject(
     predictor: Predictor | None = None,
     raw_epochs: Sequence[int] = (),
 ) -> Subject:
-    """A sample as its data set gives it, after each transform of each branch and, with a predictor, as answered.
+    """A sample as its data set gives it, after each transform of each branch and, with a predictor, as predicted.
 
     The stages hold the very bits that training in the branch's epoch, or evaluation, sees; with a predictor the last
     branch is evaluation. In `raw_epochs` the sample is read and transformed by the first branch before all else, to
-    tell whether its raw item changes. Raises ConfigError for a data set that cannot be drawn.
+    show whether its raw item changes. Raises ConfigError for a data set that cannot be drawn.
     """
     description: dict[str, Any] = {"index": index}
     reads = RawReads.of(branches[0].reader, index=index, seed=seed, epochs=raw_epochs) if raw_epochs else None
@@ -123,5 +123,5 @@ def _description_of_raw(branches: Sequence[Branch]) -> str:
 
 
 def _described(cloud: Cloud, *more: str) -> Cloud:
-    """The stage with more to tell."""
+    """The stage with a longer description."""
     return replace(cloud, description="; ".join(line for line in (cloud.description, *more) if line))

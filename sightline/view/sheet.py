@@ -31,7 +31,7 @@ class Tile(NamedTuple):
 
 
 def tiles_of(subject: Subject) -> list[Tile]:
-    """Every stage in its first colouring, the raw one by its classes too, answers by truth, prediction and error.
+    """Every stage in its first colouring, the raw one by its classes too, predictions by truth, prediction and error.
 
     The flat pictures of a stage follow it.
     """
@@ -58,7 +58,7 @@ def tiles_of(subject: Subject) -> list[Tile]:
 
 
 def draw_sheet(subject: Subject, *, hidden: Sequence[str] = (), tile_px: int = 300) -> np.ndarray:
-    """The sheet of a sample, (H, W, 3) uint8; points of the classes in `hidden` are left out, and the sheet says so.
+    """The sheet of a sample, (H, W, 3) uint8; points of the classes in `hidden` are left out, and the sheet notes it.
 
     Of clouds above `MOST_DRAWN` points as many are drawn, chosen evenly, the same each time.
     """
@@ -127,7 +127,7 @@ def thinned(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _visible(cloud: Cloud, hidden: Sequence[str]) -> np.ndarray:
-    """The rows of points that are finite and of no hidden class, by the first colouring that knows it: by the truth."""
+    """The rows of points that are finite and of no hidden class, by the first colouring that has it: by the truth."""
     is_seen = np.isfinite(cloud.points).all(axis=1)
     for name in hidden:
         of_class = next((e for e in cloud.colorings if isinstance(e, ByClass) and name in e.class_names), None)
@@ -137,8 +137,8 @@ def _visible(cloud: Cloud, hidden: Sequence[str]) -> np.ndarray:
 
 
 def _title(subject: Subject, tiles: Sequence[Tile], hidden: Sequence[str]) -> list[str]:
-    """The name with its class; the raw stage's numbers; what is told of drawn stages and of the answer; what is not
-    drawn."""
+    """The name with its class; the raw stage's numbers; the descriptions of drawn stages and of the prediction; what is
+    not drawn."""
     whole = next((str(subject.facts[key]) for key in ("class", "category") if key in subject.facts), "")
     first, last = subject.clouds[0], subject.clouds[-1]
     lines = [f"{subject.name}{f': {whole}' if whole else ''}", f"{first.stage}: {', '.join(first.lines())}"]

@@ -15,7 +15,7 @@ __all__ = ["Census", "census_of"]
 class Census(NamedTuple):
     """Of each class the `targets` (points, or samples) of a part that have it, and the `samples` that show it.
 
-    `looked_at` says how many samples were counted; `is_whole` that these were all of them.
+    `looked_at` states how many samples were counted; `is_whole` that these were all of them.
     """
 
     split: str
@@ -26,7 +26,7 @@ class Census(NamedTuple):
 
 
 def census_of(survey: PartSurvey, thoroughly: Callable[[PartSurvey], PartSurvey]) -> Census | None:
-    """The census of a part, read `thoroughly` where nothing tells all labels. None without labels of classes."""
+    """The census of a part, read `thoroughly` where nothing lists all labels. None without labels of classes."""
     num_classes = survey.part.dataset.info.facts.get("num_classes")
     if not isinstance(num_classes, int) or not survey.labellings:
         return None

@@ -1,4 +1,4 @@
-"""Findings of all processes as one list, and symptoms told under the cause that explains them."""
+"""Findings of all processes as one list, and symptoms reported under the cause that explains them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def merge(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def agree(findings: Sequence[Finding], world: World) -> list[Finding]:
-    """The findings of every process, the same list everywhere; one that several have is told once. A collective."""
+    """The findings of every process, the same list everywhere; one that several have is reported once. A collective."""
     if world.size == 1:
         return list(findings)
     texts = world.gather_text(json.dumps([f.to_dict() for f in findings], default=str), what="findings")

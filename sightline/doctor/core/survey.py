@@ -219,7 +219,7 @@ def _first_unreadable(dataset: Dataset, keys: Sequence[SampleKey]) -> tuple[int,
 
 
 def read_samples(dataset: Dataset, keys: Sequence[SampleKey]) -> list[Sample]:
-    """Samples before any transform; rows of whole batches where the data set answers these with equal shapes."""
+    """Samples before any transform; rows of whole batches where the data set serves these with equal shapes."""
     if not _answers_batches(dataset):
         return [dataset[key] for key in keys]
     batch = dataset.get_batch(keys)  # type: ignore[attr-defined]
@@ -245,7 +245,7 @@ def labels_of_all(survey: PartSurvey) -> np.ndarray | None:
 
 
 def parts_of(facts: Mapping[str, Any]) -> list[list[int]] | None:
-    """The parts of each category where labels are parts; a set that merely knows its parts states `num_parts`."""
+    """The parts of each category where labels are parts; a set that merely has parts states `num_parts`."""
     if "parts_of_category" not in facts or "num_parts" in facts:
         return None
     return [list(parts) for parts in facts["parts_of_category"]]
@@ -271,7 +271,7 @@ def distinct_parts(data: Data) -> list[Part]:
 
 
 def name_sample(dataset: Dataset, index: int) -> str:
-    """A sample as a person finds it: its index, and its name or file where the data set tells it."""
+    """A sample as a person finds it: its index, and its name or file where the data set has it."""
     name_of = DataMembers.name_of.of(dataset)
     return f"sample {index}" if name_of is None else f"sample {index} ({name_of(index)})"
 

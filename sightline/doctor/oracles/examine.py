@@ -38,7 +38,7 @@ _CPU = torch.device("cpu")
 def examine(
     job: Job, config: RunConfig, facts: Mapping[str, Any], batch: Batch, outputs: Mapping[str, Any]
 ) -> list[Row]:
-    """A row for each kind of layer, in the model's order, and for each loss; what there was no time for says so.
+    """A row for each kind of layer, in the model's order, and for each loss; rows without time for a check record it.
 
     `batch` and `outputs` are of a training step before any update, on the CPU.
     """
@@ -82,7 +82,7 @@ class _Step:
         }
 
     def is_read(self, name: str) -> bool:
-        """Whether it was not called, but a layer that holds it was: that one reads its parameters and stands for it."""
+        """Whether it was not called, but a layer that holds it was: that one reads its parameters and represents it."""
         above = name
         while above := above.rpartition(".")[0]:
             if above in self.called and type(self.modules[above]) not in _CONTAINERS:
@@ -91,7 +91,7 @@ class _Step:
 
 
 def _tried(step: _Step, name: str, row: Row) -> Row:
-    """What a layer that does not run in float64, or alone, dies of is no finding: it was not checked."""
+    """The error of a layer that does not run in float64, or alone, is not a finding: it was not checked."""
     module = step.modules[name]
     try:
         if is_known(module):

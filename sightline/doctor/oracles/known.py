@@ -47,7 +47,7 @@ def examine_known(module: nn.Module, row: Row, *, seed: int = 0) -> Row:
 
 
 def _forward_errors(small: nn.Module, values: Tensor) -> dict[str, float]:
-    """Of everything that the definition says: outputs, and what batch norm remembers."""
+    """Of everything in the definition: outputs, and what batch norm remembers."""
     found = reference_of(small)
     assert found is not None, "asked of known layers alone"
     _, reference = found

@@ -211,7 +211,7 @@ _REFERENCES: dict[str, Callable[[Component, _Given], float]] = {
 
 
 def _arguments(component: Component) -> dict[str, Any]:
-    """What the block says, and the defaults of what it leaves out."""
+    """The arguments of the block, and the defaults of the others."""
     known = registry.losses.entry(component).arguments
     return {name: component.arguments.get(name, parameter.default) for name, parameter in known.items()}
 

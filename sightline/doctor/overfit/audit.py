@@ -43,7 +43,7 @@ def audit_batch(bench: Bench, reporter: FitReporter) -> list[Finding]:
 
 
 def audit_first_loss(probe: LossProbe, reporter: FitReporter) -> Finding | None:
-    """A first loss that is no number, of samples that are: the model's outputs, or else the loss, give none."""
+    """A first loss that is not finite, of finite samples: the model's outputs, or else the loss, are at fault."""
     if math.isfinite(probe.start):
         return None
     broken = [name for name in probe.read if not bool(probe.outputs[name].isfinite().all())]
@@ -111,7 +111,7 @@ def _of_constant(bench: Bench, probe: LossProbe, reporter: FitReporter) -> Itera
 
 
 def _of_contradiction(samples: Samples, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
-    """Two samples that the model cannot tell apart, and whose targets differ, or that losses must part."""
+    """Two samples that the model cannot distinguish, and whose targets differ, or that losses must separate."""
     first: dict[bytes, tuple[int, bytes]] = {}
     for key in samples.keys:
         batch = samples.reader([key])
@@ -151,7 +151,7 @@ def _of_contradiction(samples: Samples, probe: LossProbe, reporter: FitReporter)
 
 
 def first_sample(bench: Bench) -> int | None:
-    """The first sample of the batch, where it says which that is."""
+    """The first sample of the batch, where the batch has its index."""
     index = bench.batch.get("sample_index")
     return int(index[0]) if isinstance(index, Tensor) and len(index) else None
 

@@ -25,7 +25,7 @@ _LEADS_NOWHERE = 1e-3
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of the bisection showed."""
+    """The outcome of one part of the bisection."""
 
     name: str
     shown: str
@@ -92,9 +92,9 @@ def _loss(case: Case) -> tuple[Finding | None, str]:
 
 
 def loss_cause(probe: LossProbe, reporter: FitReporter) -> Finding | None:
-    """A loss whose gradient is zero or leads upwards, that falls for ever, or that rewards wrong answers.
+    """A loss whose gradient is zero or leads upwards, that falls without bound, or that rewards wrong predictions.
 
-    One whose gradient is wrong and yet leads downwards is no cause by itself: see `bent_losses`.
+    One whose gradient is wrong and yet leads downwards is not a cause by itself: see `bent_losses`.
     """
     for name, slope in _wrong_slopes(probe, reporter):
         if slope.ratio < _LEADS_NOWHERE:

@@ -90,7 +90,7 @@ def _score(built: Built, samples: Samples, job: Job, batch: Batch) -> float:
 
 
 def fit_one(built: Built, asked: Asked, note: Note) -> Result:
-    """Fit a few samples of a run, and say why where that fails. The run and the global random states stay as they are.
+    """Fit a few samples of a run, and find the cause where that fails. Run and global random states stay as they are.
 
     Raises UserError for samples that there are not.
     """
@@ -107,7 +107,7 @@ def _fit_one(built: Built, asked: Asked, note: Note) -> Result:
         return Result(samples, None, (), tuple(broken))
     try:
         probe = probe_loss(bench)
-    except Exception as error:  # noqa: BLE001 - whatever a first step dies of is what the check of it tells
+    except Exception as error:  # noqa: BLE001 - the check of a first step reports whatever it fails with
         return Result(samples, None, (), tuple(_of_first_step(built, reporter, error)))
     bench = dataclasses.replace(bench, floor=probe.floor)
     note(_describe_floor(probe))
@@ -172,7 +172,7 @@ def _with_more_rates(bench: Bench, own: Candidate, first: Verdict, note: Note) -
     return dataclasses.replace(first, curves=(*first.curves, *more.curves))
 
 
-# --- what else there is to say ---------------------------------------------------------------------------------------
+# --- further findings ----------------------------------------------------------------------------------------------
 
 
 def _warnings(
@@ -257,7 +257,7 @@ def _of_frozen(bench: Bench, reporter: FitReporter) -> Finding | None:
 
 
 def _of_first_step(built: Built, reporter: FitReporter, error: Exception) -> list[Finding]:
-    """What the check of a first step says; where it goes through there, what failed here."""
+    """The findings of the check of a first step; where it goes through there, what failed here."""
     found = first_step(Context(built, World(device=built.job.device)))
     if found:
         return found
@@ -289,7 +289,7 @@ def _describe_floor(probe: LossProbe) -> str:
 
 
 def result_document(result: Result) -> dict[str, Any]:
-    """What `fit-one --json` says of one fit."""
+    """What `fit-one --json` holds of one fit."""
     probe = result.probe
     return {
         "fitted": result.is_fitted,
@@ -308,7 +308,7 @@ def result_document(result: Result) -> dict[str, Any]:
 
 
 def _loss_document(probe: LossProbe) -> dict[str, Any]:
-    """The first loss and the floor, null where they are no numbers."""
+    """The first loss and the floor, null where they are not finite."""
     numbers = {"start": probe.start, "floor": probe.floor}
     finite = {name: value if value is not None and math.isfinite(value) else None for name, value in numbers.items()}
     return {**finite, "counts": dict(probe.counts)}

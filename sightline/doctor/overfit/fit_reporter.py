@@ -22,7 +22,7 @@ class FitReporter:
     built: Built
 
     def finding(self, *, summary: str, path: str, **fields: Any) -> Finding:
-        """A finding about the training part; `path` is where the config says what is at fault."""
+        """A finding about the training part; `path` is the place of the fault in the config."""
         return _FIT_ONE.finding(self._context, summary, at=path, split="train", **fields)
 
     def loss_path(self, name: str) -> str:

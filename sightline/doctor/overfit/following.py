@@ -145,7 +145,7 @@ def _assert_known(built: Built, look: Snapshot, probe: LossProbe) -> None:
 
 
 def followed_document(followed: Followed) -> dict[str, Any]:
-    """What JSON says of a trace, and of what was expected."""
+    """The JSON of a trace, and of what was expected."""
     looks = [look for look in (followed.first, followed.last) if look is not None]
     return {
         "trace": [dataclasses.asdict(look) for look in looks],

@@ -50,8 +50,8 @@ def run_candidate(
 ) -> Verdict:
     """Try an optimiser at its rates, or at some of them; one that falls behind the best of them is ended early.
 
-    `where` is told beside the name; with `is_first_enough` no further rate is tried after one that fits. `asked` goes
-    to every attempt.
+    `where` is printed beside the name; with `is_first_enough` no further rate is tried after one that fits. `asked`
+    goes to every attempt.
     """
     curves: list[Curve] = []
     fastest: int | None = None
@@ -81,7 +81,7 @@ def _describe(verdict: Verdict) -> str:
 
 
 def document_of_verdict(verdict: Verdict) -> dict[str, Any]:
-    """What JSON says of an optimiser in a number format."""
+    """The JSON of an optimiser in a number format."""
     return {
         "optimizer": verdict.optimizer,
         "precision": verdict.precision,
@@ -93,7 +93,7 @@ def document_of_verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def document_of_curve(curve: Curve) -> dict[str, Any]:
-    """What JSON says of one attempt."""
+    """The JSON of one attempt."""
     return {
         "rate": curve.rate,
         "steps_to": {f"{share:g}": curve.steps_to(share) for share in SHARES},

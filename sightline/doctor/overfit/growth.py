@@ -33,9 +33,9 @@ ALL = "all"
 LEARNING = 32
 """From so many samples on a rung asks what is learnt for others, not whether its own are known by heart."""
 HELD_OUT = 256
-"""Held-out samples at most, spread over the part: an answer within minutes, at a standard error of three points."""
+"""Held-out samples at most, spread over the part: a result within minutes, at a standard error of three points."""
 _CLOSER = {"some": 0.25, ALL: 0.5}
-"""Of the way from the constant answer to the perfect one, what must be gone: a quarter, and for the task a half."""
+"""The required share of the way from the constant prediction to the perfect one: a quarter; for the task a half."""
 _MOST_CONSTANT = 256
 _TOLD = 10
 
@@ -122,7 +122,7 @@ def _by_heart(built: Built, size: int, asked: Asked, note: Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Learnt:
-    """What a training on some samples came to, beside the constant answer."""
+    """The result of a training on some samples, beside the constant prediction."""
 
     metric: str
     trivial: float
@@ -135,7 +135,7 @@ class _Learnt:
     is_higher_better: bool
 
     def closeness(self, value: float) -> float:
-        """What is gone of the way from the constant answer (0) to the perfect one (1)."""
+        """The place on the way from the constant prediction (0) to the perfect one (1)."""
         best = (1.0 if self.trivial <= 1.0 else math.inf) if self.is_higher_better else 0.0
         way = best - self.trivial
         if way == 0:
@@ -283,6 +283,6 @@ def _why(built: Built, learnt: _Learnt, wanted: float, asked: Asked) -> Finding:
 
 
 def rung_document(rung: Rung) -> dict[str, Any]:
-    """What JSON says of a rung."""
+    """The JSON of a rung."""
     figures = {name: None if math.isnan(value) else value for name, value in rung.figures.items()}
     return {**dataclasses.asdict(rung), "figures": figures}

@@ -1,4 +1,4 @@
-"""The loss without the model: its outputs as free numbers. Their lowest loss is the floor, and tells a loss gone wrong.
+"""The loss without the model: its outputs as free numbers. Their lowest loss is the floor, and exposes a faulty loss.
 
 A gradient is right where it agrees with finite differences; a loss is bounded where following it comes to an end.
 """
@@ -55,7 +55,7 @@ class LossProbe:
 
     `start` is the whole loss in float64. `floor` is the lowest that any outputs have, None where there is none: then
     `fallen_to` is what was seen. `slopes` are per loss; `counts` what each is divided by. `truth` is the loss of
-    answers that lean to the label and of those that lean away from it, where logits and labels tell. `read` are the
+    outputs that favour the label and of those that oppose it, where logits and labels show it. `read` are the
     outputs that losses read, `inputs` the keys of the batch that the model takes, `targets` what losses take besides.
     """
 

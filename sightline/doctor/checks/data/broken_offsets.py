@@ -71,7 +71,7 @@ def _names_of(known: Mapping[str, Field], batch: Batch) -> list[str]:
 
 
 def _lengths(known: Mapping[str, Field], batch: Mapping[str, Any], name: str) -> dict[str, int]:
-    """How many rows the fields have that these offsets part; `points` where no field says that it is parted."""
+    """How many rows the fields have that these offsets split; `points` where no field declares a split."""
     fields = [key for key, field in known.items() if field.collate == "concatenate" and field.offsets == name]
     fields = fields or (["points"] if name == "offsets" else [])
     return {key: len(batch[key]) for key in fields if isinstance(batch.get(key), Tensor) and batch[key].ndim > 0}

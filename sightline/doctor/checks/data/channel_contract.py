@@ -182,7 +182,7 @@ def _first_layer(context: Context) -> str:
 
 
 def _fits(declared: str, shape: tuple[int, ...]) -> bool:
-    """Whether a shape is what words such as "points 3" say; words stand for any number, "any" for any shape."""
+    """Whether a shape matches words such as "points 3"; words stand for any number, "any" for any shape."""
     if declared == "any":
         return True
     words = declared.split()

@@ -1,6 +1,6 @@
 """Names of classes that are not those of the labels: doubled, in another order in a part, or below the floor.
 
-Which label is which class no file tells for certain. Where rooms have a ceiling and a floor their heights tell.
+No file states for certain which label is which class. Where rooms have a ceiling and a floor, their heights show it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def class_names(context: Context) -> list[Finding]:
     return declared or [finding for survey in context.survey for finding in _of_heights(context, survey)]
 
 
-# --- what the sets say ------------------------------------------------------------------------------------------------
+# --- names of the sets ------------------------------------------------------------------------------------------------
 
 
 def _of_facts(context: Context) -> Iterator[Finding]:
@@ -64,7 +64,7 @@ def _of_facts(context: Context) -> Iterator[Finding]:
 
 
 def _of_other_part(context: Context, part: Part, trained: Mapping[str, Any]) -> Iterator[Finding]:
-    """The same names in another order, or other names; the first that differs is told."""
+    """The same names in another order, or other names; the first that differs is reported."""
     facts = part.dataset.info.facts
     for fact in (*_NAMES, "parts_of_category"):
         ours, theirs = trained.get(fact), facts.get(fact)

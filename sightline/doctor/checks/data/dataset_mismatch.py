@@ -29,9 +29,9 @@ _UNITS = {
     100.0: "centimetres against metres",
     10.0: "millimetres against centimetres",
 }
-_CHANCE = 1e-6  # of telling of an exchange where there is none: below one in a thousand runs for all candidates
+_CHANCE = 1e-6  # of reporting a swap where there is none: below one in a thousand runs for all candidates
 _BETTER = 0.5  # an exchange must halve the mean distance as well: other shapes alone may lie nearer by a little
-_LEAST_SPREAD = 0.02  # of the size of a cloud, or of a typical feature: smaller spreads are no yardstick
+_LEAST_SPREAD = 0.02  # of the size of a cloud, or of a typical feature: smaller spreads are not a yardstick
 
 
 class Inputs(NamedTuple):
@@ -94,7 +94,7 @@ def inputs_of(part: Part, config: RunConfig, *, is_training: bool = False) -> In
         if found is None or (given := _clouds(seen)) is None:
             break
         classes = _classes(batch, len(found))
-        is_finite = [bool(np.isfinite(cloud).all()) for cloud in found]  # of the others `non-finite-data` speaks
+        is_finite = [bool(np.isfinite(cloud).all()) for cloud in found]  # `non-finite-data` reports the others
         clouds += [cloud for cloud, is_whole in zip(found, is_finite, strict=True) if is_whole]
         labels += [label for label, is_whole in zip(classes, is_finite, strict=True) if is_whole]
         sizes += [_size(cloud[:, :3]) for cloud in given if len(cloud) and np.isfinite(cloud[:, :3]).all()]

@@ -57,7 +57,7 @@ def _of_part(context: Context, part: Part) -> Iterator[Finding]:
 
 
 def _of_selection(context: Context, part: Part) -> Iterator[Finding]:
-    """Too few to tell checkpoints apart: fewer than classes cannot hold each of them (pigeonhole)."""
+    """Too few to distinguish checkpoints: fewer than classes cannot hold each of them (pigeonhole)."""
     num_classes = _classes_of_samples(part)
     count = len(part.indices)
     if num_classes is None or count >= num_classes:

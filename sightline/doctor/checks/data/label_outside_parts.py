@@ -36,8 +36,8 @@ def _of_part(context: Context, survey: PartSurvey) -> Iterator[Finding]:
     strays = []
     for labelling in survey.labellings:
         if labelling.category is None or not 0 <= labelling.category < len(table):
-            continue  # `missing-category` and `label-range` speak of these
-        shown = set(labelling.classes.tolist()) & known  # of others `label-range` speaks
+            continue  # `missing-category` and `label-range` report these
+        shown = set(labelling.classes.tolist()) & known  # `label-range` reports others
         outside = sorted(shown - set(table[labelling.category]))
         if outside:
             fitting = [number for number, parts in enumerate(table) if shown <= set(parts)]

@@ -14,7 +14,7 @@ from sightline.doctor.core.survey import FieldSurvey, PartSurvey, labels_of_all,
 __all__ = ["COUNTED_BY", "label_range"]
 
 COUNTED_BY = {"label": "num_classes", "part": "num_parts", "category": "num_categories"}
-"""Fields that hold classes, and the facts that say how many there are."""
+"""Fields that hold classes, and the facts with their counts."""
 _USUAL_IGNORES = (-100, -1, 255)
 
 

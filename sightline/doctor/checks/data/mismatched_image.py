@@ -23,7 +23,7 @@ __all__ = ["mismatched_image"]
 _MOST_SAMPLES = 16
 _NEIGHBOURS = (-2, -1, 1, 2)
 _FEWEST = 4
-"""Of fewer objects, one that looks best like another says little."""
+"""Of fewer objects, one that looks best like another proves little."""
 _AS_GOOD = 0.02
 _MOST_STRANGE = 0.75
 """Some clouds of one class look alike, above all where the views are of meshes; of other objects nearly none do."""
@@ -33,7 +33,7 @@ _MOST_STRANGE = 0.75
 def mismatched_image(context: Context) -> list[Finding]:
     """The picture of a sample is, bit for bit, one of those that the view store has under the name of its cloud.
 
-    And where the store says its cameras: the cloud drawn anew by two of them covers what its own pictures show better
+    And where the store has its cameras: the cloud drawn anew by two of them covers what its own pictures show better
     than what the pictures of other objects show, for more than a quarter of the clouds.
     """
     part = context.built.data.train
@@ -70,7 +70,7 @@ def _strange_of(part: Part, pictures: Any, keys: list[SampleKey], samples: list[
     """Samples whose clouds the pictures of another of them show better, by silhouettes of two cameras.
 
     Clouds are drawn from the directions of the store. Where a silhouette lies in its picture does not count: a cloud is
-    centred on its mean, a mesh on its box. None where the store does not say its cameras, or has none.
+    centred on its mean, a mesh on its box. None where the store does not record cameras.
     """
     manifest = getattr(pictures.views, "manifest", {})  # a set that renders by itself keeps none
     made_by = manifest.get("cameras")

@@ -146,7 +146,7 @@ def _of_looks(context: Context, seen: _Seen) -> list[Finding]:
 
 
 def _likeness(objects: np.ndarray, views: np.ndarray) -> float:
-    """The mean share of other objects that a view is farther from than from its own: a half where looks say nothing."""
+    """The mean share of other objects that a view is farther from than from its own: a half if looks prove nothing."""
     distances = _distances(objects, views)
     own = np.diag(distances)[:, None]
     others = ~np.eye(len(objects), dtype=bool)

@@ -27,14 +27,14 @@ _OFF_ONE_HOT = 0.51
 """The largest of eight cells is the nearest to the joint."""
 _FEWEST = 3
 _LOWEST_PEAK = 0.3
-_BORDER = 4  # cells: nearer to a border a map is cut off, and its sum says nothing of its width
+_BORDER = 4  # cells: nearer to a border a map is cut off, and its sum does not show its width
 _WIDTH_OFF = 0.05
 _MOST = 0.9
-"""Of the joints, so many must be where an explanation says."""
+"""The share of the joints that must be where an explanation places them."""
 
 
 class _Seen(NamedTuple):
-    """Where joints are and where their maps say, (B, J, 3) in cells; which have a map; how wide inner ones are."""
+    """Where joints are and where their maps put them, (B, J, 3) in cells; which have a map; how wide inner ones are."""
 
     expected: Tensor
     found: Tensor
@@ -44,14 +44,14 @@ class _Seen(NamedTuple):
     cells: int
 
     def agrees(self, place: Tensor) -> bool:
-        """Whether nearly all maps say these places."""
+        """Whether nearly all maps have these places."""
         off = (place - self.found).abs().amax(dim=-1)[self.shown]
         return bool((off <= self.bound).double().mean() > _MOST)
 
 
 @check("G41", "misplaced-heatmap", "preflight")
 def misplaced_heatmap(context: Context) -> list[Finding]:
-    """Each target, read as a prediction would be, says where its joint is, and is as wide as the recipe says."""
+    """Each target, read like a prediction, gives the place of its joint, and is as wide as in the recipe."""
     for part in parts_with(context, _NEEDED):
         batch = read_first(part, _NUM_SAMPLES, context.config.seed)
         placement = Placement.from_rows(batch["placement"])
@@ -96,7 +96,7 @@ def _in_cells(joints: Tensor, placement: Placement, cells: int) -> Tensor:
 
 
 def _explanations(joints: Tensor, placement: Placement, seen: _Seen) -> Iterator[tuple[str, str, Tensor]]:
-    """What may have gone wrong: its cause, in words, and where the maps would then say that the joints are."""
+    """Possible faults: the cause, in words, and where the maps would then put the joints."""
     for order in list(permutations((0, 1, 2)))[1:]:
         axes = ", ".join("xyz"[axis] for axis in order)
         yield "data.layout", f"their axes are {axes}", seen.expected[..., list(order)]

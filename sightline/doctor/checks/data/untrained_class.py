@@ -24,7 +24,7 @@ _MOST_LISTED = 5
     at="data",
 )
 def untrained_class(context: Context) -> list[Finding]:
-    """Every class of an evaluated part occurs in training; nothing is said of a training part not wholly counted."""
+    """Every class of an evaluated part occurs in training; a training part not wholly counted is not judged."""
     trained, *evaluated = context.census
     if trained is None or not trained.is_whole:
         return []
@@ -32,7 +32,7 @@ def untrained_class(context: Context) -> list[Finding]:
 
 
 def name_of_class(context: Context, number: int) -> str:
-    """A class as a person knows it, by its name where it has one."""
+    """The name of a class, or its number where it has none."""
     names = context.built.data.facts.get("class_names") or ()
     return f"{number} ({names[number]})" if number < len(names) else str(number)
 

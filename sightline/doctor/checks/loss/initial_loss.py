@@ -186,7 +186,7 @@ def _broken_definition(case: _Case, measured: float, expected: float, weights_C:
 
 
 def _explain_ratio(case: _Case, measured: float, expected: float) -> tuple[str, str, str]:
-    """A factor that is one of the numbers at hand tells which division is one too many, or missing."""
+    """A factor that is one of the numbers at hand shows which division is one too many, or missing."""
     ratio = measured / expected if expected else math.nan
     logits, num_samples = case.outputs["logits"], len(case.batch["sample_index"])
     per_sample = logits.numel() // (num_samples * case.num_classes)
@@ -207,7 +207,7 @@ def _explain_ratio(case: _Case, measured: float, expected: float) -> tuple[str, 
     return "loss.form", f"{ratio:.4g} times it", "compare the loss with its definition"
 
 
-# --- the statistical part: a fresh model knows nothing ---------------------------------------------------------------
+# --- the statistical part: a fresh model has learnt nothing -----------------------------------------------------------
 
 
 def _of_start(case: _Case) -> Iterator[Finding]:

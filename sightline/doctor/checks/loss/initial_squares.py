@@ -14,9 +14,9 @@ _MOST = 2.0
 
 @check("G20", "initial-squares", "preflight", severity="warning")
 def initial_squares(context: Context) -> list[Finding]:
-    """What a fresh model answers does not depend on the target: E(o - t)^2 = E o^2 + E t^2 - 2 E o E t, nearly.
+    """The output of a fresh model does not depend on the target: E(o - t)^2 = E o^2 + E t^2 - 2 E o E t, nearly.
 
-    And its answers are no larger than the targets: else the first loss is far above that of answering 0.
+    And its outputs are no larger than the targets: else the first loss is far above that of predicting 0.
     """
     if context.config.init is not None or context.built.job.step > 0:
         return []

@@ -31,9 +31,9 @@ def loss_at_chance(context: Context) -> list[Finding]:
 
 
 def at_chance(lines: Sequence[Mapping[str, Any]], *, file: Path) -> list[Finding]:
-    """Findings on the training lines of a run; runs of fewer than a hundred steps say nothing.
+    """Findings on the training lines of a run; runs of fewer than a hundred steps are not judged.
 
-    A share of exactly 1 is a network that answers alike for all; one of nearly 1 that has not fallen in three hundred
+    A share of exactly 1 is a network with the same output for all; one of nearly 1 that has not fallen in three hundred
     steps learns nothing.
     """
     trained = [line for line in lines if line.get("split") == "train"]

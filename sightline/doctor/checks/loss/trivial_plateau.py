@@ -21,7 +21,7 @@ __all__ = ["stays_at", "trivial_plateau"]
 _NEAR = 0.02
 _FIRST_STEP = 50
 _FEWEST_STEPS = 50
-_SMALL = 0.1  # of the size of the targets, or of logits' differences: a network that has begun to answer goes beyond
+_SMALL = 0.1  # of the size of the targets, or of logits' differences: a network that has begun to learn goes beyond
 _BETTER = 0.02
 
 
@@ -33,9 +33,9 @@ _BETTER = 0.02
     causes=("model.constant_output", "model.activation", "optim.lr", "data.target_encoding"),
 )
 def trivial_plateau(context: Context) -> list[Finding]:
-    """Of `metrics.jsonl`: no loss is within 2 % of a constant answer's over fifty steps and all that follow.
+    """Of `metrics.jsonl`: no loss is within 2 % of a constant prediction's over fifty steps and all that follow.
 
-    Only where the trained model's answers are still near that constant, and the metric that chooses the best
+    Only where the trained model's predictions are still near that constant, and the metric that chooses the best
     checkpoint does not improve: heat maps' losses stand still while their peaks move.
     """
     if context.run is None or not (context.run / "metrics.jsonl").is_file() or context.trained is None:
@@ -83,7 +83,7 @@ def _improves(lines: Sequence[Mapping[str, Any]], metric: str, *, is_larger_bett
 
 
 def _distance(context: Context, trivial: Trivial) -> float | None:
-    """How far the trained model's answers are from the constant: of the targets' size, or between logits."""
+    """How far the trained model's predictions are from the constant: of the targets' size, or between logits."""
     job, model = context.built.job, context.trained
     assert model is not None, "only for a run that kept a checkpoint"
     batch = read(job, keys_of(job, step=0)[: context.rehearsal.num_samples], context.world.device)

@@ -23,7 +23,7 @@ _LEAST_SHARE = 1e-6
 
 @dataclass(frozen=True)
 class Trivial:
-    """A constant answer: what it is, the loss that it has, and the key of the output that it stands for."""
+    """A constant prediction: its description, its loss, and the key of its output."""
 
     loss: str
     description: str
@@ -51,7 +51,7 @@ def trivial_classes(context: Context) -> list[Finding]:
 
 
 def trivial_predictions(context: Context) -> Iterator[Trivial]:
-    """All constant answers that the losses of this run are known for."""
+    """All constant predictions whose losses are known for this run."""
     for name, squares in context.squares.items():
         yield from of_squares(name, squares)
     for component in context.config.losses:
@@ -86,7 +86,7 @@ def _of_classes(context: Context, name: str) -> Iterator[Trivial]:
 
 
 def _expected(context: Context, name: str, axis: int, prediction: Tensor, shares: np.ndarray) -> float:
-    """The configured loss of one answer for everything, over labels that come as often as in training."""
+    """The configured loss of one prediction for everything, over labels that come as often as in training."""
     job, rehearsal = context.built.job, context.rehearsal
     logits = rehearsal.seen_outputs["logits"]
     shape = [1] * logits.ndim

@@ -1,7 +1,7 @@
 """Metrics that do not give perfect predictions the best score, as where an absent class is scored 0.
 
-The labels themselves are put as answers, once with every class there and once with a single one: where only the second
-score falls short of 1, what neither labels nor answers have is what is scored.
+The labels themselves serve as predictions, once with every class there and once with a single one: where only the
+second score falls short of 1, the metric scores classes that neither labels nor predictions have.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST_SHEETS = 64
 
 @check("G16", "absent-class-score", "preflight")
 def absent_class_score(context: Context) -> list[Finding]:
-    """Each figure named for an IoU, an accuracy, a precision or a recall is 1 (or NaN) for perfect answers."""
+    """Each figure named for an IoU, an accuracy, a precision or a recall is 1 (or NaN) for perfect predictions."""
     maker = maker_of(context)
     if maker is None:
         return []
@@ -38,7 +38,7 @@ def _of_meter(context: Context, meter: Meter, sparse: list[Sheet], full: list[Sh
     try:
         alone = score(context, meter, sparse)
         whole = score(context, meter, full)
-    except Exception:  # noqa: BLE001 - `per-batch-metric` says what a metric dies of
+    except Exception:  # noqa: BLE001 - `per-batch-metric` reports why a metric fails
         return
     short = {name: value for name, value in whole.items() if _falls_short(name, value)}
     if short:

@@ -1,4 +1,4 @@
-"""Answers of our own making, put to a run's metrics through its task: what is right and what is wrong is known.
+"""Predictions of our own making, given to a run's metrics through its task: it is known which are right.
 
 Labels are made as well, of the form of a training batch, so that neither data nor weights can blur what a metric does.
 """
@@ -35,7 +35,7 @@ __all__ = [
     "score",
 ]
 
-_SURE = 100.0  # e^-100 is lost beside 1 in float32: the answer has probability 1
+_SURE = 100.0  # e^-100 is lost beside 1 in float32: the prediction has probability 1
 _THINNED = ("nearest", "whole_label", "whole_offsets")
 
 
@@ -47,7 +47,7 @@ class Sheet(NamedTuple):
 
 
 class _StandIn:
-    """Answers with given logits whatever it is asked."""
+    """Returns given logits for every input."""
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits
@@ -79,7 +79,7 @@ class Maker:
     def sheet(
         self, ranks: Sequence[int], label_of: LabelOf, *, category_of: Callable[[int], int], wrong: bool
     ) -> Sheet:
-        """The samples of these ranks; answered rightly, or with `wrong` in part wrongly, the same way in any batch."""
+        """The samples of these ranks; predicted rightly, or with `wrong` in part wrongly, the same way in any batch."""
         device = self.context.world.device
         batch = {name: value for name, value in self._read(ranks).items() if name not in _THINNED}
         labels, answers = torch.zeros_like(batch["label"]), torch.zeros_like(batch["label"])
@@ -108,7 +108,7 @@ class Maker:
 
 
 def maker_of(context: Context) -> Maker | None:
-    """A maker for this run; None where its task does not answer targets of the batch by `logits`."""
+    """A maker for this run; None where its task does not predict targets of the batch by `logits`."""
     rehearsal, facts = context.rehearsal, context.built.data.facts
     logits, label = rehearsal.seen_outputs.get("logits"), rehearsal.batch.get("label")
     if not isinstance(logits, Tensor) or not isinstance(label, Tensor) or label.is_floating_point():
@@ -182,7 +182,7 @@ def name_of_metric(context: Context, meter: Meter) -> tuple[str, str]:
 
 
 def _partly_wrong(labels: list[int], rank: int) -> list[int]:
-    """None, a half, a half and a quarter of each four samples' targets are answered with the sample's next class."""
+    """None, a half, a half and a quarter of each four samples' targets are predicted as the sample's next class."""
     wrong = ((), (0, 3), (0, 2), (3,))[rank % 4]
     present = sorted(set(labels))
     others = present if len(present) > 1 else [present[0], max(present[0] - 1, 0) if present[0] else 1]
@@ -199,7 +199,7 @@ def _rows(batch: Mapping[str, Any], row: int) -> slice | int:
 
 
 def _is_by_sample(batch: Mapping[str, Any], label: Tensor) -> bool:
-    """Whether each sample's targets can be told; of offsets that are none `broken-offsets` speaks."""
+    """Whether each sample's targets can be found; `broken-offsets` reports offsets that are not valid."""
     offsets, num_samples = batch.get("offsets"), len(batch["sample_index"])
     if label.ndim == 0 or len(label) == num_samples or not isinstance(offsets, Tensor):
         return label.ndim > 0 and len(label) == num_samples

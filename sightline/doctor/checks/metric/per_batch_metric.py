@@ -1,7 +1,7 @@
 """Metrics whose figures depend on how the samples are dealt to batches, such as a mean of batches.
 
-The same answers are scored as one batch and as two; a metric of sums and counts gives the same figures. Answers are
-made where a task answers by logits; the model's predictions of a few evaluated samples serve for every task.
+The same predictions are scored as one batch and as two; a metric of sums and counts gives the same figures. Predictions
+are made where a task predicts by logits; the model's predictions of a few evaluated samples serve for every task.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FEWEST_SAMPLES = 3  # of two the only split is even; where a step has fewer, on
 
 @check("G16", "per-batch-metric", "preflight")
 def per_batch_metric(context: Context) -> list[Finding]:
-    """Each figure is the same for one batch and for two with the same answers, and follows from the state alone."""
+    """Each figure is the same for one batch and for two with the same predictions, and follows from the state alone."""
     maker = maker_of(context)
     found: list[Finding] = []
     for meter in context.built.selection.meters:
@@ -48,7 +48,7 @@ def per_batch_metric(context: Context) -> list[Finding]:
 
 
 def _made(context: Context, meter: Meter, maker: Maker) -> list[Finding]:
-    """Of answers that were made, some of them wrong, as one batch and as two uneven ones."""
+    """Of made predictions, some of them wrong, as one batch and as two uneven ones."""
     ranks = list(range(max(_FEWEST_SAMPLES, maker.num_samples)))
     try:
         whole, dealt = (predicted(context, _sheets(maker, *parts)) for parts in ([ranks], [ranks[:1], ranks[1:]]))
@@ -75,7 +75,7 @@ def _predicted(context: Context, meter: Meter) -> list[Finding]:
 
 
 def _sheets(maker: Maker, *batches: list[int]) -> list[Sheet]:
-    """The samples of these ranks, partly answered wrongly, whichever batch they are in."""
+    """The samples of these ranks, partly predicted wrongly, whichever batch they are in."""
 
     def labels(rank: int, size: int, category: int) -> list[int]:
         own = maker.choices[category]

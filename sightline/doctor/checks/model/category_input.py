@@ -1,6 +1,6 @@
 """Models that ignore the category that they are given, or count other categories than the data.
 
-The answers to one cloud in evaluation mode are compared, bit for bit, as it is said to be of one category or another.
+The outputs for one cloud in evaluation mode are compared, bit for bit, for one category and another.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CPU = torch.device("cpu")  # an index beyond a table ends every later use of an
 
 @check("G3", "category-input", "preflight", at="model")
 def category_input(context: Context) -> list[Finding]:
-    """Each category gives answers of its own, and a number that is no category gives none that differ."""
+    """Each category gives outputs of its own, and a number that is not a category gives none that differ."""
     table, model = parts_of(context.built.data.facts), context.built.job.model
     rehearsal = context.rehearsal
     if table is None or len(table) < 2 or not rehearsal.is_sound or "category" not in rehearsal.batch:
@@ -39,7 +39,7 @@ def category_input(context: Context) -> list[Finding]:
 
 
 class _Asked:
-    """Answers of a copy of the model on the CPU to one training cloud, category after category, while there is time."""
+    """Outputs of a copy of the model on the CPU for one training cloud, category by category, while there is time."""
 
     def __init__(self, context: Context, num_categories: int) -> None:
         job = context.built.job
@@ -55,7 +55,7 @@ class _Asked:
             self.answers[category] = self._ask(category)
 
     def _ask(self, category: int) -> Tensor | None:
-        """The probabilities that the task makes of the answers; None where the model refuses this category."""
+        """The probabilities that the task makes of the outputs; None where the model fails on this category."""
         batch = {**self._batch, "category": torch.full_like(self._batch["category"], category)}
         try:
             with torch.no_grad():
@@ -66,7 +66,7 @@ class _Asked:
         return answer if isinstance(answer, Tensor) else None
 
     def are_alike(self, one: int, other: int) -> bool:
-        """Whether both were answered, with the same bits."""
+        """Whether both have outputs, with the same bits."""
         mine, theirs = self.answers.get(one), self.answers.get(other)
         return mine is not None and theirs is not None and torch.equal(mine, theirs)
 

@@ -21,7 +21,7 @@ __all__ = ["final_activation"]
 _SLACK = 1e-6
 _MOST_ZEROS = 0.3
 _NEARLY, _FEW = 0.01, 0.1
-"""Of the largest target, and of all: targets just above 0, where a ReLU that answers 0 is no longer told to rise."""
+"""Of the largest target, and of all: targets just above 0, where a ReLU with output 0 gets no gradient to rise."""
 _RECTIFIERS = ("Relu", "Threshold")
 
 

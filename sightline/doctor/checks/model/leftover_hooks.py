@@ -66,7 +66,7 @@ def leftover_hooks(context: Context) -> list[Finding]:
 
 @check("G37", "hooks-of-loggers", "offline")
 def hooks_of_loggers(context: Context) -> list[Finding]:
-    """After a training its model has no hooks either: loggers are told numbers, and need none."""
+    """After a training its model has no hooks either: loggers receive numbers, and need none."""
     hooks = hooks_of(context.built.job.model)
     return [_of_hooks(hooks_of_loggers, hooks, [])] if hooks else []
 

@@ -60,7 +60,7 @@ def feature_scale(context: Context) -> list[Finding]:
 
 
 def sampled_batch(part: Part, *, seed: int) -> Batch:
-    """Sixteen samples of a part, or all that it has: enough to tell another scale by."""
+    """Sixteen samples of a part, or all that it has: enough to detect another scale."""
     return part.reader([SampleKey(int(index), 0, seed) for index in part.spread(_NUM_SAMPLES)])
 
 
@@ -127,7 +127,7 @@ def _size(mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def other_scale(scales: list[LayerScale], *, where: Place, source: str) -> Finding | None:
-    """What the first of these layers says of the data that a network of `source` is given; None where all is well."""
+    """The finding of the first of these layers on the data of a network of `source`; None where all is well."""
     finite = [each for each in scales if math.isfinite(each.ratio) and each.ratio > 0]
     if not finite or not _is_other(finite[0].ratio):
         return None
