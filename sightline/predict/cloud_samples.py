@@ -34,8 +34,8 @@ _LEAST_RADIUS = 0.5
 class Origin(NamedTuple):
     """Where the rows of a sample come from, in the file's own coordinates, so that its points can be predicted.
 
-    `points` (M, 3) float64, all of the file; `places` (N, 3) float64 of the rows; `rows` (N,) int64 are their places in
-    the points each row is, and is None where they were drawn from a mesh.
+    `points` (M, 3) float64, all of the file; `places` (N, 3) float64 of the rows; `rows` (N,) int64 are their indices
+    in `points`, or None where they were drawn from a mesh.
     """
 
     points: np.ndarray

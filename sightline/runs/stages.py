@@ -63,7 +63,7 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
 
 
 def training_differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """A line where two stages train on points that are changed in other ways; often meant, so no fault.
+    """A line where two stages train on points that are changed in other ways; often intended, so not a fault.
 
     A network that never saw a turned cloud will not recognise one: this names the transforms of one stage alone.
     """
