@@ -33,7 +33,7 @@ _ENDINGS = ("", "es", "d", "ed", "r", "er", "or", "n", "ion", "ing")
 
 
 class Member(Generic[T]):
-    """An optional member: what it is for, and what stands for it in a component without it."""
+    """An optional member: what it is for, and its default in a component without it."""
 
     name: str
 

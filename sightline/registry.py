@@ -118,7 +118,7 @@ class Entry(NamedTuple):
 
     @property
     def source(self) -> str:
-        """What the docstring says after 'Source:'; empty where it names none."""
+        """The docstring's text after 'Source:'; empty where it names none."""
         _, _, source = (inspect.getdoc(self.builder) or "").partition("Source:")
         return " ".join(source.split())
 
@@ -179,7 +179,7 @@ class Registry:
         return self.entry(Component(name))
 
     def faults(self, component: Component) -> list[Fault]:
-        """Everything wrong with a component block that its signature alone can tell."""
+        """Everything wrong with a component block that its signature alone can show."""
         self._load()
         if component.name not in self._entries:
             return [self._unknown_name(component)]
@@ -197,7 +197,7 @@ class Registry:
     def facts_of(self, component: Component) -> dict[str, Parameter]:
         """The facts that a block takes, those of the blocks inside it among them; required where any of them needs it.
 
-        Its blocks must be ones: `faults` says which are not.
+        Its blocks must be ones: `faults` lists those that are not.
         """
         entry = self.entry(component)
         taken = {name: entry.parameters[name] for name in entry.facts}
@@ -249,7 +249,7 @@ class Registry:
             )
 
     def _argument(self, component: Component, parameter: Parameter, value: Any, facts: Mapping[str, object]) -> Any:
-        """The value as the builder wants it: that of a block is what the block stands for."""
+        """The value as the builder wants it: that of a block is the built component."""
         block = block_of(parameter.annotation)
         if block is None:
             return check_value(parameter.annotation, value)[0]
@@ -295,7 +295,7 @@ class Registry:
 def blocks_of(component: Component, name: str) -> list[Component]:
     """The component blocks that an argument holds: one, several in a list, or none where it is null.
 
-    They must be mappings with a name: `faults` says which are not.
+    They must be mappings with a name: `faults` lists those that are not.
     """
     value = component.arguments[name]
     if value is None:

@@ -50,7 +50,7 @@ class Field:
     """What a data set promises of one key of its samples; `check` measures it.
 
     `shape` and `dtype` in words ("points 3", "float32"); `low` and `high` bound the values where they are finite.
-    `collate` says how samples become a batch: `stack` (equal shapes), `concatenate` along the first axis (adds
+    `collate` is how samples become a batch: `stack` (equal shapes), `concatenate` along the first axis (adds
     `offsets`, cumulative counts with a leading 0, length S+1), `pad` with zeros (adds `<name>_mask`), or `list`.
     `offsets` is the key of those counts: fields that are equally long in every sample share one.
     """
@@ -70,10 +70,10 @@ class CloudForm:
     """How a cloud or a mesh from a file becomes a sample of a set, as preparing and reading made its own samples.
 
     A sample has `num_points` points, all that a file holds where it is None; `stored_points` is how many the set keeps
-    of a shape, in an order in which the first ones are a fair choice. `unit_sphere` says how clouds come to lie about
+    of a shape, in an order in which the first ones are a fair choice. `unit_sphere` is how clouds come to lie about
     their mean with radius 1: `applied` by the set's own preparing, `promised` by the files that it is made from, or
     `none`, where scale and place mean something. `preparation` are the arguments with which `prepare_cloud` made the
-    samples of a set of the user's own, `columns` the names that its files lacked; `estimates_normals` says that the
+    samples of a set of the user's own, `columns` the names that its files lacked; `estimates_normals` marks that the
     normals of a sample are estimated from its points. `fewest_points` is the least number of distinct points of its
     clouds, `radii` the smallest and largest distance of their farthest points from their means where size
     was kept; None where preparing did not note it. `scene` are the arguments `scale` and `colour_max` with which
@@ -105,9 +105,9 @@ class DataInfo:
 
     Facts have the names of `registry.DATA_FACTS`, and plain values: numbers and text, alone or in tuples.
     `features` names fields with one row per point, other than `points` (normals, colours), that are joined, after the
-    transforms, into the key `features`; `in_channels` counts `points` and these. `clouds` tells `sightline predict` how
-    files of other shapes become samples; without it their points are taken as they are. `folds` belong to a set that is
-    tested part by part: runs that cover all of them may be evaluated as one.
+    transforms, into the key `features`; `in_channels` counts `points` and these. `clouds` informs `sightline predict`
+    how files of other shapes become samples; without it their points are taken as they are. `folds` belong to a set
+    that is tested part by part: runs that cover all of them may be evaluated as one.
     """
 
     facts: Mapping[str, Any]

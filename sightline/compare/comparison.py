@@ -86,7 +86,7 @@ class Comparison:
 
     @property
     def is_equal(self) -> bool:
-        """Whether rounding explains everything; nothing is where losses are no numbers in both variants."""
+        """Whether rounding explains everything; nothing is where losses are not finite in both variants."""
         is_number = self.trace is None or self.trace.is_none_from is None
         return not self.guilty and self.parts_at_step is None and is_number
 

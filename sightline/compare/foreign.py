@@ -1,4 +1,4 @@
-"""A reference that nobody here wrote: its layers beside ours, one by one where they can be told, else by stretches."""
+"""A reference of others: its layers beside ours, one by one where they can be aligned, else by stretches."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def prepare_foreign(
 def translated(recording: Recording, foreign: Foreign, keys: Keys) -> tuple[Recording, list[str]]:
     """A recording in the terms of their network: the calls that both have, in their layout, under their paths.
 
-    What neither has alone lies between these and is judged as a stretch. Notes tell what could not be aligned.
+    What neither has alone lies between these and is judged as a stretch. Notes list what could not be aligned.
     """
     root = recording.calls[0]
     theirs, note = _calls_of(foreign, root)

@@ -30,7 +30,7 @@ def match_keys(
 
     `given` maps our names of tensors, or of modules for all in them, to theirs, or to None for what has no place there.
     What it leaves open goes by equal names; where no map is given at all, modules with the same tensors are taken in
-    their order, and each of these guesses is told. Shapes agree but for axes of length 1.
+    their order, and each of these guesses is noted. Shapes agree but for axes of length 1.
     Raises UserError where anything of theirs stays empty, or of ours is left over.
     """
     pairs, left_out = _by_map(ours, theirs, given or {})
@@ -67,7 +67,7 @@ def fill(theirs: nn.Module, ours: Mapping[str, Tensor], pairs: Mapping[str, str]
 def _by_map(
     ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], given: Mapping[str, str | None]
 ) -> tuple[dict[str, str], set[str]]:
-    """What the map says of each of our tensors, the longest name first; and what it leaves out."""
+    """The map's name for each of our tensors, the longest name first; and what it leaves out."""
     unknown = [key for key in given if key not in ours and not any(name.startswith(f"{key}.") for name in ours)]
     if unknown:
         raise UserError(f"--keys: the model has no tensor or module '{unknown[0]}'{nearest(unknown[0], list(ours))}")

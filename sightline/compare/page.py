@@ -105,5 +105,5 @@ def _remark(row: Row) -> str:
 
 
 def _drawn(value: float) -> float:
-    """Within what a logarithmic axis shows; what is no number lies at its upper end."""
+    """Within what a logarithmic axis shows; what is not finite lies at its upper end."""
     return 1e30 if math.isnan(value) else max(min(value, 1e30), 1e-12)

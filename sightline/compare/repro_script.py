@@ -1,6 +1,6 @@
-"""Runs one layer in two variants on the same tensors, and says by how much they differ. Needs torch and safetensors.
+"""Runs one layer in two variants on the same tensors, and prints by how much they differ. Needs torch and safetensors.
 
-`sightline compare --repro` copies this file, as it is, beside `repro.json`, which says what the layers are, and
+`sightline compare --repro` copies this file, as it is, beside `repro.json`, which describes the layers, and
 `tensors.safetensors`. A layer that is not torch's own is built by sightline, or by the file that was compared with.
 Exit code 1 where the deviation is there, 0 where it is not.
 """

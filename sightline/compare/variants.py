@@ -39,7 +39,7 @@ class Variant:
 
     @cached_property
     def called(self) -> Any:
-        """What computes: the model, or what stands for it."""
+        """What computes: the model, or its replacement."""
         return self.model if self.on is None else self.on(self.model)
 
     @property

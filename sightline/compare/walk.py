@@ -67,7 +67,7 @@ def walk(recording: Recording, reference: Variant, job: Job, batch: Batch, *, se
 
 @dataclass
 class _Gradient:
-    """What the reference says of the gradient of a parameter, added up over the units that use it."""
+    """The reference's gradient of a parameter, added up over the units that use it."""
 
     total: Tensor
     moved: float
@@ -184,7 +184,7 @@ class _Walk:
         hidden = {call.path for call in self._recording.calls} if unit.is_whole else set()
         owner = parameter.rpartition(".")[0]
         if owner != unit.prefix and owner in hidden:
-            return  # the row of that module says it
+            return  # the row of that module reports it
         user = unit, f"parameter.{parameter}"
         parameter = self._first_names.get(parameter, parameter)
         known = self._gradients.get(parameter)
@@ -199,7 +199,7 @@ def _again(unit: Unit, nudge: Nudge | None) -> Answer:
     """An answer to inputs that were moved; nothing where the reference refuses them."""
     try:
         return answer(unit, nudge)
-    except Exception:  # noqa: BLE001 - a check of its own inputs, for one: then this draw tells nothing
+    except Exception:  # noqa: BLE001 - a check of its own inputs, for one: then this draw shows nothing
         return Answer()
 
 

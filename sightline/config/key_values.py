@@ -1,4 +1,4 @@
-"""`key=value` on the command line, read as the signature of a function or class says."""
+"""`key=value` on the command line, read by the signature of a function or class."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _A_BLOCK = "a block of `name:` and its arguments"
 
 
 class _RampBlock(TypedDict):
-    """The weight of a loss where it is no number: Ramp."""
+    """The weight of a loss where it is not a number: Ramp."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     start: Factor

@@ -30,7 +30,7 @@ _SIZES = (3, 6)
 """Samples in the two batches: batch norm needs more than one, and what grows with the batch shows in the difference."""
 
 _NEXT = {"prepare": "forward", "forward": "backward", "backward": "optimise", "optimise": "done"}
-"""The phase after each part of a step; where there are more micro-batches, a module that begins says so."""
+"""The phase after each part of a step; where there are more micro-batches, a module that begins reports it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class LiveBytes(TorchDispatchMode):
         self._begin(name)
 
     def lap(self, name: str) -> None:
-        """The end of a part of the step; the loop says so. `at_lap` keeps what lives then, of the first micro-batch."""
+        """Called by the loop after a part of the step. `at_lap` keeps what lives then, of the first micro-batch."""
         self.at_lap.setdefault(name, self.live)
         self._phase = _NEXT[name]
         self._begin("")

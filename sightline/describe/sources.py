@@ -78,7 +78,7 @@ class Promised:
         return {name: self._value(field, draws.stream(name)) for name, field in self.info.fields.items()}
 
     def collate(self, samples: list[Sample]) -> Batch:
-        """As fields say."""
+        """A value as its field declares it."""
         keys = [SampleKey(place, 0, 0) for place in range(len(samples))]
         wanted = batch_keys(self.info.fields, self.info.features)
         return {k: v for k, v in collate(samples, keys, self.info.fields).items() if k in wanted - {"sample_index"}}
@@ -117,9 +117,9 @@ def _promised_data(config: RunConfig, info: DataInfo) -> Data:
 
 
 def _lengths(config: RunConfig, info: DataInfo) -> dict[str, int]:
-    """The lengths of named axes: what the data's arguments say (`num_points` of "points"), else how clouds are kept.
+    """The lengths of named axes: those in the data's arguments (`num_points` of "points"), else how clouds are kept.
 
-    Where neither tells, clouds have as many points as the transforms ask for.
+    Where neither states one, clouds have as many points as the transforms ask for.
     """
     lengths = {"points": max([_LENGTH, *_asked_for(config)])}
     if info.clouds is not None and info.clouds.stored_points is not None:

@@ -9,7 +9,7 @@ __all__ = ["confusion_matrix", "mean_class_accuracy", "overall_accuracy", "recal
 
 
 def confusion_matrix(prediction: Tensor, label: Tensor, *, num_classes: int, ignore_index: int | None = None) -> Tensor:
-    """How often each label was answered by each class: (C, C) int64, rows are labels, columns predictions.
+    """How often each label was predicted as each class: (C, C) int64, rows are labels, columns predictions.
 
     `prediction` and `label` are of one shape, whole numbers 0 .. C-1; targets of `ignore_index` are not counted.
     Raises ValueError for a label or a prediction outside the classes.
@@ -29,15 +29,15 @@ def confusion_matrix(prediction: Tensor, label: Tensor, *, num_classes: int, ign
 
 
 def overall_accuracy(confusion: Tensor) -> float:
-    """The share of targets answered rightly, from a confusion matrix; NaN where nothing was counted."""
+    """The share of targets predicted rightly, from a confusion matrix; NaN where nothing was counted."""
     return (confusion.diagonal().sum().double() / confusion.sum()).item()
 
 
 def mean_class_accuracy(confusion: Tensor) -> float:
-    """The mean share answered rightly over the classes that occur, from a confusion matrix; NaN where none does."""
+    """The mean share predicted rightly over the classes that occur, from a confusion matrix; NaN where none does."""
     return recalls(confusion).nanmean().item()
 
 
 def recalls(confusion: Tensor) -> Tensor:
-    """Per class the share answered rightly: (C,) float64, NaN for a class that does not occur."""
+    """Per class the share predicted rightly: (C,) float64, NaN for a class that does not occur."""
     return confusion.diagonal().double() / confusion.sum(dim=1)

@@ -111,7 +111,7 @@ class IoU:
         return ious
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`confusion`, and the class names of its rows (labels) and columns (answers), in plain values."""
+        """`confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
         return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
 
 

@@ -1,4 +1,4 @@
-"""Where a network is shown other clouds than it learned on: what a probe tells before anyone reads its figures."""
+"""Where a network is shown other clouds than it learned on: the notes of a probe before its figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def warnings_on_data(learnt: RunConfig, info: DataInfo, model: Component, data: 
     """A line for each way in which the data to probe on is other than what was learnt on.
 
     `learnt` and `info` are the config and the data that the weights learned by, `model` is the block that is probed.
-    The number of points may be another one on purpose; what it does to a graph is told.
+    The number of points may be another one on purpose; what it does to a graph is reported.
     """
     before, here = stage_of(learnt, info), stage_of(data.config, data.train.dataset.info)
     here["num_points"] = here["encoder"] = None  # the model of the data's config is not the one that is probed

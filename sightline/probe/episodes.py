@@ -1,4 +1,4 @@
-"""Few-shot episodes: which classes, which samples to learn from, which to answer; seeded, kept and read back."""
+"""Few-shot episodes: which classes, which samples to learn from, which to predict; seeded, kept and read back."""
 
 from __future__ import annotations
 

@@ -30,9 +30,9 @@ _LONGEST_TURN_S = 1.0
 def final_metrics(
     config: RunConfig, model: nn.Module, world: World, *, cache: FeatureCache | None
 ) -> tuple[dict[str, float], list[str]]:
-    """`probe_svm_accuracy`, what `sightline probe --method svm` says of the same weights on the config's own data.
+    """`probe_svm_accuracy`, the figure of `sightline probe --method svm` for the same weights on the config's own data.
 
-    And what a reader must know of it, or why it is missing: data without classes, a model without `encode`, features
+    And notes on it, or why it is missing: data without classes, a model without `encode`, features
     that are not finite, memory that does not suffice. A run that has trained is never lost for it. To be called on
     every process: the first one learns, and all get the same figure.
     """
@@ -44,7 +44,7 @@ def final_metrics(
             remarks = warnings_on_data(config, data.train.dataset.info, config.model, data)
         split = split_of(model, Recipe(config.model, config.train.precision), data, world, cache=cache)
     except Exception as error:  # noqa: BLE001 - hours of training are not lost for a figure, whatever is wrong with it
-        return {}, [_left_out(error)]  # on all processes, though each may say it in other words
+        return {}, [_left_out(error)]  # on all processes, though each may put it in other words
     text = learnt_by_first(
         world, lambda: _learn(probe, split, data.num_classes), timeout_s=config.distributed.timeout_s
     )
@@ -53,7 +53,7 @@ def final_metrics(
 
 
 def learnt_by_first(world: World, learn: Callable[[], str], *, timeout_s: float) -> str:
-    """What `learn` says on the first process, on every one, however long it takes.
+    """The result of `learn` on the first process, on every one, however long it takes.
 
     The others do not wait in one collective, which `timeout_s` would end, but meet the first again and again while it
     learns beside; so a process that is lost is still noticed.

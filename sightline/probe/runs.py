@@ -33,7 +33,7 @@ class Probed:
     """A run, ready to be probed: `config` builds its network, `data` is what it is probed on.
 
     `learnt` is the config that it was trained by; the two differ by overrides of the model alone. `is_test_selected`
-    says whether the test part chose the checkpoint.
+    is whether the test part chose the checkpoint.
     """
 
     run: Path
@@ -71,7 +71,7 @@ def open_probed(
     """A run on the data of the config at `data`, or on its own.
 
     Overrides of `model.` change the run's network (its number of neighbours, for one), others the config of the data.
-    Raises UserError for what is no run, and ConfigError for data that does not go with it.
+    Raises UserError for what is not a run, and ConfigError for data that does not go with it.
     """
     trained = open_run(run, checkpoint=checkpoint, plugins=plugins)
     learnt = config = trained.config

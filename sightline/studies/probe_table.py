@@ -31,9 +31,9 @@ __all__ = [
 ]
 
 PARTS = "part_instance_miou_all_parts"
-"""The figure of a run that was fine-tuned on parts, as published: the answer may be any part of any category."""
+"""The figure of a run that was fine-tuned on parts, as published: the prediction may be any part of any category."""
 OWN_PARTS = "part_instance_miou"
-"""The same with answers among the parts of the object's own category."""
+"""The same with predictions among the parts of the object's own category."""
 
 _WORDS: Mapping[str, str] = {
     "probe_svm_accuracy": "SVM",
@@ -41,7 +41,7 @@ _WORDS: Mapping[str, str] = {
     PARTS: "parts, instance mIoU",
     OWN_PARTS: "parts, instance mIoU among own parts",
 }
-"""Headings of metrics; those of few-shot say their setting."""
+"""Headings of metrics; those of few-shot name their setting."""
 _SUFFIXES: Mapping[str, str] = {
     "_random": ", random weights",
     "_scratch": ", from scratch",
@@ -52,7 +52,7 @@ _SUFFIXES: Mapping[str, str] = {
 _ORDER = ("probe_svm", "fewshot", "by_hand", "part")
 
 _OF_OURS = ("arguments", "overrides", "parts config")
-"""What the command line says, which no published row could."""
+"""From the command line, which no published row has."""
 _UNSTATED = "not stated"
 _ABOUT = (
     "Accuracies in percent. Few-shot is the mean +- deviation over runs of episodes; figures of random weights are "
@@ -64,8 +64,8 @@ _ABOUT = (
 class ProbeRow:
     """A run of ours or figures of others: on which data, by which protocol, with what result.
 
-    `protocol` holds plain values by what they are of; None where it was not said. `chance` is what guessing gets of a
-    metric. `remarks` are said below the table.
+    `protocol` holds plain values by what they are of; None where it was not stated. `chance` is what guessing gets of a
+    metric. `remarks` are printed below the table.
     """
 
     who: str
@@ -111,7 +111,7 @@ def _rank(metric: str) -> int:
 
 
 def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> dict[str, Any]:
-    """How a run was made and probed, under the words that published rows use; the probes tell of themselves."""
+    """How a run was made and probed, under the words that published rows use; the probes describe themselves."""
     learnt, data = probed.learnt, probed.data.config.data
     is_contrast = learnt.task.name == "contrast"
     stage = stage_of(learnt, read_inputs(probed.run, learnt))
@@ -149,7 +149,7 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
 
 
 def differences(ours: ProbeRow, theirs: ProbeRow) -> list[str]:
-    """Where two protocols differ, in words; what one side says and the other does not is a difference too."""
+    """Where two protocols differ, in words; what one side states and the other does not is a difference too."""
     names = [*ours.protocol, *(name for name in theirs.protocol if name not in ours.protocol)]
     are_of_parts = PARTS in ours.metrics and PARTS in theirs.metrics
     compared_by = [n for n in names if n not in _OF_OURS and (are_of_parts or not n.startswith("parts "))]

@@ -60,7 +60,7 @@ class Supervised:
         return {name: term(batch, outputs) for name, term in self._terms.items()}, self.interpret(outputs, batch)
 
     def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
-        """Predictions from the outputs for a batch: the outputs themselves, unless a task says more."""
+        """Predictions from the outputs for a batch: the outputs themselves, unless a task overrides this."""
         return outputs
 
 

@@ -1,7 +1,7 @@
 """The columns of a split on their way to the disk: rows of one shape have their place, ragged rows are appended.
 
 A ragged column holds the elements (points) of all rows one after another; all ragged columns of a set are equally long
-in every row, and `<split>.offsets.npy` says where each row starts.
+in every row, and `<split>.offsets.npy` holds the start of each row.
 """
 
 from __future__ import annotations

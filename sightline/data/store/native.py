@@ -1,8 +1,8 @@
-"""The native form of a prepared data set: one array file per split and column, and a manifest that answers for them.
+"""The native form of a prepared data set: one array file per split and column, and a manifest that verifies them.
 
 A prepared folder holds `<split>.<column>.npy`, `<split>.name.json` and `manifest.json`; nothing in it is ever written
 again. The manifest carries a digest of its own text, and the size and SHA-256 of every file. Rows of ragged columns lie
-one after another, and `<split>.offsets.npy` says where each of them starts (columns.py). A set may list files of its
+one after another, and `<split>.offsets.npy` holds the start of each of them (columns.py). A set may list files of its
 source in `<split>.listed.json` instead of copying them (listed.py).
 """
 
@@ -67,7 +67,7 @@ class Prepared:
         """All rows of one column of a split: (rows, *shape of the column), read-only, mapped from the file.
 
         Of a ragged column the elements of all rows, one row after another: (elements, *shape of an element).
-        Raises DataError if the file is not what the manifest says.
+        Raises DataError if the file is not the one in the manifest.
         """
         promise = self.manifest["columns"][column]
         length = self._num_elements(split) if self.is_ragged(column) else self._num_rows(split)
@@ -184,7 +184,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
 
 
 def check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises DataError naming the first file that is missing or has another size than the manifest says."""
+    """Raises DataError naming the first file that is missing or has another size than in the manifest."""
     for file_name, promise in manifest["files"].items():
         path = root / file_name
         if not path.is_file():

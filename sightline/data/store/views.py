@@ -30,7 +30,7 @@ VIEWS_SET = "views"
 IMAGE = "image"
 _MOST_TOLD = 5
 DEFAULT_SIZE_PX = 96
-"""Of pictures that `sightline data render` makes, unless told otherwise."""
+"""The default of `sightline data render` for pictures."""
 
 
 class Views:
@@ -87,7 +87,7 @@ class Views:
 
     @property
     def num_views(self) -> int:
-        """How many views every object has at least; `counts` tells how many each has."""
+        """How many views every object has at least; `counts` is how many each has."""
         return int(self._counts.min())
 
     @property
@@ -110,7 +110,7 @@ class Views:
     def rows_of(self, names: Sequence[str], *, of: str) -> np.ndarray:
         """Where these objects stand: (len(names),) int64.
 
-        Raises DataError that counts and names those without views; `of` says whose names they are.
+        Raises DataError that counts and names those without views; `of` is whose names they are.
         """
         missing = [name for name in names if name not in self._row_of]
         if missing:
@@ -161,7 +161,7 @@ class Views:
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
-        """What `data info` tells of a store."""
+        """What `data info` prints of a store."""
         views = cls.open(root)
         told = ("of", "style", "cameras", "background", "up_axis", "differences")
         return {
@@ -204,7 +204,7 @@ class StoredPictures:
 def opened_views(root: str | None, *, background: Background | None, without_views: str) -> Views | None:
     """The store that a data set's arguments name, None where they name none. Raises as `Views.open`.
 
-    Raises ConfigError for arguments that say how views are shown where there are none.
+    Raises ConfigError for arguments on how views are shown where there are none.
     """
     if root is not None:
         return Views.open(root)
