@@ -1,4 +1,4 @@
-"""What the samples themselves rule out: numbers that are none, targets that are empty, equal inputs that contradict."""
+"""Faults of the samples themselves: NaN or infinite numbers, empty targets, equal inputs that contradict."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def audit_batch(bench: Bench, reporter: FitReporter) -> list[Finding]:
             found.append(
                 reporter.finding(
                     severity="error",
-                    summary=f"'{path}' of the samples holds numbers that are none",
+                    summary=f"'{path}' of the samples holds NaN or infinite numbers",
                     causes=("data.corrupt_sample", "data.normalisation"),
                     path="data",
                     sample=_row_of(bench.batch, tensor),
@@ -138,7 +138,7 @@ def _of_contradiction(samples: Samples, probe: LossProbe, reporter: FitReporter)
         if not probe.targets:
             yield reporter.finding(
                 severity="error",
-                summary=f"samples {other[0]} and {key.index} are the same to the model, and the loss must part them",
+                summary=f"samples {other[0]} and {key.index} are the same to the model, but the loss compares them",
                 causes=("data.pairing", "data.duplicate_randomness"),
                 path="data",
                 sample=key.index,

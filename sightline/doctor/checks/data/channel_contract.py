@@ -110,7 +110,7 @@ def _of_range(context: Context, survey: PartSurvey, name: str, promise: Field, f
             sample=found.high_at if abs(found.high) == reach else found.low_at,
             measured=f"{span}, {reach / largest:.4g} of the largest bound",
             expected=f"{declared}; at least {_FAR_INSIDE:g} of it in use",
-            action=f"look whether '{name}' is in {promise.unit or 'the declared unit'}, or narrow its Field",
+            action=f"check whether '{name}' is in {promise.unit or 'the declared unit'}, or narrow its Field",
             severity="warning",
         )
 

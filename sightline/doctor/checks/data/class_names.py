@@ -75,7 +75,7 @@ def _of_other_part(context: Context, part: Part, trained: Mapping[str, Any]) -> 
         is_reordered = len(ours) == len(theirs) and sorted(map(str, ours)) == sorted(map(str, theirs))
         yield class_names.finding(
             context,
-            f"the {part.split} part numbers its classes otherwise than training"
+            f"the {part.split} part numbers its classes differently from training"
             + (": the same names in another order" if is_reordered else ""),
             causes=("data.label_mapping", "cfg.class_count")[:: 1 if is_reordered else -1],
             split=part.split,

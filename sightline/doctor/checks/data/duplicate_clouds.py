@@ -26,18 +26,18 @@ class _Kind(NamedTuple):
 
 _KINDS = (
     _Kind(
-        "the same cloud stands in several classes",
+        "the same cloud is in several classes",
         "data.label_mapping",
         "data.split",
         "one class for every cloud: at most one of these labels is right",
-        "take the files with the wrong label out, and prepare the set again",
+        "remove the files with the wrong label, and prepare the set again",
     ),
     _Kind(
-        "the same cloud stands in several parts",
+        "the same cloud is in several parts",
         "data.split",
         "data.layout",
         "every cloud in one part: a test on training clouds proves nothing about others",
-        "take the copies out, or give the parts yourself, and prepare the set again",
+        "remove the copies, or give the parts yourself, and prepare the set again",
     ),
 )
 

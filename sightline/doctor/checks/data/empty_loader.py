@@ -146,7 +146,7 @@ def _of_epoch(context: Context, plan: Plan, epoch: int, visits: np.ndarray, is_w
             f"{len(visits)} visits of {len(values)} samples",
             expected=f"each of the {len(plan.indices)} samples once, over all {plan.num_processes} processes"
             + (f", but for {dropped} that train.tail: drop leaves out" if dropped else ""),
-            action="deal disjoint parts of one permutation to the processes",
+            action="give the processes disjoint parts of one permutation",
             sample=index,
         )
 

@@ -133,7 +133,7 @@ def _of_looks(context: Context, seen: _Seen) -> list[Finding]:
         _of_sample(
             context,
             seen.keys[0],
-            f"'{name}' are not of the objects that they stand beside{detail}",
+            f"'{name}' do not belong to the objects of their rows{detail}",
             severity="warning",
             causes=("data.pairing", "data.augment_target_mismatch"),
             measured=f"they are nearer to their own object than {worst:.0%} of the others are, the other view than "

@@ -112,7 +112,7 @@ def _of_volume(context: Context, part: Part, batch: Batch, placement: Placement,
     sample = int(part.indices[0])
     return misplaced_volume.finding(
         context,
-        f"the network is given other voxels than those of the frame: {explanation}",
+        f"the network's voxels are not those of the frame: {explanation}",
         causes=(cause, "data.layout", "data.centre", "data.augment_target_mismatch"),
         split=part.split,
         sample=sample,

@@ -54,7 +54,7 @@ def _of_table(context: Context, facts: Mapping[str, Any], table: list[list[int]]
         faults += [f"part {part} is not one of the {num_classes} classes" for part in beyond[:3]]
         yield _of_facts(
             context,
-            f"parts_of_category does not part the classes: {faults[0]}",
+            f"parts_of_category does not partition the classes: {faults[0]}",
             "; ".join(faults),
             f"each of the {num_classes} classes in exactly one category",
         )

@@ -48,8 +48,8 @@ def _of_part(context: Context, trained: Census, evaluated: Census) -> Iterator[F
     share = evaluated.targets[missing].sum() / evaluated.targets.sum()
     yield untrained_class.finding(
         context,
-        f"the {evaluated.split} part has {'a class' if len(missing) == 1 else f'{len(missing)} classes'} that "
-        f"classes without training samples: {shown}{more}",
+        f"the {evaluated.split} part has {'a class' if len(missing) == 1 else f'{len(missing)} classes'} "
+        f"without training samples: {shown}{more}",
         split=evaluated.split,
         measured="; ".join(
             f"class {name_of_class(context, number)}: 0 of {trained.targets.sum()} training targets, "

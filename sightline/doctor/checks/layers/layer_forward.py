@@ -30,7 +30,7 @@ def _of_row(context: Context, row: Row) -> Finding:
         causes=causes,
         measured=f"{row.kind}: off by {row.forward:.3g} of its largest value, in float64",
         expected=f"at most {FORWARD:g}: the same as its definition in NumPy, loop by loop",
-        action="compare it with its definition; a layer that shall be another one derives from nn.Module"
+        action="compare it with its definition; a layer that is meant to differ should derive from nn.Module"
         if not row.is_loss
         else "return the SUM from forward, and from count what it is divided by; then compare it with its definition",
         evidence={"layers": row.count, "off": row.forward},

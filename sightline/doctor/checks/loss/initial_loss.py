@@ -218,7 +218,7 @@ def _of_start(case: _Case) -> Iterator[Finding]:
     if std > _MOST_STD:
         yield initial_loss.finding(
             case.context.place("model", layer=_last_layer(case.context)),
-            f"the untrained model is sure of itself: its logits have standard deviation {std:.3g}",
+            f"the untrained model is over-confident: its logits have standard deviation {std:.3g}",
             severity="warning",
             causes=("model.init", "model.numerics", "data.normalisation"),
             measured=f"logit std {std:.4g}, '{case.name}' {measured:.4g}",

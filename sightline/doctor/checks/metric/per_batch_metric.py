@@ -117,7 +117,7 @@ def _of_difference(
     called, path = name_of_metric(context, meter)
     return per_batch_metric.finding(
         context,
-        f"'{next(iter(differing))}' of the metric '{called}' depends on how the samples are dealt to batches",
+        f"'{next(iter(differing))}' of the metric '{called}' depends on the split of the samples into batches",
         causes=("eval.aggregation", "eval.protocol", "eval.mode"),
         at=path,
         measured=f"{sum(sizes)} samples as one batch, and the same {kind} as batches of {sizes[0]} and {sizes[1]}: "

@@ -84,5 +84,5 @@ def _partial(context: Context, report: MatchReport) -> Finding:
         at="init.may_be_missing",
         measured=str(report),
         expected="the patterns of may_be_missing name what differs, and nothing else",
-        action="nothing, if this is meant",
+        action="nothing, if this is intended",
     )

@@ -135,7 +135,7 @@ def other_scale(scales: list[LayerScale], *, where: Place, source: str) -> Findi
     times = f"{max(first.ratio, 1 / first.ratio):.3g} times as {'large' if first.ratio > 1 else 'small'}"
     return feature_scale.finding(
         dataclasses.replace(where, layer=first.layer),
-        f"what the loaded weights are given is {times} as what they learned on",
+        f"the inputs of the loaded weights are {times} as those that they learned on",
         measured=f"inputs of {first.layer} lie {first.ratio:.3g} times as far from its running average as there",
         expected=f"between {1 / _OTHER_SCALE:g} and {_OTHER_SCALE:g} times",
         action="normalise clouds as the run that the weights are of did: transforms.evaluate, or how the set was "
