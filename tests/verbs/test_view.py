@@ -178,7 +178,7 @@ def test_files_and_folders_of_clouds(tmp_path: Path) -> None:
         (["{config}", "--split", "test", "--epoch", "3"], "--epoch: only training draws anew in every epoch"),
         (["{config}", "--samples", "999"], "--samples: found '999', which is not a sample of the train part; it has"),
         (["{config}", "--samples", "nobody"], "found 'nobody', which is not a sample of the train part"),
-        (["{config}", "--samples", "3", "--num", "2"], "--num: says how many samples, --samples which"),
+        (["{config}", "--samples", "3", "--num", "2"], "--num: is the number of samples, --samples lists them"),
         (["{config}", "--hide", "ceilin"], "--hide: there is no class 'ceilin'; there are"),
         (["{config}", "{file}"], "is a config or a run; give it alone, or cloud files alone"),
         (["{config}", "data.num_points=0"], "data.num_points"),

@@ -224,7 +224,7 @@ BROKEN: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
         ("point 40", "0 to 39"),
     ),
     "h5 that is none": ("a.h5", b"\x89HDF\r\n\x1a\n and no more", ("not a sound HDF5",)),
-    "text without rows": ("a.txt", b"hello\nworld\n", ("a.txt:1", "no row of numbers")),
+    "text without rows": ("a.txt", b"hello\nworld\n", ("a.txt:1", "not a row of numbers")),
     "empty text": ("a.txt", b"\n\n", ("no rows",)),
     "text with semicolons": ("a.txt", b"1;2;3\n4;5;6\n", ("a.txt:", "semicolons between its numbers; put commas")),
     "text with semicolons and commas": ("a.csv", b"1,5;2;3\n4,5;5;6\n", ("a.csv:1", "semicolons", "decimal")),
