@@ -128,12 +128,12 @@ class Evaluator:
                 batch = to_device(batch, world.device, floats=self.precision.parameters)
                 ledger.saw(batch["sample_index"])
                 predictions = self._predict(model, batch, world, ledger, number)
-                answers = {"": predictions, **self._voted(model, plan[number], predictions, world)}
-                answers |= self._joint_answer(batch, predictions, world)
+                by_suffix = {"": predictions, **self._voted(model, plan[number], predictions, world)}
+                by_suffix |= self._joint_prediction(batch, predictions, world)
                 for tally in tallies:
-                    tally.update(batch, answers[tally.suffix])
+                    tally.update(batch, by_suffix[tally.suffix])
                 if keep is not None:
-                    keep(batch, answers[self._suffixes()[-1]])
+                    keep(batch, by_suffix[self._suffixes()[-1]])
                 if number == 0 and pictures and (show := TaskMembers.show.of(self.task)) is not None:
                     drawn = tuple(show(batch, predictions))
         model.train(was_training)
@@ -170,7 +170,7 @@ class Evaluator:
                 passes.append(self.task.predict(model, batch))
         return {f"_vote{self.votes}": self.task.vote(passes)}  # type: ignore[attr-defined]
 
-    def _joint_answer(self, batch: Batch, first: Mapping[str, Any], world: World) -> dict[str, Mapping[str, Any]]:
+    def _joint_prediction(self, batch: Batch, first: Mapping[str, Any], world: World) -> dict[str, Mapping[str, Any]]:
         """The joint prediction of the model and all members; nothing where it is alone."""
         if not self.members:
             return {}

@@ -135,20 +135,20 @@ def _of_points(
     *,
     iou: float | None,
 ) -> tuple[Cloud, dict[str, Any]]:
-    answer = answers_of(batch, predictions, facts)[0].cpu()
-    if answer.ndim == 0:
-        return _predicted_whole(clouds[-1], int(answer), batch, predictions, facts)
+    prediction = answers_of(batch, predictions, facts)[0].cpu()
+    if prediction.ndim == 0:
+        return _predicted_whole(clouds[-1], int(prediction), batch, predictions, facts)
     target = predictions.get("target")
     labels = None if target is None else target.cpu().numpy()
-    cloud = _cloud_of_predictions(clouds, len(answer), labels)
+    cloud = _cloud_of_predictions(clouds, len(prediction), labels)
     names, ignored = facts.get("class_names", ()), facts.get("ignore_index")
-    answers = answer.numpy()
-    colorings: list[Coloring] = [ByClass.of_labels("prediction", answers, names)]
-    figures: dict[str, Any] = {"num_points": len(answers)}
+    labels_predicted = prediction.numpy()
+    colorings: list[Coloring] = [ByClass.of_labels("prediction", labels_predicted, names)]
+    figures: dict[str, Any] = {"num_points": len(labels_predicted)}
     description = ""
     if labels is not None:
         counted = labels if ignored is None else np.where(labels == ignored, -1, labels)
-        error = errors_of(answers, counted, int(facts["num_classes"]))
+        error = errors_of(labels_predicted, counted, int(facts["num_classes"]))
         truth = ByClass.of_labels(TRUTH, labels, names, ignore_index=ignored)
         colorings = [truth, *colorings, error]
         num_counted = int((error.codes >= 0).sum())
@@ -162,16 +162,16 @@ def _of_points(
 
 
 def _predicted_whole(
-    cloud: Cloud, answer: int, batch: Batch, predictions: Mapping[str, Any], facts: Mapping[str, Any]
+    cloud: Cloud, prediction: int, batch: Batch, predictions: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> tuple[Cloud, dict[str, Any]]:
     """The cloud that the model read, with the class that it predicted."""
     names = facts.get("class_names", ())
-    probability = float(predictions["probabilities"][0, answer])
-    figures: dict[str, Any] = {"class": _named(answer, names), "probability": probability}
+    probability = float(predictions["probabilities"][0, prediction])
+    figures: dict[str, Any] = {"class": _named(prediction, names), "probability": probability}
     description, is_right = f"predicted {figures['class']} ({probability:.2f})", None
     if "label" in batch:
         label = int(batch["label"][0])
-        is_right = label == answer
+        is_right = label == prediction
         figures |= {"true_class": _named(label, names), "is_right": is_right}
         description += ", right" if is_right else f", is {figures['true_class']}"
     return Cloud("prediction", cloud.points, cloud.colorings, cloud.unit, description, is_right), figures

@@ -178,10 +178,10 @@ class Subject:
         return {"name": self.name, **self.facts, "stages": [cloud.to_dict() for cloud in self.clouds]}
 
 
-def errors_of(answers: np.ndarray, target: np.ndarray, num_classes: int) -> ByClass:
+def errors_of(prediction: np.ndarray, target: np.ndarray, num_classes: int) -> ByClass:
     """Where predictions (N,) are right, in grey, and wrong, in red; points whose label is not a class do not count."""
     is_counted = (target >= 0) & (target < num_classes)
-    codes = np.where(is_counted, (answers != target).astype(np.int64), -1)
+    codes = np.where(is_counted, (prediction != target).astype(np.int64), -1)
     return ByClass("error", codes, ("right", "wrong"), np.arange(2), np.stack([_RIGHT, WRONG]))
 
 

@@ -18,7 +18,7 @@ MOST_DRAWN = 60_000
 """Points of a cloud on a card: more lie behind one another, and cost seconds."""
 _PAGE, _INK, _FAINT = (233, 237, 242), (58, 66, 78), (108, 117, 130)
 _TITLE_PX, _TEXT_PX, _LINE_PX, _MARGIN_PX = 22, 15, 24, 16
-_OF_ANSWERS = ("ground truth", "prediction", "error")
+_OF_PREDICTIONS = ("ground truth", "prediction", "error")
 
 
 class Tile(NamedTuple):
@@ -36,13 +36,13 @@ def tiles_of(subject: Subject) -> list[Tile]:
     The flat pictures of a stage follow it.
     """
     tiles: list[Tile] = []
-    has_answers = any(cloud.coloring(_OF_ANSWERS[-1]) for cloud in subject.clouds)
+    has_predictions = any(cloud.coloring(_OF_PREDICTIONS[-1]) for cloud in subject.clouds)
     for place, cloud in enumerate(subject.clouds):
         first, count = cloud.colorings[0], len(cloud.points)
         if cloud.stage == "prediction":
-            answers = [each for each in cloud.colorings if each.name in _OF_ANSWERS]
-            if answers or not cloud.is_flat:
-                tiles += [Tile(cloud, each, each.name) for each in answers] or [Tile(cloud, first, cloud.description)]
+            drawn = [each for each in cloud.colorings if each.name in _OF_PREDICTIONS]
+            if drawn or not cloud.is_flat:
+                tiles += [Tile(cloud, each, each.name) for each in drawn] or [Tile(cloud, first, cloud.description)]
             tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
             continue
         if cloud.is_flat:
@@ -51,7 +51,7 @@ def tiles_of(subject: Subject) -> list[Tile]:
         is_same = place > 0 and count == len(subject.clouds[place - 1].points)
         tiles.append(Tile(cloud, first, cloud.stage if is_same else f"{cloud.stage} ({count:,})"))
         classes = next((each for each in cloud.colorings if isinstance(each, ByClass)), first)
-        if place == 0 and classes is not first and not has_answers:
+        if place == 0 and classes is not first and not has_predictions:
             tiles.append(Tile(cloud, classes, f"{cloud.stage}: {classes.name}"))
         tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
     return tiles

@@ -168,7 +168,7 @@ def survey_part(
 def _pieces(part: Part, chunks: Iterator[list[SampleKey]]) -> Iterator[list[SampleKey]]:
     """What is read before the clock is looked at: samples that are read one by one may each be a whole building."""
     for keys in chunks:
-        yield from [keys] if _answers_batches(part.dataset) else ([key] for key in keys)
+        yield from [keys] if _serves_batches(part.dataset) else ([key] for key in keys)
 
 
 def _note(result: PartSurvey, index: int, sample: Sample) -> None:
@@ -220,13 +220,13 @@ def _first_unreadable(dataset: Dataset, keys: Sequence[SampleKey]) -> tuple[int,
 
 def read_samples(dataset: Dataset, keys: Sequence[SampleKey]) -> list[Sample]:
     """Samples before any transform; rows of whole batches where the data set serves these with equal shapes."""
-    if not _answers_batches(dataset):
+    if not _serves_batches(dataset):
         return [dataset[key] for key in keys]
     batch = dataset.get_batch(keys)  # type: ignore[attr-defined]
     return [{name: value[row] for name, value in batch.items()} for row in range(len(keys))]
 
 
-def _answers_batches(dataset: Dataset) -> bool:
+def _serves_batches(dataset: Dataset) -> bool:
     is_stacked = all(promise.collate == "stack" for promise in dataset.info.fields.values())
     return DataMembers.get_batch.of(dataset) is not None and is_stacked
 

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from sightline.doctor.checks.metric.answers import Maker, Sheet, can_score, maker_of, name_of_metric, score
+from sightline.doctor.checks.metric.made_predictions import Maker, Sheet, can_score, maker_of, name_of_metric, score
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.engine.evaluate import Meter

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sightline.doctor.checks.metric.answers import (
-    Answered,
+from sightline.doctor.checks.metric.made_predictions import (
     Maker,
+    Predicted,
     Sheet,
     can_score,
     figures,
@@ -88,7 +88,7 @@ def _sheets(maker: Maker, *batches: list[int]) -> list[Sheet]:
 
 
 def _of_meter(
-    context: Context, meter: Meter, whole: Sequence[Answered], splits: Sequence[Sequence[Answered]], kind: str
+    context: Context, meter: Meter, whole: Sequence[Predicted], splits: Sequence[Sequence[Predicted]], kind: str
 ) -> list[Finding]:
     together = figures(meter, whole)
     missed = {n: (one, together.other.get(n)) for n, one in together.used.items()}

@@ -34,27 +34,27 @@ def category_input(context: Context) -> list[Finding]:
         return []
     if "category" not in inspect.signature(model.forward).parameters:
         return [_of_deaf_family(context)] if context.takes_time else []
-    asked = _Asked(context, len(table))
-    return list(_of_answers(context, asked, len(table)))
+    tried = _Tried(context, len(table))
+    return list(_of_outputs(context, tried, len(table)))
 
 
-class _Asked:
+class _Tried:
     """Outputs of a copy of the model on the CPU for one training cloud, category by category, while there is time."""
 
     def __init__(self, context: Context, num_categories: int) -> None:
         job = context.built.job
-        self.answers: dict[int, Tensor | None] = {}
+        self.outputs: dict[int, Tensor | None] = {}
         self._model = copy_of(job.model).to(_CPU).eval()
         self._task = job.task
         self._batch = read(job, keys_of(job, step=0)[:1], _CPU)
         most = _MOST_SECONDS_OF_CHECK if context.takes_time else _MOST_SECONDS
         started = working_s()
         for category in _in_order(num_categories):
-            if len(self.answers) > 1 and working_s() - started > most:
+            if len(self.outputs) > 1 and working_s() - started > most:
                 break
-            self.answers[category] = self._ask(category)
+            self.outputs[category] = self._run(category)
 
-    def _ask(self, category: int) -> Tensor | None:
+    def _run(self, category: int) -> Tensor | None:
         """The probabilities that the task makes of the outputs; None where the model fails on this category."""
         batch = {**self._batch, "category": torch.full_like(self._batch["category"], category)}
         try:
@@ -62,12 +62,12 @@ class _Asked:
                 predictions = self._task.predict(self._model, batch)
         except (IndexError, ValueError, RuntimeError):
             return None
-        answer = predictions.get("probabilities")
-        return answer if isinstance(answer, Tensor) else None
+        probabilities = predictions.get("probabilities")
+        return probabilities if isinstance(probabilities, Tensor) else None
 
     def are_alike(self, one: int, other: int) -> bool:
         """Whether both have outputs, with the same bits."""
-        mine, theirs = self.answers.get(one), self.answers.get(other)
+        mine, theirs = self.outputs.get(one), self.outputs.get(other)
         return mine is not None and theirs is not None and torch.equal(mine, theirs)
 
 
@@ -77,12 +77,12 @@ def _in_order(num_categories: int) -> list[int]:
     return list(dict.fromkeys([*ends, *range(num_categories)]))
 
 
-def _of_answers(context: Context, asked: _Asked, num_categories: int) -> Iterator[Finding]:
-    known = [category for category in range(num_categories) if category in asked.answers]
-    refused = [category for category in known if asked.answers[category] is None]
+def _of_outputs(context: Context, tried: _Tried, num_categories: int) -> Iterator[Finding]:
+    known = [category for category in range(num_categories) if category in tried.outputs]
+    refused = [category for category in known if tried.outputs[category] is None]
     if len(refused) == len(known):
         return  # it is not the category that a cloud alone, or this device, fails of
-    pairs = [(one, other) for one in known for other in known if one < other and asked.are_alike(one, other)]
+    pairs = [(one, other) for one in known for other in known if one < other and tried.are_alike(one, other)]
     if refused:
         yield _of_refusal(context, refused, num_categories)
     elif len(pairs) == len(known) * (len(known) - 1) // 2:
@@ -90,10 +90,10 @@ def _of_answers(context: Context, asked: _Asked, num_categories: int) -> Iterato
     elif pairs:
         yield _of_likeness(context, pairs, num_categories)
     else:
-        beyond = asked.answers.get(num_categories)
-        is_same = asked.are_alike(num_categories, num_categories + 1)
-        is_old = any(asked.are_alike(num_categories, category) for category in known)
-        if beyond is not None and num_categories + 1 in asked.answers and not is_same and not is_old:
+        beyond = tried.outputs.get(num_categories)
+        is_same = tried.are_alike(num_categories, num_categories + 1)
+        is_old = any(tried.are_alike(num_categories, category) for category in known)
+        if beyond is not None and num_categories + 1 in tried.outputs and not is_same and not is_old:
             yield _of_length(context, num_categories)
 
 

@@ -23,9 +23,9 @@ from sightline.metrics.base import fresh_state
 from sightline.types import Batch
 
 __all__ = [
-    "Answered",
     "Figures",
     "Maker",
+    "Predicted",
     "Sheet",
     "can_score",
     "figures",
@@ -56,7 +56,7 @@ class _StandIn:
         return {"logits": self._logits}
 
 
-Answered = tuple[Batch, Mapping[str, Any]]
+Predicted = tuple[Batch, Mapping[str, Any]]
 """A batch and what was predicted of it."""
 LabelOf = Callable[[int, int, int], list[int]]
 """The labels of sample `rank` with `size` targets, of a given category: (rank, size, category) -> labels."""
@@ -82,19 +82,19 @@ class Maker:
         """The samples of these ranks; predicted rightly, or with `wrong` in part wrongly, the same way in any batch."""
         device = self.context.world.device
         batch = {name: value for name, value in self._read(ranks).items() if name not in _THINNED}
-        labels, answers = torch.zeros_like(batch["label"]), torch.zeros_like(batch["label"])
+        labels, chosen = torch.zeros_like(batch["label"]), torch.zeros_like(batch["label"])
         for row, rank in enumerate(ranks):
             place = _rows(batch, row)
             size = labels[place].numel()
             own = label_of(rank, size, category_of(rank))
             given = _partly_wrong(own, rank) if wrong else own
             labels[place] = torch.tensor(own, device=device).view(labels[place].shape)
-            answers[place] = torch.tensor(given, device=device).view(labels[place].shape)
+            chosen[place] = torch.tensor(given, device=device).view(labels[place].shape)
         batch["label"] = labels
         batch["sample_index"] = torch.tensor(list(ranks), dtype=torch.int64, device=device)
         if self.has_category:
             batch["category"] = torch.tensor([category_of(rank) for rank in ranks], dtype=torch.int64, device=device)
-        logits = torch.nn.functional.one_hot(answers, self.num_classes).float() * _SURE
+        logits = torch.nn.functional.one_hot(chosen, self.num_classes).float() * _SURE
         return Sheet(batch, logits.movedim(-1, self.axis))
 
     def _read(self, ranks: Sequence[int]) -> Batch:
@@ -151,14 +151,14 @@ class Figures(NamedTuple):
     other: dict[str, float]
 
 
-def figures(meter: Meter, answered: Sequence[Answered]) -> Figures:
+def figures(meter: Meter, batches: Sequence[Predicted]) -> Figures:
     """What copies of a metric compute after these batches and their predictions. Raises whatever the metric raises."""
     metric, other = copy.deepcopy(meter.metric), copy.deepcopy(meter.metric)
-    highest = max(int(batch["sample_index"].max()) for batch, _ in answered)
-    device = answered[0][0]["sample_index"].device
+    highest = max(int(batch["sample_index"].max()) for batch, _ in batches)
+    device = batches[0][0]["sample_index"].device
     state = {name: tensor.to(device) for name, tensor in fresh_state(metric, num_samples=highest + 1).items()}
     with torch.no_grad():
-        for batch, predictions in answered:
+        for batch, predictions in batches:
             metric.update(state, **meter.update.select(batch, predictions))
     reduced = {name: tensor.cpu() for name, tensor in state.items()}
     used = dict(metric.compute(reduced))
@@ -168,7 +168,7 @@ def figures(meter: Meter, answered: Sequence[Answered]) -> Figures:
         return Figures(used, {})
 
 
-def predicted(context: Context, sheets: Sequence[Sheet]) -> list[Answered]:
+def predicted(context: Context, sheets: Sequence[Sheet]) -> list[Predicted]:
     """Each sheet's batch and what the task makes of its logits. Raises whatever the task raises."""
     task = context.built.job.task
     return [(sheet.batch, task.predict(_StandIn(sheet.logits), sheet.batch)) for sheet in sheets]  # type: ignore[arg-type]
