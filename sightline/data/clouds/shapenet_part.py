@@ -143,7 +143,7 @@ class ShapeNetPart:
         manifest = prepared.manifest
         splits = manifest["splits"]
         names, parts = manifest["category_names"], manifest["class_names"]
-        told = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
+        listed = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
         return {
             "set": manifest["set"],
             "root": str(root.resolve()),
@@ -154,7 +154,7 @@ class ShapeNetPart:
             "counts": {s: dict(zip(names, facts["category_counts"], strict=True)) for s, facts in splits.items()},
             "part_points": {s: dict(zip(parts, facts["class_counts"], strict=True)) for s, facts in splits.items()},
             "has_normals": "normals" in manifest["columns"],
-            **{key: manifest[key] for key in told},
+            **{key: manifest[key] for key in listed},
         }
 
     @classmethod

@@ -24,7 +24,7 @@ _POINTS = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
 _LEFT_OUT = "_"
 _HEAD_BYTES = 65_536
-_MOST_TOLD = 5
+_MOST_LISTED = 5
 _COLOURS = ("red", "green", "blue")
 _ARRAY_NAMES = {
     "points": "points",
@@ -119,9 +119,9 @@ def list_passed_over(folder: Path, *, suffixes: Sequence[str] | None = None) -> 
     names = sorted(str(path) for path in inside if not any(part.startswith(".") for part in path.parts))
     if not names:
         return ""
-    more = f" and {len(names) - _MOST_TOLD} more" if len(names) > _MOST_TOLD else ""
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
     what = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
-    return f"{what} passed over: {', '.join(names[:_MOST_TOLD])}{more}"
+    return f"{what} passed over: {', '.join(names[:_MOST_LISTED])}{more}"
 
 
 def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
@@ -226,8 +226,8 @@ def _of_named(
         )
     lengths = {name: len(named[name]) for name in (*_POINTS, *wanted)}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise DataError(f"{path}: columns of different lengths: {told}; get the file again")
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(f"{path}: columns of different lengths: {listed}; get the file again")
     return Cloud(
         points=_stacked(named, _POINTS),
         normals=_stacked(named, _NORMALS) if "nx" in wanted else None,

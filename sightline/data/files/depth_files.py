@@ -146,8 +146,8 @@ def _decoded(path: Path) -> tuple[str, np.ndarray]:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             return image.mode, np.asarray(image)
     except UNDECODABLE as error:
-        told = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be decoded ({told}); get the file again") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be decoded ({reason}); get the file again") from error
 
 
 def _checked_npy(array: np.ndarray, path: Path) -> np.ndarray:

@@ -279,10 +279,10 @@ def _read_ascii(path: Path, text: str, header: _Header) -> dict[str, _Values]:
         lines.pop()
     announced = sum(element.size for element in header.elements)
     if len(lines) != announced:
-        told = ", ".join(f"{element.size} x {element.name}" for element in header.elements)
+        listed = ", ".join(f"{element.size} x {element.name}" for element in header.elements)
         raise DataError(
-            f"{path}:{header.num_lines + len(lines)}: {told} are announced, {len(lines)} lines follow the header; the "
-            "file is cut short or its header is wrong: get it again"
+            f"{path}:{header.num_lines + len(lines)}: {listed} are announced, {len(lines)} lines follow the header; "
+            "the file is cut short or its header is wrong: get it again"
         )
     read = {}
     start = 0
@@ -334,8 +334,8 @@ def _ascii_row(
         if place != len(values):
             raise IndexError
     except (ValueError, IndexError):
-        told = ", ".join(f"list {each.name}" if each.counter else each.name for each in element.properties)
-        raise DataError(f"{where}: {' '.join(tokens)[:60]!r} is not a row of {told}; get the file again") from None
+        listed = ", ".join(f"list {each.name}" if each.counter else each.name for each in element.properties)
+        raise DataError(f"{where}: {' '.join(tokens)[:60]!r} is not a row of {listed}; get the file again") from None
 
 
 def _fans(path: Path, polygons: np.ndarray | Sequence[np.ndarray], num_points: int) -> np.ndarray:

@@ -53,8 +53,8 @@ def read_view(path: Path, *, size_px: int, background: Background) -> np.ndarray
         with Image.open(path) as image:
             mode, pixels = image.mode, np.asarray(image)
     except UNDECODABLE as error:
-        told = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be decoded ({told}); get the file again") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be decoded ({reason}); get the file again") from error
     if mode != "RGBA":
         raise DataError(f"{path}: is {mode}, RGBA is needed, whose transparency marks the background; get the renders")
     found: np.ndarray = resized(torch.from_numpy(composited(pixels, background)), size_px=size_px).numpy()

@@ -140,8 +140,8 @@ class BatchReader:
             raise
         except Exception as error:
             which = f"sample {keys[0].index}" if len(keys) == 1 else f"samples {keys[0].index} to {keys[-1].index}"
-            told = " ".join(str(error).split())
-            raise DataError(f"{type(self.dataset).__name__}: {which}: {type(error).__name__}: {told}") from error
+            reason = " ".join(str(error).split())
+            raise DataError(f"{type(self.dataset).__name__}: {which}: {type(error).__name__}: {reason}") from error
 
     def _checked(self, batch: Batch) -> Batch:
         """The batch of a set's own collate, which must hold what models and losses were bound to."""

@@ -210,11 +210,11 @@ def _summary(prepared: Prepared, *, rooms: Sequence[Room | IntegerRoom], root: P
     }
     raw = [room for room in rooms if isinstance(room, Room)]
     repairs = [repair.told(root) for room in raw if room.name in mended for repair in read_room(room).repairs]
-    told = [f"lines with stray bytes that were mended: {len(repairs)}"] if repairs else []
+    lines = [f"lines with stray bytes that were mended: {len(repairs)}"] if repairs else []
     return {
         **summarise_scenes(prepared),
         "repairs": repairs,
-        "differences": [*told, *repairs, *told_unknown(raw), *told_missing([room.area for room in rooms])],
+        "differences": [*lines, *repairs, *told_unknown(raw), *told_missing([room.area for room in rooms])],
     }
 
 

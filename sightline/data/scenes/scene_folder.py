@@ -269,12 +269,12 @@ def _digest(scenes: Sequence[ListedScene], class_names: Sequence[str]) -> str:
 
 def _summary(prepared: Prepared, *, passed_over: str) -> dict[str, Any]:
     """Counts, what was passed over, and classes that a part lacks."""
-    told = summarise_scenes(prepared)
+    summary = summarise_scenes(prepared)
     names = prepared.manifest["class_names"]
     lacking = [
         f"no point of the class '{name}' in the part {split}"
-        for split, facts in told["splits"].items()
+        for split, facts in summary["splits"].items()
         for name, count in zip(names, facts["class_counts"], strict=True)
         if not count
     ]
-    return {**told, "differences": [*([passed_over] if passed_over else []), *lacking]}
+    return {**summary, "differences": [*([passed_over] if passed_over else []), *lacking]}

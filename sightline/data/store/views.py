@@ -28,7 +28,7 @@ __all__ = [
 VIEWS_SET = "views"
 """What the manifest of a view store calls itself."""
 IMAGE = "image"
-_MOST_TOLD = 5
+_MOST_LISTED = 5
 DEFAULT_SIZE_PX = 96
 """The default of `sightline data render` for pictures."""
 
@@ -114,12 +114,12 @@ class Views:
         """
         missing = [name for name in names if name not in self._row_of]
         if missing:
-            more = f" and {len(missing) - _MOST_TOLD} more" if len(missing) > _MOST_TOLD else ""
+            more = f" and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
             held = ", ".join(self.names[:2])
             raise DataError(
                 f"{self.root}: {len(missing)} of {len(names)} objects of {of} have no views here: "
-                f"{', '.join(missing[:_MOST_TOLD])}{more}; it holds {len(self.names)} objects ({held}, ...), rendered "
-                f"from {self.manifest['source']['path']}; render the set that is read: {_command('SET', 'DIR')}"
+                f"{', '.join(missing[:_MOST_LISTED])}{more}; it holds {len(self.names)} objects ({held}, ...), "
+                f"rendered from {self.manifest['source']['path']}; render the set that is read: {_command('SET', 'DIR')}"
             )
         return np.array([self._row_of[name] for name in names], dtype=np.int64)
 
@@ -163,7 +163,7 @@ class Views:
     def describe(cls, root: Path) -> dict[str, Any]:
         """What `data info` prints of a store."""
         views = cls.open(root)
-        told = ("of", "style", "cameras", "background", "up_axis", "differences")
+        shown = ("of", "style", "cameras", "background", "up_axis", "differences")
         return {
             "set": VIEWS_SET,
             "root": str(root.resolve()),
@@ -171,7 +171,7 @@ class Views:
             "sizes": {split: facts["num_rows"] for split, facts in views.manifest["splits"].items()},
             "views_per_object": _told_range(views._counts),
             "size_px": views.size_px,
-            **{key: views.manifest[key] for key in told if key in views.manifest},
+            **{key: views.manifest[key] for key in shown if key in views.manifest},
         }
 
     def _stored(self, part: int, row: int, view: int) -> np.ndarray:
