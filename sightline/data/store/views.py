@@ -119,7 +119,8 @@ class Views:
             raise DataError(
                 f"{self.root}: {len(missing)} of {len(names)} objects of {of} have no views here: "
                 f"{', '.join(missing[:_MOST_LISTED])}{more}; it holds {len(self.names)} objects ({held}, ...), "
-                f"rendered from {self.manifest['source']['path']}; render the set that is read: {_command('SET', 'DIR')}"
+                f"rendered from {self.manifest['source']['path']}; render the set that is read: "
+                f"{_command('SET', 'DIR')}"
             )
         return np.array([self._row_of[name] for name in names], dtype=np.int64)
 
