@@ -100,7 +100,7 @@ class Segment(Supervised):
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Probabilities of every point, those of the whole clouds where a transform thinned them."""
-        return self._answers(batch, self._outputs(model, batch))
+        return self.interpret(self._outputs(model, batch), batch)
 
     def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Loss sums over the points that the model saw, and what `predict` gives.
@@ -113,7 +113,7 @@ class Segment(Supervised):
             name: term(batch, outputs) if set(term.names) <= batch.keys() | outputs.keys() else nothing
             for name, term in self._terms.items()
         }
-        return sums, self._answers(batch, outputs)
+        return sums, self.interpret(outputs, batch)
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The mean of the probabilities of several passes over varied input."""
@@ -179,7 +179,8 @@ class Segment(Supervised):
         logits = [self.windows(lambda part: self.outputs(model, part)["logits"], cloud) for cloud in each_cloud(packed)]
         return {"logits": torch.cat(logits).view(*batch["points"].shape[:-1], -1)}
 
-    def _answers(self, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Any]:
+    def interpret(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
+        """Probabilities of every point from the logits of what the model saw."""
         logits = outputs["logits"].flatten(0, -2)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         probabilities = logits.to(dtype).softmax(dim=1)

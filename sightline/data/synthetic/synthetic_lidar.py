@@ -14,7 +14,7 @@ from sightline.data.scans.sensors import SensorBlock, sensor_of
 from sightline.data.synthetic.lidar_street import CLASS_IDS, FARTHEST_M, Disturbance, Scan, cast_street, draw_street
 from sightline.data.synthetic.synthetic_shapes import Many
 from sightline.errors import ConfigError
-from sightline.types import DataInfo, Sample, SampleKey
+from sightline.types import DataInfo, Sample, SampleKey, ScanForm
 
 __all__ = ["CLASS_NAMES", "SyntheticLidar"]
 
@@ -22,6 +22,8 @@ CLASS_NAMES = ("unlabeled", *CLASS_IDS)
 """Class 0 counts as in SemanticKITTI, and no point has it."""
 _SPLITS = ("train", "test")
 _MAX_CACHE_BYTES = 2**28
+_COLUMNS = ("x", "y", "z", "remission", "ring")
+"""Of a raw file that a run on these scans predicts."""
 _NUM_MEASURED = 4
 """Training scans from which mean and spread of the model's input are estimated."""
 
@@ -132,7 +134,8 @@ class SyntheticLidar:
             facts["class_counts"] = tuple(np.asarray(counts).tolist())
         reach = FARTHEST_M + 8 * self._disturbance.range_m
         fields = scan_fields(num_classes=len(CLASS_NAMES), reach_m=reach, num_beams=self._sensor.num_beams)
-        return DataInfo(facts=facts, fields=fields, split_sizes=self._sizes, features=FEATURES)
+        form = ScanForm((0, *CLASS_IDS.values()), columns=_COLUMNS, num_beams=self._sensor.num_beams)
+        return DataInfo(facts=facts, fields=fields, split_sizes=self._sizes, features=FEATURES, scans=form)
 
     def _measure_input(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and spread of range, x, y, z and remission over the first training scans."""
