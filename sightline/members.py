@@ -115,6 +115,10 @@ class MetricMembers:
     )
     per_class: Member[Function] = Member("`per_class(state)`: class → {figure: number}", absent=None)
     per_sample: Member[Function] = Member("`per_sample(state)`: a number for each sample", absent=None)
+    update_labels: Member[Function] = Member(
+        "`update_labels(state, *, labels, ...)`: as `update`, of predicted labels where only these are known",
+        absent=None,
+    )
     tables: Member[Function] = Member("`tables(state)`: name → plain values, kept in JSON", absent=None)
 
 

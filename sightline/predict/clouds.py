@@ -40,9 +40,7 @@ class CloudPredictor(Predictor[Prediction]):
         self.fields = {name: self.info.fields[name] for name in ("points", *self.info.features)}
         if self.info.scans is not None:
             if to_sphere:
-                raise ConfigError(
-                    "--unit-sphere: the run was trained on scans, whose size means something; leave it out"
-                )
+                raise ConfigError("--unit-sphere: the run was trained on scans, whose size has a meaning; leave it out")
             self.noun, self.suffixes = "scan", SCAN_SUFFIXES
             self.fields = scan_inputs(self.info, run.config)
         self._of_files = self.fields

@@ -34,4 +34,5 @@ class Laps:
 def median_times(documents: Sequence[Mapping[str, Any]], stages: Sequence[str], *, noun: str) -> str:
     """The median time of each stage over documents that have it under `ms`, in a line."""
     medians = (f"{stage} {statistics.median(each['ms'][stage] for each in documents):.1f}" for stage in stages)
-    return f"ms a {noun}, the median of {len(documents)}: {', '.join(medians)}; {noun}s that went together share their time"
+    times = ", ".join(medians)
+    return f"ms a {noun}, the median of {len(documents)}: {times}; {noun}s that went together share their time"

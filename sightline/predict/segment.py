@@ -69,7 +69,8 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         self._labels_of: Mapping[Path, Path] = {}
         if info.scans is None and "label" in (files or ()):
             raise ConfigError("files: label files hold the ids of LiDAR scans, which the run was not trained on")
-        self.kinds: list[str] = [*(files or ("labels", "ply", *(["label"] if info.scans is not None else [])))]
+        self.kinds: list[str] = list(files or ("labels", "ply"))
+        self.kinds += ["label"] if files is None and info.scans is not None else []
         self.kinds += ["probabilities"] if probabilities is not None else []
         self.endings = tuple(ENDINGS[kind] for kind in self.kinds)
         if form is not None and form.preparation is not None:

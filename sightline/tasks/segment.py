@@ -47,7 +47,8 @@ class Segment(Supervised):
     """Predicts class probabilities of every point from `logits`; voting averages probabilities over passes.
 
     Predictions are ragged whatever the form of the batch: `probabilities` (P, C) of the points of all clouds one after
-    another, `cloud_offsets` (S+1,) where each cloud starts, and, where the batch has labels, `target` (P,). Where a
+    another, `cloud_offsets` (S+1,) where each cloud starts, and, where the batch has labels, `target` (P,); `seen` is
+    the class of every point or pixel that the model saw, one after another. Where a
     transform thinned the clouds and kept `nearest`, the row of the kept point that stands for each point of the whole
     cloud, the predictions are those of the whole cloud, and `target` is its `whole_label`. So with `logits` of the
     pixels of range images (S, H, W, C): `nearest` is the pixel that each point of the whole scan lies in. There `lift`
@@ -59,7 +60,7 @@ class Segment(Supervised):
     points. Logits of several windows are averaged. Training is not concerned: its transforms crop.
     """
 
-    predicts = frozenset({"probabilities", "target", "cloud_offsets"})
+    predicts = frozenset({"probabilities", "target", "cloud_offsets", "seen"})
     evaluation_arguments = frozenset({"blocks", "lift", "max_points", "origin"})
 
     def __init__(
