@@ -73,6 +73,7 @@ class DataMembers:
         "`prepare(*, source, target, name, progress, ...)`, of the class: what `sightline data prepare` calls",
         absent=None,
     )
+    label_map: Member[Any] = Member("of a set of scans: from the ids of label files to its classes", absent=None)
     card: Member[Function] = Member("`card()`, of the class: what `sightline data info` prints", absent=None)
     promise: Member[Function] = Member(
         "`promise(*, ...)`, of the class: the `info` of a set that is not prepared yet", absent=None

@@ -43,7 +43,7 @@ class PixelIoU:
         return {"confusion": torch.zeros(self._iou.num_classes, self._iou.num_classes, dtype=torch.int64)}
 
     def update(self, state: State, *, seen: Tensor, label: Tensor) -> None:
-        """`label` (B, H, W) and the class `seen` of all its pixels, (B * H * W,). Raises ValueError for other labels."""
+        """`label` (B, H, W) and the class `seen` (B * H * W,) of all its pixels. Raises ValueError for other forms."""
         if label.ndim != 3:
             raise ValueError(f"label: found the shape {tuple(label.shape)}; pixel_iou scores range images (B, H, W)")
         counts = confusion_matrix(

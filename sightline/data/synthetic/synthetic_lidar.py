@@ -9,6 +9,7 @@ import torch
 
 from sightline import registry
 from sightline.arguments import Count, Factor, Fraction, Seed
+from sightline.data.scans.label_maps import LabelMap
 from sightline.data.scans.samples import FEATURES, mean_and_spread, scan_fields, sums_of
 from sightline.data.scans.sensors import SensorBlock, sensor_of
 from sightline.data.synthetic.lidar_street import CLASS_IDS, FARTHEST_M, Disturbance, Scan, cast_street, draw_street
@@ -91,6 +92,15 @@ class SyntheticLidar:
     def __getstate__(self) -> dict[str, Any]:
         """Without the scans made so far: a worker process makes its own, with the same bits."""
         return self.__dict__ | {"_made": {}, "_made_bytes": 0}
+
+    @property
+    def label_map(self) -> LabelMap:
+        """From the ids of SemanticKITTI to classes and back."""
+        names = dict(zip((0, *CLASS_IDS.values()), CLASS_NAMES, strict=True))
+        forth = {raw: label for label, raw in enumerate(names)}
+        back = {label: raw for raw, label in forth.items()}
+        tables = {"labels": names, "learning_map": forth, "learning_map_inv": back, "learning_ignore": {0: True}}
+        return LabelMap(tables, where="synthetic_lidar")
 
     def scan(self, split: str, index: int) -> Scan:
         """A scan as it was cast, with the ids of SemanticKITTI and the thing that every return came from."""
