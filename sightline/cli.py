@@ -108,7 +108,7 @@ def predict(
         list[str],
         typer.Argument(
             metavar="PATH... [KEY=VALUE]...",
-            help="files or folders: npy npz ply off txt xyz csv pts h5 hdf5; depth images: png npy bin, camera.fx=241",
+            help="files or folders: npy npz ply pcd off txt xyz csv pts h5 hdf5; scans: bin; depth images: png npy bin",
         ),
     ],
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",

@@ -33,8 +33,8 @@ _MOST_NAMED = 3
 class GivenPredictions:
     """The predicted labels of a part's samples: a folder of `evaluate --save-predictions`, or `.label` files.
 
-    The latter lie as SemanticKITTI's evaluator has them, `sequences/08/predictions/000000.label`, or are called after the
-    samples, and hold ids of the set's label map. `surplus` are files that belong to no sample of the part.
+    The latter lie as SemanticKITTI's evaluator has them, `sequences/08/predictions/000000.label`, or are called after
+    the samples, and hold ids of the set's label map. `surplus` are files that belong to no sample of the part.
     Raises DataError for samples without a file, and for a folder of other classes.
     """
 

@@ -41,7 +41,7 @@ def read_scan_sample(
     form = info.scans
     assert form is not None, "the run's set is not one of scans"
     try:
-        scan = _read(path, form, columns)
+        scan = _read(path, form, columns, num_beams=form.num_beams if "ring" in fields else None)
         given = {
             "points": scan.points,
             "remission": (scan.remission / np.float32(form.remission_max))[:, None],
@@ -63,7 +63,7 @@ def read_scan_sample(
     return FileSample(sample, "as it is", Origin(places, places, np.arange(len(places))))
 
 
-def _read(path: Path, form: ScanForm, columns: Sequence[str] | None) -> RawScan:
+def _read(path: Path, form: ScanForm, columns: Sequence[str] | None, *, num_beams: int | None) -> RawScan:
     if path.suffix.lower() == ".npy" and form.image_px is not None and columns is None:
         return read_image(path, height=form.image_px[0], width=form.image_px[1])
     names = form.columns if columns is None and path.suffix.lower() in _NAMELESS else columns
@@ -77,4 +77,4 @@ def _read(path: Path, form: ScanForm, columns: Sequence[str] | None) -> RawScan:
             "intensity with --columns"
         )
     ids = np.zeros(len(cloud.points), dtype=np.int64)
-    return oriented(cloud, ids, ring_order=form.ring_order, num_beams=form.num_beams, path=path)
+    return oriented(cloud, ids, ring_order=form.ring_order, num_beams=num_beams, path=path)

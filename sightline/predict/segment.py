@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
     `category` is the name that all files have; without it a file's folder names it. `with_probabilities` keeps every
     class's probabilities; `probabilities` is the number format in which `write` stores them. `files` are those that
     `write` makes of each cloud, all kinds without it; of scans there are `.label` files too, in the ids of the set.
+    `lift` stands in for that of the run's task.
     Raises ConfigError for a name that the run's set does not have.
     """
 
@@ -60,7 +62,11 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         with_probabilities: bool = False,
         probabilities: Literal["float16", "float32"] | None = None,
         files: tuple[Literal["labels", "ply", "label"], ...] | None = None,
+        lift: Literal["nearest", "knn"] | None = None,
     ) -> None:
+        if lift is not None:
+            task = replace(run.config.task, arguments={**run.config.task.arguments, "lift": lift})
+            run = replace(run, config=replace(run.config, task=task))
         super().__init__(run, columns=columns, to_sphere=to_sphere)
         info, form = self.info, self.info.clouds
         self.is_timed = info.scans is not None

@@ -144,7 +144,12 @@ class SyntheticLidar:
             facts["class_counts"] = tuple(np.asarray(counts).tolist())
         reach = FARTHEST_M + 8 * self._disturbance.range_m
         fields = scan_fields(num_classes=len(CLASS_NAMES), reach_m=reach, num_beams=self._sensor.num_beams)
-        form = ScanForm((0, *CLASS_IDS.values()), columns=_COLUMNS, num_beams=self._sensor.num_beams)
+        form = ScanForm(
+            (0, *CLASS_IDS.values()),
+            columns=_COLUMNS,
+            remission_max=self._sensor.remission_max,
+            num_beams=self._sensor.num_beams,
+        )
         return DataInfo(facts=facts, fields=fields, split_sizes=self._sizes, features=FEATURES, scans=form)
 
     def _measure_input(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
