@@ -94,9 +94,12 @@ def score(part: Part, components: Sequence[Component], given: GivenPredictions) 
         measured.append(Measured(meter, "", fresh_state(metric, num_samples=int(part.indices.max()) + 1)))
     if not measured:
         raise ConfigError(f"metrics: none of {', '.join(others)} is computed from labels of points; iou is")
+    needs_range = any("point_range" in one.meter.update.names for one in measured)
     for index in part.indices.tolist():
         sample = part.dataset[SampleKey(index, 0, 0)]
         predictions = _predictions(sample, index, given)
+        if needs_range:
+            predictions["point_range"] = ranges_of(sample["points"].view(-1, 3))
         for one in measured:
             one.meter.update.function(one.state, **one.meter.update.select(sample, predictions))
     seconds = time.perf_counter() - started
@@ -113,7 +116,6 @@ def _predictions(sample: Mapping[str, Any], index: int, given: GivenPredictions)
         "labels": torch.from_numpy(given.of(index, num_points=len(target))),
         "target": target,
         "cloud_offsets": torch.tensor([0, len(target)]),
-        "point_range": ranges_of(sample["points"].view(-1, 3)),
         "sample_index": torch.tensor([index]),
     }
 

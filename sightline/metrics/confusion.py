@@ -5,44 +5,53 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["confusion_matrix", "grouped_confusion", "mean_class_accuracy", "overall_accuracy", "recalls"]
+__all__ = ["confusion_matrix", "mean_class_accuracy", "overall_accuracy", "recalls"]
 
 
-def confusion_matrix(prediction: Tensor, label: Tensor, *, num_classes: int, ignore_index: int | None = None) -> Tensor:
-    """How often each label was answered by each class: (C, C) int64, rows are labels, columns predictions.
-
-    `prediction` and `label` are of one shape, whole numbers 0 .. C-1; targets of `ignore_index` are not counted.
-    Raises ValueError for a label or a prediction outside the classes.
-    """
-    group = torch.zeros_like(label)
-    return grouped_confusion(
-        prediction, label, group, num_groups=1, num_classes=num_classes, ignore_index=ignore_index
-    )[0]
-
-
-def grouped_confusion(
+def confusion_matrix(
     prediction: Tensor,
     label: Tensor,
-    group: Tensor,
     *,
-    num_groups: int,
     num_classes: int,
     ignore_index: int | None = None,
+    group: Tensor | None = None,
+    num_groups: int = 1,
 ) -> Tensor:
-    """The `confusion_matrix` of each group (G, C, C) int64; `group` is of the same shape, 0 .. G-1. Raises as that."""
-    if ignore_index is not None:
-        is_counted = label != ignore_index
-        prediction, label, group = prediction[is_counted], label[is_counted], group[is_counted]
-    for name, values in (("label", label), ("prediction", prediction)):
-        is_outside = (values < 0) | (values >= num_classes)
-        if bool(is_outside.any()):
-            raise ValueError(
-                f"{name}: found class {int(values[is_outside][0])}, there are {num_classes} (0 .. {num_classes - 1}); "
-                "check the labels, or the ignore index, of the data set"
-            )
-    rows = group.flatten().long() * num_classes + label.flatten().long()
-    cells = rows * num_classes + prediction.flatten().long()
-    return torch.bincount(cells, minlength=num_groups * num_classes**2).view(num_groups, num_classes, num_classes)
+    """How often each label was answered by each class: (C, C) int64, rows are labels, columns predictions.
+
+    `prediction` and `label` are of one shape, whole numbers 0 .. C-1; targets of `ignore_index` are not counted. With
+    a `group` of each target, 0 .. G-1, there is a matrix for each: (G, C, C).
+    Raises ValueError for a label or a prediction outside the classes.
+    """
+    if not (_is_within(prediction, num_classes) and _is_within(label, num_classes)):
+        if ignore_index is not None:
+            is_counted = label != ignore_index
+            prediction, label = prediction[is_counted], label[is_counted]
+            group = None if group is None else group[is_counted]
+        for name, values in (("label", label), ("prediction", prediction)):
+            is_outside = (values < 0) | (values >= num_classes)
+            if bool(is_outside.any()):
+                raise ValueError(
+                    f"{name}: found class {int(values[is_outside][0])}, there are {num_classes} (0 .. "
+                    f"{num_classes - 1}); check the labels, or the ignore index, of the data set"
+                )
+    num_cells = num_groups * num_classes**2
+    cells = torch.zeros_like(label, dtype=torch.int32 if num_cells < 2**31 else torch.int64)
+    if group is not None:
+        cells += group
+    for values in (label, prediction):
+        cells.mul_(num_classes).add_(values)
+    counts = torch.bincount(cells.flatten(), minlength=num_cells).view(num_groups, num_classes, num_classes)
+    if ignore_index is not None and 0 <= ignore_index < num_classes:
+        counts[:, ignore_index] = 0  # counted with the others: to leave points out takes longer than to count them
+    return counts[0] if group is None else counts
+
+
+def _is_within(values: Tensor, num_classes: int) -> bool:
+    if not values.numel():
+        return True
+    low, high = values.aminmax()
+    return bool((low >= 0) & (high < num_classes))
 
 
 def overall_accuracy(confusion: Tensor) -> float:
