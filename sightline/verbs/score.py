@@ -13,7 +13,7 @@ from sightline.data.loading.reading import BatchReader
 from sightline.engine.build import Part
 from sightline.evaluation.given_predictions import GivenPredictions, score
 from sightline.plugins import load_plugins
-from sightline.verbs.common import write_document
+from sightline.verbs.common import is_run, write_document
 from sightline.verbs.output import note, show_evaluation
 
 __all__ = ["score_files"]
@@ -24,7 +24,7 @@ def score_files(
 ) -> int:
     """Score files against the test part of a config's data by its metrics; of the config nothing else is read."""
     load_plugins(plugins)
-    sections = read_sections(config, ("data", "metrics"), overrides)
+    sections = read_sections(config / "config.yaml" if is_run(config) else config, ("data", "metrics"), overrides)
     dataset = registry.data.build(sections["data"], facts={"split": "test"})
     part = Part(dataset, np.arange(len(dataset)), BatchReader(dataset), "test")
     given = GivenPredictions(predictions, part)
