@@ -20,6 +20,7 @@ __all__ = [
     "Ramp",
     "Sample",
     "SampleKey",
+    "ScanForm",
     "Transform",
     "Where",
 ]
@@ -92,6 +93,25 @@ class CloudForm:
 
 
 @dataclass(frozen=True, slots=True)
+class ScanForm:
+    """How a file of a LiDAR scan becomes a sample of a set, and a class of its points the id of a label file.
+
+    `ids_of_classes` has the id of every class, class 0 first. `columns` are those of files without names, None where
+    the set states none; remissions of files run from 0 to `remission_max`, and a file must have them where
+    `has_remission`. Files number `num_beams` beams as `ring_order` says, none where it is None. `image_px` is the
+    height and width of range images in .npy files, where the set has such.
+    """
+
+    ids_of_classes: tuple[int, ...]
+    columns: tuple[str, ...] | None = ("x", "y", "z", "remission")
+    remission_max: float = 1.0
+    has_remission: bool = True
+    num_beams: int | None = None
+    ring_order: Literal["top_first", "bottom_first"] = "top_first"
+    image_px: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Folds:
     """The parts of a set that are tested in turn, such as areas of a building, and those that the test split holds."""
 
@@ -105,9 +125,9 @@ class DataInfo:
 
     Facts have the names of `registry.DATA_FACTS`, and plain values: numbers and text, alone or in tuples.
     `features` names fields with one row per point, other than `points` (normals, colours), that are joined, after the
-    transforms, into the key `features`; `in_channels` counts `points` and these. `clouds` informs `sightline predict`
-    how files of other shapes become samples; without it their points are taken as they are. `folds` belong to a set
-    that is tested part by part: runs that cover all of them may be evaluated as one.
+    transforms, into the key `features`; `in_channels` counts `points` and these. `clouds`, and `scans` of LiDAR, state
+    how `sightline predict` makes samples of files; without them the points of files are taken as they are. `folds`
+    belong to a set that is tested part by part: runs that cover all of them may be evaluated as one.
     """
 
     facts: Mapping[str, Any]
@@ -116,6 +136,7 @@ class DataInfo:
     features: tuple[str, ...] = ()
     clouds: CloudForm | None = None
     folds: Folds | None = None
+    scans: ScanForm | None = None
 
 
 class Dataset(Protocol):

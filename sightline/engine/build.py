@@ -209,16 +209,16 @@ def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, l
         task = registry.tasks.build(config.task, facts={**facts, **wiring})
     predictions = Offer(f"task '{config.task.name}'", TaskMembers.predicts.of(task))
     meters = []
-    for component, metric in zip(config.metrics, build_metrics(config, facts), strict=True):
+    for component, metric in zip(config.metrics, build_metrics(config.metrics, facts), strict=True):
         update = bind(metric.update, batch, outputs, predictions, owner=f"metrics.{component.name}", skip=("state",))
         meters.append(Meter(metric, update))
     return task, meters
 
 
-def build_metrics(config: RunConfig, facts: Mapping[str, Any]) -> list[Metric]:
-    """The metrics of a config, in its order. Raises ConfigError for a state that does not add up exactly."""
+def build_metrics(components: Sequence[Component], facts: Mapping[str, Any]) -> list[Metric]:
+    """The metrics of these blocks, in order. Raises ConfigError for a state that does not add up exactly."""
     metrics = []
-    for component in config.metrics:
+    for component in components:
         metrics.append(registry.metrics.build(component, facts=facts))
         fault = fault_of_state(metrics[-1])
         if fault is not None:

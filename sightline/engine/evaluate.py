@@ -24,7 +24,7 @@ from sightline.metrics.base import Metric, State, fresh_state, pool_states
 from sightline.pictures import Picture
 from sightline.types import Batch, SampleKey
 
-__all__ = ["Evaluation", "Evaluator", "Keep", "Measured", "Meter", "pooled"]
+__all__ = ["Evaluation", "Evaluator", "Keep", "Measured", "Meter", "evaluation_of", "pooled"]
 
 
 Keep = Callable[[Batch, Mapping[str, Any]], None]
@@ -77,7 +77,11 @@ def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
         states = [one.state, *(other.measured[place].state for other in others)]
         measured.append(dataclasses.replace(one, state=pool_states(one.meter.metric, states)))
     num_samples = sum(evaluation.num_samples for evaluation in evaluations)
-    seconds = sum(evaluation.seconds for evaluation in evaluations)
+    return evaluation_of(measured, num_samples=num_samples, seconds=sum(each.seconds for each in evaluations))
+
+
+def evaluation_of(measured: Sequence[Measured], *, num_samples: int, seconds: float) -> Evaluation:
+    """What the states of whole parts amount to, without losses."""
     metrics, per_class, tables = _figures(measured)
     return Evaluation(metrics, {}, per_class, tables, num_samples, seconds, measured=tuple(measured))
 

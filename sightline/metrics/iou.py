@@ -69,9 +69,15 @@ class IoU:
                 f"probabilities: {num_bad} of {len(target)} points are NaN; find where with `sightline check`"
             )
         answer = probabilities.argmax(dim=1)
+        self.update_labels(state, labels=answer, target=target, cloud_offsets=cloud_offsets, sample_index=sample_index)
+
+    def update_labels(
+        self, state: State, *, labels: Tensor, target: Tensor, cloud_offsets: Tensor, sample_index: Tensor
+    ) -> None:
+        """As `update`, of the predicted `labels` (P,)."""
         for sample, (start, end) in zip(sample_index.tolist(), pairwise(cloud_offsets.tolist()), strict=True):
             counts = confusion_matrix(
-                answer[start:end], target[start:end], num_classes=self.num_classes, ignore_index=self.ignore_index
+                labels[start:end], target[start:end], num_classes=self.num_classes, ignore_index=self.ignore_index
             ).to(state["confusion"].device)
             state["confusion"] += counts
             state["common"][sample] += counts.diagonal()

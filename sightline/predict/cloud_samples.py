@@ -18,7 +18,7 @@ from sightline.data.store.preparation import to_unit_sphere
 from sightline.errors import ConfigError, DataError
 from sightline.types import CloudForm, DataInfo
 
-__all__ = ["FileSample", "Origin", "read_sample", "sample_of"]
+__all__ = ["FileSample", "Origin", "assert_within", "read_sample", "sample_of"]
 
 _SLACK = 2**-10
 """How far a prepared cloud may be off radius 1 or a field off its bounds: half precision, in which some are stored."""
@@ -123,7 +123,7 @@ def sample_of(
         fields = {key: values.astype(info.fields[key].dtype) for key, values in given.items()}
     if form.estimates_normals:
         fields["normals"] = estimated_normals(fields["points"], where=where)
-    _assert_within(fields, info, where, any_scale=any_scale)
+    assert_within(fields, info, where, any_scale=any_scale)
     return FileSample(fields, ", ".join(steps) or "as it is", origin)
 
 
@@ -168,7 +168,7 @@ def _scene(cloud: Cloud, info: DataInfo, scene: Mapping[str, float], where: str,
         with np.errstate(invalid="ignore"):  # points too large for float32 are refused as such
             made["place"] = place_of(made["points"])
     fields = {key: made[key] for key in ("points", *info.features)}
-    _assert_within(fields, info, where, any_scale=any_scale)
+    assert_within(fields, info, where, any_scale=any_scale)
     origin = Origin(cloud.points, cloud.points, np.arange(len(cloud.points)))
     return FileSample(fields, "prepared as the set was", origin)
 
@@ -190,7 +190,7 @@ def _prepared(
     if form.estimates_normals:
         given["normals"] = estimated_normals(given["points"], where=where)
     fields = {key: given[key] for key in ("points", *info.features)}
-    _assert_within(fields, info, where, any_scale=any_scale)
+    assert_within(fields, info, where, any_scale=any_scale)
     return FileSample(fields, ", ".join([*steps, "prepared as the set was"]))
 
 
@@ -351,7 +351,8 @@ def _chosen(
     return index, [f"{num_points} of {len(points)} points, chosen by the file's name"]
 
 
-def _assert_within(fields: dict[str, np.ndarray], info: DataInfo, where: str, *, any_scale: bool) -> None:
+def assert_within(fields: dict[str, np.ndarray], info: DataInfo, where: str, *, any_scale: bool) -> None:
+    """Raises DataError, led by `where`, for values beyond those of the set's fields; `any_scale`: but for points."""
     for key, values in fields.items():
         promise = info.fields[key]
         low, high = float(values.min()), float(values.max())

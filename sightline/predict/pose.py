@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from sightline.errors import ConfigError, UserError
 from sightline.geometry.pinhole import project
 from sightline.pictures import encode_png
 from sightline.predict.frame_centres import Centre, Centres, MassCentres, PreviousCentres, RefinedCentres, StoredCentres
-from sightline.predict.laps import Laps
+from sightline.predict.laps import Laps, median_times
 from sightline.predict.output_names import writing
 from sightline.predict.own_frames import DEPTH_SUFFIXES, FrameReader, OwnFrames
 from sightline.predict.pose_picture import draw_pose
@@ -245,13 +244,7 @@ class PosePredictor(Predictor[JointPrediction]):
 
     def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
         """The median time of each stage."""
-        if not documents:
-            return []
-        medians = (f"{stage} {statistics.median(each['ms'][stage] for each in documents):.1f}" for stage in STAGES)
-        return [
-            f"ms a frame, the median of {len(documents)}: {', '.join(medians)}; frames that went together share their "
-            "time"
-        ]
+        return [median_times(documents, STAGES, noun="frame")] if documents else []
 
     def _of(
         self, file: ReadFile, joints: np.ndarray, peaks: np.ndarray, ms: Mapping[str, float]

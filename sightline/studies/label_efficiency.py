@@ -96,7 +96,7 @@ class LabelStudy:
             if run.seed == 0 and run.start == "scratch"
         }
         facts = build_part(self._config_of(self._runs[0]), "train").dataset.info.facts
-        self._config = with_mode(config, build_metrics(config, facts))
+        self._config = with_mode(config, build_metrics(config.metrics, facts))
 
     def __call__(self, reporter: Reporter) -> LabelResult:
         """Run every cell that is not done; after each, table and plot are written to the folder of the study."""

@@ -47,7 +47,8 @@ class Segment(Supervised):
     """Predicts class probabilities of every point from `logits`; voting averages probabilities over passes.
 
     Predictions are ragged whatever the form of the batch: `probabilities` (P, C) of the points of all clouds one after
-    another, `cloud_offsets` (S+1,) where each cloud starts, and, where the batch has labels, `target` (P,). Where a
+    another, `cloud_offsets` (S+1,) where each cloud starts, and, where the batch has labels, `target` (P,); `seen` is
+    the class of every point or pixel that the model saw, one after another. Where a
     transform thinned the clouds and kept `nearest`, the row of the kept point that stands for each point of the whole
     cloud, the predictions are those of the whole cloud, and `target` is its `whole_label`. So with `logits` of the
     pixels of range images (S, H, W, C): `nearest` is the pixel that each point of the whole scan lies in. There `lift`
@@ -59,7 +60,7 @@ class Segment(Supervised):
     points. Logits of several windows are averaged. Training is not concerned: its transforms crop.
     """
 
-    predicts = frozenset({"probabilities", "target", "cloud_offsets"})
+    predicts = frozenset({"probabilities", "target", "cloud_offsets", "seen"})
     evaluation_arguments = frozenset({"blocks", "lift", "max_points", "origin"})
 
     def __init__(
@@ -100,7 +101,7 @@ class Segment(Supervised):
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Probabilities of every point, those of the whole clouds where a transform thinned them."""
-        return self._answers(batch, self._outputs(model, batch))
+        return self.interpret(self._outputs(model, batch), batch)
 
     def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Loss sums over the points that the model saw, and what `predict` gives.
@@ -113,7 +114,7 @@ class Segment(Supervised):
             name: term(batch, outputs) if set(term.names) <= batch.keys() | outputs.keys() else nothing
             for name, term in self._terms.items()
         }
-        return sums, self._answers(batch, outputs)
+        return sums, self.interpret(outputs, batch)
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The mean of the probabilities of several passes over varied input."""
@@ -179,7 +180,8 @@ class Segment(Supervised):
         logits = [self.windows(lambda part: self.outputs(model, part)["logits"], cloud) for cloud in each_cloud(packed)]
         return {"logits": torch.cat(logits).view(*batch["points"].shape[:-1], -1)}
 
-    def _answers(self, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Any]:
+    def interpret(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
+        """Probabilities of every point from the logits of what the model saw."""
         logits = outputs["logits"].flatten(0, -2)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         probabilities = logits.to(dtype).softmax(dim=1)

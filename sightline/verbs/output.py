@@ -68,6 +68,10 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         show_table(
             f"per {noun}", [noun, *names, "count"], [[n, *(r[k] for k in names), r.get("count")] for n, r in rows]
         )
+    for table in (document[name] for name in document if name.startswith("by_distance")):
+        points = ("points", *table["points"])
+        classes = [(name, *("" if iou is None else iou for iou in ious)) for name, ious in table["iou"].items()]
+        show_table("IoU per class by distance", ("class", *table["stretches"]), [*classes, points])
     data = document["data"]
     show_table(f"{title}{label}, {data['num_samples']} samples", ["metric", "value"], list(document["metrics"].items()))
     for metric, answers in {**DataMembers.yardsticks.of(dataset), **document.get("yardsticks", {})}.items():

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from sightline.config import RunConfig
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, check_columns
+from sightline.data.files.cloud_files import check_columns
 from sightline.data.loading.reading import BatchReader
+from sightline.data.scans.scan_reading import SCAN_SUFFIXES
 from sightline.engine.build import Data, Part, build_transforms
 from sightline.engine.distributed import start_world
 from sightline.engine.loading import OpenRun, open_run
@@ -228,7 +229,7 @@ def _of_files(options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
     up_axis = axes.get(options.up or "z")
     if up_axis is None:
         raise UserError(f"--up: found '{options.up}', allowed are {', '.join(axes)}")
-    files, refused = files_of(options.paths, suffixes=CLOUD_SUFFIXES)
+    files, refused = files_of(options.paths, suffixes=SCAN_SUFFIXES)
     if refused:
         raise UserError(refused[0].reason)
     times = Counter(file.name for file in files)

@@ -16,9 +16,9 @@ from sightline.data.scans.scan_preparation import describe_scans, id_counts
 from sightline.data.scans.sensors import Sensor
 from sightline.data.store.native import Prepared, open_prepared, verify
 from sightline.errors import ConfigError, DataError
-from sightline.types import DataInfo, Folds, Sample, SampleKey
+from sightline.types import DataInfo, Folds, Sample, SampleKey, ScanForm
 
-__all__ = ["Frames", "LabelledScans", "Parts", "last_share", "parts_of"]
+__all__ = ["Frames", "LabelledScans", "Parts", "last_share", "parts_of", "scan_facts"]
 
 Rows = tuple[tuple[str, int], ...]
 """Scans of a prepared set: stored split and row of each."""
@@ -125,6 +125,14 @@ class LabelledScans:
     _values: ClassVar[tuple[str, ...]] = ()
     """Columns of a scan's row that reading it needs."""
 
+    def _form(self) -> ScanForm:
+        """How files that `sightline predict` is given are read: as KITTI's, unless a set states more."""
+        return ScanForm(
+            self._label_map.ids_of_classes,
+            remission_max=self._sensor.remission_max,
+            has_remission=float(self._prepared.manifest["remission_high"]) > 0,
+        )
+
     def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         """The scan in these files."""
         raise NotImplementedError
@@ -158,15 +166,7 @@ class LabelledScans:
         if sensor.input_mean is None:
             mean, std = _measured(self._prepared, train, sensor.remission_max)
             sensor = replace(sensor, input_mean=mean, input_std=std)
-        facts = {
-            "num_classes": label_map.num_classes,
-            "class_names": label_map.class_names,
-            "class_counts": tuple(counts.tolist()),
-            "ignore_index": label_map.ignore_index,
-            "in_channels": 4,
-            "up_axis": "z",
-            **sensor.facts(),
-        }
+        facts = {**scan_facts(label_map, sensor), "class_counts": tuple(counts.tolist())}
         # Twice what was prepared: another scan may reach a little further, one in another unit reaches far beyond.
         reach = 2 * max(float(self._prepared.array(split, "reach_m").max()) for split in self._prepared.splits)
         fields = scan_fields(
@@ -177,7 +177,19 @@ class LabelledScans:
             has_columns=self.has_columns,
         )
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
-        return DataInfo(facts=facts, fields=fields, split_sizes=sizes, features=FEATURES, folds=parts.folds)
+        return DataInfo(facts, fields, sizes, features=FEATURES, folds=parts.folds, scans=self._form())
+
+
+def scan_facts(label_map: LabelMap, sensor: Sensor) -> dict[str, Any]:
+    """The facts of a set of scans, the counts of its classes left out."""
+    return {
+        "num_classes": label_map.num_classes,
+        "class_names": label_map.class_names,
+        "ignore_index": label_map.ignore_index,
+        "in_channels": 4,
+        "up_axis": "z",
+        **sensor.facts(),
+    }
 
 
 def parts_of(prepared: Prepared, *, tested: Sequence[str], test_share: float, validation_share: float) -> Parts:

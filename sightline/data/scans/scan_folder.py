@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from sightline.data.store.location import root_of
 from sightline.data.store.native import Prepared, listing, open_prepared
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import ConfigError, DataError
+from sightline.types import ScanForm
 
 __all__ = ["ScanFolder"]
 
@@ -124,6 +125,13 @@ class ScanFolder(LabelledScans):
             "obtain": "your own files; docs/data.md says how",
             "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR 'columns=[x, y, z, intensity]'",
         }
+
+    def _form(self) -> ScanForm:
+        options = self._prepared.manifest["options"]
+        columns = None if options["columns"] is None else tuple(options["columns"])
+        return replace(
+            super()._form(), columns=columns, num_beams=options["num_beams"], ring_order=options["ring_order"]
+        )
 
     def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         return _Reader(**self._prepared.manifest["options"]).of(files[0])()

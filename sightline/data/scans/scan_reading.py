@@ -15,7 +15,7 @@ from sightline.data.scans.label_maps import MAX_ID
 from sightline.data.scans.samples import RawScan, check_finite
 from sightline.errors import DataError
 
-__all__ = ["SCAN_SUFFIXES", "RingOrder", "oriented", "read_scan", "scan_ids"]
+__all__ = ["SCAN_SUFFIXES", "RingOrder", "has_remission", "oriented", "read_scan", "scan_ids"]
 
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
 """The kinds of file that `read_scan` reads."""
@@ -35,15 +35,19 @@ def read_scan(path: Path, *, columns: Sequence[str] | None) -> Cloud:
     """
     if path.suffix.lower() != ".bin":
         return read_cloud(path, columns=columns)
-    if columns is None:
-        num_bytes = size_of(path)
+    names = None if columns is None else check_columns(columns)
+    num_bytes = size_of(path)
+    if names is None or num_bytes % (4 * len(names)):
         fits = [str(count) for count in (3, 4, 5, 6) if num_bytes % (4 * count) == 0]
         fit = f"fit {' and '.join(fits)} columns" if fits else "fit no number of columns from 3 to 6"
+        fault = f"its {num_bytes} bytes {fit} of float32, and nothing in it says which"
+        if names is not None:
+            whole = f"whole points of {len(names)} float32 have a multiple of {4 * len(names)}"
+            fault = f"has {num_bytes} bytes, {whole} ({', '.join(names)}); they {fit}"
         raise DataError(
-            f"{path}: its {num_bytes} bytes {fit} of float32, and nothing in it says which; state them: "
-            "'columns=[x, y, z, intensity]' when preparing, --columns x,y,z,intensity else (_ for one to leave out)"
+            f"{path}: {fault}; state them: 'columns=[x, y, z, intensity]' when preparing, --columns x,y,z,intensity "
+            "else (_ for one to leave out)"
         )
-    names = check_columns(columns)
     table = read_bin(path, num_columns=len(names))
     named = dict(zip(names, table.T, strict=True))
     points = np.stack([named[axis] for axis in "xyz"], axis=1).astype(np.float64)
@@ -70,6 +74,11 @@ def scan_ids(cloud: Cloud, path: Path, label: str) -> np.ndarray:
         place = int(is_wrong.argmax())
         raise DataError(f"{path}: {label}[{place}] is {values[place]:g}; labels are whole numbers from 0 to {MAX_ID}")
     return values.astype(np.int64)
+
+
+def has_remission(cloud: Cloud) -> bool:
+    """Whether a cloud has a channel that `oriented` takes for the remission."""
+    return any(name in cloud.channels for name in _REMISSIONS)
 
 
 def oriented(cloud: Cloud, ids: np.ndarray, *, ring_order: RingOrder, num_beams: int | None, path: Path) -> RawScan:

@@ -14,8 +14,8 @@ from sightline import registry
 from sightline.arguments import Fraction
 from sightline.data.files.scan_files import read_bin, read_label_ids, velodyne_poses
 from sightline.data.scans.label_maps import read_label_map
-from sightline.data.scans.labelled_scans import Frames, LabelledScans, Parts, last_share
-from sightline.data.scans.samples import RawScan
+from sightline.data.scans.labelled_scans import Frames, LabelledScans, Parts, last_share, scan_facts
+from sightline.data.scans.samples import FEATURES, RawScan, scan_fields
 from sightline.data.scans.scan_preparation import ListedScan, scan_plan
 from sightline.data.scans.scan_survey import survey_scans
 from sightline.data.scans.sensors import SensorBlock, sensor_of
@@ -24,12 +24,14 @@ from sightline.data.store.location import root_of
 from sightline.data.store.native import Prepared, listing, open_prepared, prepare_command
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import DataError
-from sightline.types import Folds
+from sightline.types import DataInfo, Folds, ScanForm
 
 __all__ = ["LABEL_MAPS", "SemanticKitti"]
 
 LABEL_MAPS = {"single": "semantic_kitti_single.yaml", "multi": "semantic_kitti_multi.yaml"}
 """The published maps: of single scans (19 classes and class 0), and with moving things as classes (25 and class 0)."""
+_REACH_M = 240.0
+"""Twice the range of an HDL-64E, where no scan says how far they reach."""
 SequenceNumber = Annotated[int, Ge(0), Le(99)]
 
 
@@ -66,6 +68,16 @@ class SemanticKitti(LabelledScans):
             sensor=sensor_of(sensor, preset="hdl64", owner=self.set_name),
             frames=Frames(min_labelled, balanced),
         )
+
+    @classmethod
+    def promise(cls, *, label_map: str = "single", sensor: SensorBlock | None = None) -> DataInfo:
+        """What `info` states, counts and sizes left out, before the set is there. Takes arguments of the set."""
+        classes, found = read_label_map(label_map, LABEL_MAPS), sensor_of(sensor, preset="hdl64", owner=cls.set_name)
+        fields = scan_fields(
+            num_classes=classes.num_classes, reach_m=_REACH_M, num_beams=None, ignore_index=classes.ignore_index
+        )
+        form = ScanForm(classes.ids_of_classes, remission_max=found.remission_max)
+        return DataInfo(scan_facts(classes, found), fields, features=FEATURES, scans=form)
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:

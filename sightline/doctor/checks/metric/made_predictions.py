@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _SURE = 100.0  # e^-100 is lost beside 1 in float32: the prediction has probability 1
-_THINNED = ("nearest", "whole_label", "whole_offsets")
+_THINNED = ("nearest", "point_range", "whole_label", "whole_offsets")
 
 
 class Sheet(NamedTuple):
