@@ -18,7 +18,7 @@ from sightline.data.store.native import Prepared, open_prepared, verify
 from sightline.errors import ConfigError, DataError
 from sightline.types import DataInfo, Folds, Sample, SampleKey
 
-__all__ = ["Frames", "LabelledScans", "Parts", "last_share", "parts_of"]
+__all__ = ["Frames", "LabelledScans", "Parts", "facts_of", "last_share", "parts_of"]
 
 Rows = tuple[tuple[str, int], ...]
 """Scans of a prepared set: stored split and row of each."""
@@ -158,15 +158,7 @@ class LabelledScans:
         if sensor.input_mean is None:
             mean, std = _measured(self._prepared, train, sensor.remission_max)
             sensor = replace(sensor, input_mean=mean, input_std=std)
-        facts = {
-            "num_classes": label_map.num_classes,
-            "class_names": label_map.class_names,
-            "class_counts": tuple(counts.tolist()),
-            "ignore_index": label_map.ignore_index,
-            "in_channels": 4,
-            "up_axis": "z",
-            **sensor.facts(),
-        }
+        facts = {**facts_of(label_map, sensor), "class_counts": tuple(counts.tolist())}
         # Twice what was prepared: another scan may reach a little further, one in another unit reaches far beyond.
         reach = 2 * max(float(self._prepared.array(split, "reach_m").max()) for split in self._prepared.splits)
         fields = scan_fields(
@@ -178,6 +170,18 @@ class LabelledScans:
         )
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
         return DataInfo(facts=facts, fields=fields, split_sizes=sizes, features=FEATURES, folds=parts.folds)
+
+
+def facts_of(label_map: LabelMap, sensor: Sensor) -> dict[str, Any]:
+    """The facts of scans with this map and sensor, whatever they show."""
+    return {
+        "num_classes": label_map.num_classes,
+        "class_names": label_map.class_names,
+        "ignore_index": label_map.ignore_index,
+        "in_channels": 4,
+        "up_axis": "z",
+        **sensor.facts(),
+    }
 
 
 def parts_of(prepared: Prepared, *, tested: Sequence[str], test_share: float, validation_share: float) -> Parts:

@@ -15,7 +15,7 @@ from sightline.data.scans.label_maps import MAX_ID
 from sightline.data.scans.samples import RawScan, check_finite
 from sightline.errors import DataError
 
-__all__ = ["SCAN_SUFFIXES", "RingOrder", "oriented", "read_scan", "scan_ids"]
+__all__ = ["SCAN_SUFFIXES", "RingOrder", "oriented", "read_scan", "rings_of", "scan_ids"]
 
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
 """The kinds of file that `read_scan` reads."""
@@ -72,13 +72,18 @@ def scan_ids(cloud: Cloud, path: Path, label: str) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def rings_of(cloud: Cloud) -> np.ndarray | None:
+    """The column of rings (N,), as the file has it; None without one."""
+    return next((cloud.channels[name] for name in _RINGS if name in cloud.channels), None)
+
+
 def oriented(cloud: Cloud, ids: np.ndarray, *, ring_order: RingOrder, num_beams: int | None, path: Path) -> RawScan:
     """The scan of a cloud, rings counted from the highest beam; zeros for remissions that a file does not have.
 
     Raises DataError for rings beyond `num_beams`, and where `ring_order` contradicts the elevations of the points.
     """
     remission = next((cloud.channels[name] for name in _REMISSIONS if name in cloud.channels), np.zeros(len(ids)))
-    rings = next((cloud.channels[name] for name in _RINGS if name in cloud.channels), None)
+    rings = rings_of(cloud)
     scan = check_finite(RawScan(cloud.points.astype(np.float32), remission.astype(np.float32), ids), where=str(path))
     if rings is None or num_beams is None:
         return scan

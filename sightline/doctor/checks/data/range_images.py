@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sightline.describe.projection import view_of
 from sightline.doctor.context import Context
 from sightline.doctor.core.survey import distinct_parts, spread_keys
-from sightline.engine.build import Part, build_transforms
+from sightline.engine.build import Part
 from sightline.geometry.scans.projection import RangeView
-from sightline.transforms.project import Project
 from sightline.types import Batch
 
 __all__ = ["PartImages", "images_by_part"]
@@ -41,12 +41,10 @@ def images_by_part(context: Context) -> Iterator[PartImages]:
     """The scans of each part that a transform projects: up to four, under `sightline check` up to sixteen."""
     for part, batches in _batches(context):
         stage = context.config.transforms.train if part.split == "train" else context.config.transforms.evaluate
-        blocks = [block for block in stage if block.name == "project"]
+        view = view_of(stage, part.dataset.info.facts)
         found = [batch for batch in batches if "range_image" in batch and "nearest" in batch]
-        if blocks and found:
-            project = build_transforms(blocks, part.dataset.info.facts)[-1].apply
-            assert isinstance(project, Project)
-            yield PartImages(part, project.view, found)
+        if view is not None and found:
+            yield PartImages(part, view, found)
 
 
 def _batches(context: Context) -> Iterator[tuple[Part, list[Batch]]]:
