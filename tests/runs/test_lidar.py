@@ -8,9 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
+from sightline.engine.build import Built
 from sightline.engine.distributed import World
-from tests.processes import run_ranks
+from sightline.engine.train import train
+from sightline.types import Sample, SampleKey
+from tests.command import run_here
+from tests.data.scans.lidar_writers import write_kitti_object, write_semantic_kitti
+from tests.doctor.scanning import make_scans
+from tests.processes import ROOT, run_ranks
 from tests.runs.lidar_steps import run_steps
 
 # As of the contract's toys: sums of float64 terms in another order, through six steps of AdamW.
@@ -44,3 +52,86 @@ def test_three_micro_batches_are_one_batch(whole: dict[str, Any]) -> None:
 def test_processes_with_uneven_scans_are_one(whole: dict[str, Any], num_processes: int, tmp_path: Path) -> None:
     run_ranks(["-m", "tests.runs.lidar_steps", str(tmp_path / "found.json")], num_processes)
     assert_same(json.loads((tmp_path / "found.json").read_text()), whole)
+
+
+# --- scans with nothing in them ---------------------------------------------------------------------------------------
+
+MODELS = ("model={name: squeezeseg}", "model={name: salsanext, width: 2}", "model={name: rangenet21, width: 2}")
+FEW = ("data.train_size=8", "train.batch_size=2", "train.epochs=1", "optimizer={name: adam, lr: 0.01}")
+
+
+def trained_weights(built: Built) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The parameters before and after an epoch; every loss on the way is finite, and so is every figure after it."""
+    before = {name: value.detach().clone() for name, value in built.job.model.named_parameters()}
+    losses: list[float] = []
+
+    def at_step(record: Any, stop_asked: bool) -> bool:
+        losses.extend([*record.losses.values(), record.grad_norm])
+        return False
+
+    train(built.job, World(), at_step)
+    result = built.test(built.job.evaluated, World())
+    assert np.isfinite([*losses, *result.losses.values()]).all()
+    return before, dict(built.job.model.named_parameters())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_empty_one_class_and_unlabelled_scans_are_trained_on(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    def edit(dataset: Any, sample: Sample, key: SampleKey) -> Sample:
+        kept = {name: value[: 0 if key.index % 4 == 0 else None] for name, value in sample.items()}
+        label = kept["label"]
+        return {**kept, "label": (label, label.clamp(max=1), label * 0, label)[key.index % 4]}
+
+    before, after = trained_weights(make_scans(monkeypatch, model, *FEW, edit=edit))
+    assert all(bool(value.isfinite().all()) for value in after.values())
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("is_empty", [False, True], ids=["unlabelled", "empty"])
+def test_scans_without_any_label_change_no_parameter(
+    monkeypatch: pytest.MonkeyPatch, model: str, is_empty: bool
+) -> None:
+    def edit(dataset: Any, sample: Sample, key: SampleKey) -> Sample:
+        kept = {name: value[: 0 if is_empty else None] for name, value in sample.items()}
+        return {**kept, "label": kept["label"] * 0}
+
+    before, after = trained_weights(make_scans(monkeypatch, model, *FEW, edit=edit))
+    for name, value in after.items():
+        assert torch.equal(value, before[name]), name
+
+
+# --- weights of another set -------------------------------------------------------------------------------------------
+
+SMALL = (
+    "model={name: squeezeseg, circular: true, crf: false}",
+    "losses=[{name: cross_entropy}]",
+    "train.epochs=1",
+    "train.batch_size=2",
+    "evaluate.every=1",
+    "evaluate.batch_size=2",
+    "log.tensorboard=false",
+    "--no-check",
+    "--device=cpu",
+)
+WIDTHS = ("transforms.train.{}.width=64", "transforms.evaluate.0.width=64")
+
+
+def test_a_run_on_boxes_starts_one_on_sequences(tmp_path: Path) -> None:
+    """KITTI's four classes, then SemanticKITTI's twenty: the last convolution is new, and named."""
+    write_kitti_object(tmp_path / "object", 5)
+    write_semantic_kitti(tmp_path / "odometry", {"00": 4, "08": 2})
+    for name, source in (("kitti_object", "object"), ("semantic_kitti", "odometry")):
+        done = run_here("data", "prepare", name, "--from", tmp_path / source, "--to", tmp_path / name)
+        assert done.code == 0, done.err
+    start = f"init={{from: {tmp_path / 'kitti_object_run'}, may_be_missing: [head]}}"
+    runs = (("kitti_object", "squeezeseg", 1, ()), ("semantic_kitti", "squeezesegv2", 2, (start,)))
+    for data, recipe, place, more in runs:
+        config, out = ROOT / f"configs/segment/{data}_{recipe}.yaml", tmp_path / f"{data}_run"
+        widths = [width.format(place) for width in WIDTHS]
+        done = run_here("train", config, f"data.root={tmp_path / data}", *widths, *SMALL, *more, "--out", out)
+        assert done.code == 0, done.err
+    told = next(line for line in (done.out + done.err).splitlines() if line.startswith("init from"))
+    assert told.endswith(
+        "84 of 86 tensors, 904000 of 915540 elements matched; left as they were: head.conv.weight, head.conv.bias"
+    )
