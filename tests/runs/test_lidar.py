@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from sightline.engine.distributed import World
 from sightline.engine.train import train
 from sightline.types import Sample, SampleKey
 from tests.command import run_here
-from tests.data.scans.lidar_writers import write_kitti_object, write_semantic_kitti
+from tests.data.scans.lidar_writers import write_kitti_object, write_own, write_semantic_kitti
 from tests.doctor.scanning import make_scans
 from tests.processes import ROOT, run_ranks
 from tests.runs.lidar_steps import run_steps
@@ -135,3 +137,72 @@ def test_a_run_on_boxes_starts_one_on_sequences(tmp_path: Path) -> None:
     assert told.endswith(
         "84 of 86 tensors, 904000 of 915540 elements matched; left as they were: head.conv.weight, head.conv.bias"
     )
+
+
+# --- a sensor of one's own --------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "lidar.md").read_text().split("## Your own sensor")[1].split("\n## ")[0]
+COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)[0].splitlines()]
+TINY = {
+    "train": ("train.epochs=1", "model.width=2", "log.tensorboard=false", "--device", "cpu"),
+    "check": ("model.width=2", "--device", "cpu"),
+    "describe": ("model.width=2", "--device", "cpu"),
+    "evaluate": ("--device", "cpu"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with twelve scans and the page's config, the set prepared."""
+    folder = tmp_path_factory.mktemp("own")
+    write_own(folder / "scans", 12, num_columns=200)
+    (folder / "own.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = run_here(*COMMANDS[1])
+    assert done.code == 0, done.err
+    return folder
+
+
+def test_the_commands_of_the_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    told = {}
+    for words in COMMANDS:
+        done = run_here(*words, *TINY.get(words[0], ()))
+        assert done.code == 0, done.err
+        told[words[1] if words[0] == "data" else words[0]] = done.out + done.err
+    assert "azimuth_deg: [50.0, -50.0], num_beams: 16, remission_max: 255" in " ".join(told["info"].split())
+    assert "100.0% of the points shown" in told["describe"]
+    assert "0 errors, 0 warnings" in told["check"]
+    assert "on test, 2 samples" in told["evaluate"]
+    assert list((place / "view").glob("*.ply"))
+
+
+WRONG = {
+    "class weights": (("losses.0.class_weights=[1, 2, 3]",), "found 3 for 8 classes"),
+    "preset": (("data.sensor.preset=vlp32",), "allowed is one of 'hdl64'"),
+    "key": (("data.sensor.fov=[12, -18]",), "did you mean 'fov_deg'"),
+    "no project": (
+        ("transforms.train=[]", "transforms.evaluate=[]"),
+        "add 'project', which makes it, to transforms.train",
+    ),
+    "no project to evaluate": (("transforms.evaluate=[]",), "give both the same transform"),
+    "lowest first": (("data.sensor.fov_deg=[-18, 12]",), "the highest elevation comes first"),
+    "beams": (("data.sensor.num_beams=32",), "was prepared with 16"),
+    "scale": (("data.sensor.remission_max=1",), "set sensor.remission_max=255"),
+    "fewer rows than rings": (
+        ("transforms.train.1.height=8", "transforms.evaluate.0.height=8"),
+        "height to the number of",
+    ),
+    "more rows than rings": (("transforms.train.1.height=64",), "48 of 64 rows of the image are always empty"),
+    "the other way round": (("transforms.train.0.axes=[x]",), "beside the image"),
+    "a full turn": (("data.sensor.azimuth_deg=[180, -180]",), "columns of the image, side by side, are always empty"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_newcomers_mistakes_are_named(place: Path, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
+    monkeypatch.chdir(place)
+    overrides, words = WRONG[mistake]
+    done = run_here("check", "own.yaml", *overrides, *TINY["check"])
+    assert words in " ".join((done.out + done.err).split())

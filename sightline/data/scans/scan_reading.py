@@ -80,13 +80,20 @@ def rings_of(cloud: Cloud) -> np.ndarray | None:
 def oriented(cloud: Cloud, ids: np.ndarray, *, ring_order: RingOrder, num_beams: int | None, path: Path) -> RawScan:
     """The scan of a cloud, rings counted from the highest beam; zeros for remissions that a file does not have.
 
-    Raises DataError for rings beyond `num_beams`, and where `ring_order` contradicts the elevations of the points.
+    Raises DataError for rings that are missing or beyond `num_beams`, and where `ring_order` contradicts the elevations
+    of the points.
     """
     remission = next((cloud.channels[name] for name in _REMISSIONS if name in cloud.channels), np.zeros(len(ids)))
     rings = rings_of(cloud)
     scan = check_finite(RawScan(cloud.points.astype(np.float32), remission.astype(np.float32), ids), where=str(path))
-    if rings is None or num_beams is None:
+    if num_beams is None:
         return scan
+    if rings is None:
+        held = ", ".join(cloud.channels) or "none beside x, y, z"
+        raise DataError(
+            f"{path}: has no column {' or '.join(_RINGS)} for num_beams, it has {held}; name the column ring in "
+            "columns, or leave num_beams out, with rows: pitch"
+        )
     ring = rings.astype(np.int64)
     if ((ring != rings) | (ring < 0) | (ring >= num_beams)).any():
         raise DataError(
@@ -108,4 +115,7 @@ def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: P
     elevation, ring = np.arcsin(points[is_far, 2] / distance[is_far]), ring[is_far]
     if np.ptp(ring) and np.ptp(elevation) > _FLAT_RAD and np.corrcoef(ring, elevation)[0, 1] > 0:
         other = "bottom_first" if order == "top_first" else "top_first"
-        raise DataError(f"{path}: the points' elevations contradict ring_order={order}; set ring_order={other}")
+        raise DataError(
+            f"{path}: the points' elevations contradict ring_order={order}; set ring_order={other}, or mend the order "
+            "of x, y and z"
+        )

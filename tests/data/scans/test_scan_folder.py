@@ -156,3 +156,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds nothing, no scan \(\.bin \.npy"):
         prepare(tmp_path / "empty", tmp_path / "again")
+
+
+def test_rings_that_files_do_not_have(tmp_path: Path) -> None:
+    write_own(tmp_path / "own", 1)
+    with pytest.raises(DataError, match="has no column ring or laser or beam for num_beams, it has intensity, foo"):
+        prepare(tmp_path / "own", tmp_path / "set", columns=(*COLUMNS[:4], "foo"), num_beams=16)
