@@ -29,7 +29,7 @@ from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job
 from sightline.errors import CheckpointError, ConfigError
 from sightline.layers.native_batch_norm import without_cudnn
-from sightline.members import DataMembers, TaskMembers
+from sightline.members import DataMembers, TaskMembers, TransformMembers
 from sightline.metrics.base import Metric, fault_of_state
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import MatchReport
@@ -237,7 +237,15 @@ def _placed(losses: Sequence[Component]) -> Iterator[None]:
                 place = dataclasses.replace(component.where, path="")
                 advice = "take this loss out, or base the config on another"
                 raise UnboundError(f"{place}: {error}; {advice}") from error
+        made_by = " or ".join(f"'{name}'" for name in registry.transforms.names() if _adds(name, error.key))
+        if made_by:
+            advice = f"add {made_by}, which makes it, to transforms.train and to transforms.evaluate"
+            raise UnboundError(f"{error}; {advice}") from error
         raise
+
+
+def _adds(transform: str, key: str) -> bool:
+    return key in TransformMembers.adds.of(registry.transforms.entry_of(transform).builder)
 
 
 def build_evaluator(config: RunConfig, part: Part, task: Task, meters: Sequence[Meter]) -> Evaluator:
@@ -322,7 +330,8 @@ def _check_stated(config: RunConfig, training: Mapping[str, Any], evaluation: Ma
             places = (where for key, where in config.origins.items() if key.startswith("transforms.evaluate."))
             where = next(places, config.data.where)
             raise ConfigError(
-                f"{where}: transforms.train state {name} = {ours}, transforms.evaluate {theirs}; the model sees both"
+                f"{where}: transforms.train state {name} = {ours}, transforms.evaluate {theirs}; the model "
+                "sees both: give both the same transform that states it"
             )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sightline.describe.drawing import draw, short_number, show_shape
 from sightline.describe.figure import figure_of
 from sightline.describe.memory import Memory, estimate_memory
+from sightline.describe.projection import projection_of
 from sightline.describe.report import document_of, trace_run
 from sightline.describe.sources import build_subject
 from sightline.describe.trace import Node, Trace
@@ -52,9 +53,12 @@ def describe(
         note(f"batch: {subject.batch}")
         traced = trace_run(subject.built)
         memory = estimate_memory(subject.built)
-    document = document_of(subject, traced, memory)
+        projection = None if subject.is_promised else projection_of(subject.built)
+    document = document_of(subject, traced, memory, projection)
     _show_modules(traced, f"{config.model.name}: a forward pass of {traced.num_samples} samples", depth)
     _show_memory(memory)
+    if projection is not None:
+        _show_projection(projection)
     if svg is not None:
         figure = figure_of(traced, depth=depth)
         cost = f"{short_number(traced.macs / traced.num_samples)} multiply-accumulates per sample"
@@ -64,6 +68,22 @@ def describe(
         note(f"drawing: {svg}")
     write_document(json, document)
     return 0
+
+
+def _show_projection(found: Mapping[str, Any]) -> None:
+    """What range images show of the scans, and the highest mIoU over points."""
+    height, width = found["image"]
+    lines = [
+        f"range images of {height} x {width} pixels, over {found['num_scans']} scan(s): {found['points_shown']:.1%} of "
+        f"the points shown, {found['pixels_filled']:.1%} of the pixels filled"
+    ]
+    if "ceiling_knn" in found:
+        lines.append(
+            f"mIoU over points of a network that is right in every pixel: {found['ceiling_nearest']:.4f} by "
+            f"lift: nearest, {found['ceiling_knn']:.4f} by lift: knn"
+        )
+    for line in lines:
+        note(line)
 
 
 def _show_modules(traced: Trace, title: str, depth: int | None) -> None:

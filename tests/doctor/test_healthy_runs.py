@@ -12,7 +12,6 @@ import torch
 
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Evaluate, Train
-from sightline.data.loading.reading import BatchReader
 from sightline.engine.build import Built, Data, Part, build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator
@@ -83,7 +82,7 @@ def toy_run(name: str, micro_batches: int) -> Built:
     """A toy of the contract tests as a built run."""
     toy, world = TOYS[name], World()
     torch.manual_seed(0)
-    model, reader, precision = toy.model().double(), BatchReader(toy.dataset), Precision("float64")
+    model, reader, precision = toy.model().double(), toy.reader, Precision("float64")
     task = toy.task(model, reader.keys)
     plan = Plan(np.arange(NUM_SAMPLES), 8, seed=3, micro_batches=micro_batches)
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": 0.02, "base_lr": 0.02}])

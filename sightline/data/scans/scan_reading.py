@@ -15,7 +15,7 @@ from sightline.data.scans.label_maps import MAX_ID
 from sightline.data.scans.samples import RawScan, check_finite
 from sightline.errors import DataError
 
-__all__ = ["SCAN_SUFFIXES", "RingOrder", "has_remission", "oriented", "read_scan", "scan_ids"]
+__all__ = ["SCAN_SUFFIXES", "RingOrder", "has_remission", "oriented", "read_scan", "rings_of", "scan_ids"]
 
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
 """The kinds of file that `read_scan` reads."""
@@ -81,16 +81,28 @@ def has_remission(cloud: Cloud) -> bool:
     return any(name in cloud.channels for name in _REMISSIONS)
 
 
+def rings_of(cloud: Cloud) -> np.ndarray | None:
+    """The column of rings (N,), as the file has it; None without one."""
+    return next((cloud.channels[name] for name in _RINGS if name in cloud.channels), None)
+
+
 def oriented(cloud: Cloud, ids: np.ndarray, *, ring_order: RingOrder, num_beams: int | None, path: Path) -> RawScan:
     """The scan of a cloud, rings counted from the highest beam; zeros for remissions that a file does not have.
 
-    Raises DataError for rings beyond `num_beams`, and where `ring_order` contradicts the elevations of the points.
+    Raises DataError for rings that are missing or beyond `num_beams`, and where `ring_order` contradicts the elevations
+    of the points.
     """
     remission = next((cloud.channels[name] for name in _REMISSIONS if name in cloud.channels), np.zeros(len(ids)))
-    rings = next((cloud.channels[name] for name in _RINGS if name in cloud.channels), None)
+    rings = rings_of(cloud)
     scan = check_finite(RawScan(cloud.points.astype(np.float32), remission.astype(np.float32), ids), where=str(path))
-    if rings is None or num_beams is None:
+    if num_beams is None:
         return scan
+    if rings is None:
+        held = ", ".join(cloud.channels) or "none beside x, y, z"
+        raise DataError(
+            f"{path}: has no column {' or '.join(_RINGS)} for num_beams, it has {held}; name the column ring in "
+            "columns, or leave num_beams out, with rows: pitch"
+        )
     ring = rings.astype(np.int64)
     if ((ring != rings) | (ring < 0) | (ring >= num_beams)).any():
         raise DataError(
@@ -112,4 +124,7 @@ def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: P
     elevation, ring = np.arcsin(points[is_far, 2] / distance[is_far]), ring[is_far]
     if np.ptp(ring) and np.ptp(elevation) > _FLAT_RAD and np.corrcoef(ring, elevation)[0, 1] > 0:
         other = "bottom_first" if order == "top_first" else "top_first"
-        raise DataError(f"{path}: the points' elevations contradict ring_order={order}; set ring_order={other}")
+        raise DataError(
+            f"{path}: the points' elevations contradict ring_order={order}; set ring_order={other}, or mend the order "
+            "of x, y and z"
+        )

@@ -71,13 +71,16 @@ class SemanticKitti(LabelledScans):
 
     @classmethod
     def promise(cls, *, label_map: str = "single", sensor: SensorBlock | None = None) -> DataInfo:
-        """What `info` states, counts and sizes left out, before the set is there. Takes arguments of the set."""
+        """What `info` states, sizes left out, before the set is there; class counts are the published shares."""
         classes, found = read_label_map(label_map, LABEL_MAPS), sensor_of(sensor, preset="hdl64", owner=cls.set_name)
         fields = scan_fields(
             num_classes=classes.num_classes, reach_m=_REACH_M, num_beams=None, ignore_index=classes.ignore_index
         )
+        facts = scan_facts(classes, found)
+        if classes.frequencies:
+            facts["class_counts"] = tuple(round(1e6 * share) for share in classes.frequencies)
         form = ScanForm(classes.ids_of_classes, remission_max=found.remission_max)
-        return DataInfo(scan_facts(classes, found), fields, features=FEATURES, scans=form)
+        return DataInfo(facts, fields, features=FEATURES, scans=form)
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
@@ -103,7 +106,7 @@ class SemanticKitti(LabelledScans):
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """The ids in a tree's labels, a label map for them, and what is unlike an HDL-64E. Raises as `prepare`."""
+        """Ids and a label map for them, the sensor, and what is unlike an HDL-64E. Raises as `prepare`."""
         root = source.expanduser().resolve()
         readers = [scan.read for path in _sequences(root)[1] for scan in _scans(path)]
         sensor = sensor_of(None, preset="hdl64", owner=cls.set_name)

@@ -29,7 +29,7 @@ def channel_contract(context: Context) -> list[Finding]:
         for name, promise in survey.part.dataset.info.fields.items():
             if name in survey.fields:
                 findings += _of_field(context, survey, name, promise, survey.fields[name])
-    return findings or list(_of_width(context))
+    return findings or [*_of_width(context), *_of_image(context)]
 
 
 def _of_field(context: Context, survey: PartSurvey, name: str, promise: Field, found: FieldSurvey) -> Iterator[Finding]:
@@ -154,6 +154,26 @@ def _of_width(context: Context) -> Iterator[Finding]:
             measured=f"{transformed} channels in a batch, {parts} = {measured}{_first_layer(context)}",
             expected=f"in_channels = {declared} (a fact of the data set), as its samples have",
             action=f"look at what the transforms ({names}) or the set's own collate add to, or lose of, its features",
+        )
+
+
+def _of_image(context: Context) -> Iterator[Finding]:
+    """Images that a transform makes have as many channels as it states."""
+    part, image = context.built.data.train, context.rehearsal.batch.get("image")
+    stated = part.reader.facts.get("in_channels")
+    if isinstance(stated, int) and isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] != stated:
+        names = ", ".join(component.name for component in context.config.transforms.train)
+        yield broken_field(
+            channel_contract,
+            context,
+            context.survey[0],
+            "image",
+            "width",
+            f"the transforms say in_channels {stated}, their images have {image.shape[1]}",
+            sample=int(part.indices[0]),
+            measured=f"{image.shape[1]} channels in a batch{_first_layer(context)}",
+            expected=f"in_channels = {stated} (a fact of the transforms {names})",
+            action="state as in_channels what the transform makes",
         )
 
 

@@ -78,6 +78,8 @@ def _absences(context: Context, counted: Sequence[Census]) -> str:
             names = ", ".join(name_of_class(context, number) for number in absent[:_MOST_LISTED])
             more = f" and {len(absent) - _MOST_LISTED} more" if len(absent) > _MOST_LISTED else ""
             words += f"; {census.split} shows no {names}{more}"
+        if census.num_single:
+            words += f"; {census.num_single} of {census.num_labelled} samples of {census.split} show one class alone"
     return words
 
 
