@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.data.scans.kitti_object_files import Boxing, image_size_px, read_frame
-from sightline.data.scans.squeezeseg_npy import _read_image
+from sightline.data.scans.squeezeseg_npy import read_image
 from sightline.doctor.checks.data.input_statistics import input_statistics
 from sightline.doctor.checks.data.mismatched_labels import mismatched_labels
 from sightline.doctor.checks.data.projection_coverage import projection_coverage
@@ -178,7 +178,7 @@ def test_scans_of_one_class_or_none_are_not_reported(monkeypatch: pytest.MonkeyP
 def _real_scans(shared: Path) -> list[Sample]:
     """The front views of SqueezeSeg, which have rings, and the scans of KITTI whose frames are whole."""
     images = sorted((shared / "data/squeezeseg_samples/data/samples").glob("*.npy"))
-    scans = [_read_image(path, height=64, width=512) for path in images]
+    scans = [read_image(path, height=64, width=512) for path in images]
     root = shared / "data/kitti_object_mini"
     for path in sorted((root / "velodyne").glob("*.bin")):
         label, calib = root / f"label_2/{path.stem}.txt", root / f"calib/{path.stem}.txt"
