@@ -12,10 +12,12 @@ from torch import nn
 from sightline.doctor.checks.data.broken_offsets import broken_offsets
 from sightline.doctor.checks.data.channel_contract import channel_contract
 from sightline.doctor.checks.data.class_balance import class_balance
+from sightline.doctor.checks.data.input_statistics import input_statistics
 from sightline.doctor.checks.data.label_range import label_range
 from sightline.doctor.checks.loss.class_weight_length import class_weight_length
 from sightline.doctor.checks.model.first_step import first_step
 from sightline.doctor.context import Check, Context
+from sightline.doctor.core.merge import merge
 from sightline.engine.build import build_transforms
 from sightline.engine.distributed import World
 from sightline.errors import ConfigError
@@ -52,6 +54,14 @@ def test_scans_and_labels(monkeypatch: pytest.MonkeyPatch, check: Check, edit: E
     assert found
     assert found[0].cause == cause or cause in found[0].alternatives
     assert words in f"{found[0].summary} {found[0].measured}"
+
+
+def test_remissions_on_another_scale_are_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics that are off by the same factor follow from it."""
+    context = Context(make_scans(monkeypatch, edit=changed("remission", lambda x: x * 255)), World())
+    found = merge([*channel_contract(context), *input_statistics(context)])
+    assert [each.code for each in found] == ["channel-contract"]
+    assert any("input-statistics" in line for line in found[0].evidence["explains"])
 
 
 def test_class_weights_of_another_set(monkeypatch: pytest.MonkeyPatch) -> None:
