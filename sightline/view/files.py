@@ -17,6 +17,7 @@ from sightline.view.clouds import ByClass, ByColor, Cloud, Coloring, Subject, up
 __all__ = ["file_subject"]
 
 _COLORS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
+_SCANS = (".bin", ".pcd")
 _LABELS = frozenset({"label", "labels", "class", "classification", "semantic", "segment", "part", "instance"})
 
 
@@ -25,13 +26,15 @@ def file_subject(path: Path, *, name: str, columns: Sequence[str] | None = None,
 
     Colours are the channels red, green, blue (r, g, b), from 0 to 1, 255 or 65535 by their largest value; labels are
     whole numbers in a channel called label, class, part and the like; any other channel runs along a ramp. Of a scan
-    there are the ids in its label file too, beside it or in SemanticKITTI's folders, and labels that `predict` wrote.
+    (.bin, .pcd) there are the ids of its label file too, beside it or in SemanticKITTI's folders, and labels that
+    `predict` wrote.
     Raises DataError naming the file.
     """
     cloud = read_scan(path, columns=columns)
     description = f"the vertices of a mesh of {len(cloud.faces):,} triangles" if cloud.faces is not None else ""
     channels = dict(cloud.channels)
-    colorings = [*_labels_beside(path, len(cloud.points)), *_colorings(channels), upward(cloud.points, up_axis)]
+    beside = _labels_beside(path, len(cloud.points)) if path.suffix.lower() in _SCANS else ()
+    colorings = [*beside, *_colorings(channels), upward(cloud.points, up_axis)]
     if cloud.normals is not None:
         colorings.append(ByColor("normals", ((cloud.normals + 1) / 2 * 255).clip(0, 255).round().astype(np.uint8)))
     shown = Cloud("as read", cloud.points, tuple(colorings), description=description)

@@ -69,3 +69,24 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.ply").write_bytes(b"ply\n")
     with pytest.raises(DataError, match=r"a\.ply"):
         file_subject(tmp_path / "a.ply", name="a")
+
+
+def test_a_raw_scan_shows_the_labels_beside_it(tmp_path: Path) -> None:
+    """Ids of a label file, beside the scan or in SemanticKITTI's folders, and classes that `predict` wrote."""
+    scan = tmp_path / "velodyne/000000.bin"
+    scan.parent.mkdir()
+    np.column_stack([POINTS, np.ones(20)]).astype("<f4").tofile(scan)
+    with pytest.raises(DataError, match=r"320 bytes fit 4 and 5 columns of float32.*--columns x,y,z,intensity"):
+        file_subject(scan, name="a")
+    (tmp_path / "labels").mkdir()
+    (LABELS.astype("<u4") + (7 << 16)).astype("<u4").tofile(tmp_path / "labels/000000.label")
+    np.save(scan.with_name("000000.labels.npy"), LABELS[::-1])
+    (cloud,) = file_subject(scan, name="a", columns=("x", "y", "z", "remission")).clouds
+    truth, predicted = cloud.coloring("label file"), cloud.coloring("predicted")
+    assert isinstance(truth, ByClass)
+    assert isinstance(predicted, ByClass)
+    assert np.array_equal(truth.labels(), LABELS)
+    assert np.array_equal(predicted.labels(), LABELS[::-1])
+    np.save(scan.with_name("000000.labels.npy"), LABELS[:5])
+    with pytest.raises(DataError, match=r"holds \(5,\) labels, 000000\.bin has 20 points"):
+        file_subject(scan, name="a", columns=("x", "y", "z", "remission"))
