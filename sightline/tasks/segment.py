@@ -76,9 +76,11 @@ class Segment(Supervised):
         lift: Literal["nearest", "knn"] = "nearest",
         up_axis: Axis = "z",
         ignore_index: int | None = None,
+        azimuth_deg: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self.up_axis = up_axis
+        self.is_full_turn = azimuth_deg is None or abs(azimuth_deg[0] - azimuth_deg[1]) == 360
         self.ignore_index = ignore_index
         self.lift = lift
         if lift == "knn" and "range_image" not in batch_keys.keys:
@@ -168,7 +170,9 @@ class Segment(Supervised):
             pixel=batch["nearest"],
             point_range=batch["point_range"],
             offsets=batch["whole_offsets"],
-            vote=NeighbourVote(void=-1 if self.ignore_index is None else self.ignore_index),
+            vote=NeighbourVote(
+                void=-1 if self.ignore_index is None else self.ignore_index, is_circular=self.is_full_turn
+            ),
         )
         return F.one_hot(voted, probabilities.shape[1]).to(probabilities.dtype)
 
