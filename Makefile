@@ -11,10 +11,11 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 install: .venv/.installed
 demo: .venv/.installed
 	@.venv/bin/sightline train configs/classify/synthetic_shapes_pointnet.yaml
+# Two workers and every command that they start import the same files: compiled once, also where the shell forbids it.
 test: .venv/.installed-dev
-	.venv/bin/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n 2 --dist worksteal
 test-long: .venv/.installed-dev
-	.venv/bin/python -m pytest tests/long --override-ini addopts="--strict-markers -ra"
+	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest tests/long --override-ini addopts="--strict-markers -ra"
 lint: .venv/.installed-dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 

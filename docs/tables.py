@@ -66,7 +66,7 @@ MEANING = {
     "checks.skip": "codes of checks that this run declares it does not want",
     "expect": "what must hold while `fit-one` fits a few samples, see [fit_one.md](fit_one.md#expectations)",
     "distributed.sync_batch_norm": "batch statistics over all processes",
-    "distributed.timeout_s": "seconds after which a collective that nobody answers ends the run",
+    "distributed.timeout_s": "seconds after which a collective that other processes do not join ends the run",
 }
 
 

@@ -48,7 +48,7 @@ def load_run(path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequ
 
     `checkpoint` is `last`, `best` or a path; where the run averaged its weights, the average is loaded. `plugins` are
     the files that the run was made with. Global random states stay as they are. Raises UserError for a directory that
-    is no run, PluginError for a plugin that is not given, CheckpointError for a damaged checkpoint.
+    is not a run, PluginError for a plugin that is not given, CheckpointError for a damaged checkpoint.
     """
     run = open_trained(path, checkpoint=checkpoint, plugins=plugins)
     return LoadedRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})

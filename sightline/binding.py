@@ -15,7 +15,9 @@ __all__ = ["Bound", "Offer", "UnboundError", "bind", "outputs_of", "outputs_of_m
 
 
 class UnboundError(ConfigError):
-    """A key that no one offers or that two sides offer; the message names both sides."""
+    """A key that no one offers or that two sides offer; the message names both sides, `key` one that nobody offers."""
+
+    key = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ def bind(function: Callable[..., Any], *offers: Offer, owner: str, skip: Collect
             names.append(name)
         elif parameter.default is inspect.Parameter.empty:
             offered = "; ".join(f"{o.source} offers {', '.join(sorted(o.keys)) or 'nothing'}" for o in offers)
-            raise UnboundError(f"{owner} needs '{name}'; {offered}")
+            error = UnboundError(f"{owner} needs '{name}'; {offered}")
+            error.key = name
+            raise error
     return Bound(function, tuple(names))
 
 

@@ -60,12 +60,12 @@ def train(
 @app.command()
 def evaluate(
     words: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="RUN... [KEY=VALUE]...",
             help="a run directory, or the runs of all folds of a set; then how to evaluate: evaluate.votes=10",
         ),
-    ],
+    ] = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
     data: Annotated[Path | None, typer.Option("--data", metavar="CONFIG", help="another config's data")] = None,
     save_predictions: Annotated[
@@ -74,6 +74,10 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="where --save-predictions writes [RUN/predictions/<split>]"),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", metavar="DIR", help="score these files instead of a run, on the data of --data"),
     ] = None,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="also average the predictions of all checkpoints that the run keeps")
@@ -84,17 +88,17 @@ def evaluate(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Repeat the final metrics of a run exactly, evaluate it on other data, or pool the runs of all folds of a set."""
+    """Repeat the final metrics of a run exactly, evaluate it on other data, or pool the runs of all folds of a set.
+
+    With --data CONFIG --predictions DIR and no run, score label files of anyone's by the config's data and metrics.
+    """
     with collection_paused():
         from sightline.verbs import evaluate as verb
 
-    runs, overrides = parted(words)
+    runs, overrides = parted(words or [])
     plugins = tuple(plugin or ())
-    return verb.evaluate(
-        verb.Options(
-            runs, overrides, checkpoint, data, processes, plugins, device, json, save_predictions, out, ensemble
-        )
-    )
+    kept = (save_predictions, out, ensemble, predictions)
+    return verb.evaluate(verb.Options(runs, overrides, checkpoint, data, processes, plugins, device, json, *kept))
 
 
 @app.command()
@@ -104,7 +108,7 @@ def predict(
         list[str],
         typer.Argument(
             metavar="PATH... [KEY=VALUE]...",
-            help="files or folders: npy npz ply off txt xyz csv pts h5 hdf5; depth images: png npy bin, camera.fx=241",
+            help="files or folders: npy npz ply pcd off txt xyz csv pts h5 hdf5; scans: bin; depth images: png npy bin",
         ),
     ],
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
@@ -274,7 +278,7 @@ def view(
             "--epoch",
             metavar="E",
             min=0,
-            help="as training sees them in this epoch, and whether raw items change until then [0]",
+            help="training samples of this epoch, and whether raw items change until then [0]",
         ),
     ] = None,
     checkpoint: Annotated[

@@ -33,7 +33,7 @@ _ENDINGS = ("", "es", "d", "ed", "r", "er", "or", "n", "ion", "ing")
 
 
 class Member(Generic[T]):
-    """An optional member: what it is for, and what stands for it in a component without it."""
+    """An optional member: what it is for, and its default in a component without it."""
 
     name: str
 
@@ -73,6 +73,7 @@ class DataMembers:
         "`prepare(*, source, target, name, progress, ...)`, of the class: what `sightline data prepare` calls",
         absent=None,
     )
+    label_map: Member[Any] = Member("of a set of scans: from the ids of label files to its classes", absent=None)
     card: Member[Function] = Member("`card()`, of the class: what `sightline data info` prints", absent=None)
     promise: Member[Function] = Member(
         "`promise(*, ...)`, of the class: the `info` of a set that is not prepared yet", absent=None
@@ -124,6 +125,10 @@ class MetricMembers:
     )
     per_class: Member[Function] = Member("`per_class(state)`: class → {figure: number}", absent=None)
     per_sample: Member[Function] = Member("`per_sample(state)`: a number for each sample", absent=None)
+    update_labels: Member[Function] = Member(
+        "`update_labels(state, *, labels, ...)`: as `update`, of predicted labels where only these are known",
+        absent=None,
+    )
     tables: Member[Function] = Member("`tables(state)`: name → plain values, kept in JSON", absent=None)
 
 

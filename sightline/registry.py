@@ -139,7 +139,7 @@ class Entry(NamedTuple):
 
     @property
     def source(self) -> str:
-        """What the docstring says after 'Source:'; empty where it names none."""
+        """The docstring's text after 'Source:'; empty where it names none."""
         _, _, source = (inspect.getdoc(self.builder) or "").partition("Source:")
         return " ".join(source.split())
 
@@ -211,7 +211,7 @@ class Registry:
         return self.entry(Component(name))
 
     def faults(self, component: Component) -> list[Fault]:
-        """Everything wrong with a component block that its signature alone can tell."""
+        """Everything wrong with a component block that its signature alone can show."""
         self._load()
         if component.name not in self._entries:
             return [self._unknown_name(component)]
@@ -229,7 +229,7 @@ class Registry:
     def facts_of(self, component: Component) -> dict[str, Parameter]:
         """The facts that a block takes, those of the blocks inside it among them; required where any of them needs it.
 
-        What blocks state for one another is not among them. Its blocks must be ones: `faults` says which are not.
+        What blocks state for one another is not among them. Its blocks must be ones: `faults` lists those that are not.
         """
         entry = self.entry(component)
         taken = {name: entry.parameters[name] for name in entry.facts}
@@ -301,7 +301,7 @@ class Registry:
     def _argument(
         self, component: Component, parameter: Parameter, facts: Mapping[str, object], stated: Stated | None
     ) -> tuple[Any, Stated | None]:
-        """The value as the builder wants it, that of a block what the block stands for; and what is stated since."""
+        """The value as the builder wants it, that of a block the built component; and what is stated since."""
         value, block = component.arguments[parameter.name], block_of(parameter.annotation)
         if block is None:
             return check_value(parameter.annotation, value)[0], stated
@@ -354,7 +354,7 @@ class Registry:
 def blocks_of(component: Component, name: str) -> list[Component]:
     """The component blocks that an argument holds: one, several in a list, or none where it is null.
 
-    They must be mappings with a name: `faults` says which are not.
+    They must be mappings with a name: `faults` lists those that are not.
     """
     value = component.arguments[name]
     if value is None:
@@ -407,8 +407,8 @@ def blame(component: Component) -> Iterator[None]:
         raise ConfigError(*(_placed(component, fault) for fault in error.faults)) from error
     except DataError as error:
         # The argument that names the folder which the message begins with, as given; else the root.
-        told, given = str(error), component.arguments.items()
-        named = (name for name, value in given if isinstance(value, str) and told.startswith(f"{value}: "))
+        message, given = str(error), component.arguments.items()
+        named = (name for name, value in given if isinstance(value, str) and message.startswith(f"{value}: "))
         raise type(error)(f"{component.origins.get(next(named, 'root'), component.where)}: {error}") from error
     except UserError:
         raise

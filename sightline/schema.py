@@ -8,6 +8,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NotRequired
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -99,7 +100,17 @@ def check_value(annotation: Any, value: object) -> tuple[Any, list[Misfit]]:
 
 
 def _accept(annotation: Any, value: object) -> Any:
-    return TypeAdapter(annotation).validate_json(json.dumps(value, allow_nan=False), strict=True)
+    try:
+        adapter = _adapter(annotation)
+    except TypeError:  # an annotation that cannot be hashed
+        adapter = TypeAdapter(annotation)
+    return adapter.validate_json(json.dumps(value, allow_nan=False), strict=True)
+
+
+@lru_cache(maxsize=1024)
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    """Made once: a config is read by some sixty of them, and each takes longer to make than all values to check."""
+    return TypeAdapter(annotation)
 
 
 def _names_keys(annotation: Any) -> bool:

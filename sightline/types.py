@@ -20,6 +20,7 @@ __all__ = [
     "Ramp",
     "Sample",
     "SampleKey",
+    "ScanForm",
     "Transform",
     "Where",
 ]
@@ -56,7 +57,7 @@ class Field:
 
     `shape` and `dtype` in words ("points 3", "float32"); `low` and `high` bound the values where they are finite.
     `frame: image` is that of the pixels of `image`: a transform that moves them must take the field, too.
-    `collate` says how samples become a batch: `stack` (equal shapes), `concatenate` along the first axis (adds
+    `collate` is how samples become a batch: `stack` (equal shapes), `concatenate` along the first axis (adds
     `offsets`, cumulative counts with a leading 0, length S+1), `pad` with zeros (adds `<name>_mask`), or `list`.
     `offsets` is the key of those counts: fields that are equally long in every sample share one.
     """
@@ -76,10 +77,10 @@ class CloudForm:
     """How a cloud or a mesh from a file becomes a sample of a set, as preparing and reading made its own samples.
 
     A sample has `num_points` points, all that a file holds where it is None; `stored_points` is how many the set keeps
-    of a shape, in an order in which the first ones are a fair choice. `unit_sphere` says how clouds come to lie about
+    of a shape, in an order in which the first ones are a fair choice. `unit_sphere` is how clouds come to lie about
     their mean with radius 1: `applied` by the set's own preparing, `promised` by the files that it is made from, or
     `none`, where scale and place mean something. `preparation` are the arguments with which `prepare_cloud` made the
-    samples of a set of the user's own, `columns` the names that its files lacked; `estimates_normals` says that the
+    samples of a set of the user's own, `columns` the names that its files lacked; `estimates_normals` marks that the
     normals of a sample are estimated from its points. `fewest_points` is the least number of distinct points of its
     clouds, `radii` the smallest and largest distance of their farthest points from their means where size
     was kept; None where preparing did not note it. `scene` are the arguments `scale` and `colour_max` with which
@@ -98,6 +99,25 @@ class CloudForm:
 
 
 @dataclass(frozen=True, slots=True)
+class ScanForm:
+    """How a file of a LiDAR scan becomes a sample of a set, and a class of its points the id of a label file.
+
+    `ids_of_classes` has the id of every class, class 0 first. `columns` are those of files without names, None where
+    the set states none; remissions of files run from 0 to `remission_max`, and a file must have them where
+    `has_remission`. Files number `num_beams` beams as `ring_order` says, none where it is None. `image_px` is the
+    height and width of range images in .npy files, where the set has such.
+    """
+
+    ids_of_classes: tuple[int, ...]
+    columns: tuple[str, ...] | None = ("x", "y", "z", "remission")
+    remission_max: float = 1.0
+    has_remission: bool = True
+    num_beams: int | None = None
+    ring_order: Literal["top_first", "bottom_first"] = "top_first"
+    image_px: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Folds:
     """The parts of a set that are tested in turn, such as areas of a building, and those that the test split holds."""
 
@@ -111,9 +131,9 @@ class DataInfo:
 
     Facts have the names of `registry.DATA_FACTS`, and plain values: numbers and text, alone or in tuples.
     `features` names fields with one row per point, other than `points` (normals, colours), that are joined, after the
-    transforms, into the key `features`; `in_channels` counts `points` and these. `clouds` tells `sightline predict` how
-    files of other shapes become samples; without it their points are taken as they are. `folds` belong to a set that is
-    tested part by part: runs that cover all of them may be evaluated as one.
+    transforms, into the key `features`; `in_channels` counts `points` and these. `clouds`, and `scans` of LiDAR, state
+    how `sightline predict` makes samples of files; without them the points of files are taken as they are. `folds`
+    belong to a set that is tested part by part: runs that cover all of them may be evaluated as one.
     """
 
     facts: Mapping[str, Any]
@@ -122,6 +142,7 @@ class DataInfo:
     features: tuple[str, ...] = ()
     clouds: CloudForm | None = None
     folds: Folds | None = None
+    scans: ScanForm | None = None
 
 
 class Dataset(Protocol):

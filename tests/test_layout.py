@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import re
 from collections import Counter
@@ -108,10 +109,25 @@ def room_of(module: str) -> str:
 MODULES = {module_of(path): path for path in FILES}
 
 
-def imports_of(path: Path) -> dict[str, int]:
+@pytest.fixture(scope="module")
+def trees() -> dict[Path, ast.Module]:
+    """Every file of the package, parsed once, by the worker that runs these tests alone."""
+    gc.disable()  # a million new objects, none of them garbage: its searches take longer than the parser
+    try:
+        return {path: ast.parse(path.read_text()) for path in FILES}
+    finally:
+        gc.enable()
+
+
+@pytest.fixture(scope="module")
+def imports(trees: dict[Path, ast.Module]) -> dict[str, dict[str, int]]:
+    return {module: imports_of(trees[path]) for module, path in MODULES.items() if module not in KEPT_NAMES}
+
+
+def imports_of(tree: ast.Module) -> dict[str, int]:
     """Every module of the package that a file imports, also inside functions and for types alone, and the line."""
     found: dict[str, int] = {}
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sightline":
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -126,17 +142,14 @@ def imports_of(path: Path) -> dict[str, int]:
     return found
 
 
-IMPORTS = {module: imports_of(path) for module, path in MODULES.items() if module not in KEPT_NAMES}
-
-
-def test_imports_point_downward() -> None:
+def test_imports_point_downward(imports: dict[str, dict[str, int]]) -> None:
     folders = {"data", "doctor"}  # their own files hold no more than a docstring
-    unknown = {room_of(module) for module in IMPORTS} - FLOOR_OF.keys() - folders
+    unknown = {room_of(module) for module in imports} - FLOOR_OF.keys() - folders
     assert not unknown, f"rooms without a floor: {unknown}"
     ground = 0
     upward = [
         f"{module}:{line} imports '{other}'"
-        for module, imported in IMPORTS.items()
+        for module, imported in imports.items()
         for other, line in imported.items()
         if room_of(other) != room_of(module) and {room_of(other), room_of(module)}.isdisjoint(folders)
         if FLOOR_OF[room_of(other)] > FLOOR_OF[room_of(module)]
@@ -146,14 +159,14 @@ def test_imports_point_downward() -> None:
 
 
 @pytest.mark.parametrize("name", KEPT_NAMES)
-def test_documented_names_of_before_are_kept(name: str) -> None:
+def test_documented_names_of_before_are_kept(name: str, imports: dict[str, dict[str, int]]) -> None:
     old, new = (importlib.import_module(f"sightline.{module}") for module in (name, KEPT_NAMES[name]))
     assert all(getattr(old, each) is getattr(new, each) for each in old.__all__)
-    assert not [module for module, imported in IMPORTS.items() if name in imported]
+    assert not [module for module, imported in imports.items() if name in imported]
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
-    assert list(circles(IMPORTS)) == []
+def test_no_files_import_each_other_in_a_circle(imports: dict[str, dict[str, int]]) -> None:
+    assert list(circles(imports)) == []
 
 
 def circles(imports: Mapping[str, Iterable[str]]) -> Iterator[list[str]]:
@@ -179,14 +192,14 @@ def test_circles_are_found() -> None:
     assert list(circles({"a": ["b"], "b": ["c"], "c": ["b", "d"], "d": []})) == [["b", "c"]]
 
 
-def test_folders_files_and_functions_stay_small() -> None:
+def test_folders_files_and_functions_stay_small(trees: dict[Path, ast.Module]) -> None:
     counts = Counter(path.parent for path in FILES)
     large = {str(folder): count for folder, count in counts.items() if count > MAX_FILES}
     for path in FILES:
         text = path.read_text()
         if text.count("\n") > MAX_FILE_LINES:
             large[str(path)] = text.count("\n")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(trees[path]):
             if isinstance(node, ast.FunctionDef):
                 first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
                 if (node.end_lineno or 0) - first.lineno >= MAX_BODY_LINES:
@@ -217,9 +230,9 @@ def test_only_one_module_knows_which_process_is_first() -> None:
     assert not asking - {"engine/distributed.py"}
 
 
-def forwards_of(text: str) -> list[int]:
+def forwards_of(tree: ast.Module) -> list[int]:
     """The lines that run a part of a task's forward pass: `task.prepare(`, `.losses(` or `.assess(`."""
-    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return [
         call.lineno
         for call in calls
@@ -229,15 +242,16 @@ def forwards_of(text: str) -> list[int]:
     ]
 
 
-def test_only_one_module_runs_the_forward_pass_of_a_step() -> None:
+def test_only_one_module_runs_the_forward_pass_of_a_step(trees: dict[Path, ast.Module]) -> None:
     """prepare -> losses -> mean is written down in engine/step.py, so that nobody's copy of it can differ."""
-    running = {str(p.relative_to(PACKAGE)) for p in FILES if forwards_of(p.read_text())}
+    running = {str(path.relative_to(PACKAGE)) for path, tree in trees.items() if forwards_of(tree)}
     assert running == {"engine/step.py"}
 
 
 def test_forward_passes_are_found() -> None:
-    assert forwards_of("job.task.prepare(model, [batch], world)\nself._task.losses(model, batch, near)\n") == [1, 2]
-    assert forwards_of("data.prepare(source)") == []
+    step = "job.task.prepare(model, [batch], world)\nself._task.losses(model, batch, near)\n"
+    assert forwards_of(ast.parse(step)) == [1, 2]
+    assert forwards_of(ast.parse("data.prepare(source)")) == []
 
 
 def test_only_one_module_builds_findings() -> None:

@@ -226,10 +226,10 @@ def test_a_missing_folder_is_blamed_on_the_root_that_named_it() -> None:
 
 def test_a_missing_folder_is_blamed_on_the_argument_that_named_it() -> None:
     with (
-        pytest.raises(DataError, match=r"^mine\.yaml:5: model\.views: /views: is no view store$"),
+        pytest.raises(DataError, match=r"^mine\.yaml:5: model\.views: /views: is not a view store$"),
         blame(block("m", root="/data", views="/views")),
     ):
-        raise DataError("/views: is no view store")
+        raise DataError("/views: is not a view store")
 
 
 # --- what there is ---------------------------------------------------------------------------------------------------

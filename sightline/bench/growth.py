@@ -14,7 +14,7 @@ from sightline.bench.runner import Result
 from sightline.chart import Panel, Series
 from sightline.errors import UserError
 
-__all__ = ["AXES", "Series", "all_cases", "exponent", "grown", "panels", "tell_growth"]
+__all__ = ["AXES", "Series", "all_cases", "describe_growth", "exponent", "grown", "panels"]
 
 AXES = ("points", "neighbours", "batch")
 
@@ -132,7 +132,7 @@ def panels(places: Sequence[Grown], results: Sequence[Result]) -> list[list[Pane
     return rows
 
 
-def tell_growth(rows: Sequence[Sequence[Panel | None]]) -> list[tuple[str, ...]]:
+def describe_growth(rows: Sequence[Sequence[Panel | None]]) -> list[tuple[str, ...]]:
     """A line for each curve: what, along which axis, which form, first and last value, and the exponent."""
     return [
         (

@@ -75,28 +75,28 @@ class Runner:
         self.meter = meter
         self.keeps_memory = keeps_memory
 
-    def run(self, cases: Sequence[Case], report: Report, tell: Callable[[str], None]) -> None:
+    def run(self, cases: Sequence[Case], report: Report, note: Callable[[str], None]) -> None:
         """Adds to the report, form by form, so that an interrupted run keeps what it has."""
         if self.keeps_memory:
             keep_freed_memory()
         for case in cases:
-            tell(case.name)
-            present = self._present(case, report, tell)
-            for result in self._compare(case, present, report, tell):
+            note(case.name)
+            present = self._present(case, report, note)
+            for result in self._compare(case, present, report, note):
                 report.results.append(result)
 
-    def _present(self, case: Case, report: Report, tell: Callable[[str], None]) -> list[Variant]:
+    def _present(self, case: Case, report: Report, note: Callable[[str], None]) -> list[Variant]:
         for form in case.variants:
             if form.needs is not None and not form.is_present:
                 package = _PEER_PACKAGES.get(form.needs, form.needs)
                 line = str(MissingExtraError(package, extra="peers", needed_by=f"the row '{form.name}'"))
                 if line not in report.missing:
                     report.missing.append(line)
-                    tell(line)
+                    note(line)
         return [form for form in case.variants if form.is_present]
 
     def _compare(
-        self, case: Case, present: Sequence[Variant], report: Report, tell: Callable[[str], None]
+        self, case: Case, present: Sequence[Variant], report: Report, note: Callable[[str], None]
     ) -> Iterator[Result]:
         sized = case.smaller() if self.is_quick else case
         with ExitStack() as stack:
@@ -109,7 +109,7 @@ class Runner:
                 runs.pop(name, None)
                 line = f"{case.name}/{name}: other numbers than {case.baseline.name}: {fault}"
                 report.mismatches.append(line)
-                tell(f"FAILED {line}")
+                note(f"FAILED {line}")
             if len(runs) == 1:
                 return
             seconds = interleave(runs, repeats=self.repeats)

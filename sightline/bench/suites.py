@@ -15,6 +15,7 @@ from sightline.bench import (
     models,
     optimizers,
     range_networks,
+    scan_scores,
     train,
     transformers,
     volumes,
@@ -37,6 +38,10 @@ def _models() -> list[Case]:
     ]
 
 
+def _metrics() -> list[Case]:
+    return [*metrics.cases(), *scan_scores.cases()]
+
+
 def _train() -> list[Case]:
     return [*train.cases(), *optimizers.cases()]
 
@@ -45,7 +50,7 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "geometry": geometry.cases,
     "models": _models,
     "data": data.cases,
-    "metrics": metrics.cases,
+    "metrics": _metrics,
     "train": _train,
 }
 

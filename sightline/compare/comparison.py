@@ -87,7 +87,7 @@ class Comparison:
 
     @property
     def is_equal(self) -> bool:
-        """Whether rounding explains everything; nothing is where losses are no numbers in both variants."""
+        """Whether rounding explains everything; nothing is where losses are not finite in both variants."""
         is_number = self.trace is None or self.trace.is_none_from is None
         return not self.guilty and self.parts_at_step is None and is_number
 
@@ -123,9 +123,7 @@ def compare(subject: Subject, against: str, *, keys: Path | None = None, num_ste
     if is_record(path):
         return compare_record(subject, read_record(path), name=str(path))
     known = ", ".join(AGAINST)
-    raise UserError(
-        f"--against {against}: is none of {known}, no Python file (FILE.py) and no record; give one of these"
-    )
+    raise UserError(f"--against {against}: must be one of {known}, a Python file (FILE.py) or a record")
 
 
 def make_record(subject: Subject, *, num_steps: int = 0) -> Record:
@@ -134,7 +132,7 @@ def make_record(subject: Subject, *, num_steps: int = 0) -> Record:
     batch = variant.batch(subject.batch)
     built = subject.built
     losses = losses_over_steps(variant, built.job, subject.recipe, batch, num_steps=num_steps)
-    told = {
+    about = {
         "run": built.config.name,
         "model": built.config.model.name,
         "precision": variant.precision.name,
@@ -148,14 +146,14 @@ def make_record(subject: Subject, *, num_steps: int = 0) -> Record:
         subject.batch,
         stages_of(built.data.train.reader, subject.keys),
         losses,
-        told,
+        about,
     )
 
 
 def compare_record(subject: Subject, had: Record, *, name: str) -> Comparison:
     """A record from elsewhere, held against the run's own layers, with the record's weights and batch."""
     built = subject.built
-    samples = [SampleKey(*numbers) for numbers in had.told.get("samples", [])]
+    samples = [SampleKey(*numbers) for numbers in had.about.get("samples", [])]
     rows = compare_stages(had.stages, stages_of(built.data.train.reader, samples)) if had.stages else []
     model = copy.deepcopy(built.job.model)
     found = match_keys(had.weights, model.state_dict(), None)
@@ -166,9 +164,9 @@ def compare_record(subject: Subject, had: Record, *, name: str) -> Comparison:
     steps = None
     if had.trace:
         steps = trace(had.trace, reference, had.recording.format, built.job, subject.recipe, batch)
-    told = f"recorded of {had.told.get('run')} in {had.told.get('precision')} with torch {had.told.get('torch')}"
+    about = f"recorded of {had.about.get('run')} in {had.about.get('precision')} with torch {had.about.get('torch')}"
     guesses = tuple(f"guess: {guess}" for guess in found.guesses)
-    return Comparison(f"{name} ({told})", "float64", tuple(rows), steps, guesses)
+    return Comparison(f"{name} ({about})", "float64", tuple(rows), steps, guesses)
 
 
 def _against_form(subject: Subject, against: str, num_steps: int) -> Comparison:
@@ -209,8 +207,8 @@ def _against_file(subject: Subject, path: Path, keys: Mapping[str, str | None] |
         if job.frozen:
             raise UserError(f"optimizer.frozen: {path} names its modules otherwise; compare with optimizer.frozen=[]")
         foreign, found = prepare_foreign(own.model, theirs, keys, recording)
-        recording, told = translated(recording, foreign, found)
-        notes = [*(f"guess: {each}" for each in found.guesses), *told]
+        recording, about = translated(recording, foreign, found)
+        notes = [*(f"guess: {each}" for each in found.guesses), *about]
         reference = Variant(str(path), foreign, exact, own.device)
         ours = still(job.model, dtype=torch.float64, device=own.device)
         trained = Variant(str(path), ours, exact, own.device, on=lambda model: Bridge(model, foreign, found.pairs))
@@ -281,7 +279,7 @@ def _assert_runs(against: str, subject: Subject) -> None:
     if against == "cuda" and not torch.cuda.is_available():
         raise UserError("--against cuda: this machine has no CUDA device; not available")
     if against in ("no-cudnn", "native-batch-norm") and subject.device.type != "cuda":
-        raise UserError(f"--against {against}: says something on a GPU with cuDNN alone; not available on this device")
+        raise UserError(f"--against {against}: differs only on a GPU with cuDNN; not available on this device")
 
 
 def _key_map(path: Path | None) -> dict[str, str | None] | None:

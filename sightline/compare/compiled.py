@@ -42,7 +42,7 @@ def compare_compiled(job: Job, variant: Variant, reference: Variant, batch: Batc
 def halved(layers: Sequence[str], is_guilty: Callable[[Sequence[str]], bool]) -> str | None:
     """The last of the first layers that have to be as the reference's for the whole to agree; None where none helps.
 
-    `is_guilty(first)` says whether it still deviates where these are the reference's. Source: bisection.
+    `is_guilty(first)` is whether it still deviates where these are the reference's. Source: bisection.
     """
     if not layers or is_guilty(layers):
         return None

@@ -1,4 +1,4 @@
-"""A reference that nobody here wrote: its layers beside ours, one by one where they can be told, else by stretches."""
+"""A reference of others: its layers beside ours, one by one where they can be aligned, else by stretches."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def build_reference(path: Path) -> nn.Module:
     try:
         module = build()
     except Exception as error:
-        told = " ".join(str(error).split())
-        raise UserError(f"--against {path}: build() fails: {type(error).__name__}: {told}") from error
+        notes = " ".join(str(error).split())
+        raise UserError(f"--against {path}: build() fails: {type(error).__name__}: {notes}") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"--against {path}: build() returns a {type(module).__name__}; it has to return a nn.Module")
     return module
@@ -118,7 +118,7 @@ def prepare_foreign(
 def translated(recording: Recording, foreign: Foreign, keys: Keys) -> tuple[Recording, list[str]]:
     """A recording in the terms of their network: the calls that both have, in their layout, under their paths.
 
-    What neither has alone lies between these and is judged as a stretch. Notes tell what could not be aligned.
+    What neither has alone lies between these and is judged as a stretch. Notes list what could not be aligned.
     """
     root = recording.calls[0]
     theirs, note = _calls_of(foreign, root)
@@ -136,9 +136,9 @@ def translated(recording: Recording, foreign: Foreign, keys: Keys) -> tuple[Reco
         if name in keys.pairs
     }
     own_leaves = _innermost(recording.calls)
-    told = [note] if note else []
-    told.append(f"{len(calls) - 1} calls of {len(own_leaves)} of ours and {len(_innermost(theirs))} of theirs align")
-    return replace(recording, calls=calls, gradients=gradients, is_partial=True), told
+    notes = [note] if note else []
+    notes.append(f"{len(calls) - 1} calls of {len(own_leaves)} of ours and {len(_innermost(theirs))} of theirs align")
+    return replace(recording, calls=calls, gradients=gradients, is_partial=True), notes
 
 
 def _calls_of(foreign: Foreign, root: Call) -> tuple[list[Call], str]:

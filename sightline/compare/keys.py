@@ -30,7 +30,7 @@ def match_keys(
 
     `given` maps our names of tensors, or of modules for all in them, to theirs, or to None for what has no place there.
     What it leaves open goes by equal names; where no map is given at all, modules with the same tensors are taken in
-    their order, and each of these guesses is told. Shapes agree but for axes of length 1.
+    their order, and each of these guesses is noted. Shapes agree but for axes of length 1.
     Raises UserError where anything of theirs stays empty, or of ours is left over.
     """
     pairs, left_out = _by_map(ours, theirs, given or {})
@@ -67,7 +67,7 @@ def fill(theirs: nn.Module, ours: Mapping[str, Tensor], pairs: Mapping[str, str]
 def _by_map(
     ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], given: Mapping[str, str | None]
 ) -> tuple[dict[str, str], set[str]]:
-    """What the map says of each of our tensors, the longest name first; and what it leaves out."""
+    """The map's name for each of our tensors, the longest name first; and what it leaves out."""
     unknown = [key for key in given if key not in ours and not any(name.startswith(f"{key}.") for name in ours)]
     if unknown:
         raise UserError(f"--keys: the model has no tensor or module '{unknown[0]}'{nearest(unknown[0], list(ours))}")
@@ -104,8 +104,8 @@ def _by_shape(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], guesses:
             continue
         for place, (module, other) in enumerate(zip(modules, others, strict=True)):
             why = "the only one" if len(modules) == 1 else f"number {place + 1} of {len(modules)}"
-            told = ", ".join(f"{name} {shape}" for name, shape in kind)
-            guesses.append(f"{module or '(model)'} = {other or '(model)'}, {why} with {told}")
+            listed = ", ".join(f"{name} {shape}" for name, shape in kind)
+            guesses.append(f"{module or '(model)'} = {other or '(model)'}, {why} with {listed}")
             pairs |= {_join(module, name): _join(other, name) for name, _ in kind}
     return pairs
 
@@ -139,9 +139,9 @@ def _join(module: str, name: str) -> str:
 
 def _complaint(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, is_guessed: bool) -> str:
     sides = [("of the model", ours), ("of the reference", theirs)]
-    told = "; ".join(f"{_first(side)} {words}" for words, side in sides if side)
+    listed = "; ".join(f"{_first(side)} {words}" for words, side in sides if side)
     how = "no name or shape settles" if is_guessed else "the map does not settle"
-    return f"--keys: {how} what belongs together: {told}; give a JSON file of our names and theirs, null for none"
+    return f"--keys: {how} what belongs together: {listed}; give a JSON file of our names and theirs, null for none"
 
 
 def _first(tensors: Mapping[str, Tensor]) -> str:

@@ -73,9 +73,9 @@ def cells() -> Iterator[Cell]:
 
 
 def run_cell(subject: Subject, cell: Cell, *, peak: Peak | None, num_steps: int = STEPS[-1] + 1) -> Outcome:
-    """Train on the subject's one batch as the cell says, from the run's own weights.
+    """Train on the subject's one batch in the variant of the cell, from the run's own weights.
 
-    `peak(run)` measures the memory of a run on a CPU; without it, none is told.
+    `peak(run)` measures the memory of a run on a CPU; without it, none is reported.
     """
     if cell.device == "cuda" and not torch.cuda.is_available():
         return Outcome(cell, why_not="no CUDA device")
@@ -115,7 +115,7 @@ def _measured(run: Callable[[], None], device: torch.device, peak: Peak | None) 
 
 @contextlib.contextmanager
 def _tf32(is_on: bool | None) -> Iterator[None]:
-    """Float32 products as the cell says, and afterwards as they were."""
+    """Float32 products as in the cell, and afterwards as they were."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     if is_on is not None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_on

@@ -3,13 +3,13 @@
 The unit is the larger of two: what the reference's answer moves by where its inputs are moved by one unit in the last
 place of the variant's number format (some draws, the largest), and one unit in the last place of the answer's largest
 value. More than `BOUND` units are not explained. Where that is not enough, the results of the operations inside are
-moved as well: of a sum that is zero but for rounding, the inputs tell nothing. And what a plain form of a layer in the
+moved as well: of a sum that is zero but for rounding, the inputs show nothing. And what a plain form of a layer in the
 variant's format is off by counts, where there is one that adds its values one after another (`sums.py`).
 
 A decision (which neighbour is nearer, which response is the largest) may fall otherwise after the smallest rounding,
 and what hangs on it then jumps. Where an answer is suspect, inputs are moved by `BOUND` units as well, and by one in
 the same directions: what is smooth moves `BOUND` times as far. An entry that does not, by more than the bound itself,
-has no value that rounding would leave it: nothing is said about it, and the others are judged.
+has no value that rounding would leave it: it is not judged, and the others are.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["BOUND", "MOST", "Deviation", "compared", "distance", "judge"]
 BOUND = 16.0
 """Units of rounding beyond which a deviation is not explained."""
 MOST = 1e99
-"""Stands for a deviation without a bound: another shape, or a number where the other has none."""
+"""Marks a deviation without a bound: another shape, or a number where the other has none."""
 _MOST_DRAWS = 4
 _LEAP = 1000.0
 """Units of the answer's largest value beyond which a draw need not be rounding: a decision may have turned."""
@@ -45,7 +45,7 @@ Run = Callable[[Nudge | None], Answer]
 class Deviation:
     """Of one tensor: the largest error, the unit of rounding, and the largest value of the reference's answer.
 
-    `undefined` entries of `entries` hang on decisions that rounding turns. `note` says what the numbers cannot.
+    `undefined` entries of `entries` hang on decisions that rounding turns. `note` adds what the numbers do not show.
     """
 
     error: float
@@ -122,7 +122,7 @@ def judge(unit: Unit, actual: Mapping[str, Tensor], clean: Answer, run: Run, *, 
 
 
 def _is_explained(found: Mapping[str, Deviation]) -> bool:
-    """Whether no more needs to be asked. By half the bound: few draws are no maximum."""
+    """Whether no more needs to be asked. By half the bound: few draws are not a maximum."""
     return all(deviation.ratio <= BOUND / 2 for deviation in found.values())
 
 
@@ -215,7 +215,7 @@ def _set_jumps_apart(
 def _jumping(answer: Tensor, near: Tensor | None, far: Tensor | None, bound: float) -> Tensor:
     """Which entries do not go on in a straight line from the answer over the one nearby to the one farther off.
 
-    By more than `bound`, and than half of what a straight line would be: what is only bent is no jump.
+    By more than `bound`, and than half of what a straight line would be: what is only bent is not a jump.
     """
     if near is None or far is None:
         return torch.zeros_like(answer, dtype=torch.bool)

@@ -12,7 +12,7 @@ from sightline.compare.comparison import Comparison
 from sightline.compare.measure import BOUND, MOST
 from sightline.compare.walk import Row
 
-__all__ = ["encode_page", "figure", "tell", "verdict"]
+__all__ = ["describe", "encode_page", "figure", "verdict"]
 
 _LEAST = 1e-3
 """Units of rounding below which a dot of the plot does not go: zero has no place on a logarithmic axis."""
@@ -43,13 +43,13 @@ def verdict(comparison: Comparison) -> str:
     parted = "" if step is None else f"; the losses part at step {step}"
     trace = comparison.trace
     if trace is not None and trace.is_none_from is not None:
-        parted += f"; from step {trace.is_none_from} on both have losses or gradients that are no numbers"
+        parted += f"; from step {trace.is_none_from} on both have losses or gradients that are NaN or infinite"
     if comparison.guilty:
-        return f"they diverge first at {tell(comparison.guilty[0])}{parted}"
+        return f"they diverge first at {describe(comparison.guilty[0])}{parted}"
     return f"every layer agrees{parted}" if parted else "equal: rounding explains every difference"
 
 
-def tell(row: Row) -> str:
+def describe(row: Row) -> str:
     """A row in words: the layer, the pass, the tensor, and how far it is off."""
     deviation = row.deviation
     where = f", in the code of {row.inside} after it" if row.inside else ""
@@ -105,5 +105,5 @@ def _remark(row: Row) -> str:
 
 
 def _drawn(value: float) -> float:
-    """Within what a logarithmic axis shows; what is no number lies at its upper end."""
+    """Within what a logarithmic axis shows; what is not finite lies at its upper end."""
     return 1e30 if math.isnan(value) else max(min(value, 1e30), 1e-12)

@@ -29,7 +29,7 @@ class Call:
 
     `given` is `(args, kwargs)`, `made` the result; `to_given` and `to_made` are the gradients that came to their
     tensors, by place, from this call alone. `began` and `ended` are ticks of one clock over all calls. `buffers` holds
-    what the call changed, before and after. `format` is the coarsest number format inside. `shown` is the name to tell
+    what the call changed, before and after. `format` is the coarsest number format inside. `shown` is the name to print
     where the path is that of another network's module.
     """
 
@@ -62,7 +62,7 @@ class Recording:
     """A training step of one variant, in the order in which its calls began; `gradients` are those of parameters.
 
     `losses` are the terms and `total`, their weighted sum, computed in `format`; calls without a parent are the model's
-    own. `is_partial` says that calls were left out, which another network does not have.
+    own. `is_partial` marks that calls were left out, which another network does not have.
     """
 
     calls: list[Call]
@@ -197,18 +197,18 @@ def _tap(gradients: dict[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
 
 
 class Formats(TorchDispatchMode):
-    """Tells of the coarsest format that an operator reads or writes; products on a GPU may round factors to TF32."""
+    """Reports the coarsest format that an operator reads or writes; products on a GPU may round factors to TF32."""
 
     def __init__(self, see: Callable[[Format], None]) -> None:
         super().__init__()
-        self._told = see
+        self._report = see
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.is_floating_point():
-            self._told(format_of(result.dtype))
+            self._report(format_of(result.dtype))
             if result.is_cuda and result.dtype == torch.float32 and _may_be_tf32(func):
-                self._told(TF32)
+                self._report(TF32)
         return result
 
 

@@ -26,7 +26,7 @@ __all__ = ["Record", "Writer", "is_record", "read_record", "write_record"]
 _DOCUMENT, _TENSORS = "record.json", "tensors.safetensors"
 _VERSION = 1
 _NESTS = {kind.__name__: kind for kind in (levels.Edges, levels.Level, levels.Spread)}
-"""Dataclasses that modules of ours hand on; no other class is made of what a record says."""
+"""Dataclasses that modules of ours hand on; no other class is made from a record."""
 _FORMATS = {each.name: each for each in (*FORMATS.values(), TF32)}
 
 
@@ -35,7 +35,7 @@ class Record:
     """A step, and all that it takes to run it elsewhere: weights, the batch, and the batch at every stage of the data.
 
     `stages` are (name, fields) in order, the raw samples first, under no name. `trace` are losses over some optimiser
-    steps. `told` says what was recorded, and with what.
+    steps. `about` names what was recorded, and with what.
     """
 
     recording: Recording
@@ -43,7 +43,7 @@ class Record:
     batch: dict[str, Any]
     stages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     trace: tuple[float, ...] = ()
-    told: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def is_record(path: Path) -> bool:
@@ -59,7 +59,7 @@ def write_record(path: Path, record: Record) -> None:
     recording = record.recording
     document = {
         "version": _VERSION,
-        "told": record.told,
+        "told": record.about,
         "format": recording.format.name,
         "calls": [writer.call(call) for call in recording.calls],
         "losses": writer.nest(recording.losses),
@@ -82,7 +82,9 @@ def read_record(path: Path) -> Record:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a record: {error}; record the step again") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path}: is no record: {_DOCUMENT} holds a {type(document).__name__}; record the step again")
+        raise UserError(
+            f"{path}: is not a record: {_DOCUMENT} holds a {type(document).__name__}; record the step again"
+        )
     if document.get("version") != _VERSION:
         raise UserError(
             f"{path}: is a record of version {document.get('version')}, this is {_VERSION}; record it again"

@@ -77,16 +77,16 @@ def _layer(module: nn.Module, weights: str, path: str, writer: Writer, file: Pat
     """What a script needs to build the layer; its weights go to the tensors."""
     for name, tensor in module.state_dict().items():
         writer.tensors[f"{weights}.{name}"] = tensor.detach().cpu().contiguous().clone()
-    told: dict[str, Any] = {"weights": weights}
+    about: dict[str, Any] = {"weights": weights}
     if type(module).__module__.startswith("torch.nn.") and not list(module.children()):
         call = ast.parse(f"f({module.extra_repr()})", mode="eval").body
         assert isinstance(call, ast.Call)
         arguments = [_plain(each) for each in call.args]
         named = {each.arg: _plain(each.value) for each in call.keywords}
-        return told | {"kind": "torch", "class": type(module).__name__, "args": arguments, "kwargs": named}
+        return about | {"kind": "torch", "class": type(module).__name__, "args": arguments, "kwargs": named}
     if file is not None:
-        return told | {"kind": "file", "file": "reference.py", "path": path.removeprefix("network.")}
-    return told | {"kind": "sightline", "path": path.removeprefix("network."), "plugins": []}
+        return about | {"kind": "file", "file": "reference.py", "path": path.removeprefix("network.")}
+    return about | {"kind": "sightline", "path": path.removeprefix("network."), "plugins": []}
 
 
 def _plain(written: ast.expr) -> Any:

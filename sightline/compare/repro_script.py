@@ -1,6 +1,6 @@
-"""Runs one layer in two variants on the same tensors, and says by how much they differ. Needs torch and safetensors.
+"""Runs one layer in two variants on the same tensors, and prints by how much they differ. Needs torch and safetensors.
 
-`sightline compare --repro` copies this file, as it is, beside `repro.json`, which says what the layers are, and
+`sightline compare --repro` copies this file, as it is, beside `repro.json`, which describes the layers, and
 `tensors.safetensors`. A layer that is not torch's own is built by sightline, or by the file that was compared with.
 Exit code 1 where the deviation is there, 0 where it is not.
 """
@@ -20,10 +20,10 @@ BOUND = 16.0
 
 def main() -> int:
     """Run both, and compare what they make, what layers inside are given, buffers and gradients."""
-    told = json.loads((HERE / "repro.json").read_text())
+    record = json.loads((HERE / "repro.json").read_text())
     tensors = load_file(HERE / "tensors.safetensors")
-    variant = run(told, told["variant"], tensors, getattr(torch, told["dtype"]))
-    reference = run(told, told["reference"], tensors, torch.float64)
+    variant = run(record, record["variant"], tensors, getattr(torch, record["dtype"]))
+    reference = run(record, record["reference"], tensors, torch.float64)
     worst, where = 0.0, ""
     for name, exact in reference.items():
         if name not in variant:
@@ -36,25 +36,25 @@ def main() -> int:
         same = (had == exact) | (had.isnan() & exact.isnan())
         error = float(torch.where(same, 0.0, (had.double() - exact.double()).abs()).nan_to_num(nan=torch.inf).max())
         largest = float(exact.double().abs().nan_to_num(0.0, 0.0, 0.0).max())
-        unit = torch.finfo(getattr(torch, told["dtype"])).eps * largest
+        unit = torch.finfo(getattr(torch, record["dtype"])).eps * largest
         ratio = error / unit if unit else 0.0 if error == 0 else float("inf")
         worst, where = max((worst, where), (ratio, name))
         say(f"{name}: largest error {error:.3g} of {largest:.3g}, {ratio:.3g} units in the last place of it")
     verdict = f"deviates, most in {where}" if worst > BOUND else "agrees"
-    say(f"{told['layer']}: {verdict} (torch {torch.__version__})")
+    say(f"{record['layer']}: {verdict} (torch {torch.__version__})")
     return int(worst > BOUND)
 
 
-def run(told: dict[str, Any], layer: dict[str, Any], tensors: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def run(record: dict[str, Any], layer: dict[str, Any], tensors: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """What a layer makes and gives to layers inside, its buffers, and gradients of what it was given and of weights."""
-    module = build(layer).to(dtype).train(told["is_training"])
+    module = build(layer).to(dtype).train(record["is_training"])
     state = module.state_dict()
     for name in state:
         if f"{layer['weights']}.{name}" in tensors:
             state[name] = tensors[f"{layer['weights']}.{name}"].to(state[name].dtype)
     module.load_state_dict(state)
     sources: dict[str, torch.Tensor] = {}
-    forced = iter(told["inner"])
+    forced = iter(record["inner"])
     seen: dict[str, torch.Tensor] = {}
 
     def answer(*args: Any, **kwargs: Any) -> Any:
@@ -62,22 +62,22 @@ def run(told: dict[str, Any], layer: dict[str, Any], tensors: Any, dtype: torch.
         seen.update({f"what {each['path']} is given {n}".strip(): t for n, t in leaves([list(args), kwargs])})
         return nest(each["made"], tensors, dtype, sources if each["learns"] else None)
 
-    for path in dict.fromkeys(each["path"] for each in told["inner"]):
+    for path in dict.fromkeys(each["path"] for each in record["inner"]):
         inner = module.get_submodule(path)
         inner.forward = answer
-    args, kwargs = nest(told["given"], tensors, dtype, sources)
+    args, kwargs = nest(record["given"], tensors, dtype, sources)
     made = dict(leaves(module(*args, **kwargs)))
     ended = made | seen
     results = {f"result {name}".strip(): value.detach() for name, value in ended.items() if value.is_floating_point()}
     results |= {f"buffer {name}": b.detach().clone() for name, b in module.named_buffers() if b.is_floating_point()}
     wanted = {f"input {n}": t for n, t in sources.items()}
     wanted |= {n: p for n, p in module.named_parameters() if p.requires_grad}
-    ends = [name for name in told["arriving"] if name in made and made[name].requires_grad]
+    ends = [name for name in record["arriving"] if name in made and made[name].requires_grad]
     if ends and wanted:
         gradients = torch.autograd.grad(
             [made[name] for name in ends],
             list(wanted.values()),
-            [tensors[told["arriving"][name]].to(dtype) for name in ends],
+            [tensors[record["arriving"][name]].to(dtype) for name in ends],
             allow_unused=True,
         )
         found = zip(wanted, gradients, strict=True)

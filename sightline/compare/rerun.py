@@ -49,8 +49,8 @@ class Unit:
 
     `run(*args, **kwargs)` computes it in the reference; `modules` are, for `inner`, the modules that are answered for,
     and `owner` holds the parameters and buffers that it may use, under names that begin with `prefix`. Where nothing is
-    answered for, a nudge moves what modules inside make as well; `is_whole` says that the variant did call some.
-    `is_partial` says that the reference calls more than `inner`, some of it by the same modules.
+    answered for, a nudge moves what modules inside make as well; `is_whole` marks that the variant did call some.
+    `is_partial` marks that the reference calls more than `inner`, some of it by the same modules.
     """
 
     call: Call

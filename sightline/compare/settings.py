@@ -26,17 +26,17 @@ def module_of(model: nn.Module, row: Row) -> nn.Module | None:
 def differing_settings(first: nn.Module, second: nn.Module) -> list[str]:
     """In words, the plain attributes that differ, of the modules and of what both have inside."""
     others = dict(second.named_modules())
-    told = []
+    lines = []
     for path, module in first.named_modules():
         if path in others:
             held, other = _plain(module), _plain(others[path])
             prefix = f"{path}." if path else ""
-            told += [
+            lines += [
                 f"{prefix}{name} is {held[name]} and in the reference {other[name]}"
                 for name in held
                 if name in other and held[name] != other[name]
             ]
-    return told
+    return lines
 
 
 def _plain(module: nn.Module) -> dict[str, object]:

@@ -6,7 +6,7 @@ and some times with every layer's result and gradient, and every weight after ev
 place of the variant's format. What these runs differ by is what rounding does; `BOUND` times that, or units of the
 loss, is not explained. Source: Parker 1997, Monte Carlo Arithmetic, layer by layer.
 
-Moving values tells nothing of long sums: torch's float32 batch norm on a CPU adds row by row where channels come last,
+Moving values shows nothing of long sums: torch's float32 batch norm on a CPU adds row by row where channels come last,
 and over 340,000 rows, layer below layer, the first gradient of a V2V network is 1 % off. So the later runs of these
 compute their batch norms that way (`sums.py`), where the earlier ones leave something to explain.
 """
@@ -171,7 +171,7 @@ class _Noise:
 
 
 class _NoClock:
-    """Tells nobody how long the parts of a step take."""
+    """Ignores how long the parts of a step take."""
 
     def lap(self, name: str) -> None:
         return

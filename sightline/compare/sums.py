@@ -1,7 +1,7 @@
 """What a layer makes in the variant's own format where it is written as plainly as it can be.
 
 Torch's batch norm on a CPU adds values one after another where channels come last, and so do loops of ours; moving the
-inputs does not tell of it: the error of a long sum grows with its length, all the more where values repeat. What a
+inputs does not show it: the error of a long sum grows with its length, all the more where values repeat. What a
 plain form in the same format is off by, any form may be off by.
 """
 

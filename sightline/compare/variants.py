@@ -39,7 +39,7 @@ class Variant:
 
     @cached_property
     def called(self) -> Any:
-        """What computes: the model, or what stands for it."""
+        """What computes: the model, or its replacement."""
         return self.model if self.on is None else self.on(self.model)
 
     @property
@@ -117,8 +117,8 @@ def _record(job: Job, variant: Variant, batch: Batch, hooked: Sequence[str] | No
             buffer.copy_(before[name])
     gradients = {name: p.grad for name, p in variant.model.named_parameters() if p.grad is not None}
     variant.model.zero_grad(set_to_none=True)
-    told = {name: value.detach() for name, value in losses.items()}
-    return Recording(recorder.calls, told, gradients, recorder.outside)
+    values = {name: value.detach() for name, value in losses.items()}
+    return Recording(recorder.calls, values, gradients, recorder.outside)
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def walk(recording: Recording, reference: Variant, job: Job, batch: Batch, *, se
 
 @dataclass
 class _Gradient:
-    """What the reference says of the gradient of a parameter, added up over the units that use it."""
+    """The reference's gradient of a parameter, added up over the units that use it."""
 
     total: Tensor
     moved: float
@@ -166,9 +166,9 @@ class _Walk:
                 whole = self._opaque(unit)
                 with suppress(Exception):
                     return whole, answer(whole)
-            told = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise RunError(
-                f"{unit.call.name}: the reference fails on what the variant was given: {type(error).__name__}: {told}"
+                f"{unit.call.name}: the reference fails on what the variant was given: {type(error).__name__}: {reason}"
             ) from error
 
     def _unchanged_buffers(self, unit: Unit, clean: Answer, had: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -184,7 +184,7 @@ class _Walk:
         hidden = {call.path for call in self._recording.calls} if unit.is_whole else set()
         owner = parameter.rpartition(".")[0]
         if owner != unit.prefix and owner in hidden:
-            return  # the row of that module says it
+            return  # the row of that module reports it
         user = unit, f"parameter.{parameter}"
         parameter = self._first_names.get(parameter, parameter)
         known = self._gradients.get(parameter)
@@ -199,7 +199,7 @@ def _again(unit: Unit, nudge: Nudge | None) -> Answer:
     """An answer to inputs that were moved; nothing where the reference refuses them."""
     try:
         return answer(unit, nudge)
-    except Exception:  # noqa: BLE001 - a check of its own inputs, for one: then this draw tells nothing
+    except Exception:  # noqa: BLE001 - a check of its own inputs, for one: then this draw shows nothing
         return Answer()
 
 
@@ -245,7 +245,7 @@ def _row(unit: Unit, name: str, deviation: Deviation) -> Row:
     is_backward = name.startswith("to ")
     which: Pass = "backward" if is_backward else "loss" if unit.call.path == LOSS else "forward"
     layer, class_name, inside = _layer(unit, name.removeprefix("to "))
-    return Row(layer, class_name, which, _told(unit, name), deviation, unit.call.format.name, inside, unit)
+    return Row(layer, class_name, which, _describe(unit, name), deviation, unit.call.format.name, inside, unit)
 
 
 def _layer(unit: Unit, name: str) -> tuple[str, str, str]:
@@ -264,7 +264,7 @@ def _layer(unit: Unit, name: str) -> tuple[str, str, str]:
     return call.name, call.class_name, unit.call.name
 
 
-def _told(unit: Unit, name: str) -> str:
+def _describe(unit: Unit, name: str) -> str:
     """The tensor in words."""
     short = name.removeprefix("to ")
     kind, _, place = short.partition(".")

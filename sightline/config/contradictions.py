@@ -1,4 +1,4 @@
-"""What no single value tells: settings of one config that contradict one another."""
+"""Settings of one config that contradict one another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["note_contradictions"]
 
 MAX_NAME_BYTES = 200
 _STEPS_PER_EPOCH = 10**6
-"""Stands for the unknown length of an epoch where a schedule is tried out: so long that rounding does not matter."""
+"""Replaces the unknown length of an epoch where a schedule is tried out: so long that rounding does not matter."""
 
 
 def note_contradictions(values: Mapping[str, Any], origins: Mapping[str, Where], faults: Faults) -> None:
@@ -79,7 +79,7 @@ def _components(values: Mapping[str, Any]) -> list[tuple[registry.Registry, Comp
 
 
 def _try_out(block: tuple[registry.Registry, Component], train: Any, faults: Faults) -> None:
-    """Build a block whose facts the config tells, so that what its builder refuses is known before data is read."""
+    """Build a block whose facts the config states, so that what its builder refuses is known before data is read."""
     kind, component = block
     facts: dict[str, int] = {}
     if train is not None and train.epochs is not None:

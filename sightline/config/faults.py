@@ -1,4 +1,4 @@
-"""The faults of a config, gathered while it is read, so that all of them are told at once."""
+"""The faults of a config, gathered while it is read, so that all of them are reported at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Faults", "located"]
 
 
 class Faults:
-    """One fault per place: what follows from a fault at the same place is not told again."""
+    """One fault per place: what follows from a fault at the same place is not reported again."""
 
     def __init__(self) -> None:
         self._by_place: dict[Where, Fault] = {}

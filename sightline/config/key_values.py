@@ -1,4 +1,4 @@
-"""`key=value` on the command line, read as the signature of a function or class says."""
+"""`key=value` on the command line, read by the signature of a function or class."""
 
 from __future__ import annotations
 
@@ -45,4 +45,4 @@ def read_key_values(
 def _told_unknown(name: str, option: str, known: Collection[str]) -> str:
     key, equals, _ = option.partition("=")
     takes = f"; '{name}' takes {', '.join(known) or 'none'}"
-    return f"is no option{nearest(key, known, otherwise=takes)}" if equals else f"is no option key=value{takes}"
+    return f"is not an option{nearest(key, known, otherwise=takes)}" if equals else f"is not an option key=value{takes}"

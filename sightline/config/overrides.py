@@ -82,7 +82,7 @@ def _nest(leaf: _Leaf, depth: int, under: Located | None, faults: Faults) -> Loc
     if under is not None and isinstance(under.value, list):
         if not _INDEX.fullmatch(key) or int(key) >= len(under.value):
             known = f"0 to {len(under.value) - 1}" if under.value else "none: the list is empty"
-            faults.add(leaf.value.where, f"'{key}' is no element of the list; there are {known}")
+            faults.add(leaf.value.where, f"'{key}' is not an element of the list; there are {known}")
             return under
         items = list(under.value)
         items[int(key)] = merge(items[int(key)], _nest(leaf, depth + 1, items[int(key)], faults))

@@ -25,7 +25,7 @@ from sightline.config.yaml_tree import Located, read_file
 from sightline.errors import ConfigError
 from sightline.types import Component, Ramp, Where
 
-__all__ = ["read_config"]
+__all__ = ["read_config", "read_sections"]
 
 MAX_BASES = 8
 DEFAULT = "default"
@@ -43,7 +43,7 @@ _A_BLOCK = "a block of `name:` and its arguments"
 
 
 class _RampBlock(TypedDict):
-    """The weight of a loss where it is no number: Ramp."""
+    """The weight of a loss where it is not a number: Ramp."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     start: Factor
@@ -67,6 +67,18 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     faults.raise_any()
     config = RunConfig(**values, origins=reading.origins)
     return translated(config) if is_recorded(path) else config
+
+
+def read_sections(path: Path, names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The sections of these names of a config that may lack the others, which are not read. Raises as `read_config`."""
+    faults = Faults()
+    tree = apply_overrides(_with_bases(path, faults), overrides, faults)
+    assert isinstance(tree.value, dict)
+    unknown = tree.value.keys() - _fields_of(RunConfig)
+    kept = {key: child for key, child in tree.value.items() if key in names or key in unknown}
+    values = _Reading(faults).section(RunConfig, Located(kept, tree.where), "", names)
+    faults.raise_any()
+    return {name: values[name] for name in names}
 
 
 def _with_bases(path: Path, faults: Faults) -> Located:
@@ -116,8 +128,11 @@ class _Reading:
         self.faults = faults
         self.origins: dict[str, Where] = {}
 
-    def section(self, cls: type, tree: Located, path: str) -> dict[str, Any]:
-        """The constructor arguments of a config section from its mapping; without those that have faults."""
+    def section(self, cls: type, tree: Located, path: str, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """The constructor arguments of a config section from its mapping, those of `names` where they are given.
+
+        Without those that have faults.
+        """
         if not isinstance(tree.value, dict):
             self._refuse(tree, "a mapping of " + ", ".join(_fields_of(cls)))
             return {}
@@ -128,6 +143,8 @@ class _Reading:
             if key not in fields:
                 self.faults.add(child.where, f"unknown key '{key}'{_nearest_key(key, fields, is_top=not path)}")
         for key, field in fields.items():
+            if names is not None and key not in names:
+                continue
             place = f"{path}.{key}".lstrip(".")
             if key in tree.value:
                 values[field.name] = self._field(hints[field.name], tree.value[key], place)

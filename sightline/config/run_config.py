@@ -62,7 +62,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """When and on what; `select` says which part chooses the best checkpoint, `votes` how many passes are averaged.
+    """When and on what; `select` is the part that chooses the best checkpoint, `votes` how many passes are averaged.
 
     Without `mode` the metric states whether a higher or a lower figure is better: `engine.selection.with_mode`.
     """
@@ -132,7 +132,7 @@ class Distributed:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run. `origins` says for every dotted path where its value came from."""
+    """A whole run. `origins` is the place that the value of every dotted path came from."""
 
     name: str
     data: Component

@@ -50,7 +50,7 @@ Tree: TypeAlias = "bool | int | float | str | dict[str, Located] | list[Located]
 
 
 def read_file(path: Path, faults: Faults) -> Located:
-    """The tree of a YAML file; what it says twice or in a forbidden way is noted in `faults`.
+    """The tree of a YAML file; what it has twice or in a forbidden way is noted in `faults`.
 
     Raises ConfigError with file and line for a file that cannot be read, or is not plain YAML.
     """
@@ -245,7 +245,7 @@ def _tag(node: yaml.Node) -> str:
 
 
 def _blank_hint(text: str) -> str:
-    """What to say of a value of the command line that ends within a list or a mapping."""
+    """The message on a value of the command line that ends within a list or a mapping."""
     is_open = any(text.count(one) > text.count(other) for one, other in ("[]", "{}"))
     return "; the shell split it at a blank? put it in quotes" if is_open else ""
 

@@ -31,7 +31,7 @@ class ClassRow:
     """One class of scenes, or one category of objects; `trained_on` counts points, or objects.
 
     `boundary_share` is the share of its points that have one of another label among their nearest; `confusions` are
-    the most frequent wrong answers: label, answer, share of the label's points.
+    the most frequent wrong predictions: label, prediction, share of the label's points.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What `sightline evaluate` says of the classes of a segmentation.
+    """What `sightline evaluate` prints of the classes of a segmentation.
 
     Correlations are Spearman's, of the IoU with a column, over the classes that have both; NaN below three classes.
     `hardest` are samples with the lowest IoU; boundaries were sought in `num_surveyed` samples.
@@ -58,7 +58,7 @@ class Difficulty:
     num_surveyed: int
 
     def summary(self) -> str:
-        """What the correlations say, in a line; empty where there are none."""
+        """The correlations, in a line; empty where there are none."""
         count = sum(not np.isnan(row.iou) for row in self.rows)
         found = {f"training {self.unit}": self.with_trained_on, "share at boundaries": self.with_boundary_share}
         parts = [f"{value:+.2f} with {name}" for name, value in found.items() if not np.isnan(value)]
@@ -198,7 +198,7 @@ def _spread(part: Part) -> Iterator[SampleKey]:
 
 
 def _confusions(confusion: Tensor, group: Sequence[int], names: Sequence[str]) -> tuple[tuple[str, str, float], ...]:
-    """The most frequent wrong answers to the labels of a group."""
+    """The most frequent wrong predictions for the labels of a group."""
     found = []
     for label in group:
         total = int(confusion[label].sum())
@@ -210,7 +210,7 @@ def _confusions(confusion: Tensor, group: Sequence[int], names: Sequence[str]) -
 
 
 def _hardest(measured: Measured, part: Part) -> tuple[tuple[str, float], ...]:
-    """The samples with the lowest IoU, the lowest first, by name where the data set tells names."""
+    """The samples with the lowest IoU, the lowest first, by name where the data set has names."""
     ious = measured.meter.metric.per_sample(measured.state).numpy()  # type: ignore[attr-defined]
     order = np.argsort(ious, kind="stable")  # NaN last
     worst = [int(index) for index in order[:_NUM_HARDEST] if not np.isnan(ious[index])]

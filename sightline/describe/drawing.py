@@ -298,7 +298,7 @@ class _Column:
         return f"{short} (call {node.call})" if node.call > 1 else short
 
     def _short(self, path: str, frames: tuple[int, ...]) -> str:
-        """A path without what the innermost frame around it says already, but for a number's own name: `head.0`."""
+        """A path without what the innermost frame around it shows already, but for a number's own name: `head.0`."""
         if not frames:
             return path
         around = self.figure.frames[frames[-1]].path

@@ -19,7 +19,7 @@ _MOST_SHAPES = 2
 class Box:
     """One thing drawn: a call, an input, a join or an output; `frames` are the calls around it, outermost first.
 
-    `times` is how many equal calls in a row it stands for, `last_path` the path of the last of them. `parameters` and
+    `times` is how many equal calls in a row it represents, `last_path` the path of the last of them. `parameters` and
     `macs` are those of everything inside, of one of them and of one batch.
     """
 

@@ -89,7 +89,7 @@ class Flow:
 
 
 class Watch(TorchFunctionMode):
-    """Tells a `Flow` of every function of torch that is called from Python while `is_on()`."""
+    """Reports to a `Flow` every function of torch that is called from Python while `is_on()`."""
 
     def __init__(self, flow: Flow, is_on: Callable[[], bool]) -> None:
         super().__init__()

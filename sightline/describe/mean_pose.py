@@ -1,4 +1,4 @@
-"""What an answer that looks at no image reaches: the mean pose of the training part about the reference point."""
+"""The error of a prediction that uses no image: the mean pose of the training part about the reference point."""
 
 from __future__ import annotations
 

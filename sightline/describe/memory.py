@@ -30,7 +30,7 @@ _SIZES = (3, 6)
 """Samples in the two batches: batch norm needs more than one, and what grows with the batch shows in the difference."""
 
 _NEXT = {"prepare": "forward", "forward": "backward", "backward": "optimise", "optimise": "done"}
-"""The phase after each part of a step; where there are more micro-batches, a module that begins says so."""
+"""The phase after each part of a step; where there are more micro-batches, a module that begins reports it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class LiveBytes(TorchDispatchMode):
         self._begin(name)
 
     def lap(self, name: str) -> None:
-        """The end of a part of the step; the loop says so. `at_lap` keeps what lives then, of the first micro-batch."""
+        """Called by the loop after a part of the step. `at_lap` keeps what lives then, of the first micro-batch."""
         self.at_lap.setdefault(name, self.live)
         self._phase = _NEXT[name]
         self._begin("")
@@ -222,8 +222,8 @@ def _optimise(job: Job, batches: list[Batch], counter: LiveBytes) -> None:
         raise
     except Exception as error:
         size = len(batches[0]["sample_index"])
-        told = " ".join(str(error).split())
-        raise RunError(f"a training step of {size} samples failed: {type(error).__name__}: {told}") from error
+        reason = " ".join(str(error).split())
+        raise RunError(f"a training step of {size} samples failed: {type(error).__name__}: {reason}") from error
 
 
 def _begin(counter: LiveBytes, path: str) -> Any:
@@ -243,7 +243,7 @@ def _peaks(first: _Step, second: _Step, share: float) -> list[tuple[int, str]]:
     before, after = (_by_stretch(step) for step in (first, second))
     if [key for key, _ in before] != [key for key, _ in after]:
         before, after = (_by_phase(step) for step in (first, second))
-    peaks = [(_continued(low, high, share), _told(*key)) for (key, low), (_, high) in zip(before, after, strict=True)]
+    peaks = [(_continued(low, high, share), _moment(*key)) for (key, low), (_, high) in zip(before, after, strict=True)]
     # The optimiser's part does not depend on the batch.
     return [*peaks, *((s.peak, "the optimiser's step") for s in second.stretches if s.phase == "optimise")]
 
@@ -261,5 +261,5 @@ def _continued(low: int, high: int, share: float) -> int:
     return max(low, high, round(low + (high - low) * share))
 
 
-def _told(phase: str, name: str) -> str:
+def _moment(phase: str, name: str) -> str:
     return f"the {phase} pass{f', at {name}' if name else ''}"

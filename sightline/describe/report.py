@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from sightline.describe.memory import Memory, first_samples
@@ -38,7 +39,9 @@ def trace_run(built: Built) -> Trace:
         raise RunError(f"model '{built.config.model.name}', {num_samples} samples: {error}") from error.__cause__
 
 
-def document_of(subject: Subject, traced: Trace, memory: Memory) -> dict[str, Any]:
+def document_of(
+    subject: Subject, traced: Trace, memory: Memory, projection: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What `describe --json` writes."""
     return {
         "model": subject.built.config.model.name,
@@ -49,6 +52,7 @@ def document_of(subject: Subject, traced: Trace, memory: Memory) -> dict[str, An
         "memory": dataclasses.asdict(memory),
         "batch": subject.batch,
         "num_samples": traced.num_samples,
+        **({} if projection is None else {"projection": dict(projection)}),
     }
 
 

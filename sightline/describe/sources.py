@@ -13,17 +13,16 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.config import RunConfig, located
-from sightline.data.loading.collate import batch_keys, collate
 from sightline.data.loading.reading import BatchReader
 from sightline.describe.trace import untouched
 from sightline.draws import Draws
 from sightline.engine.build import Built, Data, Part, build, build_transforms
-from sightline.engine.distributed import World
+from sightline.engine.loading import OpenRun
 from sightline.errors import DataError, MissingDataError
 from sightline.members import DataMembers
 from sightline.runs.inputs import INPUTS, read_inputs
 from sightline.schema import parameters_of
-from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
+from sightline.types import DataInfo, Field, Sample, SampleKey
 
 __all__ = ["Promised", "Subject", "build_subject"]
 
@@ -33,29 +32,32 @@ _LENGTH = 1024
 
 
 class Subject(NamedTuple):
-    """A run to describe, and in words what its batch is made of."""
+    """A run to describe, in words what its batch is made of, and whether that is promised samples, not the data."""
 
     built: Built
     batch: str
+    is_promised: bool = False
 
 
-def build_subject(config: RunConfig, world: World, *, run: Path | None = None) -> Subject:
+def build_subject(opened: OpenRun) -> Subject:
     """Build a run on its own data. Where that cannot be read, on samples made from what the set, or the run, promises.
 
-    `run` is the run directory that the config is of. Weights that the run would be initialised with are not read.
-    Global random states stay as they are. Raises DataError where neither data nor promise is there.
+    Weights that the run would be initialised with are not read. Global random states stay as they are. Raises
+    DataError where neither data nor promise is there.
     """
+    config, world = opened.config, opened.world
     with untouched():
         try:
             built = build(config, world, is_resumed=True)
             return Subject(built, f"the first samples of data set '{config.data.name}', with its training transforms")
         except MissingDataError as error:
-            info, source = _promise(config, run, error)
+            info, source = _promise(config, opened.directory, error)
             with located(config.origins):
                 data = _promised_data(config, info)
             built = build(config, world, is_resumed=True, data=data)
             reason = " ".join(str(error).split())
-            return Subject(built, f"random samples as {source} promises them, because the data is not there ({reason})")
+            words = f"random samples as {source} promises them, because the data is not there ({reason})"
+            return Subject(built, words, is_promised=True)
 
 
 class Promised:
@@ -75,12 +77,6 @@ class Promised:
     def __getitem__(self, key: SampleKey) -> Sample:
         draws = Draws.for_samples([key])
         return {name: self._value(field, draws.stream(name)) for name, field in self.info.fields.items()}
-
-    def collate(self, samples: list[Sample]) -> Batch:
-        """As fields say."""
-        keys = [SampleKey(place, 0, 0) for place in range(len(samples))]
-        wanted = batch_keys(self.info.fields, self.info.features)
-        return {k: v for k, v in collate(samples, keys, self.info.fields).items() if k in wanted - {"sample_index"}}
 
     def _value(self, field: Field, draws: Draws) -> Tensor:
         shape = [int(word) if word.isdigit() else self._lengths.get(word, _LENGTH) for word in field.shape.split()]
@@ -112,13 +108,13 @@ def _promised_data(config: RunConfig, info: DataInfo) -> Data:
         Part(dataset, np.arange(len(dataset)), BatchReader(dataset, build_transforms(blocks, info.facts)), split)
         for blocks, split in ((config.transforms.train, "train"), (config.transforms.evaluate, "test"))
     ]
-    return Data(parts[0], parts[1], parts[1], info.facts)
+    return Data(parts[0], parts[1], parts[1], {**info.facts, **parts[0].reader.facts})
 
 
 def _lengths(config: RunConfig, info: DataInfo) -> dict[str, int]:
-    """The lengths of named axes: what the data's arguments say (`num_points` of "points"), else how clouds are kept.
+    """The lengths of named axes: those in the data's arguments (`num_points` of "points"), else how clouds are kept.
 
-    Where neither tells, clouds have as many points as the transforms ask for.
+    Where neither states one, clouds have as many points as the transforms ask for.
     """
     lengths = {"points": max([_LENGTH, *_asked_for(config)])}
     if info.clouds is not None and info.clouds.stored_points is not None:

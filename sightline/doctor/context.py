@@ -24,7 +24,7 @@ from sightline.doctor.oracles.squares import Squares, squares_of
 from sightline.engine.build import Built
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.loading import checkpoint_path, load_trained
+from sightline.engine.loading import open_run
 
 __all__ = ["CHECKS", "Check", "Context", "Moment", "Reporter", "check"]
 
@@ -102,7 +102,7 @@ class Context:
         if self.run is None or not (self.run / "checkpoints" / "last").exists():
             return None
         copied = copy_of(self.built.job.model)
-        load_trained(copied, checkpoint_path(self.run, "last"))
+        open_run(self.run, config=self.config).load_into(copied)
         return copied.eval()
 
     def thoroughly(self, survey: PartSurvey) -> PartSurvey:
@@ -126,7 +126,7 @@ class Context:
         return math.isinf(self.forward_s)
 
     def place(self, path: str, **more: Any) -> Place:
-        """Where the config says something: a dotted path, with the file and line of it or of the block it is in."""
+        """A place of the config: a dotted path, with the file and line of it or of the block it is in."""
         origins, at = self.config.origins, path
         while at:
             for key in (at, f"{at}.name"):
@@ -143,7 +143,7 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Reporter:
-    """Builds findings of one code. The other fields are what its findings have where they do not say otherwise.
+    """Builds findings of one code. The other fields are the defaults of its findings.
 
     `causes` are of `CAUSES`, the likeliest first; `at` is a dotted path of the config.
     """
@@ -225,10 +225,10 @@ def check(
     expected: str = "",
     action: str = "",
 ) -> Callable[[Callable[[Context], Iterable[Finding]]], Check]:
-    """Register a check; the function's name then stands for it, and `name.finding(...)` builds its findings.
+    """Register a check; the function's name is then the check, and `name.finding(...)` builds its findings.
 
     Quick ones also run at the start of every training; those that go deep never are. The arguments from `severity` on
-    are those of findings that do not say otherwise.
+    are the defaults of its findings.
     """
 
     def register(function: Callable[[Context], Iterable[Finding]]) -> Check:

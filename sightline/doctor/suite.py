@@ -98,7 +98,7 @@ def _run_one(each: Check, context: Context) -> list[Finding]:
     try:
         return each(context)
     except Exception as error:
-        logger.warning("check-failed: '%s' says nothing about this run", each.code, exc_info=True)
+        logger.warning("check-failed: '%s' did not run, so it has no finding for this run", each.code, exc_info=True)
         file, line = frame_of(error)
         where = Place(file=file, line=line) if file else context.place("checks")
         reason = summary_of(error)

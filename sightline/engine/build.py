@@ -29,7 +29,7 @@ from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job
 from sightline.errors import CheckpointError, ConfigError
 from sightline.layers.native_batch_norm import without_cudnn
-from sightline.members import DataMembers, TaskMembers
+from sightline.members import DataMembers, TaskMembers, TransformMembers
 from sightline.metrics.base import Metric, fault_of_state
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import MatchReport
@@ -82,7 +82,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Built:
-    """Everything a config stands for; `config.evaluate.mode` is set.
+    """Everything that a config describes; `config.evaluate.mode` is set.
 
     `init_report` and `lineage` are there where it starts from weights, `rates` where modules learn at different rates.
     """
@@ -209,16 +209,16 @@ def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, l
         task = registry.tasks.build(config.task, facts={**facts, **wiring})
     predictions = Offer(f"task '{config.task.name}'", TaskMembers.predicts.of(task) | TaskMembers.offers.of(task))
     meters = []
-    for component, metric in zip(config.metrics, build_metrics(config, facts), strict=True):
+    for component, metric in zip(config.metrics, build_metrics(config.metrics, facts), strict=True):
         update = bind(metric.update, batch, outputs, predictions, owner=f"metrics.{component.name}", skip=("state",))
         meters.append(Meter(metric, update))
     return task, meters
 
 
-def build_metrics(config: RunConfig, facts: Mapping[str, Any]) -> list[Metric]:
-    """The metrics of a config, in its order. Raises ConfigError for a state that does not add up exactly."""
+def build_metrics(components: Sequence[Component], facts: Mapping[str, Any]) -> list[Metric]:
+    """The metrics of these blocks, in order. Raises ConfigError for a state that does not add up exactly."""
     metrics = []
-    for component in config.metrics:
+    for component in components:
         metrics.append(registry.metrics.build(component, facts=facts))
         fault = fault_of_state(metrics[-1])
         if fault is not None:
@@ -228,7 +228,7 @@ def build_metrics(config: RunConfig, facts: Mapping[str, Any]) -> list[Metric]:
 
 @contextmanager
 def _placed(losses: Sequence[Component]) -> Iterator[None]:
-    """Say where a loss stands that takes what nobody offers, and what to do."""
+    """Name the place of a loss that takes what nobody offers, and the remedy."""
     try:
         yield
     except UnboundError as error:
@@ -237,7 +237,15 @@ def _placed(losses: Sequence[Component]) -> Iterator[None]:
                 place = dataclasses.replace(component.where, path="")
                 advice = "take this loss out, or base the config on another"
                 raise UnboundError(f"{place}: {error}; {advice}") from error
+        made_by = " or ".join(f"'{name}'" for name in registry.transforms.names() if _adds(name, error.key))
+        if made_by:
+            advice = f"add {made_by}, which makes it, to transforms.train and to transforms.evaluate"
+            raise UnboundError(f"{error}; {advice}") from error
         raise
+
+
+def _adds(transform: str, key: str) -> bool:
+    return key in TransformMembers.adds.of(registry.transforms.entry_of(transform).builder)
 
 
 def build_evaluator(config: RunConfig, part: Part, task: Task, meters: Sequence[Meter]) -> Evaluator:
@@ -322,7 +330,8 @@ def _check_stated(config: RunConfig, training: Mapping[str, Any], evaluation: Ma
             places = (where for key, where in config.origins.items() if key.startswith("transforms.evaluate."))
             where = next(places, config.data.where)
             raise ConfigError(
-                f"{where}: transforms.train state {name} = {ours}, transforms.evaluate {theirs}; the model sees both"
+                f"{where}: transforms.train state {name} = {ours}, transforms.evaluate {theirs}; the model "
+                "sees both: give both the same transform that states it"
             )
 
 

@@ -24,7 +24,7 @@ from sightline.config.show import show_inline, to_plain
 from sightline.data.store.native import sha256_of
 from sightline.engine.build import build_model, build_transforms
 from sightline.engine.distributed import World
-from sightline.engine.loading import is_run
+from sightline.engine.loading import config_file
 from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.records import kept_random_state
 from sightline.errors import CheckpointError, ConfigError, MissingDataError, UserError
@@ -54,7 +54,7 @@ _FIRST_POINTS = {"modelnet40": 1024}
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: the run's folder, its lineage, and what a user should know of it."""
+    """What was written: the run's folder, its lineage, and notes for the user."""
 
     path: Path
     lineage: Mapping[str, Any]
@@ -176,7 +176,7 @@ def _about_head(num_classes: int | None, info: DataInfo, config: RunConfig) -> s
     found = "the file has no head" if num_classes is None else f"the file's head of {num_classes} classes is left out"
     return (
         f"{found}: that of the {info.facts['num_classes']} classes of '{config.data.name}' is made from seed "
-        f"{config.seed}; train it before its answers are read"
+        f"{config.seed}; train it before you read its predictions"
     )
 
 
@@ -199,10 +199,10 @@ def _translated(source: PublishedFile, layout: str, published: PublishedModel, f
         )
     bent = [name for name, own in needed.items() if weights[name].ndim != own.ndim]
     if bent:
-        told = [f"{published_name(name, layout)} {list(weights[name].shape)}" for name in bent]
+        shapes = [f"{published_name(name, layout)} {list(weights[name].shape)}" for name in bent]
         raise CheckpointError(
-            f"{file}: {len(bent)} tensors have another number of axes than in the layout '{layout}': {_listed(told)}; "
-            "is it a variant of it?"
+            f"{file}: {len(bent)} tensors have another number of axes than in the layout '{layout}': {_listed(shapes)}"
+            "; is it a variant of it?"
         )
     unsound = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if unsound:
@@ -279,7 +279,7 @@ def _config(
     if path is not None and data_name is not None:
         raise UserError("convert-weights: --config has its own data; give --config or --data")
     if path is not None:
-        return read_config(path / "config.yaml" if is_run(path) else path, overrides)
+        return read_config(config_file(path), overrides)
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / f"{layout}.yaml"
         data_name = data_name or published.protocol.data

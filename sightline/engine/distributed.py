@@ -1,4 +1,4 @@
-"""Processes that work together: the only module that knows ranks and imports torch.distributed."""
+"""Processes that work together: the only module that reads ranks and imports torch.distributed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LEAST_START_S = 60.0
-"""How long processes have to come together at least: a first import from a cold disk is no hang."""
+"""How long processes have to come together at least: a first import from a cold disk is not a hang."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class World:
         return function if self.rank == 0 else _nothing
 
     def barrier(self, name: str) -> None:
-        """Wait until every process is here; a time-out says which are missing and where they are."""
+        """Wait until every process is here; a time-out names those that are missing and where they are."""
         if self.size > 1:
             self.all_reduce_sum({"here": torch.ones((), dtype=torch.int64)}, what=f"barrier '{name}'")
 
@@ -175,7 +175,7 @@ class World:
         for dtype in sorted({tensor.dtype for tensor in tensors.values()}, key=str):
             assert dtype != torch.bool, f"{what}: booleans have no sum; give whole numbers"
             names = sorted(name for name, tensor in tensors.items() if tensor.dtype == dtype)
-            wide = torch.int32 if dtype == torch.int16 else dtype  # gloo knows no int16
+            wide = torch.int32 if dtype == torch.int16 else dtype  # gloo does not support int16
             flat = torch.cat([tensors[name].detach().reshape(-1).to(self.device, wide) for name in names])
             with self._meeting(f"all_reduce of {what} ({', '.join(names[:5])})", ", ".join(names), flat):
                 dist.all_reduce(flat)
@@ -264,8 +264,8 @@ class _Agreement:
         dist.all_gather(everyone, mine)
         texts = [bytes(each.tolist()).decode(errors="replace").strip() for each in everyone]
         if len(set(texts)) > 1:
-            told = "; ".join(f"rank {rank} is about to enter {text}" for rank, text in enumerate(texts))
-            raise RunError(f"the processes disagree: {told}")
+            listed = "; ".join(f"rank {rank} is about to enter {text}" for rank, text in enumerate(texts))
+            raise RunError(f"the processes disagree: {listed}")
 
 
 def _form(tensor: Tensor) -> str:
@@ -292,7 +292,7 @@ def _assert_same_form(texts: Sequence[str]) -> None:
 def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[World]:
     """Join the processes that the launcher's environment describes, or be a world of one.
 
-    Inside a larger world only the first process shows warnings. One that fails tells the others, which then end too.
+    Inside a larger world only the first process shows warnings. One that fails notifies the others, which then end too.
     Raises UserError for an environment that is incomplete or a device that this machine lacks, RunError where the
     processes do not come together.
     """
@@ -312,17 +312,17 @@ def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[W
         except PeerLostError as error:
             _follow(error, watchdog)
         except SystemExit as error:
-            watchdog.tell_failure(f"code called sys.exit({error.code}) at {_origin(error)}")
+            watchdog.describe_failure(f"code called sys.exit({error.code}) at {_origin(error)}")
             raise RunError(f"process {place.rank} was left by sys.exit({error.code}) at {_origin(error)}") from error
         except BaseException as error:
-            watchdog.tell_failure(str(error) or type(error).__name__)
+            watchdog.describe_failure(str(error) or type(error).__name__)
             raise
 
 
 def _meet(place: Place, timeout_s: float) -> tuple[dist.Store, Watchdog]:
     """Wait until every process has come to the store, and watch from then on."""
     store = _store(place, timeout_s)
-    # The watchdog has a connection of its own: one that is blocked in a long call would keep it from being heard.
+    # The watchdog has a connection of its own: one that is blocked in a long call would block its messages.
     listening = _store(place, timeout_s, is_second=True)
     watchdog = Watchdog(store=listening, rank=place.rank, size=place.size, timeout_s=timeout_s)
     watchdog.present()
@@ -368,7 +368,7 @@ def _store(place: Place, timeout_s: float, *, is_second: bool = False) -> dist.S
 
 
 def _follow(error: PeerLostError, watchdog: Watchdog) -> NoReturn:
-    """End because another process did: the launcher may do it at once, and the reason is told as a consequence."""
+    """End because another process did: the launcher may do it at once, and the reason is reported as a consequence."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     report_failure(f"{watchdog.why_lost()}; {error}", exit_code=1, is_consequence=True)
@@ -377,7 +377,7 @@ def _follow(error: PeerLostError, watchdog: Watchdog) -> NoReturn:
 
 @contextlib.contextmanager
 def _quiet_unless(speaks: bool) -> Iterator[None]:
-    """Warnings of one process are enough: those of the others say the same."""
+    """Warnings of one process are enough: those of the others repeat it."""
     if speaks:
         yield
         return
@@ -393,7 +393,7 @@ def _quiet_unless(speaks: bool) -> Iterator[None]:
 
 
 def _broken(what: str, error: RuntimeError) -> RunError:
-    """What a failed collective means; torch tells the cases apart in its text alone."""
+    """What a failed collective means; torch distinguishes the cases in its text alone."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "gloo/transport" in reason and "enforce fail" not in reason:
         return PeerLostError(f"this process was in {what}")

@@ -24,7 +24,7 @@ from sightline.metrics.base import Metric, State, fresh_state, pool_states, row_
 from sightline.pictures import Picture
 from sightline.types import Batch, SampleKey
 
-__all__ = ["Evaluation", "Evaluator", "Keep", "Measured", "Meter", "pooled"]
+__all__ = ["Evaluation", "Evaluator", "Keep", "Measured", "Meter", "evaluation_of", "pooled"]
 
 
 Keep = Callable[[Batch, Mapping[str, Any]], None]
@@ -77,7 +77,11 @@ def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
         states = [one.state, *(other.measured[place].state for other in others)]
         measured.append(dataclasses.replace(one, state=pool_states(one.meter.metric, states)))
     num_samples = sum(evaluation.num_samples for evaluation in evaluations)
-    seconds = sum(evaluation.seconds for evaluation in evaluations)
+    return evaluation_of(measured, num_samples=num_samples, seconds=sum(each.seconds for each in evaluations))
+
+
+def evaluation_of(measured: Sequence[Measured], *, num_samples: int, seconds: float) -> Evaluation:
+    """What the states of whole parts amount to, without losses."""
     metrics, per_class, tables = _figures(measured)
     return Evaluation(metrics, {}, per_class, tables, num_samples, seconds, measured=tuple(measured))
 
@@ -86,7 +90,8 @@ def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
 class Evaluator:
     """Evaluates one part of a data set. `voting_reader` reads the passes of `votes` > 1, in this process.
 
-    `members` are further models, such as earlier checkpoints of a run, whose answers are averaged with the model's own.
+    `members` are further models, such as earlier checkpoints of a run, whose predictions are averaged with the model's
+    own.
     """
 
     task: Task
@@ -127,12 +132,12 @@ class Evaluator:
                 batch = to_device(batch, world.device, floats=self.precision.parameters)
                 ledger.saw(batch["sample_index"])
                 predictions = self._predict(model, batch, world, ledger, number)
-                answers = {"": predictions, **self._voted(model, plan[number], predictions, world)}
-                answers |= self._joint_answer(batch, predictions, world)
+                by_suffix = {"": predictions, **self._voted(model, plan[number], predictions, world)}
+                by_suffix |= self._joint_prediction(batch, predictions, world)
                 for tally in tallies:
-                    tally.update(batch, answers[tally.suffix])
+                    tally.update(batch, by_suffix[tally.suffix])
                 if keep is not None:
-                    keep(batch, answers[self._suffixes()[-1]])
+                    keep(batch, by_suffix[self._suffixes()[-1]])
                 if number == 0 and pictures and (show := TaskMembers.show.of(self.task)) is not None:
                     drawn = tuple(show(batch, predictions))
         model.train(was_training)
@@ -157,7 +162,7 @@ class Evaluator:
     def _voted(
         self, model: nn.Module, keys: list[SampleKey], first: Mapping[str, Any], world: World
     ) -> dict[str, Mapping[str, Any]]:
-        """What all passes over these samples say together, the plain one among them; nothing where it is alone."""
+        """The joint prediction of all passes over these samples, the plain one included; nothing where it is alone."""
         if self.votes == 1:
             return {}
         assert self.voting_reader is not None, "votes need a reader that varies its input"
@@ -169,8 +174,8 @@ class Evaluator:
                 passes.append(self.task.predict(model, batch))
         return {f"_vote{self.votes}": self.task.vote(passes)}  # type: ignore[attr-defined]
 
-    def _joint_answer(self, batch: Batch, first: Mapping[str, Any], world: World) -> dict[str, Mapping[str, Any]]:
-        """What the model and all members say together; nothing where it is alone."""
+    def _joint_prediction(self, batch: Batch, first: Mapping[str, Any], world: World) -> dict[str, Mapping[str, Any]]:
+        """The joint prediction of the model and all members; nothing where it is alone."""
         if not self.members:
             return {}
         with self.precision.autocast(world.device):

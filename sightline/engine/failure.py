@@ -1,4 +1,4 @@
-"""How a process says why it ends: to the launcher that started it, or to the terminal."""
+"""How a process reports why it ends: to the launcher that started it, or to the terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PeerLostError(RunError):
 
 @dataclass(frozen=True)
 class Failure:
-    """What a process said before it ended. A consequence is told only where nobody told a cause."""
+    """What a process reported before it ended. A consequence is printed only where nobody reported a cause."""
 
     message: str
     exit_code: int

@@ -43,8 +43,8 @@ class Place(NamedTuple):
 def place_in_launch() -> Place:
     """This process's place, from torchrun's or SLURM's variables; a world of one outside of both.
 
-    Raises UserError for variables that name no such place, and where SLURM started several tasks that do not know where
-    to meet.
+    Raises UserError for variables that name no such place, and where SLURM started several tasks without the address
+    where to meet.
     """
     environment = os.environ
     if "RANK" in environment and "WORLD_SIZE" in environment:
@@ -63,7 +63,7 @@ def place_in_launch() -> Place:
 def meeting_place() -> tuple[str, int]:
     """Host and port where the first process can be reached. Raises UserError where they are not given, or no port."""
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-        raise UserError("MASTER_ADDR and MASTER_PORT must say where the first process can be reached")
+        raise UserError("MASTER_ADDR and MASTER_PORT must be the address at which the first process can be reached")
     return os.environ["MASTER_ADDR"], _number("MASTER_PORT", least=1, most=65535)
 
 
@@ -90,7 +90,7 @@ def processes_to_start(asked: int | None) -> int:
 def launch(arguments: Sequence[str], num_processes: int) -> int:
     """Run `sightline <arguments>` in this many processes; the exit code of the whole.
 
-    A failing process takes the others down, and what it said is printed once. A signal reaches all of them. Nothing is
+    A failing process takes the others down, and its message is printed once. A signal reaches all of them. Nothing is
     left of it: no process, no file.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -117,10 +117,10 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
             flags = ["--traceback"] if "--traceback" in sys.argv else []
             elastic_launch(settings, sys.executable)("-m", "sightline", *arguments, *flags)
         except SignalException as error:
-            return _report(_told(Path(folder)), [], stopped_by=int(error.sigval))
+            return _report(_read_failures(Path(folder)), [], stopped_by=int(error.sigval))
         except ChildFailedError as error:
             exits = [(rank, failure.exitcode) for rank, failure in sorted(error.failures.items())]
-            return _report(_told(Path(folder)), exits)
+            return _report(_read_failures(Path(folder)), exits)
     return 0
 
 
@@ -132,31 +132,31 @@ def _prepare_environment(num_processes: int) -> None:
     os.environ["SIGHTLINE_LAUNCHED"] = str(os.getpid())
 
 
-def _told(folder: Path) -> list[Failure]:
+def _read_failures(folder: Path) -> list[Failure]:
     """What the processes reported, causes first, each in the order of time."""
     failures = [failure for path in folder.rglob("error.json") if (failure := read_failure(path)) is not None]
     return sorted(failures, key=lambda failure: (failure.is_consequence, failure.time_s))
 
 
-def _report(told: Sequence[Failure], exits: Iterable[tuple[int, int]], stopped_by: int | None = None) -> int:
+def _report(failures: Sequence[Failure], exits: Iterable[tuple[int, int]], stopped_by: int | None = None) -> int:
     """Print the cause, where there is one, and give the exit code that fits it.
 
-    What a process said of its own failure comes first; then one that was ended from outside, then one that ended
+    The report of a process on its own failure comes first; then one that was ended from outside, then one that ended
     without a word, then what others saw of it. All the rest is a stop that was asked for.
     """
-    if told and not told[0].is_consequence:
-        sys.stderr.write(f"error: {told[0].message}\n")
-        return told[0].exit_code
+    if failures and not failures[0].is_consequence:
+        sys.stderr.write(f"error: {failures[0].message}\n")
+        return failures[0].exit_code
     if stopped_by is not None:
         return 128 + stopped_by
     others = {rank: code for rank, code in exits if code not in (*_STOPPED, 0)}
-    if told:  # the processes that saw another one go ended with exit code 1, and said so
+    if failures:  # the processes that saw another one go ended with exit code 1, and reported it
         others = {rank: code for rank, code in others.items() if code != 1}
     killed = {rank: code for rank, code in others.items() if code < 0}
     if killed or others:
         sys.stderr.write(f"error: {_describe_exit(killed or others)}; the others were stopped\n")
-    elif told:
-        sys.stderr.write(f"error: {told[0].message}\n")
+    elif failures:
+        sys.stderr.write(f"error: {failures[0].message}\n")
     else:
         return next((abs(code) % 128 + 128 for _, code in exits if code in _STOPPED), 1)
     return 1
@@ -165,7 +165,7 @@ def _report(told: Sequence[Failure], exits: Iterable[tuple[int, int]], stopped_b
 def _describe_exit(codes: Mapping[int, int]) -> str:
     rank, code = next(iter(codes.items()))
     if code > 0:
-        return f"process {rank} ended with exit code {code} and said nothing"
+        return f"process {rank} ended with exit code {code} and no message"
     name = signal.Signals(-code).name
     hint = {
         "SIGKILL": " (out of memory?)",

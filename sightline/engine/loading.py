@@ -1,4 +1,4 @@
-"""A run from its directory: config, facts, the weights that count, and, where they are asked for, data and task."""
+"""A run or a config, opened: its facts, data, model, task and evaluator, each built where it is asked for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from sightline.engine.train import Task
 from sightline.errors import ConfigError, UserError
 from sightline.plugins import check_recorded, load_plugins
 from sightline.runs import checkpoint
-from sightline.runs.checkpoint import MatchReport
 from sightline.runs.run_documents import load_document, read_facts
 from sightline.schema import check_value, nearest
 from sightline.types import Batch, Component, SampleKey, Where
@@ -31,9 +30,8 @@ __all__ = [
     "OpenRun",
     "TrainedRun",
     "build_model",
-    "checkpoint_path",
+    "config_file",
     "is_run",
-    "load_trained",
     "open_run",
     "open_trained",
     "read_run",
@@ -47,7 +45,7 @@ class OpenRun:
     """A run, ready to use on the processes of `world`: each part of it is read or built when it is first asked for.
 
     `config` may differ from the run's own in its data and in how it evaluates. `notes` name plugins that changed since
-    the run was made.
+    the run was made. `path` may also be a config file, of which there is no run yet: it has no weights to load.
     """
 
     path: Path
@@ -57,20 +55,34 @@ class OpenRun:
     notes: tuple[str, ...] = ()
 
     @cached_property
+    def directory(self) -> Path | None:
+        """The run directory; None for a config file."""
+        return self.path if is_run(self.path) else None
+
+    @cached_property
     def facts(self) -> Mapping[str, Any]:
-        """The facts of the data that the run was trained on."""
-        return read_facts(self.path)
+        """The facts of the data that the run was trained on; of a config file, those of its training data."""
+        if self.directory is not None:
+            return read_facts(self.directory)
+        facts: Mapping[str, Any] = registry.data.build(self.config.data, facts={"split": "train"}).info.facts
+        return facts
 
     @cached_property
     def checkpoint(self) -> Path:
-        """Where `which` leads. Raises UserError where there is nothing."""
-        return checkpoint_path(self.path, self.which)
+        """The path of `which`. Raises UserError where nothing is there, with a list of what the run holds."""
+        return _checkpoint_path(self.path, self.which)
+
+    @cached_property
+    def built(self) -> build.Built:
+        """All parts of a new training by `config`; the model has the weights that it would start from."""
+        return build.build(self.config, self.world)
 
     @cached_property
     def data(self) -> build.Data:
         """The data of `config`. Raises ConfigError where they are not of the kind that the model was trained for."""
         data = build.build_data(self.config)
-        _assert_same_facts(self.facts, data.facts, self.path)
+        if self.directory is not None:
+            _assert_same_facts(self.facts, data.facts, self.directory)
         return data
 
     @cached_property
@@ -100,8 +112,12 @@ class OpenRun:
     def model_at(self, checkpoint: Path) -> nn.Module:
         """The network with the weights of another checkpoint, in evaluation mode."""
         model = self.untrained_model()
-        load_trained(model, checkpoint)
+        _load_trained(model, checkpoint)
         return model.eval()
+
+    def load_into(self, model: nn.Module) -> None:
+        """Put the weights that count into a model of the caller's, every one of them."""
+        _load_trained(model, self.checkpoint)
 
     def untrained_model(self) -> nn.Module:
         """The network with the weights that the seed of the run gives."""
@@ -154,8 +170,9 @@ def open_run(
 ) -> OpenRun:
     """A run from its directory, of which nothing is built yet.
 
-    `config` stands in for the run's own, whose plugins were then loaded with it. `checkpoint` is `last`, `best` or a
-    path. Raises UserError for a directory that is not a run, PluginError for a plugin that is not given.
+    `config` replaces the run's own, whose plugins were then loaded with it; with it, `path` may be a config file.
+    `checkpoint` is `last`, `best` or a path. Raises UserError for a directory that is not a run, PluginError for a
+    plugin that is not given.
     """
     notes: list[str] = []
     if config is None:
@@ -170,7 +187,7 @@ def open_trained(
 
     `checkpoint` is `last`, `best` or a path; where the run averaged its weights, the average is loaded. `plugins` are
     the files that the run was made with. Global random states stay as they are. Raises UserError for a directory that
-    is no run, PluginError for a plugin that is not given, CheckpointError for a damaged checkpoint.
+    is not a run, PluginError for a plugin that is not given, CheckpointError for a damaged checkpoint.
     """
     run = open_run(Path(path), checkpoint=str(checkpoint), plugins=[Path(plugin) for plugin in plugins])
     for line in run.notes:
@@ -210,16 +227,14 @@ def build_model(name: str, /, **arguments: Any) -> nn.Module:
     return model
 
 
-def load_trained(model: nn.Module, path: Path) -> MatchReport:
-    """Put the weights whose figures count into a model, every one of them; what `path` may be: `checkpoint.load`."""
-    return checkpoint.load_weights(model, checkpoint.load(path, remedy="give it by --checkpoint").evaluated)
+def _load_trained(model: nn.Module, path: Path) -> None:
+    checkpoint.load_weights(model, checkpoint.load(path, remedy="give it by --checkpoint").evaluated)
 
 
-def checkpoint_path(run: Path, which: str) -> Path:
-    """Where `last`, `best` or a path leads. Raises UserError where there is nothing, saying what there is."""
+def _checkpoint_path(run: Path, which: str) -> Path:
     is_link = which in ("last", "best")
     path = run / "checkpoints" / which if is_link else Path(which)
-    if path.exists() or path.is_symlink():  # a link that leads nowhere is a damaged checkpoint, which loading tells
+    if path.exists() or path.is_symlink():  # a link that leads nowhere is a damaged checkpoint, which loading reports
         return path
     shelf = run / "checkpoints"
     held = sorted(entry.name for entry in shelf.iterdir() if not entry.name.startswith(".")) if shelf.is_dir() else []
@@ -236,6 +251,11 @@ def checkpoint_path(run: Path, which: str) -> Path:
 def is_run(path: Path) -> bool:
     """Whether a path is a run directory rather than a config file."""
     return (path / "config.yaml").exists()
+
+
+def config_file(path: Path) -> Path:
+    """The config file of a run directory; any other path as it is."""
+    return path / "config.yaml" if is_run(path) else path
 
 
 def read_run(run: Path, plugins: Sequence[Path]) -> tuple[RunConfig, list[str]]:

@@ -58,7 +58,7 @@ class MetricsLog:
         self._intervals.flush()
 
     def state(self) -> list[dict[str, Any]]:
-        """The steps that no line has told yet, in plain values, for a checkpoint."""
+        """The steps that no line has reported yet, in plain values, for a checkpoint."""
         return self._intervals.state()
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:

@@ -117,9 +117,9 @@ class Recipe:
         for name, parameter in model.named_parameters():
             inside = [module for module in named if is_below(name, module)]
             members.setdefault(max(inside, key=len, default=name), []).append((name, parameter))
-        return tuple(self._told(module, held, layers) for module, held in members.items())
+        return tuple(self._rate_of(module, held, layers) for module, held in members.items())
 
-    def _told(self, module: str, held: Sequence[tuple[str, nn.Parameter]], layers: Mapping[str, float]) -> Rate:
+    def _rate_of(self, module: str, held: Sequence[tuple[str, nn.Parameter]], layers: Mapping[str, float]) -> Rate:
         sizes = [parameter.numel() for _, parameter in held]
         decays = [self._decay(parameter) for _, parameter in held]
         resting = [entry for entry in self.frozen if is_below(held[0][0], entry["modules"])]

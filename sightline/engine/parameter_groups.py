@@ -14,7 +14,7 @@ from sightline.arguments import Share
 from sightline.errors import ConfigError
 from sightline.schema import nearest
 
-__all__ = ["LayerDecay", "Rate", "is_below", "layer_factors", "parameters_below", "tell_rates"]
+__all__ = ["LayerDecay", "Rate", "describe_rates", "is_below", "layer_factors", "parameters_below"]
 
 _PLACE = "optimizer.layer_decay"
 
@@ -34,7 +34,7 @@ class LayerDecay(TypedDict):
 class Rate(NamedTuple):
     """What a module gets: how much of it, its learning rate before the schedule, its weight decay, how long it rests.
 
-    `num_decayed` of the `num_elements` have the weight decay, the others none. `frozen` is empty, `for ever`, or says
+    `num_decayed` of the `num_elements` have the weight decay, the others none. `frozen` is empty, `for ever`, or states
     until which epoch.
     """
 
@@ -80,7 +80,7 @@ def _own_order(model: nn.Module) -> list[str]:
     return found
 
 
-def tell_rates(rates: Sequence[Rate]) -> list[str]:
+def describe_rates(rates: Sequence[Rate]) -> list[str]:
     """A line for each module below a heading; nothing where all learn alike."""
     if not rates:
         return []

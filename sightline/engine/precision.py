@@ -66,7 +66,7 @@ def set_determinism(level: str) -> None:
 
 
 def set_backends(*, determinism: str, cudnn: Cudnn) -> None:
-    """What `train.determinism` and `train.cudnn` say of this process's kernels.
+    """Set this process's kernels as `train.determinism` and `train.cudnn` state.
 
     `all_but_batch_norm` leaves cuDNN on here: the batch norms of the model turn it off for themselves.
     """

@@ -77,7 +77,7 @@ class _Warnings(logging.Handler):
         self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # the stream is gone, as the warning may say; logs have it too
+        with contextlib.suppress(OSError):  # the stream is gone, as the warning may report; logs have it too
             self._write(f"warning: {record.getMessage()}")
 
 
@@ -114,7 +114,7 @@ def wants_live(stream: TextIO, environment: Mapping[str, str]) -> bool:
 
 
 def _fields(record: StepRecord, pace: Pace) -> dict[str, Any]:
-    """What both displays say, in words."""
+    """The text of both displays."""
     rate, left_s = pace.samples_per_s, pace.left_s
     minutes, seconds = divmod(0 if math.isnan(left_s) else round(left_s), 60)
     return {
@@ -143,7 +143,7 @@ class _Plain:
 
 
 class _Live:
-    """A bar of rich, started by the first step and redrawn only when told: no thread runs beside training.
+    """A bar of rich, started by the first step and redrawn only on request: no thread runs beside training.
 
     rich draws identifiers of its styles from Python's global generator, so its state is kept around every call.
     """

@@ -1,4 +1,4 @@
-"""What the loop tells its observers, and how they are told: they read frozen records and cannot change the run."""
+"""What the loop reports to its observers, and how: they read frozen records and cannot change the run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class StepRecord:
 
     `step` counts finished steps from 1, `epoch` from 0. `losses` holds each term's mean and "total", their weighted
     sum. `seconds` holds data, transfer, prepare, forward, backward and optimise; `wall_s` runs since the run's start.
-    `gauges` are what the task says of its step besides: how many negatives a contrast had, for one; and the weights of
-    losses that change from step to step.
+    `gauges` are further figures of the task for its step: how many negatives a contrast had, for one; and the weights
+    of losses that change from step to step.
     """
 
     step: int
@@ -59,7 +59,7 @@ class EvaluationRecord:
 
 
 class StopRun(RunError):  # noqa: N818  a decision, not a fault of the observer
-    """An observer that may stop the run (`may_stop = True`) says so."""
+    """An observer that may stop the run (`may_stop = True`) raises this."""
 
 
 class Observer(Protocol):
@@ -79,10 +79,9 @@ class Observers:
     """Several observers as one. One that fails is switched off with one warning, and the run and the others go on.
 
     One that the run cannot do without (`is_required = True`) ends it instead, and so does any that finds the run's
-    folder moved or taken. A failed observer is told
-    `on_end("failed")` once, in case it holds a terminal, a file or a process. `StopRun` of an observer that may stop
-    the run is raised after the others have had the record. The end is told in reverse, so that the first, a log, still
-    hears what the later ones have to say.
+    folder moved or taken. A failed observer gets `on_end("failed")` once, in case it holds a terminal, a file or a
+    process. `StopRun` of an observer that may stop the run is raised after the others have had the record. The end is
+    reported in reverse, so that the first, a log, still receives the messages of the later ones.
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
@@ -92,18 +91,18 @@ class Observers:
         return len(self._active)
 
     def on_step(self, record: StepRecord) -> None:
-        self._tell(lambda observer: observer.on_step(record))
+        self._notify(lambda observer: observer.on_step(record))
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         with kept_random_state():
-            self._tell(lambda observer: observer.on_evaluation(record))
+            self._notify(lambda observer: observer.on_evaluation(record))
 
     def on_end(self, reason: str) -> None:
         with kept_random_state():
             self._active.reverse()
-            self._tell(lambda observer: observer.on_end(reason))
+            self._notify(lambda observer: observer.on_end(reason))
 
-    def _tell(self, call: Callable[[Observer], None]) -> None:
+    def _notify(self, call: Callable[[Observer], None]) -> None:
         stop: Exception | None = None
         for observer in tuple(self._active):
             try:

@@ -133,7 +133,7 @@ def _named(path: Path, config: RunConfig, plugins: Sequence[Plugin], *, out: Pat
     if run is None:
         raise UserError(f"--resume {path}: neither a run directory nor a checkpoint inside one")
     if out is not None and out.resolve() != run.resolve():
-        raise UserError(f"--resume {path}: belongs to {run}, but --out says {out}; a run is resumed where it lies")
+        raise UserError(f"--resume {path}: belongs to {run}, but --out is {out}; a run is resumed where it lies")
     assert_same_run(run, config, plugins)
     is_finished = path.resolve() == run.resolve() and (run / "final.json").exists()
     is_finished = is_finished and not checkpoint.newest_sound(run)[1]

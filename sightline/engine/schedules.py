@@ -42,7 +42,7 @@ class _WithWarmUp:
         return self.after_warmup(step)
 
     def after_warmup(self, step: int) -> float:
-        raise AssertionError("a schedule says what follows its warm-up")
+        raise AssertionError("a schedule must define after_warmup")
 
 
 @registry.schedules.add("constant")

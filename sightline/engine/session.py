@@ -24,7 +24,7 @@ from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
-from sightline.engine.parameter_groups import tell_rates
+from sightline.engine.parameter_groups import describe_rates
 from sightline.engine.progress import Progress
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
 from sightline.engine.tensorboard import TensorBoard
@@ -56,15 +56,15 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._since_s = 0.0
-        self._is_told = False
+        self._is_acknowledged = False
         self._is_at_once = False
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
-    def listen(self, *, is_told: bool) -> None:
-        """From now on signals ask for the end; where `is_told`, the first one is acknowledged on standard error."""
-        self._is_told = is_told
+    def listen(self, *, is_acknowledged: bool) -> None:
+        """From now on signals ask for the end; where `is_acknowledged`, standard error acknowledges the first one."""
+        self._is_acknowledged = is_acknowledged
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
@@ -83,7 +83,7 @@ class StopRequest:
         now_s = time.monotonic()
         if self.signal is None:
             self.signal, self._since_s = number, now_s
-            if self._is_told:
+            if self._is_acknowledged:
                 name = signal.Signals(number).name
                 then = "the state is saved; ending" if self._is_at_once else "saving after this step"
                 sys.stderr.write(f"{name}: {then}; the same again ends at once\n")
@@ -198,14 +198,14 @@ class Session:
         self.directory.truncate_lines("metrics.jsonl", after_step=after, last_split=split)
 
     def stage_summary(self) -> list[str]:
-        """What a person should know of this stage before it starts: where it comes from, what moves how fast."""
+        """Lines on this stage before it starts: where it comes from, what moves how fast."""
         built = self.built
         lines = [describe_stage(self.config, built.job.model)]
         if built.lineage is not None:
             lines += [describe_lineage(built.lineage), f"init from {built.lineage['from']}: {built.init_report}"]
             lines += [f"stages: {built.lineage['unknown']}"] if built.lineage["unknown"] else []
             lines += [f"stages: {line}" for line in built.lineage["training_differences"]]
-        return lines + tell_rates(built.rates)
+        return lines + describe_rates(built.rates)
 
     # --- the run ----------------------------------------------------------------------------------------------------
 

@@ -182,7 +182,7 @@ def _lacks_handles(error: Exception) -> bool:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a worker says of an error: exceptions themselves do not all survive the way between processes."""
+    """A worker's report of an error: exceptions themselves do not all survive the way between processes."""
 
     message: str
     is_users: bool
@@ -206,7 +206,7 @@ class _Readable:
             return bytes(ForkingPickler.dumps(self.reader(keys)))
         except UserError as error:
             return _Failure(str(error), is_users=True)
-        except Exception as error:  # noqa: BLE001 - told to the training process, which raises it
+        except Exception as error:  # noqa: BLE001 - sent to the training process, which raises it
             if _lacks_handles(error):
                 return _Failure(_TOO_MANY_FILES, is_users=False)
             return _Failure("in a worker that reads data:\n" + traceback.format_exc(), is_users=False)

@@ -29,7 +29,7 @@ _SAMPLES, _STOP = "(samples)", "(stop)"  # ride along with the losses; no loss c
 
 
 class Laps(Protocol):
-    """Told of each part of a step when it is done: prepare, forward, backward, optimise."""
+    """Called after each part of a step: prepare, forward, backward, optimise."""
 
     def lap(self, name: str) -> None: ...
 
@@ -81,7 +81,7 @@ class AtStep(Protocol):
 
 
 def train(job: Job, world: World, at_step: AtStep, stop: Any = None) -> None:
-    """Run optimiser steps from `job.step` to `job.num_steps`, or until `at_step` says so.
+    """Run optimiser steps from `job.step` to `job.num_steps`, or until `at_step` returns true.
 
     Raises RunError where a gradient is not finite; the weights are then still those of the step before.
     """
@@ -163,7 +163,7 @@ def _may_be_skipped(job: Job, sums: Sequence[Tensor]) -> bool:
     """Whether a gradient that is not finite only means that fp16's scale is still too large.
 
     Then the step changes nothing and the scale is halved; a loss that is not finite itself, or a gradient that stays so
-    down to a scale of 1, is no matter of the scale. Source: Micikevicius et al. 2018, section 3.2.
+    down to a scale of 1, is not due to the scale. Source: Micikevicius et al. 2018, section 3.2.
     """
     return job.scaler.is_enabled() and job.scaler.get_scale() > 1.0 and all(bool(torch.isfinite(s)) for s in sums)
 
@@ -201,8 +201,8 @@ def _record(
 ) -> StepRecord:
     losses = {name: totals[name] for name in job.weights}
     num_samples = int(totals[_SAMPLES])
-    tell = TaskMembers.gauges.of(job.task)
-    gauges = {} if tell is None else tell(losses, num_samples, num_processes)
+    gauges_of = TaskMembers.gauges.of(job.task)
+    gauges = {} if gauges_of is None else gauges_of(losses, num_samples, num_processes)
     weights = job.weights_at(job.step - 1)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())
     moving = {f"weight/{name}": weights[name] for name, weight in job.weights.items() if isinstance(weight, Ramp)}

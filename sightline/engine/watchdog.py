@@ -1,4 +1,4 @@
-"""Ends a run whose processes no longer wait for the same thing, and says who waited where."""
+"""Ends a run whose processes no longer wait for the same thing, and reports who waited where."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Watchdog:
     """Two threads beside the main one: a clock of its waiting, and a listener to the other processes' watchdogs.
 
     When the main thread has waited `timeout_s` in a collective, the listener raises the alarm through the store: every
-    process states what it waits for, or which line it runs; the first to raise it reports all answers; processes on its
-    machine that do not answer are killed; all end with exit code 1. A process that fails says so here, and one that is
-    gone without a word is noticed on its own machine: the others follow within seconds, wherever they are. The clock
-    ends this process by itself where the store does not answer. Time in which this process was stopped does not count.
+    process states what it waits for, or which line it runs; the first to raise it reports all states; processes on its
+    machine that do not respond are killed; all end with exit code 1. A process that fails reports it here, and one that
+    is gone without a word is noticed on its own machine: the others follow within seconds, wherever they are. The clock
+    ends this process by itself where the store does not respond. Time in which this process was stopped does not count.
     """
 
     def __init__(self, *, store: Store, rank: int, size: int, timeout_s: float) -> None:
@@ -69,7 +69,7 @@ class Watchdog:
     # --- in the main thread -------------------------------------------------------------------------------------------
 
     def present(self) -> None:
-        """Tell the others which process this is. Raises UserError where another one came as this rank before."""
+        """Register this process with the others. Raises UserError where another one came as this rank before."""
         this = Process.this(socket.gethostname())
         first = Process(**json.loads(self._store.compare_set(f"process/{self._rank}", "", json.dumps(this.to_dict()))))
         if first != this:
@@ -103,8 +103,8 @@ class Watchdog:
         finally:
             self._waiting = outer
 
-    def tell_failure(self, why: str) -> None:
-        """Tell the others that this process ends, and why; only the first of all processes to do so is heard."""
+    def describe_failure(self, why: str) -> None:
+        """Report to the others that this process ends, and why; only the first of all processes to do so counts."""
         self.stop()
         with contextlib.suppress(RuntimeError):
             if self._store.add("failures", 1) == 1:
@@ -116,7 +116,7 @@ class Watchdog:
         while True:
             with contextlib.suppress(RuntimeError):
                 if self._store.check(["failure"]):
-                    return _told(self._read("failure"))
+                    return _describe_failure(self._read("failure"))
             gone = self._gone()
             if gone:
                 return gone
@@ -136,7 +136,9 @@ class Watchdog:
             wait.seconds += self._interval_s
             if wait.seconds > last_resort_s:
                 lines = f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._main_line()}"
-                self._report_hang(f"{lines}; the store that the processes meet in (MASTER_ADDR) does not answer either")
+                self._report_hang(
+                    f"{lines}; the store that the processes meet in (MASTER_ADDR) does not respond either"
+                )
                 for peer in self._peers.values():
                     if peer.is_stopped:
                         self._kill(peer)
@@ -147,16 +149,16 @@ class Watchdog:
     def _listen(self) -> None:
         bad_news_since: float | None = None
         while not self._stopped.wait(self._interval_s):
-            told = self._hear() or self._gone()
-            if told is None or self._stopped.is_set():
+            failure_text = self._check_store() or self._gone()
+            if failure_text is None or self._stopped.is_set():
                 continue
             bad_news_since = bad_news_since or time.monotonic()
             if time.monotonic() - bad_news_since > _GRACE_S:
-                report_failure(f"{told}; this process ends with it", exit_code=1, is_consequence=True)
+                report_failure(f"{failure_text}; this process ends with it", exit_code=1, is_consequence=True)
                 os._exit(1)
 
-    def _hear(self) -> str | None:
-        """Raise or answer an alarm where there is cause; else what is told of a failed process."""
+    def _check_store(self) -> str | None:
+        """Raise an alarm or respond to one where there is cause; else the report of a failed process."""
         wait = self._waiting
         if self._is_store_lost:
             return None
@@ -164,9 +166,9 @@ class Watchdog:
             if wait is not None and wait.seconds > self._timeout_s:
                 self._raise_alarm(wait)
             elif self._store.check(["alarm"]):
-                self._answer()
-            return _told(self._read("failure")) if self._store.check(["failure"]) else None
-        except RuntimeError:  # the process that holds it is gone, and torch would say so again at each attempt
+                self._respond()
+            return _describe_failure(self._read("failure")) if self._store.check(["failure"]) else None
+        except RuntimeError:  # the process that holds it is gone, and torch would repeat it at each attempt
             self._is_store_lost = True
             return None
 
@@ -176,7 +178,7 @@ class Watchdog:
 
     def _raise_alarm(self, wait: _Wait) -> NoReturn:
         if self._store.add("alarm", 1) > 1:
-            self._answer()
+            self._respond()
         deadline = time.monotonic() + 3 * self._interval_s
         while time.monotonic() < deadline and not self._store.check([f"answer/{rank}" for rank in self._others]):
             time.sleep(0.05)
@@ -186,7 +188,7 @@ class Watchdog:
             if self._store.check([f"answer/{rank}"]):
                 lines.append(f"rank {rank} {self._read(f'answer/{rank}')}")
             else:
-                lines.append(f"rank {rank} does not answer (stopped, swapped out or dead)")
+                lines.append(f"rank {rank} does not respond (stopped, swapped out or dead)")
                 silent.append(rank)
         self._report_hang("; ".join(lines))
         for rank in silent:
@@ -198,7 +200,7 @@ class Watchdog:
         limit = f"distributed.timeout_s = {self._timeout_s:g}"
         report_failure(f"the processes no longer wait for the same thing ({limit}): {lines}", exit_code=1)
 
-    def _answer(self) -> NoReturn:
+    def _respond(self) -> NoReturn:
         wait = self._waiting
         state = f"waits in {wait.what}" if wait else "is"
         deadline = time.monotonic() + 4 * self._interval_s  # the launcher should see nobody end before the report
@@ -230,7 +232,7 @@ class _Wait:
         self.seconds = 0.0
 
 
-def _told(failure: Mapping[str, Any]) -> str:
+def _describe_failure(failure: Mapping[str, Any]) -> str:
     return f"rank {failure['rank']} failed: {failure['why']}"
 
 

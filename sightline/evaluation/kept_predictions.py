@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from sightline.data.files.scan_files import write_label_ids
+from sightline.data.scans.submission import label_place
 from sightline.engine.build import Part
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
@@ -34,15 +37,18 @@ class PredictionFolder:
     """Keeps the labels that an evaluation answers, for an `Evaluator` to call batch by batch; every process its own.
 
     Samples with a label a point have a file each, int16 (N,) in the order of the points that were scored: those of the
-    whole cloud where evaluation thins it and answers for all its points. Samples with one label have it in the
-    manifest. An earlier manifest of the folder goes when the first batch comes; files that only it names, when the new
-    one is written; other files stay.
+    whole cloud where evaluation thins it and answers for all its points. Of LiDAR scans a `.label` file holds the same
+    as ids of the set, where the evaluator of SemanticKITTI looks for it, or beside. Samples with one label have it in
+    the manifest. An earlier manifest of the folder goes when the first batch comes; files that only it names, when the
+    new one is written; other files stay.
     """
 
     def __init__(self, path: Path, part: Part, world: World) -> None:
         self.path = path
         self._part = part
         self._facts = part.dataset.info.facts
+        form = part.dataset.info.scans
+        self._ids = None if form is None else np.array(form.ids_of_classes, dtype=np.uint32)
         self._world = world
         indices = part.indices.tolist()
         self._stems = dict(zip(indices, file_stems([part.name_of(index) for index in indices]), strict=True))
@@ -58,8 +64,14 @@ class PredictionFolder:
             entry: dict[str, Any] = {"name": self._part.name_of(index), "index": index}
             if answer.ndim:
                 file = f"{self._stems[index]}.npy"
-                self._write(file, answer)
+                labels = answer.cpu().numpy()
+                with self._writing(file) as path:
+                    np.save(path, labels.astype(_LABEL))
                 entry |= {"file": file, "num_points": len(answer)}
+                if self._ids is not None:
+                    entry["label_file"] = str(label_place(entry["name"]) or f"{self._stems[index]}.label")
+                    with self._writing(entry["label_file"]) as path:
+                        write_label_ids(path, self._ids[labels])
             else:
                 entry |= {"answer": int(answer)} | ({"label": int(batch["label"][place])} if "label" in batch else {})
             self._entries.append(entry)
@@ -74,14 +86,15 @@ class PredictionFolder:
                 entry["iou"] = float(ious[entry["index"]])
         document = {**about, "class_names": list(self._facts.get("class_names", ())), "samples": entries}
         self._directory.write_json(MANIFEST, document)
-        for file in self._former - {entry.get("file") for entry in entries}:
+        for file in self._former - {entry.get(kind) for entry in entries for kind in ("file", "label_file")}:
             self._directory.remove(file)
 
-    def _write(self, file: str, answer: Tensor) -> None:
+    @contextmanager
+    def _writing(self, file: str) -> Iterator[Path]:
         path = self.path / file
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            np.save(path, answer.cpu().numpy().astype(_LABEL))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield path
         except OSError as error:
             raise disk_failure(error, path) from error
 
@@ -106,10 +119,11 @@ def _files_in(folder: Path) -> set[str]:
         return set()
     try:
         samples = load_document(folder / MANIFEST)["samples"]
-        files = {entry["file"] for entry in samples if "file" in entry}
+        files = {entry[kind] for entry in samples for kind in ("file", "label_file") if kind in entry}
     except (UserError, KeyError, TypeError):
         return set()
-    return {file for file in files if isinstance(file, str) and Path(file).name == file and file.endswith(".npy")}
+    own = re.compile(r"(sequences/\d+/predictions/\d+\.label|[^/\\]+\.(npy|label))")
+    return {file for file in files if isinstance(file, str) and own.fullmatch(file)}
 
 
 def _ious(evaluation: Evaluation) -> Tensor | None:

@@ -35,7 +35,7 @@ class PlainVectorAttention(nn.Module):
 
     def __init__(self, *, channels: int) -> None:
         super().__init__()
-        assert channels % NUM_SHARING == 0, f"{channels} channels are no multiple of {NUM_SHARING}"
+        assert channels % NUM_SHARING == 0, f"{channels} channels are not a multiple of {NUM_SHARING}"
         num_weights = channels // NUM_SHARING
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)

@@ -69,6 +69,6 @@ def assert_volumes(volume: Tensor, *, multiple: int) -> None:
     odd = [side for side in volume.shape[2:] if side % multiple]
     if odd:
         raise ValueError(
-            f"volume: a side of {odd[0]} voxels is no multiple of {multiple}, by which this network divides it; set "
+            f"volume: a side of {odd[0]} voxels is not a multiple of {multiple}, by which this network divides it; set "
             f"the size of place_cube to {odd[0] // multiple * multiple} or {(odd[0] // multiple + 1) * multiple}"
         )

@@ -16,10 +16,10 @@ __all__ = ["Accuracy"]
 
 @registry.metrics.add("accuracy")
 class Accuracy:
-    """Overall accuracy, and the mean over the classes that occur of the share answered rightly (0 to 1).
+    """Overall accuracy, and the mean over the classes that occur of the share predicted rightly (0 to 1).
 
-    Both come from one confusion matrix over everything, never from means of batches. The answer is the most probable
-    class, the lowest index among equals. Source: Qi et al. 2017, table 1 (the two columns of ModelNet40).
+    Both come from one confusion matrix over everything, never from means of batches. The prediction is the most
+    probable class, the lowest index among equals. Source: Qi et al. 2017, table 1 (the two columns of ModelNet40).
     """
 
     higher_is_better = True
@@ -45,8 +45,8 @@ class Accuracy:
             )
         if bool(probabilities.isnan().any()):
             raise ValueError(
-                f"probabilities: {int(probabilities.isnan().any(dim=-1).sum())} of {label.numel()} rows are NaN, which "
-                "is no answer; find where with `sightline check`"
+                f"probabilities: {int(probabilities.isnan().any(dim=-1).sum())} of {label.numel()} rows are NaN; "
+                "find where with `sightline check`"
             )
         prediction = probabilities.argmax(dim=-1)  # torch promises the first of equal maxima
         counts = confusion_matrix(prediction, label, num_classes=self.num_classes, ignore_index=self.ignore_index)
@@ -68,9 +68,9 @@ class Accuracy:
         }
 
     def confusion(self, state: State) -> Tensor:
-        """Rows are labels, columns answers: (C, C) int64."""
+        """Rows are labels, columns predictions: (C, C) int64."""
         return state["confusion"].clone()
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`confusion`, and the class names of its rows (labels) and columns (answers), in plain values."""
+        """`confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
         return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}

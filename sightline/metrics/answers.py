@@ -12,9 +12,9 @@ __all__ = ["answers_of"]
 
 
 def answers_of(batch: Mapping[str, Any], predictions: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Tensor]:
-    """What is answered for each sample of a batch, int64: one label (), or with `cloud_offsets` one a point (N,).
+    """The prediction for each sample of a batch, int64: one label (), or with `cloud_offsets` one a point (N,).
 
-    The answer is the most probable class; where the facts state `parts_of_category` and the batch says each cloud's
+    The prediction is the most probable class; where the facts state `parts_of_category` and the batch has each cloud's
     `category`, the most probable part among those of the cloud's category.
     """
     probabilities = predictions["probabilities"]

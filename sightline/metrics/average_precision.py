@@ -1,4 +1,4 @@
-"""Average precision as COCO counts it: answers matched to labels by a similarity, at ten levels of it.
+"""Average precision as COCO counts it: predictions matched to labels by a similarity, at ten levels of it.
 
 What the similarity is (overlap of boxes, likeness of key points) is the caller's affair.
 """
@@ -13,17 +13,17 @@ import numpy as np
 __all__ = ["LEVELS", "RECALLS", "Matches", "match", "precision_and_recall"]
 
 LEVELS = np.linspace(0.5, 0.95, 10)
-"""Similarities from which on an answer counts as found."""
+"""Similarities from which on a prediction counts as found."""
 RECALLS = np.linspace(0.0, 1.0, 101)
 """Where the curve of precision over recall is read."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """One image: the scores of its answers, falling, and for every level which of them found a label (L, D).
+    """One image: the scores of its predictions, falling, and for every level which of them found a label (L, D).
 
-    An answer that `is_ignored` (L, D) counts neither as right nor as wrong. `num_labels` does not count ignored ones.
-    `label` (L, D) is which label each answer found, -1 for none, where that was noted.
+    A prediction that `is_ignored` (L, D) counts neither as right nor as wrong. `num_labels` does not count ignored
+    ones. `label` (L, D) is the label that each prediction found, -1 for none, where that was noted.
     """
 
     scores: np.ndarray
@@ -43,12 +43,12 @@ def match(
     most: int,
     levels: np.ndarray = LEVELS,
 ) -> Matches:
-    """Give each answer of an image, the surest first, the label that it is most similar to and that is still free.
+    """Give each prediction of an image, the surest first, the label that it is most similar to and that is still free.
 
-    `similarity` (D, G) of answers and labels. A label that `is_ignored` is taken only where no other is left, and
-    turns its answer into one that does not count; a crowd may be taken any number of times. Answers of another size,
-    `is_other` (D), that found nothing do not count either. The `most` surest answers are looked at; among equally
-    similar labels the last is taken, as COCO does. Source: Lin et al. 2014, COCO, and its published evaluation.
+    `similarity` (D, G) of predictions and labels. A label that `is_ignored` is taken only where no other is left, and
+    turns its prediction into one that does not count; a crowd may be taken any number of times. Predictions of another
+    size, `is_other` (D), that found nothing do not count either. The `most` surest predictions are looked at; among
+    equally similar labels the last is taken, as COCO does. Source: Lin et al. 2014, COCO, and its published evaluation.
     """
     answers = np.argsort(-scores, kind="stable")[:most]
     labels = np.argsort(is_ignored, kind="stable")

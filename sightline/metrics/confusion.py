@@ -8,36 +8,62 @@ from torch import Tensor
 __all__ = ["confusion_matrix", "mean_class_accuracy", "overall_accuracy", "recalls"]
 
 
-def confusion_matrix(prediction: Tensor, label: Tensor, *, num_classes: int, ignore_index: int | None = None) -> Tensor:
-    """How often each label was answered by each class: (C, C) int64, rows are labels, columns predictions.
+def confusion_matrix(
+    prediction: Tensor,
+    label: Tensor,
+    *,
+    num_classes: int,
+    ignore_index: int | None = None,
+    group: Tensor | None = None,
+    num_groups: int = 1,
+) -> Tensor:
+    """How often each label was predicted as each class: (C, C) int64, rows are labels, columns predictions.
 
-    `prediction` and `label` are of one shape, whole numbers 0 .. C-1; targets of `ignore_index` are not counted.
+    `prediction` and `label` are of one shape, whole numbers 0 .. C-1; targets of `ignore_index` are not counted. With
+    a `group` of each target, 0 .. G-1, there is a matrix for each: (G, C, C).
     Raises ValueError for a label or a prediction outside the classes.
     """
-    if ignore_index is not None:
-        is_counted = label != ignore_index
-        prediction, label = prediction[is_counted], label[is_counted]
-    for name, values in (("label", label), ("prediction", prediction)):
-        is_outside = (values < 0) | (values >= num_classes)
-        if bool(is_outside.any()):
-            raise ValueError(
-                f"{name}: found class {int(values[is_outside][0])}, there are {num_classes} (0 .. {num_classes - 1}); "
-                "check the labels, or the ignore index, of the data set"
-            )
-    pairs = label.flatten().long() * num_classes + prediction.flatten().long()
-    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+    if not (_is_within(prediction, num_classes) and _is_within(label, num_classes)):
+        if ignore_index is not None:
+            is_counted = label != ignore_index
+            prediction, label = prediction[is_counted], label[is_counted]
+            group = None if group is None else group[is_counted]
+        for name, values in (("label", label), ("prediction", prediction)):
+            is_outside = (values < 0) | (values >= num_classes)
+            if bool(is_outside.any()):
+                raise ValueError(
+                    f"{name}: found class {int(values[is_outside][0])}, there are {num_classes} (0 .. "
+                    f"{num_classes - 1}); check the labels, or the ignore index, of the data set"
+                )
+    num_cells = num_groups * num_classes**2
+    cells = torch.zeros_like(label, dtype=torch.int32 if num_cells < 2**31 else torch.int64)
+    if group is not None:
+        cells += group
+    for values in (label, prediction):
+        cells.mul_(num_classes).add_(values)
+    counts = torch.bincount(cells.flatten(), minlength=num_cells).view(num_groups, num_classes, num_classes)
+    if ignore_index is not None and 0 <= ignore_index < num_classes:
+        counts[:, ignore_index] = 0  # counted with the others: to leave points out takes longer than to count them
+    return counts[0] if group is None else counts
+
+
+def _is_within(values: Tensor, num_classes: int) -> bool:
+    if not values.numel():
+        return True
+    low, high = values.aminmax()
+    return bool((low >= 0) & (high < num_classes))
 
 
 def overall_accuracy(confusion: Tensor) -> float:
-    """The share of targets answered rightly, from a confusion matrix; NaN where nothing was counted."""
+    """The share of targets predicted rightly, from a confusion matrix; NaN where nothing was counted."""
     return (confusion.diagonal().sum().double() / confusion.sum()).item()
 
 
 def mean_class_accuracy(confusion: Tensor) -> float:
-    """The mean share answered rightly over the classes that occur, from a confusion matrix; NaN where none does."""
+    """The mean share predicted rightly over the classes that occur, from a confusion matrix; NaN where none does."""
     return recalls(confusion).nanmean().item()
 
 
 def recalls(confusion: Tensor) -> Tensor:
-    """Per class the share answered rightly: (C,) float64, NaN for a class that does not occur."""
+    """Per class the share predicted rightly: (C,) float64, NaN for a class that does not occur."""
     return confusion.diagonal().double() / confusion.sum(dim=1)

@@ -66,13 +66,18 @@ class IoU:
         if bool(probabilities.isnan().any()):
             num_bad = int(probabilities.isnan().any(dim=1).sum())
             raise ValueError(
-                f"probabilities: {num_bad} of {len(target)} points are NaN, which is no answer; find where with "
-                "`sightline check`"
+                f"probabilities: {num_bad} of {len(target)} points are NaN; find where with `sightline check`"
             )
         answer = probabilities.argmax(dim=1)
+        self.update_labels(state, labels=answer, target=target, cloud_offsets=cloud_offsets, sample_index=sample_index)
+
+    def update_labels(
+        self, state: State, *, labels: Tensor, target: Tensor, cloud_offsets: Tensor, sample_index: Tensor
+    ) -> None:
+        """As `update`, of the predicted `labels` (P,)."""
         for sample, (start, end) in zip(sample_index.tolist(), pairwise(cloud_offsets.tolist()), strict=True):
             counts = confusion_matrix(
-                answer[start:end], target[start:end], num_classes=self.num_classes, ignore_index=self.ignore_index
+                labels[start:end], target[start:end], num_classes=self.num_classes, ignore_index=self.ignore_index
             ).to(state["confusion"].device)
             state["confusion"] += counts
             state["common"][sample] += counts.diagonal()
@@ -112,7 +117,7 @@ class IoU:
         return ious
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`confusion`, and the class names of its rows (labels) and columns (answers), in plain values."""
+        """`confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
         return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
 
 

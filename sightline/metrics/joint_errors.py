@@ -34,7 +34,7 @@ def note_distances(state: State, joints_mm: Tensor, joints: Tensor, visible: Ten
     if joints_mm.shape != joints.shape or visible.shape != joints.shape[:2]:
         raise ValueError(
             f"joints_mm: found the shape {tuple(joints_mm.shape)} for joints {tuple(joints.shape)} of which "
-            f"{tuple(visible.shape)} say whether they are visible; all are (B, J, 3) and (B, J)"
+            f"{tuple(visible.shape)} are the flags of visible ones; all are (B, J, 3) and (B, J)"
         )
     bad = ~torch.isfinite(joints_mm).all(dim=-1) & visible
     if bool(bad.any()):

@@ -14,7 +14,7 @@ from sightline.metrics.keypoints import keypoint_similarity
 __all__ = ["MOST", "People", "keypoint_average_precision", "similarities"]
 
 MOST = 20
-"""Answers of an image that are looked at."""
+"""Predictions of an image that are looked at."""
 _AREAS = {"": (0.0, 1e10), "_medium": (32.0**2, 96.0**2), "_large": (96.0**2, 1e10)}
 
 
@@ -53,13 +53,13 @@ def keypoint_average_precision(
     """`ap` and `ar` over similarities of 0.50 to 0.95, at 0.50 and 0.75, and for medium and large people.
 
     An item of each list for each image: `found` (D, J, 2) in pixels with `scores` (D). A person without a labelled
-    joint, or who is a crowd, is ignored; medium is an area of 32^2 to 96^2 pixels, large one above. An answer's area is
-    that of the box of its joints. -1 where nobody is of that size, as COCO writes it. Raises DataError where the lists
-    are not of the same images. Source: Lin et al. 2014, COCO, and its published evaluation.
+    joint, or who is a crowd, is ignored; medium is an area of 32^2 to 96^2 pixels, large one above. A prediction's area
+    is that of the box of its joints. -1 where nobody is of that size, as COCO writes it. Raises DataError where the
+    lists are not of the same images. Source: Lin et al. 2014, COCO, and its published evaluation.
     """
     if not len(people) == len(found) == len(scores):
         raise DataError(
-            f"{len(people)} images of people, {len(found)} of answers, {len(scores)} of scores: not the same"
+            f"{len(people)} images of people, {len(found)} of predictions, {len(scores)} of scores: not the same"
         )
     alike = [similarities(*pair, sigmas) for pair in zip(people, found, strict=True)]
     result: dict[str, float] = {}
@@ -92,7 +92,7 @@ def _outside(found: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def _areas(found: np.ndarray) -> np.ndarray:
-    """Of the box about each answer's joints, in square pixels (D)."""
+    """Of the box about each prediction's joints, in square pixels (D)."""
     return np.prod(found.max(axis=1) - found.min(axis=1), axis=-1) if len(found) else np.zeros(0)
 
 

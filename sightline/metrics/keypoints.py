@@ -88,7 +88,7 @@ class Keypoints:
 
 
 def keypoint_similarity(distance: Tensor, area: Tensor, sigmas: Tensor, is_labelled: Tensor) -> Tensor:
-    """exp(-d^2 / (2 s^2 (2 sigma)^2)), the mean over the labelled joints: 1 for a perfect answer; 0 without any joint.
+    """exp(-d^2 / (2 s^2 (2 sigma)^2)), the mean over labelled joints: 1 for a perfect prediction; 0 without any joint.
 
     `distance` and `is_labelled` (B, J), `area` s^2 (B) in the square of the same unit, `sigmas` (J). Source: Lin et al.
     2014, COCO, whose evaluation adds the smallest step of a float64 to the area.

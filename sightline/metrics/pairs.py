@@ -44,7 +44,7 @@ class _PairMetric:
         anchors, partners, spread = (F.normalize(rows.double(), dim=1) for rows in (anchors, partners, spread))
         index = sample_index.to(state["seen"].device)
         found = {"distance": (anchors - partners).square().sum(dim=1), "seen": torch.ones_like(index)}
-        if len(anchors) > 1:  # a row alone in its batch has nothing to be told from
+        if len(anchors) > 1:  # a row alone in its batch has nothing to be compared with
             own = torch.arange(len(anchors), device=anchors.device)
             found["potential"] = _mean_potential(spread)
             found["is_nearest"] = torch.cdist(anchors, partners).argmin(dim=1) == own

@@ -1,4 +1,4 @@
-"""How many points of each shape were labelled, answered and answered rightly with each part: plainly, and compiled."""
+"""How many points of each shape were labelled, predicted and rightly predicted as each part: plain and compiled."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["PartCounts", "count_parts", "count_parts_plainly"]
 
 
 class PartCounts(NamedTuple):
-    """Counts of points, int64: of S shapes, C parts, and two rules (answers among own parts, and among all).
+    """Counts of points, int64: of S shapes, C parts, and two rules (predictions among own parts, and among all).
 
-    `labelled` (S, C); `answered` and `common`, answered as labelled, (S, 2, C); `confusion` (C, C) of answers among own
-    parts, rows are labels. `faults` (S, 2): the first point of a shape whose probabilities have a NaN, and the first
-    whose label is none of its category's parts, counted over all shapes, -1 where there is none. Where one is faulty,
-    the counts mean nothing.
+    `labelled` (S, C); `answered` and `common`, predicted as labelled, (S, 2, C); `confusion` (C, C) of predictions
+    among own parts, rows are labels. `faults` (S, 2): the first point of a shape whose probabilities have a NaN, and
+    the first whose label is none of its category's parts, counted over all shapes, -1 where there is none. Where one is
+    faulty, the counts mean nothing.
     """
 
     labelled: Tensor
@@ -39,7 +39,7 @@ def count_parts(
 ) -> PartCounts:
     """The counts of shapes one after another: `probabilities` (P, C), `target` (P,), `cloud_offsets` (S + 1,).
 
-    `category` (S,) is one of those that have parts. The answer is the most probable part, the lowest among equals.
+    `category` (S,) is one of those that have parts. The prediction is the most probable part, the lowest among equals.
     """
     if not suits(probabilities) or len(category) == 0:
         return count_parts_plainly(probabilities, target, cloud_offsets, category, parts_of_category)
@@ -121,7 +121,7 @@ def _count(
 ) -> None:
     """`parts` (categories, most parts): those of each category, rising, -1 in the places left over.
 
-    `counts` (S, 5, C): labelled, answered by either rule, common by either rule.
+    `counts` (S, 5, C): labelled, predicted by either rule, common by either rule.
     """
     num_parts = probabilities.shape[1]
     for shape in range(first, last):
@@ -151,7 +151,7 @@ def _count(
 def _largest(probabilities: np.ndarray, point: int, own: int, num_parts: int) -> int:
     """The most probable of all parts, where `own` is the first most probable of some; -1 where one is NaN.
 
-    Most answers are among the object's own parts: that this one is can be seen without a search.
+    Most predictions are among the object's own parts: that this one is can be seen without a search.
     """
     largest = probabilities[point, own]
     num_above = num_unknown = 0

@@ -15,17 +15,17 @@ from sightline.metrics.part_counts import count_parts
 __all__ = ["PartIoU", "category_means", "shape_ious"]
 
 _RULES = ("", "_all_parts")
-"""Answers among the parts of the object's own category, and among all parts: published numbers mix the two."""
+"""Predictions among the parts of the object's own category, and among all parts: published numbers mix the two."""
 
 
 @registry.metrics.add("part_iou")
 class PartIoU:
     """`instance_miou` over shapes, `class_miou` over categories, and the accuracy over points (0 to 1).
 
-    A shape's IoU is the mean over the parts of its category, where a part that neither label nor answer has counts 1.
-    `instance_miou` is the mean over all shapes; `class_miou` the mean over the categories that occur of the mean over
-    their shapes. The answer is the most probable part among those of the shape's category, the lowest index among
-    equals; figures with the suffix `_all_parts` take it among all parts.
+    A shape's IoU is the mean over the parts of its category, where a part that neither label nor prediction has counts
+    1. `instance_miou` is the mean over all shapes; `class_miou` the mean over the categories that occur of the mean
+    over their shapes. The prediction is the most probable part among those of the shape's category, the lowest index
+    among equals; figures with the suffix `_all_parts` take it among all parts.
     Source: Yi et al. 2016 (the measure); Qi et al. 2017 (PointNet), section 5.1 (a part that is absent in both).
     """
 
@@ -105,11 +105,11 @@ class PartIoU:
         }
 
     def per_sample(self, state: State) -> Tensor:
-        """The IoU of each shape (num_samples,) float64, answers among the parts of its category; NaN where unseen."""
+        """The IoU of each shape (num_samples,) float64, by predictions among its category's parts; NaN where unseen."""
         return torch.where(state["seen"] > 0, self._shape_ious(state, 0), torch.nan)
 
     def tables(self, state: State) -> dict[str, Any]:
-        """`confusion` of the parts, answers among those of the shape's category: rows labels, columns answers."""
+        """`confusion` of the parts among those of the shape's category: rows are labels, columns predictions."""
         return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
 
     def _shape_ious(self, state: State, rule: int) -> Tensor:

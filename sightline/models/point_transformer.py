@@ -224,16 +224,14 @@ def _assert_stages(
     uneven = [width for width in widths if width % NUM_SHARING]
     if uneven:
         raise ConfigError(
-            f"point_transformer: widths {uneven} are no multiples of {NUM_SHARING}, the channels that share a weight"
+            f"point_transformer: widths {uneven} are not multiples of {NUM_SHARING}, the channels that share a weight"
         )
 
 
 def _assert_no_empty_cloud(offsets: Tensor) -> None:
     is_empty = offsets.diff() == 0
     if bool(is_empty.any()):
-        raise ValueError(
-            f"offsets: cloud {int(is_empty.nonzero()[0])} has no points, and no class could be told; leave it out"
-        )
+        raise ValueError(f"offsets: cloud {int(is_empty.nonzero()[0])} has no points, so it has no class; leave it out")
 
 
 def _head(widths: tuple[int, ...], num_classes: int, dropout: float) -> nn.Sequential:

@@ -34,7 +34,7 @@ class FoundCentres:
 
     `points_mm` (F, 3) float32 and `is_known` (F,): false for frames without a measured pixel, and for those that the
     set leaves out. `error_mm` is the mean distance from the true middle joint of the frames that show it, and
-    `reference_error_mm` that of the centres of mass; NaN where there are none. `notes` is what a user should know.
+    `reference_error_mm` that of the centres of mass; NaN where there are none. `notes` are lines for the user.
     """
 
     points_mm: np.ndarray
@@ -137,30 +137,30 @@ def _assert_unseen(refiner: TrainedRun, config: RunConfig, frames: DepthFrames) 
     tested = set(frames.info.folds.tested) if frames.info.folds is not None else set()
     if not tested:
         return
-    for told, trained in _trained_on(refiner, config.data):
+    for trained_run, trained in _trained_on(refiner, config.data):
         if trained is None:
             raise UserError(
-                f"{told}: does not say on which parts of '{config.data.name}' it was trained; train it again"
+                f"{trained_run}: does not record on which parts of '{config.data.name}' it was trained; train it again"
             )
         if seen := sorted(tested & trained):
             raise UserError(
-                f"{told}: was trained on {', '.join(seen)}, on which this config is tested: its centres would tell of "
-                f"them; give a refiner that was trained without {', '.join(seen)}"
+                f"{trained_run}: was trained on {', '.join(seen)}, on which this config is tested: its centres would "
+                f"leak the test labels; give a refiner that was trained without {', '.join(seen)}"
             )
 
 
 def _trained_on(refiner: TrainedRun, data: Component) -> Iterator[tuple[str, set[str] | None]]:
-    """The parts of a set on which a run, and every run that its weights come from, was trained; None: nobody knows."""
+    """The parts of a set on which a run, and every run that its weights come from, was trained; None: unknown."""
     if refiner.config.data.name == data.name:
         folds = read_inputs(refiner.path, refiner.config).folds
         yield str(refiner.path), None if folds is None else set(folds.names) - set(folds.tested)
     lineage = read_lineage(refiner.path)
     while lineage is not None and "layout" not in lineage:
-        told, source = f"{refiner.path}, which started from {lineage['from']}", lineage["source"]
+        trained_run, source = f"{refiner.path}, which started from {lineage['from']}", lineage["source"]
         if source is None:
-            yield told, None
+            yield trained_run, None
         elif source["data"]["name"] == data.name:
-            yield told, _trained_with(source["data"], data)
+            yield trained_run, _trained_with(source["data"], data)
         lineage = lineage["lineage"]
 
 
@@ -179,7 +179,7 @@ def _notes(refiner: TrainedRun, config: RunConfig, split: FileSplit, is_known: n
             "the refiner was trained on frames of this part: their points are nearer than those of unseen frames"
         )
     if num_unknown := int((~is_known).sum()):
-        notes.append(f"{num_unknown} of {len(is_known)} frames have no point; their lines say invalid")
+        notes.append(f"{num_unknown} of {len(is_known)} frames have no point; their lines are 'invalid'")
     source = refiner.facts.get("reference_source")
     if source != "centre_of_mass":
         notes.append(f"the refiner was trained about reference points of '{source}', and is given centres of mass here")

@@ -18,24 +18,24 @@ from sightline.data.store.preparation import to_unit_sphere
 from sightline.errors import ConfigError, DataError
 from sightline.types import CloudForm, DataInfo
 
-__all__ = ["FileSample", "Origin", "read_sample", "sample_of"]
+__all__ = ["FileSample", "Origin", "assert_within", "read_sample", "sample_of"]
 
 _SLACK = 2**-10
 """How far a prepared cloud may be off radius 1 or a field off its bounds: half precision, in which some are stored."""
 _TO_SPHERE = "moved to its mean, scaled to radius 1"
 _LARGEST = 1e150
-"""Beyond this a distance is no number any more."""
+"""Beyond this a distance is no longer finite."""
 _UNITS = {"km": 1e6, "m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3}
 _UNIT_NAMES = {"km": "kilometres", "m": "metres", "cm": "centimetres", "mm": "millimetres", "um": "micrometres"}
 _LEAST_RADIUS = 0.5
-"""Below this a cloud is no random part of one of radius 1, but on another scale."""
+"""Below this a cloud is not a random part of one of radius 1, but on another scale."""
 
 
 class Origin(NamedTuple):
-    """Where the rows of a sample come from, in the file's own coordinates, so that its points can be answered for.
+    """Where the rows of a sample come from, in the file's own coordinates, so that its points can be predicted.
 
-    `points` (M, 3) float64, all of the file; `places` (N, 3) float64 of the rows; `rows` (N,) int64 says which of the
-    points each row is, and is None where they were drawn from a mesh.
+    `points` (M, 3) float64, all of the file; `places` (N, 3) float64 of the rows; `rows` (N,) int64 are their indices
+    in `points`, or None where they were drawn from a mesh.
     """
 
     points: np.ndarray
@@ -123,7 +123,7 @@ def sample_of(
         fields = {key: values.astype(info.fields[key].dtype) for key, values in given.items()}
     if form.estimates_normals:
         fields["normals"] = estimated_normals(fields["points"], where=where)
-    _assert_within(fields, info, where, any_scale=any_scale)
+    assert_within(fields, info, where, any_scale=any_scale)
     return FileSample(fields, ", ".join(steps) or "as it is", origin)
 
 
@@ -168,7 +168,7 @@ def _scene(cloud: Cloud, info: DataInfo, scene: Mapping[str, float], where: str,
         with np.errstate(invalid="ignore"):  # points too large for float32 are refused as such
             made["place"] = place_of(made["points"])
     fields = {key: made[key] for key in ("points", *info.features)}
-    _assert_within(fields, info, where, any_scale=any_scale)
+    assert_within(fields, info, where, any_scale=any_scale)
     origin = Origin(cloud.points, cloud.points, np.arange(len(cloud.points)))
     return FileSample(fields, "prepared as the set was", origin)
 
@@ -190,24 +190,24 @@ def _prepared(
     if form.estimates_normals:
         given["normals"] = estimated_normals(given["points"], where=where)
     fields = {key: given[key] for key in ("points", *info.features)}
-    _assert_within(fields, info, where, any_scale=any_scale)
+    assert_within(fields, info, where, any_scale=any_scale)
     return FileSample(fields, ", ".join([*steps, "prepared as the set was"]))
 
 
 def _repeated(cloud: Cloud, stored: np.ndarray, form: CloudForm, where: str) -> list[str]:
-    """What to say of a cloud of fewer points than the run takes; one of fewer than any of the set is refused."""
+    """The note on a cloud of fewer points than the run takes; one of fewer than any of the set is refused."""
     if form.fewest_points is not None and len(np.unique(stored, axis=0)) < form.fewest_points:
         num_distinct = len(np.unique(cloud.points, axis=0))  # a choice of a dense cloud may repeat a point
         if num_distinct < form.fewest_points:
             raise DataError(
-                f"{where}: holds {_told_points(num_distinct)} that differ, every cloud of the run's set at least "
+                f"{where}: holds {_count_of_points(num_distinct)} that differ, every cloud of the run's set at least "
                 f"{form.fewest_points}; give a denser cloud"
             )
     wanted = form.num_points or len(stored)
-    return [f"{_told_points(len(cloud.points))}, repeated to {wanted}"] if len(cloud.points) < wanted else []
+    return [f"{_count_of_points(len(cloud.points))}, repeated to {wanted}"] if len(cloud.points) < wanted else []
 
 
-def _told_points(count: int) -> str:
+def _count_of_points(count: int) -> str:
     return f"{count} point{'' if count == 1 else 's'}"
 
 
@@ -217,14 +217,14 @@ def _assert_of_size(radius: float, radii: tuple[float, float], unit: str, where:
     if low / 2 <= radius <= 2 * high:
         return
     ratio = radius / np.sqrt(low * high) if low > 0 else radius / high
-    told = "all its points coincide"
+    comparison = "all its points coincide"
     if radius > 0:
-        told = (
+        comparison = (
             f"about {max(ratio, 1 / ratio):.4g} times {'larger' if ratio > 1 else 'smaller'}{_likely_unit(unit, ratio)}"
         )
     raise DataError(
         f"{where}: its points reach {radius:.4g} {unit} from their mean, those of the run's set {low:.4g} to "
-        f"{high:.4g} {unit}; {told}; bring the file to {unit or 'that unit'}"
+        f"{high:.4g} {unit}; {comparison}; bring the file to {unit or 'that unit'}"
     )
 
 
@@ -351,7 +351,8 @@ def _chosen(
     return index, [f"{num_points} of {len(points)} points, chosen by the file's name"]
 
 
-def _assert_within(fields: dict[str, np.ndarray], info: DataInfo, where: str, *, any_scale: bool) -> None:
+def assert_within(fields: dict[str, np.ndarray], info: DataInfo, where: str, *, any_scale: bool) -> None:
+    """Raises DataError, led by `where`, for values beyond those of the set's fields; `any_scale`: but for points."""
     for key, values in fields.items():
         promise = info.fields[key]
         low, high = float(values.min()), float(values.max())
@@ -364,10 +365,10 @@ def _assert_within(fields: dict[str, np.ndarray], info: DataInfo, where: str, *,
         if (is_low or is_high) and not (any_scale and key == "points"):
             raise DataError(
                 f"{where}: {key} run from {low:.4g} to {high:.4g}, those that the run was trained on from "
-                f"{_told_bound(promise.low)} to {_told_bound(promise.high)} ({promise.unit or 'no unit'}); bring the "
+                f"{_bound(promise.low)} to {_bound(promise.high)} ({promise.unit or 'no unit'}); bring the "
                 "file to that unit and frame"
             )
 
 
-def _told_bound(bound: float | None) -> str:
+def _bound(bound: float | None) -> str:
     return "any" if bound is None else f"{bound:.4g}"

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES
+from sightline.data.scans.scan_reading import SCAN_SUFFIXES
 from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError
 from sightline.predict.cloud_samples import FileSample, read_sample
 from sightline.predict.predictor import Predictor, ReadFile
+from sightline.predict.scan_samples import read_scan_sample, scan_inputs
 
 __all__ = ["CloudPredictor"]
 
@@ -36,6 +38,12 @@ class CloudPredictor(Predictor[Prediction]):
                 f"{run.path}: was trained on {', '.join(self.info.fields)}, not on points; predict takes clouds"
             )
         self.fields = {name: self.info.fields[name] for name in ("points", *self.info.features)}
+        if self.info.scans is not None:
+            if to_sphere:
+                raise ConfigError("--unit-sphere: the run was trained on scans, whose size has a meaning; leave it out")
+            self.noun, self.suffixes = "scan", SCAN_SUFFIXES
+            self.fields = scan_inputs(self.info, run.config)
+        self._of_files = self.fields
         self.columns_of_files = columns
         self.to_sphere = to_sphere
         # A run whose own transforms normalise predicts the same at every scale.
@@ -43,14 +51,17 @@ class CloudPredictor(Predictor[Prediction]):
 
     def read(self, path: Path) -> ReadFile:
         """The sample of a file, with the values of `given`; `source` is its `FileSample`."""
-        sample = read_sample(
-            path,
-            self.info,
-            columns=self.columns_of_files,
-            to_sphere=self.to_sphere,
-            any_scale=self.any_scale,
-            draws_meshes=self.draws_meshes,
-        )
+        if self.info.scans is not None:
+            sample = read_scan_sample(path, self.info, self._of_files, columns=self.columns_of_files)
+        else:
+            sample = read_sample(
+                path,
+                self.info,
+                columns=self.columns_of_files,
+                to_sphere=self.to_sphere,
+                any_scale=self.any_scale,
+                draws_meshes=self.draws_meshes,
+            )
         return ReadFile(path, {**sample.fields, **self.given(path, sample)}, sample)
 
     def given(self, path: Path, sample: FileSample) -> dict[str, Any]:

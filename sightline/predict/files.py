@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sightline.data.files.cloud_files import is_cloud_file, told_passed_over
+from sightline.data.files.cloud_files import is_cloud_file, list_passed_over
 from sightline.predict.predictor import Refusal
 
 __all__ = ["files_of"]
@@ -21,7 +21,8 @@ def files_of(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[list[Pa
 
     Each file comes once. Numbers in names are sorted as numbers: frame_10 follows frame_9. A file that is named is
     never passed over, whatever its ending; those of other kinds in a folder are named in a warning. Broken links and
-    pipes are among the files.
+    pipes are among the files. Of a folder in KITTI's layouts the files in folders `velodyne` are taken: poses and
+    calibrations are text, too.
     """
     files: dict[Path, None] = {}
     refused = []
@@ -29,10 +30,11 @@ def files_of(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[list[Pa
         if not os.path.isdir(path):  # not the path's own question, which raises for a name that is too long
             files.setdefault(path)
             continue
-        held = (each for each in path.rglob("*") if is_cloud_file(each, suffixes=suffixes))
-        inside = sorted(held, key=_order_of)
+        held = [each for each in path.rglob("*") if is_cloud_file(each, suffixes=suffixes)]
+        scans = [each for each in held if each.parent.name == "velodyne"]
+        inside = sorted(scans or held, key=_order_of)
         files |= dict.fromkeys(inside)
-        if passed_over := told_passed_over(path, suffixes=suffixes):
+        if passed_over := list_passed_over(path, suffixes=suffixes):
             logger.warning("%s: %s", path, passed_over)
         if not inside:
             refused.append(Refusal(path, f"{path}: holds no file of the kinds {', '.join(suffixes)}"))

@@ -14,7 +14,7 @@ from sightline.errors import DataError
 __all__ = ["Centre", "Centres", "MassCentres", "PreviousCentres", "RefinedCentres", "StoredCentres"]
 
 _DEAD_PEAK = 0.1
-"""A heat map whose peak is lower says nothing: a target's is 1."""
+"""A heat map whose peak is lower carries no information: a target's is 1."""
 
 
 class Centre(NamedTuple):
@@ -25,7 +25,7 @@ class Centre(NamedTuple):
 
 
 class Centres(Protocol):
-    """Says where the figure of each frame is; `is_sequential` where that depends on the answer to the one before."""
+    """Finds the figure of each frame; `is_sequential` where that depends on the prediction for the one before."""
 
     is_sequential: bool
 
@@ -34,7 +34,7 @@ class Centres(Protocol):
         ...
 
     def note(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
-        """The answer to the last frame: joints (J, 3) in the run's frame, and the peaks (J,) of their maps."""
+        """The prediction for the last frame: joints (J, 3) in the run's frame, and the peaks (J,) of their maps."""
         ...
 
 
@@ -70,8 +70,8 @@ class MassCentres:
 class PreviousCentres:
     """The centre of mass in the cube about the joints of the frame before: for the frames of a video, in order.
 
-    The first frame, and one whose predecessor's answer is lost, has that of the whole image. An answer is lost where
-    half of its maps or more have no peak, and where nothing is measured about it any more.
+    The first frame, and one whose predecessor's prediction is lost, has that of the whole image. A prediction is lost
+    where half of its maps or more have no peak, and where nothing is measured about it any more.
     """
 
     is_sequential = True
@@ -86,7 +86,7 @@ class PreviousCentres:
             point = self._otherwise.near(self._joints.mean(axis=0), depth)
             if point is not None:
                 return Centre(point, "previous frame")
-            self._lost = "previous answer lost: nothing is measured about it"
+            self._lost = "previous prediction lost: no measured pixel near it"
         return self._otherwise(path, depth)._replace(source=f"centre of mass ({self._lost})")
 
     def note(self, joints_mm: np.ndarray, peaks: np.ndarray) -> None:
@@ -94,11 +94,11 @@ class PreviousCentres:
         is_lost = 2 * num_dead >= len(peaks)
         self._joints = None if is_lost else joints_mm
         if is_lost:
-            self._lost = f"previous answer lost: {num_dead} of {len(peaks)} peaks below {_DEAD_PEAK:g}"
+            self._lost = f"previous prediction lost: {num_dead} of {len(peaks)} peaks below {_DEAD_PEAK:g}"
 
 
 class StoredCentres:
-    """The points of a file with a line for each frame, in their order; where a line says `invalid`, what else there is.
+    """The points of a file with a line for each frame, in their order; where a line reads `invalid`, the fallback.
 
     Points of the file are `turned` into the run's frame. Raises DataError for a file that does not fit the frames.
     """

@@ -108,5 +108,5 @@ class _Once:
 
 
 def _index_of(path: Path) -> int:
-    """Stands for a sample's index where transforms draw: of the file's name alone, whatever else is predicted."""
+    """Replaces a sample's index where transforms draw: of the file's name alone, whatever else is predicted."""
     return int.from_bytes(hashlib.sha256(path.stem.encode(errors="surrogateescape")).digest()[:7], "little")

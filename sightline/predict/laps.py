@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from sightline.engine.distributed import World
 
-__all__ = ["Laps"]
+__all__ = ["Laps", "median_times"]
 
 
 class Laps:
@@ -26,3 +29,10 @@ class Laps:
         now = time.perf_counter_ns()
         self.ms[stage] = (now - self._at) / 1e6
         self._at = now
+
+
+def median_times(documents: Sequence[Mapping[str, Any]], stages: Sequence[str], *, noun: str) -> str:
+    """The median time of each stage over documents that have it under `ms`, in a line."""
+    medians = (f"{stage} {statistics.median(each['ms'][stage] for each in documents):.1f}" for stage in stages)
+    times = ", ".join(medians)
+    return f"ms a {noun}, the median of {len(documents)}: {times}; {noun}s that went together share their time"

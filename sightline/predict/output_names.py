@@ -20,18 +20,23 @@ def output_names(files: Sequence[Path], out: Path, *, endings: Collection[str]) 
 
     What is written has one of the `endings`. Files of one folder that share a stem keep their endings; where names
     still meet, each has as many of its folders before it as it takes to part them. Raises UserError where `out` is a
-    file, and where a written file would replace one that is to be read.
+    file, and where a written file would replace one that is to be read, or the labels (.label) beside one.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; give a folder")
     names = {file: out / name for file, name in _parted(files).items()}
-    inputs = set(map(os.path.realpath, files))
+    given = [*files, *(file.with_suffix(".label") for file in files)]
+    inputs = {os.path.realpath(file) for file in given if os.path.lexists(file)}
     for name in names.values():
         for ending in endings:
             target = name.with_name(name.name + ending)
             if os.path.realpath(target) in inputs:
-                raise UserError(f"--out {out}: {target} is a file to predict and would be overwritten; give another")
+                raise UserError(f"--out {out}: {target} {_what_it_is(target)} and would be overwritten; give another")
     return names
+
+
+def _what_it_is(target: Path) -> str:
+    return "holds labels beside a file to predict" if target.suffix == ".label" else "is a file to predict"
 
 
 @contextmanager

@@ -24,11 +24,11 @@ DEPTH_SUFFIXES = (".png", ".npy", ".bin")
 class OwnFrames:
     """How depth images are read, and where in them the figure is looked for.
 
-    `intrinsics` are fx, fy, u0 and v0 in pixels, those of the run's own set where they are None; the sign of fy says
-    whether the answer's Y points down (fy > 0) or up. `size_px`, width and height, is needed for raw files alone.
+    `intrinsics` are fx, fy, u0 and v0 in pixels, those of the run's own set where they are None; the sign of fy sets
+    whether the prediction's Y points down (fy > 0) or up. `size_px`, width and height, is needed for raw files alone.
     The figure is looked for about the centre of mass, found by `centre_of_mass`, which is that of the run where it is
-    None; about the points of a file, `centres`; or, with `follows`, near the answer to the frame before. A `refiner`,
-    a run of the task `centre`, moves the point to where its middle joint is.
+    None; about the points of a file, `centres`; or, with `follows`, near the prediction for the frame before. A
+    `refiner`, a run of the task `centre`, moves the point to where its middle joint is.
     """
 
     intrinsics: tuple[float, float, float, float] | None = None
@@ -42,16 +42,20 @@ class OwnFrames:
     def __post_init__(self) -> None:
         if self.centres is not None and (self.follows or self.refiner is not None):
             other = "--refiner" if self.refiner is not None else "--reference previous"
-            raise ConfigError(f"--centres {self.centres}: says where every figure is, and so does {other}; give one")
+            raise ConfigError(
+                f"--centres {self.centres}: gives the position of every figure, as does {other}; give one"
+            )
         if self.intrinsics is not None:
             fx, fy, *middle = self.intrinsics
             if not all(map(math.isfinite, self.intrinsics)) or fx <= 0 or fy == 0:
-                told = ", ".join(f"{value:g}" for value in (fx, fy, *middle))
-                raise ConfigError(f"camera: fx, fy, u0, v0 are {told}; fx must be positive, fy not 0 (negative: Y up)")
+                listed = ", ".join(f"{value:g}" for value in (fx, fy, *middle))
+                raise ConfigError(
+                    f"camera: fx, fy, u0, v0 are {listed}; fx must be positive, fy not 0 (negative: Y up)"
+                )
 
 
 class FrameReader:
-    """Reads depth images into the frame that a run knows: its Y points as that of the run's own set does.
+    """Reads depth images into the frame of a run: its Y points as that of the run's own set does.
 
     `camera` (4,) float64 are the intrinsics with which the run sees them.
     """
@@ -99,9 +103,9 @@ def camera_of(run: TrainedRun) -> DepthCamera:
             size, intrinsics = facts["image_size_px"], facts["camera_px"]
         except (UserError, KeyError) as error:
             raise UserError(
-                f"{run.path}: does not say with which camera it was trained, and its data set cannot be asked: {error}"
+                f"{run.path}: does not record its camera, and its data set cannot be read: {error}"
             ) from error
     if size is None:
-        raise UserError(f"{run.path}: does not say how large the images are that it was trained on; make the run again")
+        raise UserError(f"{run.path}: does not record the size of its images; make the run again")
     fx, fy, u0, v0 = intrinsics
     return DepthCamera(fx, fy, u0, v0, width_px=size[0], height_px=size[1])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from sightline.data.files.ply_writing import write_ply
+from sightline.data.files.scan_files import write_label_ids
 from sightline.data.files.whole_files import whole_file
 from sightline.pictures import colors_of
 from sightline.predict.output_names import writing
@@ -15,33 +17,44 @@ from sightline.predict.segment_prediction import SegmentPrediction
 
 __all__ = ["ENDINGS", "write_point_files"]
 
-ENDINGS = {"labels": ".labels.npy", "ply": ".ply", "probabilities": ".probabilities.npy"}
+ENDINGS = {"labels": ".labels.npy", "ply": ".ply", "probabilities": ".probabilities.npy", "label": ".label"}
+"""Of each kind of file; `label` holds ids, in the format of SemanticKITTI."""
 _ROWS_AT_ONCE = 2**16
 
 
-def write_point_files(prediction: SegmentPrediction, name: Path, *, probabilities: np.dtype | None) -> dict[str, Path]:
-    """Write labels, the coloured cloud and, with a type for them, the probabilities; where each of them is.
+def write_point_files(
+    prediction: SegmentPrediction,
+    paths: Mapping[str, Path],
+    *,
+    probabilities: np.dtype | None = None,
+    ids: np.ndarray | None = None,
+) -> None:
+    """Write the files of these kinds (`ENDINGS`), the probabilities in a type, `ids` (N,) as those of the labels.
 
     Every file is whole or absent. Raises RunError where the disk refuses one, DataError for a name too long for it.
     """
-    paths = {what: name.with_name(name.name + ending) for what, ending in ENDINGS.items()}
-    if probabilities is None:
-        del paths["probabilities"]
-    with writing(name.parent):
-        name.parent.mkdir(parents=True, exist_ok=True)
-    with writing(paths["labels"]), whole_file(paths["labels"]) as file:
-        np.lib.format.write_array(file, prediction.labels, allow_pickle=False)
-    with writing(paths["ply"]):
-        write_ply(
-            paths["ply"],
-            points=_narrowed(prediction.points),
-            colors=colors_of(prediction.labels),
-            label=prediction.labels,
-        )
-    if probabilities is not None:
+    for path in paths.values():
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if "labels" in paths:
+        with writing(paths["labels"]), whole_file(paths["labels"]) as file:
+            np.lib.format.write_array(file, prediction.labels, allow_pickle=False)
+    if "ply" in paths:
+        with writing(paths["ply"]):
+            write_ply(
+                paths["ply"],
+                points=_narrowed(prediction.points),
+                colors=colors_of(prediction.labels),
+                label=prediction.labels,
+            )
+    if "label" in paths:
+        assert ids is not None, "label files hold ids"
+        with writing(paths["label"]):
+            write_label_ids(paths["label"], ids)
+    if "probabilities" in paths:
+        assert probabilities is not None, "probabilities are stored in a type"
         with writing(paths["probabilities"]), whole_file(paths["probabilities"]) as file:
             _write_probabilities(file, prediction, probabilities)
-    return paths
 
 
 def _write_probabilities(file: BinaryIO, prediction: SegmentPrediction, dtype: np.dtype) -> None:

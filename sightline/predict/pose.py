@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from sightline.errors import ConfigError, UserError
 from sightline.geometry.pinhole import project
 from sightline.pictures import encode_png
 from sightline.predict.frame_centres import Centre, Centres, MassCentres, PreviousCentres, RefinedCentres, StoredCentres
-from sightline.predict.laps import Laps
+from sightline.predict.laps import Laps, median_times
 from sightline.predict.output_names import writing
 from sightline.predict.own_frames import DEPTH_SUFFIXES, FrameReader, OwnFrames
 from sightline.predict.pose_picture import draw_pose
@@ -43,7 +42,7 @@ class JointPrediction:
 
     `joints_mm` (J, 3) float64 and `reference_mm` (3,) are in the frame of the image's `camera` (fx, fy, u0, v0), whose
     Y points up where fy is negative. `joints_px` (J, 2) are columns and rows. `peaks` (J,) are the largest values of
-    the joints' maps: 1 where a run is sure, near 0 where its map is dead. `reference` says where the point comes from
+    the joints' maps: 1 where a run is sure, near 0 where its map is dead. `reference` names where the point comes from
     about which the figure was looked for, `treatment` what was done to the frame. `ms` are the milliseconds of each
     of `STAGES`; frames that went through the network together share them evenly. `depth` (H, W) is there while
     predictions come one by one.
@@ -202,7 +201,7 @@ class PosePredictor(Predictor[JointPrediction]):
         }
 
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """The mean of the peaks stands for all joints."""
+        """The mean of the peaks represents all joints."""
         times = (f"{ms:.1f}" for ms in document["ms"].values())
         return [document["file"], document["reference"], float(np.mean(document["peaks"])), *times]
 
@@ -245,13 +244,7 @@ class PosePredictor(Predictor[JointPrediction]):
 
     def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
         """The median time of each stage."""
-        if not documents:
-            return []
-        medians = (f"{stage} {statistics.median(each['ms'][stage] for each in documents):.1f}" for stage in STAGES)
-        return [
-            f"ms a frame, the median of {len(documents)}: {', '.join(medians)}; frames that went together share their "
-            "time"
-        ]
+        return [median_times(documents, STAGES, noun="frame")] if documents else []
 
     def _of(
         self, file: ReadFile, joints: np.ndarray, peaks: np.ndarray, ms: Mapping[str, float]

@@ -82,7 +82,7 @@ def predict_each(
     Raises ConfigError for a run whose transforms, model or task do not take what the files offer.
     """
     predictor = predictor or build_predictor(run, world=world)
-    stages = _Stages(run, predictor, world or World())
+    stages = _Stages(predictor, world or World())
     size = 1 if predictor.is_sequential else batch_size or run.config.evaluate.batch_size
     waiting = SizeBatches(size, kind_of=predictor.kind_of, size_of=predictor.size_of)
     try:
@@ -114,12 +114,12 @@ def predict_each(
 class _Stages:
     """Files that were read, through the stages of inference."""
 
-    def __init__(self, run: TrainedRun, predictor: Predictor[Any], world: World) -> None:
+    def __init__(self, predictor: Predictor[Any], world: World) -> None:
         self._predictor = predictor
         self._world = world
         self._is_warm = not predictor.is_timed
         self._pipeline = InferencePipeline(
-            run,
+            predictor.run,
             predictor.info,
             world,
             fields=predictor.fields,

@@ -15,6 +15,7 @@ from sightline.data.loading.reading import NamedTransform
 from sightline.engine.loading import TrainedRun
 from sightline.errors import ConfigError, UserError
 from sightline.members import TaskMembers
+from sightline.predict.output_names import output_names
 from sightline.runs.inputs import read_inputs
 from sightline.schema import parameters_of
 from sightline.types import Batch, DataInfo, Field, Sample
@@ -107,13 +108,13 @@ class Predictor(Generic[Prediction]):
     reads: ClassVar[frozenset[str]] = frozenset()
     """The keys of the task's predictions that it needs. A task without a predictor of its own name is served by the one
     that needs the most of what the task `predicts`."""
-    suffixes: ClassVar[tuple[str, ...]] = ()
+    suffixes: tuple[str, ...] = ()
     """The endings of the files that are taken from folders."""
-    endings: ClassVar[tuple[str, ...]] = ()
+    endings: tuple[str, ...] = ()
     """The endings of the files that `write` makes; without any, `--out` is refused."""
-    noun: ClassVar[str] = "sample"
+    noun: str = "sample"
     """What a file holds, for messages."""
-    is_timed: ClassVar[bool] = False
+    is_timed: bool = False
     """Whether the stages of inference are timed; the first pass then runs twice, the first time to warm up."""
     is_sequential: bool = False
     """Whether a file's prediction depends on the one before; files then go through the model one by one, in order."""
@@ -186,6 +187,13 @@ class Predictor(Generic[Prediction]):
         """The cells of `csv_columns`; floats are written with all their digits."""
         return [document[name] for name in self.csv_columns]
 
+    def output_names(self, files: Sequence[Path], out: Path) -> Mapping[Path, Path]:
+        """Where the files of each prediction go, without an ending; called once, before anything is predicted.
+
+        Raises UserError where one cannot go there.
+        """
+        return output_names(files, out, endings=self.endings)
+
     def write(self, prediction: Prediction, name: Path) -> dict[str, Path]:
         """Write the files of a prediction: `name` with one of `endings` each. What was written, by kind.
 
@@ -198,7 +206,7 @@ class Predictor(Generic[Prediction]):
         return {}
 
     def notes(self) -> list[str]:
-        """What a user should know before reading any prediction."""
+        """Notes for the user, before any prediction."""
         return []
 
     def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:

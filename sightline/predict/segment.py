@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor
 
 from sightline import registry
+from sightline.data.scans.submission import label_place, scan_name
+from sightline.engine.distributed import World
 from sightline.engine.loading import TrainedRun
-from sightline.errors import ConfigError, DataError
+from sightline.errors import ConfigError, DataError, UserError
 from sightline.geometry.neighbours import nearest_neighbours
 from sightline.metrics.answers import answers_of
 from sightline.predict.cloud_samples import FileSample, Origin
 from sightline.predict.clouds import CloudPredictor
+from sightline.predict.laps import Laps, median_times
 from sightline.predict.point_files import ENDINGS, write_point_files
 from sightline.predict.predictor import Inference, ReadFile, Refusal, not_finite
 from sightline.predict.segment_prediction import SegmentPrediction
@@ -38,13 +42,14 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
 
     A sample gets its own points' numbers for labels, so that whatever a transform drops and reorders can be traced.
     `category` is the name that all files have; without it a file's folder names it. `with_probabilities` keeps every
-    class's probabilities; `probabilities` is the number format in which `write` stores them. Raises ConfigError for a
-    name that the run's set does not have.
+    class's probabilities; `probabilities` is the number format in which `write` stores them. `files` are those that
+    `write` makes of each cloud, all kinds without it; of scans there are `.label` files too, in the ids of the set.
+    `lift` stands in for that of the run's task.
+    Raises ConfigError for a name that the run's set does not have.
     """
 
     reads = frozenset({"probabilities", "cloud_offsets"})
     hidden = frozenset({"label", "whole_label"})
-    endings = tuple(ENDINGS.values())
     columns = ("file", "points", "classes", "mean probability")
 
     def __init__(
@@ -56,9 +61,24 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         category: str | None = None,
         with_probabilities: bool = False,
         probabilities: Literal["float16", "float32"] | None = None,
+        files: tuple[Literal["labels", "ply", "label"], ...] | None = None,
+        lift: Literal["nearest", "knn"] | None = None,
     ) -> None:
+        if lift is not None:
+            task = replace(run.config.task, arguments={**run.config.task.arguments, "lift": lift})
+            run = replace(run, config=replace(run.config, task=task))
         super().__init__(run, columns=columns, to_sphere=to_sphere)
         info, form = self.info, self.info.clouds
+        self.is_timed = info.scans is not None
+        self._ids = None if info.scans is None else np.array(info.scans.ids_of_classes, dtype=np.uint32)
+        self._ms: dict[Path, dict[str, float]] = {}
+        self._labels_of: Mapping[Path, Path] = {}
+        if info.scans is None and "label" in (files or ()):
+            raise ConfigError("files: label files hold the ids of LiDAR scans, which the run was not trained on")
+        self.kinds: list[str] = list(files or ("labels", "ply"))
+        self.kinds += ["label"] if files is None and info.scans is not None else []
+        self.kinds += ["probabilities"] if probabilities is not None else []
+        self.endings = tuple(ENDINGS[kind] for kind in self.kinds)
         if form is not None and form.preparation is not None:
             raise ConfigError(
                 f"{run.path}: was trained on a set whose preparing chooses points; a class for every point of a file "
@@ -78,6 +98,14 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         self.shares = {f"share of {name}": name for name in classes}
         self.csv_columns = ("file", "category", "num_points", "mean_probability", "treatment", *self.shares)
 
+    def read(self, path: Path) -> ReadFile:
+        """The sample of a file."""
+        laps = Laps(World())
+        file = super().read(path)
+        laps.end("read")
+        self._ms[path] = laps.ms
+        return file
+
     def given(self, path: Path, sample: FileSample) -> dict[str, Any]:
         """The number of every point, and the category."""
         numbers = {"label": torch.arange(sample.num_points) + _FIRST_NUMBER}
@@ -95,11 +123,17 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
             )
         device = predictions["probabilities"].device
         known = {"category": batch["category"].to(device)} if self.categories else {}
+        laps = Laps(World())
         labels = answers_of(known, predictions, self.run.facts)
-        return [
+        found = [
             self._of(file, numbers[start:end].numpy(), predictions["probabilities"][start:end], own)
             for file, own, (start, end) in zip(files, labels, bounds, strict=True)
         ]
+        laps.end("decode")
+        together = {"lift" if s == "decode" else s: ms + laps.ms.get(s, 0) for s, ms in inference.ms.items()}
+        for file in files:
+            self._ms[file.path] |= {stage: ms / len(files) for stage, ms in together.items()}
+        return found
 
     def document(self, prediction: SegmentPrediction) -> dict[str, Any]:
         """The share of each class; labels and probabilities are for `write`."""
@@ -110,6 +144,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
             "mean_probability": prediction.mean_probability,
             "shares": prediction.shares,
             "treatment": prediction.treatment,
+            **({"ms": self._ms[prediction.file]} if self.is_timed else {}),
         }
 
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
@@ -124,9 +159,37 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
             shares.get(self.shares[name], 0.0) if name in self.shares else document[name] for name in self.csv_columns
         ]
 
+    def output_names(self, files: Sequence[Path], out: Path) -> Mapping[Path, Path]:
+        """As of any cloud; `.label` files of a SemanticKITTI tree go where its evaluator looks for them."""
+        if "label" in self.kinds:
+            placed: dict[Path, Path] = {}
+            for file in files:
+                place = label_place(scan_name(file))
+                if place is not None and placed.setdefault(out / place, file) != file:
+                    other = placed[out / place]
+                    raise UserError(f"--out {out}: {other} and {file} both go to {place}; predict them one by one")
+            self._labels_of = {file: place for place, file in placed.items()}
+        return super().output_names(files, out)
+
     def write(self, prediction: SegmentPrediction, name: Path) -> dict[str, Path]:
-        """Labels, the coloured cloud and, with a number format for them, the probabilities."""
-        return write_point_files(prediction, name, probabilities=self.stored)
+        """Labels, the coloured cloud, with a number format for them the probabilities, and the ids of scans."""
+        laps = Laps(World())
+        paths = {kind: name.with_name(name.name + ENDINGS[kind]) for kind in self.kinds}
+        if prediction.file in self._labels_of:
+            paths["label"] = self._labels_of[prediction.file]
+        ids = None if self._ids is None else self._ids[prediction.labels]
+        write_point_files(prediction, paths, probabilities=self.stored, ids=ids)
+        laps.end("write")
+        self._ms[prediction.file] |= laps.ms
+        return paths
+
+    def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The median time of each stage, and scans a second over all of them."""
+        if not self.is_timed or not documents:
+            return []
+        total = sum(sum(each["ms"].values()) for each in documents)
+        rate = f"{1e3 * len(documents) / total:.2f} scans a second"
+        return [median_times(documents, list(documents[0]["ms"]), noun="scan"), rate]
 
     def _of(
         self, file: ReadFile, numbers: np.ndarray, probabilities: Tensor, labels: Tensor

@@ -1,4 +1,4 @@
-"""Where a network is shown other clouds than it learned on: what a probe tells before anyone reads its figures."""
+"""Where a network is shown other clouds than it learned on: the notes of a probe before its figures."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def warnings_on_data(learnt: RunConfig, info: DataInfo, model: Component, data: 
     """A line for each way in which the data to probe on is other than what was learnt on.
 
     `learnt` and `info` are the config and the data that the weights learned by, `model` is the block that is probed.
-    The number of points may be another one on purpose; what it does to a graph is told.
+    The number of points may be another one on purpose; what it does to a graph is reported.
     """
     before, here = stage_of(learnt, info), stage_of(data.config, data.train.dataset.info)
     here["num_points"] = here["encoder"] = None  # the model of the data's config is not the one that is probed
-    told = differences(before, here, names=("what was learnt on", "the data to probe on"))
-    return [f"warning: {line}" for line in (*_reach(before, data.num_points, model), *told)]
+    lines = differences(before, here, names=("what was learnt on", "the data to probe on"))
+    return [f"warning: {line}" for line in (*_reach(before, data.num_points, model), *lines)]
 
 
 def _reach(before: Mapping[str, Any], here: int, model: Component) -> list[str]:

@@ -32,7 +32,7 @@ def plugins_of(*blocks: tuple[str, Component]) -> dict[str, str]:
 
 @cache
 def source_sha256() -> str:
-    """Of the modules of sightline that make features: a version says nothing of a checkout that is being edited."""
+    """Of the modules of sightline that make features: a version does not identify a checkout that is being edited."""
     digest = hashlib.sha256()
     package = resources.files("sightline")
     for room in ROOMS:

@@ -1,4 +1,4 @@
-"""Few-shot episodes: which classes, which samples to learn from, which to answer; seeded, kept and read back."""
+"""Few-shot episodes: which classes, which samples to learn from, which to predict; seeded, kept and read back."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _fault(episode: Episode, train_labels: np.ndarray, asked_labels: np.ndarray)
         if not np.array_equal(labels[list(places)], np.repeat(episode.classes, count)):
             return f"{name}: its places are not {count} samples of each of the classes, in their order"
     both = set(episode.support) & set(episode.query) if episode.convention == "train" else set()
-    return f"query: place {min(both)} is in the support too: its answer is known" if both else ""
+    return f"query: place {min(both)} is in the support too: its class is known" if both else ""
 
 
 def _episode(kept: Mapping[str, Any]) -> Episode:

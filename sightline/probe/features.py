@@ -92,11 +92,11 @@ def faults_shared(world: World) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001 - raised again below
         fault = error
-    told = world.gather_text("" if fault is None else str(fault) or type(fault).__name__, what="faults")
+    faults = world.gather_text("" if fault is None else str(fault) or type(fault).__name__, what="faults")
     if fault is not None:
         raise fault
-    if any(told):
-        raise DataError(next(filter(None, told)))
+    if any(faults):
+        raise DataError(next(filter(None, faults)))
 
 
 def encoder_of(model: nn.Module) -> Any:

@@ -29,7 +29,7 @@ from sightline.probe.outcome import Outcome, Table
 __all__ = ["FewShot", "accuracy_of", "answers_of"]
 
 _PARTS = {"train": "training part", "test": "test part"}
-_TOLD = {
+_ORIGIN = {
     "train": "more samples of the training part (CrossPoint)",
     "test": "samples of the test part (as Point-BERT's folds, classified here without fine-tuning)",
 }
@@ -41,7 +41,7 @@ class FewShot:
 
     Features are standardised by the support alone. Metrics are mean and population deviation over `runs` episodes:
     `fewshot_5w10s`, `fewshot_5w10s_std`, queries from the training part; those with queries from the test part end in
-    `_test_queries`. `episodes` repeats those of a file, which says all the rest itself. Source: Afham et al. 2022,
+    `_test_queries`. `episodes` repeats those of a file, which states all the rest itself. Source: Afham et al. 2022,
     section 4.1.
     """
 
@@ -73,7 +73,7 @@ class FewShot:
         self.conventions: tuple[Convention, ...] = CONVENTIONS if convention == "both" else (convention,)
         self.seed = seed
         self.file = None if episodes is None else Path(episodes)
-        if self.file is not None and not self.file.is_file():  # told before features are computed
+        if self.file is not None and not self.file.is_file():  # reported before features are computed
             raise ConfigError(f"episodes: there is no file {self.file}")
 
     @property
@@ -109,7 +109,7 @@ class FewShot:
             protocol=(
                 "few-shot: linear SVM with C = 1 on features standardised by the support alone; std is that of the "
                 "population of runs; supports are of the training part",
-                *(f"queries from {name}: {_TOLD[name]}" for name in CONVENTIONS if name in {row[1] for row in rows}),
+                *(f"queries from {name}: {_ORIGIN[name]}" for name in CONVENTIONS if name in {row[1] for row in rows}),
             ),
             details={"few_shot": plain_episodes(episodes, train.labels, test.labels)},
         )
@@ -130,7 +130,7 @@ def _default_of(name: str) -> Any:
 
 
 def accuracy_of(episode: Episode, train: Features, test: Features) -> float:
-    """The share of an episode's queries that are answered right."""
+    """The share of an episode's queries that are predicted right."""
     support = train.take(np.array(episode.support))
     query = (train if episode.convention == "train" else test).take(np.array(episode.query))
     return float((answers_of(support, query.rows) == query.labels).mean())

@@ -30,9 +30,9 @@ _LONGEST_TURN_S = 1.0
 def final_metrics(
     config: RunConfig, model: nn.Module, world: World, *, cache: FeatureCache | None
 ) -> tuple[dict[str, float], list[str]]:
-    """`probe_svm_accuracy`, what `sightline probe --method svm` says of the same weights on the config's own data.
+    """`probe_svm_accuracy`, the figure of `sightline probe --method svm` for the same weights on the config's own data.
 
-    And what a reader must know of it, or why it is missing: data without classes, a model without `encode`, features
+    And notes on it, or why it is missing: data without classes, a model without `encode`, features
     that are not finite, memory that does not suffice. A run that has trained is never lost for it. To be called on
     every process: the first one learns, and all get the same figure.
     """
@@ -41,19 +41,19 @@ def final_metrics(
             probe = SVM(standardise="no")
             data = open_data(config)
             assert_fits(probe, len(data.train.indices))
-            told = warnings_on_data(config, data.train.dataset.info, config.model, data)
+            remarks = warnings_on_data(config, data.train.dataset.info, config.model, data)
         split = split_of(model, Recipe(config.model, config.train.precision), data, world, cache=cache)
     except Exception as error:  # noqa: BLE001 - hours of training are not lost for a figure, whatever is wrong with it
-        return {}, [_left_out(error)]  # on all processes, though each may say it in other words
-    said = learnt_by_first(
+        return {}, [_left_out(error)]  # on all processes, though each may put it in other words
+    text = learnt_by_first(
         world, lambda: _learn(probe, split, data.num_classes), timeout_s=config.distributed.timeout_s
     )
-    metrics, notes = json.loads(said)
-    return metrics, [*told, *notes]
+    metrics, notes = json.loads(text)
+    return metrics, [*remarks, *notes]
 
 
 def learnt_by_first(world: World, learn: Callable[[], str], *, timeout_s: float) -> str:
-    """What `learn` says on the first process, on every one, however long it takes.
+    """The result of `learn` on the first process, on every one, however long it takes.
 
     The others do not wait in one collective, which `timeout_s` would end, but meet the first again and again while it
     learns beside; so a process that is lost is still noticed.
@@ -62,13 +62,13 @@ def learnt_by_first(world: World, learn: Callable[[], str], *, timeout_s: float)
         return learn()
     turn_s = min(_LONGEST_TURN_S, timeout_s / 10)
     learning = world.on_first(start)(learn)
-    said = ""
-    while not said:
-        said = world.broadcast_text(_said_within(learning, turn_s), what="the probe's figure")
-    return said
+    text = ""
+    while not text:
+        text = world.broadcast_text(_text_within(learning, turn_s), what="the probe's figure")
+    return text
 
 
-def _said_within(learning: Future[str] | None, turn_s: float) -> str:
+def _text_within(learning: Future[str] | None, turn_s: float) -> str:
     if learning is None:
         return ""
     wait([learning], timeout=turn_s)
@@ -86,11 +86,11 @@ def _learn(probe: SVM, split: Split, num_classes: int) -> str:
 
 
 def _left_out(error: Exception) -> str:
-    said = " ".join(str(error).split())
+    text = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        said = f"memory does not suffice for features; a smaller evaluate.batch_size takes less ({said})"
+        text = f"memory does not suffice for features; a smaller evaluate.batch_size takes less ({text})"
     elif isinstance(error, UnprobableError):
-        said = f"{said}; sightline probe RUN --data CONFIG learns and tests on other clouds"
+        text = f"{text}; sightline probe RUN --data CONFIG learns and tests on other clouds"
     elif not isinstance(error, UserError):
-        said = f"{type(error).__name__}: {said}"
-    return f"{_METHOD} is left out: {said}"
+        text = f"{type(error).__name__}: {text}"
+    return f"{_METHOD} is left out: {text}"

@@ -22,7 +22,7 @@ _TEST_SELECTED = "the test part chose the checkpoint (test-selected), and nothin
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a probe says of a run, of random weights by seed, and what guessing gets."""
+    """The figures of a probe for a run, for random weights by seed, and for guessing."""
 
     trained: Outcome
     random: Mapping[int, Outcome]

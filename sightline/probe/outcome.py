@@ -29,7 +29,7 @@ class Table:
 class Outcome:
     """`metrics` by name, `chance` by the same names where guessing has a level of its own, and how it was measured.
 
-    `warnings` are what a reader of the figures must know, `details` all the rest in plain values.
+    `warnings` are notes for a reader of the figures, `details` all the rest in plain values.
     """
 
     metrics: Mapping[str, float]

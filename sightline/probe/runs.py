@@ -33,7 +33,7 @@ class Probed:
     """A run, ready to be probed: `config` builds its network, `data` is what it is probed on.
 
     `learnt` is the config that it was trained by; the two differ by overrides of the model alone. `is_test_selected`
-    says whether the test part chose the checkpoint.
+    is whether the test part chose the checkpoint.
     """
 
     run: Path
@@ -71,7 +71,7 @@ def open_probed(
     """A run on the data of the config at `data`, or on its own.
 
     Overrides of `model.` change the run's network (its number of neighbours, for one), others the config of the data.
-    Raises UserError for what is no run, and ConfigError for data that does not go with it.
+    Raises UserError for what is not a run, and ConfigError for data that does not go with it.
     """
     trained = open_run(run, checkpoint=checkpoint, plugins=plugins)
     learnt = config = trained.config
@@ -85,16 +85,18 @@ def open_probed(
     if ours != theirs:
         raise ConfigError(f"{run}: was trained on {ours} channels a point; the data to probe on has {theirs}")
     lineage = read_lineage(run)
-    told = [f"warning: {line}" for line in trained.notes]
-    told += [] if lineage is None else [describe_lineage(lineage)]
+    remarks = [f"warning: {line}" for line in trained.notes]
+    remarks += [] if lineage is None else [describe_lineage(lineage)]
     weights = trained.checkpoint.resolve()
     is_test_selected = checkpoint != "last" and learnt.evaluate.select == "test" and weights == _best_of(run)
     if is_test_selected:
-        told.append("warning: the test part chose the run's best checkpoint (test-selected); 'last' was chosen by none")
-    told += warnings_on_data(learnt, read_inputs(run, learnt), config.model, opened)
+        remarks.append(
+            "warning: the test part chose the run's best checkpoint (test-selected); 'last' was chosen by none"
+        )
+    remarks += warnings_on_data(learnt, read_inputs(run, learnt), config.model, opened)
     if opened.left_out:
-        told.append(f"not applied, for they make pairs: transforms.evaluate {', '.join(opened.left_out)}")
-    return Probed(run, weights, config, learnt, facts, opened, is_test_selected, tuple(told))
+        remarks.append(f"not applied, for they make pairs: transforms.evaluate {', '.join(opened.left_out)}")
+    return Probed(run, weights, config, learnt, facts, opened, is_test_selected, tuple(remarks))
 
 
 def _best_of(run: Path) -> Path | None:

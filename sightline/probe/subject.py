@@ -85,9 +85,9 @@ class ProbedData:
         return int(batch["points"].shape[-2])
 
     def identity(self, part: Part) -> dict[str, Any] | None:
-        """Everything that the clouds of a part depend on; None where the set does not say what it holds.
+        """Everything that the clouds of a part depend on; None where the set has no fingerprint.
 
-        The folder of a prepared set counts by what its manifest vouches for, not by where it lies.
+        The folder of a prepared set counts by the contents of its manifest, not by where it lies.
         """
         fingerprint = DataMembers.fingerprint.of(part.dataset)
         if fingerprint is None:
@@ -238,7 +238,7 @@ def _brings_into_unit_sphere(component: Component) -> bool:
 def _without_views(component: Component) -> Component:
     """A data set's block without the pictures that it would read or render for each cloud.
 
-    As it was where it cannot do without them, or where they say which clouds belong to it.
+    As it was where it cannot do without them, or where they decide which clouds belong to it.
     """
     given = component.arguments
     views = registry.data.entry(component).arguments.get("views")

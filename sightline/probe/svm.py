@@ -101,7 +101,7 @@ class SVM:
             protocol=(
                 f"scikit-learn SVC(kernel=linear), one against one; C {self.choice}; folds are seeded and stratified, "
                 "test accuracies of other C chose nothing",
-                "scale law: the machine on s*X with C is the one on X with s^2*C, so a C says nothing without the "
+                "scale law: the machine on s*X with C is the one on X with s^2*C, so a C means nothing without the "
                 "scale of the features; C x variance is the same at every scale",
             ),
             warnings=tuple(filter(None, notes)),
@@ -146,7 +146,7 @@ class SVM:
         return self._learnt(known @ known.T, asked @ known.T, train.labels[order])
 
     def _shared(self, train: Features, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[list[Answers]]:
-        """The answers from plain features in every fold, from the products of all training rows, taken once."""
+        """The predictions from plain features in every fold, from the products of all training rows, taken once."""
         order = np.argsort(train.labels, kind="stable")
         place = np.argsort(order)
         rows, labels = train.rows[order].astype(np.float64), train.labels[order]
@@ -169,7 +169,7 @@ class SVM:
             return Answers(machine.predict(across), machine.fit_status_ == 0)
 
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Solver terminated early")  # the table says it, and of which C
+            warnings.filterwarnings("ignore", "Solver terminated early")  # the table shows it, and of which C
             return map_in_threads(answer, self.costs, num_threads=max(1, torch.get_num_threads()))
 
     def _edge(self, row: _Row, form: bool, norm: float) -> str:

@@ -336,7 +336,7 @@ def find(path: Path, remedy: str = _REMEDY) -> Path:
 def run_around(place: Path) -> Path | None:
     """The run that a path is the directory of, or that a checkpoint lies in; None where there is no config beside it.
 
-    No further than a run keeps its checkpoints: a config somewhere above says nothing of weights that were copied.
+    No further than a run keeps its checkpoints: a config somewhere above does not describe copied weights.
     """
     folders = (place, *place.resolve().parents[:2])
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
@@ -369,7 +369,7 @@ def _read(folder: Path) -> Snapshot:
 
 
 def _verified(folder: Path) -> dict[str, bytes]:
-    """The bytes of every file but the manifest, which says that they are the saved ones."""
+    """The bytes of every file but the manifest, which verifies that they are the saved ones."""
     promised = _read_manifest(folder / _MANIFEST)
     try:
         present = {entry.name for entry in os.scandir(folder)} - {_MANIFEST}
@@ -378,7 +378,7 @@ def _verified(folder: Path) -> dict[str, bytes]:
     for name in sorted(promised.keys() - present):
         raise CheckpointError(f"{folder / name}: is missing")
     for name in sorted(present - promised.keys()):
-        raise CheckpointError(f"{folder / name}: is no part of this checkpoint; move it elsewhere")
+        raise CheckpointError(f"{folder / name}: is not part of this checkpoint; move it elsewhere")
     files = {}
     for name, (size, digest) in promised.items():
         files[name] = _read_bytes(folder / name, size)

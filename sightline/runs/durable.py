@@ -1,4 +1,4 @@
-"""Files that are whole or absent after any crash, and what to tell the user when the disk says no."""
+"""Files that are whole or absent after any crash, and the message to the user when the disk refuses."""
 
 from __future__ import annotations
 

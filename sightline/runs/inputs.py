@@ -10,7 +10,7 @@ from sightline import registry
 from sightline.config import RunConfig
 from sightline.errors import UserError
 from sightline.runs.run_documents import load_document, read_facts
-from sightline.types import CloudForm, DataInfo, Field, Folds
+from sightline.types import CloudForm, DataInfo, Field, Folds, ScanForm
 
 __all__ = ["INPUTS", "inputs_document", "read_inputs"]
 
@@ -24,6 +24,7 @@ def inputs_document(info: DataInfo) -> dict[str, Any]:
         "features": list(info.features),
         "clouds": None if info.clouds is None else dataclasses.asdict(info.clouds),
         "folds": None if info.folds is None else dataclasses.asdict(info.folds),
+        "scans": None if info.scans is None else dataclasses.asdict(info.scans),
     }
 
 
@@ -41,9 +42,15 @@ def read_inputs(run: Path, config: RunConfig) -> DataInfo:
         form = None if document["clouds"] is None else CloudForm(**document["clouds"])
         parts = document.get("folds")
         folds = None if parts is None else Folds(tuple(parts["names"]), tuple(parts["tested"]))
-        return DataInfo(facts, fields, features=tuple(document["features"]), clouds=form, folds=folds)
+        stated = document.get("scans")
+        scans = None if stated is None else ScanForm(**{key: _of_plain(each) for key, each in stated.items()})
+        return DataInfo(facts, fields, features=tuple(document["features"]), clouds=form, folds=folds, scans=scans)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{run / INPUTS}: is not what a run's data set stated ({error}); make the run again") from None
+
+
+def _of_plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _plain(field: Field) -> dict[str, Any]:
@@ -57,6 +64,6 @@ def _asked_again(run: Path, config: RunConfig) -> DataInfo:
         info: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
     except UserError as error:
         raise UserError(
-            f"{run / INPUTS}: is missing, an older sightline made the run, and its data set cannot be asked: {error}"
+            f"{run / INPUTS}: is missing, an older sightline made the run, and its data set cannot be read: {error}"
         ) from error
     return info

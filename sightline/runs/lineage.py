@@ -1,4 +1,4 @@
-"""Where the weights that a run starts from come from: kept in its folder, told wherever its figures are."""
+"""Where the weights that a run starts from come from: kept in its folder, printed wherever its figures are."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: MatchReport) -> dic
     """What `lineage.json` holds of a run with `init`: source, what of it was taken, both stages, how they differ.
 
     `differences` are of what both evaluate on, `training_differences` of what they train on. `info` is that of the
-    run's own data. `source` is null, and `unknown` says why, where no run is around the checkpoint, or one whose data
-    cannot be told. `lineage` is the source's own.
+    run's own data. `source` is null, and `unknown` gives the reason, where no run is around the checkpoint, or one
+    whose data is unknown. `lineage` is the source's own.
     """
     assert config.init is not None, "only a run that starts from weights has a lineage"
     folder = checkpoint.find(Path(config.init.source)).resolve()
@@ -77,9 +77,9 @@ def describe_lineage(lineage: Mapping[str, Any]) -> str:
         )
     match, stage = lineage["match"], lineage["source"]
     taken = f"{lineage['modules'] or 'all'} into {match['filled'] or 'the whole model'}"
-    told = "" if stage is None else f", {stage['model']} of {stage['task']} on {stage['data']['name']}"
+    stage_text = "" if stage is None else f", {stage['model']} of {stage['task']} on {stage['data']['name']}"
     line = (
-        f"started from {lineage['from']} ({lineage['checkpoint']}, SHA-256 {lineage['sha256'][:16]}...{told}): "
+        f"started from {lineage['from']} ({lineage['checkpoint']}, SHA-256 {lineage['sha256'][:16]}...{stage_text}): "
         f"{taken}, {match['matched']} of {match['total']} tensors"
     )
     return line if lineage["lineage"] is None else f"{line}; before that: {describe_lineage(lineage['lineage'])}"

@@ -11,7 +11,7 @@ __all__ = ["Process", "start_of"]
 
 
 def start_of(pid: int) -> str | None:
-    """Boot and clock tick at which a process started; empty if it is over, None where the system does not say."""
+    """Boot and clock tick at which a process started; empty if it is over, None where the system does not report it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         state, start = _stat(pid)
@@ -38,7 +38,7 @@ class Process:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether this process can tell what became of that one: the same boot and the same table of processes."""
+        """Whether this process can find out about that one: the same boot and the same table of processes."""
         return self.table is not None and bool(self.start) and self.table == _table()
 
     @property

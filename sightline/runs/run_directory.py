@@ -337,7 +337,7 @@ def _holder_of(pid: int) -> dict[str, object]:
 
 
 def _is_alive(pid: int, started: object) -> bool:
-    """Whether this very process runs; a later one with the same number does not count, where the system can tell."""
+    """Whether this very process runs; a later one with the same number does not count, where the system shows it."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -386,7 +386,7 @@ def _git_state(root: Path) -> dict[str, Any] | None:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git answers, None if it cannot; it takes no locks, so that it never disturbs the user's own git."""
+    """The output of git, None if it fails; it takes no locks, so that it never disturbs the user's own git."""
     try:
         answer = subprocess.run(
             ["git", "-C", str(root), *arguments],

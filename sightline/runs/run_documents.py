@@ -48,7 +48,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == len(texts):
                 break
-            raise DataError(f"{path}:{number}: is no JSON ({error}); the line was cut or edited") from None
+            raise DataError(f"{path}:{number}: is not JSON ({error}); the line was cut or edited") from None
         if not isinstance(line, dict):
             raise DataError(f"{path}:{number}: found {text[:40]}, allowed is a mapping of names to numbers")
         lines.append(line)

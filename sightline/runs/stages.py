@@ -14,7 +14,7 @@ from sightline.members import TransformMembers
 from sightline.runs.blocks import encoder_of_clouds, graph_of
 from sightline.types import Component, DataInfo
 
-__all__ = ["blocks_inside", "differences", "makes_pairs", "read_by", "stage_of", "told", "training_differences"]
+__all__ = ["blocks_inside", "differences", "in_words", "makes_pairs", "read_by", "stage_of", "training_differences"]
 
 _COMPARED = {
     "up_axis": "the up axis",
@@ -30,7 +30,7 @@ _PASSED_OVER = frozenset({"name", "fused", "dropout", "num_neighbours", "neighbo
 
 
 def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
-    """What a run does and reads, and what its network is, in plain values; None where its data does not say.
+    """The task, data and network of a run in plain values; None where its data does not state one.
 
     `num_points` and `is_in_unit_sphere` are what the set states and evaluation transforms make of it. `transforms` are
     those of evaluation that change points in another way; where they make pairs of views, the views belong to the
@@ -63,9 +63,9 @@ def stage_of(config: RunConfig, info: DataInfo) -> dict[str, Any]:
 
 
 def training_differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """A line where two stages train on points that are changed in other ways; often meant, so no fault.
+    """A line where two stages train on points that are changed in other ways; often intended, so not a fault.
 
-    A network that never saw a turned cloud will not know one: this names what the one saw and the other did not.
+    A network that never saw a turned cloud will not recognise one: this names the transforms of one stage alone.
     """
     theirs, ours = source["training"], here["training"]
     if theirs == ours:
@@ -74,7 +74,9 @@ def training_differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> 
     own = _without(theirs, ours), _without(ours, theirs)
     if not any(own):
         return [f"training transforms of points: the same in another order in {names[0]} and in {names[1]}"]
-    return [f"training transforms of points: {told(own[0])} in {names[0]} alone, {told(own[1])} in {names[1]} alone"]
+    return [
+        f"training transforms of points: {in_words(own[0])} in {names[0]} alone, {in_words(own[1])} in {names[1]} alone"
+    ]
 
 
 def _without(blocks: Sequence[Any], others: Sequence[Any]) -> list[Any]:
@@ -91,20 +93,21 @@ def differences(
 ) -> list[str]:
     """Where two stages' points differ, or arguments of one encoder that change its function and none of its tensors.
 
-    A line each that names both; what either does not know is passed over.
-    They are called by their runs' names and their data, or as `names` says.
+    A line each that names both; what either does not state is passed over.
+    They are called by their runs' names and their data, or by `names`.
     """
     names = names or (_called(source), _called(here))
     lines = []
     for key, what in _COMPARED.items():
         theirs, ours = source[key], here[key]
         if theirs is not None and ours is not None and theirs != ours:
-            lines.append(f"{what}: {told(theirs)} in {names[0]}, {told(ours)} in {names[1]}")
+            lines.append(f"{what}: {in_words(theirs)} in {names[0]}, {in_words(ours)} in {names[1]}")
     learnt, given = source["encoder"], here["encoder"]
     if learnt is not None and given is not None and learnt["name"] == given["name"]:
         lines += _reach(source, here, names)
         lines += [
-            f"the encoder's {argument}: {told(learnt[argument])} in {names[0]}, {told(given[argument])} in {names[1]}"
+            f"the encoder's {argument}: {in_words(learnt[argument])} in {names[0]}, "
+            f"{in_words(given[argument])} in {names[1]}"
             for argument in sorted(learnt.keys() & given.keys() - _PASSED_OVER)
             if learnt[argument] != given[argument]
         ]
@@ -154,14 +157,14 @@ def _reads_points(block: Component) -> bool:
 def _changes_points(block: Component) -> bool:
     """Whether a transform changes points in another way than their number and where they lie as a whole."""
     builder: Any = registry.transforms.entry(block).builder
-    is_told = TransformMembers.makes_unit_sphere.of(builder) or "num_points" in block.arguments
-    return _reads_points(block) and not is_told
+    is_compared = TransformMembers.makes_unit_sphere.of(builder) or "num_points" in block.arguments
+    return _reads_points(block) and not is_compared
 
 
-def told(value: Any) -> str:
+def in_words(value: Any) -> str:
     """A plain value in words: lists by their items, a block as `name {argument: value}`, its arguments as YAML."""
     if isinstance(value, list):
-        return ", ".join(map(told, value)) if value else "none"
+        return ", ".join(map(in_words, value)) if value else "none"
     if isinstance(value, dict):
         arguments = ", ".join(f"{key}: {show_inline(item)}" for key, item in value.items() if key != "name")
         return f"{value['name']} {{{arguments}}}" if arguments else str(value["name"])

@@ -35,7 +35,7 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
             if value is None:  # SGD before its first step with momentum
                 continue
             assert isinstance(value, Tensor), f"{names[parameter]}/{slot} is a {type(value).__name__}, not a tensor"
-            assert "/" not in slot, f"the slot '{slot}' cannot be told from a parameter's name"
+            assert "/" not in slot, f"the slot '{slot}' cannot be distinguished from a parameter's name"
             tensors[f"{names[parameter]}/{slot}"] = value.detach()
     return tensors
 

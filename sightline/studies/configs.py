@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sightline.config import RunConfig, read_config
-from sightline.engine.loading import is_run
+from sightline.engine.loading import config_file
 from sightline.plugins import Plugin, check_recorded, load_plugins
 from sightline.runs.run_documents import load_document
 
@@ -28,7 +28,7 @@ def read_with_plugins(path: Path, overrides: Sequence[str] = (), plugins: Sequen
     Raises PluginError for a plugin that a run directory needs and that is not given, ConfigError for a faulty config.
     """
     loaded = load_plugins(plugins)
-    file = _file_of(path)
+    file = config_file(path)
     record = file.parent / "environment.json"
     notes: list[str] = []
     if file.name == "config.yaml" and record.exists():
@@ -38,13 +38,9 @@ def read_with_plugins(path: Path, overrides: Sequence[str] = (), plugins: Sequen
 
 def reread(path: Path, overrides: Sequence[str]) -> RunConfig:
     """The config that `read_with_plugins` gave, under other overrides; plugins are loaded already."""
-    config = read_config(_file_of(path), overrides)
+    config = read_config(config_file(path), overrides)
     if config.checks.skip:
         from sightline.doctor.suite import assert_known
 
         assert_known(config)
     return config
-
-
-def _file_of(path: Path) -> Path:
-    return path / "config.yaml" if is_run(path) else path

@@ -76,7 +76,7 @@ class LabelStudy:
         read = read_with_plugins(setup.config, self._overrides, setup.plugins)
         config, self.notes = read.config, read.notes
         if config.init is None:
-            raise UserError(f"label-efficiency: {setup.config} has no init; say what to start from with --from RUN")
+            raise UserError(f"label-efficiency: {setup.config} has no init; give the run to start from with --from RUN")
         if "fraction" not in registry.data.entry(config.data).arguments:
             raise UserError(
                 f"label-efficiency: the data set '{config.data.name}' has no argument 'fraction' to take less of"
@@ -96,7 +96,7 @@ class LabelStudy:
             if run.seed == 0 and run.start == "scratch"
         }
         facts = build_part(self._config_of(self._runs[0]), "train").dataset.info.facts
-        self._config = with_mode(config, build_metrics(config, facts))
+        self._config = with_mode(config, build_metrics(config.metrics, facts))
 
     def __call__(self, reporter: Reporter) -> LabelResult:
         """Run every cell that is not done; after each, table and plot are written to the folder of the study."""

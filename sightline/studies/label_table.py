@@ -44,7 +44,7 @@ class LabelRun:
 class LabelRow:
     """A share of the labels: how many samples that is, the figures of either start by seed, and their comparison.
 
-    A spread is the largest figure less the smallest, NaN of a single run. `is_beyond` says whether the difference of
+    A spread is the largest figure less the smallest, NaN of a single run. `is_beyond` is whether the difference of
     the means, pre-trained less scratch (the reverse where a low figure is the better one), is more than the larger of
     both spreads; None where there is none. Two runs of one seed share labels and the order of samples, and
     make a pair: `num_ahead` of `num_pairs` is in how many of them the pre-trained one is strictly the better.

@@ -42,8 +42,8 @@ class TrainRequest:
 def train(request: TrainRequest, reporter: Reporter, *, stop: StopRequest | None = None) -> int:
     """Train in as many processes as asked for; the exit code of `sightline train`.
 
-    Several processes are commands of their own, which print; `reporter` hears of a run in this process. What signals
-    do, and `stop`: as in `train_run`.
+    Several processes are commands of their own, which print; `reporter` receives the lines of a run in this process.
+    What signals do, and `stop`: as in `train_run`.
     """
     read = read_with_plugins(request.config, request.overrides, request.plugins)
     for line in read.notes:

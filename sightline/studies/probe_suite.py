@@ -232,7 +232,7 @@ class ProbeSuite:
                 misfits[probed.run] = str(error).removeprefix("command line: init.from: ")
                 self._reporter.note(f"{probed.run}: will not be fine-tuned on parts: {misfits[probed.run]}")
         if len(misfits) == len(self._opened):
-            raise UserError(f"--finetune {finetune}: the weights of no run fit its model; of each it is told above")
+            raise UserError(f"--finetune {finetune}: the weights of no run fit its model; the reasons are above")
         protocol = {
             "parts config": f"{finetune}, last weights, same seed",
             "parts data": config.data.name,

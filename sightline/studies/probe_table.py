@@ -16,7 +16,7 @@ from sightline.probe.runs import Probed
 from sightline.probe.svm import SVM
 from sightline.runs.blocks import argument_of, blocks_within, graph_of
 from sightline.runs.inputs import read_inputs
-from sightline.runs.stages import stage_of, told
+from sightline.runs.stages import in_words, stage_of
 
 __all__ = [
     "OWN_PARTS",
@@ -31,9 +31,9 @@ __all__ = [
 ]
 
 PARTS = "part_instance_miou_all_parts"
-"""The figure of a run that was fine-tuned on parts, as published: the answer may be any part of any category."""
+"""The figure of a run that was fine-tuned on parts, as published: the prediction may be any part of any category."""
 OWN_PARTS = "part_instance_miou"
-"""The same with answers among the parts of the object's own category."""
+"""The same with predictions among the parts of the object's own category."""
 
 _WORDS: Mapping[str, str] = {
     "probe_svm_accuracy": "SVM",
@@ -41,7 +41,7 @@ _WORDS: Mapping[str, str] = {
     PARTS: "parts, instance mIoU",
     OWN_PARTS: "parts, instance mIoU among own parts",
 }
-"""Headings of metrics; those of few-shot say their setting."""
+"""Headings of metrics; those of few-shot name their setting."""
 _SUFFIXES: Mapping[str, str] = {
     "_random": ", random weights",
     "_scratch": ", from scratch",
@@ -52,8 +52,8 @@ _SUFFIXES: Mapping[str, str] = {
 _ORDER = ("probe_svm", "fewshot", "by_hand", "part")
 
 _OF_OURS = ("arguments", "overrides", "parts config")
-"""What the command line says, which no published row could."""
-_UNSAID = "not said"
+"""From the command line, which no published row has."""
+_UNSTATED = "not stated"
 _ABOUT = (
     "Accuracies in percent. Few-shot is the mean +- deviation over runs of episodes; figures of random weights are "
     "means over the networks, and where there are several +- the deviation over them."
@@ -64,8 +64,8 @@ _ABOUT = (
 class ProbeRow:
     """A run of ours or figures of others: on which data, by which protocol, with what result.
 
-    `protocol` holds plain values by what they are of; None where it was not said. `chance` is what guessing gets of a
-    metric. `remarks` are said below the table.
+    `protocol` holds plain values by what they are of; None where it was not stated. `chance` is what guessing gets of a
+    metric. `remarks` are printed below the table.
     """
 
     who: str
@@ -111,7 +111,7 @@ def _rank(metric: str) -> int:
 
 
 def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> dict[str, Any]:
-    """How a run was made and probed, under the words that published rows use; the probes tell of themselves."""
+    """How a run was made and probed, under the words that published rows use; the probes describe themselves."""
     learnt, data = probed.learnt, probed.data.config.data
     is_contrast = learnt.task.name == "contrast"
     stage = stage_of(learnt, read_inputs(probed.run, learnt))
@@ -120,13 +120,13 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
     gathered = argument_of("tasks", learnt.task, "negatives") != "process"
     return {
         "pre-training": learnt.data.name,
-        "losses": told(to_plain(learnt.losses)),
+        "losses": in_words(to_plain(learnt.losses)),
         "encoder": stage["encoder"]["name"],
         "image encoder": next(
             (block.name for kind, block in blocks_within("models", learnt.model) if kind == "image_encoders"), "none"
         ),
-        "training transforms of points": told(stage["training"]),
-        "training transforms of images": told(stage["training_images"]),
+        "training transforms of points": in_words(stage["training"]),
+        "training transforms of images": in_words(stage["training_images"]),
         "number format": learnt.train.precision,
         "pairs per step": learnt.train.batch_size if is_contrast else "no pairs: trained with labels",
         "negatives of": ("all processes" if gathered else "one process") if is_contrast else None,
@@ -149,12 +149,12 @@ def protocol_of(probed: Probed, *, which: str, probes: Mapping[str, Probe]) -> d
 
 
 def differences(ours: ProbeRow, theirs: ProbeRow) -> list[str]:
-    """Where two protocols differ, in words; what one side says and the other does not is a difference too."""
+    """Where two protocols differ, in words; what one side states and the other does not is a difference too."""
     names = [*ours.protocol, *(name for name in theirs.protocol if name not in ours.protocol)]
     are_of_parts = PARTS in ours.metrics and PARTS in theirs.metrics
     compared_by = [n for n in names if n not in _OF_OURS and (are_of_parts or not n.startswith("parts "))]
     pairs = [(name, ours.protocol.get(name), theirs.protocol.get(name)) for name in compared_by]
-    return [f"{name}: {_told(here)} here, {_told(there)} there" for name, here, there in pairs if here != there]
+    return [f"{name}: {_in_words(here)} here, {_in_words(there)} there" for name, here, there in pairs if here != there]
 
 
 def markdown_of(ours: Sequence[ProbeRow], others: Sequence[ProbeRow]) -> str:
@@ -170,9 +170,10 @@ def markdown_of(ours: Sequence[ProbeRow], others: Sequence[ProbeRow]) -> str:
     facts = list(dict.fromkeys(name for row in rows for name in row.protocol))
     lines += ["", "## Protocols", ""]
     lines += _table(
-        ["", "data", *facts], ([row.who, row.data, *(_told(row.protocol.get(name)) for name in facts)] for row in rows)
+        ["", "data", *facts],
+        ([row.who, row.data, *(_in_words(row.protocol.get(name)) for name in facts)] for row in rows),
     )
-    chances = [f"{row.who}, {row.data}: {_told_chance(row)}" for row in rows if row.chance]
+    chances = [f"{row.who}, {row.data}: {_chance_in_words(row)}" for row in rows if row.chance]
     lines += ["", "## What guessing gets", "", *(f"- {line}" for line in chances)] if chances else []
     remarks = [f"- {row.who}, {row.data}: {remark}" for row in rows for remark in row.remarks]
     lines += ["", "## Remarks", "", *remarks] if remarks else []
@@ -204,10 +205,10 @@ def _figure(row: ProbeRow, name: str) -> str:
     return f"{100 * row.metrics[name]:.2f}" + (f" +- {100 * deviation:.2f}" if deviation is not None else "")
 
 
-def _told(value: Any) -> str:
-    return _UNSAID if value is None else str(value)
+def _in_words(value: Any) -> str:
+    return _UNSTATED if value is None else str(value)
 
 
-def _told_chance(row: ProbeRow) -> str:
+def _chance_in_words(row: ProbeRow) -> str:
     levels = {heading_of(name): value for name, value in row.chance.items()}
     return ", ".join(f"{heading} {100 * value:.2f}" for heading, value in levels.items() if heading is not None)

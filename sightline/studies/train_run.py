@@ -107,7 +107,7 @@ def train_run(
         asked = stop or StopRequest()
         world = stack.enter_context(start_world(device=device, timeout_s=config.distributed.timeout_s))
         if is_main:  # not before: a signal ends a process that still waits for the others
-            asked.listen(is_told=shows_progress and world.size == 1)
+            asked.listen(is_acknowledged=shows_progress and world.size == 1)
         run = _TrainRun(config, plugins, world, reporter or Reporter(), asked, checks, is_quiet=not shows_progress)
         return run(out=out, resume=resume)
 

@@ -140,7 +140,7 @@ class Contrast:
         return dict(zip(own, joined.split(widths, dim=1), strict=True)), start
 
     def _sums(self, live: Mapping[str, Tensor], around: _Around) -> dict[str, Tensor]:
-        here = {name: live[name] for name in self._compared}  # and no other: what no loss reads is told as unread
+        here = {name: live[name] for name in self._compared}  # and no other: what no loss reads is reported as unread
         everyone, start = around.everyone, around.start
         if everyone is None:
             everyone, start = self._everyone(here, around.world)

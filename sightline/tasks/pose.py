@@ -53,9 +53,9 @@ class Pose(Supervised):
 
 
 def read_joints(likelihood: Tensor, placement: Placement, *, decoding: Decoding) -> Tensor:
-    """Camera coordinates (B, J, 3) float64, in mm, of what heat maps (B, J, V, V, V) say.
+    """Camera coordinates (B, J, 3) float64, in mm, of the joints in heat maps (B, J, V, V, V).
 
-    The authors' release reads the number of the largest cell alone, whatever `decoding` says, and adds half a voxel.
+    The authors' release reads the number of the largest cell alone, for any `decoding`, and adds half a voxel.
     """
     maps = permuted_axes(likelihood.detach(), placement.axes)
     pooling = placement.size / maps.shape[-1]

@@ -47,7 +47,8 @@ class Segment(Supervised):
     """Predicts class probabilities of every point from `logits`; voting averages probabilities over passes.
 
     Predictions are ragged whatever the form of the batch: `probabilities` (P, C) of the points of all clouds one after
-    another, `cloud_offsets` (S+1,) where each cloud starts, and, where the batch has labels, `target` (P,). Where a
+    another, `cloud_offsets` (S+1,) where each cloud starts, and, where the batch has labels, `target` (P,); `seen` is
+    the class of every point or pixel that the model saw, one after another. Where a
     transform thinned the clouds and kept `nearest`, the row of the kept point that stands for each point of the whole
     cloud, the predictions are those of the whole cloud, and `target` is its `whole_label`. So with `logits` of the
     pixels of range images (S, H, W, C): `nearest` is the pixel that each point of the whole scan lies in. There `lift`
@@ -59,7 +60,7 @@ class Segment(Supervised):
     points. Logits of several windows are averaged. Training is not concerned: its transforms crop.
     """
 
-    predicts = frozenset({"probabilities", "target", "cloud_offsets"})
+    predicts = frozenset({"probabilities", "target", "cloud_offsets", "seen"})
     evaluation_arguments = frozenset({"blocks", "lift", "max_points", "origin"})
 
     def __init__(
@@ -75,9 +76,11 @@ class Segment(Supervised):
         lift: Literal["nearest", "knn"] = "nearest",
         up_axis: Axis = "z",
         ignore_index: int | None = None,
+        azimuth_deg: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self.up_axis = up_axis
+        self.is_full_turn = azimuth_deg is None or abs(azimuth_deg[0] - azimuth_deg[1]) == 360
         self.ignore_index = ignore_index
         self.lift = lift
         if lift == "knn" and "range_image" not in batch_keys.keys:
@@ -100,7 +103,7 @@ class Segment(Supervised):
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Probabilities of every point, those of the whole clouds where a transform thinned them."""
-        return self._answers(batch, self._outputs(model, batch))
+        return self.interpret(self._outputs(model, batch), batch)
 
     def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Loss sums over the points that the model saw, and what `predict` gives.
@@ -113,7 +116,7 @@ class Segment(Supervised):
             name: term(batch, outputs) if set(term.names) <= batch.keys() | outputs.keys() else nothing
             for name, term in self._terms.items()
         }
-        return sums, self._answers(batch, outputs)
+        return sums, self.interpret(outputs, batch)
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The mean of the probabilities of several passes over varied input."""
@@ -167,7 +170,9 @@ class Segment(Supervised):
             pixel=batch["nearest"],
             point_range=batch["point_range"],
             offsets=batch["whole_offsets"],
-            vote=NeighbourVote(void=-1 if self.ignore_index is None else self.ignore_index),
+            vote=NeighbourVote(
+                void=-1 if self.ignore_index is None else self.ignore_index, is_circular=self.is_full_turn
+            ),
         )
         return F.one_hot(voted, probabilities.shape[1]).to(probabilities.dtype)
 
@@ -179,7 +184,8 @@ class Segment(Supervised):
         logits = [self.windows(lambda part: self.outputs(model, part)["logits"], cloud) for cloud in each_cloud(packed)]
         return {"logits": torch.cat(logits).view(*batch["points"].shape[:-1], -1)}
 
-    def _answers(self, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Any]:
+    def interpret(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
+        """Probabilities of every point from the logits of what the model saw."""
         logits = outputs["logits"].flatten(0, -2)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         probabilities = logits.to(dtype).softmax(dim=1)

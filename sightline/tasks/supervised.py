@@ -75,7 +75,7 @@ class Supervised:
         return self._sums(batch, outputs, around), {**self.interpret(outputs, batch), **around}
 
     def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
-        """Predictions from the outputs for a batch: the outputs themselves, unless a task says more."""
+        """Predictions from the outputs for a batch: the outputs themselves, unless a task overrides this."""
         return outputs
 
     def _sums(self, batch: Batch, outputs: dict[str, Any], around: Mapping[str, Any]) -> dict[str, Tensor]:

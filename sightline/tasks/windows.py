@@ -1,4 +1,4 @@
-"""Scenes too large for one pass of a model, answered window by window; what several windows say is averaged."""
+"""Scenes too large for one pass of a model, predicted window by window; predictions of several windows are averaged."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class SphereWindows:
 
 
 class BlockWindows:
-    """Upright columns over a square of `size_m`, every `stride_m`, answered `num_points` points at a time.
+    """Upright columns over a square of `size_m`, every `stride_m`, predicted `num_points` points at a time.
 
     Coordinates across are about the middle of the square. The points of a column are dealt to its windows in turn, so
     that each sees all of it, in whatever order files hold them; windows are filled up with points of the column again,
-    whose answers count like any other.
+    whose predictions count like any other.
     Source: Qi et al. 2017 (PointNet), section 5.1 (blocks of 1 m), and its code (stride one half at test).
     """
 
@@ -134,7 +134,7 @@ def each_cloud(batch: Batch) -> Iterator[Batch]:
 
 
 class _Mean:
-    """Rows of logits added up by point, then divided by how often each was answered."""
+    """Rows of logits added up by point, then divided by how often each was predicted."""
 
     def __init__(self, num_points: int) -> None:
         self.num_points = num_points
@@ -153,7 +153,7 @@ class _Mean:
         self.times.index_add_(0, index, torch.ones_like(rows[:, 0]))
 
     def __call__(self) -> Tensor:
-        assert self.total is not None, "no window was answered"
+        assert self.total is not None, "no window was predicted"
         assert self.times is not None
         return self.total / self.times[:, None]
 

@@ -18,7 +18,7 @@ __all__ = ["CropDepth"]
 
 @registry.transforms.add("crop_depth")
 class CropDepth:
-    """The cube about the reference point, `side_mm` wide or as the data set says, becomes `crop` (B, 1, size, size).
+    """The cube about the reference point, `side_mm` wide or as the data set states, becomes `crop` (B, 1, size, size).
 
     Depths run from -1 at the cube's front to 1 at its back, which is the background too. For training the point is
     moved by a normal error of `moved_mm` along each axis, the side multiplied by a factor uniform in `scale`, and the

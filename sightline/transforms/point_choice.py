@@ -189,7 +189,7 @@ def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:
 def _of_points(label: Tensor) -> Tensor:
     if label.ndim > 1:
         return label
-    raise ConfigError("score_all: answers for points, and the labels of this data set are of whole clouds; take it out")
+    raise ConfigError("score_all: predicts points, but the labels of this data set are of whole clouds; take it out")
 
 
 def _nearest_kept(points: Tensor, kept: Tensor, index: Tensor) -> Tensor:

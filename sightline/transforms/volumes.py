@@ -35,7 +35,7 @@ POOLING = 2
 
 @registry.transforms.add("place_cube")
 class PlaceCube:
-    """A cube of `size` voxels a side around each reference point, `side_mm` wide or as the data set says.
+    """A cube of `size` voxels a side around each reference point, `side_mm` wide or as the data set states.
 
     For training the grid is scaled by a factor uniform in `scale`, turned about the optical axis by up to
     `max_angle_rad`, and shifted by up to `max_shift` voxels along each axis: input and target alike. `axes: zyx` and
@@ -58,7 +58,9 @@ class PlaceCube:
         compat: Compat = "none",
     ) -> None:
         if size % 4:
-            raise ConfigError(f"place_cube: size {size} is no multiple of 4; networks halve the volume twice at least")
+            raise ConfigError(
+                f"place_cube: size {size} is not a multiple of 4; networks halve the volume twice at least"
+            )
         if scale[0] > scale[1]:
             raise ConfigError(
                 f"place_cube: scale [{scale[0]:g}, {scale[1]:g}] is empty; the smaller factor comes first"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sightline.bench.case import Case
-from sightline.bench.growth import Grown, grown, panels, tell_growth
+from sightline.bench.growth import Grown, describe_growth, grown, panels
 from sightline.bench.memory import MemoryMeter
 from sightline.bench.runner import Report, Result, Runner, describe_machine
 from sightline.bench.suites import chosen
@@ -102,7 +102,7 @@ def _show_growth(places: Sequence[Grown], report: Report, options: Options) -> N
     if not options.grow:
         return
     rows = panels(places, report.results)
-    show_table("growth", GROWTH, tell_growth(rows))
+    show_table("growth", GROWTH, describe_growth(rows))
     if options.svg is not None and any(panel for row in rows for panel in row):
         write_file(options.svg, render_svg(rows))
 
@@ -120,7 +120,7 @@ def _row(result: Result) -> Sequence[str]:
 
 
 def _time(seconds: float) -> str:
-    """Three digits in a unit in which they are no tiny fraction."""
+    """Three digits in a unit in which they are not a tiny fraction."""
     for unit, factor in (("s", 1.0), ("ms", 1e3)):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"

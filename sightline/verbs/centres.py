@@ -40,7 +40,7 @@ def centres(options: Options) -> int:
     with start_world(device=options.device) as world:
         found = find_centres(refiner, config, split=options.split, world=world)
     write_file(options.target, centre_lines(found))
-    _tell(found.notes)
+    _report(found.notes)
     rows: list[tuple[str, int | float]] = [("frames", len(found.points_mm)), ("points", int(found.is_known.sum()))]
     rows += [("centre_error_mm", found.error_mm), ("reference_error_mm", found.reference_error_mm)]
     show_table(f"{options.target}: {config.data.name}, {options.split}", ("what", "value"), rows)
@@ -49,6 +49,6 @@ def centres(options: Options) -> int:
     return 0
 
 
-def _tell(lines: Sequence[str]) -> None:
+def _report(lines: Sequence[str]) -> None:
     for line in lines:
         note(f"look at this: {line}")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sightline.doctor.suite import run_all
-from sightline.engine.build import build
 from sightline.engine.distributed import start_world
-from sightline.verbs.common import config_of, is_run, write_document
+from sightline.engine.loading import open_run
+from sightline.verbs.common import config_of, write_document
 from sightline.verbs.output import note, show_findings, show_table
 
 __all__ = ["check"]
@@ -28,7 +28,8 @@ def check(
     """Show findings; exit code 1 where one is an error (or, under `strict`, a warning)."""
     config, _ = config_of(path, overrides, plugins)
     with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
-        findings = run_all(build(config, world), world, run=path if is_run(path) else None, deep=deep)
+        opened = open_run(path, config=config, world=world)
+        findings = run_all(opened.built, world, run=opened.directory, deep=deep)
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = sum(finding.severity == "warning" for finding in findings)
     for finding in findings:

@@ -23,13 +23,13 @@ from sightline.compare.walk import Row
 from sightline.config import RunConfig
 from sightline.describe.memory import first_samples
 from sightline.describe.sources import build_subject
-from sightline.engine.build import Built, build
-from sightline.engine.distributed import World, start_world
-from sightline.engine.loading import checkpoint_path, load_trained
+from sightline.engine.build import Built
+from sightline.engine.distributed import start_world
+from sightline.engine.loading import OpenRun, open_run
 from sightline.engine.precision import set_backends
 from sightline.errors import UserError
 from sightline.nests import leaves
-from sightline.verbs.common import config_of, is_run, write_document, write_file
+from sightline.verbs.common import config_of, write_document, write_file
 from sightline.verbs.output import note, show_table
 
 __all__ = ["Options", "compare_variants"]
@@ -67,7 +67,7 @@ def compare_variants(options: Options, *, is_record: bool) -> int:
     config, _ = config_of(options.path, options.overrides, options.plugins)
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
-        built = _built(config, world, options.path if is_run(options.path) else None)
+        built = _built(open_run(options.path, config=config, world=world))
         recipe = registry.optimizers.build(config.optimizer, facts=built.data.facts)
         is_large = _size_of_sample(built) > _LARGE
         count = options.samples or min(1 if is_large else 4, config.train.batch_size)
@@ -84,7 +84,7 @@ def compare_variants(options: Options, *, is_record: bool) -> int:
             return 0
         assert options.against is not None
         found = compare(subject, options.against, keys=options.keys, num_steps=num_steps)
-    return _tell(found, config, built, options)
+    return _report(found, config, built, options)
 
 
 def _size_of_sample(built: Built) -> int:
@@ -94,18 +94,18 @@ def _size_of_sample(built: Built) -> int:
     return sum(tensor.numel() for name, value in batch.items() if name in names for _, tensor in leaves(value))
 
 
-def _built(config: RunConfig, world: World, run: Path | None) -> Built:
+def _built(opened: OpenRun) -> Built:
     """The run's parts with the weights that it starts from, or of a run directory, those that it came to."""
-    if config.init is not None and run is None:
-        return build(config, world)
-    made = build_subject(config, world, run=run)
+    if opened.config.init is not None and opened.directory is None:
+        return opened.built
+    made = build_subject(opened)
     note(f"batch: {made.batch}")
-    if run is not None:
-        load_trained(made.built.job.model, checkpoint_path(run, "last"))
+    if opened.directory is not None:
+        opened.load_into(made.built.job.model)
     return made.built
 
 
-def _tell(found: Comparison, config: RunConfig, built: Built, options: Options) -> int:
+def _report(found: Comparison, config: RunConfig, built: Built, options: Options) -> int:
     for line in found.notes:
         note(line)
     _show(found)
@@ -132,8 +132,10 @@ def _show(found: Comparison) -> None:
     lines = []
     for layer, held in rows.items():
         worst = max(held.values(), key=lambda row: row.deviation.ratio)
-        told = f"{worst.what}{'  <- diverges' if worst.is_guilty else ''}"
-        lines.append([layer, worst.class_name, *(_ratio(held.get(kind)) for kind in ("forward", "backward")), told])
+        worst_tensor = f"{worst.what}{'  <- diverges' if worst.is_guilty else ''}"
+        lines.append(
+            [layer, worst.class_name, *(_ratio(held.get(kind)) for kind in ("forward", "backward")), worst_tensor]
+        )
     title = f"{found.variant}, against {found.reference}: units of rounding, at most {BOUND:g} are explained"
     show_table(title, _COLUMNS, lines, unbroken="layer", droppable=("farthest off", "class"))
     if found.trace is not None:
@@ -173,10 +175,10 @@ def _matrix_row(outcome: Outcome) -> Sequence[Any]:
 
 
 def _assert_goes_together(options: Options, *, is_record: bool) -> None:
-    """Raises UserError for options that say nothing of what is asked."""
+    """Raises UserError for options that do not apply."""
     if is_record:
         if options.out is None:
-            raise UserError("compare record: say where the record goes: --out RECORD")
+            raise UserError("compare record: give the place of the record: --out RECORD")
         if options.against or options.matrix:
             raise UserError("compare record: keeps one variant; --against and --matrix compare")
         for name in ("json", "html", "repro", "keys"):

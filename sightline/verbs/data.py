@@ -151,12 +151,24 @@ def _elevations(text: str) -> tuple[float, ...]:
         raise UserError(f"data render: --elevations {text}: degrees are needed, such as 30 or 10,30,50") from None
 
 
-def info(name: str, *, source: Path | None = None, plugins: Sequence[Path], json: Path | None) -> int:
-    """What is known of a data set by name, of a prepared folder, or of files of a set that are not prepared yet."""
+def info(
+    name: str,
+    options: Sequence[str] = (),
+    *,
+    source: Path | None = None,
+    plugins: Sequence[Path],
+    json: Path | None,
+) -> int:
+    """What is known of a data set by name, of a prepared folder, or of files of a set that are not prepared yet.
+
+    `options` are `key=value` for the look at such files.
+    """
     load_plugins(plugins)
     folder = Path(name)
+    if options and source is None:
+        raise UserError(f"data info: {options[0]}: options are for files, which --from PATH names")
     if source is not None:
-        document = _surveyed(name, source)
+        document = _surveyed(name, options, source)
     elif (folder / "manifest.json").is_file():
         document = _describer(folder).describe(folder)
     elif name in registry.data.names():
@@ -171,12 +183,13 @@ def info(name: str, *, source: Path | None = None, plugins: Sequence[Path], json
     return 0
 
 
-def _surveyed(name: str, source: Path) -> dict[str, Any]:
+def _surveyed(name: str, options: Sequence[str], source: Path) -> dict[str, Any]:
     """What a look at files of a set shows. A label map that it proposes is printed as YAML, to be kept and changed."""
     surveyed = {n for n in registry.data.names() if hasattr(registry.data.entry_of(n).builder, "survey")}
     if name not in surveyed:
         raise UserError(f"data info: --from is about files of {', '.join(sorted(surveyed))}{nearest(name, surveyed)}")
-    document: dict[str, Any] = _builder(name).survey(source)
+    given = read_key_values(name, _builder(name).survey, options, command="data info", but=("source",))
+    document: dict[str, Any] = _builder(name).survey(source, **given)
     if "label_map" in document:
         sys.stdout.write("# a label map with all ids; keep it, name and merge classes, and set data.label_map to it\n")
         sys.stdout.write("".join(f"{key}: {_flow(table)}\n" for key, table in document["label_map"].items()))

@@ -123,8 +123,12 @@ def import_views(
 @data_app.command()
 def info(
     name: Annotated[str, typer.Argument(metavar="NAME|DIR", help="a data set's name, or a prepared folder")],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="with --from: how files are read, columns=[x, y, z]"),
+    ] = None,
     source: Annotated[
-        Path | None, typer.Option("--from", metavar="PATH", help="files of semantic_kitti, looked at unprepared")
+        Path | None, typer.Option("--from", metavar="PATH", help="LiDAR scans of a set, looked at unprepared")
     ] = None,
     plugin: Plugins = None,
     json: Json = None,
@@ -134,7 +138,7 @@ def info(
     with collection_paused():
         from sightline.verbs import data as verb
 
-    return verb.info(name, source=source, plugins=tuple(plugin or ()), json=json)
+    return verb.info(name, options or (), source=source, plugins=tuple(plugin or ()), json=json)
 
 
 @data_app.command()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sightline.describe.drawing import draw, short_number, show_shape
 from sightline.describe.figure import figure_of
 from sightline.describe.memory import Memory, estimate_memory
+from sightline.describe.projection import projection_of
 from sightline.describe.report import document_of, trace_run
 from sightline.describe.sources import build_subject
 from sightline.describe.trace import Node, Trace
 from sightline.engine.distributed import start_world
-from sightline.verbs.common import config_of, is_run, write_document, write_file
+from sightline.engine.loading import open_run
+from sightline.verbs.common import config_of, write_document, write_file
 from sightline.verbs.output import note, show_table
 
 __all__ = ["describe"]
@@ -47,13 +49,16 @@ def describe(
     sized = [] if batch_size is None else [f"train.batch_size={batch_size}"]
     config, _ = config_of(path, [*overrides, *sized], plugins)
     with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
-        subject = build_subject(config, world, run=path if is_run(path) else None)
+        subject = build_subject(open_run(path, config=config, world=world))
         note(f"batch: {subject.batch}")
         traced = trace_run(subject.built)
         memory = estimate_memory(subject.built)
-    document = document_of(subject, traced, memory)
+        projection = None if subject.is_promised else projection_of(subject.built)
+    document = document_of(subject, traced, memory, projection)
     _show_modules(traced, f"{config.model.name}: a forward pass of {traced.num_samples} samples", depth)
     _show_memory(memory)
+    if projection is not None:
+        _show_projection(projection)
     if svg is not None:
         figure = figure_of(traced, depth=depth)
         cost = f"{short_number(traced.macs / traced.num_samples)} multiply-accumulates per sample"
@@ -63,6 +68,22 @@ def describe(
         note(f"drawing: {svg}")
     write_document(json, document)
     return 0
+
+
+def _show_projection(found: Mapping[str, Any]) -> None:
+    """What range images show of the scans, and the highest mIoU over points."""
+    height, width = found["image"]
+    lines = [
+        f"range images of {height} x {width} pixels, over {found['num_scans']} scan(s): {found['points_shown']:.1%} of "
+        f"the points shown, {found['pixels_filled']:.1%} of the pixels filled"
+    ]
+    if "ceiling_knn" in found:
+        lines.append(
+            f"mIoU over points of a network that is right in every pixel: {found['ceiling_nearest']:.4f} by "
+            f"lift: nearest, {found['ceiling_knn']:.4f} by lift: knn"
+        )
+    for line in lines:
+        note(line)
 
 
 def _show_modules(traced: Trace, title: str, depth: int | None) -> None:
@@ -107,7 +128,7 @@ def _show_memory(memory: Memory) -> None:
     show_table(
         f"peak memory of a training step of {memory.batch_size} samples, in {memory.where}",
         ("part", "bytes"),
-        [[told, _bytes(getattr(memory, name))] for name, told in _PARTS.items() if getattr(memory, name)],
+        [[part, _bytes(getattr(memory, name))] for name, part in _PARTS.items() if getattr(memory, name)],
     )
 
 

@@ -37,6 +37,7 @@ from sightline.studies.final_probe import probed
 from sightline.types import Component
 from sightline.verbs.common import assert_writable, write_document
 from sightline.verbs.output import note, show_difficulty, show_evaluation, show_findings
+from sightline.verbs.score import score_files
 
 __all__ = ["Options", "assert_about_evaluation", "evaluate"]
 
@@ -68,6 +69,7 @@ class Options:
     save_predictions: bool = False
     out: Path | None = None
     ensemble: bool = False
+    predictions: Path | None = None
 
     def arguments(self) -> list[str]:
         """The command line for each launched process."""
@@ -94,6 +96,8 @@ class Trial:
 
 def evaluate(options: Options) -> int:
     """Evaluate a checkpoint of a run on its test part, or on another config's; several runs as folds of one set."""
+    if options.predictions is not None:
+        return _score(options.predictions, options)
     if not options.runs:
         raise UserError("evaluate: no run directory is given; sightline evaluate RUN [KEY=VALUE]...")
     _assert_place(options)
@@ -117,6 +121,17 @@ def evaluate(options: Options) -> int:
             trials.append(trial)
         world.on_first(_report)(trials, options)
     return 0
+
+
+def _score(predictions: Path, options: Options) -> int:
+    """Score files without a run. Raises UserError for what is about runs."""
+    if options.runs or options.save_predictions or options.ensemble or options.out is not None:
+        raise UserError("--predictions: scores files, not a run; give --data CONFIG and leave out what is about a run")
+    if options.data is None:
+        raise UserError("--predictions: of which data? give --data CONFIG, a file with the sections data and metrics")
+    return score_files(
+        options.data, predictions, overrides=options.overrides, plugins=options.plugins, json=options.json
+    )
 
 
 def _report(trials: Sequence[Trial], options: Options) -> None:

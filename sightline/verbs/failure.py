@@ -19,7 +19,7 @@ def explain(error: Exception) -> int:
     """
     if hasattr(error, "format_message"):  # typer's own exceptions, which it keeps in a private copy of click
         message = error.format_message()
-        if message.startswith("Usage:"):  # nothing was asked for: help is the answer, and no error
+        if message.startswith("Usage:"):  # no command was given: print the help, not an error
             sys.stderr.write(message.rstrip() + "\n")
             return 2
         if message.startswith("Missing option"):
@@ -37,7 +37,7 @@ def explain(error: Exception) -> int:
 
 
 def fail(message: str, exit_code: int, error: Exception | None) -> int:
-    """Say why the command ends, with the traceback where it was asked for; the exit code."""
+    """Print why the command ends, with the traceback where it was requested; the exit code."""
     if error is not None and "--traceback" in sys.argv:
         traceback.print_exception(error)
     report_failure(message, exit_code=exit_code)

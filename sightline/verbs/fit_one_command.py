@@ -18,7 +18,7 @@ def fit_one(
     overrides: Overrides = None,
     samples: Annotated[
         int | None,
-        typer.Option("--samples", metavar="K", min=1, help="how many samples [1; 4 where one would say little]"),
+        typer.Option("--samples", metavar="K", min=1, help="number of samples [1; 4 where one shows too little]"),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="steps of an attempt")] = 100,
     keep: Annotated[

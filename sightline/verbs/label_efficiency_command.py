@@ -38,7 +38,7 @@ def label_efficiency(
 ) -> int:
     """Scratch against pre-trained at several shares of the labels: every run, a table and a plot.
 
-    The config fine-tunes: it says by init what of the pre-trained run is taken. A run from scratch is the same without
+    The config fine-tunes: its init names what of the pre-trained run is taken. A run from scratch is the same without
     init, without frozen modules and without layer decay. All labels of a share train and nothing is selected: the last
     weights are scored on the test part, once. The same command again goes on where it stopped; runs that are done are
     not repeated. Writes label_efficiency.json and label_efficiency.svg into --out after every run.

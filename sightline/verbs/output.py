@@ -34,10 +34,10 @@ def show_table(
     unbroken: str = "",
     droppable: Sequence[str] = (),
 ) -> None:
-    """A table on standard output; plain and unbroken where that is no terminal.
+    """A table on standard output; plain and unbroken where that is not a terminal.
 
     The cells of the column `unbroken` are never broken. Where a terminal is too narrow, those of `droppable` are
-    narrowed, then left out, the first of them first, and the title says so.
+    narrowed, then left out, the first of them first, and the title notes it.
     """
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)  # cells are data
     cells = [[_cell(value) for value in row] for row in rows]
@@ -58,7 +58,7 @@ def show_table(
 
 
 def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object = None) -> None:
-    """Metrics as one table, and the rows per class or joint as another; below, what simple answers reach."""
+    """Metrics as one table, and the rows per class or joint as another; below, what simple predictions reach."""
     label = f" ({document['selection']})" if document["selection"] == "test-selected" else ""
     rows = list(document["per_class"].items())
     if rows:
@@ -68,11 +68,15 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         show_table(
             f"per {noun}", [noun, *names, "count"], [[n, *(r[k] for k in names), r.get("count")] for n, r in rows]
         )
+    for table in (document[name] for name in document if name.startswith("by_distance")):
+        points = ("points", *table["points"])
+        classes = [(name, *("" if iou is None else iou for iou in ious)) for name, ious in table["iou"].items()]
+        show_table("IoU per class by distance", ("class", *table["stretches"]), [*classes, points])
     data = document["data"]
     show_table(f"{title}{label}, {data['num_samples']} samples", ["metric", "value"], list(document["metrics"].items()))
     for metric, answers in {**DataMembers.yardsticks.of(dataset), **document.get("yardsticks", {})}.items():
-        told = ", ".join(f"{value:.3f} for {answer}" for answer, value in answers.items())
-        note(f"to compare {metric} with: {told}")
+        listed = ", ".join(f"{value:.3f} for {answer}" for answer, value in answers.items())
+        note(f"to compare {metric} with: {listed}")
 
 
 def show_difficulty(difficulty: Any) -> None:

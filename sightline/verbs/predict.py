@@ -17,7 +17,6 @@ from sightline.engine.loading import TrainedRun, open_trained
 from sightline.engine.precision import set_backends
 from sightline.errors import DataError, RunError, UserError, in_one_line
 from sightline.predict.files import files_of
-from sightline.predict.output_names import output_names
 from sightline.predict.prediction import build_predictor, predict_each
 from sightline.predict.predictor import CommandLine, Predictor, Refusal, exit_code_of, options_of, predictor_class
 from sightline.runs.lineage import describe_lineage, read_lineage
@@ -83,7 +82,7 @@ def _predict(
     is predicted; RunError where the disk refuses one.
     """
     files, refused = files_of(options.paths, suffixes=predictor.suffixes)
-    names = {} if options.out is None else output_names(files, options.out, endings=predictor.endings)
+    names = {} if options.out is None else predictor.output_names(files, options.out)
     documents: dict[Path, dict[str, Any]] = {}
     refusals: dict[Path, Refusal] = {}
     found = predict_each(run, files, predictor=predictor, world=world, batch_size=options.batch_size)

@@ -87,7 +87,7 @@ def probe(options: Options) -> int:
 
 
 def suite(options: Options) -> int:
-    """Probe every run, fine-tune each on parts where a config says how, and write one table; the exit code.
+    """Probe every run, fine-tune each on parts where a config is given, and write one table; the exit code.
 
     That of the first fine-tuning that did not come to its end, such as 130 after an interrupt.
     """
@@ -130,7 +130,7 @@ def _assert_for_suite(options: Options) -> Path:
             "probe one run without --suite"
         )
     if options.out is None:
-        raise UserError("probe --suite: writes suite.md and suite.json; say where with --out DIR")
+        raise UserError("probe --suite: writes suite.md and suite.json; give their folder with --out DIR")
     if len({run.resolve() for run in options.runs}) < len(options.runs):
         raise UserError("probe --suite: a run is given twice")
     return options.out
@@ -150,7 +150,7 @@ def _report(options: Options, method: Probe, probed: Probed, twins: Twins) -> No
 def _keep_episodes(folder: Path, comparison: Comparison) -> None:
     """Few-shot's episodes beside the features that they are places of, under a name of their content.
 
-    A folder that takes no writes keeps none, which is told: the figures are there, and `--json` holds episodes too.
+    A folder that takes no writes keeps none, with a note: the figures are there, and `--json` holds episodes too.
     """
     episodes = comparison.trained.details.get("few_shot")
     if episodes is None:

@@ -11,20 +11,18 @@ from typing import Any
 
 from sightline.config import RunConfig, render
 from sightline.config.show import show_inline, to_plain
-from sightline.engine.build import build_model
-from sightline.engine.distributed import World
+from sightline.engine.loading import open_run
 from sightline.engine.optimizers import Recipe
-from sightline.engine.parameter_groups import Rate, tell_rates
+from sightline.engine.parameter_groups import Rate, describe_rates
 from sightline.engine.records import kept_random_state
 from sightline.errors import UserError
 from sightline.metrics.base import is_higher_better
 from sightline.plugins import file_of, load_plugins
-from sightline.registry import DATA_FACTS, REGISTRIES, Entry, Registry, blame, data, metrics, optimizers
+from sightline.registry import DATA_FACTS, REGISTRIES, Entry, Registry, blame, metrics, optimizers
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.run_documents import read_facts
 from sightline.schema import describe_type, nearest
 from sightline.types import Where
-from sightline.verbs.common import config_of, is_run, write_document
+from sightline.verbs.common import config_of, write_document
 from sightline.verbs.output import note
 
 __all__ = ["list_components", "show"]
@@ -44,7 +42,7 @@ def show(path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], json:
         note(describe_lineage(lineage))
         document["lineage"] = lineage
     rates = _rates(config, path)
-    for line in tell_rates(rates):
+    for line in describe_rates(rates):
         note(line)
     if rates:
         document["rates"] = [rate._asdict() for rate in rates]
@@ -65,21 +63,20 @@ def _with_origin_of_mode(config: RunConfig) -> RunConfig:
 
 
 def _rates(config: RunConfig, path: Path) -> tuple[Rate, ...]:
-    """What each module gets of the optimiser where modules differ; nothing, and a note, where that cannot be told.
+    """The learning rate of each module where modules differ; nothing, and a note, where it cannot be found.
 
-    That takes the data set's facts and the model: what is wrong with these is for `check` and `train` to refuse.
+    That takes the data set's facts and the model: `check` and `train` report what is wrong with these.
     """
     recipe: Recipe = optimizers.build(config.optimizer, facts={})
     if not recipe.is_graded:
         return ()
     try:
-        facts = read_facts(path) if is_run(path) else data.build(config.data, facts={"split": "train"}).info.facts
         with kept_random_state():
-            model = build_model(config, facts, World())
+            model = open_run(path, config=config).untrained_model()
         with blame(config.optimizer):
             recipe.build(model)
     except UserError as error:
-        note(f"rates of modules cannot be told: {error}")
+        note(f"learning rates of modules are unknown: {error}")
         return ()
     return recipe.rates(model)
 

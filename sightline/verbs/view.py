@@ -1,4 +1,4 @@
-"""`sightline view`: samples at every stage on their way to the model, answers of a run, and files of one's own."""
+"""`sightline view`: samples at every stage on their way to the model, predictions of a run, and files of one's own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from sightline.config import RunConfig
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, check_columns
+from sightline.data.files.cloud_files import check_columns
 from sightline.data.loading.reading import BatchReader
-from sightline.engine.build import Data, Part, build_data, build_transforms
+from sightline.data.scans.scan_reading import SCAN_SUFFIXES
+from sightline.engine.build import Data, Part, build_transforms
 from sightline.engine.distributed import start_world
 from sightline.engine.loading import OpenRun, open_run
 from sightline.engine.precision import Precision, set_backends
@@ -37,12 +38,12 @@ __all__ = ["Options", "view"]
 
 _NUM_SAMPLES = 4
 _NUM_EPOCHS = 8
-_TOLD_WIDTH = 84
+_DESCRIPTION_WIDTH = 84
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for; None where it did not say."""
+    """The options of the command line; None where one is not given."""
 
     paths: tuple[Path, ...]
     overrides: tuple[str, ...]
@@ -62,7 +63,7 @@ class Options:
 
 
 def view(options: Options) -> int:
-    """Draw samples of a config, samples and answers of a run, or the user's own files; the exit code."""
+    """Draw samples of a config, samples and predictions of a run, or the user's own files; the exit code."""
     assert_writable(options.out / "view.html", option="--out")
     is_config = [_is_config(path) for path in options.paths]
     for path, is_one in zip(options.paths, is_config, strict=True):
@@ -80,7 +81,7 @@ def view(options: Options) -> int:
     most = MOST_SHOWN if options.max_points is None else options.max_points
     written = write_views(RunDirectory(options.out, is_writer=True), subjects, title=title, hidden=hidden, most=most)
     rows = [row for subject in subjects for cloud in subject.clouds for row in _rows_of(subject, cloud)]
-    show_table(title, ("sample", "stage", "points", "told"), rows, droppable=("told",))
+    show_table(title, ("sample", "stage", "points", "description"), rows, droppable=("description",))
     num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply", ".vtk")}
     volumes = f" and {num_of['.vtk']} VTK" if num_of[".vtk"] else ""
     note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY{volumes} files in {options.out}, and")
@@ -91,8 +92,8 @@ def view(options: Options) -> int:
 
 
 def _rows_of(subject: Subject, cloud: Cloud) -> list[tuple[object, ...]]:
-    """The rows of a stage in the table: what is told of it takes as many as it needs."""
-    first, *more = textwrap.wrap(cloud.told, _TOLD_WIDTH) or [""]
+    """The rows of a stage in the table: its description takes as many as it needs."""
+    first, *more = textwrap.wrap(cloud.description, _DESCRIPTION_WIDTH) or [""]
     return [(subject.name, cloud.stage, len(cloud.points), first), *(("", "", "", line) for line in more)]
 
 
@@ -105,26 +106,23 @@ def _is_config(path: Path) -> bool:
 
 
 def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
-    """The samples of a config's data, and in a run directory what its model answers for them."""
-    _refuse(options, ("columns", "up"), "are about files; a data set says these things itself")
-    has_answers = is_run(path)
-    if not has_answers:
+    """The samples of a config's data, and in a run directory the predictions of its model."""
+    _refuse(options, ("columns", "up"), "are about files; a data set defines them itself")
+    has_predictions = is_run(path)
+    if not has_predictions:
         _refuse(options, ("checkpoint",), "is about a run; a config has no weights")
-    if options.epoch is not None and (options.split or ("test" if has_answers else "train")) != "train":
+    if options.epoch is not None and (options.split or ("test" if has_predictions else "train")) != "train":
         raise UserError("--epoch: only training draws anew in every epoch; give --split train, or leave it out")
     config, _ = config_of(path, (), options.plugins)
-    if has_answers:
+    if has_predictions:
         assert_about_evaluation(options.overrides, config.task, verb="view")
     config = reread(path, options.overrides)
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
-        run = None
-        if has_answers:
-            run = open_run(path, config=config, checkpoint=options.checkpoint or "last", world=world)
-        data = build_data(config) if run is None else run.data
-        split = options.split or ("train" if run is None else data.test.split)  # what evaluate scores, maybe another
-        part = _part(data, config, split)
-        predictor = None if run is None else _predictor(run, part)
+        run = open_run(path, config=config, checkpoint=options.checkpoint or "last", world=world)
+        split = options.split or (run.data.test.split if has_predictions else "train")  # a run: what evaluate scores
+        part = _part(run.data, config, split)
+        predictor = _predictor(run, part) if has_predictions else None
         subjects = [
             sample_subject(
                 index,
@@ -137,7 +135,7 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
             )
             for index, name in _named(part, _chosen(part, options))
         ]
-    about = {"run" if has_answers else "config": str(path), "data": config.data.name, "split": split}
+    about = {"run" if has_predictions else "config": str(path), "data": config.data.name, "split": split}
     return subjects, f"{config.name}: {config.data.name}, {split}", about | {"epoch": options.epoch or 0}
 
 
@@ -173,15 +171,15 @@ def _chosen(part: Part, options: Options) -> list[int]:
         return [int(index) for index in part.spread(options.num or _NUM_SAMPLES)]
     indices = part.indices.tolist()
     if options.num is not None:
-        raise UserError("--num: says how many samples, --samples which; give one of them")
+        raise UserError("--num: is the number of samples, --samples lists them; give one of the two")
     known = set(indices)
     chosen: list[int] = []
     for word in _names_of(options.samples):
         index = int(word) if word.isdecimal() else next((i for i in indices if part.name_of(i) == word), None)
         if index is None or index not in known:
             raise UserError(
-                f"--samples: found '{word}', which is no sample of the {part.split} part; it has {len(indices)}, from "
-                f"{indices[0]} to {indices[-1]}{_other_part(part, index)}"
+                f"--samples: found '{word}', which is not a sample of the {part.split} part; it has {len(indices)}, "
+                f"from {indices[0]} to {indices[-1]}{_other_part(part, index)}"
             )
         chosen.append(index)
     return list(dict.fromkeys(chosen))
@@ -231,7 +229,7 @@ def _of_files(options: Options) -> tuple[list[Subject], str, dict[str, Any]]:
     up_axis = axes.get(options.up or "z")
     if up_axis is None:
         raise UserError(f"--up: found '{options.up}', allowed are {', '.join(axes)}")
-    files, refused = files_of(options.paths, suffixes=CLOUD_SUFFIXES)
+    files, refused = files_of(options.paths, suffixes=SCAN_SUFFIXES)
     if refused:
         raise UserError(refused[0].reason)
     times = Counter(file.name for file in files)

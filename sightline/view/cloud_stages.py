@@ -1,4 +1,4 @@
-"""What there is to see of a sample that is a cloud, and of what a model answers for its points or for the whole."""
+"""The stages of a sample that is a cloud, and the predictions of a model for its points or for the whole."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class CloudStages:
         elif "range_image" in sample and "range_image" not in before:
             whole = {**sample, "label": sample["whole_label"]} if "whole_label" in sample else sample
             panels = image_panels(sample, self.facts)
-            yield replace(self._cloud(stage, whole), panels=panels, told=describe_image(sample))
+            yield replace(self._cloud(stage, whole), panels=panels, description=describe_image(sample))
         else:
             yield self._cloud(stage, sample)
 
-    def answered(
+    def predicted(
         self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
     ) -> tuple[Cloud, dict[str, Any]]:
-        """The cloud that answers are for, coloured by them, and the figures that go with them.
+        """The cloud of the predictions, coloured by them, and the figures that go with them.
 
         `clouds` are the stages that the model's sample went through. Raises ConfigError for a task that gives no
         probability per class.
@@ -68,7 +68,7 @@ class CloudStages:
             raise ConfigError(
                 f"the task predicts {', '.join(sorted(predictions))}; view shows classes of clouds, and needs theirs"
             )
-        cloud, figures = _answered(clouds, batch, predictions, self.facts, iou=predictor.iou(batch, predictions))
+        cloud, figures = _of_points(clouds, batch, predictions, self.facts, iou=predictor.iou(batch, predictions))
         if "range_image" in batch and "seen" in predictions:
             scan: Sample = {name: batch[name][0] for name in ("range_image", "label") if name in batch}
             seen = predictions["seen"].view(batch["range_image"].shape)[0].cpu().numpy()
@@ -124,10 +124,10 @@ def _named(label: int, names: Sequence[str]) -> str:
     return names[label] if 0 <= label < len(names) else str(label)
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------
+# --- predictions -----------------------------------------------------------------------------------------------------
 
 
-def _answered(
+def _of_points(
     clouds: Sequence[Cloud],
     batch: Batch,
     predictions: Mapping[str, Any],
@@ -135,50 +135,50 @@ def _answered(
     *,
     iou: float | None,
 ) -> tuple[Cloud, dict[str, Any]]:
-    answer = answers_of(batch, predictions, facts)[0].cpu()
-    if answer.ndim == 0:
-        return _answered_whole(clouds[-1], int(answer), batch, predictions, facts)
+    prediction = answers_of(batch, predictions, facts)[0].cpu()
+    if prediction.ndim == 0:
+        return _predicted_whole(clouds[-1], int(prediction), batch, predictions, facts)
     target = predictions.get("target")
     labels = None if target is None else target.cpu().numpy()
-    cloud = _cloud_of_answers(clouds, len(answer), labels)
+    cloud = _cloud_of_predictions(clouds, len(prediction), labels)
     names, ignored = facts.get("class_names", ()), facts.get("ignore_index")
-    answers = answer.numpy()
-    colorings: list[Coloring] = [ByClass.of_labels("prediction", answers, names)]
-    figures: dict[str, Any] = {"num_points": len(answers)}
-    told = ""
+    labels_predicted = prediction.numpy()
+    colorings: list[Coloring] = [ByClass.of_labels("prediction", labels_predicted, names)]
+    figures: dict[str, Any] = {"num_points": len(labels_predicted)}
+    description = ""
     if labels is not None:
         counted = labels if ignored is None else np.where(labels == ignored, -1, labels)
-        error = errors_of(answers, counted, int(facts["num_classes"]))
+        error = errors_of(labels_predicted, counted, int(facts["num_classes"]))
         truth = ByClass.of_labels(TRUTH, labels, names, ignore_index=ignored)
         colorings = [truth, *colorings, error]
         num_counted = int((error.codes >= 0).sum())
         figures["accuracy"] = float((error.codes == 0).sum() / num_counted) if num_counted else None
-        told = f"{figures['accuracy']:.1%} of its points right" if num_counted else "no point with a label"
+        description = f"{figures['accuracy']:.1%} of its points right" if num_counted else "no point with a label"
     if iou is not None and np.isfinite(iou):
         figures["iou"] = iou
-        told += f", IoU {iou:.3f}"
+        description += f", IoU {iou:.3f}"
     kept = [each for each in cloud.colorings if each.name != TRUTH]
-    return Cloud("prediction", cloud.points, (*colorings, *kept), cloud.unit, told), figures
+    return Cloud("prediction", cloud.points, (*colorings, *kept), cloud.unit, description), figures
 
 
-def _answered_whole(
-    cloud: Cloud, answer: int, batch: Batch, predictions: Mapping[str, Any], facts: Mapping[str, Any]
+def _predicted_whole(
+    cloud: Cloud, prediction: int, batch: Batch, predictions: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> tuple[Cloud, dict[str, Any]]:
-    """The cloud that the model saw, with the class that it answered for it."""
+    """The cloud that the model read, with the class that it predicted."""
     names = facts.get("class_names", ())
-    probability = float(predictions["probabilities"][0, answer])
-    figures: dict[str, Any] = {"class": _named(answer, names), "probability": probability}
-    told, is_right = f"predicted {figures['class']} ({probability:.2f})", None
+    probability = float(predictions["probabilities"][0, prediction])
+    figures: dict[str, Any] = {"class": _named(prediction, names), "probability": probability}
+    description, is_right = f"predicted {figures['class']} ({probability:.2f})", None
     if "label" in batch:
         label = int(batch["label"][0])
-        is_right = label == answer
+        is_right = label == prediction
         figures |= {"true_class": _named(label, names), "is_right": is_right}
-        told += ", right" if is_right else f", is {figures['true_class']}"
-    return Cloud("prediction", cloud.points, cloud.colorings, cloud.unit, told, is_right), figures
+        description += ", right" if is_right else f", is {figures['true_class']}"
+    return Cloud("prediction", cloud.points, cloud.colorings, cloud.unit, description, is_right), figures
 
 
-def _cloud_of_answers(clouds: Sequence[Cloud], num_points: int, labels: np.ndarray | None) -> Cloud:
-    """The last stage with a point for every answer, and the label of every target: later ones were thinned."""
+def _cloud_of_predictions(clouds: Sequence[Cloud], num_points: int, labels: np.ndarray | None) -> Cloud:
+    """The last stage with a point for every prediction, and the label of every target: later ones were thinned."""
     for cloud in reversed(clouds):
         truth = cloud.coloring(TRUTH)
         if len(cloud.points) != num_points:
@@ -186,7 +186,7 @@ def _cloud_of_answers(clouds: Sequence[Cloud], num_points: int, labels: np.ndarr
         if labels is None or not isinstance(truth, ByClass) or _are_alike(truth, labels):
             return cloud
     held = ", ".join(f"{cloud.stage} {len(cloud.points)}" for cloud in clouds)
-    raise DataError(f"the task answers for {num_points} points, no stage of the sample has these: {held}")
+    raise DataError(f"the task predicts {num_points} points, but no stage of the sample has as many: {held}")
 
 
 def _are_alike(truth: ByClass, labels: np.ndarray) -> bool:

@@ -37,7 +37,7 @@ class ByClass:
     def of_labels(
         cls, name: str, labels: np.ndarray, class_names: Sequence[str], *, ignore_index: int | None = None
     ) -> ByClass:
-        """Labels in the fixed palette: those without a name are called by their number, negative ones are no class."""
+        """Labels in the fixed palette: those without a name go by their number, negative ones are not a class."""
         labels = labels.astype(np.int64)
         if ignore_index is not None:
             labels = np.where(labels == ignore_index, -1, labels)
@@ -89,7 +89,7 @@ class ByColor:
 
 @dataclass(frozen=True, eq=False)
 class ByHeight:
-    """Low points dark, high points light, along the up axis; for clouds that have nothing else to tell."""
+    """Low points dark, high points light, along the up axis; for clouds without anything else to show."""
 
     heights: np.ndarray
     name: str = "height"
@@ -106,7 +106,7 @@ Coloring = ByClass | ByColor | ByHeight
 class Cloud:
     """A stage: `points` (N, 3), float32 or float64, and ways to colour them, the first of them first.
 
-    `told` is what else there is to say of it in a line, `figures` the same in numbers; `is_right` whether an answer for
+    `description` is a further line of text, `figures` the same in numbers; `is_right` whether a prediction for
     the whole of it is, or what can be proved of it holds. `skeletons` lie in the frame of the points; so does `volume`,
     of which the points may be the filled cells. `panels` are flat pictures of the stage.
     """
@@ -115,7 +115,7 @@ class Cloud:
     points: np.ndarray
     colorings: tuple[Coloring, ...]
     unit: str = ""
-    told: str = ""
+    description: str = ""
     is_right: bool | None = None
     skeletons: tuple[Skeleton, ...] = ()
     panels: tuple[Panel, ...] = ()
@@ -145,23 +145,23 @@ class Cloud:
             "num_not_finite": int((~np.isfinite(self.points).all(axis=1)).sum()),
             "extent": None if extent is None else {"min": extent[0], "max": extent[1]},
             "unit": self.unit,
-            "told": self.told,
+            "told": self.description,
             "classes": {each.name: each.counts() for each in self.colorings if isinstance(each, ByClass)},
             **({"figures": dict(self.figures)} if self.figures else {}),
         }
 
     def lines(self) -> list[str]:
-        """The same in words: points, extent along the axes, and what is told of it."""
+        """The same in words: points, extent along the axes, and the description."""
         if self.is_flat:
-            return [self.told] if self.told else []
+            return [self.description] if self.description else []
         numbers = self.to_dict()
         gaps = f", {numbers['num_not_finite']:,} of them not finite" if numbers["num_not_finite"] else ""
         lines = [f"{numbers['num_points']:,} points{gaps}"]
         if (extent := numbers["extent"]) is not None:
             spans = zip("xyz", extent["min"], extent["max"], strict=True)
-            told = ", ".join(f"{axis} {low:.4g} to {high:.4g}" for axis, low, high in spans)
-            lines.append(f"{told}{f' ({self.unit})' if self.unit else ''}")
-        return [*lines, self.told] if self.told else lines
+            description = ", ".join(f"{axis} {low:.4g} to {high:.4g}" for axis, low, high in spans)
+            lines.append(f"{description}{f' ({self.unit})' if self.unit else ''}")
+        return [*lines, self.description] if self.description else lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,10 +178,10 @@ class Subject:
         return {"name": self.name, **self.facts, "stages": [cloud.to_dict() for cloud in self.clouds]}
 
 
-def errors_of(answers: np.ndarray, target: np.ndarray, num_classes: int) -> ByClass:
-    """Where answers (N,) are right, in grey, and wrong, in red; points whose label is no class do not count."""
+def errors_of(prediction: np.ndarray, target: np.ndarray, num_classes: int) -> ByClass:
+    """Where predictions (N,) are right, in grey, and wrong, in red; points whose label is not a class do not count."""
     is_counted = (target >= 0) & (target < num_classes)
-    codes = np.where(is_counted, (answers != target).astype(np.int64), -1)
+    codes = np.where(is_counted, (prediction != target).astype(np.int64), -1)
     return ByClass("error", codes, ("right", "wrong"), np.arange(2), np.stack([_RIGHT, WRONG]))
 
 

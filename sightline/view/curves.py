@@ -15,7 +15,7 @@ from sightline.tasks.contrast import OF_CHANCE
 __all__ = ["curves_of", "draw_runs"]
 
 _OWN = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})
-"""Keys that are no curve of their own: what a line is about, and what only ever grows or stays."""
+"""Keys without a curve of their own: what a line is about, and what only ever grows or stays."""
 _COLUMNS = 3
 
 Line = Mapping[str, Any]
@@ -39,7 +39,7 @@ def draw_runs(runs: Sequence[Path], *, svg: Path | None) -> Path:
 def curves_of(runs: Mapping[str, Sequence[Line]]) -> str:
     """An SVG with a panel for each loss and each metric, with a curve for each run and split.
 
-    A training loss stands against its level of chance where the run tells it, and its share of that against 1; that of
+    A training loss stands against its level of chance where the run states it, and its share of that against 1; that of
     an evaluation, whose batches are of another size, is another. A number that is null is left out.
     """
     lines = [line for each in runs.values() for line in each]

@@ -1,7 +1,7 @@
 """What there is to see of a depth frame with joints: its cube, its voxels, its heat maps, and the joints that are read.
 
-After the raw stage everything lies in the grid of the placed cube, in voxels: what the network sees. What a target says
-is brought back to mm by the inverse placement and compared with the raw joints, which no transform has touched.
+After the raw stage everything lies in the grid of the placed cube, in voxels: what the network sees. What a target
+shows is brought back to mm by the inverse placement and compared with the raw joints, which no transform has touched.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from sightline.tasks.pose import read_joints
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.clouds import ByClass, ByColor, Cloud
 from sightline.view.joint_figures import (
+    describe_errors,
+    describe_placing,
+    describe_round_trip,
+    describe_target,
     errors_of_joints,
     nearest,
     placed_figures,
     target_figures,
-    told_of_errors,
-    told_of_placing,
-    told_of_round_trip,
-    told_of_target,
     unrounded,
 )
 from sightline.view.panels import Window, depth_panel, slices_panel, volume_panels
@@ -75,7 +75,7 @@ class DepthStages:
         draw = {"heatmaps": self._target, "volume": self._voxels, "placement": self._placed}
         yield draw[new[0]](stage, sample) if new else self._frame(stage, sample)
 
-    def answered(
+    def predicted(
         self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
     ) -> tuple[Cloud, dict[str, Any]]:
         """The predicted heat maps, the predicted joints beside the true ones, and how far they are off."""
@@ -89,21 +89,23 @@ class DepthStages:
         _, window = _cube_of(placement, camera, depth)
         over = depth_panel("predicted and true", depth, camera, [true, read], window=window)
         cloud = self._of_heatmaps("prediction", maps, placement, [true, read], behind=batch["volume"][0, 0].cpu())
-        return replace(cloud, told=told_of_errors(figures), panels=(over, *cloud.panels[:3]), figures=figures), figures
+        return replace(
+            cloud, description=describe_errors(figures), panels=(over, *cloud.panels[:3]), figures=figures
+        ), figures
 
     def _frame(self, stage: str, sample: Sample) -> Cloud:
         depth, camera = self._image(sample)
         points = depth_points(depth, camera)
         joints = sample["joints"].double()
         near = nearest(joints[self._visible].numpy(), points)
-        told = "" if near is None else f"joints {near:.1f} {self._unit} from the nearest measured point (median)"
+        description = "" if near is None else f"joints {near:.1f} {self._unit} from the nearest measured point (median)"
         skeleton = self._true(joints)
         return Cloud(
             stage,
             points,
             (ByColor.of_numbers("depth", points[:, 2]),),
             self._unit,
-            told,
+            description,
             skeletons=(skeleton,),
             panels=(depth_panel("depth and joints", depth, camera, [skeleton]),),
             figures={"joint_to_surface_mm": near},
@@ -123,8 +125,8 @@ class DepthStages:
         crop = depth_panel("in the cube", depth, camera, [skeleton], window=window, is_inside=image, cube=cube)
         kept = points[is_inside]
         colors = (ByColor.of_numbers("depth", kept[:, 2]),)
-        told = f"{told_of_placing(placement)}; {told_of_round_trip(figures)}"
-        cloud = Cloud(stage, kept, colors, "voxels", told, figures["is_sound"], panels=(crop,), figures=figures)
+        description = f"{describe_placing(placement)}; {describe_round_trip(figures)}"
+        cloud = Cloud(stage, kept, colors, "voxels", description, figures["is_sound"], panels=(crop,), figures=figures)
         return replace(cloud, skeletons=(self._in_grid(skeleton, placement),))
 
     def _voxels(self, stage: str, sample: Sample) -> Cloud:
@@ -142,7 +144,7 @@ class DepthStages:
             middles,
             (ByColor.of_numbers("depth", middles[:, 2]),),
             "voxels",
-            f"{figures['share']:.2%} of the voxels{beside}; {told_of_round_trip(figures)}",
+            f"{figures['share']:.2%} of the voxels{beside}; {describe_round_trip(figures)}",
             figures["is_sound"],
             skeletons=(skeleton,),
             panels=(*volume_panels(volume, [skeleton]), slices_panel(volume)),
@@ -158,7 +160,7 @@ class DepthStages:
         maps = self._maps(sample["heatmaps"].float(), placement)
         behind = sample["volume"][0] if "volume" in sample else None
         cloud = self._of_heatmaps(stage, maps, placement, skeletons, behind=behind)
-        return replace(cloud, told=told_of_target(figures), is_right=figures["is_sound"], figures=figures)
+        return replace(cloud, description=describe_target(figures), is_right=figures["is_sound"], figures=figures)
 
     # --- parts --------------------------------------------------------------------------------------------------------
 

@@ -58,11 +58,11 @@ class RawReads:
         if self.is_constant:
             return f"raw item the same in {which}, also when read again (digest {self.first[0]})"
         if self.is_pure:
-            told = ", ".join(f"{epoch}: {digest}" for epoch, digest in zip(self.epochs, self.first, strict=True))
-            return f"raw item drawn anew in each epoch, the same when an epoch is read again (digests {told})"
-        told = ", ".join((*self.first, *self.again))
+            shown = ", ".join(f"{epoch}: {digest}" for epoch, digest in zip(self.epochs, self.first, strict=True))
+            return f"raw item drawn anew in each epoch, the same when an epoch is read again (digests {shown})"
+        shown = ", ".join((*self.first, *self.again))
         return (
-            f"RAW ITEM CHANGES by being read: {which}, then again, {told}; run `sightline check`, which names the line"
+            f"RAW ITEM CHANGES by being read: {which}, then again, {shown}; run `sightline check`, which names the line"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A cloud file of the user's own as something to look at, coloured by what it says of its points."""
+"""A cloud file of the user's own as something to look at, coloured by its columns."""
 
 from __future__ import annotations
 
@@ -7,31 +7,57 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.data.files.cloud_files import read_cloud
+from sightline.data.files.array_files import read_npy
+from sightline.data.files.scan_files import read_label_ids
+from sightline.data.scans.scan_reading import read_scan
+from sightline.errors import DataError
 from sightline.pictures import Axis
 from sightline.view.clouds import ByClass, ByColor, Cloud, Coloring, Subject, upward
 
 __all__ = ["file_subject"]
 
 _COLORS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
+_SCANS = (".bin", ".pcd")
 _LABELS = frozenset({"label", "labels", "class", "classification", "semantic", "segment", "part", "instance"})
 
 
 def file_subject(path: Path, *, name: str, columns: Sequence[str] | None = None, up_axis: Axis = "z") -> Subject:
-    """The cloud of a file as `read_cloud` reads it, in its own unit and frame; of a mesh the vertices.
+    """The cloud of a file as `read_scan` reads it, in its own unit and frame; of a mesh the vertices.
 
     Colours are the channels red, green, blue (r, g, b), from 0 to 1, 255 or 65535 by their largest value; labels are
-    whole numbers in a channel called label, class, part and the like; any other channel runs along a ramp.
+    whole numbers in a channel called label, class, part and the like; any other channel runs along a ramp. Of a scan
+    (.bin, .pcd) there are the ids of its label file too, beside it or in SemanticKITTI's folders, and labels that
+    `predict` wrote.
     Raises DataError naming the file.
     """
-    cloud = read_cloud(path, columns=columns)
-    told = f"the vertices of a mesh of {len(cloud.faces):,} triangles" if cloud.faces is not None else ""
+    cloud = read_scan(path, columns=columns)
+    description = f"the vertices of a mesh of {len(cloud.faces):,} triangles" if cloud.faces is not None else ""
     channels = dict(cloud.channels)
-    colorings = [*_colorings(channels), upward(cloud.points, up_axis)]
+    beside = _labels_beside(path, len(cloud.points)) if path.suffix.lower() in _SCANS else ()
+    colorings = [*beside, *_colorings(channels), upward(cloud.points, up_axis)]
     if cloud.normals is not None:
         colorings.append(ByColor("normals", ((cloud.normals + 1) / 2 * 255).clip(0, 255).round().astype(np.uint8)))
-    shown = Cloud("as read", cloud.points, tuple(colorings), told=told)
+    shown = Cloud("as read", cloud.points, tuple(colorings), description=description)
     return Subject(name, (shown,), up_axis, {"file": str(path), "channels": sorted(cloud.channels)})
+
+
+def _labels_beside(path: Path, num_points: int) -> Iterator[Coloring]:
+    """What label files say of a scan's points. Raises DataError for one of another number of points."""
+    around = path.parent.parent
+    places = {
+        "label file": (path.with_suffix(".label"), around / "labels" / f"{path.stem}.label"),
+        "predicted": (around / "predictions" / f"{path.stem}.label", path.with_name(f"{path.stem}.labels.npy")),
+    }
+    for name, files in places.items():
+        for file in (each for each in files if each.is_file()):
+            if file.suffix == ".label":
+                labels = read_label_ids(file, num_points=num_points, points_path=path)
+            else:
+                labels = read_npy(file)
+                if labels.shape != (num_points,):
+                    raise DataError(f"{file}: holds {labels.shape} labels, {path.name} has {num_points} points")
+            yield ByClass.of_labels(name, labels, ())
+            break
 
 
 def _colorings(channels: dict[str, np.ndarray]) -> Iterator[Coloring]:

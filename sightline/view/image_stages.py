@@ -43,7 +43,7 @@ class ImageStages:
         """The image after a transform."""
         yield self._stage(stage, sample)
 
-    def answered(
+    def predicted(
         self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
     ) -> tuple[Cloud, dict[str, Any]]:
         """The pictures that the task draws of the prediction, and its numbers."""
@@ -74,4 +74,6 @@ def draws_pictures(task: Task) -> bool:
 
 def _flat(stage: str, text: str, panels: tuple[Panel, ...]) -> Cloud:
     """A stage of pictures alone."""
-    return Cloud(stage, _NO_POINTS, (ByColor("image", np.zeros((0, 3), dtype=np.uint8)),), told=text, panels=panels)
+    return Cloud(
+        stage, _NO_POINTS, (ByColor("image", np.zeros((0, 3), dtype=np.uint8)),), description=text, panels=panels
+    )

@@ -14,21 +14,21 @@ from sightline.geometry.volumes import Placement, to_camera, to_voxels
 from sightline.tasks.pose import read_joints
 
 __all__ = [
+    "describe_errors",
+    "describe_placing",
+    "describe_round_trip",
+    "describe_target",
     "errors_of_joints",
     "nearest",
     "placed_figures",
     "target_figures",
-    "told_of_errors",
-    "told_of_placing",
-    "told_of_round_trip",
-    "told_of_target",
     "unrounded",
 ]
 
 _ROUND_TRIP_MM = 1e-9
 """Coordinates of some thousand mm in float64, through a dozen operations."""
 _HALF_A_CELL = 0.5 + 1e-3
-"""Beside a cell's border float32 cannot tell which of two cells is larger."""
+"""Beside a cell's border float32 cannot decide which of two cells is larger."""
 
 
 def unrounded(placement: Placement) -> Placement:
@@ -49,7 +49,7 @@ def nearest(joints: np.ndarray, points: np.ndarray) -> float | None:
 def placed_figures(placement: Placement, joints: Tensor, raw: Tensor, visible: Tensor) -> dict[str, Any]:
     """How many joints (J, 3) lie in the cube, and how far they are from the raw ones when they are brought back to mm.
 
-    Of joints that are not visible nothing is said.
+    Joints that are not visible are left out.
     """
     exact = unrounded(placement)
     voxels = to_voxels(joints.double()[None], exact)
@@ -65,7 +65,7 @@ def placed_figures(placement: Placement, joints: Tensor, raw: Tensor, visible: T
 
 
 def target_figures(heatmaps: Tensor, placement: Placement, raw: Tensor, visible: Tensor) -> dict[str, Any]:
-    """How far the joints that heat maps (J, V, V, V) say are from the raw ones (J, 3), in mm and in cells.
+    """How far the joints of heat maps (J, V, V, V) are from the raw ones (J, 3), in mm and in cells.
 
     Read from the largest cell, which may be half a cell off along each axis of the grid and no more, and by the
     parabola around it. Only visible joints inside of the cube count: the map of another has no peak.
@@ -110,7 +110,7 @@ def errors_of_joints(found: Tensor, true: Tensor, visible: Tensor, names: Sequen
 # --- in words --------------------------------------------------------------------------------------------------------
 
 
-def told_of_placing(placement: Placement) -> str:
+def describe_placing(placement: Placement) -> str:
     """Where the cube lies, and how it is varied."""
     middle = ", ".join(f"{value:.0f}" for value in placement.reference_mm[0].tolist())
     neutral = (placement.original - placement.size) / 2
@@ -123,31 +123,31 @@ def told_of_placing(placement: Placement) -> str:
     return ", ".join([f"cube of {placement.cube_mm:g} mm about ({middle})", *varied])
 
 
-def told_of_round_trip(figures: Mapping[str, Any]) -> str:
+def describe_round_trip(figures: Mapping[str, Any]) -> str:
     """How many joints the cube holds, and what becomes of them on the way to the grid and back."""
     if figures["round_trip_mm"] is None:
         return "no joint is labelled"
-    told = f"{figures['num_joints_inside']} of {figures['num_joints']} joints inside, "
+    text = f"{figures['num_joints_inside']} of {figures['num_joints']} joints inside, "
     if figures["is_sound"]:
-        return f"{told}back in mm {figures['round_trip_mm']:.0e} mm from the raw ones"
-    return f"{told}BACK IN MM THEY ARE {figures['round_trip_mm']:.1f} mm FROM THE RAW ONES: a transform moves joints"
+        return f"{text}back in mm {figures['round_trip_mm']:.0e} mm from the raw ones"
+    return f"{text}BACK IN MM THEY ARE {figures['round_trip_mm']:.1f} mm FROM THE RAW ONES: a transform moves joints"
 
 
-def told_of_target(figures: Mapping[str, Any]) -> str:
-    """What the target says of the joints."""
+def describe_target(figures: Mapping[str, Any]) -> str:
+    """The joints as read back from the target."""
     if figures["is_sound"] is None:
         return "no labelled joint lies in the cube"
     left = figures["num_joints"] - figures["num_joints_inside"]
-    told = (
+    text = (
         f"read back from the target, joints are {figures['target_off_mm']:.1f} mm from the raw ones "
         f"({figures['target_off_max_mm']:.1f} at most), {figures['target_off_cells']:.2f} of a cell of "
         f"{figures['cell_mm']:.1f} mm along an axis; by the parabola {figures['parabola_off_max_mm']:.2g} mm"
     )
-    told += f"; {left} joints outside of the cube" if left else ""
-    return told if figures["is_sound"] else f"MORE THAN HALF A CELL: {told}; target and raw joints disagree"
+    text += f"; {left} joints outside of the cube" if left else ""
+    return text if figures["is_sound"] else f"MORE THAN HALF A CELL: {text}; target and raw joints disagree"
 
 
-def told_of_errors(figures: Mapping[str, Any]) -> str:
+def describe_errors(figures: Mapping[str, Any]) -> str:
     """How far predicted joints are off."""
     if figures["mean_error_mm"] is None:
         return "no joint is labelled"

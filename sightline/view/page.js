@@ -307,7 +307,7 @@ function show() {
   const subject = data.subjects[chosen.subject];
   const cloud = subject.clouds[chosen.stage];
   element("subjects").value = String(chosen.subject);
-  element("told").textContent = subject.told.join(", ");
+  element("facts").textContent = subject.facts.join(", ");
   element("stages").replaceChildren();
   subject.clouds.forEach((each, i) => button(each.stage, i === chosen.stage, element("stages"), () => choose({ stage: i })));
   element("colorings").replaceChildren();

@@ -39,7 +39,7 @@ def encode_page(
     Below a cloud stand the flat pictures of its stage, and the slices of its volume.
 
     Of every cloud at most `most` finite points are in it, fewer where the whole would exceed `MOST_BYTES`, chosen
-    evenly; the page says how many. Coordinates are rounded to 1/65535 of the cloud's extent. `hidden` are names of
+    evenly; the page states how many. Coordinates are rounded to 1/65535 of the cloud's extent. `hidden` are names of
     classes that are hidden at first.
     """
     count = shown_per_cloud(subjects, most=most)
@@ -86,7 +86,7 @@ def _subject(subject: Subject, count: int) -> dict[str, Any]:
     whole = [f"{key}: {subject.facts[key]}" for key in ("class", "category") if key in subject.facts]
     return {
         "name": subject.name,
-        "told": whole,
+        "facts": whole,
         "up": subject.up_axis,
         "clouds": [_cloud(cloud, count) for cloud in subject.clouds],
     }

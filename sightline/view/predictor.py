@@ -1,4 +1,4 @@
-"""A trained model that answers for the samples that are looked at."""
+"""A trained model that predicts the samples that are shown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN = {"probabilities": "classes", "joints_mm": "joints"}
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model, ready to answer for a sample by a run's own evaluation transforms."""
+    """A trained model, ready to predict a sample by a run's own evaluation transforms."""
 
     model: nn.Module
     task: Task
@@ -44,13 +44,13 @@ class Predictor:
         return batch, predictions
 
     def iou(self, batch: Batch, predictions: Mapping[str, Any]) -> float | None:
-        """The sample's IoU, where a metric of the run tells it."""
+        """The sample's IoU, where a metric of the run computes it."""
         for meter in self.meters:
             per_sample = MetricMembers.per_sample.of(meter.metric)
             if per_sample is not None:
                 alone = {**batch, "sample_index": torch.zeros_like(batch["sample_index"])}
                 state = {name: t.to(self.device) for name, t in fresh_state(meter.metric, num_samples=1).items()}
                 meter.metric.update(state, **meter.update.select(alone, predictions))
-                told = per_sample({name: tensor.cpu() for name, tensor in state.items()})
-                return float(told[0])
+                scores = per_sample({name: tensor.cpu() for name, tensor in state.items()})
+                return float(scores[0])
         return None

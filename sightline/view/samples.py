@@ -1,4 +1,4 @@
-"""Samples of a data set at every stage on their way to the model, and what a model answers for them."""
+"""Samples of a data set at every stage on their way to the model, and the predictions of a model for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sightline.view.predictor import SHOWN, Predictor
 
 __all__ = ["Branch", "can_draw_predictions", "sample_subject"]
 
-_SEEN = {"train": "what the model sees in training", "evaluate": "what the model sees in evaluation"}
+_SEEN = {"train": "model input in training", "evaluate": "model input in evaluation"}
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Branch:
 
 
 class Stages(Protocol):
-    """What there is to see of samples of one kind: their raw stage, what a transform made of it, what is answered.
+    """The stages of samples of one kind: the raw one, the result of each transform, the prediction.
 
-    `whole` are facts of the sample as a whole, `frame` says how its stages stand.
+    `whole` are facts of the sample as a whole, `frame` is the frame of its stages.
     """
 
     whole: dict[str, str]
@@ -46,7 +46,7 @@ class Stages(Protocol):
 
     def changed(self, stage: str, before: Sample, sample: Sample) -> Iterable[Cloud]: ...
 
-    def answered(
+    def predicted(
         self, clouds: Sequence[Cloud], batch: Batch, predictions: Mapping[str, Any], predictor: Predictor
     ) -> tuple[Cloud, dict[str, Any]]: ...
 
@@ -61,13 +61,13 @@ def sample_subject(
     predictor: Predictor | None = None,
     raw_epochs: Sequence[int] = (),
 ) -> Subject:
-    """A sample as its data set gives it, after each transform of each branch and, with a predictor, as answered.
+    """A sample as its data set gives it, after each transform of each branch and, with a predictor, as predicted.
 
     The stages hold the very bits that training in the branch's epoch, or evaluation, sees; with a predictor the last
     branch is evaluation. In `raw_epochs` the sample is read and transformed by the first branch before all else, to
-    tell whether its raw item changes. Raises ConfigError for a data set that cannot be drawn.
+    show whether its raw item changes. Raises ConfigError for a data set that cannot be drawn.
     """
-    told: dict[str, Any] = {"index": index}
+    description: dict[str, Any] = {"index": index}
     reads = RawReads.of(branches[0].reader, index=index, seed=seed, epochs=raw_epochs) if raw_epochs else None
     clouds: list[Cloud] = []
     kind: Stages | None = None
@@ -76,7 +76,7 @@ def sample_subject(
         _, sample = next(stages)
         if kind is None:
             kind = _kind_of(sample, branch.reader.dataset.info, facts)
-            clouds.append(_told(kind.raw(sample), reads.line if reads else "", _said_of_raw(branches)))
+            clouds.append(_described(kind.raw(sample), reads.line if reads else "", _description_of_raw(branches)))
         changed: list[Cloud] = []
         last = len(clouds)
         for place, (transform, after) in enumerate(stages, start=1):
@@ -84,16 +84,16 @@ def sample_subject(
             changed += kind.changed(f"{branch.name} {place}: {transform}", sample, after)
             sample = after
         clouds += changed
-        clouds[last:] = [_told(cloud, _SEEN[branch.name]) for cloud in clouds[last:]]
+        clouds[last:] = [_described(cloud, _SEEN[branch.name]) for cloud in clouds[last:]]
     assert kind is not None, "a sample is read by one branch at least"
-    told |= kind.whole
+    description |= kind.whole
     if reads is not None:
-        told["raw"] = reads.to_dict()
+        description["raw"] = reads.to_dict()
     if predictor is not None:  # the last branch is the one that evaluates
         batch, predictions = predictor(SampleKey(index, 0, seed))
-        answered, told["prediction"] = kind.answered([clouds[0], *changed], batch, predictions, predictor)
-        clouds.append(answered)
-    return Subject(name, tuple(clouds), kind.frame, told)
+        predicted, description["prediction"] = kind.predicted([clouds[0], *changed], batch, predictions, predictor)
+        clouds.append(predicted)
+    return Subject(name, tuple(clouds), kind.frame, description)
 
 
 _KINDS: dict[str, type[CloudStages | DepthStages | ImageStages]] = {
@@ -118,10 +118,10 @@ def _kind_of(sample: Sample, info: DataInfo, facts: Mapping[str, Any]) -> Stages
     raise ConfigError(f"view: the data set gives {', '.join(sorted(sample))}; view shows {kinds}")
 
 
-def _said_of_raw(branches: Sequence[Branch]) -> str:
+def _description_of_raw(branches: Sequence[Branch]) -> str:
     return ", ".join(_SEEN[branch.name] for branch in branches if not branch.reader.has_transforms)
 
 
-def _told(cloud: Cloud, *more: str) -> Cloud:
-    """The stage with more to tell."""
-    return replace(cloud, told="; ".join(line for line in (cloud.told, *more) if line))
+def _described(cloud: Cloud, *more: str) -> Cloud:
+    """The stage with a longer description."""
+    return replace(cloud, description="; ".join(line for line in (cloud.description, *more) if line))

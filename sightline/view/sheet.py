@@ -18,7 +18,7 @@ MOST_DRAWN = 60_000
 """Points of a cloud on a card: more lie behind one another, and cost seconds."""
 _PAGE, _INK, _FAINT = (233, 237, 242), (58, 66, 78), (108, 117, 130)
 _TITLE_PX, _TEXT_PX, _LINE_PX, _MARGIN_PX = 22, 15, 24, 16
-_OF_ANSWERS = ("ground truth", "prediction", "error")
+_OF_PREDICTIONS = ("ground truth", "prediction", "error")
 
 
 class Tile(NamedTuple):
@@ -31,18 +31,18 @@ class Tile(NamedTuple):
 
 
 def tiles_of(subject: Subject) -> list[Tile]:
-    """Every stage in its first colouring, the raw one by its classes too, answers by truth, prediction and error.
+    """Every stage in its first colouring, the raw one by its classes too, predictions by truth, prediction and error.
 
     The flat pictures of a stage follow it.
     """
     tiles: list[Tile] = []
-    has_answers = any(cloud.coloring(_OF_ANSWERS[-1]) for cloud in subject.clouds)
+    has_predictions = any(cloud.coloring(_OF_PREDICTIONS[-1]) for cloud in subject.clouds)
     for place, cloud in enumerate(subject.clouds):
         first, count = cloud.colorings[0], len(cloud.points)
         if cloud.stage == "prediction":
-            answers = [each for each in cloud.colorings if each.name in _OF_ANSWERS]
-            if answers or not cloud.is_flat:
-                tiles += [Tile(cloud, each, each.name) for each in answers] or [Tile(cloud, first, cloud.told)]
+            drawn = [each for each in cloud.colorings if each.name in _OF_PREDICTIONS]
+            if drawn or not cloud.is_flat:
+                tiles += [Tile(cloud, each, each.name) for each in drawn] or [Tile(cloud, first, cloud.description)]
             tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
             continue
         if cloud.is_flat:
@@ -51,14 +51,14 @@ def tiles_of(subject: Subject) -> list[Tile]:
         is_same = place > 0 and count == len(subject.clouds[place - 1].points)
         tiles.append(Tile(cloud, first, cloud.stage if is_same else f"{cloud.stage} ({count:,})"))
         classes = next((each for each in cloud.colorings if isinstance(each, ByClass)), first)
-        if place == 0 and classes is not first and not has_answers:
+        if place == 0 and classes is not first and not has_predictions:
             tiles.append(Tile(cloud, classes, f"{cloud.stage}: {classes.name}"))
         tiles += [Tile(cloud, first, panel.name, panel) for panel in cloud.panels]
     return tiles
 
 
 def draw_sheet(subject: Subject, *, hidden: Sequence[str] = (), tile_px: int = 300) -> np.ndarray:
-    """The sheet of a sample, (H, W, 3) uint8; points of the classes in `hidden` are left out, and the sheet says so.
+    """The sheet of a sample, (H, W, 3) uint8; points of the classes in `hidden` are left out, and the sheet notes it.
 
     Of clouds above `MOST_DRAWN` points as many are drawn, chosen evenly, the same each time.
     """
@@ -127,7 +127,7 @@ def thinned(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _visible(cloud: Cloud, hidden: Sequence[str]) -> np.ndarray:
-    """The rows of points that are finite and of no hidden class, by the first colouring that knows it: by the truth."""
+    """The rows of points that are finite and of no hidden class, by the first colouring that has it: by the truth."""
     is_seen = np.isfinite(cloud.points).all(axis=1)
     for name in hidden:
         of_class = next((e for e in cloud.colorings if isinstance(e, ByClass) and name in e.class_names), None)
@@ -137,16 +137,18 @@ def _visible(cloud: Cloud, hidden: Sequence[str]) -> np.ndarray:
 
 
 def _title(subject: Subject, tiles: Sequence[Tile], hidden: Sequence[str]) -> list[str]:
-    """The name with its class; the raw stage's numbers; what is told of drawn stages and of the answer; what is not
-    drawn."""
+    """The name with its class; the raw stage's numbers; the descriptions of drawn stages and of the prediction; what is
+    not drawn."""
     whole = next((str(subject.facts[key]) for key in ("class", "category") if key in subject.facts), "")
     first, last = subject.clouds[0], subject.clouds[-1]
     lines = [f"{subject.name}{f': {whole}' if whole else ''}", f"{first.stage}: {', '.join(first.lines())}"]
     lines += [
-        f"{cloud.stage}: {cloud.told}" for cloud in subject.clouds[1:] if cloud.panels and cloud.stage != "prediction"
+        f"{cloud.stage}: {cloud.description}"
+        for cloud in subject.clouds[1:]
+        if cloud.panels and cloud.stage != "prediction"
     ]
     if last.stage == "prediction":
-        lines.append(f"prediction: {last.told}")
+        lines.append(f"prediction: {last.description}")
     notes = [f"without {', '.join(hidden)}"] if hidden else []
     if any(len(tile.cloud.points) > MOST_DRAWN for tile in tiles if tile.panel is None):
         notes.append(f"at most {MOST_DRAWN:,} points are drawn of a cloud")

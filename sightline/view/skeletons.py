@@ -18,7 +18,7 @@ _LINKS = 24
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
-    """Joints (J, 3) in the frame of a cloud or of a picture; `is_known` (J,) says which of them there are.
+    """Joints (J, 3) in the frame of a cloud or of a picture; `is_known` (J,) marks those that there are.
 
     `bones` are pairs of joints, `color` (3,) uint8 is that of the whole figure.
     """
@@ -48,7 +48,7 @@ class Skeleton:
         return (self.joints[np.array(bones)] if bones else np.zeros((0, 2, 3))), self.color
 
     def chain(self) -> np.ndarray:
-        """Points (P, 3) float64 along its bones, for files that know no lines: joint after joint, evenly spaced."""
+        """Points (P, 3) float64 along its bones, for files without lines: joint after joint, evenly spaced."""
         ends, _ = self.lines()
         share = np.linspace(0, 1, _LINKS)[:, None]
         links = [first + share * (last - first) for first, last in ends.astype(np.float64)]

@@ -24,10 +24,10 @@ _PAPER = 252.0
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """Values (X, Y, Z) from 0 to 1; `owners` (X, Y, Z) say by the number of a colour in `palette` whose each cell is.
+    """Values (X, Y, Z) from 0 to 1; `owners` (X, Y, Z) are the number of the colour in `palette` of each cell.
 
     A cell is `cell` wide in the frame of the cloud that the volume belongs to, whose origin is the volume's corner.
-    `is_y_up` says how pictures stand.
+    `is_y_up` is the direction of pictures.
     """
 
     values: np.ndarray

@@ -15,10 +15,10 @@ def encode_vtk(volume: Volume, *, title: str) -> bytes:
 
     Coordinates are those of the stage that the volume belongs to.
     """
-    told = " ".join(title.encode("ascii", "replace").decode("ascii").split())[:250]
+    text = " ".join(title.encode("ascii", "replace").decode("ascii").split())[:250]
     header = [
         "# vtk DataFile Version 3.0",
-        told,
+        text,
         "BINARY",
         "DATASET STRUCTURED_POINTS",
         f"DIMENSIONS {' '.join(map(str, volume.values.shape))}",

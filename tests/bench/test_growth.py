@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from sightline.bench.growth import exponent, grown, panels, tell_growth
+from sightline.bench.growth import describe_growth, exponent, grown, panels
 from sightline.bench.runner import Result
 from sightline.bench.timing import Seconds, Spread
 from sightline.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Panel, Series, render_svg
@@ -47,8 +47,8 @@ def test_panels_hold_a_family_and_an_axis() -> None:
         "textbook": ((1, 4.0), (2, 4.0)),
         "sightline": ((1, 1.0), (2, 1.0)),
     }
-    told = tell_growth([[seconds], [memory]])
-    assert [row[2:] for row in told[:2]] == [
+    lines = describe_growth([[seconds], [memory]])
+    assert [row[2:] for row in lines[:2]] == [
         ("textbook", "4 to 8", "1 to 2", "1.00"),
         ("sightline", "0.5 to 1", "1 to 2", "1.00"),
     ]

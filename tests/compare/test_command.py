@@ -174,9 +174,9 @@ def test_fields_of_a_stage_that_are_no_real_numbers() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--against", "float16"), "--against float16: is none of float64, float32"),
+        (("--against", "float16"), "--against float16: must be one of float64, float32"),
         (("--against", "cuda"), "--against cuda: this machine has no CUDA device; not available"),
-        (("--against", "no-cudnn"), "--against no-cudnn: says something on a GPU with cuDNN alone"),
+        (("--against", "no-cudnn"), "--against no-cudnn: differs only on a GPU with cuDNN"),
         (("--against", "none.py"), "--against none.py: no such file"),
         (("--against", "float64", "--keys", "map.json"), "--keys map.json: goes with a reference of another make"),
         (("--against", "float64", "--matrix"), "compare: give either --against or --matrix"),

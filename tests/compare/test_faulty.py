@@ -39,7 +39,7 @@ def test_losses_that_are_no_numbers_in_both_are_not_called_equal(tmp_path: Path)
     outcome, found = compare(tmp_path, "dividing_small", "--against", "float64", "--steps", 2)
     assert outcome.code == 1
     assert not found["equal"]
-    assert "both have losses or gradients that are no numbers" in outcome.err
+    assert "both have losses or gradients that are NaN or infinite" in outcome.err
 
 
 def test_the_matrix_goes_on_after_a_cell_that_overflows(tmp_path: Path) -> None:

@@ -22,14 +22,15 @@ EACH = settings(deadline=None, max_examples=60, suppress_health_check=[HealthChe
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-@pytest.mark.parametrize("origins", [True, False])
-def test_shipped_configs_come_back_equal(path: Path, origins: bool, tmp_path: Path) -> None:
+def test_shipped_configs_come_back_equal(path: Path, tmp_path: Path) -> None:
     config = read_config(path)
     assert config.name == path.stem
     again = tmp_path / "config.yaml"
-    again.write_text(render(config, origins=origins))
-    assert read_config(again) == config
-    assert render(read_config(again), origins=False) == render(config, origins=False)
+    for origins in (True, False):
+        again.write_text(render(config, origins=origins))
+        found = read_config(again)
+        assert found == config
+        assert render(found, origins=False) == render(config, origins=False)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sightline.data.loading.reading import BatchReader
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluator
 from sightline.engine.optimizers import AdamW
@@ -28,7 +27,7 @@ def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", i
     """The loss trace, the final weights and the metrics of a short training, parameters in some order in memory."""
     torch.manual_seed(0)
     model = ORDERS[order](toy.model().double())
-    reader = BatchReader(toy.dataset)
+    reader = toy.reader
     task = toy.task(model, reader.keys)
     plan = Plan(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, micro_batches=micro_batches, num_processes=world.size)
     optimizer = AdamW(lr=0.02, weight_decay=0.01, decay="all").build(model)

@@ -61,7 +61,6 @@ def test_metrics_have_the_same_bits_on_two_processes(two_processes: dict, name: 
     """Evaluated with the very weights that two processes ended with, on one process: equal, not close."""
     import torch
 
-    from sightline.data.loading.reading import BatchReader
     from sightline.engine.evaluate import Evaluator
     from sightline.engine.precision import Precision
     from tests.contract.toys import NUM_SAMPLES, meters
@@ -72,7 +71,7 @@ def test_metrics_have_the_same_bits_on_two_processes(two_processes: dict, name: 
     model.load_state_dict(
         {k: torch.tensor(v, dtype=torch.float64).view(shapes[k]) for k, v in theirs["weights"].items()}
     )
-    reader = BatchReader(toy.dataset)
+    reader = toy.reader
     evaluator = Evaluator(
         toy.task(model, reader.keys),
         meters(toy, model, reader),

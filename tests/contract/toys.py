@@ -1,4 +1,4 @@
-"""Six toy tasks, as unlike one another as the real ones, that must pass the one loop without a special case."""
+"""Seven toy tasks, as unlike one another as the real ones, that must pass the one loop without a special case."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.binding import Offer, bind, outputs_of
-from sightline.data.loading.reading import BatchReader
+from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.engine.evaluate import Meter
 from sightline.losses.base import Loss
 from sightline.losses.contrast import CrossModal, IntraModal
+from sightline.losses.cross_entropy import CrossEntropy
+from sightline.losses.lovasz import LovaszSoftmax
 from sightline.members import TaskMembers
 from sightline.metrics.base import append_rows
+from sightline.metrics.iou import IoU
 from sightline.metrics.pairs import CrossPairs
 from sightline.models.crosspoint import CrossPointOutput
 from sightline.tasks.contrast import Contrast as OwnContrast
+from sightline.tasks.segment import Segment
 from sightline.tasks.supervised import Supervised
+from sightline.transforms.project import Project
 from sightline.types import DataInfo, Field, SampleKey
 
 NUM_SAMPLES = 43
@@ -69,6 +74,12 @@ class Toy:
     dataset: Any
     weights: dict[str, float]
     metric: Callable[[], Any] = Hits
+    transforms: tuple[NamedTransform, ...] = ()
+    predicts: frozenset[str] = frozenset()
+
+    @property
+    def reader(self) -> BatchReader:
+        return BatchReader(self.dataset, self.transforms)
 
 
 class Made:
@@ -98,7 +109,8 @@ def supervised(
 
 def meters(toy: Toy, model: nn.Module, reader: BatchReader) -> list[Meter]:
     metric, task = toy.metric(), toy.task(model, reader.keys)
-    offers = Offer("data", reader.keys), Offer("model", outputs_of(model.forward, owner="model"))
+    outputs = outputs_of(model.forward, owner="model") | toy.predicts
+    offers = Offer("data", reader.keys), Offer("model", outputs)
     offers = *offers, Offer("task", TaskMembers.offers.of(task))
     return [Meter(metric, bind(metric.update, *offers, owner="metric", skip=("state",)))]
 
@@ -398,6 +410,51 @@ class RangeNet(nn.Module):
         return {"logits": self.net(image)}
 
 
+# 7 scans: ragged points become channels and pixels on the way; pixels are trained on, all points are scored
+
+
+def _scan(draw: np.random.Generator) -> dict[str, Any]:
+    """Up to 40 points, a seventh of the scans without one and a seventh without a label; the label is the height."""
+    size = int(draw.integers(-6, 41).clip(min=0))
+    points = torch.from_numpy(draw.normal(size=(size, 3)))
+    label = torch.bucketize(points[:, 2].contiguous(), torch.tensor([-0.4, 0.4], dtype=torch.float64))
+    label[torch.from_numpy(draw.random(size) < draw.choice([0.2, 1.0], p=[6 / 7, 1 / 7]))] = -1
+    return {"points": points, "remission": torch.from_numpy(draw.random((size, 1))), "label": label}
+
+
+class ScanNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(5, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, NUM_CLASSES, 1))
+
+    def forward(self, *, image: Tensor) -> Logits:
+        return {"logits": self.net(image).movedim(1, -1)}
+
+
+def _segment(model: nn.Module, keys: Any) -> Segment:
+    return Segment(
+        model=model,
+        losses={
+            "ce": CrossEntropy(num_classes=NUM_CLASSES, ignore_index=-1, class_weights=(0.3, 1.7, 2.5)),
+            "lovasz": LovaszSoftmax(num_classes=NUM_CLASSES, ignore_index=-1),
+        },
+        batch_keys=Offer("the toy", keys),
+        output_keys=Offer("the toy's model", ("logits",)),
+        ignore_index=-1,
+    )
+
+
+_PROJECT = Project(
+    fov_deg=(60.0, -60.0),
+    azimuth_deg=(180.0, -180.0),
+    input_mean=(1.5, 0.0, 0.0, 0.0, 0.5),
+    input_std=(1.0, 1.0, 1.0, 1.0, 0.3),
+    ignore_index=-1,
+    height=4,
+    width=8,
+)
+
+
 def _field(collate: str = "stack") -> Field:
     return Field("any", "float64", collate=collate)  # type: ignore[arg-type]
 
@@ -445,5 +502,14 @@ TOYS: dict[str, Toy] = {
         supervised({"ce": lambda: CrossEntropySum((0.3, 1.7, 2.5))}),
         Made(_range_image, image=_field(), label=_field()),
         {"ce": 1.0},
+    ),
+    "scans": Toy(
+        ScanNet,
+        _segment,
+        Made(_scan, points=_field("concatenate"), remission=_field("concatenate"), label=_field("concatenate")),
+        {"ce": 1.0, "lovasz": 0.5},
+        lambda: IoU(num_classes=NUM_CLASSES, ignore_index=-1),
+        (NamedTransform("project", _PROJECT),),
+        Segment.predicts,
     ),
 }

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from sightline import registry
-from sightline.config import read_config
+from sightline.config import read_config, render
+from sightline.data.loading.reading import BatchReader
 from sightline.describe.sources import Promised, build_subject
-from sightline.engine.distributed import World
+from sightline.engine.loading import open_run
 from sightline.errors import DataError
 from sightline.runs.inputs import INPUTS, inputs_document
 from sightline.types import DataInfo, Field, SampleKey
@@ -129,7 +130,7 @@ def test_without_its_data_a_set_keeps_its_promise(tmp_path: Path) -> None:
     words = [f"data.root={tmp_path / 'none'}", "data.num_points=32", "train.batch_size=4"]
     config = read_config(CONFIGS / "modelnet40_pointnet.yaml", words)
     state = torch.get_rng_state()
-    subject = build_subject(config, World())
+    subject = build_subject(open_run(CONFIGS / "modelnet40_pointnet.yaml", config=config))
     assert torch.equal(torch.get_rng_state(), state)
     assert subject.batch.startswith("random samples as data set 'modelnet40' promises them, because the data is not")
     assert str(tmp_path / "none") in subject.batch
@@ -155,7 +156,8 @@ def test_a_run_without_its_data_keeps_what_it_noted(tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text(json.dumps(info.facts))
     words = [f"data.root={tmp_path / 'none'}", "data.num_points=32", "data.normals=none", "train.batch_size=4"]
     config = read_config(CONFIGS / "modelnet40_pointnet.yaml", words)
-    subject = build_subject(config, World(), run=tmp_path)
+    (tmp_path / "config.yaml").write_text(render(config, origins=False))
+    subject = build_subject(open_run(tmp_path, config=config))
     assert f"as the run {tmp_path} promises them" in subject.batch
     assert subject.built.data.facts["in_channels"] == 4
     batch = subject.built.job.stream.reader([SampleKey(0, 0, 1)])
@@ -176,8 +178,9 @@ def test_a_set_that_promises_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(registry.data._entries, "modelnet40", entry._replace(builder=Silent))
         with pytest.raises(DataError, match="there is nothing"):
-            build_subject(broken, World())
-    assert build_subject(config, World()).batch.startswith("the first samples of data set 'synthetic_shapes'")
+            build_subject(open_run(CONFIGS / "modelnet40_pointnet.yaml", config=broken))
+    subject = build_subject(open_run(CONFIGS / "synthetic_shapes_pointnet.yaml", config=config))
+    assert subject.batch.startswith("the first samples of data set 'synthetic_shapes'")
 
 
 def test_promised_samples_keep_shape_type_and_bounds() -> None:
@@ -198,6 +201,36 @@ def test_promised_samples_keep_shape_type_and_bounds() -> None:
     assert samples[0]["map"].shape == (2, 5)
     assert samples[0]["map"].dtype == torch.float64
     assert torch.equal(points[3], made[SampleKey(3, 0, 7)]["points"])
-    batch = made.collate(samples[:2])
+    batch = BatchReader(made)([SampleKey(0, 0, 7), SampleKey(1, 0, 7)])
     assert batch["offsets"].tolist() == [0, 50, 100]
-    assert "sample_index" not in batch
+
+
+SCANS = ("data.train_size=8", "data.test_size=4", "data.num_columns=64", "model.width=2", "train.batch_size=2")
+NARROW = ("transforms.train.2.width=32", "transforms.evaluate.0.width=32")
+
+
+def test_range_images_and_their_ceiling_are_described(tmp_path: Path) -> None:
+    """Two azimuths share a column: a half of the points is shown, and a perfect network misses some of the others."""
+    config = ROOT / "configs/segment/synthetic_lidar_salsanext.yaml"
+    words = (*SCANS, *NARROW, "--depth", "1", "--device", "cpu", "--json", tmp_path / "told.json")
+    done = run_here("describe", config, *words)
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "told.json").read_text())["projection"]
+    assert found["image"] == [64, 32]
+    assert 0.5 < found["points_shown"] < 0.6
+    assert 0.5 < found["ceiling_nearest"] < 1
+    assert f"{found['ceiling_nearest']:.4f} by lift: nearest" in done.out + done.err
+
+
+def test_a_set_of_scans_that_is_not_there_is_promised() -> None:
+    """SemanticKITTI's recipes are described before it is prepared, with the published shares for class weights."""
+    path = ROOT / "configs/segment/semantic_kitti_squeezesegv2.yaml"
+    config = read_config(
+        path,
+        ["data.root=nowhere", "transforms.train.2.width=64", "transforms.evaluate.0.width=64", "train.batch_size=2"],
+    )
+    subject = build_subject(open_run(path, config=config))
+    assert subject.is_promised
+    assert subject.built.data.facts["num_classes"] == 20
+    weights = subject.built.job.task._terms["cross_entropy"].function.__self__.class_weights  # type: ignore[attr-defined]
+    assert weights[1] == pytest.approx(1 / (0.042608 + 0.001), rel=1e-3)  # the car

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.doctor.checks.loss.initial_squares import initial_squares, predicted
-from sightline.doctor.checks.loss.trivial_predictors import trivial_answers, trivial_predictors
+from sightline.doctor.checks.loss.trivial_predictors import trivial_predictions, trivial_predictors
 from sightline.doctor.checks.model.final_activation import final_activation
 from sightline.doctor.checks.model.gradient_flow import gradient_flow
 from sightline.doctor.checks.model.norm_variance import input_variances, norm_variance
@@ -235,7 +235,7 @@ def test_a_model_that_sees_its_target(tmp_path: Path) -> None:
 
 def test_the_losses_of_constant_answers_are_told(tmp_path: Path) -> None:
     context = context_of(make_maps(tmp_path))
-    zero, middle = trivial_answers(context)
+    zero, middle = trivial_predictions(context)
     target = context.rehearsal.batch["heatmaps"].double().numpy()
     assert zero.value == pytest.approx((target**2).mean())
     assert middle.value == pytest.approx(target.var())
@@ -246,10 +246,10 @@ def test_the_losses_of_constant_answers_are_told(tmp_path: Path) -> None:
 
 def test_constant_answers_of_classifiers(tmp_path: Path) -> None:
     """Equal chances: ln 12; the classes' shares: the entropy of them."""
-    (even,) = trivial_answers(Context(make(tmp_path), World()))
+    (even,) = trivial_predictions(Context(make(tmp_path), World()))
     assert even.value == pytest.approx(2.484907, rel=1e-6)
     context = Context(make(tmp_path, "data.imbalance=50"), World())
-    even, shares = trivial_answers(context)
+    even, shares = trivial_predictions(context)
     assert even.value == pytest.approx(2.484907, rel=1e-6)
     census = next(each for each in context.census if each is not None and each.split == "train")
     p = census.targets / census.targets.sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Evaluate, Train
-from sightline.data.loading.reading import BatchReader
 from sightline.engine.build import Built, Data, Part, build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator
@@ -28,17 +28,30 @@ from tests.doctor.segmenting import Edited, Joined, PerPoint, make_parts, make_r
 
 SHIPPED = sorted((ROOT / "configs").glob("*/synthetic_*.yaml"))
 _NARROW = ("data.num_columns=64", "transforms.train.2.width=64", "transforms.evaluate.0.width=64")
+_FEW_CLOUDS = ("data.train_size=480", "data.test_size=120")
 SMALLER = {
-    "synthetic_hands_v2v": ("transforms.train.0.size=32", "transforms.evaluate.0.size=32"),
-    **{f"synthetic_lidar_{name}": _NARROW for name in ("deeplabv3", "rangenet21", "salsanext", "squeezeseg")},
+    "pose/synthetic_hands_v2v": ("transforms.train.0.size=32", "transforms.evaluate.0.size=32"),
+    **{f"segment/synthetic_lidar_{name}": _NARROW for name in ("deeplabv3", "rangenet21", "salsanext", "squeezeseg")},
+    "segment/synthetic_rooms_point_transformer": ("data.train_size=40", "data.test_size=10"),
+    "segment/synthetic_shapes_dgcnn": _FEW_CLOUDS,
+    "segment/synthetic_shapes_dgcnn_from_intrapoint": _FEW_CLOUDS,
+    "segment/synthetic_shapes_point_transformer": _FEW_CLOUDS,
+    "segment/synthetic_shapes_point_transformer_dense": _FEW_CLOUDS,
+    "contrast/synthetic_shapes_intrapoint_parts": _FEW_CLOUDS,
 }
-"""Of V2V 88 voxels a side take 2 GB: tests/long/test_healthy_volume.py. Scans have 512 columns, which take seconds."""
+"""As they are shipped: tests/long/test_healthy_recipes.py. V2V's 88 voxels a side take 2 GB; 512 columns of a scan, and
+counting the labels of every point of thousands of clouds, take seconds.
+"""
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_configs_that_need_no_files_are_healthy(path: Path) -> None:
+    assert_shipped_is_healthy(path, SMALLER.get(f"{path.parent.name}/{path.stem}", ()))
+
+
+def assert_shipped_is_healthy(path: Path, overrides: Sequence[str] = ()) -> None:
     is_from_a_run = read_config(path).init is not None  # which is not there: from scratch then
-    words = ["init=null"] if is_from_a_run else SMALLER.get(path.stem, ())
+    words = [*overrides, *(["init=null"] if is_from_a_run else [])]
     assert_healthy(build(read_config(path, words), World()))
 
 
@@ -50,10 +63,10 @@ def test_small_runs_are_healthy_whatever_the_seed(tmp_path: Path, model: str, se
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("normals", ["none", "file"])
-def test_small_runs_on_parts_are_healthy_whatever_the_seed(tmp_path: Path, seed: int, normals: str) -> None:
-    model = PerPoint(in_channels=3 if normals == "none" else 6, num_classes=30)
-    assert_healthy(make_parts(tmp_path, f"seed={seed}", f"data.normals={normals}", model=model))
+def test_small_runs_on_parts_are_healthy_whatever_the_seed(tmp_path: Path, seed: int) -> None:
+    for normals, num_channels in (("none", 3), ("file", 6)):
+        model = PerPoint(in_channels=num_channels, num_classes=30)
+        assert_healthy(make_parts(tmp_path, f"seed={seed}", f"data.normals={normals}", model=model))
     assert_healthy(make_parts(tmp_path, f"seed={seed}"))
 
 
@@ -83,7 +96,7 @@ def toy_run(name: str, micro_batches: int) -> Built:
     """A toy of the contract tests as a built run."""
     toy, world = TOYS[name], World()
     torch.manual_seed(0)
-    model, reader, precision = toy.model().double(), BatchReader(toy.dataset), Precision("float64")
+    model, reader, precision = toy.model().double(), toy.reader, Precision("float64")
     task = toy.task(model, reader.keys)
     plan = Plan(np.arange(NUM_SAMPLES), 8, seed=3, micro_batches=micro_batches)
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": 0.02, "base_lr": 0.02}])

@@ -142,7 +142,7 @@ FOLLOWS = Failure("rank 1 ended without a word", 1, True, 4.0)
         ([CAUSE], [(0, -15), (1, -9)], 2, "error: scans/7.npz: is cut\n"),  # killed because it did not answer
         ([FOLLOWS], [(0, 1), (1, -9)], 1, "error: process 1 was ended by SIGKILL (out of memory?)" + STOPPED),
         ([], [(0, -15), (1, -11)], 1, "error: process 1 was ended by SIGSEGV" + STOPPED),
-        ([FOLLOWS], [(0, 1), (1, 3)], 1, "error: process 1 ended with exit code 3 and said nothing" + STOPPED),
+        ([FOLLOWS], [(0, 1), (1, 3)], 1, "error: process 1 ended with exit code 3 and no message" + STOPPED),
         ([FOLLOWS], [(0, 1)], 1, "error: rank 1 ended without a word\n"),  # it ended with exit code 0
         ([], [(0, 143), (1, 143)], 143, ""),  # a signal to the processes: state saved
         ([], [(0, -15), (1, 130)], 143, ""),
@@ -217,7 +217,7 @@ def test_a_process_whose_store_does_not_answer_ends_too() -> None:
     assert time.monotonic() - started < 20
     assert done.returncode == 1
     assert "(distributed.timeout_s = 0.3): rank 0 has waited 2 s in all_reduce of losses at <string>:13" in done.stderr
-    assert done.stderr.endswith("the store that the processes meet in (MASTER_ADDR) does not answer either\n")
+    assert done.stderr.endswith("the store that the processes meet in (MASTER_ADDR) does not respond either\n")
 
 
 def test_error_files_hold_one_json_document(variables: pytest.MonkeyPatch, tmp_path: Path) -> None:

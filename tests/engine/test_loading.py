@@ -11,13 +11,13 @@ import torch
 
 from sightline.engine import build
 from sightline.engine.distributed import World
-from sightline.engine.loading import checkpoint_path, load_trained, open_run, open_trained
+from sightline.engine.loading import OpenRun, open_run, open_trained
 from sightline.engine.session import Session, StopRequest
 from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, environment
 from tests.engine.snapshots import snapshot_of
-from tests.runs.small import small_run
+from tests.runs.small import ROOT, small_config, small_run
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,18 @@ def test_the_evaluator_of_a_run_repeats_its_figures(run: Path) -> None:
     assert (trained.checkpoint, trained.facts) == (opened.checkpoint.resolve(), opened.facts)
 
 
+def test_a_config_file_is_opened_as_a_run_that_has_not_begun(run: Path) -> None:
+    opened = open_run(ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml", config=small_config())
+    assert (opened.directory, open_run(run).directory) == (None, run)
+    assert opened.facts == open_run(run).facts == opened.data.facts
+    ours, theirs = opened.built.job.model.state_dict(), open_run(run).built.job.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    untrained = opened.untrained_model().state_dict()
+    assert all(torch.equal(tensor, untrained[name]) for name, tensor in ours.items())
+    with pytest.raises(UserError, match="is not a run directory"):
+        open_run(opened.path)
+
+
 def test_data_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(run, tmp_path / "run", symlinks=True)
     facts = json.loads((run / "facts.json").read_text())
@@ -64,10 +76,14 @@ def test_data_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:
         _ = open_run(copied).data
 
 
+def _opened(folder: Path, which: str = "last") -> OpenRun:
+    return open_run(folder, config=small_config(), checkpoint=which)
+
+
 def test_a_run_without_a_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError) as error:
-        checkpoint_path(tmp_path, "last")
+        _ = _opened(tmp_path).checkpoint
     assert str(error.value) == (
         f"checkpoint last: the run {tmp_path} has no checkpoint yet (interrupted before the first one?); go on with: "
         f"sightline train {tmp_path} --resume auto --out {tmp_path}"
@@ -77,7 +93,7 @@ def test_a_run_without_a_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
 def test_another_word_is_answered_by_what_there_is(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, snapshot_of(1), keep_last=1, is_best=True)
     with pytest.raises(UserError) as error:
-        checkpoint_path(tmp_path, "beste")
+        _ = _opened(tmp_path, "beste").checkpoint
     assert str(error.value) == (
         "checkpoint beste: there is no beste; give last, best or a path; "
         f"{tmp_path}/checkpoints holds best, last, step_00000001; did you mean 'best'?"
@@ -90,7 +106,7 @@ def test_a_damaged_checkpoint_names_the_option_that_takes_a_sound_one(tmp_path: 
     damaged = tmp_path / "checkpoints/step_00000002/model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     with pytest.raises(CheckpointError) as error:
-        load_trained(torch.nn.Linear(1, 1), checkpoint_path(tmp_path, "last"))
+        _opened(tmp_path).load_into(torch.nn.Linear(1, 1))
     sound = damaged.parents[1] / "step_00000001"
     assert str(error.value).endswith(f"the newest sound one is {sound}; give it by --checkpoint")
     assert "resume" not in str(error.value)

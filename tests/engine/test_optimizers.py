@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.engine.optimizers import SGD, Adam, AdamW, Recipe, RMSprop, hold_still
-from sightline.engine.parameter_groups import tell_rates
+from sightline.engine.parameter_groups import describe_rates
 from sightline.errors import ConfigError
 
 
@@ -128,11 +128,11 @@ def test_the_table_says_what_each_module_gets() -> None:
         ("layers.1", 2, 6, 0.4, 0.5, 4, "until epoch 3"),
         ("head", 2, 6, 1.6, 0.5, 4, ""),
     )
-    assert [line.split() for line in tell_rates(recipe.rates(model))[1:3]] == [
+    assert [line.split() for line in describe_rates(recipe.rates(model))[1:3]] == [
         ["rates:", "token", "1", "2", "0.2", "0", "for", "ever"],
         ["rates:", "layers.0", "2", "8", "0.2", "0.5,", "2", "without", "until", "epoch", "3"],
     ]
-    assert tell_rates(()) == []
+    assert describe_rates(()) == []
 
 
 def test_frozen_for_ever_leaves_the_optimizer_and_asks_no_gradient() -> None:

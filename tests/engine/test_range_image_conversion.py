@@ -6,16 +6,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from sightline import registry
 from sightline.api import load_run
+from sightline.data.scans.label_maps import read_label_map
+from sightline.data.scans.semantic_kitti import LABEL_MAPS
 from sightline.draws import Draws
 from sightline.models.published.published_models import MODELS
 from sightline.types import DataInfo, Field
 from tests.command import Outcome, run_here
+from tests.data.scans.lidar_writers import street_scan, write_bin
 from tests.golden_parity import Golden
 from tests.lidar_parity import load_lidar_golden, theirs_of
 
@@ -151,3 +155,32 @@ def test_a_folder_without_a_part_and_one_with_too_many_are_named(shared: Path, t
     assert outcome.code == 2
     assert "segmentation_head: there is no such file" in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.shared
+def test_published_weights_label_a_scan_before_any_data_is_prepared(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights to a picture: the run states the sensor and the ids of SemanticKITTI, and its cloud is viewed."""
+    monkeypatch.setenv("SIGHTLINE_DATA", str(tmp_path / "nothing"))
+    golden = load_lidar_golden(shared, CASES["lidar_bonnetal_squeezesegv2"])
+    folder = in_parts(golden_state(golden), tmp_path / "published")
+    small = ("transforms.evaluate.0.height=16", "transforms.evaluate.0.width=64")
+    outcome = run_here(
+        "data", "convert-weights", folder, "--layout", "lidar_bonnetal_squeezesegv2", "--to", tmp_path / "run", *small
+    )
+    assert outcome.code == 0, outcome.err
+    assert "semantic_kitti is not prepared here, its classes are the published ones" in outcome.err
+    _, scan = street_scan(0)
+    write_bin(tmp_path / "sequences/11/velodyne/000000.bin", scan)
+    outcome = run_here(
+        "predict", tmp_path / "run", tmp_path / "sequences", "--device", "cpu", "--out", tmp_path / "out"
+    )
+    assert outcome.code == 0, outcome.err
+    ids = np.fromfile(tmp_path / "out/sequences/11/predictions/000000.label", dtype="<u4")
+    label_map = read_label_map("single", LABEL_MAPS)
+    assert np.array_equal(label_map.ids(np.load(tmp_path / "out/000000.labels.npy")), ids)
+    assert len(ids) == len(scan.points)
+    outcome = run_here("view", tmp_path / "out/000000.ply", "--out", tmp_path / "view")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "view/view.html").exists()

@@ -96,5 +96,5 @@ def test_of_equally_similar_labels_the_last_is_taken() -> None:
 
 
 def test_lists_of_other_images_are_refused() -> None:
-    with pytest.raises(DataError, match="1 images of people, 0 of answers"):
+    with pytest.raises(DataError, match="1 images of people, 0 of predictions"):
         keypoint_average_precision([People(*(np.zeros((0, 1)),) * 5)], [], [], np.ones(1))

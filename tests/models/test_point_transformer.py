@@ -345,7 +345,7 @@ def test_a_cloud_without_points_has_no_class() -> None:
     [
         ({"num_blocks": (1, 1)}, "3 widths, 3 strides, 3 num_neighbours, 2 num_blocks"),
         ({"strides": (2, 4, 4)}, r"strides\[0\] is 2; the first stage keeps all points"),
-        ({"widths": (8, 12, 16)}, r"widths \[12\] are no multiples of 8"),
+        ({"widths": (8, 12, 16)}, r"widths \[12\] are not multiples of 8"),
     ],
 )
 def test_stages_that_do_not_fit_together_are_refused(change: dict[str, Any], told: str) -> None:

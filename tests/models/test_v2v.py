@@ -80,7 +80,7 @@ def test_shapes_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize(("model", "side", "multiple"), [(V2V, 44, 8), (V2VSmall, 42, 4)])
 def test_a_side_that_cannot_be_halved_is_refused(model: type[nn.Module], side: int, multiple: int) -> None:
-    with pytest.raises(ValueError, match=f"a side of {side} voxels is no multiple of {multiple}"):
+    with pytest.raises(ValueError, match=f"a side of {side} voxels is not a multiple of {multiple}"):
         model(num_joints=2)(volume=torch.zeros(1, 1, side, side, side))
 
 

@@ -84,8 +84,8 @@ def test_a_refiner_that_saw_the_tested_subject_is_refused(
 ) -> None:
     done = written(refiner, config, "data.subject=0", "--split", split, "--to", tmp_path / "c.txt")
     assert done.code == 2
-    told = "was trained on P0, on which this config is tested: its centres would tell of them; give a refiner that was"
-    assert f"{refiner}: {told} trained without P0" in done.err
+    leak = "was trained on P0, on which this config is tested: its centres would leak the test labels"
+    assert f"{refiner}: {leak}; give a refiner that was trained without P0" in done.err
     assert not (tmp_path / "c.txt").exists()
 
 
@@ -101,7 +101,7 @@ def test_so_is_one_whose_weights_come_from_such_a_run(refiner: Path, config: Pat
         )
         (refiner / LINEAGE).write_text(json.dumps({"from": "a.pth", "source": None, "lineage": None}))
         done = written(refiner, config, "--to", tmp_path / "c.txt")
-        assert "does not say on which parts of 'msra_hands' it was trained" in done.err
+        assert "does not record on which parts of 'msra_hands' it was trained" in done.err
     finally:
         (refiner / LINEAGE).unlink()
 
@@ -113,7 +113,7 @@ def test_a_run_that_did_not_note_its_parts_is_refused(refiner: Path, config: Pat
     (refiner / "inputs.json").write_text(json.dumps(document))
     try:
         done = written(refiner, config, "--to", tmp_path / "c.txt")
-        assert "does not say on which parts of 'msra_hands' it was trained; train it again" in done.err
+        assert "does not record on which parts of 'msra_hands' it was trained; train it again" in done.err
     finally:
         (refiner / "inputs.json").write_text(kept)
 

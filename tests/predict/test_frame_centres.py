@@ -71,8 +71,8 @@ def test_a_frame_between_that_cannot_be_read_loses_nothing() -> None:
 @pytest.mark.parametrize(
     ("peaks", "where", "told"),
     [
-        (DEAD, (20, 30, 400.0), "previous answer lost: 2 of 4 peaks below 0.1"),
-        (SURE, (70, 30, 400.0), "previous answer lost: nothing is measured about it"),
+        (DEAD, (20, 30, 400.0), "previous prediction lost: 2 of 4 peaks below 0.1"),
+        (SURE, (70, 30, 400.0), "previous prediction lost: no measured pixel near it"),
     ],
 )
 def test_a_lost_answer_falls_back_and_says_so(peaks: np.ndarray, where: tuple[int, int, float], told: str) -> None:

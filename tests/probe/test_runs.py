@@ -407,11 +407,11 @@ def test_clouds_of_another_scale_are_told(copy: Path, factor: float, is_told: bo
     document, outcome = probe(
         copy, "--method", "knn", f"transforms.evaluate=[{{name: scale, low: {factor}, high: {factor}}}]"
     )
-    told = re.findall(r"what the loaded weights are given is ([0-9.]+) times as large", " ".join(document["notes"]))
+    told = re.findall(r"the inputs of the loaded weights are ([0-9.]+) times as large", " ".join(document["notes"]))
     assert len(told) == is_told
     assert all(50 < float(times) < 200 for times in told), "about a hundred: views were scaled and turned in training"
     assert any("the evaluation transforms of points: " in note for note in document["notes"])
-    assert ("warning: what the loaded weights are given" in outcome.err) == is_told
+    assert ("warning: the inputs of the loaded weights are" in outcome.err) == is_told
 
 
 def test_a_cloud_of_a_pair_is_brought_into_the_unit_sphere_where_the_set_is_not(copy: Path) -> None:

@@ -244,7 +244,7 @@ def test_a_video_is_followed_from_frame_to_frame(run: Path, given: dict[str, Ten
     assert [refusal.file for refusal in found.refused] == [paths[2]]
     assert "has no measured pixel, so that there is no figure in it" in found.refused[0].reason
     dead = sightline.load_run(run).predict([tmp_path / "video"], frames=OwnFrames(follows=True))
-    lost = "centre of mass (previous answer lost: 21 of 21 peaks below 0.1)"
+    lost = "centre of mass (previous prediction lost: 21 of 21 peaks below 0.1)"
     assert [answer.reference for answer in dead.predicted] == ["centre of mass (first frame)", *[lost] * 3]
 
 
@@ -323,11 +323,11 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
         (("camera.width_px=320",), "camera.height_px=: is missing beside what is given of the camera"),
         (("camera.fx=0", *CAMERA[1:]), "predict: camera.fx: found 0"),
         ((CAMERA[0], "camera.fy=0", *CAMERA[2:]), "fx must be positive, fy not 0 (negative: Y up)"),
-        (("camera.focal=240",), "predict: camera.focal: is no option"),
+        (("camera.focal=240",), "predict: camera.focal: is not an option"),
         (("train.epochs=2",), "found 'train.epochs=2', allowed is key=value with camera.* and reference.*"),
         (("reference.passes=-1",), "predict: reference.passes: found -1"),
         (("reference.near_mm=500", "reference.far_mm=400"), "far_mm: is 400, it must lie beyond near_mm, which is 500"),
-        (("--centres", "{centres}", "--reference", "previous"), "and so does --reference previous; give one"),
+        (("--centres", "{centres}", "--reference", "previous"), "as does --reference previous; give one"),
         (("--centres", "{centres}"), "centres.txt: has 2 lines, what is given has 5 frames: 3 too few"),
         (("--centres", "{run}"), "run: cannot be read (Is a directory)"),
         (("--refiner", "{run}"), "the task 'pose' finds no centres; give a run of the task centre"),

@@ -265,7 +265,7 @@ def test_a_process_that_hangs_ends_the_run_and_is_named(folder: Path, kind: str)
     line = next(number for number, text in enumerate(lines, 1) if "time.sleep" in text)
     elsewhere = {
         "sleep": f"; rank 1 is at {ROOT}/tests/runs/faults.py:{line} in strike",
-        "SIGSTOP": "; rank 1 does not answer (stopped, swapped out or dead)",
+        "SIGSTOP": "; rank 1 does not respond (stopped, swapped out or dead)",
     }
     assert error.endswith(elsewhere[kind])
     assert "\n" not in error

@@ -119,7 +119,7 @@ def test_its_options_are_those_of_its_constructor(run: Path, images: Path, tmp_p
     angles = [json.loads(path.read_text())["predictions"][0]["angle_deg"] for path in (plain, dark)]
     assert angles[0] == pytest.approx(angles[1], abs=1e-3)
     done = verb("predict", run, inverted, "dark_on_lite=true", expect=2)
-    assert "dark_on_lite: is no option; did you mean 'dark_on_light'?" in done.err
+    assert "dark_on_lite: is not an option; did you mean 'dark_on_light'?" in done.err
     done = verb("predict", run, inverted, "--unit-sphere", expect=2)
     assert "--unit-sphere: predict has no such option for the task 'angle'; leave it out" in done.err
 

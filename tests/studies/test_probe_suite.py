@@ -19,7 +19,7 @@ from sightline.probe.few_shot import FewShot
 from sightline.probe.runs import open_probed
 from sightline.probe.svm import SVM
 from sightline.runs.blocks import argument_of
-from sightline.runs.stages import stage_of, told
+from sightline.runs.stages import in_words, stage_of
 from sightline.studies.probe_table import (
     PARTS,
     ProbeRow,
@@ -230,7 +230,7 @@ def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--suite"], "say where with --out DIR"),
+        (["--suite"], "give their folder with --out DIR"),
         (["--suite", "--out", "{out}", "k=3"], "found 'k=3'; neither few_shot nor svm has such an argument"),
         (["--suite", "--out", "{out}", "--processes", "2"], "runs in one process"),
         (["--suite", "--out", "{out}", "--method", "svm"], "the suite runs svm and few-shot"),
@@ -259,8 +259,8 @@ def row(data: str = "modelnet40", **protocol: Any) -> ProbeRow:
 def test_differences_are_named_in_both_directions() -> None:
     ours = row(pairs_per_step=64, neighbours=20, points_in_the_probe=1024)
     theirs = row(pairs_per_step=20, points_in_the_probe=1024)
-    assert differences(ours, theirs) == ["pairs per step: 64 here, 20 there", "neighbours: 20 here, not said there"]
-    assert differences(theirs, ours)[-1] == "neighbours: not said here, 20 there"
+    assert differences(ours, theirs) == ["pairs per step: 64 here, 20 there", "neighbours: 20 here, not stated there"]
+    assert differences(theirs, ours)[-1] == "neighbours: not stated here, 20 there"
     assert differences(theirs, theirs) == []
 
 
@@ -268,9 +268,9 @@ def test_the_recipe_to_the_paper_is_told_in_the_words_of_the_published_row() -> 
     config = read_config(Path(__file__).parents[2] / "configs" / "contrast" / "shapenet_render_crosspoint_dgcnn.yaml")
     stage = stage_of(config, DataInfo({}, {"points": Field("points 3", "float32")}, clouds=CloudForm(2048)))
     paper = published_rows(["modelnet40"])[0].protocol
-    assert told(to_plain(config.losses)) == paper["losses"]
-    assert told(stage["training"]) == paper["training transforms of points"]
-    assert told(stage["training_images"]) == paper["training transforms of images"]
+    assert in_words(to_plain(config.losses)) == paper["losses"]
+    assert in_words(stage["training"]) == paper["training transforms of points"]
+    assert in_words(stage["training_images"]) == paper["training transforms of images"]
     assert (stage["num_points"], config.train.batch_size) == (paper["points in pre-training"], paper["pairs per step"])
 
 

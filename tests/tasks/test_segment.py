@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pytest
@@ -217,33 +217,45 @@ def test_windows_are_for_clouds() -> None:
         of_pixels(max_points=100)
 
 
-def test_knn_asks_the_neighbours_that_are_near_in_range() -> None:
-    """A point at 9 m that shares its pixel with a wall at 2 m takes the class of the far pixels beside it."""
-    label = torch.tensor([[[1, 1, 1, 2, 2, 2]]])
+def lifted(label: list[int], ranges: list[float], points: dict[int, float], **arguments: Any) -> list[int]:
+    """The classes of points, each in a column and at a range, of an image of one row whose pixels have these labels."""
     batch = {
-        "range_image": torch.tensor([[[2.0, 2.0, 2.0, 9.0, 9.0, 9.0]]]),
-        "nearest": torch.tensor([2, 2, 4]),
-        "point_range": torch.tensor([2.0, 9.0, 9.0]),
-        "whole_offsets": torch.tensor([0, 3]),
-        "image": label,
+        "range_image": torch.tensor([[ranges]]),
+        "nearest": torch.tensor([*points]),
+        "point_range": torch.tensor([*points.values()]),
+        "whole_offsets": torch.tensor([0, len(points)]),
+        "image": torch.tensor([[label]]),
     }
 
     class Given(nn.Module):
         def forward(self, *, image: Tensor) -> Output:
             return {"logits": nn.functional.one_hot(image, NUM_CLASSES).double()}
 
-    found = {}
-    for lift in ("nearest", "knn"):
-        task = Segment(
-            model=Given(),
-            losses={},
-            batch_keys=Offer("the set", batch.keys()),
-            output_keys=Offer("the model", {"logits"}),
-            ignore_index=0,
-            lift=lift,  # type: ignore[arg-type]
-        )
-        found[lift] = task.predict(Given(), batch)["probabilities"].argmax(dim=1).tolist()
-    assert found == {"nearest": [1, 1, 2], "knn": [1, 2, 2]}
+    task = Segment(
+        model=Given(),
+        losses={},
+        batch_keys=Offer("the set", batch.keys()),
+        output_keys=Offer("the model", {"logits"}),
+        ignore_index=0,
+        **arguments,
+    )
+    found: list[int] = task.predict(Given(), batch)["probabilities"].argmax(dim=1).tolist()
+    return found
+
+
+def test_knn_asks_the_neighbours_that_are_near_in_range() -> None:
+    """A point at 9 m in the pixel of a wall at 2 m takes the class of the far pixels beside it."""
+    label, ranges = [1, 1, 1, 2, 2, 2], [2.0, 2.0, 2.0, 9.0, 9.0, 9.0]
+    assert lifted(label, ranges, {2: 9.0, 4: 9.0}, lift="nearest") == [1, 2]
+    assert lifted(label, ranges, {2: 9.0, 4: 9.0}, lift="knn") == [2, 2]
+    assert lifted(label, ranges, {2: 2.0}, lift="knn") == [1]
+
+
+@pytest.mark.parametrize(("azimuth_deg", "expected"), [((180.0, -180.0), 2), ((50.0, -50.0), 1), (None, 2)])
+def test_the_last_column_votes_for_the_first_in_a_full_turn_alone(azimuth_deg: Any, expected: int) -> None:
+    """Beside the first column lie two empty ones and, in a full turn, the last two."""
+    ranges = [9.0, -1.0, -1.0, 9.0, 9.0, 9.0]
+    assert lifted([1, 0, 0, 2, 2, 2], ranges, {0: 9.0}, lift="knn", azimuth_deg=azimuth_deg) == [expected]
 
 
 def test_knn_needs_range_images() -> None:

@@ -85,7 +85,7 @@ def test_fewer_points_are_refused_unless_asked_for() -> None:
 
 def test_labels_of_whole_clouds_are_refused() -> None:
     points, _ = clouds()
-    with pytest.raises(ConfigError, match=r"score_all: answers for points, and the labels .* whole clouds"):
+    with pytest.raises(ConfigError, match=r"score_all: predicts points, but the labels .* whole clouds"):
         SamplePoints(num_points=64, score_all=True)(draws_of(4), points=points, label=torch.arange(4))
 
 

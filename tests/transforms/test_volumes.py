@@ -160,7 +160,7 @@ def test_a_hidden_joint_has_an_empty_target() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [({"size": 42}, "size 42 is no multiple of 4"), ({"scale": (1.2, 0.8)}, "the smaller factor comes first")],
+    [({"size": 42}, "size 42 is not a multiple of 4"), ({"scale": (1.2, 0.8)}, "the smaller factor comes first")],
 )
 def test_what_makes_no_cube_is_refused(arguments: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):

@@ -59,6 +59,6 @@ def test_a_wrong_layer_of_a_plugin(tmp_path: Path) -> None:
     plugin.write_text(PLUGIN)
     done = run_here("check", config, "--deep", "--device", "cpu", "--plugin", plugin)
     assert done.code == 1
-    assert "layer-forward" in done.out + done.err or "does not compute what its type says" in done.err
+    assert "layer-forward" in done.out + done.err or "does not compute the definition of its type" in done.err
     assert f"{plugin}:9" in done.err
     assert "layer map" in done.err

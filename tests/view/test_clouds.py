@@ -51,7 +51,7 @@ def test_numbers_run_from_dark_to_light_and_heights_along_the_axis_that_is_up() 
 
 def test_the_numbers_of_a_caption() -> None:
     truth = ByClass.of_labels("ground truth", np.array([0, 0, 1, 1]), ("floor", "wall"))
-    cloud = Cloud("raw", CLOUD, (truth,), unit="m", told="as it is")
+    cloud = Cloud("raw", CLOUD, (truth,), unit="m", description="as it is")
     assert cloud.to_dict() == {
         "stage": "raw",
         "num_points": 4,

@@ -45,7 +45,7 @@ def test_every_stage_has_its_points_its_pictures_and_its_joints() -> None:
     assert [len(cloud.points) for cloud in subject.clouds[:3]] == [3, 3, 3]
     assert [len(cloud.panels) for cloud in subject.clouds] == [1, 1, 4, 4]
     assert [cloud.unit for cloud in subject.clouds] == ["mm", "voxels", "voxels", "voxels"]
-    assert subject.clouds[-1].told.endswith("what the model sees in training")
+    assert subject.clouds[-1].description.endswith("model input in training")
     # Bones and joints by hand: the cube's corner lies at (-100, -100, 330) mm, a voxel has 12.5 mm.
     expected = (JOINTS.double().numpy() - (-100, -100, 330)) / 12.5
     for cloud in subject.clouds[1:]:
@@ -80,7 +80,7 @@ def test_the_numbers_of_a_sound_sample() -> None:
     assert target["target_off_max_mm"] <= target["cell_mm"] * 0.501 * np.sqrt(3)
     assert 25 / 1.2 <= target["cell_mm"] <= 25 / 0.8
     assert [cloud.is_right for cloud in subject.clouds] == [None, True, True, True]
-    assert f"{target['target_off_cells']:.2f} of a cell of {target['cell_mm']:.1f} mm" in subject.clouds[-1].told
+    assert f"{target['target_off_cells']:.2f} of a cell of {target['cell_mm']:.1f} mm" in subject.clouds[-1].description
 
 
 def test_transposed_targets_are_told_in_cells() -> None:
@@ -90,8 +90,8 @@ def test_transposed_targets_are_told_in_cells() -> None:
     # third 4.96 and 6. The middle of the largest cell is then off by |4.5 - 2.8|, |2.5 - 4.4|, ...: 1.9 at most.
     assert cloud.figures["target_off_cells"] == pytest.approx(1.9, abs=1e-5)
     assert cloud.is_right is False
-    assert cloud.told.startswith("MORE THAN HALF A CELL: ")
-    assert "1.90 of a cell of 25.0 mm" in cloud.told
+    assert cloud.description.startswith("MORE THAN HALF A CELL: ")
+    assert "1.90 of a cell of 25.0 mm" in cloud.description
 
 
 def test_joints_of_a_data_set_with_swapped_axes_lie_off_the_image() -> None:
@@ -103,7 +103,7 @@ def test_joints_of_a_data_set_with_swapped_axes_lie_off_the_image() -> None:
     right, wrong = (subject_of(reader(frames)).clouds[0] for frames in (Frames(), Swapped()))
     assert right.figures["joint_to_surface_mm"] < 3
     assert wrong.figures["joint_to_surface_mm"] > 25  # the joints lie 28, 35 and 55 mm from where they are
-    assert "mm from the nearest measured point" in wrong.told
+    assert "mm from the nearest measured point" in wrong.description
 
 
 def test_voxels_with_swapped_axes_lie_off_the_joints() -> None:
@@ -128,7 +128,7 @@ def test_a_transform_that_moves_joints_is_told_by_the_way_back() -> None:
     assert [cloud.stage for cloud in subject.clouds][1] == "train 1: moved"
     placed = stage(subject, "place_cube")
     assert placed.figures["round_trip_mm"] == pytest.approx(5.0)
-    assert "BACK IN MM THEY ARE 5.0 mm FROM THE RAW ONES" in placed.told
+    assert "BACK IN MM THEY ARE 5.0 mm FROM THE RAW ONES" in placed.description
     assert placed.is_right is False
 
 
@@ -181,7 +181,7 @@ def test_a_prediction_stands_beside_the_truth_with_its_error() -> None:
     assert cloud.stage == "prediction"
     assert list(figures["error_mm"]) == list(NAMES)
     assert figures["mean_error_mm"] == pytest.approx(CELL_MM, abs=0.2)  # the parabola is exact but for float32 tails
-    assert cloud.told.startswith(f"{figures['mean_error_mm']:.1f} mm off on average, ")
+    assert cloud.description.startswith(f"{figures['mean_error_mm']:.1f} mm off on average, ")
     true, found = cloud.skeletons
     assert np.allclose(found.joints - true.joints, (0, 2, 0), atol=0.02)  # in voxels, two a cell
     assert [panel.name for panel in cloud.panels] == ["predicted and true", "xy, front", "xz, from above", "yz, side"]

@@ -62,10 +62,31 @@ def test_a_file_of_points_alone_is_coloured_by_height_along_the_axis_that_is_up(
 def test_the_vertices_of_a_mesh_are_said_to_be_that(tmp_path: Path) -> None:
     (tmp_path / "a.off").write_text("OFF\n4 2 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 1 2\n3 0 1 3\n")
     (cloud,) = file_subject(tmp_path / "a.off", name="a").clouds
-    assert cloud.told == "the vertices of a mesh of 2 triangles"
+    assert cloud.description == "the vertices of a mesh of 2 triangles"
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.ply").write_bytes(b"ply\n")
     with pytest.raises(DataError, match=r"a\.ply"):
         file_subject(tmp_path / "a.ply", name="a")
+
+
+def test_a_raw_scan_shows_the_labels_beside_it(tmp_path: Path) -> None:
+    """Ids of a label file, beside the scan or in SemanticKITTI's folders, and classes that `predict` wrote."""
+    scan = tmp_path / "velodyne/000000.bin"
+    scan.parent.mkdir()
+    np.column_stack([POINTS, np.ones(20)]).astype("<f4").tofile(scan)
+    with pytest.raises(DataError, match=r"320 bytes fit 4 and 5 columns of float32.*--columns x,y,z,intensity"):
+        file_subject(scan, name="a")
+    (tmp_path / "labels").mkdir()
+    (LABELS.astype("<u4") + (7 << 16)).astype("<u4").tofile(tmp_path / "labels/000000.label")
+    np.save(scan.with_name("000000.labels.npy"), LABELS[::-1])
+    (cloud,) = file_subject(scan, name="a", columns=("x", "y", "z", "remission")).clouds
+    truth, predicted = cloud.coloring("label file"), cloud.coloring("predicted")
+    assert isinstance(truth, ByClass)
+    assert isinstance(predicted, ByClass)
+    assert np.array_equal(truth.labels(), LABELS)
+    assert np.array_equal(predicted.labels(), LABELS[::-1])
+    np.save(scan.with_name("000000.labels.npy"), LABELS[:5])
+    with pytest.raises(DataError, match=r"holds \(5,\) labels, 000000\.bin has 20 points"):
+        file_subject(scan, name="a", columns=("x", "y", "z", "remission"))

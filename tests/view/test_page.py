@@ -117,7 +117,7 @@ def test_nothing_is_asked_of_a_network() -> None:
 def test_names_cannot_break_out_of_the_page() -> None:
     name = '</script><script>alert("x")</script> %SCRIPT% <b>&'
     labels = ByClass.of_labels("ground truth", np.zeros(4, dtype=np.int64), (name,))
-    cloud = Cloud(name, np.zeros((4, 3)), (labels,), told=name)
+    cloud = Cloud(name, np.zeros((4, 3)), (labels,), description=name)
     plain = encode_page([Subject("a", (cloud_of(4),))], title="t")
     page = encode_page([Subject(name, (cloud, drawn_stage(name)))], title=name, hidden=[name])
     assert page.count("<script") == plain.count("<script") == 2

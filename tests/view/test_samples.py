@@ -93,7 +93,7 @@ def test_stages_hold_the_bits_that_training_and_evaluation_see() -> None:
     assert np.array_equal(seen(subject, stages[3]), train([SampleKey(5, 3, 1)])["points"][0].numpy())
     assert np.array_equal(seen(subject, stages[4]), test([SampleKey(5, 0, 1)])["points"][0].numpy())
     assert not np.array_equal(seen(subject, stages[3]), train([SampleKey(5, 4, 1)])["points"][0].numpy())
-    assert [bool(cloud.told) for cloud in subject.clouds] == [False, False, False, True, True]
+    assert [bool(cloud.description) for cloud in subject.clouds] == [False, False, False, True, True]
     assert [cloud.unit for cloud in subject.clouds] == ["radius of the shape", "", "", "", ""]
 
 
@@ -113,7 +113,7 @@ def test_both_views_of_a_pair_are_shown_by_height_alone() -> None:
 def test_a_raw_sample_that_nothing_changes_is_what_the_model_sees() -> None:
     dataset = shapes()
     subject = subject_of(dataset, Branch("train", BatchReader(dataset)), Branch("evaluate", BatchReader(dataset)))
-    assert subject.clouds[0].told == "what the model sees in training, what the model sees in evaluation"
+    assert subject.clouds[0].description == "model input in training, model input in evaluation"
     assert subject.facts["class"] == dataset.info.facts["class_names"][dataset.strata[0]]
 
 
@@ -143,7 +143,7 @@ def test_answers_are_right_wrong_or_not_counted() -> None:
     expected = [ERROR_GREY, WRONG, UNLABELLED, *[ERROR_GREY] * 8, WRONG]
     assert np.array_equal(error.colors(), np.array(expected))
     assert subject.facts["prediction"] == {"num_points": 12, "accuracy": 9 / 11}
-    assert cloud.told == "81.8% of its points right"
+    assert cloud.description == "81.8% of its points right"
 
 
 def test_answers_for_thinned_clouds_lie_on_the_original_points() -> None:
@@ -170,7 +170,7 @@ def test_answers_for_points_of_no_stage_are_refused() -> None:
         def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
             return {"probabilities": torch.ones(7, 3), "cloud_offsets": torch.tensor([0, 7])}
 
-    with pytest.raises(DataError, match="answers for 7 points, no stage of the sample has these: raw 12"):
+    with pytest.raises(DataError, match="predicts 7 points, but no stage of the sample has as many: raw 12"):
         subject_of(dataset, Branch("evaluate", reader), predictor=predictor(Odd([0]), reader))
 
 
@@ -184,7 +184,7 @@ def test_the_class_of_a_whole_cloud_is_told_with_the_true_one(is_right: bool) ->
     subject = subject_of(dataset, Branch("evaluate", reader), predictor=predictor(task, reader))
     cloud = subject.clouds[-1]
     assert cloud.is_right is is_right
-    assert cloud.told == f"predicted {names[answer]} (0.80), {'right' if is_right else f'is {names[label]}'}"
+    assert cloud.description == f"predicted {names[answer]} (0.80), {'right' if is_right else f'is {names[label]}'}"
     assert subject.facts["prediction"]["true_class"] == names[label]
 
 

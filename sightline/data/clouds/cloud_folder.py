@@ -20,7 +20,7 @@ from sightline.data.clouds.cloud_normals import Normals
 from sightline.data.clouds.cloud_preparation import prepare_cloud, radius_of
 from sightline.data.clouds.labelled_clouds import LabelledClouds
 from sightline.data.clouds.modelnet_classes import by_number
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, check_columns, has_normals, read_cloud, told_passed_over
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, check_columns, has_normals, list_passed_over, read_cloud
 from sightline.data.store.native import Prepared
 from sightline.data.store.preparation import Column, Part, Plan, Progress, Row, duplicates_of, prepare_native
 from sightline.errors import ConfigError, DataError
@@ -176,7 +176,7 @@ class CloudFolder(LabelledClouds):
             tuple(_parts(clouds, class_names, names, preparation)),
             about,
             partial(
-                _summary, passed_over=told_passed_over(source.expanduser()) if source.expanduser().is_dir() else ""
+                _summary, passed_over=list_passed_over(source.expanduser()) if source.expanduser().is_dir() else ""
             ),
             {**preparation, "columns": listed, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds)},
         )

@@ -153,7 +153,7 @@ def _from_csv(path: Path) -> Iterator[ListedCloud]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: is no UTF-8 text; store the list as plain CSV ({_LAYOUTS})") from error
+        raise DataError(f"{path}:{line}: is not UTF-8 text; store the list as plain CSV ({_LAYOUTS})") from error
     reader = csv.reader(io.StringIO(text), strict=True)
     seen: dict[Path, int] = {}
     try:
@@ -165,7 +165,7 @@ def _from_csv(path: Path) -> Iterator[ListedCloud]:
             if not row:
                 continue
             if len(row) != len(header) or not all(value.strip() for value in row):
-                raise DataError(f"{where}: {','.join(row)[:60]!r} is no row of {','.join(header)}; mend the line")
+                raise DataError(f"{where}: {','.join(row)[:60]!r} is not a row of {','.join(header)}; mend the line")
             cloud = _of_row(path, dict(zip(header, map(str.strip, row), strict=True)), where)
             if cloud.path in seen:
                 raise DataError(f"{where}: {cloud.path.name} is listed on line {seen[cloud.path]} already; keep one")
@@ -180,7 +180,7 @@ def _of_row(listed: Path, row: Mapping[str, str], where: str) -> ListedCloud:
     if not place.is_file():
         raise DataError(f"{where}: there is no file {row['path']} (looked at {place}); mend the path")
     if place.suffix.lower() not in CLOUD_SUFFIXES:
-        raise DataError(f"{where}: {row['path']} is no kind of cloud; there are {', '.join(CLOUD_SUFFIXES)}")
+        raise DataError(f"{where}: {row['path']} is not a cloud file; there are {', '.join(CLOUD_SUFFIXES)}")
     if row.get("split", "train") not in SPLITS:
-        raise DataError(f"{where}: '{row['split']}' is no part; there are {', '.join(SPLITS)}")
+        raise DataError(f"{where}: '{row['split']}' is not a part; there are {', '.join(SPLITS)}")
     return ListedCloud(place, row["label"], row.get("split"))

@@ -27,7 +27,7 @@ def recognise(source: Path) -> tuple[str, Path]:
     if root.is_file():
         if zipfile.is_zipfile(root) or root.suffix == ".npz":
             return "npz", root
-        raise DataError(f"{root}: is no layout by itself; give the folder that holds it, or an .npz archive")
+        raise DataError(f"{root}: is not a layout by itself; give the folder that holds it, or an .npz archive")
     if (root / MANIFEST).is_file():
         raise DataError(f"{root}: is prepared already; give the folder of the public release")
     matches = _matches(root)
@@ -41,7 +41,7 @@ def recognise(source: Path) -> tuple[str, Path]:
             f"{root}: holds {len(matches)} layouts, name one: {', '.join(str(place) for _, place in matches)}"
         )
     looked_for = "; ".join(f"{facts['title']} ({facts['looks_like']})" for facts in published()["layouts"].values())
-    raise DataError(f"{root}: holds {listing(root)}, which is no layout of ModelNet; looked for: {looked_for}")
+    raise DataError(f"{root}: holds {listing(root)}, which is not a layout of ModelNet; looked for: {looked_for}")
 
 
 def read_contents(layout: str, root: Path, classes: Classes) -> Contents:

@@ -196,7 +196,7 @@ def _assert_variant(place: Path, variant: str) -> None:
     held = open_prepared(place, set_names=("scanobjectnn",), options=options).manifest["options"]["variant"]
     if held != variant:
         raise DataError(
-            f"{place}: was prepared as the variant '{held}', the config says '{variant}'; set variant: {held}, or "
+            f"{place}: was prepared as the variant '{held}', the config gives '{variant}'; set variant: {held}, or "
             f"prepare that one: {prepare_command('scanobjectnn', 'DIR', options)}"
         )
 

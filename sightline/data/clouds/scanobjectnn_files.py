@@ -114,10 +114,10 @@ def _check_names(folder: Path) -> None:
         line = next(
             (i for i, (a, b) in enumerate(zip(found, classes, strict=False)) if a != b), min(len(found), len(classes))
         )
-        told = f"'{found[line]}'" if line < len(found) else "nothing"
+        seen = f"'{found[line]}'" if line < len(found) else "nothing"
         wanted = f"'{classes[line]}'" if line < len(classes) else "nothing"
         raise DataError(
-            f"{path}:{line + 1}: says {told} where the release has {wanted} (label {line}): labels in another order "
+            f"{path}:{line + 1}: has {seen} where the release has {wanted} (label {line}): labels in another order "
             "would be read as other classes; get the release, or mend the list"
         )
 

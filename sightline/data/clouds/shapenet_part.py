@@ -143,7 +143,7 @@ class ShapeNetPart:
         manifest = prepared.manifest
         splits = manifest["splits"]
         names, parts = manifest["category_names"], manifest["class_names"]
-        told = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
+        listed = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
         return {
             "set": manifest["set"],
             "root": str(root.resolve()),
@@ -154,7 +154,7 @@ class ShapeNetPart:
             "counts": {s: dict(zip(names, facts["category_counts"], strict=True)) for s, facts in splits.items()},
             "part_points": {s: dict(zip(parts, facts["class_counts"], strict=True)) for s, facts in splits.items()},
             "has_normals": "normals" in manifest["columns"],
-            **{key: manifest[key] for key in told},
+            **{key: manifest[key] for key in listed},
         }
 
     @classmethod
@@ -252,7 +252,7 @@ def _recognise(source: Path) -> tuple[Literal["hdf5", "text"], Path]:
         raise DataError(f"{root}: holds {len(matches)} layouts, give one alone: {held}")
     facts = published()["layouts"].values()
     looked_for = "; ".join(f"{each['title']} ({each['looks_like']})" for each in facts)
-    raise DataError(f"{root}: holds {listing(root)}, which is no layout of ShapeNetPart; looked for: {looked_for}")
+    raise DataError(f"{root}: holds {listing(root)}, which is not a layout of ShapeNetPart; looked for: {looked_for}")
 
 
 def _matches(folder: Path) -> list[tuple[Literal["hdf5", "text"], Path]]:

@@ -88,7 +88,7 @@ def _read_categories(path: Path) -> dict[str, Category]:
             known = [each.name for each in categories()]
             raise DataError(f"{where}: '{name}' is none of the 16 categories{nearest(name.lower(), known)}")
         if category.synset != synset:
-            raise DataError(f"{where}: says that {name} is {synset}, it is {category.synset}; get the file again")
+            raise DataError(f"{where}: gives {synset} for {name}, it is {category.synset}; get the file again")
         if synset in found:
             raise DataError(f"{where}: names {name} a second time; get the file again")
         found[synset] = category
@@ -120,11 +120,11 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
         text = path.read_text(encoding="utf-8")
         entries = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: is no JSON ({error.msg}); get the file again") from error
+        raise DataError(f"{path}:{error.lineno}: is not JSON ({error.msg}); get the file again") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); get the file again") from error
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries) or not entries:
-        raise DataError(f"{path}:1: is no list of texts, shape_data/<synset>/<id> each; get the file again")
+        raise DataError(f"{path}:1: is not a list of texts, shape_data/<synset>/<id> each; get the file again")
     line, position = 1, 0
     for entry, token in zip(entries, re.finditer(r'"(?:[^"\\]|\\.)*"', text), strict=True):
         line += text.count("\n", position, token.start())

@@ -248,7 +248,7 @@ def _fault(path: Path) -> str:
         return png_fault(path)
     with path.open("rb") as file:
         start = file.read(3)
-    return "" if start == b"ply" else f"{path} ({'is empty' if not start else 'is no PLY file'})"
+    return "" if start == b"ply" else f"{path} ({'is empty' if not start else 'is not a PLY file'})"
 
 
 def _read_cloud(path: Path) -> np.ndarray:

@@ -128,12 +128,12 @@ class DepthFrames:
         }
 
     def _frames(self, places: Sequence[int]) -> list[DepthFrame]:
-        """The frames at these places; a set that makes many faster than one by one answers this itself."""
+        """The frames at these places; a set that makes many faster than one by one overrides this."""
         return [self._frame(place) for place in places]
 
     def _frame(self, place: int) -> DepthFrame:
         """The frame at a place of the order of the set's files."""
-        raise NotImplementedError(f"{type(self).__name__} must answer _frame or _frames")
+        raise NotImplementedError(f"{type(self).__name__} must define _frame or _frames")
 
     def _describe(self, reference: str) -> DataInfo:
         camera, part, num_joints = self._camera, self._part, len(self._skeleton)

@@ -80,14 +80,14 @@ class PreparedFrames(DepthFrames):
     def describe(cls, root: Path) -> dict[str, Any]:
         """What a prepared folder holds, from its manifest: frames, the range and the hash of labels, its source."""
         manifest = open_prepared(root, set_names=cls.readable_sets).manifest
-        told = ("layout", "orientation", "unit", "joint_depths_mm", "label_sha256", "split", "differences")
+        shown = ("layout", "orientation", "unit", "joint_depths_mm", "label_sha256", "split", "differences")
         return {
             "set": manifest["set"],
             "root": str(root.resolve()),
             "source": manifest["source"]["path"],
             "frames": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
             "frames_usable": {split: facts["num_usable"] for split, facts in manifest["splits"].items()},
-            **{key: manifest[key] for key in told if key in manifest},
+            **{key: manifest[key] for key in shown if key in manifest},
         }
 
     @classmethod

@@ -128,7 +128,7 @@ def _frames(
 ) -> FrameList:
     for row, name in enumerate(names):
         if not name.endswith(".png") or "/" in name or "\\" in name:
-            raise DataError(f"{files[0]}:{row + 1}: {name[:60]!r} is no name of a PNG file; get the file again")
+            raise DataError(f"{files[0]}:{row + 1}: {name[:60]!r} is not the name of a PNG file; get the file again")
     folder = root / ("training" if split == "train" else "frame") / "images"
     images = [folder / name for name in names]
     bins = [image.with_suffix(".bin") for image in images]
@@ -156,10 +156,10 @@ def _regions(boxes: LabelLines) -> np.ndarray:
     empty = np.flatnonzero((found[:, 2:] <= found[:, :2]).any(axis=1) | (high <= low).any(axis=1))
     if len(empty):
         row = int(empty[0])
-        told = " ".join(f"{edge:g}" for edge in found[row])
+        edges = " ".join(f"{edge:g}" for edge in found[row])
         raise DataError(
-            f"{boxes.path}:{row + 1}: {told} is no box in the image; left, top, right and bottom are needed: get the "
-            "file again"
+            f"{boxes.path}:{row + 1}: {edges} is not a box in the image; left, top, right and bottom are needed: get "
+            "the file again"
         )
     regions: np.ndarray = np.concatenate((low, high), axis=1).astype(np.int64)
     return regions

@@ -103,7 +103,7 @@ def _images(root: Path, split: str, labels: LabelLines) -> list[Path]:
     folder = root / ("Training" if split == "train" else "Testing") / "Depth"
     for row, name in enumerate(labels.names):
         if not name.endswith(".png") or ".." in name or name.startswith("/"):
-            raise DataError(f"{labels.path}:{row + 1}: {name[:60]!r} is no path of a PNG file; get the file again")
+            raise DataError(f"{labels.path}:{row + 1}: {name[:60]!r} is not the path of a PNG file; get the file again")
     return [folder / name for name in labels.names]
 
 

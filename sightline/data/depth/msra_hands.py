@@ -120,7 +120,7 @@ class MsraHands(PreparedFrames):
             published=_COUNTS,
             about={
                 "orientation": "camera's frame, x right, y up, z forward (negated: files have it negative)",
-                "split": "a part for each subject; data.subject says which one is tested on",
+                "split": "a part for each subject; data.subject is the one for testing",
             },
             differences=missing,
             differences_of=_told_version,
@@ -204,9 +204,9 @@ def _images(folder: Path) -> tuple[Path, ...]:
     there = {path.name for path in folder.glob("*_depth.bin")}
     lacking = next((name for name in map(_image_name, range(num_frames)) if name not in there), None)
     if lacking is not None or len(there) != num_frames:
-        told = f"{lacking} is missing" if lacking else "there are images without labels"
+        fault = f"{lacking} is missing" if lacking else "there are images without labels"
         raise DataError(
-            f"{folder}: has {len(there)} images, joint.txt announces {num_frames}, and {told}; the download is not "
+            f"{folder}: has {len(there)} images, joint.txt announces {num_frames}, and {fault}; the download is not "
             "complete: get the folder again"
         )
     return tuple(folder / _image_name(number) for number in range(num_frames))

@@ -159,8 +159,8 @@ def _array(path: Path, key: str) -> np.ndarray:
     try:
         found = loadmat(path, variable_names=[key])
     except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, MatReadError, zlib.error) as error:
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: {key} cannot be read ({told}); get the file again") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: {key} cannot be read ({reason}); get the file again") from error
     if key not in found or found[key].dtype.kind not in "fiu":
         raise DataError(f"{path}: has no array of numbers '{key}'; get the file again")
     array: np.ndarray = found[key].astype(np.float64)

@@ -173,7 +173,7 @@ class PointsOfFile:
             path = path.replace(f"{{{word}}}", value)
         if "{" in path:
             known = ", ".join(f"{{{word}}}" for word in order.words)
-            raise ConfigError(f"path: {path} has a word in braces that {order.told} does not know; it knows {known}")
+            raise ConfigError(f"path: {path} has a word in braces that is not one of {order.told}; these are {known}")
         return _StoredPoints(Path(path).expanduser(), self.unit, order)
 
 

@@ -18,13 +18,13 @@ from sightline.data.files.ply import read_ply
 from sightline.data.files.text_tables import read_rows
 from sightline.errors import ConfigError, DataError
 
-__all__ = ["CLOUD_SUFFIXES", "Cloud", "check_columns", "has_normals", "is_cloud_file", "read_cloud", "told_passed_over"]
+__all__ = ["CLOUD_SUFFIXES", "Cloud", "check_columns", "has_normals", "is_cloud_file", "list_passed_over", "read_cloud"]
 
 _POINTS = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
 _LEFT_OUT = "_"
 _HEAD_BYTES = 65_536
-_MOST_TOLD = 5
+_MOST_LISTED = 5
 _COLOURS = ("red", "green", "blue")
 _ARRAY_NAMES = {
     "points": "points",
@@ -108,7 +108,7 @@ def is_cloud_file(path: Path, *, suffixes: Sequence[str] | None = None) -> bool:
     return path.suffix.lower() in (CLOUD_SUFFIXES if suffixes is None else suffixes) and not path.is_dir()
 
 
-def told_passed_over(folder: Path, *, suffixes: Sequence[str] | None = None) -> str:
+def list_passed_over(folder: Path, *, suffixes: Sequence[str] | None = None) -> str:
     """Which files in and below a folder are of other kinds than clouds, or than `suffixes`, in a line; empty for none.
 
     Hidden ones, and those in hidden folders, are not meant for anybody.
@@ -119,9 +119,9 @@ def told_passed_over(folder: Path, *, suffixes: Sequence[str] | None = None) -> 
     names = sorted(str(path) for path in inside if not any(part.startswith(".") for part in path.parts))
     if not names:
         return ""
-    more = f" and {len(names) - _MOST_TOLD} more" if len(names) > _MOST_TOLD else ""
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
     what = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
-    return f"{what} passed over: {', '.join(names[:_MOST_TOLD])}{more}"
+    return f"{what} passed over: {', '.join(names[:_MOST_LISTED])}{more}"
 
 
 def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
@@ -226,8 +226,8 @@ def _of_named(
         )
     lengths = {name: len(named[name]) for name in (*_POINTS, *wanted)}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise DataError(f"{path}: columns of different lengths: {told}; get the file again")
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(f"{path}: columns of different lengths: {listed}; get the file again")
     return Cloud(
         points=_stacked(named, _POINTS),
         normals=_stacked(named, _NORMALS) if "nx" in wanted else None,

@@ -43,14 +43,12 @@ def read_depth(path: Path, *, size_px: SizePx | None = None, mm_per_unit: float 
     elif suffix == ".bin":
         found = _read_bin(path, size_px)
     else:
-        raise DataError(f"{path}: is no depth image that is read; give .png (16 bits), .npy or .bin (float32)")
+        raise DataError(f"{path}: is not a depth image of a known kind; give .png (16 bits), .npy or .bin (float32)")
     _check_size(found, size_px, path)
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
         depth = (found * np.float64(mm_per_unit)).astype(np.float32)
     if np.isinf(depth).any():
-        raise DataError(
-            f"{path}: the farthest depth is {found.max():.4g}, which is no number of mm; get the file again"
-        )
+        raise DataError(f"{path}: the farthest depth is {found.max():.4g}, which cannot be in mm; get the file again")
     if 0 < depth.max(initial=0) < _NEAREST_MM:
         raise DataError(
             f"{path}: the farthest depth is {depth.max():.4g} mm, nearer than any camera measures; if the file is in "
@@ -88,7 +86,7 @@ def read_raw_depth(path: Path, *, size_px: SizePx) -> np.ndarray:
     if len(content) != 4 * width * height:
         raise DataError(
             f"{path}: has {len(content)} bytes, an image of {width} x {height} float32 has {4 * width * height}; get "
-            "the file again, or say the size of its image"
+            "the file again, or give the size of its image"
         )
     return _checked(np.frombuffer(content, "<f4"), path, start=0).reshape(height, width)
 
@@ -135,7 +133,7 @@ def _read_bin(path: Path, size_px: SizePx | None) -> np.ndarray:
             return read_windowed_depth(path, size_px=size_px)
     if size_px is None:
         raise DataError(
-            f"{path}: has no header, so its {num_bytes} bytes may be an image of any shape; say how wide and high it is"
+            f"{path}: has no header, so its {num_bytes} bytes may be an image of any shape; give its width and height"
         )
     return read_raw_depth(path, size_px=size_px)
 
@@ -148,8 +146,8 @@ def _decoded(path: Path) -> tuple[str, np.ndarray]:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             return image.mode, np.asarray(image)
     except UNDECODABLE as error:
-        told = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be decoded ({told}); get the file again") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be decoded ({reason}); get the file again") from error
 
 
 def _checked_npy(array: np.ndarray, path: Path) -> np.ndarray:
@@ -171,7 +169,7 @@ def _checked(depths: np.ndarray, path: Path, *, start: int) -> np.ndarray:
     if len(wrong):
         place = int(wrong[0])
         raise DataError(
-            f"{path}: the depth at byte {start + 4 * place} is {depths[place]}; 0 stands for what was not measured: "
+            f"{path}: the depth at byte {start + 4 * place} is {depths[place]}; pixels without a measurement are 0: "
             "get the file again"
         )
     return depths.astype(np.float32, copy=False)

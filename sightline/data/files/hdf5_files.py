@@ -76,7 +76,7 @@ def open_hdf5(path: Path, *, what: str = "") -> Iterator[Hdf5File]:
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory ({first_line(error)}); use a machine with more") from error
     except (*DAMAGE, KeyError) as error:
-        raise DataError(f"{path}: is no sound HDF5 file ({first_line(error)}); get it again") from error
+        raise DataError(f"{path}: is not a sound HDF5 file ({first_line(error)}); get it again") from error
 
 
 def read_hdf5_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -127,7 +127,9 @@ def _read_header(path: Path, content: str) -> _Header:
 def _byte_order(path: Path, line: str) -> str:
     words = line.split()
     if len(words) != 3 or words[0] != "format" or words[1] not in _FORMATS or words[2] != "1.0":
-        raise DataError(f"{path}:2: {line[:60]!r} is no known format ({', '.join(_FORMATS)}, 1.0); get the file again")
+        raise DataError(
+            f"{path}:2: {line[:60]!r} is not a known format ({', '.join(_FORMATS)}, 1.0); get the file again"
+        )
     return _FORMATS[words[1]]
 
 
@@ -147,7 +149,7 @@ def _add_header_line(elements: list[_Element], line: str, where: str) -> None:
         case ["property", "list", counter, kind, name] if elements and kind in _TYPES and counter in _TYPES:
             added = _Property(name.lower(), _TYPES[kind], _TYPES[counter])
         case _:
-            raise DataError(f"{where}: {line[:60]!r} is no line of a PLY header; get the file again")
+            raise DataError(f"{where}: {line[:60]!r} is not a line of a PLY header; get the file again")
     if added.counter.startswith("f") or added.name in {each.name for each in elements[-1].properties}:
         fault = "counts a list with fractions" if added.counter.startswith("f") else f"names '{added.name}' twice"
         raise DataError(f"{where}: {line[:60]!r} {fault}; get the file again")
@@ -277,10 +279,10 @@ def _read_ascii(path: Path, text: str, header: _Header) -> dict[str, _Values]:
         lines.pop()
     announced = sum(element.size for element in header.elements)
     if len(lines) != announced:
-        told = ", ".join(f"{element.size} x {element.name}" for element in header.elements)
+        listed = ", ".join(f"{element.size} x {element.name}" for element in header.elements)
         raise DataError(
-            f"{path}:{header.num_lines + len(lines)}: {told} are announced, {len(lines)} lines follow the header; the "
-            "file is cut short or its header is wrong: get it again"
+            f"{path}:{header.num_lines + len(lines)}: {listed} are announced, {len(lines)} lines follow the header; "
+            "the file is cut short or its header is wrong: get it again"
         )
     read = {}
     start = 0
@@ -332,8 +334,8 @@ def _ascii_row(
         if place != len(values):
             raise IndexError
     except (ValueError, IndexError):
-        told = ", ".join(f"list {each.name}" if each.counter else each.name for each in element.properties)
-        raise DataError(f"{where}: {' '.join(tokens)[:60]!r} is no row of {told}; get the file again") from None
+        listed = ", ".join(f"list {each.name}" if each.counter else each.name for each in element.properties)
+        raise DataError(f"{where}: {' '.join(tokens)[:60]!r} is not a row of {listed}; get the file again") from None
 
 
 def _fans(path: Path, polygons: np.ndarray | Sequence[np.ndarray], num_points: int) -> np.ndarray:

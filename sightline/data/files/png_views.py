@@ -32,7 +32,7 @@ def png_fault(path: Path) -> str:
     if not head:
         return f"{path} (is empty)"
     if not head.startswith(_SIGNATURE) or head[12:16] != b"IHDR":
-        return f"{path} (is no PNG file)"
+        return f"{path} (is not a PNG file)"
     width, height = struct.unpack(">II", head[16:24])
     if width != height or not 0 < width <= _LARGEST_PX:
         return f"{path} (is {width} x {height} pixels, a square of up to {_LARGEST_PX} is needed)"
@@ -53,10 +53,10 @@ def read_view(path: Path, *, size_px: int, background: Background) -> np.ndarray
         with Image.open(path) as image:
             mode, pixels = image.mode, np.asarray(image)
     except UNDECODABLE as error:
-        told = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be decoded ({told}); get the file again") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be decoded ({reason}); get the file again") from error
     if mode != "RGBA":
-        raise DataError(f"{path}: is {mode}, RGBA is needed, whose transparency tells the background; get the renders")
+        raise DataError(f"{path}: is {mode}, RGBA is needed, whose transparency marks the background; get the renders")
     found: np.ndarray = resized(torch.from_numpy(composited(pixels, background)), size_px=size_px).numpy()
     return found
 

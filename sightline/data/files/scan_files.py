@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from sightline.data.files.input_files import read_file
+from sightline.data.files.whole_files import whole_file
 from sightline.errors import DataError
 
-__all__ = ["read_bin", "read_label_ids", "read_matrices", "velodyne_poses"]
+__all__ = ["read_bin", "read_label_ids", "read_matrices", "velodyne_poses", "write_label_ids"]
 
 
 def read_bin(path: Path, *, num_columns: int) -> np.ndarray:
@@ -38,6 +39,13 @@ def read_label_ids(path: Path, *, num_points: int, points_path: Path) -> np.ndar
             f"points of {points_path}; get both files again"
         )
     return (np.frombuffer(content, dtype="<u4") & 0xFFFF).astype(np.int64)
+
+
+def write_label_ids(path: Path, ids: np.ndarray) -> None:
+    """Write ids (N,) as a SemanticKITTI label file, without instances; the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        file.write(ids.astype("<u4").tobytes())
 
 
 def read_matrices(path: Path) -> dict[str, np.ndarray]:

@@ -48,7 +48,7 @@ def read_rows(path: Path, *, announces_rows: bool = False) -> tuple[tuple[str, .
         _refuse_semicolons(lines[-1], f"{path}:{len(lines)}")
     for number, line in enumerate(lines[: max(start - 1, 0)], start=1):
         if line.strip() and not line.startswith("#"):
-            raise DataError(f"{path}:{number}: {line.strip()[:40]!r} is no row of numbers; take the line out")
+            raise DataError(f"{path}:{number}: {line.strip()[:40]!r} is not a row of numbers; take the line out")
     head, announced = lines[start - 1] if start else "", None
     if announces_rows and start < len(lines) and lines[start].strip().isdecimal():
         announced, start = lines[start].strip(), start + 1

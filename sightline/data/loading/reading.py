@@ -141,8 +141,8 @@ class BatchReader:
             raise
         except Exception as error:
             which = f"sample {keys[0].index}" if len(keys) == 1 else f"samples {keys[0].index} to {keys[-1].index}"
-            told = " ".join(str(error).split())
-            raise DataError(f"{type(self.dataset).__name__}: {which}: {type(error).__name__}: {told}") from error
+            reason = " ".join(str(error).split())
+            raise DataError(f"{type(self.dataset).__name__}: {which}: {type(error).__name__}: {reason}") from error
 
     def _checked(self, batch: Batch) -> Batch:
         """The batch of a set's own collate, which must hold what models and losses were bound to."""
@@ -173,7 +173,7 @@ def _assert_points_stay_whole(transforms: Sequence[NamedTransform], fields: Mapp
         chooses = TransformMembers.chooses_points.of(transform)
         if chooses and scored:
             raise ConfigError(
-                f"transform '{name}' chooses points and cannot follow '{scored}' with score_all: what stands for each "
+                f"transform '{name}' chooses points and cannot follow '{scored}' with score_all: the values for each "
                 f"point of the whole cloud would be lost; put '{name}' before it, or take it out of transforms.evaluate"
             )
         scored = name if "nearest" in TransformMembers.adds.of(transform) else scored

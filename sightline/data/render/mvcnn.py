@@ -27,7 +27,7 @@ __all__ = ["Pictured", "import_views", "list_pictures", "read_picture"]
 _FILE = re.compile(r"(?P<name>.+?)(\.obj)?_(white)?shaded_v?(?P<view>\d+)\.png", flags=re.IGNORECASE)
 _SPLITS = ("train", "test")
 _PART = 64
-_MOST_TOLD = 10
+_MOST_LISTED = 10
 
 
 class Pictured(NamedTuple):
@@ -178,8 +178,8 @@ def _gaps(root: Path, listed: Sequence[Pictured]) -> list[str]:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_TOLD} more" if len(names) > _MOST_TOLD else ""
-    return ", ".join(names[:_MOST_TOLD]) + more
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return ", ".join(names[:_MOST_LISTED]) + more
 
 
 def _parts(kept: Sequence[Pictured], background: Background, size_px: int, *, is_resized: bool) -> Iterator[Part]:

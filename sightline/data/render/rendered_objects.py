@@ -148,14 +148,12 @@ def objects_of_folder(folder: Path, *, up_axis: str | None, num_points: int | No
     if (folder / MANIFEST).is_file():
         objects = PreparedObjects(folder, num_points=num_points)
         if up_axis not in (None, objects.up_axis):
-            raise ConfigError(
-                f"data render: --up {up_axis}, but {folder} says that {objects.up_axis} is up; leave it out"
-            )
+            raise ConfigError(f"data render: --up {up_axis}, but in {folder} {objects.up_axis} is up; leave it out")
         return objects
     if num_points is not None:
         raise ConfigError(f"data render: num_points is for prepared sets, {folder} holds files; leave it out")
     if up_axis is None:
-        raise ConfigError(f"data render: {folder} holds files, which do not say which axis is up; give --up x, y or z")
+        raise ConfigError(f"data render: {folder} holds files, which do not state their up axis; give --up x, y or z")
     return FileObjects(folder, up_axis=up_axis)
 
 

@@ -110,14 +110,14 @@ def check_names(names: Mapping[str, Sequence[str]], *, where: str) -> None:
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise DataError(
-            f"{where}: {len(twice)} names stand for several objects each, the first is '{twice[0]}'; views are found "
+            f"{where}: {len(twice)} names belong to several objects each, the first is '{twice[0]}'; views are found "
             "by name: rename the files"
         )
 
 
 def _blank_views(prepared: Prepared) -> Mapping[str, Any]:
     """What the manifest says of pictures that show nothing, as those of a flat mesh seen from its edge do."""
-    told = []
+    differences = []
     for split in prepared.splits:
         pictures, offsets = prepared.array(split, IMAGE), prepared.offsets(split)
         blank = [
@@ -127,8 +127,10 @@ def _blank_views(prepared: Prepared) -> Mapping[str, Any]:
         ]
         if blank:
             first = prepared.names(split)[int(np.searchsorted(offsets, blank[0], side="right")) - 1]
-            told.append(f"{split}: {len(blank)} of {len(pictures)} views are blank, the first is one of '{first}'")
-    return {"differences": told} if told else {}
+            differences.append(
+                f"{split}: {len(blank)} of {len(pictures)} views are blank, the first is one of '{first}'"
+            )
+    return {"differences": differences} if differences else {}
 
 
 def _parts(objects: Objects, renderers: _Renderers, num_views: int) -> Iterator[Part]:

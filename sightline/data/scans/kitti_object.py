@@ -17,6 +17,7 @@ from sightline.data.scans.label_maps import read_label_map
 from sightline.data.scans.labelled_scans import Frames, LabelledScans
 from sightline.data.scans.samples import RawScan
 from sightline.data.scans.scan_preparation import ListedScan, read_name_lists, scan_plan
+from sightline.data.scans.scan_survey import survey_scans
 from sightline.data.scans.sensors import SensorBlock, sensor_of
 from sightline.data.store.columns import Column
 from sightline.data.store.location import root_of
@@ -95,10 +96,7 @@ class KittiObject(LabelledScans):
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = source.expanduser().resolve()
-        folder = next((each for each in (root / "training", root) if (each / "velodyne").is_dir()), None)
-        if folder is None:
-            found = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
-            raise DataError(f"{root}: {found}; velodyne, label_2, calib and image_2 are needed, in it or in training")
+        folder = _folder_of(root)
         frames, lacking = _whole_frames(folder, needs_image=image_px is None)
         lists = next((each for each in (root / "ImageSets", root.parent / "ImageSets") if each.is_dir()), root)
         parts, notes = read_name_lists(lists, list(frames))
@@ -121,6 +119,22 @@ class KittiObject(LabelledScans):
         return prepare_native(plan, target, progress=progress)
 
     @classmethod
+    def survey(cls, source: Path) -> dict[str, Any]:
+        """Types of points, the sensor, and what is unlike an HDL-64E's front view. Raises as `prepare`.
+
+        Frames without an image count as 1242 x 375 pixels large.
+        """
+        root = source.expanduser().resolve()
+        frames, _ = _whole_frames(_folder_of(root), needs_image=False)
+        scans = [_scan("", name, paths, (1242, 375), Boxing()) for name, paths in frames.items()]
+        readers = [
+            partial(read_frame, *scan.files, size_px=scan.values["image_size_px"], boxing=Boxing(), shown_only=True)
+            for scan in scans
+        ]
+        sensor = sensor_of({"azimuth_deg": (45.0, -45.0)}, preset="hdl64", owner=cls.set_name)
+        return survey_scans(readers, source=root, label_map=read_label_map("kitti_object", LABEL_MAPS), sensor=sensor)
+
+    @classmethod
     def card(cls) -> dict[str, Any]:
         """What the set is, what is read, and where to obtain it."""
         return {
@@ -141,6 +155,15 @@ class KittiObject(LabelledScans):
         width, height = values["image_size_px"].tolist()
         boxing = Boxing(options["margin_m"], options["ground_m"])
         return read_frame(*files, size_px=(width, height), boxing=boxing, shown_only=self._crop == "camera")
+
+
+def _folder_of(root: Path) -> Path:
+    """The folder with the frames of a tree. Raises DataError where there is none."""
+    for folder in (root / "training", root):
+        if (folder / "velodyne").is_dir():
+            return folder
+    found = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
+    raise DataError(f"{root}: {found}; velodyne, label_2, calib and image_2 are needed, in it or in training")
 
 
 def _whole_frames(folder: Path, *, needs_image: bool) -> tuple[dict[str, dict[str, Path]], list[str]]:

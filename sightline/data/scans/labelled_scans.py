@@ -17,9 +17,9 @@ from sightline.data.scans.sensors import Sensor
 from sightline.data.store.native import Prepared, open_prepared, verify
 from sightline.data.store.parts import Parts, Rows, check_part
 from sightline.errors import ConfigError, DataError
-from sightline.types import DataInfo, Sample, SampleKey
+from sightline.types import DataInfo, Sample, SampleKey, ScanForm
 
-__all__ = ["Frames", "LabelledScans"]
+__all__ = ["Frames", "LabelledScans", "scan_facts"]
 
 
 class Frames(NamedTuple):
@@ -113,6 +113,14 @@ class LabelledScans:
     _values: ClassVar[tuple[str, ...]] = ()
     """Columns of a scan's row that reading it needs."""
 
+    def _form(self) -> ScanForm:
+        """How files that `sightline predict` is given are read: as KITTI's, unless a set states more."""
+        return ScanForm(
+            self._label_map.ids_of_classes,
+            remission_max=self._sensor.remission_max,
+            has_remission=float(self._prepared.manifest["remission_high"]) > 0,
+        )
+
     def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         """The scan in these files."""
         raise NotImplementedError
@@ -146,15 +154,7 @@ class LabelledScans:
         if sensor.input_mean is None:
             mean, std = _measured(self._prepared, train, sensor.remission_max)
             sensor = replace(sensor, input_mean=mean, input_std=std)
-        facts = {
-            "num_classes": label_map.num_classes,
-            "class_names": label_map.class_names,
-            "class_counts": tuple(counts.tolist()),
-            "ignore_index": label_map.ignore_index,
-            "in_channels": 4,
-            "up_axis": "z",
-            **sensor.facts(),
-        }
+        facts = {**scan_facts(label_map, sensor), "class_counts": tuple(counts.tolist())}
         # Twice what was prepared: another scan may reach a little further, one in another unit reaches far beyond.
         reach = 2 * max(float(self._prepared.array(split, "reach_m").max()) for split in self._prepared.splits)
         fields = scan_fields(
@@ -165,7 +165,19 @@ class LabelledScans:
             has_columns=self.has_columns,
         )
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
-        return DataInfo(facts=facts, fields=fields, split_sizes=sizes, features=FEATURES, folds=parts.folds)
+        return DataInfo(facts, fields, sizes, features=FEATURES, folds=parts.folds, scans=self._form())
+
+
+def scan_facts(label_map: LabelMap, sensor: Sensor) -> dict[str, Any]:
+    """The facts of a set of scans, the counts of its classes left out."""
+    return {
+        "num_classes": label_map.num_classes,
+        "class_names": label_map.class_names,
+        "ignore_index": label_map.ignore_index,
+        "in_channels": 4,
+        "up_axis": "z",
+        **sensor.facts(),
+    }
 
 
 def _check_remission(prepared: Prepared, sensor: Sensor) -> None:

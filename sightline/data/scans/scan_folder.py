@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ from sightline.data.scans.label_maps import LabelMap, identity_map, read_label_m
 from sightline.data.scans.labelled_scans import Frames, LabelledScans
 from sightline.data.scans.samples import RawScan
 from sightline.data.scans.scan_preparation import ListedScan, id_counts, read_name_lists, scan_plan
-from sightline.data.scans.scan_reading import SCAN_SUFFIXES, RingOrder, oriented, read_scan, scan_ids
+from sightline.data.scans.scan_reading import SCAN_SUFFIXES, RingOrder, oriented, read_scan, rings_of, scan_ids
+from sightline.data.scans.scan_survey import survey_scans
 from sightline.data.scans.sensors import SensorBlock, sensor_of
 from sightline.data.store.location import root_of
 from sightline.data.store.native import Prepared, listing, open_prepared
 from sightline.data.store.parts import parts_of
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import ConfigError, DataError
+from sightline.types import ScanForm
 
 __all__ = ["ScanFolder"]
 
@@ -114,6 +116,31 @@ class ScanFolder(LabelledScans):
         return prepare_native(plan, target, progress=progress)
 
     @classmethod
+    def survey(
+        cls,
+        source: Path,
+        *,
+        columns: tuple[str, ...] | None = None,
+        label: str = "label",
+        num_beams: Count | None = None,
+        ring_order: RingOrder = "top_first",
+        label_map: str | None = None,
+        sensor: SensorBlock | None = None,
+    ) -> dict[str, Any]:
+        """What scans are like before they are prepared, with or without labels: a block for their `sensor`, or, where
+        one is given, what is unlike it. Options as those of `prepare`. Raises as `prepare`.
+        """
+        root = source.expanduser().resolve()
+        reader = _Reader(None if columns is None else check_columns(columns), label, num_beams, ring_order)
+        paths = [path for each in _listed(root)[0].values() for path in each]
+        return survey_scans(
+            [_ReaderOf(reader, path, is_survey=True) for path in paths],
+            source=root,
+            label_map=None if label_map is None else read_label_map(label_map, {}),
+            sensor=None if sensor is None else sensor_of(sensor, preset=None, owner=cls.set_name),
+        )
+
+    @classmethod
     def card(cls) -> dict[str, Any]:
         """What can be prepared, and how."""
         return {
@@ -127,6 +154,13 @@ class ScanFolder(LabelledScans):
             "obtain": "your own files; docs/data.md says how",
             "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR 'columns=[x, y, z, intensity]'",
         }
+
+    def _form(self) -> ScanForm:
+        options = self._prepared.manifest["options"]
+        columns = None if options["columns"] is None else tuple(options["columns"])
+        return replace(
+            super()._form(), columns=columns, num_beams=options["num_beams"], ring_order=options["ring_order"]
+        )
 
     def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         return _Reader(**self._prepared.manifest["options"]).of(files[0])()
@@ -149,12 +183,18 @@ class _Reader:
 class _ReaderOf:
     reader: _Reader
     path: Path
+    is_survey: bool = False
+    """Whether files without labels are read, and rings whose number nobody stated."""
 
     def __call__(self) -> RawScan:
         how, path = self.reader, self.path
         cloud = read_scan(path, columns=how.columns)
-        ids = scan_ids(cloud, path, how.label)
-        return oriented(cloud, ids, ring_order=how.ring_order, num_beams=how.num_beams, path=path)
+        is_bare = self.is_survey and how.label not in cloud.channels and len(_with_labels(path)) == 1
+        ids = np.zeros(len(cloud.points), dtype=np.int64) if is_bare else scan_ids(cloud, path, how.label)
+        num_beams, rings = how.num_beams, rings_of(cloud)
+        if num_beams is None and self.is_survey and rings is not None and len(rings):
+            num_beams = int(rings.max()) + 1
+        return oriented(cloud, ids, ring_order=how.ring_order, num_beams=num_beams, path=path)
 
 
 def _with_labels(path: Path) -> tuple[Path, ...]:

@@ -15,7 +15,7 @@ from sightline.data.scans.label_maps import MAX_ID
 from sightline.data.scans.samples import RawScan, check_finite
 from sightline.errors import DataError
 
-__all__ = ["SCAN_SUFFIXES", "RingOrder", "oriented", "read_scan", "scan_ids"]
+__all__ = ["SCAN_SUFFIXES", "RingOrder", "has_remission", "oriented", "read_scan", "rings_of", "scan_ids"]
 
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
 """The kinds of file that `read_scan` reads."""
@@ -35,15 +35,19 @@ def read_scan(path: Path, *, columns: Sequence[str] | None) -> Cloud:
     """
     if path.suffix.lower() != ".bin":
         return read_cloud(path, columns=columns)
-    if columns is None:
-        num_bytes = size_of(path)
+    names = None if columns is None else check_columns(columns)
+    num_bytes = size_of(path)
+    if names is None or num_bytes % (4 * len(names)):
         fits = [str(count) for count in (3, 4, 5, 6) if num_bytes % (4 * count) == 0]
         fit = f"fit {' and '.join(fits)} columns" if fits else "fit no number of columns from 3 to 6"
+        fault = f"its {num_bytes} bytes {fit} of float32, and nothing in it says which"
+        if names is not None:
+            whole = f"whole points of {len(names)} float32 have a multiple of {4 * len(names)}"
+            fault = f"has {num_bytes} bytes, {whole} ({', '.join(names)}); they {fit}"
         raise DataError(
-            f"{path}: its {num_bytes} bytes {fit} of float32, and nothing in it says which; state them: "
-            "'columns=[x, y, z, intensity]' when preparing, --columns x,y,z,intensity else (_ for one to leave out)"
+            f"{path}: {fault}; state them: 'columns=[x, y, z, intensity]' when preparing, --columns x,y,z,intensity "
+            "else (_ for one to leave out)"
         )
-    names = check_columns(columns)
     table = read_bin(path, num_columns=len(names))
     named = dict(zip(names, table.T, strict=True))
     points = np.stack([named[axis] for axis in "xyz"], axis=1).astype(np.float64)
@@ -72,16 +76,33 @@ def scan_ids(cloud: Cloud, path: Path, label: str) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def has_remission(cloud: Cloud) -> bool:
+    """Whether a cloud has a channel that `oriented` takes for the remission."""
+    return any(name in cloud.channels for name in _REMISSIONS)
+
+
+def rings_of(cloud: Cloud) -> np.ndarray | None:
+    """The column of rings (N,), as the file has it; None without one."""
+    return next((cloud.channels[name] for name in _RINGS if name in cloud.channels), None)
+
+
 def oriented(cloud: Cloud, ids: np.ndarray, *, ring_order: RingOrder, num_beams: int | None, path: Path) -> RawScan:
     """The scan of a cloud, rings counted from the highest beam; zeros for remissions that a file does not have.
 
-    Raises DataError for rings beyond `num_beams`, and where `ring_order` contradicts the elevations of the points.
+    Raises DataError for rings that are missing or beyond `num_beams`, and where `ring_order` contradicts the elevations
+    of the points.
     """
     remission = next((cloud.channels[name] for name in _REMISSIONS if name in cloud.channels), np.zeros(len(ids)))
-    rings = next((cloud.channels[name] for name in _RINGS if name in cloud.channels), None)
+    rings = rings_of(cloud)
     scan = check_finite(RawScan(cloud.points.astype(np.float32), remission.astype(np.float32), ids), where=str(path))
-    if rings is None or num_beams is None:
+    if num_beams is None:
         return scan
+    if rings is None:
+        held = ", ".join(cloud.channels) or "none beside x, y, z"
+        raise DataError(
+            f"{path}: has no column {' or '.join(_RINGS)} for num_beams, it has {held}; name the column ring in "
+            "columns, or leave num_beams out, with rows: pitch"
+        )
     ring = rings.astype(np.int64)
     if ((ring != rings) | (ring < 0) | (ring >= num_beams)).any():
         raise DataError(
@@ -103,4 +124,7 @@ def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: P
     elevation, ring = np.arcsin(points[is_far, 2] / distance[is_far]), ring[is_far]
     if np.ptp(ring) and np.ptp(elevation) > _FLAT_RAD and np.corrcoef(ring, elevation)[0, 1] > 0:
         other = "bottom_first" if order == "top_first" else "top_first"
-        raise DataError(f"{path}: the points' elevations contradict ring_order={order}; set ring_order={other}")
+        raise DataError(
+            f"{path}: the points' elevations contradict ring_order={order}; set ring_order={other}, or mend the order "
+            "of x, y and z"
+        )

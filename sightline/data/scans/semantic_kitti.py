@@ -14,8 +14,8 @@ from sightline import registry
 from sightline.arguments import Fraction
 from sightline.data.files.scan_files import read_bin, read_label_ids, velodyne_poses
 from sightline.data.scans.label_maps import read_label_map
-from sightline.data.scans.labelled_scans import Frames, LabelledScans
-from sightline.data.scans.samples import RawScan
+from sightline.data.scans.labelled_scans import Frames, LabelledScans, scan_facts
+from sightline.data.scans.samples import FEATURES, RawScan, scan_fields
 from sightline.data.scans.scan_preparation import ListedScan, scan_plan
 from sightline.data.scans.scan_survey import survey_scans
 from sightline.data.scans.sensors import SensorBlock, sensor_of
@@ -25,12 +25,14 @@ from sightline.data.store.native import Prepared, listing, open_prepared, prepar
 from sightline.data.store.parts import Parts, last_share
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import DataError
-from sightline.types import Folds
+from sightline.types import DataInfo, Folds, ScanForm
 
 __all__ = ["LABEL_MAPS", "SemanticKitti"]
 
 LABEL_MAPS = {"single": "semantic_kitti_single.yaml", "multi": "semantic_kitti_multi.yaml"}
 """The published maps: of single scans (19 classes and class 0), and with moving things as classes (25 and class 0)."""
+_REACH_M = 240.0
+"""Twice the range of an HDL-64E, where no scan says how far they reach."""
 SequenceNumber = Annotated[int, Ge(0), Le(99)]
 
 
@@ -69,6 +71,19 @@ class SemanticKitti(LabelledScans):
         )
 
     @classmethod
+    def promise(cls, *, label_map: str = "single", sensor: SensorBlock | None = None) -> DataInfo:
+        """What `info` states, sizes left out, before the set is there; class counts are the published shares."""
+        classes, found = read_label_map(label_map, LABEL_MAPS), sensor_of(sensor, preset="hdl64", owner=cls.set_name)
+        fields = scan_fields(
+            num_classes=classes.num_classes, reach_m=_REACH_M, num_beams=None, ignore_index=classes.ignore_index
+        )
+        facts = scan_facts(classes, found)
+        if classes.frequencies:
+            facts["class_counts"] = tuple(round(1e6 * share) for share in classes.frequencies)
+        form = ScanForm(classes.ids_of_classes, remission_max=found.remission_max)
+        return DataInfo(facts, fields, features=FEATURES, scans=form)
+
+    @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
         """List the scans and labels in place, and count the ids of every scan; returns the manifest.
 
@@ -92,7 +107,7 @@ class SemanticKitti(LabelledScans):
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """The ids in a tree's labels, a label map for them, and what is unlike an HDL-64E. Raises as `prepare`."""
+        """Ids and a label map for them, the sensor, and what is unlike an HDL-64E. Raises as `prepare`."""
         root = source.expanduser().resolve()
         readers = [scan.read for path in _sequences(root)[1] for scan in _scans(path)]
         sensor = sensor_of(None, preset="hdl64", owner=cls.set_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from sightline.data.store.native import listing, open_prepared, prepare_command
 from sightline.data.store.parts import parts_of
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import ConfigError, DataError
+from sightline.types import ScanForm
 
-__all__ = ["SqueezeSegNpy"]
+__all__ = ["SqueezeSegNpy", "read_image"]
 
 LABEL_MAPS = {"squeezeseg": "squeezeseg.yaml"}
 _X, _Y, _Z, _INTENSITY, _RANGE, _LABEL = range(6)
@@ -95,7 +97,7 @@ class SqueezeSegNpy(LabelledScans):
         height, width = _image_shape(read_npy(next(iter(paths.values()))), next(iter(paths.values())))
         parts, notes = read_name_lists(root / "ImageSet", list(paths))
         scans = [
-            ListedScan(part, each, (paths[each],), partial(_read_image, paths[each], height=height, width=width))
+            ListedScan(part, each, (paths[each],), partial(read_image, paths[each], height=height, width=width))
             for part, names in parts.items()
             for each in names
         ]
@@ -127,9 +129,13 @@ class SqueezeSegNpy(LabelledScans):
             "prepare": prepare_command(cls.set_name, "DIR"),
         }
 
+    def _form(self) -> ScanForm:
+        height, width = self._prepared.manifest["image_size_px"]
+        return replace(super()._form(), image_px=(height, width))
+
     def _read(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         height, width = self._prepared.manifest["image_size_px"]
-        return _read_image(files[0], height=height, width=width)
+        return read_image(files[0], height=height, width=width)
 
 
 def _image_shape(image: np.ndarray, path: Path) -> tuple[int, int]:
@@ -141,7 +147,7 @@ def _image_shape(image: np.ndarray, path: Path) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
 
 
-def _read_image(path: Path, *, height: int, width: int) -> RawScan:
+def read_image(path: Path, *, height: int, width: int) -> RawScan:
     """The filled pixels of a range image. Raises DataError for another shape or order of channels, and for labels."""
     image = read_npy(path)
     if _image_shape(image, path) != (height, width):

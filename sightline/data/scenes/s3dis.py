@@ -115,7 +115,7 @@ class S3dis(LabelledScenes):
             "orientation": "z up, the room's lowest corner at the origin (origin_m in the files' own frame)",
             "class_names": list(CLASS_NAMES),
             "source_order": order,
-            "split": "a part for each area; data.test_area says which one is tested on",
+            "split": "a part for each area; data.test_area is the one for testing",
         }
         summarise = partial(_summary, rooms=rooms, root=root)
         parts = tuple(_part(room, order) for room in rooms)
@@ -151,9 +151,9 @@ def _list(root: Path, order: str | None) -> tuple[str, list[Room] | list[Integer
             raise DataError(f"{root}: raw text names its classes; leave order={order} out")
         return "raw_text", list_rooms(root)
     if order is None:
-        told = "; ".join(f"order={key}: {', '.join(names[7:11])} are 7 to 10" for key, names in ORDERS.items())
+        choices = "; ".join(f"order={key}: {', '.join(names[7:11])} are 7 to 10" for key, names in ORDERS.items())
         raise DataError(
-            f"{integer_rooms[0].files[-1]}: labels are bare integers, and two orders are in use; say which ({told})"
+            f"{integer_rooms[0].files[-1]}: labels are bare integers, and two orders are in use; give one ({choices})"
         )
     return layout, integer_rooms
 
@@ -210,11 +210,11 @@ def _summary(prepared: Prepared, *, rooms: Sequence[Room | IntegerRoom], root: P
     }
     raw = [room for room in rooms if isinstance(room, Room)]
     repairs = [repair.told(root) for room in raw if room.name in mended for repair in read_room(room).repairs]
-    told = [f"lines with stray bytes that were mended: {len(repairs)}"] if repairs else []
+    lines = [f"lines with stray bytes that were mended: {len(repairs)}"] if repairs else []
     return {
         **summarise_scenes(prepared),
         "repairs": repairs,
-        "differences": [*told, *repairs, *told_unknown(raw), *told_missing([room.area for room in rooms])],
+        "differences": [*lines, *repairs, *told_unknown(raw), *told_missing([room.area for room in rooms])],
     }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from sightline import registry
 from sightline.arguments import Count, Fraction, Seed, Share
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, read_cloud, told_passed_over
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, Cloud, check_columns, list_passed_over, read_cloud
 from sightline.data.scenes.labelled_scenes import (
     IGNORED,
     LabelledScenes,
@@ -135,7 +135,7 @@ class SceneFolder(LabelledScenes):
             scene_columns(len(class_names), *_feature_columns(reader)),
             tuple(_part(scene, reader) for scene in scenes),
             about,
-            partial(_summary, passed_over=told_passed_over(root)),
+            partial(_summary, passed_over=list_passed_over(root)),
             options,
         )
         return prepare_native(plan, target, progress=progress)
@@ -151,7 +151,7 @@ class SceneFolder(LabelledScenes):
             },
             "files": ", ".join(CLOUD_SUFFIXES),
             "labels": "a column 'label' of whole numbers from 0; names, one a line, in classes.txt",
-            "obtain": "your own files; docs/data.md says how",
+            "obtain": "your own files; see docs/data.md",
             "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR up_axis=z unit=m",
         }
 
@@ -200,7 +200,7 @@ class _Reader:
         if len(wrong):
             raise DataError(
                 f"{where}: {self.label}[{wrong[0]}] is {given[wrong[0]]:g}, classes are 0 to {self.num_classes - 1}; "
-                "mend the file, complete classes.txt, or say which number stands for no class: unlabelled=N"
+                "mend the file, complete classes.txt, or give the number of points without a class: unlabelled=N"
             )
         return np.where(is_ignored, IGNORED, given).astype(np.uint8)
 
@@ -257,7 +257,7 @@ def _numbered_classes(
         if highest >= _MOST_CLASSES:
             raise DataError(
                 f"{scene.path}: {label} runs to {highest}, {_MOST_CLASSES} classes are possible; is that the label's "
-                "column? If one number stands for no class, say unlabelled=N"
+                "column? If one number marks points without a class, give unlabelled=N"
             )
     return tuple(f"class_{number}" for number in range(highest + 1))
 
@@ -269,12 +269,12 @@ def _digest(scenes: Sequence[ListedScene], class_names: Sequence[str]) -> str:
 
 def _summary(prepared: Prepared, *, passed_over: str) -> dict[str, Any]:
     """Counts, what was passed over, and classes that a part lacks."""
-    told = summarise_scenes(prepared)
+    summary = summarise_scenes(prepared)
     names = prepared.manifest["class_names"]
     lacking = [
         f"no point of the class '{name}' in the part {split}"
-        for split, facts in told["splits"].items()
+        for split, facts in summary["splits"].items()
         for name, count in zip(names, facts["class_counts"], strict=True)
         if not count
     ]
-    return {**told, "differences": [*([passed_over] if passed_over else []), *lacking]}
+    return {**summary, "differences": [*([passed_over] if passed_over else []), *lacking]}

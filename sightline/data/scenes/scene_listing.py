@@ -66,7 +66,7 @@ def read_class_names(root: Path) -> tuple[str, ...] | None:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no UTF-8 text; write one class name a line") from error
+        raise DataError(f"{path}: is not UTF-8 text; write one class name a line") from error
     names = [line.strip() for line in lines]
     for number, name in enumerate(names, start=1):
         if not name or name in names[: number - 1]:

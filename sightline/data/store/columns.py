@@ -1,7 +1,7 @@
 """The columns of a split on their way to the disk: rows of one shape have their place, ragged rows are appended.
 
 A ragged column holds the elements (points) of all rows one after another; all ragged columns of a set are equally long
-in every row, and `<split>.offsets.npy` says where each row starts.
+in every row, and `<split>.offsets.npy` holds the start of each row.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SplitWriter:
     """
 
     def __init__(self, folder: Path, split: str, num_rows: int, columns: Mapping[str, Column]) -> None:
-        assert OFFSETS not in columns, f"'{OFFSETS}' is no name for a column"
+        assert OFFSETS not in columns, f"'{OFFSETS}' cannot be the name of a column"
         self._columns = columns
         self._offsets = np.zeros(num_rows + 1, dtype=np.int64)
         self._offsets_path = folder / f"{split}.{OFFSETS}.npy"

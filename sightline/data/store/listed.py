@@ -1,4 +1,4 @@
-"""Files listed in place: a prepared set that says where its source's files lie, instead of holding copies of them.
+"""Files listed in place: a prepared set that lists where its source's files lie, instead of holding copies of them.
 
 The manifest names one absolute folder, the source that the user gave; `<split>.listed.json` lists the files of every
 row below it, with their size, modification time and SHA-256. No entry leads out of that folder by its name; links that

@@ -1,8 +1,8 @@
-"""The native form of a prepared data set: one array file per split and column, and a manifest that answers for them.
+"""The native form of a prepared data set: one array file per split and column, and a manifest that verifies them.
 
 A prepared folder holds `<split>.<column>.npy`, `<split>.name.json` and `manifest.json`; nothing in it is ever written
 again. The manifest carries a digest of its own text, and the size and SHA-256 of every file. Rows of ragged columns lie
-one after another, and `<split>.offsets.npy` says where each of them starts (columns.py). A set may list files of its
+one after another, and `<split>.offsets.npy` holds the start of each of them (columns.py). A set may list files of its
 source in `<split>.listed.json` instead of copying them (listed.py).
 """
 
@@ -67,7 +67,7 @@ class Prepared:
         """All rows of one column of a split: (rows, *shape of the column), read-only, mapped from the file.
 
         Of a ragged column the elements of all rows, one row after another: (elements, *shape of an element).
-        Raises DataError if the file is not what the manifest says.
+        Raises DataError if the file is not the one in the manifest.
         """
         promise = self.manifest["columns"][column]
         length = self._num_elements(split) if self.is_ragged(column) else self._num_rows(split)
@@ -149,7 +149,7 @@ def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") ->
     command = prepare_command(set_names[0], "DIR", options)
     if not (root / MANIFEST).is_file():
         raise MissingDataError(
-            f"{root}: is no prepared set, it holds {listing(root)}{_unfinished(root)}; to make one: {command}"
+            f"{root}: is not a prepared set, it holds {listing(root)}{_unfinished(root)}; to make one: {command}"
         )
     manifest = read_manifest(root)
     if manifest["set"] not in set_names:
@@ -169,7 +169,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """The manifest of a prepared folder. Raises DataError if it is missing, altered or of another format version."""
     path = root / MANIFEST
     if not path.is_file():
-        raise DataError(f"{root}: is no prepared set, there is no {MANIFEST}; sightline data prepare makes one")
+        raise DataError(f"{root}: is not a prepared set, there is no {MANIFEST}; sightline data prepare makes one")
     manifest = _read_json(path)
     if not _is_sealed(manifest):
         raise DataError(f"{path}: its text was altered after it was written (digest differs); prepare the set again")
@@ -186,14 +186,14 @@ def read_manifest(root: Path) -> dict[str, Any]:
 
 
 def check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises DataError naming the first file that is missing or has another size than the manifest says."""
+    """Raises DataError naming the first file that is missing or has another size than in the manifest."""
     for file_name, promise in manifest["files"].items():
         path = root / file_name
         if not path.is_file():
             raise DataError(f"{path}: is missing, {MANIFEST} lists it; prepare the set again")
         if path.stat().st_size != promise["bytes"]:
             raise DataError(
-                f"{path}: has {path.stat().st_size} bytes, {MANIFEST} says {promise['bytes']}; prepare the set again"
+                f"{path}: has {path.stat().st_size} bytes, {MANIFEST} lists {promise['bytes']}; prepare the set again"
             )
 
 
@@ -253,7 +253,7 @@ def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         raise DataError(f"{path}: does not read as an array ({first_line(error)}); prepare the set again") from error
     if (array.shape, array.dtype) != (shape, dtype):
         raise DataError(
-            f"{path}: holds {array.dtype} {array.shape}, the manifest says {dtype} {shape}; prepare the set again"
+            f"{path}: holds {array.dtype} {array.shape}, the manifest lists {dtype} {shape}; prepare the set again"
         )
     return array
 

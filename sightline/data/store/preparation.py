@@ -1,7 +1,7 @@
 """Write a data set in native form: never half-written, and continued where a killed run stopped.
 
 Work goes on in `<target>.partial`: `set/` is the folder to be, `parts/` holds one note per finished part (names and
-hashes), `origin.json` says what is being prepared. At the end `set/` is renamed to the target.
+hashes), `origin.json` names what is being prepared. At the end `set/` is renamed to the target.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is to be prepared. `about` goes into the manifest as it is; `summarise` adds what the arrays tell.
+    """All that is to be prepared. `about` goes into the manifest as it is; `summarise` adds what the arrays show.
 
     `options` are what the result depends on beyond its files. With `lists_files` the rows name files below `source`
     that stay where they are.
@@ -139,7 +139,7 @@ def prepare_native(plan: Plan, target: Path, *, progress: Progress) -> dict[str,
 def to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
     """The points (N, 3) about their mean, the farthest at distance 1; float32.
 
-    Raises DataError, led by `where`, if all coincide, and for coordinates so large that distances are no numbers.
+    Raises DataError, led by `where`, if all coincide, and for coordinates so large that distances are not finite.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         centred = points - points.mean(axis=0, dtype=np.float64)
@@ -285,7 +285,7 @@ class _Filled(NamedTuple):
 
 
 def _fill(work: Path, plan: Plan, progress: Progress) -> _Filled:
-    """Write the rows of every unfinished part; returns what only the rows could tell."""
+    """Write the rows of every unfinished part; returns what only the rows could show."""
     rows = {split: _Written([], []) for split in plan.split_sizes}
     num_done, num_all = 0, sum(plan.split_sizes.values())
     with ExitStack() as stack:

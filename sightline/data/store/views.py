@@ -28,9 +28,9 @@ __all__ = [
 VIEWS_SET = "views"
 """What the manifest of a view store calls itself."""
 IMAGE = "image"
-_MOST_TOLD = 5
+_MOST_LISTED = 5
 DEFAULT_SIZE_PX = 96
-"""Of pictures that `sightline data render` makes, unless told otherwise."""
+"""The default of `sightline data render` for pictures."""
 
 
 class Views:
@@ -59,8 +59,10 @@ class Views:
         folder = Path(root).expanduser()
         if not (folder / MANIFEST).is_file():
             partial = folder.with_name(folder.name + ".partial")
-            told = f" ({partial} is unfinished; the command that made it continues it)" if partial.is_dir() else ""
-            raise MissingDataError(f"{folder}: is no view store{told}; to make one: {_command('SET', folder)}")
+            unfinished = (
+                f" ({partial} is unfinished; the command that made it continues it)" if partial.is_dir() else ""
+            )
+            raise MissingDataError(f"{folder}: is not a view store{unfinished}; to make one: {_command('SET', folder)}")
         manifest = read_manifest(folder)
         if manifest["set"] != VIEWS_SET:
             raise DataError(
@@ -85,7 +87,7 @@ class Views:
 
     @property
     def num_views(self) -> int:
-        """How many views every object has at least; `counts` tells how many each has."""
+        """How many views every object has at least; `counts` is how many each has."""
         return int(self._counts.min())
 
     @property
@@ -108,16 +110,17 @@ class Views:
     def rows_of(self, names: Sequence[str], *, of: str) -> np.ndarray:
         """Where these objects stand: (len(names),) int64.
 
-        Raises DataError that counts and names those without views; `of` says whose names they are.
+        Raises DataError that counts and names those without views; `of` is whose names they are.
         """
         missing = [name for name in names if name not in self._row_of]
         if missing:
-            more = f" and {len(missing) - _MOST_TOLD} more" if len(missing) > _MOST_TOLD else ""
+            more = f" and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
             held = ", ".join(self.names[:2])
             raise DataError(
                 f"{self.root}: {len(missing)} of {len(names)} objects of {of} have no views here: "
-                f"{', '.join(missing[:_MOST_TOLD])}{more}; it holds {len(self.names)} objects ({held}, ...), rendered "
-                f"from {self.manifest['source']['path']}; render the set that is read: {_command('SET', 'DIR')}"
+                f"{', '.join(missing[:_MOST_LISTED])}{more}; it holds {len(self.names)} objects ({held}, ...), "
+                f"rendered from {self.manifest['source']['path']}; render the set that is read: "
+                f"{_command('SET', 'DIR')}"
             )
         return np.array([self._row_of[name] for name in names], dtype=np.int64)
 
@@ -159,9 +162,9 @@ class Views:
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
-        """What `data info` tells of a store."""
+        """What `data info` prints of a store."""
         views = cls.open(root)
-        told = ("of", "style", "cameras", "background", "up_axis", "differences")
+        shown = ("of", "style", "cameras", "background", "up_axis", "differences")
         return {
             "set": VIEWS_SET,
             "root": str(root.resolve()),
@@ -169,7 +172,7 @@ class Views:
             "sizes": {split: facts["num_rows"] for split, facts in views.manifest["splits"].items()},
             "views_per_object": _told_range(views._counts),
             "size_px": views.size_px,
-            **{key: views.manifest[key] for key in told if key in views.manifest},
+            **{key: views.manifest[key] for key in shown if key in views.manifest},
         }
 
     def _stored(self, part: int, row: int, view: int) -> np.ndarray:
@@ -202,7 +205,7 @@ class StoredPictures:
 def opened_views(root: str | None, *, background: Background | None, without_views: str) -> Views | None:
     """The store that a data set's arguments name, None where they name none. Raises as `Views.open`.
 
-    Raises ConfigError for arguments that say how views are shown where there are none.
+    Raises ConfigError for arguments on how views are shown where there are none.
     """
     if root is not None:
         return Views.open(root)

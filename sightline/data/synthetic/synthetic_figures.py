@@ -122,7 +122,7 @@ class SyntheticFigures(DepthFrames):
 
     def _draw(self, draws: Draws, lasting: Draws) -> Figures:
         """A pose for each of the streams, fitting or not; `lasting` are the same for every pose tried for a sample."""
-        raise NotImplementedError(f"{type(self).__name__} must answer _draw")
+        raise NotImplementedError(f"{type(self).__name__} must define _draw")
 
     def _is_before_camera(self, figures: Figures) -> np.ndarray:
         """Which figures lie before the camera, with every joint in the cube about the middle one and in the picture."""

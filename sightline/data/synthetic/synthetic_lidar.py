@@ -9,12 +9,13 @@ import torch
 
 from sightline import registry
 from sightline.arguments import Count, Factor, Fraction, Seed
+from sightline.data.scans.label_maps import LabelMap
 from sightline.data.scans.samples import FEATURES, mean_and_spread, scan_fields, sums_of
 from sightline.data.scans.sensors import SensorBlock, sensor_of
 from sightline.data.synthetic.lidar_street import CLASS_IDS, FARTHEST_M, Disturbance, Scan, cast_street, draw_street
 from sightline.data.synthetic.synthetic_shapes import Many
 from sightline.errors import ConfigError
-from sightline.types import DataInfo, Sample, SampleKey
+from sightline.types import DataInfo, Sample, SampleKey, ScanForm
 
 __all__ = ["CLASS_NAMES", "SyntheticLidar"]
 
@@ -22,6 +23,8 @@ CLASS_NAMES = ("unlabeled", *CLASS_IDS)
 """Class 0 counts as in SemanticKITTI, and no point has it."""
 _SPLITS = ("train", "test")
 _MAX_CACHE_BYTES = 2**28
+_COLUMNS = ("x", "y", "z", "remission", "ring")
+"""Of a raw file that a run on these scans predicts."""
 _NUM_MEASURED = 4
 """Training scans from which mean and spread of the model's input are estimated."""
 
@@ -90,6 +93,15 @@ class SyntheticLidar:
         """Without the scans made so far: a worker process makes its own, with the same bits."""
         return self.__dict__ | {"_made": {}, "_made_bytes": 0}
 
+    @property
+    def label_map(self) -> LabelMap:
+        """From the ids of SemanticKITTI to classes and back."""
+        names = dict(zip((0, *CLASS_IDS.values()), CLASS_NAMES, strict=True))
+        forth = {raw: label for label, raw in enumerate(names)}
+        back = {label: raw for raw, label in forth.items()}
+        tables = {"labels": names, "learning_map": forth, "learning_map_inv": back, "learning_ignore": {0: True}}
+        return LabelMap(tables, where="synthetic_lidar")
+
     def scan(self, split: str, index: int) -> Scan:
         """A scan as it was cast, with the ids of SemanticKITTI and the thing that every return came from."""
         generator = SampleKey(index, _SPLITS.index(split), self._data_seed).generator()
@@ -132,7 +144,13 @@ class SyntheticLidar:
             facts["class_counts"] = tuple(np.asarray(counts).tolist())
         reach = FARTHEST_M + 8 * self._disturbance.range_m
         fields = scan_fields(num_classes=len(CLASS_NAMES), reach_m=reach, num_beams=self._sensor.num_beams)
-        return DataInfo(facts=facts, fields=fields, split_sizes=self._sizes, features=FEATURES)
+        form = ScanForm(
+            (0, *CLASS_IDS.values()),
+            columns=_COLUMNS,
+            remission_max=self._sensor.remission_max,
+            num_beams=self._sensor.num_beams,
+        )
+        return DataInfo(facts=facts, fields=fields, split_sizes=self._sizes, features=FEATURES, scans=form)
 
     def _measure_input(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and spread of range, x, y, z and remission over the first training scans."""

@@ -15,7 +15,8 @@ __all__ = ["Census", "census_of"]
 class Census(NamedTuple):
     """Of each class the `targets` (points, or samples) of a part that have it, and the `samples` that show it.
 
-    `looked_at` says how many samples were counted; `is_whole` that these were all of them.
+    `looked_at` states how many samples were counted; `is_whole` that these were all of them. `num_single` samples, of
+    `num_labelled` whose points have labels, show one class alone.
     """
 
     split: str
@@ -23,10 +24,12 @@ class Census(NamedTuple):
     samples: np.ndarray
     looked_at: str
     is_whole: bool
+    num_single: int = 0
+    num_labelled: int = 0
 
 
 def census_of(survey: PartSurvey, thoroughly: Callable[[PartSurvey], PartSurvey]) -> Census | None:
-    """The census of a part, read `thoroughly` where nothing tells all labels. None without labels of classes."""
+    """The census of a part, read `thoroughly` where nothing lists all labels. None without labels of classes."""
     num_classes = survey.part.dataset.info.facts.get("num_classes")
     if not isinstance(num_classes, int) or not survey.labellings:
         return None
@@ -38,8 +41,12 @@ def census_of(survey: PartSurvey, thoroughly: Callable[[PartSurvey], PartSurvey]
     survey = thoroughly(survey)
     targets, samples = np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64)
     ignored = survey.part.dataset.info.facts.get("ignore_index")
+    num_single = num_labelled = 0
     for labelling in survey.labellings:
         is_class = (labelling.classes >= 0) & (labelling.classes < num_classes) & (labelling.classes != ignored)
         targets[labelling.classes[is_class]] += labelling.counts[is_class]
         samples[labelling.classes[is_class]] += 1
-    return Census(split, targets, samples, survey.extent, survey.is_whole)
+        if labelling.counts.sum() > 1:
+            num_single += int(is_class.sum() == 1)
+            num_labelled += 1
+    return Census(split, targets, samples, survey.extent, survey.is_whole, num_single, num_labelled)

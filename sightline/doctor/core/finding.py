@@ -1,4 +1,4 @@
-"""What a check says: the cause first, where it is, what was measured against what was expected, what to do."""
+"""The report of a check: the cause first, where it is, what was measured against what was expected, what to do."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Finding:
-    """One silent bug, or a fact worth telling.
+    """One silent bug, or a fact worth reporting.
 
     `error` is kept for a broken invariant, with its counter-example; `warning` for a statistic outside its band;
     `note` for a fact. `cause` and `alternatives` are of `CAUSES`, the likeliest first.

@@ -1,4 +1,4 @@
-"""Findings of all processes as one list, and symptoms told under the cause that explains them."""
+"""Findings of all processes as one list, and symptoms reported under the cause that explains them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "label-range": (*_FIRST_STEP, "untrained-class"),
     "label-outside-parts": (*_OF_LABELS, "first-evaluation"),
     "missing-category": (*_FIRST_STEP, "category-input"),
-    "channel-contract": (*_FIRST_STEP, "dataset-mismatch"),
+    "channel-contract": (*_FIRST_STEP, "dataset-mismatch", "input-statistics", "projection-coverage"),
+    "ignored-targets": ("initial-loss",),
     "class-weight-length": (*_STEP_AND_LOSS, *_OF_METRICS, "class-names"),
     "class-names": ("untrained-class",),
     "negatives": ("initial-contrast",),
@@ -59,17 +60,17 @@ _SAME_FIELD: dict[str, tuple[str, ...]] = {
 def merge(findings: Iterable[Finding]) -> list[Finding]:
     """The gravest first. What an error explains is not reported again: it is listed in that error's evidence."""
     left = _joined(findings)
-    told: list[Finding] = []
+    merged: list[Finding] = []
     for code in _EXPLAINS:
         for cause in [f for f in left if f.severity == "error" and f.code == code]:
             symptoms = [f for f in left if f is not cause and _is_explained(f, cause)]
             left = [f for f in left if f is not cause and f not in symptoms]
-            told.append(_with(cause, "explains", [f"[{symptom.code}] {symptom.summary}" for symptom in symptoms]))
-    return sorted([*told, *left], key=lambda f: (_SEVERITIES.index(f.severity), f.code in _OF_BOTH_SETS))
+            merged.append(_with(cause, "explains", [f"[{symptom.code}] {symptom.summary}" for symptom in symptoms]))
+    return sorted([*merged, *left], key=lambda f: (_SEVERITIES.index(f.severity), f.code in _OF_BOTH_SETS))
 
 
 def agree(findings: Sequence[Finding], world: World) -> list[Finding]:
-    """The findings of every process, the same list everywhere; one that several have is told once. A collective."""
+    """The findings of every process, the same list everywhere; one that several have is reported once. A collective."""
     if world.size == 1:
         return list(findings)
     texts = world.gather_text(json.dumps([f.to_dict() for f in findings], default=str), what="findings")

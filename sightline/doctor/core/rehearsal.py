@@ -44,8 +44,11 @@ __all__ = [
 ]
 
 _PACKAGE = Path(__file__).resolve().parents[2]
-_RUNNERS = (_PACKAGE / "doctor", _PACKAGE / "engine" / "step.py")  # they run a step, and are no place of its faults
-NUM_SAMPLES = 4  # batch norm over two rows says +-1 whatever comes in; three is the number of coordinates
+_RUNNERS = (
+    _PACKAGE / "doctor",
+    _PACKAGE / "engine" / "step.py",
+)  # they run a step, but are not the place of its faults
+NUM_SAMPLES = 4  # batch norm over two rows gives +-1 for any input; three is the number of coordinates
 _FEWEST_SAMPLES = 2
 _MOST_TRIES = 8
 _MOST_SECONDS = 3.0
@@ -98,7 +101,7 @@ class Rehearsal:
     """What one training step on copies showed; the run's own model, optimiser and data are as before.
 
     `model` is the copy after the backward pass, before any update, its gradients in place. `ends` names the operation
-    that made each output. `skipped` says why there was no step, where the time for one was short.
+    that made each output. `skipped` gives the reason for no step, where the time for one was short.
     """
 
     model: nn.Module
@@ -136,7 +139,8 @@ def rehearse(job: Job, device: torch.device, *, forward_s: float = math.inf) -> 
     """Forward and backward on four samples of the first step; on more where a parameter got no gradient.
 
     Where a forward pass needs more than `forward_s` of this thread's own time, which other load and compiling leave as
-    it is, two samples are tried, and then a forward pass alone of one in evaluation mode: `stage` and `skipped` say so.
+    it is, two samples are tried, and then a forward pass alone of one in evaluation mode: `stage` and `skipped` record
+    it.
     """
     for num_samples in (NUM_SAMPLES, _FEWEST_SAMPLES):
         try:
@@ -176,7 +180,7 @@ def _rehearse(job: Job, device: torch.device, num_samples: int, deadline: float)
 def _look(job: Job, device: torch.device, deadline: float) -> Rehearsal:
     """Outputs and losses of one sample in evaluation mode; nothing of them where these fail or take too long.
 
-    What fails here need not fail in training, where there are more samples, so it is no `failure`.
+    What fails here need not fail in training, where there are more samples, so it is not a `failure`.
     """
     result = Rehearsal(copy_of(job.model), {})
     watch = Watch(result, deadline)

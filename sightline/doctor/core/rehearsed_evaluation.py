@@ -38,7 +38,7 @@ class RehearsedEvaluation:
     """An evaluation of up to four samples of `part`; the run's own model, metrics and data are as before.
 
     `component` and `path` name what worked last, and its place in the config: after a failure, what failed. `skipped`
-    says why nothing was evaluated, where the time was short.
+    gives the reason why nothing was evaluated, where the time was short.
     """
 
     part: Part

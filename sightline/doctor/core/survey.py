@@ -168,7 +168,7 @@ def survey_part(
 def _pieces(part: Part, chunks: Iterator[list[SampleKey]]) -> Iterator[list[SampleKey]]:
     """What is read before the clock is looked at: samples that are read one by one may each be a whole building."""
     for keys in chunks:
-        yield from [keys] if _answers_batches(part.dataset) else ([key] for key in keys)
+        yield from [keys] if _serves_batches(part.dataset) else ([key] for key in keys)
 
 
 def _note(result: PartSurvey, index: int, sample: Sample) -> None:
@@ -219,14 +219,14 @@ def _first_unreadable(dataset: Dataset, keys: Sequence[SampleKey]) -> tuple[int,
 
 
 def read_samples(dataset: Dataset, keys: Sequence[SampleKey]) -> list[Sample]:
-    """Samples before any transform; rows of whole batches where the data set answers these with equal shapes."""
-    if not _answers_batches(dataset):
+    """Samples before any transform; rows of whole batches where the data set serves these with equal shapes."""
+    if not _serves_batches(dataset):
         return [dataset[key] for key in keys]
     batch = dataset.get_batch(keys)  # type: ignore[attr-defined]
     return [{name: value[row] for name, value in batch.items()} for row in range(len(keys))]
 
 
-def _answers_batches(dataset: Dataset) -> bool:
+def _serves_batches(dataset: Dataset) -> bool:
     is_stacked = all(promise.collate == "stack" for promise in dataset.info.fields.values())
     return DataMembers.get_batch.of(dataset) is not None and is_stacked
 
@@ -245,7 +245,7 @@ def labels_of_all(survey: PartSurvey) -> np.ndarray | None:
 
 
 def parts_of(facts: Mapping[str, Any]) -> list[list[int]] | None:
-    """The parts of each category where labels are parts; a set that merely knows its parts states `num_parts`."""
+    """The parts of each category where labels are parts; a set that merely has parts states `num_parts`."""
     if "parts_of_category" not in facts or "num_parts" in facts:
         return None
     return [list(parts) for parts in facts["parts_of_category"]]
@@ -271,7 +271,7 @@ def distinct_parts(data: Data) -> list[Part]:
 
 
 def name_sample(dataset: Dataset, index: int) -> str:
-    """A sample as a person finds it: its index, and its name or file where the data set tells it."""
+    """A sample as a person finds it: its index, and its name or file where the data set has it."""
     name_of = DataMembers.name_of.of(dataset)
     return f"sample {index}" if name_of is None else f"sample {index} ({name_of(index)})"
 

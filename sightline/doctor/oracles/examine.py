@@ -38,7 +38,7 @@ _CPU = torch.device("cpu")
 def examine(
     job: Job, config: RunConfig, facts: Mapping[str, Any], batch: Batch, outputs: Mapping[str, Any]
 ) -> list[Row]:
-    """A row for each kind of layer, in the model's order, and for each loss; what there was no time for says so.
+    """A row for each kind of layer, in the model's order, and for each loss; rows without time for a check record it.
 
     `batch` and `outputs` are of a training step before any update, on the CPU.
     """
@@ -54,7 +54,7 @@ def examine_layers(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) 
     found = []
     for names in step.kinds:
         module = step.modules[names[0]]
-        row = Row(_told(module), names[0] or "(the whole model)", len(names), file=file_of(type(module)))
+        row = Row(_describe(module), names[0] or "(the whole model)", len(names), file=file_of(type(module)))
         if working_s() - started > _MOST_SECONDS:
             found.append(dataclasses.replace(row, note="no time was left"))
         elif is_known(module) or not step.is_read(names[0]):
@@ -82,7 +82,7 @@ class _Step:
         }
 
     def is_read(self, name: str) -> bool:
-        """Whether it was not called, but a layer that holds it was: that one reads its parameters and stands for it."""
+        """Whether it was not called, but a layer that holds it was: that one reads its parameters and represents it."""
         above = name
         while above := above.rpartition(".")[0]:
             if above in self.called and type(self.modules[above]) not in _CONTAINERS:
@@ -91,7 +91,7 @@ class _Step:
 
 
 def _tried(step: _Step, name: str, row: Row) -> Row:
-    """What a layer that does not run in float64, or alone, dies of is no finding: it was not checked."""
+    """The error of a layer that does not run in float64, or alone, is not a finding: it was not checked."""
     module = step.modules[name]
     try:
         if is_known(module):
@@ -133,6 +133,6 @@ def _signature(module: nn.Module) -> Any:
     return type(module), tuple(plain), tuple(shapes), own, below
 
 
-def _told(module: nn.Module) -> str:
+def _describe(module: nn.Module) -> str:
     """Type and arguments, without what is inside."""
     return f"{type(module).__name__}({module.extra_repr()})"

@@ -34,7 +34,7 @@ def examine_known(module: nn.Module, row: Row, *, seed: int = 0) -> Row:
     }
     weakest, slope = worst(slopes)
     part, forward = worst(errors)
-    told = f"its {part} differs" if forward is not None and forward > FORWARD and part != "output" else ""
+    label = f"its {part} differs" if forward is not None and forward > FORWARD and part != "output" else ""
     return dataclasses.replace(
         row,
         forward=forward,
@@ -42,12 +42,12 @@ def examine_known(module: nn.Module, row: Row, *, seed: int = 0) -> Row:
         drift=_drift(small, values),
         weakest=weakest,
         tolerance=EXACT_GRADIENT,
-        note=told,
+        note=label,
     )
 
 
 def _forward_errors(small: nn.Module, values: Tensor) -> dict[str, float]:
-    """Of everything that the definition says: outputs, and what batch norm remembers."""
+    """Of everything in the definition: outputs, and what batch norm remembers."""
     found = reference_of(small)
     assert found is not None, "asked of known layers alone"
     _, reference = found
@@ -76,7 +76,7 @@ def _slopes(small: nn.Module, values: Tensor, seed: int) -> Mapping[str, dict[st
     """In training mode, and in evaluation where that is something else."""
     differs = isinstance(small, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd)
     found = {}
-    for mode, told in ((True, ""), (False, "in evaluation: ")) if differs else ((True, ""),):
+    for mode, label in ((True, ""), (False, "in evaluation: ")) if differs else ((True, ""),):
         layer = copy.deepcopy(small).train(mode)
         given = values.clone().requires_grad_(True)
         tensors: dict[str, list[Tensor]] = {"input": [given]}
@@ -86,7 +86,7 @@ def _slopes(small: nn.Module, values: Tensor, seed: int) -> Mapping[str, dict[st
             torch.manual_seed(seed)  # what is dropped at random is dropped again
             return [layer(given.clone())]  # a copy, for layers that write into what they are given
 
-        found[told] = gradient_errors(evaluate, tensors, seed=seed)
+        found[label] = gradient_errors(evaluate, tensors, seed=seed)
     return found
 
 

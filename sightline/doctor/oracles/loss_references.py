@@ -1,4 +1,4 @@
-"""Losses once more, row by row in plain float64: what their definitions say, and nothing of how they are computed."""
+"""Losses once more, row by row in plain float64: their definitions, without the way in which they are computed."""
 
 from __future__ import annotations
 

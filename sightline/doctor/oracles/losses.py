@@ -76,7 +76,7 @@ def _examine(row: Row, component: Component, given: _Given) -> Row:
     errors = gradient_errors(evaluate, groups)
     weakest, slope = worst(errors)
     second, note = _second(evaluate, groups)
-    forward, told = _forward(component, given)
+    forward, form = _forward(component, given)
     value = given.mean(name)
     narrow = {k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in given.outputs.items()}
     drift = abs(given.mean(name, narrow) - value) / max(abs(value), 1e-30)
@@ -88,7 +88,7 @@ def _examine(row: Row, component: Component, given: _Given) -> Row:
         drift=drift if math.isfinite(drift) else None,
         weakest=weakest,
         tolerance=EXACT_GRADIENT,
-        note="; ".join(filter(None, (told, uncompared(groups, errors), note if read else "it depends on no output"))),
+        note="; ".join(filter(None, (form, uncompared(groups, errors), note if read else "it depends on no output"))),
     )
 
 
@@ -125,12 +125,12 @@ def _forward(component: Component, given: _Given) -> tuple[float | None, str]:
     squares = squares_of(given.job, given.batch, given.outputs, component.name)
     if squares is None:
         return None, ""
-    told = f"a mean square of {squares.output_key} - {squares.target_key or 'a target that is no key of the batch'}"
+    form = f"a mean square of {squares.output_key} - {squares.target_key or 'a target that is not a key of the batch'}"
     if rightful_factor(squares) is None:
-        told += f", times {squares.factor:.4g}"
+        form += f", times {squares.factor:.4g}"
     if squares.target_key is None and rightful_factor(squares):
-        return None, told
-    return abs(measured - _mean_square(squares, given)), told
+        return None, form
+    return abs(measured - _mean_square(squares, given)), form
 
 
 def _mean_square(squares: Squares, given: _Given) -> float:
@@ -211,7 +211,7 @@ _REFERENCES: dict[str, Callable[[Component, _Given], float]] = {
 
 
 def _arguments(component: Component) -> dict[str, Any]:
-    """What the block says, and the defaults of what it leaves out."""
+    """The arguments of the block, and the defaults of the others."""
     known = registry.losses.entry(component).arguments
     return {name: component.arguments.get(name, parameter.default) for name, parameter in known.items()}
 

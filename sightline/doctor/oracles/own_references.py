@@ -1,4 +1,4 @@
-"""Layers of the package that have fast forms, once more in NumPy and float64 as their definitions say it."""
+"""Layers of the package that have fast forms, once more in NumPy and float64, by their definitions."""
 
 from __future__ import annotations
 

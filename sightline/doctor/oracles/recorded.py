@@ -85,7 +85,7 @@ def examine_recorded(module: nn.Module, call: Call, row: Row, *, silent: set[str
     if once > _MOST_SECONDS / 4:
         return dataclasses.replace(row, note=f"one pass takes {once:.1f} s")
     if not all(torch.equal(one, two) for one, two in zip(outputs, again, strict=True)):
-        return dataclasses.replace(row, note="answers differ from call to call under one seed")
+        return dataclasses.replace(row, note="outputs differ from call to call under one seed")
     if once * (2 * len(groups) + 1) > _MOST_SECONDS:
         groups = {"all that it reads": [tensor for tensors in groups.values() for tensor in tensors]}
     errors = gradient_errors(evaluate, groups, seed=seed, step=_STEP)

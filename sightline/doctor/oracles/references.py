@@ -1,4 +1,4 @@
-"""Layers once more, in NumPy and float64, as their definitions say it: plain loops over what comes out.
+"""Layers once more, in NumPy and float64, by their definitions: plain loops over what comes out.
 
 Each takes the layer's module, for its arguments and weights, and the input, and gives the output. They are slow and
 share nothing with torch's kernels.

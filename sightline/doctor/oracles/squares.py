@@ -48,17 +48,17 @@ class Squares:
 
     @property
     def zero(self) -> float:
-        """The loss of a network that answers 0 everywhere: the mean square of the targets."""
+        """The loss of a network that predicts 0 everywhere: the mean square of the targets."""
         return self.mean(0.0)
 
     @property
     def middle(self) -> float:
-        """The best constant answer: the (weighted) mean target."""
+        """The best constant prediction: the (weighted) mean target."""
         return float((self.weight * self.target).sum() / self.weight.sum())
 
     @property
     def constant(self) -> float:
-        """The loss of the best constant answer: the variance of the targets."""
+        """The loss of the best constant prediction: the variance of the targets."""
         return self.mean(self.middle)
 
 

@@ -28,7 +28,7 @@ SHARES = (0.5, 0.1, 0.01)
 FITTED = 0.1
 """The share at which samples count as fitted. Source: the pass rule of an over-fitted sample, a tenth."""
 EXPLODED = 100.0
-"""A loss this many times the way above the floor ends an attempt: what it may hit later by chance is no fit."""
+"""A loss this many times the way above the floor ends an attempt: what it may hit later by chance is not a fit."""
 _NO_WAY = 1e-9
 """A way from the first loss to the floor that is shorter than this share of them is none."""
 
@@ -42,7 +42,8 @@ class Bench:
     """What all attempts share: the run whose weights they begin with, the batch, and what of the recipe is kept on.
 
     `floor` is the lowest loss that any outputs could have; None where the loss has none. `score` is asked after an
-    attempt that fitted the samples, with its job, which it uses up, and the batch: what the run's metric says of them.
+    attempt that fitted the samples, with its job, which it uses up, and the batch: the figure of the run's metric for
+    them.
     """
 
     built: Built
@@ -71,8 +72,9 @@ class Bench:
 class Curve:
     """How one attempt went. `losses` holds the whole loss before each step, and after the last one; `terms` each loss.
 
-    `stop` says why it ended: the smallest of `SHARES` was reached, the steps were over, a gradient was not finite, the
-    loss exploded, or another rate had been faster. `score` is the run's metric on the samples where they were fitted.
+    `stop` is the reason for its end: the smallest of `SHARES` was reached, the steps were over, a gradient was not
+    finite, the loss exploded, or another rate had been faster. `score` is the run's metric on the samples where they
+    were fitted.
     """
 
     optimizer: str
@@ -190,13 +192,13 @@ def fit(
         if watch is not None:
             watch(step, job)
         try:
-            told = optimise_once(job, replica, [batch], world, clock)
+            terms_at_step = optimise_once(job, replica, [batch], world, clock)
         except NonFiniteGradientError:
             stop = "not finite"
             break
         for term in job.weights:
-            terms.setdefault(term, []).append(told[term])
-        losses.append(sum(weight * told[term] for term, weight in job.weights_at(step).items()))
+            terms.setdefault(term, []).append(terms_at_step[term])
+        losses.append(sum(weight * terms_at_step[term] for term, weight in job.weights_at(step).items()))
         curve = Curve(name, rate, precision, bench.floor, (losses[0], losses[-1]))
         if curve.shares[-1] <= SHARES[-1] and watch is None:
             stop = "reached"
@@ -233,7 +235,7 @@ def _constant(step: int) -> float:
 
 
 class _NoClock:
-    """The loop tells how long its parts take; here nobody asks."""
+    """The loop reports how long its parts take; here nobody reads it."""
 
     def lap(self, name: str) -> None:
         """Nothing."""

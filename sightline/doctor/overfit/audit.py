@@ -1,4 +1,4 @@
-"""What the samples themselves rule out: numbers that are none, targets that are empty, equal inputs that contradict."""
+"""Faults of the samples themselves: NaN or infinite numbers, empty targets, equal inputs that contradict."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch import Tensor
 from sightline.describe.flow import leaves
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.overfit.attempts import Bench
+from sightline.doctor.overfit.fit_reporter import FitReporter
 from sightline.doctor.overfit.loss_probe import LossProbe
 from sightline.doctor.overfit.samples import Samples
-from sightline.doctor.overfit.told import Teller
 
 __all__ = ["audit_batch", "audit_first_loss", "audit_targets", "first_sample"]
 
 
-def audit_batch(bench: Bench, tell: Teller) -> list[Finding]:
+def audit_batch(bench: Bench, reporter: FitReporter) -> list[Finding]:
     """Numbers of the batch that are not finite."""
     found = []
     for path, tensor in leaves(bench.batch):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
             found.append(
-                tell.finding(
+                reporter.finding(
                     severity="error",
-                    summary=f"'{path}' of the samples holds numbers that are none",
+                    summary=f"'{path}' of the samples holds NaN or infinite numbers",
                     causes=("data.corrupt_sample", "data.normalisation"),
                     path="data",
                     sample=_row_of(bench.batch, tensor),
@@ -42,8 +42,8 @@ def audit_batch(bench: Bench, tell: Teller) -> list[Finding]:
     return found
 
 
-def audit_first_loss(probe: LossProbe, tell: Teller) -> Finding | None:
-    """A first loss that is no number, of samples that are: the model's outputs, or else the loss, give none."""
+def audit_first_loss(probe: LossProbe, reporter: FitReporter) -> Finding | None:
+    """A first loss that is not finite, of finite samples: the model's outputs, or else the loss, are at fault."""
     if math.isfinite(probe.start):
         return None
     broken = [name for name in probe.read if not bool(probe.outputs[name].isfinite().all())]
@@ -53,11 +53,11 @@ def audit_first_loss(probe: LossProbe, tell: Teller) -> Finding | None:
         measured += f"; {bad} of {of} numbers of '{broken[0]}' are NaN or infinite"
     elif probe.read:
         measured += f"; all numbers of {', '.join(probe.read)} are finite"
-    return tell.finding(
+    return reporter.finding(
         severity="error",
-        summary=f"the model gives numbers that are none in '{broken[0]}', before the first step"
+        summary=f"the model gives NaN or infinity in '{broken[0]}', before the first step"
         if broken
-        else "the loss of finite outputs is no number, before the first step",
+        else "the loss of finite outputs is not finite, before the first step",
         causes=("model.numerics", "model.init") if broken else ("loss.form", "model.numerics"),
         path="model" if broken else "losses",
         measured=measured,
@@ -68,22 +68,22 @@ def audit_first_loss(probe: LossProbe, tell: Teller) -> Finding | None:
     )
 
 
-def audit_targets(bench: Bench, samples: Samples, probe: LossProbe, tell: Teller) -> list[Finding]:
+def audit_targets(bench: Bench, samples: Samples, probe: LossProbe, reporter: FitReporter) -> list[Finding]:
     """Losses that count nothing, targets that are all one number, and equal inputs with different targets."""
-    found = [*_of_counts(bench, probe, tell), *_of_contradiction(samples, probe, tell)]
-    return [*found, *_of_constant(bench, probe, tell)]
+    found = [*_of_counts(bench, probe, reporter), *_of_contradiction(samples, probe, reporter)]
+    return [*found, *_of_constant(bench, probe, reporter)]
 
 
-def _of_counts(bench: Bench, probe: LossProbe, tell: Teller) -> Iterator[Finding]:
+def _of_counts(bench: Bench, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
     job = bench.built.job
     weights = job.weights_at(job.num_steps)
     for name, count in probe.counts.items():
         if count == 0 and weights[name] > 0:
-            yield tell.finding(
+            yield reporter.finding(
                 severity="error",
-                summary=f"the loss '{name}' counts nothing in these samples: there is no target to fit",
+                summary=f"the loss '{name}' has a count of 0 for these samples: there is no target to fit",
                 causes=("data.ignore_handling", "data.target_encoding"),
-                path=tell.loss_path(name),
+                path=reporter.loss_path(name),
                 sample=first_sample(bench),
                 measured="a count of 0: every target is ignored, or absent",
                 expected="at least one target that counts",
@@ -91,14 +91,14 @@ def _of_counts(bench: Bench, probe: LossProbe, tell: Teller) -> Iterator[Finding
             )
 
 
-def _of_constant(bench: Bench, probe: LossProbe, tell: Teller) -> Iterator[Finding]:
+def _of_constant(bench: Bench, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
     """A float target of one number throughout: it can be fitted by a network that does nothing."""
     for name in probe.targets:
         value = bench.batch[name]
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1:
             low, high = float(value.min()), float(value.max())
             if low == high:
-                yield tell.finding(
+                yield reporter.finding(
                     severity="warning",
                     summary=f"the target '{name}' is {low:g} everywhere: fitting it proves nothing",
                     causes=("data.target_encoding", "data.centre"),
@@ -110,8 +110,8 @@ def _of_constant(bench: Bench, probe: LossProbe, tell: Teller) -> Iterator[Findi
                 )
 
 
-def _of_contradiction(samples: Samples, probe: LossProbe, tell: Teller) -> Iterator[Finding]:
-    """Two samples that the model cannot tell apart, and whose targets differ, or that losses must part."""
+def _of_contradiction(samples: Samples, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
+    """Two samples that the model cannot distinguish, and whose targets differ, or that losses must separate."""
     first: dict[bytes, tuple[int, bytes]] = {}
     for key in samples.keys:
         batch = samples.reader([key])
@@ -123,22 +123,22 @@ def _of_contradiction(samples: Samples, probe: LossProbe, tell: Teller) -> Itera
             continue
         if other[1] != wanted:
             differing = ", ".join(probe.targets)
-            yield tell.finding(
+            yield reporter.finding(
                 severity="error",
                 summary=f"samples {other[0]} and {key.index} are the same to the model and have different targets",
                 causes=("data.label_mapping", "data.corrupt_sample", "data.duplicate_randomness"),
                 path="data",
                 sample=key.index,
                 measured=f"equal {', '.join(probe.inputs)}; different {differing}",
-                expected="equal inputs have equal targets: no network gives two answers to one question",
+                expected="equal inputs have equal targets: no network gives two outputs for one input",
                 action="one of the two targets is wrong; mend or leave out the sample",
                 evidence={"samples": [other[0], key.index]},
             )
             return
         if not probe.targets:
-            yield tell.finding(
+            yield reporter.finding(
                 severity="error",
-                summary=f"samples {other[0]} and {key.index} are the same to the model, and the loss must part them",
+                summary=f"samples {other[0]} and {key.index} are the same to the model, but the loss compares them",
                 causes=("data.pairing", "data.duplicate_randomness"),
                 path="data",
                 sample=key.index,
@@ -151,7 +151,7 @@ def _of_contradiction(samples: Samples, probe: LossProbe, tell: Teller) -> Itera
 
 
 def first_sample(bench: Bench) -> int | None:
-    """The first sample of the batch, where it says which that is."""
+    """The first sample of the batch, where the batch has its index."""
     index = bench.batch.get("sample_index")
     return int(index[0]) if isinstance(index, Tensor) and len(index) else None
 

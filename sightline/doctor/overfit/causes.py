@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from torch import nn
 
 from sightline.doctor.core.finding import Finding, Severity
 from sightline.doctor.overfit.attempts import FITTED, Bench, Curve
+from sightline.doctor.overfit.fit_reporter import FitReporter
 from sightline.doctor.overfit.grid import Verdict, run_candidate
 from sightline.doctor.overfit.loss_probe import LossProbe, Slope
 from sightline.doctor.overfit.network import activation_cause, constant_cause, gradient_cause, head_cause
 from sightline.doctor.overfit.numbers import lowered_in
 from sightline.doctor.overfit.recipes import Candidate, own_rate
-from sightline.doctor.overfit.told import Teller
 
 __all__ = ["Case", "Part", "bent_losses", "bisect", "loss_cause"]
 
@@ -26,11 +25,15 @@ _LEADS_NOWHERE = 1e-3
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of the bisection showed."""
+    """The outcome of one part of the bisection."""
 
     name: str
-    told: str
+    shown: str
     is_guilty: bool = False
+
+    def to_dict(self) -> dict[str, str | bool]:
+        """Plain values for JSON."""
+        return {"name": self.name, "told": self.shown, "is_guilty": self.is_guilty}
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Case:
     probe: LossProbe
     verdicts: Sequence[Verdict]
     candidates: Sequence[Candidate]
-    teller: Teller
-    tell: Callable[[str], None]
+    reporter: FitReporter
+    note: Callable[[str], None]
 
     @property
     def own(self) -> Verdict:
@@ -61,16 +64,16 @@ def bisect(case: Case) -> tuple[Finding, list[Part], list[Verdict]]:
         ("loss", lambda: _loss(case)),
         ("optimiser", lambda: _optimiser(case)),
         ("precision", lambda: _precision(case, further)),
-        ("output range", lambda: activation_cause(case.bench, case.probe, case.teller)),
-        ("head", lambda: head_cause(case.bench, case.teller, is_falling=bool(_falling(case)))),
-        ("features", lambda: constant_cause(case.bench, case.probe, case.teller)),
+        ("output range", lambda: activation_cause(case.bench, case.probe, case.reporter)),
+        ("head", lambda: head_cause(case.bench, case.reporter, is_falling=bool(_falling(case)))),
+        ("features", lambda: constant_cause(case.bench, case.probe, case.reporter)),
         ("steps", lambda: _too_slow(case)),
-        ("gradients", lambda: gradient_cause(case.bench, case.teller)),
+        ("gradients", lambda: gradient_cause(case.bench, case.reporter)),
     )
     for name, look in steps:
-        case.tell(f"why: {name}")
-        finding, told = look()
-        parts.append(Part(name, told, finding is not None))
+        case.note(f"why: {name}")
+        finding, shown = look()
+        parts.append(Part(name, shown, finding is not None))
         if finding is not None:
             return finding, parts, further
     return _unexplained(case, parts), parts, further
@@ -80,26 +83,26 @@ def bisect(case: Case) -> tuple[Finding, list[Part], list[Verdict]]:
 
 
 def _loss(case: Case) -> tuple[Finding | None, str]:
-    finding = loss_cause(case.probe, case.teller)
+    finding = loss_cause(case.probe, case.reporter)
     if finding is None and not any(verdict.best.is_fitted for verdict in case.verdicts):
-        finding = next(iter(bent_losses(case.probe, case.teller, severity="error")), None)
+        finding = next(iter(bent_losses(case.probe, case.reporter, severity="error")), None)
     floor = "no floor" if case.probe.floor is None else f"a floor of {case.probe.floor:.4g}"
     right = all(slope.is_right for slope in case.probe.slopes.values())
     return finding, f"{floor}; gradients {'agree' if right else 'do not agree'} with finite differences"
 
 
-def loss_cause(probe: LossProbe, teller: Teller) -> Finding | None:
-    """A loss whose gradient is zero or leads upwards, that falls for ever, or that rewards wrong answers.
+def loss_cause(probe: LossProbe, reporter: FitReporter) -> Finding | None:
+    """A loss whose gradient is zero or leads upwards, that falls without bound, or that rewards wrong predictions.
 
-    One whose gradient is wrong and yet leads downwards is no cause by itself: see `bent_losses`.
+    One whose gradient is wrong and yet leads downwards is not a cause by itself: see `bent_losses`.
     """
-    for name, slope in _wrong_slopes(probe, teller):
+    for name, slope in _wrong_slopes(probe, reporter):
         if slope.ratio < _LEADS_NOWHERE:
-            return _of_slope(name, slope, teller, "error")
+            return _of_slope(name, slope, reporter, "error")
     if not probe.read or all(math.isnan(slope.ratio) for slope in probe.slopes.values()):
-        return teller.finding(
+        return reporter.finding(
             severity="error",
-            summary="no loss depends on what the model gives",
+            summary="no loss depends on the model's outputs",
             causes=("loss.detached", "loss.form"),
             path="losses",
             measured="moving the outputs moves no loss",
@@ -108,43 +111,41 @@ def loss_cause(probe: LossProbe, teller: Teller) -> Finding | None:
         )
     if probe.floor is None:
         return _of_sign(
-            f"the loss falls for ever: outputs of no size are good enough; from {probe.start:.4g} to "
+            f"the loss falls without bound: no size of outputs is large enough; from {probe.start:.4g} to "
             f"{probe.fallen_to:.4g} and on",
-            teller,
+            reporter,
         )
     if probe.truth is not None and probe.truth[0] > probe.truth[1]:
         to, away = probe.truth
-        return _of_sign(
-            f"{to:.4g} for answers that lean to the label, {away:.4g} for those that lean away from it", teller
-        )
+        return _of_sign(f"{to:.4g} for outputs that favour the label, {away:.4g} for outputs that oppose it", reporter)
     return None
 
 
-def bent_losses(probe: LossProbe, teller: Teller, *, severity: Severity) -> list[Finding]:
+def bent_losses(probe: LossProbe, reporter: FitReporter, *, severity: Severity) -> list[Finding]:
     """Losses whose gradient is not that of their value, but leads downwards: by intent where a weight is detached."""
-    wrong = _wrong_slopes(probe, teller)
-    return [_of_slope(name, slope, teller, severity) for name, slope in wrong if slope.ratio >= _LEADS_NOWHERE]
+    wrong = _wrong_slopes(probe, reporter)
+    return [_of_slope(name, slope, reporter, severity) for name, slope in wrong if slope.ratio >= _LEADS_NOWHERE]
 
 
-def _wrong_slopes(probe: LossProbe, teller: Teller) -> list[tuple[str, Slope]]:
-    job = teller.built.job
+def _wrong_slopes(probe: LossProbe, reporter: FitReporter) -> list[tuple[str, Slope]]:
+    job = reporter.built.job
     weights = job.weights_at(job.num_steps)
     return [(name, slope) for name, slope in probe.slopes.items() if weights[name] > 0 and not slope.is_right]
 
 
-def _of_slope(name: str, slope: Slope, teller: Teller, severity: Severity) -> Finding:
+def _of_slope(name: str, slope: Slope, reporter: FitReporter, severity: Severity) -> Finding:
     causes: tuple[str, ...]
     if abs(slope.ratio + 1) < 0.1:
-        causes, told = ("loss.sign", "loss.form"), "has the wrong sign: descending it raises the loss"
+        causes, shown = ("loss.sign", "loss.form"), "has the wrong sign: descending it raises the loss"
     elif abs(slope.ratio) < _LEADS_NOWHERE:
-        causes, told = ("loss.detached", "loss.inplace"), "is zero, though the loss depends on the outputs"
+        causes, shown = ("loss.detached", "loss.inplace"), "is zero, though the loss depends on the outputs"
     else:
-        causes, told = ("loss.form", "loss.inplace", "loss.detached"), "is not that of its value"
-    return teller.finding(
+        causes, shown = ("loss.form", "loss.inplace", "loss.detached"), "is not that of its value"
+    return reporter.finding(
         severity=severity,
-        summary=f"the gradient of the loss '{name}' {told}",
+        summary=f"the gradient of the loss '{name}' {shown}",
         causes=causes,
-        path=teller.loss_path(name),
+        path=reporter.loss_path(name),
         measured=f"autograd gives {slope.ratio:.3g} times the finite differences, and {slope.misfit:.2g} beside them",
         expected="1 times, and 0 beside them",
         action="nothing, where the loss detaches a weight or a target by intent; else look for .data and edits in place"
@@ -154,14 +155,14 @@ def _of_slope(name: str, slope: Slope, teller: Teller, severity: Severity) -> Fi
     )
 
 
-def _of_sign(measured: str, teller: Teller) -> Finding:
-    return teller.finding(
+def _of_sign(measured: str, reporter: FitReporter) -> Finding:
+    return reporter.finding(
         severity="error",
-        summary="the loss has the wrong sign: it is the lower the more wrong the answers are",
+        summary="the loss has the wrong sign: it falls as predictions get worse",
         causes=("loss.sign", "loss.form", "data.label_mapping"),
         path="losses",
         measured=measured,
-        expected="a loss with a floor, and lower for better answers",
+        expected="a loss with a floor, and lower for better predictions",
         action="minimise the negative log likelihood or the distance: drop or add the minus",
     )
 
@@ -177,21 +178,21 @@ def _optimiser(case: Case) -> tuple[Finding | None, str]:
         attempts = sum(len(verdict.curves) for verdict in case.verdicts)
         return None, f"none of {attempts} attempts with {len(case.verdicts)} optimisers fits"
     best = min([*elsewhere, *(verdict.best for verdict in others)], key=lambda curve: curve.order)
-    told = f"{best.optimizer} fits at rate {best.rate:g} after {best.steps_to(FITTED)} steps"
-    return next(_of_optimiser(case, bool(elsewhere), told)), told
+    shown = f"{best.optimizer} fits at rate {best.rate:g} after {best.steps_to(FITTED)} steps"
+    return next(_of_optimiser(case, bool(elsewhere), shown)), shown
 
 
-def _of_optimiser(case: Case, same_fits: bool, told: str) -> Iterator[Finding]:
+def _of_optimiser(case: Case, same_fits: bool, shown: str) -> Iterator[Finding]:
     rate, own = own_rate(case.bench.built), case.own.trusted
     lowest = "none of the way gone" if math.isnan(own.lowest) else f"{own.lowest:.3g} of the way left at best"
-    measured = f"the recipe's, at {rate:g} and a tenth and ten times of it: {lowest}; {told}"
+    measured = f"the recipe's, at {rate:g} and a tenth and ten times of it: {lowest}; {shown}"
     expected = f"at most {FITTED:g} of the way left after {case.bench.steps} steps"
     held = {id(p) for group in case.bench.built.job.optimizer.param_groups for p in group["params"]}
     named = case.bench.built.job.model.named_parameters()
     left_out = [name for name, parameter in named if parameter.requires_grad and id(parameter) not in held]
     shared = {"severity": "warning", "measured": measured, "expected": expected}
     if left_out:
-        yield case.teller.finding(
+        yield case.reporter.finding(
             summary=f"the recipe's optimiser does not hold {len(left_out)} parameters, {left_out[0]} among them",
             causes=("optim.param_coverage", "optim.hyper"),
             path="optimizer",
@@ -201,7 +202,7 @@ def _of_optimiser(case: Case, same_fits: bool, told: str) -> Iterator[Finding]:
         )
     clip = case.bench.built.job.clip_norm
     if clip is not None and _fits_unclipped(case):
-        yield case.teller.finding(
+        yield case.reporter.finding(
             summary=f"the recipe's optimiser fits only where gradients are not clipped to {clip:g}",
             causes=("optim.clip", "optim.lr"),
             path="train.clip_norm",
@@ -209,15 +210,15 @@ def _of_optimiser(case: Case, same_fits: bool, told: str) -> Iterator[Finding]:
             **shared,
         )
     is_rate = same_fits or rate == 0
-    yield case.teller.finding(
+    yield case.reporter.finding(
         summary=f"the learning rate {rate:g} does not fit these samples; the network and the loss can"
         if is_rate
         else "the recipe's optimiser does not fit these samples; the network and the loss can",
         causes=("optim.lr", "optim.hyper") if is_rate else ("optim.hyper", "optim.lr", "optim.clip"),
         path="optimizer.lr" if is_rate else "optimizer",
-        action=f"take what fits ({told}) as the start of a search"
+        action=f"take what fits ({shown}) as the start of a search"
         if is_rate
-        else f"look at the optimiser's own arguments; {told}",
+        else f"look at the optimiser's own arguments; {shown}",
         **shared,
     )
 
@@ -225,7 +226,7 @@ def _of_optimiser(case: Case, same_fits: bool, told: str) -> Iterator[Finding]:
 def _fits_unclipped(case: Case) -> bool:
     own = case.candidates[0]
     rates = own.trusted
-    return run_candidate(case.bench, own, case.precision, tell=case.tell, rates=rates, clip=False).is_fitted
+    return run_candidate(case.bench, own, case.precision, note=case.note, rates=rates, clip=False).is_fitted
 
 
 # --- the number format -----------------------------------------------------------------------------------------------
@@ -238,15 +239,15 @@ def _precision(case: Case, further: list[Verdict]) -> tuple[Finding | None, str]
     for precision in finer.get(case.precision, ()):
         for candidate, verdict in zip(case.candidates, case.verdicts, strict=True):
             rates = candidate.trusted if verdict is case.own else (verdict.best.rate,)
-            tried = run_candidate(case.bench, candidate, precision, tell=case.tell, rates=rates, clip=False)
+            tried = run_candidate(case.bench, candidate, precision, note=case.note, rates=rates, clip=False)
             further.append(tried)
             if tried.best.is_fitted and reached > 2 * FITTED:
-                told = f"{precision} fits with {candidate.name} at rate {tried.best.rate:g}"
-                return _of_precision(case, precision, told, reached), told
+                shown = f"{precision} fits with {candidate.name} at rate {tried.best.rate:g}"
+                return _of_precision(case, precision, shown, reached), shown
     return None, "more digits do not fit either" if further else "the recipe has the most digits already"
 
 
-def _of_precision(case: Case, precision: str, told: str, reached: float) -> Finding:
+def _of_precision(case: Case, precision: str, shown: str, reached: float) -> Finding:
     lowered = lowered_in(case.bench, case.precision)
     is_autocast = case.precision in ("bf16", "fp16") and precision == "float32"
     causes: tuple[str, ...] = ("sys.backend", "model.numerics")
@@ -257,13 +258,13 @@ def _of_precision(case: Case, precision: str, told: str, reached: float) -> Find
         causes = ("model.numerics", "sys.backend")
         action = f"take the conversion to {lowered.dtype} out of {lowered.layer or 'the model'}"
     found = "" if lowered is None else f"; {lowered.layer or 'the model'} computes in {lowered.dtype}"
-    return case.teller.finding(
+    return case.reporter.finding(
         severity="warning",
         summary=f"{case.precision} loses what {precision} keeps: the same steps fit with more digits alone",
         causes=causes,
         path="train.precision" if is_autocast else "model",
         layer=None if lowered is None else lowered.layer,
-        measured=f"{case.precision}: {reached:.3g} of the way left at best; {told}{found}",
+        measured=f"{case.precision}: {reached:.3g} of the way left at best; {shown}{found}",
         expected=f"{case.precision} and {precision} come about as far",
         action=action,
     )
@@ -278,17 +279,17 @@ def _too_slow(case: Case) -> tuple[Finding | None, str]:
     if not falling:
         return None, "no attempt was still falling when it ended"
     best = min(falling, key=lambda curve: curve.lowest)
-    told = f"{best.optimizer} at rate {best.rate:g} was still falling, {best.lowest:.3g} of the way left"
-    finding = case.teller.finding(
+    shown = f"{best.optimizer} at rate {best.rate:g} was still falling, {best.lowest:.3g} of the way left"
+    finding = case.reporter.finding(
         severity="warning",
         summary=f"{case.bench.steps} steps do not decide: the loss was still falling",
         causes=("optim.lr", "optim.hyper", "model.init"),
         path="optimizer.lr",
-        measured=told,
+        measured=shown,
         expected=f"at most {FITTED:g} of the way left",
         action=f"give --steps {4 * case.bench.steps}",
     )
-    return finding, told
+    return finding, shown
 
 
 def _falling(case: Case) -> list[Curve]:
@@ -298,15 +299,15 @@ def _falling(case: Case) -> list[Curve]:
 
 def _unexplained(case: Case, parts: Sequence[Part]) -> Finding:
     lowest = case.own.trusted.lowest
-    return case.teller.finding(
+    return case.reporter.finding(
         severity="warning",
         summary="these samples cannot be fitted, and none of the usual reasons explains it",
         causes=("model.structure", "model.init", "model.geometry"),
         path="model",
-        measured=f"{lowest:.3g} of the way left at best; " + "; ".join(f"{part.name}: {part.told}" for part in parts),
+        measured=f"{lowest:.3g} of the way left at best; " + "; ".join(f"{part.name}: {part.shown}" for part in parts),
         expected=f"at most {FITTED:g} of the way left after {case.bench.steps} steps",
         action="follow the samples through the layers by --trace; see that every input reaches the output",
-        evidence=dataclasses.asdict(Part("parameters", str(_num_parameters(case.bench.built.job.model)))),
+        evidence=Part("parameters", str(_num_parameters(case.bench.built.job.model))).to_dict(),
     )
 
 

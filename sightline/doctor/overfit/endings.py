@@ -30,7 +30,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ClampMin": (-math.inf, math.inf),
     "ClampMax": (-math.inf, math.inf),
 }
-"""What an operation's results lie between; of those that clamp, the outputs themselves tell."""
+"""The bounds of an operation's results; those of a clamp are read off the outputs themselves."""
 
 _FUNCTIONS = {
     **dict.fromkeys(("relu", "relu_"), "Relu"),

@@ -16,13 +16,13 @@ from sightline.doctor.core.finding import Finding
 from sightline.doctor.overfit.attempts import FITTED, Bench
 from sightline.doctor.overfit.audit import audit_batch, audit_first_loss, audit_targets
 from sightline.doctor.overfit.causes import Case, Part, bent_losses, bisect, loss_cause
+from sightline.doctor.overfit.fit_reporter import FitReporter
 from sightline.doctor.overfit.grid import Verdict, document_of_verdict, run_candidate
 from sightline.doctor.overfit.loss_probe import LossProbe, probe_loss
 from sightline.doctor.overfit.network import activation_warning, unmoved
 from sightline.doctor.overfit.recipes import Candidate, candidates
 from sightline.doctor.overfit.samples import Samples, choose_samples
 from sightline.doctor.overfit.scoring import score_of
-from sightline.doctor.overfit.told import Teller
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.engine.train import Job
@@ -32,7 +32,7 @@ from sightline.types import Batch
 __all__ = ["LONGER", "Asked", "Kept", "Result", "bench_of", "fit_one", "result_document"]
 
 Kept = Literal["augmentation", "dropout", "decay"]
-Tell = Callable[[str], None]
+Note = Callable[[str], None]
 
 LONGER = 4
 """An attempt that still falls when its steps are over gets this many times as many."""
@@ -89,113 +89,113 @@ def _score(built: Built, samples: Samples, job: Job, batch: Batch) -> float:
     return score_of(built, job, batch, samples.indices)
 
 
-def fit_one(built: Built, asked: Asked, tell: Tell) -> Result:
-    """Fit a few samples of a run, and say why where that fails. The run and the global random states stay as they are.
+def fit_one(built: Built, asked: Asked, note: Note) -> Result:
+    """Fit a few samples of a run, and find the cause where that fails. Run and global random states stay as they are.
 
     Raises UserError for samples that there are not.
     """
     with untouched():
-        return _fit_one(built, asked, tell)
+        return _fit_one(built, asked, note)
 
 
-def _fit_one(built: Built, asked: Asked, tell: Tell) -> Result:
+def _fit_one(built: Built, asked: Asked, note: Note) -> Result:
     bench, samples = bench_of(built, asked)
-    teller = Teller(built)
-    tell(_samples_told(samples))
-    broken = audit_batch(bench, teller)
+    reporter = FitReporter(built)
+    note(_describe_samples(samples))
+    broken = audit_batch(bench, reporter)
     if broken:
         return Result(samples, None, (), tuple(broken))
     try:
         probe = probe_loss(bench)
-    except Exception as error:  # noqa: BLE001 - whatever a first step dies of is what the check of it tells
-        return Result(samples, None, (), tuple(_of_first_step(built, teller, error)))
+    except Exception as error:  # noqa: BLE001 - the check of a first step reports whatever it fails with
+        return Result(samples, None, (), tuple(_of_first_step(built, reporter, error)))
     bench = dataclasses.replace(bench, floor=probe.floor)
-    tell(_floor_told(probe))
-    if (nothing := audit_first_loss(probe, teller)) is not None:
+    note(_describe_floor(probe))
+    if (nothing := audit_first_loss(probe, reporter)) is not None:
         return Result(samples, probe, (), (nothing,))
-    wrong = audit_targets(bench, samples, probe, teller)
+    wrong = audit_targets(bench, samples, probe, reporter)
     errors = [finding for finding in wrong if finding.severity == "error"]
     own, *others = candidates(built)
     if asked.only_own_rate:
         own = dataclasses.replace(own, num_trusted=1)
     brief: dict[str, Any] = {"rates": own.trusted, "is_first_enough": asked.is_brief, "clip": True}
-    own_verdict = _extended(bench, own, run_candidate(bench, own, bench.precision, tell=tell, **brief), tell)
+    own_verdict = _extended(bench, own, run_candidate(bench, own, bench.precision, note=note, **brief), note)
     if errors:
         return Result(samples, probe, (own_verdict,), tuple([*errors, *(f for f in wrong if f not in errors)]))
-    if (guilty := loss_cause(probe, teller)) is not None:
+    if (guilty := loss_cause(probe, reporter)) is not None:
         return Result(samples, probe, (own_verdict,), (guilty, *wrong), (Part("loss", guilty.summary, True),))
-    wrong += bent_losses(probe, teller, severity="warning")
+    wrong += bent_losses(probe, reporter, severity="warning")
     if own_verdict.is_fitted:
-        verdicts = [own_verdict] if asked.is_brief else _compare(bench, own, others, own_verdict, tell)
-        findings = [*wrong, *_warnings(bench, probe, own, own_verdict, teller, tell)]
+        verdicts = [own_verdict] if asked.is_brief else _compare(bench, own, others, own_verdict, note)
+        findings = [*wrong, *_warnings(bench, probe, own, own_verdict, reporter, note)]
         return Result(samples, probe, tuple(verdicts), tuple(findings))
-    verdicts = [_with_more_rates(bench, own, own_verdict, tell)]
-    verdicts += [run_candidate(bench, other, bench.precision, tell=tell) for other in others]
-    case = Case(bench, probe, verdicts, (own, *others), teller, tell)
+    verdicts = [_with_more_rates(bench, own, own_verdict, note)]
+    verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in others]
+    case = Case(bench, probe, verdicts, (own, *others), reporter, note)
     finding, parts, further = bisect(case)
-    frozen = None if finding.cause == "model.frozen_unintended" else _of_frozen(bench, teller)
+    frozen = None if finding.cause == "model.frozen_unintended" else _of_frozen(bench, reporter)
     beside = (*(each for each in wrong if each.summary != finding.summary), *([] if frozen is None else [frozen]))
     return Result(samples, probe, tuple(verdicts), (finding, *beside), tuple(parts), tuple(further))
 
 
-def _extended(bench: Bench, own: Candidate, verdict: Verdict, tell: Tell) -> Verdict:
+def _extended(bench: Bench, own: Candidate, verdict: Verdict, note: Note) -> Verdict:
     """The verdict, where the best attempt that decides was still falling as its steps ended with more of them."""
     before = verdict.trusted
     if verdict.is_fitted or not before.is_falling:
         return verdict
     longer = dataclasses.replace(bench, steps=LONGER * bench.steps)
     again = run_candidate(
-        longer, own, bench.precision, tell=tell, rates=(before.rate,), where=", still falling", clip=True
+        longer, own, bench.precision, note=note, rates=(before.rate,), where=", still falling", clip=True
     )
     curves = tuple(again.curves[0] if curve is before else curve for curve in verdict.curves)
     return dataclasses.replace(verdict, curves=curves)
 
 
-def _compare(bench: Bench, own: Candidate, others: list[Candidate], first: Verdict, tell: Tell) -> list[Verdict]:
+def _compare(bench: Bench, own: Candidate, others: list[Candidate], first: Verdict, note: Note) -> list[Verdict]:
     """The recipe's optimiser over all its rates and the others, then each at its best rate in another number format."""
-    verdicts = [_with_more_rates(bench, own, first, tell)]
-    verdicts += [run_candidate(bench, other, bench.precision, tell=tell) for other in others]
+    verdicts = [_with_more_rates(bench, own, first, note)]
+    verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in others]
     finer = "float32" if bench.precision == "float64" else "float64"
     pairs = list(zip((own, *others), verdicts, strict=True))
     verdicts += [
-        run_candidate(bench, each, finer, tell=tell, rates=(v.best.rate,), clip=each is own) for each, v in pairs
+        run_candidate(bench, each, finer, note=note, rates=(v.best.rate,), clip=each is own) for each, v in pairs
     ]
     return verdicts
 
 
-def _with_more_rates(bench: Bench, own: Candidate, first: Verdict, tell: Tell) -> Verdict:
+def _with_more_rates(bench: Bench, own: Candidate, first: Verdict, note: Note) -> Verdict:
     """The rates of the recipe's optimiser that do not decide, beside those that do."""
     rest = own.rates[own.num_trusted :]
     if not rest:
         return first
-    more = run_candidate(bench, own, bench.precision, tell=tell, rates=rest, where=" at usual rates", clip=True)
+    more = run_candidate(bench, own, bench.precision, note=note, rates=rest, where=" at usual rates", clip=True)
     return dataclasses.replace(first, curves=(*first.curves, *more.curves))
 
 
-# --- what else there is to say ---------------------------------------------------------------------------------------
+# --- further findings ----------------------------------------------------------------------------------------------
 
 
 def _warnings(
-    bench: Bench, probe: LossProbe, own: Candidate, verdict: Verdict, teller: Teller, tell: Tell
+    bench: Bench, probe: LossProbe, own: Candidate, verdict: Verdict, reporter: FitReporter, note: Note
 ) -> list[Finding]:
     """Of a run that fitted: what will be in its way later."""
     found = [
-        _of_rate(verdict, teller),
-        _of_decay(bench, own, verdict, teller, tell),
-        activation_warning(bench, probe, teller),
-        _of_frozen(bench, teller),
+        _of_rate(verdict, reporter),
+        _of_decay(bench, own, verdict, reporter, note),
+        activation_warning(bench, probe, reporter),
+        _of_frozen(bench, reporter),
     ]
-    told = [finding for finding in found if finding is not None]
-    return sorted(told, key=lambda finding: finding.severity == "note")
+    given = [finding for finding in found if finding is not None]
+    return sorted(given, key=lambda finding: finding.severity == "note")
 
 
-def _of_rate(verdict: Verdict, teller: Teller) -> Finding | None:
+def _of_rate(verdict: Verdict, reporter: FitReporter) -> Finding | None:
     """The recipe's own rate did not fit, one ten times larger or smaller did."""
     first = verdict.curves[0]
     if first.is_fitted:
         return None
     best = verdict.trusted
-    return teller.finding(
+    return reporter.finding(
         severity="note",
         summary=f"the rate {first.rate:g} itself did not fit these samples, {best.rate:g} did",
         causes=("optim.lr", "optim.hyper"),
@@ -206,20 +206,20 @@ def _of_rate(verdict: Verdict, teller: Teller) -> Finding | None:
     )
 
 
-def _of_decay(bench: Bench, own: Candidate, verdict: Verdict, teller: Teller, tell: Tell) -> Finding | None:
+def _of_decay(bench: Bench, own: Candidate, verdict: Verdict, reporter: FitReporter, note: Note) -> Finding | None:
     """The recipe's weight decay, which was off: it must not keep a few samples from being fitted."""
     decay = max(float(group["weight_decay"]) for group in bench.built.job.optimizer.param_groups)
     if decay == 0 or "decay" in bench.keep:
         return None
     kept = dataclasses.replace(bench, keep=bench.keep | {"decay"})
     rate = verdict.trusted.rate
-    again = run_candidate(kept, own, bench.precision, tell=lambda _: None, rates=(rate,), clip=True)
-    tell(f"with weight decay {decay:g}: {'fitted' if again.is_fitted else 'not fitted'}")
+    again = run_candidate(kept, own, bench.precision, note=lambda _: None, rates=(rate,), clip=True)
+    note(f"with weight decay {decay:g}: {'fitted' if again.is_fitted else 'not fitted'}")
     if again.is_fitted:
         return None
-    return teller.finding(
+    return reporter.finding(
         severity="warning",
-        summary=f"weight decay {decay:g} keeps the recipe from fitting what it fits without",
+        summary=f"with weight decay {decay:g} the recipe does not fit samples that it fits without",
         causes=("optim.hyper", "optim.lr"),
         path="optimizer.weight_decay",
         measured=f"{again.trusted.lowest:.3g} of the way left at rate {rate:g}; {verdict.trusted.lowest:.3g} without",
@@ -228,7 +228,7 @@ def _of_decay(bench: Bench, own: Candidate, verdict: Verdict, teller: Teller, te
     )
 
 
-def _of_frozen(bench: Bench, teller: Teller) -> Finding | None:
+def _of_frozen(bench: Bench, reporter: FitReporter) -> Finding | None:
     """Parameters that cannot move, and that no `frozen` of the recipe names."""
     job = bench.built.job
     declared = tuple(entry["modules"] for entry in job.frozen)
@@ -243,26 +243,26 @@ def _of_frozen(bench: Bench, teller: Teller) -> Finding | None:
     resting = [name for name in idle if name not in silent]
     if not resting:
         return None
-    return teller.finding(
+    return reporter.finding(
         severity="warning",
-        summary=f"{len(resting)} parameters do not learn, and the recipe does not say so: {resting[0]}",
+        summary=f"{len(resting)} parameters do not learn, and the recipe does not freeze them: {resting[0]}",
         causes=("model.frozen_unintended", "optim.param_coverage"),
         path="optimizer",
         layer=resting[0].rpartition(".")[0],
-        measured=f"no gradient is asked for, or no group of the optimiser holds them: {', '.join(resting[:5])}",
-        expected="every parameter learns that optimizer.frozen does not name",
-        action="name in optimizer.frozen what is to rest; look for requires_grad_(False)",
+        measured=f"requires_grad is false, or no group of the optimiser holds them: {', '.join(resting[:5])}",
+        expected="every parameter outside optimizer.frozen learns",
+        action="list in optimizer.frozen the modules that must not learn; look for requires_grad_(False)",
         evidence={"parameters": resting[:50]},
     )
 
 
-def _of_first_step(built: Built, teller: Teller, error: Exception) -> list[Finding]:
-    """What the check of a first step says; where it goes through there, what failed here."""
+def _of_first_step(built: Built, reporter: FitReporter, error: Exception) -> list[Finding]:
+    """The findings of the check of a first step; where it goes through there, what failed here."""
     found = first_step(Context(built, World(device=built.job.device)))
     if found:
         return found
     return [
-        teller.finding(
+        reporter.finding(
             severity="error",
             summary="no step can be taken on these samples",
             causes=("cfg.contract", "data.corrupt_sample"),
@@ -274,14 +274,14 @@ def _of_first_step(built: Built, teller: Teller, error: Exception) -> list[Findi
     ]
 
 
-def _samples_told(samples: Samples) -> str:
-    told = ", ".join(map(str, samples.indices[:8])) + (", ..." if len(samples.indices) > 8 else "")
+def _describe_samples(samples: Samples) -> str:
+    given = ", ".join(map(str, samples.indices[:8])) + (", ..." if len(samples.indices) > 8 else "")
     left_out = f"; without {', '.join(samples.left_out)}" if samples.left_out else ""
     note = f" ({samples.note})" if samples.note else ""
-    return f"samples {told}{left_out}{note}"
+    return f"samples {given}{left_out}{note}"
 
 
-def _floor_told(probe: LossProbe) -> str:
+def _describe_floor(probe: LossProbe) -> str:
     if not math.isfinite(probe.start):
         return f"initial loss {probe.start:.4g}"
     floor = "no lower bound is known" if probe.floor is None else f"lowest achievable {probe.floor:.4g}"
@@ -289,7 +289,7 @@ def _floor_told(probe: LossProbe) -> str:
 
 
 def result_document(result: Result) -> dict[str, Any]:
-    """What `fit-one --json` says of one fit."""
+    """What `fit-one --json` holds of one fit."""
     probe = result.probe
     return {
         "fitted": result.is_fitted,
@@ -302,13 +302,13 @@ def result_document(result: Result) -> dict[str, Any]:
         },
         "loss": None if probe is None else _loss_document(probe),
         "combinations": [document_of_verdict(verdict) for verdict in (*result.verdicts, *result.further)],
-        "bisection": [dataclasses.asdict(part) for part in result.parts],
+        "bisection": [part.to_dict() for part in result.parts],
         "findings": [finding.to_dict() for finding in result.findings],
     }
 
 
 def _loss_document(probe: LossProbe) -> dict[str, Any]:
-    """The first loss and the floor, null where they are no numbers."""
+    """The first loss and the floor, null where they are not finite."""
     numbers = {"start": probe.start, "floor": probe.floor}
     finite = {name: value if value is not None and math.isfinite(value) else None for name, value in numbers.items()}
     return {**finite, "counts": dict(probe.counts)}

@@ -39,7 +39,7 @@ class Met:
         return low <= self.measured <= high
 
     @property
-    def told(self) -> str:
+    def line(self) -> str:
         """The entry, its bound and what was measured, in one line."""
         bounds = [f"{w.replace('_', ' ')} {self.expectation[w]:g}" for w in _BOUNDS if w in self.expectation]  # type: ignore[literal-required]
         found = "nothing" if self.measured is None else f"{self.measured:.6g}"
@@ -145,7 +145,7 @@ def _assert_known(built: Built, look: Snapshot, probe: LossProbe) -> None:
 
 
 def followed_document(followed: Followed) -> dict[str, Any]:
-    """What JSON says of a trace, and of what was expected."""
+    """The JSON of a trace, and of what was expected."""
     looks = [look for look in (followed.first, followed.last) if look is not None]
     return {
         "trace": [dataclasses.asdict(look) for look in looks],

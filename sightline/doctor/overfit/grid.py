@@ -42,7 +42,7 @@ def run_candidate(
     candidate: Candidate,
     precision: str,
     *,
-    tell: Callable[[str], None],
+    note: Callable[[str], None],
     rates: Sequence[float] | None = None,
     where: str = "",
     is_first_enough: bool = False,
@@ -50,8 +50,8 @@ def run_candidate(
 ) -> Verdict:
     """Try an optimiser at its rates, or at some of them; one that falls behind the best of them is ended early.
 
-    `where` is told beside the name; with `is_first_enough` no further rate is tried after one that fits. `asked` goes
-    to every attempt.
+    `where` is printed beside the name; with `is_first_enough` no further rate is tried after one that fits. `asked`
+    goes to every attempt.
     """
     curves: list[Curve] = []
     fastest: int | None = None
@@ -65,23 +65,23 @@ def run_candidate(
         fastest = steps if steps is not None and (fastest is None or steps < fastest) else fastest
     trusted = sum(curve.rate in candidate.trusted for curve in curves)
     verdict = Verdict(candidate.name, precision, tuple(curves), trusted)
-    tell(f"{candidate.name}{where}, {precision}: {_told(verdict)}")
+    note(f"{candidate.name}{where}, {precision}: {_describe(verdict)}")
     return verdict
 
 
-def _told(verdict: Verdict) -> str:
+def _describe(verdict: Verdict) -> str:
     best = verdict.best
     for share in reversed(SHARES):
         steps = best.steps_to(share)
         if steps is not None:
             return f"{share:g} of the way is left after {steps} steps at rate {best.rate:g}"
     broken = sum(curve.stop in ("not finite", "exploded") for curve in verdict.curves)
-    told = "no rate came half the way" if not math.isnan(best.lowest) else "there is no way to the floor"
-    return told + (f"; {broken} of {len(verdict.curves)} rates exploded" if broken else "")
+    outcome = "no rate came half the way" if not math.isnan(best.lowest) else "there is no way to the floor"
+    return outcome + (f"; {broken} of {len(verdict.curves)} rates exploded" if broken else "")
 
 
 def document_of_verdict(verdict: Verdict) -> dict[str, Any]:
-    """What JSON says of an optimiser in a number format."""
+    """The JSON of an optimiser in a number format."""
     return {
         "optimizer": verdict.optimizer,
         "precision": verdict.precision,
@@ -93,7 +93,7 @@ def document_of_verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def document_of_curve(curve: Curve) -> dict[str, Any]:
-    """What JSON says of one attempt."""
+    """The JSON of one attempt."""
     return {
         "rate": curve.rate,
         "steps_to": {f"{share:g}": curve.steps_to(share) for share in SHARES},

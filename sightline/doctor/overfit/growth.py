@@ -15,9 +15,9 @@ from sightline.describe.trace import untouched
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.overfit.attempts import FITTED
 from sightline.doctor.overfit.fit_one import LONGER, Asked, fit_one
+from sightline.doctor.overfit.fit_reporter import FitReporter
 from sightline.doctor.overfit.samples import loss_between_samples
 from sightline.doctor.overfit.scoring import evaluation_reader
-from sightline.doctor.overfit.told import Teller
 from sightline.doctor.overfit.trivial import fit_constant
 from sightline.engine.build import Built, build
 from sightline.engine.distributed import World
@@ -33,9 +33,9 @@ ALL = "all"
 LEARNING = 32
 """From so many samples on a rung asks what is learnt for others, not whether its own are known by heart."""
 HELD_OUT = 256
-"""Held-out samples at most, spread over the part: an answer within minutes, at a standard error of three points."""
+"""Held-out samples at most, spread over the part: a result within minutes, at a standard error of three points."""
 _CLOSER = {"some": 0.25, ALL: 0.5}
-"""Of the way from the constant answer to the perfect one, what must be gone: a quarter, and for the task a half."""
+"""The required share of the way from the constant prediction to the perfect one: a quarter; for the task a half."""
 _MOST_CONSTANT = 256
 _TOLD = 10
 
@@ -60,7 +60,7 @@ def rungs_of(text: str, size: int) -> list[int | str]:
         elif word.strip().isdigit() and int(word) > 0:
             found.append(int(word))
         else:
-            raise UserError(f"--grow {text}: '{word}' is no rung; give numbers of samples, and all for the task")
+            raise UserError(f"--grow {text}: '{word}' is not a rung; give numbers of samples, and all for the task")
     sizes = [size if rung == ALL else int(rung) for rung in found]
     if sizes != sorted(set(sizes)):
         raise UserError(f"--grow {text}: rungs rise; the training part, all, has {size} samples")
@@ -70,7 +70,7 @@ def rungs_of(text: str, size: int) -> list[int | str]:
 
 
 def climb(
-    config: RunConfig, world: World, built: Built, rungs: Sequence[int | str], asked: Asked, tell: Callable[[str], None]
+    config: RunConfig, world: World, built: Built, rungs: Sequence[int | str], asked: Asked, note: Callable[[str], None]
 ) -> tuple[list[Rung], list[Finding]]:
     """Climb until a rule is not kept; the rungs that were tried, and why the last of them failed.
 
@@ -82,13 +82,13 @@ def climb(
     for rung in rungs:
         is_task = rung == ALL
         size = len(built.data.train.indices) if is_task else int(rung)
-        tell(f"rung {rung}: {size} samples")
+        note(f"rung {rung}: {size} samples")
         if size < LEARNING and not is_task:
-            found, findings = _by_heart(built, size, asked, tell)
+            found, findings = _by_heart(built, size, asked, note)
         else:
-            found, findings = _learning(config, world, built, size, is_task=is_task, asked=asked, tell=tell)
+            found, findings = _learning(config, world, built, size, is_task=is_task, asked=asked, note=note)
         climbed.append(found)
-        tell(f"rung {rung}: {'passed' if found.is_passed else 'FAILED'}; rule: {found.rule}; {found.measured}")
+        note(f"rung {rung}: {'passed' if found.is_passed else 'FAILED'}; rule: {found.rule}; {found.measured}")
         if not found.is_passed:
             return climbed, findings
     return climbed, []
@@ -97,8 +97,8 @@ def climb(
 # --- the lower rungs: known by heart ---------------------------------------------------------------------------------
 
 
-def _by_heart(built: Built, size: int, asked: Asked, tell: Callable[[str], None]) -> tuple[Rung, list[Finding]]:
-    result = fit_one(built, dataclasses.replace(asked, samples=size, is_brief=True), tell)
+def _by_heart(built: Built, size: int, asked: Asked, note: Callable[[str], None]) -> tuple[Rung, list[Finding]]:
+    result = fit_one(built, dataclasses.replace(asked, samples=size, is_brief=True), note)
     if not result.verdicts:
         rule = "a step can be taken"
         return Rung(size, rule, result.findings[0].summary, False, {}), list(result.findings)
@@ -122,7 +122,7 @@ def _by_heart(built: Built, size: int, asked: Asked, tell: Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Learnt:
-    """What a training on some samples came to, beside the constant answer."""
+    """The result of a training on some samples, beside the constant prediction."""
 
     metric: str
     trivial: float
@@ -135,7 +135,7 @@ class _Learnt:
     is_higher_better: bool
 
     def closeness(self, value: float) -> float:
-        """What is gone of the way from the constant answer (0) to the perfect one (1)."""
+        """The place on the way from the constant prediction (0) to the perfect one (1)."""
         best = (1.0 if self.trivial <= 1.0 else math.inf) if self.is_higher_better else 0.0
         way = best - self.trivial
         if way == 0:
@@ -153,12 +153,12 @@ def _learning(
     *,
     is_task: bool,
     asked: Asked,
-    tell: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> tuple[Rung, list[Finding]]:
     with untouched():
-        learnt = _learn(config, world, built, size, is_task=is_task, asked=asked, tell=tell)
+        learnt = _learn(config, world, built, size, is_task=is_task, asked=asked, note=note)
     if learnt is None:
-        finding = Teller(built).finding(
+        finding = FitReporter(built).finding(
             severity="error",
             summary="training ended in a gradient that is not finite",
             causes=("optim.nonfinite", "optim.lr"),
@@ -172,8 +172,8 @@ def _learning(
     measured = learnt.closeness(learnt.held_out)
     rung = Rung(
         size,
-        f"{learnt.metric} of held-out samples is {wanted:g} of the way from the constant answer to the perfect one",
-        f"{learnt.held_out:.4g}, the constant answer {learnt.trivial:.4g}: {measured:.2f} of the way "
+        f"{learnt.metric} of held-out samples is {wanted:g} of the way from the constant prediction to the perfect one",
+        f"{learnt.held_out:.4g}, the constant prediction {learnt.trivial:.4g}: {measured:.2f} of the way "
         f"after {learnt.steps} steps",
         measured >= wanted,
         {
@@ -197,7 +197,7 @@ def _learn(
     *,
     is_task: bool,
     asked: Asked,
-    tell: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> _Learnt | None:
     """Train the recipe as it is written on so many samples; None where a gradient is not finite."""
     part = built.data.train
@@ -213,7 +213,7 @@ def _learn(
     def at_step(record: StepRecord, stop_asked: bool) -> bool:
         losses.append(record.losses["total"])
         if record.step % max(1, record.num_steps // _TOLD) == 0:
-            tell(f"step {record.step} of {record.num_steps}: loss {losses[-1]:.4g}")
+            note(f"step {record.step} of {record.num_steps}: loss {losses[-1]:.4g}")
         return False
 
     try:
@@ -253,36 +253,36 @@ def _why(built: Built, learnt: _Learnt, wanted: float, asked: Asked) -> Finding:
     """Whether training did nothing, what it learnt is lost in evaluation, or it holds for its own samples alone."""
     known = learnt.closeness(learnt.known)
     measured = (
-        f"loss {learnt.first_loss:.4g} -> {learnt.last_loss:.4g} (constant answer {learnt.trivial_loss:.4g}); "
+        f"loss {learnt.first_loss:.4g} -> {learnt.last_loss:.4g} (constant prediction {learnt.trivial_loss:.4g}); "
         f"{learnt.metric} {learnt.known:.4g} of training and {learnt.held_out:.4g} of held-out samples "
-        f"(constant answer {learnt.trivial:.4g})"
+        f"(constant prediction {learnt.trivial:.4g})"
     )
     if not learnt.last_loss < 0.9 * learnt.trivial_loss:
         causes, summary = ("optim.lr", "data.label_mapping", "optim.scheduler"), "training did not get below a constant"
-        action = f"see whether more steps do it (--steps {4 * asked.steps}); else the rate, then the targets"
+        action = f"try more steps (--steps {4 * asked.steps}); then check the rate, then the targets"
         path = "optimizer.lr"
     elif known < wanted:
         causes = ("model.norm_mode", "data.augment_target_mismatch", "eval.mode")
-        summary = "what training learnt of its own samples is lost in evaluation"
+        summary = "the training samples are learnt, but evaluation does not reproduce it"
         action = "compare training and evaluation: running statistics of batch norm, and both lists of transforms"
         path = "transforms.evaluate"
     else:
         causes = ("data.sampling", "data.split", "data.normalisation")
-        summary = "the training samples are learnt, and little of it holds for others"
+        summary = "the training samples are learnt, but others are not"
         action = "take more samples on this rung; else see whether both parts are alike (`sightline check`)"
         path = "data"
-    return Teller(built).finding(
+    return FitReporter(built).finding(
         severity="warning",
         summary=summary,
         causes=causes,
         path=path,
         measured=measured,
-        expected=f"{wanted:g} of the way from the constant answer to the perfect one, on held-out samples",
+        expected=f"{wanted:g} of the way from the constant prediction to the perfect one, on held-out samples",
         action=action,
     )
 
 
 def rung_document(rung: Rung) -> dict[str, Any]:
-    """What JSON says of a rung."""
+    """The JSON of a rung."""
     figures = {name: None if math.isnan(value) else value for name, value in rung.figures.items()}
     return {**dataclasses.asdict(rung), "figures": figures}

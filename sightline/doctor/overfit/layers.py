@@ -67,7 +67,7 @@ def snapshot(bench: Bench, job: Job, step: int) -> Snapshot:
     """
     seen: dict[tuple[str, int], Statistics] = {}
     outputs: dict[str, Statistics] = {}
-    told: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     batch = bench.batch_in(job.precision.name)
 
     def forward(copied: nn.Module) -> None:
@@ -80,10 +80,10 @@ def snapshot(bench: Bench, job: Job, step: int) -> Snapshot:
         finally:
             for handle in handles:
                 handle.remove()
-        told.update(model=copied, terms={name: float(mean(sums[name].detach(), found[name])) for name in sums})
+        kept.update(model=copied, terms={name: float(mean(sums[name].detach(), found[name])) for name in sums})
 
     traced = trace(copy_of(job.model), forward, num_samples=len(batch["sample_index"]))
-    own = {path: _own_gradient(module) for path, module in told["model"].named_modules()}
+    own = {path: _own_gradient(module) for path, module in kept["model"].named_modules()}
     around = {node.parent for node in traced.nodes if node.kind == "call"}
     layers = tuple(
         Layer(
@@ -100,9 +100,9 @@ def snapshot(bench: Bench, job: Job, step: int) -> Snapshot:
         if node.kind == "call" and (node.path, node.call) in seen
     )
     weights = job.weights_at(step)
-    loss = math.fsum(weights[name] * value for name, value in told["terms"].items())
-    norms = [p.grad.norm().item() for p in told["model"].parameters() if p.grad is not None]
-    return Snapshot(step, loss, told["terms"], math.hypot(*norms) if norms else 0.0, layers, outputs)
+    loss = math.fsum(weights[name] * value for name, value in kept["terms"].items())
+    norms = [p.grad.norm().item() for p in kept["model"].parameters() if p.grad is not None]
+    return Snapshot(step, loss, kept["terms"], math.hypot(*norms) if norms else 0.0, layers, outputs)
 
 
 def _watch(

@@ -1,4 +1,4 @@
-"""The loss without the model: its outputs as free numbers. Their lowest loss is the floor, and tells a loss gone wrong.
+"""The loss without the model: its outputs as free numbers. Their lowest loss is the floor, and exposes a faulty loss.
 
 A gradient is right where it agrees with finite differences; a loss is bounded where following it comes to an end.
 """
@@ -55,7 +55,7 @@ class LossProbe:
 
     `start` is the whole loss in float64. `floor` is the lowest that any outputs have, None where there is none: then
     `fallen_to` is what was seen. `slopes` are per loss; `counts` what each is divided by. `truth` is the loss of
-    answers that lean to the label and of those that lean away from it, where logits and labels tell. `read` are the
+    outputs that favour the label and of those that oppose it, where logits and labels show it. `read` are the
     outputs that losses read, `inputs` the keys of the batch that the model takes, `targets` what losses take besides.
     """
 
@@ -164,13 +164,13 @@ def _slope(total: Callable[[Mapping[str, Tensor]], Tensor], outputs: Mapping[str
     size = math.sqrt(sum(float((g * scales[name]).square().sum()) for name, g in gradient.items()))
     if size > 0:
         directions.append({name: g * scales[name] ** 2 / size for name, g in gradient.items()})
-    told = [sum(float((gradient[n] * d[n]).sum()) for n in d) for d in directions]
+    predicted = [sum(float((gradient[n] * d[n]).sum()) for n in d) for d in directions]
     seen = [_difference(total, place, direction) for direction in directions]
     squares = sum(each * each for each in seen)
     if squares <= 1e-24 * max(1.0, float(total(place)) ** 2):
         return Slope(math.nan if size == 0 else math.inf, 0.0)
-    ratio = sum(a * b for a, b in zip(told, seen, strict=True)) / squares
-    misfit = math.sqrt(sum((a - ratio * b) ** 2 for a, b in zip(told, seen, strict=True)) / squares)
+    ratio = sum(a * b for a, b in zip(predicted, seen, strict=True)) / squares
+    misfit = math.sqrt(sum((a - ratio * b) ** 2 for a, b in zip(predicted, seen, strict=True)) / squares)
     return Slope(ratio, misfit)
 
 
@@ -222,9 +222,9 @@ def _lowest(
         value = total(leaves)
         if value.requires_grad:
             value.backward()
-        told = float(value.detach())
-        if math.isfinite(told):
-            best[0] = min(best[0], told)
+        predicted = float(value.detach())
+        if math.isfinite(predicted):
+            best[0] = min(best[0], predicted)
         return value.detach()
 
     with torch.enable_grad():

@@ -12,9 +12,9 @@ from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.rehearsal import forward_backward
 from sightline.doctor.overfit.attempts import FITTED, Bench, Curve, fit, forward_once, prepared_model
 from sightline.doctor.overfit.endings import Ending, Unbounded, ending_of
+from sightline.doctor.overfit.fit_reporter import FitReporter
 from sightline.doctor.overfit.loss_probe import LossProbe
 from sightline.doctor.overfit.recipes import made
-from sightline.doctor.overfit.told import Teller
 
 __all__ = ["activation_cause", "activation_warning", "constant_cause", "gradient_cause", "head_cause", "unmoved"]
 
@@ -27,23 +27,23 @@ _HEADS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
 # --- how the outputs end ---------------------------------------------------------------------------------------------
 
 
-def activation_cause(bench: Bench, probe: LossProbe, teller: Teller) -> tuple[Finding | None, str]:
+def activation_cause(bench: Bench, probe: LossProbe, reporter: FitReporter) -> tuple[Finding | None, str]:
     """Outputs that end in a function which bounds them, where the samples are fitted without it or lie beyond it."""
     ending = _ending(bench, probe)
     if ending is None:
         return None, "the outputs end in no function that bounds them"
     beyond = _beyond(ending, bench, probe)
-    told = f"'{ending.output}' ends in {ending.operation}, {_interval(ending)}"
+    shown = f"'{ending.output}' ends in {ending.operation}, {_interval(ending)}"
     if beyond is not None:
-        return _of_ending(bench, ending, f"{told}; {beyond}", "error", teller), f"{told}; {beyond}"
+        return _of_ending(bench, ending, f"{shown}; {beyond}", "error", reporter), f"{shown}; {beyond}"
     curve = _best(bench, through=lambda model: Unbounded(model, ending.call))
     if not curve.is_fitted:
-        return None, f"{told}; without it the samples are not fitted either"
-    told = f"{told}; without it they are fitted after {curve.steps_to(FITTED)} steps"
-    return _of_ending(bench, ending, told, "warning", teller), told
+        return None, f"{shown}; without it the samples are not fitted either"
+    shown = f"{shown}; without it they are fitted after {curve.steps_to(FITTED)} steps"
+    return _of_ending(bench, ending, shown, "warning", reporter), shown
 
 
-def activation_warning(bench: Bench, probe: LossProbe, teller: Teller) -> Finding | None:
+def activation_warning(bench: Bench, probe: LossProbe, reporter: FitReporter) -> Finding | None:
     """Outputs that are rectified though targets lie beyond, or of which a good share is exactly zero.
 
     A rectifier where targets are not below zero, and units live, is a choice.
@@ -55,9 +55,9 @@ def activation_warning(bench: Bench, probe: LossProbe, teller: Teller) -> Findin
     is_dying = ending.operation in ("relu", "clamp", "clampmin") and ending.zeros > _DEAD
     if beyond is None and not is_dying:
         return None
-    told = f"'{ending.output}' ends in {ending.operation}, {_interval(ending)}"
+    shown = f"'{ending.output}' ends in {ending.operation}, {_interval(ending)}"
     why = beyond or f"{ending.zeros:.0%} of the first outputs are exactly 0 and pass no gradient"
-    return _of_ending(bench, ending, f"{told}; {why}", "warning", teller)
+    return _of_ending(bench, ending, f"{shown}; {why}", "warning", reporter)
 
 
 def _ending(bench: Bench, probe: LossProbe) -> Ending | None:
@@ -78,15 +78,15 @@ def _beyond(ending: Ending, bench: Bench, probe: LossProbe) -> str | None:
     return None
 
 
-def _of_ending(bench: Bench, ending: Ending, measured: str, severity: Any, teller: Teller) -> Finding:
+def _of_ending(bench: Bench, ending: Ending, measured: str, severity: Any, reporter: FitReporter) -> Finding:
     names = {component.name for component in bench.built.config.losses}
     is_doubled = ending.operation == "softmax" and "cross_entropy" in names
     causes: tuple[str, ...] = ("model.activation", "model.structure")
     if is_doubled:
         causes = ("loss.double_softmax", "model.activation")
-    return teller.finding(
+    return reporter.finding(
         severity=severity,
-        summary=f"the last layer ends in {ending.operation}: the outputs cannot be what the targets ask for",
+        summary=f"the last layer ends in {ending.operation}: the outputs cannot reach the targets",
         causes=causes,
         path="model",
         layer=ending.layer,
@@ -107,7 +107,7 @@ def _interval(ending: Ending) -> str:
 # --- the head --------------------------------------------------------------------------------------------------------
 
 
-def head_cause(bench: Bench, teller: Teller, *, is_falling: bool) -> tuple[Finding | None, str]:
+def head_cause(bench: Bench, reporter: FitReporter, *, is_falling: bool) -> tuple[Finding | None, str]:
     """Whether a fresh last layer alone, on the features as they are, fits what the network does not.
 
     Where the network is still getting there (`is_falling`), only a head that cannot learn is at fault.
@@ -118,7 +118,7 @@ def head_cause(bench: Bench, teller: Teller, *, is_falling: bool) -> tuple[Findi
     curve = _best(bench, thaw=True, change=lambda model: _freshen(model, name))
     if not curve.is_fitted:
         return None, f"a fresh {name} on the frozen features does not fit either"
-    told = f"a fresh {name} on the frozen features fits after {curve.steps_to(FITTED)} steps"
+    shown = f"a fresh {name} on the frozen features fits after {curve.steps_to(FITTED)} steps"
     own = bench.built.job.model.get_submodule(name)
     is_frozen = not any(parameter.requires_grad for parameter in own.parameters())
     weights = torch.cat([parameter.detach().flatten() for parameter in own.parameters()]).double()
@@ -129,23 +129,23 @@ def head_cause(bench: Bench, teller: Teller, *, is_falling: bool) -> tuple[Findi
     elif not math.isfinite(size) or size == 0 or size > 1e3:
         causes = ("model.init", "model.structure")
     elif is_falling:
-        return None, f"{told}; the network is still on its way"
-    finding = teller.finding(
+        return None, f"{shown}; the loss of the whole network is still falling"
+    finding = reporter.finding(
         severity="warning",
-        summary=f"the head '{name}' is frozen: it is in the way of fitting"
+        summary=f"the head '{name}' is frozen: the samples cannot be fitted"
         if is_frozen
-        else f"the head '{name}' keeps the network from fitting: its features suffice",
+        else f"the head '{name}' prevents a fit: its input features suffice",
         causes=causes,
         path="optimizer.frozen" if is_frozen and bench.built.job.frozen else "model",
         layer=name,
-        measured=f"{told}; its own weights are at most {size:.3g}"
-        + (", and none of them asks for a gradient" if is_frozen else ""),
+        measured=f"{shown}; its own weights are at most {size:.3g}"
+        + (", and none of them requires a gradient" if is_frozen else ""),
         expected="a head that learns with the rest",
         action=f"let '{name}' learn: look for requires_grad_(False) and optimizer.frozen"
         if is_frozen
-        else f"look at how '{name}' is initialised, and at what stands between it and the loss",
+        else f"look at how '{name}' is initialised, and at the layers between it and the loss",
     )
-    return finding, told
+    return finding, shown
 
 
 def _head(bench: Bench) -> str | None:
@@ -171,30 +171,30 @@ def _freshen(model: nn.Module, name: str) -> None:
 # --- what reaches the head -------------------------------------------------------------------------------------------
 
 
-def constant_cause(bench: Bench, probe: LossProbe, teller: Teller) -> tuple[Finding | None, str]:
+def constant_cause(bench: Bench, probe: LossProbe, reporter: FitReporter) -> tuple[Finding | None, str]:
     """Outputs that are the same for all samples from the start."""
     alike = _alike(bench, probe)
     if alike is None:
-        return None, "the model tells its samples apart"
-    finding = teller.finding(
+        return None, "the model distinguishes its samples"
+    finding = reporter.finding(
         severity="warning",
-        summary="the model answers alike for different samples",
+        summary="the model gives the same output for different samples",
         causes=("model.constant_output", "model.numerics", "model.init"),
         path="model",
         measured=f"'{alike}' is the same for all samples of the batch",
-        expected="different answers to different inputs",
-        action="follow the samples through the layers by --trace: where does the last difference go?",
+        expected="different outputs for different inputs",
+        action="follow the samples through the layers by --trace: where does the last difference vanish?",
     )
     return finding, f"'{alike}' is the same for all samples"
 
 
-def gradient_cause(bench: Bench, teller: Teller) -> tuple[Finding | None, str]:
+def gradient_cause(bench: Bench, reporter: FitReporter) -> tuple[Finding | None, str]:
     """A gradient that reaches no parameter at all."""
     silent = unmoved(bench)
     trainable = [name for name, parameter in bench.built.job.model.named_parameters() if parameter.requires_grad]
     if len(silent) < len(trainable):
         return None, f"{len(trainable) - len(silent)} of {len(trainable)} parameters get a gradient"
-    finding = teller.finding(
+    finding = reporter.finding(
         severity="warning",
         summary="no parameter gets a gradient",
         causes=("loss.detached", "model.frozen_unintended", "model.activation"),

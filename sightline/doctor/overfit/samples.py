@@ -21,14 +21,14 @@ from sightline.types import Batch, Component, SampleKey
 __all__ = ["Samples", "choose_samples", "loss_between_samples", "without_augmentation"]
 
 FEW = 4
-"""Where one sample would say little: batch norm over two rows gives +-1 whatever comes in."""
+"""Where one sample would show too little: batch norm over two rows gives +-1 for any input."""
 
 
 @dataclass(frozen=True)
 class Samples:
     """What is fitted. `batch` is what every step is given; `repeats` is how often each sample stands in it.
 
-    `left_out` names the training transforms that are augmentation and were not applied; `note` says what else a reader
+    `left_out` names the training transforms that are augmentation and were not applied; `note` is what else a reader
     should know of the choice.
     """
 
@@ -45,7 +45,7 @@ class Samples:
 
 
 def choose_samples(built: Built, *, num: int | None, with_augmentation: bool) -> Samples:
-    """The first `num` samples of the first epoch; of one where None, or of four where one would say little.
+    """The first `num` samples of the first epoch; of one where None, or of four where one would show too little.
 
     Raises UserError for more samples than there are, and for one sample where losses compare samples.
     """
@@ -135,12 +135,12 @@ def _has_one_target(built: Built, reader: BatchReader) -> bool:
 def _takes_one(built: Built, reader: BatchReader) -> bool:
     """Whether a step in training mode takes a single sample; batch norm over vectors does not.
 
-    What else may fail in it is told by the first step itself.
+    The first step itself reports what else may fail in it.
     """
     job = built.job
     try:
         batch = to_device(reader(_first_keys(built, 1)), job.device, floats=job.precision.parameters)
         forward_backward(job, copy_of(job.model), [batch], job.device)
-    except Exception as error:  # noqa: BLE001 - any other is met again, and told, by the first step
+    except Exception as error:  # noqa: BLE001 - any other is met again, and reported, by the first step
         return "more than 1 value per channel" not in str(error)
     return True

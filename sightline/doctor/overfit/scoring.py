@@ -1,4 +1,4 @@
-"""What the run's own metric says of samples that were fitted."""
+"""The figure of the run's own metric for samples that were fitted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The best answer that looks at no input: one constant for all samples, chosen by the run's own loss."""
+"""The best prediction that uses no input: one constant for all samples, chosen by the run's own loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STEPS = 60
 class Constant(nn.Module):
     """Gives outputs of the model's shapes that are the same for all samples; `values` are what they are.
 
-    Where logits answer labels, one number a class; else one for each place of an output but its first axis.
+    Where logits predict labels, one number a class; else one for each place of an output but its first axis.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -86,7 +86,7 @@ def fit_constant(built: Built, batches: Sequence[Batch]) -> Constant:
 
 
 def _find_axes(built: Built, model: Constant, batch: Batch) -> None:
-    """Of logits, the axis of classes alone tells one number from another."""
+    """Of logits, numbers differ along the axis of classes alone."""
     job = built.job
     seen: list[Mapping[str, Any]] = []
     handle = model.model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))

@@ -52,7 +52,7 @@ def overrides_of(varied: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def compare(
-    variants: Iterable[tuple[tuple[str, ...], Callable[[], Built]]], asked: Asked, tell: Callable[[str], None]
+    variants: Iterable[tuple[tuple[str, ...], Callable[[], Built]]], asked: Asked, note: Callable[[str], None]
 ) -> list[Variant]:
     """Fit every variant with its own optimiser, from the same seed and on the same samples.
 
@@ -60,12 +60,12 @@ def compare(
     """
     found: list[Variant] = []
     for overrides, build in variants:
-        tell(f"variant {' '.join(overrides)}")
+        note(f"variant {' '.join(overrides)}")
         built = build()
-        result = fit_one(built, asked, tell)
+        result = fit_one(built, asked, note)
         if found and result.samples.indices != found[0].result.samples.indices:
             if len(result.samples.indices) != len(found[0].result.samples.indices):
-                raise UserError("--vary: variants ask for different numbers of samples; give --samples")
+                raise UserError("--vary: variants need different numbers of samples; give --samples")
             raise UserError(f"--vary: {' '.join(overrides)} changes which samples are fitted; vary something else")
         parameters = sum(parameter.numel() for parameter in built.job.model.parameters())
         followed = follow(built, asked) if built.config.expect and result.probe is not None else None

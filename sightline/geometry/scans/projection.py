@@ -29,6 +29,7 @@ __all__ = [
     "nearest_returns",
     "nearest_returns_by_sorting",
     "project",
+    "ranges_of",
     "rows_by_file_order",
     "scan_of_points",
 ]
@@ -149,12 +150,21 @@ def locate(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Tensor | N
     # Contiguous, since angles of strided numbers take ten times as long; and in place, here and below, on
     # tensors of our own: mapping memory for one number a point takes as long as computing it.
     x, y, z = (points[:, axis].contiguous() for axis in range(3))
-    ranges = (x * x).add_(y * y).add_(z * z).double().sqrt_().to(x)
+    ranges = _ranges(x, y, z)
     _assert_finite(ranges, points, offsets)
     column, is_inside = _columns(x, y, view)
     row, is_clamped = _rows(points, z, ranges, view, offsets, ring)
     is_seen = ranges > 0 if is_inside is None else is_inside & (ranges > 0)
     return Located(row * view.width + column, ranges, is_seen, is_clamped & is_seen)
+
+
+def ranges_of(points: Tensor) -> Tensor:
+    """The distance (P,) of points (P, 3) from the sensor, in their type: the very bits of `locate`."""
+    return _ranges(*(points[:, axis].contiguous() for axis in range(3)))
+
+
+def _ranges(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return (x * x).add_(y * y).add_(z * z).double().sqrt_().to(x)
 
 
 def nearest_returns(ranges: Tensor, *, place: Tensor, num_places: int) -> Tensor:

@@ -91,13 +91,13 @@ def _refused(error: Exception) -> str:
             f"holds an object of {named[1]}, which only running the file's code could make; it was not run. Ask for "
             "the state dict alone, torch.save(model.state_dict(), ...)"
         )
-    return f"is no file that torch.save wrote, or is damaged ({_reason(error)}); get the file again"
+    return f"was not written by torch.save, or is damaged ({_reason(error)}); get the file again"
 
 
 def _reason(error: Exception) -> str:
     """The first sentence of an error, of torch's reader without its preface."""
     text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
-    return re.split(r"\. | Check the doc", text)[0].rstrip(".")[:160] or "nothing more is told"
+    return re.split(r"\. | Check the doc", text)[0].rstrip(".")[:160] or "no reason is given"
 
 
 def _unwrapped(value: Any, path: Path) -> PublishedFile:

@@ -78,7 +78,8 @@ _IMAGES = Protocol(
 _OBJECTS = Protocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64, _BY_NORMALS)
 _PARTS = Protocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, _BY_NORMALS)
 _SCENES = Protocol("segment", "s3dis", ({"name": "iou"},), "miou", 1, _BY_COLOURS)
-_SCANS = Protocol("segment", "semantic_kitti", ({"name": "iou", "absent": "zero"},), "miou", 1, {})
+_BY_POINTS_AND_PIXELS = tuple({"name": name, "absent": "zero"} for name in ("iou", "iou_by_distance", "pixel_iou"))
+_SCANS = Protocol("segment", "semantic_kitti", _BY_POINTS_AND_PIXELS, "miou", 1, {})
 
 
 @dataclass(frozen=True)

@@ -118,13 +118,13 @@ def test_folders_that_are_no_set(tmp_path: Path, case: str) -> None:
 LISTS: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", ":1: names the columns ''"),
     "other columns": (b"file,class\na.txt,b\n", ":1: names the columns 'file,class'; path,label"),
-    "no text": (b"path,label\na.txt,b\nb.txt,\xff\xfe\n", ":3: is no UTF-8 text"),
+    "no text": (b"path,label\na.txt,b\nb.txt,\xff\xfe\n", ":3: is not UTF-8 text"),
     "a missing file": (b"path,label\na.txt,b\nc.txt,b\n", ":3: there is no file c.txt"),
-    "an empty label": (b"path,label\na.txt,b\nb.txt, \n", ":3: 'b.txt, ' is no row of path,label"),
-    "a row too long": (b"path,label\na.txt,b,train\n", ":2: .* is no row of path,label"),
-    "an unknown part": (b"path,label,split\na.txt,b,train\nb.txt,b,tset\n", ":3: 'tset' is no part"),
+    "an empty label": (b"path,label\na.txt,b\nb.txt, \n", ":3: 'b.txt, ' is not a row of path,label"),
+    "a row too long": (b"path,label\na.txt,b,train\n", ":2: .* is not a row of path,label"),
+    "an unknown part": (b"path,label,split\na.txt,b,train\nb.txt,b,tset\n", ":3: 'tset' is not a part"),
     "a file twice": (b"path,label\na.txt,b\n./a.txt,c\n", ":3: a.txt is listed on line 2 already"),
-    "a file of another kind": (b"path,label\na.stl,b\n", ":2: a.stl is no kind of cloud"),
+    "a file of another kind": (b"path,label\na.stl,b\n", ":2: a.stl is not a cloud file"),
     "an open quote": (b'path,label\na.txt,b\n"b.txt,b\n', ":3: does not read as CSV"),
 }
 
@@ -180,12 +180,12 @@ def test_files_of_other_kinds_are_told(clouds: Path, tmp_path: Path) -> None:
     [
         ("cloud_folder", [], "up_axis: is required and missing: up_axis=VALUE, one of 'x', 'y', 'z'"),
         ("cloud_folder", ["up_axis=up"], "up_axis: found .*'x', 'y', 'z'"),
-        ("cloud_folder", ["up_axis=z", "num_ponts=3"], "num_ponts: is no option; did you mean 'num_points'"),
+        ("cloud_folder", ["up_axis=z", "num_ponts=3"], "num_ponts: is not an option; did you mean 'num_points'"),
         ("cloud_folder", ["up_axis=z", "num_points=many"], "num_points: found .*a whole number"),
         ("cloud_folder", ["up_axis=z", "up_axis=y"], "up_axis: is given twice"),
         ("cloud_folder", ["up_axis=z", "columns=[x, 3]"], "columns.1: "),
-        ("cloud_folder", ["z"], "is no option key=value; 'cloud_folder' takes up_axis, num_points"),
-        ("modelnet40", ["num_points=3"], "num_points: is no option; 'modelnet40' takes none"),
+        ("cloud_folder", ["z"], "is not an option key=value; 'cloud_folder' takes up_axis, num_points"),
+        ("modelnet40", ["num_points=3"], "num_points: is not an option; 'modelnet40' takes none"),
     ],
 )
 def test_options_are_checked_before_any_file_is_read(tmp_path: Path, name: str, options: list[str], words: str) -> None:

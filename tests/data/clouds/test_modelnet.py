@@ -318,7 +318,7 @@ def test_the_default_root(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_cannot_be_opened_is_named(prepared: Path) -> None:
     release = prepared.parent / "release"
-    with pytest.raises(DataError, match="is no prepared set, it holds airplane, bed, modelnet40_shape_names"):
+    with pytest.raises(DataError, match="is not a prepared set, it holds airplane, bed, modelnet40_shape_names"):
         ModelNet40(split="train", root=str(release))
     with pytest.raises(DataError, match=r"has no split 'val'; it holds train \(6\), test \(2\)"):
         ModelNet40(split="val", root=str(prepared))

@@ -46,8 +46,10 @@ def test_places_without_a_layout(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     for name in "abcdefg":
         (tmp_path / "other" / f"{name}.png").touch()
-    _refused(tmp_path / "other", r"other: holds a\.png, b\.png, c\.png, d\.png, e\.png and 2 more, which is no layout")
-    _refused(tmp_path / "other/a.png", "is no layout by itself; give the folder")
+    _refused(
+        tmp_path / "other", r"other: holds a\.png, b\.png, c\.png, d\.png, e\.png and 2 more, which is not a layout"
+    )
+    _refused(tmp_path / "other/a.png", "is not a layout by itself; give the folder")
 
 
 def test_two_layouts_in_one_folder_must_be_told_apart(tmp_path: Path) -> None:
@@ -123,9 +125,9 @@ def test_cut_and_foreign_hdf5_files(tmp_path: Path) -> None:
     path = root / "ply_data_train3.h5"
     raw = path.read_bytes()
     path.write_bytes(raw[: len(raw) // 2])
-    _refused(root, r"ply_data_train3\.h5: is no sound HDF5 file \(.*truncated file")
+    _refused(root, r"ply_data_train3\.h5: is not a sound HDF5 file \(.*truncated file")
     path.write_bytes(b"not an h5 file at all")
-    _refused(root, r"ply_data_train3\.h5: is no sound HDF5 file")
+    _refused(root, r"ply_data_train3\.h5: is not a sound HDF5 file")
 
 
 @pytest.mark.parametrize("has_lists", [True, False])

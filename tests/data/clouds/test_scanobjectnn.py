@@ -218,16 +218,16 @@ TRAIN, TEST = (rf"main_split/{word}_objectdataset\.h5" for word in ("training", 
         ),
         (
             lambda root: (root / "main_split/test_objectdataset.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 40),
-            rf"{TEST}: is no sound HDF5 file",
+            rf"{TEST}: is not a sound HDF5 file",
         ),
         (
             lambda root: (root / "main_split").rename(root / "split9"),
             r"h5_files/main_split: is missing, 'obj_bg' is read from it; .*h5_files holds split9",
         ),
-        (list_classes(SWAPPED), r"shape_names_ext\.txt:10: says 'bed' where the release has 'table' \(label 9\)"),
-        (list_classes(sorted(CLASSES)), r"shape_names_ext\.txt:2: says 'bed' where the release has 'bin' \(label 1\)"),
-        (list_classes(CLASSES[:14]), r"shape_names_ext\.txt:15: says nothing where the release has 'toilet'"),
-        (list_classes([*CLASSES, "tv"]), r"shape_names_ext\.txt:16: says 'tv' where the release has nothing"),
+        (list_classes(SWAPPED), r"shape_names_ext\.txt:10: has 'bed' where the release has 'table' \(label 9\)"),
+        (list_classes(sorted(CLASSES)), r"shape_names_ext\.txt:2: has 'bed' where the release has 'bin' \(label 1\)"),
+        (list_classes(CLASSES[:14]), r"shape_names_ext\.txt:15: has nothing where the release has 'toilet'"),
+        (list_classes([*CLASSES, "tv"]), r"shape_names_ext\.txt:16: has 'tv' where the release has nothing"),
     ],
 )
 def test_broken_releases_are_refused(tmp_path: Path, change: Callable[[Path], object], message: str) -> None:
@@ -246,7 +246,7 @@ def test_a_list_in_the_right_order_is_welcome(tmp_path: Path) -> None:
 
 
 def test_another_variant_than_was_prepared_is_refused(obj_bg: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"was prepared as the variant 'obj_bg', the config says 'pb_t50_rs'; set var"):
+    with pytest.raises(DataError, match=r"was prepared as the variant 'obj_bg', the config gives 'pb_t50_rs'; set var"):
         ScanObjectNN(split="train", root=str(obj_bg))
     with pytest.raises(MissingDataError, match=r"there is no such folder.*data prepare scanobjectnn .* variant=\w+$"):
         opened(tmp_path / "nowhere")

@@ -108,11 +108,11 @@ def with_entries(change: Callable[[list[str]], object]) -> Callable[[Path], None
         (Path.unlink, r"shuffled_val_file_list\.json: is missing, it lists the shapes of the validation split"),
         (
             lambda path: path.write_text('["shape_data/02691156/c",\n"sha'),
-            r"val_file_list\.json:2: is no JSON \(Unterm",
+            r"val_file_list\.json:2: is not JSON \(Unterm",
         ),
-        (lambda path: path.write_text("[]"), r"val_file_list\.json:1: is no list of texts"),
-        (lambda path: path.write_text('{"a": 1}'), r"val_file_list\.json:1: is no list of texts"),
-        (lambda path: path.write_text("[1, 2]"), r"val_file_list\.json:1: is no list of texts"),
+        (lambda path: path.write_text("[]"), r"val_file_list\.json:1: is not a list of texts"),
+        (lambda path: path.write_text('{"a": 1}'), r"val_file_list\.json:1: is not a list of texts"),
+        (lambda path: path.write_text("[1, 2]"), r"val_file_list\.json:1: is not a list of texts"),
         (lambda path: path.write_bytes(b"\xff\xfe["), r"val_file_list\.json: cannot be read \('utf-8' codec"),
         (with_entries(lambda x: x.insert(3, "02691156/c")), r"json:5: '02691156/c' is not shape_data/<synset>/<id>"),
         (with_entries(lambda x: x.insert(3, "shape_data/../c")), r"json:5: 'shape_data/\.\./c' is not shape_data/"),
@@ -149,7 +149,7 @@ def test_broken_lists(tmp_path: Path, change: Callable[[Path], None], message: s
             with_line(5, "Chairs\t03001627"),
             r"category\.txt:5: 'Chairs' is none of the 16 categories; did you mean 'chair",
         ),
-        (with_line(5, "Chair\t03001628"), r"category\.txt:5: says that Chair is 03001628, it is 03001627"),
+        (with_line(5, "Chair\t03001628"), r"category\.txt:5: gives 03001628 for Chair, it is 03001627"),
         (with_line(5, "Cap\t02954340"), r"category\.txt:5: names Cap a second time"),
         (with_line(16, None), r"list\.json:1: shape_data/04379243/. is of the synset 04379243, which synsetoff"),
     ],
@@ -223,7 +223,7 @@ def test_cut_and_missing_hdf5_files(tmp_path: Path) -> None:
     path = root / "ply_data_train3.h5"
     raw = path.read_bytes()
     path.write_bytes(raw[: len(raw) // 2])
-    refused(root, r"ply_data_train3\.h5: is no sound HDF5 file \(.*truncated file")
+    refused(root, r"ply_data_train3\.h5: is not a sound HDF5 file \(.*truncated file")
     path.unlink()
     refused(root, r"ply_data_train3\.h5: is missing, there are ply_data_train0\.h5, ")
     path.write_bytes(raw)

@@ -292,7 +292,7 @@ CLOUD = "ShapeNet/03001627/c2e9.ply"
     [
         (lambda root: cut(root / IMAGE, keep=0), r"in: 1 files of 1 objects are broken: .*11\.png \(is empty\); get"),
         (lambda root: cut(root / IMAGE, keep=0.7), r"broken: .*c2e9/rendering/11\.png \(is cut short at byte \d+\)"),
-        (lambda root: (root / IMAGE).write_bytes(b"GIF89a" * 9), r"broken: .*11\.png \(is no PNG file\)"),
+        (lambda root: (root / IMAGE).write_bytes(b"GIF89a" * 9), r"broken: .*11\.png \(is not a PNG file\)"),
         (
             lambda root: Image.fromarray(view_of("a", 0)[:8], "RGBA").save(root / IMAGE),
             r"11\.png \(is 12 x 8 pixels, a square",
@@ -300,10 +300,10 @@ CLOUD = "ShapeNet/03001627/c2e9.ply"
         (lambda root: corrupt(root / IMAGE), r"^\S*11\.png: cannot be decoded \(.*\); get the file again"),
         (
             lambda root: Image.fromarray(view_of("a", 0)[..., :3], "RGB").save(root / IMAGE),
-            r"^\S*11\.png: is RGB, RGBA is needed, whose transparency tells the background",
+            r"^\S*11\.png: is RGB, RGBA is needed, whose transparency marks the background",
         ),
         (lambda root: cut(root / CLOUD, keep=0), r"broken: .*c2e9\.ply \(is empty\)"),
-        (lambda root: (root / CLOUD).write_text("OFF\n"), r"broken: .*c2e9\.ply \(is no PLY file\)"),
+        (lambda root: (root / CLOUD).write_text("OFF\n"), r"broken: .*c2e9\.ply \(is not a PLY file\)"),
         (lambda root: cut(root / CLOUD, keep=0.8), r"^\S*c2e9\.ply: byte \d+: 32 x vertex need 384 bytes"),
         (
             lambda root: write_cloud(root / CLOUD, cloud_of("b")[:20]),

@@ -156,7 +156,10 @@ def test_missing_training_images_are_told_and_keep_their_place(tmp_path: Path) -
         (lambda r: edit_training(r, lambda line: line.replace(" ", " x ", 1)), r"labels.txt:3: 49 columns, 48"),
         (lambda r: edit_training(r, lambda line: line.rsplit(" ", 3)[0]), r"labels.txt:3: 46 columns, 48"),
         (lambda r: edit_training(r, lambda line: ""), r"labels.txt:3: is empty"),
-        (lambda r: edit_training(r, lambda line: "../" + line), r"labels.txt:3: '../20141/image_0000.png' is no path"),
+        (
+            lambda r: edit_training(r, lambda line: "../" + line),
+            r"labels.txt:3: '../20141/image_0000.png' is not the path",
+        ),
         (
             lambda r: edit_training(r, lambda line: line.split()[0] + " 1 1 -300" * 16),
             r"labels.txt: frame 2 \(20141/image_0000.png\): a joint lies at z = -300",
@@ -265,7 +268,7 @@ def test_the_centre_of_mass_is_looked_for_in_the_box(tmp_path: Path) -> None:
     [
         (
             lambda r: edit(r / "frame/BoundingBox.txt", 1, lambda line: line.replace("439", "139")),
-            r"BoundingBox.txt:2: 200 120 139 359 is no box",
+            r"BoundingBox.txt:2: 200 120 139 359 is not a box",
         ),
         (
             lambda r: edit(r / "frame/BoundingBox.txt", 1, lambda line: line.rsplit("\t", 1)[0]),

@@ -134,7 +134,7 @@ def test_wrong_files_are_named_with_their_line(tmp_path: Path, text: str, told: 
 
 
 def test_unknown_words_and_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"path: .*\{fold\}.* it knows \{split\}, \{subject\}"):
+    with pytest.raises(ConfigError, match=r"path: .*\{fold\}.* these are \{split\}, \{subject\}"):
         PointsOfFile(path="centres_{fold}.txt").of(order_of())
     with pytest.raises(DataError, match="cannot be read"):
         PointsOfFile(path=str(tmp_path / "none.txt")).of(order_of())

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.data.files.array_files import npz_header
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, has_normals, read_cloud, told_passed_over
+from sightline.data.files.cloud_files import CLOUD_SUFFIXES, has_normals, list_passed_over, read_cloud
 from sightline.data.files.meshes import read_off
 from sightline.errors import ConfigError, DataError
 from tests.data.clouds.cloud_writers import WRITERS, solid, write_ply
@@ -223,8 +223,8 @@ BROKEN: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
         zip_bytes({"points.npy": npy_bytes(POINTS), "faces.npy": npy_bytes(np.array([[0, 1, 40]]))}),
         ("point 40", "0 to 39"),
     ),
-    "h5 that is none": ("a.h5", b"\x89HDF\r\n\x1a\n and no more", ("no sound HDF5",)),
-    "text without rows": ("a.txt", b"hello\nworld\n", ("a.txt:1", "no row of numbers")),
+    "h5 that is none": ("a.h5", b"\x89HDF\r\n\x1a\n and no more", ("not a sound HDF5",)),
+    "text without rows": ("a.txt", b"hello\nworld\n", ("a.txt:1", "not a row of numbers")),
     "empty text": ("a.txt", b"\n\n", ("no rows",)),
     "text with semicolons": ("a.txt", b"1;2;3\n4;5;6\n", ("a.txt:", "semicolons between its numbers; put commas")),
     "text with semicolons and commas": ("a.csv", b"1,5;2;3\n4,5;5;6\n", ("a.csv:1", "semicolons", "decimal")),
@@ -312,7 +312,7 @@ def test_an_hdf5_file_with_a_damaged_name(tmp_path: Path, name: bytes) -> None:
     content = (tmp_path / "a.h5").read_bytes()
     assert content.count(b"ring\0") == 1
     (tmp_path / "a.h5").write_bytes(content.replace(b"ring\0", name))
-    refused(tmp_path / "a.h5", "no sound HDF5 file")
+    refused(tmp_path / "a.h5", "not a sound HDF5 file")
 
 
 def test_an_hdf5_file_of_text(tmp_path: Path) -> None:
@@ -374,12 +374,12 @@ def test_whether_a_file_has_normals_is_told_by_its_head(tmp_path: Path) -> None:
 
 
 def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
-    assert told_passed_over(tmp_path) == ""
+    assert list_passed_over(tmp_path) == ""
     (tmp_path / "in" / ".git").mkdir(parents=True)
     for name in ("in/a.ply", "in/b.las", ".hidden", "in/.git/c"):
         (tmp_path / name).write_text("")
-    assert told_passed_over(tmp_path) == "1 file of another kind passed over: in/b.las"
+    assert list_passed_over(tmp_path) == "1 file of another kind passed over: in/b.las"
     for number in range(9):
         (tmp_path / f"{number}.las").write_text("")
-    assert told_passed_over(tmp_path).startswith("10 files of other kinds passed over: 0.las, 1.las")
-    assert told_passed_over(tmp_path).endswith("4.las and 5 more")
+    assert list_passed_over(tmp_path).startswith("10 files of other kinds passed over: 0.las, 1.las")
+    assert list_passed_over(tmp_path).endswith("4.las and 5 more")

@@ -109,8 +109,10 @@ def test_what_is_no_depth_image(tmp_path: Path) -> None:
         tmp_path / "below.npy": r"the depth in row 0, column 1 is -1\.0",
         tmp_path / "endless.npy": r"the depth in row 0, column 1 is inf",
         tmp_path / "metres.npy": r"the farthest depth is 2\.5 mm.* set mm_per_unit to 1000",
-        written(tmp_path / "raw.bin", bytes(24)): "has no header|say how wide",
-        written(tmp_path / "a.jpg", b""): r"is no depth image that is read; give \.png \(16 bits\), \.npy or \.bin",
+        written(tmp_path / "raw.bin", bytes(24)): "has no header|give its width",
+        written(
+            tmp_path / "a.jpg", b""
+        ): r"is not a depth image of a known kind; give \.png \(16 bits\), \.npy or \.bin",
         tmp_path / "none.png": "there is no such file",
         tmp_path / "none.npy": "there is no such file",
         tmp_path / "none.bin": "there is no such file",

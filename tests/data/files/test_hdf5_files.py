@@ -144,7 +144,7 @@ def test_a_key_that_is_missing_and_a_file_that_is_none(tmp_path: Path) -> None:
     with missing, open_hdf5(path, what="a set") as opened:
         opened.array("data")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"a\.h5: is no sound HDF5 file \(.*truncated"):
+    with pytest.raises(DataError, match=r"a\.h5: is not a sound HDF5 file \(.*truncated"):
         read_hdf5_arrays(path)
     os.mkfifo(tmp_path / "pipe.h5")
     for name, told in {"pipe.h5": "is not a regular file", "absent.h5": "there is no such file"}.items():

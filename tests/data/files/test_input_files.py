@@ -108,7 +108,7 @@ def test_hostile_numbers_in_depth_images(name: str, content: bytes, tmp_path: Pa
 
 def test_a_depth_beyond_float32_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.full((2, 2), 1e300))
-    assert "1e+300, which is no number of mm" in refused(read_depth, tmp_path / "a.npy")
+    assert "1e+300, which cannot be in mm" in refused(read_depth, tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize(

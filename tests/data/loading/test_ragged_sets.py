@@ -244,7 +244,7 @@ def test_offsets_that_are_no_starts_of_rows_are_refused(prepared: Prepared) -> N
     with pytest.raises(DataError, match=r"test\.offsets\.npy: does not rise from 0 to 14"):
         prepared.offsets("test")
     np.save(path, np.array([0, 5, 14], dtype=np.int32))
-    with pytest.raises(DataError, match=r"holds int32 \(3,\), the manifest says int64 \(3,\)"):
+    with pytest.raises(DataError, match=r"holds int32 \(3,\), the manifest lists int64 \(3,\)"):
         Prepared(prepared.root, seal(prepared.manifest)).offsets("test")
 
 

@@ -281,7 +281,7 @@ def test_a_mesh_without_extent_is_named(tmp_path: Path, text: str, told: str) ->
 def test_two_objects_of_one_name_are_refused(tmp_path: Path, prepared: Path) -> None:
     objects = PreparedObjects(prepared)
     objects.names["test"][0] = "bed_0001"
-    with pytest.raises(DataError, match="1 names stand for several objects each, the first is 'bed_0001'"):
+    with pytest.raises(DataError, match="1 names belong to several objects each, the first is 'bed_0001'"):
         render(objects, tmp_path / "views")
     assert not (tmp_path / "views.partial").exists()
 
@@ -342,12 +342,12 @@ def test_the_command_renders_a_set_by_name(tmp_path: Path, prepared: Path, monke
         (["synthetic_shapes", "--views", "7", "--elevations", "0,30"], "7 views on 2 elevations"),
         (["synthetic_shapes", "--elevations", "low"], "--elevations low: degrees are needed, such as 30 or 10,30,50"),
         (["synthetic_shapes", "--up", "y"], "--up y, but z is up in synthetic_shapes"),
-        (["synthetic_shapes", "train_sise=3"], "train_sise: is no option; did you mean 'train_size'?"),
+        (["synthetic_shapes", "train_sise=3"], "train_sise: is not an option; did you mean 'train_size'?"),
         (["synthetic_shapes", "num_points=none"], "num_points: found the text 'none', allowed is a whole number"),
-        (["FOLDER"], "holds files, which do not say which axis is up; give --up x, y or z"),
+        (["FOLDER"], "holds files, which do not state their up axis; give --up x, y or z"),
         (["FOLDER", "--up", "z", "num_points=5"], "num_points is for prepared sets"),
         (["EMPTY", "--up", "z"], "holds nothing, no mesh or cloud"),
-        (["SET", "--up", "y"], "says that z is up; leave it out"),
+        (["SET", "--up", "y"], " z is up; leave it out"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sightline.data.scans.sensors import sensor_of
+from sightline.data.scans.sensors import SensorBlock, sensor_of
 from sightline.data.synthetic.lidar_street import (
     SENSOR_HEIGHT_M,
     Disturbance,
@@ -18,8 +18,8 @@ from sightline.data.synthetic.lidar_street import (
     draw_street,
 )
 
-__all__ = ["TYPE_OF", "quiet", "street_scan", "write_bin", "write_kitti_object", "write_labels"]
-__all__ += ["write_semantic_kitti", "write_squeezeseg"]
+__all__ = ["OWN", "TYPE_OF", "own_scan", "quiet", "street_scan", "write_bin", "write_kitti_object", "write_labels"]
+__all__ += ["write_own", "write_semantic_kitti", "write_squeezeseg"]
 
 
 def quiet(done: int, total: int, message: str) -> None:
@@ -107,3 +107,29 @@ def write_kitti_object(root: Path, num_frames: int) -> dict[str, tuple[Street, S
         Image.new("RGB", (200, 100)).save(folders["image_2"] / f"{frame}.png")
         made[frame] = (street, scan)
     return made
+
+
+OWN: SensorBlock = {"fov_deg": (12.0, -18.0), "azimuth_deg": (50.0, -50.0), "num_beams": 16, "remission_max": 255.0}
+
+
+def own_scan(seed: int, *, num_columns: int = 60) -> Scan:
+    """16 beams, 100 degrees wide, remissions from 0 to 255."""
+    generator = np.random.default_rng(seed)
+    sensor = sensor_of(OWN, preset=None, owner="the test")
+    scan = cast_street(
+        draw_street(generator),
+        sensor,
+        num_columns=num_columns,
+        generator=generator,
+        disturbance=Disturbance(lost_share=0.1),
+    )
+    return scan._replace(remission=np.round(scan.remission * 255).astype(np.float32))
+
+
+def write_own(folder: Path, count: int, *, num_columns: int = 60) -> list[Scan]:
+    """Scans of five columns with labels beside them."""
+    scans = [own_scan(seed, num_columns=num_columns) for seed in range(count)]
+    for number, scan in enumerate(scans):
+        write_bin(folder / f"{number:03d}.bin", scan, scan.ring)
+        write_labels(folder / f"{number:03d}.label", scan.ids, scan.thing + 1)
+    return scans

@@ -11,24 +11,12 @@ import torch
 
 from sightline.data.scans.scan_folder import ScanFolder
 from sightline.data.scans.scan_reading import read_scan
-from sightline.data.scans.sensors import SensorBlock, sensor_of
-from sightline.data.synthetic.lidar_street import Disturbance, Scan, cast_street, draw_street
+from sightline.data.scans.sensors import SensorBlock
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey
-from tests.data.scans.lidar_writers import quiet, write_bin, write_labels
+from tests.data.scans.lidar_writers import OWN, own_scan, quiet, write_labels, write_own
 
-OWN: SensorBlock = {"fov_deg": (12.0, -18.0), "azimuth_deg": (50.0, -50.0), "num_beams": 16, "remission_max": 255.0}
 COLUMNS = ("x", "y", "z", "intensity", "ring")
-
-
-def own_scan(seed: int) -> Scan:
-    """16 beams, 100 degrees wide, remissions from 0 to 255."""
-    generator = np.random.default_rng(seed)
-    sensor = sensor_of(OWN, preset=None, owner="the test")
-    scan = cast_street(
-        draw_street(generator), sensor, num_columns=60, generator=generator, disturbance=Disturbance(lost_share=0.1)
-    )
-    return scan._replace(remission=np.round(scan.remission * 255).astype(np.float32))
 
 
 def prepare(source: Path, target: Path, **options: Any) -> dict[str, Any]:
@@ -37,15 +25,6 @@ def prepare(source: Path, target: Path, **options: Any) -> dict[str, Any]:
 
 def opened(root: Path, split: str = "train", **arguments: Any) -> ScanFolder:
     return ScanFolder(**{"split": split, "sensor": OWN, "root": str(root), **arguments})
-
-
-def write_own(folder: Path, count: int) -> list[Scan]:
-    """Scans of five columns with labels beside them."""
-    scans = [own_scan(seed) for seed in range(count)]
-    for number, scan in enumerate(scans):
-        write_bin(folder / f"{number:03d}.bin", scan, scan.ring)
-        write_labels(folder / f"{number:03d}.label", scan.ids, scan.thing + 1)
-    return scans
 
 
 def test_a_sensor_of_ones_own_from_files_to_samples(tmp_path: Path) -> None:
@@ -177,3 +156,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds nothing, no scan \(\.bin \.npy"):
         prepare(tmp_path / "empty", tmp_path / "again")
+
+
+def test_rings_that_files_do_not_have(tmp_path: Path) -> None:
+    write_own(tmp_path / "own", 1)
+    with pytest.raises(DataError, match="has no column ring or laser or beam for num_beams, it has intensity, foo"):
+        prepare(tmp_path / "own", tmp_path / "set", columns=(*COLUMNS[:4], "foo"), num_beams=16)

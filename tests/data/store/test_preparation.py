@@ -199,7 +199,7 @@ def test_a_cut_missing_or_altered_file_is_found_on_opening(prepared: Path) -> No
     raw = path.read_bytes()
     path.write_bytes(raw[:-1])
     with pytest.raises(
-        DataError, match=rf"train\.points\.npy: has {len(raw) - 1} bytes, manifest\.json says {len(raw)}"
+        DataError, match=rf"train\.points\.npy: has {len(raw) - 1} bytes, manifest\.json lists {len(raw)}"
     ):
         ModelNet40(split="test", root=str(prepared))
     path.unlink()
@@ -219,7 +219,7 @@ def test_an_array_of_another_type_is_found_on_reading(prepared: Path) -> None:
     path = prepared / "train.points.npy"
     path.write_bytes(path.read_bytes().replace(b"'<f4'", b"'<i4'", 1))
     shapes = ModelNet40(split="train", root=str(prepared))
-    with pytest.raises(DataError, match=r"train\.points\.npy: holds int32 .*, the manifest says float32"):
+    with pytest.raises(DataError, match=r"train\.points\.npy: holds int32 .*, the manifest lists float32"):
         shapes[SampleKey(0, 0, 0)]
     path.write_bytes(b"x" * path.stat().st_size)
     with pytest.raises(DataError, match=r"train\.points\.npy: does not read as an array"):

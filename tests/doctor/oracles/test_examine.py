@@ -88,12 +88,31 @@ def test_kinds_are_types_with_their_arguments() -> None:
     assert len(distinct_layers(nn.Sequential(nn.Linear(3, 3), patched))) == 2
 
 
-QUICK = ("image_classifier", "pct_naive", "pointnet_plain")
-MODELS = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in registry.models.names()]
+MODELS = (
+    *("image_classifier", "pct_naive", "pointnet_plain", "rangenet21", "v2v_small", "salsanext", "point_transformer"),
+    *("deeplabv3", "squeezesegv2", "point_bert_parts", "dgcnn", "scale_net", "pointnet_scenes", "pointnet2_parts"),
+    *("pct", "dgcnn_parts", "point_transformer_dense"),
+)
+"""Hold every kind of layer of the package, in few seconds; the others: tests/long/test_layers_of_models.py."""
+
+
+def test_the_models_hold_every_kind_of_layer() -> None:
+    kinds = {name: kinds_of(small_model(name)) for name in registry.models.names()}
+    assert set().union(*kinds.values()) == set().union(*(kinds[name] for name in MODELS))
+
+
+def kinds_of(model: nn.Module) -> set[type[nn.Module]]:
+    """Those of the layers that are examined, without the model itself."""
+    modules = dict(model.named_modules())
+    return {type(modules[name]) for names in distinct_layers(model) for name in names if name}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_of_the_models_of_the_package_is_wrong(name: str) -> None:
+    assert_nothing_wrong(name)
+
+
+def assert_nothing_wrong(name: str) -> None:
     model = small_model(name).float()
     inputs = {k: v.float() if v.is_floating_point() else v for k, v in make_inputs(model, 4).items()}
     rows = examine_layers(model, inputs, lambda batch: model(**batch))

@@ -76,7 +76,7 @@ def test_the_entry_that_is_not_met_is_named_with_its_value(tmp_path: Path) -> No
     assert [each.is_met for each in followed.met] == [True, True, False, True]
     wrong = followed.met[2]
     assert wrong.measured is not None
-    assert wrong.told.startswith(f"expect.2: output.max after 1 steps is {wrong.measured:.6g}, expected at least 1e+06")
+    assert wrong.line.startswith(f"expect.2: output.max after 1 steps is {wrong.measured:.6g}, expected at least 1e+06")
     document = followed_document(followed)["expect"]
     assert [each["met"] for each in document] == [True, True, False, True]
 

@@ -74,7 +74,7 @@ def test_a_rung_above_that_learns_nothing() -> None:
     climbed, findings = climb(config, World(), built, [40], Asked(steps=5), lambda line: None)
     assert not climbed[0].is_passed
     assert findings[0].cause == "optim.lr"
-    assert "constant answer" in findings[0].measured
+    assert "constant prediction" in findings[0].measured
 
 
 def test_the_constant_answer_to_classes_is_their_share() -> None:

@@ -27,21 +27,16 @@ CASES = {
         "data.num_points=64",
         "model.points={name: dgcnn_parts, num_neighbours: 6, embedding: 64}",
     ),
-}
-SLOW = {
-    "segment/synthetic_shapes_dgcnn": ("data.num_points=64", "model.num_neighbours=6", "model.embedding=64"),
-    "classify/synthetic_shapes_pointnet": ("data.num_points=32",),
     "classify/synthetic_shapes_pct": ("data.num_points=64", "model={num_centres: [32, 16], num_neighbours: 8}"),
     "classify/synthetic_shapes_pointnet2": (
         "data.num_points=64",
         "model={num_centres: [32, 8], num_neighbours: [8, 8]}",
     ),
-    "segment/synthetic_shapes_point_transformer_dense": ("data.num_points=128",),
-    "contrast/synthetic_shapes_crosspoint": ("data.num_points=256",),
 }
+"""Larger ones: tests/long/test_larger_recipes.py."""
 
 
-def check(name: str, overrides: tuple[str, ...]) -> None:
+def assert_fitted(name: str, overrides: tuple[str, ...]) -> None:
     built = build(read_config(ROOT / "configs" / f"{name}.yaml", [*SIZES, *overrides]), World())
     result = fit_one(built, Asked(steps=40, is_brief=True), lambda line: None)
     assert result.is_fitted, result.findings
@@ -50,10 +45,4 @@ def check(name: str, overrides: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_recipe_is_fitted(name: str) -> None:
-    check(name, CASES[name])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
-def test_a_larger_recipe_is_fitted(name: str) -> None:
-    check(name, SLOW[name])
+    assert_fitted(name, CASES[name])

@@ -45,12 +45,12 @@ def _of_part(context: Context, part: Part, reader: Reader) -> Iterator[Finding]:
         return  # the collate of this package adds up lengths
     fields = part.reader.fields
     for name in _names_of(fields, batch):
-        told = next(_faults(batch, name, _lengths(fields, batch, name), len(keys)), None)
+        fault = next(_faults(batch, name, _lengths(fields, batch, name), len(keys)), None)
         sample = None
-        if told is None and is_own:
-            told, sample = _against_alone(reader, keys, batch[name], name)
-        if told is not None:
-            yield _of_offsets(context, part, name, told, sample, batch[name])
+        if fault is None and is_own:
+            fault, sample = _against_alone(reader, keys, batch[name], name)
+        if fault is not None:
+            yield _of_offsets(context, part, name, fault, sample, batch[name])
 
 
 def _read(reader: Reader, keys: Sequence[SampleKey]) -> Batch:
@@ -71,7 +71,7 @@ def _names_of(known: Mapping[str, Field], batch: Batch) -> list[str]:
 
 
 def _lengths(known: Mapping[str, Field], batch: Mapping[str, Any], name: str) -> dict[str, int]:
-    """How many rows the fields have that these offsets part; `points` where no field says that it is parted."""
+    """How many rows the fields have that these offsets split; `points` where no field declares a split."""
     fields = [key for key, field in known.items() if field.collate == "concatenate" and field.offsets == name]
     fields = fields or (["points"] if name == "offsets" else [])
     return {key: len(batch[key]) for key in fields if isinstance(batch.get(key), Tensor) and batch[key].ndim > 0}
@@ -80,7 +80,7 @@ def _lengths(known: Mapping[str, Field], batch: Mapping[str, Any], name: str) ->
 def _faults(batch: Batch, name: str, lengths: Mapping[str, int], num_samples: int) -> Iterator[str]:
     offsets = batch[name]
     if not isinstance(offsets, Tensor) or offsets.ndim != 1 or not len(offsets):
-        yield f"'{name}' is no list of numbers"
+        yield f"'{name}' is not a list of numbers"
         return
     if offsets.is_floating_point() or offsets.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16):
         yield f"'{name}' is of type {str(offsets.dtype).removeprefix('torch.')}"
@@ -109,15 +109,15 @@ def _against_alone(
     return None, None
 
 
-def _of_offsets(context: Context, part: Part, name: str, told: str, sample: int | None, offsets: Any) -> Finding:
+def _of_offsets(context: Context, part: Part, name: str, fault: str, sample: int | None, offsets: Any) -> Finding:
     values = offsets.flatten().tolist() if isinstance(offsets, Tensor) else [str(offsets)]
     shown = ", ".join(map(str, values[:_MOST_SHOWN])) + (", .." if len(values) > _MOST_SHOWN else "")
     return broken_offsets.finding(
         context,
-        f"clouds of a batch are parted wrongly: {told}",
+        f"offsets split a batch into its clouds wrongly: {fault}",
         split=part.split,
         sample=sample,
-        measured=f"{told}; {name} = [{shown}]",
+        measured=f"{fault}; {name} = [{shown}]",
         expected="int64 (S+1,): 0, then the sum of all sizes up to each cloud; so the last is the number of points",
         action="mend `collate` or `get_batch` of the data set; fields with collate='concatenate' need neither",
         evidence={"field": name, "offsets": values[:64]},

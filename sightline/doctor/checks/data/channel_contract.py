@@ -29,7 +29,7 @@ def channel_contract(context: Context) -> list[Finding]:
         for name, promise in survey.part.dataset.info.fields.items():
             if name in survey.fields:
                 findings += _of_field(context, survey, name, promise, survey.fields[name])
-    return findings or list(_of_width(context))
+    return findings or [*_of_width(context), *_of_image(context)]
 
 
 def _of_field(context: Context, survey: PartSurvey, name: str, promise: Field, found: FieldSurvey) -> Iterator[Finding]:
@@ -48,7 +48,7 @@ def _of_field(context: Context, survey: PartSurvey, name: str, promise: Field, f
             sample=found.dtypes[dtype],
             measured=dtype,
             expected=promise.dtype,
-            action=f"convert '{name}' where it is read (and scale it, if 0..255 stood for 0..1), or mend its Field",
+            action=f"convert '{name}' where it is read (and scale it, if 0..255 meant 0..1), or correct its Field",
         )
     if survey.part.dataset.info.facts.get(COUNTED_BY.get(name, "")) is None:  # classes are for `label-range`
         yield from _of_range(context, survey, name, promise, found)
@@ -66,7 +66,9 @@ def _of_shape(context: Context, survey: PartSurvey, name: str, promise: Field, s
         sample=survey.fields[name].shapes[shape],
         measured=f"{shape}",
         expected=f"'{promise.shape}' (axes as declared in the field)",
-        action="transpose it where it is read: channels come last" if is_turned else "mend what is read, or the Field",
+        action="transpose it where it is read: channels come last"
+        if is_turned
+        else "correct the values that are read, or the Field",
     )
 
 
@@ -93,7 +95,7 @@ def _of_range(context: Context, survey: PartSurvey, name: str, promise: Field, f
             sample=found.low_at if is_low else found.high_at,
             measured=f"{span}, {reach / largest:.4g} times the largest bound" if largest else span,
             expected=declared,
-            action=f"bring '{name}' to {promise.unit or 'the declared range'}, or mend its Field",
+            action=f"bring '{name}' to {promise.unit or 'the declared range'}, or correct its Field",
         )
         return
     reach = max(abs(found.low), abs(found.high))
@@ -108,7 +110,7 @@ def _of_range(context: Context, survey: PartSurvey, name: str, promise: Field, f
             sample=found.high_at if abs(found.high) == reach else found.low_at,
             measured=f"{span}, {reach / largest:.4g} of the largest bound",
             expected=f"{declared}; at least {_FAR_INSIDE:g} of it in use",
-            action=f"look whether '{name}' is in {promise.unit or 'the declared unit'}, or narrow its Field",
+            action=f"check whether '{name}' is in {promise.unit or 'the declared unit'}, or narrow its Field",
             severity="warning",
         )
 
@@ -131,11 +133,11 @@ def _of_width(context: Context) -> Iterator[Finding]:
             survey,
             "points",
             "width",
-            f"the data set says in_channels {declared}, its samples have {measured}",
+            f"the data set states in_channels {declared}, its samples have {measured}",
             sample=int(survey.part.indices[0]),
             measured=f"{parts} = {measured} channels{_first_layer(context)}",
             expected=f"in_channels = {declared} (a fact of the data set)",
-            action="state as in_channels the width of points and features, or mend what is read",
+            action="state the width of points and features as in_channels, or correct the columns that are read",
         )
         return
     transformed = _batch_width(context)
@@ -147,11 +149,31 @@ def _of_width(context: Context) -> Iterator[Finding]:
             survey,
             "points",
             "width",
-            f"the data set says in_channels {declared}, its training batches have {transformed}",
+            f"the data set states in_channels {declared}, its training batches have {transformed}",
             sample=int(survey.part.indices[0]),
             measured=f"{transformed} channels in a batch, {parts} = {measured}{_first_layer(context)}",
             expected=f"in_channels = {declared} (a fact of the data set), as its samples have",
             action=f"look at what the transforms ({names}) or the set's own collate add to, or lose of, its features",
+        )
+
+
+def _of_image(context: Context) -> Iterator[Finding]:
+    """Images that a transform makes have as many channels as it states."""
+    part, image = context.built.data.train, context.rehearsal.batch.get("image")
+    stated = part.reader.facts.get("in_channels")
+    if isinstance(stated, int) and isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] != stated:
+        names = ", ".join(component.name for component in context.config.transforms.train)
+        yield broken_field(
+            channel_contract,
+            context,
+            context.survey[0],
+            "image",
+            "width",
+            f"the transforms say in_channels {stated}, their images have {image.shape[1]}",
+            sample=int(part.indices[0]),
+            measured=f"{image.shape[1]} channels in a batch{_first_layer(context)}",
+            expected=f"in_channels = {stated} (a fact of the transforms {names})",
+            action="state as in_channels what the transform makes",
         )
 
 
@@ -180,7 +202,7 @@ def _first_layer(context: Context) -> str:
 
 
 def _fits(declared: str, shape: tuple[int, ...]) -> bool:
-    """Whether a shape is what words such as "points 3" say; words stand for any number, "any" for any shape."""
+    """Whether a shape matches words such as "points 3"; words stand for any number, "any" for any shape."""
     if declared == "any":
         return True
     words = declared.split()

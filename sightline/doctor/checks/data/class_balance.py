@@ -13,7 +13,7 @@ from sightline.doctor.core.finding import Finding
 
 __all__ = ["class_balance"]
 
-_MOST_TOLD = 3
+_MOST_LISTED = 3
 
 
 @check(
@@ -53,15 +53,15 @@ def class_balance(context: Context) -> list[Finding]:
 
 def _extremes(context: Context, trained: Census, present: Sequence[int]) -> str:
     """The most frequent and the rarest classes with their counts."""
-    is_all = len(present) <= 2 * _MOST_TOLD
-    chosen = present if is_all else [*present[:_MOST_TOLD], *present[-_MOST_TOLD:]]
-    told = []
+    is_all = len(present) <= 2 * _MOST_LISTED
+    chosen = present if is_all else [*present[:_MOST_LISTED], *present[-_MOST_LISTED:]]
+    entries = []
     for number in chosen:
         among = "" if _unit(trained) == "samples" else f" in {trained.samples[number]} samples"
-        told.append(f"{name_of_class(context, number)}: {trained.targets[number]}{among}")
+        entries.append(f"{name_of_class(context, number)}: {trained.targets[number]}{among}")
     if not is_all:
-        told.insert(_MOST_TOLD, "..")
-    return ", ".join(told)
+        entries.insert(_MOST_LISTED, "..")
+    return ", ".join(entries)
 
 
 def _unit(census: Census) -> str:
@@ -75,9 +75,11 @@ def _absences(context: Context, counted: Sequence[Census]) -> str:
     for census in counted:
         absent = np.flatnonzero(census.targets == 0).tolist()
         if absent:
-            names = ", ".join(name_of_class(context, number) for number in absent[:_MOST_TOLD])
-            more = f" and {len(absent) - _MOST_TOLD} more" if len(absent) > _MOST_TOLD else ""
+            names = ", ".join(name_of_class(context, number) for number in absent[:_MOST_LISTED])
+            more = f" and {len(absent) - _MOST_LISTED} more" if len(absent) > _MOST_LISTED else ""
             words += f"; {census.split} shows no {names}{more}"
+        if census.num_single:
+            words += f"; {census.num_single} of {census.num_labelled} samples of {census.split} show one class alone"
     return words
 
 

@@ -1,6 +1,6 @@
 """Names of classes that are not those of the labels: doubled, in another order in a part, or below the floor.
 
-Which label is which class no file tells for certain. Where rooms have a ceiling and a floor their heights tell.
+No file states for certain which label is which class. Where rooms have a ceiling and a floor, their heights show it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def class_names(context: Context) -> list[Finding]:
     return declared or [finding for survey in context.survey for finding in _of_heights(context, survey)]
 
 
-# --- what the sets say ------------------------------------------------------------------------------------------------
+# --- names of the sets ------------------------------------------------------------------------------------------------
 
 
 def _of_facts(context: Context) -> Iterator[Finding]:
@@ -55,7 +55,7 @@ def _of_facts(context: Context) -> Iterator[Finding]:
                 split=parts[0].split,
                 measured=f"{fact}: '{twice[0]}' stands at {', '.join(map(str, places))}",
                 expected="a name of its own for each class; figures per class would hide one of them",
-                action=f"mend the fact {fact} of the data set",
+                action=f"correct the fact {fact} of the data set",
                 evidence={"field": "class names", "looked_at": "the facts of the data sets"},
             )
     for part in parts[1:]:
@@ -64,7 +64,7 @@ def _of_facts(context: Context) -> Iterator[Finding]:
 
 
 def _of_other_part(context: Context, part: Part, trained: Mapping[str, Any]) -> Iterator[Finding]:
-    """The same names in another order, or other names; the first that differs is told."""
+    """The same names in another order, or other names; the first that differs is reported."""
     facts = part.dataset.info.facts
     for fact in (*_NAMES, "parts_of_category"):
         ours, theirs = trained.get(fact), facts.get(fact)
@@ -75,7 +75,7 @@ def _of_other_part(context: Context, part: Part, trained: Mapping[str, Any]) -> 
         is_reordered = len(ours) == len(theirs) and sorted(map(str, ours)) == sorted(map(str, theirs))
         yield class_names.finding(
             context,
-            f"the {part.split} part numbers its classes otherwise than training"
+            f"the {part.split} part numbers its classes differently from training"
             + (": the same names in another order" if is_reordered else ""),
             causes=("data.label_mapping", "cfg.class_count")[:: 1 if is_reordered else -1],
             split=part.split,
@@ -130,14 +130,14 @@ def _of_axis(context: Context, survey: PartSurvey, rooms: _Rooms) -> Finding | N
         return None
     return class_names.finding(
         context,
-        f"ceiling and floor lie apart along {'xyz'[axis]}, but {'xyz'[rooms.up]} is said to be up",
+        f"ceiling and floor lie apart along {'xyz'[axis]}, but the up axis is {'xyz'[rooms.up]}",
         severity="warning",
         causes=("cfg.axis_swap", "data.label_mapping"),
         split=survey.part.split,
         measured=f"mean distance {means[axis]:.4g} along {'xyz'[axis]}, {means[rooms.up]:.4g} along "
         f"{'xyz'[rooms.up]} in {_count(apart)}",
         expected="the ceiling above the floor along the up axis",
-        action="mend the fact up_axis, or the order in which coordinates are read",
+        action="correct the fact up_axis, or the order in which coordinates are read",
         evidence={"field": "class names", "looked_at": survey.extent},
     )
 
@@ -148,19 +148,17 @@ def _of_order(context: Context, survey: PartSurvey, rooms: _Rooms) -> Finding | 
     exchanged = [pair for pair in _ORDER_B if _is_turned(rooms, *pair)]
     if turned:
         pairs: Sequence[tuple[str, str]] = turned
-        told, action = "", "compare the order of class_names with that of the files, and look at the set as pictures"
+        detail, action = "", "compare the order of class_names with that of the files, and look at the set as pictures"
     elif len(exchanged) == len(_ORDER_B):
-        pairs, told = exchanged, ": labels in the other public order of S3DIS (table and chair, sofa and bookcase)?"
-        action = (
-            "say which order the files have, and let names and labels agree; mIoU hides it, figures per class do not"
-        )
+        pairs, detail = exchanged, ": labels in the other public order of S3DIS (table and chair, sofa and bookcase)?"
+        action = "give the order of the files, so that names and labels agree; mIoU hides it, figures per class do not"
     else:
         return None
     upper, lower = pairs[0]
     apart = rooms.differences(upper, lower)[:, rooms.up]
     return class_names.finding(
         context,
-        f"the class called '{upper}' lies below the one called '{lower}'{told}",
+        f"the class called '{upper}' lies below the one called '{lower}'{detail}",
         severity="warning",
         causes=("data.label_mapping", "cfg.axis_swap"),
         split=survey.part.split,

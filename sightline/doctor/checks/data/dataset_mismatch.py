@@ -29,9 +29,9 @@ _UNITS = {
     100.0: "centimetres against metres",
     10.0: "millimetres against centimetres",
 }
-_CHANCE = 1e-6  # of telling of an exchange where there is none: below one in a thousand runs for all candidates
+_CHANCE = 1e-6  # of reporting a swap where there is none: below one in a thousand runs for all candidates
 _BETTER = 0.5  # an exchange must halve the mean distance as well: other shapes alone may lie nearer by a little
-_LEAST_SPREAD = 0.02  # of the size of a cloud, or of a typical feature: smaller spreads are no yardstick
+_LEAST_SPREAD = 0.02  # of the size of a cloud, or of a typical feature: smaller spreads are not a yardstick
 
 
 class Inputs(NamedTuple):
@@ -94,7 +94,7 @@ def inputs_of(part: Part, config: RunConfig, *, is_training: bool = False) -> In
         if found is None or (given := _clouds(seen)) is None:
             break
         classes = _classes(batch, len(found))
-        is_finite = [bool(np.isfinite(cloud).all()) for cloud in found]  # of the others `non-finite-data` speaks
+        is_finite = [bool(np.isfinite(cloud).all()) for cloud in found]  # `non-finite-data` reports the others
         clouds += [cloud for cloud, is_whole in zip(found, is_finite, strict=True) if is_whole]
         labels += [label for label, is_whole in zip(classes, is_finite, strict=True) if is_whole]
         sizes += [_size(cloud[:, :3]) for cloud in given if len(cloud) and np.isfinite(cloud[:, :3]).all()]
@@ -150,9 +150,9 @@ def _declared(sets: _Sets) -> Iterator[Finding]:
                 f"{what} of {evaluated.name} is not that of the training data",
                 severity="error",
                 causes=(cause, "data.layout"),
-                measured=f"{what}: {_told(other)} in {evaluated.name}",
-                expected=f"{_told(mine)}, as in {trained.name}",
-                action="prepare both sets alike (sightline data info DIR tells how each was), or set data alike",
+                measured=f"{what}: {_shown(other)} in {evaluated.name}",
+                expected=f"{_shown(mine)}, as in {trained.name}",
+                action="prepare both sets alike (sightline data info DIR shows how each was), or set data alike",
             )
             return
 
@@ -213,11 +213,11 @@ def _of_too_few(sets: _Sets, num_clouds: int, num_exchanges: int) -> Finding:
     needed = math.floor(math.log2(num_exchanges / _CHANCE)) + 1
     return sets.finding(
         "points",
-        f"too few clouds of {sets.evaluated.name} to tell whether axes or channels are exchanged",
+        f"too few clouds of {sets.evaluated.name} to decide whether axes or channels are swapped",
         severity="note",
         causes=("cfg.axis_swap", "data.layout"),
         measured=f"{num_clouds} cloud{'' if num_clouds == 1 else 's'} of classes that were trained on",
-        expected=f"{needed} or more, so that what all of them show is no chance",
+        expected=f"{needed} or more, so that agreement of all of them is not chance",
         action="look at both sets as pictures: is the same axis up in both?",
     )
 
@@ -325,7 +325,7 @@ def _size(points: np.ndarray) -> float:
     return float(np.sqrt(((points - points.mean(axis=0)) ** 2).sum(axis=1).mean()))
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
     return str(value) or "none stated"

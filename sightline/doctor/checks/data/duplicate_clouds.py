@@ -11,7 +11,7 @@ from sightline.members import DataMembers
 
 __all__ = ["duplicate_clouds"]
 
-_MOST_TOLD = 3
+_MOST_LISTED = 3
 
 
 class _Kind(NamedTuple):
@@ -26,18 +26,18 @@ class _Kind(NamedTuple):
 
 _KINDS = (
     _Kind(
-        "the same cloud stands in several classes",
+        "the same cloud is in several classes",
         "data.label_mapping",
         "data.split",
         "one class for every cloud: at most one of these labels is right",
-        "take the files with the wrong label out, and prepare the set again",
+        "remove the files with the wrong label, and prepare the set again",
     ),
     _Kind(
-        "the same cloud stands in several parts",
+        "the same cloud is in several parts",
         "data.split",
         "data.layout",
-        "every cloud in one part: a test on clouds that were trained on tells nothing of others",
-        "take the copies out, or give the parts yourself, and prepare the set again",
+        "every cloud in one part: a test on training clouds proves nothing about others",
+        "remove the copies, or give the parts yourself, and prepare the set again",
     ),
 )
 
@@ -59,14 +59,14 @@ def _class_of(name: str) -> str:
 
 
 def _of(context: Context, kind: _Kind, groups: Sequence[Sequence[str]]) -> Finding:
-    told = "; ".join(", ".join(group) for group in groups[:_MOST_TOLD])
-    more = f"; and {len(groups) - _MOST_TOLD} more" if len(groups) > _MOST_TOLD else ""
+    listed = "; ".join(", ".join(group) for group in groups[:_MOST_LISTED])
+    more = f"; and {len(groups) - _MOST_LISTED} more" if len(groups) > _MOST_LISTED else ""
     return duplicate_clouds.finding(
         context,
         f"{kind.summary}: {len(groups)} {'time' if len(groups) == 1 else 'times'}",
         causes=(kind.cause, kind.alternative),
         dataset=context.config.data.name,
-        measured=f"{told}{more}",
+        measured=f"{listed}{more}",
         expected=kind.expected,
         action=kind.action,
         evidence={"groups": [list(group) for group in groups], "looked_at": "every prepared cloud"},

@@ -9,7 +9,7 @@ from torch import Tensor
 from sightline.data.loading.leaves import leaves
 from sightline.doctor.checks.data.broken_fields import broken_field
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.finding import Finding, Severity
 from sightline.doctor.core.survey import PartSurvey, read_samples
 from sightline.types import SampleKey
 
@@ -20,10 +20,13 @@ __all__ = ["empty_cloud"]
     "G6",
     "empty-cloud",
     "preflight",
-    expected="at least one point: an empty cloud has no neighbours, no mean and no answer",
+    expected="at least one point: an empty cloud has no neighbours, no mean and no prediction",
 )
 def empty_cloud(context: Context) -> list[Finding]:
-    """Every sample that was looked at has a point, and has one left after the training transforms."""
+    """Every sample that was looked at has a point, and has one left after the training transforms.
+
+    Of scans that become range images an empty one is a fact: its image is empty, and its loss 0.
+    """
     findings = [finding for survey in context.survey for finding in _of_samples(context, survey)]
     return findings or list(_of_batch(context))
 
@@ -41,6 +44,7 @@ def _of_samples(context: Context, survey: PartSurvey) -> Iterator[Finding]:
             f"a sample of the {survey.part.split} part has no points",
             sample=index,
             measured=f"points of the shape {shape}",
+            severity=_severity(context),
             action="mend the sample where the data set reads it, or leave it out",
         )
 
@@ -74,8 +78,13 @@ def _of_batch(context: Context) -> Iterator[Finding]:
         measured=f"{shown}{empty[0]}: sample {sample}"
         + ("" if stored is None else f", which has {stored} points before the transforms ({names})"),
         action="mend the sample, or leave it out" if is_stored else "let the crop keep at least one point of a cloud",
+        severity=_severity(context),
         evidence={"field": "points", "looked_at": f"{len(index)} samples of the first step"},
     )
+
+
+def _severity(context: Context) -> Severity:
+    return "note" if "range_image" in context.built.data.train.reader.keys else "error"
 
 
 def _stored_points(context: Context, index: int) -> int | None:

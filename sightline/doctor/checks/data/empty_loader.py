@@ -57,7 +57,7 @@ def _of_part(context: Context, part: Part) -> Iterator[Finding]:
 
 
 def _of_selection(context: Context, part: Part) -> Iterator[Finding]:
-    """Too few to tell checkpoints apart: fewer than classes cannot hold each of them (pigeonhole)."""
+    """Too few to distinguish checkpoints: fewer than classes cannot hold each of them (pigeonhole)."""
     num_classes = _classes_of_samples(part)
     count = len(part.indices)
     if num_classes is None or count >= num_classes:
@@ -146,7 +146,7 @@ def _of_epoch(context: Context, plan: Plan, epoch: int, visits: np.ndarray, is_w
             f"{len(visits)} visits of {len(values)} samples",
             expected=f"each of the {len(plan.indices)} samples once, over all {plan.num_processes} processes"
             + (f", but for {dropped} that train.tail: drop leaves out" if dropped else ""),
-            action="deal disjoint parts of one permutation to the processes",
+            action="give the processes disjoint parts of one permutation",
             sample=index,
         )
 

@@ -1,4 +1,4 @@
-"""Labels of points that are no part of the object's category."""
+"""Labels of points that are not parts of the object's category."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _of_part(context: Context, survey: PartSurvey) -> Iterator[Finding]:
     strays = []
     for labelling in survey.labellings:
         if labelling.category is None or not 0 <= labelling.category < len(table):
-            continue  # `missing-category` and `label-range` speak of these
-        shown = set(labelling.classes.tolist()) & known  # of others `label-range` speaks
+            continue  # `missing-category` and `label-range` report these
+        shown = set(labelling.classes.tolist()) & known  # `label-range` reports others
         outside = sorted(shown - set(table[labelling.category]))
         if outside:
             fitting = [number for number, parts in enumerate(table) if shown <= set(parts)]
@@ -55,12 +55,12 @@ def _of_strays(
     assert category is not None
     alike = sum(labelling.category == category for labelling in survey.labellings)
     broken = sum(stray.labelling.category == category for stray in strays)
-    causes, told, action = _diagnose(facts, first, is_systematic=2 * broken > alike and alike > 1)
+    causes, detail, action = _diagnose(facts, first, is_systematic=2 * broken > alike and alike > 1)
     part = first.parts[0]
     return label_outside_parts.finding(
         context,
         f"a sample of category {_named(facts, 'category_names', category)} has the part "
-        f"{_named(facts, 'class_names', part)}, which is none of its parts{told}",
+        f"{_named(facts, 'class_names', part)}, which is not one of its parts{detail}",
         causes=causes,
         split=survey.part.split,
         sample=index,
@@ -80,16 +80,16 @@ def _of_strays(
 
 def _diagnose(facts: Mapping[str, object], first: _Stray, *, is_systematic: bool) -> tuple[tuple[str, ...], str, str]:
     """Causes, the likeliest first; what the labels fit; what to do."""
-    told = "" if first.fits is None else f"; all its parts are those of {_named(facts, 'category_names', first.fits)}"
+    detail = "" if first.fits is None else f"; all its parts are those of {_named(facts, 'category_names', first.fits)}"
     if is_systematic:
         return (
             ("data.label_mapping", "data.pairing"),
-            told,
-            "mend how labels or categories are numbered, or the fact parts_of_category: whole categories are off",
+            detail,
+            "correct the numbering of labels or categories, or the fact parts_of_category: whole categories are off",
         )
     if first.fits is not None:
-        return ("data.pairing", "data.label_mapping"), told, "give the sample the labels, or the category, of its own"
-    return ("data.corrupt_sample", "data.label_mapping"), told, "mend the labels of this sample, or leave it out"
+        return ("data.pairing", "data.label_mapping"), detail, "give the sample the labels, or the category, of its own"
+    return ("data.corrupt_sample", "data.label_mapping"), detail, "mend the labels of this sample, or leave it out"
 
 
 def _named(facts: Mapping[str, object], fact: str, number: int) -> str:

@@ -1,4 +1,4 @@
-"""Labels that are no class: raw ids, an undeclared ignore value, numbers that are not whole."""
+"""Labels that are not classes: raw ids, an undeclared ignore value, numbers that are not whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sightline.doctor.core.survey import FieldSurvey, PartSurvey, labels_of_all,
 __all__ = ["COUNTED_BY", "label_range"]
 
 COUNTED_BY = {"label": "num_classes", "part": "num_parts", "category": "num_categories"}
-"""Fields that hold classes, and the facts that say how many there are."""
+"""Fields that hold classes, and the facts with their counts."""
 _USUAL_IGNORES = (-100, -1, 255)
 
 
@@ -78,7 +78,7 @@ def _of_values(
         survey,
         field,
         "class or ignored" if is_ignore else "class",
-        f"'{field}' holds the value {value}, which is no class",
+        f"'{field}' holds the value {value}, which is not a class",
         sample=index,
         measured=f"{value}",
         detail=f"{position_of(survey, field, index, value)}; {len(outside)} such values, {inside} within range",

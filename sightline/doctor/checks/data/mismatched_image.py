@@ -23,7 +23,7 @@ __all__ = ["mismatched_image"]
 _MOST_SAMPLES = 16
 _NEIGHBOURS = (-2, -1, 1, 2)
 _FEWEST = 4
-"""Of fewer objects, one that looks best like another says little."""
+"""Of fewer objects, one that looks best like another proves little."""
 _AS_GOOD = 0.02
 _MOST_STRANGE = 0.75
 """Some clouds of one class look alike, above all where the views are of meshes; of other objects nearly none do."""
@@ -33,7 +33,7 @@ _MOST_STRANGE = 0.75
 def mismatched_image(context: Context) -> list[Finding]:
     """The picture of a sample is, bit for bit, one of those that the view store has under the name of its cloud.
 
-    And where the store says its cameras: the cloud drawn anew by two of them covers what its own pictures show better
+    And where the store has its cameras: the cloud drawn anew by two of them covers what its own pictures show better
     than what the pictures of other objects show, for more than a quarter of the clouds.
     """
     part = context.built.data.train
@@ -70,7 +70,7 @@ def _strange_of(part: Part, pictures: Any, keys: list[SampleKey], samples: list[
     """Samples whose clouds the pictures of another of them show better, by silhouettes of two cameras.
 
     Clouds are drawn from the directions of the store. Where a silhouette lies in its picture does not count: a cloud is
-    centred on its mean, a mesh on its box. None where the store does not say its cameras, or has none.
+    centred on its mean, a mesh on its box. None where the store does not record cameras.
     """
     manifest = getattr(pictures.views, "manifest", {})  # a set that renders by itself keeps none
     made_by = manifest.get("cameras")
@@ -139,7 +139,7 @@ def _is_view(pictures: Any, name: str, image: np.ndarray) -> bool:
 
 
 def _of_strangers(context: Context, pictures: Any, part: Part, strange: list[_Strange], num_read: int) -> Finding:
-    told = "; ".join(
+    listed = "; ".join(
         f"{part.name_of(each.sample)} overlaps {each.own:.0%} with its own pictures, {each.best:.0%} with those of "
         f"{each.whose}"
         for each in strange[:3]
@@ -151,7 +151,7 @@ def _of_strangers(context: Context, pictures: Any, part: Part, strange: list[_St
         causes=("data.pairing", "data.path"),
         split="train",
         sample=strange[0].sample,
-        measured=told,
+        measured=listed,
         expected=f"clouds that cover what {views.root} shows of them (silhouettes from two of its cameras)",
         action=f"render the set that is read: sightline data render SET --to DIR; these are of "
         f"{views.manifest['source']['path']}",
@@ -160,7 +160,7 @@ def _of_strangers(context: Context, pictures: Any, part: Part, strange: list[_St
 
 
 def _of_foreign(context: Context, pictures: Any, part: Part, foreign: list[tuple[int, str]], num_read: int) -> Finding:
-    told = "; ".join(
+    listed = "; ".join(
         f"the picture of {part.name_of(index)} is {f'of {whose}' if whose else 'none of its own'}"
         for index, whose in foreign[:3]
     )
@@ -170,7 +170,7 @@ def _of_foreign(context: Context, pictures: Any, part: Part, foreign: list[tuple
         causes=("data.pairing", "data.path", "data.ordering"),
         split="train",
         sample=foreign[0][0],
-        measured=told,
+        measured=listed,
         expected=f"one of the views that {pictures.views.root} has under the cloud's own name",
         action="pair clouds and pictures by their names, never by their order",
         evidence={"foreign": [[part.name_of(index), whose] for index, whose in foreign]},

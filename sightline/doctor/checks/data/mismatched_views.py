@@ -78,13 +78,13 @@ def _of_company(context: Context) -> Finding | None:
             if not isinstance(together.get(name), Tensor) or _is_of(alone, together, name, row):
                 continue
             whose = next((other for other in range(len(keys)) if _is_of(alone, together, name, other)), None)
-            told = "are other numbers" if whose is None else f"are those of row {whose} of the batch"
+            detail = "are other numbers" if whose is None else f"are those of row {whose} of the batch"
             return _of_sample(
                 context,
                 key,
                 f"'{name}' of an object depends on what else is in its batch: rows are exchanged",
                 causes=("data.pairing", "data.duplicate_randomness"),
-                measured=f"read alone, '{name}' {told}, where the object stands in row {row}",
+                measured=f"read alone, '{name}' {detail}, where the object stands in row {row}",
                 expected="the same numbers alone and in any batch",
                 action=f"look for what reorders '{name}': a transform or `collate` that shuffles, a shared generator",
                 evidence={"field": name},
@@ -128,12 +128,12 @@ def _of_looks(context: Context, seen: _Seen) -> list[Finding]:
         return []
     name = ("points", "other_points")[likeness.index(worst)]
     shift = _best_shift(objects, (first, second)[likeness.index(worst)], least=0.5 + _SURE * error)
-    told = "" if shift is None else f"; they look like the objects {abs(shift)} {'on' if shift > 0 else 'back'}"
+    detail = "" if shift is None else f"; they look like the objects {abs(shift)} {'on' if shift > 0 else 'back'}"
     return [
         _of_sample(
             context,
             seen.keys[0],
-            f"'{name}' are not of the objects that they stand beside{told}",
+            f"'{name}' do not belong to the objects of their rows{detail}",
             severity="warning",
             causes=("data.pairing", "data.augment_target_mismatch"),
             measured=f"they are nearer to their own object than {worst:.0%} of the others are, the other view than "
@@ -146,7 +146,7 @@ def _of_looks(context: Context, seen: _Seen) -> list[Finding]:
 
 
 def _likeness(objects: np.ndarray, views: np.ndarray) -> float:
-    """The mean share of other objects that a view is farther from than from its own: a half where looks say nothing."""
+    """The mean share of other objects that a view is farther from than from its own: a half if looks prove nothing."""
     distances = _distances(objects, views)
     own = np.diag(distances)[:, None]
     others = ~np.eye(len(objects), dtype=bool)

@@ -1,4 +1,4 @@
-"""Heat maps that do not show the joints: another order of axes, centre, scale or width than is said."""
+"""Heat maps that do not show the joints: another order of axes, centre, scale or width than declared."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _OFF_ONE_HOT = 0.51
 """The largest of eight cells is the nearest to the joint."""
 _FEWEST = 3
 _LOWEST_PEAK = 0.3
-_BORDER = 4  # cells: nearer to a border a map is cut off, and its sum says nothing of its width
+_BORDER = 4  # cells: nearer to a border a map is cut off, and its sum does not show its width
 _WIDTH_OFF = 0.05
 _MOST = 0.9
-"""Of the joints, so many must be where an explanation says."""
+"""The share of the joints that must be where an explanation places them."""
 
 
 class _Seen(NamedTuple):
-    """Where joints are and where their maps say, (B, J, 3) in cells; which have a map; how wide inner ones are."""
+    """Where joints are and where their maps put them, (B, J, 3) in cells; which have a map; how wide inner ones are."""
 
     expected: Tensor
     found: Tensor
@@ -44,14 +44,14 @@ class _Seen(NamedTuple):
     cells: int
 
     def agrees(self, place: Tensor) -> bool:
-        """Whether nearly all maps say these places."""
+        """Whether nearly all maps have these places."""
         off = (place - self.found).abs().amax(dim=-1)[self.shown]
         return bool((off <= self.bound).double().mean() > _MOST)
 
 
 @check("G41", "misplaced-heatmap", "preflight")
 def misplaced_heatmap(context: Context) -> list[Finding]:
-    """Each target, read as a prediction would be, says where its joint is, and is as wide as the recipe says."""
+    """Each target, read like a prediction, gives the place of its joint, and is as wide as in the recipe."""
     for part in parts_with(context, _NEEDED):
         batch = read_first(part, _NUM_SAMPLES, context.config.seed)
         placement = Placement.from_rows(batch["placement"])
@@ -61,9 +61,9 @@ def misplaced_heatmap(context: Context) -> list[Finding]:
             continue
         if not seen.agrees(seen.expected):
             return [_of_place(context, part, joints, placement, seen)]
-        said = _said_width(context, part)
-        if said is not None and len(seen.widths) and abs(float(seen.widths.median()) / said - 1) > _WIDTH_OFF:
-            return [_of_width(context, part, float(seen.widths.median()), said)]
+        stated = _stated_width(context, part)
+        if stated is not None and len(seen.widths) and abs(float(seen.widths.median()) / stated - 1) > _WIDTH_OFF:
+            return [_of_width(context, part, float(seen.widths.median()), stated)]
     return []
 
 
@@ -96,17 +96,17 @@ def _in_cells(joints: Tensor, placement: Placement, cells: int) -> Tensor:
 
 
 def _explanations(joints: Tensor, placement: Placement, seen: _Seen) -> Iterator[tuple[str, str, Tensor]]:
-    """What may have gone wrong: its cause, in words, and where the maps would then say that the joints are."""
+    """Possible faults: the cause, in words, and where the maps would then put the joints."""
     for order in list(permutations((0, 1, 2)))[1:]:
-        told = ", ".join("xyz"[axis] for axis in order)
-        yield "data.layout", f"their axes are {told}", seen.expected[..., list(order)]
+        axes = ", ".join("xyz"[axis] for axis in order)
+        yield "data.layout", f"their axes are {axes}", seen.expected[..., list(order)]
     changed = {
         "they do not follow the variation of the input": unvaried(placement),
         "they are scaled by the inverse of the input's scale": replace(placement, scale=1 / placement.scale),
         "they are turned the other way": replace(placement, angle_rad=-placement.angle_rad),
     }
-    for told, other in changed.items():
-        yield "data.augment_target_mismatch", told, _in_cells(joints, other, seen.cells)
+    for explanation, other in changed.items():
+        yield "data.augment_target_mismatch", explanation, _in_cells(joints, other, seen.cells)
     for factor in (0.5, 2.0):
         yield (
             "data.augment_target_mismatch",
@@ -114,10 +114,10 @@ def _explanations(joints: Tensor, placement: Placement, seen: _Seen) -> Iterator
             (seen.expected * factor),
         )
     off = (seen.found - seen.expected)[seen.shown].median(dim=0).values
-    told = ", ".join(f"{value:+.2f}" for value in off.tolist())
+    offset = ", ".join(f"{value:+.2f}" for value in off.tolist())
     is_half = bool(((off.abs() - 0.5).abs() < _OFF).all())
     cause = "data.target_encoding" if is_half else "data.centre"
-    yield cause, f"they lie ({told}) cells off", seen.expected + off
+    yield cause, f"they lie ({offset}) cells off", seen.expected + off
     own = torch.stack([_middle(f - e, s) for f, e, s in zip(seen.found, seen.expected, seen.shown, strict=True)])
     yield "data.centre", "they lie about another centre in every sample", seen.expected + own[:, None]
 
@@ -126,7 +126,7 @@ def _middle(offset: Tensor, shown: Tensor) -> Tensor:
     return offset[shown].median(dim=0).values if bool(shown.any()) else offset.new_zeros(3)
 
 
-def _said_width(context: Context, part: Part) -> float | None:
+def _stated_width(context: Context, part: Part) -> float | None:
     """The width that the recipe's transform was given, or has by default; None where another one draws the maps."""
     transforms = context.config.transforms
     for component in transforms.train if part is context.built.data.train else transforms.evaluate:
@@ -136,8 +136,8 @@ def _said_width(context: Context, part: Part) -> float | None:
 
 
 def _of_place(context: Context, part: Part, joints: Tensor, placement: Placement, seen: _Seen) -> Finding:
-    named = ((cause, told) for cause, told, place in _explanations(joints, placement, seen) if seen.agrees(place))
-    cause, told = next(named, ("data.target_encoding", "no permutation, shift or scale explains it"))
+    fitting = ((cause, words) for cause, words, place in _explanations(joints, placement, seen) if seen.agrees(place))
+    cause, explanation = next(fitting, ("data.target_encoding", "no permutation, shift or scale explains it"))
     off = (seen.found - seen.expected).abs().amax(dim=-1)
     worst = int(torch.where(seen.shown, off, -1.0).flatten().argmax()) // joints.shape[1]
     pooling = placement.size / seen.cells
@@ -145,7 +145,7 @@ def _of_place(context: Context, part: Part, joints: Tensor, placement: Placement
     largest = float(off[seen.shown].max())
     return misplaced_heatmap.finding(
         context,
-        f"heat maps do not show the joints: {told}",
+        f"heat maps do not show the joints: {explanation}",
         causes=(cause, "data.layout", "data.centre", "data.augment_target_mismatch"),
         at="transforms",
         split=part.split,
@@ -157,15 +157,15 @@ def _of_place(context: Context, part: Part, joints: Tensor, placement: Placement
     )
 
 
-def _of_width(context: Context, part: Part, measured: float, said: float) -> Finding:
+def _of_width(context: Context, part: Part, measured: float, stated: float) -> Finding:
     return misplaced_heatmap.finding(
         context,
-        f"heat maps are {measured / said:.2f} times as wide as the recipe says",
+        f"heat maps are {measured / stated:.2f} times as wide as in the recipe",
         causes=("data.target_encoding", "cfg.contract", "data.augment_target_mismatch"),
         at="transforms.train",
         split=part.split,
         measured=f"a deviation of {measured:.2f} cells",
-        expected=f"{said:g} cells: exp(-d^2 / (2 sigma^2))",
+        expected=f"{stated:g} cells: exp(-d^2 / (2 sigma^2))",
         action="look for a variance taken for a deviation, a missing 2, or voxels taken for cells",
-        evidence={"measured_cells": measured, "said_cells": said},
+        evidence={"measured_cells": measured, "said_cells": stated},
     )

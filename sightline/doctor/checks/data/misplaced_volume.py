@@ -1,4 +1,4 @@
-"""Voxels that are not those of the frame: another order of axes, centre, turn or scale than is said."""
+"""Voxels that are not those of the frame: another order of axes, centre, turn or scale than declared."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def _explanations(batch: Batch, placement: Placement) -> Iterator[tuple[str, str
     depth, camera = batch["depth"], batch["camera"]
     straight = occupancy(depth, camera, replace(placement, axes="xyz"))[:, 0]
     for order in permutations((0, 1, 2)):
-        told = ", ".join("xyz"[axis] for axis in order)
-        yield "data.layout", f"its axes are {told}", straight.permute(0, *(axis + 1 for axis in order))[:, None]
-    for told, changed in (
+        axes = ", ".join("xyz"[axis] for axis in order)
+        yield "data.layout", f"its axes are {axes}", straight.permute(0, *(axis + 1 for axis in order))[:, None]
+    for explanation, changed in (
         ("the grid is scaled by the inverse", replace(placement, scale=1 / placement.scale)),
         ("the grid is turned the other way", replace(placement, angle_rad=-placement.angle_rad)),
         ("the grid is not varied, as the target is", unvaried(placement)),
     ):
-        yield "data.augment_target_mismatch", told, occupancy(depth, camera, changed)
+        yield "data.augment_target_mismatch", explanation, occupancy(depth, camera, changed)
     metres = torch.where(depth > 0, depth / 1000, depth)
     yield "data.normalisation", "depth is taken for metres", occupancy(metres, camera, placement)
 
@@ -98,21 +98,21 @@ def _shifted(found: Tensor, expected: Tensor) -> tuple[float, tuple[int, ...]]:
 
 def _of_volume(context: Context, part: Part, batch: Batch, placement: Placement, share: float) -> Finding:
     found = batch["volume"] > 0
-    cause, told = "data.projection", "no permutation, turn, scale or shift explains it"
+    cause, explanation = "data.projection", "no permutation, turn, scale or shift explains it"
     best = _EXPLAINED
     for slug, words, volume in _explanations(batch, placement):
         overlap = _overlap(found, volume > 0)
         if overlap > best:
-            best, cause, told = overlap, slug, words
+            best, cause, explanation = overlap, slug, words
     expected = permuted_axes(occupancy(batch["depth"], batch["camera"], replace(placement, axes="xyz")), placement.axes)
     if found.shape == expected.shape and best == _EXPLAINED:
         overlap, offset = _shifted(found, expected > 0)
         if overlap > _EXPLAINED:
-            best, cause, told = overlap, "data.centre", f"it lies {offset} voxels off: about another centre"
+            best, cause, explanation = overlap, "data.centre", f"it lies {offset} voxels off: about another centre"
     sample = int(part.indices[0])
     return misplaced_volume.finding(
         context,
-        f"the network is given other voxels than those of the frame: {told}",
+        f"the network's voxels are not those of the frame: {explanation}",
         causes=(cause, "data.layout", "data.centre", "data.augment_target_mismatch"),
         split=part.split,
         sample=sample,

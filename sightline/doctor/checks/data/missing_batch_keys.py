@@ -39,7 +39,7 @@ def _of_samples(context: Context, survey: PartSurvey, name: str, missing: list[i
         sample=missing[0],
         measured=", ".join(offered) or "nothing",
         detail=f"; {len(missing)} of {survey.num_sampled} samples lack '{name}'",
-        expected=f"'{name}' in every sample, as its info.fields says",
+        expected=f"'{name}' in every sample, as info.fields lists it",
         action=f"return '{name}' from the data set, or take it out of info.fields{nearest(name, offered)}",
     )
 

@@ -49,13 +49,13 @@ def _of_table(context: Context, facts: Mapping[str, Any], table: list[list[int]]
     lost = [part for part in range(num_classes) if part not in owners] if isinstance(num_classes, int) else []
     beyond = [part for part in owners if isinstance(num_classes, int) and not 0 <= part < num_classes]
     if wrong or lost or beyond:
-        told = [f"part {part} belongs to the categories {', '.join(map(str, who))}" for part, who in wrong[:3]]
-        told += [f"part {part} belongs to none" for part in lost[:3]]
-        told += [f"part {part} is none of the {num_classes} classes" for part in beyond[:3]]
+        faults = [f"part {part} belongs to the categories {', '.join(map(str, who))}" for part, who in wrong[:3]]
+        faults += [f"part {part} belongs to none" for part in lost[:3]]
+        faults += [f"part {part} is not one of the {num_classes} classes" for part in beyond[:3]]
         yield _of_facts(
             context,
-            f"parts_of_category does not part the classes: {told[0]}",
-            "; ".join(told),
+            f"parts_of_category does not partition the classes: {faults[0]}",
+            "; ".join(faults),
             f"each of the {num_classes} classes in exactly one category",
         )
 
@@ -98,6 +98,6 @@ def _of_facts(context: Context, summary: str, measured: str, expected: str) -> F
         split="train",
         measured=measured,
         expected=expected,
-        action="mend the facts of the data set",
+        action="correct the facts of the data set",
         evidence={"looked_at": "the facts of the data set"},
     )

@@ -25,8 +25,8 @@ def non_finite_data(context: Context) -> list[Finding]:
         for name, found in survey.fields.items()
         if found.non_finite is not None
     ]
-    told = {finding.evidence["field"] for finding in findings}
-    return findings + [finding for finding in _of_batch(context) if finding.evidence["field"] not in told]
+    reported = {finding.evidence["field"] for finding in findings}
+    return findings + [finding for finding in _of_batch(context) if finding.evidence["field"] not in reported]
 
 
 def row_of(batch: Batch, tensor: Tensor, position: tuple[int, ...]) -> int | None:

@@ -12,7 +12,7 @@ from sightline.doctor.core.finding import Finding
 
 __all__ = ["name_of_class", "untrained_class"]
 
-_MOST_TOLD = 5
+_MOST_LISTED = 5
 
 
 @check(
@@ -24,7 +24,7 @@ _MOST_TOLD = 5
     at="data",
 )
 def untrained_class(context: Context) -> list[Finding]:
-    """Every class of an evaluated part occurs in training; nothing is said of a training part not wholly counted."""
+    """Every class of an evaluated part occurs in training; a training part not wholly counted is not judged."""
     trained, *evaluated = context.census
     if trained is None or not trained.is_whole:
         return []
@@ -32,7 +32,7 @@ def untrained_class(context: Context) -> list[Finding]:
 
 
 def name_of_class(context: Context, number: int) -> str:
-    """A class as a person knows it, by its name where it has one."""
+    """The name of a class, or its number where it has none."""
     names = context.built.data.facts.get("class_names") or ()
     return f"{number} ({names[number]})" if number < len(names) else str(number)
 
@@ -43,20 +43,20 @@ def _of_part(context: Context, trained: Census, evaluated: Census) -> Iterator[F
     missing = np.flatnonzero((trained.targets == 0) & (evaluated.targets > 0)).tolist()
     if not missing:
         return
-    shown = ", ".join(name_of_class(context, number) for number in missing[:_MOST_TOLD])
-    more = f" and {len(missing) - _MOST_TOLD} more" if len(missing) > _MOST_TOLD else ""
+    shown = ", ".join(name_of_class(context, number) for number in missing[:_MOST_LISTED])
+    more = f" and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
     share = evaluated.targets[missing].sum() / evaluated.targets.sum()
     yield untrained_class.finding(
         context,
-        f"the {evaluated.split} part has {'a class' if len(missing) == 1 else f'{len(missing)} classes'} that "
-        f"training never sees: {shown}{more}",
+        f"the {evaluated.split} part has {'a class' if len(missing) == 1 else f'{len(missing)} classes'} "
+        f"without training samples: {shown}{more}",
         split=evaluated.split,
         measured="; ".join(
             f"class {name_of_class(context, number)}: 0 of {trained.targets.sum()} training targets, "
             f"{evaluated.targets[number]} of {evaluated.targets.sum()} here"
-            for number in missing[:_MOST_TOLD]
+            for number in missing[:_MOST_LISTED]
         )
-        + f"; {share:.2%} of these targets cannot be answered rightly",
+        + f"; {share:.2%} of these targets cannot be predicted",
         expected="each class that is evaluated among the training samples",
         action="cut the parts so that each holds every class (shuffled, or class by class), or leave the class out",
         evidence={"missing": missing, "looked_at": evaluated.looked_at},

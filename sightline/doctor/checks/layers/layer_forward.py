@@ -1,4 +1,4 @@
-"""Layers and losses whose forward pass is not what their type says, by references in plain NumPy."""
+"""Layers and losses whose forward pass is not that of their type, by references in plain NumPy."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def _of_row(context: Context, row: Row) -> Finding:
         causes = ("loss.normaliser", "loss.form") if is_divided else ("loss.form", "loss.normaliser", "loss.sign")
     if "running" in row.note or "evaluation" in row.note:
         causes = ("model.norm_mode", "model.structure", "sys.backend")
-    told = f" ({row.note})" if row.note else ""
+    note = f" ({row.note})" if row.note else ""
     return layer_forward.finding(
         place_of(context, row),
-        f"the {'loss' if row.is_loss else 'layer'} '{row.place}' does not compute what its type says{told}",
+        f"the {'loss' if row.is_loss else 'layer'} '{row.place}' does not compute the definition of its type{note}",
         causes=causes,
         measured=f"{row.kind}: off by {row.forward:.3g} of its largest value, in float64",
         expected=f"at most {FORWARD:g}: the same as its definition in NumPy, loop by loop",
-        action="compare it with its definition; a layer that shall be another one derives from nn.Module"
+        action="compare it with its definition; a layer that is meant to differ should derive from nn.Module"
         if not row.is_loss
         else "return the SUM from forward, and from count what it is divided by; then compare it with its definition",
         evidence={"layers": row.count, "off": row.forward},

@@ -29,7 +29,7 @@ def unverified_layers(context: Context) -> list[Finding]:
             context,
             ", ".join(f"{counted[verdict]} {verdict}" for verdict in _VERDICTS if counted[verdict])
             + f" of {len(rows)} kinds of layers and losses",
-            measured="; ".join(_told(row) for row in doubtful) or "all agree with NumPy",
+            measured="; ".join(_describe(row) for row in doubtful) or "all agree with NumPy",
             expected="a reference in NumPy and right gradients, for each",
             action="nothing; see the tests of a layer without a reference",
             evidence={"table": {"title": "layers", "columns": list(_COLUMNS), "rows": [_cells(row) for row in rows]}},
@@ -40,7 +40,7 @@ def unverified_layers(context: Context) -> list[Finding]:
 _VERDICTS = ("checked", "half-checked", "not checked", "wrong")
 
 
-def _told(row: Row) -> str:
+def _describe(row: Row) -> str:
     kind = row.kind.split("(", 1)[0]
     return f"{kind} '{row.place}' {row.verdict}" + (f" ({row.note})" if row.note else "")
 

@@ -77,10 +77,10 @@ def _of_definition(context: Context, name: str, value: float, rows: Mapping[str,
         return None
     scaled = pair_losses(context, {key: _SCALE * row for key, row in rows.items()})[name]
     has_scale = not math.isclose(scaled, value, rel_tol=1e-6)
-    told = "rows are not scaled to length 1" if has_scale else "its value is another"
+    reason = "rows are not scaled to length 1" if has_scale else "its value is another"
     return initial_contrast.finding(
         context,
-        f"the loss '{name}' is not the NT-Xent of these rows: {told}",
+        f"the loss '{name}' is not the NT-Xent of these rows: {reason}",
         causes=("loss.form", "loss.negatives", "loss.normaliser", "model.numerics"),
         at=context.loss_path(name),
         measured=f"{value:.6g} for {len(rows['first'])} pairs; {scaled:.6g} with all rows times {_SCALE:g}",

@@ -168,14 +168,14 @@ def _oracle(log_p_NC: Tensor, weights_C: Tensor) -> float:
 
 def _broken_definition(case: _Case, measured: float, expected: float, weights_C: Tensor) -> Finding:
     doubled = _oracle(F.log_softmax(case.logits.softmax(dim=-1), dim=-1), weights_C)
-    cause, told, action = _explain_ratio(case, measured, expected)
+    cause, explanation, action = _explain_ratio(case, measured, expected)
     if math.isclose(measured, doubled, rel_tol=1e-3):
-        cause, told = "loss.double_softmax", "the value of a softmax taken twice"
+        cause, explanation = "loss.double_softmax", "the value of a softmax taken twice"
         action = "give the loss logits: take the softmax out of the model or of the loss"
     others = ("loss.normaliser", "loss.form", "loss.weights", "loss.double_softmax", "loss.sign")
     return initial_loss.finding(
         case.context.place(case.context.loss_path(case.name)),
-        f"the loss '{case.name}' is not the cross entropy of these logits: {told}",
+        f"the loss '{case.name}' is not the cross entropy of these logits: {explanation}",
         causes=(cause, *[other for other in others if other != cause][:3]),
         measured=f"{measured:.6g}, sum / count over all {case.num_classes} shifts of the classes",
         expected=f"{expected:.6g} = mean_i[logsumexp(z_i) - mean_c z_ic]"
@@ -186,7 +186,7 @@ def _broken_definition(case: _Case, measured: float, expected: float, weights_C:
 
 
 def _explain_ratio(case: _Case, measured: float, expected: float) -> tuple[str, str, str]:
-    """A factor that is one of the numbers at hand tells which division is one too many, or missing."""
+    """A factor that is one of the numbers at hand shows which division is one too many, or missing."""
     ratio = measured / expected if expected else math.nan
     logits, num_samples = case.outputs["logits"], len(case.batch["sample_index"])
     per_sample = logits.numel() // (num_samples * case.num_classes)
@@ -202,12 +202,12 @@ def _explain_ratio(case: _Case, measured: float, expected: float) -> tuple[str, 
     for words, number in numbers.items():
         for factor, how in ((1 / number, "divided by"), (number, "multiplied by")):
             if number > 1 and math.isclose(ratio, factor, rel_tol=1e-3):
-                told = f"{how} {words} ({number})"
-                return "loss.normaliser", told, "return a SUM from forward and what it is divided by from count"
+                explanation = f"{how} {words} ({number})"
+                return "loss.normaliser", explanation, "return a SUM from forward and what it is divided by from count"
     return "loss.form", f"{ratio:.4g} times it", "compare the loss with its definition"
 
 
-# --- the statistical part: a fresh model knows nothing ---------------------------------------------------------------
+# --- the statistical part: a fresh model has learnt nothing -----------------------------------------------------------
 
 
 def _of_start(case: _Case) -> Iterator[Finding]:
@@ -218,7 +218,7 @@ def _of_start(case: _Case) -> Iterator[Finding]:
     if std > _MOST_STD:
         yield initial_loss.finding(
             case.context.place("model", layer=_last_layer(case.context)),
-            f"the untrained model is sure of itself: its logits have standard deviation {std:.3g}",
+            f"the untrained model is over-confident: its logits have standard deviation {std:.3g}",
             severity="warning",
             causes=("model.init", "model.numerics", "data.normalisation"),
             measured=f"logit std {std:.4g}, '{case.name}' {measured:.4g}",

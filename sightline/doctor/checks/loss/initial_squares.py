@@ -14,9 +14,9 @@ _MOST = 2.0
 
 @check("G20", "initial-squares", "preflight", severity="warning")
 def initial_squares(context: Context) -> list[Finding]:
-    """What a fresh model answers does not depend on the target: E(o - t)^2 = E o^2 + E t^2 - 2 E o E t, nearly.
+    """The output of a fresh model does not depend on the target: E(o - t)^2 = E o^2 + E t^2 - 2 E o E t, nearly.
 
-    And its answers are no larger than the targets: else the first loss is far above that of answering 0.
+    And its outputs are no larger than the targets: else the first loss is far above that of predicting 0.
     """
     if context.config.init is not None or context.built.job.step > 0:
         return []
@@ -38,15 +38,15 @@ def predicted(squares: Squares) -> float:
 def _of(context: Context, name: str, squares: Squares) -> list[Finding]:
     measured, expected = squares.mean(squares.output), predicted(squares)
     size = measured / squares.zero
-    told = f"{measured:.4e} = {size:.4g} times {squares.zero:.4e}, the loss of answering 0"
+    shown = f"{measured:.4e} = {size:.4g} times {squares.zero:.4e}, the loss of predicting 0"
     if measured < _LEAST * expected:
         return [
             _warning(
                 context,
                 name,
-                f"the untrained model is far nearer to the targets of '{name}' than its answers' size allows",
-                told,
-                f"{expected:.4e} = E o^2 + E t^2 - 2 E o E t, within a tenth for outputs that do not know the target",
+                f"the untrained model is far nearer to the targets of '{name}' than the size of its outputs allows",
+                shown,
+                f"{expected:.4e} = E o^2 + E t^2 - 2 E o E t, within a tenth for outputs independent of the target",
                 ("data.label_leak", "model.structure"),
                 "look for the target among the inputs",
             )
@@ -56,8 +56,8 @@ def _of(context: Context, name: str, squares: Squares) -> list[Finding]:
             _warning(
                 context,
                 name,
-                f"the untrained model answers values far larger than the targets of '{name}'",
-                told,
+                f"the untrained model predicts values far larger than the targets of '{name}'",
+                shown,
                 f"at most {_MOST:g} times; 1.0 to 1.1 for heat maps",
                 ("model.init", "data.target_encoding", "data.normalisation"),
                 "start the last layer smaller, as the paper does, or bring the targets to size 1",

@@ -31,9 +31,9 @@ def loss_at_chance(context: Context) -> list[Finding]:
 
 
 def at_chance(lines: Sequence[Mapping[str, Any]], *, file: Path) -> list[Finding]:
-    """Findings on the training lines of a run; runs of fewer than a hundred steps say nothing.
+    """Findings on the training lines of a run; runs of fewer than a hundred steps are not judged.
 
-    A share of exactly 1 is a network that answers alike for all; one of nearly 1 that has not fallen in three hundred
+    A share of exactly 1 is a network with the same output for all; one of nearly 1 that has not fallen in three hundred
     steps learns nothing.
     """
     trained = [line for line in lines if line.get("split") == "train"]
@@ -55,10 +55,12 @@ def _of_term(lines: Sequence[Mapping[str, Any]], name: str, file: Path) -> Findi
     if not is_collapsed:
         causes = ("optim.lr", "data.pairing", "loss.detached")
     chance, pairs = final.get("chance"), final.get("negatives")
-    told = "the network answers alike for all objects" if is_collapsed else "nothing was learnt from these pairs"
+    reason = (
+        "the network gives the same output for all objects" if is_collapsed else "nothing was learnt from these pairs"
+    )
     return loss_at_chance.finding(
         Place(file=str(file), step=final["step"]),
-        f"'{name}' ends at chance: {told}",
+        f"'{name}' ends at chance: {reason}",
         causes=causes,
         measured=f"{last:.3f} of chance over the last {quarter} of {len(lines)} lines, {first:.3f} over the first",
         expected=f"well below {_NEAR:g}"

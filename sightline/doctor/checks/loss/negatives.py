@@ -59,7 +59,7 @@ def _of_world(context: Context) -> list[Finding]:
         return []
     how = f" on {context.world.size} processes"
     return [
-        _wrong(context, name, value, sum(sizes), how, "the rows of other processes are not all compared with")
+        _wrong(context, name, value, sum(sizes), how, "some rows of other processes are left out")
         for name, value in values.items()
         if abs(value - chance_level(sum(sizes))) > _TOLERANCE
     ]
@@ -96,7 +96,7 @@ def _of_declared(context: Context) -> Finding:
     alone = whole // size
     return negatives.finding(
         context,
-        f"every process compares its own {alone:g} pairs alone, as task.negatives: process says",
+        f"every process compares only its own {alone:g} pairs, as task.negatives: process sets",
         severity="warning",
         causes=("loss.negatives", "dist.sync"),
         at="task",
@@ -107,11 +107,11 @@ def _of_declared(context: Context) -> Finding:
     )
 
 
-def _wrong(context: Context, name: str, value: float, num_pairs: int, how: str, told: str) -> Finding:
+def _wrong(context: Context, name: str, value: float, num_pairs: int, how: str, detail: str) -> Finding:
     count = math.expm1(value) if value < 700 else math.inf
     return negatives.finding(
         context,
-        f"the loss '{name}' has not the negatives that a step has{told and f': {told}'}",
+        f"the loss '{name}' does not compare with all negatives of a step{detail and f': {detail}'}",
         causes=("loss.negatives", "loss.form", "dist.sync"),
         at=context.loss_path(name),
         measured=f"{value:.9g} for {num_pairs} pairs that are all alike{how}, so {count:.6g} negatives",

@@ -34,7 +34,7 @@ def pair_losses(
 ) -> dict[str, float]:
     """The mean of each loss of the package as the task gives it, were these the outputs (M, D) of a step's M pairs.
 
-    The step is split into `parts` micro-batches; `world` is a single process unless it is said.
+    The step is split into `parts` micro-batches; `world` is a single process by default.
     """
     task: Any = pairs_task(context)
     assert task is not None, "only for a run that compares rows"
@@ -54,7 +54,7 @@ def pair_losses(
 
 
 class _Given(nn.Module):
-    """Stands in for the model: every input of a micro-batch is the rows' own numbers, and these rows are answered."""
+    """Stands in for the model: every input of a micro-batch is the rows' own numbers, and these rows are returned."""
 
     def __init__(self, rows: Mapping[str, Tensor]) -> None:
         super().__init__()

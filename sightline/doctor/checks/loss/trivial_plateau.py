@@ -1,4 +1,4 @@
-"""A run whose loss stays at that of a constant answer: zeros, the mean target, equal chances."""
+"""A run whose loss stays at that of a constant prediction: zeros, the mean target, equal chances."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.loss.trivial_predictors import Trivial, trivial_answers
+from sightline.doctor.checks.loss.trivial_predictors import Trivial, trivial_predictions
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding, Place
 from sightline.doctor.core.rehearsal import detached, keys_of, read
@@ -21,7 +21,7 @@ __all__ = ["stays_at", "trivial_plateau"]
 _NEAR = 0.02
 _FIRST_STEP = 50
 _FEWEST_STEPS = 50
-_SMALL = 0.1  # of the size of the targets, or of logits' differences: a network that has begun to answer goes beyond
+_SMALL = 0.1  # of the size of the targets, or of logits' differences: a network that has begun to learn goes beyond
 _BETTER = 0.02
 
 
@@ -33,9 +33,9 @@ _BETTER = 0.02
     causes=("model.constant_output", "model.activation", "optim.lr", "data.target_encoding"),
 )
 def trivial_plateau(context: Context) -> list[Finding]:
-    """Of `metrics.jsonl`: no loss is within 2 % of a constant answer's over fifty steps and all that follow.
+    """Of `metrics.jsonl`: no loss is within 2 % of a constant prediction's over fifty steps and all that follow.
 
-    Only where the trained model's answers are still near that constant, and the metric that chooses the best
+    Only where the trained model's predictions are still near that constant, and the metric that chooses the best
     checkpoint does not improve: heat maps' losses stand still while their peaks move.
     """
     if context.run is None or not (context.run / "metrics.jsonl").is_file() or context.trained is None:
@@ -46,12 +46,12 @@ def trivial_plateau(context: Context) -> list[Finding]:
     if not context.rehearsal.is_sound or _improves(lines, metric, is_larger_better=mode == "max"):
         return []
     found: dict[str, Finding] = {}
-    for answer in trivial_answers(context):
-        span = stays_at(lines, answer.loss, answer.value)
-        if span is not None and answer.loss not in found:
-            off = _distance(context, answer)
+    for trivial in trivial_predictions(context):
+        span = stays_at(lines, trivial.loss, trivial.value)
+        if span is not None and trivial.loss not in found:
+            off = _distance(context, trivial)
             if off is not None and off < _SMALL:
-                found[answer.loss] = _of_answer(context, answer, span, off, file)
+                found[trivial.loss] = _of_trivial(context, trivial, span, off, file)
     return list(found.values())
 
 
@@ -82,8 +82,8 @@ def _improves(lines: Sequence[Mapping[str, Any]], metric: str, *, is_larger_bett
     return gain > _BETTER * max(abs(first), abs(last))
 
 
-def _distance(context: Context, answer: Trivial) -> float | None:
-    """How far the trained model's answers are from the constant: of the targets' size, or between logits."""
+def _distance(context: Context, trivial: Trivial) -> float | None:
+    """How far the trained model's predictions are from the constant: of the targets' size, or between logits."""
     job, model = context.built.job, context.trained
     assert model is not None, "only for a run that kept a checkpoint"
     batch = read(job, keys_of(job, step=0)[: context.rehearsal.num_samples], context.world.device)
@@ -94,23 +94,23 @@ def _distance(context: Context, answer: Trivial) -> float | None:
             job.task.predict(model, batch)
     finally:
         handle.remove()
-    output = seen[-1].get(answer.output_key) if seen and isinstance(seen[-1], Mapping) else None
+    output = seen[-1].get(trivial.output_key) if seen and isinstance(seen[-1], Mapping) else None
     if not isinstance(output, Tensor):
         return None
-    squares = context.squares.get(answer.loss)
-    if squares is None or answer.answer is None:
+    squares = context.squares.get(trivial.loss)
+    if squares is None or trivial.prediction is None:
         return float((output - output.mean(dim=0, keepdim=True)).double().std(correction=0))
-    size = float((squares.target - answer.answer).abs().max())
-    return float((output.double() - answer.answer).abs().max()) / size if size > 0 else None
+    size = float((squares.target - trivial.prediction).abs().max())
+    return float((output.double() - trivial.prediction).abs().max()) / size if size > 0 else None
 
 
-def _of_answer(context: Context, answer: Trivial, span: tuple[int, int, float], off: float, file: Path) -> Finding:
+def _of_trivial(context: Context, trivial: Trivial, span: tuple[int, int, float], off: float, file: Path) -> Finding:
     first, last, measured = span
     return trivial_plateau.finding(
-        Place(file=str(file), step=last, config_path=context.loss_path(answer.loss)),
-        f"'{answer.loss}' stays at the loss of a constant answer ({answer.told}): nothing was learnt",
-        measured=f"{measured:.4e} over steps {first} to {last}; the answers differ from the constant by {off:.2g}",
-        expected=f"well below {answer.value:.4e}, by the targets",
+        Place(file=str(file), step=last, config_path=context.loss_path(trivial.loss)),
+        f"'{trivial.loss}' stays at the loss of a constant prediction ({trivial.description}): nothing was learnt",
+        measured=f"{measured:.4e} over steps {first} to {last}; the predictions differ from the constant by {off:.2g}",
+        expected=f"well below {trivial.value:.4e}, by the targets",
         action="`sightline check --deep` on the config: last activation, dead units, gradients; then the learning rate",
-        evidence={"trivial": answer.value, "measured": measured},
+        evidence={"trivial": trivial.value, "measured": measured},
     )

@@ -16,29 +16,29 @@ from sightline.doctor.core.finding import Finding
 from sightline.doctor.oracles.replay import loss_counts, loss_sums
 from sightline.doctor.oracles.squares import Squares
 
-__all__ = ["Trivial", "trivial_answers", "trivial_classes", "trivial_predictors"]
+__all__ = ["Trivial", "trivial_classes", "trivial_predictions", "trivial_predictors"]
 
 _LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True)
 class Trivial:
-    """A constant answer: what it is, the loss that it has, and the key of the output that it stands for."""
+    """A constant prediction: its description, its loss, and the key of its output."""
 
     loss: str
-    told: str
+    description: str
     value: float
     output_key: str
-    answer: float | None = None
+    prediction: float | None = None
 
 
 @check("G21", "trivial-predictors", "preflight")
 def trivial_predictors(context: Context) -> list[Finding]:
     """Of each sum of squares the loss of zeros and of the best constant: one that stays there has learned nothing."""
     return [
-        _note(trivial_predictors, context, name, answers)
+        _note(trivial_predictors, context, name, predictions)
         for name, squares in context.squares.items()
-        if (answers := list(of_squares(name, squares)))
+        if (predictions := list(of_squares(name, squares)))
     ]
 
 
@@ -46,12 +46,12 @@ def trivial_predictors(context: Context) -> list[Finding]:
 def trivial_classes(context: Context) -> list[Finding]:
     """Of cross entropy the loss of equal chances and of the classes' shares in training."""
     names = [component.name for component in context.config.losses if component.name == "cross_entropy"]
-    answers = {name: list(_of_classes(context, name)) for name in names if context.rehearsal.is_sound}
-    return [_note(trivial_classes, context, name, found) for name, found in answers.items() if found]
+    predictions = {name: list(_of_classes(context, name)) for name in names if context.rehearsal.is_sound}
+    return [_note(trivial_classes, context, name, found) for name, found in predictions.items() if found]
 
 
-def trivial_answers(context: Context) -> Iterator[Trivial]:
-    """All constant answers that the losses of this run are known for."""
+def trivial_predictions(context: Context) -> Iterator[Trivial]:
+    """All constant predictions whose losses are known for this run."""
     for name, squares in context.squares.items():
         yield from of_squares(name, squares)
     for component in context.config.losses:
@@ -64,8 +64,8 @@ def of_squares(name: str, squares: Squares) -> Iterator[Trivial]:
     if squares.zero == 0:
         return
     yield Trivial(name, "0 everywhere", squares.zero, squares.output_key, 0.0)
-    told = f"the mean target {squares.middle:.4g} everywhere"
-    yield Trivial(name, told, squares.constant, squares.output_key, squares.middle)
+    description = f"the mean target {squares.middle:.4g} everywhere"
+    yield Trivial(name, description, squares.constant, squares.output_key, squares.middle)
 
 
 def _of_classes(context: Context, name: str) -> Iterator[Trivial]:
@@ -78,20 +78,20 @@ def _of_classes(context: Context, name: str) -> Iterator[Trivial]:
         return
     shares = census.targets / census.targets.sum()
     prior = np.log(np.maximum(shares, _LEAST_SHARE))
-    answers = (("all classes equally likely", np.zeros_like(prior)), ("the classes' shares in training", prior))
-    for told, answer in answers if len(set(shares.tolist())) > 1 else answers[:1]:
-        value = _expected(context, name, axis, torch.from_numpy(answer), shares)
+    predictions = (("all classes equally likely", np.zeros_like(prior)), ("the classes' shares in training", prior))
+    for description, prediction in predictions if len(set(shares.tolist())) > 1 else predictions[:1]:
+        value = _expected(context, name, axis, torch.from_numpy(prediction), shares)
         if math.isfinite(value):
-            yield Trivial(name, told, value, "logits")
+            yield Trivial(name, description, value, "logits")
 
 
-def _expected(context: Context, name: str, axis: int, answer: Tensor, shares: np.ndarray) -> float:
-    """The configured loss of one answer for everything, over labels that come as often as in training."""
+def _expected(context: Context, name: str, axis: int, prediction: Tensor, shares: np.ndarray) -> float:
+    """The configured loss of one prediction for everything, over labels that come as often as in training."""
     job, rehearsal = context.built.job, context.rehearsal
     logits = rehearsal.seen_outputs["logits"]
     shape = [1] * logits.ndim
     shape[axis] = -1
-    outputs = {**rehearsal.seen_outputs, "logits": answer.to(logits.device).view(shape).expand(logits.shape)}
+    outputs = {**rehearsal.seen_outputs, "logits": prediction.to(logits.device).view(shape).expand(logits.shape)}
     total, count = 0.0, 0.0
     for number, share in enumerate(shares.tolist()):
         if share > 0:
@@ -102,16 +102,16 @@ def _expected(context: Context, name: str, axis: int, answer: Tensor, shares: np
     return total / count if count else math.nan
 
 
-def _note(check: Check, context: Context, name: str, answers: list[Trivial]) -> Finding:
-    told = "; ".join(f"{answer.told}: {answer.value:.4e}" for answer in answers)
+def _note(check: Check, context: Context, name: str, predictions: list[Trivial]) -> Finding:
+    description = "; ".join(f"{prediction.description}: {prediction.value:.4e}" for prediction in predictions)
     return check.finding(
         context,
-        f"'{name}' of a network that answers the same for everything: {told}",
+        f"'{name}' of a network with constant output: {description}",
         severity="note",
         causes=("model.constant_output",),
         at=context.loss_path(name),
-        measured=told,
+        measured=description,
         expected="a training loss that goes below all of these",
         action="nothing; a loss that stays at one of these has learned nothing",
-        evidence={answer.told: answer.value for answer in answers},
+        evidence={prediction.description: prediction.value for prediction in predictions},
     )

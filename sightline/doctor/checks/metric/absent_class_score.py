@@ -1,7 +1,7 @@
-"""Metrics that do not give perfect answers the best score, as where an absent class is scored 0.
+"""Metrics that do not give perfect predictions the best score, as where an absent class is scored 0.
 
-The labels themselves are put as answers, once with every class there and once with a single one: where only the second
-score falls short of 1, what neither labels nor answers have is what is scored.
+The labels themselves serve as predictions, once with every class there and once with a single one: where only the
+second score falls short of 1, the metric scores classes that neither labels nor predictions have.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from sightline.doctor.checks.metric.answers import Maker, Sheet, can_score, maker_of, name_of_metric, score
+from sightline.doctor.checks.metric.made_predictions import Maker, Sheet, can_score, maker_of, name_of_metric, score
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.engine.evaluate import Meter
@@ -25,7 +25,7 @@ _MOST_SHEETS = 64
 
 @check("G16", "absent-class-score", "preflight")
 def absent_class_score(context: Context) -> list[Finding]:
-    """Each figure named for an IoU, an accuracy, a precision or a recall is 1 (or NaN) for perfect answers."""
+    """Each figure named for an IoU, an accuracy, a precision or a recall is 1 (or NaN) for perfect predictions."""
     maker = maker_of(context)
     if maker is None:
         return []
@@ -38,7 +38,7 @@ def _of_meter(context: Context, meter: Meter, sparse: list[Sheet], full: list[Sh
     try:
         alone = score(context, meter, sparse)
         whole = score(context, meter, full)
-    except Exception:  # noqa: BLE001 - `per-batch-metric` says what a metric dies of
+    except Exception:  # noqa: BLE001 - `per-batch-metric` reports why a metric fails
         return
     short = {name: value for name, value in whole.items() if _falls_short(name, value)}
     if short:
@@ -100,15 +100,15 @@ def _of_absent(context: Context, meter: Meter, absent: dict[str, float], whole: 
     name = next(iter(absent))
     return absent_class_score.finding(
         context,
-        f"'{name}' of the metric '{called}' scores classes that neither labels nor answers have",
+        f"'{name}' of the metric '{called}' scores classes that neither labels nor predictions have",
         causes=("eval.absent_class", "eval.protocol", "eval.decode"),
         at=path,
-        measured=f"{_told(absent)} for perfect answers where one class alone is there; {whole.get(name, math.nan):.6g} "
-        "where every class is",
-        expected="1 for perfect answers, whichever classes there are",
+        measured=f"{_listed(absent)} for perfect predictions with a single class; {whole.get(name, math.nan):.6g} "
+        "with every class",
+        expected="1 for perfect predictions, for any set of classes",
         action="count a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); "
         "never as 0",
-        evidence={"figures": absent, "looked_at": "made answers"},
+        evidence={"figures": absent, "looked_at": "made predictions"},
     )
 
 
@@ -117,17 +117,17 @@ def _of_all(context: Context, meter: Meter, short: dict[str, float]) -> Finding:
     name = next(iter(short))
     return absent_class_score.finding(
         context,
-        f"'{name}' of the metric '{called}' is below 1 for perfect answers",
+        f"'{name}' of the metric '{called}' is below 1 for perfect predictions",
         causes=("eval.decode", "eval.protocol", "eval.aggregation", "eval.absent_class"),
         at=path,
-        measured=f"{_told(short)} for answers that are the labels, with every class among them",
+        measured=f"{_listed(short)} for predictions equal to the labels, with every class among them",
         expected="1, the best score",
-        action="look at how the metric takes the answer (argmax over the classes), and what it divides by",
-        evidence={"figures": short, "looked_at": "made answers"},
+        action="look at how the metric takes the prediction (argmax over the classes), and at its divisor",
+        evidence={"figures": short, "looked_at": "made predictions"},
     )
 
 
-def _told(figures: dict[str, float]) -> str:
+def _listed(figures: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.6g}" for name, value in _first(figures))
 
 

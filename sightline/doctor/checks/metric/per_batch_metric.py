@@ -1,7 +1,7 @@
 """Metrics whose figures depend on how the samples are dealt to batches, such as a mean of batches.
 
-The same answers are scored as one batch and as two; a metric of sums and counts gives the same figures. Answers are
-made where a task answers by logits; the model's predictions of a few evaluated samples serve for every task.
+The same predictions are scored as one batch and as two; a metric of sums and counts gives the same figures. Predictions
+are made where a task predicts by logits; the model's predictions of a few evaluated samples serve for every task.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sightline.doctor.checks.metric.answers import (
-    Answered,
+from sightline.doctor.checks.metric.made_predictions import (
     Maker,
+    Predicted,
     Sheet,
     can_score,
     figures,
@@ -38,7 +38,7 @@ _FEWEST_SAMPLES = 3  # of two the only split is even; where a step has fewer, on
 
 @check("G16", "per-batch-metric", "preflight")
 def per_batch_metric(context: Context) -> list[Finding]:
-    """Each figure is the same for one batch and for two with the same answers, and follows from the state alone."""
+    """Each figure is the same for one batch and for two with the same predictions, and follows from the state alone."""
     maker = maker_of(context)
     found: list[Finding] = []
     for meter in context.built.selection.meters:
@@ -48,11 +48,11 @@ def per_batch_metric(context: Context) -> list[Finding]:
 
 
 def _made(context: Context, meter: Meter, maker: Maker) -> list[Finding]:
-    """Of answers that were made, some of them wrong, as one batch and as two uneven ones."""
+    """Of made predictions, some of them wrong, as one batch and as two uneven ones."""
     ranks = list(range(max(_FEWEST_SAMPLES, maker.num_samples)))
     try:
         whole, dealt = (predicted(context, _sheets(maker, *parts)) for parts in ([ranks], [ranks[:1], ranks[1:]]))
-        return _of_meter(context, meter, whole, [dealt], "answers")
+        return _of_meter(context, meter, whole, [dealt], "made predictions")
     except Exception as error:  # noqa: BLE001 - whatever a metric dies of, it would end the first evaluation
         return [_of_failure(context, meter, error)]
 
@@ -75,7 +75,7 @@ def _predicted(context: Context, meter: Meter) -> list[Finding]:
 
 
 def _sheets(maker: Maker, *batches: list[int]) -> list[Sheet]:
-    """The samples of these ranks, partly answered wrongly, whichever batch they are in."""
+    """The samples of these ranks, partly predicted wrongly, whichever batch they are in."""
 
     def labels(rank: int, size: int, category: int) -> list[int]:
         own = maker.choices[category]
@@ -88,7 +88,7 @@ def _sheets(maker: Maker, *batches: list[int]) -> list[Sheet]:
 
 
 def _of_meter(
-    context: Context, meter: Meter, whole: Sequence[Answered], splits: Sequence[Sequence[Answered]], kind: str
+    context: Context, meter: Meter, whole: Sequence[Predicted], splits: Sequence[Sequence[Predicted]], kind: str
 ) -> list[Finding]:
     together = figures(meter, whole)
     missed = {n: (one, together.other.get(n)) for n, one in together.used.items()}
@@ -117,7 +117,7 @@ def _of_difference(
     called, path = name_of_metric(context, meter)
     return per_batch_metric.finding(
         context,
-        f"'{next(iter(differing))}' of the metric '{called}' depends on how the samples are dealt to batches",
+        f"'{next(iter(differing))}' of the metric '{called}' depends on the split of the samples into batches",
         causes=("eval.aggregation", "eval.protocol", "eval.mode"),
         at=path,
         measured=f"{sum(sizes)} samples as one batch, and the same {kind} as batches of {sizes[0]} and {sizes[1]}: "
@@ -127,14 +127,14 @@ def _of_difference(
         evidence={
             "field": path,
             "figures": {name: list(pair) for name, pair in differing.items()},
-            "looked_at": "made answers" if kind == "answers" else kind,
+            "looked_at": kind,
         },
     )
 
 
 def _of_own_state(context: Context, meter: Meter, missed: dict[str, tuple[float, float | None]]) -> Finding:
     called, path = name_of_metric(context, meter)
-    told = [
+    listed = [
         f"{name} {one:.6g} and {'nothing' if other is None else format(other, '.6g')}"
         for name, (one, other) in missed.items()
     ]
@@ -143,7 +143,7 @@ def _of_own_state(context: Context, meter: Meter, missed: dict[str, tuple[float,
         f"'{next(iter(missed))}' of the metric '{called}' does not follow from its state alone",
         causes=("eval.aggregation", "eval.protocol"),
         at=path,
-        measured=f"by the object that was updated, and by another with the same state: {', '.join(told[:3])}",
+        measured=f"by the object that was updated, and by another with the same state: {', '.join(listed[:3])}",
         expected="the same figure: `compute` runs on the sum of the states of all processes, once per evaluation",
         action="keep what `update` puts on the object in the state: int64 counts, or a row for each sample",
         evidence={"field": path},
@@ -158,7 +158,7 @@ def _of_failure(context: Context, meter: Meter, error: Exception) -> Finding:
         f"the metric '{called}' cannot be computed: {type(error).__name__}",
         causes=("eval.protocol", "cfg.contract", "eval.decode"),
         measured=summary_of(error),
-        expected="figures for answers of the form of a training batch",
-        action="mend the metric: the first evaluation would end the run",
-        evidence={"field": path, "looked_at": "made answers"},
+        expected="figures for predictions in the form of a training batch",
+        action="correct the metric: the first evaluation would end the run",
+        evidence={"field": path, "looked_at": "made predictions"},
     )

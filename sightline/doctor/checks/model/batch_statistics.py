@@ -30,7 +30,7 @@ def batch_statistics(context: Context) -> list[Finding]:
     """Where pairs are compared on several processes, a batch norm sees 16 of them or more, or all of the step's.
 
     A projection head's norm has a row for each embedding. Of few rows the mean and deviation are mostly those of the
-    embedding itself, and pairs tell by them what they are read with. Source: Chen et al. 2020, SimCLR, section 2.2
+    embedding itself, and they show a pair what it is read with. Source: Chen et al. 2020, SimCLR, section 2.2
     (batch norms over all devices); the bound of 16 pairs is this project's own.
     """
     train, size = context.config.train, context.world.size
@@ -47,7 +47,7 @@ def batch_statistics(context: Context) -> list[Finding]:
             context,
             f"{len(norms)} batch norm(s) see {alone} pairs on each of {size} processes",
             measured=f"{part} pairs over {size} processes: statistics of {alone} at '{norms[0]}' and the others",
-            expected=f"{FEWEST} pairs or more, or the {part} that one process sees",
+            expected=f"{FEWEST} pairs or more, or the {part} of one process",
             action=f"set {larger}" if train.compile else f"set distributed.sync_batch_norm: true, or {larger}",
         )
     ]

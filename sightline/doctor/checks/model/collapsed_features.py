@@ -76,7 +76,7 @@ def collapsed_features(context: Context) -> list[Finding]:
             found.append(
                 collapsed_features.finding(
                     context,
-                    f"the model answers the same '{name}' whatever object it is given",
+                    f"the model gives the same '{name}' for every object",
                     measured=f"variance {spread.variance:.3g} of {len(rows)} rows of length 1, of different clouds",
                     expected=f"above {_LEAST_VARIANCE_FRESH:g}: nothing can be learnt from rows that are all alike",
                     action=f"look at the layers before '{name}': a factor of zero, a ReLU at the end, a broken pooling",

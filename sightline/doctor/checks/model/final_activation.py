@@ -21,7 +21,7 @@ __all__ = ["final_activation"]
 _SLACK = 1e-6
 _MOST_ZEROS = 0.3
 _NEARLY, _FEW = 0.01, 0.1
-"""Of the largest target, and of all: targets just above 0, where a ReLU that answers 0 is no longer told to rise."""
+"""Of the largest target, and of all: targets just above 0, where a ReLU with output 0 gets no gradient to rise."""
 _RECTIFIERS = ("Relu", "Threshold")
 
 
@@ -51,7 +51,7 @@ def _of_squares(context: Context, name: str, squares: Squares) -> Iterator[Findi
         yield _at_end(
             context,
             squares.output_key,
-            f"'{squares.output_key}' ends in {_told(operation)}, which cannot give the targets of '{name}'",
+            f"'{squares.output_key}' ends in {_describe(operation)}, which cannot give the targets of '{name}'",
             measured=f"{outside:.1%} of the targets lie outside {_interval(low, high)}: "
             f"{float(target.min()):.3g} to {float(target.max()):.3g}",
             expected="a linear last layer, or targets within its range",
@@ -71,10 +71,10 @@ def _of_rectified(
         yield _at_end(
             context,
             squares.output_key,
-            f"the last layer of '{squares.output_key}' is rectified: no gradient flows where it answers 0",
+            f"the last layer of '{squares.output_key}' is rectified: no gradient flows where it outputs 0",
             severity="warning",
             measured=f"{zeros:.0%} of the outputs are exactly 0, {still:.0%} of all with a target above; {low:.0%} of "
-            f"the targets of '{name}' are just above 0; the last operation is {_told(operation)}",
+            f"the targets of '{name}' are just above 0; the last operation is {_describe(operation)}",
             expected=f"a linear last layer, or at most {_MOST_ZEROS:.0%} exact zeros and targets well above 0",
             causes=("model.activation", "model.init"),
         )
@@ -100,7 +100,7 @@ def _of_logits(context: Context, name: str) -> Iterator[Finding]:
         yield _at_end(
             context,
             "logits",
-            f"the logits end in {_told(operation)}, so the loss '{name}' cannot fall below {floor:.4g}",
+            f"the logits end in {_describe(operation)}, so the loss '{name}' cannot fall below {floor:.4g}",
             measured=f"logits within {_interval(low, high)}",
             expected=f"logits without bounds; these reach ln(1 + {num_classes - 1} e^-{high - low:g}) at best",
             causes=("loss.double_softmax", "model.activation")
@@ -111,7 +111,7 @@ def _of_logits(context: Context, name: str) -> Iterator[Finding]:
         yield _at_end(
             context,
             "logits",
-            f"the logits end in {_told(operation)}: a class that answers 0 gets no gradient",
+            f"the logits end in {_describe(operation)}: a class with logit 0 gets no gradient",
             severity="warning",
             measured=f"{float((logits == 0).double().mean()):.0%} of the logits are exactly 0",
             expected="a linear last layer",
@@ -130,7 +130,7 @@ def _is_of_differences(context: Context, name: str) -> bool:
     return math.isclose(*values, rel_tol=1e-9, abs_tol=1e-9)
 
 
-def _told(operation: str) -> str:
+def _describe(operation: str) -> str:
     return f"'{operation.lower()}'" if operation else "an operation that the graph does not name"
 
 

@@ -44,7 +44,8 @@ def _of_failure(context: Context, each: RehearsedEvaluation, failure: Failure) -
         else ("cfg.contract", "eval.decode", "data.layout"),
         measured=summary_of(failure.error),
         expected=f"{len(each.keys)} samples are predicted, scored and drawn as an evaluation does it",
-        action=_missing_key(context, each, failure) or f"mend {each.component}: the first evaluation would end the run",
+        action=_missing_key(context, each, failure)
+        or f"correct {each.component}: the first evaluation would end the run",
         evidence={"field": each.path, **({"batch": shapes} if shapes else {})},
     )
 

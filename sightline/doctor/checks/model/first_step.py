@@ -120,7 +120,7 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
 
 
 def _advice_of(error: Exception) -> str | None:
-    """What a layer's or a transform's own message says to do, after its last semicolon; None of all other errors."""
+    """The advice of a layer's or a transform's own message, after its last semicolon; None of all other errors."""
     advice = " ".join(str(error).split()).rpartition("; ")[2]
     return advice if "; " in str(error) and (type(error) is ValueError or _is_of_transform(error)) else None
 

@@ -1,4 +1,4 @@
-"""Gradients that vanish or explode on their way back, and units that never answer, at the first step."""
+"""Gradients that vanish or explode on their way back, and units that are always zero, at the first step."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _of_sizes(context: Context, flows: Sequence[Flow]) -> Iterator[Finding]:
         return
     median = statistics.median(ratios.values())
     least, most = min(ratios, key=lambda name: ratios[name]), max(ratios, key=lambda name: ratios[name])
-    for name, is_far, told in (
+    for name, is_far, effect in (
         (least, ratios[least] < _VANISHED * median, "vanish on their way back to"),
         (most, ratios[most] > _EXPLODED * median, "explode in"),
     ):
@@ -115,7 +115,7 @@ def _of_sizes(context: Context, flows: Sequence[Flow]) -> Iterator[Finding]:
             yield _warning(
                 context,
                 name,
-                summary=f"gradients {told} '{name}'",
+                summary=f"gradients {effect} '{name}'",
                 measured=f"gradient / weight {ratios[name]:.2e}, {ratios[name] / median:.1e} times the median layer's",
                 expected=f"between {_VANISHED:g} and {_EXPLODED:g} times the median {median:.2e}",
                 causes=("model.init", "model.activation", "model.numerics"),

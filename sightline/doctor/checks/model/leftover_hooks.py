@@ -66,7 +66,7 @@ def leftover_hooks(context: Context) -> list[Finding]:
 
 @check("G37", "hooks-of-loggers", "offline")
 def hooks_of_loggers(context: Context) -> list[Finding]:
-    """After a training its model has no hooks either: loggers are told numbers, and need none."""
+    """After a training its model has no hooks either: loggers receive numbers, and need none."""
     hooks = hooks_of(context.built.job.model)
     return [_of_hooks(hooks_of_loggers, hooks, [])] if hooks else []
 
@@ -169,13 +169,13 @@ def _without_foreign(model: nn.Module) -> Iterator[None]:
             held.update(before)
 
 
-def _told_layer(layer: str) -> str:
+def _name_of_layer(layer: str) -> str:
     return "every module there is" if layer == "*" else f"'{layer or 'the model'}'"
 
 
 def _of_hooks(check: Check, hooks: list[_Hook], changed: list[str]) -> Finding:
     first = hooks[0]
-    told = "; ".join(f"{hook.kind} {hook.owner} on {_told_layer(hook.layer)}" for hook in hooks[:3])
+    listed = "; ".join(f"{hook.kind} {hook.owner} on {_name_of_layer(hook.layer)}" for hook in hooks[:3])
     more = f" and {len(hooks) - 3} more" if len(hooks) > 3 else ""
     effect = f", and '{changed[0]}' is another with {'it' if len(hooks) == 1 else 'them'}" if changed else ""
     return check.finding(
@@ -183,8 +183,8 @@ def _of_hooks(check: Check, hooks: list[_Hook], changed: list[str]) -> Finding:
         f"{first.owner.split('.')[0]} has hooks on the model{effect}",
         severity="error" if changed else "warning",
         causes=("dist.hook", "model.structure" if changed else "dist.logging"),
-        measured=f"{told}{more}",
-        expected="none: observers are told numbers and get no model (log.wandb and log.tensorboard need no `watch`)",
+        measured=f"{listed}{more}",
+        expected="none: observers receive numbers and no model (log.wandb and log.tensorboard need no `watch`)",
         action="remove the hook's handle before training, or take the call that registers it out",
         evidence={"hooks": [hook.owner for hook in hooks], "changed": changed},
     )

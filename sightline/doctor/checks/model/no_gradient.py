@@ -1,4 +1,4 @@
-"""Parameters that no gradient reaches, that no optimiser holds, or that the model does not know it has."""
+"""Parameters that no gradient reaches, that no optimiser holds, or that the model does not register."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _of_silent(context: Context, names: Sequence[str], reason: str, idle_outputs
     is_alone = context.world.size == 1
     unused = ("model.structure", "dist.unused_params") if is_alone else ("dist.unused_params", "model.structure")
     rehearsal = context.rehearsal
-    causes, told, action = {
+    causes, detail, action = {
         "unused": (
             unused,
             f"only the outputs {', '.join(sorted(idle_outputs))} depend on them, which no loss reads",
@@ -164,7 +164,7 @@ def _of_silent(context: Context, names: Sequence[str], reason: str, idle_outputs
         f"{len(names)} parameter(s) get no gradient",
         causes=causes,
         at="model",
-        measured=f"no gradient in {rehearsal.num_tries} micro-batches of {rehearsal.num_samples} samples: {told}",
+        measured=f"no gradient in {rehearsal.num_tries} micro-batches of {rehearsal.num_samples} samples: {detail}",
         expected="a gradient in at least one of them, unless optimizer.frozen names the module",
         action=action,
     )

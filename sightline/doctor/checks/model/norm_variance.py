@@ -42,7 +42,7 @@ def norm_variance(context: Context) -> list[Finding]:
     return [
         norm_variance.finding(
             context,
-            f"{len(small)} of {len(found)} batch norms are given values that vary less than ten times epsilon",
+            f"{len(small)} of {len(found)} batch norms have inputs that vary less than ten times epsilon",
             layer=least,
             measured=f"variance {small[least]:.2e} in {least}, the median channel's",
             expected=f"over {_ENOUGH:g} epsilon = {_ENOUGH * modules[least].eps:g}",

@@ -92,7 +92,7 @@ def _in_data(job: Job, batch: Batch, reads: set[str]) -> Finding | None:
                     "data",
                     f"'{key}' of the batch holds {float(tensor[position])}",
                     causes=("data.corrupt_sample", "data.normalisation"),
-                    measured=f"{float(tensor[position])} at {leaf}{list(position)}{_told(job, index)}",
+                    measured=f"{float(tensor[position])} at {leaf}{list(position)}{_describe_sample(job, index)}",
                     expected="finite numbers in what model and losses read",
                     action="mend or leave out the sample, or the transform that divides by zero",
                     sample=index,
@@ -194,7 +194,7 @@ def _of_forward(job: Job, batch: Batch, trace: _Trace, event: _Event) -> Finding
         f"the forward pass gives {float(event.tensor[position])} first in {place}",
         causes=("model.numerics", "optim.lr", "model.init"),
         measured=f"{float(event.tensor[position])} at {list(position)} of {tuple(event.tensor.shape)}"
-        f"{_told(job, index)}; what went in: {event.before}",
+        f"{_describe_sample(job, index)}; what went in: {event.before}",
         expected="finite outputs from finite inputs and weights",
         action="guard the division, root, logarithm or exponential there, or lower the learning rate",
         layer=event.layer or event.after,
@@ -380,7 +380,7 @@ def _range(tensor: Tensor) -> str:
     return f"{float(values.min()):.4g} .. {float(values.max()):.4g}" if values.numel() else "nothing finite"
 
 
-def _told(job: Job, index: int | None) -> str:
+def _describe_sample(job: Job, index: int | None) -> str:
     dataset = getattr(job.stream.reader, "dataset", None)
     if index is None:
         return ""

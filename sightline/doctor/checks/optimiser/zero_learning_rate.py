@@ -66,7 +66,7 @@ def _all_zero(context: Context, num_looked_at: int) -> Finding:
         step=0,
         measured=f"0 at all {num_looked_at} steps looked at of {job.num_steps}; base rates {bases}",
         expected="base rate x schedule(step) > 0",
-        action="give the optimiser a positive lr" if is_base else "mend the schedule: its factor is 0 throughout",
+        action="give the optimiser a positive lr" if is_base else "correct the schedule: its factor is 0 throughout",
         evidence={"num_steps": context.built.job.num_steps},
     )
 

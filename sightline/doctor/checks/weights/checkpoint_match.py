@@ -35,13 +35,13 @@ def checkpoint_match(context: Context) -> list[Finding]:
         causes = ("ckpt.key_mismatch", "cfg.class_count", "model.structure")
         return [_unmatched(context, "init.from", causes, "the weights to start from do not fit the model", str(error))]
     if report.matched == 0:
-        told = "may_be_missing names everything: nothing is loaded"
-        return [_unmatched(context, "init.may_be_missing", ("ckpt.key_mismatch", "cfg.override"), told, str(report))]
+        text = "may_be_missing names everything: nothing is loaded"
+        return [_unmatched(context, "init.may_be_missing", ("ckpt.key_mismatch", "cfg.override"), text, str(report))]
     differing = _differing(copied.state_dict(), model)
     if differing:
         causes = ("ckpt.stale", "model.init", "ckpt.alias")
-        told = f"{len(differing)} tensors of the model are not those given, {', '.join(differing[:5])} first"
-        return [_unmatched(context, "init.from", causes, "the given weights are not in the model", told)]
+        text = f"{len(differing)} tensors of the model are not those given, {', '.join(differing[:5])} first"
+        return [_unmatched(context, "init.from", causes, "the given weights are not in the model", text)]
     return [] if report.matched == report.total else [_partial(context, report)]
 
 
@@ -84,5 +84,5 @@ def _partial(context: Context, report: MatchReport) -> Finding:
         at="init.may_be_missing",
         measured=str(report),
         expected="the patterns of may_be_missing name what differs, and nothing else",
-        action="nothing, if this is meant",
+        action="nothing, if this is intended",
     )

@@ -60,7 +60,7 @@ def feature_scale(context: Context) -> list[Finding]:
 
 
 def sampled_batch(part: Part, *, seed: int) -> Batch:
-    """Sixteen samples of a part, or all that it has: enough to tell another scale by."""
+    """Sixteen samples of a part, or all that it has: enough to detect another scale."""
     return part.reader([SampleKey(int(index), 0, seed) for index in part.spread(_NUM_SAMPLES)])
 
 
@@ -127,7 +127,7 @@ def _size(mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def other_scale(scales: list[LayerScale], *, where: Place, source: str) -> Finding | None:
-    """What the first of these layers says of the data that a network of `source` is given; None where all is well."""
+    """The finding of the first of these layers on the data of a network of `source`; None where all is well."""
     finite = [each for each in scales if math.isfinite(each.ratio) and each.ratio > 0]
     if not finite or not _is_other(finite[0].ratio):
         return None
@@ -135,7 +135,7 @@ def other_scale(scales: list[LayerScale], *, where: Place, source: str) -> Findi
     times = f"{max(first.ratio, 1 / first.ratio):.3g} times as {'large' if first.ratio > 1 else 'small'}"
     return feature_scale.finding(
         dataclasses.replace(where, layer=first.layer),
-        f"what the loaded weights are given is {times} as what they learned on",
+        f"the inputs of the loaded weights are {times} as those that they learned on",
         measured=f"inputs of {first.layer} lie {first.ratio:.3g} times as far from its running average as there",
         expected=f"between {1 / _OTHER_SCALE:g} and {_OTHER_SCALE:g} times",
         action="normalise clouds as the run that the weights are of did: transforms.evaluate, or how the set was "

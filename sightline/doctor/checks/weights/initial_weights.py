@@ -126,6 +126,6 @@ def _of_large(context: Context, starts: Sequence[Start]) -> Iterator[Finding]:
             param=f"{most.name}.weight",
             measured=f"std {most.std:.3g}, {most.std / most.largest:.3g} times the largest of the schemes",
             expected=f"at most {_TOO_LARGE * most.largest:.3g}",
-            action="draw them anew: N(0, 2/fan_in) before a ReLU, or as the paper says",
+            action="draw them anew: N(0, 2/fan_in) before a ReLU, or as in the paper",
             evidence={"layers": [start.name for start in large[:10]], "num_layers": len(large)},
         )

@@ -22,8 +22,8 @@ def pretraining_mismatch(context: Context) -> list[Finding]:
             f"the weights to start from learned on clouds of another form: {len(lines)} thing(s) differ",
             causes=("cfg.axis_swap" if is_turned else "data.normalisation", "data.layout", "cfg.override"),
             measured="; ".join(lines),
-            expected="the same in both stages, or a difference that is meant",
-            action=f"set data and transforms alike, or say that it is meant: checks.skip=[{pretraining_mismatch.code}]",
+            expected="the same in both stages, or an intended difference",
+            action=f"set data and transforms alike, or accept it: checks.skip=[{pretraining_mismatch.code}]",
             evidence={"from": lineage["from"]},
         )
     ]

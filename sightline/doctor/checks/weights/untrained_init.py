@@ -36,7 +36,7 @@ def untrained_init(context: Context) -> list[Finding]:
     fresh = build_model(context.config, built.data.facts, World(device=context.world.device))
     own = built.job.model.state_dict()
     names = [name for name in _drawn(fresh) if name in own]
-    if not names:  # another network than the config's: `checkpoint-match` says so
+    if not names:  # another network than the config's: `checkpoint-match` reports it
         return []
     if not any(_differs(own[name], fresh.state_dict()[name]) for name in names):
         return [
@@ -67,14 +67,14 @@ def untrained_init(context: Context) -> list[Finding]:
 
 
 def _source(place: Path) -> tuple[Path, Mapping[str, Tensor], nn.Module] | None:
-    """The run around the checkpoint, its weights, and its model as its seed gives it; None where it cannot be told."""
+    """The run around the checkpoint, its weights, and its model as its seed gives it; None where it cannot be found."""
     run = checkpoint.run_around(place)
     if run is None:
         return None
     try:
         model = open_run(run, config=read_config(run / "config.yaml")).untrained_model()
         return run, checkpoint.load(place).evaluated, model
-    except UserError:  # made with a plugin that is not here, or by another release; `checkpoint-match` tells the rest
+    except UserError:  # made with a plugin that is not here, or by another release; `checkpoint-match` reports the rest
         return None
 
 

@@ -114,7 +114,7 @@ def test_a_ragged_set_that_states_other_channels(tmp_path: Path) -> None:
     """Both numbers are told, though the clouds are of all sizes; the model, built for the fact, would die of it."""
     model = PerPoint(in_channels=6, num_classes=4)
     finding = caught(make_rooms(tmp_path, of_channels(6), model=model), "channel-contract", "cfg.contract")
-    assert "says in_channels 6, its samples have 4" in finding.summary
+    assert "states in_channels 6, its samples have 4" in finding.summary
     assert "points 3 + grey 1 = 4 channels; the model's first layer 'first' takes 6" in finding.measured
     assert any("first-step" in line for line in finding.evidence["explains"])
 
@@ -125,7 +125,7 @@ def test_a_part_set_that_states_other_channels(tmp_path: Path) -> None:
         lambda inner: Wrapped(inner, lambda batch, keys: batch, facts={"in_channels": 22}),
     )
     finding = caught(built, "channel-contract", "cfg.contract")
-    assert "says in_channels 22, its samples have 3" in finding.summary
+    assert "states in_channels 22, its samples have 3" in finding.summary
 
 
 class Widen:
@@ -138,7 +138,7 @@ class Widen:
 def test_a_transform_that_adds_a_channel(tmp_path: Path) -> None:
     built = make_rooms(tmp_path, transforms=[NamedTransform("widen", Widen())])
     finding = caught(built, "channel-contract", "cfg.contract")
-    assert "says in_channels 4, its training batches have 5" in finding.summary
+    assert "states in_channels 4, its training batches have 5" in finding.summary
     assert "points 3 + grey 1 = 4" in finding.measured
 
 
@@ -156,4 +156,4 @@ def test_features_that_a_set_joins_itself_count(tmp_path: Path) -> None:
     assert_healthy(make_rooms(tmp_path, wrap))
     wrong = make_rooms(tmp_path, lambda inner: wrap(of_channels(3)(inner)))
     (finding,) = [each for each in run_all(wrong, World()) if each.code == "channel-contract"]
-    assert "says in_channels 3, its samples have 4" in finding.summary
+    assert "states in_channels 3, its samples have 4" in finding.summary

@@ -75,7 +75,7 @@ def test_an_up_axis_that_is_another(tmp_path: Path) -> None:
         return {**sample, "points": sample["points"][:, [0, 2, 1]]}
 
     finding = caught(make_rooms(tmp_path, lambda inner: Edited(inner, turn)), "class-names", "cfg.axis_swap", "warning")
-    assert "apart along y, but z is said to be up" in finding.summary
+    assert "apart along y, but the up axis is z" in finding.summary
 
 
 def real_room(shared: Path, names: Sequence[str]) -> Callable[[Any], Any]:

@@ -220,7 +220,7 @@ def test_too_few_clouds_to_tell_are_said_to_be(tmp_path: Path) -> None:
         if notes:
             finding = finding_of(built)
             assert finding.cause == "cfg.axis_swap"
-            assert finding.summary.startswith("too few clouds of synthetic_shapes/test to tell")
+            assert finding.summary.startswith("too few clouds of synthetic_shapes/test to decide")
             assert finding.measured.startswith("22 clouds")
             assert finding.expected.startswith("23 or more")
 

@@ -30,7 +30,7 @@ def test_one_cloud_in_two_classes(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in")
     shutil.copy(source / "ball" / "ball_00.ply", source / "rod" / "another_name.ply")
     finding = caught(built_on(tmp_path, source), "duplicate-clouds", "data.label_mapping", "warning")
-    assert finding.summary == "the same cloud stands in several classes: 1 time"
+    assert finding.summary == "the same cloud is in several classes: 1 time"
     assert "ball/ball_00.ply" in finding.measured
     assert "rod/another_name.ply" in finding.measured
 

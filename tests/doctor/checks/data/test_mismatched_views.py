@@ -109,7 +109,7 @@ def test_a_generator_that_is_shared(tmp_path: Path) -> None:
 def test_the_next_object_as_a_partner(tmp_path: Path) -> None:
     (finding,) = found(with_partners(make_pairs(tmp_path), lambda index, size: (index + 1) % size))
     assert (finding.severity, finding.cause) == ("warning", "data.pairing")
-    assert "'other_points' are not of the objects" in finding.summary
+    assert "'other_points' do not belong to the objects" in finding.summary
     assert finding.evidence["field"] == "other_points"
     assert_complete(finding)
 

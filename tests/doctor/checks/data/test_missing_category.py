@@ -56,7 +56,7 @@ def test_one_category_for_every_sample(tmp_path: Path) -> None:
         ({"category_names": ("one",)}, "parts_of_category has 12 categories, category_names 1"),
         ({"parts_of_category": ((0, 1), (1, 2), *[(3,)] * 10)}, "part 1 belongs to the categories 0, 1"),
         ({"parts_of_category": ((0, 1), *[()] * 10, (2,))}, "part 3 belongs to none"),
-        ({"parts_of_category": (tuple(range(31)), *[()] * 11)}, "part 30 is none of the 30 classes"),
+        ({"parts_of_category": (tuple(range(31)), *[()] * 11)}, "part 30 is not one of the 30 classes"),
     ],
 )
 def test_facts_that_do_not_part_the_classes(tmp_path: Path, facts: dict[str, Any], told: str) -> None:

@@ -50,7 +50,7 @@ def test_no_lines_and_no_shares() -> None:
 def test_a_collapsed_run() -> None:
     (finding,) = at_chance(lines(1.02, 1.0, 1.0001, 0.9999, 1.0, 1.0, 1.0, 1.0), file=FILE)
     assert (finding.cause, finding.severity, finding.where.step) == ("loss.collapse", "warning", 400)
-    assert "answers alike for all objects" in finding.summary
+    assert "gives the same output for all objects" in finding.summary
     assert "chance is 3.4340 with 30 negatives" in finding.expected
     assert_complete(finding)
 

@@ -64,7 +64,7 @@ def test_an_absent_part_that_counts_nothing(tmp_path: Path) -> None:
     finding = caught(with_metric(built, metric), "absent-class-score", "eval.absent_class")
     most = max(len(parts) for parts in facts["parts_of_category"])
     assert finding.evidence["figures"]["instance_miou"] == pytest.approx(1 / most)  # one part of them is there
-    assert "; 1 where every class is" in finding.measured
+    assert "; 1 with every class" in finding.measured
     assert finding.where.config_path == "metrics.0"
 
 

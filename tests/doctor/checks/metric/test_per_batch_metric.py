@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.metric.answers import maker_of, score
+from sightline.doctor.checks.metric.made_predictions import maker_of, score
 from sightline.doctor.checks.metric.per_batch_metric import _sheets, per_batch_metric
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World

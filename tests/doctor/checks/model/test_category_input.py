@@ -37,7 +37,7 @@ def test_a_category_that_is_taken_and_not_used(tmp_path: Path) -> None:
 def test_a_one_hot_that_is_too_short_and_clamped(tmp_path: Path) -> None:
     """Built for ten of twelve categories: the last three look alike."""
     finding = caught(run_of(tmp_path, hearing(10, lambda c: c.clamp(max=9))), "category-input", "cfg.class_count")
-    assert "cannot tell category 9 from 10" in finding.summary
+    assert "cannot distinguish category 9 from 10" in finding.summary
     assert "length 12" in finding.expected
 
 
@@ -53,7 +53,7 @@ def test_a_one_hot_that_is_too_short_and_fails(tmp_path: Path) -> None:
     present = {int(built.data.train.dataset.strata[key.index]) for key in first}
     assert 11 not in present, "the check must look beyond the first step"
     finding = caught(run_of(tmp_path, hearing(11)), "category-input", "cfg.class_count")
-    assert "refuses category 11" in finding.summary
+    assert "fails on category 11" in finding.summary
 
 
 @pytest.mark.parametrize("length", [13, 16])

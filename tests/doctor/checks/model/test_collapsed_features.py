@@ -56,7 +56,7 @@ def test_a_projection_times_zero(tmp_path: Path) -> None:
     with torch.no_grad():
         built.job.model.points_head[-1].weight.zero_()  # type: ignore[union-attr, operator, index]
     finding = caught(built, "collapsed-features", "model.constant_output")
-    assert "the same 'first' whatever object" in finding.summary
+    assert "the same 'first' for every object" in finding.summary
     assert finding.evidence["variance"] == pytest.approx(0, abs=1e-12)
     assert finding.where.config_path == "model"
 

@@ -10,19 +10,19 @@ from sightline.doctor.core.finding import Finding
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 
-__all__ = ["Teller"]
+__all__ = ["FitReporter"]
 
 _FIT_ONE = Reporter(guard="G23", code="fit-one")
 
 
 @dataclass(frozen=True)
-class Teller:
+class FitReporter:
     """Makes findings of guard G23 about a run."""
 
     built: Built
 
     def finding(self, *, summary: str, path: str, **fields: Any) -> Finding:
-        """A finding about the training part; `path` is where the config says what is at fault."""
+        """A finding about the training part; `path` is the place of the fault in the config."""
         return _FIT_ONE.finding(self._context, summary, at=path, split="train", **fields)
 
     def loss_path(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Answers of our own making, put to a run's metrics through its task: what is right and what is wrong is known.
+"""Predictions of our own making, given to a run's metrics through its task: it is known which are right.
 
 Labels are made as well, of the form of a training batch, so that neither data nor weights can blur what a metric does.
 """
@@ -23,9 +23,9 @@ from sightline.metrics.base import fresh_state
 from sightline.types import Batch
 
 __all__ = [
-    "Answered",
     "Figures",
     "Maker",
+    "Predicted",
     "Sheet",
     "can_score",
     "figures",
@@ -35,8 +35,8 @@ __all__ = [
     "score",
 ]
 
-_SURE = 100.0  # e^-100 is lost beside 1 in float32: the answer has probability 1
-_THINNED = ("nearest", "whole_label", "whole_offsets")
+_SURE = 100.0  # e^-100 is lost beside 1 in float32: the prediction has probability 1
+_THINNED = ("nearest", "point_range", "whole_label", "whole_offsets")
 
 
 class Sheet(NamedTuple):
@@ -47,7 +47,7 @@ class Sheet(NamedTuple):
 
 
 class _StandIn:
-    """Answers with given logits whatever it is asked."""
+    """Returns given logits for every input."""
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits
@@ -56,7 +56,7 @@ class _StandIn:
         return {"logits": self._logits}
 
 
-Answered = tuple[Batch, Mapping[str, Any]]
+Predicted = tuple[Batch, Mapping[str, Any]]
 """A batch and what was predicted of it."""
 LabelOf = Callable[[int, int, int], list[int]]
 """The labels of sample `rank` with `size` targets, of a given category: (rank, size, category) -> labels."""
@@ -79,22 +79,22 @@ class Maker:
     def sheet(
         self, ranks: Sequence[int], label_of: LabelOf, *, category_of: Callable[[int], int], wrong: bool
     ) -> Sheet:
-        """The samples of these ranks; answered rightly, or with `wrong` in part wrongly, the same way in any batch."""
+        """The samples of these ranks; predicted rightly, or with `wrong` in part wrongly, the same way in any batch."""
         device = self.context.world.device
         batch = {name: value for name, value in self._read(ranks).items() if name not in _THINNED}
-        labels, answers = torch.zeros_like(batch["label"]), torch.zeros_like(batch["label"])
+        labels, chosen = torch.zeros_like(batch["label"]), torch.zeros_like(batch["label"])
         for row, rank in enumerate(ranks):
             place = _rows(batch, row)
             size = labels[place].numel()
             own = label_of(rank, size, category_of(rank))
             given = _partly_wrong(own, rank) if wrong else own
             labels[place] = torch.tensor(own, device=device).view(labels[place].shape)
-            answers[place] = torch.tensor(given, device=device).view(labels[place].shape)
+            chosen[place] = torch.tensor(given, device=device).view(labels[place].shape)
         batch["label"] = labels
         batch["sample_index"] = torch.tensor(list(ranks), dtype=torch.int64, device=device)
         if self.has_category:
             batch["category"] = torch.tensor([category_of(rank) for rank in ranks], dtype=torch.int64, device=device)
-        logits = torch.nn.functional.one_hot(answers, self.num_classes).float() * _SURE
+        logits = torch.nn.functional.one_hot(chosen, self.num_classes).float() * _SURE
         return Sheet(batch, logits.movedim(-1, self.axis))
 
     def _read(self, ranks: Sequence[int]) -> Batch:
@@ -108,7 +108,7 @@ class Maker:
 
 
 def maker_of(context: Context) -> Maker | None:
-    """A maker for this run; None where its task does not answer targets of the batch by `logits`."""
+    """A maker for this run; None where its task does not predict targets of the batch by `logits`."""
     rehearsal, facts = context.rehearsal, context.built.data.facts
     logits, label = rehearsal.seen_outputs.get("logits"), rehearsal.batch.get("label")
     if not isinstance(logits, Tensor) or not isinstance(label, Tensor) or label.is_floating_point():
@@ -151,14 +151,14 @@ class Figures(NamedTuple):
     other: dict[str, float]
 
 
-def figures(meter: Meter, answered: Sequence[Answered]) -> Figures:
+def figures(meter: Meter, batches: Sequence[Predicted]) -> Figures:
     """What copies of a metric compute after these batches and their predictions. Raises whatever the metric raises."""
     metric, other = copy.deepcopy(meter.metric), copy.deepcopy(meter.metric)
-    highest = max(int(batch["sample_index"].max()) for batch, _ in answered)
-    device = answered[0][0]["sample_index"].device
+    highest = max(int(batch["sample_index"].max()) for batch, _ in batches)
+    device = batches[0][0]["sample_index"].device
     state = {name: tensor.to(device) for name, tensor in fresh_state(metric, num_samples=highest + 1).items()}
     with torch.no_grad():
-        for batch, predictions in answered:
+        for batch, predictions in batches:
             metric.update(state, **meter.update.select(batch, predictions))
     reduced = {name: tensor.cpu() for name, tensor in state.items()}
     used = dict(metric.compute(reduced))
@@ -168,7 +168,7 @@ def figures(meter: Meter, answered: Sequence[Answered]) -> Figures:
         return Figures(used, {})
 
 
-def predicted(context: Context, sheets: Sequence[Sheet]) -> list[Answered]:
+def predicted(context: Context, sheets: Sequence[Sheet]) -> list[Predicted]:
     """Each sheet's batch and what the task makes of its logits. Raises whatever the task raises."""
     task = context.built.job.task
     return [(sheet.batch, task.predict(_StandIn(sheet.logits), sheet.batch)) for sheet in sheets]  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def name_of_metric(context: Context, meter: Meter) -> tuple[str, str]:
 
 
 def _partly_wrong(labels: list[int], rank: int) -> list[int]:
-    """None, a half, a half and a quarter of each four samples' targets are answered with the sample's next class."""
+    """None, a half, a half and a quarter of each four samples' targets are predicted as the sample's next class."""
     wrong = ((), (0, 3), (0, 2), (3,))[rank % 4]
     present = sorted(set(labels))
     others = present if len(present) > 1 else [present[0], max(present[0] - 1, 0) if present[0] else 1]
@@ -199,7 +199,7 @@ def _rows(batch: Mapping[str, Any], row: int) -> slice | int:
 
 
 def _is_by_sample(batch: Mapping[str, Any], label: Tensor) -> bool:
-    """Whether each sample's targets can be told; of offsets that are none `broken-offsets` speaks."""
+    """Whether each sample's targets can be found; `broken-offsets` reports offsets that are not valid."""
     offsets, num_samples = batch.get("offsets"), len(batch["sample_index"])
     if label.ndim == 0 or len(label) == num_samples or not isinstance(offsets, Tensor):
         return label.ndim > 0 and len(label) == num_samples

@@ -1,0 +1,119 @@
+"""Losses and metrics that do not leave out the targets that the data set ignores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.doctor.checks.metric.made_predictions import Maker, Sheet, can_score, maker_of, name_of_metric, score
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.class_axes import class_axis
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.oracles.replay import Replay
+from sightline.engine.evaluate import Meter
+from sightline.engine.step import run_batch
+
+__all__ = ["ignored_targets"]
+
+_MOST_ROWS = 8
+"""Of range images: enough to tell, and few enough to sort."""
+_RELATIVE = 1e-4
+
+
+@check(
+    "G4",
+    "ignored-targets",
+    "preflight",
+    causes=("data.ignore_handling", "loss.form", "eval.protocol"),
+    expected="the same whatever is predicted for targets that the data set ignores",
+    action="let it take the fact `ignore_index`, and leave out the targets that have it",
+)
+def ignored_targets(context: Context) -> list[Finding]:
+    """No loss over labels, and no figure, depends on what is predicted for targets with the ignore index."""
+    ignored, maker = context.built.data.facts.get("ignore_index"), maker_of(context)
+    if ignored is None or maker is None:
+        return []
+    meters = [meter for meter in context.built.selection.meters if can_score(context, meter)]
+    of_metrics = (finding for meter in meters for finding in _of_meter(context, maker, meter, ignored))
+    return [*_of_losses(context, ignored), *of_metrics]
+
+
+def _of_losses(context: Context, ignored: int) -> Iterator[Finding]:
+    outputs, batch = context.rehearsal.seen_outputs, context.rehearsal.batch
+    logits, label = outputs["logits"].detach(), batch["label"]
+    axis = class_axis(logits, label)
+    assert axis is not None, "a run without has no maker"
+    if label.ndim == 3:
+        logits, label = logits.movedim(axis, -1)[:, :_MOST_ROWS].movedim(-1, axis), label[:, :_MOST_ROWS]
+    hidden, other = _hidden(label, ignored), label.flatten().roll(label.numel() // 2).view(label.shape)
+    try:
+        plain, moved, relabelled = (
+            _sums(context, {**outputs, "logits": each}, {**batch, "label": labels})
+            for each, labels in (
+                (logits, hidden),
+                (_moved(logits, axis, hidden == ignored), hidden),
+                (logits, torch.where(hidden == ignored, hidden, other)),
+            )
+        )
+    except Exception:  # noqa: BLE001 - a loss may need labels and logits of whole batches
+        return
+    for name, value in plain.items():
+        is_of_labels = not torch.isclose(relabelled[name], value, rtol=_RELATIVE)
+        if is_of_labels and not torch.isclose(moved[name], value, rtol=_RELATIVE, atol=0):
+            yield ignored_targets.finding(
+                context,
+                f"the loss '{name}' learns from targets that the data set ignores",
+                at=context.loss_path(name),
+                measured=f"{float(value):.6g}, and {float(moved[name]):.6g} with other logits where the label is "
+                f"{ignored}",
+                evidence={"field": "label"},
+            )
+
+
+def _of_meter(context: Context, maker: Maker, meter: Meter, ignored: int) -> Iterator[Finding]:
+    classes = maker.choices[0]
+    made = maker.sheet(
+        range(maker.num_samples),
+        lambda rank, size, category: [classes[(rank + place) % len(classes)] for place in range(size)],
+        category_of=lambda rank: 0,
+        wrong=True,
+    )
+    label = _hidden(made.batch["label"], ignored)
+    batch = {**made.batch, "label": label}
+    moved = _moved(made.logits, made.logits.ndim + maker.axis, label == ignored)
+    try:
+        plain, other = (score(context, meter, [Sheet(batch, logits)]) for logits in (made.logits, moved))
+    except Exception:  # noqa: BLE001 - `per-batch-metric` says what a metric dies of
+        return
+    changed = [name for name, value in plain.items() if abs(other[name] - value) > _RELATIVE]
+    if changed:
+        name, path = name_of_metric(context, meter)
+        yield ignored_targets.finding(
+            context,
+            f"the metric '{name}' scores targets that the data set ignores",
+            causes=("eval.protocol", "data.ignore_handling"),
+            at=path,
+            measured=f"{changed[0]} {plain[changed[0]]:.6g}, and {other[changed[0]]:.6g} with other predictions where "
+            f"the label is {ignored}",
+            evidence={"field": "target"},
+        )
+
+
+def _hidden(label: Tensor, ignored: int) -> Tensor:
+    """The labels with every third one ignored."""
+    is_hidden = torch.arange(label.numel(), device=label.device).view(label.shape) % 3 == 0
+    return label.masked_fill(is_hidden, ignored)
+
+
+def _moved(logits: Tensor, axis: int, where: Tensor) -> Tensor:
+    """The logits of these targets handed on from class to class."""
+    return torch.where(where.unsqueeze(axis), logits.roll(1, axis), logits)
+
+
+def _sums(context: Context, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    job = context.built.job
+    with torch.no_grad():
+        return run_batch(job.task, Replay(outputs), dict(batch), context.world.device, job.precision)[0]

@@ -1,0 +1,143 @@
+"""Predictions in files, whoever made them, scored against the labels of a data set; no run and no model is needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.binding import Offer, UnboundError, bind
+from sightline.data.files.array_files import read_npy
+from sightline.data.files.scan_files import read_label_ids
+from sightline.data.scans.submission import label_place
+from sightline.engine.build import Part, build_metrics
+from sightline.engine.evaluate import Evaluation, Measured, Meter, evaluation_of
+from sightline.errors import ConfigError, DataError
+from sightline.evaluation.kept_predictions import MANIFEST, file_stems
+from sightline.geometry.scans.projection import ranges_of
+from sightline.members import DataMembers, MetricMembers
+from sightline.metrics.base import fresh_state
+from sightline.runs.run_documents import load_document
+from sightline.types import Component, SampleKey
+
+__all__ = ["GivenPredictions", "score"]
+
+_MOST_NAMED = 3
+
+
+class GivenPredictions:
+    """The predicted labels of a part's samples: a folder of `evaluate --save-predictions`, or `.label` files.
+
+    The latter lie as SemanticKITTI's evaluator has them, `sequences/08/predictions/000000.label`, or are called after
+    the samples, and hold ids of the set's label map. `surplus` are files that belong to no sample of the part.
+    Raises DataError for samples without a file, and for a folder of other classes.
+    """
+
+    def __init__(self, path: Path, part: Part) -> None:
+        self._part = part
+        self._map = DataMembers.label_map.of(part.dataset)
+        names = [part.name_of(index) for index in part.indices.tolist()]
+        if not path.is_dir():
+            raise DataError(f"--predictions {path}: there is no such folder")
+        if (path / MANIFEST).is_file():
+            files, self.surplus = _kept(path, names, part)
+        else:
+            if self._map is None:
+                raise DataError(f"--predictions {path}: has no {MANIFEST}; .label files are of sets with a label map")
+            stems = file_stems(names)
+            files = [path / (label_place(n) or f"{stem}.label") for n, stem in zip(names, stems, strict=True)]
+            self.surplus = sorted({*path.rglob("*.label")} - {*files})
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise DataError(
+                f"--predictions {path}: {len(missing)} of {len(files)} {part.split} samples have no predictions: "
+                f"{_named(missing)}{_other(self.surplus)}"
+            )
+        self._files = dict(zip(part.indices.tolist(), files, strict=True))
+
+    def of(self, index: int, *, num_points: int) -> np.ndarray:
+        """The classes (N,) int64 of a sample. Raises DataError naming the file for another length and unknown ids."""
+        file, name = self._files[index], self._part.name_of(index)
+        if file.suffix == ".label":
+            ids = read_label_ids(file, num_points=num_points, points_path=Path(name))
+            classes: np.ndarray = self._map.classes(ids, where=str(file))
+            return classes
+        labels = read_npy(file)
+        if labels.shape != (num_points,) or labels.dtype.kind not in "iu":
+            raise DataError(f"{file}: holds {labels.dtype} {labels.shape}, {name} has {num_points} points")
+        return labels.astype(np.int64)
+
+
+def score(part: Part, components: Sequence[Component], given: GivenPredictions) -> tuple[Evaluation, list[str]]:
+    """The metrics of these blocks over a part, and the names of those that need more than labels of points.
+
+    Every sample is read whole, without transforms: every original point counts once. Raises ConfigError where no metric
+    can be computed, DataError for predictions that do not fit.
+    """
+    started = time.perf_counter()
+    offers = (Offer("the data set", frozenset(part.dataset.info.fields)), Offer("files of predictions", _OFFERED))
+    measured, others = [], []
+    for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
+        try:
+            update = MetricMembers.update_labels.of(metric)
+            if update is None:
+                raise UnboundError(f"metrics.{component.name} needs more than labels")
+            meter = Meter(metric, bind(update, *offers, owner=f"metrics.{component.name}", skip=("state",)))
+        except UnboundError:
+            others.append(component.name)
+            continue
+        measured.append(Measured(meter, "", fresh_state(metric, num_samples=int(part.indices.max()) + 1)))
+    if not measured:
+        raise ConfigError(f"metrics: none of {', '.join(others)} is computed from labels of points; iou is")
+    needs_range = any("point_range" in one.meter.update.names for one in measured)
+    for index in part.indices.tolist():
+        sample = part.dataset[SampleKey(index, 0, 0)]
+        predictions = _predictions(sample, index, given)
+        if needs_range:
+            predictions["point_range"] = ranges_of(sample["points"].view(-1, 3))
+        for one in measured:
+            one.meter.update.function(one.state, **one.meter.update.select(sample, predictions))
+    seconds = time.perf_counter() - started
+    return evaluation_of(measured, num_samples=len(part.indices), seconds=seconds), others
+
+
+_OFFERED = frozenset({"labels", "target", "cloud_offsets", "point_range", "sample_index"})
+
+
+def _predictions(sample: Mapping[str, Any], index: int, given: GivenPredictions) -> dict[str, Tensor]:
+    """What metrics are given of a sample, as evaluation would."""
+    target = sample["label"].flatten()
+    return {
+        "labels": torch.from_numpy(given.of(index, num_points=len(target))),
+        "target": target,
+        "cloud_offsets": torch.tensor([0, len(target)]),
+        "sample_index": torch.tensor([index]),
+    }
+
+
+def _kept(path: Path, names: Sequence[str], part: Part) -> tuple[list[Path], list[Path]]:
+    """The files of samples by their names in the manifest, and those of other samples."""
+    document = load_document(path / MANIFEST)
+    try:
+        held = {entry["name"]: path / entry["file"] for entry in document["samples"]}
+        classes = list(document["class_names"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path / MANIFEST}: names no files of labels ({error!r}); evaluate the run again") from None
+    own = list(part.dataset.info.facts.get("class_names", ()))
+    if classes != own:
+        raise DataError(f"{path / MANIFEST}: is of the classes {', '.join(classes)}; the data set has {', '.join(own)}")
+    return [held.pop(name, path / name) for name in names], sorted(held.values())
+
+
+def _named(files: Sequence[Path]) -> str:
+    more = f" and {len(files) - _MOST_NAMED} more" if len(files) > _MOST_NAMED else ""
+    return f"{', '.join(map(str, files[:_MOST_NAMED]))}{more}"
+
+
+def _other(surplus: Sequence[Path]) -> str:
+    return f"; of other samples there are {len(surplus)}: {_named(surplus)}" if surplus else ""

@@ -1,0 +1,55 @@
+"""What a projection shows of scans, and the figures of a network that is right in every pixel."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sightline.geometry.scans.lift import NeighbourVote, ceilings, miou_of
+from sightline.geometry.scans.projection import RangeView, coverage, project
+
+__all__ = ["ProjectionSummary"]
+
+
+@dataclass
+class ProjectionSummary:
+    """Counts over the scans that were added; `ignore_index` is a class below `num_classes`, or no class at all."""
+
+    view: RangeView
+    num_classes: int
+    ignore_index: int | None
+    counts: list[tuple[int, int, int, int]] = field(default_factory=list)
+    confusions: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, points: Tensor, *, label: Tensor | None, offsets: Tensor, ring: Tensor | None = None) -> None:
+        """Scans one after another, as `project` takes them, with the class of each point where it is known."""
+        found = project(points, view=self.view, offsets=offsets, ring=ring)
+        one = coverage(found)
+        self.counts.append((one.num_points, one.num_drawn, one.num_pixels, one.num_clamped))
+        if label is None:
+            return
+        ignored = self.ignore_index
+        num_classes = self.num_classes + 1  # the last is where points of an index that is no class go
+        label = torch.where((label < 0) | (label >= self.num_classes), self.num_classes, label)
+        void = self.num_classes if ignored is None or ignored >= self.num_classes else ignored
+        vote = NeighbourVote(void=void, is_circular=self.view.is_full_turn)
+        for name, table in ceilings(label, found, offsets=offsets, num_classes=num_classes, vote=vote).items():
+            table[:, [self.num_classes, void]] = 0  # labels that are not scored
+            self.confusions[name] = self.confusions.get(name, torch.zeros_like(table)) + table
+
+    def figures(self) -> dict[str, float]:
+        """Shares of points shown, of points above or below the image and of pixels filled.
+
+        Where points have labels, also the mIoU over all points of a network that is right in every pixel.
+        """
+        points, drawn, pixels, _ = (max(1, sum(column)) for column in zip(*self.counts, strict=True))
+        shares = {
+            "points_shown": drawn / points,
+            "points_clamped": sum(count[3] for count in self.counts) / points,
+            "pixels_filled": drawn / pixels,
+        }
+        mious = {f"ceiling_{name}": miou_of(table, ignore_index=None) for name, table in self.confusions.items()}
+        return {name: round(value, 4) for name, value in {**shares, **mious}.items() if not math.isnan(value)}

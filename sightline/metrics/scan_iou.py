@@ -1,0 +1,130 @@
+"""IoU of LiDAR scans by distance, and of the pixels of their range images: figures beside those of all points."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.arguments import Size
+from sightline.metrics.base import State
+from sightline.metrics.confusion import confusion_matrix
+from sightline.metrics.iou import IoU
+
+__all__ = ["DistanceIoU", "PixelIoU"]
+
+
+@registry.metrics.add("pixel_iou")
+class PixelIoU:
+    """`pixel_miou` and `pixel_accuracy` over the labelled pixels of range images (0 to 1), by the rules of `iou`.
+
+    They say how well the network labels what it sees. A scan has more points than pixels, and those behind the nearest
+    return are missing here: such figures are higher than those of points, and are not to be compared with them. With
+    votes they are of the plain pass. Source: as `iou`.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        class_names: tuple[str, ...] | None = None,
+        ignore_index: int | None = None,
+        absent: Literal["skipped", "zero"] = "skipped",
+    ) -> None:
+        self._iou = IoU(num_classes=num_classes, class_names=class_names, ignore_index=ignore_index, absent=absent)
+        self.scores_absent_zero = self._iou.scores_absent_zero
+
+    def new_state(self) -> State:
+        return {"confusion": torch.zeros(self._iou.num_classes, self._iou.num_classes, dtype=torch.int64)}
+
+    def update(self, state: State, *, seen: Tensor, label: Tensor) -> None:
+        """`label` (B, H, W) and the class `seen` (B * H * W,) of all its pixels. Raises ValueError for other forms."""
+        if label.ndim != 3:
+            raise ValueError(f"label: found the shape {tuple(label.shape)}; pixel_iou scores range images (B, H, W)")
+        counts = confusion_matrix(
+            seen.view(label.shape), label, num_classes=self._iou.num_classes, ignore_index=self._iou.ignore_index
+        )
+        state["confusion"] += counts.to(state["confusion"].device)
+
+    def compute(self, state: State) -> dict[str, float]:
+        found = self._iou.compute(state)
+        return {"pixel_miou": found["miou"], "pixel_accuracy": found["overall_accuracy"]}
+
+    def per_class(self, state: State) -> dict[str, dict[str, Any]]:
+        """Class name -> `pixel_iou`; NaN where there is nothing to count."""
+        return {name: {"pixel_iou": row["iou"]} for name, row in self._iou.per_class(state).items()}
+
+
+@registry.metrics.add("iou_by_distance")
+class DistanceIoU:
+    """`miou_0_10m`, ... and `miou_over_50m`: the mean IoU of the points between two distances from the sensor.
+
+    `edges_m` are the distances in between, in rising order; a point at an edge belongs to the farther side. Rules are
+    those of `iou`, for each stretch by its own confusion matrix. The table `by_distance` has each class. The evaluator
+    of SemanticKITTI leaves out points exactly at an edge or at the sensor, and those beyond 50 m.
+    Source: Behley et al. 2019, semantic-kitti-api, evaluate_semantics_by_distance.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        class_names: tuple[str, ...] | None = None,
+        ignore_index: int | None = None,
+        absent: Literal["skipped", "zero"] = "skipped",
+        edges_m: tuple[Size, ...] = (10.0, 20.0, 30.0, 40.0, 50.0),
+    ) -> None:
+        if not edges_m or any(low >= high for low, high in pairwise(edges_m)):
+            raise ValueError(f"edges_m {edges_m}: give distances in rising order")
+        self._iou = IoU(num_classes=num_classes, class_names=class_names, ignore_index=ignore_index, absent=absent)
+        self.scores_absent_zero = self._iou.scores_absent_zero
+        self.edges_m = edges_m
+        self.stretches = [f"{low:g}_{high:g}m" for low, high in pairwise((0.0, *edges_m))]
+        self.stretches.append(f"over_{edges_m[-1]:g}m")
+
+    def new_state(self) -> State:
+        size = self._iou.num_classes
+        return {"confusion": torch.zeros(len(self.stretches), size, size, dtype=torch.int64)}
+
+    def update(self, state: State, *, probabilities: Tensor, target: Tensor, point_range: Tensor) -> None:
+        """`probabilities` (P, C), `target` (P,) and the distance `point_range` (P,) of points in metres."""
+        self.update_labels(state, labels=probabilities.argmax(dim=1), target=target, point_range=point_range)
+
+    def update_labels(self, state: State, *, labels: Tensor, target: Tensor, point_range: Tensor) -> None:
+        """As `update`, of the predicted `labels` (P,)."""
+        stretch = torch.zeros_like(target, dtype=torch.uint8)
+        for edge in self.edges_m:  # comparisons of so few edges take a fifth of a search
+            stretch += (point_range >= edge).view(torch.uint8)
+        counts = confusion_matrix(
+            labels,
+            target,
+            num_classes=self._iou.num_classes,
+            ignore_index=self._iou.ignore_index,
+            group=stretch,
+            num_groups=len(self.stretches),
+        )
+        state["confusion"] += counts.to(state["confusion"].device)
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {
+            f"miou_{stretch}": self._iou.compute({"confusion": confusion})["miou"]
+            for stretch, confusion in zip(self.stretches, state["confusion"], strict=True)
+        }
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """`by_distance`: the stretches, the IoU of each class in each (None where nothing counts), and their points."""
+        parts = [self._iou.per_class({"confusion": confusion}) for confusion in state["confusion"]]
+        classes = {name: [_or_none(part[name]["iou"]) for part in parts] for name in self._iou.class_names}
+        points = state["confusion"].sum(dim=(1, 2)).tolist()
+        return {"by_distance": {"stretches": self.stretches, "iou": classes, "points": points}}
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else value

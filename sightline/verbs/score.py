@@ -1,0 +1,47 @@
+"""`sightline evaluate --data CONFIG --predictions DIR`: the score of predictions in files, without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sightline import registry
+from sightline.config import read_sections
+from sightline.data.loading.reading import BatchReader
+from sightline.engine.build import Part
+from sightline.evaluation.given_predictions import GivenPredictions, score
+from sightline.plugins import load_plugins
+from sightline.verbs.common import is_run, write_document
+from sightline.verbs.output import note, show_evaluation
+
+__all__ = ["score_files"]
+
+
+def score_files(
+    config: Path, predictions: Path, *, overrides: Sequence[str], plugins: Sequence[Path], json: Path | None
+) -> int:
+    """Score files against the test part of a config's data by its metrics; of the config nothing else is read."""
+    load_plugins(plugins)
+    sections = read_sections(config / "config.yaml" if is_run(config) else config, ("data", "metrics"), overrides)
+    dataset = registry.data.build(sections["data"], facts={"split": "test"})
+    part = Part(dataset, np.arange(len(dataset)), BatchReader(dataset), "test")
+    given = GivenPredictions(predictions, part)
+    if given.surplus:
+        some = ", ".join(map(str, given.surplus[:3]))
+        note(f"not scored: {len(given.surplus)} files of samples outside the test part, such as {some}")
+    evaluation, others = score(part, sections["metrics"], given)
+    if others:
+        note(f"not computed from labels of points: {', '.join(others)}")
+    document = {
+        "metrics": dict(evaluation.metrics),
+        "per_class": {name: dict(row) for name, row in evaluation.per_class.items()},
+        **evaluation.tables,
+        "data": {"name": sections["data"].name, "split": "test", "num_samples": evaluation.num_samples},
+        "predictions": str(predictions),
+        "selection": "given",
+    }
+    show_evaluation(document, title=f"{predictions} on test", dataset=dataset)
+    write_document(json, document)
+    return 0

@@ -1,0 +1,124 @@
+"""A look at scans of any sensor before they are prepared: what it finds, and what it proposes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sightline.data.scans.kitti_object import KittiObject
+from sightline.data.scans.scan_folder import ScanFolder
+from sightline.data.scans.semantic_kitti import SemanticKitti
+from sightline.errors import ConfigError
+from sightline.verbs import data
+from tests.data.scans.lidar_writers import (
+    OWN,
+    street_scan,
+    write_bin,
+    write_kitti_object,
+    write_own,
+    write_semantic_kitti,
+)
+
+COLUMNS = ("x", "y", "z", "intensity", "ring")
+PLAIN = COLUMNS[:4]
+
+
+@pytest.fixture(scope="module")
+def ahead(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scans of a sensor of 16 beams from 12 to -18 degrees that sees 100 degrees ahead, remissions to 255."""
+    folder = tmp_path_factory.mktemp("ahead")
+    write_own(folder, 4, num_columns=400)
+    return folder
+
+
+def test_of_a_sensor_that_nobody_knows(ahead: Path) -> None:
+    """Within half a degree, as beams are counted by tenths."""
+    found = ScanFolder.survey(ahead, columns=COLUMNS)
+    high, low = found["sensor"]["elevations_deg"]
+    assert (high, low) == pytest.approx((12.0, -18.0), abs=0.5)
+    assert found["sensor"]["azimuths_deg"] == [50.0, -50.0]
+    assert found["sensor"]["rings"] == "16"
+    block = f"fov_deg: [{high}, {low}], azimuth_deg: [50.0, -50.0], num_beams: 16, remission_max: 255"
+    assert found["proposed"] == f"sensor: {{{block}}}"
+    assert list(found["projected"]) == ["16 x 569", "16 x 284", "16 x 142"]
+    shown = [each["points_shown"] for each in found["projected"].values()]
+    assert shown == sorted(shown, reverse=True)
+    assert all(each["ceiling_knn"] > 0.5 for each in found["projected"].values())
+
+
+def test_against_a_sensor_that_it_is_not(ahead: Path) -> None:
+    unlike = ScanFolder.survey(ahead, columns=COLUMNS, sensor={"fov_deg": (5.0, -5.0), "num_beams": 16})["unlike"]
+    assert any("outside the field of view from 5 to -5 degrees" in line for line in unlike)
+    assert any("set sensor.azimuth_deg=[50, -50]" in line for line in unlike)
+    assert any("set sensor.remission_max" in line for line in unlike)
+    assert ScanFolder.survey(ahead, columns=COLUMNS, sensor=OWN)["unlike"] == []
+
+
+def test_scans_without_labels(ahead: Path, tmp_path: Path) -> None:
+    """As files allow: no class, and no ceiling."""
+    (tmp_path / "000000.bin").write_bytes((ahead / "000.bin").read_bytes())
+    found = ScanFolder.survey(tmp_path, columns=COLUMNS)
+    assert "ceiling_nearest" not in found["projected"]["16 x 569"]
+    assert found["sensor"]["rings"] == "16"
+
+
+def test_statistics_that_are_three_deviations_off(tmp_path: Path) -> None:
+    """Heights counted from the ground: 1.73 + 1.04 m are 3.2 deviations of 0.86 m above the published mean."""
+    write_semantic_kitti(tmp_path, {"00": 2})
+    for path in tmp_path.rglob("*.bin"):
+        table = np.fromfile(path, dtype="<f4").reshape(-1, 4)
+        table[:, 2] += 3.2 * 0.86 - 1.04 - table[:, 2].mean()
+        table.tofile(path)
+    found = SemanticKitti.survey(tmp_path)
+    assert found["deviations_off"]["z"] == pytest.approx(3.2, abs=0.01)
+    assert any(line.startswith("the mean z is") and "+3.2 deviations" in line for line in found["unlike"])
+
+
+def test_of_kitti_in_front_of_its_camera(tmp_path: Path) -> None:
+    """Beside what the image shows, points in boxes behind the car are kept, which lie about one side here."""
+    write_kitti_object(tmp_path, 2)
+    found = KittiObject.survey(tmp_path)
+    assert found["unlike"] == []
+    left, right = found["sensor"]["azimuths_deg"]
+    assert left - right <= 360
+    assert abs(left + right) <= 360
+
+
+def test_real_frames_of_the_camera_are_alike(shared: Path) -> None:
+    found = KittiObject.survey(shared / "data/kitti_object_mini")
+    assert found["unlike"] == []
+    assert found["sensor"]["azimuths_deg"] == pytest.approx([41, -41], abs=1)  # 1242 px at a focal length of 721
+
+
+def test_real_scans_have_the_measured_shares(shared: Path, tmp_path: Path) -> None:
+    """The specification's measurements of whole scans of an HDL-64E at three widths; 64 lasers in the files' order."""
+    for path in (shared / "data/kitti_object_mini/velodyne").glob("*.bin"):
+        if path.stat().st_size > 16 * 100_000:  # others are cut to the camera's view
+            (tmp_path / path.name).symlink_to(path)
+    sensor = {"fov_deg": (3.0, -25.0), "num_beams": 64}
+    found = ScanFolder.survey(tmp_path, columns=PLAIN, sensor=sensor)
+    assert found["unlike"] == []
+    assert found["sensor"]["rings"] == "64"
+    bounds = {"64 x 2048": (0.785, 0.814), "64 x 1024": (0.407, 0.421), "64 x 512": (0.207, 0.213)}
+    for size, (low, high) in bounds.items():
+        assert low - 0.01 <= found["projected"][size]["points_shown"] <= high + 0.01
+
+
+def test_the_verb_takes_options_for_files_alone(ahead: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = data.info("scan_folder", ("columns=[x, y, z, intensity, ring]",), source=ahead, plugins=(), json=None)
+    assert done == 0
+    assert "proposed: sensor: {fov_deg: [" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="colums"):
+        data.info("scan_folder", ("colums=[x, y, z]",), source=ahead, plugins=(), json=None)
+    with pytest.raises(Exception, match="--from PATH names"):
+        data.info("scan_folder", ("columns=[x, y, z]",), plugins=(), json=None)
+
+
+def test_scans_of_one_point_or_none(tmp_path: Path) -> None:
+    _, scan = street_scan(0)
+    write_bin(tmp_path / "a.bin", scan._replace(**{n: getattr(scan, n)[:1] for n in ("points", "remission")}))
+    (tmp_path / "b.bin").write_bytes(b"")
+    found = ScanFolder.survey(tmp_path, columns=PLAIN)
+    assert found["sensor"]["rings"] == "none found"

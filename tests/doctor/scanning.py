@@ -1,0 +1,65 @@
+"""Small runs over range images of the embedded streets, whose samples and facts are edited: for planting bugs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.config import read_config
+from sightline.data.synthetic.synthetic_lidar import SyntheticLidar
+from sightline.engine.build import Built, build
+from sightline.engine.distributed import World
+from sightline.types import DataInfo, Sample, SampleKey
+from tests.conftest import ROOT
+
+__all__ = ["READ", "SMALL", "Edit", "labels_of_next", "make_scans", "with_rows"]
+
+SMALL = (
+    "data.num_columns=128",
+    "data.train_size=12",
+    "data.test_size=3",
+    "transforms.train.2.width=128",
+    "transforms.evaluate.0.width=128",
+    "model={name: squeezeseg, circular: true}",
+)
+Edit = Callable[[SyntheticLidar, Sample, SampleKey], Sample]
+"""A sample of the set -> another one."""
+READ = SyntheticLidar.__getitem__
+
+
+def make_scans(
+    monkeypatch: pytest.MonkeyPatch,
+    *overrides: str,
+    edit: Edit = lambda dataset, sample, key: sample,
+    facts: dict[str, Any] | None = None,
+) -> Built:
+    """The shipped recipe on scans of 128 columns, with other samples, or with other facts than its scans have."""
+    describe = SyntheticLidar._describe
+
+    def described(dataset: SyntheticLidar, **given: bool) -> DataInfo:
+        info = describe(dataset, **given)
+        return dataclasses.replace(info, facts={**info.facts, **(facts or {})})
+
+    monkeypatch.setattr(SyntheticLidar, "_describe", described)
+    monkeypatch.setattr(SyntheticLidar, "__getitem__", lambda dataset, key: edit(dataset, READ(dataset, key), key))
+    path = ROOT / "configs/segment/synthetic_lidar_salsanext.yaml"
+    given = tuple(word.partition("=")[0] for word in overrides)
+    small = [word for word in SMALL if not word.startswith(given)]
+    return build(read_config(path, (*small, *overrides)), World())
+
+
+def labels_of_next(dataset: SyntheticLidar, sample: Sample, key: SampleKey) -> Sample:
+    """The labels of the next scan, of which the last are missing or come twice."""
+    other: Tensor = READ(dataset, SampleKey((key.index + 1) % len(dataset), 0, 0))["label"]
+    return {**sample, "label": torch.cat([other, other])[: len(sample["label"])]}
+
+
+def with_rows(rows: str, height: int = 64) -> tuple[str, ...]:
+    """Overrides for the rows of the images."""
+    stages = ("transforms.train.2", "transforms.evaluate.0")
+    return tuple(f"{stage}.{name}={value}" for stage in stages for name, value in (("rows", rows), ("height", height)))

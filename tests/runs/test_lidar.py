@@ -1,0 +1,208 @@
+"""Range images in whole runs: any split of a step, scans without points or labels, weights of another set, commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.engine.build import Built
+from sightline.engine.distributed import World
+from sightline.engine.train import train
+from sightline.types import Sample, SampleKey
+from tests.command import run_here
+from tests.data.scans.lidar_writers import write_kitti_object, write_own, write_semantic_kitti
+from tests.doctor.scanning import make_scans
+from tests.processes import ROOT, run_ranks
+from tests.runs.lidar_steps import run_steps
+
+# As of the contract's toys: sums of float64 terms in another order, through six steps of AdamW.
+BOUND = 1e-9
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Any]:
+    return run_steps(World())
+
+
+def assert_same(found: dict[str, Any], whole: dict[str, Any]) -> None:
+    """The same counts of every point before the first step; every loss, gradient norm and weight thereafter."""
+    assert found["confusion"] == whole["confusion"]
+    assert found["first"] == pytest.approx(whole["first"], rel=BOUND)
+    assert [step["samples"] for step in found["trace"]] == [7, 7, 4] * 2
+    for ours, theirs in zip(found["trace"], whole["trace"], strict=True):
+        assert ours == pytest.approx(theirs, rel=BOUND, abs=BOUND)
+    for name, values in whole["weights"].items():
+        np.testing.assert_allclose(found["weights"][name], values, rtol=0, atol=BOUND)
+    assert found["last"] == pytest.approx(whole["last"], rel=1e-6)
+
+
+def test_three_micro_batches_are_one_batch(whole: dict[str, Any]) -> None:
+    assert np.array(whole["confusion"]).sum() > 5_000
+    assert_same(run_steps(World(), micro_batches=3), whole)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_processes_with_uneven_scans_are_one(whole: dict[str, Any], num_processes: int, tmp_path: Path) -> None:
+    run_ranks(["-m", "tests.runs.lidar_steps", str(tmp_path / "found.json")], num_processes)
+    assert_same(json.loads((tmp_path / "found.json").read_text()), whole)
+
+
+# --- scans with nothing in them ---------------------------------------------------------------------------------------
+
+MODELS = ("model={name: squeezeseg}", "model={name: salsanext, width: 2}", "model={name: rangenet21, width: 2}")
+FEW = ("data.train_size=8", "train.batch_size=2", "train.epochs=1", "optimizer={name: adam, lr: 0.01}")
+
+
+def trained_weights(built: Built) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The parameters before and after an epoch; every loss on the way is finite, and so is every figure after it."""
+    before = {name: value.detach().clone() for name, value in built.job.model.named_parameters()}
+    losses: list[float] = []
+
+    def at_step(record: Any, stop_asked: bool) -> bool:
+        losses.extend([*record.losses.values(), record.grad_norm])
+        return False
+
+    train(built.job, World(), at_step)
+    result = built.test(built.job.evaluated, World())
+    assert np.isfinite([*losses, *result.losses.values()]).all()
+    return before, dict(built.job.model.named_parameters())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_empty_one_class_and_unlabelled_scans_are_trained_on(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    def edit(dataset: Any, sample: Sample, key: SampleKey) -> Sample:
+        kept = {name: value[: 0 if key.index % 4 == 0 else None] for name, value in sample.items()}
+        label = kept["label"]
+        return {**kept, "label": (label, label.clamp(max=1), label * 0, label)[key.index % 4]}
+
+    before, after = trained_weights(make_scans(monkeypatch, model, *FEW, edit=edit))
+    assert all(bool(value.isfinite().all()) for value in after.values())
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("is_empty", [False, True], ids=["unlabelled", "empty"])
+def test_scans_without_any_label_change_no_parameter(
+    monkeypatch: pytest.MonkeyPatch, model: str, is_empty: bool
+) -> None:
+    def edit(dataset: Any, sample: Sample, key: SampleKey) -> Sample:
+        kept = {name: value[: 0 if is_empty else None] for name, value in sample.items()}
+        return {**kept, "label": kept["label"] * 0}
+
+    before, after = trained_weights(make_scans(monkeypatch, model, *FEW, edit=edit))
+    for name, value in after.items():
+        assert torch.equal(value, before[name]), name
+
+
+# --- weights of another set -------------------------------------------------------------------------------------------
+
+SMALL = (
+    "model={name: squeezeseg, circular: true, crf: false}",
+    "losses=[{name: cross_entropy}]",
+    "train.epochs=1",
+    "train.batch_size=2",
+    "evaluate.every=1",
+    "evaluate.batch_size=2",
+    "log.tensorboard=false",
+    "--no-check",
+    "--device=cpu",
+)
+WIDTHS = ("transforms.train.{}.width=64", "transforms.evaluate.0.width=64")
+
+
+def test_a_run_on_boxes_starts_one_on_sequences(tmp_path: Path) -> None:
+    """KITTI's four classes, then SemanticKITTI's twenty: the last convolution is new, and named."""
+    write_kitti_object(tmp_path / "object", 5)
+    write_semantic_kitti(tmp_path / "odometry", {"00": 4, "08": 2})
+    for name, source in (("kitti_object", "object"), ("semantic_kitti", "odometry")):
+        done = run_here("data", "prepare", name, "--from", tmp_path / source, "--to", tmp_path / name)
+        assert done.code == 0, done.err
+    start = f"init={{from: {tmp_path / 'kitti_object_run'}, may_be_missing: [head]}}"
+    runs = (("kitti_object", "squeezeseg", 1, ()), ("semantic_kitti", "squeezesegv2", 2, (start,)))
+    for data, recipe, place, more in runs:
+        config, out = ROOT / f"configs/segment/{data}_{recipe}.yaml", tmp_path / f"{data}_run"
+        widths = [width.format(place) for width in WIDTHS]
+        done = run_here("train", config, f"data.root={tmp_path / data}", *widths, *SMALL, *more, "--out", out)
+        assert done.code == 0, done.err
+    told = next(line for line in (done.out + done.err).splitlines() if line.startswith("init from"))
+    assert told.endswith(
+        "84 of 86 tensors, 904000 of 915540 elements matched; left as they were: head.conv.weight, head.conv.bias"
+    )
+
+
+# --- a sensor of one's own --------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "lidar.md").read_text().split("## Your own sensor")[1].split("\n## ")[0]
+COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)[0].splitlines()]
+TINY = {
+    "train": ("train.epochs=1", "model.width=2", "log.tensorboard=false", "--device", "cpu"),
+    "check": ("model.width=2", "--device", "cpu"),
+    "describe": ("model.width=2", "--device", "cpu"),
+    "evaluate": ("--device", "cpu"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with twelve scans and the page's config, the set prepared."""
+    folder = tmp_path_factory.mktemp("own")
+    write_own(folder / "scans", 12, num_columns=200)
+    (folder / "own.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = run_here(*COMMANDS[1])
+    assert done.code == 0, done.err
+    return folder
+
+
+def test_the_commands_of_the_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    told = {}
+    for words in COMMANDS:
+        done = run_here(*words, *TINY.get(words[0], ()))
+        assert done.code == 0, done.err
+        told[words[1] if words[0] == "data" else words[0]] = done.out + done.err
+    assert "azimuth_deg: [50.0, -50.0], num_beams: 16, remission_max: 255" in " ".join(told["info"].split())
+    assert "100.0% of the points shown" in told["describe"]
+    assert "0 errors, 0 warnings" in told["check"]
+    assert "on test, 2 samples" in told["evaluate"]
+    assert list((place / "view").glob("*.ply"))
+
+
+WRONG = {
+    "class weights": (("losses.0.class_weights=[1, 2, 3]",), "found 3 for 8 classes"),
+    "preset": (("data.sensor.preset=vlp32",), "allowed is one of 'hdl64'"),
+    "key": (("data.sensor.fov=[12, -18]",), "did you mean 'fov_deg'"),
+    "no project": (
+        ("transforms.train=[]", "transforms.evaluate=[]"),
+        "add 'project', which makes it, to transforms.train",
+    ),
+    "no project to evaluate": (("transforms.evaluate=[]",), "give both the same transform"),
+    "lowest first": (("data.sensor.fov_deg=[-18, 12]",), "the highest elevation comes first"),
+    "beams": (("data.sensor.num_beams=32",), "was prepared with 16"),
+    "scale": (("data.sensor.remission_max=1",), "set sensor.remission_max=255"),
+    "fewer rows than rings": (
+        ("transforms.train.1.height=8", "transforms.evaluate.0.height=8"),
+        "height to the number of",
+    ),
+    "more rows than rings": (("transforms.train.1.height=64",), "48 of 64 rows of the image are always empty"),
+    "the other way round": (("transforms.train.0.axes=[x]",), "beside the image"),
+    "a full turn": (("data.sensor.azimuth_deg=[180, -180]",), "columns of the image, side by side, are always empty"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_newcomers_mistakes_are_named(place: Path, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
+    monkeypatch.chdir(place)
+    overrides, words = WRONG[mistake]
+    done = run_here("check", "own.yaml", *overrides, *TINY["check"])
+    assert words in " ".join((done.out + done.err).split())

@@ -1,0 +1,367 @@
+"""Runs on LiDAR scans: files get the labels that evaluation scored, label files are read back and scored by anyone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sightline
+from sightline.data.scans.label_maps import read_label_map
+from sightline.data.scans.semantic_kitti import LABEL_MAPS
+from sightline.errors import UserError
+from sightline.predict.prediction import build_predictor
+from sightline.predict.segment import PointPredictor
+from tests.command import Outcome, run_here
+from tests.data.clouds.cloud_writers import write_ply
+from tests.data.scans.lidar_writers import write_semantic_kitti
+from tests.golden_parity import load_golden
+
+MAP = read_label_map("single", LABEL_MAPS)
+IDS = [MAP.ids_of_classes[label] for label in range(20)]
+HIDDEN = np.array([[0, 0, 0, 0.5], [3, 0, 30, 0.5], [0, 0, -9, 0.1]], dtype="<f4")
+"""No return, and points far above and below the field of view."""
+CONFIG = """
+task: {name: segment}
+data: {name: semantic_kitti, root: ROOT}
+model: {name: salsanext, width: 4, dropout: 0.0}
+losses: [{name: cross_entropy}]
+metrics: [{name: iou, absent: zero}, {name: iou_by_distance, absent: zero}, {name: pixel_iou, absent: zero}]
+transforms:
+  train: [{name: project, height: 16, width: 64}]
+  evaluate: [{name: project, height: 16, width: 64}]
+optimizer: {name: adamw, lr: 5e-3}
+train: {epochs: 12, batch_size: 2}
+evaluate: {metric: miou, batch_size: 2}
+log: {tensorboard: false}
+"""
+
+
+def command(*words: object, expect: int = 0) -> Outcome:
+    done = run_here(*words)
+    assert done.code == expect, done.err
+    return done
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tree `kitti`, of which sequence 11 has no labels, the prepared `set`, and a `run` on it."""
+    folder = tmp_path_factory.mktemp("street")
+    tree = folder / "kitti"
+    write_semantic_kitti(tree, {"00": 4, "08": 3, "11": 2})
+    shutil.rmtree(tree / "sequences/11/labels")
+    scan = tree / "sequences/08/velodyne/000001.bin"
+    scan.write_bytes(HIDDEN.tobytes() + scan.read_bytes())
+    labels = tree / "sequences/08/labels/000001.label"
+    labels.write_bytes(np.array([40, 50, 48], dtype="<u4").tobytes() + labels.read_bytes())
+    command("data", "prepare", "semantic_kitti", "--from", tree, "--to", folder / "set")
+    (folder / "run.yaml").write_text(CONFIG.replace("ROOT", str(folder / "set")))
+    command("train", folder / "run.yaml", "--no-check", "--device", "cpu", "--out", folder / "run")
+    return folder
+
+
+def by_rings(data: str, *, height: int) -> str:
+    """The same run on another set, for one epoch, with a row for each ring."""
+    config = CONFIG.replace("semantic_kitti, root: ROOT", data).replace("epochs: 12", "epochs: 1")
+    return config.replace("height: 16, width: 64", f"height: {height}, width: 64, rows: ring")
+
+
+def predict(street: Path, *words: object, expect: int = 0) -> tuple[dict[str, Any], str]:
+    out = street / "predicted.json"
+    done = command("predict", street / "run", *words, "--device", "cpu", "--json", out, expect=expect)
+    return json.loads(out.read_text()), done.err
+
+
+def evaluate(street: Path, *words: object) -> dict[str, Any]:
+    out = street / "evaluated.json"
+    command("evaluate", *words, "--device", "cpu", "--json", out)
+    document: dict[str, Any] = json.loads(out.read_text())
+    return document
+
+
+def bin_of(street: Path, name: str) -> Path:
+    sequence, frame = name.split("/")
+    return street / "kitti/sequences" / sequence / "velodyne" / f"{frame}.bin"
+
+
+@pytest.mark.parametrize("lift", ["nearest", "knn"])
+def test_files_get_the_labels_that_evaluation_scored(street: Path, tmp_path: Path, lift: str) -> None:
+    kept = tmp_path / "kept"
+    scored = evaluate(street, street / "run", f"task.lift={lift}", "--save-predictions", "--out", kept)
+    document, told = predict(street, street / "kitti", f"lift={lift}", "--out", tmp_path / "out")
+    assert [row["file"] for row in document["predictions"]] == [
+        str(bin_of(street, name)) for name in (*(f"00/{n:06d}" for n in range(4)), "08/000000", "08/000001",
+                                               "08/000002", "11/000000", "11/000001")
+    ]  # fmt: skip
+    confusion = np.zeros((20, 20), dtype=np.int64)
+    for number in range(3):
+        name = f"sequences/08/predictions/{number:06d}.label"
+        labels = np.load(tmp_path / f"out/08/velodyne/{number:06d}.labels.npy") if number < 2 else None
+        ids = np.fromfile(tmp_path / "out" / name, dtype="<u4")
+        mine = MAP.classes(ids.astype(np.int64), where="the file")
+        assert set(ids.tolist()) <= set(IDS)
+        assert labels is None or np.array_equal(labels, mine)
+        assert (tmp_path / "out" / name).read_bytes() == (kept / name).read_bytes()
+        assert np.array_equal(np.load(kept / f"08_{number:06d}.npy"), mine)
+        truth = np.fromfile(street / f"kitti/sequences/08/labels/{number:06d}.label", dtype="<u4") & 0xFFFF
+        target = MAP.classes(truth.astype(np.int64), where="the file")
+        assert len(ids) == len(truth)
+        np.add.at(confusion, (target[target > 0], mine[target > 0]), 1)
+    assert confusion.tolist() == scored["confusion"]["counts"]
+    assert (confusion.sum(axis=0) > 0).sum() >= 3  # the run tells some classes apart
+    assert (tmp_path / "out/sequences/11/predictions/000001.label").stat().st_size == bin_of(
+        street, "11/000001"
+    ).stat().st_size // 4
+    found = [path for path in (tmp_path / "out/sequences").rglob("*") if path.is_file()]
+    assert {path.suffix for path in found} == {".label"}  # the evaluator takes every name with .label in it
+    assert "ms a scan, the median of 9: read " in told
+    assert " lift " in told
+    assert " write " in told
+    assert "scans a second" in told
+
+
+def test_points_that_no_pixel_shows_get_their_pixels_class(street: Path) -> None:
+    found = sightline.load_run(street / "run").predict([bin_of(street, "08/000001")]).predicted[0]
+    assert found.num_points == bin_of(street, "08/000001").stat().st_size // 16
+    assert np.array_equal(found.points[:3], HIDDEN[:, :3])
+    assert found.treatment == "as it is"
+
+
+def test_every_kind_of_file_gets_the_same_labels(street: Path, tmp_path: Path) -> None:
+    table = np.fromfile(bin_of(street, "08/000000"), dtype="<f4").reshape(-1, 4)
+    x, y, z, remission = table.T
+    np.save(tmp_path / "scan.npy", table)
+    write_ply(tmp_path / "scan.ply", dict(zip(("x", "y", "z", "intensity"), table.T, strict=True)))
+    header = f"""VERSION 0.7\nFIELDS x y z intensity\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 1\nWIDTH {len(table)}
+HEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {len(table)}\nDATA binary\n"""
+    (tmp_path / "scan.pcd").write_bytes(header.encode() + table.tobytes())
+    np.stack([x, y, remission, x, z], axis=1).astype("<f4").tofile(tmp_path / "odd.bin")
+    run = sightline.load_run(street / "run")
+    expected = run.predict([bin_of(street, "08/000000")]).predicted[0]
+    for name in ("scan.npy", "scan.ply", "scan.pcd"):
+        found = run.predict([tmp_path / name])
+        assert not found.refused, found.refused
+        assert np.array_equal(found.predicted[0].labels, expected.labels)
+    found = run.predict([tmp_path / "odd.bin"], columns=("x", "y", "remission", "_", "z"))
+    assert np.array_equal(found.predicted[0].labels, expected.labels)
+
+
+def test_files_that_do_not_fit_are_named_with_what_would(street: Path, tmp_path: Path) -> None:
+    sound = np.fromfile(bin_of(street, "08/000000"), dtype="<f4").reshape(-1, 4)[:900]
+    (tmp_path / "cut.bin").write_bytes(sound.tobytes()[:-4])
+    (sound * np.float32([1e3, 1e3, 1e3, 1])).tofile(tmp_path / "mm.bin")
+    (sound * np.float32([1, 1, 1, 255])).tofile(tmp_path / "bytes.bin")
+    np.random.default_rng(0).uniform(-5, 40, (120, 5)).astype("<f4").tofile(tmp_path / "five.bin")
+    np.save(tmp_path / "bare.npy", sound[:, :3])
+    write_ply(tmp_path / "bare.ply", dict(zip("xyz", sound[:, :3].T, strict=True)))
+    document, told = predict(street, tmp_path, expect=2)
+    reasons = {Path(each["file"]).name: each["reason"] for each in document["refused"]}
+    whole = "has 14396 bytes, whole points of 4 float32 have a multiple of 16 (x, y, z, remission)"
+    assert f"{whole}; they fit no number of columns from 3 to 6" in reasons["cut.bin"]
+    assert "points run from" in reasons["mm.bin"]
+    assert "remission run from 0" in reasons["bytes.bin"]
+    assert "remissions not negative" in reasons["five.bin"]
+    assert "it was read as x, y, z, remission: --columns names others" in reasons["five.bin"]
+    assert "3 columns, 4 are named" in reasons["bare.npy"]
+    assert "has no remission, which the run was trained with; it has x, y, z" in reasons["bare.ply"]
+    assert "0 of 6 files" in told or not document["predictions"]
+
+
+def test_labels_of_others_are_not_overwritten(street: Path, tmp_path: Path) -> None:
+    shutil.copy(bin_of(street, "08/000000"), tmp_path / "own.bin")
+    (tmp_path / "own.label").write_bytes(b"precious")
+    done = command("predict", street / "run", tmp_path / "own.bin", "--device", "cpu", "--out", tmp_path, expect=2)
+    assert "own.label holds labels beside a file to predict and would be overwritten" in done.err
+    predict(street, tmp_path / "own.bin", "--out", tmp_path / "out", "files=[label]")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["own.label"]
+    shutil.copytree(street / "kitti/sequences/08", tmp_path / "again/08")
+    words = (street / "kitti/sequences/08", tmp_path / "again", "--device", "cpu", "--out", tmp_path / "both")
+    done = command("predict", street / "run", *words, expect=2)
+    assert "both go to sequences/08/predictions/000000.label; predict them one by one" in done.err
+
+
+@pytest.fixture(scope="module")
+def kept(street: Path) -> tuple[Path, dict[str, Any]]:
+    """What `--save-predictions` wrote, and the figures of that evaluation."""
+    document = evaluate(street, street / "run", "--save-predictions", "--out", street / "kept")
+    return street / "kept", document
+
+
+def score(street: Path, predictions: Path, config: Path | None = None) -> dict[str, Any]:
+    return evaluate(street, "--data", config or street / "run.yaml", "--predictions", predictions)
+
+
+def test_kept_predictions_score_as_the_run_did(street: Path, kept: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """By the kept labels, by the label files alone, and by a config of two sections."""
+    folder, expected = kept
+    shutil.copytree(folder / "sequences", tmp_path / "only/sequences")
+    (tmp_path / "two.yaml").write_text("".join(CONFIG.splitlines(keepends=True)[i] for i in (2, 5)).replace(
+        "ROOT", str(street / "set")))  # fmt: skip
+    for found in (
+        score(street, folder),
+        score(street, tmp_path / "only"),
+        score(street, tmp_path / "only", tmp_path / "two.yaml"),
+    ):
+        points = {name: value for name, value in expected["metrics"].items() if not name.startswith("pixel_")}
+        assert found["metrics"] == points
+        assert found["by_distance"] == expected["by_distance"]
+        assert found["confusion"] == expected["confusion"]
+    assert expected["metrics"]["pixel_miou"] > 0
+    assert {"iou", "pixel_iou"} <= expected["per_class"]["road"].keys()
+
+
+def test_label_files_that_do_not_fit_are_named(street: Path, kept: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(kept[0] / "sequences", folder / "sequences")
+    first, second = (folder / f"sequences/08/predictions/{n:06d}.label" for n in (0, 1))
+    whole = first.read_bytes()
+
+    def refused() -> str:
+        return command("evaluate", "--data", street / "run.yaml", "--predictions", folder, expect=2).err
+
+    first.write_bytes(whole[:-8])
+    assert f"{first}: has {len(whole) - 8} bytes, {len(whole)} are expected" in refused()
+    foreign = np.frombuffer(whole, dtype="<u4").copy()
+    foreign[:7] = 77
+    first.write_bytes(foreign.tobytes())
+    assert f"{first}: the label id 77 (7 points) not in the map single" in refused()
+    first.write_bytes(whole)
+    shutil.copy(first, folder / "sequences/08/predictions/000009.label")
+    done = command("evaluate", "--data", street / "run.yaml", "--predictions", folder)
+    assert "not scored: 1 files of samples outside the test part" in done.err
+    second.unlink()
+    assert "1 of 3 test samples have no predictions" in refused()
+    assert "000001.label; of other samples there are 1" in refused()
+    done = command("evaluate", street / "run", "--predictions", folder, expect=2)
+    assert "--predictions: scores files, not a run" in done.err
+    assert "give --data CONFIG" in command("evaluate", "--predictions", folder, expect=2).err
+
+
+@pytest.mark.shared
+def test_scores_are_those_of_the_published_evaluator(shared: Path, tmp_path: Path) -> None:
+    """Its three scans and predictions as files. Its distances leave out points at their edges: unlabelled in 09."""
+    golden = load_golden(shared, "semantic_kitti_scripts", area="lidar")
+    for number in range(3):
+        points, truth, found = (golden.arrays[f"scan{number}/{name}"] for name in ("points", "label", "prediction"))
+        points = np.abs(points) * [1, 1, 1, 1] * np.where(np.arange(4) == 3, 1, np.sign(points))  # remissions of theirs
+        is_edge = np.isin(np.linalg.norm(points[:, :3].astype(np.float32), axis=1), [0, 10, 20])
+        for sequence, labels in (("00", truth), ("08", truth), ("09", np.where(is_edge, 0, truth))):
+            for place, values in {
+                f"kitti/sequences/{sequence}/velodyne/{number:06d}.bin": points.astype("<f4"),
+                f"kitti/sequences/{sequence}/labels/{number:06d}.label": labels.astype("<u4"),
+                f"theirs/sequences/{sequence}/predictions/{number:06d}.label": found,
+            }.items():
+                (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / place).write_bytes(values.tobytes())
+    command("data", "prepare", "semantic_kitti", "--from", tmp_path / "kitti", "--to", tmp_path / "set")
+    config = "".join(line for line in CONFIG.splitlines(keepends=True) if line.startswith(("data", "metrics")))
+    (tmp_path / "two.yaml").write_text(config.replace("ROOT", str(tmp_path / "set")))
+    words = ("--data", tmp_path / "two.yaml", "--predictions", tmp_path / "theirs")
+    whole, parts = evaluate(tmp_path, *words), evaluate(tmp_path, *words, "data.test_sequences=[9]")
+    expected = golden.info["evaluate_semantics"]
+    assert whole["metrics"]["miou"] == pytest.approx(expected["iou_mean"], abs=1e-12)
+    assert whole["metrics"]["overall_accuracy"] == pytest.approx(expected["accuracy_mean"], abs=1e-12)
+    for name in MAP.class_names[1:]:
+        assert whole["per_class"][name]["iou"] == pytest.approx(expected[f"iou_{name}"], abs=1e-12)
+    assert parts["by_distance"]["stretches"][:5] == ["0_10m", "10_20m", "20_30m", "30_40m", "40_50m"]
+    for place, far in enumerate((10, 20, 30, 40, 50)):
+        expected = {
+            key.removeprefix(f"{far:.1f}m_iou_"): value
+            for key, value in golden.info["evaluate_semantics_by_distance"].items()
+        }
+        stretch = parts["by_distance"]["stretches"][place]
+        assert parts["metrics"][f"miou_{stretch}"] == pytest.approx(expected["mean"], abs=1e-12)
+        for name in MAP.class_names[1:]:
+            assert (parts["by_distance"]["iou"][name][place] or 0) == pytest.approx(expected[name], abs=1e-12)
+
+
+@pytest.mark.shared
+def test_the_real_frame_goes_through_the_same_commands(shared: Path, street: Path, tmp_path: Path) -> None:
+    """50 points: prepared, projected, predicted, scored; the ids that are written lead back to the same classes."""
+    tree = shared / "data/mmdet3d_tests_data/tests/data/semantickitti"
+    document, _ = predict(street, tree, "--out", tmp_path)
+    (row,) = document["predictions"]
+    ids = np.fromfile(tmp_path / "sequences/00/predictions/000000.label", dtype="<u4")
+    labels = np.load(row["written"]["labels"])
+    assert len(ids) == row["num_points"] == 50
+    assert np.array_equal(MAP.classes(ids.astype(np.int64), where="the file"), labels)
+    command("data", "prepare", "semantic_kitti", "--from", tree, "--to", tmp_path / "set")
+    words = ("--data", street / "run.yaml", f"data.root={tmp_path / 'set'}", "data.test_sequences=[0]")
+    found = evaluate(tmp_path, *words, "--predictions", tmp_path)
+    truth = np.fromfile(tree / "sequences/00/labels/000000.label", dtype="<u4") & 0xFFFF
+    target = MAP.classes(truth.astype(np.int64), where="the file")
+    is_right = (target == labels) & (target > 0)
+    assert found["metrics"]["overall_accuracy"] == is_right.sum() / ((target > 0) & (labels > 0)).sum()
+    theirs = tmp_path / "theirs/sequences/00/predictions/000000.label"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(MAP.ids(target).astype("<u4").tobytes())
+    perfect = evaluate(tmp_path, *words, "--predictions", tmp_path / "theirs")["metrics"]
+    assert perfect["miou"] == pytest.approx(len({*target.tolist()} - {0}) / 19)
+    command("view", tree / "sequences/00/velodyne/000000.bin", "--columns", "x,y,z,remission", "--out", tmp_path / "v",
+            "--json", tmp_path / "view.json")  # fmt: skip
+    (stage,) = json.loads((tmp_path / "view.json").read_text())["samples"][0]["stages"]
+    assert stage["classes"] == {"label file": {"0": 2, "50": 25, "52": 1, "70": 17, "71": 3, "80": 2}}
+
+
+@pytest.mark.shared
+def test_the_real_frame_of_five_columns_is_viewed_and_predicted(shared: Path, tmp_path: Path) -> None:
+    """By a set whose sensor has remissions up to 255; as it was written by a run on four columns it is refused."""
+    (frame,) = (shared / "data/mmdet3d_demo/nuscenes").glob("*.pcd.bin")
+    table = np.fromfile(frame, dtype="<f4").reshape(-1, 5)
+    words = ("--columns", "x,y,z,intensity,ring")
+    command("view", frame, *words, "--out", tmp_path / "view", "--json", tmp_path / "view.json")
+    (stage,) = json.loads((tmp_path / "view.json").read_text())["samples"][0]["stages"]
+    assert stage["num_points"] == len(table)
+    (tmp_path / "own").mkdir()
+    table.tofile(tmp_path / "own/a.bin")
+    for name in "bcde":
+        table[::50].tofile(tmp_path / f"own/{name}.bin")
+    for name in "abcde":
+        size = (tmp_path / f"own/{name}.bin").stat().st_size // 20
+        (tmp_path / f"own/{name}.label").write_bytes((1 + np.arange(size) % 2).astype("<u4").tobytes())
+    command("data", "prepare", "scan_folder", "--from", tmp_path / "own", "--to", tmp_path / "set",
+            "columns=[x, y, z, intensity, ring]", "num_beams=32", "ring_order=bottom_first")  # fmt: skip
+    sensor = "{preset: hdl32, remission_max: 255}"
+    config = by_rings(f"scan_folder, root: {tmp_path}/set, sensor: {sensor}", height=32)
+    (tmp_path / "run.yaml").write_text(config)
+    command("train", tmp_path / "run.yaml", "--no-check", "--device", "cpu", "--out", tmp_path / "run")
+    run = sightline.load_run(tmp_path / "run")
+    (found,) = run.predict([frame]).predicted
+    assert np.array_equal(found.points.astype(np.float32), table[:, :3])
+    assert {*found.labels.tolist()} <= {0, 1}
+    command("predict", tmp_path / "run", frame, "--device", "cpu", "--out", tmp_path / "out")
+    ids = np.fromfile(tmp_path / "out" / f"{frame.stem}.label", dtype="<u4")
+    assert np.array_equal(ids - 1, found.labels)
+    (refusal,) = run.predict([frame], columns=("x", "y", "z", "intensity", "_")).refused
+    assert "has no ring, from which the run's images have their rows" in refusal.reason
+
+
+@pytest.mark.shared
+def test_range_images_get_the_labels_that_evaluation_scored(shared: Path, tmp_path: Path) -> None:
+    source = shared / "data/squeezeseg_samples/data/samples"
+    command("data", "prepare", "squeezeseg_npy", "--from", source, "--to", tmp_path / "set")
+    config = by_rings(f"squeezeseg_npy, root: {tmp_path}/set, test_share: 0.5", height=64)
+    (tmp_path / "run.yaml").write_text(config)
+    command("train", tmp_path / "run.yaml", "--no-check", "--device", "cpu", "--out", tmp_path / "run")
+    command("evaluate", tmp_path / "run", "--device", "cpu", "--save-predictions", "--out", tmp_path / "kept")
+    command("predict", tmp_path / "run", source, "--device", "cpu", "--out", tmp_path / "out")
+    kept = sorted((tmp_path / "kept").glob("*.npy"))
+    assert len(kept) == 2
+    for file in kept:
+        labels = np.load(tmp_path / "out" / f"{file.stem}.labels.npy")
+        assert len(labels) == (np.load(source / file.name)[..., 4] > 0).sum()
+        assert np.array_equal(np.load(file), labels)
+
+
+def test_options_about_scans_are_refused_elsewhere_and_the_other_way_round(street: Path) -> None:
+    run = sightline.api.open_trained(street / "run")
+    with pytest.raises(UserError, match="--unit-sphere: the run was trained on scans"):
+        build_predictor(run, to_sphere=True)
+    predictor = build_predictor(run, lift="knn")
+    assert isinstance(predictor, PointPredictor)
+    assert predictor.run.config.task.arguments["lift"] == "knn"
+    assert run.config.task.arguments.get("lift", "nearest") == "nearest"
