@@ -1,0 +1,65 @@
+"""The names of arguments that no config gives: what data sets, runs and neighbouring blocks state."""
+
+from __future__ import annotations
+
+__all__ = ["BLOCK_FACTS", "DATA_FACTS", "FACTS", "RUN_FACTS"]
+
+DATA_FACTS = frozenset(
+    {
+        "azimuth_deg",
+        "beams_deg",
+        "bones",
+        "camera_px",
+        "category_names",
+        "centre_joint",
+        "class_counts",
+        "class_names",
+        "cube_mm",
+        "fov_deg",
+        "ignore_index",
+        "image_size_px",
+        "in_channels",
+        "input_mean",
+        "input_std",
+        "joint_names",
+        "keypoint_sigmas",
+        "num_beams",
+        "num_categories",
+        "num_classes",
+        "num_joints",
+        "num_parts",
+        "part_names",
+        "parts_of_category",
+        "pck_joints",
+        "range_m",
+        "reference_source",
+        "up_axis",
+    }
+)
+"""Arguments that a data set gives to whatever names them."""
+RUN_FACTS = frozenset(
+    {
+        "batch_keys",
+        "device",
+        "losses",
+        "micro_batches",
+        "model",
+        "num_samples",
+        "num_steps",
+        "output_keys",
+        "run",
+        "split",
+        "steps_per_epoch",
+        "world",
+    }
+)
+"""Arguments that the run itself gives."""
+FACTS = DATA_FACTS | RUN_FACTS
+"""Arguments that no config may give: one given by hand as well would have two sources."""
+
+BLOCK_FACTS = frozenset({"channels", "strides"})
+"""Arguments that one block of a component gives to the blocks after it, where their kinds form a chain.
+
+`channels` and `strides` are tuples of one number for each map that the block returns: its channels, and how many pixels
+of the image one of its cells is wide and high.
+"""
