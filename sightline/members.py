@@ -94,6 +94,9 @@ class TaskMembers:
     """Optional members of a task."""
 
     predicts: Member[frozenset[str]] = Member("the keys of its predictions, for metrics", absent=frozenset())
+    reads: Member[frozenset[str]] = Member(
+        "batch keys that it reads itself, besides those that model, losses and metrics name", absent=frozenset()
+    )
     offers: Member[frozenset[str]] = Member(
         "the keys of what `prepare` works out once a batch, for losses and metrics", absent=frozenset()
     )

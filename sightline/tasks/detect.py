@@ -49,6 +49,7 @@ class Detect(Supervised):
     """
 
     predicts = frozenset({"detections", "detection_offsets"})
+    reads = frozenset({"image", "boxes", "label", "is_ignored", "box_offsets", "to_canvas", "file_px"})
     offers = frozenset({"priors", "target", "matched_boxes"})
     evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
 

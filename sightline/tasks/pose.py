@@ -28,6 +28,7 @@ class Pose(Supervised):
     """
 
     predicts = frozenset({"joints_mm", "peaks"})
+    reads = frozenset({"placement"})
 
     def __init__(
         self,

@@ -61,6 +61,7 @@ class Segment(Supervised):
     """
 
     predicts = frozenset({"probabilities", "target", "cloud_offsets", "seen"})
+    reads = frozenset({"nearest", "whole_label", "whole_offsets", "range_image", "point_range"})
     evaluation_arguments = frozenset({"blocks", "lift", "max_points", "origin"})
 
     def __init__(

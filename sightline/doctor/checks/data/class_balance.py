@@ -29,7 +29,7 @@ def class_balance(context: Context) -> list[Finding]:
     """A note with the share of each class in each part: that classes are unequal is a fact, no fault."""
     counted = [census for census in context.census if census is not None and census.targets.sum() > 0]
     trained = next((census for census in counted if census.split == "train"), None)
-    if trained is None:
+    if trained is None or len(trained.targets) == 1:
         return []
     shares = trained.targets / trained.targets.sum()
     present = [number for number in np.argsort(-shares, kind="stable").tolist() if shares[number] > 0]

@@ -6,6 +6,7 @@ from sightline.doctor.checks.data.broken_fields import broken_field
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.survey import PartSurvey
+from sightline.members import TaskMembers
 from sightline.schema import nearest
 
 __all__ = ["missing_batch_keys"]
@@ -69,7 +70,7 @@ def _unread(context: Context) -> list[Finding]:
     if not rehearsal.is_sound:
         return []
     by_metrics = {name for meter in context.built.selection.meters for name in meter.update.names}
-    by_name = rehearsal.batch_reads | by_metrics
+    by_name = rehearsal.batch_reads | by_metrics | TaskMembers.reads.of(context.built.job.task)
     if "features" in by_name:  # these fields travel inside it
         by_name |= set(context.built.data.train.dataset.info.features)
     reads = rehearsal.batch.keys() & by_name
@@ -87,7 +88,7 @@ def _unread(context: Context) -> list[Finding]:
             severity="note",
             causes=("cfg.contract",),
             split="train",
-            measured=f"model, losses and metrics read {', '.join(sorted(reads))}",
+            measured=f"model, task, losses and metrics read {', '.join(sorted(reads))}",
             expected="nothing; transforms may need these keys",
             action="leave it, or turn them off in the data set where reading them costs time",
         )
