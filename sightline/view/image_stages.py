@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.box_pictures import Box, draw_boxes
 from sightline.engine.train import Task
 from sightline.members import TaskMembers
 from sightline.pictures import Frame
+from sightline.tasks.box_stages import COLORS
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.clouds import ByColor, Cloud
 from sightline.view.panels import Panel
@@ -23,7 +25,10 @@ _NO_POINTS = np.zeros((0, 3), dtype=np.float32)
 
 
 class ImageStages:
-    """The stages of samples with an `image` (1 or 3, H, W), drawn from its lowest value, dark, to its highest."""
+    """The stages of samples with an `image` (1 or 3, H, W) or (H, W, 3), from its lowest value, dark, to its highest.
+
+    Boxes are drawn on it; each stage is drawn as it is, so that a box that did not move with its pixels is seen.
+    """
 
     needs = frozenset({"image"})
 
@@ -60,11 +65,24 @@ class ImageStages:
 
     def _stage(self, stage: str, sample: Sample) -> Cloud:
         image = sample["image"].float()
+        rows_of_colors = image if image.shape[0] not in (1, 3) else image.expand(3, -1, -1).permute(1, 2, 0)
         low, high = image.min(), image.max()
-        pixels = ((image - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny) * 255).round().byte()
-        pixels_HWC = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
-        size = f"{image.shape[2]} x {image.shape[1]} pixels, {low:.4g} to {high:.4g}"
-        return _flat(stage, size, (Panel(stage, pixels_HWC),))
+        scaled = (rows_of_colors - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+        pixels = (scaled * 255).round().byte().contiguous().numpy()
+        size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels, {low:.4g} to {high:.4g}"
+        if "boxes" in sample:
+            pixels, size = draw_boxes(pixels, _boxes(sample)), f"{size}, {len(sample['boxes'])} boxes"
+        return _flat(stage, size, (Panel(stage, pixels),))
+
+
+def _boxes(sample: Sample) -> list[Box]:
+    """The boxes of a sample: green, and hatched grey where they are ignored."""
+    ignored = sample["is_ignored"].tolist() if "is_ignored" in sample else [False] * len(sample["boxes"])
+    kinds = (("ignored", "hatched") if each else ("truth", "solid") for each in ignored)
+    found = []
+    for (left, top, right, bottom), (kind, style) in zip(sample["boxes"].tolist(), kinds, strict=True):
+        found.append(Box((left, top, right, bottom), COLORS[kind], style=style))  # type: ignore[arg-type]
+    return sorted(found, key=lambda box: box.style)
 
 
 def draws_pictures(task: Task) -> bool:
