@@ -140,7 +140,7 @@ def _images(
     found = []
     for key, entry in entries.items():
         place = _existing(folder, names[key])
-        if not place.is_relative_to(root) or ".." in place.parts:
+        if not place.is_relative_to(root) or ".." in place.parts or "\0" in names[key]:
             faults.add("images that are missing or damaged", f"'{entry['file_name']}' is not below {root}")
             continue
         stated = entry.get("height"), entry.get("width")
@@ -180,13 +180,13 @@ def _boxes(
     label_of = {number: label for label, number in enumerate(classes.ids)}
     boxes: defaultdict[int, list[_Box]] = defaultdict(list)
     for annotation in document["annotations"]:
-        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-        told = f"annotation {str(annotation)[:60] if image_id is None else annotation.get('id')}"
-        if image_id is None or image_id not in names:
-            faults.add("annotations of images that are not in the file", f"{told} of image {image_id}")
+        image_id = _number(annotation, "image_id")
+        if image_id not in names:
+            faults.add("annotations of images that are not in the file", str(annotation)[:80])
             continue
-        where = f"{names[image_id]}: {told}"
-        if annotation.get("category_id") not in label_of:
+        where = f"{names[image_id]}: annotation {annotation.get('id')}"
+        category = _number(annotation, "category_id")
+        if category not in label_of:
             faults.add("boxes of unknown categories", f"{where} has the category {annotation.get('category_id')}")
             continue
         try:
@@ -196,11 +196,11 @@ def _boxes(
             area = (box[2] - box[0]) * (box[3] - box[1]) if stated is None else float(stated)
             if not (is_sound(box, is_ignored=is_ignored) and math.isfinite(area)):
                 raise ValueError("width and height above 0, and finite numbers, are needed")
-        except (TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             told = annotation.get("bbox", "not there")
             faults.add("boxes that cannot be meant", f"{where}: bbox is {told} ({error})")
             continue
-        boxes[image_id].append(_Box(box, label_of[annotation["category_id"]], area, is_ignored))
+        boxes[image_id].append(_Box(box, label_of[category], area, is_ignored))
     return boxes
 
 
@@ -227,17 +227,32 @@ def _folder(root: Path, path: Path, names: Iterable[str]) -> Path:
     split = path.stem.removeprefix("instances_")
     folders = (path.parent, root, root / "images", root / split, root / "images" / split, path.parent / "images")
     names = list(names)
-    return max(dict.fromkeys(folders), key=lambda folder: sum(_existing(folder, name).exists() for name in names))
+    return max(dict.fromkeys(folders), key=lambda folder: sum(_is_there(_existing(folder, name)) for name in names))
 
 
 def _existing(folder: Path, name: str) -> Path:
     """The file of this name, composed or decomposed as its letters with accents may be; else the path as it stands."""
     forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
-    return next((path for form in forms if (path := folder / form).exists()), folder / name)
+    return next((path for form in forms if _is_there(path := folder / form)), folder / name)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for any file
+        return False
+
+
+def _number(annotation: Any, key: str) -> int:
+    """The id that stands there, and -1, which no image and no category has, for anything else."""
+    try:
+        return _whole(annotation[key])
+    except (LookupError, TypeError, ValueError):
+        return -1
 
 
 def _whole(value: Any) -> int:
-    """Raises ValueError for what is no whole number, and for text."""
-    if isinstance(value, bool | str) or int(value) != value:
+    """Raises ValueError for what is no whole number from 0 to 2^63, and for text."""
+    if isinstance(value, bool | str) or not 0 <= value < 2**63 or int(value) != value:
         raise ValueError(f"{value!r} is not a whole number")
     return int(value)

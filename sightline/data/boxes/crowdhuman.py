@@ -181,7 +181,7 @@ def _values(people: Sequence[Mapping[str, Any]], name: str, size_px: tuple[int, 
                 is_sound(box, is_ignored=is_head_out if kind == "head" else is_out) for kind, box in boxes.items()
             ):
                 raise ValueError("a box of finite numbers, with width and height above 0, is needed")
-        except (TypeError, ValueError) as error:
+        except (ArithmeticError, TypeError, ValueError) as error:
             faults.add("boxes that cannot be meant", f"{name}: box {place} is {str(dict(person))[:160]} ({error})")
             continue
         other = next(iter(boxes.values())) if is_out else _LACKING

@@ -29,9 +29,10 @@ def read_odgt(path: Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(text)
             key, boxes = str(line["ID"]), line["gtboxes"]
-            if not all(isinstance(each, dict) for each in boxes):
-                raise TypeError("gtboxes are no objects")
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            marks = [each.get(mark) or {} for each in boxes for mark in ("extra", "head_attr")]
+            if not all(isinstance(mark, dict) for mark in marks):
+                raise TypeError("extra and head_attr are objects, where they are there")
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise DataError(
                 f"{path}:{number}: is no line of .odgt with ID and gtboxes ({error}); get it again"
             ) from error

@@ -213,7 +213,12 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "bbox is not there .there is neither bbox nor segmentation"),
     "empty mask": ({"segmentation": {"size": [6, 8], "counts": [48]}}, "the mask is empty"),
     "category": ({"bbox": [0, 0, 1, 1], "category_id": 4}, "boxes of unknown categories, .* has the category 4"),
-    "image": ({"bbox": [0, 0, 1, 1], "image_id": 9}, "1 annotations of images that are not in the file, .*of image 9"),
+    "category list": ({"bbox": [0, 0, 1, 1], "category_id": [3]}, r"boxes of unknown categories, .* \[3\]"),
+    "huge": ({"bbox": [0, 0, 10**400, 1]}, "boxes that cannot be meant"),
+    "image": (
+        {"bbox": [0, 0, 1, 1], "image_id": 9},
+        "1 annotations of images that are not in the file, .*'image_id': 9",
+    ),
 }
 
 
@@ -261,6 +266,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "categories": ({"categories": [dict(id=1, name="a"), dict(id=1, name="b")]}, "two categories have one id"),
     "one name": ({"categories": [dict(id=1, name="a"), dict(id=2, name="a")]}, "'a' is the name of two classes"),
     "no categories": ({"categories": []}, "names no class"),
+    "endless id": ({"images": [{"id": 2**70, "file_name": "a.png"}]}, "is not a whole number"),
+    "long name": ({"images": [{"id": 1, "file_name": "x" * 5000}]}, "cannot be read .File name too long"),
     "outside": ({"images": [dict(id=1, file_name="../a.png")]}, "'../a.png' is not below"),
 }
 
