@@ -291,7 +291,8 @@ def assert_about_evaluation(overrides: Sequence[str], task: Component, *, verb: 
         key = override.partition("=")[0].strip()
         if key == "evaluate.select":
             raise UserError(f"{verb}: evaluate.select is how the run chose its best weights; that cannot change now")
-        if not any(fnmatchcase(key, pattern) for pattern in patterns):
+        is_own = key.startswith("task.") and key.split(".")[1] in own  # also a value inside a block
+        if not is_own and not any(fnmatchcase(key, pattern) for pattern in patterns):
             raise UserError(f"{verb}: found {override!r}, allowed is key=value with {', '.join(patterns)}")
 
 
