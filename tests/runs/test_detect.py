@@ -1,0 +1,122 @@
+"""Detection by the commands: train, evaluate with another suppression, predict photos of any kind, view."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
+from sightline.engine.loading import open_trained
+from sightline.types import SampleKey
+from tests.command import Outcome, run_here
+from tests.processes import ROOT
+from tools.before_after import break_off
+
+CONFIG = ROOT / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"
+SMALL = (
+    *("data.train_size=8", "data.validation_size=4", "data.test_size=6"),
+    *("model.backbone.width=8", "model.neck.width=16", "model.head.num_convs=1"),
+    *("train.batch_size=4", "optimizer={name: adam, lr: 0.003}", "task.score=0.02"),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("detect") / "run"
+    done = run_here("train", CONFIG, *SMALL, "train.epochs=3", "--device", "cpu", "--no-check", "--out", path)
+    assert done.code == 0, done.err
+    return path
+
+
+def evaluated(run: Path, out: Path, *words: str) -> dict[str, Any]:
+    done = run_here("evaluate", run, *words, "--device", "cpu", "--json", out)
+    assert done.code == 0, done.err
+    document: dict[str, Any] = json.loads(out.read_text())
+    return document
+
+
+def test_a_finished_run_is_evaluated_with_another_suppression(run: Path, tmp_path: Path) -> None:
+    plain = evaluated(run, tmp_path / "plain.json")
+    assert {"ap", "ap50", "ar", "ap_small"} <= plain["metrics"].keys()
+    assert plain["per_class"]["person"]["count"] > 10
+    again = evaluated(run, tmp_path / "again.json", "evaluate.batch_size=1")
+    assert again["metrics"]["ap"] == pytest.approx(plain["metrics"]["ap"], rel=1e-3)
+    few = evaluated(run, tmp_path / "few.json", "task.most=1")
+    assert few["metrics"]["ar"] == pytest.approx(few["metrics"]["ar1"])
+    soft = evaluated(run, tmp_path / "soft.json", "task.suppression.name=soft_linear", "task.most=1000")
+    assert soft["metrics"] != plain["metrics"]
+    refused = run_here("evaluate", run, "task.assigner.name=atss")
+    assert refused.code == 2
+    assert "task.suppression" in refused.err
+
+
+def test_images_written_as_files_get_the_boxes_that_were_scored(run: Path, tmp_path: Path) -> None:
+    """The same pixels through either door: as the data set's test image, and as a file of it."""
+    crowd = SyntheticCrowds(split="test", test_size=6)
+    Image.fromarray(crowd[SampleKey(2, 0, 0)]["image"].numpy()).save(tmp_path / "crowd.png")
+    done = run_here("predict", run, tmp_path / "crowd.png", "score=0.02", "--json", tmp_path / "found.json")
+    assert done.code == 0, done.err
+    (found,) = json.loads((tmp_path / "found.json").read_text())["predictions"]
+    trained = open_trained(run)
+    batch = {name: torch.as_tensor(value)[None] for name, value in crowd[SampleKey(2, 0, 0)].items()}
+    seen = trained.transform(batch)
+    with torch.no_grad():
+        outputs = trained.model(image=seen["image"])
+    scores = outputs["logits"].sigmoid()
+    assert found["num_boxes"] > 0
+    assert found["boxes"][0]["score"] == pytest.approx(float(scores.max()), rel=1e-5)
+    assert (found["height"], found["width"]) == (192, 256)
+
+
+def test_photos_of_any_kind_are_predicted_and_drawn(run: Path, tmp_path: Path) -> None:
+    """Grey, turned by EXIF, a damaged one, a folder: boxes lie in the upright image, and the damaged file is named."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 160, 3), dtype=np.uint8)
+    Image.fromarray(pixels[..., 0]).save(photos / "grey.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(pixels).save(photos / "turned.jpg", exif=exif)
+    (photos / "broken.jpg").write_bytes((photos / "turned.jpg").read_bytes()[:300])
+    done = run_here("predict", run, photos, "score=0.01", "--out", tmp_path / "drawn", "--json", tmp_path / "all.json")
+    assert done.code == 2
+    assert "broken.jpg" in done.err
+    found = {Path(each["file"]).stem: each for each in json.loads((tmp_path / "all.json").read_text())["predictions"]}
+    assert {name: (each["height"], each["width"]) for name, each in found.items()} == {
+        "grey": (90, 160),
+        "turned": (160, 90),
+    }
+    for each in found.values():
+        for box in each["boxes"]:
+            assert box["image_id"] == each["image_id"]
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["grey.boxes.png", "turned.boxes.png"]
+    with Image.open(tmp_path / "drawn" / "turned.boxes.png") as drawn:
+        assert drawn.width / drawn.height == 90 / 160
+
+
+def test_boxes_are_viewed_at_every_stage_and_after_prediction(run: Path, tmp_path: Path) -> None:
+    done: Outcome = run_here("view", run, "--num", "1", "--device", "cpu", "--out", tmp_path / "view")
+    assert done.code == 0, done.err
+    assert "boxes" in done.out
+    assert "missed" in done.out
+    assert (tmp_path / "view" / "view.html").stat().st_size > 10_000
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(run: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    words = (*SMALL, "--device", "cpu", "--no-check")
+    keep_two = "checkpoint.keep_last=2"
+    first = run_here("train", CONFIG, *words, "train.epochs=2", keep_two, "--out", broken)
+    assert first.code == 0, first.err
+    last = max((broken / "checkpoints").glob("step_*"))
+    expected = (last / "model.safetensors").read_bytes()
+    break_off(broken)
+    done = run_here("train", CONFIG, *words, "train.epochs=2", keep_two, "--out", broken, "--resume", "auto")
+    assert done.code == 0, done.err
+    assert (last / "model.safetensors").read_bytes() == expected
