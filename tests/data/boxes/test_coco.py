@@ -17,8 +17,10 @@ from PIL import Image
 
 from sightline.data.boxes.coco import Coco
 from sightline.data.boxes.masks import box_of_mask
+from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.data.store.native import verify
 from sightline.errors import ConfigError, DataError
+from sightline.transforms.boxes import FitImage
 from sightline.types import SampleKey
 from tests.command import run_here
 from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_coco, write_image
@@ -97,6 +99,27 @@ def test_images_without_a_box_are_samples(tmp_path: Path) -> None:
     assert [len(images[SampleKey(index, 0, 0)]["boxes"]) for index in range(3)] == [0, 1, 0]
     assert images[SampleKey(0, 0, 0)]["truth"].shape == (0, 7)
     assert verify(tmp_path / "set") > 3
+
+
+def test_batches_hold_images_of_any_size_and_areas_of_the_file(tmp_path: Path) -> None:
+    """Trap T8: whatever the size of the canvas, a box is small, medium or large by its area in the file."""
+    sizes = [(40, 30), (200, 100), (90, 120)]
+    for number, (width, height) in enumerate(sizes, start=1):
+        write_image(tmp_path / "in" / f"{number}.png", pattern(height, width))
+    entries = [(number, f"{number}.png", *size) for number, size in enumerate(sizes, start=1)]
+    boxes = [{"image_id": 2, "category_id": 7, "bbox": [0, 0, side, side]} for side in (31, 32, 96, 97)]
+    write_coco(tmp_path / "in" / "all.json", entries, boxes)
+    prepare(tmp_path / "in", tmp_path / "set")
+    images = all_of(tmp_path / "set")
+    areas = []
+    for side in (64, 160):
+        reader = BatchReader(images, [NamedTransform("fit_image", FitImage(height=side, width=side))])
+        batch = reader([SampleKey(index, 0, 0) for index in range(3)])
+        assert batch["image"].shape == (3, side, side, 3)
+        assert batch["box_offsets"].tolist() == batch["truth_offsets"].tolist() == [0, 0, 4, 4]
+        np.testing.assert_allclose(batch["boxes"][:, 2], np.array([31, 32, 96, 97]) * side / 200, rtol=1e-6)
+        areas.append(batch["truth"][:, 5].tolist())
+    assert areas == [[961, 1024, 9216, 9409]] * 2
 
 
 def test_a_set_without_any_box_is_prepared(tmp_path: Path) -> None:
