@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from sightline.data.boxes.coco import Coco
+from sightline.data.boxes.detections import Detections
 from sightline.data.boxes.masks import box_of_mask
 from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.data.store.native import verify
@@ -155,6 +156,40 @@ def test_boxes_of_masks_agree_with_pycocotools() -> None:
             continue
         left, top, box_width, box_height = mask.toBbox(packed).tolist()
         assert box_of_mask(text) == (left, top, left + box_width, top + box_height)
+
+
+def test_records_and_results_agree_with_pycocotools(tmp_path: Path) -> None:
+    """The same file read by COCO's own code: boxes, areas, classes, crowds; and what we write, scored by it."""
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
+    evaluator = pytest.importorskip("pycocotools.cocoeval").COCOeval
+    generator = np.random.default_rng(0)
+    entries = [(11 * number, f"{number}.png", 50, 40) for number in range(1, 6)]
+    for _, name, *_ in entries:
+        write_image(tmp_path / "in" / name, pattern(40, 50))
+    annotations = []
+    for _ in range(40):
+        bbox = [*generator.uniform(0, 20, 2), *generator.uniform(2, 20, 2)]
+        area = float(generator.uniform(1, 400))
+        place = {"image_id": 11 * int(generator.integers(1, 5)), "category_id": int(generator.choice([3, 7, 90]))}
+        annotations.append({**place, "bbox": bbox, "area": area, "iscrowd": int(generator.random() < 0.2)})
+    path = write_coco(tmp_path / "in" / "all.json", entries, annotations)
+    prepare(tmp_path / "in", tmp_path / "set")
+    images, theirs = all_of(tmp_path / "set"), coco.COCO(str(path))
+    found = []
+    for index in range(len(images)):
+        image, record = images.image(index), images.record(index)
+        rows = theirs.loadAnns(theirs.getAnnIds(imgIds=image.image_id))
+        corners = [[x, y, x + width, y + height] for x, y, width, height in (row["bbox"] for row in rows)]
+        assert record.boxes.tolist() == corners
+        assert record.area.tolist() == [row["area"] for row in rows]
+        assert [images.classes.ids[label] for label in record.label] == [row["category_id"] for row in rows]
+        assert record.is_ignored.tolist() == [bool(row["iscrowd"]) for row in rows]
+        found += Detections(image, record.boxes, np.ones(len(rows)), record.label).to_coco(images.classes.ids)
+    judged = evaluator(theirs, theirs.loadRes(found), "bbox")
+    judged.evaluate()
+    judged.accumulate()
+    judged.summarize()
+    assert judged.stats[0] == pytest.approx(1.0)  # the boxes themselves, taken for what was found
 
 
 def odd(kind: str) -> tuple[Image.Image, np.ndarray]:
