@@ -18,7 +18,7 @@ __all__ = ["Detections", "ImageRef", "detections_of_coco", "detections_of_odgt"]
 
 
 class ImageRef(NamedTuple):
-    """What names an image in files of results, and the height and width of its file in pixels."""
+    """What names an image in files of results, and its height and width in pixels, turned as its boxes are."""
 
     name: str
     image_id: int

@@ -35,7 +35,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
     paths = images_below(root)
     config_path, config = _config(root)
     classes = _classes(root, names, config_path, config)
-    split_by = _stated_splits(root, config)
+    split_by, shared = _stated_splits(root, config)
     texts = {path: _label_path(root, path) for path in paths}
     images: list[FoundImage] = []
     bare: list[Path] = []
@@ -49,6 +49,8 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
         images.append(
             FoundImage(split, name, path, partial(_values, labels, classes, name), len(images) + 1, None, files)
         )
+    if not images:
+        raise DataError(f"{config_path}: the splits that it states hold none of the {len(paths)} images below {root}")
     if len(bare) == len(images):
         raise DataError(
             f"{root}: none of {len(images)} images has a text file in labels/ or beside it; give their folder"
@@ -58,7 +60,11 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
     )
     left_out = len(paths) - len(images)
     notes += [f"{left_out} images are in none of the splits that {config_path} states, left out"] if left_out else []
+    if shared:
+        notes += [f"{len(shared)} images are stated for two splits and count for the first, first: {shared[0]}"]
     faults = Faults()
+    for path in sorted((split_by or {}).keys() - texts.keys()):
+        faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
     for text in _without_image(texts):
         faults.add("text files without an image", str(text))
     return FoundSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes)
@@ -116,14 +122,20 @@ def _classes(root: Path, names: Sequence[str] | None, path: Path | None, config:
     )
 
 
-def _stated_splits(root: Path, config: dict[str, Any]) -> dict[Path, str] | None:
-    """The split of each image by the folders or lists that the file of names states; None where none is here."""
+def _stated_splits(root: Path, config: dict[str, Any]) -> tuple[dict[Path, str] | None, list[str]]:
+    """The split of each image by the folders or lists that the file of names states; None where none is here.
+
+    Those stated for a second split too, which would be tested on what was trained on, are named.
+    """
     splits: dict[Path, str] = {}
+    shared: list[str] = []
     for key, split in _SPLIT_KEYS.items():
         stated = config.get(key)
         for each in stated if isinstance(stated, list) else [stated] if isinstance(stated, str) else []:
-            splits |= dict.fromkeys(_stated_images(root, str(config.get("path", "")), each), split)
-    return splits or None
+            for path in _stated_images(root, str(config.get("path", "")), each):
+                if splits.setdefault(path, split) != split:
+                    shared.append(str(path))
+    return splits or None, shared
 
 
 def _stated_images(root: Path, base: str, stated: str) -> Iterator[Path]:

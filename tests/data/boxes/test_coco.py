@@ -16,9 +16,12 @@ import torch
 from PIL import Image
 
 from sightline.data.boxes.coco import Coco
+from sightline.data.boxes.detections import Detections
 from sightline.data.boxes.masks import box_of_mask
+from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.data.store.native import verify
 from sightline.errors import ConfigError, DataError
+from sightline.transforms.boxes import FitImage
 from sightline.types import SampleKey
 from tests.command import run_here
 from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_coco, write_image
@@ -99,6 +102,27 @@ def test_images_without_a_box_are_samples(tmp_path: Path) -> None:
     assert verify(tmp_path / "set") > 3
 
 
+def test_batches_hold_images_of_any_size_and_areas_of_the_file(tmp_path: Path) -> None:
+    """Trap T8: whatever the size of the canvas, a box is small, medium or large by its area in the file."""
+    sizes = [(40, 30), (200, 100), (90, 120)]
+    for number, (width, height) in enumerate(sizes, start=1):
+        write_image(tmp_path / "in" / f"{number}.png", pattern(height, width))
+    entries = [(number, f"{number}.png", *size) for number, size in enumerate(sizes, start=1)]
+    boxes = [{"image_id": 2, "category_id": 7, "bbox": [0, 0, side, side]} for side in (31, 32, 96, 97)]
+    write_coco(tmp_path / "in" / "all.json", entries, boxes)
+    prepare(tmp_path / "in", tmp_path / "set")
+    images = all_of(tmp_path / "set")
+    areas = []
+    for side in (64, 160):
+        reader = BatchReader(images, [NamedTransform("fit_image", FitImage(height=side, width=side))])
+        batch = reader([SampleKey(index, 0, 0) for index in range(3)])
+        assert batch["image"].shape == (3, side, side, 3)
+        assert batch["box_offsets"].tolist() == batch["truth_offsets"].tolist() == [0, 0, 4, 4]
+        np.testing.assert_allclose(batch["boxes"][:, 2], np.array([31, 32, 96, 97]) * side / 200, rtol=1e-6)
+        areas.append(batch["truth"][:, 5].tolist())
+    assert areas == [[961, 1024, 9216, 9409]] * 2
+
+
 def test_a_set_without_any_box_is_prepared(tmp_path: Path) -> None:
     images = made(tmp_path, [])
     assert images.record(0).boxes.shape == (0, 4)
@@ -132,6 +156,40 @@ def test_boxes_of_masks_agree_with_pycocotools() -> None:
             continue
         left, top, box_width, box_height = mask.toBbox(packed).tolist()
         assert box_of_mask(text) == (left, top, left + box_width, top + box_height)
+
+
+def test_records_and_results_agree_with_pycocotools(tmp_path: Path) -> None:
+    """The same file read by COCO's own code: boxes, areas, classes, crowds; and what we write, scored by it."""
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
+    evaluator = pytest.importorskip("pycocotools.cocoeval").COCOeval
+    generator = np.random.default_rng(0)
+    entries = [(11 * number, f"{number}.png", 50, 40) for number in range(1, 6)]
+    for _, name, *_ in entries:
+        write_image(tmp_path / "in" / name, pattern(40, 50))
+    annotations = []
+    for _ in range(40):
+        bbox = [*generator.uniform(0, 20, 2), *generator.uniform(2, 20, 2)]
+        area = float(generator.uniform(1, 400))
+        place = {"image_id": 11 * int(generator.integers(1, 5)), "category_id": int(generator.choice([3, 7, 90]))}
+        annotations.append({**place, "bbox": bbox, "area": area, "iscrowd": int(generator.random() < 0.2)})
+    path = write_coco(tmp_path / "in" / "all.json", entries, annotations)
+    prepare(tmp_path / "in", tmp_path / "set")
+    images, theirs = all_of(tmp_path / "set"), coco.COCO(str(path))
+    found = []
+    for index in range(len(images)):
+        image, record = images.image(index), images.record(index)
+        rows = theirs.loadAnns(theirs.getAnnIds(imgIds=image.image_id))
+        corners = [[x, y, x + width, y + height] for x, y, width, height in (row["bbox"] for row in rows)]
+        assert record.boxes.tolist() == corners
+        assert record.area.tolist() == [row["area"] for row in rows]
+        assert [images.classes.ids[label] for label in record.label] == [row["category_id"] for row in rows]
+        assert record.is_ignored.tolist() == [bool(row["iscrowd"]) for row in rows]
+        found += Detections(image, record.boxes, np.ones(len(rows)), record.label).to_coco(images.classes.ids)
+    judged = evaluator(theirs, theirs.loadRes(found), "bbox")
+    judged.evaluate()
+    judged.accumulate()
+    judged.summarize()
+    assert judged.stats[0] == pytest.approx(1.0)  # the boxes themselves, taken for what was found
 
 
 def odd(kind: str) -> tuple[Image.Image, np.ndarray]:

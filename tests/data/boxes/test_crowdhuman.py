@@ -161,6 +161,7 @@ def test_files_and_synthetic_crowds_are_trained_on_as_one(root: Path) -> None:
     assert both[SampleKey(3, 0, 0)].keys() == both[SampleKey(0, 0, 0)].keys() == BOX_FIELDS.keys()
 
 
+@pytest.mark.shared
 def test_lines_become_coco_as_recorded(shared: Path) -> None:
     golden = json.loads((shared / "golden" / "detect" / "odgt_to_coco.json").read_text())
     sizes = {line["ID"]: tuple(line.pop("size_w_h")) for line in golden["odgt_lines"]}
@@ -174,6 +175,7 @@ def test_lines_become_coco_as_recorded(shared: Path) -> None:
     assert odgt_to_coco(golden["odgt_lines"][::-1], sizes) == found
 
 
+@pytest.mark.shared
 def test_lines_come_back_from_coco_field_by_field(shared: Path) -> None:
     golden = json.loads((shared / "golden" / "detect" / "odgt_to_coco.json").read_text())
     lines = [{"ID": "a,1", "gtboxes": CROWD}, {"ID": "empty", "gtboxes": []}]
@@ -185,6 +187,7 @@ def test_lines_come_back_from_coco_field_by_field(shared: Path) -> None:
         odgt_to_coco(lines, {"a,1": (32, 16), "empty": (5, 5)}, box="head")
 
 
+@pytest.mark.shared
 def test_coco_of_lines_loads_in_pycocotools(shared: Path, tmp_path: Path) -> None:
     coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
     golden = json.loads((shared / "golden" / "detect" / "odgt_to_coco.json").read_text())

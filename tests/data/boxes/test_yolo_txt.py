@@ -144,6 +144,39 @@ def test_splits_are_those_of_the_file_of_names(tmp_path: Path, listed: bool) -> 
     ]
 
 
+def test_lists_of_another_machine_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    write_image(root / "a.png", pattern(10, 20))
+    (root / "a.txt").write_text("0 .5 .5 .5 .5")
+    (root / "list.txt").write_text("/home/me/a.png\n")
+    (root / "data.yaml").write_text("train: list.txt\nnames: [person]\n")
+    with pytest.raises(DataError, match="the splits that it states hold none of the 1 images"):
+        prepare(root, tmp_path / "set")
+    (root / "list.txt").write_text("/home/me/a.png\n./a.png\n")
+    with pytest.raises(
+        DataError, match=r"1 images that are missing or damaged, first: /home/me/a\.png, which .*states"
+    ):
+        prepare(root, tmp_path / "set")
+
+
+def test_one_folder_for_two_splits_is_never_tested_on(tmp_path: Path) -> None:
+    """As in the published coco128.yaml, whose val is its train."""
+    root = tmp_path / "in"
+    for name in "abcde":
+        write_image(root / "images" / "train" / f"{name}.png", pattern(10, 20))
+        (root / "images" / "train" / f"{name}.txt").write_text("0 .5 .5 .5 .5")
+    (root / "data.yaml").write_text("train: images/train\nval: images/train\ntest:\nnames: [person]\n")
+    manifest = prepare(root, tmp_path / "set")
+    assert manifest["differences"] == [
+        f"5 images are stated for two splits and count for the first, first: {root}/images/train/a.png"
+    ]
+    assert YoloTxt(split="train", root=str(tmp_path / "set")).info.split_sizes == {
+        "train": 3,
+        "validation": 1,
+        "test": 1,
+    }
+
+
 def test_photographs_are_turned_as_viewers_turn_them(tmp_path: Path) -> None:
     stored = pattern(10, 20)
     write_image(tmp_path / "in" / "a.png", stored, orientation=8)
