@@ -77,7 +77,7 @@ class PredictionFolder:
             self._entries.append(entry)
 
     def finish(self, evaluation: Evaluation, about: Mapping[str, Any]) -> None:
-        """Write the manifest, led by `about`, with the IoU of samples where a metric tells it. Every process calls."""
+        """Write the manifest, led by `about`, with the IoU of samples where a metric has it. Every process calls."""
         told = self._world.gather_text(json.dumps(self._entries), what="kept predictions")
         entries = sorted((entry for text in told for entry in json.loads(text)), key=lambda entry: entry["index"])
         ious = _ious(evaluation)

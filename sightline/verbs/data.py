@@ -251,7 +251,7 @@ def _builder(name: str) -> Any:
 
 
 def _describer(folder: Path) -> Any:
-    """What knows how to tell of a prepared folder, by the set that it says it holds."""
+    """The data set class that describes a prepared folder, by the set that its manifest names."""
     name = str(native.read_manifest(folder)["set"])
     if name == VIEWS_SET:
         return Views

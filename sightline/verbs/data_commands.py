@@ -174,7 +174,7 @@ def centres(
     """Write the reference point of every frame, for reference: {name: file, path: FILE}; refiners train like any run.
 
     A line 'x y z' in mm for each frame of the set's files, in their order, or 'invalid'. A refiner that was trained on
-    a part which the config tests is refused: its points would tell of the frames that are tested.
+    a part which the config tests is refused: its points would depend on the frames that are tested.
     """
     with collection_paused():
         from sightline.verbs import centres as verb

@@ -203,7 +203,7 @@ def _with_labels(path: Path) -> tuple[Path, ...]:
 
 
 def _listed(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """The scans of every part, and what to note; all in one part where neither folders nor lists tell them apart."""
+    """The scans of every part, and what to note; all in one part where neither folders nor lists divide them."""
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give one with scans")
     folders = {split: _scans_in(root / split) for split in _SPLITS if (root / split).is_dir()}
