@@ -28,7 +28,10 @@ _CUBE = (
 )
 _FEW_POINTS = "data.num_points=64"
 _NARROW = ("data.num_columns=64", "transforms.train.2.width=64", "transforms.evaluate.0.width=64")
-_DETECTOR = ("data.validation_size=8", "model.backbone.width=8", "model.neck.width=32")
+_DETECTOR = (
+    *("data.validation_size=8", "schedule.warmup_epochs=0"),
+    *("model.backbone.width=8", "model.neck.width=32"),
+)
 SMALLER = {
     "classify/synthetic_shapes_dgcnn": (_FEW_POINTS,),
     "contrast/synthetic_shapes_crosspoint": ("data.num_points=192", "data.views.count=2"),

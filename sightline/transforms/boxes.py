@@ -22,7 +22,7 @@ from sightline.errors import ConfigError, DataError
 __all__ = ["CutImage", "FitImage", "ScaleSteps", "TurnImage", "moved_boxes"]
 
 Fit = Literal["letterbox", "stretch", "short_side"]
-_GREY = 114
+_GREY = 114.0
 
 
 @registry.transforms.add("fit_image")

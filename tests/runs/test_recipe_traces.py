@@ -24,7 +24,7 @@ LOSS_BOUND, WEIGHT_BOUND = 1e-9, 1e-7
 
 
 def traces_of(num_processes: int, folder: Path) -> dict[str, Any]:
-    run_ranks(["-m", "tests.runs.recipe_traces", str(folder / "traces.json")], num_processes)
+    run_ranks(["-m", "tests.runs.recipe_traces", str(folder / "traces.json")], num_processes, timeout_s=400)
     traces: dict[str, Any] = json.loads((folder / "traces.json").read_text())
     return traces
 

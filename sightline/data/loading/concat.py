@@ -23,7 +23,7 @@ class Concat:
     """The samples of several data sets, one set after another, each read as by itself.
 
     The sets have the same splits, the same fields, and the same facts but for `class_counts`, which add up. Raises
-    ConfigError, naming the two sets and what differs, for others.
+    ConfigError, naming the two sets and what differs, for others. Source: made here.
     """
 
     def __init__(self, *, sets: tuple[DataBlock, ...], split: str) -> None:
