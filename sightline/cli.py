@@ -108,7 +108,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="PATH... [KEY=VALUE]...",
-            help="files or folders: npy npz ply pcd off txt xyz csv pts h5 hdf5; scans: bin; depth images: png npy bin",
+            help="files or folders: npy npz ply pcd off txt xyz csv pts h5 hdf5; scans: bin; depth images: png npy bin;"
+            " images: jpg png tif webp bmp gif",
         ),
     ],
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
@@ -123,7 +124,7 @@ def predict(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="write labels and coloured clouds there, or pictures of joints"),
+        typer.Option("--out", metavar="DIR", help="write labels and coloured clouds, or pictures of joints or boxes"),
     ] = None,
     probabilities: Annotated[
         Literal["float16", "float32"] | None,
@@ -131,6 +132,9 @@ def predict(
     ] = None,
     category: Annotated[
         str | None, typer.Option("--category", metavar="NAME", help="of all files, for parts [their folders' names]")
+    ] = None,
+    score: Annotated[
+        float | None, typer.Option("--score", metavar="S", help="the least score of a box [0.3]", min=0.0, max=1.0)
     ] = None,
     reference: Annotated[
         Literal["centre_of_mass", "previous"] | None,
@@ -150,7 +154,7 @@ def predict(
     ] = None,
     traceback: Traceback = False,
 ) -> int:
-    """Say the class of each file, with its probability and the margin to the next class; or of its points; or joints.
+    """Predict a class per file, a class per point, joints or boxes, depending on the run's task.
 
     Files are prepared as the run's own data was (a mesh is drawn as 'data prepare' draws it) and go through the run's
     evaluation transforms once, without votes. A file that is damaged, or outside what the run was trained on
@@ -158,8 +162,8 @@ def predict(
     classes points reports the share of each class, and writes labels in the order of the file (.labels.npy) and a
     coloured cloud (.ply) into --out; one that classes parts needs the category of the objects. A run of poses finds
     the joints in depth images of any camera, whose intrinsics are camera.fx= fy= u0= v0= [those of the run's set]; fy
-    is negative where Y is to point up. Exit code 0 where every file was predicted, 2 where one was refused, 1 where the
-    work failed.
+    is negative where Y is to point up. A detector draws its boxes on the images. Exit code 0 where every file was
+    predicted, 2 where one was refused, 1 where the work failed.
     """
     with collection_paused():
         from sightline.verbs import predict as verb
@@ -170,6 +174,7 @@ def predict(
         "to_sphere": unit_sphere or None,
         "category": category,
         "probabilities": probabilities,
+        "score": score,
         "reference": reference,
         "centres": centres,
         "refiner": refiner,

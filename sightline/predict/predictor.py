@@ -219,6 +219,7 @@ FLAGS = {
     "to_sphere": "--unit-sphere",
     "category": "--category",
     "probabilities": "--probabilities",
+    "score": "--score",
     "reference": "--reference",
     "centres": "--centres",
     "refiner": "--refiner",
