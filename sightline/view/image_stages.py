@@ -57,7 +57,7 @@ class ImageStages:
         figures = {
             name: predictions[name][0].double().cpu().tolist()
             for name in sorted(TaskMembers.predicts.of(predictor.task))
-            if isinstance(predictions.get(name), Tensor) and predictions[name][0].numel() == 1
+            if isinstance(predictions.get(name), Tensor) and len(predictions[name]) == predictions[name].numel() == 1
         }
         text = "; ".join([*(f"{name} {value:.4g}" for name, value in figures.items()), *(p.caption for p in pictures)])
         panels = tuple(Panel(each.name, each.pixels) for each in pictures)
