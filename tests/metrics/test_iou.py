@@ -150,6 +150,52 @@ def test_nan_and_foreign_labels_are_refused() -> None:
 # --- the evaluator of SemanticKITTI ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("case", range(8))
+def test_the_counts_of_squeezeseg(shared: Path, case: int) -> None:
+    """Nothing ignored; an absent class has an IoU of 0 there, and none here."""
+    with np.load(shared / "golden" / "lidar" / "squeezeseg_iou.npz", allow_pickle=False) as golden:
+        label, predicted, expected = (golden[f"case{case}/{name}"] for name in ("label", "pred", "iou_tp_fp_fn"))
+    metric = IoU(num_classes=expected.shape[1])
+    scans = [
+        tuple(torch.from_numpy(each.ravel()).long() for each in pair) for pair in zip(predicted, label, strict=True)
+    ]
+    state = measured(metric, scans, [list(range(len(scans)))])
+    confusion = state["confusion"].numpy()
+    found = np.diag(confusion)
+    np.testing.assert_array_equal(found, expected[1])
+    np.testing.assert_array_equal(confusion.sum(axis=0) - found, expected[2])
+    np.testing.assert_array_equal(confusion.sum(axis=1) - found, expected[3])
+    ious = np.array([row["iou"] for row in metric.per_class(state).values()])
+    np.testing.assert_allclose(np.nan_to_num(ious), expected[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", [3, 7, 11])
+def test_several_ignored_classes_are_one_class_of_ours(shared: Path, case: int) -> None:
+    """The evaluator ignores classes 0 and 2 of five there; a label map of ours makes one class of them.
+
+    Where no point is labelled, or none of another class predicted, it gives 0 and we give no number.
+    """
+    with np.load(shared / "golden" / "lidar" / "iou_eval.npz", allow_pickle=False) as golden:
+        names = ("pred", "target", "api_iou", "api_miou", "api_acc")
+        predicted, target, ious, miou, accuracy = (golden[f"case{case:02d}/{name}"] for name in names)
+    class_of = torch.tensor([0, 1, 0, 2, 3])
+    metric = IoU(num_classes=4, ignore_index=0, absent="zero")
+    scans = [
+        (class_of[torch.from_numpy(answer).long()], class_of[torch.from_numpy(label).long()])
+        for answer, label in zip(predicted, target, strict=True)
+    ]
+    state = measured(metric, scans, [[0], list(range(1, len(scans)))])
+    found = metric.compute(state)
+    is_labelled = any(bool((label > 0).any()) for _, label in scans)
+    assert math.isnan(found["miou"]) != is_labelled
+    for name, official in (("miou", miou), ("overall_accuracy", accuracy)):
+        value = 0.0 if math.isnan(found[name]) else found[name]
+        assert value == pytest.approx(float(official), abs=1e-12)
+    for ours, theirs in ((1, 1), (2, 3), (3, 4)):
+        iou = metric.per_class(state)[str(ours)]["iou"]
+        assert (0.0 if math.isnan(iou) else iou) == pytest.approx(float(ious[theirs]), abs=1e-12)
+
+
 @pytest.mark.parametrize("case", [0, 1, 2, 4, 5, 6, 8, 9, 10])
 def test_the_official_evaluator_of_semantic_kitti(shared: Path, case: int) -> None:
     """The cases that ignore no class or class 0; among them absent classes, empty scans and predictions of class 0."""
