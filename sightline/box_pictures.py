@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
 
 __all__ = ["Box", "draw_boxes"]
 
 Style = Literal["solid", "dashed", "hatched"]
+Color = tuple[int, int, int]
+Place = tuple[int, int]
 _DASH_PX = 6
 _HATCH_PX = 9
 _LEAST_SIDE_PX = 360
@@ -22,7 +27,7 @@ class Box:
     """A box (left, top, right, bottom) in pixels of the image, its colour, and what is written above it."""
 
     corners: tuple[float, float, float, float]
-    color: tuple[int, int, int]
+    color: Color
     caption: str = ""
     style: Style = "solid"
 
@@ -54,22 +59,22 @@ def draw_boxes(image: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def _sides(left: int, top: int, right: int, bottom: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def _sides(left: int, top: int, right: int, bottom: int) -> list[tuple[Place, Place]]:
     corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
     return list(zip(corners, [*corners[1:], corners[0]], strict=True))
 
 
-def _dash(draw, start, end, color) -> None:  # type: ignore[no-untyped-def]
+def _dash(draw: ImageDraw.ImageDraw, start: Place, end: Place, color: Color) -> None:
     """A line of dashes as long as the gaps between them."""
     along = np.subtract(end, start)
     length = float(np.hypot(*along))
     for place in np.arange(0, length, 2 * _DASH_PX):
         stop = min(place + _DASH_PX, length)
-        ends = [tuple(np.add(start, along * (each / length))) for each in (place, stop)]
-        draw.line(ends, fill=color)
+        ends = np.add(start, np.outer((place, stop), along / length))
+        draw.line(ends.ravel().tolist(), fill=color)
 
 
-def _hatch(canvas, corners, color) -> None:  # type: ignore[no-untyped-def]
+def _hatch(canvas: Image.Image, corners: tuple[int, int, int, int], color: Color) -> None:
     """Slanted lines inside the corners."""
     from PIL import Image
 

@@ -25,6 +25,7 @@ __all__ = [
     "fit_text",
     "ramp",
     "render_clouds",
+    "stretched",
 ]
 
 Axis = Literal["x", "y", "z"]
@@ -83,6 +84,13 @@ def encode_png(pixels: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")
     return stream.getvalue()
+
+
+def stretched(values: np.ndarray) -> np.ndarray:
+    """Numbers of any range as uint8, the lowest 0 and the highest 255; all 0 where they are equal."""
+    low, high = values.min(), values.max()
+    scaled = (values - low) / max(high - low, np.finfo(np.float32).tiny)
+    return (scaled * 255).round().astype(np.uint8)
 
 
 def colors_of(labels: np.ndarray) -> np.ndarray:

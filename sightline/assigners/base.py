@@ -9,16 +9,12 @@ import torch
 from torch import Tensor
 
 from sightline.geometry.boxes.overlaps import at_least_float32, blocks, pairwise_ioa
-from sightline.geometry.boxes.priors import PriorKind, Priors
+from sightline.geometry.boxes.priors import BACKGROUND, IGNORED, PriorKind, Priors
 
 __all__ = ["BACKGROUND", "IGNORED", "Assigner", "Assignment", "best_of_groups"]
 
-BACKGROUND = -1
-"""The prior is to predict that nothing is there."""
-IGNORED = -2
-"""The prior counts in no loss."""
 _MOST_COVERED = 0.5
-"""An anchor whose area lies in an ignore region by a larger share is no background."""
+"""An anchor whose area lies in an ignore region by a larger share is not background."""
 
 
 class Assignment(NamedTuple):

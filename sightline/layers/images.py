@@ -86,7 +86,7 @@ class ConvNorm(ConvBlock):
 def assert_images(image: Tensor, *, channels: int = 3) -> None:
     """Raises ValueError, naming what was found, for anything but floating-point images (B, channels, H, W).
 
-    An image of three columns is refused too where it has three channels: its layout cannot be told.
+    An image of three columns is refused too where it has three channels: its layout is ambiguous.
     """
     if image.ndim != 4 or image.shape[1] != channels:
         is_last = image.ndim == 4 and image.shape[-1] == channels

@@ -9,19 +9,12 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.arguments import Factor, Probability
-from sightline.geometry.boxes.codings import (
-    centreness,
-    decode_deltas,
-    decode_distances,
-    encode_deltas,
-    encode_distances,
-)
+from sightline.geometry.boxes.codings import centreness, decode, encode_deltas, encode_distances
+from sightline.geometry.boxes.priors import IGNORED
 from sightline.losses.base import Loss
 from sightline.losses.functional_boxes import centreness_bce, overlap_loss, sigmoid_focal, smooth_l1
 
 __all__ = ["BoxOverlap", "BoxSmoothL1", "CentreNess", "SigmoidFocal"]
-
-_IGNORED = -2
 
 
 class _OfPositives(Loss):
@@ -47,7 +40,7 @@ class SigmoidFocal(_OfPositives):
     def forward(self, *, logits: Tensor, target: Tensor) -> Tensor:
         """`logits` (B, P, K), before the sigmoid."""
         is_target = target[..., None] == torch.arange(logits.shape[-1], device=logits.device)
-        weight = (target != _IGNORED)[..., None].to(logits.dtype)
+        weight = (target != IGNORED)[..., None].to(logits.dtype)
         return sigmoid_focal(logits, is_target, alpha=self.alpha, gamma=self.gamma, weight=weight)
 
 
@@ -100,7 +93,6 @@ class BoxOverlap(Loss):
         """`codes` (B, P, 4): deltas of anchors (P, 4), or distances in pixels from points (P, 2)."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
         own, true = priors[prior], matched_boxes[image, prior]
-        decode = decode_deltas if priors.shape[-1] == 4 else decode_distances
         weight = _centreness_of(own, true) if self.weigh == "centreness" else None
         return overlap_loss(decode(own, codes[image, prior]), true, overlap=self.overlap, form=self.form, weight=weight)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from sightline import registry
 from sightline.arguments import Count
 from sightline.compiled import in_threads, suits
+from sightline.geometry.boxes.overlaps import ioa, iou
 from sightline.metrics.average_precision import LEVELS, Matches, match, precision_and_recall
 from sightline.metrics.base import State, append_rows
 from sightline.metrics.match_kernels import match_boxes
@@ -155,7 +156,8 @@ def _match_plainly(
     for group in range(len(box_starts) - 1):
         own, its = slice(*box_starts[group : group + 2]), slice(*label_starts[group : group + 2])
         own = slice(own.start, min(own.stop, own.start + most))
-        alike = _overlaps(boxes[own], labels[its], is_crowd[its])
+        pair = torch.from_numpy(boxes[own])[:, None], torch.from_numpy(labels[its])
+        alike = torch.where(torch.from_numpy(is_crowd[its]), ioa(*pair), iou(*pair)).numpy()
         for kind in range(len(label_ignored)):
             matches = match(
                 alike,
@@ -167,16 +169,6 @@ def _match_plainly(
                 levels=levels,
             )
             found[kind][:, own], ignored[kind][:, own] = matches.is_found, matches.is_ignored
-
-
-def _overlaps(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray) -> np.ndarray:
-    """Intersection over union (D, G), over the box alone where the label is a crowd."""
-    low = np.maximum(boxes[:, None, :2], labels[:, :2])
-    high = np.minimum(boxes[:, None, 2:], labels[:, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    sizes = [(each[:, 2:] - each[:, :2]).prod(axis=1) for each in (boxes, labels)]
-    whole = np.where(is_crowd, sizes[0][:, None], sizes[0][:, None] + sizes[1] - shared)
-    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
 
 
 def _mean(values: list[np.ndarray]) -> float:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sightline.box_pictures import Box, draw_boxes
+from sightline.geometry.boxes.affine import moved_boxes
 from sightline.geometry.boxes.overlaps import ioa, iou
 from sightline.metrics.average_precision import match
-from sightline.pictures import Picture
-from sightline.transforms.boxes import moved_boxes
+from sightline.pictures import Picture, stretched
 from sightline.types import Batch
 
 __all__ = ["COLORS", "show_detections"]
@@ -46,10 +46,11 @@ def show_detections(
     for place, ((first, last), (begin, end)) in enumerate(list(rows)[:_NUM_SHOWN]):
         sure = detections[first:last].double().cpu()
         boxes, counts = _compared(sure[sure[:, 4] >= least_score], truth[begin:end].double().cpu())
-        image, to_canvas = batch["image"][place], batch["to_canvas"][place].double().cpu()
+        pixels = batch["image"][place].float().cpu().permute(1, 2, 0).numpy()
+        to_canvas = batch["to_canvas"][place].cpu()
         drawn = [_on_canvas(box, to_canvas) for box in boxes]
         caption = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-        pictures.append(Picture(f"detections_{place}", draw_boxes(_pixels(image), drawn), caption))
+        pictures.append(Picture(f"detections_{place}", draw_boxes(stretched(pixels), drawn), caption))
     return pictures
 
 
@@ -93,12 +94,3 @@ def _box(row: Tensor, kind: str, caption: str = "", style: Any = "solid") -> Box
 def _on_canvas(box: Box, to_canvas: Tensor) -> Box:
     left, top, right, bottom = moved_boxes(torch.tensor(box.corners, dtype=torch.float64), to_canvas).tolist()
     return Box((left, top, right, bottom), box.color, box.caption, box.style)
-
-
-def _pixels(image: Tensor) -> np.ndarray:
-    """A normalised image (3, H, W) as (H, W, 3) uint8, from its lowest value to its highest."""
-    values = image.detach().float().cpu()
-    low, high = values.amin(), values.amax()
-    scaled = ((values - low) / (high - low).clamp(min=1e-12) * 255).round().byte()
-    pixels: np.ndarray = scaled.permute(1, 2, 0).contiguous().numpy()
-    return pixels

@@ -13,7 +13,6 @@ from typing_extensions import TypedDict
 
 from sightline import registry
 from sightline.arguments import AssignerBlock, Count, Fraction, Size, SuppressionBlock
-from sightline.assigners.base import BACKGROUND
 from sightline.binding import Offer
 from sightline.errors import ConfigError, RunError
 from sightline.geometry.boxes.priors import PRESETS, AnchorShapes, Priors, make_anchors, make_points
@@ -44,6 +43,7 @@ class Detect(Supervised):
     Those of image b are the rows `detection_offsets[b]` to `detection_offsets[b + 1]`, the surest first. Every prior
     gets its target once a step, before the forward pass: losses and metrics read `priors` (P, 4) or (P, 2), `target`
     (B, P), the class of its box, -1 for background and -2 for what counts in no loss, and `matched_boxes` (B, P, 4).
+    `anchors` are RetinaNet's where they are left out; for a head of one anchor a cell, squares of eight strides.
     `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; boxes may lie outside of the file
     where `clip` is false. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
     """
@@ -174,6 +174,3 @@ def _assert_pair(assigner: Any, head: Any) -> None:
             f"assigner: {' '.join(names) or type(assigner).__name__} does not fit {type(head).__name__}, which "
             f"predicts from {head.priors}; it takes {', '.join(can)}"
         )
-
-
-assert BACKGROUND == -1, "targets of priors without a box are what assigners state"

@@ -9,18 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.codings import decode_deltas, decode_distances
+from sightline.geometry.boxes.affine import inverted, moved_boxes
+from sightline.geometry.boxes.codings import decode
 from sightline.geometry.boxes.overlaps import at_least_float32
 from sightline.geometry.boxes.priors import Priors
 from sightline.geometry.boxes.suppression import Suppression
-from sightline.transforms.boxes import moved_boxes
 
-__all__ = ["Selection", "decode_codes", "to_file"]
-
-
-def decode_codes(codes: Tensor, priors: Tensor) -> Tensor:
-    """Boxes (..., P, 4) on the canvas: of deltas at anchors (P, 4), of distances in pixels at points (P, 2)."""
-    return decode_deltas(priors, codes) if priors.shape[-1] == 4 else decode_distances(priors, codes)
+__all__ = ["Selection", "to_file"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Selection:
             scores = (probabilities * at_least_float32(outputs["centreness"][image]).sigmoid()[:, None]).sqrt()
         found = [self._surest(probabilities[rows], scores[rows], rows.start) for rows in priors.levels]
         prior, label, score = (torch.cat(parts) for parts in zip(*found, strict=True))
-        boxes = decode_codes(outputs["codes"][image, prior], priors.rows[prior])
+        boxes = decode(priors.rows[prior], outputs["codes"][image, prior])
         kept = self.suppression(boxes, score, label)
         places = kept.places[: self.most]
         columns = (boxes[places], kept.scores[: self.most, None].to(boxes), label[places, None].to(boxes))
@@ -63,8 +58,7 @@ def to_file(detections: Tensor, to_canvas: Tensor, file_px: Tensor, *, clip: boo
 
     `to_canvas` (2, 3) leads from the file to the canvas.
     """
-    last = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64, device=to_canvas.device)
-    boxes = moved_boxes(detections[:, :4].double(), torch.linalg.inv(torch.cat([to_canvas.double(), last]))[:2])
+    boxes = moved_boxes(detections[:, :4].double(), inverted(to_canvas))
     if clip:
         height, width = file_px.tolist()
         boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))

@@ -18,8 +18,11 @@ from sightline import registry
 from sightline.arguments import Count, Factor, Fraction, Probability, Share, Size
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
+from sightline.geometry.boxes.affine import chained, inverted, moved_boxes
+from sightline.geometry.boxes.overlaps import box_areas
+from sightline.transforms.images import resized
 
-__all__ = ["CutImage", "FitImage", "ScaleSteps", "TurnImage", "moved_boxes"]
+__all__ = ["CutImage", "FitImage", "ScaleSteps", "TurnImage"]
 
 Fit = Literal["letterbox", "stretch", "short_side"]
 _GREY = 114.0
@@ -66,7 +69,7 @@ class FitImage:
             )
         matrix = torch.tensor([[size[1] / width, 0, 0], [0, size[0] / height, 0]], dtype=torch.float64)
         canvas = image.new_full((1, *self.canvas, image.shape[3]), self.fill)
-        canvas[:, : size[0], : size[1]] = _resized(image, size)
+        canvas[:, : size[0], : size[1]] = resized(image, size=size)
         return {"image": canvas, **_moved(matrix, boxes, to_canvas)}
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
@@ -101,7 +104,7 @@ class ScaleSteps:
         canvas = [max(1, round(side * factor / self.multiple)) * self.multiple for side in image.shape[1:3]]
         height, width = canvas
         matrix = torch.tensor([[width / image.shape[2], 0, 0], [0, height / image.shape[1], 0]], dtype=torch.float64)
-        return {"image": _resized(image, (height, width)), **_moved(matrix, boxes, to_canvas)}
+        return {"image": resized(image, size=(height, width)), **_moved(matrix, boxes, to_canvas)}
 
 
 class _Losing:
@@ -117,7 +120,7 @@ class _Losing:
         """The boxes (1, G, 4) that show in an image, clipped to it where `clip` says so, with their labels."""
         limit = boxes.new_tensor([width, height, width, height])
         inside = boxes.clamp(min=0).minimum(limit)
-        whole, seen = _areas(boxes), _areas(inside)
+        whole, seen = box_areas(boxes), box_areas(inside)
         shows = seen[0] > 0
         is_ignored = is_ignored | (seen < self.min_visible * whole)
         boxes = inside if self.clip else boxes
@@ -201,44 +204,18 @@ class TurnImage(_Losing):
         return torch.cat([linear, (moved - linear @ middle)[:, None]], dim=1)
 
 
-def moved_boxes(boxes: Tensor, matrix: Tensor) -> Tensor:
-    """The smallest boxes about the corners of `boxes` (..., 4) after an affine map (2, 3) of places."""
-    left, top, right, bottom = boxes.double().unbind(-1)
-    corners = torch.stack(
-        [torch.stack([x, y, torch.ones_like(x)], -1) for x in (left, right) for y in (top, bottom)], -2
-    )
-    places = corners @ matrix.T
-    return torch.cat([places.amin(-2), places.amax(-2)], dim=-1).to(boxes.dtype)
-
-
 def _moved(matrix: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
     """Boxes, and the map from the file's pixels, after a further map of pixels."""
-    last = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
-    chained = matrix @ torch.cat([to_canvas[0].double(), last])
-    return {"boxes": moved_boxes(boxes, matrix), "to_canvas": chained[None].to(to_canvas.dtype)}
-
-
-def _areas(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
-
-
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (1, H, W, 3) at another size, of the same type: a triangle filter as wide as the larger pixel is."""
-    if tuple(image.shape[1:3]) == size:
-        return image.clone()
-    channels = image.permute(0, 3, 1, 2).contiguous()
-    made = functional.interpolate(channels, size=size, mode="bilinear", antialias=True)
-    return made.permute(0, 2, 3, 1).contiguous()
+    further = chained(matrix, to_canvas[0])
+    return {"boxes": moved_boxes(boxes, matrix), "to_canvas": further[None].to(to_canvas.dtype)}
 
 
 def _resampled(image: Tensor, matrix: Tensor, *, fill: float) -> Tensor:
     """Images (1, H, W, 3) after an affine map of their pixels; float32, read by bilinear interpolation."""
     height, width = image.shape[1:3]
-    last = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
-    back = torch.linalg.inv(torch.cat([matrix, last]))[:2]
     to_unit = torch.tensor([[2 / width, 0, -1], [0, 2 / height, -1]], dtype=torch.float64)
-    to_pixels = torch.tensor([[width / 2, 0, width / 2], [0, height / 2, height / 2], [0, 0, 1]], dtype=torch.float64)
-    theta = to_unit @ torch.cat([back @ to_pixels, last])
+    to_pixels = torch.tensor([[width / 2, 0, width / 2], [0, height / 2, height / 2]], dtype=torch.float64)
+    theta = chained(to_unit, chained(inverted(matrix), to_pixels))
     grid = functional.affine_grid(theta[None].float(), [1, 3, height, width], align_corners=False)
     channels = image.permute(0, 3, 1, 2).float() - fill
     read = functional.grid_sample(channels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -39,7 +39,7 @@ class ResizeImage:
 
     def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
         _assert_rows_of_colours(image)
-        return {"image": torch.stack([resized(each, size_px=self.size_px) for each in image])}
+        return {"image": torch.stack([resized(each, size=(self.size_px, self.size_px)) for each in image])}
 
 
 @registry.transforms.add("crop_image")
@@ -64,7 +64,7 @@ class CropImage:
         _assert_rows_of_colours(image)
         boxes = crop_boxes(draws, height=image.shape[1], width=image.shape[2], low=self.low, high=self.high)
         parts = [
-            resized(each[top : top + height, left : left + width], size_px=self.size_px)
+            resized(each[top : top + height, left : left + width], size=(self.size_px, self.size_px))
             for each, (top, left, height, width) in zip(image, boxes, strict=True)
         ]
         return {"image": torch.stack(parts)}
@@ -152,13 +152,16 @@ class NormalizeImage:
         return {"image": (channels - mean) / std}
 
 
-def resized(image: Tensor, *, size_px: int) -> Tensor:
-    """One image (H, W, 3) as (size_px, size_px, 3), of the same type."""
-    if image.shape[:2] == (size_px, size_px):
+def resized(image: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """Images (..., H, W, 3) at another height and width, of the same type; a copy where they have it already.
+
+    A triangle filter as wide as the larger pixel is; uint8 is rounded.
+    """
+    if tuple(image.shape[-3:-1]) == size:
         return image.clone()
-    channels = image.permute(2, 0, 1)[None].contiguous()
-    made = functional.interpolate(channels, size=(size_px, size_px), mode="bilinear", antialias=True)
-    return made[0].permute(1, 2, 0).contiguous()
+    channels = image.reshape(-1, *image.shape[-3:]).permute(0, 3, 1, 2).contiguous()
+    made = functional.interpolate(channels, size=size, mode="bilinear", antialias=True)
+    return made.permute(0, 2, 3, 1).reshape(*image.shape[:-3], *size, 3).contiguous()
 
 
 def crop_boxes(draws: Draws, *, height: int, width: int, low: float, high: float) -> list[tuple[int, int, int, int]]:

@@ -23,7 +23,7 @@ Channels = tuple[float, float, float, float, float]
 
 @registry.transforms.add("project")
 class Project:
-    """Every scan becomes the range image of its nearest returns; which pixel stands for each point is kept.
+    """Every scan becomes the range image of its nearest returns; the pixel that represents each point is kept.
 
     Adds `image` (B, 5, H, W), range, x, y, z and remission less `input_mean` over `input_std`, 0 where the pixel is
     empty (`empty: normalized`: as if all five were 0); `append_mask` adds 1 for filled and 0 for empty pixels as a

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sightline.box_pictures import Box, draw_boxes
 from sightline.engine.train import Task
 from sightline.members import TaskMembers
-from sightline.pictures import Frame
+from sightline.pictures import Frame, stretched
 from sightline.tasks.box_stages import COLORS
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.clouds import ByColor, Cloud
@@ -66,9 +65,7 @@ class ImageStages:
     def _stage(self, stage: str, sample: Sample) -> Cloud:
         image = sample["image"].float()
         rows_of_colors = image if image.shape[0] not in (1, 3) else image.expand(3, -1, -1).permute(1, 2, 0)
-        low, high = image.min(), image.max()
-        scaled = (rows_of_colors - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
-        pixels = (scaled * 255).round().byte().contiguous().numpy()
+        pixels, low, high = stretched(rows_of_colors.numpy()), image.min(), image.max()
         size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels, {low:.4g} to {high:.4g}"
         if "boxes" in sample:
             pixels, size = draw_boxes(pixels, _boxes(sample)), f"{size}, {len(sample['boxes'])} boxes"

@@ -12,7 +12,8 @@ from torch import Tensor
 from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
-from sightline.transforms.boxes import CutImage, FitImage, ScaleSteps, TurnImage, moved_boxes
+from sightline.geometry.boxes.affine import moved_boxes
+from sightline.transforms.boxes import CutImage, FitImage, ScaleSteps, TurnImage
 from sightline.transforms.images import FlipImage, ResizeImage
 from sightline.types import DataInfo, Field, SampleKey
 

@@ -151,7 +151,7 @@ def _images(
 
 
 def _entries(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[str, Any]]:
-    """The images by their id. Raises DataError for an id or a file that stands there twice."""
+    """The images by their id. Raises DataError for an id or a file that occurs twice."""
     entries: dict[int, Mapping[str, Any]] = {}
     ids: dict[str, int] = {}
     for entry in document["images"]:
@@ -197,8 +197,8 @@ def _boxes(
             if not (is_sound(box, is_ignored=is_ignored) and math.isfinite(area)):
                 raise ValueError("width and height above 0, and finite numbers, are needed")
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            told = annotation.get("bbox", "not there")
-            faults.add("boxes that cannot be meant", f"{where}: bbox is {told} ({error})")
+            stated = annotation.get("bbox", "missing")
+            faults.add("boxes that cannot be meant", f"{where}: bbox is {stated} ({error})")
             continue
         boxes[image_id].append(_Box(box, label_of[category], area, is_ignored))
     return boxes
@@ -244,7 +244,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _number(annotation: Any, key: str) -> int:
-    """The id that stands there, and -1, which no image and no category has, for anything else."""
+    """The id as a whole number, and -1, which no image and no category has, for anything else."""
     try:
         return _whole(annotation[key])
     except (LookupError, TypeError, ValueError):
@@ -252,7 +252,7 @@ def _number(annotation: Any, key: str) -> int:
 
 
 def _whole(value: Any) -> int:
-    """Raises ValueError for what is no whole number from 0 to 2^63, and for text."""
+    """Raises ValueError for anything but a whole number from 0 to 2^63."""
     if isinstance(value, bool | str) or not 0 <= value < 2**63 or int(value) != value:
         raise ValueError(f"{value!r} is not a whole number")
     return int(value)

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sightline.errors import DataError
-from sightline.transforms.boxes import moved_boxes
 
 __all__ = ["Detections", "ImageRef", "detections_of_coco", "detections_of_odgt"]
 
@@ -52,16 +49,6 @@ class Detections:
             raise ValueError(
                 f"{self.image.name}: {len(self.boxes)} boxes, {len(self.scores)} scores and {len(self.label)} classes"
             )
-
-    @classmethod
-    def on_canvas(
-        cls, image: ImageRef, *, boxes: Tensor, scores: Tensor, label: Tensor, to_canvas: Tensor
-    ) -> Detections:
-        """What was found on a canvas to which `to_canvas` (2, 3) of the sample takes places of the file."""
-        last = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
-        back = torch.linalg.inv(torch.cat([to_canvas.detach().cpu().double(), last]))[:2]
-        of_file = moved_boxes(boxes.detach().cpu().double().reshape(-1, 4), back)
-        return cls(image, of_file.numpy(), scores.detach().cpu().numpy(), label.detach().cpu().numpy())
 
     def to_coco(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
         """Rows of a COCO file of results; `category_ids` are those of the classes, in their order."""

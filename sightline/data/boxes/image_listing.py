@@ -80,10 +80,10 @@ class Faults:
 
     def settle(self, faulty: Faulty, *, root: Path) -> list[str]:
         """A note for each kind. Raises DataError instead, naming the first and the count, where they are refused."""
-        told = [f"{len(found)} {kind}, first: {found[0]}" for kind, found in self._found.items()]
-        if told and faulty == "refuse":
-            raise DataError(f"{root}: {'; '.join(told)}; mend them, or prepare with faulty=leave_out")
-        return [f"left out: {each}" for each in told]
+        reported = [f"{len(found)} {kind}, first: {found[0]}" for kind, found in self._found.items()]
+        if reported and faulty == "refuse":
+            raise DataError(f"{root}: {'; '.join(reported)}; mend them, or prepare with faulty=leave_out")
+        return [f"left out: {each}" for each in reported]
 
 
 @dataclass(frozen=True)
@@ -315,10 +315,10 @@ def _notes(looked: Sequence[_Looked]) -> list[str]:
     seen: dict[Path, str] = {}
     both = [each for each in looked if seen.setdefault(each.image.path, each.image.split) != each.image.split]
     kinds = ", ".join(f"{count} {mode}" for mode, count in sorted(Counter(each.header.mode for each in odd).items()))
-    told = (
+    notes = (
         (odd, f"are not RGB and are converted ({kinds})"),
         (turned, "are turned as their EXIF orientation says"),
         (left, "are not turned as their EXIF orientation says, for the annotations are about the stored pixels"),
         (both, "are in two splits"),
     )
-    return [f"{len(which)} images {what}, first: {which[0].image.name}" for which, what in told if which]
+    return [f"{len(which)} images {what}, first: {which[0].image.name}" for which, what in notes if which]

@@ -34,7 +34,7 @@ def read_odgt(path: Path) -> list[dict[str, Any]]:
                 raise TypeError("extra and head_attr are objects, where they are there")
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise DataError(
-                f"{path}:{number}: is no line of .odgt with ID and gtboxes ({error}); get it again"
+                f"{path}:{number}: is not a line of .odgt with ID and gtboxes ({error}); get it again"
             ) from error
         if key in lines:
             raise DataError(f"{path}:{number}: the image '{key}' is there twice; keep one of the lines")

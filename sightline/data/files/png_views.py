@@ -57,7 +57,7 @@ def read_view(path: Path, *, size_px: int, background: Background) -> np.ndarray
         raise DataError(f"{path}: cannot be decoded ({reason}); get the file again") from error
     if mode != "RGBA":
         raise DataError(f"{path}: is {mode}, RGBA is needed, whose transparency marks the background; get the renders")
-    found: np.ndarray = resized(torch.from_numpy(composited(pixels, background)), size_px=size_px).numpy()
+    found: np.ndarray = resized(torch.from_numpy(composited(pixels, background)), size=(size_px, size_px)).numpy()
     return found
 
 

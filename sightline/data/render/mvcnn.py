@@ -203,7 +203,7 @@ def _sized(path: Path, background: Background, size_px: int, *, is_resized: bool
     if picture.shape[0] != picture.shape[1]:
         raise DataError(f"{path}: is {picture.shape[1]} by {picture.shape[0]} pixels, squares are needed; crop it")
     if is_resized:
-        return resized(torch.from_numpy(picture), size_px=size_px).numpy()
+        return resized(torch.from_numpy(picture), size=(size_px, size_px)).numpy()
     if picture.shape[0] != size_px:
         raise DataError(f"{path}: is {picture.shape[0]} pixels wide, others {size_px}; give one size for all: --size")
     return picture

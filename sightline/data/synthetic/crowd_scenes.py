@@ -19,7 +19,6 @@ _MOST_PEOPLE = 40
 _MEAN_PEOPLE = 13.0
 _WIDTH = 0.41
 """The width of a figure in units of its height: that of CrowdHuman's full boxes."""
-_LEAST_VISIBLE = 0.05
 _IGNORED_SHARE = 0.35
 _MARGIN = 0.1
 

@@ -12,6 +12,7 @@ from sightline.geometry.boxes.overlaps import at_least_float32, box_centres, box
 __all__ = [
     "MAX_LOG_RATIO",
     "centreness",
+    "decode",
     "decode_deltas",
     "decode_distances",
     "encode_deltas",
@@ -59,6 +60,11 @@ def decode_distances(points: Tensor, distances: Tensor, *, strides: Tensor | flo
     """The boxes (..., 4) of `distances` (..., 4) in strides: the inverse of `encode_distances`."""
     points, distances = at_least_float32(points), at_least_float32(distances) * strides
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
+
+
+def decode(priors: Tensor, codes: Tensor) -> Tensor:
+    """The boxes (..., 4) of what heads predict: deltas of anchors (..., 4), or pixels from points (..., 2)."""
+    return decode_deltas(priors, codes) if priors.shape[-1] == 4 else decode_distances(priors, codes)
 
 
 def centreness(distances: Tensor) -> Tensor:

@@ -13,9 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["PRESETS", "AnchorShapes", "PriorKind", "Priors", "make_anchors", "make_points"]
+__all__ = ["BACKGROUND", "IGNORED", "PRESETS", "AnchorShapes", "PriorKind", "Priors", "make_anchors", "make_points"]
 
 PriorKind = Literal["anchors", "points"]
+BACKGROUND = -1
+"""The target of a prior that is to predict that nothing is there."""
+IGNORED = -2
+"""The target of a prior that counts in no loss."""
 
 
 @dataclass(frozen=True)

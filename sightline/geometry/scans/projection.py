@@ -81,7 +81,7 @@ class RangeView:
 class Located(NamedTuple):
     """Where each of the points (P,) lies.
 
-    `pixel` is row * W + column in its own scan's image, int64; `ranges` are metres; `is_seen` tells whether it may be
+    `pixel` is row * W + column in its own scan's image, int64; `ranges` are metres; `is_seen` is whether it may be
     drawn, `is_clamped` whether the first or last row takes it in from above or below the view.
     """
 

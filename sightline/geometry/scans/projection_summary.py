@@ -32,7 +32,7 @@ class ProjectionSummary:
         if label is None:
             return
         ignored = self.ignore_index
-        num_classes = self.num_classes + 1  # the last is where points of an index that is no class go
+        num_classes = self.num_classes + 1  # the last is for points whose index is not a class
         label = torch.where((label < 0) | (label >= self.num_classes), self.num_classes, label)
         void = self.num_classes if ignored is None or ignored >= self.num_classes else ignored
         vote = NeighbourVote(void=void, is_circular=self.view.is_full_turn)

@@ -268,7 +268,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no height": ({"bbox": [5, 0, 2, 0]}, "bbox is \\[5, 0, 2, 0\\]"),
     "three numbers": ({"bbox": [5, 0, 2]}, "bbox is \\[5, 0, 2\\]"),
     "text": ({"bbox": "5 0 2 2"}, "bbox is 5 0 2 2"),
-    "nothing": ({}, "bbox is not there .there is neither bbox nor segmentation"),
+    "nothing": ({}, "bbox is missing .there is neither bbox nor segmentation"),
     "empty mask": ({"segmentation": {"size": [6, 8], "counts": [48]}}, "the mask is empty"),
     "category": ({"bbox": [0, 0, 1, 1], "category_id": 4}, "boxes of unknown categories, .* has the category 4"),
     "category list": ({"bbox": [0, 0, 1, 1], "category_id": [3]}, r"boxes of unknown categories, .* \[3\]"),

@@ -143,10 +143,10 @@ def test_folders_and_lines_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     file = source / "annotation_train.odgt"
     for text, told in (
         ('{"ID": "a", "gtboxes": []}\n{"ID": "a", "gtboxes": []}', "2: the image 'a' is there twice"),
-        ('{"ID": "a"}', "1: is no line of .odgt with ID and gtboxes"),
+        ('{"ID": "a"}', "1: is not a line of .odgt with ID and gtboxes"),
         ('{"ID": "a", "gtboxes": [1]}', "has no attribute 'get'"),
         ('{"ID": "a", "gtboxes": [{"extra": 1}]}', "extra and head_attr are objects"),
-        ("[", "1: is no line"),
+        ("[", "1: is not a line"),
         ("\n", "holds no lines"),
     ):
         file.write_text(text)

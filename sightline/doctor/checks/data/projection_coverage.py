@@ -78,7 +78,7 @@ def _faults(images: PartImages) -> Iterator[_Fault]:
         yield _of_clamped(view, elevation, clamped)
     if beside > _MOST_BESIDE:
         yield _Fault(
-            f"{beside:.0%} of the points are beside the image, and are scored all the same",
+            f"{beside:.0%} of the points are beside the image, and are still scored",
             f"{beside:.1%} of the points outside of the azimuths {view.azimuth_deg[0]:g} to {view.azimuth_deg[1]:g}",
             f"at most {_MOST_BESIDE:.0%}",
             "widen data.sensor.azimuth_deg, or crop the scans to it when they are read",

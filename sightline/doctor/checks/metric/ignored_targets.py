@@ -19,7 +19,7 @@ from sightline.engine.step import run_batch
 __all__ = ["ignored_targets"]
 
 _MOST_ROWS = 8
-"""Of range images: enough to tell, and few enough to sort."""
+"""Of range images: enough for a decision, and few enough to sort."""
 _RELATIVE = 1e-4
 
 

@@ -1,0 +1,31 @@
+"""Affine maps of places in images, as matrices (2, 3) that act on (x, y, 1), and what they make of boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["chained", "inverted", "moved_boxes"]
+
+
+def moved_boxes(boxes: Tensor, matrix: Tensor) -> Tensor:
+    """The smallest boxes about the corners of `boxes` (..., 4) after a map, computed in float64."""
+    left, top, right, bottom = boxes.double().unbind(-1)
+    ones = torch.ones_like(left)
+    corners = torch.stack([torch.stack([x, y, ones], -1) for x in (left, right) for y in (top, bottom)], -2)
+    places = corners @ matrix.double().T
+    return torch.cat([places.amin(-2), places.amax(-2)], dim=-1).to(boxes.dtype)
+
+
+def chained(second: Tensor, first: Tensor) -> Tensor:
+    """One map (2, 3) float64 that does what `first` and then `second` do."""
+    return second.double() @ _square(first)
+
+
+def inverted(matrix: Tensor) -> Tensor:
+    """The map (2, 3) float64 back."""
+    return torch.linalg.inv(_square(matrix))[:2]
+
+
+def _square(matrix: Tensor) -> Tensor:
+    return torch.cat([matrix.double(), matrix.new_tensor([[0, 0, 1]], dtype=torch.float64)])
