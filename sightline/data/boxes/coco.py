@@ -19,9 +19,10 @@ __all__ = ["Coco"]
 class Coco(ClassedImages):
     """Images with boxes of COCO instances, prepared by `sightline data prepare coco`.
 
-    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Crowds are ignored.
-    Where the files state no test part, `tested` are beginnings of names, or the last `test_share` is tested; COCO's own
-    validation images are the test part. Source: Lin et al. 2014, Microsoft COCO.
+    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Crowds are ignored, and
+    boxes narrower or lower than `ignore_below_px` pixels of the file. Where the files state no test part, `tested` are
+    beginnings of names, or the last `test_share` is tested; COCO's own validation images are the test part. Source: Lin
+    et al. 2014, Microsoft COCO.
     """
 
     set_name = "coco"
