@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -93,6 +93,7 @@ class PublishedModel:
     arguments are named with a dot. `trains` are the recipe's training transforms. `keeps_head`: a head for other
     classes than the data set's is an error; else it is left out. `has_image_file`: the image branch is a second file.
     `parts` are the files of a folder that holds the network in parts, and what stands before the names in each.
+    `class_places` are the places of the classes of `protocol` among those of the file, where these have gaps.
     """
 
     model: str
@@ -112,6 +113,7 @@ class PublishedModel:
     has_image_file: bool = False
     num_joints: Size | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
+    class_places: Sequence[int] = ()
 
 
 _SMOOTHED: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy", "label_smoothing": 0.2},)
@@ -315,20 +317,48 @@ _IMAGE_NETWORKS: Mapping[str, PublishedModel] = {
     **{f"torchvision_{name}": _image_classifier(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
 }
 
-_CROWDS = Protocol("detect", "coco", ({"name": "coco"},), "ap", 1, {})
+_PHOTOS = Protocol("detect", "coco", ({"name": "box_ap"},), "ap", 1, {})
+_CANVAS_PX = 1344
+"""Holds photos of torchvision's sizes, upright and lying, on a multiple of 32 pixels."""
+_PHOTO: tuple[Mapping[str, Any], ...] = (
+    {
+        "name": "fit_image",
+        "mode": "short_side",
+        "short_px": 800,
+        "long_px": 1333,
+        "height": _CANVAS_PX,
+        "width": _CANVAS_PX,
+        "fill": [124, 116, 104],
+    },
+    {"name": "normalize_image"},
+)
+_ABSENT = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+_COCO_PLACES = tuple(number for number in range(1, 91) if number not in _ABSENT)
+_FOCAL: Mapping[str, Any] = {"name": "sigmoid_focal"}
 
 
-def _detector(head: str, num_anchors: int, **assumed: Any) -> PublishedModel:
+def _detector(
+    head: str, num_anchors: int, task: Mapping[str, Any], *losses: Mapping[str, Any], **assumed: Any
+) -> PublishedModel:
+    """Anchors and points lie at the corners of cells, and classes at COCO's ids; 0 and the ids of no class are unused.
+
+    Source: pytorch/vision, models/detection and references/detection.
+    """
     return PublishedModel(
         model="detector",
         num_classes=Size("head.classes.conv.weight", 0, divisor=num_anchors),
         in_channels=None,
         encoders={"backbone": "resnet50", "neck": "fpn", "head": head},
         assumed={"backbone.norm": "frozen_bn", **assumed},
+        task={"grid": {"offset": 0.0, "steps": "image"}, **task},
+        losses=(_FOCAL, *losses),
+        evaluate=_PHOTO,
+        trains=({"name": "flip_image"}, *_PHOTO),
         up_axis=None,
-        protocol=_CROWDS,
+        protocol=_PHOTOS,
         keeps_head=False,
         takes_first_points=False,
+        class_places=_COCO_PLACES,
     )
 
 
@@ -435,8 +465,20 @@ MODELS: Mapping[str, PublishedModel] = {
     **_CROSSPOINT,
     "dragonbook_v2v": _VOLUMES["dragonbook_v2v"],
     **_IMAGE_NETWORKS,
-    "torchvision_fcos_resnet50_fpn": _detector("fcos", 1, **{"head.scales": False}),
-    "torchvision_retinanet_resnet50_fpn": _detector("retina", 9),
+    "torchvision_fcos_resnet50_fpn": _detector(
+        "fcos",
+        1,
+        {"assigner": {"name": "fcos"}, "suppression": {"name": "greedy", "iou_threshold": 0.6}, "score": 0.04},
+        {"name": "box_overlap"},
+        {"name": "centreness"},
+        **{"head.scales": False},
+    ),
+    "torchvision_retinanet_resnet50_fpn": _detector(
+        "retina",
+        9,
+        {"anchors": {"whole_px": True}, "assigner": {"name": "max_iou", "low_quality": "detectron"}, "most": 300},
+        {"name": "box_smooth_l1", "beta": 0.0},
+    ),
     **_RANGE_IMAGES,
     "lulutang0608_point_bert_cls": _POINT_BERT,
     "lulutang0608_point_bert_pretrained": _POINT_BERT,
