@@ -32,7 +32,8 @@ from sightline.geometry.volumes import Axes
 from sightline.members import DataMembers, TransformMembers
 from sightline.models.published.published import OPTIONAL, published_name, translate, unused_names
 from sightline.models.published.published_files import PublishedFile
-from sightline.models.published.published_models import MODELS, PublishedModel, layouts_of
+from sightline.models.published.published_model import PublishedModel
+from sightline.models.published.published_models import MODELS, layouts_of
 from sightline.models.published.published_sources import read_source
 from sightline.models.published.published_volumes import with_axes
 from sightline.plugins import Plugin

@@ -1,69 +1,25 @@
-"""Which model of ours a published layout is, what the shapes of its tensors say, and what they do not."""
+"""The model of ours that each published layout is, what the shapes of its tensors say, and what they do not."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from sightline.models.published.published import LAYOUTS, OPTIONAL, translate_key, unused_names
+from sightline.models.published.published_model import (
+    BY_NORMALS,
+    OBJECTS,
+    ImageSide,
+    NumModules,
+    Protocol,
+    PublishedModel,
+    Size,
+)
 
-__all__ = ["MODELS", "ImageSide", "NumModules", "Protocol", "PublishedModel", "Size", "layouts_of"]
+__all__ = ["MODELS", "layouts_of"]
 
-
-class Size(NamedTuple):
-    """A number read off one axis of one of our tensors: less `others`, divided by `divisor`."""
-
-    name: str
-    axis: int
-    divisor: int = 1
-    others: int = 0
-
-    def of(self, weights: Mapping[str, Tensor]) -> int:
-        return (weights[self.name].shape[self.axis] - self.others) // self.divisor
-
-
-class NumModules(NamedTuple):
-    """How many modules stand below one of ours."""
-
-    name: str
-
-    def of(self, weights: Mapping[str, Tensor]) -> int:
-        return len({name.removeprefix(f"{self.name}.").split(".")[0] for name in weights if self._is_below(name)})
-
-    def _is_below(self, name: str) -> bool:
-        return name.startswith(f"{self.name}.")
-
-
-class ImageSide(NamedTuple):
-    """How many pixels a square image has along a side: one position is the class token's, the others are patches'."""
-
-    positions: str
-    patches: str
-
-    def of(self, weights: Mapping[str, Tensor]) -> int:
-        return math.isqrt(weights[self.positions].shape[1] - 1) * weights[self.patches].shape[2]
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What weights were published for: the task, the data set, what is measured there and which number is quoted.
-
-    `arguments` are those of the data set that give a point so many channels, or images where there are no points.
-    """
-
-    task: str
-    data: str
-    metrics: tuple[Mapping[str, Any], ...]
-    metric: str
-    batch_size: int
-    arguments: Mapping[int, Mapping[str, Any]]
-
-
-_BY_NORMALS: Mapping[int, Mapping[str, Any]] = {3: {"normals": "none"}, 6: {"normals": "file"}}
 _BY_COLOURS: Mapping[int, Mapping[str, Any]] = {
     3: {"colours": False},
     6: {"colours": True},
@@ -75,47 +31,10 @@ _IMAGES = Protocol(
     "classify", "synthetic_shapes", ({"name": "accuracy"},), "overall_accuracy", 64, {_NO_POINTS: {"views": 12}}
 )
 """Of views that are always there: ImageNet, which the weights are of, is no set of ours."""
-_OBJECTS = Protocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64, _BY_NORMALS)
-_PARTS = Protocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, _BY_NORMALS)
+_PARTS = Protocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, BY_NORMALS)
 _SCENES = Protocol("segment", "s3dis", ({"name": "iou"},), "miou", 1, _BY_COLOURS)
 _BY_POINTS_AND_PIXELS = tuple({"name": name, "absent": "zero"} for name in ("iou", "iou_by_distance", "pixel_iou"))
 _SCANS = Protocol("segment", "semantic_kitti", _BY_POINTS_AND_PIXELS, "miou", 1, {})
-
-
-@dataclass(frozen=True)
-class PublishedModel:
-    """A model as its authors published it.
-
-    `from_shapes` are arguments that the weights show, `assumed` those that they do not, as in the authors' own recipe
-    for the data set of `protocol`; `losses`, `evaluate`, `task` and `up_axis` are that recipe's losses, evaluation
-    transforms, arguments of the task and frame. `takes_first_points`: their clouds are a set's first points; else the
-    evaluation transforms choose among all. `encoders` are the blocks that the model is made of, by argument; their own
-    arguments are named with a dot. `trains` are the recipe's training transforms. `keeps_head`: a head for other
-    classes than the data set's is an error; else it is left out. `has_image_file`: the image branch is a second file.
-    `parts` are the files of a folder that holds the network in parts, and what stands before the names in each.
-    `class_places` are the places of the classes of `protocol` among those of the file, where these have gaps.
-    """
-
-    model: str
-    num_classes: Size | None
-    in_channels: Size | None
-    from_shapes: Mapping[str, Size | NumModules | ImageSide] = field(default_factory=dict)
-    assumed: Mapping[str, Any] = field(default_factory=dict)
-    losses: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy"},)
-    evaluate: tuple[Mapping[str, Any], ...] = ()
-    up_axis: str | None = "y"
-    protocol: Protocol = _OBJECTS
-    task: Mapping[str, Any] = field(default_factory=dict)
-    takes_first_points: bool = True
-    encoders: Mapping[str, str] = field(default_factory=dict)
-    trains: tuple[Mapping[str, Any], ...] = ()
-    keeps_head: bool = True
-    has_image_file: bool = False
-    num_joints: Size | None = None
-    parts: Mapping[str, str] = field(default_factory=dict)
-    class_places: Sequence[int] = ()
-
-
 _SMOOTHED: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy", "label_smoothing": 0.2},)
 _NORMALISED: tuple[Mapping[str, Any], ...] = ({"name": "normalize_unit_sphere"},)
 
@@ -476,7 +395,12 @@ MODELS: Mapping[str, PublishedModel] = {
     "torchvision_retinanet_resnet50_fpn": _detector(
         "retina",
         9,
-        {"anchors": {"whole_px": True}, "assigner": {"name": "max_iou", "low_quality": "detectron"}, "most": 300},
+        {
+            "anchors": {"preset": "retinanet", "whole_px": True},
+            "assigner": {"name": "max_iou", "low_quality": "detectron"},
+            "suppression": {"name": "greedy", "iou_threshold": 0.5},
+            "most": 300,
+        },
         {"name": "box_smooth_l1", "beta": 0.0},
     ),
     **_RANGE_IMAGES,

@@ -140,7 +140,7 @@ def test_a_photo_is_predicted_as_torchvision_would(tmp_path: Path, shared: Path,
     ],
 )
 def test_classes_are_found_by_their_names(count: int, names: tuple[str, ...], places: list[int]) -> None:
-    """Of COCO's 91 places those of the data set's classes; a file of other classes, or for others, stays as it is."""
+    """Of COCO's 91 places those of the data set's classes; a file without, or for others, stays as it is."""
     size = MODELS[RETINA].num_classes
     assert size is not None
     rows = torch.arange(9 * count).view(9 * count, 1, 1, 1)
