@@ -10,7 +10,6 @@ from torch import Tensor
 from sightline.models.published.published import LAYOUTS, OPTIONAL, translate_key, unused_names
 from sightline.models.published.published_model import (
     BY_NORMALS,
-    OBJECTS,
     ImageSide,
     NumModules,
     Protocol,
