@@ -95,7 +95,10 @@ def convert(
     config, assumed = _with_model(given, published, sizes, target, layout)
     info, notes = _info(config)
     weights = _of_classes(weights, published, info)
-    counts = _counts(published, weights)
+    found, counts = counts, _counts(published, weights)
+    if counts != found:
+        kept = f"{counts['num_classes']} of '{config.data.name}'"
+        notes.append(f"of the file's {found['num_classes']} classes the {kept} are kept, by their names")
     if not published.keeps_head and counts.get("num_classes", 0) != info.facts.get("num_classes", 0):
         weights = _without(weights, OPTIONAL[layout])
     fresh = _left_fresh(weights, layout)

@@ -106,6 +106,7 @@ def test_a_photo_is_predicted_as_torchvision_would(tmp_path: Path, shared: Path,
     run = tmp_path / "run"
     done = run_here("data", "convert-weights", tmp_path / "detector.pth", "--layout", layout, "--to", run, *small)
     assert done.code == 0, done.err
+    assert "of the file's 91 classes the 80 of 'coco' are kept, by their names" in done.err
     done = run_here(
         "predict", run, photo, "--score", SCORE[layout], "--json", tmp_path / "all.json", "--out", tmp_path / "drawn"
     )
