@@ -15,7 +15,7 @@ from sightline import registry
 from sightline.arguments import AssignerBlock, Count, Fraction, Size, SuppressionBlock
 from sightline.binding import Offer
 from sightline.errors import ConfigError, RunError
-from sightline.geometry.boxes.priors import PRESETS, AnchorShapes, Priors, make_anchors, make_points
+from sightline.geometry.boxes.priors import PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
 from sightline.pictures import Picture
 from sightline.tasks.box_stages import show_detections
@@ -23,7 +23,7 @@ from sightline.tasks.detections import Selection, to_file
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
 
-__all__ = ["AnchorBlock", "Detect"]
+__all__ = ["AnchorBlock", "Detect", "GridBlock"]
 
 
 class AnchorBlock(TypedDict, total=False):
@@ -34,6 +34,17 @@ class AnchorBlock(TypedDict, total=False):
     ratios: tuple[Size, ...]
     base_strides: Size
     keeps: Literal["area", "width"]
+    whole_px: bool
+
+
+class GridBlock(TypedDict, total=False):
+    """Where cells lie: `offset` in steps, 0.5 their middles; a step is the stride, or the image's side over the cells.
+
+    See `geometry.boxes.priors.Grid`.
+    """
+
+    offset: Fraction
+    steps: Literal["stride", "image"]
 
 
 @registry.tasks.add("detect")
@@ -43,7 +54,8 @@ class Detect(Supervised):
     Those of image b are the rows `detection_offsets[b]` to `detection_offsets[b + 1]`, the surest first. Every prior
     gets its target once a step, before the forward pass: losses and metrics read `priors` (P, 4) or (P, 2), `target`
     (B, P), the class of its box, -1 for background and -2 for what counts in no loss, and `matched_boxes` (B, P, 4).
-    `anchors` are RetinaNet's where they are left out; for a head of one anchor a cell, squares of eight strides.
+    `anchors` are RetinaNet's where they are left out; for a head of one anchor a cell, squares of eight strides. `grid`
+    places anchors and points alike: in the middles of cells, a stride apart, unless published weights want another.
     `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; boxes may lie outside of the file
     where `clip` is false. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
     """
@@ -62,6 +74,7 @@ class Detect(Supervised):
         output_keys: Offer,
         assigner: AssignerBlock,
         anchors: AnchorBlock | None = None,
+        grid: GridBlock | None = None,
         suppression: SuppressionBlock | None = None,
         score: Fraction = 0.05,
         per_level: Count = 1000,
@@ -73,6 +86,7 @@ class Detect(Supervised):
             raise ConfigError(f"task: detect needs a model with a head, such as detector, found {type(model).__name__}")
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self._shapes = _shapes_of(anchors, self._head)
+        self._grid: GridBlock = grid or {}
         self._assigner = assigner
         _assert_pair(assigner, self._head)
         if suppression is None:
@@ -103,11 +117,14 @@ class Detect(Supervised):
         key = (*image.shape[2:], image.device, image.dtype)
         if key not in self._made:
             maps = [tuple(-(-side // stride) for side in image.shape[2:]) for stride in self._head.strides]
-            dtype = torch.promote_types(image.dtype, torch.float32)
+            by_image = self._grid.get("steps") == "image"
+            grid = Grid(self._grid.get("offset", 0.5), (image.shape[2], image.shape[3]) if by_image else None)
+            form: Any = {"grid": grid, "device": image.device}
+            form["dtype"] = torch.promote_types(image.dtype, torch.float32)
             if self._head.priors == "anchors":
-                made = make_anchors(maps, self._head.strides, self._shapes, device=image.device, dtype=dtype)
+                made = make_anchors(maps, self._head.strides, self._shapes, **form)
             else:
-                made = make_points(maps, self._head.strides, device=image.device, dtype=dtype)
+                made = make_points(maps, self._head.strides, **form)
             self._made = {key: made}  # of one size: canvases seldom change, and hundreds of them would fill the memory
         return self._made[key]
 
