@@ -18,7 +18,7 @@ from sightline.view.clouds import ByColor, Cloud
 from sightline.view.panels import Panel
 from sightline.view.predictor import Predictor
 
-__all__ = ["ImageStages", "draws_pictures"]
+__all__ = ["ImageStages", "draws_pictures", "target_stages"]
 
 _NO_POINTS = np.zeros((0, 3), dtype=np.float32)
 
@@ -82,13 +82,21 @@ def _boxes(sample: Sample) -> list[Box]:
     return sorted(found, key=lambda box: box.style)
 
 
+def target_stages(task: Task, batch: Batch) -> Iterator[Cloud]:
+    """What a task works out of a batch before the forward pass, where it draws that."""
+    show_targets = TaskMembers.show_targets.of(task)
+    for stage, (pictures, figures) in ({} if show_targets is None else show_targets(batch)).items():
+        panels = tuple(Panel(each.name, each.pixels) for each in pictures)
+        text = "; ".join(f"{each.name}: {each.caption}" for each in pictures)
+        yield _flat(stage, text, panels, figures)
+
+
 def draws_pictures(task: Task) -> bool:
     """Whether a task draws pictures of its predictions."""
     return TaskMembers.show.of(task) is not None
 
 
-def _flat(stage: str, text: str, panels: tuple[Panel, ...]) -> Cloud:
+def _flat(stage: str, text: str, panels: tuple[Panel, ...], figures: Mapping[str, Any] | None = None) -> Cloud:
     """A stage of pictures alone."""
-    return Cloud(
-        stage, _NO_POINTS, (ByColor("image", np.zeros((0, 3), dtype=np.uint8)),), description=text, panels=panels
-    )
+    none = ByColor("image", np.zeros((0, 3), dtype=np.uint8))
+    return Cloud(stage, _NO_POINTS, (none,), description=text, panels=panels, figures=figures or {})
