@@ -75,7 +75,7 @@ def draw_boxes(
         else:
             draw.rectangle((left, top, right, bottom), outline=box.color, width=width)
         if box.caption:
-            size_px = max(11, 5 * width)
+            size_px = max(11, 4 * width)
             place = (left + 1, max(top - size_px, 0))
             draw.rectangle(draw.textbbox(place, box.caption, font_size=size_px), fill=_DARK)
             draw.text(place, box.caption, fill=box.color, font_size=size_px)

@@ -74,7 +74,7 @@ def show_assignments(
 
 
 def _positives(assignment: Assignment, priors: Priors) -> list[Mark]:
-    """A dot at the centre of each positive prior, those of coarse levels larger and below; a white rim where contested."""
+    """A dot at the centre of each positive prior, of coarse levels larger and below; a white rim where contested."""
     marks = []
     for prior in (assignment.matched >= 0).nonzero().flatten().flip(0).tolist():
         level, (x, y) = int(priors.level[prior]), priors.centres[prior].tolist()
