@@ -29,7 +29,7 @@ _DARK = (20, 20, 20)
 class Box:
     """A box (left, top, right, bottom) in pixels of the image, its colour, and what is written above it."""
 
-    corners: tuple[float, float, float, float]
+    corners: tuple[float, ...]
     color: Color
     caption: str = ""
     style: Style = "solid"
@@ -46,11 +46,7 @@ class Mark:
 
 
 def draw_boxes(
-    image: np.ndarray,
-    boxes: Sequence[Box],
-    *,
-    marks: Sequence[Mark] = (),
-    legend: Mapping[str, Color] | None = None,
+    image: np.ndarray, boxes: Sequence[Box], *, marks: Sequence[Mark] = (), legend: Mapping[str, Color] | None = None
 ) -> np.ndarray:
     """`image` (H, W, 3) uint8, enlarged where it is small, with boxes and marks in their order; the first lie lowest.
 

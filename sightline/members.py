@@ -103,13 +103,10 @@ class TaskMembers:
     vote: Member[Function] = Member("`vote(passes)`: several predictions of one batch as one", absent=None)
     show: Member[Function] = Member("`show(batch, predictions)`: pictures for TensorBoard", absent=None)
     show_targets: Member[Function] = Member(
-        "`show_targets(batch)`: stage → pictures of what `prepare` works out of the batch's first sample, and figures; "
-        "for `sightline view`",
-        absent=None,
+        "`show_targets(batch)`: for `view`: stage → pictures and figures of what `prepare` works out", absent=None
     )
     lap: Member[Function] = Member(
-        "`lap(part)`: it calls this at the end of `forward`, and of `loss` where more follows; set to keep the time",
-        absent=None,
+        "`lap(part)`: what it calls after `forward` and `loss`, set by whoever keeps the time", absent=None
     )
     evaluation_arguments: Member[frozenset[str]] = Member(
         "constructor arguments that change evaluation alone, so that `evaluate RUN task.NAME=` may", absent=frozenset()

@@ -52,16 +52,16 @@ def timed_report(
 ) -> tuple[Assignment, dict[str, Any]]:
     """The assignment of an image and its report, with the time of the processor `cpu_ms` and the `box_px` of each box.
 
-    Those are the roots of their areas, None for ignore regions. It assigns twice and times the second: at first,
+    Those are the roots of their areas, -1 for ignore regions. It assigns twice and times the second: at first,
     memory is taken and kernels are compiled.
     """
     assigner(priors, boxes, is_ignored)
     started = time.process_time()
     assignment = assigner(priors, boxes, is_ignored)
     cpu_ms = 1000 * (time.process_time() - started)
-    sides = zip(box_areas(boxes).sqrt().tolist(), is_ignored.tolist(), strict=True)
     report = assignment_report(assignment, priors, boxes, is_ignored)
-    return assignment, {**report, "cpu_ms": cpu_ms, "box_px": [None if hidden else side for side, hidden in sides]}
+    sizes = box_areas(boxes).sqrt().masked_fill(is_ignored, -1).tolist()
+    return assignment, {**report, "cpu_ms": cpu_ms, "box_px": sizes}
 
 
 def compare_assigners(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -71,9 +71,7 @@ def compare_assigners(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> lis
     """
     rows = []
     for name, each in reports.items():
-        pairs = [
-            p for one in each for p in zip(one["box_px"], one["positives_per_box"], strict=True) if p[0] is not None
-        ]
+        pairs = [pair for one in each for pair in zip(one["box_px"], one["positives_per_box"], strict=True)]
         of_size = {}
         for low, high in pairwise(_SIZES_PX):
             counts = [positives for side, positives in pairs if low <= side < high]
@@ -83,7 +81,7 @@ def compare_assigners(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> lis
         rows.append(
             {
                 "assigner": name,
-                "boxes": len(pairs),
+                "boxes": sum(side >= 0 for side, _ in pairs),
                 "unmatched": sum(len(one["unmatched_boxes"]) for one in each),
                 "positives": sum(levels),
                 "ambiguous": sum(one["num_ambiguous"] for one in each),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -86,20 +87,15 @@ class Clock:
         self._is_split = False
         self._last = time.perf_counter()
         if TaskMembers.lap.of(task) is not None:
-            task.lap = self._split  # type: ignore[attr-defined]
+            task.lap = partial(self.lap, is_own=True)  # type: ignore[attr-defined]
 
-    def lap(self, name: str) -> None:
-        """End a part."""
-        if name == "forward" and self._is_split:
-            name, self._is_split = self._rest, False
+    def lap(self, name: str, *, is_own: bool = False) -> None:
+        """End a part; `is_own` one that the task reports."""
+        name = self._rest if name == "forward" and self._is_split and not is_own else name
+        self._is_split = is_own
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
-
-    def _split(self, name: str) -> None:
-        self._is_split = False
-        self.lap(name)
-        self._is_split = True
 
 
 def prepare_step(

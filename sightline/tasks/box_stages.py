@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -90,10 +91,9 @@ def _compared(detections: Tensor, truth: Tensor) -> tuple[list[Box], dict[str, i
 
 
 def _box(row: Tensor, kind: str, caption: str = "", style: Any = "solid") -> Box:
-    left, top, right, bottom = row[:4].tolist()
-    return Box((left, top, right, bottom), COLORS[kind], caption, style)
+    return Box(tuple(row[:4].tolist()), COLORS[kind], caption, style)
 
 
 def _on_canvas(box: Box, to_canvas: Tensor) -> Box:
-    left, top, right, bottom = moved_boxes(torch.tensor(box.corners, dtype=torch.float64), to_canvas).tolist()
-    return Box((left, top, right, bottom), box.color, box.caption, box.style)
+    corners = moved_boxes(torch.tensor(box.corners, dtype=torch.float64), to_canvas)
+    return replace(box, corners=tuple(corners.tolist()))

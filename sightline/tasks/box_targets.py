@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import Tensor
 from sightline.assigners.base import Assigner, Assignment
 from sightline.assigners.report import timed_report
 from sightline.box_pictures import Box, Color, Mark, Style, draw_boxes
-from sightline.geometry.boxes.affine import moved_boxes
 from sightline.geometry.boxes.overlaps import box_areas
 from sightline.geometry.boxes.priors import Priors
 from sightline.pictures import Picture
@@ -34,21 +32,21 @@ def show_priors(pixels: np.ndarray, priors: Priors, boxes: Tensor) -> list[Pictu
     pictures = []
     levels = zip(priors.strides, priors.maps, priors.levels, priors.num_per_cell, strict=True)
     for place, (stride, (height, width), rows, count) in enumerate(levels):
-        first = rows.start + (height // 2 * width + width // 2) * count
-        color, own, marks = _color_of(place), boxes[:0], []
-        caption = f"{height} x {width} cells"
+        first, color = rows.start + (height // 2 * width + width // 2) * count, _color_of(place)
+        anchors, points, caption = boxes[:0], priors.rows[rows], f"{height} x {width} cells"
         if priors.kind == "anchors":
-            own = priors.rows[first : first + count]
-            sides = box_areas(own).sqrt()
+            anchors, points = priors.rows[first : first + count], boxes[:0, :2]
+            sides = box_areas(anchors).sqrt()
             caption += f", {count} anchors, roots of areas {sides.min():.0f} to {sides.max():.0f} px"
-        else:
-            marks = [Mark((x, y), color) for x, y in priors.rows[rows].tolist()]
-        cell = torch.cat([priors.centres[first] - stride / 2, priors.centres[first] + stride / 2])
-        drawn = [_box(box, _LABEL) for box in boxes] + [_box(box, color) for box in own]
-        drawn.append(_box(cell, _LABEL, "dashed"))
-        legend = {f"{priors.kind} of a cell (dashed)" if len(own) else priors.kind: color, "boxes": _LABEL}
-        picture = _with_room(pixels, own, drawn, marks, legend)
-        pictures.append(Picture(f"stride {stride}", picture, caption))
+        paper, shift, step = _with_room(pixels, anchors)
+        cell = torch.cat([priors.centres[first] - stride / 2, priors.centres[first] + stride / 2])[None]
+        kinds: list[tuple[Tensor, Color, Style]] = [(boxes, _LABEL, "solid"), (anchors, color, "solid")]
+        kinds.append((cell, _LABEL, "dashed"))
+        moved = [(((corners + shift) / step).tolist(), paint, style) for corners, paint, style in kinds]
+        drawn = [Box(tuple(row), paint, "", style) for rows_of, paint, style in moved for row in rows_of]
+        marks = [Mark((x, y), color) for x, y in ((points + shift[:2]) / step).tolist()]
+        legend = {f"{priors.kind}, a cell (dashed)": color, "boxes": _LABEL}
+        pictures.append(Picture(f"stride {stride}", draw_boxes(paper, drawn, marks=marks, legend=legend), caption))
     return pictures
 
 
@@ -60,11 +58,11 @@ def show_assignments(
     for name, assigner in assigners.items():
         assignment, reports[name] = timed_report(assigner, priors, boxes, is_ignored)
         unmatched = reports[name]["unmatched_boxes"]
-        kinds: list[tuple[Color, Style]] = [(_IGNORED, "hatched") if each else (_LABEL, "solid") for each in is_ignored]
-        for box in unmatched:
-            kinds[box] = _UNMATCHED, "crossed"
-        drawn = [_box(row, *kind) for row, kind in zip(boxes, kinds, strict=True)]
-        drawn.sort(key=lambda box: box.style == "crossed")
+        drawn = [
+            Box(tuple(row), _IGNORED, style="hatched") if hidden else Box(tuple(row), _LABEL)
+            for row, hidden in zip(boxes.tolist(), is_ignored.tolist(), strict=True)
+        ]
+        drawn += [Box(tuple(boxes[box].tolist()), _UNMATCHED, style="crossed") for box in unmatched]
         legend = {f"stride {stride}": _color_of(place) for place, stride in enumerate(priors.strides)}
         legend |= {"claimed by several (white rim)": _LABEL, "unmatched (crossed)": _UNMATCHED, "ignored": _IGNORED}
         picture = draw_boxes(pixels, drawn, marks=_positives(assignment, priors), legend=legend)
@@ -83,25 +81,18 @@ def _positives(assignment: Assignment, priors: Priors) -> list[Mark]:
     return marks
 
 
-def _with_room(
-    pixels: np.ndarray, room: Tensor, boxes: Sequence[Box], marks: Sequence[Mark], legend: Mapping[str, Color]
-) -> np.ndarray:
-    """Boxes over an image with as much paper around it as the corners in `room` (R, 4) need, shrunk where large."""
-    height, width = pixels.shape[:2]
-    corners = torch.cat([room, room.new_tensor([[0, 0, width, height]])]).double()
-    left, top = (-corners[:, :2].amin(0)).ceil().long().tolist()
-    right, bottom = (corners[:, 2:].amax(0).ceil().long() - torch.tensor([width, height])).tolist()
+def _with_room(pixels: np.ndarray, room: Tensor) -> tuple[np.ndarray, Tensor, int]:
+    """An image with as much paper around it as the corners in `room` (R, 4) need, every `step`-th pixel of it.
+
+    The corners (4,) of a box on it are those on the image plus `shift`, divided by `step`.
+    """
+    image = room.new_tensor([[0, 0, pixels.shape[1], pixels.shape[0]]])
+    extent = torch.cat([room, image])
+    left, top = (-extent[:, :2].amin(0)).ceil().long().tolist()
+    right, bottom = (extent - image)[:, 2:].amax(0).ceil().long().tolist()
     paper = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), constant_values=_PAPER)
     step = -(-max(paper.shape) // _MOST_PX)
-    to_paper = torch.tensor([[1 / step, 0, left / step], [0, 1 / step, top / step]], dtype=torch.float64)
-    moved = [_box(moved_boxes(torch.tensor(box.corners), to_paper), box.color, box.style) for box in boxes]
-    marks = [replace(mark, place=((mark.place[0] + left) / step, (mark.place[1] + top) / step)) for mark in marks]
-    return draw_boxes(np.ascontiguousarray(paper[::step, ::step]), moved, marks=marks, legend=legend)
-
-
-def _box(corners: Tensor, color: Color, style: Style = "solid") -> Box:
-    left, top, right, bottom = corners.tolist()
-    return Box((left, top, right, bottom), color, style=style)
+    return np.ascontiguousarray(paper[::step, ::step]), room.new_tensor([left, top, left, top]), step
 
 
 def _color_of(level: int) -> Color:

@@ -195,8 +195,7 @@ def _assigners_of(head: Any) -> set[str]:
 def _assert_pair(assigner: Any, head: Any) -> None:
     """Raises ConfigError for an assigner that the head cannot be trained with."""
     name = _name_of(assigner)
-    is_named = name in head.assigners or name not in registry.assigners.names()
-    if head.priors not in assigner.takes or not is_named:
+    if head.priors not in assigner.takes or name in {*registry.assigners.names()} - {*head.assigners}:
         raise ConfigError(
             f"assigner: {name} does not fit {type(head).__name__}, which predicts from {head.priors}; it takes "
             f"{', '.join(sorted(_assigners_of(head)))}"

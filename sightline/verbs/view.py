@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,14 +86,11 @@ def view(options: Options) -> int:
     written = write_views(RunDirectory(options.out, is_writer=True), subjects, title=title, hidden=hidden, most=most)
     rows = [row for subject in subjects for cloud in subject.clouds for row in _rows_of(subject, cloud)]
     show_table(title, ("sample", "stage", "points", "description"), rows, droppable=("description",))
-    assigners = _compared(subjects)
-    if assigners:
-        _show_assigners(assigners, len(subjects))
+    about |= _show_assigners(subjects)
     num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply", ".vtk")}
     volumes = f" and {num_of['.vtk']} VTK" if num_of[".vtk"] else ""
     note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY{volumes} files in {options.out}, and")
     note(f"{options.out / 'view.html'}: open it in a browser")
-    about |= {"assigners": assigners} if assigners else {}
     document = {**about, "out": str(options.out), "files": written, "samples": [s.to_dict() for s in subjects]}
     write_document(options.json, document)
     return 0
@@ -105,22 +102,22 @@ def _rows_of(subject: Subject, cloud: Cloud) -> list[tuple[object, ...]]:
     return [(subject.name, cloud.stage, len(cloud.points), first), *(("", "", "", line) for line in more)]
 
 
-def _compared(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
-    """The assigners of a detector over all samples, a row for each; empty for other tasks."""
+def _show_assigners(subjects: Sequence[Subject]) -> dict[str, Any]:
+    """Print a row for each assigner of a detector over all samples, and return the rows; nothing for other tasks."""
     found = [cloud.figures["assigners"] for s in subjects for cloud in s.clouds if "assigners" in cloud.figures]
-    return compare_assigners({name: [each[name] for each in found] for name in (found[0] if found else ())})
-
-
-def _show_assigners(rows: Sequence[Mapping[str, Any]], num_images: int) -> None:
-    """A row for each assigner; of each size of boxes, in pixels, the mean number of positives."""
+    if not found:
+        return {}
+    rows = compare_assigners({name: [each[name] for each in found] for name in found[0]})
+    counts = ("assigner", "boxes", "unmatched", "positives", "ambiguous")
     sizes = [f"{size} px ({group['boxes']})" for size, group in rows[0]["of_size"].items()]
-    columns = ("assigner", "boxes", "unmatched", "positives", "ambiguous", "per level", "CPU ms an image", *sizes)
-    cells = []
-    for row in rows:
-        counts = [row[name] for name in ("assigner", "boxes", "unmatched", "positives", "ambiguous")]
-        means = [f"{group['positives']:.1f}" for group in row["of_size"].values()]
-        cells.append([*counts, " ".join(map(str, row["per_level"])), f"{row['cpu_ms']:.1f}", *means])
-    show_table(f"assignment, {num_images} images; on the right: positives a box, by its size", columns, cells)
+    cells = [
+        [*map(row.get, counts), " ".join(map(str, row["per_level"])), f"{row['cpu_ms']:.1f}"]
+        + [f"{group['positives']:.1f}" for group in row["of_size"].values()]
+        for row in rows
+    ]
+    title = f"assignment, {len(found)} images; on the right: positives a box, by its size"
+    show_table(title, (*counts, "per level", "CPU ms an image", *sizes), cells)
+    return {"assigners": rows}
 
 
 def _is_config(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,9 @@ class ImageStages:
 def _boxes(sample: Sample) -> list[Box]:
     """The boxes of a sample: green, and hatched grey where they are ignored."""
     ignored = sample["is_ignored"].tolist() if "is_ignored" in sample else [False] * len(sample["boxes"])
-    kinds = (("ignored", "hatched") if each else ("truth", "solid") for each in ignored)
-    found = []
-    for (left, top, right, bottom), (kind, style) in zip(sample["boxes"].tolist(), kinds, strict=True):
-        found.append(Box((left, top, right, bottom), COLORS[kind], style=style))  # type: ignore[arg-type]
+    truth, hidden = Box((), COLORS["truth"]), Box((), COLORS["ignored"], style="hatched")
+    corners = map(tuple, sample["boxes"].tolist())
+    found = [replace(hidden if each else truth, corners=own) for own, each in zip(corners, ignored, strict=True)]
     return sorted(found, key=lambda box: box.style)
 
 

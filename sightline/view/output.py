@@ -30,7 +30,8 @@ def write_views(
     """
     written = []
     for stem, subject in zip(file_stems([subject.name for subject in subjects]), subjects, strict=True):
-        folder.write_bytes(f"{stem}.png", encode_png(draw_sheet(subject, hidden=hidden, tile_px=_tile_px(subject))))
+        tile_px = 400 if all(cloud.is_flat for cloud in subject.clouds) else 300  # boxes and dots on pictures are small
+        folder.write_bytes(f"{stem}.png", encode_png(draw_sheet(subject, hidden=hidden, tile_px=tile_px)))
         written.append(f"{stem}.png")
         tiles = [tile for tile in tiles_of(subject) if tile.panel is None]
         views = file_stems([f"{place}_{t.cloud.stage}_{t.coloring.name}" for place, t in enumerate(tiles)])
@@ -43,11 +44,6 @@ def write_views(
         written += _write_figures(folder, stem, subject)
     folder.write_text("view.html", encode_page(subjects, title=title, hidden=hidden, most=most))
     return [*written, "view.html"]
-
-
-def _tile_px(subject: Subject) -> int:
-    """Larger where a sample has pictures alone: boxes and dots on them are small."""
-    return 400 if all(cloud.is_flat for cloud in subject.clouds) else 300
 
 
 def _write_figures(folder: RunDirectory, stem: str, subject: Subject) -> list[str]:

@@ -35,7 +35,7 @@ def test_a_box_between_all_points_is_crossed_in_red_and_the_others_are_not() -> 
     """The nearest points to (201.75, 201.75) lie at 196 and 204: outside of a box of 2.5 pixels."""
     (fcos,), reports = show_assignments(BLACK, POINTS, BOXES, HIDDEN, {"fcos": FCOS()})
     assert reports["fcos"]["unmatched_boxes"] == [1]
-    assert reports["fcos"]["box_px"] == [100.0, 2.5, None]
+    assert reports["fcos"]["box_px"] == [100.0, 2.5, -1.0]
     drawn = fcos.pixels[:384]
     left, top, right, bottom = spread(drawn, RED)
     assert left >= 198
@@ -69,7 +69,7 @@ def test_assigners_are_compared_by_hand() -> None:
     """Two images: boxes of 10, 40 and 45 pixels with 1, 6 and 0 positives; an ignore region counts for nothing."""
     both = [
         {
-            "box_px": [10.0, None, 40.0],
+            "box_px": [10.0, -1.0, 40.0],
             "positives_per_box": [1, 0, 6],
             "positives_per_level": [3, 4],
             "num_ambiguous": 2,
