@@ -17,8 +17,9 @@ from sightline.binding import Offer
 from sightline.errors import ConfigError, RunError
 from sightline.geometry.boxes.priors import PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
-from sightline.pictures import Picture
+from sightline.pictures import Picture, stretched
 from sightline.tasks.box_stages import show_detections
+from sightline.tasks.box_targets import show_assignments, show_priors
 from sightline.tasks.detections import Selection, to_file
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
@@ -159,6 +160,21 @@ class Detect(Supervised):
         """The first images with what was found, made up and missed."""
         return show_detections(batch, predictions) if "truth" in batch else []
 
+    def show_targets(self, batch: Batch) -> dict[str, tuple[list[Picture], dict[str, Any]]]:
+        """Of the first image: a cell's anchors on each level, and what each assigner that the head takes gives.
+
+        The run's own comes first, with its own arguments, the others have their defaults.
+        """
+        rows = _images(batch["box_offsets"])[0]
+        pixels = stretched(batch["image"][0].float().permute(1, 2, 0).numpy())
+        priors = self.priors_of(batch["image"])
+        boxes, is_ignored = batch["boxes"][rows].to(priors.rows), batch["is_ignored"][rows]
+        own = _name_of(self._assigner)
+        others = {name: registry.assigners.entry_of(name).builder() for name in _assigners_of(self._head) - {own}}
+        assigners = {f"{own} (this config's)": self._assigner, **dict(sorted(others.items()))}
+        pictures, reports = show_assignments(pixels, priors, boxes, is_ignored, assigners)
+        return {"priors": (show_priors(pixels, priors, boxes), {}), "assignment": (pictures, {"assigners": reports})}
+
 
 def _images(offsets: Tensor) -> list[slice]:
     return [slice(*pair) for pair in pairwise(offsets.tolist())]
@@ -182,12 +198,22 @@ def _shapes_of(block: AnchorBlock | None, head: Any) -> AnchorShapes:
     return shapes
 
 
+def _name_of(assigner: Any) -> str:
+    """An assigner's name in configs; that of its class where it is not registered."""
+    names = (name for name in registry.assigners.names() if registry.assigners.entry_of(name).builder is type(assigner))
+    return next(names, type(assigner).__name__)
+
+
+def _assigners_of(head: Any) -> set[str]:
+    """The registered assigners that a head can be trained with."""
+    return {*head.assigners} & {*registry.assigners.names()}
+
+
 def _assert_pair(assigner: Any, head: Any) -> None:
     """Raises ConfigError for an assigner that the head cannot be trained with."""
-    names = [name for name in registry.assigners.names() if registry.assigners.entry_of(name).builder is type(assigner)]
-    if head.priors not in assigner.takes or not head.assigners.intersection(names or head.assigners):
-        can = sorted(head.assigners & set(registry.assigners.names()))
+    name = _name_of(assigner)
+    if head.priors not in assigner.takes or name in {*registry.assigners.names()} - {*head.assigners}:
         raise ConfigError(
-            f"assigner: {' '.join(names) or type(assigner).__name__} does not fit {type(head).__name__}, which "
-            f"predicts from {head.priors}; it takes {', '.join(can)}"
+            f"assigner: {name} does not fit {type(head).__name__}, which predicts from {head.priors}; it takes "
+            f"{', '.join(sorted(_assigners_of(head)))}"
         )
