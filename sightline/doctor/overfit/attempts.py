@@ -72,7 +72,7 @@ class Bench:
 class Curve:
     """How one attempt went. `losses` holds the whole loss before each step, and after the last one; `terms` each loss.
 
-    `stop` is the reason for its end: the smallest of `SHARES` was reached, the steps were over, a gradient was not
+    `stop` is the reason for its end: the goal, the smallest of `SHARES` or another, was reached, the steps were over, a gradient was not
     finite, the loss exploded, or another rate had been faster. `score` is the run's metric on the samples where they
     were fitted.
     """
@@ -164,11 +164,12 @@ def fit(
     clip: bool = False,
     thaw: bool = False,
     until: int | None = None,
+    goal: float = SHARES[-1],
     change: Callable[[nn.Module], None] | None = None,
     through: Callable[[nn.Module], Any] | None = None,
     watch: Callable[[int, Job], None] | None = None,
 ) -> Curve:
-    """Take the run's own steps on the batch until a hundredth of the way is left, or the steps are over.
+    """Take the run's own steps on the batch until the share `goal` of the way is left, or the steps are over.
 
     `clip` bounds the gradient as the recipe does, `thaw` lets modules learn that the recipe holds still. `until` ends
     an attempt that did not get there in so many steps. `change` alters the copied model before its optimiser is made,
@@ -200,7 +201,7 @@ def fit(
             terms.setdefault(term, []).append(terms_at_step[term])
         losses.append(sum(weight * terms_at_step[term] for term, weight in job.weights_at(step).items()))
         curve = Curve(name, rate, precision, bench.floor, (losses[0], losses[-1]))
-        if curve.shares[-1] <= SHARES[-1] and watch is None:
+        if curve.shares[-1] <= goal and watch is None:
             stop = "reached"
             break
         if curve.shares[-1] > EXPLODED:

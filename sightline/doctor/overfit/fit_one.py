@@ -211,9 +211,9 @@ def _of_decay(bench: Bench, own: Candidate, verdict: Verdict, reporter: FitRepor
     decay = max(float(group["weight_decay"]) for group in bench.built.job.optimizer.param_groups)
     if decay == 0 or "decay" in bench.keep:
         return None
-    kept = dataclasses.replace(bench, keep=bench.keep | {"decay"})
+    kept = dataclasses.replace(bench, keep=bench.keep | {"decay"}, score=None)
     rate = verdict.trusted.rate
-    again = run_candidate(kept, own, bench.precision, note=lambda _: None, rates=(rate,), clip=True)
+    again = run_candidate(kept, own, bench.precision, note=lambda _: None, rates=(rate,), clip=True, goal=FITTED)
     note(f"with weight decay {decay:g}: {'fitted' if again.is_fitted else 'not fitted'}")
     if again.is_fitted:
         return None
