@@ -91,7 +91,7 @@ class Evaluator:
     """Evaluates one part of a data set. `voting_reader` reads the passes of `votes` > 1, in this process.
 
     `members` are further models, such as earlier checkpoints of a run, whose predictions are averaged with the model's
-    own.
+    own. Keys in `exact` reach metrics in the dtype that the data set gives them.
     """
 
     task: Task
@@ -106,6 +106,7 @@ class Evaluator:
     voting_reader: Reader | None = None
     votes: int = 1
     members: tuple[nn.Module, ...] = ()
+    exact: frozenset[str] = frozenset()
 
     def __call__(
         self, model: nn.Module, world: World, *, pictures: bool = False, keep: Keep | None = None
@@ -129,7 +130,8 @@ class Evaluator:
         batches = read_batches(self.reader, (plan[number] for number in numbers), self.workers)
         with torch.no_grad(), contextlib.closing(batches):
             for number, batch in zip(numbers, batches, strict=True):
-                batch = to_device(batch, world.device, floats=self.precision.parameters)
+                kept = {name: batch[name].to(world.device) for name in self.exact}
+                batch = {**to_device(batch, world.device, floats=self.precision.parameters), **kept}
                 ledger.saw(batch["sample_index"])
                 predictions = self._predict(model, batch, world, ledger, number)
                 by_suffix = {"": predictions, **self._voted(model, plan[number], predictions, world)}
