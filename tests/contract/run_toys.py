@@ -16,7 +16,8 @@ from sightline.engine.precision import Precision
 from sightline.engine.schedules import Constant
 from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job, train
-from tests.contract.toys import NUM_SAMPLES, TOYS, Toy, meters
+from tests.contract.toy import NUM_SAMPLES, Toy, meters
+from tests.contract.toys import TOYS
 from tests.memory_order import ORDERS
 
 NUM_STEPS = 8  # crosses the epoch's end: 43 samples in batches of 8 are six steps, the last of 3 samples

@@ -63,7 +63,7 @@ def test_metrics_have_the_same_bits_on_two_processes(two_processes: dict, name: 
 
     from sightline.engine.evaluate import Evaluator
     from sightline.engine.precision import Precision
-    from tests.contract.toys import NUM_SAMPLES, meters
+    from tests.contract.toy import NUM_SAMPLES, meters
 
     toy, theirs = TOYS[name], two_processes[name]["as_made 1"]
     model = toy.model().double()
