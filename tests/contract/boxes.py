@@ -61,6 +61,22 @@ class Assigning(Supervised):
         return {"assigned": torch.stack(_assign(batch["boxes"]))}
 
 
+class AssigningByPrediction(Assigning):
+    """Anchors go to the boxes that they predict best so far: each micro-batch is seen without gradient, then with it.
+
+    What is positive, and the counts, come from the weights before the step, as contrast's rows do.
+    """
+
+    def context(self, model: nn.Module, batch: dict) -> dict[str, Any]:
+        codes, chosen = self.outputs(model, batch)["codes"], torch.full((len(batch["boxes"]), 5), -1)
+        assert not codes.requires_grad
+        for row, code, boxes in zip(chosen, codes, batch["boxes"], strict=True):
+            if len(boxes):
+                cost, best = torch.cdist(code, boxes, p=1).min(1)
+                row[:] = torch.where(cost < 1.1, best, -1)
+        return {"assigned": chosen}
+
+
 class Scores(Loss):
     def count(self, *, assigned: Tensor) -> Tensor:
         return (assigned >= 0).sum()
@@ -108,6 +124,13 @@ BOXES: dict[str, Toy] = {
     "detect": Toy(
         BoxNet,
         supervised({"scores": Scores, "codes": Codes}, Assigning),
+        Made(_boxes, image=field(), boxes=field("list")),
+        {"scores": 1.0, "codes": 2.0},
+        Found,
+    ),
+    "detect_by_prediction": Toy(
+        BoxNet,
+        supervised({"scores": Scores, "codes": Codes}, AssigningByPrediction),
         Made(_boxes, image=field(), boxes=field("list")),
         {"scores": 1.0, "codes": 2.0},
         Found,
