@@ -9,7 +9,6 @@ import numpy as np
 
 from sightline import registry
 from sightline.config import read_sections
-from sightline.data.boxes.detections import BoxImages
 from sightline.data.loading.reading import BatchReader
 from sightline.engine.build import Part
 from sightline.engine.evaluate import Evaluation
@@ -32,7 +31,7 @@ def score_files(
     sections = read_sections(config / "config.yaml" if is_run(config) else config, ("data", "metrics"), overrides)
     dataset = registry.data.build(sections["data"], facts={"split": "test"})
     part = Part(dataset, np.arange(len(dataset)), BatchReader(dataset), "test")
-    is_boxes = isinstance(dataset, BoxImages)
+    is_boxes = "truth" in dataset.info.fields
     evaluation, others = (_of_boxes if is_boxes else _of_points)(part, sections["metrics"], predictions)
     if others:
         note(f"not computed from {'boxes' if is_boxes else 'labels of points'}: {', '.join(others)}")

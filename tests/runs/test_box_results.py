@@ -10,7 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from sightline.config import read_config
+from sightline.engine.build import build
+from sightline.engine.distributed import World
 from tests.command import Outcome, run_here
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.metrics.test_box_ap import NAMES
@@ -137,6 +141,14 @@ def test_rows_of_the_training_part_are_counted_and_unknown_ones_refused(made: Pa
         assert "Traceback" not in done.err
 
 
+def test_joined_sets_have_no_ids_of_their_own(made: Path) -> None:
+    rows = results_of(truth_of(made))
+    sets = f"[{{name: coco, root: {made / 'set'}}}]"
+    done, _ = score(made, rows, f"data={{name: concat, sets: {sets}}}")
+    assert done.code == 2
+    assert "files of detections are of one set of images with boxes; Concat is not one" in done.err
+
+
 def test_lines_of_crowdhuman_are_scored_by_the_kind_of_box(tmp_path: Path) -> None:
     """Two people; one is found by the full box, the other by the visible one; the mask absorbs what lies in it."""
     people = [
@@ -160,6 +172,15 @@ def test_lines_of_crowdhuman_are_scored_by_the_kind_of_box(tmp_path: Path) -> No
         assert done.code == 0, done.err
         assert f"{kind} boxes: 2 to find, 1 ignored" in done.out
         assert document["metrics"]["ap50"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_what_is_scored_against_is_not_rounded() -> None:
+    """Trap T24: single precision holds 1/3 of a pixel to 1e-5 of it, COCO's evaluation to 1e-14."""
+    built = build(read_config(CONFIG, ("data.train_size=8", "data.validation_size=1", "data.test_size=2")), World())
+    seen: list[dict[str, Any]] = []
+    built.test(built.job.model, World(), keep=lambda batch, predictions: seen.append(dict(batch)))
+    assert {batch["truth"].dtype for batch in seen} == {torch.float64}
+    assert {batch["image"].dtype for batch in seen} == {torch.float32}
 
 
 @pytest.fixture(scope="module")
