@@ -69,7 +69,7 @@ def evaluate(
     checkpoint: Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")] = "last",
     data: Annotated[Path | None, typer.Option("--data", metavar="CONFIG", help="another config's data")] = None,
     save_predictions: Annotated[
-        bool, typer.Option("--save-predictions", help="keep the labels that were scored, by sample")
+        bool, typer.Option("--save-predictions", help="keep the labels or boxes that were scored")
     ] = False,
     out: Annotated[
         Path | None,
@@ -77,7 +77,7 @@ def evaluate(
     ] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option("--predictions", metavar="DIR", help="score these files instead of a run, on the data of --data"),
+        typer.Option("--predictions", metavar="PATH", help="score these files instead of a run, on the data of --data"),
     ] = None,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="also average the predictions of all checkpoints that the run keeps")
@@ -90,7 +90,7 @@ def evaluate(
 ) -> int:
     """Repeat the final metrics of a run exactly, evaluate it on other data, or pool the runs of all folds of a set.
 
-    With --data CONFIG --predictions DIR and no run, score label files of anyone's by the config's data and metrics.
+    With --data CONFIG --predictions PATH and no run, score anyone's labels or boxes by the config's data and metrics.
     """
     with collection_paused():
         from sightline.verbs import evaluate as verb

@@ -9,6 +9,7 @@ DATA_FACTS = frozenset(
         "azimuth_deg",
         "beams_deg",
         "bones",
+        "box_type",
         "camera_px",
         "category_names",
         "centre_joint",

@@ -59,7 +59,8 @@ class Field:
     `frame: image` is that of the pixels of `image`: a transform that moves them must take the field, too.
     `collate` is how samples become a batch: `stack` (equal shapes), `concatenate` along the first axis (adds
     `offsets`, cumulative counts with a leading 0, length S+1), `pad` with zeros (adds `<name>_mask`), or `list`.
-    `offsets` is the key of those counts: fields that are equally long in every sample share one.
+    `offsets` is the key of those counts: fields that are equally long in every sample share one. `is_exact` values keep
+    their dtype in evaluation, whatever the precision of the run.
     """
 
     shape: str
@@ -70,6 +71,7 @@ class Field:
     high: float | None = None
     collate: Collate = "stack"
     offsets: str = "offsets"
+    is_exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -265,6 +265,7 @@ def build_evaluator(config: RunConfig, part: Part, task: Task, meters: Sequence[
         precision=Precision(config.train.precision),
         voting_reader=voting,
         votes=config.evaluate.votes,
+        exact=frozenset(name for name, field in part.reader.fields.items() if field.is_exact),
     )
 
 

@@ -92,7 +92,7 @@ class Evaluator:
     """Evaluates one part of a data set. `voting_reader` reads the passes of `votes` > 1, in this process.
 
     `members` are further models, such as earlier checkpoints of a run, whose predictions are averaged with the model's
-    own.
+    own. Keys in `exact` reach metrics in the dtype that the data set gives them.
     """
 
     task: Task
@@ -107,6 +107,7 @@ class Evaluator:
     voting_reader: Reader | None = None
     votes: int = 1
     members: tuple[nn.Module, ...] = ()
+    exact: frozenset[str] = frozenset()
 
     def __call__(
         self, model: nn.Module, world: World, *, pictures: bool = False, keep: Keep | None = None
@@ -131,7 +132,8 @@ class Evaluator:
         with torch.no_grad(), contextlib.closing(batches):
             for number, batch in zip(numbers, batches, strict=True):
                 clock.lap("data")
-                batch = to_device(batch, world.device, floats=self.precision.parameters)
+                kept = {name: batch[name].to(world.device) for name in self.exact}
+                batch = {**to_device(batch, world.device, floats=self.precision.parameters), **kept}
                 ledger.saw(batch["sample_index"])
                 clock.lap("transfer")
                 predictions = self._predict(model, batch, world, ledger, number, clock)

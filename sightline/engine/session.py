@@ -20,7 +20,7 @@ from torch import nn
 
 from sightline.config import RunConfig, render
 from sightline.config.show import to_plain
-from sightline.engine.build import Built
+from sightline.engine.build import Built, Part
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
@@ -37,7 +37,7 @@ from sightline.runs.inputs import INPUTS, inputs_document
 from sightline.runs.lineage import LINEAGE, describe_lineage, describe_stage
 from sightline.runs.run_directory import RunDirectory
 
-__all__ = ["Session", "StopAskedError", "StopRequest", "evaluation_document"]
+__all__ = ["Session", "StopAskedError", "StopRequest", "described_part", "evaluation_document"]
 
 logger = logging.getLogger(__name__)
 
@@ -350,7 +350,7 @@ class Session:
             return None
         for picture in final.pictures:
             self.directory.write_bytes(f"predictions/{picture.name}.png", encode_png(picture.pixels))
-        document = evaluation_document(self.config, final, self.built.data.test.split, "last")
+        document = evaluation_document(self.config, final, self.built.data.test, "last")
         self.directory.write_json("final.json", document)  # last: a run that has it is finished
         return final
 
@@ -368,18 +368,25 @@ class Session:
         return replace(final, metrics={**final.metrics, **self._final_metrics(self.job.evaluated)})
 
 
-def evaluation_document(config: RunConfig, evaluation: Evaluation, split: str, which: str) -> dict[str, Any]:
+def evaluation_document(config: RunConfig, evaluation: Evaluation, part: Part, which: str) -> dict[str, Any]:
     """What `final.json` and `evaluate --json` hold."""
     return {
         "metrics": dict(evaluation.metrics),
         "losses": dict(evaluation.losses),
         "per_class": {name: dict(row) for name, row in evaluation.per_class.items()},
         **dict(evaluation.tables),
-        "data": {"name": config.data.name, "split": split, "num_samples": evaluation.num_samples},
+        "data": described_part(config.data.name, part, evaluation),
         "checkpoint": which,
         "votes": config.evaluate.votes,
         "selection": _selection(config),
     }
+
+
+def described_part(name: str, part: Part, evaluation: Evaluation) -> dict[str, Any]:
+    """The part of a data set that figures are of, and which of its boxes were scored."""
+    described = {"name": name, "split": part.split, "num_samples": evaluation.num_samples}
+    box_type = part.dataset.info.facts.get("box_type")
+    return described if box_type is None else {**described, "box_type": box_type}
 
 
 def _selection(config: RunConfig) -> str:

@@ -33,7 +33,8 @@ class BoxAp:
     and `truth` (G, 7) with class, area and whether a label is ignored; all in pixels of the files. `_small`, `_medium`
     and `_large` are of labels under 32^2, up to 96^2 and above; `ar1`, `ar10` look at the surest one and ten of an
     image and class, all others at `most`. Ignored labels are crowds: they count for nothing and any number of
-    detections may lie in one. NaN where no label is. Source: Lin et al. 2014, COCO, and its published evaluation.
+    detections of their class may lie in one, of every class where theirs is -1. NaN where no label is.
+    Source: Lin et al. 2014, COCO, and its published evaluation.
     """
 
     rows = ("detections", "labels")
@@ -64,7 +65,7 @@ class BoxAp:
 
     def compute(self, state: State) -> dict[str, float]:
         """The numbers, means over classes that have labels."""
-        groups = _group(state, self.most)
+        groups = _group(state, self.most, len(self.class_names))
         result, recalls = {}, {}
         for area in _AREAS:
             curves = [groups.curve(number, area, self.most) for number in range(len(self.class_names))]
@@ -78,9 +79,20 @@ class BoxAp:
             recalls[f"ar{fewer}"] = _mean([recall for _, recall in curves])
         return result | recalls
 
+    def tables(self, state: State) -> dict[str, Any]:
+        """`scored_boxes`: by which protocol, how many labels count, and how many are ignored."""
+        num_ignored = int((state["labels"][:, 7] > 0).sum())
+        return {
+            "scored_boxes": {
+                "protocol": f"COCO, IoU 0.50 to 0.95, at most {self.most} an image and class",
+                "num_boxes": len(state["labels"]) - num_ignored,
+                "num_ignored": num_ignored,
+            }
+        }
+
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
         """`ap`, `ap50`, and how many labels count, of every class."""
-        groups = _group(state, self.most)
+        groups = _group(state, self.most, len(self.class_names))
         result: dict[str, dict[str, Any]] = {}
         for number, name in enumerate(self.class_names):
             precision, _ = groups.curve(number, "", self.most)
@@ -109,9 +121,13 @@ class _Groups(NamedTuple):
         return precision_and_recall([matches])
 
 
-def _group(state: State, most: int) -> _Groups:
-    """Every detection matched within its image and class."""
+def _group(state: State, most: int, num_classes: int) -> _Groups:
+    """Every detection matched within its image and class; labels of no class are in all classes."""
     boxes, labels = (state[name].cpu().numpy() for name in ("detections", "labels"))
+    has_class = labels[:, 5] >= 0
+    copies = np.repeat(labels[~has_class], num_classes, axis=0)
+    copies[:, 5] = np.tile(np.arange(num_classes), int((~has_class).sum()))
+    labels = np.concatenate([labels[has_class], copies])
     boxes = boxes[np.lexsort((-boxes[:, 5], boxes[:, 0], boxes[:, 6]))]
     labels = labels[np.lexsort((labels[:, 0], labels[:, 5]))]
     keys = [table[:, (column, 0)] for table, column in ((boxes, 6), (labels, 5))]

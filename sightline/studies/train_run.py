@@ -252,7 +252,7 @@ class _TrainRun:
         """The figures of the last weights, and findings on what training left."""
         built, directory, reporter = session.built, session.directory, self._reporter
         test = built.data.test
-        document = evaluation_document(built.config, final, test.split, "last")
+        document = evaluation_document(built.config, final, test, "last")
         document |= yardsticks_of(test, built.data)
         title = f"{built.config.name}: last checkpoint on {test.split}"
         reporter.evaluation(document, title=title, dataset=test.dataset)

@@ -64,7 +64,7 @@ def _compared(detections: Tensor, truth: Tensor) -> tuple[list[Box], dict[str, i
     alike = torch.where(
         is_ignored, ioa(detections[:, None, :4], truth[:, :4]), iou(detections[:, None, :4], truth[:, :4])
     )
-    alike = torch.where(detections[:, None, 5] == truth[:, 4], alike, 0)
+    alike = torch.where((detections[:, None, 5] == truth[:, 4]) | (truth[:, 4] < 0), alike, 0)
     crowds = is_ignored.numpy()
     scores = detections[:, 4].numpy()
     matches = match(

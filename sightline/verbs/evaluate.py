@@ -26,8 +26,8 @@ from sightline.engine.loading import OpenRun, open_run, read_run
 from sightline.engine.observers import describe_shares
 from sightline.engine.precision import set_backends
 from sightline.engine.session import evaluation_document
-from sightline.engine.step import Task
 from sightline.errors import ConfigError, UserError
+from sightline.evaluation.box_results import ResultsFolder
 from sightline.evaluation.folds import assert_folds, tested_by
 from sightline.evaluation.kept_predictions import MANIFEST, PredictionFolder
 from sightline.members import TaskMembers
@@ -159,17 +159,15 @@ def _try(run: OpenRun, trained: RunConfig, options: Options) -> Trial | None:
     """The evaluation of one run; None where other data are too unlike those that it was trained on."""
     config, world, path = run.config, run.world, run.path
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
-    task = run.task
     part = run.data.test if options.data is None else build_part(config, "test")
     if config.data != trained.data and not _is_alike(run, trained, part):
         return None
     evaluator = run.evaluator(part)
     if options.ensemble:
         evaluator = dataclasses.replace(evaluator, members=_members(run))
-    folder = None
+    folder: PredictionFolder | ResultsFolder | None = None
     if options.save_predictions:
-        _assert_classes(task, path, config)
-        folder = PredictionFolder(options.out or path / "predictions" / part.split, part, world)
+        folder = _folder(part, options.out or path / "predictions" / part.split, run)
     evaluation = evaluator(run.model, world, keep=folder)
     more = probed(config, world, world.run_directory(path), note, run.model)
     evaluation = dataclasses.replace(evaluation, metrics={**evaluation.metrics, **more})
@@ -199,15 +197,18 @@ def _members(run: OpenRun) -> tuple[nn.Module, ...]:
     return members
 
 
-def _assert_classes(task: Task, run: Path, config: RunConfig) -> None:
-    """Raises ConfigError for a task without classes, of which there are no labels to keep."""
-    predicts = TaskMembers.predicts.of(task)
+def _folder(part: Part, path: Path, run: OpenRun) -> PredictionFolder | ResultsFolder:
+    """What keeps the predictions of a run. Raises ConfigError for a task without classes or boxes to keep."""
+    predicts = TaskMembers.predicts.of(run.task)
+    if "detections" in predicts:
+        return ResultsFolder(path, part, run.world)
     if "probabilities" not in predicts:
         told = ", ".join(sorted(predicts)) or "no classes"
         raise ConfigError(
-            f"{run}: the task '{config.task.name}' predicts {told}; --save-predictions keeps classes, and takes them "
-            "from probabilities"
+            f"{run.path}: the task '{run.config.task.name}' predicts {told}; --save-predictions keeps boxes, and "
+            "classes, which it takes from probabilities"
         )
+    return PredictionFolder(path, part, run.world)
 
 
 def _assert_place(options: Options) -> None:
@@ -227,7 +228,7 @@ def _document(trials: Sequence[Trial], options: Options) -> dict[str, Any]:
     """What `--json` holds: of one run, or of all of them pooled."""
     first = trials[0]
     evaluation = first.evaluation if len(trials) == 1 else pooled([trial.evaluation for trial in trials])
-    document = evaluation_document(first.config, evaluation, first.part.split, options.which)
+    document = evaluation_document(first.config, evaluation, first.part, options.which)
     document |= {"overrides": list(options.overrides)} if options.overrides else {}
     if len(trials) > 1:
         document["folds"] = [

@@ -73,7 +73,14 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         classes = [(name, *("" if iou is None else iou for iou in ious)) for name, ious in table["iou"].items()]
         show_table("IoU per class by distance", ("class", *table["stretches"]), [*classes, points])
     data = document["data"]
-    show_table(f"{title}{label}, {data['num_samples']} samples", ["metric", "value"], list(document["metrics"].items()))
+    scored = document.get("scored_boxes")
+    by = ""
+    if scored is not None:
+        kind = f"{data.get('box_type', 'unnamed')} boxes"
+        by = f"\n{scored['protocol']}; {kind}: {scored['num_boxes']} to find, {scored['num_ignored']} ignored"
+    show_table(
+        f"{title}{label}, {data['num_samples']} samples{by}", ["metric", "value"], list(document["metrics"].items())
+    )
     for metric, answers in {**DataMembers.yardsticks.of(dataset), **document.get("yardsticks", {})}.items():
         listed = ", ".join(f"{value:.3f} for {answer}" for answer, value in answers.items())
         note(f"to compare {metric} with: {listed}")

@@ -1,4 +1,4 @@
-"""`sightline evaluate --data CONFIG --predictions DIR`: the score of predictions in files, without a run."""
+"""`sightline evaluate --data CONFIG --predictions PATH`: the score of predictions in files, without a run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from sightline import registry
 from sightline.config import read_sections
 from sightline.data.loading.reading import BatchReader
 from sightline.engine.build import Part
+from sightline.engine.evaluate import Evaluation
+from sightline.engine.session import described_part
+from sightline.evaluation.box_results import score_boxes
 from sightline.evaluation.given_predictions import GivenPredictions, score
 from sightline.plugins import load_plugins
+from sightline.types import Component
 from sightline.verbs.common import is_run, write_document
 from sightline.verbs.output import note, show_evaluation
 
@@ -27,21 +31,37 @@ def score_files(
     sections = read_sections(config / "config.yaml" if is_run(config) else config, ("data", "metrics"), overrides)
     dataset = registry.data.build(sections["data"], facts={"split": "test"})
     part = Part(dataset, np.arange(len(dataset)), BatchReader(dataset), "test")
-    given = GivenPredictions(predictions, part)
-    if given.surplus:
-        some = ", ".join(map(str, given.surplus[:3]))
-        note(f"not scored: {len(given.surplus)} files of samples outside the test part, such as {some}")
-    evaluation, others = score(part, sections["metrics"], given)
+    is_boxes = "truth" in dataset.info.fields
+    evaluation, others = (_of_boxes if is_boxes else _of_points)(part, sections["metrics"], predictions)
     if others:
-        note(f"not computed from labels of points: {', '.join(others)}")
+        note(f"not computed from {'boxes' if is_boxes else 'labels of points'}: {', '.join(others)}")
     document = {
         "metrics": dict(evaluation.metrics),
         "per_class": {name: dict(row) for name, row in evaluation.per_class.items()},
         **evaluation.tables,
-        "data": {"name": sections["data"].name, "split": "test", "num_samples": evaluation.num_samples},
+        "data": described_part(sections["data"].name, part, evaluation),
         "predictions": str(predictions),
         "selection": "given",
     }
     show_evaluation(document, title=f"{predictions} on test", dataset=dataset)
     write_document(json, document)
     return 0
+
+
+def _of_points(part: Part, metrics: Sequence[Component], path: Path) -> tuple[Evaluation, list[str]]:
+    given = GivenPredictions(path, part)
+    if given.surplus:
+        some = ", ".join(map(str, given.surplus[:3]))
+        note(f"not scored: {len(given.surplus)} files of samples outside the test part, such as {some}")
+    return score(part, metrics, given)
+
+
+def _of_boxes(part: Part, metrics: Sequence[Component], path: Path) -> tuple[Evaluation, list[str]]:
+    evaluation, others, given = score_boxes(part, metrics, path)
+    for count, what in (
+        (given.num_other_images, "images outside the test part"),
+        (given.num_other_classes, "classes that the config does not choose"),
+    ):
+        if count:
+            note(f"not scored: {count} boxes of {what}")
+    return evaluation, others

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 
 from sightline.engine.distributed import World
-from tests.contract.run_toys import NUM_STEPS, run
-from tests.contract.toys import TOYS
+from sightline.engine.stream import Plan
+from tests.contract.images import toy as detector
+from tests.contract.run_toys import BATCH_SIZE, NUM_STEPS, cases_of, run
+from tests.contract.toy import NUM_SAMPLES
+from tests.contract.toys import ALL, TOYS
 from tests.processes import run_ranks
 
 # Sums over at most a few thousand float64 terms in another order differ by about sqrt(n) * 1e-16 of their size; AdamW
@@ -17,16 +21,28 @@ from tests.processes import run_ranks
 BOUND = 1e-9
 
 
+CASES = [
+    pytest.param(size, name, f"{order} {micro_batches}", id=f"{size}-{name}-{order}-{micro_batches}")
+    for size in (2, 3)
+    for name in ALL
+    for order, micro_batches in cases_of(name, size)
+]
+
+
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    out = tmp_path_factory.mktemp("toys") / "results.json"
-    run_ranks(["-m", "tests.contract.run_toys", str(out)], 2)
-    return json.loads(out.read_text())
+def several(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
+    """The results of two and of three processes."""
+    results = {}
+    for size in (2, 3):
+        out = tmp_path_factory.mktemp("toys") / "results.json"
+        run_ranks(["-m", "tests.contract.run_toys", str(out)], size)
+        results[size] = json.loads(out.read_text())
+    return results
 
 
 @pytest.fixture(scope="module")
 def whole() -> dict:
-    return {name: run(toy, World(), 1) for name, toy in TOYS.items()}
+    return {name: run(toy, World(), 1) for name, toy in ALL.items()}
 
 
 def assert_same(result: dict, expected: dict) -> None:
@@ -37,9 +53,9 @@ def assert_same(result: dict, expected: dict) -> None:
         np.testing.assert_allclose(result["weights"][name], values, rtol=0, atol=BOUND)
 
 
-@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("name", ALL)
 def test_four_micro_batches_are_one_batch(whole: dict, name: str) -> None:
-    assert_same(run(TOYS[name], World(), 4), whole[name])
+    assert_same(run(ALL[name], World(), 4), whole[name])
 
 
 @pytest.mark.parametrize("order", ["turned", "gapped"])
@@ -49,23 +65,23 @@ def test_the_order_of_parameters_in_memory_changes_nothing(whole: dict, name: st
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("case", ["as_made 1", "as_made 2", "turned 1", "gapped 1"])
-@pytest.mark.parametrize("name", TOYS)
-def test_two_processes_are_one(whole: dict, two_processes: dict, name: str, case: str) -> None:
-    assert_same(two_processes[name][case], whole[name])
+@pytest.mark.parametrize(("size", "name", "case"), CASES)
+def test_several_processes_are_one(whole: dict, several: dict[int, dict], size: int, name: str, case: str) -> None:
+    assert_same(several[size][name][case], whole[name])
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", TOYS)
-def test_metrics_have_the_same_bits_on_two_processes(two_processes: dict, name: str) -> None:
-    """Evaluated with the very weights that two processes ended with, on one process: equal, not close."""
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("name", ALL)
+def test_metrics_have_the_same_bits_on_several_processes(several: dict[int, dict], name: str, size: int) -> None:
+    """Evaluated with the very weights that several processes ended with, on one process: equal, not close."""
     import torch
 
     from sightline.engine.evaluate import Evaluator
     from sightline.engine.precision import Precision
-    from tests.contract.toys import NUM_SAMPLES, meters
+    from tests.contract.toy import meters
 
-    toy, theirs = TOYS[name], two_processes[name]["as_made 1"]
+    toy, theirs = ALL[name], several[size][name]["as_made 1"]
     model = toy.model().double()
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
     model.load_state_dict(
@@ -82,7 +98,7 @@ def test_metrics_have_the_same_bits_on_two_processes(two_processes: dict, name: 
         precision=Precision("float64"),
     )
     ours = evaluator(model, World())
-    assert dict(ours.metrics) == theirs["metrics"]
+    assert str(dict(ours.metrics)) == str(theirs["metrics"])  # of all numbers, and NaN where there are no labels
     assert dict(ours.losses) == theirs["losses"]
 
 
@@ -90,3 +106,34 @@ def test_metrics_have_the_same_bits_on_two_processes(two_processes: dict, name: 
 def test_the_loss_falls(whole: dict, name: str) -> None:
     totals = [step["total"] for step in whole[name]["trace"]]
     assert totals[-1] < totals[0]
+
+
+def test_steps_and_processes_without_a_box_have_no_box_loss(whole: dict) -> None:
+    """Trap T12: the box loss is 0, and part of the graph; the other loss goes on, and its weights move."""
+    for name in ("detector_none", "detector_ignored"):
+        assert {step["box_smooth_l1"] for step in whole[name]["trace"]} == {0.0}
+        assert all(0 < step["grad_norm"] < math.inf for step in whole[name]["trace"])
+        assert all(math.isnan(value) for value in whole[name]["metrics"].values())
+    toy = ALL["detector_few"]
+    plan = Plan(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, num_processes=3)
+    counts = [
+        [int((~toy.reader(keys)["is_ignored"]).sum()) for keys in plan.parts(step)[0]] for step in range(NUM_STEPS)
+    ]
+    assert any(sum(step) == 0 for step in counts)
+    assert any(0 in step and sum(step) > 0 for step in counts)
+    assert [step["box_smooth_l1"] == 0 for step in whole["detector_few"]["trace"]] == [sum(c) == 0 for c in counts]
+
+
+def test_all_images_of_a_step_are_scaled_alike_and_steps_are_not() -> None:
+    reader = ALL["detector"].reader
+    plan = Plan(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, micro_batches=4)
+    sizes = [{tuple(reader(keys)["image"].shape[2:]) for [keys] in plan.parts(step)} for step in range(NUM_STEPS)]
+    assert {len(step) for step in sizes} == {1}
+    assert len(set.union(*sizes)) > 2
+
+
+def test_arguments_of_evaluation_change_no_bit_of_training(whole: dict) -> None:
+    changed = run(detector(evaluation={"suppression": {"name": "soft_linear"}, "most": 3, "clip": False}), World(), 1)
+    for part in ("trace", "weights", "losses"):
+        assert changed[part] == whole["detector"][part]
+    assert changed["metrics"]["ar"] < whole["detector"]["metrics"]["ar"]

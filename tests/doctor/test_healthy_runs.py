@@ -22,7 +22,8 @@ from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job
 from sightline.types import Component
 from tests.conftest import ROOT
-from tests.contract.toys import NUM_SAMPLES, TOYS, meters
+from tests.contract.toy import NUM_SAMPLES, meters
+from tests.contract.toys import TOYS
 from tests.doctor.planting import assert_healthy, make, with_data
 from tests.doctor.segmenting import Edited, Joined, PerPoint, make_parts, make_rooms
 

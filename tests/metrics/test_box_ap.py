@@ -207,3 +207,48 @@ def test_each_class_has_its_own_figures() -> None:
     figures = metric.per_class(state)
     assert figures["person"] == pytest.approx({"ap": 1.0, "ap50": 1.0, "count": 1})
     assert figures["car"] == {"ap": 0.0, "ap50": 0.0, "count": 1}
+
+
+def two_classes(region_class: int) -> list[Image]:
+    """A person and a car, each found; before them, by score, a detection of either class in an ignored region."""
+    truth = [[0, 0, 10, 10, 0, 100, 0], [20, 0, 30, 10, 1, 100, 0], [50, 50, 90, 90, region_class, 1600, 1]]
+    found = [[0, 0, 10, 10, 0.5, 0], [20, 0, 30, 10, 0.5, 1], [60, 60, 70, 80, 0.9, 0], [60, 60, 70, 80, 0.9, 1]]
+    return [Image(truth, found)]
+
+
+@pytest.mark.parametrize(("region_class", "ap50"), [(-1, (1.0, 1.0)), (0, (1.0, 0.5)), (1, (0.5, 1.0))])
+def test_an_ignored_region_absorbs_its_class_or_all(region_class: int, ap50: tuple[float, float]) -> None:
+    """By hand: one wrong detection ahead of the right one halves the precision at every recall."""
+    metric = BoxAp(class_names=("person", "car"))
+    state = metric.new_state()
+    (image,) = two_classes(region_class)
+    metric.update(
+        state,
+        detections=torch.from_numpy(image.detections),
+        detection_offsets=torch.tensor([0, 4]),
+        truth=torch.from_numpy(image.truth),
+        truth_offsets=torch.tensor([0, 3]),
+        sample_index=torch.tensor([0]),
+    )
+    figures = metric.per_class(state)
+    assert [figures[name]["ap50"] for name in ("person", "car")] == pytest.approx(ap50)
+    assert [figures[name]["count"] for name in ("person", "car")] == [1, 1]
+    scored_boxes = metric.tables(state)["scored_boxes"]
+    assert (scored_boxes["num_boxes"], scored_boxes["num_ignored"]) == (2, 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_region_of_no_class_is_one_of_each_class(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equals pycocotools, given a crowd of every class."""
+    plain = random_images(seed, 3)
+    everywhere, copied = [], []
+    for image in plain:
+        is_crowd = image.truth[:, 6] > 0
+        free = np.where(is_crowd[:, None] & (np.arange(7) == 4), -1.0, image.truth)
+        copies = [np.where(np.arange(7) == 4, number, image.truth[is_crowd]) for number in range(3)]
+        everywhere.append(Image(free, image.detections))
+        copied.append(Image(np.concatenate([image.truth[~is_crowd], *copies]), image.detections))
+    expected = by_pycocotools(copied, 3)
+    for has_numba in (True, False):
+        monkeypatch.setattr(compiled, "_has_numba", lambda has=has_numba: has)
+        assert_same(scored(everywhere, 3), expected)

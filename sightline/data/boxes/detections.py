@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from sightline.data.boxes.image_listing import Classes
+from sightline.data.boxes.records import BoxRecord
+from sightline.data.files.input_files import read_file
 from sightline.errors import DataError
 
-__all__ = ["Detections", "ImageRef", "detections_of_coco", "detections_of_odgt"]
+__all__ = ["BoxImages", "Detections", "ImageRef", "Others", "Results", "read_results", "shared_ids"]
 
 
 class ImageRef(NamedTuple):
@@ -23,12 +28,34 @@ class ImageRef(NamedTuple):
     width: int
 
 
+class Others(NamedTuple):
+    """All images of a set, by id and name, and all its classes: files of results may be about more than one part."""
+
+    images: frozenset[int | str] = frozenset()
+    category_ids: frozenset[int] = frozenset()
+
+
+@runtime_checkable
+class BoxImages(Protocol):
+    """A part of a set of images with boxes that files of results can be about."""
+
+    classes: Classes
+
+    def __len__(self) -> int: ...
+
+    def record(self, index: int) -> BoxRecord: ...
+
+    def image(self, index: int) -> ImageRef: ...
+
+    def others(self) -> Others: ...
+
+
 @dataclass(frozen=True)
 class Detections:
-    """The boxes found in one image, in its file's pixels: (D, 4) left, top, right, bottom, float32, not clipped.
+    """The boxes found in one image, in its file's pixels: (D, 4) left, top, right, bottom, float64, not clipped.
 
-    `scores` (D,) float32, `label` (D,) int64 from 0. Arrays are read-only; files of results give back the same bits.
-    Raises ValueError for arrays that do not belong together.
+    `scores` (D,) float64, `label` (D,) int64 from 0. Arrays are read-only. Files of results give back the same bits of
+    what float32 holds, else the last but one. Raises ValueError for arrays that do not belong together.
     """
 
     image: ImageRef
@@ -38,8 +65,8 @@ class Detections:
 
     def __post_init__(self) -> None:
         for name, dtype, shape in (
-            ("boxes", np.float32, (-1, 4)),
-            ("scores", np.float32, (-1,)),
+            ("boxes", np.float64, (-1, 4)),
+            ("scores", np.float64, (-1,)),
             ("label", np.int64, (-1,)),
         ):
             array = np.array(getattr(self, name), dtype=dtype).reshape(shape)
@@ -63,63 +90,105 @@ class Detections:
         return {"ID": self.image.name, "width": self.image.width, "height": self.image.height, "dtboxes": found}
 
     def _rows(self) -> Iterable[tuple[list[float], float, int]]:
-        """Boxes as left, top, width, height: from float32 in float64, so that adding them up gives back the bits."""
-        corners = self.boxes.astype(np.float64)
-        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        """Boxes as left, top, width, height."""
+        boxes = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
         return zip(boxes.tolist(), self.scores.tolist(), self.label.tolist(), strict=True)
 
 
-def detections_of_coco(
-    rows: Iterable[Mapping[str, Any]], *, images: Sequence[ImageRef], category_ids: Sequence[int], where: str
-) -> list[Detections]:
-    """What a COCO file of results holds of each of these images, in their order; of some perhaps nothing.
+class Results(NamedTuple):
+    """Detections of images in their order, of some perhaps none; and how many rows are of `Others`."""
 
-    Raises DataError, led by `where`, for a row of an image or a category that is not among them, or without a number.
+    found: list[Detections]
+    num_other_images: int
+    num_other_classes: int
+
+
+def read_results(path: Path, dataset: BoxImages) -> Results:
+    """The detections of a part's images in a COCO file of results, or in CrowdHuman's lines (.odgt).
+
+    The former is a list of rows of image_id (or the name of the image), category_id, bbox (left, top, width, height)
+    and score; lines have ID, and dtboxes of box, score and perhaps tag. Raises DataError with the row, counted from 0,
+    or the line, from 1, for an image or a class that the set does not have, an id that two images of the part have, and
+    a box or score that cannot be meant.
     """
-    label_of = {number: label for label, number in enumerate(category_ids)}
-    found: defaultdict[int, list[tuple[Any, Any, int]]] = defaultdict(list)
-    known = {image.image_id for image in images}
-    for place, row in enumerate(rows):
+    images = [dataset.image(index) for index in range(len(dataset))]
+    place_of = {key: place for place, image in enumerate(images) for key in (image.image_id, image.name)}
+    twice = shared_ids(images)
+    label_of = {number: label for label, number in enumerate(dataset.classes.ids)}
+    others = dataset.others()
+    rows: list[list[tuple[float, ...]]] = [[] for _ in images]
+    num_others = [0, 0]
+    for at, row in (_lines if path.suffix == ".odgt" else _rows)(path):
         try:
-            if row["image_id"] not in known:
-                raise DataError(f"{where}: row {place} is of image {row['image_id']}, which is not among these images")
-            found[row["image_id"]].append((row["bbox"], row["score"], label_of[row["category_id"]]))
-        except KeyError as error:
+            key, category = row["image_id"], row["category_id"]
+            place, label = place_of.get(key), label_of.get(category)
+            numbers = np.array([*row["bbox"], row["score"]])
+        except (KeyError, TypeError, ValueError):
+            numbers = np.zeros(0)
+        is_number = numbers.shape == (5,) and numbers.dtype.kind in "iuf"
+        if not is_number or not np.isfinite(numbers).all() or (numbers[2:4] < 0).any():
             raise DataError(
-                f"{where}: row {place} has no {error} or an unknown one; write the results again"
-            ) from error
-    return [_of_rows(image, found[image.image_id], where) for image in images]
+                f"{path}: {at} is {str(row)[:160]}; it needs image_id, category_id, bbox (left, top, and width and "
+                "height from 0 on) and score, all finite numbers"
+            )
+        if key in twice:
+            raise DataError(f"{path}: {at} is of one of {twice[key]}; give the name of the file as its image_id")
+        if place is None and key not in others.images:
+            raise DataError(
+                f"{path}: {at}: the set has no image {key!r}; its first is {images[0][1]}, '{images[0][0]}'"
+            )
+        if label is None and category not in others.category_ids:
+            raise DataError(f"{path}: {at}: the set has no category {category!r}, but {', '.join(map(str, label_of))}")
+        if place is None or label is None:
+            num_others[0 if place is None else 1] += 1
+        else:
+            left, top, width, height, score = numbers.tolist()
+            rows[place].append((left, top, left + width, top + height, score, label))
+    tables = [np.array(each, dtype=np.float64).reshape(-1, 6) for each in rows]
+    found = [Detections(image, *np.split(t, (4, 5), axis=1)) for image, t in zip(images, tables, strict=True)]
+    return Results(found, *num_others)
 
 
-def detections_of_odgt(
-    lines: Iterable[Mapping[str, Any]], *, images: Sequence[ImageRef], where: str
-) -> list[Detections]:
-    """What a CrowdHuman file of results holds of each of these images, in their order; of some perhaps nothing.
+def shared_ids(images: Iterable[ImageRef]) -> dict[int, str]:
+    """The ids that several images have, each from an annotation file of its own, and these images in words."""
+    names: defaultdict[int, list[str]] = defaultdict(list)
+    for image in images:
+        names[image.image_id].append(image.name)
+    return {
+        key: f"{len(each)} images with the id {key} ({', '.join(each[:2])})" for key, each in names.items() if each[1:]
+    }
 
-    Raises DataError, led by `where`, for a line of an image that is not among them or was there, or without a number.
-    """
-    known = {image.name for image in images}
-    found: dict[str, list[tuple[Any, Any, int]]] = {}
-    for place, line in enumerate(lines):
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    rows = _json(read_file(path), str(path))
+    if not isinstance(rows, list):
+        held = f"an object with {', '.join(rows)}" if isinstance(rows, dict) else f"a {type(rows).__name__}"
+        raise DataError(f"{path}: a list of rows is needed, found {held}; write COCO results, with the ids of the set")
+    yield from ((f"row {number}", row) for number, row in enumerate(rows))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The boxes of lines as rows of COCO's keys; tag k is the category k."""
+    seen: set[str] = set()
+    for number, text in enumerate(read_file(path).splitlines(), start=1):
+        if not text.strip():
+            continue
+        line = _json(text, f"{path}: line {number}")
         try:
-            if line["ID"] not in known or line["ID"] in found:
-                what = "there twice" if line["ID"] in found else "not among these images"
-                raise DataError(f"{where}: line {place + 1}: the image '{line['ID']}' is {what}")
-            found[line["ID"]] = [(row["box"], row["score"], row.get("tag", 1) - 1) for row in line["dtboxes"]]
-        except KeyError as error:
-            raise DataError(f"{where}: line {place + 1} has no {error}; write the results again") from error
-    return [_of_rows(image, found.get(image.name, []), where) for image in images]
+            name, boxes = str(line["ID"]), line["dtboxes"]
+            rows = [
+                {**box, "bbox": box.get("box"), "image_id": name, "category_id": box.get("tag", 1)} for box in boxes
+            ]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: line {number}: ID and dtboxes are needed ({error!r})") from error
+        if name in seen:
+            raise DataError(f"{path}: line {number}: the image '{name}' is there twice; keep one of the lines")
+        seen.add(name)
+        yield from ((f"line {number}, box {place}", row) for place, row in enumerate(rows))
 
 
-def _of_rows(image: ImageRef, rows: Sequence[tuple[Any, Any, int]], where: str) -> Detections:
+def _json(text: bytes, where: str) -> Any:
     try:
-        boxes = np.array([box for box, _, _ in rows], dtype=np.float64).reshape(len(rows), 4)
-        scores = np.array([score for _, score, _ in rows], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"{where}: image '{image.name}': a box of four numbers and a score are needed ({error})"
-        ) from error
-    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise DataError(f"{where}: image '{image.name}': a box or score is not finite")
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    return Detections(image, corners, scores, np.array([label for _, _, label in rows], dtype=np.int64))
+        return json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: does not read as JSON ({error}); write the results again") from error

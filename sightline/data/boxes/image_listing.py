@@ -167,7 +167,8 @@ def image_plan(
     parts = []
     order = ("train", "validation", "test", "all")
     for split, members in itertools.groupby(
-        sorted(looked, key=lambda each: order.index(each.image.split)), key=lambda each: each.image.split
+        sorted(looked, key=lambda each: (order.index(each.image.split), each.image.image_id)),
+        key=lambda each: each.image.split,
     ):
         for part in in_batches(members, _IMAGES_A_PART):
             files = {file: None for each in part for file in (each.image.path, *each.image.files)}

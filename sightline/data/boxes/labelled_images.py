@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from sightline.arguments import Factor, Fraction
-from sightline.data.boxes.detections import ImageRef
+from sightline.data.boxes.detections import ImageRef, Others
 from sightline.data.boxes.image_listing import Classes, describe_images
 from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, sample_of
 from sightline.data.files.image_files import read_image
@@ -36,6 +36,11 @@ class BoxColumns:
     is_scored_ignored: str = "is_ignored"
     area: str | None = "area"
     clip: bool = False
+
+    @property
+    def box_type(self) -> str:
+        """The name of the boxes that are scored, for reports; `annotated` where a set has one kind."""
+        return "annotated" if self.scored == "boxes" else self.scored
 
 
 class LabelledImages:
@@ -105,13 +110,19 @@ class LabelledImages:
             boxes = np.clip(boxes, 0, [width, height, width, height])
         is_ignored |= _least_side(boxes) < self._least_px
         is_scored_ignored |= _least_side(scored) < self._least_px
-        label = np.maximum(label[kept], 0)  # of another class: any, for the class of an ignored box is never read
-        return BoxRecord(boxes, scored, label, is_ignored, area, is_scored_ignored)
+        return BoxRecord(boxes, scored, label[kept], is_ignored, area, is_scored_ignored)
 
     def image(self, index: int) -> ImageRef:
         """What names an image in files of results, and its size."""
         height, width = self._stored(index, "size_px").tolist()
         return ImageRef(self._names[index], int(self._stored(index, "image_id")), height, width)
+
+    def others(self) -> Others:
+        """Every image and every class of the prepared set, whether of this part and chosen or not."""
+        prepared = self._prepared
+        ids = {each for split in prepared.splits for each in prepared.array(split, "image_id").tolist()}
+        names = {name for split in prepared.splits for name in prepared.names(split)}
+        return Others(frozenset(ids | names), frozenset(prepared.manifest["classes"]["ids"]))
 
     def name_of(self, index: int) -> str:
         """The name of an image, as its source has it."""
@@ -135,7 +146,8 @@ class LabelledImages:
 
     def _describe(self, parts: Parts) -> DataInfo:
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
-        return DataInfo(box_facts(self.classes.names), BOX_FIELDS, split_sizes=sizes, folds=parts.folds)
+        facts = box_facts(self.classes.names, self._columns.box_type)
+        return DataInfo(facts, BOX_FIELDS, split_sizes=sizes, folds=parts.folds)
 
 
 class ClassedImages(LabelledImages):

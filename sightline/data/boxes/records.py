@@ -12,7 +12,7 @@ import torch
 from sightline.errors import DataError
 from sightline.types import Field, Sample
 
-__all__ = ["BOX_FIELDS", "BoxRecord", "box_facts", "sample_of"]
+__all__ = ["BOX_FIELDS", "BoxRecord", "box_facts", "sample_of", "truth_of"]
 
 BOX_OFFSETS = "box_offsets"
 BOX_FIELDS: Mapping[str, Field] = {
@@ -22,11 +22,12 @@ BOX_FIELDS: Mapping[str, Field] = {
     "is_ignored": Field("boxes", "bool", collate="concatenate", offsets=BOX_OFFSETS),
     "to_canvas": Field("2 3", "float64", "px", "image"),
     "file_px": Field("2", "int64", "px", "file", low=1),
-    "truth": Field("labels 7", "float64", "px", "file", collate="concatenate", offsets="truth_offsets"),
+    "truth": Field("labels 7", "float64", "px", "file", collate="concatenate", offsets="truth_offsets", is_exact=True),
 }
 """The fields of a sample: `boxes` with their classes are trained on and move with the pixels; `truth` is scored against
-and stays as it is in the file: left, top, right, bottom, class, area and whether it is ignored, one row a box.
-`file_px` are height and width of the file's image."""
+and stays as it is in the file: left, top, right, bottom, class, area and whether it is ignored, one row a box. The
+class of an ignored box is -1 where detections of every class may lie in it. `file_px` are height and width of the image
+in its file."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class BoxRecord:
     """The boxes of one image, in pixels of its file, half-open and not rounded: (G, 4) left, top, right, bottom.
 
     `boxes` are trained on, `scored` are what is scored: of a person the whole figure, or what is visible of it. An
-    ignored box is neither a target nor background; its class is never read. `is_scored_ignored` is about the scored
-    boxes, where these are ignored for other reasons (a head that does not show, of a person who does). All arrays are
-    read-only.
+    ignored box is neither a target nor background; its class is that of the detections that may lie in it, -1 for those
+    of all classes. `is_scored_ignored` is about the scored boxes, where these are ignored for other reasons (a head
+    that does not show, of a person who does). All arrays are read-only.
     """
 
     boxes: np.ndarray
@@ -73,20 +74,25 @@ def sample_of(image: np.ndarray, record: BoxRecord) -> Sample:
 
     Boxes without extent, as clipping leaves of those outside the image, are not among `boxes`; `truth` has them all.
     """
-    is_ignored = record.is_ignored if record.is_scored_ignored is None else record.is_scored_ignored
-    columns = (record.scored, record.label[:, None], record.area[:, None], is_ignored[:, None])
     has_extent = (record.boxes[:, 2:] > record.boxes[:, :2]).all(axis=1)
     return {
         "image": torch.from_numpy(image.copy()),
         "boxes": torch.from_numpy(record.boxes[has_extent].astype(np.float32)),
-        "label": torch.from_numpy(record.label[has_extent].astype(np.int64)),
+        "label": torch.from_numpy(np.maximum(record.label[has_extent], 0).astype(np.int64)),
         "is_ignored": torch.from_numpy(record.is_ignored[has_extent]),
         "to_canvas": torch.eye(3, dtype=torch.float64)[:2],
         "file_px": torch.tensor(image.shape[:2]),
-        "truth": torch.from_numpy(np.concatenate([column.astype(np.float64) for column in columns], axis=1)),
+        "truth": torch.from_numpy(truth_of(record)),
     }
 
 
-def box_facts(class_names: tuple[str, ...]) -> dict[str, Any]:
-    """The facts that every set of images with boxes states."""
-    return {"num_classes": len(class_names), "class_names": class_names, "in_channels": 3}
+def truth_of(record: BoxRecord) -> np.ndarray:
+    """What is scored, as the field `truth` has it: (G, 7) float64."""
+    is_ignored = record.is_ignored if record.is_scored_ignored is None else record.is_scored_ignored
+    columns = (record.scored, record.label[:, None], record.area[:, None], is_ignored[:, None])
+    return np.concatenate([column.astype(np.float64) for column in columns], axis=1)
+
+
+def box_facts(class_names: tuple[str, ...], box_type: str) -> dict[str, Any]:
+    """The facts that every set of images with boxes states; `box_type` are the boxes that are scored."""
+    return {"num_classes": len(class_names), "class_names": class_names, "in_channels": 3, "box_type": box_type}

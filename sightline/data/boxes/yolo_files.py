@@ -37,6 +37,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
     classes = _classes(root, names, config_path, config)
     split_by, shared = _stated_splits(root, config)
     texts = {path: _label_path(root, path) for path in paths}
+    numbers = _image_ids(paths)
     images: list[FoundImage] = []
     bare: list[Path] = []
     for path, labels in texts.items():
@@ -47,7 +48,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
         files = tuple(each for each in (labels, config_path) if each is not None)
         name = path.relative_to(root).as_posix()
         images.append(
-            FoundImage(split, name, path, partial(_values, labels, classes, name), len(images) + 1, None, files)
+            FoundImage(split, name, path, partial(_values, labels, classes, name), numbers[path], None, files)
         )
     if not images:
         raise DataError(f"{config_path}: the splits that it states hold none of the {len(paths)} images below {root}")
@@ -68,6 +69,14 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> FoundSet:
     for text in _without_image(texts):
         faults.add("text files without an image", str(text))
     return FoundSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes)
+
+
+def _image_ids(paths: Sequence[Path]) -> dict[Path, int]:
+    """The number that names an image in files of results: of files called by numbers this number, else their place."""
+    stems = [path.stem for path in paths]
+    has_numbers = all(stem.isascii() and stem.isdecimal() and len(stem) < 19 for stem in stems)
+    numbers = [*map(int, stems)] if has_numbers else []
+    return dict(zip(paths, numbers if len({*numbers}) == len(paths) else range(1, len(paths) + 1), strict=True))
 
 
 def images_below(root: Path) -> list[Path]:

@@ -8,6 +8,8 @@ import numpy as np
 
 from sightline import registry
 from sightline.arguments import Count, Seed
+from sightline.data.boxes.detections import ImageRef, Others
+from sightline.data.boxes.image_listing import Classes
 from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, sample_of
 from sightline.data.synthetic.crowd_scenes import Scene, draw_scene
 from sightline.data.synthetic.synthetic_shapes import Many
@@ -33,6 +35,8 @@ class SyntheticCrowds:
     Source: made here; sightline/data/synthetic/crowd_scenes.py.
     """
 
+    classes = Classes(("person",), (1,))
+
     def __init__(
         self,
         *,
@@ -57,7 +61,7 @@ class SyntheticCrowds:
         self._data_seed = data_seed
         self._made: dict[int, tuple[np.ndarray, BoxRecord]] = {}
         self._made_bytes = 0
-        self.info = DataInfo(facts=box_facts(("person",)), fields=BOX_FIELDS, split_sizes=self._sizes)
+        self.info = DataInfo(facts=box_facts(("person",), scored_box), fields=BOX_FIELDS, split_sizes=self._sizes)
 
     @classmethod
     def card(cls) -> dict[str, str]:
@@ -86,6 +90,18 @@ class SyntheticCrowds:
     def name_of(self, index: int) -> str:
         """The name of an image."""
         return f"{self._split}_{index:05d}"
+
+    def record(self, index: int) -> BoxRecord:
+        """The boxes of an image, read-only."""
+        return self._stored(index)[1]
+
+    def image(self, index: int) -> ImageRef:
+        """What names an image in files of results, and its size; ids count from 1."""
+        return ImageRef(self.name_of(index), index + 1, *self._size)
+
+    def others(self) -> Others:
+        """No further images or classes: ids count from 1 in every part."""
+        return Others()
 
     def scene(self, index: int) -> Scene:
         """An image with everybody's boxes and masks."""

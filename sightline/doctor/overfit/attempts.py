@@ -72,9 +72,9 @@ class Bench:
 class Curve:
     """How one attempt went. `losses` holds the whole loss before each step, and after the last one; `terms` each loss.
 
-    `stop` is the reason for its end: the goal, the smallest of `SHARES` or another, was reached, the steps were over, a gradient was not
-    finite, the loss exploded, or another rate had been faster. `score` is the run's metric on the samples where they
-    were fitted.
+    `stop` is the reason for its end: the goal, the smallest of `SHARES` or another, was reached, the steps were over, a
+    gradient was not finite, the loss exploded, or another rate had been faster. `score` is the run's metric on the
+    samples where they were fitted.
     """
 
     optimizer: str

@@ -420,7 +420,7 @@ def test_classes_are_chosen_by_name(tmp_path: Path) -> None:
     assert chosen.record(0).boxes[:, 2].tolist() == [0.15, 4.5]
     kept = all_of(tmp_path / "set", classes=("car",), other_classes="ignored").record(0)
     assert kept.is_ignored.tolist() == [True, False, True]
-    assert kept.label.tolist() == [0, 0, 0]
+    assert kept.label.tolist() == [-1, 0, -1]
     with pytest.raises(ConfigError, match="has no class 'persn'; did you mean 'person'"):
         all_of(tmp_path / "set", classes=("persn",))
     with pytest.raises(ConfigError, match="names a class twice"):

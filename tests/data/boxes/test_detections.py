@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sightline.data.boxes.coco import Coco
-from sightline.data.boxes.detections import Detections, ImageRef, detections_of_coco, detections_of_odgt
+from sightline.data.boxes.detections import Detections, ImageRef, Others, Results, read_results
+from sightline.data.boxes.image_listing import Classes
 from sightline.draws import Draws
 from sightline.errors import DataError
 from sightline.tasks.detections import to_file
@@ -30,6 +31,7 @@ def found(image: ImageRef, count: int) -> Detections:
         -6, 2, (count, 1)
     )
     boxes = np.concatenate([np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])], 1)
+    boxes = boxes.astype(np.float32)
     scores = generator.random(count).astype(np.float32) ** 9
     return Detections(image, boxes, scores, generator.integers(0, 3, count))
 
@@ -45,21 +47,51 @@ def results() -> list[Detections]:
     return [found(IMAGES[0], 500), found(IMAGES[1], 3), found(IMAGES[2], 0)]
 
 
-def test_coco_results_give_back_every_bit(results: list[Detections]) -> None:
-    rows = json.loads(json.dumps([row for each in results for row in each.to_coco(IDS)]))
+class Few:
+    """The images above as the part of a set of which there is more."""
+
+    classes = Classes(("person", "car", "hat"), IDS)
+
+    def __init__(self, images: list[ImageRef] = IMAGES) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, index: int) -> ImageRef:
+        return self.images[index]
+
+    def record(self, index: int) -> Any:
+        raise NotImplementedError
+
+    def others(self) -> Others:
+        return Others(frozenset({7, 3, 4, 50, "a,1", "z"}), frozenset({*IDS, 12}))
+
+
+def read(path: Path, document: Any, images: list[ImageRef] = IMAGES) -> Results:
+    lines = [json.dumps(line) for line in document] if path.suffix == ".odgt" else [json.dumps(document)]
+    path.write_text("\n".join(lines))
+    return read_results(path, Few(images))
+
+
+def test_coco_results_give_back_every_bit(results: list[Detections], tmp_path: Path) -> None:
+    rows = [row for each in results for row in each.to_coco(IDS)]
     assert {row["image_id"] for row in rows} == {7, 3}
     assert {row["category_id"] for row in rows} == {3, 7, 90}
-    for ours, theirs in zip(
-        detections_of_coco(rows, images=IMAGES, category_ids=IDS, where="x.json"), results, strict=True
-    ):
+    for ours, theirs in zip(read(tmp_path / "x.json", rows).found, results, strict=True):
         assert_same(ours, theirs)
 
 
-def test_odgt_results_give_back_every_bit(results: list[Detections]) -> None:
-    lines = [json.loads(json.dumps(each.to_odgt())) for each in results]
+def test_odgt_results_give_back_every_bit(tmp_path: Path) -> None:
+    results = [found(image, count) for image, count in zip(IMAGES, (500, 3, 0), strict=True)]
+    people = [Detections(each.image, each.boxes, each.scores, 0 * each.label) for each in results]
+    lines = [each.to_odgt() for each in people]
     assert lines[2] == {"ID": "c", "width": 5, "height": 5, "dtboxes": []}
     assert lines[0]["width"] == 640
-    for ours, theirs in zip(detections_of_odgt(lines[::-1], images=IMAGES, where="x.odgt"), results, strict=True):
+    (tmp_path / "x.odgt").write_text("\n\n".join(map(json.dumps, lines[::-1])))
+    crowds = Few()
+    crowds.classes = Classes(("person",), (1,))
+    for ours, theirs in zip(read_results(tmp_path / "x.odgt", crowds).found, people, strict=True):
         assert_same(ours, theirs)
 
 
@@ -96,29 +128,66 @@ def test_boxes_on_a_canvas_go_back_to_the_file(tmp_path: Path, mode: str) -> Non
     assert images.image(0) == ("a.png", 1, 30, 50)
 
 
+ROW = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
+NEEDED = r"row 1 is {.*; it needs image_id, category_id, bbox \(left, top, .* all finite numbers"
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"image_id": 5}, "row 0 is of image 5, which is not among these images"),
-        ({"category_id": 4}, "row 0 has no 4 or an unknown one"),
-        ({"bbox": [1, 2, 3]}, "a box of four numbers and a score are needed"),
-        ({"score": float("nan")}, "a box or score is not finite"),
+        ({"image_id": 5}, "row 1: the set has no image 5; its first is 7, 'a,1'"),
+        ({"image_id": "7"}, "row 1: the set has no image '7'"),
+        ({"category_id": 4}, "row 1: the set has no category 4, but 3, 7, 90"),
+        ({"category_id": [3]}, NEEDED),
+        ({"bbox": [1, 2, 3]}, NEEDED),
+        ({"bbox": [1, 2, 3, 4, 5]}, NEEDED),
+        ({"bbox": "1234"}, NEEDED),
+        ({"bbox": [1, 2, -3, 4]}, NEEDED),
+        ({"bbox": [1, [2], 3, 4]}, NEEDED),
+        ({"score": float("nan")}, NEEDED),
+        ({"score": None}, NEEDED),
+        ({"score": 10**400}, NEEDED),
     ],
 )
-def test_rows_of_others_that_do_not_fit_are_named(changed: dict[str, Any], told: str) -> None:
-    row = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5} | changed
-    with pytest.raises(DataError, match=f"x.json: .*{told}"):
-        detections_of_coco([row], images=IMAGES, category_ids=IDS, where="x.json")
+def test_rows_that_do_not_fit_are_named(changed: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"x.json: {told}"):
+        read(tmp_path / "x.json", [ROW, ROW | changed])
 
 
-def test_lines_of_others_that_do_not_fit_are_named() -> None:
-    line = {"ID": "c", "dtboxes": []}
+def test_rows_of_another_part_or_class_of_the_set_are_counted(tmp_path: Path) -> None:
+    given = read(tmp_path / "x.json", [ROW, ROW | {"image_id": 50}, ROW | {"category_id": 12}, ROW | {"image_id": 50}])
+    assert [len(each.boxes) for each in given.found] == [1, 0, 0]
+    assert (given.num_other_images, given.num_other_classes) == (2, 1)
+
+
+def test_lines_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    box = {"box": [1, 2, 3, 4], "score": 0.5, "tag": 3}
+    line = {"ID": "c", "dtboxes": [box]}
     for lines, told in (
         ([line, line], "line 2: the image 'c' is there twice"),
-        ([{"ID": "d", "dtboxes": []}], "line 1: the image 'd' is not among these images"),
-        ([{"ID": "c"}], "line 1 has no 'dtboxes'"),
+        ([line, {"ID": "d", "dtboxes": [box]}], "line 2, box 0: the set has no image 'd'; its first is 7, 'a,1'"),
+        ([{"ID": "c"}], "line 1: ID and dtboxes are needed .*'dtboxes'"),
+        ([{"ID": "c", "dtboxes": [box, {"box": [1, 2, 3, 4]}]}], "line 1, box 1 is .* it needs .* score"),
+        ([{"ID": "c", "dtboxes": [box, box | {"tag": 1}]}], "line 1, box 1: the set has no category 1"),
     ):
         with pytest.raises(DataError, match=told):
-            detections_of_odgt(lines, images=IMAGES, where="x.odgt")
+            read(tmp_path / "x.odgt", lines)
     with pytest.raises(ValueError, match="2 boxes, 1 scores and 1 classes"):
         Detections(IMAGES[0], np.zeros((2, 4)), np.zeros(1), np.zeros(1))
+
+
+def test_other_documents_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a list of rows is needed, found an object with predictions; write COCO"):
+        read(tmp_path / "x.json", {"predictions": []})
+    (tmp_path / "cut.json").write_text('[{"image_id": 7,')
+    with pytest.raises(DataError, match=r"cut\.json: does not read as JSON"):
+        read_results(tmp_path / "cut.json", Few())
+
+
+def test_ids_that_two_images_have_are_refused(tmp_path: Path) -> None:
+    """Two annotation files may both count from 1; a row of a file of results would be of either image."""
+    twice = [*IMAGES, ImageRef("d", 7, 9, 9)]
+    with pytest.raises(DataError, match=r"row 0 is of one of 2 images with the id 7 \(a,1, d\); give the name"):
+        read(tmp_path / "x.json", [ROW], twice)
+    given = read(tmp_path / "x.json", [ROW | {"image_id": "d"}, ROW | {"image_id": 3}], twice)
+    assert [len(each.boxes) for each in given.found] == [0, 1, 0, 1]

@@ -126,6 +126,23 @@ def test_layouts_are_recognised(tmp_path: Path, layout: str, names: str) -> None
     assert images.record(0).area.tolist() == [25]
 
 
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (("9", "0010", "7"), {"9": 9, "0010": 10, "7": 7}),
+        (("9", "a", "7"), {"7": 1, "9": 2, "a": 3}),
+        (("1", "01"), {"01": 1, "1": 2}),
+    ],
+)
+def test_images_called_by_numbers_have_these_for_ids(tmp_path: Path, names: tuple[str, ...], ids: dict) -> None:
+    for name in names:
+        write_image(tmp_path / "in" / f"{name}.png", pattern(4, 4))
+        (tmp_path / "in" / f"{name}.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    prepare(tmp_path / "in", tmp_path / "set", names=("person",))
+    images = all_of(tmp_path / "set")
+    assert {Path(images.name_of(index)).stem: images.image(index).image_id for index in range(len(images))} == ids
+
+
 @pytest.mark.parametrize("listed", [False, True])
 def test_splits_are_those_of_the_file_of_names(tmp_path: Path, listed: bool) -> None:
     root = tmp_path / "in"

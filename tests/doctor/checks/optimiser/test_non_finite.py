@@ -181,7 +181,8 @@ def test_a_fault_that_does_not_come_again(tmp_path: Path) -> None:
 
 
 def test_ragged_rows_lead_to_their_sample(tmp_path: Path) -> None:
-    from tests.contract.toys import TOYS, RaggedNet
+    from tests.contract.clouds import RaggedNet
+    from tests.contract.toys import TOYS
 
     class Rooted(RaggedNet):
         def __init__(self) -> None:

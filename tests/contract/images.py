@@ -1,0 +1,112 @@
+"""Toys of the real detector, small: all seams of detection at once, and images without a box to train on.
+
+Two sets are joined by `concat`; images are moved with their boxes, by draws of a sample and by draws of a step;
+backbone, neck and head hand facts on; targets are assigned once a step; the metric gathers rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from sightline import registry
+from sightline.binding import Offer
+from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, sample_of
+from sightline.data.loading.concat import Concat
+from sightline.data.loading.reading import NamedTransform
+from sightline.metrics.box_ap import BoxAp
+from sightline.transforms.boxes import CutImage, FitImage, ScaleSteps
+from sightline.transforms.images import FlipImage, NormalizeImage
+from sightline.types import Component
+from tests.contract.toy import NUM_SAMPLES, Made, Toy
+
+CLASSES = ("light", "dark")
+
+
+def _image(draw: np.random.Generator, *, share: float = 1.0, is_ignored: bool = False) -> dict[str, Any]:
+    """A noisy image, and in a `share` of them up to three rectangles, light or dark; some are ignored, or all."""
+    height, width = (int(draw.integers(*limits)) for limits in ((20, 33), (28, 49)))
+    pixels = draw.integers(90, 160, (height, width, 3))
+    count = int(draw.integers(1, 4)) if draw.random() < share else 0
+    corners = np.column_stack([draw.integers(0, limit - 12, count) for limit in (width, height)])
+    boxes = np.concatenate([corners, corners + draw.integers(8, 13, (count, 2))], axis=1).astype(np.float64)
+    label = draw.integers(0, 2, count)
+    for (left, top, right, bottom), kind in zip(boxes.astype(int), label, strict=True):
+        pixels[top:bottom, left:right] += 80 - 160 * kind
+    flags = draw.random(count) < (1.0 if is_ignored else 0.2)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return sample_of(pixels.clip(0, 255).astype(np.uint8), BoxRecord(boxes, boxes.copy(), label, flags, area))
+
+
+def _joined(**how: Any) -> Concat:
+    """Two sets as one, of different seeds."""
+    make = partial(_image, **how)
+    sets = (Made(make, 20, 7, **BOX_FIELDS), Made(make, NUM_SAMPLES - 20, 8, **BOX_FIELDS))
+    return Concat(sets=sets, split="train")
+
+
+def _detector() -> nn.Module:
+    """Channels and strides pass from block to block by the registry, as a config's do."""
+    blocks = {
+        "backbone": {"name": "resnet18", "width": 2, "norm": "frozen_bn"},
+        "neck": {"name": "fpn", "width": 4},
+        "head": {"name": "retina", "num_convs": 1},
+    }
+    return registry.models.build(Component("detector", blocks), facts={"in_channels": 3, "num_classes": 2})
+
+
+def _detect(**arguments: Any) -> Callable[[nn.Module, frozenset[str]], Any]:
+    def make(model: nn.Module, keys: frozenset[str]) -> Any:
+        losses = {name: registry.losses.build(Component(name), facts={}) for name in _WEIGHTS}
+        facts = {
+            "model": model,
+            "losses": losses,
+            "batch_keys": Offer("the toy", keys),
+            "output_keys": Offer("the toy's model", model.output_keys),
+        }
+        block = {
+            "assigner": {"name": "max_iou"},
+            "anchors": {"base_strides": 1.0},
+            "score": 0.0,
+            "per_level": 20,
+            **arguments,
+        }
+        return registry.tasks.build(Component("detect", block), facts=facts)
+
+    return make
+
+
+_WEIGHTS = {"sigmoid_focal": 1.0, "box_smooth_l1": 0.5}
+_STEPS = {
+    "flip": FlipImage(),
+    "cut": CutImage(low=0.7),
+    "fit": FitImage(height=32, width=48),
+    "scale": ScaleSteps(multiple=8),
+    "normalize": NormalizeImage(),
+}
+
+
+def toy(*, evaluation: dict[str, Any] | None = None, **how: Any) -> Toy:
+    """The detector on images made in some way, evaluated in some way."""
+    return Toy(
+        _detector,
+        _detect(**(evaluation or {})),
+        _joined(**how),
+        _WEIGHTS,
+        lambda: BoxAp(class_names=CLASSES),
+        tuple(NamedTransform(name, step) for name, step in _STEPS.items()),
+        registry.tasks.entry_of("detect").builder.predicts,
+    )
+
+
+IMAGES = {"detector": toy()}
+FEW_BOXES = {
+    "detector_few": toy(share=0.08),
+    "detector_none": toy(share=0.0),
+    "detector_ignored": toy(is_ignored=True),
+}
+"""A box in every twelfth image, so that whole steps and whole processes have none; none at all; only ignored ones."""

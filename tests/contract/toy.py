@@ -1,0 +1,118 @@
+"""A toy task, its data and its metric, as the contract tests run one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline.binding import Offer, bind, outputs_of
+from sightline.data.loading.reading import BatchReader, NamedTransform
+from sightline.engine.evaluate import Meter
+from sightline.losses.base import Loss
+from sightline.members import TaskMembers
+from sightline.tasks.supervised import Supervised
+from sightline.types import DataInfo, Field, SampleKey
+
+NUM_SAMPLES = 43
+NUM_CLASSES = 3
+
+
+class Logits(TypedDict):
+    logits: Tensor
+
+
+class CrossEntropySum(Loss):
+    """Ignores class -1 and weighs classes, so that its counts are not whole numbers."""
+
+    def __init__(self, weights: tuple[float, ...] = (1.0, 1.0, 1.0)) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float64))
+
+    def count(self, *, label: Tensor) -> Tensor:
+        return self.weights[label[label >= 0]].sum()
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(logits, label, weight=self.weights, ignore_index=-1, reduction="sum")
+
+
+class Hits:
+    """Right arg-max answers, and how many were asked."""
+
+    def new_state(self) -> dict[str, Tensor]:
+        return {"hits": torch.zeros(2, dtype=torch.int64)}
+
+    def update(self, state: dict[str, Tensor], *, logits: Tensor, label: Tensor) -> None:
+        asked = label >= 0
+        state["hits"] += torch.stack([((logits.argmax(1) == label) & asked).sum(), asked.sum()])
+
+    def compute(self, state: dict[str, Tensor]) -> dict[str, float]:
+        return {"accuracy": state["hits"][0].item() / max(1, state["hits"][1].item())}
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A model, a task and data; the data set makes sample i from its generator alone."""
+
+    model: Callable[[], nn.Module]
+    task: Callable[[nn.Module, frozenset[str]], Any]
+    dataset: Any
+    weights: dict[str, float]
+    metric: Callable[[], Any] = Hits
+    transforms: tuple[NamedTransform, ...] = ()
+    predicts: frozenset[str] = frozenset()
+
+    @property
+    def reader(self) -> BatchReader:
+        return BatchReader(self.dataset, self.transforms)
+
+
+class Made:
+    """A data set whose samples are drawn from (`seed`, index), whatever the epoch."""
+
+    def __init__(
+        self,
+        make: Callable[[np.random.Generator], dict[str, Any]],
+        /,
+        num_samples: int = NUM_SAMPLES,
+        seed: int = 7,
+        **fields: Field,
+    ) -> None:
+        self.make = make
+        self.num_samples = num_samples
+        self.seed = seed
+        self.info = DataInfo(facts={}, fields=fields, split_sizes={"train": num_samples})
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        return self.make(SampleKey(key.index, 0, self.seed).generator())
+
+
+def supervised(
+    losses: dict[str, Callable[[], Loss]], task: type[Supervised] = Supervised
+) -> Callable[[nn.Module, frozenset[str]], Supervised]:
+    def make(model: nn.Module, keys: frozenset[str]) -> Supervised:
+        outputs = Offer("model", outputs_of(model.forward, owner="model"))
+        built = {name: loss() for name, loss in losses.items()}
+        return task(model=model, losses=built, batch_keys=Offer("data", keys), output_keys=outputs)
+
+    return make
+
+
+def meters(toy: Toy, model: nn.Module, reader: BatchReader) -> list[Meter]:
+    metric, task = toy.metric(), toy.task(model, reader.keys)
+    outputs = outputs_of(model.forward, owner="model") | toy.predicts
+    offers = Offer("data", reader.keys), Offer("model", outputs)
+    offers = *offers, Offer("task", TaskMembers.offers.of(task))
+    return [Meter(metric, bind(metric.update, *offers, owner="metric", skip=("state",)))]
+
+
+def field(collate: str = "stack") -> Field:
+    return Field("any", "float64", collate=collate)  # type: ignore[arg-type]
