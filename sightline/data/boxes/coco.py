@@ -9,7 +9,7 @@ from typing import Any
 from sightline import registry
 from sightline.data.boxes.coco_files import find_coco
 from sightline.data.boxes.image_listing import Faulty, image_plan, survey_images
-from sightline.data.boxes.labelled_images import ClassedImages
+from sightline.data.boxes.labelled_images import BoxColumns, ClassedImages
 from sightline.data.boxes.records import BOX_FIELDS, box_facts
 from sightline.data.store.native import prepare_command
 from sightline.data.store.preparation import Progress, prepare_native
@@ -34,7 +34,7 @@ class Coco(ClassedImages):
     def promise(cls, *, classes: tuple[str, ...] = ()) -> DataInfo:
         """What `info` states of COCO itself, sizes left out, before it is there: 80 classes, or the chosen ones."""
         published = json.loads(Path(__file__).with_name("coco.json").read_text(encoding="utf-8"))
-        return DataInfo(box_facts(classes or tuple(published["classes"].values())), BOX_FIELDS)
+        return DataInfo(box_facts(classes or tuple(published["classes"].values()), BoxColumns().box_type), BOX_FIELDS)
 
     @classmethod
     def prepare(
