@@ -14,10 +14,10 @@ from sightline.geometry.boxes.overlaps import ioa
 __all__ = ["broken_boxes", "swapped_canvas"]
 
 _BEYOND_PX = 1.0
-_SHARES_PX, _FEWEST, _UNSOUND, _OUTSIDE = 1.5, 5, 0.02, 0.05
-_MOST_GAIN = 0.15
-_EXPLAINED = 0.1
-"""Another reading explains faults of which it leaves at most this share."""
+_SHARES, _SHARES_PX, _FEWEST = "shares of the image's sides", 1.5, 5
+_MOST_OUTSIDE, _MOST_GAIN = 0.05, 0.15
+_EXPLAINED = 0.03
+"""Of all boxes, those that another reading brings into the images; then it is likely the right one."""
 
 
 @check(
@@ -52,41 +52,39 @@ def _boxes_of(survey: PartSurvey, field: str) -> tuple[Tensor, Tensor]:
 
 
 def _of_boxes(context: Context, survey: PartSurvey, boxes: Tensor, limit: Tensor) -> Finding | None:
+    if not len(boxes):
+        return None
     first, last = boxes.split(2, dim=1)
-    readings = {  # what the numbers may be instead, the cause, and where the boxes then are
+    readings = {  # what the numbers may be instead, the cause, where the boxes then are, and in what images
         "left, top, width, height": ("assign.box_format", (first, first + last), limit),
         "middle and width, height": ("assign.box_format", (first - last / 2, first + last / 2), limit),
         "left, top, left + right, top + bottom": ("assign.box_format", (first, last - first), limit),
         "middle, middle + width and height": ("assign.box_format", (1.5 * first - last / 2, (first + last) / 2), limit),
+        "right, bottom, left, top": ("assign.box_format", (last, first), limit),
         "top, left, bottom, right": ("cfg.axis_swap", (first.flip(1), last.flip(1)), limit),
-        "boxes of images whose width and height are exchanged": (
-            "cfg.axis_swap",
-            (first, last),
-            limit[:, [1, 0, 3, 2]],
-        ),
-        "shares of the image's sides": ("data.normalisation", (limit[:, :2] * first, limit[:, :2] * last), limit),
+        "those of images of width x height": ("cfg.axis_swap", (first, last), limit[:, [1, 0, 3, 2]]),
+        _SHARES: ("data.normalisation", (limit[:, :2] * first, limit[:, :2] * last), limit),
     }
-    unsound, turned = _num_unsound(boxes, limit), int((last <= first).any(dim=1).sum())
+    count, turned = len(boxes), int((last <= first).any(dim=1).sum())
     left = {what: _num_unsound(torch.cat(read, dim=1), within) for what, (_, read, within) in readings.items()}
-    likely = min(left, key=left.__getitem__)
-    is_shares = len(boxes) >= _FEWEST and float(boxes.max()) <= _SHARES_PX
-    if is_shares:
-        likely, unsound = "shares of the image's sides", len(boxes)
-    is_explained = unsound >= _FEWEST and left[likely] <= _EXPLAINED * unsound
+    is_shares = count >= _FEWEST and float(boxes.max()) <= _SHARES_PX
+    likely = _SHARES if is_shares else min(left, key=left.__getitem__)
+    gain = left[likely] / count + _EXPLAINED
+    is_explained = is_shares or is_clearly_above(_num_unsound(boxes, limit), count, gain)
     outside = int((ioa(boxes, torch.cat([0 * limit[:, :2], limit[:, 2:]], dim=1)) < 0.5).sum()) - turned
-    is_beside = is_clearly_above(outside, len(boxes), _OUTSIDE)
-    if not (turned or is_beside or (is_explained and is_clearly_above(unsound, len(boxes), _UNSOUND))):
+    if not (turned or is_explained or is_clearly_above(outside, count, _MOST_OUTSIDE)):
         return None
+    measured = (
+        f"{turned} of {count} boxes have right <= left or bottom <= top, {outside} others are mostly outside, "
+        f"coordinates reach {float(boxes.max()):.4g} px, in {survey.extent}"
+    )
     return broken_boxes.finding(
         context,
         f"boxes look like {likely}" if is_explained else "boxes are the wrong way round, or beside their images",
         split=survey.part.split,
         severity="error" if turned or is_shares else "warning",
         causes=[readings[likely][0]] if is_explained else ["data.corrupt_sample", "assign.box_format"],
-        measured=f"{turned} of {len(boxes)} boxes have right <= left or bottom <= top, {outside} others are mostly outside, "
-        f"coordinates go up to {float(boxes.max()):.4g} px, in {survey.extent}"
-        + f"; read as {likely}, {left[likely]} would leave the image"
-        * is_explained,
+        measured=measured,
         evidence={"field": "boxes"},
     )
 

@@ -68,7 +68,7 @@ def _means(context: Context, added: int | None) -> dict[str, float]:
         return some if added is None else torch.cat([some, more], dim=axis)
 
     around = {name: doubled(value, added if name == "target" else None) for name, value in around.items()}
-    logit = _SURE if added == BACKGROUND else None
+    logit = _SURE if added == BACKGROUND else -_SURE
     outputs = {name: doubled(value, logit if name == "logits" else None) for name, value in outputs.items()}
     task.context = lambda model, batch: around
     with torch.no_grad():
