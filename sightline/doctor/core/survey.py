@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sightline.compiled import working_s
+from sightline.data.boxes.records import BOX_FIELDS
 from sightline.data.loading.leaves import leaves
 from sightline.engine.build import Data, Part
 from sightline.members import DataMembers
@@ -177,7 +178,7 @@ def _pieces(part: Part, chunks: Iterator[list[SampleKey]]) -> Iterator[list[Samp
 
 
 def _note(result: PartSurvey, index: int, sample: Sample) -> None:
-    if "boxes" in sample and "image" in sample:
+    if BOX_FIELDS.keys() <= sample.keys():
         pixels = {"image": None, "image_px": torch.tensor(sample["image"].shape[:2]), "sample_index": index}
         result.boxed.append({**sample, **pixels})
         sample = {**sample, "label": _of_counted(sample["label"], sample["is_ignored"])}

@@ -20,15 +20,7 @@ _EXPLAINED = 0.03
 """Of all boxes, those that another reading brings into the images; then it is likely the right one."""
 
 
-@check(
-    "G31",
-    "broken-boxes",
-    "preflight",
-    severity="warning",
-    at="data",
-    expected="left < right and top < bottom, in pixels of the image",
-    action="look at `sightline view`, and convert boxes where the data set reads them",
-)
+@check("G31", "broken-boxes", "preflight", at="data")
 def broken_boxes(context: Context) -> list[Finding]:
     """Boxes have their corners in order, and no other reading of them lies in the images far more often.
 
@@ -85,6 +77,8 @@ def _of_boxes(context: Context, survey: PartSurvey, boxes: Tensor, limit: Tensor
         severity="error" if turned or is_shares else "warning",
         causes=[readings[likely][0]] if is_explained else ["data.corrupt_sample", "assign.box_format"],
         measured=measured,
+        expected="left < right and top < bottom, in pixels of the image",
+        action="look at `sightline view`, and convert boxes where the data set reads them",
         evidence={"field": "boxes"},
     )
 

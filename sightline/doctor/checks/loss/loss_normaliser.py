@@ -44,6 +44,7 @@ def loss_normaliser(context: Context) -> list[Finding]:
             measured=f"{value:.6g}, and {moved[name]:.6g} with twice as many priors, the new ones {what}",
             expected="the same",
             action="count priors with a box, (target >= 0).sum(), and leave those whose target is -2 out of the sum",
+            evidence={"field": name},
         )
         for name, value in plain.items()
         for what, moved in (("background, predicted for certain", wide), ("ignored", hidden))

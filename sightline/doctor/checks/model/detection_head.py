@@ -69,16 +69,7 @@ def _shares(
         yield name, [float(each[:_NEAR, -_NEAR:].sum() / each.sum()) for each in grids]
 
 
-@check(
-    "G20",
-    "prior-bias",
-    "preflight",
-    severity="warning",
-    causes=("model.init", "model.structure"),
-    at="model.head",
-    action="start the bias of the class layer with -ln((1 - p) / p) and its weights small, without norm or activation "
-    "after it",
-)
+@check("G20", "prior-bias", "preflight", severity="warning", causes=("model.init", "model.structure"), at="model.head")
 def prior_bias(context: Context) -> list[Finding]:
     """The first scores of a fresh detector are those of the head's `prior`, 0.01, to a factor of 10.
 
@@ -91,7 +82,12 @@ def prior_bias(context: Context) -> list[Finding]:
     score = float(context.first_outputs[1]["logits"].double().sigmoid().mean())
     if prior / _FACTOR <= score <= prior * _FACTOR:
         return []
-    summary, measured = "the untrained detector does not start with rare objects", f"a mean score of {score:.4g}"
     return [
-        prior_bias.finding(context, summary, measured=measured, expected=f"p = {prior:g}, to a factor of {_FACTOR:g}")
+        prior_bias.finding(
+            context,
+            "the untrained detector does not start with rare objects",
+            measured=f"a mean score of {score:.4g}",
+            expected=f"p = {prior:g}, to a factor of {_FACTOR:g}",
+            action="start the class layer with the bias -ln((1 - p) / p) and small weights, and no norm after it",
+        )
     ]
