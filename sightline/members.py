@@ -102,6 +102,12 @@ class TaskMembers:
     )
     vote: Member[Function] = Member("`vote(passes)`: several predictions of one batch as one", absent=None)
     show: Member[Function] = Member("`show(batch, predictions)`: pictures for TensorBoard", absent=None)
+    show_targets: Member[Function] = Member(
+        "`show_targets(batch)`: for `view`: stage → pictures and figures of what `prepare` works out", absent=None
+    )
+    lap: Member[Function] = Member(
+        "`lap(part)`: what it calls after `forward` and `loss`, set by whoever keeps the time", absent=None
+    )
     evaluation_arguments: Member[frozenset[str]] = Member(
         "constructor arguments that change evaluation alone, so that `evaluate RUN task.NAME=` may", absent=frozenset()
     )

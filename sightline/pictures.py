@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
 
 __all__ = [
+    "INK",
+    "PAGE",
     "PALETTE",
     "UNLABELLED",
     "Axis",
@@ -21,6 +23,7 @@ __all__ = [
     "Lines",
     "Picture",
     "colors_of",
+    "draw_legend",
     "encode_png",
     "fit_text",
     "ramp",
@@ -59,8 +62,8 @@ _AXES: dict[Frame, tuple[int, int, int]] = {  # right-handed once signed, upward
 }
 _SIGNS: dict[Frame, tuple[int, int, int]] = {"camera_y_up": (-1, 1, 1), "camera_y_down": (-1, 1, -1)}
 _LIGHT = np.array([-0.45, 0.65, 0.62]) / math.sqrt(0.45**2 + 0.65**2 + 0.62**2)  # right, up, towards the viewer
-_PAGE, _CARD_TOP, _CARD_BOTTOM = (233, 237, 242), (255, 255, 255), (243, 246, 250)
-_INK, _RIGHT, _WRONG = (58, 66, 78), (22, 128, 76), (200, 48, 42)
+PAGE, _CARD_TOP, _CARD_BOTTOM = (233, 237, 242), (255, 255, 255), (243, 246, 250)
+INK, _RIGHT, _WRONG = (58, 66, 78), (22, 128, 76), (200, 48, 42)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,7 +153,7 @@ def render_clouds(
     view = _view(azimuth_deg, elevation_deg)
     rows = math.ceil(len(clouds) / columns)
     step_px = np.array([tile_px + strip_px + gap_px, tile_px + gap_px])
-    sheet = np.full((*(step_px * (rows, columns) + gap_px), 3), _PAGE, dtype=np.uint8)
+    sheet = np.full((*(step_px * (rows, columns) + gap_px), 3), PAGE, dtype=np.uint8)
     for index, cloud in enumerate(clouds):
         if cloud is None:
             continue
@@ -340,7 +343,7 @@ def _card(width: int, height: int) -> np.ndarray:
     inside = np.asarray(mask.resize((width, height), Image.Resampling.BOX), dtype=np.float32)[..., None] / 255
     slope = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     face = (1 - slope) * np.array(_CARD_TOP, np.float32) + slope * np.array(_CARD_BOTTOM, np.float32)
-    return (inside * face + (1 - inside) * np.array(_PAGE, np.float32)).astype(np.float32)
+    return (inside * face + (1 - inside) * np.array(PAGE, np.float32)).astype(np.float32)
 
 
 def _write_caption(tile: np.ndarray, text: str, is_right: bool | None, strip_px: int) -> None:
@@ -349,7 +352,7 @@ def _write_caption(tile: np.ndarray, text: str, is_right: bool | None, strip_px:
 
     strip = Image.fromarray(tile[-strip_px:]).resize((2 * tile.shape[1], 2 * strip_px), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(strip)
-    ink = _INK if is_right is None else _RIGHT if is_right else _WRONG
+    ink = INK if is_right is None else _RIGHT if is_right else _WRONG
     mark_px = 0 if is_right is None else round(0.80 * strip_px)
     text, font = fit_text(draw, text, 0.92 * strip.width - mark_px, size_px=round(1.06 * strip_px))
     left = (strip.width - draw.textlength(text, font) - mark_px) / 2
@@ -363,6 +366,34 @@ def _write_caption(tile: np.ndarray, text: str, is_right: bool | None, strip_px:
         for line in [tick] if is_right else cross:
             draw.line(line, fill=ink, width=thick, joint="curve")
     tile[-strip_px:] = np.asarray(strip.resize((tile.shape[1], strip_px), Image.Resampling.BOX))
+
+
+def draw_legend(
+    entries: Sequence[tuple[str, np.ndarray | tuple[int, ...]]], width: int, *, line_px: int = 24
+) -> np.ndarray:
+    """A swatch of its colour and the text of each entry, in as many rows of `width` as they need; no row for none."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    if not entries:
+        return np.zeros((0, width, 3), dtype=np.uint8)
+    font = ImageFont.load_default(0.62 * line_px)
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    margin_px = round(0.66 * line_px)
+    places, left, row = [], margin_px, 0
+    for text, color in entries:
+        needed = round(measure.textlength(text, font)) + 2 * line_px
+        if left > margin_px and left + needed > width:
+            left, row = margin_px, row + 1
+        places.append((left, line_px * row, text, color))
+        left += needed
+    image = Image.new("RGB", (width, margin_px + line_px * (row + 1)), PAGE)
+    draw = ImageDraw.Draw(image)
+    side_px = round(0.58 * line_px)
+    for left, top, text, color in places:
+        top += round(0.2 * line_px)
+        draw.rounded_rectangle((left, top, left + side_px, top + side_px), 3, tuple(map(int, color)), outline=INK)
+        draw.text((left + 1.4 * side_px, top + side_px / 2), text, fill=INK, font=font, anchor="lm")
+    return np.asarray(image)
 
 
 def fit_text(

@@ -148,3 +148,11 @@ def test_traceback_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:
     assert code == 2
     assert "Traceback (most recent call last)" in err
     assert err.rstrip().endswith("none.yaml: no such file")
+
+
+def test_a_value_longer_than_a_file_name_is_a_value() -> None:
+    """A list of transforms is easily longer than the 255 bytes that file systems take."""
+    long = "transforms.train=[" + "{name: flip_image}, " * 40 + "]"
+    done = run_here("view", HEALTHY, long, "--out", "never")
+    assert done.code == 2
+    assert "File name too long" not in done.err

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
-from sightline.assigners.base import BACKGROUND, IGNORED, Assignment
-from sightline.geometry.boxes.overlaps import iou
+from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment
+from sightline.geometry.boxes.overlaps import box_areas, iou
 from sightline.geometry.boxes.priors import Priors
 
-__all__ = ["assignment_report"]
+__all__ = ["assignment_report", "compare_assigners", "timed_report"]
+
+_SIZES_PX = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, math.inf)
+"""The bounds of the sizes (roots of areas) that boxes are counted by; octaves, as the levels of a pyramid."""
 
 
 def assignment_report(assignment: Assignment, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> dict[str, Any]:
@@ -38,3 +45,49 @@ def assignment_report(assignment: Assignment, priors: Priors, boxes: Tensor, is_
         "unmatched_boxes": ((per_box == 0) & ~is_ignored).nonzero().flatten().tolist(),
         "mean_iou": mean,
     }
+
+
+def timed_report(
+    assigner: Assigner, priors: Priors, boxes: Tensor, is_ignored: Tensor
+) -> tuple[Assignment, dict[str, Any]]:
+    """The assignment of an image and its report, with the time of the processor `cpu_ms` and the `box_px` of each box.
+
+    Those are the roots of their areas, -1 for ignore regions. It assigns twice and times the second: at first,
+    memory is taken and kernels are compiled.
+    """
+    assigner(priors, boxes, is_ignored)
+    started = time.process_time()
+    assignment = assigner(priors, boxes, is_ignored)
+    cpu_ms = 1000 * (time.process_time() - started)
+    report = assignment_report(assignment, priors, boxes, is_ignored)
+    sizes = box_areas(boxes).sqrt().masked_fill(is_ignored, -1).tolist()
+    return assignment, {**report, "cpu_ms": cpu_ms, "box_px": sizes}
+
+
+def compare_assigners(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """A row for each assigner, of its reports of the same images: sums over them, and the mean time of an image.
+
+    `of_size` has, for each range of sizes in pixels, how many boxes have it and the mean of their positives.
+    """
+    rows = []
+    for name, each in reports.items():
+        pairs = [pair for one in each for pair in zip(one["box_px"], one["positives_per_box"], strict=True)]
+        of_size = {}
+        for low, high in pairwise(_SIZES_PX):
+            counts = [positives for side, positives in pairs if low <= side < high]
+            if counts:
+                of_size[f"{low:g}-{high:g}"] = {"boxes": len(counts), "positives": sum(counts) / len(counts)}
+        levels = [sum(level) for level in zip(*(one["positives_per_level"] for one in each), strict=True)]
+        rows.append(
+            {
+                "assigner": name,
+                "boxes": sum(side >= 0 for side, _ in pairs),
+                "unmatched": sum(len(one["unmatched_boxes"]) for one in each),
+                "positives": sum(levels),
+                "ambiguous": sum(one["num_ambiguous"] for one in each),
+                "per_level": levels,
+                "cpu_ms": sum(one["cpu_ms"] for one in each) / len(each),
+                "of_size": of_size,
+            }
+        )
+    return rows

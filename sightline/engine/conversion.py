@@ -32,7 +32,8 @@ from sightline.geometry.volumes import Axes
 from sightline.members import DataMembers, TransformMembers
 from sightline.models.published.published import OPTIONAL, published_name, translate, unused_names
 from sightline.models.published.published_files import PublishedFile
-from sightline.models.published.published_models import MODELS, PublishedModel, layouts_of
+from sightline.models.published.published_model import PublishedModel
+from sightline.models.published.published_models import MODELS, layouts_of
 from sightline.models.published.published_sources import read_source
 from sightline.models.published.published_volumes import with_axes
 from sightline.plugins import Plugin
@@ -93,6 +94,11 @@ def convert(
     given = _config(layout, recipe, counts, config_path, data_name, overrides)
     config, assumed = _with_model(given, published, sizes, target, layout)
     info, notes = _info(config)
+    weights = _of_classes(weights, published, info)
+    found, counts = counts, _counts(published, weights)
+    if counts != found:
+        kept = f"{counts['num_classes']} of '{config.data.name}'"
+        notes.append(f"of the file's {found['num_classes']} classes the {kept} are kept, by their names")
     if not published.keeps_head and counts.get("num_classes", 0) != info.facts.get("num_classes", 0):
         weights = _without(weights, OPTIONAL[layout])
     fresh = _left_fresh(weights, layout)
@@ -169,6 +175,23 @@ def _counts(published: PublishedModel, weights: Mapping[str, Tensor]) -> dict[st
         "num_joints": published.num_joints,
     }
     return {name: size.of(weights) for name, size in sizes.items() if size is not None and size.name in weights}
+
+
+def _of_classes(weights: dict[str, Tensor], published: PublishedModel, info: DataInfo) -> dict[str, Tensor]:
+    """The weights with the classes of the data set alone, where their names are all among the published set's."""
+    size, places = published.num_classes, published.class_places
+    if size is None or not places or size.name not in weights or size.of(weights) != max(places) + 1:
+        return weights
+    promise = DataMembers.promise.of(registry.data.entry_of(published.protocol.data).builder)
+    assert promise is not None, published.protocol.data
+    place_of = dict(zip(promise().facts["class_names"], places, strict=True))
+    names = info.facts.get("class_names", ())
+    if not names or not {*names} <= {*place_of}:
+        return weights
+    rows = [place_of[name] for name in names]
+    layer = [size.name, size.name.removesuffix("weight") + "bias"]
+    chosen = {name: weights[name].unflatten(0, (size.divisor, -1))[:, rows].flatten(0, 1) for name in layer}
+    return weights | chosen
 
 
 def _about_head(num_classes: int | None, info: DataInfo, config: RunConfig) -> str:

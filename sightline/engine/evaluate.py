@@ -17,7 +17,7 @@ from sightline.binding import Bound
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
-from sightline.engine.step import Task, batch_step, mean
+from sightline.engine.step import Clock, Task, batch_step, mean
 from sightline.engine.stream import Reader, evaluation_keys, read_batches
 from sightline.members import MetricMembers, TaskMembers
 from sightline.metrics.base import Metric, State, fresh_state, pool_states, row_states, sorted_rows
@@ -56,7 +56,7 @@ class Measured:
 class Evaluation:
     """What an evaluation measured: numbers, numbers per class, tables, and the mean of each loss.
 
-    `measured` are the states that all but the losses were computed from.
+    `measured` are the states that all but the losses were computed from; `parts` are seconds of this process.
     """
 
     metrics: Mapping[str, float]
@@ -67,6 +67,7 @@ class Evaluation:
     seconds: float
     pictures: tuple[Picture, ...] = ()
     measured: tuple[Measured, ...] = field(default=(), repr=False, compare=False)
+    parts: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -114,7 +115,7 @@ class Evaluator:
 
         `keep` is given each batch of this process with its predictions, the voted ones where there are votes.
         """
-        started = time.perf_counter()
+        started, clock = time.perf_counter(), Clock(self.task, rest="interpret")
         was_training = model.training
         model.eval()
         plan = evaluation_keys(self.indices, self.batch_size, epoch=0, seed=self.seed)
@@ -129,19 +130,26 @@ class Evaluator:
         batches = read_batches(self.reader, (plan[number] for number in numbers), self.workers)
         with torch.no_grad(), contextlib.closing(batches):
             for number, batch in zip(numbers, batches, strict=True):
+                clock.lap("data")
                 batch = to_device(batch, world.device, floats=self.precision.parameters)
                 ledger.saw(batch["sample_index"])
-                predictions = self._predict(model, batch, world, ledger, number)
+                clock.lap("transfer")
+                predictions = self._predict(model, batch, world, ledger, number, clock)
                 by_suffix = {"": predictions, **self._voted(model, plan[number], predictions, world)}
                 by_suffix |= self._joint_prediction(batch, predictions, world)
+                if len(by_suffix) > 1:
+                    clock.lap("votes")
                 for tally in tallies:
                     tally.update(batch, by_suffix[tally.suffix])
                 if keep is not None:
                     keep(batch, by_suffix[self._suffixes()[-1]])
                 if number == 0 and pictures and (show := TaskMembers.show.of(self.task)) is not None:
                     drawn = tuple(show(batch, predictions))
+                clock.lap("metrics")
         model.train(was_training)
-        return self._reduce(tallies, ledger, world, started, drawn)
+        evaluation = self._reduce(tallies, ledger, world, started, drawn)
+        clock.lap("metrics")
+        return dataclasses.replace(evaluation, parts=clock.seconds)
 
     def _suffixes(self) -> list[str]:
         """Averaged figures stand beside the plain ones and carry how many were: nobody takes one for the other."""
@@ -152,10 +160,14 @@ class Evaluator:
     def _ensemble(self) -> str:
         return f"_ensemble{len(self.members) + 1}"
 
-    def _predict(self, model: nn.Module, batch: Batch, world: World, ledger: _Ledger, number: int) -> Mapping[str, Any]:
+    def _predict(
+        self, model: nn.Module, batch: Batch, world: World, ledger: _Ledger, number: int, clock: Clock
+    ) -> Mapping[str, Any]:
         """Predictions for a batch, its losses noted in the ledger."""
         step = batch_step(self.task, model, batch, world.device, self.precision)
+        clock.lap("prepare")
         sums, predictions = step.sums_and_predictions(model)
+        clock.lap("forward")
         ledger.note_losses(number, sums, step.counts)
         return predictions
 

@@ -71,9 +71,10 @@ def interval_numbers(records: Sequence[StepRecord]) -> dict[str, float]:
 
 
 def evaluation_numbers(record: EvaluationRecord) -> dict[str, float]:
-    """Metrics under their own names, `loss/<term>`, `num_samples` and `time_s/evaluation` of one evaluation."""
+    """Metrics under their own names, `loss/<term>`, `num_samples`, `time_s/evaluation` and, of it, `time_s/<part>`."""
     losses = {f"loss/{term}": value for term, value in record.losses.items()}
-    return {**record.metrics, **losses, "num_samples": record.num_samples, "time_s/evaluation": record.seconds}
+    times = {f"time_s/{part}": seconds for part, seconds in {"evaluation": record.seconds, **record.parts}.items()}
+    return {**record.metrics, **losses, "num_samples": record.num_samples, **times}
 
 
 def samples_per_s(records: Iterable[StepRecord]) -> float:

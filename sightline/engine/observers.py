@@ -12,7 +12,7 @@ from sightline.engine.intervals import Intervals, evaluation_numbers, interval_n
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.runs.durable import assert_appendable, disk_failure
 
-__all__ = ["EpochTimes", "LineWriter", "MetricsLog", "TrainLog", "describe_evaluation"]
+__all__ = ["EpochTimes", "LineWriter", "MetricsLog", "TrainLog", "describe_evaluation", "describe_shares"]
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,6 @@ class EpochTimes:
         step_s = sum(self._seconds.values())
         whole_s = step_s + self._evaluation_s
         parts = {**self._seconds, "evaluation": self._evaluation_s}
-        shares = ", ".join(f"{part} {seconds / whole_s if whole_s else 0:.0%}" for part, seconds in parts.items())
         logger.info(
             "epoch %d/%d: step %d, loss %.4g, learning rate %.3g, %s samples/s; of %.1f s: %s",
             last.epoch + 1,
@@ -173,7 +172,7 @@ class EpochTimes:
             last.lr,
             f"{self._num_samples / step_s:,.0f}" if step_s else "?",
             whole_s,
-            shares,
+            describe_shares(parts),
         )
         self._judge()
         self._start_epoch()
@@ -202,7 +201,14 @@ def describe_evaluation(record: EvaluationRecord) -> str:
     numbers = {**record.metrics, **({"loss": record.losses["total"]} if "total" in record.losses else {})}
     values = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
     best = "; the best so far" if record.is_best else ""
+    times = f" ({describe_shares(record.parts)})" if record.parts else ""
     return (
         f"{record.split} at step {record.step} (epoch {record.epoch + 1}): {values}; "
-        f"{record.num_samples:,} samples in {record.seconds:.1f} s{best}"
+        f"{record.num_samples:,} samples in {record.seconds:.1f} s{times}{best}"
     )
+
+
+def describe_shares(parts: Mapping[str, float]) -> str:
+    """What share of the sum of `parts`, in seconds, each has."""
+    whole_s = sum(parts.values())
+    return ", ".join(f"{part} {seconds / whole_s if whole_s else 0:.0%}" for part, seconds in parts.items())

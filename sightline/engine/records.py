@@ -25,7 +25,7 @@ class StepRecord:
     """One finished optimiser step, in numbers of all processes together.
 
     `step` counts finished steps from 1, `epoch` from 0. `losses` holds each term's mean and "total", their weighted
-    sum. `seconds` holds data, transfer, prepare, forward, backward and optimise; `wall_s` runs since the run's start.
+    sum. `seconds` holds data, transfer, prepare, forward, loss, backward and optimise; `wall_s` runs since the start.
     `gauges` are further figures of the task for its step: how many negatives a contrast had, for one; and the weights
     of losses that change from step to step.
     """
@@ -45,7 +45,10 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRecord:
-    """One evaluation of a split after `step` finished steps; a metric that counted nothing is NaN."""
+    """One evaluation of a split after `step` finished steps; a metric that counted nothing is NaN.
+
+    `parts` are seconds of the first process: data, transfer, prepare, forward, loss, interpret, votes and metrics.
+    """
 
     step: int
     epoch: int
@@ -56,6 +59,7 @@ class EvaluationRecord:
     num_samples: int
     is_best: bool
     pictures: tuple[Picture, ...] = ()
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class StopRun(RunError):  # noqa: N818  a decision, not a fault of the observer

@@ -297,6 +297,7 @@ class Session:
                 num_samples=evaluation.num_samples,
                 is_best=self._is_new_best,
                 pictures=evaluation.pictures,
+                parts=evaluation.parts,
             )
         )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -11,9 +13,10 @@ from torch import Tensor, nn
 
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
+from sightline.members import TaskMembers
 from sightline.types import Batch
 
-__all__ = ["Step", "Task", "batch_step", "mean", "prepare_step", "run_batch", "weighted_sum"]
+__all__ = ["Clock", "Step", "Task", "batch_step", "mean", "prepare_step", "run_batch", "weighted_sum"]
 
 _FLOAT32 = Precision("float32")  # without autocast
 
@@ -70,6 +73,30 @@ class Step:
     def means(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The share of each loss's mean over the step that these sums make up."""
         return {name: mean(total, self.counts[name]) for name, total in sums.items()}
+
+
+class Clock:
+    """Wall time in `seconds` by what it was spent on, between calls of `lap`.
+
+    Where the task reports its own parts, `forward` is the network alone, and `rest` what follows it up to the lap of
+    that name. Work that a GPU has only queued counts for the part that waits for it.
+    """
+
+    def __init__(self, task: Task, *, rest: str) -> None:
+        self.seconds: dict[str, float] = {}
+        self._rest = rest
+        self._is_split = False
+        self._last = time.perf_counter()
+        if TaskMembers.lap.of(task) is not None:
+            task.lap = partial(self.lap, is_own=True)  # type: ignore[attr-defined]
+
+    def lap(self, name: str, *, is_own: bool = False) -> None:
+        """End a part; `is_own` one that the task reports."""
+        name = self._rest if name == "forward" and self._is_split and not is_own else name
+        self._is_split = is_own
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
 
 
 def prepare_step(

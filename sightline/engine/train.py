@@ -17,7 +17,7 @@ from sightline.engine.distributed import World
 from sightline.engine.optimizers import Frozen, hold_still
 from sightline.engine.precision import Precision
 from sightline.engine.records import StepRecord
-from sightline.engine.step import Task, mean, prepare_step, weighted_sum
+from sightline.engine.step import Clock, Task, mean, prepare_step, weighted_sum
 from sightline.engine.stream import Stream
 from sightline.errors import RunError
 from sightline.members import TaskMembers
@@ -91,7 +91,7 @@ def train(job: Job, world: World, at_step: AtStep, stop: Any = None) -> None:
     started = time.perf_counter()
     with contextlib.closing(job.stream.from_step(job.step, job.num_steps)) as steps:
         while job.step < job.num_steps:
-            clock = _Clock()
+            clock = Clock(job.task, rest="loss")
             micro_batches = next(steps)
             clock.lap("data")
             micro_batches = [to_device(b, world.device, floats=job.precision.parameters) for b in micro_batches]
@@ -199,7 +199,7 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _record(
-    job: Job, totals: dict[str, float], epoch: int, clock: _Clock, wall_s: float, num_processes: int
+    job: Job, totals: dict[str, float], epoch: int, clock: Clock, wall_s: float, num_processes: int
 ) -> StepRecord:
     losses = {name: totals[name] for name in job.weights}
     num_samples = int(totals[_SAMPLES])
@@ -222,16 +222,3 @@ def _record(
         wall_s=wall_s,
         gauges={**gauges, **tallies, **moving},
     )
-
-
-class _Clock:
-    """Wall time by what it was spent on."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now

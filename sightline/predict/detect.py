@@ -124,10 +124,9 @@ class BoxPredictor(Predictor[ImagePrediction]):
         assert prediction.pixels is not None
         found = prediction.found
         boxes = []
-        for (left, top, right, bottom), score, label in zip(found.boxes, found.scores, found.label, strict=True):
+        for corners, score, label in zip(found.boxes.tolist(), found.scores, found.label, strict=True):
             red, green, blue = PALETTE[label % len(PALETTE)].tolist()
-            corners = float(left), float(top), float(right), float(bottom)
-            boxes.append(Box(corners, (red, green, blue), f"{self.names[label]} {score:.2f}"))
+            boxes.append(Box(tuple(corners), (red, green, blue), f"{self.names[label]} {score:.2f}"))
         path = name.with_name(name.name + self.endings[0])
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

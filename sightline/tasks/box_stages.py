@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,12 +21,14 @@ from sightline.types import Batch
 __all__ = ["COLORS", "show_detections"]
 
 COLORS = {
-    "truth": (70, 200, 90),
-    "found": (70, 140, 255),
-    "made up": (235, 60, 50),
-    "missed": (255, 165, 30),
+    "truth": (0, 190, 140),
+    "found": (86, 180, 233),
+    "made up": (230, 80, 10),
+    "missed": (240, 228, 66),
     "ignored": (160, 166, 174),
 }
+"""Source: Okabe and Ito 2008, colours that colour-blind readers tell apart."""
+_LEGEND = {"found": "found (TP)", "made up": "made up (FP)", "missed": "missed (FN)", "ignored": "ignored"}
 _LEVEL = np.array([0.5])
 _NUM_SHOWN = 4
 _LEAST_SCORE = 0.3
@@ -34,7 +37,7 @@ _LEAST_SCORE = 0.3
 def show_detections(
     batch: Batch, predictions: Mapping[str, Any], *, least_score: float = _LEAST_SCORE
 ) -> list[Picture]:
-    """The first images of a batch with the detections above a score: blue found, red made up; missed labels orange.
+    """The first images of a batch with the detections above a score: blue found, red made up; missed labels yellow.
 
     What is found has an IoU of at least 0.5 with a label of its class. Ignored labels, and what lies in them, are grey.
     """
@@ -50,7 +53,8 @@ def show_detections(
         to_canvas = batch["to_canvas"][place].cpu()
         drawn = [_on_canvas(box, to_canvas) for box in boxes]
         caption = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-        pictures.append(Picture(f"detections_{place}", draw_boxes(stretched(pixels), drawn), caption))
+        legend = {text: COLORS[kind] for kind, text in _LEGEND.items()}
+        pictures.append(Picture(f"detections_{place}", draw_boxes(stretched(pixels), drawn, legend=legend), caption))
     return pictures
 
 
@@ -87,10 +91,9 @@ def _compared(detections: Tensor, truth: Tensor) -> tuple[list[Box], dict[str, i
 
 
 def _box(row: Tensor, kind: str, caption: str = "", style: Any = "solid") -> Box:
-    left, top, right, bottom = row[:4].tolist()
-    return Box((left, top, right, bottom), COLORS[kind], caption, style)
+    return Box(tuple(row[:4].tolist()), COLORS[kind], caption, style)
 
 
 def _on_canvas(box: Box, to_canvas: Tensor) -> Box:
-    left, top, right, bottom = moved_boxes(torch.tensor(box.corners, dtype=torch.float64), to_canvas).tolist()
-    return Box((left, top, right, bottom), box.color, box.caption, box.style)
+    corners = moved_boxes(torch.tensor(box.corners, dtype=torch.float64), to_canvas)
+    return replace(box, corners=tuple(corners.tolist()))

@@ -15,15 +15,16 @@ from sightline import registry
 from sightline.arguments import AssignerBlock, Count, Fraction, Size, SuppressionBlock
 from sightline.binding import Offer
 from sightline.errors import ConfigError, RunError
-from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, Priors, make_anchors, make_points
+from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
-from sightline.pictures import Picture
+from sightline.pictures import Picture, stretched
 from sightline.tasks.box_stages import show_detections
+from sightline.tasks.box_targets import show_assignments, show_priors
 from sightline.tasks.detections import Selection, to_file
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
 
-__all__ = ["AnchorBlock", "Detect"]
+__all__ = ["AnchorBlock", "Detect", "GridBlock"]
 
 
 class AnchorBlock(TypedDict, total=False):
@@ -34,6 +35,17 @@ class AnchorBlock(TypedDict, total=False):
     ratios: tuple[Size, ...]
     base_strides: Size
     keeps: Literal["area", "width"]
+    whole_px: bool
+
+
+class GridBlock(TypedDict, total=False):
+    """Where cells lie: `offset` in steps, 0.5 their middles; a step is the stride, or the image's side over the cells.
+
+    See `geometry.boxes.priors.Grid`.
+    """
+
+    offset: Fraction
+    steps: Literal["stride", "image"]
 
 
 @registry.tasks.add("detect")
@@ -45,7 +57,8 @@ class Detect(Supervised):
     (B, P), the class of its box, -1 for background and -2 for what counts in no loss, `matched_boxes` (B, P, 4), and
     `is_unmatched` (G,), the boxes of the batch that no prior is to predict, though they are not ignored. Each step logs
     how many these are (`unmatched_gt`), and the priors with a box (`n_pos`) and ignored ones (`n_ignore`).
-    `anchors` are RetinaNet's where they are left out; for a head of one anchor a cell, squares of eight strides.
+    `anchors` are RetinaNet's where they are left out; for a head of one anchor a cell, squares of eight strides. `grid`
+    places anchors and points alike: in the middles of cells, a stride apart, unless published weights want another.
     `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; boxes may lie outside of the file
     where `clip` is false. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
     """
@@ -64,6 +77,7 @@ class Detect(Supervised):
         output_keys: Offer,
         assigner: AssignerBlock,
         anchors: AnchorBlock | None = None,
+        grid: GridBlock | None = None,
         suppression: SuppressionBlock | None = None,
         score: Fraction = 0.05,
         per_level: Count = 1000,
@@ -75,6 +89,7 @@ class Detect(Supervised):
             raise ConfigError(f"task: detect needs a model with a head, such as detector, found {type(model).__name__}")
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self._shapes = _shapes_of(anchors, self._head)
+        self._grid: GridBlock = grid or {}
         self._assigner = assigner
         _assert_pair(assigner, self._head)
         if suppression is None:
@@ -118,11 +133,14 @@ class Detect(Supervised):
         key = (*image.shape[2:], image.device, image.dtype)
         if key not in self._made:
             maps = [tuple(-(-side // stride) for side in image.shape[2:]) for stride in self._head.strides]
-            dtype = torch.promote_types(image.dtype, torch.float32)
+            by_image = self._grid.get("steps") == "image"
+            grid = Grid(self._grid.get("offset", 0.5), (image.shape[2], image.shape[3]) if by_image else None)
+            form: Any = {"grid": grid, "device": image.device}
+            form["dtype"] = torch.promote_types(image.dtype, torch.float32)
             if self._head.priors == "anchors":
-                made = make_anchors(maps, self._head.strides, self._shapes, device=image.device, dtype=dtype)
+                made = make_anchors(maps, self._head.strides, self._shapes, **form)
             else:
-                made = make_points(maps, self._head.strides, device=image.device, dtype=dtype)
+                made = make_points(maps, self._head.strides, **form)
             self._made = {key: made}  # of one size: canvases seldom change, and hundreds of them would fill the memory
         return self._made[key]
 
@@ -157,6 +175,21 @@ class Detect(Supervised):
         """The first images with what was found, made up and missed."""
         return show_detections(batch, predictions) if "truth" in batch else []
 
+    def show_targets(self, batch: Batch) -> dict[str, tuple[list[Picture], dict[str, Any]]]:
+        """Of the first image: a cell's anchors on each level, and what each assigner that the head takes gives.
+
+        The run's own comes first, with its own arguments, the others have their defaults.
+        """
+        rows = _images(batch["box_offsets"])[0]
+        pixels = stretched(batch["image"][0].float().permute(1, 2, 0).numpy())
+        priors = self.priors_of(batch["image"])
+        boxes, is_ignored = batch["boxes"][rows].to(priors.rows), batch["is_ignored"][rows]
+        own = _name_of(self._assigner)
+        others = {name: registry.assigners.entry_of(name).builder() for name in _assigners_of(self._head) - {own}}
+        assigners = {f"{own} (this config's)": self._assigner, **dict(sorted(others.items()))}
+        pictures, reports = show_assignments(pixels, priors, boxes, is_ignored, assigners)
+        return {"priors": (show_priors(pixels, priors, boxes), {}), "assignment": (pictures, {"assigners": reports})}
+
 
 def _images(offsets: Tensor) -> list[slice]:
     return [slice(*pair) for pair in pairwise(offsets.tolist())]
@@ -180,12 +213,22 @@ def _shapes_of(block: AnchorBlock | None, head: Any) -> AnchorShapes:
     return shapes
 
 
+def _name_of(assigner: Any) -> str:
+    """An assigner's name in configs; that of its class where it is not registered."""
+    names = (name for name in registry.assigners.names() if registry.assigners.entry_of(name).builder is type(assigner))
+    return next(names, type(assigner).__name__)
+
+
+def _assigners_of(head: Any) -> set[str]:
+    """The registered assigners that a head can be trained with."""
+    return {*head.assigners} & {*registry.assigners.names()}
+
+
 def _assert_pair(assigner: Any, head: Any) -> None:
     """Raises ConfigError for an assigner that the head cannot be trained with."""
-    names = [name for name in registry.assigners.names() if registry.assigners.entry_of(name).builder is type(assigner)]
-    if head.priors not in assigner.takes or not head.assigners.intersection(names or head.assigners):
-        can = sorted(head.assigners & set(registry.assigners.names()))
+    name = _name_of(assigner)
+    if head.priors not in assigner.takes or name in {*registry.assigners.names()} - {*head.assigners}:
         raise ConfigError(
-            f"assigner: {' '.join(names) or type(assigner).__name__} does not fit {type(head).__name__}, which "
-            f"predicts from {head.priors}; it takes {', '.join(can)}"
+            f"assigner: {name} does not fit {type(head).__name__}, which predicts from {head.priors}; it takes "
+            f"{', '.join(sorted(_assigners_of(head)))}"
         )

@@ -112,11 +112,13 @@ class Segment(Supervised):
         In windows, a loss of other outputs than the logits is no number: there is one of them for every window.
         """
         outputs = self._outputs(model, batch)
+        self.lap("forward")
         nothing = torch.full((), torch.nan)
         sums = {
             name: term(batch, outputs) if set(term.names) <= batch.keys() | outputs.keys() else nothing
             for name, term in self._terms.items()
         }
+        self.lap("loss")
         return sums, self.interpret(outputs, batch)
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

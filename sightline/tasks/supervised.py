@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +31,8 @@ class Supervised:
 
     offers: frozenset[str] = frozenset()
     """The keys that `context` returns."""
+    lap: Callable[[str], None] = staticmethod(lambda part: None)
+    """Called when the network's pass, `forward`, and the losses are done; whoever keeps the time sets it."""
 
     def __init__(self, *, model: nn.Module, losses: Mapping[str, Loss], batch_keys: Offer, output_keys: Offer) -> None:
         self._forward = bind(model.forward, batch_keys, owner=f"model '{type(model).__name__}'")
@@ -59,7 +61,9 @@ class Supervised:
 
     def losses(self, model: nn.Module, batch: Batch, around: Any) -> dict[str, Tensor]:
         """Each loss's sum over this micro-batch."""
-        return self._sums(batch, self.outputs(model, batch), around)
+        outputs = self.outputs(model, batch)
+        self.lap("forward")
+        return self._sums(batch, outputs, around)
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The model's outputs for a batch."""
@@ -72,7 +76,10 @@ class Supervised:
     def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Loss sums and predictions of one forward pass, the context among these."""
         outputs = self.outputs(model, batch)
-        return self._sums(batch, outputs, around), {**self.interpret(outputs, batch), **around}
+        self.lap("forward")
+        sums = self._sums(batch, outputs, around)
+        self.lap("loss")
+        return sums, {**self.interpret(outputs, batch), **around}
 
     def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Predictions from the outputs for a batch: the outputs themselves, unless a task overrides this."""

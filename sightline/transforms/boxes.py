@@ -34,7 +34,8 @@ class FitImage:
 
     `letterbox` keeps the ratio of its sides and fills one of the canvas's; `stretch` fills both; `short_side` makes the
     shorter side `short_px` long, or the longer one `long_px` where it would be longer. The canvas is the config's and
-    never the batch's: what a network predicts for an image must not depend on the others. The rest is `fill`.
+    never the batch's: what a network predicts for an image must not depend on the others. The rest is `fill`, a grey or
+    a red, green and blue.
     Raises DataError for an image that the canvas does not hold. Source: Lin et al. 2017, RetinaNet, section 4.1
     (short_side, 800 and 1333).
     """
@@ -49,7 +50,7 @@ class FitImage:
         mode: Fit = "letterbox",
         short_px: Count | None = None,
         long_px: Count | None = None,
-        fill: Factor = _GREY,
+        fill: Factor | tuple[Factor, Factor, Factor] = _GREY,
     ) -> None:
         if (mode == "short_side") != (short_px is not None and long_px is not None):
             raise ConfigError("fit_image: mode short_side takes short_px and long_px, the others take neither")
@@ -68,7 +69,7 @@ class FitImage:
                 f"{self.canvas[0]} x {self.canvas[1]}; enlarge height and width, or use mode letterbox"
             )
         matrix = torch.tensor([[size[1] / width, 0, 0], [0, size[0] / height, 0]], dtype=torch.float64)
-        canvas = image.new_full((1, *self.canvas, image.shape[3]), self.fill)
+        canvas = image.new_tensor(self.fill).expand(1, *self.canvas, image.shape[3]).contiguous()
         canvas[:, : size[0], : size[1]] = resized(image, size=size)
         return {"image": canvas, **_moved(matrix, boxes, to_canvas)}
 

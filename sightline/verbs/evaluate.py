@@ -23,6 +23,7 @@ from sightline.engine.distributed import start_world
 from sightline.engine.evaluate import Evaluation, pooled
 from sightline.engine.launch import launch, processes_to_start
 from sightline.engine.loading import OpenRun, open_run, read_run
+from sightline.engine.observers import describe_shares
 from sightline.engine.precision import set_backends
 from sightline.engine.session import evaluation_document
 from sightline.engine.step import Task
@@ -141,6 +142,7 @@ def _report(trials: Sequence[Trial], options: Options) -> None:
         document |= yardsticks_of(trials[0].part, trials[0].data)
     show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
     if len(trials) == 1:
+        note(f"time: {trials[0].evaluation.seconds:.1f} s ({describe_shares(trials[0].evaluation.parts)})")
         document |= _explained(trials[0])
     write_document(options.json, document)
 

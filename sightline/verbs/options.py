@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,6 @@ Traceback = Annotated[bool, typer.Option("--traceback", help="show where in the 
 
 def parted(words: list[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """Paths and key=value; a path may have an equals sign in its name, so what is there is one."""
-    is_override = ["=" in word and not Path(word).exists() for word in words]
+    is_override = ["=" in word and not os.path.exists(word) for word in words]  # Path raises for long words
     paths = tuple(Path(word) for word, is_one in zip(words, is_override, strict=True) if not is_one)
     return paths, tuple(word for word, is_one in zip(words, is_override, strict=True) if is_one)

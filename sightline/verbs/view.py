@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from sightline import registry
+from sightline.assigners.report import compare_assigners
 from sightline.config import RunConfig
 from sightline.data.files.cloud_files import check_columns
 from sightline.data.loading.reading import BatchReader
 from sightline.data.scans.scan_reading import SCAN_SUFFIXES
-from sightline.engine.build import Data, Part, build_transforms
+from sightline.engine.build import Data, Part, build_task, build_transforms
 from sightline.engine.distributed import start_world
 from sightline.engine.loading import OpenRun, open_run
 from sightline.engine.precision import Precision, set_backends
+from sightline.engine.train import Task
 from sightline.errors import UserError, in_one_line
+from sightline.members import TaskMembers
 from sightline.pictures import Axis
 from sightline.predict.files import files_of
 from sightline.runs.lineage import describe_lineage, read_lineage
@@ -82,6 +86,7 @@ def view(options: Options) -> int:
     written = write_views(RunDirectory(options.out, is_writer=True), subjects, title=title, hidden=hidden, most=most)
     rows = [row for subject in subjects for cloud in subject.clouds for row in _rows_of(subject, cloud)]
     show_table(title, ("sample", "stage", "points", "description"), rows, droppable=("description",))
+    about |= _show_assigners(subjects)
     num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply", ".vtk")}
     volumes = f" and {num_of['.vtk']} VTK" if num_of[".vtk"] else ""
     note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY{volumes} files in {options.out}, and")
@@ -95,6 +100,24 @@ def _rows_of(subject: Subject, cloud: Cloud) -> list[tuple[object, ...]]:
     """The rows of a stage in the table: its description takes as many as it needs."""
     first, *more = textwrap.wrap(cloud.description, _DESCRIPTION_WIDTH) or [""]
     return [(subject.name, cloud.stage, len(cloud.points), first), *(("", "", "", line) for line in more)]
+
+
+def _show_assigners(subjects: Sequence[Subject]) -> dict[str, Any]:
+    """Print a row for each assigner of a detector over all samples, and return the rows; nothing for other tasks."""
+    found = [cloud.figures["assigners"] for s in subjects for cloud in s.clouds if "assigners" in cloud.figures]
+    if not found:
+        return {}
+    rows = compare_assigners({name: [each[name] for each in found] for name in found[0]})
+    counts = ("assigner", "boxes", "unmatched", "positives", "ambiguous")
+    sizes = [f"{size} px ({group['boxes']})" for size, group in rows[0]["of_size"].items()]
+    cells = [
+        [*map(row.get, counts), " ".join(map(str, row["per_level"])), f"{row['cpu_ms']:.1f}"]
+        + [f"{group['positives']:.1f}" for group in row["of_size"].values()]
+        for row in rows
+    ]
+    title = f"assignment, {len(found)} images; on the right: positives a box, by its size"
+    show_table(title, (*counts, "per level", "CPU ms an image", *sizes), cells)
+    return {"assigners": rows}
 
 
 def _is_config(path: Path) -> bool:
@@ -123,6 +146,7 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
         split = options.split or (run.data.test.split if has_predictions else "train")  # a run: what evaluate scores
         part = _part(run.data, config, split)
         predictor = _predictor(run, part) if has_predictions else None
+        task = _task_that_shows_targets(run)
         subjects = [
             sample_subject(
                 index,
@@ -130,6 +154,7 @@ def _of_config(path: Path, options: Options) -> tuple[list[Subject], str, dict[s
                 branches=_branches(config, part, options.epoch or 0),
                 seed=config.seed,
                 facts=part.dataset.info.facts,
+                task=task,
                 predictor=predictor,
                 raw_epochs=_raw_epochs(options),
             )
@@ -196,6 +221,13 @@ def _other_part(part: Part, index: int | None) -> str:
     is_held = index is not None and 0 <= index < len(part.dataset)
     other = "validation" if part.split == "train" else "training"
     return f"; {index} belongs to the {other} part" if is_held else ""
+
+
+def _task_that_shows_targets(run: OpenRun) -> Task | None:
+    """The task where it draws what it works out of a batch; a config's has a model without trained weights."""
+    if TaskMembers.show_targets.of(registry.tasks.entry_of(run.config.task.name).builder) is None:
+        return None
+    return run.task if run.directory else build_task(run.config, run.data, run.untrained_model())[0]
 
 
 def _predictor(run: OpenRun, part: Part) -> Predictor | None:

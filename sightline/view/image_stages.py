@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from sightline.view.clouds import ByColor, Cloud
 from sightline.view.panels import Panel
 from sightline.view.predictor import Predictor
 
-__all__ = ["ImageStages", "draws_pictures"]
+__all__ = ["ImageStages", "draws_pictures", "target_stages"]
 
 _NO_POINTS = np.zeros((0, 3), dtype=np.float32)
 
@@ -75,11 +76,19 @@ class ImageStages:
 def _boxes(sample: Sample) -> list[Box]:
     """The boxes of a sample: green, and hatched grey where they are ignored."""
     ignored = sample["is_ignored"].tolist() if "is_ignored" in sample else [False] * len(sample["boxes"])
-    kinds = (("ignored", "hatched") if each else ("truth", "solid") for each in ignored)
-    found = []
-    for (left, top, right, bottom), (kind, style) in zip(sample["boxes"].tolist(), kinds, strict=True):
-        found.append(Box((left, top, right, bottom), COLORS[kind], style=style))  # type: ignore[arg-type]
+    truth, hidden = Box((), COLORS["truth"]), Box((), COLORS["ignored"], style="hatched")
+    corners = map(tuple, sample["boxes"].tolist())
+    found = [replace(hidden if each else truth, corners=own) for own, each in zip(corners, ignored, strict=True)]
     return sorted(found, key=lambda box: box.style)
+
+
+def target_stages(task: Task, batch: Batch) -> Iterator[Cloud]:
+    """What a task works out of a batch before the forward pass, where it draws that."""
+    show_targets = TaskMembers.show_targets.of(task)
+    for stage, (pictures, figures) in ({} if show_targets is None else show_targets(batch)).items():
+        panels = tuple(Panel(each.name, each.pixels) for each in pictures)
+        text = "; ".join(f"{each.name}: {each.caption}" for each in pictures)
+        yield _flat(stage, text, panels, figures)
 
 
 def draws_pictures(task: Task) -> bool:
@@ -87,8 +96,7 @@ def draws_pictures(task: Task) -> bool:
     return TaskMembers.show.of(task) is not None
 
 
-def _flat(stage: str, text: str, panels: tuple[Panel, ...]) -> Cloud:
+def _flat(stage: str, text: str, panels: tuple[Panel, ...], figures: Mapping[str, Any] | None = None) -> Cloud:
     """A stage of pictures alone."""
-    return Cloud(
-        stage, _NO_POINTS, (ByColor("image", np.zeros((0, 3), dtype=np.uint8)),), description=text, panels=panels
-    )
+    none = ByColor("image", np.zeros((0, 3), dtype=np.uint8))
+    return Cloud(stage, _NO_POINTS, (none,), description=text, panels=panels, figures=figures or {})

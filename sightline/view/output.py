@@ -30,7 +30,8 @@ def write_views(
     """
     written = []
     for stem, subject in zip(file_stems([subject.name for subject in subjects]), subjects, strict=True):
-        folder.write_bytes(f"{stem}.png", encode_png(draw_sheet(subject, hidden=hidden)))
+        tile_px = 400 if all(cloud.is_flat for cloud in subject.clouds) else 300  # boxes and dots on pictures are small
+        folder.write_bytes(f"{stem}.png", encode_png(draw_sheet(subject, hidden=hidden, tile_px=tile_px)))
         written.append(f"{stem}.png")
         tiles = [tile for tile in tiles_of(subject) if tile.panel is None]
         views = file_stems([f"{place}_{t.cloud.stage}_{t.coloring.name}" for place, t in enumerate(tiles)])

@@ -16,7 +16,7 @@ from sightline.view.cloud_stages import CloudStages
 from sightline.view.clouds import Cloud, Subject
 from sightline.view.depth_stages import DepthStages
 from sightline.view.digests import RawReads
-from sightline.view.image_stages import ImageStages, draws_pictures
+from sightline.view.image_stages import ImageStages, draws_pictures, target_stages
 from sightline.view.predictor import SHOWN, Predictor
 
 __all__ = ["Branch", "can_draw_predictions", "sample_subject"]
@@ -58,6 +58,7 @@ def sample_subject(
     branches: Sequence[Branch],
     seed: int,
     facts: Mapping[str, Any],
+    task: Task | None = None,
     predictor: Predictor | None = None,
     raw_epochs: Sequence[int] = (),
 ) -> Subject:
@@ -65,7 +66,8 @@ def sample_subject(
 
     The stages hold the very bits that training in the branch's epoch, or evaluation, sees; with a predictor the last
     branch is evaluation. In `raw_epochs` the sample is read and transformed by the first branch before all else, to
-    show whether its raw item changes. Raises ConfigError for a data set that cannot be drawn.
+    show whether its raw item changes. What `task` works out before the forward pass, such as an assignment, follows the
+    first branch. Raises ConfigError for a data set that cannot be drawn.
     """
     description: dict[str, Any] = {"index": index}
     reads = RawReads.of(branches[0].reader, index=index, seed=seed, epochs=raw_epochs) if raw_epochs else None
@@ -85,6 +87,8 @@ def sample_subject(
             sample = after
         clouds += changed
         clouds[last:] = [_described(cloud, _SEEN[branch.name]) for cloud in clouds[last:]]
+        if task is not None and branch is branches[0]:
+            clouds += target_stages(task, branch.reader([SampleKey(index, branch.epoch, seed)]))
     assert kind is not None, "a sample is read by one branch at least"
     description |= kind.whole
     if reads is not None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.pictures import Lines, fit_text, render_clouds
+from sightline.pictures import INK, PAGE, Lines, draw_legend, fit_text, render_clouds
 from sightline.view.clouds import ByClass, Cloud, Coloring, Subject
 from sightline.view.panels import Panel
 
@@ -16,7 +16,7 @@ __all__ = ["MOST_DRAWN", "Tile", "draw_sheet", "thinned", "tiles_of"]
 
 MOST_DRAWN = 60_000
 """Points of a cloud on a card: more lie behind one another, and cost seconds."""
-_PAGE, _INK, _FAINT = (233, 237, 242), (58, 66, 78), (108, 117, 130)
+_FAINT = (108, 117, 130)
 _TITLE_PX, _TEXT_PX, _LINE_PX, _MARGIN_PX = 22, 15, 24, 16
 _OF_PREDICTIONS = ("ground truth", "prediction", "error")
 
@@ -77,8 +77,8 @@ def draw_sheet(subject: Subject, *, hidden: Sequence[str] = (), tile_px: int = 3
     )
     width = max(cards.shape[1], 2 * tile_px)
     title = _band(_title(subject, tiles, hidden), width)
-    legend = _legend(_classes(tiles), width)
-    page = np.full((len(title) + len(cards) + len(legend), width, 3), _PAGE, dtype=np.uint8)
+    legend = draw_legend([(f"{name}  {count:,}", color) for name, color, count in _classes(tiles)], width)
+    page = np.full((len(title) + len(cards) + len(legend), width, 3), PAGE, dtype=np.uint8)
     page[: len(title)] = title
     page[len(title) : len(title) + len(cards), : cards.shape[1]] = cards
     page[len(title) + len(cards) :] = legend
@@ -169,36 +169,11 @@ def _band(lines: Sequence[str], width: int) -> np.ndarray:
     """Lines of text, the first larger, cut short with dots where the sheet is too narrow."""
     from PIL import Image, ImageDraw
 
-    image = Image.new("RGB", (width, 2 * _MARGIN_PX + _LINE_PX * len(lines)), _PAGE)
+    image = Image.new("RGB", (width, 2 * _MARGIN_PX + _LINE_PX * len(lines)), PAGE)
     draw = ImageDraw.Draw(image)
     for number, line in enumerate(lines):
         size_px = _TEXT_PX if number else _TITLE_PX
         place = (_MARGIN_PX, _MARGIN_PX + _LINE_PX * (number + 0.5))
         text, font = fit_text(draw, line, width - 2 * _MARGIN_PX, size_px=size_px)
-        draw.text(place, text, fill=_FAINT if number else _INK, font=font, anchor="lm")
-    return np.asarray(image)
-
-
-def _legend(classes: Sequence[tuple[str, np.ndarray, int]], width: int) -> np.ndarray:
-    """A swatch, the name and the number of points of each class, in as many rows as they need; nothing for none."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    if not classes:
-        return np.zeros((0, width, 3), dtype=np.uint8)
-    font = ImageFont.load_default(_TEXT_PX)
-    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    places, left, row = [], _MARGIN_PX, 0
-    for name, color, count in classes:
-        text = f"{name}  {count:,}"
-        needed = round(measure.textlength(text, font)) + 2 * _LINE_PX
-        if left > _MARGIN_PX and left + needed > width:
-            left, row = _MARGIN_PX, row + 1
-        places.append((left, row, text, color))
-        left += needed
-    image = Image.new("RGB", (width, _MARGIN_PX + _LINE_PX * (row + 1)), _PAGE)
-    draw = ImageDraw.Draw(image)
-    for left, row, text, color in places:
-        top = _LINE_PX * row
-        draw.rounded_rectangle((left, top + 5, left + 14, top + 19), 3, fill=tuple(color.tolist()))
-        draw.text((left + 20, top + 12), text, fill=_INK, font=font, anchor="lm")
+        draw.text(place, text, fill=_FAINT if number else INK, font=font, anchor="lm")
     return np.asarray(image)

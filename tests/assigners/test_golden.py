@@ -53,6 +53,8 @@ def from_labels(labels: Tensor) -> Tensor:
 
 # --- MaxIoU -----------------------------------------------------------------------------------------------------------
 
+SUMMED = frozenset({4, 6, 12, 14, 20})
+"""Cases of CrowdDet in which every anchor has one best box."""
 RPN = {"positive": 0.7, "negative": 0.3}
 RULES: dict[str, dict[str, Any]] = {
     "d2_retina_lowq": {"low_quality": "detectron"},
@@ -92,6 +94,28 @@ def test_max_iou_is_that_of_crowddet_but_for_ties(shared: Path, case: int) -> No
     tied |= (is_best & (is_best.sum(dim=1, keepdim=True) > 1)).any(dim=0)
     found = matched(MaxIoU(low_quality="overwrite"), priors, boxes)
     assert torch.equal(found[~tied], expected[~tied])
+    is_only = (overlap == overlap.amax(dim=0)).sum(dim=0) == 1
+    assert is_only.all() == (case in SUMMED)
+    if is_only.all():  # the sum is over all anchors, each with its best box
+        own = torch.where(expected >= 0, expected, overlap.argmax(dim=0))
+        total = encode_deltas(priors.rows, boxes[own]).sum(dim=0)
+        published = stored["crowddet_plus1_top1_target_sum"]
+        assert (total - published).abs().max() <= 1e-12 * len(priors)
+
+
+@pytest.mark.parametrize("case", range(24))
+def test_max_iou_is_that_of_odtask_but_for_each_boxs_first_anchor(shared: Path, case: int) -> None:
+    """There the first of a box's best anchors goes to it, of several boxes to the last, even if they do not touch."""
+    golden = load_golden(shared, "assign_max_iou", area="detect")
+    stored = case_of(golden, case)
+    if not len(stored["gt"]):
+        assert "s3_argmax" not in stored
+        return
+    expected = from_labels(stored["s3_argmax"])
+    found = matched(MaxIoU(low_quality=None), anchors(golden.tensor("anchors"), 3), stored["gt"])
+    for box, prior in enumerate(stored["iou"].argmax(dim=1).tolist()):
+        found[prior] = box
+    assert torch.equal(found, expected)
 
 
 # --- FCOS -------------------------------------------------------------------------------------------------------------
@@ -105,6 +129,8 @@ def test_fcos_and_its_losses_are_the_published_ones(shared: Path, case: int) -> 
     assert torch.equal(priors.rows, torch.cat([golden.tensor(f"points/level{level}") for level in range(5)]))
     found = matched(FCOS(radius=told["radius"]), priors, stored["gt"])
     assert torch.equal(found, stored["gt_index"].long())
+    classes = torch.where(found >= 0, stored["classes"][found.clamp(min=0)], 0)
+    assert torch.equal(classes, stored["label"].long())
 
     positive = found >= 0
     strides = priors.stride[positive][:, None] if told["normalised_targets"] else 1.0
@@ -181,12 +207,18 @@ def test_atss_and_its_losses_are_the_published_ones(shared: Path, case: int) -> 
         points = make_points(MAPS, STRIDES, dtype=torch.float64)
         assert torch.equal(matched(ATSS(), points, stored["gt"]), found)
 
+    assert_atss(priors, found, stored, told)
+
+
+def assert_atss(priors: Priors, found: Tensor, stored: dict[str, Tensor], told: dict[str, Any]) -> None:
+    """Targets, centre-ness, losses and gradients of an assignment to half-open boxes."""
     positive = found >= 0
     rows, boxes = priors.rows[positive], stored["gt"][found[positive]]
     weights, sides = (10.0, 10.0, 5.0, 5.0), box_sizes(rows)[:, :1] / 8
     centres = priors.centres[positive]
+    pixel = AROUND if told.get("is_old") else torch.zeros(4)
     if told["regression"] == "BOX":
-        targets = encode_deltas(rows, boxes, weights=weights)
+        targets = encode_deltas(rows, boxes + pixel, weights=weights)
     else:
         targets = encode_distances(centres, boxes, strides=sides)
     assert (targets - stored["positive_reg_targets"]).abs().le(1e-12 * 128).all()
@@ -200,7 +232,7 @@ def test_atss_and_its_losses_are_the_published_ones(shared: Path, case: int) -> 
         stored[name].clone().requires_grad_() for name in ("cls_logits", "box_deltas", "ctr_logits")
     )
     if told["regression"] == "BOX":
-        predicted = decode_deltas(rows, deltas[positive], weights=weights)
+        predicted = decode_deltas(rows, deltas[positive], weights=weights) - pixel
     else:
         predicted = decode_distances(centres, deltas[positive], strides=sides)
     losses = [
@@ -213,7 +245,7 @@ def test_atss_and_its_losses_are_the_published_ones(shared: Path, case: int) -> 
 
 @pytest.mark.parametrize("case", range(16))
 def test_atss_of_old_boxes_is_the_published_one(shared: Path, case: int) -> None:
-    """Theirs asks whether a centre lies in the box without the pixel more."""
+    """Theirs leaves out the pixel more where it asks whether a centre lies in the box, and in the overlap of losses."""
     golden = load_golden(shared, "assign_atss_plus1", area="detect")
     told, stored = golden.info["cases"][case], case_of(golden, case)
     per_cell, boxes = told["anchors_per_cell"], stored["gt"]
@@ -222,3 +254,4 @@ def test_atss_of_old_boxes_is_the_published_one(shared: Path, case: int) -> None
     inside = encode_distances(priors.centres, boxes[found.clamp(min=0)]).amin(dim=1) > 0.01
     assert torch.equal(torch.where(inside, found, BACKGROUND), stored["gt_index"].long())
     assert np.count_nonzero((found >= 0) & ~inside) <= 10
+    assert_atss(priors, stored["gt_index"].long(), stored, {**told, "is_old": True})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision
-from sightline.engine.step import batch_step, prepare_step, run_batch, weighted_sum
+from sightline.engine.step import Clock, batch_step, prepare_step, run_batch, weighted_sum
 from sightline.types import Batch
 
 CPU = torch.device("cpu")
@@ -82,3 +82,35 @@ def test_autocast_is_on_while_the_task_works_where_the_precision_lowers(name: st
     run_batch(task, Doubled(), part(0, 1.0), CPU, Precision(name))
     assert task.lowered == [name == "bf16"] * 2
     assert not torch.is_autocast_enabled("cpu")
+
+
+class Timed:
+    """A task that may report its parts."""
+
+    def __init__(self) -> None:
+        self.lap = lambda part: None
+
+
+def test_the_clock_parts_the_forward_pass_where_the_task_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that ticks once a look: two micro-batches, the second reported in parts as well."""
+    ticks = iter(range(100))
+    monkeypatch.setattr("sightline.engine.step.time.perf_counter", lambda: float(next(ticks)))
+    task = Timed()
+    clock = Clock(task, rest="loss")  # type: ignore[arg-type]
+    clock.lap("prepare")
+    for _ in range(2):
+        task.lap("forward")
+        clock.lap("forward")
+        clock.lap("backward")
+    assert clock.seconds == {"prepare": 1.0, "forward": 2.0, "loss": 2.0, "backward": 2.0}
+    evaluation = Clock(task, rest="interpret")  # type: ignore[arg-type]
+    for part in ("forward", "loss"):
+        task.lap(part)
+    evaluation.lap("forward")
+    assert evaluation.seconds == {"forward": 1.0, "loss": 1.0, "interpret": 1.0}
+
+
+def test_a_task_without_parts_has_its_losses_in_the_forward_pass() -> None:
+    clock = Clock(Sizes(), rest="loss")
+    clock.lap("forward")
+    assert set(clock.seconds) == {"forward"}

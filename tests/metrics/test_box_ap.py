@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import pytest
 import torch
 
 from sightline import compiled
-from sightline.metrics.base import sorted_rows
-from sightline.metrics.box_ap import BoxAp
+from sightline.metrics.base import State, sorted_rows
+from sightline.metrics.box_ap import BoxAp, _group
 
 SIZES = ("", "_small", "_medium", "_large")
 NAMES = ("ap", "ap50", "ap75", *(f"ap{size}" for size in SIZES[1:]), "ar1", "ar10", *(f"ar{size}" for size in SIZES))
@@ -33,6 +34,12 @@ def scored(
     images: list[Image], num_classes: int = 1, order: list[int] | None = None, **arguments: Any
 ) -> dict[str, float]:
     metric = BoxAp(class_names=tuple(f"class {number}" for number in range(num_classes)), **arguments)
+    return metric.compute(state_of(images, num_classes, order))
+
+
+def state_of(images: list[Image], num_classes: int, order: list[int] | None = None) -> State:
+    """The metric's rows of these images, in the order of samples whatever order they come in."""
+    metric = BoxAp(class_names=("any",) * num_classes)
     state = metric.new_state()
     for index in order if order is not None else range(len(images)):
         metric.update(
@@ -43,7 +50,7 @@ def scored(
             truth_offsets=torch.tensor([0, len(images[index].truth)]),
             sample_index=torch.tensor([index]),
         )
-    return metric.compute({name: sorted_rows(rows) for name, rows in state.items()})
+    return {name: sorted_rows(rows) for name, rows in state.items()}
 
 
 def toy() -> list[Image]:
@@ -84,6 +91,20 @@ def test_equals_what_pycocotools_gave(shared: Path, case: int) -> None:
         if most == 500:
             theirs[0] = scored(images, len(classes))["ap"]  # its first line looks for 100, and finds nothing
         assert_same(scored(images, len(classes), most=most), theirs)
+    assert_curves(images, classes, {name: arrays[f"case{case:02d}/{name}_T_K_A_M"] for name in CURVES})
+
+
+CURVES = ("precision_mean_over_recall", "recall")
+
+
+def assert_curves(images: list[Image], classes: list[float], published: dict[str, np.ndarray]) -> None:
+    """Precision, a mean over recalls, and recall by threshold, class from 1, size, and 1, 10 or 100 detections."""
+    groups = _group(state_of(images, len(classes)), 100)
+    for number, size, (place, most) in itertools.product(range(len(classes)), SIZES, enumerate((1, 10, 100))):
+        precision, recall = groups.curve(number, size, most)
+        at = slice(None), int(classes[number]) - 1, SIZES.index(size), place
+        assert precision.mean(axis=1) == pytest.approx(published["precision_mean_over_recall"][at], abs=1e-9)
+        assert recall == pytest.approx(published["recall"][at], abs=1e-9)
 
 
 def assert_same(found: dict[str, float], expected: list[float]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import Image
 
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.engine.loading import open_trained
+from sightline.tasks.box_stages import COLORS
 from sightline.types import SampleKey
 from tests.command import Outcome, run_here
 from tests.processes import ROOT
@@ -29,7 +32,8 @@ SMALL = (
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("detect") / "run"
-    done = run_here("train", CONFIG, *SMALL, "train.epochs=3", "--device", "cpu", "--no-check", "--out", path)
+    words = (*SMALL, "train.epochs=3", "log.tensorboard=true", "--device", "cpu", "--no-check")
+    done = run_here("train", CONFIG, *words, "--out", path)
     assert done.code == 0, done.err
     return path
 
@@ -54,6 +58,35 @@ def test_a_finished_run_is_evaluated_with_another_suppression(run: Path, tmp_pat
     refused = run_here("evaluate", run, "task.assigner.name=atss")
     assert refused.code == 2
     assert "task.suppression" in refused.err
+
+
+def test_tensorboard_has_pictures_of_each_validation(run: Path) -> None:
+    """Read back from the event file: one for each of the four images, of the size that was drawn, the labels in it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
+    tags = [tag for tag in events.Tags()["images"] if tag.startswith("validation/")]
+    assert tags == [f"validation/detections_{place}" for place in range(4)]
+    (image,) = events.Images(tags[0])
+    assert image.step == 6
+    pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+    assert (image.width, image.height) == (512, len(pixels))
+    assert len(pixels) > 2 * 192, "the legend stands below"
+    kinds = [(pixels[: 2 * 192] == COLORS[kind]).all(axis=2).any() for kind in ("found", "missed")]
+    assert any(kinds)
+
+
+def test_the_log_says_what_assignment_losses_and_suppression_take(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    train, validation = lines[0], next(line for line in lines if line["split"] == "validation")
+    parts = {"data", "transfer", "prepare", "forward", "loss"}
+    assert {f"time_s/{part}" for part in (*parts, "backward", "optimise")} <= train.keys()
+    times = [validation[f"time_s/{part}"] for part in (*parts, "interpret", "metrics")]
+    assert sum(times) == pytest.approx(validation["time_s/evaluation"], rel=0.1)
+    assert train["time_s/forward"] > train["time_s/loss"] > 0
+    log = (run / "train.log").read_text()
+    assert re.search(r"prepare \d+%, forward \d+%, loss \d+%, backward", log)
+    assert re.search(r"4 samples in .* s \(data \d+%, .* interpret \d+%, metrics \d+%\)", log)
 
 
 def test_images_written_as_files_get_the_boxes_that_were_scored(run: Path, tmp_path: Path) -> None:
@@ -103,10 +136,16 @@ def test_photos_of_any_kind_are_predicted_and_drawn(run: Path, tmp_path: Path) -
 
 
 def test_boxes_are_viewed_at_every_stage_and_after_prediction(run: Path, tmp_path: Path) -> None:
-    done: Outcome = run_here("view", run, "--num", "1", "--device", "cpu", "--out", tmp_path / "view")
+    done: Outcome = run_here(
+        "view", run, "--num", "1", "--device", "cpu", "--out", tmp_path / "view", "--json", tmp_path / "view.json"
+    )
     assert done.code == 0, done.err
     assert "boxes" in done.out
     assert "missed" in done.out
+    assert "positives a box, by its size" in done.out
+    (stages,) = (sample["stages"] for sample in json.loads((tmp_path / "view.json").read_text())["samples"])
+    reports = next(each["figures"]["assigners"] for each in stages if each["stage"] == "assignment")
+    assert list(reports) == ["max_iou (this config's)", "atss"]
     assert (tmp_path / "view" / "view.html").stat().st_size > 10_000
 
 

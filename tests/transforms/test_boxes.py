@@ -91,6 +91,10 @@ def test_letterbox_by_hand() -> None:
     assert changed["boxes"].tolist() == [[[0.0, 0.0, 128.0, 85.0]]]
     assert bool((changed["image"][0, :85] == 255).all())
     assert bool((changed["image"][0, 85:] == 7).all())
+    colours = drawn(FitImage(height=128, width=128, fill=(124, 116, 104)), painted(0, 0, WIDTH, HEIGHT), 0)["image"]
+    assert colours.dtype == torch.uint8
+    assert torch.equal(colours[0, :85], changed["image"][0, :85])
+    assert colours[0, 85:].unique(dim=0).unique(dim=1).tolist() == [[[124, 116, 104]]]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from sightline import registry
 from sightline.data.boxes.coco_files import find_coco
 from sightline.data.boxes.image_listing import Faulty, image_plan, survey_images
 from sightline.data.boxes.labelled_images import ClassedImages
+from sightline.data.boxes.records import BOX_FIELDS, box_facts
 from sightline.data.store.native import prepare_command
 from sightline.data.store.preparation import Progress, prepare_native
+from sightline.types import DataInfo
 
 __all__ = ["Coco"]
 
@@ -19,12 +22,19 @@ __all__ = ["Coco"]
 class Coco(ClassedImages):
     """Images with boxes of COCO instances, prepared by `sightline data prepare coco`.
 
-    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Crowds are ignored.
-    Where the files state no test part, `tested` are beginnings of names, or the last `test_share` is tested; COCO's own
-    validation images are the test part. Source: Lin et al. 2014, Microsoft COCO.
+    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Crowds are ignored, and
+    boxes narrower or lower than `ignore_below_px` pixels of the file. Where the files state no test part, `tested` are
+    beginnings of names, or the last `test_share` is tested; COCO's own validation images are the test part. Source: Lin
+    et al. 2014, Microsoft COCO.
     """
 
     set_name = "coco"
+
+    @classmethod
+    def promise(cls, *, classes: tuple[str, ...] = ()) -> DataInfo:
+        """What `info` states of COCO itself, sizes left out, before it is there: 80 classes, or the chosen ones."""
+        published = json.loads(Path(__file__).with_name("coco.json").read_text(encoding="utf-8"))
+        return DataInfo(box_facts(classes or tuple(published["classes"].values())), BOX_FIELDS)
 
     @classmethod
     def prepare(

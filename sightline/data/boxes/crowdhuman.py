@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sightline import registry
-from sightline.arguments import Fraction
+from sightline.arguments import Factor, Fraction
 from sightline.data.boxes.image_listing import (
     Box,
     Classes,
@@ -56,9 +56,10 @@ class CrowdHuman(LabelledImages):
     """Images of crowds, prepared by `sightline data prepare crowdhuman`.
 
     `box` are the boxes that are trained on, `scored_box` those that are scored. What is not a person, or is marked so,
-    is ignored; a head also by its own mark. Full boxes reach beyond the image and may have negative corners: they are
-    kept as they are, unless `clip` cuts those that are trained on. The published validation images are the test part;
-    `tested` are beginnings of names to test on instead. Source: Shao et al. 2018, CrowdHuman.
+    is ignored; a head also by its own mark; boxes narrower or lower than `ignore_below_px` pixels, too. Full boxes
+    reach beyond the image and may have negative corners: they are kept as they are, unless `clip` cuts those that are
+    trained on. The published validation images are the test part; `tested` are beginnings of names to test on instead.
+    Source: Shao et al. 2018, CrowdHuman.
     """
 
     set_name = "crowdhuman"
@@ -71,6 +72,7 @@ class CrowdHuman(LabelledImages):
         box: BoxType = "full",
         scored_box: BoxType = "full",
         clip: bool = False,
+        ignore_below_px: Factor = 0.0,
         tested: tuple[str, ...] = (),
         test_share: Fraction = 0.2,
         validation_share: Fraction = 0.1,
@@ -87,6 +89,7 @@ class CrowdHuman(LabelledImages):
             columns=BoxColumns(
                 box, scored_box, _ignored_column(box), _ignored_column(scored_box), area=None, clip=clip
             ),
+            ignore_below_px=ignore_below_px,
         )
 
     @classmethod

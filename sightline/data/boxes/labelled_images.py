@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sightline.arguments import Fraction
+from sightline.arguments import Factor, Fraction
 from sightline.data.boxes.detections import ImageRef
 from sightline.data.boxes.image_listing import Classes, describe_images
 from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, sample_of
@@ -41,6 +41,8 @@ class BoxColumns:
 class LabelledImages:
     """Images are decoded from where their files lie, at each reading; boxes are in pixels of the file, never rounded.
 
+    Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored in training and scoring.
+
     Pure: the same key gives the same sample, and nothing done to a sample reaches what is stored.
     """
 
@@ -55,6 +57,7 @@ class LabelledImages:
         columns: BoxColumns,
         classes: tuple[str, ...] = (),
         other_classes: OtherClasses = "left_out",
+        ignore_below_px: Factor = 0.0,
     ) -> None:
         check_part(parts, split, root=prepared.root, what="image")
         self._prepared = prepared
@@ -64,6 +67,7 @@ class LabelledImages:
         self._columns = columns
         self._class_of = _class_of(prepared, classes)
         self._keeps_others = other_classes == "ignored"
+        self._least_px = ignore_below_px
         self.classes = _chosen(prepared, classes)
         self.info = self._describe(parts)
 
@@ -99,6 +103,8 @@ class LabelledImages:
         if columns.clip:
             height, width = self._stored(index, "size_px")
             boxes = np.clip(boxes, 0, [width, height, width, height])
+        is_ignored |= _least_side(boxes) < self._least_px
+        is_scored_ignored |= _least_side(scored) < self._least_px
         label = np.maximum(label[kept], 0)  # of another class: any, for the class of an ignored box is never read
         return BoxRecord(boxes, scored, label, is_ignored, area, is_scored_ignored)
 
@@ -142,6 +148,7 @@ class ClassedImages(LabelledImages):
         root: str | None = None,
         classes: tuple[str, ...] = (),
         other_classes: OtherClasses = "left_out",
+        ignore_below_px: Factor = 0.0,
         tested: tuple[str, ...] = (),
         test_share: Fraction = 0.2,
         validation_share: Fraction = 0.1,
@@ -156,7 +163,12 @@ class ClassedImages(LabelledImages):
             columns=BoxColumns(),
             classes=classes,
             other_classes=other_classes,
+            ignore_below_px=ignore_below_px,
         )
+
+
+def _least_side(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
 
 
 def _chosen(prepared: Prepared, names: tuple[str, ...]) -> Classes:

@@ -18,8 +18,9 @@ __all__ = ["YoloTxt"]
 class YoloTxt(ClassedImages):
     """Images with boxes in YOLO's text files, prepared by `sightline data prepare yolo_txt`.
 
-    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Where neither folders
-    nor a file of names state a test part, `tested` are beginnings of names, or the last `test_share` is tested.
+    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Boxes narrower or
+    lower than `ignore_below_px` pixels of the file are ignored. Where neither folders nor a file of names state a test
+    part, `tested` are beginnings of names, or the last `test_share` is tested.
     Source: the user's files; the format is that of Darknet (Redmon and Farhadi 2018, YOLOv3).
     """
 

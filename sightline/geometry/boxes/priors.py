@@ -13,7 +13,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["BACKGROUND", "IGNORED", "PRESETS", "AnchorShapes", "PriorKind", "Priors", "make_anchors", "make_points"]
+__all__ = [
+    "BACKGROUND",
+    "IGNORED",
+    "PRESETS",
+    "AnchorShapes",
+    "Grid",
+    "PriorKind",
+    "Priors",
+    "make_anchors",
+    "make_points",
+]
 
 PriorKind = Literal["anchors", "points"]
 BACKGROUND = -1
@@ -23,11 +33,37 @@ IGNORED = -2
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Where the cells of a map lie in the image: cell i at i + `offset` steps from the corner, 0.5 at its middle.
+
+    A step is the level's stride. Where `image_px` (height, width) is given, it is that side over the number of cells,
+    rounded down: 13 cells of the stride 64 on a side of 800 pixels have steps of 61, as in torchvision's detectors.
+    """
+
+    offset: float = 0.5
+    image_px: tuple[int, int] | None = None
+
+    def centres(self, maps: tuple[int, int], stride: int, device: torch.device | None = None) -> Tensor:
+        """x, y (H * W, 2) of a map of H x W cells, row by row, float64."""
+        steps = (stride, stride)
+        if self.image_px is not None:
+            steps = (self.image_px[0] // maps[0], self.image_px[1] // maps[1])
+        y, x = (
+            (torch.arange(count, dtype=torch.float64, device=device) + self.offset) * step
+            for count, step in zip(maps, steps, strict=True)
+        )
+        return torch.stack([x.expand(maps), y[:, None].expand(maps)], dim=2).flatten(0, 1)
+
+
+_MIDDLES = Grid()
+
+
+@dataclass(frozen=True)
 class Priors:
     """All priors of an image, level after level, each in the order (H, W, A): rows of cells, then the A of one cell.
 
     `rows` are boxes (P, 4) of `anchors`, or x, y (P, 2) of `points`, in pixels of the network's input. Of each level
-    there are `strides` (pixels from cell to cell), `maps` (height, width in cells) and `num_per_cell` (A).
+    there are `strides` (the nominal pixels from cell to cell), `maps` (height, width in cells) and `num_per_cell` (A).
     """
 
     kind: PriorKind
@@ -35,6 +71,7 @@ class Priors:
     strides: tuple[int, ...]
     maps: tuple[tuple[int, int], ...]
     num_per_cell: tuple[int, ...]
+    grid: Grid = _MIDDLES
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,7 +104,7 @@ class Priors:
         if self.kind == "points":
             return self.rows
         parts = [
-            _centres(*size, stride, self.rows.device).repeat_interleave(count, dim=0)
+            self.grid.centres(size, stride, self.rows.device).repeat_interleave(count, dim=0)
             for size, stride, count in zip(self.maps, self.strides, self.num_per_cell, strict=True)
         ]
         return torch.cat(parts).to(self.rows.dtype)
@@ -85,21 +122,25 @@ class AnchorShapes:
     """Anchors of one cell: `scales` times `ratios` (height over width), the ratios of a scale one after another.
 
     The base size is `base_strides` strides. `keeps: area`: scale * base is the side of the square of the same area, for
-    every ratio; `keeps: width`: it is the width, and the area rises with the ratio.
+    every ratio; `keeps: width`: it is the width, and the area rises with the ratio. `whole_px`: scale * base is rounded
+    down to whole pixels, then half of each width and height to the nearest, as in torchvision's detectors.
     """
 
     scales: tuple[float, ...]
     ratios: tuple[float, ...]
     base_strides: float = 4.0
     keeps: Literal["area", "width"] = "area"
+    whole_px: bool = False
 
     def of(self, stride: int) -> list[tuple[float, float]]:
         """Width and height of each anchor, in pixels."""
         found = []
         for scale, ratio in itertools.product(self.scales, self.ratios):
             side = self.base_strides * stride * scale
+            side = math.floor(side) if self.whole_px else side
             width = side / math.sqrt(ratio) if self.keeps == "area" else side
-            found.append((width, width * ratio))
+            sides = (width, width * ratio)
+            found.append((2.0 * round(sides[0] / 2), 2.0 * round(sides[1] / 2)) if self.whole_px else sides)
         return found
 
 
@@ -119,10 +160,11 @@ def make_anchors(
     strides: Sequence[int],
     shapes: AnchorShapes | Sequence[Sequence[tuple[float, float]]],
     *,
+    grid: Grid = _MIDDLES,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Priors:
-    """Anchors around the centre of every cell, (i + 0.5) strides from the image's corner.
+    """Anchors around every cell, where `grid` places it.
 
     `maps` are the heights and widths of the feature maps that the network really gives. `shapes` are a rule for every
     stride, or the widths and heights of each level. Raises ValueError where levels are missing.
@@ -130,31 +172,26 @@ def make_anchors(
     sizes = [shapes.of(stride) for stride in strides] if isinstance(shapes, AnchorShapes) else list(shapes)
     _assert_levels(maps=maps, strides=strides, shapes=sizes)
     parts = []
-    for (height, width), stride, level in zip(maps, strides, sizes, strict=True):
-        centres = _centres(height, width, stride, device)[:, None]
+    for size, stride, level in zip(maps, strides, sizes, strict=True):
+        centres = grid.centres(size, stride, device)[:, None]
         half = torch.tensor(level, dtype=torch.float64, device=device) / 2
         parts.append(torch.cat([centres - half, centres + half], dim=2).flatten(0, 1))
     counts = tuple(len(level) for level in sizes)
-    return Priors("anchors", torch.cat(parts).to(dtype), tuple(strides), tuple(maps), counts)
+    return Priors("anchors", torch.cat(parts).to(dtype), tuple(strides), tuple(maps), counts, grid)
 
 
 def make_points(
     maps: Sequence[tuple[int, int]],
     strides: Sequence[int],
     *,
+    grid: Grid = _MIDDLES,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Priors:
-    """The centre of every cell, one point each; see `make_anchors`."""
+    """One point for every cell; see `make_anchors`."""
     _assert_levels(maps=maps, strides=strides)
-    parts = [_centres(*size, stride, device) for size, stride in zip(maps, strides, strict=True)]
-    return Priors("points", torch.cat(parts).to(dtype), tuple(strides), tuple(maps), (1,) * len(parts))
-
-
-def _centres(height: int, width: int, stride: int, device: torch.device | None) -> Tensor:
-    """x, y (H * W, 2), row by row, float64."""
-    y, x = ((torch.arange(count, dtype=torch.float64, device=device) + 0.5) * stride for count in (height, width))
-    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=2).flatten(0, 1)
+    parts = [grid.centres(size, stride, device) for size, stride in zip(maps, strides, strict=True)]
+    return Priors("points", torch.cat(parts).to(dtype), tuple(strides), tuple(maps), (1,) * len(parts), grid)
 
 
 def _assert_levels(**levels: Sequence[object]) -> None:

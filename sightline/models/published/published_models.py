@@ -1,69 +1,24 @@
-"""Which model of ours a published layout is, what the shapes of its tensors say, and what they do not."""
+"""The model of ours that each published layout is, what the shapes of its tensors say, and what they do not."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from sightline.models.published.published import LAYOUTS, OPTIONAL, translate_key, unused_names
+from sightline.models.published.published_model import (
+    BY_NORMALS,
+    ImageSide,
+    NumModules,
+    Protocol,
+    PublishedModel,
+    Size,
+)
 
-__all__ = ["MODELS", "ImageSide", "NumModules", "Protocol", "PublishedModel", "Size", "layouts_of"]
+__all__ = ["MODELS", "layouts_of"]
 
-
-class Size(NamedTuple):
-    """A number read off one axis of one of our tensors: less `others`, divided by `divisor`."""
-
-    name: str
-    axis: int
-    divisor: int = 1
-    others: int = 0
-
-    def of(self, weights: Mapping[str, Tensor]) -> int:
-        return (weights[self.name].shape[self.axis] - self.others) // self.divisor
-
-
-class NumModules(NamedTuple):
-    """How many modules stand below one of ours."""
-
-    name: str
-
-    def of(self, weights: Mapping[str, Tensor]) -> int:
-        return len({name.removeprefix(f"{self.name}.").split(".")[0] for name in weights if self._is_below(name)})
-
-    def _is_below(self, name: str) -> bool:
-        return name.startswith(f"{self.name}.")
-
-
-class ImageSide(NamedTuple):
-    """How many pixels a square image has along a side: one position is the class token's, the others are patches'."""
-
-    positions: str
-    patches: str
-
-    def of(self, weights: Mapping[str, Tensor]) -> int:
-        return math.isqrt(weights[self.positions].shape[1] - 1) * weights[self.patches].shape[2]
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What weights were published for: the task, the data set, what is measured there and which number is quoted.
-
-    `arguments` are those of the data set that give a point so many channels, or images where there are no points.
-    """
-
-    task: str
-    data: str
-    metrics: tuple[Mapping[str, Any], ...]
-    metric: str
-    batch_size: int
-    arguments: Mapping[int, Mapping[str, Any]]
-
-
-_BY_NORMALS: Mapping[int, Mapping[str, Any]] = {3: {"normals": "none"}, 6: {"normals": "file"}}
 _BY_COLOURS: Mapping[int, Mapping[str, Any]] = {
     3: {"colours": False},
     6: {"colours": True},
@@ -75,45 +30,10 @@ _IMAGES = Protocol(
     "classify", "synthetic_shapes", ({"name": "accuracy"},), "overall_accuracy", 64, {_NO_POINTS: {"views": 12}}
 )
 """Of views that are always there: ImageNet, which the weights are of, is no set of ours."""
-_OBJECTS = Protocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64, _BY_NORMALS)
-_PARTS = Protocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, _BY_NORMALS)
+_PARTS = Protocol("segment", "shapenet_part", ({"name": "part_iou"},), "instance_miou", 32, BY_NORMALS)
 _SCENES = Protocol("segment", "s3dis", ({"name": "iou"},), "miou", 1, _BY_COLOURS)
 _BY_POINTS_AND_PIXELS = tuple({"name": name, "absent": "zero"} for name in ("iou", "iou_by_distance", "pixel_iou"))
 _SCANS = Protocol("segment", "semantic_kitti", _BY_POINTS_AND_PIXELS, "miou", 1, {})
-
-
-@dataclass(frozen=True)
-class PublishedModel:
-    """A model as its authors published it.
-
-    `from_shapes` are arguments that the weights show, `assumed` those that they do not, as in the authors' own recipe
-    for the data set of `protocol`; `losses`, `evaluate`, `task` and `up_axis` are that recipe's losses, evaluation
-    transforms, arguments of the task and frame. `takes_first_points`: their clouds are a set's first points; else the
-    evaluation transforms choose among all. `encoders` are the blocks that the model is made of, by argument; their own
-    arguments are named with a dot. `trains` are the recipe's training transforms. `keeps_head`: a head for other
-    classes than the data set's is an error; else it is left out. `has_image_file`: the image branch is a second file.
-    `parts` are the files of a folder that holds the network in parts, and what stands before the names in each.
-    """
-
-    model: str
-    num_classes: Size | None
-    in_channels: Size | None
-    from_shapes: Mapping[str, Size | NumModules | ImageSide] = field(default_factory=dict)
-    assumed: Mapping[str, Any] = field(default_factory=dict)
-    losses: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy"},)
-    evaluate: tuple[Mapping[str, Any], ...] = ()
-    up_axis: str | None = "y"
-    protocol: Protocol = _OBJECTS
-    task: Mapping[str, Any] = field(default_factory=dict)
-    takes_first_points: bool = True
-    encoders: Mapping[str, str] = field(default_factory=dict)
-    trains: tuple[Mapping[str, Any], ...] = ()
-    keeps_head: bool = True
-    has_image_file: bool = False
-    num_joints: Size | None = None
-    parts: Mapping[str, str] = field(default_factory=dict)
-
-
 _SMOOTHED: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy", "label_smoothing": 0.2},)
 _NORMALISED: tuple[Mapping[str, Any], ...] = ({"name": "normalize_unit_sphere"},)
 
@@ -315,20 +235,48 @@ _IMAGE_NETWORKS: Mapping[str, PublishedModel] = {
     **{f"torchvision_{name}": _image_classifier(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
 }
 
-_CROWDS = Protocol("detect", "coco", ({"name": "coco"},), "ap", 1, {})
+_PHOTOS = Protocol("detect", "coco", ({"name": "box_ap"},), "ap", 1, {})
+_CANVAS_PX = 1344
+"""Holds photos of torchvision's sizes, upright and lying, on a multiple of 32 pixels."""
+_PHOTO: tuple[Mapping[str, Any], ...] = (
+    {
+        "name": "fit_image",
+        "mode": "short_side",
+        "short_px": 800,
+        "long_px": 1333,
+        "height": _CANVAS_PX,
+        "width": _CANVAS_PX,
+        "fill": [124, 116, 104],
+    },
+    {"name": "normalize_image"},
+)
+_ABSENT = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+_COCO_PLACES = tuple(number for number in range(1, 91) if number not in _ABSENT)
+_FOCAL: Mapping[str, Any] = {"name": "sigmoid_focal"}
 
 
-def _detector(head: str, num_anchors: int, **assumed: Any) -> PublishedModel:
+def _detector(
+    head: str, num_anchors: int, task: Mapping[str, Any], *losses: Mapping[str, Any], **assumed: Any
+) -> PublishedModel:
+    """Anchors and points lie at the corners of cells, and classes at COCO's ids; 0 and the ids of no class are unused.
+
+    Source: pytorch/vision, models/detection and references/detection.
+    """
     return PublishedModel(
         model="detector",
         num_classes=Size("head.classes.conv.weight", 0, divisor=num_anchors),
         in_channels=None,
         encoders={"backbone": "resnet50", "neck": "fpn", "head": head},
         assumed={"backbone.norm": "frozen_bn", **assumed},
+        task={"grid": {"offset": 0.0, "steps": "image"}, **task},
+        losses=(_FOCAL, *losses),
+        evaluate=_PHOTO,
+        trains=({"name": "flip_image"}, *_PHOTO),
         up_axis=None,
-        protocol=_CROWDS,
+        protocol=_PHOTOS,
         keeps_head=False,
         takes_first_points=False,
+        class_places=_COCO_PLACES,
     )
 
 
@@ -435,8 +383,25 @@ MODELS: Mapping[str, PublishedModel] = {
     **_CROSSPOINT,
     "dragonbook_v2v": _VOLUMES["dragonbook_v2v"],
     **_IMAGE_NETWORKS,
-    "torchvision_fcos_resnet50_fpn": _detector("fcos", 1, **{"head.scales": False}),
-    "torchvision_retinanet_resnet50_fpn": _detector("retina", 9),
+    "torchvision_fcos_resnet50_fpn": _detector(
+        "fcos",
+        1,
+        {"assigner": {"name": "fcos"}, "suppression": {"name": "greedy", "iou_threshold": 0.6}, "score": 0.04},
+        {"name": "box_overlap"},
+        {"name": "centreness"},
+        **{"head.scales": False},
+    ),
+    "torchvision_retinanet_resnet50_fpn": _detector(
+        "retina",
+        9,
+        {
+            "anchors": {"preset": "retinanet", "whole_px": True},
+            "assigner": {"name": "max_iou", "low_quality": "detectron"},
+            "suppression": {"name": "greedy", "iou_threshold": 0.5},
+            "most": 300,
+        },
+        {"name": "box_smooth_l1", "beta": 0.0},
+    ),
     **_RANGE_IMAGES,
     "lulutang0608_point_bert_cls": _POINT_BERT,
     "lulutang0608_point_bert_pretrained": _POINT_BERT,

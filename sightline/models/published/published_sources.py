@@ -7,7 +7,8 @@ from pathlib import Path
 from sightline.errors import CheckpointError, UserError
 from sightline.models.published.published_crosspoint import IMAGE_PREFIX, POINT_PREFIX
 from sightline.models.published.published_files import PublishedFile, read_parts, read_published
-from sightline.models.published.published_models import MODELS, PublishedModel
+from sightline.models.published.published_model import PublishedModel
+from sightline.models.published.published_models import MODELS
 
 __all__ = ["read_source"]
 

@@ -427,6 +427,16 @@ def test_classes_are_chosen_by_name(tmp_path: Path) -> None:
         all_of(tmp_path / "set", classes=("car", "car"))
 
 
+def test_small_boxes_are_ignored_in_training_and_scoring(tmp_path: Path) -> None:
+    sides = [(3, 3), (2.5, 4), (4, 2.5), (2.5, 2.5)]
+    made(tmp_path, [BOX | {"bbox": [1, 1, *side]} for side in sides])
+    images = all_of(tmp_path / "set", ignore_below_px=3)
+    assert images.record(0).is_ignored.tolist() == [False, True, True, True]
+    sample = images[SampleKey(0, 0, 0)]
+    assert sample["is_ignored"].tolist() == sample["truth"][:, 6].bool().tolist() == [False, True, True, True]
+    assert not all_of(tmp_path / "set").record(0).is_ignored.any()
+
+
 def test_a_file_that_changed_is_named(tmp_path: Path) -> None:
     images = made(tmp_path, [BOX])
     write_image(tmp_path / "in" / "a.png", pattern(7, 8))

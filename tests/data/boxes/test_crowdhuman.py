@@ -176,6 +176,32 @@ def test_lines_become_coco_as_recorded(shared: Path) -> None:
 
 
 @pytest.mark.shared
+def test_coco_of_lines_is_that_of_crowddetection_but_for_its_marks(shared: Path) -> None:
+    """There images are known by their names, a class of -1 marks what is ignored, and validation lacks it."""
+    golden = json.loads((shared / "golden" / "detect" / "odgt_to_coco.json").read_text())
+    sizes = {line["ID"]: tuple(line.pop("size_w_h")) for line in golden["odgt_lines"]}
+    found = odgt_to_coco(golden["odgt_lines"], sizes)
+    names = {image["id"]: image["file_name"] for image in found["images"]}
+    for part, is_whole in (("reference_train", True), ("reference_val", False)):
+        theirs = golden[part]
+        assert {(each["file_name"], each["width"], each["height"]) for each in theirs["images"]} == {
+            (each["file_name"], each["width"], each["height"]) for each in found["images"]
+        }
+        expected = [
+            (f"{each['image_id']}.jpg", each["bbox"], each["area"], each["height"], int(each["category_id"] < 0))
+            for each in theirs["annotations"]
+        ]
+        ours = [
+            (names[each["image_id"]], each["bbox"], each["area"], each["height"], each["ignore"])
+            for each in found["annotations"]
+            if is_whole or not each["ignore"]
+        ]
+        assert sorted(ours) == sorted(expected)
+    counts = np.load(shared / "golden" / "detect" / "odgt_to_coco.npz", allow_pickle=False)
+    assert len(found["annotations"]) == counts["annotation_count"]
+
+
+@pytest.mark.shared
 def test_lines_come_back_from_coco_field_by_field(shared: Path) -> None:
     golden = json.loads((shared / "golden" / "detect" / "odgt_to_coco.json").read_text())
     lines = [{"ID": "a,1", "gtboxes": CROWD}, {"ID": "empty", "gtboxes": []}]

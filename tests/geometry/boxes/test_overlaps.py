@@ -72,6 +72,9 @@ def test_overlaps_and_gradients_are_the_published_ones(shared: Path, name: str) 
         assert off.max() < 2e-7
     if f"s3later/{name}_loss" in stored.arrays:
         assert (loss - stored.tensor(f"s3later/{name}_loss")).abs().max() < 2e-7
+        off = (gradient - stored.tensor(f"s3later/{name}_loss_grad")).abs().amax(dim=1)
+        off[TIES] = 0
+        assert off.max() < 2e-7
 
 
 def test_matrices_are_the_published_ones(shared: Path) -> None:

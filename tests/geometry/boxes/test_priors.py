@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightline.geometry.boxes.anchor_fitting import best_overlaps, coverage, fit_shapes, shape_overlaps, spanned
 from sightline.geometry.boxes.overlaps import box_areas, box_centres, box_sizes
-from sightline.geometry.boxes.priors import PRESETS, AnchorShapes, make_anchors, make_points
+from sightline.geometry.boxes.priors import PRESETS, AnchorShapes, Grid, make_anchors, make_points
 from tests.geometry.boxes.crowds import crowd
 from tests.golden_parity import load_golden
 
@@ -28,7 +28,7 @@ def maps_of(height: int, width: int, strides: tuple[int, ...] = STRIDES) -> list
 
 @pytest.mark.parametrize("case", range(8))
 def test_anchors_are_those_of_detectron(shared: Path, case: int) -> None:
-    """Theirs may begin at the corner of the first cell, ours are at its centre."""
+    """At the corners of cells, and at their middles."""
     golden = load_golden(shared, "anchors", area="detect")
     told = golden.info["cases"][case]
     strides, ratios = told["strides"], tuple(told["ratios"][0])
@@ -36,9 +36,10 @@ def test_anchors_are_those_of_detectron(shared: Path, case: int) -> None:
         [pair for size in sizes for pair in AnchorShapes((1.0,), ratios, base_strides=size / stride).of(stride)]
         for sizes, stride in zip(told["sizes"], strides, strict=True)
     ]
-    found = make_anchors([tuple(size) for size in told["feature_hw"]], strides, shapes, dtype=torch.float64)
+    maps = [tuple(size) for size in told["feature_hw"]]
+    found = make_anchors(maps, strides, shapes, grid=Grid(told["offset"]), dtype=torch.float64)
     for level, rows in enumerate(found.levels):
-        expected = golden.tensor(f"{told['key']}/level{level}").double() + (0.5 - told["offset"]) * strides[level]
+        expected = golden.tensor(f"{told['key']}/level{level}").double()
         assert (found.rows[rows] - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
@@ -73,6 +74,43 @@ def test_s3_anchors_are_those_of_their_authors(shared: Path) -> None:
         theirs = torch.cat(parts)
         assert torch.equal(theirs[:: told["row_step"]], golden.tensor(told["key"]))
         assert theirs.sum(dim=0).tolist() == told["column_sums"]
+
+
+def torchvisions(maps: list[tuple[int, int]], image_px: tuple[int, int]) -> list[np.ndarray]:
+    """The anchors of torchvision's RetinaNet, read off pytorch/vision: per level (H, W, ratio, size, 4), float32."""
+    levels = []
+    for (height, width), size in zip(maps, (32, 64, 128, 256, 512), strict=True):
+        sizes = np.array([size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))], dtype=np.float32)
+        anchors = np.zeros((height, width, 3, 3, 4), dtype=np.float32)
+        for row, column, ratio, place in np.ndindex(height, width, 3, 3):
+            root = np.sqrt(np.float32((0.5, 1.0, 2.0)[ratio]))
+            half_width = np.round(np.float32(1) / root * sizes[place] / 2)
+            half_height = np.round(root * sizes[place] / 2)
+            x, y = column * (image_px[1] // width), row * (image_px[0] // height)
+            anchors[row, column, ratio, place] = x - half_width, y - half_height, x + half_width, y + half_height
+        levels.append(anchors)
+    return levels
+
+
+@pytest.mark.parametrize("image_px", [(96, 160), (224, 64), (256, 128)])
+def test_anchors_are_those_of_torchvision(image_px: tuple[int, int]) -> None:
+    """Steps are less than the stride where cells do not divide the image; the order of a cell is undone."""
+    maps = maps_of(*image_px)
+    shapes = AnchorShapes(PRESETS["retinanet"].scales, PRESETS["retinanet"].ratios, whole_px=True)
+    assert shapes.of(8)[4] == (40, 40), "32 times the third root of 2 is 40.3"
+    found = make_anchors(maps, STRIDES, shapes, grid=Grid(0.0, image_px))
+    for rows, expected in zip(found.levels, torchvisions(maps, image_px), strict=True):
+        assert np.array_equal(found.rows[rows].numpy(), expected.swapaxes(2, 3).reshape(-1, 4))
+    points = make_points(maps, STRIDES, grid=Grid(0.0, image_px))
+    assert torch.equal(found.centres, points.rows.repeat_interleave(9, dim=0))
+    assert torch.equal(points.rows, torch.cat([box_centres(found.rows[rows][::9]) for rows in found.levels]))
+
+
+def test_cells_of_the_last_level_are_nearer_than_their_stride() -> None:
+    """A side of 800 pixels has 7 cells of the stride 128, 114 pixels apart; with a stride they would reach past it."""
+    found = make_points([(7, 7)], (128,), grid=Grid(0.0, (800, 800)))
+    assert found.rows[:7, 0].tolist() == [0, 114, 228, 342, 456, 570, 684]
+    assert make_points([(7, 7)], (128,)).rows[6].tolist() == [832, 64]
 
 
 # --- layout -----------------------------------------------------------------------------------------------------------

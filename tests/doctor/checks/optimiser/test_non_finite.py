@@ -17,7 +17,8 @@ from sightline.doctor.core.finding import Finding
 from sightline.engine.build import Built
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
-from sightline.engine.train import NonFiniteGradientError, _Clock, optimise_once
+from sightline.engine.step import Clock
+from sightline.engine.train import NonFiniteGradientError, optimise_once
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
 from tests.doctor.planting import Wrapped, assert_complete, caught, make, with_data, with_losses, with_model
@@ -74,7 +75,7 @@ def failed(built: Built, *, step: int = 3) -> NonFiniteGradientError:
     keys = [micro[0] for micro in job.stream.plan.parts(step)]
     batches = [to_device(job.stream.reader(part), torch.device("cpu")) for part in keys]
     with pytest.raises(NonFiniteGradientError) as caught_error:
-        optimise_once(job, job.model, batches, World(), _Clock())
+        optimise_once(job, job.model, batches, World(), Clock(job.task, rest="loss"))
     return caught_error.value
 
 

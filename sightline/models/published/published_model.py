@@ -1,0 +1,99 @@
+"""The description of a published model: which of ours it is, its recipe, and sizes to read off its tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+__all__ = ["BY_NORMALS", "OBJECTS", "ImageSide", "NumModules", "Protocol", "PublishedModel", "Size"]
+
+
+class Size(NamedTuple):
+    """A number read off one axis of one of our tensors: less `others`, divided by `divisor`."""
+
+    name: str
+    axis: int
+    divisor: int = 1
+    others: int = 0
+
+    def of(self, weights: Mapping[str, Tensor]) -> int:
+        return (weights[self.name].shape[self.axis] - self.others) // self.divisor
+
+
+class NumModules(NamedTuple):
+    """How many modules stand below one of ours."""
+
+    name: str
+
+    def of(self, weights: Mapping[str, Tensor]) -> int:
+        return len({name.removeprefix(f"{self.name}.").split(".")[0] for name in weights if self._is_below(name)})
+
+    def _is_below(self, name: str) -> bool:
+        return name.startswith(f"{self.name}.")
+
+
+class ImageSide(NamedTuple):
+    """How many pixels a square image has along a side: one position is the class token's, the others are patches'."""
+
+    positions: str
+    patches: str
+
+    def of(self, weights: Mapping[str, Tensor]) -> int:
+        return math.isqrt(weights[self.positions].shape[1] - 1) * weights[self.patches].shape[2]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What weights were published for: the task, the data set, what is measured there and which number is quoted.
+
+    `arguments` are those of the data set that give a point so many channels, or images where there are no points.
+    """
+
+    task: str
+    data: str
+    metrics: tuple[Mapping[str, Any], ...]
+    metric: str
+    batch_size: int
+    arguments: Mapping[int, Mapping[str, Any]]
+
+
+BY_NORMALS: Mapping[int, Mapping[str, Any]] = {3: {"normals": "none"}, 6: {"normals": "file"}}
+OBJECTS = Protocol("classify", "modelnet40", ({"name": "accuracy"},), "overall_accuracy", 64, BY_NORMALS)
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A model as its authors published it.
+
+    `from_shapes` are arguments that the weights show, `assumed` those that they do not, as in the authors' own recipe
+    for the data set of `protocol`; `losses`, `evaluate`, `task` and `up_axis` are that recipe's losses, evaluation
+    transforms, arguments of the task and frame. `takes_first_points`: their clouds are a set's first points; else the
+    evaluation transforms choose among all. `encoders` are the blocks that the model is made of, by argument; their own
+    arguments are named with a dot. `trains` are the recipe's training transforms. `keeps_head`: a head for other
+    classes than the data set's is an error; else it is left out. `has_image_file`: the image branch is a second file.
+    `parts` are the files of a folder that holds the network in parts, and what stands before the names in each.
+    `class_places` are the places of the classes of `protocol` among those of the file, where these have gaps.
+    """
+
+    model: str
+    num_classes: Size | None
+    in_channels: Size | None
+    from_shapes: Mapping[str, Size | NumModules | ImageSide] = field(default_factory=dict)
+    assumed: Mapping[str, Any] = field(default_factory=dict)
+    losses: tuple[Mapping[str, Any], ...] = ({"name": "cross_entropy"},)
+    evaluate: tuple[Mapping[str, Any], ...] = ()
+    up_axis: str | None = "y"
+    protocol: Protocol = OBJECTS
+    task: Mapping[str, Any] = field(default_factory=dict)
+    takes_first_points: bool = True
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    trains: tuple[Mapping[str, Any], ...] = ()
+    keeps_head: bool = True
+    has_image_file: bool = False
+    num_joints: Size | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+    class_places: Sequence[int] = ()

@@ -1,0 +1,169 @@
+"""The losses of detection as configs name them: slow sums over priors, gradients, what is ignored, nothing to count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.geometry.boxes.codings import encode_deltas, encode_distances
+from sightline.geometry.boxes.priors import BACKGROUND, IGNORED
+from sightline.losses.base import Loss
+from sightline.losses.boxes import BoxOverlap, BoxSmoothL1, CentreNess, SigmoidFocal
+
+TARGET = torch.tensor([[0, BACKGROUND, 2, IGNORED, 1], [BACKGROUND, 1, IGNORED, BACKGROUND, 0]])
+POINTS = torch.tensor([[8.0, 8], [24, 8], [8, 24], [24, 24], [40, 8]], dtype=torch.float64)
+ANCHORS = torch.cat([POINTS - torch.tensor([6.0, 9]), POINTS + torch.tensor([6.0, 9])], dim=1)
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def given(priors: Tensor) -> dict[str, Tensor]:
+    """Two images of five priors: some with a box about them, some background, some ignored."""
+    boxes = torch.cat([POINTS - 2 - 9 * drawn(2, 5, 2), POINTS + 2 + 7 * drawn(2, 5, 2)], dim=2)
+    codes = encode_deltas(priors, boxes) if priors.shape[1] == 4 else encode_distances(priors, boxes)
+    codes = codes * (0.7 + 0.5 * drawn(2, 5, 4))
+    return {
+        "logits": 4 * drawn(2, 5, 3) - 2,
+        "codes": codes,
+        "centreness": 2 * drawn(2, 5) - 1,
+        "priors": priors,
+        "target": TARGET,
+        "matched_boxes": torch.where(TARGET[..., None] >= 0, boxes, 0),
+    }
+
+
+LOSSES: dict[str, tuple[Callable[[], Loss], str, tuple[str, ...], Tensor]] = {
+    "focal": (SigmoidFocal, "logits", ("target",), ANCHORS),
+    "smooth_l1": (BoxSmoothL1, "codes", ("priors", "target", "matched_boxes"), ANCHORS),
+    "l1": (lambda: BoxSmoothL1(beta=0.0), "codes", ("priors", "target", "matched_boxes"), ANCHORS),
+    **{
+        f"{overlap}_{weigh}_{kind}": (
+            lambda overlap=overlap, weigh=weigh: BoxOverlap(overlap=overlap, weigh=weigh),  # type: ignore[misc]
+            "codes",
+            ("priors", "target", "matched_boxes"),
+            priors,
+        )
+        for overlap in ("iou", "giou", "diou", "siou")
+        for weigh, kind, priors in (("none", "anchors", ANCHORS), ("centreness", "points", POINTS))
+    },
+    "centreness": (CentreNess, "centreness", ("priors", "target", "matched_boxes"), POINTS),
+    "centreness_of_anchors": (CentreNess, "centreness", ("priors", "target", "matched_boxes"), ANCHORS),
+}
+each_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def called(name: str, **changed: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of a loss, and what it is divided by."""
+    make, output, others, priors = LOSSES[name]
+    values = given(priors) | changed
+    loss = make()
+    arguments: dict[str, Any] = {key: values[key] for key in (output, *others)}
+    counted: dict[str, Any] = {"target": values["target"]}
+    if isinstance(loss, BoxOverlap):
+        counted |= {"priors": values["priors"], "matched_boxes": values["matched_boxes"]}
+    return loss(**arguments), loss.count(**counted)
+
+
+@each_loss
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    _, output, _, priors = LOSSES[name]
+    values = given(priors)[output].requires_grad_()
+    assert torch.autograd.gradcheck(lambda each: called(name, **{output: each})[0], (values,))
+
+
+@each_loss
+def test_priors_that_do_not_count_have_no_gradient(name: str) -> None:
+    """The ignored in none of them; background in the classes alone."""
+    _, output, _, priors = LOSSES[name]
+    values = given(priors)[output].requires_grad_()
+    (gradient,) = torch.autograd.grad(called(name, **{output: values})[0], values)
+    moved = gradient.flatten(2).abs().sum(dim=2) > 0 if gradient.ndim == 3 else gradient != 0
+    assert torch.equal(moved, TARGET != IGNORED if name == "focal" else TARGET >= 0)
+
+
+@each_loss
+@pytest.mark.parametrize("target", [BACKGROUND, IGNORED])
+def test_without_a_box_it_is_finite(name: str, target: int) -> None:
+    """Nothing to learn but background, or nothing at all: no NaN, and zero where nothing counts."""
+    _, output, _, priors = LOSSES[name]
+    values = given(priors)[output].requires_grad_()
+    found, count = called(name, **{output: values, "target": torch.full_like(TARGET, target)})
+    (gradient,) = torch.autograd.grad(found, values)
+    assert gradient.isfinite().all()
+    assert float(count) == 0
+    is_nothing = target == IGNORED or name != "focal"
+    assert (float(found.detach()) == 0) == is_nothing
+    assert (not gradient.any()) == is_nothing
+
+
+def test_sums_and_counts_are_those_of_slow_loops() -> None:
+    anchors, points = given(ANCHORS), given(POINTS)
+    focal = smooth = entropy = weights = 0.0
+    for image, prior in [(image, prior) for image in range(2) for prior in range(5)]:
+        target = int(TARGET[image, prior])
+        if target == IGNORED:
+            continue
+        for label, logit in enumerate(anchors["logits"][image, prior].tolist()):
+            p = 1 / (1 + math.exp(-logit))
+            focal -= 0.25 * (1 - p) ** 2 * math.log(p) if label == target else 0.75 * p**2 * math.log(1 - p)
+        if target == BACKGROUND:
+            continue
+        x1, y1, x2, y2 = anchors["matched_boxes"][image, prior].tolist()
+        x, y = POINTS[prior].tolist()
+        true = [((x1 + x2) / 2 - x) / 12, ((y1 + y2) / 2 - y) / 18, math.log((x2 - x1) / 12), math.log((y2 - y1) / 18)]
+        for code, wanted in zip(anchors["codes"][image, prior].tolist(), true, strict=True):
+            off = abs(code - wanted)
+            smooth += 4.5 * off**2 if off < 1 / 9 else off - 1 / 18
+        near = [sorted(pair) for pair in ((x - x1, x2 - x), (y - y1, y2 - y))]
+        centre = math.sqrt(near[0][0] / near[0][1] * near[1][0] / near[1][1])
+        p = 1 / (1 + math.exp(-float(points["centreness"][image, prior])))
+        entropy -= centre * math.log(p) + (1 - centre) * math.log(1 - p)
+        weights += centre
+    positives = int((TARGET >= 0).sum())
+    for name, total, count in (
+        ("focal", focal, positives),
+        ("smooth_l1", smooth, positives),
+        ("centreness", entropy, positives),
+        ("centreness_of_anchors", entropy, positives),
+    ):
+        found = called(name)
+        assert float(found[0]) == pytest.approx(total, rel=1e-12)
+        assert int(found[1]) == count
+    assert float(called("giou_centreness_points")[1]) == pytest.approx(weights, rel=1e-12)
+
+
+def test_the_gradient_of_ciou_is_that_of_a_constant_factor() -> None:
+    """Differences of the overlap in which the factor of the ratios stays that of the place itself."""
+    values = given(ANCHORS)
+    codes = values["codes"].requires_grad_()
+    others = {key: values[key] for key in ("priors", "target", "matched_boxes")}
+    (gradient,) = torch.autograd.grad(BoxOverlap(overlap="ciou")(codes=codes, **others), codes)
+    for image, prior in (TARGET >= 0).nonzero().tolist():
+        box = values["matched_boxes"][image, prior]
+
+        def parts(code: Tensor, prior: int = prior, box: Tensor = box) -> tuple[Tensor, Tensor, Tensor]:
+            """IoU, its penalty for the distance, and for the ratios without their factor."""
+            size = torch.tensor([12.0, 18], dtype=torch.float64)
+            centre, own = POINTS[prior] + code[:2] * size, size * code[2:].exp()
+            low, high, wanted = centre - own / 2, centre + own / 2, box[2:] - box[:2]
+            shared = (torch.minimum(high, box[2:]) - torch.maximum(low, box[:2])).clamp(min=0).prod()
+            outer = torch.maximum(high, box[2:]) - torch.minimum(low, box[:2])
+            apart = (centre - (box[:2] + box[2:]) / 2).square().sum() / outer.square().sum()
+            ratio = 4 / math.pi**2 * (torch.atan(wanted[0] / wanted[1]) - torch.atan(own[0] / own[1])) ** 2
+            return shared / (own.prod() + wanted.prod() - shared), apart, ratio
+
+        here = codes[image, prior].detach()
+        iou, _, ratio = parts(here)
+        factor = ratio / (1 - iou + ratio)
+        for place, step in enumerate(1e-6 * torch.eye(4, dtype=torch.float64)):
+            up, down = (parts(here + sign * step) for sign in (1, -1))
+            change = [high - low for high, low in zip(up, down, strict=True)]
+            expected = -(change[0] - change[1] - factor * change[2]) / 2e-6
+            assert float(gradient[image, prior, place]) == pytest.approx(float(expected), rel=1e-6, abs=1e-8)

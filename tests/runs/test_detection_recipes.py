@@ -1,0 +1,100 @@
+"""The published recipes of detection on small sets in the true layouts: checked, trained for an epoch, evaluated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sightline.config import read_config
+from sightline.config.show import to_plain
+from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
+from sightline.engine.conversion import _config
+from sightline.models.published.published_models import MODELS
+from sightline.types import SampleKey
+from tests.command import run_here
+from tests.processes import ROOT
+
+FOLDER = ROOT / "configs" / "detect"
+NUM_IMAGES = {"train": 4, "val": 2}
+SMALL = (
+    *("init=null", "loader.workers=0", "log.tensorboard=false", "train.epochs=1", "train.batch_size=2"),
+    *("model.backbone.width=8", "model.neck.width=16", "model.head.num_convs=1", "schedule.warmup_share=0.0"),
+)
+
+
+def canvas(config: str) -> list[str]:
+    """Less than a tenth of the sizes of the recipe."""
+    sizes = {"height": 64, "width": 96}
+    if not config.endswith("_s3"):
+        sizes |= {"short_px": 64, "long_px": 96}
+    places = ("transforms.train.1", "transforms.evaluate.0")
+    return [f"{place}.{name}={value}" for place in places for name, value in sizes.items()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn crowds as CrowdHuman and as COCO, and both prepared."""
+    folder = tmp_path_factory.mktemp("photos")
+    crowds = SyntheticCrowds(split="train", train_size=6)
+    numbers = iter(range(6))
+    for split, count in NUM_IMAGES.items():
+        lines, images, annotations = [], [], []
+        for index in (next(numbers) for _ in range(count)):
+            sample = crowds[SampleKey(index, 0, 0)]
+            name = f"{index:06}"
+            for place in (f"crowdhuman/CrowdHuman_{split}/Images", f"coco/{split}2017"):
+                (folder / place).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(sample["image"].numpy()).save(folder / place / f"{name}.jpg")
+            people = []
+            for (x1, y1, x2, y2), is_out in zip(sample["boxes"].tolist(), sample["is_ignored"].tolist(), strict=True):
+                box = [x1, y1, x2 - x1, y2 - y1]
+                people.append(
+                    {"tag": "person", "fbox": box, "vbox": box, "hbox": box, "extra": {"ignore": int(is_out)}}
+                )
+                row: dict[str, Any] = {"id": 100 * index + len(people), "image_id": index + 1, "bbox": box}
+                annotations.append({**row, "category_id": 1, "area": box[2] * box[3], "iscrowd": int(is_out)})
+            lines.append(json.dumps({"ID": name, "gtboxes": people}))
+            height, width = sample["image"].shape[:2]
+            images.append({"id": index + 1, "file_name": f"{name}.jpg", "width": width, "height": height})
+        (folder / "crowdhuman" / f"annotation_{split}.odgt").write_text("\n".join(lines))
+        document = {"images": images, "annotations": annotations, "categories": categories()}
+        (folder / "coco" / "annotations").mkdir(exist_ok=True)
+        (folder / "coco" / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(document))
+    for name in ("crowdhuman", "coco"):
+        done = run_here("data", "prepare", name, "--from", folder / name, "--to", folder / "prepared" / name)
+        assert done.code == 0, done.err
+    return folder / "prepared"
+
+
+def categories() -> list[dict[str, Any]]:
+    names = json.loads((ROOT / "sightline" / "data" / "boxes" / "coco.json").read_text())["classes"]
+    return [{"id": int(number), "name": name} for number, name in names.items()]
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["crowdhuman_retinanet", "crowdhuman_retinanet_s3", "crowdhuman_fcos", "crowdhuman_fcos_atss", "coco_retinanet"],
+)
+def test_a_published_recipe_is_checked_and_trained(folder: Path, tmp_path: Path, config: str) -> None:
+    words = [*SMALL, *canvas(config), f"data.root={folder / config.partition('_')[0]}"]
+    checked = run_here("check", FOLDER / f"{config}.yaml", *words, "--device", "cpu")
+    assert checked.code == 0, checked.out + checked.err
+    places = ("--device", "cpu", "--no-check", "--out", tmp_path / "run")
+    trained = run_here("train", FOLDER / f"{config}.yaml", *words, *places)
+    assert trained.code == 0, trained.err
+    metrics = json.loads((tmp_path / "run" / "final.json").read_text())["metrics"]
+    assert 0 <= metrics["ap50"] <= 1
+
+
+def test_weights_of_torchvision_are_evaluated_by_its_recipe() -> None:
+    """What the layout states for a file without a config is what coco_retinanet states."""
+    layout = "torchvision_retinanet_resnet50_fpn"
+    shipped = read_config(FOLDER / "coco_retinanet.yaml")
+    stated = _config(layout, MODELS[layout], {}, None, None, ())
+    for part in ("task", "losses", "metrics", "transforms"):
+        assert to_plain(getattr(stated, part)) == to_plain(getattr(shipped, part)), part
+    assert stated.data.name == shipped.data.name
