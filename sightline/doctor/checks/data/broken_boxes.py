@@ -16,8 +16,8 @@ __all__ = ["broken_boxes", "swapped_canvas"]
 _BEYOND_PX = 1.0
 _SHARES, _SHARES_PX, _FEWEST = "shares of the image's sides", 1.5, 5
 _MOST_OUTSIDE, _MOST_GAIN = 0.05, 0.15
-_EXPLAINED = 0.03
-"""Of all boxes, those that another reading brings into the images; then it is likely the right one."""
+_EXPLAINED, _LEFT = 0.05, 0.33
+"""Another reading is likely right that brings 5 % of all boxes into the images, and leaves a third of those beyond."""
 
 
 @check("G31", "broken-boxes", "preflight", at="data")
@@ -61,8 +61,8 @@ def _of_boxes(context: Context, survey: PartSurvey, boxes: Tensor, limit: Tensor
     left = {what: _num_unsound(torch.cat(read, dim=1), within) for what, (_, read, within) in readings.items()}
     is_shares = count >= _FEWEST and float(boxes.max()) <= _SHARES_PX
     likely = _SHARES if is_shares else min(left, key=left.__getitem__)
-    gain = left[likely] / count + _EXPLAINED
-    is_explained = is_shares or is_clearly_above(_num_unsound(boxes, limit), count, gain)
+    unsound, limited = _num_unsound(boxes, limit), left[likely] / count + _EXPLAINED
+    is_explained = is_shares or (is_clearly_above(unsound, count, limited) and left[likely] <= _LEFT * unsound)
     outside = int((ioa(boxes, torch.cat([0 * limit[:, :2], limit[:, 2:]], dim=1)) < 0.5).sum()) - turned
     if not (turned or is_explained or is_clearly_above(outside, count, _MOST_OUTSIDE)):
         return None
