@@ -114,6 +114,10 @@ class TaskMembers:
     gauges: Member[Function] = Member(
         "`gauges(losses, num_samples, num_processes)`: further numbers of a training step", absent=None
     )
+    tallies: Member[Function] = Member(
+        "`tallies(contexts)`: name → count (0-d tensor) over what `prepare` worked out, logged with each step",
+        absent=None,
+    )
 
 
 class MetricMembers:

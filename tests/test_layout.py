@@ -91,7 +91,7 @@ COMPONENTS = {
     "tasks": 6,
     "transforms": 37,
 }
-NUM_CHECKS = 53
+NUM_CHECKS = 66
 MAX_FILE_LINES = 500
 MAX_BODY_LINES = 60
 

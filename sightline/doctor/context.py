@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ import torch
 from torch import nn
 
 from sightline.config import RunConfig
+from sightline.doctor.core.assigned_boxes import AssignedBoxes, assigned_boxes
 from sightline.doctor.core.census import Census, census_of
 from sightline.doctor.core.finding import Finding, Place, Severity
-from sightline.doctor.core.rehearsal import Rehearsal, copy_of, rehearse
+from sightline.doctor.core.rehearsal import Outputs, Rehearsal, copy_of, first_outputs, rehearse
 from sightline.doctor.core.rehearsed_evaluation import RehearsedEvaluation, rehearse_evaluations
-from sightline.doctor.core.survey import PartSurvey, distinct_parts, survey_part
+from sightline.doctor.core.survey import PartSurvey, distinct_parts, spread_keys, survey_part
 from sightline.doctor.oracles.examine import examine
 from sightline.doctor.oracles.rows import Row
 from sightline.doctor.oracles.squares import Squares, squares_of
@@ -25,12 +27,15 @@ from sightline.engine.build import Built
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.loading import open_run
+from sightline.tasks.detect import Detect
+from sightline.types import Batch
 
 __all__ = ["CHECKS", "Check", "Context", "Moment", "Reporter", "check"]
 
 Moment = Literal["static", "preflight", "deep", "offline"]
 
 _CPU = torch.device("cpu")
+_MOST_ASSIGNED = 64
 _THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
 
 
@@ -54,6 +59,25 @@ class Context:
     def rehearsal(self) -> Rehearsal:
         """One training step on copies, taken when the first check asks for it."""
         return rehearse(self.built.job, self.world.device, forward_s=self.forward_s)
+
+    @cached_property
+    def first_outputs(self) -> tuple[Batch, Outputs]:
+        """Samples of the first step and the outputs for them before any update; at least those of the rehearsal."""
+        return first_outputs(self.built.job, self.rehearsal, self.world.device)
+
+    @cached_property
+    def assigned(self) -> AssignedBoxes | None:
+        """What the task assigns in samples of the first step, under `sightline check` also in 64 others.
+
+        None of a task without boxes, and where no step could be taken.
+        """
+        if not isinstance(self.built.job.task, Detect) or not self.rehearsal.is_sound:
+            return None
+        part, batches = self.built.data.train, iter([self.first_outputs[0]])
+        if self.takes_time:
+            more = spread_keys(part, epoch=0, seed=self.config.seed, most_samples=_MOST_ASSIGNED)
+            batches = itertools.chain(batches, map(part.reader, more))
+        return assigned_boxes(self.built.job.task, self.built.job.model, (to_device(each, _CPU) for each in batches))
 
     @cached_property
     def evaluations(self) -> list[RehearsedEvaluation]:

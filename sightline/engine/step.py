@@ -42,7 +42,8 @@ class Task(Protocol):
         """Loss sums and predictions of one forward pass."""
         ...
 
-    # Optional: gauges(losses, num_samples, num_processes) -> dict[str, float], what a step is to be judged by.
+    # Optional: gauges(losses, num_samples, num_processes) -> dict[str, float], what a step is to be judged by;
+    # tallies(contexts) -> dict[str, Tensor], counts of a step that are added over all processes.
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from sightline.types import Batch, Ramp
 
 __all__ = ["AtStep", "Job", "Laps", "NonFiniteGradientError", "optimise_once", "train"]
 
-_SAMPLES, _STOP = "(samples)", "(stop)"  # ride along with the losses; no loss can be called so
+_SAMPLES, _STOP, _TALLY = "(samples)", "(stop)", "(tally) "  # ride along with the losses; no loss can be called so
 
 
 class Laps(Protocol):
@@ -139,7 +139,9 @@ def optimise_once(
     job.scaler.unscale_(job.optimizer)
     grad_norm = nn.utils.clip_grad_norm_(job.model.parameters(), job.clip_norm or float("inf"))
     sizes = [len(batch["sample_index"]) for batch in micro_batches]
-    extra = {_SAMPLES: sum(sizes), _STOP: float(stop_asked)}
+    tallies_of = TaskMembers.tallies.of(job.task)
+    tallies = {} if tallies_of is None else tallies_of(step.contexts)
+    extra = {_SAMPLES: sum(sizes), _STOP: float(stop_asked), **{_TALLY + name: each for name, each in tallies.items()}}
     totals = world.all_reduce_sum(
         sums | {name: torch.tensor(float(x), dtype=torch.float64) for name, x in extra.items()}, what="losses"
     )
@@ -203,6 +205,7 @@ def _record(
     num_samples = int(totals[_SAMPLES])
     gauges_of = TaskMembers.gauges.of(job.task)
     gauges = {} if gauges_of is None else gauges_of(losses, num_samples, num_processes)
+    tallies = {name.removeprefix(_TALLY): value for name, value in totals.items() if name.startswith(_TALLY)}
     weights = job.weights_at(job.step - 1)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())
     moving = {f"weight/{name}": weights[name] for name, weight in job.weights.items() if isinstance(weight, Ramp)}
@@ -217,5 +220,5 @@ def _record(
         lr=totals["lr"],
         seconds=clock.seconds,
         wall_s=wall_s,
-        gauges={**gauges, **moving},
+        gauges={**gauges, **tallies, **moving},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from sightline import registry
 from sightline.arguments import AssignerBlock, Count, Fraction, Size, SuppressionBlock
 from sightline.binding import Offer
 from sightline.errors import ConfigError, RunError
-from sightline.geometry.boxes.priors import PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
+from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
 from sightline.pictures import Picture, stretched
 from sightline.tasks.box_stages import show_detections
@@ -54,7 +54,9 @@ class Detect(Supervised):
 
     Those of image b are the rows `detection_offsets[b]` to `detection_offsets[b + 1]`, the surest first. Every prior
     gets its target once a step, before the forward pass: losses and metrics read `priors` (P, 4) or (P, 2), `target`
-    (B, P), the class of its box, -1 for background and -2 for what counts in no loss, and `matched_boxes` (B, P, 4).
+    (B, P), the class of its box, -1 for background and -2 for what counts in no loss, `matched_boxes` (B, P, 4), and
+    `is_unmatched` (G,), the boxes of the batch that no prior is to predict, though they are not ignored. Each step logs
+    how many these are (`unmatched_gt`), and the priors with a box (`n_pos`) and ignored ones (`n_ignore`).
     `anchors` are RetinaNet's where they are left out; for a head of one anchor a cell, squares of eight strides. `grid`
     places anchors and points alike: in the middles of cells, a stride apart, unless published weights want another.
     `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; boxes may lie outside of the file
@@ -63,7 +65,7 @@ class Detect(Supervised):
 
     predicts = frozenset({"detections", "detection_offsets"})
     reads = frozenset({"image", "boxes", "label", "is_ignored", "box_offsets", "to_canvas", "file_px"})
-    offers = frozenset({"priors", "target", "matched_boxes"})
+    offers = frozenset({"priors", "target", "matched_boxes", "is_unmatched"})
     evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
 
     def __init__(
@@ -100,10 +102,12 @@ class Detect(Supervised):
         """The target of every prior."""
         priors = self.priors_of(batch["image"])
         targets, boxes = [], []
+        is_unmatched = ~batch["is_ignored"]
         for rows in _images(batch["box_offsets"]):
             own = batch["boxes"][rows].to(priors.rows)
             matched = self._assigner(priors, own, batch["is_ignored"][rows]).matched
             has_box = matched >= 0
+            is_unmatched[matched[has_box] + rows.start] = False
             if len(own):
                 chosen = matched.clamp(min=0)
                 targets.append(torch.where(has_box, batch["label"][rows][chosen], matched))
@@ -111,7 +115,18 @@ class Detect(Supervised):
             else:
                 targets.append(matched)
                 boxes.append(priors.rows.new_zeros(len(priors), 4))
-        return {"priors": priors.rows, "target": torch.stack(targets), "matched_boxes": torch.stack(boxes)}
+        return {
+            "priors": priors.rows,
+            "target": torch.stack(targets),
+            "matched_boxes": torch.stack(boxes),
+            "is_unmatched": is_unmatched,
+        }
+
+    def tallies(self, contexts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Priors with a box, ignored priors, and boxes that no prior is to predict, over a step's micro-batches."""
+        target = torch.cat([each["target"].flatten() for each in contexts])
+        unmatched = torch.cat([each["is_unmatched"] for each in contexts]).sum()
+        return {"n_pos": (target >= 0).sum(), "n_ignore": (target == IGNORED).sum(), "unmatched_gt": unmatched}
 
     def priors_of(self, image: Tensor) -> Priors:
         """The priors of images (B, 3, H, W), on their device; levels have a cell for every begun stride of pixels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -59,6 +60,9 @@ class Assigning(Supervised):
 
     def context(self, model: nn.Module, batch: dict) -> dict[str, Any]:
         return {"assigned": torch.stack(_assign(batch["boxes"]))}
+
+    def tallies(self, contexts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {"n_pos": (torch.cat([each["assigned"].flatten() for each in contexts]) >= 0).sum()}
 
 
 class AssigningByPrediction(Assigning):

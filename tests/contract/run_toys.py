@@ -48,7 +48,8 @@ def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", i
     trace: list[dict[str, float]] = []
 
     def at_step(record, stop_asked: bool) -> bool:
-        trace.append(dict(record.losses) | {"grad_norm": record.grad_norm, "samples": record.num_samples})
+        numbers = {"grad_norm": record.grad_norm, "samples": record.num_samples}
+        trace.append(dict(record.losses) | dict(record.gauges) | numbers)
         return False
 
     train(job, world, at_step)

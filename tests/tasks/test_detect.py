@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -157,6 +158,35 @@ def test_ignore_regions_are_neither_targets_nor_background(batch: dict[str, Any]
     target = task.context(nn.Identity(), every)["target"]
     assert int((target >= 0).sum()) == 0
     assert int((target == -2).sum()) > 0
+
+
+@pytest.mark.parametrize("head", ["retina", "fcos"])
+def test_tallies_are_counts_of_the_whole_step_however_it_is_split(head: str, batch: dict[str, Any]) -> None:
+    """As literal loops count them, box by box and prior by prior."""
+    task, _ = detect(head)
+    whole = task.context(nn.Identity(), batch)
+    n_unmatched = 0
+    for image, (first, last) in enumerate(pairwise(batch["box_offsets"].tolist())):
+        matched = task._assigner(
+            task.priors_of(batch["image"]), batch["boxes"][first:last], batch["is_ignored"][first:last]
+        ).matched
+        for box in range(last - first):
+            n_unmatched += not bool(batch["is_ignored"][first + box]) and not bool((matched == box).any())
+        assert int((matched >= 0).sum()) == int((whole["target"][image] >= 0).sum())
+    expected = {
+        "n_pos": int((whole["target"] >= 0).sum()),
+        "n_ignore": int((whole["target"] == -2).sum()),
+        "unmatched_gt": n_unmatched,
+    }
+    ragged = {"boxes", "label", "is_ignored"}
+    parts = []
+    for image, (first, last) in enumerate(pairwise(batch["box_offsets"].tolist())):
+        rows = {name: batch[name][first:last] for name in ragged}
+        offsets = torch.tensor([0, last - first])
+        parts.append(task.context(nn.Identity(), {"image": batch["image"][[image]], "box_offsets": offsets, **rows}))
+    assert {name: int(value) for name, value in task.tallies([whole]).items()} == expected
+    assert {name: int(value) for name, value in task.tallies(parts).items()} == expected
+    assert n_unmatched == 0 if head == "retina" else n_unmatched > 0, "FCOS has no point for the smallest"
 
 
 def test_maps_of_another_size_are_named(batch: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "label-range": (*_FIRST_STEP, "untrained-class"),
     "label-outside-parts": (*_OF_LABELS, "first-evaluation"),
     "missing-category": (*_FIRST_STEP, "category-input"),
+    "broken-boxes": (*_FIRST_STEP, *_OF_METRICS, "anchor-coverage", "unmatched-boxes", "prior-bias"),
     "channel-contract": (*_FIRST_STEP, "dataset-mismatch", "input-statistics", "projection-coverage"),
     "ignored-targets": ("initial-loss",),
     "class-weight-length": (*_STEP_AND_LOSS, *_OF_METRICS, "class-names"),

@@ -20,7 +20,7 @@ from sightline.doctor.core.graph import last_operation
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import hold_still
-from sightline.engine.step import prepare_step, weighted_sum
+from sightline.engine.step import prepare_step, run_batch, weighted_sum
 from sightline.engine.train import Job
 from sightline.errors import UserError
 from sightline.layers.batch_norm import SynchronisedBatchNorm
@@ -36,6 +36,7 @@ __all__ = [
     "Watch",
     "copy_of",
     "detached",
+    "first_outputs",
     "forward_backward",
     "frame_of",
     "keys_of",
@@ -52,6 +53,8 @@ NUM_SAMPLES = 4  # batch norm over two rows gives +-1 for any input; three is th
 _FEWEST_SAMPLES = 2
 _MOST_TRIES = 8
 _MOST_SECONDS = 3.0
+_FIRST_SAMPLES = 16
+_FORWARD_S = 0.6  # what a larger forward pass may be expected to take
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 Outputs = Mapping[str, Any]
@@ -224,6 +227,27 @@ def forward_backward(
             loss.backward()
         sums = {name: term + sums[name] if name in sums else term for name, term in terms.items()}
     return sums, step.counts
+
+
+def first_outputs(job: Job, rehearsal: Rehearsal, device: torch.device) -> tuple[Batch, Outputs]:
+    """Outputs in training mode before any update: of the rehearsal, or of more samples where that is cheap."""
+    keys = keys_of(job, step=0)[:_FIRST_SAMPLES]
+    expected_s = rehearsal.seconds / 2 * len(keys) / max(1, rehearsal.num_samples)
+    if len(keys) <= rehearsal.num_samples or expected_s > _FORWARD_S:
+        return rehearsal.batch, rehearsal.seen_outputs
+    model = copy_of(job.model).train()
+    hold_still(model, job.frozen, job.epoch)
+    seen: list[Any] = []
+    handle = model.register_forward_hook(lambda module, inputs, given: seen.append(detached(given)))
+    try:
+        batch = read(job, keys, device)
+        with torch.no_grad():
+            run_batch(job.task, model, batch, device, job.precision)
+    except Exception:  # noqa: BLE001 - a sample further on that cannot be trained on is for the checks of data
+        return rehearsal.batch, rehearsal.seen_outputs
+    finally:
+        handle.remove()
+    return batch, seen[-1] if seen and isinstance(seen[-1], Mapping) else {}
 
 
 def frame_of(error: BaseException) -> tuple[str | None, int | None]:

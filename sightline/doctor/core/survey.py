@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sightline.compiled import working_s
+from sightline.data.boxes.records import BOX_FIELDS
 from sightline.data.loading.leaves import leaves
 from sightline.engine.build import Data, Part
 from sightline.members import DataMembers
@@ -120,12 +121,17 @@ class FieldSurvey:
 
 @dataclass
 class PartSurvey:
-    """What was sampled of one part, field by field; `absent` names promised fields that a sample lacks."""
+    """What was sampled of one part, field by field; `absent` names promised fields that a sample lacks.
+
+    `boxed` are samples with boxes, without their pixels: `image_px` (2,) is how many rows and columns these have. The
+    labels of ignored boxes are left out of `fields` and `labellings`: they are never read.
+    """
 
     part: Part
     num_sampled: int = 0
     fields: dict[str, FieldSurvey] = field(default_factory=dict)
     labellings: list[Labelling] = field(default_factory=list)
+    boxed: list[Sample] = field(default_factory=list)
     absent: dict[str, list[int]] = field(default_factory=dict)
     unreadable: tuple[int, Exception] | None = None
 
@@ -172,6 +178,10 @@ def _pieces(part: Part, chunks: Iterator[list[SampleKey]]) -> Iterator[list[Samp
 
 
 def _note(result: PartSurvey, index: int, sample: Sample) -> None:
+    if BOX_FIELDS.keys() <= sample.keys():
+        pixels = {"image": None, "image_px": torch.tensor(sample["image"].shape[:2]), "sample_index": index}
+        result.boxed.append({**sample, **pixels})
+        sample = {**sample, "label": _of_counted(sample["label"], sample["is_ignored"])}
     for name, value in sample.items():
         if name != "sample_index":
             result.fields.setdefault(name, FieldSurvey()).add(index, name, value)
@@ -181,6 +191,10 @@ def _note(result: PartSurvey, index: int, sample: Sample) -> None:
     for name in result.part.dataset.info.fields.keys() - sample.keys():
         result.absent.setdefault(name, []).append(index)
     result.num_sampled += 1
+
+
+def _of_counted(label: Tensor, is_ignored: Tensor) -> Tensor:
+    return label[~is_ignored] if label.shape == is_ignored.shape and is_ignored.dtype == torch.bool else label
 
 
 def _labelling(index: int, sample: Sample) -> Labelling | None:

@@ -1,4 +1,4 @@
-"""Classes that are evaluated and of which training holds no sample."""
+"""Classes that are evaluated and of which training holds no sample; classes of boxes that count from 1."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from sightline.doctor.core.finding import Finding
 __all__ = ["name_of_class", "untrained_class"]
 
 _MOST_LISTED = 5
+_FEWEST_CLASSES, _FEWEST_EACH = 3, 20
+_BACKGROUND = frozenset({"background", "__background__", "_background_", "bg", "none"})
 
 
 @check(
@@ -24,11 +26,33 @@ _MOST_LISTED = 5
     at="data",
 )
 def untrained_class(context: Context) -> list[Finding]:
-    """Every class of an evaluated part occurs in training; a training part not wholly counted is not judged."""
+    """Every class of an evaluated part occurs in training; a training part not wholly counted is not judged.
+
+    Of boxes the first class is not background, nor the only one of several that never occurs.
+    """
     trained, *evaluated = context.census
+    if trained is not None and context.survey[0].boxed and _is_shifted(context, trained.targets):
+        return [
+            untrained_class.finding(
+                context,
+                f"no box has the class {name_of_class(context, 0)}: labels count from 1?",
+                causes=("data.label_mapping", "cfg.class_count"),
+                split="train",
+                measured=f"0 of {trained.targets.sum()} boxes, {trained.targets[-1]} of the last, {trained.looked_at}",
+                expected=f"labels from 0 to {len(trained.targets) - 1}, and no class for background",
+                action="subtract 1 from the labels, or map category ids to places in class_names",
+            )
+        ]
     if trained is None or not trained.is_whole:
         return []
     return [finding for census in evaluated if census is not None for finding in _of_part(context, trained, census)]
+
+
+def _is_shifted(context: Context, targets: np.ndarray) -> bool:
+    name = (context.built.data.facts.get("class_names") or ("",))[0]
+    is_many = len(targets) >= _FEWEST_CLASSES and targets.sum() >= _FEWEST_EACH * len(targets)
+    is_only = is_many and bool((targets[1:] > 0).all())
+    return bool(targets[0] == 0 < targets.sum()) and (is_only or name.lower() in _BACKGROUND)
 
 
 def name_of_class(context: Context, number: int) -> str:

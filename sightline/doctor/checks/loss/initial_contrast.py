@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.loss.initial_loss import first_outputs
 from sightline.doctor.checks.loss.pair_rows import BUILT_IN, OUTPUTS, pair_losses, pairs_task
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
@@ -37,7 +36,7 @@ def initial_contrast(context: Context) -> list[Finding]:
     """
     if pairs_task(context) is None or not context.rehearsal.is_sound:
         return []
-    _, outputs = first_outputs(context)
+    _, outputs = context.first_outputs
     rows = {name: value.double().cpu() for name in OUTPUTS if isinstance(value := outputs.get(name), Tensor)}
     if not rows or any(value.ndim != 2 or not bool(value.isfinite().all()) for value in rows.values()):
         return []

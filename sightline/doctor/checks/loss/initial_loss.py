@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +15,13 @@ from sightline.compiled import working_s
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.class_axes import class_axis
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.rehearsal import Outputs, copy_of, detached, keys_of, read
+from sightline.doctor.core.rehearsal import Outputs
 from sightline.doctor.oracles.replay import Replay, loss_counts
-from sightline.engine.optimizers import hold_still
 from sightline.engine.step import run_batch
 from sightline.types import Batch
 
-__all__ = ["first_outputs", "initial_loss"]
+__all__ = ["initial_loss"]
 
-_NUM_SAMPLES = 16
-_FORWARD_S = 0.6  # what a larger forward pass may be expected to take
 _RELABELLINGS = 100
 _FEWEST_RELABELLINGS = 50
 _MOST_SECONDS = 0.5
@@ -81,7 +77,7 @@ def initial_loss(context: Context) -> list[Finding]:
     if not context.rehearsal.is_sound:
         return []
     findings: list[Finding] = []
-    batch, outputs = first_outputs(context)
+    batch, outputs = context.first_outputs
     is_fresh = context.config.init is None and context.built.job.step == 0
     for component in context.config.losses:
         case = _case(context, component.name, batch, outputs)
@@ -90,28 +86,6 @@ def initial_loss(context: Context) -> list[Finding]:
         broken = _of_definition(case) if component.name == "cross_entropy" else None
         findings += [broken] if broken is not None else _of_start(case) if is_fresh else []
     return findings
-
-
-def first_outputs(context: Context) -> tuple[Batch, Outputs]:
-    """Outputs in training mode before any update: of the rehearsal, or of more samples where that is cheap."""
-    rehearsal, job, device = context.rehearsal, context.built.job, context.world.device
-    keys = keys_of(job, step=0)[:_NUM_SAMPLES]
-    expected_s = rehearsal.seconds / 2 * len(keys) / max(1, rehearsal.num_samples)
-    if len(keys) <= rehearsal.num_samples or expected_s > _FORWARD_S:
-        return rehearsal.batch, rehearsal.seen_outputs
-    batch = read(job, keys, device)
-    model = copy_of(job.model).train()
-    hold_still(model, job.frozen, job.epoch)
-    seen: list[Any] = []
-    handle = model.register_forward_hook(lambda module, inputs, given: seen.append(detached(given)))
-    try:
-        with torch.no_grad():
-            run_batch(job.task, model, batch, device, job.precision)
-    except Exception:  # noqa: BLE001 - a sample further on that cannot be trained on is for the checks of data
-        return rehearsal.batch, rehearsal.seen_outputs
-    finally:
-        handle.remove()
-    return batch, seen[-1] if seen and isinstance(seen[-1], Mapping) else {}
 
 
 def _case(context: Context, name: str, batch: Batch, outputs: Outputs) -> _Case | None:

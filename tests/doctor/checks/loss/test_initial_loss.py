@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.checks.loss.initial_loss import _case, _of_definition, _oracle, first_outputs
+from sightline.doctor.checks.loss.initial_loss import _case, _of_definition, _oracle
 from sightline.doctor.context import Context
 from sightline.doctor.suite import run_all
 from sightline.engine.build import Built
@@ -128,7 +128,7 @@ def test_the_oracle_is_the_mean_over_all_labels() -> None:
 def test_smoothing_cancels_exactly(tmp_path: Path) -> None:
     """In float64 what is left is rounding: sums of 12 x 16 terms of size 3, some 1e-14."""
     context = Context(make(tmp_path, "train.precision=float64", "losses.0.label_smoothing=0.4"), World())
-    case = _case(context, "cross_entropy", *first_outputs(context))
+    case = _case(context, "cross_entropy", *context.first_outputs)
     assert case is not None
     total, count = (
         sum(column)

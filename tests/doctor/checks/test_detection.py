@@ -1,0 +1,202 @@
+"""Guards of detection: bugs planted in data, configs, assigners, losses and heads, and healthy detectors."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from sightline import registry
+from sightline.assigners.max_iou import MaxIoU
+from sightline.config import read_config
+from sightline.data.boxes.records import box_facts
+from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
+from sightline.doctor.checks.data.assigned_priors import unmatched_boxes
+from sightline.doctor.checks.data.data_mutation import data_mutation
+from sightline.doctor.checks.data.label_range import label_range
+from sightline.doctor.checks.data.untrained_class import untrained_class
+from sightline.doctor.checks.loss.loss_normaliser import loss_normaliser
+from sightline.doctor.checks.model.first_step import first_step
+from sightline.doctor.context import Context
+from sightline.doctor.core.assigned_boxes import is_clearly_above
+from sightline.doctor.suite import run_quick
+from sightline.engine.build import build
+from sightline.engine.distributed import World
+from sightline.models.detection.fpn import FPN
+from sightline.plugins import load_plugins
+from sightline.types import Sample
+from tests.command import run_here
+from tests.conftest import ROOT
+from tests.doctor.detecting import BUGS, READ, edited, findings_of, make_crowds, quick
+from tests.doctor.planting import assert_complete
+
+
+@pytest.mark.parametrize("name", {(bug.code, bug.cause): name for name, bug in BUGS.items()}.values())
+def test_planted_bugs_are_found_when_a_training_starts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """One of each check and cause, with the cause among those named. All, on ten seeds: tests/doctor/detecting.py."""
+    bug = BUGS[name]
+    bug.plant(monkeypatch)
+    found = findings_of(quick(make_crowds(*bug.overrides, seed=3)), (bug.code,))
+    assert found
+    for finding in found:
+        assert_complete(finding)
+    assert any(bug.cause in (each.cause, *each.alternatives) for each in found), list(map(str, found))
+
+
+@pytest.mark.parametrize("assigner", ["own", "atss"])
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_healthy_detectors_are_not_flagged(name: str, assigner: str) -> None:
+    """On ten seeds, as they are shipped: tests/long/test_healthy_detectors.py."""
+    words = () if assigner == "own" else (f"task.assigner.name={assigner}",)
+    found = findings_of(quick(make_crowds(*words, name=name)))
+    assert found == [], list(map(str, found))
+
+
+def test_the_shipped_recipe_on_photos_is_not_flagged(shared: Path, tmp_path: Path) -> None:
+    prepare = ["data", "prepare", "yolo_txt", "--from", shared / "data/coco128", "--to", tmp_path / "coco128"]
+    assert run_here(*map(str, prepare), "faulty=leave_out").code == 0
+    words = (f"data.root={tmp_path / 'coco128'}", "model.backbone.width=8", "model.neck.width=32")
+    built = build(read_config(ROOT / "configs/detect/yolo_txt_retinanet_coco128.yaml", words), World())
+    assert findings_of(quick(built)) == []
+
+
+def test_a_bug_is_reported_once_with_the_gravest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    BUGS["shares for pixels"].plant(monkeypatch)
+    found = [each for each in run_quick(make_crowds(), World()) if each.severity != "note"]
+    assert found[0].code == "broken-boxes"
+    assert [each.code for each in found if each.severity == "error"] == ["broken-boxes"], list(map(str, found))
+
+
+def test_clearly_above_counts_three_deviations() -> None:
+    assert [is_clearly_above(count, 100, 0.02) for count in (6, 7)] == [False, True], "2 + 3 * sqrt(2) is 6.24"
+
+
+PLUGIN = '''"""A focal loss of the user's."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from sightline import registry
+from sightline.losses.base import Loss
+
+
+@registry.losses.add("mean_bce")
+class MeanBCE(Loss):
+    """The mean over all priors. Source: a common mistake."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def count(self, *, target: Tensor) -> Tensor:
+        return target.new_tensor(target.numel())
+
+    def forward(self, *, logits: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits[..., 0], (target >= 0).to(logits), reduction="sum")
+'''
+
+
+def test_a_plugin_loss_over_all_samples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(registry.losses, "_entries", dict(registry.losses._entries))
+    (tmp_path / "own_losses.py").write_text(PLUGIN)
+    load_plugins([tmp_path / "own_losses.py"])
+    words = "losses=[{name: mean_bce}, {name: box_smooth_l1}]"
+    found = loss_normaliser(quick(make_crowds(words)))
+    assert {(each.cause, each.where.config_path) for each in found} == {("loss.normaliser", "losses.0")}
+    assert found[0].summary == "the loss 'mean_bce' depends on how many priors are background, predicted for certain"
+
+
+class TestExistingChecks:
+    """Bugs of detectors that checks for all data sets find."""
+
+    def test_boxes_scaled_in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Trap T1: the stored boxes grow at every reading, and drift away over epochs."""
+        stored = SyntheticCrowds._stored
+
+        def drifting(dataset: SyntheticCrowds, index: int):
+            image, record = stored(dataset, index)
+            for array in (record.boxes, record.scored):
+                array.flags.writeable = True
+                array *= 1.05
+            return image, record
+
+        monkeypatch.setattr(SyntheticCrowds, "_stored", drifting)
+        found = data_mutation(Context(make_crowds(seed=99), World()))
+        assert [each.cause for each in found][:1] == ["data.item_mutation"]
+        assert "'boxes' changes by being read" in found[0].summary
+
+    def test_boxes_scaled_in_place_by_a_transform(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A set that hands out its own tensors, and a reader that writes into them."""
+        kept: dict[int, Sample] = {}
+
+        def handed_out(dataset: SyntheticCrowds, key) -> Sample:
+            sample = kept.setdefault(key.index, READ(dataset, key))
+            sample["boxes"].mul_(0.9)
+            return dict(sample)
+
+        monkeypatch.setattr(SyntheticCrowds, "__getitem__", handed_out)
+        found = data_mutation(Context(make_crowds(seed=99), World()))
+        assert [each.cause for each in found][:1] == ["data.item_mutation"]
+
+    @pytest.mark.parametrize(("shift", "value"), [(1, "the value 1"), (-1, "the value -1")])
+    def test_labels_that_are_shifted(self, monkeypatch: pytest.MonkeyPatch, shift: int, value: str) -> None:
+        """A label of -1 would be background, one of num_classes nothing at all: in silence."""
+        edited(monkeypatch, lambda s: {**s, "label": s["label"] + shift})
+        found = label_range(quick(make_crowds()))
+        assert "data.label_mapping" in (found[0].cause, *found[0].alternatives)
+        assert value in found[0].summary
+
+    def test_the_label_of_an_ignored_box_is_never_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        edited(monkeypatch, lambda s: {**s, "label": torch.where(s["is_ignored"], -1, s["label"])})
+        assert label_range(quick(make_crowds())) == []
+
+    def test_maps_in_another_order_than_their_strides(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        forward = FPN.forward
+        monkeypatch.setattr(FPN, "forward", lambda self, maps: forward(self, maps)[::-1])
+        (finding,) = first_step(quick(make_crowds()))
+        assert "state the strides that the network has" in finding.measured + finding.summary
+
+
+@pytest.mark.parametrize(
+    ("names", "shift", "is_found"),
+    [
+        (("__background__", "person"), 1, True),
+        (("person", "rider"), 0, False),
+        (("person", "rider"), 1, False),
+        (("a", "b", "c", "d"), 1, True),
+    ],
+    ids=["a class for background", "healthy", "two classes prove nothing", "three of four"],
+)
+def test_classes_that_count_from_one(
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], shift: int, is_found: bool
+) -> None:
+    count = len(names) - shift
+    edited(monkeypatch, lambda s: {**s, "label": torch.arange(len(s["label"])) % count + shift})
+    describe = SyntheticCrowds.__init__
+
+    def with_names(self: SyntheticCrowds, **given) -> None:
+        describe(self, **given)
+        self.info = dataclasses.replace(self.info, facts=box_facts(names))
+
+    with_names.__wrapped__ = describe  # type: ignore[attr-defined]
+    monkeypatch.setattr(SyntheticCrowds, "__init__", with_names)
+    found = untrained_class(quick(make_crowds("metrics=[{name: box_ap}]")))
+    assert [each.cause for each in found] == ["data.label_mapping"] * is_found
+
+
+def test_boxes_that_no_prior_could_serve_are_a_note() -> None:
+    """FCOS leaves a tenth of these small people without a point; that is the paper's rule, and worth a line."""
+    context = Context(make_crowds(name="fcos"), World())
+    assert context.assigned is not None
+    (note,) = unmatched_boxes(context)
+    assert note.severity == "note"
+    assert int(context.assigned.is_unmatched.sum()) > 0.05 * len(context.assigned.boxes)
+
+
+def test_the_guarantee_leaves_no_box_unmatched() -> None:
+    found = Context(make_crowds(), World()).assigned
+    assert found is not None
+    assert isinstance(make_crowds().job.task._assigner, MaxIoU)
+    assert not found.is_unmatched.any()
+    assert found.positives.sum() >= len(found.boxes)
