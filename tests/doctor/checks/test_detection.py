@@ -177,7 +177,7 @@ def test_classes_that_count_from_one(
 
     def with_names(self: SyntheticCrowds, **given) -> None:
         describe(self, **given)
-        self.info = dataclasses.replace(self.info, facts=box_facts(names))
+        self.info = dataclasses.replace(self.info, facts=box_facts(names, "full"))
 
     with_names.__wrapped__ = describe  # type: ignore[attr-defined]
     monkeypatch.setattr(SyntheticCrowds, "__init__", with_names)
