@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 from sightline.compress.search.base import Found
@@ -44,6 +45,6 @@ def hyper_volume(points: Iterable[Point], *, reference: Point) -> float:
 
     Source: Zitzler and Thiele 1999.
     """
-    front: Sequence[Point] = pareto_front(p for p in points if p[0] < reference[0] and p[1] < reference[1])
-    ends = [size for size, _ in front[1:]] + [reference[0]]
-    return sum((end - size) * (reference[1] - loss) for (size, loss), end in zip(front, ends, strict=True))
+    front = pareto_front(p for p in points if p[0] < reference[0] and p[1] < reference[1])
+    pairs = itertools.pairwise([*front, reference])
+    return sum((following - size) * (reference[1] - loss) for (size, loss), (following, _) in pairs)

@@ -84,10 +84,8 @@ def test_lowering_pairs_of_weight_and_activation_bits_is_the_authors(shared: Pat
             fixed[0], fixed[-1] = (8, -1), (8, 8)
             floors = np.full_like(fixed, 2)
             floors[[0, -1]] = fixed[[0, -1]]
-            after = np.reshape(
-                lowered(fixed.ravel(), lambda b, t=target, c=cost: c(np.reshape(b, (-1, 2))) <= t, floors=floors.ravel()),
-                (-1, 2),
-            )
+            holds = lambda bits, t=target, c=cost: c(np.reshape(bits, (-1, 2))) <= t  # noqa: E731
+            after = np.reshape(lowered(fixed.ravel(), holds, floors=floors.ravel()), (-1, 2))
         assert np.array_equal(after, arrays["strategy_after"]), case
         assert cost(after) == pytest.approx(arrays["cost_after"], rel=1e-12)
 
@@ -113,7 +111,7 @@ def test_protected_layers() -> None:
     assert first == {NAMES[0]: Choice("codebook", 8), NAMES[3]: Choice("codebook", 8)}
     assert protected_choices({"names": ("body.*",), "bits": 32}, NAMES) == {NAMES[1]: FP32, NAMES[2]: FP32}
     assert protected_choices({}, NAMES) == {}
-    with pytest.raises(ConfigError, match=r"protect\.names: no layer is called 'haed.weight'; did you mean 'head\.weight'"):
+    with pytest.raises(ConfigError, match=r"no layer is called 'haed.weight'; did you mean 'head\.weight'"):
         protected_choices({"names": ("haed.weight",)}, NAMES)
 
 

@@ -78,10 +78,14 @@ class Agent:
     def update(self, batch: Transitions) -> tuple[float, float]:
         """One step of critic, actor and targets; the losses of critic and actor before their steps."""
         losses = self.update_critic(batch), self.update_actor(batch)
+        self.follow()
+        return losses
+
+    def follow(self) -> None:
+        """Move the targets a little towards their nets."""
         for target, net in ((self.actor_target, self.actor), (self.critic_target, self.critic)):
             with torch.no_grad():
                 torch._foreach_lerp_([*target.parameters()], [*net.parameters()], TARGET_SHARE)
-        return losses
 
     def update_critic(self, batch: Transitions) -> float:
         """One step towards the targets, after the batch's rewards have moved the baseline."""

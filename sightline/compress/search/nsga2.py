@@ -18,6 +18,8 @@ __all__ = ["NSGA2"]
 class NSGA2(Search):
     """The evolutionary search of two objectives, loss and bytes; every policy is lowered to the budget, as by HAQ.
 
+    The first one has the same bits everywhere.
+
     With `storage`, a database's URL or a file, trials are shared with every machine that gives the same one, and
     `max_evaluations` counts those of all; runs then differ in their draws. Source: Deb et al. 2002, in Optuna.
     """
@@ -59,6 +61,7 @@ class NSGA2(Search):
     def _study(self, problem: Problem) -> Any:
         import optuna
         from optuna.storages.journal import JournalFileBackend, JournalStorage
+        from sqlalchemy.exc import SQLAlchemyError  # which optuna brings along
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage: Any = self.storage
@@ -69,8 +72,10 @@ class NSGA2(Search):
             study = optuna.create_study(
                 storage=storage, study_name=name, directions=["minimize", "minimize"], load_if_exists=True
             )
-        except (OSError, ValueError, ImportError, optuna.exceptions.OptunaError) as error:
+        except (OSError, ValueError, ImportError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             raise UserError(f"search 'nsga2': storage: {self.storage}: {summary_of(error)}") from None
+        if not study.get_trials(deepcopy=False):
+            study.enqueue_trial({layer.name: problem.uniform_level for layer in problem.free})
         seed = None if self.storage else self.seed  # machines that draw alike would all evaluate the same policies
         study.sampler = optuna.samplers.NSGAIISampler(population_size=self.population, seed=seed)
         return study
