@@ -24,22 +24,17 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vectors: Sequenc
 
 
 def hessian_traces(
-    loss_of: Callable[[], Tensor],
-    parameters: Mapping[str, Tensor],
-    *,
-    seed: int = 0,
-    max_draws: int = 50,
-    tolerance: float = 1e-3,
+    loss_of: Callable[[], Tensor], parameters: Mapping[str, Tensor], *, seed: int, draws: int, tolerance: float = 1e-3
 ) -> dict[str, float]:
     """Hutchinson's estimate of the trace of each tensor's own block: the mean of v . Hv over random signs v.
 
-    Ends after `max_draws`, or once the mean of every tensor moves by less than `tolerance` of the largest. `loss_of`
+    Ends after `draws`, or once the mean of every tensor moves by less than `tolerance` of the largest. `loss_of`
     computes the same loss each time, by functions that can be differentiated twice: layers with `fused: false`, batch
     norm in evaluation mode. Source: Yao et al. 2020 (PyHessian); Dong et al. 2020 (HAWQ-V2), section 3.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors, sums, means = list(parameters.values()), torch.zeros(len(parameters), dtype=torch.float64), None
-    for draw in range(1, max_draws + 1):
+    for draw in range(1, draws + 1):
         signs = [
             (torch.randint(0, 2, each.shape, generator=generator) * 2 - 1).to(each.device, each.dtype)
             for each in tensors

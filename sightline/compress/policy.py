@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypeAlias
@@ -25,7 +24,6 @@ __all__ = [
     "Choice",
     "Policy",
     "Protect",
-    "budget_of",
     "document_of",
     "levels_of_actions",
     "lowered",
@@ -115,11 +113,7 @@ def read_policy(path: Path, names: Sequence[str]) -> dict[str, Choice]:
 
 
 def policy_of(
-    document: Mapping[str, Any],
-    names: Sequence[str],
-    *,
-    origin: str,
-    places: Mapping[str, Where] | None = None,
+    document: Mapping[str, Any], names: Sequence[str], *, origin: str, places: Mapping[str, Where] | None = None
 ) -> dict[str, Choice]:
     """The policy that a plain mapping states, of exactly the tensors `names` and in their order.
 
@@ -155,11 +149,6 @@ def _places_of(tree: Located) -> dict[str, Where]:
     """The place of every key, by its dotted path."""
     below = tree.value.values() if isinstance(tree.value, dict) else ()
     return {tree.where.path: tree.where} | {path: at for each in below for path, at in _places_of(each).items()}
-
-
-def budget_of(ratio: float, *, base_bytes: int) -> int:
-    """The bytes that a share of `base_bytes` allows, rounded down."""
-    return math.floor(ratio * base_bytes)
 
 
 def levels_of_actions(actions: np.ndarray, bits: Sequence[int]) -> np.ndarray:

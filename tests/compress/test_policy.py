@@ -11,7 +11,6 @@ import pytest
 from sightline.compress.policy import (
     FP32,
     Choice,
-    budget_of,
     document_of,
     levels_of_actions,
     lowered,
@@ -148,7 +147,3 @@ def test_every_fault_of_a_document_is_reported_by_line_and_key(tmp_path: Path) -
     path.write_text("head.weight: {kind: codebook}")
     with pytest.raises(ConfigError, match=r"head\.weight\.bits: is required and missing; give 1 to 8"):
         read_policy(path, ("head.weight",))
-
-
-def test_a_budget_is_rounded_down() -> None:
-    assert budget_of(0.1, base_bytes=1009) == 100

@@ -91,6 +91,6 @@ def closed_by_ddpg(*, seed: int, episodes: int) -> float:
     optimum, uniform = (
         loss_of(problem.policy(levels)) for levels in (best_levels(problem, costs), [problem.uniform_level] * 5)
     )
-    evaluator = Evaluator(problem, Evaluations(loss_of), at_most=1000, report=None)
+    evaluator = Evaluator(problem, Evaluations(loss_of), at_most=1000)
     found = loss_of(DDPG(episodes=episodes, max_evaluations=1000, seed=seed).run(problem, evaluator))
     return (uniform - found) / (uniform - optimum)

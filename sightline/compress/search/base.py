@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
 from annotated_types import Ge, Le
 
@@ -27,8 +27,10 @@ class Progress(NamedTuple):
 
     num_asked: int
     at_most: int
-    best_loss: float | None
     seconds_left: float
+
+
+Report: TypeAlias = Callable[[Progress], None] | None
 
 
 class Found(NamedTuple):
@@ -51,14 +53,10 @@ class Found(NamedTuple):
 class Evaluator:
     """What a search asks for losses: counts the different policies, and reports progress."""
 
-    def __init__(
-        self, problem: Problem, evaluations: Evaluations, *, at_most: int, report: Callable[[Progress], None] | None
-    ) -> None:
-        self._problem = problem
+    def __init__(self, problem: Problem, evaluations: Evaluations, *, at_most: int, report: Report = None) -> None:
         self._evaluations = evaluations
         self._report = report
         self._asked: dict[frozenset, float] = {}
-        self._best: float | None = None
         self.at_most = at_most
         self.reserve = RESERVE
         self.float_loss = self.loss(problem.float_policy)
@@ -67,12 +65,10 @@ class Evaluator:
         """The loss of a policy, which need not hold the budget."""
         key = frozenset(policy.items())
         if key not in self._asked:
-            loss = self._asked[key] = self._evaluations.get(policy).loss
-            if policy != self._problem.float_policy and self._problem.bytes_of(policy) <= self._problem.budget_bytes:
-                self._best = loss if self._best is None else min(self._best, loss)
+            self._asked[key] = self._evaluations.get(policy).loss
             if self._report is not None:
                 seconds = max(0, self.at_most - self.num_asked) * self._evaluations.mean_seconds
-                self._report(Progress(self.num_asked, self.at_most, self._best, seconds))
+                self._report(Progress(self.num_asked, self.at_most, seconds))
         return self._asked[key]
 
     def has(self, policy: Policy) -> bool:
@@ -96,10 +92,11 @@ class Search(ABC):
     """
 
     fills: bool = True
+    max_evaluations: int = RESERVE
 
-    @abstractmethod
     def at_most(self, problem: Problem) -> int:
         """Different policies that a search of this problem evaluates at most, with `RESERVE` of the driver's."""
+        return self.max_evaluations
 
     @abstractmethod
     def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
@@ -107,13 +104,7 @@ class Search(ABC):
 
 
 def run_search(
-    name: str,
-    method: Search,
-    problem: Problem,
-    evaluations: Evaluations,
-    *,
-    base_bytes: int,
-    report: Callable[[Progress], None] | None = None,
+    name: str, method: Search, problem: Problem, evaluations: Evaluations, *, base_bytes: int, report: Report = None
 ) -> Found:
     """Run a method. The first report, after one evaluation of the float model, estimates the time of all others.
 
@@ -132,27 +123,19 @@ def run_search(
     size, loss = problem.bytes_of(policy), evaluator.loss(policy)
     if size > problem.budget_bytes:
         raise ConfigError(f"search '{name}': returned a policy of {size:,} bytes for {problem.budget_bytes:,}")
-    return Found(
-        name,
-        policy,
-        loss,
-        size,
-        num_asked=evaluator.num_asked,
-        num_new=evaluations.num_new - new_before,
-        seconds=time.perf_counter() - began,
-        evaluation_seconds=evaluations.new_seconds - seconds_before,
-        raisable=raisable,
-    )
+    num_new, evaluating = evaluations.num_new - new_before, evaluations.new_seconds - seconds_before
+    seconds = time.perf_counter() - began
+    return Found(name, policy, loss, size, evaluator.num_asked, num_new, seconds, evaluating, raisable)
 
 
 def _filled(problem: Problem, evaluator: Evaluator, policy: Policy) -> tuple[Policy, tuple[str, ...]]:
     """Raise layers by one choice while that fits and lowers the loss; and the layers that were not tried."""
     while True:
-        untried = []
+        loss, untried = evaluator.loss(policy), []
         for layer, one in problem.raised(policy):
             if not evaluator.num_left and not evaluator.has(one):
                 untried.append(layer)
-            elif evaluator.loss(one) < evaluator.loss(policy):
+            elif evaluator.loss(one) < loss:
                 policy = one
                 break
         else:

@@ -9,7 +9,7 @@ import numpy as np
 from sightline import registry
 from sightline.arguments import Seed
 from sightline.compress.policy import Policy, levels_of_actions
-from sightline.compress.search.base import RESERVE, Evaluator, MaxEvaluations, Search
+from sightline.compress.search.base import Evaluator, MaxEvaluations, Search
 from sightline.compress.search.problem import Problem
 
 __all__ = ["RandomSearch", "Uniform", "UniformProtected"]
@@ -20,9 +20,7 @@ class UniformProtected(Search):
     """The most bits that all layers can have alike, beside those that are protected. Source: the baseline of HAQ."""
 
     fills = False
-
-    def at_most(self, problem: Problem) -> int:
-        return RESERVE
+    max_evaluations = 2
 
     def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
         return problem.policy([problem.uniform_level] * len(problem.free))
@@ -43,9 +41,6 @@ class RandomSearch(Search):
     def __init__(self, *, max_evaluations: MaxEvaluations = 200, seed: Seed = 0) -> None:
         self.max_evaluations = max_evaluations
         self.seed = seed
-
-    def at_most(self, problem: Problem) -> int:
-        return self.max_evaluations
 
     def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
         draws = np.random.Generator(np.random.PCG64(self.seed))

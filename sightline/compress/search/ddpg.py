@@ -35,20 +35,12 @@ class DDPG(Search):
     """
 
     def __init__(
-        self,
-        *,
-        episodes: Count = 600,
-        warm_up: Index = 20,
-        max_evaluations: MaxEvaluations = 200,
-        seed: Seed = 234,
+        self, *, episodes: Count = 600, warm_up: Index = 20, max_evaluations: MaxEvaluations = 200, seed: Seed = 234
     ) -> None:
         self.episodes = episodes
         self.warm_up = warm_up
         self.max_evaluations = max_evaluations
         self.seed = seed
-
-    def at_most(self, problem: Problem) -> int:
-        return self.max_evaluations
 
     def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
         draws = np.random.Generator(np.random.PCG64(self.seed))

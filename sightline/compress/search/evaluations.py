@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from sightline.compress.policy import Policy, document_of, policy_of
 from sightline.errors import DataError, RunError
@@ -24,6 +25,9 @@ class Evaluated(NamedTuple):
     seconds: float
 
 
+Record: TypeAlias = Callable[[Evaluated], None]
+
+
 class Evaluations:
     """`loss_of` with a memory that all searches of a problem share; `known` is what a record holds already.
 
@@ -31,11 +35,7 @@ class Evaluations:
     """
 
     def __init__(
-        self,
-        loss_of: Callable[[Policy], float],
-        *,
-        known: Iterable[Evaluated] = (),
-        record: Callable[[Evaluated], None] | None = None,
+        self, loss_of: Callable[[Policy], float], *, known: Iterable[Evaluated] = (), record: Record | None = None
     ) -> None:
         self._loss_of = loss_of
         self._record = record
@@ -70,9 +70,7 @@ def _key(policy: Policy) -> frozenset[Any]:
     return frozenset(policy.items())
 
 
-def open_record(
-    path: Path, *, subject: str, names: Sequence[str]
-) -> tuple[list[Evaluated], Callable[[Evaluated], None]]:
+def open_record(path: Path, *, subject: str, names: Sequence[str]) -> tuple[list[Evaluated], Record]:
     """What a JSON-lines file of evaluations holds, and what appends to it; a last line cut off by a kill is dropped.
 
     `subject` states what was evaluated: weights, data, their amount. Raises DataError, naming the line, for another.
@@ -86,15 +84,14 @@ def open_record(
                 f"{path}:{number}: is of '{line.get('subject')}', this search evaluates '{subject}'; give another file"
             )
         known.append(_evaluated(line, names, f"{path}:{number}"))
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        folder.write_text(path.name, "")
-        for line in lines:
-            folder.append_line(path.name, line)
-    return known, lambda each: folder.append_line(path.name, {"subject": subject, **_line(each)})
+    if path.exists():
+        folder.write_text(path.name, "".join(json.dumps(line) + "\n" for line in lines))
 
+    def append(each: Evaluated) -> None:
+        line = {"subject": subject, **each._asdict(), "policy": document_of(each.policy)}
+        folder.append_line(path.name, line)
 
-def _line(each: Evaluated) -> Mapping[str, Any]:
-    return {"policy": document_of(each.policy), "loss": each.loss, "seconds": each.seconds}
+    return known, append
 
 
 def _evaluated(line: Mapping[str, Any], names: Sequence[str], place: str) -> Evaluated:

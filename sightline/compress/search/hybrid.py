@@ -29,9 +29,6 @@ class Hybrid(Search):
         self.max_evaluations = max_evaluations
         self.table_evaluations = table_evaluations
 
-    def at_most(self, problem: Problem) -> int:
-        return self.max_evaluations
-
     def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
         table_evaluations = min(self.table_evaluations, evaluator.num_left)
         table = sensitivity(problem, evaluator, table_evaluations=table_evaluations)

@@ -125,19 +125,11 @@ class HessianAware(Search):
         self.draws = draws
         self.seed = seed
 
-    def at_most(self, problem: Problem) -> int:
-        return RESERVE
-
     def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
         curvature = problem.curvature
         if curvature is None:
             raise ConfigError("search 'hessian': needs the loss as a graph, which this problem has not; take knapsack")
-        traces = hessian_traces(curvature.loss_of, curvature.parameters, seed=self.seed, max_draws=self.draws)
-        costs = [
-            [
-                max(0.0, traces[layer.name]) / layer.num_weights * curvature.error_of(layer.name, choice)
-                for choice in problem.choices
-            ]
-            for layer in problem.free
-        ]
-        return problem.policy(best_levels(problem, np.asarray(costs)))
+        traces = hessian_traces(curvature.loss_of, curvature.parameters, seed=self.seed, draws=self.draws)
+        errors = [[curvature.error_of(layer.name, each) for each in problem.choices] for layer in problem.free]
+        curvatures = [[max(0.0, traces[layer.name]) / layer.num_weights] for layer in problem.free]
+        return problem.policy(best_levels(problem, np.asarray(curvatures) * errors))

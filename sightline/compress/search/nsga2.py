@@ -18,10 +18,9 @@ __all__ = ["NSGA2"]
 class NSGA2(Search):
     """The evolutionary search of two objectives, loss and bytes; every policy is lowered to the budget, as by HAQ.
 
-    The first one has the same bits everywhere.
-
-    With `storage`, a database's URL or a file, trials are shared with every machine that gives the same one, and
-    `max_evaluations` counts those of all; runs then differ in their draws. Source: Deb et al. 2002, in Optuna.
+    The first policy has the same bits everywhere. With `storage`, a database's URL or a file, trials are shared with
+    every machine that gives the same one, and `max_evaluations` counts those of all; draws then differ from run to run.
+    Source: Deb et al. 2002 (NSGA-II), in Optuna.
     """
 
     def __init__(
@@ -40,9 +39,6 @@ class NSGA2(Search):
         self.population = population
         self.seed = seed
         self.storage = storage
-
-    def at_most(self, problem: Problem) -> int:
-        return self.max_evaluations
 
     def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
         study = self._study(problem)

@@ -53,10 +53,10 @@ class Problem:
         """Raises ConfigError, naming the smallest size and ratio, where the budget is below it."""
         smallest = self.bytes(self.lowest)
         if smallest > self.budget_bytes:
-            kept = f" beside {len(self.protected)} protected layers" if self.protected else ""
+            ratio = np.ceil(1e5 * smallest / base_bytes) / 1e5
             raise ConfigError(
-                f"budget: {self.budget_bytes:,} bytes cannot hold; the smallest policy, {self.choices[0]}{kept}, takes "
-                f"{smallest:,} bytes, a ratio of {np.ceil(1e5 * smallest / base_bytes) / 1e5:.5f}; raise the "
+                f"budget: {self.budget_bytes:,} bytes cannot hold; the smallest policy, {self.choices[0]} beside "
+                f"{len(self.protected)} protected layers, takes {smallest:,} bytes, a ratio of {ratio:.5f}; raise the "
                 "budget, or allow fewer bits"
             )
 
@@ -113,13 +113,9 @@ class Problem:
 
         A file's size is their sum up to the few bytes by which its header changes.
         """
-        base, lowest = self.bytes(self.lowest), self.lowest
-        num = len(self.choices)
-        rows = [
-            [self.bytes((*lowest[:place], level, *lowest[place + 1 :])) - base for level in range(num)]
-            for place in range(len(lowest))
-        ]
-        return np.asarray(rows, dtype=np.int64)
+        low, num = self.lowest, len(self.choices)
+        rows = [[self.bytes((*low[:p], level, *low[p + 1 :])) for level in range(num)] for p in range(len(low))]
+        return np.asarray(rows, dtype=np.int64) - self.bytes(low)
 
     @cached_property
     def uniform_level(self) -> int:
