@@ -37,7 +37,8 @@ def layers_of(model: nn.Module, traced: Trace, names: Sequence[str]) -> tuple[La
     """The layers of the parameters `names`, in this order, with the cost per sample that a trace of `model` shows.
 
     A tensor whose module is never called, as in fused layers, gets its share, by the number of weights, of what ran in
-    the nearest call around it: exact where all such tensors there multiply equally many rows.
+    the nearest call around it: exact where all such tensors there multiply equally many rows. Kernels outside of torch
+    count 0, as in the trace: `fused: false` shows them.
     """
     calls: dict[str, list[Node]] = {}
     for node in traced.calls:
