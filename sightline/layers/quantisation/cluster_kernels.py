@@ -11,15 +11,15 @@ import numpy as np
 
 from sightline.compiled import compiled
 
-__all__ = ["cut_sorted", "label_by_start", "sort_bits"]
+__all__ = ["cut_sorted", "sort_bits"]
 
-_CELLS_OF_ONE = 64
+_CELLS_OF_ONE = 128
 """Cells for each cluster, where there are not fewer distinct numbers."""
 _EVERY = 16
 """Places between two entries of the prefix sums; the rest is added up when it is asked for."""
 _NUM_CELLS = 1024
 """Cells of the exact programme: up to so many distinct numbers its cuts are the optimum."""
-_REACH = 16
+_REACH = 32
 """Candidates on each side of a cut that one sweep of the refinement tries."""
 _MAX_SWEEPS = 300
 _MAX_TURNS = 200
@@ -28,13 +28,16 @@ _SPLITTER = 134217729.0
 
 
 @compiled
-def sort_bits(keys, spare, counts):  # type: ignore[no-untyped-def]
-    """Sorts unsigned 32-bit keys by three passes of 11 bits, counted at once; the result is in `spare`."""
-    for key in keys:
+def sort_bits(bits, spare, counts):  # type: ignore[no-untyped-def]
+    """Sorts float32 numbers, given as their bits, by three passes of 11 bits; the result is in `spare`."""
+    for place in range(len(bits)):
+        # Bits that sort as the numbers do: all turned of negative ones, the sign of others.
+        key = bits[place] ^ (np.uint32(0xFFFFFFFF) if bits[place] >> 31 else np.uint32(0x80000000))
+        bits[place] = key
         counts[0, key & 2047] += 1
         counts[1, (key >> 11) & 2047] += 1
         counts[2, key >> 22] += 1
-    source, target = keys, spare
+    source, target = bits, spare
     for turn in range(3):
         total = 0
         for digit in range(2048):
@@ -47,14 +50,9 @@ def sort_bits(keys, spare, counts):  # type: ignore[no-untyped-def]
             target[counts[turn, digit]] = key
             counts[turn, digit] += 1
         source, target = target, source
-
-
-@compiled
-def label_by_start(first, last, values, starts, labels):  # type: ignore[no-untyped-def]
-    """How many starts of clusters are at most each value: the number of its cluster, but for the first start."""
-    for start in starts:
-        for place in range(first, last):
-            labels[place] += values[place] >= start
+    for place in range(len(spare)):
+        key = spare[place]
+        spare[place] = key ^ (np.uint32(0x80000000) if key >> 31 else np.uint32(0xFFFFFFFF))
 
 
 @compiled
