@@ -35,7 +35,7 @@ _OF_ZEROS = 1e-8
 
 @dataclass(frozen=True)
 class Grid:
-    """The values step * (code - zero) for whole codes from `low` to `high`; `step` and `zero` broadcast over tensors."""
+    """The values step * (code - zero) for whole codes from `low` to `high`; `step` and `zero` broadcast."""
 
     step: Tensor
     zero: Tensor
