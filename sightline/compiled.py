@@ -26,7 +26,10 @@ __all__ = ["Compiled", "compiled", "in_threads", "suits", "working_s"]
 
 
 class Compiled:
-    """A function that numba compiles at its first call, keeping the result on disk; `plain` is the uncompiled one."""
+    """A function that numba compiles at its first call, keeping the result on disk; `plain` is the uncompiled one.
+
+    Without numba a call runs the uncompiled one: slow, for kernels that have no torch form.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.plain = function
@@ -34,7 +37,7 @@ class Compiled:
         update_wrapper(self, function)
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.machine_code(*arguments)
+        return (self.machine_code if _has_numba() else self.plain)(*arguments)
 
     @property
     def machine_code(self) -> Callable[..., Any]:

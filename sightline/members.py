@@ -186,6 +186,7 @@ REQUIRED: Mapping[str, frozenset[str]] = {
     "losses": frozenset({"count", "forward"}),
     "metrics": frozenset({"new_state", "update", "compute"}),
     "probes": frozenset({"most_rows"}),
+    "searches": frozenset({"at_most", "fills", "max_evaluations", "run"}),
     "suppressions": frozenset({"keep"}),
 }
 """The members that the package calls on every component of a kind, or on all that derive from its base class."""

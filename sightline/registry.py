@@ -43,6 +43,7 @@ __all__ = [
     "probes",
     "references",
     "schedules",
+    "searches",
     "suppressions",
     "tasks",
     "transforms",
@@ -419,6 +420,7 @@ optimizers = Registry("optimizers", "optimizer", "sightline.engine.optimizers")
 schedules = Registry("schedules", "schedule", "sightline.engine.schedules")
 predictors = Registry("predictors", "predictor", "sightline.predict")
 probes = Registry("probes", "probe", "sightline.probe")
+searches = Registry("searches", "search", "sightline.compress.search")
 
 REGISTRIES: dict[str, Registry] = {
     registry.kind: registry
@@ -441,5 +443,6 @@ REGISTRIES: dict[str, Registry] = {
         tasks,
         predictors,
         probes,
+        searches,
     )
 }

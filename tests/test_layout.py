@@ -38,6 +38,7 @@ engine
 evaluation
 predict
 describe view probe bench compare
+compress
 doctor.core
 doctor.oracles
 doctor.context
@@ -77,7 +78,7 @@ COMPONENTS = {
     "data": 29,
     "heads": 3,
     "image_encoders": 8,
-    "losses": 14,
+    "losses": 15,
     "metrics": 10,
     "models": 32,
     "necks": 1,
@@ -87,6 +88,7 @@ COMPONENTS = {
     "probes": 4,
     "references": 3,
     "schedules": 5,
+    "searches": 9,
     "suppressions": 3,
     "tasks": 6,
     "transforms": 37,

@@ -68,6 +68,7 @@ PLANTED = {
     },
     "assigners": {"takse": "takes", "macth": "match"},
     "suppressions": {"kepe": "keep", "keepp": "keep"},
+    "searches": {"fillss": "fills", "at_mots": "at_most", "atmost": "at_most"},
     "probes": {"mostrows": "most_rows", "most_rwos": "most_rows"},
 }
 OWN = """

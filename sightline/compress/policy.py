@@ -1,0 +1,185 @@
+"""Policies: what each quantisable tensor of a model is stored as; their documents, protected layers, and budgets."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypeAlias
+
+import numpy as np
+from annotated_types import Ge, Le
+from typing_extensions import TypedDict
+
+from sightline.arguments import Index
+from sightline.config.faults import Faults
+from sightline.config.yaml_tree import Located, read_file
+from sightline.errors import ConfigError
+from sightline.schema import check_value, nearest
+from sightline.types import Where
+
+__all__ = [
+    "FP16",
+    "FP32",
+    "Choice",
+    "Policy",
+    "Protect",
+    "document_of",
+    "levels_of_actions",
+    "lowered",
+    "policy_of",
+    "protected_choices",
+    "read_policy",
+]
+
+Kind: TypeAlias = Literal["codebook", "linear", "fp16", "fp32"]
+Bits = Annotated[int, Ge(1), Le(8)]
+_FLOAT_BITS: Mapping[str, int] = {"fp16": 16, "fp32": 32}
+
+
+class Choice(NamedTuple):
+    """What a tensor is stored as; `bits` are those of one weight, 16 or 32 where it stays in floating point."""
+
+    kind: Kind
+    bits: int
+    per_channel: bool = False
+
+    def __str__(self) -> str:
+        if self.kind in _FLOAT_BITS:
+            return self.kind
+        return f"{self.bits} bits, {self.kind}{' per channel' if self.per_channel else ''}"
+
+
+FP16, FP32 = Choice("fp16", 16), Choice("fp32", 32)
+Policy: TypeAlias = Mapping[str, Choice]
+"""Tensor, as in `model.named_parameters()`, to what it is stored as; in the model's order."""
+
+
+class Protect(TypedDict):
+    """Layers that no search lowers: so many `first` and `last` ones, and `names`, patterns such as `head.*`."""
+
+    first: NotRequired[Index]
+    last: NotRequired[Index]
+    names: NotRequired[tuple[str, ...]]
+    bits: NotRequired[Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32]]
+
+
+class _Entry(TypedDict):
+    kind: Kind
+    bits: NotRequired[Bits]
+    per_channel: NotRequired[bool]
+
+
+def protected_choices(protect: Protect, names: Sequence[str], *, kind: Kind = "codebook") -> dict[str, Choice]:
+    """The choice of each protected layer of `names`, which stand in the model's order: 8 bits by default.
+
+    Raises ConfigError for a pattern without a match, naming the nearest layer.
+    """
+    bits = protect.get("bits", 8)
+    floats = {each.bits: each for each in (FP16, FP32)}
+    choice = floats.get(bits, Choice(kind, bits))
+    patterns = protect.get("names", ())
+    missing = [each for each in patterns if not fnmatch.filter(names, each)]
+    if missing:
+        raise ConfigError(
+            *(f"protect.names: no layer is called '{each}'{nearest(each, names, otherwise='')}" for each in missing)
+        )
+    last = len(names) - protect.get("last", 0)
+    return {
+        name: choice
+        for place, name in enumerate(names)
+        if place < protect.get("first", 0) or place >= last or any(fnmatch.fnmatchcase(name, each) for each in patterns)
+    }
+
+
+def document_of(policy: Policy) -> dict[str, dict[str, Any]]:
+    """The plain mapping that `read_policy` reads."""
+    return {name: _plain(choice) for name, choice in policy.items()}
+
+
+def _plain(choice: Choice) -> dict[str, Any]:
+    if choice.kind in _FLOAT_BITS:
+        return {"kind": choice.kind}
+    return {"kind": choice.kind, "bits": choice.bits, "per_channel": choice.per_channel}
+
+
+def read_policy(path: Path, names: Sequence[str]) -> dict[str, Choice]:
+    """The policy of a JSON or YAML file. Raises ConfigError with file and line, and as `policy_of`."""
+    faults = Faults()
+    tree = read_file(path, faults)
+    faults.raise_any()
+    document: Any = tree.plain()
+    return policy_of(document, names, origin=str(path), places=_places_of(tree))
+
+
+def policy_of(
+    document: Mapping[str, Any], names: Sequence[str], *, origin: str, places: Mapping[str, Where] | None = None
+) -> dict[str, Choice]:
+    """The policy that a plain mapping states, of exactly the tensors `names` and in their order.
+
+    Raises ConfigError with all faults by key: an unknown tensor, with the nearest name, a missing one, a kind or a
+    number of bits that is not allowed.
+    """
+    faults, places, found = Faults(), places or {}, {}
+    for name, entry in document.items():
+        known = nearest(name, names, otherwise="; the model has no quantisable tensor of a similar name")
+        wrong = [("", f"no quantisable tensor is called so{known}")] if name not in names else _faults_of(entry)
+        for key, text in wrong:
+            path = f"{name}.{key}".rstrip(".")
+            at = places.get(path) or places.get(name)
+            faults.add(Where(origin, at.line if at else None, path), text)
+        if not wrong:
+            kind = entry["kind"]
+            found[name] = Choice(kind, entry.get("bits") or _FLOAT_BITS[kind], entry.get("per_channel", False))
+    for name in (each for each in names if each not in document):
+        faults.add(Where(origin, path=name), "is missing; give its kind, fp32 to leave it as it is")
+    faults.raise_any()
+    return {name: found[name] for name in names}
+
+
+def _faults_of(entry: Any) -> list[tuple[str, str]]:
+    misfits = check_value(_Entry, entry)[1]
+    if not misfits and (entry["kind"] in _FLOAT_BITS) == ("bits" in entry):
+        advice = "is not for floating point; remove it" if "bits" in entry else "is required and missing; give 1 to 8"
+        return [("bits", advice)]
+    return [*misfits]
+
+
+def _places_of(tree: Located) -> dict[str, Where]:
+    """The place of every key, by its dotted path."""
+    below = tree.value.values() if isinstance(tree.value, dict) else ()
+    return {tree.where.path: tree.where} | {path: at for each in below for path, at in _places_of(each).items()}
+
+
+def levels_of_actions(actions: np.ndarray, bits: Sequence[int]) -> np.ndarray:
+    """The places in `bits`, which ascend, of actions in [0, 1]: equal intervals, 0 the first and 1 the last of them.
+
+    Source: Wang et al. 2019 (HAQ), section 3, and the authors' code, whose rounding, half to even, is kept for ranges
+    without gaps. Theirs is not clipped: an action of 0 is 0 bits there where the range begins at 1.
+    """
+    num, first = len(bits), bits[0]
+    has_gaps = bits[-1] - first + 1 != num
+    places = np.floor(num * actions) if has_gaps else np.round(num * actions + first - 0.5) - first
+    return np.clip(places, 0, num - 1).astype(np.int64)
+
+
+def lowered(
+    levels: Sequence[int], holds: Callable[[tuple[int, ...]], bool], *, floors: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Lower levels by one from the last to the first, sweep after sweep, until `holds`; none falls below its floor.
+
+    `holds` must stay true once it is: the place to stop is found by bisection. The lowest levels are returned where
+    none hold. Source: Wang et al. 2019 (HAQ), section 3, and the authors' code.
+    """
+    start, ends = np.asarray(levels), np.zeros(len(levels), np.int64) if floors is None else np.asarray(floors)
+    left = np.maximum(start - ends, 0)
+    steps = [place for sweep in range(int(left.max(initial=0))) for place in np.flatnonzero(left > sweep)[::-1]]
+
+    def after(count: int) -> tuple[int, ...]:
+        return tuple((start - np.bincount(steps[:count], minlength=len(start))).tolist())
+
+    low, high = 0, len(steps)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(after(middle)) else (middle + 1, high)
+    return after(low)

@@ -1,0 +1,142 @@
+"""A search method, and the one driver that runs any of them: evaluations, progress, and the result."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Annotated, NamedTuple, TypeAlias
+
+from annotated_types import Ge, Le
+
+from sightline.compress.policy import Policy
+from sightline.compress.search.evaluations import Evaluations
+from sightline.compress.search.problem import Problem
+from sightline.errors import ConfigError
+
+__all__ = ["Evaluator", "Found", "MaxEvaluations", "Progress", "Search", "run_search"]
+
+RESERVE = 20
+"""Evaluations of every search that are left for the float model, for the result, and for filling up the budget."""
+MaxEvaluations = Annotated[int, Ge(2 * RESERVE), Le(1_000_000)]
+"""Different policies that a search evaluates at most, those from other searches' memory among them."""
+
+
+class Progress(NamedTuple):
+    """How far a search is. `seconds_left` is for all evaluations that it may make, at their mean time so far."""
+
+    num_asked: int
+    at_most: int
+    seconds_left: float
+
+
+Report: TypeAlias = Callable[[Progress], None] | None
+
+
+class Found(NamedTuple):
+    """What a search found. `num_asked` counts different policies, `num_new` those that were not known before.
+
+    `raisable` names layers that the budget lets be raised by one choice, which the search did not try.
+    """
+
+    method: str
+    policy: Policy
+    loss: float
+    bytes: int
+    num_asked: int
+    num_new: int
+    seconds: float
+    evaluation_seconds: float
+    raisable: tuple[str, ...]
+
+
+class Evaluator:
+    """What a search asks for losses: counts the different policies, and reports progress."""
+
+    def __init__(self, problem: Problem, evaluations: Evaluations, *, at_most: int, report: Report = None) -> None:
+        self._evaluations = evaluations
+        self._report = report
+        self._asked: dict[frozenset, float] = {}
+        self.at_most = at_most
+        self.reserve = RESERVE
+        self.float_loss = self.loss(problem.float_policy)
+
+    def loss(self, policy: Policy) -> float:
+        """The loss of a policy, which need not hold the budget."""
+        key = frozenset(policy.items())
+        if key not in self._asked:
+            self._asked[key] = self._evaluations.get(policy).loss
+            if self._report is not None:
+                seconds = max(0, self.at_most - self.num_asked) * self._evaluations.mean_seconds
+                self._report(Progress(self.num_asked, self.at_most, seconds))
+        return self._asked[key]
+
+    def has(self, policy: Policy) -> bool:
+        """Whether this search asked for the policy before."""
+        return frozenset(policy.items()) in self._asked
+
+    @property
+    def num_asked(self) -> int:
+        return len(self._asked)
+
+    @property
+    def num_left(self) -> int:
+        """Different policies that the search may still ask for; the driver's own are set aside."""
+        return max(0, self.at_most - self.reserve - self.num_asked)
+
+
+class Search(ABC):
+    """A method: from a problem to a policy that holds its budget. The same arguments give the same policy.
+
+    `fills` is false of a baseline that shall stay as it is: others try what the budget leaves after them.
+    """
+
+    fills: bool = True
+    max_evaluations: int = RESERVE
+
+    def at_most(self, problem: Problem) -> int:
+        """Different policies that a search of this problem evaluates at most, with `RESERVE` of the driver's."""
+        return self.max_evaluations
+
+    @abstractmethod
+    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+        """The best policy found, not the last one."""
+
+
+def run_search(
+    name: str, method: Search, problem: Problem, evaluations: Evaluations, *, base_bytes: int, report: Report = None
+) -> Found:
+    """Run a method. The first report, after one evaluation of the float model, estimates the time of all others.
+
+    A search that was interrupted comes to the same result with the evaluations of its record, repeating none.
+    Raises ConfigError where the budget cannot hold.
+    """
+    problem.assert_feasible(base_bytes=base_bytes)
+    began, new_before, seconds_before = time.perf_counter(), evaluations.num_new, evaluations.new_seconds
+    evaluator = Evaluator(problem, evaluations, at_most=method.at_most(problem), report=report)
+    policy = method.run(problem, evaluator)
+    evaluator.reserve = 0
+    if method.fills:
+        policy, raisable = _filled(problem, evaluator, policy)
+    else:
+        raisable = tuple(layer for layer, _ in problem.raised(policy))
+    size, loss = problem.bytes_of(policy), evaluator.loss(policy)
+    if size > problem.budget_bytes:
+        raise ConfigError(f"search '{name}': returned a policy of {size:,} bytes for {problem.budget_bytes:,}")
+    num_new, evaluating = evaluations.num_new - new_before, evaluations.new_seconds - seconds_before
+    seconds = time.perf_counter() - began
+    return Found(name, policy, loss, size, evaluator.num_asked, num_new, seconds, evaluating, raisable)
+
+
+def _filled(problem: Problem, evaluator: Evaluator, policy: Policy) -> tuple[Policy, tuple[str, ...]]:
+    """Raise layers by one choice while that fits and lowers the loss; and the layers that were not tried."""
+    while True:
+        loss, untried = evaluator.loss(policy), []
+        for layer, one in problem.raised(policy):
+            if not evaluator.num_left and not evaluator.has(one):
+                untried.append(layer)
+            elif evaluator.loss(one) < loss:
+                policy = one
+                break
+        else:
+            return policy, tuple(untried)

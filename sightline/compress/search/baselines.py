@@ -1,0 +1,54 @@
+"""Searches without a model of the loss: the same bits everywhere, and policies drawn at random."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from sightline import registry
+from sightline.arguments import Seed
+from sightline.compress.policy import Policy, levels_of_actions
+from sightline.compress.search.base import Evaluator, MaxEvaluations, Search
+from sightline.compress.search.problem import Problem
+
+__all__ = ["RandomSearch", "Uniform", "UniformProtected"]
+
+
+@registry.searches.add("uniform_protected")
+class UniformProtected(Search):
+    """The most bits that all layers can have alike, beside those that are protected. Source: the baseline of HAQ."""
+
+    fills = False
+    max_evaluations = 2
+
+    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+        return problem.policy([problem.uniform_level] * len(problem.free))
+
+
+@registry.searches.add("uniform")
+class Uniform(UniformProtected):
+    """The most bits that all layers can have alike, the protected ones too. Source: the baseline of HAQ."""
+
+    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+        return super().run(replace(problem, protected={}), evaluator)
+
+
+@registry.searches.add("random")
+class RandomSearch(Search):
+    """The best of policies that are drawn evenly and lowered to the budget. Source: Bergstra and Bengio 2012."""
+
+    def __init__(self, *, max_evaluations: MaxEvaluations = 200, seed: Seed = 0) -> None:
+        self.max_evaluations = max_evaluations
+        self.seed = seed
+
+    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+        draws = np.random.Generator(np.random.PCG64(self.seed))
+        best = problem.policy(problem.enforced([problem.uniform_level] * len(problem.free)))
+        for _ in range(4 * self.max_evaluations):  # draws repeat where few policies are left
+            if not evaluator.num_left:
+                break
+            levels = levels_of_actions(draws.random(len(problem.free)), problem.bits)
+            policy = problem.policy(problem.enforced(levels.tolist()))
+            best = min(best, policy, key=evaluator.loss)
+        return best

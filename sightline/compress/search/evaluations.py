@@ -1,0 +1,101 @@
+"""Losses of policies: each is evaluated once, recorded, and counted for the search that asks for it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from sightline.compress.policy import Policy, document_of, policy_of
+from sightline.errors import DataError, RunError
+from sightline.runs.run_directory import RunDirectory
+from sightline.runs.run_documents import read_lines
+
+__all__ = ["Evaluated", "Evaluations", "open_record"]
+
+
+class Evaluated(NamedTuple):
+    """A policy's loss, and how long its evaluation took."""
+
+    policy: Policy
+    loss: float
+    seconds: float
+
+
+Record: TypeAlias = Callable[[Evaluated], None]
+
+
+class Evaluations:
+    """`loss_of` with a memory that all searches of a problem share; `known` is what a record holds already.
+
+    `record` is called with each new evaluation before its loss is used, so that an interrupted search repeats none.
+    """
+
+    def __init__(
+        self, loss_of: Callable[[Policy], float], *, known: Iterable[Evaluated] = (), record: Record | None = None
+    ) -> None:
+        self._loss_of = loss_of
+        self._record = record
+        self._known = {_key(each.policy): each for each in known}
+        self.num_new = 0
+        self.new_seconds = 0.0
+
+    def get(self, policy: Policy) -> Evaluated:
+        """Raises RunError, naming the policy, for a loss that is not finite."""
+        key = _key(policy)
+        if key not in self._known:
+            began = time.perf_counter()
+            loss = float(self._loss_of(policy))
+            if not math.isfinite(loss):
+                shown = ", ".join(f"{name}: {choice}" for name, choice in list(policy.items())[:4])
+                raise RunError(f"the loss of a policy is {loss} ({shown}, ...); look for non-finite weights or outputs")
+            evaluated = Evaluated(dict(policy), loss, time.perf_counter() - began)
+            if self._record is not None:
+                self._record(evaluated)
+            self._known[key] = evaluated
+            self.num_new += 1
+            self.new_seconds += evaluated.seconds
+        return self._known[key]
+
+    @property
+    def mean_seconds(self) -> float:
+        """Of one evaluation, over all so far; 0 before the first."""
+        return sum(each.seconds for each in self._known.values()) / max(1, len(self._known))
+
+
+def _key(policy: Policy) -> frozenset[Any]:
+    return frozenset(policy.items())
+
+
+def open_record(path: Path, *, subject: str, names: Sequence[str]) -> tuple[list[Evaluated], Record]:
+    """What a JSON-lines file of evaluations holds, and what appends to it; a last line cut off by a kill is dropped.
+
+    `subject` states what was evaluated: weights, data, their amount. Raises DataError, naming the line, for another.
+    """
+    folder = RunDirectory(path.parent, is_writer=True)
+    lines = read_lines(path) if path.exists() else []
+    known = []
+    for number, line in enumerate(lines, start=1):
+        if line.get("subject") != subject:
+            raise DataError(
+                f"{path}:{number}: is of '{line.get('subject')}', this search evaluates '{subject}'; give another file"
+            )
+        known.append(_evaluated(line, names, f"{path}:{number}"))
+    if path.exists():
+        folder.write_text(path.name, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def append(each: Evaluated) -> None:
+        line = {"subject": subject, **each._asdict(), "policy": document_of(each.policy)}
+        folder.append_line(path.name, line)
+
+    return known, append
+
+
+def _evaluated(line: Mapping[str, Any], names: Sequence[str], place: str) -> Evaluated:
+    loss, seconds, policy = line.get("loss"), line.get("seconds"), line.get("policy")
+    if not isinstance(loss, float | int) or not isinstance(seconds, float | int) or not isinstance(policy, dict):
+        raise DataError(f"{place}: has no policy, loss and seconds; the line was edited")
+    return Evaluated(policy_of(policy, names, origin=place), float(loss), float(seconds))

@@ -1,0 +1,65 @@
+"""Hill climbing on the joint loss, from the knapsack's policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sightline import registry
+from sightline.compress.policy import Policy
+from sightline.compress.search.base import Evaluator, MaxEvaluations, Search
+from sightline.compress.search.knapsack import best_levels
+from sightline.compress.search.problem import Levels, Problem
+from sightline.compress.search.sensitivity import TableEvaluations, sensitivity
+
+__all__ = ["Hybrid"]
+
+
+@registry.searches.add("hybrid")
+class Hybrid(Search):
+    """From the knapsack's policy: raise one layer by one choice, lower another where the budget asks for it.
+
+    The moves that the table favours come first; one that lowers the joint loss is kept, and the climb goes on from
+    there. Its result is never worse than the knapsack's. The table's evaluations are among `max_evaluations`.
+    Source: hill climbing, Russell and Norvig 2010, section 4.1, on the loss of all layers together.
+    """
+
+    def __init__(self, *, max_evaluations: MaxEvaluations = 200, table_evaluations: TableEvaluations = 150) -> None:
+        self.max_evaluations = max_evaluations
+        self.table_evaluations = table_evaluations
+
+    def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
+        table_evaluations = min(self.table_evaluations, evaluator.num_left)
+        table = sensitivity(problem, evaluator, table_evaluations=table_evaluations)
+        levels, is_better = best_levels(problem, table), True
+        while is_better:
+            is_better = False
+            for one in _moves(problem, table, levels):
+                policy = problem.policy(one)
+                if not evaluator.num_left and not evaluator.has(policy):
+                    continue
+                if problem.holds(one) and evaluator.loss(policy) < evaluator.loss(problem.policy(levels)):
+                    levels, is_better = one, True
+                    break
+        return problem.policy(levels)
+
+
+def _moves(problem: Problem, table: np.ndarray, levels: Levels) -> Iterator[Levels]:
+    """One layer raised by one choice and another lowered by one, or none; by the change of the table's sum."""
+    now, rows, top = np.asarray(levels), np.arange(len(levels)), len(problem.choices) - 1
+    up, down = np.minimum(now + 1, top), np.maximum(now - 1, 0)
+    loss = np.append(table[rows, down] - table[rows, now], 0.0)
+    change = (table[rows, up] - table[rows, now])[:, None] + loss
+    change[now == top] = np.inf
+    change[:, :-1][:, now == 0] = np.inf
+    change[rows, rows] = np.inf
+    for flat in np.argsort(change, axis=None, kind="stable"):
+        raised, lowered = divmod(int(flat), len(levels) + 1)
+        if not np.isfinite(change[raised, lowered]):
+            return
+        one = now.copy()
+        one[raised] += 1
+        if lowered < len(levels):
+            one[lowered] -= 1
+        yield tuple(one.tolist())

@@ -1,0 +1,124 @@
+"""The problem that every search solves: layers, choices, protected layers, and a budget of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from sightline.compress.cost import Layer
+from sightline.compress.policy import FP32, Choice, Policy, lowered
+from sightline.errors import ConfigError
+
+__all__ = ["Curvature", "Levels", "Problem"]
+
+Levels: TypeAlias = tuple[int, ...]
+"""The place in `choices` of each layer that is not protected, in order."""
+
+
+class Curvature(NamedTuple):
+    """For searches by the Hessian: the loss as a graph, its parameters, and the squared error of a tensor's choice."""
+
+    loss_of: Callable[[], Tensor]
+    parameters: Mapping[str, Tensor]
+    error_of: Callable[[str, Choice], float]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`choices` are what a layer may become, fewest bits first; `bytes_of` is the size of a policy's file.
+
+    The policies hold every layer, `protected` ones with the choice given there. Fewer bits must never be more bytes.
+    """
+
+    layers: tuple[Layer, ...]
+    choices: tuple[Choice, ...]
+    bytes_of: Callable[[Policy], int]
+    budget_bytes: int
+    protected: Mapping[str, Choice] = field(default_factory=dict)
+    curvature: Curvature | None = None
+
+    def __post_init__(self) -> None:
+        bits = self.bits
+        if not bits or list(bits) != sorted(set(bits)):
+            raise ConfigError(f"bits: found {', '.join(map(str, bits)) or 'none'}; give each once, fewest first")
+        if not self.free:
+            raise ConfigError("protect: protects every layer; leave at least one to the search")
+
+    def assert_feasible(self, *, base_bytes: int) -> None:
+        """Raises ConfigError, naming the smallest size and ratio, where the budget is below it."""
+        smallest = self.bytes(self.lowest)
+        if smallest > self.budget_bytes:
+            ratio = np.ceil(1e5 * smallest / base_bytes) / 1e5
+            raise ConfigError(
+                f"budget: {self.budget_bytes:,} bytes cannot hold; the smallest policy, {self.choices[0]} beside "
+                f"{len(self.protected)} protected layers, takes {smallest:,} bytes, a ratio of {ratio:.5f}; raise the "
+                "budget, or allow fewer bits"
+            )
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        return tuple(choice.bits for choice in self.choices)
+
+    @cached_property
+    def free(self) -> tuple[Layer, ...]:
+        """The layers that a search chooses for."""
+        return tuple(layer for layer in self.layers if layer.name not in self.protected)
+
+    @property
+    def lowest(self) -> Levels:
+        return (0,) * len(self.free)
+
+    @property
+    def highest(self) -> Levels:
+        return (len(self.choices) - 1,) * len(self.free)
+
+    @cached_property
+    def float_policy(self) -> Policy:
+        """Every layer as it was trained."""
+        return {layer.name: FP32 for layer in self.layers}
+
+    def policy(self, levels: Sequence[int]) -> Policy:
+        chosen = {layer.name: self.choices[level] for layer, level in zip(self.free, levels, strict=True)}
+        return {layer.name: self.protected.get(layer.name) or chosen[layer.name] for layer in self.layers}
+
+    def levels(self, policy: Policy) -> Levels:
+        return tuple(self.choices.index(policy[layer.name]) for layer in self.free)
+
+    def bytes(self, levels: Sequence[int]) -> int:
+        return self.bytes_of(self.policy(levels))
+
+    def holds(self, levels: Sequence[int]) -> bool:
+        return self.bytes(levels) <= self.budget_bytes
+
+    def enforced(self, levels: Sequence[int]) -> Levels:
+        """The levels, lowered from the last layer to the first until the budget holds."""
+        return lowered(levels, self.holds)
+
+    def raised(self, policy: Policy) -> Iterator[tuple[str, Policy]]:
+        """The policy with one layer raised by one choice, and that layer, for each that the budget allows."""
+        for layer, level in zip(self.free, self.levels(policy), strict=True):
+            if level + 1 < len(self.choices):
+                one = {**policy, layer.name: self.choices[level + 1]}
+                if self.bytes_of(one) <= self.budget_bytes:
+                    yield layer.name, one
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """The bytes (L, C) int64 that each choice of each free layer adds to the lowest.
+
+        A file's size is their sum up to the few bytes by which its header changes.
+        """
+        low, num = self.lowest, len(self.choices)
+        rows = [[self.bytes((*low[:p], level, *low[p + 1 :])) for level in range(num)] for p in range(len(low))]
+        return np.asarray(rows, dtype=np.int64) - self.bytes(low)
+
+    @cached_property
+    def uniform_level(self) -> int:
+        """The highest level at which all free layers together hold; 0 where none do."""
+        fitting = (level for level in range(len(self.choices)) if self.holds((level,) * len(self.free)))
+        return max(fitting, default=0)

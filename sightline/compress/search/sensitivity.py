@@ -1,0 +1,55 @@
+"""How much each layer alone raises the loss, choice by choice: the table that additive searches share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Ge, Le
+
+from sightline.compress.policy import FP32
+from sightline.compress.search.base import Evaluator
+from sightline.compress.search.problem import Problem
+from sightline.errors import ConfigError
+
+__all__ = ["TableEvaluations", "num_measured", "sensitivity"]
+
+TableEvaluations = Annotated[int, Ge(2), Le(100_000)]
+"""Evaluations of a sensitivity table at most."""
+_LEAST = 1e-12
+"""Of the loss: a smaller rise counts as this in interpolation by logarithms."""
+
+
+def num_measured(problem: Problem, table_evaluations: int) -> int:
+    """Choices of each layer that are evaluated. Raises ConfigError where not even one is."""
+    num = min(len(problem.choices), table_evaluations // len(problem.free))
+    if num == 0:
+        raise ConfigError(
+            f"table_evaluations: {table_evaluations} are fewer than the {len(problem.free)} layers; give one for each"
+        )
+    return num
+
+
+def sensitivity(problem: Problem, evaluator: Evaluator, *, table_evaluations: int) -> np.ndarray:
+    """Rise (L, C) of the loss, at least 0, where one free layer has a choice and all others stay in float.
+
+    Where `table_evaluations` do not suffice for all choices, those nearest to the uniform choice of the budget are
+    evaluated; between them the logarithm is interpolated over the bits, beyond them one bit is a factor of 4, as the
+    squared error of rounding. Source: Yao et al. 2021 (HAWQ-V3), section 3, for the sum over layers.
+    """
+    order = sorted(range(len(problem.choices)), key=lambda level: (abs(level - problem.uniform_level), level))
+    measured = sorted(order[: num_measured(problem, table_evaluations)])
+    rises = np.zeros((len(problem.free), len(measured)))
+    for row, layer in enumerate(problem.free):
+        for column, level in enumerate(measured):
+            policy = {**problem.float_policy, layer.name: problem.choices[level]}
+            rises[row, column] = max(0.0, evaluator.loss(policy) - evaluator.float_loss)
+    if len(measured) == len(problem.choices):
+        return rises
+    bits, all_bits = np.asarray(problem.bits)[measured], np.asarray(problem.bits)
+    logs = np.log2(np.maximum(rises, _LEAST * max(1.0, abs(evaluator.float_loss))))
+    beyond = -2.0 * (np.minimum(all_bits - bits[0], 0) + np.maximum(all_bits - bits[-1], 0))
+    table = np.exp2(np.stack([np.interp(all_bits, bits, row) for row in logs]) + beyond)
+    table[:, measured] = rises
+    table[:, [choice == FP32 for choice in problem.choices]] = 0.0
+    return table

@@ -1,0 +1,383 @@
+"""Cuts of sorted numbers into clusters of least inertia, as kernels for the CPU.
+
+Every sum is taken from two tables of prefix sums, held as a double and the rounding it left: the inertia of a tight
+cluster far from zero is a difference of numbers that agree in most of their digits. Clusters are places in the sorted
+order, so none is ever empty; equal numbers are never parted, so a number's value alone names its cluster.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sightline.compiled import compiled
+
+__all__ = ["cut_sorted", "sort_bits"]
+
+_CELLS_OF_ONE = 128
+"""Cells for each cluster, where there are not fewer distinct numbers."""
+_EVERY = 16
+"""Places between two entries of the prefix sums; the rest is added up when it is asked for."""
+_NUM_CELLS = 1024
+"""Cells of the exact programme: up to so many distinct numbers its cuts are the optimum."""
+_REACH = 32
+"""Candidates on each side of a cut that one sweep of the refinement tries."""
+_MAX_SWEEPS = 300
+_MAX_TURNS = 200
+_SPLITTER = 134217729.0
+"""2^27 + 1: parts a double into halves whose products are exact (Dekker 1971)."""
+
+
+@compiled
+def sort_bits(bits, spare, counts):  # type: ignore[no-untyped-def]
+    """Sorts float32 numbers, given as their bits, by three passes of 11 bits; the result is in `spare`."""
+    for place in range(len(bits)):
+        # Bits that sort as the numbers do: all turned of negative ones, the sign of others.
+        key = bits[place] ^ (np.uint32(0xFFFFFFFF) if bits[place] >> 31 else np.uint32(0x80000000))
+        bits[place] = key
+        counts[0, key & 2047] += 1
+        counts[1, (key >> 11) & 2047] += 1
+        counts[2, key >> 22] += 1
+    source, target = bits, spare
+    for turn in range(3):
+        total = 0
+        for digit in range(2048):
+            count = counts[turn, digit]
+            counts[turn, digit] = total
+            total += count
+        shift = 11 * turn
+        for key in source:
+            digit = (key >> shift) & 2047
+            target[counts[turn, digit]] = key
+            counts[turn, digit] += 1
+        source, target = target, source
+    for place in range(len(spare)):
+        key = spare[place]
+        spare[place] = key ^ (np.uint32(0x80000000) if key >> 31 else np.uint32(0xFFFFFFFF))
+
+
+@compiled
+def cut_sorted(values, most, cuts):  # type: ignore[no-untyped-def]
+    """The places at which at most `most` clusters of sorted numbers begin, with the end, in `cuts`; their number."""
+    table = np.zeros((len(values) // _EVERY + 1, 4))
+    _fill_sums(values, table)
+    edges = np.empty(max(_NUM_CELLS, _CELLS_OF_ONE * most) + 1, np.int64)
+    num_cells = _runs(values, edges)
+    is_exact = num_cells >= 0
+    if not is_exact:
+        num_cells = _cells(values, table, edges)
+    number = min(most, num_cells)
+    if number == num_cells:
+        cuts[: number + 1] = edges[: number + 1]
+    else:
+        _best_cuts(values, table, edges[: num_cells + 1], cuts[: number + 1])
+    if not is_exact:
+        _refine(values, table, cuts[: number + 1])
+    return number
+
+
+@compiled
+def _add(high, low, value):  # type: ignore[no-untyped-def]
+    """high + low + value without losing what the first sum rounds off (Knuth's two-sum)."""
+    total = high + value
+    moved = total - high
+    return total, low + ((high - (total - moved)) + (value - moved))
+
+
+@compiled
+def _fill_sums(values, table):  # type: ignore[no-untyped-def]
+    total, total_low, square, square_low = 0.0, 0.0, 0.0, 0.0
+    for place in range(len(values)):
+        if place % _EVERY == 0:
+            table[place // _EVERY] = (total, total_low, square, square_low)
+        value = np.float64(values[place])
+        total, total_low = _add(total, total_low, value)
+        square, square_low = _add(square, square_low, value * value)
+    if len(values) % _EVERY == 0:
+        table[-1] = (total, total_low, square, square_low)
+
+
+@compiled
+def _sums_before(values, table, place, found):  # type: ignore[no-untyped-def]
+    entry = place // _EVERY
+    total, total_low, square, square_low = table[entry]
+    for later in range(entry * _EVERY, place):
+        value = np.float64(values[later])
+        total, total_low = _add(total, total_low, value)
+        square, square_low = _add(square, square_low, value * value)
+    found[0], found[1], found[2], found[3] = total, total_low, square, square_low
+
+
+@compiled
+def _inertia(before, after, count):  # type: ignore[no-untyped-def]
+    """The sum of squares about the mean of `count` numbers between two entries of prefix sums."""
+    total, total_low = _add(after[0], after[1] - before[1], -before[0])
+    square, square_low = _add(after[2], after[3] - before[3], -before[2])
+    product = total * total
+    product_low = _product_rounding(total, total, product) + 2.0 * total * total_low
+    share = product / count
+    multiple = share * count
+    rest = (product - multiple) - _product_rounding(share, count, multiple) + product_low
+    return max((square - share) + (square_low - rest / count), 0.0)
+
+
+@compiled
+def _product_rounding(one, other, product):  # type: ignore[no-untyped-def]
+    """one * other - product, exactly (Dekker's two-product)."""
+    high = _SPLITTER * one
+    high = high - (high - one)
+    low = one - high
+    other_high = _SPLITTER * other
+    other_high = other_high - (other_high - other)
+    other_low = other - other_high
+    return ((high * other_high - product) + high * other_low + low * other_high) + low * other_low
+
+
+@compiled
+def _first_above(values, first, last, bound, is_strict):  # type: ignore[no-untyped-def]
+    """The first place in [first, last) whose value is above the bound, or at least it; `last` where none is."""
+    while first < last:
+        middle = (first + last) // 2
+        value = values[middle]
+        if value > bound or (value == bound and not is_strict):
+            last = middle
+        else:
+            first = middle + 1
+    return first
+
+
+@compiled
+def _runs(values, edges):  # type: ignore[no-untyped-def]
+    """Where each run of equal numbers begins, and the end; their number, -1 where `edges` cannot hold them."""
+    number = 0
+    for place in range(len(values)):
+        if place == 0 or values[place] != values[place - 1]:
+            if number == len(edges) - 1:
+                return -1
+            edges[number] = place
+            number += 1
+    edges[number] = len(values)
+    return number
+
+
+@compiled
+def _cells(values, table, edges):  # type: ignore[no-untyped-def]
+    """Cells in place of runs: the one of largest inertia is split at its mean, again and again, then each evenly."""
+    starts, sums = np.zeros(_NUM_CELLS, np.int64), np.zeros((_NUM_CELLS, 4))
+    ends, after = np.full(_NUM_CELLS, len(values)), np.zeros((_NUM_CELLS, 4))
+    spread = np.zeros(_NUM_CELLS)
+    _sums_before(values, table, len(values), after[0])
+    for cell in range(1, _NUM_CELLS):
+        worst = np.argmax(spread[:cell])
+        first, last = starts[worst], ends[worst]
+        total = (after[worst, 0] - sums[worst, 0]) + (after[worst, 1] - sums[worst, 1])
+        place = _first_above(values, first, last, total / (last - first), False)
+        if place in (first, last):  # the mean was rounded to an end
+            place = _first_above(values, first, last, values[first], True)
+        starts[cell], ends[cell], after[cell] = place, last, after[worst]
+        _sums_before(values, table, place, sums[cell])
+        ends[worst], after[worst] = place, sums[cell]
+        for half in (worst, cell):
+            is_one = values[starts[half]] == values[ends[half] - 1]
+            spread[half] = -1.0 if is_one else _inertia(sums[half], after[half], ends[half] - starts[half])
+    parts = (len(edges) - 1) // _NUM_CELLS
+    number, edges[0] = 0, 0
+    for cell in np.argsort(starts):
+        length = ends[cell] - starts[cell]
+        for part in range(1, parts + 1):
+            place = _candidate(values, starts[cell], length * part // parts)
+            if place > edges[number]:
+                number += 1
+                edges[number] = place
+    return number
+
+
+@compiled
+def _best_cuts(values, table, edges, cuts):  # type: ignore[no-untyped-def]
+    """The cuts at edges of least inertia (Aggarwal, Schieber and Tokuyama 1994).
+
+    With a price on each cluster the best number of them need not be given, and falls as the price rises: the price is
+    searched for at which it is the wanted one, first on a coarser choice of edges. Where the number jumps over the
+    wanted one, two optima of one price are joined to one of that price and number.
+    """
+    wanted = len(cuts) - 1
+    price = 0.0
+    for stride in (max(1, (len(edges) - 1) // max(_NUM_CELLS, 4 * wanted)), 1):
+        chosen = np.append(edges[:-1:stride], edges[-1])
+        sums = np.empty((len(chosen), 4))
+        for edge in range(len(chosen)):
+            _sums_before(values, table, chosen[edge], sums[edge])
+        if price == 0:
+            price = 2 * _inertia(sums[0], sums[-1], len(values)) / wanted**3
+        price = _cuts_by_price(chosen, sums, price, cuts)
+        if stride == 1:
+            break
+
+
+@compiled
+def _cuts_by_price(edges, sums, price, cuts):  # type: ignore[no-untyped-def]
+    """Fills in the cuts, beginning the search at a price, and returns the one that it ends with."""
+    wanted = len(cuts) - 1
+    cheap, dear = 0.0, np.inf
+    few, many, path = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
+    for turn in range(_MAX_TURNS):
+        path = _cuts_at_price(edges, sums, price)
+        number = len(path) - 1
+        if number == wanted:
+            break
+        if number > wanted:
+            cheap, many = price, path
+        else:
+            dear, few = price, path
+        guess = price * (number / wanted) ** 3  # as if the least inertia fell with the square of the number
+        if turn > 5 or not cheap < guess < dear:
+            guess = np.sqrt(cheap) * np.sqrt(dear)
+            guess = price / 8 if cheap == 0 else price * 8 if dear == np.inf else guess
+        if not cheap < guess < dear:
+            break
+        price = guess
+    if len(path) - 1 != wanted:
+        path = _joined(few, many, wanted)
+    for cut in range(wanted + 1):
+        cuts[cut] = edges[path[cut]]
+    return price
+
+
+@compiled
+def _joined(few, many, wanted):  # type: ignore[no-untyped-def]
+    """The first cuts of one optimum and the last of another, where a cluster of `many` lies within one of `few`."""
+    skipped = wanted - (len(few) - 1)
+    first = skipped
+    while many[first + 1] >= few[first + 1 - skipped]:
+        first += 1
+    return np.append(many[: first + 1], few[first + 1 - skipped :])
+
+
+@compiled
+def _cuts_at_price(edges, sums, price):  # type: ignore[no-untyped-def]
+    """The numbers of the edges between clusters of least inertia and price (Galil and Park 1992).
+
+    The best begin of a last cluster moves right with its end: a queue holds the begins that are best for some end yet
+    to come, and the first end of each.
+    """
+    last = len(edges) - 1
+    least, origin = np.zeros(last + 1), np.zeros(last + 1, np.int64)
+    queue, ends = np.zeros(last + 1, np.int64), np.ones(last + 1, np.int64)
+    head, tail = 0, 1
+    for end in range(1, last + 1):
+        while head + 1 < tail and ends[head + 1] <= end:
+            head += 1
+        begin = queue[head]
+        origin[end] = begin
+        least[end] = least[begin] + _inertia(sums[begin], sums[end], edges[end] - edges[begin]) + price
+        low, high = end + 1, last + 1
+        while tail > head:
+            other, first = queue[tail - 1], max(ends[tail - 1], end + 1)
+            if first > last or not _is_better(edges, sums, least, end, other, first):
+                low = first + 1
+                break
+            tail -= 1
+            high = first
+        while low < high:
+            middle = (low + high) // 2
+            if _is_better(edges, sums, least, end, queue[tail - 1], middle):
+                high = middle
+            else:
+                low = middle + 1
+        if low <= last:
+            queue[tail], ends[tail] = end, low
+            tail += 1
+    number, edge = 0, last
+    while edge > 0:
+        edge = origin[edge]
+        number += 1
+    path = np.empty(number + 1, np.int64)
+    path[number] = last
+    for cluster in range(number, 0, -1):
+        path[cluster - 1] = origin[path[cluster]]
+    return path
+
+
+@compiled
+def _is_better(edges, sums, least, begin, other, end):  # type: ignore[no-untyped-def]
+    """Whether a last cluster that ends at `end` had better begin at `begin` than at `other`."""
+    found = least[begin] + _inertia(sums[begin], sums[end], edges[end] - edges[begin])
+    return found < least[other] + _inertia(sums[other], sums[end], edges[end] - edges[other])
+
+
+@compiled
+def _choose(values, table, places, cuts):  # type: ignore[no-untyped-def]
+    """Of the sorted places for each cut the ones of least inertia together, by dynamic programming.
+
+    The best place of the cut before moves right with a cut (the costs are Monge), so a row is filled from its middle
+    outwards within the bounds that its neighbours leave. Where no choice is better, `cuts` are not moved.
+    """
+    num_cuts, width = places.shape
+    sums, origin = np.empty((2, width, 4)), np.zeros((num_cuts, width), np.int32)
+    begin, end = np.zeros(4), np.zeros(4)
+    _sums_before(values, table, len(values), end)
+    above, row = np.empty(width), np.empty(width)
+    for turn in range(width):
+        _sums_before(values, table, places[0, turn], sums[0, turn])
+        above[turn] = _inertia(begin, sums[0, turn], places[0, turn]) if places[0, turn] > 0 else np.inf
+    first_step = 1
+    while 2 * first_step <= width:
+        first_step *= 2
+    for cut in range(1, num_cuts):
+        before, now = sums[(cut - 1) % 2], sums[cut % 2]
+        for turn in range(width):
+            _sums_before(values, table, places[cut, turn], now[turn])
+        step = first_step
+        while step:
+            for turn in range(step - 1, width, 2 * step):
+                low = origin[cut, turn - step] if turn >= step else 0
+                high = origin[cut, turn + step] if turn + step < width else width - 1
+                row[turn], origin[cut, turn] = np.inf, low
+                for other in range(low, high + 1):
+                    count = places[cut, turn] - places[cut - 1, other]
+                    if count <= 0:
+                        break
+                    found = above[other] + _inertia(before[other], now[turn], count)
+                    if found < row[turn]:
+                        row[turn], origin[cut, turn] = found, other
+            step //= 2
+        above, row = row, above
+    for turn in range(width):
+        count = len(values) - places[-1, turn]
+        above[turn] += _inertia(sums[(num_cuts - 1) % 2, turn], end, count) if count > 0 else np.inf
+    best = np.argmin(above)
+    for cut in range(num_cuts - 1, -1, -1):
+        cuts[cut] = places[cut, best]
+        best = origin[cut, best]
+    return above.min()
+
+
+@compiled
+def _refine(values, table, cuts):  # type: ignore[no-untyped-def]
+    """Moves all cuts together to the best of places around each, in steps that halve, until none moves."""
+    inner = cuts[1:-1]
+    steps = np.empty(len(inner), np.int64)
+    for cut in range(len(inner)):
+        steps[cut] = max(1, min(cuts[cut + 1] - cuts[cut], cuts[cut + 2] - cuts[cut + 1]) // _REACH)
+    places = np.empty((len(inner), 2 * _REACH + 1), np.int64)
+    least = np.inf
+    for _ in range(_MAX_SWEEPS):
+        for cut in range(len(inner)):
+            for turn in range(-_REACH, _REACH + 1):
+                places[cut, turn + _REACH] = _candidate(values, inner[cut], turn * steps[cut])
+        found = _choose(values, table, places, inner)
+        if found >= least * (1 - 1e-7):
+            if steps.max() == 1:
+                break
+            steps = np.maximum(steps // 2, 1)
+        least = min(found, least)
+
+
+@compiled
+def _candidate(values, cut, distance):  # type: ignore[no-untyped-def]
+    """The place so far from a cut, moved on past numbers that are equal to its own."""
+    place = min(max(cut + distance, 0), len(values))
+    if distance == 0 or place == 0 or place == len(values) or values[place - 1] != values[place]:
+        return place
+    if distance < 0:
+        return _first_above(values, 0, place, values[place], False)
+    return _first_above(values, place, len(values), values[place], True)

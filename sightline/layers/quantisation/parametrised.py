@@ -1,0 +1,222 @@
+"""Quantised weights as parametrisations: `module.weight` is computed from codes, or from floats that are rounded.
+
+The attribute changes and the module stays, since fused layers read `linear.weight` and call no module. A parametrised
+attribute has the same bits as the packed file, in training too: numbers of a codebook are rounded to half precision
+wherever they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sightline.errors import UserError
+from sightline.layers.quantisation.clustering import Clusters, check_weight, cluster
+from sightline.layers.quantisation.layers_of import weights_of
+from sightline.layers.quantisation.linear import Grid, straight_through, weight_grid
+from sightline.schema import nearest
+
+__all__ = ["Codebook", "Half", "Uniform", "apply_policy", "dense", "freeze", "quantised"]
+
+
+class Codebook(nn.Module):
+    """weight = centres[labels]: labels are fixed, the centres are the parameter (2^bits) or (channels, 2^bits).
+
+    Places that no weight needs repeat the last centre, so that the shapes follow from the policy alone. The gradient at
+    a centre is the mean over its members, or their sum (`mean_gradient=False`, Han et al. 2016, eq. 3).
+    Source: HAQ, section 3.4: with plain SGD its projection after each step is a step on the mean.
+    """
+
+    labels: Tensor
+    is_float32: Tensor
+
+    def __init__(self, clusters: Clusters, *, bits: int, mean_gradient: bool = True) -> None:
+        super().__init__()
+        self.bits = bits
+        self.mean_gradient = mean_gradient
+        self.shape = (*clusters.centres.shape[:-1], 2**bits)
+        self.register_buffer("labels", clusters.labels)
+        self.register_buffer("is_float32", torch.tensor(clusters.is_float32, device=clusters.labels.device))
+
+    def forward(self, centres: Tensor) -> Tensor:
+        """The weights, of the centres' type."""
+        weight: Tensor = _LookUp.apply(self.held(centres), self._places(), self.mean_gradient)
+        return weight.view(self.labels.shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The centres of weights that are assigned: the means over the members, which is HAQ's projection."""
+        sums, places = weight.new_zeros(self.shape, dtype=torch.float64).flatten(), self._places()
+        sums.index_add_(0, places, weight.detach().flatten().double())
+        means = sums / torch.bincount(places, minlength=len(sums)).clamp(min=1)
+        return means.to(weight.dtype).view(self.shape)
+
+    def held(self, centres: Tensor) -> Tensor:
+        """The centres as the artefact holds them, with straight-through gradients."""
+        rounded = torch.where(self.is_float32, centres.float(), centres.half().float()).to(centres.dtype)
+        return straight_through(centres, rounded)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, mean_gradient={self.mean_gradient}"
+
+    def _places(self) -> Tensor:
+        """The place of each weight's centre among all."""
+        codes = self.labels.int()
+        if len(self.shape) == 1:
+            return codes.flatten()
+        firsts = torch.arange(0, self.shape[0] * self.shape[1], self.shape[1], dtype=torch.int32, device=codes.device)
+        return (codes.flatten(1) + firsts[:, None]).flatten()
+
+
+class _LookUp(torch.autograd.Function):
+    """The centre of each place; differentiable as often as needed."""
+
+    @staticmethod
+    def forward(ctx: Any, centres: Tensor, places: Tensor, takes_mean: bool) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.shape, ctx.takes_mean = centres.shape, takes_mean
+        return centres.flatten().index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        (gradient,) = gradients
+        sums = gradient.new_zeros(ctx.shape.numel(), dtype=torch.float64).index_add(0, places, gradient.double())
+        if ctx.takes_mean:
+            sums = sums / torch.bincount(places, minlength=len(sums)).clamp(min=1)
+        return sums.to(gradient.dtype).view(ctx.shape), None, None
+
+
+class Uniform(nn.Module):
+    """weight = the number of a symmetric grid nearest to a float that training moves, by straight-through gradients."""
+
+    step: Tensor
+
+    def __init__(self, grid: Grid, *, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("step", grid.step)
+
+    @property
+    def grid(self) -> Grid:
+        most = 2 ** (self.bits - 1) - 1
+        return Grid(self.step, torch.zeros_like(self.step), -most, most)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return straight_through(weight, self.grid(weight.detach()))
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+
+class Half(nn.Module):
+    """weight = a float rounded to half precision, with straight-through gradients."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return straight_through(weight, weight.detach().half().to(weight.dtype))
+
+
+def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, mean_gradient: bool = True) -> None:
+    """Parametrises the named weights of a model in place; a shared one under all its names.
+
+    A choice is `{kind: codebook|linear|fp16|fp32, bits: 1 to 8 (linear from 2), per_channel: bool}`. All is checked and
+    computed before the model changes.
+    Raises UserError for unknown names, choices that the weight does not allow, and weights that are not finite.
+    """
+    known = {weight.name: weight for weight in weights_of(model)}
+    parameters = dict(model.named_parameters())
+    made: dict[str, tuple[nn.Module, Tensor | None]] = {}
+    for name, choice in policy.items():
+        if name not in known:
+            raise UserError(f"policy: the model has no parameter '{name}'{nearest(name, list(known))}")
+        if quantiser := _quantiser(name, parameters[name], choice, mean_gradient):
+            made[name] = quantiser
+    owners = dict(model.named_modules(remove_duplicate=False))
+    order = {path: tuple(module._parameters) for path, module in owners.items()}
+    for name, (quantiser, start) in made.items():
+        owner, _, attribute = name.rpartition(".")
+        quantiser.order = order[owner]
+        parametrize.register_parametrization(owners[owner], attribute, quantiser, unsafe=True)
+        chain = owners[owner].parametrizations[attribute]
+        if start is not None:
+            with torch.no_grad():
+                chain.original.copy_(start)
+        for other in known[name].shared:
+            holder, _, alias = other.rpartition(".")
+            if alias not in getattr(owners[holder], "parametrizations", {}):
+                parametrize.register_parametrization(owners[holder], alias, quantiser, unsafe=True)
+                owners[holder].parametrizations[alias] = chain
+
+
+def _quantiser(
+    name: str, weight: nn.Parameter, choice: Mapping[str, Any], mean_gradient: bool
+) -> tuple[nn.Module, Tensor | None] | None:
+    """The parametrisation of a weight, and the numbers that it starts from where they are not the weight itself."""
+    kind, bits, per_channel = choice.get("kind"), choice.get("bits"), bool(choice.get("per_channel", False))
+    if kind not in ("codebook", "linear", "fp16", "fp32"):
+        raise UserError(f"policy: {name}: kind: {kind!r} is none of codebook, linear, fp16, fp32")
+    if kind == "fp32":
+        return None
+    check_weight(weight, name)
+    if kind == "fp16":
+        if weight.detach().abs().max() > torch.finfo(torch.float16).max:
+            raise UserError(f"policy: {name}: holds numbers above 65504, too large for half precision; choose fp32")
+        return Half(), None
+    least = 2 if kind == "linear" else 1
+    if type(bits) is not int or not least <= bits <= 8:
+        raise UserError(f"policy: {name}: bits: is {bits!r}; a {kind} takes {least} to 8")
+    if per_channel and weight.ndim < 2:
+        raise UserError(f"policy: {name}: per_channel: a weight of shape {list(weight.shape)} has no channels")
+    if kind == "linear":
+        return Uniform(weight_grid(weight, bits=bits, name=name, per_channel=per_channel), bits=bits), None
+    clusters = cluster(weight, bits=bits, name=name, per_channel=per_channel)
+    quantiser, centres = Codebook(clusters, bits=bits, mean_gradient=mean_gradient), clusters.centres
+    copies = centres[..., -1:].expand(*centres.shape[:-1], 2**bits - centres.shape[-1])
+    return quantiser, torch.cat([centres, copies], dim=-1)
+
+
+def quantised(model: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
+    """For each name of a quantised weight its parametrisation and what that computes it from; shared ones once."""
+    found: dict[str, tuple[nn.Module, Tensor]] = {}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for attribute, chain in getattr(module, "parametrizations", {}).items():
+            if isinstance(chain[0], Codebook | Uniform | Half) and id(chain) not in seen:
+                seen.add(id(chain))
+                found[f"{path}.{attribute}" if path else attribute] = chain[0], chain.original
+    return found
+
+
+@torch.no_grad()
+def dense(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model under the names it has without quantisation, with the quantised numbers; copies of those.
+
+    One tensor for all names of a shared weight.
+    """
+    state: dict[str, Tensor] = {}
+    made: dict[int, Tensor] = {}
+    inner = tuple(f"{path}.parametrizations." if path else "parametrizations." for path, _ in model.named_modules())
+    plain = {name: value for name, value in model.state_dict().items() if not name.startswith(inner)}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for attribute, chain in getattr(module, "parametrizations", {}).items():
+            value = made.setdefault(id(chain), chain().detach())
+            state[f"{path}.{attribute}" if path else attribute] = value
+    return {**plain, **state}
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Writes the quantised numbers into plain parameters in place, as `dense` gives them; returns the model."""
+    state = dense(model)
+    parameters: dict[int, nn.Parameter] = {}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        for attribute, chain in list(getattr(module, "parametrizations", {}).items()):
+            value = state[f"{path}.{attribute}" if path else attribute]
+            parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
+            new = nn.Parameter(value, requires_grad=chain.original.requires_grad)
+            module._parameters[attribute] = parameters.setdefault(id(value), new)
+            place = {name: index for index, name in enumerate(chain[0].order)}
+            module._parameters = dict(sorted(module._parameters.items(), key=lambda item: place.get(item[0], 0)))
+    return model

@@ -1,0 +1,96 @@
+"""The exact knapsack: brute force, the solutions of HAWQ-V3's published tables, and large problems in time."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sightline.compress.search.knapsack import solve
+from tests.golden_parity import load_golden
+
+TIED = ((4, 6), (9, 11), (14, 16))
+
+
+def total(table: np.ndarray, levels: tuple[int, ...]) -> float:
+    return table[np.arange(len(levels)), list(levels)].sum()
+
+
+def test_it_is_brute_force_on_random_problems() -> None:
+    draws = np.random.default_rng(0)
+    refused = 0
+    for number in range(200):
+        num_layers, num_choices = draws.integers(1, 6), draws.integers(1, 5)
+        costs = draws.normal(size=(num_layers, num_choices)).round(number % 4)  # equal costs too
+        sizes = draws.integers(0, 40, (num_layers, num_choices))
+        budget = int(draws.integers(0, 40 * num_layers))
+        fitting = [
+            total(costs, levels)
+            for levels in itertools.product(range(num_choices), repeat=num_layers)
+            if total(sizes, levels) <= budget
+        ]
+        found = solve(costs, sizes, budget)
+        refused += found is None
+        assert (found is None) == (not fitting)
+        if found is not None:
+            assert total(sizes, found) <= budget
+            assert total(costs, found) == pytest.approx(min(fitting), abs=1e-12)
+    assert 5 < refused < 100
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_it_finds_the_golden_optimum(shared: Path, number: int) -> None:
+    golden = load_golden(shared, "hawq_ilp", area="compress").arrays
+    arrays = {key.partition("/")[2]: v for key, v in golden.items() if key.startswith(f"knapsack{number}/")}
+    bits = arrays["bits"]
+    levels = solve(arrays["cost"], arrays["weights"][:, None] * bits, int(arrays["budget_bits"]))
+    assert levels is not None
+    assert total(arrays["cost"], levels) == pytest.approx(float(arrays["best_cost"]), abs=1e-12)
+    assert np.array_equal(bits[list(levels)], arrays["best_bits"])
+
+
+def test_every_golden_knapsack_is_tested(shared: Path) -> None:
+    keys = {key.split("/")[0] for key in load_golden(shared, "hawq_ilp", area="compress").arrays}
+    assert {key for key in keys if key.startswith("knapsack")} == {f"knapsack{number}" for number in range(10)}
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("measure", ["size", "bops", "latency"])
+def test_it_solves_the_published_tables_of_resnet18(shared: Path, measure: str, share: float) -> None:
+    """Layers that are tied, by residual sums, are one row: their costs and sizes add up."""
+    golden = load_golden(shared, "hawq_ilp", area="compress").arrays
+    table = {key.partition("/")[2]: value for key, value in golden.items() if key.startswith("table/")}
+    cost = table["Hutchinson_trace"] * (table["delta_weights_8bit_square"] - table["delta_weights_4bit_square"])
+    # MB at 8 bits; operations are those of 32 x 32 bits, activations have as many as weights
+    low, high = {
+        "size": (table["parameters"] * 0.5, table["parameters"]),
+        "bops": (table["bops"] / 64, table["bops"] / 16),
+        "latency": (table["latency_int4"], table["latency_int8"]),
+    }[measure]
+    limit, expected = float(golden[f"{measure}_{share}/limit"]), golden[f"{measure}_{share}/is_8bit"]
+    joined = {second: first for first, second in TIED}
+    rows = sorted({joined.get(place, place) for place in range(len(cost))})
+    member = np.asarray([rows.index(joined.get(place, place)) for place in range(len(cost))])
+
+    def summed(values: np.ndarray) -> np.ndarray:
+        return np.bincount(member, values)
+
+    costs = np.stack([np.zeros(len(rows)), summed(cost)], axis=1)
+    sizes = np.stack([summed(low), summed(high)], axis=1)
+    levels = solve(costs, sizes, limit * (1 + 1e-12))
+    assert levels is not None
+    assert total(costs, levels) == pytest.approx(float(golden[f"{measure}_{share}/objective"]), abs=1e-12)
+    assert np.array_equal(np.asarray(levels)[member], expected)
+
+
+def test_a_hundred_layers_with_eight_choices_take_a_moment() -> None:
+    draws = np.random.default_rng(1)
+    weights = (10 ** draws.uniform(2, 5.5, 100)).astype(int)
+    sizes = weights[:, None] * np.arange(1, 9) // 8 + 2 ** np.arange(2, 10)
+    costs = 10 ** draws.uniform(-3, 0, (100, 1)) * 4.0 ** -np.arange(1, 9) * draws.uniform(0.5, 1.5, (100, 8))
+    began = time.process_time()
+    assert solve(costs, sizes, int(2.5 * weights.sum() / 8)) is not None
+    assert time.process_time() - began < 2  # 0.1 s on a quiet core

@@ -1,0 +1,149 @@
+"""Policies: bits of actions and lowering to a budget against the authors' code, protected layers, documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sightline.compress.policy import (
+    FP32,
+    Choice,
+    document_of,
+    levels_of_actions,
+    lowered,
+    policy_of,
+    protected_choices,
+    read_policy,
+)
+from sightline.errors import ConfigError
+from tests.golden_parity import load_golden
+
+NAMES = ("stem.conv.weight", "body.0.weight", "body.1.weight", "head.weight")
+
+
+@pytest.mark.parametrize("span", ["1_8", "2_8", "2_4", "4_4", "1_4"])
+def test_bits_of_actions_are_the_authors_clipped(shared: Path, span: str) -> None:
+    arrays = load_golden(shared, "policy", area="compress").arrays
+    first, last = map(int, span.split("_"))
+    bits = range(first, last + 1)
+    found = np.asarray(bits)[levels_of_actions(arrays["action/value"], bits)]
+    assert np.array_equal(found, arrays[f"action/bits_clipped_{span}"])
+    unclipped = arrays[f"action/bits_{span}"]
+    assert np.array_equal(found, np.clip(unclipped, first, last))
+
+
+def test_bits_with_gaps_have_equal_intervals() -> None:
+    found = levels_of_actions(np.asarray([0, 0.49, 0.5, 1]), (2, 4))
+    assert found.tolist() == [0, 0, 1, 1]
+    found = levels_of_actions(np.asarray([0, 0.24, 0.26, 0.5, 0.76, 1]), (1, 2, 4, 8))
+    assert found.tolist() == [0, 0, 1, 2, 3, 3]
+
+
+def test_lowering_to_a_budget_is_the_authors(shared: Path) -> None:
+    golden = load_golden(shared, "policy", area="compress")
+    arrays = golden.arrays
+    for case in golden.info["budget_cases"]:
+        prefix, least = f"budget{case['case']:02d}", int(case["min_bit"])
+        weights, before = arrays[f"{prefix}/weights"], arrays[f"{prefix}/bits_before"]
+        assert arrays[f"{prefix}/float_size_bits"] == 32 * weights.sum()
+        assert arrays[f"{prefix}/size_before_bits"] == (before * weights).sum()
+        # HAQ's action to bits, without the clip of ours
+        raw = np.round((8 - least + 1) * arrays[f"{prefix}/raw_actions"] + least - 0.5)
+        assert np.array_equal(raw, before)
+        target = case["ratio"] * 32 * weights.sum()
+        after = lowered(before, lambda bits, w=weights, t=target: (bits * w).sum() <= t, floors=[least] * len(weights))
+        assert after == tuple(arrays[f"{prefix}/bits_after"])
+        assert arrays[f"{prefix}/size_after_bits"] == (after * weights).sum()
+
+
+def test_lowering_pairs_of_weight_and_activation_bits_is_the_authors(shared: Path) -> None:
+    """Their table has no entry for `off`, -1, and reads that of 7 bits; the first and last layers are fixed."""
+    golden = load_golden(shared, "policy", area="compress")
+    for case in golden.info["linear_budget_cases"]:
+        arrays = {
+            key.partition("/")[2]: value
+            for key, value in golden.arrays.items()
+            if key.startswith(f"linear_budget{case['case']:02d}/")
+        }
+        table, before = arrays["table"], arrays["strategy_before"]
+        rows = np.arange(len(before))
+
+        def cost(bits: np.ndarray, table: np.ndarray = table, rows: np.ndarray = rows) -> float:
+            return sum(table[rows, bits[:, 0] - 1, bits[:, 1] - 1].tolist())
+
+        most = np.full_like(before, 8)
+        assert cost(most) == pytest.approx(arrays["org_cost"], rel=1e-12)
+        target = case["ratio"] * float(arrays["org_cost"])
+        after = before
+        if cost(before) > target:
+            fixed = before.copy()
+            fixed[0], fixed[-1] = (8, -1), (8, 8)
+            floors = np.full_like(fixed, 2)
+            floors[[0, -1]] = fixed[[0, -1]]
+            holds = lambda bits, t=target, c=cost: c(np.reshape(bits, (-1, 2))) <= t  # noqa: E731
+            after = np.reshape(lowered(fixed.ravel(), holds, floors=floors.ravel()), (-1, 2))
+        assert np.array_equal(after, arrays["strategy_after"]), case
+        assert cost(after) == pytest.approx(arrays["cost_after"], rel=1e-12)
+
+
+def test_lowering_stops_at_the_first_that_holds() -> None:
+    """Against the plain loop, on 200 random problems."""
+    draws = np.random.default_rng(0)
+    for _ in range(200):
+        levels, sizes = draws.integers(0, 8, 7), draws.integers(1, 100, 7)
+        budget = draws.uniform(0, 1) * (levels * sizes).sum()
+        plain = levels.copy()
+        while (plain * sizes).sum() > budget:
+            for place in reversed(range(7)):
+                if plain[place] > 0:
+                    plain[place] -= 1
+                    if (plain * sizes).sum() <= budget:
+                        break
+        assert lowered(levels, lambda found, s=sizes, b=budget: (found * s).sum() <= b) == tuple(plain)
+
+
+def test_protected_layers() -> None:
+    first = protected_choices({"first": 1, "last": 1}, NAMES)
+    assert first == {NAMES[0]: Choice("codebook", 8), NAMES[3]: Choice("codebook", 8)}
+    assert protected_choices({"names": ("body.*",), "bits": 32}, NAMES) == {NAMES[1]: FP32, NAMES[2]: FP32}
+    assert protected_choices({}, NAMES) == {}
+    with pytest.raises(ConfigError, match=r"no layer is called 'haed.weight'; did you mean 'head\.weight'"):
+        protected_choices({"names": ("haed.weight",)}, NAMES)
+
+
+def test_a_document_comes_back_in_the_models_order(tmp_path: Path) -> None:
+    policy = dict(zip(NAMES, (FP32, Choice("codebook", 3), Choice("linear", 4, True), Choice("fp16", 16)), strict=True))
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(dict(reversed(document_of(policy).items())), indent=1))
+    found = read_policy(path, NAMES)
+    assert found == policy
+    assert list(found) == list(NAMES)
+    assert policy_of(document_of(policy), NAMES, origin="x") == policy
+
+
+def test_every_fault_of_a_document_is_reported_by_line_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(
+        "stem.conv.weight: {kind: codebook, bits: 9}\n"
+        "body.0.wieght: {kind: fp32}\n"
+        "body.1.weight: {kind: codebok, bits: 2}\n"
+        "head.weight:\n  kind: fp16\n  bits: 4\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_policy(path, NAMES)
+    text = str(caught.value)
+    for expected in (
+        f"{path}:1: stem.conv.weight.bits: found 9, allowed is a whole number from 1 to 8",
+        f"{path}:2: body.0.wieght: no quantisable tensor is called so; did you mean 'body.0.weight'?",
+        f"{path}:3: body.1.weight.kind: found the text 'codebok'",
+        f"{path}:6: head.weight.bits: is not for floating point",
+        "body.0.weight: is missing",
+    ):
+        assert expected in text
+    assert len(caught.value.faults) == 5
+    path.write_text("head.weight: {kind: codebook}")
+    with pytest.raises(ConfigError, match=r"head\.weight\.bits: is required and missing; give 1 to 8"):
+        read_policy(path, ("head.weight",))

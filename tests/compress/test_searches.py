@@ -1,0 +1,256 @@
+"""Every search: the budget to the byte, what it leaves, evaluations once, resuming, and the table of a comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sightline import registry
+from sightline.compress.comparison import comparison, hyper_volume, pareto_front
+from sightline.compress.policy import FP32, Choice, Policy
+from sightline.compress.search.base import Found, Progress, Search, run_search
+from sightline.compress.search.evaluations import Evaluated, Evaluations, open_record
+from sightline.compress.search.problem import Curvature, Problem
+from sightline.errors import ConfigError, DataError, MissingExtraError, RunError, UserError
+from sightline.types import Component
+from tests.compress.toys import counted, made
+
+QUICK = {
+    "ddpg": {"episodes": 24, "warm_up": 20, "max_evaluations": 60},
+    "hybrid": {"max_evaluations": 100},
+    "nsga2": {"max_evaluations": 60, "population": 10},
+    "random": {"max_evaluations": 60},
+}
+METHODS = sorted({*registry.searches.names()} - {"hessian"})
+
+
+def built(name: str, **arguments: object) -> Search:
+    return registry.searches.build(Component(name, {**QUICK.get(name, {}), **arguments}), facts={})
+
+
+def searched(name: str, problem: Problem, loss_of: Callable[[Policy], float], **more: object) -> Found:
+    evaluations = Evaluations(loss_of)
+    return run_search(name, built(name), problem, evaluations, base_bytes=base_of(problem), **more)
+
+
+def base_of(problem: Problem) -> int:
+    return 4 * sum(layer.num_weights for layer in problem.layers)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_budget_holds_to_the_byte_and_nothing_is_left(name: str) -> None:
+    """For 50 random budgets, byte by byte; a layer that could be raised for less loss is raised or named."""
+    draws, is_slow = np.random.default_rng(3), name in ("ddpg", "nsga2")
+    for number in range(4 if is_slow else 50):
+        problem, loss_of = made(number, num_layers=4, coupled=True)
+        low, high = problem.bytes(problem.lowest), problem.bytes(problem.highest)
+        problem = replace(problem, budget_bytes=int(low + (high - low) * draws.uniform(0, 1) ** 2))
+        evaluations, asked = counted(loss_of)
+        method = built(name)
+        found = run_search(name, method, problem, evaluations, base_bytes=base_of(problem))
+        assert problem.bytes_of(found.policy) == found.bytes <= problem.budget_bytes
+        assert found.loss == loss_of(found.policy)
+        assert list(found.policy) == [layer.name for layer in problem.layers]
+        assert found.num_asked <= method.at_most(problem)
+        assert len(asked) == len({frozenset(each.items()) for each in asked}) == found.num_asked == found.num_new
+        for layer, better in problem.raised(found.policy):
+            assert loss_of(better) >= found.loss or layer in found.raisable
+
+
+@pytest.mark.parametrize("bits", [(2, 4), (1, 3, 8), (5,)])
+@pytest.mark.parametrize("name", METHODS)
+def test_any_bits_and_protected_layers(name: str, bits: tuple[int, ...]) -> None:
+    problem, loss_of = made(1, bits=bits)
+    kept = {problem.layers[0].name: Choice("codebook", 8), problem.layers[-1].name: FP32}
+    problem = replace(problem, protected=kept)
+    problem = replace(problem, budget_bytes=problem.bytes(problem.lowest) * 5 // 4)
+    found = searched(name, problem, loss_of)
+    assert {choice.bits for choice in found.policy.values()} <= {*bits, 8, 32}
+    if name == "uniform":
+        assert len(set(found.policy.values())) == 1
+    else:
+        assert {layer: found.policy[layer] for layer in kept} == kept
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_interrupted_search_resumes_to_the_same_result(name: str, tmp_path: Path) -> None:
+    problem, loss_of = made(5, coupled=True)
+    whole = searched(name, problem, loss_of)
+    path, names = tmp_path / "evaluations.jsonl", [layer.name for layer in problem.layers]
+    num_before = max(1, whole.num_asked // 2)
+    calls = 0
+
+    def until_killed(policy: Policy) -> float:
+        nonlocal calls
+        calls += 1
+        if calls > num_before:
+            raise KeyboardInterrupt
+        return loss_of(policy)
+
+    known, record = open_record(path, subject="a", names=names)
+    assert known == []
+    method = built(name)
+    if whole.num_asked > num_before:
+        with pytest.raises(KeyboardInterrupt):
+            run_search(name, method, problem, Evaluations(until_killed, record=record), base_bytes=base_of(problem))
+        assert len(path.read_text().splitlines()) == num_before
+    path.write_text(path.read_text() + '{"subject": "a", "poli') if path.exists() else None
+    known, record = open_record(path, subject="a", names=names)
+    evaluations = Evaluations(loss_of, known=known, record=record)
+    found = run_search(name, built(name), problem, evaluations, base_bytes=base_of(problem))
+    assert (found.policy, found.loss, found.num_asked) == (whole.policy, whole.loss, whole.num_asked)
+    assert found.num_new == whole.num_asked - len(known)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == whole.num_asked
+    with pytest.raises(DataError, match=r"evaluations\.jsonl:1: is of 'a', this search evaluates 'b'"):
+        open_record(path, subject="b", names=names)
+
+
+def test_the_hybrid_is_never_worse_than_its_start_and_searches_share_their_table() -> None:
+    is_better = 0
+    for number in range(20):
+        problem, loss_of = made(number, coupled=True)
+        evaluations, asked = counted(loss_of)
+        knapsack, hybrid = (
+            run_search(name, built(name), problem, evaluations, base_bytes=base_of(problem))
+            for name in ("knapsack", "hybrid")
+        )
+        assert hybrid.loss <= knapsack.loss
+        is_better += hybrid.loss < knapsack.loss
+        assert len(asked) == len({frozenset(each.items()) for each in asked})
+        assert hybrid.num_new < hybrid.num_asked - len(problem.free) * len(problem.choices)
+    assert is_better >= 3
+
+
+def test_on_a_separable_loss_the_knapsack_is_the_optimum_and_the_others_are_not_better() -> None:
+    for number in range(5):
+        problem, loss_of = made(number, num_layers=4, bits=(1, 2, 4, 8))
+        best = min(
+            loss_of(policy)
+            for flat in range(4**4)
+            if problem.holds(levels := np.unravel_index(flat, (4,) * 4))
+            for policy in [problem.policy([int(level) for level in levels])]
+        )
+        losses = {name: searched(name, problem, loss_of).loss for name in METHODS}
+        assert losses["knapsack"] == pytest.approx(best, abs=1e-12)
+        assert min(losses.values()) == pytest.approx(best, abs=1e-12)
+        assert losses["knapsack"] <= losses["greedy"] + 1e-12
+
+
+def test_a_table_with_few_evaluations_is_interpolated() -> None:
+    """Rises here are exactly exponential in the bits: the interpolated table finds the policy of the full one."""
+    problem, loss_of = made(2)
+    full = searched("knapsack", problem, loss_of)
+    method = built("knapsack", table_evaluations=3 * len(problem.free))
+    found = run_search("knapsack", method, problem, Evaluations(loss_of), base_bytes=base_of(problem))
+    assert found.num_asked < full.num_asked - 20
+    assert found.loss < searched("uniform", problem, loss_of).loss
+    with pytest.raises(ConfigError, match="table_evaluations: 5 are fewer than the 6 layers"):
+        run_search(
+            "knapsack",
+            built("knapsack", table_evaluations=5),
+            problem,
+            Evaluations(loss_of),
+            base_bytes=base_of(problem),
+        )
+
+
+def test_the_hessian_search_minimises_curvature_times_error() -> None:
+    """Of a quadratic loss whose Hessian is known, with errors of rounding that fall by 4 for each bit."""
+    problem, _ = made(4)
+    weights = {layer.name: torch.ones(layer.num_weights, requires_grad=True) for layer in problem.layers}
+    scales = {name: 10.0**place for place, name in enumerate(weights)}
+
+    def loss() -> torch.Tensor:
+        return torch.stack([scales[name] * (weight**2).sum() for name, weight in weights.items()]).sum()
+
+    def error_of(name: str, choice: Choice) -> float:
+        return weights[name].numel() * 4.0**-choice.bits
+
+    def loss_of(policy: Policy) -> float:
+        return sum(2 * scales[name] * error_of(name, choice) for name, choice in policy.items())
+
+    with_curvature = replace(problem, curvature=Curvature(loss, weights, error_of))
+    found = searched("hessian", with_curvature, loss_of)
+    assert found.num_asked <= 20
+    assert found.loss <= searched("knapsack", problem, loss_of).loss * (1 + 1e-6)
+    with pytest.raises(ConfigError, match="'hessian': needs the loss as a graph"):
+        searched("hessian", problem, loss_of)
+
+
+def test_progress_estimates_the_time_before_the_search_begins() -> None:
+    problem, loss_of = made(0)
+    reports: list[Progress] = []
+    searched("knapsack", problem, loss_of, report=reports.append)
+    assert reports[0].num_asked == 1
+    assert reports[0].at_most == 6 * 8 + 20
+    assert [each.num_asked for each in reports] == [*range(1, len(reports) + 1)]
+    assert all(each.seconds_left >= 0 for each in reports)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    problem, loss_of = made(0)
+    smallest = problem.bytes(problem.lowest)
+    with pytest.raises(ConfigError, match=rf"beside 0 protected layers, takes {smallest:,} bytes, a ratio of"):
+        searched("uniform", replace(problem, budget_bytes=smallest - 1), loss_of)
+    with pytest.raises(ConfigError, match="bits: found 4, 2; give each once, fewest first"):
+        replace(problem, choices=(Choice("codebook", 4), Choice("codebook", 2)))
+    with pytest.raises(ConfigError, match="protects every layer"):
+        replace(problem, protected=problem.float_policy)
+    with pytest.raises(RunError, match="the loss of a policy is nan"):
+        searched("uniform", problem, lambda policy: float("nan"))
+
+
+def test_a_search_that_breaks_the_budget_is_refused() -> None:
+    class Broken(type(built("uniform"))):  # type: ignore[misc]
+        def run(self, problem: Problem, evaluator: object) -> Policy:
+            return problem.float_policy
+
+    problem, loss_of = made(0)
+    with pytest.raises((ConfigError, ValueError)):
+        run_search("broken", Broken(), problem, Evaluations(loss_of), base_bytes=base_of(problem))
+
+
+def test_nsga2_shares_its_storage_and_needs_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, loss_of = made(0)
+    monkeypatch.setitem(QUICK, "nsga2", {"max_evaluations": 40, "population": 6})
+    for storage in (str(tmp_path / "journal.log"), f"sqlite:///{tmp_path}/trials.db"):
+        evaluations, asked = counted(loss_of)
+        first = run_search("nsga2", built("nsga2", storage=storage), problem, evaluations, base_bytes=base_of(problem))
+        other, asked_there = counted(loss_of)
+        second = run_search("nsga2", built("nsga2", storage=storage), problem, other, base_bytes=base_of(problem))
+        assert second.loss == first.loss
+        assert len(asked_there) <= 20 < len(asked)  # the best of all, the float model, and filling up
+    with pytest.raises(UserError, match="search 'nsga2': storage: nosuch://x: "):
+        run_search("nsga2", built("nsga2", storage="nosuch://x"), problem, evaluations, base_bytes=base_of(problem))
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'sightline\[search\]'"):
+        built("nsga2")
+
+
+def test_rows_fronts_and_volumes() -> None:
+    problem, loss_of = made(0, coupled=True)
+    found = [searched(name, problem, loss_of) for name in ("uniform", "knapsack", "random")]
+    rows = comparison(found)
+    assert [row["loss"] for row in rows] == sorted(each.loss for each in found)
+    assert {row["method"] for row in rows} == {"uniform", "knapsack", "random"}
+    points = [(3.0, 1.0), (1.0, 4.0), (2.0, 2.0), (2.5, 2.0), (3.0, 1.0), (9.0, 9.0)]
+    assert pareto_front(points) == [(1.0, 4.0), (2.0, 2.0), (3.0, 1.0)]
+    assert hyper_volume(points, reference=(4.0, 5.0)) == 1 * 1 + 1 * 3 + 1 * 4
+    assert hyper_volume(points, reference=(1.0, 1.0)) == 0
+
+
+def test_evaluations_are_given_back_from_memory() -> None:
+    problem, loss_of = made(0)
+    evaluations, asked = counted(loss_of)
+    known = Evaluated(problem.float_policy, 7.0, 2.0)
+    assert Evaluations(loss_of, known=[known]).get(dict(problem.float_policy)).loss == 7.0
+    shuffled = dict(reversed(problem.float_policy.items()))
+    assert evaluations.get(problem.float_policy) == evaluations.get(shuffled)
+    assert len(asked) == 1

@@ -1,0 +1,140 @@
+"""Uniform quantisers against the published numbers of HAQ and HAWQ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sightline.errors import UserError
+from sightline.layers.quantisation.linear import (
+    ActivationQuantiser,
+    affine,
+    fixed_point,
+    kl_threshold,
+    percentile_range,
+    straight_through,
+    symmetric,
+    weight_grid,
+)
+from tests.golden_parity import Golden, load_golden
+
+BOUND = 1e-12
+"""Of functions in float64 (the golden files' own)."""
+
+
+@pytest.fixture(scope="module")
+def haq(shared: Path) -> Golden:
+    return load_golden(shared, "linear_quantisation", area="compress")
+
+
+@pytest.fixture(scope="module")
+def hawq(shared: Path) -> Golden:
+    return load_golden(shared, "hawq_quantisers", area="compress")
+
+
+def same(found: object, expected: object) -> None:
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=BOUND, atol=BOUND)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("number", range(28))
+def test_layers_with_quantised_weights_and_activations_are_those_of_haq(haq: Golden, number: int) -> None:
+    case, info = f"case{number:02d}/", haq.info["cases"][number]
+    given = {name: haq.tensor(case + name) for name in ("x", "weight")}
+    bias = haq.tensor(case + "bias") if case + "bias" in haq.arrays else None
+    weight, x = given["weight"].requires_grad_(), given["x"].requires_grad_()
+    is_linear = info["layer"] == "linear"
+
+    def layer(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, weight, bias) if is_linear else F.conv2d(x, weight, bias, padding=1)
+
+    quantiser = ActivationQuantiser(
+        bits=info["a_bit"], half_wave=info["half_wave"], is_trainable=info["trainable_activation_range"]
+    ).double()
+    quantiser.calibrate(x)
+    quantiser.range.data = quantiser.range.data.float().double()  # the reference keeps it in single precision
+    grid = weight_grid(weight, bits=info["w_bit"], name="weight")
+    same(layer(x, weight).detach(), haq.arrays[case + "calibration_output"])
+    same(quantiser.range.detach(), haq.arrays[case + "activation_range"])
+    same(grid.step * grid.high, haq.arrays[case + "weight_range"].item())
+    moved = straight_through(weight, grid(weight.detach()))
+    y = layer(quantised := quantiser(x), moved)
+    (y * torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape)).sum().backward()
+    for name, found in {"x_q": quantised, "weight_q": moved, "y": y}.items():
+        same(found.detach(), haq.arrays[case + name])
+    same(x.grad, haq.arrays[case + "grad_x"])
+    same(weight.grad, haq.arrays[case + "grad_weight"])
+    to_range = haq.arrays[case + "grad_activation_range"]
+    if np.isnan(to_range).all():
+        assert quantiser.range.grad is None
+    else:
+        same(quantiser.range.grad, to_range)
+
+
+@pytest.mark.shared
+def test_thresholds_are_those_of_haq(haq: Golden) -> None:
+    for number in range(10):
+        data, bits = haq.arrays[f"kl{number}/data"], int(haq.arrays[f"kl{number}/bits"])
+        same(kl_threshold(data, bits=bits), haq.arrays[f"kl{number}/threshold"])
+
+
+@pytest.mark.shared
+def test_grids_are_those_of_hawq(hawq: Golden) -> None:
+    for number, case in enumerate(hawq.info["cases"]):
+        bits, at = case["bits"], f"{number:02d}/"
+        weight = hawq.tensor(f"sym{at}w")
+        rows = weight.flatten(1) if case["per_channel"] else weight.reshape(1, -1)
+        grid = symmetric(rows.abs().amax(dim=1, keepdim=True), bits=bits, has_lowest=True)
+        same(grid.step.flatten(), hawq.arrays[f"sym{at}scale"])
+        assert (grid.codes(rows).view(weight.shape).numpy() == hawq.arrays[f"sym{at}q"]).all()
+        x = hawq.tensor(f"asym{at}x")
+        grid = affine(x.min(), x.max(), bits=bits)
+        same([float(grid.step), float(grid.zero)], hawq.arrays[f"asym{at}scale_zero"])
+        assert (grid.codes(x).numpy() == hawq.arrays[f"asym{at}q"]).all()
+        same(grid(x), hawq.arrays[f"asym{at}dequant"])
+        low, high, *bounds = hawq.arrays[f"pct{at}lo_up_min_max"]
+        same(torch.stack(percentile_range(hawq.tensor(f"pct{at}x"), low=low, high=high)).double(), bounds)
+
+
+@pytest.mark.shared
+def test_factors_as_fixed_point_are_those_of_hawq(hawq: Golden) -> None:
+    mantissa, exponent = fixed_point(hawq.arrays["frexp/x"])
+    assert (mantissa == hawq.arrays["frexp/mantissa31"]).all()
+    assert (exponent == hawq.arrays["frexp/exponent"]).all()
+
+
+def test_grids_by_hand() -> None:
+    grid = symmetric(torch.tensor(3.0), bits=3)
+    assert grid(torch.tensor([-9.0, -1.4, 0.5, 1.5, 2.6])).tolist() == [-3, -1, 0, 2, 3]  # halves to even
+    moved = affine(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
+    assert moved.codes(torch.tensor([-5.0, -1.0, 0.0, 1.2, 9.0])).tolist() == [0, 0, 1, 2, 3]
+    assert moved(torch.tensor([-5.0, 0.0, 1.2])).tolist() == [-1, 0, 1]
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_weights_move_by_half_a_step_and_stay_where_they_are_then(bits: int, per_channel: bool) -> None:
+    weight = torch.randn(6, 5, 3) * torch.tensor([1e-3, 1, 2, 1e3, 0, 1])[:, None, None]
+    grid = weight_grid(weight, bits=bits, name="weight", per_channel=per_channel)
+    moved = grid(weight)
+    assert grid.step.shape == ((6, 1, 1) if per_channel else ())
+    is_inside = weight.abs() <= grid.step * grid.high
+    assert ((moved - weight).abs()[is_inside] <= (grid.step / 2 * (1 + 1e-5)).expand_as(weight)[is_inside]).all()
+    assert torch.equal(grid(moved), moved)
+    assert len((moved[1] / grid.step.flatten()[-1]).unique()) <= 2**bits
+
+
+def test_zeros_stay_zero_and_what_is_not_finite_is_refused_by_name() -> None:
+    assert torch.equal(weight_grid(torch.zeros(3, 4), bits=2, name="w")(torch.zeros(3, 4)), torch.zeros(3, 4))
+    with pytest.raises(
+        UserError, match=r"^head\.weight: 1 of 12 weights are not finite, the first at \[1, 2\] \(nan\)"
+    ):
+        weight_grid(
+            torch.zeros(3, 4).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(torch.nan)),
+            bits=4,
+            name="head.weight",
+        )
