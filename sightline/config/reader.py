@@ -58,7 +58,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises ConfigError with every fault found: file and line, dotted path, what was found, what is allowed.
     """
     faults = Faults()
-    tree = apply_overrides(_with_bases(path, faults), overrides, faults)
+    tree = _with_policy(apply_overrides(_with_bases(path, faults), overrides, faults), faults)
     assert isinstance(tree.value, dict)
     tree.value.setdefault("name", Located(path.stem, Where(DEFAULT, path="name")))
     reading = _Reading(faults)
@@ -98,6 +98,18 @@ def _with_bases(path: Path, faults: Faults) -> Located:
     while trees:
         merged = merge(merged, trees.pop())
     return merged
+
+
+def _with_policy(tree: Located, faults: Faults) -> Located:
+    """The tree with the content of the file that `compress.policy` names, seen from the working directory."""
+    section = tree.value.get("compress") if isinstance(tree.value, dict) else None
+    policy = section.value.get("policy") if section is not None and isinstance(section.value, dict) else None
+    if policy is not None and isinstance(policy.value, str):
+        try:
+            section.value["policy"] = read_file(Path(policy.value), faults)
+        except ConfigError as error:
+            raise ConfigError(f"{policy.where}: {error}") from None
+    return tree
 
 
 def _read_base(path: Path, base: Located | None, faults: Faults) -> Located:

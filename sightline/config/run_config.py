@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from annotated_types import Ge, Le, Lt
+from typing_extensions import TypedDict
 
 from sightline.arguments import Count, Seed, Size
 from sightline.config.expectations import Expectation
@@ -15,6 +16,7 @@ from sightline.types import Component, Where
 __all__ = [
     "Checkpoints",
     "Checks",
+    "Compress",
     "Distributed",
     "Evaluate",
     "Init",
@@ -89,6 +91,26 @@ class Init:
     may_be_missing: tuple[str, ...] = ()
 
 
+class QuantisedAs(TypedDict):
+    """What a weight is stored as: numbers of a codebook, of a linear grid, or floats. `bits` are 1 to 8, of the first two."""
+
+    kind: Literal["codebook", "linear", "fp16", "fp32"]
+    bits: NotRequired[Annotated[int, Ge(1), Le(8)]]
+    per_channel: NotRequired[bool]
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Weights that are quantised after `init`, by their names; training then moves what they are computed from.
+
+    The path of a policy's file stands for its content, which the run keeps. `gradient`: that of a codebook's number is
+    the mean or the sum over the weights that have it.
+    """
+
+    policy: dict[str, QuantisedAs]
+    gradient: Literal["mean", "sum"] = "mean"
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """Saved every so many epochs (or steps, where given) and at evaluations; `keep_last` of them and the best stay."""
@@ -147,6 +169,7 @@ class RunConfig:
     transforms: Transforms = field(default_factory=Transforms)
     schedule: Component = field(default=Component("constant"))
     init: Init | None = None
+    compress: Compress | None = None
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     loader: Loader = field(default_factory=Loader)
     log: Log = field(default_factory=Log)

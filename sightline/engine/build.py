@@ -20,6 +20,7 @@ from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.data.loading.splits import hold_out
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator, Meter
+from sightline.engine.model_changes import changed
 from sightline.engine.optimizers import Recipe
 from sightline.engine.parameter_groups import Rate
 from sightline.engine.precision import Precision, seed_everything
@@ -28,7 +29,6 @@ from sightline.engine.step import Task
 from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job
 from sightline.errors import CheckpointError, ConfigError
-from sightline.layers.native_batch_norm import without_cudnn
 from sightline.members import DataMembers, TaskMembers, TransformMembers
 from sightline.metrics.base import Metric, fault_of_state
 from sightline.runs import checkpoint
@@ -105,8 +105,9 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
     """
     with located(config.origins):
         data = build_data(config) if data is None else data
-        model = build_model(config, data.facts, world)
+        model = _plain_model(config, data.facts, world)
         report = None if is_resumed else _initialise(model, config)
+        model = changed(model, config, world)
         task, meters = build_task(config, data, model)
         config = with_mode(config, [meter.metric for meter in meters], is_resumed=is_resumed)
         recipe: Recipe = registry.optimizers.build(config.optimizer, facts=data.facts)
@@ -187,13 +188,16 @@ def build_transforms(components: Sequence[Component], facts: Mapping[str, Any]) 
 
 
 def build_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
-    """The model with the weights that `seed` gives, the same on every process, in the run's number format."""
+    """The model with the weights that `seed` gives, the same on every process, in the run's number format.
+
+    It is changed as the config states: what it learned can be loaded into it, weights for `init` cannot.
+    """
+    return changed(_plain_model(config, facts, world), config, world)
+
+
+def _plain_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
     seed_everything(config.seed)
     model = registry.models.build(config.model, facts=facts)
-    if config.distributed.sync_batch_norm:
-        model = world.synchronise_batch_norm(model)
-    if config.train.cudnn == "all_but_batch_norm":
-        model = without_cudnn(model)
     return model.to(world.device, Precision(config.train.precision).parameters)
 
 
