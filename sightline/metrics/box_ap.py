@@ -115,10 +115,9 @@ def _group(state: State, most: int) -> _Groups:
     boxes, labels = (state[name].cpu().numpy() for name in ("detections", "labels"))
     boxes = boxes[np.lexsort((-boxes[:, 5], boxes[:, 0], boxes[:, 6]))]
     labels = labels[np.lexsort((labels[:, 0], labels[:, 5]))]
-    num_images = 1 + max((int(table[:, 0].max()) for table in (boxes, labels) if len(table)), default=0)
-    keys = [
-        (table[:, column] * num_images + table[:, 0]).astype(np.int64) for table, column in ((boxes, 6), (labels, 5))
-    ]
+    pairs = [(boxes[:, 6], boxes[:, 0]), (labels[:, 5], labels[:, 0])]
+    num_images = 1 + max(images.max(initial=0) for _, images in pairs)
+    keys = [(classes * num_images + images).astype(np.int64) for classes, images in pairs]
     groups = np.unique(np.concatenate(keys))
     starts = [np.append(np.searchsorted(each, groups), len(each)) for each in keys]
     rank = np.arange(len(boxes)) - np.repeat(starts[0][:-1], np.diff(starts[0]))

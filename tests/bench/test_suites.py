@@ -109,13 +109,6 @@ def test_metrics_are_those_of_the_usual_loop_and_a_wrong_one_is_found() -> None:
     assert agrees(inputs, figures, ours | {"class_miou": float("nan")}) is not None
 
 
-def test_precision_of_boxes_off_by_a_billionth_is_found() -> None:
-    agrees, numbers = detection.metric_cases()[0].variants[0].agrees, {"ap": 0.5, "ap50": 0.75}
-    assert agrees(None, numbers, numbers) is None
-    for wrong in (0.5 + 2e-9, float("nan")):
-        assert "ap is" in str(agrees(None, numbers, {"ap50": 0.75, "ap": wrong}))
-
-
 def test_inputs_are_the_same_every_time() -> None:
     for case in CHEAP:
         first, second = case.smaller().inputs(), case.smaller().inputs()
