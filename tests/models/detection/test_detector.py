@@ -353,3 +353,26 @@ def test_a_backbone_alone_in_front_of_a_head_is_refused() -> None:
     """The neck may not be left out: channels differ between levels."""
     with pytest.raises(ConfigError, match="neck"):
         sightline.build_model("detector", num_classes=1, backbone={"name": "resnet18"}, head={"name": "retina"})
+
+
+def test_channels_together_in_memory_change_nothing() -> None:
+    """Outputs and gradients in float64, and both the weights and what reaches the head are in that order."""
+    plain = small().double()
+    other = sightline.build_model(
+        "detector",
+        num_classes=3,
+        backbone={"name": "resnet18", "width": 8},
+        neck={"name": "fpn", "width": 8},
+        head={"name": "retina"},
+        channels_last=True,
+    ).double()
+    other.load_state_dict(plain.state_dict())
+    is_together = []
+    other.head.classes.conv.register_forward_pre_hook(
+        lambda module, given: is_together.append(given[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    image = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    for found, expected in zip(*(model(image=image).items() for model in (other, plain)), strict=True):
+        torch.testing.assert_close(found[1], expected[1], rtol=1e-10, atol=1e-10)
+    assert all(is_together)
+    assert other.neck.outputs[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
