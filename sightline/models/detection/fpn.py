@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -72,6 +73,19 @@ class FPN(nn.Module):
         found = [output(each) for output, each in zip(self.outputs, merged, strict=True)]
         values = maps[-1] if self.p6_source == "c5" else found[-1]
         for place, conv in enumerate(self.coarser):
-            values = conv(values.relu() if place else values)
+            values = _coarser(conv, values.relu() if place else values)
             found.append(values)
         return found
+
+
+def _coarser(conv: nn.Module, values: Tensor) -> Tensor:
+    """The next coarser map; on a CPU always in full precision where it is one cell wide.
+
+    torch 2.13 leaves memory uninitialised in the bf16 gradient of such a convolution's weights.
+    """
+    if values.shape[3] > 1 or values.device.type != "cpu":
+        result: Tensor = conv(values)
+        return result
+    with torch.autocast("cpu", enabled=False):
+        result = conv(values.to(next(conv.parameters()).dtype))
+    return result
