@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -83,9 +84,7 @@ def _coarser(conv: nn.Module, values: Tensor) -> Tensor:
 
     torch 2.13 leaves memory uninitialised in the bf16 gradient of such a convolution's weights.
     """
-    if values.shape[3] > 1 or values.device.type != "cpu":
-        result: Tensor = conv(values)
-        return result
-    with torch.autocast("cpu", enabled=False):
-        result = conv(values.to(next(conv.parameters()).dtype))
+    is_narrow = values.shape[3] == 1 and values.device.type == "cpu"
+    with torch.autocast("cpu", enabled=False) if is_narrow else contextlib.nullcontext():
+        result: Tensor = conv(values.to(next(conv.parameters()).dtype) if is_narrow else values)
     return result

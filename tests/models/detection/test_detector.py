@@ -15,6 +15,7 @@ from sightline.binding import outputs_of_model
 from sightline.errors import ConfigError
 from sightline.layers.detection.attention import SqueezeExcitation
 from sightline.layers.detection.norms import FrozenBatchNorm
+from sightline.models.detection.fpn import FPN
 from sightline.models.detection.head import at_priors
 from sightline.types import Component
 
@@ -381,9 +382,7 @@ def test_channels_together_in_memory_change_nothing() -> None:
 @pytest.mark.parametrize("size", [(64, 64), (128, 64)])
 def test_coarse_maps_of_one_column_have_a_gradient_in_bf16(size: tuple[int, int]) -> None:
     """torch's own convolution leaves its weights' gradient uninitialised there, which filled memory shows."""
-    neck = registry.necks.build(
-        Component("fpn", {"width": 64}), facts={"channels": (16, 16, 16), "strides": (8, 16, 32)}
-    )
+    neck = FPN(channels=(16, 16, 16), strides=(8, 16, 32), width=64)
     maps = [torch.randn(4, 16, size[0] // stride, size[1] // stride) for stride in (8, 16, 32)]
     gradients = []
     for is_enabled in (False, True):
