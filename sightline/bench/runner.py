@@ -20,6 +20,7 @@ __all__ = ["Report", "Result", "Runner", "describe_machine"]
 
 _PEER_PACKAGES = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
 """Where the name to install is another than the one to import."""
+_EXTRAS = {"pycocotools": "dev"}
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,19 @@ class Runner:
         for case in cases:
             note(case.name)
             present = self._present(case, report, note)
-            for result in self._compare(case, present, report, note):
+            for result in self._compare(case, present, report, note) if present else ():
                 report.results.append(result)
 
     def _present(self, case: Case, report: Report, note: Callable[[str], None]) -> list[Variant]:
-        for form in case.variants:
+        for form in case.forms:
             if form.needs is not None and not form.is_present:
-                package = _PEER_PACKAGES.get(form.needs, form.needs)
-                line = str(MissingExtraError(package, extra="peers", needed_by=f"the row '{form.name}'"))
+                package, extra = _PEER_PACKAGES.get(form.needs, form.needs), _EXTRAS.get(form.needs, "peers")
+                what = case.name if form is case.baseline else f"the row '{form.name}'"
+                line = str(MissingExtraError(package, extra=extra, needed_by=what))
                 if line not in report.missing:
                     report.missing.append(line)
                     note(line)
-        return [form for form in case.variants if form.is_present]
+        return [form for form in case.variants if form.is_present and case.baseline.is_present]
 
     def _compare(
         self, case: Case, present: Sequence[Variant], report: Report, note: Callable[[str], None]

@@ -9,6 +9,7 @@ from sightline.bench import (
     contrast,
     data,
     dense_transformer,
+    detection,
     geometry,
     growth,
     metrics,
@@ -35,15 +36,16 @@ def _models() -> list[Case]:
         *contrast.cases(),
         *volumes.model_cases(),
         *range_networks.cases(),
+        *detection.model_cases(),
     ]
 
 
 def _metrics() -> list[Case]:
-    return [*metrics.cases(), *scan_scores.cases()]
+    return [*metrics.cases(), *scan_scores.cases(), *detection.metric_cases()]
 
 
 def _train() -> list[Case]:
-    return [*train.cases(), *optimizers.cases()]
+    return [*train.cases(), *optimizers.cases(), *detection.train_cases()]
 
 
 SUITES: dict[str, Callable[[], list[Case]]] = {

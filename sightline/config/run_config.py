@@ -92,7 +92,7 @@ class Init:
 
 
 class QuantisedAs(TypedDict):
-    """What a weight is stored as: numbers of a codebook, of a linear grid, or floats. `bits` are 1 to 8, of the first two."""
+    """What a weight is stored as: numbers of a codebook or of a linear grid, of 1 to 8 `bits`, or floats."""
 
     kind: Literal["codebook", "linear", "fp16", "fp32"]
     bits: NotRequired[Annotated[int, Ge(1), Le(8)]]

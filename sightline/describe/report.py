@@ -40,9 +40,9 @@ def trace_run(built: Built) -> Trace:
 
 
 def document_of(
-    subject: Subject, traced: Trace, memory: Memory, projection: Mapping[str, Any] | None = None
+    subject: Subject, traced: Trace, memory: Memory, of_data: Mapping[str, Mapping[str, Any] | None]
 ) -> dict[str, Any]:
-    """What `describe --json` writes."""
+    """What `describe --json` writes; `of_data` are further tables by their names, of which those that are None go."""
     return {
         "model": subject.built.config.model.name,
         "modules": [_row(node, traced.num_samples) for node in traced.calls],
@@ -52,7 +52,7 @@ def document_of(
         "memory": dataclasses.asdict(memory),
         "batch": subject.batch,
         "num_samples": traced.num_samples,
-        **({} if projection is None else {"projection": dict(projection)}),
+        **{name: dict(table) for name, table in of_data.items() if table is not None},
     }
 
 

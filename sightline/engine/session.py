@@ -36,6 +36,7 @@ from sightline.runs import checkpoint
 from sightline.runs.inputs import INPUTS, inputs_document
 from sightline.runs.lineage import LINEAGE, describe_lineage, describe_stage
 from sightline.runs.run_directory import RunDirectory
+from sightline.runs.weights import plain_state
 
 __all__ = ["Session", "StopAskedError", "StopRequest", "described_part", "evaluation_document"]
 
@@ -327,9 +328,9 @@ class Session:
         }
         snapshot = checkpoint.Snapshot(
             step=job.step,
-            model=dict(job.model.state_dict()),
+            model=plain_state(job.model),
             optimizer=checkpoint.optimizer_tensors(job.model, job.optimizer),
-            ema=None if job.ema is None else dict(job.ema.state_dict()),
+            ema=None if job.ema is None else plain_state(job.ema),
             state=state,
         )
         checkpoint.save(

@@ -115,10 +115,11 @@ class _Groups(NamedTuple):
     def curve(self, number: int, area: str, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Precision (L, 101) and recall (L) of a class, of the `most` surest detections of every image."""
         kind = list(_AREAS).index(area)
-        chosen = (self.box_class == number) & (self.rank < most)
-        num_labels = int((~self.label_ignored[kind][self.label_class == number]).sum())
-        matches = Matches(self.scores[chosen], self.found[kind][:, chosen], self.ignored[kind][:, chosen], num_labels)
-        return precision_and_recall([matches])
+        own, its = (slice(*np.searchsorted(each, [number, number + 1])) for each in (self.box_class, self.label_class))
+        chosen = self.rank[own] < most
+        found, ignored = (each[kind][:, own][:, chosen] for each in (self.found, self.ignored))
+        num_labels = int((~self.label_ignored[kind][its]).sum())
+        return precision_and_recall([Matches(self.scores[own][chosen], found, ignored, num_labels)])
 
 
 def _group(state: State, most: int, num_classes: int) -> _Groups:
@@ -130,9 +131,11 @@ def _group(state: State, most: int, num_classes: int) -> _Groups:
     labels = np.concatenate([labels[has_class], copies])
     boxes = boxes[np.lexsort((-boxes[:, 5], boxes[:, 0], boxes[:, 6]))]
     labels = labels[np.lexsort((labels[:, 0], labels[:, 5]))]
-    keys = [table[:, (column, 0)] for table, column in ((boxes, 6), (labels, 5))]
-    groups = np.unique(np.concatenate(keys), axis=0)
-    starts = [_starts(each, groups) for each in keys]
+    pairs = [(boxes[:, 6], boxes[:, 0]), (labels[:, 5], labels[:, 0])]
+    num_images = 1 + max(images.max(initial=0) for _, images in pairs)
+    keys = [(classes * num_images + images).astype(np.int64) for classes, images in pairs]
+    groups = np.unique(np.concatenate(keys))
+    starts = [np.append(np.searchsorted(each, groups), len(each)) for each in keys]
     rank = np.arange(len(boxes)) - np.repeat(starts[0][:-1], np.diff(starts[0]))
     area, is_crowd = labels[:, 6], labels[:, 7] > 0
     label_ignored = np.stack([is_crowd | (area < low) | (area > high) for low, high in _AREAS.values()])
@@ -147,12 +150,6 @@ def _group(state: State, most: int, num_classes: int) -> _Groups:
     is_other = np.stack([(sizes < low) | (sizes > high) for low, high in _AREAS.values()])
     ignored |= ~found & is_other[:, None]
     return _Groups(boxes[:, 5], boxes[:, 6], rank, labels[:, 5], label_ignored, found, ignored)
-
-
-def _starts(keys: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Where the rows of each group begin, and where the last one ends; rows lie in the order of the groups."""
-    _, counts = np.unique(np.concatenate([groups, keys]), axis=0, return_counts=True)
-    return np.concatenate([[0], np.cumsum(counts - 1)]).astype(np.int64)
 
 
 def _match_plainly(

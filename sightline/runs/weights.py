@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sightline.errors import CheckpointError
 from sightline.schema import nearest
 
-__all__ = ["MatchReport", "load_weights", "plain_name"]
+__all__ = ["MatchReport", "load_weights", "plain_name", "plain_state"]
 
 _WRAPPERS = ("module", "_orig_mod")
 _SHOWN = 5
@@ -53,11 +53,23 @@ class MatchReport:
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without the parts that data-parallel and compiled wrappers put into it."""
+    """A tensor's name without the parts that data-parallel and compiled wrappers, and quantisation, put into it.
+
+    What a quantised `weight` is computed from is called `weight`, its labels `weight.labels`.
+    """
     parts = [part for part in name.split(".") if part != "_orig_mod"]
     while len(parts) > 1 and parts[0] in _WRAPPERS:
         parts = parts[1:]
+    if "parametrizations" in parts[:-2]:
+        place = parts.index("parametrizations")
+        attribute, _, *inner = parts[place + 1 :]  # between them `original`, or the number of a parametrisation
+        parts = [*parts[:place], attribute, *inner]
     return ".".join(parts)
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model by plain names; its own tensors, not copies."""
+    return {plain_name(name): value for name, value in model.state_dict().items()}
 
 
 def load_weights(

@@ -28,7 +28,11 @@ __all__ = ["AnchorBlock", "Detect", "GridBlock"]
 
 
 class AnchorBlock(TypedDict, total=False):
-    """The anchors of a cell: a preset of `geometry.boxes.priors`, of which single values may be replaced."""
+    """The anchors of a cell: a preset of `geometry.boxes.priors`, of which single values may be replaced.
+
+    `sizes` take the place of all else, which may come from a base config: widths and heights in pixels of the anchors
+    of a cell, level by level, the finest first.
+    """
 
     preset: Literal["retinanet", "crowddet", "s3"]
     scales: tuple[Size, ...]
@@ -36,6 +40,7 @@ class AnchorBlock(TypedDict, total=False):
     base_strides: Size
     keeps: Literal["area", "width"]
     whole_px: bool
+    sizes: tuple[tuple[tuple[Size, Size], ...], ...]
 
 
 class GridBlock(TypedDict, total=False):
@@ -195,7 +200,7 @@ def _images(offsets: Tensor) -> list[slice]:
     return [slice(*pair) for pair in pairwise(offsets.tolist())]
 
 
-def _shapes_of(block: AnchorBlock | None, head: Any) -> AnchorShapes:
+def _shapes_of(block: AnchorBlock | None, head: Any) -> AnchorShapes | Sequence[Sequence[tuple[float, float]]]:
     """The anchors of a cell. Raises ConfigError where the head predicts another number, or no anchors at all."""
     if head.priors != "anchors":
         if block is not None:
@@ -204,11 +209,19 @@ def _shapes_of(block: AnchorBlock | None, head: Any) -> AnchorShapes:
     if head.priors_per_cell == 1 and block is None:
         return AnchorShapes((1.0,), (1.0,), base_strides=8.0)
     given: dict[str, Any] = dict(block or {})
-    shapes = replace(PRESETS[given.pop("preset", "retinanet")], **given)
-    if len(shapes.of(1)) != head.priors_per_cell:
+    sizes = given.pop("sizes", None)
+    if sizes is not None and (len(sizes) != len(head.strides) or len({*map(len, sizes)}) != 1):
         raise ConfigError(
-            f"anchors: {len(shapes.scales)} scales x {len(shapes.ratios)} ratios are {len(shapes.of(1))} anchors a "
-            f"cell, the head predicts {head.priors_per_cell}; set model.head.num_anchors={len(shapes.of(1))}"
+            f"anchors: sizes take as many (width, height) for each of the {len(head.strides)} levels; found "
+            f"{[len(level) for level in sizes]} of {len(sizes)}"
+        )
+    shapes = sizes or replace(PRESETS[given.pop("preset", "retinanet")], **given)
+    count = len(sizes[0] if sizes else shapes.of(1))
+    if count != head.priors_per_cell:
+        stated = "sizes" if sizes else f"{len(shapes.scales)} scales x {len(shapes.ratios)} ratios"
+        raise ConfigError(
+            f"anchors: {stated} are {count} anchors a cell, the head predicts {head.priors_per_cell}; set "
+            f"model.head.num_anchors={count}"
         )
     return shapes
 

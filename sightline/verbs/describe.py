@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sightline.describe.anchors import anchors_of
 from sightline.describe.drawing import draw, short_number, show_shape
 from sightline.describe.figure import figure_of
 from sightline.describe.memory import Memory, estimate_memory
@@ -53,12 +54,15 @@ def describe(
         note(f"batch: {subject.batch}")
         traced = trace_run(subject.built)
         memory = estimate_memory(subject.built)
-        projection = None if subject.is_promised else projection_of(subject.built)
-    document = document_of(subject, traced, memory, projection)
+        readers = {} if subject.is_promised else {"projection": projection_of, "anchors": anchors_of}
+        of_data = {name: read(subject.built) for name, read in readers.items()}
+    document = document_of(subject, traced, memory, of_data)
     _show_modules(traced, f"{config.model.name}: a forward pass of {traced.num_samples} samples", depth)
     _show_memory(memory)
-    if projection is not None:
+    if (projection := of_data.get("projection")) is not None:
         _show_projection(projection)
+    if (anchors := of_data.get("anchors")) is not None:
+        _show_anchors(anchors)
     if svg is not None:
         figure = figure_of(traced, depth=depth)
         cost = f"{short_number(traced.macs / traced.num_samples)} multiply-accumulates per sample"
@@ -84,6 +88,34 @@ def _show_projection(found: Mapping[str, Any]) -> None:
         )
     for line in lines:
         note(line)
+
+
+def _show_anchors(found: Mapping[str, Any]) -> None:
+    """The best IoU of training boxes with the anchors, and with fitted sizes; by the boxes' sizes."""
+    sets = {
+        "the config's, where they lie": "placed",
+        "the config's, sizes alone": "sizes",
+        "fitted, where they would lie": "fitted_placed",
+        "fitted, sizes alone": "fitted",
+    }
+    bins = [name for name, each in found["placed"]["bins"].items() if each["num_boxes"]]
+    rows = [
+        [
+            what,
+            *(f"{found[key][name]:.3f}" for name in ("mean_best_iou", "share_half", "share_below_0.3")),
+            *(f"{found[key]['bins'][name]['mean_best_iou']:.3f}" for name in bins),
+        ]
+        for what, key in sets.items()
+        if found[key] is not None and found[key]["num_boxes"]
+    ]
+    counts = [f"{name} ({found['placed']['bins'][name]['num_boxes']})" for name in bins]
+    title = f"best IoU of {found['placed']['num_boxes']} boxes in {found['num_images']} training images with an anchor"
+    show_table(title, ("anchors", "mean", "share >= 0.5", "share < 0.3", *counts), rows)
+    if found["fitted_placed"] and found["fitted_placed"]["mean_best_iou"] > found["placed"]["mean_best_iou"]:
+        levels = [[list(each) for each in level] for level in found["fitted_sizes"]]
+        note(f"the fitted sizes cover boxes better: task.anchors={{sizes: {levels}}}")
+    if not found["spanned"]["is_spanned"]:
+        note("the anchors' centres do not reach all sides of the canvas; look at task.grid and the canvas")
 
 
 def _show_modules(traced: Trace, title: str, depth: int | None) -> None:

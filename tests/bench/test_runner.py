@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -130,6 +131,15 @@ def test_a_package_that_is_not_there_is_a_line_that_says_how_to_get_it() -> None
     assert report.missing == [line], "said once"
     assert line in told
     assert [result.name for result in report.results] == ["test/double_8/fast"]
+
+
+def test_a_case_whose_baseline_is_not_there_is_left_out() -> None:
+    without = dataclasses.replace(case(RIGHT), baseline=variant("judge", abs, equal, needs="no_such_package"))
+    report, meter, told = run(without, case(RIGHT))
+    line = "test/double_8 needs the package 'no_such_package'; install it: pip install 'sightline[peers]'"
+    assert report.missing == [line]
+    assert line in told
+    assert {name for _, name, _ in meter.asked} == {"plain", "fast"}, "of the other case alone"
 
 
 def test_the_name_to_install_may_differ_from_the_name_to_import(monkeypatch: pytest.MonkeyPatch) -> None:

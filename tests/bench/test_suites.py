@@ -7,11 +7,12 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from sightline.bench import growth, suites
+from sightline.bench import detection, growth, suites
 from sightline.bench.case import Case
 from sightline.errors import UserError
 
 CHEAP = [case for case in suites.all_cases() if case.suite in ("geometry", "data")]
+DETECTION = [*detection.model_cases(), *detection.train_cases(), *detection.metric_cases()]
 
 
 def names(cases: list[Case]) -> list[str]:
@@ -36,6 +37,10 @@ def test_the_sizes_of_the_bars_are_there() -> None:
         "geometry/assign_max_iou_300_to_100000",
         "geometry/assign_fcos_300_to_100000",
         "geometry/assign_atss_300_to_100000",
+        "metrics/box_ap_5000x100",
+        "train/detection_targets_4x320",
+        "train/detection_photos_4x320",
+        "models/retinanet_step_4x320",
         "models/dgcnn_step_32x1024",
         "models/dgcnn_step_bf16_32x1024",
         "models/pct_step_32x1024",
@@ -66,12 +71,14 @@ def test_cases_are_chosen_by_suite_and_pattern() -> None:
         suites.chosen(("data",), "knn_*")
 
 
-@pytest.mark.parametrize("case", CHEAP, ids=names(CHEAP))
+@pytest.mark.parametrize("case", [*CHEAP, *DETECTION], ids=names([*CHEAP, *DETECTION]))
 def test_forms_of_a_case_agree(case: Case) -> None:
     small = case.smaller()
     inputs = small.inputs()
     with ExitStack() as stack:
         runs = {form.name: stack.enter_context(form.open(inputs))() for form in small.forms if form.is_present}
+    if small.baseline.name not in runs:
+        pytest.skip(f"{small.baseline.needs} is not installed")
     expected = runs.pop(small.baseline.name)
     for form in small.variants:
         if form.name in runs:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 
-from sightline.bench.timing import ENOUGH_S, Seconds, Spread, interleave, ratios
+from sightline.bench.timing import ENOUGH_S, Seconds, Spread, interleave, ratios, read_clocks
 
 
 class Clock:
@@ -69,3 +71,10 @@ def test_short_calls_are_repeated_and_reported_per_call() -> None:
     assert clock.calls.count("long") == 1 + 2
     assert [each.cpu for each in found["short"]] == pytest.approx([0.003, 0.003])
     assert [each.wall for each in found["long"]] == pytest.approx([2.0, 2.0])
+
+
+def test_the_work_of_a_process_counts_once_it_ended() -> None:
+    """A child that works for 0.3 s costs this process next to nothing."""
+    before = read_clocks()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"], check=True)
+    assert 0.3 <= read_clocks().cpu - before.cpu < 1.0

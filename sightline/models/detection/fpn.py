@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -72,6 +74,17 @@ class FPN(nn.Module):
         found = [output(each) for output, each in zip(self.outputs, merged, strict=True)]
         values = maps[-1] if self.p6_source == "c5" else found[-1]
         for place, conv in enumerate(self.coarser):
-            values = conv(values.relu() if place else values)
+            values = _coarser(conv, values.relu() if place else values)
             found.append(values)
         return found
+
+
+def _coarser(conv: nn.Module, values: Tensor) -> Tensor:
+    """The next coarser map; on a CPU always in full precision where it is one cell wide.
+
+    torch 2.13 leaves memory uninitialised in the bf16 gradient of such a convolution's weights.
+    """
+    is_narrow = values.shape[3] == 1 and values.device.type == "cpu"
+    with torch.autocast("cpu", enabled=False) if is_narrow else contextlib.nullcontext():
+        result: Tensor = conv(values.to(next(conv.parameters()).dtype) if is_narrow else values)
+    return result

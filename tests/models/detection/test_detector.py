@@ -15,6 +15,7 @@ from sightline.binding import outputs_of_model
 from sightline.errors import ConfigError
 from sightline.layers.detection.attention import SqueezeExcitation
 from sightline.layers.detection.norms import FrozenBatchNorm
+from sightline.models.detection.fpn import FPN
 from sightline.models.detection.head import at_priors
 from sightline.types import Component
 
@@ -353,3 +354,44 @@ def test_a_backbone_alone_in_front_of_a_head_is_refused() -> None:
     """The neck may not be left out: channels differ between levels."""
     with pytest.raises(ConfigError, match="neck"):
         sightline.build_model("detector", num_classes=1, backbone={"name": "resnet18"}, head={"name": "retina"})
+
+
+def test_channels_together_in_memory_change_nothing() -> None:
+    """Outputs and gradients in float64, and both the weights and what reaches the head are in that order."""
+    plain = small().double()
+    other = sightline.build_model(
+        "detector",
+        num_classes=3,
+        backbone={"name": "resnet18", "width": 8},
+        neck={"name": "fpn", "width": 8},
+        head={"name": "retina"},
+        channels_last=True,
+    ).double()
+    other.load_state_dict(plain.state_dict())
+    is_together = []
+    other.head.classes.conv.register_forward_pre_hook(
+        lambda module, given: is_together.append(given[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    image = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    for found, expected in zip(*(model(image=image).items() for model in (other, plain)), strict=True):
+        torch.testing.assert_close(found[1], expected[1], rtol=1e-10, atol=1e-10)
+    assert all(is_together)
+    assert other.neck.outputs[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 64)])
+def test_coarse_maps_of_one_column_have_a_gradient_in_bf16(size: tuple[int, int]) -> None:
+    """torch's own convolution leaves its weights' gradient uninitialised there, which filled memory shows."""
+    neck = FPN(channels=(16, 16, 16), strides=(8, 16, 32), width=64)
+    maps = [torch.randn(4, 16, size[0] // stride, size[1] // stride) for stride in (8, 16, 32)]
+    gradients = []
+    for is_enabled in (False, True):
+        neck.zero_grad()
+        memory = [torch.full((64, 64, 3, 3), 1e20) for _ in range(4)]
+        del memory
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
+            found = neck(maps)
+        sum(each.float().square().sum() for each in found[-2:]).backward()
+        gradients.append([conv.conv.weight.grad.clone() for conv in neck.coarser])
+    for plain, other in zip(*gradients, strict=True):
+        assert (plain - other).norm() < 0.05 * plain.norm()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.rehearsal import copy_of
 from sightline.errors import CheckpointError
+from sightline.layers.quantisation.parametrised import dense, freeze
 from sightline.runs.checkpoint import MatchReport, load, load_weights
 
 __all__ = ["checkpoint_match"]
@@ -28,7 +29,7 @@ def checkpoint_match(context: Context) -> list[Finding]:
     except CheckpointError as error:
         causes = ("ckpt.corrupt", "ckpt.incomplete_state", "ckpt.stale")
         return [_unmatched(context, "init.from", causes, "the weights to start from cannot be read", str(error))]
-    copied = copy_of(model)
+    copied = freeze(copy_of(model))
     try:
         report = load_weights(copied, weights, may_be_missing=init.may_be_missing, modules=init.modules, into=init.into)
     except CheckpointError as error:
@@ -37,7 +38,8 @@ def checkpoint_match(context: Context) -> list[Finding]:
     if report.matched == 0:
         text = "may_be_missing names everything: nothing is loaded"
         return [_unmatched(context, "init.may_be_missing", ("ckpt.key_mismatch", "cfg.override"), text, str(report))]
-    differing = _differing(copied.state_dict(), model)
+    changed = () if context.config.compress is None else context.config.compress.policy
+    differing = _differing(copied.state_dict(), dense(model), changed)
     if differing:
         causes = ("ckpt.stale", "model.init", "ckpt.alias")
         text = f"{len(differing)} tensors of the model are not those given, {', '.join(differing[:5])} first"
@@ -45,12 +47,12 @@ def checkpoint_match(context: Context) -> list[Finding]:
     return [] if report.matched == report.total else [_partial(context, report)]
 
 
-def _differing(expected: Mapping[str, Tensor], model: nn.Module) -> list[str]:
-    """Names of tensors that loading the weights once more would change."""
-    own = model.state_dict()
+def _differing(expected: Mapping[str, Tensor], own: Mapping[str, Tensor], changed: Collection[str]) -> list[str]:
+    """Names of tensors that loading the weights once more would change, but for those that are quantised after it."""
     return [
         name
         for name, value in expected.items()
+        if name not in changed
         if isinstance(value, Tensor) and not torch.equal(value.nan_to_num(), own[name].nan_to_num())
     ]
 
