@@ -251,7 +251,7 @@ def test_fine_tuning_is_the_chain_of_haq(shared: Path) -> None:
         quantiser.held = lambda numbers: numbers  # the reference does not round centres
         nn.utils.parametrize.register_parametrization(model[place], "weight", quantiser, unsafe=True)
         with torch.no_grad():
-            model[place].parametrizations.weight.original.copy_(start.float())
+            model[place].parametrizations.weight.original.copy_(start)
         centres.append(model[place].parametrizations.weight.original)
     x, y = golden.tensor("batches/x"), golden.tensor("batches/y")
     before = model.eval()(x[0]).detach()
