@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 from sightline.bench import (
+    compression,
     contrast,
     data,
     dense_transformer,
@@ -54,6 +55,7 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "data": data.cases,
     "metrics": _metrics,
     "train": _train,
+    "compress": compression.cases,
 }
 
 

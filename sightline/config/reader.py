@@ -103,7 +103,9 @@ def _with_bases(path: Path, faults: Faults) -> Located:
 def _with_policy(tree: Located, faults: Faults) -> Located:
     """The tree with the content of the file that `compress.policy` names, seen from the working directory."""
     section = tree.value.get("compress") if isinstance(tree.value, dict) else None
-    policy = section.value.get("policy") if section is not None and isinstance(section.value, dict) else None
+    if section is None or not isinstance(section.value, dict):
+        return tree
+    policy = section.value.get("policy")
     if policy is not None and isinstance(policy.value, str):
         try:
             section.value["policy"] = read_file(Path(policy.value), faults)

@@ -11,7 +11,7 @@ from sightline.bench import detection, growth, suites
 from sightline.bench.case import Case
 from sightline.errors import UserError
 
-CHEAP = [case for case in suites.all_cases() if case.suite in ("geometry", "data")]
+CHEAP = [case for case in suites.all_cases() if case.suite in ("geometry", "data", "compress")]
 DETECTION = [*detection.model_cases(), *detection.train_cases(), *detection.metric_cases()]
 
 
@@ -21,6 +21,7 @@ def names(cases: list[Case]) -> list[str]:
 
 def test_the_sizes_of_the_bars_are_there() -> None:
     assert {
+        "compress/kmeans_1000000_to_16",
         "geometry/knn_32x1024x3_k20",
         "geometry/knn_8x1024x64_k20",
         "geometry/knn_1x8192x3_k20",

@@ -67,7 +67,8 @@ def check_weight(weight: Tensor, name: str) -> None:
     """Raises UserError for weights that cannot be quantised."""
     if not weight.numel():
         raise UserError(f"{name}: has no elements of shape {list(weight.shape)}; leave it out of the policy")
-    bad = ~torch.isfinite(weight.detach())
+    weight = weight.detach()
+    bad = ~torch.isfinite(weight)
     if bad.any():
         first = tuple(int(index) for index in bad.nonzero()[0])
         raise UserError(

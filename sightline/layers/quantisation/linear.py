@@ -44,7 +44,7 @@ class Grid:
 
     def codes(self, values: Tensor) -> Tensor:
         """The code of the nearest value of the grid, as whole numbers of the tensor's own type."""
-        return (torch.round(values / self.step + self.zero)).clamp(self.low, self.high)
+        return torch.round(values / self.step + self.zero).clamp(self.low, self.high) + 0.0  # no -0
 
     def values(self, codes: Tensor) -> Tensor:
         return (codes - self.zero) * self.step

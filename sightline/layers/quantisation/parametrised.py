@@ -23,7 +23,13 @@ from sightline.schema import nearest
 __all__ = ["Codebook", "Half", "Uniform", "apply_policy", "dense", "freeze", "quantised"]
 
 
-class Codebook(nn.Module):
+class _Quantiser(nn.Module):
+    """`order`: of the parameters of the module it is for, in which `freeze` puts them back."""
+
+    order: tuple[str, ...] = ()
+
+
+class Codebook(_Quantiser):
     """weight = centres[labels]: labels are fixed, the centres are the parameter (2^bits) or (channels, 2^bits).
 
     Places that no weight needs repeat the last centre, so that the shapes follow from the policy alone. The gradient at
@@ -56,8 +62,8 @@ class Codebook(nn.Module):
 
     def held(self, centres: Tensor) -> Tensor:
         """The centres as the artefact holds them, with straight-through gradients."""
-        rounded = torch.where(self.is_float32, centres.float(), centres.half().float()).to(centres.dtype)
-        return straight_through(centres, rounded)
+        rounded = torch.where(self.is_float32, centres.float(), centres.half().float())
+        return straight_through(centres, rounded.to(centres.dtype) + 0.0)  # no -0
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, mean_gradient={self.mean_gradient}"
@@ -90,7 +96,7 @@ class _LookUp(torch.autograd.Function):
         return sums.to(gradient.dtype).view(ctx.shape), None, None
 
 
-class Uniform(nn.Module):
+class Uniform(_Quantiser):
     """weight = the number of a symmetric grid nearest to a float that training moves, by straight-through gradients."""
 
     step: Tensor
@@ -112,7 +118,7 @@ class Uniform(nn.Module):
         return f"bits={self.bits}"
 
 
-class Half(nn.Module):
+class Half(_Quantiser):
     """weight = a float rounded to half precision, with straight-through gradients."""
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -128,12 +134,12 @@ def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, m
     """
     known = {weight.name: weight for weight in weights_of(model)}
     parameters = dict(model.named_parameters())
-    made: dict[str, tuple[nn.Module, Tensor | None]] = {}
+    made: dict[str, tuple[_Quantiser, Tensor | None]] = {}
     for name, choice in policy.items():
         if name not in known:
             raise UserError(f"policy: the model has no parameter '{name}'{nearest(name, list(known))}")
-        if quantiser := _quantiser(name, parameters[name], choice, mean_gradient):
-            made[name] = quantiser
+        if pair := _quantiser(name, parameters[name], choice, mean_gradient):
+            made[name] = pair
     owners = dict(model.named_modules(remove_duplicate=False))
     order = {path: tuple(module._parameters) for path, module in owners.items()}
     for name, (quantiser, start) in made.items():
@@ -147,13 +153,15 @@ def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, m
         for other in known[name].shared:
             holder, _, alias = other.rpartition(".")
             if alias not in getattr(owners[holder], "parametrizations", {}):
-                parametrize.register_parametrization(owners[holder], alias, quantiser, unsafe=True)
+                # The shared parameter has the shape of the centres by now: another stands in for it.
+                owners[holder]._parameters[alias] = nn.Parameter(parameters[name].new_zeros(known[name].shape))
+                parametrize.register_parametrization(owners[holder], alias, nn.Identity())
                 owners[holder].parametrizations[alias] = chain
 
 
 def _quantiser(
     name: str, weight: nn.Parameter, choice: Mapping[str, Any], mean_gradient: bool
-) -> tuple[nn.Module, Tensor | None] | None:
+) -> tuple[_Quantiser, Tensor | None] | None:
     """The parametrisation of a weight, and the numbers that it starts from where they are not the weight itself."""
     kind, bits, per_channel = choice.get("kind"), choice.get("bits"), bool(choice.get("per_channel", False))
     if kind not in ("codebook", "linear", "fp16", "fp32"):
@@ -208,15 +216,22 @@ def dense(model: nn.Module) -> dict[str, Tensor]:
 
 
 def freeze(model: nn.Module) -> nn.Module:
-    """Writes the quantised numbers into plain parameters in place, as `dense` gives them; returns the model."""
+    """Writes the quantised numbers into plain parameters in place, as `dense` gives them; returns the model.
+
+    Copies of the model stay quantised: torch's own removal would take the attribute from the class that they share.
+    """
     state = dense(model)
     parameters: dict[int, nn.Parameter] = {}
     for path, module in list(model.named_modules(remove_duplicate=False)):
-        for attribute, chain in list(getattr(module, "parametrizations", {}).items()):
+        chains = dict(getattr(module, "parametrizations", {}))
+        if not chains:
+            continue
+        del module._modules["parametrizations"]
+        module.__class__ = type(module).__bases__[0]
+        for attribute, chain in chains.items():
             value = state[f"{path}.{attribute}" if path else attribute]
-            parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
             new = nn.Parameter(value, requires_grad=chain.original.requires_grad)
             module._parameters[attribute] = parameters.setdefault(id(value), new)
-            place = {name: index for index, name in enumerate(chain[0].order)}
-            module._parameters = dict(sorted(module._parameters.items(), key=lambda item: place.get(item[0], 0)))
+        place = {name: index for chain in chains.values() for index, name in enumerate(getattr(chain[0], "order", ()))}
+        module._parameters = dict(sorted(module._parameters.items(), key=lambda item: place.get(item[0], 0)))
     return model

@@ -1,0 +1,93 @@
+"""Clusters of weights against Lloyd's iterations as textbooks write them, and bits packed against a matrix of bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.bench.case import Case, variant
+from sightline.layers.quantisation.clustering import cluster
+from sightline.runs.packed_bits import pack_bits
+
+__all__ = ["cases"]
+
+_NUM_ITERATIONS = 50
+"""HAQ's for the final model; not enough to converge on a million weights."""
+
+
+def cases() -> list[Case]:
+    return [
+        Case(
+            suite="compress",
+            label="kmeans_{weights}_to_{centres}",
+            size={"weights": 1_000_000, "centres": 16},
+            quick={"weights": 3000},
+            make=_weights,
+            baseline=variant("textbook", _lloyd, _is_no_worse),
+            variants=(variant("sightline", _cluster, _is_no_worse),),
+        ),
+        *(
+            Case(
+                suite="compress",
+                label="pack_{weights}x{bits}",
+                size={"weights": 1_000_000, "bits": bits},
+                quick={"weights": 3001},
+                make=_codes,
+                baseline=variant("packbits", _pack_plainly, _are_same_bytes),
+                variants=(
+                    variant("sightline", lambda inputs: pack_bits(inputs["codes"], inputs["bits"]), _are_same_bytes),
+                ),
+            )
+            for bits in (3, 4)
+        ),
+    ]
+
+
+def _weights(*, weights: int, centres: int) -> dict[str, Any]:
+    return {"weights": torch.randn(weights, generator=torch.Generator().manual_seed(0)), "centres": centres}
+
+
+def _lloyd(inputs: dict[str, Any]) -> Tensor:
+    """The cluster of each weight, from quantiles on: all distances, the nearest, the means."""
+    weights, number = inputs["weights"], inputs["centres"]
+    places = (torch.arange(number) + 0.5) * len(weights) / number
+    centres = weights.sort().values[places.long()]
+    for _ in range(_NUM_ITERATIONS):
+        labels = (weights[:, None] - centres).square().argmin(dim=1)
+        counts = torch.bincount(labels, minlength=number)
+        sums = torch.zeros(number).index_add_(0, labels, weights)
+        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
+    return labels
+
+
+def _cluster(inputs: dict[str, Any]) -> Tensor:
+    bits = (inputs["centres"] - 1).bit_length()
+    return cluster(inputs["weights"], bits=bits, name="weights").labels
+
+
+def _is_no_worse(inputs: dict[str, Any], expected: Tensor, found: Tensor) -> str | None:
+    least, spread = (_inertia(inputs["weights"].double(), labels.long()) for labels in (expected, found))
+    return None if spread <= least * (1 + 1e-9) else f"inertia {spread:.9g}, {least:.9g} is needed"
+
+
+def _inertia(weights: Tensor, labels: Tensor) -> float:
+    counts = torch.bincount(labels).clamp(min=1)
+    means = torch.zeros(len(counts), dtype=weights.dtype).index_add_(0, labels, weights) / counts
+    return float((weights - means[labels]).square().sum())
+
+
+def _codes(*, weights: int, bits: int) -> dict[str, Any]:
+    return {"codes": np.random.default_rng(0).integers(0, 2**bits, weights).astype(np.uint8), "bits": bits}
+
+
+def _pack_plainly(inputs: dict[str, Any]) -> bytes:
+    """The definition: a row of bits for each code, eight of them at a time."""
+    rows = inputs["codes"][:, None] >> np.arange(inputs["bits"], dtype=np.uint8)
+    return np.packbits(rows & 1, bitorder="little").tobytes()
+
+
+def _are_same_bytes(inputs: dict[str, Any], expected: bytes, found: bytes) -> str | None:
+    return None if found == expected else f"{len(found)} other bytes than {len(expected)}"

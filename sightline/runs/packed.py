@@ -1,0 +1,388 @@
+"""A quantised model in one small file (`.slq`), and its exact size before it is written.
+
+`SLQ1`, the length of the header (32 bits), the header (canonical JSON), the tensors one after another, and the CRC-32
+of all before; little-endian. Nothing in it is a program. Kinds of tensors: `kq`, codes of a codebook in half precision
+(or float32 where half cannot hold it), of the whole tensor or of each entry of its first axis; `lq`, whole multiples of
+a float32 step; `f16`, numbers of half precision that are float32 in the model; and plain ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sightline.errors import CheckpointError, UserError
+from sightline.layers.quantisation.parametrised import Codebook, Half, Uniform, dense, quantised
+from sightline.plain_files import read_plain
+from sightline.runs.durable import disk_failure, replace_durably
+from sightline.runs.packed_bits import pack_bits, packed_length, unpack_bits
+
+__all__ = [
+    "Entry",
+    "Packed",
+    "Ratios",
+    "entries_of",
+    "entry_of",
+    "packed_size",
+    "ratios",
+    "read_packed",
+    "write_packed",
+]
+
+_MAGIC = b"SLQ1"
+_START = len(_MAGIC) + 4
+_VERSION = 1
+_MAX_BYTES = 1 << 36
+_MAX_HEADER = 1 << 26
+_MAX_ELEMENTS = 1 << 40
+_PLAIN: dict[str, tuple[np.dtype[Any], torch.dtype]] = {
+    "f32": (np.dtype("<f4"), torch.float32),
+    "f16": (np.dtype("<f2"), torch.float32),
+    "f64": (np.dtype("<f8"), torch.float64),
+    "i64": (np.dtype("<i8"), torch.int64),
+    "i32": (np.dtype("<i4"), torch.int32),
+    "u8": (np.dtype("u1"), torch.uint8),
+    "bool": (np.dtype("?"), torch.bool),
+}
+"""Type in the file and in the model."""
+_KIND_OF = {dtype: kind for kind, (_, dtype) in _PLAIN.items() if kind != "f16"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How one tensor is stored, without its numbers: all that its bytes depend on.
+
+    Of codes: their `bits`, the number `k` of their values, and how many codebooks or steps (`groups`) of numbers of
+    `book` (f16, f32) the tensor has.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    bits: int = 0
+    k: int = 0
+    groups: int = 1
+    book: str = "f16"
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def book_bytes(self) -> int:
+        """Of the codebooks, or of the steps."""
+        numbers = {"kq": self.k * self.groups, "lq": self.groups}.get(self.kind, 0)
+        return numbers * _PLAIN[self.book][0].itemsize
+
+    @property
+    def code_bytes(self) -> int:
+        """Of everything else."""
+        if self.kind in ("kq", "lq"):
+            return packed_length(self.count, self.bits)
+        return self.count * _PLAIN[self.kind][0].itemsize
+
+    def line(self, start: int) -> dict[str, Any]:
+        """The entry of the header for a tensor whose bytes begin at `start` of the payload."""
+        off = start + self.book_bytes
+        line = {"name": self.name, "shape": list(self.shape), "kind": self.kind, "off": off, "len": self.code_bytes}
+        if self.kind in ("kq", "lq"):
+            line |= {"bits": self.bits, "k": self.k, "cb_off": start, "groups": self.groups, "book": self.book}
+        return line
+
+
+def entry_of(
+    name: str, shape: Sequence[int], *, kind: str, bits: int = 0, k: int = 0, groups: int = 1, is_float32: bool = False
+) -> Entry:
+    """The smallest way to store a weight that a policy made `codebook`, `linear`, `fp16` or `fp32`.
+
+    `k` is the number of centres (of the channel with most of them). A codebook that is no smaller than its weights in
+    half precision (float32 where it is) gives way to them: they are the same numbers.
+    """
+    whole = Entry(name, tuple(shape), "f16" if kind == "fp16" or (kind == "codebook" and not is_float32) else "f32")
+    if kind == "codebook":
+        book = "f32" if is_float32 else "f16"
+        coded = Entry(name, tuple(shape), "kq", max(1, (k - 1).bit_length()), k, groups, book)
+    elif kind == "linear":
+        coded = Entry(name, tuple(shape), "lq", bits, 2**bits - 1, groups, "f32")
+    else:
+        return whole
+    return coded if coded.book_bytes + coded.code_bytes < whole.code_bytes else whole
+
+
+class _Content(NamedTuple):
+    """The numbers of an entry: the codebook or steps (empty for plain ones), and codes or values."""
+
+    entry: Entry
+    book: np.ndarray
+    values: np.ndarray
+
+    def data(self) -> bytes:
+        entry = self.entry
+        if entry.kind in ("kq", "lq"):
+            return self.book.astype(_PLAIN[entry.book][0]).tobytes() + pack_bits(self.values, entry.bits)
+        return self.values.astype(_PLAIN[entry.kind][0]).tobytes()
+
+
+def entries_of(model: nn.Module) -> tuple[list[Entry], dict[str, str]]:
+    """How each tensor of a model's state is stored, and for further names of a shared one the name that holds it."""
+    contents, tied = _contents(model)
+    return [content.entry for content in contents], tied
+
+
+def packed_size(entries: Iterable[Entry], meta: Mapping[str, Any], *, tied: Mapping[str, str] | None = None) -> int:
+    """The bytes of the file that `write_packed` makes of these: exact, from the function that it writes by."""
+    entries = list(entries)
+    payload = sum(entry.book_bytes + entry.code_bytes for entry in entries)
+    return len(_MAGIC) + 4 + len(_header(entries, meta, tied or {})) + payload + 4
+
+
+def write_packed(path: Path, model: nn.Module, meta: Mapping[str, Any]) -> int:
+    """Writes a model and what belongs to it (`meta`: config, class names, metrics ...); returns the bytes of the file.
+
+    Raises UserError for numbers that the file cannot hold, RunError where the disk refuses.
+    """
+    contents, tied = _contents(model)
+    header = _header([content.entry for content in contents], meta, tied)
+    data = b"".join([_MAGIC, struct.pack("<I", len(header)), header, *(content.data() for content in contents)])
+    data += struct.pack("<I", zlib.crc32(data))
+    assert len(data) == packed_size([content.entry for content in contents], meta, tied=tied)
+    try:
+        replace_durably(path, data)
+    except OSError as error:
+        raise disk_failure(error, path) from error
+    return len(data)
+
+
+class Ratios(NamedTuple):
+    """Sizes against float32: of the weights' codes alone (as HAQ counts), with codebooks, and of the file."""
+
+    weights: float
+    codebook: float
+    file: float
+
+
+def ratios(layers: Iterable[tuple[int, int, int]], *, file_bytes: int, state: Mapping[str, Tensor]) -> Ratios:
+    """The three sizes of a quantised model, of which none stands for another.
+
+    A layer of quantisable weights is (number of weights, bits, bytes of its codebook); `state` is that of the float
+    model. The file is counted against all of that state, the others against the layers' weights.
+    """
+    layers = list(layers)
+    count = sum(size for size, _, _ in layers)
+    coded = sum(packed_length(size, bits) + book for size, bits, book in layers)
+    whole = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    return Ratios(sum(size * bits for size, bits, _ in layers) / (32 * count), coded / (4 * count), file_bytes / whole)
+
+
+def _header(entries: Sequence[Entry], meta: Mapping[str, Any], tied: Mapping[str, str]) -> bytes:
+    lines, start = [], 0
+    for entry in entries:
+        lines.append(entry.line(start))
+        start += entry.book_bytes + entry.code_bytes
+    try:
+        return _canonical({"version": _VERSION, "meta": dict(meta), "tensors": lines, "tied": dict(tied)})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"meta: cannot be written as JSON: {error}") from error
+
+
+def _canonical(document: Mapping[str, Any]) -> bytes:
+    """The one JSON text of a document: sorted keys, no spaces, no NaN. Raises TypeError or ValueError."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _contents(model: nn.Module) -> tuple[list[_Content], dict[str, str]]:
+    choices, contents = quantised(model), []
+    tied: dict[str, str] = {}
+    holders: dict[tuple[object, ...], str] = {}
+    for name, tensor in dense(model).items():
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        holder = holders.setdefault(place, name) if tensor.numel() else name
+        if holder != name:
+            tied[name] = holder
+            continue
+        quantiser, original = choices.get(name, (None, tensor))
+        contents.append(_content(name, tensor.detach().cpu(), quantiser, original.detach()))
+    return contents, tied
+
+
+def _content(name: str, tensor: Tensor, quantiser: nn.Module | None, original: Tensor) -> _Content:
+    if quantiser is not None and tensor.dtype != torch.float32:
+        raise UserError(f"{name}: is {tensor.dtype}; only quantised models in float32 are packed: call model.float()")
+    if quantiser is not None and not torch.isfinite(tensor).all():
+        raise UserError(f"{name}: quantised weights are not finite; the training diverged, take an earlier checkpoint")
+    if tensor.dtype not in _KIND_OF:
+        raise UserError(f"{name}: a packed file holds no {tensor.dtype}")
+    values, none = tensor.contiguous().numpy().reshape(-1), np.empty(0)
+    match quantiser:
+        case Codebook():
+            return _coded(name, tensor, quantiser, original)
+        case Uniform():
+            grid = quantiser.grid
+            entry = entry_of(name, tensor.shape, kind="linear", bits=quantiser.bits, groups=grid.step.numel())
+            if entry.kind == "lq":
+                codes = (grid.codes(original) - grid.low).to(torch.uint8).cpu().numpy().reshape(-1)
+                return _Content(entry, grid.step.cpu().numpy().reshape(-1), codes)
+            return _Content(entry, none, values)
+        case Half():
+            return _Content(entry_of(name, tensor.shape, kind="fp16"), none, values)
+        case _:
+            return _Content(Entry(name, tuple(tensor.shape), _KIND_OF[tensor.dtype]), none, values)
+
+
+def _coded(name: str, tensor: Tensor, quantiser: Codebook, centres: Tensor) -> _Content:
+    """Codes of the centres that have members, those that became equal being one, in ascending order."""
+    labels = quantiser.labels.cpu().numpy().reshape(centres.shape[0] if centres.ndim == 2 else 1, -1)
+    held = quantiser.held(centres).cpu().numpy().reshape(len(labels), -1) + np.float32(0)  # no -0
+    books, codes = [], np.empty_like(labels)
+    for row, (codes_of_row, numbers) in enumerate(zip(labels, held, strict=True)):
+        is_used = np.bincount(codes_of_row, minlength=len(numbers)) > 0
+        books.append(np.unique(numbers[is_used]))
+        codes[row] = np.searchsorted(books[-1], numbers).astype(np.uint8)[codes_of_row]
+    k, is_float32 = max(map(len, books)), bool(quantiser.is_float32)
+    entry = entry_of(name, tensor.shape, kind="codebook", k=k, groups=len(books), is_float32=is_float32)
+    if entry.kind != "kq":
+        return _Content(entry, np.empty(0), tensor.numpy().reshape(-1))
+    book = np.stack([np.pad(numbers, (0, k - len(numbers)), mode="edge") for numbers in books])
+    return _Content(entry, book, codes.reshape(-1))
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+class Packed(NamedTuple):
+    """What a packed file holds: the state of the plain model, and what was written with it."""
+
+    state: dict[str, Tensor]
+    meta: dict[str, Any]
+    entries: list[Entry]
+
+
+def read_packed(path: Path) -> Packed:
+    """The tensors of a packed file, bit by bit those of the simulated model; shared ones are one tensor.
+
+    Raises CheckpointError, naming the file and the fault, for anything that `write_packed` did not write.
+    """
+    try:
+        data = memoryview(read_plain(path, max_bytes=_MAX_BYTES))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return _parse(data)
+    except _FaultError as fault:
+        raise CheckpointError(f"{path}: {fault}; write it again with 'sightline compress pack'") from fault
+
+
+class _FaultError(Exception):
+    """What is wrong with the bytes."""
+
+
+def _parse(data: memoryview) -> Packed:
+    if bytes(data[: len(_MAGIC)]) != _MAGIC:
+        raise _FaultError("is not a packed model of sightline: it does not begin with SLQ1")
+    if len(data) < _START + 4:
+        raise _FaultError(f"is truncated: {len(data)} bytes")
+    (length,) = struct.unpack("<I", data[len(_MAGIC) : _START])
+    if length > min(_MAX_HEADER, len(data) - _START - 4):
+        raise _FaultError(f"is truncated or damaged: its header has {length:,} bytes, the file {len(data):,}")
+    (promised,) = struct.unpack("<I", data[-4:])
+    if zlib.crc32(data[:-4]) != promised:
+        raise _FaultError("is damaged: its CRC-32 is not the one that was written")
+    header = _parse_header(bytes(data[_START : _START + length]))
+    payload = data[_START + length : -4]
+    entries, state, start = [], {}, 0
+    for line in header["tensors"]:
+        entry = _parse_entry(line, start)
+        stop = start + entry.book_bytes + entry.code_bytes
+        if stop > len(payload):
+            raise _FaultError(f"{entry.name!r} ends at byte {stop:,} of {len(payload):,}")
+        if entry.name in state:
+            raise _FaultError(f"{entry.name!r} is listed twice")
+        state[entry.name] = _tensor(entry, payload[start:stop])
+        entries.append(entry)
+        start = stop
+    if start != len(payload):
+        raise _FaultError(f"{len(payload) - start:,} bytes belong to no tensor")
+    for name, holder in header["tied"].items():
+        if name in state or not isinstance(holder, str) or holder not in state or holder in header["tied"]:
+            raise _FaultError(f"{name!r} is tied to {holder!r}, which the tensors do not allow")
+    return Packed(state | {name: state[holder] for name, holder in header["tied"].items()}, header["meta"], entries)
+
+
+def _parse_header(text: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+        is_canonical = isinstance(header, dict) and _canonical(header) == text
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _FaultError(f"has a damaged header: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(header, dict):
+        raise _FaultError("has a damaged header: it is not a mapping")
+    if header.get("version") != _VERSION or isinstance(header["version"], bool):
+        raise _FaultError(f"is of version {header.get('version')!r:.40}; this sightline reads version {_VERSION}")
+    kinds = {"version": int, "meta": dict, "tensors": list, "tied": dict}
+    if not is_canonical or header.keys() != kinds.keys():
+        raise _FaultError("has a header that is not in canonical form")
+    for key, kind in kinds.items():
+        if not isinstance(header[key], kind):
+            raise _FaultError(f"has a header whose '{key}' is a {type(header[key]).__name__}")
+    return header
+
+
+def _parse_entry(line: object, start: int) -> Entry:
+    """The entry of one line, which has to be the line that this entry writes at this place."""
+    if not isinstance(line, dict) or not isinstance(line.get("name"), str):
+        raise _FaultError("has a header with a tensor without a name")
+    name, shape, kind = line["name"], line.get("shape"), line.get("kind")
+    if not isinstance(shape, list) or not all(type(length) is int and length >= 0 for length in shape):
+        raise _FaultError(f"{name!r} has no shape")
+    if len(shape) > 16 or math.prod(max(length, 1) for length in shape) > _MAX_ELEMENTS:
+        raise _FaultError(f"{name!r} has an absurd shape")
+    if not isinstance(kind, str) or kind not in ("kq", "lq", *_PLAIN):
+        raise _FaultError(f"{name!r} is of an unknown kind")
+    coded: dict[str, Any] = {}
+    if kind in ("kq", "lq"):
+        coded = {key: line.get(key) for key in ("bits", "k", "groups", "book")}
+        bits, k, groups, book = coded.values()
+        if not (type(bits) is type(k) is type(groups) is int and 1 <= bits <= 8 and 1 <= k <= 2**bits):
+            raise _FaultError(f"{name!r} has codes of {bits!r:.20} bits with {k!r:.20} values")
+        if not isinstance(book, str) or book not in ("f16", "f32") or groups not in (1, *shape[:1]) or groups < 1:
+            raise _FaultError(f"{name!r} has {groups!r:.20} codebooks of {book!r:.20}")
+        if kind == "lq" and (k != 2**bits - 1 or book != "f32" or bits < 2):
+            raise _FaultError(f"{name!r} has steps of {book} for {k} values of {bits} bits")
+    entry = Entry(name, tuple(shape), kind, **coded)
+    if _canonical(line) != _canonical(entry.line(start)):
+        raise _FaultError(f"{name!r} has offsets or lengths that its shape and its place do not give")
+    return entry
+
+
+def _tensor(entry: Entry, data: memoryview) -> Tensor:
+    if entry.kind not in ("kq", "lq"):
+        stored, dtype = _PLAIN[entry.kind]
+        if entry.kind == "bool" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
+            raise _FaultError(f"{entry.name!r} holds bytes that are neither 0 nor 1")
+        return torch.from_numpy(np.frombuffer(data, stored).reshape(entry.shape).copy()).to(dtype)
+    book = np.frombuffer(data[: entry.book_bytes], _PLAIN[entry.book][0]).astype(np.float32).reshape(entry.groups, -1)
+    is_sound = np.isfinite(book).all() and (entry.kind == "lq" or (np.diff(book, axis=1) >= 0).all())
+    if not is_sound or (entry.kind == "lq" and (book <= 0).any()):
+        raise _FaultError(f"{entry.name!r} has a codebook that is not finite or not in order")
+    try:
+        codes = unpack_bits(data[entry.book_bytes :], entry.count, entry.bits)
+    except ValueError as error:
+        raise _FaultError(f"{entry.name!r}: {error}") from error
+    if len(codes) and codes.max() >= entry.k:
+        raise _FaultError(f"{entry.name!r} has a code {codes.max()}, but {entry.k} values")
+    rows = codes.reshape(entry.groups, -1)
+    if entry.kind == "kq":
+        values = book[np.arange(entry.groups)[:, None], rows]
+    else:
+        values = (rows.astype(np.float32) - np.float32(entry.k // 2)) * book
+    return torch.from_numpy(values.reshape(entry.shape))

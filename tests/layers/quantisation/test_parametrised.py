@@ -1,0 +1,297 @@
+"""Quantised weights as parametrisations: read by every layer, trained through, and written back bit by bit."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline import registry
+from sightline.errors import UserError
+from sightline.layers.quantisation.clustering import Clusters, cluster
+from sightline.layers.quantisation.layers_of import quantisable, weights_of
+from sightline.layers.quantisation.parametrised import Codebook, apply_policy, dense, freeze, quantised
+from tests.golden_parity import load_golden, rule_made_state
+from tests.models.small_models import make_inputs, small_model
+
+Policy = dict[str, dict[str, Any]]
+
+
+def mixed_policy(model: nn.Module) -> Policy:
+    """Every quantisable weight, in turn of each kind."""
+    choices = [
+        {"kind": "codebook", "bits": 3},
+        {"kind": "linear", "bits": 4},
+        {"kind": "codebook", "bits": 2, "per_channel": True},
+        {"kind": "fp16"},
+        {"kind": "linear", "bits": 6, "per_channel": True},
+    ]
+    return {weight.name: choices[turn % 5] for turn, weight in enumerate(quantisable(model, min_params=1))}
+
+
+def call(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    torch.manual_seed(7)  # of dropout and stochastic depth
+    outputs: dict[str, Tensor] = model(**inputs)
+    return outputs
+
+
+def total(outputs: dict[str, Tensor]) -> Tensor:
+    ramps = [value.flatten() @ torch.linspace(-1, 1, value.numel(), dtype=value.dtype) for value in outputs.values()]
+    return torch.stack(ramps).sum()
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+@pytest.mark.parametrize("name", registry.models.names())
+def test_every_model_computes_with_the_quantised_weights(name: str, is_training: bool) -> None:
+    """Fused layers read attributes: outputs have the bits of a plain model with the same numbers, gradients arrive."""
+    model = small_model(name).train(is_training)
+    names, plain, policy = list(model.state_dict()), copy.deepcopy(model), mixed_policy(model)
+    apply_policy(model, policy)
+    state = dense(model)
+    assert state.keys() == set(names)
+    floats = dict(plain.named_parameters())
+    large = [each for each in policy if len(floats[each].unique()) > 64]
+    assert large
+    assert not any(torch.equal(state[each], floats[each]) for each in large)
+    plain.load_state_dict(state)
+    inputs = make_inputs(model, 3)
+    found, expected = call(model, inputs), call(plain, inputs)
+    assert all(torch.equal(found[each], expected[each]) for each in expected)
+    total(found).backward()
+    total(expected).backward()
+    for each, (quantiser, original) in quantised(model).items():
+        gradient = floats[each].grad
+        assert gradient is not None
+        if isinstance(quantiser, Codebook):
+            members = quantiser.labels.flatten(1 if original.ndim == 2 else 0).long()
+            sums = torch.zeros_like(original).scatter_add_(-1, members, gradient.reshape(members.shape))
+            counts = torch.zeros_like(original).scatter_add_(-1, members, torch.ones_like(members, dtype=sums.dtype))
+            gradient = sums / counts.clamp(min=1)
+        torch.testing.assert_close(original.grad, gradient, rtol=1e-9, atol=1e-9 * float(gradient.abs().max()))
+    freeze(model)
+    assert list(model.state_dict()) == names
+    assert all(torch.equal(value, state[each]) for each, value in model.state_dict().items() if each in policy)
+    assert policy.keys() <= dict(model.named_parameters()).keys()
+
+
+class Plugin(nn.Module):
+    """Bare parameters, a shared one, one in a list, an embedding, and what is added to every sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.randn(20, 20))
+        self.enter = nn.Linear(20, 20)
+        self.leave = nn.Linear(20, 20, bias=False)
+        self.leave.weight = self.enter.weight
+        self.parts = nn.ParameterList([torch.randn(16, 20), torch.randn(3)])
+        self.words = nn.Embedding(40, 20)
+        self.token = nn.Parameter(torch.randn(1, 30, 20))
+        self.norm = nn.LayerNorm((20, 20))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(F.relu(self.enter(x @ self.mix))) @ self.parts[0].mT
+
+
+def test_which_tensors_are_quantised_and_why_others_stay() -> None:
+    model = Plugin()
+    rows = {weight.name: weight for weight in weights_of(model)}
+    assert list(rows) == [name for name, _ in model.named_parameters()]
+    assert [weight.name for weight in quantisable(model)] == ["mix", "enter.weight", "parts.0"]
+    assert (rows["enter.weight"].shared, rows["enter.weight"].size) == (("leave.weight",), 400)
+    assert {name: weight.stays for name, weight in rows.items() if weight.stays} == {
+        "token": "is added to every sample",
+        "enter.bias": "bias",
+        "parts.1": "has one axis",
+        "words.weight": "embedding",
+        "norm.weight": "norm",
+        "norm.bias": "norm",
+    }
+    assert [w.stays for w in weights_of(nn.Conv2d(3, 3, 3)) if w.name == "weight"] == ["fewer than 256 elements"]
+    assert [w.kind for w in weights_of(nn.ConvTranspose3d(8, 9, 3)) if w.name == "weight"] == ["transposed convolution"]
+
+
+@pytest.mark.parametrize("choice", [{"kind": "codebook", "bits": 2}, {"kind": "linear", "bits": 3}, {"kind": "fp16"}])
+def test_bare_and_shared_parameters_are_quantised(choice: dict[str, Any]) -> None:
+    model, x = Plugin(), torch.randn(5, 20)
+    before = model(x)
+    apply_policy(model, {name: choice for name in ("mix", "enter.weight", "parts.0")})
+    plain = Plugin()
+    plain.load_state_dict(dense(model))
+    assert torch.equal(model(x), plain(x))
+    assert not torch.equal(model(x), before)
+    model(x).sum().backward()
+    plain(x).sum().backward()
+    assert len(quantised(model)) == 3
+    shared = quantised(model)["enter.weight"][1]
+    assert model.leave.parametrizations.weight.original is shared
+    if choice["kind"] == "fp16":
+        torch.testing.assert_close(shared.grad, plain.enter.weight.grad)  # from both places
+    freeze(model)
+    assert model.leave.weight is model.enter.weight
+    assert torch.equal(model(x), plain(x))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"kind": "codebook", "bits": 4},
+        {"kind": "codebook", "bits": 2, "per_channel": True},
+        {"kind": "linear", "bits": 4, "per_channel": True},
+        {"kind": "fp16"},
+    ],
+)
+def test_copies_files_and_casts_keep_the_bits(choice: dict[str, Any]) -> None:
+    model = nn.Conv2d(8, 6, 3)
+    apply_policy(model, {"weight": choice})
+    weight = model.weight.detach()
+    assert torch.equal(copy.deepcopy(model).weight, weight)
+    # Shapes follow from the policy alone: a model of other weights takes the state.
+    other = nn.Conv2d(8, 6, 3)
+    with torch.no_grad():
+        other.weight.copy_(torch.arange(432).view(6, 8, 3, 3) % 3)
+    apply_policy(other, {"weight": choice})
+    other.load_state_dict(safetensors.torch.load(safetensors.torch.save(model.state_dict())))
+    assert torch.equal(other.weight, weight)
+    assert torch.equal(other.double().weight.float(), weight) or choice["kind"] == "linear"
+    again = nn.Conv2d(8, 6, 3)
+    again.load_state_dict(dense(model))
+    apply_policy(again, {"weight": choice})
+    if choice["kind"] != "linear" or not choice.get("per_channel"):
+        assert torch.equal(again.weight, weight)  # quantised twice is quantised once
+
+
+def test_a_step_moves_centres_by_the_mean_or_the_sum() -> None:
+    weight = torch.tensor([[1.0, 1.0, 5.0], [1.0, 5.0, 5.0]])
+    for mean_gradient, expected in ((True, [-2.0, -5.0]), (False, [-6.0, -15.0])):
+        layer = nn.Linear(3, 2, bias=False)
+        layer.weight = nn.Parameter(weight.clone())
+        apply_policy(layer, {"weight": {"kind": "codebook", "bits": 1}}, mean_gradient=mean_gradient)
+        (layer.weight * torch.tensor([[-1.0, -2.0, -4.0], [-3.0, -5.0, -6.0]])).sum().backward()
+        assert quantised(layer)["weight"][1].grad.tolist() == expected
+
+
+def test_codebooks_are_differentiable_twice() -> None:
+    layer = nn.Linear(6, 5).double()
+    apply_policy(layer, {"weight": {"kind": "codebook", "bits": 2}})
+    centres, x = quantised(layer)["weight"][1], torch.randn(4, 6, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(F.linear(x, layer.weight).pow(3).sum(), centres, create_graph=True)
+    (second,) = torch.autograd.grad(gradient[0], centres)
+    assert second.abs().sum() > 0
+
+
+def test_faults_of_a_policy_are_named_and_change_nothing() -> None:
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+    good = {"kind": "codebook", "bits": 2}
+    for name, choice, fault in [
+        ("1.wieght", good, "no parameter '1.wieght'; did you mean '1.weight'"),
+        ("1.weight", {"kind": "kmeans", "bits": 2}, "kind: 'kmeans' is none of"),
+        ("1.weight", {"kind": "codebook", "bits": 9}, "bits: is 9; a codebook takes 1 to 8"),
+        ("1.weight", {"kind": "linear", "bits": 1}, "bits: is 1; a linear takes 2 to 8"),
+        ("1.weight", {"kind": "codebook"}, "bits: is None"),
+        ("1.bias", {"kind": "codebook", "bits": 2, "per_channel": True}, r"shape \[20\] has no channels"),
+    ]:
+        with pytest.raises(UserError, match=fault):
+            apply_policy(model, {"0.weight": good, name: choice})
+        assert not quantised(model)
+    with torch.no_grad():
+        model[1].weight[3, 4] = torch.nan
+    with pytest.raises(UserError, match=r"1\.weight: 1 of 400 weights are not finite"):
+        apply_policy(model, {"0.weight": good, "1.weight": good})
+    with torch.no_grad():
+        model[1].weight[3, 4] = 1e6
+    with pytest.raises(UserError, match=r"1\.weight: holds numbers above 65504"):
+        apply_policy(model, {"1.weight": {"kind": "fp16"}})
+
+
+# --- HAQ -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+def test_assigned_weights_are_projected_as_by_haq_without_its_empty_clusters(shared: Path) -> None:
+    golden = load_golden(shared, "kmeans", area="compress")
+    for number, info in enumerate(golden.info["cases"]):
+        case = f"case{number:02d}/"
+        labels, updated = golden.tensor(case + "labels"), golden.tensor(case + "updated_weight")
+        bits = max(1, int(labels.max()).bit_length(), info["bits"])
+        clusters = Clusters(torch.zeros(2**bits), labels.to(torch.uint8), True)
+        quantiser = Codebook(clusters, bits=bits)
+        found = quantiser.right_inverse(updated)[labels.long()]
+        expected = golden.tensor(case + "projected_weight")
+        assert bool(expected.isnan().all()) == info["all_nan"]
+        if info["all_nan"]:
+            means = [updated[labels == label].mean() for label in labels.unique()]
+            expected = torch.stack(means)[torch.searchsorted(labels.unique(), labels)]
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def chain_net() -> nn.Sequential:
+    conv = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    return nn.Sequential(*conv, nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 4)).double()
+
+
+@pytest.mark.shared
+def test_fine_tuning_is_the_chain_of_haq(shared: Path) -> None:
+    """Its steps on float weights, each followed by a projection, are steps on the centres with the mean gradient."""
+    golden = load_golden(shared, "kmeans_finetune_chain", area="compress")
+    model, layers = chain_net(), {0: 3, 5: 2, 7: 4}
+    kinds = {"weight": "matrix", "bias": "vector", "zero": "num_batches_tracked"}
+    entries = [{**e, "kind": kinds.get(e["kind"], e["kind"]), "tied_to": None} for e in golden.info["state_dict"]]
+    model.load_state_dict(rule_made_state(entries))
+    centres: list[nn.Parameter] = []
+    for place, bits in layers.items():
+        labels, start = golden.tensor(f"layer{place}/labels"), golden.tensor(f"layer{place}/centroids")
+        quantiser = Codebook(Clusters(start, labels.to(torch.uint8), False), bits=bits)
+        quantiser.held = lambda numbers: numbers  # the reference does not round centres
+        nn.utils.parametrize.register_parametrization(model[place], "weight", quantiser, unsafe=True)
+        with torch.no_grad():
+            model[place].parametrizations.weight.original.copy_(start)
+        centres.append(model[place].parametrizations.weight.original)
+    x, y = golden.tensor("batches/x"), golden.tensor("batches/y")
+    before = model.eval()(x[0]).detach()
+    np.testing.assert_allclose(before, golden.arrays["eval_logits_before"], rtol=1e-9, atol=1e-9)
+    setting = golden.info["optimiser"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=setting["sgd_lr"], momentum=0.9, weight_decay=4e-5)
+    losses = []
+    model.train()
+    for _ in range(setting["epochs"]):
+        for images, labels in zip(x, y, strict=True):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                for numbers in centres:
+                    numbers.copy_(numbers.float())  # the reference projects into single precision
+            losses.append(loss.item())
+        for group in optimizer.param_groups:
+            group["lr"] *= setting["gamma"]
+    np.testing.assert_allclose(losses, golden.arrays["losses"], rtol=1e-9)
+    for name, value in dense(model).items():
+        np.testing.assert_allclose(value, golden.arrays[f"after/{name}"], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(model.eval()(x[0]).detach(), golden.arrays["eval_logits_after"], rtol=1e-9, atol=1e-9)
+
+
+def test_ten_steps_keep_everything_finite_and_outputs_apart() -> None:
+    """The known failure: fewer distinct weights than centres, empty clusters, and one answer for every input."""
+    model = nn.Sequential(nn.Conv1d(3, 3, 3), nn.Flatten(), nn.Linear(18, 4))
+    with torch.no_grad():
+        model[2].weight.copy_((torch.arange(72) % 3).view(4, 18) - 1)
+    apply_policy(model, {"0.weight": {"kind": "codebook", "bits": 8}, "2.weight": {"kind": "codebook", "bits": 8}})
+    optimizer, x = torch.optim.SGD(model.parameters(), lr=0.05), torch.randn(6, 3, 8)
+    for _ in range(10):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), torch.arange(6) % 4).backward()
+        optimizer.step()
+    assert all(value.isfinite().all() for value in dense(model).values())
+    assert not torch.equal(*model(x[:2]).detach())
+
+
+def test_clusters_need_no_more_than_their_weights() -> None:
+    assert cluster(torch.randn(5), bits=8, name="w").centres.shape == (5,)
