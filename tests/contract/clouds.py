@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sightline.binding import Offer
 from sightline.data.loading.reading import NamedTransform
+from sightline.layers.quantisation.parametrised import apply_policy
 from sightline.losses.base import Loss
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.losses.lovasz import LovaszSoftmax
@@ -33,6 +34,14 @@ class CloudNet(nn.Module):
 
     def forward(self, *, points: Tensor) -> Logits:
         return {"logits": self.head(torch.relu(self.each(points)).amax(1))}
+
+
+def _quantised() -> nn.Module:
+    """Both weights are read from codebooks, one of them a channel's own."""
+    model = CloudNet()
+    choice = {"kind": "codebook", "bits": 2}
+    apply_policy(model, {"each.weight": choice, "head.weight": {**choice, "per_channel": True}})
+    return model
 
 
 # segment: clouds of different sizes, nothing padded, two terms with different counts
@@ -116,6 +125,9 @@ _PROJECT = Project(
 CLOUDS: dict[str, Toy] = {
     "classify": Toy(
         CloudNet, supervised({"ce": CrossEntropySum}), Made(_cloud, points=field(), label=field()), {"ce": 1.0}
+    ),
+    "quantised": Toy(
+        _quantised, supervised({"ce": CrossEntropySum}), Made(_cloud, points=field(), label=field()), {"ce": 1.0}
     ),
     "segment": Toy(
         RaggedNet,
