@@ -13,14 +13,14 @@ from sightline.compiled import compiled
 
 __all__ = ["cut_sorted", "sort_bits"]
 
-_CELLS_OF_ONE = 128
-"""Cells for each cluster, where there are not fewer distinct numbers."""
+_CELLS_OF_ONE = 512
+"""Cells for each cluster, where there are not fewer distinct numbers: the more, the nearer is the optimum."""
+_NUM_CELLS = 1024
+"""At least; and the number of those that are made by splitting the worst."""
+_COARSE = 4
+"""Cells for each cluster in the first search for the price."""
 _EVERY = 16
 """Places between two entries of the prefix sums; the rest is added up when it is asked for."""
-_NUM_CELLS = 1024
-"""Cells of the exact programme: up to so many distinct numbers its cuts are the optimum."""
-_REACH = 32
-"""Candidates on each side of a cut that one sweep of the refinement tries."""
 _MAX_SWEEPS = 300
 _MAX_TURNS = 200
 _SPLITTER = 134217729.0
@@ -62,7 +62,7 @@ def cut_sorted(values, most, cuts):  # type: ignore[no-untyped-def]
     _fill_sums(values, table)
     edges = np.empty(max(_NUM_CELLS, _CELLS_OF_ONE * most) + 1, np.int64)
     num_cells = _runs(values, edges)
-    is_exact = num_cells >= 0
+    is_exact = num_cells >= 0  # every cell is one number
     if not is_exact:
         num_cells = _cells(values, table, edges)
     number = min(most, num_cells)
@@ -71,7 +71,7 @@ def cut_sorted(values, most, cuts):  # type: ignore[no-untyped-def]
     else:
         _best_cuts(values, table, edges[: num_cells + 1], cuts[: number + 1])
     if not is_exact:
-        _refine(values, table, cuts[: number + 1])
+        _settle(values, table, cuts[: number + 1])
     return number
 
 
@@ -184,7 +184,9 @@ def _cells(values, table, edges):  # type: ignore[no-untyped-def]
     for cell in np.argsort(starts):
         length = ends[cell] - starts[cell]
         for part in range(1, parts + 1):
-            place = _candidate(values, starts[cell], length * part // parts)
+            place = starts[cell] + length * part // parts
+            if 0 < place < ends[cell] and values[place - 1] == values[place]:
+                place = _first_above(values, place, ends[cell], values[place], True)
             if place > edges[number]:
                 number += 1
                 edges[number] = place
@@ -201,7 +203,7 @@ def _best_cuts(values, table, edges, cuts):  # type: ignore[no-untyped-def]
     """
     wanted = len(cuts) - 1
     price = 0.0
-    for stride in (max(1, (len(edges) - 1) // max(_NUM_CELLS, 4 * wanted)), 1):
+    for stride in (max(1, (len(edges) - 1) // max(_NUM_CELLS, _COARSE * wanted)), 1):
         chosen = np.append(edges[:-1:stride], edges[-1])
         sums = np.empty((len(chosen), 4))
         for edge in range(len(chosen)):
@@ -235,7 +237,9 @@ def _cuts_by_price(edges, sums, price, cuts):  # type: ignore[no-untyped-def]
         if not cheap < guess < dear:
             break
         price = guess
-    if len(path) - 1 != wanted:
+    if len(path) - 1 != wanted and min(len(few), len(many)) == 1:  # no inertia that a double can tell from zero
+        path = np.arange(wanted + 1) * (len(edges) - 1) // wanted
+    elif len(path) - 1 != wanted:
         path = _joined(few, many, wanted)
     for cut in range(wanted + 1):
         cuts[cut] = edges[path[cut]]
@@ -305,79 +309,21 @@ def _is_better(edges, sums, least, begin, other, end):  # type: ignore[no-untype
 
 
 @compiled
-def _choose(values, table, places, cuts):  # type: ignore[no-untyped-def]
-    """Of the sorted places for each cut the ones of least inertia together, by dynamic programming.
-
-    The best place of the cut before moves right with a cut (the costs are Monge), so a row is filled from its middle
-    outwards within the bounds that its neighbours leave. Where no choice is better, `cuts` are not moved.
-    """
-    num_cuts, width = places.shape
-    sums, origin = np.empty((2, width, 4)), np.zeros((num_cuts, width), np.int32)
-    begin, end = np.zeros(4), np.zeros(4)
-    _sums_before(values, table, len(values), end)
-    above, row = np.empty(width), np.empty(width)
-    for turn in range(width):
-        _sums_before(values, table, places[0, turn], sums[0, turn])
-        above[turn] = _inertia(begin, sums[0, turn], places[0, turn]) if places[0, turn] > 0 else np.inf
-    first_step = 1
-    while 2 * first_step <= width:
-        first_step *= 2
-    for cut in range(1, num_cuts):
-        before, now = sums[(cut - 1) % 2], sums[cut % 2]
-        for turn in range(width):
-            _sums_before(values, table, places[cut, turn], now[turn])
-        step = first_step
-        while step:
-            for turn in range(step - 1, width, 2 * step):
-                low = origin[cut, turn - step] if turn >= step else 0
-                high = origin[cut, turn + step] if turn + step < width else width - 1
-                row[turn], origin[cut, turn] = np.inf, low
-                for other in range(low, high + 1):
-                    count = places[cut, turn] - places[cut - 1, other]
-                    if count <= 0:
-                        break
-                    found = above[other] + _inertia(before[other], now[turn], count)
-                    if found < row[turn]:
-                        row[turn], origin[cut, turn] = found, other
-            step //= 2
-        above, row = row, above
-    for turn in range(width):
-        count = len(values) - places[-1, turn]
-        above[turn] += _inertia(sums[(num_cuts - 1) % 2, turn], end, count) if count > 0 else np.inf
-    best = np.argmin(above)
-    for cut in range(num_cuts - 1, -1, -1):
-        cuts[cut] = places[cut, best]
-        best = origin[cut, best]
-    return above.min()
-
-
-@compiled
-def _refine(values, table, cuts):  # type: ignore[no-untyped-def]
-    """Moves all cuts together to the best of places around each, in steps that halve, until none moves."""
-    inner = cuts[1:-1]
-    steps = np.empty(len(inner), np.int64)
-    for cut in range(len(inner)):
-        steps[cut] = max(1, min(cuts[cut + 1] - cuts[cut], cuts[cut + 2] - cuts[cut + 1]) // _REACH)
-    places = np.empty((len(inner), 2 * _REACH + 1), np.int64)
-    least = np.inf
+def _settle(values, table, cuts):  # type: ignore[no-untyped-def]
+    """Lloyd's iterations: each cut moves halfway between the means beside it, until none moves."""
+    means, sums = np.empty(len(cuts) - 1), np.zeros((2, 4))
     for _ in range(_MAX_SWEEPS):
-        for cut in range(len(inner)):
-            for turn in range(-_REACH, _REACH + 1):
-                places[cut, turn + _REACH] = _candidate(values, inner[cut], turn * steps[cut])
-        found = _choose(values, table, places, inner)
-        if found >= least * (1 - 1e-7):
-            if steps.max() == 1:
-                break
-            steps = np.maximum(steps // 2, 1)
-        least = min(found, least)
-
-
-@compiled
-def _candidate(values, cut, distance):  # type: ignore[no-untyped-def]
-    """The place so far from a cut, moved on past numbers that are equal to its own."""
-    place = min(max(cut + distance, 0), len(values))
-    if distance == 0 or place == 0 or place == len(values) or values[place - 1] != values[place]:
-        return place
-    if distance < 0:
-        return _first_above(values, 0, place, values[place], False)
-    return _first_above(values, place, len(values), values[place], True)
+        for cluster in range(len(means)):
+            _sums_before(values, table, cuts[cluster], sums[0])
+            _sums_before(values, table, cuts[cluster + 1], sums[1])
+            total = (sums[1, 0] - sums[0, 0]) + (sums[1, 1] - sums[0, 1])
+            means[cluster] = total / (cuts[cluster + 1] - cuts[cluster])
+        is_moving = False
+        for cut in range(1, len(means)):
+            middle = 0.5 * (means[cut - 1] + means[cut])
+            place = _first_above(values, cuts[cut - 1], cuts[cut + 1], middle, False)
+            if cuts[cut - 1] < place < cuts[cut + 1] and place != cuts[cut]:
+                cuts[cut] = place
+                is_moving = True
+        if not is_moving:
+            break

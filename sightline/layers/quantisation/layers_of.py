@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -30,10 +31,7 @@ class WeightOf:
     @property
     def size(self) -> int:
         """The number of its elements."""
-        size = 1
-        for length in self.shape:
-            size *= length
-        return size
+        return math.prod(self.shape)
 
 
 def quantisable(model: nn.Module, *, min_params: int = 256) -> list[WeightOf]:

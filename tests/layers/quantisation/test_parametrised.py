@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline import registry
 from sightline.errors import UserError
 from sightline.layers.quantisation.clustering import Clusters, cluster
 from sightline.layers.quantisation.layers_of import quantisable, weights_of
@@ -47,9 +46,13 @@ def total(outputs: dict[str, Tensor]) -> Tensor:
     return torch.stack(ramps).sum()
 
 
+MODELS = ("crosspoint", "detector", "dgcnn", "dgcnn_parts", "pct_simple", "point_transformer_dense", "pointnet2")
+"""One of each kind of fused layer; the whole registry takes half a minute more: put `registry.models.names()` here."""
+
+
 @pytest.mark.parametrize("is_training", [False, True])
-@pytest.mark.parametrize("name", registry.models.names())
-def test_every_model_computes_with_the_quantised_weights(name: str, is_training: bool) -> None:
+@pytest.mark.parametrize("name", [*MODELS, "point_transformer", "salsanext", "squeezesegv2", "v2v_small"])
+def test_models_compute_with_the_quantised_weights(name: str, is_training: bool) -> None:
     """Fused layers read attributes: outputs have the bits of a plain model with the same numbers, gradients arrive."""
     model = small_model(name).train(is_training)
     names, plain, policy = list(model.state_dict()), copy.deepcopy(model), mixed_policy(model)
