@@ -27,6 +27,7 @@ from sightline.engine.distributed import World
 from sightline.engine.train import Job, train
 from sightline.errors import ConfigError
 from sightline.verbs.output import show_findings
+from tests.doctor.detecting import make_crowds
 from tests.doctor.pairing import STRONG, make_pairs
 from tests.doctor.planting import CONFIG, assert_complete, make, with_model
 from tests.doctor.segmenting import make_parts, make_rooms
@@ -111,6 +112,17 @@ def test_a_checked_contrast_is_the_unchecked_one_bit_for_bit(tmp_path: Path) -> 
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_a_checked_detection_is_the_unchecked_one_bit_for_bit() -> None:
+    """Its checks give the task boxes, priors and maps of their own, and losses more priors."""
+    plain, checked = make_crowds("train.batch_size=4"), make_crowds("train.batch_size=4")
+    torch.manual_seed(5)
+    expected = trained(plain)
+    torch.manual_seed(5)
+    run_all(checked, World())
+    found = trained(checked)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_random_states_and_flags_are_put_back(tmp_path: Path) -> None:
     import random
 
@@ -137,6 +149,8 @@ def test_codes_are_stable() -> None:
         "pretraining-mismatch",
         "untrained-init",
         "absent-class-score",
+        "anchor-coverage",
+        "broken-boxes",
         "broken-offsets",
         "category-input",
         "channel-contract",
@@ -152,6 +166,7 @@ def test_codes_are_stable() -> None:
         "final-activation",
         "first-evaluation",
         "first-step",
+        "ignored-regions",
         "ignored-targets",
         "initial-contrast",
         "initial-loss",
@@ -160,6 +175,8 @@ def test_codes_are_stable() -> None:
         "label-outside-parts",
         "label-range",
         "leftover-hooks",
+        "level-order",
+        "loss-normaliser",
         "mismatched-image",
         "mismatched-labels",
         "mismatched-views",
@@ -171,8 +188,11 @@ def test_codes_are_stable() -> None:
         "non-finite",
         "non-finite-data",
         "per-batch-metric",
+        "prior-bias",
         "projection-coverage",
+        "swapped-canvas",
         "trivial-predictors",
+        "unmatched-boxes",
         "unscored-points",
         "untrained-class",
         "zero-learning-rate",

@@ -16,8 +16,11 @@ __all__ = ["broken_boxes", "swapped_canvas"]
 _BEYOND_PX = 1.0
 _SHARES, _SHARES_PX, _FEWEST = "shares of the image's sides", 1.5, 5
 _MOST_OUTSIDE, _MOST_GAIN = 0.05, 0.15
-_EXPLAINED, _LEFT = 0.05, 0.33
-"""Another reading is likely right that brings 5 % of all boxes into the images, and leaves a third of those beyond."""
+_EXPLAINED, _LEFT, _FEWEST_IMAGES = 0.05, 0.33, 16
+"""Another reading is likely right that brings 5 % of all boxes into the images, and leaves a third of those beyond.
+
+Of few images this is not judged where corners are in order: the feet of one crowd may all be cut off.
+"""
 
 
 @check("G31", "broken-boxes", "preflight", at="data")
@@ -64,7 +67,8 @@ def _of_boxes(context: Context, survey: PartSurvey, boxes: Tensor, limit: Tensor
     unsound, limited = _num_unsound(boxes, limit), left[likely] / count + _EXPLAINED
     is_explained = is_shares or (is_clearly_above(unsound, count, limited) and left[likely] <= _LEFT * unsound)
     outside = int((ioa(boxes, torch.cat([0 * limit[:, :2], limit[:, 2:]], dim=1)) < 0.5).sum()) - turned
-    if not (turned or is_explained or is_clearly_above(outside, count, _MOST_OUTSIDE)):
+    is_beside = is_explained or is_clearly_above(outside, count, _MOST_OUTSIDE)
+    if not (turned or is_shares or (is_beside and len(survey.boxed) >= _FEWEST_IMAGES)):
         return None
     measured = (
         f"{turned} of {count} boxes have right <= left or bottom <= top, {outside} others are mostly outside, "
