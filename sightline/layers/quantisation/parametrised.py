@@ -130,8 +130,11 @@ def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, m
 
     A choice is `{kind: codebook|linear|fp16|fp32, bits: 1 to 8 (linear from 2), per_channel: bool}`. All is checked and
     computed before the model changes.
-    Raises UserError for unknown names, choices that the weight does not allow, and weights that are not finite.
+    Raises UserError for unknown names, choices that the weight does not allow, weights that are not finite, and models
+    that hold parametrisations already.
     """
+    if held := [path for path, module in model.named_modules() if parametrize.is_parametrized(module)]:
+        raise UserError(f"policy: '{held[0]}' is parametrised already, by a policy or by a norm of weights; freeze it")
     known = {weight.name: weight for weight in weights_of(model)}
     parameters = dict(model.named_parameters())
     made: dict[str, tuple[_Quantiser, Tensor | None]] = {}
@@ -218,20 +221,20 @@ def dense(model: nn.Module) -> dict[str, Tensor]:
 def freeze(model: nn.Module) -> nn.Module:
     """Writes the quantised numbers into plain parameters in place, as `dense` gives them; returns the model.
 
-    Copies of the model stay quantised: torch's own removal would take the attribute from the class that they share.
+    Copies of the model stay as they are: torch's own removal changes the class, which copies share.
     """
     state = dense(model)
     parameters: dict[int, nn.Parameter] = {}
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        chains = dict(getattr(module, "parametrizations", {}))
-        if not chains:
+    for path, module in list(model.named_modules()):
+        if not parametrize.is_parametrized(module):
             continue
-        del module._modules["parametrizations"]
+        chains = dict(module.parametrizations.items())
+        del module.parametrizations
         module.__class__ = type(module).__bases__[0]
         for attribute, chain in chains.items():
             value = state[f"{path}.{attribute}" if path else attribute]
             new = nn.Parameter(value, requires_grad=chain.original.requires_grad)
             module._parameters[attribute] = parameters.setdefault(id(value), new)
-        place = {name: index for chain in chains.values() for index, name in enumerate(getattr(chain[0], "order", ()))}
+        place = {name: index for index, name in enumerate(next(iter(chains.values()))[0].order)}
         module._parameters = dict(sorted(module._parameters.items(), key=lambda item: place.get(item[0], 0)))
     return model

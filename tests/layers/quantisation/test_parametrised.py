@@ -170,6 +170,16 @@ def test_copies_files_and_casts_keep_the_bits(choice: dict[str, Any]) -> None:
         assert torch.equal(again.weight, weight)  # quantised twice is quantised once
 
 
+def test_freezing_a_copy_leaves_the_original() -> None:
+    model, x = nn.Linear(20, 20), torch.randn(3, 20)
+    apply_policy(model, {"weight": {"kind": "codebook", "bits": 2}})
+    frozen = freeze(copy.deepcopy(model))
+    assert type(frozen) is nn.Linear
+    assert torch.equal(model(x), frozen(x))
+    assert list(quantised(model)) == ["weight"]
+    assert not quantised(frozen)
+
+
 def test_a_step_moves_centres_by_the_mean_or_the_sum() -> None:
     weight = torch.tensor([[1.0, 1.0, 5.0], [1.0, 5.0, 5.0]])
     for mean_gradient, expected in ((True, [-2.0, -5.0]), (False, [-6.0, -15.0])):
@@ -211,6 +221,9 @@ def test_faults_of_a_policy_are_named_and_change_nothing() -> None:
         model[1].weight[3, 4] = 1e6
     with pytest.raises(UserError, match=r"1\.weight: holds numbers above 65504"):
         apply_policy(model, {"1.weight": {"kind": "fp16"}})
+    apply_policy(model, {"0.weight": good})
+    with pytest.raises(UserError, match="'0' is parametrised already"):
+        apply_policy(model, {"0.weight": good})
 
 
 # --- HAQ -------------------------------------------------------------------------------------------------------------
