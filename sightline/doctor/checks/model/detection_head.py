@@ -17,13 +17,11 @@ __all__ = ["level_order", "prior_bias"]
 _PRIOR, _FACTOR = 0.01, 10.0
 _ROWS, _COLUMNS = 8, 11
 """Of the finest map; every other one has one more row and two more columns, so that no two have as many cells."""
-_NEAR = 5
-_LEAST = 0.5
 
 
 @check("G29", "level-order", "preflight", causes=("model.structure", "assign.anchor_coverage"), at="model.head")
 def level_order(context: Context) -> list[Finding]:
-    """Another upper right corner of each map changes the outputs of the priors there, and few others.
+    """Another upper right corner of each map changes the outputs of the priors of that quarter the most.
 
     Their order is level, row, column, prior of a cell.
     """
@@ -39,16 +37,17 @@ def level_order(context: Context) -> list[Finding]:
         each[:, :, 1, -2] *= -10
     try:
         with torch.no_grad():
-            shares = dict(_shares(head(maps), head(moved), sizes))
+            shares = dict(_quarters(head(maps), head(moved), sizes))
     except Exception:  # noqa: BLE001 - a head of others may need maps of certain sizes
         return []
-    wrong = {name: [f"{share:.0%}" for share in each] for name, each in shares.items() if min(each) < _LEAST}
+    wrong = {name: each[:, 1] for name, each in shares.items() if (each.argmax(dim=1) != 1).any()}
     return [
         level_order.finding(
             context,
             f"'{name}' of the head lies in another order than the priors",
-            measured=f"of the change of a corner of each map, {', '.join(each)} at the priors of that corner, by level",
-            expected=f"more than {_LEAST:.0%}",
+            measured="of the change of a corner of each map, by level, at the priors of that quarter: "
+            + ", ".join(f"{share:.0%}" for share in each.tolist()),
+            expected="more than at those of any other quarter",
             action="flatten by at_priors of models/detection/head.py: levels finest first, rows, columns, priors "
             "of a cell",
             layer="head",
@@ -57,16 +56,18 @@ def level_order(context: Context) -> list[Finding]:
     ]
 
 
-def _shares(
+def _quarters(
     plain: Mapping[str, Tensor], other: Mapping[str, Tensor], sizes: list[tuple[int, int]]
-) -> Iterator[tuple[str, list[float]]]:
-    """Of each output, level by level, the share of the squared change (P,) that is near the corner."""
+) -> Iterator[tuple[str, Tensor]]:
+    """Of each output the shares (L, 4) of the squared change (P,) in the upper left, upper right and lower quarters."""
     for name in sorted(plain.keys() & {"logits", "codes", "centreness"}):
         energy = (other[name] - plain[name])[0].double().square().reshape(plain[name].shape[1], -1).sum(dim=1)
         per_cell = len(energy) // sum(rows * columns for rows, columns in sizes)
         levels = energy.split([rows * columns * per_cell for rows, columns in sizes])
         grids = [each.view(*size, per_cell).sum(dim=2) for each, size in zip(levels, sizes, strict=True)]
-        yield name, [float(each[:_NEAR, -_NEAR:].sum() / each.sum()) for each in grids]
+        halves = [half for each in grids for half in each.tensor_split(2)]
+        sums = torch.stack([part.sum() for half in halves for part in half.tensor_split(2, dim=1)]).view(-1, 4)
+        yield name, sums / sums.sum(dim=1, keepdim=True)
 
 
 @check("G20", "prior-bias", "preflight", severity="warning", causes=("model.init", "model.structure"), at="model.head")
