@@ -81,9 +81,7 @@ class BoxOverlap(Loss):
     ) -> None:
         super().__init__()
         assert_form(form, overlap)
-        self.overlap: Literal["iou", "giou", "diou", "ciou", "siou"] = overlap
-        self.form: Literal["linear", "log", "square"] = form
-        self.weigh = weigh
+        self.overlap, self.form, self.weigh = overlap, form, weigh
 
     def count(self, *, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
         """The sum of the weights, or the number of boxes; `target` (B, P) is below 0 for priors without."""

@@ -125,7 +125,7 @@ def test_the_class_of_an_ignored_box_is_never_read(head: str) -> None:
 
 def test_evaluation_reaches_down_to_small_scores() -> None:
     """T23: a threshold that is good for looking at cuts the curve; shipped recipes evaluate from 0.05 on or below."""
-    paths = sorted((ROOT / "configs" / "detect").glob("*.yaml"))
+    paths = sorted((ROOT / "configs" / "detect").glob("[!_]*.yaml"))
     assert len(paths) >= 3
     for path in paths:
         config = read_config(path)

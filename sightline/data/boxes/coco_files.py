@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -38,14 +38,8 @@ COLUMNS = {
     "is_ignored": box_column((), "bool"),
 }
 """What is kept of a box: left, top, right, bottom, its class, its area as stated in the file, whether it is ignored."""
+_Row = tuple[Box, int, float, bool]
 _KEYS = ("images", "annotations", "categories")
-
-
-class _Box(NamedTuple):
-    box: Box
-    label: int
-    area: float
-    is_ignored: bool
 
 
 def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | None) -> FoundSet:
@@ -175,10 +169,10 @@ def _entries(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[str, 
 
 def _boxes(
     document: Mapping[str, Any], names: Mapping[int, str], classes: Classes, faults: Faults
-) -> defaultdict[int, list[_Box]]:
+) -> defaultdict[int, list[_Row]]:
     """The boxes of every image in the order of the file; those that cannot be used are noted."""
     label_of = {number: label for label, number in enumerate(classes.ids)}
-    boxes: defaultdict[int, list[_Box]] = defaultdict(list)
+    boxes: defaultdict[int, list[_Row]] = defaultdict(list)
     for annotation in document["annotations"]:
         image_id = _number(annotation, "image_id")
         if image_id not in names:
@@ -200,7 +194,7 @@ def _boxes(
             stated = annotation.get("bbox", "missing")
             faults.add("boxes that cannot be meant", f"{where}: bbox is {stated} ({error})")
             continue
-        boxes[image_id].append(_Box(box, label_of[category], area, is_ignored))
+        boxes[image_id].append((box, label_of[category], area, is_ignored))
     return boxes
 
 
@@ -213,12 +207,10 @@ def _box(annotation: Mapping[str, Any]) -> Box:
     return box_of_mask(annotation["segmentation"])
 
 
-def _values(boxes: Sequence[_Box], size_px: tuple[int, int], faults: Faults) -> dict[str, np.ndarray]:
+def _values(boxes: Sequence[_Row], size_px: tuple[int, int], faults: Faults) -> dict[str, np.ndarray]:
     return {
-        "boxes": np.array([each.box for each in boxes], dtype=np.float64).reshape(-1, 4),
-        "label": np.array([each.label for each in boxes], dtype=np.int64),
-        "area": np.array([each.area for each in boxes], dtype=np.float64),
-        "is_ignored": np.array([each.is_ignored for each in boxes], dtype=bool),
+        name: np.array([row[place] for row in boxes], dtype=column.dtype).reshape(-1, *column.shape)
+        for place, (name, column) in enumerate(COLUMNS.items())
     }
 
 

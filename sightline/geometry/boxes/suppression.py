@@ -11,8 +11,8 @@ from torch import Tensor
 from sightline import registry
 from sightline.arguments import Probability, Size
 from sightline.compiled import suits
+from sightline.geometry.boxes.box_kernels import keep_greedily, keep_softly
 from sightline.geometry.boxes.overlaps import iou
-from sightline.geometry.boxes.suppression_kernels import keep_greedily, keep_softly
 
 __all__ = [
     "Greedy",
