@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import unicodedata
 from collections import defaultdict
@@ -25,7 +24,7 @@ from sightline.data.boxes.image_listing import (
     split_of,
 )
 from sightline.data.boxes.masks import box_of_mask
-from sightline.data.files.input_files import read_file
+from sightline.data.files.input_files import parsed_json, read_file
 from sightline.data.store.native import listing
 from sightline.errors import DataError
 
@@ -91,11 +90,7 @@ def _documents(root: Path, annotations: Sequence[str] | None) -> dict[Path, Mapp
 
 
 def _read_json(path: Path) -> Any:
-    content = read_file(path)
-    try:
-        return json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: does not read as JSON ({error}); export it again") from error
+    return parsed_json(read_file(path), where=str(path), advice="export it again")
 
 
 def _is_instances(document: Any) -> bool:

@@ -75,10 +75,11 @@ class LabelledImages:
         self._rows = parts.rows[split]
         names = {stored: prepared.names(stored) for stored in prepared.splits}
         self._names = tuple(names[stored][row] for stored, row in self._rows)
-        self._class_of = _class_of(prepared, classes)
         self._keeps_others = other_classes == "ignored"
         self._least_px = ignore_below_px
         self.classes = _chosen(prepared, classes)
+        chosen = {name: label for label, name in enumerate(self.classes.names)}
+        self._class_of = np.array([chosen.get(name, -1) for name in prepared.manifest["classes"]["names"]])
         facts = box_facts(self.classes.names, self._columns.box_type)
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
         self.info = DataInfo(facts, BOX_FIELDS, split_sizes=sizes, folds=parts.folds)
@@ -179,9 +180,3 @@ def _chosen(prepared: Prepared, names: tuple[str, ...]) -> Classes:
         raise ConfigError("classes: names a class twice; name each once")
     chosen = names or stored.names
     return Classes(chosen, tuple(stored.ids[stored.names.index(name)] for name in chosen))
-
-
-def _class_of(prepared: Prepared, names: tuple[str, ...]) -> np.ndarray:
-    """From a stored class to that of a sample, -1 for those that are not chosen."""
-    stored = prepared.manifest["classes"]["names"]
-    return np.array([names.index(name) if name in names else -1 for name in stored] if names else range(len(stored)))
