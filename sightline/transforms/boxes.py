@@ -129,7 +129,8 @@ class _Losing:
 class CutImage(_Losing):
     """Every image becomes, with a probability, a random part of it: each side a share uniform in [low, 1] of its own.
 
-    A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at the border of the part.
+    A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at the border of the part. Parts differ
+    in size, so that `fit_image` follows.
     Source: Liu et al. 2016, SSD, section 2.2.
     """
 
