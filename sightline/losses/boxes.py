@@ -12,7 +12,7 @@ from sightline.arguments import Factor, Probability
 from sightline.geometry.boxes.codings import centreness, decode, encode_deltas, encode_distances
 from sightline.geometry.boxes.priors import IGNORED
 from sightline.losses.base import Loss
-from sightline.losses.functional_boxes import centreness_bce, overlap_loss, sigmoid_focal, smooth_l1
+from sightline.losses.functional_boxes import assert_form, centreness_bce, overlap_loss, sigmoid_focal, smooth_l1
 
 __all__ = ["BoxOverlap", "BoxSmoothL1", "CentreNess", "SigmoidFocal"]
 
@@ -56,7 +56,9 @@ class BoxSmoothL1(_OfPositives):
         self.beta = beta
 
     def forward(self, *, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
-        """`codes` (B, P, 4) are deltas of `priors` (P, 4)."""
+        """`codes` (B, P, 4) are deltas of `priors` (P, 4). Raises ValueError for points (P, 2)."""
+        if priors.shape[1] != 4:
+            raise ValueError("box_smooth_l1: found points as priors, expected anchors; take box_overlap")
         image, prior = (target >= 0).nonzero(as_tuple=True)
         true = encode_deltas(priors[prior], matched_boxes[image, prior])
         return smooth_l1(codes[image, prior], true, beta=self.beta)
@@ -78,9 +80,8 @@ class BoxOverlap(Loss):
         weigh: Literal["none", "centreness"] = "none",
     ) -> None:
         super().__init__()
-        self.overlap: Literal["iou", "giou", "diou", "ciou", "siou"] = overlap
-        self.form: Literal["linear", "log", "square"] = form
-        self.weigh = weigh
+        assert_form(form, overlap)
+        self.overlap, self.form, self.weigh = overlap, form, weigh
 
     def count(self, *, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
         """The sum of the weights, or the number of boxes; `target` (B, P) is below 0 for priors without."""

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from sightline.geometry.boxes.overlaps import OVERLAPS, at_least_float32
 
-__all__ = ["centreness_bce", "overlap_loss", "sigmoid_focal", "smooth_l1"]
+__all__ = ["assert_form", "centreness_bce", "overlap_loss", "sigmoid_focal", "smooth_l1"]
 
 _LEAST_OVERLAP = 1e-7
 """What the logarithm of an overlap sees of disjoint boxes: a loss of 16 without a gradient."""
@@ -59,12 +59,17 @@ def overlap_loss(
     The last two are of the IoU alone: the others may be negative. Raises ValueError for them. Source: Rezatofighi et
     al. 2019; the logarithm is that of Yu et al. 2016, the square that of YOLOX.
     """
-    if form != "linear" and overlap != "iou":
-        raise ValueError(f"form: '{form}' is of the IoU alone, found overlap '{overlap}'; take form 'linear' or 'iou'")
+    assert_form(form, overlap)
     found = OVERLAPS[overlap](predicted, target)
     if form == "log":
         return _weighted_sum(-found.clamp(min=_LEAST_OVERLAP).log(), weight)
     return _weighted_sum(1 - (found if form == "linear" else found.square()), weight)
+
+
+def assert_form(form: str, overlap: str) -> None:
+    """Raises ValueError for a form that this overlap, which may be negative, does not have."""
+    if form != "linear" and overlap != "iou":
+        raise ValueError(f"form: '{form}' is of the IoU alone, found overlap '{overlap}'; take form 'linear' or 'iou'")
 
 
 def centreness_bce(logits: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:

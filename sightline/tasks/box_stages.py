@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -48,18 +47,17 @@ def show_detections(
     pictures = []
     for place, ((first, last), (begin, end)) in enumerate(list(rows)[:_NUM_SHOWN]):
         sure = detections[first:last].double().cpu()
-        boxes, counts = _compared(sure[sure[:, 4] >= least_score], truth[begin:end].double().cpu())
+        sure = sure[sure[:, 4] >= least_score]
+        drawn, counts = _compared(sure, truth[begin:end].double().cpu(), batch["to_canvas"][place].cpu())
         pixels = batch["image"][place].float().cpu().permute(1, 2, 0).numpy()
-        to_canvas = batch["to_canvas"][place].cpu()
-        drawn = [_on_canvas(box, to_canvas) for box in boxes]
         caption = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         legend = {text: COLORS[kind] for kind, text in _LEGEND.items()}
         pictures.append(Picture(f"detections_{place}", draw_boxes(stretched(pixels), drawn, legend=legend), caption))
     return pictures
 
 
-def _compared(detections: Tensor, truth: Tensor) -> tuple[list[Box], dict[str, int]]:
-    """Boxes in pixels of the file, ignored ones first, and how many there are of each kind."""
+def _compared(detections: Tensor, truth: Tensor, to_canvas: Tensor) -> tuple[list[Box], dict[str, int]]:
+    """Boxes on the canvas, ignored ones first, and how many there are of each kind; those given are of the file."""
     is_ignored = truth[:, 6] > 0
     alike = torch.where(
         is_ignored, ioa(detections[:, None, :4], truth[:, :4]), iou(detections[:, None, :4], truth[:, :4])
@@ -81,19 +79,14 @@ def _compared(detections: Tensor, truth: Tensor) -> tuple[list[Box], dict[str, i
     assert matches.label is not None
     hit = torch.zeros(len(truth), dtype=torch.bool)
     hit[torch.from_numpy(matches.label[0][found])] = True
-    boxes = [_box(row, "ignored", style="hatched") for row in truth[is_ignored]]
+
+    def box(row: Tensor, kind: str, caption: str = "", style: Any = "solid") -> Box:
+        return Box(tuple(moved_boxes(row[:4], to_canvas).tolist()), COLORS[kind], caption, style)
+
+    boxes = [box(row, "ignored", style="hatched") for row in truth[is_ignored]]
     missed = truth[~is_ignored & ~hit]
-    boxes += [_box(row, "missed", style="dashed") for row in missed]
+    boxes += [box(row, "missed", style="dashed") for row in missed]
     kinds = np.where(found, "found", np.where(dropped, "ignored", "made up"))
-    boxes += [_box(row, str(kind), f"{row[4]:.2f}") for row, kind in zip(detections[order], kinds, strict=True)]
+    boxes += [box(row, str(kind), f"{row[4]:.2f}") for row, kind in zip(detections[order], kinds, strict=True)]
     counts = {kind: int((kinds == kind).sum()) for kind in ("found", "made up")} | {"missed": len(missed)}
     return boxes, counts
-
-
-def _box(row: Tensor, kind: str, caption: str = "", style: Any = "solid") -> Box:
-    return Box(tuple(row[:4].tolist()), COLORS[kind], caption, style)
-
-
-def _on_canvas(box: Box, to_canvas: Tensor) -> Box:
-    corners = moved_boxes(torch.tensor(box.corners, dtype=torch.float64), to_canvas)
-    return replace(box, corners=tuple(corners.tolist()))

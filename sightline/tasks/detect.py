@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from typing_extensions import TypedDict
 
 from sightline import registry
@@ -111,15 +112,10 @@ class Detect(Supervised):
         for rows in _images(batch["box_offsets"]):
             own = batch["boxes"][rows].to(priors.rows)
             matched = self._assigner(priors, own, batch["is_ignored"][rows]).matched
-            has_box = matched >= 0
+            has_box, place = matched >= 0, matched.clamp(min=-1)  # the last row, of zeros, is of priors without a box
             is_unmatched[matched[has_box] + rows.start] = False
-            if len(own):
-                chosen = matched.clamp(min=0)
-                targets.append(torch.where(has_box, batch["label"][rows][chosen], matched))
-                boxes.append(torch.where(has_box[:, None], own[chosen], 0))
-            else:
-                targets.append(matched)
-                boxes.append(priors.rows.new_zeros(len(priors), 4))
+            targets.append(torch.where(has_box, functional.pad(batch["label"][rows], (0, 1))[place], matched))
+            boxes.append(functional.pad(own, (0, 0, 0, 1))[place])
         return {
             "priors": priors.rows,
             "target": torch.stack(targets),

@@ -68,10 +68,10 @@ class FitImage:
                 f"fit_image: an image of {height} x {width} pixels becomes {size[0]} x {size[1]}, the canvas is "
                 f"{self.canvas[0]} x {self.canvas[1]}; enlarge height and width, or use mode letterbox"
             )
-        matrix = torch.tensor([[size[1] / width, 0, 0], [0, size[0] / height, 0]], dtype=torch.float64)
         canvas = image.new_tensor(self.fill).expand(1, *self.canvas, image.shape[3]).contiguous()
-        canvas[:, : size[0], : size[1]] = resized(image, size=size)
-        return {"image": canvas, **_moved(matrix, boxes, to_canvas)}
+        scaled = _scaled(image, boxes, to_canvas, size)
+        canvas[:, : size[0], : size[1]] = scaled["image"]
+        return {**scaled, "image": canvas}
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns that an image is resized to."""
@@ -93,19 +93,16 @@ class ScaleSteps:
 
     moves_pixels = True
 
-    def __init__(self, *, low: Size = 0.75, high: Size = 1.25, multiple: Count = 32, fill: Factor = _GREY) -> None:
+    def __init__(self, *, low: Size = 0.75, high: Size = 1.25, multiple: Count = 32) -> None:
         if low > high:
             raise ConfigError(f"scale_steps: low {low:g} is above high {high:g}; exchange them")
         self.low, self.high = low, high
         self.multiple = multiple
-        self.fill = fill
 
     def __call__(self, draws: Draws, *, image: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
         factor = self.low + float(draws.of_step.uniform()) * (self.high - self.low)
-        canvas = [max(1, round(side * factor / self.multiple)) * self.multiple for side in image.shape[1:3]]
-        height, width = canvas
-        matrix = torch.tensor([[width / image.shape[2], 0, 0], [0, height / image.shape[1], 0]], dtype=torch.float64)
-        return {"image": resized(image, size=(height, width)), **_moved(matrix, boxes, to_canvas)}
+        height, width = (max(1, round(side * factor / self.multiple)) * self.multiple for side in image.shape[1:3])
+        return _scaled(image, boxes, to_canvas, (height, width))
 
 
 class _Losing:
@@ -132,7 +129,8 @@ class _Losing:
 class CutImage(_Losing):
     """Every image becomes, with a probability, a random part of it: each side a share uniform in [low, 1] of its own.
 
-    A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at the border of the part.
+    A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at the border of the part. Parts differ
+    in size, so that `fit_image` follows.
     Source: Liu et al. 2016, SSD, section 2.2.
     """
 
@@ -209,6 +207,13 @@ def _moved(matrix: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor
     """Boxes, and the map from the file's pixels, after a further map of pixels."""
     further = chained(matrix, to_canvas[0])
     return {"boxes": moved_boxes(boxes, matrix), "to_canvas": further[None].to(to_canvas.dtype)}
+
+
+def _scaled(image: Tensor, boxes: Tensor, to_canvas: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    """An image of so many rows and columns with its boxes."""
+    across, down = size[1] / image.shape[2], size[0] / image.shape[1]
+    matrix = torch.tensor([[across, 0, 0], [0, down, 0]], dtype=torch.float64)
+    return {"image": resized(image, size=size), **_moved(matrix, boxes, to_canvas)}
 
 
 def _resampled(image: Tensor, matrix: Tensor, *, fill: float) -> Tensor:

@@ -167,3 +167,15 @@ def test_the_gradient_of_ciou_is_that_of_a_constant_factor() -> None:
             change = [high - low for high, low in zip(up, down, strict=True)]
             expected = -(change[0] - change[1] - factor * change[2]) / 2e-6
             assert float(gradient[image, prior, place]) == pytest.approx(float(expected), rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("form", ["log", "square"])
+def test_forms_of_the_iou_alone_are_refused_before_a_step(form: Any) -> None:
+    with pytest.raises(ValueError, match=f"form: '{form}' is of the IoU alone, found overlap 'giou'"):
+        BoxOverlap(form=form)
+
+
+def test_deltas_of_points_are_refused_by_name() -> None:
+    batch = given(POINTS)
+    with pytest.raises(ValueError, match="box_smooth_l1: found points as priors, expected anchors; take box_overlap"):
+        BoxSmoothL1()(**{name: batch[name] for name in ("codes", "priors", "target", "matched_boxes")})

@@ -52,7 +52,7 @@ TRANSFORMS = {
     "stretch": FitImage(height=192, width=96, mode="stretch", fill=0),
     "short_side": FitImage(height=160, width=240, mode="short_side", short_px=150, long_px=210, fill=0),
     "flip": FlipImage(probability=1.0),
-    "scale_steps": ScaleSteps(low=0.8, high=1.6, multiple=16, fill=0),
+    "scale_steps": ScaleSteps(low=0.8, high=1.6, multiple=16),
     "cut": CutImage(probability=1.0, low=0.6, clip=True),
     "turn": TurnImage(scale=0.2, shift=0.1, fill=0),
     "turn and shear": TurnImage(degrees=20.0, shear_degrees=10.0, scale=0.2, shift=0.05, fill=0),

@@ -9,7 +9,7 @@ from typing import Any
 from sightline import registry
 from sightline.data.boxes.coco_files import find_coco
 from sightline.data.boxes.image_listing import Faulty, image_plan, survey_images
-from sightline.data.boxes.labelled_images import BoxColumns, ClassedImages
+from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages
 from sightline.data.boxes.records import BOX_FIELDS, box_facts
 from sightline.data.store.native import prepare_command
 from sightline.data.store.preparation import Progress, prepare_native
@@ -19,7 +19,7 @@ __all__ = ["Coco"]
 
 
 @registry.data.add("coco")
-class Coco(ClassedImages):
+class Coco(LabelledImages):
     """Images with boxes of COCO instances, prepared by `sightline data prepare coco`.
 
     `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Crowds are ignored, and

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from sightline.data.boxes.image_listing import (
     split_of,
 )
 from sightline.data.boxes.masks import box_of_mask
-from sightline.data.files.input_files import read_file
+from sightline.data.files.input_files import parsed_json, read_file
 from sightline.data.store.native import listing
 from sightline.errors import DataError
 
@@ -38,14 +37,8 @@ COLUMNS = {
     "is_ignored": box_column((), "bool"),
 }
 """What is kept of a box: left, top, right, bottom, its class, its area as stated in the file, whether it is ignored."""
+_Row = tuple[Box, int, float, bool]
 _KEYS = ("images", "annotations", "categories")
-
-
-class _Box(NamedTuple):
-    box: Box
-    label: int
-    area: float
-    is_ignored: bool
 
 
 def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | None) -> FoundSet:
@@ -97,11 +90,7 @@ def _documents(root: Path, annotations: Sequence[str] | None) -> dict[Path, Mapp
 
 
 def _read_json(path: Path) -> Any:
-    content = read_file(path)
-    try:
-        return json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: does not read as JSON ({error}); export it again") from error
+    return parsed_json(read_file(path), where=str(path), advice="export it again")
 
 
 def _is_instances(document: Any) -> bool:
@@ -175,10 +164,10 @@ def _entries(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[str, 
 
 def _boxes(
     document: Mapping[str, Any], names: Mapping[int, str], classes: Classes, faults: Faults
-) -> defaultdict[int, list[_Box]]:
+) -> defaultdict[int, list[_Row]]:
     """The boxes of every image in the order of the file; those that cannot be used are noted."""
     label_of = {number: label for label, number in enumerate(classes.ids)}
-    boxes: defaultdict[int, list[_Box]] = defaultdict(list)
+    boxes: defaultdict[int, list[_Row]] = defaultdict(list)
     for annotation in document["annotations"]:
         image_id = _number(annotation, "image_id")
         if image_id not in names:
@@ -200,7 +189,7 @@ def _boxes(
             stated = annotation.get("bbox", "missing")
             faults.add("boxes that cannot be meant", f"{where}: bbox is {stated} ({error})")
             continue
-        boxes[image_id].append(_Box(box, label_of[category], area, is_ignored))
+        boxes[image_id].append((box, label_of[category], area, is_ignored))
     return boxes
 
 
@@ -213,12 +202,10 @@ def _box(annotation: Mapping[str, Any]) -> Box:
     return box_of_mask(annotation["segmentation"])
 
 
-def _values(boxes: Sequence[_Box], size_px: tuple[int, int], faults: Faults) -> dict[str, np.ndarray]:
+def _values(boxes: Sequence[_Row], size_px: tuple[int, int], faults: Faults) -> dict[str, np.ndarray]:
     return {
-        "boxes": np.array([each.box for each in boxes], dtype=np.float64).reshape(-1, 4),
-        "label": np.array([each.label for each in boxes], dtype=np.int64),
-        "area": np.array([each.area for each in boxes], dtype=np.float64),
-        "is_ignored": np.array([each.is_ignored for each in boxes], dtype=bool),
+        name: np.array([row[place] for row in boxes], dtype=column.dtype).reshape(-1, *column.shape)
+        for place, (name, column) in enumerate(COLUMNS.items())
     }
 
 

@@ -30,9 +30,7 @@ from sightline.data.boxes.image_listing import (
 from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages
 from sightline.data.boxes.odgt import BOX_KEYS, BoxType, is_ignored, read_odgt
 from sightline.data.boxes.yolo_files import images_below
-from sightline.data.store.location import root_of
-from sightline.data.store.native import Prepared, listing, open_prepared, prepare_command
-from sightline.data.store.parts import parts_of
+from sightline.data.store.native import Prepared, listing, prepare_command
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import DataError
 
@@ -77,20 +75,21 @@ class CrowdHuman(LabelledImages):
         test_share: Fraction = 0.2,
         validation_share: Fraction = 0.1,
     ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
-        for kind in (box, scored_box):
-            _check_there(prepared, kind)
+        self._kinds, self._clip = (box, scored_box), clip
         super().__init__(
-            prepared=prepared,
             split=split,
-            parts=parts_of(
-                prepared, tested=tested, test_share=test_share, validation_share=validation_share, what="image"
-            ),
-            columns=BoxColumns(
-                box, scored_box, _ignored_column(box), _ignored_column(scored_box), area=None, clip=clip
-            ),
+            root=root,
             ignore_below_px=ignore_below_px,
+            tested=tested,
+            test_share=test_share,
+            validation_share=validation_share,
         )
+
+    def _columns_in(self, prepared: Prepared) -> BoxColumns:
+        for kind in self._kinds:
+            _check_there(prepared, kind)
+        is_ignored, is_scored_ignored = map(_ignored_column, self._kinds)
+        return BoxColumns(*self._kinds, is_ignored, is_scored_ignored, area=None, clip=self._clip)
 
     @classmethod
     def prepare(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,10 +13,13 @@ import numpy as np
 
 from sightline.data.boxes.image_listing import Classes
 from sightline.data.boxes.records import BoxRecord
-from sightline.data.files.input_files import read_file
+from sightline.data.files.input_files import parsed_json, read_file
 from sightline.errors import DataError
 
 __all__ = ["BoxImages", "Detections", "ImageRef", "Others", "Results", "read_results", "shared_ids"]
+
+
+_parsed = partial(parsed_json, advice="write the results again")
 
 
 class ImageRef(NamedTuple):
@@ -160,7 +163,7 @@ def shared_ids(images: Iterable[ImageRef]) -> dict[int, str]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    rows = _json(read_file(path), str(path))
+    rows = _parsed(read_file(path), where=str(path))
     if not isinstance(rows, list):
         held = f"an object with {', '.join(rows)}" if isinstance(rows, dict) else f"a {type(rows).__name__}"
         raise DataError(f"{path}: a list of rows is needed, found {held}; write COCO results, with the ids of the set")
@@ -173,7 +176,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     for number, text in enumerate(read_file(path).splitlines(), start=1):
         if not text.strip():
             continue
-        line = _json(text, f"{path}: line {number}")
+        line = _parsed(text, where=f"{path}: line {number}")
         try:
             name, boxes = str(line["ID"]), line["dtboxes"]
             rows = [
@@ -185,10 +188,3 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
             raise DataError(f"{path}: line {number}: the image '{name}' is there twice; keep one of the lines")
         seen.add(name)
         yield from ((f"line {number}, box {place}", row) for place, row in enumerate(rows))
-
-
-def _json(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: does not read as JSON ({error}); write the results again") from error

@@ -16,7 +16,6 @@ import numpy as np
 
 from sightline.data.files.image_files import ImageHeader, check_image, read_header
 from sightline.data.store.columns import Column
-from sightline.data.store.native import LISTED, Prepared
 from sightline.data.store.preparation import Part, Plan, Progress, Row, in_batches
 from sightline.errors import DataError
 
@@ -30,7 +29,6 @@ __all__ = [
     "Values",
     "box_column",
     "corners_of",
-    "describe_images",
     "image_plan",
     "is_sound",
     "split_of",
@@ -190,20 +188,6 @@ def survey_images(found: FoundSet) -> dict[str, Any]:
     looked = _look(found, progress=lambda *_: None)
     notes = [*found.notes, *found.faults.settle("leave_out", root=found.root), *_notes(looked)]
     return {"source": str(found.root), "layout": found.layout, **_statistics(found, looked), "differences": notes}
-
-
-def describe_images(prepared: Prepared) -> dict[str, Any]:
-    """What `data info` prints of a prepared set of images with boxes."""
-    manifest = prepared.manifest
-    listed = manifest[LISTED]
-    return {
-        "set": manifest["set"],
-        "layout": manifest["layout"],
-        "root": str(prepared.root.resolve()),
-        "files": f"{listed['num_files']:,} files, {listed['num_bytes']:,} bytes, in place below {listed['root']}",
-        **manifest["statistics"],
-        "differences": manifest["differences"],
-    }
 
 
 def _look(found: FoundSet, *, progress: Progress) -> list[_Looked]:

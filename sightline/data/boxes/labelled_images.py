@@ -10,17 +10,17 @@ import numpy as np
 
 from sightline.arguments import Factor, Fraction
 from sightline.data.boxes.detections import ImageRef, Others
-from sightline.data.boxes.image_listing import Classes, describe_images
+from sightline.data.boxes.image_listing import Classes
 from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, sample_of
 from sightline.data.files.image_files import read_image
 from sightline.data.store.location import root_of
-from sightline.data.store.native import Prepared, open_prepared, verify
-from sightline.data.store.parts import Parts, check_part, parts_of
+from sightline.data.store.native import LISTED, Prepared, open_prepared, verify
+from sightline.data.store.parts import check_part, parts_of
 from sightline.errors import ConfigError, DataError
 from sightline.schema import nearest
 from sightline.types import DataInfo, Sample, SampleKey
 
-__all__ = ["BoxColumns", "ClassedImages", "LabelledImages", "OtherClasses"]
+__all__ = ["BoxColumns", "LabelledImages", "OtherClasses"]
 
 OtherClasses = Literal["left_out", "ignored"]
 """What becomes of the boxes of classes that a config does not choose."""
@@ -56,25 +56,33 @@ class LabelledImages:
     def __init__(
         self,
         *,
-        prepared: Prepared,
         split: str,
-        parts: Parts,
-        columns: BoxColumns,
+        root: str | None = None,
         classes: tuple[str, ...] = (),
         other_classes: OtherClasses = "left_out",
         ignore_below_px: Factor = 0.0,
+        tested: tuple[str, ...] = (),
+        test_share: Fraction = 0.2,
+        validation_share: Fraction = 0.1,
     ) -> None:
+        prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
+        self._columns = self._columns_in(prepared)
+        parts = parts_of(
+            prepared, tested=tested, test_share=test_share, validation_share=validation_share, what="image"
+        )
         check_part(parts, split, root=prepared.root, what="image")
         self._prepared = prepared
         self._rows = parts.rows[split]
         names = {stored: prepared.names(stored) for stored in prepared.splits}
         self._names = tuple(names[stored][row] for stored, row in self._rows)
-        self._columns = columns
-        self._class_of = _class_of(prepared, classes)
         self._keeps_others = other_classes == "ignored"
         self._least_px = ignore_below_px
         self.classes = _chosen(prepared, classes)
-        self.info = self._describe(parts)
+        chosen = {name: label for label, name in enumerate(self.classes.names)}
+        self._class_of = np.array([chosen.get(name, -1) for name in prepared.manifest["classes"]["names"]])
+        facts = box_facts(self.classes.names, self._columns.box_type)
+        sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
+        self.info = DataInfo(facts, BOX_FIELDS, split_sizes=sizes, folds=parts.folds)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -131,7 +139,16 @@ class LabelledImages:
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """What a prepared folder holds, from its manifest: images, sizes, boxes, classes, and where the files lie."""
-        return describe_images(open_prepared(root, set_names=(cls.set_name,)))
+        prepared = open_prepared(root, set_names=(cls.set_name,))
+        manifest, listed = prepared.manifest, prepared.manifest[LISTED]
+        return {
+            "set": manifest["set"],
+            "layout": manifest["layout"],
+            "root": str(prepared.root.resolve()),
+            "files": f"{listed['num_files']:,} files, {listed['num_bytes']:,} bytes, in place below {listed['root']}",
+            **manifest["statistics"],
+            "differences": manifest["differences"],
+        }
 
     @classmethod
     def verify(cls, root: Path) -> int:
@@ -144,39 +161,9 @@ class LabelledImages:
         split, row = self._rows[index]
         return self._prepared.row(split, column, row)
 
-    def _describe(self, parts: Parts) -> DataInfo:
-        sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
-        facts = box_facts(self.classes.names, self._columns.box_type)
-        return DataInfo(facts, BOX_FIELDS, split_sizes=sizes, folds=parts.folds)
-
-
-class ClassedImages(LabelledImages):
-    """A set of one kind of boxes, of many classes."""
-
-    def __init__(
-        self,
-        *,
-        split: str,
-        root: str | None = None,
-        classes: tuple[str, ...] = (),
-        other_classes: OtherClasses = "left_out",
-        ignore_below_px: Factor = 0.0,
-        tested: tuple[str, ...] = (),
-        test_share: Fraction = 0.2,
-        validation_share: Fraction = 0.1,
-    ) -> None:
-        prepared = open_prepared(root_of(root, self.set_name), set_names=(self.set_name,))
-        super().__init__(
-            prepared=prepared,
-            split=split,
-            parts=parts_of(
-                prepared, tested=tested, test_share=test_share, validation_share=validation_share, what="image"
-            ),
-            columns=BoxColumns(),
-            classes=classes,
-            other_classes=other_classes,
-            ignore_below_px=ignore_below_px,
-        )
+    def _columns_in(self, prepared: Prepared) -> BoxColumns:
+        """The columns that are read; of sets of several kinds of boxes, those that the config chooses."""
+        return BoxColumns()
 
 
 def _least_side(boxes: np.ndarray) -> np.ndarray:
@@ -193,9 +180,3 @@ def _chosen(prepared: Prepared, names: tuple[str, ...]) -> Classes:
         raise ConfigError("classes: names a class twice; name each once")
     chosen = names or stored.names
     return Classes(chosen, tuple(stored.ids[stored.names.index(name)] for name in chosen))
-
-
-def _class_of(prepared: Prepared, names: tuple[str, ...]) -> np.ndarray:
-    """From a stored class to that of a sample, -1 for those that are not chosen."""
-    stored = prepared.manifest["classes"]["names"]
-    return np.array([names.index(name) if name in names else -1 for name in stored] if names else range(len(stored)))

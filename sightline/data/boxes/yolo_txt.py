@@ -7,7 +7,7 @@ from typing import Any
 
 from sightline import registry
 from sightline.data.boxes.image_listing import Faulty, image_plan, survey_images
-from sightline.data.boxes.labelled_images import ClassedImages
+from sightline.data.boxes.labelled_images import LabelledImages
 from sightline.data.boxes.yolo_files import find_yolo
 from sightline.data.store.preparation import Progress, prepare_native
 
@@ -15,7 +15,7 @@ __all__ = ["YoloTxt"]
 
 
 @registry.data.add("yolo_txt")
-class YoloTxt(ClassedImages):
+class YoloTxt(LabelledImages):
     """Images with boxes in YOLO's text files, prepared by `sightline data prepare yolo_txt`.
 
     `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Boxes narrower or

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from sightline.errors import DataError
 from sightline.plain_files import assert_plain
 
-__all__ = ["assert_regular", "read_file", "size_of"]
+__all__ = ["assert_regular", "parsed_json", "read_file", "size_of"]
 
 
 def assert_regular(path: Path) -> None:
@@ -38,6 +40,14 @@ def read_file(path: Path) -> bytes:
         raise _unreadable(path, error) from error
     except MemoryError as error:
         raise _too_large(path, num_bytes) from error
+
+
+def parsed_json(content: bytes, *, where: str, advice: str) -> Any:
+    """What JSON in UTF-8 holds. Raises DataError with the place and the advice for anything else."""
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: does not read as JSON ({error}); {advice}") from error
 
 
 def size_of(path: Path) -> int:

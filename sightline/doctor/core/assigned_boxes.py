@@ -52,8 +52,11 @@ class AssignedBoxes(NamedTuple):
 
 
 def is_clearly_above(count: int, total: int, share: float) -> bool:
-    """Whether so many of a total are more than a share of it by three deviations, those of independent draws."""
-    return count > share * total + 3 * math.sqrt(share * total)
+    """Whether so many of a total are more than a share of it by three deviations, those of independent draws.
+
+    One or two, however few there are, never are: deviations say little of such counts.
+    """
+    return count > max(2, share * total + 3 * math.sqrt(share * total))
 
 
 def assigned_boxes(task: Detect, model: nn.Module, batches: Iterable[Batch]) -> AssignedBoxes:

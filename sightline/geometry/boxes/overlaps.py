@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sightline.compiled import Compiled, in_threads, suits
-from sightline.geometry.boxes.overlap_kernels import ioa_of_rows, iou_of_rows
+from sightline.geometry.boxes.box_kernels import ioa_of_rows, iou_of_rows
 
 __all__ = [
     "OVERLAPS",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from torch import Tensor
 from sightline import registry
 from sightline.arguments import Probability, Size
 from sightline.compiled import suits
+from sightline.geometry.boxes.box_kernels import keep_greedily, keep_softly
 from sightline.geometry.boxes.overlaps import iou
-from sightline.geometry.boxes.suppression_kernels import keep_greedily, keep_softly
 
 __all__ = [
     "Greedy",
@@ -79,8 +79,17 @@ class Greedy(Suppression):
         return Kept(places, scores[places])
 
 
+class _Soft(Suppression):
+    def __init__(self, *, limit: float, is_linear: bool, min_score: float, per_class: bool) -> None:
+        super().__init__(per_class=per_class)
+        self.form: Any = {"limit": limit, "is_linear": is_linear, "min_score": min_score}
+
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
+        return keep_soft(boxes, scores, labels, **self.form)
+
+
 @registry.suppressions.add("soft_linear")
-class SoftLinear(Suppression):
+class SoftLinear(_Soft):
     """The best detection lowers the scores of those that overlap it, from `iou_threshold` on, by the factor 1 - IoU.
 
     Then the best that is left, by the new scores; those below `min_score` are dropped. Source: Bodla et al. 2017.
@@ -89,25 +98,15 @@ class SoftLinear(Suppression):
     def __init__(
         self, *, iou_threshold: Probability = 0.3, min_score: Probability = 1e-3, per_class: bool = True
     ) -> None:
-        super().__init__(per_class=per_class)
-        self.iou_threshold = iou_threshold
-        self.min_score = min_score
-
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
-        return keep_soft(boxes, scores, labels, limit=self.iou_threshold, is_linear=True, min_score=self.min_score)
+        super().__init__(limit=iou_threshold, is_linear=True, min_score=min_score, per_class=per_class)
 
 
 @registry.suppressions.add("soft_gaussian")
-class SoftGaussian(Suppression):
+class SoftGaussian(_Soft):
     """As `soft_linear`, with the factor exp(-IoU^2 / sigma) for every overlap. Source: Bodla et al. 2017."""
 
     def __init__(self, *, sigma: Size = 0.5, min_score: Probability = 1e-3, per_class: bool = True) -> None:
-        super().__init__(per_class=per_class)
-        self.sigma = sigma
-        self.min_score = min_score
-
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Kept:
-        return keep_soft(boxes, scores, labels, limit=self.sigma, is_linear=False, min_score=self.min_score)
+        super().__init__(limit=sigma, is_linear=False, min_score=min_score, per_class=per_class)
 
 
 def keep_greedy(boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Le
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline import registry
 from sightline.arguments import Count
@@ -49,7 +49,8 @@ class _ResNet(ResidualStages):
         )
         self.in_channels = in_channels
         self.channels = tuple(expansion * width * 2**level for level in (1, 2, 3))
-        _freeze_first([self.stem, *self.stages], frozen_stages)
+        for part in [self.stem, *self.stages][:frozen_stages]:
+            freeze(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """`image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
@@ -115,14 +116,10 @@ class Darknet53Backbone(Darknet):
         super().__init__(in_channels=in_channels, width=width, norm=NORMS[norm], attention=ATTENTIONS[attention])
         self.in_channels = in_channels
         self.channels = self.channels[3:]
-        _freeze_first([self.stem, *self.stages], frozen_stages)
+        for part in [self.stem, *self.stages][:frozen_stages]:
+            freeze(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """`image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
         assert_images(image, channels=self.in_channels)
         return super().forward(image)[3:]
-
-
-def _freeze_first(parts: Sequence[nn.Module], count: int) -> None:
-    for part in parts[:count]:
-        freeze(part)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sightline import registry
 from sightline.arguments import Count
+from sightline.geometry.boxes.priors import PriorKind
 from sightline.layers.detection.norms import group_norm
 from sightline.layers.images import ConvBlock
 from sightline.models.detection.head import CentreOutput, DenseHead, Prior, at_priors
@@ -17,8 +18,18 @@ from sightline.models.detection.head import CentreOutput, DenseHead, Prior, at_p
 __all__ = ["ATSSHead", "FCOSHead"]
 
 
-class _CentreHead(DenseHead):
-    """One prior a cell, towers with group norm, a scale for each level, and the centre-ness of the box at the prior."""
+@registry.heads.add("fcos")
+class FCOSHead(DenseHead):
+    """Logits, distances to the sides of a box and centre-ness at a point of each cell; 4,920,666 parameters.
+
+    Of 80 classes, on five levels of 256 channels, with group norm in the towers. `codes` are left, top, right, bottom
+    in pixels: `relu` of the scaled value times the level's stride, as the authors' code does since the paper, or `exp`
+    of it, as in the paper. `centreness_on`: the tower that centre-ness is read from, in the paper that of classes.
+    `scales`: the scalar that each level learns. Source: Tian et al. 2019, FCOS, section 3; layout of tianzhi0549/FCOS.
+    """
+
+    priors: ClassVar[PriorKind] = "points"
+    assigners = frozenset({"fcos", "atss", "ota", "simota"})
 
     def __init__(
         self,
@@ -26,10 +37,11 @@ class _CentreHead(DenseHead):
         channels: tuple[int, ...],
         strides: tuple[int, ...],
         num_classes: int,
-        num_convs: int,
-        prior: float,
+        num_convs: Count = 4,
+        distances: Literal["relu", "exp"] = "relu",
         centreness_on: Literal["box", "cls"] = "box",
         scales: bool = True,
+        prior: Prior = 0.01,
     ) -> None:
         super().__init__(
             channels=channels,
@@ -39,7 +51,7 @@ class _CentreHead(DenseHead):
             num_convs=num_convs,
             norm=group_norm,
         )
-        self.centreness_on = centreness_on
+        self.distances, self.centreness_on = distances, centreness_on
         self.centreness = ConvBlock(in_channels=channels[0], out_channels=1, size=3)
         self.scales = nn.Parameter(torch.ones(len(strides))) if scales else None
         self._start(prior)
@@ -61,54 +73,14 @@ class _CentreHead(DenseHead):
 
     def _code(self, values: Tensor, stride: int) -> Tensor:
         """What the box layer gives on a level as codes of boxes."""
-        raise NotImplementedError
-
-
-@registry.heads.add("fcos")
-class FCOSHead(_CentreHead):
-    """Logits, distances to the sides of a box and centre-ness at a point of each cell; 4,920,666 parameters.
-
-    Of 80 classes, on five levels of 256 channels. `codes` are left, top, right, bottom in pixels: `relu` of the scaled
-    value times the level's stride, as the authors' code does since the paper, or `exp` of it, as in the paper.
-    `centreness_on`: the tower that centre-ness is read from, in the paper that of classes. `scales`: the scalar that
-    each level learns. Source: Tian et al. 2019, FCOS, section 3; layout of tianzhi0549/FCOS.
-    """
-
-    priors = "points"
-    assigners = frozenset({"fcos", "atss", "ota", "simota"})
-
-    def __init__(
-        self,
-        *,
-        channels: tuple[int, ...],
-        strides: tuple[int, ...],
-        num_classes: int,
-        num_convs: Count = 4,
-        distances: Literal["relu", "exp"] = "relu",
-        centreness_on: Literal["box", "cls"] = "box",
-        scales: bool = True,
-        prior: Prior = 0.01,
-    ) -> None:
-        super().__init__(
-            channels=channels,
-            strides=strides,
-            num_classes=num_classes,
-            num_convs=num_convs,
-            prior=prior,
-            centreness_on=centreness_on,
-            scales=scales,
-        )
-        self.distances = distances
-
-    def _code(self, values: Tensor, stride: int) -> Tensor:
         return values.exp() if self.distances == "exp" else values.relu() * stride
 
 
 @registry.heads.add("atss")
-class ATSSHead(_CentreHead):
+class ATSSHead(FCOSHead):
     """Logits, box deltas and centre-ness at one anchor of each cell; 4,920,666 parameters of 80 classes.
 
-    On five levels of 256 channels. `codes` are deltas as those of retina.
+    On five levels of 256 channels; otherwise as fcos. `codes` are deltas as those of retina.
     Source: Zhang et al. 2020, ATSS, section 3.1 and 4; layout of sfzhang15/ATSS.
     """
 

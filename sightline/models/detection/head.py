@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar, Literal, TypedDict
+from typing import Annotated, ClassVar, TypedDict
 
 import torch
 from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from sightline.errors import ConfigError
+from sightline.geometry.boxes.priors import PriorKind
 from sightline.layers.images import ConvBlock
 
 __all__ = ["CentreOutput", "DenseHead", "HeadOutput", "Prior", "at_priors"]
@@ -51,7 +52,7 @@ class DenseHead(nn.Module):
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.
     """
 
-    priors: ClassVar[Literal["anchors", "points"]]
+    priors: ClassVar[PriorKind]
     assigners: ClassVar[frozenset[str]]
     priors_per_cell: int
 
@@ -74,21 +75,11 @@ class DenseHead(nn.Module):
         self.num_classes, self.strides, self.priors_per_cell = num_classes, tuple(strides), priors_per_cell
         width = channels[0]
 
-        def tower() -> nn.Sequential:
-            return nn.Sequential(
-                *(
-                    ConvBlock(
-                        in_channels=width,
-                        out_channels=width,
-                        size=3,
-                        norm=None if norm is None else norm(width),
-                        activation=nn.ReLU(),
-                    )
-                    for _ in range(num_convs)
-                )
-            )
+        def block() -> ConvBlock:
+            own_norm = None if norm is None else norm(width)
+            return ConvBlock(in_channels=width, out_channels=width, size=3, norm=own_norm, activation=nn.ReLU())
 
-        self.class_tower, self.box_tower = tower(), tower()
+        self.class_tower, self.box_tower = (nn.Sequential(*(block() for _ in range(num_convs))) for _ in range(2))
         self.classes = ConvBlock(in_channels=width, out_channels=priors_per_cell * num_classes, size=3)
         self.boxes = ConvBlock(in_channels=width, out_channels=priors_per_cell * 4, size=3)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -35,25 +35,22 @@ _OUTPUTS = {
 }
 
 
-def _retina() -> dict[str, str]:
-    names = _pyramid() | _OUTPUTS
-    for theirs, ours in _BRANCHES:
-        for place in range(_NUM_CONVS):
-            for name in (f"{2 * place}", f"{place}.0"):  # as published, and since 0.13
-                names[f"head.{theirs}.conv.{name}"] = f"head.{ours}.{place}.conv"
-    return names
+def _names(layers: Callable[[int], Mapping[str, str]]) -> dict[str, str]:
+    """All of a detector; `layers` are the names of a block of the towers, and what each is in ours."""
+    towers = {
+        f"head.{theirs}.conv.{name}": f"head.{ours}.{place}.{part}"
+        for theirs, ours in _BRANCHES
+        for place in range(_NUM_CONVS)
+        for name, part in layers(place).items()
+    }
+    return _pyramid() | _OUTPUTS | towers
 
 
-def _fcos() -> dict[str, str]:
-    names = _pyramid() | _OUTPUTS | {"head.regression_head.bbox_ctrness": "head.centreness.conv"}
-    for theirs, ours in _BRANCHES:
-        for place in range(_NUM_CONVS):
-            names[f"head.{theirs}.conv.{3 * place}"] = f"head.{ours}.{place}.conv"
-            names[f"head.{theirs}.conv.{3 * place + 1}"] = f"head.{ours}.{place}.norm"
-    return names
-
-
-DETECTION_LAYOUTS: Mapping[str, Mapping[str, str]] = {_FCOS: _fcos(), _RETINA: _retina()}
+DETECTION_LAYOUTS: Mapping[str, Mapping[str, str]] = {
+    _FCOS: _names(lambda place: {f"{3 * place}": "conv", f"{3 * place + 1}": "norm"})
+    | {"head.regression_head.bbox_ctrness": "head.centreness.conv"},
+    _RETINA: _names(lambda place: {f"{2 * place}": "conv", f"{place}.0": "conv"}),  # as published, and since 0.13
+}
 """Per published layout: their module -> our module, as `published.LAYOUTS`.
 
 Both were trained on anchors or points at multiples of the stride, the corners of cells, and classes are COCO's ids.

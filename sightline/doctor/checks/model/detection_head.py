@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ _ROWS, _COLUMNS = 8, 11
 """Of the finest map; every other one has one more row and two more columns, so that no two have as many cells."""
 _NEAR = 5
 _LEAST = 0.5
+_LARGER = 3
+"""Times as large are the maps that decide: a head of many layers sees all of the small ones."""
 
 
 @check("G29", "level-order", "preflight", causes=("model.structure", "assign.anchor_coverage"), at="model.head")
@@ -31,18 +33,11 @@ def level_order(context: Context) -> list[Finding]:
     channels = getattr(getattr(model, "neck", None), "channels", None)
     if context.assigned is None or channels is None:
         return []
-    head, draws = copy_of(model.head).eval().cpu().float(), torch.Generator().manual_seed(0)
-    sizes = [(_ROWS + level, _COLUMNS + 2 * level) for level in range(len(channels))]
-    maps = [torch.randn(1, width, *size, generator=draws) for width, size in zip(channels, sizes, strict=True)]
-    moved = [each.clone() for each in maps]
-    for each in moved:
-        each[:, :, 1, -2] *= -10
+    head = copy_of(model.head).eval().cpu().double()
     try:
-        with torch.no_grad():
-            shares = dict(_shares(head(maps), head(moved), sizes))
+        wrong = _out_of_order(head, channels, 1) and _out_of_order(head, channels, _LARGER)
     except Exception:  # noqa: BLE001 - a head of others may need maps of certain sizes
         return []
-    wrong = {name: [f"{share:.0%}" for share in each] for name, each in shares.items() if min(each) < _LEAST}
     return [
         level_order.finding(
             context,
@@ -57,16 +52,30 @@ def level_order(context: Context) -> list[Finding]:
     ]
 
 
+def _out_of_order(head: Any, channels: Sequence[int], scale: int) -> dict[str, list[str]]:
+    """The outputs of which little changes near the corners of maps of this size, and how much, level by level."""
+    draws = torch.Generator().manual_seed(0)
+    sizes = [((_ROWS + level) * scale, (_COLUMNS + 2 * level) * scale) for level in range(len(channels))]
+    pairs = zip(channels, sizes, strict=True)
+    maps = [torch.randn(1, width, *size, generator=draws).double() for width, size in pairs]
+    moved = [each.clone() for each in maps]
+    for each in moved:
+        each[:, :, 1, -2] *= -10
+    with torch.no_grad():
+        shares = dict(_shares(head(maps), head(moved), sizes, _NEAR * scale))
+    return {name: [f"{share:.0%}" for share in each] for name, each in shares.items() if min(each) < _LEAST}
+
+
 def _shares(
-    plain: Mapping[str, Tensor], other: Mapping[str, Tensor], sizes: list[tuple[int, int]]
+    plain: Mapping[str, Tensor], other: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]], near: int
 ) -> Iterator[tuple[str, list[float]]]:
-    """Of each output, level by level, the share of the squared change (P,) that is near the corner."""
+    """Of each output, level by level, the share of the squared change (P,) that is so near the corner."""
     for name in sorted(plain.keys() & {"logits", "codes", "centreness"}):
-        energy = (other[name] - plain[name])[0].double().square().reshape(plain[name].shape[1], -1).sum(dim=1)
+        energy = (other[name] - plain[name])[0].square().reshape(plain[name].shape[1], -1).sum(dim=1)
         per_cell = len(energy) // sum(rows * columns for rows, columns in sizes)
         levels = energy.split([rows * columns * per_cell for rows, columns in sizes])
         grids = [each.view(*size, per_cell).sum(dim=2) for each, size in zip(levels, sizes, strict=True)]
-        yield name, [float(each[:_NEAR, -_NEAR:].sum() / each.sum()) for each in grids]
+        yield name, [float(each[:near, -near:].sum() / each.sum()) for each in grids]
 
 
 @check("G20", "prior-bias", "preflight", severity="warning", causes=("model.init", "model.structure"), at="model.head")
