@@ -279,7 +279,7 @@ def read_packed(path: Path) -> Packed:
     try:
         return _parse(data)
     except _FaultError as fault:
-        raise CheckpointError(f"{path}: {fault}; write it again with 'sightline compress pack'") from fault
+        raise CheckpointError(f"{path}: {fault}; pack the model again") from fault
 
 
 class _FaultError(Exception):
