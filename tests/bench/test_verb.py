@@ -45,7 +45,7 @@ def test_the_list_names_cases_and_their_forms() -> None:
         (["geometri"], "did you mean 'geometry'"),
         (
             ["--case", "nothing*"],
-            "no case of geometry, models, data, metrics, train fits --case nothing*; --list shows",
+            "no case of geometry, models, data, metrics, train, compress fits --case nothing*; --list shows",
         ),
         (["--grow", "colour"], "--grow: found 'colour', allowed are points, neighbours, batch, all"),
         (["train", "--grow", "batch"], "--grow is for geometry, models; found train"),

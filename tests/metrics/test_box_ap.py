@@ -99,7 +99,7 @@ CURVES = ("precision_mean_over_recall", "recall")
 
 def assert_curves(images: list[Image], classes: list[float], published: dict[str, np.ndarray]) -> None:
     """Precision, a mean over recalls, and recall by threshold, class from 1, size, and 1, 10 or 100 detections."""
-    groups = _group(state_of(images, len(classes)), 100)
+    groups = _group(state_of(images, len(classes)), 100, len(classes))
     for number, size, (place, most) in itertools.product(range(len(classes)), SIZES, enumerate((1, 10, 100))):
         precision, recall = groups.curve(number, size, most)
         at = slice(None), int(classes[number]) - 1, SIZES.index(size), place

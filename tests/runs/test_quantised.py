@@ -48,7 +48,7 @@ def policy(floats: Path) -> Path:
 def run(floats: Path, policy: Path) -> Path:
     """Trained after the checks of every training, without a finding above a note."""
     path = floats.parent / "quantised"
-    words = ("checkpoint.keep_last=2", "checkpoint.every_steps=4", f"init={{from: {floats}}}")
+    words = ("checkpoint.keep_last=2", f"init={{from: {floats}}}")
     done = run_here("train", CONFIG, *WORDS, *words, f"compress={{policy: {policy}}}", "--out", path)
     assert done.code == 0, done.err
     assert " error " not in done.err
@@ -92,7 +92,7 @@ def test_a_run_that_was_broken_off_ends_with_the_same_bits(
     last = max((broken / "checkpoints").glob("step_*"))
     expected = (last / "model.safetensors").read_bytes()
     break_off(broken)
-    words = ("checkpoint.keep_last=2", "checkpoint.every_steps=4", f"init={{from: {floats}}}")
+    words = ("checkpoint.keep_last=2", f"init={{from: {floats}}}")
     done = run_here(
         "train", CONFIG, *WORDS, *words, f"compress={{policy: {policy}}}", "--out", broken, "--resume", "auto"
     )
