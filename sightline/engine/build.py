@@ -31,8 +31,8 @@ from sightline.engine.train import Job
 from sightline.errors import CheckpointError, ConfigError
 from sightline.members import DataMembers, TaskMembers, TransformMembers
 from sightline.metrics.base import Metric, fault_of_state
-from sightline.runs import checkpoint
-from sightline.runs.checkpoint import MatchReport
+from sightline.runs import trained_weights
+from sightline.runs.checkpoint import MatchReport, load_weights
 from sightline.runs.lineage import trace_lineage
 from sightline.types import Component, Dataset
 
@@ -124,10 +124,9 @@ def _initialise(model: nn.Module, config: RunConfig) -> MatchReport | None:
     if config.init is None:
         return None
     try:
-        snapshot = checkpoint.load(Path(config.init.source))
-        return checkpoint.load_weights(
+        return load_weights(
             model,
-            snapshot.evaluated,
+            trained_weights.load(Path(config.init.source)),
             may_be_missing=config.init.may_be_missing,
             modules=config.init.modules,
             into=config.init.into,
