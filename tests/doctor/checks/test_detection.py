@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from pathlib import Path
 
@@ -152,6 +153,26 @@ def test_parts_that_refuse_what_a_check_gives_them_are_noted(monkeypatch: pytest
         assert (finding.code, finding.severity, finding.cause) == (check.code, "note", "sys.environment")
         assert (finding.where.file, finding.summary.endswith(finding.measured)) == (__file__, True)
         assert_complete(finding)
+
+
+@pytest.mark.parametrize("is_ignored", [False, True])
+@pytest.mark.parametrize(
+    ("box", "code"), [((10, 10, 5, 30), "broken-boxes"), ((10, math.nan, 20, 30), "non-finite-data")]
+)
+def test_one_box_that_cannot_be_meant(
+    monkeypatch: pytest.MonkeyPatch, box: tuple[float, ...], code: str, is_ignored: bool
+) -> None:
+    """An ignored box may have any corners, if they are numbers."""
+
+    def planted(sample: Sample) -> Sample:
+        boxes, truth, flags = (sample[name].clone() for name in ("boxes", "truth", "is_ignored"))
+        boxes[0], truth[0, :4] = (torch.tensor(box).to(each) for each in (boxes, truth))
+        flags[0] = truth[0, 6] = is_ignored
+        return {**sample, "boxes": boxes, "truth": truth, "is_ignored": flags}
+
+    edited(monkeypatch, planted)
+    found = findings_of(quick(make_crowds()), (code,))
+    assert bool(found) == (not is_ignored or code == "non-finite-data"), list(map(str, found))
 
 
 class TestExistingChecks:
