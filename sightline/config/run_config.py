@@ -23,6 +23,7 @@ __all__ = [
     "Loader",
     "Log",
     "RunConfig",
+    "Teacher",
     "Train",
     "Transforms",
 ]
@@ -112,6 +113,18 @@ class Compress:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A trained run whose network predicts every batch, too: losses read its outputs as `teacher_<output>`.
+
+    A run directory or one of its checkpoints. `sha256` is that of its weights, which a run notes when it is trained:
+    others are then refused.
+    """
+
+    source: str = field(metadata={"key": "from"})
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class Checkpoints:
     """Saved every so many epochs (or steps, where given) and at evaluations; `keep_last` of them and the best stay."""
 
@@ -170,6 +183,7 @@ class RunConfig:
     schedule: Component = field(default=Component("constant"))
     init: Init | None = None
     compress: Compress | None = None
+    teacher: Teacher | None = None
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     loader: Loader = field(default_factory=Loader)
     log: Log = field(default_factory=Log)

@@ -11,7 +11,7 @@ from torch import nn
 
 from sightline.config import RunConfig, read_config
 from sightline.data.store.native import sha256_of
-from sightline.errors import UserError
+from sightline.errors import CheckpointError, UserError
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import MatchReport
 from sightline.runs.inputs import read_inputs
@@ -19,7 +19,15 @@ from sightline.runs.run_documents import load_document
 from sightline.runs.stages import differences, stage_of, training_differences
 from sightline.types import DataInfo
 
-__all__ = ["LINEAGE", "describe_lineage", "describe_stage", "evaluated_sha256", "read_lineage", "trace_lineage"]
+__all__ = [
+    "LINEAGE",
+    "assert_sha256",
+    "describe_lineage",
+    "describe_stage",
+    "evaluated_sha256",
+    "read_lineage",
+    "trace_lineage",
+]
 
 LINEAGE = "lineage.json"
 
@@ -62,6 +70,17 @@ def evaluated_sha256(folder: Path) -> str:
     """The SHA-256 of the weights of a checkpoint whose figures count: their average where there is one."""
     average = folder / "ema.safetensors"
     return sha256_of(average if average.exists() else folder / "model.safetensors")
+
+
+def assert_sha256(source: Path, expected: str | None) -> str:
+    """The SHA-256 of the weights of a run or checkpoint. Raises CheckpointError where others are expected."""
+    found = evaluated_sha256(checkpoint.find(source))
+    if expected not in (None, found):
+        raise CheckpointError(
+            f"{source}: holds other weights (SHA-256 {found[:16]}...) than this run was trained with "
+            f"({str(expected)[:16]}...); name the checkpoint that has those: teacher.from=PATH"
+        )
+    return found
 
 
 def describe_lineage(lineage: Mapping[str, Any]) -> str:
