@@ -38,7 +38,7 @@ from sightline.runs import checkpoint
 from sightline.runs.checkpoint import MatchReport
 from sightline.runs.lineage import assert_sha256, trace_lineage
 from sightline.runs.run_documents import load_document, read_facts
-from sightline.tasks.distilled import Distilled, reads_teacher, with_teacher
+from sightline.tasks.distilled import Distilled, teacher_keys, with_teacher
 from sightline.tasks.supervised import Supervised
 from sightline.types import Component, Dataset, Where
 
@@ -258,8 +258,19 @@ def _distilled(config: RunConfig, facts: Mapping[str, Any], wiring: Mapping[str,
     """The task of the config, its losses bound to the outputs of a teacher as well. Raises ConfigError otherwise."""
     assert config.teacher is not None
     where, owner = _of_teacher(config), f"the teacher '{config.teacher.source}'"
-    if not any(map(reads_teacher, config.losses)):
+    read, features = set().union(*map(teacher_keys, config.losses)), config.teacher.features
+    if not read:
         raise ConfigError(f"{where}: no loss reads a teacher's outputs; add {{name: distillation}} to losses")
+    if features and "teacher_modules" not in read:
+        raise ConfigError(f"{where}: no loss compares teacher.features; add {{name: feature_distillation}} to losses")
+    if features and config.train.compile:
+        raise ConfigError(
+            f"{where}: torch.compile calls no hooks on modules; leave out teacher.features or train.compile"
+        )
+    for network, whose in ((wiring["model"], "the model"), (teacher, owner)):
+        known = [name for name, _ in network.named_modules()]
+        for name in set(features) - set(known):
+            raise ConfigError(f"{where}: teacher.features: {whose} has no module '{name}'{schema.nearest(name, known)}")
     outputs = Offer(owner, outputs_of_model(teacher, owner=owner))
     alone = {"model": teacher, "losses": {}, "output_keys": outputs}
     try:
@@ -268,9 +279,9 @@ def _distilled(config: RunConfig, facts: Mapping[str, Any], wiring: Mapping[str,
         raise ConfigError(*(f"{where}: {owner}: {fault}" for fault in error.faults)) from error
     if not isinstance(lessons, Supervised):
         raise ConfigError(f"{where}: the task '{config.task.name}' takes no teacher; only tasks by labels do")
-    taught = {"batch_keys": with_teacher(wiring["batch_keys"], outputs)}
+    taught = {"batch_keys": with_teacher(wiring["batch_keys"], outputs, features=features)}
     parent = registry.tasks.build(config.task, facts={**facts, **wiring, **taught})
-    return Distilled(parent, teacher=teacher, lessons=lessons)
+    return Distilled(parent, teacher=teacher, lessons=lessons, features=features)
 
 
 def _teacher(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
@@ -322,7 +333,9 @@ def _placed(losses: Sequence[Component]) -> Iterator[None]:
             if str(error).removeprefix("the count of ").startswith(f"losses.{component.name} needs "):
                 place = dataclasses.replace(component.where, path="")
                 advice = "take this loss out, or base the config on another"
-                if error.key.startswith("teacher_"):
+                if error.key == "teacher_modules":
+                    advice = "name modules of model and teacher: teacher: {from: RUN, features: [MODULE]}"
+                elif error.key.startswith("teacher_"):
                     advice = "add a trained run as teacher: {from: RUN}, whose model returns it, or take this loss out"
                 raise UnboundError(f"{place}: {error}; {advice}") from error
         made_by = " or ".join(f"'{name}'" for name in registry.transforms.names() if _adds(name, error.key))

@@ -25,7 +25,7 @@ from sightline.plugins import check_recorded, load_plugins
 from sightline.runs import checkpoint
 from sightline.runs.run_documents import load_document, read_facts
 from sightline.schema import check_value, nearest
-from sightline.tasks.distilled import reads_teacher
+from sightline.tasks.distilled import teacher_keys
 from sightline.types import Batch, Component, SampleKey, Where
 
 __all__ = [
@@ -180,7 +180,7 @@ def open_run(
     if config is None:
         config, notes = read_run(path, plugins)
     if config.teacher is None and is_run(path):  # `teacher=null`: evaluated without the losses that need it
-        config = dataclasses.replace(config, losses=tuple(each for each in config.losses if not reads_teacher(each)))
+        config = dataclasses.replace(config, losses=tuple(each for each in config.losses if not teacher_keys(each)))
     return OpenRun(path, config, checkpoint, world or World(), tuple(notes))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,25 +13,29 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.binding import Offer
+from sightline.errors import ConfigError
 from sightline.tasks.supervised import Sums, Supervised
 from sightline.types import Batch, Component
 
-__all__ = ["Distilled", "reads_teacher", "undistilled", "with_teacher"]
+__all__ = ["Distilled", "teacher_keys", "undistilled", "with_teacher"]
 
 _PREFIX = "teacher_"
+_FEATURES = ("student_modules", "teacher_modules")
+"""Keys of mappings: name of a module -> its outputs, one for each of its calls."""
 
 
-def reads_teacher(component: Component) -> bool:
-    """Whether a loss of a config names an output of a teacher, in its count or in its sum."""
+def teacher_keys(component: Component) -> set[str]:
+    """What a loss of a config reads of a teacher, in its count and in its sum."""
     builder = registry.losses.entry(component).builder
     functions = (getattr(builder, name, None) for name in ("count", "forward"))
     names = (name for each in functions if each is not None for name in inspect.signature(each).parameters)
-    return any(name.startswith(_PREFIX) for name in names)
+    return {name for name in names if name.startswith(_PREFIX)}
 
 
-def with_teacher(batch: Offer, outputs: Offer) -> Offer:
+def with_teacher(batch: Offer, outputs: Offer, *, features: Sequence[str] = ()) -> Offer:
     """What a batch offers together with the outputs of a teacher, which are called `teacher_<output>`."""
-    return Offer(f"{batch.source}, with {outputs.source},", {*batch.keys, *(_PREFIX + name for name in outputs.keys)})
+    taught = {_PREFIX + name for name in outputs.keys} | ({*_FEATURES} if features else set())
+    return Offer(f"{batch.source}, with {outputs.source},", {*batch.keys, *taught})
 
 
 class Distilled:
@@ -38,14 +43,16 @@ class Distilled:
 
     The teacher predicts a micro-batch once, in `prepare`: in evaluation mode, without gradient, in the number format
     of the step. `lessons` is the parent's task bound to the teacher's forward; where evaluation divides a sample into
-    windows, the teacher gets the same ones. Predictions, metrics, pictures and all else are the parent's, whose
+    windows, the teacher gets the same ones. Losses read outputs of the modules `features` of both networks as
+    `student_modules` and `teacher_modules`, name -> one for each call. Predictions, metrics, pictures and all else are the parent's, whose
     attributes this task has. Source: Hinton, Vinyals and Dean 2015, section 2.
     """
 
-    def __init__(self, parent: Any, *, teacher: nn.Module, lessons: Supervised) -> None:
+    def __init__(self, parent: Any, *, teacher: nn.Module, lessons: Supervised, features: Sequence[str] = ()) -> None:
         self.parent = parent
         self._teacher = teacher.eval().requires_grad_(False)
         self._lessons = lessons
+        self._features = tuple(features)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "parent":  # a copy asks before it has attributes
@@ -79,19 +86,26 @@ class Distilled:
     def losses(self, model: nn.Module, batch: Batch, around: Any) -> Mapping[str, Tensor]:
         """The parent's loss sums over this micro-batch."""
         taught, own = around
-        sums: Mapping[str, Tensor] = self.parent.losses(model, _joined(batch, taught), own)
+        with _recorded(model, self._features, taught, "student_modules"):
+            sums: Mapping[str, Tensor] = self.parent.losses(model, _joined(batch, taught), own)
         return sums
 
     def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         """The parent's loss sums and predictions of one forward pass."""
         taught, own = around
-        found: tuple[Mapping[str, Tensor], Mapping[str, Any]] = self.parent.assess(model, _joined(batch, taught), own)
+        with _recorded(model, self._features, taught, "student_modules"):
+            found: tuple[Any, Any] = self.parent.assess(model, _joined(batch, taught), own)
         return found
 
     @torch.no_grad()
     def _taught(self, batch: Batch, *, in_windows: bool) -> dict[str, Any]:
         run = self._lessons.evaluated_outputs if in_windows else self._lessons.outputs
-        return {_PREFIX + name: value for name, value in run(self._teacher, batch).items()}
+        taught: dict[str, Any] = {}
+        with _recorded(self._teacher, self._features, taught, "teacher_modules"):
+            outputs = run(self._teacher, batch)
+        for name in self._features:
+            taught["teacher_modules"][name]
+        return taught | {_PREFIX + name: value for name, value in outputs.items()}
 
 
 def undistilled(task: Any) -> Any:
@@ -102,3 +116,40 @@ def undistilled(task: Any) -> Any:
 def _joined(batch: Batch, taught: dict[str, Any]) -> Any:
     """The batch with more keys: not a copy, so that whoever notes which keys are read still does."""
     return ChainMap(taught, batch)
+
+
+class _Outputs(dict[str, list[Tensor]]):
+    """The outputs of modules by their names; one that was not called is refused when it is looked for."""
+
+    def __missing__(self, name: str) -> list[Tensor]:
+        raise ConfigError(
+            f"teacher.features: '{name}' is not called in a forward pass: fused layers read the weights of their parts; "
+            "build model and teacher with fused: false, or name another module"
+        )
+
+
+@contextmanager
+def _recorded(model: nn.Module, names: Sequence[str], into: dict[str, Any], key: str) -> Iterator[None]:
+    """Put the outputs of these modules into `into[key]` while the model runs."""
+    if not names:
+        yield
+        return
+    outputs = into[key] = _Outputs()
+
+    def note(name: str, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise ConfigError(
+                f"teacher.features: '{name}' returns a {type(output).__name__}, not a tensor; name another"
+            )
+        outputs.setdefault(name, []).append(output)
+
+    handles = [
+        module.register_forward_hook(lambda module, given, output, name=name: note(name, output))
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name in names
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
