@@ -62,12 +62,9 @@ class FeatureDistillation(Loss):
         """Both: name -> outputs (...) of the same shapes."""
         sums = []
         for name, outputs in teacher_modules.items():
-            shapes = [[tuple(each.shape) for each in one] for one in (student_modules[name], outputs)]
-            if shapes[0] != shapes[1]:
-                raise ConfigError(
-                    f"teacher.features: '{name}' returns {shapes[0]} in the student and {shapes[1]} in the teacher; "
-                    "name modules of the same shape"
-                )
+            ours, theirs = ([tuple(each.shape) for each in one] for one in (student_modules[name], outputs))
+            if ours != theirs:
+                raise ConfigError(f"teacher.features: '{name}' returns {ours}, the teacher's {theirs}; name others")
             for own, other in zip(student_modules[name], outputs, strict=True):
                 dtype = torch.promote_types(own.dtype, torch.float32)
                 sums.append((own.to(dtype) - other.detach().to(dtype)).square().sum())

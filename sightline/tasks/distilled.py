@@ -43,9 +43,9 @@ class Distilled:
 
     The teacher predicts a micro-batch once, in `prepare`: in evaluation mode, without gradient, in the number format
     of the step. `lessons` is the parent's task bound to the teacher's forward; where evaluation divides a sample into
-    windows, the teacher gets the same ones. Losses read outputs of the modules `features` of both networks as
-    `student_modules` and `teacher_modules`, name -> one for each call. Predictions, metrics, pictures and all else are the parent's, whose
-    attributes this task has. Source: Hinton, Vinyals and Dean 2015, section 2.
+    windows, the teacher gets the same ones. Losses read what the modules `features` of both networks return as
+    `student_modules` and `teacher_modules`, name -> one tensor for each call. Predictions, metrics, pictures and all
+    else are the parent's, whose attributes this task has. Source: Hinton, Vinyals and Dean 2015, section 2.
     """
 
     def __init__(self, parent: Any, *, teacher: nn.Module, lessons: Supervised, features: Sequence[str] = ()) -> None:
@@ -123,17 +123,14 @@ class _Outputs(dict[str, list[Tensor]]):
 
     def __missing__(self, name: str) -> list[Tensor]:
         raise ConfigError(
-            f"teacher.features: '{name}' is not called in a forward pass: fused layers read the weights of their parts; "
-            "build model and teacher with fused: false, or name another module"
+            f"teacher.features: '{name}' is not called in a forward pass: fused layers read the weights of their "
+            "parts; build model and teacher with fused: false, or name another module"
         )
 
 
 @contextmanager
 def _recorded(model: nn.Module, names: Sequence[str], into: dict[str, Any], key: str) -> Iterator[None]:
     """Put the outputs of these modules into `into[key]` while the model runs."""
-    if not names:
-        yield
-        return
     outputs = into[key] = _Outputs()
 
     def note(name: str, output: Any) -> None:
@@ -145,7 +142,7 @@ def _recorded(model: nn.Module, names: Sequence[str], into: dict[str, Any], key:
 
     handles = [
         module.register_forward_hook(lambda module, given, output, name=name: note(name, output))
-        for name, module in model.named_modules(remove_duplicate=False)
+        for name, module in (model.named_modules(remove_duplicate=False) if names else ())
         if name in names
     ]
     try:
