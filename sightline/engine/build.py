@@ -34,10 +34,11 @@ from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.members import DataMembers, TaskMembers, TransformMembers
 from sightline.metrics.base import Metric, fault_of_state
 from sightline.plugins import check_recorded, loaded_plugins
-from sightline.runs import checkpoint
-from sightline.runs.checkpoint import MatchReport
-from sightline.runs.lineage import assert_sha256, trace_lineage
+from sightline.runs import checkpoint, trained_weights
+from sightline.runs.checkpoint import MatchReport, load_weights
+from sightline.runs.lineage import trace_lineage
 from sightline.runs.run_documents import load_document, read_facts
+from sightline.runs.trained_weights import assert_sha256
 from sightline.tasks.distilled import Distilled, teacher_keys, with_teacher
 from sightline.tasks.supervised import Supervised
 from sightline.types import Component, Dataset, Where
@@ -133,10 +134,9 @@ def _initialise(model: nn.Module, config: RunConfig) -> MatchReport | None:
     if config.init is None:
         return None
     try:
-        snapshot = checkpoint.load(Path(config.init.source))
-        return checkpoint.load_weights(
+        return load_weights(
             model,
-            snapshot.evaluated,
+            trained_weights.load(Path(config.init.source)),
             may_be_missing=config.init.may_be_missing,
             modules=config.init.modules,
             into=config.init.into,
@@ -296,15 +296,14 @@ def _teacher(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Mo
         run = checkpoint.run_around(source)
         if run is None:
             raise CheckpointError(f"{source}: no run is around the checkpoint; its config and facts describe the model")
-        for line in check_recorded(
-            load_document(run / "environment.json").get("plugins", []), loaded_plugins(), run=run
-        ):
+        made_with = load_document(run / "environment.json").get("plugins", [])
+        for line in check_recorded(made_with, loaded_plugins(), run=run):
             world.on_first(logger.warning)("%s", line)
         own, stated = read_config(run / "config.yaml"), read_facts(run)
         assert_same_facts(stated, facts, run)
         with kept_random_state():
             model = build_model(own, stated, World(device=world.device))
-        checkpoint.load_weights(model, checkpoint.load(source, remedy="name it: teacher.from=PATH").evaluated)
+        load_weights(model, trained_weights.load(source, remedy="name it: teacher.from=PATH"))
     except UserError as error:
         advice = "put the teacher's run back or name its place, teacher.from=PATH; teacher=null evaluates without it"
         raise ConfigError(f"{_of_teacher(config)}: {error}" + ("" if source.exists() else f"; {advice}")) from None

@@ -22,7 +22,8 @@ from sightline.engine.records import kept_random_state
 from sightline.engine.train import Task
 from sightline.errors import ConfigError, UserError
 from sightline.plugins import check_recorded, load_plugins
-from sightline.runs import checkpoint
+from sightline.runs import trained_weights
+from sightline.runs.checkpoint import load_weights
 from sightline.runs.run_documents import load_document, read_facts
 from sightline.schema import check_value, nearest
 from sightline.tasks.distilled import teacher_keys
@@ -232,11 +233,13 @@ def build_model(name: str, /, **arguments: Any) -> nn.Module:
 
 
 def _load_trained(model: nn.Module, path: Path) -> None:
-    checkpoint.load_weights(model, checkpoint.load(path, remedy="give it by --checkpoint").evaluated)
+    load_weights(model, trained_weights.load(path, remedy="give it by --checkpoint"))
 
 
 def _checkpoint_path(run: Path, which: str) -> Path:
     is_link = which in ("last", "best")
+    if is_link and trained_weights.is_packed(run):
+        return run / trained_weights.PACKED
     path = run / "checkpoints" / which if is_link else Path(which)
     if path.exists() or path.is_symlink():  # a link that leads nowhere is a damaged checkpoint, which loading reports
         return path

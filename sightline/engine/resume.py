@@ -16,9 +16,10 @@ from sightline.errors import UserError
 from sightline.plugins import Plugin, check_recorded
 from sightline.runs import checkpoint
 from sightline.runs.inputs import INPUTS
-from sightline.runs.lineage import LINEAGE, assert_sha256
+from sightline.runs.lineage import LINEAGE
 from sightline.runs.run_directory import claim
 from sightline.runs.run_documents import load_document
+from sightline.runs.trained_weights import assert_sha256, is_packed
 
 __all__ = ["RunPlace", "assert_empty", "assert_same_run", "find_place", "make_folder"]
 
@@ -112,6 +113,11 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
 
 def _place_of(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None, resume: str | None) -> RunPlace:
     new = RunPlace(None if out is None else str(out), held=() if out is None else _left_by_runs(out))
+    for place in [path for path in (out, None if resume in (None, "auto") else Path(resume)) if path is not None]:
+        if is_packed(place):
+            raise UserError(
+                f"{place}: is a packed model, which cannot be resumed; start a run from it: init.from={place}"
+            )
     if resume is None:
         if out is not None:
             assert_empty(out)
