@@ -85,9 +85,15 @@ def _assert_same(path: Path, model: nn.Module) -> None:
 
 
 def write_evaluation(out: Path, run: OpenRun) -> dict[str, Any]:
-    """Evaluate a packed run on its test part, from its file, on the data that `run` has open; what final.json holds."""
+    """Evaluate a packed run on its test part, from its file, on the data that `run` has open.
+
+    What final.json holds, and compression.json then: that with the seconds that the evaluation took.
+    """
     packed = open_run(out, config=packed_config(run.config), world=run.world)
     evaluation = run.evaluator()(packed.model, run.world)
     document = evaluation_document(packed.config, evaluation, run.data.test, "last")
-    RunDirectory(out, is_writer=True).write_json("final.json", document)
-    return document
+    directory = RunDirectory(out, is_writer=True)
+    summary = load_document(out / SUMMARY) | {"test_seconds": evaluation.seconds}
+    directory.write_json(SUMMARY, summary)
+    directory.write_json("final.json", document)
+    return summary | document

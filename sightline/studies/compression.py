@@ -181,5 +181,5 @@ class Compression:
             config = read_config(finetuned / "config.yaml")
             model = open_run(finetuned, config=config, world=self._run.world).model
         about = {**about, "batch_norm_batches": reestimate(model, self._run, num_batches=num_batches)}
-        summary = write_packed_run(self._run, model.eval(), policy, self._out, about=about, at_most=at_most)
-        return summary | write_evaluation(self._out, self._run)
+        write_packed_run(self._run, model.eval(), policy, self._out, about=about, at_most=at_most)
+        return write_evaluation(self._out, self._run)
