@@ -52,8 +52,9 @@ class Distilled:
 
     def __init__(self, parent: Any, *, teacher: nn.Module, lessons: Supervised, features: Sequence[str] = ()) -> None:
         self.parent = parent
-        self._teacher = teacher.eval().requires_grad_(False)
-        self._twins: dict[Any, nn.Module] = {}
+        teacher.eval().requires_grad_(False)
+        own = {(each.dtype, each.device): teacher for each in teacher.parameters()}
+        self._teachers: dict[Any, nn.Module] = {None: teacher, **own}
         self._lessons = lessons
         self._features = tuple(features)
 
@@ -114,13 +115,10 @@ class Distilled:
     def _alike(self, inputs: Iterable[Any]) -> nn.Module:
         """The teacher in the number format and on the device of its inputs: who compares steps takes others."""
         given = next((each for each in inputs if isinstance(each, Tensor) and each.is_floating_point()), None)
-        own = next(self._teacher.parameters(), given)
-        if given is None or own is None or (own.dtype, own.device) == (given.dtype, given.device):
-            return self._teacher
-        key = given.dtype, given.device
-        if key not in self._twins:
-            self._twins[key] = copy.deepcopy(self._teacher).to(given.device, given.dtype)
-        return self._twins[key]
+        key: Any = None if given is None else (given.dtype, given.device)
+        if key not in self._teachers:
+            self._teachers[key] = copy.deepcopy(self._teachers[None]).to(key[1], key[0])
+        return self._teachers[key]
 
 
 def undistilled(task: Any) -> Any:
