@@ -58,7 +58,7 @@ def search_split(calibration: Iterable[Hashable], report: Iterable[Hashable]) ->
         return []
     summary = f"the search chooses by {len(common)} samples that its result is reported on"
     measured = f"{len(common)} of {len(read)}, {min(common, key=repr)} first"
-    return [_found("search-split", summary, measured)]
+    return [_found("search-split", summary, measured, config_path="data")]
 
 
 def unreset_episode(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Finding]:
@@ -76,7 +76,7 @@ def batch_dependence(figures: Callable[[int], Mapping[str, float]], *, num_sampl
             if not math.isclose(value, whole[name], rel_tol=_TOLERANCE, abs_tol=_TOLERANCE**2):
                 found.append(f"{name} {value:.6g} in batches of {size}, {whole[name]:.6g} in one of {num_samples}")
     summary = "the figures that a search compares depend on the batch size"
-    return [_found("batch-dependence", summary, "; ".join(found))] if found else []
+    return [_found("batch-dependence", summary, "; ".join(found), config_path="evaluate.batch_size")] if found else []
 
 
 def size_promise(

@@ -57,7 +57,7 @@ def _excess(value: Tensor, choice: Mapping[str, Any]) -> str:
         num_off = int((value.half().to(value.dtype) != value).sum())
         return f"{num_off} of {value.numel()} values are not of half precision" if num_off else ""
     most = 2 ** choice["bits"] - (choice["kind"] == "linear")
-    found = int(num_distinct(value.reshape(len(value) if choice.get("per_channel") else 1, -1)).max())
+    found = int(num_distinct(value.nan_to_num().reshape(len(value) if choice.get("per_channel") else 1, -1)).max())
     return f"{found} different values" if found > most else ""
 
 
