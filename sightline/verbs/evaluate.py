@@ -52,6 +52,8 @@ _MAY_CHANGE = (
     "loader.*",
     "log.*",
     "checks.skip",
+    "teacher",
+    "teacher.from",
 )
 
 
@@ -203,9 +205,9 @@ def _folder(part: Part, path: Path, run: OpenRun) -> PredictionFolder | ResultsF
     if "detections" in predicts:
         return ResultsFolder(path, part, run.world)
     if "probabilities" not in predicts:
-        told = ", ".join(sorted(predicts)) or "no classes"
+        outputs = ", ".join(sorted(predicts)) or "no classes"
         raise ConfigError(
-            f"{run.path}: the task '{run.config.task.name}' predicts {told}; --save-predictions keeps boxes, and "
+            f"{run.path}: the task '{run.config.task.name}' predicts {outputs}; --save-predictions keeps boxes, and "
             "classes, which it takes from probabilities"
         )
     return PredictionFolder(path, part, run.world)
@@ -314,6 +316,9 @@ def _with_overrides(config: RunConfig, overrides: Sequence[str], path: Path, *, 
         keys = {o.partition("=")[0].strip().partition(".")[2] for o in overrides if o.strip().startswith(f"{section}.")}
         values = {key: getattr(getattr(given, section), key) for key in keys}
         changed[section] = dataclasses.replace(getattr(config, section), **values)
+    if any(o.partition("=")[0].strip() in ("teacher", "teacher.from") for o in overrides):
+        ours, theirs = config.teacher, given.teacher
+        changed["teacher"] = ours and theirs and dataclasses.replace(ours, source=theirs.source)
     of_task = {o.partition("=")[0].strip() for o in overrides if o.strip().startswith("task.")}
     names = {key.split(".")[1] for key in of_task}
     own = {name: value for name, value in given.task.arguments.items() if name in names}

@@ -32,11 +32,12 @@ from sightline.layers.quantisation import clustering, parametrised
 from sightline.layers.quantisation.clustering import Clusters
 from sightline.layers.quantisation.layers_of import quantisable
 from sightline.layers.quantisation.parametrised import Codebook, Half, Uniform, quantised
+from sightline.tasks.distilled import Distilled
 from sightline.tasks.supervised import Supervised
 from tests.conftest import ROOT
 from tests.doctor.planting import CONFIG
 
-__all__ = ["BUGS", "HEALTHY", "NEW", "Bug", "findings_of", "floats_of", "make_quantised", "planted", "quick"]
+__all__ = ["BUGS", "HEALTHY", "NEW", "Bug", "findings_of", "floats_of", "make_quantised", "planted", "quick", "taught"]
 
 NEW = ("broken-codebook", "unquantised-weights", "rounding-gradient", "quantised-outputs", "unfit-teacher")
 Patch = pytest.MonkeyPatch
@@ -311,8 +312,15 @@ def _stale(built: Built) -> None:
 # --- teachers ---------------------------------------------------------------------------------------------------------
 
 
+def taught(built: Built, teacher: nn.Module) -> None:
+    """Give the run's task a teacher, as it is: a task would put it to rest."""
+    parent: Any = built.job.task
+    built.job.task = Distilled(parent, teacher=nn.Identity(), lessons=parent)
+    built.job.task.teacher = teacher
+
+
 def _taught(teacher: Callable[[Built], nn.Module]) -> Callable[[Built], None]:
-    return lambda built: setattr(built.job.task, "teacher", teacher(built))
+    return lambda built: taught(built, teacher(built))
 
 
 def _sharing(built: Built) -> nn.Module:

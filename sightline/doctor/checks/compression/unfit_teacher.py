@@ -11,6 +11,7 @@ from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.rehearsal import copy_of
 from sightline.layers.quantisation.parametrised import quantised
+from sightline.tasks.distilled import Distilled
 
 __all__ = ["teacher_faults", "unfit_teacher"]
 
@@ -20,14 +21,14 @@ _EXPECTED = "a model of its own, in float, in evaluation mode, that no optimiser
 @check("G28", "unfit-teacher", "preflight", causes=("quant.distill",), at="teacher", expected=_EXPECTED)
 def unfit_teacher(context: Context) -> list[Finding]:
     """The teacher shares nothing with the student, differs from a quantised one, and does not train."""
-    job, teacher = context.built.job, getattr(context.built.job.task, "teacher", None)
-    if not isinstance(teacher, nn.Module):
+    job, task = context.built.job, context.built.job.task
+    if not isinstance(task, Distilled):
         return []
     held = [parameter for group in job.optimizer.param_groups for parameter in group["params"]]
     outputs = (lambda model: outputs_of(context, model)) if context.rehearsal.is_sound else None
     return [
         unfit_teacher.finding(context, summary, causes=(cause, "quant.distill"), measured=measured, action=action)
-        for cause, summary, measured, action in teacher_faults(job.model, teacher, held, outputs)
+        for cause, summary, measured, action in teacher_faults(job.model, task.teacher, held, outputs)
     ]
 
 

@@ -11,7 +11,18 @@ from sightline.doctor.checks.compression.codebooks import decayed_centres
 from sightline.doctor.context import Context
 from sightline.doctor.suite import run_quick
 from sightline.engine.distributed import World
-from tests.doctor.compressing import BUGS, GRIDS, MIXED, MODELS, findings_of, floats_of, make_quantised, planted, quick
+from tests.doctor.compressing import (
+    BUGS,
+    GRIDS,
+    MIXED,
+    MODELS,
+    findings_of,
+    floats_of,
+    make_quantised,
+    planted,
+    quick,
+    taught,
+)
 from tests.doctor.planting import assert_complete, make
 
 
@@ -46,15 +57,14 @@ def test_a_float_run_is_not_looked_at(tmp_path) -> None:
 
 def test_a_teacher_at_rest_is_not_flagged() -> None:
     built = make_quantised()
-    built.job.task.teacher = floats_of(built)
+    taught(built, floats_of(built))
     assert findings_of(quick(built), ("unfit-teacher",)) == []
 
 
 def test_a_float_student_may_begin_as_its_teacher(tmp_path) -> None:
     """Born again: another module with the same weights, which nothing but training parts from the student."""
     built = make(tmp_path)
-    teacher = make(tmp_path).job.model.eval().requires_grad_(False)
-    built.job.task.teacher = teacher
+    taught(built, make(tmp_path).job.model.eval().requires_grad_(False))
     assert findings_of(quick(built), ("unfit-teacher",)) == []
 
 
