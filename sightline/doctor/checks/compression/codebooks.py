@@ -1,4 +1,4 @@
-"""Codebooks with centres that no weight has, that are equal or not finite, or that weight decay pulls."""
+"""Codebooks with centres that no weight has, that are equal or not finite, or fewer than its weights need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sightline.doctor.core.finding import Finding
 from sightline.layers.quantisation.clustering import cluster
 from sightline.layers.quantisation.parametrised import Codebook, quantised
 
-__all__ = ["broken_codebook", "decayed_centres", "num_distinct", "of_weights", "reached"]
+__all__ = ["broken_codebook", "num_distinct", "of_weights", "reached"]
 
 
 @check(
@@ -71,27 +71,6 @@ def _is_used(quantiser: Codebook) -> Tensor:
     width = quantiser.shape[-1]
     rows = quantiser.labels.reshape(1 if len(quantiser.shape) == 1 else len(quantiser.labels), -1)
     return torch.stack([row.int().bincount(minlength=width) for row in rows]) > 0
-
-
-@check("G15", "decayed-centres", "static", severity="note", causes=("optim.hyper",), at="optimizer.weight_decay")
-def decayed_centres(context: Context) -> list[Finding]:
-    """A note where the optimiser's weight decay pulls centres, and with each all weights that have it, to zero."""
-    pairs = quantised(context.built.job.model).items()
-    names = {id(centres): name for name, (quantiser, centres) in pairs if isinstance(quantiser, Codebook)}
-    groups = context.built.job.optimizer.param_groups
-    held = [(names[id(p)], group.get("weight_decay")) for group in groups for p in group["params"] if id(p) in names]
-    decays = {name: decay for name, decay in held if decay}
-    return [
-        decayed_centres.finding(
-            context,
-            f"weight decay acts on {len(decays)} of {len(names)} codebooks",
-            param=name,
-            measured=f"{', '.join(f'{each:g}' for each in sorted(set(decays.values())))} on their centres",
-            expected="0, or an intended pull to zero",
-            action="nothing, if intended; else weight_decay: 0, or decay: weights, which spares codebooks of one axis",
-        )
-        for name in list(decays)[:1]
-    ]
 
 
 def reached(context: Context) -> set[str]:

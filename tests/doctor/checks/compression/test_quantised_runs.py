@@ -7,13 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from sightline.doctor.checks.compression.codebooks import decayed_centres
 from sightline.doctor.context import Context
 from sightline.doctor.suite import run_quick
 from sightline.engine.distributed import World
 from tests.doctor.compressing import (
     BUGS,
-    GRIDS,
     MIXED,
     MODELS,
     findings_of,
@@ -44,9 +42,8 @@ def test_healthy_quantised_runs_are_not_flagged(model: str) -> None:
 
 
 def test_the_start_of_a_healthy_training_has_no_finding_but_a_note() -> None:
-    found = run_quick(make_quantised(words=("optimizer.weight_decay=1e-4",)), World())
+    found = run_quick(make_quantised(), World())
     assert {each.severity for each in found} <= {"note"}, list(map(str, found))
-    assert "decayed-centres" in [each.code for each in found]
 
 
 def test_a_float_run_is_not_looked_at(tmp_path) -> None:
@@ -91,14 +88,6 @@ def test_constant_weights_and_few_values_need_few_centres(monkeypatch: pytest.Mo
     weights[1].data.sign_()
     vars(context)["before_compression"] = plain
     assert findings_of(context, ("broken-codebook", "unquantised-weights")) == []
-
-
-def test_a_weight_decay_is_noted_with_its_size() -> None:
-    (note,) = decayed_centres(quick(make_quantised(words=("optimizer.weight_decay=1e-4",))))
-    assert note.severity == "note"
-    assert "0.0001" in note.measured
-    assert decayed_centres(quick(make_quantised(words=("optimizer.weight_decay=0",)))) == []
-    assert decayed_centres(quick(make_quantised(choices=GRIDS, words=("optimizer.weight_decay=1e-4",)))) == []
 
 
 def test_checks_leave_the_model_as_it_is() -> None:
