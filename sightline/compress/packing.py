@@ -34,7 +34,7 @@ SUMMARY = "compression.json"
 
 def packed_config(config: RunConfig) -> RunConfig:
     """The config of a packed run: its weights are plain, and nothing is left of how they were trained."""
-    return dataclasses.replace(config, init=None, compress=None)
+    return dataclasses.replace(config, init=None, compress=None, teacher=None)
 
 
 def write_packed_run(
