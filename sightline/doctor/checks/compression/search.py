@@ -62,7 +62,7 @@ def search_split(calibration: Iterable[Hashable], report: Iterable[Hashable]) ->
 
 
 def unreset_episode(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Finding]:
-    """Of the state of the model that policies are applied to: copies from before the first evaluation, and after some."""
+    """Of the state of the model that policies are applied to: a copy from before any evaluation, and after some."""
     changed = changed_tensors(before, after)
     measured, summary = f"{len(changed)} tensors: {'; '.join(changed[:3])}", "an evaluation leaves another model behind"
     return [_found("unreset-episode", summary, measured, param=changed[0].split()[0])] if changed else []
