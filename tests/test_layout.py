@@ -93,7 +93,7 @@ COMPONENTS = {
     "tasks": 6,
     "transforms": 37,
 }
-NUM_CHECKS = 66
+NUM_CHECKS = 71
 MAX_FILE_LINES = 500
 MAX_BODY_LINES = 60
 

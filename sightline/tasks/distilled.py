@@ -52,9 +52,8 @@ class Distilled:
 
     def __init__(self, parent: Any, *, teacher: nn.Module, lessons: Supervised, features: Sequence[str] = ()) -> None:
         self.parent = parent
-        teacher.eval().requires_grad_(False)
-        own = {(each.dtype, each.device): teacher for each in teacher.parameters()}
-        self._teachers: dict[Any, nn.Module] = {None: teacher, **own}
+        self.teacher = teacher.eval().requires_grad_(False)
+        self._teachers = {(each.dtype, each.device): teacher for each in teacher.parameters()}
         self._lessons = lessons
         self._features = tuple(features)
 
@@ -115,9 +114,11 @@ class Distilled:
     def _alike(self, inputs: Iterable[Any]) -> nn.Module:
         """The teacher in the number format and on the device of its inputs: who compares steps takes others."""
         given = next((each for each in inputs if isinstance(each, Tensor) and each.is_floating_point()), None)
-        key: Any = None if given is None else (given.dtype, given.device)
+        if given is None:
+            return self.teacher
+        key = given.dtype, given.device
         if key not in self._teachers:
-            self._teachers[key] = copy.deepcopy(self._teachers[None]).to(key[1], key[0])
+            self._teachers[key] = copy.deepcopy(self.teacher).to(key[1], key[0])
         return self._teachers[key]
 
 
