@@ -13,6 +13,7 @@ import typer
 from sightline.collection import collection_paused
 from sightline.errors import UserError
 from sightline.verbs.compare_command import compare
+from sightline.verbs.compress_commands import compress_app
 from sightline.verbs.data_commands import data_app
 from sightline.verbs.fit_one_command import fit_one
 from sightline.verbs.label_efficiency_command import label_efficiency
@@ -28,6 +29,7 @@ app = typer.Typer(
     help="Train perception models you can trust. One YAML file describes a run; 'sightline VERB --help' lists options.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(compress_app, name="compress")
 
 
 @app.command()

@@ -43,14 +43,14 @@ def layers_of(model: nn.Module, traced: Trace, names: Sequence[str]) -> tuple[La
     calls: dict[str, list[Node]] = {}
     for node in traced.calls:
         calls.setdefault(node.path, []).append(node)
-    parameters = dict(model.named_parameters())
+    parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
     owners = {name: _owner(name, parameters[name], calls) for name in names}
     sharing: dict[str, int] = {}
     for name, owner in owners.items():
         sharing[owner] = sharing.get(owner, 0) + parameters[name].numel()
     layers = []
     for name, owner in owners.items():
-        num_weights, module = parameters[name].numel(), model.get_submodule(name.rpartition(".")[0])
+        num_weights, module = parameters[name].numel(), modules[name.rpartition(".")[0]]
         macs = sum(node.macs for node in calls.get(owner, ())) * num_weights / sharing[owner] / traced.num_samples
         layer = _layer(name, parameters[name], module)._replace(macs=macs)
         shapes = [node.inputs[0][1] for node in calls.get(owner, ())[:1] if node.inputs]

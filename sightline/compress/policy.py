@@ -45,7 +45,7 @@ class Choice(NamedTuple):
     def __str__(self) -> str:
         if self.kind in _FLOAT_BITS:
             return self.kind
-        return f"{self.bits} bits, {self.kind}{' per channel' if self.per_channel else ''}"
+        return f"{self.bits} bit{'s' if self.bits > 1 else ''}, {self.kind}{' per channel' if self.per_channel else ''}"
 
 
 FP16, FP32 = Choice("fp16", 16), Choice("fp32", 32)

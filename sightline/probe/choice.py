@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 from sightline import registry
-from sightline.config.faults import Faults
-from sightline.config.yaml_tree import read_value
-from sightline.errors import ConfigError, UserError
+from sightline.config.component_words import component_of_words
+from sightline.errors import UserError
 from sightline.probe.outcome import Probe
-from sightline.types import Component, Where
 
 __all__ = ["build_probe", "parted"]
 
@@ -33,21 +28,5 @@ def parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def build_probe(method: str, words: Sequence[str]) -> Probe:
     """The probe of this name with these arguments. Raises ConfigError for all that is wrong with them at once."""
-    faults = Faults()
-    arguments: dict[str, Any] = {}
-    origins = {"name": Where("command line", path="--method")}
-    for word in words:
-        key, equals, text = word.partition("=")
-        key = key.strip()
-        if not equals or key in arguments:
-            raise ConfigError(f"command line: found {word!r}, allowed is key=value, each key once, as folds=5")
-        arguments[key] = read_value(text, "command line", key, faults).plain()
-        origins[key] = Where("command line", path=key)
-    faults.raise_any()
-    component = Component(method.replace("-", "_"), where=origins["name"], origins=origins)
-    taken = registry.probes.entry(component).arguments
-    for key, value in arguments.items():
-        if key in taken and typing.get_origin(taken[key].annotation) is tuple and not isinstance(value, list):
-            arguments[key] = [value]  # C=0.1 is the list of one
-    built: Probe = registry.probes.build(dataclasses.replace(component, arguments=arguments), facts={})
+    built: Probe = registry.probes.build(component_of_words(registry.probes, method, words), facts={})
     return built

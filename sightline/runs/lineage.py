@@ -10,16 +10,16 @@ from typing import Any
 from torch import nn
 
 from sightline.config import RunConfig, read_config
-from sightline.data.store.native import sha256_of
 from sightline.errors import UserError
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import MatchReport
 from sightline.runs.inputs import read_inputs
 from sightline.runs.run_documents import load_document
 from sightline.runs.stages import differences, stage_of, training_differences
+from sightline.runs.trained_weights import evaluated_sha256, find
 from sightline.types import DataInfo
 
-__all__ = ["LINEAGE", "describe_lineage", "describe_stage", "evaluated_sha256", "read_lineage", "trace_lineage"]
+__all__ = ["LINEAGE", "describe_lineage", "describe_stage", "read_lineage", "trace_lineage"]
 
 LINEAGE = "lineage.json"
 
@@ -37,7 +37,7 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: MatchReport) -> dic
     whose data is unknown. `lineage` is the source's own.
     """
     assert config.init is not None, "only a run that starts from weights has a lineage"
-    folder = checkpoint.find(Path(config.init.source)).resolve()
+    folder = find(Path(config.init.source)).resolve()
     run = checkpoint.run_around(folder)
     source, unknown = _stage_of_run(run)
     here = stage_of(config, info)
@@ -56,12 +56,6 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: MatchReport) -> dic
         "training_differences": [] if source is None else training_differences(source, here),
         "lineage": None if run is None else read_lineage(run),
     }
-
-
-def evaluated_sha256(folder: Path) -> str:
-    """The SHA-256 of the weights of a checkpoint whose figures count: their average where there is one."""
-    average = folder / "ema.safetensors"
-    return sha256_of(average if average.exists() else folder / "model.safetensors")
 
 
 def describe_lineage(lineage: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,9 @@ __all__ = [
     "Packed",
     "Ratios",
     "entries_of",
+    "entry_for",
     "entry_of",
+    "holders_of",
     "packed_size",
     "ratios",
     "read_packed",
@@ -141,7 +143,7 @@ def entries_of(model: nn.Module) -> tuple[list[Entry], dict[str, str]]:
 
 def packed_size(entries: Iterable[Entry], meta: Mapping[str, Any], *, tied: Mapping[str, str] | None = None) -> int:
     """The bytes of the file that `write_packed` makes of these: exact, from the function that it writes by."""
-    entries = list(entries)
+    entries = sorted(entries, key=lambda entry: entry.name)
     payload = sum(entry.book_bytes + entry.code_bytes for entry in entries)
     return len(_MAGIC) + 4 + len(_header(entries, meta, tied or {})) + payload + 4
 
@@ -201,21 +203,37 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
 
 
 def _contents(model: nn.Module) -> tuple[list[_Content], dict[str, str]]:
-    choices, contents = quantised(model), []
+    state = dense(model)
+    choices = {_place(state[name]): choice for name, choice in quantised(model).items()}
+    held, tied = holders_of(state)
+    return [_content(name, tensor, *choices.get(_place(tensor), (None, tensor))) for name, tensor in held.items()], tied
+
+
+def holders_of(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a state in the order of a file, shared ones once, and the holder of every further name."""
+    held: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
-    holders: dict[tuple[object, ...], str] = {}
-    for name, tensor in dense(model).items():
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        holder = holders.setdefault(place, name) if tensor.numel() else name
-        if holder != name:
+    names: dict[object, str] = {}
+    for name in sorted(state):
+        holder = names.setdefault(_place(state[name]), name) if state[name].numel() else name
+        if holder == name:
+            held[name] = state[name]
+        else:
             tied[name] = holder
-            continue
-        quantiser, original = choices.get(name, (None, tensor))
-        contents.append(_content(name, tensor.detach().cpu(), quantiser, original.detach()))
-    return contents, tied
+    return held, tied
+
+
+def _place(tensor: Tensor) -> Hashable:
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
+def entry_for(name: str, tensor: Tensor, quantiser: nn.Module | None = None, original: Tensor | None = None) -> Entry:
+    """How a tensor is stored; with a parametrisation that computes it from `original`, as that allows."""
+    return _content(name, tensor, quantiser, tensor if original is None else original).entry
 
 
 def _content(name: str, tensor: Tensor, quantiser: nn.Module | None, original: Tensor) -> _Content:
+    tensor, original = tensor.detach().cpu(), original.detach()
     if quantiser is not None and tensor.dtype != torch.float32:
         raise UserError(f"{name}: is {tensor.dtype}; only quantised models in float32 are packed: call model.float()")
     if quantiser is not None and not torch.isfinite(tensor).all():

@@ -8,8 +8,8 @@ from pathlib import Path
 from sightline.config import RunConfig
 from sightline.config.show import show_inline
 from sightline.errors import UserError
-from sightline.runs import checkpoint
-from sightline.runs.lineage import evaluated_sha256, read_lineage
+from sightline.runs.lineage import read_lineage
+from sightline.runs.trained_weights import evaluated_sha256, find
 
 __all__ = ["assert_same_source", "from_scratch", "from_source"]
 
@@ -35,7 +35,7 @@ def assert_same_source(run: Path, source: str | Path) -> None:
     lineage = read_lineage(run)
     if lineage is None:
         return
-    now = evaluated_sha256(checkpoint.find(Path(source)))
+    now = evaluated_sha256(find(Path(source)))
     if lineage["sha256"] != now:
         raise UserError(
             f"{run}: started from other weights ({lineage['sha256'][:16]}...) than {source} holds now ({now[:16]}...); "

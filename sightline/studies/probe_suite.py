@@ -20,10 +20,9 @@ from sightline.probe.choice import build_probe
 from sightline.probe.measure import compare
 from sightline.probe.outcome import Probe, assert_fits
 from sightline.probe.runs import Probed, open_probed, twins_of
-from sightline.runs import checkpoint
-from sightline.runs.lineage import evaluated_sha256
 from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.runs.stages import stage_of
+from sightline.runs.trained_weights import evaluated_sha256, find
 from sightline.studies.cells import Cell, CellSetup, UnfinishedError, metrics_of
 from sightline.studies.configs import read_with_plugins, reread
 from sightline.studies.fine_tuning import from_scratch, from_source
@@ -247,7 +246,7 @@ class ProbeSuite:
         folder = self._request.out / "parts"
         if probed is None:
             return folder / "scratch"
-        text = f"{probed.checkpoint}\n{evaluated_sha256(checkpoint.find(probed.checkpoint))}"
+        text = f"{probed.checkpoint}\n{evaluated_sha256(find(probed.checkpoint))}"
         return folder / f"{probed.run.resolve().name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     # --- the table ----------------------------------------------------------------------------------------------------

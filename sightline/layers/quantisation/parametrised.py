@@ -21,7 +21,7 @@ from sightline.layers.quantisation.layers_of import weights_of
 from sightline.layers.quantisation.linear import Grid, straight_through, weight_grid
 from sightline.schema import nearest
 
-__all__ = ["Codebook", "Half", "Uniform", "apply_policy", "dense", "freeze", "quantised"]
+__all__ = ["Codebook", "Half", "Uniform", "apply_policy", "dense", "freeze", "quantised", "quantiser_for"]
 
 
 class _Quantiser(nn.Module):
@@ -141,7 +141,7 @@ def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, m
     for name, choice in policy.items():
         if name not in known:
             raise UserError(f"policy: the model has no parameter '{name}'{nearest(name, list(known))}")
-        if pair := _quantiser(name, parameters[name], choice, mean_gradient):
+        if pair := quantiser_for(name, parameters[name], choice, mean_gradient):
             made[name] = pair
     owners = dict(model.named_modules(remove_duplicate=False))
     order = {path: tuple(module._parameters) for path, module in owners.items()}
@@ -162,7 +162,7 @@ def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, m
                 owners[holder].parametrizations[alias] = chain
 
 
-def _quantiser(
+def quantiser_for(
     name: str, weight: nn.Parameter, choice: Mapping[str, Any], mean_gradient: bool
 ) -> tuple[_Quantiser, Tensor | None] | None:
     """The parametrisation of a weight, and the numbers that it starts from where they are not the weight itself."""

@@ -13,7 +13,8 @@ from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.rehearsal import copy_of
 from sightline.errors import CheckpointError
 from sightline.layers.quantisation.parametrised import dense, freeze
-from sightline.runs.checkpoint import MatchReport, load, load_weights
+from sightline.runs.checkpoint import MatchReport, load_weights
+from sightline.runs.trained_weights import load
 
 __all__ = ["checkpoint_match"]
 
@@ -25,7 +26,7 @@ def checkpoint_match(context: Context) -> list[Finding]:
     if init is None or context.built.init_report is None:  # a resumed run has its weights from its own checkpoint
         return []
     try:
-        weights = load(Path(init.source)).evaluated
+        weights = load(Path(init.source))
     except CheckpointError as error:
         causes = ("ckpt.corrupt", "ckpt.incomplete_state", "ckpt.stale")
         return [_unmatched(context, "init.from", causes, "the weights to start from cannot be read", str(error))]

@@ -15,7 +15,7 @@ from sightline.engine.build import build_model
 from sightline.engine.distributed import World
 from sightline.engine.loading import open_run
 from sightline.errors import UserError
-from sightline.runs import checkpoint
+from sightline.runs import checkpoint, trained_weights
 
 __all__ = ["untrained_init"]
 
@@ -73,7 +73,7 @@ def _source(place: Path) -> tuple[Path, Mapping[str, Tensor], nn.Module] | None:
         return None
     try:
         model = open_run(run, config=read_config(run / "config.yaml")).untrained_model()
-        return run, checkpoint.load(place).evaluated, model
+        return run, trained_weights.load(place), model
     except UserError:  # made with a plugin that is not here, or by another release; `checkpoint-match` reports the rest
         return None
 

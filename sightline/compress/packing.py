@@ -1,0 +1,93 @@
+"""A compressed run in a folder of its own: the files of the run that it comes from, with `model.slq` as its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sightline.compress.policy import Policy, document_of
+from sightline.compress.run_problem import meta_of
+from sightline.config import RunConfig, render
+from sightline.engine.loading import OpenRun, open_run
+from sightline.engine.resume import assert_empty
+from sightline.engine.session import evaluation_document
+from sightline.errors import RunError
+from sightline.layers.quantisation.parametrised import dense
+from sightline.runs.inputs import INPUTS
+from sightline.runs.lineage import LINEAGE
+from sightline.runs.packed import entries_of, packed_size, ratios, read_packed, write_packed
+from sightline.runs.run_directory import RunDirectory, environment
+from sightline.runs.run_documents import load_document
+from sightline.runs.trained_weights import PACKED
+
+__all__ = ["SUMMARY", "packed_config", "write_evaluation", "write_packed_run"]
+
+SUMMARY = "compression.json"
+"""The file of a packed run that states its policy and its sizes."""
+
+
+def packed_config(config: RunConfig) -> RunConfig:
+    """The config of a packed run: its weights are plain, and nothing is left of how they were trained."""
+    return dataclasses.replace(config, init=None, compress=None, teacher=None)
+
+
+def write_packed_run(
+    run: OpenRun, model: nn.Module, policy: Policy, out: Path, *, about: Mapping[str, Any], at_most: int | None = None
+) -> dict[str, Any]:
+    """Write a model that `policy` quantised as a run directory beside `run`; what compression.json holds.
+
+    `about` is part of that. The file is read back and compared. Raises RunError where it would exceed `at_most` bytes,
+    before anything is written, and where it does not hold the model's weights bit by bit.
+    """
+    assert run.directory is not None, "what is packed was trained"
+    entries, tied = entries_of(model)
+    meta = meta_of(run)
+    promised = packed_size(entries, meta, tied=tied)
+    if at_most is not None and promised > at_most:
+        raise RunError(f"{out / PACKED}: would take {promised:,} bytes, the budget is {at_most:,}; search again")
+    assert_empty(out, may_hold=frozenset({"work"}))
+    directory = RunDirectory(out, is_writer=True)
+    for name in ("facts.json", INPUTS, LINEAGE):
+        if (run.directory / name).exists():
+            directory.write_bytes(name, (run.directory / name).read_bytes())
+    if (run.directory / "plugins").is_dir():
+        shutil.copytree(run.directory / "plugins", out / "plugins", dirs_exist_ok=True)
+    written = write_packed(out / PACKED, model, meta)
+    _assert_same(out / PACKED, model)
+    plugins = load_document(run.directory / "environment.json").get("plugins", [])
+    directory.write_json("environment.json", environment() | {"plugins": plugins, "checked": False, "num_processes": 1})
+    layers = [(each.count, policy[each.name].bits, each.book_bytes) for each in entries if each.name in policy]
+    state = dense(model)
+    sizes = {
+        "file_bytes": written,
+        "promised_bytes": promised,
+        "float_bytes": sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
+        "ratios": ratios(layers, file_bytes=written, state=state)._asdict(),
+    }
+    summary = {"source": str(run.checkpoint.resolve()), **sizes, **about, "policy": document_of(policy)}
+    directory.write_json(SUMMARY, summary)
+    directory.write_text("config.yaml", render(packed_config(run.config), origins=False))
+    return summary
+
+
+def _assert_same(path: Path, model: nn.Module) -> None:
+    """Raises RunError where a packed file does not hold the numbers of the model, bit by bit."""
+    stored = read_packed(path).state
+    for name, tensor in dense(model).items():
+        if not torch.equal(stored[name], tensor.detach().cpu()):
+            raise RunError(f"{path}: '{name}' is not the model's, bit by bit; please report this fault of sightline")
+
+
+def write_evaluation(out: Path, run: OpenRun) -> dict[str, Any]:
+    """Evaluate a packed run on its test part, from its file, on the data that `run` has open; what final.json holds."""
+    packed = open_run(out, config=packed_config(run.config), world=run.world)
+    evaluation = run.evaluator()(packed.model, run.world)
+    document = evaluation_document(packed.config, evaluation, run.data.test, "last")
+    RunDirectory(out, is_writer=True).write_json("final.json", document)
+    return document

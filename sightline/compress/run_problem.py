@@ -1,0 +1,151 @@
+"""A trained run as a problem of search: its layers, the size of its file, a policy's loss on calibration samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sightline.compress.cost import layers_of
+from sightline.compress.policy import Choice, Policy, Protect, protected_choices
+from sightline.compress.search.problem import Problem
+from sightline.compress.simulated import BudgetOn, Simulated
+from sightline.config import RunConfig
+from sightline.config.show import to_plain
+from sightline.describe.trace import Trace, trace
+from sightline.engine.build import Data, Part, build_part
+from sightline.engine.device import to_device
+from sightline.engine.loading import OpenRun
+from sightline.engine.precision import Precision
+from sightline.engine.step import run_batch
+from sightline.engine.stream import evaluation_keys
+from sightline.errors import UserError
+from sightline.layers.quantisation.layers_of import quantisable
+from sightline.types import Ramp
+
+__all__ = ["Asked", "RunProblem", "calibration_part", "meta_of", "simulated_of"]
+
+NUM_TRACED = 3
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to compress a run to. One of `ratio`, of float32, and `num_bytes`; both count what `budget_on` names."""
+
+    ratio: float | None = None
+    num_bytes: int | None = None
+    budget_on: BudgetOn = "file"
+    bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    kind: Literal["codebook", "linear"] = "codebook"
+    per_channel: bool = False
+    protect: Protect = field(default_factory=lambda: Protect())
+    calibration: int = 256
+    seed: int = 0
+
+
+class RunProblem:
+    """The search of a run's policy: the problem, and the loss of a policy on its calibration samples.
+
+    The loss is the weighted sum of the run's own losses over samples that no reported figure is of. The run's model has
+    its float weights before and after each call.
+    """
+
+    def __init__(self, run: OpenRun, asked: Asked) -> None:
+        config = run.config
+        self.asked = asked
+        self._run = run
+        self.part = calibration_part(config, run.data, asked.calibration, seed=asked.seed)
+        self.weights = {
+            each.name: each.weight.end if isinstance(each.weight, Ramp) else each.weight for each in config.losses
+        }
+        evaluator = run.evaluator(self.part)
+        self._evaluator = dataclasses.replace(evaluator, meters=(), votes=1, voting_reader=None)
+        self.simulated = simulated_of(run)
+        self.names = self.simulated.names
+        self.layers = layers_of(run.model, self._traced(), self.names)
+        self.problem = self._problem()
+
+    @property
+    def base_bytes(self) -> int:
+        return self.simulated.base_bytes(self.asked.budget_on)
+
+    @property
+    def subject(self) -> str:
+        """What losses are of, for the record of a search."""
+        ids = np.ascontiguousarray(self.part.indices, dtype=np.int64)
+        weights = self._run.checkpoint.resolve()
+        return f"{weights}, {len(ids)} samples of {self.part.split} (seed {self.asked.seed})"
+
+    def loss(self, policy: Policy) -> float:
+        """The loss of a policy on the calibration samples, from float weights each time."""
+        try:
+            losses = self._evaluator(self.simulated.apply(policy), self._run.world).losses
+        finally:
+            self.simulated.restore()
+        return math.fsum(weight * losses[name] for name, weight in self.weights.items())
+
+    def _problem(self) -> Problem:
+        asked, simulated = self.asked, self.simulated
+        choices = tuple(Choice(asked.kind, bits, asked.per_channel) for bits in sorted(set(asked.bits)))
+        protected = protected_choices(asked.protect, self.names, kind=asked.kind)
+        budget = asked.num_bytes if asked.ratio is None else math.floor(asked.ratio * self.base_bytes)
+        assert budget is not None, "a ratio or bytes are asked for"
+        problem = Problem(
+            layers=self.layers,
+            choices=choices,
+            bytes_of=lambda policy: simulated.bytes_of(policy, asked.budget_on),
+            budget_bytes=budget,
+            protected=protected,
+        )
+        problem.assert_feasible(base_bytes=self.base_bytes)
+        return problem
+
+    def _traced(self) -> Trace:
+        run, evaluator = self._run, self._evaluator
+        keys = evaluation_keys(self.part.indices[:NUM_TRACED], NUM_TRACED, epoch=0, seed=run.config.seed)[0]
+        batch = to_device(evaluator.reader(keys), run.world.device, floats=evaluator.precision.parameters)
+
+        def forward(model: Any) -> None:
+            run_batch(run.task, model.eval(), batch, run.world.device, evaluator.precision)
+
+        return trace(run.model, forward, num_samples=len(keys))
+
+
+def simulated_of(run: OpenRun) -> Simulated:
+    """The model of a float run, for policies of all its quantisable weights. Raises UserError for another run."""
+    config = run.config
+    if Precision(config.train.precision).parameters != torch.float32:
+        raise UserError(f"{run.path}: train.precision is {config.train.precision}; compress takes weights in float32")
+    if config.compress is not None:
+        raise UserError(f"{run.path}: is quantised already; give the run that it started from, or 'compress pack' it")
+    names = tuple(weight.name for weight in quantisable(run.model))
+    if not names:
+        raise UserError(f"{run.path}: model '{config.model.name}' has no weights of two axes to quantise")
+    return Simulated(run.model, names, meta_of(run))
+
+
+def calibration_part(config: RunConfig, data: Data, count: int, *, seed: int) -> Part:
+    """Samples to search on: of the part that selects, or of training where figures are reported of that part.
+
+    They are drawn by `seed` and read with the transforms of evaluation.
+    """
+    part = data.selection
+    if part.split == "test" or part is data.test:
+        part = dataclasses.replace(build_part(config, "train"), indices=data.train.indices)
+    draws = np.random.Generator(np.random.PCG64(seed))
+    chosen = draws.choice(part.indices, size=min(count, len(part.indices)), replace=False)
+    return dataclasses.replace(part, indices=np.sort(chosen))
+
+
+def meta_of(run: OpenRun) -> dict[str, Any]:
+    """What a packed file states beside its tensors: the model, the facts of its data, and how samples are prepared."""
+    config = run.config
+    return {
+        "model": to_plain(config.model),
+        "facts": to_plain(dict(run.facts)),
+        "evaluate": to_plain(config.transforms.evaluate),
+    }

@@ -1,0 +1,112 @@
+"""A trained model whose weights become what policies make of them, and the size of each policy's file to the byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sightline.compress.policy import FP32, Choice, Policy, document_of
+from sightline.layers.quantisation.parametrised import quantiser_for
+from sightline.runs.packed import Entry, Ratios, entry_for, holders_of, packed_size, ratios
+
+__all__ = ["BudgetOn", "Simulated", "Sizes"]
+
+BudgetOn = Literal["file", "codebook", "weights"]
+"""What a budget counts: the bytes of the file, codes with codebooks, or codes alone, as HAQ does."""
+
+
+class Sizes(NamedTuple):
+    """The file of a policy in bytes, and its three ratios against float32."""
+
+    file_bytes: int
+    ratios: Ratios
+
+
+class Simulated:
+    """A float model, in evaluation mode, whose named weights are swapped for quantised ones and back.
+
+    Every policy starts from the float weights. `meta` is what the packed file holds beside the tensors.
+    """
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...], meta: Mapping[str, Any]) -> None:
+        self.model = model.eval()
+        self.names = names
+        self._meta = meta
+        self._parameters = {name: parameter for name, parameter in model.named_parameters() if name in set(names)}
+        self._floats = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self._state = model.state_dict()
+        self._now: dict[str, Choice] = dict.fromkeys(names, FP32)
+        self._made: dict[tuple[str, Choice], tuple[nn.Module, Tensor] | None] = {}
+        self._entries: dict[tuple[str, Choice], Entry] = {}
+        held, self._tied = holders_of(self._state)
+        holders = {name: self._tied.get(name, name) for name in names}
+        self._plain = [entry_for(name, tensor) for name, tensor in held.items() if name not in set(holders.values())]
+        self._holders = holders
+
+    @torch.no_grad()
+    def apply(self, policy: Policy) -> nn.Module:
+        """The model with the weights of a policy; layers that it does not name stay in float."""
+        for name in self.names:
+            choice = policy.get(name, FP32)
+            if self._now[name] != choice:
+                made, value = self._quantised(name, choice), self._floats[name]
+                self._parameters[name].copy_(value if made is None else made[0](made[1]))
+                self._now[name] = choice
+        return self.model
+
+    def restore(self) -> nn.Module:
+        """The model with its float weights."""
+        return self.apply({})
+
+    def bytes_of(self, policy: Policy, on: BudgetOn = "file") -> int:
+        """The bytes that a budget counts."""
+        entries = {name: self._entry(name, policy.get(name, FP32)) for name in self.names}
+        if on == "file":
+            return packed_size([*self._plain, *entries.values()], self._meta, tied=self._tied)
+        bits = sum(policy[name].bits * entry.count for name, entry in entries.items())
+        if on == "weights":
+            return math.ceil(bits / 8)
+        return sum(entry.code_bytes + entry.book_bytes for entry in entries.values())
+
+    def base_bytes(self, on: BudgetOn = "file") -> int:
+        """The bytes of the same numbers in float32: of the state, or of the named weights alone."""
+        if on == "file":
+            return sum(tensor.numel() * tensor.element_size() for tensor in self._state.values())
+        return sum(4 * value.numel() for value in self._floats.values())
+
+    def sizes(self, policy: Policy) -> Sizes:
+        """The file's bytes, and the ratios of codes, of codes with codebooks, and of the file."""
+        entries = {name: self._entry(name, policy.get(name, FP32)) for name in self.names}
+        layers = [(entry.count, policy[name].bits, entry.book_bytes) for name, entry in entries.items()]
+        file_bytes = self.bytes_of(policy)
+        return Sizes(file_bytes, ratios(layers, file_bytes=file_bytes, state=self._state))
+
+    def squared_error(self, name: str, choice: Choice) -> float:
+        """The squared distance of a weight from what a choice makes of it."""
+        made = self._quantised(name, choice)
+        if made is None:
+            return 0.0
+        with torch.no_grad():
+            return (made[0](made[1]).double() - self._floats[name].double()).square().sum().item()
+
+    def _quantised(self, name: str, choice: Choice) -> tuple[nn.Module, Tensor] | None:
+        key = name, choice
+        if key not in self._made:
+            weight = nn.Parameter(self._floats[name])
+            made = quantiser_for(name, weight, document_of({name: choice})[name], mean_gradient=True)
+            self._made[key] = None if made is None else (made[0], weight.detach() if made[1] is None else made[1])
+        return self._made[key]
+
+    def _entry(self, name: str, choice: Choice) -> Entry:
+        key = name, choice
+        if key not in self._entries:
+            made, weight = self._quantised(name, choice), self._floats[name]
+            holder = self._holders[name]
+            with torch.no_grad():
+                pair = () if made is None else made
+                self._entries[key] = entry_for(holder, weight if made is None else made[0](made[1]), *pair)
+        return self._entries[key]

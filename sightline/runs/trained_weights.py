@@ -1,0 +1,59 @@
+"""The weights of a trained run, wherever a path leads: to a checkpoint, or to the packed model of a compressed run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from sightline.data.store.native import sha256_of
+from sightline.errors import CheckpointError
+from sightline.runs import checkpoint
+from sightline.runs.packed import read_packed
+
+__all__ = ["PACKED", "assert_sha256", "evaluated_sha256", "find", "is_packed", "load"]
+
+PACKED = "model.slq"
+"""The file of a run directory that holds its weights where the run is packed; such a run has no checkpoints."""
+
+
+def is_packed(run: Path) -> bool:
+    """Whether a run directory holds a packed model."""
+    return (run / PACKED).is_file()
+
+
+def find(path: Path) -> Path:
+    """The checkpoint folder or the packed file that a user's path means. Raises CheckpointError where it is neither."""
+    if is_packed(path):
+        return path / PACKED
+    return path if path.suffix == ".slq" and path.is_file() else checkpoint.find(path)
+
+
+def load(path: Path, *, remedy: str | None = None) -> Mapping[str, Tensor]:
+    """The weights whose figures count, by plain names: the average where a run kept one.
+
+    `remedy`: what to do with a sound checkpoint where this one is damaged. Raises CheckpointError for damaged files.
+    """
+    if is_packed(path) or path.suffix == ".slq":
+        return read_packed(find(path)).state
+    return (checkpoint.load(path) if remedy is None else checkpoint.load(path, remedy=remedy)).evaluated
+
+
+def evaluated_sha256(place: Path) -> str:
+    """The SHA-256 of the weights whose figures count, of what `find` gives."""
+    if not place.is_dir():
+        return sha256_of(place)
+    average = place / "ema.safetensors"
+    return sha256_of(average if average.exists() else place / "model.safetensors")
+
+
+def assert_sha256(path: Path, expected: str | None) -> str:
+    """The SHA-256 of a teacher's weights. Raises CheckpointError where others are expected."""
+    found = evaluated_sha256(find(path))
+    if expected not in (None, found):
+        raise CheckpointError(
+            f"{path}: holds other weights (SHA-256 {found[:16]}...) than this run was trained with "
+            f"({str(expected)[:16]}...); name the checkpoint that has those: teacher.from=PATH"
+        )
+    return found

@@ -1,0 +1,185 @@
+"""A trained run made small: search of a policy, fine-tuning, packing; every step goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline import registry
+from sightline.compress.batch_norm import reestimate
+from sightline.compress.packing import write_evaluation, write_packed_run
+from sightline.compress.policy import Policy, document_of
+from sightline.compress.run_problem import Asked, RunProblem
+from sightline.compress.search.base import Found, Report, Search, run_search
+from sightline.compress.search.evaluations import Evaluations, open_record
+from sightline.config import RunConfig, read_config, render
+from sightline.config.run_config import Compress, Init, Teacher
+from sightline.engine.loading import OpenRun, open_run
+from sightline.errors import UserError
+from sightline.layers.quantisation.parametrised import apply_policy
+from sightline.runs.output_files import write_document, write_file
+from sightline.runs.trained_weights import is_packed
+from sightline.studies import launching
+from sightline.studies.cells import UnfinishedError
+from sightline.studies.fine_tuning import assert_same_source
+from sightline.studies.launching import TrainRequest
+from sightline.studies.train_run import Reporter
+from sightline.types import Component, Ramp
+
+__all__ = ["WORK", "Compression", "FineTuning", "finetuning_config", "searched"]
+
+WORK = "work"
+"""The folder of a packed run that holds what it was made by: the record of the search, the policy, the fine-tuning."""
+RATE = 0.1
+"""Of the rate that a run was trained with: that of its fine-tuning."""
+TEACHER_SHARE = 0.7
+"""Of the loss of a distilled fine-tuning: the teacher's; the run's own losses have the rest."""
+SHARE = 4
+"""A run is fine-tuned for one epoch in so many of its training."""
+FINE_TUNE, FINE_TUNED = "finetune.yaml", "finetuned"
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a quantised run is fine-tuned; without `epochs` for a quarter of those that it was trained for.
+
+    `rate` is a factor of the run's own learning rate, which falls by a cosine. Distilled, it learns from the float
+    model's logits as well; None is where the run has a loss of logits and labels. `overrides` are laid over the config.
+    """
+
+    epochs: int | None = None
+    rate: float = RATE
+    is_distilled: bool | None = False
+    seed: int | None = None
+    overrides: tuple[str, ...] = ()
+    plugins: tuple[Path, ...] = ()
+    device: str = "auto"
+
+
+def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, how: FineTuning) -> RunConfig:
+    """The config of a run from the weights of `source`: quantised by `policy`, or in float where there is none."""
+    train = config.train
+    steps = None if train.steps is None else math.ceil(train.steps / SHARE)
+    num_epochs = how.epochs if how.epochs is not None else math.ceil(train.epochs / SHARE)
+    is_distilled = how.is_distilled
+    if is_distilled is None:
+        is_distilled = any({"logits", "label"} <= _keys_of(component) for component in config.losses)
+    arguments = dict(config.optimizer.arguments)
+    arguments["lr"] = how.rate * _rate_of(config.optimizer)
+    compress = None if policy is None else Compress(policy=document_of(policy))  # type: ignore[arg-type]
+    return dataclasses.replace(
+        config,
+        seed=config.seed if how.seed is None else how.seed,
+        init=Init(source=str(source)),
+        compress=compress,
+        teacher=Teacher(source=str(source)) if is_distilled else None,
+        losses=_distilled(config.losses) if is_distilled else config.losses,
+        train=dataclasses.replace(train, epochs=num_epochs, steps=steps if how.epochs is None else None),
+        optimizer=dataclasses.replace(config.optimizer, arguments=arguments),
+        schedule=Component("cosine"),
+        evaluate=dataclasses.replace(config.evaluate, every=num_epochs),
+    )
+
+
+def _distilled(losses: Sequence[Component]) -> tuple[Component, ...]:
+    """The losses, and beside them that of distillation with its share."""
+    share, less = Component("distillation", weight=TEACHER_SHARE), 1 - TEACHER_SHARE
+    lowered = []
+    for each in losses:
+        ramp = each.weight
+        weight = Ramp(ramp.start * less, ramp.end * less, ramp.epochs) if isinstance(ramp, Ramp) else ramp * less
+        lowered.append(dataclasses.replace(each, weight=weight))
+    return (*lowered, share)
+
+
+def _keys_of(loss: Component) -> set[str]:
+    """What a loss takes of batch and outputs."""
+    return {*inspect.signature(registry.losses.entry(loss).builder.forward).parameters}  # type: ignore[attr-defined]
+
+
+def _rate_of(optimizer: Component) -> float:
+    default = registry.optimizers.entry(optimizer).arguments["lr"].default
+    return float(optimizer.arguments.get("lr", default))
+
+
+def searched(
+    problem: RunProblem, methods: Mapping[str, Search], record: Path, *, report: Report = None
+) -> tuple[list[Found], Evaluations]:
+    """The result of each search, which share the evaluations in the file `record`; those that it holds are not made."""
+    known, append = open_record(record, subject=problem.subject, names=problem.names)
+    evaluations = Evaluations(problem.loss, known=known, record=append)
+    found = [
+        run_search(name, method, problem.problem, evaluations, base_bytes=problem.base_bytes, report=report)
+        for name, method in methods.items()
+    ]
+    return found, evaluations
+
+
+class Compression:
+    """Compresses a run into the folder `out`, which then is a run directory with a packed model.
+
+    The same arguments go on where an interrupted call stopped.
+    """
+
+    def __init__(
+        self, run: OpenRun, out: Path, reporter: Reporter, *, work: Path | None = None, may_be_done: bool = False
+    ) -> None:
+        """`work` is the folder of what lies between: without it `work` in `out`."""
+        if is_packed(out) and not may_be_done:
+            raise UserError(f"--out {out}: holds a packed run already; give another folder")
+        self._run = run
+        self._out = out
+        self._work = out / WORK if work is None else work
+        self._reporter = reporter
+
+    def search(self, asked: Asked, name: str, method: Search, *, report: Report = None) -> tuple[Found, RunProblem]:
+        """Find the policy, and write it to the work folder."""
+        self._work.mkdir(parents=True, exist_ok=True)
+        problem = RunProblem(self._run, asked)
+        (found,), _ = searched(problem, {name: method}, self._work / "evaluations.jsonl", report=report)
+        write_document(self._work / "policy.json", document_of(found.policy))
+        return found, problem
+
+    def finetune(self, policy: Policy | None, how: FineTuning) -> Path:
+        """Fine-tune the run with quantised weights, or with float ones; its run directory.
+
+        Raises UnfinishedError where that is stopped.
+        """
+        source = self._run.checkpoint.resolve()
+        config = finetuning_config(self._run.config, source, policy, how)
+        file, path = self._work / FINE_TUNE, self._work / FINE_TUNED
+        write_file(file, render(config, origins=False))
+        assert_same_source(path, source)
+        request = TrainRequest(file, how.overrides, path, 1, "auto", plugins=how.plugins, device=how.device)
+        if code := launching.train(request, self._reporter):
+            raise UnfinishedError(code)
+        return path
+
+    def pack(
+        self,
+        policy: Policy,
+        *,
+        finetuned: Path | None,
+        about: Mapping[str, Any],
+        num_batches: int,
+        at_most: int | None = None,
+    ) -> dict[str, Any]:
+        """Write the packed run, and evaluate its file on the test part; what compression.json and final.json hold.
+
+        The statistics of batch norm are estimated anew on `num_batches` training batches, 0 for none.
+        """
+        if finetuned is None:
+            model = self._run.untrained_model()
+            self._run.load_into(model)
+            apply_policy(model, document_of(policy))
+        else:
+            config = read_config(finetuned / "config.yaml")
+            model = open_run(finetuned, config=config, world=self._run.world).model
+        about = {**about, "batch_norm_batches": reestimate(model, self._run, num_batches=num_batches)}
+        summary = write_packed_run(self._run, model.eval(), policy, self._out, about=about, at_most=at_most)
+        return summary | write_evaluation(self._out, self._run)

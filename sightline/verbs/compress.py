@@ -1,0 +1,340 @@
+"""`sightline compress`: search the bits of a run's layers, fine-tune, pack, and report."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from sightline import registry
+from sightline.compress.comparison import comparison
+from sightline.compress.policy import FP16, FP32, Choice, document_of, policy_of, read_policy
+from sightline.compress.run_problem import Asked, RunProblem, simulated_of
+from sightline.compress.search.base import Found, Progress, Search
+from sightline.compress.simulated import BudgetOn
+from sightline.config.component_words import component_of_words
+from sightline.engine.distributed import start_world
+from sightline.engine.loading import OpenRun, open_run
+from sightline.engine.precision import set_backends
+from sightline.engine.progress import wants_live
+from sightline.errors import UserError
+from sightline.runs.trained_weights import PACKED
+from sightline.studies.cells import UnfinishedError
+from sightline.studies.compression import Compression, FineTuning, searched
+from sightline.studies.compression_report import NAME, CompressionReport, markdown_of
+from sightline.verbs.common import assert_writable, write_document
+from sightline.verbs.output import note, show_evaluation, show_table
+from sightline.verbs.train import Terminal
+
+__all__ = ["Budget", "Subject", "Tuning", "apply", "compress", "finetune", "pack", "report", "search", "size"]
+
+POLICY = "policy.json"
+EVERY_S = 10.0
+"""Between two lines of a search's progress where standard error is not a terminal."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The run to compress; `words` are overrides of its fine-tuning, with a dot, and arguments of the search."""
+
+    runs: tuple[Path, ...]
+    words: tuple[str, ...]
+    checkpoint: str
+    plugins: tuple[Path, ...]
+    device: str
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        return tuple(word for word in self.words if "." in word.partition("=")[0])
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return tuple(word for word in self.words if word not in self.overrides)
+
+    def open(self, world: Any) -> OpenRun:
+        """The run. Raises UserError where not exactly one is given."""
+        if len(self.runs) != 1:
+            raise UserError(f"compress: takes one run directory, {len(self.runs)} are given")
+        run = open_run(self.runs[0], checkpoint=self.checkpoint, plugins=self.plugins, world=world)
+        for line in run.notes:
+            note(f"warning: {line}")
+        set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
+        return run
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be used, and what a search may choose, in the words of the command line."""
+
+    ratio: float | None
+    num_bytes: int | None
+    on: str
+    bits: str
+    kind: str
+    per_channel: bool
+    protect: tuple[str, ...]
+    protect_ends: int
+    protect_bits: int
+    calibration: int
+    seed: int
+
+    def asked(self) -> Asked:
+        """Raises UserError, naming the option, for a word that is not valid."""
+        for option, word, valid in (("on", self.on, get_args(BudgetOn)), ("kind", self.kind, ("codebook", "linear"))):
+            if word not in valid:
+                raise UserError(f"--{option} {word}: not a valid choice; options: {', '.join(valid)}")
+        if (self.ratio is None) == (self.num_bytes is None):
+            raise UserError("compress: give --ratio or --bytes, one of them")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise UserError(f"--ratio {self.ratio}: give a number above 0, at most 1")
+        if self.protect_bits not in (*range(1, 9), 16, 32):
+            raise UserError(f"--protect-bits {self.protect_bits}: give 1 to 8, 16, or 32")
+        protect: Any = {"first": self.protect_ends, "last": self.protect_ends, "names": self.protect}
+        protect["bits"] = self.protect_bits
+        return Asked(
+            ratio=self.ratio,
+            num_bytes=self.num_bytes,
+            budget_on=self.on,  # type: ignore[arg-type]
+            bits=_bits_of(self.bits, least=2 if self.kind == "linear" else 1),
+            kind=self.kind,  # type: ignore[arg-type]
+            per_channel=self.per_channel,
+            protect=protect,
+            calibration=self.calibration,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the quantised run is trained further."""
+
+    epochs: int | None
+    rate: float
+    is_distilled: bool | None = None
+
+    def of(self, subject: Subject) -> FineTuning:
+        return FineTuning(
+            self.epochs,
+            self.rate,
+            is_distilled=self.is_distilled,
+            overrides=subject.overrides,
+            plugins=subject.plugins,
+            device=subject.device,
+        )
+
+
+def compress(
+    subject: Subject, budget: Budget, tuning: Tuning, *, method: str, num_batches: int, out: Path, json: Path | None
+) -> int:
+    """Search, fine-tune and pack; the exit code of a fine-tuning that was stopped."""
+    asked = budget.asked()
+    ((name, built),) = _methods([method], subject.arguments, seed=budget.seed).items()
+    with start_world(device=subject.device) as world:
+        run = subject.open(world)
+        job = Compression(run, out, Terminal())
+        found, problem = job.search(asked, name, built, report=_Report(name))
+        _show_found([found], problem)
+        finetuned = None
+        if tuning.epochs != 0:
+            try:
+                finetuned = job.finetune(found.policy, tuning.of(subject))
+            except UnfinishedError as error:
+                note("fine-tuning was stopped; the same command goes on with it")
+                return error.code
+        at_most = problem.problem.budget_bytes if asked.budget_on == "file" else None
+        about = {"search": comparison([found])[0], "budget_bytes": problem.problem.budget_bytes}
+        _finish(
+            out,
+            run,
+            job.pack(found.policy, finetuned=finetuned, about=about, num_batches=num_batches, at_most=at_most),
+            json,
+        )
+    return 0
+
+
+def search(subject: Subject, budget: Budget, *, methods: str, out: Path, json: Path | None) -> int:
+    """Search by one or several methods; the best policy goes to policy.json."""
+    names = registry.searches.names() if methods == "all" else methods.split(",")
+    built = _methods(names, subject.arguments, seed=budget.seed)
+    asked = budget.asked()
+    assert_writable(out / POLICY, option="--out")
+    with start_world(device=subject.device) as world:
+        problem, found = RunProblem(subject.open(world), asked), []
+        for name, one in built.items():
+            (result,), _ = searched(problem, {name: one}, out / "evaluations.jsonl", report=_Report(name))
+            write_document(out / f"{name}.{POLICY}", document_of(result.policy))
+            found.append(result)
+        best = min(found, key=lambda each: (each.loss, each.bytes))
+        write_document(out / POLICY, document_of(best.policy))
+        _show_found(found, problem)
+    document = {"budget_bytes": problem.problem.budget_bytes, "best": best.method, "searches": comparison(found)}
+    write_document(out / "search.json", document)
+    write_document(json, document)
+    note(f"written: {out / POLICY}, found by '{best.method}'")
+    return 0
+
+
+def apply(subject: Subject, policy: Path, *, num_batches: int, out: Path, json: Path | None) -> int:
+    """Quantise, pack and evaluate."""
+    with start_world(device=subject.device) as world:
+        run = subject.open(world)
+        chosen = read_policy(policy, simulated_of(run).names)
+        _finish(
+            out,
+            run,
+            Compression(run, out, Terminal()).pack(chosen, finetuned=None, about={}, num_batches=num_batches),
+            json,
+        )
+    return 0
+
+
+def finetune(subject: Subject, policy: Path, tuning: Tuning, *, out: Path) -> int:
+    """Train with quantised weights; the exit code of the training."""
+    with start_world(device=subject.device) as world:
+        run = subject.open(world)
+        chosen = read_policy(policy, simulated_of(run).names)
+    try:
+        path = Compression(run, out, Terminal(), work=out).finetune(chosen, tuning.of(subject))
+    except UnfinishedError as error:
+        return error.code
+    note(f"fine-tuned: {path}; to pack it: sightline compress pack {path} --out DIR")
+    return 0
+
+
+def pack(subject: Subject, *, num_batches: int, out: Path, json: Path | None) -> int:
+    """Pack a run with quantised weights."""
+    with start_world(device=subject.device) as world:
+        run = subject.open(world)
+        if run.config.compress is None:
+            raise UserError(f"{run.path}: was not trained with quantised weights; 'compress apply' quantises it")
+        policy = policy_of(run.config.compress.policy, list(run.config.compress.policy), origin=str(run.path))
+        _finish(
+            out,
+            run,
+            Compression(run, out, Terminal()).pack(policy, finetuned=run.path, about={}, num_batches=num_batches),
+            json,
+        )
+    return 0
+
+
+def size(subject: Subject, policy: Path | None, *, json: Path | None) -> int:
+    """Print the bytes of packed files without writing them."""
+    with start_world(device="cpu") as world:
+        simulated = simulated_of(subject.open(world))
+    if policy is None:
+        policies = {"float32": dict.fromkeys(simulated.names, FP32), "fp16": dict.fromkeys(simulated.names, FP16)}
+        for bits in range(8, 0, -1):
+            policies[f"{bits} bits"] = dict.fromkeys(simulated.names, Choice("codebook", bits))
+    else:
+        policies = {str(policy): dict(read_policy(policy, simulated.names))}
+    sizes = {name: simulated.sizes(each) for name, each in policies.items()}
+    rows = [(name, each.file_bytes, *each.ratios) for name, each in sizes.items()]
+    title = f"{simulated.base_bytes():,} bytes in float32; {len(simulated.names)} layers can be quantised"
+    show_table(title, ("policy", "bytes of the file", "codes", "with codebooks", "file"), rows)
+    write_document(json, {name: {"bytes": each.file_bytes, **each.ratios._asdict()} for name, each in sizes.items()})
+    return 0
+
+
+def report(
+    subject: Subject,
+    budget: Budget,
+    tuning: Tuning,
+    *,
+    method: str,
+    num_batches: int,
+    num_seeds: int,
+    out: Path,
+    json: Path | None,
+) -> int:
+    """Compute the rows that are not done, and print the table; the exit code of a fine-tuning that was stopped."""
+    asked = budget.asked()
+    with start_world(device=subject.device) as world:
+        run = subject.open(world)
+        study = CompressionReport(run, out, asked, tuning.of(subject), method=method, num_batches=num_batches)
+        try:
+            document = study(Terminal(), num_seeds=num_seeds, report=_Report(method))
+        except UnfinishedError as error:
+            note("a row's fine-tuning was stopped; the same command goes on with it")
+            return error.code
+    sys.stdout.write(markdown_of(document))
+    note(f"written: {out / NAME}.json, {out / NAME}.md")
+    write_document(json, document)
+    return 0
+
+
+def _bits_of(text: str, *, least: int) -> tuple[int, ...]:
+    """The numbers of 2,4 or 1-8. Raises UserError for another text."""
+    first, dash, last = text.partition("-")
+    try:
+        bits = sorted({*range(int(first), int(last) + 1)} if dash else {int(part) for part in text.split(",")})
+    except ValueError:
+        bits = []
+    if not bits or bits[0] < 1 or bits[-1] > 8:
+        raise UserError(f"--bits {text}: give whole numbers from 1 to 8, as 2,4 or 1-8")
+    return tuple(each for each in bits if each >= least)
+
+
+def _methods(names: Sequence[str], arguments: Sequence[str], *, seed: int) -> dict[str, Search]:
+    """The searches of these names; of several each takes the arguments that it has."""
+    built = {}
+    for name in names:
+        taken = registry.searches.entry(component_of_words(registry.searches, name, ())).arguments
+        words = [each for each in arguments if len(names) == 1 or each.partition("=")[0].strip() in taken]
+        if "seed" in taken and not any(each.startswith("seed=") for each in words):
+            words.append(f"seed={seed}")
+        component = component_of_words(registry.searches, name, words)
+        built[component.name] = registry.searches.build(component, facts={})
+    return built
+
+
+class _Report:
+    """Prints how far a search is: its evaluations and the time left, first after the float model's evaluation."""
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+        self._is_live = wants_live(sys.stderr, os.environ)
+        self._printed_s = -math.inf
+
+    def __call__(self, progress: Progress) -> None:
+        now, is_last = time.monotonic(), progress.num_asked >= progress.at_most
+        if now - self._printed_s < (0.1 if self._is_live else EVERY_S) and not is_last:
+            return
+        self._printed_s = now
+        minutes, seconds = divmod(round(progress.seconds_left), 60)
+        text = f"search {self._method}: {progress.num_asked} of at most {progress.at_most} evaluations, "
+        text += f"at most {minutes}:{seconds:02d} left"
+        if self._is_live:
+            sys.stderr.write(f"\r{text}\x1b[K" + ("\n" if is_last else ""))
+            sys.stderr.flush()
+        else:
+            note(text)
+
+
+def _show_found(found: Sequence[Found], problem: RunProblem) -> None:
+    """A row per search, and the budget; where the agent of HAQ lost to another search, that is printed."""
+    columns = ("method", "loss", "bytes", "evaluations", "new evaluations", "seconds", "overhead seconds")
+    rows = comparison(found)
+    budget, on = problem.problem.budget_bytes, problem.asked.budget_on
+    title = f"loss on {problem.subject}; budget {budget:,} bytes ({on}, {budget / problem.base_bytes:.4f} of float32)"
+    show_table(title, columns, [[row[name] for name in columns] for row in rows])
+    names = [row["method"] for row in rows]
+    if "ddpg" in names[1:]:
+        note(f"ddpg, the search of HAQ, was beaten by: {', '.join(names[: names.index('ddpg')])}")
+
+
+def _finish(out: Path, run: OpenRun, document: Mapping[str, Any], json: Path | None) -> None:
+    """Print the figures and sizes of a packed run."""
+    show_evaluation(document, title=f"{out / PACKED} on {document['data']['split']}", dataset=run.data.test.dataset)
+    sizes = document["ratios"]
+    note(
+        f"{out / PACKED}: {document['file_bytes']:,} bytes of {document['float_bytes']:,} in float32: "
+        f"{sizes['file']:.4f} (codes alone {sizes['weights']:.4f}, with codebooks {sizes['codebook']:.4f})"
+    )
+    note("a codebook makes the file small, not the arithmetic fast: the model runs as the float one does")
+    note(f"run directory: {out}")
+    write_document(json, document)
