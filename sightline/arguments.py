@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NotRequired, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Lt
+from typing_extensions import TypedDict
 
 from sightline.schema import Block
 
@@ -21,6 +22,8 @@ __all__ = [
     "Neck",
     "PointEncoder",
     "Probability",
+    "QuantisedAs",
+    "QuantisedKind",
     "ReferencePoint",
     "Seed",
     "Share",
@@ -65,3 +68,13 @@ TransformBlock = Annotated[Any, Block("transforms")]
 """A transform inside another."""
 ReferencePoint = Annotated[Any, Block("references")]
 """Where the cube lies in a depth image: `of(order)`, as `sightline/data/depth/references.py` says."""
+QuantisedKind: TypeAlias = Literal["codebook", "linear", "fp16", "fp32"]
+"""How a weight is stored: numbers of a codebook, of a linear grid, or floats."""
+
+
+class QuantisedAs(TypedDict):
+    """What a policy stores a weight as; `bits` are those of a codebook or of a linear grid."""
+
+    kind: QuantisedKind
+    bits: NotRequired[Annotated[int, Ge(1), Le(8)]]
+    per_channel: NotRequired[bool]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypeAlias
+from typing import Any, Literal, NamedTuple, NotRequired, TypeAlias
 
 import numpy as np
-from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
-from sightline.arguments import Index
+from sightline.arguments import Index, QuantisedKind
 from sightline.config.faults import Faults
 from sightline.config.yaml_tree import Located, read_file
 from sightline.errors import ConfigError
-from sightline.schema import check_value, nearest
+from sightline.layers.quantisation.choices import choice_faults
+from sightline.schema import nearest
 from sightline.types import Where
 
 __all__ = [
@@ -32,15 +32,13 @@ __all__ = [
     "read_policy",
 ]
 
-Kind: TypeAlias = Literal["codebook", "linear", "fp16", "fp32"]
-Bits = Annotated[int, Ge(1), Le(8)]
 _FLOAT_BITS: Mapping[str, int] = {"fp16": 16, "fp32": 32}
 
 
 class Choice(NamedTuple):
     """What a tensor is stored as; `bits` are those of one weight, 16 or 32 where it stays in floating point."""
 
-    kind: Kind
+    kind: QuantisedKind
     bits: int
     per_channel: bool = False
 
@@ -64,13 +62,7 @@ class Protect(TypedDict):
     bits: NotRequired[Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32]]
 
 
-class _Entry(TypedDict):
-    kind: Kind
-    bits: NotRequired[Bits]
-    per_channel: NotRequired[bool]
-
-
-def protected_choices(protect: Protect, names: Sequence[str], *, kind: Kind = "codebook") -> dict[str, Choice]:
+def protected_choices(protect: Protect, names: Sequence[str], *, kind: QuantisedKind = "codebook") -> dict[str, Choice]:
     """The choice of each protected layer of `names`, which stand in the model's order: 8 bits by default.
 
     Raises ConfigError for a pattern without a match, naming the nearest layer.
@@ -123,7 +115,7 @@ def policy_of(
     faults, places, found = Faults(), places or {}, {}
     for name, entry in document.items():
         known = nearest(name, names, otherwise="; the model has no quantisable tensor of a similar name")
-        wrong = [("", f"no quantisable tensor is called so{known}")] if name not in names else _faults_of(entry)
+        wrong = [("", f"no quantisable tensor is called so{known}")] if name not in names else choice_faults(entry)
         for key, text in wrong:
             path = f"{name}.{key}".rstrip(".")
             at = places.get(path) or places.get(name)
@@ -135,14 +127,6 @@ def policy_of(
         faults.add(Where(origin, path=name), "is missing; give its kind, fp32 to leave it as it is")
     faults.raise_any()
     return {name: found[name] for name in names}
-
-
-def _faults_of(entry: Any) -> list[tuple[str, str]]:
-    misfits = check_value(_Entry, entry)[1]
-    if not misfits and (entry["kind"] in _FLOAT_BITS) == ("bits" in entry):
-        advice = "is not for floating point; remove it" if "bits" in entry else "is required and missing; give 1 to 8"
-        return [("bits", advice)]
-    return [*misfits]
 
 
 def _places_of(tree: Located) -> dict[str, Where]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Lt
-from typing_extensions import TypedDict
 
-from sightline.arguments import Count, Seed, Size
+from sightline.arguments import Count, QuantisedAs, Seed, Size
 from sightline.config.expectations import Expectation
 from sightline.types import Component, Where
 
@@ -91,20 +90,12 @@ class Init:
     may_be_missing: tuple[str, ...] = ()
 
 
-class QuantisedAs(TypedDict):
-    """What a weight is stored as: numbers of a codebook or of a linear grid, of 1 to 8 `bits`, or floats."""
-
-    kind: Literal["codebook", "linear", "fp16", "fp32"]
-    bits: NotRequired[Annotated[int, Ge(1), Le(8)]]
-    per_channel: NotRequired[bool]
-
-
 @dataclass(frozen=True)
 class Compress:
     """Weights that are quantised after `init`, by their names; training then moves what they are computed from.
 
-    The path of a policy's file stands for its content, which the run keeps. `gradient`: that of a codebook's number is
-    the mean or the sum over the weights that have it.
+    The config may name a policy's file; the run keeps the policy itself. `gradient`: that of a codebook's number is the
+    mean or the sum over the weights that have it.
     """
 
     policy: dict[str, QuantisedAs]

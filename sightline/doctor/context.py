@@ -17,7 +17,7 @@ from sightline.config import RunConfig
 from sightline.doctor.core.assigned_boxes import AssignedBoxes, assigned_boxes
 from sightline.doctor.core.census import Census, census_of
 from sightline.doctor.core.finding import Finding, Place, Severity
-from sightline.doctor.core.rehearsal import Outputs, Rehearsal, copy_of, first_outputs, rehearse
+from sightline.doctor.core.rehearsal import Outputs, Rehearsal, copy_of, first_outputs, frame_of, rehearse
 from sightline.doctor.core.rehearsed_evaluation import RehearsedEvaluation, rehearse_evaluations
 from sightline.doctor.core.survey import PartSurvey, distinct_parts, spread_keys, survey_part
 from sightline.doctor.oracles.examine import examine
@@ -27,13 +27,16 @@ from sightline.engine.build import Built
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.loading import open_run
+from sightline.errors import summary_of
 from sightline.tasks.detect import Detect
 from sightline.types import Batch
 
-__all__ = ["CHECKS", "Check", "Context", "Moment", "Reporter", "check"]
+__all__ = ["CHECKS", "TO_END", "Check", "Context", "Moment", "Reporter", "check"]
 
 Moment = Literal["static", "preflight", "deep", "offline"]
 
+TO_END = "every check of this run to end"
+"""What is expected where a check could not run."""
 _CPU = torch.device("cpu")
 _MOST_ASSIGNED = 64
 _THOROUGH_S = 5.0  # of this thread's own time, for the samples of one part
@@ -218,6 +221,27 @@ class Reporter:
             action=action or self.action,
             alternatives=tuple(alternatives),
             evidence=dict(evidence or {}),
+        )
+
+    def not_run(
+        self,
+        context: Context,
+        error: Exception,
+        *,
+        severity: Severity = "note",
+        action: str = "nothing, if that part may refuse what the check gives it; checks.skip leaves the check out",
+    ) -> Finding:
+        """That the check could not run, with the error in one line and where it was raised: a note by default."""
+        file, line = frame_of(error)
+        reason = summary_of(error)
+        return self.finding(
+            Place(file=file, line=line) if file else context.place("checks"),
+            f"check could not run: {reason}",
+            measured=reason,
+            expected=TO_END,
+            action=action,
+            causes=("sys.environment",),
+            severity=severity,
         )
 
 

@@ -16,29 +16,27 @@ import torch
 
 from sightline.config import RunConfig
 from sightline.config.renames import RENAMED_CHECKS
-from sightline.doctor.context import CHECKS, Check, Context, Moment, Reporter
-from sightline.doctor.core.finding import Finding, Place
+from sightline.doctor.context import CHECKS, TO_END, Check, Context, Moment, Reporter
+from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.merge import agree, merge
 from sightline.doctor.core.owned import generators_of, kept_generators
-from sightline.doctor.core.rehearsal import frame_of
 from sightline.engine.build import Built
 from sightline.engine.distributed import World
 from sightline.engine.records import kept_random_state
-from sightline.errors import ConfigError, summary_of
+from sightline.errors import ConfigError
 from sightline.schema import nearest
 
 __all__ = ["all_checks", "assert_known", "run_after", "run_all", "run_quick"]
 
 logger = logging.getLogger(__name__)
 
-_EXPECTED = "every check of this run to end"
 _SKIPPED = Reporter(
     guard="G6",
     code="check-skipped",
     severity="warning",
     causes=("sys.resource",),
     at="model",
-    expected=_EXPECTED,
+    expected=TO_END,
     action="run `sightline check`, which takes its time",
 )
 
@@ -99,20 +97,8 @@ def _run_one(each: Check, context: Context) -> list[Finding]:
         return each(context)
     except Exception as error:
         logger.warning("check-failed: '%s' did not run, so it has no finding for this run", each.code, exc_info=True)
-        file, line = frame_of(error)
-        where = Place(file=file, line=line) if file else context.place("checks")
-        reason = summary_of(error)
-        return [
-            each.finding(
-                where,
-                f"check could not run: {reason}",
-                severity="warning",
-                causes=("sys.environment",),
-                measured=reason,
-                expected=_EXPECTED,
-                action="look at the traceback above, or leave the check out with checks.skip",
-            )
-        ]
+        action = "look at the traceback above, or leave the check out with checks.skip"
+        return [each.not_run(context, error, severity="warning", action=action)]
 
 
 def _of_short_time(context: Context) -> list[Finding]:

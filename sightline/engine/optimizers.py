@@ -17,6 +17,7 @@ from sightline.collection import collection_paused
 from sightline.engine.gradients import has_gaps, laid_out_as
 from sightline.engine.parameter_groups import LayerDecay, Rate, is_below, layer_factors, parameters_below
 from sightline.errors import ConfigError
+from sightline.layers.quantisation.parametrised import Codebook, quantised
 
 __all__ = ["SGD", "Adam", "AdamW", "Frozen", "Group", "RMSprop", "Recipe", "hold_still"]
 
@@ -42,6 +43,7 @@ class Group(TypedDict):
 class Recipe:
     """An optimiser still without parameters. `decay: weights` spares biases and norms (parameters of one dimension).
 
+    A codebook's numbers never decay: each would move towards 0, and away from the weights that it is the mean of.
     A rate is the optimiser's, times the factor of the module's depth (`layer_decay`), times that of the last of
     `groups` that names it.
     """
@@ -82,11 +84,11 @@ class Recipe:
                     parameter.requires_grad_(False)
         for name, parameter in model.named_parameters():
             _fill_gaps(name, parameter)
-        layers = self._layers(model)
+        layers, decays = self._layers(model), self._decays(model)
         groups: dict[tuple[float, float], dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                rate, decay = self._rate(name, layers), self._decay(parameter)
+                rate, decay = self._rate(name, layers), decays[name]
                 group = groups.setdefault(
                     (rate, decay), {"params": [], "lr": rate, "base_lr": rate, "weight_decay": decay}
                 )
@@ -110,28 +112,32 @@ class Recipe:
 
     def rates(self, model: nn.Module) -> tuple[Rate, ...]:
         """What each module gets, by the innermost module that something here names, or else the outermost one."""
-        layers = self._layers(model)
+        layers, decays = self._layers(model), self._decays(model)
         named = {*layers, *(entry["modules"] for entry in (*self.groups, *self.frozen))}
         named |= {name for name, _ in model.named_children()}
         members: dict[str, list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in model.named_parameters():
             inside = [module for module in named if is_below(name, module)]
             members.setdefault(max(inside, key=len, default=name), []).append((name, parameter))
-        return tuple(self._rate_of(module, held, layers) for module, held in members.items())
+        return tuple(self._rate_of(module, held, layers, decays) for module, held in members.items())
 
-    def _rate_of(self, module: str, held: Sequence[tuple[str, nn.Parameter]], layers: Mapping[str, float]) -> Rate:
-        sizes = [parameter.numel() for _, parameter in held]
-        decays = [self._decay(parameter) for _, parameter in held]
+    def _rate_of(
+        self,
+        module: str,
+        held: Sequence[tuple[str, nn.Parameter]],
+        layers: Mapping[str, float],
+        decays: Mapping[str, float],
+    ) -> Rate:
         resting = [entry for entry in self.frozen if is_below(held[0][0], entry["modules"])]
         ends = [entry["until_epoch"] for entry in resting if "until_epoch" in entry]
         frozen = "for ever" if len(ends) < len(resting) else f"until epoch {max(ends)}" if ends else ""
         return Rate(
             module=module,
             num_tensors=len(held),
-            num_elements=sum(sizes),
+            num_elements=sum(parameter.numel() for _, parameter in held),
             lr=self._rate(held[0][0], layers),
             weight_decay=self.arguments["weight_decay"],
-            num_decayed=sum(size for size, decay in zip(sizes, decays, strict=True) if decay),
+            num_decayed=sum(parameter.numel() for name, parameter in held if decays[name]),
             frozen=frozen,
         )
 
@@ -143,8 +149,15 @@ class Recipe:
         by_depth = next((factor for module, factor in layers.items() if is_below(parameter_name, module)), 1.0)
         return self.arguments["lr"] * by_depth * (factors[-1] if factors else 1.0)
 
-    def _decay(self, parameter: nn.Parameter) -> float:
-        return self.arguments["weight_decay"] if self.decay == "all" or parameter.ndim > 1 else 0.0
+    def _decays(self, model: nn.Module) -> dict[str, float]:
+        """The weight decay of each parameter."""
+        centres = {id(numbers) for quantiser, numbers in quantised(model).values() if isinstance(quantiser, Codebook)}
+        return {
+            name: self.arguments["weight_decay"]
+            if id(parameter) not in centres and (self.decay == "all" or parameter.ndim > 1)
+            else 0.0
+            for name, parameter in model.named_parameters()
+        }
 
 
 @registry.optimizers.add("sgd")

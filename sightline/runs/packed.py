@@ -174,7 +174,7 @@ class Ratios(NamedTuple):
 
 
 def ratios(layers: Iterable[tuple[int, int, int]], *, file_bytes: int, state: Mapping[str, Tensor]) -> Ratios:
-    """The three sizes of a quantised model, of which none stands for another.
+    """The three sizes of a quantised model: codes, codes and codebooks, the file.
 
     A layer of quantisable weights is (number of weights, bits, bytes of its codebook); `state` is that of the float
     model. The file is counted against all of that state, the others against the layers' weights.

@@ -26,7 +26,7 @@ COLORS = {
     "missed": (240, 228, 66),
     "ignored": (160, 166, 174),
 }
-"""Source: Okabe and Ito 2008, colours that colour-blind readers tell apart."""
+"""Source: Okabe and Ito 2008, distinct to colour-blind readers."""
 _LEGEND = {"found": "found (TP)", "made up": "made up (FP)", "missed": "missed (FN)", "ignored": "ignored"}
 _LEVEL = np.array([0.5])
 _NUM_SHOWN = 4

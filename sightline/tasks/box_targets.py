@@ -19,7 +19,7 @@ from sightline.pictures import Picture
 __all__ = ["LEVEL_COLORS", "show_assignments", "show_priors"]
 
 LEVEL_COLORS: tuple[Color, ...] = ((240, 228, 66), (86, 180, 233), (230, 159, 0), (0, 190, 140), (204, 121, 167))
-"""From the finest level to the coarsest. Source: Okabe and Ito 2008, colours that colour-blind readers tell apart."""
+"""From the finest level to the coarsest. Source: Okabe and Ito 2008, distinct to colour-blind readers."""
 _LABEL, _UNMATCHED, _IGNORED, _PAPER = (255, 255, 255), (230, 45, 30), (160, 166, 174), 224
 _MOST_PX = 900
 

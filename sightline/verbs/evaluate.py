@@ -203,9 +203,9 @@ def _folder(part: Part, path: Path, run: OpenRun) -> PredictionFolder | ResultsF
     if "detections" in predicts:
         return ResultsFolder(path, part, run.world)
     if "probabilities" not in predicts:
-        told = ", ".join(sorted(predicts)) or "no classes"
+        outputs = ", ".join(sorted(predicts)) or "no classes"
         raise ConfigError(
-            f"{run.path}: the task '{run.config.task.name}' predicts {told}; --save-predictions keeps boxes, and "
+            f"{run.path}: the task '{run.config.task.name}' predicts {outputs}; --save-predictions keeps boxes, and "
             "classes, which it takes from probabilities"
         )
     return PredictionFolder(path, part, run.world)

@@ -124,16 +124,16 @@ def test_max_iou_is_that_of_odtask_but_for_each_boxs_first_anchor(shared: Path, 
 @pytest.mark.parametrize("case", range(18))
 def test_fcos_and_its_losses_are_the_published_ones(shared: Path, case: int) -> None:
     golden = load_golden(shared, "assign_fcos", area="detect")
-    told, stored = golden.info["cases"][case], case_of(golden, case)
+    info, stored = golden.info["cases"][case], case_of(golden, case)
     priors = make_points(MAPS, STRIDES, dtype=torch.float64)
     assert torch.equal(priors.rows, torch.cat([golden.tensor(f"points/level{level}") for level in range(5)]))
-    found = matched(FCOS(radius=told["radius"]), priors, stored["gt"])
+    found = matched(FCOS(radius=info["radius"]), priors, stored["gt"])
     assert torch.equal(found, stored["gt_index"].long())
     classes = torch.where(found >= 0, stored["classes"][found.clamp(min=0)], 0)
     assert torch.equal(classes, stored["label"].long())
 
     positive = found >= 0
-    strides = priors.stride[positive][:, None] if told["normalised_targets"] else 1.0
+    strides = priors.stride[positive][:, None] if info["normalised_targets"] else 1.0
     targets = encode_distances(priors.rows[positive], stored["gt"][found[positive]], strides=strides)
     assert (targets - stored["positive_ltrb"]).abs().le(1e-12 * 128).all()
     weight = centreness(targets)
@@ -145,7 +145,7 @@ def test_fcos_and_its_losses_are_the_published_ones(shared: Path, case: int) -> 
     num_positive = max(1, int(positive.sum()))
     losses = [
         sigmoid_focal(logits, is_class(found, stored["classes"], logits.shape[1])) / num_positive,
-        smoothed(distances[positive], targets, weight, kind=told["iou_loss"]) / weight.sum().clamp(min=1e-300),
+        smoothed(distances[positive], targets, weight, kind=info["iou_loss"]) / weight.sum().clamp(min=1e-300),
         centreness_bce(centre[positive, 0], weight) / num_positive,
     ]
     assert_losses(losses, stored, {"cls_logits": logits, "box_ltrb": distances, "ctr_logits": centre})
@@ -198,8 +198,8 @@ def test_losses_of_distances_are_the_published_ones(shared: Path, kind: str) -> 
 @pytest.mark.parametrize("case", range(16))
 def test_atss_and_its_losses_are_the_published_ones(shared: Path, case: int) -> None:
     golden = load_golden(shared, "assign_atss", area="detect")
-    told, stored = golden.info["cases"][case], case_of(golden, case)
-    per_cell = told["anchors_per_cell"]
+    info, stored = golden.info["cases"][case], case_of(golden, case)
+    per_cell = info["anchors_per_cell"]
     priors = anchors(golden.tensor(f"anchors_{per_cell}_per_cell"), per_cell)
     found = matched(ATSS(), priors, stored["gt"])
     assert torch.equal(found, stored["gt_index"].long())
@@ -207,17 +207,17 @@ def test_atss_and_its_losses_are_the_published_ones(shared: Path, case: int) -> 
         points = make_points(MAPS, STRIDES, dtype=torch.float64)
         assert torch.equal(matched(ATSS(), points, stored["gt"]), found)
 
-    assert_atss(priors, found, stored, told)
+    assert_atss(priors, found, stored, info)
 
 
-def assert_atss(priors: Priors, found: Tensor, stored: dict[str, Tensor], told: dict[str, Any]) -> None:
+def assert_atss(priors: Priors, found: Tensor, stored: dict[str, Tensor], info: dict[str, Any]) -> None:
     """Targets, centre-ness, losses and gradients of an assignment to half-open boxes."""
     positive = found >= 0
     rows, boxes = priors.rows[positive], stored["gt"][found[positive]]
     weights, sides = (10.0, 10.0, 5.0, 5.0), box_sizes(rows)[:, :1] / 8
     centres = priors.centres[positive]
-    pixel = AROUND if told.get("is_old") else torch.zeros(4)
-    if told["regression"] == "BOX":
+    pixel = AROUND if info.get("is_old") else torch.zeros(4)
+    if info["regression"] == "BOX":
         targets = encode_deltas(rows, boxes + pixel, weights=weights)
     else:
         targets = encode_distances(centres, boxes, strides=sides)
@@ -231,7 +231,7 @@ def assert_atss(priors: Priors, found: Tensor, stored: dict[str, Tensor], told: 
     logits, deltas, centre = (
         stored[name].clone().requires_grad_() for name in ("cls_logits", "box_deltas", "ctr_logits")
     )
-    if told["regression"] == "BOX":
+    if info["regression"] == "BOX":
         predicted = decode_deltas(rows, deltas[positive], weights=weights) - pixel
     else:
         predicted = decode_distances(centres, deltas[positive], strides=sides)
@@ -247,11 +247,11 @@ def assert_atss(priors: Priors, found: Tensor, stored: dict[str, Tensor], told: 
 def test_atss_of_old_boxes_is_the_published_one(shared: Path, case: int) -> None:
     """Theirs leaves out the pixel more where it asks whether a centre lies in the box, and in the overlap of losses."""
     golden = load_golden(shared, "assign_atss_plus1", area="detect")
-    told, stored = golden.info["cases"][case], case_of(golden, case)
-    per_cell, boxes = told["anchors_per_cell"], stored["gt"]
+    info, stored = golden.info["cases"][case], case_of(golden, case)
+    per_cell, boxes = info["anchors_per_cell"], stored["gt"]
     priors = anchors(golden.tensor(f"anchors_{per_cell}_per_cell") + AROUND, per_cell)
     found = matched(ATSS(), priors, boxes + AROUND)
     inside = encode_distances(priors.centres, boxes[found.clamp(min=0)]).amin(dim=1) > 0.01
     assert torch.equal(torch.where(inside, found, BACKGROUND), stored["gt_index"].long())
     assert np.count_nonzero((found >= 0) & ~inside) <= 10
-    assert_atss(priors, stored["gt_index"].long(), stored, {**told, "is_old": True})
+    assert_atss(priors, stored["gt_index"].long(), stored, {**info, "is_old": True})

@@ -147,3 +147,6 @@ def test_every_fault_of_a_document_is_reported_by_line_and_key(tmp_path: Path) -
     path.write_text("head.weight: {kind: codebook}")
     with pytest.raises(ConfigError, match=r"head\.weight\.bits: is required and missing; give 1 to 8"):
         read_policy(path, ("head.weight",))
+    path.write_text("head.weight: {kind: linear, bits: 1}")
+    with pytest.raises(ConfigError, match=r"head\.weight\.bits: found 1, too few for a linear grid; give 2 to 8"):
+        read_policy(path, ("head.weight",))

@@ -125,18 +125,12 @@ class Found:
 
 
 BOXES: dict[str, Toy] = {
-    "detect": Toy(
+    name: Toy(
         BoxNet,
-        supervised({"scores": Scores, "codes": Codes}, Assigning),
+        supervised({"scores": Scores, "codes": Codes}, task),
         Made(_boxes, image=field(), boxes=field("list")),
         {"scores": 1.0, "codes": 2.0},
         Found,
-    ),
-    "detect_by_prediction": Toy(
-        BoxNet,
-        supervised({"scores": Scores, "codes": Codes}, AssigningByPrediction),
-        Made(_boxes, image=field(), boxes=field("list")),
-        {"scores": 1.0, "codes": 2.0},
-        Found,
-    ),
+    )
+    for name, task in (("detect", Assigning), ("detect_by_prediction", AssigningByPrediction))
 }

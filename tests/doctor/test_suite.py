@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -89,32 +90,19 @@ def test_a_checked_run_is_the_unchecked_one_bit_for_bit(tmp_path: Path, model: s
     assert all(torch.equal(a, b) for a, b in zip(ema.parameters(), expected_ema.parameters(), strict=True))
 
 
-def test_a_checked_segmentation_is_the_unchecked_one_bit_for_bit(tmp_path: Path) -> None:
-    """Its checks put other labels and categories into batches, and other answers to its metrics."""
-    for make_one in (make_parts, make_rooms):
-        plain, checked = make_one(tmp_path), make_one(tmp_path)
-        torch.manual_seed(5)
-        expected = trained(plain)
-        torch.manual_seed(5)
-        run_all(checked, World())
-        found = trained(checked)
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def test_a_checked_contrast_is_the_unchecked_one_bit_for_bit(tmp_path: Path) -> None:
-    """Its checks put rows of their own into the losses, and read samples apart."""
-    plain, checked = make_pairs(tmp_path, STRONG), make_pairs(tmp_path, STRONG)
-    torch.manual_seed(5)
-    expected = trained(plain)
-    torch.manual_seed(5)
-    run_all(checked, World())
-    found = trained(checked)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def test_a_checked_detection_is_the_unchecked_one_bit_for_bit() -> None:
-    """Its checks give the task boxes, priors and maps of their own, and losses more priors."""
-    plain, checked = make_crowds("train.batch_size=4"), make_crowds("train.batch_size=4")
+@pytest.mark.parametrize(
+    "make_one",
+    [
+        pytest.param(make_parts, id="other labels and categories, other predictions for the metrics"),
+        pytest.param(make_rooms, id="labels that are ignored"),
+        pytest.param(lambda folder: make_pairs(folder, STRONG), id="rows of the checks' own, samples read apart"),
+        pytest.param(lambda folder: make_crowds("train.batch_size=4"), id="other boxes, priors and maps"),
+    ],
+)
+def test_what_the_checks_of_a_task_put_into_it_leaves_no_trace(
+    tmp_path: Path, make_one: Callable[[Path], Built]
+) -> None:
+    plain, checked = make_one(tmp_path), make_one(tmp_path)
     torch.manual_seed(5)
     expected = trained(plain)
     torch.manual_seed(5)

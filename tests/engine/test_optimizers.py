@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sightline.engine.optimizers import SGD, Adam, AdamW, Recipe, RMSprop, hold_still
 from sightline.engine.parameter_groups import describe_rates
 from sightline.errors import ConfigError
+from sightline.layers.quantisation.parametrised import apply_policy, quantised
 
 
 def net() -> nn.Sequential:
@@ -30,6 +31,25 @@ def test_decay_spares_biases_and_norms() -> None:
 def test_decay_all_decays_all() -> None:
     (group,) = SGD(lr=0.1, weight_decay=0.5).build(net()).param_groups
     assert group["weight_decay"] == 0.5
+
+
+@pytest.mark.parametrize("decay", ["all", "weights"])
+def test_codebooks_never_decay(decay: Any) -> None:
+    """Of one axis and, by channel, of two; what a linear quantiser rounds is a weight and does."""
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+    codebook, kind = {"kind": "codebook", "bits": 2}, {"kind": "linear", "bits": 4}
+    apply_policy(model, {"0.weight": codebook, "1.weight": {**codebook, "per_channel": True}, "2.weight": kind})
+    held = {name: numbers for name, (_, numbers) in quantised(model).items()}
+    before = {name: numbers.detach().clone() for name, numbers in held.items()}
+    recipe = SGD(lr=0.1, momentum=0.0, weight_decay=0.5, decay=decay)
+    assert [rate.num_decayed for rate in recipe.rates(model)] == [8 * (decay == "all") + add for add in (0, 0, 64, 64)]
+    optimizer = recipe.build(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert torch.equal(held["0.weight"], before["0.weight"])
+    assert torch.equal(held["1.weight"], before["1.weight"])
+    torch.testing.assert_close(held["2.weight"].detach(), before["2.weight"] * (1 - 0.1 * 0.5))
 
 
 def test_groups_multiply_the_rate_of_their_modules() -> None:

@@ -37,9 +37,9 @@ def test_focal_is_that_worked_by_hand(probability: float, is_target: bool, expec
 @pytest.mark.parametrize("case", range(8))
 def test_focal_is_the_published_one(shared: Path, case: int) -> None:
     golden = load_golden(shared, "classification_regression_losses", area="detect")
-    told = golden.info["focal_cases"][case]
+    info = golden.info["focal_cases"][case]
     logits, is_target = golden.tensor(f"focal{case}/logits").requires_grad_(), golden.tensor(f"focal{case}/target") == 1
-    arguments = {"alpha": told["alpha"] if told["alpha"] >= 0 else None, "gamma": told["gamma"]}
+    arguments = {"alpha": info["alpha"] if info["alpha"] >= 0 else None, "gamma": info["gamma"]}
     entries = torch.stack(
         [sigmoid_focal(*pair, **arguments).detach() for pair in zip(logits.flatten(), is_target.flatten(), strict=True)]
     )

@@ -130,14 +130,14 @@ def test_rows_of_the_training_part_are_counted_and_unknown_ones_refused(made: Pa
     done, document = score(made, [*rows, rows[0] | {"image_id": 4}])
     assert "not scored: 1 boxes of images outside the test part" in done.err
     assert document["metrics"] == score(made, rows)[1]["metrics"]
-    for changed, told in (
+    for changed, message in (
         ({"image_id": 6}, f"found.json: row {len(rows)}: the set has no image 6"),
         ({"category_id": 1}, f"found.json: row {len(rows)}: the set has no category 1, but 3, 7, 90"),
         ({"bbox": [0, 0, 5]}, f"found.json: row {len(rows)} is"),
     ):
         done, _ = score(made, [*rows, rows[0] | changed])
         assert done.code == 2
-        assert told in done.err
+        assert message in done.err
         assert "Traceback" not in done.err
 
 

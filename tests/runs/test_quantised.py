@@ -106,7 +106,7 @@ def test_a_run_that_was_broken_off_ends_with_the_same_bits(
         ("{encode.9.weight: {kind: codebook, bits: 4}}", "no parameter 'encode.9.weight'; did you mean"),
         (
             "{encode.0.linear.weight: {kind: codebook}}",
-            "encode.0.linear.weight: bits: is None; a codebook takes 1 to 8",
+            "encode.0.linear.weight: bits: is required and missing; give 1 to 8",
         ),
         ("{encode.0.linear.weight: {kind: codebok, bits: 4}}", "compress.policy"),
         ("nowhere.json", "nowhere.json"),

@@ -199,7 +199,7 @@ def test_maps_of_another_size_are_named(batch: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "arguments", "told"),
+    ("head", "arguments", "message"),
     [
         (
             "retina",
@@ -215,8 +215,8 @@ def test_maps_of_another_size_are_named(batch: dict[str, Any]) -> None:
         ("fcos", {"anchors": {"preset": "s3"}}, "anchors: FCOSHead predicts from points; leave anchors out"),
     ],
 )
-def test_pairs_that_cannot_be_are_refused_when_built(head: str, arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_pairs_that_cannot_be_are_refused_when_built(head: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         detect(head, **arguments)
 
 

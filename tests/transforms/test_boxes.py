@@ -98,7 +98,7 @@ def test_letterbox_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("box", "min_visible", "clip", "told"),
+    ("box", "min_visible", "clip", "expected"),
     [
         ([100, 10, 140, 20], 0.1, True, ([100, 10, 140, 20], False)),
         ([134, 10, 154, 20], 0.1, True, ([134, 10, 144, 20], False)),  # half is left
@@ -109,7 +109,7 @@ def test_letterbox_by_hand() -> None:
         ([-30, -30, 5, 5], 0.0, True, ([0, 0, 5, 5], False)),
     ],
 )
-def test_what_little_is_left_of_a_box_is_ignored(box: Any, min_visible: float, clip: bool, told: Any) -> None:
+def test_what_little_is_left_of_a_box_is_ignored(box: Any, min_visible: float, clip: bool, expected: Any) -> None:
     kept = CutImage(min_visible=min_visible, clip=clip).kept(
         torch.tensor([[box]], dtype=torch.float32),
         torch.zeros(1, 1, dtype=torch.int64),
@@ -117,11 +117,11 @@ def test_what_little_is_left_of_a_box_is_ignored(box: Any, min_visible: float, c
         height=HEIGHT,
         width=WIDTH,
     )
-    if told is None:
+    if expected is None:
         assert kept["boxes"].shape == (1, 0, 4)
         assert kept["label"].shape == kept["is_ignored"].shape == (1, 0)
     else:
-        assert (kept["boxes"][0, 0].tolist(), bool(kept["is_ignored"])) == told
+        assert (kept["boxes"][0, 0].tolist(), bool(kept["is_ignored"])) == expected
 
 
 def test_an_ignored_box_stays_ignored_and_no_box_is_no_fault() -> None:

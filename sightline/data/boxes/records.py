@@ -1,4 +1,4 @@
-"""The samples of all data sets of images with boxes: what stands in them, in whose pixels, and how they are checked."""
+"""The samples of all data sets of images with boxes: what stands in them, and in whose pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline.errors import DataError
 from sightline.types import Field, Sample
 
 __all__ = ["BOX_FIELDS", "BoxRecord", "box_facts", "sample_of", "truth_of"]
@@ -51,22 +50,6 @@ class BoxRecord:
         for array in (self.boxes, self.scored, self.label, self.is_ignored, self.area, self.is_scored_ignored):
             if array is not None:
                 array.flags.writeable = False
-
-    def assert_sound(self, name: str, num_classes: int) -> None:
-        """Raises DataError, naming the image and the box, for boxes that cannot be meant."""
-        for key, boxes in (("box", self.boxes), ("scored box", self.scored)):
-            is_wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
-            if (is_wrong & ~self.is_ignored).any():
-                place = int((is_wrong & ~self.is_ignored).argmax())
-                found = ", ".join(f"{number:g}" for number in boxes[place])
-                raise DataError(
-                    f"{name}: {key} {place} is ({found}); left < right and top < bottom are needed (width and height "
-                    "taken for right and bottom?)"
-                )
-        is_wrong = ((self.label < 0) | (self.label >= num_classes)) & ~self.is_ignored
-        if is_wrong.any():
-            place = int(is_wrong.argmax())
-            raise DataError(f"{name}: box {place} has class {self.label[place]}, there are {num_classes}, from 0")
 
 
 def sample_of(image: np.ndarray, record: BoxRecord) -> Sample:

@@ -19,7 +19,7 @@ from sightline.types import Batch
 __all__ = ["AssignedBoxes", "assigned_boxes", "is_clearly_above"]
 
 _SIDE_STRIDES = 8
-"""Points stand for squares of so many strides."""
+"""The side, in strides, of the square around a point whose overlap with a box is measured."""
 
 
 class AssignedBoxes(NamedTuple):

@@ -237,7 +237,7 @@ def _cuts_by_price(edges, sums, price, cuts):  # type: ignore[no-untyped-def]
         if not cheap < guess < dear:
             break
         price = guess
-    if len(path) - 1 != wanted and min(len(few), len(many)) == 1:  # no inertia that a double can tell from zero
+    if len(path) - 1 != wanted and min(len(few), len(many)) == 1:  # the inertia is 0 to the precision of a double
         path = np.arange(wanted + 1) * (len(edges) - 1) // wanted
     elif len(path) - 1 != wanted:
         path = _joined(few, many, wanted)

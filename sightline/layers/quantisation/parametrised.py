@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sightline.errors import UserError
+from sightline.layers.quantisation.choices import choice_faults
 from sightline.layers.quantisation.clustering import Clusters, check_weight, cluster
 from sightline.layers.quantisation.layers_of import weights_of
 from sightline.layers.quantisation.linear import Grid, straight_through, weight_grid
@@ -128,10 +129,9 @@ class Half(_Quantiser):
 def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, mean_gradient: bool = True) -> None:
     """Parametrises the named weights of a model in place; a shared one under all its names.
 
-    A choice is `{kind: codebook|linear|fp16|fp32, bits: 1 to 8 (linear from 2), per_channel: bool}`. All is checked and
-    computed before the model changes.
-    Raises UserError for unknown names, choices that the weight does not allow, weights that are not finite, and models
-    that hold parametrisations already.
+    A choice is a `QuantisedAs` without `choice_faults`. All is checked and computed before the model changes.
+    Raises UserError for unknown names, choices that are faulty or that the weight does not allow, weights that are not
+    finite, and models that hold parametrisations already.
     """
     if held := [path for path, module in model.named_modules() if parametrize.is_parametrized(module)]:
         raise UserError(f"policy: '{held[0]}' is parametrised already, by a policy or by a norm of weights; freeze it")
@@ -166,9 +166,9 @@ def quantiser_for(
     name: str, weight: nn.Parameter, choice: Mapping[str, Any], mean_gradient: bool
 ) -> tuple[_Quantiser, Tensor | None] | None:
     """The parametrisation of a weight, and the numbers that it starts from where they are not the weight itself."""
-    kind, bits, per_channel = choice.get("kind"), choice.get("bits"), bool(choice.get("per_channel", False))
-    if kind not in ("codebook", "linear", "fp16", "fp32"):
-        raise UserError(f"policy: {name}: kind: {kind!r} is none of codebook, linear, fp16, fp32")
+    for key, text in choice_faults(choice):
+        raise UserError(f"policy: {name}{f': {key}' * bool(key)}: {text}")
+    kind, bits, per_channel = choice["kind"], choice.get("bits", 0), choice.get("per_channel", False)
     if kind == "fp32":
         return None
     check_weight(weight, name)
@@ -176,9 +176,6 @@ def quantiser_for(
         if weight.detach().abs().max() > torch.finfo(torch.float16).max:
             raise UserError(f"policy: {name}: holds numbers above 65504, too large for half precision; choose fp32")
         return Half(), None
-    least = 2 if kind == "linear" else 1
-    if type(bits) is not int or not least <= bits <= 8:
-        raise UserError(f"policy: {name}: bits: is {bits!r}; a {kind} takes {least} to 8")
     if per_channel and weight.ndim < 2:
         raise UserError(f"policy: {name}: per_channel: a weight of shape {list(weight.shape)} has no channels")
     if kind == "linear":

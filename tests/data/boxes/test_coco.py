@@ -282,12 +282,12 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_faulty_annotations_are_named_or_left_out(tmp_path: Path, kind: str) -> None:
-    fault, told = FAULTS[kind]
+    fault, message = FAULTS[kind]
     for name in "ab":
         write_image(tmp_path / "in" / f"{name}.png", pattern(6, 8))
     faulty = {"image_id": 2, "category_id": 3, **fault}
     write_coco(tmp_path / "in" / "all.json", [*ONE, (2, "b.png", 8, 6)], [BOX, faulty, BOX | {"image_id": 2}])
-    with pytest.raises(DataError, match=f"{told}.*mend them, or prepare with faulty=leave_out"):
+    with pytest.raises(DataError, match=f"{message}.*mend them, or prepare with faulty=leave_out"):
         prepare(tmp_path / "in", tmp_path / "set")
     manifest = prepare(tmp_path / "in", tmp_path / "set", faulty="leave_out")
     assert "left out: 1 " in manifest["differences"][0]
@@ -304,8 +304,8 @@ def test_faulty_images_are_named_and_counted_or_left_out(tmp_path: Path, kind: s
     write_coco(tmp_path / "in" / "all.json", entries, [BOX | {"image_id": number} for number in (1, 2, 3)])
     bad = tmp_path / "in" / "c.png"
     {"missing": bad.unlink, "cut": lambda: cut(bad), "text": lambda: bad.write_text("no image"), "size": str}[kind]()
-    told = "of another size .*c.png is 40 wide and 32 high, .* state 40 and 33" if kind == "size" else "c.png"
-    with pytest.raises(DataError, match=f"1 images .*{told}"):
+    message = "of another size .*c.png is 40 wide and 32 high, .* state 40 and 33" if kind == "size" else "c.png"
+    with pytest.raises(DataError, match=f"1 images .*{message}"):
         prepare(tmp_path / "in", tmp_path / "set")
     assert not (tmp_path / "set").exists()
     manifest = prepare(tmp_path / "in", tmp_path / "set", faulty="leave_out")
@@ -332,8 +332,8 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_files_that_contradict_themselves_are_refused(tmp_path: Path, kind: str) -> None:
-    changed, told = WRONG[kind]
-    with pytest.raises(DataError, match=told):
+    changed, message = WRONG[kind]
+    with pytest.raises(DataError, match=message):
         made(tmp_path, [], **changed)
 
 

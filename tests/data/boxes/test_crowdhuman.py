@@ -111,7 +111,7 @@ def test_a_kind_of_box_that_the_file_lacks_is_refused_when_it_is_chosen(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (person([1, 2, 0, 4], [1, 2, 3, 4], [1, 2, 1, 1]), "a: box 1 is {'tag': 'person', 'fbox': .1, 2, 0, 4."),
         (person([1, 2, 3, float("nan")], [1, 2, 3, 4], [1, 2, 1, 1]), "a: box 1"),
@@ -119,9 +119,9 @@ def test_a_kind_of_box_that_the_file_lacks_is_refused_when_it_is_chosen(tmp_path
         ({"tag": "person"}, "a: box 1"),
     ],
 )
-def test_faulty_boxes_are_named_or_left_out(tmp_path: Path, fault: dict[str, Any], told: str) -> None:
+def test_faulty_boxes_are_named_or_left_out(tmp_path: Path, fault: dict[str, Any], message: str) -> None:
     write_set(tmp_path / "in", all={"a": [CROWD[0], fault, CROWD[1]], "b": []})
-    with pytest.raises(DataError, match=f"1 boxes that cannot be meant, first: {told}"):
+    with pytest.raises(DataError, match=f"1 boxes that cannot be meant, first: {message}"):
         prepare(tmp_path / "in", tmp_path / "set")
     prepare(tmp_path / "in", tmp_path / "set", faulty="leave_out")
     assert len(opened(tmp_path / "set", test_share=0.0).record(0).boxes) == 2
@@ -141,7 +141,7 @@ def test_folders_and_lines_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has the same name, and the boxes of 'b' fit either"):
         prepare(source, tmp_path / "set")
     file = source / "annotation_train.odgt"
-    for text, told in (
+    for text, message in (
         ('{"ID": "a", "gtboxes": []}\n{"ID": "a", "gtboxes": []}', "2: the image 'a' is there twice"),
         ('{"ID": "a"}', "1: is not a line of .odgt with ID and gtboxes"),
         ('{"ID": "a", "gtboxes": [1]}', "has no attribute 'get'"),
@@ -150,7 +150,7 @@ def test_folders_and_lines_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ("\n", "holds no lines"),
     ):
         file.write_text(text)
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             prepare(source, tmp_path / "set")
 
 

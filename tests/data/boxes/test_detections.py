@@ -133,7 +133,7 @@ NEEDED = r"row 1 is {.*; it needs image_id, category_id, bbox \(left, top, .* al
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"image_id": 5}, "row 1: the set has no image 5; its first is 7, 'a,1'"),
         ({"image_id": "7"}, "row 1: the set has no image '7'"),
@@ -149,8 +149,8 @@ NEEDED = r"row 1 is {.*; it needs image_id, category_id, bbox \(left, top, .* al
         ({"score": 10**400}, NEEDED),
     ],
 )
-def test_rows_that_do_not_fit_are_named(changed: dict[str, Any], told: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"x.json: {told}"):
+def test_rows_that_do_not_fit_are_named(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"x.json: {message}"):
         read(tmp_path / "x.json", [ROW, ROW | changed])
 
 
@@ -163,14 +163,14 @@ def test_rows_of_another_part_or_class_of_the_set_are_counted(tmp_path: Path) ->
 def test_lines_that_do_not_fit_are_named(tmp_path: Path) -> None:
     box = {"box": [1, 2, 3, 4], "score": 0.5, "tag": 3}
     line = {"ID": "c", "dtboxes": [box]}
-    for lines, told in (
+    for lines, message in (
         ([line, line], "line 2: the image 'c' is there twice"),
         ([line, {"ID": "d", "dtboxes": [box]}], "line 2, box 0: the set has no image 'd'; its first is 7, 'a,1'"),
         ([{"ID": "c"}], "line 1: ID and dtboxes are needed .*'dtboxes'"),
         ([{"ID": "c", "dtboxes": [box, {"box": [1, 2, 3, 4]}]}], "line 1, box 1 is .* it needs .* score"),
         ([{"ID": "c", "dtboxes": [box, box | {"tag": 1}]}], "line 1, box 1: the set has no category 1"),
     ):
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             read(tmp_path / "x.odgt", lines)
     with pytest.raises(ValueError, match="2 boxes, 1 scores and 1 classes"):
         Detections(IMAGES[0], np.zeros((2, 4)), np.zeros(1), np.zeros(1))

@@ -51,16 +51,16 @@ def test_counts_of_classes_add_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         ({**ONE, "target": "parts"}, "sets: fields must agree; 'category' is Field.* in set 2 and nothing in set 1"),
         ({"name": "synthetic_rooms"}, "sets: fields must agree; '.*' is .* in set 2 and .* in set 1"),
     ],
 )
-def test_sets_that_do_not_fit_are_refused(other: dict[str, Any], told: str) -> None:
+def test_sets_that_do_not_fit_are_refused(other: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         built(ONE, other)
-    assert re.search(told, str(error.value)), error.value
+    assert re.search(message, str(error.value)), error.value
 
 
 def test_a_run_trains_on_several_sets(tmp_path: Path) -> None:

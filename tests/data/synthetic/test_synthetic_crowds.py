@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.boxes.records import BoxRecord
 from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
-from sightline.errors import ConfigError, DataError
+from sightline.errors import ConfigError
 from sightline.transforms.boxes import FitImage
 from sightline.types import SampleKey
 
@@ -103,22 +102,3 @@ def test_batches_hold_the_boxes_of_all_images() -> None:
     assert batch["image"].shape == (2, 96, 128, 3)
     assert batch["truth"].shape == (sum(counts), 7)
     torch.testing.assert_close(batch["boxes"].double() * 2, batch["truth"][:, :4])
-
-
-@pytest.mark.parametrize(
-    ("box", "label", "told"),
-    [
-        ([10, 10, 5, 30], 0, r"box 1 is \(10, 10, 5, 30\); left < right .*width and height taken"),
-        ([10, np.nan, 20, 30], 0, "box 1 is"),
-        ([1, 1, 2, 2], 1, "box 1 has class 1, there are 1, from 0"),
-        ([1, 1, 2, 2], -1, "box 1 has class -1"),
-    ],
-)
-def test_records_that_cannot_be_meant_are_refused(box: list[float], label: int, told: str) -> None:
-    def record(*, is_ignored: bool) -> BoxRecord:
-        boxes = np.array([[0, 0, 1, 1], box], dtype=np.float64)
-        return BoxRecord(boxes, boxes.copy(), np.array([0, label]), np.array([False, is_ignored]), np.ones(2))
-
-    with pytest.raises(DataError, match=rf"a.jpg: {told}"):
-        record(is_ignored=False).assert_sound("a.jpg", 1)
-    record(is_ignored=True).assert_sound("a.jpg", 1)  # the label of an ignored box is never read

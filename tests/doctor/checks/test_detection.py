@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from sightline import registry
 from sightline.assigners.max_iou import MaxIoU
@@ -18,13 +22,16 @@ from sightline.doctor.checks.data.data_mutation import data_mutation
 from sightline.doctor.checks.data.label_range import label_range
 from sightline.doctor.checks.data.untrained_class import untrained_class
 from sightline.doctor.checks.loss.loss_normaliser import loss_normaliser
+from sightline.doctor.checks.model.detection_head import level_order
 from sightline.doctor.checks.model.first_step import first_step
 from sightline.doctor.context import Context
 from sightline.doctor.core.assigned_boxes import is_clearly_above
 from sightline.doctor.suite import run_quick
 from sightline.engine.build import build
 from sightline.engine.distributed import World
+from sightline.losses.boxes import SigmoidFocal
 from sightline.models.detection.fpn import FPN
+from sightline.models.detection.retina import RetinaHead
 from sightline.plugins import load_plugins
 from sightline.types import Sample
 from tests.command import run_here
@@ -116,6 +123,56 @@ def test_a_plugin_loss_over_all_samples(monkeypatch: pytest.MonkeyPatch, tmp_pat
     found = loss_normaliser(quick(make_crowds(words)))
     assert {(each.cause, each.where.config_path) for each in found} == {("loss.normaliser", "losses.0")}
     assert found[0].summary == "the loss 'mean_bce' depends on how many priors are background, predicted for certain"
+
+
+def test_parts_that_refuse_what_a_check_gives_them_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss for so many priors, a head for maps of so many rows: neither is a fault, and neither was checked."""
+    forward, headed = SigmoidFocal.forward, RetinaHead.forward
+    count = 9216  # of an image of 192 x 256
+
+    def of_all(self: SigmoidFocal, *, logits: Tensor, target: Tensor) -> Tensor:
+        if logits.shape[1] != count:
+            raise ValueError(f"{logits.shape[1]} priors,\nand not {count}")
+        return forward(self, logits=logits, target=target)
+
+    @functools.wraps(headed)  # its annotation names the outputs
+    def of_even(self: RetinaHead, maps: list[Tensor]) -> dict[str, Tensor]:
+        if any(each.shape[3] % 2 for each in maps[:2]):
+            raise KeyError("odd")
+        return headed(self, maps)
+
+    monkeypatch.setattr(SigmoidFocal, "forward", of_all)
+    monkeypatch.setattr(RetinaHead, "forward", of_even)
+    context = quick(make_crowds())
+    for check, reason in (
+        (loss_normaliser, rf"ValueError: \d+ priors, and not {count}"),
+        (level_order, "KeyError: 'odd'"),
+    ):
+        (finding,) = check(context)
+        assert re.fullmatch(f"check could not run: {reason}", finding.summary), finding.summary
+        assert (finding.code, finding.severity, finding.cause) == (check.code, "note", "sys.environment")
+        assert (finding.where.file, finding.summary.endswith(finding.measured)) == (__file__, True)
+        assert_complete(finding)
+
+
+@pytest.mark.parametrize("is_ignored", [False, True])
+@pytest.mark.parametrize(
+    ("box", "code"), [((10, 10, 5, 30), "broken-boxes"), ((10, math.nan, 20, 30), "non-finite-data")]
+)
+def test_one_box_that_cannot_be_meant(
+    monkeypatch: pytest.MonkeyPatch, box: tuple[float, ...], code: str, is_ignored: bool
+) -> None:
+    """An ignored box may have any corners, if they are numbers."""
+
+    def planted(sample: Sample) -> Sample:
+        boxes, truth, flags = (sample[name].clone() for name in ("boxes", "truth", "is_ignored"))
+        boxes[0], truth[0, :4] = (torch.tensor(box).to(each) for each in (boxes, truth))
+        flags[0] = truth[0, 6] = is_ignored
+        return {**sample, "boxes": boxes, "truth": truth, "is_ignored": flags}
+
+    edited(monkeypatch, planted)
+    found = findings_of(quick(make_crowds()), (code,))
+    assert bool(found) == (not is_ignored or code == "non-finite-data"), list(map(str, found))
 
 
 class TestExistingChecks:

@@ -30,16 +30,16 @@ def maps_of(height: int, width: int, strides: tuple[int, ...] = STRIDES) -> list
 def test_anchors_are_those_of_detectron(shared: Path, case: int) -> None:
     """At the corners of cells, and at their middles."""
     golden = load_golden(shared, "anchors", area="detect")
-    told = golden.info["cases"][case]
-    strides, ratios = told["strides"], tuple(told["ratios"][0])
+    info = golden.info["cases"][case]
+    strides, ratios = info["strides"], tuple(info["ratios"][0])
     shapes = [
         [pair for size in sizes for pair in AnchorShapes((1.0,), ratios, base_strides=size / stride).of(stride)]
-        for sizes, stride in zip(told["sizes"], strides, strict=True)
+        for sizes, stride in zip(info["sizes"], strides, strict=True)
     ]
-    maps = [tuple(size) for size in told["feature_hw"]]
-    found = make_anchors(maps, strides, shapes, grid=Grid(told["offset"]), dtype=torch.float64)
+    maps = [tuple(size) for size in info["feature_hw"]]
+    found = make_anchors(maps, strides, shapes, grid=Grid(info["offset"]), dtype=torch.float64)
     for level, rows in enumerate(found.levels):
-        expected = golden.tensor(f"{told['key']}/level{level}").double()
+        expected = golden.tensor(f"{info['key']}/level{level}").double()
         assert (found.rows[rows] - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
@@ -61,19 +61,19 @@ def test_anchors_are_those_of_crowddet_but_for_their_place(shared: Path) -> None
 
 def test_s3_anchors_are_those_of_their_authors(shared: Path) -> None:
     golden = load_golden(shared, "anchors_s3", area="detect")
-    for told in golden.info["cases"]:
-        height, width = (int(side) for side in told["key"].split("x"))
+    for info in golden.info["cases"]:
+        height, width = (int(side) for side in info["key"].split("x"))
         strides = (8, 16, 32)
         found = make_anchors(maps_of(height, width, strides), strides, PRESETS["s3"], dtype=torch.float64)
-        assert len(found) == told["count"]
+        assert len(found) == info["count"]
         # theirs: ratio by ratio, for each scale by scale, for each all cells
         parts = [
             found.rows[rows].view(*size, 2, 2, 4).permute(3, 2, 0, 1, 4).reshape(-1, 4)
             for rows, size in zip(found.levels, found.maps, strict=True)
         ]
         theirs = torch.cat(parts)
-        assert torch.equal(theirs[:: told["row_step"]], golden.tensor(told["key"]))
-        assert theirs.sum(dim=0).tolist() == told["column_sums"]
+        assert torch.equal(theirs[:: info["row_step"]], golden.tensor(info["key"]))
+        assert theirs.sum(dim=0).tolist() == info["column_sums"]
 
 
 def torchvisions(maps: list[tuple[int, int]], image_px: tuple[int, int]) -> list[np.ndarray]:

@@ -204,10 +204,12 @@ def test_faults_of_a_policy_are_named_and_change_nothing() -> None:
     good = {"kind": "codebook", "bits": 2}
     for name, choice, fault in [
         ("1.wieght", good, "no parameter '1.wieght'; did you mean '1.weight'"),
-        ("1.weight", {"kind": "kmeans", "bits": 2}, "kind: 'kmeans' is none of"),
-        ("1.weight", {"kind": "codebook", "bits": 9}, "bits: is 9; a codebook takes 1 to 8"),
-        ("1.weight", {"kind": "linear", "bits": 1}, "bits: is 1; a linear takes 2 to 8"),
-        ("1.weight", {"kind": "codebook"}, "bits: is None"),
+        ("1.weight", {"kind": "kmeans", "bits": 2}, "kind: found the text 'kmeans', allowed is one of"),
+        ("1.weight", {"kind": "codebook", "bits": 9}, "bits: found 9, allowed is a whole number from 1 to 8"),
+        ("1.weight", {"kind": "linear", "bits": 1}, "bits: found 1, too few for a linear grid; give 2 to 8"),
+        ("1.weight", {"kind": "codebook"}, "bits: is required and missing; give 1 to 8"),
+        ("1.weight", {"kind": "fp16", "bits": 4}, "bits: is not for floating point"),
+        ("1.weight", None, r"1\.weight: found null"),
         ("1.bias", {"kind": "codebook", "bits": 2, "per_channel": True}, r"shape \[20\] has no channels"),
     ]:
         with pytest.raises(UserError, match=fault):

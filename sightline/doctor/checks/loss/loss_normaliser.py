@@ -34,8 +34,8 @@ def loss_normaliser(context: Context) -> list[Finding]:
         return []
     try:
         plain, wide, hidden = (_means(context, target) for target in (None, BACKGROUND, IGNORED))
-    except Exception:  # noqa: BLE001 - a loss of others may read what cannot be enlarged
-        return []
+    except Exception as error:  # noqa: BLE001 - a loss of others may read what cannot be enlarged
+        return [loss_normaliser.not_run(context, error)]
     return [
         loss_normaliser.finding(
             context,

@@ -58,7 +58,8 @@ def _of_losses(context: Context, ignored: int) -> Iterator[Finding]:
                 (logits, torch.where(hidden == ignored, hidden, other)),
             )
         )
-    except Exception:  # noqa: BLE001 - a loss may need labels and logits of whole batches
+    except Exception as error:  # noqa: BLE001 - a loss may need labels and logits of whole batches
+        yield ignored_targets.not_run(context, error)
         return
     for name, value in plain.items():
         is_of_labels = not torch.isclose(relabelled[name], value, rtol=_RELATIVE)

@@ -36,8 +36,8 @@ def level_order(context: Context) -> list[Finding]:
     head = copy_of(model.head).eval().cpu().double()
     try:
         wrong = _out_of_order(head, channels, 1) and _out_of_order(head, channels, _LARGER)
-    except Exception:  # noqa: BLE001 - a head of others may need maps of certain sizes
-        return []
+    except Exception as error:  # noqa: BLE001 - a head of others may need maps of certain sizes
+        return [level_order.not_run(context, error)]
     return [
         level_order.finding(
             context,

@@ -56,6 +56,20 @@ def test_a_loss_that_ignores_another_index(monkeypatch: pytest.MonkeyPatch) -> N
     assert "learns from targets" in finding.summary
 
 
+def test_a_loss_that_refuses_some_rows_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = CrossEntropy.forward
+
+    def of_whole_images(self: CrossEntropy, *, logits: Tensor, label: Tensor) -> Tensor:
+        if label.ndim == 3 and label.shape[1] <= 8:
+            raise ValueError("whole images alone")
+        return forward(self, logits=logits, label=label)
+
+    monkeypatch.setattr(CrossEntropy, "forward", of_whole_images)
+    (finding,) = ignored_targets(Context(make_scans(monkeypatch, "losses=[{name: cross_entropy}]"), World()))
+    assert (finding.severity, finding.summary) == ("note", "check could not run: ValueError: whole images alone")
+    assert_complete(finding)
+
+
 def test_a_metric_that_scores_them(monkeypatch: pytest.MonkeyPatch) -> None:
     made = IoU.__init__
     monkeypatch.setattr(IoU, "__init__", lambda self, **given: made(self, **{**given, "ignore_index": None}))
