@@ -14,11 +14,11 @@ from sightline.errors import PluginError
 from sightline.plain_files import read_plain
 from sightline.registry import REGISTRIES
 
-__all__ = ["Plugin", "check_recorded", "file_of", "load_plugins", "loaded_sha256", "run_file"]
+__all__ = ["Plugin", "check_recorded", "file_of", "load_plugins", "loaded_plugins", "loaded_sha256", "run_file"]
 
 _MODULE_PREFIX = "sightline_plugin_"
-_SHA256 = "__sightline_sha256__"
-"""The name in a plugin's module for the digest of the text that was run."""
+_PLUGIN = "__sightline_plugin__"
+"""The name in a plugin's module for what was run: `Plugin`."""
 
 
 class Plugin:
@@ -78,7 +78,12 @@ def file_of(builder: Callable[..., Any]) -> Path | None:
 def loaded_sha256(builder: Callable[..., Any]) -> dict[str, str]:
     """File name and SHA-256 of the plugin that a component comes from, as it was run; empty for a built-in one."""
     path = file_of(builder)
-    return {} if path is None else {path.name: getattr(sys.modules[builder.__module__], _SHA256)}
+    return {} if path is None else {path.name: getattr(sys.modules[builder.__module__], _PLUGIN).sha256}
+
+
+def loaded_plugins() -> list[Plugin]:
+    """The plugins that this process has run."""
+    return [getattr(module, _PLUGIN) for name, module in [*sys.modules.items()] if name.startswith(_MODULE_PREFIX)]
 
 
 def run_file(plugin: Plugin) -> ModuleType:
@@ -88,7 +93,7 @@ def run_file(plugin: Plugin) -> ModuleType:
     """
     module = ModuleType(plugin.module_name)
     module.__file__ = str(plugin.path)
-    setattr(module, _SHA256, plugin.sha256)
+    setattr(module, _PLUGIN, plugin)
     sys.modules[plugin.module_name] = module
     try:
         exec(compile(plugin.text, str(plugin.path), "exec"), module.__dict__)

@@ -34,7 +34,7 @@ SUMMARY = "compression.json"
 
 
 def packed_config(config: RunConfig, policy: Policy) -> RunConfig:
-    """The config of a packed run: its weights are plain, and of how they were trained only quantised inputs are left."""
+    """The config of a packed run: plain weights, no trace of how they were trained, and the inputs that are quantised."""
     inputs = document_of(activations_of(policy))
     compress = Compress(policy=inputs) if inputs else None  # type: ignore[arg-type]
     return dataclasses.replace(config, init=None, compress=compress)

@@ -59,6 +59,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     faults = Faults()
     tree = _with_policy(apply_overrides(_with_bases(path, faults), overrides, faults), faults)
+    _place_teacher(tree)
     assert isinstance(tree.value, dict)
     tree.value.setdefault("name", Located(path.stem, Where(DEFAULT, path="name")))
     reading = _Reading(faults)
@@ -112,6 +113,15 @@ def _with_policy(tree: Located, faults: Faults) -> Located:
         except ConfigError as error:
             raise ConfigError(f"{policy.where}: {error}") from None
     return tree
+
+
+def _place_teacher(tree: Located) -> None:
+    """Make the path of `teacher.from`, seen from the working directory, absolute: later processes read it, too."""
+    section = tree.value.get("teacher") if isinstance(tree.value, dict) else None
+    if section is not None and isinstance(section.value, dict):
+        source = section.value.get("from")
+        if source is not None and isinstance(source.value, str):
+            section.value["from"] = Located(os.path.abspath(source.value), source.where)
 
 
 def _read_base(path: Path, base: Located | None, faults: Faults) -> Located:

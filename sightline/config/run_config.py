@@ -22,6 +22,7 @@ __all__ = [
     "Loader",
     "Log",
     "RunConfig",
+    "Teacher",
     "Train",
     "Transforms",
 ]
@@ -103,6 +104,19 @@ class Compress:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A trained run whose network predicts every batch, too: losses read its outputs as `teacher_<output>`.
+
+    A run directory or one of its checkpoints. `features` names modules of both networks whose outputs a loss compares.
+    `sha256` is that of its weights, which a run notes when it is trained: others are then refused.
+    """
+
+    source: str = field(metadata={"key": "from"})
+    features: tuple[str, ...] = ()
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class Checkpoints:
     """Saved every so many epochs (or steps, where given) and at evaluations; `keep_last` of them and the best stay."""
 
@@ -161,6 +175,7 @@ class RunConfig:
     schedule: Component = field(default=Component("constant"))
     init: Init | None = None
     compress: Compress | None = None
+    teacher: Teacher | None = None
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     loader: Loader = field(default_factory=Loader)
     log: Log = field(default_factory=Log)

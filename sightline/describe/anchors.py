@@ -12,6 +12,7 @@ from sightline.geometry.boxes.anchor_fitting import best_overlaps, coverage, fit
 from sightline.geometry.boxes.overlaps import box_sizes
 from sightline.geometry.boxes.priors import Priors, make_anchors
 from sightline.tasks.detect import Detect
+from sightline.tasks.distilled import undistilled
 from sightline.types import SampleKey
 
 __all__ = ["anchors_of"]
@@ -26,7 +27,7 @@ def anchors_of(built: Built) -> dict[str, Any] | None:
     the config's anchors and as many `fitted` ones (None of fewer different boxes), level by level `fitted_sizes`.
     `spanned` is whether the anchors' centres reach every side of the canvas. Source: Redmon and Farhadi 2017.
     """
-    task, part = built.job.task, built.data.train
+    task, part = undistilled(built.job.task), built.data.train
     if not isinstance(task, Detect):
         return None
     images: list[tuple[Priors, Tensor]] = []

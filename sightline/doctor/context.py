@@ -29,6 +29,7 @@ from sightline.engine.distributed import World
 from sightline.engine.loading import open_run
 from sightline.errors import summary_of
 from sightline.tasks.detect import Detect
+from sightline.tasks.distilled import undistilled
 from sightline.types import Batch
 
 __all__ = ["CHECKS", "TO_END", "Check", "Context", "Moment", "Reporter", "check"]
@@ -74,13 +75,14 @@ class Context:
 
         None of a task without boxes, and where no step could be taken.
         """
-        if not isinstance(self.built.job.task, Detect) or not self.rehearsal.is_sound:
+        task = undistilled(self.built.job.task)
+        if not isinstance(task, Detect) or not self.rehearsal.is_sound:
             return None
         part, batches = self.built.data.train, iter([self.first_outputs[0]])
         if self.takes_time:
             more = spread_keys(part, epoch=0, seed=self.config.seed, most_samples=_MOST_ASSIGNED)
             batches = itertools.chain(batches, map(part.reader, more))
-        return assigned_boxes(self.built.job.task, self.built.job.model, (to_device(each, _CPU) for each in batches))
+        return assigned_boxes(task, self.built.job.model, (to_device(each, _CPU) for each in batches))
 
     @cached_property
     def evaluations(self) -> list[RehearsedEvaluation]:

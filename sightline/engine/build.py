@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import nn
 
 from sightline import registry, schema
 from sightline.binding import Offer, UnboundError, bind, outputs_of_model
-from sightline.config import RunConfig, located
+from sightline.config import RunConfig, located, read_config
 from sightline.data.loading.reading import BatchReader, NamedTransform
 from sightline.data.loading.splits import hold_out
 from sightline.engine.distributed import World
@@ -24,22 +25,29 @@ from sightline.engine.model_changes import changed
 from sightline.engine.optimizers import Recipe
 from sightline.engine.parameter_groups import Rate
 from sightline.engine.precision import Precision, seed_everything
+from sightline.engine.records import kept_random_state
 from sightline.engine.selection import with_mode
 from sightline.engine.step import Task
 from sightline.engine.stream import Plan, Stream
 from sightline.engine.train import Job
-from sightline.errors import CheckpointError, ConfigError
+from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.members import DataMembers, TaskMembers, TransformMembers
 from sightline.metrics.base import Metric, fault_of_state
-from sightline.runs import trained_weights
+from sightline.plugins import check_recorded, loaded_plugins
+from sightline.runs import checkpoint, trained_weights
 from sightline.runs.checkpoint import MatchReport, load_weights
 from sightline.runs.lineage import trace_lineage
-from sightline.types import Component, Dataset
+from sightline.runs.run_documents import load_document, read_facts
+from sightline.runs.trained_weights import assert_sha256
+from sightline.tasks.distilled import Distilled, teacher_keys, with_teacher
+from sightline.tasks.supervised import Supervised
+from sightline.types import Component, Dataset, Where
 
 __all__ = [
     "Built",
     "Data",
     "Part",
+    "assert_same_facts",
     "build",
     "build_data",
     "build_metrics",
@@ -47,6 +55,8 @@ __all__ = [
     "build_part",
     "build_transforms",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,8 +118,8 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
         model = _plain_model(config, data.facts, world)
         report = None if is_resumed else _initialise(model, config)
         model = changed(model, config, world)
-        task, meters = build_task(config, data, model)
-        config = with_mode(config, [meter.metric for meter in meters], is_resumed=is_resumed)
+        task, meters = build_task(config, data, model, world)
+        config = _with_teacher_noted(with_mode(config, [meter.metric for meter in meters], is_resumed=is_resumed))
         recipe: Recipe = registry.optimizers.build(config.optimizer, facts=data.facts)
         job = _build_job(config, data, world, model, task, recipe)
         selection = build_evaluator(config, data.selection, task, meters)
@@ -200,8 +210,11 @@ def _plain_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> n
     return model.to(world.device, Precision(config.train.precision).parameters)
 
 
-def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, list[Meter]]:
-    """The task with its losses bound to batch and outputs, and the metrics bound to batch and predictions."""
+def build_task(config: RunConfig, data: Data, model: nn.Module, world: World) -> tuple[Task, list[Meter]]:
+    """The task with its losses bound to batch and outputs, and the metrics bound to batch and predictions.
+
+    With a teacher, the losses are bound to its outputs, too.
+    """
     facts = data.facts
     batch = Offer(f"data set '{config.data.name}'", data.train.reader.keys)
     outputs = Offer(f"model '{config.model.name}'", outputs_of_model(model, owner=f"model '{config.model.name}'"))
@@ -209,7 +222,10 @@ def build_task(config: RunConfig, data: Data, model: nn.Module) -> tuple[Task, l
     wiring = {"model": model, "losses": losses, "batch_keys": batch, "output_keys": outputs}
     wiring["micro_batches"] = config.train.micro_batches
     with _placed(config.losses):
-        task = registry.tasks.build(config.task, facts={**facts, **wiring})
+        if config.teacher is None:
+            task = registry.tasks.build(config.task, facts={**facts, **wiring})
+        else:
+            task = _distilled(config, facts, wiring, _teacher(config, facts, world))
     predictions = Offer(f"task '{config.task.name}'", TaskMembers.predicts.of(task) | TaskMembers.offers.of(task))
     meters = []
     for component, metric in zip(config.metrics, build_metrics(config.metrics, facts), strict=True):
@@ -229,6 +245,83 @@ def build_metrics(components: Sequence[Component], facts: Mapping[str, Any]) -> 
     return metrics
 
 
+def assert_same_facts(trained: Mapping[str, Any], found: Mapping[str, Any], run: Path) -> None:
+    """Raises ConfigError where data are not of the kind that the model of a run was trained for."""
+    for name in ("num_classes", "in_channels", "class_names", "num_joints", "joint_names"):
+        ours, theirs = trained.get(name), found.get(name)
+        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
+        if ours != theirs:
+            raise ConfigError(f"{run}: was trained with {name} = {ours}; this data set has {theirs}")
+
+
+def _distilled(config: RunConfig, facts: Mapping[str, Any], wiring: Mapping[str, Any], teacher: nn.Module) -> Distilled:
+    """The task of the config, its losses bound to the outputs of a teacher as well. Raises ConfigError otherwise."""
+    assert config.teacher is not None
+    where, owner = _of_teacher(config), f"the teacher '{config.teacher.source}'"
+    read, features = set().union(*map(teacher_keys, config.losses)), config.teacher.features
+    if not read:
+        raise ConfigError(f"{where}: no loss reads a teacher's outputs; add {{name: distillation}} to losses")
+    if features and "teacher_modules" not in read:
+        raise ConfigError(f"{where}: no loss compares teacher.features; add {{name: feature_distillation}} to losses")
+    if features and config.train.compile:
+        raise ConfigError(
+            f"{where}: torch.compile calls no hooks on modules; leave out teacher.features or train.compile"
+        )
+    for network, whose in ((wiring["model"], "the model"), (teacher, owner)):
+        known = [name for name, _ in network.named_modules()]
+        for name in set(features) - set(known):
+            raise ConfigError(f"{where}: teacher.features: {whose} has no module '{name}'{schema.nearest(name, known)}")
+    outputs = Offer(owner, outputs_of_model(teacher, owner=owner))
+    alone = {"model": teacher, "losses": {}, "output_keys": outputs}
+    try:
+        lessons = registry.tasks.build(config.task, facts={**facts, **wiring, **alone})
+    except ConfigError as error:
+        raise ConfigError(*(f"{where}: {owner}: {fault}" for fault in error.faults)) from error
+    if not isinstance(lessons, Supervised):
+        raise ConfigError(f"{where}: the task '{config.task.name}' takes no teacher; only tasks by labels do")
+    taught = {"batch_keys": with_teacher(wiring["batch_keys"], outputs, features=features)}
+    parent = registry.tasks.build(config.task, facts={**facts, **wiring, **taught})
+    return Distilled(parent, teacher=teacher, lessons=lessons, features=features)
+
+
+def _teacher(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
+    """The network that `teacher` names, with the weights that count, in the run's number format.
+
+    It draws nothing of the run's. Raises UserError where its run is gone, has other weights, or was trained on others.
+    """
+    assert config.teacher is not None
+    source = Path(config.teacher.source)
+    try:
+        assert_sha256(source, config.teacher.sha256)
+        run = checkpoint.run_around(source)
+        if run is None:
+            raise CheckpointError(f"{source}: no run is around the checkpoint; its config and facts describe the model")
+        made_with = load_document(run / "environment.json").get("plugins", [])
+        for line in check_recorded(made_with, loaded_plugins(), run=run):
+            world.on_first(logger.warning)("%s", line)
+        own, stated = read_config(run / "config.yaml"), read_facts(run)
+        assert_same_facts(stated, facts, run)
+        with kept_random_state():
+            model = build_model(own, stated, World(device=world.device))
+        load_weights(model, trained_weights.load(source, remedy="name it: teacher.from=PATH"))
+    except UserError as error:
+        advice = "put the teacher's run back or name its place, teacher.from=PATH; teacher=null evaluates without it"
+        raise ConfigError(f"{_of_teacher(config)}: {error}" + ("" if source.exists() else f"; {advice}")) from None
+    return model.to(world.device, Precision(config.train.precision).parameters)
+
+
+def _of_teacher(config: RunConfig) -> Where | str:
+    return config.origins.get("teacher.from", "teacher.from")
+
+
+def _with_teacher_noted(config: RunConfig) -> RunConfig:
+    """The config with the digest of the weights of its teacher, so that later it is the same one."""
+    if config.teacher is None:
+        return config
+    digest = assert_sha256(Path(config.teacher.source), config.teacher.sha256)
+    return dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, sha256=digest))
+
+
 @contextmanager
 def _placed(losses: Sequence[Component]) -> Iterator[None]:
     """Name the place of a loss that takes what nobody offers, and the remedy."""
@@ -239,6 +332,10 @@ def _placed(losses: Sequence[Component]) -> Iterator[None]:
             if str(error).removeprefix("the count of ").startswith(f"losses.{component.name} needs "):
                 place = dataclasses.replace(component.where, path="")
                 advice = "take this loss out, or base the config on another"
+                if error.key == "teacher_modules":
+                    advice = "name modules of model and teacher: teacher: {from: RUN, features: [MODULE]}"
+                elif error.key.startswith("teacher_"):
+                    advice = "add a trained run as teacher: {from: RUN}, whose model returns it, or take this loss out"
                 raise UnboundError(f"{place}: {error}; {advice}") from error
         made_by = " or ".join(f"'{name}'" for name in registry.transforms.names() if _adds(name, error.key))
         if made_by:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from sightline.runs import trained_weights
 from sightline.runs.checkpoint import load_weights
 from sightline.runs.run_documents import load_document, read_facts
 from sightline.schema import check_value, nearest
+from sightline.tasks.distilled import teacher_keys
 from sightline.types import Batch, Component, SampleKey, Where
 
 __all__ = [
@@ -83,7 +85,7 @@ class OpenRun:
         """The data of `config`. Raises ConfigError where they are not of the kind that the model was trained for."""
         data = build.build_data(self.config)
         if self.directory is not None:
-            _assert_same_facts(self.facts, data.facts, self.directory)
+            build.assert_same_facts(self.facts, data.facts, self.directory)
         return data
 
     @cached_property
@@ -127,7 +129,7 @@ class OpenRun:
     @cached_property
     def _task_and_meters(self) -> tuple[Task, list[Meter]]:
         data = self.data  # first: what is wrong with them shows before a checkpoint is read
-        return build.build_task(self.config, data, self.model)
+        return build.build_task(self.config, data, self.model, self.world)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +180,8 @@ def open_run(
     notes: list[str] = []
     if config is None:
         config, notes = read_run(path, plugins)
+    if config.teacher is None and is_run(path):  # `teacher=null`: evaluated without the losses that need it
+        config = dataclasses.replace(config, losses=tuple(each for each in config.losses if not teacher_keys(each)))
     return OpenRun(path, config, checkpoint, world or World(), tuple(notes))
 
 
@@ -268,12 +272,3 @@ def read_run(run: Path, plugins: Sequence[Path]) -> tuple[RunConfig, list[str]]:
     loaded = load_plugins(plugins)
     notes = check_recorded(load_document(run / "environment.json").get("plugins", []), loaded, run=run)
     return read_config(run / "config.yaml"), notes
-
-
-def _assert_same_facts(trained: Mapping[str, Any], found: Mapping[str, Any], run: Path) -> None:
-    """The data must be of the kind the model was trained for."""
-    for name in ("num_classes", "in_channels", "class_names", "num_joints", "joint_names"):
-        ours, theirs = trained.get(name), found.get(name)
-        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
-        if ours != theirs:
-            raise ConfigError(f"{run}: was trained with {name} = {ours}; this data set has {theirs}")

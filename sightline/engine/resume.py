@@ -19,12 +19,15 @@ from sightline.runs.inputs import INPUTS
 from sightline.runs.lineage import LINEAGE
 from sightline.runs.run_directory import claim
 from sightline.runs.run_documents import load_document
-from sightline.runs.trained_weights import is_packed
+from sightline.runs.trained_weights import assert_sha256, is_packed
 
 __all__ = ["RunPlace", "assert_empty", "assert_same_run", "find_place", "make_folder"]
 
 # None of these changes a number of the run.
-_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "expect")
+_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "expect", "teacher.from")
+
+# A run records the mode that its metric stated, and the weights of its teacher.
+_RECORDED = (("evaluate.mode", None), ("teacher.sha256", None))
 
 # Files of a run that was killed before it wrote its config, which makes a folder a run.
 _BEFORE_CONFIG = frozenset(
@@ -92,19 +95,20 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
     notes = check_recorded(load_document(run / "environment.json").get("plugins", []), plugins, run=run)
     if notes:
         raise UserError(f"--resume: {notes[0]}; a resumed run must be what it was")
-    before, now = (_leaves(to_plain(c)) for c in (read_config(run / "config.yaml"), config))
+    recorded = read_config(run / "config.yaml")
+    before, now = (_leaves(to_plain(c)) for c in (recorded, config))
     differing = [
         key
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-        and not key.startswith(_MAY_DIFFER)
-        and (key, now.get(key)) != ("evaluate.mode", None)  # a run records the mode that its metric stated
+        if before.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER) and (key, now.get(key)) not in _RECORDED
     ]
     if differing:
         listed = "; ".join(
             f"{key}: {before.get(key, 'absent')} there, {now.get(key, 'absent')} here" for key in differing[:8]
         )
         raise UserError(f"--resume: {run} was trained with another config ({len(differing)} keys differ): {listed}")
+    if config.teacher is not None and recorded.teacher is not None:
+        assert_sha256(Path(config.teacher.source), recorded.teacher.sha256)
 
 
 def _place_of(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None, resume: str | None) -> RunPlace:

@@ -1,6 +1,8 @@
-"""Distillation: the class probabilities of a teacher as targets, softened by a temperature."""
+"""Distillation: class probabilities of a teacher as targets, softened by a temperature, or its features."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,9 +10,11 @@ from torch.nn import functional as F
 
 from sightline import registry
 from sightline.arguments import Size
+from sightline.errors import ConfigError
+from sightline.losses.base import Loss
 from sightline.losses.class_weights import ClassLoss
 
-__all__ = ["Distillation"]
+__all__ = ["Distillation", "FeatureDistillation"]
 
 
 @registry.losses.add("distillation")
@@ -37,3 +41,31 @@ class Distillation(ClassLoss):
         teacher = F.log_softmax(teacher_logits.detach() / self.temperature, dim=-1)
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
         return torch.where(self.is_counted(label), self.temperature**2 * divergence, 0.0).sum()
+
+
+@registry.losses.add("feature_distillation")
+class FeatureDistillation(Loss):
+    """Sum of the squared differences between outputs of the same modules of student and teacher; counted are numbers.
+
+    The mean is thus over all numbers of all modules that `teacher.features` names; its weight is beta. The task gives
+    the outputs of every call of a module, and those of the teacher get no gradient. Raises ConfigError for modules of
+    different shapes. Source: Romero et al. 2015 (FitNets), eq. 3, without its regressor.
+    """
+
+    def count(self, *, teacher_modules: Mapping[str, Sequence[Tensor]]) -> Tensor:
+        """`teacher_modules`: name -> outputs (...) float -> how many numbers these are."""
+        return torch.tensor(sum(each.numel() for outputs in teacher_modules.values() for each in outputs))
+
+    def forward(
+        self, *, student_modules: Mapping[str, Sequence[Tensor]], teacher_modules: Mapping[str, Sequence[Tensor]]
+    ) -> Tensor:
+        """Both: name -> outputs (...) of the same shapes."""
+        sums = []
+        for name, outputs in teacher_modules.items():
+            ours, theirs = ([tuple(each.shape) for each in one] for one in (student_modules[name], outputs))
+            if ours != theirs:
+                raise ConfigError(f"teacher.features: '{name}' returns {ours}, the teacher's {theirs}; name others")
+            for own, other in zip(student_modules[name], outputs, strict=True):
+                dtype = torch.promote_types(own.dtype, torch.float32)
+                sums.append((own.to(dtype) - other.detach().to(dtype)).square().sum())
+        return torch.stack(sums).sum()

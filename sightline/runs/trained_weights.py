@@ -8,10 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from sightline.data.store.native import sha256_of
+from sightline.errors import CheckpointError
 from sightline.runs import checkpoint
 from sightline.runs.packed import read_packed
 
-__all__ = ["PACKED", "evaluated_sha256", "find", "is_packed", "load"]
+__all__ = ["PACKED", "assert_sha256", "evaluated_sha256", "find", "is_packed", "load"]
 
 PACKED = "model.slq"
 """The file of a run directory that holds its weights where the run is packed; such a run has no checkpoints."""
@@ -45,3 +46,14 @@ def evaluated_sha256(place: Path) -> str:
         return sha256_of(place)
     average = place / "ema.safetensors"
     return sha256_of(average if average.exists() else place / "model.safetensors")
+
+
+def assert_sha256(path: Path, expected: str | None) -> str:
+    """The SHA-256 of a teacher's weights. Raises CheckpointError where others are expected."""
+    found = evaluated_sha256(find(path))
+    if expected not in (None, found):
+        raise CheckpointError(
+            f"{path}: holds other weights (SHA-256 {found[:16]}...) than this run was trained with "
+            f"({str(expected)[:16]}...); name the checkpoint that has those: teacher.from=PATH"
+        )
+    return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline import registry
+from sightline.compress.batch_norm import reestimate
 from sightline.compress.packing import write_evaluation, write_packed_run
 from sightline.compress.policy import Policy, document_of
 from sightline.compress.run_problem import Asked, RunProblem
@@ -49,26 +50,27 @@ class FineTuning:
 
     epochs: int | None = None
     rate: float = RATE
+    is_distilled: bool = False
+    seed: int | None = None
     overrides: tuple[str, ...] = ()
     plugins: tuple[Path, ...] = ()
     device: str = "auto"
 
 
-def finetuning_config(
-    config: RunConfig, source: Path, policy: Policy | None, *, epochs: int | None = None, rate: float = RATE
-) -> RunConfig:
+def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, how: FineTuning) -> RunConfig:
     """The config of a run from the weights of `source`: quantised by `policy`, or in float where there is none."""
     train = config.train
     steps = None if train.steps is None else math.ceil(train.steps / SHARE)
-    num_epochs = epochs if epochs is not None else math.ceil(train.epochs / SHARE)
+    num_epochs = how.epochs if how.epochs is not None else math.ceil(train.epochs / SHARE)
     arguments = dict(config.optimizer.arguments)
-    arguments["lr"] = rate * _rate_of(config.optimizer)
+    arguments["lr"] = how.rate * _rate_of(config.optimizer)
     compress = None if policy is None else Compress(policy=document_of(policy))  # type: ignore[arg-type]
     return dataclasses.replace(
         config,
+        seed=config.seed if how.seed is None else how.seed,
         init=Init(source=str(source)),
         compress=compress,
-        train=dataclasses.replace(train, epochs=num_epochs, steps=steps if epochs is None else None),
+        train=dataclasses.replace(train, epochs=num_epochs, steps=steps if how.epochs is None else None),
         optimizer=dataclasses.replace(config.optimizer, arguments=arguments),
         schedule=Component("cosine"),
         evaluate=dataclasses.replace(config.evaluate, every=num_epochs),
@@ -99,9 +101,11 @@ class Compression:
     The same arguments go on where an interrupted call stopped.
     """
 
-    def __init__(self, run: OpenRun, out: Path, reporter: Reporter, *, work: Path | None = None) -> None:
+    def __init__(
+        self, run: OpenRun, out: Path, reporter: Reporter, *, work: Path | None = None, may_be_done: bool = False
+    ) -> None:
         """`work` is the folder of what lies between: without it `work` in `out`."""
-        if is_packed(out):
+        if is_packed(out) and not may_be_done:
             raise UserError(f"--out {out}: holds a packed run already; give another folder")
         self._run = run
         self._out = out
@@ -116,10 +120,13 @@ class Compression:
         write_document(self._work / "policy.json", document_of(found.policy))
         return found, problem
 
-    def finetune(self, policy: Policy, how: FineTuning) -> Path:
-        """Fine-tune the run with quantised weights; its run directory. Raises UnfinishedError where that is stopped."""
+    def finetune(self, policy: Policy | None, how: FineTuning) -> Path:
+        """Fine-tune the run with quantised weights, or with float ones; its run directory.
+
+        Raises UnfinishedError where that is stopped.
+        """
         source = self._run.checkpoint.resolve()
-        config = finetuning_config(self._run.config, source, policy, epochs=how.epochs, rate=how.rate)
+        config = finetuning_config(self._run.config, source, policy, how)
         file, path = self._work / FINE_TUNE, self._work / FINE_TUNED
         write_file(file, render(config, origins=False))
         assert_same_source(path, source)
@@ -129,9 +136,18 @@ class Compression:
         return path
 
     def pack(
-        self, policy: Policy, *, finetuned: Path | None, about: Mapping[str, Any], at_most: int | None = None
+        self,
+        policy: Policy,
+        *,
+        finetuned: Path | None,
+        about: Mapping[str, Any],
+        num_batches: int,
+        at_most: int | None = None,
     ) -> dict[str, Any]:
-        """Write the packed run, and evaluate its file on the test part; what compression.json and final.json hold."""
+        """Write the packed run, and evaluate its file on the test part; what compression.json and final.json hold.
+
+        The statistics of batch norm are estimated anew on `num_batches` training batches, 0 for none.
+        """
         if finetuned is None:
             model = self._run.untrained_model()
             self._run.load_into(model)
@@ -139,5 +155,6 @@ class Compression:
         else:
             config = read_config(finetuned / "config.yaml")
             model = open_run(finetuned, config=config, world=self._run.world).model
+        about = {**about, "batch_norm_batches": reestimate(model, self._run, num_batches=num_batches)}
         summary = write_packed_run(self._run, model.eval(), policy, self._out, about=about, at_most=at_most)
         return summary | write_evaluation(self._out, self._run)

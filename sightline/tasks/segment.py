@@ -102,16 +102,12 @@ class Segment(Supervised):
         elif max_points is not None:
             self.windows = SphereWindows(max_points=max_points, origin=origin)
 
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """Probabilities of every point, those of the whole clouds where a transform thinned them."""
-        return self.interpret(self._outputs(model, batch), batch)
-
     def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Loss sums over the points that the model saw, and what `predict` gives.
 
         In windows, a loss of other outputs than the logits is no number: there is one of them for every window.
         """
-        outputs = self._outputs(model, batch)
+        outputs = self.evaluated_outputs(model, batch)
         self.lap("forward")
         nothing = torch.full((), torch.nan)
         sums = {
@@ -179,7 +175,8 @@ class Segment(Supervised):
         )
         return F.one_hot(voted, probabilities.shape[1]).to(probabilities.dtype)
 
-    def _outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+    def evaluated_outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """The outputs of one pass, or the logits of every point, made of those of its windows."""
         if self.windows is None:
             return self.outputs(model, batch)
         points, features, offsets = as_packed(batch["points"], batch.get("features"), batch.get("offsets"))

@@ -69,13 +69,17 @@ class Supervised:
         """The model's outputs for a batch."""
         return model(**self._forward.select(batch))
 
+    def evaluated_outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """The outputs that predictions are made of: those of one pass, unless a task divides samples into windows."""
+        return self.outputs(model, batch)
+
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """What metrics and pictures read."""
-        return self.interpret(self.outputs(model, batch), batch)
+        return self.interpret(self.evaluated_outputs(model, batch), batch)
 
     def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Loss sums and predictions of one forward pass, the context among these."""
-        outputs = self.outputs(model, batch)
+        outputs = self.evaluated_outputs(model, batch)
         self.lap("forward")
         sums = self._sums(batch, outputs, around)
         self.lap("loss")

@@ -26,11 +26,12 @@ from sightline.errors import UserError
 from sightline.runs.trained_weights import PACKED
 from sightline.studies.cells import UnfinishedError
 from sightline.studies.compression import Compression, FineTuning, searched
+from sightline.studies.compression_report import NAME, CompressionReport, markdown_of
 from sightline.verbs.common import assert_writable, write_document
 from sightline.verbs.output import note, show_evaluation, show_table
 from sightline.verbs.train import Terminal
 
-__all__ = ["Budget", "Subject", "Tuning", "apply", "compress", "finetune", "pack", "search", "size"]
+__all__ = ["Budget", "Subject", "Tuning", "apply", "compress", "finetune", "pack", "report", "search", "size"]
 
 POLICY = "policy.json"
 EVERY_S = 10.0
@@ -116,10 +117,18 @@ class Tuning:
     rate: float
 
     def of(self, subject: Subject) -> FineTuning:
-        return FineTuning(self.epochs, self.rate, subject.overrides, subject.plugins, subject.device)
+        return FineTuning(
+            self.epochs,
+            self.rate,
+            overrides=subject.overrides,
+            plugins=subject.plugins,
+            device=subject.device,
+        )
 
 
-def compress(subject: Subject, budget: Budget, tuning: Tuning, *, method: str, out: Path, json: Path | None) -> int:
+def compress(
+    subject: Subject, budget: Budget, tuning: Tuning, *, method: str, num_batches: int, out: Path, json: Path | None
+) -> int:
     """Search, fine-tune and pack; the exit code of a fine-tuning that was stopped."""
     asked = budget.asked()
     ((name, built),) = _methods([method], subject.arguments, seed=budget.seed).items()
@@ -137,7 +146,12 @@ def compress(subject: Subject, budget: Budget, tuning: Tuning, *, method: str, o
                 return error.code
         at_most = problem.problem.budget_bytes if asked.budget_on == "file" else None
         about = {"search": comparison([found])[0], "budget_bytes": problem.problem.budget_bytes}
-        _finish(out, run, job.pack(found.policy, finetuned=finetuned, about=about, at_most=at_most), json)
+        _finish(
+            out,
+            run,
+            job.pack(found.policy, finetuned=finetuned, about=about, num_batches=num_batches, at_most=at_most),
+            json,
+        )
     return 0
 
 
@@ -163,12 +177,17 @@ def search(subject: Subject, budget: Budget, *, methods: str, out: Path, json: P
     return 0
 
 
-def apply(subject: Subject, policy: Path, *, out: Path, json: Path | None) -> int:
+def apply(subject: Subject, policy: Path, *, num_batches: int, out: Path, json: Path | None) -> int:
     """Quantise, pack and evaluate."""
     with start_world(device=subject.device) as world:
         run = subject.open(world)
         chosen = read_policy(policy, simulated_of(run).names)
-        _finish(out, run, Compression(run, out, Terminal()).pack(chosen, finetuned=None, about={}), json)
+        _finish(
+            out,
+            run,
+            Compression(run, out, Terminal()).pack(chosen, finetuned=None, about={}, num_batches=num_batches),
+            json,
+        )
     return 0
 
 
@@ -185,14 +204,19 @@ def finetune(subject: Subject, policy: Path, tuning: Tuning, *, out: Path) -> in
     return 0
 
 
-def pack(subject: Subject, *, out: Path, json: Path | None) -> int:
+def pack(subject: Subject, *, num_batches: int, out: Path, json: Path | None) -> int:
     """Pack a run with quantised weights."""
     with start_world(device=subject.device) as world:
         run = subject.open(world)
         if run.config.compress is None:
             raise UserError(f"{run.path}: was not trained with quantised weights; 'compress apply' quantises it")
         policy = policy_of(run.config.compress.policy, list(run.config.compress.policy), origin=str(run.path))
-        _finish(out, run, Compression(run, out, Terminal()).pack(policy, finetuned=run.path, about={}), json)
+        _finish(
+            out,
+            run,
+            Compression(run, out, Terminal()).pack(policy, finetuned=run.path, about={}, num_batches=num_batches),
+            json,
+        )
     return 0
 
 
@@ -211,6 +235,33 @@ def size(subject: Subject, policy: Path | None, *, json: Path | None) -> int:
     title = f"{simulated.base_bytes():,} bytes in float32; {len(simulated.names)} layers can be quantised"
     show_table(title, ("policy", "bytes of the file", "codes", "with codebooks", "file"), rows)
     write_document(json, {name: {"bytes": each.file_bytes, **each.ratios._asdict()} for name, each in sizes.items()})
+    return 0
+
+
+def report(
+    subject: Subject,
+    budget: Budget,
+    tuning: Tuning,
+    *,
+    method: str,
+    num_batches: int,
+    num_seeds: int,
+    out: Path,
+    json: Path | None,
+) -> int:
+    """Compute the rows that are not done, and print the table; the exit code of a fine-tuning that was stopped."""
+    asked = budget.asked()
+    with start_world(device=subject.device) as world:
+        run = subject.open(world)
+        study = CompressionReport(run, out, asked, tuning.of(subject), method=method, num_batches=num_batches)
+        try:
+            document = study(Terminal(), num_seeds=num_seeds, report=_Report(method))
+        except UnfinishedError as error:
+            note("a row's fine-tuning was stopped; the same command goes on with it")
+            return error.code
+    sys.stdout.write(markdown_of(document))
+    note(f"written: {out / NAME}.json, {out / NAME}.md")
+    write_document(json, document)
     return 0
 
 

@@ -69,8 +69,13 @@ Epochs = Annotated[
 ]
 Rate = Annotated[float, typer.Option("--rate", metavar="F", help="learning rate of fine-tuning, of the run's own")]
 Distil = Annotated[bool, typer.Option("--distil/--no-distil", help="learn from the float model's logits as well")]
+BatchNorm = Annotated[
+    int,
+    typer.Option("--batch-norm", metavar="N", min=0, help="training batches that batch norms are estimated on anew"),
+]
 PolicyFile = Annotated[Path, typer.Option("--policy", metavar="FILE", help="what each layer is stored as")]
 ALL_BITS = "1-8"
+NUM_BATCHES = 50
 
 
 @compress_app.command()
@@ -91,6 +96,7 @@ def run(
     seed: Seed = 0,
     epochs: Epochs = None,
     rate: Rate = 0.1,
+    batch_norm: BatchNorm = NUM_BATCHES,
     checkpoint: Checkpoint = "last",
     plugin: Plugins = None,
     device: Device = "auto",
@@ -120,7 +126,7 @@ def run(
     )
     tuning = verb.Tuning(epochs, rate)
     subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
-    return verb.compress(subject, asked, tuning, method=method, out=out, json=json)
+    return verb.compress(subject, asked, tuning, method=method, num_batches=batch_norm, out=out, json=json)
 
 
 @compress_app.command()
@@ -172,6 +178,7 @@ def apply(
     words: Words,
     policy: PolicyFile,
     out: Out,
+    batch_norm: BatchNorm = NUM_BATCHES,
     checkpoint: Checkpoint = "last",
     plugin: Plugins = None,
     device: Device = "auto",
@@ -184,7 +191,7 @@ def apply(
 
     runs, others = parted(words)
     subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
-    return verb.apply(subject, policy, out=out, json=json)
+    return verb.apply(subject, policy, num_batches=batch_norm, out=out, json=json)
 
 
 @compress_app.command()
@@ -215,6 +222,7 @@ def finetune(
 def pack(
     words: Words,
     out: Out,
+    batch_norm: BatchNorm = NUM_BATCHES,
     checkpoint: Checkpoint = "last",
     plugin: Plugins = None,
     device: Device = "auto",
@@ -227,7 +235,7 @@ def pack(
 
     runs, others = parted(words)
     subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
-    return verb.pack(subject, out=out, json=json)
+    return verb.pack(subject, num_batches=batch_norm, out=out, json=json)
 
 
 @compress_app.command()
@@ -246,3 +254,55 @@ def size(
     runs, others = parted(words)
     subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), "cpu")
     return verb.size(subject, policy, json=json)
+
+
+@compress_app.command()
+def report(
+    words: Words,
+    out: Out,
+    ratio: Ratio = 0.1,
+    num_bytes: Bytes = None,
+    on: On = "weights",
+    method: Method = "hybrid",
+    bits: Bits = ALL_BITS,
+    kind: Kind = "codebook",
+    per_channel: PerChannel = False,
+    calibration: Calibration = 256,
+    seed: Seed = 0,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="runs of each row, for its spread")] = 1,
+    epochs: Epochs = None,
+    rate: Rate = 0.1,
+    batch_norm: BatchNorm = NUM_BATCHES,
+    checkpoint: Checkpoint = "last",
+    plugin: Plugins = None,
+    device: Device = "auto",
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """A table from the float run to mixed bits, fine-tuned and distilled, with the float run trained as long beside it.
+
+    Mix: 4 bits everywhere, 8 in the first and the last layer. The same command goes on where it was interrupted. Writes
+    compression.json and compression.md into --out after every row.
+    """
+    with collection_paused():
+        from sightline.verbs import compress as verb
+
+    runs, others = parted(words)
+    asked = verb.Budget(
+        ratio if num_bytes is None else None,
+        num_bytes,
+        on,
+        bits,
+        kind,
+        per_channel,
+        (),
+        0,
+        8,
+        calibration,
+        seed,
+    )
+    tuning = verb.Tuning(epochs, rate)
+    subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
+    return verb.report(
+        subject, asked, tuning, method=method, num_batches=batch_norm, num_seeds=seeds, out=out, json=json
+    )

@@ -52,6 +52,8 @@ _MAY_CHANGE = (
     "loader.*",
     "log.*",
     "checks.skip",
+    "teacher",
+    "teacher.from",
 )
 
 
@@ -314,6 +316,9 @@ def _with_overrides(config: RunConfig, overrides: Sequence[str], path: Path, *, 
         keys = {o.partition("=")[0].strip().partition(".")[2] for o in overrides if o.strip().startswith(f"{section}.")}
         values = {key: getattr(getattr(given, section), key) for key in keys}
         changed[section] = dataclasses.replace(getattr(config, section), **values)
+    if any(o.partition("=")[0].strip() in ("teacher", "teacher.from") for o in overrides):
+        ours, theirs = config.teacher, given.teacher
+        changed["teacher"] = ours and theirs and dataclasses.replace(ours, source=theirs.source)
     of_task = {o.partition("=")[0].strip() for o in overrides if o.strip().startswith("task.")}
     names = {key.split(".")[1] for key in of_task}
     own = {name: value for name, value in given.task.arguments.items() if name in names}

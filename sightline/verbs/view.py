@@ -227,7 +227,7 @@ def _task_that_shows_targets(run: OpenRun) -> Task | None:
     """The task where it draws what it works out of a batch; a config's has a model without trained weights."""
     if TaskMembers.show_targets.of(registry.tasks.entry_of(run.config.task.name).builder) is None:
         return None
-    return run.task if run.directory else build_task(run.config, run.data, run.untrained_model())[0]
+    return run.task if run.directory else build_task(run.config, run.data, run.untrained_model(), run.world)[0]
 
 
 def _predictor(run: OpenRun, part: Part) -> Predictor | None:

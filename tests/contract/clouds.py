@@ -13,9 +13,13 @@ from sightline.data.loading.reading import NamedTransform
 from sightline.layers.quantisation.parametrised import apply_policy
 from sightline.losses.base import Loss
 from sightline.losses.cross_entropy import CrossEntropy
+from sightline.losses.distillation import Distillation
 from sightline.losses.lovasz import LovaszSoftmax
 from sightline.metrics.iou import IoU
+from sightline.tasks.classify import Classify
+from sightline.tasks.distilled import Distilled, with_teacher
 from sightline.tasks.segment import Segment
+from sightline.tasks.supervised import Supervised
 from sightline.transforms.project import Project
 from tests.contract.toy import NUM_CLASSES, CrossEntropySum, Logits, Made, Toy, field, supervised
 
@@ -42,6 +46,30 @@ def _quantised() -> nn.Module:
     choice = {"kind": "codebook", "bits": 2}
     apply_policy(model, {"each.weight": choice, "head.weight": {**choice, "per_channel": True}})
     return model
+
+
+# distilled: from a teacher of another width, with another count than the task's own loss
+
+
+class WideNet(CloudNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.each, self.head = nn.Linear(3, 30), nn.Linear(30, NUM_CLASSES)
+
+
+def _distilled(model: nn.Module, keys: Any) -> Distilled:
+    """The teacher has a dropout, which is off, and weights of its own generator."""
+    draws, outputs = torch.Generator().manual_seed(5), Offer("model", ("logits",))
+    with torch.random.fork_rng():
+        teacher = WideNet().double()
+    for weight in teacher.parameters():
+        weight.data.normal_(generator=draws)
+    teacher.head = nn.Sequential(nn.Dropout(0.5), teacher.head)
+    batch = Offer("data", keys)
+    alone = Supervised(model=teacher, losses={}, batch_keys=batch, output_keys=outputs)
+    losses = {"ce": CrossEntropySum((0.3, 1.7, 2.5)), "kl": Distillation(num_classes=NUM_CLASSES, ignore_index=2)}
+    parent = Classify(model=model, losses=losses, batch_keys=with_teacher(batch, outputs), output_keys=outputs)
+    return Distilled(parent, teacher=teacher, lessons=alone)
 
 
 # segment: clouds of different sizes, nothing padded, two terms with different counts
@@ -129,6 +157,7 @@ CLOUDS: dict[str, Toy] = {
     "quantised": Toy(
         _quantised, supervised({"ce": CrossEntropySum}), Made(_cloud, points=field(), label=field()), {"ce": 1.0}
     ),
+    "distilled": Toy(CloudNet, _distilled, Made(_cloud, points=field(), label=field()), {"ce": 0.3, "kl": 0.7}),
     "segment": Toy(
         RaggedNet,
         supervised({"ce": CrossEntropySum, "size": LogitSize}),

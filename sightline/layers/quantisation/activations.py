@@ -62,9 +62,9 @@ def calibrated(
 ) -> dict[str, QuantisedActivation]:
     """What a policy states about the inputs of the layers that own the weights `names`, in this order.
 
-    `run_batches` runs the model over calibration samples, in evaluation mode. An input has a sign where one number in it
-    is below zero. Its range is the largest size; below 5 bits of size it is searched for in evenly spread numbers of
-    each batch, and at most `most`. The model stays as it is.
+    `run_batches` runs the model over calibration samples, in evaluation mode. An input has a sign where any number of it
+    is negative. Its range is that of `activation_range`, of the extremes and numbers evenly spread over each batch. The
+    model stays as it is.
     Raises UserError for weights of other modules than linear layers and convolutions, for layers that are never called
     or see nothing but zeros, and for inputs that are not finite.
     """
@@ -113,7 +113,7 @@ class _InputQuantiser:
 
 
 class _Guard:
-    """A hook on the whole model that finds layers which a pass did not call, in the first of training and evaluation."""
+    """A hook on the whole model: the first pass in training, and the first in evaluation, must call every layer."""
 
     def __init__(self, quantisers: Mapping[str, _InputQuantiser]) -> None:
         self._quantisers = quantisers

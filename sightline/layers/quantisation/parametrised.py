@@ -130,7 +130,8 @@ class Half(_Quantiser):
 def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, mean_gradient: bool = True) -> None:
     """Parametrises the named weights of a model in place; a shared one under all its names.
 
-    A choice is a `QuantisedAs` without `choice_faults`; with an activation, `quantise_inputs`. All is checked and computed before the model changes.
+    A choice is a `QuantisedAs` without `choice_faults`; its activation is applied by `quantise_inputs`. All is checked
+    and computed before the model changes.
     Raises UserError for unknown names, choices that are faulty or that the weight does not allow, weights that are not
     finite, and models that hold parametrisations already.
     """

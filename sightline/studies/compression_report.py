@@ -1,0 +1,200 @@
+"""The table of a run's compression, from the float model to mixed bits, fine-tuned and distilled; resumable."""
+
+from __future__ import annotations
+
+import gzip
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sightline import registry
+from sightline.compress.packing import SUMMARY
+from sightline.compress.policy import Choice, Policy, Protect, document_of, policy_of, protected_choices
+from sightline.compress.run_problem import Asked, simulated_of
+from sightline.compress.search.base import Report, Search
+from sightline.config.component_words import component_of_words
+from sightline.engine.loading import OpenRun
+from sightline.runs.output_files import write_document, write_file
+from sightline.runs.run_documents import load_document
+from sightline.runs.trained_weights import is_packed
+from sightline.studies.compression import WORK, Compression, FineTuning
+from sightline.studies.train_run import Reporter
+
+__all__ = ["NAME", "CompressionReport", "ReportRow", "gzip_bytes", "markdown_of"]
+
+NAME = "compression"
+"""Of the files of the table."""
+MIX_BITS = 4
+"""Bits of the row without a budget."""
+
+
+class _Spec(NamedTuple):
+    """A row: its name, whose policy it takes, and how it is trained further."""
+
+    name: str
+    policy: str | None
+    is_tuned: bool = False
+    is_distilled: bool = False
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """A row of the table: figures of each seed, and of the first one bytes and ratios."""
+
+    name: str
+    metrics: tuple[Mapping[str, float], ...]
+    file_bytes: int
+    ratios: Mapping[str, float]
+
+    def mean(self, metric: str) -> float:
+        return statistics.fmean(each[metric] for each in self.metrics)
+
+    def spread(self, metric: str) -> float | None:
+        """The standard deviation over the seeds; None of a single one."""
+        values = [each[metric] for each in self.metrics]
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+class CompressionReport:
+    """Rows: the float model; the float model trained as long as the others; mix, all layers at 4 bits but the first and
+    the last at 8; a searched policy at `asked`; and the same with protected layers, each also fine-tuned and distilled.
+
+    Every row with quantised weights is a packed run below `out`, and its figures are of that file.
+    """
+
+    def __init__(
+        self, run: OpenRun, out: Path, asked: Asked, tuning: FineTuning, *, method: str, num_batches: int
+    ) -> None:
+        self._run = run
+        self._out = out
+        self._asked = asked
+        self._tuning = tuning
+        self._method = method
+        self._num_batches = num_batches
+        self._ends = Protect(first=1, last=1, bits=8)
+
+    def specs(self) -> list[_Spec]:
+        share = f"{self._asked.ratio:g} preserve" if self._asked.ratio else f"{self._asked.num_bytes:,} bytes"
+        tuned = [("", False, False), (" + fine-tuning", True, False), (" + fine-tuning + distillation", True, True)]
+        rows = [_Spec("float, trained as long", None, True)]
+        rows += [_Spec(f"mix{more}", "mix", *flags) for more, *flags in tuned]
+        rows += [_Spec(share, "preserve")]
+        rows += [_Spec(f"{share}, mix{more}", "preserve_mix", *flags) for more, *flags in tuned]
+        return rows
+
+    def __call__(self, reporter: Reporter, *, num_seeds: int = 1, report: Report = None) -> dict[str, Any]:
+        """Compute what is not done; after each row the table is written. Raises UnfinishedError for a stopped run."""
+        evaluator, world = self._run.evaluator(), self._run.world
+        simulated = simulated_of(self._run)
+        evaluation = evaluator(self._run.model, world)
+        float_bytes = simulated.base_bytes()
+        one = {"weights": 1.0, "codebook": 1.0, "file": 1.0}
+        rows = [ReportRow("float", (dict(evaluation.metrics),), float_bytes, one)]
+        policies: dict[tuple[str, int], Policy] = {}
+        document: dict[str, Any] = {}
+        for spec in self.specs():
+            done = []
+            for seed in range(self._asked.seed, self._asked.seed + num_seeds):
+                reporter.note(f"row '{spec.name}', seed {seed}")
+                done.append(self._row(spec, seed, policies, reporter, report))
+            first = done[0]
+            sizes = first.get("ratios", one), first.get("file_bytes", float_bytes)
+            rows.append(ReportRow(spec.name, tuple(each["metrics"] for each in done), sizes[1], sizes[0]))
+            document = self._document(rows, evaluation.seconds, policies)
+            write_document(self._out / f"{NAME}.json", document)
+            write_file(self._out / f"{NAME}.md", markdown_of(document))
+        return document
+
+    def _row(
+        self, spec: _Spec, seed: int, policies: dict[tuple[str, int], Policy], reporter: Reporter, report: Report
+    ) -> Mapping[str, Any]:
+        folder = self._out / "rows" / f"{spec.name.replace(' ', '_').replace(',', '').replace('+_', '')}_seed_{seed}"
+        job = Compression(self._run, folder, reporter, may_be_done=True)
+        tuning = replace(self._tuning, is_distilled=spec.is_distilled, seed=seed)
+        if spec.policy is None:
+            return load_document(job.finetune(None, tuning) / "final.json")
+        policy = policies.setdefault((spec.policy, seed), self._policy(spec.policy, seed, reporter, report))
+        if is_packed(folder) and (folder / "final.json").exists():
+            return load_document(folder / SUMMARY) | load_document(folder / "final.json")
+        finetuned = job.finetune(policy, tuning) if spec.is_tuned else None
+        return job.pack(policy, finetuned=finetuned, about={"row": spec.name}, num_batches=self._num_batches)
+
+    def _policy(self, kind: str, seed: int, reporter: Reporter, report: Report) -> Policy:
+        names = simulated_of(self._run).names
+        if kind == "mix":
+            mixed = dict.fromkeys(names, Choice(self._asked.kind, MIX_BITS, self._asked.per_channel))
+            return mixed | protected_choices(self._ends, names, kind=self._asked.kind)
+        folder = self._out / "searches" / f"{kind}_seed_{seed}"
+        file = folder / WORK / "policy.json"
+        if file.exists():
+            return policy_of(load_document(file), names, origin=str(file))
+        asked = replace(self._asked, seed=seed, protect=self._ends if kind == "preserve_mix" else Protect())
+        component = component_of_words(registry.searches, self._method, ())
+        seeded = "seed" in registry.searches.entry(component).arguments
+        component = component_of_words(registry.searches, self._method, [f"seed={seed}"] if seeded else [])
+        method: Search = registry.searches.build(component, facts={})
+        found, _ = Compression(self._run, folder, reporter).search(asked, component.name, method, report=report)
+        return found.policy
+
+    def _document(
+        self, rows: Sequence[ReportRow], seconds: float, policies: Mapping[tuple[str, int], Policy]
+    ) -> dict[str, Any]:
+        metrics = list(rows[0].metrics[0])
+        return {
+            "run": str(self._run.path),
+            "checkpoint": str(self._run.checkpoint.resolve()),
+            "data": self._run.config.data.name,
+            "metrics": metrics,
+            "search": self._method,
+            "budget_on": self._asked.budget_on,
+            "ratio": self._asked.ratio,
+            "epochs": self._tuning.epochs,
+            "float_seconds": seconds,
+            "gzip_fp16_bytes": gzip_bytes(self._run),
+            "rows": [
+                {
+                    "name": row.name,
+                    **{metric: row.mean(metric) for metric in metrics},
+                    **{f"{metric}_std": row.spread(metric) for metric in metrics},
+                    "seeds": len(row.metrics),
+                    "file_bytes": row.file_bytes,
+                    "ratios": dict(row.ratios),
+                }
+                for row in rows
+            ],
+            "policies": {f"{kind}, seed {seed}": document_of(policy) for (kind, seed), policy in policies.items()},
+        }
+
+
+def gzip_bytes(run: OpenRun) -> int:
+    """The bytes of the run's state in half precision after gzip, the size that anybody gets without a search."""
+    state = run.model.state_dict()
+    halves = (t.half() if t.is_floating_point() else t for _, t in sorted(state.items()))
+    return len(gzip.compress(b"".join(t.cpu().contiguous().numpy().tobytes() for t in halves), mtime=0))
+
+
+def markdown_of(document: Mapping[str, Any]) -> str:
+    """The table as text. What the codebooks do not do comes first."""
+    metrics = document["metrics"]
+    head = ["row", *metrics, "seeds", "bytes of the file", "codes", "with codebooks", "file"]
+    lines = [
+        "A codebook makes the file small, not the arithmetic fast: a packed model runs as the float one does "
+        f"({document['float_seconds']:.1f} s for the test part).",
+        "",
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+    ]
+    for row in document["rows"]:
+        cells = [
+            f"{row[name]:.4f}" + (f" ± {row[f'{name}_std']:.4f}" if row[f"{name}_std"] is not None else "")
+            for name in metrics
+        ]
+        ratios = [f"{row['ratios'][key]:.4f}" for key in ("weights", "codebook", "file")]
+        lines.append(
+            "| " + " | ".join([row["name"], *cells, str(row["seeds"]), f"{row['file_bytes']:,}", *ratios]) + " |"
+        )
+    size, whole = document["gzip_fp16_bytes"], document["rows"][0]["file_bytes"]
+    lines += ["", f"Half precision after gzip, without any search: {size:,} bytes, {size / whole:.4f} of float32."]
+    return "\n".join(lines) + "\n"

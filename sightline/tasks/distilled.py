@@ -1,0 +1,152 @@
+"""A task whose losses also read what a teacher, a trained network that stays as it is, returns for each batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.binding import Offer
+from sightline.errors import ConfigError
+from sightline.tasks.supervised import Sums, Supervised
+from sightline.types import Batch, Component
+
+__all__ = ["Distilled", "teacher_keys", "undistilled", "with_teacher"]
+
+_PREFIX = "teacher_"
+_FEATURES = ("student_modules", "teacher_modules")
+"""Keys of mappings: name of a module -> its outputs, one for each of its calls."""
+
+
+def teacher_keys(component: Component) -> set[str]:
+    """What a loss of a config reads of a teacher, in its count and in its sum."""
+    builder = registry.losses.entry(component).builder
+    functions = (getattr(builder, name, None) for name in ("count", "forward"))
+    names = (name for each in functions if each is not None for name in inspect.signature(each).parameters)
+    return {name for name in names if name.startswith(_PREFIX)}
+
+
+def with_teacher(batch: Offer, outputs: Offer, *, features: Sequence[str] = ()) -> Offer:
+    """What a batch offers together with the outputs of a teacher, which are called `teacher_<output>`."""
+    taught = {_PREFIX + name for name in outputs.keys} | ({*_FEATURES} if features else set())
+    return Offer(f"{batch.source}, with {outputs.source},", {*batch.keys, *taught})
+
+
+class Distilled:
+    """A task, its `parent`, whose losses and counts read each output of `teacher` as `teacher_<output>`.
+
+    The teacher predicts a micro-batch once, in `prepare`: in evaluation mode, without gradient, in the number format
+    of the step. `lessons` is the parent's task bound to the teacher's forward; where evaluation divides a sample into
+    windows, the teacher gets the same ones. Losses read what the modules `features` of both networks return as
+    `student_modules` and `teacher_modules`, name -> one tensor for each call. Predictions, metrics, pictures and all
+    else are the parent's, whose attributes this task has. Source: Hinton, Vinyals and Dean 2015, section 2.
+    """
+
+    def __init__(self, parent: Any, *, teacher: nn.Module, lessons: Supervised, features: Sequence[str] = ()) -> None:
+        self.parent = parent
+        self._teacher = teacher.eval().requires_grad_(False)
+        self._lessons = lessons
+        self._features = tuple(features)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "parent":  # a copy asks before it has attributes
+            raise AttributeError(name)
+        return getattr(self.parent, name)
+
+    @property
+    def lap(self) -> Callable[[str], None]:
+        """The parent's, which whoever keeps the time sets."""
+        lap: Callable[[str], None] = self.parent.lap
+        return lap
+
+    @lap.setter
+    def lap(self, lap: Callable[[str], None]) -> None:
+        self.parent.lap = lap
+
+    @property
+    def tallies(self) -> Callable[[Sequence[Any]], Mapping[str, Tensor]]:
+        """The parent's, of its own contexts."""
+        tallies = self.parent.tallies
+        return lambda contexts: tallies([own for _, own in contexts])
+
+    def prepare(
+        self, model: nn.Module, micro_batches: Sequence[Batch], world: Sums
+    ) -> tuple[Mapping[str, Tensor], list[tuple[dict[str, Any], Any]]]:
+        """The parent's counts over the step; of each micro-batch the teacher's outputs and the parent's context."""
+        taught = [self._taught(batch, in_windows=not model.training) for batch in micro_batches]
+        counts, contexts = self.parent.prepare(model, list(map(_joined, micro_batches, taught)), world)
+        return counts, list(zip(taught, contexts, strict=True))
+
+    def losses(self, model: nn.Module, batch: Batch, around: Any) -> Mapping[str, Tensor]:
+        """The parent's loss sums over this micro-batch."""
+        taught, own = around
+        with _recorded(model, self._features, taught, "student_modules"):
+            sums: Mapping[str, Tensor] = self.parent.losses(model, _joined(batch, taught), own)
+        return sums
+
+    def assess(self, model: nn.Module, batch: Batch, around: Any) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        """The parent's loss sums and predictions of one forward pass."""
+        taught, own = around
+        with _recorded(model, self._features, taught, "student_modules"):
+            found: tuple[Any, Any] = self.parent.assess(model, _joined(batch, taught), own)
+        return found
+
+    @torch.no_grad()
+    def _taught(self, batch: Batch, *, in_windows: bool) -> dict[str, Any]:
+        run = self._lessons.evaluated_outputs if in_windows else self._lessons.outputs
+        taught: dict[str, Any] = {}
+        with _recorded(self._teacher, self._features, taught, "teacher_modules"):
+            outputs = run(self._teacher, batch)
+        for name in self._features:
+            taught["teacher_modules"][name]
+        return taught | {_PREFIX + name: value for name, value in outputs.items()}
+
+
+def undistilled(task: Any) -> Any:
+    """The task itself, without its teacher where it has one."""
+    return task.parent if isinstance(task, Distilled) else task
+
+
+def _joined(batch: Batch, taught: dict[str, Any]) -> Any:
+    """The batch with more keys: not a copy, so that whoever notes which keys are read still does."""
+    return ChainMap(taught, batch)
+
+
+class _Outputs(dict[str, list[Tensor]]):
+    """The outputs of modules by their names; one that was not called is refused when it is looked for."""
+
+    def __missing__(self, name: str) -> list[Tensor]:
+        raise ConfigError(
+            f"teacher.features: '{name}' is not called in a forward pass: fused layers read the weights of their "
+            "parts; build model and teacher with fused: false, or name another module"
+        )
+
+
+@contextmanager
+def _recorded(model: nn.Module, names: Sequence[str], into: dict[str, Any], key: str) -> Iterator[None]:
+    """Put the outputs of these modules into `into[key]` while the model runs."""
+    outputs = into[key] = _Outputs()
+
+    def note(name: str, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise ConfigError(
+                f"teacher.features: '{name}' returns a {type(output).__name__}, not a tensor; name another"
+            )
+        outputs.setdefault(name, []).append(output)
+
+    handles = [
+        module.register_forward_hook(lambda module, given, output, name=name: note(name, output))
+        for name, module in (model.named_modules(remove_duplicate=False) if names else ())
+        if name in names
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,232 @@
+"""Runs with a teacher: figures of its outputs, no bit of it in the run, resumed, moved, refused, quantised."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy.special import softmax
+from scipy.stats import entropy
+
+from sightline.config import read_config
+from sightline.engine.build import build
+from sightline.engine.distributed import World
+from sightline.engine.loading import open_run, open_trained
+from sightline.engine.step import prepare_step, weighted_sum
+from sightline.errors import ConfigError
+from sightline.layers.quantisation.layers_of import quantisable
+from sightline.types import SampleKey
+from tests.command import Outcome, run_here
+from tests.processes import ROOT
+from tests.runs.small import SMALL, small_config
+from tools.before_after import break_off
+
+CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
+BOTH = "losses=[{name: cross_entropy, weight: 0.3}, {name: distillation, weight: 0.7, temperature: 3.0}]"
+ALONE = "losses=[{name: cross_entropy, weight: 0.3}]"
+WORDS = (*SMALL, "--device", "cpu")
+
+
+def train(out: Path, *words: object) -> Outcome:
+    done = run_here("train", CONFIG, *WORDS, *words, "--out", out)
+    assert "Traceback" not in done.err
+    return done
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("distilled") / "teacher"
+    words = ("train.precision=float64", "train.ema_decay=0.5", "model.name=pointnet_plain", ALONE)
+    assert train(run, *words, "--no-check", "seed=7").code == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(teacher: Path) -> Path:
+    """Trained after the checks of every training, without a finding above a note; another model than its teacher."""
+    path = teacher.parent / "student"
+    done = train(path, BOTH, f"teacher={{from: {teacher}}}", "checkpoint.keep_last=2")
+    assert done.code == 0, done.err
+    assert " error " not in done.err
+    return path
+
+
+def test_the_loss_of_an_evaluation_is_the_divergence_by_scipy(teacher: Path, run: Path) -> None:
+    evaluation = json.loads((run / "final.json").read_text())
+    opened = open_run(run)
+    part, logits = opened.data.test, []
+    batch = part.reader([_key(int(index)) for index in part.indices])
+    for trained in (open_trained(run).model, open_trained(teacher).model.float()):
+        with torch.no_grad():
+            logits.append(trained(points=batch["points"])["logits"].double().numpy() / 3)
+    rows = entropy(softmax(logits[1], axis=1), softmax(logits[0], axis=1), axis=1)
+    assert evaluation["losses"]["distillation"] == pytest.approx(9 * rows.mean(), rel=2e-4)
+
+
+def _key(index: int) -> SampleKey:
+    return SampleKey(index, 0, 0)
+
+
+def test_a_step_has_the_gradient_of_a_handwritten_one(teacher: Path) -> None:
+    words = (BOTH, f"teacher={{from: {teacher}}}", "train.precision=float64", "model.name=pointnet_plain")
+    built = build(small_config(*words), World())
+    job, network = built.job, open_trained(teacher).model
+    batch = built.data.train.reader([_key(index) for index in range(8)])
+    batch = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+    model = job.model.eval()
+    step = prepare_step(job.task, model, [batch], World(), job.precision)
+    weighted_sum(step.means(step.sums(model)), job.weights_at(0)).backward()
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    logits = model(points=batch["points"])["logits"]
+    with torch.no_grad():
+        soft = (network(points=batch["points"])["logits"] / 3).softmax(dim=1)
+    ours = logits - logits.logsumexp(dim=1, keepdim=True)
+    cross_entropy = -ours.gather(1, batch["label"][:, None]).mean()
+    scaled = logits / 3 - (logits / 3).logsumexp(dim=1, keepdim=True)
+    (0.3 * cross_entropy + 0.7 * 9 * (soft * (soft.log() - scaled)).sum(dim=1).mean()).backward()
+    for gradient, parameter in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-13)
+
+
+def test_a_teacher_without_weight_changes_no_bit_and_is_in_no_checkpoint(teacher: Path, tmp_path: Path) -> None:
+    without = "losses=[{name: cross_entropy, weight: 0.3}, {name: distillation, weight: 0}]"
+    words = ("--no-check", "train.ema_decay=0.9", "train.steps=5")
+    assert train(tmp_path / "plain", ALONE, *words).code == 0
+    assert train(tmp_path / "taught", without, f"teacher={{from: {teacher}}}", *words).code == 0
+    for name in ("model", "optimizer", "ema"):
+        one, other = (tmp_path / run / "checkpoints/last" / f"{name}.safetensors" for run in ("plain", "taught"))
+        assert load_file(one).keys() == load_file(other).keys()
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_run_that_was_broken_off_ends_with_the_same_bits(teacher: Path, run: Path, tmp_path: Path) -> None:
+    """Also where its teacher lies elsewhere by then; not where that has learned on."""
+    broken, moved = tmp_path / "broken", tmp_path / "moved"
+    shutil.copytree(run, broken, symlinks=True)
+    shutil.copytree(teacher, moved, symlinks=True)
+    last = max((broken / "checkpoints").glob("step_*"))
+    expected = (last / "model.safetensors").read_bytes()
+    break_off(broken)
+    words = (BOTH, "checkpoint.keep_last=2", "--resume", "auto", "--no-check")
+    refused = train(broken, f"teacher={{from: {run}}}", *words)
+    assert refused.code == 2
+    assert "holds other weights (SHA-256 " in refused.err
+    done = train(broken, f"teacher={{from: {moved}}}", *words)
+    assert done.code == 0, done.err
+    assert (last / "model.safetensors").read_bytes() == expected
+
+
+def test_a_run_is_evaluated_with_its_teacher_a_moved_one_or_none(teacher: Path, run: Path, tmp_path: Path) -> None:
+    recorded = json.loads((run / "final.json").read_text())
+
+    def evaluated(*words: object) -> dict:
+        done = run_here("evaluate", run, "--device", "cpu", "--json", tmp_path / "found.json", *words)
+        assert done.code == 0, done.err
+        return json.loads((tmp_path / "found.json").read_text())
+
+    found = evaluated()
+    assert (found["metrics"], found["losses"]) == (recorded["metrics"], recorded["losses"])
+    away = teacher.rename(tmp_path / "away")
+    try:
+        gone = run_here("evaluate", run, "--device", "cpu")
+        assert gone.code == 2
+        assert f"teacher.from: {teacher}: no checkpoint is here" in gone.err
+        assert "name its place, teacher.from=PATH; teacher=null evaluates without it" in gone.err
+        assert evaluated(f"teacher.from={away}")["losses"] == recorded["losses"]
+        without = evaluated("teacher=null")
+        assert without["metrics"] == recorded["metrics"]
+        assert without["losses"] == {"cross_entropy": recorded["losses"]["cross_entropy"]}
+        assert evaluated("--data", run / "config.yaml", "teacher=null")["losses"].keys() == {"cross_entropy"}
+        cloud = tmp_path / "cloud.npy"
+        np.save(cloud, np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32))
+        assert run_here("predict", run, cloud, "--device", "cpu").code == 0
+    finally:
+        away.rename(teacher)
+
+
+def test_the_student_may_be_quantised(teacher: Path, tmp_path: Path) -> None:
+    names = [weight.name for weight in quantisable(open_trained(teacher).model)]
+    policy = "{" + ", ".join(f"{name}: {{kind: codebook, bits: 2}}" for name in names) + "}"
+    words = ("model.name=pointnet_plain", f"init={{from: {teacher}}}", f"compress={{policy: {policy}}}")
+    done = train(tmp_path / "run", BOTH, f"teacher={{from: {teacher}}}", *words, "--no-check")
+    assert done.code == 0, done.err
+    held = load_file(tmp_path / "run" / "checkpoints" / "last" / "model.safetensors")
+    assert all(held[name].numel() <= 4 for name in names)
+    losses = json.loads((tmp_path / "run" / "final.json").read_text())["losses"]
+    assert losses["distillation"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("teacher={from: TEACHER}", ALONE), r"teacher.from: no loss reads a teacher's outputs; add {name: distill"),
+        ((BOTH,), r"losses.distillation needs 'teacher_logits'; .*add a trained run as teacher: {from: RUN}"),
+        (("teacher={from: TEACHER/nowhere}", BOTH), r"teacher.from: .*nowhere: no checkpoint is here; .*put the teach"),
+        (("teacher={from: TEACHER, sha256: abc}", BOTH), r"holds other weights .*than this run was trained with \(abc"),
+        (
+            ("teacher={from: TEACHER}", BOTH, "data.target=parts", "task.name=segment", "model.name=dgcnn_parts"),
+            r"TEACHER: was trained with num_classes = 12; this data set has \d+",
+        ),
+        (
+            ("teacher={from: TEACHER, features: [encode.0]}", BOTH),
+            r"no loss compares teacher.features; add {name: feature_distillation}",
+        ),
+        (
+            ("teacher={from: TEACHER}", "losses=[{name: feature_distillation}]"),
+            r"needs 'teacher_modules'; .*name modules of model and teacher: teacher: {from: RUN, features",
+        ),
+        (
+            ("teacher={from: TEACHER, features: [encode.9]}", "losses=[{name: feature_distillation}]"),
+            r"teacher.features: the model has no module 'encode.9'; did you mean",
+        ),
+        (
+            (
+                "teacher={from: TEACHER, features: [encode.0]}",
+                "losses=[{name: feature_distillation}]",
+                "train.compile=true",
+            ),
+            r"torch.compile calls no hooks on modules",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_advice(teacher: Path, words: tuple[str, ...], expected: str) -> None:
+    placed = [word.replace("TEACHER", str(teacher)) for word in words]
+    with pytest.raises(ConfigError, match=expected.replace("TEACHER", str(teacher))):
+        build(small_config(*placed), World())
+
+
+def test_a_checkpoint_without_its_run_is_refused(teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree((teacher / "checkpoints" / "last").resolve(), tmp_path / "copied")
+    with pytest.raises(ConfigError, match="no run is around the checkpoint"):
+        build(small_config(BOTH, f"teacher={{from: {tmp_path / 'copied'}}}"), World())
+    built = build(small_config(BOTH, f"teacher={{from: {teacher / 'checkpoints' / 'best'}}}"), World())
+    assert built.config.teacher is not None
+    assert len(str(built.config.teacher.sha256)) == 64
+
+
+def test_a_plugin_of_the_teacher_must_be_given(teacher: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "teacher"
+    shutil.copytree(teacher, theirs, symlinks=True)
+    record = json.loads((theirs / "environment.json").read_text())
+    plugin = {"name": "no_such_plugin.py", "path": "/somewhere/no_such_plugin.py", "sha256": "0"}
+    (theirs / "environment.json").write_text(json.dumps(record | {"plugins": [plugin]}))
+    with pytest.raises(ConfigError, match=r"was made with the plugin /somewhere/.*give it again: --plugin /somewhere/"):
+        build(small_config(BOTH, f"teacher={{from: {theirs}}}"), World())
+
+
+def test_relative_paths_are_those_of_the_working_directory(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(teacher.parent)
+    config = small_config(BOTH, "teacher={from: teacher}")
+    assert config.teacher is not None
+    assert config.teacher.source == str(teacher)
+    file = tmp_path / "config.yaml"
+    file.write_text(f"base: {CONFIG}\nteacher: {{from: teacher}}\n")
+    assert read_config(file).teacher == config.teacher

@@ -1,0 +1,246 @@
+"""`sightline compress` on a small trained run: sizes to the byte, the search's samples, packing, resuming, mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.compress.batch_norm import reestimate
+from sightline.compress.policy import FP16, FP32, Choice, document_of, read_policy
+from sightline.compress.run_problem import Asked, RunProblem, calibration_part, simulated_of
+from sightline.compress.simulated import Simulated
+from sightline.config import read_config
+from sightline.engine.build import build_data
+from sightline.engine.loading import OpenRun, open_run, open_trained
+from sightline.layers.quantisation.parametrised import apply_policy, dense
+from sightline.runs.packed import read_packed, write_packed
+from tests.command import run_here
+from tests.processes import ROOT
+
+CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
+MODEL = ("model.embedding=64", "data.train_size=200", "--device", "cpu")
+SEARCH = ("--calibration", "8", "max_evaluations=40", "table_evaluations=20", "--batch-norm", "2", "--device", "cpu")
+BYTES = 48_000
+
+
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("floats") / "run"
+    done = run_here("train", CONFIG, *MODEL, "--no-check", "--out", run)
+    assert done.code == 0, done.err
+    return run
+
+
+@pytest.fixture(scope="module")
+def opened(floats: Path) -> OpenRun:
+    return open_run(floats)
+
+
+@pytest.fixture(scope="module")
+def packed(floats: Path) -> Path:
+    """The one command."""
+    out = floats.parent / "packed"
+    words = ("--bytes", BYTES, "--out", out, "--epochs", "1", "train.steps=2", *SEARCH)
+    done = run_here("compress", floats, *words)
+    assert done.code == 0, done.err
+    assert "of at most 40 evaluations, at most 0:" in done.err
+    return out
+
+
+def test_every_policy_is_simulated_and_sized_as_the_file_holds_it(opened: OpenRun, tmp_path: Path) -> None:
+    simulated, draws = simulated_of(opened), np.random.Generator(np.random.PCG64(0))
+    before = {name: value.clone() for name, value in opened.model.state_dict().items()}
+    kinds = [FP32, FP16, *(Choice("codebook", bits) for bits in (1, 3, 8)), Choice("linear", 4, per_channel=True)]
+    for number in range(4):
+        policy = {name: kinds[place] for name, place in zip(simulated.names, draws.integers(0, 6, 99), strict=False)}
+        model = opened.untrained_model()
+        opened.load_into(model)
+        apply_policy(model, document_of(policy))
+        swapped = simulated.apply(policy).state_dict()
+        for name, value in dense(model).items():
+            assert torch.equal(swapped[name], value), name
+        assert write_packed(tmp_path / f"{number}.slq", model, simulated._meta) == simulated.bytes_of(policy)
+        simulated.restore()
+    after = opened.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_sizes_are_those_of_hand_worked_numbers() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.Linear(16, 20))
+    simulated = Simulated(model, ("0.weight", "1.weight"), {})
+    policy = {"0.weight": Choice("codebook", 2), "1.weight": Choice("codebook", 3)}
+    assert simulated.bytes_of(policy, "weights") == (2 * 512 + 3 * 320) // 8
+    assert simulated.bytes_of(policy, "codebook") == 512 * 2 // 8 + 4 * 2 + 320 * 3 // 8 + 8 * 2
+    assert simulated.base_bytes("weights") == 4 * (512 + 320)
+    assert simulated.base_bytes() == 4 * (512 + 320 + 16 + 20)
+    assert simulated.sizes(policy).ratios.weights == pytest.approx((2 * 512 + 3 * 320) / (32 * 832))
+
+
+@pytest.mark.parametrize(("select", "split"), [("validation", "validation"), ("test", "train")])
+def test_a_search_sees_no_sample_that_is_reported(floats: Path, select: str, split: str) -> None:
+    config = read_config(floats / "config.yaml", [f"evaluate.select={select}"])
+    data = build_data(config)
+    part, other = (calibration_part(config, data, 16, seed=seed) for seed in (0, 1))
+    source = data.selection if split == "validation" else data.train
+    assert len(part.indices) == 16
+    assert set(part.indices) <= set(source.indices)
+    assert set(part.indices) != set(other.indices)
+    assert part.split != data.test.split
+    assert part.reader.keys == data.test.reader.keys
+
+
+def test_the_one_command_holds_the_budget_and_reports_the_file(floats: Path, packed: Path) -> None:
+    summary, final = (json.loads((packed / name).read_text()) for name in ("compression.json", "final.json"))
+    assert (packed / "model.slq").stat().st_size == summary["file_bytes"] == summary["promised_bytes"] <= BYTES
+    assert summary["ratios"]["weights"] < summary["ratios"]["codebook"] < summary["ratios"]["file"]
+    done = run_here("evaluate", packed, "--device", "cpu", "--json", packed.parent / "again.json")
+    assert done.code == 0, done.err
+    assert json.loads((packed.parent / "again.json").read_text())["metrics"] == final["metrics"]
+    state = open_trained(packed).model.state_dict()
+    stored = read_packed(packed / "model.slq").state
+    assert all(torch.equal(value, stored[name]) for name, value in state.items())
+    bits = {name: entry.get("bits") for name, entry in summary["policy"].items()}
+    assert all(len(state[name].unique()) <= 2 ** bits[name] for name in bits)
+    shutil.copytree(packed, packed.parent / "moved", ignore=shutil.ignore_patterns("work"))
+    assert open_trained(packed.parent / "moved").config.compress is None
+
+
+def test_a_packed_run_is_a_run_to_start_from_but_not_to_resume(packed: Path, tmp_path: Path) -> None:
+    for words in (("--resume", "auto", "--out", packed), ("--resume", packed)):
+        done = run_here("train", packed, *words, "--device", "cpu")
+        assert (done.code, "cannot be resumed" in done.err) == (2, True), done.err
+    words = (f"init.from={packed}", "train.steps=1", "--no-check", "--device", "cpu", "--out", tmp_path / "next")
+    assert run_here("train", packed, *words).code == 0
+    lineage = json.loads((tmp_path / "next" / "lineage.json").read_text())
+    assert lineage["checkpoint"] == "model.slq"
+    done = run_here("compress", packed, "--bytes", BYTES, "--out", packed)
+    assert (done.code, "packed run already" in done.err) == (2, True)
+
+
+def test_an_interrupted_search_comes_to_the_same_policy(floats: Path, packed: Path, tmp_path: Path) -> None:
+    whole = (packed / "work" / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    cut = "".join(whole[: len(whole) // 2]) + whole[-1][:40]
+    (tmp_path / "evaluations.jsonl").write_text(cut)
+    done = run_here("compress", "search", floats, "--bytes", BYTES, "--out", tmp_path, *SEARCH[:4], "--device", "cpu")
+    assert done.code == 0, done.err
+    assert (tmp_path / "policy.json").read_text() == (packed / "work" / "policy.json").read_text()
+    lines = (tmp_path / "evaluations.jsonl").read_text().splitlines()
+    plain = [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+    assert plain == [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in whole]
+
+
+def test_the_steps_alone_come_to_the_same_file(floats: Path, packed: Path, tmp_path: Path) -> None:
+    policy = packed / "work" / "policy.json"
+    words = ("--policy", policy, "--device", "cpu", "--out")
+    assert run_here("compress", "finetune", floats, "--epochs", "1", "train.steps=2", *words, tmp_path / "t").code == 0
+    words = ("--out", tmp_path / "p", "--batch-norm", "2", "--device", "cpu")
+    done = run_here("compress", "pack", tmp_path / "t" / "finetuned", *words)
+    assert done.code == 0, done.err
+    assert (tmp_path / "p" / "model.slq").read_bytes() == (packed / "model.slq").read_bytes()
+
+
+def test_apply_packs_without_training_and_size_predicts_it(floats: Path, packed: Path, tmp_path: Path) -> None:
+    policy = packed / "work" / "policy.json"
+    assert (
+        run_here("compress", "apply", floats, "--policy", policy, "--out", tmp_path / "a", "--device", "cpu").code == 0
+    )
+    done = run_here("compress", "size", floats, "--policy", policy, "--json", tmp_path / "size.json")
+    assert done.code == 0, done.err
+    (predicted,) = json.loads((tmp_path / "size.json").read_text()).values()
+    assert predicted["bytes"] == (tmp_path / "a" / "model.slq").stat().st_size
+    assert predicted["weights"] < predicted["codebook"] < predicted["file"] < 0.2
+    every = run_here("compress", "size", floats).out
+    assert "8 bits" in every
+    assert "fp16" in every
+
+
+def test_statistics_are_the_means_over_the_batches(opened: OpenRun) -> None:
+    """Against each batch on its own with a momentum of 1, averaged in float64."""
+    wanted: dict[str, list[torch.Tensor]] = {}
+    for place in range(2):
+        model = opened.untrained_model()
+        opened.load_into(model)
+        alone = _with_first(opened, place)
+        reestimate(model, alone, num_batches=1)
+        for name, value in model.state_dict().items():
+            if name.endswith(("running_mean", "running_var")):
+                wanted.setdefault(name, []).append(value.double())
+    model = opened.untrained_model()
+    opened.load_into(model)
+    momenta = [module.momentum for module in model.modules() if hasattr(module, "momentum")]
+    assert reestimate(model, _with_first(opened, None), num_batches=2) == 2
+    assert wanted
+    for name, values in wanted.items():
+        expected = torch.stack(values).mean(0).float()
+        torch.testing.assert_close(model.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
+    assert [module.momentum for module in model.modules() if hasattr(module, "momentum")] == momenta
+    assert not model.training
+
+
+def _with_first(run: OpenRun, place: int | None) -> OpenRun:
+    """The run with the first two batches of its training part, or one of them."""
+    size = run.config.train.batch_size
+    indices = run.data.train.indices[: 2 * size] if place is None else run.data.train.indices[place * size :][:size]
+    other = open_run(run.path)
+    other.__dict__["data"] = type(run.data)(
+        type(run.data.train)(run.data.train.dataset, indices, run.data.train.reader, "train"),
+        run.data.selection,
+        run.data.test,
+        run.data.facts,
+    )
+    return other
+
+
+MISTAKES: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "nothing asked": ((), "give --ratio or --bytes, one of them"),
+    "both": (("--ratio", "0.1", "--bytes", "9"), "give --ratio or --bytes, one of them"),
+    "above 1": (("--ratio", "1.5"), "--ratio 1.5: give a number above 0, at most 1"),
+    "too small": (("--ratio", "0.001"), "a ratio of 0.1"),
+    "a wrong unit": (("--ratio", "0.1", "--on", "disk"), "--on disk: not a valid choice; options: file, codebook"),
+    "no bits": (("--ratio", "0.1", "--bits", "9"), "--bits 9: give whole numbers from 1 to 8"),
+    "bits in words": (("--ratio", "0.1", "--bits", "two"), "--bits two: give whole numbers"),
+    "no such search": (("--ratio", "0.1", "--method", "hybird"), "hybrid"),
+    "no such argument": (("--ratio", "0.1", "max_evaluation=50"), "max_evaluations"),
+    "no such layer": (("--ratio", "0.1", "--protect", "haed.*"), "protect.names: no layer is called 'haed.*'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_ends_in_one_line_and_leaves_nothing(floats: Path, tmp_path: Path, mistake: str) -> None:
+    words, text = MISTAKES[mistake]
+    done = run_here("compress", floats, *words, "--out", tmp_path / "out")
+    assert done.code == 2, done.err
+    assert text in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "out" / "model.slq").exists()
+
+
+def test_the_ratio_that_is_named_as_the_smallest_holds(floats: Path, opened: OpenRun) -> None:
+    done = run_here("compress", floats, "--ratio", "0.001", "--out", floats.parent / "no")
+    smallest = float(done.err.split("a ratio of ")[1].split(";")[0])
+    problem = RunProblem(opened, Asked(ratio=smallest, calibration=4)).problem
+    assert problem.holds(problem.lowest)
+
+
+def test_quantised_and_packed_runs_are_refused_by_name(floats: Path, packed: Path, tmp_path: Path) -> None:
+    done = run_here("compress", packed / "work" / "finetuned", "--ratio", "0.1", "--out", tmp_path / "a")
+    assert (done.code, "is quantised already" in done.err) == (2, True), done.err
+    done = run_here("compress", "pack", floats, "--out", tmp_path / "b")
+    assert (done.code, "not trained with quantised weights" in done.err) == (2, True), done.err
+    data = bytearray((packed / "model.slq").read_bytes())
+    data[len(data) // 2] ^= 1
+    shutil.copytree(packed, tmp_path / "c")
+    (tmp_path / "c" / "model.slq").write_bytes(data)
+    done = run_here("evaluate", tmp_path / "c")
+    assert (done.code, "CRC-32" in done.err, "model.slq" in done.err) == (2, True, True), done.err
+
+
+def test_a_policy_of_the_search_is_one_that_training_reads(packed: Path, opened: OpenRun) -> None:
+    policy = read_policy(packed / "work" / "policy.json", simulated_of(opened).names)
+    assert set(policy) == set(simulated_of(opened).names)

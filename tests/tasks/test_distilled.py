@@ -1,0 +1,241 @@
+"""A task with a teacher: its numbers by hand, what else is its parent's, windows, and features of modules."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from scipy.stats import entropy
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline.binding import Offer
+from sightline.engine.distributed import World
+from sightline.engine.step import Clock, batch_step, prepare_step
+from sightline.errors import ConfigError
+from sightline.losses.cross_entropy import CrossEntropy
+from sightline.losses.distillation import Distillation, FeatureDistillation
+from sightline.members import TaskMembers
+from sightline.tasks.distilled import Distilled, undistilled, with_teacher
+from sightline.tasks.segment import Segment
+from sightline.tasks.supervised import Supervised
+from sightline.types import Batch
+from tests.contract.clouds import RaggedNet
+
+CPU = torch.device("cpu")
+CLASSES = 3
+OUTPUTS = Offer("the model", ("logits",))
+KEYS = Offer("the data", ("points", "offsets", "label"))
+LOSSES = {
+    "ce": CrossEntropy(num_classes=CLASSES, ignore_index=-1),
+    "kl": Distillation(num_classes=CLASSES, ignore_index=-1, temperature=2.0),
+}
+
+
+def net(seed: int, *, width: int = 12) -> nn.Module:
+    """A network of points with a dropout, drawn from a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = RaggedNet().double()
+        made.net = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Dropout(0.5), nn.Linear(width, CLASSES)).double()
+    return made
+
+
+def scene(*sizes: int, seed: int = 0) -> Batch:
+    draws = torch.Generator().manual_seed(seed)
+    points = torch.rand(sum(sizes), 3, generator=draws, dtype=torch.float64)
+    label = torch.randint(-1, CLASSES, (sum(sizes),), generator=draws)
+    return {"points": points, "offsets": torch.tensor([0, *np.cumsum(sizes)]), "label": label}
+
+
+def distilled(
+    student: nn.Module, teacher: nn.Module, losses: Any = None, features: tuple[str, ...] = (), **of_task: Any
+) -> Distilled:
+    lessons = Segment(model=teacher, losses={}, batch_keys=KEYS, output_keys=OUTPUTS, **of_task)
+    keys = with_teacher(KEYS, OUTPUTS, features=features)
+    parent = Segment(model=student, losses=losses or LOSSES, batch_keys=keys, output_keys=OUTPUTS, **of_task)
+    return Distilled(parent, teacher=teacher, lessons=lessons, features=features)
+
+
+def kl_of(student: Tensor, teacher: Tensor, label: Tensor, *, temperature: float = 2.0) -> float:
+    """T^2 times the mean divergence of the counted rows, by SciPy."""
+    own, other = (softmax(each.detach().numpy() / temperature, axis=1) for each in (student, teacher))
+    return temperature**2 * float(entropy(other, own, axis=1)[(label != -1).numpy()].mean())
+
+
+def test_a_step_is_the_one_written_by_hand() -> None:
+    """The gradient of 0.3 cross-entropy + 0.7 divergence of two micro-batches, against torch on all points."""
+    student, teacher = net(0).eval(), net(1, width=30)
+    by_hand = copy.deepcopy(student)
+    parts = [scene(5, 9), scene(7, seed=1)]
+    task = distilled(student, teacher)
+    step = prepare_step(task, student.train(), parts, World())
+    student.net[2].p = 0.0
+    for index in range(2):
+        means = step.means(step.sums(student, index))
+        (0.3 * means["ce"] + 0.7 * means["kl"]).backward()
+
+    label = torch.cat([part["label"] for part in parts])
+    logits = torch.cat([by_hand(points=p["points"], offsets=p["offsets"])["logits"] for p in parts])[label != -1]
+    target = torch.cat([teacher(points=p["points"], offsets=p["offsets"])["logits"] for p in parts])[label != -1]
+    soft = F.softmax(target / 2.0, dim=1)
+    divergence = (soft * (soft.log() - F.log_softmax(logits / 2.0, dim=1))).sum(dim=1).mean()
+    (0.3 * F.cross_entropy(logits, label[label != -1]) + 0.7 * 4.0 * divergence).backward()
+    for ours, theirs in zip(student.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-15)
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
+    assert not teacher.training
+
+
+def test_the_teacher_draws_nothing_and_learns_no_statistics() -> None:
+    student, teacher = net(0).train(), net(1).train()
+    teacher.norm = nn.BatchNorm1d(3).double()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    task, batch = distilled(student, teacher), scene(8)
+    state = torch.random.get_rng_state()
+    first, second = (task.prepare(student, [batch], World())[1][0][0]["teacher_logits"] for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(first, second)
+    assert not first.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_all_else_is_the_parents() -> None:
+    student = net(0)
+    task = distilled(student, net(1))
+    assert undistilled(task) is task.parent
+    assert undistilled(task.parent) is task.parent
+    assert task.predicts == Segment.predicts
+    assert TaskMembers.vote.of(task) == task.parent.vote
+    assert TaskMembers.tallies.of(task) is None
+    assert TaskMembers.gauges.of(task) is None
+    assert copy.copy(task).parent is task.parent
+    with pytest.raises(AttributeError):
+        _ = task.nothing_of_this_name
+    batch = scene(6)
+    assert torch.equal(
+        task.predict(student.eval(), batch)["probabilities"], task.parent.predict(student, batch)["probabilities"]
+    )
+    clock = Clock(task, rest="interpret")
+    batch_step(task, student, batch, CPU).sums_and_predictions(student)
+    assert {"forward", "loss"} <= clock.seconds.keys()
+
+
+def test_tallies_are_of_the_parents_contexts() -> None:
+    class Counting(Supervised):
+        offers = frozenset({"size"})
+
+        def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+            return {"size": len(batch["teacher_logits"])}
+
+        def tallies(self, contexts: Any) -> dict[str, Tensor]:
+            return {"points": torch.tensor(sum(each["size"] for each in contexts))}
+
+    student, teacher = net(0), net(1)
+    lessons = Supervised(model=teacher, losses={}, batch_keys=KEYS, output_keys=OUTPUTS)
+    parent = Counting(model=student, losses=LOSSES, batch_keys=with_teacher(KEYS, OUTPUTS), output_keys=OUTPUTS)
+    task = Distilled(parent, teacher=teacher, lessons=lessons)
+    step = prepare_step(task, student, [scene(4), scene(5)], World())
+    assert task.tallies(step.contexts) == {"points": 9}
+    assert step.sums_and_predictions(student)[1]["size"] == 4
+
+
+@pytest.mark.parametrize("of_task", [{"max_points": 6}, {"blocks": {"size_m": 0.5, "stride_m": 0.5, "num_points": 8}}])
+def test_in_windows_the_teacher_sees_those_of_the_student(of_task: dict[str, Any]) -> None:
+    student, teacher = net(0).eval(), net(1, width=20)
+    if "blocks" in of_task:
+        student, teacher = _OfBlocks(student), _OfBlocks(teacher)
+    student.eval()
+    task, batch = distilled(student, teacher, ignore_index=-1, **of_task), scene(20, 15)
+    logits = [task.parent.evaluated_outputs(network, batch)["logits"] for network in (student, teacher)]
+    step = batch_step(task, student, batch, CPU)
+    sums, predictions = step.sums_and_predictions(student)
+    assert step.means(sums)["kl"].item() == pytest.approx(kl_of(*logits, batch["label"]), rel=1e-12)
+    torch.testing.assert_close(predictions["probabilities"], logits[0].softmax(1))
+    if "max_points" in of_task:
+        assert not torch.allclose(logits[1], teacher(points=batch["points"], offsets=batch["offsets"])["logits"])
+
+
+class _OfBlocks(nn.Module):
+    """Takes windows of one number of points (B, N, 3), or points one after another."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *, points: Tensor, offsets: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": self.net.net(torch.cat([points, points.amax(dim=-2, keepdim=True).expand_as(points)], -1))}
+
+
+FEATURES = {"features": FeatureDistillation()}
+
+
+def test_features_are_compared_where_modules_are_called() -> None:
+    student, teacher = net(0).eval(), net(1)
+    parts = [scene(5, 9), scene(7, seed=1)]
+    task = distilled(student, teacher, FEATURES, features=("net.0", "net.3"))
+    step = prepare_step(task, student, parts, World())
+    found = sum(step.means(step.sums(student, index))["features"] for index in range(2))
+    found.backward()
+    gradient = student.net[0].weight.grad
+    squares, count = 0.0, 0
+    for part in parts:
+        kept: dict[nn.Module, list[Tensor]] = {}
+        for network in (student, teacher):
+            inputs: list[Tensor] = kept.setdefault(network, [])
+            handle = network.net[0].register_forward_pre_hook(lambda _, given, kept=inputs: kept.append(given[0]))
+            network(points=part["points"], offsets=part["offsets"])
+            handle.remove()
+        own, other = kept[student][0], kept[teacher][0]
+        for until in (1, 4):
+            difference = student.net[:until](own) - teacher.net[:until](other)
+            squares, count = squares + difference.square().sum(), count + difference.numel()
+    assert found.item() == pytest.approx((squares / count).item(), rel=1e-12)
+    expected = torch.autograd.grad(squares / count, student.net[0].weight)[0]
+    torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-14)
+    assert not [module for network in (student, teacher) for module in network.modules() if module._forward_hooks]
+
+
+def test_features_in_windows_are_those_of_every_window() -> None:
+    student, teacher = net(0).eval(), net(1)
+    task, batch = distilled(student, teacher, FEATURES, features=("net.3",), max_points=6), scene(20)
+    step = batch_step(task, student, batch, CPU)
+    sums, _ = step.sums_and_predictions(student)
+    taught = step.contexts[0][0]
+    assert len(taught["student_modules"]["net.3"]) == len(taught["teacher_modules"]["net.3"]) > 3
+    pairs = zip(taught["student_modules"]["net.3"], taught["teacher_modules"]["net.3"], strict=True)
+    assert sums["features"].item() == pytest.approx(sum((one - other).square().sum().item() for one, other in pairs))
+
+
+@pytest.mark.parametrize("of_teacher", [False, True])
+def test_features_of_a_module_that_is_not_called_are_refused(of_teacher: bool) -> None:
+    """A fused layer reads the weight of its part."""
+
+    class Fused(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.net = inner.net
+
+        def forward(self, *, points: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+            both = torch.cat([points, points], dim=1)
+            return {"logits": self.net[1:](F.linear(both, self.net[0].weight, self.net[0].bias))}
+
+    student, teacher = net(0), net(1)
+    student, teacher = (student, Fused(teacher)) if of_teacher else (Fused(student), teacher)
+    task = distilled(student, teacher, FEATURES, features=("net.0",))
+    with pytest.raises(ConfigError, match=r"teacher.features: 'net.0' is not called .*fused: false"):
+        batch_step(task, student, scene(5), CPU).sums(student)
+
+
+def test_features_of_other_shapes_and_kinds_are_refused() -> None:
+    student = net(0)
+    task = distilled(student, net(1, width=20), FEATURES, features=("net.0",))
+    with pytest.raises(ConfigError, match=r"'net.0' returns \[\(5, 12\)\], the teacher's \[\(5, 20\)\]"):
+        batch_step(task, student, scene(5), CPU).sums(student)
+    task = distilled(student, net(1), FEATURES, features=("",))
+    with pytest.raises(ConfigError, match="returns a dict, not a tensor"):
+        batch_step(task, student, scene(5), CPU).sums(student)
