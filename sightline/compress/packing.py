@@ -34,7 +34,7 @@ SUMMARY = "compression.json"
 
 
 def packed_config(config: RunConfig, policy: Policy) -> RunConfig:
-    """The config of a packed run: plain weights, no trace of how they were trained, and the inputs that are quantised."""
+    """The config of a packed run: plain weights, nothing of how they were trained, and inputs quantised as before."""
     inputs = document_of(activations_of(policy))
     compress = Compress(policy=inputs) if inputs else None  # type: ignore[arg-type]
     return dataclasses.replace(config, init=None, compress=compress)

@@ -60,7 +60,9 @@ class Choice(NamedTuple):
         inputs = "" if self.activation is None else f", inputs of {self.activation.bits} bits"
         if self.kind in _FLOAT_BITS:
             return f"{self.kind}{inputs}"
-        coded = f"{self.bits} bit{'s' if self.bits > 1 else ''}, {self.kind}{' per channel' if self.per_channel else ''}"
+        coded = (
+            f"{self.bits} bit{'s' if self.bits > 1 else ''}, {self.kind}{' per channel' if self.per_channel else ''}"
+        )
         return f"{coded}{inputs}"
 
 

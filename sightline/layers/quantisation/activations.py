@@ -28,7 +28,7 @@ _OF_ZEROS = 1e-8
 """Range of numbers that are all zero."""
 _KEPT = 1 << 14
 """Numbers of a batch that the search for a range reads."""
-_REMEDY = "fused layers compute it without a call: build the model with `fused: false`, or take its activation out"
+_REMEDY = "as in fused layers; build the model with `fused: false`, or take the activation out"
 
 
 def quantised_activation(values: Tensor, reach: float | Tensor, *, bits: int, is_signed: bool) -> Tensor:
@@ -51,7 +51,7 @@ def activation_range(values: Tensor, *, bits: int, is_signed: bool, most: float 
 
     HAQ takes 6 at most, which is where the activations of its networks end. Source: HAQ, section 3.4.
     """
-    largest, size_bits = min(most, float(values.abs().max())), bits - is_signed
+    largest, size_bits = min(most, float(values.detach().abs().max())), bits - is_signed
     if size_bits < _FEW_BITS:
         largest = min(largest, kl_threshold(values.detach().cpu().double().numpy(), bits=size_bits))
     return largest
@@ -62,7 +62,7 @@ def calibrated(
 ) -> dict[str, QuantisedActivation]:
     """What a policy states about the inputs of the layers that own the weights `names`, in this order.
 
-    `run_batches` runs the model over calibration samples, in evaluation mode. An input has a sign where any number of it
+    `run_batches` runs the model over calibration samples, in evaluation mode. An input has a sign where a number of it
     is negative. Its range is that of `activation_range`, of the extremes and numbers evenly spread over each batch. The
     model stays as it is.
     Raises UserError for weights of other modules than linear layers and convolutions, for layers that are never called
@@ -80,7 +80,7 @@ def calibrated(
         for handle in handles:
             handle.remove()
     if idle := [name for name, each in seen.items() if not each]:
-        raise UserError(f"{_listed(idle)}: the layer is not called: {_REMEDY}")
+        raise UserError(f"{_listed(idle)}: activation: the layer is not called, {_REMEDY}")
     return {name: _entry(name, torch.cat(each).double(), bits, most) for name, each in seen.items()}
 
 
@@ -124,7 +124,7 @@ class _Guard:
             if idle := [name for name, quantiser in self._quantisers.items() if not quantiser.was_called]:
                 mode = "training" if model.training else "evaluation"
                 raise UserError(
-                    f"policy: {_listed(idle)}: activation: the layer is not called in {mode}: {_REMEDY} of the policy"
+                    f"policy: {_listed(idle)}: activation: the layer is not called in {mode}, {_REMEDY}"
                 )
             self._passed.add(model.training)
         for quantiser in self._quantisers.values():
