@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def _once_differentiable(loss: Tensor) -> set[str]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        function = getattr(node, "_forward_cls", None)
+        function: Any = getattr(node, "_forward_cls", None)
         backward = getattr(function, "backward", None)
         if getattr(getattr(backward, "__code__", None), "co_filename", "") == torch.autograd.function.__file__:
             found.add(function.__name__.lstrip("_"))

@@ -37,12 +37,14 @@ def quantised_activation(values: Tensor, reach: float | Tensor, *, bits: int, is
     The gradient of rounding is straight-through, that of clipping 0 outside; at a `reach` of shape (1,) it is that of
     PACT. Source: HAQ (Wang et al. 2019), section 3.4; Choi et al. 2018 (PACT), eq. 3.
     """
+    num_steps = int(2 ** (bits - is_signed)) - 1
+    step: float | Tensor
     if isinstance(reach, Tensor):
         clipped = torch.minimum(torch.maximum(values, -reach if is_signed else torch.zeros_like(reach)), reach)
-        step = reach.detach().clamp(min=_OF_ZEROS) / _num_steps(bits, is_signed)
+        step = reach.detach().clamp(min=_OF_ZEROS) / num_steps
     else:
         clipped = torch.clamp(values, -reach if is_signed else 0.0, reach)
-        step = max(reach, _OF_ZEROS) / _num_steps(bits, is_signed)
+        step = max(reach, _OF_ZEROS) / num_steps
     return straight_through(clipped, torch.round(clipped.detach() / step) * step)
 
 
@@ -178,7 +180,3 @@ def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more}"
-
-
-def _num_steps(bits: int, is_signed: bool) -> int:
-    return int(2 ** (bits - is_signed)) - 1
