@@ -90,8 +90,8 @@ def parsed(words: list[str]) -> dict[str, Any]:
     """The parameters of a command line, without running it; typer raises for a verb or option that there is not."""
     command: Any = typer.main.get_command(app)
     while hasattr(command, "commands"):
-        assert words[0] in command.commands, f"there is no verb '{words[0]}'"
-        command, words = command.commands[words[0]], words[1:]
+        context = command.make_context("sightline", list(words), resilient_parsing=True)
+        _, command, words = command.resolve_command(context, list(words))
     return command.make_context("sightline", list(words)).params
 
 

@@ -37,7 +37,7 @@ def packed_config(config: RunConfig, policy: Policy) -> RunConfig:
     """The config of a packed run: plain weights, nothing of how they were trained, and inputs quantised as before."""
     inputs = document_of(activations_of(policy))
     compress = Compress(policy=inputs) if inputs else None  # type: ignore[arg-type]
-    return dataclasses.replace(config, init=None, compress=compress)
+    return dataclasses.replace(config, init=None, compress=compress, teacher=None)
 
 
 def write_packed_run(
@@ -88,9 +88,15 @@ def _assert_same(path: Path, model: nn.Module) -> None:
 
 
 def write_evaluation(out: Path, run: OpenRun) -> dict[str, Any]:
-    """Evaluate a packed run on its test part, from its file, on the data that `run` has open; what final.json holds."""
+    """Evaluate a packed run on its test part, from its file, on the data that `run` has open.
+
+    What final.json holds, and compression.json then: that with the seconds that the evaluation took.
+    """
     packed = open_run(out, config=read_config(out / "config.yaml"), world=run.world)
     evaluation = run.evaluator()(packed.model, run.world)
     document = evaluation_document(packed.config, evaluation, run.data.test, "last")
-    RunDirectory(out, is_writer=True).write_json("final.json", document)
-    return document
+    directory = RunDirectory(out, is_writer=True)
+    summary = load_document(out / SUMMARY) | {"test_seconds": evaluation.seconds}
+    directory.write_json(SUMMARY, summary)
+    directory.write_json("final.json", document)
+    return summary | document

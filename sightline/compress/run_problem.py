@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from sightline.compress.cost import layers_of
 from sightline.compress.policy import Choice, Policy, Protect, protected_choices
@@ -19,6 +20,7 @@ from sightline.describe.trace import Trace, trace
 from sightline.engine.build import Data, Part, build_part
 from sightline.engine.device import to_device
 from sightline.engine.loading import OpenRun
+from sightline.engine.precision import Precision
 from sightline.engine.step import run_batch
 from sightline.engine.stream import evaluation_keys
 from sightline.errors import UserError
@@ -116,8 +118,8 @@ class RunProblem:
 def simulated_of(run: OpenRun) -> Simulated:
     """The model of a float run, for policies of all its quantisable weights. Raises UserError for another run."""
     config = run.config
-    if config.train.precision != "float32":
-        raise UserError(f"{run.path}: train.precision is {config.train.precision}; compress takes float32 runs")
+    if Precision(config.train.precision).parameters != torch.float32:
+        raise UserError(f"{run.path}: train.precision is {config.train.precision}; compress takes weights in float32")
     if config.compress is not None:
         raise UserError(f"{run.path}: is quantised already; give the run that it started from, or 'compress pack' it")
     names = tuple(weight.name for weight in quantisable(run.model))

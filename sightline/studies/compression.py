@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from sightline.compress.run_problem import Asked, RunProblem
 from sightline.compress.search.base import Found, Report, Search, run_search
 from sightline.compress.search.evaluations import Evaluations, open_record
 from sightline.config import RunConfig, read_config, render
-from sightline.config.run_config import Compress, Init
+from sightline.config.run_config import Compress, Init, Teacher
 from sightline.engine.loading import OpenRun, open_run
 from sightline.errors import UserError
 from sightline.layers.quantisation.parametrised import apply_policy
@@ -28,7 +29,7 @@ from sightline.studies.cells import UnfinishedError
 from sightline.studies.fine_tuning import assert_same_source
 from sightline.studies.launching import TrainRequest
 from sightline.studies.train_run import Reporter
-from sightline.types import Component
+from sightline.types import Component, Ramp
 
 __all__ = ["WORK", "Compression", "FineTuning", "finetuning_config", "searched"]
 
@@ -36,6 +37,8 @@ WORK = "work"
 """The folder of a packed run that holds what it was made by: the record of the search, the policy, the fine-tuning."""
 RATE = 0.1
 """Of the rate that a run was trained with: that of its fine-tuning."""
+TEACHER_SHARE = 0.7
+"""Of the loss of a distilled fine-tuning: the teacher's; the run's own losses have the rest."""
 SHARE = 4
 """A run is fine-tuned for one epoch in so many of its training."""
 FINE_TUNE, FINE_TUNED = "finetune.yaml", "finetuned"
@@ -45,12 +48,13 @@ FINE_TUNE, FINE_TUNED = "finetune.yaml", "finetuned"
 class FineTuning:
     """How a quantised run is fine-tuned; without `epochs` for a quarter of those that it was trained for.
 
-    `rate` is a factor of the run's own learning rate, which falls by a cosine. `overrides` are laid over the config.
+    `rate` is a factor of the run's own learning rate, which falls by a cosine. Distilled, it learns from the float
+    model's logits as well; None is where the run has a loss of logits and labels. `overrides` are laid over the config.
     """
 
     epochs: int | None = None
     rate: float = RATE
-    is_distilled: bool = False
+    is_distilled: bool | None = False
     seed: int | None = None
     overrides: tuple[str, ...] = ()
     plugins: tuple[Path, ...] = ()
@@ -62,6 +66,9 @@ def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, ho
     train = config.train
     steps = None if train.steps is None else math.ceil(train.steps / SHARE)
     num_epochs = how.epochs if how.epochs is not None else math.ceil(train.epochs / SHARE)
+    is_distilled = how.is_distilled
+    if is_distilled is None:
+        is_distilled = any({"logits", "label"} <= _keys_of(component) for component in config.losses)
     arguments = dict(config.optimizer.arguments)
     arguments["lr"] = how.rate * _rate_of(config.optimizer)
     compress = None if policy is None else Compress(policy=document_of(policy))  # type: ignore[arg-type]
@@ -70,11 +77,29 @@ def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, ho
         seed=config.seed if how.seed is None else how.seed,
         init=Init(source=str(source)),
         compress=compress,
+        teacher=Teacher(source=str(source)) if is_distilled else None,
+        losses=_distilled(config.losses) if is_distilled else config.losses,
         train=dataclasses.replace(train, epochs=num_epochs, steps=steps if how.epochs is None else None),
         optimizer=dataclasses.replace(config.optimizer, arguments=arguments),
         schedule=Component("cosine"),
         evaluate=dataclasses.replace(config.evaluate, every=num_epochs),
     )
+
+
+def _distilled(losses: Sequence[Component]) -> tuple[Component, ...]:
+    """The losses, and beside them that of distillation with its share."""
+    share, less = Component("distillation", weight=TEACHER_SHARE), 1 - TEACHER_SHARE
+    lowered = []
+    for each in losses:
+        ramp = each.weight
+        weight = Ramp(ramp.start * less, ramp.end * less, ramp.epochs) if isinstance(ramp, Ramp) else ramp * less
+        lowered.append(dataclasses.replace(each, weight=weight))
+    return (*lowered, share)
+
+
+def _keys_of(loss: Component) -> set[str]:
+    """What a loss takes of batch and outputs."""
+    return {*inspect.signature(registry.losses.entry(loss).builder.forward).parameters}  # type: ignore[attr-defined]
 
 
 def _rate_of(optimizer: Component) -> float:
@@ -156,5 +181,5 @@ class Compression:
             config = read_config(finetuned / "config.yaml")
             model = open_run(finetuned, config=config, world=self._run.world).model
         about = {**about, "batch_norm_batches": reestimate(model, self._run, num_batches=num_batches)}
-        summary = write_packed_run(self._run, model.eval(), policy, self._out, about=about, at_most=at_most)
-        return summary | write_evaluation(self._out, self._run)
+        write_packed_run(self._run, model.eval(), policy, self._out, about=about, at_most=at_most)
+        return write_evaluation(self._out, self._run)

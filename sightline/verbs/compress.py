@@ -115,11 +115,13 @@ class Tuning:
 
     epochs: int | None
     rate: float
+    is_distilled: bool | None = None
 
     def of(self, subject: Subject) -> FineTuning:
         return FineTuning(
             self.epochs,
             self.rate,
+            is_distilled=self.is_distilled,
             overrides=subject.overrides,
             plugins=subject.plugins,
             device=subject.device,

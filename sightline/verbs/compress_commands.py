@@ -68,7 +68,10 @@ Epochs = Annotated[
     int | None, typer.Option("--epochs", metavar="N", min=0, help="of fine-tuning, 0 for none [a quarter of the run's]")
 ]
 Rate = Annotated[float, typer.Option("--rate", metavar="F", help="learning rate of fine-tuning, of the run's own")]
-Distil = Annotated[bool, typer.Option("--distil/--no-distil", help="learn from the float model's logits as well")]
+Distil = Annotated[
+    bool | None,
+    typer.Option("--distil/--no-distil", help="learn from the float model's logits as well [where the run has labels]"),
+]
 BatchNorm = Annotated[
     int,
     typer.Option("--batch-norm", metavar="N", min=0, help="training batches that batch norms are estimated on anew"),
@@ -96,6 +99,7 @@ def run(
     seed: Seed = 0,
     epochs: Epochs = None,
     rate: Rate = 0.1,
+    distil: Distil = None,
     batch_norm: BatchNorm = NUM_BATCHES,
     checkpoint: Checkpoint = "last",
     plugin: Plugins = None,
@@ -124,7 +128,7 @@ def run(
         calibration,
         seed,
     )
-    tuning = verb.Tuning(epochs, rate)
+    tuning = verb.Tuning(epochs, rate, distil)
     subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
     return verb.compress(subject, asked, tuning, method=method, num_batches=batch_norm, out=out, json=json)
 
@@ -201,6 +205,7 @@ def finetune(
     out: Out,
     epochs: Epochs = None,
     rate: Rate = 0.1,
+    distil: Distil = None,
     checkpoint: Checkpoint = "last",
     plugin: Plugins = None,
     device: Device = "auto",
@@ -215,7 +220,7 @@ def finetune(
 
     runs, others = parted(words)
     subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
-    return verb.finetune(subject, policy, verb.Tuning(epochs, rate), out=out)
+    return verb.finetune(subject, policy, verb.Tuning(epochs, rate, distil), out=out)
 
 
 @compress_app.command()
