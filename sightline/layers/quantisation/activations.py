@@ -125,9 +125,7 @@ class _Guard:
         if model.training not in self._passed:
             if idle := [name for name, quantiser in self._quantisers.items() if not quantiser.was_called]:
                 mode = "training" if model.training else "evaluation"
-                raise UserError(
-                    f"policy: {_listed(idle)}: activation: the layer is not called in {mode}, {_REMEDY}"
-                )
+                raise UserError(f"policy: {_listed(idle)}: activation: the layer is not called in {mode}, {_REMEDY}")
             self._passed.add(model.training)
         for quantiser in self._quantisers.values():
             quantiser.was_called = False
