@@ -22,6 +22,7 @@ __all__ = [
     "Neck",
     "PointEncoder",
     "Probability",
+    "QuantisedActivation",
     "QuantisedAs",
     "QuantisedKind",
     "ReferencePoint",
@@ -72,9 +73,21 @@ QuantisedKind: TypeAlias = Literal["codebook", "linear", "fp16", "fp32"]
 """How a weight is stored: numbers of a codebook, of a linear grid, or floats."""
 
 
+class QuantisedActivation(TypedDict):
+    """The linear grid of a layer's input: from 0, or from -`range` where `signed`, to `range`; one bit is the sign."""
+
+    bits: Annotated[int, Ge(2), Le(8)]
+    range: Size
+    signed: bool
+
+
 class QuantisedAs(TypedDict):
-    """What a policy stores a weight as; `bits` are those of a codebook or of a linear grid."""
+    """What a policy stores a weight as; `bits` are those of a codebook or of a linear grid.
+
+    With `activation` the input of the layer is quantised too.
+    """
 
     kind: QuantisedKind
     bits: NotRequired[Annotated[int, Ge(1), Le(8)]]
     per_channel: NotRequired[bool]
+    activation: NotRequired[QuantisedActivation]

@@ -12,7 +12,7 @@ __all__ = ["Panel", "Series", "render_svg"]
 
 WIDTH, HEIGHT = 300, 210
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 40
-COLORS = ("#8a929e", "#2f6fb4", "#c8502f", "#2e8b57", "#8e6cc0", "#b08a3e")
+COLORS = ("#8a929e", "#2f6fb4", "#c8502f", "#2e8b57", "#8e6cc0", "#b08a3e", "#2ab3b8", "#e0679f", "#6b7a1e", "#1d2f6f")
 INK, FAINT = "#2b3038", "#e3e7ec"
 Scale: TypeAlias = Literal["logarithmic", "linear"]
 MOST_DOTS = 24
@@ -23,12 +23,13 @@ MOST_DOTS = 24
 class Series:
     """A curve: its name, and (x, y) in order of x, above zero where an axis is logarithmic.
 
-    `ranges` are the lowest and highest y of each x.
+    `ranges` are the lowest and highest y of each x. Without a line its points alone are drawn.
     """
 
     name: str
     points: tuple[tuple[float, float], ...]
     ranges: tuple[tuple[float, float], ...] = ()
+    has_line: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,15 @@ class Panel:
     y_scale: Scale = "logarithmic"
 
 
-def render_svg(rows: Sequence[Sequence[Panel | None]]) -> str:
+def render_svg(rows: Sequence[Sequence[Panel | None]], *, panel_width: int = WIDTH, panel_height: int = HEIGHT) -> str:
     """The panels as a grid, left out where there is None, the names of the curves above. The same panels, same text."""
     columns = max((len(row) for row in rows), default=0)
     names = list(dict.fromkeys(s.name for row in rows for panel in row if panel for s in panel.series))
-    width = max(1, columns) * WIDTH
+    width = max(1, columns) * panel_width
     room = max([130, *(46 + 7 * len(name) for name in names)])  # a name's line, its gap, and its letters at most
     beside = max(1, (width - LEFT) // room)
     head = 34 + 18 * max(0, -(-len(names) // beside) - 1)
-    height = len(rows) * HEIGHT + head
+    height = len(rows) * panel_height + head
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'font-family="system-ui, sans-serif" font-size="11" fill="{INK}">',
@@ -65,38 +66,39 @@ def render_svg(rows: Sequence[Sequence[Panel | None]]) -> str:
     for row_index, row in enumerate(rows):
         for column, panel in enumerate(row):
             if panel is not None:
-                parts.append(f'<g transform="translate({column * WIDTH} {row_index * HEIGHT + head})">')
-                parts += [*_draw(panel, names), "</g>"]
+                parts.append(f'<g transform="translate({column * panel_width} {row_index * panel_height + head})">')
+                parts += [*_draw(panel, names, panel_width, panel_height), "</g>"]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _draw(panel: Panel, names: Sequence[str]) -> list[str]:
+def _draw(panel: Panel, names: Sequence[str], width: int, height: int) -> list[str]:
     points = [point for series in panel.series for point in series.points]
     heights = [y for _, y in points] + [end for series in panel.series for both in series.ranges for end in both]
-    xs, across = _axis([x for x, _ in points], panel.x_scale, LEFT, WIDTH - RIGHT, at_values=True)
-    ticks, upward = _axis(heights, panel.y_scale, HEIGHT - BOTTOM, TOP)
+    xs, across = _axis([x for x, _ in points], panel.x_scale, LEFT, width - RIGHT, at_values=True)
+    ticks, upward = _axis(heights, panel.y_scale, height - BOTTOM, TOP)
     parts = [f'<text x="{LEFT}" y="18" font-weight="600">{escape(panel.title)}</text>']
     for tick in ticks:
         y = upward(tick)
-        parts.append(f'<line x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}" stroke="{FAINT}"/>')
+        parts.append(f'<line x1="{LEFT}" y1="{y:.1f}" x2="{width - RIGHT}" y2="{y:.1f}" stroke="{FAINT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     parts += [
-        f'<text x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle" font-size="10">{x:g}</text>'
+        f'<text x="{across(x):.1f}" y="{height - BOTTOM + 15}" text-anchor="middle" font-size="10">{x:g}</text>'
         for x in xs
     ]
-    middle = (LEFT + WIDTH - RIGHT) / 2
+    middle = (LEFT + width - RIGHT) / 2
     parts.append(
-        f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + 29}" text-anchor="middle">{escape(panel.x_title)}</text>'
+        f'<text x="{middle:.1f}" y="{height - BOTTOM + 29}" text-anchor="middle">{escape(panel.x_title)}</text>'
     )
     for series in panel.series:
         color = _color(names, series.name)
         places = [(across(x), upward(y)) for x, y in series.points]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
+        if series.has_line:
+            parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
         for (x, _), (low, high) in zip(places, series.ranges, strict=False):
             ends = f'y1="{upward(low):.1f}" y2="{upward(high):.1f}"'
             parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{color}" stroke-width="1.5"/>')
-        if len(places) <= MOST_DOTS:
+        if len(places) <= MOST_DOTS or not series.has_line:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in places]
     return parts
 

@@ -83,9 +83,12 @@ def _layer(name: str, weight: Tensor, module: nn.Module) -> Layer:
 def bit_operations(layers: Sequence[Layer], policy: Policy, *, activation_bits: int = 32) -> float:
     """Multiply-accumulates times the bits of weight and activation, summed over the layers, per sample.
 
-    Codebooks are looked up and multiplied in floating point: their count states storage, and no gain in speed.
+    `activation_bits` are those of inputs that the policy does not quantise. Codebooks are looked up and multiplied in
+    floating point: their count states storage, and no gain in speed.
     """
-    return sum(layer.macs * policy[layer.name].bits * activation_bits for layer in layers)
+    choices = [policy[layer.name] for layer in layers]
+    inputs = [activation_bits if each.activation is None else each.activation.bits for each in choices]
+    return sum(each.macs * choice.bits * bits for each, choice, bits in zip(layers, choices, inputs, strict=True))
 
 
 def state_vectors(layers: Sequence[Layer]) -> np.ndarray:

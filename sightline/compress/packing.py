@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline.compress.policy import Policy, document_of
+from sightline.compress.policy import Policy, activations_of, document_of
 from sightline.compress.run_problem import meta_of
-from sightline.config import RunConfig, render
+from sightline.config import RunConfig, read_config, render
+from sightline.config.run_config import Compress
 from sightline.engine.loading import OpenRun, open_run
 from sightline.engine.resume import assert_empty
 from sightline.engine.session import evaluation_document
@@ -32,9 +33,11 @@ SUMMARY = "compression.json"
 """The file of a packed run that states its policy and its sizes."""
 
 
-def packed_config(config: RunConfig) -> RunConfig:
-    """The config of a packed run: its weights are plain, and nothing is left of how they were trained."""
-    return dataclasses.replace(config, init=None, compress=None, teacher=None)
+def packed_config(config: RunConfig, policy: Policy) -> RunConfig:
+    """The config of a packed run: plain weights, nothing of how they were trained, and inputs quantised as before."""
+    inputs = document_of(activations_of(policy))
+    compress = Compress(policy=inputs) if inputs else None  # type: ignore[arg-type]
+    return dataclasses.replace(config, init=None, compress=compress, teacher=None)
 
 
 def write_packed_run(
@@ -71,7 +74,7 @@ def write_packed_run(
     }
     summary = {"source": str(run.checkpoint.resolve()), **sizes, **about, "policy": document_of(policy)}
     directory.write_json(SUMMARY, summary)
-    directory.write_text("config.yaml", render(packed_config(run.config), origins=False))
+    directory.write_text("config.yaml", render(packed_config(run.config, policy), origins=False))
     return summary
 
 
@@ -93,7 +96,7 @@ def write_evaluation(out: Path, run: OpenRun) -> dict[str, Any]:
 
     What final.json holds, and compression.json then: that with the seconds that the evaluation took.
     """
-    packed = open_run(out, config=packed_config(run.config), world=run.world)
+    packed = open_run(out, config=read_config(out / "config.yaml"), world=run.world)
     evaluation = run.evaluator()(packed.model, run.world)
     document = evaluation_document(packed.config, evaluation, run.data.test, "last")
     directory = RunDirectory(out, is_writer=True)

@@ -21,9 +21,11 @@ from sightline.types import Where
 __all__ = [
     "FP16",
     "FP32",
+    "Activation",
     "Choice",
     "Policy",
     "Protect",
+    "activations_of",
     "document_of",
     "levels_of_actions",
     "lowered",
@@ -35,17 +37,33 @@ __all__ = [
 _FLOAT_BITS: Mapping[str, int] = {"fp16": 16, "fp32": 32}
 
 
+class Activation(NamedTuple):
+    """The grid of a layer's input, as `QuantisedActivation` states it."""
+
+    bits: int
+    range: float
+    signed: bool
+
+
 class Choice(NamedTuple):
-    """What a tensor is stored as; `bits` are those of one weight, 16 or 32 where it stays in floating point."""
+    """What a tensor is stored as; `bits` are those of one weight, 16 or 32 where it stays in floating point.
+
+    With `activation` the input of its layer is quantised.
+    """
 
     kind: QuantisedKind
     bits: int
     per_channel: bool = False
+    activation: Activation | None = None
 
     def __str__(self) -> str:
+        inputs = "" if self.activation is None else f", inputs of {self.activation.bits} bits"
         if self.kind in _FLOAT_BITS:
-            return self.kind
-        return f"{self.bits} bit{'s' if self.bits > 1 else ''}, {self.kind}{' per channel' if self.per_channel else ''}"
+            return f"{self.kind}{inputs}"
+        coded = (
+            f"{self.bits} bit{'s' if self.bits > 1 else ''}, {self.kind}{' per channel' if self.per_channel else ''}"
+        )
+        return f"{coded}{inputs}"
 
 
 FP16, FP32 = Choice("fp16", 16), Choice("fp32", 32)
@@ -90,9 +108,15 @@ def document_of(policy: Policy) -> dict[str, dict[str, Any]]:
 
 
 def _plain(choice: Choice) -> dict[str, Any]:
+    inputs = {} if choice.activation is None else {"activation": choice.activation._asdict()}
     if choice.kind in _FLOAT_BITS:
-        return {"kind": choice.kind}
-    return {"kind": choice.kind, "bits": choice.bits, "per_channel": choice.per_channel}
+        return {"kind": choice.kind, **inputs}
+    return {"kind": choice.kind, "bits": choice.bits, "per_channel": choice.per_channel, **inputs}
+
+
+def activations_of(policy: Policy) -> dict[str, Choice]:
+    """What is left of a policy where weights are plain: the layers whose inputs are quantised."""
+    return {name: FP32._replace(activation=choice.activation) for name, choice in policy.items() if choice.activation}
 
 
 def read_policy(path: Path, names: Sequence[str]) -> dict[str, Choice]:
@@ -121,8 +145,8 @@ def policy_of(
             at = places.get(path) or places.get(name)
             faults.add(Where(origin, at.line if at else None, path), text)
         if not wrong:
-            kind = entry["kind"]
-            found[name] = Choice(kind, entry.get("bits") or _FLOAT_BITS[kind], entry.get("per_channel", False))
+            kind, inputs = entry["kind"], Activation(**entry["activation"]) if "activation" in entry else None
+            found[name] = Choice(kind, entry.get("bits") or _FLOAT_BITS[kind], entry.get("per_channel", False), inputs)
     for name in (each for each in names if each not in document):
         faults.add(Where(origin, path=name), "is missing; give its kind, fp32 to leave it as it is")
     faults.raise_any()

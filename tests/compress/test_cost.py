@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.compress.cost import Layer, bit_operations, layers_of, state_vectors
-from sightline.compress.policy import FP32, Choice
+from sightline.compress.policy import FP32, Activation, Choice
 from sightline.describe.trace import trace
 from tests.golden_parity import load_golden
 
@@ -73,6 +73,8 @@ def test_multiply_accumulates_and_bit_operations_by_hand() -> None:
     assert [layer.positions for layer in layers] == [64, 1]
     policy = {"0.weight": Choice("codebook", 4), "3.weight": FP32}
     assert bit_operations(layers, policy, activation_bits=8) == 8 * (4 * macs[0] + 32 * macs[1])
+    policy["3.weight"] = Choice("linear", 5, activation=Activation(6, 1.0, True))
+    assert bit_operations(layers, policy, activation_bits=8) == 8 * 4 * macs[0] + 6 * 5 * macs[1]
 
 
 class Fused(nn.Module):

@@ -10,7 +10,9 @@ import pytest
 
 from sightline.compress.policy import (
     FP32,
+    Activation,
     Choice,
+    activations_of,
     document_of,
     levels_of_actions,
     lowered,
@@ -116,12 +118,20 @@ def test_protected_layers() -> None:
 
 def test_a_document_comes_back_in_the_models_order(tmp_path: Path) -> None:
     policy = dict(zip(NAMES, (FP32, Choice("codebook", 3), Choice("linear", 4, True), Choice("fp16", 16)), strict=True))
+    policy[NAMES[0]] = FP32._replace(activation=Activation(8, 0.1 + 0.2, False))
+    policy[NAMES[2]] = policy[NAMES[2]]._replace(activation=Activation(4, 3.5, True))
     path = tmp_path / "policy.json"
     path.write_text(json.dumps(dict(reversed(document_of(policy).items())), indent=1))
     found = read_policy(path, NAMES)
     assert found == policy
     assert list(found) == list(NAMES)
     assert policy_of(document_of(policy), NAMES, origin="x") == policy
+    assert str(policy[NAMES[2]]) == "4 bits, linear per channel, inputs of 4 bits"
+    inputs = document_of(activations_of(policy))
+    assert inputs == {
+        NAMES[0]: {"kind": "fp32", "activation": {"bits": 8, "range": 0.1 + 0.2, "signed": False}},
+        NAMES[2]: {"kind": "fp32", "activation": {"bits": 4, "range": 3.5, "signed": True}},
+    }
 
 
 def test_every_fault_of_a_document_is_reported_by_line_and_key(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tools.before_after import break_off
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
 WORDS = (*SMALL, "--device", "cpu")
+ROUNDED = "head.1.weight"
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +36,11 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(floats: Path) -> Path:
-    """Codebooks of three bits, but a linear grid and a float among them."""
+    """Codebooks of three bits, but a linear grid and a float among them, and a layer whose input is quantised."""
     names = [weight.name for weight in quantisable(open_trained(floats).model)]
     choices = {name: {"kind": "codebook", "bits": 3} for name in names}
     choices |= {names[0]: {"kind": "linear", "bits": 6}, names[1]: {"kind": "fp16"}}
+    choices[ROUNDED] |= {"activation": {"bits": 5, "range": 1.5, "signed": False}}
     file = floats.parent / "policy.json"
     file.write_text(json.dumps(choices))
     return file
@@ -65,6 +67,18 @@ def test_weights_are_quantised_after_init_and_trained(floats: Path, policy: Path
             assert (before[name] - given[name]).abs().mean() < 0.2 * given[name].std()
         assert not torch.equal(state[name], before[name])
     assert torch.equal(dense(start)["input_alignment.head.0.norm.weight"], given["input_alignment.head.0.norm.weight"])
+
+
+def test_the_input_of_a_layer_is_rounded_in_the_trained_run(run: Path) -> None:
+    model, seen = open_trained(run).model, []
+    layer = model.get_submodule(ROUNDED.removesuffix(".weight"))
+    layer.register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
+    torch.manual_seed(0)
+    model.eval()(points=torch.rand(20, 32, 3) - 0.5)
+    codes = seen[0] / (1.5 / 31)
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-4)
+    assert 2 < len(codes.round().unique()) <= 32
+    assert codes.min() == 0
 
 
 def test_checkpoints_have_plain_names_and_the_run_needs_no_policy_file(policy: Path, run: Path, tmp_path: Path) -> None:
@@ -109,6 +123,14 @@ def test_a_run_that_was_broken_off_ends_with_the_same_bits(
             "encode.0.linear.weight: bits: is required and missing; give 1 to 8",
         ),
         ("{encode.0.linear.weight: {kind: codebok, bits: 4}}", "compress.policy"),
+        (
+            "{head.1.weight: {kind: fp32, activation: {bits: 1, range: 1.0, signed: true}}}",
+            "head.1.weight.activation.bits: found 1, allowed is a whole number from 2 to 8",
+        ),
+        (
+            "{head.2.weight: {kind: fp32, activation: {bits: 4, range: 1.0, signed: true}}}",
+            "no parameter 'head.2.weight'",
+        ),
         ("nowhere.json", "nowhere.json"),
     ],
 )
@@ -118,3 +140,24 @@ def test_policies_that_do_not_fit_are_refused(policy_text: str, expected: str, t
     assert expected in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_layer_that_is_never_called_cannot_have_its_input_rounded(floats: Path, tmp_path: Path) -> None:
+    """Found by the checks before a run begins, by the first step without them, and by the first pass in evaluation."""
+    policy = "{encode.1.linear.weight: {kind: fp32, activation: {bits: 4, range: 1.0, signed: true}}}"
+    words = ("train", CONFIG, *WORDS, f"compress={{policy: {policy}}}", "--out")
+    checked, unchecked = run_here(*words, tmp_path / "a"), run_here(*words, tmp_path / "b", "--no-check")
+    assert (checked.code, unchecked.code) == (1, 2)
+    for done in (checked, unchecked):
+        assert "encode.1.linear.weight: activation: the layer is not called in training" in done.err
+        assert "build the model with `fused: false`" in done.err
+    assert "config path transforms or model.fused" in checked.err
+    assert "first-step error cfg.contract" in checked.err
+    assert not (tmp_path / "a").exists()
+    shutil.copytree(floats, tmp_path / "c", symlinks=True)
+    config = tmp_path / "c" / "config.yaml"
+    config.write_text(
+        f"{config.read_text()}compress: {{policy: {policy}, gradient: mean}}\n".replace("compress: null\n", "")
+    )
+    done = run_here("evaluate", tmp_path / "c", "--device", "cpu")
+    assert (done.code, "not called in evaluation" in done.err) == (2, True), done.err

@@ -18,6 +18,7 @@ from sightline.compress.simulated import Simulated
 from sightline.config import read_config
 from sightline.engine.build import build_data
 from sightline.engine.loading import OpenRun, open_run, open_trained
+from sightline.layers.quantisation.activations import calibrated, quantise_inputs
 from sightline.layers.quantisation.parametrised import apply_policy, dense
 from sightline.runs.packed import read_packed, write_packed
 from tests.command import run_here
@@ -158,6 +159,30 @@ def test_apply_packs_without_training_and_size_predicts_it(floats: Path, packed:
     every = run_here("compress", "size", floats).out
     assert "8 bits" in every
     assert "fp16" in every
+
+
+def test_a_packed_run_keeps_quantised_inputs(floats: Path, opened: OpenRun, tmp_path: Path) -> None:
+    names = simulated_of(opened).names
+    evaluator = opened.evaluator(opened.data.train)
+    entries = calibrated(opened.model, lambda: evaluator(opened.model, opened.world), [names[0], names[-1]], bits=3)
+    document = document_of(dict.fromkeys(names, Choice("linear", 6)))
+    for name, entry in entries.items():
+        document[name]["activation"] = entry
+    (tmp_path / "policy.json").write_text(json.dumps(document))
+    words = ("--policy", tmp_path / "policy.json", "--out", tmp_path / "packed", "--device", "cpu")
+    done = run_here("compress", "apply", floats, *words)
+    assert done.code == 0, done.err
+    packed = open_trained(tmp_path / "packed")
+    rounding, plain = opened.untrained_model(), opened.untrained_model()
+    quantise_inputs(rounding, entries)
+    points = torch.randn(8, packed.config.data.arguments.get("num_points", 64), 3)
+    logits = packed.model.eval()(points=points)["logits"]
+    for model, is_same in ((rounding, True), (plain, False)):
+        model.load_state_dict(packed.model.state_dict())
+        assert torch.equal(model.eval()(points=points)["logits"], logits) == is_same
+    assert packed.config.compress is not None
+    assert packed.config.compress.policy == {name: {"kind": "fp32", "activation": entries[name]} for name in entries}
+    assert packed.model.state_dict().keys() == opened.model.state_dict().keys()
 
 
 def test_statistics_are_the_means_over_the_batches(opened: OpenRun) -> None:

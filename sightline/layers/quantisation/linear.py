@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline.layers.quantisation.clustering import check_weight
 
 __all__ = [
-    "ActivationQuantiser",
     "Grid",
     "affine",
     "fixed_point",
@@ -129,43 +128,6 @@ def straight_through(values: Tensor, quantised: Tensor) -> Tensor:
     """`quantised`, bit by bit, whose gradient is that of `values`. Source: Bengio et al. 2013."""
     result: Tensor = _StraightThrough.apply(values, quantised)
     return result
-
-
-class ActivationQuantiser(nn.Module):
-    """Activations on a grid up to a range that `calibrate` measures and training may move.
-
-    With `half_wave` numbers below zero become zero, and all bits count steps; else one of them is the sign. Off (the
-    identity) where no step is left: 0 bits or less, 1 with the sign.
-    Source: HAQ, section 3.4; the gradient at the range is that of PACT (Choi et al. 2018), eq. 3.
-    """
-
-    def __init__(self, *, bits: int, half_wave: bool = True, is_trainable: bool = True, most: float = 6.0) -> None:
-        super().__init__()
-        self.bits = bits if half_wave else bits - 1
-        self.half_wave = half_wave
-        self.most = most
-        self.range = nn.Parameter(torch.tensor([most]), requires_grad=is_trainable)
-
-    @torch.no_grad()
-    def calibrate(self, values: Tensor) -> None:
-        """Takes the range of these activations, at most `most`; below 5 bits the one of `kl_threshold`."""
-        if self.bits > 0:
-            largest = min(self.most, float(values.abs().max()))
-            if self.bits < _FEW_BITS:
-                largest = min(largest, kl_threshold(values.detach().cpu().double().numpy(), bits=self.bits))
-            self.range.fill_(largest)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """The activations on the grid, with straight-through gradients."""
-        if self.bits <= 0:
-            return values
-        lowest = torch.zeros_like(self.range) if self.half_wave else -self.range
-        if self.range.requires_grad:
-            clipped = torch.minimum(torch.maximum(values, lowest), self.range)
-        else:
-            clipped = torch.clamp(values, float(lowest), float(self.range))
-        step = self.range.detach().clamp(min=_OF_ZEROS) / (2**self.bits - 1)
-        return straight_through(clipped, torch.round(clipped.detach() / step) * step)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sightline.errors import UserError
+from sightline.layers.quantisation.activations import quantise_inputs
 from sightline.layers.quantisation.choices import choice_faults
 from sightline.layers.quantisation.clustering import Clusters, check_weight, cluster
 from sightline.layers.quantisation.layers_of import weights_of
@@ -129,7 +130,8 @@ class Half(_Quantiser):
 def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, mean_gradient: bool = True) -> None:
     """Parametrises the named weights of a model in place; a shared one under all its names.
 
-    A choice is a `QuantisedAs` without `choice_faults`. All is checked and computed before the model changes.
+    A choice is a `QuantisedAs` without `choice_faults`; its activation is applied by `quantise_inputs`. All is checked
+    and computed before the model changes.
     Raises UserError for unknown names, choices that are faulty or that the weight does not allow, weights that are not
     finite, and models that hold parametrisations already.
     """
@@ -143,6 +145,7 @@ def apply_policy(model: nn.Module, policy: Mapping[str, Mapping[str, Any]], *, m
             raise UserError(f"policy: the model has no parameter '{name}'{nearest(name, list(known))}")
         if pair := quantiser_for(name, parameters[name], choice, mean_gradient):
             made[name] = pair
+    quantise_inputs(model, {name: choice["activation"] for name, choice in policy.items() if "activation" in choice})
     owners = dict(model.named_modules(remove_duplicate=False))
     order = {path: tuple(module._parameters) for path, module in owners.items()}
     for name, (quantiser, start) in made.items():

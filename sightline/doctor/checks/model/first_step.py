@@ -122,7 +122,8 @@ def _of_failure(context: Context, failure: Failure, *, step: int) -> Finding:
 def _advice_of(error: Exception) -> str | None:
     """The advice of a layer's or a transform's own message, after its last semicolon; None of all other errors."""
     advice = " ".join(str(error).split()).rpartition("; ")[2]
-    return advice if "; " in str(error) and (type(error) is ValueError or _is_of_transform(error)) else None
+    is_own = type(error) in (ValueError, UserError) or _is_of_transform(error)
+    return advice if "; " in str(error) and is_own else None
 
 
 def _is_of_transform(error: Exception) -> bool:
@@ -145,7 +146,7 @@ def _diagnose(error: Exception) -> tuple[tuple[str, ...], str]:
         )
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return ("sys.resource",), "take more train.micro_batches: the numbers stay the same, the memory does not"
-    if isinstance(error, UserError | OSError):
+    if isinstance(error, UserError | OSError) and type(error) is not UserError:
         return ("data.corrupt_sample", "data.path"), "mend or leave out the sample"
     if isinstance(error, IndexError) or "out of bounds" in text or "out of range" in text:
         return ("data.label_mapping", "cfg.class_count", "cfg.contract"), "compare indices and labels with their ranges"

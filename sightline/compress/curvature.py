@@ -1,0 +1,73 @@
+"""The curvature of a model's own loss, for searches by the Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sightline.compress.hessian import hessian_product
+from sightline.compress.search.problem import Curvature
+from sightline.compress.simulated import Simulated
+from sightline.engine.step import Step, weighted_sum
+from sightline.errors import UserError
+
+__all__ = ["curvature_of"]
+
+_REMEDY = "build the model with `fused: false`, or take another search"
+
+
+def curvature_of(simulated: Simulated, step: Step, weights: Mapping[str, float]) -> Curvature:
+    """The curvature of the weighted losses of a prepared step of calibration samples, at the float weights.
+
+    The model is in evaluation mode, so that batch norms are constant; its quantisable weights require gradients from
+    now on. Memory grows with the samples of the step: its graph is held whole, twice.
+    Raises UserError for a model whose loss cannot be differentiated twice, as with fused functions, and for curvature
+    that is not finite.
+    """
+    parameters = {name: each for name, each in simulated.model.named_parameters() if name in set(simulated.names)}
+
+    def loss_of() -> Tensor:
+        model = simulated.restore().eval()
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fast forms of attention have one gradient
+            sums = [step.means(step.sums(model, index)) for index in range(len(step.micro_batches))]
+            return torch.stack([weighted_sum(each, weights) for each in sums]).sum()
+
+    loss = loss_of()
+    if once := sorted(_once_differentiable(loss)):
+        raise UserError(f"second gradients: {', '.join(once)} can be differentiated only once; {_REMEDY}")
+    try:
+        products = hessian_product(loss, list(parameters.values()), [torch.ones_like(p) for p in parameters.values()])
+    except RuntimeError as error:
+        if "not implemented" not in str(error):
+            raise
+        raise UserError(f"second gradients: {error}; {_REMEDY}") from None
+    for name, product in zip(parameters, products, strict=True):
+        if not torch.isfinite(product).all():
+            raise UserError(f"{name}: the curvature of the loss is not finite there; take another search")
+    return Curvature(loss_of, parameters, simulated.squared_error)
+
+
+def _once_differentiable(loss: Tensor) -> set[str]:
+    """Names of the functions behind a loss whose gradient torch is told to have none of its own.
+
+    Torch raises for these only where a gradient reaches them that itself depends on weights; else their share of the
+    curvature is lost in silence, as under a loss that is linear in their output.
+    """
+    found, seen, waiting = set(), set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function: Any = getattr(node, "_forward_cls", None)
+        backward = getattr(function, "backward", None)
+        if getattr(getattr(backward, "__code__", None), "co_filename", "") == torch.autograd.function.__file__:
+            found.add(function.__name__.lstrip("_"))
+        waiting += [each for each, _ in node.next_functions]
+    return found

@@ -1,0 +1,185 @@
+"""The curvature of a run's own loss: against exact Hessians, against differences of gradients, and its refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from sightline.compress.curvature import curvature_of
+from sightline.compress.hessian import hessian_product, hessian_traces
+from sightline.compress.policy import Choice
+from sightline.compress.search.problem import Curvature
+from sightline.compress.simulated import Simulated
+from sightline.engine.distributed import World
+from sightline.engine.step import Step, batch_step, prepare_step
+from sightline.engine.stream import evaluation_keys
+from sightline.errors import UserError
+from sightline.layers.quantisation.layers_of import quantisable
+from tests.runs.small import small_run
+
+CPU = torch.device("cpu")
+
+
+class Regression:
+    """A task of two losses, sums over samples."""
+
+    def __init__(self, first: Any = F.mse_loss) -> None:
+        self.first = first
+
+    def prepare(self, model: nn.Module, micro_batches: Any, world: Any) -> tuple[dict[str, Tensor], list[None]]:
+        count = torch.tensor(float(sum(len(batch["x"]) for batch in micro_batches)))
+        return {"first": count, "second": count}, [None] * len(micro_batches)
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor], around: None) -> dict[str, Tensor]:
+        found = model(batch["x"])
+        return {"first": self.first(found, batch["y"], reduction="sum"), "second": found.pow(4).sum()}
+
+
+def step_of(task: Regression, model: nn.Module, *, sizes: tuple[int, ...] = (5, 2)) -> Step:
+    batches = [
+        {"x": torch.randn(size, 4, dtype=torch.float64), "y": torch.randn(size, 2, dtype=torch.float64)}
+        for size in sizes
+    ]
+    return prepare_step(task, model, batches, World())  # type: ignore[arg-type]
+
+
+def curvature(model: nn.Module, step: Step) -> Curvature:
+    names = tuple(name for name, each in model.named_parameters() if each.ndim > 1)
+    return curvature_of(Simulated(model, names, {}), step, {"first": 1.5, "second": 0.25})
+
+
+def test_traces_are_those_of_the_exact_hessian_of_all_micro_batches() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 2)).double()
+    model[1].running_var.mul_(2.0)
+    buffers = {name: each.clone() for name, each in model.named_buffers()}
+    step = step_of(Regression(), model)
+    found = curvature(model.requires_grad_(False).train(), step)
+    assert list(found.parameters) == ["0.weight", "3.weight"]
+    x, y = (torch.cat([batch[key] for batch in step.micro_batches]) for key in ("x", "y"))
+    plain = {name: each.detach() for name, each in model.state_dict().items()}
+
+    def loss_at(first: Tensor, last: Tensor) -> Tensor:
+        """The mean over seven samples, written out."""
+        h = x @ first.T + plain["0.bias"] - plain["1.running_mean"]
+        h = h / (plain["1.running_var"] + 1e-5).sqrt() * plain["1.weight"] + plain["1.bias"]
+        outputs = h.tanh() @ last.T + plain["3.bias"]
+        return (1.5 * (outputs - y).square().sum() + 0.25 * outputs.pow(4).sum()) / 7
+
+    weights = (plain["0.weight"], plain["3.weight"])
+    assert found.loss_of().item() == pytest.approx(loss_at(*weights).item(), rel=1e-12)
+    exact = torch.autograd.functional.hessian(loss_at, weights)
+    traces = hessian_traces(found.loss_of, found.parameters, seed=0, draws=500, tolerance=0.0)
+    for place, (name, trace) in enumerate(traces.items()):
+        size = weights[place].numel()
+        block = exact[place][place].reshape(size, size)
+        # The variance of one draw: twice the squares beside the diagonal, and the squares against the other tensor.
+        others = 2 * (block - block.diag().diag()).square().sum() + exact[place][1 - place].square().sum()
+        deviation = (others / 500).sqrt().item()
+        assert abs(trace - block.trace().item()) < 4 * deviation, name
+        vectors = [torch.zeros_like(each) for each in weights]
+        diagonal = []
+        for number in range(size):
+            vectors[place].view(-1)[number] = 1
+            diagonal.append(
+                hessian_product(found.loss_of(), [*found.parameters.values()], vectors)[place].view(-1)[number]
+            )
+            vectors[place].view(-1)[number] = 0
+        torch.testing.assert_close(torch.stack(diagonal), block.diag(), rtol=1e-10, atol=1e-12)
+    assert all(torch.equal(each, buffers[name]) for name, each in model.named_buffers())
+
+
+def test_the_error_of_a_choice_is_the_squared_distance_of_the_weights() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).double()
+    found, weight = curvature(model, step_of(Regression(), model)), model[0].weight.detach()
+    largest = weight.abs().max()
+    expected = (weight - torch.round(weight / (largest / 15)) * largest / 15).square().sum().item()
+    assert found.error_of("0.weight", Choice("linear", 5)) == pytest.approx(expected, rel=1e-9)
+    assert found.error_of("0.weight", Choice("fp32", 32)) == 0
+
+
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return 2 * values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return 2 * gradients[0]
+
+
+class Doubled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        doubled: Tensor = _Doubled.apply(super().forward(input))
+        return doubled
+
+
+class Attention(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        tokens = super().forward(input)[None, None]
+        return F.scaled_dot_product_attention(tokens, tokens, tokens)[0, 0]
+
+
+def test_functions_that_are_differentiable_once_are_refused_though_torch_would_lose_them_in_silence() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), Doubled(3, 2)).double()
+    with pytest.raises(UserError, match=r"second gradients: Doubled can be differentiated only once; .*`fused: false`"):
+        curvature(model, step_of(Regression(lambda found, y, reduction: found.abs().sum()), model))
+
+
+def test_attention_has_a_second_gradient() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Attention(4, 2)).double()
+    found = curvature(model, step_of(Regression(), model, sizes=(6,)))
+    assert all(abs(each) > 0 for each in hessian_traces(found.loss_of, found.parameters, seed=0, draws=2).values())
+
+
+def test_curvature_that_is_not_finite_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(4, 2)).double()
+    with pytest.raises(UserError, match=r"^0.weight: the curvature of the loss is not finite"):
+        curvature(model, step_of(Regression(lambda found, y, reduction: (0 * found).norm()), model))
+
+
+def test_a_network_of_the_registry_has_curvature_in_its_plain_form_alone() -> None:
+    found, names = {}, ()
+    for fused in (True, False):
+        built = small_run(
+            "data.num_points=64",
+            "model.num_centres=[32, 16]",
+            f"model.fused={str(fused).lower()}",
+            config="synthetic_shapes_pct",
+        )
+        job, part = built.job, built.data.selection
+        model = job.model.double()
+        batch = part.reader(evaluation_keys(part.indices[:4], 4, epoch=0, seed=0)[0])
+        batch = {key: each.double() if each.is_floating_point() else each for key, each in batch.items()}
+        names = tuple(weight.name for weight in quantisable(model))
+        simulated, step = Simulated(model, names, {}), batch_step(job.task, model, batch, CPU)
+        if fused:
+            with pytest.raises(UserError, match=r"second gradients: \w+.* differentiated only once; .*`fused: false`"):
+                curvature_of(simulated, step, job.weights_at(0))
+        else:
+            found = curvature_of(simulated, step, job.weights_at(0))
+    weights = list(found.parameters.values())
+    signs = [torch.randint(0, 2, each.shape).double() * 2 - 1 for each in weights]
+    products = hessian_product(found.loss_of(), weights, signs)
+    ends = []
+    for side in (1e-9, -1e-9):
+        with torch.no_grad():
+            for weight, sign in zip(weights, signs, strict=True):
+                weight.add_(sign, alpha=side)
+        sums = step.sums(model.eval())
+        total = sum(job.weights_at(0)[name] * each for name, each in step.means(sums).items())
+        ends.append(torch.autograd.grad(total, weights))
+        with torch.no_grad():
+            for weight, sign in zip(weights, signs, strict=True):
+                weight.sub_(sign, alpha=side)
+    flat = torch.cat([each.flatten() for each in products])
+    differences = torch.cat([((a - b) / 2e-9).flatten() for a, b in zip(*ends, strict=True)])
+    assert (flat - differences).norm() < 1e-3 * flat.norm()
+    assert set(hessian_traces(found.loss_of, found.parameters, seed=0, draws=1)) == set(names)
