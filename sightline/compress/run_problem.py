@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from sightline.compress.cost import layers_of
-from sightline.compress.policy import Choice, Policy, Protect, protected_choices
-from sightline.compress.search.problem import Problem
+from sightline.compress.curvature import curvature_of
+from sightline.compress.policy import FP32, Activation, Choice, Policy, Protect, protected_choices
+from sightline.compress.search.problem import Curvature, Problem
 from sightline.compress.simulated import BudgetOn, Simulated
 from sightline.config import RunConfig
 from sightline.config.show import to_plain
@@ -21,15 +22,18 @@ from sightline.engine.build import Data, Part, build_part
 from sightline.engine.device import to_device
 from sightline.engine.loading import OpenRun
 from sightline.engine.precision import Precision
-from sightline.engine.step import run_batch
+from sightline.engine.step import batch_step, run_batch
 from sightline.engine.stream import evaluation_keys
 from sightline.errors import UserError
+from sightline.layers.quantisation.activations import calibrated
 from sightline.layers.quantisation.layers_of import quantisable
-from sightline.types import Ramp
+from sightline.types import Batch, Ramp
 
 __all__ = ["Asked", "RunProblem", "calibration_part", "meta_of", "simulated_of"]
 
 NUM_TRACED = 3
+NUM_CURVED = 32
+"""Samples whose second gradients are held at once."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Asked:
     protect: Protect = field(default_factory=lambda: Protect())
     calibration: int = 256
     seed: int = 0
+    activations: int | None = None
 
 
 class RunProblem:
@@ -101,19 +106,47 @@ class RunProblem:
             bytes_of=lambda policy: simulated.bytes_of(policy, asked.budget_on),
             budget_bytes=budget,
             protected=protected,
+            curvature=self._curvature,
         )
         problem.assert_feasible(base_bytes=self.base_bytes)
         return problem
 
+    def finished(self, policy: Policy) -> Policy:
+        """The policy that a search found; where that is asked for, with the inputs of its layers quantised, too.
+
+        Their ranges are those of the calibration samples, in the float model.
+        Raises UserError for layers that the model does not call, as in fused ones.
+        """
+        bits = self.asked.activations
+        if bits is None:
+            return policy
+        model, names = self._run.model, [name for name, choice in policy.items() if choice != FP32]
+        entries = calibrated(model, lambda: self._evaluator(model, self._run.world), names, bits=bits)
+        inputs = {name: Activation(**entry) for name, entry in entries.items()}
+        return {name: choice._replace(activation=inputs.get(name)) for name, choice in policy.items()}
+
+    def _curvature(self) -> Curvature:
+        batch = self._batch(NUM_CURVED)
+        run, precision = self._run, self._evaluator.precision
+        return curvature_of(
+            self.simulated, batch_step(run.task, run.model, batch, run.world.device, precision), self.weights
+        )
+
+    def _batch(self, count: int) -> Batch:
+        run, indices = self._run, self.part.indices[:count]
+        (keys,) = evaluation_keys(indices, count, epoch=0, seed=run.config.seed)
+        batch: Batch = to_device(
+            self._evaluator.reader(keys), run.world.device, floats=self._evaluator.precision.parameters
+        )
+        return batch
+
     def _traced(self) -> Trace:
-        run, evaluator = self._run, self._evaluator
-        keys = evaluation_keys(self.part.indices[:NUM_TRACED], NUM_TRACED, epoch=0, seed=run.config.seed)[0]
-        batch = to_device(evaluator.reader(keys), run.world.device, floats=evaluator.precision.parameters)
+        run, evaluator, batch = self._run, self._evaluator, self._batch(NUM_TRACED)
 
         def forward(model: Any) -> None:
             run_batch(run.task, model.eval(), batch, run.world.device, evaluator.precision)
 
-        return trace(run.model, forward, num_samples=len(keys))
+        return trace(run.model, forward, num_samples=min(NUM_TRACED, len(self.part.indices)))
 
 
 def simulated_of(run: OpenRun) -> Simulated:

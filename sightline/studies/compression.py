@@ -160,7 +160,7 @@ class Compression:
         self._work.mkdir(parents=True, exist_ok=True)
         problem = RunProblem(self._run, asked)
         (found,), _ = searched(problem, {name: method}, self._work / "evaluations.jsonl", report=report)
-        write_document(self._work / "policy.json", document_of(found.policy))
+        write_document(self._work / "policy.json", document_of(problem.finished(found.policy)))
         return found, problem
 
     def finetune(self, policy: Policy | None, how: FineTuning) -> Path:

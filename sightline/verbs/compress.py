@@ -17,6 +17,7 @@ from sightline.compress.policy import FP16, FP32, Choice, document_of, policy_of
 from sightline.compress.run_problem import Asked, RunProblem, simulated_of
 from sightline.compress.search.base import Found, Progress, Search
 from sightline.compress.simulated import BudgetOn
+from sightline.config import read_config
 from sightline.config.component_words import component_of_words
 from sightline.engine.distributed import start_world
 from sightline.engine.loading import OpenRun, open_run
@@ -61,6 +62,9 @@ class Subject:
         if len(self.runs) != 1:
             raise UserError(f"compress: takes one run directory, {len(self.runs)} are given")
         run = open_run(self.runs[0], checkpoint=self.checkpoint, plugins=self.plugins, world=world)
+        if of_model := [word for word in self.overrides if word.startswith("model.")]:
+            config = read_config(run.path / "config.yaml", of_model)
+            run = open_run(self.runs[0], config=config, checkpoint=self.checkpoint, world=world)
         for line in run.notes:
             note(f"warning: {line}")
         set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
@@ -82,6 +86,7 @@ class Budget:
     protect_bits: int
     calibration: int
     seed: int
+    activations: int | None = None
 
     def asked(self) -> Asked:
         """Raises UserError, naming the option, for a word that is not valid."""
@@ -92,6 +97,8 @@ class Budget:
             raise UserError("compress: give --ratio or --bytes, one of them")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise UserError(f"--ratio {self.ratio}: give a number above 0, at most 1")
+        if self.activations is not None and not 2 <= self.activations <= 8:
+            raise UserError(f"--activations {self.activations}: give 2 to 8 bits")
         if self.protect_bits not in (*range(1, 9), 16, 32):
             raise UserError(f"--protect-bits {self.protect_bits}: give 1 to 8, 16, or 32")
         protect: Any = {"first": self.protect_ends, "last": self.protect_ends, "names": self.protect}
@@ -105,6 +112,7 @@ class Budget:
             per_channel=self.per_channel,
             protect=protect,
             calibration=self.calibration,
+            activations=self.activations,
             seed=self.seed,
         )
 
@@ -139,10 +147,11 @@ def compress(
         job = Compression(run, out, Terminal())
         found, problem = job.search(asked, name, built, report=_Report(name))
         _show_found([found], problem)
+        policy = problem.finished(found.policy)
         finetuned = None
         if tuning.epochs != 0:
             try:
-                finetuned = job.finetune(found.policy, tuning.of(subject))
+                finetuned = job.finetune(policy, tuning.of(subject))
             except UnfinishedError as error:
                 note("fine-tuning was stopped; the same command goes on with it")
                 return error.code
@@ -151,7 +160,7 @@ def compress(
         _finish(
             out,
             run,
-            job.pack(found.policy, finetuned=finetuned, about=about, num_batches=num_batches, at_most=at_most),
+            job.pack(policy, finetuned=finetuned, about=about, num_batches=num_batches, at_most=at_most),
             json,
         )
     return 0
@@ -167,10 +176,10 @@ def search(subject: Subject, budget: Budget, *, methods: str, out: Path, json: P
         problem, found = RunProblem(subject.open(world), asked), []
         for name, one in built.items():
             (result,), _ = searched(problem, {name: one}, out / "evaluations.jsonl", report=_Report(name))
-            write_document(out / f"{name}.{POLICY}", document_of(result.policy))
+            write_document(out / f"{name}.{POLICY}", document_of(problem.finished(result.policy)))
             found.append(result)
         best = min(found, key=lambda each: (each.loss, each.bytes))
-        write_document(out / POLICY, document_of(best.policy))
+        write_document(out / POLICY, document_of(problem.finished(best.policy)))
         _show_found(found, problem)
     document = {"budget_bytes": problem.problem.budget_bytes, "best": best.method, "searches": comparison(found)}
     write_document(out / "search.json", document)

@@ -55,6 +55,10 @@ ProtectEnds = Annotated[int, typer.Option("--protect-ends", metavar="N", min=0, 
 ProtectBits = Annotated[
     int, typer.Option("--protect-bits", metavar="N", help="of protected layers: 1 to 8, 16, or 32 for float32")
 ]
+Activations = Annotated[
+    int | None,
+    typer.Option("--activations", metavar="N", help="bits of the layers' inputs as well; needs model.fused=false"),
+]
 Calibration = Annotated[
     int, typer.Option("--calibration", metavar="N", min=1, help="samples that a policy is tried on")
 ]
@@ -95,6 +99,7 @@ def run(
     protect: Protect = None,
     protect_ends: ProtectEnds = 0,
     protect_bits: ProtectBits = 8,
+    activations: Activations = None,
     calibration: Calibration = 256,
     seed: Seed = 0,
     epochs: Epochs = None,
@@ -127,6 +132,7 @@ def run(
         protect_bits,
         calibration,
         seed,
+        activations,
     )
     tuning = verb.Tuning(epochs, rate, distil)
     subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
@@ -147,6 +153,7 @@ def search(
     protect: Protect = None,
     protect_ends: ProtectEnds = 0,
     protect_bits: ProtectBits = 8,
+    activations: Activations = None,
     calibration: Calibration = 256,
     seed: Seed = 0,
     checkpoint: Checkpoint = "last",
@@ -172,6 +179,7 @@ def search(
         protect_bits,
         calibration,
         seed,
+        activations,
     )
     subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
     return verb.search(subject, asked, methods=method, out=out, json=json)

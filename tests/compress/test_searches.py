@@ -176,7 +176,7 @@ def test_the_hessian_search_minimises_curvature_times_error() -> None:
     def loss_of(policy: Policy) -> float:
         return sum(2 * scales[name] * error_of(name, choice) for name, choice in policy.items())
 
-    with_curvature = replace(problem, curvature=Curvature(loss, weights, error_of))
+    with_curvature = replace(problem, curvature=lambda: Curvature(loss, weights, error_of))
     found = searched("hessian", with_curvature, loss_of)
     assert found.num_asked <= 20
     assert found.loss <= searched("knapsack", problem, loss_of).loss * (1 + 1e-6)

@@ -126,9 +126,9 @@ class HessianAware(Search):
         self.seed = seed
 
     def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
-        curvature = problem.curvature
-        if curvature is None:
+        if problem.curvature is None:
             raise ConfigError("search 'hessian': needs the loss as a graph, which this problem has not; take knapsack")
+        curvature = problem.curvature()
         traces = hessian_traces(curvature.loss_of, curvature.parameters, seed=self.seed, draws=self.draws)
         errors = [[curvature.error_of(layer.name, each) for each in problem.choices] for layer in problem.free]
         curvatures = [[max(0.0, traces[layer.name]) / layer.num_weights] for layer in problem.free]

@@ -33,6 +33,7 @@ class Problem:
     """`choices` are what a layer may become, fewest bits first; `bytes_of` is the size of a policy's file.
 
     The policies hold every layer, `protected` ones with the choice given there. Fewer bits must never be more bytes.
+    `curvature` is called by searches that need it.
     """
 
     layers: tuple[Layer, ...]
@@ -40,7 +41,7 @@ class Problem:
     bytes_of: Callable[[Policy], int]
     budget_bytes: int
     protected: Mapping[str, Choice] = field(default_factory=dict)
-    curvature: Curvature | None = None
+    curvature: Callable[[], Curvature] | None = None
 
     def __post_init__(self) -> None:
         bits = self.bits
