@@ -1,0 +1,81 @@
+"""`sightline compress report` on a small run: every row, its totals, and going on after an interrupt."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.command import run_here
+from tests.processes import ROOT
+
+CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
+MODEL = ("model.embedding=64", "data.train_size=120", "--device", "cpu", "--no-check")
+WORDS = (
+    "--epochs",
+    "1",
+    "train.steps=2",
+    "--calibration",
+    "6",
+    "--method",
+    "uniform",
+    "--seeds",
+    "2",
+    "--device",
+    "cpu",
+)
+NAMES = [
+    "float",
+    "float, trained as long",
+    "mix",
+    "mix + fine-tuning",
+    "mix + fine-tuning + distillation",
+    "0.1 preserve",
+    "0.1 preserve, mix",
+    "0.1 preserve, mix + fine-tuning",
+    "0.1 preserve, mix + fine-tuning + distillation",
+]
+
+
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("floats") / "run"
+    assert run_here("train", CONFIG, *MODEL, "--out", run).code == 0
+    return run
+
+
+def test_every_row_is_measured_on_its_own_file(floats: Path) -> None:
+    out = floats.parent / "report"
+    done = run_here("compress", "report", floats, *WORDS, "--out", out)
+    assert done.code == 0, done.err
+    document = json.loads((out / "compression.json").read_text())
+    rows = {row["name"]: row for row in document["rows"]}
+    assert list(rows) == NAMES
+    text = (out / "compression.md").read_text()
+    assert done.out.endswith(text)
+    assert text.startswith("A codebook makes the file small, not the arithmetic fast")
+    for name in NAMES[2:]:
+        folders = sorted((out / "rows").glob(f"{name.replace(' ', '_').replace(',', '').replace('+_', '')}_seed_*"))
+        finals = [json.loads((folder / "final.json").read_text())["metrics"] for folder in folders]
+        accuracy = [final["overall_accuracy"] for final in finals]
+        assert len(accuracy) == 2
+        assert rows[name]["overall_accuracy"] == pytest.approx(np.mean(accuracy))
+        assert rows[name]["overall_accuracy_std"] == pytest.approx(np.std(accuracy, ddof=1))
+        assert rows[name]["file_bytes"] == (folders[0] / "model.slq").stat().st_size
+        config = (folders[0] / "work" / "finetune.yaml").read_text() if "fine-tuning" in name else ""
+        assert ("distillation" in config) == ("distillation" in name)
+    assert all(rows[name]["ratios"]["weights"] <= 0.1 for name in NAMES[5:])
+    assert rows["mix"]["ratios"]["weights"] > 4 / 32
+    state = load_file(floats / "checkpoints" / "last" / "model.safetensors")
+    halves = [(v.astype(np.float16) if v.dtype == np.float32 else v).tobytes() for _, v in sorted(state.items())]
+    assert document["gzip_fp16_bytes"] == len(gzip.compress(b"".join(halves)))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("model.slq")}
+    (out / "compression.json").unlink()
+    assert run_here("compress", "report", floats, *WORDS, "--out", out).code == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("model.slq")} == before
+    again = json.loads((out / "compression.json").read_text())
+    assert again["rows"] == document["rows"]
