@@ -16,12 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 _PRELOADED = (
     "sightline.verbs.train",
-    "sightline.models.pointnet",
-    "sightline.data.synthetic.synthetic_shapes",
-    "sightline.doctor.suite",
     "tensorboard.compat.proto.event_pb2",
     "tensorboard.summary.writer.record_writer",
     "torch._dynamo",
+    "tests.preloaded",
     "tests.processes",
 )
 
