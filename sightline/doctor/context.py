@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,11 +24,11 @@ from sightline.doctor.core.survey import PartSurvey, distinct_parts, spread_keys
 from sightline.doctor.oracles.examine import examine
 from sightline.doctor.oracles.rows import Row
 from sightline.doctor.oracles.squares import Squares, squares_of
-from sightline.engine.build import Built
+from sightline.engine.build import Built, build
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.loading import open_run
-from sightline.errors import summary_of
+from sightline.errors import CheckpointError, summary_of
 from sightline.tasks.detect import Detect
 from sightline.tasks.distilled import undistilled
 from sightline.types import Batch
@@ -133,6 +134,18 @@ class Context:
         copied = copy_of(self.built.job.model)
         open_run(self.run, config=self.config).load_into(copied)
         return copied.eval()
+
+    @cached_property
+    def before_compression(self) -> nn.Module | None:
+        """The float model that `compress` quantised; None without it, and where its weights cannot be had again."""
+        is_resumed = self.config.init is not None and self.built.init_report is None
+        if self.config.compress is None or is_resumed:
+            return None
+        config, world = dataclasses.replace(self.config, compress=None), World(device=self.world.device)
+        try:
+            return build(config, world, data=self.built.data).job.model
+        except CheckpointError:  # `checkpoint-match` reports it
+            return None
 
     def thoroughly(self, survey: PartSurvey) -> PartSurvey:
         """The survey of a part; under `sightline check`, one of all samples that five seconds of work suffice for."""

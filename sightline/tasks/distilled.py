@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +52,8 @@ class Distilled:
 
     def __init__(self, parent: Any, *, teacher: nn.Module, lessons: Supervised, features: Sequence[str] = ()) -> None:
         self.parent = parent
-        self._teacher = teacher.eval().requires_grad_(False)
+        self.teacher = teacher.eval().requires_grad_(False)
+        self._teachers = {(each.dtype, each.device): teacher for each in teacher.parameters()}
         self._lessons = lessons
         self._features = tuple(features)
 
@@ -79,7 +82,7 @@ class Distilled:
         self, model: nn.Module, micro_batches: Sequence[Batch], world: Sums
     ) -> tuple[Mapping[str, Tensor], list[tuple[dict[str, Any], Any]]]:
         """The parent's counts over the step; of each micro-batch the teacher's outputs and the parent's context."""
-        taught = [self._taught(batch, in_windows=not model.training) for batch in micro_batches]
+        taught = [self._taught(batch, in_windows=not getattr(model, "training", True)) for batch in micro_batches]
         counts, contexts = self.parent.prepare(model, list(map(_joined, micro_batches, taught)), world)
         return counts, list(zip(taught, contexts, strict=True))
 
@@ -101,11 +104,22 @@ class Distilled:
     def _taught(self, batch: Batch, *, in_windows: bool) -> dict[str, Any]:
         run = self._lessons.evaluated_outputs if in_windows else self._lessons.outputs
         taught: dict[str, Any] = {}
-        with _recorded(self._teacher, self._features, taught, "teacher_modules"):
-            outputs = run(self._teacher, batch)
+        teacher = self._alike(self._lessons.inputs(batch).values())
+        with _recorded(teacher, self._features, taught, "teacher_modules"):
+            outputs = run(teacher, batch)
         for name in self._features:
             taught["teacher_modules"][name]
         return taught | {_PREFIX + name: value for name, value in outputs.items()}
+
+    def _alike(self, inputs: Iterable[Any]) -> nn.Module:
+        """The teacher in the number format and on the device of its inputs: who compares steps takes others."""
+        given = next((each for each in inputs if isinstance(each, Tensor) and each.is_floating_point()), None)
+        if given is None:
+            return self.teacher
+        key = given.dtype, given.device
+        if key not in self._teachers:
+            self._teachers[key] = copy.deepcopy(self.teacher).to(key[1], key[0])
+        return self._teachers[key]
 
 
 def undistilled(task: Any) -> Any:
@@ -130,21 +144,22 @@ class _Outputs(dict[str, list[Tensor]]):
 
 @contextmanager
 def _recorded(model: nn.Module, names: Sequence[str], into: dict[str, Any], key: str) -> Iterator[None]:
-    """Put the outputs of these modules into `into[key]` while the model runs."""
-    outputs = into[key] = _Outputs()
+    """Put the outputs of these modules into `into[key]` while the model runs.
 
-    def note(name: str, output: Any) -> None:
+    Those of a stand-in, which has outputs and no modules, are the teacher's.
+    """
+    outputs = into[key] = _Outputs()
+    own = dict(model.named_modules(remove_duplicate=False)) if names and isinstance(model, nn.Module) else {}
+    if not own.keys() >= {*names}:
+        outputs.update(into["teacher_modules"])
+
+    def note(name: str, module: nn.Module, given: Any, output: Any) -> None:
         if not isinstance(output, Tensor):
-            raise ConfigError(
-                f"teacher.features: '{name}' returns a {type(output).__name__}, not a tensor; name another"
-            )
+            kind = type(output).__name__
+            raise ConfigError(f"teacher.features: '{name}' returns a {kind}, not a tensor; name another")
         outputs.setdefault(name, []).append(output)
 
-    handles = [
-        module.register_forward_hook(lambda module, given, output, name=name: note(name, output))
-        for name, module in (model.named_modules(remove_duplicate=False) if names else ())
-        if name in names
-    ]
+    handles = [own[name].register_forward_hook(partial(note, name)) for name in names if name in own]
     try:
         yield
     finally:

@@ -67,7 +67,11 @@ class Supervised:
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The model's outputs for a batch."""
-        return model(**self._forward.select(batch))
+        return model(**self.inputs(batch))
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the model is given of a batch."""
+        return self._forward.select(batch)
 
     def evaluated_outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The outputs that predictions are made of: those of one pass, unless a task divides samples into windows."""

@@ -65,6 +65,8 @@ def compare_variants(options: Options, *, is_record: bool) -> int:
     """Compare, record, or run the matrix; exit code 1 where variants diverge."""
     _assert_goes_together(options, is_record=is_record)
     config, _ = config_of(options.path, options.overrides, options.plugins)
+    if config.teacher is not None and config.teacher.features:
+        raise UserError("compare: follows no loss of teacher.features; leave out that loss, and teacher.features=[]")
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         built = _built(open_run(options.path, config=config, world=world))

@@ -13,17 +13,20 @@ from safetensors.torch import load_file
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from sightline.config import read_config
+from sightline.config import read_config, render
+from sightline.config.show import to_plain
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.loading import open_run, open_trained
-from sightline.engine.step import prepare_step, weighted_sum
+from sightline.engine.step import prepare_step, run_batch, weighted_sum
 from sightline.errors import ConfigError
 from sightline.layers.quantisation.layers_of import quantisable
+from sightline.runs import checkpoint
+from sightline.runs.run_directory import RunDirectory
 from sightline.types import SampleKey
 from tests.command import Outcome, run_here
 from tests.processes import ROOT
-from tests.runs.small import SMALL, small_config
+from tests.runs.small import SMALL, small_config, small_run
 from tools.before_after import break_off
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
@@ -199,6 +202,43 @@ def test_what_does_not_fit_is_refused_with_advice(teacher: Path, words: tuple[st
     placed = [word.replace("TEACHER", str(teacher)) for word in words]
     with pytest.raises(ConfigError, match=expected.replace("TEACHER", str(teacher))):
         build(small_config(*placed), World())
+
+
+def test_parts_of_fused_layers_have_no_features(tmp_path: Path) -> None:
+    """Four of DGCNN's linear layers are read, not called; with `fused: false` they are."""
+    built = small_run("data.num_points=24", config="synthetic_shapes_dgcnn")
+    directory = RunDirectory(tmp_path, is_writer=True)
+    directory.write_json("environment.json", {})
+    directory.write_json("facts.json", to_plain(dict(built.data.facts)))
+    directory.write_text("config.yaml", render(built.config, origins=False))
+    weights = dict(built.job.model.state_dict())
+    checkpoint.save(tmp_path, checkpoint.Snapshot(0, weights, {}, None, {}), keep_last=1, is_best=False)
+
+    def first_loss(*words: str) -> float:
+        of_features = ("losses=[{name: feature_distillation}]", "data.num_points=24", "seed=3", *words)
+        taught = small_run(
+            f"teacher={{from: {tmp_path}, features: [edges.0.edge.linear, embed.linear]}}",
+            *of_features,
+            config="synthetic_shapes_dgcnn",
+        )
+        batch = taught.data.train.reader([_key(0), _key(1)])
+        sums, _ = run_batch(taught.job.task, taught.job.model, batch, torch.device("cpu"))
+        return sums["feature_distillation"].item()
+
+    with pytest.raises(ConfigError, match=r"'edges.0.edge.linear' is not called in a forward pass: .*fused: false"):
+        first_loss()
+    with pytest.raises(ConfigError, match=r"'edges.0.edge.linear' is not called"):
+        first_loss("model.fused=false")  # the teacher is fused still
+    config = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(config.replace("fused: true", "fused: false"))
+    assert first_loss("model.fused=false") > 0
+
+
+def test_layers_are_not_compared_past_a_loss_of_features(teacher: Path) -> None:
+    words = (f"teacher={{from: {teacher}, features: [head]}}", "losses=[{name: feature_distillation}]")
+    done = run_here("compare", CONFIG, *SMALL, *words, "--against", "float64")
+    assert done.code == 2
+    assert "leave out that loss, and teacher.features=[]" in done.err
 
 
 def test_a_checkpoint_without_its_run_is_refused(teacher: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.binding import Offer
+from sightline.doctor.oracles.replay import Replay
 from sightline.engine.distributed import World
 from sightline.engine.step import Clock, batch_step, prepare_step
 from sightline.errors import ConfigError
@@ -239,3 +240,23 @@ def test_features_of_other_shapes_and_kinds_are_refused() -> None:
     task = distilled(student, net(1), FEATURES, features=("",))
     with pytest.raises(ConfigError, match="returns a dict, not a tensor"):
         batch_step(task, student, scene(5), CPU).sums(student)
+
+
+def test_a_step_in_another_format_has_a_teacher_in_it() -> None:
+    """As `sightline compare` and `fit-one` run one; the teacher itself stays as it is."""
+    teacher = net(1).float()
+    task, batch = distilled(net(0), teacher), scene(6)
+    narrow = {**batch, "points": batch["points"].float()}
+    of_narrow, of_wide = (task.prepare(net(0), [each], World())[1][0][0]["teacher_logits"] for each in (narrow, batch))
+    assert (of_narrow.dtype, of_wide.dtype) == (torch.float32, torch.float64)
+    torch.testing.assert_close(of_narrow.double(), of_wide, rtol=1e-5, atol=1e-6)
+    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float32}
+
+
+def test_a_stand_in_that_has_outputs_alone_has_the_features_of_the_teacher() -> None:
+    """Checks ask what losses make of outputs; those of modules are then no part of it."""
+    task, batch = distilled(net(0), net(1), {**LOSSES, **FEATURES}, features=("net.0",)), scene(6)
+    logits = torch.zeros(6, CLASSES, dtype=torch.float64, requires_grad=True)
+    sums = batch_step(task, Replay({"logits": logits}), batch, CPU).sums(Replay({"logits": logits}))
+    assert sums["features"] == 0
+    assert sums["kl"] > 0

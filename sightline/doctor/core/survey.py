@@ -109,7 +109,12 @@ class FieldSurvey:
 
     def _add_values(self, index: int, tensor: Tensor) -> None:
         if len(self.values) < _MOST_VALUES:
-            for value in tensor.unique().tolist():
+            low, high = int(tensor.min()), int(tensor.max())
+            if high - low < tensor.numel():  # pixels: counting them takes a tenth of the time that sorting does
+                found = (tensor.flatten() - low).bincount().nonzero().flatten() + low
+            else:
+                found = tensor.unique()
+            for value in found.tolist():
                 self.values.setdefault(value, index)
 
     def _add_fault(self, index: int, leaf: str, tensor: Tensor, is_finite: Tensor) -> None:

@@ -1,0 +1,66 @@
+"""Teachers of a distillation that are the student, that train, or whose statistics move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+from torch import Tensor, nn
+
+from sightline.doctor.checks.compression.quantised_outputs import changed_tensors, outputs_of
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.rehearsal import copy_of
+from sightline.layers.quantisation.parametrised import quantised
+from sightline.tasks.distilled import Distilled
+
+__all__ = ["teacher_faults", "unfit_teacher"]
+
+_EXPECTED = "a model of its own, in float, in evaluation mode, that no optimiser moves"
+
+
+@check("G28", "unfit-teacher", "preflight", causes=("quant.distill",), at="teacher", expected=_EXPECTED)
+def unfit_teacher(context: Context) -> list[Finding]:
+    """The teacher shares nothing with the student, differs from a quantised one, and does not train."""
+    job, task = context.built.job, context.built.job.task
+    if not isinstance(task, Distilled):
+        return []
+    held = [parameter for group in job.optimizer.param_groups for parameter in group["params"]]
+    outputs = (lambda model: outputs_of(context, model)) if context.rehearsal.is_sound else None
+    return [
+        unfit_teacher.finding(context, summary, causes=(cause, "quant.distill"), measured=measured, action=action)
+        for cause, summary, measured, action in teacher_faults(job.model, task.teacher, held, outputs)
+    ]
+
+
+def teacher_faults(
+    student: nn.Module,
+    teacher: nn.Module,
+    held: Collection[Tensor] = (),
+    outputs: Callable[[nn.Module], Mapping[str, Tensor]] | None = None,
+) -> Iterator[tuple[str, str, str, str]]:
+    """Cause, summary, what was measured and what to do for each fault of a teacher.
+
+    `held` are the optimiser's parameters, `outputs` gives those of a model for some batch.
+    """
+    own, theirs = student.state_dict(keep_vars=True).values(), teacher.state_dict(keep_vars=True)
+    places = {value.data_ptr() for value in own if value.numel()}
+    shared = [name for name, value in theirs.items() if value.data_ptr() in places]
+    if shared:
+        measured, action = f"{len(shared)} of {len(theirs)} tensors, {shared[0]} first", "load a model of its own"
+        yield "quant.distill", "the teacher shares its weights with the student", measured, action
+    elif outputs is not None and quantised(student):
+        given = outputs(copy_of(teacher).eval())
+        if given and not changed_tensors(given, outputs(copy_of(student).eval())):
+            measured, action = (
+                f"{', '.join(given)}: equal bit by bit",
+                "take the float run, from before it is quantised",
+            )
+            yield "quant.distill", "the teacher gives what the quantised student gives", measured, action
+    if moving := [name or "all of it" for name, module in teacher.named_modules() if module.training]:
+        measured, action = f"{len(moving)} modules, {moving[0]} first", "call teacher.eval(), and no train() after it"
+        yield "eval.mode", "the teacher is in training mode", measured, action
+    ids = {id(parameter) for parameter in held}
+    if moved := [name for name, p in teacher.named_parameters() if (p.requires_grad or id(p) in ids) and not shared]:
+        in_optimiser = sum(id(parameter) in ids for parameter in teacher.parameters())
+        measured = f"{len(moved)} parameters ask for gradients, {in_optimiser} are in the optimiser, {moved[0]} first"
+        yield "optim.param_coverage", "the teacher would be trained", measured, "call teacher.requires_grad_(False)"

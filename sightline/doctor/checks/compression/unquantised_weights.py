@@ -1,0 +1,86 @@
+"""Weights that are not what the policy states, as where it was applied to a copy, or that pass no gradient on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.doctor.checks.compression.codebooks import num_distinct, of_weights
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.rehearsal import copy_of
+from sightline.layers.quantisation.parametrised import dense, quantised
+
+__all__ = ["rounding_gradient", "unquantised_weights"]
+
+
+@check(
+    "G19",
+    "unquantised-weights",
+    "static",
+    causes=("quant.no_effect", "quant.policy"),
+    at="compress.policy",
+    expected="at most 2^bits values of a codebook, 2^bits - 1 of a grid, for each channel where asked, in both modes",
+    action="apply the policy to the model that is trained and evaluated, not to a copy, and return what was rounded",
+)
+def unquantised_weights(context: Context) -> list[Finding]:
+    """Each weight that the policy names has no more values than its bits allow, in training and in evaluation."""
+    compress = context.config.compress
+    faults = {} if compress is None else dict(_faults(copy_of(context.built.job.model), compress.policy))
+    return of_weights(unquantised_weights, context, "are not what the policy states", faults)
+
+
+def _faults(model: nn.Module, policy: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, tuple[str, str]]]:
+    made = {name: quantiser for name, (quantiser, _) in quantised(model).items()}
+    training, evaluation = (dense(model.train(mode)) for mode in (True, False))
+    for name, choice in policy.items():
+        quantiser, bits = made.get(name), choice.get("bits", 16)
+        stated = f"; stated are {bits} bits, {choice['kind']}"
+        excess, mode = _excess(training[name], choice), "training"
+        if not excess and not torch.equal(training[name], evaluation[name]):
+            excess, mode = _excess(evaluation[name], choice), "evaluation"
+        if excess:
+            cause = "quant.no_effect" if quantiser is None or mode == "evaluation" else "quant.policy"
+            yield name, (cause, f"{excess} in {mode}{stated}")
+        elif getattr(quantiser, "bits", bits) != bits:
+            yield name, ("quant.policy", f"{quantiser}{stated}")
+
+
+def _excess(value: Tensor, choice: Mapping[str, Any]) -> str:
+    """By how much a weight is finer than its choice; empty where it is not."""
+    if choice["kind"] == "fp32":
+        return ""
+    if choice["kind"] == "fp16":
+        num_off = int((value.half().to(value.dtype) != value).sum())
+        return f"{num_off} of {value.numel()} values are not of half precision" if num_off else ""
+    most = 2 ** choice["bits"] - (choice["kind"] == "linear")
+    found = int(num_distinct(value.nan_to_num().reshape(len(value) if choice.get("per_channel") else 1, -1)).max())
+    return f"{found} different values" if found > most else ""
+
+
+@check(
+    "G10",
+    "rounding-gradient",
+    "static",
+    causes=("loss.detached", "quant.policy"),
+    at="compress.policy",
+    expected="a finite gradient that is not zero everywhere, where that of the weight is 1",
+    action="round by a straight-through estimate: the rounded number forward, the gradient unchanged backward",
+)
+def rounding_gradient(context: Context) -> list[Finding]:
+    """A gradient of ones at each quantised weight reaches what the weight is computed from."""
+    model, faults = copy_of(context.built.job.model), {}
+    owners = dict(model.named_modules())  # `get_submodule` takes a method that has a module's name for it
+    for name, (_, original) in quantised(model).items():
+        path, _, attribute = name.rpartition(".")
+        weight, slope = getattr(owners[path], attribute), None
+        if weight.requires_grad:
+            (slope,) = torch.autograd.grad(weight.sum(), original, allow_unused=True)
+        if original.requires_grad and (slope is None or not slope.any()):
+            faults[name] = "loss.detached", "no gradient" if slope is None else "zero everywhere"
+        elif slope is not None and not slope.isfinite().all():
+            faults[name] = "quant.empty_cluster", f"{int((~slope.isfinite()).sum())} of {slope.numel()} are not finite"
+    return of_weights(rounding_gradient, context, "pass no gradient on", faults)
