@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from sightline.errors import RunError
 from sightline.layers.quantisation.parametrised import dense
 from sightline.runs.inputs import INPUTS
 from sightline.runs.lineage import LINEAGE
-from sightline.runs.packed import entries_of, packed_size, ratios, read_packed, write_packed
+from sightline.runs.packed import Entry, entries_of, packed_size, ratios, read_packed, write_packed
 from sightline.runs.run_directory import RunDirectory, environment
 from sightline.runs.run_documents import load_document
 from sightline.runs.trained_weights import PACKED
 
-__all__ = ["SUMMARY", "packed_config", "write_evaluation", "write_packed_run"]
+__all__ = ["SUMMARY", "layers_of_file", "packed_config", "write_evaluation", "write_packed_run"]
 
 SUMMARY = "compression.json"
 """The file of a packed run that states its policy and its sizes."""
@@ -65,8 +65,7 @@ def write_packed_run(
     _assert_same(out / PACKED, model)
     plugins = load_document(run.directory / "environment.json").get("plugins", [])
     directory.write_json("environment.json", environment() | {"plugins": plugins, "checked": False, "num_processes": 1})
-    layers = [(each.count, policy[each.name].bits, each.book_bytes) for each in entries if each.name in policy]
-    state = dense(model)
+    layers, state = layers_of_file(entries, policy), dense(model)
     sizes = {
         "file_bytes": written,
         "promised_bytes": promised,
@@ -77,6 +76,11 @@ def write_packed_run(
     directory.write_json(SUMMARY, summary)
     directory.write_text("config.yaml", render(packed_config(run.config, policy), origins=False))
     return summary
+
+
+def layers_of_file(entries: Sequence[Entry], policy: Policy) -> list[tuple[int, int, int]]:
+    """Of each tensor of a policy its weights, bits, and bytes of codebooks, as `runs.packed.ratios` takes them."""
+    return [(each.count, policy[each.name].bits, each.book_bytes) for each in entries if each.name in policy]
 
 
 def _assert_same(path: Path, model: nn.Module) -> None:

@@ -58,6 +58,7 @@ class RunProblem:
         config = run.config
         self.asked = asked
         self._run = run
+        self.reported = run.data.test
         self.part = calibration_part(config, run.data, asked.calibration, seed=asked.seed)
         self.weights = {
             each.name: each.weight.end if isinstance(each.weight, Ramp) else each.weight for each in config.losses
@@ -122,6 +123,11 @@ def simulated_of(run: OpenRun) -> Simulated:
         raise UserError(f"{run.path}: train.precision is {config.train.precision}; compress takes weights in float32")
     if config.compress is not None:
         raise UserError(f"{run.path}: is quantised already; give the run that it started from, or 'compress pack' it")
+    for name, value in run.model.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise UserError(
+                f"{run.checkpoint}: '{name}' is not finite; the training diverged, take an earlier checkpoint"
+            )
     names = tuple(weight.name for weight in quantisable(run.model))
     if not names:
         raise UserError(f"{run.path}: model '{config.model.name}' has no weights of two axes to quantise")

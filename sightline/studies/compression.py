@@ -12,18 +12,22 @@ from typing import Any
 
 from sightline import registry
 from sightline.compress.batch_norm import reestimate
-from sightline.compress.packing import write_evaluation, write_packed_run
+from sightline.compress.packing import layers_of_file, write_evaluation, write_packed_run
 from sightline.compress.policy import Policy, document_of
 from sightline.compress.run_problem import Asked, RunProblem
 from sightline.compress.search.base import Found, Report, Search, run_search
 from sightline.compress.search.evaluations import Evaluations, open_record
 from sightline.config import RunConfig, read_config, render
 from sightline.config.run_config import Compress, Init, Teacher
+from sightline.doctor.checks.compression.search import search_split, size_promise, unreset_episode
+from sightline.doctor.core.finding import Finding
+from sightline.engine.build import Part
 from sightline.engine.loading import OpenRun, open_run
-from sightline.errors import UserError
-from sightline.layers.quantisation.parametrised import apply_policy
+from sightline.errors import RunError, UserError
+from sightline.layers.quantisation.parametrised import apply_policy, dense
 from sightline.runs.output_files import write_document, write_file
-from sightline.runs.trained_weights import is_packed
+from sightline.runs.packed import entries_of
+from sightline.runs.trained_weights import PACKED, is_packed
 from sightline.studies import launching
 from sightline.studies.cells import UnfinishedError
 from sightline.studies.fine_tuning import assert_same_source
@@ -111,13 +115,27 @@ def searched(
     problem: RunProblem, methods: Mapping[str, Search], record: Path, *, report: Report = None
 ) -> tuple[list[Found], Evaluations]:
     """The result of each search, which share the evaluations in the file `record`; those that it holds are not made."""
+    reported, part = problem.reported, problem.part
+    _refuse(search_split(_samples(part), _samples(reported)))
+    before = {name: value.clone() for name, value in problem.simulated.model.state_dict().items()}
     known, append = open_record(record, subject=problem.subject, names=problem.names)
     evaluations = Evaluations(problem.loss, known=known, record=append)
     found = [
         run_search(name, method, problem.problem, evaluations, base_bytes=problem.base_bytes, report=report)
         for name, method in methods.items()
     ]
+    _refuse(unreset_episode(before, problem.simulated.model.state_dict()))
     return found, evaluations
+
+
+def _samples(part: Part) -> list[tuple[str, int]]:
+    return [(part.split, int(index)) for index in part.indices]
+
+
+def _refuse(findings: Sequence[Finding]) -> None:
+    """Raises RunError for what a guard found."""
+    if findings:
+        raise RunError("\n".join(map(str, findings)))
 
 
 class Compression:
@@ -181,5 +199,15 @@ class Compression:
             config = read_config(finetuned / "config.yaml")
             model = open_run(finetuned, config=config, world=self._run.world).model
         about = {**about, "batch_norm_batches": reestimate(model, self._run, num_batches=num_batches)}
-        write_packed_run(self._run, model.eval(), policy, self._out, about=about, at_most=at_most)
+        summary = write_packed_run(self._run, model.eval(), policy, self._out, about=about, at_most=at_most)
+        _refuse(
+            size_promise(
+                self._out / PACKED,
+                promised=summary["promised_bytes"],
+                budget=at_most,
+                reported=summary["ratios"],
+                layers=layers_of_file(entries_of(model)[0], policy),
+                state=dense(model),
+            )
+        )
         return write_evaluation(self._out, self._run)
