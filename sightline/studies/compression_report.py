@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sightline import registry
+from sightline.compress.drawing import bits_svg
 from sightline.compress.packing import SUMMARY
 from sightline.compress.policy import Choice, Policy, Protect, document_of, policy_of, protected_choices
 from sightline.compress.run_problem import Asked, simulated_of
@@ -137,7 +138,9 @@ class CompressionReport:
         seeded = "seed" in registry.searches.entry(component).arguments
         component = component_of_words(registry.searches, self._method, [f"seed={seed}"] if seeded else [])
         method: Search = registry.searches.build(component, facts={})
-        found, _ = Compression(self._run, folder, reporter).search(asked, component.name, method, report=report)
+        job = Compression(self._run, folder, reporter)
+        found, problem = job.search(asked, component.name, method, report=report)
+        write_file(self._out / f"bits_{kind}_seed_{seed}.svg", bits_svg(found.policy, problem.layers))
         return found.policy
 
     def _document(self, rows: Sequence[ReportRow], policies: Mapping[tuple[str, int], Policy]) -> dict[str, Any]:

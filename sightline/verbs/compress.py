@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from sightline import registry
 from sightline.compress.comparison import comparison
+from sightline.compress.drawing import bits_svg, pareto_svg
 from sightline.compress.policy import FP16, FP32, Choice, document_of, policy_of, read_policy
 from sightline.compress.run_problem import Asked, RunProblem, simulated_of
 from sightline.compress.search.base import Found, Progress, Search
@@ -26,15 +27,17 @@ from sightline.engine.progress import wants_live
 from sightline.errors import UserError
 from sightline.runs.trained_weights import PACKED
 from sightline.studies.cells import UnfinishedError
-from sightline.studies.compression import Compression, FineTuning, searched
+from sightline.studies.compression import WORK, Compression, FineTuning, searched
 from sightline.studies.compression_report import NAME, CompressionReport, markdown_of
-from sightline.verbs.common import assert_writable, write_document
+from sightline.verbs.common import assert_writable, write_document, write_file
 from sightline.verbs.output import note, show_evaluation, show_table
 from sightline.verbs.train import Terminal
 
 __all__ = ["Budget", "Subject", "Tuning", "apply", "compress", "finetune", "pack", "report", "search", "size"]
 
 POLICY = "policy.json"
+SHOWN = 1.2
+"""Of the budget: larger policies, most of them with one quantised layer, are not drawn."""
 EVERY_S = 10.0
 """Between two lines of a search's progress where standard error is not a terminal."""
 
@@ -156,7 +159,9 @@ def compress(
                 note("fine-tuning was stopped; the same command goes on with it")
                 return error.code
         at_most = problem.problem.budget_bytes if asked.budget_on == "file" else None
+        write_file(out / WORK / "bits.svg", bits_svg(policy, problem.layers))
         about = {"search": comparison([found])[0], "budget_bytes": problem.problem.budget_bytes}
+        about |= problem.costs(policy)
         _finish(
             out,
             run,
@@ -175,16 +180,21 @@ def search(subject: Subject, budget: Budget, *, methods: str, out: Path, json: P
     with start_world(device=subject.device) as world:
         problem, found = RunProblem(subject.open(world), asked), []
         for name, one in built.items():
-            (result,), _ = searched(problem, {name: one}, out / "evaluations.jsonl", report=_Report(name))
+            (result,), evaluations = searched(problem, {name: one}, out / "evaluations.jsonl", report=_Report(name))
             write_document(out / f"{name}.{POLICY}", document_of(problem.finished(result.policy)))
             found.append(result)
         best = min(found, key=lambda each: (each.loss, each.bytes))
         write_document(out / POLICY, document_of(problem.finished(best.policy)))
         _show_found(found, problem)
+        points = {each.method: [(each.bytes, each.loss)] for each in found}
+        every = [(problem.problem.bytes_of(each.policy), each.loss) for each in evaluations.all]
+        near = [point for point in every if point[0] <= SHOWN * problem.problem.budget_bytes]
+        write_file(out / "search.svg", pareto_svg({"evaluated": near, **points}))
+        write_file(out / "bits.svg", bits_svg(best.policy, problem.layers))
     document = {"budget_bytes": problem.problem.budget_bytes, "best": best.method, "searches": comparison(found)}
     write_document(out / "search.json", document)
     write_document(json, document)
-    note(f"written: {out / POLICY}, found by '{best.method}'")
+    note(f"written: {out / POLICY}, found by '{best.method}'; {out}/search.svg, {out}/bits.svg")
     return 0
 
 

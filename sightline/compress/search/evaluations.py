@@ -61,6 +61,11 @@ class Evaluations:
         return self._known[key]
 
     @property
+    def all(self) -> tuple[Evaluated, ...]:
+        """Every evaluation, known ones first."""
+        return tuple(self._known.values())
+
+    @property
     def mean_seconds(self) -> float:
         """Of one evaluation, over all so far; 0 before the first."""
         return sum(each.seconds for each in self._known.values()) / max(1, len(self._known))
