@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sightline.compress.cost import layers_of
+from sightline.compress.cost import bit_operations, layers_of
 from sightline.compress.curvature import curvature_of
 from sightline.compress.policy import FP32, Activation, Choice, Policy, Protect, protected_choices
 from sightline.compress.search.problem import Curvature, Problem
@@ -124,6 +124,14 @@ class RunProblem:
         entries = calibrated(model, lambda: self._evaluator(model, self._run.world), names, bits=bits)
         inputs = {name: Activation(**entry) for name, entry in entries.items()}
         return {name: choice._replace(activation=inputs.get(name)) for name, choice in policy.items()}
+
+    def costs(self, policy: Policy) -> dict[str, float]:
+        """Per sample the multiply-accumulates of the layers, and these times the bits of weights and inputs."""
+        return {
+            "macs": sum(layer.macs for layer in self.layers),
+            "bit_operations": bit_operations(self.layers, policy),
+            "float_bit_operations": bit_operations(self.layers, dict.fromkeys(self.names, FP32)),
+        }
 
     def _curvature(self) -> Curvature:
         batch = self._batch(NUM_CURVED)
