@@ -136,6 +136,33 @@ def test_an_interrupted_search_comes_to_the_same_policy(floats: Path, packed: Pa
     assert plain == [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in whole]
 
 
+def test_several_searches_share_a_record_and_a_table(floats: Path, tmp_path: Path) -> None:
+    words = ("--bytes", BYTES, "--calibration", "8", "table_evaluations=20", "--device", "cpu", "--out", tmp_path)
+    done = run_here("compress", "search", floats, "--method", "uniform,knapsack,greedy", *words)
+    assert done.code == 0, done.err
+    rows = {row["method"]: row for row in json.loads((tmp_path / "search.json").read_text())["searches"]}
+    assert set(rows) == {"uniform", "knapsack", "greedy"}
+    assert all(row["bytes"] <= BYTES for row in rows.values())
+    assert rows["greedy"]["new evaluations"] <= rows["greedy"]["evaluations"] - 18  # the table is the knapsack's
+    lines = (tmp_path / "evaluations.jsonl").read_text().splitlines()
+    assert len(lines) == sum(row["new evaluations"] for row in rows.values())
+    best = min(rows.values(), key=lambda row: (row["loss"], row["bytes"]))["method"]
+    assert (tmp_path / "policy.json").read_text() == (tmp_path / f"{best}.policy.json").read_text()
+    for name in ("search.svg", "bits.svg"):
+        assert (tmp_path / name).read_text().startswith("<svg")
+
+
+def test_curvature_and_inputs_need_layers_that_are_called(floats: Path, tmp_path: Path) -> None:
+    words = ("--bytes", BYTES, "--calibration", "8", "--device", "cpu")
+    fused = run_here("compress", "search", floats, *words, "--method", "hessian", "--out", tmp_path / "a")
+    assert (fused.code, "differentiated only once" in fused.err, "fused: false" in fused.err) == (2, True, True)
+    words = (*words, "model.fused=false", "draws=3", "--activations", "8")
+    done = run_here("compress", "search", floats, *words, "--method", "hessian", "--out", tmp_path / "b")
+    assert done.code == 0, done.err
+    policy = json.loads((tmp_path / "b" / "policy.json").read_text())
+    assert all(entry["activation"]["bits"] == 8 and entry["activation"]["range"] > 0 for entry in policy.values())
+
+
 def test_the_steps_alone_come_to_the_same_file(floats: Path, packed: Path, tmp_path: Path) -> None:
     policy = packed / "work" / "policy.json"
     words = ("--policy", policy, "--device", "cpu", "--out")
