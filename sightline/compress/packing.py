@@ -16,7 +16,6 @@ from sightline.compress.run_problem import meta_of
 from sightline.config import RunConfig, read_config, render
 from sightline.config.run_config import Compress
 from sightline.engine.loading import OpenRun, open_run
-from sightline.engine.resume import assert_empty
 from sightline.engine.session import evaluation_document
 from sightline.errors import RunError
 from sightline.layers.quantisation.parametrised import dense
@@ -27,10 +26,14 @@ from sightline.runs.run_directory import RunDirectory, environment
 from sightline.runs.run_documents import load_document
 from sightline.runs.trained_weights import PACKED
 
-__all__ = ["SUMMARY", "layers_of_file", "packed_config", "write_evaluation", "write_packed_run"]
+__all__ = ["FILES", "SUMMARY", "layers_of_file", "packed_config", "write_evaluation", "write_packed_run"]
 
 SUMMARY = "compression.json"
 """The file of a packed run that states its policy and its sizes."""
+FILES = frozenset(
+    {"config.yaml", "environment.json", "facts.json", "plugins", INPUTS, LINEAGE, PACKED, SUMMARY, "final.json"}
+)
+"""What a packed run's folder holds; one without final.json was interrupted."""
 
 
 def packed_config(config: RunConfig, policy: Policy) -> RunConfig:
@@ -54,7 +57,6 @@ def write_packed_run(
     promised = packed_size(entries, meta, tied=tied)
     if at_most is not None and promised > at_most:
         raise RunError(f"{out / PACKED}: would take {promised:,} bytes, the budget is {at_most:,}; search again")
-    assert_empty(out, may_hold=frozenset({"work"}))
     directory = RunDirectory(out, is_writer=True)
     for name in ("facts.json", INPUTS, LINEAGE):
         if (run.directory / name).exists():
@@ -65,7 +67,7 @@ def write_packed_run(
     _assert_same(out / PACKED, model)
     plugins = load_document(run.directory / "environment.json").get("plugins", [])
     directory.write_json("environment.json", environment() | {"plugins": plugins, "checked": False, "num_processes": 1})
-    layers, state = layers_of_file(entries, policy), dense(model)
+    layers, state = layers_of_file(entries, tied, policy), dense(model)
     sizes = {
         "file_bytes": written,
         "promised_bytes": promised,
@@ -78,9 +80,13 @@ def write_packed_run(
     return summary
 
 
-def layers_of_file(entries: Sequence[Entry], policy: Policy) -> list[tuple[int, int, int]]:
-    """Of each tensor of a policy its weights, bits, and bytes of codebooks, as `runs.packed.ratios` takes them."""
-    return [(each.count, policy[each.name].bits, each.book_bytes) for each in entries if each.name in policy]
+def layers_of_file(entries: Sequence[Entry], tied: Mapping[str, str], policy: Policy) -> list[tuple[int, int, int]]:
+    """Of each tensor of a policy its weights, bits, and bytes of codebooks, as `runs.packed.ratios` takes them.
+
+    `tied`: of further names of a shared tensor the name in the file.
+    """
+    chosen = {tied.get(name, name): choice for name, choice in policy.items()}
+    return [(each.count, chosen[each.name].bits, each.book_bytes) for each in entries if each.name in chosen]
 
 
 def _assert_same(path: Path, model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from sightline.engine.stream import evaluation_keys
 from sightline.errors import UserError
 from sightline.layers.quantisation.activations import calibrated
 from sightline.layers.quantisation.layers_of import quantisable
+from sightline.runs.trained_weights import evaluated_sha256, find, is_packed
 from sightline.types import Batch, Ramp
 
 __all__ = ["Asked", "RunProblem", "calibration_part", "meta_of", "simulated_of"]
@@ -83,8 +85,9 @@ class RunProblem:
     def subject(self) -> str:
         """What losses are of, for the record of a search."""
         ids = np.ascontiguousarray(self.part.indices, dtype=np.int64)
-        weights = self._run.checkpoint.resolve()
-        return f"{weights}, {len(ids)} samples of {self.part.split} (seed {self.asked.seed})"
+        weights = evaluated_sha256(find(self._run.checkpoint))[:16]
+        drawn = hashlib.sha256(ids.tobytes()).hexdigest()[:8]
+        return f"weights {weights}, {len(ids)} samples of {self.part.split} ({drawn})"
 
     def loss(self, policy: Policy) -> float:
         """The loss of a policy on the calibration samples, from float weights each time."""
@@ -162,7 +165,7 @@ def simulated_of(run: OpenRun) -> Simulated:
     config = run.config
     if Precision(config.train.precision).parameters != torch.float32:
         raise UserError(f"{run.path}: train.precision is {config.train.precision}; compress takes weights in float32")
-    if config.compress is not None:
+    if config.compress is not None or is_packed(run.path) or run.checkpoint.suffix == ".slq":
         raise UserError(f"{run.path}: is quantised already; give the run that it started from, or 'compress pack' it")
     for name, value in run.model.state_dict().items():
         if not torch.isfinite(value).all():

@@ -47,6 +47,8 @@ _VERSION = 1
 _MAX_BYTES = 1 << 36
 _MAX_HEADER = 1 << 26
 _MAX_ELEMENTS = 1 << 40
+_LONGER_LINE = 80
+"""Characters at most by which the line of a coded tensor is longer than that of a plain one."""
 _PLAIN: dict[str, tuple[np.dtype[Any], torch.dtype]] = {
     "f32": (np.dtype("<f4"), torch.float32),
     "f16": (np.dtype("<f2"), torch.float32),
@@ -108,7 +110,8 @@ def entry_of(
     """The smallest way to store a weight that a policy made `codebook`, `linear`, `fp16` or `fp32`.
 
     `k` is the number of centres (of the channel with most of them). A codebook that is no smaller than its weights in
-    half precision (float32 where it is) gives way to them: they are the same numbers.
+    half precision (float32 where it is) gives way to them: they are the same numbers. Its longer line in the header
+    counts, so that a codebook with fewer centres never makes a larger file.
     """
     whole = Entry(name, tuple(shape), "f16" if kind == "fp16" or (kind == "codebook" and not is_float32) else "f32")
     if kind == "codebook":
@@ -118,7 +121,7 @@ def entry_of(
         coded = Entry(name, tuple(shape), "lq", bits, 2**bits - 1, groups, "f32")
     else:
         return whole
-    return coded if coded.book_bytes + coded.code_bytes < whole.code_bytes else whole
+    return coded if coded.book_bytes + coded.code_bytes + _LONGER_LINE < whole.code_bytes else whole
 
 
 class _Content(NamedTuple):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +14,8 @@ from typing import Any
 
 from sightline import registry
 from sightline.compress.batch_norm import reestimate
-from sightline.compress.packing import layers_of_file, write_evaluation, write_packed_run
-from sightline.compress.policy import Policy, document_of
+from sightline.compress.packing import FILES, layers_of_file, write_evaluation, write_packed_run
+from sightline.compress.policy import FP32, Policy, document_of
 from sightline.compress.run_problem import Asked, RunProblem
 from sightline.compress.search.base import Found, Report, Search, run_search
 from sightline.compress.search.evaluations import Evaluations, open_record
@@ -23,20 +25,26 @@ from sightline.doctor.checks.compression.search import search_split, size_promis
 from sightline.doctor.core.finding import Finding
 from sightline.engine.build import Part
 from sightline.engine.loading import OpenRun, open_run
+from sightline.engine.resume import assert_empty
 from sightline.errors import RunError, UserError
-from sightline.layers.quantisation.parametrised import apply_policy, dense
-from sightline.runs.output_files import write_document, write_file
+from sightline.layers.quantisation.layers_of import quantisable
+from sightline.layers.quantisation.parametrised import apply_policy, dense, freeze
+from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.runs.packed import entries_of
-from sightline.runs.trained_weights import PACKED, is_packed
+from sightline.runs.run_documents import load_document
+from sightline.runs.trained_weights import PACKED, evaluated_sha256, find, is_packed
 from sightline.studies import launching
 from sightline.studies.cells import UnfinishedError
 from sightline.studies.fine_tuning import assert_same_source
 from sightline.studies.launching import TrainRequest
 from sightline.studies.train_run import Reporter
+from sightline.tasks.distilled import teacher_keys
 from sightline.types import Component, Ramp
 
-__all__ = ["WORK", "Compression", "FineTuning", "finetuning_config", "searched"]
+__all__ = ["WORK", "Compression", "FineTuning", "assert_same_request", "finetuning_config", "searched"]
 
+ASKED = "asked.json"
+"""The file of a study's folder that holds what it was asked for."""
 WORK = "work"
 """The folder of a packed run that holds what it was made by: the record of the search, the policy, the fine-tuning."""
 RATE = 0.1
@@ -75,6 +83,9 @@ def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, ho
         is_distilled = any({"logits", "label"} <= _keys_of(component) for component in config.losses)
     arguments = dict(config.optimizer.arguments)
     arguments["lr"] = how.rate * _rate_of(config.optimizer)
+    # an average of weights would hold the untrained quantised ones for most of so short a run
+    tuned = dataclasses.replace(train, epochs=num_epochs, steps=steps if how.epochs is None else None, ema_decay=None)
+    losses = tuple(component for component in config.losses if not teacher_keys(component))
     compress = None if policy is None else Compress(policy=document_of(policy))  # type: ignore[arg-type]
     return dataclasses.replace(
         config,
@@ -82,8 +93,8 @@ def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, ho
         init=Init(source=str(source)),
         compress=compress,
         teacher=Teacher(source=str(source)) if is_distilled else None,
-        losses=_distilled(config.losses) if is_distilled else config.losses,
-        train=dataclasses.replace(train, epochs=num_epochs, steps=steps if how.epochs is None else None),
+        losses=_distilled(losses) if is_distilled else losses,
+        train=tuned,
         optimizer=dataclasses.replace(config.optimizer, arguments=arguments),
         schedule=Component("cosine"),
         evaluate=dataclasses.replace(config.evaluate, every=num_epochs),
@@ -103,12 +114,17 @@ def _distilled(losses: Sequence[Component]) -> tuple[Component, ...]:
 
 def _keys_of(loss: Component) -> set[str]:
     """What a loss takes of batch and outputs."""
-    return {*inspect.signature(registry.losses.entry(loss).builder.forward).parameters}  # type: ignore[attr-defined]
+    forward = getattr(registry.losses.entry(loss).builder, "forward", None)
+    return set() if forward is None else {*inspect.signature(forward).parameters}
 
 
 def _rate_of(optimizer: Component) -> float:
-    default = registry.optimizers.entry(optimizer).arguments["lr"].default
-    return float(optimizer.arguments.get("lr", default))
+    taken = registry.optimizers.entry(optimizer).arguments
+    if "lr" not in taken:
+        raise UserError(
+            f"optimizer '{optimizer.name}': has no argument lr that fine-tuning could lower; use --epochs 0"
+        )
+    return float(optimizer.arguments.get("lr", taken["lr"].default))
 
 
 def searched(
@@ -138,6 +154,17 @@ def _refuse(findings: Sequence[Finding]) -> None:
         raise RunError("\n".join(map(str, findings)))
 
 
+def assert_same_request(path: Path, document: Mapping[str, Any]) -> None:
+    """Keep what a study was asked for in a file. Raises UserError where that holds something else."""
+    document = json.loads(json.dumps(document))
+    before = load_document(path) if path.exists() else document
+    differing = [key for key in {**before, **document} if before.get(key) != document.get(key)]
+    if differing:
+        listed = "; ".join(f"{key}: {before.get(key)} there, {document.get(key)} here" for key in differing)
+        raise UserError(f"--out: {path} is of other options ({listed}); give another folder")
+    write_document(path, document)
+
+
 class Compression:
     """Compresses a run into the folder `out`, which then is a run directory with a packed model.
 
@@ -147,18 +174,31 @@ class Compression:
     def __init__(
         self, run: OpenRun, out: Path, reporter: Reporter, *, work: Path | None = None, may_be_done: bool = False
     ) -> None:
-        """`work` is the folder of what lies between: without it `work` in `out`."""
-        if is_packed(out) and not may_be_done:
+        """`work` is the folder of what lies between: without it `work` in `out`.
+
+        Raises UserError for a folder that cannot be written, or that holds something else.
+        """
+        if (out / "final.json").exists() and is_packed(out) and not may_be_done:
             raise UserError(f"--out {out}: holds a packed run already; give another folder")
+        if work is None:
+            assert_empty(out, may_hold=FILES | {WORK})
+        assert_writable(out / PACKED, option="--out")
         self._run = run
         self._out = out
         self._work = out / WORK if work is None else work
         self._reporter = reporter
 
-    def search(self, asked: Asked, name: str, method: Search, *, report: Report = None) -> tuple[Found, RunProblem]:
-        """Find the policy, and write it to the work folder."""
-        self._work.mkdir(parents=True, exist_ok=True)
+    def search(
+        self, asked: Asked, name: str, method: Search, *, given: Mapping[str, Any], report: Report = None
+    ) -> tuple[Found, RunProblem]:
+        """Find the policy, and write it to the work folder; `given` are the other options of the call.
+
+        Raises UserError where an earlier call for this folder had other options, or other weights of the run.
+        """
         problem = RunProblem(self._run, asked)
+        weights = evaluated_sha256(find(self._run.checkpoint))
+        self._work.mkdir(parents=True, exist_ok=True)
+        assert_same_request(self._work / ASKED, {"weights": weights, **dataclasses.asdict(asked), **given})
         (found,), _ = searched(problem, {name: method}, self._work / "evaluations.jsonl", report=report)
         write_document(self._work / "policy.json", document_of(problem.finished(found.policy)))
         return found, problem
@@ -198,6 +238,8 @@ class Compression:
         else:
             config = read_config(finetuned / "config.yaml")
             model = open_run(finetuned, config=config, world=self._run.world).model
+        plain = freeze(copy.deepcopy(model))
+        policy = {**dict.fromkeys((weight.name for weight in quantisable(plain)), FP32), **policy}
         about = {**about, "batch_norm_batches": reestimate(model, self._run, num_batches=num_batches)}
         summary = write_packed_run(self._run, model.eval(), policy, self._out, about=about, at_most=at_most)
         _refuse(
@@ -206,7 +248,7 @@ class Compression:
                 promised=summary["promised_bytes"],
                 budget=at_most,
                 reported=summary["ratios"],
-                layers=layers_of_file(entries_of(model)[0], policy),
+                layers=layers_of_file(*entries_of(model), policy),
                 state=dense(model),
             )
         )

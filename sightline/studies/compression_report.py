@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,8 @@ from sightline.config.component_words import component_of_words
 from sightline.engine.loading import OpenRun
 from sightline.runs.output_files import write_document, write_file
 from sightline.runs.run_documents import load_document
-from sightline.runs.trained_weights import is_packed
-from sightline.studies.compression import WORK, Compression, FineTuning
+from sightline.runs.trained_weights import evaluated_sha256, find, is_packed
+from sightline.studies.compression import ASKED, WORK, Compression, FineTuning, assert_same_request
 from sightline.studies.train_run import Reporter
 
 __all__ = ["NAME", "CompressionReport", "ReportRow", "gzip_bytes", "markdown_of"]
@@ -67,7 +68,7 @@ class CompressionReport:
     """
 
     def __init__(
-        self, run: OpenRun, out: Path, asked: Asked, tuning: FineTuning, *, method: str, num_batches: int
+        self, run: OpenRun, out: Path, asked: Asked, tuning: FineTuning, *, method: Sequence[str], num_batches: int
     ) -> None:
         self._run = run
         self._out = out
@@ -90,6 +91,11 @@ class CompressionReport:
         """Compute what is not done; after each row the table is written. Raises UnfinishedError for a stopped run."""
         evaluator, world = self._run.evaluator(), self._run.world
         simulated = simulated_of(self._run)
+        tuning = {key: str(value) for key, value in dataclasses.asdict(self._tuning).items()}
+        asked = {**dataclasses.asdict(self._asked), "method": self._method, "num_batches": self._num_batches}
+        weights = evaluated_sha256(find(self._run.checkpoint))
+        assert_same_request(self._out / ASKED, {"weights": weights, **asked, "tuning": tuning})
+        evaluator(self._run.model, world)  # what is compiled and read for the first time is not timed
         evaluation = evaluator(self._run.model, world)
         float_bytes = simulated.base_bytes()
         one = {"weights": 1.0, "codebook": 1.0, "file": 1.0}
@@ -118,7 +124,9 @@ class CompressionReport:
         tuning = replace(self._tuning, is_distilled=spec.is_distilled, seed=seed)
         if spec.policy is None:
             return load_document(job.finetune(None, tuning) / "final.json")
-        policy = policies.setdefault((spec.policy, seed), self._policy(spec.policy, seed, reporter, report))
+        if (spec.policy, seed) not in policies:
+            policies[spec.policy, seed] = self._policy(spec.policy, seed, reporter, report)
+        policy = policies[spec.policy, seed]
         if is_packed(folder) and (folder / "final.json").exists():
             return load_document(folder / SUMMARY) | load_document(folder / "final.json")
         finetuned = job.finetune(policy, tuning) if spec.is_tuned else None
@@ -134,12 +142,14 @@ class CompressionReport:
         if file.exists():
             return policy_of(load_document(file), names, origin=str(file))
         asked = replace(self._asked, seed=seed, protect=self._ends if kind == "preserve_mix" else Protect())
-        component = component_of_words(registry.searches, self._method, ())
+        name, *words = self._method
+        name = "uniform_protected" if (name, kind) == ("uniform", "preserve_mix") else name
+        component = component_of_words(registry.searches, name, words)
         seeded = "seed" in registry.searches.entry(component).arguments
-        component = component_of_words(registry.searches, self._method, [f"seed={seed}"] if seeded else [])
+        component = component_of_words(registry.searches, name, [*words, f"seed={seed}"] if seeded else words)
         method: Search = registry.searches.build(component, facts={})
         job = Compression(self._run, folder, reporter)
-        found, problem = job.search(asked, component.name, method, report=report)
+        found, problem = job.search(asked, component.name, method, given={}, report=report)
         write_file(self._out / f"bits_{kind}_seed_{seed}.svg", bits_svg(found.policy, problem.layers))
         return found.policy
 
@@ -150,7 +160,7 @@ class CompressionReport:
             "checkpoint": str(self._run.checkpoint.resolve()),
             "data": self._run.config.data.name,
             "metrics": metrics,
-            "search": self._method,
+            "search": list(self._method),
             "budget_on": self._asked.budget_on,
             "ratio": self._asked.ratio,
             "epochs": self._tuning.epochs,
@@ -182,10 +192,10 @@ def markdown_of(document: Mapping[str, Any]) -> str:
     """The table as text. What the codebooks do not do comes first."""
     metrics = document["metrics"]
     seconds = [row["test_seconds"] for row in document["rows"] if row["test_seconds"] is not None]
+    times = f": the test part took {seconds[0]:.1f} s in float and {seconds[-1]:.1f} s from a packed file"
     head = ["row", *metrics, "seeds", "bytes of the file", "codes", "with codebooks", "file"]
     lines = [
-        "A codebook makes the file small, not the arithmetic fast: the test part took "
-        f"{seconds[0]:.1f} s in float and {seconds[-1]:.1f} s from a packed file.",
+        f"A codebook makes the file small, not the arithmetic fast{times if len(seconds) > 1 else ''}.",
         "",
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import sys
@@ -26,6 +27,7 @@ from sightline.engine.precision import set_backends
 from sightline.engine.progress import wants_live
 from sightline.errors import UserError
 from sightline.runs.trained_weights import PACKED
+from sightline.schema import nearest
 from sightline.studies.cells import UnfinishedError
 from sightline.studies.compression import WORK, Compression, FineTuning, searched
 from sightline.studies.compression_report import NAME, CompressionReport, markdown_of
@@ -38,6 +40,8 @@ __all__ = ["Budget", "Subject", "Tuning", "apply", "compress", "finetune", "pack
 POLICY = "policy.json"
 SHOWN = 1.2
 """Of the budget: larger policies, most of them with one quantised layer, are not drawn."""
+RECORD = "evaluations.jsonl"
+STEPS = ("run", "search", "apply", "finetune", "pack", "size", "report")
 EVERY_S = 10.0
 """Between two lines of a search's progress where standard error is not a terminal."""
 
@@ -60,16 +64,28 @@ class Subject:
     def arguments(self) -> tuple[str, ...]:
         return tuple(word for word in self.words if word not in self.overrides)
 
+    def assert_without(self, *, arguments: bool = False, overrides: bool = False) -> None:
+        """Raises UserError for words that a step would ignore; those of the model change the run itself."""
+        ignored = [*(self.arguments if arguments else ())]
+        ignored += [word for word in self.overrides if overrides and not word.startswith("model.")]
+        if ignored:
+            raise UserError(f"compress: found {ignored[0]!r}, which this step does not use; leave it out")
+
     def open(self, world: Any) -> OpenRun:
         """The run. Raises UserError where not exactly one is given."""
+        if world.size > 1:
+            raise UserError("compress: runs in one process; start it without a launcher")
+        for path in self.runs if len(self.runs) > 1 else ():
+            if not path.exists():
+                raise UserError(f"compress: '{path}' is neither a step nor a run directory{nearest(str(path), STEPS)}")
         if len(self.runs) != 1:
             raise UserError(f"compress: takes one run directory, {len(self.runs)} are given")
         run = open_run(self.runs[0], checkpoint=self.checkpoint, plugins=self.plugins, world=world)
+        for line in run.notes:
+            note(f"warning: {line}")
         if of_model := [word for word in self.overrides if word.startswith("model.")]:
             config = read_config(run.path / "config.yaml", of_model)
             run = open_run(self.runs[0], config=config, checkpoint=self.checkpoint, world=world)
-        for line in run.notes:
-            note(f"warning: {line}")
         set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
         return run
 
@@ -129,6 +145,11 @@ class Tuning:
     is_distilled: bool | None = None
 
     def of(self, subject: Subject) -> FineTuning:
+        """Raises UserError for numbers that train nothing."""
+        if not 0 < self.rate <= 100:
+            raise UserError(f"--rate {self.rate}: a factor of the run's learning rate, above 0, at most 100")
+        if self.epochs == 0:
+            raise UserError("--epochs 0: trains nothing; 'compress apply' packs without fine-tuning")
         return FineTuning(
             self.epochs,
             self.rate,
@@ -148,16 +169,18 @@ def compress(
     with start_world(device=subject.device) as world:
         run = subject.open(world)
         job = Compression(run, out, Terminal())
-        found, problem = job.search(asked, name, built, report=_Report(name))
+        how = tuning.of(subject) if tuning.epochs != 0 else None
+        given: dict[str, Any] = {"method": (name, *subject.arguments), "overrides": subject.overrides}
+        given |= {"tuning": dataclasses.asdict(tuning)}
+        found, problem = job.search(asked, name, built, given=given, report=_Report(name))
         _show_found([found], problem)
         policy = problem.finished(found.policy)
         finetuned = None
-        if tuning.epochs != 0:
+        if how is not None:
             try:
-                finetuned = job.finetune(policy, tuning.of(subject))
+                finetuned = job.finetune(policy, how)
             except UnfinishedError as error:
-                note("fine-tuning was stopped; the same command goes on with it")
-                return error.code
+                return _stopped(error)
         at_most = problem.problem.budget_bytes if asked.budget_on == "file" else None
         write_file(out / WORK / "bits.svg", bits_svg(policy, problem.layers))
         about = {"search": comparison([found])[0], "budget_bytes": problem.problem.budget_bytes}
@@ -174,15 +197,24 @@ def compress(
 def search(subject: Subject, budget: Budget, *, methods: str, out: Path, json: Path | None) -> int:
     """Search by one or several methods; the best policy goes to policy.json."""
     names = registry.searches.names() if methods == "all" else methods.split(",")
+    subject.assert_without(overrides=True)
     built = _methods(names, subject.arguments, seed=budget.seed)
     asked = budget.asked()
     assert_writable(out / POLICY, option="--out")
     with start_world(device=subject.device) as world:
         problem, found = RunProblem(subject.open(world), asked), []
         for name, one in built.items():
-            (result,), evaluations = searched(problem, {name: one}, out / "evaluations.jsonl", report=_Report(name))
+            try:
+                (result,), evaluations = searched(problem, {name: one}, out / RECORD, report=_Report(name))
+            except UserError as error:
+                if len(built) == 1:
+                    raise
+                note(f"search '{name}' left out: {error}")
+                continue
             write_document(out / f"{name}.{POLICY}", document_of(problem.finished(result.policy)))
             found.append(result)
+        if not found:
+            raise UserError("compress search: no method could be run on this run")
         best = min(found, key=lambda each: (each.loss, each.bytes))
         write_document(out / POLICY, document_of(problem.finished(best.policy)))
         _show_found(found, problem)
@@ -200,6 +232,7 @@ def search(subject: Subject, budget: Budget, *, methods: str, out: Path, json: P
 
 def apply(subject: Subject, policy: Path, *, num_batches: int, out: Path, json: Path | None) -> int:
     """Quantise, pack and evaluate."""
+    subject.assert_without(arguments=True, overrides=True)
     with start_world(device=subject.device) as world:
         run = subject.open(world)
         chosen = read_policy(policy, simulated_of(run).names)
@@ -214,19 +247,22 @@ def apply(subject: Subject, policy: Path, *, num_batches: int, out: Path, json: 
 
 def finetune(subject: Subject, policy: Path, tuning: Tuning, *, out: Path) -> int:
     """Train with quantised weights; the exit code of the training."""
+    subject.assert_without(arguments=True)
+    how = tuning.of(subject)
     with start_world(device=subject.device) as world:
         run = subject.open(world)
         chosen = read_policy(policy, simulated_of(run).names)
     try:
-        path = Compression(run, out, Terminal(), work=out).finetune(chosen, tuning.of(subject))
+        path = Compression(run, out, Terminal(), work=out).finetune(chosen, how)
     except UnfinishedError as error:
-        return error.code
+        return _stopped(error)
     note(f"fine-tuned: {path}; to pack it: sightline compress pack {path} --out DIR")
     return 0
 
 
 def pack(subject: Subject, *, num_batches: int, out: Path, json: Path | None) -> int:
     """Pack a run with quantised weights."""
+    subject.assert_without(arguments=True, overrides=True)
     with start_world(device=subject.device) as world:
         run = subject.open(world)
         if run.config.compress is None:
@@ -243,6 +279,7 @@ def pack(subject: Subject, *, num_batches: int, out: Path, json: Path | None) ->
 
 def size(subject: Subject, policy: Path | None, *, json: Path | None) -> int:
     """Print the bytes of packed files without writing them."""
+    subject.assert_without(arguments=True, overrides=True)
     with start_world(device="cpu") as world:
         simulated = simulated_of(subject.open(world))
     if policy is None:
@@ -274,16 +311,26 @@ def report(
     asked = budget.asked()
     with start_world(device=subject.device) as world:
         run = subject.open(world)
-        study = CompressionReport(run, out, asked, tuning.of(subject), method=method, num_batches=num_batches)
+        study = CompressionReport(
+            run, out, asked, tuning.of(subject), method=(method, *subject.arguments), num_batches=num_batches
+        )
         try:
             document = study(Terminal(), num_seeds=num_seeds, report=_Report(method))
         except UnfinishedError as error:
-            note("a row's fine-tuning was stopped; the same command goes on with it")
-            return error.code
+            return _stopped(error)
     sys.stdout.write(markdown_of(document))
     note(f"written: {out / NAME}.json, {out / NAME}.md")
     write_document(json, document)
     return 0
+
+
+def _stopped(error: UnfinishedError) -> int:
+    """Print why a fine-tuning is not finished; its exit code."""
+    if error.code == 1:
+        note("fine-tuning was not started: see the errors of the checks; 'checks.skip=[CODE]' leaves one out")
+    else:
+        note("fine-tuning was stopped; repeat the command to resume it")
+    return error.code
 
 
 def _bits_of(text: str, *, least: int) -> tuple[int, ...]:
@@ -295,6 +342,8 @@ def _bits_of(text: str, *, least: int) -> tuple[int, ...]:
         bits = []
     if not bits or bits[0] < 1 or bits[-1] > 8:
         raise UserError(f"--bits {text}: give whole numbers from 1 to 8, as 2,4 or 1-8")
+    if bits[-1] < least:
+        raise UserError(f"--bits {text}: linear weights take 2 bits at least")
     return tuple(each for each in bits if each >= least)
 
 

@@ -17,9 +17,9 @@ __all__ = ["compress_app"]
 class _RunByDefault(TyperGroup):
     """`compress RUN` is `compress run RUN`."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        is_named = args[0] in self.commands or args[0].startswith("-")
-        return super().resolve_command(ctx, args if is_named else ["run", *args])
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        is_named = not args or args[0] in self.commands or args[0] == "--help"
+        return super().parse_args(ctx, args if is_named else ["run", *args])
 
 
 compress_app = typer.Typer(
@@ -273,7 +273,7 @@ def size(
 def report(
     words: Words,
     out: Out,
-    ratio: Ratio = 0.1,
+    ratio: Ratio = None,
     num_bytes: Bytes = None,
     on: On = "weights",
     method: Method = "hybrid",
@@ -302,7 +302,7 @@ def report(
 
     runs, others = parted(words)
     asked = verb.Budget(
-        ratio if num_bytes is None else None,
+        0.1 if ratio is None and num_bytes is None else ratio,
         num_bytes,
         on,
         bits,

@@ -357,13 +357,14 @@ def test_mutated_files_are_refused_or_are_other_numbers(sound: bytes, tmp_path: 
 
 
 def test_the_smaller_form_is_taken() -> None:
-    """The spec's examples: bytes of codes and codebook, against half precision."""
+    """The spec's examples: codes and codebook, with 80 bytes for their longer line, against half precision."""
     large = entry_of("w", (262_144,), kind="codebook", bits=3, k=8)
     assert (large.kind, large.code_bytes, large.book_bytes) == ("kq", 98_304, 16)
     assert entry_of("w", (64,), kind="codebook", bits=8, k=64).kind == "f16"
-    small = entry_of("w", (27,), kind="codebook", bits=3, k=8)
-    assert (small.kind, small.code_bytes, small.book_bytes) == ("kq", 11, 16)
-    assert entry_of("w", (8,), kind="codebook", bits=8, k=4, is_float32=True).kind == "kq"
+    small = entry_of("w", (67,), kind="codebook", bits=3, k=8)
+    assert (small.kind, small.code_bytes, small.book_bytes) == ("kq", 26, 16)  # 122 < 134
+    assert entry_of("w", (59,), kind="codebook", bits=3, k=8).kind == "f16"  # 119 > 118
+    assert entry_of("w", (28,), kind="codebook", bits=8, k=4, is_float32=True).kind == "kq"
     assert entry_of("w", (4,), kind="codebook", bits=8, k=4, is_float32=True).kind == "f32"
     assert entry_of("w", (1,), kind="linear", bits=8).kind == "f32"
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sightline.compress.batch_norm import reestimate
+from sightline.compress.packing import layers_of_file
 from sightline.compress.policy import FP16, FP32, Choice, document_of, read_policy
 from sightline.compress.run_problem import Asked, RunProblem, calibration_part, simulated_of
 from sightline.compress.simulated import Simulated
@@ -19,8 +20,9 @@ from sightline.config import read_config
 from sightline.engine.build import build_data
 from sightline.engine.loading import OpenRun, open_run, open_trained
 from sightline.layers.quantisation.activations import calibrated, quantise_inputs
+from sightline.layers.quantisation.layers_of import quantisable
 from sightline.layers.quantisation.parametrised import apply_policy, dense
-from sightline.runs.packed import read_packed, write_packed
+from sightline.runs.packed import entries_of, entry_of, packed_size, ratios, read_packed, write_packed
 from tests.command import run_here
 from tests.processes import ROOT
 
@@ -122,6 +124,31 @@ def test_a_packed_run_is_a_run_to_start_from_but_not_to_resume(packed: Path, tmp
     assert lineage["checkpoint"] == "model.slq"
     done = run_here("compress", packed, "--bytes", BYTES, "--out", packed)
     assert (done.code, "packed run already" in done.err) == (2, True)
+
+
+def test_a_call_that_was_killed_while_it_packed_is_repeated(floats: Path, packed: Path) -> None:
+    """Between the writes of the model, of the config and of the figures, and under other options."""
+    before = (packed / "model.slq").read_bytes()
+    words = ("--bytes", BYTES, "--epochs", "1", "train.steps=2", *SEARCH)
+    for missing in (["final.json"], ["final.json", "config.yaml", "compression.json"]):
+        copy = packed.parent / f"killed_{len(missing)}"
+        shutil.copytree(packed, copy)
+        for name in missing:
+            (copy / name).unlink()
+        done = run_here("compress", floats, *words[:-2], "--device", "cpu", "--out", copy)
+        assert done.code == 0, done.err
+        assert (copy / "model.slq").read_bytes() == before
+        assert json.loads((copy / "final.json").read_text()) == json.loads((packed / "final.json").read_text())
+    (copy / "final.json").unlink()
+    done = run_here("compress", floats, "--bytes", BYTES + 1, *words[2:], "--out", copy)
+    assert (done.code, "is of other options (num_bytes: 48000 there, 48001 here)" in done.err) == (2, True), done.err
+    again = shutil.copytree(floats, packed.parent / "again")
+    other = (again / "checkpoints" / "last").resolve()
+    assert run_here("train", CONFIG, *MODEL, "seed=3", "--no-check", "--out", packed.parent / "other").code == 0
+    shutil.rmtree(other)
+    shutil.copytree((packed.parent / "other" / "checkpoints" / "last").resolve(), other)
+    done = run_here("compress", again, *words, "--out", copy)
+    assert (done.code, "is of other options (weights: " in done.err) == (2, True), done.err
 
 
 def test_an_interrupted_search_comes_to_the_same_policy(floats: Path, packed: Path, tmp_path: Path) -> None:
@@ -238,7 +265,8 @@ def test_statistics_are_the_means_over_the_batches(opened: OpenRun) -> None:
 def _with_first(run: OpenRun, place: int | None) -> OpenRun:
     """The run with the first two batches of its training part, or one of them."""
     size = run.config.train.batch_size
-    indices = run.data.train.indices[: 2 * size] if place is None else run.data.train.indices[place * size :][:size]
+    drawn = np.random.Generator(np.random.PCG64(run.config.seed)).permutation(run.data.train.indices)
+    indices = run.data.train.indices if place is None else drawn[place * size :][:size]
     other = open_run(run.path)
     other.__dict__["data"] = type(run.data)(
         type(run.data.train)(run.data.train.dataset, indices, run.data.train.reader, "train"),
@@ -259,6 +287,14 @@ MISTAKES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "bits in words": (("--ratio", "0.1", "--bits", "two"), "--bits two: give whole numbers"),
     "no such search": (("--ratio", "0.1", "--method", "hybird"), "hybrid"),
     "no such argument": (("--ratio", "0.1", "max_evaluation=50"), "max_evaluations"),
+    "a word that nothing takes": (("--ratio", "0.1", "--method", "uniform", "nonsense=3"), "nonsense"),
+    "a step with a typing error": (("--ratio", "0.1", "serach"), "did you mean 'search'"),
+    "protected and uniform": (
+        ("--ratio", "0.3", "--method", "uniform", "--protect", "head.*"),
+        "take uniform_protected",
+    ),
+    "no rate": (("--ratio", "0.1", "--rate", "0"), "--rate 0.0: a factor of the run's learning rate"),
+    "linear with one bit": (("--ratio", "0.1", "--kind", "linear", "--bits", "1"), "linear weights take 2 bits"),
     "no such layer": (("--ratio", "0.1", "--protect", "haed.*"), "protect.names: no layer is called 'haed.*'"),
 }
 
@@ -273,6 +309,39 @@ def test_a_mistake_ends_in_one_line_and_leaves_nothing(floats: Path, tmp_path: P
     assert not (tmp_path / "out" / "model.slq").exists()
 
 
+@pytest.mark.parametrize("place", ["file", "full", "run"])
+def test_a_folder_that_cannot_be_used_is_refused_before_the_search(floats: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    out = floats if place == "run" else tmp_path / place
+    done = run_here("compress", floats, "--bytes", BYTES, "--out", out)
+    assert (done.code, "search " in done.err, str(out) in done.err) == (2, False, True), done.err
+    assert not (out / "work").exists()
+
+
+def test_shared_and_unnamed_weights_count_in_the_ratios() -> None:
+    model = torch.nn.ModuleDict({"encoder": torch.nn.Linear(64, 64, bias=False), "decoder": torch.nn.Linear(64, 64)})
+    model["decoder"].weight = model["encoder"].weight
+    (name,) = (weight.name for weight in quantisable(model))
+    policy = {name: Choice("codebook", 4)}
+    wanted = Simulated(model, (name,), {}).sizes(policy).ratios
+    apply_policy(model, document_of(policy))
+    layers = layers_of_file(*entries_of(model), policy)
+    assert layers == [(4096, 4, 32)]
+    assert ratios(layers, file_bytes=1, state=dense(model)).codebook == pytest.approx(wanted.codebook)
+
+
+def test_fewer_centres_never_make_a_larger_file() -> None:
+    """Just where a codebook begins to pay, its line in the header is longer than that of plain numbers."""
+    for shape in [(16, 32), (2, 130), (32, 32), (256, 300)]:
+        sizes = [
+            packed_size([entry_of("w", shape, kind="codebook", bits=8, k=k)], {})
+            for k in range(1, min(256, shape[0] * shape[1]) + 1)
+        ]
+        assert sizes == sorted(sizes)
+
+
 def test_the_ratio_that_is_named_as_the_smallest_holds(floats: Path, opened: OpenRun) -> None:
     done = run_here("compress", floats, "--ratio", "0.001", "--out", floats.parent / "no")
     smallest = float(done.err.split("a ratio of ")[1].split(";")[0])
@@ -282,6 +351,8 @@ def test_the_ratio_that_is_named_as_the_smallest_holds(floats: Path, opened: Ope
 
 def test_quantised_and_packed_runs_are_refused_by_name(floats: Path, packed: Path, tmp_path: Path) -> None:
     done = run_here("compress", packed / "work" / "finetuned", "--ratio", "0.1", "--out", tmp_path / "a")
+    assert (done.code, "is quantised already" in done.err) == (2, True), done.err
+    done = run_here("compress", packed, "--ratio", "0.1", "--out", tmp_path / "a")
     assert (done.code, "is quantised already" in done.err) == (2, True), done.err
     done = run_here("compress", "pack", floats, "--out", tmp_path / "b")
     assert (done.code, "not trained with quantised weights" in done.err) == (2, True), done.err

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from sightline import registry
@@ -11,6 +9,7 @@ from sightline.arguments import Seed
 from sightline.compress.policy import Policy, levels_of_actions
 from sightline.compress.search.base import Evaluator, MaxEvaluations, Search
 from sightline.compress.search.problem import Problem
+from sightline.errors import ConfigError
 
 __all__ = ["RandomSearch", "Uniform", "UniformProtected"]
 
@@ -28,10 +27,12 @@ class UniformProtected(Search):
 
 @registry.searches.add("uniform")
 class Uniform(UniformProtected):
-    """The most bits that all layers can have alike, the protected ones too. Source: the baseline of HAQ."""
+    """The most bits that all layers can have alike; none may be protected. Source: the baseline of HAQ."""
 
     def run(self, problem: Problem, evaluator: Evaluator) -> Policy:
-        return super().run(replace(problem, protected={}), evaluator)
+        if problem.protected:
+            raise ConfigError("search 'uniform': gives protected layers no other bits; take uniform_protected")
+        return super().run(problem, evaluator)
 
 
 @registry.searches.add("random")
