@@ -91,7 +91,9 @@ def parsed(words: list[str]) -> dict[str, Any]:
     command: Any = typer.main.get_command(app)
     while hasattr(command, "commands"):
         context = command.make_context("sightline", list(words), resilient_parsing=True)
-        _, command, words = command.resolve_command(context, list(words))
+        given = [*context._protected_args, *context.args]  # with the verb that a group fills in
+        _, command, words = command.resolve_command(context, given)
+        assert command is not None, f"there is no verb '{given[0]}'"
     return command.make_context("sightline", list(words)).params
 
 
