@@ -54,7 +54,7 @@ def curvature_of(simulated: Simulated, step: Step, weights: Mapping[str, float])
 
 
 def _once_differentiable(loss: Tensor) -> set[str]:
-    """Names of the functions behind a loss whose gradient torch is told to have none of its own.
+    """Names of the functions behind a loss that are declared differentiable once.
 
     Torch raises for these only where a gradient reaches them that itself depends on weights; else their share of the
     curvature is lost in silence, as under a loss that is linear in their output.

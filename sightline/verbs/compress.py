@@ -100,11 +100,11 @@ class Budget:
     bits: str
     kind: str
     per_channel: bool
-    protect: tuple[str, ...]
-    protect_ends: int
-    protect_bits: int
     calibration: int
     seed: int
+    protect: tuple[str, ...] | None = None
+    protect_ends: int = 0
+    protect_bits: int = 8
     activations: int | None = None
 
     def asked(self) -> Asked:
@@ -120,7 +120,7 @@ class Budget:
             raise UserError(f"--activations {self.activations}: give 2 to 8 bits")
         if self.protect_bits not in (*range(1, 9), 16, 32):
             raise UserError(f"--protect-bits {self.protect_bits}: give 1 to 8, 16, or 32")
-        protect: Any = {"first": self.protect_ends, "last": self.protect_ends, "names": self.protect}
+        protect: Any = {"first": self.protect_ends, "last": self.protect_ends, "names": self.protect or ()}
         protect["bits"] = self.protect_bits
         return Asked(
             ratio=self.ratio,

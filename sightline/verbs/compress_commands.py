@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,6 +86,24 @@ ALL_BITS = "1-8"
 NUM_BATCHES = 50
 
 
+def _verb() -> Any:
+    with collection_paused():
+        from sightline.verbs import compress as verb
+    return verb
+
+
+def _made(kind: Any, given: dict[str, Any]) -> Any:
+    """A record of the verb from the options that have the names of its fields."""
+    fields = {field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
+def _subject(given: dict[str, Any]) -> Any:
+    runs, words = parted(given["words"])
+    plugins = tuple(given["plugin"] or ())
+    return _verb().Subject(runs, words, given["checkpoint"], plugins, given.get("device", "cpu"))
+
+
 @compress_app.command()
 def run(
     words: Words,
@@ -104,7 +123,7 @@ def run(
     seed: Seed = 0,
     epochs: Epochs = None,
     rate: Rate = 0.1,
-    distil: Distil = None,
+    is_distilled: Distil = None,
     batch_norm: BatchNorm = NUM_BATCHES,
     checkpoint: Checkpoint = "last",
     plugin: Plugins = None,
@@ -114,29 +133,13 @@ def run(
 ) -> int:
     """Search, fine-tune and pack: a run directory whose weights are model.slq, within the budget to the byte.
 
-    The same command goes on where it was interrupted. Samples that searches are tried on are held out of the figures.
+    Repeat the command to resume it. Samples that searches are tried on are held out of the figures.
     """
-    with collection_paused():
-        from sightline.verbs import compress as verb
-
-    runs, others = parted(words)
-    asked = verb.Budget(
-        ratio,
-        num_bytes,
-        on,
-        bits,
-        kind,
-        per_channel,
-        tuple(protect or ()),
-        protect_ends,
-        protect_bits,
-        calibration,
-        seed,
-        activations,
+    given, verb = dict(locals()), _verb()
+    asked = _made(verb.Budget, given)
+    return verb.compress(
+        _subject(given), asked, _made(verb.Tuning, given), method=method, num_batches=batch_norm, out=out, json=json
     )
-    tuning = verb.Tuning(epochs, rate, distil)
-    subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
-    return verb.compress(subject, asked, tuning, method=method, num_batches=batch_norm, out=out, json=json)
 
 
 @compress_app.command()
@@ -163,26 +166,9 @@ def search(
     traceback: Traceback = False,
 ) -> int:
     """Search the bits of each layer within a budget: policy.json, and a table where several methods are given."""
-    with collection_paused():
-        from sightline.verbs import compress as verb
-
-    runs, others = parted(words)
-    asked = verb.Budget(
-        ratio,
-        num_bytes,
-        on,
-        bits,
-        kind,
-        per_channel,
-        tuple(protect or ()),
-        protect_ends,
-        protect_bits,
-        calibration,
-        seed,
-        activations,
-    )
-    subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
-    return verb.search(subject, asked, methods=method, out=out, json=json)
+    given, verb = dict(locals()), _verb()
+    asked = _made(verb.Budget, given)
+    return verb.search(_subject(given), asked, methods=method, out=out, json=json)
 
 
 @compress_app.command()
@@ -198,12 +184,8 @@ def apply(
     traceback: Traceback = False,
 ) -> int:
     """Quantise a run by a policy and pack it, without fine-tuning."""
-    with collection_paused():
-        from sightline.verbs import compress as verb
-
-    runs, others = parted(words)
-    subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
-    return verb.apply(subject, policy, num_batches=batch_norm, out=out, json=json)
+    given, verb = dict(locals()), _verb()
+    return verb.apply(_subject(given), policy, num_batches=batch_norm, out=out, json=json)
 
 
 @compress_app.command()
@@ -213,7 +195,7 @@ def finetune(
     out: Out,
     epochs: Epochs = None,
     rate: Rate = 0.1,
-    distil: Distil = None,
+    is_distilled: Distil = None,
     checkpoint: Checkpoint = "last",
     plugin: Plugins = None,
     device: Device = "auto",
@@ -221,14 +203,10 @@ def finetune(
 ) -> int:
     """Train a run further with the weights quantised by a policy; 'compress pack' packs the result.
 
-    The same command goes on where it was interrupted.
+    Repeat the command to resume it.
     """
-    with collection_paused():
-        from sightline.verbs import compress as verb
-
-    runs, others = parted(words)
-    subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
-    return verb.finetune(subject, policy, verb.Tuning(epochs, rate, distil), out=out)
+    given, verb = dict(locals()), _verb()
+    return verb.finetune(_subject(given), policy, _made(verb.Tuning, given), out=out)
 
 
 @compress_app.command()
@@ -243,12 +221,8 @@ def pack(
     traceback: Traceback = False,
 ) -> int:
     """Pack a run that was trained with quantised weights, and evaluate the file."""
-    with collection_paused():
-        from sightline.verbs import compress as verb
-
-    runs, others = parted(words)
-    subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
-    return verb.pack(subject, num_batches=batch_norm, out=out, json=json)
+    given, verb = dict(locals()), _verb()
+    return verb.pack(_subject(given), num_batches=batch_norm, out=out, json=json)
 
 
 @compress_app.command()
@@ -261,12 +235,8 @@ def size(
     traceback: Traceback = False,
 ) -> int:
     """Print the bytes of a run's packed file without writing it: by a policy, or at 1 to 8 bits everywhere."""
-    with collection_paused():
-        from sightline.verbs import compress as verb
-
-    runs, others = parted(words)
-    subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), "cpu")
-    return verb.size(subject, policy, json=json)
+    given, verb = dict(locals()), _verb()
+    return verb.size(_subject(given), policy, json=json)
 
 
 @compress_app.command()
@@ -294,28 +264,19 @@ def report(
 ) -> int:
     """A table from the float run to mixed bits, fine-tuned and distilled, with the float run trained as long beside it.
 
-    Mix: 4 bits everywhere, 8 in the first and the last layer. The same command goes on where it was interrupted. Writes
+    Mix: 4 bits everywhere, 8 in the first and the last layer. Repeat the command to resume it. Writes
     compression.json and compression.md into --out after every row.
     """
-    with collection_paused():
-        from sightline.verbs import compress as verb
-
-    runs, others = parted(words)
-    asked = verb.Budget(
-        0.1 if ratio is None and num_bytes is None else ratio,
-        num_bytes,
-        on,
-        bits,
-        kind,
-        per_channel,
-        (),
-        0,
-        8,
-        calibration,
-        seed,
-    )
-    tuning = verb.Tuning(epochs, rate)
-    subject = verb.Subject(runs, others, checkpoint, tuple(plugin or ()), device)
+    given, verb = dict(locals()), _verb()
+    given["ratio"] = 0.1 if ratio is None and num_bytes is None else ratio
+    asked = _made(verb.Budget, given)
     return verb.report(
-        subject, asked, tuning, method=method, num_batches=batch_norm, num_seeds=seeds, out=out, json=json
+        _subject(given),
+        asked,
+        _made(verb.Tuning, given),
+        method=method,
+        num_batches=batch_norm,
+        num_seeds=seeds,
+        out=out,
+        json=json,
     )

@@ -10,7 +10,6 @@ import copy
 import itertools
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +35,7 @@ from sightline.tasks.distilled import Distilled
 from sightline.tasks.supervised import Supervised
 from tests.conftest import ROOT
 from tests.doctor.planting import CONFIG
+from tests.doctor.power import print_alarms, processor_time, table
 
 __all__ = ["BUGS", "HEALTHY", "NEW", "Bug", "findings_of", "floats_of", "make_quantised", "planted", "quick", "taught"]
 
@@ -477,41 +477,20 @@ def seconds(model: str) -> dict[str, float]:
     all_checks()
     built = make_quantised(model)
     findings_of(quick(built))  # compiles
-    context, found = quick(built), {}
+    context = quick(built)
     _ = context.rehearsal, context.before_compression
-    for code in NEW:
-        started = time.process_time()
-        CHECKS[code](context)
-        found[code] = time.process_time() - started
-    return found
-
-
-def table(num_seeds: int) -> None:
-    """Print, of so many seeds, with how many each bug is found."""
-    sys.stdout.write(f"| planted bug | check | found, of {num_seeds} seeds |\n|---|---|---|\n")
-    for name, bug in BUGS.items():
-        count = sum(is_found(bug, seed) for seed in range(num_seeds))
-        sys.stdout.write(f"| {name} | `{bug.code}` | {count} |\n")
-        sys.stdout.flush()
-
-
-def healthy(num_seeds: int) -> None:
-    """Print what the checks find in runs without a bug."""
-    count = 0
-    for name, (model, choices) in HEALTHY.items():
-        for seed in range(num_seeds):
-            found = findings_of(quick(make_quantised(model, seed=seed, choices=choices)))
-            count += 1
-            for each in found:
-                sys.stdout.write(f"{name}, seed {seed}: {each}\n")
-    sys.stdout.write(f"{count} runs\n")
+    return processor_time(NEW, context)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["healthy"]:
-        healthy(int(sys.argv[2]))
+        made = itertools.product(HEALTHY.items(), range(int(sys.argv[2])))
+        print_alarms(
+            (f"{name}, seed {seed}", findings_of(quick(make_quantised(model, seed=seed, choices=choices))))
+            for (name, (model, choices)), seed in made
+        )
     elif sys.argv[1:]:
-        table(int(sys.argv[1]))
+        table(BUGS, is_found, int(sys.argv[1]))
     else:
         for each in (*MODELS, "scale_net"):
             spent = seconds(each)

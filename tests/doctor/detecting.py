@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ from sightline.models.detection.retina import RetinaHead
 from sightline.tasks.detect import Detect
 from sightline.types import Sample
 from tests.conftest import ROOT
+from tests.doctor.power import processor_time, table
 
 __all__ = ["BUGS", "NEW", "Bug", "edited", "findings_of", "make_crowds", "quick"]
 
@@ -326,27 +326,14 @@ def seconds() -> dict[str, float]:
     all_checks()
     built = build(read_config(ROOT / "configs/detect/synthetic_crowds_retinanet.yaml"), World())
     findings_of(quick(built))  # compiles
-    context, found = quick(built), {}
+    context = quick(built)
     _ = context.survey, context.rehearsal, context.first_outputs, context.census
-    for code in NEW:
-        started = time.process_time()
-        CHECKS[code](context)
-        found[code] = time.process_time() - started
-    return found
-
-
-def table(num_seeds: int) -> None:
-    """Print, of so many seeds, with how many each bug is found."""
-    sys.stdout.write(f"| planted bug | check | found, of {num_seeds} seeds |\n|---|---|---|\n")
-    for name, bug in BUGS.items():
-        count = sum(is_found(bug, seed) for seed in range(num_seeds))
-        sys.stdout.write(f"| {name} | `{bug.code}` | {count} |\n")
-        sys.stdout.flush()
+    return processor_time(NEW, context)
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        table(int(sys.argv[1]))
+        table(BUGS, is_found, int(sys.argv[1]))
     else:
         spent = seconds()
         lines = [f"{code} {1000 * each:.0f} ms" for code, each in (*spent.items(), ("all", sum(spent.values())))]

@@ -17,12 +17,12 @@ from sightline.layers.quantisation.parametrised import dense
 __all__ = ["changed_tensors", "outputs_of", "quantised_outputs"]
 
 
-_EXPECTED = "other outputs than the float model has, which tell apart what it does, and a state that rests"
+_EXPECTED = "other outputs than the float model has, which distinguish what it does, and a state that rests"
 
 
 @check("G18", "quantised-outputs", "preflight", at="compress.policy", expected=_EXPECTED)
 def quantised_outputs(context: Context) -> list[Finding]:
-    """In evaluation the quantised model differs from the float one, tells inputs apart as it does, and stays the same.
+    """In evaluation the quantised model differs from the float one, distinguishes inputs as well, and stays the same.
 
     It must differ where the loss's gradients reach a weight that quantisation changed.
     """
@@ -55,7 +55,7 @@ def quantised_outputs(context: Context) -> list[Finding]:
             varying and all(name in found and _is_flat(found[name]) for name in varying),
             "the quantised model gives the same for every input",
             ("model.constant_output", "quant.empty_cluster", "quant.policy"),
-            f"{', '.join(varying)}: one value for {num_samples} samples that the float model tells apart",
+            f"{', '.join(varying)}: one value for {num_samples} samples that the float model distinguishes",
             "look for codebooks of one centre or of NaN; give the layers before the outputs more bits",
         ),
     ]

@@ -1,0 +1,43 @@
+"""How often planted bugs are found over seeds, and what checks cost: what the tables of planted bugs have in common."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sightline.doctor.context import CHECKS, Context
+
+__all__ = ["print_alarms", "processor_time", "table"]
+
+Bug = TypeVar("Bug", bound=Any)
+
+
+def processor_time(codes: Iterable[str], context: Context) -> dict[str, float]:
+    """The processor time of each check, in seconds; what checks share is computed before, by the caller."""
+    found = {}
+    for code in codes:
+        started = time.process_time()
+        CHECKS[code](context)
+        found[code] = time.process_time() - started
+    return found
+
+
+def table(bugs: Mapping[str, Bug], is_found: Callable[[Bug, int], bool], num_seeds: int) -> None:
+    """Print, of so many seeds, with how many each bug is found."""
+    sys.stdout.write(f"| planted bug | check | found, of {num_seeds} seeds |\n|---|---|---|\n")
+    for name, bug in bugs.items():
+        count = sum(is_found(bug, seed) for seed in range(num_seeds))
+        sys.stdout.write(f"| {name} | `{bug.code}` | {count} |\n")
+        sys.stdout.flush()
+
+
+def print_alarms(runs: Iterable[tuple[str, Sequence[object]]]) -> None:
+    """Print what was found in runs without a bug, and how many they are."""
+    count = 0
+    for name, found in runs:
+        count += 1
+        for each in found:
+            sys.stdout.write(f"{name}: {each}\n")
+    sys.stdout.write(f"{count} runs\n")
