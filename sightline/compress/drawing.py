@@ -22,14 +22,14 @@ _COLOR_OF = {"codebook": COLORS[1], "linear": COLORS[3], "fp16": COLORS[0], "fp3
 _INPUT = COLORS[2]
 
 
-def pareto_svg(found: Mapping[str, Sequence[Point]]) -> str:
-    """Loss over kilobytes, a mark for each (bytes, loss) that a method found, and a line through the front of all."""
+def pareto_svg(found: Mapping[str, Sequence[Point]], *, counted: str) -> str:
+    """Loss over kilobytes of what is `counted`: a mark for each (bytes, loss) of a method, a line through the front."""
     points = [point for each in found.values() for point in each]
     series = [Series(_FRONT, _in_kilobytes(pareto_front(points)))]
     series += [Series(name, _in_kilobytes(each), has_line=False) for name, each in found.items()]
     losses = [loss for _, loss in points]
     scale: Scale = "logarithmic" if min(losses) > 0 and max(losses) > _WIDE_SPREAD * min(losses) else "linear"
-    panel = Panel("loss", "kilobytes of the packed file", tuple(series), x_scale="linear", y_scale=scale)
+    panel = Panel("loss", f"kilobytes of the {counted}", tuple(series), x_scale="linear", y_scale=scale)
     return render_svg([[panel]], panel_width=560, panel_height=300)
 
 

@@ -221,7 +221,7 @@ def search(subject: Subject, budget: Budget, *, methods: str, out: Path, json: P
         points = {each.method: [(each.bytes, each.loss)] for each in found}
         every = [(problem.problem.bytes_of(each.policy), each.loss) for each in evaluations.all]
         near = [point for point in every if point[0] <= SHOWN * problem.problem.budget_bytes]
-        write_file(out / "search.svg", pareto_svg({"evaluated": near, **points}))
+        write_file(out / "search.svg", pareto_svg({"evaluated": near, **points}, counted=problem.asked.budget_on))
         write_file(out / "bits.svg", bits_svg(best.policy, problem.layers))
     document = {"budget_bytes": problem.problem.budget_bytes, "best": best.method, "searches": comparison(found)}
     write_document(out / "search.json", document)

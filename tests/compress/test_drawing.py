@@ -20,8 +20,8 @@ def texts(root: ElementTree.Element) -> list[str]:
 
 def test_a_mark_for_each_point_and_a_line_through_the_front() -> None:
     found = {"uniform": [(100_000, 0.6), (200_000, 0.3)], "a<b": [(100_000, 0.4), (250_000, 0.35)]}
-    root = ElementTree.fromstring(pareto_svg(found))
-    assert {"Pareto front", "uniform", "a<b", "kilobytes of the packed file"} <= set(texts(root))
+    root = ElementTree.fromstring(pareto_svg(found, counted="file"))
+    assert {"Pareto front", "uniform", "a<b", "kilobytes of the file"} <= set(texts(root))
     marks = [
         (each.get("fill"), float(each.get("cx", 0)), float(each.get("cy", 0))) for each in root.iter(f"{SVG}circle")
     ]
@@ -37,7 +37,7 @@ def test_a_mark_for_each_point_and_a_line_through_the_front() -> None:
 
 
 def test_losses_far_apart_are_on_a_logarithmic_axis() -> None:
-    assert "0.001" in texts(ElementTree.fromstring(pareto_svg({"one": [(1e5, 2.0), (2e5, 0.004)]})))
+    assert "0.001" in texts(ElementTree.fromstring(pareto_svg({"one": [(1e5, 2.0), (2e5, 0.004)]}, counted="codebook")))
 
 
 @pytest.mark.parametrize("last", [Choice("codebook", 1), FP32])

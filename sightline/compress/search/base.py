@@ -108,7 +108,8 @@ def run_search(
 ) -> Found:
     """Run a method. The first report, after one evaluation of the float model, estimates the time of all others.
 
-    A search that was interrupted comes to the same result with the evaluations of its record, repeating none.
+    The last one has the evaluations that were made. An interrupted search comes to the same result with those of its
+    record, repeating none.
     Raises ConfigError where the budget cannot hold.
     """
     problem.assert_feasible(base_bytes=base_bytes)
@@ -125,6 +126,8 @@ def run_search(
         raise ConfigError(f"search '{name}': returned a policy of {size:,} bytes for {problem.budget_bytes:,}")
     num_new, evaluating = evaluations.num_new - new_before, evaluations.new_seconds - seconds_before
     seconds = time.perf_counter() - began
+    if report is not None and evaluator.num_left:
+        report(Progress(evaluator.num_asked, evaluator.num_asked, 0.0))
     return Found(name, policy, loss, size, evaluator.num_asked, num_new, seconds, evaluating, raisable)
 
 

@@ -6,7 +6,7 @@ Each returns findings; none holds a model or reads a run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from sightline.doctor.context import Reporter
 from sightline.doctor.core.finding import Finding, Place
 from sightline.runs.packed import ratios
 
-__all__ = ["batch_dependence", "search_split", "size_promise", "unreset_episode"]
+__all__ = ["search_split", "size_promise", "unreset_episode"]
 
 _TOLERANCE = 1e-4
-"""Of a figure: batches of other sizes round otherwise, by less; a mean of batches is off by more."""
+"""Of a ratio: a reported one is rounded by less."""
 _TEXTS: dict[str, tuple[str, tuple[str, ...], str, str]] = {
     "search-split": (
         "G45",
@@ -33,12 +33,6 @@ _TEXTS: dict[str, tuple[str, tuple[str, ...], str, str]] = {
         ("quant.state_leak", "eval.mode"),
         "the trained model, bit by bit, before and after each evaluation of a policy",
         "quantise a copy in evaluation mode, or load the whole state again, by strict names",
-    ),
-    "batch-dependence": (
-        "G16",
-        ("eval.aggregation", "eval.mode"),
-        "the same figure for every batch size: sums over all samples, divided once",
-        "add sums and counts over the batches, in evaluation mode",
     ),
     "size-promise": (
         "G40",
@@ -66,17 +60,6 @@ def unreset_episode(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
     changed = changed_tensors(before, after)
     measured, summary = f"{len(changed)} tensors: {'; '.join(changed[:3])}", "an evaluation leaves another model behind"
     return [_found("unreset-episode", summary, measured, param=changed[0].split()[0])] if changed else []
-
-
-def batch_dependence(figures: Callable[[int], Mapping[str, float]], *, num_samples: int) -> list[Finding]:
-    """Of what an evaluation returns for a batch size: the same for 1, 7 and all samples."""
-    whole, found = figures(num_samples), []
-    for size in (1, 7):
-        for name, value in figures(size).items():
-            if not math.isclose(value, whole[name], rel_tol=_TOLERANCE, abs_tol=_TOLERANCE**2):
-                found.append(f"{name} {value:.6g} in batches of {size}, {whole[name]:.6g} in one of {num_samples}")
-    summary = "the figures that a search compares depend on the batch size"
-    return [_found("batch-dependence", summary, "; ".join(found), config_path="evaluate.batch_size")] if found else []
 
 
 def size_promise(

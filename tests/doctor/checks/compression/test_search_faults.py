@@ -1,10 +1,8 @@
-"""What searches for bits must not do, planted in a small search: its split, its state, its batches, its sizes."""
+"""What searches for bits must not do, planted in a small search: its split, its state, its sizes."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.doctor.checks.compression.search import batch_dependence, search_split, size_promise, unreset_episode
-from sightline.engine.distributed import World
+from sightline.doctor.checks.compression.search import search_split, size_promise, unreset_episode
 from sightline.layers.quantisation.parametrised import Codebook, apply_policy, dense, freeze, quantised
 from sightline.runs.packed import entries_of, packed_size, ratios, write_packed
-from tests.doctor.planting import assert_complete, make
+from tests.doctor.planting import assert_complete
 
 POLICY = {"0.weight": {"kind": "codebook", "bits": 3}}
 
@@ -114,68 +111,6 @@ class TestEpisodes:
     def test_nan_is_the_same_as_itself(self) -> None:
         state = {"running": torch.tensor([torch.nan, 1.0])}
         assert unreset_episode(state, {"running": state["running"].clone()}) == []
-
-
-class Scores:
-    """Samples with a loss and a label of 5 classes each; the figures of evaluations that deal them to batches."""
-
-    def __init__(self, seed: int, num_samples: int = 60) -> None:
-        draws = np.random.default_rng(seed)
-        self.loss = draws.exponential(size=num_samples)
-        self.label = draws.choice(5, size=num_samples, p=[0.4, 0.3, 0.15, 0.1, 0.05])
-        self.predicted = np.where(draws.random(num_samples) < 0.7, self.label, draws.choice(5, size=num_samples))
-        self.order = draws
-
-    def batches(self, size: int) -> list[np.ndarray]:
-        return [np.arange(start, min(start + size, len(self.loss))) for start in range(0, len(self.loss), size)]
-
-    def iou(self, rows: np.ndarray) -> float:
-        """Of the classes that are there."""
-        label, predicted = self.label[rows], self.predicted[rows]
-        each = [
-            ((label == k) & (predicted == k)).sum() / max(1, ((label == k) | (predicted == k)).sum())
-            for k in set(label)
-        ]
-        return float(np.mean(each))
-
-    def summed(self, size: int) -> Mapping[str, float]:
-        return {"loss": sum(self.loss[rows].sum() for rows in self.batches(size)) / len(self.loss)}
-
-    def mean_of_means(self, size: int) -> Mapping[str, float]:
-        return {"loss": float(np.mean([self.loss[rows].mean() for rows in self.batches(size)]))}
-
-    def mean_of_ious(self, size: int) -> Mapping[str, float]:
-        return {"iou": float(np.mean([self.iou(rows) for rows in self.batches(size)]))}
-
-    def without_the_last(self, size: int) -> Mapping[str, float]:
-        full = [rows for rows in self.batches(size) if len(rows) == size]
-        return {"loss": float(np.concatenate([self.loss[rows] for rows in full]).mean())}
-
-    def statistics_of_the_batch(self, size: int) -> Mapping[str, float]:
-        """As batch norms in training mode do."""
-        return {"loss": sum(((self.loss[rows] - self.loss[rows].mean()) ** 2).sum() for rows in self.batches(size))}
-
-
-class TestBatches:
-    @pytest.mark.parametrize("seed", range(10))
-    @pytest.mark.parametrize("bug", ["mean_of_means", "mean_of_ious", "without_the_last", "statistics_of_the_batch"])
-    def test_figures_of_each_batch(self, bug: str, seed: int) -> None:
-        (finding,) = batch_dependence(getattr(Scores(seed), bug), num_samples=60)
-        assert_complete(finding)
-        assert finding.cause == "eval.aggregation"
-        assert "in batches of 7" in finding.measured
-
-    def test_sums_over_all(self) -> None:
-        assert batch_dependence(Scores(0).summed, num_samples=60) == []
-
-    def test_the_evaluator_of_a_run(self, tmp_path: Path) -> None:
-        built = make(tmp_path, "data.train_size=40", "data.test_size=12")
-
-        def figures(size: int) -> Mapping[str, float]:
-            found = dataclasses.replace(built.test, batch_size=size)(built.job.model, World())
-            return {**found.metrics, **found.losses}
-
-        assert batch_dependence(figures, num_samples=len(built.test.indices)) == []
 
 
 class TestSizes:
