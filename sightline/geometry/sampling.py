@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sightline.compiled import suits
 from sightline.geometry.distances import assert_finite, comparable, paired_squared_distances
-from sightline.geometry.sampling_kernels import sample_by_leaves
+from sightline.geometry.sampling_kernels import sample_by_trees
 
 __all__ = ["farthest_point_sample"]
 
@@ -39,7 +39,7 @@ def farthest_point_sample(
     if min_squared_norm is not None:
         is_barred = paired_squared_distances(points, torch.zeros_like(points)) <= min_squared_norm
         nearest_BN[is_barred] = -1  # below every distance, and stays so
-    sample = sample_by_leaves if suits(points) and points.numel() else _sample_plainly
+    sample = sample_by_trees if suits(points) and points.numel() else _sample_plainly
     return sample(points, nearest=nearest_BN, first=first, num_samples=num_samples)
 
 

@@ -1,4 +1,4 @@
-"""Farthest-point sampling compiled for the CPU: leaves whose points cannot have come nearer are left alone."""
+"""Farthest-point sampling compiled for the CPU: parts of a cloud that cannot have come nearer are left alone."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import torch
 from torch import Tensor
 
 from sightline.compiled import compiled, in_threads
-from sightline.geometry.trees import LEAF, build_trees
+from sightline.geometry.curve_trees import build_curve_trees
+from sightline.geometry.trees import LEAF
 
-__all__ = ["sample_by_leaves"]
+__all__ = ["sample_by_trees"]
+
+FAN = 16
+"""Nodes whose bounds are taken at once: those four levels of a tree below one, which lie side by side."""
 
 
-def sample_by_leaves(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
+def sample_by_trees(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
     """The plain loop's choice. `nearest` (B, N): what each point's distance starts from; it is not changed.
 
-    Each leaf keeps the largest distance in it. A chosen point whose bound to the leaf's box is not below that changes
-    nothing in the leaf. Source: the pruning of Han et al. 2023 (QuickFPS), section III; the bound, `trees`.
+    Each node keeps the largest distance below it. A chosen point whose bound to the node's box is not below that
+    changes nothing in the node, so that a choice costs the leaves around it and the way to them, however large the
+    cloud. Source: the pruning of Han et al. 2023 (QuickFPS), section III; the bound, `trees`.
     """
-    trees = build_trees(points)
+    trees = build_curve_trees(points)
     index = np.empty((len(points), num_samples), dtype=np.int64)
     in_threads(_sample, len(points), points.contiguous().numpy(), nearest.numpy(), first.numpy(), *trees, index)
     return torch.from_numpy(index)
@@ -40,97 +45,130 @@ def _sample(
     num_leaves, num_channels = blocks.shape[1], blocks.shape[2]
     distances = np.empty((num_leaves, LEAF), dtype=blocks.dtype)
     measured = np.empty(LEAF, dtype=blocks.dtype)
-    bounds = np.empty(num_leaves, dtype=blocks.dtype)
-    largest = np.empty(num_leaves, dtype=blocks.dtype)
-    where = np.empty(num_leaves, dtype=np.int64)
+    bounds = np.empty(FAN, dtype=blocks.dtype)
     slots = np.empty(num_leaves, dtype=np.int64)
-    low = np.empty((num_channels, num_leaves), dtype=blocks.dtype)
-    high = np.empty((num_channels, num_leaves), dtype=blocks.dtype)
+    largest = np.empty(2 * num_leaves, dtype=blocks.dtype)  # of nodes; 0 is that of the whole cloud
+    where = np.empty(2 * num_leaves, dtype=np.int64)
+    opened = np.empty(2 * num_leaves, dtype=np.int64)
+    low = np.empty((num_channels, 2 * num_leaves), dtype=blocks.dtype)
+    high = np.empty((num_channels, 2 * num_leaves), dtype=blocks.dtype)
+    top = num_leaves
+    while top > FAN:
+        top //= FAN
     for cloud in range(first, last):
-        own_order = order[cloud]
+        own_order, own_blocks = order[cloud], blocks[cloud]
+        for node in range(1, 2 * num_leaves):
+            low[:, node], high[:, node] = boxes[cloud, node, 0], boxes[cloud, node, 1]
         for leaf in range(num_leaves):
-            low[:, leaf], high[:, leaf] = boxes[cloud, num_leaves + leaf, 0], boxes[cloud, num_leaves + leaf, 1]
             distances[leaf] = -np.inf
             for slot in range(starts[leaf + 1] - starts[leaf]):
                 distances[leaf, slot] = nearest[cloud, own_order[starts[leaf] + slot]]
-            slots[leaf] = _slot_of_largest(distances[leaf], own_order, starts[leaf], starts[leaf + 1])
-            largest[leaf], where[leaf] = distances[leaf, slots[leaf]], own_order[starts[leaf] + slots[leaf]]
+            _take_farthest_slot(leaf, distances, own_order, starts, slots, largest, where)
+        level = num_leaves
+        while level > top:
+            level //= FAN
+            for node in range(level, 2 * level):
+                _take_farthest_of(node, FAN * node, FAN, largest, where)
+        _take_farthest_of(0, top, top, largest, where)
         place = starts_at[cloud]
         for sample in range(index.shape[1]):
             index[cloud, sample] = place
             centre = points[cloud, place]
-            _bound_all(centre, low, high, bounds)
-            place = _farthest_after(
-                centre, bounds, blocks[cloud], own_order, starts, measured, distances, slots, largest, where
-            )
+            num_opened, turn = _open(centre, top, top, low, high, largest, bounds, opened, 0), 0
+            while turn < num_opened:
+                node = opened[turn]
+                turn += 1
+                if node < num_leaves:
+                    num_opened = _open(centre, FAN * node, FAN, low, high, largest, bounds, opened, num_opened)
+                    continue
+                leaf = node - num_leaves
+                _approach(centre, leaf, own_blocks, measured, distances)
+                if distances[leaf, slots[leaf]] < largest[node]:  # distances only fall: else it is the largest still
+                    _take_farthest_slot(leaf, distances, own_order, starts, slots, largest, where)
+            for turn in range(num_opened - 1, -1, -1):
+                if opened[turn] < num_leaves:
+                    _take_farthest_of(opened[turn], FAN * opened[turn], FAN, largest, where)
+            _take_farthest_of(0, top, top, largest, where)
+            place = where[0]
 
 
 @compiled
-def _farthest_after(
+def _open(
     centre: np.ndarray,
-    bounds: np.ndarray,
-    blocks: np.ndarray,
-    order: np.ndarray,
-    starts: np.ndarray,
-    measured: np.ndarray,
-    distances: np.ndarray,
-    slots: np.ndarray,
+    begin: int,
+    count: int,
+    low: np.ndarray,
+    high: np.ndarray,
     largest: np.ndarray,
-    where: np.ndarray,
+    bounds: np.ndarray,
+    opened: np.ndarray,
+    num_opened: int,
 ) -> int:
-    """The index of the point farthest from all chosen ones, the centre among them; of equal ones, the lowest."""
-    farthest, place = blocks.dtype.type(-2), where[0]  # below every distance
-    for leaf in range(len(bounds)):
-        if bounds[leaf] < largest[leaf]:
-            _approach(centre, blocks[leaf], measured, distances[leaf])
-            # Distances only fall: where the largest stays, it is the largest still.
-            if distances[leaf, slots[leaf]] < largest[leaf]:
-                slots[leaf] = _slot_of_largest(distances[leaf], order, starts[leaf], starts[leaf + 1])
-                largest[leaf] = distances[leaf, slots[leaf]]
-                where[leaf] = order[starts[leaf] + slots[leaf]]
-        distance = largest[leaf]
-        if distance >= farthest and (distance > farthest or where[leaf] < place):
-            farthest, place = distance, where[leaf]
-    return place
-
-
-@compiled
-def _bound_all(centre: np.ndarray, low: np.ndarray, high: np.ndarray, bounds: np.ndarray) -> None:
-    """What the squared distance from the centre to any point of each box is at least; see `trees`."""
+    """Adds those of `count` nodes from `begin` on to `opened` in which the centre can lower a distance."""
     zero = bounds.dtype.type(0)
     bounds[:] = 0
     for channel in range(len(centre)):
         value = centre[channel]
-        for leaf in range(len(bounds)):
-            outside = max(low[channel, leaf] - value, value - high[channel, leaf], zero)
-            bounds[leaf] += outside * outside
+        for place in range(count):
+            node = begin + place
+            outside = max(low[channel, node] - value, value - high[channel, node], zero)
+            bounds[place] += outside * outside
+    for place in range(count):
+        if bounds[place] < largest[begin + place]:
+            opened[num_opened] = begin + place
+            num_opened += 1
+    return num_opened
 
 
 @compiled
-def _approach(centre: np.ndarray, block: np.ndarray, measured: np.ndarray, distances: np.ndarray) -> None:
+def _take_farthest_of(node: int, begin: int, count: int, largest: np.ndarray, where: np.ndarray) -> None:
+    """Gives a node the largest distance of `count` others, and the index of its point; of equal ones, the lowest."""
+    farthest, index = largest[begin], where[begin]
+    for other in range(begin + 1, begin + count):
+        distance = largest[other]
+        if distance >= farthest and (distance > farthest or where[other] < index):
+            farthest, index = distance, where[other]
+    largest[node], where[node] = farthest, index
+
+
+@compiled
+def _take_farthest_slot(
+    leaf: int,
+    distances: np.ndarray,
+    order: np.ndarray,
+    starts: np.ndarray,
+    slots: np.ndarray,
+    largest: np.ndarray,
+    where: np.ndarray,
+) -> None:
+    """Gives a leaf its largest distance, its slot, and the index of its point; of equal ones, the lowest."""
+    quarter, highest = LEAF // 4, distances[leaf, 0]
+    for slot in range(quarter):  # in this form the compiler makes vectors of it
+        one = max(distances[leaf, slot], distances[leaf, slot + quarter])
+        other = max(distances[leaf, slot + 2 * quarter], distances[leaf, slot + 3 * quarter])
+        highest = max(highest, max(one, other))
+    begin, chosen = starts[leaf], -1
+    for slot in range(starts[leaf + 1] - begin):
+        if distances[leaf, slot] == highest and (chosen < 0 or order[begin + slot] < order[begin + chosen]):
+            chosen = slot
+    node = len(starts) - 1 + leaf
+    slots[leaf], largest[node], where[node] = chosen, highest, order[begin + chosen]
+
+
+@compiled
+def _approach(centre: np.ndarray, leaf: int, blocks: np.ndarray, measured: np.ndarray, distances: np.ndarray) -> None:
     """Lowers the distances of a leaf's places to those from the centre, where these are smaller."""
     if len(centre) == 3:  # the usual case, written out: the sums stay in registers
         x, y, z = centre[0], centre[1], centre[2]
         for slot in range(LEAF):
-            to_x, to_y, to_z = block[0, slot] - x, block[1, slot] - y, block[2, slot] - z
-            distances[slot] = min(distances[slot], to_x * to_x + to_y * to_y + to_z * to_z)
+            to_x, to_y, to_z = blocks[leaf, 0, slot] - x, blocks[leaf, 1, slot] - y, blocks[leaf, 2, slot] - z
+            distances[leaf, slot] = min(distances[leaf, slot], to_x * to_x + to_y * to_y + to_z * to_z)
         return
     measured[:] = 0
     for channel in range(len(centre)):
         value = centre[channel]
         for slot in range(LEAF):
-            difference = block[channel, slot] - value
+            difference = blocks[leaf, channel, slot] - value
             measured[slot] += difference * difference
     for slot in range(LEAF):
-        distances[slot] = min(distances[slot], measured[slot])
-
-
-@compiled
-def _slot_of_largest(distances: np.ndarray, order: np.ndarray, begin: int, end: int) -> int:
-    """The slot of a leaf's largest distance; of equal ones, that of the lowest index."""
-    chosen, highest = 0, distances[0]
-    for slot in range(1, end - begin):
-        distance = distances[slot]
-        if distance >= highest and (distance > highest or order[begin + slot] < order[begin + chosen]):
-            chosen, highest = slot, distance
-    return chosen
+        distances[leaf, slot] = min(distances[leaf, slot], measured[slot])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sightline.compiled import compiled, in_threads
 
-__all__ = ["LEAF", "Trees", "build_trees"]
+__all__ = ["LEAF", "Trees", "build_trees", "empty_trees"]
 
 LEAF = 32
 """Places in a leaf: loops over a whole leaf have a known length, and the compiler makes vectors of them."""
@@ -38,21 +38,26 @@ class Trees(NamedTuple):
     boxes: np.ndarray
 
 
-def build_trees(points: Tensor) -> Trees:
-    """The trees of `points` (B, N, C), float32 or float64 on the CPU, N at least 1."""
-    values_BNC = points.numpy()
-    num_clouds, num_points, num_channels = values_BNC.shape
+def empty_trees(points: Tensor) -> Trees:
+    """Room for the trees of `points` (B, N, C), in `order` the points as they are given."""
+    values = points.numpy()
+    num_clouds, num_points, num_channels = values.shape
     num_leaves = 1
     while num_leaves * LEAF < num_points:
         num_leaves *= 2
-    trees = Trees(
-        blocks=np.full((num_clouds, num_leaves, num_channels, LEAF), np.inf, dtype=values_BNC.dtype),
+    return Trees(
+        blocks=np.full((num_clouds, num_leaves, num_channels, LEAF), np.inf, dtype=values.dtype),
         order=np.tile(np.arange(num_points), (num_clouds, 1)),
         starts=num_points * np.arange(num_leaves + 1) // num_leaves,
-        boxes=np.zeros((num_clouds, 2 * num_leaves, 2, num_channels), dtype=values_BNC.dtype),
+        boxes=np.zeros((num_clouds, 2 * num_leaves, 2, num_channels), dtype=values.dtype),
     )
-    sorted_BCN = values_BNC.transpose(0, 2, 1).copy()
-    in_threads(_build, num_clouds, sorted_BCN, *trees)
+
+
+def build_trees(points: Tensor) -> Trees:
+    """The k-d trees of `points` (B, N, C), float32 or float64 on the CPU, N at least 1."""
+    trees = empty_trees(points)
+    sorted_BCN = points.numpy().transpose(0, 2, 1).copy()
+    in_threads(_build, len(points), sorted_BCN, *trees)
     return trees
 
 

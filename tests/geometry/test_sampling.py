@@ -58,6 +58,22 @@ def test_every_choice_is_that_of_the_plain_rule(
     assert index.tolist() == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_points", [513, 8_193, 20_000])
+def test_every_choice_from_clouds_with_several_levels_of_nodes(num_points: int, dtype: torch.dtype) -> None:
+    drawn = torch.randn(num_points, 3, dtype=dtype)
+    grid = torch.randint(0, 7, (num_points, 3)).to(dtype) / 10  # far more points than places
+    points, count = torch.stack([drawn, grid, drawn * 1e4]), 400  # distances above 1e5 count as 1e5
+    index = farthest_point_sample(points, num_samples=count, start=num_points - 1)
+    assert index.tolist() == [by_numpy(cloud, count, num_points - 1) for cloud in points]
+    barred = farthest_point_sample(points, num_samples=count, min_squared_norm=1.5)
+    assert (points[0, barred[0, 1:]].square().sum(dim=1) > 1.5).all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "suits", lambda *tensors: False)
+        plain = farthest_point_sample(points, num_samples=count, min_squared_norm=1.5)
+    assert torch.equal(barred, plain)
+
+
 def test_all_points_alike_repeat_the_first_index(form: str) -> None:
     """All distances are 0 after the start: the lowest index has the largest one."""
     assert farthest_point_sample(torch.ones(1, 70, 3), num_samples=4, start=9).tolist() == [[9, 0, 0, 0]]
