@@ -32,6 +32,23 @@ app.add_typer(data_app, name="data")
 app.add_typer(compress_app, name="compress")
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"sightline {version('sightline')}, torch {version('torch')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version, and exit")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def train(
     config: Config,

@@ -258,10 +258,10 @@ class Registry:
         return (built[0] if built else None), stated
 
     def _unknown_name(self, component: Component) -> Fault:
-        there_are = f"; there are {', '.join(sorted(self._entries))}; parts of your own need --plugin FILE.py"
-        hint = nearest(component.name, self._entries, otherwise=there_are)
+        hint = nearest(component.name, self._entries, otherwise=f"; there are {', '.join(sorted(self._entries))}")
+        own = f"{' P' if hint.endswith('?') else '; p'}arts of your own need --plugin FILE.py"
         where = component.origins.get("name", _below(component.where, "name"))
-        return Fault(where, f"no {self.noun} is called '{component.name}'{hint}")
+        return Fault(where, f"no {self.noun} is called '{component.name}'{hint}{own}")
 
     def _unknown_or_ill_typed(self, component: Component, entry: Entry) -> Iterator[Fault]:
         for name, value in component.arguments.items():

@@ -6,9 +6,11 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
 from sightline.models.published.published_models import MODELS
 from tests.command import run_here
@@ -29,6 +31,7 @@ VERBS = (
 )
 HEAVY = ("torch", "numpy", "yaml", "scipy", "h5py", "PIL", "tensorboard", "wandb")
 HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
+SHIPPED = Path(__file__).parents[1] / "configs" / "classify"
 
 
 @pytest.mark.processes
@@ -62,6 +65,12 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
         (["train", HEALTHY, "--processes", "0"], "--processes"),
         (["train", HEALTHY, "--device", "gpu"], "--device: found 'gpu', allowed are auto, cpu, cuda"),
         (["train", "nosuch.yaml"], "nosuch.yaml: no such file"),
+        (["train", SHIPPED / "pointnet.yaml"], "no such file; did you mean 'modelnet10_pointnet.yaml'?"),
+        (["train", SHIPPED / "modelnet10_pointne.yaml"], "no such file; did you mean 'modelnet10_pointnet.yaml'?"),
+        (["train", HEALTHY, "--epochs", "2"], "--epochs: is not an option; a value of the config is given as train.ep"),
+        (["train", HEALTHY, "--lr=1"], "--lr: is not an option; a value of the config is given as optimizer.lr=VALUE"),
+        (["check", HEALTHY, "--batch-size", "2"], "given as train.batch_size=VALUE or evaluate.batch_size=VALUE"),
+        (["check", HEALTHY, "--seed", "2"], "--seed: is not an option; a value of the config is given as seed=VALUE"),
         (["train", HEALTHY.parent], "is a folder, neither a config nor a run (no config.yaml in it)"),
         (["check", "epochs=3"], "epochs=3: no such file; the config comes first, key=value after it"),
         (["show", HEALTHY.with_name("_helthy.yaml")], "no such file; did you mean '_healthy.yaml'?"),
@@ -148,6 +157,11 @@ def test_traceback_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:
     assert code == 2
     assert "Traceback (most recent call last)" in err
     assert err.rstrip().endswith("none.yaml: no such file")
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    done = run_here("--version")
+    assert done.out == f"sightline {version('sightline')}, torch {torch.__version__}\n"
 
 
 def test_a_value_longer_than_a_file_name_is_a_value() -> None:

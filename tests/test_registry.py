@@ -105,7 +105,10 @@ def test_summary_and_source_come_from_the_docstring(parts: Registry) -> None:
                 "5: names.1: found 5, allowed is text",
             ],
         ),
-        (block("min"), ["3: name: no model is called 'min'; did you mean 'mine'?"]),
+        (
+            block("min"),
+            ["3: name: no model is called 'min'; did you mean 'mine'? Parts of your own need --plugin FILE.py"],
+        ),
         (
             block("zzz"),
             ["3: name: no model is called 'zzz'; there are mine, strict; parts of your own need --plugin FILE.py"],

@@ -85,14 +85,19 @@ def _read_text(path: Path) -> str:
 
 
 def _similar(path: Path) -> str:
-    """What else the user may have meant: a config beside it, or an override in the config's place."""
+    """What else the user may have meant: a config beside it, or an override in the config's place.
+
+    A config whose name begins with _ is a part of others, and cannot train.
+    """
     if "=" in path.name:
         return "; the config comes first, key=value after it"
     try:
         names = [name for name in os.listdir(path.parent) if name.endswith((".yaml", ".yml"))]
     except OSError:
         return ""
-    return nearest(path.name, names, otherwise="")
+    names = [name for name in names if path.name.startswith("_") or not name.startswith("_")]
+    holding = [name for name in names if path.stem in name]
+    return nearest(path.name, [min(sorted(holding), key=len)] if holding else names, otherwise="")
 
 
 class _LimitError(yaml.MarkedYAMLError):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import sys
 import traceback
+from typing import get_type_hints
 
+from sightline.config import RunConfig
 from sightline.engine.failure import report_failure
 from sightline.errors import RunError, UserError, in_one_line
+from sightline.registry import optimizers
 
 __all__ = ["explain", "fail"]
 
@@ -22,6 +26,8 @@ def explain(error: Exception) -> int:
         if message.startswith("Usage:"):  # no command was given: print the help, not an error
             sys.stderr.write(message.rstrip() + "\n")
             return 2
+        if (option := getattr(error, "option_name", None)) is not None:
+            message = _keys_of(option) or message
         if message.startswith("Missing option"):
             message = f"{message.rstrip('.')}: {getattr(getattr(error, 'param', None), 'help', '')}"
         return fail(message, 2, error)
@@ -34,6 +40,19 @@ def explain(error: Exception) -> int:
     if isinstance(error, ValueError):
         return fail(f"{error} (--traceback shows where this arose)", 1, error)
     return fail("".join(traceback.format_exception(error)).strip(), 1, None)
+
+
+def _keys_of(option: str) -> str:
+    """What to write for a key of a config that was given as an option; empty where no key has its name."""
+    name = option.lstrip("-").replace("-", "_")
+    keys = [name] if name in get_type_hints(RunConfig) else []
+    for block, kind in get_type_hints(RunConfig).items():
+        if dataclasses.is_dataclass(kind):
+            keys += [f"{block}.{each.name}" for each in dataclasses.fields(kind) if each.name == name]
+    if any(name in optimizers.entry_of(each).arguments for each in optimizers.names()):
+        keys.append(f"optimizer.{name}")
+    listed = " or ".join(f"{key}=VALUE" for key in keys)
+    return f"{option}: is not an option; a value of the config is given as {listed}" if keys else ""
 
 
 def fail(message: str, exit_code: int, error: Exception | None) -> int:

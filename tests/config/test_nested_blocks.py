@@ -13,6 +13,7 @@ from sightline.types import Component, Where
 from tests.command import run_here
 
 HEALTHY = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
+PLUGIN = " Parts of your own need --plugin FILE.py"
 CONFIG = """\
 model:
   name: crosspoint
@@ -97,7 +98,7 @@ A_BLOCK = "a block of `name:` and its arguments, of `sightline list point_encode
             "num_neighbors",
             "6: model.points.num_neighbors: 'dgcnn' has no such argument; did you mean 'num_neighbours'?",
         ),
-        ("dgcnn", "dgcn", "5: model.points.name: no point encoder is called 'dgcn'; did you mean 'dgcnn'?"),
+        ("dgcnn", "dgcn", f"5: model.points.name: no point encoder is called 'dgcn'; did you mean 'dgcnn'?{PLUGIN}"),
         ("15", "'15'", "6: model.points.num_neighbours: found the text '15', allowed is a whole number, at least 1"),
         ("15", "0", "6: model.points.num_neighbours: found 0, allowed is a whole number, at least 1"),
         (
@@ -105,7 +106,11 @@ A_BLOCK = "a block of `name:` and its arguments, of `sightline list point_encode
             "in_channels: 3",
             "6: model.points.in_channels: 'in_channels' is given by the data set; remove it here",
         ),
-        ("name: vit", "name: vits", "7: model.images.name: no image encoder is called 'vits'; did you mean 'vit'?"),
+        (
+            "name: vit",
+            "name: vits",
+            f"7: model.images.name: no image encoder is called 'vits'; did you mean 'vit'?{PLUGIN}",
+        ),
         (
             "std: 0.02",
             "sdt: 0.02",
