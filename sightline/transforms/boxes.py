@@ -80,7 +80,8 @@ class FitImage:
             return self.canvas
         if self.mode == "letterbox":
             return fitting(height, width, self.canvas)
-        assert self.short_px is not None and self.long_px is not None
+        assert self.short_px is not None
+        assert self.long_px is not None
         return _times(height, width, min(self.short_px / min(height, width), self.long_px / max(height, width)))
 
 

@@ -1,8 +1,8 @@
 """Several images with their boxes as one: mosaic and mix-up; pure, as all transforms.
 
 Both take `others`, which draws further images of the training part (data/loading/reading.py), the same for any number
-of workers and after a resume. `to_canvas` stays that of the sample itself, as `truth` and `file_px` do: a combined image
-is trained on, never scored.
+of workers and after a resume. `to_canvas` is about the sample's own image, as `truth` and `file_px` are: a combined
+image is trained on, never scored.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _JOINED = ("boxes", "label", "is_ignored")
 
 @registry.transforms.add("mosaic")
 class Mosaic(Losing):
-    """Four images meet on a grey canvas of twice `height` x `width`, at a point uniform in the middle half of each side.
+    """Four images meet on a grey canvas of twice `height` x `width`, at a point of the middle half of each side.
 
-    Each is fitted into `height` x `width` and lies with a corner at that point, the sample itself at the upper left, as
-    far as the canvas reaches. A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at the border
-    of their own image. Else, and in the last `plain_epochs` of a run, the image lies alone in the middle of that canvas.
-    `turn_image` with `canvas: [height, width]` follows. Source: Bochkovskiy et al. 2020, YOLOv4, section 3.4, as YOLOv5
-    draws it; plain last epochs: Ge et al. 2021, YOLOX, section 2.1.
+    Each is fitted into `height` x `width` and has a corner at that point, the sample itself at the upper left; what
+    the canvas does not hold is cut off. A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at
+    the border of what is left of their own image. Without a mosaic, as in the last `plain_epochs` of a run, the image
+    lies alone in the middle. `turn_image` with `canvas: [height, width]` follows.
+    Source: Bochkovskiy et al. 2020, YOLOv4, section 3.4, as YOLOv5 draws it; plain epochs: Ge et al. 2021, YOLOX, 2.1.
     """
 
     def __init__(

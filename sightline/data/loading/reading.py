@@ -86,8 +86,9 @@ class Pipeline:
 
     def _others(self, draws: Draws, keys: Sequence[SampleKey], place: int, until_epoch: int | None) -> _Others | None:
         """What reads further samples for the transform at a place; None where it combines nothing any more."""
-        assert self._read is not None and self._indices is not None and len(keys) == 1, "samples are read one by one"
-        read, indices, key = self._read, self._indices, keys[0]
+        read, indices, (key,) = self._read, self._indices, keys
+        assert read is not None
+        assert indices is not None
 
         def others(count: int) -> list[Batch]:
             changed = []
@@ -95,9 +96,7 @@ class Pipeline:
                 # A seed of its own: elsewhere in this epoch the same sample is drawn otherwise.
                 other = SampleKey(int(indices[chosen % len(indices)]), key.epoch, seed >> 1, key.step)
                 batch = read(other)
-                for _, batch in itertools.islice(self.steps(batch, [other]), place):  # noqa: B020 - the last one
-                    pass
-                changed.append(batch)
+                changed.append([batch, *(each for _, each in itertools.islice(self.steps(batch, [other]), place))][-1])
             return changed
 
         return None if until_epoch is not None and key.epoch >= until_epoch else others
