@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sightline.binding import Offer, UnboundError, bind
 from sightline.data.boxes.detections import BoxImages, Detections, Results, read_results, shared_ids
-from sightline.data.boxes.records import truth_of
+from sightline.data.boxes.records import truth_of, visible_of
 from sightline.data.store.native import listing
 from sightline.engine.build import Part, build_metrics
 from sightline.engine.distributed import World
@@ -91,12 +91,14 @@ def score_boxes(part: Part, components: Sequence[Component], path: Path) -> tupl
     images = box_images(part)
     given = read_results(_file_of(path), images)
     order = np.argsort([each.image.image_id for each in given.found], kind="stable")  # equal scores: as pycocotools
-    truth = [truth_of(images.record(int(index))) for index in order]
+    records = [images.record(int(index)) for index in order]
     found = [given.found[index] for index in order]
     detections = [np.column_stack([each.boxes, each.scores, each.label]) for each in found]
     batch = {
         "sample_index": torch.arange(len(images)),
-        **_joined("truth", truth, "truth_offsets"),
+        "file_px": torch.tensor([(each.image.height, each.image.width) for each in found]).reshape(-1, 2),
+        **_joined("truth", list(map(truth_of, records)), "truth_offsets"),
+        **_joined("truth_visible", list(map(visible_of, records)), "truth_offsets"),
         **_joined("detections", detections, "detection_offsets"),
     }
     measured, others = [], []
@@ -110,7 +112,9 @@ def score_boxes(part: Part, components: Sequence[Component], path: Path) -> tupl
         update.function(state, **update.select(batch))
         measured.append(Measured(Meter(metric, update), "", state))
     if not measured:
-        raise ConfigError(f"metrics: none of {', '.join(others)} is computed from boxes; box_ap is")
+        raise ConfigError(
+            f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, crowd_ap and miss_rate are"
+        )
     seconds = time.perf_counter() - started
     return evaluation_of(measured, num_samples=len(images), seconds=seconds), others, given
 

@@ -12,14 +12,29 @@ __all__ = ["match_boxes"]
 
 @compiled
 def match_boxes(
-    first, last, boxes, box_starts, labels, label_starts, label_ignored, label_crowd, levels, most, found, ignored
+    first,
+    last,
+    boxes,
+    box_starts,
+    labels,
+    label_starts,
+    label_ignored,
+    label_crowd,
+    levels,
+    most,
+    epsilon,
+    reuses,
+    found,
+    ignored,
 ):
     """Match the detections of groups `first` to `last`, one group for each image and class.
 
     `boxes` (D, 4) and `labels` (G, 4) lie group after group from `*_starts`, detections of a group by falling score;
     `label_ignored` (A, G) says for each area range which labels do not count, `label_crowd` (G) which of them any
-    number of detections may find, by the share of the detection that they cover. Written: `found` and `ignored`
-    (A, L, D), whether a detection found a label, and one that does not count. At most `most` of a group are looked at.
+    number of detections may find, by the share of the detection that they cover; with `reuses` any number may find any
+    label that does not count. `epsilon` is added to the area that an overlap is divided by. At most `most`
+    of a group are looked at. Written: `found` and `ignored` (A, L, D), whether a detection found a label, and one that
+    does not count.
     """
     for group in range(first, last):
         num_boxes = min(box_starts[group + 1] - box_starts[group], most)
@@ -39,6 +54,7 @@ def match_boxes(
                 whole = area
                 if not label_crowd[place]:
                     whole = area + (label[2] - label[0]) * (label[3] - label[1]) - shared
+                whole += epsilon
                 alike[row, column] = shared / whole if whole > 0 else 0.0
         taken = np.empty(num_labels, dtype=np.bool_)
         for kind in range(len(label_ignored)):
@@ -51,7 +67,7 @@ def match_boxes(
                             place = label_starts[group] + column
                             if label_ignored[kind, place] != (is_second == 1):
                                 continue
-                            if taken[column] and not label_crowd[place]:
+                            if taken[column] and not (label_crowd[place] or (reuses and is_second == 1)):
                                 continue
                             if alike[row, column] >= best:
                                 best, chosen = alike[row, column], column
