@@ -54,9 +54,21 @@ def fresh_state(metric: Metric, *, num_samples: int = 0) -> State:
 
 
 def append_rows(state: State, name: str, sample_index: Tensor, rows: Tensor) -> None:
-    """Add `rows` (n, K) of the samples `sample_index` (n) to a state named in `rows`."""
+    """Add `rows` (n, K) of the samples `sample_index` (n) to a state named in `rows`.
+
+    The memory behind a state is doubled when it is full, so that an evaluation takes time by its rows. Rows that are
+    there keep their place: append to a state or to a copy of its tensors, not to both.
+    """
     indexed = torch.cat([sample_index.double()[:, None], rows.double()], dim=1)
-    state[name] = torch.cat([state[name], indexed.to(state[name].device)])
+    old = state[name]
+    count, columns = len(old) + len(indexed), indexed.shape[1]
+    if old.storage_offset() or old.untyped_storage().nbytes() < count * columns * old.itemsize:
+        room = old.new_empty(max(2 * count, 64), columns)
+        room[: len(old)] = old
+    else:
+        room = old
+    state[name] = room.as_strided((count, columns), (columns, 1))
+    state[name][len(old) :] = indexed.detach().to(old.device)
 
 
 def sorted_rows(rows: Tensor) -> Tensor:

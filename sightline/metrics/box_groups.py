@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sightline.compiled import in_threads, suits
-from sightline.geometry.boxes.overlaps import box_areas, intersection
 from sightline.metrics.average_precision import LEVELS, Matches, match
 from sightline.metrics.base import State, append_rows
 from sightline.metrics.match_kernels import match_boxes
@@ -60,24 +59,21 @@ class BoxGroups(NamedTuple):
     """Rows sorted by class and image, detections then by falling score; group g has those of `starts[g]` on.
 
     `boxes` (D, 7) have image, left, top, right, bottom, score and class; `labels` (G, 8 or more) image, box, class,
-    area, whether it is ignored, and what else was given. A label of no class is in the groups of all classes. `rank`
-    (D) counts the detections of a group from 0.
+    area, whether it is ignored, and what else was given. A label of no class is in the groups of all classes.
+    `of_groups` (N, 2) are class and image, for groups that have a detection or a label.
     """
 
     boxes: np.ndarray
     labels: np.ndarray
+    is_ignored: np.ndarray
     box_starts: np.ndarray
     label_starts: np.ndarray
+    of_groups: np.ndarray
 
     @property
     def rank(self) -> np.ndarray:
-        """The place of each detection in its group."""
+        """The place of each detection in its group, from 0."""
         return np.arange(len(self.boxes)) - np.repeat(self.box_starts[:-1], np.diff(self.box_starts))
-
-    @property
-    def is_ignored(self) -> np.ndarray:
-        """Which labels (G) the data set states as ignored."""
-        return self.labels[:, 7] > 0
 
     def of_class(self, number: int) -> tuple[slice, slice]:
         """The rows of a class: detections, labels."""
@@ -124,22 +120,22 @@ def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is
     copies = np.repeat(rows[~has_class], num_classes, axis=0)
     copies[:, 5] = np.tile(np.arange(num_classes), int((~has_class).sum()))
     rows = np.concatenate([rows[has_class], copies])[:: -1 if last_is_first else 1]
-    boxes = boxes[np.lexsort((-boxes[:, 5], boxes[:, 0], boxes[:, 6]))]
-    rows = rows[np.lexsort((rows[:, 0], rows[:, 5]))]
-    pairs = [(boxes[:, 6], boxes[:, 0]), (rows[:, 5], rows[:, 0])]
-    num_images = 1 + max(images.max(initial=0) for _, images in pairs)
-    keys = [(classes * num_images + images).astype(np.int64) for classes, images in pairs]
+    num_images = 1 + max(each[:, 0].max(initial=0) for each in (boxes, rows))
+    keys = [(each[:, column] * num_images + each[:, 0]).astype(np.int64) for each, column in ((boxes, 6), (rows, 5))]
+    orders = np.lexsort((-boxes[:, 5], keys[0])), np.argsort(keys[1], kind="stable")
+    boxes, rows, keys = boxes[orders[0]], rows[orders[1]], [key[order] for key, order in zip(keys, orders, strict=True)]
     groups = np.unique(np.concatenate(keys))
     starts = [np.append(np.searchsorted(each, groups), len(each)) for each in keys]
-    return BoxGroups(boxes, rows, *starts)
+    of_groups = np.column_stack([groups // num_images, groups % num_images]).astype(np.int64)
+    return BoxGroups(boxes, rows, rows[:, 7] > 0, *starts, of_groups)
 
 
 def overlap(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | bool, epsilon: float = 0.0) -> np.ndarray:
     """IoU (D, G) of all pairs of boxes, of crowds the share of a detection that they cover."""
-    own, its = torch.from_numpy(boxes)[:, None], torch.from_numpy(labels)
-    shared = intersection(own, its).numpy()
-    areas = [box_areas(each).numpy() for each in (own, its)]
-    whole = np.where(is_crowd, areas[0], areas[0] + areas[1] - shared) + epsilon
+    sides = np.minimum(boxes[:, None, 2:], labels[:, 2:]) - np.maximum(boxes[:, None, :2], labels[:, :2])
+    shared = np.maximum(sides, 0).prod(axis=2)
+    own, its = ((each[:, 2:] - each[:, :2]).prod(axis=1) for each in (boxes, labels))
+    whole = own[:, None] + np.where(is_crowd, 0, its - shared) + epsilon
     return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
 
 

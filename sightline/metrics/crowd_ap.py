@@ -109,11 +109,11 @@ class _Scored(NamedTuple):
 def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Scored:
     """Boxes cut at the border of their images and matched: for all labels, or for those of each bin."""
     sizes = state["images"][:, 1:].double()
-    place = {int(index): row for row, index in enumerate(state["images"][:, 0])}
+    samples = state["images"][:, 0].contiguous()
     rows = {}
     for name in ("detections", "labels"):
         given = state[name].clone()
-        image = torch.tensor([place[int(index)] for index in given[:, 0]], dtype=torch.int64)
+        image = torch.searchsorted(samples, given[:, 0].contiguous())
         height, width = sizes[image].unbind(1)
         far = torch.stack([width, height], dim=1)
         given[:, 1:3] = torch.minimum(given[:, 1:3], far - 1).clamp(min=0)

@@ -26,7 +26,6 @@ __all__ = [
     "ciou",
     "diou",
     "giou",
-    "intersection",
     "ioa",
     "iou",
     "pairwise_ioa",
@@ -67,7 +66,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 def ioa(a: Tensor, b: Tensor) -> Tensor:
     """The share of the area of `a` that lies inside `b`, 0 to 1."""
-    return _ratio(intersection(a, b), box_areas(a))
+    return _ratio(_intersection(a, b), box_areas(a))
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
@@ -151,17 +150,16 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(is_some, part / torch.where(is_some, whole, 1), 0)
 
 
-def intersection(a: Tensor, b: Tensor) -> Tensor:
-    """The area that both cover, in square pixels."""
+def _intersection(a: Tensor, b: Tensor) -> Tensor:
     a, b = at_least_float32(a), at_least_float32(b)
     first, last = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     return (last - first).clamp(min=0).prod(dim=-1)
 
 
 def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    shared = intersection(a, b)
-    union = box_areas(a) + box_areas(b) - shared
-    return _ratio(shared, union), union
+    intersection = _intersection(a, b)
+    union = box_areas(a) + box_areas(b) - intersection
+    return _ratio(intersection, union), union
 
 
 def _enclosing(a: Tensor, b: Tensor) -> Tensor:
