@@ -77,8 +77,8 @@ def _by_loops(inputs: dict[str, Any]) -> Tensor:
         boxes, own = people.clip(0, far), found[np.argsort(-found[:, 4], kind="stable")]
         cut = own[:, :4].clip(0, far)
         real, regions = boxes[:-2], boxes[-2:]
-        alike, hidden = _overlap(cut, real, is_iou=True), (_overlap(cut, regions, is_iou=False) > 0.5).any(axis=1)
-        inside = (_overlap(real, regions, is_iou=False) > 0.5).any(axis=1)
+        alike = _overlap(cut, real, is_iou=True)
+        hidden, inside = _hidden(cut, regions), _hidden(real, regions)
         taken = [False] * len(real)
         for row in range(len(own)):
             best, chosen = 0.5, -1
@@ -112,6 +112,11 @@ def _overlap(a: np.ndarray, b: np.ndarray, *, is_iou: bool) -> np.ndarray:
     own, its = ((each[:, 2:] - each[:, :2]).prod(axis=1) for each in (a, b))
     overlap: np.ndarray = shared / (own[:, None] + (its - shared if is_iou else 0) + 1e-6)
     return overlap
+
+
+def _hidden(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    hidden: np.ndarray = _overlap(boxes, regions, is_iou=False).max(axis=1) > 0.5
+    return hidden
 
 
 def _index(alike: np.ndarray, hidden: np.ndarray, inside: np.ndarray) -> float:

@@ -125,9 +125,9 @@ def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is
     orders = np.lexsort((-boxes[:, 5], keys[0])), np.argsort(keys[1], kind="stable")
     boxes, rows, keys = boxes[orders[0]], rows[orders[1]], [key[order] for key, order in zip(keys, orders, strict=True)]
     groups = np.unique(np.concatenate(keys))
-    starts = [np.append(np.searchsorted(each, groups), len(each)) for each in keys]
+    own, its = (np.append(np.searchsorted(each, groups), len(each)) for each in keys)
     of_groups = np.column_stack([groups // num_images, groups % num_images]).astype(np.int64)
-    return BoxGroups(boxes, rows, rows[:, 7] > 0, *starts, of_groups)
+    return BoxGroups(boxes, rows, rows[:, 7] > 0, own, its, of_groups)
 
 
 def overlap(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | bool, epsilon: float = 0.0) -> np.ndarray:
