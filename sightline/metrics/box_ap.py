@@ -112,7 +112,7 @@ class _Curves(NamedTuple):
         kind = list(_AREAS).index(area)
         own, its = self.groups.of_class(number)
         chosen = self.groups.rank[own] < most
-        found, ignored = (each[kind][:, own][:, chosen] for each in self.matched)
+        found, ignored = (each[kind][:, own][:, chosen] for each in self.matched[:2])
         num_labels = int((~self.label_ignored[kind][its]).sum())
         return precision_and_recall([Matches(self.groups.boxes[own, 5][chosen], found, ignored, num_labels)])
 
@@ -125,7 +125,8 @@ def _curves(state: State, most: int, num_classes: int) -> _Curves:
     matched = groups.match(label_ignored, most=most)
     sizes = (groups.boxes[:, 3:5] - groups.boxes[:, 1:3]).prod(axis=1)
     is_other = np.stack([(sizes < low) | (sizes > high) for low, high in _AREAS.values()])
-    return _Curves(groups, label_ignored, Matched(matched.found, matched.ignored | ~matched.found & is_other[:, None]))
+    matched = matched._replace(ignored=matched.ignored | ~matched.found & is_other[:, None])
+    return _Curves(groups, label_ignored, matched)
 
 
 def _mean(values: list[np.ndarray]) -> float:

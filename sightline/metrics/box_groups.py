@@ -49,10 +49,14 @@ class BoxRows:
 
 
 class Matched(NamedTuple):
-    """Which detections (A, L, D) found a label, and which do not count, for label sets A and levels L."""
+    """Which detections (A, L, D) found a label, and which do not count, for label sets A and levels L.
+
+    `taken` (A, L, G) are the labels that were found.
+    """
 
     found: np.ndarray
     ignored: np.ndarray
+    taken: np.ndarray
 
 
 class BoxGroups(NamedTuple):
@@ -100,14 +104,14 @@ class BoxGroups(NamedTuple):
         as in `match_boxes`.
         """
         found = np.zeros((len(label_ignored), len(levels), len(self.boxes)), dtype=bool)
-        ignored = np.zeros_like(found)
+        result = Matched(found, np.zeros_like(found), np.zeros((*found.shape[:2], len(self.labels)), dtype=bool))
         arrays = (self.boxes[:, 1:5], self.box_starts, self.labels[:, 1:5], self.label_starts, label_ignored)
         arguments = (*map(np.ascontiguousarray, (*arrays, self.is_ignored, levels)), most, epsilon, reuses)
         if suits(torch.from_numpy(self.boxes)):
-            in_threads(match_boxes, len(self.box_starts) - 1, *arguments, found, ignored)
+            in_threads(match_boxes, len(self.box_starts) - 1, *arguments, *result)
         else:
-            _match_plainly(self, label_ignored, levels, most, epsilon, reuses, found, ignored)
-        return Matched(found, ignored)
+            _match_plainly(self, label_ignored, levels, most, epsilon, reuses, result)
+        return result
 
 
 def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is_first: bool = False) -> BoxGroups:
@@ -146,8 +150,7 @@ def _match_plainly(
     most: int,
     epsilon: float,
     reuses: bool,
-    found: np.ndarray,
-    ignored: np.ndarray,
+    result: Matched,
 ) -> None:
     """What `match_boxes` writes, group by group through `match`."""
     for own, its in groups.groups():
@@ -164,4 +167,7 @@ def _match_plainly(
                 most=most,
                 levels=levels,
             )
-            found[kind][:, own], ignored[kind][:, own] = matches.is_found, matches.is_ignored
+            result.found[kind][:, own], result.ignored[kind][:, own] = matches.is_found, matches.is_ignored
+            assert matches.label is not None
+            for row, label in enumerate(matches.label):
+                result.taken[kind, row, its.start + label[label >= 0]] = True

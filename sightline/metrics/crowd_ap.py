@@ -100,7 +100,7 @@ class _Scored(NamedTuple):
     def curve(self, number: int, kind: int = 0) -> Curve:
         """The curve of a class."""
         own, its = self.groups.of_class(number)
-        found, ignored = (each[kind, 0, own] for each in self.matched)
+        found, ignored = (each[kind, 0, own] for each in self.matched[:2])
         num_labels = int((~self.label_ignored[kind, its]).sum())
         scores = self.groups.boxes[own, 5]
         return curve_of(scores, found, ignored, num_labels=num_labels, num_images=self.num_images)
@@ -128,8 +128,9 @@ def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Sc
         label_ignored = np.stack([groups.is_ignored | ~labels_in(each, values) for each in bins])
         heights = {"height": groups.boxes[:, 4] - groups.boxes[:, 2]}
         is_other = np.stack([~labels_in(e, heights) if e.by == "height" else np.zeros_like(is_other[0]) for e in bins])
-    found, ignored = groups.match(label_ignored, levels=_LEVEL, epsilon=_EPSILON)
-    return _Scored(groups, label_ignored, Matched(found, ignored | ~found & is_other[:, None]), len(sizes))
+    matched = groups.match(label_ignored, levels=_LEVEL, epsilon=_EPSILON)
+    matched = matched._replace(ignored=matched.ignored | ~matched.found & is_other[:, None])
+    return _Scored(groups, label_ignored, matched, len(sizes))
 
 
 def _figures(curves: list[Curve]) -> dict[str, float]:

@@ -42,6 +42,7 @@ def match_boxes(
     reuses,
     found,
     ignored,
+    taken,
 ):
     """Match the detections of groups `first` to `last`, one group for each image and class.
 
@@ -50,7 +51,7 @@ def match_boxes(
     number of detections may find, by the share of the detection that they cover; with `reuses` any number may find any
     label that does not count. `epsilon` is added to the area that an overlap is divided by. At most `most`
     of a group are looked at. Written: `found` and `ignored` (A, L, D), whether a detection found a label, and one that
-    does not count.
+    does not count; `taken` (A, L, G), which labels a detection found.
     """
     for group in range(first, last):
         num_boxes = min(box_starts[group + 1] - box_starts[group], most)
@@ -63,10 +64,8 @@ def match_boxes(
             for column in range(num_labels):
                 place = label_starts[group] + column
                 alike[row, column] = overlap_of(box, labels[place], label_crowd[place], epsilon)
-        taken = np.empty(num_labels, dtype=np.bool_)
         for kind in range(len(label_ignored)):
             for level in range(len(levels)):
-                taken[:] = False
                 for row in range(num_boxes):
                     best, chosen = min(levels[level], 1 - 1e-10), -1
                     for is_second in range(2):  # labels that do not count are taken only where no other is left
@@ -74,14 +73,14 @@ def match_boxes(
                             place = label_starts[group] + column
                             if label_ignored[kind, place] != (is_second == 1):
                                 continue
-                            if taken[column] and not (label_crowd[place] or (reuses and is_second == 1)):
+                            if taken[kind, level, place] and not (label_crowd[place] or (reuses and is_second == 1)):
                                 continue
                             if alike[row, column] >= best:
                                 best, chosen = alike[row, column], column
                         if chosen >= 0:
                             break
                     if chosen >= 0:
-                        taken[chosen] = True
+                        taken[kind, level, label_starts[group] + chosen] = True
                         found[kind, level, box_starts[group] + row] = True
                         ignored[kind, level, box_starts[group] + row] = label_ignored[
                             kind, label_starts[group] + chosen

@@ -110,7 +110,7 @@ class MissRate(BoxRows):
                 is_kept &= height > set_up.low / _WIDER
             groups = group_boxes(rows["detections"][is_kept], rows["labels"], len(self.class_names))
             label_ignored = groups.is_ignored | ~_is_in(groups, set_up)
-            found, ignored = groups.match(label_ignored[None], levels=_LEVEL, most=self.most, reuses=True)
+            found, ignored, _ = groups.match(label_ignored[None], levels=_LEVEL, most=self.most, reuses=True)
             is_seen = groups.rank < self.most
             curves = []
             for number in range(len(self.class_names)):

@@ -82,8 +82,11 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
     if bins:
         columns = ("crowd_ap", "mr2", "recall", "count")
         show_table("by kind of label", ("labels", *columns), [(n, *(r[c] for c in columns)) for n, r in bins.items()])
+    theirs: Mapping[str, float] = document.get("pycocotools", {})
     show_table(
-        f"{title}{label}, {data['num_samples']} samples{by}", ["metric", "value"], list(document["metrics"].items())
+        f"{title}{label}, {data['num_samples']} samples{by}",
+        ["metric", "value", *(["pycocotools"] if theirs else [])],
+        [(name, value, *([theirs.get(name)] if theirs else [])) for name, value in document["metrics"].items()],
     )
     for name, reason in {name: why for scored in headers for name, why in scored["undefined"].items()}.items():
         note(f"no figure ({name}): {reason}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sightline import registry
 from sightline.config import read_sections
@@ -15,6 +16,8 @@ from sightline.engine.evaluate import Evaluation
 from sightline.engine.session import described_part
 from sightline.evaluation.box_results import score_boxes
 from sightline.evaluation.given_predictions import GivenPredictions, score
+from sightline.evaluation.pycocotools_figures import pycocotools_figures
+from sightline.metrics.box_ap import BoxAp
 from sightline.plugins import load_plugins
 from sightline.types import Component
 from sightline.verbs.common import is_run, write_document
@@ -43,6 +46,10 @@ def score_files(
         "predictions": str(predictions),
         "selection": "given",
     }
+    for one in evaluation.measured:
+        if isinstance(one.meter.metric, BoxAp):
+            theirs = pycocotools_figures(one.meter.metric, one.state, torch.arange(evaluation.num_samples))
+            document |= {} if theirs is None else {"pycocotools": theirs}
     show_evaluation(document, title=f"{predictions} on test", dataset=dataset)
     write_document(json, document)
     return 0
