@@ -25,7 +25,7 @@ from sightline.evaluation.kept_predictions import MANIFEST
 from sightline.metrics.base import fresh_state, sorted_rows
 from sightline.types import Batch, Component
 
-__all__ = ["RESULTS", "ResultsFolder", "box_images", "score_boxes"]
+__all__ = ["RESULTS", "ResultsFolder", "box_images", "order_of", "score_boxes"]
 
 RESULTS = "detections.json"
 """A COCO file of results, with the ids of images and categories that the data set's own files have."""
@@ -81,16 +81,18 @@ def box_images(part: Part) -> BoxImages:
     return part.dataset
 
 
-def score_boxes(part: Part, components: Sequence[Component], path: Path) -> tuple[Evaluation, list[str], Results]:
+def score_boxes(
+    part: Part, components: Sequence[Component], path: Path, *, more: Sequence[Meter] = ()
+) -> tuple[Evaluation, list[str], Results]:
     """The metrics of these blocks for the detections of a file; the names of those that need more; what was read.
 
-    `path` is a file, or a folder with one. Images are not decoded. Raises ConfigError where no metric can be computed,
-    DataError for a file that does not fit.
+    `path` is a file, or a folder with one; `more` are further metrics. Images are not decoded. Raises
+    ConfigError where no metric can be computed, DataError for a file that does not fit.
     """
     started = time.perf_counter()
     images = box_images(part)
     given = read_results(_file_of(path), images)
-    order = np.argsort([each.image.image_id for each in given.found], kind="stable")  # equal scores: as pycocotools
+    order = order_of(images)
     records = [images.record(int(index)) for index in order]
     found = [given.found[index] for index in order]
     detections = [np.column_stack([each.boxes, each.scores, each.label]) for each in found]
@@ -101,22 +103,31 @@ def score_boxes(part: Part, components: Sequence[Component], path: Path) -> tupl
         **_joined("truth_visible", list(map(visible_of, records)), "truth_offsets"),
         **_joined("detections", detections, "detection_offsets"),
     }
-    measured, others = [], []
+    meters: list[Meter] = []
+    others = []
     for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
         try:
             update = bind(metric.update, Offer("files", batch), owner=f"metrics.{component.name}", skip=("state",))
         except UnboundError:
             others.append(component.name)
             continue
-        state = fresh_state(metric, num_samples=len(images))
-        update.function(state, **update.select(batch))
-        measured.append(Measured(Meter(metric, update), "", state))
-    if not measured:
+        meters.append(Meter(metric, update))
+    if not meters:
         raise ConfigError(
             f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, crowd_ap and miss_rate are"
         )
+    measured = []
+    for meter in (*meters, *more):
+        state = fresh_state(meter.metric, num_samples=len(images))
+        meter.update.function(state, **meter.update.select(batch))
+        measured.append(Measured(meter, "", state))
     seconds = time.perf_counter() - started
     return evaluation_of(measured, num_samples=len(images), seconds=seconds), others, given
+
+
+def order_of(images: BoxImages) -> np.ndarray:
+    """The order in which images are scored: of equal scores the lower image id comes first, as in pycocotools."""
+    return np.argsort([images.image(index).image_id for index in range(len(images))], kind="stable")
 
 
 def _file_of(path: Path) -> Path:

@@ -223,3 +223,38 @@ def test_saved_detections_score_as_the_run_did(run: Path, tmp_path: Path) -> Non
     assert ours["metrics"]["ap"] > 0
     assert ours["per_class"] == theirs["per_class"]
     assert ours["scored_boxes"] == theirs["scored_boxes"]
+
+
+def test_errors_of_a_run_and_of_its_file_are_the_same(run: Path, tmp_path: Path) -> None:
+    """A run has what it predicted before suppression, a file does not; all else is equal. Pages hold pictures."""
+    kept = ("--errors", "--save-predictions", "--out", tmp_path / "run", "--json", tmp_path / "run.json")
+    done = run_here("evaluate", run, *kept, "--device", "cpu", "task.suppression={name: greedy, iou_threshold: 0.2}")
+    assert done.code == 0, done.err
+    assert "AP50 gained by repair" in done.out
+    again = ("--errors", "--predictions", tmp_path / "run" / "detections.json", "--out", tmp_path / "file")
+    done = run_here("evaluate", "--data", run, *again)
+    assert done.code == 0, done.err
+    ours, theirs = (json.loads((tmp_path / name / "errors.json").read_text()) for name in ("run", "file"))
+    assert ours["labels"]["all"]["suppressed"] > 0
+    assert theirs["labels"]["all"]["suppressed"] is None
+    for document in (ours, theirs):
+        assert document["counts"]["missed"] == document["labels"]["all"]["missed"]
+        for row in document["labels"].values():
+            del row["suppressed"]
+    assert ours == theirs | {"data": ours["data"]}
+    assert "box_errors" in json.loads((tmp_path / "run.json").read_text())
+    page = (tmp_path / "run" / "errors.html").read_text()
+    assert page.count("data:image/png;base64,") == len(ours["worst"]) == 6
+    assert "<svg" in page
+    assert "%" not in page.replace("100%", "")
+
+
+def test_errors_are_of_boxes_and_have_a_place(run: Path, made: Path) -> None:
+    for words, message in (
+        (("--data", made / "data.yaml", "--predictions", made / "found.json", "--errors"), "say where with --out DIR"),
+        ((run, "--out", made / "x"), "where --save-predictions and --errors write; neither is given"),
+        ((run, "--errors", "--data", CONFIG), "give --out DIR"),
+    ):
+        done = run_here("evaluate", *words)
+        assert done.code == 2
+        assert message in done.err
