@@ -21,21 +21,25 @@ class Assignment(NamedTuple):
     """What each prior of an image is to predict.
 
     `matched` (P,) int64: the index of a box, `BACKGROUND` or `IGNORED`. `num_claims` (P,) int64: how many boxes the
-    assigner's rule would give the prior to; more than one is ambiguous.
+    assigner's rule would give the prior to; more than one is ambiguous. `second` (P,) int64, of an assigner that names
+    two boxes of a prior, is the other one.
     """
 
     matched: Tensor
     num_claims: Tensor
+    second: Tensor | None = None
 
 
 class Assigner(ABC):
     """Called with the priors and the boxes of one image, as they lie on one device; keeps no gradient, draws nothing.
 
     `takes` names the kinds of priors that it can assign: a head compares it with its own when it is built. `match` is
-    the rule of one kind of assigner. Ties go to the lower index, of a box or of a prior.
+    the rule of one kind of assigner; where `boxes_per_prior` is 2, it gives `second`, too. Ties go to the lower index,
+    of a box or of a prior.
     """
 
     takes: ClassVar[frozenset[PriorKind]]
+    boxes_per_prior: int = 1
 
     @torch.no_grad()
     def __call__(self, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> Assignment:
@@ -49,13 +53,19 @@ class Assigner(ABC):
         boxes = boxes.to(priors.rows.dtype)
         targets = (~is_ignored).nonzero().flatten()
         if len(targets):
-            matched, num_claims = self.match(priors, boxes[targets])
-            matched = torch.where(matched >= 0, targets[matched.clamp(min=0)], matched)
+            found = self.match(priors, boxes[targets])
         else:
-            matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
-            num_claims = torch.zeros_like(matched)
-        is_hidden = (matched == BACKGROUND) & _lies_in(boxes[is_ignored], priors)
-        return Assignment(torch.where(is_hidden, IGNORED, matched), num_claims)
+            none = torch.full((len(priors),), BACKGROUND, device=boxes.device)
+            found = Assignment(none, torch.zeros_like(none), none if self.boxes_per_prior == 2 else None)
+        is_hidden = _lies_in(boxes[is_ignored], priors)
+
+        def among_all(matched: Tensor) -> Tensor:
+            if len(targets):
+                matched = torch.where(matched >= 0, targets[matched.clamp(min=0)], matched)
+            return torch.where((matched == BACKGROUND) & is_hidden, IGNORED, matched)
+
+        second = None if found.second is None else among_all(found.second)
+        return Assignment(among_all(found.matched), found.num_claims, second)
 
     @abstractmethod
     def match(self, priors: Priors, boxes: Tensor) -> Assignment:

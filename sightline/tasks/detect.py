@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -18,6 +19,7 @@ from sightline.binding import Offer
 from sightline.errors import ConfigError, RunError
 from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
+from sightline.members import HeadMembers
 from sightline.pictures import Picture, stretched
 from sightline.tasks.box_stages import show_detections
 from sightline.tasks.box_targets import show_assignments, show_priors
@@ -61,8 +63,10 @@ class Detect(Supervised):
     Those of image b are the rows `detection_offsets[b]` to `detection_offsets[b + 1]`, the surest first. Every prior
     gets its target once a step, before the forward pass: losses and metrics read `priors` (P, 4) or (P, 2), `target`
     (B, P), the class of its box, -1 for background and -2 for what counts in no loss, `matched_boxes` (B, P, 4), and
-    `is_unmatched` (G,), the boxes of the batch that no prior is to predict, though they are not ignored. Each step logs
-    how many these are (`unmatched_gt`), and the priors with a box (`n_pos`) and ignored ones (`n_ignore`).
+    `prior_stride` (P,), the pixels between the cells of its level, and `is_unmatched` (G,), the boxes of the batch that
+    no prior is to predict, though they are not ignored. For a head of two predictions at each prior there is
+    `second_match` (B, P) besides: the row of the other box in the batch, or -1, or -2. Each step logs the unmatched
+    boxes (`unmatched_gt`), the priors with a box (`n_pos`) and the ignored ones (`n_ignore`).
     `anchors` are RetinaNet's where they are left out; for a head of one anchor a cell, squares of eight strides. `grid`
     places anchors and points alike: in the middles of cells, a stride apart, unless published weights want another.
     `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; boxes may lie outside of the file
@@ -71,7 +75,7 @@ class Detect(Supervised):
 
     predicts = frozenset({"detections", "detection_offsets"})
     reads = frozenset({"image", "boxes", "label", "is_ignored", "box_offsets", "to_canvas", "file_px"})
-    offers = frozenset({"priors", "target", "matched_boxes", "is_unmatched"})
+    offers = frozenset({"priors", "prior_stride", "target", "matched_boxes", "second_match", "is_unmatched"})
     evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
 
     def __init__(
@@ -98,6 +102,7 @@ class Detect(Supervised):
         self._grid: GridBlock = grid or {}
         self._assigner = assigner
         _assert_pair(assigner, self._head)
+        _assert_losses(losses, self._head)
         if suppression is None:
             suppression = registry.suppressions.entry_of("greedy").builder()
         self._select = Selection(suppression, score, per_level, most)
@@ -107,17 +112,22 @@ class Detect(Supervised):
     def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The target of every prior."""
         priors = self.priors_of(batch["image"])
-        targets, boxes = [], []
+        targets, boxes, second = [], [], []
         is_unmatched = ~batch["is_ignored"]
         for rows in _images(batch["box_offsets"]):
             own = batch["boxes"][rows].to(priors.rows)
-            matched = self._assigner(priors, own, batch["is_ignored"][rows]).matched
+            matched, _, other = self._assigner(priors, own, batch["is_ignored"][rows])
             has_box, place = matched >= 0, matched.clamp(min=-1)  # the last row, of zeros, is of priors without a box
             is_unmatched[matched[has_box] + rows.start] = False
             targets.append(torch.where(has_box, functional.pad(batch["label"][rows], (0, 1))[place], matched))
             boxes.append(functional.pad(own, (0, 0, 0, 1))[place])
+            if other is not None:
+                second.append(torch.where(other >= 0, other + rows.start, other))
+                is_unmatched[second[-1][other >= 0]] = False
         return {
+            **({"second_match": torch.stack(second)} if second else {}),
             "priors": priors.rows,
+            "prior_stride": priors.stride,
             "target": torch.stack(targets),
             "matched_boxes": torch.stack(boxes),
             "is_unmatched": is_unmatched,
@@ -148,14 +158,16 @@ class Detect(Supervised):
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The model's outputs for a batch. Raises RunError where its maps are not those that the priors lie on."""
         outputs = super().outputs(model, batch)
-        maps = self.priors_of(batch["image"]).maps
+        priors = self.priors_of(batch["image"])
+        maps = priors.maps
         found = [tuple(each) for each in outputs["level_shapes"][0].tolist()]
         if found != list(maps):
             raise RunError(
                 f"task detect: the model's maps of {tuple(batch['image'].shape[2:])} pixels have {found} cells, priors "
                 f"of the strides {self._head.strides} lie on {list(maps)}; state the strides that the network has"
             )
-        return outputs
+        to_deltas = HeadMembers.to_deltas.of(self._head)
+        return outputs if to_deltas is None else {**outputs, "codes": to_deltas(outputs["codes"], priors)}
 
     def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Detections in the pixels of the files."""
@@ -241,3 +253,20 @@ def _assert_pair(assigner: Any, head: Any) -> None:
             f"assigner: {name} does not fit {type(head).__name__}, which predicts from {head.priors}; it takes "
             f"{', '.join(sorted(_assigners_of(head)))}"
         )
+    count = HeadMembers.predictions_per_prior.of(head)
+    if assigner.boxes_per_prior != count:
+        raise ConfigError(
+            f"assigner: {type(head).__name__} predicts {count} boxes at each prior, {name} names "
+            f"{assigner.boxes_per_prior}; set task.assigner.boxes_per_prior={count}"
+        )
+
+
+def _assert_losses(losses: Mapping[str, Loss], head: Any) -> None:
+    """Raises ConfigError for a loss of one prediction at each prior where the head has two, and the reverse."""
+    count = HeadMembers.predictions_per_prior.of(head)
+    for name, loss in losses.items():
+        taken = {*inspect.signature(loss.forward).parameters}
+        if taken & {"logits", "codes"} and ("second_match" in taken) != (count == 2):
+            advice = "take earth_mover" if count == 2 else "take the head retina_emd, or another loss"
+            found = f"{type(head).__name__}, which predicts {count} boxes at each prior"
+            raise ConfigError(f"losses: {name} does not fit {found}; {advice}")

@@ -23,7 +23,7 @@ from sightline.geometry.boxes.codings import (
 )
 from sightline.geometry.boxes.overlaps import OVERLAPS, box_areas, box_sizes, pairwise_iou
 from sightline.geometry.boxes.priors import Priors, make_points
-from sightline.losses.functional_boxes import centreness_bce, overlap_loss, sigmoid_focal
+from sightline.losses.functional_boxes import overlap_loss, sigmoid_bce, sigmoid_focal
 from tests.golden_parity import Golden, load_golden
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -146,7 +146,7 @@ def test_fcos_and_its_losses_are_the_published_ones(shared: Path, case: int) -> 
     losses = [
         sigmoid_focal(logits, is_class(found, stored["classes"], logits.shape[1])) / num_positive,
         smoothed(distances[positive], targets, weight, kind=info["iou_loss"]) / weight.sum().clamp(min=1e-300),
-        centreness_bce(centre[positive, 0], weight) / num_positive,
+        sigmoid_bce(centre[positive, 0], weight) / num_positive,
     ]
     assert_losses(losses, stored, {"cls_logits": logits, "box_ltrb": distances, "ctr_logits": centre})
 
@@ -238,7 +238,7 @@ def assert_atss(priors: Priors, found: Tensor, stored: dict[str, Tensor], info: 
     losses = [
         sigmoid_focal(logits, is_class(found, stored["classes"], logits.shape[1])) / positive.sum(),
         2 * overlap_loss(predicted, boxes, weight=weight) / weight.sum(),
-        centreness_bce(centre[positive, 0], weight) / positive.sum(),
+        sigmoid_bce(centre[positive, 0], weight) / positive.sum(),
     ]
     assert_losses(losses, stored, {"cls_logits": logits, "box_deltas": deltas, "ctr_logits": centre})
 

@@ -177,5 +177,5 @@ def test_forms_of_the_iou_alone_are_refused_before_a_step(form: Any) -> None:
 
 def test_deltas_of_points_are_refused_by_name() -> None:
     batch = given(POINTS)
-    with pytest.raises(ValueError, match="box_smooth_l1: found points as priors, expected anchors; take box_overlap"):
+    with pytest.raises(ValueError, match="box_smooth_l1: found points as priors without their strides; take box_o"):
         BoxSmoothL1()(**{name: batch[name] for name in ("codes", "priors", "target", "matched_boxes")})
