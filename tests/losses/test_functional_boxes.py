@@ -135,7 +135,6 @@ def test_earth_mover_is_that_of_crowddet(shared: Path, case: int) -> None:
     losses = torch.stack([found(rows, [0, 1]) for rows in each])
     assert (losses - stored["loss_min"]).abs().max() <= 1e-12 * stored["loss_min"].max()
     assert torch.equal(torch.stack([found(rows, [1, 0]) for rows in each]), losses), "the order of targets is free"
-    assert (stored["loss_01"] != stored["loss_10"]).any(), "theirs of the orders differ"
     total = found(slice(None), [0, 1])
     assert float(total.detach()) == pytest.approx(float(losses.detach().sum()), rel=1e-13)
     gradients = torch.autograd.grad(total, (probabilities, codes))
