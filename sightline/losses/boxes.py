@@ -208,20 +208,16 @@ class CentreNess(_OfPositives):
 
 
 @registry.losses.add("earth_mover")
-class EarthMover(Loss):
+class EarthMover(_OfPositives):
     """The focal and smooth L1 losses of two predictions at each prior with its two boxes, in the cheaper order.
 
-    A missing second box is background. Divided by the number of boxes, first and second ones, that priors have.
-    Source: Chu et al. 2020, Detection in Crowded Scenes, equation 3; sigmoid focal as in their RetinaNet.
+    A missing second box is background. Divided by the number of priors with a first box.
+    Source: Chu et al. 2020, Detection in Crowded Scenes, equation 3; focal loss and divisor of Purkialo/CrowdDet.
     """
 
     def __init__(self, *, alpha: Probability = 0.25, gamma: Factor = 2.0, beta: Factor = 0.1) -> None:
         super().__init__()
         self.form = {"alpha": alpha, "gamma": gamma, "beta": beta}
-
-    def count(self, *, target: Tensor, second_match: Tensor) -> Tensor:
-        """How many boxes priors have; `target` and `second_match` (B, P) are below 0 where they have none."""
-        return (target >= 0).sum() + (second_match >= 0).sum()
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from torch.nn import functional
 from typing_extensions import TypedDict
 
 from sightline import registry
-from sightline.arguments import AssignerBlock, Count, Fraction, Size, SuppressionBlock
+from sightline.arguments import AssignerBlock, Count, Factor, Fraction, Size, SuppressionBlock
 from sightline.binding import Offer
 from sightline.errors import ConfigError, RunError
 from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
@@ -49,10 +49,11 @@ class AnchorBlock(TypedDict, total=False):
 class GridBlock(TypedDict, total=False):
     """Where cells lie: `offset` in steps, 0.5 their middles; a step is the stride, or the image's side over the cells.
 
-    See `geometry.boxes.priors.Grid`.
+    `offset_px` takes the place of `offset`, in pixels at every level. See `geometry.boxes.priors.Grid`.
     """
 
     offset: Fraction
+    offset_px: Factor
     steps: Literal["stride", "image"]
 
 
@@ -145,7 +146,8 @@ class Detect(Supervised):
         if key not in self._made:
             maps = [tuple(-(-side // stride) for side in image.shape[2:]) for stride in self._head.strides]
             by_image = self._grid.get("steps") == "image"
-            grid = Grid(self._grid.get("offset", 0.5), (image.shape[2], image.shape[3]) if by_image else None)
+            sides = (image.shape[2], image.shape[3]) if by_image else None
+            grid = Grid(self._grid.get("offset", 0.5), sides, self._grid.get("offset_px"))
             form: Any = {"grid": grid, "device": image.device}
             form["dtype"] = torch.promote_types(image.dtype, torch.float32)
             if self._head.priors == "anchors":

@@ -35,7 +35,7 @@ def darknet_names(theirs: str, ours: str) -> dict[str, str]:
 
 def yolov3_names(blocks: Sequence[str], towers: Sequence[str], routes: Sequence[str]) -> dict[str, str]:
     """The modules of neck and head in NuayHL's code, by what they are called there, the finest level first."""
-    units = {}
+    units: dict[str, str] = {}
     for level in range(_NUM_LEVELS):
         units |= {f"{blocks[level]}.{place}": f"neck.blocks.{level}.{place}" for place in range(5)}
         units |= {f"{towers[level]}.0": f"head.towers.{level}", f"{towers[level]}.1": f"head.outputs.{level}"}
@@ -108,6 +108,12 @@ def _yolox() -> dict[str, str]:
 
 
 YOLO_LAYOUTS: Mapping[str, Mapping[str, str]] = {
+    "darknet_darknet53": {
+        f"{place}.{part}": f"{unit.replace('backbone', 'images')}.{part}"
+        for place, unit in enumerate(units_of_yolov3())
+        for part in _PARTS
+        if unit.startswith("backbone.")
+    },
     "darknet_yolov3": {
         f"{place}.{part}": f"{unit}.{part}" for place, unit in enumerate(units_of_yolov3()) for part in _PARTS
     },
