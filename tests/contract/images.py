@@ -49,19 +49,19 @@ def _joined(**how: Any) -> Concat:
     return Concat(sets=sets, split="train")
 
 
-def _detector() -> nn.Module:
+def _detector(head: dict[str, Any]) -> nn.Module:
     """Channels and strides pass from block to block by the registry, as a config's do."""
     blocks = {
         "backbone": {"name": "resnet18", "width": 2, "norm": "frozen_bn"},
         "neck": {"name": "fpn", "width": 4},
-        "head": {"name": "retina", "num_convs": 1},
+        "head": head,
     }
     return registry.models.build(Component("detector", blocks), facts={"in_channels": 3, "num_classes": 2})
 
 
-def _detect(**arguments: Any) -> Callable[[nn.Module, frozenset[str]], Any]:
+def _detect(weights: dict[str, float], **arguments: Any) -> Callable[[nn.Module, frozenset[str]], Any]:
     def make(model: nn.Module, keys: frozenset[str]) -> Any:
-        losses = {name: registry.losses.build(Component(name), facts={}) for name in _WEIGHTS}
+        losses = {name: registry.losses.build(Component(name), facts={}) for name in weights}
         facts = {
             "model": model,
             "losses": losses,
@@ -80,6 +80,7 @@ def _detect(**arguments: Any) -> Callable[[nn.Module, frozenset[str]], Any]:
     return make
 
 
+_RETINA = {"name": "retina", "num_convs": 1}
 _WEIGHTS = {"sigmoid_focal": 1.0, "box_smooth_l1": 0.5}
 _STEPS = {
     "flip": FlipImage(),
@@ -90,20 +91,38 @@ _STEPS = {
 }
 
 
-def toy(*, evaluation: dict[str, Any] | None = None, **how: Any) -> Toy:
-    """The detector on images made in some way, evaluated in some way."""
+def toy(
+    *,
+    evaluation: dict[str, Any] | None = None,
+    head: dict[str, Any] | None = None,
+    weights: dict[str, float] | None = None,
+    **how: Any,
+) -> Toy:
+    """The detector on images made in some way, evaluated in some way, with another head and losses."""
+    weights = weights or _WEIGHTS
     return Toy(
-        _detector,
-        _detect(**(evaluation or {})),
+        partial(_detector, head or _RETINA),
+        _detect(weights, **(evaluation or {})),
         _joined(**how),
-        _WEIGHTS,
+        weights,
         lambda: BoxAp(class_names=CLASSES),
         tuple(NamedTransform(name, step) for name, step in _STEPS.items()),
         registry.tasks.entry_of("detect").builder.predicts,
     )
 
 
-IMAGES = {"detector": toy()}
+IMAGES = {
+    "detector": toy(),
+    "detector_pairs": toy(
+        head={"name": "retina_emd", "num_convs": 1},
+        weights={"earth_mover": 1.0},
+        evaluation={"assigner": {"name": "max_iou", "boxes_per_prior": 2}},
+    ),
+    "detector_objects": toy(
+        head={"name": "yolov3", "num_anchors": 9},
+        weights={"objectness": 1.0, "class_bce": 0.5, "quality_focal": 0.5, "box_overlap": 2.0},
+    ),
+}
 FEW_BOXES = {
     "detector_few": toy(share=0.08),
     "detector_none": toy(share=0.0),

@@ -77,14 +77,10 @@ def _of_torchvision(
 
 
 def _sizes_of_crowddet() -> list[list[tuple[float, float]]]:
-    """Widths and heights of its anchors, ratio by ratio: widths are rounded, then heights, then both are scaled."""
-    found = []
-    for level in range(5):
-        base = 32 * 2**level
-        widths = [round(math.sqrt(base**2 / ratio)) for ratio in (1, 2, 3)]
-        sides = [(width, width * ratio) for width, ratio in zip(widths, (1, 2, 3), strict=True)]
-        found.append([(w * 2 ** (octave / 3), h * 2 ** (octave / 3)) for w, h in sides for octave in range(3)])
-    return found
+    """Widths and heights of its anchors, ratio by ratio: widths of 32 pixels are rounded, then all is scaled."""
+    widths = [(round(32 / math.sqrt(ratio)), ratio) for ratio in (1, 2, 3)]
+    scales = [[2 ** (level + octave / 3) for octave in range(3)] for level in range(5)]
+    return [[(scale * w, scale * w * ratio) for w, ratio in widths for scale in level] for level in scales]
 
 
 def _of_crowddet(

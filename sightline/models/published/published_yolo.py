@@ -74,8 +74,8 @@ def _csp(theirs: str, ours: str, most: int) -> dict[str, str]:
     return units
 
 
-_MOST_BLOCKS = 12
-"""Of a stage of YOLOX-x."""
+_MOST_BLOCKS = (4, 12, 12, 4)
+"""Of the stages of YOLOX-x; blocks of its neck have as many as the first."""
 
 
 def _yolox() -> dict[str, str]:
@@ -84,7 +84,7 @@ def _yolox() -> dict[str, str]:
     for stage in range(4):
         units[f"{body}dark{stage + 2}.0"] = f"{stages}{stage}.0"
         place = 2 if stage == 3 else 1
-        units |= _csp(f"{body}dark{stage + 2}.{place}", f"{stages}{stage}.{place}", _MOST_BLOCKS)
+        units |= _csp(f"{body}dark{stage + 2}.{place}", f"{stages}{stage}.{place}", _MOST_BLOCKS[stage])
     units |= {f"{body}dark5.1.conv{1 + place}": f"{stages}3.1.{part}" for place, part in enumerate(("enter", "leave"))}
     pairs = (
         ("lateral_conv0", "reduce.1"),
@@ -94,7 +94,7 @@ def _yolox() -> dict[str, str]:
     )
     units |= {f"backbone.{theirs}": f"neck.{ours}" for theirs, ours in pairs}
     for theirs, ours in (("C3_p4", "down.1"), ("C3_p3", "down.0"), ("C3_n3", "up.0"), ("C3_n4", "up.1")):
-        units |= _csp(f"backbone.{theirs}", f"neck.{ours}", _MOST_BLOCKS)
+        units |= _csp(f"backbone.{theirs}", f"neck.{ours}", _MOST_BLOCKS[0])
     outputs = {}
     for level in range(_NUM_LEVELS):
         units[f"head.stems.{level}"] = f"head.stems.{level}"
@@ -115,7 +115,9 @@ YOLO_LAYOUTS: Mapping[str, Mapping[str, str]] = {
         if unit.startswith("backbone.")
     },
     "darknet_yolov3": {
-        f"{place}.{part}": f"{unit}.{part}" for place, unit in enumerate(units_of_yolov3()) for part in _PARTS
+        f"{place}.{part}": f"{unit}.{part}"
+        for place, unit in enumerate(units_of_yolov3())
+        for part in (_PARTS[:1] if unit.startswith("head.outputs") else _PARTS)
     },
     "odtask_darknet53": darknet_names("", "images.") | {"fc": "head"},
     "odtask_yolov3": _odtask(),
