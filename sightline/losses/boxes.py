@@ -10,11 +10,12 @@ from torch import Tensor
 from sightline import registry
 from sightline.arguments import Factor, Probability
 from sightline.geometry.boxes.codings import centreness, decode, encode_deltas, encode_distances
+from sightline.geometry.boxes.overlaps import iou
 from sightline.geometry.boxes.priors import IGNORED
 from sightline.losses.base import Loss
 from sightline.losses.functional_boxes import assert_form, centreness_bce, overlap_loss, sigmoid_focal, smooth_l1
 
-__all__ = ["BoxOverlap", "BoxSmoothL1", "CentreNess", "SigmoidFocal"]
+__all__ = ["BoxIouBce", "BoxOverlap", "BoxSmoothL1", "CentreNess", "SigmoidFocal"]
 
 
 class _OfPositives(Loss):
@@ -109,6 +110,26 @@ class CentreNess(_OfPositives):
         """`centreness` (B, P), before the sigmoid."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
         return centreness_bce(centreness[image, prior], _centreness_of(priors[prior], matched_boxes[image, prior]))
+
+
+@registry.losses.add("box_iou_bce")
+class BoxIouBce(_OfPositives):
+    """Binary cross entropy of the IoU of each predicted box with its own, which `centreness` is to predict.
+
+    The IoU has no gradient. Source: Ge et al. 2021, OTA, section 3.3, with the IoU branch of Wu et al. 2020.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(
+        self, *, centreness: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
+    ) -> Tensor:
+        """`centreness` (B, P), before the sigmoid; `codes` (B, P, 4) as in `box_overlap`."""
+        image, prior = (target >= 0).nonzero(as_tuple=True)
+        with torch.no_grad():
+            overlap = iou(decode(priors[prior], codes[image, prior]), matched_boxes[image, prior])
+        return centreness_bce(centreness[image, prior], overlap)
 
 
 def _centreness_of(priors: Tensor, boxes: Tensor) -> Tensor:

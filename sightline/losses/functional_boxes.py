@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from sightline.geometry.boxes.overlaps import OVERLAPS, at_least_float32
 
-__all__ = ["assert_form", "centreness_bce", "overlap_loss", "sigmoid_focal", "smooth_l1"]
+__all__ = ["assert_form", "centreness_bce", "focal_losses", "overlap_loss", "sigmoid_focal", "smooth_l1"]
 
 _LEAST_OVERLAP = 1e-7
 """What the logarithm of an overlap sees of disjoint boxes: a loss of 16 without a gradient."""
@@ -28,12 +28,15 @@ def sigmoid_focal(
     `logits` (..., K) and `is_target` (..., K) bool; an item is an entry. `alpha` weighs targets, 1 - alpha the others;
     None weighs all 1. Source: Lin et al. 2017, equation 5.
     """
-    logits = at_least_float32(logits)
+    return _weighted_sum(focal_losses(at_least_float32(logits), is_target, alpha=alpha, gamma=gamma), weight)
+
+
+def focal_losses(logits: Tensor, is_target: Tensor | bool, *, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
+    """The terms (..., K) of `sigmoid_focal`, in the precision of the logits."""
+    is_target = torch.as_tensor(is_target, device=logits.device)
     of_truth = torch.where(is_target, logits, -logits)
     losses = -(gamma * functional.logsigmoid(-of_truth)).exp() * functional.logsigmoid(of_truth)
-    if alpha is not None:
-        losses = losses * torch.where(is_target, alpha, 1 - alpha)
-    return _weighted_sum(losses, weight)
+    return losses if alpha is None else losses * torch.where(is_target, alpha, 1 - alpha)
 
 
 def smooth_l1(predicted: Tensor, target: Tensor, *, beta: float, weight: Tensor | None = None) -> Tensor:
