@@ -24,6 +24,7 @@ from sightline.losses.functional_boxes import (
 )
 
 __all__ = [
+    "BoxIouBce",
     "BoxOverlap",
     "BoxSmoothL1",
     "CentreNess",
@@ -257,6 +258,25 @@ class EarthMover(_OfPositives):
         nothing = torch.zeros_like(logits, dtype=torch.bool)
         form = {"alpha": self.form["alpha"], "gamma": self.form["gamma"]}
         return paired + sigmoid_focal(logits, nothing, **form, weight=weight)
+
+
+@registry.losses.add("box_iou_bce")
+class BoxIouBce(_OfPositives):
+    """Binary cross entropy of the IoU of each predicted box with its own, which `centreness` is to predict.
+
+    The IoU has no gradient. Source: Ge et al. 2021, OTA, section 3.3, with the IoU branch of Wu et al. 2020.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(
+        self, *, centreness: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
+    ) -> Tensor:
+        """`centreness` (B, P), before the sigmoid; `codes` (B, P, 4) as in `box_overlap`."""
+        image, prior = (target >= 0).nonzero(as_tuple=True)
+        overlap = _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])
+        return sigmoid_bce(centreness[image, prior], overlap)
 
 
 def _is_class(target: Tensor, logits: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from sightline.geometry.boxes.overlaps import OVERLAPS, at_least_float32
 __all__ = [
     "assert_form",
     "earth_mover",
+    "focal_losses",
     "overlap_loss",
     "quality_focal",
     "sigmoid_bce",
@@ -36,7 +37,15 @@ def sigmoid_focal(
     `logits` (..., K) and `is_target` (..., K) bool; an item is an entry. `alpha` weighs targets, 1 - alpha the others;
     None weighs all 1. Source: Lin et al. 2017, equation 5.
     """
-    return _weighted_sum(_focal_items(logits, is_target, alpha, gamma), weight)
+    return _weighted_sum(focal_losses(at_least_float32(logits), is_target, alpha=alpha, gamma=gamma), weight)
+
+
+def focal_losses(logits: Tensor, is_target: Tensor | bool, *, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
+    """The terms (..., K) of `sigmoid_focal`, in the precision of the logits."""
+    is_target = torch.as_tensor(is_target, device=logits.device)
+    of_truth = torch.where(is_target, logits, -logits)
+    losses = -(gamma * functional.logsigmoid(-of_truth)).exp() * functional.logsigmoid(of_truth)
+    return losses if alpha is None else losses * torch.where(is_target, alpha, 1 - alpha)
 
 
 def quality_focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0, weight: Tensor | None = None) -> Tensor:
@@ -104,10 +113,10 @@ def earth_mover(
     (N, 2, 4) where `has_box` (N, 2), and nothing at all where `is_counted` (N, 2) is False. Of equal orders it is the
     first. Source: Chu et al. 2020, equation 3.
     """
-    codes = at_least_float32(codes)
+    logits, codes = at_least_float32(logits), at_least_float32(codes)
 
     def cost(order: list[int]) -> Tensor:
-        of_class = _focal_items(logits, is_target[:, order], alpha, gamma).sum(dim=2) * is_counted[:, order]
+        of_class = focal_losses(logits, is_target[:, order], alpha=alpha, gamma=gamma).sum(dim=2) * is_counted[:, order]
         wanted = true_codes[:, order].to(codes.dtype)
         of_box = functional.smooth_l1_loss(codes, wanted, reduction="none", beta=beta).sum(dim=2)
         return (of_class + torch.where(has_box[:, order], of_box, 0)).sum(dim=1)
@@ -121,13 +130,6 @@ def sigmoid_bce(logits: Tensor, target: Tensor, *, weight: Tensor | None = None)
     logits = at_least_float32(logits)
     target = target.to(logits.dtype)  # of two types, torch computes in the narrower one
     return _weighted_sum(functional.binary_cross_entropy_with_logits(logits, target, reduction="none"), weight)
-
-
-def _focal_items(logits: Tensor, is_target: Tensor, alpha: float | None, gamma: float) -> Tensor:
-    logits = at_least_float32(logits)
-    of_truth = torch.where(is_target, logits, -logits)
-    losses = -(gamma * functional.logsigmoid(-of_truth)).exp() * functional.logsigmoid(of_truth)
-    return losses if alpha is None else losses * torch.where(is_target, alpha, 1 - alpha)
 
 
 def _weighted_sum(losses: Tensor, weight: Tensor | None) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -15,8 +17,10 @@ from typing_extensions import TypedDict
 
 from sightline import registry
 from sightline.arguments import AssignerBlock, Count, Factor, Fraction, Size, SuppressionBlock
+from sightline.assigners.base import Predicted
 from sightline.binding import Offer
 from sightline.errors import ConfigError, RunError
+from sightline.geometry.boxes.codings import decode
 from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
 from sightline.members import HeadMembers
@@ -99,6 +103,7 @@ class Detect(Supervised):
         if self._head is None:
             raise ConfigError(f"task: detect needs a model with a head, such as detector, found {type(model).__name__}")
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
+        self._model = model
         self._shapes = _shapes_of(anchors, self._head)
         self._grid: GridBlock = grid or {}
         self._assigner = assigner
@@ -113,11 +118,13 @@ class Detect(Supervised):
     def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The target of every prior."""
         priors = self.priors_of(batch["image"])
+        predicted = self._predicted(model, batch) if self._assigner.needs else None
         targets, boxes, second = [], [], []
         is_unmatched = ~batch["is_ignored"]
-        for rows in _images(batch["box_offsets"]):
+        for image, rows in enumerate(_images(batch["box_offsets"])):
             own = batch["boxes"][rows].to(priors.rows)
-            matched, _, other = self._assigner(priors, own, batch["is_ignored"][rows])
+            given = () if predicted is None else (batch["label"][rows], predicted[image])
+            matched, _, other = self._assigner(priors, own, batch["is_ignored"][rows], *given)
             has_box, place = matched >= 0, matched.clamp(min=-1)  # the last row, of zeros, is of priors without a box
             is_unmatched[matched[has_box] + rows.start] = False
             targets.append(torch.where(has_box, functional.pad(batch["label"][rows], (0, 1))[place], matched))
@@ -133,6 +140,20 @@ class Detect(Supervised):
             "matched_boxes": torch.stack(boxes),
             "is_unmatched": is_unmatched,
         }
+
+    @torch.no_grad()
+    def _predicted(self, model: nn.Module, batch: Batch) -> list[Predicted]:
+        """What an assigner reads of the model's outputs for each image, which the losses' own pass then repeats.
+
+        The model stays where and as it is; its running statistics do not see the batch a second time.
+        """
+        like, image = next(model.parameters(), batch["image"]), batch["image"]
+        with _unchanged_buffers(model):
+            found = self.outputs(model, {**batch, "image": image.to(like)})
+        rows = self.priors_of(image).rows
+        names = [name for name in ("logits", "codes", "objectness") if name in found]
+        logits, codes, *objectness = (found[name].to(image.device) for name in names)
+        return [Predicted.of(*each) for each in zip(logits, decode(rows, codes), *objectness, strict=True)]
 
     def tallies(self, contexts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Priors with a box, ignored priors, and boxes that no prior is to predict, over a step's micro-batches."""
@@ -193,7 +214,8 @@ class Detect(Supervised):
     def show_targets(self, batch: Batch) -> dict[str, tuple[list[Picture], dict[str, Any]]]:
         """Of the first image: a cell's anchors on each level, and what each assigner that the head takes gives.
 
-        The run's own comes first, with its own arguments, the others have their defaults.
+        The run's own comes first, with its own arguments, the others have their defaults. Those that need predictions
+        get those of the model as it is.
         """
         rows = _images(batch["box_offsets"])[0]
         pixels = stretched(batch["image"][0].float().permute(1, 2, 0).numpy())
@@ -202,8 +224,26 @@ class Detect(Supervised):
         own = _name_of(self._assigner)
         others = {name: registry.assigners.entry_of(name).builder() for name in _assigners_of(self._head) - {own}}
         assigners = {f"{own} (this config's)": self._assigner, **dict(sorted(others.items()))}
+        if any(each.needs for each in assigners.values()):
+            given = {**batch, "image": batch["image"][:1]}
+            [predicted] = self._predicted(self._model, given)
+            assigners = {
+                name: partial(each, labels=batch["label"][rows], predicted=predicted) if each.needs else each
+                for name, each in assigners.items()
+            }
         pictures, reports = show_assignments(pixels, priors, boxes, is_ignored, assigners)
         return {"priors": (show_priors(pixels, priors, boxes), {}), "assignment": (pictures, {"assigners": reports})}
+
+
+@contextmanager
+def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Give the model's buffers, such as running statistics, the values again that they have now."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()] if model.training else []
+    try:
+        yield
+    finally:
+        for buffer, values in kept:
+            buffer.copy_(values)
 
 
 def _images(offsets: Tensor) -> list[slice]:

@@ -68,20 +68,18 @@ def _detect(weights: dict[str, float], **arguments: Any) -> Callable[[nn.Module,
             "batch_keys": Offer("the toy", keys),
             "output_keys": Offer("the toy's model", model.output_keys),
         }
-        block = {
-            "assigner": {"name": "max_iou"},
-            "anchors": {"base_strides": 1.0},
-            "score": 0.0,
-            "per_level": 20,
-            **arguments,
-        }
+        block = {"score": 0.0, "per_level": 20, **arguments}
         return registry.tasks.build(Component("detect", block), facts=facts)
 
     return make
 
 
-_RETINA = {"name": "retina", "num_convs": 1}
-_WEIGHTS = {"sigmoid_focal": 1.0, "box_smooth_l1": 0.5}
+_HEAD = {"name": "retina", "num_convs": 1}
+_RETINA = {"assigner": {"name": "max_iou"}, "anchors": {"base_strides": 1.0}}
+_PAIRS = {"assigner": {"name": "max_iou", "boxes_per_prior": 2}, "anchors": {"base_strides": 1.0}}
+_RETINA_LOSSES = {"sigmoid_focal": 1.0, "box_smooth_l1": 0.5}
+_FCOS_LOSSES = {"sigmoid_focal": 1.0, "box_overlap": 0.5, "centreness": 0.5}
+_OBJECT_LOSSES = {"objectness": 1.0, "class_bce": 0.5, "quality_focal": 0.5, "box_overlap": 2.0}
 _STEPS = {
     "flip": FlipImage(),
     "cut": CutImage(low=0.7),
@@ -92,19 +90,19 @@ _STEPS = {
 
 
 def toy(
+    head: dict[str, Any] = _HEAD,
+    task: dict[str, Any] = _RETINA,
+    losses: dict[str, float] = _RETINA_LOSSES,
     *,
     evaluation: dict[str, Any] | None = None,
-    head: dict[str, Any] | None = None,
-    weights: dict[str, float] | None = None,
     **how: Any,
 ) -> Toy:
-    """The detector on images made in some way, evaluated in some way, with another head and losses."""
-    weights = weights or _WEIGHTS
+    """The detector of a head on images made in some way, evaluated in some way."""
     return Toy(
-        partial(_detector, head or _RETINA),
-        _detect(weights, **(evaluation or {})),
+        partial(_detector, head),
+        _detect(losses, **task, **(evaluation or {})),
         _joined(**how),
-        weights,
+        losses,
         lambda: BoxAp(class_names=CLASSES),
         tuple(NamedTransform(name, step) for name, step in _STEPS.items()),
         registry.tasks.entry_of("detect").builder.predicts,
@@ -113,15 +111,9 @@ def toy(
 
 IMAGES = {
     "detector": toy(),
-    "detector_pairs": toy(
-        head={"name": "retina_emd", "num_convs": 1},
-        weights={"earth_mover": 1.0},
-        evaluation={"assigner": {"name": "max_iou", "boxes_per_prior": 2}},
-    ),
-    "detector_objects": toy(
-        head={"name": "yolov3", "num_anchors": 9},
-        weights={"objectness": 1.0, "class_bce": 0.5, "quality_focal": 0.5, "box_overlap": 2.0},
-    ),
+    "detector_simota": toy({"name": "fcos", "num_convs": 1}, {"assigner": {"name": "simota"}}, _FCOS_LOSSES),
+    "detector_pairs": toy({"name": "retina_emd", "num_convs": 1}, _PAIRS, {"earth_mover": 1.0}),
+    "detector_objects": toy({"name": "yolov3", "num_anchors": 9, "norm": "gn"}, _RETINA, _OBJECT_LOSSES),
 }
 FEW_BOXES = {
     "detector_few": toy(share=0.08),

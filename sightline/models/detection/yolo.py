@@ -13,6 +13,7 @@ from sightline import registry
 from sightline.arguments import Count, Factor
 from sightline.geometry.boxes.overlaps import at_least_float32, box_sizes
 from sightline.geometry.boxes.priors import Priors
+from sightline.layers.detection.norms import NORMS, NormName
 from sightline.layers.images import ConvBlock, ConvNorm
 from sightline.models.detection.head import HeadOutput, Prior, at_priors, start_rare
 
@@ -27,8 +28,9 @@ class ObjectOutput(HeadOutput):
     objectness: Tensor
 
 
-def _leaky(before: int, after: int, size: int, slope: float) -> ConvNorm:
-    return ConvNorm(in_channels=before, out_channels=after, size=size, activation=nn.LeakyReLU(slope))
+def _leaky(before: int, after: int, size: int, slope: float, norm: NormName) -> ConvNorm:
+    activation = nn.LeakyReLU(slope)
+    return ConvNorm(in_channels=before, out_channels=after, size=size, activation=activation, norm=NORMS[norm])
 
 
 @registry.necks.add("yolov3")
@@ -41,20 +43,26 @@ class YOLOv3Neck(nn.Module):
     """
 
     def __init__(
-        self, *, channels: tuple[int, ...], strides: tuple[int, ...], width: Count = 128, slope: Factor = _SLOPE
+        self,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        width: Count = 128,
+        slope: Factor = _SLOPE,
+        norm: NormName = "bn",
     ) -> None:
         super().__init__()
         self.strides = tuple(strides)
         self.channels = tuple(width * 2**level for level in range(len(channels)))
         routed = [own // 2 for own in self.channels[1:]] + [0]
-        self.routes = nn.ModuleList(_leaky(2 * part, part, 1, slope) for part in routed[:-1])
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                _leaky(given + part, own, 1, slope),
-                *(_leaky(*((own, 2 * own, 3) if place % 2 == 0 else (2 * own, own, 1)), slope) for place in range(4)),
-            )
-            for given, part, own in zip(channels, routed, self.channels, strict=True)
-        )
+        self.routes = nn.ModuleList(_leaky(2 * part, part, 1, slope, norm) for part in routed[:-1])
+
+        def block(given: int, own: int) -> nn.Sequential:
+            sizes = [(given, own, 1), (own, 2 * own, 3), (2 * own, own, 1), (own, 2 * own, 3), (2 * own, own, 1)]
+            return nn.Sequential(*(_leaky(*size, slope, norm) for size in sizes))
+
+        levels = zip(channels, routed, self.channels, strict=True)
+        self.blocks = nn.ModuleList(block(given + part, own) for given, part, own in levels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps (B, channels, H, W), finest first -> a map of each level, finest first."""
@@ -89,17 +97,18 @@ class YOLOv3Head(nn.Module):
         prior: Prior = 0.01,
         slope: Factor = _SLOPE,
         as_published: bool = False,
+        norm: NormName = "bn",
     ) -> None:
         super().__init__()
         self.num_classes, self.strides, self.priors_per_cell = num_classes, tuple(strides), num_anchors
         self.coding = coding
         count = num_anchors * (5 + num_classes)
-        self.towers = nn.ModuleList(_leaky(own, 2 * own, 3, slope) for own in channels)
+        self.towers = nn.ModuleList(_leaky(own, 2 * own, 3, slope, norm) for own in channels)
         self.outputs = nn.ModuleList()
         for own in channels:
             plain = ConvBlock(in_channels=2 * own, out_channels=count, size=1)
             start_rare(plain, prior, slice(4, None, 5 + num_classes))
-            self.outputs.append(_leaky(2 * own, count, 1, slope) if as_published else plain)
+            self.outputs.append(_leaky(2 * own, count, 1, slope, norm) if as_published else plain)
 
     def forward(self, maps: Sequence[Tensor]) -> ObjectOutput:
         """Maps (B, channels, H, W) of every level, finest first. `to_deltas` makes deltas of the `codes`."""
@@ -139,13 +148,14 @@ class YOLOXHead(nn.Module):
         width: Count | None = None,
         num_convs: Count = 2,
         prior: Prior = 0.01,
+        norm: NormName = "bn",
     ) -> None:
         super().__init__()
         self.num_classes, self.strides = num_classes, tuple(strides)
         wide = width or channels[0]
 
         def unit(before: int, size: int) -> ConvNorm:
-            return ConvNorm(in_channels=before, out_channels=wide, size=size, activation=nn.SiLU())
+            return ConvNorm(in_channels=before, out_channels=wide, size=size, activation=nn.SiLU(), norm=NORMS[norm])
 
         def towers() -> nn.ModuleList:
             return nn.ModuleList(nn.Sequential(*(unit(wide, 3) for _ in range(num_convs))) for _ in channels)
