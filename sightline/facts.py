@@ -45,6 +45,7 @@ RUN_FACTS = frozenset(
         "losses",
         "micro_batches",
         "model",
+        "num_epochs",
         "num_samples",
         "num_steps",
         "output_keys",

@@ -167,6 +167,9 @@ class TransformMembers:
     makes_unit_sphere: Member[bool] = Member(
         "True for one that brings clouds into the unit sphere about their mean", absent=False
     )
+    until_epoch: Member[int | None] = Member(
+        "the epoch from which one that takes `others` gets None for them, counted from 0", absent=None
+    )
 
 
 def _record(owner: type) -> Mapping[str, Member[Any]]:

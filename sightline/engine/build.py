@@ -173,7 +173,9 @@ def build_data(config: RunConfig) -> Data:
                 f"evaluate.select: a tenth of {len(train_set)} training samples held out for validation is empty; "
                 "use evaluate.select=test or more data"
             )
-    train_reader = _reader(train_set, transforms.train, facts)
+    train_reader = BatchReader(
+        train_set, build_transforms(transforms.train, {**facts, "num_epochs": config.train.epochs}), others=kept
+    )
     train = Part(train_set, kept, train_reader, "train")
     selection = Part(selection_set, held_out, _reader(selection_set, transforms.evaluate, facts), split)
     test = selection

@@ -62,7 +62,7 @@ class BoxPredictor(Predictor[ImagePrediction]):
     def __init__(self, *, run: TrainedRun, score: Probability = 0.3) -> None:
         super().__init__(run=run)
         self.score = score
-        self.fields = {name: each for name, each in BOX_FIELDS.items() if name != "truth"}
+        self.fields = {name: each for name, each in BOX_FIELDS.items() if not name.startswith("truth")}
         self.names = run.class_names or tuple(map(str, range(run.facts["num_classes"])))
         self._numbers: dict[Path, int] = {}
 

@@ -22,10 +22,11 @@ from sightline.geometry.boxes.affine import chained, inverted, moved_boxes
 from sightline.geometry.boxes.overlaps import box_areas
 from sightline.transforms.images import resized
 
-__all__ = ["CutImage", "FitImage", "ScaleSteps", "TurnImage"]
+__all__ = ["GREY", "CutImage", "FitImage", "Losing", "ScaleSteps", "TurnImage", "fitting", "moved", "scaled"]
 
 Fit = Literal["letterbox", "stretch", "short_side"]
-_GREY = 114.0
+GREY = 114.0
+"""Of pixels that no image covers. Source: YOLOv5."""
 
 
 @registry.transforms.add("fit_image")
@@ -50,7 +51,7 @@ class FitImage:
         mode: Fit = "letterbox",
         short_px: Count | None = None,
         long_px: Count | None = None,
-        fill: Factor | tuple[Factor, Factor, Factor] = _GREY,
+        fill: Factor | tuple[Factor, Factor, Factor] = GREY,
     ) -> None:
         if (mode == "short_side") != (short_px is not None and long_px is not None):
             raise ConfigError("fit_image: mode short_side takes short_px and long_px, the others take neither")
@@ -69,18 +70,19 @@ class FitImage:
                 f"{self.canvas[0]} x {self.canvas[1]}; enlarge height and width, or use mode letterbox"
             )
         canvas = image.new_tensor(self.fill).expand(1, *self.canvas, image.shape[3]).contiguous()
-        scaled = _scaled(image, boxes, to_canvas, size)
-        canvas[:, : size[0], : size[1]] = scaled["image"]
-        return {**scaled, "image": canvas}
+        fitted = scaled(image, boxes, to_canvas, size)
+        canvas[:, : size[0], : size[1]] = fitted["image"]
+        return {**fitted, "image": canvas}
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns that an image is resized to."""
         if self.mode == "stretch":
             return self.canvas
-        scale = min(self.canvas[0] / height, self.canvas[1] / width)
-        if self.short_px is not None and self.long_px is not None:
-            scale = min(self.short_px / min(height, width), self.long_px / max(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
+        if self.mode == "letterbox":
+            return fitting(height, width, self.canvas)
+        assert self.short_px is not None
+        assert self.long_px is not None
+        return _times(height, width, min(self.short_px / min(height, width), self.long_px / max(height, width)))
 
 
 @registry.transforms.add("scale_steps")
@@ -102,31 +104,43 @@ class ScaleSteps:
     def __call__(self, draws: Draws, *, image: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
         factor = self.low + float(draws.of_step.uniform()) * (self.high - self.low)
         height, width = (max(1, round(side * factor / self.multiple)) * self.multiple for side in image.shape[1:3])
-        return _scaled(image, boxes, to_canvas, (height, width))
+        return scaled(image, boxes, to_canvas, (height, width))
 
 
-class _Losing:
-    """What transforms share that may cut boxes off: rows without anything left go, those with little are ignored."""
+class Losing:
+    """What transforms share that may cut boxes off: rows without anything left go, those with little are ignored.
+
+    Little is less than `min_visible` of the area, a side of at most `min_side_px`, or one `max_aspect` times the other.
+    """
 
     moves_pixels = True
 
-    def __init__(self, *, min_visible: Fraction, clip: bool) -> None:
+    def __init__(
+        self, *, min_visible: float, clip: bool, min_side_px: float = 0.0, max_aspect: float | None = None
+    ) -> None:
         self.min_visible = min_visible
         self.clip = clip
+        self.min_side_px, self.max_aspect = min_side_px, max_aspect
 
-    def kept(self, boxes: Tensor, label: Tensor, is_ignored: Tensor, *, height: int, width: int) -> dict[str, Tensor]:
-        """The boxes (1, G, 4) that show in an image, clipped to it where `clip` says so, with their labels."""
-        limit = boxes.new_tensor([width, height, width, height])
-        inside = boxes.clamp(min=0).minimum(limit)
+    def kept(
+        self, boxes: Tensor, label: Tensor, is_ignored: Tensor, *, height: int, width: int, top: int = 0, left: int = 0
+    ) -> dict[str, Tensor]:
+        """The boxes (1, G, 4) that show in a window of an image, clipped to it where `clip` says so, and labels."""
+        window = boxes.new_tensor([left, top, left + width, top + height])
+        inside = boxes.maximum(window[[0, 1, 0, 1]]).minimum(window[[2, 3, 2, 3]])
         whole, seen = box_areas(boxes), box_areas(inside)
         shows = seen[0] > 0
         is_ignored = is_ignored | (seen < self.min_visible * whole)
+        sides = inside[..., 2:] - inside[..., :2]
+        is_ignored = is_ignored | (sides.amin(-1) <= self.min_side_px)
+        if self.max_aspect is not None:
+            is_ignored = is_ignored | (sides.amax(-1) >= self.max_aspect * sides.amin(-1))
         boxes = inside if self.clip else boxes
         return {"boxes": boxes[:, shows], "label": label[:, shows], "is_ignored": is_ignored[:, shows]}
 
 
 @registry.transforms.add("cut_image")
-class CutImage(_Losing):
+class CutImage(Losing):
     """Every image becomes, with a probability, a random part of it: each side a share uniform in [low, 1] of its own.
 
     A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at the border of the part. Parts differ
@@ -152,16 +166,18 @@ class CutImage(_Losing):
         starts = [int(drawn[2 + k] * (whole[k] - sides[k] + 1)) for k in range(2)]
         (top, left), (height, width) = starts, sides
         part = image[:, top : top + height, left : left + width].clone()
-        moved = _moved(torch.tensor([[1, 0, -left], [0, 1, -top]], dtype=torch.float64), boxes, to_canvas)
-        return {"image": part, **moved, **self.kept(moved["boxes"], label, is_ignored, height=height, width=width)}
+        cut = moved(torch.tensor([[1, 0, -left], [0, 1, -top]], dtype=torch.float64), boxes, to_canvas)
+        return {"image": part, **cut, **self.kept(cut["boxes"], label, is_ignored, height=height, width=width)}
 
 
 @registry.transforms.add("turn_image")
-class TurnImage(_Losing):
-    """Every image is turned, scaled, sheared and shifted about its middle; the canvas stays, the rest is `fill`.
+class TurnImage(Losing):
+    """Every image is turned, scaled, sheared and shifted about its middle; what it leaves free is `fill`.
 
     Angle and shears are uniform within +-`degrees` and +-`shear_degrees`, the factor within 1 +- `scale`, the shift
-    within +-`shift` of each side. A box becomes the smallest box about its four corners.
+    within +-`shift` of each side. A box becomes the smallest box about its four corners. The canvas stays, or gets the
+    height and width `canvas`, with the middle of the image in its own, as after `mosaic`. A box is ignored of which
+    less than `min_visible` is left, or a side of at most `min_side_px`, or one `max_aspect` times the other.
     Source: the affine augmentation of YOLOv5 and YOLOv6 (Li et al. 2022, section 2.5).
     """
 
@@ -173,10 +189,14 @@ class TurnImage(_Losing):
         scale: Fraction = 0.5,
         shift: Fraction = 0.1,
         min_visible: Fraction = 0.1,
+        min_side_px: Factor = 0.0,
+        max_aspect: Size | None = None,
         clip: bool = True,
-        fill: Factor = _GREY,
+        canvas: tuple[Count, Count] | None = None,
+        fill: Factor = GREY,
     ) -> None:
-        super().__init__(min_visible=min_visible, clip=clip)
+        super().__init__(min_visible=min_visible, clip=clip, min_side_px=min_side_px, max_aspect=max_aspect)
+        self.canvas = canvas
         self.degrees, self.shear_degrees = degrees, shear_degrees
         self.scale, self.shift = scale, shift
         self.fill = fill
@@ -184,42 +204,53 @@ class TurnImage(_Losing):
     def __call__(
         self, draws: Draws, *, image: Tensor, boxes: Tensor, to_canvas: Tensor, label: Tensor, is_ignored: Tensor
     ) -> dict[str, Tensor]:
-        height, width = image.shape[1:3]
-        matrix = self._matrix(draws, height, width)
-        turned = _resampled(image, matrix, fill=self.fill)
-        moved = _moved(matrix, boxes, to_canvas)
-        return {"image": turned, **moved, **self.kept(moved["boxes"], label, is_ignored, height=height, width=width)}
+        height, width = self.canvas or image.shape[1:3]
+        matrix = self._matrix(draws, image.shape[1], image.shape[2], height, width)
+        turned = _resampled(image, matrix, (height, width), fill=self.fill)
+        placed = moved(matrix, boxes, to_canvas)
+        return {"image": turned, **placed, **self.kept(placed["boxes"], label, is_ignored, height=height, width=width)}
 
-    def _matrix(self, draws: Draws, height: int, width: int) -> Tensor:
-        """From a pixel's place to its new one, (2, 3) float64."""
+    def _matrix(self, draws: Draws, rows: int, columns: int, height: int, width: int) -> Tensor:
+        """From a pixel's place among rows and columns to its new one on the canvas, (2, 3) float64."""
         angle, shear_x, shear_y, factor, right, down = (2 * draws.uniform(6)[0].double() - 1).tolist()
         turn, size = math.radians(self.degrees * angle), 1 + self.scale * factor
         along, across = (math.tan(math.radians(self.shear_degrees * each)) for each in (shear_x, shear_y))
         rotation = [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
         shear = [[size, size * along], [size * across, size]]
         linear = torch.tensor(shear, dtype=torch.float64) @ torch.tensor(rotation, dtype=torch.float64)
-        middle = torch.tensor([width / 2, height / 2], dtype=torch.float64)
-        moved = middle + torch.tensor([right * self.shift * width, down * self.shift * height], dtype=torch.float64)
-        return torch.cat([linear, (moved - linear @ middle)[:, None]], dim=1)
+        middle = torch.tensor([columns / 2, rows / 2], dtype=torch.float64)
+        shares = torch.tensor([0.5 + right * self.shift, 0.5 + down * self.shift], dtype=torch.float64)
+        place = shares * torch.tensor([width, height])
+        return torch.cat([linear, (place - linear @ middle)[:, None]], dim=1)
 
 
-def _moved(matrix: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
+def fitting(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the largest image of this ratio that a canvas of (height, width) holds."""
+    return _times(height, width, min(canvas[0] / height, canvas[1] / width))
+
+
+def _times(height: int, width: int, scale: float) -> tuple[int, int]:
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def moved(matrix: Tensor, boxes: Tensor, to_canvas: Tensor) -> dict[str, Tensor]:
     """Boxes, and the map from the file's pixels, after a further map of pixels."""
     further = chained(matrix, to_canvas[0])
     return {"boxes": moved_boxes(boxes, matrix), "to_canvas": further[None].to(to_canvas.dtype)}
 
 
-def _scaled(image: Tensor, boxes: Tensor, to_canvas: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+def scaled(image: Tensor, boxes: Tensor, to_canvas: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
     """An image of so many rows and columns with its boxes."""
     across, down = size[1] / image.shape[2], size[0] / image.shape[1]
     matrix = torch.tensor([[across, 0, 0], [0, down, 0]], dtype=torch.float64)
-    return {"image": resized(image, size=size), **_moved(matrix, boxes, to_canvas)}
+    return {"image": resized(image, size=size), **moved(matrix, boxes, to_canvas)}
 
 
-def _resampled(image: Tensor, matrix: Tensor, *, fill: float) -> Tensor:
-    """Images (1, H, W, 3) after an affine map of their pixels; float32, read by bilinear interpolation."""
-    height, width = image.shape[1:3]
-    to_unit = torch.tensor([[2 / width, 0, -1], [0, 2 / height, -1]], dtype=torch.float64)
+def _resampled(image: Tensor, matrix: Tensor, size: tuple[int, int], *, fill: float) -> Tensor:
+    """Images (1, H, W, 3) after an affine map of pixels to those of another size; float32, interpolated bilinearly."""
+    rows, columns = image.shape[1:3]
+    height, width = size
+    to_unit = torch.tensor([[2 / columns, 0, -1], [0, 2 / rows, -1]], dtype=torch.float64)
     to_pixels = torch.tensor([[width / 2, 0, width / 2], [0, height / 2, height / 2]], dtype=torch.float64)
     theta = chained(to_unit, chained(inverted(matrix), to_pixels))
     grid = functional.affine_grid(theta[None].float(), [1, 3, height, width], align_corners=False)

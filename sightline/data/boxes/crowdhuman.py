@@ -91,6 +91,14 @@ class CrowdHuman(LabelledImages):
         is_ignored, is_scored_ignored = map(_ignored_column, self._kinds)
         return BoxColumns(*self._kinds, is_ignored, is_scored_ignored, area=None, clip=self._clip)
 
+    def _visible(self, index: int) -> np.ndarray:
+        """The visible box's share of the full one's area, at most 1."""
+        visible, full = (
+            (b[:, 2:] - b[:, :2]).prod(axis=1) for b in map(self._stored, (index,) * 2, ("visible", "full"))
+        )
+        is_known = (visible > 0) & (full > 0) & ~self._stored(index, "is_ignored")
+        return np.divide(visible, full, out=np.full(len(full), np.nan), where=is_known).clip(max=1)
+
     @classmethod
     def prepare(
         cls, *, source: Path, target: Path, name: str, progress: Progress, faulty: Faulty = "refuse"

@@ -118,7 +118,9 @@ class LabelledImages:
             boxes = np.clip(boxes, 0, [width, height, width, height])
         is_ignored |= _least_side(boxes) < self._least_px
         is_scored_ignored |= _least_side(scored) < self._least_px
-        return BoxRecord(boxes, scored, label[kept], is_ignored, area, is_scored_ignored)
+        visible = self._visible(index)
+        visible = None if visible is None else visible[kept]
+        return BoxRecord(boxes, scored, label[kept], is_ignored, area, is_scored_ignored, visible)
 
     def image(self, index: int) -> ImageRef:
         """What names an image in files of results, and its size."""
@@ -160,6 +162,10 @@ class LabelledImages:
             raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {index}")
         split, row = self._rows[index]
         return self._prepared.row(split, column, row)
+
+    def _visible(self, index: int) -> np.ndarray | None:
+        """The share of every stored box of an image that is visible, NaN where it is unknown; None of sets without."""
+        return None
 
     def _columns_in(self, prepared: Prepared) -> BoxColumns:
         """The columns that are read; of sets of several kinds of boxes, those that the config chooses."""

@@ -11,7 +11,7 @@ import torch
 
 from sightline.types import Field, Sample
 
-__all__ = ["BOX_FIELDS", "BoxRecord", "box_facts", "sample_of", "truth_of"]
+__all__ = ["BOX_FIELDS", "BoxRecord", "box_facts", "sample_of", "truth_of", "visible_of"]
 
 BOX_OFFSETS = "box_offsets"
 BOX_FIELDS: Mapping[str, Field] = {
@@ -22,10 +22,20 @@ BOX_FIELDS: Mapping[str, Field] = {
     "to_canvas": Field("2 3", "float64", "px", "image"),
     "file_px": Field("2", "int64", "px", "file", low=1),
     "truth": Field("labels 7", "float64", "px", "file", collate="concatenate", offsets="truth_offsets", is_exact=True),
+    "truth_visible": Field(
+        *("labels", "float64"),
+        low=0,
+        high=1,
+        collate="concatenate",
+        offsets="truth_offsets",
+        is_exact=True,
+        may_be_nan=True,
+    ),
 }
 """The fields of a sample: `boxes` with their classes are trained on and move with the pixels; `truth` is scored against
 and stays as it is in the file: left, top, right, bottom, class, area and whether it is ignored, one row a box. The
-class of an ignored box is -1 where detections of every class may lie in it. `file_px` are height and width of the image
+class of an ignored box is -1 where detections of every class may lie in it. `truth_visible` is the share of each that
+others do not hide, NaN where the set does not state it. `file_px` are height and width of the image
 in its file."""
 
 
@@ -36,7 +46,8 @@ class BoxRecord:
     `boxes` are trained on, `scored` are what is scored: of a person the whole figure, or what is visible of it. An
     ignored box is neither a target nor background; its class is that of the detections that may lie in it, -1 for those
     of all classes. `is_scored_ignored` is about the scored boxes, where these are ignored for other reasons (a head
-    that does not show, of a person who does). All arrays are read-only.
+    that does not show, of a person who does). `visible` (G,) is the share of the whole figure that shows, 0 to 1, NaN
+    where the set does not state it. All arrays are read-only.
     """
 
     boxes: np.ndarray
@@ -45,9 +56,10 @@ class BoxRecord:
     is_ignored: np.ndarray
     area: np.ndarray
     is_scored_ignored: np.ndarray | None = None
+    visible: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for array in (self.boxes, self.scored, self.label, self.is_ignored, self.area, self.is_scored_ignored):
+        for array in vars(self).values():
             if array is not None:
                 array.flags.writeable = False
 
@@ -66,6 +78,7 @@ def sample_of(image: np.ndarray, record: BoxRecord) -> Sample:
         "to_canvas": torch.eye(3, dtype=torch.float64)[:2],
         "file_px": torch.tensor(image.shape[:2]),
         "truth": torch.from_numpy(truth_of(record)),
+        "truth_visible": torch.from_numpy(visible_of(record)),
     }
 
 
@@ -74,6 +87,11 @@ def truth_of(record: BoxRecord) -> np.ndarray:
     is_ignored = record.is_ignored if record.is_scored_ignored is None else record.is_scored_ignored
     columns = (record.scored, record.label[:, None], record.area[:, None], is_ignored[:, None])
     return np.concatenate([column.astype(np.float64) for column in columns], axis=1)
+
+
+def visible_of(record: BoxRecord) -> np.ndarray:
+    """The share of each scored box that is visible, as the field `truth_visible` has it: (G,) float64."""
+    return np.full(len(record.label), np.nan) if record.visible is None else record.visible.astype(np.float64)
 
 
 def box_facts(class_names: tuple[str, ...], box_type: str) -> dict[str, Any]:

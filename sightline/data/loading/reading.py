@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ from sightline.types import Batch, Dataset, Field, Sample, SampleKey, Transform
 
 __all__ = ["BatchReader", "NamedTransform", "Pipeline"]
 
+_Others = Callable[[int], list[Batch]]
+
 
 class NamedTransform(NamedTuple):
     """A transform and its name in the config, which also names its stream of random numbers."""
@@ -31,18 +34,34 @@ class NamedTransform(NamedTuple):
 class Pipeline:
     """Transforms one after another, bound to the fields that they name; pure, whatever was transformed before.
 
-    `added` are the fields that transforms add to those of the samples, `facts` what they state of them. Raises
-    ConfigError where a transform names a field that nobody offers.
+    `added` are the fields that transforms add to those of the samples, `facts` what they state of them. A transform
+    that takes `others` combines samples: it gets a function `(count) -> batches` that draws as many of the indices
+    `others` for a sample and reads them by `read`, each as a batch of one changed by the transforms before; or None,
+    from its `until_epoch` on. Raises ConfigError where a transform names a field that nobody offers, or takes others
+    where samples are not trained on.
     """
 
-    def __init__(self, transforms: Sequence[NamedTransform], fields: Collection[str], *, source: str) -> None:
+    def __init__(
+        self,
+        transforms: Sequence[NamedTransform],
+        fields: Collection[str],
+        *,
+        source: str,
+        read: Callable[[SampleKey], Batch] | None = None,
+        others: np.ndarray | None = None,
+    ) -> None:
         self.added: dict[str, Field] = {}
         self.facts: dict[str, Any] = {}
-        self._transforms: list[tuple[str, Bound]] = []
+        self._transforms: list[tuple[str, Bound, int | None]] = []
+        self._read, self._indices = read, others
         for place, (name, transform) in enumerate(transforms):
             offer = Offer(source, {*fields, *self.added})
-            bound = bind(transform.__call__, offer, owner=f"transform '{name}'", skip=("draws",))
-            self._transforms.append((f"{place}.{name}", bound))
+            bound = bind(transform.__call__, offer, owner=f"transform '{name}'", skip=("draws", "others"))
+            if others is None and _takes_others(bound):
+                raise ConfigError(
+                    f"transform '{name}' combines several samples of the training part; it belongs in transforms.train"
+                )
+            self._transforms.append((f"{place}.{name}", bound, TransformMembers.until_epoch.of(transform)))
             self.added |= TransformMembers.adds.of(transform)
             self.facts |= TransformMembers.facts.of(transform)
 
@@ -59,9 +78,28 @@ class Pipeline:
         if not self._transforms:
             return
         draws = Draws.for_samples(keys)
-        for stream, bound in self._transforms:
-            batch = {**batch, **bound.function(draws.stream(stream), **bound.select(batch))}
+        for place, (stream, bound, until_epoch) in enumerate(self._transforms):
+            own = draws.stream(stream)
+            further = {"others": self._others(own, keys, place, until_epoch)} if _takes_others(bound) else {}
+            batch = {**batch, **bound.function(own, **further, **bound.select(batch))}
             yield stream.partition(".")[2], batch
+
+    def _others(self, draws: Draws, keys: Sequence[SampleKey], place: int, until_epoch: int | None) -> _Others | None:
+        """What reads further samples for the transform at a place; None where it combines nothing any more."""
+        read, indices, (key,) = self._read, self._indices, keys
+        assert read is not None
+        assert indices is not None
+
+        def others(count: int) -> list[Batch]:
+            changed = []
+            for chosen, seed in draws.stream("others").bits(count, 2)[0].tolist():
+                # A seed of its own: elsewhere in this epoch the same sample is drawn otherwise.
+                other = SampleKey(int(indices[chosen % len(indices)]), key.epoch, seed >> 1, key.step)
+                batch = read(other)
+                changed.append([batch, *(each for _, each in itertools.islice(self.steps(batch, [other]), place))][-1])
+            return changed
+
+        return None if until_epoch is not None and key.epoch >= until_epoch else others
 
 
 class BatchReader:
@@ -69,14 +107,19 @@ class BatchReader:
 
     Raises ConfigError where a transform names a field that the data set does not offer, or chooses points and would
     leave a field behind that has a row for each, and DataError where the set's own `collate` leaves out a key that
-    `info.fields` promises.
+    `info.fields` promises. `others` are the indices of the part that is trained on, from which transforms that combine
+    samples draw.
     """
 
-    def __init__(self, dataset: Dataset, transforms: Sequence[NamedTransform] = ()) -> None:
+    def __init__(
+        self, dataset: Dataset, transforms: Sequence[NamedTransform] = (), *, others: np.ndarray | None = None
+    ) -> None:
         _assert_points_stay_whole(transforms, dataset.info.fields)
         _assert_pixels_move_together(transforms, dataset.info.fields)
         self.dataset = dataset
-        self._transform = Pipeline(transforms, dataset.info.fields, source="the data set")
+        others = None if DataMembers.get_batch.of(dataset) is not None else others
+        form: Any = {"source": "the data set", "read": self._one, "others": others}
+        self._transform = Pipeline(transforms, dataset.info.fields, **form)
         self._fields = {**dataset.info.fields, **self._transform.added}
         for name in dataset.info.features[:1]:  # joined, they become a batch as each of them does
             self._fields["features"] = self._fields[name]
@@ -109,9 +152,7 @@ class BatchReader:
             return self._with_features(_joined(self._transform(batch, keys), self._transform.added))
         samples = []
         for key in keys:
-            with self._blamed([key]):
-                sample = _as_tensors(self.dataset[key])
-            sample = self._transform(_lift(sample), [key])
+            sample = self._transform(self._one(key), [key])
             samples.append(_lower(self._with_features(sample)))
         if combine is not None:
             indexed = {"sample_index": torch.tensor([key.index for key in keys], dtype=torch.int64)}
@@ -123,14 +164,19 @@ class BatchReader:
 
         The last one is what batches are made of, bit for bit.
         """
-        with self._blamed([key]):
-            if (get_batch := DataMembers.get_batch.of(self.dataset)) is not None:
+        if (get_batch := DataMembers.get_batch.of(self.dataset)) is not None:
+            with self._blamed([key]):
                 batch = _as_tensors(get_batch([key]))
-            else:
-                batch = _lift(_as_tensors(self.dataset[key]))
+        else:
+            batch = self._one(key)
         yield "", _lower(batch)
         for name, changed in self._transform.steps(batch, [key]):
             yield name, _lower(changed)
+
+    def _one(self, key: SampleKey) -> Batch:
+        """A sample as the data set gives it, as a batch of one."""
+        with self._blamed([key]):
+            return _lift(_as_tensors(self.dataset[key]))
 
     @contextlib.contextmanager
     def _blamed(self, keys: Sequence[SampleKey]) -> Iterator[None]:
@@ -158,6 +204,10 @@ class BatchReader:
         if not self.dataset.info.features:
             return batch
         return {**batch, "features": torch.cat([batch[name] for name in self.dataset.info.features], dim=-1)}
+
+
+def _takes_others(transform: Bound) -> bool:
+    return "others" in inspect.signature(transform.function).parameters
 
 
 def _assert_points_stay_whole(transforms: Sequence[NamedTransform], fields: Mapping[str, Field]) -> None:

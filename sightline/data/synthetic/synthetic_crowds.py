@@ -133,4 +133,6 @@ def record_of(scene: Scene, box: BoxType, scored_box: BoxType, *, clip: bool) ->
     if clip:
         trained = np.clip(trained, 0, [width, height, width, height])
     area = (scored[:, 2:] - scored[:, :2]).prod(axis=1)
-    return BoxRecord(trained, scored, np.zeros(len(trained), dtype=np.int64), np.array(is_ignored), area)
+    label = np.zeros(len(trained), dtype=np.int64)
+    visible = np.array([*(person.visibility for person in scene.people), *[np.nan] * len(scene.ignored)])
+    return BoxRecord(trained, scored, label, np.array(is_ignored), area, visible=visible)

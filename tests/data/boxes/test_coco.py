@@ -78,11 +78,12 @@ def test_samples_are_pure_and_nothing_reaches_the_records(tmp_path: Path) -> Non
     first = images[SampleKey(0, 0, 0)]
     for epoch in range(3):
         sample = images[SampleKey(0, epoch, 5)]
-        assert all(torch.equal(value, first[name]) for name, value in sample.items())
+        for name, value in sample.items():
+            torch.testing.assert_close(value, first[name], rtol=0, atol=0, equal_nan=True)
         for name in ("boxes", "truth", "image", "label"):
             sample[name].mul_(2)
         assert digest_of(images) == before
-    for array in vars(images.record(0)).values():
+    for array in (each for each in vars(images.record(0)).values() if each is not None):
         with pytest.raises(ValueError, match="read-only"):
             array *= 2
     copied = pickle.loads(pickle.dumps(images))

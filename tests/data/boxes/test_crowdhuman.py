@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sightline.data.boxes.crowdhuman import CrowdHuman
 from sightline.data.boxes.odgt import coco_to_odgt, odgt_to_coco
@@ -226,3 +227,12 @@ def test_coco_of_lines_loads_in_pycocotools(shared: Path, tmp_path: Path) -> Non
 
 def test_images_are_read(root: Path) -> None:
     assert np.array_equal(opened(root, split="test")[SampleKey(0, 0, 0)]["image"], pattern(16, 32))
+
+
+def test_the_visible_share_is_of_areas(root: Path) -> None:
+    """By hand from the boxes of the file; unknown of ignored boxes."""
+    sample = opened(root)[SampleKey(0, 0, 0)]
+    whole, visible = (opened(root, scored_box=kind)[SampleKey(0, 0, 0)]["truth"][:, 5] for kind in ("full", "visible"))
+    expected = torch.where(sample["truth"][:, 6] > 0, torch.nan, visible / whole)
+    torch.testing.assert_close(sample["truth_visible"], expected, equal_nan=True)
+    assert sample["truth_visible"].dtype == torch.float64

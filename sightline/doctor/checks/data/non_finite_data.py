@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from sightline.doctor.checks.data.broken_fields import broken_field
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.survey import NonFinite, PartSurvey, read_samples
-from sightline.types import Batch, SampleKey
+from sightline.types import Batch, Dataset, SampleKey
 
 __all__ = ["non_finite_data", "row_of"]
 
@@ -23,10 +24,15 @@ def non_finite_data(context: Context) -> list[Finding]:
         _of_field(context, survey, name, found.non_finite, found.num_non_finite)
         for survey in context.survey
         for name, found in survey.fields.items()
-        if found.non_finite is not None
+        if found.non_finite is not None and not _may_be_nan(survey.part.dataset, name, found.non_finite.value)
     ]
     reported = {finding.evidence["field"] for finding in findings}
     return findings + [finding for finding in _of_batch(context) if finding.evidence["field"] not in reported]
+
+
+def _may_be_nan(dataset: Dataset, name: str, value: float) -> bool:
+    field = dataset.info.fields.get(name)
+    return field is not None and field.may_be_nan and math.isnan(value)
 
 
 def row_of(batch: Batch, tensor: Tensor, position: tuple[int, ...]) -> int | None:
@@ -69,9 +75,12 @@ def _of_batch(context: Context) -> Iterator[Finding]:
     batch = context.rehearsal.batch
     for key, value in batch.items():
         for leaf, tensor in leaves(value, key):
-            if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
+            is_unsound = ~tensor.isfinite()
+            if _may_be_nan(context.built.data.train.dataset, key, math.nan):
+                is_unsound &= ~tensor.isnan()
+            if not bool(is_unsound.any()):
                 continue
-            position = tuple((~tensor.isfinite()).nonzero()[0].tolist())
+            position = tuple(is_unsound.nonzero()[0].tolist())
             yield _of_leaf(context, key, leaf, tensor, position)
             break
 

@@ -1,0 +1,154 @@
+"""Several images with their boxes as one: mosaic and mix-up; pure, as all transforms.
+
+Both take `others`, which draws further images of the training part (data/loading/reading.py), the same for any number
+of workers and after a resume. `to_canvas` is about the sample's own image, as `truth` and `file_px` are: a combined
+image is trained on, never scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.arguments import Count, Factor, Fraction, Index, Probability, Size
+from sightline.draws import Draws
+from sightline.errors import ConfigError, DataError
+from sightline.transforms.boxes import GREY, Losing, fitting, moved, scaled
+
+__all__ = ["MixUp", "Mosaic"]
+
+Others = Callable[[int], list[dict[str, Any]]] | None
+_JOINED = ("boxes", "label", "is_ignored")
+
+
+@registry.transforms.add("mosaic")
+class Mosaic(Losing):
+    """Four images meet on a grey canvas of twice `height` x `width`, at a point of the middle half of each side.
+
+    Each is fitted into `height` x `width` and has a corner at that point, the sample itself at the upper left; what
+    the canvas does not hold is cut off. A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at
+    the border of what is left of their own image. Without a mosaic, as in the last `plain_epochs` of a run, the image
+    lies alone in the middle. `turn_image` with `canvas: [height, width]` follows.
+    Source: Bochkovskiy et al. 2020, YOLOv4, section 3.4, as YOLOv5 draws it; plain epochs: Ge et al. 2021, YOLOX, 2.1.
+    """
+
+    def __init__(
+        self,
+        *,
+        height: Count,
+        width: Count,
+        probability: Probability = 1.0,
+        plain_epochs: Index = 15,
+        min_visible: Fraction = 0.1,
+        clip: bool = True,
+        fill: Factor = GREY,
+        num_epochs: int | None = None,
+    ) -> None:
+        super().__init__(min_visible=min_visible, clip=clip)
+        self.size = (height, width)
+        self.probability = probability
+        self.until_epoch = _until("mosaic", plain_epochs, num_epochs)
+        self.fill = fill
+
+    def __call__(
+        self,
+        draws: Draws,
+        others: Others,
+        *,
+        image: Tensor,
+        boxes: Tensor,
+        to_canvas: Tensor,
+        label: Tensor,
+        is_ignored: Tensor,
+    ) -> dict[str, Tensor]:
+        own = {"image": image, "boxes": boxes, "to_canvas": to_canvas, "label": label, "is_ignored": is_ignored}
+        chance, *shares = draws.uniform(3)[0].double().tolist()
+        height, width = self.size
+        canvas = image.new_full((1, 2 * height, 2 * width, 3), self.fill)
+        if others is None or chance >= self.probability:
+            rows, columns = fitting(*image.shape[1:3], self.size)
+            return {**self._placed(canvas, own, height - rows // 2, width - columns // 2), "image": canvas}
+        row, column = (int(side * (0.5 + share)) for side, share in zip(self.size, shares, strict=True))
+        placed = []
+        for corner, sample in enumerate([own, *others(3)]):
+            rows, columns = fitting(*sample["image"].shape[1:3], self.size)
+            top, left = row - (rows if corner < 2 else 0), column - (columns if corner % 2 == 0 else 0)
+            placed.append(self._placed(canvas, sample, top, left))
+        return {"image": canvas, "to_canvas": placed[0]["to_canvas"], **_joined(placed)}
+
+    def _placed(self, canvas: Tensor, sample: dict[str, Tensor], top: int, left: int) -> dict[str, Tensor]:
+        """The boxes of a sample whose fitted image is painted onto the canvas, from a row and column on."""
+        size = fitting(*sample["image"].shape[1:3], self.size)
+        fitted = scaled(sample["image"], sample["boxes"], sample["to_canvas"], size)
+        up, before = max(top, 0), max(left, 0)
+        down, after = min(top + size[0], canvas.shape[1]), min(left + size[1], canvas.shape[2])
+        canvas[:, up:down, before:after] = fitted["image"][:, up - top : down - top, before - left : after - left]
+        shift = torch.tensor([[1, 0, left], [0, 1, top]], dtype=torch.float64)
+        placed = moved(shift, fitted["boxes"], fitted["to_canvas"])
+        window = {"height": down - up, "width": after - before, "top": up, "left": before}
+        return {**placed, **self.kept(placed["boxes"], sample["label"], sample["is_ignored"], **window)}
+
+
+@registry.transforms.add("mix_up")
+class MixUp:
+    """An image is blended, with a probability, with another of the same size; the boxes of both are there.
+
+    The share of the first is drawn from Beta(`alpha`, `alpha`). The other went through the transforms before this one,
+    a mosaic of its own among them. Off in the last `plain_epochs` of a run. Raises DataError for images of two sizes.
+    Source: Zhang et al. 2018, mixup, section 2; with boxes as YOLOX (Ge et al. 2021) has it.
+    """
+
+    moves_pixels = True
+
+    def __init__(
+        self,
+        *,
+        probability: Probability = 0.243,
+        alpha: Size = 32.0,
+        plain_epochs: Index = 15,
+        num_epochs: int | None = None,
+    ) -> None:
+        self.probability, self.alpha = probability, alpha
+        self.until_epoch = _until("mix_up", plain_epochs, num_epochs)
+
+    def __call__(
+        self,
+        draws: Draws,
+        others: Others,
+        *,
+        image: Tensor,
+        boxes: Tensor,
+        to_canvas: Tensor,
+        label: Tensor,
+        is_ignored: Tensor,
+    ) -> dict[str, Tensor]:
+        own = {"boxes": boxes, "label": label, "is_ignored": is_ignored}
+        alone = {"image": image.float(), "to_canvas": to_canvas, **own}
+        if others is None or float(draws.uniform()[0]) >= self.probability:
+            return alone
+        (other,) = others(1)
+        if other["image"].shape != image.shape:
+            sizes = " and ".join(" x ".join(map(str, each.shape[1:3])) for each in (image, other["image"]))
+            raise DataError(f"mix_up: images have {sizes} pixels; put fit_image, or mosaic and turn_image, before it")
+        share = np.random.Generator(np.random.PCG64(int(draws.bits()[0]))).beta(self.alpha, self.alpha)
+        return {**alone, "image": torch.lerp(other["image"].float(), alone["image"], share), **_joined([own, other])}
+
+
+def _until(name: str, plain_epochs: int, num_epochs: int | None) -> int | None:
+    """The epoch from which images are alone; None without the number of epochs. Raises ConfigError where it is 0."""
+    if num_epochs is not None and plain_epochs >= num_epochs:
+        raise ConfigError(
+            f"{name}: plain_epochs {plain_epochs} leave none of {num_epochs} epochs; lower plain_epochs, or leave "
+            f"{name} out"
+        )
+    return None if num_epochs is None else num_epochs - plain_epochs
+
+
+def _joined(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The boxes of several samples and what belongs to them, one after another."""
+    return {name: torch.cat([each[name] for each in samples], dim=1) for name in _JOINED}
