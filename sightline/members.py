@@ -14,6 +14,7 @@ __all__ = [
     "MEMBERS",
     "REQUIRED",
     "DataMembers",
+    "HeadMembers",
     "Member",
     "MetricMembers",
     "ModelMembers",
@@ -87,6 +88,15 @@ class ModelMembers:
     feature_width: Member[int | None] = Member("how many features `encode` returns", absent=None)
     output_keys: Member[frozenset[str] | None] = Member(
         "the keys that `forward` returns, where they depend on a block that the model is made of", absent=None
+    )
+
+
+class HeadMembers:
+    """Optional members of a head."""
+
+    predictions_per_prior: Member[int] = Member("how many boxes it predicts at each prior, 1 or 2", absent=1)
+    to_deltas: Member[Function] = Member(
+        "`to_deltas(codes, priors)`: the deltas of the priors that its raw `codes` are", absent=None
     )
 
 
@@ -171,6 +181,7 @@ MEMBERS: Mapping[str, Mapping[str, Member[Any]]] = {
     "models": _record(ModelMembers),
     "point_encoders": _record(ModelMembers),
     "image_encoders": _record(ModelMembers),
+    "heads": _record(HeadMembers),
     "tasks": _record(TaskMembers),
     "metrics": _record(MetricMembers),
     "transforms": _record(TransformMembers),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline.geometry.boxes.overlaps import at_least_float32, blocks, pairwise_ioa
 from sightline.geometry.boxes.priors import BACKGROUND, IGNORED, PriorKind, Priors
 
-__all__ = ["BACKGROUND", "IGNORED", "Assigner", "Assignment", "best_of_groups"]
+__all__ = ["BACKGROUND", "IGNORED", "Assigner", "Assignment", "Predicted", "best_of_groups"]
 
 _MOST_COVERED = 0.5
 """An anchor whose area lies in an ignore region by a larger share is not background."""
@@ -21,45 +21,95 @@ class Assignment(NamedTuple):
     """What each prior of an image is to predict.
 
     `matched` (P,) int64: the index of a box, `BACKGROUND` or `IGNORED`. `num_claims` (P,) int64: how many boxes the
-    assigner's rule would give the prior to; more than one is ambiguous.
+    assigner's rule would give the prior to; more than one is ambiguous. `second` (P,) int64, of an assigner that names
+    two boxes of a prior, is the other one.
     """
 
     matched: Tensor
     num_claims: Tensor
+    second: Tensor | None = None
+
+
+class Predicted(NamedTuple):
+    """What a network predicts at the priors of an image, float32 at least and without gradient.
+
+    `logits` (P, K) before the sigmoid, decoded `boxes` (P, 4) in pixels, `objectness` (P,) before the sigmoid, or None.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    objectness: Tensor | None = None
+
+    @classmethod
+    def of(cls, logits: Tensor, boxes: Tensor, objectness: Tensor | None = None) -> Predicted:
+        """The same numbers in the form stated above."""
+        given = (None if each is None else at_least_float32(each.detach()) for each in (logits, boxes, objectness))
+        return cls(*given)  # type: ignore[arg-type]
 
 
 class Assigner(ABC):
     """Called with the priors and the boxes of one image, as they lie on one device; keeps no gradient, draws nothing.
 
     `takes` names the kinds of priors that it can assign: a head compares it with its own when it is built. `match` is
-    the rule of one kind of assigner. Ties go to the lower index, of a box or of a prior.
+    the rule of one kind of assigner; where `boxes_per_prior` is 2, it gives `second`, too. Ties go to the lower index,
+    of a box or of a prior. One that `needs` predictions is called with the labels and the predictions of the image,
+    too, and so is its `match`.
     """
 
     takes: ClassVar[frozenset[PriorKind]]
+    needs: ClassVar[bool] = False
+    boxes_per_prior: int = 1
 
     @torch.no_grad()
-    def __call__(self, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> Assignment:
+    def __call__(
+        self,
+        priors: Priors,
+        boxes: Tensor,
+        is_ignored: Tensor,
+        labels: Tensor | None = None,
+        predicted: Predicted | None = None,
+    ) -> Assignment:
         """The assignment of `boxes` (M, 4), of which those with `is_ignored` (M,) bool are ignore regions.
 
         A region is never a target. Background inside of one is ignored: an anchor with more than half of its area in
-        one region, or a point that lies in it. Positives stay.
-        Raises ValueError for priors of another kind, for boxes of another shape, and for values that are not finite.
+        one region, or a point that lies in it. Positives stay. `labels` (M,) and `predicted` are read by those that
+        need predictions, in float32 at least under autocast, too.
+        Raises ValueError for priors of another kind, for boxes of another shape, for values that are not finite, and
+        where predictions are needed and not given.
         """
         self._assert_known(priors, boxes, is_ignored)
         boxes = boxes.to(priors.rows.dtype)
         targets = (~is_ignored).nonzero().flatten()
+        given: tuple[Any, ...] = ()
+        if self.needs:
+            if labels is None or predicted is None or len(predicted.logits) != len(priors):
+                count = "none" if predicted is None else f"those of {len(predicted.logits)}"
+                raise ValueError(
+                    f"{type(self).__name__}: needs labels and predictions at {len(priors)} priors, found {count}"
+                )
+            given = labels[targets], Predicted.of(*predicted)
         if len(targets):
-            matched, num_claims = self.match(priors, boxes[targets])
-            matched = torch.where(matched >= 0, targets[matched.clamp(min=0)], matched)
+            with torch.autocast(boxes.device.type, enabled=False):
+                found = self.match(priors, boxes[targets], *given)
         else:
-            matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
-            num_claims = torch.zeros_like(matched)
-        is_hidden = (matched == BACKGROUND) & _lies_in(boxes[is_ignored], priors)
-        return Assignment(torch.where(is_hidden, IGNORED, matched), num_claims)
+            none = torch.full((len(priors),), BACKGROUND, device=boxes.device)
+            found = Assignment(none, torch.zeros_like(none), none if self.boxes_per_prior == 2 else None)
+        is_hidden = _lies_in(boxes[is_ignored], priors)
+
+        def among_all(matched: Tensor) -> Tensor:
+            if len(targets):
+                matched = torch.where(matched >= 0, targets[matched.clamp(min=0)], matched)
+            return torch.where((matched == BACKGROUND) & is_hidden, IGNORED, matched)
+
+        second = None if found.second is None else among_all(found.second)
+        return Assignment(among_all(found.matched), found.num_claims, second)
 
     @abstractmethod
-    def match(self, priors: Priors, boxes: Tensor) -> Assignment:
-        """The assignment of one box or more (M, 4), none of them an ignore region, of the type of the priors."""
+    def match(self, priors: Priors, boxes: Tensor, *args: Any, **kwargs: Any) -> Assignment:
+        """The assignment of one box or more (M, 4), none of them an ignore region, of the type of the priors.
+
+        Where predictions are needed, `labels` (M,) int64 and a `Predicted` follow.
+        """
 
     def _assert_known(self, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> None:
         name = type(self).__name__

@@ -28,8 +28,9 @@ class MaxIoU(Assigner):
     `low_quality` is about the anchors with a box's highest IoU. `guarantee`: they go to it, of several boxes to the one
     with the higher IoU; then every box without an anchor gets one, equal boxes too, as long as there are anchors.
     `overwrite`: they go to the last of several boxes (mmdetection). `detectron`: they predict their own best box,
-    whichever that is (detectron2). null: they are like others. Source: Ren et al. 2015, section 3.1.2, with
-    the thresholds of Lin et al. 2017.
+    whichever that is (detectron2). null: they are like others. With `boxes_per_prior: 2`, an anchor's best box among
+    the others is its second, by the same thresholds. Source: Ren et al. 2015, section 3.1.2, with the thresholds of
+    Lin et al. 2017; Chu et al. 2020, section 3.2, for the second box.
     """
 
     takes: ClassVar[frozenset[PriorKind]] = frozenset({"anchors"})
@@ -40,6 +41,7 @@ class MaxIoU(Assigner):
         positive: Probability = 0.5,
         negative: Probability = 0.4,
         low_quality: Literal["guarantee", "overwrite", "detectron"] | None = "guarantee",
+        boxes_per_prior: Literal[1, 2] = 1,
     ) -> None:
         if negative > positive:
             raise ValueError(f"negative: found {negative:g}, expected at most positive={positive:g}")
@@ -48,11 +50,11 @@ class MaxIoU(Assigner):
         self.positive = positive
         self.negative = negative
         self.low_quality = low_quality
+        self.boxes_per_prior = boxes_per_prior
 
     def match(self, priors: Priors, boxes: Tensor) -> Assignment:
         overlap, best, highest = _best_boxes(priors, boxes)
-        matched = torch.where(overlap >= self.negative, IGNORED, BACKGROUND)
-        matched = torch.where(overlap >= self.positive, best, matched)
+        matched = self._by_thresholds(overlap, best)
         highest = torch.where(highest > 0, highest, torch.inf)  # a box without any overlap has no best anchor
         if self.low_quality is None:
             highest.fill_(torch.inf)
@@ -65,7 +67,14 @@ class MaxIoU(Assigner):
             matched = torch.where(owner >= 0, owner, matched)
         if self.low_quality == "guarantee":
             matched = _with_every_box(matched, priors, boxes)
-        return Assignment(matched, num_claims)
+        if self.boxes_per_prior == 1:
+            return Assignment(matched, num_claims)
+        other, best_other, _ = _best_boxes(priors, boxes, torch.where(matched >= 0, matched, best))
+        return Assignment(matched, num_claims, self._by_thresholds(other, best_other))
+
+    def _by_thresholds(self, overlap: Tensor, box: Tensor) -> Tensor:
+        """The `box` (P,) of each anchor, or what it is instead, by its `overlap` (P,) with it."""
+        return torch.where(overlap >= self.positive, box, torch.where(overlap >= self.negative, IGNORED, BACKGROUND))
 
     def _claims(self, priors: Priors, boxes: Tensor, highest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The pairs of boxes and anchors that have the box's `highest` IoU (M,), and how many boxes claim each anchor.
@@ -82,11 +91,16 @@ class MaxIoU(Assigner):
         return box, prior, torch.cat(counts)
 
 
-def _best_boxes(priors: Priors, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The highest IoU (P,) of each anchor and the box (P,) it has it with, and the highest IoU (M,) of each box."""
+def _best_boxes(priors: Priors, boxes: Tensor, besides: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The highest IoU (P,) of each anchor and the box (P,) it has it with, and the highest IoU (M,) of each box.
+
+    The box `besides` (P,) of each anchor is left out, as if it were far away.
+    """
     values, indices, highest = [], [], boxes.new_zeros(len(boxes))
     for part in blocks(len(boxes), len(priors), boxes.device):
         overlap = pairwise_iou(boxes, priors.rows[part])
+        if besides is not None:
+            overlap.scatter_(0, besides[None, part], -1)
         value, index = overlap.max(dim=0)
         values.append(value)
         indices.append(index)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
-from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment
+from sightline.assigners.base import BACKGROUND, IGNORED, Assignment
 from sightline.geometry.boxes.overlaps import box_areas, iou
 from sightline.geometry.boxes.priors import Priors
 
@@ -48,7 +48,7 @@ def assignment_report(assignment: Assignment, priors: Priors, boxes: Tensor, is_
 
 
 def timed_report(
-    assigner: Assigner, priors: Priors, boxes: Tensor, is_ignored: Tensor
+    assigner: Callable[[Priors, Tensor, Tensor], Assignment], priors: Priors, boxes: Tensor, is_ignored: Tensor
 ) -> tuple[Assignment, dict[str, Any]]:
     """The assignment of an image and its report, with the time of the processor `cpu_ms` and the `box_px` of each box.
 

@@ -188,7 +188,10 @@ class World:
         """Give every process the first one's values, as bytes."""
         if not tensors:
             return
-        flat = torch.cat([tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in tensors])
+        rows = (tensor.reshape(-1).clone(memory_format=torch.contiguous_format) for tensor in tensors)
+        flat = torch.cat(
+            [row.view(torch.uint8) for row in rows]
+        )  # a stride of 2 is contiguous, too, for a single entry
         with self._meeting(f"broadcast of {what}", "", flat):
             dist.broadcast(flat, src=0)
         if self.rank > 0:

@@ -10,11 +10,30 @@ from torch import Tensor
 from sightline import registry
 from sightline.arguments import Factor, Probability
 from sightline.geometry.boxes.codings import centreness, decode, encode_deltas, encode_distances
+from sightline.geometry.boxes.overlaps import iou
 from sightline.geometry.boxes.priors import IGNORED
 from sightline.losses.base import Loss
-from sightline.losses.functional_boxes import assert_form, centreness_bce, overlap_loss, sigmoid_focal, smooth_l1
+from sightline.losses.functional_boxes import (
+    assert_form,
+    earth_mover,
+    overlap_loss,
+    quality_focal,
+    sigmoid_bce,
+    sigmoid_focal,
+    smooth_l1,
+)
 
-__all__ = ["BoxOverlap", "BoxSmoothL1", "CentreNess", "SigmoidFocal"]
+__all__ = [
+    "BoxIouBce",
+    "BoxOverlap",
+    "BoxSmoothL1",
+    "CentreNess",
+    "ClassBCE",
+    "EarthMover",
+    "Objectness",
+    "QualityFocal",
+    "SigmoidFocal",
+]
 
 
 class _OfPositives(Loss):
@@ -39,15 +58,78 @@ class SigmoidFocal(_OfPositives):
 
     def forward(self, *, logits: Tensor, target: Tensor) -> Tensor:
         """`logits` (B, P, K), before the sigmoid."""
-        is_target = target[..., None] == torch.arange(logits.shape[-1], device=logits.device)
         weight = (target != IGNORED)[..., None].to(logits.dtype)
-        return sigmoid_focal(logits, is_target, alpha=self.alpha, gamma=self.gamma, weight=weight)
+        return sigmoid_focal(logits, _is_class(target, logits), alpha=self.alpha, gamma=self.gamma, weight=weight)
+
+
+@registry.losses.add("quality_focal")
+class QualityFocal(_OfPositives):
+    """As sigmoid_focal, but the probability of a box's class is to be the IoU of the predicted box with it.
+
+    The weight of an entry is |target - probability|^gamma. Source: Li et al. 2020, Generalized Focal Loss, equation 4.
+    """
+
+    def __init__(self, *, gamma: Factor = 2.0) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(
+        self, *, logits: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
+    ) -> Tensor:
+        """`logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
+        image, prior = (target >= 0).nonzero(as_tuple=True)
+        quality = _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])
+        wanted = torch.zeros_like(logits, dtype=quality.dtype)
+        wanted[image, prior, target[image, prior]] = quality
+        weight = (target != IGNORED)[..., None].to(quality.dtype)
+        return quality_focal(logits, wanted, gamma=self.gamma, weight=weight)
+
+
+@registry.losses.add("class_bce")
+class ClassBCE(_OfPositives):
+    """Binary cross entropy of each class at the priors that have a box; background is left to objectness.
+
+    With `quality: iou`, the probability of a box's class is to be the IoU of the predicted box with it, not 1.
+    Source: Redmon and Farhadi 2018, YOLOv3, section 2.2; Ge et al. 2021, YOLOX, for the IoU.
+    """
+
+    def __init__(self, *, quality: Literal["one", "iou"] = "one") -> None:
+        super().__init__()
+        self.quality = quality
+
+    def forward(
+        self, *, logits: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
+    ) -> Tensor:
+        """`logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
+        image, prior = (target >= 0).nonzero(as_tuple=True)
+        own = logits[image, prior]
+        wanted = _is_class(target[image, prior], own).to(own.dtype)
+        if self.quality == "iou":
+            wanted = wanted * _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])[:, None]
+        return sigmoid_bce(own, wanted)
+
+
+@registry.losses.add("objectness")
+class Objectness(_OfPositives):
+    """Binary cross entropy of objectness over all priors but the ignored: 1 where they have a box.
+
+    Divided by the number of positives. Source: Redmon and Farhadi 2018, YOLOv3, section 2.1; Ge et al. 2021, YOLOX.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, *, objectness: Tensor, target: Tensor) -> Tensor:
+        """`objectness` (B, P), before the sigmoid."""
+        weight = (target != IGNORED).to(objectness.dtype)
+        return sigmoid_bce(objectness, target >= 0, weight=weight)
 
 
 @registry.losses.add("box_smooth_l1")
 class BoxSmoothL1(_OfPositives):
-    """Smooth L1 between predicted and true deltas of the anchors that have a box; L1 for a `beta` of 0.
+    """Smooth L1 between predicted and true deltas of the priors that have a box; L1 for a `beta` of 0.
 
+    Points stand for squares of one stride, whose deltas are what the head yolox predicts, and their L1 that of YOLOX.
     Source: Girshick 2015, equation 3; beta of 1/9 is that of RetinaNet's common code.
     """
 
@@ -55,13 +137,28 @@ class BoxSmoothL1(_OfPositives):
         super().__init__()
         self.beta = beta
 
-    def forward(self, *, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
-        """`codes` (B, P, 4) are deltas of `priors` (P, 4). Raises ValueError for points (P, 2)."""
-        if priors.shape[1] != 4:
-            raise ValueError("box_smooth_l1: found points as priors, expected anchors; take box_overlap")
+    def forward(
+        self,
+        *,
+        codes: Tensor,
+        priors: Tensor,
+        target: Tensor,
+        matched_boxes: Tensor,
+        prior_stride: Tensor | None = None,
+    ) -> Tensor:
+        """`codes` (B, P, 4): deltas of anchors (P, 4), or distances in pixels from points (P, 2).
+
+        Raises ValueError for points without their `prior_stride` (P,).
+        """
         image, prior = (target >= 0).nonzero(as_tuple=True)
-        true = encode_deltas(priors[prior], matched_boxes[image, prior])
-        return smooth_l1(codes[image, prior], true, beta=self.beta)
+        own, predicted = priors[prior], codes[image, prior]
+        if priors.shape[1] == 2:
+            if prior_stride is None:
+                raise ValueError("box_smooth_l1: found points as priors without their strides; take box_overlap")
+            half = prior_stride[prior, None] / 2
+            squares = torch.cat([own - half, own + half], dim=1)
+            own, predicted = squares, encode_deltas(squares, decode(own, predicted))
+        return smooth_l1(predicted, encode_deltas(own, matched_boxes[image, prior]), beta=self.beta)
 
 
 @registry.losses.add("box_overlap")
@@ -108,7 +205,88 @@ class CentreNess(_OfPositives):
     def forward(self, *, centreness: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
         """`centreness` (B, P), before the sigmoid."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
-        return centreness_bce(centreness[image, prior], _centreness_of(priors[prior], matched_boxes[image, prior]))
+        return sigmoid_bce(centreness[image, prior], _centreness_of(priors[prior], matched_boxes[image, prior]))
+
+
+@registry.losses.add("earth_mover")
+class EarthMover(_OfPositives):
+    """The focal and smooth L1 losses of two predictions at each prior with its two boxes, in the cheaper order.
+
+    A missing second box is background. Divided by the number of priors with a first box.
+    Source: Chu et al. 2020, Detection in Crowded Scenes, equation 3; focal loss and divisor of Purkialo/CrowdDet.
+    """
+
+    def __init__(self, *, alpha: Probability = 0.25, gamma: Factor = 2.0, beta: Factor = 0.1) -> None:
+        super().__init__()
+        self.form = {"alpha": alpha, "gamma": gamma, "beta": beta}
+
+    def forward(
+        self,
+        *,
+        logits: Tensor,
+        codes: Tensor,
+        priors: Tensor,
+        target: Tensor,
+        matched_boxes: Tensor,
+        second_match: Tensor,
+        boxes: Tensor,
+        label: Tensor,
+    ) -> Tensor:
+        """`logits` (B, P, 2, K) and `codes` (B, P, 2, 4), deltas of `priors` (P, 4).
+
+        `second_match` (B, P) is the row of a prior's second box among the batch's `boxes` (G, 4) and `label` (G,).
+        """
+        second = second_match
+        if len(label):
+            second = torch.where(second_match >= 0, label[second_match.clamp(min=0)], second_match)
+        classes = torch.stack([target, second], dim=2)
+        differ = (target >= 0) | (target != second)
+        image, prior = differ.nonzero(as_tuple=True)
+        pair = classes[image, prior]
+        first_box, row = matched_boxes[image, prior], second_match[image, prior].clamp(min=0)
+        both = torch.stack([first_box, boxes[row].to(first_box) if len(boxes) else first_box], dim=1)
+        paired = earth_mover(
+            logits[image, prior],
+            codes[image, prior],
+            is_target=_is_class(pair, logits),
+            true_codes=encode_deltas(priors[prior, None].expand_as(both), both),
+            is_counted=pair != IGNORED,
+            has_box=pair >= 0,
+            **self.form,
+        )
+        weight = ((target != IGNORED) & ~differ)[:, :, None, None].to(logits.dtype)
+        nothing = torch.zeros_like(logits, dtype=torch.bool)
+        form = {"alpha": self.form["alpha"], "gamma": self.form["gamma"]}
+        return paired + sigmoid_focal(logits, nothing, **form, weight=weight)
+
+
+@registry.losses.add("box_iou_bce")
+class BoxIouBce(_OfPositives):
+    """Binary cross entropy of the IoU of each predicted box with its own, which `centreness` is to predict.
+
+    The IoU has no gradient. Source: Ge et al. 2021, OTA, section 3.3, with the IoU branch of Wu et al. 2020.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(
+        self, *, centreness: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
+    ) -> Tensor:
+        """`centreness` (B, P), before the sigmoid; `codes` (B, P, 4) as in `box_overlap`."""
+        image, prior = (target >= 0).nonzero(as_tuple=True)
+        overlap = _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])
+        return sigmoid_bce(centreness[image, prior], overlap)
+
+
+def _is_class(target: Tensor, logits: Tensor) -> Tensor:
+    """Whether each entry (..., K) is of the class that `target` (...) names."""
+    return target[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+
+
+def _quality(codes: Tensor, priors: Tensor, boxes: Tensor) -> Tensor:
+    """The IoU (N,) of predicted boxes with theirs (N, 4), without a gradient."""
+    return iou(decode(priors, codes.detach()), boxes)
 
 
 def _centreness_of(priors: Tensor, boxes: Tensor) -> Tensor:

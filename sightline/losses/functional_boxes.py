@@ -1,4 +1,4 @@
-"""Terms of detection losses as sums, never means: focal over classes, and regression of deltas, boxes, centre-ness.
+"""Terms of detection losses as sums, never means: over classes and objectness, and of deltas, boxes, centre-ness.
 
 Half precision is computed in float32. Each takes a `weight` that broadcasts with its items; without items it is 0, with
 gradients of 0. Nothing is changed in place.
@@ -14,7 +14,16 @@ from torch.nn import functional
 
 from sightline.geometry.boxes.overlaps import OVERLAPS, at_least_float32
 
-__all__ = ["assert_form", "centreness_bce", "overlap_loss", "sigmoid_focal", "smooth_l1"]
+__all__ = [
+    "assert_form",
+    "earth_mover",
+    "focal_losses",
+    "overlap_loss",
+    "quality_focal",
+    "sigmoid_bce",
+    "sigmoid_focal",
+    "smooth_l1",
+]
 
 _LEAST_OVERLAP = 1e-7
 """What the logarithm of an overlap sees of disjoint boxes: a loss of 16 without a gradient."""
@@ -28,12 +37,26 @@ def sigmoid_focal(
     `logits` (..., K) and `is_target` (..., K) bool; an item is an entry. `alpha` weighs targets, 1 - alpha the others;
     None weighs all 1. Source: Lin et al. 2017, equation 5.
     """
-    logits = at_least_float32(logits)
+    return _weighted_sum(focal_losses(at_least_float32(logits), is_target, alpha=alpha, gamma=gamma), weight)
+
+
+def focal_losses(logits: Tensor, is_target: Tensor | bool, *, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
+    """The terms (..., K) of `sigmoid_focal`, in the precision of the logits."""
+    is_target = torch.as_tensor(is_target, device=logits.device)
     of_truth = torch.where(is_target, logits, -logits)
     losses = -(gamma * functional.logsigmoid(-of_truth)).exp() * functional.logsigmoid(of_truth)
-    if alpha is not None:
-        losses = losses * torch.where(is_target, alpha, 1 - alpha)
-    return _weighted_sum(losses, weight)
+    return losses if alpha is None else losses * torch.where(is_target, alpha, 1 - alpha)
+
+
+def quality_focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0, weight: Tensor | None = None) -> Tensor:
+    """Sum of |target - p|^gamma times the binary cross entropy of `logits` (...) with `target` (...) from 0 to 1.
+
+    An item is an entry, p its probability. Source: Li et al. 2020, Generalized Focal Loss, equation 4, with beta 2.
+    """
+    logits = at_least_float32(logits)
+    target = target.to(logits.dtype)
+    losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return _weighted_sum(losses * (target - logits.sigmoid()).abs().pow(gamma), weight)
 
 
 def smooth_l1(predicted: Tensor, target: Tensor, *, beta: float, weight: Tensor | None = None) -> Tensor:
@@ -72,8 +95,38 @@ def assert_form(form: str, overlap: str) -> None:
         raise ValueError(f"form: '{form}' is of the IoU alone, found overlap '{overlap}'; take form 'linear' or 'iou'")
 
 
-def centreness_bce(logits: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """Sum of the binary cross entropies of `logits` (...) with centre-ness (...) from 0 to 1; an item is an entry."""
+def earth_mover(
+    logits: Tensor,
+    codes: Tensor,
+    *,
+    is_target: Tensor,
+    true_codes: Tensor,
+    is_counted: Tensor,
+    has_box: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    beta: float = 0.1,
+) -> Tensor:
+    """Sum over priors of the focal and smooth L1 losses of two predictions with two targets, in the cheaper order.
+
+    `logits` (N, 2, K) and `codes` (N, 2, 4) are predicted; targets are `is_target` (N, 2, K) bool, `true_codes`
+    (N, 2, 4) where `has_box` (N, 2), and nothing at all where `is_counted` (N, 2) is False. Of equal orders it is the
+    first. Source: Chu et al. 2020, equation 3.
+    """
+    logits, codes = at_least_float32(logits), at_least_float32(codes)
+
+    def cost(order: list[int]) -> Tensor:
+        of_class = focal_losses(logits, is_target[:, order], alpha=alpha, gamma=gamma).sum(dim=2) * is_counted[:, order]
+        wanted = true_codes[:, order].to(codes.dtype)
+        of_box = functional.smooth_l1_loss(codes, wanted, reduction="none", beta=beta).sum(dim=2)
+        return (of_class + torch.where(has_box[:, order], of_box, 0)).sum(dim=1)
+
+    straight, crossed = cost([0, 1]), cost([1, 0])
+    return torch.where(straight <= crossed, straight, crossed).sum()
+
+
+def sigmoid_bce(logits: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Sum of the binary cross entropies of `logits` (...) with `target` (...) from 0 to 1; an item is an entry."""
     logits = at_least_float32(logits)
     target = target.to(logits.dtype)  # of two types, torch computes in the narrower one
     return _weighted_sum(functional.binary_cross_entropy_with_logits(logits, target, reduction="none"), weight)

@@ -7,9 +7,11 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from sightline.layers.images import ConvNorm
+from sightline import registry
+from sightline.arguments import Factor
+from sightline.layers.images import ConvNorm, assert_images
 
-__all__ = ["DARKNET21", "DARKNET53", "Darknet", "DarknetBlock"]
+__all__ = ["DARKNET21", "DARKNET53", "Darknet", "Darknet53Encoder", "DarknetBlock"]
 
 MakeLayer = Callable[[int], nn.Module]
 """What makes a norm, or an attention, of a number of channels."""
@@ -119,3 +121,21 @@ class Darknet(nn.Module):
         for stage in self.stages:
             features.append(self.dropout(stage(features[-1])))
         return features
+
+
+@registry.image_encoders.add("darknet53")
+class Darknet53Encoder(Darknet):
+    """Darknet-53: 52 convolutions; images of any size, features (B, 1024). `slope` is that of the leaky ReLU.
+
+    Source: Redmon and Farhadi 2018, YOLOv3, table 1.
+    """
+
+    feature_width = 1024
+
+    def __init__(self, *, slope: Factor = 0.1) -> None:
+        super().__init__(slope=slope)
+
+    def encode(self, *, image: Tensor) -> Tensor:
+        """`image` (B, 3, H, W), normalised -> (B, feature_width). Raises ValueError for any other layout."""
+        assert_images(image)
+        return self(image)[-1].mean(dim=(2, 3))

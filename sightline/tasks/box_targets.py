@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.assigners.base import Assigner, Assignment
+from sightline.assigners.base import Assignment
 from sightline.assigners.report import timed_report
 from sightline.box_pictures import Box, Color, Mark, Style, draw_boxes
 from sightline.geometry.boxes.overlaps import box_areas
@@ -51,7 +51,11 @@ def show_priors(pixels: np.ndarray, priors: Priors, boxes: Tensor) -> list[Pictu
 
 
 def show_assignments(
-    pixels: np.ndarray, priors: Priors, boxes: Tensor, is_ignored: Tensor, assigners: Mapping[str, Assigner]
+    pixels: np.ndarray,
+    priors: Priors,
+    boxes: Tensor,
+    is_ignored: Tensor,
+    assigners: Mapping[str, Callable[[Priors, Tensor, Tensor], Assignment]],
 ) -> tuple[list[Picture], dict[str, Any]]:
     """A picture of what each assigner makes of the `boxes` (G, 4) of an image, and its report by its name."""
     pictures, reports = [], {}

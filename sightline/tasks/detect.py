@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -14,11 +17,14 @@ from torch.nn import functional
 from typing_extensions import TypedDict
 
 from sightline import registry
-from sightline.arguments import AssignerBlock, Count, Fraction, Size, SuppressionBlock
+from sightline.arguments import AssignerBlock, Count, Factor, Fraction, Size, SuppressionBlock
+from sightline.assigners.base import Predicted
 from sightline.binding import Offer
 from sightline.errors import ConfigError, RunError
+from sightline.geometry.boxes.codings import decode
 from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
+from sightline.members import HeadMembers
 from sightline.pictures import Picture, stretched
 from sightline.tasks.box_stages import show_detections
 from sightline.tasks.box_targets import show_assignments, show_priors
@@ -48,10 +54,11 @@ class AnchorBlock(TypedDict, total=False):
 class GridBlock(TypedDict, total=False):
     """Where cells lie: `offset` in steps, 0.5 their middles; a step is the stride, or the image's side over the cells.
 
-    See `geometry.boxes.priors.Grid`.
+    `offset_px` takes the place of `offset`, in pixels at every level. See `geometry.boxes.priors.Grid`.
     """
 
     offset: Fraction
+    offset_px: Factor
     steps: Literal["stride", "image"]
 
 
@@ -62,8 +69,10 @@ class Detect(Supervised):
     Those of image b are the rows `detection_offsets[b]` to `detection_offsets[b + 1]`, the surest first. Every prior
     gets its target once a step, before the forward pass: losses and metrics read `priors` (P, 4) or (P, 2), `target`
     (B, P), the class of its box, -1 for background and -2 for what counts in no loss, `matched_boxes` (B, P, 4), and
-    `is_unmatched` (G,), the boxes of the batch that no prior is to predict, though they are not ignored. Each step logs
-    how many these are (`unmatched_gt`), and the priors with a box (`n_pos`) and ignored ones (`n_ignore`).
+    `prior_stride` (P,), the pixels between the cells of its level, and `is_unmatched` (G,), the boxes of the batch that
+    no prior is to predict, though they are not ignored. For a head of two predictions at each prior there is
+    `second_match` (B, P) besides: the row of the other box in the batch, or -1, or -2. Each step logs the unmatched
+    boxes (`unmatched_gt`), the priors with a box (`n_pos`) and the ignored ones (`n_ignore`).
     `anchors` are RetinaNet's where they are left out; for a head of one anchor a cell, squares of eight strides. `grid`
     places anchors and points alike: in the middles of cells, a stride apart, unless published weights want another.
     `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; boxes may lie outside of the file
@@ -72,7 +81,7 @@ class Detect(Supervised):
 
     predicts = frozenset({"detections", "detection_offsets"})
     reads = frozenset({"image", "boxes", "label", "is_ignored", "box_offsets", "to_canvas", "file_px"})
-    offers = frozenset({"priors", "target", "matched_boxes", "is_unmatched"})
+    offers = frozenset({"priors", "prior_stride", "target", "matched_boxes", "second_match", "is_unmatched"})
     evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
     keeps_candidates = False
     """Whether predictions hold `candidates` (C, 6) and `candidate_offsets`, too: detections before suppression."""
@@ -97,10 +106,12 @@ class Detect(Supervised):
         if self._head is None:
             raise ConfigError(f"task: detect needs a model with a head, such as detector, found {type(model).__name__}")
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
+        self._model = model
         self._shapes = _shapes_of(anchors, self._head)
         self._grid: GridBlock = grid or {}
         self._assigner = assigner
         _assert_pair(assigner, self._head)
+        _assert_losses(losses, self._head)
         if suppression is None:
             suppression = registry.suppressions.entry_of("greedy").builder()
         self._select = Selection(suppression, score, per_level, most)
@@ -110,21 +121,42 @@ class Detect(Supervised):
     def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The target of every prior."""
         priors = self.priors_of(batch["image"])
-        targets, boxes = [], []
+        predicted = self._predicted(model, batch) if self._assigner.needs else None
+        targets, boxes, second = [], [], []
         is_unmatched = ~batch["is_ignored"]
-        for rows in _images(batch["box_offsets"]):
+        for image, rows in enumerate(_images(batch["box_offsets"])):
             own = batch["boxes"][rows].to(priors.rows)
-            matched = self._assigner(priors, own, batch["is_ignored"][rows]).matched
+            given = () if predicted is None else (batch["label"][rows], predicted[image])
+            matched, _, other = self._assigner(priors, own, batch["is_ignored"][rows], *given)
             has_box, place = matched >= 0, matched.clamp(min=-1)  # the last row, of zeros, is of priors without a box
             is_unmatched[matched[has_box] + rows.start] = False
             targets.append(torch.where(has_box, functional.pad(batch["label"][rows], (0, 1))[place], matched))
             boxes.append(functional.pad(own, (0, 0, 0, 1))[place])
+            if other is not None:
+                second.append(torch.where(other >= 0, other + rows.start, other))
+                is_unmatched[second[-1][other >= 0]] = False
         return {
+            **({"second_match": torch.stack(second)} if second else {}),
             "priors": priors.rows,
+            "prior_stride": priors.stride,
             "target": torch.stack(targets),
             "matched_boxes": torch.stack(boxes),
             "is_unmatched": is_unmatched,
         }
+
+    @torch.no_grad()
+    def _predicted(self, model: nn.Module, batch: Batch) -> list[Predicted]:
+        """What an assigner reads of the model's outputs for each image, which the losses' own pass then repeats.
+
+        The model stays where and as it is; its running statistics do not see the batch a second time.
+        """
+        like, image = next(model.parameters(), batch["image"]), batch["image"]
+        with _unchanged_buffers(model):
+            found = self.outputs(model, {**batch, "image": image.to(like)})
+        rows = self.priors_of(image).rows
+        names = [name for name in ("logits", "codes", "objectness") if name in found]
+        logits, codes, *objectness = (found[name].to(image.device) for name in names)
+        return [Predicted.of(*each) for each in zip(logits, decode(rows, codes), *objectness, strict=True)]
 
     def tallies(self, contexts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Priors with a box, ignored priors, and boxes that no prior is to predict, over a step's micro-batches."""
@@ -138,7 +170,8 @@ class Detect(Supervised):
         if key not in self._made:
             maps = [tuple(-(-side // stride) for side in image.shape[2:]) for stride in self._head.strides]
             by_image = self._grid.get("steps") == "image"
-            grid = Grid(self._grid.get("offset", 0.5), (image.shape[2], image.shape[3]) if by_image else None)
+            sides = (image.shape[2], image.shape[3]) if by_image else None
+            grid = Grid(self._grid.get("offset", 0.5), sides, self._grid.get("offset_px"))
             form: Any = {"grid": grid, "device": image.device}
             form["dtype"] = torch.promote_types(image.dtype, torch.float32)
             if self._head.priors == "anchors":
@@ -151,14 +184,16 @@ class Detect(Supervised):
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The model's outputs for a batch. Raises RunError where its maps are not those that the priors lie on."""
         outputs = super().outputs(model, batch)
-        maps = self.priors_of(batch["image"]).maps
+        priors = self.priors_of(batch["image"])
+        maps = priors.maps
         found = [tuple(each) for each in outputs["level_shapes"][0].tolist()]
         if found != list(maps):
             raise RunError(
                 f"task detect: the model's maps of {tuple(batch['image'].shape[2:])} pixels have {found} cells, priors "
                 f"of the strides {self._head.strides} lie on {list(maps)}; state the strides that the network has"
             )
-        return outputs
+        to_deltas = HeadMembers.to_deltas.of(self._head)
+        return outputs if to_deltas is None else {**outputs, "codes": to_deltas(outputs["codes"], priors)}
 
     def interpret(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Detections in the pixels of the files."""
@@ -185,7 +220,8 @@ class Detect(Supervised):
     def show_targets(self, batch: Batch) -> dict[str, tuple[list[Picture], dict[str, Any]]]:
         """Of the first image: a cell's anchors on each level, and what each assigner that the head takes gives.
 
-        The run's own comes first, with its own arguments, the others have their defaults.
+        The run's own comes first, with its own arguments, the others have their defaults. Those that need predictions
+        get those of the model as it is.
         """
         rows = _images(batch["box_offsets"])[0]
         pixels = stretched(batch["image"][0].float().permute(1, 2, 0).numpy())
@@ -194,8 +230,26 @@ class Detect(Supervised):
         own = _name_of(self._assigner)
         others = {name: registry.assigners.entry_of(name).builder() for name in _assigners_of(self._head) - {own}}
         assigners = {f"{own} (this config's)": self._assigner, **dict(sorted(others.items()))}
+        if any(each.needs for each in assigners.values()):
+            given = {**batch, "image": batch["image"][:1]}
+            [predicted] = self._predicted(self._model, given)
+            assigners = {
+                name: partial(each, labels=batch["label"][rows], predicted=predicted) if each.needs else each
+                for name, each in assigners.items()
+            }
         pictures, reports = show_assignments(pixels, priors, boxes, is_ignored, assigners)
         return {"priors": (show_priors(pixels, priors, boxes), {}), "assignment": (pictures, {"assigners": reports})}
+
+
+@contextmanager
+def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Give the model's buffers, such as running statistics, the values again that they have now."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()] if model.training else []
+    try:
+        yield
+    finally:
+        for buffer, values in kept:
+            buffer.copy_(values)
 
 
 def _images(offsets: Tensor) -> list[slice]:
@@ -247,3 +301,20 @@ def _assert_pair(assigner: Any, head: Any) -> None:
             f"assigner: {name} does not fit {type(head).__name__}, which predicts from {head.priors}; it takes "
             f"{', '.join(sorted(_assigners_of(head)))}"
         )
+    count = HeadMembers.predictions_per_prior.of(head)
+    if assigner.boxes_per_prior != count:
+        raise ConfigError(
+            f"assigner: {type(head).__name__} predicts {count} boxes at each prior, {name} names "
+            f"{assigner.boxes_per_prior}; set task.assigner.boxes_per_prior={count}"
+        )
+
+
+def _assert_losses(losses: Mapping[str, Loss], head: Any) -> None:
+    """Raises ConfigError for a loss of one prediction at each prior where the head has two, and the reverse."""
+    count = HeadMembers.predictions_per_prior.of(head)
+    for name, loss in losses.items():
+        taken = {*inspect.signature(loss.forward).parameters}
+        if taken & {"logits", "codes"} and ("second_match" in taken) != (count == 2):
+            advice = "take earth_mover" if count == 2 else "take the head retina_emd, or another loss"
+            found = f"{type(head).__name__}, which predicts {count} boxes at each prior"
+            raise ConfigError(f"losses: {name} does not fit {found}; {advice}")

@@ -34,7 +34,8 @@ class Selection:
     """Which of an image's predictions become detections.
 
     Those of a class with a probability above `score`, the `per_level` surest of each level; of them what `suppression`
-    leaves, the `most` surest. With centre-ness the score is the root of its product with the probability.
+    leaves, the `most` surest. With objectness, the probability is its product with that of the class. With centre-ness
+    the score is the root of its product with the probability. Several predictions of one prior are one proposal.
     """
 
     suppression: Suppression
@@ -44,20 +45,29 @@ class Selection:
 
     def __call__(self, outputs: Mapping[str, Any], image: int, priors: Priors) -> Tensor:
         """The detections (D, 6) of one image of a batch: left, top, right, bottom on the canvas, score, class."""
-        probabilities = at_least_float32(outputs["logits"][image]).sigmoid()
+        logits, codes = outputs["logits"][image], outputs["codes"][image]
+        count = len(logits[0]) if logits.ndim == 3 else 1
+        if count > 1:
+            logits, codes = logits.flatten(0, 1), codes.flatten(0, 1)
+        probabilities = at_least_float32(logits).sigmoid()
+        if "objectness" in outputs:
+            probabilities = probabilities * at_least_float32(outputs["objectness"][image]).sigmoid()[:, None]
         scores = probabilities
         if "centreness" in outputs:
             scores = (probabilities * at_least_float32(outputs["centreness"][image]).sigmoid()[:, None]).sqrt()
-        found = [self._surest(probabilities[rows], scores[rows], rows.start) for rows in priors.levels]
-        prior, label, score = (torch.cat(parts) for parts in zip(*found, strict=True))
-        boxes = decode(priors.rows[prior], outputs["codes"][image, prior])
-        kept = self.suppression(boxes, score, label)
+        levels = [slice(rows.start * count, rows.stop * count) for rows in priors.levels]
+        found = [self._surest(probabilities[rows], scores[rows], rows.start) for rows in levels]
+        place, label, score = (torch.cat(parts) for parts in zip(*found, strict=True))
+        prior = place // count
+        boxes = decode(priors.rows[prior], codes[place])
+        proposal = {"proposal": prior} if count > 1 else {}
+        kept = self.suppression(boxes, score, label, **proposal)
         places = kept.places[: self.most]
         columns = (boxes[places], kept.scores[: self.most, None].to(boxes), label[places, None].to(boxes))
         return torch.cat(columns, dim=1)
 
     def _surest(self, probabilities: Tensor, scores: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Prior, class and score of the surest predictions of a level; equal ones in the order of priors."""
+        """Place, class and score of the surest predictions of a level; equal ones in the order of priors."""
         prior, label = (probabilities > self.score).nonzero(as_tuple=True)
         score = scores[prior, label]
         order = score.argsort(descending=True, stable=True)[: self.per_level]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from sightline import registry
 from sightline.assigners import max_iou
 from sightline.assigners.atss import ATSS
-from sightline.assigners.base import BACKGROUND, IGNORED, Assigner
+from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, Predicted
 from sightline.assigners.fcos import FCOS
 from sightline.assigners.max_iou import MaxIoU
 from sightline.assigners.report import assignment_report
+from sightline.assigners.simota import SimOTA
 from sightline.bench.memory import peak_of_run
 from sightline.errors import MissingExtraError
 from sightline.geometry import neighbours
@@ -27,13 +29,34 @@ MAPS = ((12, 16), (6, 8), (3, 4))
 SQUARES = AnchorShapes((1.0,), (1.0,), base_strides=4)
 ANCHORS = make_anchors(MAPS, STRIDES, SQUARES, dtype=torch.float64)
 POINTS = make_points(MAPS, STRIDES, dtype=torch.float64)
-PAIRS: dict[str, tuple[Assigner, Priors]] = {
+
+
+def guesses(priors: Priors) -> Predicted:
+    """Boxes of 20 x 40 pixels about each prior, a little off, and logits of three classes; the same every time."""
+    draw = torch.Generator().manual_seed(4)
+    size = torch.tensor([20.0, 40.0]) * (0.7 + 0.6 * torch.rand(len(priors), 2, generator=draw))
+    centres = priors.centres + 4 * torch.randn(len(priors), 2, generator=draw)
+    boxes = torch.cat([centres - size / 2, centres + size / 2], dim=1).to(priors.rows.dtype)
+    return Predicted(torch.randn(len(priors), 3, generator=draw), boxes, torch.randn(len(priors), generator=draw))
+
+
+def guessing(assigner: Assigner) -> Callable[..., Assignment]:
+    """An assigner that needs predictions, with these and with the label 1 for all boxes."""
+
+    def assign(priors: Priors, boxes: Tensor, is_ignored: Tensor) -> Assignment:
+        return assigner(priors, boxes, is_ignored, torch.ones(len(boxes), dtype=torch.int64), guesses(priors))
+
+    return assign
+
+
+PAIRS: dict[str, tuple[Callable[[Priors, Tensor, Tensor], Assignment], Priors]] = {
     "max_iou": (MaxIoU(), ANCHORS),
     "max_iou_overwrite": (MaxIoU(low_quality="overwrite"), ANCHORS),
     "max_iou_detectron": (MaxIoU(low_quality="detectron"), ANCHORS),
     "fcos": (FCOS(), POINTS),
     "atss_anchors": (ATSS(), ANCHORS),
     "atss_points": (ATSS(), POINTS),
+    "simota": (guessing(SimOTA()), POINTS),
 }
 each_pair = pytest.mark.parametrize("pair", PAIRS)
 
@@ -209,7 +232,7 @@ def test_wrong_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_assigners_declare_the_priors_that_they_take() -> None:
     takes = {name: registry.assigners.entry_of(name).builder.takes for name in registry.assigners.names()}
-    assert takes == {"atss": {"anchors", "points"}, "fcos": {"points"}, "max_iou": {"anchors"}}
+    assert takes == {"atss": {"anchors", "points"}, "fcos": {"points"}, "max_iou": {"anchors"}, "simota": {"points"}}
 
 
 def test_limits_move_boxes_between_levels() -> None:

@@ -49,38 +49,37 @@ def _joined(**how: Any) -> Concat:
     return Concat(sets=sets, split="train")
 
 
-def _detector() -> nn.Module:
+def _detector(head: dict[str, Any]) -> nn.Module:
     """Channels and strides pass from block to block by the registry, as a config's do."""
     blocks = {
         "backbone": {"name": "resnet18", "width": 2, "norm": "frozen_bn"},
         "neck": {"name": "fpn", "width": 4},
-        "head": {"name": "retina", "num_convs": 1},
+        "head": head,
     }
     return registry.models.build(Component("detector", blocks), facts={"in_channels": 3, "num_classes": 2})
 
 
-def _detect(**arguments: Any) -> Callable[[nn.Module, frozenset[str]], Any]:
+def _detect(weights: dict[str, float], **arguments: Any) -> Callable[[nn.Module, frozenset[str]], Any]:
     def make(model: nn.Module, keys: frozenset[str]) -> Any:
-        losses = {name: registry.losses.build(Component(name), facts={}) for name in _WEIGHTS}
+        losses = {name: registry.losses.build(Component(name), facts={}) for name in weights}
         facts = {
             "model": model,
             "losses": losses,
             "batch_keys": Offer("the toy", keys),
             "output_keys": Offer("the toy's model", model.output_keys),
         }
-        block = {
-            "assigner": {"name": "max_iou"},
-            "anchors": {"base_strides": 1.0},
-            "score": 0.0,
-            "per_level": 20,
-            **arguments,
-        }
+        block = {"score": 0.0, "per_level": 20, **arguments}
         return registry.tasks.build(Component("detect", block), facts=facts)
 
     return make
 
 
-_WEIGHTS = {"sigmoid_focal": 1.0, "box_smooth_l1": 0.5}
+_HEAD = {"name": "retina", "num_convs": 1}
+_RETINA = {"assigner": {"name": "max_iou"}, "anchors": {"base_strides": 1.0}}
+_PAIRS = {"assigner": {"name": "max_iou", "boxes_per_prior": 2}, "anchors": {"base_strides": 1.0}}
+_RETINA_LOSSES = {"sigmoid_focal": 1.0, "box_smooth_l1": 0.5}
+_FCOS_LOSSES = {"sigmoid_focal": 1.0, "box_overlap": 0.5, "centreness": 0.5}
+_OBJECT_LOSSES = {"objectness": 1.0, "class_bce": 0.5, "quality_focal": 0.5, "box_overlap": 2.0}
 _STEPS = {
     "flip": FlipImage(),
     "cut": CutImage(low=0.7),
@@ -90,20 +89,32 @@ _STEPS = {
 }
 
 
-def toy(*, evaluation: dict[str, Any] | None = None, **how: Any) -> Toy:
-    """The detector on images made in some way, evaluated in some way."""
+def toy(
+    head: dict[str, Any] = _HEAD,
+    task: dict[str, Any] = _RETINA,
+    losses: dict[str, float] = _RETINA_LOSSES,
+    *,
+    evaluation: dict[str, Any] | None = None,
+    **how: Any,
+) -> Toy:
+    """The detector of a head on images made in some way, evaluated in some way."""
     return Toy(
-        _detector,
-        _detect(**(evaluation or {})),
+        partial(_detector, head),
+        _detect(losses, **task, **(evaluation or {})),
         _joined(**how),
-        _WEIGHTS,
+        losses,
         lambda: BoxAp(class_names=CLASSES),
         tuple(NamedTransform(name, step) for name, step in _STEPS.items()),
         registry.tasks.entry_of("detect").builder.predicts,
     )
 
 
-IMAGES = {"detector": toy()}
+IMAGES = {
+    "detector": toy(),
+    "detector_simota": toy({"name": "fcos", "num_convs": 1}, {"assigner": {"name": "simota"}}, _FCOS_LOSSES),
+    "detector_pairs": toy({"name": "retina_emd", "num_convs": 1}, _PAIRS, {"earth_mover": 1.0}),
+    "detector_objects": toy({"name": "yolov3", "num_anchors": 9, "norm": "gn"}, _RETINA, _OBJECT_LOSSES),
+}
 FEW_BOXES = {
     "detector_few": toy(share=0.08),
     "detector_none": toy(share=0.0),

@@ -13,7 +13,16 @@ from torch import Tensor
 from sightline.geometry.boxes.codings import encode_deltas, encode_distances
 from sightline.geometry.boxes.priors import BACKGROUND, IGNORED
 from sightline.losses.base import Loss
-from sightline.losses.boxes import BoxOverlap, BoxSmoothL1, CentreNess, SigmoidFocal
+from sightline.losses.boxes import (
+    BoxOverlap,
+    BoxSmoothL1,
+    CentreNess,
+    ClassBCE,
+    EarthMover,
+    Objectness,
+    QualityFocal,
+    SigmoidFocal,
+)
 
 TARGET = torch.tensor([[0, BACKGROUND, 2, IGNORED, 1], [BACKGROUND, 1, IGNORED, BACKGROUND, 0]])
 POINTS = torch.tensor([[8.0, 8], [24, 8], [8, 24], [24, 24], [40, 8]], dtype=torch.float64)
@@ -33,7 +42,9 @@ def given(priors: Tensor) -> dict[str, Tensor]:
         "logits": 4 * drawn(2, 5, 3) - 2,
         "codes": codes,
         "centreness": 2 * drawn(2, 5) - 1,
+        "objectness": 3 * drawn(2, 5) - 1,
         "priors": priors,
+        "prior_stride": torch.full((5,), 16.0, dtype=torch.float64),
         "target": TARGET,
         "matched_boxes": torch.where(TARGET[..., None] >= 0, boxes, 0),
     }
@@ -42,6 +53,16 @@ def given(priors: Tensor) -> dict[str, Tensor]:
 LOSSES: dict[str, tuple[Callable[[], Loss], str, tuple[str, ...], Tensor]] = {
     "focal": (SigmoidFocal, "logits", ("target",), ANCHORS),
     "smooth_l1": (BoxSmoothL1, "codes", ("priors", "target", "matched_boxes"), ANCHORS),
+    "l1_of_points": (
+        lambda: BoxSmoothL1(beta=0.0),
+        "codes",
+        ("priors", "prior_stride", "target", "matched_boxes"),
+        POINTS,
+    ),
+    "quality": (QualityFocal, "logits", ("codes", "priors", "target", "matched_boxes"), ANCHORS),
+    "class": (ClassBCE, "logits", ("codes", "priors", "target", "matched_boxes"), ANCHORS),
+    "class_iou": (lambda: ClassBCE(quality="iou"), "logits", ("codes", "priors", "target", "matched_boxes"), POINTS),
+    "objectness": (Objectness, "objectness", ("target",), POINTS),
     "l1": (lambda: BoxSmoothL1(beta=0.0), "codes", ("priors", "target", "matched_boxes"), ANCHORS),
     **{
         f"{overlap}_{weigh}_{kind}": (
@@ -56,6 +77,8 @@ LOSSES: dict[str, tuple[Callable[[], Loss], str, tuple[str, ...], Tensor]] = {
     "centreness": (CentreNess, "centreness", ("priors", "target", "matched_boxes"), POINTS),
     "centreness_of_anchors": (CentreNess, "centreness", ("priors", "target", "matched_boxes"), ANCHORS),
 }
+OVER_ALL = frozenset({"focal", "quality", "objectness"})
+"""Those that background counts in."""
 each_loss = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -85,7 +108,7 @@ def test_priors_that_do_not_count_have_no_gradient(name: str) -> None:
     values = given(priors)[output].requires_grad_()
     (gradient,) = torch.autograd.grad(called(name, **{output: values})[0], values)
     moved = gradient.flatten(2).abs().sum(dim=2) > 0 if gradient.ndim == 3 else gradient != 0
-    assert torch.equal(moved, TARGET != IGNORED if name == "focal" else TARGET >= 0)
+    assert torch.equal(moved, TARGET != IGNORED if name in OVER_ALL else TARGET >= 0)
 
 
 @each_loss
@@ -98,7 +121,7 @@ def test_without_a_box_it_is_finite(name: str, target: int) -> None:
     (gradient,) = torch.autograd.grad(found, values)
     assert gradient.isfinite().all()
     assert float(count) == 0
-    is_nothing = target == IGNORED or name != "focal"
+    is_nothing = target == IGNORED or name not in OVER_ALL
     assert (float(found.detach()) == 0) == is_nothing
     assert (not gradient.any()) == is_nothing
 
@@ -139,6 +162,105 @@ def test_sums_and_counts_are_those_of_slow_loops() -> None:
     assert float(called("giou_centreness_points")[1]) == pytest.approx(weights, rel=1e-12)
 
 
+def shared_part(box: list[float], other: list[float]) -> float:
+    """Their IoU."""
+    sides = [max(0.0, min(box[i + 2], other[i + 2]) - max(box[i], other[i])) for i in range(2)]
+    areas = [(each[2] - each[0]) * (each[3] - each[1]) for each in (box, other)]
+    return sides[0] * sides[1] / (sum(areas) - sides[0] * sides[1])
+
+
+def test_losses_of_objectness_and_quality_are_those_of_slow_loops() -> None:
+    """Codes of points are left, top, right and bottom; the L1 is of shifts in strides of 16 and of logarithms."""
+    values = given(POINTS)
+    totals = dict.fromkeys(("quality", "class", "class_iou", "objectness", "l1_of_points"), 0.0)
+    for image, prior in [(image, prior) for image in range(2) for prior in range(5)]:
+        target = int(TARGET[image, prior])
+        if target == IGNORED:
+            continue
+        p = 1 / (1 + math.exp(-float(values["objectness"][image, prior])))
+        totals["objectness"] -= math.log(p if target >= 0 else 1 - p)
+        (x, y), (left, top, right, bottom) = POINTS[prior].tolist(), values["codes"][image, prior].tolist()
+        box, true = [x - left, y - top, x + right, y + bottom], values["matched_boxes"][image, prior].tolist()
+        quality = shared_part(box, true) if target >= 0 else 0.0
+        for label, logit in enumerate(values["logits"][image, prior].tolist()):
+            p, wanted = 1 / (1 + math.exp(-logit)), quality * (label == target)
+            entropy = -wanted * math.log(p) - (1 - wanted) * math.log(1 - p)
+            totals["quality"] += abs(wanted - p) ** 2 * entropy
+            if target >= 0:
+                totals["class_iou"] += entropy
+                totals["class"] -= math.log(p if label == target else 1 - p)
+        if target >= 0:
+            numbers = [
+                [(b[0] + b[2]) / 32, (b[1] + b[3]) / 32, math.log(b[2] - b[0]), math.log(b[3] - b[1])]
+                for b in (box, true)
+            ]
+            totals["l1_of_points"] += sum(abs(one - other) for one, other in zip(*numbers, strict=True))
+    for name, total in totals.items():
+        found, count = called(name, priors=POINTS, codes=values["codes"])
+        assert float(found) == pytest.approx(total, rel=1e-12), name
+        assert int(count) == int((TARGET >= 0).sum())
+
+
+def pairs() -> dict[str, Tensor]:
+    """Two predictions at each of the ten priors; second boxes of all kinds beside the first ones."""
+    values = given(ANCHORS)
+    boxes = values["matched_boxes"][TARGET >= 0]
+    second = torch.tensor([[1, BACKGROUND, IGNORED, IGNORED, BACKGROUND], [IGNORED, 0, IGNORED, BACKGROUND, 4]])
+    codes = torch.stack([values["codes"], values["codes"].flip(1) * 0.8], dim=2)
+    return {
+        **{name: values[name] for name in ("priors", "target", "matched_boxes")},
+        "logits": 4 * drawn(2, 5, 2, 3) - 2,
+        "codes": codes,
+        "second_match": second,
+        "boxes": boxes,
+        "label": torch.tensor([0, 2, 1, 1, 0]),
+    }
+
+
+def test_the_loss_of_pairs_is_that_of_a_slow_loop_over_orders() -> None:
+    values, total = pairs(), 0.0
+    for image, prior in [(image, prior) for image in range(2) for prior in range(5)]:
+        second = int(values["second_match"][image, prior])
+        targets = [
+            (int(TARGET[image, prior]), values["matched_boxes"][image, prior]),
+            (second, None) if second < 0 else (int(values["label"][second]), values["boxes"][second]),
+        ]
+        costs = []
+        for order in ([0, 1], [1, 0]):
+            cost = 0.0
+            for place, (target, box) in zip(order, targets, strict=True):
+                if target == IGNORED:
+                    continue
+                for label, logit in enumerate(values["logits"][image, prior, place].tolist()):
+                    p = 1 / (1 + math.exp(-logit))
+                    is_it = label == target
+                    cost -= 0.25 * (1 - p) ** 2 * math.log(p) if is_it else 0.75 * p**2 * math.log(1 - p)
+                if target >= 0:
+                    assert box is not None
+                    off = (values["codes"][image, prior, place] - encode_deltas(ANCHORS[prior], box)).abs().tolist()
+                    cost += sum(5 * each**2 if each < 0.1 else each - 0.05 for each in off)
+            costs.append(cost)
+        total += min(costs)
+    loss = EarthMover()
+    assert float(loss(**values)) == pytest.approx(total, rel=1e-12)
+    assert int(loss.count(target=TARGET)) == int((TARGET >= 0).sum())
+    for name in ("logits", "codes"):
+        free = values[name].clone().requires_grad_()
+        assert torch.autograd.gradcheck(lambda each, name=name: loss(**{**values, name: each}), (free,))
+    swapped = {**values, "logits": values["logits"].flip(2), "codes": values["codes"].flip(2)}
+    assert float(loss(**swapped)) == pytest.approx(total, rel=1e-12), "predictions have no order"
+
+
+def test_pairs_without_any_box_are_background_twice() -> None:
+    values = pairs()
+    none = torch.full_like(TARGET, BACKGROUND)
+    values |= {"target": none, "second_match": none, "boxes": values["boxes"][:0], "label": values["label"][:0]}
+    logits = values["logits"].requires_grad_()
+    found = EarthMover()(**values)
+    expected = SigmoidFocal()(logits=logits.flatten(1, 2), target=none.repeat_interleave(2, dim=1))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
 def test_the_gradient_of_ciou_is_that_of_a_constant_factor() -> None:
     """Differences of the overlap in which the factor of the ratios stays that of the place itself."""
     values = given(ANCHORS)
@@ -177,5 +299,5 @@ def test_forms_of_the_iou_alone_are_refused_before_a_step(form: Any) -> None:
 
 def test_deltas_of_points_are_refused_by_name() -> None:
     batch = given(POINTS)
-    with pytest.raises(ValueError, match="box_smooth_l1: found points as priors, expected anchors; take box_overlap"):
+    with pytest.raises(ValueError, match="box_smooth_l1: found points as priors without their strides; take box_o"):
         BoxSmoothL1()(**{name: batch[name] for name in ("codes", "priors", "target", "matched_boxes")})

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from sightline.geometry.boxes.overlaps import OVERLAPS
-from sightline.losses.functional_boxes import centreness_bce, overlap_loss, sigmoid_focal, smooth_l1
+from sightline.losses.functional_boxes import (
+    earth_mover,
+    overlap_loss,
+    quality_focal,
+    sigmoid_bce,
+    sigmoid_focal,
+    smooth_l1,
+)
 from tests.geometry.boxes.crowds import aligned_pairs
 from tests.golden_parity import load_golden
 
@@ -58,7 +65,7 @@ def test_losses_fall_when_the_probability_moves_to_the_truth(gamma: float) -> No
     for is_target in (True, False):
         each = torch.stack([sigmoid_focal(one, torch.tensor(is_target), gamma=gamma) for one in probabilities])
         assert (each.diff() < 0).all() if is_target else (each.diff() > 0).all()
-        each = torch.stack([centreness_bce(one, torch.tensor(float(is_target))) for one in probabilities])
+        each = torch.stack([sigmoid_bce(one, torch.tensor(float(is_target))) for one in probabilities])
         assert (each.diff() < 0).all() if is_target else (each.diff() > 0).all()
 
 
@@ -102,6 +109,54 @@ def test_overlap_losses_are_the_published_ones(shared: Path) -> None:
         assert off.max() < 1e-9
 
 
+@pytest.mark.parametrize("case", range(4))
+def test_earth_mover_is_that_of_crowddet(shared: Path, case: int) -> None:
+    """Of one class; theirs takes probabilities, and labels of 1 for it, 0 for background, -1 for ignored."""
+    golden = load_golden(shared, "classification_regression_losses", area="detect")
+    stored = {
+        name: golden.tensor(f"emd_focal{case}/{name}")
+        for name in ("box0", "box1", "prob0", "prob1", "targets", "labels", "loss_01", "loss_10", "loss_min")
+    }
+    probabilities = torch.stack([stored["prob0"], stored["prob1"]], dim=1).requires_grad_()
+    codes = torch.stack([stored["box0"], stored["box1"]], dim=1).requires_grad_()
+
+    def found(rows: slice, order: list[int]) -> Tensor:
+        labels = stored["labels"][rows][:, order]
+        return earth_mover(
+            probabilities[rows].logit(),
+            codes[rows],
+            is_target=(labels == 1)[..., None],
+            true_codes=stored["targets"].unflatten(1, (2, 4))[rows][:, order],
+            is_counted=labels >= 0,
+            has_box=labels >= 1,
+        )
+
+    each = [slice(row, row + 1) for row in range(len(codes))]
+    losses = torch.stack([found(rows, [0, 1]) for rows in each])
+    assert (losses - stored["loss_min"]).abs().max() <= 1e-12 * stored["loss_min"].max()
+    assert torch.equal(torch.stack([found(rows, [1, 0]) for rows in each]), losses), "the order of targets is free"
+    total = found(slice(None), [0, 1])
+    assert float(total.detach()) == pytest.approx(float(losses.detach().sum()), rel=1e-13)
+    gradients = torch.autograd.grad(total, (probabilities, codes))
+    for name, gradient in zip(("prob", "box"), gradients, strict=True):
+        expected = torch.stack([golden.tensor(f"emd_focal{case}/grad_{name}{place}") for place in (0, 1)], dim=1)
+        assert (gradient - expected).abs().max() <= 1e-12 * expected.abs().max(), name
+
+
+@pytest.mark.parametrize(
+    ("probability", "target", "expected"),
+    [
+        (0.5, 0.5, 0.0),
+        (0.9, 1.0, 0.1**2 * -math.log(0.9)),
+        (0.25, 0.75, 0.5**2 * -(0.75 * math.log(0.25) + 0.25 * math.log(0.75))),
+        (0.1, 0.0, 0.1**2 * -math.log(0.9)),
+    ],
+)
+def test_quality_focal_is_that_worked_by_hand(probability: float, target: float, expected: float) -> None:
+    found = quality_focal(logit(probability), torch.tensor(target, dtype=torch.float64))
+    assert float(found) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
 def test_forms_of_the_overlap_are_those_worked_by_hand() -> None:
     """IoU 1 / 2, and disjoint boxes, of which the logarithm has a bound and no gradient."""
     a, b = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[0.0, 0, 4, 8]])
@@ -125,7 +180,7 @@ TERMS: dict[str, tuple[Callable[..., Tensor], Tensor, Tensor]] = {
     "focal_of_odd_gamma": (lambda *pair, **kw: sigmoid_focal(*pair, gamma=0.5, alpha=None, **kw), LOGITS, LOGITS > 1),
     "smooth_l1": (lambda *pair, **kw: smooth_l1(*pair, beta=1 / 9, **kw), LOGITS, torch.linspace(0.1, 1, 6)),
     "l1": (lambda *pair, **kw: smooth_l1(*pair, beta=0.0, **kw), LOGITS, torch.linspace(0.1, 1, 6)),
-    "centreness": (centreness_bce, LOGITS, torch.linspace(0, 1, 6)),
+    "centreness": (sigmoid_bce, LOGITS, torch.linspace(0, 1, 6)),
     **{
         name: (lambda *pair, name=name, **kw: overlap_loss(*pair, overlap=name, **kw), A, B)
         for name in OVERLAPS
@@ -176,7 +231,7 @@ def test_large_logits_are_finite_in_half_precision(dtype: torch.dtype) -> None:
     truth = torch.tensor([0.0, 0, 1, 1])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         # wrong by 50 twice: focal weighs the target by 1 / 4, the other by 3 / 4
-        for loss, expected in ((sigmoid_focal(logits, truth == 1), 50), (centreness_bce(logits, truth.to(dtype)), 100)):
+        for loss, expected in ((sigmoid_focal(logits, truth == 1), 50), (sigmoid_bce(logits, truth.to(dtype)), 100)):
             assert loss.dtype == torch.float32
             (gradient,) = torch.autograd.grad(loss, logits)
             assert gradient.isfinite().all()

@@ -19,6 +19,7 @@ from sightline.models.vit import ViTEncoder
 from sightline.types import Component
 
 SIZES = {
+    "darknet53": (40_584_928, 1024),
     "resnet18": (11_176_512, 512),
     "resnet34": (21_284_672, 512),
     "resnet50": (23_508_032, 2048),

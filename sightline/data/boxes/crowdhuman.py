@@ -29,10 +29,12 @@ from sightline.data.boxes.image_listing import (
 )
 from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages
 from sightline.data.boxes.odgt import BOX_KEYS, BoxType, is_ignored, read_odgt
+from sightline.data.boxes.records import BOX_FIELDS, box_facts
 from sightline.data.boxes.yolo_files import images_below
 from sightline.data.store.native import Prepared, listing, prepare_command
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import DataError
+from sightline.types import DataInfo
 
 __all__ = ["CrowdHuman"]
 
@@ -97,6 +99,11 @@ class CrowdHuman(LabelledImages):
         visible, full = ((each[:, 2:] - each[:, :2]).prod(axis=1) for each in boxes)
         is_known = (visible > 0) & (full > 0) & ~self._stored(index, "is_ignored")
         return np.divide(visible, full, out=np.full(len(full), np.nan), where=is_known).clip(max=1)
+
+    @classmethod
+    def promise(cls, *, scored_box: BoxType = "full") -> DataInfo:
+        """What `info` states before the set is there, sizes left out: one class."""
+        return DataInfo(box_facts(("person",), scored_box), BOX_FIELDS)
 
     @classmethod
     def prepare(

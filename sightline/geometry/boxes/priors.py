@@ -38,10 +38,12 @@ class Grid:
 
     A step is the level's stride. Where `image_px` (height, width) is given, it is that side over the number of cells,
     rounded down: 13 cells of the stride 64 on a side of 800 pixels have steps of 61, as in torchvision's detectors.
+    With `offset_px`, the first cell of every level lies so many pixels from the corner, as in CrowdDet.
     """
 
     offset: float = 0.5
     image_px: tuple[int, int] | None = None
+    offset_px: float | None = None
 
     def centres(self, maps: tuple[int, int], stride: int, device: torch.device | None = None) -> Tensor:
         """x, y (H * W, 2) of a map of H x W cells, row by row, float64."""
@@ -49,7 +51,8 @@ class Grid:
         if self.image_px is not None:
             steps = (self.image_px[0] // maps[0], self.image_px[1] // maps[1])
         y, x = (
-            (torch.arange(count, dtype=torch.float64, device=device) + self.offset) * step
+            torch.arange(count, dtype=torch.float64, device=device) * step
+            + (self.offset * step if self.offset_px is None else self.offset_px)
             for count, step in zip(maps, steps, strict=True)
         )
         return torch.stack([x.expand(maps), y[:, None].expand(maps)], dim=2).flatten(0, 1)

@@ -9,24 +9,24 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import Count
+from sightline.arguments import Count, Factor
 from sightline.layers.detection.attention import ATTENTIONS, AttentionName
 from sightline.layers.detection.norms import NORMS, NormName, freeze
 from sightline.layers.images import assert_images
 from sightline.models.darknet import Darknet
 from sightline.models.resnet import BASIC, BOTTLENECK, RESNETS, ResidualStages
 
-__all__ = ["Darknet53Backbone", "ResNet18", "ResNet34", "ResNet50", "ResNet101"]
+__all__ = ["STRIDES", "Darknet53Backbone", "FrozenStages", "ResNet18", "ResNet34", "ResNet50", "ResNet101"]
 
 FrozenStages = Annotated[int, Ge(0), Le(4)]
 """How many parts training leaves as they are, from the image on: the stem is the first, then the stages."""
-_STRIDES = (8, 16, 32)
+STRIDES = (8, 16, 32)
 
 
 class _ResNet(ResidualStages):
     depths: ClassVar[Sequence[int]]
     sizes: ClassVar[Sequence[int]]
-    strides = _STRIDES
+    strides = STRIDES
 
     def __init__(
         self,
@@ -99,10 +99,11 @@ class ResNet101(_ResNet):
 class Darknet53Backbone(Darknet):
     """Darknet-53; 40,584,928 parameters, maps of 256, 512 and 1,024 channels; arguments as those of resnet18.
 
+    `slope` is that of the leaky ReLU, in NuayHL's code 0.01.
     Source: Redmon and Farhadi 2018, YOLOv3, table 1.
     """
 
-    strides = _STRIDES
+    strides = STRIDES
 
     def __init__(
         self,
@@ -112,8 +113,11 @@ class Darknet53Backbone(Darknet):
         norm: NormName = "bn",
         frozen_stages: FrozenStages = 0,
         attention: AttentionName = "none",
+        slope: Factor = 0.1,
     ) -> None:
-        super().__init__(in_channels=in_channels, width=width, norm=NORMS[norm], attention=ATTENTIONS[attention])
+        super().__init__(
+            in_channels=in_channels, width=width, norm=NORMS[norm], attention=ATTENTIONS[attention], slope=slope
+        )
         self.in_channels = in_channels
         self.channels = self.channels[3:]
         for part in [self.stem, *self.stages][:frozen_stages]:

@@ -22,6 +22,7 @@ class DetectorOutput(HeadOutput):
     """
 
     centreness: NotRequired[Tensor]
+    objectness: NotRequired[Tensor]
     level_shapes: Tensor
 
 

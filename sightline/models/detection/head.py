@@ -14,7 +14,7 @@ from sightline.errors import ConfigError
 from sightline.geometry.boxes.priors import PriorKind
 from sightline.layers.images import ConvBlock
 
-__all__ = ["CentreOutput", "DenseHead", "HeadOutput", "Prior", "at_priors"]
+__all__ = ["CentreOutput", "DenseHead", "HeadOutput", "Prior", "at_priors", "start_rare"]
 
 Prior = Annotated[float, Gt(0.0), Lt(1.0)]
 """A probability that is neither 0 nor 1."""
@@ -43,6 +43,13 @@ def at_priors(maps: Sequence[Tensor], numbers: int) -> Tensor:
     return torch.cat(levels, dim=1)
 
 
+def start_rare(layer: ConvBlock, prior: float, channels: slice = slice(None)) -> None:
+    """Give outputs of a layer the first probability `prior`: their biases become -ln((1 - prior) / prior)."""
+    assert layer.conv.bias is not None
+    with torch.no_grad():
+        layer.conv.bias[channels] = -math.log((1 - prior) / prior)
+
+
 class DenseHead(nn.Module):
     """Two towers of convolutions of 3 x 3 pixels that all levels share, one for classes, one for boxes.
 
@@ -55,6 +62,7 @@ class DenseHead(nn.Module):
     priors: ClassVar[PriorKind]
     assigners: ClassVar[frozenset[str]]
     priors_per_cell: int
+    predictions_per_prior: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -80,8 +88,9 @@ class DenseHead(nn.Module):
             return ConvBlock(in_channels=width, out_channels=width, size=3, norm=own_norm, activation=nn.ReLU())
 
         self.class_tower, self.box_tower = (nn.Sequential(*(block() for _ in range(num_convs))) for _ in range(2))
-        self.classes = ConvBlock(in_channels=width, out_channels=priors_per_cell * num_classes, size=3)
-        self.boxes = ConvBlock(in_channels=width, out_channels=priors_per_cell * 4, size=3)
+        count = priors_per_cell * self.predictions_per_prior
+        self.classes = ConvBlock(in_channels=width, out_channels=count * num_classes, size=3)
+        self.boxes = ConvBlock(in_channels=width, out_channels=count * 4, size=3)
 
     def _start(self, prior: float) -> None:
         """The weights before training; called once all layers are there."""
@@ -90,6 +99,4 @@ class DenseHead(nn.Module):
                 assert module.bias is not None
                 nn.init.normal_(module.weight, std=_STD)
                 nn.init.zeros_(module.bias)
-        bias = self.classes.conv.bias
-        assert bias is not None
-        nn.init.constant_(bias, -math.log((1 - prior) / prior))
+        start_rare(self.classes, prior)

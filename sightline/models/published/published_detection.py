@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from sightline.models.published.published_images import residual_network
+from sightline.models.published.published_yolo import YOLO_LAYOUTS
+from sightline.models.resnet import RESNETS
 
 __all__ = ["DETECTION_LAYOUTS", "DETECTION_OPTIONAL", "completed"]
 
@@ -15,8 +17,9 @@ _RETINA, _FCOS = "torchvision_retinanet_resnet50_fpn", "torchvision_fcos_resnet5
 _NUM_CONVS = 4
 _NUM_SCALES, _NUM_RATIOS = 3, 3
 _OUR_EPS = 1e-5
-_EPS = {_RETINA: 0.0, _FCOS: 1e-5}
-"""What is added to the variance by the frozen batch norms of a file."""
+_EPS = {_RETINA: 0.0, _FCOS: 1e-5, "yolox": 1e-3}
+"""What is added to the variance by the batch norms of a file, where it is not what ours add."""
+_BLUE_FIRST = ("crowddet_retinanet", "crowddet_retinanet_emd", "yolox")
 
 
 def _pyramid() -> dict[str, str]:
@@ -46,38 +49,78 @@ def _names(layers: Callable[[int], Mapping[str, str]]) -> dict[str, str]:
     return _pyramid() | _OUTPUTS | towers
 
 
-DETECTION_LAYOUTS: Mapping[str, Mapping[str, str]] = {
+def _crowddet() -> dict[str, str]:
+    """The backbone is stored under two names."""
+    names = residual_network("resnet50.", "backbone.", (3, 4, 6, 3), 3)
+    names |= residual_network("FPN.bottom_up.", "backbone.", (3, 4, 6, 3), 3)
+    for place in range(3):
+        names[f"FPN.lateral_convs.{2 - place}"] = f"neck.laterals.{place}.conv"
+        names[f"FPN.output_convs.{2 - place}"] = f"neck.outputs.{place}.conv"
+    names |= {"FPN.p6": "neck.coarser.0.conv", "FPN.p7": "neck.coarser.1.conv"}
+    for theirs, ours in (("cls", "class"), ("bbox", "box")):
+        for place in range(_NUM_CONVS):
+            names[f"R_Head.{theirs}_subnet.{2 * place}"] = f"head.{ours}_tower.{place}.conv"
+    return names | {"R_Head.cls_score": "head.classes.conv", "R_Head.bbox_pred": "head.boxes.conv"}
+
+
+def _odtask(depths: Sequence[int], num_convolutions: int) -> dict[str, str]:
+    names = residual_network("backbone.", "backbone.", depths, num_convolutions)
+    for place in range(3):
+        names[f"fpn.P{place + 3}_1"] = f"neck.laterals.{place}.conv"
+        names[f"fpn.P{place + 3}_2"] = f"neck.outputs.{place}.conv"
+    names |= {"fpn.P6": "neck.coarser.0.conv", "fpn.P7_2": "neck.coarser.1.conv"}
+    for theirs, ours, output in (("classification", "class", "classes"), ("regression", "box", "boxes")):
+        names |= {f"{theirs}.conv{place + 1}": f"head.{ours}_tower.{place}.conv" for place in range(_NUM_CONVS)}
+        names[f"{theirs}.output"] = f"head.{output}.conv"
+    return names | {f"core.{theirs}": ours for theirs, ours in names.items()}
+
+
+_SHARED_TOWERS: Mapping[str, Mapping[str, str]] = {
+    "crowddet_retinanet": _crowddet(),
+    "crowddet_retinanet_emd": _crowddet(),
+    **{
+        f"odtask_retina_{name}": _odtask(RESNETS[name], count)
+        for name, count in (("resnet18", 2), ("resnet34", 2), ("resnet50", 3), ("resnet101", 3))
+    },
     _FCOS: _names(lambda place: {f"{3 * place}": "conv", f"{3 * place + 1}": "norm"})
     | {"head.regression_head.bbox_ctrness": "head.centreness.conv"},
     _RETINA: _names(lambda place: {f"{2 * place}": "conv", f"{place}.0": "conv"}),  # as published, and since 0.13
 }
-"""Per published layout: their module -> our module, as `published.LAYOUTS`.
+DETECTION_LAYOUTS: Mapping[str, Mapping[str, str]] = {**_SHARED_TOWERS, **YOLO_LAYOUTS}
+"""Per published layout: their module -> our module, as `published.LAYOUTS`."""
 
-Both were trained on anchors or points at multiples of the stride, the corners of cells, and classes are COCO's ids.
-"""
-
-DETECTION_OPTIONAL: Mapping[str, str] = dict.fromkeys(DETECTION_LAYOUTS, "head.classes")
+DETECTION_OPTIONAL: Mapping[str, str] = {
+    **dict.fromkeys(_SHARED_TOWERS, "head.classes"),
+    **dict.fromkeys(("darknet_darknet53", "odtask_darknet53"), "head"),
+}
 """Our module that is left out for a set of other classes."""
 
 
 def completed(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     """Weights under our names as a model of ours holds them; of layouts of other networks, the same.
 
-    Frozen batch norms of a file have no count, and RetinaNet's add nothing to their variances: they get a count of 0
-    and variances that are less by what ours add. Its anchors of a cell stand in the order of our priors, ratio by ratio
-    within a scale; the files count scales within a ratio.
+    Frozen batch norms of a file have no count, and some add another number to their variances than ours: they get a
+    count of 0, and variances that are less by the difference. torchvision's anchors of a cell stand in the order of our
+    priors, ratio by ratio within a scale; the files count scales within a ratio. Images of blue, green and red become
+    those of red, green and blue. Darknet puts what grew before the finer map, ours behind it.
     """
     found = dict(weights)
     if layout not in DETECTION_LAYOUTS:
         return found
     for name, variance in weights.items():
         norm, _, leaf = name.rpartition(".")
-        if leaf == "running_var" and f"{norm}.num_batches_tracked" not in weights:
-            found[f"{norm}.num_batches_tracked"] = torch.tensor(0)
-            found[name] = variance - (_OUR_EPS - _EPS[layout])
+        if leaf == "running_var":
+            found.setdefault(f"{norm}.num_batches_tracked", torch.tensor(0))
+            found[name] = variance - (_OUR_EPS - _EPS.get(layout, _OUR_EPS))
     if layout == _RETINA:
         for name in ("classes.conv.weight", "classes.conv.bias", "boxes.conv.weight", "boxes.conv.bias"):
             if f"head.{name}" in found:
                 theirs = found[f"head.{name}"].unflatten(0, (_NUM_RATIOS, _NUM_SCALES, -1))
                 found[f"head.{name}"] = theirs.transpose(0, 1).flatten(0, 2)
+    first = "backbone.stem.conv.weight"
+    if layout in _BLUE_FIRST and first in found:
+        found[first] = found[first].unflatten(1, (-1, 3)).flip(2).flatten(1, 2)
+    for level in range(2 if layout == "darknet_yolov3" else 0):
+        name, route = f"neck.blocks.{level}.0.conv.weight", found[f"neck.routes.{level}.conv.weight"]
+        found[name] = found[name].roll(-len(route), dims=1)
     return found

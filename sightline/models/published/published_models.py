@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from sightline.models.published.published import LAYOUTS, OPTIONAL, translate_key, unused_names
+from sightline.models.published.published_detectors import DETECTORS
 from sightline.models.published.published_model import (
     BY_NORMALS,
     ImageSide,
@@ -232,53 +234,10 @@ _IMAGE_NETWORKS: Mapping[str, PublishedModel] = {
     "timm_vit_base": _vit("vit_base"),
     "timm_vit_small": _vit("vit_small"),
     "timm_vit_tiny": _vit("vit_tiny"),
+    "darknet_darknet53": _image_classifier("darknet53"),
+    "odtask_darknet53": dataclasses.replace(_image_classifier("darknet53"), assumed={"images.slope": 0.01}),
     **{f"torchvision_{name}": _image_classifier(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
 }
-
-_PHOTOS = Protocol("detect", "coco", ({"name": "box_ap"},), "ap", 1, {})
-_CANVAS_PX = 1344
-"""Holds photos of torchvision's sizes, upright and lying, on a multiple of 32 pixels."""
-_PHOTO: tuple[Mapping[str, Any], ...] = (
-    {
-        "name": "fit_image",
-        "mode": "short_side",
-        "short_px": 800,
-        "long_px": 1333,
-        "height": _CANVAS_PX,
-        "width": _CANVAS_PX,
-        "fill": [124, 116, 104],
-    },
-    {"name": "normalize_image"},
-)
-_ABSENT = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-_COCO_PLACES = tuple(number for number in range(1, 91) if number not in _ABSENT)
-_FOCAL: Mapping[str, Any] = {"name": "sigmoid_focal"}
-
-
-def _detector(
-    head: str, num_anchors: int, task: Mapping[str, Any], *losses: Mapping[str, Any], **assumed: Any
-) -> PublishedModel:
-    """Anchors and points lie at the corners of cells, and classes at COCO's ids; 0 and the ids of no class are unused.
-
-    Source: pytorch/vision, models/detection and references/detection.
-    """
-    return PublishedModel(
-        model="detector",
-        num_classes=Size("head.classes.conv.weight", 0, divisor=num_anchors),
-        in_channels=None,
-        encoders={"backbone": "resnet50", "neck": "fpn", "head": head},
-        assumed={"backbone.norm": "frozen_bn", **assumed},
-        task={"grid": {"offset": 0.0, "steps": "image"}, **task},
-        losses=(_FOCAL, *losses),
-        evaluate=_PHOTO,
-        trains=({"name": "flip_image"}, *_PHOTO),
-        up_axis=None,
-        protocol=_PHOTOS,
-        keeps_head=False,
-        takes_first_points=False,
-        class_places=_COCO_PLACES,
-    )
-
 
 _FIXED_CUBE = ({"name": "place_cube"}, {"name": "voxelize"}, {"name": "draw_heatmaps"})
 _VARIED_CUBE = (
@@ -383,25 +342,7 @@ MODELS: Mapping[str, PublishedModel] = {
     **_CROSSPOINT,
     "dragonbook_v2v": _VOLUMES["dragonbook_v2v"],
     **_IMAGE_NETWORKS,
-    "torchvision_fcos_resnet50_fpn": _detector(
-        "fcos",
-        1,
-        {"assigner": {"name": "fcos"}, "suppression": {"name": "greedy", "iou_threshold": 0.6}, "score": 0.04},
-        {"name": "box_overlap"},
-        {"name": "centreness"},
-        **{"head.scales": False},
-    ),
-    "torchvision_retinanet_resnet50_fpn": _detector(
-        "retina",
-        9,
-        {
-            "anchors": {"preset": "retinanet", "whole_px": True},
-            "assigner": {"name": "max_iou", "low_quality": "detectron"},
-            "suppression": {"name": "greedy", "iou_threshold": 0.5},
-            "most": 300,
-        },
-        {"name": "box_smooth_l1", "beta": 0.0},
-    ),
+    **DETECTORS,
     **_RANGE_IMAGES,
     "lulutang0608_point_bert_cls": _POINT_BERT,
     "lulutang0608_point_bert_pretrained": _POINT_BERT,

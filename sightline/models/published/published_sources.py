@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sightline.errors import CheckpointError, UserError
 from sightline.models.published.published_crosspoint import IMAGE_PREFIX, POINT_PREFIX
+from sightline.models.published.published_darknet import DARKNET_FILES, read_darknet
 from sightline.models.published.published_files import PublishedFile, read_parts, read_published
 from sightline.models.published.published_model import PublishedModel
 from sightline.models.published.published_models import MODELS
@@ -27,6 +28,8 @@ def read_source(file: Path, images: Path | None, layout: str, published: Publish
     if published.parts and file.is_dir():
         _assert_whole(file, layout, published)
         return read_parts(file, published.parts)
+    if layout in DARKNET_FILES:
+        return read_darknet(file, layout)
     source = read_published(file)
     if images is None:
         return source

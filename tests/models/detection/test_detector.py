@@ -25,6 +25,7 @@ BACKBONES = {
     "resnet50": (23_508_032, (512, 1024, 2048)),
     "resnet101": (42_500_160, (512, 1024, 2048)),
     "darknet53": (40_584_928, (256, 512, 1024)),
+    "cspdarknet": (4_212_672, (128, 256, 512)),
 }
 WIDTH = 256
 
@@ -64,8 +65,8 @@ def small(name: str = "retina", **blocks: dict[str, Any]) -> nn.Module:
 
 def test_every_part_has_its_count_here() -> None:
     assert registry.backbones.names() == sorted(BACKBONES)
-    assert registry.necks.names() == ["fpn"]
-    assert registry.heads.names() == ["atss", "fcos", "retina"]
+    assert registry.necks.names() == ["fpn", "pafpn", "yolov3"]
+    assert registry.heads.names() == ["atss", "fcos", "retina", "retina_emd", "yolov3", "yolox"]
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -107,6 +108,8 @@ def test_pyramids_are_as_published(name: str, arguments: dict[str, Any], expecte
         ("fcos", {"num_classes": 1}, 4_738_571),
         ("fcos", {"num_classes": 80, "scales": False}, 4_920_661),
         ("atss", {"num_classes": 80}, 4_920_666),
+        ("retina_emd", {"num_classes": 1}, 4_928_090),
+        ("yolox", {"num_classes": 80, "channels": (256, 512, 1024), "strides": (8, 16, 32)}, 7_609_855),
     ],
 )
 def test_heads_are_as_published(name: str, arguments: dict[str, Any], expected: int) -> None:
@@ -132,6 +135,32 @@ def test_whole_detectors_are_as_published(
 ) -> None:
     with torch.device("meta"):
         assert count(detector(name, num_classes, **blocks)) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_anchors", "num_classes", "expected"),
+    [(3, 80, 61_949_149), (3, 1, 61_523_734), (4, 1, 61_534_504)],
+)
+def test_yolov3_is_as_published(num_anchors: int, num_classes: int, expected: int) -> None:
+    blocks = {"backbone": {"name": "darknet53"}, "neck": {"name": "yolov3"}, "head": {"num_anchors": num_anchors}}
+    with torch.device("meta"):
+        built = detector("yolov3", num_classes, **blocks)
+    assert count(built) == expected
+    assert count(built) - count(built.backbone) == expected - BACKBONES["darknet53"][0]
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "expected"),
+    [(24, 1, 5_055_855), (32, 1, 8_968_255), (48, 2, 25_326_495), (64, 3, 54_208_895), (80, 4, 99_071_455)],
+)
+def test_yolox_is_as_published(width: int, depth: int, expected: int) -> None:
+    """Tiny, S, M, L and X, in millions 5.06, 8.97, 25.3, 54.2 and 99.1 in their table."""
+    blocks = {
+        "backbone": {"name": "cspdarknet", "width": width, "depth": depth},
+        "neck": {"name": "pafpn", "depth": depth},
+    }
+    with torch.device("meta"):
+        assert count(detector("yolox", 80, **blocks)) == expected
 
 
 # --- backbones -------------------------------------------------------------------------------------------------------
@@ -282,6 +311,21 @@ def test_first_scores_are_the_prior_and_the_last_layer_is_a_biased_convolution(n
     assert model(image=torch.randn(1, 3, 64, 96))["logits"].min() > 20
 
 
+@pytest.mark.parametrize(("name", "neck", "first"), [("yolov3", "yolov3", 0.5), ("yolox", "pafpn", 0.01)])
+def test_objects_start_rare_and_their_last_layers_are_biased_convolutions(name: str, neck: str, first: float) -> None:
+    """YOLOv3's classes start at one half, as only priors with a box learn them; YOLOX's at the prior, too."""
+    model = detector(name, 3, backbone={"name": "cspdarknet", "width": 4}, neck={"name": neck})
+    head = model.head
+    for layer in head.outputs if name == "yolov3" else [*head.classes, *head.boxes, *head.objects]:
+        assert layer.conv.bias is not None
+        assert isinstance(layer.norm, nn.Identity)
+        assert isinstance(layer.activation, nn.Identity)
+        nn.init.zeros_(layer.conv.weight)
+    found = model(image=torch.randn(1, 3, 64, 96))
+    assert found["objectness"].sigmoid().flatten().tolist() == pytest.approx([0.01] * found["objectness"].numel())
+    assert (found["logits"].sigmoid() - first).abs().max() < (0.06 if name == "yolov3" else 1e-6)
+
+
 def test_levels_of_other_widths_are_refused() -> None:
     with pytest.raises(ConfigError, match="channels: the levels share this head, but have 8, 16 channels; put a neck"):
         head("retina", channels=(8, 16), num_classes=1)
@@ -315,6 +359,9 @@ def test_heads_state_their_priors_and_assigners() -> None:
         "atss": ("anchors", 1, {"atss"}),
         "fcos": ("points", 1, {"fcos", "atss", "ota", "simota"}),
         "retina": ("anchors", 9, {"max_iou", "atss", "freeanchor"}),
+        "retina_emd": ("anchors", 9, {"max_iou"}),
+        "yolov3": ("anchors", 3, {"max_iou", "atss"}),
+        "yolox": ("points", 1, {"simota", "ota", "fcos", "atss"}),
     }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sightline
 from sightline import registry
-from sightline.models.darknet import DARKNET53
+from sightline.models.published.published_yolo import darknet_names
 from sightline.types import Component
 from tests.detect_parity import (
     anchor_major,
@@ -39,29 +39,11 @@ def detector(backbone: str, head: str, num_classes: int, /, **arguments: Any) ->
 # --- backbones -------------------------------------------------------------------------------------------------------
 
 
-def darknet_names() -> dict[str, str]:
-    units = {"conv1": "stem"}
-    for stage, depth in enumerate(DARKNET53):
-        units[f"conv{stage + 2}"] = f"stages.{stage}.0"
-        for block in range(depth):
-            for place in range(2):
-                theirs = f"residual_block{stage + 1}.{block}.conv{place + 1}"
-                units[theirs] = f"stages.{stage}.{block + 1}.layers.{place}"
-    return {
-        f"{theirs}.{index}": f"{ours}.{part}"
-        for theirs, ours in units.items()
-        for index, part in enumerate(("conv", "norm"))
-    }
-
-
 def test_darknet_is_that_of_odtask(shared: Path) -> None:
     """Its leaky ReLU has torch's slope of 0.01; its classifier, which it does not use for maps, is left out."""
     golden = load_detect_golden(shared, "odtask_darknet53")
-    model: nn.Module = registry.backbones.build(Component("darknet53"), facts={}).double()
-    for module in model.modules():
-        if isinstance(module, nn.LeakyReLU):
-            module.negative_slope = 0.01
-    names = darknet_names()
+    model: nn.Module = registry.backbones.build(Component("darknet53", {"slope": 0.01}), facts={}).double()
+    names = darknet_names("", "")
     load_theirs(golden, model, names)
     seen: dict[str, Tensor] = {}
     for tap, module in (("stem", model.stem), ("stage1", model.stages[0]), ("stage2", model.stages[1])):

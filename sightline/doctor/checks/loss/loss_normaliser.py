@@ -68,9 +68,13 @@ def _means(context: Context, added: int | None) -> dict[str, float]:
         more = some if fill is None else torch.full_like(some, fill)
         return some if added is None else torch.cat([some, more], dim=axis)
 
-    around = {name: doubled(value, added if name == "target" else None) for name, value in around.items()}
+    around = {
+        name: doubled(value, added if name in ("target", "second_match") else None) for name, value in around.items()
+    }
     logit = _SURE if added == BACKGROUND else -_SURE
-    outputs = {name: doubled(value, logit if name == "logits" else None) for name, value in outputs.items()}
+    outputs = {
+        name: doubled(value, logit if name in ("logits", "objectness") else None) for name, value in outputs.items()
+    }
     task.context = lambda model, batch: around
     with torch.no_grad():
         sums, counts = run_batch(task, Replay(outputs), batch, context.world.device, job.precision)

@@ -70,7 +70,7 @@ def _shares(
     plain: Mapping[str, Tensor], other: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]], near: int
 ) -> Iterator[tuple[str, list[float]]]:
     """Of each output, level by level, the share of the squared change (P,) that is so near the corner."""
-    for name in sorted(plain.keys() & {"logits", "codes", "centreness"}):
+    for name in sorted(plain.keys() & {"logits", "codes", "centreness", "objectness"}):
         energy = (other[name] - plain[name])[0].square().reshape(plain[name].shape[1], -1).sum(dim=1)
         per_cell = len(energy) // sum(rows * columns for rows, columns in sizes)
         levels = energy.split([rows * columns * per_cell for rows, columns in sizes])
@@ -80,7 +80,7 @@ def _shares(
 
 @check("G20", "prior-bias", "preflight", severity="warning", causes=("model.init", "model.structure"), at="model.head")
 def prior_bias(context: Context) -> list[Finding]:
-    """The first scores of a fresh detector are those of the head's `prior`, 0.01, to a factor of 10.
+    """The first scores of a fresh detector, or its objectness, are the head's `prior`, 0.01, to a factor of 10.
 
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.1.
     """
@@ -88,7 +88,8 @@ def prior_bias(context: Context) -> list[Finding]:
     if context.assigned is None or context.config.init is not None or context.built.job.step:
         return []
     prior = float(getattr(head, "arguments", {}).get("prior", _PRIOR))
-    score = float(context.first_outputs[1]["logits"].double().sigmoid().mean())
+    outputs = context.first_outputs[1]
+    score = float(outputs.get("objectness", outputs["logits"]).double().sigmoid().mean())
     if prior / _FACTOR <= score <= prior * _FACTOR:
         return []
     return [

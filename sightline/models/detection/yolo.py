@@ -1,0 +1,193 @@
+"""The neck and head of YOLOv3, and YOLOX's head. Sources: Redmon and Farhadi 2018, YOLOv3; Ge et al. 2021, YOLOX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline import registry
+from sightline.arguments import Count, Factor
+from sightline.geometry.boxes.overlaps import at_least_float32, box_sizes
+from sightline.geometry.boxes.priors import Priors
+from sightline.layers.detection.norms import NORMS, NormName
+from sightline.layers.images import ConvBlock, ConvNorm
+from sightline.models.detection.head import HeadOutput, Prior, at_priors, start_rare
+
+__all__ = ["ObjectOutput", "YOLOXHead", "YOLOv3Head", "YOLOv3Neck"]
+
+_SLOPE = 0.1
+
+
+class ObjectOutput(HeadOutput):
+    """As HeadOutput, and `objectness` (B, P), before the sigmoid: whether there is a thing of any class."""
+
+    objectness: Tensor
+
+
+def _leaky(before: int, after: int, size: int, slope: float, norm: NormName) -> ConvNorm:
+    activation = nn.LeakyReLU(slope)
+    return ConvNorm(in_channels=before, out_channels=after, size=size, activation=activation, norm=NORMS[norm])
+
+
+@registry.necks.add("yolov3")
+class YOLOv3Neck(nn.Module):
+    """Five convolutions at each level, of whose values the next finer level sees a part, grown to its size.
+
+    The finest map has `width` channels, each coarser one twice as many; `slope` is that of the leaky ReLU. On
+    Darknet-53, with the head yolov3 of 3 anchors and 80 classes, it has 21,364,221 parameters.
+    Source: Redmon and Farhadi 2018, YOLOv3, section 2.3.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        width: Count = 128,
+        slope: Factor = _SLOPE,
+        norm: NormName = "bn",
+    ) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.channels = tuple(width * 2**level for level in range(len(channels)))
+        routed = [own // 2 for own in self.channels[1:]] + [0]
+        self.routes = nn.ModuleList(_leaky(2 * part, part, 1, slope, norm) for part in routed[:-1])
+
+        def block(given: int, own: int) -> nn.Sequential:
+            sizes = [(given, own, 1), (own, 2 * own, 3), (2 * own, own, 1), (own, 2 * own, 3), (2 * own, own, 1)]
+            return nn.Sequential(*(_leaky(*size, slope, norm) for size in sizes))
+
+        levels = zip(channels, routed, self.channels, strict=True)
+        self.blocks = nn.ModuleList(block(given + part, own) for given, part, own in levels)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, channels, H, W), finest first -> a map of each level, finest first."""
+        found = [self.blocks[-1](maps[-1])]
+        for level in range(len(maps) - 2, -1, -1):
+            grown = F.interpolate(self.routes[level](found[0]), maps[level].shape[2:])
+            found.insert(0, self.blocks[level](torch.cat([maps[level], grown], dim=1)))
+        return found
+
+
+@registry.heads.add("yolov3")
+class YOLOv3Head(nn.Module):
+    """Logits, objectness and boxes at `num_anchors` anchors of each cell, by two convolutions of each level.
+
+    `coding: sigmoid`: a box lies up to half a stride from the middle of its anchor in x and y, as in the paper;
+    `deltas`: anywhere, as those of retina. Things have the first probability `prior`, each class one half, as only
+    anchors with a box learn classes. `as_published: true` is the layer that NuayHL/ODTask puts last, with batch norm
+    and a leaky ReLU instead of a bias. Source: Redmon and Farhadi 2018, YOLOv3, sections 2.1 and 2.3.
+    """
+
+    priors = "anchors"
+    assigners = frozenset({"max_iou", "atss"})
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        num_classes: int,
+        num_anchors: Count = 3,
+        coding: Literal["sigmoid", "deltas"] = "sigmoid",
+        prior: Prior = 0.01,
+        slope: Factor = _SLOPE,
+        as_published: bool = False,
+        norm: NormName = "bn",
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.strides, self.priors_per_cell = num_classes, tuple(strides), num_anchors
+        self.coding = coding
+        count = num_anchors * (5 + num_classes)
+        self.towers = nn.ModuleList(_leaky(own, 2 * own, 3, slope, norm) for own in channels)
+        self.outputs = nn.ModuleList()
+        for own in channels:
+            plain = ConvBlock(in_channels=2 * own, out_channels=count, size=1)
+            start_rare(plain, prior, slice(4, None, 5 + num_classes))
+            self.outputs.append(_leaky(2 * own, count, 1, slope, norm) if as_published else plain)
+
+    def forward(self, maps: Sequence[Tensor]) -> ObjectOutput:
+        """Maps (B, channels, H, W) of every level, finest first. `to_deltas` makes deltas of the `codes`."""
+        layers = zip(self.outputs, self.towers, maps, strict=True)
+        found = at_priors([output(tower(each)) for output, tower, each in layers], 5 + self.num_classes)
+        return {"logits": found[..., 5:], "codes": found[..., :4], "objectness": found[..., 4]}
+
+    def to_deltas(self, codes: Tensor, priors: Priors) -> Tensor:
+        """The deltas (B, P, 4) of anchors that `codes` (B, P, 4) of this head are."""
+        if self.coding == "deltas":
+            return codes
+        codes = at_least_float32(codes)
+        shift = (codes[..., :2].sigmoid() - 0.5) * priors.stride[:, None] / box_sizes(priors.rows)
+        return torch.cat([shift, codes[..., 2:]], dim=-1)
+
+
+@registry.heads.add("yolox")
+class YOLOXHead(nn.Module):
+    """Logits, objectness and distances at one point of each cell; towers of their own for every level.
+
+    A level's map is brought to `width` channels, by default those of the finest; one tower is of classes, one of boxes
+    and objectness. `codes` are left, top, right, bottom in pixels, made of a shift in strides and of logarithms of
+    width and height in strides. With maps of 256, 512 and 1,024 channels and 80 classes it has 7,609,855 parameters.
+    Source: Ge et al. 2021, YOLOX, section 2.1; layout of Megvii-BaseDetection/YOLOX.
+    """
+
+    priors = "points"
+    priors_per_cell = 1
+    assigners = frozenset({"simota", "ota", "fcos", "atss"})
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        num_classes: int,
+        width: Count | None = None,
+        num_convs: Count = 2,
+        prior: Prior = 0.01,
+        norm: NormName = "bn",
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.strides = num_classes, tuple(strides)
+        wide = width or channels[0]
+
+        def unit(before: int, size: int) -> ConvNorm:
+            return ConvNorm(in_channels=before, out_channels=wide, size=size, activation=nn.SiLU(), norm=NORMS[norm])
+
+        def towers() -> nn.ModuleList:
+            return nn.ModuleList(nn.Sequential(*(unit(wide, 3) for _ in range(num_convs))) for _ in channels)
+
+        def outputs(count: int, first: float = 0.5) -> nn.ModuleList:
+            layers = [ConvBlock(in_channels=wide, out_channels=count, size=1) for _ in channels]
+            for layer in layers:
+                start_rare(layer, first)
+            return nn.ModuleList(layers)
+
+        self.stems = nn.ModuleList(unit(each, 1) for each in channels)
+        self.class_towers, self.box_towers = towers(), towers()
+        self.classes, self.boxes, self.objects = outputs(num_classes, prior), outputs(4), outputs(1, prior)
+
+    def forward(self, maps: Sequence[Tensor]) -> ObjectOutput:
+        """Maps (B, channels, H, W) of every level, finest first."""
+        logits, codes, objectness = [], [], []
+        for level, stride in enumerate(self.strides):
+            values = self.stems[level](maps[level])
+            logits.append(self.classes[level](self.class_towers[level](values)))
+            of_box = self.box_towers[level](values)
+            codes.append(_distances(self.boxes[level](of_box), stride))
+            objectness.append(self.objects[level](of_box))
+        return {
+            "logits": at_priors(logits, self.num_classes),
+            "codes": at_priors(codes, 4),
+            "objectness": at_priors(objectness, 1)[..., 0],
+        }
+
+
+def _distances(raw: Tensor, stride: int) -> Tensor:
+    """Distances (B, 4, H, W) in pixels from the middles of cells; x and y are counted from their corners."""
+    raw = at_least_float32(raw)
+    shift, half = raw[:, :2] - 0.5, raw[:, 2:].exp() / 2
+    return stride * torch.cat([half - shift, half + shift], dim=1)

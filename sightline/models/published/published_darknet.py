@@ -1,0 +1,59 @@
+"""Darknet's own `.weights` files: a header, then the numbers of every convolution in the order of its config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.errors import CheckpointError
+from sightline.models.published.published_files import PublishedFile
+from sightline.models.published.published_yolo import units_of_yolov3
+from sightline.types import Component
+
+__all__ = ["DARKNET_FILES", "read_darknet"]
+
+_NORM = ("bias", "weight", "running_mean", "running_var")
+DARKNET_FILES = {"darknet_darknet53": "backbone.", "darknet_yolov3": ""}
+"""Per published layout, what the names of those of YOLOv3's convolutions begin with that its files hold."""
+
+
+def read_darknet(path: Path, layout: str) -> PublishedFile:
+    """The tensors of a file by the places of their convolutions: `0.conv.weight`, `0.norm.bias` and so on.
+
+    Of YOLOv3 the number of classes is that which the file's size fits. Raises CheckpointError for a file that is
+    missing, or of another size than any such network. Source: pjreddie/darknet, src/parser.c.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    content = path.read_bytes()
+    major, minor = np.frombuffer(content[:8].ljust(8, b"\0"), "<i4")
+    start = 12 + (8 if 10 * major + minor >= 2 else 4)  # images seen: eight bytes since version 0.2
+    numbers = torch.from_numpy(np.frombuffer(content[start : start + (len(content) - start) // 4 * 4], "<f4").copy())
+    one, two = (sum(shape.numel() for _, shape in _tensors(layout, count)) for count in (1, 2))
+    more, rest = divmod(len(numbers) - one, two - one) if two > one else (0, len(numbers) - one)
+    if rest or more < 0:
+        raise CheckpointError(
+            f"{path}: holds {len(numbers)} numbers after its header; the layout '{layout}' has {one}"
+            + (f", and {two - one} for each class more than one" if two > one else "")
+            + "; get the whole file of that network"
+        )
+    tensors = list(_tensors(layout, 1 + more))
+    parts = numbers.split([shape.numel() for _, shape in tensors])
+    state: dict[str, Tensor] = {name: part.view(shape) for (name, shape), part in zip(tensors, parts, strict=True)}
+    return PublishedFile(state, (), ("header",))
+
+
+def _tensors(layout: str, num_classes: int) -> Iterator[tuple[str, torch.Size]]:
+    """Names and shapes in the order of a file."""
+    parts = {"backbone": Component("darknet53"), "neck": Component("yolov3"), "head": Component("yolov3")}
+    with torch.device("meta"):
+        own = registry.models.build(Component("detector", parts), facts={"num_classes": num_classes}).state_dict()
+    for place, unit in enumerate(units_of_yolov3()):
+        if unit.startswith(DARKNET_FILES[layout]):
+            leaves = [f"norm.{leaf}" for leaf in _NORM] if f"{unit}.norm.weight" in own else ["conv.bias"]
+            yield from ((f"{place}.{leaf}", own[f"{unit}.{leaf}"].shape) for leaf in (*leaves, "conv.weight"))

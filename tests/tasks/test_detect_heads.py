@@ -1,0 +1,200 @@
+"""Heads with objectness and with two predictions at each prior: scores, codings, second boxes, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline import registry
+from sightline.binding import Offer
+from sightline.errors import ConfigError
+from sightline.geometry.boxes.codings import decode
+from sightline.geometry.boxes.priors import BACKGROUND, make_anchors, make_points
+from sightline.geometry.boxes.suppression import Greedy, Kept
+from sightline.tasks.detections import Selection
+from sightline.types import Component
+
+STRIDES, MAPS = (8, 16), ((2, 3), (1, 2))
+
+
+class All(Greedy):
+    """Keeps all, and notes of which proposal each is."""
+
+    def __call__(self, boxes: Tensor, scores: Tensor, labels: Tensor, **more: Any) -> Kept:
+        self.proposals = more.get("proposal")
+        order = scores.argsort(descending=True, stable=True)
+        return Kept(order, scores[order])
+
+
+def built(head: str, **arguments: Any) -> nn.Module:
+    levels = {"channels": (8, 8), "strides": STRIDES, "num_classes": 2}
+    made: nn.Module = registry.heads.entry_of(head).builder(**levels, **arguments)
+    return made
+
+
+class Bare(nn.Module):
+    """A model that is its head alone."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, *, image: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+def detect(head: nn.Module, losses: tuple[str, ...], **block: Any) -> Any:
+    model = Bare(head)
+    outputs = {"logits", "codes", "level_shapes", "objectness"}
+    facts = {
+        "model": model,
+        "losses": {name: registry.losses.build(Component(name), facts={}) for name in losses},
+        "batch_keys": Offer("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
+        "output_keys": Offer("model", outputs),
+    }
+    return registry.tasks.build(Component("detect", {"assigner": {"name": "max_iou"}, **block}), facts=facts)
+
+
+def logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+# --- codings ---------------------------------------------------------------------------------------------------------
+
+
+def test_sigmoid_coding_is_that_of_the_paper() -> None:
+    """b = (sigmoid(t) + cell) * stride, and the side of the prior times e^t, cell by cell, two anchors each."""
+    sizes = [[(10.0, 13.0), (16.0, 30.0)], [(30.0, 61.0), (62.0, 45.0)]]
+    priors = make_anchors(MAPS, STRIDES, sizes, dtype=torch.float64)
+    raw = torch.randn(1, len(priors), 4, dtype=torch.float64)
+    boxes = decode(priors.rows, built("yolov3", num_anchors=2).to_deltas(raw, priors))[0]
+    row = 0
+    for stride, (height, width), level in zip(STRIDES, MAPS, sizes, strict=True):
+        for y, x, (w, h) in ((y, x, size) for y in range(height) for x in range(width) for size in level):
+            tx, ty, tw, th = raw[0, row].tolist()
+            middle = [(1 / (1 + math.exp(-t)) + cell) * stride for t, cell in ((tx, x), (ty, y))]
+            half = [w * math.exp(tw) / 2, h * math.exp(th) / 2]
+            expected = [middle[0] - half[0], middle[1] - half[1], middle[0] + half[0], middle[1] + half[1]]
+            assert boxes[row].tolist() == pytest.approx(expected, rel=1e-12)
+            row += 1
+    assert built("yolov3", num_anchors=2, coding="deltas").to_deltas(raw, priors) is raw
+
+
+def test_yolox_decodes_from_the_corners_of_cells() -> None:
+    """x = (t + cell) * stride and w = e^t * stride, of what its box layer gives."""
+    head = built("yolox").double().eval()
+    raw: list[Tensor] = []
+    for layer in head.boxes:
+        layer.register_forward_hook(lambda _, __, found: raw.append(found))
+    priors = make_points(MAPS, STRIDES, dtype=torch.float64)
+    codes = head([torch.randn(1, 8, *size, dtype=torch.float64) for size in MAPS])["codes"]
+    boxes, row = decode(priors.rows, codes)[0], 0
+    for stride, values in zip(STRIDES, raw, strict=True):
+        for y, x in np.ndindex(*values.shape[2:]):
+            tx, ty, tw, th = values[0, :, y, x].tolist()
+            middle, half = (
+                ((tx + x) * stride, (ty + y) * stride),
+                (math.exp(tw) * stride / 2, math.exp(th) * stride / 2),
+            )
+            expected = [middle[0] - half[0], middle[1] - half[1], middle[0] + half[0], middle[1] + half[1]]
+            assert boxes[row].tolist() == pytest.approx(expected, rel=1e-12)
+            row += 1
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_products_with_objectness() -> None:
+    """0.8 * 0.5 = 0.4 stays above 0.3, 0.9 * 0.3 = 0.27 does not, though its class alone is above."""
+    priors = make_points(((1, 2),), (8,), dtype=torch.float64)
+    outputs = {
+        "logits": torch.tensor([[[logit(0.8)], [logit(0.9)]]], dtype=torch.float64),
+        "objectness": torch.tensor([[logit(0.5), logit(0.3)]], dtype=torch.float64),
+        "codes": torch.ones(1, 2, 4, dtype=torch.float64),
+    }
+    found = Selection(All(), score=0.3, per_level=10, most=10)(outputs, 0, priors)
+    assert found.tolist() == [pytest.approx([3, 3, 5, 5, 0.4, 0])]
+
+
+def test_two_predictions_of_a_prior_are_one_proposal() -> None:
+    """Six predictions of three anchors on two levels, one a level at most twice, with their own boxes."""
+    priors = make_anchors(((1, 2), (1, 1)), STRIDES, [[(8.0, 8.0)], [(16.0, 16.0)]], dtype=torch.float64)
+    scores = torch.tensor([[0.9, 0.2], [0.6, 0.7], [0.3, 0.8]], dtype=torch.float64)
+    codes = torch.zeros(1, 3, 2, 4, dtype=torch.float64)
+    codes[0, :, 1, 0] = 1.0  # the second prediction lies a width further to the right
+    outputs = {"logits": scores.logit()[None, :, :, None], "codes": codes}
+    suppression = All()
+    found = Selection(suppression, score=0.05, per_level=2, most=10)(outputs, 0, priors)
+    assert suppression.proposals.tolist() == [0, 1, 2, 2], "of the finer level the two surest"
+    assert found[:, 4].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.3])
+    assert found[:, :4].tolist() == [[0, 0, 8, 8], [16, 0, 32, 16], [16, 0, 24, 8], [0, 0, 16, 16]]
+
+
+# --- second boxes ----------------------------------------------------------------------------------------------------
+
+
+def pair_task(**assigner: Any) -> Any:
+    head = built("retina_emd", num_anchors=1, num_convs=1)
+    return detect(
+        head,
+        ("earth_mover",),
+        assigner={"name": "max_iou", "boxes_per_prior": 2, **assigner},
+        anchors={"sizes": [[(8, 8)], [(16, 16)]]},
+    )
+
+
+def test_second_boxes_are_rows_of_the_batch() -> None:
+    """Two boxes share an anchor of the second image; the third box there is far below the thresholds of any other."""
+    image = torch.zeros(2, 3, 16, 24)
+    boxes = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [8, 1, 16, 9], [9, 8, 17, 16]])
+    batch = {
+        "image": image,
+        "boxes": boxes,
+        "label": torch.tensor([1, 0, 1, 0]),
+        "is_ignored": torch.zeros(4, dtype=torch.bool),
+        "box_offsets": torch.tensor([0, 1, 4]),
+    }
+    context = pair_task().context(nn.Identity(), batch)
+    assert context["priors"].shape == (8, 4)
+    assert context["target"][1, 1] == 0
+    assert context["matched_boxes"][1, 1].tolist() == boxes[1].tolist()
+    assert context["second_match"][1, 1] == 2
+    assert (context["second_match"][0] == BACKGROUND).all(), "of one box there is no second"
+    assert not context["is_unmatched"].any()
+    batch["is_ignored"][2] = True
+    ignored = pair_task(low_quality=None).context(nn.Identity(), batch)["second_match"]
+    assert ignored[1, 1] == -2, "background in an ignored region is ignored, for the second prediction, too"
+
+
+@pytest.mark.parametrize(
+    ("head", "losses", "block", "message"),
+    [
+        (
+            "retina_emd",
+            ("earth_mover",),
+            {"assigner": {"name": "max_iou"}},
+            "RetinaEMDHead predicts 2 boxes at each prior, max_iou names 1; set task.assigner.boxes_per_prior=2",
+        ),
+        (
+            "retina",
+            ("sigmoid_focal",),
+            {"assigner": {"name": "max_iou", "boxes_per_prior": 2}},
+            "RetinaHead predicts 1 boxes at each prior, max_iou names 2",
+        ),
+        (
+            "retina_emd",
+            ("sigmoid_focal",),
+            {"assigner": {"name": "max_iou", "boxes_per_prior": 2}},
+            "losses: sigmoid_focal does not fit RetinaEMDHead, which predicts 2 boxes .* take earth_mover",
+        ),
+        ("retina", ("earth_mover",), {}, "losses: earth_mover does not fit RetinaHead, .* take the head retina_emd"),
+    ],
+)
+def test_pairs_and_singles_are_not_mixed(head: str, losses: tuple[str, ...], block: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        detect(built(head), losses, **block)
