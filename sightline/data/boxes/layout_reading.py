@@ -16,7 +16,7 @@ from sightline.data.boxes.coco_files import (
     find_coco,
     folder_of,
 )
-from sightline.data.boxes.image_listing import Classes, Faults, FoundImage, is_sound, split_of
+from sightline.data.boxes.image_listing import Classes, Faults, FoundImage, corners_of, is_sound, split_of
 from sightline.data.boxes.neutral import Corner, LabelledBox, LabelledImage, LabelledSet
 from sightline.data.boxes.odgt import BOX_KEYS, BoxType, is_ignored, read_odgt
 from sightline.data.boxes.yolo_files import find_yolo, images_below
@@ -42,46 +42,57 @@ _COCO_IMAGE_KEYS = frozenset({"file_name", "width", "height"})
 
 
 def read_lines(source: Path) -> LabelledSet:
-    """The images of CrowdHuman's .odgt files, with all boxes of everybody; images need not be there."""
+    """The images of CrowdHuman's .odgt files, with all boxes of everybody; images need not be there.
+
+    Ids count the sorted names of a file from 1. Raises DataError for a folder without such files, for one that is not
+    as the format says, and for a name that two images below it have.
+    """
     root = source.expanduser().resolve()
     files = [root] if root.is_file() else sorted([*root.glob("*.odgt"), *root.glob("annotations/*.odgt")])
     root = root.parent if root.is_file() else root
     if not files:
         held = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
         raise DataError(f"{root}: {held}, no .odgt file; give the folder with annotation_train.odgt")
-    try:
-        paths = {path.stem: path for path in reversed(images_below(root))}
-    except DataError:
-        paths = {}
+    paths: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in images_below(root, may_lack=True):
+        paths[path.stem].append(path)
     faults, images = Faults(), []
     for file in files:
         split = split_of(file.relative_to(root))
-        for number, line in enumerate(read_odgt(file), start=1):
+        lines = sorted(read_odgt(file), key=lambda line: f"{line['ID']}.jpg")
+        for number, line in enumerate(lines, start=1):
             name = str(line["ID"])
-            path = paths.get(name)
-            place = f"{name}.jpg" if path is None else path.relative_to(root).as_posix()
-            boxes = tuple(_people(line["gtboxes"], f"{file}: image '{name}'", faults))
+            path, *twice = paths.get(name, [root / f"{name}.jpg"])
+            if twice:
+                raise DataError(f"{path}: {twice[0]} has the same name, and the boxes of '{name}' fit either; keep one")
+            boxes = tuple(_people(line["gtboxes"], name, faults))
             own = {key: value for key, value in line.items() if key not in ("ID", "gtboxes")}
-            images.append(LabelledImage(place, split, boxes, path, number, own=own, files=(file,)))
+            place, there = path.relative_to(root).as_posix(), path if name in paths else None
+            images.append(LabelledImage(place, split, boxes, there, number, own=own, files=(file,)))
     return LabelledSet(root, images, faults, classes=Classes(("person",), (1,)))
 
 
-def _people(people: Any, where: str, faults: Faults) -> Iterator[LabelledBox]:
+def _people(people: Any, name: str, faults: Faults) -> Iterator[LabelledBox]:
     for place, person in enumerate(people):
+        is_out = {"full": is_ignored(person, "full"), "head": is_ignored(person, "head")}
         try:
             boxes = {kind: _four(person[key]) for kind, key in BOX_KEYS.items() if person.get(key) is not None}
-        except (TypeError, ValueError) as error:
-            faults.add("boxes that cannot be meant", f"{where}, box {place}: {str(person)[:120]} ({error})")
+            marks = [is_out.get(kind, is_out["full"]) for kind in boxes]
+            corners = map(corners_of, boxes.values())
+            if not boxes or not all(is_sound(box, is_ignored=m) for box, m in zip(corners, marks, strict=True)):
+                raise ValueError("a box of finite numbers, with width and height above 0, is needed")
+        except (ArithmeticError, TypeError, ValueError) as error:
+            what = f"{name}: box {place} is {str(dict(person))[:160]} ({error})"
+            faults.add("boxes that cannot be meant", what)
             continue
         own = {key: value for key, value in person.items() if key not in BOX_KEYS.values()}
-        yield LabelledBox("person", boxes, is_ignored(person, "full"), own=own)
+        yield LabelledBox("person", boxes, is_out["full"], own=own)
 
 
 def _four(box: Any) -> Corner:
     """Four numbers as they are. Raises TypeError, ValueError for anything else."""
     left, top, width, height = box
-    if not is_sound((float(left), float(top), float(width), float(height)), is_ignored=True):
-        raise ValueError("finite numbers are needed")
+    _ = corners_of(box)
     return left, top, width, height
 
 

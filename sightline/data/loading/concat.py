@@ -13,7 +13,7 @@ from sightline import registry
 from sightline.arguments import DataBlock
 from sightline.errors import ConfigError
 from sightline.members import DataMembers
-from sightline.types import DataInfo, Dataset, Sample, SampleKey
+from sightline.types import DataInfo, Sample, SampleKey
 
 __all__ = ["Concat"]
 
@@ -30,7 +30,7 @@ class Concat:
     def __init__(self, *, sets: tuple[DataBlock, ...], split: str) -> None:
         if not sets:
             raise ConfigError("sets: is empty; give at least one data set")
-        self._sets: tuple[Dataset, ...] = sets
+        self._sets: tuple[Any, ...] = sets
         self._ends = list(accumulate(len(each) for each in sets))
         self.info = _joined([each.info for each in sets])
         if any(DataMembers.collate.of(each) is not None for each in sets):
@@ -58,22 +58,18 @@ class Concat:
     def record(self, index: int) -> Any:
         """The boxes of an image, of sets of images with boxes."""
         own, place = self._place(index)
-        return self._boxed[own].record(place)
+        return self._sets[own].record(place)
 
     def image(self, index: int) -> Any:
         """What names an image in files of results, and its size."""
         own, place = self._place(index)
-        return self._boxed[own].image(place)._replace(name=self.name_of(index), image_id=index + 1)
+        return self._sets[own].image(place)._replace(name=self.name_of(index), image_id=index + 1)
 
     def others(self) -> Any:
         """Every image of the sets by name, and every class of them, whether of this part or not."""
-        every = [each.others() for each in self._boxed]
+        every = [each.others() for each in self._sets]
         names = (f"{own}/{key}" for own, each in enumerate(every, start=1) for key in each.images if type(key) is str)
         return every[0]._replace(images=frozenset(names), category_ids=frozenset().union(*(e[1] for e in every)))
-
-    @property
-    def _boxed(self) -> tuple[Any, ...]:
-        return self._sets
 
     def _place(self, index: int) -> tuple[int, int]:
         """The number of a sample's set, and its index there."""
