@@ -75,7 +75,7 @@ FORBIDDEN = (
 COMPONENTS = {
     "assigners": 3,
     "backbones": 5,
-    "data": 29,
+    "data": 32,
     "heads": 3,
     "image_encoders": 8,
     "losses": 15,
@@ -91,7 +91,7 @@ COMPONENTS = {
     "searches": 9,
     "suppressions": 3,
     "tasks": 6,
-    "transforms": 37,
+    "transforms": 39,
 }
 NUM_CHECKS = 71
 MAX_FILE_LINES = 500
