@@ -76,6 +76,8 @@ def _detect(weights: dict[str, float], **arguments: Any) -> Callable[[nn.Module,
 
 _RETINA = {"assigner": {"name": "max_iou"}, "anchors": {"base_strides": 1.0}}
 _RETINA_LOSSES = {"sigmoid_focal": 1.0, "box_smooth_l1": 0.5}
+_FREE_ANCHOR = {**_RETINA, "assigner": {"name": "free_anchor", "bag_size": 5}}
+_FREE_LOSSES = {"free_anchor_positive": 0.5, "free_anchor_negative": 10.0}
 _FCOS_LOSSES = {"sigmoid_focal": 1.0, "box_overlap": 0.5, "centreness": 0.5}
 _STEPS = {
     "flip": FlipImage(),
@@ -110,6 +112,11 @@ IMAGES = {
     "detector": toy(),
     "detector_simota": toy("fcos", {"assigner": {"name": "simota"}}, _FCOS_LOSSES),
 }
+ASSIGNED = {
+    "detector_ota": toy("fcos", {"assigner": {"name": "ota"}}, {**_FCOS_LOSSES, "box_iou_bce": 0.5}),
+    "detector_free_anchor": toy("retina", _FREE_ANCHOR, _FREE_LOSSES),
+}
+"""By other rules."""
 FEW_BOXES = {
     "detector_few": toy(share=0.08),
     "detector_none": toy(share=0.0),

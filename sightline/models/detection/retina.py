@@ -21,7 +21,7 @@ class RetinaHead(DenseHead):
     """
 
     priors = "anchors"
-    assigners = frozenset({"max_iou", "atss", "freeanchor"})
+    assigners = frozenset({"max_iou", "atss", "free_anchor"})
 
     def __init__(
         self,
