@@ -15,7 +15,7 @@ from sightline.geometry.boxes.priors import IGNORED
 from sightline.losses.base import Loss
 from sightline.losses.functional_boxes import assert_form, centreness_bce, overlap_loss, sigmoid_focal, smooth_l1
 
-__all__ = ["BoxIouBce", "BoxOverlap", "BoxSmoothL1", "CentreNess", "SigmoidFocal"]
+__all__ = ["BoxDensity", "BoxIouBce", "BoxOverlap", "BoxSmoothL1", "CentreNess", "SigmoidFocal"]
 
 
 class _OfPositives(Loss):
@@ -110,6 +110,22 @@ class CentreNess(_OfPositives):
         """`centreness` (B, P), before the sigmoid."""
         image, prior = (target >= 0).nonzero(as_tuple=True)
         return centreness_bce(centreness[image, prior], _centreness_of(priors[prior], matched_boxes[image, prior]))
+
+
+@registry.losses.add("box_density")
+class BoxDensity(_OfPositives):
+    """Smooth L1 between the predicted density of each prior that has a box and the highest IoU of that with another.
+
+    Source: Liu et al. 2019, Adaptive NMS, section 3.3.
+    """
+
+    def __init__(self, *, beta: Factor = 1 / 9) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def forward(self, *, density: Tensor, target: Tensor, matched_density: Tensor) -> Tensor:
+        """`density` and `matched_density` (B, P), 0 to 1."""
+        return smooth_l1(density[target >= 0], matched_density[target >= 0], beta=self.beta)
 
 
 @registry.losses.add("box_iou_bce")

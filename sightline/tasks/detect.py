@@ -20,6 +20,7 @@ from sightline.assigners.base import Predicted
 from sightline.binding import Offer
 from sightline.errors import ConfigError, RunError
 from sightline.geometry.boxes.codings import decode
+from sightline.geometry.boxes.overlaps import pairwise_iou
 from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, Grid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
 from sightline.pictures import Picture, stretched
@@ -64,9 +65,10 @@ class Detect(Supervised):
 
     Those of image b are the rows `detection_offsets[b]` to `detection_offsets[b + 1]`, the surest first. Every prior
     gets its target once a step, before the forward pass: losses and metrics read `priors` (P, 4) or (P, 2), `target`
-    (B, P), the class of its box, -1 for background and -2 for what counts in no loss, `matched_boxes` (B, P, 4), and
-    `is_unmatched` (G,), the boxes of the batch that no prior is to predict, though they are not ignored. Each step logs
-    how many these are (`unmatched_gt`), and the priors with a box (`n_pos`) and ignored ones (`n_ignore`).
+    (B, P), the class of its box, -1 for background and -2 for what counts in no loss, `matched_boxes` (B, P, 4),
+    `matched_density` (B, P), the highest IoU of its box with another, and `is_unmatched` (G,), the boxes of the batch
+    that no prior is to predict, though they are not ignored. Each step logs how many these are (`unmatched_gt`), and
+    the priors with a box (`n_pos`) and ignored ones (`n_ignore`).
     `anchors` are RetinaNet's where they are left out; for a head of one anchor a cell, squares of eight strides. `grid`
     places anchors and points alike: in the middles of cells, a stride apart, unless published weights want another.
     `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; boxes may lie outside of the file
@@ -75,7 +77,7 @@ class Detect(Supervised):
 
     predicts = frozenset({"detections", "detection_offsets"})
     reads = frozenset({"image", "boxes", "label", "is_ignored", "box_offsets", "to_canvas", "file_px"})
-    offers = frozenset({"priors", "target", "matched_boxes", "is_unmatched"})
+    offers = frozenset({"priors", "target", "matched_boxes", "matched_density", "is_unmatched"})
     evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
 
     def __init__(
@@ -105,6 +107,7 @@ class Detect(Supervised):
         _assert_pair(assigner, self._head)
         if suppression is None:
             suppression = registry.suppressions.entry_of("greedy").builder()
+        _assert_offered(suppression, output_keys, self._head)
         self._select = Selection(suppression, score, per_level, most)
         self._clip = clip
         self._made: dict[tuple[Any, ...], Priors] = {}
@@ -113,7 +116,7 @@ class Detect(Supervised):
         """The target of every prior."""
         priors = self.priors_of(batch["image"])
         predicted = self._predicted(model, batch) if self._assigner.needs else None
-        targets, boxes = [], []
+        targets, boxes, densities = [], [], []
         is_unmatched = ~batch["is_ignored"]
         for image, rows in enumerate(_images(batch["box_offsets"])):
             own = batch["boxes"][rows].to(priors.rows)
@@ -123,10 +126,12 @@ class Detect(Supervised):
             is_unmatched[matched[has_box] + rows.start] = False
             targets.append(torch.where(has_box, functional.pad(batch["label"][rows], (0, 1))[place], matched))
             boxes.append(functional.pad(own, (0, 0, 0, 1))[place])
+            densities.append(functional.pad(_densities(own, batch["is_ignored"][rows]), (0, 1))[place])
         return {
             "priors": priors.rows,
             "target": torch.stack(targets),
             "matched_boxes": torch.stack(boxes),
+            "matched_density": torch.stack(densities),
             "is_unmatched": is_unmatched,
         }
 
@@ -232,6 +237,12 @@ def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
             buffer.copy_(values)
 
 
+def _densities(boxes: Tensor, is_ignored: Tensor) -> Tensor:
+    """The highest IoU (G,) of each box (G, 4) with another that is not ignored. Source: Liu et al. 2019, equation 3."""
+    overlap = torch.where(is_ignored, 0, pairwise_iou(boxes, boxes)).fill_diagonal_(0)
+    return functional.pad(overlap, (0, 1)).amax(dim=1)
+
+
 def _images(offsets: Tensor) -> list[slice]:
     return [slice(*pair) for pair in pairwise(offsets.tolist())]
 
@@ -280,4 +291,20 @@ def _assert_pair(assigner: Any, head: Any) -> None:
         raise ConfigError(
             f"assigner: {name} does not fit {type(head).__name__}, which predicts from {head.priors}; it takes "
             f"{', '.join(sorted(_assigners_of(head)))}"
+        )
+
+
+def _assert_offered(suppression: Any, output_keys: Offer, head: Any) -> None:
+    """Raises ConfigError for a suppression that reads what the head does not predict."""
+    offered = {"density"} & {*output_keys.keys}
+    if getattr(head, "predictions_per_prior", 1) > 1:
+        offered.add("proposal")
+    advice = {
+        "density": "set model.head.density=true for retina, and train it with the loss box_density",
+        "proposal": "take a head of several predictions at each prior",
+    }
+    for name in sorted(suppression.reads - offered):
+        raise ConfigError(
+            f"suppression: {type(suppression).__name__} needs '{name}', which {type(head).__name__} does not offer; "
+            f"{advice[name]}, or another suppression"
         )

@@ -40,7 +40,8 @@ class Selection:
         found = [self._surest(probabilities[rows], scores[rows], rows.start) for rows in priors.levels]
         prior, label, score = (torch.cat(parts) for parts in zip(*found, strict=True))
         boxes = decode(priors.rows[prior], outputs["codes"][image, prior])
-        kept = self.suppression(boxes, score, label)
+        density = outputs["density"][image, prior] if "density" in outputs else None
+        kept = self.suppression(boxes, score, label, density=density)
         places = kept.places[: self.most]
         columns = (boxes[places], kept.scores[: self.most, None].to(boxes), label[places, None].to(boxes))
         return torch.cat(columns, dim=1)

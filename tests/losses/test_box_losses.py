@@ -13,7 +13,7 @@ from torch import Tensor
 from sightline.geometry.boxes.codings import encode_deltas, encode_distances
 from sightline.geometry.boxes.priors import BACKGROUND, IGNORED
 from sightline.losses.base import Loss
-from sightline.losses.boxes import BoxOverlap, BoxSmoothL1, CentreNess, SigmoidFocal
+from sightline.losses.boxes import BoxDensity, BoxIouBce, BoxOverlap, BoxSmoothL1, CentreNess, SigmoidFocal
 
 TARGET = torch.tensor([[0, BACKGROUND, 2, IGNORED, 1], [BACKGROUND, 1, IGNORED, BACKGROUND, 0]])
 POINTS = torch.tensor([[8.0, 8], [24, 8], [8, 24], [24, 24], [40, 8]], dtype=torch.float64)
@@ -33,6 +33,8 @@ def given(priors: Tensor) -> dict[str, Tensor]:
         "logits": 4 * drawn(2, 5, 3) - 2,
         "codes": codes,
         "centreness": 2 * drawn(2, 5) - 1,
+        "density": drawn(2, 5),
+        "matched_density": 1 - drawn(2, 5),
         "priors": priors,
         "target": TARGET,
         "matched_boxes": torch.where(TARGET[..., None] >= 0, boxes, 0),
@@ -55,6 +57,9 @@ LOSSES: dict[str, tuple[Callable[[], Loss], str, tuple[str, ...], Tensor]] = {
     },
     "centreness": (CentreNess, "centreness", ("priors", "target", "matched_boxes"), POINTS),
     "centreness_of_anchors": (CentreNess, "centreness", ("priors", "target", "matched_boxes"), ANCHORS),
+    "iou_of_points": (BoxIouBce, "centreness", ("codes", "priors", "target", "matched_boxes"), POINTS),
+    "iou_of_anchors": (BoxIouBce, "centreness", ("codes", "priors", "target", "matched_boxes"), ANCHORS),
+    "density": (BoxDensity, "density", ("target", "matched_density"), ANCHORS),
 }
 each_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -179,3 +184,19 @@ def test_deltas_of_points_are_refused_by_name() -> None:
     batch = given(POINTS)
     with pytest.raises(ValueError, match="box_smooth_l1: found points as priors, expected anchors; take box_overlap"):
         BoxSmoothL1()(**{name: batch[name] for name in ("codes", "priors", "target", "matched_boxes")})
+
+
+def test_the_iou_branch_learns_the_overlap_and_the_density_branch_the_density() -> None:
+    """By hand: a box that covers a half of its own has the IoU 1/2, and the cross entropy of the logit 0 is log 2."""
+    priors, target = torch.tensor([[8.0, 8]]), torch.tensor([[0]])
+    boxes, codes = torch.tensor([[[0.0, 0, 16, 16]]]), torch.tensor([[[8.0, 8, 8, 0]]]).requires_grad_()
+    for logit, expected in ((0.0, math.log(2)), (2.0, math.log1p(math.exp(-2.0)) + 1.0)):
+        found = BoxIouBce()(
+            centreness=torch.full((1, 1), logit), codes=codes, priors=priors, target=target, matched_boxes=boxes
+        )
+        assert float(found) == pytest.approx(expected)
+        assert not found.requires_grad, "the overlap has no gradient"
+    found = BoxDensity(beta=0.1)(
+        density=torch.tensor([[0.3, 9.0]]), target=torch.tensor([[1, -1]]), matched_density=torch.tensor([[0.8, 0.0]])
+    )
+    assert float(found) == pytest.approx(0.45)

@@ -314,7 +314,7 @@ def test_heads_state_their_priors_and_assigners() -> None:
     assert stated == {
         "atss": ("anchors", 1, {"atss"}),
         "fcos": ("points", 1, {"fcos", "atss", "ota", "simota"}),
-        "retina": ("anchors", 9, {"max_iou", "atss", "freeanchor"}),
+        "retina": ("anchors", 9, {"max_iou", "atss", "free_anchor"}),
     }
 
 
