@@ -118,8 +118,10 @@ IMAGES = {
     "detector_objects": toy({"name": "yolov3", "num_anchors": 9, "norm": "gn"}, _RETINA, _OBJECT_LOSSES),
 }
 ASSIGNED = {
-    "detector_ota": toy("fcos", {"assigner": {"name": "ota"}}, {**_FCOS_LOSSES, "box_iou_bce": 0.5}),
-    "detector_free_anchor": toy("retina", _FREE_ANCHOR, _FREE_LOSSES),
+    "detector_ota": toy(
+        {"name": "fcos", "num_convs": 1}, {"assigner": {"name": "ota"}}, {**_FCOS_LOSSES, "box_iou_bce": 0.5}
+    ),
+    "detector_free_anchor": toy({"name": "retina", "num_convs": 1}, _FREE_ANCHOR, _FREE_LOSSES),
 }
 """By other rules."""
 FEW_BOXES = {
