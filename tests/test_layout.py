@@ -75,7 +75,7 @@ FORBIDDEN = (
 COMPONENTS = {
     "assigners": 6,
     "backbones": 6,
-    "data": 29,
+    "data": 32,
     "heads": 6,
     "image_encoders": 9,
     "losses": 24,
@@ -91,7 +91,7 @@ COMPONENTS = {
     "searches": 9,
     "suppressions": 5,
     "tasks": 6,
-    "transforms": 37,
+    "transforms": 39,
 }
 NUM_CHECKS = 71
 MAX_FILE_LINES = 500

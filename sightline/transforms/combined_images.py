@@ -71,19 +71,19 @@ class Mosaic(Losing):
         height, width = self.size
         canvas = image.new_full((1, 2 * height, 2 * width, 3), self.fill)
         if others is None or chance >= self.probability:
-            rows, columns = fitting(*image.shape[1:3], self.size)
+            rows, columns = fitting(image.shape[1], image.shape[2], self.size)
             return {**self._placed(canvas, own, height - rows // 2, width - columns // 2), "image": canvas}
         row, column = (int(side * (0.5 + share)) for side, share in zip(self.size, shares, strict=True))
         placed = []
         for corner, sample in enumerate([own, *others(3)]):
-            rows, columns = fitting(*sample["image"].shape[1:3], self.size)
+            rows, columns = fitting(sample["image"].shape[1], sample["image"].shape[2], self.size)
             top, left = row - (rows if corner < 2 else 0), column - (columns if corner % 2 == 0 else 0)
             placed.append(self._placed(canvas, sample, top, left))
         return {"image": canvas, "to_canvas": placed[0]["to_canvas"], **_joined(placed)}
 
     def _placed(self, canvas: Tensor, sample: dict[str, Tensor], top: int, left: int) -> dict[str, Tensor]:
         """The boxes of a sample whose fitted image is painted onto the canvas, from a row and column on."""
-        size = fitting(*sample["image"].shape[1:3], self.size)
+        size = fitting(sample["image"].shape[1], sample["image"].shape[2], self.size)
         fitted = scaled(sample["image"], sample["boxes"], sample["to_canvas"], size)
         up, before = max(top, 0), max(left, 0)
         down, after = min(top + size[0], canvas.shape[1]), min(left + size[1], canvas.shape[2])

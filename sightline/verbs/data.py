@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sightline.geometry.cameras import Projection
     from sightline.geometry.rendering import Background, Style
 
-__all__ = ["Rendering", "convert_weights", "import_views", "info", "prepare", "render", "verify"]
+__all__ = ["Rendering", "convert", "convert_weights", "import_views", "info", "prepare", "render", "verify"]
 
 
 _WIDTH = 110
@@ -206,6 +206,27 @@ def verify(folder: Path, *, json: Path | None) -> int:
     num_sound = native.verify(folder)
     sys.stdout.write(f"{folder}: all {num_sound} files are as they were written\n")
     write_document(json, {"root": str(folder.resolve()), "num_files": num_sound})
+    return 0
+
+
+def convert(
+    options: Sequence[str], *, source: Path, layout: str, target: Path, as_layout: str, json: Path | None
+) -> int:
+    """Write labels of images with boxes in another layout, and print what was dropped."""
+    from sightline.data.boxes import convert as converting
+
+    for option, name in (("--layout", layout), ("--as", as_layout)):
+        if name not in converting.LAYOUTS:
+            raise UserError(f"data convert: {option} {name}: no such layout{nearest(name, converting.LAYOUTS)}")
+    but = ("source", "layout", "target", "as_layout")
+    given = read_key_values(layout, converting.convert, options, command="data convert", but=but)
+    report = converting.convert(source, layout, target, as_layout, **given)
+    _print_tree({key: value for key, value in report.items() if key not in ("dropped", "differences")})
+    for line in report["differences"]:
+        note(f"look at this: {line}")
+    for what, found in report["dropped"].items():
+        note(f"dropped: {what}, {found['count']} times: {'; '.join(found['examples'])}")
+    write_document(json, report)
     return 0
 
 

@@ -28,6 +28,9 @@ _LAYOUTS = (
 )
 """Of published weights; written out, because the room that knows them takes torch along. A test compares the two."""
 
+_BOXES = "citypersons, coco, ecp, kitti, odgt, widerperson, yolo_txt"
+"""Layouts of labels of images with boxes, written out for the same reason."""
+
 
 @data_app.command()
 def prepare(
@@ -182,6 +185,31 @@ def centres(
     plugins = tuple(plugin or ())
     return verb.centres(
         verb.Options(run, data, tuple(overrides or ()), split, target, checkpoint, plugins, device, json)
+    )
+
+
+@data_app.command()
+def convert(
+    source: Annotated[Path, typer.Option("--from", metavar="DIR", help="the labels, with their images or without")],
+    layout: Annotated[str, typer.Option("--layout", metavar="NAME", help=f"how they are written, one of {_BOXES}")],
+    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="an empty or new folder")],
+    as_layout: Annotated[str, typer.Option("--as", metavar="NAME", help="how they are to be written")],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="box=visible, faulty=leave_out, images=leave"),
+    ] = None,
+    json: Json = None,
+    traceback: Traceback = False,
+) -> int:
+    """Write labels of images with boxes in another layout; what that one cannot state is counted and printed.
+
+    Images are linked to where the layout has them. `conversion.json` beside the labels lists what was dropped.
+    """
+    with collection_paused():
+        from sightline.verbs import data as verb
+
+    return verb.convert(
+        tuple(options or ()), source=source, layout=layout, target=target, as_layout=as_layout, json=json
     )
 
 

@@ -28,7 +28,7 @@ from sightline.data.files.input_files import parsed_json, read_file
 from sightline.data.store.native import listing
 from sightline.errors import DataError
 
-__all__ = ["COLUMNS", "find_coco"]
+__all__ = ["COLUMNS", "box_of", "classes_of", "documents_below", "entries_of", "existing", "find_coco", "folder_of"]
 
 COLUMNS = {
     "boxes": box_column((4,), "float64"),
@@ -50,8 +50,8 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     root = source.expanduser().resolve()
     if root.is_file():
         root, annotations = root.parent, annotations or (root.name,)
-    documents = _documents(root, annotations)
-    tables = {path: _classes(document, path) for path, document in documents.items()}
+    documents = documents_below(root, annotations)
+    tables = {path: classes_of(document, path) for path, document in documents.items()}
     (first, classes), *others = tables.items()
     for path, table in others:
         if table != classes:
@@ -64,7 +64,7 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     return FoundSet(root, layout, classes, found, COLUMNS, "boxes", faults)
 
 
-def _documents(root: Path, annotations: Sequence[str] | None) -> dict[Path, Mapping[str, Any]]:
+def documents_below(root: Path, annotations: Sequence[str] | None) -> dict[Path, Mapping[str, Any]]:
     """The JSON files that hold instances: those stated, else those so named, else those with the keys of such files."""
     if annotations is not None:
         return {root / name: _checked(_read_json(root / name), root / name) for name in annotations}
@@ -105,7 +105,7 @@ def _checked(document: Any, path: Path) -> Mapping[str, Any]:
     return checked
 
 
-def _classes(document: Mapping[str, Any], path: Path) -> Classes:
+def classes_of(document: Mapping[str, Any], path: Path) -> Classes:
     try:
         pairs = [(_whole(each["id"]), str(each["name"])) for each in document["categories"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -121,14 +121,14 @@ def _classes(document: Mapping[str, Any], path: Path) -> Classes:
 def _images(
     root: Path, path: Path, document: Mapping[str, Any], classes: Classes, images: str | None, faults: Faults
 ) -> list[FoundImage]:
-    entries = _entries(document, path)
+    entries = entries_of(document, path)
     boxes = _boxes(document, {key: str(entry["file_name"]) for key, entry in entries.items()}, classes, faults)
     names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
-    folder = root / images if images is not None else _folder(root, path, names.values())
+    folder = root / images if images is not None else folder_of(root, path, names.values())
     split = split_of(path.relative_to(root))
     found = []
     for key, entry in entries.items():
-        place = _existing(folder, names[key])
+        place = existing(folder, names[key])
         if not place.is_relative_to(root) or ".." in place.parts or "\0" in names[key]:
             faults.add("images that are missing or damaged", f"'{entry['file_name']}' is not below {root}")
             continue
@@ -139,7 +139,7 @@ def _images(
     return found
 
 
-def _entries(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[str, Any]]:
+def entries_of(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[str, Any]]:
     """The images by their id. Raises DataError for an id or a file that occurs twice."""
     entries: dict[int, Mapping[str, Any]] = {}
     ids: dict[str, int] = {}
@@ -179,7 +179,7 @@ def _boxes(
             faults.add("boxes of unknown categories", f"{where} has the category {annotation.get('category_id')}")
             continue
         try:
-            box = _box(annotation)
+            box = box_of(annotation)
             is_ignored = bool(annotation.get("iscrowd") or annotation.get("ignore"))
             stated = annotation.get("area")
             area = (box[2] - box[0]) * (box[3] - box[1]) if stated is None else float(stated)
@@ -193,7 +193,7 @@ def _boxes(
     return boxes
 
 
-def _box(annotation: Mapping[str, Any]) -> Box:
+def box_of(annotation: Mapping[str, Any]) -> Box:
     """Left, top, right and bottom: of the bbox, and of the mask where there is none. Raises ValueError, TypeError."""
     if annotation.get("bbox"):
         return corners_of(annotation["bbox"])
@@ -209,15 +209,15 @@ def _values(boxes: Sequence[_Row], size_px: tuple[int, int], faults: Faults) -> 
     }
 
 
-def _folder(root: Path, path: Path, names: Iterable[str]) -> Path:
+def folder_of(root: Path, path: Path, names: Iterable[str]) -> Path:
     """The folder, of those usual beside such a file, that holds most of the images."""
     split = path.stem.removeprefix("instances_")
     folders = (path.parent, root, root / "images", root / split, root / "images" / split, path.parent / "images")
     names = list(names)
-    return max(dict.fromkeys(folders), key=lambda folder: sum(_is_there(_existing(folder, name)) for name in names))
+    return max(dict.fromkeys(folders), key=lambda folder: sum(_is_there(existing(folder, name)) for name in names))
 
 
-def _existing(folder: Path, name: str) -> Path:
+def existing(folder: Path, name: str) -> Path:
     """The file of this name, composed or decomposed as its letters with accents may be; else the path as it stands."""
     forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
     return next((path for form in forms if _is_there(path := folder / form)), folder / name)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 from sightline import registry
 from sightline.arguments import Factor, Fraction
 from sightline.data.boxes.image_listing import (
-    Box,
     Classes,
     Faults,
     Faulty,
@@ -23,15 +21,14 @@ from sightline.data.boxes.image_listing import (
     box_column,
     corners_of,
     image_plan,
-    is_sound,
-    split_of,
     survey_images,
 )
 from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages
-from sightline.data.boxes.odgt import BOX_KEYS, BoxType, is_ignored, read_odgt
+from sightline.data.boxes.layout_reading import read_lines
+from sightline.data.boxes.neutral import Corner, LabelledBox
+from sightline.data.boxes.odgt import BOX_KEYS, BoxType, is_ignored
 from sightline.data.boxes.records import BOX_FIELDS, box_facts
-from sightline.data.boxes.yolo_files import images_below
-from sightline.data.store.native import Prepared, listing, prepare_command
+from sightline.data.store.native import Prepared, prepare_command
 from sightline.data.store.preparation import Progress, prepare_native
 from sightline.errors import DataError
 from sightline.types import DataInfo
@@ -47,7 +44,7 @@ _COLUMNS = {
     "is_head_ignored": box_column((), "bool"),
 }
 """What is kept of a person: left, top, right and bottom of three boxes."""
-_LACKING: Box = (0.0, 0.0, 0.0, 0.0)
+_LACKING: Corner = (0.0, 0.0, 0.0, 0.0)
 """Stands for a box that the file does not have."""
 
 
@@ -157,58 +154,28 @@ def _check_there(prepared: Prepared, box: BoxType) -> None:
 
 
 def _find(source: Path) -> FoundSet:
-    root = source.expanduser().resolve()
-    files = [root] if root.is_file() else sorted([*root.glob("*.odgt"), *root.glob("annotations/*.odgt")])
-    root = root.parent if root.is_file() else root
-    if not files:
-        held = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
-        raise DataError(f"{root}: {held}, no .odgt file; give the folder with annotation_train.odgt")
-    paths = images_below(root)
-    counts = Counter(path.stem for path in paths)
-    by_stem = {path.stem: path for path in reversed(paths)}
-    faults = Faults()
+    found = read_lines(source)
     images = []
-    for file in files:
-        lines = sorted(read_odgt(file), key=lambda line: f"{line['ID']}.jpg")
-        for number, line in enumerate(lines, start=1):
-            name = str(line["ID"])
-            if counts[name] > 1:
-                twice = [str(path) for path in paths if path.stem == name]
-                raise DataError(
-                    f"{twice[0]}: {twice[1]} has the same name, and the boxes of '{name}' fit either; keep one"
-                )
-            if name not in by_stem:
-                faults.add("images that are missing or damaged", f"there is no image '{name}' below {root}")
-                continue
-            read = partial(_values, tuple(line["gtboxes"]), name)
-            split = split_of(file.relative_to(root))
-            images.append(FoundImage(split, name, by_stem[name], read, number, None, (file,)))
-    return FoundSet(root, "odgt", Classes(("person",), (1,)), images, _COLUMNS, "full", faults)
+    for each in found.images:
+        name = Path(each.name).stem
+        if each.path is None:
+            found.faults.add("images that are missing or damaged", f"there is no image '{name}' below {found.root}")
+        else:
+            read = partial(_values, each.boxes)
+            images.append(FoundImage(each.split, name, each.path, read, each.image_id, None, each.files))
+    return FoundSet(found.root, "odgt", Classes(("person",), (1,)), images, _COLUMNS, "full", found.faults)
 
 
-def _values(people: Sequence[Mapping[str, Any]], name: str, size_px: tuple[int, int], faults: Faults) -> Values:
+def _values(people: Sequence[LabelledBox], size_px: tuple[int, int], faults: Faults) -> Values:
     """The three boxes of everybody, as the file has them; a box that an ignored one lacks is another of its boxes."""
-    kept: list[list[Box]] = []
-    flags: list[tuple[bool, bool]] = []
-    for place, person in enumerate(people):
-        is_out, is_head_out = is_ignored(person, "full"), is_ignored(person, "head")
-        try:
-            boxes = {kind: corners_of(person[key]) for kind, key in BOX_KEYS.items() if person.get(key) is not None}
-            if not boxes or not all(
-                is_sound(box, is_ignored=is_head_out if kind == "head" else is_out) for kind, box in boxes.items()
-            ):
-                raise ValueError("a box of finite numbers, with width and height above 0, is needed")
-        except (ArithmeticError, TypeError, ValueError) as error:
-            faults.add("boxes that cannot be meant", f"{name}: box {place} is {str(dict(person))[:160]} ({error})")
-            continue
-        other = next(iter(boxes.values())) if is_out else _LACKING
-        kept.append([boxes.get(kind, other) for kind in BOX_KEYS])
-        flags.append((is_out, is_head_out))
-    boxes_by_kind = np.array(kept, dtype=np.float64).reshape(-1, 3, 4)
-    is_out_by_kind = np.array(flags, dtype=bool).reshape(-1, 2)
+    kept = [
+        [each.boxes.get(kind, next(iter(each.boxes.values())) if each.is_ignored else _LACKING) for kind in BOX_KEYS]
+        for each in people
+    ]
+    boxes_by_kind = np.array([[corners_of(box) for box in boxes] for boxes in kept], dtype=np.float64)
     return {
-        **{kind: boxes_by_kind[:, place] for place, kind in enumerate(BOX_KEYS)},
-        "label": np.zeros(len(kept), dtype=np.int64),
-        "is_ignored": is_out_by_kind[:, 0],
-        "is_head_ignored": is_out_by_kind[:, 1],
+        **{kind: boxes_by_kind.reshape(-1, 3, 4)[:, place] for place, kind in enumerate(BOX_KEYS)},
+        "label": np.zeros(len(people), dtype=np.int64),
+        "is_ignored": np.array([each.is_ignored for each in people], dtype=bool),
+        "is_head_ignored": np.array([is_ignored(each.own, "head") for each in people], dtype=bool),
     }

@@ -79,10 +79,10 @@ def _image_ids(paths: Sequence[Path]) -> dict[Path, int]:
     return dict(zip(paths, numbers if len({*numbers}) == len(paths) else range(1, len(paths) + 1), strict=True))
 
 
-def images_below(root: Path) -> list[Path]:
+def images_below(root: Path, *, may_lack: bool = False) -> list[Path]:
     """All images in a folder and its folders, links followed, in the order of their paths.
 
-    Raises DataError where there are none.
+    Raises DataError where there are none, unless it `may_lack` them.
     """
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
@@ -95,7 +95,7 @@ def images_below(root: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES)
         found.extend(Path(folder) / name for name in names)
-    if not found:
+    if not found and not may_lack:
         held = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
         raise DataError(f"{root}: {held}, no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give a folder with images")
     return sorted(found)

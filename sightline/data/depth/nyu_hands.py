@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from sightline.data.depth.depth_sets import PreparedFrames, train_and_test
 from sightline.data.depth.listed_frames import MISSING, FrameList, ImageKind, image_kind, listed_parts
 from sightline.data.depth.skeletons import HAND_14
 from sightline.data.files.label_lines import BLOCK_LINES
+from sightline.data.files.mat_files import read_mat
 from sightline.data.store.location import root_of
 from sightline.data.store.native import open_prepared, prepare_command
 from sightline.data.store.preparation import Progress
@@ -153,15 +153,7 @@ def _joints(path: Path) -> np.ndarray:
 
 
 def _array(path: Path, key: str) -> np.ndarray:
-    from scipy.io import loadmat  # here, because every verb that lists data sets imports this module
-    from scipy.io.matlab import MatReadError
-
-    try:
-        found = loadmat(path, variable_names=[key])
-    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, MatReadError, zlib.error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: {key} cannot be read ({reason}); get the file again") from error
-    if key not in found or found[key].dtype.kind not in "fiu":
+    array = read_mat(path, key)
+    if array.dtype.kind not in "fiu":
         raise DataError(f"{path}: has no array of numbers '{key}'; get the file again")
-    array: np.ndarray = found[key].astype(np.float64)
-    return array
+    return array.astype(np.float64)

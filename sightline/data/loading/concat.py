@@ -13,7 +13,7 @@ from sightline import registry
 from sightline.arguments import DataBlock
 from sightline.errors import ConfigError
 from sightline.members import DataMembers
-from sightline.types import DataInfo, Dataset, Sample, SampleKey
+from sightline.types import DataInfo, Sample, SampleKey
 
 __all__ = ["Concat"]
 
@@ -22,14 +22,15 @@ __all__ = ["Concat"]
 class Concat:
     """The samples of several data sets, one set after another, each read as by itself.
 
-    The sets have the same splits, the same fields, and the same facts but for `class_counts`, which add up. Raises
-    ConfigError, naming the two sets and what differs, for others. Source: made here.
+    The sets have the same splits, the same fields, and the same facts but for `class_counts`, which add up, and
+    `box_type`, which names all of them. Images with boxes have their place in the part, from 1, as id in files of
+    results. Raises ConfigError, naming the two sets and what differs, for others. Source: made here.
     """
 
     def __init__(self, *, sets: tuple[DataBlock, ...], split: str) -> None:
         if not sets:
             raise ConfigError("sets: is empty; give at least one data set")
-        self._sets: tuple[Dataset, ...] = sets
+        self._sets: tuple[Any, ...] = sets
         self._ends = list(accumulate(len(each) for each in sets))
         self.info = _joined([each.info for each in sets])
         if any(DataMembers.collate.of(each) is not None for each in sets):
@@ -38,6 +39,8 @@ class Concat:
         self.strata = None if any(each is None for each in strata) else np.concatenate(strata)
         prints = [DataMembers.fingerprint.of(each) for each in sets]
         self.fingerprint = None if None in prints else " + ".join(map(str, prints))
+        if "boxes" in self.info.fields:
+            self.classes = getattr(sets[0], "classes", None)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -51,6 +54,22 @@ class Concat:
         own, place = self._place(index)
         name_of = DataMembers.name_of.of(self._sets[own])
         return f"{own + 1}/{place if name_of is None else name_of(place)}"
+
+    def record(self, index: int) -> Any:
+        """The boxes of an image, of sets of images with boxes."""
+        own, place = self._place(index)
+        return self._sets[own].record(place)
+
+    def image(self, index: int) -> Any:
+        """What names an image in files of results, and its size."""
+        own, place = self._place(index)
+        return self._sets[own].image(place)._replace(name=self.name_of(index), image_id=index + 1)
+
+    def others(self) -> Any:
+        """Every image of the sets by name, and every class of them, whether of this part or not."""
+        every = [each.others() for each in self._sets]
+        names = (f"{own}/{key}" for own, each in enumerate(every, start=1) for key in each.images if type(key) is str)
+        return every[0]._replace(images=frozenset(names), category_ids=frozenset().union(*(e[1] for e in every)))
 
     def _place(self, index: int) -> tuple[int, int]:
         """The number of a sample's set, and its index there."""
@@ -71,14 +90,16 @@ def _joined(infos: Sequence[DataInfo]) -> DataInfo:
     facts = dict(first.facts)
     if "class_counts" in facts:
         facts["class_counts"] = tuple(map(sum, zip(*(info.facts["class_counts"] for info in infos), strict=True)))
+    if "box_type" in facts:
+        facts["box_type"] = " + ".join(dict.fromkeys(info.facts["box_type"] for info in infos))
     sizes = {split: sum(info.split_sizes[split] for info in infos) for split in first.split_sizes}
     clouds = first.clouds if all(info.clouds == first.clouds for info in infos) else None
     return dataclasses.replace(first, facts=facts, split_sizes=sizes, clouds=clouds, folds=None)
 
 
 def _common(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that must agree; of counts only whether they are stated."""
-    return {name: "" if name == "class_counts" else value for name, value in facts.items()}
+    """The facts that must agree; of counts and kinds of boxes only whether they are stated."""
+    return {name: "" if name in ("class_counts", "box_type") else value for name, value in facts.items()}
 
 
 def _assert_same(what: str, first: Mapping[str, Any], other: Mapping[str, Any], place: int) -> None:

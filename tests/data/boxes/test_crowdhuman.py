@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from sightline.data.boxes.crowdhuman import CrowdHuman
-from sightline.data.boxes.odgt import coco_to_odgt, odgt_to_coco
 from sightline.data.boxes.records import BOX_FIELDS
 from sightline.data.loading.concat import Concat
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
@@ -160,69 +159,6 @@ def test_files_and_synthetic_crowds_are_trained_on_as_one(root: Path) -> None:
     both = Concat(sets=(ours, SyntheticCrowds(split="train", train_size=2)), split="train")
     assert len(both) == 4
     assert both[SampleKey(3, 0, 0)].keys() == both[SampleKey(0, 0, 0)].keys() == BOX_FIELDS.keys()
-
-
-@pytest.mark.shared
-def test_lines_become_coco_as_recorded(shared: Path) -> None:
-    golden = json.loads((shared / "golden" / "detect" / "odgt_to_coco.json").read_text())
-    sizes = {line["ID"]: tuple(line.pop("size_w_h")) for line in golden["odgt_lines"]}
-    found = odgt_to_coco(golden["odgt_lines"], sizes)
-    expected = golden["corrected"]
-    assert found["images"] == expected["images"]
-    assert found["categories"] == expected["categories"]
-    assert len(found["annotations"]) == len(expected["annotations"])
-    for ours, theirs in zip(found["annotations"], expected["annotations"], strict=True):
-        assert {key: ours[key] for key in theirs} == theirs
-    assert odgt_to_coco(golden["odgt_lines"][::-1], sizes) == found
-
-
-@pytest.mark.shared
-def test_coco_of_lines_is_that_of_crowddetection_but_for_its_marks(shared: Path) -> None:
-    """There images are known by their names, a class of -1 marks what is ignored, and validation lacks it."""
-    golden = json.loads((shared / "golden" / "detect" / "odgt_to_coco.json").read_text())
-    sizes = {line["ID"]: tuple(line.pop("size_w_h")) for line in golden["odgt_lines"]}
-    found = odgt_to_coco(golden["odgt_lines"], sizes)
-    names = {image["id"]: image["file_name"] for image in found["images"]}
-    for part, is_whole in (("reference_train", True), ("reference_val", False)):
-        theirs = golden[part]
-        assert {(each["file_name"], each["width"], each["height"]) for each in theirs["images"]} == {
-            (each["file_name"], each["width"], each["height"]) for each in found["images"]
-        }
-        expected = [
-            (f"{each['image_id']}.jpg", each["bbox"], each["area"], each["height"], int(each["category_id"] < 0))
-            for each in theirs["annotations"]
-        ]
-        ours = [
-            (names[each["image_id"]], each["bbox"], each["area"], each["height"], each["ignore"])
-            for each in found["annotations"]
-            if is_whole or not each["ignore"]
-        ]
-        assert sorted(ours) == sorted(expected)
-    counts = np.load(shared / "golden" / "detect" / "odgt_to_coco.npz", allow_pickle=False)
-    assert len(found["annotations"]) == counts["annotation_count"]
-
-
-@pytest.mark.shared
-def test_lines_come_back_from_coco_field_by_field(shared: Path) -> None:
-    golden = json.loads((shared / "golden" / "detect" / "odgt_to_coco.json").read_text())
-    lines = [{"ID": "a,1", "gtboxes": CROWD}, {"ID": "empty", "gtboxes": []}]
-    sizes = {line["ID"]: tuple(line.pop("size_w_h")) for line in golden["odgt_lines"]}
-    for given, known in ((golden["odgt_lines"], sizes), (lines, {"a,1": (32, 16), "empty": (5, 5)})):
-        written = json.loads(json.dumps(odgt_to_coco(given, known)))
-        assert coco_to_odgt(written) == sorted(given, key=lambda line: line["ID"])
-    with pytest.raises(DataError, match="has no hbox; choose another box"):
-        odgt_to_coco(lines, {"a,1": (32, 16), "empty": (5, 5)}, box="head")
-
-
-@pytest.mark.shared
-def test_coco_of_lines_loads_in_pycocotools(shared: Path, tmp_path: Path) -> None:
-    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
-    golden = json.loads((shared / "golden" / "detect" / "odgt_to_coco.json").read_text())
-    sizes = {line["ID"]: tuple(line.pop("size_w_h")) for line in golden["odgt_lines"]}
-    (tmp_path / "a.json").write_text(json.dumps(odgt_to_coco(golden["odgt_lines"], sizes)))
-    loaded = coco.COCO(str(tmp_path / "a.json"))
-    assert len(loaded.getAnnIds(iscrowd=1)) == 4
-    assert len(loaded.getAnnIds(iscrowd=0)) == 7
 
 
 def test_images_are_read(root: Path) -> None:

@@ -1,0 +1,258 @@
+"""Labels of people in WiderPerson, CityPersons and EuroCity Persons, as their archives are published."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sightline.data.boxes.image_listing import Faults, split_of
+from sightline.data.boxes.neutral import Corner, LabelledBox, LabelledImage, LabelledSet
+from sightline.data.boxes.odgt import BoxType
+from sightline.data.boxes.yolo_files import images_below
+from sightline.data.files.input_files import parsed_json, read_file
+from sightline.data.files.mat_files import read_mat
+from sightline.data.store.native import listing
+from sightline.errors import DataError
+
+__all__ = ["CITYPERSONS", "ECP", "WIDERPERSON", "Kinds", "read_citypersons", "read_ecp", "read_widerperson"]
+__all__ += ["ecp_visible_share"]
+
+_BAD_BOX = "boxes that cannot be meant"
+_BAD_IMAGE = "images that are missing or damaged"
+_WIDERPERSON_BROKEN = "011765"
+"""An image whose published annotation does not fit it."""
+_OCCLUDED = re.compile(r"(?:occluded|truncated)>(\d+)")
+_VISIBLE = {10: 0.9, 40: 0.6, 80: 0.2}
+"""Of an ECP person the share that is visible at most, by the tag of what is hidden or outside."""
+_ECP_IGNORED = frozenset({"sitting-lying", "behind-glass"})
+_ECP_KEYS = frozenset({"identity", "x0", "y0", "x1", "y1", "children"})
+_FRAME_KEYS = frozenset({"identity", "imagewidth", "imageheight", "children"})
+
+
+class Kinds(NamedTuple):
+    """The kinds of a layout with what they are called in its files; those of `ignored` are not people to be found."""
+
+    codes: Mapping[str, int | str]
+    ignored: frozenset[str]
+
+    def of(self, code: Any) -> str | None:
+        """The kind of a code; None for one that the layout does not have."""
+        return next((kind for kind, own in self.codes.items() if own == code), None)
+
+
+WIDERPERSON = Kinds(
+    {"pedestrian": 1, "rider": 2, "partially_visible": 3, "ignored_region": 4, "crowd": 5},
+    frozenset({"ignored_region", "crowd"}),
+)
+CITYPERSONS = Kinds(
+    {"ignored_region": 0, "pedestrian": 1, "rider": 2, "sitting": 3, "other": 4, "crowd": 5},
+    frozenset({"ignored_region", "crowd"}),
+)
+ECP = Kinds(
+    {
+        "pedestrian": "pedestrian",
+        "rider": "rider",
+        "crowd": "person-group-far-away",
+        "rider_crowd": "rider+vehicle-group-far-away",
+    },
+    frozenset({"crowd", "rider_crowd"}),
+)
+
+
+def read_widerperson(source: Path) -> LabelledSet:
+    """The images that train.txt, val.txt and test.txt name, with Annotations/NAME.jpg.txt.
+
+    Images of test.txt without annotations are left out: those of the published test part are not. Raises DataError
+    for a folder without such lists, and with the line for an annotation file that is broken.
+    """
+    root = source.expanduser().resolve()
+    lists = [path for name in ("train", "val", "test") if (path := root / f"{name}.txt").is_file()]
+    if not lists or not (root / "Annotations").is_dir():
+        raise _wrong_layout(root, "train.txt and val.txt with Annotations/ and Images/", "WiderPerson")
+    faults, images, bare, notes = Faults(), [], 0, []
+    for file in lists:
+        names = read_file(file).decode("utf-8-sig", "replace").split()
+        for number, name in enumerate(names, start=1):
+            image = f"{name.removesuffix('.jpg')}.jpg"
+            labels = root / "Annotations" / f"{image}.txt"
+            if name.removesuffix(".jpg") == _WIDERPERSON_BROKEN:
+                notes.append(f"{labels} is left out: its published annotation does not fit the image")
+            elif file.stem == "test" and not labels.is_file():
+                bare += 1
+            else:
+                path = root / "Images" / image
+                boxes = tuple(_widerperson_boxes(labels, faults))
+                split = split_of(Path(file.name))
+                images.append(LabelledImage(f"Images/{image}", split, boxes, path, number, files=(file, labels)))
+    notes += [f"{bare} images of test.txt have no annotations and are left out"] if bare else []
+    return LabelledSet(root, images, faults, notes)
+
+
+def _widerperson_boxes(path: Path, faults: Faults) -> Iterator[LabelledBox]:
+    lines = read_file(path).decode("utf-8-sig", "replace").split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines or not lines[0].strip().isdecimal() or int(lines[0]) != len(lines) - 1:
+        held = lines[0].strip()[:40] if lines else ""
+        raise DataError(f"{path}:1: states '{held}' boxes, {max(len(lines) - 1, 0)} follow; get the file again")
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            code, left, top, right, bottom = map(_number, line.split())
+            kind = WIDERPERSON.of(code)
+            if kind is None:
+                raise ValueError("classes are 1 to 5")
+            box = _sound((left, top, right - left, bottom - top), is_ignored=kind in WIDERPERSON.ignored)
+        except ValueError as error:
+            faults.add(_BAD_BOX, f"{path}:{number}: '{line.strip()[:60]}' ({error})")
+            continue
+        yield LabelledBox("person", {"full": box}, kind in WIDERPERSON.ignored, kind)
+
+
+def read_citypersons(source: Path) -> LabelledSet:
+    """The images that anno_train.mat and anno_val.mat name, below leftImg8bit; ids count the cells of a file from 1.
+
+    Raises DataError for a folder without such files, and with the cell for one that is broken.
+    """
+    root = source.expanduser().resolve()
+    files = sorted({*root.glob("anno_*.mat"), *root.glob("annotations/anno_*.mat"), *root.glob("*/*/anno_*.mat")})
+    if not files:
+        raise _wrong_layout(root, "anno_train.mat and anno_val.mat beside leftImg8bit/", "CityPersons")
+    pictures = root / "leftImg8bit"
+    paths = {path.name: path for path in images_below(pictures if pictures.is_dir() else root)}
+    faults, images = Faults(), []
+    for file in files:
+        for number, cell in enumerate(read_mat(file, f"{file.stem}_aligned").ravel(), start=1):
+            where = f"{file}: image {number}"
+            try:
+                entry = cell[0, 0]
+                name, rows = str(entry["im_name"][0]), np.asarray(entry["bbs"])
+                city = str(entry["cityname"][0])
+                if rows.size and (rows.ndim != 2 or rows.shape[1] != 10 or rows.dtype.kind not in "fiu"):
+                    raise ValueError(f"bbs has the shape {rows.shape}")
+            except (IndexError, KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{where}: cityname, im_name and bbs of 10 columns are needed ({error}); get the file again"
+                ) from error
+            boxes = tuple(_citypersons_boxes(rows.reshape(-1, 10), f"{where}, {name}", faults))
+            path = paths.get(name)
+            if path is None:
+                faults.add(_BAD_IMAGE, f"{where}: there is no image '{name}' below {pictures}")
+            split, stored = split_of(Path(file.name)), f"leftImg8bit/{file.stem.removeprefix('anno_')}/{city}/{name}"
+            place = stored if path is None else path.relative_to(root).as_posix()
+            images.append(LabelledImage(place, split, boxes, path, number, files=(file,)))
+    return LabelledSet(root, images, faults)
+
+
+def _citypersons_boxes(rows: np.ndarray, where: str, faults: Faults) -> Iterator[LabelledBox]:
+    for number, row in enumerate(rows.tolist(), start=1):
+        code, *full, instance = map(_number, row[:6])
+        kind = CITYPERSONS.of(code)
+        is_ignored = kind in CITYPERSONS.ignored
+        try:
+            if kind is None:
+                raise ValueError("classes are 0 to 5")
+            box = _sound((full[0], full[1], full[2], full[3]), is_ignored=is_ignored)
+        except ValueError as error:
+            faults.add(_BAD_BOX, f"{where}, box {number}: {row} ({error})")
+            continue
+        left, top, width, height = map(_number, row[6:])
+        boxes: dict[BoxType, Corner] = {"full": box}
+        if min(width, height) > 0:
+            boxes["visible"] = left, top, width, height
+        yield LabelledBox("person", boxes, is_ignored, kind, {"instance": instance})
+
+
+def read_ecp(source: Path) -> LabelledSet:
+    """The frames of labels/SPLIT/CITY/NAME.json, with img/SPLIT/CITY/NAME.png, by day and by night.
+
+    Vehicles are not people and are left out. Ids count the frames of a part from 1, in the order of their paths.
+    Raises DataError for a folder without labels, and for a file that is not a frame.
+    """
+    root = source.expanduser().resolve()
+    folders = [path for form in ("labels", "*/labels", "*/*/labels") for path in sorted(root.glob(form))]
+    files = [(folder, file) for folder in folders for file in sorted(folder.rglob("*.json"))]
+    if not files:
+        raise _wrong_layout(root, "day/labels/train/CITY/NAME.json with day/img/", "EuroCity Persons")
+    faults, images, num_vehicles = Faults(), [], 0
+    numbers: dict[str, int] = {}
+    for folder, file in files:
+        part = file.relative_to(folder)
+        document = parsed_json(read_file(file), where=str(file), advice="get the file again")
+        frame = _frame(document)
+        try:
+            size_px = int(frame["imageheight"]), int(frame["imagewidth"])
+            boxes = tuple(_ecp_boxes(frame["children"], str(file), faults))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{file}: a frame with imagewidth, imageheight and children is needed ({error!r}); get it again"
+            ) from error
+        num_vehicles += sum(ECP.of(child["identity"]) is None for child in frame["children"])
+        split = split_of(part)
+        numbers[split] = numbers.get(split, 0) + 1
+        path = folder.parent / "img" / part.with_suffix(".png")
+        own = {key: value for key, value in frame.items() if key not in _FRAME_KEYS}
+        name = path.relative_to(root).as_posix()
+        images.append(LabelledImage(name, split, boxes, path, numbers[split], size_px, own, (file,)))
+    notes = [f"{num_vehicles} boxes of vehicles are left out"] if num_vehicles else []
+    return LabelledSet(root, images, faults, notes)
+
+
+def _frame(document: Any) -> dict[str, Any]:
+    """The frame of a file; some wrap it in a list of sequences. An empty one where there is none."""
+    waiting = [document]
+    while waiting:
+        each = waiting.pop(0)
+        if isinstance(each, dict) and each.get("identity") == "frame":
+            return each
+        if isinstance(each, dict):
+            waiting += [*each.get("children", ()), *(value for value in each.values() if isinstance(value, dict))]
+    return {}
+
+
+def _ecp_boxes(children: Any, where: str, faults: Faults) -> Iterator[LabelledBox]:
+    for number, child in enumerate(children):
+        kind = ECP.of(child["identity"])
+        if kind is None:
+            continue  # a vehicle
+        tags = child.get("tags") or []
+        is_ignored = kind in ECP.ignored or (kind == "pedestrian" and not _ECP_IGNORED.isdisjoint(tags))
+        try:
+            left, top, right, bottom = (_number(child[key]) for key in ("x0", "y0", "x1", "y1"))
+            box = _sound((left, top, right - left, bottom - top), is_ignored=is_ignored)
+        except (KeyError, TypeError, ValueError) as error:
+            faults.add(_BAD_BOX, f"{where}: child {number}: {str(child)[:120]} ({error})")
+            continue
+        own = {key: value for key, value in child.items() if key not in _ECP_KEYS}
+        if child.get("children"):
+            own["children"] = child["children"]
+        yield LabelledBox("person", {"full": box}, is_ignored, kind, own)
+
+
+def ecp_visible_share(tags: Any) -> float:
+    """What the tags of an ECP person leave visible: 1, 0.9, 0.6 or 0.2, by the worse of occluded and truncated."""
+    shares = [_VISIBLE.get(int(found[1]), 1.0) for tag in tags or () if (found := _OCCLUDED.fullmatch(str(tag)))]
+    return min(shares, default=1.0)
+
+
+def _number(value: Any) -> float:
+    """A finite number, whole ones as int. Raises ValueError, TypeError."""
+    number = float(value)
+    if not np.isfinite(number):
+        raise ValueError(f"{value!r} is not finite")
+    return int(number) if number == int(number) else number
+
+
+def _sound(box: Corner, *, is_ignored: bool) -> Corner:
+    """Raises ValueError for a box without extent that is not ignored."""
+    if not is_ignored and min(box[2:]) <= 0:
+        raise ValueError("width and height above 0 are needed")
+    return box
+
+
+def _wrong_layout(root: Path, needed: str, what: str) -> DataError:
+    held = f"holds {listing(root)}" if root.is_dir() else "there is no such folder"
+    return DataError(f"{root}: {held}; {what} has {needed}: give the folder with them")
